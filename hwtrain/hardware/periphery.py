@@ -1,0 +1,79 @@
+"""What surrounds a crossbar: the range of its inputs, and how a layer is mapped."""
+
+from pydantic.dataclasses import dataclass
+
+from hwtrain.hardware.configuration import (
+    CONFIG,
+    Count,
+    NonNegative,
+    Positive,
+    Share,
+    Size,
+)
+
+
+@dataclass(frozen=True, kw_only=True, config=CONFIG)
+class InputRangeParameter:
+    r"""The range of a tile's inputs: clipped to it, and learned.
+
+    .. math:: \hat x = \mathrm{clip}(x, -r, r)
+
+    `optim.input_range_learning` says how the range is learned.
+
+    >>> InputRangeParameter(init_value=2.0).learn_input_range
+    True
+
+    References:
+      Rasch et al., Hardware-aware training for large-scale and diverse deep learning
+      inference workloads using in-memory computing-based accelerators,
+      Nature Communications 2023.
+    """
+
+    enable: bool = True
+    """False is the same as no `input_range` at all: no clipping."""
+    learn_input_range: bool = True
+    """False keeps the range where it is."""
+    init_value: Positive = 3.0
+    """The range at initialisation, in units of the layer's input."""
+    init_from_data: Count = 100
+    """Number of updates that set the range from the data instead of learning it.
+    Zero turns this off."""
+    init_std_alpha: Positive = 3.0
+    """The range that they set, in standard deviations of the input."""
+    decay: NonNegative = 0.001
+    """Decay of the range, relative, times the learning rate. Zero turns it off."""
+    input_min_percentage: Share = 0.95
+    """The range decays only while more than this share of inputs is not clipped."""
+    gradient_scale: Positive = 1.0
+    """Factor on the range's gradient."""
+    gradient_relative: bool = True
+    """Multiply the range's gradient by the range."""
+    straight_through: bool = False
+    """Give clipped inputs their gradient, as if they had not been clipped."""
+
+
+@dataclass(frozen=True, kw_only=True, config=CONFIG)
+class MappingParameter:
+    r"""How a weight matrix is laid on crossbars.
+
+    The matrix is cut into tiles of at most `max_input_size` x `max_output_size`, of
+    balanced sizes. A crossbar holds :math:`w = W / s` with
+    :math:`s = \max |W| / \omega` of its row tile, so that its largest weight is
+    :math:`\omega`; the output is multiplied by :math:`s`.
+
+    >>> MappingParameter(weight_scaling_omega=1.0).max_input_size
+    512
+
+    References:
+      Rasch et al., A flexible and fast PyTorch toolkit for simulating training and
+      inference on analog crossbar arrays, AICAS 2021.
+    """
+
+    max_input_size: Size | None = 512
+    """Most rows (inputs) of a tile; `None` for no limit."""
+    max_output_size: Size | None = 512
+    """Most columns (outputs) of a tile; `None` for no limit."""
+    weight_scaling_omega: NonNegative = 0.0
+    """The largest weight on a crossbar. Zero turns scaling off: s = 1."""
+    weight_scaling_columnwise: bool = False
+    """A scale for each column (output)."""

@@ -1,0 +1,83 @@
+"""Parameter trees by path.
+
+A path is the keys on the way to a leaf, joined by `/`, indices as decimals. A trailing
+`/value` is stripped: boxed Linen parameters and NNX states have one, and a rule that
+expects `kernel` at the end would silently match nothing.
+"""
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+
+Tree = Any
+
+
+def path_of(keys: tuple[Any, ...]) -> str:
+    """Returns the path of a JAX key path.
+
+    >>> import jax
+    >>> tree = {"hidden": [{"kernel": 1.0}]}
+    >>> [path_of(keys) for keys, _ in jax.tree_util.tree_leaves_with_path(tree)]
+    ['hidden/0/kernel']
+    """
+    path = jax.tree_util.keystr(keys, simple=True, separator="/")
+    return path.removesuffix("/value")
+
+
+def leaves(tree: Tree) -> dict[str, Any]:
+    """Returns the leaves of a tree by path.
+
+    >>> leaves({"hidden": {"kernel": 1.0}})
+    {'hidden/kernel': 1.0}
+    """
+    return {path_of(k): v for k, v in jax.tree_util.tree_leaves_with_path(tree)}
+
+
+def map_leaves(function: Callable[[str, Any], Any], tree: Tree) -> Tree:
+    """Returns the tree with every leaf replaced by `function(path, leaf)`.
+
+    >>> map_leaves(lambda path, leaf: path, {"hidden": {"kernel": 1.0}})
+    {'hidden': {'kernel': 'hidden/kernel'}}
+    """
+    return jax.tree_util.tree_map_with_path(lambda k, v: function(path_of(k), v), tree)
+
+
+def drop(tree: Tree, keep: Callable[[str], bool], _path: str = "") -> Tree:
+    """Returns a nested mapping without the entries that `keep` refuses.
+
+    A mapping that held entries and is left with none is dropped too.
+
+    >>> drop({"a": {"kernel": 1, "probe": 2}}, lambda path: not path.endswith("probe"))
+    {'a': {'kernel': 1}}
+
+    Args:
+      tree: nested mappings of one type, such as a dict or an `nnx.State`.
+      keep: says of the path of an entry that is no mapping whether it stays.
+    """
+    kept = {}
+    for name, entry in tree.items():
+        path = f"{_path}/{name}" if _path else str(name)
+        if isinstance(entry, Mapping):
+            inner = drop(entry, keep, path)
+            if len(inner) or not len(entry):
+                kept[name] = inner
+        elif keep(path):
+            kept[name] = entry
+    return type(tree)(kept)
+
+
+def overlay(tree: Tree, other: Tree) -> Tree:
+    """Returns a nested mapping with the entries of another laid over it.
+
+    >>> overlay({"a": {"kernel": 1}}, {"a": {"probe": 2}})
+    {'a': {'kernel': 1, 'probe': 2}}
+    """
+    merged = dict(tree.items())
+    for name, entry in other.items():
+        inner = merged.get(name)
+        if isinstance(entry, Mapping) and isinstance(inner, Mapping):
+            merged[name] = overlay(inner, entry)
+        else:
+            merged[name] = entry
+    return type(tree)(merged)

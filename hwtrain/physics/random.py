@@ -1,0 +1,185 @@
+"""Named random draws, and random numbers that fuse into their consumer.
+
+A draw is named, never counted: its key is a function of the parameter's path, of the
+effect and of the part (the device of a pair), and its counter is the element's index
+in the stored array. So it does not depend on the order of calls, on the mesh, or on
+how a stack of layers is sliced.
+"""
+
+import hashlib
+import math
+from collections.abc import Sequence
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.typing import DTypeLike
+
+_ROTATIONS = ((13, 15, 26, 6), (17, 29, 16, 24))
+_PARITY = np.uint32(0x1BD11BDA)
+
+
+def stable_hash(name: str) -> int:
+    """Returns a 32-bit hash of `name`, the same in every process and version.
+
+    >>> stable_hash("hidden/kernel#weight_noise#0")
+    2451691387
+    """
+    digest = hashlib.blake2s(name.encode(), digest_size=4).digest()
+    return int.from_bytes(digest, "little")
+
+
+def as_key(key: jax.Array) -> jax.Array:
+    """Returns `key` as a typed key; raw `uint32` key data are wrapped."""
+    if jnp.issubdtype(key.dtype, jax.dtypes.prng_key):
+        return key
+    return jax.random.wrap_key_data(key)
+
+
+def draw_key(key: jax.Array, path: str, effect: str, part: int = 0) -> jax.Array:
+    """Returns the key of one named draw.
+
+    Args:
+      key: the key of the step, of the chip or of the read.
+      path: path of the parameter, joined by `/`.
+      effect: name of the effect, such as `"weight_noise"`. Two effects on one
+        parameter must not share a key: programming noise and drift exponent would
+        be the same numbers.
+      part: the device of a conductance pair, or another part of one effect.
+    """
+    return jax.random.fold_in(key, stable_hash(f"{path}#{effect}#{part}"))
+
+
+def normal(
+    key: jax.Array, shape: Sequence[int], dtype: DTypeLike = jnp.float32
+) -> jax.Array:
+    r"""Draws standard normal numbers that XLA fuses into their consumer.
+
+    .. math:: \xi = \sqrt 2\, \mathrm{erf}^{-1}(u), \quad u \sim U(-1, 1)
+
+    Bit-equal to `jax.random.normal(key, shape)` in its default (partitionable) mode.
+    The generator is the same threefry, but unrolled over a broadcast iota of element
+    counters, so that it needs neither a loop nor communication under sharding.
+
+    >>> key = jax.random.key(0)
+    >>> bool((normal(key, (3,)) == jax.random.normal(key, (3,))).all())
+    True
+
+    Args:
+      key: a JAX key. A key that is not threefry is handed to `jax.random.normal`.
+      shape: shape of the result.
+      dtype: dtype of the result. Drawn in float32 and then cast: numbers drawn in
+        bfloat16 have a biased mean and no tails.
+
+    Returns:
+      Array of `shape` and `dtype`.
+
+    References:
+      Salmon et al., Parallel random numbers: as easy as 1, 2, 3, SC 2011.
+    """
+    key = as_key(key)
+    if not _is_threefry(key):
+        return jax.random.normal(key, tuple(shape), jnp.float32).astype(dtype)
+    low = np.nextafter(np.float32(-1), np.float32(0))
+    unit = _unit_floats(_bits(key, shape))
+    u = jnp.maximum(low, unit * (np.float32(1) - low) + low)
+    return (np.float32(np.sqrt(2)) * jax.lax.erf_inv(u)).astype(dtype)
+
+
+def uniform(
+    key: jax.Array, shape: Sequence[int], dtype: DTypeLike = jnp.float32
+) -> jax.Array:
+    """Draws numbers uniform in [0, 1) that XLA fuses into their consumer.
+
+    Bit-equal to `jax.random.uniform(key, shape)` in its default (partitionable) mode.
+
+    >>> key = jax.random.key(0)
+    >>> bool((uniform(key, (3,)) == jax.random.uniform(key, (3,))).all())
+    True
+
+    Args:
+      key: a JAX key. A key that is not threefry is handed to `jax.random.uniform`.
+      shape: shape of the result.
+      dtype: dtype of the result. Drawn in float32 and then cast, so that in a
+        narrower type 1 can occur by rounding.
+
+    Returns:
+      Array of `shape` and `dtype`.
+    """
+    key = as_key(key)
+    if not _is_threefry(key):
+        return jax.random.uniform(key, tuple(shape), jnp.float32).astype(dtype)
+    return _unit_floats(_bits(key, shape)).astype(dtype)
+
+
+def _is_threefry(key: jax.Array) -> bool:
+    return str(jax.random.key_impl(key)) == "threefry2x32"
+
+
+def _unit_floats(bits: jax.Array) -> jax.Array:
+    """Maps 32 random bits to floats in [0, 1): 23 of them become the mantissa."""
+    mantissa = (bits >> jnp.uint32(9)) | jnp.uint32(0x3F800000)
+    return jax.lax.bitcast_convert_type(mantissa, jnp.float32) - np.float32(1)
+
+
+def _bits(key: jax.Array, shape: Sequence[int]) -> jax.Array:
+    """Returns 32 random bits per element: the two words of threefry, XORed."""
+    shape = tuple(shape)
+    indices = [
+        jax.lax.broadcasted_iota(jnp.uint32, shape, axis) for axis in range(len(shape))
+    ]
+    high, low = flat_counter(indices, shape)
+    words = jax.random.key_data(key)
+    first, second = _threefry2x32(words[0], words[1], high, low)
+    return first ^ second
+
+
+def flat_counter(
+    indices: Sequence[jax.Array], shape: Sequence[int]
+) -> tuple[jax.Array, jax.Array]:
+    """Returns the row-major index of elements as two 32-bit words, high and low.
+
+    Args:
+      indices: for every axis, the indices along it, `uint32`, of one common shape.
+      shape: the array's shape. Up to 2^64 elements, each axis under 2^32.
+    """
+    high = low = jnp.zeros(indices[0].shape if indices else (), jnp.uint32)
+    wide = math.prod(shape) > 2**32
+    stride = 1
+    for index, size in reversed(list(zip(indices, shape))):
+        step = index * jnp.uint32(stride & 0xFFFFFFFF)
+        if wide:
+            high = high + _high_word(index, stride & 0xFFFFFFFF)
+            high = high + index * jnp.uint32(stride >> 32)
+            low = low + step
+            high = high + (low < step).astype(jnp.uint32)
+        else:
+            low = low + step
+        stride *= size
+    return high, low
+
+
+def _high_word(a: jax.Array, b: int) -> jax.Array:
+    """Returns the upper 32 bits of the 64-bit product of two 32-bit words."""
+    sixteen, mask = jnp.uint32(16), jnp.uint32(0xFFFF)
+    a_low, a_high = a & mask, a >> sixteen
+    b_low, b_high = jnp.uint32(b & 0xFFFF), jnp.uint32(b >> 16)
+    middle = a_high * b_low + ((a_low * b_low) >> sixteen)
+    carry = (middle & mask) + a_low * b_high
+    return a_high * b_high + (middle >> sixteen) + (carry >> sixteen)
+
+
+def _threefry2x32(
+    key0: jax.Array, key1: jax.Array, x0: jax.Array, x1: jax.Array
+) -> tuple[jax.Array, jax.Array]:
+    """Threefry-2x32 with 20 rounds, unrolled."""
+    schedule = (key0, key1, key0 ^ key1 ^ _PARITY)
+    x0, x1 = x0 + schedule[0], x1 + schedule[1]
+    for block in range(5):
+        for rotation in _ROTATIONS[block % 2]:
+            x0 = x0 + x1
+            x1 = (x1 << jnp.uint32(rotation)) | (x1 >> jnp.uint32(32 - rotation))
+            x1 = x1 ^ x0
+        x0 = x0 + schedule[(block + 1) % 3]
+        x1 = x1 + schedule[(block + 2) % 3] + jnp.uint32(block + 1)
+    return x0, x1

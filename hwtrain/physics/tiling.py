@@ -1,0 +1,137 @@
+"""Crossbar tiles: how a matrix is cut, and statistics of its pieces.
+
+A matrix `[..., rows, columns]` (rows are inputs) is cut into row tiles, whose partial
+sums are added digitally, and column tiles, whose outputs are concatenated. A statistic
+of the weights belongs to one row tile, over all of its columns or for each column.
+"""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+
+def split_sizes(size: int, max_size: int | None) -> tuple[int, ...]:
+    """Cuts `size` into as few pieces of at most `max_size` as possible, balanced.
+
+    >>> split_sizes(10, 4)
+    (4, 3, 3)
+
+    Args:
+      size: number of rows or columns.
+      max_size: the largest piece; `None` for one piece.
+    """
+    if max_size is None or size <= max_size:
+        return (size,)
+    pieces = -(-size // max_size)
+    base, extra = divmod(size, pieces)
+    return (base + 1,) * extra + (base,) * (pieces - extra)
+
+
+def cut(array: jax.Array, sizes: tuple[int, ...], axis: int) -> jax.Array:
+    """Cuts one axis into tiles: `[..., size, ...]` to `[..., tiles, largest, ...]`.
+
+    Tiles that are one smaller than the largest are padded with a zero at their end.
+
+    Args:
+      array: the array.
+      sizes: sizes from `split_sizes`, the larger ones first.
+      axis: the axis to cut, counted from the end (negative).
+    """
+    axis = axis % array.ndim
+    largest, count = sizes[0], len(sizes)
+    lead, rest = array.shape[:axis], array.shape[axis + 1 :]
+    extra = sum(size == largest for size in sizes)
+    if extra == count:
+        return array.reshape(*lead, count, largest, *rest)
+    boundary = extra * largest
+    head = jax.lax.slice_in_dim(array, 0, boundary, axis=axis)
+    tail = jax.lax.slice_in_dim(array, boundary, array.shape[axis], axis=axis)
+    head = head.reshape(*lead, extra, largest, *rest)
+    tail = tail.reshape(*lead, count - extra, largest - 1, *rest)
+    padding = [(0, 0)] * tail.ndim
+    padding[axis + 1] = (0, 1)
+    return jnp.concatenate([head, jnp.pad(tail, padding)], axis=axis)
+
+
+def join(array: jax.Array, sizes: tuple[int, ...], axis: int) -> jax.Array:
+    """Undoes `cut`: `[..., tiles, largest, ...]` to `[..., size, ...]`.
+
+    Args:
+      array: the array, cut.
+      sizes: the sizes it was cut by.
+      axis: position of the axis in the joined array, counted from the end (negative).
+    """
+    axis = axis % (array.ndim - 1)
+    largest, count = sizes[0], len(sizes)
+    extra = sum(size == largest for size in sizes)
+    lead, rest = array.shape[:axis], array.shape[axis + 2 :]
+    if extra == count:
+        return array.reshape(*lead, count * largest, *rest)
+    head = jax.lax.slice_in_dim(array, 0, extra, axis=axis)
+    tail = jax.lax.slice_in_dim(array, extra, count, axis=axis)
+    tail = jax.lax.slice_in_dim(tail, 0, largest - 1, axis=axis + 1)
+    head = head.reshape(*lead, extra * largest, *rest)
+    tail = tail.reshape(*lead, (count - extra) * (largest - 1), *rest)
+    return jnp.concatenate([head, tail], axis=axis)
+
+
+def mask(sizes: tuple[int, ...]) -> np.ndarray:
+    """Returns `[tiles, largest]`, true where a cut axis holds data, not padding."""
+    return np.arange(sizes[0])[None, :] < np.asarray(sizes)[:, None]
+
+
+def absolute_maximum(
+    matrix: jax.Array, row_sizes: tuple[int, ...], *, per_column: bool
+) -> jax.Array:
+    """Returns max |w| of every row tile, `[..., row tiles, columns or 1]`.
+
+    Args:
+      matrix: `[..., rows, columns]`.
+      row_sizes: rows of each row tile.
+      per_column: for each column alone, or over all columns (last size 1).
+    """
+    tiles = cut(jnp.abs(matrix), row_sizes, axis=-2)
+    return jnp.max(tiles, axis=-2 if per_column else (-2, -1))[
+        ... if per_column else (..., None)
+    ]
+
+
+def standard_deviation(
+    matrix: jax.Array, row_sizes: tuple[int, ...], *, per_column: bool
+) -> jax.Array:
+    """Returns the standard deviation (N-1) of every row tile.
+
+    Args:
+      matrix: `[..., rows, columns]`.
+      row_sizes: rows of each row tile.
+      per_column: for each column alone, or over all columns.
+
+    Returns:
+      `[..., row tiles, columns or 1]`, float32; zero where N is 1.
+    """
+    tiles = cut(matrix.astype(jnp.float32), row_sizes, axis=-2)
+    axes = (-2,) if per_column else (-2, -1)
+    width = 1 if per_column else matrix.shape[-1]
+    count = np.asarray(row_sizes, np.float32)[:, None, None] * np.float32(width)
+    valid = mask(row_sizes)[:, :, None]
+    mean = jnp.sum(tiles, axis=axes, keepdims=True) / count
+    square = jnp.where(valid, jnp.square(tiles - mean), 0)
+    variance = jnp.sum(square, axis=axes, keepdims=True) / np.maximum(count - 1, 1)
+    return jnp.sqrt(variance)[..., 0, :]
+
+
+def expand_rows(statistic: jax.Array, row_sizes: tuple[int, ...]) -> jax.Array:
+    """Repeats a statistic of row tiles for every row, to broadcast against a matrix.
+
+    Args:
+      statistic: `[..., row tiles, columns or 1]`.
+      row_sizes: rows of each row tile.
+
+    Returns:
+      `[..., rows or 1, columns or 1]`; a single row tile stays one row.
+    """
+    if len(row_sizes) == 1:
+        return statistic
+    return jnp.repeat(
+        statistic, np.asarray(row_sizes), axis=-2, total_repeat_length=sum(row_sizes)
+    )

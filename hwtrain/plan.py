@@ -1,0 +1,188 @@
+"""The plan: what each parameter is, by path. Plain, static, hashable data.
+
+Noise per column, a maximum per layer of a stack, tiles, clipping and the export all
+must know the layer behind an array. They read it here; none guesses from names or
+ranks.
+"""
+
+import dataclasses
+import math
+from collections.abc import Iterator, Mapping
+
+import jax
+import jax.numpy as jnp
+
+from hwtrain.hardware import Hardware, MappingParameter
+from hwtrain.physics import tiling
+from hwtrain.physics.random import stable_hash
+
+PROBE_FIELDS = (
+    "count",
+    "unclipped",
+    "sum",
+    "square_sum",
+    "output_count",
+    "output_unclipped",
+)
+"""What a probe's gradient holds, for every tile."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class AnalogWeight:
+    """One array of weights that lies on crossbars.
+
+    Attributes:
+      path: path of the array, such as `"hidden/kernel"`.
+      kind: `"dense"`, or `"raw"` for an array that a rule names.
+      layer: name of the layer's class; empty for a raw array.
+      shape: shape of the stored array.
+      rows: axes of the stored array that are inputs.
+      columns: axes of the stored array that are outputs. The axes that are neither
+        lead, and count the layers of a stack.
+      hardware: the chip it lies on.
+      rule: what decided so.
+      ranged: whether the layer clips its inputs to a learned range.
+    """
+
+    path: str
+    kind: str
+    layer: str
+    shape: tuple[int, ...]
+    rows: tuple[int, ...]
+    columns: tuple[int, ...]
+    hardware: Hardware
+    rule: str
+    ranged: bool
+
+    def __post_init__(self):
+        lead = tuple(range(len(self.shape) - len(self.rows) - len(self.columns)))
+        if sorted(lead + self.rows + self.columns) != list(range(len(self.shape))):
+            raise ValueError(
+                f"{self.path}: the axes of a stack of layers must lead, and every "
+                f"other axis be a row or a column; got shape {self.shape}, rows "
+                f"{self.rows}, columns {self.columns}. Stack on axis 0 "
+                "(variable_axes={'params': 0}, in_axes=0)"
+            )
+
+    @property
+    def layer_path(self) -> str:
+        """Path of the layer that the array belongs to."""
+        return self.path.rpartition("/")[0]
+
+    @property
+    def stack(self) -> tuple[int, ...]:
+        """Sizes of the leading axes: the layers of a stack."""
+        return self.shape[: len(self.shape) - len(self.rows) - len(self.columns)]
+
+    @property
+    def row_sizes(self) -> tuple[int, ...]:
+        """Rows of each row tile."""
+        limit = self._mapping.max_input_size
+        return tiling.split_sizes(self._size(self.rows), limit)
+
+    @property
+    def column_sizes(self) -> tuple[int, ...]:
+        """Columns of each column tile."""
+        limit = self._mapping.max_output_size
+        return tiling.split_sizes(self._size(self.columns), limit)
+
+    @property
+    def tiles(self) -> tuple[int, int]:
+        """Number of row tiles and of column tiles."""
+        return len(self.row_sizes), len(self.column_sizes)
+
+    @property
+    def _mapping(self) -> MappingParameter:
+        no_limit = MappingParameter(max_input_size=None, max_output_size=None)
+        return self.hardware.mapping or no_limit
+
+    def _size(self, axes: tuple[int, ...]) -> int:
+        return math.prod(self.shape[axis] for axis in axes)
+
+    def leaf(self, name: str) -> str:
+        """Returns the path of a leaf beside the array, such as `"probe"`."""
+        return f"{self.layer_path}/{name}" if self.layer_path else name
+
+    def to_matrix(self, array: jax.Array) -> jax.Array:
+        """Returns the stored array as `[*stack, rows, columns]`."""
+        depth = len(self.stack)
+        array = jnp.transpose(array, (*range(depth), *self.rows, *self.columns))
+        size = (self._size(self.rows), self._size(self.columns))
+        return array.reshape(*self.stack, *size)
+
+    def from_matrix(self, matrix: jax.Array) -> jax.Array:
+        """Undoes `to_matrix`."""
+        order = (*range(len(self.stack)), *self.rows, *self.columns)
+        array = matrix.reshape([self.shape[axis] for axis in order])
+        return jnp.transpose(array, sorted(range(len(order)), key=order.__getitem__))
+
+    def derived_scale(self, matrix: jax.Array) -> jax.Array | None:
+        r"""Returns the mapping scale of nominal weights, or `None` for 1.
+
+        .. math:: s = \max |W| / \omega
+
+        Args:
+          matrix: `[*stack, rows, columns]`.
+
+        Returns:
+          `[*stack, row tiles, columns or 1]`; 1 where all weights are zero.
+        """
+        omega = self._mapping.weight_scaling_omega
+        if omega == 0:
+            return None
+        w_max = tiling.absolute_maximum(
+            matrix, self.row_sizes, per_column=self._mapping.weight_scaling_columnwise
+        )
+        return jnp.where(w_max > 0, w_max / omega, 1).astype(jnp.float32)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Digital:
+    """A parameter that stays digital, and why."""
+
+    path: str
+    reason: str
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan(Mapping[str, AnalogWeight]):
+    """The analog weights of a model by path, and what stays digital.
+
+    >>> Plan((), (Digital(path="norm/scale", reason="normalisation is digital"),))
+    Plan(weights=(), digital=(Digital(path='norm/scale',
+         reason='normalisation is digital'),), prefix='')
+
+    Attributes:
+      weights: the analog weights, in the order of the model's parameters.
+      digital: the other parameters.
+      prefix: what `analogize(..., name=)` put before every path, without a slash.
+    """
+
+    weights: tuple[AnalogWeight, ...]
+    digital: tuple[Digital, ...] = ()
+    prefix: str = ""
+
+    def __post_init__(self):
+        names: dict[int, str] = {}
+        for weight in self.weights:
+            other = names.setdefault(stable_hash(weight.path), weight.path)
+            if other != weight.path:
+                raise ValueError(
+                    f"the paths {other!r} and {weight.path!r} have the same hash and "
+                    "would share their noise; rename one of the two layers"
+                )
+
+    def __getitem__(self, path: str) -> AnalogWeight:
+        """Returns the analog weight at a path."""
+        for weight in self.weights:
+            if weight.path == path:
+                return weight
+        raise KeyError(path)
+
+    def __iter__(self) -> Iterator[str]:
+        """Iterates over the paths of the analog weights."""
+        return (weight.path for weight in self.weights)
+
+    def __len__(self) -> int:
+        """Returns the number of analog weights."""
+        return len(self.weights)
