@@ -8,6 +8,7 @@ from typing import Any
 import jax
 import orbax.checkpoint as ocp
 from etils import epath
+from orbax.checkpoint import future
 
 from hwtrain.checkpoint.contents import Contents
 from hwtrain.checkpoint.reader import HardwareCheckpoint, load
@@ -23,16 +24,14 @@ class HardwareCheckpointHandler(ocp.AsyncCheckpointHandler):
 
     async def async_save(
         self, directory: epath.Path, args: "HardwareSave"
-    ) -> list[ocp.future.Future]:
+    ) -> list[future.Future]:
         """Copies the model to the host, and returns what writes it."""
         contents = Contents(args.variables, args.plan, args.chip_seeds).on_host()
 
         async def commit() -> None:
             _write(contents, Path(directory))
 
-        return [
-            ocp.future.CommitFutureAwaitingContractedSignals(commit(), name="hardware")
-        ]
+        return [future.CommitFutureAwaitingContractedSignals(commit(), name="hardware")]
 
     def save(self, directory: epath.Path, args: "HardwareSave") -> None:
         """Writes the item and waits."""
