@@ -81,8 +81,11 @@ class Contents:
         for leaf in self.leaves:
             if leaf.tensor not in files.leaves:
                 modules.setdefault(leaf.keys[:-1], []).append(leaf)
-        for number, module in enumerate(modules.values(), len(layers)):
-            files.write(_file("tensors", number), module)
+        number = len(layers)
+        for module in modules.values():
+            file = _file("tensors", number)
+            files.write(file, module)
+            number += file in files.tensors
         manifest = manifests.Manifest(
             libraries={
                 "hwtrain": __version__,
@@ -179,12 +182,12 @@ class _Files:
             if leaf.kind != "empty":
                 array = leaf.array()
                 entry |= {"dtype": array.dtype.name, "shape": array.shape}
-            if leaf.kind == "tensor":
-                _check_numbers(leaf, array)
-                entry |= {"file": file, "tensor": leaf.tensor}
-                entry["key_impl"] = leaf.key_impl
-                unit = UNITS.get(leaf.path.rpartition("/")[2], UNITS["nominal"])
-                content[leaf.tensor] = (array, unit)
+                if leaf.kind == "tensor":
+                    _check_numbers(leaf, array)
+                    unit = UNITS.get(leaf.path.rpartition("/")[2], UNITS["nominal"])
+                    content[leaf.tensor] = (array, unit)
+                    entry |= {"file": file, "tensor": leaf.tensor}
+                    entry["key_impl"] = leaf.key_impl
             self.leaves[leaf.tensor] = LeafEntry(**entry)
         if content:
             self.tensors[file] = tensors.write(self.directory / file, content)

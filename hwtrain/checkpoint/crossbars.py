@@ -65,11 +65,14 @@ class Crossbars:
     ):
         _check_kernel(weight, kernel)
         self.weight = weight
+        # Without its names, so that layers of one shape share a compilation.
+        self._geometry = dataclasses.replace(weight, path="", layer="", rule="")
         with _cpu():
             self._kernel = jnp.asarray(kernel, jnp.float32)
             self._scale = self._mapping_scale(scale)
-            self._w = np.asarray(_on_crossbar(weight, self._kernel, self._scale))
-        self._tile_scales: dict[str, np.ndarray] = {}
+            self._w = np.asarray(
+                _on_crossbar(self._geometry, self._kernel, self._scale)
+            )
 
     def tiles(self) -> Iterator[tuple[str, Tile]]:
         """Yields the name, such as `tile/0/1`, and the target of each tile.
@@ -81,23 +84,23 @@ class Crossbars:
         for name, row, rows, columns in self._grid():
             with _cpu():
                 pair, k = _convert(converter, self._w[..., rows, columns])
-            bounds = [converter.g_min, converter.g_max]
             where = f"{self.weight.path}, {name}"
             # Rounding may put the largest weight one ulp above g_max.
             g_pos, g_neg = (
-                np.clip(check_targets(where, np.asarray(g), converter), *bounds)
+                np.clip(
+                    check_targets(where, np.asarray(g), converter),
+                    np.float32(converter.g_min),
+                    np.float32(converter.g_max),
+                )
                 for g in pair
             )
-            self._tile_scales[name] = np.asarray(k)
-            yield (
-                name,
-                Tile(
-                    g_pos=g_pos,
-                    g_neg=g_neg,
-                    scale_ratio=self._tile_scales[name],
-                    mapping_scale=self._tile_of_scale(row, columns),
-                ),
+            tile = Tile(
+                g_pos=g_pos,
+                g_neg=g_neg,
+                scale_ratio=np.asarray(k),
+                mapping_scale=self._tile_of_scale(row, columns),
             )
+            yield name, tile
 
     def chip(self, seed: int) -> tuple[np.ndarray, Iterator[tuple[str, np.ndarray]]]:
         """Returns a chip's weights, and the conductances of its devices by name.
@@ -111,8 +114,11 @@ class Crossbars:
           mismatch may exceed g_max.
         """
         with _cpu():
-            kernel = _chip_kernel(self.weight, self._kernel, self._scale, seed)
-            w = np.asarray(_on_crossbar(self.weight, kernel, self._scale))
+            # Not a Python integer: JAX would take it for a signed one.
+            kernel = _chip_kernel(
+                self.weight, self._kernel, self._scale, np.uint32(seed)
+            )
+            w = np.asarray(_on_crossbar(self._geometry, kernel, self._scale))
         return np.asarray(kernel), self._chip_conductances(w)
 
     def _chip_conductances(self, w: np.ndarray) -> Iterator[tuple[str, np.ndarray]]:
@@ -120,11 +126,8 @@ class Crossbars:
             return
         for name, _, rows, columns in self._grid():
             with _cpu():
-                g_pos, g_neg = _pair(
-                    w[..., rows, columns],
-                    self._tile_scales[name],
-                    self._converter.g_min,
-                )
+                tile = (..., rows, columns)
+                g_pos, g_neg = _chip_pair(self._converter, self._w[tile], w[tile])
             yield f"{name}/g_pos", np.asarray(g_pos)
             yield f"{name}/g_neg", np.asarray(g_neg)
 
@@ -250,6 +253,10 @@ def _convert(
     return [g.reshape(w.shape) for g in pair], k.reshape(*stack, 1, -1)
 
 
-@jax.jit
-def _pair(w: jax.Array, k: jax.Array, g_min: jax.Array) -> tuple[jax.Array, jax.Array]:
-    return conductance.to_pair(w, k, g_min=g_min)
+@functools.partial(jax.jit, static_argnums=0)
+def _chip_pair(
+    converter: SinglePairConductanceConverter, w: jax.Array, w_chip: jax.Array
+) -> tuple[jax.Array, jax.Array]:
+    """Converts a chip's tile by the scale of the nominal one."""
+    _, k = _convert(converter, w)
+    return conductance.to_pair(w_chip, k, g_min=converter.g_min)

@@ -291,4 +291,9 @@ def _digest(content: dict[str, Any]) -> str:
     text = json.dumps(
         content, sort_keys=True, ensure_ascii=False, separators=(",", ":")
     )
-    return hashlib.sha256(text.encode()).hexdigest()
+    return sha256(text.encode())
+
+
+def sha256(data: bytes | bytearray) -> str:
+    """Returns the hash of bytes, in hexadecimal."""
+    return hashlib.sha256(data).hexdigest()

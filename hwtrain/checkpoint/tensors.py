@@ -1,6 +1,5 @@
 """Files of tensors: safetensors, each tensor with its unit and hash."""
 
-import hashlib
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -10,7 +9,7 @@ import safetensors
 from safetensors.numpy import save_file
 
 from hwtrain.checkpoint.errors import HardwareCheckpointError
-from hwtrain.checkpoint.manifest import TensorEntry, sync
+from hwtrain.checkpoint.manifest import TensorEntry, sha256, sync
 
 # Not safetensors.numpy.load_file: it fails on bfloat16 and on 8-bit floats.
 _DTYPES = {
@@ -56,7 +55,7 @@ def write(
             dtype=array.dtype.name,
             shape=array.shape,
             unit=tensors[name][1],
-            sha256=hashlib.sha256(array.tobytes()).hexdigest(),
+            sha256=sha256(array.tobytes()),
         )
         for name, array in arrays.items()
     }
@@ -101,7 +100,7 @@ def read(
                 f"the tensor {tensor!r} should be {entry.dtype}{list(entry.shape)}, it "
                 f"is {dtype.name}{list(came[1])}",
             )
-        digest = hashlib.sha256(found["data"]).hexdigest()
+        digest = sha256(found["data"])
         if digest != entry.sha256:
             raise _damaged(
                 path,
