@@ -37,14 +37,12 @@ class Contents:
         self.plan = plan
         self.leaves = flatten(variables)
         self.seeds = sorted({_checked_seed(seed) for seed in chip_seeds})
-        self._params = {
-            leaf.path: leaf for leaf in self.leaves if leaf.keys[0] == "params"
-        }
-        missing = [path for path in plan if path not in self._params]
+        params = self._params
+        missing = [path for path in plan if path not in params]
         if missing:
             raise HardwareCheckpointError(
                 f"the plan names {', '.join(missing)}, which the parameters do not "
-                f"have; they have {', '.join(self._params) or 'nothing'}. Make the "
+                f"have; they have {', '.join(params) or 'nothing'}. Make the "
                 "plan from the model whose parameters these are"
             )
         mismatches = (weight.hardware.mismatch for weight in plan.weights)
@@ -55,15 +53,18 @@ class Contents:
                 "mismatch=MismatchParameter(...), or leave the chip seed out"
             )
 
-    def on_host(self) -> "Contents":
-        """Returns a copy whose arrays later steps of the training cannot change."""
-        copy = Contents.__new__(Contents)
-        copy.plan, copy.seeds = self.plan, self.seeds
-        copy.leaves = [leaf.on_host() for leaf in self.leaves]
-        copy._params = {
-            leaf.path: leaf for leaf in copy.leaves if leaf.keys[0] == "params"
-        }
-        return copy
+    @property
+    def _params(self) -> dict[str, Leaf]:
+        return {leaf.path: leaf for leaf in self.leaves if leaf.keys[0] == "params"}
+
+    def copy_to_host(self) -> None:
+        """Copies all values, so that later steps of the training cannot change them."""
+        self.leaves = [
+            leaf
+            if leaf.kind == "empty"
+            else dataclasses.replace(leaf, value=np.array(leaf.array()))
+            for leaf in self.leaves
+        ]
 
     def write(self, directory: Path) -> None:
         """Writes the checkpoint into an empty directory, the manifest last.
@@ -114,8 +115,9 @@ class Contents:
     def _write_layer(
         self, files: "_Files", number: int, weight: AnalogWeight
     ) -> LayerEntry:
-        kernel = self._params[weight.path]
-        scale = self._params.get(weight.leaf("mapping_scale"))
+        params = self._params
+        kernel = params[weight.path]
+        scale = params.get(weight.leaf("mapping_scale"))
         crossbars = Crossbars(weight, kernel.array(), scale.array() if scale else None)
         content = {}
         if weight.hardware.converter is not None:
@@ -126,7 +128,7 @@ class Contents:
         # A layer may hold two analog weights; what lies beside them goes to the first.
         beside = [
             leaf
-            for path, leaf in self._params.items()
+            for path, leaf in params.items()
             if path.rpartition("/")[0] == weight.layer_path
             and path not in self.plan
             and leaf.kind == "tensor"
@@ -149,7 +151,6 @@ class Contents:
             file=file,
             nominal=kernel.tensor,
             beside={leaf.path.rpartition("/")[2]: leaf.tensor for leaf in beside},
-            converter=weight.hardware.converter,
         )
 
 

@@ -9,7 +9,6 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from hwtrain.checkpoint.errors import HardwareCheckpointError
-from hwtrain.hardware import SinglePairConductanceConverter
 from hwtrain.plan import AnalogWeight, Digital, Plan
 
 FORMAT = "hwtrain-checkpoint"
@@ -101,8 +100,6 @@ class LayerEntry(_Entry):
     """The tensor with the nominal weights, as the model stores them."""
     beside: dict[str, str]
     """The other tensors of the layer by name: bias, input_range, mapping_scale."""
-    converter: SinglePairConductanceConverter | None = None
-    """Absent: no conductances, only nominal values."""
 
     @model_validator(mode="after")
     def _check(self) -> Self:
@@ -138,6 +135,8 @@ class Manifest(_Entry):
     leaves: tuple[LeafEntry, ...]
     chips: tuple[ChipEntry, ...]
     files: dict[FileName, dict[str, TensorEntry]]
+    sha256: Hash | None = None
+    """Of the manifest itself, without this entry; set when it is written."""
 
     @property
     def plan(self) -> Plan:
@@ -185,7 +184,7 @@ class Manifest(_Entry):
 
 def _tile_shapes(layer: LayerEntry) -> dict[str, tuple[int, ...]]:
     """Returns the shape of each tile, such as `tile/0/1`."""
-    if layer.converter is None:
+    if layer.weight.hardware.converter is None:
         return {}
     return {
         f"tile/{row}/{column}": (*layer.stack, rows, columns)
@@ -250,9 +249,10 @@ def read(directory: Path) -> Manifest:
             f'"{FORMAT}"'
         )
     _check_version(path, content.get("version"))
-    digest = content.pop("sha256", None)
-    if digest != _digest(content):
-        raise _damaged(path, f"its SHA-256 is {_digest(content)}, it says {digest}")
+    digest = _digest(content)
+    if digest != content.get("sha256"):
+        said = content.get("sha256")
+        raise _damaged(path, f"its SHA-256 is {digest}, it says {said}")
     try:
         return Manifest.model_validate_json(json.dumps(content))
     except ValidationError as error:
@@ -288,10 +288,10 @@ def _damaged(path: Path, why: str) -> HardwareCheckpointError:
 
 
 def _digest(content: dict[str, Any]) -> str:
-    text = json.dumps(
-        content, sort_keys=True, ensure_ascii=False, separators=(",", ":")
-    )
-    return sha256(text.encode())
+    hashed = {key: value for key, value in content.items() if key != "sha256"}
+    text = json.dumps(hashed, sort_keys=True, ensure_ascii=False, separators=(",", ":"))
+    # A file made to do so can hold half of a surrogate pair.
+    return sha256(text.encode(errors="surrogatepass"))
 
 
 def sha256(data: bytes | bytearray) -> str:

@@ -26,7 +26,8 @@ class HardwareCheckpointHandler(ocp.AsyncCheckpointHandler):
         self, directory: epath.Path, args: "HardwareSave"
     ) -> list[future.Future]:
         """Copies the model to the host, and returns what writes it."""
-        contents = Contents(args.variables, args.plan, args.chip_seeds).on_host()
+        contents = Contents(args.variables, args.plan, args.chip_seeds)
+        contents.copy_to_host()
 
         async def commit() -> None:
             _write(contents, Path(directory))

@@ -34,9 +34,9 @@ class HardwareCheckpoint:
     """
 
     directory: Path
-    manifest: Manifest
-    plan: Plan
-    variables: dict[str, Any]
+    manifest: Manifest = dataclasses.field(repr=False)
+    plan: Plan = dataclasses.field(repr=False)
+    variables: dict[str, Any] = dataclasses.field(repr=False)
 
     @property
     def params(self) -> dict[str, Any]:
@@ -88,7 +88,7 @@ class HardwareCheckpoint:
             the checkpoint, or a file is damaged.
         """
         layer = self._layer(path)
-        if layer.converter is None:
+        if layer.weight.hardware.converter is None:
             raise HardwareCheckpointError(
                 f"{path} has no conductances: its hardware had no converter. Export it "
                 "with Hardware(converter=SinglePairConductanceConverter(...))"
@@ -214,8 +214,9 @@ def _check_conductances(
     """
     if not tensor.startswith("tile/"):
         return
-    if tensor.rpartition("/")[2] in ("g_pos", "g_neg") and layer and layer.converter:
-        check_targets(where, array, layer.converter)
+    converter = layer.weight.hardware.converter if layer else None
+    if converter and tensor.rpartition("/")[2] in ("g_pos", "g_neg"):
+        check_targets(where, array, converter)
     elif not np.isfinite(array).all():
         raise HardwareCheckpointError(
             f"{where}: holds NaN or infinite numbers; export the model again"

@@ -21,12 +21,14 @@ class Leaf:
     Attributes:
       keys: the keys that lead to it, the collection first.
       path: its path within the collection.
-      value: the array, or an empty mapping.
+      value: the array, or an empty mapping; of a PRNG key, the key data.
+      key_impl: the implementation of a PRNG key; `None` for numbers.
     """
 
     keys: tuple[str | int, ...]
     path: str
     value: Any
+    key_impl: str | None = None
 
     @property
     def tensor(self) -> str:
@@ -40,16 +42,12 @@ class Leaf:
             return "empty"
         return "zeros" if self.path.rpartition("/")[2] == "probe" else "tensor"
 
-    @property
-    def key_impl(self) -> str | None:
-        """The implementation of a PRNG key; `None` for numbers."""
-        if not _is_key(self.value):
-            return None
-        return str(jax.random.key_impl(self.value))
-
     def array(self) -> np.ndarray:
-        """Copies the leaf from its device; of a key, the key data."""
-        value = jax.random.key_data(self.value) if _is_key(self.value) else self.value
+        """Copies the leaf from its device."""
+        value = self.value
+        if isinstance(value, jax.Array):
+            # A JAX array keeps its host copy; the whole model would gather there.
+            value = jnp.copy(value)
         array = np.asarray(value)
         if array.dtype.name not in DTYPES:
             raise HardwareCheckpointError(
@@ -58,12 +56,6 @@ class Leaf:
                 f"{', '.join(sorted(DTYPES))}"
             )
         return array
-
-    def on_host(self) -> "Leaf":
-        """Returns a copy on the host, its own even where the device is the host."""
-        if self.kind == "empty" or self.key_impl is not None:
-            return self
-        return dataclasses.replace(self, value=np.array(self.array()))
 
 
 def flatten(variables: Any) -> list[Leaf]:
@@ -90,6 +82,12 @@ def flatten(variables: Any) -> list[Leaf]:
             path = paths.path_of(key_path)
             keys = (collection, *_plain(key_path, f"{collection}/{path}"))
             leaf = Leaf(keys=keys, path=path, value=value)
+            if _is_key(value):
+                leaf = dataclasses.replace(
+                    leaf,
+                    value=jax.random.key_data(value),
+                    key_impl=str(jax.random.key_impl(value)),
+                )
             if leaf.tensor in seen:
                 raise HardwareCheckpointError(
                     f"the keys {seen[leaf.tensor]} and {keys} join to the same path; "

@@ -178,10 +178,10 @@ def test_manifest_says_what_the_hardware_is(tmp_path, checkpoint):
         "std_dev": 0.1,
         "per_column": False,
     }
-    assert hidden["converter"]["g_min"] == 0.1
+    assert hidden["weight"]["hardware"]["converter"]["g_min"] == 0.1
     assert (hidden["row_sizes"], hidden["column_sizes"]) == ([4, 3, 3], [3, 2, 2])
     assert sorted(hidden["beside"]) == ["bias", "input_range"]
-    assert "converter" not in cell
+    assert "converter" not in cell["weight"]["hardware"]
     assert [chip["seed"] for chip in manifest["chips"]] == list(SEEDS)
 
 

@@ -25,7 +25,6 @@ def rewrite(directory, change, *, digest=True):
     content = json.loads(path.read_text("utf-8"))
     change(content)
     if digest:
-        del content["sha256"]
         content["sha256"] = manifests._digest(content)
     path.write_text(json.dumps(content), "utf-8")
 
@@ -83,7 +82,8 @@ def test_deeply_nested_manifest(directory):
 
 def test_edited_manifest(directory):
     def raise_g_max(manifest):
-        manifest["layers"][0]["converter"]["g_max"] = 26.0
+        hardware = manifest["layers"][0]["weight"]["hardware"]
+        hardware["converter"]["g_max"] = 26.0
 
     rewrite(directory, raise_g_max, digest=False)
     with pytest.raises(HardwareCheckpointError, match="edited: its SHA-256 is"):
