@@ -26,7 +26,7 @@ class HardwareCheckpointHandler(ocp.AsyncCheckpointHandler):
         self, directory: epath.Path, args: "HardwareSave"
     ) -> list[future.Future]:
         """Copies the model to the host, and returns what writes it."""
-        contents = Contents(args.variables, args.plan, args.chip_seeds)
+        contents = args.contents()
         contents.copy_to_host()
 
         async def commit() -> None:
@@ -36,8 +36,7 @@ class HardwareCheckpointHandler(ocp.AsyncCheckpointHandler):
 
     def save(self, directory: epath.Path, args: "HardwareSave") -> None:
         """Writes the item and waits."""
-        contents = Contents(args.variables, args.plan, args.chip_seeds)
-        _write(contents, Path(directory))
+        _write(args.contents(), Path(directory))
 
     def restore(
         self, directory: epath.Path, args: "HardwareRestore | None" = None
@@ -77,13 +76,23 @@ class HardwareSave(ocp.args.CheckpointArgs):
       chip_seeds: seeds of frozen chips to draw and store.
 
     Raises:
-      HardwareCheckpointError: as `export`. What concerns the values is raised by an
-        asynchronous manager's `wait_until_finished`.
+      HardwareCheckpointError: as `export`: on construction, but for what concerns the
+        values. That is raised by `save`, or by an asynchronous manager's
+        `wait_until_finished`.
     """
 
     variables: Any
     plan: Plan
     chip_seeds: Sequence[int] = ()
+
+    def __post_init__(self):
+        # Here, because an error in the handler would leave the threads of the other
+        # items waiting for a directory that Orbax never makes.
+        self.contents()
+
+    def contents(self) -> Contents:
+        """Returns what the item will hold."""
+        return Contents(self.variables, self.plan, self.chip_seeds)
 
 
 @ocp.args.register_with_handler(HardwareCheckpointHandler, for_restore=True)

@@ -48,14 +48,7 @@ class Leaf:
         if isinstance(value, jax.Array):
             # A JAX array keeps its host copy; the whole model would gather there.
             value = jnp.copy(value)
-        array = np.asarray(value)
-        if array.dtype.name not in DTYPES:
-            raise HardwareCheckpointError(
-                f"{'/'.join(map(str, self.keys))}: a {type(self.value).__name__} of "
-                f"dtype {array.dtype} cannot be stored; convert it to one of "
-                f"{', '.join(sorted(DTYPES))}"
-            )
-        return array
+        return np.asarray(value)
 
 
 def flatten(variables: Any) -> list[Leaf]:
@@ -88,6 +81,8 @@ def flatten(variables: Any) -> list[Leaf]:
                     value=jax.random.key_data(value),
                     key_impl=str(jax.random.key_impl(value)),
                 )
+            if leaf.kind != "empty":
+                _check_dtype(leaf)
             if leaf.tensor in seen:
                 raise HardwareCheckpointError(
                     f"the keys {seen[leaf.tensor]} and {keys} join to the same path; "
@@ -129,6 +124,19 @@ def _is_key(value: Any) -> bool:
     return isinstance(value, jax.Array) and jnp.issubdtype(
         value.dtype, jax.dtypes.prng_key
     )
+
+
+def _check_dtype(leaf: Leaf) -> None:
+    value = leaf.value
+    dtype = np.dtype(
+        value.dtype if hasattr(value, "dtype") else np.asarray(value).dtype
+    )
+    if dtype.name not in DTYPES:
+        raise HardwareCheckpointError(
+            f"{'/'.join(map(str, leaf.keys))}: a {type(value).__name__} of dtype "
+            f"{dtype} cannot be stored; convert it to one of "
+            f"{', '.join(sorted(DTYPES))}"
+        )
 
 
 def _plain(key_path: tuple[Any, ...], name: str) -> tuple[str | int, ...]:
