@@ -158,8 +158,8 @@ class Crossbars:
         return scale if scale.shape[-1] == 1 else scale[..., columns]
 
     def _grid(self) -> Iterator[tuple[str, int, slice, slice]]:
-        for row, rows in enumerate(_slices(self.weight.row_sizes)):
-            for column, columns in enumerate(_slices(self.weight.column_sizes)):
+        for row, rows in enumerate(tile_slices(self.weight.row_sizes)):
+            for column, columns in enumerate(tile_slices(self.weight.column_sizes)):
                 yield f"tile/{row}/{column}", row, rows, columns
 
 
@@ -216,7 +216,12 @@ def _check_kernel(weight: AnalogWeight, kernel: np.ndarray) -> None:
         )
 
 
-def _slices(sizes: tuple[int, ...]) -> list[slice]:
+def tile_slices(sizes: tuple[int, ...]) -> list[slice]:
+    """Returns where each tile lies along a cut axis.
+
+    >>> tile_slices((4, 3))
+    [slice(0, 4, None), slice(4, 7, None)]
+    """
     ends = np.cumsum(sizes).tolist()
     return [slice(end - size, end) for size, end in zip(sizes, ends)]
 
