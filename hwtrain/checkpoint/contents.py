@@ -35,7 +35,8 @@ class Contents:
 
     def __init__(self, variables: Any, plan: Plan, chip_seeds: Iterable[int]):
         self.plan = plan
-        self.leaves = flatten(variables)
+        probes = {weight.leaf("probe") for weight in plan.weights}
+        self.leaves = flatten(variables, probes)
         self.seeds = sorted({_checked_seed(seed) for seed in chip_seeds})
         params = self._params
         missing = [path for path in plan if path not in params]

@@ -1,7 +1,7 @@
 """Variables as a flat list of leaves, and back."""
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Set
 from typing import Any
 
 import jax
@@ -23,12 +23,14 @@ class Leaf:
       path: its path within the collection.
       value: the array, or an empty mapping; of a PRNG key, the key data.
       key_impl: the implementation of a PRNG key; `None` for numbers.
+      probe: whether it is the probe of an analog layer, which carries nothing.
     """
 
     keys: tuple[str | int, ...]
     path: str
     value: Any
     key_impl: str | None = None
+    probe: bool = False
 
     @property
     def tensor(self) -> str:
@@ -40,7 +42,7 @@ class Leaf:
         """What the manifest stores of it."""
         if isinstance(self.value, Mapping):
             return "empty"
-        return "zeros" if self.path.rpartition("/")[2] == "probe" else "tensor"
+        return "zeros" if self.probe else "tensor"
 
     def array(self) -> np.ndarray:
         """Copies the leaf from its device."""
@@ -51,13 +53,14 @@ class Leaf:
         return np.asarray(value)
 
 
-def flatten(variables: Any) -> list[Leaf]:
+def flatten(variables: Any, probes: Set[str] = frozenset()) -> list[Leaf]:
     """Returns the leaves of variables, sorted, the collection before every path.
 
     Args:
       variables: collections as Linen has them (a mapping with `"params"`), or a tree of
         parameters alone, or an `nnx.State` or its pure dict, which become the
         collection `params`.
+      probes: the paths of the parameters that are probes.
     """
     if not isinstance(variables, Mapping):
         raise HardwareCheckpointError(
@@ -74,7 +77,8 @@ def flatten(variables: Any) -> list[Leaf]:
         for key_path, value in found:
             path = paths.path_of(key_path)
             keys = (collection, *_plain(key_path, f"{collection}/{path}"))
-            leaf = Leaf(keys=keys, path=path, value=value)
+            probe = collection == "params" and path in probes
+            leaf = Leaf(keys=keys, path=path, value=value, probe=probe)
             if _is_key(value):
                 leaf = dataclasses.replace(
                     leaf,

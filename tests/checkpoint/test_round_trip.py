@@ -103,6 +103,12 @@ def test_probes_are_not_written_and_come_back_as_zeros(tmp_path, variables, plan
     chex.assert_trees_all_equal(loaded, jnp.zeros((3, 6)))
 
 
+def test_a_parameter_of_the_model_may_be_called_probe(tmp_path, variables, plan):
+    variables["params"]["norm"]["probe"] = jnp.ones(3)
+    loaded = load(export(tmp_path / "model", variables, plan))
+    chex.assert_trees_all_equal(loaded.params["norm"]["probe"], jnp.ones(3))
+
+
 def test_a_parameter_tree_alone_is_the_collection_params(tmp_path, variables, plan):
     checkpoint = load(export(tmp_path / "model", variables["params"], plan))
     chex.assert_trees_all_equal(checkpoint.variables, {"params": variables["params"]})
@@ -200,6 +206,20 @@ class TestChip:
             assert not np.allclose(first[path], second[path])
         for path in ("hidden/bias", "heads/kernel", "norm/scale"):
             chex.assert_trees_all_equal(first[path], second[path])
+
+    def test_follows_the_rule_in_the_manifest(self, checkpoint, variables):
+        """`rules.chip`, by hashlib and jax.random alone."""
+        kernel = np.asarray(variables["params"]["hidden"]["kernel"])
+        digest = hashlib.blake2s(b"hidden/kernel#mismatch#0", digest_size=4).digest()
+        key = jax.random.fold_in(jax.random.key(7), int.from_bytes(digest, "little"))
+        xi = np.asarray(jax.random.normal(key, kernel.shape))
+        expected = kernel.copy()
+        for rows in (slice(0, 4), slice(4, 7), slice(7, 10)):
+            scale = np.abs(kernel[rows]).max(axis=0) / 0.8
+            w = kernel[rows] / scale
+            expected[rows] = (w + 0.1 * np.abs(w).max() * xi[rows]) * scale
+        found = checkpoint.chip(7)["hidden"]["kernel"]
+        np.testing.assert_allclose(found, expected, rtol=0, atol=2e-6)
 
     def test_of_a_large_seed(self, tmp_path, variables, plan):
         seed = 2**32 - 1
