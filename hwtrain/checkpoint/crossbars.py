@@ -234,7 +234,7 @@ def _cpu():
 def _on_crossbar(
     weight: AnalogWeight, kernel: jax.Array, scale: jax.Array
 ) -> jax.Array:
-    return on_crossbar(weight, kernel, scale)[0]
+    return weight.to_matrix(on_crossbar(weight, kernel, scale)[0])
 
 
 @functools.partial(jax.jit, static_argnums=0)

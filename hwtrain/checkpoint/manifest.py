@@ -39,7 +39,7 @@ RULES = {
         "(mult_normal); w nominal, A = max|w| of its row tile or column; "
         "xi = sqrt(2) * erfinv(u), standard normal in float32 on CPU, u from "
         "threefry2x32 with the key fold_in([0, chip_seed], h) and the counter = "
-        "row-major index in [*stack, rows, columns]; h = little-endian blake2s-32 of "
+        "row-major index in the stored array; h = little-endian blake2s-32 of "
         "'<path>#mismatch#0'"
     ),
     "chip_conductances": (
