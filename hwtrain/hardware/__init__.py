@@ -6,8 +6,10 @@ from hwtrain.hardware.configuration import to_dict as to_dict
 from hwtrain.hardware.converters import (
     SinglePairConductanceConverter as SinglePairConductanceConverter,
 )
+from hwtrain.hardware.modifiers import (
+    WeightModifierParameter as WeightModifierParameter,
+)
 from hwtrain.hardware.periphery import InputRangeParameter as InputRangeParameter
 from hwtrain.hardware.periphery import MappingParameter as MappingParameter
 from hwtrain.hardware.weights import MismatchParameter as MismatchParameter
 from hwtrain.hardware.weights import WeightClipParameter as WeightClipParameter
-from hwtrain.hardware.weights import WeightModifierParameter as WeightModifierParameter

@@ -4,12 +4,9 @@ from pydantic.dataclasses import dataclass
 
 from hwtrain.hardware.configuration import CONFIG
 from hwtrain.hardware.converters import SinglePairConductanceConverter
+from hwtrain.hardware.modifiers import WeightModifierParameter
 from hwtrain.hardware.periphery import InputRangeParameter, MappingParameter
-from hwtrain.hardware.weights import (
-    MismatchParameter,
-    WeightClipParameter,
-    WeightModifierParameter,
-)
+from hwtrain.hardware.weights import MismatchParameter, WeightClipParameter
 
 
 @dataclass(frozen=True, kw_only=True, config=CONFIG)

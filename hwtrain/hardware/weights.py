@@ -1,4 +1,4 @@
-"""What happens to weights: noise in training, clipping, and a chip's mismatch."""
+"""What happens to weights: clipping after an update, and a chip's mismatch."""
 
 from typing import Literal, Self
 
@@ -8,60 +8,6 @@ from pydantic.dataclasses import dataclass
 
 from hwtrain.hardware.configuration import CONFIG, NonNegative, Positive
 from hwtrain.physics import modifiers
-
-
-@dataclass(frozen=True, kw_only=True, config=CONFIG)
-class WeightModifierParameter:
-    r"""Noise on the weights, drawn anew at every training step.
-
-    .. math::
-        \text{add_normal:}\quad w' = w + \sigma A \xi \qquad
-        \text{mult_normal:}\quad w' = w (1 + \sigma \xi)
-
-    with :math:`\xi \sim N(0, 1)` for each weight and :math:`A` the largest absolute
-    weight of its row tile. The gradient at the noisy weight is given to the nominal one
-    (straight-through).
-
-    >>> WeightModifierParameter(type="add_normal", std_dev=0.1).std_dev
-    0.1
-
-    References:
-      Joshi et al., Accurate deep neural network inference using computational
-      phase-change memory, Nature Communications 2020.
-    """
-
-    type: Literal["none", "add_normal", "mult_normal"] = "none"
-    """`"none"` turns the modifier off."""
-    std_dev: NonNegative = 0.0
-    """Standard deviation: relative to A for `add_normal`, to the weight for
-    `mult_normal`. Zero turns the noise off."""
-    per_column: bool = False
-    """Take A for each column (output) instead of the whole tile."""
-    rel_to_actual_wmax: bool = True
-    """Take A from the weights; otherwise it is `assumed_wmax`."""
-    assumed_wmax: Positive = 1.0
-    """A, in units of the crossbar's weight, if `rel_to_actual_wmax` is false."""
-    enable_during_test: bool = False
-    """Draw the noise in `chip_mode` too."""
-
-    @property
-    def draws(self) -> bool:
-        """Whether the modifier draws anything."""
-        return self.type != "none" and self.std_dev > 0
-
-    def __call__(self, key: jax.Array, w: jax.Array, w_max: jax.Array) -> jax.Array:
-        """Returns the noisy weights.
-
-        Args:
-          key: a JAX key.
-          w: weights of any shape, in units of the crossbar.
-          w_max: A, broadcastable against `w`.
-        """
-        if not self.draws:
-            return w
-        if self.type == "mult_normal":
-            return modifiers.mult_normal(key, w, std_dev=self.std_dev)
-        return modifiers.add_normal(key, w, w_max, std_dev=self.std_dev)
 
 
 @dataclass(frozen=True, kw_only=True, config=CONFIG)
