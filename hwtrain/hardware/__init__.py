@@ -1,13 +1,26 @@
 """Validated, frozen descriptions of chips, and presets."""
 
+from hwtrain.hardware.chip import ConductanceConverter as ConductanceConverter
 from hwtrain.hardware.chip import Hardware as Hardware
 from hwtrain.hardware.configuration import from_dict as from_dict
 from hwtrain.hardware.configuration import to_dict as to_dict
+from hwtrain.hardware.converters import (
+    SingleDeviceConductanceConverter as SingleDeviceConductanceConverter,
+)
 from hwtrain.hardware.converters import (
     SinglePairConductanceConverter as SinglePairConductanceConverter,
 )
 from hwtrain.hardware.modifiers import (
     WeightModifierParameter as WeightModifierParameter,
+)
+from hwtrain.hardware.pair_converters import (
+    CustomPairConductanceConverter as CustomPairConductanceConverter,
+)
+from hwtrain.hardware.pair_converters import (
+    DualPairConductanceConverter as DualPairConductanceConverter,
+)
+from hwtrain.hardware.pair_converters import (
+    NPairConductanceConverter as NPairConductanceConverter,
 )
 from hwtrain.hardware.periphery import InputRangeParameter as InputRangeParameter
 from hwtrain.hardware.periphery import MappingParameter as MappingParameter

@@ -1,12 +1,33 @@
 """One type of chip."""
 
+from typing import Annotated
+
+from pydantic import Field
 from pydantic.dataclasses import dataclass
 
 from hwtrain.hardware.configuration import CONFIG
-from hwtrain.hardware.converters import SinglePairConductanceConverter
+from hwtrain.hardware.converters import (
+    SingleDeviceConductanceConverter,
+    SinglePairConductanceConverter,
+)
 from hwtrain.hardware.modifiers import WeightModifierParameter
+from hwtrain.hardware.pair_converters import (
+    CustomPairConductanceConverter,
+    DualPairConductanceConverter,
+    NPairConductanceConverter,
+)
 from hwtrain.hardware.periphery import InputRangeParameter, MappingParameter
 from hwtrain.hardware.weights import MismatchParameter, WeightClipParameter
+
+ConductanceConverter = Annotated[
+    SingleDeviceConductanceConverter
+    | SinglePairConductanceConverter
+    | NPairConductanceConverter
+    | DualPairConductanceConverter
+    | CustomPairConductanceConverter,
+    Field(discriminator="type"),
+]
+"""Any converter; its `type` tells which."""
 
 
 @dataclass(frozen=True, kw_only=True, config=CONFIG)
@@ -31,7 +52,7 @@ class Hardware:
     """Tiles and weight scaling. `None`: one tile for each layer, and no scaling."""
     mismatch: MismatchParameter | None = None
     """Frozen mismatch of each chip."""
-    converter: SinglePairConductanceConverter | None = None
+    converter: ConductanceConverter | None = None
     """How a weight becomes conductances, for the export."""
 
     @property
