@@ -10,8 +10,16 @@ from hwtrain.hardware.converters import (
 from hwtrain.hardware.converters import (
     SinglePairConductanceConverter as SinglePairConductanceConverter,
 )
+from hwtrain.hardware.hermes import HermesNoiseModel as HermesNoiseModel
 from hwtrain.hardware.modifiers import (
     WeightModifierParameter as WeightModifierParameter,
+)
+from hwtrain.hardware.noise_models import (
+    CustomDriftPCMLikeNoiseModel as CustomDriftPCMLikeNoiseModel,
+)
+from hwtrain.hardware.noise_models import PCMLikeNoiseModel as PCMLikeNoiseModel
+from hwtrain.hardware.noise_models import (
+    StateIndependentNoiseModel as StateIndependentNoiseModel,
 )
 from hwtrain.hardware.pair_converters import (
     CustomPairConductanceConverter as CustomPairConductanceConverter,
@@ -24,5 +32,7 @@ from hwtrain.hardware.pair_converters import (
 )
 from hwtrain.hardware.periphery import InputRangeParameter as InputRangeParameter
 from hwtrain.hardware.periphery import MappingParameter as MappingParameter
+from hwtrain.hardware.reram import ReRamCMONoiseModel as ReRamCMONoiseModel
+from hwtrain.hardware.reram import ReRamWan2022NoiseModel as ReRamWan2022NoiseModel
 from hwtrain.hardware.weights import MismatchParameter as MismatchParameter
 from hwtrain.hardware.weights import WeightClipParameter as WeightClipParameter
