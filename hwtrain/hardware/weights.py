@@ -7,7 +7,7 @@ from pydantic import model_validator
 from pydantic.dataclasses import dataclass
 
 from hwtrain.hardware.configuration import CONFIG, NonNegative, Positive
-from hwtrain.physics import modifiers
+from hwtrain.physics import modifiers, remap
 
 
 @dataclass(frozen=True, kw_only=True, config=CONFIG)
@@ -52,6 +52,81 @@ class WeightClipParameter:
                 'or write type="layer_gaussian"'
             )
         return self
+
+
+@dataclass(frozen=True, kw_only=True, config=CONFIG)
+class WeightRemapParameter:
+    r"""Gives crossbars a new scale after every update, so that they are used fully.
+
+    .. math::
+        \text{layerwise_symmetric:}\ s' = s \max_{ij} |w_{ij}| / w_\text{max} \qquad
+        \text{channelwise_symmetric:}\ s'_j = s_j \max_i |w_{ij}| / w_\text{max}
+
+    of each row tile. The logical weight, scale times :math:`w`, never changes.
+
+    >>> WeightRemapParameter(type="channelwise_symmetric").remapped_wmax
+    1.0
+
+    References:
+      Rasch et al., Hardware-aware training for large-scale and diverse deep learning
+      inference workloads using in-memory computing-based accelerators,
+      Nature Communications 2023.
+    """
+
+    type: Literal["none", "layerwise_symmetric", "channelwise_symmetric"] = "none"
+    """`"none"` turns remapping off."""
+    remapped_wmax: Positive = 1.0
+    """The largest weight after remapping, in units of the crossbar."""
+    max_scale_range: NonNegative = 0.0
+    """Largest ratio of a column's scale to the smallest of its tile. Zero: no limit."""
+    max_scale_ref: NonNegative = 0.0
+    """The least that the smallest scale is taken for. Zero: as it is."""
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if self.max_scale_range and self.type != "channelwise_symmetric":
+            raise ValueError(
+                f'max_scale_range={self.max_scale_range} does nothing with type="'
+                f'{self.type}"; leave it out or write type="channelwise_symmetric"'
+            )
+        if self.max_scale_range and self.remapped_wmax != 1.0:
+            raise ValueError(
+                "max_scale_range limits scales of weights up to 1, so it needs "
+                f"remapped_wmax=1.0; got {self.remapped_wmax}"
+            )
+        if self.max_scale_ref and not self.max_scale_range:
+            raise ValueError(
+                f"max_scale_ref={self.max_scale_ref} does nothing without "
+                "max_scale_range; write max_scale_range too, or leave it out"
+            )
+        return self
+
+    @property
+    def per_column(self) -> bool:
+        """Whether each column (output) has its own scale."""
+        return self.type == "channelwise_symmetric"
+
+    def scale(
+        self, w: jax.Array, scale: jax.Array, row_sizes: tuple[int, ...]
+    ) -> jax.Array:
+        """Returns the new scale, `[..., row tiles, columns or 1]`.
+
+        Args:
+          w: `[..., rows, columns]`, in units of the crossbar.
+          scale: `[..., row tiles, columns or 1]`, the scale now.
+          row_sizes: rows of each row tile.
+        """
+        if self.type == "none":
+            return scale
+        return remap.remapped_scale(
+            w,
+            scale,
+            row_sizes,
+            per_column=self.per_column,
+            remapped_wmax=self.remapped_wmax,
+            max_scale_range=self.max_scale_range,
+            max_scale_ref=self.max_scale_ref,
+        )
 
 
 @dataclass(frozen=True, kw_only=True, config=CONFIG)
