@@ -2,6 +2,16 @@
 
 from hwtrain.hardware.chip import ConductanceConverter as ConductanceConverter
 from hwtrain.hardware.chip import Hardware as Hardware
+from hwtrain.hardware.compensation import DriftCompensation as DriftCompensation
+from hwtrain.hardware.compensation import (
+    GlobalDriftCompensation as GlobalDriftCompensation,
+)
+from hwtrain.hardware.compensation import (
+    GlobalDriftCompensationWithExactReference as GlobalDriftCompensationWithExactReference,  # noqa: E501
+)
+from hwtrain.hardware.compensation import (
+    PerColumnDriftCompensation as PerColumnDriftCompensation,
+)
 from hwtrain.hardware.configuration import from_dict as from_dict
 from hwtrain.hardware.configuration import to_dict as to_dict
 from hwtrain.hardware.converters import (
@@ -10,6 +20,8 @@ from hwtrain.hardware.converters import (
 from hwtrain.hardware.converters import (
     SinglePairConductanceConverter as SinglePairConductanceConverter,
 )
+from hwtrain.hardware.drift import DriftParameter as DriftParameter
+from hwtrain.hardware.drift import SimpleDriftParameter as SimpleDriftParameter
 from hwtrain.hardware.hermes import HermesNoiseModel as HermesNoiseModel
 from hwtrain.hardware.modifiers import (
     WeightModifierParameter as WeightModifierParameter,
@@ -36,3 +48,4 @@ from hwtrain.hardware.reram import ReRamCMONoiseModel as ReRamCMONoiseModel
 from hwtrain.hardware.reram import ReRamWan2022NoiseModel as ReRamWan2022NoiseModel
 from hwtrain.hardware.weights import MismatchParameter as MismatchParameter
 from hwtrain.hardware.weights import WeightClipParameter as WeightClipParameter
+from hwtrain.hardware.weights import WeightRemapParameter as WeightRemapParameter
