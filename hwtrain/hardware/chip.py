@@ -63,10 +63,14 @@ class Hardware:
     @property
     def stores_scale(self) -> bool:
         """Whether the mapping scale is a leaf of its own instead of derived."""
-        return self.clip is not None and self.clip.type == "fixed_value"
+        absolute = ("fixed_value", "average_channel_max")
+        return self.clip is not None and self.clip.type in absolute
 
     def draws(self, mode: str) -> bool:
-        """Whether a layer in `mode` draws anything at a step."""
-        if mode == "eval" or self.modifier is None or not self.modifier.draws:
+        """Whether the weights of a layer in `mode` are modified at a step.
+
+        A modifier that only rounds draws nothing, but goes the same way.
+        """
+        if mode == "eval" or self.modifier is None or not self.modifier.acts:
             return False
         return mode == "train" or self.modifier.enable_during_test

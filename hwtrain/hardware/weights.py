@@ -3,11 +3,12 @@
 from typing import Literal, Self
 
 import jax
+import jax.numpy as jnp
 from pydantic import model_validator
 from pydantic.dataclasses import dataclass
 
 from hwtrain.hardware.configuration import CONFIG, NonNegative, Positive
-from hwtrain.physics import modifiers, remap
+from hwtrain.physics import clip, modifiers, remap
 
 
 @dataclass(frozen=True, kw_only=True, config=CONFIG)
@@ -15,11 +16,13 @@ class WeightClipParameter:
     r"""Clips the weights after every update, symmetrically about zero.
 
     .. math::
-        \text{layer_gaussian:}\ c = \text{sigma} \cdot \mathrm{std}(w) \qquad
-        \text{fixed_value:}\ c = \text{fixed_value}
+        \text{fixed_value:}\quad & c = \text{fixed_value} \\
+        \text{layer_gaussian:}\quad & c = \text{sigma} \cdot \mathrm{std}(w) \\
+        \text{average_channel_max:}\quad & c = \mathrm{mean}_j \max_i |w_{ij}|
 
-    The standard deviation (N-1) is that of the row tile, and :math:`w` is the weight in
-    units of the crossbar, the kernel divided by its mapping scale.
+    The standard deviation (N-1) and the mean over columns are those of the row tile,
+    and :math:`w` is the weight in units of the crossbar, the kernel divided by its
+    mapping scale.
 
     >>> WeightClipParameter(type="layer_gaussian", sigma=2.0).sigma
     2.0
@@ -29,15 +32,22 @@ class WeightClipParameter:
       phase-change memory, Nature Communications 2020.
     """
 
-    type: Literal["none", "fixed_value", "layer_gaussian"] = "none"
+    type: Literal["none", "fixed_value", "layer_gaussian", "average_channel_max"] = (
+        "none"
+    )
     """`"none"` turns clipping off."""
     sigma: Positive = 2.5
     """The bound in standard deviations, for `layer_gaussian`."""
     fixed_value: Positive | None = None
-    """The bound for `fixed_value`; for `layer_gaussian` an upper limit of the bound,
-    `None` for no limit."""
+    """The bound for `fixed_value`; for the others an upper limit of the bound, `None`
+    for no limit."""
     per_column: bool = False
     """Take the standard deviation of each column (output) alone."""
+
+    @property
+    def active(self) -> bool:
+        """Whether anything is clipped."""
+        return self.type != "none"
 
     @model_validator(mode="after")
     def _check(self) -> Self:
@@ -52,6 +62,30 @@ class WeightClipParameter:
                 'or write type="layer_gaussian"'
             )
         return self
+
+    def bound(self, w: jax.Array, row_sizes: tuple[int, ...]) -> jax.Array:
+        """Returns the bound c of weights, in units of the crossbar.
+
+        Args:
+          w: `[..., rows, columns]`, in units of the crossbar.
+          row_sizes: rows of each row tile.
+
+        Returns:
+          `[..., row tiles, columns or 1]`; infinite where nothing is clipped.
+        """
+        if self.type == "layer_gaussian":
+            return clip.layer_gaussian(
+                w,
+                row_sizes,
+                sigma=self.sigma,
+                limit=self.fixed_value,
+                per_column=self.per_column,
+            )
+        if self.type == "average_channel_max":
+            return clip.average_channel_max(w, row_sizes, limit=self.fixed_value)
+        value = self.fixed_value if self.type == "fixed_value" else None
+        shape = (*w.shape[:-2], len(row_sizes), 1)
+        return jnp.full(shape, jnp.inf if value is None else value, jnp.float32)
 
 
 @dataclass(frozen=True, kw_only=True, config=CONFIG)
