@@ -9,11 +9,8 @@ from pydantic.dataclasses import dataclass
 from pydantic_core import ArgsKwargs
 
 from hwtrain.hardware.configuration import CONFIG, Positive
-from hwtrain.hardware.noise_models import (
-    Coefficients,
-    DriftingNoiseModel,
-    polynomial_sigma,
-)
+from hwtrain.hardware.curves import Coefficients, polynomial_sigma
+from hwtrain.hardware.noise_models import DriftingNoiseModel
 from hwtrain.physics import phase_change
 from hwtrain.physics.programmed import Programmed, noise_growth
 

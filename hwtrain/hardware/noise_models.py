@@ -1,17 +1,24 @@
 """Noise of programmed devices with power-law drift: phase-change memory."""
 
 import abc
-from typing import Annotated, Literal, Self
+from typing import Literal, Self
 
 import jax
 import jax.numpy as jnp
 from jax.typing import ArrayLike
-from pydantic import Field, model_validator
+from pydantic import model_validator
 from pydantic.dataclasses import dataclass
 
 from hwtrain.hardware.configuration import CONFIG, NonNegative, Positive
+from hwtrain.hardware.curves import (
+    Coefficients,
+    Points,
+    check_curve,
+    interpolate,
+    polynomial_sigma,
+)
 from hwtrain.physics import phase_change
-from hwtrain.physics.modifiers import PCM_COEFFICIENTS, polynomial
+from hwtrain.physics.modifiers import PCM_COEFFICIENTS
 from hwtrain.physics.programmed import (
     Programmed,
     noise_growth,
@@ -20,11 +27,6 @@ from hwtrain.physics.programmed import (
     program_drifting,
 )
 from hwtrain.physics.random import normal
-
-Coefficients = Annotated[tuple[float, ...], Field(strict=False, min_length=1)]
-"""Coefficients of a polynomial, in ascending powers."""
-
-_Points = Annotated[tuple[NonNegative, ...], Field(strict=False, min_length=2)]
 
 _PCM_G_MAX = 25.0
 
@@ -211,26 +213,26 @@ class CustomDriftPCMLikeNoiseModel(_PCMNoiseModel):
     """
 
     type: Literal["custom_drift_pcm_like"] = "custom_drift_pcm_like"
-    g_lst: _Points
+    g_lst: Points
     """Target conductances of the points, rising, in µS."""
-    nu_mean_lst: _Points
+    nu_mean_lst: Points
     """Mean drift exponent at each point."""
-    nu_std_lst: _Points
+    nu_std_lst: Points
     """Standard deviation of the drift exponent at each point."""
 
     @model_validator(mode="after")
     def _check_points(self) -> Self:
-        _check_curve("nu_mean_lst", self.g_lst, self.nu_mean_lst)
-        _check_curve("nu_std_lst", self.g_lst, self.nu_std_lst)
+        check_curve("nu_mean_lst", self.g_lst, self.nu_mean_lst)
+        check_curve("nu_std_lst", self.g_lst, self.nu_std_lst)
         return self
 
     def drift_mean(self, g: ArrayLike) -> jax.Array:
         """Returns the mean drift exponent at a target conductance in µS."""
-        return self.drift_scale * _interpolate(g, self.g_lst, self.nu_mean_lst)
+        return self.drift_scale * interpolate(g, self.g_lst, self.nu_mean_lst)
 
     def drift_std(self, g: ArrayLike) -> jax.Array:
         """Returns the spread of the drift exponent at a target conductance in µS."""
-        return self.drift_scale * _interpolate(g, self.g_lst, self.nu_std_lst)
+        return self.drift_scale * interpolate(g, self.g_lst, self.nu_std_lst)
 
 
 @dataclass(frozen=True, kw_only=True, config=CONFIG)
@@ -278,30 +280,3 @@ class StateIndependentNoiseModel(DriftingNoiseModel):
         """Returns the noise of one read at a time in s, in µS."""
         level = self.read_noise_scale * self.mean_at(programmed, t_s) / self.g_max
         return level * noise_growth(t_s + self.t_0, self.t_read)
-
-
-def polynomial_sigma(
-    g: ArrayLike, g_max: float, coeffs: tuple[float, ...], factor: float
-) -> jax.Array:
-    """Returns a polynomial in |g| / g_max times a factor, and never less than zero."""
-    a = jnp.abs(jnp.asarray(g, jnp.float32)) / g_max
-    return factor * jnp.maximum(polynomial(a, coeffs), 0)
-
-
-def _check_curve(
-    name: str, g_lst: tuple[float, ...], values: tuple[float, ...]
-) -> None:
-    if len(values) != len(g_lst):
-        raise ValueError(
-            f"{name} must have a value for each conductance of g_lst; got "
-            f"{len(values)} values and {len(g_lst)} conductances"
-        )
-    if any(high <= low for low, high in zip(g_lst, g_lst[1:])):
-        raise ValueError(f"g_lst must rise from point to point; got {g_lst}")
-
-
-def _interpolate(
-    g: ArrayLike, points: tuple[float, ...], values: tuple[float, ...]
-) -> jax.Array:
-    g = jnp.asarray(g, jnp.float32)
-    return jnp.interp(g, jnp.asarray(points), jnp.asarray(values))
