@@ -1,5 +1,6 @@
 """Validated, frozen descriptions of chips, and presets."""
 
+from hwtrain.hardware import presets as presets
 from hwtrain.hardware.chip import ConductanceConverter as ConductanceConverter
 from hwtrain.hardware.chip import Hardware as Hardware
 from hwtrain.hardware.compensation import DriftCompensation as DriftCompensation
