@@ -2,7 +2,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import linen as nn
+from flax import nnx
 
+import hwtrain
 from hwtrain.hardware import (
     Hardware,
     WeightModifierParameter,
@@ -207,3 +210,27 @@ def test_noise_rounding_and_dropping_draw_different_numbers():
 def test_impossible_configurations_say_the_way_out(options, message):
     with pytest.raises(ValueError, match=message):
         WeightModifierParameter(**options)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{"type": "discretize", "res": 4.0}, {"type": "pcm_noise", "std_dev": 1.0}],
+)
+def test_modifiers_reach_both_frameworks(options):
+    chip = Hardware(modifier=WeightModifierParameter(**options))
+    x, key = jnp.eye(3), jax.random.key(1)
+    linen = hwtrain.analogize(nn.Dense(4, use_bias=False), chip)
+    variables = linen.init(jax.random.key(0), x)
+    noisy = linen.apply(variables, x, rngs={"mismatch": key})
+    nominal = hwtrain.eval_mode(linen).apply(variables, x)
+    assert float(jnp.abs(noisy - nominal).max()) > 0.01
+    model = hwtrain.analogize(
+        nnx.Linear(3, 4, use_bias=False, rngs=nnx.Rngs(0)),
+        chip,
+        rngs=nnx.Rngs(mismatch=1),
+    )
+    assert float(jnp.abs(model(x) - model.kernel[...]).max()) > 0.01
+    if options["type"] == "discretize":
+        kernel = variables["params"]["kernel"]
+        step = jnp.abs(kernel).max() / 2
+        np.testing.assert_allclose(noisy, step * jnp.round(kernel / step), atol=1e-6)
