@@ -10,6 +10,8 @@ from hwtrain.hardware import (
     PCMLikeNoiseModel,
     ReRamCMONoiseModel,
     ReRamWan2022NoiseModel,
+    SingleDeviceConductanceConverter,
+    SinglePairConductanceConverter,
     StateIndependentNoiseModel,
     from_dict,
     to_dict,
@@ -382,3 +384,44 @@ def test_devices_of_another_model_are_an_error():
         PCMLikeNoiseModel().mean_at(ReRamCMONoiseModel().program(KEY, g), 1.0)
     with pytest.raises(ValueError, match="do not relax; they were programmed"):
         ReRamCMONoiseModel().mean_at(PCMLikeNoiseModel().program(KEY, g), 1.0)
+
+
+@pytest.mark.parametrize(
+    ("name", "converter", "model"),
+    [
+        (
+            "pcm/W45/xi0_0",
+            SinglePairConductanceConverter(),
+            PCMLikeNoiseModel(),
+        ),
+        (
+            "reram_cmo/W45/xi0_0",
+            SingleDeviceConductanceConverter(),
+            ReRamCMONoiseModel(),
+        ),
+    ],
+)
+def test_without_noise_the_way_to_drifted_weights_is_the_reference_s(
+    name, converter, model, golden_weights
+):
+    # With noise the reference merges each pair to a weight and takes a new largest
+    # weight at every drift; without, that changes nothing.
+    case = golden_weights["noise_end_to_end"][name]
+    assert case["xi_prog"] == case["xi_drift"] == 0
+    w = jnp.float32(case["w"]).T
+    targets, params = converter.convert_to_conductances(w)
+    devices = [
+        Programmed(
+            g_target=g,
+            g_prog=g,
+            nu=model.drift_mean(g) if hasattr(model, "drift_mean") else None,
+            xi=jnp.zeros_like(g),
+        )
+        for g in targets
+    ]
+    rows = [row for row in case["drifted"] if row["t"] == 0 or row["t"] >= 1]
+    assert len(rows) >= 2
+    for row in rows:
+        drifted = [model.mean_at(device, row["t"]) for device in devices]
+        back = converter.convert_back_to_weights(drifted, params)
+        close(back, np.float32(row["w"]).T, name)
