@@ -234,3 +234,23 @@ def test_modifiers_reach_both_frameworks(options):
         kernel = variables["params"]["kernel"]
         step = jnp.abs(kernel).max() / 2
         np.testing.assert_allclose(noisy, step * jnp.round(kernel / step), atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("options", "shown"),
+    [
+        ({"type": "add_normal", "std_dev": 0.1}, "add_normal 0.1 (train)"),
+        ({"type": "discretize", "res": 6.0}, "discretize res 6 (train)"),
+        (
+            {"type": "discretize_add_normal", "res": 6.0, "std_dev": 0.1, "pdrop": 0.2},
+            "discretize_add_normal 0.1, res 6, drop 0.2 (train)",
+        ),
+    ],
+)
+def test_inspect_shows_what_a_modifier_does(options, shown):
+    chip = Hardware(modifier=WeightModifierParameter(**options))
+    model = hwtrain.analogize(
+        nnx.Linear(3, 4, rngs=nnx.Rngs(0)), chip, rngs=nnx.Rngs(mismatch=1)
+    )
+    (row,) = hwtrain.inspect(model).rows
+    assert shown in row.values()
