@@ -44,9 +44,9 @@ def build(case):
     return CLASSES[case["class"]](**options)
 
 
-def test_conductances_agree_with_the_reference(golden_weights):
+def test_conductances_agree_with_the_reference(golden):
     done = 0
-    for name, case in golden_weights["converters"].items():
+    for name, case in golden("aihwkit_weights")["converters"].items():
         # Fusion is a column-wise pair, below; a constant matrix in one device is NaN.
         if name.startswith("fusion") or "constant" in name:
             continue
@@ -69,11 +69,11 @@ def test_conductances_agree_with_the_reference(golden_weights):
     assert done == 54
 
 
-def test_a_pair_per_column_holds_what_fusion_holds(golden_weights):
+def test_a_pair_per_column_holds_what_fusion_holds(golden):
     # The reference's export for Fusion stores |w| scaled by each output's maximum: the
     # device of a column-wise pair that is on.
     for name in ("fusion/default/W45", "fusion/gmax25/W_ASYM"):
-        case = golden_weights["converters"][name]
+        case = golden("aihwkit_weights")["converters"][name]
         converter = SinglePairConductanceConverter(
             g_max=float(case["g_max"]), per_column=True
         )

@@ -13,8 +13,8 @@ Z = 4.5
 
 
 @pytest.mark.parametrize("name", ["nu0.1_t0_1", "nu0.05_t0_20", "nu0"])
-def test_simple_drift_agrees_with_the_c_engine(name, golden_weights):
-    case = golden_weights["drift_simple_cpp"][name]
+def test_simple_drift_agrees_with_the_c_engine(name, golden):
+    case = golden("aihwkit_weights")["drift_simple_cpp"][name]
     drift = SimpleDriftParameter(nu=case["nu"], t_0=case["t_0"])
     w = jnp.float32(case["w0"])
     state = drift.begin(w)
@@ -24,8 +24,8 @@ def test_simple_drift_agrees_with_the_c_engine(name, golden_weights):
         np.testing.assert_allclose(w, np.float32(expected), rtol=1e-5)
 
 
-def test_a_changed_weight_starts_anew(golden_weights):
-    case = golden_weights["drift_simple_cpp"]["nu0.1_t0_1_reset"]
+def test_a_changed_weight_starts_anew(golden):
+    case = golden("aihwkit_weights")["drift_simple_cpp"]["nu0.1_t0_1_reset"]
     assert case["poke"] == "before call 2 set w[0][0]=0.3"
     drift = SimpleDriftParameter(nu=case["nu"], t_0=case["t_0"])
     w = jnp.float32(case["w0"])
@@ -39,8 +39,8 @@ def test_a_changed_weight_starts_anew(golden_weights):
 
 
 @pytest.mark.parametrize("name", ["plain", "t0_20", "offsets_woff0", "nu_k"])
-def test_device_drift_agrees_with_the_c_engine(name, golden_weights):
-    case = golden_weights["drift_device_cpp"][name]
+def test_device_drift_agrees_with_the_c_engine(name, golden):
+    case = golden("aihwkit_weights")["drift_device_cpp"][name]
     drift = DriftParameter(**case["pars"])
     w = jnp.float32(case["w0"])
     state = drift.begin(KEY, w)
@@ -51,10 +51,10 @@ def test_device_drift_agrees_with_the_c_engine(name, golden_weights):
         np.testing.assert_allclose(w, np.float32(expected), rtol=1e-5, atol=1e-6)
 
 
-def test_the_weight_offset_is_where_the_conductance_is_its_offset(golden_weights):
+def test_the_weight_offset_is_where_the_conductance_is_its_offset(golden):
     # The C++ engine adds w_offset where w = ratio (g - g_off) + w_off subtracts it:
     # its numbers are ours with the other sign.
-    case = golden_weights["drift_device_cpp"]["offsets"]
+    case = golden("aihwkit_weights")["drift_device_cpp"]["offsets"]
     pars = case["pars"]
     flipped = DriftParameter(**{**pars, "w_offset": -pars["w_offset"]})
     w = jnp.float32(case["w0"])
@@ -70,9 +70,9 @@ def test_the_weight_offset_is_where_the_conductance_is_its_offset(golden_weights
     np.testing.assert_allclose(out, by_hand, rtol=1e-5, atol=1e-6)
 
 
-def test_negative_weights_have_a_state_dependent_exponent(golden_weights):
+def test_negative_weights_have_a_state_dependent_exponent(golden):
     # The C++ engine takes the logarithm of the negative weight: NaN, then the bound.
-    case = golden_weights["drift_device_cpp"]["nu_k_nan_without_offset"]
+    case = golden("aihwkit_weights")["drift_device_cpp"]["nu_k_nan_without_offset"]
     drift = DriftParameter(**case["pars"])
     w = jnp.float32(case["w0"])
     out, _ = drift.step(KEY, drift.begin(KEY, w), w, 10.0)
@@ -84,8 +84,8 @@ def test_negative_weights_have_a_state_dependent_exponent(golden_weights):
     chex.assert_tree_all_finite(out)
 
 
-def test_exponents_differ_between_devices(golden_weights):
-    case = golden_weights["drift_device_cpp"]["nu_dtod_statistics"]
+def test_exponents_differ_between_devices(golden):
+    case = golden("aihwkit_weights")["drift_device_cpp"]["nu_dtod_statistics"]
     nu = (
         DriftParameter(nu=case["nu"], nu_dtod=case["nu_dtod"])
         .begin(KEY, jnp.zeros(N))

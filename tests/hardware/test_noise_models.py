@@ -68,8 +68,8 @@ def close_difference(ours, theirs, g, name):
 
 
 @pytest.mark.parametrize("name", DRIFTING)
-def test_drifting_models_agree_with_the_reference(name, golden_weights):
-    case, model = golden_weights["noise_models"][name], DRIFTING[name]
+def test_drifting_models_agree_with_the_reference(name, golden):
+    case, model = golden("aihwkit_weights")["noise_models"][name], DRIFTING[name]
     assert case["model"] == type(model).__name__
     g = jnp.float32(case["g"])
     close_difference(model.programming_sigma(g), case["prog_sigma"], g, name)
@@ -95,10 +95,8 @@ def test_drifting_models_agree_with_the_reference(name, golden_weights):
         ),
     ],
 )
-def test_wan_agrees_with_the_reference_at_its_times(
-    name, model, times_s, golden_weights
-):
-    case = golden_weights["noise_models"][name]
+def test_wan_agrees_with_the_reference_at_its_times(name, model, times_s, golden):
+    case = golden("aihwkit_weights")["noise_models"][name]
     g = jnp.float32(case["g"])
     close_difference(model.programming_sigma(g), case["prog_sigma"], g, "prog")
     rows = [row for row in case["drift_read"] if "error" not in row]
@@ -109,10 +107,10 @@ def test_wan_agrees_with_the_reference_at_its_times(
         close_difference(spread, row["read_sigma"], g, row["t_inference"])
 
 
-def test_wan_departs_from_the_reference_by_scaling_its_coefficients(golden_weights):
+def test_wan_departs_from_the_reference_by_scaling_its_coefficients(golden):
     # The reference means 40 µS to be the coefficients' g_max, but stores it under
     # another name than it reads: it does not scale them. Ours are 25 / 40 of its.
-    case = golden_weights["noise_models"]["reram_wan2022"]
+    case = golden("aihwkit_weights")["noise_models"]["reram_wan2022"]
     g, model = jnp.float32(case["g"]), ReRamWan2022NoiseModel(g_max=25.0)
     scaled = 25 / 40 * np.float32(case["prog_sigma"])
     close_difference(model.programming_sigma(g), scaled, g, "prog")
@@ -150,8 +148,8 @@ def test_wan_keeps_a_device_on_its_side_of_the_target():
         ("reram_cmo_acc0.2", ReRamCMONoiseModel(acceptance_range=0.2)),
     ],
 )
-def test_cmo_agrees_with_the_reference_from_one_second_on(name, model, golden_weights):
-    case = golden_weights["noise_models"][name]
+def test_cmo_agrees_with_the_reference_from_one_second_on(name, model, golden):
+    case = golden("aihwkit_weights")["noise_models"][name]
     g = jnp.float32(case["g"])
     close_difference(model.programming_sigma(g), case["prog_sigma"], g, name)
     still = Programmed(g_target=g, g_prog=g, xi=jnp.zeros_like(g))
@@ -181,8 +179,8 @@ def test_cmo_takes_times_below_a_second_as_one():
         )
 
 
-def test_defaults_are_the_reference_s(golden_weights):
-    attributes = golden_weights["noise_model_attributes"]
+def test_defaults_are_the_reference_s(golden):
+    attributes = golden("aihwkit_weights")["noise_model_attributes"]
     models = {
         "pcm": PCMLikeNoiseModel(),
         "hermes": HermesNoiseModel(),
@@ -402,11 +400,11 @@ def test_devices_of_another_model_are_an_error():
     ],
 )
 def test_without_noise_the_way_to_drifted_weights_is_the_reference_s(
-    name, converter, model, golden_weights
+    name, converter, model, golden
 ):
     # With noise the reference merges each pair to a weight and takes a new largest
     # weight at every drift; without, that changes nothing.
-    case = golden_weights["noise_end_to_end"][name]
+    case = golden("aihwkit_weights")["noise_end_to_end"][name]
     assert case["xi_prog"] == case["xi_drift"] == 0
     w = jnp.float32(case["w"]).T
     targets, params = converter.convert_to_conductances(w)

@@ -19,8 +19,8 @@ EVERY = {
 
 
 @pytest.mark.parametrize("name", EVERY)
-def test_factors_agree_with_the_reference(name, golden_weights):
-    case, model = golden_weights["drift_compensation"][name], EVERY[name]
+def test_factors_agree_with_the_reference(name, golden):
+    case, model = golden("aihwkit_weights")["drift_compensation"][name], EVERY[name]
     programmed = jnp.float32(case["programmed"]).T
     target = jnp.float32(case["reference"]).T
     baseline = model.baseline(programmed, target)

@@ -19,9 +19,11 @@ def many(values):
     return jnp.broadcast_to(jnp.float32(values), (N, len(values)))
 
 
-def test_discretize_agrees_with_the_torch_tile(golden_weights):
+def test_discretize_agrees_with_the_torch_tile(golden):
     cases = {
-        k: c for k, c in golden_weights["modifier_torch_tile"].items() if "out" in c
+        k: c
+        for k, c in golden("aihwkit_weights")["modifier_torch_tile"].items()
+        if "out" in c
     }
     assert len(cases) >= 6
     for name, case in cases.items():
@@ -33,11 +35,11 @@ def test_discretize_agrees_with_the_torch_tile(golden_weights):
         np.testing.assert_allclose(result, out, atol=1e-6, err_msg=name)
 
 
-def test_discretize_departs_from_the_c_engine_by_its_step(golden_weights):
+def test_discretize_departs_from_the_c_engine_by_its_step(golden):
     # The C++ engine takes the step A * res, half of ours, and rounds half away from
     # zero: half the res gives its numbers, but for ties.
     for name in ("discretize_res0.25/W_ASYM", "discretize_res0.1_assumed_wmax1.5/W45"):
-        case = golden_weights["modifier_cpp"][name]
+        case = golden("aihwkit_weights")["modifier_cpp"][name]
         w, out = np.float32(case["w"]).T, np.float32(case["out"]).T
         w_max = case["pars"].get("assumed_wmax", np.abs(w).max())
         if case["pars"].get("rel_to_actual_wmax", True):
@@ -48,10 +50,10 @@ def test_discretize_departs_from_the_c_engine_by_its_step(golden_weights):
         np.testing.assert_allclose(result[~tie], out[~tie], atol=1e-6, err_msg=name)
 
 
-def test_dorefa_agrees_with_the_c_engine_but_for_ties(golden_weights):
+def test_dorefa_agrees_with_the_c_engine_but_for_ties(golden):
     cases = {
         k: c
-        for k, c in golden_weights["modifier_cpp"].items()
+        for k, c in golden("aihwkit_weights")["modifier_cpp"].items()
         if k.startswith("dorefa")
     }
     assert len(cases) == 6
@@ -71,9 +73,9 @@ def test_rounding_takes_ties_to_even():
     np.testing.assert_array_equal(result, [0.0, 1.0, 1.0])
 
 
-def test_stochastic_rounding_has_the_right_mean_and_spread(golden_weights):
+def test_stochastic_rounding_has_the_right_mean_and_spread(golden):
     # Our step is 2 A res, the reference's A res.
-    case = golden_weights["modifier_cpp_statistics"]["discretize_sto_round"]
+    case = golden("aihwkit_weights")["modifier_cpp_statistics"]["discretize_sto_round"]
     w = many([0.5, -1.6, 0.0, 0.8])
     result = rounding.discretize(w, 1.6, res=case["pars"]["res"] / 2, key=KEY)
     step = 1.6 * case["pars"]["res"]
@@ -101,8 +103,8 @@ def test_add_and_mult_normal_are_their_formulas():
     np.testing.assert_allclose(multiplied, W * (1 + 0.1 * xi), rtol=1e-6)
 
 
-def test_add_normal_spreads_as_the_c_engine(golden_weights):
-    case = golden_weights["modifier_cpp_statistics"]["add_normal0.1"]
+def test_add_normal_spreads_as_the_c_engine(golden):
+    case = golden("aihwkit_weights")["modifier_cpp_statistics"]["add_normal0.1"]
     result = modifiers.add_normal(KEY, many(np.ravel(case["w"])), 1.6, std_dev=0.1)
     # The standard error of a standard deviation of n normal draws is sigma / sqrt(2n).
     atol = Z * 0.16 / np.sqrt(2 * case["n_samples"])
@@ -117,8 +119,10 @@ def test_poly_is_its_formula_and_its_coefficients_are_those_of_25_microsiemens()
     np.testing.assert_allclose(result, W + 0.5 * sigma * xi, rtol=1e-5)
 
 
-def test_poly_spreads_as_the_c_engine_with_its_swapped_digit(golden_weights):
-    case = golden_weights["modifier_cpp_statistics"]["poly_default_coeffs_std1"]
+def test_poly_spreads_as_the_c_engine_with_its_swapped_digit(golden):
+    case = golden("aihwkit_weights")["modifier_cpp_statistics"][
+        "poly_default_coeffs_std1"
+    ]
     swapped = (0.0105392, 0.0768, -0.046925)
     w = many(np.ravel(case["w"]))
     sigma = modifiers.poly_sigma(w[0], 1.6, coeffs=swapped)
@@ -132,8 +136,10 @@ def test_a_negative_polynomial_is_no_noise():
     np.testing.assert_allclose(sigma, [0.1, 0.0], rtol=1e-6)
 
 
-def test_prog_noise_keeps_signs_and_gives_zero_a_random_one(golden_weights):
-    case = golden_weights["modifier_cpp_statistics"]["prog_noise_std1_coeffs_uS"]
+def test_prog_noise_keeps_signs_and_gives_zero_a_random_one(golden):
+    case = golden("aihwkit_weights")["modifier_cpp_statistics"][
+        "prog_noise_std1_coeffs_uS"
+    ]
     w = np.ravel(case["w"])
     assert w[2] == 0
     result = modifiers.prog_noise(KEY, many(w), 1.6, std_dev=1.0)
@@ -151,8 +157,8 @@ def test_prog_noise_keeps_signs_and_gives_zero_a_random_one(golden_weights):
     assert small.min() < -0.01
 
 
-def test_drop_connect_drops_its_share(golden_weights):
-    case = golden_weights["modifier_cpp_statistics"]["drop_connect0.3"]
+def test_drop_connect_drops_its_share(golden):
+    case = golden("aihwkit_weights")["modifier_cpp_statistics"]["drop_connect0.3"]
     w = many(np.ravel(case["w"]))
     result = modifiers.drop_connect(KEY, w, pdrop=0.3)
     kept = np.asarray(result[:, 0] != 0)

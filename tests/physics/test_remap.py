@@ -12,8 +12,8 @@ TYPES = {
 }
 
 
-def golden_cases(golden_weights, section):
-    for name, case in golden_weights[section].items():
+def golden_cases(golden, section):
+    for name, case in golden("aihwkit_weights")[section].items():
         if "out_scales" in case and "pars" in case:
             yield name, case
 
@@ -23,9 +23,9 @@ def as_parameter(pars):
     return WeightRemapParameter(type=TYPES[pars["type"]], **options)
 
 
-def test_remapping_agrees_with_the_c_engine(golden_weights):
+def test_remapping_agrees_with_the_c_engine(golden):
     done = 0
-    for name, case in golden_cases(golden_weights, "remap_cpp"):
+    for name, case in golden_cases(golden, "remap_cpp"):
         parameter = as_parameter(case["pars"])
         w, scale = jnp.float32(case["w"]).T, jnp.float32(case["scales"])[None]
         rows = (w.shape[0],)
@@ -38,10 +38,10 @@ def test_remapping_agrees_with_the_c_engine(golden_weights):
     assert done == 24
 
 
-def test_channelwise_agrees_with_the_torch_tile_but_for_its_zero_rows(golden_weights):
+def test_channelwise_agrees_with_the_torch_tile_but_for_its_zero_rows(golden):
     # There a row of zeros gets the scale zero, and its weights become NaN.
     done = 0
-    for name, case in golden_cases(golden_weights, "remap_torch_tile"):
+    for name, case in golden_cases(golden, "remap_torch_tile"):
         if not name.startswith("channelwise"):
             continue
         parameter = as_parameter(case["pars"])
