@@ -30,6 +30,7 @@ from hwtrain.hardware import (
 )
 from hwtrain.hardware import WeightClipParameter as WeightClipParameter
 from hwtrain.hardware import WeightModifierParameter as WeightModifierParameter
+from hwtrain.hardware import WeightRemapParameter as WeightRemapParameter
 from hwtrain.hardware import presets as presets
 from hwtrain.mismatch import apply_mismatch as apply_mismatch
 from hwtrain.mismatch import chip_key as chip_key

@@ -53,6 +53,12 @@ class AnalogWeight:
                 f"{self.rows}, columns {self.columns}. Stack on axis 0 "
                 "(variable_axes={'params': 0}, in_axes=0)"
             )
+        if self.kind == "raw" and self.hardware.remaps:
+            raise ValueError(
+                f"{self.path}: remapping needs a mapping scale beside the kernel of a "
+                "layer, and a parameter that a rule names has none. Give its rule a "
+                "Hardware without remap"
+            )
 
     @property
     def layer_path(self) -> str:
@@ -138,6 +144,25 @@ class AnalogWeight:
             matrix, self.row_sizes, per_column=self._mapping.weight_scaling_columnwise
         )
         return jnp.where(w_max > 0, w_max / omega, 1).astype(jnp.float32)
+
+    def initial_scale(self, matrix: jax.Array) -> jax.Array:
+        """Returns the mapping scale that a stored leaf starts with.
+
+        Args:
+          matrix: `[*stack, rows, columns]`, nominal weights.
+
+        Returns:
+          The derived scale, or 1 without one: `[*stack, row tiles, columns]` if the
+          mapping or the remapping has a scale for each column, else with a last size
+          of 1.
+        """
+        scale = self.derived_scale(matrix)
+        if scale is None:
+            scale = jnp.ones((*self.stack, self.tiles[0], 1), jnp.float32)
+        remap = self.hardware.remap
+        if remap is not None and remap.per_column:
+            return jnp.broadcast_to(scale, (*scale.shape[:-1], matrix.shape[-1]))
+        return scale
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -17,7 +17,11 @@ from hwtrain.hardware.pair_converters import (
     NPairConductanceConverter,
 )
 from hwtrain.hardware.periphery import InputRangeParameter, MappingParameter
-from hwtrain.hardware.weights import MismatchParameter, WeightClipParameter
+from hwtrain.hardware.weights import (
+    MismatchParameter,
+    WeightClipParameter,
+    WeightRemapParameter,
+)
 
 ConductanceConverter = Annotated[
     SingleDeviceConductanceConverter
@@ -46,6 +50,8 @@ class Hardware:
     """Noise on the weights at every training step."""
     clip: WeightClipParameter | None = None
     """Clipping of the weights after every update."""
+    remap: WeightRemapParameter | None = None
+    """A new scale of each crossbar after every update, and after the clip."""
     input_range: InputRangeParameter | None = None
     """Range of each tile's inputs."""
     mapping: MappingParameter | None = None
@@ -64,7 +70,12 @@ class Hardware:
     def stores_scale(self) -> bool:
         """Whether the mapping scale is a leaf of its own instead of derived."""
         absolute = ("fixed_value", "average_channel_max")
-        return self.clip is not None and self.clip.type in absolute
+        return self.remaps or (self.clip is not None and self.clip.type in absolute)
+
+    @property
+    def remaps(self) -> bool:
+        """Whether crossbars get a new scale after every update."""
+        return self.remap is not None and self.remap.active
 
     def modifies(self, mode: str) -> bool:
         """Whether the weights of a layer in `mode` are modified at a step."""

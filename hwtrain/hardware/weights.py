@@ -136,6 +136,11 @@ class WeightRemapParameter:
         return self
 
     @property
+    def active(self) -> bool:
+        """Whether any scale changes."""
+        return self.type != "none"
+
+    @property
     def per_column(self) -> bool:
         """Whether each column (output) has its own scale."""
         return self.type == "channelwise_symmetric"

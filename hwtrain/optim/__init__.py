@@ -7,3 +7,4 @@ from hwtrain.optim.input_range import (
     InputRangeLearningState as InputRangeLearningState,
 )
 from hwtrain.optim.input_range import input_range_learning as input_range_learning
+from hwtrain.optim.remap import remap_weights as remap_weights

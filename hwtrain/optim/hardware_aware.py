@@ -10,6 +10,7 @@ from hwtrain import paths
 from hwtrain.optim.clip import keep_weights_clipped
 from hwtrain.optim.input_range import input_range_learning
 from hwtrain.optim.leaves import added, check, ranged, require
+from hwtrain.optim.remap import remap_weights
 from hwtrain.plan import Plan
 
 
@@ -40,7 +41,8 @@ def hardware_aware(
     The base optimiser sees the user's own parameters only, as if the model were plain:
     its state has the plain model's structure, and neither weight decay nor clipping by
     the global norm touches input ranges or probes. Ranges are learned by
-    `input_range_learning`; then `keep_weights_clipped` keeps the weights in range.
+    `input_range_learning`; then `keep_weights_clipped` keeps the weights in range, and
+    `remap_weights` gives their crossbars new scales.
 
     The ranges' learning rate is, unless given, that of the base with its schedule. It
     is measured: the base runs beside on a scalar at zero whose gradient is always one,
@@ -75,7 +77,7 @@ def hardware_aware(
     if isinstance(base, optax.MultiSteps):
         raise _wrong_order("optax.MultiSteps")
     base = optax.with_extra_args_support(base)
-    clip = keep_weights_clipped(plan)
+    clip, remap = keep_weights_clipped(plan), remap_weights(plan)
     ours = added(plan)
     measured = input_range_learning_rate is None and bool(ranged(plan))
 
@@ -120,6 +122,7 @@ def hardware_aware(
             _without_scale_gradients(plan, whole),
         )
         whole, _ = clip.update(whole, optax.EmptyState(), params)
+        whole, _ = remap.update(whole, optax.EmptyState(), params)
         return whole, HardwareAwareState(base_state, unit, range_state)
 
     return optax.GradientTransformationExtraArgs(init, update)

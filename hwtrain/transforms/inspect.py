@@ -95,6 +95,7 @@ def _row(weight: AnalogWeight, plan: Plan, values: dict[str, Any]) -> dict[str, 
         "input range": _range(weight, plan, values),
         "weight noise": _noise(chip),
         "clip": _clip(chip),
+        "remap": _remap(chip),
         "mismatch": _mismatch(chip),
         "conductances": _converter(chip),
         "by": weight.rule,
@@ -117,9 +118,11 @@ def _tiles(weight: AnalogWeight) -> str:
 
 def _scale(chip: Hardware) -> str:
     if chip.mapping is None or chip.mapping.weight_scaling_omega == 0:
-        return "stored, 1" if chip.stores_scale else "1"
+        start = "stored, 1 at first, remapped" if chip.remaps else "stored, 1"
+        return start if chip.stores_scale else "1"
     each = "column" if chip.mapping.weight_scaling_columnwise else "tile"
-    how = "stored" if chip.stores_scale else "derived"
+    how = "stored, remapped" if chip.remaps else "stored"
+    how = how if chip.stores_scale else "derived"
     return f"max|W|/{chip.mapping.weight_scaling_omega:g} per {each}, {how}"
 
 
@@ -165,6 +168,16 @@ def _clip(chip: Hardware) -> str:
     elif chip.clip.type == "average_channel_max":
         return chip.clip.type
     return f"{chip.clip.type} {bound}"
+
+
+def _remap(chip: Hardware) -> str:
+    if chip.remap is None or not chip.remap.active:
+        return "none"
+    limit = f", scales up to {chip.remap.max_scale_range:g} x the smallest"
+    return (
+        f"{chip.remap.type} to {chip.remap.remapped_wmax:g}"
+        f"{limit if chip.remap.max_scale_range else ''}"
+    )
 
 
 def _mismatch(chip: Hardware) -> str:

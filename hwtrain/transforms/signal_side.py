@@ -7,7 +7,6 @@ from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from hwtrain.physics.input_range import PROBE_SIZE, RangeGradient, ranged_matmul
 from hwtrain.plan import AnalogWeight
@@ -28,10 +27,7 @@ def initial_leaves(weight: AnalogWeight, kernel: jax.Array) -> dict[str, jax.Arr
         leaves["input_range"] = jnp.full(shape, value, jnp.float32)
         leaves["probe"] = jnp.zeros((*shape, PROBE_SIZE), jnp.float32)
     if weight.hardware.stores_scale:
-        matrix = weight.to_matrix(kernel)
-        scale = weight.derived_scale(matrix)
-        if scale is None:
-            scale = np.ones((*weight.stack, weight.tiles[0], 1), np.float32)
+        scale = weight.initial_scale(weight.to_matrix(kernel))
         leaves["mapping_scale"] = jnp.asarray(scale, jnp.float32)
     return leaves
 
