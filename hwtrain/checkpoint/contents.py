@@ -13,7 +13,8 @@ from hwtrain.checkpoint import manifest as manifests
 from hwtrain.checkpoint import tensors
 from hwtrain.checkpoint.crossbars import Crossbars
 from hwtrain.checkpoint.errors import HardwareCheckpointError
-from hwtrain.checkpoint.manifest import UNITS, ChipEntry, LayerEntry, LeafEntry
+from hwtrain.checkpoint.manifest import ChipEntry, LayerEntry, LeafEntry
+from hwtrain.checkpoint.rules import UNITS
 from hwtrain.checkpoint.variables import Leaf, flatten
 from hwtrain.plan import AnalogWeight, Plan
 from hwtrain.version import __version__
@@ -123,9 +124,11 @@ class Contents:
         content = {}
         if weight.hardware.converter is not None:
             for name, tile in crossbars.tiles():
-                for quantity, array in vars(tile).items():
-                    kind = "conductance" if quantity[:2] == "g_" else quantity
-                    content[f"{name}/{quantity}"] = (array, UNITS[kind])
+                for device, g in tile.conductances.items():
+                    content[f"{name}/{device}"] = (g, UNITS["conductance"])
+                scales = {**tile.params, "mapping_scale": tile.mapping_scale}
+                for quantity, array in scales.items():
+                    content[f"{name}/{quantity}"] = (array, UNITS[quantity])
         # A layer may hold two analog weights; what lies beside them goes to the first.
         beside = [
             leaf

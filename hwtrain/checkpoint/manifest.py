@@ -9,6 +9,8 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from hwtrain.checkpoint.errors import HardwareCheckpointError
+from hwtrain.checkpoint.rules import RULES, UNITS
+from hwtrain.conductances import converter_of
 from hwtrain.plan import AnalogWeight, Digital, Plan
 
 FORMAT = "hwtrain-checkpoint"
@@ -19,38 +21,6 @@ LARGEST = 64 * 2**20
 
 LARGEST_SEED = 2**32 - 1
 """The largest chip seed. JAX would take a larger one modulo 2^32."""
-
-UNITS = {
-    "conductance": "µS",
-    "scale_ratio": "µS per unit of crossbar weight",
-    "mapping_scale": "unit of the nominal weight per unit of crossbar weight",
-    "nominal": "unit of the model",
-    "input_range": "unit of the layer's input",
-}
-RULES = {
-    "weights": (
-        "per tile, all shaped [*stack, rows, columns] or broadcastable against it: "
-        "crossbar weight w = (g_pos - g_neg) / scale_ratio, "
-        "nominal weight W = w * mapping_scale; "
-        "tiles in row-major order; W = transpose(array, [*stack axes, *rows, *columns])"
-    ),
-    "chip": (
-        "w_chip = w + std_dev * A * xi (add_normal) or w * (1 + std_dev * xi) "
-        "(mult_normal); w nominal, A = max|w| of its row tile or column; "
-        "xi = sqrt(2) * erfinv(u), standard normal in float32 on CPU, u from "
-        "threefry2x32 with the key fold_in([0, chip_seed], h) and the counter = "
-        "row-major index in the stored array; h = little-endian blake2s-32 of "
-        "'<path>#mismatch#0'"
-    ),
-    "chip_conductances": (
-        "of w_chip with the scale_ratio of the nominal tile; a mismatched device may "
-        "exceed g_max, a target never does"
-    ),
-    "sha256": (
-        "of a tensor: its bytes, row-major, little-endian. Of the manifest: of this "
-        "object without its sha256, as JSON with sorted keys, no spaces, UTF-8"
-    ),
-}
 
 FileName = Annotated[
     str, Field(pattern=r"^(tensors|chips/[0-9]{4,10})/[0-9]{4,9}\.safetensors$")
@@ -163,11 +133,12 @@ class Manifest(_Entry):
             for file in chip_files:
                 self._expect(file, "kernel", layer.weight.shape)
             for tile, shape in _tile_shapes(layer).items():
-                self._expect(layer.file, f"{tile}/scale_ratio")
-                self._expect(layer.file, f"{tile}/mapping_scale")
-                for file in [layer.file, *chip_files]:
-                    self._expect(file, f"{tile}/g_pos", shape)
-                    self._expect(file, f"{tile}/g_neg", shape)
+                converter = converter_of(layer.weight)
+                for name in (*converter.scales, "mapping_scale"):
+                    self._expect(layer.file, f"{tile}/{name}")
+                for device in converter.devices:
+                    for file in [layer.file, *chip_files]:
+                        self._expect(file, f"{tile}/{device}", shape)
         return self
 
     def _expect(self, file: str, tensor: str, shape: Sizes | None = None) -> None:

@@ -11,10 +11,11 @@ import numpy as np
 from hwtrain import paths
 from hwtrain.checkpoint import manifest as manifests
 from hwtrain.checkpoint import tensors
-from hwtrain.checkpoint.crossbars import Tile, check_targets, join
 from hwtrain.checkpoint.errors import HardwareCheckpointError
 from hwtrain.checkpoint.manifest import ChipEntry, LayerEntry, LeafEntry, Manifest
+from hwtrain.checkpoint.tiles import Tile, check_targets, join
 from hwtrain.checkpoint.variables import as_leaf, unflatten
+from hwtrain.conductances import converter_of
 from hwtrain.plan import Plan
 
 
@@ -94,13 +95,13 @@ class HardwareCheckpoint:
                 "with Hardware(converter=SinglePairConductanceConverter(...))"
             )
         nominal = self._read(layer.file)
-        pair = nominal
+        chip = nominal
         if chip_seed is not None:
-            pair = self._read(self._chip(chip_seed).files[path])
+            chip = self._read(self._chip(chip_seed).files[path])
         rows, columns = layer.weight.tiles
         return tuple(
             tuple(
-                _tile(nominal, pair, f"tile/{row}/{column}")
+                _tile(layer, nominal, chip, f"tile/{row}/{column}")
                 for column in range(columns)
             )
             for row in range(rows)
@@ -191,12 +192,16 @@ def _without_value(leaf: LeafEntry) -> Any:
 
 
 def _tile(
-    nominal: Mapping[str, np.ndarray], pair: Mapping[str, np.ndarray], name: str
+    layer: LayerEntry,
+    nominal: Mapping[str, np.ndarray],
+    chip: Mapping[str, np.ndarray],
+    name: str,
 ) -> Tile:
+    converter = converter_of(layer.weight)
     return Tile(
-        g_pos=pair[f"{name}/g_pos"],
-        g_neg=pair[f"{name}/g_neg"],
-        scale_ratio=nominal[f"{name}/scale_ratio"],
+        converter=converter,
+        conductances={g: chip[f"{name}/{g}"] for g in converter.devices},
+        params={scale: nominal[f"{name}/{scale}"] for scale in converter.scales},
         mapping_scale=nominal[f"{name}/mapping_scale"],
     )
 
@@ -215,7 +220,7 @@ def _check_conductances(
     if not tensor.startswith("tile/"):
         return
     converter: Any = layer.weight.hardware.converter if layer else None
-    if converter and tensor.rpartition("/")[2] in ("g_pos", "g_neg"):
+    if converter and tensor.rpartition("/")[2] in converter.devices:
         check_targets(where, array, converter)
     elif not np.isfinite(array).all():
         raise HardwareCheckpointError(

@@ -8,9 +8,10 @@ import numpy as np
 
 from hwtrain import paths
 from hwtrain.checkpoint import tensors
-from hwtrain.checkpoint.crossbars import Crossbars, tile_slices
+from hwtrain.checkpoint.crossbars import Crossbars
 from hwtrain.checkpoint.errors import HardwareCheckpointError
 from hwtrain.checkpoint.reader import HardwareCheckpoint, load
+from hwtrain.checkpoint.tiles import tile_slices
 from hwtrain.plan import AnalogWeight
 
 TOLERANCE = 1e-6

@@ -19,6 +19,15 @@ def check_range(g_min: float, g_max: float) -> None:
         )
 
 
+def pair_names(pairs: int) -> tuple[str, ...]:
+    """Returns the names of the conductances of several pairs, in order.
+
+    >>> pair_names(2)
+    ('g_pos_0', 'g_neg_0', 'g_pos_1', 'g_neg_1')
+    """
+    return tuple(f"{g}_{pair}" for pair in range(pairs) for g in ("g_pos", "g_neg"))
+
+
 def require_finite(weights: jax.Array) -> jax.Array:
     """Returns the weights in float32; raises `ValueError` if some are not finite."""
     # A traced array has no values to look at; there they propagate.

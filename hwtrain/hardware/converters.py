@@ -49,6 +49,16 @@ class SingleDeviceConductanceConverter:
         check_range(self.g_min, self.g_max)
         return self
 
+    @property
+    def devices(self) -> tuple[str, ...]:
+        """Names of the conductances of a weight, in order."""
+        return ("g",)
+
+    @property
+    def scales(self) -> tuple[str, ...]:
+        """Names of the parameters of a conversion."""
+        return ("scale_ratio", "min")
+
     def convert_to_conductances(
         self, weights: jax.Array
     ) -> tuple[list[jax.Array], Params]:
@@ -69,6 +79,20 @@ class SingleDeviceConductanceConverter:
             per_column=self.per_column,
         )
         return [g], {"scale_ratio": scale, "min": low}
+
+    def convert_by_scale(self, weights: jax.Array, params: Params) -> list[jax.Array]:
+        """Returns `[g]` in µS of weights, by the scale of others.
+
+        Args:
+          weights: weights that may exceed those that the scale belongs to: their
+            conductance then exceeds [g_min, g_max], and is never negative.
+          params: what `convert_to_conductances` returned for the others.
+
+        Raises:
+          ValueError: if a parameter is missing.
+        """
+        scale, low = require(params, "scale_ratio"), require(params, "min")
+        return [conductance.to_device_by_scale(weights, scale, low, g_min=self.g_min)]
 
     def convert_back_to_weights(
         self, conductances: Sequence[jax.Array], params: Params
@@ -120,6 +144,16 @@ class SinglePairConductanceConverter:
         check_range(self.g_min, self.g_max)
         return self
 
+    @property
+    def devices(self) -> tuple[str, ...]:
+        """Names of the conductances of a weight, in order."""
+        return ("g_pos", "g_neg")
+
+    @property
+    def scales(self) -> tuple[str, ...]:
+        """Names of the parameters of a conversion."""
+        return ("scale_ratio",)
+
     def convert_to_conductances(
         self, weights: jax.Array
     ) -> tuple[list[jax.Array], Params]:
@@ -137,6 +171,20 @@ class SinglePairConductanceConverter:
         )
         pair = conductance.to_pair(weights, scale, g_min=self.g_min)
         return list(pair), {"scale_ratio": scale}
+
+    def convert_by_scale(self, weights: jax.Array, params: Params) -> list[jax.Array]:
+        """Returns `[g_pos, g_neg]` in µS of weights, by the scale of others.
+
+        Args:
+          weights: weights that may exceed those that the scale belongs to: their
+            conductance then exceeds g_max.
+          params: what `convert_to_conductances` returned for the others.
+
+        Raises:
+          ValueError: if there is no `scale_ratio`.
+        """
+        scale = require(params, "scale_ratio")
+        return list(conductance.to_pair(weights, scale, g_min=self.g_min))
 
     def convert_back_to_weights(
         self, conductances: Sequence[jax.Array], params: Params

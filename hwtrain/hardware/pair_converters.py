@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from typing import Annotated, Literal, Self
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from pydantic import Field, model_validator
 from pydantic.dataclasses import dataclass
@@ -12,6 +13,7 @@ from hwtrain.hardware.configuration import CONFIG, NonNegative, Positive
 from hwtrain.hardware.conversion import (
     Params,
     check_range,
+    pair_names,
     require,
     require_count,
     require_finite,
@@ -40,6 +42,16 @@ class _Pairs:
         check_range(self.g_min, self.g_max)
         return self
 
+    @property
+    def devices(self) -> tuple[str, ...]:
+        """Names of the conductances of a weight, in order."""
+        return pair_names(len(self.f_lst))
+
+    @property
+    def scales(self) -> tuple[str, ...]:
+        """Names of the parameters of a conversion."""
+        return ("scale_ratio",)
+
     def convert_to_conductances(
         self, weights: jax.Array
     ) -> tuple[list[jax.Array], Params]:
@@ -52,12 +64,37 @@ class _Pairs:
           ValueError: for weights that are not finite, outside of `jax.jit`.
         """
         weights = require_finite(weights)
-        g_range = sum(self.f_lst) * (self.g_max - self.g_min)
-        scale = conductance.scale_ratio(weights, g_range, per_column=self.per_column)
+        scale = conductance.scale_ratio(
+            weights, self._range, per_column=self.per_column
+        )
         conductances = conductance.to_pairs(
             weights, scale, self.f_lst, g_min=self.g_min, g_max=self.g_max
         )
         return conductances, {"scale_ratio": scale}
+
+    def convert_by_scale(self, weights: jax.Array, params: Params) -> list[jax.Array]:
+        """Returns `[g_pos, g_neg, ...]` in µS of weights, by the scale of others.
+
+        Args:
+          weights: weights that may exceed those that the scale belongs to: all devices
+            of their sign then share the excess.
+          params: what `convert_to_conductances` returned for the others.
+
+        Raises:
+          ValueError: if there is no `scale_ratio`.
+        """
+        scale = require(params, "scale_ratio")
+        limit = self._range / scale
+        inside = jnp.clip(weights, -limit, limit)
+        conductances = conductance.to_pairs(
+            inside, scale, self.f_lst, g_min=self.g_min, g_max=self.g_max
+        )
+        excess = (weights - inside) * scale
+        return conductance.beyond(conductances, excess, self.f_lst)
+
+    @property
+    def _range(self) -> float:
+        return sum(self.f_lst) * (self.g_max - self.g_min)
 
     def convert_back_to_weights(
         self, conductances: Sequence[jax.Array], params: Params
@@ -186,6 +223,16 @@ class CustomPairConductanceConverter:
         self.invertibility_test()
         return self
 
+    @property
+    def devices(self) -> tuple[str, ...]:
+        """Names of the conductances of a weight, in order."""
+        return pair_names(len(self.f_lst))
+
+    @property
+    def scales(self) -> tuple[str, ...]:
+        """Names of the parameters of a conversion."""
+        return ("scale_ratio",)
+
     def invertibility_test(self) -> None:
         """Checks that weights can be had back, at every point and between them.
 
@@ -224,6 +271,24 @@ class CustomPairConductanceConverter:
         w_max = self._largest_sum / scale
         conductances = conductance.to_curves(weights, w_max, self.g_lst)
         return conductances, {"scale_ratio": scale}
+
+    def convert_by_scale(self, weights: jax.Array, params: Params) -> list[jax.Array]:
+        """Returns `[g_pos, g_neg, ...]` in µS of weights, by the scale of others.
+
+        Args:
+          weights: weights that may exceed those that the scale belongs to: all devices
+            of their sign then share the excess.
+          params: what `convert_to_conductances` returned for the others.
+
+        Raises:
+          ValueError: if there is no `scale_ratio`.
+        """
+        scale = require(params, "scale_ratio")
+        limit = self._largest_sum / scale
+        inside = jnp.clip(weights, -limit, limit)
+        conductances = conductance.to_curves(inside, limit, self.g_lst)
+        excess = (weights - inside) * scale
+        return conductance.beyond(conductances, excess, self.f_lst)
 
     def convert_back_to_weights(
         self, conductances: Sequence[jax.Array], params: Params

@@ -113,6 +113,29 @@ def to_pairs(
     return conductances
 
 
+def beyond(
+    conductances: Sequence[jax.Array], excess: jax.Array, factors: Sequence[float]
+) -> list[jax.Array]:
+    r"""Returns conductances raised for weights beyond the largest of their scale.
+
+    .. math:: g_i^\pm \leftarrow g_i^\pm + \max(\pm e, 0) / \sum_j f_j
+
+    All devices of the weight's sign share the excess, so that the weights of the pairs
+    grow by it.
+
+    >>> print(*beyond([jnp.array([25.0]), jnp.array([0.0])], jnp.array([5.0]), (1.0,)))
+    [30.] [0.]
+
+    Args:
+      conductances: `[g_pos, g_neg]` of the first pair, then of the next; in µS.
+      excess: e, in µS, signed; zero for a weight inside the scale.
+      factors: what the difference of each pair is multiplied by, positive.
+    """
+    share = excess / sum(factors)
+    signs = (1, -1) * len(factors)
+    return [g + jnp.maximum(sign * share, 0) for g, sign in zip(conductances, signs)]
+
+
 def from_pairs(
     conductances: Sequence[jax.Array], scale: ArrayLike, factors: Sequence[float]
 ) -> jax.Array:
@@ -165,6 +188,25 @@ def to_device(
     flat = jnp.maximum(jnp.maximum(jnp.abs(low), jnp.abs(high)), _W_MAX_FLOOR)
     scale = (g_max - g_min) / jnp.where(high > low, high - low, flat)
     return jnp.asarray((weights - low) * scale + g_min), scale, low
+
+
+def to_device_by_scale(
+    weights: jax.Array, scale: ArrayLike, w_min: ArrayLike, *, g_min: float
+) -> jax.Array:
+    r"""Returns weights as one conductance each, by a scale that is given.
+
+    .. math:: g = \max(k (w - \min w) + g_\text{min},\ 0)
+
+    >>> print(to_device_by_scale(jnp.array([-2.0, 1.5]), 10.0, -1.0, g_min=5.0))
+    [ 0. 30.]
+
+    Args:
+      weights: weights of any shape; they may exceed those that the scale belongs to.
+      scale: k, in µS per unit of weight, broadcastable against the weights.
+      w_min: the weight at g_min.
+      g_min: its conductance, in µS.
+    """
+    return jnp.maximum((weights - w_min) * scale + g_min, 0)
 
 
 def from_device(

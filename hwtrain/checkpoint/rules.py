@@ -1,0 +1,41 @@
+"""Units and formulas that every manifest states in words."""
+
+UNITS = {
+    "conductance": "µS",
+    "scale_ratio": "µS per unit of crossbar weight",
+    "min": "crossbar weight",
+    "mapping_scale": "unit of the nominal weight per unit of crossbar weight",
+    "nominal": "unit of the model",
+    "input_range": "unit of the layer's input",
+}
+RULES = {
+    "weights": (
+        "per tile, all shaped [*stack, rows, columns] or broadcastable against it: "
+        "crossbar weight w as 'crossbar_weights' says for the converter's type, "
+        "nominal weight W = w * mapping_scale; "
+        "tiles in row-major order; W = transpose(array, [*stack axes, *rows, *columns])"
+    ),
+    "crossbar_weights": (
+        "single_pair: (g_pos - g_neg) / scale_ratio; "
+        "n_pair, dual_pair and custom_pair: sum over i of "
+        "f_lst[i] * (g_pos_i - g_neg_i) / scale_ratio; "
+        "single_device: min + (g - g_min) / scale_ratio"
+    ),
+    "chip": (
+        "w_chip = w + std_dev * A * xi (add_normal) or w * (1 + std_dev * xi) "
+        "(mult_normal); w nominal, A = max|w| of its row tile or column; "
+        "xi = sqrt(2) * erfinv(u), standard normal in float32 on CPU, u from "
+        "threefry2x32 with the key fold_in([0, chip_seed], h) and the counter = "
+        "row-major index in the stored array; h = little-endian blake2s-32 of "
+        "'<path>#mismatch#0'"
+    ),
+    "chip_conductances": (
+        "of w_chip with the scale_ratio (and min) of the nominal tile; a mismatched "
+        "device may exceed g_max, a target never does. Of several pairs, those of the "
+        "weight's sign share equally what exceeds; a single device is never negative"
+    ),
+    "sha256": (
+        "of a tensor: its bytes, row-major, little-endian. Of the manifest: of this "
+        "object without its sha256, as JSON with sorted keys, no spaces, UTF-8"
+    ),
+}
