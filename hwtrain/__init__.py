@@ -35,6 +35,8 @@ from hwtrain.hardware import presets as presets
 from hwtrain.mismatch import apply_mismatch as apply_mismatch
 from hwtrain.mismatch import chip_key as chip_key
 from hwtrain.plan import Plan as Plan
+from hwtrain.programming import ProgrammedChip as ProgrammedChip
+from hwtrain.programming import program_chip as program_chip
 from hwtrain.transforms import Rule as Rule
 from hwtrain.transforms import adopt as adopt
 from hwtrain.transforms import analogize as analogize

@@ -70,12 +70,29 @@ def apply_mismatch(params: paths.Tree, plan: Plan, key: jax.Array) -> paths.Tree
 
     def chip_value(path: str, leaf: jax.Array) -> jax.Array:
         weight = weights.get(path)
-        if weight is None or weight.hardware.mismatch is None:
+        if weight is None:
             return leaf
-        mismatch = weight.hardware.mismatch
-        w, scale = on_crossbar(weight, leaf, by_path.get(weight.leaf("mapping_scale")))
-        w_max = largest_weight(weight, w, per_column=mismatch.per_column)
-        noisy = mismatch(draw_key(key, path, "mismatch"), w, w_max)
-        return jnp.asarray(noisy * scale, leaf.dtype)
+        scale = by_path.get(weight.leaf("mapping_scale"))
+        kernel = mismatched(weight, jnp.asarray(leaf, jnp.float32), scale, key)
+        return kernel.astype(leaf.dtype)
 
     return paths.map_leaves(chip_value, params)
+
+
+def mismatched(
+    weight: AnalogWeight, kernel: jax.Array, scale: jax.Array | None, key: jax.Array
+) -> jax.Array:
+    """Returns one array as a chip has it; as it is, if it has no mismatch.
+
+    Args:
+      weight: the plan of the array.
+      kernel: the stored array, nominal, in float32.
+      scale: the stored mapping scale, if the array has one.
+      key: `chip_key(chip_seed)`.
+    """
+    mismatch = weight.hardware.mismatch
+    if mismatch is None:
+        return kernel
+    w, s = on_crossbar(weight, kernel, scale)
+    w_max = largest_weight(weight, w, per_column=mismatch.per_column)
+    return mismatch(draw_key(key, weight.path, "mismatch"), w, w_max) * s

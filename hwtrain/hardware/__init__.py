@@ -3,6 +3,7 @@
 from hwtrain.hardware import presets as presets
 from hwtrain.hardware.chip import ConductanceConverter as ConductanceConverter
 from hwtrain.hardware.chip import Hardware as Hardware
+from hwtrain.hardware.chip import NoiseModel as NoiseModel
 from hwtrain.hardware.compensation import DriftCompensation as DriftCompensation
 from hwtrain.hardware.compensation import (
     GlobalDriftCompensation as GlobalDriftCompensation,

@@ -1,22 +1,32 @@
 """One type of chip."""
 
-from typing import Annotated
+import math
+from typing import Annotated, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 from pydantic.dataclasses import dataclass
 
+from hwtrain.hardware.compensation import DriftCompensation
 from hwtrain.hardware.configuration import CONFIG
 from hwtrain.hardware.converters import (
     SingleDeviceConductanceConverter,
     SinglePairConductanceConverter,
 )
+from hwtrain.hardware.hermes import HermesNoiseModel
+from hwtrain.hardware.measured import MeasuredNoiseModel
 from hwtrain.hardware.modifiers import WeightModifierParameter
+from hwtrain.hardware.noise_models import (
+    CustomDriftPCMLikeNoiseModel,
+    PCMLikeNoiseModel,
+    StateIndependentNoiseModel,
+)
 from hwtrain.hardware.pair_converters import (
     CustomPairConductanceConverter,
     DualPairConductanceConverter,
     NPairConductanceConverter,
 )
 from hwtrain.hardware.periphery import InputRangeParameter, MappingParameter
+from hwtrain.hardware.reram import ReRamCMONoiseModel, ReRamWan2022NoiseModel
 from hwtrain.hardware.weights import (
     MismatchParameter,
     WeightClipParameter,
@@ -32,6 +42,18 @@ ConductanceConverter = Annotated[
     Field(discriminator="type"),
 ]
 """Any converter; its `type` tells which."""
+
+NoiseModel = Annotated[
+    PCMLikeNoiseModel
+    | CustomDriftPCMLikeNoiseModel
+    | HermesNoiseModel
+    | StateIndependentNoiseModel
+    | MeasuredNoiseModel
+    | ReRamWan2022NoiseModel
+    | ReRamCMONoiseModel,
+    Field(discriminator="type"),
+]
+"""Any noise model of programmed devices; its `type` tells which."""
 
 
 @dataclass(frozen=True, kw_only=True, config=CONFIG)
@@ -59,7 +81,45 @@ class Hardware:
     mismatch: MismatchParameter | None = None
     """Frozen mismatch of each chip."""
     converter: ConductanceConverter | None = None
-    """How a weight becomes conductances, for the export."""
+    """How a weight becomes conductances, for the export and for `noise_model`."""
+    noise_model: NoiseModel | None = None
+    """What programming, time and reads do to a chip's conductances."""
+    drift_compensation: DriftCompensation | None = None
+    """What undoes the mean drift of each tile when a chip is used."""
+
+    @model_validator(mode="after")
+    def _check_noise_model(self) -> Self:
+        if self.noise_model is None:
+            if self.drift_compensation is not None:
+                raise ValueError(
+                    "drift_compensation needs a noise_model, because without one "
+                    "nothing drifts; write noise_model=PCMLikeNoiseModel() too, or "
+                    "leave it out"
+                )
+            return self
+        if self.converter is None:
+            raise ValueError(
+                f"noise_model={self.noise_model.type!r} needs a converter: its noise "
+                "is that of conductances. Write converter="
+                f"SinglePairConductanceConverter(g_max={self.noise_model.g_max:g})"
+            )
+        for name in ("g_max", "g_min"):
+            here = getattr(self.converter, name)
+            there = getattr(self.noise_model, name, here)
+            if not math.isclose(here, there, rel_tol=1e-6):
+                raise ValueError(
+                    f"the converter has {name}={here:g} µS and the noise model "
+                    f"{self.noise_model.type!r} has {there:g} µS; they must be the "
+                    f"same. Write {name}={there:g} in the converter, or the model's "
+                    f"{name}={here:g}"
+                )
+        return self
+
+    @property
+    def frozen(self) -> bool:
+        """Whether chips differ: by mismatch, or by how they were programmed."""
+        mismatch = self.mismatch is not None and self.mismatch.draws
+        return mismatch or self.noise_model is not None
 
     @property
     def ranged(self) -> bool:

@@ -1,8 +1,7 @@
 """Chips from the literature, one source each.
 
-A preset says how weights become conductances on a chip; the chip's noise is the noise
-model that its docstring names. What it leaves at `None` is ideal: add it with
-`dataclasses.replace`.
+A preset says how weights become conductances on a chip, and what noise these have. What
+it leaves at `None` is ideal: add it with `dataclasses.replace`.
 """
 
 from typing import Literal
@@ -13,6 +12,8 @@ from hwtrain.hardware.converters import (
     SinglePairConductanceConverter,
 )
 from hwtrain.hardware.hermes import HermesNoiseModel
+from hwtrain.hardware.noise_models import PCMLikeNoiseModel
+from hwtrain.hardware.reram import ReRamCMONoiseModel, ReRamWan2022NoiseModel
 
 
 def ideal() -> Hardware:
@@ -27,22 +28,21 @@ def ideal() -> Hardware:
 def pcm() -> Hardware:
     """Returns a phase-change chip: pairs of devices of 0 to 25 µS.
 
-    Its noise is `PCMLikeNoiseModel()`.
-
-    >>> pcm().converter.g_max
-    25.0
+    >>> pcm().converter.g_max, pcm().noise_model.type
+    (25.0, 'pcm_like')
 
     References:
       Nandakumar et al., Phase-change memory models for deep learning training and
       inference, ICECS 2019.
     """
-    return Hardware(converter=SinglePairConductanceConverter(g_max=25.0))
+    return Hardware(
+        converter=SinglePairConductanceConverter(g_max=25.0),
+        noise_model=PCMLikeNoiseModel(),
+    )
 
 
 def hermes(*, num_devices: Literal[1, 2] = 2) -> Hardware:
     """Returns the Hermes chip: pairs of 0 to 20.7 µS, or 10.35 µS with one device.
-
-    Its noise is `HermesNoiseModel(num_devices=num_devices)`.
 
     >>> hermes().converter.g_max, hermes(num_devices=1).converter.g_max
     (20.7, 10.35)
@@ -61,14 +61,14 @@ def hermes(*, num_devices: Literal[1, 2] = 2) -> Hardware:
         raise ValueError(
             f"Hermes holds a conductance in 1 or 2 devices, got {num_devices}"
         )
-    g_max = HermesNoiseModel(num_devices=num_devices).g_max
-    return Hardware(converter=SinglePairConductanceConverter(g_max=g_max))
+    noise = HermesNoiseModel(num_devices=num_devices)
+    return Hardware(
+        converter=SinglePairConductanceConverter(g_max=noise.g_max), noise_model=noise
+    )
 
 
 def reram_wan2022() -> Hardware:
     """Returns the NeuRRAM chip: pairs of ReRAM devices of 0 to 40 µS.
-
-    Its noise is `ReRamWan2022NoiseModel()`.
 
     >>> reram_wan2022().converter.g_max
     40.0
@@ -77,13 +77,14 @@ def reram_wan2022() -> Hardware:
       Wan et al., A compute-in-memory chip based on resistive random-access memory,
       Nature 2022.
     """
-    return Hardware(converter=SinglePairConductanceConverter(g_max=40.0))
+    return Hardware(
+        converter=SinglePairConductanceConverter(g_max=40.0),
+        noise_model=ReRamWan2022NoiseModel(),
+    )
 
 
 def reram_cmo() -> Hardware:
     """Returns a CMO/HfOx ReRAM chip: single devices of 9 to 88.2 µS.
-
-    Its noise is `ReRamCMONoiseModel()`.
 
     >>> reram_cmo().converter.g_min
     9.0
@@ -92,4 +93,6 @@ def reram_cmo() -> Hardware:
       Falcone et al., All-in-one analog AI accelerator: on-chip training and inference
       with conductive-metal-oxide/HfOx ReRAM devices, 2025.
     """
-    return Hardware(converter=SingleDeviceConductanceConverter())
+    return Hardware(
+        converter=SingleDeviceConductanceConverter(), noise_model=ReRamCMONoiseModel()
+    )

@@ -98,6 +98,7 @@ def _row(weight: AnalogWeight, plan: Plan, values: dict[str, Any]) -> dict[str, 
         "remap": _remap(chip),
         "mismatch": _mismatch(chip),
         "conductances": _converter(chip),
+        "programming": _noise_model(chip),
         "by": weight.rule,
     }
 
@@ -193,6 +194,21 @@ def _converter(chip: Hardware) -> str:
         f"{chip.converter.type}, {chip.converter.g_min:g} to "
         f"{chip.converter.g_max:g} µS"
     )
+
+
+def _noise_model(chip: Hardware) -> str:
+    model = chip.noise_model
+    if model is None:
+        return "none"
+    scales = ("prog_noise_scale", "noise_scale", "drift_scale", "read_noise_scale")
+    changed = "".join(
+        f", {name} {getattr(model, name):g}"
+        for name in scales
+        if getattr(model, name, 1.0) != 1.0
+    )
+    compensation = chip.drift_compensation
+    undone = f", {compensation.type} drift compensation" if compensation else ""
+    return f"{model.type}{changed}{undone}"
 
 
 def _totals(plan: Plan, values: dict[str, Any]) -> dict[str, int]:

@@ -1,0 +1,235 @@
+"""A chip after programming: its conductances, and its parameters at any time.
+
+Train, program, drift, compensate: what training gives is nominal. A chip gets the
+conductances of it, with the noise of programming; they drift with time, and a digital
+factor for each tile undoes the mean of the drift.
+"""
+
+import dataclasses
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.typing import ArrayLike
+
+from hwtrain import conductances, paths
+from hwtrain.hardware import NoiseModel
+from hwtrain.hardware.conversion import Params
+from hwtrain.mismatch import apply_mismatch, mismatched, on_crossbar
+from hwtrain.physics import tiling
+from hwtrain.physics.programmed import Programmed
+from hwtrain.physics.random import draw_key
+from hwtrain.plan import AnalogWeight, Plan
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ProgrammedWeight:
+    """The crossbars of one weight after programming.
+
+    Attributes:
+      devices: for each of the converter's devices, everything about it that is random;
+        arrays of the stored shape, in µS.
+      params: the parameters of the nominal weights' conversion; see
+        `conductances.targets`. Programming does not change them.
+      scale: the mapping scale, broadcastable against the stored array.
+      target: `[*stack, rows, columns]`, nominal weights in units of the crossbar.
+    """
+
+    devices: tuple[Programmed, ...]
+    params: Params
+    scale: ArrayLike
+    target: jax.Array
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ProgrammedChip:
+    """A chip after programming; `at` gives its parameters at a time.
+
+    Attributes:
+      params: parameters with the chip's mismatch; the nominal ones are not changed.
+      weights: by path, the weights whose hardware has a noise model.
+      plan: the plan of the model.
+    """
+
+    params: Any
+    weights: dict[str, ProgrammedWeight]
+    plan: Plan = dataclasses.field(metadata={"static": True})
+
+    def at(self, t_s: ArrayLike, key: jax.Array | None = None) -> Any:
+        r"""Returns the parameters as the chip has them at a time.
+
+        .. math:: W(t) = s\,\alpha(t)\,w\big(g(t)\big)
+
+        with :math:`w(g)` the converter's weights of conductances by the scale of their
+        targets, :math:`s` the mapping scale, and :math:`\alpha` the factor of the drift
+        compensation, from the same read.
+
+        Args:
+          t_s: time since programming, in seconds; zero is just after. May be traced.
+          key: key of the read noise, another one for each read; `None` reads without
+            noise.
+
+        Returns:
+          A tree like the parameters.
+        """
+
+        def now(path: str, leaf: jax.Array) -> jax.Array:
+            if path not in self.weights:
+                return leaf
+            kernel = weight_at(self.plan[path], self.weights[path], t_s, key)
+            return kernel.astype(leaf.dtype)
+
+        return paths.map_leaves(now, self.params)
+
+
+def program_chip(params: Any, plan: Plan, key: jax.Array) -> ProgrammedChip:
+    r"""Programs a chip with a model.
+
+    .. math:: W \to W_\text{chip} \to w = W_\text{chip} / s \to g(w)
+        \to g_\text{prog}, \nu
+
+    nominal, with mismatch, on the crossbar, as target conductances, and programmed. A
+    pure function of the chip's key, each parameter's path, device and element;
+    vectorise it over chips with `jax.vmap`.
+
+    >>> import hwtrain
+    >>> from flax import linen as nn
+    >>> x = jnp.ones((1, 3))
+    >>> analog = hwtrain.analogize(nn.Dense(4), hwtrain.presets.pcm())
+    >>> params = analog.init(jax.random.key(0), x)["params"]
+    >>> plan = hwtrain.plan(analog, params, x)
+    >>> chip = program_chip(params, plan, hwtrain.chip_key(7))
+    >>> after_a_day = chip.at(86_400.0, key=jax.random.key(1))
+    >>> bool(abs(after_a_day["kernel"]).mean() < abs(params["kernel"]).mean())
+    True
+
+    Args:
+      params: nominal parameters.
+      plan: the plan; weights without a noise model get their mismatch only.
+      key: `chip_key(chip_seed)`.
+
+    Raises:
+      ValueError: if a weight of the plan is not among the parameters.
+
+    References:
+      Joshi et al., Accurate deep neural network inference using computational
+      phase-change memory, Nature Communications 2020.
+    """
+    values = paths.leaves(params)
+    weights = {}
+    for weight in plan.weights:
+        if weight.path not in values:
+            raise ValueError(
+                f"the plan has {weight.path!r}, but the parameters do not; they have "
+                f"{sorted(values)}. Pass the parameters that the plan was made from"
+            )
+        if weight.hardware.noise_model is not None:
+            scale = values.get(weight.leaf("mapping_scale"))
+            weights[weight.path] = program_weight(
+                weight, values[weight.path], scale, key
+            )
+    chip = apply_mismatch(params, plan, key)
+    return ProgrammedChip(params=chip, weights=weights, plan=plan)
+
+
+def program_weight(
+    weight: AnalogWeight, kernel: jax.Array, scale: jax.Array | None, key: jax.Array
+) -> ProgrammedWeight:
+    """Programs the crossbars of one weight; see `program_chip`.
+
+    Args:
+      weight: the plan of the array; its hardware has a noise model.
+      kernel: the stored array, nominal.
+      scale: its stored mapping scale, if it has one.
+      key: `chip_key(chip_seed)`.
+    """
+    model = noise_model_of(weight)
+    # In float32 whatever the model's dtype, as in an export.
+    kernel = jnp.asarray(kernel, jnp.float32)
+    nominal, s = on_crossbar(weight, kernel, scale)
+    target = weight.to_matrix(nominal)
+    _, params = conductances.targets(weight, target)
+    chip = mismatched(weight, kernel, scale, key) / s
+    wanted = conductances.by_scale(weight, weight.to_matrix(chip), params)
+    devices = tuple(
+        model.program(
+            draw_key(key, weight.path, "programming", part), weight.from_matrix(g)
+        )
+        for part, g in enumerate(wanted)
+    )
+    return ProgrammedWeight(devices=devices, params=params, scale=s, target=target)
+
+
+def weight_at(
+    weight: AnalogWeight,
+    programmed: ProgrammedWeight,
+    t_s: ArrayLike,
+    key: jax.Array | None,
+) -> jax.Array:
+    """Returns one stored array, float32, as a chip has it; see `ProgrammedChip.at`.
+
+    Args:
+      weight: the plan of the array.
+      programmed: its crossbars.
+      t_s: time since programming, in seconds.
+      key: key of the read noise; `None` for none.
+    """
+    model = noise_model_of(weight)
+    reads = [
+        model.mean_at(device, t_s)
+        if key is None
+        else model.at(draw_key(key, weight.path, "read", part), device, t_s)
+        for part, device in enumerate(programmed.devices)
+    ]
+    w = _weights(weight, reads, programmed.params)
+    compensation = weight.hardware.drift_compensation
+    if compensation is not None:
+        fresh = [device.g_prog for device in programmed.devices]
+        at_zero = _weights(weight, fresh, programmed.params)
+        baseline = compensation.baseline(
+            _responses(weight, at_zero), _responses(weight, programmed.target)
+        )
+        factor = compensation.factor(baseline, _responses(weight, w))
+        # [..., row tiles, column tiles], with a factor for each column or without.
+        per_tile = (
+            (..., None, slice(None)) if factor.ndim > w.ndim else (..., None, None)
+        )
+        tiles = conductances.cut(weight, w) * factor[per_tile]
+        w = conductances.join(weight, tiles)
+    return weight.from_matrix(w) * programmed.scale
+
+
+def noise_model_of(weight: AnalogWeight) -> NoiseModel:
+    """Returns the noise model of a weight's hardware.
+
+    Raises:
+      ValueError: if it has none.
+    """
+    model = weight.hardware.noise_model
+    if model is None:
+        raise ValueError(
+            f"{weight.path}: its hardware has no noise model, so its devices neither "
+            "miss their targets nor drift. Write Hardware(noise_model=..., "
+            "converter=...)"
+        )
+    return model
+
+
+def _weights(
+    weight: AnalogWeight, stored: list[jax.Array], params: Params
+) -> jax.Array:
+    matrices = [weight.to_matrix(g) for g in stored]
+    return conductances.back_to_weights(weight, matrices, params)
+
+
+def _responses(weight: AnalogWeight, w: jax.Array) -> jax.Array:
+    """Returns what each tile answers to one row driven by 1 after the other.
+
+    Of an ideal read-out these are its weights. Padding adds zeros to the response now
+    and to the baseline alike, so that their ratio is that of the tile.
+    """
+    columns = tiling.cut(w, weight.column_sizes, -1)
+    tiles = tiling.cut(columns, weight.row_sizes, -3)
+    return jnp.swapaxes(tiles, -3, -2)
