@@ -21,6 +21,10 @@ from hwtrain.physics.programmed import Programmed
 from hwtrain.physics.random import draw_key
 from hwtrain.plan import AnalogWeight, Plan
 
+PROGRAMMED = ("g_prog", "nu", "xi")
+"""What programming gives a device, of which a noise model has some: fields of
+`Programmed` beside its target."""
+
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -215,6 +219,17 @@ def noise_model_of(weight: AnalogWeight) -> NoiseModel:
             "converter=...)"
         )
     return model
+
+
+def programmed_fields(model: NoiseModel) -> tuple[str, ...]:
+    """Returns those of `PROGRAMMED` that devices of a noise model have.
+
+    >>> from hwtrain.hardware import PCMLikeNoiseModel
+    >>> programmed_fields(PCMLikeNoiseModel())
+    ('g_prog', 'nu')
+    """
+    device = jax.eval_shape(lambda: model.program(jax.random.key(0), jnp.ones(1)))
+    return tuple(name for name in PROGRAMMED if getattr(device, name) is not None)
 
 
 def _weights(

@@ -47,12 +47,12 @@ class Contents:
                 f"have; they have {', '.join(params) or 'nothing'}. Make the "
                 "plan from the model whose parameters these are"
             )
-        mismatches = (weight.hardware.mismatch for weight in plan.weights)
-        if self.seeds and not any(m is not None and m.draws for m in mismatches):
+        if self.seeds and not any(w.hardware.frozen for w in plan.weights):
             raise HardwareCheckpointError(
                 f"chip {self.seeds[0]} would be the nominal model: no weight of the "
-                "plan has a frozen mismatch. Give its Hardware a "
-                "mismatch=MismatchParameter(...), or leave the chip seed out"
+                "plan has a frozen mismatch or a noise model. Give its Hardware a "
+                "mismatch=MismatchParameter(...) or a noise_model, or leave the chip "
+                "seed out"
             )
 
     @property
@@ -144,7 +144,8 @@ class Contents:
             chip_kernel, conductances = crossbars.chip(seed)
             chip = {"kernel": (chip_kernel, UNITS["nominal"])}
             for name, array in conductances:
-                chip[name] = (array, UNITS["conductance"])
+                unit = UNITS.get(name.rpartition("/")[2], UNITS["conductance"])
+                chip[name] = (array, unit)
             files.write(_file(_chip_folder(seed), number), [], chip)
         return LayerEntry(
             weight=weight,

@@ -15,6 +15,7 @@ from hwtrain.hardware import ConductanceConverter
 from hwtrain.hardware.conversion import Params
 from hwtrain.mismatch import apply_mismatch, chip_key, on_crossbar
 from hwtrain.plan import AnalogWeight, Plan
+from hwtrain.programming import PROGRAMMED, program_weight
 
 
 class Crossbars:
@@ -72,24 +73,35 @@ class Crossbars:
 
         Returns:
           The array as the chip has it, float32, shaped as stored; and for each tile
-          and device its conductances, such as `tile/0/1/g_pos`, in µS, not clipped: a
-          device with mismatch may exceed g_max.
+          and device its target conductances, such as `tile/0/1/g_pos`, in µS, not
+          clipped: a device with mismatch may exceed g_max. With a noise model, also
+          what programming reached and drew: `tile/0/1/g_pos/g_prog`, `.../nu`.
         """
         with on_cpu():
             # Not a Python integer: JAX would take it for a signed one.
             kernel = _chip_kernel(
                 self.weight, self._kernel, self._scale, np.uint32(seed)
             )
-        return np.asarray(kernel), self._chip_conductances(kernel)
+        return np.asarray(kernel), self._chip_conductances(kernel, seed)
 
-    def _chip_conductances(self, kernel: jax.Array) -> Iterator[tuple[str, np.ndarray]]:
+    def _chip_conductances(
+        self, kernel: jax.Array, seed: int
+    ) -> Iterator[tuple[str, np.ndarray]]:
         if self.weight.hardware.converter is None:
             return
         with on_cpu():
-            found = _by_scale(self._geometry, self._w, kernel, self._scale)
+            if self.weight.hardware.noise_model is None:
+                found = _by_scale(self._geometry, self._w, kernel, self._scale)
+                quantities = [{"": g} for g in found]
+            else:
+                quantities = _programmed(
+                    self.weight, self._kernel, self._scale, np.uint32(seed)
+                )
         for place in grid(self.weight):
-            for name, g in zip(self._converter.devices, found):
-                yield f"{place.name}/{name}", np.asarray(g[place.elements])
+            for name, device in zip(self._converter.devices, quantities):
+                for quantity, matrix in device.items():
+                    tensor = f"{place.name}/{name}/{quantity}".rstrip("/")
+                    yield tensor, np.asarray(matrix[place.elements])
 
     @property
     def _converter(self) -> ConductanceConverter:
@@ -163,3 +175,20 @@ def _by_scale(
     _, params = conductances.targets(weight, w)
     chip = weight.to_matrix(on_crossbar(weight, kernel, scale)[0])
     return conductances.by_scale(weight, chip, params)
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _programmed(
+    weight: AnalogWeight, kernel: jax.Array, scale: jax.Array, seed: jax.Array
+) -> list[dict[str, jax.Array]]:
+    """Returns for each device the matrices of its target, `""`, and of its draws."""
+    found = program_weight(weight, kernel, scale, chip_key(seed))
+    names = {"g_target": "", **{name: name for name in PROGRAMMED}}
+    return [
+        {
+            names[name]: weight.to_matrix(array)
+            for name, array in vars(device).items()
+            if array is not None
+        }
+        for device in found.devices
+    ]

@@ -1,6 +1,7 @@
 """The manifest: what a hardware-ready checkpoint says about itself."""
 
 import hashlib
+import itertools
 import json
 import os
 from pathlib import Path
@@ -12,6 +13,7 @@ from hwtrain.checkpoint.errors import HardwareCheckpointError
 from hwtrain.checkpoint.rules import RULES, UNITS
 from hwtrain.conductances import converter_of
 from hwtrain.plan import AnalogWeight, Digital, Plan
+from hwtrain.programming import programmed_fields
 
 FORMAT = "hwtrain-checkpoint"
 MAJOR, MINOR = 1, 0
@@ -136,9 +138,13 @@ class Manifest(_Entry):
                 converter = converter_of(layer.weight)
                 for name in (*converter.scales, "mapping_scale"):
                     self._expect(layer.file, f"{tile}/{name}")
+                model = layer.weight.hardware.noise_model
+                draws = programmed_fields(model) if model else ()
                 for device in converter.devices:
                     for file in [layer.file, *chip_files]:
                         self._expect(file, f"{tile}/{device}", shape)
+                    for file, draw in itertools.product(chip_files, draws):
+                        self._expect(file, f"{tile}/{device}/{draw}", shape)
         return self
 
     def _expect(self, file: str, tensor: str, shape: Sizes | None = None) -> None:

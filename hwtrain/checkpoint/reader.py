@@ -6,17 +6,22 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import jax
 import numpy as np
+from jax.typing import ArrayLike
 
 from hwtrain import paths
 from hwtrain.checkpoint import manifest as manifests
 from hwtrain.checkpoint import tensors
 from hwtrain.checkpoint.errors import HardwareCheckpointError
 from hwtrain.checkpoint.manifest import ChipEntry, LayerEntry, LeafEntry, Manifest
+from hwtrain.checkpoint.reads import check_read, kernel_at
 from hwtrain.checkpoint.tiles import Tile, check_targets, join
 from hwtrain.checkpoint.variables import as_leaf, unflatten
 from hwtrain.conductances import converter_of
+from hwtrain.physics.programmed import Programmed
 from hwtrain.plan import Plan
+from hwtrain.programming import programmed_fields
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
@@ -49,24 +54,45 @@ class HardwareCheckpoint:
         """The seeds of the frozen chips."""
         return tuple(chip.seed for chip in self.manifest.chips)
 
-    def chip(self, seed: int) -> dict[str, Any]:
+    def chip(
+        self,
+        seed: int,
+        *,
+        t_s: ArrayLike | None = None,
+        key: jax.Array | None = None,
+    ) -> dict[str, Any]:
         """Returns the parameters as one frozen chip has them.
 
-        For evaluation only: `export` takes the nominal `variables`.
+        For evaluation only: `export` takes the nominal `variables`. Weights with a
+        noise model follow from the programmed conductances in the chip's files, with
+        drift and its compensation.
 
         Args:
           seed: the chip's seed.
+          t_s: time since programming, in seconds. `None`: zero, just after.
+          key: key of the read noise; `None` reads without noise.
 
         Returns:
           A tree like `params`, of the same dtypes.
 
         Raises:
-          HardwareCheckpointError: if the chip is not in the checkpoint, or damaged.
+          HardwareCheckpointError: if the chip is not in the checkpoint, or damaged; or
+            for a time or a key that no noise model of the checkpoint would feel.
         """
         chip = self._chip(seed)
-        kernels = {
-            path: self._read(file)["kernel"] for path, file in chip.files.items()
-        }
+        check_read(self.manifest, t_s, key)
+        now = 0.0 if t_s is None else t_s
+        nominal = paths.leaves(self.params)
+        kernels = {}
+        for layer in self.manifest.layers:
+            path, read = layer.weight.path, self._read(chip.files[layer.weight.path])
+            kernels[path] = read["kernel"]
+            if layer.weight.hardware.noise_model is not None:
+                scale = nominal.get(layer.weight.leaf("mapping_scale"))
+                tiles = self.conductances(path, seed)
+                kernels[path] = kernel_at(
+                    layer.weight, nominal[path], scale, tiles, now, key
+                )
 
         def chip_value(path: str, leaf: Any) -> Any:
             if path not in kernels:
@@ -198,7 +224,19 @@ def _tile(
     name: str,
 ) -> Tile:
     converter = converter_of(layer.weight)
+    model = layer.weight.hardware.noise_model
+    programmed = {}
+    if model is not None and chip is not nominal:
+        fields = programmed_fields(model)
+        programmed = {
+            g: Programmed(
+                g_target=chip[f"{name}/{g}"],
+                **{field: chip[f"{name}/{g}/{field}"] for field in fields},
+            )
+            for g in converter.devices
+        }
     return Tile(
+        programmed=programmed,
         converter=converter,
         conductances={g: chip[f"{name}/{g}"] for g in converter.devices},
         params={scale: nominal[f"{name}/{scale}"] for scale in converter.scales},

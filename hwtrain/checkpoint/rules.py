@@ -4,6 +4,8 @@ UNITS = {
     "conductance": "µS",
     "scale_ratio": "µS per unit of crossbar weight",
     "min": "crossbar weight",
+    "nu": "1",
+    "xi": "1",
     "mapping_scale": "unit of the nominal weight per unit of crossbar weight",
     "nominal": "unit of the model",
     "input_range": "unit of the layer's input",
@@ -33,6 +35,23 @@ RULES = {
         "of w_chip with the scale_ratio (and min) of the nominal tile; a mismatched "
         "device may exceed g_max, a target never does. Of several pairs, those of the "
         "weight's sign share equally what exceeds; a single device is never negative"
+    ),
+    "programming": (
+        "of each device of a chip, by the noise model of its hardware: its target is "
+        "the tensor of its own name, g_prog what programming reached, nu its drift "
+        "exponent, xi the number that its relaxation follows; drawn as xi of 'chip', "
+        "with the key fold_in(fold_in([0, chip_seed], h), n), h of "
+        "'<path>#programming#<number of the device>', n = 0 for the programming noise "
+        "and 1 for nu or xi (reram_wan2022: one number, without the outer fold_in). "
+        "At a time t >= 0 in s after programming: power-law models "
+        "g(t) = g_prog * ((t + t_0) / t_0) ** -nu; reram_wan2022 "
+        "g(t) = max(target + sigma(target, t) * xi, 0); reram_cmo as its docstring. "
+        "Weights follow by 'weights' with the scale_ratio of the nominal tile"
+    ),
+    "drift_compensation": (
+        "factor on the weights of a tile: mean|w| of g_prog (global, per_column: of "
+        "each column) or of the nominal weights (global_exact_reference), divided by "
+        "that of g(t), both at least 1e-4"
     ),
     "sha256": (
         "of a tensor: its bytes, row-major, little-endian. Of the manifest: of this "

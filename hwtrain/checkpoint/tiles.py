@@ -9,6 +9,7 @@ import numpy as np
 
 from hwtrain.checkpoint.errors import HardwareCheckpointError
 from hwtrain.hardware import ConductanceConverter
+from hwtrain.physics.programmed import Programmed
 from hwtrain.plan import AnalogWeight
 
 # Float32 rounding of g_max, generously; anything beyond is not rounding.
@@ -27,12 +28,15 @@ class Tile:
         `[*stack, 1, columns or 1]`.
       mapping_scale: `[*stack, 1, columns or 1]`, the nominal weight of a crossbar
         weight of one.
+      programmed: of a chip with a noise model, each device after programming, by name;
+        the conductances are its targets.
     """
 
     converter: ConductanceConverter
     conductances: Mapping[str, np.ndarray]
     params: Mapping[str, np.ndarray]
     mapping_scale: np.ndarray
+    programmed: Mapping[str, Programmed] = dataclasses.field(default_factory=dict)
 
     @property
     def g_pos(self) -> np.ndarray:
@@ -50,7 +54,7 @@ class Tile:
         return self.params["scale_ratio"]
 
     def weights(self) -> np.ndarray:
-        r"""Returns the weights that the conductances stand for.
+        r"""Returns the weights that the (target) conductances stand for.
 
         .. math:: W = s\, w(g)
 

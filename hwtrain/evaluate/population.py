@@ -9,15 +9,17 @@ import jax.numpy as jnp
 import numpy as np
 from scipy import stats
 
-from hwtrain import paths
 from hwtrain.checkpoint import HardwareCheckpoint
-from hwtrain.mismatch import apply_mismatch, chip_key
+from hwtrain.mismatch import chip_key
 from hwtrain.physics.random import draw_key
+from hwtrain.plan import Plan
+from hwtrain.programming import program_chip
 from hwtrain.transforms import plan as plan_of
 from hwtrain.transforms.functional import as_function
 
 CHUNK_BYTES = 256 * 2**20
-"""Chips are evaluated together as long as their parameters take less than this."""
+"""Chips are evaluated together as long as their parameters, and the conductances of
+their devices, take less than this."""
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -29,33 +31,39 @@ class Population:
     0.90 ± 0.10
 
     Attributes:
-      values: `[chips]`, the metric's mean over all examples, for each chip.
+      values: `[chips]` or `[chips, times]`, the metric's mean over all examples, for
+        each chip and time.
       seeds: the chips' seeds.
       mode: the mode that the model was in.
+      times_s: the times since programming, in seconds; `None` if none were asked for.
     """
 
     values: np.ndarray
     seeds: tuple[int, ...]
     mode: str = "chip_mode"
+    times_s: tuple[float, ...] | None = None
 
     @property
-    def mean(self) -> float:
-        """Mean over chips."""
-        return float(np.mean(self.values))
+    def mean(self) -> Any:
+        """Mean over chips: a float, or `[times]`."""
+        return _plain(np.mean(self.values, axis=0))
 
     @property
-    def std(self) -> float:
-        """Standard deviation over chips (N-1): how much chips differ."""
-        return float(np.std(self.values, ddof=1)) if len(self.values) > 1 else 0.0
+    def std(self) -> Any:
+        """Standard deviation over chips (N-1), how much they differ, as `mean`."""
+        if len(self.values) < 2:
+            return _plain(np.zeros(self.values.shape[1:]))
+        return _plain(np.std(self.values, axis=0, ddof=1))
 
     @property
-    def interval(self) -> tuple[float, float]:
+    def interval(self) -> tuple[Any, Any]:
         """95 % confidence interval of the mean, by Student's t; NaN for one chip."""
         count = len(self.values)
         if count < 2:
-            return float("nan"), float("nan")
-        half = stats.t.ppf(0.975, count - 1) * self.std / np.sqrt(count)
-        return self.mean - float(half), self.mean + float(half)
+            missing = _plain(np.full(self.values.shape[1:], np.nan))
+            return missing, missing
+        half = _plain(stats.t.ppf(0.975, count - 1) * self.std / np.sqrt(count))
+        return self.mean - half, self.mean + half
 
 
 def population(
@@ -66,13 +74,15 @@ def population(
     *,
     chips: int | Sequence[int],
     key: jax.Array,
+    times_s: Sequence[float] | None = None,
     chunk: int | None = None,
 ) -> Population:
     """Evaluates a model on a population of chips, in chip mode.
 
-    Each chip gets its frozen mismatch, a function of its seed: chip 7 is the chip that
-    `export(..., chip_seed=7)` writes. Chips are a vectorised axis, taken in chunks that
-    fit in memory.
+    Each chip gets its frozen mismatch and the noise of its programming, functions of
+    its seed: chip 7 is the chip that `export(..., chip_seed=7)` writes. With a noise
+    model its conductances drift, and every batch at every time is a read of its own.
+    Chips are a vectorised axis, taken in chunks that fit in memory.
 
     >>> from flax import linen as nn
     >>> import hwtrain
@@ -85,6 +95,14 @@ def population(
     >>> result.values.shape
     (16,)
 
+    Over time:
+
+    >>> analog = hwtrain.analogize(nn.Dense(4), hwtrain.presets.pcm())
+    >>> result = population(analog, variables, [(x,)], lambda y: abs(y).mean(-1),
+    ...                     chips=16, key=jax.random.key(1), times_s=(0.0, 86_400.0))
+    >>> bool(result.mean[0] > result.mean[1])
+    True
+
     Args:
       analog: the analog model.
       variables: Linen: its variables. NNX: its `params`, or `None` for its own. Or a
@@ -94,11 +112,14 @@ def population(
       metric: returns one number for each example, `[batch]`.
       chips: how many chips, seeds 0, 1, ..., or their seeds.
       key: key of what is drawn at each read.
+      times_s: seconds since programming. `None`: just after programming, and no axis
+        for the time in the result.
       chunk: chips that are evaluated together; default: as many as fit into 256 MiB.
 
     Raises:
-      ValueError: for no chips, no batches, a negative seed, or a metric that does not
-        return one number for each example.
+      ValueError: for no chips, no batches, a negative seed, a metric that does not
+        return one number for each example, or for times that are negative or that no
+        noise model of the plan would feel.
     """
     seeds = _seeds(chips)
     if isinstance(variables, HardwareCheckpoint):
@@ -109,30 +130,64 @@ def population(
     if first is None:
         raise ValueError("population got no batches; expected tuples of arrays")
     plan = plan_of(analog, tree, first[0])
-    chunk = chunk or _chunk(tree["params"], len(seeds))
+    times = _times(times_s, plan)
+    chunk = chunk or _chunk(tree["params"], plan, len(seeds))
 
     @jax.jit
-    def totals(tree, seeds, key, inputs, *targets):
+    def totals(tree, seeds, times, key, inputs, *targets):
         def on_chip(seed):
-            chip = {
-                **tree,
-                "params": apply_mismatch(tree["params"], plan, chip_key(seed)),
-            }
-            read = draw_key(jax.random.fold_in(key, seed), "", "read")
-            values = metric(call(chip, read, inputs), *targets)
-            return jnp.sum(_checked(values, inputs), dtype=jnp.float32)
+            chip = program_chip(tree["params"], plan, chip_key(seed))
+
+            def at_time(number_and_time):
+                number, t_s = number_and_time
+                read = draw_key(jax.random.fold_in(key, seed), "", "read")
+                read = jax.random.fold_in(read, number)
+                variables = {**tree, "params": chip.at(t_s, read)}
+                values = metric(call(variables, read, inputs), *targets)
+                return jnp.sum(_checked(values, inputs), dtype=jnp.float32)
+
+            # One after the other: only one time's weights are in memory.
+            return jax.lax.map(at_time, (jnp.arange(times.size), times))
 
         return jax.lax.map(on_chip, seeds, batch_size=chunk)
 
-    total, count = np.zeros(len(seeds)), 0
+    total, count = np.zeros((len(seeds), len(times))), 0
     number = 0
+    device_times = jnp.asarray(times, jnp.float32)
     while first is not None:
         step_key = jax.random.fold_in(key, number)
         device_seeds = jnp.asarray(seeds, jnp.uint32)
-        total += np.asarray(totals(tree, device_seeds, step_key, *first), np.float64)
+        found = totals(tree, device_seeds, device_times, step_key, *first)
+        total += np.asarray(found, np.float64)
         count += jnp.shape(first[0])[0]
         first, number = next(batches, None), number + 1
-    return Population(values=total / count, seeds=seeds)
+    values = total / count
+    if times_s is None:
+        return Population(values=values[:, 0], seeds=seeds)
+    return Population(values=values, seeds=seeds, times_s=times)
+
+
+def _plain(number: Any) -> Any:
+    """Returns a scalar array as a float, and another as it is."""
+    return float(number) if np.ndim(number) == 0 else number
+
+
+def _times(times_s: Sequence[float] | None, plan: Plan) -> tuple[float, ...]:
+    if times_s is None:
+        return (0.0,)
+    times = tuple(float(t_s) for t_s in times_s)
+    if not times or not all(0 <= t_s < np.inf for t_s in times):
+        raise ValueError(
+            "times_s must be seconds since programming, at least one, none negative; "
+            f"got {times_s!r}. Zero is just after programming"
+        )
+    if all(weight.hardware.noise_model is None for weight in plan.weights):
+        raise ValueError(
+            f"times_s={times_s!r} would change nothing: no weight of the plan has a "
+            "noise model. Give its Hardware a converter and a noise_model, as "
+            "presets.pcm() has, or leave times_s out"
+        )
+    return times
 
 
 def _seeds(chips: int | Sequence[int]) -> tuple[int, ...]:
@@ -145,8 +200,9 @@ def _seeds(chips: int | Sequence[int]) -> tuple[int, ...]:
     return seeds
 
 
-def _chunk(params: Any, chips: int) -> int:
-    size = sum(leaf.nbytes for leaf in paths.leaves(params).values())
+def _chunk(params: Any, plan: Plan, chips: int) -> int:
+    chip = jax.eval_shape(lambda p: program_chip(p, plan, chip_key(0)), params)
+    size = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(chip))
     return max(1, min(chips, CHUNK_BYTES // max(size, 1)))
 
 

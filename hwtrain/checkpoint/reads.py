@@ -1,0 +1,103 @@
+"""A chip of a checkpoint, read at a time."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.typing import ArrayLike
+
+from hwtrain.checkpoint.errors import HardwareCheckpointError
+from hwtrain.checkpoint.manifest import Manifest
+from hwtrain.checkpoint.tiles import Tile, join, on_cpu
+from hwtrain.mismatch import on_crossbar
+from hwtrain.physics.programmed import Programmed
+from hwtrain.plan import AnalogWeight
+from hwtrain.programming import ProgrammedWeight, weight_at
+
+Tiles = tuple[tuple[Tile, ...], ...]
+
+
+def check_read(
+    manifest: Manifest, t_s: ArrayLike | None, key: jax.Array | None
+) -> None:
+    """Raises if a time or a key would change nothing, or the time is before zero."""
+    models = [layer.weight.hardware.noise_model for layer in manifest.layers]
+    asked = t_s is not None or key is not None
+    if asked and all(model is None for model in models):
+        raise HardwareCheckpointError(
+            f"t_s={t_s} and the key of a read would change nothing: no weight of this "
+            "checkpoint has a noise model. Leave them out, or export the model with a "
+            "Hardware that has a noise_model"
+        )
+    if isinstance(t_s, (int, float, np.ndarray)) and not np.all(np.asarray(t_s) >= 0):
+        raise HardwareCheckpointError(
+            f"t_s is the time since programming in seconds, at least 0; got {t_s}"
+        )
+
+
+def kernel_at(
+    weight: AnalogWeight,
+    kernel: jax.Array,
+    scale: jax.Array | None,
+    tiles: Tiles,
+    t_s: ArrayLike,
+    key: jax.Array | None,
+) -> np.ndarray:
+    """Returns a weight as a chip has it at a time, float32, shaped as stored.
+
+    Args:
+      weight: the plan of the array.
+      kernel: the stored array, nominal: the reference of an exact drift compensation.
+      scale: its stored mapping scale, if it has one.
+      tiles: its crossbars on the chip.
+      t_s: time since programming, in seconds.
+      key: key of the read noise; `None` for none.
+    """
+    with on_cpu():
+        devices = tuple(
+            _joined(weight, tiles, name) for name in tiles[0][0].converter.devices
+        )
+        params = {name: _stacked(tiles, name) for name in tiles[0][0].params}
+        return np.asarray(
+            _kernel_at(weight, np.asarray(kernel), scale, devices, params, t_s, key)
+        )
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _kernel_at(weight, kernel, scale, devices, params, t_s, key):
+    w, s = on_crossbar(weight, jnp.asarray(kernel, jnp.float32), scale)
+    target = weight.to_matrix(w)
+    programmed = ProgrammedWeight(
+        devices=devices, params=params, scale=s, target=target
+    )
+    return weight_at(weight, programmed, t_s, key)
+
+
+def _joined(weight: AnalogWeight, tiles: Tiles, name: str) -> Programmed:
+    """Returns a device of all tiles, in the stored shape."""
+    first = vars(tiles[0][0].programmed[name])
+    arrays = {
+        field: join(
+            weight,
+            tuple(
+                tuple(getattr(tile.programmed[name], field) for tile in row)
+                for row in tiles
+            ),
+        )
+        for field, array in first.items()
+        if array is not None
+    }
+    return Programmed(**arrays)
+
+
+def _stacked(tiles: Tiles, name: str) -> np.ndarray:
+    """Returns a parameter of all tiles, `[*stack, row tiles, column tiles, 1, ...]`."""
+    widest = max(tile.params[name].shape[-1] for row in tiles for tile in row)
+
+    def padded(array: np.ndarray) -> np.ndarray:
+        missing = widest - array.shape[-1]
+        return np.pad(array, [(0, 0)] * (array.ndim - 1) + [(0, missing)], mode="edge")
+
+    rows = [np.stack([padded(t.params[name]) for t in row], -3) for row in tiles]
+    return np.stack(rows, -4)
