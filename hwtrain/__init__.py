@@ -9,6 +9,7 @@ from hwtrain import evaluate as evaluate
 from hwtrain import optim as optim
 from hwtrain.hardware import Hardware as Hardware
 from hwtrain.hardware import InputRangeParameter as InputRangeParameter
+from hwtrain.hardware import IOParameters as IOParameters
 from hwtrain.hardware import MappingParameter as MappingParameter
 from hwtrain.hardware import MismatchParameter as MismatchParameter
 from hwtrain.hardware import (

@@ -6,6 +6,7 @@ from hwtrain.hardware.configuration import to_dict as to_dict
 from hwtrain.hardware.converters import (
     SinglePairConductanceConverter as SinglePairConductanceConverter,
 )
+from hwtrain.hardware.io import IOParameters as IOParameters
 from hwtrain.hardware.periphery import InputRangeParameter as InputRangeParameter
 from hwtrain.hardware.periphery import MappingParameter as MappingParameter
 from hwtrain.hardware.weights import MismatchParameter as MismatchParameter

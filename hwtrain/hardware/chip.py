@@ -1,9 +1,13 @@
 """One type of chip."""
 
+from typing import Self
+
+from pydantic import model_validator
 from pydantic.dataclasses import dataclass
 
 from hwtrain.hardware.configuration import CONFIG
 from hwtrain.hardware.converters import SinglePairConductanceConverter
+from hwtrain.hardware.io import IOParameters
 from hwtrain.hardware.periphery import InputRangeParameter, MappingParameter
 from hwtrain.hardware.weights import (
     MismatchParameter,
@@ -30,6 +34,8 @@ class Hardware:
     """Clipping of the weights after every update."""
     input_range: InputRangeParameter | None = None
     """Range of each tile's inputs."""
+    forward: IOParameters | None = None
+    """Converters, noise and management around each tile. `None` is ideal."""
     mapping: MappingParameter | None = None
     """Tiles and weight scaling. `None`: one tile for each layer, and no scaling."""
     mismatch: MismatchParameter | None = None
@@ -47,8 +53,50 @@ class Hardware:
         """Whether the mapping scale is a leaf of its own instead of derived."""
         return self.clip is not None and self.clip.type == "fixed_value"
 
-    def draws(self, mode: str) -> bool:
-        """Whether a layer in `mode` draws anything at a step."""
+    @property
+    def converts(self) -> bool:
+        """Whether anything stands around the tiles but an input range."""
+        return self.forward is not None and self.forward != IOParameters()
+
+    def modifies(self, mode: str) -> bool:
+        """Whether the weight modifier draws at a step in `mode`."""
         if mode == "eval" or self.modifier is None or not self.modifier.draws:
             return False
         return mode == "train" or self.modifier.enable_during_test
+
+    def reads(self, mode: str) -> bool:
+        """Whether the periphery draws at a read in `mode`."""
+        return mode != "eval" and self.forward is not None and self.forward.draws
+
+    def draws(self, mode: str) -> bool:
+        """Whether a layer in `mode` draws anything at a step."""
+        return self.modifies(mode) or self.reads(mode)
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        io = self.forward or IOParameters()
+        if self.ranged and io.noise_management not in ("none", "constant"):
+            raise ValueError(
+                f"noise_management={io.noise_management!r} scales each input vector by "
+                "itself, and an input range scales all by one number: together, the "
+                "range could not be learned. Leave input_range out, or write "
+                'noise_management="none" or "constant"'
+            )
+        if self.ranged and self.input_range is not None:
+            self._check_output_clipping(self.input_range, io)
+        return self
+
+    def _check_output_clipping(
+        self, parameter: InputRangeParameter, io: IOParameters
+    ) -> None:
+        if not parameter.manage_output_clipping:
+            return
+        managed = (io.noise_management, io.bound_management)
+        if io.out_bound is None or managed != ("none", "none"):
+            raise ValueError(
+                "manage_output_clipping=True widens the input range where the ADC "
+                "clips; it needs forward=IOParameters(out_bound=...) with "
+                'noise_management="none" and bound_management="none"; got '
+                f"out_bound={io.out_bound}, noise_management="
+                f"{io.noise_management!r}, bound_management={io.bound_management!r}"
+            )

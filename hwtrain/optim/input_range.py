@@ -34,12 +34,15 @@ def input_range_learning(
     r"""Turns the gradients of input ranges and probes into updates of the ranges.
 
     .. math::
-        u = -\eta \left(g + \lambda r\,[\,p > p_\text{min}\,]\right)
+        u = -\eta \left(g + \lambda r\,[\,p > p_\text{min}\,]
+        - (1 - q)\,r\,[\,q < q_\text{min}\,]\right)
 
     with :math:`g` the gradient of the range (see
     `hwtrain.physics.input_range.clip_to_range`), :math:`\lambda` the decay and
-    :math:`p` the share of inputs that were not clipped. In the first `init_from_data`
-    updates that reach a layer, the range is set from the data instead,
+    :math:`p` the share of inputs that were not clipped. The last term is there with
+    `manage_output_clipping` only; :math:`q` is the share of outputs inside the ADC's
+    bound. In the first `init_from_data` updates that reach a layer, the range is set
+    from the data instead,
 
     .. math:: r \leftarrow \frac{i\,r + \alpha\,\mathrm{std}(x)}{i + 1},
 
@@ -100,7 +103,9 @@ def input_range_learning(
         sums = {p: gradients[w.leaf("probe")] for p, w in weights.items()}
         ranges = {path: values[path] for path in weights}
         decayed = {
-            path: gradients[path] + _decay(weight, ranges[path], sums[path])
+            path: gradients[path]
+            + _decay(weight, ranges[path], sums[path])
+            - _output_clipping(weight, ranges[path], sums[path])
             for path, weight in weights.items()
         }
         scaled: Any
@@ -137,6 +142,17 @@ def _decay(weight: AnalogWeight, r: jax.Array, sums: jax.Array) -> jax.Array:
     # As a product, because the quotient of a layer that was not reached is undefined.
     few = unclipped > parameter.input_min_percentage * count
     return jnp.where(few, parameter.decay * r, 0)
+
+
+def _output_clipping(weight: AnalogWeight, r: jax.Array, sums: jax.Array) -> jax.Array:
+    """Returns how far the range grows because the ADC clips outputs."""
+    parameter = weight.hardware.input_range
+    if parameter is None or not parameter.manage_output_clipping:
+        return jnp.zeros_like(r)
+    reached = sums[..., 4] > 0
+    share = sums[..., 5] / jnp.where(reached, sums[..., 4], 1)
+    grows = reached & (share < parameter.output_min_percentage)
+    return jnp.where(grows, (1 - share) * r, 0)
 
 
 def _step(

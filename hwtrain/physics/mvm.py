@@ -307,6 +307,8 @@ def _before_clipping(
     y = asymmetry(y, p.out_asymmetry)
     if draws.outputs is not None:
         y = y + draws.outputs
+    if p.management.bound == "shift" and p.adc.bound is not None:
+        y = shift(y, tiles.column_sizes, bound=p.adc.bound)
     return round_to_level(y, p.adc.step, uniform=draws.outputs_uniform)
 
 
