@@ -31,8 +31,8 @@ class IOParameters:
     254
 
     Raises:
-      pydantic.ValidationError: (a `ValueError`) for an ADC without `out_bound`, for both
-        bits and resolution of one converter, or for an option that would do nothing.
+      pydantic.ValidationError: (a `ValueError`) for an ADC without `out_bound`, for
+        both bits and resolution of one converter, or for an option that does nothing.
 
     References:
       Rasch et al., A flexible and fast PyTorch toolkit for simulating training and

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.typing import DTypeLike
 
 from hwtrain.physics import tiling
 from hwtrain.physics.converters import (
@@ -41,6 +42,7 @@ def analog_mvm(
     chip_key: jax.Array | None = None,
     gradient: RangeGradient = RangeGradient(),  # noqa: B008 an immutable value
     dot_general: Callable[..., jax.Array] = jax.lax.dot_general,
+    dtype: DTypeLike | None = None,
 ) -> jax.Array:
     r"""Multiplies by a matrix on tiles, through DAC, crossbar and ADC.
 
@@ -78,6 +80,8 @@ def analog_mvm(
       chip_key: JAX key of what is frozen in a chip; `None` for no spread.
       gradient: how the range's gradient is taken.
       dot_general: what multiplies, called as `jax.lax.dot_general`.
+      dtype: dtype of the result; `None` for that of a plain multiplication. The
+        periphery computes in float32, the multiplication in the dtype of `x`.
 
     Returns:
       `[..., columns]`.
@@ -109,7 +113,7 @@ def analog_mvm(
     y = saturate(y, bound) * (volume * periphery.out_scale)
     y = y if factor is None else y * factor
     y = jnp.sum(y * tiles.scale, axis=-3)
-    return tiling.join(y, column_sizes, axis=-1).astype(jnp.result_type(x, w))
+    return tiling.join(y, column_sizes, axis=-1).astype(dtype or jnp.result_type(x, w))
 
 
 class _Tiles(NamedTuple):

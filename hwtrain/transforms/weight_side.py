@@ -18,13 +18,19 @@ from hwtrain.plan import AnalogWeight, Plan
 
 def draws(plan: Plan, mode: str) -> bool:
     """Whether anything is drawn at a step in `mode`."""
-    return any(weight.hardware.draws(mode) for weight in plan.weights)
+    return any(_draws(weight, mode) for weight in plan.weights)
+
+
+def _draws(weight: AnalogWeight, mode: str) -> bool:
+    # A raw parameter has no periphery.
+    hardware = weight.hardware
+    return hardware.modifies(mode) if weight.kind == "raw" else hardware.draws(mode)
 
 
 def step_weights(
     params: paths.Tree, plan: Plan, mode: str, key: jax.Array
 ) -> tuple[paths.Tree, dict[str, jax.Array]]:
-    """Returns the parameters of one step, and the noise keys of its layers.
+    """Returns the parameters of one step, and what its layers need beside them.
 
     Args:
       params: nominal parameters of the root.
@@ -33,14 +39,15 @@ def step_weights(
       key: the step's key.
 
     Returns:
-      A tree like `params`, and for every layer that draws, by its path in `params`,
-      the `uint32` key data `[*stack, 2]`.
+      A tree like `params`, and by path in `params` leaves that are there for this step
+      only: `noise_key` of every layer that draws, `uint32` key data `[*stack, 2]`, and
+      the `mapping_scale` of the nominal kernel where it is not stored.
     """
     nominal = paths.leaves(params)
     active = {
         local(plan, weight.path): weight
         for weight in plan.weights
-        if weight.hardware.draws(mode)
+        if weight.hardware.modifies(mode)
     }
 
     def step_value(path: str, leaf: Any) -> Any:
@@ -50,12 +57,19 @@ def step_weights(
         scale = nominal.get(local(plan, weight.leaf("mapping_scale")))
         return _modified(weight, leaf, scale, key)
 
-    keys = {
-        path.rpartition("/")[0]: _layer_keys(weight, key)
-        for path, weight in active.items()
-        if weight.kind != "raw"
-    }
-    return paths.map_leaves(step_value, params), keys
+    leaves = {}
+    for weight in plan.weights:
+        if weight.kind == "raw":
+            continue
+        if weight.hardware.draws(mode):
+            leaves[local(plan, weight.leaf("noise_key"))] = _layer_keys(weight, key)
+        path = local(plan, weight.leaf("mapping_scale"))
+        if weight.hardware.converts and path not in nominal:
+            kernel = nominal[local(plan, weight.path)]
+            scale = weight.derived_scale(weight.to_matrix(kernel))
+            if scale is not None:
+                leaves[path] = jax.lax.stop_gradient(scale)
+    return paths.map_leaves(step_value, params), leaves
 
 
 def local(plan: Plan, path: str) -> str:

@@ -15,7 +15,7 @@ from hwtrain.plan import Plan
 from hwtrain.transforms import weight_side
 from hwtrain.transforms.nnx.layers import (
     LEAF_TYPES,
-    NoiseKey,
+    StepLeaf,
     analog_layer_class,
     describe,
     make_analog,
@@ -25,7 +25,11 @@ from hwtrain.transforms.nnx.layers import (
     view_setter,
 )
 from hwtrain.transforms.rules import LEAVES, Assignment, make_plan
-from hwtrain.transforms.signal_side import initial_leaves, missing_stream
+from hwtrain.transforms.signal_side import (
+    counted_calls,
+    initial_leaves,
+    missing_stream,
+)
 
 
 def analogize_nnx(model: Any, assigned: Assignment, rngs: nnx.Rngs | None) -> Any:
@@ -157,15 +161,18 @@ def _noisy_call(root: Any, original, plan: Plan, mode: str, args: tuple, kwargs:
     """Calls a method on a copy of the root with the weights of one step."""
     key = root.analog_stream()
     graphdef, params, rest = nnx.split(root, nnx.Param, ...)
-    params, keys = weight_side.step_weights(params, plan, mode, key)
+    params, leaves = weight_side.step_weights(params, plan, mode, key)
     noisy = nnx.merge(graphdef, params, rest)
     modules = _modules(noisy)
-    for path, data in keys.items():
-        modules[path].noise_key = NoiseKey(data)
+    for path, value in leaves.items():
+        layer, _, name = path.rpartition("/")
+        setattr(modules[layer], name, StepLeaf(value))
     noisy.analog_running = True
-    result = original(noisy, *args, **kwargs)
-    for path in keys:
-        del modules[path].noise_key
+    with counted_calls():
+        result = original(noisy, *args, **kwargs)
+    for path in leaves:
+        layer, _, name = path.rpartition("/")
+        delattr(modules[layer], name)
     _copy_back(noisy, root)
     return result
 
