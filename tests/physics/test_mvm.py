@@ -1,0 +1,476 @@
+"""The analog multiplication: golden numbers, NumPy, gradients, statistics."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax import test_util
+
+from hwtrain.hardware import IOParameters
+from hwtrain.physics import tiling
+from hwtrain.physics.input_range import PROBE_SCALE
+from hwtrain.physics.mvm import analog_mvm
+
+NOISE_MANAGEMENT = {
+    "None": "none",
+    "AbsMax": "abs_max",
+    "Max": "max",
+    "Constant": "constant",
+    "AbsMaxNPSum": "abs_max_np_sum",
+}
+BOUND_MANAGEMENT = {
+    "None": "none",
+    "Iterative": "iterative",
+    "IterativeWorstCase": "iterative_worst_case",
+}
+CPP = [
+    "clip_only",
+    "inp_res6",
+    "inp_res_1/6",
+    "inp_res6_absmax",
+    "absmax_nm_thres1",
+    "max",
+    "constant2",
+    "absmax_npsum",
+    "out_bound0.5",
+    "out_res10_bound2",
+    "out_scale2",
+    "iterative_bm",
+    "iterative_worst_case",
+    "out_asymmetry0.1",
+    "inp_asymmetry0.1",
+    "ir_drop1",
+    "ir_drop1_small_ratio50",
+    "out_nonlinearity1_bound2",
+    "out_nonlinearity1_bound2_slope0.5",
+    "r_series0.1",
+    "r_series0.1_wmin0",
+]
+TORCH_TILE = [
+    "clip_only",
+    "inp_res6",
+    "inp_res_1/6",
+    "inp_res6_absmax",
+    "absmax_nm_thres1",
+    "max",
+    "constant2",
+    "out_bound0.5",
+    "out_res10_bound2",
+    "out_scale2",
+    "iterative_bm",
+    "out_asymmetry0.1",
+    "inp_asymmetry0.1",
+]
+# The torch tile runs its iterative_worst_case as iterative; we follow the C++ engine.
+
+
+def io_of(case):
+    """Translates the reference's parameters, where -1 or None means off."""
+    given = dict(case["pars"])
+    given.pop("is_perfect")
+    options = {}
+    for name, value in given.items():
+        if name == "noise_management":
+            value = NOISE_MANAGEMENT[value]
+        elif name == "bound_management":
+            value = BOUND_MANAGEMENT[value]
+        if value not in (-1, 0.0):
+            options[name] = value
+    if given.get("v_offset_w_min") == 0.0:
+        options["v_offset_w_min"] = 0.0
+    if options.get("noise_management") == "abs_max_np_sum":
+        if "out_bound" not in options:
+            # The case has no bound; then the sums do not matter, and we ask for one.
+            options["out_bound"] = 1e6
+    return IOParameters(**options)
+
+
+def multiply(x, w, io, **options):
+    """Multiplies by a matrix on one tile, unless sizes are given."""
+    x, w = jnp.asarray(x, jnp.float32), jnp.asarray(w, jnp.float32)
+    options = {"row_sizes": w.shape[:1], "column_sizes": w.shape[1:], **options}
+    return analog_mvm(x, w, io.periphery, **options)
+
+
+@pytest.mark.parametrize(
+    "section, name",
+    [("mvm_cpp", name) for name in CPP]
+    + [("mvm_torch_tile", name) for name in TORCH_TILE],
+)
+def test_golden(golden, section, name):
+    case = golden("aihwkit_mvm")[section][name]
+    y = multiply(case["x"], np.transpose(case["w"]), io_of(case))
+    np.testing.assert_allclose(y, case["y"], rtol=1e-5, atol=2e-6)
+
+
+def test_golden_covers_every_case_that_we_build(golden):
+    cases = golden("aihwkit_mvm")
+    # Inputs of either sign in passes of their own; our multiplication has one pass.
+    passes = {"pos_neg_separate", "pos_neg_separate_digital"}
+    assert set(cases["mvm_cpp"]) - set(CPP) == passes | {"rounding_ties"}
+    recorded_errors = passes | {"absmax_npsum"}
+    others = set(cases["mvm_torch_tile"]) - set(TORCH_TILE)
+    assert others == recorded_errors | {"iterative_worst_case"}
+
+
+def layer_gradients(case, io, *, row_sizes=None, r, scale=None):
+    """Runs a whole layer of a golden case, forward and backward."""
+    x, w = jnp.asarray(case["x"]), jnp.asarray(case["W"]).T
+    row_sizes = row_sizes or w.shape[:1]
+    ranges = jnp.full((len(row_sizes), 1), r)
+    probe = jnp.zeros((len(row_sizes), 1, 6))
+
+    def layer(x, w, ranges, probe):
+        return multiply(
+            x,
+            w,
+            io,
+            row_sizes=row_sizes,
+            input_range=ranges,
+            probe=probe,
+            scale=scale,
+        )
+
+    y, pull = jax.vjp(layer, x, w, ranges, probe)
+    d_x, d_w, d_range, d_probe = pull(jnp.asarray(case["grad_y"]))
+    return y, d_x, d_w.T, d_range.ravel(), d_probe[:, 0] / PROBE_SCALE
+
+
+def decayed(case, d_range, sums):
+    share = sums[:, 1] / sums[:, 0]
+    return d_range + case["pars"]["decay"] * case["input_range"] * (share > 0.95)
+
+
+@pytest.mark.parametrize(
+    "name, options",
+    [
+        ("perfect/r2/no_decay", {}),
+        ("perfect/r2/decay0.1", {}),
+        ("perfect/r2/noclip/decay0.1", {}),
+        ("perfect/r2/omega1_scaled0.5", {}),
+        ("inp_res6/r2/no_decay", {"inp_res": 6.0}),
+        ("out_bound0.6/r2/manage_off", {"out_bound": 0.6}),
+    ],
+)
+def test_golden_layers_of_the_torch_tile(golden, name, options):
+    case = golden("aihwkit_mvm")["input_range_full_layer"][f"TorchInferenceTile/{name}"]
+    s = 1.0 if case["mapping_scales"] is None else case["mapping_scales"][0]
+    y, d_x, d_w, d_range, sums = layer_gradients(
+        case, IOParameters(**options), r=case["input_range"], scale=jnp.full((1, 1), s)
+    )
+    np.testing.assert_allclose(y, case["y"], rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(d_x, case["grad_x"], rtol=1e-5, atol=1e-6)
+    # Theirs is the gradient at w = W / s, divided by s^2, for plain SGD on w.
+    theirs = np.asarray(case["grad_W_normalised_analog"]) * s
+    np.testing.assert_allclose(d_w, theirs, rtol=1e-5, atol=1e-6)
+    if name.startswith("perfect"):
+        # Elsewhere the torch tile adds the derivative through x / r and y * r.
+        expected = case["grad_input_range"]
+        np.testing.assert_allclose(decayed(case, d_range, sums), expected, rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "perfect/r2/no_decay",
+        "perfect/r2/omega1_scaled0.5",
+        "inp_res6/r2/no_decay",
+        "out_bound0.6/r2/manage_off",
+    ],
+)
+def test_golden_outputs_of_the_cpp_layers(golden, name):
+    # Its gradients pass straight through clipping, and miss a factor r at the weights;
+    # ours are those of the torch tile.
+    case = golden("aihwkit_mvm")["input_range_full_layer"][f"InferenceTile_cpp/{name}"]
+    options = {"inp_res": 6.0} if name.startswith("inp_res6") else {}
+    options |= {"out_bound": 0.6} if name.startswith("out_bound") else {}
+    y, *_ = layer_gradients(case, IOParameters(**options), r=case["input_range"])
+    np.testing.assert_allclose(y, case["y"], rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    "name, options, row_sizes",
+    [
+        ("ir/r2/no_decay", {}, None),
+        ("ir/r2/decay0.1", {}, None),
+        ("ir/r2/noclip/decay0.1", {}, None),
+        ("ir/r2/inp_res6/no_decay", {"inp_res": 6.0}, None),
+        ("ir/r2/two_splits/no_decay", {}, (2, 2)),
+        ("ir/r2/out_bound0.3_out_res10", {"out_bound": 0.3, "out_res": 10.0}, None),
+    ],
+)
+def test_golden_lightning_layers(golden, name, options, row_sizes):
+    case = golden("aihwkit_mvm")["lightning_layer"][name]
+    y, d_x, d_w, d_range, sums = layer_gradients(
+        case, IOParameters(**options), row_sizes=row_sizes, r=case["input_range"]
+    )
+    np.testing.assert_allclose(y, case["y"], rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(d_x, case["grad_x"], rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(d_w, case["grad_W"], rtol=1e-5, atol=1e-6)
+    expected = case["grad_input_range"]
+    np.testing.assert_allclose(decayed(case, d_range, sums), expected, rtol=1e-5)
+
+
+def test_golden_dynamic_range_is_abs_max(golden):
+    case = golden("aihwkit_mvm")["lightning_layer"]["ir/dynamic/inp_res6"]
+    io = IOParameters(inp_res=6.0, noise_management="abs_max")
+    x, w = jnp.asarray(case["x"]), jnp.asarray(case["W"]).T
+    y, pull = jax.vjp(lambda x, w: multiply(x, w, io), x, w)
+    d_x, d_w = pull(jnp.asarray(case["grad_y"]))
+    np.testing.assert_allclose(y, case["y"], rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(d_x, case["grad_x"], rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(d_w.T, case["grad_W"], rtol=1e-5, atol=1e-6)
+
+
+TILINGS = [
+    ((5,), (4,)),
+    ((3, 2), (4,)),
+    ((5,), (2, 2)),
+    ((3, 2), (2, 2)),
+    ((2, 2, 1), (2, 1, 1)),
+]
+
+
+def by_hand(x, w, *, row_sizes, column_sizes, ranges, scale, levels, bound):
+    """The multiplication in NumPy, tile by tile: DAC and ADC of a number of levels."""
+    y = np.zeros((len(x), w.shape[1]))
+    top = 0
+    for i, rows in enumerate(row_sizes):
+        left = 0
+        for j, columns in enumerate(column_sizes):
+            part = slice(top, top + rows), slice(left, left + columns)
+            s = np.broadcast_to(scale[i], (w.shape[1],))[part[1]]
+            r = ranges[i, j]
+            xn = np.clip(x[:, part[0]], -r, r) / r
+            xn = np.round(xn * levels) / levels
+            yn = xn @ (w[part] / s)
+            yn = np.clip(np.round(yn / bound * levels) / levels * bound, -bound, bound)
+            y[:, part[1]] += yn * s * r
+            left += columns
+        top += rows
+    return y
+
+
+@pytest.mark.parametrize("row_sizes, column_sizes", TILINGS)
+@pytest.mark.parametrize("per_column", [False, True])
+def test_tiles_have_their_own_converters_range_and_scale(
+    row_sizes, column_sizes, per_column
+):
+    rng = np.random.default_rng(0)
+    x, w = rng.normal(size=(3, 2, 5)), rng.normal(size=(5, 4))
+    ranges = rng.uniform(0.5, 2, (len(row_sizes), len(column_sizes)))
+    scale = rng.uniform(0.5, 2, (len(row_sizes), 4 if per_column else 1))
+    y = multiply(
+        x,
+        w,
+        IOParameters(inp_res=62.0, out_res=62.0, out_bound=1.5),
+        row_sizes=row_sizes,
+        column_sizes=column_sizes,
+        input_range=jnp.asarray(ranges, jnp.float32),
+        scale=jnp.asarray(scale, jnp.float32),
+    )
+    expected = by_hand(
+        x.reshape(6, 5),
+        w,
+        row_sizes=row_sizes,
+        column_sizes=column_sizes,
+        ranges=ranges,
+        scale=scale,
+        levels=31,
+        bound=1.5,
+    )
+    np.testing.assert_allclose(y.reshape(6, 4), expected, rtol=1e-4, atol=1e-5)
+
+
+EVERYTHING = IOParameters(
+    inp_bits=6,
+    inp_sto_round=True,
+    inp_noise=0.02,
+    inp_asymmetry=0.05,
+    out_bits=8,
+    out_bound=4.0,
+    out_sto_round=True,
+    out_noise=0.03,
+    out_asymmetry=0.05,
+    out_scale=1.5,
+    noise_management="abs_max",
+    bound_management="iterative",
+    w_noise=0.02,
+    w_noise_type="pcm_read",
+    ir_drop=1.0,
+    ir_drop_g_ratio=200.0,
+    out_nonlinearity=0.2,
+    slope_calibration=0.5,
+    r_series=0.01,
+)
+
+
+@pytest.mark.parametrize("row_sizes, column_sizes", TILINGS)
+def test_everything_at_once_is_finite_in_value_and_gradient(row_sizes, column_sizes):
+    x = jax.random.normal(jax.random.key(0), (6, 5)).at[0].set(0)
+    w = jax.random.normal(jax.random.key(1), (5, 4)).at[:, 1].set(0)
+    scale = tiling.absolute_maximum(w, row_sizes, per_column=True)
+    scale = jnp.where(scale > 0, scale, 1)
+
+    @jax.jit
+    def loss(x, w):
+        y = multiply(
+            x,
+            w,
+            EVERYTHING,
+            row_sizes=row_sizes,
+            column_sizes=column_sizes,
+            scale=scale,
+            key=jax.random.key(2),
+        )
+        return jnp.sum(jnp.square(y))
+
+    value, gradients = jax.value_and_grad(loss, (0, 1))(x, w)
+    assert jnp.isfinite(value)
+    for gradient in gradients:
+        assert jnp.isfinite(gradient).all() and jnp.abs(gradient).max() > 0
+
+
+def test_without_a_key_nothing_is_drawn():
+    io = IOParameters(
+        out_noise=1.0, inp_noise=1.0, w_noise=1.0, w_noise_type="pcm_read"
+    )
+    x, w = jax.random.normal(jax.random.key(0), (2, 6, 5))[:, :5]
+    np.testing.assert_allclose(multiply(x, w, io), x @ w, rtol=1e-5, atol=1e-6)
+
+
+ROWS, SAMPLES = 16, 20_000
+
+
+def deviations(io, x, w, **options):
+    """Standard deviation of every output over many equal input vectors."""
+    y = multiply(jnp.tile(x, (SAMPLES, 1)), w, io, key=jax.random.key(5), **options)
+    return jnp.mean(y, 0), jnp.std(y, 0)
+
+
+@pytest.mark.parametrize(
+    "io, expected",
+    [
+        (IOParameters(out_noise=0.3), lambda x, w: 0.3 * np.ones(3)),
+        (
+            IOParameters(inp_noise=0.2),
+            lambda x, w: 0.2 * np.sqrt(np.sum(w**2, 0)),
+        ),
+        (
+            IOParameters(w_noise=0.1, w_noise_type="additive_constant"),
+            lambda x, w: 0.1 * np.sqrt(np.sum(x**2)) * np.ones(3),
+        ),
+        (
+            IOParameters(w_noise=0.1, w_noise_type="pcm_read"),
+            lambda x, w: 0.1 * np.sqrt((x**2) @ np.abs(w)),
+        ),
+    ],
+    ids=["out_noise", "inp_noise", "additive_constant", "pcm_read"],
+)
+def test_noise_has_the_configured_deviation(io, expected):
+    rng = np.random.default_rng(1)
+    x, w = rng.uniform(-1, 1, ROWS), rng.uniform(-1, 1, (ROWS, 3))
+    mean, std = deviations(io, x, w)
+    sigma = expected(x, w)
+    # Standard errors of a mean and of a standard deviation, times five.
+    np.testing.assert_array_less(abs(mean - x @ w), 5 * sigma / np.sqrt(SAMPLES) + 1e-5)
+    np.testing.assert_array_less(abs(std - sigma), 5 * sigma / np.sqrt(2 * SAMPLES))
+
+
+def test_noise_is_in_normalised_units_and_adds_over_row_tiles():
+    x, w = np.ones(4), np.ones((4, 1))
+    _, std = deviations(
+        IOParameters(out_noise=0.1),
+        x,
+        w,
+        row_sizes=(2, 2),
+        input_range=jnp.array([[2.0], [3.0]]),
+        scale=jnp.array([[5.0], [7.0]]),
+    )
+    sigma = 0.1 * np.hypot(2 * 5, 3 * 7)
+    assert abs(std[0] - sigma) < 5 * sigma / np.sqrt(2 * SAMPLES)
+
+
+@pytest.mark.parametrize("side", ["inp", "out"])
+def test_stochastic_rounding_is_right_in_the_mean(side):
+    options = {f"{side}_res": 4.0, f"{side}_sto_round": True, f"{side}_bound": 1.0}
+    x, w = np.full(1, 0.3), np.ones((1, 1))
+    mean, std = deviations(IOParameters(**options), x, w)
+    # Between the levels 0 and 0.5, the upper with probability 0.6.
+    sigma = 0.5 * np.sqrt(0.6 * 0.4)
+    assert abs(mean[0] - 0.3) < 5 * sigma / np.sqrt(SAMPLES)
+    assert abs(std[0] - sigma) < 5 * sigma / np.sqrt(SAMPLES)
+
+
+def test_the_effects_draw_different_numbers():
+    x = jnp.zeros((4, 8))
+    key = jax.random.key(0)
+    square = jnp.eye(8)
+    inputs = multiply(x, square, IOParameters(inp_noise=1.0), key=key)
+    outputs = multiply(x, square, IOParameters(out_noise=1.0), key=key)
+    both = multiply(x, square, IOParameters(inp_noise=1.0, out_noise=1.0), key=key)
+    assert not jnp.isclose(inputs, outputs).any()
+    np.testing.assert_allclose(both, inputs + outputs, rtol=1e-5, atol=1e-6)
+
+
+def test_noise_passes_the_gradient_straight_through():
+    io = IOParameters(out_noise=0.5, w_noise=0.5, w_noise_type="pcm_read")
+    x = jax.random.normal(jax.random.key(0), (6, 5))
+    w = jax.random.normal(jax.random.key(1), (5, 4))
+    d = jax.random.normal(jax.random.key(2), (6, 4))
+    _, pull = jax.vjp(lambda x, w: multiply(x, w, io, key=jax.random.key(3)), x, w)
+    for ours, exact in zip(pull(d), jax.vjp(jnp.matmul, x, w)[1](d)):
+        np.testing.assert_allclose(ours, exact, rtol=1e-5, atol=1e-6)
+
+
+def test_distortions_are_differentiated_exactly():
+    io = IOParameters(
+        ir_drop=1.0,
+        ir_drop_g_ratio=50.0,
+        out_bound=2.0,
+        out_nonlinearity=1.0,
+        r_series=0.1,
+        inp_asymmetry=0.2,
+        out_asymmetry=0.1,
+    )
+    x = jnp.asarray([[0.3, -0.2, 0.5]])
+    w = jax.random.normal(jax.random.key(1), (3, 2)) / 2
+
+    def loss(x, w):
+        return jnp.sum(jnp.sin(multiply(x, w, io)))
+
+    test_util.check_grads(loss, (x, w), order=1, modes=["rev"], rtol=2e-2)
+
+
+def test_the_result_has_the_dtype_of_the_inputs_or_the_one_asked_for():
+    x = jax.random.normal(jax.random.key(0), (6, 5), jnp.bfloat16)
+    w = jax.random.normal(jax.random.key(1), (5, 4), jnp.bfloat16)
+    io = IOParameters(inp_bits=4, out_bits=8, out_bound=4.0, out_noise=0.01)
+    sizes = {"row_sizes": (5,), "column_sizes": (4,)}
+    y = analog_mvm(x, w, io.periphery, key=jax.random.key(2), **sizes)
+    assert y.dtype == jnp.bfloat16
+    wide = analog_mvm(x, w, io.periphery, dtype=jnp.float32, **sizes)
+    assert wide.dtype == jnp.float32
+
+
+def test_the_probe_counts_outputs_inside_the_bound():
+    x = jnp.asarray([[1.0, 1.0, 1.0], [0.1, 0.1, 0.1]])
+    w = jnp.ones((3, 5))
+    probe = jnp.zeros((2, 2, 6))
+
+    def total(probe):
+        return multiply(
+            x,
+            w,
+            IOParameters(out_bound=1.0),
+            row_sizes=(2, 1),
+            column_sizes=(3, 2),
+            input_range=jnp.ones((2, 2)),
+            probe=probe,
+        ).sum()
+
+    sums = jax.grad(total)(probe) / PROBE_SCALE
+    np.testing.assert_array_equal(sums[..., 4], [[6, 4], [6, 4]])
+    # Two rows of ones make 2 and 0.2; one row makes 1, which is at the bound, and 0.1.
+    np.testing.assert_array_equal(sums[..., 5], [[3, 2], [3, 2]])
+    np.testing.assert_array_equal(sums[..., 0], [[4, 4], [2, 2]])
