@@ -10,7 +10,7 @@ import numpy as np
 from scipy import stats
 
 from hwtrain import paths
-from hwtrain.mismatch import apply_mismatch, chip_key
+from hwtrain.mismatch import apply_mismatch, chip_key, with_chip_keys
 from hwtrain.physics.random import draw_key
 from hwtrain.transforms import plan as plan_of
 from hwtrain.transforms.functional import as_function
@@ -110,10 +110,9 @@ def population(
     @jax.jit
     def totals(tree, seeds, key, inputs, *targets):
         def on_chip(seed):
-            chip = {
-                **tree,
-                "params": apply_mismatch(tree["params"], plan, chip_key(seed)),
-            }
+            frozen = chip_key(seed)
+            params = apply_mismatch(tree["params"], plan, frozen)
+            chip = {**tree, "params": with_chip_keys(params, plan, frozen)}
             read = draw_key(jax.random.fold_in(key, seed), "", "read")
             values = metric(call(chip, read, inputs), *targets)
             return jnp.sum(_checked(values, inputs), dtype=jnp.float32)

@@ -68,6 +68,10 @@ class Hardware:
         """Whether the periphery draws at a read in `mode`."""
         return mode != "eval" and self.forward is not None and self.forward.draws
 
+    def freezes(self, mode: str) -> bool:
+        """Whether the periphery in `mode` has what is frozen in a chip."""
+        return mode != "eval" and self.forward is not None and self.forward.frozen
+
     def draws(self, mode: str) -> bool:
         """Whether a layer in `mode` draws anything at a step."""
         return self.modifies(mode) or self.reads(mode)

@@ -66,6 +66,9 @@ class IOParameters:
     out_noise: NonNegative = 0.0
     """Standard deviation of the noise on the outputs, before the ADC. Zero turns it
     off."""
+    out_noise_std: NonNegative = 0.0
+    """Spread of `out_noise` over the outputs of a chip, relative, frozen with the chip.
+    Zero turns it off."""
     out_asymmetry: Share = 0.0
     """Share by which negative outputs are weaker. Zero turns it off."""
     out_scale: Positive = 1.0
@@ -107,20 +110,33 @@ class IOParameters:
     out_nonlinearity: NonNegative = 0.0
     """Strength of the outputs' saturation, at the bound of the ADC. Zero turns it
     off."""
+    out_nonlinearity_std: NonNegative = 0.0
+    """Spread of the saturation over the outputs of a chip, relative, frozen with the
+    chip. Zero turns it off."""
     slope_calibration: NonNegative = 0.0
     """How far from zero, relative to the bound, the slope of the outputs is calibrated
     to 1. Zero turns the calibration off."""
     r_series: NonNegative = 0.0
     """Series resistance of the outputs, normalised. Zero turns it off."""
+    v_offset_std: NonNegative = 0.0
+    """Standard deviation of the voltage offset of the outputs, relative to the read
+    voltage, frozen with the chip; offsets below zero are zero. Zero turns it off."""
     v_offset_w_min: float = -1.0
-    """Weight of a device that is off, the reference in reading through `r_series`."""
+    """Weight of a device that is off, the reference in reading at an offset voltage or
+    through `r_series`."""
 
     @property
     def draws(self) -> bool:
         """Whether anything is drawn at a read."""
         stochastic = self.inp_sto_round or self.out_sto_round
         noise = self.inp_noise > 0 or self.out_noise > 0 or self.w_noise > 0
-        return stochastic or noise
+        return stochastic or noise or self.frozen
+
+    @property
+    def frozen(self) -> bool:
+        """Whether chips differ: drawn once for each chip, and in training each step."""
+        spreads = (self.out_noise_std, self.out_nonlinearity_std, self.v_offset_std)
+        return any(spread > 0 for spread in spreads)
 
     @property
     def periphery(self) -> Periphery:
@@ -136,15 +152,18 @@ class IOParameters:
             inp_asymmetry=self.inp_asymmetry,
             adc=Converter(self.out_bound, out_res, self.out_sto_round),
             out_noise=self.out_noise,
+            out_noise_std=self.out_noise_std,
             out_asymmetry=self.out_asymmetry,
             out_scale=self.out_scale,
             out_nonlinearity=self.out_nonlinearity,
+            out_nonlinearity_std=self.out_nonlinearity_std,
             slope_calibration=self.slope_calibration,
             w_noise=self.w_noise,
             w_noise_type=self.w_noise_type if self.w_noise > 0 else "none",
             ir_drop=self.ir_drop,
             ir_drop_g_ratio=self.ir_drop_g_ratio,
             r_series=self.r_series,
+            v_offset_std=self.v_offset_std,
             v_offset_w_min=self.v_offset_w_min,
             management=Management(
                 noise=self.noise_management,
@@ -178,13 +197,19 @@ class IOParameters:
             and self.noise_management not in ("abs_max", "constant"),
             "slope_calibration": self.slope_calibration > 0
             and not (self.out_nonlinearity > 0 or self.r_series > 0),
-            "v_offset_w_min": self.v_offset_w_min != -1.0 and self.r_series == 0,
+            "v_offset_w_min": self.v_offset_w_min != -1.0
+            and not (self.v_offset_std > 0 or self.r_series > 0),
+            "out_noise_std": self.out_noise_std > 0 and self.out_noise == 0,
+            "out_nonlinearity_std": self.out_nonlinearity_std > 0
+            and self.out_nonlinearity == 0,
             "w_noise": self.w_noise > 0 and self.w_noise_type == "none",
         }
         needed = {
             "nm_thres": 'noise_management="abs_max" or "constant"',
             "slope_calibration": "out_nonlinearity or r_series above zero",
-            "v_offset_w_min": "r_series above zero",
+            "v_offset_w_min": "v_offset_std or r_series above zero",
+            "out_noise_std": "out_noise above zero",
+            "out_nonlinearity_std": "out_nonlinearity above zero",
             "w_noise": 'w_noise_type="additive_constant" or "pcm_read"',
         }
         for name, idle in without_effect.items():

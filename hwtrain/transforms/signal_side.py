@@ -13,10 +13,10 @@ import numpy as np
 
 from hwtrain.physics.input_range import PROBE_SIZE, RangeGradient, ranged_matmul
 from hwtrain.physics.mvm import analog_mvm
-from hwtrain.physics.random import as_key, fold_in_bits
+from hwtrain.physics.random import fold_in_bits
 from hwtrain.plan import AnalogWeight
 
-STEP_LEAVES = ("input_range", "probe", "mapping_scale", "noise_key")
+STEP_LEAVES = ("input_range", "probe", "mapping_scale", "noise_key", "chip_key")
 """What a layer may find beside its kernel in a call."""
 
 _calls: contextvars.ContextVar[dict[str, int] | None] = contextvars.ContextVar(
@@ -72,7 +72,11 @@ def _read_key(weight: AnalogWeight, noise_key: jax.Array, x: jax.Array) -> jax.A
     if calls is not None:
         count = calls.get(weight.path, 0)
         calls[weight.path] = count + 1
-    return fold_in_bits(jax.random.fold_in(as_key(noise_key), count), x)
+    return fold_in_bits(jax.random.fold_in(_key(noise_key), count), x)
+
+
+def _key(data: jax.Array) -> jax.Array:
+    return jax.random.wrap_key_data(data, impl="threefry2x32")
 
 
 def analog_dot_general(
@@ -89,7 +93,8 @@ def analog_dot_general(
       leaves: what is beside the kernel in this step, of `STEP_LEAVES`: `input_range`
         `[row tiles, column tiles]` and `probe` `[row tiles, column tiles, 6]` if the
         layer has a range, `mapping_scale` `[row tiles, columns or 1]` if it is stored
-        or the kernel is not nominal, `noise_key` if the layer draws.
+        or the kernel is not nominal, `noise_key` if the layer draws, `chip_key` if it has
+        frozen spreads.
       dot_general: what the layer used before.
     """
     stored = ["mapping_scale"] if weight.hardware.stores_scale else []
@@ -134,9 +139,11 @@ def analog_dot_general(
         scale = leaves.get("mapping_scale")
         if scale is None:  # nothing is drawn, so that the kernel is nominal
             scale = weight.derived_scale(w)
-        key = None
+        key = chip = None
         if weight.hardware.reads(mode):
             key = _read_key(weight, leaves["noise_key"], x)
+        if weight.hardware.freezes(mode):
+            chip = _key(leaves["chip_key"])
         return analog_mvm(
             x,
             w,
@@ -145,6 +152,7 @@ def analog_dot_general(
             input_range=leaves.get("input_range") if weight.ranged else None,
             probe=probe if weight.ranged else None,
             key=key,
+            chip_key=chip,
             gradient=gradient,
             dot_general=plain,
             dtype=options.get("preferred_element_type"),

@@ -4,14 +4,13 @@ It works on the tree of parameters at the root, so it reaches stacked layers, re
 cells and raw parameters alike. Both frameworks call it.
 """
 
-import math
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
 from hwtrain import paths
-from hwtrain.mismatch import largest_weight, on_crossbar
+from hwtrain.mismatch import chip_key, largest_weight, layer_keys, on_crossbar
 from hwtrain.physics.random import draw_key
 from hwtrain.plan import AnalogWeight, Plan
 
@@ -40,8 +39,9 @@ def step_weights(
 
     Returns:
       A tree like `params`, and by path in `params` leaves that are there for this step
-      only: `noise_key` of every layer that draws, `uint32` key data `[*stack, 2]`, and
-      the `mapping_scale` of the nominal kernel where it is not stored.
+      only: `noise_key` of every layer that draws, `uint32` key data `[*stack, 2]`,
+      `chip_key` of every layer with frozen spreads, and the `mapping_scale` of the
+      nominal kernel where it is not stored.
     """
     nominal = paths.leaves(params)
     active = {
@@ -62,7 +62,13 @@ def step_weights(
         if weight.kind == "raw":
             continue
         if weight.hardware.draws(mode):
-            leaves[local(plan, weight.leaf("noise_key"))] = _layer_keys(weight, key)
+            data = layer_keys(weight, key, "periphery")
+            leaves[local(plan, weight.leaf("noise_key"))] = data
+        path = local(plan, weight.leaf("chip_key"))
+        if weight.hardware.freezes(mode) and path not in nominal:
+            # Training sees a new chip at every step; without a chip, it is number 0.
+            chip = key if mode == "train" else chip_key(0)
+            leaves[path] = layer_keys(weight, chip, "frozen_periphery")
         path = local(plan, weight.leaf("mapping_scale"))
         if weight.hardware.converts and path not in nominal:
             kernel = nominal[local(plan, weight.path)]
@@ -90,14 +96,3 @@ def _modified(
         w_max = largest_weight(weight, w, per_column=modifier.per_column)
     w = modifier(draw_key(key, weight.path, "weight_noise"), w, w_max)
     return jnp.asarray(w * s, kernel.dtype)
-
-
-def _layer_keys(weight: AnalogWeight, key: jax.Array) -> jax.Array:
-    """Returns the keys of a layer's periphery, one for each layer of a stack."""
-    key = draw_key(key, weight.layer_path, "periphery")
-    count = math.prod(weight.stack)
-    keys = jax.vmap(lambda index: jax.random.fold_in(key, index))(
-        jnp.arange(count, dtype=jnp.uint32)
-    )
-    data = jax.random.key_data(keys)
-    return data.reshape(*weight.stack, data.shape[-1])

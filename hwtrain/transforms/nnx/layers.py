@@ -29,6 +29,10 @@ class MappingScale(nnx.Param):
     """The mapping scale of a layer, `[*stack, row tiles, columns or 1]`."""
 
 
+class ChipKey(nnx.Param):
+    """The key of what is frozen in a chip's periphery; there during an evaluation."""
+
+
 class StepLeaf(nnx.Variable):
     """What a layer needs for one step, such as its noise key; there during a call."""
 

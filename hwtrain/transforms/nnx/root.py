@@ -11,10 +11,12 @@ from typing import Any
 from flax import nnx
 
 from hwtrain import paths
+from hwtrain.mismatch import chip_key, layer_keys
 from hwtrain.plan import Plan
 from hwtrain.transforms import weight_side
 from hwtrain.transforms.nnx.layers import (
     LEAF_TYPES,
+    ChipKey,
     StepLeaf,
     analog_layer_class,
     describe,
@@ -76,6 +78,15 @@ def set_mode(model: Any, mode: str) -> Any:
         if hasattr(module, "analog_mode"):
             module.analog_mode = mode
     return model
+
+
+def add_chip_keys(model: Any) -> None:
+    """Adds the key of chip 0 to layers whose periphery differs between chips."""
+    plan, layers = plan_of(model), _modules(model)
+    for weight in plan.weights:
+        if weight.kind != "raw" and weight.hardware.freezes("chip"):
+            data = layer_keys(weight, chip_key(0), "frozen_periphery")
+            layers[weight_side.local(plan, weight.layer_path)].chip_key = ChipKey(data)
 
 
 def plan_of(model: Any) -> Plan:
