@@ -1,19 +1,34 @@
 """One type of chip."""
 
-from typing import Self
+from typing import Annotated, Self
 
-from pydantic import model_validator
+from pydantic import Field, model_validator
 from pydantic.dataclasses import dataclass
 
 from hwtrain.hardware.configuration import CONFIG
-from hwtrain.hardware.converters import SinglePairConductanceConverter
-from hwtrain.hardware.io import IOParameters
-from hwtrain.hardware.periphery import InputRangeParameter, MappingParameter
-from hwtrain.hardware.weights import (
-    MismatchParameter,
-    WeightClipParameter,
-    WeightModifierParameter,
+from hwtrain.hardware.converters import (
+    SingleDeviceConductanceConverter,
+    SinglePairConductanceConverter,
 )
+from hwtrain.hardware.io import IOParameters
+from hwtrain.hardware.modifiers import WeightModifierParameter
+from hwtrain.hardware.pair_converters import (
+    CustomPairConductanceConverter,
+    DualPairConductanceConverter,
+    NPairConductanceConverter,
+)
+from hwtrain.hardware.periphery import InputRangeParameter, MappingParameter
+from hwtrain.hardware.weights import MismatchParameter, WeightClipParameter
+
+ConductanceConverter = Annotated[
+    SingleDeviceConductanceConverter
+    | SinglePairConductanceConverter
+    | NPairConductanceConverter
+    | DualPairConductanceConverter
+    | CustomPairConductanceConverter,
+    Field(discriminator="type"),
+]
+"""Any converter; its `type` tells which."""
 
 
 @dataclass(frozen=True, kw_only=True, config=CONFIG)
@@ -40,7 +55,7 @@ class Hardware:
     """Tiles and weight scaling. `None`: one tile for each layer, and no scaling."""
     mismatch: MismatchParameter | None = None
     """Frozen mismatch of each chip."""
-    converter: SinglePairConductanceConverter | None = None
+    converter: ConductanceConverter | None = None
     """How a weight becomes conductances, for the export."""
 
     @property
@@ -51,7 +66,8 @@ class Hardware:
     @property
     def stores_scale(self) -> bool:
         """Whether the mapping scale is a leaf of its own instead of derived."""
-        return self.clip is not None and self.clip.type == "fixed_value"
+        absolute = ("fixed_value", "average_channel_max")
+        return self.clip is not None and self.clip.type in absolute
 
     @property
     def converts(self) -> bool:
@@ -59,10 +75,14 @@ class Hardware:
         return self.forward is not None and self.forward != IOParameters()
 
     def modifies(self, mode: str) -> bool:
-        """Whether the weight modifier draws at a step in `mode`."""
-        if mode == "eval" or self.modifier is None or not self.modifier.draws:
+        """Whether the weights of a layer in `mode` are modified at a step."""
+        if mode == "eval" or self.modifier is None or not self.modifier.acts:
             return False
         return mode == "train" or self.modifier.enable_during_test
+
+    def draws_weights(self, mode: str) -> bool:
+        """Whether the weights of a layer in `mode` are drawn at a step."""
+        return self.modifies(mode) and bool(self.modifier and self.modifier.draws)
 
     def reads(self, mode: str) -> bool:
         """Whether the periphery draws at a read in `mode`."""
@@ -73,7 +93,11 @@ class Hardware:
         return mode != "eval" and self.forward is not None and self.forward.frozen
 
     def draws(self, mode: str) -> bool:
-        """Whether a layer in `mode` draws anything at a step."""
+        """Whether a layer in `mode` draws at a step; plain rounding does not."""
+        return self.draws_weights(mode) or self.reads(mode)
+
+    def needs_root(self, mode: str) -> bool:
+        """Whether a layer in `mode` is not itself unless called through its model."""
         return self.modifies(mode) or self.reads(mode)
 
     @model_validator(mode="after")

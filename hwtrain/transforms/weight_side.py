@@ -17,13 +17,22 @@ from hwtrain.plan import AnalogWeight, Plan
 
 def draws(plan: Plan, mode: str) -> bool:
     """Whether anything is drawn at a step in `mode`."""
-    return any(_draws(weight, mode) for weight in plan.weights)
+    return any(
+        # A raw parameter has no periphery.
+        weight.hardware.draws_weights(mode)
+        or (weight.kind != "raw" and weight.hardware.reads(mode))
+        for weight in plan.weights
+    )
 
 
-def _draws(weight: AnalogWeight, mode: str) -> bool:
-    # A raw parameter has no periphery.
-    hardware = weight.hardware
-    return hardware.modifies(mode) if weight.kind == "raw" else hardware.draws(mode)
+def needs_root(plan: Plan, mode: str) -> bool:
+    """Whether a step in `mode` goes through the root: it modifies weights, or draws."""
+    return draws(plan, mode) or any(w.hardware.modifies(mode) for w in plan.weights)
+
+
+def no_key() -> jax.Array:
+    """Returns the key of steps that modify weights, by rounding, but draw nothing."""
+    return jax.random.key(0)
 
 
 def step_weights(
@@ -39,7 +48,7 @@ def step_weights(
 
     Returns:
       A tree like `params`, and by path in `params` leaves that are there for this step
-      only: `noise_key` of every layer that draws, `uint32` key data `[*stack, 2]`,
+      only: `noise_key` of every layer that needs the root, key data `[*stack, 2]`,
       `chip_key` of every layer with frozen spreads, and the `mapping_scale` of the
       nominal kernel where it is not stored.
     """
@@ -61,7 +70,7 @@ def step_weights(
     for weight in plan.weights:
         if weight.kind == "raw":
             continue
-        if weight.hardware.draws(mode):
+        if weight.hardware.needs_root(mode):
             data = layer_keys(weight, key, "periphery")
             leaves[local(plan, weight.leaf("noise_key"))] = data
         path = local(plan, weight.leaf("chip_key"))

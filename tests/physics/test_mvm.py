@@ -391,6 +391,60 @@ def test_noise_is_in_normalised_units_and_adds_over_row_tiles():
     assert abs(std[0] - sigma) < 5 * sigma / np.sqrt(2 * SAMPLES)
 
 
+def test_the_deviation_of_the_output_noise_spreads_over_the_outputs_of_a_chip():
+    columns = 400
+    w = np.zeros((1, columns))
+    io = IOParameters(out_noise=0.1, out_noise_std=0.2)
+
+    def chip(seed):
+        y = multiply(
+            jnp.zeros((500, 1)),
+            w,
+            io,
+            key=jax.random.key(5),
+            chip_key=jax.random.key(seed),
+        )
+        return np.asarray(jnp.std(y, 0))
+
+    first, again, other = chip(0), chip(0), chip(1)
+    np.testing.assert_array_equal(first, again)
+    # Each is measured over 500 reads, so its own error adds to the spread.
+    spread = 0.1 * np.hypot(0.2, 1 / np.sqrt(2 * 500))
+    for sigma in (first, other):
+        assert abs(sigma.mean() - 0.1) < 5 * spread / np.sqrt(columns)
+        assert abs(sigma.std() - spread) < 5 * spread / np.sqrt(2 * columns)
+    assert abs(np.corrcoef(first, other)[0, 1]) < 5 / np.sqrt(columns)
+
+
+def test_voltage_offsets_are_frozen_in_a_chip_and_zero_for_half_of_its_outputs():
+    columns = 1000
+    x, w = np.ones((1, 2)), np.full((2, columns), 0.5)
+    io = IOParameters(v_offset_std=0.1, v_offset_w_min=0.0)
+    y = multiply(x, w, io, chip_key=jax.random.key(0))[0]
+    offset = 1 - np.asarray(y)
+    unchanged = abs(offset) < 1e-6
+    assert abs(unchanged.mean() - 0.5) < 5 * 0.5 / np.sqrt(columns)
+    # The others are half normal, of mean square 0.1^2.
+    mean_square = np.mean(offset[~unchanged] ** 2)
+    assert abs(mean_square / 0.01 - 1) < 5 * np.sqrt(2 / (columns / 2))
+    # With a reference of devices that are off, it is subtracted at the offset voltage.
+    both = multiply(x, w, IOParameters(v_offset_std=0.1), chip_key=jax.random.key(0))[0]
+    np.testing.assert_allclose(
+        both, (1 - offset) * (1 + 2) - (1 + offset) * 2, rtol=1e-5
+    )
+
+
+def test_the_saturation_spreads_over_the_outputs_of_a_chip():
+    columns = 1000
+    x, w = np.ones((1, 1)), np.ones((1, columns))
+    io = IOParameters(out_bound=4.0, out_nonlinearity=0.8, out_nonlinearity_std=0.2)
+    y = np.asarray(multiply(x, w, io, chip_key=jax.random.key(0))[0])
+    strength = 4.0 * (1 / y - 1)
+    sigma = 0.8 * 0.2
+    assert abs(strength.mean() - 0.8) < 5 * sigma / np.sqrt(columns)
+    assert abs(strength.std() - sigma) < 5 * sigma / np.sqrt(2 * columns)
+
+
 @pytest.mark.parametrize("side", ["inp", "out"])
 def test_stochastic_rounding_is_right_in_the_mean(side):
     options = {f"{side}_res": 4.0, f"{side}_sto_round": True, f"{side}_bound": 1.0}

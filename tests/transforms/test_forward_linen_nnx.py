@@ -488,3 +488,46 @@ def test_the_modifier_stays_off_in_chip_mode_while_the_periphery_draws(framework
     key = jax.random.key(0)
     y = call(params, inputs(), key) - clean(params, inputs(), key)
     assert 1e-3 < float(y.std()) < 1.0
+
+
+OFFSET = hw.Hardware(forward=IOParameters(v_offset_std=0.3, v_offset_w_min=0.0))
+
+
+def _evaluate(framework, hardware, chips, key):
+    if framework == "linen":
+        analog = hw.analogize(LinenMLP(), hardware)
+        variables = {"params": hw.adopt(analog, plain_params(), inputs())}
+    else:
+        analog = hw.analogize(NnxMLP(nnx.Rngs(0)), hardware)
+        for name in ("a", "b"):
+            getattr(analog, name).kernel[...] = plain_params()[name]["kernel"]
+        variables = None
+    batches = [(inputs(seed),) for seed in (0, 0)]
+    return hw.evaluate.population(
+        analog,
+        variables,
+        batches,
+        lambda y: y.mean(-1),
+        chips=chips,
+        key=jax.random.key(key),
+    ).values
+
+
+def test_a_chip_keeps_its_periphery_over_reads_and_frameworks():
+    values = _evaluate("linen", OFFSET, 8, key=0)
+    np.testing.assert_array_equal(values, _evaluate("linen", OFFSET, 8, key=1))
+    assert len(np.unique(values)) == 8
+    np.testing.assert_allclose(_evaluate("nnx", OFFSET, 8, key=2), values, rtol=1e-5)
+
+
+@both
+def test_training_sees_a_new_chip_at_every_step_and_chip_mode_chip_zero(framework):
+    x = inputs()
+    call, params = FRAMEWORKS[framework](OFFSET, "train")
+    y = [call(params, x, jax.random.key(seed)) for seed in (0, 1)]
+    assert jnp.abs(y[0] - y[1]).max() > 1e-3
+    call, params = FRAMEWORKS[framework](OFFSET, "chip")
+    y = [call(params, x, jax.random.key(seed)) for seed in (0, 1)]
+    np.testing.assert_array_equal(*y)
+    (value,) = _evaluate(framework, OFFSET, [0], key=0)
+    np.testing.assert_allclose(y[0].mean(), value, rtol=1e-5)

@@ -161,7 +161,7 @@ def _initialize(root: Any, original, name: str, args: tuple, kwargs: dict):
         module = context.module
         result = next_function(*args, **kwargs)
         path = _relative(root, module)
-        layer = describe(module, path)
+        layer = describe(module, path, args)
         if path not in layers or context.method_name == "__call__":
             layers[path] = layer
         hardware = hardware_of(told, layer)
@@ -190,7 +190,7 @@ def _apply(root: Any, original, name: str, args: tuple, kwargs: dict):
         args,
         kwargs,
     )
-    key = None
+    key = weight_side.no_key() if weight_side.needs_root(plan, mode) else None
     if weight_side.draws(plan, mode):
         # Not make_rng: it counts calls, and falls back to the params stream.
         if "mismatch" not in rngs:

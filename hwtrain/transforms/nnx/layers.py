@@ -44,13 +44,18 @@ LEAF_TYPES = {
 }
 
 
-def describe(module: nnx.Module, path: str) -> Layer:
+def describe(module: Any, path: str) -> Layer:
     """Returns what the plan must know of a module at a path."""
     cls = plain_class(type(module))
     if issubclass(cls, nnx.Linear):
         if cls.__call__ is nnx.Linear.__call__:
             return Layer(
-                path=path, name=cls.__name__, kind="dense", rows=(0,), columns=(1,)
+                path=path,
+                name=cls.__name__,
+                kind="dense",
+                shape=(module.in_features, module.out_features),
+                rows=(0,),
+                columns=(1,),
             )
         why = "it overrides Linear.__call__"
         return Layer(path=path, name=cls.__name__, why=why)
@@ -135,7 +140,7 @@ def _rebuild(make: Any, base: type, attributes: dict[str, Any]):
 
 def _analog_call(self, *args, **kwargs):
     weight, mode = self.analog_weight, self.analog_mode
-    if weight.hardware.draws(mode) and not hasattr(self, "noise_key"):
+    if weight.hardware.needs_root(mode) and not hasattr(self, "noise_key"):
         raise behind_the_root(weight.layer_path)
     base = type(self)._hwtrain_base
     if not has_signal_side(weight):
