@@ -6,10 +6,11 @@ from pydantic import Field, model_validator
 from pydantic.dataclasses import dataclass
 
 from hwtrain.hardware.configuration import CONFIG, NonNegative, Positive, Share
-from hwtrain.physics.converters import Converter, from_bits, resolution
+from hwtrain.physics.converters import Converter, from_bits
 from hwtrain.physics.ir_drop import G_RATIO
 from hwtrain.physics.management import Management
 from hwtrain.physics.periphery import Periphery
+from hwtrain.physics.rounding import resolution
 
 Bits = Annotated[int, Field(ge=2, le=24)]
 

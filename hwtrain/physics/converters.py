@@ -7,7 +7,9 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jax.typing import ArrayLike
+
+from hwtrain.physics.modifiers import straight_through
+from hwtrain.physics.rounding import round_to
 
 # Level times step can miss the bound by a rounding of float32.
 _TOLERANCE = 1 + 1e-6
@@ -32,18 +34,6 @@ class Converter(NamedTuple):
         if self.bound is None or self.res is None:
             return None
         return 2 * self.bound * self.res
-
-
-def resolution(res: float) -> float:
-    """Returns a resolution relative to the full range, which may be given as steps.
-
-    >>> resolution(254), resolution(0.25)
-    (0.003937007874015748, 0.25)
-
-    Args:
-      res: the resolution, or a number of steps if it is above 1.
-    """
-    return 1 / res if res > 1 else res
 
 
 def from_bits(bits: int) -> float:
@@ -77,34 +67,26 @@ def convert(
       uniform: numbers in [0, 1) of the shape of `x`, for stochastic rounding; `None`
         for rounding to the nearest level.
     """
-    return saturate(round_to_level(x, converter.step, uniform=uniform), converter.bound)
+    return saturate(round_to_level(x, converter, uniform=uniform), converter.bound)
 
 
 def round_to_level(
-    x: jax.Array, step: ArrayLike | None, *, uniform: jax.Array | None = None
+    x: jax.Array, converter: Converter, *, uniform: jax.Array | None = None
 ) -> jax.Array:
-    r"""Rounds to multiples of a step; the gradient is that of the identity.
+    """Rounds to the levels of a converter, also beyond its bound.
 
-    >>> round_to_level(jnp.array([0.125, 0.3]), 0.25)
-    Array([0.  , 0.25], dtype=float32)
+    >>> round_to_level(jnp.array([0.125, 3.1]), Converter(bound=1.0, res=1 / 8))
+    Array([0., 3.], dtype=float32)
 
     Args:
-      x: values, of any shape.
-      step: the step, positive, in units of `x`; `None` for no rounding.
-      uniform: numbers in [0, 1) of the shape of `x`, for stochastic rounding: up with
-        a probability of the part above the lower level.
+      x: values in normalised units, of any shape.
+      converter: the converter; without levels, nothing is rounded.
+      uniform: as in `convert`.
     """
-    if step is None:
-        return x
-    level = jax.lax.stop_gradient(x) / step
-    if uniform is None:
-        rounded = jnp.round(level)
-    else:
-        rounded = jnp.floor(level + uniform)
-    return straight_through(x, rounded * step)
+    return x if converter.step is None else round_to(x, converter.step, uniform)
 
 
-def saturate(x: jax.Array, bound: ArrayLike | None) -> jax.Array:
+def saturate(x: jax.Array, bound: float | None) -> jax.Array:
     """Clips to plus or minus a bound; the gradient passes at the bound, not beyond.
 
     >>> saturate(jnp.array([0.5, 3.0]), 2.0)
@@ -120,16 +102,6 @@ def saturate(x: jax.Array, bound: ArrayLike | None) -> jax.Array:
     return jnp.where(exceeds(x, bound), clipped, straight_through(x, clipped))
 
 
-def exceeds(x: jax.Array, bound: ArrayLike) -> jax.Array:
+def exceeds(x: jax.Array, bound: float) -> jax.Array:
     """Returns where values lie beyond a bound, by more than a rounding."""
     return jnp.abs(x) > bound * _TOLERANCE
-
-
-def straight_through(x: jax.Array, value: jax.Array) -> jax.Array:
-    """Returns `value` with the gradient of `x`.
-
-    >>> jax.grad(lambda x: straight_through(x, jnp.round(x)))(1.3)
-    Array(1., dtype=float32, weak_type=True)
-    """
-    # The difference is exactly zero; x + (value - x) would be rounded.
-    return jax.lax.stop_gradient(value) + (x - jax.lax.stop_gradient(x))

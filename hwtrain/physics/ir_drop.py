@@ -57,6 +57,7 @@ def ir_drop(
     rows = np.asarray(row_sizes, np.float32)[:, None, None]
     position = np.arange(row_sizes[0], dtype=np.float32) / rows
     farther = np.where(tiling.mask(row_sizes)[:, None, :], 1 - (1 - position) ** 2, 0)
-    current = (rows / g_ratio) * multiply_absolute(jnp.abs(x))
+    current = multiply_absolute(jnp.abs(x)) * (rows / g_ratio)
     share = current * (current * (0.05 * current - 0.2) + 0.5)
-    return ir_drop * share * multiply(x * farther.astype(np.float32))
+    drop = share * multiply(x * farther.astype(np.float32))
+    return ir_drop * drop

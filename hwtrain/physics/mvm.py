@@ -18,11 +18,11 @@ from hwtrain.physics.converters import (
     exceeds,
     round_to_level,
     saturate,
-    straight_through,
 )
 from hwtrain.physics.input_range import RangeGradient, clip_to_range, count_outputs
 from hwtrain.physics.ir_drop import ir_drop
 from hwtrain.physics.management import bound_scale, noise_scale, shift
+from hwtrain.physics.modifiers import straight_through
 from hwtrain.physics.output_stage import asymmetry, nonlinearity, voltage_offset
 from hwtrain.physics.periphery import Periphery
 from hwtrain.physics.random import draw_key, normal, uniform
@@ -106,7 +106,7 @@ def analog_mvm(
     tiles = _Tiles.cut(w, scale, x.dtype, row_sizes, column_sizes, dot_general)
     draws = _draw(periphery, key, chip_key, inputs.shape[:-3], tiles)
     alpha, factor = _managed(inputs, tiles, periphery, draws)
-    y = _before_clipping(inputs, alpha, tiles, periphery, draws)
+    y: Any = _before_clipping(inputs, alpha, tiles, periphery, draws)
     bound = periphery.adc.bound
     if bound is not None and probe is not None:
         y = count_outputs(y, probe, bound, column_sizes)
@@ -313,7 +313,7 @@ def _before_clipping(
         y = y + draws.outputs
     if p.management.bound == "shift" and p.adc.bound is not None:
         y = shift(y, tiles.column_sizes, bound=p.adc.bound)
-    return round_to_level(y, p.adc.step, uniform=draws.outputs_uniform)
+    return round_to_level(y, p.adc, uniform=draws.outputs_uniform)
 
 
 def read_deviation(x: jax.Array, tiles: _Tiles, p: Periphery) -> jax.Array:

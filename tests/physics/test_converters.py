@@ -7,10 +7,12 @@ from hwtrain.physics.converters import (
     Converter,
     convert,
     from_bits,
-    resolution,
     round_to_level,
     saturate,
 )
+
+QUARTERS = Converter(bound=1.0, res=1 / 8)
+ONES = Converter(bound=1.0, res=1 / 2)
 
 
 @pytest.mark.parametrize("bits, levels", [(2, 3), (4, 15), (8, 255)])
@@ -21,20 +23,15 @@ def test_a_converter_of_b_bits_has_two_to_the_b_minus_one_levels(bits, levels):
     assert float(y.max()) == 1.5 and float(y.min()) == -1.5
 
 
-def test_a_resolution_above_one_counts_steps():
-    assert resolution(8) == resolution(1 / 8) == 0.125
-    assert resolution(1) == 1
-
-
 def test_ties_go_to_the_even_level():
-    y = round_to_level(jnp.array([0.125, 0.375, 0.625, -0.125, -0.375]), 0.25)
+    y = round_to_level(jnp.array([0.125, 0.375, 0.625, -0.125, -0.375]), QUARTERS)
     np.testing.assert_array_equal(y, [0.0, 0.5, 0.5, 0.0, -0.5])
 
 
 def test_stochastic_rounding_is_right_in_the_mean():
     count = 100_000
     u = jax.random.uniform(jax.random.key(0), (count,))
-    y = round_to_level(jnp.full(count, 0.3), 1.0, uniform=u)
+    y = round_to_level(jnp.full(count, 0.3), ONES, uniform=u)
     assert set(np.unique(np.asarray(y))) == {0.0, 1.0}
     # Standard deviation of a Bernoulli variable of probability 0.3.
     assert abs(float(y.mean()) - 0.3) < 4 * np.sqrt(0.3 * 0.7 / count)
