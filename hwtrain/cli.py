@@ -17,8 +17,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
     Args:
       arguments: the command line without the program's name; `sys.argv` by default.
     """
-    options = _parser().parse_args(arguments)
-    return options.command(options)
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    options = _parser().parse_args(words)
+    try:
+        return options.command(options)
+    except KeyboardInterrupt:
+        flags = ("--overwrite", "--resume")
+        again = shlex.join(["hwtrain", *(w for w in words if w not in flags)])
+        _print_error(
+            f"interrupted; to continue from the last checkpoint: {again} --resume"
+        )
+        return 130
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -84,19 +93,9 @@ def _train(options: argparse.Namespace) -> int:
     console.print(f"{verb} {out}", soft_wrap=True, highlight=False)
     try:
         compare(config, ready, out, console=console)
-    except KeyboardInterrupt:
-        _print_error(f"interrupted; continue from the last checkpoint: {_again()}")
-        return 130
     except (HardwareCheckpointError, OSError) as error:
         return _bad_input(error)
     return 0
-
-
-def _again() -> str:
-    """Returns the command line that continues the run."""
-    flags = ("--overwrite", "--resume")
-    arguments = [word for word in sys.argv[1:] if word not in flags]
-    return shlex.join(["hwtrain", *arguments, "--resume"])
 
 
 def _bad_input(error: Exception) -> int:

@@ -1,9 +1,9 @@
 """The main job: train plain and hardware-aware, export, read back, compare on chips."""
 
 from collections.abc import Iterator
-from importlib.metadata import version
 from pathlib import Path
 
+import flax
 import jax
 import numpy as np
 from rich.console import Console
@@ -25,6 +25,7 @@ from hwtrain.training.loop import (
 from hwtrain.training.preparation import Preparation, chip_hardware
 from hwtrain.training.progress import show_progress
 from hwtrain.training.report import HARDWARE_AWARE, PLAIN, Accuracies
+from hwtrain.version import __version__
 
 
 def compare(
@@ -175,7 +176,11 @@ def _write_results(config: Config, results: list[Accuracies], out: Path) -> None
         "mode": "chip_mode",
         "seeds": list(config.training.seeds),
         "chips": config.evaluation.chips,
-        "versions": {name: version(name) for name in ("hwtrain", "jax", "flax")},
+        "versions": {
+            "hwtrain": __version__,
+            "jax": jax.__version__,
+            "flax": flax.__version__,
+        },
         "results": report.as_data(results),
     }
     write_json(out / "results.json", data)

@@ -76,8 +76,12 @@ def _functional(module: nn.Module, inputs: jax.Array) -> Functional:
         return module.init(jax.random.key(seed), inputs)["params"]
 
     def apply(params: Params, inputs: jax.Array, key: jax.Array) -> jax.Array:
-        # Dropout has a key of its own, or it would share its bits with the mismatch.
-        rngs = {"mismatch": key, "dropout": jax.random.fold_in(key, 1)}
+        # As an NNX stream's first call folds its count into its key: both frameworks
+        # draw the same. Dropout must not share its bits with the mismatch.
+        rngs = {
+            "mismatch": jax.random.fold_in(key, 0),
+            "dropout": jax.random.fold_in(key, 1),
+        }
         return module.apply({"params": params}, inputs, rngs=rngs)
 
     return Functional(init, apply)

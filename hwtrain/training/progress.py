@@ -31,7 +31,7 @@ def show_progress(
       steps: number of updates at the end.
     """
     if not console.is_terminal:
-        yield _plain_lines(console, title, start, steps)
+        yield _plain_lines(console, title, steps)
         return
     columns = (
         TextColumn("{task.description:26}"),
@@ -44,32 +44,35 @@ def show_progress(
     )
     with Progress(*columns, console=console) as bar:
         task = bar.add_task(title, total=steps, completed=start, loss="-", rate="-")
+        rate = _Rate()
         shown, pending = time.monotonic(), None
-        first = (shown, start)
 
         def report(step: int, loss: jax.Array) -> None:
             nonlocal shown, pending
             now = time.monotonic()
             last = step >= steps
+            rate.start(step)
             if now - shown < _EVERY_S and not last:
                 return
             value = loss if last or pending is None else pending
-            fields = {"loss": f"{float(value):.4f}", "rate": _rate(first, step)}
+            fields = {"loss": f"{float(value):.4f}", "rate": rate.at(step)}
             bar.update(task, completed=step, refresh=last, **fields)
             shown, pending = now, loss
 
         yield report
 
 
-def _plain_lines(console: Console, title: str, start: int, steps: int) -> Report:
-    first = (time.monotonic(), start)
+def _plain_lines(console: Console, title: str, steps: int) -> Report:
+    rate = _Rate()
     marks = {steps * line // _PLAIN_LINES for line in range(1, _PLAIN_LINES)} | {steps}
 
     def report(step: int, loss: jax.Array) -> None:
+        rate.start(step)
         if step in marks:
-            value, rate = float(loss), _rate(first, step)
+            value = float(loss)
             console.print(
-                f"{title}: step {step}/{steps}, loss {value:.4f}, {rate} steps/s",
+                f"{title}: step {step}/{steps}, loss {value:.4f}, "
+                f"{rate.at(step)} steps/s",
                 soft_wrap=True,
                 highlight=False,
             )
@@ -77,6 +80,17 @@ def _plain_lines(console: Console, title: str, start: int, steps: int) -> Report
     return report
 
 
-def _rate(first: tuple[float, int], step: int) -> str:
-    seconds = max(time.monotonic() - first[0], 1e-9)
-    return f"{(step - first[1]) / seconds:.0f}"
+class _Rate:
+    """Steps per second, counted from the first step's end: compiling comes before."""
+
+    def __init__(self):
+        self._first: tuple[float, int] | None = None
+
+    def start(self, step: int) -> None:
+        self._first = self._first or (time.monotonic(), step)
+
+    def at(self, step: int) -> str:
+        if self._first is None or step <= self._first[1]:
+            return "-"
+        seconds = max(time.monotonic() - self._first[0], 1e-9)
+        return f"{(step - self._first[1]) / seconds:.0f}"
