@@ -1,3 +1,28 @@
-"""Hardware-aware training for Flax, Optax and Orbax."""
+"""Hardware-aware training for Flax, Optax and Orbax.
 
+From a Flax model, unmodified, to a checkpoint that analog hardware can be programmed
+from: `analogize` wraps the model, `optim.hardware_aware` the optimiser, `export` writes
+what was learned as conductances.
+"""
+
+from hwtrain.hardware import Hardware as Hardware
+from hwtrain.hardware import InputRangeParameter as InputRangeParameter
+from hwtrain.hardware import MappingParameter as MappingParameter
+from hwtrain.hardware import MismatchParameter as MismatchParameter
+from hwtrain.hardware import (
+    SinglePairConductanceConverter as SinglePairConductanceConverter,
+)
+from hwtrain.hardware import WeightClipParameter as WeightClipParameter
+from hwtrain.hardware import WeightModifierParameter as WeightModifierParameter
+from hwtrain.mismatch import apply_mismatch as apply_mismatch
+from hwtrain.mismatch import chip_key as chip_key
+from hwtrain.plan import Plan as Plan
+from hwtrain.transforms import Rule as Rule
+from hwtrain.transforms import adopt as adopt
+from hwtrain.transforms import analogize as analogize
+from hwtrain.transforms import chip_mode as chip_mode
+from hwtrain.transforms import eval_mode as eval_mode
+from hwtrain.transforms import plan as plan
+from hwtrain.transforms import strip as strip
+from hwtrain.transforms import train_mode as train_mode
 from hwtrain.version import __version__ as __version__

@@ -31,24 +31,24 @@ def on_crossbar(
       scale: the stored mapping scale, if the array has one; otherwise it is derived.
 
     Returns:
-      `(w, s)`: `[*stack, rows, columns]`, and a scale broadcastable against it, 1
-      where there is none.
+      `(w, s)`: an array like `kernel`, and a scale broadcastable against it, 1 where
+      there is none. No gradient passes through the scale.
     """
-    matrix = weight.to_matrix(kernel)
     if scale is None:
-        scale = weight.derived_scale(matrix)
+        scale = weight.derived_scale(weight.to_matrix(kernel))
     if scale is None:
-        return matrix, 1.0
-    rows = tiling.expand_rows(scale, weight.row_sizes).astype(matrix.dtype)
-    return matrix / rows, rows
+        return kernel, 1.0
+    scale = jax.lax.stop_gradient(weight.spread(scale)).astype(kernel.dtype)
+    return kernel / scale, scale
 
 
 def largest_weight(
     weight: AnalogWeight, w: jax.Array, *, per_column: bool
 ) -> jax.Array:
-    """Returns max |w| of each row tile, broadcastable against `w`."""
-    w_max = tiling.absolute_maximum(w, weight.row_sizes, per_column=per_column)
-    return tiling.expand_rows(w_max, weight.row_sizes)
+    """Returns max |w| of each row tile, broadcastable against the stored array."""
+    matrix = weight.to_matrix(w)
+    w_max = tiling.absolute_maximum(matrix, weight.row_sizes, per_column=per_column)
+    return weight.spread(w_max)
 
 
 def apply_mismatch(params: paths.Tree, plan: Plan, key: jax.Array) -> paths.Tree:
@@ -76,6 +76,6 @@ def apply_mismatch(params: paths.Tree, plan: Plan, key: jax.Array) -> paths.Tree
         w, scale = on_crossbar(weight, leaf, by_path.get(weight.leaf("mapping_scale")))
         w_max = largest_weight(weight, w, per_column=mismatch.per_column)
         noisy = mismatch(draw_key(key, path, "mismatch"), w, w_max)
-        return weight.from_matrix(jnp.asarray(noisy * scale, leaf.dtype))
+        return jnp.asarray(noisy * scale, leaf.dtype)
 
     return paths.map_leaves(chip_value, params)

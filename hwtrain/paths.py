@@ -67,17 +67,30 @@ def drop(tree: Tree, keep: Callable[[str], bool], _path: str = "") -> Tree:
     return type(tree)(kept)
 
 
-def overlay(tree: Tree, other: Tree) -> Tree:
-    """Returns a nested mapping with the entries of another laid over it.
+def insert(tree: Tree, entries: Mapping[str, Any]) -> Tree:
+    """Returns a nested mapping with entries set at their paths.
 
-    >>> overlay({"a": {"kernel": 1}}, {"a": {"probe": 2}})
-    {'a': {'kernel': 1, 'probe': 2}}
+    >>> insert({"layers": {0: {"kernel": 1}}}, {"layers/0/probe": 2})
+    {'layers': {0: {'kernel': 1, 'probe': 2}}}
+
+    Args:
+      tree: nested mappings of one type, such as a dict or an `nnx.State`.
+      entries: values by path. The mappings on the way must exist.
+
+    Raises:
+      KeyError: if one does not.
     """
+    here = {path: value for path, value in entries.items() if "/" not in path}
+    below: dict[str, dict[str, Any]] = {}
+    for path, value in entries.items():
+        head, slash, rest = path.partition("/")
+        if slash:
+            below.setdefault(head, {})[rest] = value
     merged = dict(tree.items())
-    for name, entry in other.items():
-        inner = merged.get(name)
-        if isinstance(entry, Mapping) and isinstance(inner, Mapping):
-            merged[name] = overlay(inner, entry)
-        else:
-            merged[name] = entry
+    names = {str(name): name for name in merged}
+    for head, inner in below.items():
+        name = names[head]
+        merged[name] = insert(merged[name], inner)
+    for path, value in here.items():
+        merged[names.get(path, path)] = value
     return type(tree)(merged)

@@ -16,16 +16,6 @@ from hwtrain.hardware import Hardware, MappingParameter
 from hwtrain.physics import tiling
 from hwtrain.physics.random import stable_hash
 
-PROBE_FIELDS = (
-    "count",
-    "unclipped",
-    "sum",
-    "square_sum",
-    "output_count",
-    "output_unclipped",
-)
-"""What a probe's gradient holds, for every tile."""
-
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class AnalogWeight:
@@ -114,6 +104,20 @@ class AnalogWeight:
         """Undoes `to_matrix`."""
         order = (*range(len(self.stack)), *self.rows, *self.columns)
         array = matrix.reshape([self.shape[axis] for axis in order])
+        return jnp.transpose(array, sorted(range(len(order)), key=order.__getitem__))
+
+    def spread(self, statistic: jax.Array) -> jax.Array:
+        """Returns a statistic of row tiles, broadcastable against the stored array.
+
+        Args:
+          statistic: `[*stack, row tiles, columns or 1]`.
+        """
+        rows = tiling.expand_rows(statistic, self.row_sizes)
+        order = (*range(len(self.stack)), *self.rows, *self.columns)
+        sizes = list(self.stack)
+        for axes, size in ((self.rows, rows.shape[-2]), (self.columns, rows.shape[-1])):
+            sizes += [self.shape[axis] if size > 1 else 1 for axis in axes]
+        array = rows.reshape(sizes)
         return jnp.transpose(array, sorted(range(len(order)), key=order.__getitem__))
 
     def derived_scale(self, matrix: jax.Array) -> jax.Array | None:

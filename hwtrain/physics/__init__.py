@@ -1,1 +1,1 @@
-"""Pure functions on arrays: the physics of analog devices. Imports JAX and NumPy only."""
+"""Pure functions on arrays: the physics of analog devices."""

@@ -1,0 +1,171 @@
+"""The range of a tile's inputs: clipping, its gradient, and the statistics beside it.
+
+What the optimiser must know of the forward pass is returned as the gradient of a small
+array, the probe. It holds sums, never ratios, so that it stays right when gradients are
+added or averaged: by a layer that is called twice, a scan over time, accumulation, or
+several devices.
+"""
+
+import functools
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from hwtrain.physics import tiling
+
+PROBE_SCALE = 2.0**-40
+"""Factor on the probe's sums. A power of two, so that quotients are exact, and small,
+so that neither clipping by the global norm nor a logged norm feels them."""
+
+PROBE_SIZE = 6
+"""Sums for every tile: n, n unclipped, sum of x/r, sum of (x/r)^2, outputs, outputs
+unclipped."""
+
+
+class RangeGradient(NamedTuple):
+    """How the gradient of an input range is taken.
+
+    Attributes:
+      scale: factor on the gradient.
+      relative: whether it is multiplied by the range.
+      straight_through: whether clipped inputs get their gradient.
+    """
+
+    scale: float = 1.0
+    relative: bool = True
+    straight_through: bool = False
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(3, 4))
+def clip_to_range(
+    x: jax.Array,
+    input_range: jax.Array,
+    probe: jax.Array,
+    row_sizes: tuple[int, ...],
+    gradient: RangeGradient = RangeGradient(),  # noqa: B008 an immutable value
+) -> jax.Array:
+    r"""Clips the inputs of every tile to the tile's range.
+
+    .. math:: \hat x = \mathrm{clip}(x, -r, r)
+
+    With :math:`d` the gradient at :math:`\hat x`, the gradients are
+
+    .. math::
+        \frac{\partial L}{\partial x} = d\,[|x| \le r], \qquad
+        \frac{\partial L}{\partial r} = \gamma r \Big(\sum_{x \ge r} \min(d, 0)
+        - \sum_{x \le -r} \max(d, 0)\Big),
+
+    so that clipping can only widen the range, and the gradient of the probe is
+    2^-40 times the sums of `PROBE_SIZE`, over the inputs before clipping.
+
+    >>> x = jnp.array([[0.5, 4.0]]).reshape(1, 1, 1, 2)
+    >>> clip_to_range(x, jnp.full((1, 1), 3.0), jnp.zeros((1, 1, 6)), (2,)).ravel()
+    Array([0.5, 3. ], dtype=float32)
+
+    Args:
+      x: `[..., row tiles, 1, rows]`, cut into row tiles by `tiling.cut`.
+      input_range: `[row tiles, column tiles]`, positive, in units of the input.
+      probe: `[row tiles, column tiles, 6]`; its value is not read.
+      row_sizes: rows of each row tile.
+      gradient: how the gradient is taken.
+
+    Returns:
+      `[..., row tiles, column tiles, rows]`.
+
+    References:
+      Rasch et al., Hardware-aware training for large-scale and diverse deep learning
+      inference workloads using in-memory computing-based accelerators,
+      Nature Communications 2023.
+    """
+    del probe, row_sizes, gradient
+    r = input_range[..., None].astype(x.dtype)
+    return jnp.clip(x, -r, r)
+
+
+def _forward(x, input_range, probe, row_sizes, gradient):
+    y = clip_to_range(x, input_range, probe, row_sizes, gradient)
+    return y, (x, input_range, probe)
+
+
+def _backward(row_sizes, gradient, residuals, d):
+    x, input_range, probe = residuals
+    r = input_range[..., None].astype(x.dtype)
+    above, below = x >= r, x <= -r
+    batch = tuple(range(x.ndim - 3))
+    axes = (*batch, x.ndim - 1)
+
+    d_x = d if gradient.straight_through else jnp.where(jnp.abs(x) <= r, d, 0)
+    d_x = jnp.sum(d_x, axis=-2, keepdims=True).astype(x.dtype)
+
+    d32 = d.astype(jnp.float32)
+    widen = jnp.where(above, jnp.minimum(d32, 0), 0)
+    widen = widen - jnp.where(below, jnp.maximum(d32, 0), 0)
+    d_range = gradient.scale * jnp.sum(widen, axis=axes)
+    if gradient.relative:
+        d_range = d_range * input_range
+
+    examples = int(np.prod([x.shape[axis] for axis in batch], dtype=np.int64))
+    count = examples * np.asarray(row_sizes, np.float32)[:, None]
+    clipped = jnp.sum((above | below).astype(jnp.float32), axis=axes)
+    x32 = x.astype(jnp.float32)
+    total = jnp.sum(x32, axis=axes) / input_range
+    square = jnp.sum(jnp.square(x32), axis=axes) / jnp.square(input_range)
+    count = jnp.broadcast_to(count, input_range.shape)
+    none = jnp.zeros_like(count)
+    sums = jnp.stack([count, count - clipped, total, square, none, none], axis=-1)
+    d_probe = (PROBE_SCALE * sums).astype(probe.dtype)
+    return d_x, d_range.astype(input_range.dtype), d_probe
+
+
+clip_to_range.defvjp(_forward, _backward)
+
+
+def ranged_matmul(
+    x: jax.Array,
+    w: jax.Array,
+    input_range: jax.Array,
+    probe: jax.Array | None,
+    *,
+    row_sizes: tuple[int, ...],
+    column_sizes: tuple[int, ...],
+    gradient: RangeGradient = RangeGradient(),  # noqa: B008 an immutable value
+    dot_general=jax.lax.dot_general,
+) -> jax.Array:
+    r"""Multiplies by a matrix that lies on tiles, each with its own input range.
+
+    .. math:: y_c = \sum_r \mathrm{clip}(x_r, -r_{rc}, r_{rc})\, W_{rc}
+
+    >>> x, w = jnp.array([[0.5, 4.0]]), jnp.ones((2, 1))
+    >>> ranged_matmul(x, w, jnp.full((1, 1), 3.0), None,
+    ...               row_sizes=(2,), column_sizes=(1,))
+    Array([[3.5]], dtype=float32)
+
+    Args:
+      x: `[..., rows]`.
+      w: `[rows, columns]`.
+      input_range: `[row tiles, column tiles]`, in units of the input.
+      probe: `[row tiles, column tiles, 6]`; `None` for plain JAX operations, which
+        forward-mode differentiation needs, without statistics.
+      row_sizes: rows of each row tile.
+      column_sizes: columns of each column tile.
+      gradient: how the range's gradient is taken.
+      dot_general: what multiplies, called as `jax.lax.dot_general`.
+
+    Returns:
+      `[..., columns]`.
+    """
+    tiles = tiling.cut(x, row_sizes, axis=-1)[..., None, :]
+    if probe is None:
+        r = input_range[..., None].astype(x.dtype)
+        tiles = jnp.clip(tiles, -r, r)
+    else:
+        tiles = clip_to_range(tiles, input_range, probe, row_sizes, gradient)
+    if len(row_sizes) == len(column_sizes) == 1:
+        return dot_general(tiles[..., 0, 0, :], w, (((x.ndim - 1,), (0,)), ((), ())))
+    w = tiling.cut(tiling.cut(w, row_sizes, axis=-2), column_sizes, axis=-1)
+    last = tiles.ndim - 1
+    # Row tiles are contracted together with rows: their partial sums are added.
+    y = dot_general(tiles, w, (((last - 2, last), (0, 1)), ((last - 1,), (2,))))
+    return tiling.join(jnp.moveaxis(y, 0, -2), column_sizes, axis=-1)

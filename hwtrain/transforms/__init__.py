@@ -1,0 +1,10 @@
+"""Module transforms: a Flax model, unmodified, made analog."""
+
+from hwtrain.transforms.adopt import adopt as adopt
+from hwtrain.transforms.adopt import strip as strip
+from hwtrain.transforms.analogize import analogize as analogize
+from hwtrain.transforms.analogize import chip_mode as chip_mode
+from hwtrain.transforms.analogize import eval_mode as eval_mode
+from hwtrain.transforms.analogize import plan as plan
+from hwtrain.transforms.analogize import train_mode as train_mode
+from hwtrain.transforms.rules import Rule as Rule

@@ -1,0 +1,62 @@
+"""An analog model as a function of its variables and a key, Linen or NNX."""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+from flax import nnx
+
+from hwtrain.transforms.linen import root as linen_root
+from hwtrain.transforms.nnx import root as nnx_root
+
+
+def as_function(
+    analog: Any, mode: str, variables: Any = None
+) -> tuple[Callable[..., Any], dict[str, Any]]:
+    """Returns `function(variables, key, *args, **kwargs)`, and the variables.
+
+    Args:
+      analog: the analog model; it is not changed.
+      mode: `"train"`, `"chip"` or `"eval"`.
+      variables: Linen: the variables. NNX: `params` in place of the model's own, or
+        `None` for these.
+
+    Returns:
+      The function, which draws the step from `key`, and its variables: a dict whose
+      entry `params` is a nested dict of arrays.
+    """
+    if isinstance(analog, nnx.Module):
+        return _nnx_function(analog, mode, variables)
+    model = linen_root.with_mode(analog, mode)
+    tree = dict(variables) if "params" in variables else {"params": variables}
+
+    def function(variables: Any, key: jax.Array, *args: Any, **kwargs: Any) -> Any:
+        # One count, as an NNX stream has at its first call: both draw the same.
+        rngs = {"mismatch": jax.random.fold_in(key, 0)}
+        return model.apply(variables, *args, rngs=rngs, **kwargs)
+
+    return function, tree
+
+
+def _nnx_function(
+    analog: Any, mode: str, params: Any
+) -> tuple[Callable[..., Any], dict[str, Any]]:
+    model = nnx_root.set_mode(nnx.clone(analog), mode)
+    graphdef, state, rest = nnx.split(model, nnx.Param, ...)
+    if params is None:
+        params = nnx.to_pure_dict(state)
+    else:
+        if "params" in params:
+            params = params["params"]
+        if isinstance(params, nnx.State):
+            params = nnx.to_pure_dict(params)
+
+    def function(variables: Any, key: jax.Array, *args: Any, **kwargs: Any) -> Any:
+        # A copy of the structure: replacing fills it in place.
+        filled = jax.tree.map(lambda leaf: leaf, state)
+        nnx.replace_by_pure_dict(filled, variables["params"])
+        called = nnx.merge(graphdef, filled, variables["rest"])
+        called.analog_stream = nnx.RngStream(key, tag="mismatch")
+        return called(*args, **kwargs)
+
+    return function, {"params": params, "rest": rest}

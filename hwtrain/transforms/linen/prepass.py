@@ -1,0 +1,136 @@
+"""The plan of a Linen model, by an abstract run of the unwrapped model.
+
+Only a call tells which layers a Linen model has. The pre-pass runs it under
+`jax.eval_shape`, at trace time, with an interceptor that records modules.
+"""
+
+import functools
+import itertools
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import numpy as np
+from flax import linen as nn
+from flax.core import meta, unfreeze
+
+from hwtrain import paths
+from hwtrain.plan import Plan
+from hwtrain.transforms.linen.layers import describe, plain_class
+from hwtrain.transforms.rules import LEAVES, Assignment, Layer, make_plan
+
+analog_trace = jax.make_user_context(default_value=None)
+"""Part of every jit cache key: an inner `nn.jit` that a plain call traced must not
+serve an analog one, nor the other way round."""
+
+_fresh = itertools.count()
+
+
+def linen_plan(
+    module: nn.Module,
+    assigned: Assignment,
+    variables: Mapping[str, Any],
+    rngs: Mapping[str, Any],
+    method: str,
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+) -> Plan:
+    """Returns the plan of a call.
+
+    Args:
+      module: the unbound analog model.
+      assigned: what `analogize` was told.
+      variables: the model's variables; arrays, tracers, or shapes and dtypes.
+      rngs: the call's rngs.
+      method: name of the method that is called.
+      args: its arguments.
+      kwargs: its keyword arguments.
+    """
+    leaves, treedef = jax.tree.flatten((variables, rngs, args, kwargs))
+    abstract, static = [], []
+    for leaf in leaves:
+        is_array = hasattr(leaf, "shape") and hasattr(leaf, "dtype")
+        abstract.append(_abstract(leaf) if is_array else None)
+        static.append(None if is_array else leaf)
+    shapes = parameter_shapes(variables.get("params", {}))
+    plan = functools.partial(
+        _plan, module, assigned, tuple(shapes.items()), method, treedef
+    )
+    try:
+        return _cached(plan.args, tuple(abstract), tuple(static))
+    except TypeError:  # a module or an argument that cannot be hashed
+        return _plan(*plan.args, tuple(abstract), tuple(static))
+
+
+def parameter_shapes(params: Any) -> dict[str, tuple[int, ...]]:
+    """Returns the shapes of the user's parameters by path."""
+    return {
+        path: tuple(leaf.shape)
+        for path, leaf in paths.leaves(meta.unbox(params)).items()
+        if path.rpartition("/")[2] not in LEAVES
+    }
+
+
+def _abstract(leaf: Any) -> jax.ShapeDtypeStruct:
+    return jax.ShapeDtypeStruct(np.shape(leaf), leaf.dtype)
+
+
+@functools.lru_cache(maxsize=256)
+def _cached(arguments: tuple[Any, ...], abstract: tuple, static: tuple) -> Plan:
+    return _plan(*arguments, abstract, static)
+
+
+def _plan(
+    module: nn.Module,
+    assigned: Assignment,
+    shapes: tuple[tuple[str, tuple[int, ...]], ...],
+    method: str,
+    treedef: Any,
+    abstract: tuple,
+    static: tuple,
+) -> Plan:
+    layers = _record(module, method, treedef, abstract, static)
+    # Another method than __call__ may rightly not reach every layer of a rule.
+    check = method == "__call__"
+    return make_plan(assigned, layers, dict(shapes), check=check)
+
+
+def _record(
+    module: nn.Module, method: str, treedef: Any, abstract: tuple, static: tuple
+) -> list[Layer]:
+    """Runs the unwrapped model abstractly and returns its modules."""
+    found: dict[str, Layer] = {}
+    opaque: list[str] = []
+
+    def interceptor(next_function, args, kwargs, context):
+        path = "/".join(context.module.path)
+        if path and hasattr(type(context.module), "_hwtrain_base"):
+            opaque.append(f"{path}/")  # an analog model inside this one
+        if path not in found or context.method_name == "__call__":
+            found[path] = describe(context.module, path)
+        return next_function(*args, **kwargs)
+
+    plain = module.clone(parent=None, _deep_clone=True, _reset_names=True, name=None)
+    base = plain_class(type(module))
+    object.__setattr__(plain, "__class__", base)
+
+    def run(arrays):
+        leaves = [s if a is None else a for a, s in zip(arrays, static)]
+        variables, rngs, args, kwargs = jax.tree.unflatten(treedef, leaves)
+        return plain.apply(
+            unfreeze(variables),
+            *args,
+            rngs=rngs,
+            mutable=True,
+            method=getattr(base, method),
+            **kwargs,
+        )
+
+    # A fresh context, or an inner jit that was traced before would record nothing.
+    with nn.intercept_methods(interceptor), analog_trace(("plan", next(_fresh))):
+        jax.eval_shape(run, list(abstract))
+    return [
+        layer
+        for path, layer in found.items()
+        if not any(f"{path}/".startswith(inner) for inner in opaque)
+    ]

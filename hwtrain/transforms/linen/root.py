@@ -1,0 +1,274 @@
+"""The root of an analog Linen model: its class, swapped on a clone.
+
+There is no wrapper module, so no path changes. Every public method of the user's class
+goes through the weight side (a transform of `params` on the way in) and the signal side
+(interceptors around each layer).
+"""
+
+import contextlib
+import contextvars
+import functools
+import inspect
+from typing import Any
+
+from flax import linen as nn
+
+from hwtrain import paths
+from hwtrain.plan import Plan
+from hwtrain.transforms import weight_side
+from hwtrain.transforms.linen.layers import (
+    analog_call,
+    create_leaves,
+    describe,
+    plain_class,
+)
+from hwtrain.transforms.linen.prepass import (
+    analog_trace,
+    linen_plan,
+    parameter_shapes,
+)
+from hwtrain.transforms.rules import Assignment, hardware_of, make_plan
+from hwtrain.transforms.signal_side import behind_the_root, missing_stream
+
+# The analog roots whose methods are running: their inner calls are plain calls.
+_running: contextvars.ContextVar[tuple[Any, ...]] = contextvars.ContextVar(
+    "hwtrain_running", default=()
+)
+
+
+def analogize_linen(module: nn.Module, assigned: Assignment) -> nn.Module:
+    """Returns an analog clone of a module, in train mode."""
+    if hasattr(type(module), "_hwtrain_base"):
+        raise ValueError(
+            f"{type(module).__name__} is analog already; analogize the plain module"
+        )
+    return _with_class(module, analog_class(type(module), assigned, "train"))
+
+
+def with_mode(module: nn.Module, mode: str) -> nn.Module:
+    """Returns a clone of an analog module in another mode."""
+    cls = type(module)
+    return _with_class(module, analog_class(plain_class(cls), assigned(module), mode))
+
+
+def assigned(module: nn.Module) -> Assignment:
+    """Returns what `analogize` was told of a module.
+
+    Raises:
+      ValueError: if the module is not analog.
+    """
+    if not hasattr(type(module), "_hwtrain_assigned"):
+        raise ValueError(
+            f"{type(module).__name__} is not analog; write analogize(module, hardware)"
+        )
+    return type(module)._hwtrain_assigned
+
+
+def plan_of(
+    module: nn.Module, variables: Any, args: tuple, kwargs: dict, method: str, rngs: Any
+) -> Plan:
+    """Returns the plan of an analog module for an example call."""
+    tree = variables if "params" in variables else {"params": variables}
+    return linen_plan(module, assigned(module), tree, rngs, method, args, kwargs)
+
+
+def _with_class(module: nn.Module, cls: type) -> nn.Module:
+    clone = module.clone()
+    object.__setattr__(clone, "__class__", cls)
+    return clone
+
+
+@functools.lru_cache(maxsize=None)
+def analog_class(base: type, assigned: Assignment, mode: str) -> type:
+    """Returns the analog class of a module class, one for each assignment and mode.
+
+    It is cached, so that equal models are equal and share every jit cache.
+    """
+    methods: dict[str, Any] = {
+        name: _through_both_sides(base, name) for name in _public_methods(base)
+    }
+    namespace = {
+        "__module__": base.__module__,
+        "__qualname__": base.__qualname__,
+        "__doc__": base.__doc__,
+        "__getattribute__": _guarded_getattribute,
+        "__getattr__": _guarded_getattr,
+        "__reduce__": _reduce,
+        "apply": _with_own_method(base, "apply"),
+        "init_with_output": _with_own_method(base, "init_with_output"),
+        "_hwtrain_base": base,
+        "_hwtrain_assigned": assigned,
+        "_hwtrain_mode": mode,
+        **methods,
+    }
+    return type(base.__name__, (base,), namespace)
+
+
+def _public_methods(base: type) -> list[str]:
+    names = []
+    for cls in base.__mro__[: base.__mro__.index(nn.Module)]:
+        for name, value in vars(cls).items():
+            public = name == "__call__" or not name.startswith("_")
+            if public and name != "setup" and inspect.isfunction(value):
+                names.append(name)
+    return list(dict.fromkeys(names))
+
+
+def _through_both_sides(base: type, name: str):
+    original = getattr(base, name)
+
+    def method(self, *args, **kwargs):
+        this = (type(self), self.scope and self.scope.path)
+        if self.scope is None or this in _running.get():
+            return original(self, *args, **kwargs)
+        with _entered(this):
+            if self.is_initializing():
+                return _initialize(self, original, name, args, kwargs)
+            return _apply(self, original, name, args, kwargs)
+
+    functools.update_wrapper(method, original, updated=())
+    return method
+
+
+@contextlib.contextmanager
+def _entered(this: Any):
+    token = _running.set((*_running.get(), this))
+    try:
+        yield
+    finally:
+        _running.reset(token)
+
+
+def _relative(root: nn.Module, module: nn.Module) -> str:
+    return "/".join(module.path[len(root.path) :])
+
+
+def _initialize(root: nn.Module, original, name: str, args: tuple, kwargs: dict):
+    """Runs `init`: the plain forward pass, and the leaves of analog layers."""
+    told = assigned(root)
+    layers = {}
+
+    def interceptor(next_function, args, kwargs, context):
+        module = context.module
+        result = next_function(*args, **kwargs)
+        path = _relative(root, module)
+        layer = describe(module, path)
+        if path not in layers or context.method_name == "__call__":
+            layers[path] = layer
+        hardware = hardware_of(told, layer)
+        if context.method_name == "__call__" and hardware is not None:
+            create_leaves(module, path, layer, hardware)
+        return result
+
+    with nn.intercept_methods(interceptor), analog_trace(("init", told)):
+        result = original(root, *args, **kwargs)
+    if name == "__call__":
+        shapes = parameter_shapes(root.variables.get("params", {}))
+        make_plan(told, list(layers.values()), shapes)  # checks that every rule wins
+    return result
+
+
+def _apply(root: nn.Module, original, name: str, args: tuple, kwargs: dict):
+    """Runs a method with both sides."""
+    told, mode = assigned(root), type(root)._hwtrain_mode
+    rngs = root.scope.rngs
+    plan = linen_plan(
+        root,
+        told,
+        root.variables,
+        {stream: key.as_jax_rng() for stream, key in rngs.items()},
+        name,
+        args,
+        kwargs,
+    )
+    key = None
+    if weight_side.draws(plan, mode):
+        # Not make_rng: it counts calls, and falls back to the params stream.
+        if "mismatch" not in rngs:
+            raise missing_stream(mode)
+        key = rngs["mismatch"].as_jax_rng()
+    by_layer = {
+        weight_side.local(plan, weight.leaf("")).rstrip("/"): weight
+        for weight in plan.weights
+        if weight.kind != "raw"
+    }
+
+    def interceptor(next_function, args, kwargs, context):
+        module = context.module
+        weight = by_layer.get(_relative(root, module))
+        if weight is None or context.method_name != "__call__":
+            return next_function(*args, **kwargs)
+        return analog_call(weight, mode, module, next_function, args, kwargs)
+
+    def run(module, *args, **kwargs):
+        return original(module, *args, **kwargs)
+
+    if key is not None:
+        run = nn.map_variables(
+            run,
+            "params",
+            trans_in_fn=functools.partial(_transform, plan, mode, key),
+            mutable=False,
+        )
+    with nn.intercept_methods(interceptor), analog_trace((told, mode)):
+        return run(root, *args, **kwargs)
+
+
+def _transform(plan: Plan, mode: str, key: Any, variables: Any) -> Any:
+    """Returns the variables of one step, with a noise key beside each analog layer."""
+    params, keys = weight_side.step_weights(variables["params"], plan, mode, key)
+    entries = {f"{path}/noise_key".lstrip("/"): data for path, data in keys.items()}
+    return {**variables, "params": paths.insert(params, entries)}
+
+
+@nn.nowrap
+def _guarded_getattribute(self, name: str) -> Any:
+    return _guard(self, name, object.__getattribute__(self, name))
+
+
+@nn.nowrap
+def _guarded_getattr(self, name: str) -> Any:
+    # Python asks here for what setup() has yet to define.
+    return _guard(self, name, nn.Module.__getattr__(self, name))
+
+
+def _guard(root: nn.Module, name: str, value: Any) -> Any:
+    """Refuses a submodule reached around the root: it would run as a plain layer."""
+    if name.startswith("_") or name == "parent" or not isinstance(value, nn.Module):
+        return value
+    scope = object.__getattribute__(root, "scope")
+    in_setup = object.__getattribute__(root, "_state").in_setup
+    if scope is None or in_setup or (type(root), scope.path) in _running.get():
+        return value
+    raise behind_the_root(f"{type(root).__name__}.{name}")
+
+
+def _with_own_method(base: type, name: str):
+    """Makes `method=Model.encode` mean the analog method, not the user's function."""
+    original = getattr(base, name)
+
+    @nn.nowrap
+    def call(self, *args, method=None, **kwargs):
+        given = getattr(method, "__name__", "")
+        if callable(method) and getattr(base, given, None) is method:
+            method = given
+        return original(self, *args, method=method, **kwargs)
+
+    functools.update_wrapper(call, original, updated=())
+    return call
+
+
+@nn.nowrap
+def _reduce(self):
+    fields = {
+        name: object.__getattribute__(self, name)
+        for name, field in self.__dataclass_fields__.items()
+        if field.init and name != "parent"
+    }
+    cls = type(self)
+    base, mode = cls._hwtrain_base, cls._hwtrain_mode
+    return _rebuild, (base, cls._hwtrain_assigned, mode, fields)
+
+
+def _rebuild(base: type, assigned: Assignment, mode: str, fields: dict[str, Any]):
+    return analog_class(base, assigned, mode)(**fields)

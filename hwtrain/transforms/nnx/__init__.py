@@ -1,0 +1,1 @@
+"""The transforms for NNX modules."""

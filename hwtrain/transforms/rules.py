@@ -1,0 +1,297 @@
+"""Which hardware each layer lies on: rules, and the plan that they give."""
+
+import dataclasses
+import re
+
+from hwtrain.hardware import Hardware
+from hwtrain.plan import AnalogWeight, Digital, Plan
+
+LEAVES = ("input_range", "probe", "mapping_scale")
+"""Leaves that `analogize` puts beside a kernel, in `params`."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Rule:
+    """Puts the layers, or the parameters, whose path matches on a type of hardware.
+
+    Rules are tried in order, and the first that matches wins. A pattern must match the
+    whole path (`re.fullmatch`); paths are relative to the model and joined by `/`.
+
+    >>> Rule("encoder/.*", Hardware()).pattern
+    'encoder/.*'
+    >>> Rule(params="w_in", rows=0, columns=1, hardware=Hardware()).params
+    'w_in'
+
+    Args:
+      pattern: regular expression for paths of layers.
+      hardware: the hardware; `None` keeps what matches digital.
+      params: regular expression for paths of parameters, instead of `pattern`. Such
+        parameters get the weight side only: noise, clipping, mismatch, export.
+      rows: with `params`, the axes of the array that are inputs. Default: the last but
+        one, or none for a vector.
+      columns: with `params`, the axes that are outputs. Default: the last.
+
+    Raises:
+      ValueError: if not exactly one of `pattern` and `params` is given, if a regular
+        expression is wrong, or if axes are given without `params`.
+    """
+
+    pattern: str | None = None
+    hardware: Hardware | None = None
+    params: str | None = dataclasses.field(default=None, kw_only=True)
+    rows: int | tuple[int, ...] | None = dataclasses.field(default=None, kw_only=True)
+    columns: int | tuple[int, ...] | None = dataclasses.field(
+        default=None, kw_only=True
+    )
+
+    def __post_init__(self):
+        if (self.pattern is None) == (self.params is None):
+            raise ValueError(
+                "a Rule takes either a pattern for layers or params= for parameters; "
+                f"got pattern={self.pattern!r}, params={self.params!r}"
+            )
+        if self.params is None and (self.rows, self.columns) != (None, None):
+            raise ValueError(
+                f"rows and columns describe the parameters of a rule with params=; "
+                f"the geometry of the layers that {self.pattern!r} matches is known, "
+                "leave them out"
+            )
+        if not isinstance(self.hardware, Hardware | None):
+            raise ValueError(
+                f"{self}: hardware must be a Hardware, or None to stay digital; got "
+                f"{type(self.hardware).__name__}"
+            )
+        try:
+            re.compile(self.expression)
+        except re.error as error:
+            raise ValueError(
+                f"the rule's pattern {self.expression!r} is no regular expression: "
+                f"{error}"
+            ) from error
+
+    @property
+    def expression(self) -> str:
+        """The regular expression, of whichever kind."""
+        return self.pattern if self.pattern is not None else self.params or ""
+
+    def __str__(self) -> str:
+        """Returns the rule as a user wrote it."""
+        kind = "params=" if self.pattern is None else ""
+        return f"Rule({kind}{self.expression!r})"
+
+
+@dataclasses.dataclass(frozen=True)
+class Assignment:
+    """What `analogize` was told, static and hashable.
+
+    Attributes:
+      rules: the rules, in order.
+      default: hardware of every layer that can be analog, if one was given instead.
+      name: prefix of all paths.
+    """
+
+    rules: tuple[Rule, ...] = ()
+    default: Hardware | None = None
+    name: str = ""
+
+
+def assignment(hardware_or_rules, name: str | None) -> Assignment:
+    """Returns the assignment of the arguments of `analogize`.
+
+    Raises:
+      ValueError: if they are neither one `Hardware` nor a sequence of `Rule`.
+    """
+    if isinstance(hardware_or_rules, Hardware):
+        return Assignment(default=hardware_or_rules, name=name or "")
+    if isinstance(hardware_or_rules, Rule):
+        hardware_or_rules = (hardware_or_rules,)
+    try:
+        rules = tuple(hardware_or_rules)
+    except TypeError:
+        rules = (hardware_or_rules,)
+    for rule in rules:
+        if not isinstance(rule, Rule):
+            raise ValueError(
+                "analogize takes one Hardware for all layers, or a sequence of Rule; "
+                f"got {type(rule).__name__}: {rule!r}"
+            )
+    return Assignment(rules=rules, name=name or "")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Layer:
+    """A module as the frameworks report it.
+
+    Attributes:
+      path: its path.
+      name: name of its class.
+      kind: kind of its analog counterpart, or `None` if there is none.
+      why: why there is none.
+      rows: axes of its kernel, without a stack, that are inputs.
+      columns: axes that are outputs.
+    """
+
+    path: str
+    name: str
+    kind: str | None = None
+    why: str = "this type of layer stays digital"
+    rows: tuple[int, ...] = ()
+    columns: tuple[int, ...] = ()
+
+
+def hardware_of(assigned: Assignment, layer: Layer) -> Hardware | None:
+    """Returns the hardware of a layer, or `None` if it stays digital."""
+    path = f"{layer.path}/kernel" if layer.path else "kernel"
+    rule, hardware = _decide(assigned, path, layer if layer.kind else None)
+    return None if rule is not None and rule.params is not None else hardware
+
+
+def make_plan(
+    assigned: Assignment,
+    layers: list[Layer],
+    shapes: dict[str, tuple[int, ...]],
+    *,
+    check: bool = True,
+) -> Plan:
+    """Returns the plan of a model.
+
+    Args:
+      assigned: the assignment.
+      layers: the modules that a call reaches.
+      shapes: shapes of all parameters by path, `analogize`'s own leaves left out.
+      check: whether a rule that wins nowhere is an error.
+
+    Raises:
+      ValueError: for a rule that wins nowhere.
+    """
+    by_path = {layer.path: layer for layer in layers}
+    weights, digital, winners = [], [], set()
+    for path, shape in shapes.items():
+        layer_path, _, leaf = path.rpartition("/")
+        layer = by_path.get(layer_path)
+        kernel = layer if layer and layer.kind and leaf == "kernel" else None
+        rule, hardware = _decide(assigned, path, kernel)
+        winners.add(rule)
+        if hardware is None:
+            reason = _reason(rule, layer, leaf, kernel)
+            digital.append(Digital(path=_join(assigned.name, path), reason=reason))
+            continue
+        if kernel is not None and (rule is None or rule.params is None):
+            lead = len(shape) - len(kernel.rows) - len(kernel.columns)
+            rows = tuple(lead + axis for axis in kernel.rows)
+            columns = tuple(lead + axis for axis in kernel.columns)
+            kind, name, ranged = kernel.kind, kernel.name, hardware.ranged
+        else:
+            rows, columns = _axes(rule, path, shape)
+            kind, name, ranged = "raw", "", False
+        weights.append(
+            AnalogWeight(
+                path=_join(assigned.name, path),
+                kind=kind or "",
+                layer=name,
+                shape=shape,
+                rows=rows,
+                columns=columns,
+                hardware=hardware,
+                rule=str(rule or "the model's hardware"),
+                ranged=ranged,
+            )
+        )
+    if check:
+        _check_rules(assigned.rules, winners, layers, shapes)
+    return Plan(tuple(weights), tuple(digital), assigned.name)
+
+
+def _join(prefix: str, path: str) -> str:
+    return f"{prefix}/{path}" if prefix else path
+
+
+def _decide(
+    assigned: Assignment, path: str, kernel: Layer | None
+) -> tuple[Rule | None, Hardware | None]:
+    """Returns the rule that wins a parameter, if one does, and its hardware."""
+    for rule in assigned.rules:
+        if _matches(rule, path, kernel):
+            return rule, rule.hardware
+    return None, assigned.default if kernel is not None else None
+
+
+def _matches(rule: Rule, path: str, kernel: Layer | None) -> bool:
+    if rule.params is not None:
+        return re.fullmatch(rule.params, path) is not None
+    return kernel is not None and bool(re.fullmatch(rule.expression, kernel.path))
+
+
+def _reason(
+    rule: Rule | None, layer: Layer | None, leaf: str, kernel: Layer | None
+) -> str:
+    if rule is not None:
+        return f"{rule} keeps it digital"
+    if kernel is not None:
+        return "no rule matches"
+    if layer is None:
+        return "no layer that the call reaches holds it"
+    if layer.kind:
+        return f"the {leaf} of a {layer.name} is added digitally"
+    return f"{layer.name}: {layer.why}"
+
+
+def _axes(
+    rule: Rule | None, path: str, shape: tuple[int, ...]
+) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """Returns the row and column axes of a parameter that a rule names."""
+    rank = len(shape)
+    if rank == 0:
+        raise ValueError(f"{path}: a scalar cannot lie on a crossbar; got shape ()")
+    given = []
+    for name, default in (("rows", (-2,) if rank > 1 else ()), ("columns", (-1,))):
+        axes = getattr(rule, name)
+        axes = default if axes is None else (axes,) if isinstance(axes, int) else axes
+        for axis in axes:
+            if not -rank <= axis < rank:
+                raise ValueError(
+                    f"{rule}: {name}={axis} is no axis of {path}, whose shape is "
+                    f"{shape}"
+                )
+        given.append(tuple(axis % rank for axis in axes))
+    return given[0], given[1]
+
+
+def _check_rules(
+    rules: tuple[Rule, ...],
+    winners: set[Rule | None],
+    layers: list[Layer],
+    shapes: dict[str, tuple[int, ...]],
+) -> None:
+    """Raises for a rule that wins nowhere, and says why it does not."""
+    visited = {layer.path for layer in layers}
+    for index, rule in enumerate(rules):
+        if rule in winners:
+            continue
+        if rule.pattern is None:
+            found = [path for path in shapes if re.fullmatch(rule.expression, path)]
+            known, what = sorted(shapes), "parameter"
+        else:
+            matching = [x for x in layers if re.fullmatch(rule.expression, x.path)]
+            found = [layer.path for layer in matching if layer.kind]
+            known = [layer.path for layer in layers if layer.kind]
+            what = "layer that can be analog"
+            if matching and not found:
+                listed = ", ".join(f"{x.path!r} ({x.name}: {x.why})" for x in matching)
+                raise ValueError(
+                    f"{rule} matches only what cannot be analog: {listed}. Layers that "
+                    f"can: {known}. To reach a parameter itself, write "
+                    "Rule(params=..., rows=..., columns=..., hardware=...)"
+                )
+            held = {path.rpartition("/")[0] for path in shapes} - visited
+            if any(re.fullmatch(rule.expression, path) for path in held):
+                continue  # a layer that only another method of the model reaches
+        if found:
+            raise ValueError(
+                f"{rule} wins nowhere: earlier rules win {found} "
+                f"({', '.join(map(str, rules[:index]))}). Move it up, or delete it"
+            )
+        raise ValueError(
+            f"{rule} matches no {what}; a pattern must match the whole path. "
+            f"The model has {known}"
+        )
