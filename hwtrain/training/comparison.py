@@ -27,6 +27,8 @@ from hwtrain.training.progress import show_progress
 from hwtrain.training.report import HARDWARE_AWARE, PLAIN, Accuracies
 from hwtrain.version import __version__
 
+_MODE = "chip_mode"
+
 
 def compare(
     config: Config, ready: Preparation, out: Path, *, console: Console
@@ -53,11 +55,13 @@ def compare(
             config.training.seeds, _train(config, ready, HARDWARE_AWARE, out, console)
         )
     ]
-    results = [
-        _evaluate(config, ready, model, params, level, console)
-        for level in config.evaluation.mismatch_std
-        for model, params in trained.items()
-    ]
+    _say(console, f"exported to {out / 'export'} and read back")
+    with console.status("evaluating on chips"):
+        results = [
+            _evaluate(config, ready, model, params, level)
+            for level in config.evaluation.mismatch_std
+            for model, params in trained.items()
+        ]
     _write_results(config, results, out)
     _show_results(config, results, out, console)
     return results
@@ -133,7 +137,6 @@ def _evaluate(
     name: str,
     trained: list[Params],
     level: float,
-    console: Console,
 ) -> Accuracies:
     values = []
     hardware = chip_hardware(config.hardware, level, plain=name == PLAIN)
@@ -147,7 +150,7 @@ def _evaluate(
             chips=config.evaluation.chips,
             key=jax.random.key(config.evaluation.seed),
         )
-        values.append(np.asarray(population.values))
+        values.append(np.asarray(population.values, np.float64))
     return Accuracies(model=name, mismatch_std=level, values=np.stack(values))
 
 
@@ -173,7 +176,7 @@ def _batches(data: Split, size: int) -> Iterator[Split]:
 def _write_results(config: Config, results: list[Accuracies], out: Path) -> None:
     data = {
         "metric": "accuracy in %",
-        "mode": "chip_mode",
+        "mode": _MODE,
         "seeds": list(config.training.seeds),
         "chips": config.evaluation.chips,
         "versions": {
@@ -181,26 +184,19 @@ def _write_results(config: Config, results: list[Accuracies], out: Path) -> None
             "jax": jax.__version__,
             "flax": flax.__version__,
         },
-        "results": report.as_data(results),
+        **report.as_data(results),
     }
     write_json(out / "results.json", data)
-    report.plot(results, out / "results.png", title=_title(config))
-
-
-def _title(config: Config) -> str:
-    return (
-        f"Mean and standard deviation over {config.evaluation.chips} chips, "
-        f"{len(config.training.seeds)} training seeds (chip_mode)"
-    )
+    title = report.headline(results, mode=_MODE)
+    report.plot(results, out / "results.png", title=title)
 
 
 def _show_results(
     config: Config, results: list[Accuracies], out: Path, console: Console
 ) -> None:
-    seeds, chips = len(config.training.seeds), config.evaluation.chips
     chip = config.export.chip_seed
-    console.print()
-    console.print(report.table(results, seeds=seeds, chips=chips, mode="chip_mode"))
+    _say(console, f"\n{report.headline(results, mode=_MODE)}")
+    console.print(report.table(results))
     first = out / "export" / f"seed_{config.training.seeds[0]}"
     _say(
         console,

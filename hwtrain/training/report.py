@@ -46,20 +46,27 @@ class Accuracies:
         return float(np.sqrt(self.values.var(axis=1, ddof=1).mean()))
 
 
-def table(results: Sequence[Accuracies], *, seeds: int, chips: int, mode: str) -> Table:
+def headline(results: Sequence[Accuracies], *, mode: str) -> str:
+    """Returns what the table and the plot show.
+
+    Args:
+      results: for each mismatch and model.
+      mode: the mode that the models ran in.
+    """
+    seeds, chips = results[0].values.shape
+    return (
+        f"Accuracy in %, mean ± standard deviation over {_count(chips, 'chip')}, "
+        f"{_count(seeds, 'training seed')} ({mode})"
+    )
+
+
+def table(results: Sequence[Accuracies]) -> Table:
     """Returns a table to be printed with rich: a row for every mismatch.
 
     Args:
       results: for each mismatch and model.
-      seeds: number of training seeds.
-      chips: number of chips for each seed.
-      mode: the mode that the models ran in.
     """
-    title = (
-        f"Accuracy in %, mean ± standard deviation over {_count(chips, 'chip')}, "
-        f"{_count(seeds, 'training seed')} ({mode})"
-    )
-    shown = Table(title=title, title_justify="left", title_style="bold", min_width=60)
+    shown = Table(min_width=60)
     shown.add_column("mismatch σ", justify="right")
     for name in _names(results):
         shown.add_column(name, justify="right")
@@ -70,19 +77,20 @@ def table(results: Sequence[Accuracies], *, seeds: int, chips: int, mode: str) -
     return shown
 
 
-def as_data(results: Sequence[Accuracies]) -> list[dict[str, Any]]:
-    """Returns the results as plain data: rounded to 1e-4 %, with all single values."""
-    return [
-        {
-            "model": result.model,
-            "mismatch_std": result.mismatch_std,
+def as_data(results: Sequence[Accuracies]) -> dict[str, Any]:
+    """Returns the results as plain data, rounded to 1e-4 %: summaries, then values."""
+    summaries, values = [], []
+    for result in results:
+        name = {"model": result.model, "mismatch_std": result.mismatch_std}
+        by_seed = result.values.mean(axis=1)
+        summary = {
             "mean": round(result.mean, 4),
             "std_over_chips": None if math.isnan(result.std) else round(result.std, 4),
-            "mean_of_each_seed": np.round(result.values.mean(axis=1), 4).tolist(),
-            "values": np.round(result.values, 4).tolist(),
+            "mean_of_each_seed": by_seed.round(4).tolist(),
         }
-        for result in results
-    ]
+        summaries.append(name | summary)
+        values.append(name | {"values": result.values.round(4).tolist()})
+    return {"results": summaries, "values_by_seed_and_chip": values}
 
 
 def require_matplotlib() -> None:
@@ -126,7 +134,7 @@ def plot(results: Sequence[Accuracies], path: Path, *, title: str) -> None:
             alpha=0.18,
             linewidth=0,
         )
-    axes.set_xlabel("mismatch σ, relative to the largest weight of an output")
+    axes.set_xlabel("standard deviation of the mismatch, relative")
     axes.set_ylabel("accuracy in %")
     axes.set_title(title, fontsize=10, loc="left")
     axes.set_ylim(top=100)
