@@ -5,6 +5,8 @@ from: `analogize` wraps the model, `optim.hardware_aware` the optimiser, `export
 what was learned as conductances.
 """
 
+from hwtrain import evaluate as evaluate
+from hwtrain import optim as optim
 from hwtrain.hardware import Hardware as Hardware
 from hwtrain.hardware import InputRangeParameter as InputRangeParameter
 from hwtrain.hardware import MappingParameter as MappingParameter

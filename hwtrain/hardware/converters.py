@@ -84,4 +84,5 @@ class SinglePairConductanceConverter:
                 "params must hold scale_ratio, as convert_to_conductances returned "
                 f"it; got the keys {sorted(params)}"
             )
-        return conductance.from_pair(*conductances, params["scale_ratio"])
+        g_pos, g_neg = conductances
+        return conductance.from_pair(g_pos, g_neg, params["scale_ratio"])

@@ -3,11 +3,12 @@
 from typing import Literal, Self
 
 import jax
+import jax.numpy as jnp
 from pydantic import model_validator
 from pydantic.dataclasses import dataclass
 
 from hwtrain.hardware.configuration import CONFIG, NonNegative, Positive
-from hwtrain.physics import modifiers
+from hwtrain.physics import clip, modifiers
 
 
 @dataclass(frozen=True, kw_only=True, config=CONFIG)
@@ -93,6 +94,11 @@ class WeightClipParameter:
     per_column: bool = False
     """Take the standard deviation of each column (output) alone."""
 
+    @property
+    def active(self) -> bool:
+        """Whether anything is clipped."""
+        return self.type != "none"
+
     @model_validator(mode="after")
     def _check(self) -> Self:
         if self.type == "fixed_value" and self.fixed_value is None:
@@ -106,6 +112,28 @@ class WeightClipParameter:
                 'or write type="layer_gaussian"'
             )
         return self
+
+    def bound(self, w: jax.Array, row_sizes: tuple[int, ...]) -> jax.Array:
+        """Returns the bound c of weights, in units of the crossbar.
+
+        Args:
+          w: `[..., rows, columns]`, in units of the crossbar.
+          row_sizes: rows of each row tile.
+
+        Returns:
+          `[..., row tiles, columns or 1]`; infinite where nothing is clipped.
+        """
+        if self.type == "layer_gaussian":
+            return clip.layer_gaussian(
+                w,
+                row_sizes,
+                sigma=self.sigma,
+                limit=self.fixed_value,
+                per_column=self.per_column,
+            )
+        value = self.fixed_value if self.type == "fixed_value" else None
+        shape = (*w.shape[:-2], len(row_sizes), 1)
+        return jnp.full(shape, jnp.inf if value is None else value, jnp.float32)
 
 
 @dataclass(frozen=True, kw_only=True, config=CONFIG)

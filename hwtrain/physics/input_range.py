@@ -7,7 +7,7 @@ several devices.
 """
 
 import functools
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -156,7 +156,7 @@ def ranged_matmul(
     Returns:
       `[..., columns]`.
     """
-    tiles = tiling.cut(x, row_sizes, axis=-1)[..., None, :]
+    tiles: Any = tiling.cut(x, row_sizes, axis=-1)[..., None, :]
     if probe is None:
         r = input_range[..., None].astype(x.dtype)
         tiles = jnp.clip(tiles, -r, r)

@@ -2,6 +2,8 @@
 
 import dataclasses
 import re
+from collections.abc import Iterable
+from typing import Any
 
 from hwtrain.hardware import Hardware
 from hwtrain.plan import AnalogWeight, Digital, Plan
@@ -95,7 +97,7 @@ class Assignment:
     name: str = ""
 
 
-def assignment(hardware_or_rules, name: str | None) -> Assignment:
+def assignment(hardware_or_rules: Any, name: str | None) -> Assignment:
     """Returns the assignment of the arguments of `analogize`.
 
     Raises:
@@ -103,12 +105,8 @@ def assignment(hardware_or_rules, name: str | None) -> Assignment:
     """
     if isinstance(hardware_or_rules, Hardware):
         return Assignment(default=hardware_or_rules, name=name or "")
-    if isinstance(hardware_or_rules, Rule):
-        hardware_or_rules = (hardware_or_rules,)
-    try:
-        rules = tuple(hardware_or_rules)
-    except TypeError:
-        rules = (hardware_or_rules,)
+    several = isinstance(hardware_or_rules, Iterable)
+    rules = tuple(hardware_or_rules) if several else (hardware_or_rules,)
     for rule in rules:
         if not isinstance(rule, Rule):
             raise ValueError(

@@ -85,7 +85,7 @@ def analog_dot_general(
 
 
 def missing_leaf(path: str, leaf: str) -> ValueError:
-    """Returns the error of an analog layer whose parameters are those of a plain one."""
+    """Returns the error of an analog layer with a plain one's parameters."""
     return ValueError(
         f"{path}: the parameters have no {leaf!r}. They seem to come from the plain "
         "model; write params = hwtrain.adopt(analog, params, *example) first"

@@ -72,7 +72,7 @@ def create_leaves(
 def analog_call(
     weight: AnalogWeight,
     mode: str,
-    module: nn.Module,
+    module: Any,
     next_function: Callable[..., Any],
     args: tuple[Any, ...],
     kwargs: dict[str, Any],

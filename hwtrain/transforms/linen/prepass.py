@@ -7,7 +7,7 @@ Only a call tells which layers a Linen model has. The pre-pass runs it under
 import functools
 import itertools
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -53,13 +53,19 @@ def linen_plan(
         abstract.append(_abstract(leaf) if is_array else None)
         static.append(None if is_array else leaf)
     shapes = parameter_shapes(variables.get("params", {}))
-    plan = functools.partial(
-        _plan, module, assigned, tuple(shapes.items()), method, treedef
+    call = _Call(
+        module,
+        assigned,
+        tuple(shapes.items()),
+        method,
+        treedef,
+        tuple(abstract),
+        tuple(static),
     )
     try:
-        return _cached(plan.args, tuple(abstract), tuple(static))
+        return _cached_plan(call)
     except TypeError:  # a module or an argument that cannot be hashed
-        return _plan(*plan.args, tuple(abstract), tuple(static))
+        return _plan(call)
 
 
 def parameter_shapes(params: Any) -> dict[str, tuple[int, ...]]:
@@ -75,29 +81,28 @@ def _abstract(leaf: Any) -> jax.ShapeDtypeStruct:
     return jax.ShapeDtypeStruct(np.shape(leaf), leaf.dtype)
 
 
-@functools.lru_cache(maxsize=256)
-def _cached(arguments: tuple[Any, ...], abstract: tuple, static: tuple) -> Plan:
-    return _plan(*arguments, abstract, static)
+class _Call(NamedTuple):
+    """A call, abstractly: what the plan of it depends on."""
+
+    module: Any
+    assigned: Assignment
+    shapes: tuple[tuple[str, tuple[int, ...]], ...]
+    method: str
+    treedef: Any
+    abstract: tuple[jax.ShapeDtypeStruct | None, ...]
+    static: tuple[Any, ...]
 
 
-def _plan(
-    module: nn.Module,
-    assigned: Assignment,
-    shapes: tuple[tuple[str, tuple[int, ...]], ...],
-    method: str,
-    treedef: Any,
-    abstract: tuple,
-    static: tuple,
-) -> Plan:
-    layers = _record(module, method, treedef, abstract, static)
+def _plan(call: _Call) -> Plan:
     # Another method than __call__ may rightly not reach every layer of a rule.
-    check = method == "__call__"
-    return make_plan(assigned, layers, dict(shapes), check=check)
+    check = call.method == "__call__"
+    return make_plan(call.assigned, _record(call), dict(call.shapes), check=check)
 
 
-def _record(
-    module: nn.Module, method: str, treedef: Any, abstract: tuple, static: tuple
-) -> list[Layer]:
+_cached_plan = functools.lru_cache(maxsize=256)(_plan)
+
+
+def _record(call: _Call) -> list[Layer]:
     """Runs the unwrapped model abstractly and returns its modules."""
     found: dict[str, Layer] = {}
     opaque: list[str] = []
@@ -110,25 +115,27 @@ def _record(
             found[path] = describe(context.module, path)
         return next_function(*args, **kwargs)
 
-    plain = module.clone(parent=None, _deep_clone=True, _reset_names=True, name=None)
-    base = plain_class(type(module))
+    plain = call.module.clone(
+        parent=None, _deep_clone=True, _reset_names=True, name=None
+    )
+    base = plain_class(type(call.module))
     object.__setattr__(plain, "__class__", base)
 
     def run(arrays):
-        leaves = [s if a is None else a for a, s in zip(arrays, static)]
-        variables, rngs, args, kwargs = jax.tree.unflatten(treedef, leaves)
+        leaves = [s if a is None else a for a, s in zip(arrays, call.static)]
+        variables, rngs, args, kwargs = jax.tree.unflatten(call.treedef, leaves)
         return plain.apply(
             unfreeze(variables),
             *args,
             rngs=rngs,
             mutable=True,
-            method=getattr(base, method),
+            method=getattr(base, call.method),
             **kwargs,
         )
 
     # A fresh context, or an inner jit that was traced before would record nothing.
     with nn.intercept_methods(interceptor), analog_trace(("plan", next(_fresh))):
-        jax.eval_shape(run, list(abstract))
+        jax.eval_shape(run, list(call.abstract))
     return [
         layer
         for path, layer in found.items()

@@ -45,13 +45,13 @@ def analogize_linen(module: nn.Module, assigned: Assignment) -> nn.Module:
     return _with_class(module, analog_class(type(module), assigned, "train"))
 
 
-def with_mode(module: nn.Module, mode: str) -> nn.Module:
+def with_mode(module: Any, mode: str) -> Any:
     """Returns a clone of an analog module in another mode."""
     cls = type(module)
     return _with_class(module, analog_class(plain_class(cls), assigned(module), mode))
 
 
-def assigned(module: nn.Module) -> Assignment:
+def assigned(module: Any) -> Assignment:
     """Returns what `analogize` was told of a module.
 
     Raises:
@@ -61,7 +61,8 @@ def assigned(module: nn.Module) -> Assignment:
         raise ValueError(
             f"{type(module).__name__} is not analog; write analogize(module, hardware)"
         )
-    return type(module)._hwtrain_assigned
+    cls: Any = type(module)
+    return cls._hwtrain_assigned
 
 
 def plan_of(
@@ -78,7 +79,7 @@ def _with_class(module: nn.Module, cls: type) -> nn.Module:
     return clone
 
 
-@functools.lru_cache(maxsize=None)
+@functools.cache
 def analog_class(base: type, assigned: Assignment, mode: str) -> type:
     """Returns the analog class of a module class, one for each assignment and mode.
 
@@ -143,7 +144,7 @@ def _relative(root: nn.Module, module: nn.Module) -> str:
     return "/".join(module.path[len(root.path) :])
 
 
-def _initialize(root: nn.Module, original, name: str, args: tuple, kwargs: dict):
+def _initialize(root: Any, original, name: str, args: tuple, kwargs: dict):
     """Runs `init`: the plain forward pass, and the leaves of analog layers."""
     told = assigned(root)
     layers = {}
@@ -168,9 +169,9 @@ def _initialize(root: nn.Module, original, name: str, args: tuple, kwargs: dict)
     return result
 
 
-def _apply(root: nn.Module, original, name: str, args: tuple, kwargs: dict):
+def _apply(root: Any, original, name: str, args: tuple, kwargs: dict):
     """Runs a method with both sides."""
-    told, mode = assigned(root), type(root)._hwtrain_mode
+    told, mode = assigned(root), root._hwtrain_mode
     rngs = root.scope.rngs
     plan = linen_plan(
         root,

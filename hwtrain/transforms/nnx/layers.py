@@ -53,14 +53,14 @@ def plain_class(cls: type) -> type:
     return getattr(cls, "_hwtrain_base", cls)
 
 
-def make_analog(layer: nnx.Module, weight: AnalogWeight, mode: str) -> None:
+def make_analog(layer: Any, weight: AnalogWeight, mode: str) -> None:
     """Turns a layer into an analog one in place; references to it stay valid."""
     layer.__class__ = analog_layer_class(plain_class(type(layer)))
     layer.analog_weight = weight
     layer.analog_mode = mode
 
 
-@functools.lru_cache(maxsize=None)
+@functools.cache
 def analog_layer_class(base: type) -> type:
     """Returns the analog class of a layer class; a single base keeps its layout."""
     namespace = {

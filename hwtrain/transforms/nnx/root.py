@@ -28,9 +28,7 @@ from hwtrain.transforms.rules import LEAVES, Assignment, make_plan
 from hwtrain.transforms.signal_side import initial_leaves, missing_stream
 
 
-def analogize_nnx(
-    model: nnx.Module, assigned: Assignment, rngs: nnx.Rngs | None
-) -> nnx.Module:
+def analogize_nnx(model: Any, assigned: Assignment, rngs: nnx.Rngs | None) -> Any:
     """Returns an analog copy of a model, in train mode."""
     if hasattr(model, "analog_mode"):
         raise ValueError(
@@ -59,7 +57,7 @@ def analogize_nnx(
     return model
 
 
-def set_mode(model: nnx.Module, mode: str) -> nnx.Module:
+def set_mode(model: Any, mode: str) -> Any:
     """Puts an analog model into a mode, in place, and returns it."""
     if not hasattr(model, "analog_assigned"):
         raise ValueError(
@@ -70,13 +68,13 @@ def set_mode(model: nnx.Module, mode: str) -> nnx.Module:
         use_running_average=mode != "train",
         raise_if_not_found=False,
     )
-    for _, module in nnx.iter_modules(model):
+    for module in _modules(model).values():
         if hasattr(module, "analog_mode"):
             module.analog_mode = mode
     return model
 
 
-def plan_of(model: nnx.Module) -> Plan:
+def plan_of(model: Any) -> Plan:
     """Returns the plan of an analog model, read off its objects."""
     if not hasattr(model, "analog_assigned"):
         raise ValueError(
@@ -104,7 +102,7 @@ def _modules(model: nnx.Module) -> dict[str, Any]:
     return {"/".join(map(str, path)): m for path, m in nnx.iter_modules(model)}
 
 
-@functools.lru_cache(maxsize=None)
+@functools.cache
 def analog_root_class(base: type) -> type:
     """Returns the analog class of a model's class."""
     methods: dict[str, Any] = {

@@ -1,0 +1,9 @@
+"""Optax gradient transformations for analog models."""
+
+from hwtrain.optim.clip import keep_weights_clipped as keep_weights_clipped
+from hwtrain.optim.hardware_aware import HardwareAwareState as HardwareAwareState
+from hwtrain.optim.hardware_aware import hardware_aware as hardware_aware
+from hwtrain.optim.input_range import (
+    InputRangeLearningState as InputRangeLearningState,
+)
+from hwtrain.optim.input_range import input_range_learning as input_range_learning

@@ -1,0 +1,174 @@
+"""Wires any Optax optimiser for an analog model."""
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from hwtrain import paths
+from hwtrain.optim.clip import keep_weights_clipped
+from hwtrain.optim.input_range import input_range_learning
+from hwtrain.optim.leaves import added, check, ranged, require
+from hwtrain.plan import Plan
+
+
+class HardwareAwareState(NamedTuple):
+    """State of `hardware_aware`.
+
+    Attributes:
+      base: state of the base optimiser, over the user's own parameters.
+      unit: state of the base optimiser over the scalar by which its learning rate is
+        measured; `None` if a learning rate for the ranges was given.
+      input_range: state of `input_range_learning`, an `InputRangeLearningState`.
+    """
+
+    base: Any
+    unit: Any
+    input_range: Any
+
+
+def hardware_aware(
+    base: optax.GradientTransformation,
+    plan: Plan,
+    *,
+    input_range_learning_rate: optax.ScalarOrSchedule | None = None,
+    input_range_optimizer: optax.GradientTransformation | None = None,
+) -> optax.GradientTransformationExtraArgs:
+    r"""Makes an optimiser train an analog model.
+
+    The base optimiser sees the user's own parameters only, as if the model were plain:
+    its state has the plain model's structure, and neither weight decay nor clipping by
+    the global norm touches input ranges or probes. Ranges are learned by
+    `input_range_learning`; then `keep_weights_clipped` keeps the weights in range.
+
+    The ranges' learning rate is, unless given, that of the base with its schedule. It
+    is measured: the base runs beside on a scalar at zero whose gradient is always one,
+    to which SGD, Adam and their kin answer with minus their learning rate.
+
+    >>> import jax
+    >>> from flax import linen as nn
+    >>> import hwtrain
+    >>> x = jnp.ones((1, 3))
+    >>> chip = hwtrain.Hardware(input_range=hwtrain.InputRangeParameter())
+    >>> analog = hwtrain.analogize(nn.Dense(4), chip)
+    >>> params = analog.init(jax.random.key(0), x)["params"]
+    >>> plan = hwtrain.plan(analog, params, x)
+    >>> tx = hardware_aware(optax.adamw(1e-3), plan)
+    >>> state = tx.init(params)
+
+    Args:
+      base: any Optax optimiser, with its gradient clipping, decay and averaging.
+      plan: the plan of the model.
+      input_range_learning_rate: learning rate of the ranges, or a schedule.
+      input_range_optimizer: what scales the ranges' gradient, such as
+        `optax.scale_by_adam()`; `None` is SGD.
+
+    Returns:
+      A gradient transformation. `optax.MultiSteps` and `optax.apply_if_finite` go
+      around it, everything else into `base`.
+
+    Raises:
+      ValueError: if `base` accumulates or skips steps itself, if its learning rate
+        cannot be measured, or if the parameters lack a leaf of the plan.
+    """
+    if isinstance(base, optax.MultiSteps):
+        raise _wrong_order("optax.MultiSteps")
+    base = optax.with_extra_args_support(base)
+    clip = keep_weights_clipped(plan)
+    ours = added(plan)
+    measured = input_range_learning_rate is None and bool(ranged(plan))
+
+    def users(tree: Any) -> Any:
+        return paths.drop(tree, lambda path: path.removesuffix("/value") not in ours)
+
+    def init(params: optax.Params) -> HardwareAwareState:
+        check(plan, params)
+        base_state = base.init(users(params))
+        for kind in (optax.MultiStepsState, optax.ApplyIfFiniteState):
+            if isinstance(base_state, kind):
+                raise _wrong_order(kind.__name__.removesuffix("State"))
+        ranges = input_range_learning(plan, 0.0, input_range_optimizer)
+        return HardwareAwareState(
+            base=base_state,
+            unit=_init_unit(base) if measured else None,
+            input_range=ranges.init(params),
+        )
+
+    def update(
+        updates: optax.Updates,
+        state: Any,
+        params: optax.Params | None = None,
+        **extra_args: Any,
+    ) -> tuple[optax.Updates, HardwareAwareState]:
+        require(params, "hardware_aware")
+        rate, unit = input_range_learning_rate, state.unit
+        if rate is None:
+            rate = 0.0
+        if measured:
+            rate, unit = _measure(base, unit, extra_args)
+        own, base_state = base.update(
+            users(updates), state.base, users(params), **extra_args
+        )
+        learn = input_range_learning(plan, rate, input_range_optimizer)
+        whole, range_state = learn.update(updates, state.input_range, params)
+        own = paths.leaves(own)
+        whole = paths.map_leaves(
+            lambda path, leaf: own.get(
+                path, leaf if path in ours else jnp.zeros_like(leaf)
+            ),
+            _without_scale_gradients(plan, whole),
+        )
+        whole, _ = clip.update(whole, optax.EmptyState(), params)
+        return whole, HardwareAwareState(base_state, unit, range_state)
+
+    return optax.GradientTransformationExtraArgs(init, update)
+
+
+def _zero() -> dict[str, jax.Array]:
+    return {"unit": jnp.zeros([], jnp.float32)}
+
+
+def _init_unit(base: optax.GradientTransformation) -> Any:
+    try:
+        return base.init(_zero())
+    except Exception as error:
+        raise _unmeasurable(error) from error
+
+
+def _measure(
+    base: optax.GradientTransformationExtraArgs, state: Any, extra_args: dict[str, Any]
+) -> tuple[jax.Array, Any]:
+    """Returns the base's learning rate at this step, and the state after it."""
+    step: Any
+    one = jax.tree.map(jnp.ones_like, _zero())
+    try:
+        step, state = base.update(one, state, _zero(), **extra_args)
+    except Exception as error:
+        raise _unmeasurable(error) from error
+    return -step["unit"], state
+
+
+def _unmeasurable(error: Exception) -> ValueError:
+    return ValueError(
+        "hardware_aware cannot measure the base optimiser's learning rate, because "
+        f"the base does not run on a single scalar ({type(error).__name__}: {error}). "
+        "Give the ranges their own: hardware_aware(base, plan, "
+        "input_range_learning_rate=1e-3), a number or a schedule"
+    )
+
+
+def _wrong_order(name: str) -> ValueError:
+    return ValueError(
+        f"{name} must go around hardware_aware, not into it: the ranges must see the "
+        "same steps as the weights. Write "
+        f"optax.{name}(hardware_aware(base, plan), ...)"
+    )
+
+
+def _without_scale_gradients(plan: Plan, updates: optax.Updates) -> optax.Updates:
+    """Mapping scales have no gradient of their own; only remapping changes them."""
+    scales = {weight.leaf("mapping_scale") for weight in plan.weights}
+    return paths.map_leaves(
+        lambda path, leaf: jnp.zeros_like(leaf) if path in scales else leaf, updates
+    )

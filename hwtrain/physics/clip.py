@@ -1,0 +1,93 @@
+"""Bounds that weights are clipped to, symmetric about zero."""
+
+import jax
+import jax.numpy as jnp
+from jax.typing import ArrayLike
+
+from hwtrain.physics import tiling
+
+
+def layer_gaussian(
+    w: jax.Array,
+    row_sizes: tuple[int, ...],
+    *,
+    sigma: float,
+    limit: float | None = None,
+    per_column: bool = False,
+) -> jax.Array:
+    r"""Returns the bound of a number of standard deviations.
+
+    .. math:: c = \min(\text{sigma} \cdot \mathrm{std}(w),\ \text{limit})
+
+    >>> w = jnp.array([[-1.0], [0.0], [1.0]])
+    >>> layer_gaussian(w, (3,), sigma=2.0)
+    Array([[2.]], dtype=float32)
+
+    Args:
+      w: `[..., rows, columns]`, in units of the crossbar.
+      row_sizes: rows of each row tile.
+      sigma: the bound in standard deviations (N-1, about the mean).
+      limit: the largest bound; `None` for no limit.
+      per_column: take the standard deviation of each column alone.
+
+    Returns:
+      `[..., row tiles, columns or 1]`; infinite where all weights are equal, since
+      their spread says nothing of a range.
+    """
+    std = tiling.standard_deviation(w, row_sizes, per_column=per_column)
+    bound = jnp.where(std > 0, sigma * std, jnp.inf)
+    return bound if limit is None else jnp.minimum(bound, limit)
+
+
+def bounded_update(param: jax.Array, update: jax.Array, bound: ArrayLike) -> jax.Array:
+    r"""Returns the update after which a parameter lies within a bound, exactly.
+
+    .. math:: |\mathrm{round}(p + u')| \le c
+
+    Where the update already keeps the bound it is returned as it is. Elsewhere it leads
+    to the bound, and is stepped toward zero where the rounding of the sum, in the
+    parameter's dtype, would overshoot.
+
+    >>> p, u = jnp.array([0.5, 0.5]), jnp.array([0.1, 0.9])
+    >>> print(p + bounded_update(p, u, 1.0))
+    [0.6 1. ]
+
+    Args:
+      param: the parameter, of any shape and floating dtype.
+      update: the update, to be added to it.
+      bound: c, broadcastable against the parameter; infinity turns it off.
+
+    Returns:
+      The update, float32: in a narrower dtype the difference to the bound would be
+      rounded, and the sum overshoot by up to 1 %.
+    """
+    p, u = param.astype(jnp.float32), update.astype(jnp.float32)
+    bound = jnp.asarray(bound, jnp.float32)
+
+    def overshoots(step: jax.Array) -> jax.Array:
+        return jnp.abs(_rounded(p + step, param.dtype)) > bound
+
+    target = _rounded(jnp.clip(p + u, -bound, bound), param.dtype)
+    inside = _toward_zero(target, param.dtype)
+    target = jnp.where(jnp.abs(target) > bound, inside, target)
+    step = jnp.where(overshoots(u), target - p, u)
+    for _ in range(3):  # a step of the sum can take two of the update
+        back = jnp.nextafter(step, -jnp.sign(p + step) * jnp.inf)
+        step = jnp.where(overshoots(step), back, step)
+    return step
+
+
+def _rounded(x: jax.Array, dtype: jnp.dtype) -> jax.Array:
+    """Rounds float32 values to a dtype, in a way that XLA does not optimise away."""
+    if dtype == jnp.float32:
+        return x
+    info = jnp.finfo(dtype)
+    return jax.lax.reduce_precision(x, info.nexp, info.nmant)
+
+
+def _toward_zero(x: jax.Array, dtype: jnp.dtype) -> jax.Array:
+    """Returns the next value of a dtype toward zero, for float32 values of it."""
+    integer = jnp.dtype(f"uint{8 * jnp.dtype(dtype).itemsize}")
+    bits = jax.lax.bitcast_convert_type(x.astype(dtype), integer)
+    smaller = jnp.where(x == 0, bits, bits - jnp.ones((), integer))
+    return jax.lax.bitcast_convert_type(smaller, dtype).astype(jnp.float32)
