@@ -155,17 +155,20 @@ def _evaluate(
 
 
 def accuracy(outputs: jax.Array, labels: jax.Array) -> jax.Array:
-    """Returns the accuracy of logits in %.
+    """Returns the accuracy in % on each example: 100 where the largest logit is right.
 
     >>> import jax.numpy as jnp
-    >>> float(accuracy(jnp.array([[0.1, 0.9], [0.8, 0.2]]), jnp.array([1, 1])))
-    50.0
+    >>> accuracy(jnp.array([[0.1, 0.9], [0.8, 0.2]]), jnp.array([1, 1])).tolist()
+    [100.0, 0.0]
 
     Args:
       outputs: `[B, classes]` logits.
       labels: `[B]` whole numbers.
+
+    Returns:
+      `[B]`.
     """
-    return 100 * (outputs.argmax(axis=-1) == labels).mean()
+    return 100.0 * (outputs.argmax(axis=-1) == labels)
 
 
 def _batches(data: Split, size: int) -> Iterator[Split]:

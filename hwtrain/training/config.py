@@ -54,9 +54,9 @@ class EvaluationParameter:
     """
 
     chips: Size = 128
-    """Number of chips, each with its own frozen mismatch."""
+    """Number of chips, of the seeds 0, 1, ..., each with its own frozen mismatch."""
     seed: Seed = 0
-    """Seed of the population."""
+    """Seed of what is drawn at each read of a chip."""
     mismatch_std: Annotated[tuple[NonNegative, ...], Field(min_length=1)] = (0.0,)
     """Values that `hardware.mismatch.std_dev` takes, one population for each."""
     batch_size: Size = 512

@@ -5,6 +5,8 @@ from typing import Any, NamedTuple
 
 import jax
 
+from hwtrain.physics.random import stable_hash
+
 Params = Any
 
 
@@ -19,3 +21,15 @@ class Functional(NamedTuple):
 
     init: Callable[[int], Params]
     apply: Callable[[Params, jax.Array, jax.Array], jax.Array]
+
+
+def stream_key(key: jax.Array, name: str) -> jax.Array:
+    """Returns the key of a named rng stream at a step.
+
+    Streams must not share their bits: dropout is not to depend on the mismatch.
+
+    Args:
+      key: the step's key.
+      name: the stream's name, such as `"mismatch"`.
+    """
+    return jax.random.fold_in(key, stable_hash(name))

@@ -8,7 +8,7 @@ from flax import linen as nn
 
 from hwtrain.hardware import Hardware
 from hwtrain.plan import Plan
-from hwtrain.training.functional import Functional, Params
+from hwtrain.training.functional import Functional, Params, stream_key
 from hwtrain.transforms import analogize, chip_mode, plan
 
 Factory = Callable[[], nn.Module]
@@ -76,12 +76,9 @@ def _functional(module: nn.Module, inputs: jax.Array) -> Functional:
         return module.init(jax.random.key(seed), inputs)["params"]
 
     def apply(params: Params, inputs: jax.Array, key: jax.Array) -> jax.Array:
-        # As an NNX stream's first call folds its count into its key: both frameworks
-        # draw the same. Dropout must not share its bits with the mismatch.
-        rngs = {
-            "mismatch": jax.random.fold_in(key, 0),
-            "dropout": jax.random.fold_in(key, 1),
-        }
+        # An NNX stream folds its count into its key: so both frameworks draw the same.
+        mismatch = jax.random.fold_in(stream_key(key, "mismatch"), 0)
+        rngs = {"mismatch": mismatch, "dropout": stream_key(key, "dropout")}
         return module.apply({"params": params}, inputs, rngs=rngs)
 
     return Functional(init, apply)

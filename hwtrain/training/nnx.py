@@ -3,11 +3,12 @@
 from collections.abc import Callable
 
 import jax
+import jax.numpy as jnp
 from flax import nnx
 
 from hwtrain.hardware import Hardware
 from hwtrain.plan import Plan
-from hwtrain.training.functional import Functional, Params
+from hwtrain.training.functional import Functional, Params, stream_key
 from hwtrain.transforms import analogize, chip_mode, plan
 
 Factory = Callable[..., nnx.Module]
@@ -85,7 +86,10 @@ def _functional(build: Factory) -> Functional:
 
     def apply(params: Params, inputs: jax.Array, key: jax.Array) -> jax.Array:
         module = nnx.merge(graph, params, nnx.to_pure_dict(streams))
-        nnx.reseed(module, mismatch=key, dropout=jax.random.fold_in(key, 1))
+        for _, node in nnx.iter_graph(module):
+            if isinstance(node, nnx.RngStream):
+                node.key[...] = stream_key(key, node.tag)
+                node.count[...] = jnp.zeros_like(node.count[...])
         return module(inputs)  # pyright: ignore[reportCallIssue]
 
     return Functional(init, apply)

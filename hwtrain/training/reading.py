@@ -6,7 +6,7 @@ import json
 import tomllib
 import types
 import typing
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -58,7 +58,8 @@ def _read_toml(path: Path) -> dict[str, Any]:
         return tomllib.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         siblings = [str(other) for other in path.parent.glob("*.toml")]
-        hint = _closest(str(path), siblings)
+        match = difflib.get_close_matches(str(path), siblings, n=1)
+        hint = f"; did you mean {match[0]}?" if match else ""
         raise ValueError(
             f"{path}: expected a TOML file, got no such file{hint}"
         ) from None
@@ -79,8 +80,8 @@ def _parse_override(override: str) -> tuple[tuple[str, ...], Any]:
     for depth, key in enumerate(keys):
         fields = _fields(kind)
         if key not in fields:
-            known = [".".join((*keys[:depth], field)) for field in fields]
-            raise ValueError(f"--set {override}: {_unknown(keys[: depth + 1], known)}")
+            text = _unknown(keys[: depth + 1], fields)
+            raise ValueError(f"--set {override}: {text}")
         kind = fields[key]
     try:
         return keys, tomllib.loads(f"value = {text.strip()}")["value"]
@@ -157,7 +158,7 @@ def _explain(detail: Any, keys: tuple[str, ...]) -> str:
         owner: Any = Config
         for part in keys[:-1]:
             owner = _fields(owner).get(part)
-        return _unknown(keys, [".".join((*keys[:-1], f)) for f in _fields(owner)])
+        return _unknown(keys, _fields(owner))
     if kind.startswith("missing"):
         return f"{key}: expected a value, because it has no default; got none"
     if kind == "value_error":
@@ -170,18 +171,16 @@ def _explain(detail: Any, keys: tuple[str, ...]) -> str:
     return f"{key}: expected {expected}, got {_show(detail['input'])}"
 
 
-def _unknown(keys: tuple[str, ...], known: Sequence[str]) -> str:
-    key = ".".join(keys)
-    hint = _closest(key, known)
-    if not hint:
-        names = ", ".join(sorted(name.rpartition(".")[2] for name in known))
-        hint = f"; expected one of: {names}" if names else "; it can hold no keys"
-    return f"unknown key {key}{hint}"
-
-
-def _closest(name: str, known: Sequence[str]) -> str:
-    match = difflib.get_close_matches(name, known, n=1)
-    return f"; did you mean {match[0]}?" if match else ""
+def _unknown(keys: tuple[str, ...], known: Iterable[str]) -> str:
+    above, siblings = ".".join(keys[:-1]), sorted(known)
+    match = difflib.get_close_matches(keys[-1], siblings, n=1)
+    if match:
+        hint = f"did you mean {'.'.join((*keys[:-1], match[0]))}?"
+    elif siblings:
+        hint = f"expected one of: {', '.join(siblings)}"
+    else:
+        hint = f"{above} is a value and holds no keys"
+    return f"unknown key {'.'.join(keys)}; {hint}"
 
 
 def _show(value: Any) -> str:
