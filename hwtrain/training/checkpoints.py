@@ -30,8 +30,13 @@ def open_checkpoints(folder: Path, *, keep: int = 2) -> Iterator[ocp.CheckpointM
 def save(manager: ocp.CheckpointManager, state: TrainState) -> None:
     """Saves the state under its step, in the background."""
     # The next update takes the state's buffers, while Orbax is still writing.
-    copy = jax.tree.map(jnp.copy, state)
+    copy = _copy(state)
     manager.save(int(state.step), args=ocp.args.StandardSave(copy))
+
+
+@jax.jit
+def _copy(state: TrainState) -> TrainState:
+    return jax.tree.map(jnp.copy, state)
 
 
 def restore_latest(manager: ocp.CheckpointManager, state: TrainState) -> TrainState:

@@ -4,6 +4,7 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
+from jax.typing import ArrayLike
 
 from hwtrain.physics.random import stable_hash
 
@@ -19,7 +20,7 @@ class Functional(NamedTuple):
         draws from the key.
     """
 
-    init: Callable[[int], Params]
+    init: Callable[[ArrayLike], Params]
     apply: Callable[[Params, jax.Array, jax.Array], jax.Array]
 
 

@@ -72,7 +72,8 @@ def _functional(module: nn.Module, inputs: jax.Array) -> Functional:
             "own with hwtrain.optim.hardware_aware"
         )
 
-    def init(seed: int) -> Params:
+    @jax.jit
+    def init(seed: jax.typing.ArrayLike) -> Params:
         return module.init(jax.random.key(seed), inputs)["params"]
 
     def apply(params: Params, inputs: jax.Array, key: jax.Array) -> jax.Array:

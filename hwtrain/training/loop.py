@@ -59,7 +59,8 @@ def cross_entropy(outputs: jax.Array, labels: jax.Array) -> jax.Array:
 
 def init_state(params: Params, optimizer: optax.GradientTransformation) -> TrainState:
     """Returns the state before the first update."""
-    return TrainState(jnp.zeros((), jnp.int32), params, optimizer.init(params))
+    opt_state = jax.jit(optimizer.init)(params)
+    return TrainState(jnp.zeros((), jnp.int32), params, opt_state)
 
 
 def make_step(

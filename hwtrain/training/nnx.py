@@ -81,8 +81,10 @@ def _functional(build: Factory) -> Functional:
             "your own with hwtrain.optim.hardware_aware"
         )
 
-    def init(seed: int) -> Params:
-        return nnx.to_pure_dict(nnx.state(build(nnx.Rngs(seed)), nnx.Param))
+    @jax.jit
+    def init(seed: jax.typing.ArrayLike) -> Params:
+        module = build(nnx.Rngs(jax.random.key(seed)))
+        return nnx.to_pure_dict(nnx.state(module, nnx.Param))
 
     def apply(params: Params, inputs: jax.Array, key: jax.Array) -> jax.Array:
         module = nnx.merge(graph, params, nnx.to_pure_dict(streams))

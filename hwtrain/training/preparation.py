@@ -136,10 +136,17 @@ def _optimizer(
         if training.schedule == "cosine"
         else optax.constant_schedule(rate)
     )
-    optimizer = resolve(training.optimizer, folder)(schedule)
+    build = resolve(training.optimizer, folder)
+    try:
+        optimizer = build(schedule)
+    except (TypeError, ValueError) as error:
+        raise ValueError(
+            f"training.optimizer: expected {training.optimizer} to be a function of a "
+            f"learning rate, got {type(error).__name__}: {error}"
+        ) from error
     if not isinstance(optimizer, optax.GradientTransformation):
         raise ValueError(
             f"training.optimizer: expected {training.optimizer} to return an optax "
-            f"transformation of a learning rate, got {type(optimizer).__name__}"
+            f"transformation, got {type(optimizer).__name__}"
         )
     return optimizer
