@@ -1,0 +1,183 @@
+"""What each layer of an analog model really does, as a table."""
+
+import dataclasses
+import io
+import math
+from typing import Any
+
+import numpy as np
+from flax import nnx
+from flax.core import meta
+from rich.console import Console
+from rich.table import Table
+
+from hwtrain import paths
+from hwtrain.hardware import Hardware
+from hwtrain.plan import AnalogWeight, Plan
+from hwtrain.transforms.analogize import plan as plan_of
+from hwtrain.transforms.weight_side import local
+
+
+@dataclasses.dataclass(frozen=True)
+class Inspection:
+    """What `inspect` found; `print` shows it.
+
+    Attributes:
+      rows: for every analog weight, its columns by name.
+      digital: for every other parameter, its path and why it stays digital.
+      totals: numbers of tiles, of devices, and of analog and digital weights.
+    """
+
+    rows: tuple[dict[str, str], ...]
+    digital: tuple[tuple[str, str], ...]
+    totals: dict[str, int]
+
+    def __str__(self) -> str:
+        """Returns the tables as text."""
+        console = Console(file=io.StringIO(), width=160, color_system=None)
+        if self.rows:
+            table = Table(title="Analog")
+            for name in self.rows[0]:
+                table.add_column(name, overflow="fold")
+            for row in self.rows:
+                table.add_row(*row.values())
+            console.print(table)
+        if self.digital:
+            table = Table("parameter", "why", title="Digital")
+            for path, reason in self.digital:
+                table.add_row(path, reason)
+            console.print(table)
+        console.print(", ".join(f"{name}: {n:,}" for name, n in self.totals.items()))
+        return console.file.getvalue()  # type: ignore[attr-defined]
+
+
+def inspect(
+    analog: Any, variables: Any = None, *example: Any, **kwargs: Any
+) -> Inspection:
+    """Returns a table of what each layer of an analog model really does.
+
+    >>> import jax, jax.numpy as jnp
+    >>> from flax import linen as nn
+    >>> from hwtrain.transforms.analogize import analogize
+    >>> x = jnp.ones((1, 3))
+    >>> analog = analogize(nn.Dense(4), Hardware())
+    >>> found = inspect(analog, analog.init(jax.random.key(0), x), x)
+    >>> found.rows[0]["weight"], found.digital
+    ('kernel', (('bias', 'the bias of a Dense is added digitally'),))
+
+    Args:
+      analog: what `analogize` returned.
+      variables: Linen: the variables.
+      *example: Linen: arguments of a call, as for `plan`.
+      **kwargs: Linen: keyword arguments of the call.
+    """
+    found = plan_of(analog, variables, *example, **kwargs)
+    if isinstance(analog, nnx.Module):
+        params = nnx.state(analog, nnx.Param)
+    else:
+        params = variables.get("params", variables)
+    values = paths.leaves(meta.unbox(params))
+    return Inspection(
+        rows=tuple(_row(weight, found, values) for weight in found.weights),
+        digital=tuple((entry.path, entry.reason) for entry in found.digital),
+        totals=_totals(found, values),
+    )
+
+
+def _row(weight: AnalogWeight, plan: Plan, values: dict[str, Any]) -> dict[str, str]:
+    chip = weight.hardware
+    return {
+        "weight": weight.path,
+        "layer": weight.layer or "parameter",
+        "shape": "x".join(map(str, weight.shape)),
+        "tiles": _tiles(weight),
+        "scale": _scale(chip),
+        "input range": _range(weight, plan, values),
+        "weight noise": _noise(chip),
+        "clip": _clip(chip),
+        "mismatch": _mismatch(chip),
+        "conductances": _converter(chip),
+        "by": weight.rule,
+    }
+
+
+def _tiles(weight: AnalogWeight) -> str:
+    rows, columns = weight.tiles
+    largest = f"{weight.row_sizes[0]}x{weight.column_sizes[0]}"
+    stack = f"{math.prod(weight.stack)} x " if weight.stack else ""
+    used = sum(weight.row_sizes) * sum(weight.column_sizes)
+    mapping = weight.hardware.mapping
+    limits = (
+        mapping and mapping.max_input_size or weight.row_sizes[0],
+        mapping and mapping.max_output_size or weight.column_sizes[0],
+    )
+    share = used / (rows * columns * limits[0] * limits[1])
+    return f"{stack}{rows}x{columns} of {largest}, {share:.0%} used"
+
+
+def _scale(chip: Hardware) -> str:
+    if chip.mapping is None or chip.mapping.weight_scaling_omega == 0:
+        return "stored, 1" if chip.stores_scale else "1"
+    each = "column" if chip.mapping.weight_scaling_columnwise else "tile"
+    how = "stored" if chip.stores_scale else "derived"
+    return f"max|W|/{chip.mapping.weight_scaling_omega:g} per {each}, {how}"
+
+
+def _range(weight: AnalogWeight, plan: Plan, values: dict[str, Any]) -> str:
+    parameter = weight.hardware.input_range
+    if parameter is None or not weight.ranged:
+        return "none"
+    value = values.get(local(plan, weight.leaf("input_range")))
+    if value is None:
+        return "missing: see hwtrain.adopt"
+    value = np.asarray(value)
+    if (value == np.float32(parameter.init_value)).all():
+        return f"{parameter.init_value:g}, not initialised from data"
+    low, high = value.min(), value.max()
+    return f"{low:.3g}" if low == high else f"{low:.3g} to {high:.3g}"
+
+
+def _noise(chip: Hardware) -> str:
+    modifier = chip.modifier
+    if modifier is None or not modifier.draws:
+        return "none"
+    when = "train, chip" if modifier.enable_during_test else "train"
+    return f"{modifier.type} {modifier.std_dev:g}{_each(modifier)} ({when})"
+
+
+def _each(parameter: Any) -> str:
+    return " per column" if parameter.per_column else ""
+
+
+def _clip(chip: Hardware) -> str:
+    if chip.clip is None or not chip.clip.active:
+        return "none"
+    bound = f"{chip.clip.sigma:g} std{_each(chip.clip)}"
+    if chip.clip.type == "fixed_value":
+        bound = f"{chip.clip.fixed_value:g}"
+    return f"{chip.clip.type} {bound}"
+
+
+def _mismatch(chip: Hardware) -> str:
+    if chip.mismatch is None or not chip.mismatch.draws:
+        return "none"
+    return f"{chip.mismatch.type} {chip.mismatch.std_dev:g}{_each(chip.mismatch)}"
+
+
+def _converter(chip: Hardware) -> str:
+    if chip.converter is None:
+        return "none"
+    return (
+        f"{chip.converter.type}, {chip.converter.g_min:g} to "
+        f"{chip.converter.g_max:g} µS"
+    )
+
+
+def _totals(plan: Plan, values: dict[str, Any]) -> dict[str, int]:
+    analog = sum(math.prod(weight.shape) for weight in plan.weights)
+    digital = [local(plan, entry.path) for entry in plan.digital]
+    return {
+        "tiles": sum(math.prod((*w.stack, *w.tiles)) for w in plan.weights),
+        "analog weights": analog,
+        "digital parameters": sum(int(np.size(values[path])) for path in digital),
+    }
