@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -50,4 +51,5 @@ def restore_latest(manager: ocp.CheckpointManager, state: TrainState) -> TrainSt
     if step is None:
         return state
     target = jax.tree.map(ocp.utils.to_shape_dtype_struct, state)
-    return manager.restore(step, args=ocp.args.StandardRestore(target))
+    restored: Any = manager.restore(step, args=ocp.args.StandardRestore(target))
+    return restored

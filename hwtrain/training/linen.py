@@ -80,6 +80,7 @@ def _functional(module: nn.Module, inputs: jax.Array) -> Functional:
         # An NNX stream folds its count into its key: so both frameworks draw the same.
         mismatch = jax.random.fold_in(stream_key(key, "mismatch"), 0)
         rngs = {"mismatch": mismatch, "dropout": stream_key(key, "dropout")}
-        return module.apply({"params": params}, inputs, rngs=rngs)
+        outputs: Any = module.apply({"params": params}, inputs, rngs=rngs)
+        return outputs
 
     return Functional(init, apply)

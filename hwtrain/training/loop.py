@@ -146,12 +146,11 @@ def run_steps(
     data = jax.device_put(data)
     # The noise of a run must not be what initialised it, and both come from the seed.
     key = jax.random.fold_in(jax.random.key(seed), 1)
-    examples = len(data.labels)
+    start, examples = int(state.step), len(data.labels)
     updates = examples // batch_size
-    order, order_of = None, -1
-    for number in range(int(state.step), steps):
-        if number // updates != order_of:
-            order_of = number // updates
-            order = jnp.asarray(epoch_order(seed, order_of, examples, batch_size))
-        state, loss = step(state, data, order, key)
-        yield state, loss
+    for epoch in range(start // updates, -(-steps // updates)):
+        order = jnp.asarray(epoch_order(seed, epoch, examples, batch_size))
+        first, end = epoch * updates, (epoch + 1) * updates
+        for _ in range(max(start, first), min(steps, end)):
+            state, loss = step(state, data, order, key)
+            yield state, loss

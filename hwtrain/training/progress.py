@@ -55,8 +55,13 @@ def show_progress(
             if now - shown < _EVERY_S and not last:
                 return
             value = loss if last or pending is None else pending
-            fields = {"loss": f"{float(value):.4f}", "rate": rate.at(step)}
-            bar.update(task, completed=step, refresh=last, **fields)
+            bar.update(
+                task,
+                completed=step,
+                refresh=last,
+                loss=f"{float(value):.4f}",
+                rate=rate.at(step),
+            )
             shown, pending = now, loss
 
         yield report

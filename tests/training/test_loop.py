@@ -9,9 +9,11 @@ import optax
 import pytest
 
 from hwtrain import optim
+from hwtrain.evaluate import population
 from hwtrain.hardware import (
     Hardware,
     InputRangeParameter,
+    MismatchParameter,
     WeightClipParameter,
     WeightModifierParameter,
 )
@@ -31,6 +33,7 @@ HARDWARE = Hardware(
     modifier=WeightModifierParameter(type="add_normal", std_dev=0.3, per_column=True),
     clip=WeightClipParameter(type="layer_gaussian", sigma=2.0),
     input_range=InputRangeParameter(init_from_data=2),
+    mismatch=MismatchParameter(type="add_normal", std_dev=0.3, per_column=True),
 )
 FRONTENDS = {"linen": (linen, "mlp"), "nnx": (nnx, "mlp_nnx")}
 
@@ -55,6 +58,16 @@ def run(step, state, data, steps):
     *_, (last, loss) = updates
     assert np.isfinite(loss)
     return last
+
+
+def on_chips(framework, params, data):
+    """Returns the loss on each chip of a small population."""
+    frontend, name = FRONTENDS[framework]
+    factory = resolve(f"digits.py:{name}", RECIPES)
+    analog, variables = frontend.on_chip(factory, HARDWARE, params)
+    losses = optax.softmax_cross_entropy_with_integer_labels
+    key = jax.random.key(0)
+    return population(analog, variables, [data], losses, chips=8, key=key).values
 
 
 @pytest.mark.parametrize("framework", FRONTENDS)
@@ -101,6 +114,12 @@ def test_linen_and_nnx_train_alike(data):
     chex.assert_trees_all_close(
         dict(from_linen.params), dict(from_nnx.params), rtol=1e-4, atol=1e-6
     )
+    losses = [
+        on_chips(framework, state.params, data)
+        for framework, state in (("linen", from_linen), ("nnx", from_nnx))
+    ]
+    np.testing.assert_allclose(*losses, rtol=1e-4)
+    assert losses[0].std() > 0.01
 
 
 @pytest.mark.parametrize("framework", FRONTENDS)
