@@ -74,9 +74,11 @@ def plan_of(
 
 
 def _with_class(module: nn.Module, cls: type) -> nn.Module:
-    clone = module.clone()
-    object.__setattr__(clone, "__class__", cls)
-    return clone
+    # A module made inside another one's call is part of it already; a clone is not.
+    inside = isinstance(module.parent, nn.Module)
+    analog = module if inside else module.clone()
+    object.__setattr__(analog, "__class__", cls)
+    return analog
 
 
 @functools.cache
@@ -95,6 +97,8 @@ def analog_class(base: type, assigned: Assignment, mode: str) -> type:
         "__getattribute__": _guarded_getattribute,
         "__getattr__": _guarded_getattr,
         "__reduce__": _reduce,
+        "clone": _unguarded(base, "clone"),
+        "__repr__": _unguarded(base, "__repr__"),
         "apply": _with_own_method(base, "apply"),
         "init_with_output": _with_own_method(base, "init_with_output"),
         "_hwtrain_base": base,
@@ -235,13 +239,35 @@ def _guarded_getattr(self, name: str) -> Any:
 
 def _guard(root: nn.Module, name: str, value: Any) -> Any:
     """Refuses a submodule reached around the root: it would run as a plain layer."""
-    if name.startswith("_") or name == "parent" or not isinstance(value, nn.Module):
+    if name.startswith("_") or name == "parent" or not _holds_layers(value):
         return value
     scope = object.__getattribute__(root, "scope")
     in_setup = object.__getattribute__(root, "_state").in_setup
     if scope is None or in_setup or (type(root), scope.path) in _running.get():
         return value
     raise behind_the_root(f"{type(root).__name__}.{name}")
+
+
+def _holds_layers(value: Any) -> bool:
+    """Whether a value is a bound module, or a container of them."""
+    if isinstance(value, nn.Module):
+        return object.__getattribute__(value, "scope") is not None
+    if isinstance(value, list | tuple):
+        return any(map(_holds_layers, value))
+    return isinstance(value, dict) and any(map(_holds_layers, value.values()))
+
+
+def _unguarded(base: type, name: str):
+    """Lets Flax's own bookkeeping reach the submodules."""
+    original = getattr(base, name)
+
+    @nn.nowrap
+    def call(self, *args, **kwargs):
+        with _entered((type(self), self.scope and self.scope.path)):
+            return original(self, *args, **kwargs)
+
+    functools.update_wrapper(call, original, updated=())
+    return call
 
 
 def _with_own_method(base: type, name: str):

@@ -1,0 +1,56 @@
+"""Clip bounds against NumPy, and updates that keep them to the last bit."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from hwtrain.physics.clip import bounded_update, layer_gaussian
+
+
+@pytest.mark.parametrize("per_column", [False, True])
+def test_layer_gaussian_bound(per_column):
+    w = np.random.default_rng(0).normal(size=(9, 4)).astype(np.float32) + 0.5
+    axis = 0 if per_column else None
+    expected = 2.5 * w.std(axis=axis, ddof=1)
+    bound = layer_gaussian(jnp.asarray(w), (9,), sigma=2.5, per_column=per_column)
+    np.testing.assert_allclose(bound, np.broadcast_to(expected, bound.shape), 1e-5)
+    limited = layer_gaussian(jnp.asarray(w), (9,), sigma=2.5, limit=0.1)
+    np.testing.assert_allclose(limited, 0.1)
+
+
+def test_equal_weights_are_not_clipped_to_nothing():
+    assert layer_gaussian(jnp.ones((3, 2)), (3,), sigma=2.0)[0, 0] == jnp.inf
+
+
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16, jnp.float16])
+@pytest.mark.parametrize("jit", [False, True])
+@pytest.mark.parametrize(
+    ("weight", "update", "bound"),
+    [(1, 1, 0.3), (1e-3, 10, 1.0), (100, 1, 1e-3), (1, 1e-3, 0.999), (1e4, 1e4, 0.1)],
+)
+def test_updates_keep_the_bound_exactly(dtype, jit, weight, update, bound):
+    keys = jax.random.split(jax.random.key(0))
+    p = (weight * jax.random.normal(keys[0], (100_000,))).astype(dtype)
+    u = (update * jax.random.normal(keys[1], p.shape)).astype(dtype)
+
+    def step(p, u, c):
+        return optax.apply_updates(p, bounded_update(p, u, c))
+
+    after = (jax.jit(step) if jit else step)(p, u, jnp.float32(bound))
+    after, free = np.float32(after), np.float32(p) + np.float32(u)
+    limit = np.float32(bound)
+    assert np.abs(after).max() <= limit
+    # What was to be clipped lies below the bound by the rounding of the dtype, and of
+    # the update, which is as coarse as the weight that it takes back.
+    coarse = float(jnp.finfo(dtype).eps) * bound + 2 * np.spacing(np.abs(np.float32(p)))
+    clipped = np.abs(free) > limit * 1.01
+    assert clipped.any()
+    assert (np.abs(after) >= bound - 1.01 * coarse)[clipped].all()
+
+
+def test_updates_inside_the_bound_are_untouched():
+    p, u = jnp.array([0.1, -0.2]), jnp.array([0.3, 1e-9])
+    np.testing.assert_array_equal(bounded_update(p, u, 1.0), u)
+    np.testing.assert_array_equal(bounded_update(p, u, jnp.inf), u)

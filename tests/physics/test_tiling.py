@@ -1,0 +1,60 @@
+"""Tiles: cutting, joining, and statistics of row tiles against NumPy."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from hwtrain.physics import tiling
+
+
+@pytest.mark.parametrize("size", range(1, 40))
+@pytest.mark.parametrize("limit", [1, 3, 7, 512, None])
+def test_split_is_minimal_and_balanced(size, limit):
+    sizes = tiling.split_sizes(size, limit)
+    assert sum(sizes) == size
+    assert max(sizes) - min(sizes) <= 1
+    assert list(sizes) == sorted(sizes, reverse=True)
+    limit = limit or size
+    assert max(sizes) <= limit
+    assert len(sizes) == -(-size // limit)
+
+
+@pytest.mark.parametrize("axis", [-1, -2, -3])
+@pytest.mark.parametrize("limit", [None, 2, 3, 4])
+def test_cut_pads_with_zeros_and_join_undoes_it(axis, limit):
+    x = jax.random.normal(jax.random.key(0), (8, 10, 7))
+    sizes = tiling.split_sizes(x.shape[axis], limit)
+    pieces = tiling.cut(x, sizes, axis)
+    moved = np.moveaxis(np.asarray(pieces), (axis - 1, axis), (0, 1))
+    valid = tiling.mask(sizes)
+    assert (moved[~valid] == 0).all()
+    expected = np.split(np.moveaxis(np.asarray(x), axis, 0), np.cumsum(sizes)[:-1])
+    for tile, piece, size in zip(moved, expected, sizes):
+        np.testing.assert_array_equal(tile[:size], piece)
+    np.testing.assert_array_equal(tiling.join(pieces, sizes, axis), x)
+
+
+@pytest.mark.parametrize("per_column", [False, True])
+@pytest.mark.parametrize("sizes", [(10,), (5, 5), (4, 3, 3)])
+def test_statistics_of_row_tiles(sizes, per_column):
+    w = np.random.default_rng(0).normal(size=(2, 10, 3)).astype(np.float32) + 1
+    axes = (1,) if per_column else (1, 2)
+    tiles = np.split(w, np.cumsum(sizes)[:-1], axis=1)
+    maxima = np.stack([np.abs(t).max(axes, keepdims=True)[:, 0] for t in tiles], 1)
+    spreads = np.stack([t.std(axes, ddof=1, keepdims=True)[:, 0] for t in tiles], 1)
+    options = {"per_column": per_column}
+    np.testing.assert_array_equal(
+        tiling.absolute_maximum(jnp.asarray(w), sizes, **options), maxima
+    )
+    np.testing.assert_allclose(
+        tiling.standard_deviation(jnp.asarray(w), sizes, **options), spreads, rtol=1e-5
+    )
+
+
+def test_expand_rows_repeats_each_tile_for_its_rows():
+    statistic = jnp.array([[1.0], [2.0], [3.0]])
+    np.testing.assert_array_equal(
+        tiling.expand_rows(statistic, (4, 3, 3))[:, 0], [1] * 4 + [2] * 3 + [3] * 3
+    )
+    assert tiling.expand_rows(statistic[:1], (10,)).shape == (1, 1)
