@@ -125,7 +125,8 @@ class Layer:
       name: name of its class.
       kind: kind of its analog counterpart, or `None` if there is none.
       why: why there is none.
-      rows: axes of its kernel, without a stack, that are inputs.
+      shape: shape of its kernel as the layer sees it, without a stack.
+      rows: axes of that kernel that are inputs.
       columns: axes that are outputs.
     """
 
@@ -133,6 +134,7 @@ class Layer:
     name: str
     kind: str | None = None
     why: str = "this type of layer stays digital"
+    shape: tuple[int, ...] = ()
     rows: tuple[int, ...] = ()
     columns: tuple[int, ...] = ()
 
@@ -175,7 +177,13 @@ def make_plan(
             digital.append(Digital(path=_join(assigned.name, path), reason=reason))
             continue
         if kernel is not None and (rule is None or rule.params is None):
-            lead = len(shape) - len(kernel.rows) - len(kernel.columns)
+            lead = len(shape) - len(kernel.shape)
+            if shape[lead:] != kernel.shape:
+                raise ValueError(
+                    f"{path}: the layer sees a kernel of shape {kernel.shape}, but the "
+                    f"stored one is {shape}; the axes of a stack of layers must lead. "
+                    "Stack on axis 0 (variable_axes={'params': 0}, in_axes=0)"
+                )
             rows = tuple(lead + axis for axis in kernel.rows)
             columns = tuple(lead + axis for axis in kernel.columns)
             kind, name, ranged = kernel.kind, kernel.name, hardware.ranged

@@ -19,18 +19,24 @@ from hwtrain.transforms.signal_side import (
 )
 
 
-def describe(module: nn.Module, path: str) -> Layer:
+def describe(module: Any, path: str, args: tuple[Any, ...]) -> Layer:
     """Returns what the plan must know of a module.
 
     Args:
       module: a module, during its call.
       path: its path relative to the root.
+      args: arguments of the call.
     """
     cls = plain_class(type(module))
     if issubclass(cls, nn.Dense):
         if cls.__call__ is nn.Dense.__call__:
             return Layer(
-                path=path, name=cls.__name__, kind="dense", rows=(0,), columns=(1,)
+                path=path,
+                name=cls.__name__,
+                kind="dense",
+                shape=(args[0].shape[-1], module.features) if args else (),
+                rows=(0,),
+                columns=(1,),
             )
         why = "it overrides Dense.__call__"
         return Layer(path=path, name=cls.__name__, why=why)

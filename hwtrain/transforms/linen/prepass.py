@@ -112,7 +112,7 @@ def _record(call: _Call) -> list[Layer]:
         if path and hasattr(type(context.module), "_hwtrain_base"):
             opaque.append(f"{path}/")  # an analog model inside this one
         if path not in found or context.method_name == "__call__":
-            found[path] = describe(context.module, path)
+            found[path] = describe(context.module, path, args)
         return next_function(*args, **kwargs)
 
     plain = call.module.clone(

@@ -157,7 +157,7 @@ def _initialize(root: Any, original, name: str, args: tuple, kwargs: dict):
         module = context.module
         result = next_function(*args, **kwargs)
         path = _relative(root, module)
-        layer = describe(module, path)
+        layer = describe(module, path, args)
         if path not in layers or context.method_name == "__call__":
             layers[path] = layer
         hardware = hardware_of(told, layer)

@@ -35,13 +35,18 @@ LEAF_TYPES = {
 }
 
 
-def describe(module: nnx.Module, path: str) -> Layer:
+def describe(module: Any, path: str) -> Layer:
     """Returns what the plan must know of a module at a path."""
     cls = plain_class(type(module))
     if issubclass(cls, nnx.Linear):
         if cls.__call__ is nnx.Linear.__call__:
             return Layer(
-                path=path, name=cls.__name__, kind="dense", rows=(0,), columns=(1,)
+                path=path,
+                name=cls.__name__,
+                kind="dense",
+                shape=(module.in_features, module.out_features),
+                rows=(0,),
+                columns=(1,),
             )
         why = "it overrides Linear.__call__"
         return Layer(path=path, name=cls.__name__, why=why)

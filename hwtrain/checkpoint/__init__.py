@@ -1,0 +1,12 @@
+"""Hardware-ready checkpoints: what a chip or a simulator can be programmed from."""
+
+from hwtrain.checkpoint.crossbars import Tile as Tile
+from hwtrain.checkpoint.errors import HardwareCheckpointError as HardwareCheckpointError
+from hwtrain.checkpoint.hook import ExportHook as ExportHook
+from hwtrain.checkpoint.manifest import Manifest as Manifest
+from hwtrain.checkpoint.orbax import HardwareRestore as HardwareRestore
+from hwtrain.checkpoint.orbax import HardwareSave as HardwareSave
+from hwtrain.checkpoint.reader import HardwareCheckpoint as HardwareCheckpoint
+from hwtrain.checkpoint.reader import load as load
+from hwtrain.checkpoint.verification import verify as verify
+from hwtrain.checkpoint.writer import export as export

@@ -1,0 +1,224 @@
+"""What a hardware-ready checkpoint holds, and the files it becomes."""
+
+import dataclasses
+import importlib.metadata
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+
+from hwtrain.checkpoint import manifest as manifests
+from hwtrain.checkpoint import tensors
+from hwtrain.checkpoint.crossbars import Crossbars
+from hwtrain.checkpoint.errors import HardwareCheckpointError
+from hwtrain.checkpoint.manifest import UNITS, ChipEntry, LayerEntry, LeafEntry
+from hwtrain.checkpoint.variables import Leaf, flatten
+from hwtrain.plan import AnalogWeight, Plan
+from hwtrain.version import __version__
+
+_LIBRARIES = ("jax", "jaxlib", "numpy", "safetensors")
+
+
+class Contents:
+    """What a checkpoint will hold, checked as far as it can be without the values.
+
+    Args:
+      variables: as `export` takes them.
+      plan: the plan of the model.
+      chip_seeds: seeds of the frozen chips, in any order.
+
+    Raises:
+      HardwareCheckpointError: if the plan or the seeds do not fit.
+    """
+
+    def __init__(self, variables: Any, plan: Plan, chip_seeds: Iterable[int]):
+        self.plan = plan
+        probes = {weight.leaf("probe") for weight in plan.weights}
+        self.leaves = flatten(variables, probes)
+        self.seeds = sorted({_checked_seed(seed) for seed in chip_seeds})
+        params = self._params
+        missing = [path for path in plan if path not in params]
+        if missing:
+            raise HardwareCheckpointError(
+                f"the plan names {', '.join(missing)}, which the parameters do not "
+                f"have; they have {', '.join(params) or 'nothing'}. Make the "
+                "plan from the model whose parameters these are"
+            )
+        mismatches = (weight.hardware.mismatch for weight in plan.weights)
+        if self.seeds and not any(m is not None and m.draws for m in mismatches):
+            raise HardwareCheckpointError(
+                f"chip {self.seeds[0]} would be the nominal model: no weight of the "
+                "plan has a frozen mismatch. Give its Hardware a "
+                "mismatch=MismatchParameter(...), or leave the chip seed out"
+            )
+
+    @property
+    def _params(self) -> dict[str, Leaf]:
+        return {leaf.path: leaf for leaf in self.leaves if leaf.keys[0] == "params"}
+
+    def copy_to_host(self) -> None:
+        """Copies all values, so that later steps of the training cannot change them."""
+        self.leaves = [
+            leaf
+            if leaf.kind == "empty"
+            else dataclasses.replace(leaf, value=np.array(leaf.array()))
+            for leaf in self.leaves
+        ]
+
+    def write(self, directory: Path) -> None:
+        """Writes the checkpoint into an empty directory, the manifest last.
+
+        One layer is in memory at a time.
+        """
+        for folder in ["tensors", *map(_chip_folder, self.seeds)]:
+            (directory / folder).mkdir(parents=True)
+        files = _Files(directory)
+        layers = [
+            self._write_layer(files, number, weight)
+            for number, weight in enumerate(self.plan.weights)
+        ]
+        modules: dict[tuple[str | int, ...], list[Leaf]] = {}
+        for leaf in self.leaves:
+            if leaf.tensor not in files.leaves:
+                modules.setdefault(leaf.keys[:-1], []).append(leaf)
+        number = len(layers)
+        for module in modules.values():
+            file = _file("tensors", number)
+            files.write(file, module)
+            number += file in files.tensors
+        manifest = manifests.Manifest(
+            libraries={
+                "hwtrain": __version__,
+                **{name: importlib.metadata.version(name) for name in _LIBRARIES},
+            },
+            prefix=self.plan.prefix,
+            layers=tuple(layers),
+            digital=self.plan.digital,
+            leaves=tuple(files.leaves[leaf.tensor] for leaf in self.leaves),
+            chips=tuple(
+                ChipEntry(
+                    seed=seed,
+                    files={
+                        layer.weight.path: _file(_chip_folder(seed), number)
+                        for number, layer in enumerate(layers)
+                    },
+                )
+                for seed in self.seeds
+            ),
+            files=files.tensors,
+        )
+        for folder in sorted(path for path in directory.rglob("*") if path.is_dir()):
+            manifests.sync(folder)
+        manifests.write(directory, manifest)
+
+    def _write_layer(
+        self, files: "_Files", number: int, weight: AnalogWeight
+    ) -> LayerEntry:
+        params = self._params
+        kernel = params[weight.path]
+        scale = params.get(weight.leaf("mapping_scale"))
+        crossbars = Crossbars(weight, kernel.array(), scale.array() if scale else None)
+        content = {}
+        if weight.hardware.converter is not None:
+            for name, tile in crossbars.tiles():
+                for quantity, array in vars(tile).items():
+                    kind = "conductance" if quantity[:2] == "g_" else quantity
+                    content[f"{name}/{quantity}"] = (array, UNITS[kind])
+        # A layer may hold two analog weights; what lies beside them goes to the first.
+        beside = [
+            leaf
+            for path, leaf in params.items()
+            if path.rpartition("/")[0] == weight.layer_path
+            and path not in self.plan
+            and leaf.kind == "tensor"
+            and leaf.tensor not in files.leaves
+        ]
+        file = _file("tensors", number)
+        files.write(file, [kernel, *beside], content)
+        for seed in self.seeds:
+            chip_kernel, conductances = crossbars.chip(seed)
+            chip = {"kernel": (chip_kernel, UNITS["nominal"])}
+            for name, array in conductances:
+                chip[name] = (array, UNITS["conductance"])
+            files.write(_file(_chip_folder(seed), number), [], chip)
+        return LayerEntry(
+            weight=weight,
+            stack=weight.stack,
+            row_sizes=weight.row_sizes,
+            column_sizes=weight.column_sizes,
+            dtype=files.tensors[file][kernel.tensor].dtype,
+            file=file,
+            nominal=kernel.tensor,
+            beside={leaf.path.rpartition("/")[2]: leaf.tensor for leaf in beside},
+        )
+
+
+@dataclasses.dataclass
+class _Files:
+    """The files written so far, and what they hold.
+
+    Attributes:
+      directory: where they are.
+      tensors: the entries of every file's tensors.
+      leaves: the entry of every leaf stored so far, by its tensor's name.
+    """
+
+    directory: Path
+    tensors: dict[str, dict[str, manifests.TensorEntry]] = dataclasses.field(
+        default_factory=dict
+    )
+    leaves: dict[str, LeafEntry] = dataclasses.field(default_factory=dict)
+
+    def write(
+        self,
+        file: str,
+        leaves: list[Leaf],
+        content: Mapping[str, tuple[np.ndarray, str]] | None = None,
+    ) -> None:
+        """Writes leaves and further tensors to one file."""
+        content = dict(content or {})
+        for leaf in leaves:
+            entry: dict[str, Any] = {"keys": leaf.keys, "kind": leaf.kind}
+            if leaf.kind != "empty":
+                array = leaf.array()
+                entry |= {"dtype": array.dtype.name, "shape": array.shape}
+                if leaf.kind == "tensor":
+                    _check_numbers(leaf, array)
+                    unit = UNITS.get(leaf.path.rpartition("/")[2], UNITS["nominal"])
+                    content[leaf.tensor] = (array, unit)
+                    entry |= {"file": file, "tensor": leaf.tensor}
+                    entry["key_impl"] = leaf.key_impl
+            self.leaves[leaf.tensor] = LeafEntry(**entry)
+        if content:
+            self.tensors[file] = tensors.write(self.directory / file, content)
+
+
+def _check_numbers(leaf: Leaf, array: np.ndarray) -> None:
+    if not jnp.issubdtype(array.dtype, jnp.inexact):
+        return
+    wrong = np.isnan(array)
+    if wrong.any():
+        raise HardwareCheckpointError(
+            f"{'/'.join(map(str, leaf.keys))}: {int(wrong.sum())} of {wrong.size} "
+            "numbers are NaN; export an earlier checkpoint"
+        )
+
+
+def _file(folder: str, number: int) -> str:
+    return f"{folder}/{number:04d}.safetensors"
+
+
+def _chip_folder(seed: int) -> str:
+    return f"chips/{seed:04d}"
+
+
+def _checked_seed(seed: Any) -> int:
+    whole = isinstance(seed, (int, np.integer)) and not isinstance(seed, bool)
+    if not whole or not 0 <= seed <= manifests.LARGEST_SEED:
+        raise HardwareCheckpointError(
+            f"a chip seed is a whole number from 0 to {manifests.LARGEST_SEED}; got "
+            f"{seed!r}"
+        )
+    return int(seed)

@@ -1,0 +1,223 @@
+"""Reads a hardware-ready checkpoint."""
+
+import dataclasses
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from hwtrain import paths
+from hwtrain.checkpoint import manifest as manifests
+from hwtrain.checkpoint import tensors
+from hwtrain.checkpoint.crossbars import Tile, check_targets, join
+from hwtrain.checkpoint.errors import HardwareCheckpointError
+from hwtrain.checkpoint.manifest import ChipEntry, LayerEntry, LeafEntry, Manifest
+from hwtrain.checkpoint.variables import as_leaf, unflatten
+from hwtrain.plan import Plan
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
+class HardwareCheckpoint:
+    """A hardware-ready checkpoint, read and verified.
+
+    The nominal values are in memory; conductances and chips are read, and verified
+    again, from the directory when they are asked for.
+
+    Attributes:
+      directory: where it lies.
+      manifest: what it says about itself.
+      plan: the plan that was exported.
+      variables: the nominal values of every collection, in nested dicts. Probes, which
+        carry nothing, are zeros.
+    """
+
+    directory: Path
+    manifest: Manifest = dataclasses.field(repr=False)
+    plan: Plan = dataclasses.field(repr=False)
+    variables: dict[str, Any] = dataclasses.field(repr=False)
+
+    @property
+    def params(self) -> dict[str, Any]:
+        """The nominal parameters."""
+        return self.variables["params"]
+
+    @property
+    def chip_seeds(self) -> tuple[int, ...]:
+        """The seeds of the frozen chips."""
+        return tuple(chip.seed for chip in self.manifest.chips)
+
+    def chip(self, seed: int) -> dict[str, Any]:
+        """Returns the parameters as one frozen chip has them.
+
+        For evaluation only: `export` takes the nominal `variables`.
+
+        Args:
+          seed: the chip's seed.
+
+        Returns:
+          A tree like `params`, of the same dtypes.
+
+        Raises:
+          HardwareCheckpointError: if the chip is not in the checkpoint, or damaged.
+        """
+        chip = self._chip(seed)
+        kernels = {
+            path: self._read(file)["kernel"] for path, file in chip.files.items()
+        }
+
+        def chip_value(path: str, leaf: Any) -> Any:
+            if path not in kernels:
+                return leaf
+            return as_leaf(kernels[path].astype(leaf.dtype))
+
+        return paths.map_leaves(chip_value, self.params)
+
+    def conductances(
+        self, path: str, chip_seed: int | None = None
+    ) -> tuple[tuple[Tile, ...], ...]:
+        """Returns the crossbars of a weight: of each row tile, the column tiles.
+
+        Args:
+          path: the weight's path in the plan.
+          chip_seed: a frozen chip; `None` for the nominal targets.
+
+        Raises:
+          HardwareCheckpointError: if the weight, its converter or the chip is not in
+            the checkpoint, or a file is damaged.
+        """
+        layer = self._layer(path)
+        if layer.weight.hardware.converter is None:
+            raise HardwareCheckpointError(
+                f"{path} has no conductances: its hardware had no converter. Export it "
+                "with Hardware(converter=SinglePairConductanceConverter(...))"
+            )
+        nominal = self._read(layer.file)
+        pair = nominal
+        if chip_seed is not None:
+            pair = self._read(self._chip(chip_seed).files[path])
+        rows, columns = layer.weight.tiles
+        return tuple(
+            tuple(
+                _tile(nominal, pair, f"tile/{row}/{column}")
+                for column in range(columns)
+            )
+            for row in range(rows)
+        )
+
+    def reconstruct(self, path: str, chip_seed: int | None = None) -> np.ndarray:
+        """Returns a weight, shaped as stored, from its conductances alone.
+
+        Args:
+          path: the weight's path in the plan.
+          chip_seed: a frozen chip; `None` for the nominal targets.
+        """
+        grid = self.conductances(path, chip_seed)
+        tiles = tuple(tuple(tile.weights() for tile in row) for row in grid)
+        return join(self._layer(path).weight, tiles)
+
+    def _layer(self, path: str) -> LayerEntry:
+        for layer in self.manifest.layers:
+            if layer.weight.path == path:
+                return layer
+        raise HardwareCheckpointError(
+            f"{self.directory} has no analog weight {path!r}; it has "
+            f"{', '.join(self.plan) or 'none'}"
+        )
+
+    def _chip(self, seed: int) -> ChipEntry:
+        for chip in self.manifest.chips:
+            if chip.seed == seed:
+                return chip
+        held = ", ".join(map(str, self.chip_seeds)) or "none"
+        raise HardwareCheckpointError(
+            f"{self.directory} holds no chip {seed}, it holds {held}; draw it with "
+            f"export(path, checkpoint.variables, checkpoint.plan, chip_seed={seed})"
+        )
+
+    def _read(self, file: str) -> dict[str, np.ndarray]:
+        return tensors.read(self.directory, file, self.manifest.files[file])
+
+
+def load(path: str | os.PathLike[str]) -> HardwareCheckpoint:
+    """Reads a checkpoint that `export` wrote, and verifies all of it.
+
+    Every hash is compared, every target conductance is in range; nothing in the
+    directory is executed.
+
+    >>> import tempfile
+    >>> import jax.numpy as jnp
+    >>> from hwtrain.checkpoint import export
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     params = {"norm": {"scale": jnp.ones(2)}}
+    ...     checkpoint = load(export(f"{folder}/model", params, Plan(())))
+    >>> checkpoint.params
+    {'norm': {'scale': Array([1., 1.], dtype=float32)}}
+
+    Args:
+      path: the directory.
+
+    Raises:
+      HardwareCheckpointError: (a `ValueError`) if it is no checkpoint, or damaged.
+    """
+    directory = Path(path)
+    manifest = manifests.read(directory)
+    leaves: dict[str | None, list[LeafEntry]] = {}
+    for leaf in manifest.leaves:
+        leaves.setdefault(leaf.file, []).append(leaf)
+    layers = {layer.file: layer for layer in manifest.layers}
+    values = {leaf.keys: _without_value(leaf) for leaf in manifest.leaves}
+    for file, entries in manifest.files.items():
+        content = tensors.read(directory, file, entries)
+        for leaf in leaves.get(file, ()):
+            values[leaf.keys] = as_leaf(content[leaf.tensor or ""], leaf.key_impl)
+        for tensor, array in content.items():
+            where = f"{directory / file}, {tensor}"
+            _check_conductances(where, tensor, array, layers.get(file))
+    return HardwareCheckpoint(
+        directory=directory,
+        manifest=manifest,
+        plan=manifest.plan,
+        variables=unflatten(values),
+    )
+
+
+def _without_value(leaf: LeafEntry) -> Any:
+    """Returns what is not stored: an empty mapping, or the zeros of a probe."""
+    if leaf.kind == "zeros":
+        return as_leaf(np.zeros(leaf.shape or (), tensors.DTYPES[leaf.dtype or ""]))
+    return {}
+
+
+def _tile(
+    nominal: Mapping[str, np.ndarray], pair: Mapping[str, np.ndarray], name: str
+) -> Tile:
+    return Tile(
+        g_pos=pair[f"{name}/g_pos"],
+        g_neg=pair[f"{name}/g_neg"],
+        scale_ratio=nominal[f"{name}/scale_ratio"],
+        mapping_scale=nominal[f"{name}/mapping_scale"],
+    )
+
+
+def _check_conductances(
+    where: str, tensor: str, array: np.ndarray, layer: LayerEntry | None
+) -> None:
+    """Checks what a hash cannot: that a foreign writer stored possible values.
+
+    Args:
+      where: the tensor, for the message.
+      tensor: its name.
+      array: its values.
+      layer: the layer whose targets the file holds; `None` for a chip or digital file.
+    """
+    if not tensor.startswith("tile/"):
+        return
+    converter = layer.weight.hardware.converter if layer else None
+    if converter and tensor.rpartition("/")[2] in ("g_pos", "g_neg"):
+        check_targets(where, array, converter)
+    elif not np.isfinite(array).all():
+        raise HardwareCheckpointError(
+            f"{where}: holds NaN or infinite numbers; export the model again"
+        )

@@ -1,0 +1,159 @@
+"""Variables as a flat list of leaves, and back."""
+
+import dataclasses
+from collections.abc import Mapping, Set
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.tree_util import DictKey, GetAttrKey
+
+from hwtrain import paths
+from hwtrain.checkpoint.errors import HardwareCheckpointError
+from hwtrain.checkpoint.tensors import DTYPES
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
+class Leaf:
+    """A leaf of the variables, not yet copied from its device.
+
+    Attributes:
+      keys: the keys that lead to it, the collection first.
+      path: its path within the collection.
+      value: the array, or an empty mapping; of a PRNG key, the key data.
+      key_impl: the implementation of a PRNG key; `None` for numbers.
+      probe: whether it is the probe of an analog layer, which carries nothing.
+    """
+
+    keys: tuple[str | int, ...]
+    path: str
+    value: Any
+    key_impl: str | None = None
+    probe: bool = False
+
+    @property
+    def tensor(self) -> str:
+        """The name of its tensor."""
+        return "/".join(["nominal", *map(str, self.keys)])
+
+    @property
+    def kind(self) -> str:
+        """What the manifest stores of it."""
+        if isinstance(self.value, Mapping):
+            return "empty"
+        return "zeros" if self.probe else "tensor"
+
+    def array(self) -> np.ndarray:
+        """Copies the leaf from its device."""
+        value = self.value
+        if isinstance(value, jax.Array):
+            # A JAX array keeps its host copy; the whole model would gather there.
+            value = jnp.copy(value)
+        return np.asarray(value)
+
+
+def flatten(variables: Any, probes: Set[str] = frozenset()) -> list[Leaf]:
+    """Returns the leaves of variables, sorted, the collection before every path.
+
+    Args:
+      variables: collections as Linen has them (a mapping with `"params"`), or a tree of
+        parameters alone, or an `nnx.State` or its pure dict, which become the
+        collection `params`.
+      probes: the paths of the parameters that are probes.
+    """
+    if not isinstance(variables, Mapping):
+        raise HardwareCheckpointError(
+            "variables must be a nested mapping, such as {'params': ...} or an "
+            f"nnx.State; got a {type(variables).__name__}"
+        )
+    if not isinstance(variables.get("params"), Mapping):
+        variables = {"params": variables}
+    leaves, seen = [], {}
+    for collection, tree in variables.items():
+        found = jax.tree_util.tree_leaves_with_path(
+            tree, is_leaf=lambda node: isinstance(node, Mapping) and not len(node)
+        )
+        for key_path, value in found:
+            path = paths.path_of(key_path)
+            keys = (collection, *_plain(key_path, f"{collection}/{path}"))
+            probe = collection == "params" and path in probes
+            leaf = Leaf(keys=keys, path=path, value=value, probe=probe)
+            if _is_key(value):
+                leaf = dataclasses.replace(
+                    leaf,
+                    value=jax.random.key_data(value),
+                    key_impl=str(jax.random.key_impl(value)),
+                )
+            if leaf.kind != "empty":
+                _check_dtype(leaf)
+            if leaf.tensor in seen:
+                raise HardwareCheckpointError(
+                    f"the keys {seen[leaf.tensor]} and {keys} join to the same path; "
+                    "rename one of the two"
+                )
+            seen[leaf.tensor] = keys
+            leaves.append(leaf)
+    return sorted(leaves, key=lambda leaf: tuple(map(str, leaf.keys)))
+
+
+def unflatten(leaves: Mapping[tuple[str | int, ...], Any]) -> dict[str, Any]:
+    """Returns nested dicts of leaves by their keys.
+
+    >>> unflatten({("params", "dense", "bias"): 0.0})
+    {'params': {'dense': {'bias': 0.0}}}
+    """
+    tree: dict[Any, Any] = {}
+    for keys, value in leaves.items():
+        node = tree
+        for key in keys[:-1]:
+            node = node.setdefault(key, {})
+        node[keys[-1]] = value
+    return tree
+
+
+def as_leaf(array: np.ndarray, key_impl: str | None = None) -> Any:
+    """Returns a stored array as JAX holds it, its dtype unchanged.
+
+    A 64-bit array stays in NumPy where JAX would narrow it to 32 bits.
+    """
+    if key_impl is not None:
+        return jax.random.wrap_key_data(jnp.asarray(array), impl=key_impl)
+    if jax.dtypes.canonicalize_dtype(array.dtype) != array.dtype:
+        return array
+    return jnp.asarray(array)
+
+
+def _is_key(value: Any) -> bool:
+    return isinstance(value, jax.Array) and jnp.issubdtype(
+        value.dtype, jax.dtypes.prng_key
+    )
+
+
+def _check_dtype(leaf: Leaf) -> None:
+    value = leaf.value
+    dtype = np.dtype(
+        value.dtype if hasattr(value, "dtype") else np.asarray(value).dtype
+    )
+    if dtype.name not in DTYPES:
+        raise HardwareCheckpointError(
+            f"{'/'.join(map(str, leaf.keys))}: a {type(value).__name__} of dtype "
+            f"{dtype} cannot be stored; convert it to one of "
+            f"{', '.join(sorted(DTYPES))}"
+        )
+
+
+def _plain(key_path: tuple[Any, ...], name: str) -> tuple[str | int, ...]:
+    """Returns the keys of nested mappings; boxes around leaves are taken off."""
+    if key_path and key_path[-1] == GetAttrKey("value"):
+        key_path = key_path[:-1]
+    keys = []
+    for entry in key_path:
+        key = entry.key if isinstance(entry, DictKey) else None
+        if isinstance(key, bool) or not isinstance(key, (str, int)):
+            raise HardwareCheckpointError(
+                f"{name}: a checkpoint holds nested mappings whose keys are strings or "
+                f"integers, not {entry!r}; turn lists and tuples into dicts"
+            )
+        keys.append(key)
+    return tuple(keys)

@@ -1,0 +1,111 @@
+"""Verifies a hardware-ready checkpoint beyond its hashes: computes it once more."""
+
+import os
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+
+from hwtrain import paths
+from hwtrain.checkpoint import tensors
+from hwtrain.checkpoint.crossbars import Crossbars, tile_slices
+from hwtrain.checkpoint.errors import HardwareCheckpointError
+from hwtrain.checkpoint.reader import HardwareCheckpoint, load
+from hwtrain.plan import AnalogWeight
+
+TOLERANCE = 1e-6
+"""Largest error of a weight, relative to the largest of its tile or its array."""
+
+
+def verify(path: str | os.PathLike[str]) -> dict[str, Any]:
+    r"""Reads a checkpoint, computes all of it once more, and certifies it.
+
+    Compares every hash; the weights that the conductances of each tile stand for with
+    the nominal ones; and the weights of every chip with a new draw from its seed.
+
+    .. math:: \epsilon = \max |W' - W| / \max |W|
+
+    >>> import tempfile
+    >>> import jax.numpy as jnp
+    >>> from hwtrain.checkpoint import export
+    >>> from hwtrain.plan import Plan
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     params = {"norm": {"scale": jnp.ones(2)}}
+    ...     verify(export(f"{folder}/model", params, Plan(())))["weights"]
+    {}
+
+    Args:
+      path: the directory.
+
+    Returns:
+      The certificate, plain data that JSON can hold: the `sha256` of the manifest and,
+      for each analog weight, the error of its `conductances` (`None` without a
+      converter) and of each of its `chips`.
+
+    Raises:
+      HardwareCheckpointError: (a `ValueError`) as `load`, or if an error exceeds 1e-6.
+    """
+    checkpoint = load(path)
+    manifest = checkpoint.manifest
+    params = paths.leaves(checkpoint.params)
+    weights = {}
+    for layer in manifest.layers:
+        weight = layer.weight
+        kernel = np.asarray(params[weight.path])
+        scale = params.get(weight.leaf("mapping_scale"))
+        crossbars = Crossbars(
+            weight, kernel, None if scale is None else np.asarray(scale)
+        )
+        report: dict[str, Any] = {"conductances": None, "chips": {}}
+        if weight.hardware.converter is not None:
+            error = _conductance_error(checkpoint, weight, kernel)
+            report["conductances"] = _checked(f"{weight.path}, conductances", error)
+        for chip in manifest.chips:
+            file = chip.files[weight.path]
+            stored = tensors.read(checkpoint.directory, file, manifest.files[file])
+            chip_kernel, conductances = crossbars.chip(chip.seed)
+            redrawn = {"kernel": chip_kernel, **dict(conductances)}
+            error = max(_error(stored[name], redrawn[name]) for name in redrawn)
+            where = f"{weight.path}, chip {chip.seed} ({file})"
+            report["chips"][str(chip.seed)] = _checked(where, error)
+        weights[weight.path] = report
+    return {
+        "format": manifest.format,
+        "version": manifest.version,
+        "sha256": manifest.sha256,
+        "tolerance": TOLERANCE,
+        "weights": weights,
+    }
+
+
+def _conductance_error(
+    checkpoint: HardwareCheckpoint, weight: AnalogWeight, kernel: np.ndarray
+) -> float:
+    """Returns the largest error of any tile of any layer of the stack."""
+    matrix = np.asarray(weight.to_matrix(jnp.asarray(kernel, jnp.float32)))
+    errors = [0.0]
+    for row, rows in zip(
+        checkpoint.conductances(weight.path), tile_slices(weight.row_sizes)
+    ):
+        for tile, columns in zip(row, tile_slices(weight.column_sizes)):
+            expected = matrix[..., rows, columns]
+            shape = (-1, *expected.shape[-2:])
+            pairs = zip(tile.weights().reshape(shape), expected.reshape(shape))
+            errors += [_error(found, nominal) for found, nominal in pairs]
+    return max(errors)
+
+
+def _error(found: np.ndarray, expected: np.ndarray) -> float:
+    largest = np.abs(expected).max(initial=0.0)
+    difference = np.abs(found - expected).max(initial=0.0)
+    return float(difference / largest) if difference else 0.0
+
+
+def _checked(where: str, error: float) -> float:
+    if not error <= TOLERANCE:
+        raise HardwareCheckpointError(
+            f"{where}: does not follow from the nominal weights. It is off by "
+            f"{error:.3g} of the largest, where {TOLERANCE:g} is allowed. It was "
+            "written by another program or rule; export the model again"
+        )
+    return error

@@ -1,0 +1,59 @@
+"""Wrapped models compute the same from a loaded checkpoint, bit for bit."""
+
+import chex
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+from flax import nnx
+
+from hwtrain.checkpoint import export, load, verify
+from hwtrain.hardware import (
+    Hardware,
+    InputRangeParameter,
+    MappingParameter,
+    MismatchParameter,
+    SinglePairConductanceConverter,
+    WeightModifierParameter,
+)
+from hwtrain.transforms import analogize, plan
+
+HARDWARE = Hardware(
+    modifier=WeightModifierParameter(type="add_normal", std_dev=0.1),
+    input_range=InputRangeParameter(),
+    mapping=MappingParameter(max_input_size=4, weight_scaling_omega=1.0),
+    mismatch=MismatchParameter(type="add_normal", std_dev=0.1),
+    converter=SinglePairConductanceConverter(),
+)
+
+
+def test_linen(tmp_path):
+    x = jax.random.normal(jax.random.key(1), (5, 6))
+    analog = analogize(nn.Sequential([nn.Dense(4), nn.relu, nn.Dense(3)]), HARDWARE)
+    variables = analog.init(jax.random.key(0), x)
+    weights = plan(analog, variables, x)
+    path = export(tmp_path / "model", variables, weights, chip_seed=7)
+    checkpoint = load(path)
+    assert checkpoint.plan == weights
+    rngs = {"mismatch": jax.random.key(2)}
+    chex.assert_trees_all_equal(
+        analog.apply(checkpoint.variables, x, rngs=rngs),
+        analog.apply(variables, x, rngs=rngs),
+    )
+    chip = analog.apply({"params": checkpoint.chip(7)}, x, rngs=rngs)
+    assert not jnp.allclose(chip, analog.apply(variables, x, rngs=rngs))
+    assert verify(path)["weights"].keys() == set(weights)
+
+
+def test_nnx(tmp_path):
+    x = jax.random.normal(jax.random.key(1), (5, 6))
+    rngs = nnx.Rngs(params=0, mismatch=1)
+    analog = analogize(nnx.Linear(6, 3, rngs=rngs), HARDWARE, rngs=rngs)
+    graph, state = nnx.split(analog)
+    weights = plan(analog)
+    checkpoint = load(export(tmp_path / "model", state, weights, chip_seed=7))
+    assert checkpoint.plan == weights
+    pure = nnx.to_pure_dict(state)
+    assert jax.tree.structure(checkpoint.params) == jax.tree.structure(pure)
+    nnx.replace_by_pure_dict(state, checkpoint.params)
+    loaded = nnx.merge(graph, state)
+    chex.assert_trees_all_equal(loaded(x), analog(x))
