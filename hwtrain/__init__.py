@@ -5,8 +5,12 @@ from: `analogize` wraps the model, `optim.hardware_aware` the optimiser, `export
 what was learned as conductances.
 """
 
+from hwtrain import checkpoint as checkpoint
 from hwtrain import evaluate as evaluate
 from hwtrain import optim as optim
+from hwtrain.checkpoint import HardwareCheckpoint as HardwareCheckpoint
+from hwtrain.checkpoint import export as export
+from hwtrain.checkpoint import load as load
 from hwtrain.hardware import Hardware as Hardware
 from hwtrain.hardware import InputRangeParameter as InputRangeParameter
 from hwtrain.hardware import MappingParameter as MappingParameter
