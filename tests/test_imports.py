@@ -14,6 +14,7 @@ LAYERS = [
     {"physics"},
     {"hardware"},
     {"plan"},
+    {"crossbar"},
     {"mismatch", "optim"},
     {"transforms"},
     {"dynapse"},
