@@ -3,6 +3,7 @@
 import dataclasses
 import importlib.util
 import math
+import textwrap
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -136,7 +137,7 @@ def plot(results: Sequence[Accuracies], path: Path, *, title: str) -> None:
         )
     axes.set_xlabel("standard deviation of the mismatch, relative")
     axes.set_ylabel("accuracy in %")
-    axes.set_title(title, fontsize=10, loc="left")
+    axes.set_title(textwrap.fill(title, 68), fontsize=10, loc="left", pad=10)
     axes.set_ylim(top=100)
     axes.grid(axis="y", linewidth=0.4, alpha=0.6)
     axes.spines[["top", "right"]].set_visible(False)
