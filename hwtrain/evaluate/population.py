@@ -10,6 +10,7 @@ import numpy as np
 from scipy import stats
 
 from hwtrain import paths
+from hwtrain.checkpoint import HardwareCheckpoint
 from hwtrain.mismatch import apply_mismatch, chip_key
 from hwtrain.physics.random import draw_key
 from hwtrain.transforms import plan as plan_of
@@ -86,7 +87,8 @@ def population(
 
     Args:
       analog: the analog model.
-      variables: Linen: its variables. NNX: its `params`, or `None` for its own.
+      variables: Linen: its variables. NNX: its `params`, or `None` for its own. Or a
+        loaded `HardwareCheckpoint` of either.
       batches: tuples of arrays; the first goes into the model, and the metric gets the
         output and the others. A further batch size compiles once more.
       metric: returns one number for each example, `[batch]`.
@@ -99,6 +101,8 @@ def population(
         return one number for each example.
     """
     seeds = _seeds(chips)
+    if isinstance(variables, HardwareCheckpoint):
+        variables = variables.variables
     call, tree = as_function(analog, "chip", variables)
     batches = iter(batches)
     first = next(batches, None)

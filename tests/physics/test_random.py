@@ -87,6 +87,4 @@ def test_a_draw_is_named_by_path_effect_and_part():
 def test_the_hash_is_the_same_for_ever():
     # Export and training must agree across versions: a change breaks every chip.
     assert random.stable_hash("hidden/kernel#weight_noise#0") == 2451691387
-    assert random.stable_hash("") == int.from_bytes(
-        bytes.fromhex("36e9d246"), "little"
-    )
+    assert random.stable_hash("") == int.from_bytes(bytes.fromhex("36e9d246"), "little")

@@ -72,9 +72,7 @@ def test_draws_of_the_weight_side_are_bit_equal(models):
     linen, analog, params, x = models
     key = jax.random.key(11)
     ours, _ = step_weights(params, hw.plan(linen, params, x), "train", key)
-    state, _ = step_weights(
-        nnx.state(analog, nnx.Param), hw.plan(analog), "train", key
-    )
+    state, _ = step_weights(nnx.state(analog, nnx.Param), hw.plan(analog), "train", key)
     theirs = paths.leaves(nnx.to_pure_dict(state))
     for path, value in paths.leaves(ours).items():
         np.testing.assert_array_equal(value, theirs[path], err_msg=path)

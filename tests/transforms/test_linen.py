@@ -299,9 +299,7 @@ def test_column_scaling_makes_noise_relative_to_each_column():
     variables = layer.init(jax.random.key(0), jnp.ones((1, 50)))
     key = jax.random.key(7)
     scaled = hw.analogize(layer, hw.Hardware(modifier=NOISE, mapping=mapping))
-    column = hw.WeightModifierParameter(
-        type="add_normal", std_dev=0.1, per_column=True
-    )
+    column = hw.WeightModifierParameter(type="add_normal", std_dev=0.1, per_column=True)
     direct = hw.analogize(layer, hw.Hardware(modifier=column))
     np.testing.assert_allclose(
         effective_weights(scaled, variables, key),
@@ -373,7 +371,9 @@ def test_batch_statistics_and_captured_intermediates_come_back(x):
 def test_every_public_method_goes_through_both_sides(method, x):
     analog = hw.analogize(Shared(), TILED)
     variables = analog.init(jax.random.key(0), x)
-    outputs = [analog.apply(variables, x, method=method, rngs=stream(k)) for k in (1, 2)]
+    outputs = [
+        analog.apply(variables, x, method=method, rngs=stream(k)) for k in (1, 2)
+    ]
     assert differ(*outputs)
     with pytest.raises(ValueError, match="mismatch"):
         analog.apply(variables, x, method=method)

@@ -154,11 +154,11 @@ def test_a_stack_axis_that_does_not_lead_is_an_error():
         def __call__(self, x):
             return nn.vmap(
                 nn.Dense,
-                variable_axes={"params": 2},
+                variable_axes={"params": 1},
                 split_rngs={"params": True},
                 in_axes=None,
                 axis_size=3,
-            )(4)(x)
+            )(4, use_bias=False)(x)
 
     analog = hw.analogize(Stacked(), CHIP)
     with pytest.raises(ValueError, match="Stack on axis 0"):
