@@ -109,7 +109,7 @@ def test_as_functions_they_agree_under_jit_and_vmap(models, mode):
     for model, variables in ((linen, {"params": params}), (analog, None)):
         function, tree = as_function(model, mode, variables)
         keys = jax.random.split(jax.random.key(3), 4)
-        each = jax.vmap(lambda key: function(tree, key, x))(keys)
+        each = jax.vmap(function, in_axes=(None, 0, None))(tree, keys, x)
         np.testing.assert_allclose(
             each[2], jax.jit(function)(tree, keys[2], x), rtol=1e-5, atol=1e-6
         )
