@@ -11,15 +11,26 @@ from hwtrain import optim as optim
 from hwtrain.checkpoint import HardwareCheckpoint as HardwareCheckpoint
 from hwtrain.checkpoint import export as export
 from hwtrain.checkpoint import load as load
+from hwtrain.hardware import (
+    CustomPairConductanceConverter as CustomPairConductanceConverter,
+)
+from hwtrain.hardware import (
+    DualPairConductanceConverter as DualPairConductanceConverter,
+)
 from hwtrain.hardware import Hardware as Hardware
 from hwtrain.hardware import InputRangeParameter as InputRangeParameter
 from hwtrain.hardware import MappingParameter as MappingParameter
 from hwtrain.hardware import MismatchParameter as MismatchParameter
+from hwtrain.hardware import NPairConductanceConverter as NPairConductanceConverter
+from hwtrain.hardware import (
+    SingleDeviceConductanceConverter as SingleDeviceConductanceConverter,
+)
 from hwtrain.hardware import (
     SinglePairConductanceConverter as SinglePairConductanceConverter,
 )
 from hwtrain.hardware import WeightClipParameter as WeightClipParameter
 from hwtrain.hardware import WeightModifierParameter as WeightModifierParameter
+from hwtrain.hardware import presets as presets
 from hwtrain.mismatch import apply_mismatch as apply_mismatch
 from hwtrain.mismatch import chip_key as chip_key
 from hwtrain.plan import Plan as Plan

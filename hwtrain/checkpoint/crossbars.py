@@ -137,6 +137,11 @@ class Crossbars:
         converter = self.weight.hardware.converter
         if converter is None:
             raise HardwareCheckpointError(f"{self.weight.path} has no converter")
+        if not isinstance(converter, SinglePairConductanceConverter):
+            raise HardwareCheckpointError(
+                f"{self.weight.path}: the checkpoint holds conductance pairs; its "
+                f"converter is {converter.type!r}. Use SinglePairConductanceConverter"
+            )
         return converter
 
     def _mapping_scale(self, stored: np.ndarray | None) -> jax.Array:

@@ -214,7 +214,7 @@ def _check_conductances(
     """
     if not tensor.startswith("tile/"):
         return
-    converter = layer.weight.hardware.converter if layer else None
+    converter: Any = layer.weight.hardware.converter if layer else None
     if converter and tensor.rpartition("/")[2] in ("g_pos", "g_neg"):
         check_targets(where, array, converter)
     elif not np.isfinite(array).all():

@@ -1,13 +1,57 @@
 """Validated, frozen descriptions of chips, and presets."""
 
+from hwtrain.hardware import presets as presets
+from hwtrain.hardware.chip import ConductanceConverter as ConductanceConverter
 from hwtrain.hardware.chip import Hardware as Hardware
+from hwtrain.hardware.compensation import DriftCompensation as DriftCompensation
+from hwtrain.hardware.compensation import (
+    GlobalDriftCompensation as GlobalDriftCompensation,
+)
+from hwtrain.hardware.compensation import (
+    GlobalDriftCompensationWithExactReference as GlobalDriftCompensationWithExactReference,  # noqa: E501
+)
+from hwtrain.hardware.compensation import (
+    PerColumnDriftCompensation as PerColumnDriftCompensation,
+)
 from hwtrain.hardware.configuration import from_dict as from_dict
 from hwtrain.hardware.configuration import to_dict as to_dict
 from hwtrain.hardware.converters import (
+    SingleDeviceConductanceConverter as SingleDeviceConductanceConverter,
+)
+from hwtrain.hardware.converters import (
     SinglePairConductanceConverter as SinglePairConductanceConverter,
+)
+from hwtrain.hardware.drift import DriftParameter as DriftParameter
+from hwtrain.hardware.drift import SimpleDriftParameter as SimpleDriftParameter
+from hwtrain.hardware.hermes import HermesNoiseModel as HermesNoiseModel
+from hwtrain.hardware.measured import MeasuredNoiseModel as MeasuredNoiseModel
+from hwtrain.hardware.measured import fit_measurements as fit_measurements
+from hwtrain.hardware.measured import plot_fit as plot_fit
+from hwtrain.hardware.measurements import Measurements as Measurements
+from hwtrain.hardware.measurements import read_measurements as read_measurements
+from hwtrain.hardware.modifiers import (
+    WeightModifierParameter as WeightModifierParameter,
+)
+from hwtrain.hardware.noise_models import (
+    CustomDriftPCMLikeNoiseModel as CustomDriftPCMLikeNoiseModel,
+)
+from hwtrain.hardware.noise_models import PCMLikeNoiseModel as PCMLikeNoiseModel
+from hwtrain.hardware.noise_models import (
+    StateIndependentNoiseModel as StateIndependentNoiseModel,
+)
+from hwtrain.hardware.pair_converters import (
+    CustomPairConductanceConverter as CustomPairConductanceConverter,
+)
+from hwtrain.hardware.pair_converters import (
+    DualPairConductanceConverter as DualPairConductanceConverter,
+)
+from hwtrain.hardware.pair_converters import (
+    NPairConductanceConverter as NPairConductanceConverter,
 )
 from hwtrain.hardware.periphery import InputRangeParameter as InputRangeParameter
 from hwtrain.hardware.periphery import MappingParameter as MappingParameter
+from hwtrain.hardware.reram import ReRamCMONoiseModel as ReRamCMONoiseModel
+from hwtrain.hardware.reram import ReRamWan2022NoiseModel as ReRamWan2022NoiseModel
 from hwtrain.hardware.weights import MismatchParameter as MismatchParameter
 from hwtrain.hardware.weights import WeightClipParameter as WeightClipParameter
-from hwtrain.hardware.weights import WeightModifierParameter as WeightModifierParameter
+from hwtrain.hardware.weights import WeightRemapParameter as WeightRemapParameter

@@ -1,14 +1,90 @@
-"""From weights to conductances and back."""
+"""From weights to one conductance, or to one pair of them, and back."""
 
 from collections.abc import Sequence
-from typing import Any, Literal, Self
+from typing import Literal, Self
 
 import jax
 from pydantic import model_validator
 from pydantic.dataclasses import dataclass
 
 from hwtrain.hardware.configuration import CONFIG, NonNegative, Positive
+from hwtrain.hardware.conversion import (
+    Params,
+    check_range,
+    require,
+    require_count,
+    require_finite,
+)
 from hwtrain.physics import conductance
+
+
+@dataclass(frozen=True, kw_only=True, config=CONFIG)
+class SingleDeviceConductanceConverter:
+    r"""A weight as one conductance.
+
+    .. math:: g = k (w - \min w) + g_\text{min}, \qquad
+        k = \frac{g_\text{max} - g_\text{min}}{\max w - \min w}
+
+    >>> import jax.numpy as jnp
+    >>> converter = SingleDeviceConductanceConverter(g_min=5.0, g_max=25.0)
+    >>> (g,), params = converter.convert_to_conductances(jnp.array([[-1.0, 0.0, 1.0]]))
+    >>> print(g, params["scale_ratio"], params["min"])
+    [[ 5. 15. 25.]] 10.0 -1.0
+
+    References:
+      Falcone et al., All-in-one analog AI accelerator: on-chip training and inference
+      with conductive-metal-oxide/HfOx ReRAM devices, 2025.
+    """
+
+    type: Literal["single_device"] = "single_device"
+    g_max: Positive = 88.199997
+    """Conductance of the largest weight, in µS."""
+    g_min: NonNegative = 9.0
+    """Conductance of the smallest weight, in µS."""
+    per_column: bool = False
+    """A scale for each column (last axis) instead of one for the tensor."""
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        check_range(self.g_min, self.g_max)
+        return self
+
+    def convert_to_conductances(
+        self, weights: jax.Array
+    ) -> tuple[list[jax.Array], Params]:
+        """Returns `[g]` in µS, and `{"scale_ratio": k, "min": min w}`.
+
+        Weights that are all equal become g_min.
+
+        Args:
+          weights: `[..., columns]`, the whole array one tensor to the scale.
+
+        Raises:
+          ValueError: for weights that are not finite, outside of `jax.jit`.
+        """
+        g, scale, low = conductance.to_device(
+            require_finite(weights),
+            g_min=self.g_min,
+            g_max=self.g_max,
+            per_column=self.per_column,
+        )
+        return [g], {"scale_ratio": scale, "min": low}
+
+    def convert_back_to_weights(
+        self, conductances: Sequence[jax.Array], params: Params
+    ) -> jax.Array:
+        """Returns the weights of `[g]`.
+
+        Args:
+          conductances: the conductance, in µS, in a list.
+          params: what `convert_to_conductances` returned beside it.
+
+        Raises:
+          ValueError: if there is not one conductance, or a parameter is missing.
+        """
+        require_count(conductances, 1, "a single device has one conductance, g")
+        scale, low = require(params, "scale_ratio"), require(params, "min")
+        return conductance.from_device(conductances[0], scale, low, g_min=self.g_min)
 
 
 @dataclass(frozen=True, kw_only=True, config=CONFIG)
@@ -41,21 +117,21 @@ class SinglePairConductanceConverter:
 
     @model_validator(mode="after")
     def _check(self) -> Self:
-        if self.g_min >= self.g_max:
-            raise ValueError(
-                f"g_min must be below g_max, got g_min={self.g_min} µS and "
-                f"g_max={self.g_max} µS"
-            )
+        check_range(self.g_min, self.g_max)
         return self
 
     def convert_to_conductances(
         self, weights: jax.Array
-    ) -> tuple[list[jax.Array], dict[str, Any]]:
+    ) -> tuple[list[jax.Array], Params]:
         """Returns `[g_pos, g_neg]` in µS and `{"scale_ratio": k}` in µS per weight.
 
         Args:
           weights: `[..., columns]`, the whole array one tensor to the scale.
+
+        Raises:
+          ValueError: for weights that are not finite, outside of `jax.jit`.
         """
+        weights = require_finite(weights)
         scale = conductance.scale_ratio(
             weights, self.g_max - self.g_min, per_column=self.per_column
         )
@@ -63,7 +139,7 @@ class SinglePairConductanceConverter:
         return list(pair), {"scale_ratio": scale}
 
     def convert_back_to_weights(
-        self, conductances: Sequence[jax.Array], params: dict[str, Any]
+        self, conductances: Sequence[jax.Array], params: Params
     ) -> jax.Array:
         """Returns the weights of `[g_pos, g_neg]`.
 
@@ -74,15 +150,8 @@ class SinglePairConductanceConverter:
         Raises:
           ValueError: if there are not two conductances, or no `scale_ratio`.
         """
-        if len(conductances) != 2:
-            raise ValueError(
-                f"a single pair has two conductances, g_pos and g_neg; "
-                f"got {len(conductances)}"
-            )
-        if "scale_ratio" not in params:
-            raise ValueError(
-                "params must hold scale_ratio, as convert_to_conductances returned "
-                f"it; got the keys {sorted(params)}"
-            )
+        require_count(
+            conductances, 2, "a single pair has two conductances, g_pos and g_neg"
+        )
         g_pos, g_neg = conductances
-        return conductance.from_pair(g_pos, g_neg, params["scale_ratio"])
+        return conductance.from_pair(g_pos, g_neg, require(params, "scale_ratio"))

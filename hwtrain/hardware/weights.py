@@ -1,4 +1,4 @@
-"""What happens to weights: noise in training, clipping, and a chip's mismatch."""
+"""What happens to weights: clipping after an update, and a chip's mismatch."""
 
 from typing import Literal, Self
 
@@ -8,61 +8,7 @@ from pydantic import model_validator
 from pydantic.dataclasses import dataclass
 
 from hwtrain.hardware.configuration import CONFIG, NonNegative, Positive
-from hwtrain.physics import clip, modifiers
-
-
-@dataclass(frozen=True, kw_only=True, config=CONFIG)
-class WeightModifierParameter:
-    r"""Noise on the weights, drawn anew at every training step.
-
-    .. math::
-        \text{add_normal:}\quad w' = w + \sigma A \xi \qquad
-        \text{mult_normal:}\quad w' = w (1 + \sigma \xi)
-
-    with :math:`\xi \sim N(0, 1)` for each weight and :math:`A` the largest absolute
-    weight of its row tile. The gradient at the noisy weight is given to the nominal one
-    (straight-through).
-
-    >>> WeightModifierParameter(type="add_normal", std_dev=0.1).std_dev
-    0.1
-
-    References:
-      Joshi et al., Accurate deep neural network inference using computational
-      phase-change memory, Nature Communications 2020.
-    """
-
-    type: Literal["none", "add_normal", "mult_normal"] = "none"
-    """`"none"` turns the modifier off."""
-    std_dev: NonNegative = 0.0
-    """Standard deviation: relative to A for `add_normal`, to the weight for
-    `mult_normal`. Zero turns the noise off."""
-    per_column: bool = False
-    """Take A for each column (output) instead of the whole tile."""
-    rel_to_actual_wmax: bool = True
-    """Take A from the weights; otherwise it is `assumed_wmax`."""
-    assumed_wmax: Positive = 1.0
-    """A, in units of the crossbar's weight, if `rel_to_actual_wmax` is false."""
-    enable_during_test: bool = False
-    """Draw the noise in `chip_mode` too."""
-
-    @property
-    def draws(self) -> bool:
-        """Whether the modifier draws anything."""
-        return self.type != "none" and self.std_dev > 0
-
-    def __call__(self, key: jax.Array, w: jax.Array, w_max: jax.Array) -> jax.Array:
-        """Returns the noisy weights.
-
-        Args:
-          key: a JAX key.
-          w: weights of any shape, in units of the crossbar.
-          w_max: A, broadcastable against `w`.
-        """
-        if not self.draws:
-            return w
-        if self.type == "mult_normal":
-            return modifiers.mult_normal(key, w, std_dev=self.std_dev)
-        return modifiers.add_normal(key, w, w_max, std_dev=self.std_dev)
+from hwtrain.physics import clip, modifiers, remap
 
 
 @dataclass(frozen=True, kw_only=True, config=CONFIG)
@@ -70,11 +16,13 @@ class WeightClipParameter:
     r"""Clips the weights after every update, symmetrically about zero.
 
     .. math::
-        \text{layer_gaussian:}\ c = \text{sigma} \cdot \mathrm{std}(w) \qquad
-        \text{fixed_value:}\ c = \text{fixed_value}
+        \text{fixed_value:}\quad & c = \text{fixed_value} \\
+        \text{layer_gaussian:}\quad & c = \text{sigma} \cdot \mathrm{std}(w) \\
+        \text{average_channel_max:}\quad & c = \mathrm{mean}_j \max_i |w_{ij}|
 
-    The standard deviation (N-1) is that of the row tile, and :math:`w` is the weight in
-    units of the crossbar, the kernel divided by its mapping scale.
+    The standard deviation (N-1) and the mean over columns are those of the row tile,
+    and :math:`w` is the weight in units of the crossbar, the kernel divided by its
+    mapping scale.
 
     >>> WeightClipParameter(type="layer_gaussian", sigma=2.0).sigma
     2.0
@@ -84,13 +32,15 @@ class WeightClipParameter:
       phase-change memory, Nature Communications 2020.
     """
 
-    type: Literal["none", "fixed_value", "layer_gaussian"] = "none"
+    type: Literal["none", "fixed_value", "layer_gaussian", "average_channel_max"] = (
+        "none"
+    )
     """`"none"` turns clipping off."""
     sigma: Positive = 2.5
     """The bound in standard deviations, for `layer_gaussian`."""
     fixed_value: Positive | None = None
-    """The bound for `fixed_value`; for `layer_gaussian` an upper limit of the bound,
-    `None` for no limit."""
+    """The bound for `fixed_value`; for the others an upper limit of the bound, `None`
+    for no limit."""
     per_column: bool = False
     """Take the standard deviation of each column (output) alone."""
 
@@ -131,9 +81,86 @@ class WeightClipParameter:
                 limit=self.fixed_value,
                 per_column=self.per_column,
             )
+        if self.type == "average_channel_max":
+            return clip.average_channel_max(w, row_sizes, limit=self.fixed_value)
         value = self.fixed_value if self.type == "fixed_value" else None
         shape = (*w.shape[:-2], len(row_sizes), 1)
         return jnp.full(shape, jnp.inf if value is None else value, jnp.float32)
+
+
+@dataclass(frozen=True, kw_only=True, config=CONFIG)
+class WeightRemapParameter:
+    r"""Gives crossbars a new scale after every update, so that they are used fully.
+
+    .. math::
+        \text{layerwise_symmetric:}\ s' = s \max_{ij} |w_{ij}| / w_\text{max} \qquad
+        \text{channelwise_symmetric:}\ s'_j = s_j \max_i |w_{ij}| / w_\text{max}
+
+    of each row tile. The logical weight, scale times :math:`w`, never changes.
+
+    >>> WeightRemapParameter(type="channelwise_symmetric").remapped_wmax
+    1.0
+
+    References:
+      Rasch et al., Hardware-aware training for large-scale and diverse deep learning
+      inference workloads using in-memory computing-based accelerators,
+      Nature Communications 2023.
+    """
+
+    type: Literal["none", "layerwise_symmetric", "channelwise_symmetric"] = "none"
+    """`"none"` turns remapping off."""
+    remapped_wmax: Positive = 1.0
+    """The largest weight after remapping, in units of the crossbar."""
+    max_scale_range: NonNegative = 0.0
+    """Largest ratio of a column's scale to the smallest of its tile. Zero: no limit."""
+    max_scale_ref: NonNegative = 0.0
+    """The least that the smallest scale is taken for. Zero: as it is."""
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if self.max_scale_range and self.type != "channelwise_symmetric":
+            raise ValueError(
+                f'max_scale_range={self.max_scale_range} does nothing with type="'
+                f'{self.type}"; leave it out or write type="channelwise_symmetric"'
+            )
+        if self.max_scale_range and self.remapped_wmax != 1.0:
+            raise ValueError(
+                "max_scale_range limits scales of weights up to 1, so it needs "
+                f"remapped_wmax=1.0; got {self.remapped_wmax}"
+            )
+        if self.max_scale_ref and not self.max_scale_range:
+            raise ValueError(
+                f"max_scale_ref={self.max_scale_ref} does nothing without "
+                "max_scale_range; write max_scale_range too, or leave it out"
+            )
+        return self
+
+    @property
+    def per_column(self) -> bool:
+        """Whether each column (output) has its own scale."""
+        return self.type == "channelwise_symmetric"
+
+    def scale(
+        self, w: jax.Array, scale: jax.Array, row_sizes: tuple[int, ...]
+    ) -> jax.Array:
+        """Returns the new scale, `[..., row tiles, columns or 1]`.
+
+        Args:
+          w: `[..., rows, columns]`, in units of the crossbar.
+          scale: `[..., row tiles, columns or 1]`, the scale now.
+          row_sizes: rows of each row tile.
+        """
+        if self.type == "none":
+            return scale
+        return remap.remapped_scale(
+            w,
+            scale,
+            row_sizes,
+            per_column=self.per_column,
+            remapped_wmax=self.remapped_wmax,
+            max_scale_range=self.max_scale_range,
+            max_scale_ref=self.max_scale_ref,
+        )
 
 
 @dataclass(frozen=True, kw_only=True, config=CONFIG)

@@ -39,6 +39,33 @@ def layer_gaussian(
     return bound if limit is None else jnp.minimum(bound, limit)
 
 
+def average_channel_max(
+    w: jax.Array, row_sizes: tuple[int, ...], *, limit: float | None = None
+) -> jax.Array:
+    r"""Returns the mean over columns of their largest absolute weight.
+
+    .. math:: c = \min\big(\mathrm{mean}_j \max_i |w_{ij}|,\ \text{limit}\big)
+
+    >>> average_channel_max(jnp.array([[0.5, -1.0], [0.0, 0.2]]), (2,))
+    Array([[0.75]], dtype=float32)
+
+    Args:
+      w: `[..., rows, columns]`, in units of the crossbar.
+      row_sizes: rows of each row tile.
+      limit: the largest bound; `None` for no limit.
+
+    Returns:
+      `[..., row tiles, 1]`.
+
+    References:
+      Rasch et al., A flexible and fast PyTorch toolkit for simulating training and
+      inference on analog crossbar arrays, AICAS 2021.
+    """
+    largest = tiling.absolute_maximum(w, row_sizes, per_column=True)
+    bound = jnp.mean(largest.astype(jnp.float32), axis=-1, keepdims=True)
+    return bound if limit is None else jnp.minimum(bound, limit)
+
+
 def bounded_update(param: jax.Array, update: jax.Array, bound: ArrayLike) -> jax.Array:
     r"""Returns the update after which a parameter lies within a bound, exactly.
 

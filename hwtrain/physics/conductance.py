@@ -1,4 +1,6 @@
-"""Weights as conductances of device pairs."""
+"""Weights as conductances of devices, single or in pairs."""
+
+from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
@@ -69,3 +71,143 @@ def from_pair(g_pos: jax.Array, g_neg: jax.Array, scale: ArrayLike) -> jax.Array
       scale: k, in µS per unit of weight, broadcastable against the conductances.
     """
     return (g_pos - g_neg) / scale
+
+
+def to_pairs(
+    weights: jax.Array,
+    scale: ArrayLike,
+    factors: Sequence[float],
+    *,
+    g_min: float,
+    g_max: float,
+) -> list[jax.Array]:
+    r"""Returns a weight as a sum of weighted conductance differences.
+
+    .. math:: g_i^\pm = \mathrm{clip}\Big(\frac{\max(\pm k w, 0) - b_i}{f_i}
+        + g_\text{min},\ g_\text{min},\ g_\text{max}\Big), \qquad
+        b_i = \sum_{j<i} f_j (g_\text{max} - g_\text{min})
+
+    One pair is filled after the other, in the order of the factors.
+
+    >>> pairs = to_pairs(jnp.array([0.7, -0.25]), 100.0, (1, 3), g_min=0.0, g_max=25.0)
+    >>> print(*pairs)
+    [25.  0.] [ 0. 25.] [15.  0.] [0. 0.]
+
+    Args:
+      weights: weights of any shape.
+      scale: k, in µS per unit of weight, broadcastable against the weights.
+      factors: what the difference of each pair is multiplied by, positive.
+      g_min: conductance of a device that is off, in µS.
+      g_max: the largest conductance, in µS.
+
+    Returns:
+      `[g_pos, g_neg]` of the first pair, then of the next; in µS.
+    """
+    g = weights * scale
+    conductances, filled = [], 0.0
+    for factor in factors:
+        for sign in (1, -1):
+            rest = (jnp.maximum(sign * g, 0) - filled) / factor
+            conductances.append(jnp.clip(rest + g_min, g_min, g_max))
+        filled += factor * (g_max - g_min)
+    return conductances
+
+
+def from_pairs(
+    conductances: Sequence[jax.Array], scale: ArrayLike, factors: Sequence[float]
+) -> jax.Array:
+    r"""Returns the weights of several conductance pairs.
+
+    .. math:: w = \frac{1}{k} \sum_i f_i (g_i^+ - g_i^-)
+
+    >>> g = [jnp.array([25.0]), jnp.array([0.0]), jnp.array([5.0]), jnp.array([0.0])]
+    >>> print(from_pairs(g, 100.0, (1, 3)))
+    [0.4]
+
+    Args:
+      conductances: `[g_pos, g_neg]` of the first pair, then of the next; in µS.
+      scale: k, in µS per unit of weight, broadcastable against the conductances.
+      factors: what the difference of each pair is multiplied by.
+    """
+    total = jnp.zeros_like(conductances[0])
+    for factor, g_pos, g_neg in zip(factors, conductances[::2], conductances[1::2]):
+        total = total + factor * (g_pos - g_neg)
+    return total / scale
+
+
+def to_device(
+    weights: jax.Array, *, g_min: float, g_max: float, per_column: bool = False
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    r"""Returns weights as one conductance each, spread over the whole range.
+
+    .. math:: g = k (w - \min w) + g_\text{min}, \qquad
+        k = \frac{g_\text{max} - g_\text{min}}{\max w - \min w}
+
+    >>> g, scale, w_min = to_device(jnp.array([-1.0, 0.0, 1.0]), g_min=5.0, g_max=25.0)
+    >>> print(g, scale, w_min)
+    [ 5. 15. 25.] 10.0 -1.0
+
+    Args:
+      weights: `[..., columns]`.
+      g_min: the smallest conductance, in µS.
+      g_max: the largest conductance, in µS.
+      per_column: a scale for each column instead of one for the tensor.
+
+    Returns:
+      `(g, k, min w)`: conductances in µS, and for each tensor (`[]`) or column
+      (`[1, ..., columns]`) the scale in µS per unit of weight and the smallest weight.
+      Weights that are all equal have no range; they are g_min, and their scale is that
+      of the largest absolute weight.
+    """
+    axes = tuple(range(weights.ndim - 1)) if per_column else None
+    low = jnp.min(weights, axis=axes, keepdims=per_column)
+    high = jnp.max(weights, axis=axes, keepdims=per_column)
+    flat = jnp.maximum(jnp.maximum(jnp.abs(low), jnp.abs(high)), _W_MAX_FLOOR)
+    scale = (g_max - g_min) / jnp.where(high > low, high - low, flat)
+    return jnp.asarray((weights - low) * scale + g_min), scale, low
+
+
+def from_device(
+    g: jax.Array, scale: ArrayLike, w_min: ArrayLike, *, g_min: float
+) -> jax.Array:
+    r"""Returns the weights of single conductances.
+
+    .. math:: w = \min w + (g - g_\text{min}) / k
+
+    >>> print(from_device(jnp.array([5.0, 25.0]), 10.0, -1.0, g_min=5.0))
+    [-1.  1.]
+
+    Args:
+      g: conductances, in µS.
+      scale: k, in µS per unit of weight, broadcastable against the conductances.
+      w_min: the smallest weight.
+      g_min: the conductance of the smallest weight, in µS.
+    """
+    return jnp.asarray(w_min) + (g - g_min) / scale
+
+
+def to_curves(
+    weights: jax.Array, w_max: ArrayLike, curves: Sequence[Sequence[float]]
+) -> list[jax.Array]:
+    r"""Returns conductances that are given as curves over the weight.
+
+    A curve has its points at :math:`-A, \dots, A`, evenly spaced, and is linear
+    between them.
+
+    >>> print(*to_curves(jnp.array([0.5, -1.0]), 1.0, [(0.0, 0.0, 25.0)]))
+    [12.5  0. ]
+
+    Args:
+      weights: weights of any shape.
+      w_max: A, the largest absolute weight, broadcastable against the weights.
+      curves: for every device, its conductances at the points, in µS.
+
+    Returns:
+      For every curve the conductances, in µS, of the shape of the weights. A weight
+      beyond A gets the conductance of A.
+    """
+    w_max = jnp.maximum(jnp.asarray(w_max), _W_MAX_FLOOR)
+    return [
+        jnp.interp(weights / w_max, jnp.linspace(-1, 1, len(curve)), jnp.asarray(curve))
+        for curve in curves
+    ]

@@ -139,10 +139,17 @@ def _range(weight: AnalogWeight, plan: Plan, values: dict[str, Any]) -> str:
 
 def _noise(chip: Hardware) -> str:
     modifier = chip.modifier
-    if modifier is None or not modifier.draws:
+    if modifier is None or not modifier.acts:
         return "none"
     when = "train, chip" if modifier.enable_during_test else "train"
-    return f"{modifier.type} {modifier.std_dev:g}{_each(modifier)} ({when})"
+    amounts = (("", "std_dev"), ("res ", "res"), ("drop ", "pdrop"))
+    strength = ", ".join(
+        f"{label}{getattr(modifier, name):g}"
+        for label, name in amounts
+        if getattr(modifier, name) > 0
+    )
+    what = f"{modifier.type} {strength}".rstrip()
+    return f"{what}{_each(modifier)} ({when})"
 
 
 def _each(parameter: Any) -> str:
@@ -155,6 +162,8 @@ def _clip(chip: Hardware) -> str:
     bound = f"{chip.clip.sigma:g} std{_each(chip.clip)}"
     if chip.clip.type == "fixed_value":
         bound = f"{chip.clip.fixed_value:g}"
+    elif chip.clip.type == "average_channel_max":
+        return chip.clip.type
     return f"{chip.clip.type} {bound}"
 
 

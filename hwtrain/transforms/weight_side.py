@@ -21,6 +21,16 @@ def draws(plan: Plan, mode: str) -> bool:
     return any(weight.hardware.draws(mode) for weight in plan.weights)
 
 
+def modifies(plan: Plan, mode: str) -> bool:
+    """Whether any weight is modified at a step in `mode`."""
+    return any(weight.hardware.modifies(mode) for weight in plan.weights)
+
+
+def no_key() -> jax.Array:
+    """Returns the key of steps that modify weights, by rounding, but draw nothing."""
+    return jax.random.key(0)
+
+
 def step_weights(
     params: paths.Tree, plan: Plan, mode: str, key: jax.Array
 ) -> tuple[paths.Tree, dict[str, jax.Array]]:
@@ -33,14 +43,14 @@ def step_weights(
       key: the step's key.
 
     Returns:
-      A tree like `params`, and for every layer that draws, by its path in `params`,
-      the `uint32` key data `[*stack, 2]`.
+      A tree like `params`, and for every layer with modified weights, by its path in
+      `params`, the `uint32` key data `[*stack, 2]`.
     """
     nominal = paths.leaves(params)
     active = {
         local(plan, weight.path): weight
         for weight in plan.weights
-        if weight.hardware.draws(mode)
+        if weight.hardware.modifies(mode)
     }
 
     def step_value(path: str, leaf: Any) -> Any:

@@ -85,7 +85,7 @@ def analog_call(
 ) -> Any:
     """Calls a dense layer with its matrix multiplication made analog."""
     scope = module.scope
-    if weight.hardware.draws(mode) and not scope.has_variable("params", "noise_key"):
+    if weight.hardware.modifies(mode) and not scope.has_variable("params", "noise_key"):
         raise behind_the_root(weight.layer_path)
     if not weight.ranged:
         return next_function(*args, **kwargs)

@@ -186,7 +186,7 @@ def _apply(root: Any, original, name: str, args: tuple, kwargs: dict):
         args,
         kwargs,
     )
-    key = None
+    key = weight_side.no_key() if weight_side.modifies(plan, mode) else None
     if weight_side.draws(plan, mode):
         # Not make_rng: it counts calls, and falls back to the params stream.
         if "mismatch" not in rngs:

@@ -131,7 +131,7 @@ def _rebuild(make: Any, base: type, attributes: dict[str, Any]):
 
 def _analog_call(self, *args, **kwargs):
     weight, mode = self.analog_weight, self.analog_mode
-    if weight.hardware.draws(mode) and not hasattr(self, "noise_key"):
+    if weight.hardware.modifies(mode) and not hasattr(self, "noise_key"):
         raise behind_the_root(weight.layer_path)
     base = type(self)._hwtrain_base
     if not weight.ranged:

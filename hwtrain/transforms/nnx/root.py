@@ -144,18 +144,28 @@ def _through_both_sides(base: type, name: str):
             return original(self, *args, **kwargs)
         plan = _make(self, self.analog_assigned, check=False)
         mode = self.analog_mode
-        if not weight_side.draws(plan, mode):
+        if not weight_side.modifies(plan, mode):
             return original(self, *args, **kwargs)
-        if not hasattr(self, "analog_stream"):
-            raise missing_stream(mode)
-        return _noisy_call(self, original, plan, mode, args, kwargs)
+        key = weight_side.no_key()
+        if weight_side.draws(plan, mode):
+            if not hasattr(self, "analog_stream"):
+                raise missing_stream(mode)
+            key = self.analog_stream()
+        return _noisy_call(self, original, plan, mode, key, args, kwargs)
 
     return functools.update_wrapper(method, original, updated=())
 
 
-def _noisy_call(root: Any, original, plan: Plan, mode: str, args: tuple, kwargs: dict):
+def _noisy_call(
+    root: Any,
+    original: Any,
+    plan: Plan,
+    mode: str,
+    key: Any,
+    args: tuple,
+    kwargs: dict,
+) -> Any:
     """Calls a method on a copy of the root with the weights of one step."""
-    key = root.analog_stream()
     graphdef, params, rest = nnx.split(root, nnx.Param, ...)
     params, keys = weight_side.step_weights(params, plan, mode, key)
     noisy = nnx.merge(graphdef, params, rest)

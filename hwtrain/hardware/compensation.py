@@ -1,0 +1,108 @@
+"""What undoes the mean drift of a tile at inference."""
+
+from typing import Annotated, Literal
+
+import jax
+from pydantic import Field
+from pydantic.dataclasses import dataclass
+
+from hwtrain.hardware.configuration import CONFIG
+from hwtrain.physics import compensation
+
+
+@dataclass(frozen=True, kw_only=True, config=CONFIG)
+class GlobalDriftCompensation:
+    r"""One factor for each tile, against its response just after programming.
+
+    .. math:: \alpha = \overline{|y_0|} \,/\, \overline{|y(t)|}
+
+    >>> import jax.numpy as jnp
+    >>> compensation, y = GlobalDriftCompensation(), jnp.ones((4, 3))
+    >>> print(compensation.factor(compensation.baseline(y, y), 0.5 * y))
+    2.0
+
+    References:
+      Joshi et al., Accurate deep neural network inference using computational
+      phase-change memory, Nature Communications 2020.
+    """
+
+    type: Literal["global"] = "global"
+
+    def baseline(self, y: jax.Array, w: jax.Array) -> jax.Array:
+        """Returns what is stored when a tile has been programmed, `[...]`.
+
+        Args:
+          y: `[..., rows, columns]`, its outputs just after programming, one row driven
+            by 1 at a time.
+          w: `[..., rows, columns]`, the target weights.
+        """
+        return compensation.response(y)
+
+    def factor(self, baseline: jax.Array, y: jax.Array) -> jax.Array:
+        """Returns what the tile's output is multiplied by, `[...]`.
+
+        Args:
+          baseline: what `baseline` returned.
+          y: `[..., rows, columns]`, its outputs now, one row driven by 1 at a time.
+        """
+        return compensation.gain(baseline, compensation.response(y))
+
+
+@dataclass(frozen=True, kw_only=True, config=CONFIG)
+class GlobalDriftCompensationWithExactReference:
+    r"""One factor for each tile, against the response of its target weights.
+
+    .. math:: \alpha = \overline{|w|} \,/\, \overline{|y(t)|}
+
+    So it also corrects what programming did to the mean.
+
+    >>> GlobalDriftCompensationWithExactReference().type
+    'global_exact_reference'
+
+    References:
+      Joshi et al., Nature Communications 2020.
+    """
+
+    type: Literal["global_exact_reference"] = "global_exact_reference"
+
+    def baseline(self, y: jax.Array, w: jax.Array) -> jax.Array:
+        """Returns the response of the target weights; see `GlobalDriftCompensation`."""
+        return compensation.response(w)
+
+    def factor(self, baseline: jax.Array, y: jax.Array) -> jax.Array:
+        """Returns what the output is multiplied by; see `GlobalDriftCompensation`."""
+        return compensation.gain(baseline, compensation.response(y))
+
+
+@dataclass(frozen=True, kw_only=True, config=CONFIG)
+class PerColumnDriftCompensation:
+    r"""A factor for each column, against its response just after programming.
+
+    .. math:: \alpha_j = \overline{|y_{0,j}|} \,/\, \overline{|y_j(t)|}
+
+    >>> PerColumnDriftCompensation().type
+    'per_column'
+
+    References:
+      Joshi et al., Nature Communications 2020.
+    """
+
+    type: Literal["per_column"] = "per_column"
+
+    def baseline(self, y: jax.Array, w: jax.Array) -> jax.Array:
+        """Returns `[..., columns]`; arguments as `GlobalDriftCompensation`."""
+        return compensation.response(y, per_column=True)
+
+    def factor(self, baseline: jax.Array, y: jax.Array) -> jax.Array:
+        """Returns `[..., columns]`; arguments as `GlobalDriftCompensation`."""
+        now = compensation.response(y, per_column=True)
+        return compensation.gain(baseline, now)
+
+
+DriftCompensation = Annotated[
+    GlobalDriftCompensation
+    | GlobalDriftCompensationWithExactReference
+    | PerColumnDriftCompensation,
+    Field(discriminator="type"),
+]
+"""Any drift compensation; its `type` tells which."""

@@ -1,0 +1,155 @@
+"""Drift of weights during training."""
+
+import dataclasses
+
+import jax
+from jax.typing import ArrayLike
+from pydantic.dataclasses import dataclass
+
+from hwtrain.hardware.configuration import CONFIG, NonNegative, Positive
+from hwtrain.physics import training_drift
+from hwtrain.physics.random import normal
+from hwtrain.physics.training_drift import DriftState
+
+_EXPONENT, _NOISE = range(2)
+
+
+@dataclass(frozen=True, kw_only=True, config=CONFIG)
+class SimpleDriftParameter:
+    r"""Power-law drift of the weights while a model is trained.
+
+    .. math:: w(t) = w_0 \max\Big(\frac{t - t_\text{set}}{t_0}, 1\Big)^{-\nu}
+
+    with :math:`t_\text{set}` the time when the weight was last changed.
+
+    >>> import jax.numpy as jnp
+    >>> drift, w = SimpleDriftParameter(nu=0.1), jnp.array([1.0])
+    >>> w, state = drift.step(drift.begin(w), w, 1000.0)
+    >>> print(f"{w[0]:.3f}")
+    0.501
+
+    References:
+      Rasch et al., A flexible and fast PyTorch toolkit for simulating training and
+      inference on analog crossbar arrays, AICAS 2021.
+    """
+
+    nu: NonNegative = 0.0
+    """Drift exponent. Zero turns drift off."""
+    t_0: Positive = 1.0
+    """Time from which on a weight drifts, in seconds."""
+    reset_tol: NonNegative = 1e-7
+    """A weight that has changed by more than this starts to drift anew."""
+
+    def begin(self, w: jax.Array) -> DriftState:
+        """Returns the state of weights that were set just now.
+
+        Args:
+          w: weights, of any shape.
+        """
+        return training_drift.begin(w, self.nu)
+
+    def step(
+        self, state: DriftState, w: jax.Array, dt_s: ArrayLike
+    ) -> tuple[jax.Array, DriftState]:
+        """Returns the weights after drifting for a while, and the new state.
+
+        Args:
+          state: the state, from `begin` or from the last step.
+          w: the weights now.
+          dt_s: time since the last step, in seconds. May be traced.
+        """
+        return training_drift.drift(
+            state, w, dt_s, t0_s=self.t_0, reset_tol=self.reset_tol
+        )
+
+
+@dataclass(frozen=True, kw_only=True, config=CONFIG)
+class DriftParameter:
+    r"""Drift of the weights while a model is trained, with what devices add to it.
+
+    .. math::
+        w &= \rho\, (g - g_\text{off}) + w_\text{off} \\
+        g(t) &= g_0 \max\Big(\frac{t - t_\text{set}}{t_0}, 1\Big)^{-\nu} \\
+        \nu &= \nu_i (1 + \sigma_\nu \xi) - k \ln (|g| / G_0), \qquad
+        \nu_i = \nu_0 (1 + \sigma_\text{dtod}\, \xi_i)
+
+    and after each step :math:`w' = w + \sigma_w \xi`, which does not accumulate.
+
+    >>> import jax.numpy as jnp
+    >>> drift, w = DriftParameter(nu=0.1, nu_dtod=0.3), jnp.ones(10_000)
+    >>> state = drift.begin(jax.random.key(0), w)
+    >>> print(f"{state.nu.std():.2f}")
+    0.03
+
+    References:
+      Rasch et al., A flexible and fast PyTorch toolkit for simulating training and
+      inference on analog crossbar arrays, AICAS 2021.
+    """
+
+    nu: NonNegative = 0.0
+    """Drift exponent, nu_0."""
+    t_0: Positive = 1.0
+    """Time from which on a weight drifts, in seconds."""
+    reset_tol: NonNegative = 1e-7
+    """A weight that has changed by more than this starts to drift anew."""
+    nu_dtod: NonNegative = 0.0
+    """Spread of the exponent over devices, relative. Zero: all alike."""
+    nu_std: NonNegative = 0.0
+    """Spread of the exponent from step to step, relative. Zero: constant."""
+    wg_ratio: Positive = 1.0
+    """Weight per conductance."""
+    g_offset: float = 0.0
+    """The conductance of the weight `w_offset`."""
+    w_offset: float = 0.0
+    """The weight of the conductance `g_offset`."""
+    nu_k: float = 0.0
+    """How the exponent falls with the conductance. Zero: not at all."""
+    log_g0: float = 0.0
+    """Natural logarithm of the conductance whose exponent is nu."""
+    w_noise_std: NonNegative = 0.0
+    """Noise on the weight after each step. Zero turns it off."""
+
+    def begin(self, key: jax.Array, w: jax.Array) -> DriftState:
+        """Returns the state of weights that were set just now, exponents drawn.
+
+        Args:
+          key: a JAX key.
+          w: weights, of any shape.
+        """
+        nu = self.nu * (1 + self.nu_dtod * normal(key, w.shape))
+        return training_drift.begin(w, nu)
+
+    def step(
+        self, key: jax.Array, state: DriftState, w: jax.Array, dt_s: ArrayLike
+    ) -> tuple[jax.Array, DriftState]:
+        """Returns the weights after drifting for a while, and the new state.
+
+        Args:
+          key: a JAX key, another one for each step.
+          state: the state, from `begin` or from the last step.
+          w: the weights now.
+          dt_s: time since the last step, in seconds. May be traced.
+        """
+        nu = state.nu
+        if self.nu_std > 0:
+            xi = normal(jax.random.fold_in(key, _EXPONENT), w.shape)
+            nu = nu * (1 + self.nu_std * xi)
+        if self.nu_k != 0:
+            g = (w - self.w_offset) / self.wg_ratio + self.g_offset
+            nu = training_drift.state_dependent(
+                nu, g, nu_k=self.nu_k, log_g0=self.log_g0
+            )
+        w, state = training_drift.drift(
+            state,
+            w,
+            dt_s,
+            t0_s=self.t_0,
+            reset_tol=self.reset_tol,
+            nu=nu,
+            offset=self.wg_ratio * self.g_offset - self.w_offset,
+        )
+        if self.w_noise_std == 0:
+            return w, state
+        noise = self.w_noise_std * normal(jax.random.fold_in(key, _NOISE), w.shape)
+        w = w + noise.astype(w.dtype)
+        return w, dataclasses.replace(state, previous=w)

@@ -1,0 +1,103 @@
+"""Noise of the Hermes chip: phase-change memory, one or two devices a conductance."""
+
+from typing import Any, Literal
+
+import jax
+from jax.typing import ArrayLike
+from pydantic import model_validator
+from pydantic.dataclasses import dataclass
+from pydantic_core import ArgsKwargs
+
+from hwtrain.hardware.configuration import CONFIG, Positive
+from hwtrain.hardware.curves import Coefficients, polynomial_sigma
+from hwtrain.hardware.noise_models import DriftingNoiseModel
+from hwtrain.physics import phase_change
+from hwtrain.physics.programmed import Programmed, noise_growth
+
+# As measured, for one and for two devices.
+_MEASURED: dict[int, dict[str, Any]] = {
+    1: {
+        "g_max": 10.35,
+        "prog_coeff": (0.15781817, 2.32443916, -2.16310839, 0.68841818),
+        "t_0": 200.0,
+    },
+    2: {
+        "g_max": 20.7,
+        "prog_coeff": (0.16603222, 4.71806468, -8.48101252, 4.68961419),
+        "t_0": 300.0,
+    },
+}
+
+
+@dataclass(frozen=True, kw_only=True, config=CONFIG)
+class HermesNoiseModel(DriftingNoiseModel):
+    r"""Phase-change memory of the 64-core Hermes chip.
+
+    With :math:`a = g / g_\text{max}`, for two devices,
+
+    .. math:: \sigma = (0.166 + 4.718 a - 8.481 a^2 + 4.690 a^3)\,
+        g_\text{max} / g_\text{ref}
+
+    and curves of `physics.phase_change` for drift and read noise. What is not given is
+    as measured, and depends on `num_devices`.
+
+    >>> HermesNoiseModel(num_devices=1).g_max, HermesNoiseModel().g_max
+    (10.35, 20.7)
+
+    References:
+      Le Gallo et al., A 64-core mixed-signal in-memory compute chip based on
+      phase-change memory for deep neural network inference, Nature Electronics 2023.
+    """
+
+    type: Literal["hermes"] = "hermes"
+    num_devices: Literal[1, 2] = 2
+    """Devices that hold a conductance together."""
+    g_max: Positive = 20.7
+    """Conductance of the largest weight, in µS; 10.35 for one device."""
+    prog_coeff: Coefficients = _MEASURED[2]["prog_coeff"]
+    """Programming noise in µS, by powers of g / g_max."""
+    prog_coeff_g_max_reference: Positive | None = None
+    """The g_max in µS that `prog_coeff` was fitted at, g_ref. `None`: that of the chip
+    for its own coefficients, and `g_max` for others."""
+    t_0: Positive = 300.0
+    """Time of the reference read after programming, in seconds; 200 for one device."""
+    t_read: Positive = 512e-9
+    """Duration of a read, in seconds."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _as_measured(cls, data: Any) -> Any:
+        given = data.kwargs or {} if isinstance(data, ArgsKwargs) else data
+        if not isinstance(given, dict):
+            return data
+        measured = _MEASURED.get(given.get("num_devices", 2), {})
+        filled = measured | given
+        return ArgsKwargs((), filled) if isinstance(data, ArgsKwargs) else filled
+
+    def programming_sigma(self, g: ArrayLike) -> jax.Array:
+        """Returns the programming noise at a target conductance, both in µS."""
+        reference = self.prog_coeff_g_max_reference
+        if reference is None:
+            measured = _MEASURED[self.num_devices]
+            ours = self.prog_coeff == measured["prog_coeff"]
+            reference = measured["g_max"] if ours else self.g_max
+        factor = self.prog_noise_scale * self.g_max / reference
+        return polynomial_sigma(g, self.g_max, self.prog_coeff, factor)
+
+    def drift_mean(self, g: ArrayLike) -> jax.Array:
+        """Returns the mean drift exponent at a target conductance in µS."""
+        a = phase_change.relative(g, self.g_max)
+        return self.drift_scale * phase_change.hermes_drift_mean(a)
+
+    def drift_std(self, g: ArrayLike) -> jax.Array:
+        """Returns the spread of the drift exponent at a target conductance in µS."""
+        a = phase_change.relative(g, self.g_max)
+        spread = phase_change.hermes_drift_std(a, num_devices=self.num_devices)
+        return self.drift_scale * spread
+
+    def read_sigma(self, programmed: Programmed, t_s: ArrayLike) -> jax.Array:
+        """Returns the noise of one read at a time in s, in µS."""
+        a = phase_change.relative(programmed.g_prog, self.g_max)
+        level = phase_change.hermes_read_level(a, num_devices=self.num_devices)
+        growth = noise_growth(t_s + self.t_0, self.t_read)
+        return self.read_noise_scale * self.mean_at(programmed, t_s) * level * growth

@@ -1,0 +1,279 @@
+"""What happens to weights at every training step: noise and rounding."""
+
+import dataclasses
+from typing import Literal, Self
+
+import jax
+from pydantic import model_validator
+from pydantic.dataclasses import dataclass
+
+from hwtrain.hardware.configuration import CONFIG, NonNegative, Positive, Share
+from hwtrain.physics import modifiers, rounding
+from hwtrain.physics.pcm_weights import pcm_noise
+
+_ROUNDING, _DROP = 1, 2
+
+_LEVELS = ("discretize", "discretize_add_normal", "dorefa")
+_NOISE = ("add_normal", "mult_normal", "discretize_add_normal", "poly", "prog_noise")
+_PCM = ("pcm_noise",)
+_RELATIVE = (
+    "add_normal",
+    "discretize",
+    "discretize_add_normal",
+    "dorefa",
+    "poly",
+    "prog_noise",
+    "pcm_noise",
+)
+_ACTIVE = (*_RELATIVE, "mult_normal", "drop_connect")
+
+# For every option, the types that it has an effect on.
+_EFFECTIVE = {
+    "std_dev": _NOISE + _PCM,
+    "per_column": _RELATIVE,
+    "rel_to_actual_wmax": _RELATIVE,
+    "res": _LEVELS,
+    "sto_round": _LEVELS,
+    "dorefa_clip": ("dorefa",),
+    "pdrop": (*_ACTIVE, "copy"),
+    "coeffs": ("poly", "prog_noise"),
+    "g_max": ("prog_noise", "pcm_noise"),
+    "pcm_zero_thres": _PCM,
+    "pcm_t_inference": _PCM,
+    "pcm_t0": _PCM,
+    "pcm_prob_at_reset": _PCM,
+    "pcm_prob_at_gmax": _PCM,
+    "pcm_prob_at_random": _PCM,
+    "reparameterized": (*_ACTIVE, "copy"),
+    "enable_during_test": (*_ACTIVE, "copy"),
+}
+
+
+@dataclass(frozen=True, kw_only=True, config=CONFIG)
+class WeightModifierParameter:
+    r"""Noise and rounding of the weights, anew at every training step.
+
+    .. math::
+        \text{add_normal:}\quad & w' = w + \sigma A \xi \\
+        \text{mult_normal:}\quad & w' = w (1 + \sigma \xi) \\
+        \text{discretize:}\quad & w' = \Delta \lfloor w / \Delta \rceil, \quad
+        \Delta = 2 A\,\text{res} \\
+        \text{discretize_add_normal:}\quad & \text{the same, then } + \sigma A \xi \\
+        \text{dorefa:}\quad & w' = \text{res}
+        \lfloor c \tanh(w) / (\text{res} \tanh A) \rceil \\
+        \text{poly:}\quad & w' = w + \sigma A \textstyle\sum_k c_k (|w|/A)^k\, \xi \\
+        \text{prog_noise:}\quad & w' = \mathrm{sign}(w) |w + \sigma \tfrac{A}{g_\max}
+        \textstyle\sum_k c_k (|w|/A)^k\, \xi| \\
+        \text{pcm_noise:}\quad & \text{programming, drift and read noise of a
+        phase-change device} \\
+        \text{drop_connect, copy:}\quad & w' = w
+
+    with :math:`\xi \sim N(0, 1)` for each weight and :math:`A` the largest absolute
+    weight of its row tile. After any of them, a share `pdrop` of the weights is set to
+    zero. The gradient at the modified weight is given to the nominal one
+    (straight-through). An option that has no effect on the type is an error.
+
+    >>> WeightModifierParameter(type="add_normal", std_dev=0.1).std_dev
+    0.1
+
+    References:
+      Joshi et al., Accurate deep neural network inference using computational
+      phase-change memory, Nature Communications 2020.
+
+      Rasch et al., A flexible and fast PyTorch toolkit for simulating training and
+      inference on analog crossbar arrays, AICAS 2021.
+    """
+
+    type: Literal[
+        "none",
+        "copy",
+        "add_normal",
+        "mult_normal",
+        "discretize",
+        "discretize_add_normal",
+        "dorefa",
+        "poly",
+        "prog_noise",
+        "pcm_noise",
+        "drop_connect",
+    ] = "none"
+    """`"none"` turns the modifier off; `"copy"` does nothing but drop."""
+    std_dev: NonNegative = 0.0
+    """Standard deviation: relative to A, for `mult_normal` to the weight, and for
+    `poly`, `prog_noise` and `pcm_noise` to their own. Zero turns the noise off."""
+    per_column: bool = False
+    """Take A for each column (output) instead of the whole tile."""
+    rel_to_actual_wmax: bool = True
+    """Take A from the weights; otherwise it is `assumed_wmax`."""
+    assumed_wmax: Positive = 1.0
+    """A, in units of the crossbar's weight, if `rel_to_actual_wmax` is false."""
+    res: NonNegative = 0.0
+    """Step of the levels relative to their range, 2 A; above 1, the number of steps.
+    For `dorefa` the step itself, or its inverse."""
+    sto_round: bool = False
+    """Round stochastically, with the right mean, instead of half to even."""
+    dorefa_clip: Positive = 0.6
+    """c, the largest weight that `dorefa` returns."""
+    pdrop: Share = 0.0
+    """Share of the weights that is set to zero. Zero turns this off."""
+    coeffs: tuple[float, ...] | None = None
+    """c_0, c_1, ...: for `poly` relative to A, for `prog_noise` in µS. `None` takes
+    those of phase-change memory."""
+    g_max: Positive = 25.0
+    """Conductance of the largest weight, in µS."""
+    pcm_zero_thres: NonNegative = 0.0
+    """Conductances up to this many standard deviations of a device at zero become zero.
+    Zero turns this off."""
+    pcm_t_inference: NonNegative = 0.0
+    """Time since programming, in seconds. Zero turns drift off."""
+    pcm_t0: Positive = 20.0
+    """Time between programming and the reference read, in seconds."""
+    pcm_prob_at_reset: Share = 0.0
+    """Probability of a device stuck at zero."""
+    pcm_prob_at_gmax: Share = 0.0
+    """Probability of a device stuck at g_max, of either sign."""
+    pcm_prob_at_random: Share = 0.0
+    """Probability of a device stuck at a random level."""
+    reparameterized: bool = False
+    """Take the true derivative at fixed random numbers, instead of straight-through."""
+    enable_during_test: bool = False
+    """Modify the weights in `chip_mode` too."""
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        for field in dataclasses.fields(self):
+            types = _EFFECTIVE.get(field.name)
+            value = getattr(self, field.name)
+            if types and self.type not in types and value != field.default:
+                raise ValueError(
+                    f'{field.name}={value} does nothing with type="{self.type}"; leave '
+                    f"it out, or use a type that takes it: {', '.join(types)}"
+                )
+        if self.type in _LEVELS and self.res == 0:
+            raise ValueError(
+                f'type="{self.type}" needs the step of its levels: write res=254, the '
+                "number of steps, or res=1/254"
+            )
+        if self.rel_to_actual_wmax and self.assumed_wmax != 1.0:
+            raise ValueError(
+                f"assumed_wmax={self.assumed_wmax} does nothing while A is taken from "
+                "the weights; write rel_to_actual_wmax=False too, or leave it out"
+            )
+        if self.coeffs == ():
+            raise ValueError("coeffs must hold at least c_0; got none")
+        stuck = sum(self._stuck)
+        if stuck > 1:
+            raise ValueError(
+                "pcm_prob_at_reset, pcm_prob_at_gmax and pcm_prob_at_random must not "
+                f"sum to more than 1; got {stuck}"
+            )
+        return self
+
+    @property
+    def acts(self) -> bool:
+        """Whether the modifier changes anything; rounding acts without a draw."""
+        return self.draws or self.type in _LEVELS or self.type in _PCM
+
+    @property
+    def draws(self) -> bool:
+        """Whether the modifier draws anything, and so needs a key."""
+        if self.type == "none":
+            return False
+        aging = self.type in _PCM and self.pcm_t_inference > 0
+        drawn = (self.std_dev, self.pdrop, self.sto_round, aging, *self._stuck)
+        return any(value > 0 for value in drawn)
+
+    @property
+    def _stuck(self) -> tuple[float, float, float]:
+        return (
+            self.pcm_prob_at_reset,
+            self.pcm_prob_at_gmax,
+            self.pcm_prob_at_random,
+        )
+
+    def __call__(
+        self, key: jax.Array | None, w: jax.Array, w_max: jax.Array
+    ) -> jax.Array:
+        """Returns the modified weights.
+
+        Args:
+          key: a JAX key. May be `None` if `draws` is false.
+          w: weights of any shape, in units of the crossbar.
+          w_max: A, broadcastable against `w`. Not read if `rel_to_actual_wmax` is
+            false.
+
+        Raises:
+          ValueError: if a draw has no key.
+        """
+        if not self.acts:
+            return w
+        if key is None:
+            if self.draws:
+                raise ValueError(
+                    f'a modifier of type "{self.type}" that draws needs a JAX key, got '
+                    "None; pass jax.random.key(seed)"
+                )
+            # Zero times a draw, which XLA does not remove: any key will do.
+            key = jax.random.key(0)
+        value = self._modify(key, w, w_max if self.rel_to_actual_wmax else None)
+        if self.pdrop == 0:
+            return value
+        drop_key = jax.random.fold_in(key, _DROP)
+        return modifiers.drop_connect(
+            drop_key, value, pdrop=self.pdrop, reparameterized=self.reparameterized
+        )
+
+    def _modify(
+        self, key: jax.Array, w: jax.Array, actual: jax.Array | None
+    ) -> jax.Array:
+        w_max = self.assumed_wmax if actual is None else actual
+        gradient = {"reparameterized": self.reparameterized}
+        noise = {"std_dev": self.std_dev, **gradient}
+        if self.type in ("discretize", "discretize_add_normal"):
+            rounding_key = jax.random.fold_in(key, _ROUNDING)
+            w = rounding.discretize(
+                w,
+                w_max,
+                res=self.res,
+                key=rounding_key if self.sto_round else None,
+                **gradient,
+            )
+        match self.type:
+            case "dorefa":
+                rounding_key = jax.random.fold_in(key, _ROUNDING)
+                return rounding.dorefa(
+                    w,
+                    w_max,
+                    res=self.res,
+                    clip=self.dorefa_clip,
+                    key=rounding_key if self.sto_round else None,
+                    **gradient,
+                )
+            case "add_normal" | "discretize_add_normal" if self.std_dev > 0:
+                return modifiers.add_normal(key, w, w_max, **noise)
+            case "mult_normal" if self.std_dev > 0:
+                return modifiers.mult_normal(key, w, **noise)
+            case "poly" if self.std_dev > 0:
+                coeffs = self.coeffs or modifiers.PCM_RELATIVE_COEFFICIENTS
+                return modifiers.poly(key, w, w_max, coeffs=coeffs, **noise)
+            case "prog_noise" if self.std_dev > 0:
+                coeffs = self.coeffs or modifiers.PCM_COEFFICIENTS
+                return modifiers.prog_noise(
+                    key, w, w_max, coeffs=coeffs, g_max=self.g_max, **noise
+                )
+            case "pcm_noise":
+                return pcm_noise(
+                    key,
+                    w,
+                    w_max,
+                    g_max=self.g_max,
+                    t_inference_s=self.pcm_t_inference,
+                    t0_s=self.pcm_t0,
+                    zero_threshold=self.pcm_zero_thres,
+                    prob_at_reset=self.pcm_prob_at_reset,
+                    prob_at_gmax=self.pcm_prob_at_gmax,
+                    prob_at_random=self.pcm_prob_at_random,
+                    **noise,
+                )
+            case _:
+                return w
