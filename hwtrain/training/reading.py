@@ -146,10 +146,15 @@ def _key_path(loc: tuple[int | str, ...], data: Any) -> tuple[str, ...]:
             data = data[part]
         elif isinstance(data, Sequence) and isinstance(part, int) and part < len(data):
             data = data[part]
-        elif index < len(loc) - 1:
+        elif index < len(loc) - 1 or _is_tag(part, data):
             continue
         keys.append(str(part))
     return tuple(keys)
+
+
+def _is_tag(part: int | str, data: Any) -> bool:
+    """Whether pydantic means a member of a union, which the entry `type` chose."""
+    return isinstance(data, Mapping) and data.get("type") == part
 
 
 def _explain(detail: Any, keys: tuple[str, ...]) -> str:
@@ -164,6 +169,10 @@ def _explain(detail: Any, keys: tuple[str, ...]) -> str:
     if kind == "value_error":
         text = message.removeprefix("Value error, ")
         return f"{key}: {text}" if key else text
+    if kind.startswith("union_tag"):
+        tags, came = detail["ctx"].get("expected_tags"), detail["ctx"].get("tag")
+        known = f"one of {tags}" if tags else "a text that says which kind it is"
+        return f"{key}.type: expected {known}, got {_show(came) if came else 'none'}"
     expected = _EXPECTED.get(kind) or message.removeprefix("Input should be ")
     for bound in ("greater", "less"):
         if expected.startswith(bound):

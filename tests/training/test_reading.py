@@ -65,8 +65,19 @@ def test_overrides_are_laid_over_the_file():
         ),
         (
             'hardware.modifier.type="add_norml"',
-            "hardware.modifier.type: expected 'none', 'add_normal' or 'mult_normal', "
-            'got "add_norml"',
+            "hardware.modifier.type: expected 'none', ",
+        ),
+        (
+            'hardware.modifier.type="add_norml"',
+            "or 'drop_connect', got \"add_norml\"",
+        ),
+        (
+            'hardware.converter.type="pair"',
+            "hardware.converter.type: expected one of 'single_device', 'single_pair', ",
+        ),
+        (
+            "hardware.converter.g_max=-1",
+            "hardware.converter.g_max: expected a number greater than 0, got -1",
         ),
         ("hardware.modifier=3", "hardware.modifier: expected a table, got 3"),
         ("training.learning_rate=nan", "expected a finite number, got NaN"),
