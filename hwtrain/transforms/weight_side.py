@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 
 from hwtrain import paths
-from hwtrain.mismatch import largest_weight, on_crossbar
+from hwtrain.crossbar import largest_weight, on_crossbar
 from hwtrain.physics.random import draw_key
 from hwtrain.plan import AnalogWeight, Plan
 
