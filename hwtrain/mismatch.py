@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 
 from hwtrain import paths
-from hwtrain.physics import tiling
+from hwtrain.crossbar import largest_weight, on_crossbar
 from hwtrain.physics.random import draw_key
 from hwtrain.plan import AnalogWeight, Plan
 
@@ -18,39 +18,6 @@ def chip_key(chip_seed: jax.typing.ArrayLike) -> jax.Array:
       chip_seed: the chip's number, a non-negative integer. May be traced.
     """
     return jax.random.key(chip_seed, impl="threefry2x32")
-
-
-def on_crossbar(
-    weight: AnalogWeight, kernel: jax.Array, scale: jax.Array | None
-) -> tuple[jax.Array, jax.Array | float]:
-    r"""Returns the weights as the crossbar holds them, and what multiplies them.
-
-    .. math:: w = W / s
-
-    Args:
-      weight: the plan of the array.
-      kernel: the stored array, nominal.
-      scale: the stored mapping scale, if the array has one; otherwise it is derived.
-
-    Returns:
-      `(w, s)`: an array like `kernel`, and a scale broadcastable against it, 1 where
-      there is none. No gradient passes through the scale.
-    """
-    if scale is None:
-        scale = weight.derived_scale(weight.to_matrix(kernel))
-    if scale is None:
-        return kernel, 1.0
-    scale = jax.lax.stop_gradient(weight.spread(scale)).astype(kernel.dtype)
-    return kernel / scale, scale
-
-
-def largest_weight(
-    weight: AnalogWeight, w: jax.Array, *, per_column: bool
-) -> jax.Array:
-    """Returns max |w| of each row tile, broadcastable against the stored array."""
-    matrix = weight.to_matrix(w)
-    w_max = tiling.absolute_maximum(matrix, weight.row_sizes, per_column=per_column)
-    return weight.spread(w_max)
 
 
 def layer_keys(weight: AnalogWeight, key: jax.Array, effect: str) -> jax.Array:

@@ -9,8 +9,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from hwtrain.checkpoint.errors import HardwareCheckpointError
+from hwtrain.crossbar import on_crossbar
 from hwtrain.hardware import SinglePairConductanceConverter
-from hwtrain.mismatch import apply_mismatch, chip_key, on_crossbar
+from hwtrain.mismatch import apply_mismatch, chip_key
 from hwtrain.physics import conductance
 from hwtrain.plan import AnalogWeight, Plan
 

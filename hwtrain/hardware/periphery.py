@@ -5,10 +5,10 @@ from pydantic.dataclasses import dataclass
 from hwtrain.hardware.configuration import (
     CONFIG,
     Count,
+    Limit,
     NonNegative,
     Positive,
     Share,
-    Size,
 )
 
 
@@ -74,9 +74,9 @@ class MappingParameter:
       inference on analog crossbar arrays, AICAS 2021.
     """
 
-    max_input_size: Size | None = 512
+    max_input_size: Limit = 512
     """Most rows (inputs) of a tile; `None` for no limit."""
-    max_output_size: Size | None = 512
+    max_output_size: Limit = 512
     """Most columns (outputs) of a tile; `None` for no limit."""
     weight_scaling_omega: NonNegative = 0.0
     """The largest weight on a crossbar. Zero turns scaling off: s = 1."""

@@ -94,14 +94,21 @@ def bounded_update(param: jax.Array, update: jax.Array, bound: ArrayLike) -> jax
     def overshoots(step: jax.Array) -> jax.Array:
         return jnp.abs(_rounded(p + step, param.dtype)) > bound
 
+    def stepped_back(step: jax.Array) -> jax.Array:
+        for _ in range(3):  # a step of the sum can take two of the update
+            back = jnp.nextafter(step, -jnp.sign(p + step) * jnp.inf)
+            step = jnp.where(overshoots(step), back, step)
+        return step
+
     target = _rounded(jnp.clip(p + u, -bound, bound), param.dtype)
-    inside = _toward_zero(target, param.dtype)
-    target = jnp.where(jnp.abs(target) > bound, inside, target)
+    if param.dtype != jnp.float32:  # rounding may have led out of the bound again
+        inside = _toward_zero(target, param.dtype)
+        target = jnp.where(jnp.abs(target) > bound, inside, target)
     step = jnp.where(overshoots(u), target - p, u)
-    for _ in range(3):  # a step of the sum can take two of the update
-        back = jnp.nextafter(step, -jnp.sign(p + step) * jnp.inf)
-        step = jnp.where(overshoots(step), back, step)
-    return step
+    # A weight near its bound gets there exactly; only a distant one can overshoot.
+    return jax.lax.cond(
+        jnp.any(overshoots(step)), stepped_back, lambda step: step, step
+    )
 
 
 def _rounded(x: jax.Array, dtype: jnp.dtype) -> jax.Array:

@@ -164,10 +164,14 @@ def ranged_matmul(
         tiles = clip_to_range(tiles, input_range, probe, row_sizes, gradient)
     if len(row_sizes) == len(column_sizes) == 1:
         return dot_general(tiles[..., 0, 0, :], w, (((x.ndim - 1,), (0,)), ((), ())))
+    # Column tiles are a batch axis and lead, which XLA multiplies without copies; row
+    # tiles are contracted together with their rows, which adds their partial sums.
     w = tiling.cut(tiling.cut(w, row_sizes, axis=-2), column_sizes, axis=-1)
-    last = tiles.ndim - 1
-    # Row tiles are contracted together with rows: their partial sums are added.
-    y = dot_general(tiles, w, (((last - 2, last), (0, 1)), ((last - 1,), (2,))))
+    w = jnp.moveaxis(w, 2, 0)
+    tiles = jnp.moveaxis(tiles, -2, 0)
+    tiles = tiles.reshape(*tiles.shape[:-2], -1)
+    w = w.reshape(w.shape[0], -1, w.shape[-1])
+    y = dot_general(tiles, w, (((tiles.ndim - 1,), (1,)), ((0,), (0,))))
     return tiling.join(jnp.moveaxis(y, 0, -2), column_sizes, axis=-1)
 
 

@@ -163,12 +163,17 @@ class _Tiles(NamedTuple):
             y = self.dot_general(x[..., 0, 0, :], w[0, :, 0, :], flat)[
                 ..., None, None, :
             ]
-        elif x.shape[-2] == 1:
-            by_row = (((last - 1,), (1,)), ((last - 2,), (0,)))
-            y = jnp.moveaxis(self.dot_general(x[..., 0, :], w, by_row), 0, -3)
         else:
-            by_tile = (((last,), (1,)), ((last - 2, last - 1), (0, 2)))
-            y = jnp.moveaxis(self.dot_general(x, w, by_tile), (0, 1), (-3, -2))
+            # Tiles lead as batch axes, which XLA multiplies without copies.
+            x, w = jnp.moveaxis(x, (-3, -2), (0, 1)), jnp.moveaxis(w, 2, 1)
+            if x.shape[1] == 1:
+                # Inputs that column tiles share are multiplied by all at once.
+                x = x[:, 0]
+                y = self.dot_general(x, w, (((x.ndim - 1,), (2,)), ((0,), (0,))))
+                y = jnp.moveaxis(y, -2, 1)
+            else:
+                y = self.dot_general(x, w, (((last,), (2,)), ((0, 1), (0, 1))))
+            y = jnp.moveaxis(y, (0, 1), (-3, -2))
         return y.astype(jnp.float32)
 
 

@@ -531,3 +531,12 @@ def test_training_sees_a_new_chip_at_every_step_and_chip_mode_chip_zero(framewor
     np.testing.assert_array_equal(*y)
     (value,) = _evaluate(framework, OFFSET, [0], key=0)
     np.testing.assert_allclose(y[0].mean(), value, rtol=1e-5)
+
+
+def test_inspect_names_what_is_not_ideal():
+    io = IOParameters(inp_bits=8, out_noise=0.04, noise_management="abs_max")
+    analog = hw.analogize(NnxMLP(nnx.Rngs(0)), chip(io))
+    row = hw.inspect(analog).rows[0]
+    assert row["periphery"] == "inp_bits 8, out_noise 0.04, noise_management abs_max"
+    plain = hw.analogize(NnxMLP(nnx.Rngs(0)), hw.Hardware())
+    assert hw.inspect(plain).rows[0]["periphery"] == "none"

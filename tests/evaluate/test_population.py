@@ -1,0 +1,175 @@
+"""Populations of chips against a loop over single chips, and their statistics."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import linen as nn
+from flax import nnx
+from scipy import stats
+
+import hwtrain as hw
+from hwtrain.evaluate import Population, population
+
+X = jax.random.normal(jax.random.key(1), (30, 12))
+Y = jax.random.randint(jax.random.key(2), (30,), 0, 5)
+
+
+class MLP(nn.Module):
+    @nn.compact
+    def __call__(self, x):
+        return nn.Dense(5, name="head")(nn.relu(nn.Dense(16, name="hidden")(x)))
+
+
+class Twin(nnx.Module):
+    def __init__(self, rngs):
+        self.hidden = nnx.Linear(12, 16, rngs=rngs)
+        self.head = nnx.Linear(16, 5, rngs=rngs)
+
+    def __call__(self, x):
+        return self.head(nnx.relu(self.hidden(x)))
+
+
+def accuracy(logits, labels):
+    return (logits.argmax(-1) == labels).astype(jnp.float32)
+
+
+def hardware(std_dev=0.3, **options):
+    mismatch = hw.MismatchParameter(type="add_normal", std_dev=std_dev, per_column=True)
+    return hw.Hardware(
+        modifier=hw.WeightModifierParameter(type="add_normal", std_dev=0.1),
+        mismatch=mismatch,
+        **options,
+    )
+
+
+@pytest.fixture
+def trained():
+    analog = hw.analogize(MLP(), hardware())
+    return analog, analog.init(jax.random.key(0), X)
+
+
+def run(analog, variables, batches=((X, Y),), **options):
+    options = {"chips": 6, "key": jax.random.key(0), **options}
+    return population(analog, variables, batches, accuracy, **options)
+
+
+def test_equals_a_loop_over_single_chips(trained):
+    analog, variables = trained
+    result = run(analog, variables)
+    plan = hw.plan(analog, variables, X)
+    for seed, value in zip(result.seeds, result.values):
+        params = hw.apply_mismatch(variables["params"], plan, hw.chip_key(seed))
+        logits = MLP().apply({"params": params}, X)  # nothing else is on in chip mode
+        np.testing.assert_allclose(value, np.mean(accuracy(logits, Y)), atol=1e-6)
+    assert len(set(result.values)) > 1
+
+
+def test_the_mismatch_is_the_one_of_the_table():
+    # w + sigma * max|w| of the output column * xi on the nominal kernels, biases clean.
+    analog = hw.analogize(nn.Dense(40), hardware(0.3))
+    variables = analog.init(jax.random.key(0), jnp.ones((1, 50)))
+    variables["params"]["bias"] = jnp.arange(40.0)
+    plan = hw.plan(analog, variables, jnp.ones((1, 50)))
+    chips = jax.vmap(
+        lambda seed: hw.apply_mismatch(variables["params"], plan, hw.chip_key(seed))
+    )(jnp.arange(20))
+    kernel = variables["params"]["kernel"]
+    xi = (chips["kernel"] - kernel) / (0.3 * jnp.abs(kernel).max(0))
+    count = xi.size
+    assert abs(float(xi.mean())) < 5 / np.sqrt(count)
+    assert abs(float(xi.std()) - 1) < 5 / np.sqrt(2 * count)
+    assert stats.kstest(np.ravel(xi), "norm").pvalue > 1e-3
+    correlation = np.corrcoef(np.asarray(xi).reshape(20, -1)) - np.eye(20)
+    assert np.abs(correlation).max() < 5 / np.sqrt(count / 20)
+    assert (chips["bias"] == variables["params"]["bias"]).all()
+
+
+def test_chunks_and_batches_change_nothing(trained):
+    analog, variables = trained
+    whole = run(analog, variables).values
+    for chunk in (1, 4, 6):
+        np.testing.assert_allclose(run(analog, variables, chunk=chunk).values, whole)
+    batches = [(X[:20], Y[:20]), (X[20:], Y[20:])]  # a last batch that is smaller
+    np.testing.assert_allclose(run(analog, variables, batches).values, whole, atol=1e-6)
+
+
+def test_a_chip_is_its_seed_not_its_place(trained):
+    analog, variables = trained
+    whole = run(analog, variables).values
+    some = run(analog, variables, chips=[4, 1])
+    assert some.seeds == (4, 1)
+    np.testing.assert_allclose(some.values, whole[[4, 1]])
+
+
+def test_linen_nnx_and_the_loaded_checkpoint_agree(trained, tmp_path):
+    analog, variables = trained
+    twin = hw.analogize(Twin(nnx.Rngs(0)), hardware(), rngs=nnx.Rngs(mismatch=0))
+    state = nnx.state(twin, nnx.Param)
+    nnx.replace_by_pure_dict(state, variables["params"])
+    nnx.update(twin, state)
+    linen = run(analog, variables).values
+    np.testing.assert_allclose(run(twin, None).values, linen, atol=1e-6)
+    np.testing.assert_allclose(run(twin, variables["params"]).values, linen, atol=1e-6)
+    assert twin.analog_mode == "train"  # the model itself is not changed
+    hw.export(tmp_path / "chip", variables, hw.plan(analog, variables, X), chip_seed=3)
+    loaded = hw.load(tmp_path / "chip")
+    np.testing.assert_array_equal(run(analog, loaded).values, linen)
+
+
+def test_reads_differ_where_the_chip_draws_at_a_read():
+    modifier = hw.WeightModifierParameter(
+        type="add_normal", std_dev=0.3, enable_during_test=True
+    )
+    analog = hw.analogize(MLP(), hw.Hardware(modifier=modifier))
+    variables = analog.init(jax.random.key(0), X)
+    one, two, again = (
+        run(analog, variables, key=jax.random.key(k)).values for k in (0, 1, 0)
+    )
+    assert (one != two).any()
+    np.testing.assert_array_equal(one, again)
+    assert len(set(one)) > 1  # and from chip to chip
+
+
+def test_without_mismatch_all_chips_are_equal_and_a_plain_model_works():
+    analog = hw.analogize(MLP(), hw.Hardware())
+    plain = MLP().init(jax.random.key(0), X)
+    result = run(analog, plain)
+    assert result.std == 0
+    logits = MLP().apply(plain, X)
+    np.testing.assert_allclose(result.mean, np.mean(accuracy(logits, Y)), atol=1e-6)
+
+
+def test_statistics_against_scipy():
+    values = np.random.default_rng(0).normal(0.9, 0.05, 40)
+    chips = Population(values=values, seeds=tuple(range(40)))
+    np.testing.assert_allclose(chips.mean, values.mean())
+    np.testing.assert_allclose(chips.std, values.std(ddof=1))
+    expected = stats.t.interval(0.95, 39, values.mean(), stats.sem(values))
+    np.testing.assert_allclose(chips.interval, expected)
+    one = Population(values=values[:1], seeds=(0,))
+    assert np.isnan(one.interval).all()
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"chips": 0}, "at least one chip"),
+        ({"chips": [-1]}, r"in \[0, 2\^32\); got -1"),
+        ({"batches": []}, "no batches"),
+    ],
+)
+def test_wrong_arguments(trained, options, message):
+    with pytest.raises(ValueError, match=message):
+        run(*trained, **options)
+
+
+def test_a_metric_that_averages_is_an_error(trained):
+    with pytest.raises(ValueError, match=r"one number for each example.*got \(\)"):
+        population(
+            *trained,
+            [(X, Y)],
+            lambda logits, labels: accuracy(logits, labels).mean(),
+            chips=2,
+            key=jax.random.key(0),
+        )

@@ -1,0 +1,71 @@
+"""Configurations: round trips, validation at construction, what turns an effect off."""
+
+import json
+import tomllib
+
+import pytest
+import tomli_w
+from pydantic import ValidationError
+
+import hwtrain as hw
+from hwtrain.hardware import from_dict, to_dict
+
+FULL = hw.Hardware(
+    modifier=hw.WeightModifierParameter(type="add_normal", std_dev=0.1),
+    clip=hw.WeightClipParameter(type="fixed_value", fixed_value=1.0),
+    input_range=hw.InputRangeParameter(decay=0.0),
+    mapping=hw.MappingParameter(max_input_size=None, weight_scaling_omega=1.0),
+    mismatch=hw.MismatchParameter(type="mult_normal", std_dev=0.2, per_column=True),
+    converter=hw.SinglePairConductanceConverter(g_min=1.0),
+)
+
+
+@pytest.mark.parametrize("chip", [hw.Hardware(), FULL])
+def test_round_trip_through_json(chip):
+    assert from_dict(hw.Hardware, json.loads(json.dumps(to_dict(chip)))) == chip
+
+
+@pytest.mark.parametrize("chip", [hw.Hardware(), FULL])
+def test_round_trip_through_toml(chip):
+    assert from_dict(hw.Hardware, tomllib.loads(tomli_w.dumps(to_dict(chip)))) == chip
+
+
+def test_equal_configurations_are_equal_hashable_and_frozen():
+    again = from_dict(hw.Hardware, to_dict(FULL))
+    assert hash(again) == hash(FULL)
+    assert again != hw.Hardware()
+    with pytest.raises(AttributeError):
+        FULL.clip = None
+
+
+def test_hardware_is_ideal_unless_told():
+    assert all(part is None for part in vars(hw.Hardware()).values())
+    assert not hw.Hardware().draws("train")
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: hw.Hardware(modifer=None), "modifer"),
+        (lambda: hw.WeightModifierParameter(std_dev=-0.1), "greater than or equal"),
+        (lambda: hw.WeightModifierParameter(std_dev="0.1"), "valid number"),
+        (lambda: hw.WeightModifierParameter(std_dev=float("nan")), "finite"),
+        (lambda: hw.WeightModifierParameter(type="AddNormal"), "add_normal"),
+        (lambda: hw.WeightClipParameter(type="fixed_value"), "write fixed_value=1.0"),
+        (
+            lambda: hw.WeightClipParameter(type="fixed_value", fixed_value=-1.0),
+            "greater than 0",
+        ),
+        (lambda: hw.MappingParameter(max_input_size=0), "greater than 0"),
+        (
+            lambda: hw.InputRangeParameter(input_min_percentage=1.5),
+            "less than or equal",
+        ),
+        (lambda: hw.InputRangeParameter(init_from_data=0.5), "valid integer"),
+        (lambda: hw.SinglePairConductanceConverter(g_min=30.0), "g_min"),
+        (lambda: from_dict(hw.Hardware, {"clip": {"sigm": 2.0}}), "clip.sigm"),
+    ],
+)
+def test_bad_input_is_an_error_that_names_the_field(make, message):
+    with pytest.raises(ValidationError, match=message):
+        make()

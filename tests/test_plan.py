@@ -1,0 +1,101 @@
+"""The plan: matrices, statistics in the stored layout, collisions."""
+
+import dataclasses
+import sys
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import hwtrain as hw
+from hwtrain.plan import AnalogWeight, Plan
+
+
+def weight(shape, rows, columns, **mapping):
+    return AnalogWeight(
+        path="layer/kernel",
+        kind="dense",
+        layer="Dense",
+        shape=shape,
+        rows=rows,
+        columns=columns,
+        hardware=hw.Hardware(mapping=hw.MappingParameter(**mapping)),
+        rule="",
+        ranged=False,
+    )
+
+
+LAYOUTS = [
+    ((6, 4), (0,), (1,)),
+    ((3, 6, 4), (1,), (2,)),
+    ((2, 4, 6), (2,), (1,)),  # the output axis first
+    ((2, 3, 4, 5), (1, 3), (2,)),  # two input axes around the output
+    ((5,), (), (0,)),
+]
+
+
+@pytest.mark.parametrize(("shape", "rows", "columns"), LAYOUTS)
+def test_matrix_and_back(shape, rows, columns):
+    w = weight(shape, rows, columns)
+    array = jax.random.normal(jax.random.key(0), shape)
+    matrix = w.to_matrix(array)
+    assert matrix.shape[:-2] == w.stack
+    np.testing.assert_array_equal(w.from_matrix(matrix), array)
+
+
+@pytest.mark.parametrize(("shape", "rows", "columns"), LAYOUTS)
+@pytest.mark.parametrize("columnwise", [False, True])
+def test_scale_in_the_stored_layout_against_numpy(shape, rows, columns, columnwise):
+    w = weight(
+        shape,
+        rows,
+        columns,
+        max_input_size=4,
+        weight_scaling_omega=0.5,
+        weight_scaling_columnwise=columnwise,
+    )
+    array = np.array(jax.random.normal(jax.random.key(0), shape))
+    matrix = np.array(w.to_matrix(jnp.asarray(array)))
+    expected = np.zeros_like(matrix)
+    start = 0
+    for size in w.row_sizes:
+        tile = matrix[..., start : start + size, :]
+        axes = (-2,) if columnwise else (-2, -1)
+        expected[..., start : start + size, :] = (
+            np.abs(tile).max(axes, keepdims=True) / 0.5
+        )
+        start += size
+    scale = w.spread(w.derived_scale(w.to_matrix(jnp.asarray(array))))
+    np.testing.assert_allclose(
+        np.broadcast_to(scale, shape), w.from_matrix(jnp.asarray(expected)), rtol=1e-6
+    )
+
+
+def test_an_all_zero_weight_has_scale_one():
+    w = weight((3, 2), (0,), (1,), weight_scaling_omega=1.0)
+    np.testing.assert_array_equal(w.derived_scale(jnp.zeros((3, 2))), [[1.0]])
+
+
+def test_a_stack_that_does_not_lead_is_an_error():
+    with pytest.raises(ValueError, match="must lead"):
+        weight((3, 6, 4), (0,), (2,))
+
+
+def test_paths_whose_hashes_collide_are_an_error(monkeypatch):
+    # The package's attribute `plan` is the function, so the module comes by name.
+    monkeypatch.setattr(sys.modules["hwtrain.plan"], "stable_hash", lambda name: 1)
+    first = weight((3, 2), (0,), (1,))
+    Plan((first, first))
+    with pytest.raises(ValueError, match="would share their noise"):
+        Plan((first, dataclasses.replace(first, path="b")))
+
+
+def test_a_plan_is_a_mapping_and_hashable():
+    first = weight((3, 2), (0,), (1,))
+    plan = Plan((first,))
+    assert list(plan) == ["layer/kernel"]
+    assert plan["layer/kernel"] is first
+    assert hash(plan) == hash(Plan((first,)))
+    with pytest.raises(KeyError):
+        plan["other"]
