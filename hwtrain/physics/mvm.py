@@ -26,6 +26,7 @@ from hwtrain.physics.modifiers import straight_through
 from hwtrain.physics.output_stage import asymmetry, nonlinearity, voltage_offset
 from hwtrain.physics.periphery import Periphery
 from hwtrain.physics.random import draw_key, normal, uniform
+from hwtrain.physics.tiled_matrix import TiledMatrix
 
 
 def analog_mvm(
@@ -103,7 +104,7 @@ def analog_mvm(
         inputs = inputs.astype(jnp.float32) / r
     inputs = inputs.astype(jnp.float32)
 
-    tiles = _Tiles.cut(w, scale, x.dtype, row_sizes, column_sizes, dot_general)
+    tiles = TiledMatrix.cut(w, scale, row_sizes, column_sizes, dot_general, x.dtype)
     draws = _draw(periphery, key, chip_key, inputs.shape[:-3], tiles)
     alpha, factor = _managed(inputs, tiles, periphery, draws)
     y: Any = _before_clipping(inputs, alpha, tiles, periphery, draws)
@@ -114,67 +115,6 @@ def analog_mvm(
     y = y if factor is None else y * factor
     y = jnp.sum(y * tiles.scale, axis=-3)
     return tiling.join(y, column_sizes, axis=-1).astype(dtype or jnp.result_type(x, w))
-
-
-class _Tiles(NamedTuple):
-    """A matrix on tiles: `[row tiles, rows, column tiles, columns]`, and its scale."""
-
-    w: jax.Array
-    scale: Any
-    dtype: Any
-    row_sizes: tuple[int, ...]
-    column_sizes: tuple[int, ...]
-    dot_general: Callable[..., jax.Array]
-
-    @classmethod
-    def cut(cls, w, scale, dtype, row_sizes, column_sizes, dot_general) -> "_Tiles":
-        w = tiling.cut(tiling.cut(w, row_sizes, axis=-2), column_sizes, axis=-1)
-        if scale is None:
-            scale = 1.0
-        else:
-            scale = jax.lax.stop_gradient(scale).astype(jnp.float32)
-            if scale.shape[-1] == 1:
-                scale = scale[..., None]
-            else:
-                scale = tiling.cut(scale, column_sizes, axis=-1)
-                # The padding must not divide by zero: its gradient would be NaN.
-                scale = jnp.where(tiling.mask(column_sizes), scale, 1)
-        return cls(w, scale, dtype, row_sizes, column_sizes, dot_general)
-
-    @property
-    def fixed(self) -> "_Tiles":
-        """The same, to which no gradient passes."""
-        return self._replace(w=jax.lax.stop_gradient(self.w))
-
-    def multiply(self, x: jax.Array) -> jax.Array:
-        """Returns normalised outputs, `[..., row tiles, column tiles, columns]`."""
-        return self._product(x, self.w) / self.scale
-
-    def multiply_absolute(self, x: jax.Array) -> jax.Array:
-        """Returns the product with the absolute weights."""
-        return self._product(x, jnp.abs(self.w)) / self.scale
-
-    def _product(self, x: jax.Array, w: jax.Array) -> jax.Array:
-        x = x.astype(self.dtype)
-        last = x.ndim - 1
-        if len(self.row_sizes) == len(self.column_sizes) == 1:
-            # One tile is a plain matrix multiplication, for which XLA is fastest.
-            flat = (((last - 2,), (0,)), ((), ()))
-            y = self.dot_general(x[..., 0, 0, :], w[0, :, 0, :], flat)[
-                ..., None, None, :
-            ]
-        else:
-            # Tiles lead as batch axes, which XLA multiplies without copies.
-            x, w = jnp.moveaxis(x, (-3, -2), (0, 1)), jnp.moveaxis(w, 2, 1)
-            if x.shape[1] == 1:
-                # Inputs that column tiles share are multiplied by all at once.
-                x = x[:, 0]
-                y = self.dot_general(x, w, (((x.ndim - 1,), (2,)), ((0,), (0,))))
-                y = jnp.moveaxis(y, -2, 1)
-            else:
-                y = self.dot_general(x, w, (((last,), (2,)), ((0, 1), (0, 1))))
-            y = jnp.moveaxis(y, (0, 1), (-3, -2))
-        return y.astype(jnp.float32)
 
 
 class _Draws(NamedTuple):
@@ -194,7 +134,7 @@ def _draw(
     key: jax.Array | None,
     chip_key: jax.Array | None,
     batch: tuple[int, ...],
-    tiles: _Tiles,
+    tiles: TiledMatrix,
 ) -> _Draws:
     grid = (len(tiles.row_sizes), len(tiles.column_sizes))
     width = tiles.column_sizes[0]
@@ -234,7 +174,7 @@ def _draw(
 
 
 def _managed(
-    x: jax.Array, tiles: _Tiles, p: Periphery, draws: _Draws
+    x: jax.Array, tiles: TiledMatrix, p: Periphery, draws: _Draws
 ) -> tuple[jax.Array | None, jax.Array | None]:
     """Returns what inputs are divided by, and what outputs are multiplied by."""
     manage = p.management
@@ -278,7 +218,11 @@ def _managed(
 
 
 def _before_clipping(
-    x: jax.Array, alpha: jax.Array | None, tiles: _Tiles, p: Periphery, draws: _Draws
+    x: jax.Array,
+    alpha: jax.Array | None,
+    tiles: TiledMatrix,
+    p: Periphery,
+    draws: _Draws,
 ) -> jax.Array:
     """Returns the outputs after the rounding of the ADC, before its clipping."""
     x = x if alpha is None else x / alpha
@@ -321,7 +265,7 @@ def _before_clipping(
     return round_to_level(y, p.adc, uniform=draws.outputs_uniform)
 
 
-def read_deviation(x: jax.Array, tiles: _Tiles, p: Periphery) -> jax.Array:
+def read_deviation(x: jax.Array, tiles: TiledMatrix, p: Periphery) -> jax.Array:
     r"""Returns the standard deviation of the outputs by read noise of the weights.
 
     .. math::
