@@ -218,3 +218,19 @@ def test_golden_dynamic_range_is_abs_max(golden):
     np.testing.assert_allclose(y, case["y"], rtol=1e-5, atol=1e-6)
     np.testing.assert_allclose(d_x, case["grad_x"], rtol=1e-5, atol=1e-6)
     np.testing.assert_allclose(d_w.T, case["grad_W"], rtol=1e-5, atol=1e-6)
+
+
+def test_golden_management_of_output_clipping(golden):
+    cases = golden("aihwkit_mvm")["input_range_full_layer"]
+    managed = cases["InferenceTile_cpp/out_bound0.6/r2/manage_on"]
+    # Here more than half of the outputs are inside, so that nothing is added.
+    enough = cases["InferenceTile_cpp/out_bound0.6/r2/manage_on_minpct0.5"]
+    io = IOParameters(out_bound=0.6)
+    y, _, _, d_range, sums = layer_gradients(managed, io, r=2.0)
+    np.testing.assert_allclose(y, managed["y"], rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(d_range, enough["grad_input_range"], rtol=1e-5)
+    outputs, inside = np.asarray(sums[0, 4:])
+    assert (outputs, inside) == (9, 5)
+    # The engine divides by the number of inputs, 12; we divide by that of outputs.
+    theirs = d_range - (outputs - inside) / 12 * 2.0
+    np.testing.assert_allclose(theirs, managed["grad_input_range"], rtol=1e-5)
