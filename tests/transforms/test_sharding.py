@@ -21,7 +21,9 @@ class MLP(nn.Module):
         return nn.Dense(8, name="head")(nn.relu(nn.Dense(16, name="hidden")(x)))
 
 chip = hw.Hardware(
-    modifier=hw.WeightModifierParameter(type="add_normal", std_dev=0.1, per_column=True),
+    modifier=hw.WeightModifierParameter(
+        type="add_normal", std_dev=0.1, per_column=True
+    ),
     input_range=hw.InputRangeParameter(init_value=1.0, init_from_data=0, decay=0.1),
     clip=hw.WeightClipParameter(type="layer_gaussian", sigma=1.5),
 )
@@ -38,7 +40,8 @@ def noisy(params, key):
 @jax.jit
 def step(params, state, x, key):
     def loss(params):
-        return jnp.square(analog.apply({"params": params}, x, rngs={"mismatch": key})).mean()
+        y = analog.apply({"params": params}, x, rngs={"mismatch": key})
+        return jnp.square(y).mean()
     grads = jax.grad(loss)(params)
     updates, state = tx.update(grads, state, params)
     return optax.apply_updates(params, updates), grads
