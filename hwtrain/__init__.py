@@ -19,6 +19,7 @@ from hwtrain.hardware import (
 )
 from hwtrain.hardware import Hardware as Hardware
 from hwtrain.hardware import InputRangeParameter as InputRangeParameter
+from hwtrain.hardware import IOParameters as IOParameters
 from hwtrain.hardware import MappingParameter as MappingParameter
 from hwtrain.hardware import MismatchParameter as MismatchParameter
 from hwtrain.hardware import NPairConductanceConverter as NPairConductanceConverter

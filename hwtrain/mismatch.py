@@ -1,10 +1,12 @@
 """The frozen mismatch of a chip, over a tree of parameters."""
 
+import math
+
 import jax
 import jax.numpy as jnp
 
 from hwtrain import paths
-from hwtrain.physics import tiling
+from hwtrain.crossbar import largest_weight, on_crossbar
 from hwtrain.physics.random import draw_key
 from hwtrain.plan import AnalogWeight, Plan
 
@@ -18,37 +20,47 @@ def chip_key(chip_seed: jax.typing.ArrayLike) -> jax.Array:
     return jax.random.key(chip_seed, impl="threefry2x32")
 
 
-def on_crossbar(
-    weight: AnalogWeight, kernel: jax.Array, scale: jax.Array | None
-) -> tuple[jax.Array, jax.Array | float]:
-    r"""Returns the weights as the crossbar holds them, and what multiplies them.
-
-    .. math:: w = W / s
+def layer_keys(weight: AnalogWeight, key: jax.Array, effect: str) -> jax.Array:
+    """Returns the key data of a layer's periphery, one for each layer of a stack.
 
     Args:
-      weight: the plan of the array.
-      kernel: the stored array, nominal.
-      scale: the stored mapping scale, if the array has one; otherwise it is derived.
+      weight: the plan of the layer's array.
+      key: the key of the step or of the chip.
+      effect: `"periphery"` for what is drawn at each read, `"frozen_periphery"` for
+        what is drawn once for a chip.
 
     Returns:
-      `(w, s)`: an array like `kernel`, and a scale broadcastable against it, 1 where
-      there is none. No gradient passes through the scale.
+      `uint32`, `[*stack, 2]`: threefry key data.
     """
-    if scale is None:
-        scale = weight.derived_scale(weight.to_matrix(kernel))
-    if scale is None:
-        return kernel, 1.0
-    scale = jax.lax.stop_gradient(weight.spread(scale)).astype(kernel.dtype)
-    return kernel / scale, scale
+    key = draw_key(key, weight.layer_path, effect)
+    count = math.prod(weight.stack)
+    keys = jax.vmap(lambda index: jax.random.fold_in(key, index))(
+        jnp.arange(count, dtype=jnp.uint32)
+    )
+    # The words of the other generators are threefry keys, one after the other.
+    data = jax.random.key_data(keys)[..., :2]
+    return data.reshape(*weight.stack, 2)
 
 
-def largest_weight(
-    weight: AnalogWeight, w: jax.Array, *, per_column: bool
-) -> jax.Array:
-    """Returns max |w| of each row tile, broadcastable against the stored array."""
-    matrix = weight.to_matrix(w)
-    w_max = tiling.absolute_maximum(matrix, weight.row_sizes, per_column=per_column)
-    return weight.spread(w_max)
+def with_chip_keys(params: paths.Tree, plan: Plan, key: jax.Array) -> paths.Tree:
+    """Returns the parameters with the key of a chip beside the layers that need it.
+
+    From it a layer in chip mode draws what is frozen in its periphery. Without such
+    layers, the parameters come back as they are.
+
+    Args:
+      params: parameters of the root, nested mappings.
+      plan: the plan.
+      key: `chip_key(chip_seed)`.
+    """
+    entries = {
+        weight.leaf("chip_key").removeprefix(f"{plan.prefix}/"): layer_keys(
+            weight, key, "frozen_periphery"
+        )
+        for weight in plan.weights
+        if weight.kind != "raw" and weight.hardware.freezes("chip")
+    }
+    return paths.insert(params, entries) if entries else params
 
 
 def apply_mismatch(params: paths.Tree, plan: Plan, key: jax.Array) -> paths.Tree:

@@ -10,7 +10,7 @@ from jax.typing import ArrayLike
 from hwtrain.checkpoint.errors import HardwareCheckpointError
 from hwtrain.checkpoint.manifest import Manifest
 from hwtrain.checkpoint.tiles import Tile, join, on_cpu
-from hwtrain.mismatch import on_crossbar
+from hwtrain.crossbar import on_crossbar
 from hwtrain.physics.programmed import Programmed
 from hwtrain.plan import AnalogWeight
 from hwtrain.programming import ProgrammedWeight, weight_at

@@ -10,7 +10,7 @@ import numpy as np
 from scipy import stats
 
 from hwtrain.checkpoint import HardwareCheckpoint
-from hwtrain.mismatch import chip_key
+from hwtrain.mismatch import chip_key, with_chip_keys
 from hwtrain.physics.random import draw_key
 from hwtrain.plan import Plan
 from hwtrain.programming import program_chip
@@ -136,14 +136,17 @@ def population(
     @jax.jit
     def totals(tree, seeds, times, key, inputs, *targets):
         def on_chip(seed):
-            chip = program_chip(tree["params"], plan, chip_key(seed))
+            frozen = chip_key(seed)
+            chip = program_chip(tree["params"], plan, frozen)
 
             def at_time(number_and_time):
                 number, t_s = number_and_time
                 read = draw_key(jax.random.fold_in(key, seed), "", "read")
                 read = jax.random.fold_in(read, number)
-                variables = {**tree, "params": chip.at(t_s, read)}
-                values = metric(call(variables, read, inputs), *targets)
+                params = with_chip_keys(chip.at(t_s, read), plan, frozen)
+                values = metric(
+                    call({**tree, "params": params}, read, inputs), *targets
+                )
                 return jnp.sum(_checked(values, inputs), dtype=jnp.float32)
 
             # One after the other: only one time's weights are in memory.

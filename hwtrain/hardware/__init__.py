@@ -25,6 +25,7 @@ from hwtrain.hardware.converters import (
 from hwtrain.hardware.drift import DriftParameter as DriftParameter
 from hwtrain.hardware.drift import SimpleDriftParameter as SimpleDriftParameter
 from hwtrain.hardware.hermes import HermesNoiseModel as HermesNoiseModel
+from hwtrain.hardware.io import IOParameters as IOParameters
 from hwtrain.hardware.measured import MeasuredNoiseModel as MeasuredNoiseModel
 from hwtrain.hardware.measured import fit_measurements as fit_measurements
 from hwtrain.hardware.measured import plot_fit as plot_fit

@@ -13,6 +13,7 @@ from hwtrain.hardware.converters import (
     SinglePairConductanceConverter,
 )
 from hwtrain.hardware.hermes import HermesNoiseModel
+from hwtrain.hardware.io import IOParameters
 from hwtrain.hardware.measured import MeasuredNoiseModel
 from hwtrain.hardware.modifiers import WeightModifierParameter
 from hwtrain.hardware.noise_models import (
@@ -76,6 +77,8 @@ class Hardware:
     """A new scale of each crossbar after every update, and after the clip."""
     input_range: InputRangeParameter | None = None
     """Range of each tile's inputs."""
+    forward: IOParameters | None = None
+    """Converters, noise and management around each tile. `None` is ideal."""
     mapping: MappingParameter | None = None
     """Tiles and weight scaling. `None`: one tile for each layer, and no scaling."""
     mismatch: MismatchParameter | None = None
@@ -137,12 +140,62 @@ class Hardware:
         """Whether crossbars get a new scale after every update."""
         return self.remap is not None and self.remap.active
 
+    @property
+    def converts(self) -> bool:
+        """Whether anything stands around the tiles but an input range."""
+        return self.forward is not None and self.forward != IOParameters()
+
     def modifies(self, mode: str) -> bool:
         """Whether the weights of a layer in `mode` are modified at a step."""
         if mode == "eval" or self.modifier is None or not self.modifier.acts:
             return False
         return mode == "train" or self.modifier.enable_during_test
 
+    def draws_weights(self, mode: str) -> bool:
+        """Whether the weights of a layer in `mode` are drawn at a step."""
+        return self.modifies(mode) and bool(self.modifier and self.modifier.draws)
+
+    def reads(self, mode: str) -> bool:
+        """Whether the periphery draws at a read in `mode`."""
+        return mode != "eval" and self.forward is not None and self.forward.draws
+
+    def freezes(self, mode: str) -> bool:
+        """Whether the periphery in `mode` has what is frozen in a chip."""
+        return mode != "eval" and self.forward is not None and self.forward.frozen
+
     def draws(self, mode: str) -> bool:
         """Whether a layer in `mode` draws at a step; plain rounding does not."""
-        return self.modifies(mode) and bool(self.modifier and self.modifier.draws)
+        return self.draws_weights(mode) or self.reads(mode)
+
+    def needs_root(self, mode: str) -> bool:
+        """Whether a layer in `mode` is not itself unless called through its model."""
+        return self.modifies(mode) or self.reads(mode)
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        io = self.forward or IOParameters()
+        if self.ranged and io.noise_management not in ("none", "constant"):
+            raise ValueError(
+                f"noise_management={io.noise_management!r} scales each input vector by "
+                "itself, and an input range scales all by one number: together, the "
+                "range could not be learned. Leave input_range out, or write "
+                'noise_management="none" or "constant"'
+            )
+        if self.ranged and self.input_range is not None:
+            self._check_output_clipping(self.input_range, io)
+        return self
+
+    def _check_output_clipping(
+        self, parameter: InputRangeParameter, io: IOParameters
+    ) -> None:
+        if not parameter.manage_output_clipping:
+            return
+        managed = (io.noise_management, io.bound_management)
+        if io.out_bound is None or managed != ("none", "none"):
+            raise ValueError(
+                "manage_output_clipping=True widens the input range where the ADC "
+                "clips; it needs forward=IOParameters(out_bound=...) with "
+                'noise_management="none" and bound_management="none"; got '
+                f"out_bound={io.out_bound}, noise_management="
+                f"{io.noise_management!r}, bound_management={io.bound_management!r}"
+            )

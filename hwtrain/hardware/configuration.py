@@ -26,7 +26,7 @@ Share = Annotated[float, Field(ge=0, le=1)]
 Size = Annotated[int, Field(gt=0)]
 Count = Annotated[int, Field(ge=0)]
 Limit = Annotated[
-    Annotated[int, Field(gt=0)] | None,
+    Size | None,
     BeforeValidator(lambda value: None if value == "none" else value),
     PlainSerializer(lambda value: "none" if value is None else value),
 ]

@@ -44,6 +44,11 @@ class InputRangeParameter:
     """Decay of the range, relative, times the learning rate. Zero turns it off."""
     input_min_percentage: Share = 0.95
     """The range decays only while more than this share of inputs is not clipped."""
+    manage_output_clipping: bool = False
+    """Widen the range while the ADC clips outputs. Needs an `out_bound`, and no noise
+    or bound management."""
+    output_min_percentage: Share = 0.95
+    """It is widened while less than this share of outputs is inside the bound."""
     gradient_scale: Positive = 1.0
     """Factor on the range's gradient."""
     gradient_relative: bool = True

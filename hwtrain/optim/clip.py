@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import optax
 
 from hwtrain import paths
-from hwtrain.mismatch import on_crossbar
+from hwtrain.crossbar import on_crossbar
 from hwtrain.optim.leaves import require
 from hwtrain.physics.clip import bounded_update
 from hwtrain.plan import AnalogWeight, Plan

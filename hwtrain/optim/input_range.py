@@ -1,28 +1,31 @@
 """Learns input ranges from what the forward pass returned through the gradient."""
 
+import math
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
 from hwtrain import paths
 from hwtrain.optim.leaves import check, ranged, require
+from hwtrain.physics.input_range import PROBE_SIZE
 from hwtrain.plan import AnalogWeight, Plan
 
 
 class InputRangeLearningState(NamedTuple):
-    """State of `input_range_learning`.
+    """State of `input_range_learning`. Ranges stand in one vector, in the plan's order.
 
     Attributes:
       step: number of updates. shape=(), dtype=jnp.int32
-      initialized: for every range, by path, the number of updates that have set it
-        from the data. dtype=jnp.int32, shape of the range
+      initialized: number of updates that have set each range from the data.
+        shape=(ranges,), dtype=jnp.int32
       optimizer: state of the ranges' own optimiser.
     """
 
     step: jax.Array
-    initialized: dict[str, jax.Array]
+    initialized: jax.Array
     optimizer: Any
 
 
@@ -34,12 +37,15 @@ def input_range_learning(
     r"""Turns the gradients of input ranges and probes into updates of the ranges.
 
     .. math::
-        u = -\eta \left(g + \lambda r\,[\,p > p_\text{min}\,]\right)
+        u = -\eta \left(g + \lambda r\,[\,p > p_\text{min}\,]
+        - (1 - q)\,r\,[\,q < q_\text{min}\,]\right)
 
     with :math:`g` the gradient of the range (see
     `hwtrain.physics.input_range.clip_to_range`), :math:`\lambda` the decay and
-    :math:`p` the share of inputs that were not clipped. In the first `init_from_data`
-    updates that reach a layer, the range is set from the data instead,
+    :math:`p` the share of inputs that were not clipped. The last term is there with
+    `manage_output_clipping` only; :math:`q` is the share of outputs inside the ADC's
+    bound. In the first `init_from_data` updates that reach a layer, the range is set
+    from the data instead,
 
     .. math:: r \leftarrow \frac{i\,r + \alpha\,\mathrm{std}(x)}{i + 1},
 
@@ -75,16 +81,22 @@ def input_range_learning(
       Nature Communications 2023.
     """
     inner = optax.identity() if optimizer is None else optimizer
-    weights = {weight.leaf("input_range"): weight for weight in ranged(plan)}
-    probes = {weight.leaf("probe") for weight in ranged(plan)}
+    weights = ranged(plan)
+    options = _options(weights)
+    # One vector instead of one small array for each layer: their arithmetic is a
+    # handful of kernels, however many layers there are.
+    ends = np.cumsum([math.prod((*weight.stack, *weight.tiles)) for weight in weights])
+
+    def vector(leaves: dict[str, jax.Array], name: str, *shape: int) -> jax.Array:
+        parts = [leaves[w.leaf(name)].reshape(-1, *shape) for w in weights]
+        return jnp.concatenate(parts) if parts else jnp.zeros((0, *shape))
 
     def init(params: optax.Params) -> InputRangeLearningState:
         check(plan, params)
-        present = paths.leaves(params)
-        ranges = {path: present[path] for path in weights}
+        ranges = vector(paths.leaves(params), "input_range")
         return InputRangeLearningState(
             step=jnp.zeros([], jnp.int32),
-            initialized={p: jnp.zeros(r.shape, jnp.int32) for p, r in ranges.items()},
+            initialized=jnp.zeros(ranges.shape, jnp.int32),
             optimizer=inner.init(ranges),
         )
 
@@ -96,31 +108,31 @@ def input_range_learning(
     ) -> tuple[optax.Updates, InputRangeLearningState]:
         del extra_args
         require(params, "input_range_learning")
-        gradients, values = paths.leaves(updates), paths.leaves(params)
-        sums = {p: gradients[w.leaf("probe")] for p, w in weights.items()}
-        ranges = {path: values[path] for path in weights}
-        decayed = {
-            path: gradients[path] + _decay(weight, ranges[path], sums[path])
-            for path, weight in weights.items()
-        }
+        gradients = paths.leaves(updates)
+        sums = vector(gradients, "probe", PROBE_SIZE)
+        r = vector(paths.leaves(params), "input_range")
+        # As a product: the quotient of a layer that was not reached is undefined.
+        wide = sums[:, 1] > options.input_min_percentage * sums[:, 0]
+        decay = jnp.where(wide, options.decay * r, 0)
+        gradient = vector(gradients, "input_range") + decay
+        gradient = gradient - _output_clipping(options, r, sums)
         scaled: Any
-        scaled, optimizer_state = inner.update(decayed, state.optimizer, ranges)
+        scaled, optimizer_state = inner.update(gradient, state.optimizer, r)
         rate: Any
         rate = learning_rate(state.step) if callable(learning_rate) else learning_rate
-        steps, initialized = {}, {}
-        for path, weight in weights.items():
-            steps[path], initialized[path] = _step(
-                weight,
-                ranges[path],
-                -rate * scaled[path],
-                sums[path],
-                state.initialized[path],
-            )
+        change, initialized = _change(
+            options, r, -rate * scaled, sums, state.initialized
+        )
+        changes = dict(
+            zip((w.leaf("input_range") for w in weights), jnp.split(change, ends[:-1]))
+        )
+        probes = {weight.leaf("probe") for weight in weights}
 
         def new_update(path: str, leaf: jax.Array) -> jax.Array:
             if path in probes:
                 return jnp.zeros_like(leaf)
-            return steps[path].astype(leaf.dtype) if path in steps else leaf
+            new = changes.get(path)
+            return leaf if new is None else new.reshape(leaf.shape).astype(leaf.dtype)
 
         step = jnp.asarray(optax.safe_increment(state.step))
         state = InputRangeLearningState(step, initialized, optimizer_state)
@@ -129,37 +141,64 @@ def input_range_learning(
     return optax.GradientTransformationExtraArgs(init, update)
 
 
-def _decay(weight: AnalogWeight, r: jax.Array, sums: jax.Array) -> jax.Array:
-    parameter = weight.hardware.input_range
-    if parameter is None:
-        return jnp.zeros_like(r)
-    count, unclipped = sums[..., 0], sums[..., 1]
-    # As a product, because the quotient of a layer that was not reached is undefined.
-    few = unclipped > parameter.input_min_percentage * count
-    return jnp.where(few, parameter.decay * r, 0)
+class _Options(NamedTuple):
+    """The fields of `InputRangeParameter` as vectors, one entry for each range."""
+
+    decay: np.ndarray
+    input_min_percentage: np.ndarray
+    init_from_data: np.ndarray
+    init_std_alpha: np.ndarray
+    learn_input_range: np.ndarray
+    manage_output_clipping: np.ndarray
+    output_min_percentage: np.ndarray
 
 
-def _step(
-    weight: AnalogWeight,
+def _options(weights: list[AnalogWeight]) -> _Options:
+    def repeated(name: str) -> np.ndarray:
+        values = [
+            np.full(
+                math.prod((*weight.stack, *weight.tiles)),
+                getattr(weight.hardware.input_range, name),
+            )
+            for weight in weights
+        ]
+        joined = np.concatenate(values) if values else np.zeros(0, bool)
+        return joined.astype(np.float32) if joined.dtype == np.float64 else joined
+
+    return _Options(*(repeated(name) for name in _Options._fields))
+
+
+_CONSTANT = 1e-5
+"""An input whose variance is less than this of its mean square counts as constant: the
+variance comes from two sums, and the rest is their rounding."""
+
+
+def _output_clipping(options: _Options, r: jax.Array, sums: jax.Array) -> jax.Array:
+    """Returns how far ranges grow because the ADC clips outputs."""
+    reached = sums[:, 4] > 0
+    share = sums[:, 5] / jnp.where(reached, sums[:, 4], 1)
+    grows = reached & options.manage_output_clipping
+    grows = grows & (share < options.output_min_percentage)
+    return jnp.where(grows, (1 - share) * r, 0)
+
+
+def _change(
+    options: _Options,
     r: jax.Array,
     learned: jax.Array,
     sums: jax.Array,
     initialized: jax.Array,
 ) -> tuple[jax.Array, jax.Array]:
-    """Returns the update of a range, and the count of its running initialisation."""
-    parameter = weight.hardware.input_range
-    if parameter is None:
-        return jnp.zeros_like(r), initialized
-    reached = sums[..., 0] > 0
-    count = jnp.where(reached, sums[..., 0], 1)
-    mean = sums[..., 2] / count
-    variance = jnp.maximum(sums[..., 3] / count - jnp.square(mean), 0)
-    spread = parameter.init_std_alpha * r * jnp.sqrt(variance)
-    counts = reached & (spread > 0) & (initialized < parameter.init_from_data)
+    """Returns the updates of all ranges, and the counts of their initialisation."""
+    reached = sums[:, 0] > 0
+    count = jnp.where(reached, sums[:, 0], 1)
+    square = sums[:, 3] / count
+    variance = square - jnp.square(sums[:, 2] / count)
+    pending = initialized < options.init_from_data
+    counts = reached & pending & (variance > _CONSTANT * square)
+    spread = options.init_std_alpha * r * jnp.sqrt(jnp.maximum(variance, 0))
     target = (r * initialized + spread) / (initialized + 1)
-    if not parameter.learn_input_range:
-        learned = jnp.zeros_like(r)
-    pending = initialized < parameter.init_from_data
-    learned = jnp.where(reached & ~pending, jnp.maximum(learned, -r / 2), 0)
-    step = jnp.where(counts, target - r, learned)
-    return step, initialized + counts.astype(initialized.dtype)
+    learns = reached & ~pending & options.learn_input_range
+    learned = jnp.where(learns, jnp.maximum(learned, -r / 2), 0)
+    change = jnp.where(counts, target - r, learned)
+    return change, initialized + counts.astype(initialized.dtype)

@@ -96,12 +96,15 @@ def bounded_update(param: jax.Array, update: jax.Array, bound: ArrayLike) -> jax
 
     target = _rounded(jnp.clip(p + u, -bound, bound), param.dtype)
     inside = _toward_zero(target, param.dtype)
-    target = jnp.where(jnp.abs(target) > bound, inside, target)
+    if param.dtype != jnp.float32:  # rounding may have led out of the bound again
+        target = jnp.where(jnp.abs(target) > bound, inside, target)
     step = jnp.where(overshoots(u), target - p, u)
-    for _ in range(3):  # a step of the sum can take two of the update
-        back = jnp.nextafter(step, -jnp.sign(p + step) * jnp.inf)
-        step = jnp.where(overshoots(step), back, step)
-    return step
+    # A weight near its bound gets there exactly. The step of a distant one, and so the
+    # sum, is as coarse as the weight itself: it aims below by that much, or at zero.
+    coarse = 2.0**-22 * jnp.maximum(jnp.abs(p), bound)
+    below = jnp.minimum(jnp.abs(inside), bound - coarse)
+    aimed = jnp.where(below > coarse, jnp.sign(target) * below, 0) - p
+    return jnp.where(overshoots(step), aimed, step)
 
 
 def _rounded(x: jax.Array, dtype: jnp.dtype) -> jax.Array:

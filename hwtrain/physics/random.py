@@ -50,6 +50,34 @@ def draw_key(key: jax.Array, path: str, effect: str, part: int = 0) -> jax.Array
     return jax.random.fold_in(key, stable_hash(f"{path}#{effect}#{part}"))
 
 
+def fold_in_bits(key: jax.Array, x: jax.Array) -> jax.Array:
+    r"""Folds a hash of the bits of an array into a key.
+
+    .. math:: h = \sum_i (2 i + 1)\, 2654435769\, \mathrm{bits}(x_i) \bmod 2^{32}
+
+    A body that is looped over time sees the same key at every step; with this, noise is
+    repeated only where the input is. Integers, so that the sum does not depend on its
+    order or the mesh. No gradient passes.
+
+    >>> key, x = jax.random.key(0), jnp.array([1.0, 2.0])
+    >>> keys = [jax.random.key_data(fold_in_bits(key, v)) for v in (x, x[::-1])]
+    >>> bool((keys[0] == keys[1]).any())
+    False
+
+    Args:
+      key: a JAX key.
+      x: floating-point numbers, of any shape.
+    """
+    x = jax.lax.stop_gradient(x).astype(jnp.float32)
+    bits = jax.lax.bitcast_convert_type(x, jnp.uint32)
+    indices = [
+        jax.lax.broadcasted_iota(jnp.uint32, x.shape, axis) for axis in range(x.ndim)
+    ]
+    _, index = flat_counter(indices, x.shape)
+    factor = (2 * index + 1) * jnp.uint32(2654435769)
+    return jax.random.fold_in(key, jnp.sum(factor * bits, dtype=jnp.uint32))
+
+
 def normal(
     key: jax.Array, shape: Sequence[int], dtype: DTypeLike = jnp.float32
 ) -> jax.Array:

@@ -23,7 +23,8 @@ def as_function(
 
     Returns:
       The function, which draws the step from `key`, and its variables: a dict whose
-      entry `params` is a nested dict of arrays.
+      entry `params` is a nested dict of arrays. In chip mode, `params` may hold the
+      keys of a chip, by `hwtrain.mismatch.with_chip_keys`.
     """
     if isinstance(analog, nnx.Module):
         return _nnx_function(analog, mode, variables)
@@ -42,6 +43,8 @@ def _nnx_function(
     analog: Any, mode: str, params: Any
 ) -> tuple[Callable[..., Any], dict[str, Any]]:
     model = nnx_root.set_mode(nnx.clone(analog), mode)
+    if mode == "chip":
+        nnx_root.add_chip_keys(model)
     graphdef, state, rest = nnx.split(model, nnx.Param, ...)
     if params is None:
         params = nnx.to_pure_dict(state)

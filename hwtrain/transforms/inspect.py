@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.table import Table
 
 from hwtrain import paths
-from hwtrain.hardware import Hardware
+from hwtrain.hardware import Hardware, IOParameters
 from hwtrain.plan import AnalogWeight, Plan
 from hwtrain.transforms.analogize import plan as plan_of
 from hwtrain.transforms.weight_side import local
@@ -93,6 +93,7 @@ def _row(weight: AnalogWeight, plan: Plan, values: dict[str, Any]) -> dict[str, 
         "tiles": _tiles(weight),
         "scale": _scale(chip),
         "input range": _range(weight, plan, values),
+        "periphery": _periphery(weight),
         "weight noise": _noise(chip),
         "clip": _clip(chip),
         "remap": _remap(chip),
@@ -139,6 +140,20 @@ def _range(weight: AnalogWeight, plan: Plan, values: dict[str, Any]) -> str:
         return f"{parameter.init_value:g}, not initialised from data"
     low, high = value.min(), value.max()
     return f"{low:.3g}" if low == high else f"{low:.3g} to {high:.3g}"
+
+
+def _periphery(weight: AnalogWeight) -> str:
+    """Returns what differs from the ideal, in the names of `IOParameters`."""
+    if not weight.hardware.converts or weight.kind == "raw":
+        return "none"
+    ideal = IOParameters()
+    fields = [field.name for field in dataclasses.fields(ideal)]
+    given = [(name, getattr(weight.hardware.forward, name)) for name in fields]
+    return ", ".join(
+        f"{name} {value:g}" if isinstance(value, float) else f"{name} {value}"
+        for name, value in given
+        if value != getattr(ideal, name)
+    )
 
 
 def _noise(chip: Hardware) -> str:

@@ -8,8 +8,9 @@ from typing import Any
 from hwtrain.hardware import Hardware
 from hwtrain.plan import AnalogWeight, Digital, Plan
 
-LEAVES = ("input_range", "probe", "mapping_scale")
-"""Leaves that `analogize` puts beside a kernel, in `params`."""
+LEAVES = ("input_range", "probe", "mapping_scale", "chip_key")
+"""Leaves beside a kernel, in `params`, that are not the user's: those that `analogize`
+puts there, and the key of a chip during its evaluation."""
 
 
 @dataclasses.dataclass(frozen=True)

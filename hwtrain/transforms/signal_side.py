@@ -3,13 +3,24 @@
 The pieces that Linen and NNX share. Each framework finds the leaves its own way.
 """
 
-from collections.abc import Callable
+import contextlib
+import contextvars
+from collections.abc import Callable, Mapping
 
 import jax
 import jax.numpy as jnp
 
 from hwtrain.physics.input_range import PROBE_SIZE, RangeGradient, ranged_matmul
+from hwtrain.physics.mvm import analog_mvm
+from hwtrain.physics.random import fold_in_bits
 from hwtrain.plan import AnalogWeight
+
+STEP_LEAVES = ("input_range", "probe", "mapping_scale", "noise_key", "chip_key")
+"""What a layer may find beside its kernel in a call."""
+
+_calls: contextvars.ContextVar[dict[str, int] | None] = contextvars.ContextVar(
+    "hwtrain_calls", default=None
+)
 
 
 def initial_leaves(weight: AnalogWeight, kernel: jax.Array) -> dict[str, jax.Array]:
@@ -32,11 +43,42 @@ def initial_leaves(weight: AnalogWeight, kernel: jax.Array) -> dict[str, jax.Arr
     return leaves
 
 
+def has_signal_side(weight: AnalogWeight) -> bool:
+    """Whether anything stands around the layer's matrix multiplication."""
+    return weight.ranged or weight.hardware.converts
+
+
+@contextlib.contextmanager
+def counted_calls():
+    """Counts the calls of every layer inside, so that no two draw the same noise."""
+    if _calls.get() is not None:  # an analog model inside another
+        yield
+        return
+    token = _calls.set({})
+    try:
+        yield
+    finally:
+        _calls.reset(token)
+
+
+def _read_key(weight: AnalogWeight, noise_key: jax.Array, x: jax.Array) -> jax.Array:
+    """Returns the key of one call: of the step, the call and the input's bits."""
+    calls = _calls.get()
+    count = 0
+    if calls is not None:
+        count = calls.get(weight.path, 0)
+        calls[weight.path] = count + 1
+    return fold_in_bits(jax.random.fold_in(_key(noise_key), count), x)
+
+
+def _key(data: jax.Array) -> jax.Array:
+    return jax.random.wrap_key_data(data, impl="threefry2x32")
+
+
 def analog_dot_general(
     weight: AnalogWeight,
     mode: str,
-    input_range: jax.Array,
-    probe: jax.Array,
+    leaves: Mapping[str, jax.Array],
     dot_general: Callable[..., jax.Array],
 ) -> Callable[..., jax.Array]:
     """Returns a stand-in for a dense layer's `dot_general`.
@@ -44,10 +86,17 @@ def analog_dot_general(
     Args:
       weight: the plan of the kernel.
       mode: the mode; `"eval"` uses plain JAX operations throughout.
-      input_range: `[row tiles, column tiles]`.
-      probe: `[row tiles, column tiles, 6]`.
+      leaves: what is beside the kernel in this step, of `STEP_LEAVES`: `input_range`
+        `[row tiles, column tiles]` and `probe` `[row tiles, column tiles, 6]` if the
+        layer has a range, `mapping_scale` `[row tiles, columns or 1]` if it is stored
+        or the kernel is not nominal, `noise_key` if the layer draws, and `chip_key` if
+        it has frozen spreads.
       dot_general: what the layer used before.
     """
+    stored = ["mapping_scale"] if weight.hardware.stores_scale else []
+    for name in [*(["input_range", "probe"] if weight.ranged else []), *stored]:
+        if name not in leaves:
+            raise missing_leaf(weight.layer_path, name)
     parameter = weight.hardware.input_range
     gradient = RangeGradient()
     if parameter is not None:
@@ -56,8 +105,10 @@ def analog_dot_general(
             parameter.gradient_relative,
             parameter.straight_through,
         )
+    tiles = {"row_sizes": weight.row_sizes, "column_sizes": weight.column_sizes}
+    probe = leaves.get("probe") if mode != "eval" else None
 
-    def ranged(x, w, dimension_numbers, **options):
+    def multiply(x, w, dimension_numbers, **options):
         last = ((x.ndim - 1,), (0,)), ((), ())
         if dimension_numbers != last:
             raise ValueError(
@@ -66,18 +117,45 @@ def analog_dot_general(
                 f"{dimension_numbers}. Keep this layer digital with "
                 f"Rule({weight.layer_path!r}, None)"
             )
-        return ranged_matmul(
+
+        def plain(a, b, numbers):
+            return dot_general(a, b, numbers, **options)
+
+        io = weight.hardware.forward
+        if io is None or not weight.hardware.converts:
+            return ranged_matmul(
+                x,
+                w,
+                leaves["input_range"],
+                probe,
+                gradient=gradient,
+                dot_general=plain,
+                **tiles,
+            )
+        scale = leaves.get("mapping_scale")
+        if scale is None:  # nothing is drawn, so that the kernel is nominal
+            scale = weight.derived_scale(w)
+        key = chip = None
+        if weight.hardware.reads(mode):
+            key = _read_key(weight, leaves["noise_key"], x)
+        if weight.hardware.freezes(mode):
+            chip = _key(leaves["chip_key"])
+        return analog_mvm(
             x,
             w,
-            input_range,
-            None if mode == "eval" else probe,
-            row_sizes=weight.row_sizes,
-            column_sizes=weight.column_sizes,
+            io.periphery,
+            scale=scale,
+            input_range=leaves.get("input_range") if weight.ranged else None,
+            probe=probe if weight.ranged else None,
+            key=key,
+            chip_key=chip,
             gradient=gradient,
-            dot_general=lambda a, b, numbers: dot_general(a, b, numbers, **options),
+            dot_general=plain,
+            dtype=options.get("preferred_element_type"),
+            **tiles,
         )
 
-    return ranged
+    return multiply
 
 
 def missing_leaf(path: str, leaf: str) -> ValueError:

@@ -4,26 +4,31 @@ It works on the tree of parameters at the root, so it reaches stacked layers, re
 cells and raw parameters alike. Both frameworks call it.
 """
 
-import math
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
 from hwtrain import paths
-from hwtrain.mismatch import largest_weight, on_crossbar
+from hwtrain.crossbar import largest_weight, on_crossbar
+from hwtrain.mismatch import chip_key, layer_keys
 from hwtrain.physics.random import draw_key
 from hwtrain.plan import AnalogWeight, Plan
 
 
 def draws(plan: Plan, mode: str) -> bool:
     """Whether anything is drawn at a step in `mode`."""
-    return any(weight.hardware.draws(mode) for weight in plan.weights)
+    return any(
+        # A raw parameter has no periphery.
+        weight.hardware.draws_weights(mode)
+        or (weight.kind != "raw" and weight.hardware.reads(mode))
+        for weight in plan.weights
+    )
 
 
-def modifies(plan: Plan, mode: str) -> bool:
-    """Whether any weight is modified at a step in `mode`."""
-    return any(weight.hardware.modifies(mode) for weight in plan.weights)
+def needs_root(plan: Plan, mode: str) -> bool:
+    """Whether a step in `mode` goes through the root: it modifies weights, or draws."""
+    return draws(plan, mode) or any(w.hardware.modifies(mode) for w in plan.weights)
 
 
 def no_key() -> jax.Array:
@@ -34,7 +39,7 @@ def no_key() -> jax.Array:
 def step_weights(
     params: paths.Tree, plan: Plan, mode: str, key: jax.Array
 ) -> tuple[paths.Tree, dict[str, jax.Array]]:
-    """Returns the parameters of one step, and the noise keys of its layers.
+    """Returns the parameters of one step, and what its layers need beside them.
 
     Args:
       params: nominal parameters of the root.
@@ -43,8 +48,10 @@ def step_weights(
       key: the step's key.
 
     Returns:
-      A tree like `params`, and for every layer with modified weights, by its path in
-      `params`, the `uint32` key data `[*stack, 2]`.
+      A tree like `params`, and by path in `params` leaves that are there for this step
+      only: `noise_key` of every layer that needs the root, key data `[*stack, 2]`,
+      `chip_key` of every layer with frozen spreads, and the `mapping_scale` of the
+      nominal kernel where it is not stored.
     """
     nominal = paths.leaves(params)
     active = {
@@ -60,12 +67,25 @@ def step_weights(
         scale = nominal.get(local(plan, weight.leaf("mapping_scale")))
         return _modified(weight, leaf, scale, key)
 
-    keys = {
-        path.rpartition("/")[0]: _layer_keys(weight, key)
-        for path, weight in active.items()
-        if weight.kind != "raw"
-    }
-    return paths.map_leaves(step_value, params), keys
+    leaves = {}
+    for weight in plan.weights:
+        if weight.kind == "raw":
+            continue
+        if weight.hardware.needs_root(mode):
+            data = layer_keys(weight, key, "periphery")
+            leaves[local(plan, weight.leaf("noise_key"))] = data
+        path = local(plan, weight.leaf("chip_key"))
+        if weight.hardware.freezes(mode) and path not in nominal:
+            # Training sees a new chip at every step; without a chip, it is number 0.
+            chip = key if mode == "train" else chip_key(0)
+            leaves[path] = layer_keys(weight, chip, "frozen_periphery")
+        path = local(plan, weight.leaf("mapping_scale"))
+        if weight.hardware.converts and path not in nominal:
+            kernel = nominal[local(plan, weight.path)]
+            scale = weight.derived_scale(weight.to_matrix(kernel))
+            if scale is not None:
+                leaves[path] = jax.lax.stop_gradient(scale)
+    return paths.map_leaves(step_value, params), leaves
 
 
 def local(plan: Plan, path: str) -> str:
@@ -86,14 +106,3 @@ def _modified(
         w_max = largest_weight(weight, w, per_column=modifier.per_column)
     w = modifier(draw_key(key, weight.path, "weight_noise"), w, w_max)
     return jnp.asarray(w * s, kernel.dtype)
-
-
-def _layer_keys(weight: AnalogWeight, key: jax.Array) -> jax.Array:
-    """Returns the keys of a layer's periphery, one for each layer of a stack."""
-    key = draw_key(key, weight.layer_path, "periphery")
-    count = math.prod(weight.stack)
-    keys = jax.vmap(lambda index: jax.random.fold_in(key, index))(
-        jnp.arange(count, dtype=jnp.uint32)
-    )
-    data = jax.random.key_data(keys)
-    return data.reshape(*weight.stack, data.shape[-1])

@@ -12,7 +12,7 @@ from flax import nnx
 
 import hwtrain as hw
 from hwtrain import paths
-from hwtrain.mismatch import on_crossbar
+from hwtrain.crossbar import on_crossbar
 from hwtrain.plan import AnalogWeight, Plan
 
 X = jax.random.normal(jax.random.key(1), (32, 10))

@@ -12,10 +12,11 @@ from hwtrain.hardware import Hardware
 from hwtrain.plan import AnalogWeight
 from hwtrain.transforms.rules import Layer
 from hwtrain.transforms.signal_side import (
+    STEP_LEAVES,
     analog_dot_general,
     behind_the_root,
+    has_signal_side,
     initial_leaves,
-    missing_leaf,
 )
 
 
@@ -85,20 +86,23 @@ def analog_call(
 ) -> Any:
     """Calls a dense layer with its matrix multiplication made analog."""
     scope = module.scope
-    if weight.hardware.modifies(mode) and not scope.has_variable("params", "noise_key"):
+    if weight.hardware.needs_root(mode) and not scope.has_variable(
+        "params", "noise_key"
+    ):
         raise behind_the_root(weight.layer_path)
-    if not weight.ranged:
+    if not has_signal_side(weight):
         return next_function(*args, **kwargs)
-    for name in ("input_range", "probe"):
-        if not scope.has_variable("params", name):
-            raise missing_leaf(weight.layer_path, name)
+    leaves = {
+        name: meta.unbox(scope.get_variable("params", name))
+        for name in STEP_LEAVES
+        if scope.has_variable("params", name)
+    }
     cls = getattr(module, "dot_general_cls", None)
     before = cls() if cls is not None else module.dot_general
     analog = analog_dot_general(
         weight,
         mode,
-        scope.get_variable("params", "input_range"),
-        scope.get_variable("params", "probe"),
+        leaves,
         before or jax.lax.dot_general,
     )
     with _fields(module, dot_general=analog, dot_general_cls=None):

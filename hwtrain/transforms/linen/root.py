@@ -28,7 +28,11 @@ from hwtrain.transforms.linen.prepass import (
     parameter_shapes,
 )
 from hwtrain.transforms.rules import Assignment, hardware_of, make_plan
-from hwtrain.transforms.signal_side import behind_the_root, missing_stream
+from hwtrain.transforms.signal_side import (
+    behind_the_root,
+    counted_calls,
+    missing_stream,
+)
 
 # The analog roots whose methods are running: their inner calls are plain calls.
 _running: contextvars.ContextVar[tuple[Any, ...]] = contextvars.ContextVar(
@@ -186,7 +190,7 @@ def _apply(root: Any, original, name: str, args: tuple, kwargs: dict):
         args,
         kwargs,
     )
-    key = weight_side.no_key() if weight_side.modifies(plan, mode) else None
+    key = weight_side.no_key() if weight_side.needs_root(plan, mode) else None
     if weight_side.draws(plan, mode):
         # Not make_rng: it counts calls, and falls back to the params stream.
         if "mismatch" not in rngs:
@@ -215,15 +219,18 @@ def _apply(root: Any, original, name: str, args: tuple, kwargs: dict):
             trans_in_fn=functools.partial(_transform, plan, mode, key),
             mutable=False,
         )
-    with nn.intercept_methods(interceptor), analog_trace((told, mode)):
+    with (
+        nn.intercept_methods(interceptor),
+        analog_trace((told, mode)),
+        counted_calls(),
+    ):
         return run(root, *args, **kwargs)
 
 
 def _transform(plan: Plan, mode: str, key: Any, variables: Any) -> Any:
-    """Returns the variables of one step, with a noise key beside each analog layer."""
-    params, keys = weight_side.step_weights(variables["params"], plan, mode, key)
-    entries = {f"{path}/noise_key".lstrip("/"): data for path, data in keys.items()}
-    return {**variables, "params": paths.insert(params, entries)}
+    """Returns the variables of one step, with what each analog layer needs beside."""
+    params, leaves = weight_side.step_weights(variables["params"], plan, mode, key)
+    return {**variables, "params": paths.insert(params, leaves)}
 
 
 @nn.nowrap

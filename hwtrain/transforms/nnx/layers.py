@@ -9,7 +9,12 @@ from flax import nnx
 
 from hwtrain.plan import AnalogWeight
 from hwtrain.transforms.rules import Layer
-from hwtrain.transforms.signal_side import analog_dot_general, behind_the_root
+from hwtrain.transforms.signal_side import (
+    STEP_LEAVES,
+    analog_dot_general,
+    behind_the_root,
+    has_signal_side,
+)
 
 
 class InputRange(nnx.Param):
@@ -24,8 +29,12 @@ class MappingScale(nnx.Param):
     """The mapping scale of a layer, `[*stack, row tiles, columns or 1]`."""
 
 
-class NoiseKey(nnx.Variable):
-    """The key of a layer's periphery noise; there during a call only."""
+class ChipKey(nnx.Param):
+    """The key of what is frozen in a chip's periphery; there during an evaluation."""
+
+
+class StepLeaf(nnx.Variable):
+    """What a layer needs for one step, such as its noise key; there during a call."""
 
 
 LEAF_TYPES = {
@@ -131,10 +140,10 @@ def _rebuild(make: Any, base: type, attributes: dict[str, Any]):
 
 def _analog_call(self, *args, **kwargs):
     weight, mode = self.analog_weight, self.analog_mode
-    if weight.hardware.modifies(mode) and not hasattr(self, "noise_key"):
+    if weight.hardware.needs_root(mode) and not hasattr(self, "noise_key"):
         raise behind_the_root(weight.layer_path)
     base = type(self)._hwtrain_base
-    if not weight.ranged:
+    if not has_signal_side(weight):
         return base.__call__(self, *args, **kwargs)
     # A shallow stand-in that shares the variables: nothing is set on the layer itself,
     # which may belong to another trace.
@@ -143,8 +152,7 @@ def _analog_call(self, *args, **kwargs):
     stand_in.__dict__["dot_general"] = analog_dot_general(
         weight,
         mode,
-        self.input_range[...],
-        self.probe[...],
+        {name: getattr(self, name)[...] for name in STEP_LEAVES if hasattr(self, name)},
         self.dot_general or jax.lax.dot_general,
     )
     return base.__call__(stand_in, *args, **kwargs)

@@ -11,11 +11,13 @@ from typing import Any
 from flax import nnx
 
 from hwtrain import paths
+from hwtrain.mismatch import chip_key, layer_keys
 from hwtrain.plan import Plan
 from hwtrain.transforms import weight_side
 from hwtrain.transforms.nnx.layers import (
     LEAF_TYPES,
-    NoiseKey,
+    ChipKey,
+    StepLeaf,
     analog_layer_class,
     describe,
     make_analog,
@@ -25,7 +27,11 @@ from hwtrain.transforms.nnx.layers import (
     view_setter,
 )
 from hwtrain.transforms.rules import LEAVES, Assignment, make_plan
-from hwtrain.transforms.signal_side import initial_leaves, missing_stream
+from hwtrain.transforms.signal_side import (
+    counted_calls,
+    initial_leaves,
+    missing_stream,
+)
 
 
 def analogize_nnx(model: Any, assigned: Assignment, rngs: nnx.Rngs | None) -> Any:
@@ -72,6 +78,15 @@ def set_mode(model: Any, mode: str) -> Any:
         if hasattr(module, "analog_mode"):
             module.analog_mode = mode
     return model
+
+
+def add_chip_keys(model: Any) -> None:
+    """Adds the key of chip 0 to layers whose periphery differs between chips."""
+    plan, layers = plan_of(model), _modules(model)
+    for weight in plan.weights:
+        if weight.kind != "raw" and weight.hardware.freezes("chip"):
+            data = layer_keys(weight, chip_key(0), "frozen_periphery")
+            layers[weight_side.local(plan, weight.layer_path)].chip_key = ChipKey(data)
 
 
 def plan_of(model: Any) -> Plan:
@@ -144,7 +159,7 @@ def _through_both_sides(base: type, name: str):
             return original(self, *args, **kwargs)
         plan = _make(self, self.analog_assigned, check=False)
         mode = self.analog_mode
-        if not weight_side.modifies(plan, mode):
+        if not weight_side.needs_root(plan, mode):
             return original(self, *args, **kwargs)
         key = weight_side.no_key()
         if weight_side.draws(plan, mode):
@@ -167,15 +182,18 @@ def _noisy_call(
 ) -> Any:
     """Calls a method on a copy of the root with the weights of one step."""
     graphdef, params, rest = nnx.split(root, nnx.Param, ...)
-    params, keys = weight_side.step_weights(params, plan, mode, key)
+    params, leaves = weight_side.step_weights(params, plan, mode, key)
     noisy = nnx.merge(graphdef, params, rest)
     modules = _modules(noisy)
-    for path, data in keys.items():
-        modules[path].noise_key = NoiseKey(data)
+    for path, value in leaves.items():
+        layer, _, name = path.rpartition("/")
+        setattr(modules[layer], name, StepLeaf(value))
     noisy.analog_running = True
-    result = original(noisy, *args, **kwargs)
-    for path in keys:
-        del modules[path].noise_key
+    with counted_calls():
+        result = original(noisy, *args, **kwargs)
+    for path in leaves:
+        layer, _, name = path.rpartition("/")
+        delattr(modules[layer], name)
     _copy_back(noisy, root)
     return result
 

@@ -1,0 +1,105 @@
+"""Cost of a hardware-aware training step against a plain one, in one interleaved run.
+
+    python benchmarks/digits_step.py [--blocks 60] [--out DIR]
+
+The digits recipe of configs/digits_mlp.toml: forward, backward, update. A round runs
+one block of steps of each variant, so that whatever else the machine does falls on all
+of them; the median over blocks is compared.
+"""
+
+import argparse
+import dataclasses
+import json
+import statistics
+import time
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+
+from hwtrain import optim
+from hwtrain.hardware import Hardware
+from hwtrain.training import cross_entropy, init_state, linen, make_step, read_config
+from hwtrain.training.loop import epoch_order
+from hwtrain.training.preparation import prepare
+
+CONFIG = Path(__file__).parent.parent / "configs" / "digits_mlp.toml"
+
+
+def variants(hardware):
+    """Returns hardware by name: all of the recipe, and each part of it alone."""
+    parts = {
+        "hardware-aware": hardware,
+        "noise alone": Hardware(modifier=hardware.modifier),
+        "clip alone": Hardware(clip=hardware.clip),
+        "input range alone": Hardware(input_range=hardware.input_range),
+    }
+    return {
+        name: dataclasses.replace(part, mismatch=None, converter=None)
+        for name, part in parts.items()
+    }
+
+
+def runners(config, ready):
+    """Returns for each variant a function that runs a number of steps."""
+    example = ready.train.inputs[:1]
+    cases = {"plain": (ready.plain, ready.optimizer)}
+    for name, hardware in variants(config.hardware).items():
+        model, plan = linen.hardware_aware(ready.factory, hardware, example)
+        cases[name] = model, optim.hardware_aware(ready.optimizer, plan)
+    return {name: runner(*case, config, ready.train) for name, case in cases.items()}
+
+
+def runner(model, optimizer, config, data):
+    """Returns a function that runs some steps and returns the seconds of one."""
+    step = make_step(model, optimizer, cross_entropy)
+    state = init_state(model.init(0), optimizer)
+    size = config.training.batch_size
+    order = jnp.asarray(epoch_order(0, 0, len(data.labels), size))
+    data, key = jax.device_put(data), jax.random.key(0)
+
+    def run(steps):
+        nonlocal state
+        start = time.perf_counter()
+        for _ in range(steps):
+            state, loss = step(state, data, order, key)
+        jax.block_until_ready((state, loss))
+        return (time.perf_counter() - start) / steps
+
+    return run
+
+
+def measure(blocks, steps):
+    """Returns the median microseconds of a step for each variant."""
+    config = read_config(CONFIG)
+    cases = runners(config, prepare(config, CONFIG.parent))
+    for run in cases.values():
+        run(steps)
+    seconds = {name: [] for name in cases}
+    for _ in range(blocks):
+        for name, run in cases.items():
+            seconds[name].append(run(steps))
+    return {name: 1e6 * statistics.median(times) for name, times in seconds.items()}
+
+
+def main():
+    """Prints a table, and writes it as Markdown and JSON if asked to."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--blocks", type=int, default=60)
+    parser.add_argument("--steps", type=int, default=50, help="steps in a block")
+    parser.add_argument("--out", type=Path, help="folder for the table as file")
+    options = parser.parse_args()
+    micros = measure(options.blocks, options.steps)
+    lines = ["| step | median, µs | ratio to plain |", "|---|---|---|"]
+    for name, value in micros.items():
+        lines.append(f"| {name} | {value:.0f} | {value / micros['plain']:.2f} |")
+    print("\n".join(lines))
+    if options.out:
+        options.out.mkdir(parents=True, exist_ok=True)
+        (options.out / "digits_step.md").write_text("\n".join(lines) + "\n")
+        text = json.dumps({"median_us": micros}, indent=2)
+        (options.out / "digits_step.json").write_text(text + "\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,250 @@
+"""The periphery of a tile: converters, noise, management, and what distorts outputs."""
+
+from typing import Annotated, Literal, Self
+
+from pydantic import Field, model_validator
+from pydantic.dataclasses import dataclass
+
+from hwtrain.hardware.configuration import CONFIG, NonNegative, Positive, Share
+from hwtrain.physics.converters import Converter, from_bits
+from hwtrain.physics.ir_drop import G_RATIO
+from hwtrain.physics.management import Management
+from hwtrain.physics.periphery import Periphery
+from hwtrain.physics.rounding import resolution
+
+Bits = Annotated[int, Field(ge=2, le=24)]
+
+
+@dataclass(frozen=True, kw_only=True, config=CONFIG)
+class IOParameters:
+    r"""What stands around a tile's matrix multiplication. `IOParameters()` is ideal.
+
+    .. math::
+        y = \alpha\, f_\text{out} \mathrm{ADC}(w\, \mathrm{DAC}(x / \alpha))
+
+    All values are in normalised units, and each tile has its own converters: inputs are
+    divided by the input range, weights by the mapping scale, so that 1 is the largest
+    input and, with `weight_scaling_omega=1`, the largest weight.
+    `hwtrain.physics.mvm.analog_mvm` gives the order of the effects and their gradients.
+
+    >>> chip = IOParameters(inp_bits=8, out_bits=8, out_bound=10.0, out_noise=0.04)
+    >>> round(1 / chip.periphery.dac.res)
+    254
+
+    Raises:
+      pydantic.ValidationError: (a `ValueError`) for an ADC without `out_bound`, for
+        both bits and resolution of one converter, or for an option that does nothing.
+
+    References:
+      Rasch et al., A flexible and fast PyTorch toolkit for simulating training and
+      inference on analog crossbar arrays, AICAS 2021.
+    """
+
+    inp_bound: Positive | None = None
+    """Full scale of the DAC. `None`: 1 if there are levels, no clipping if not."""
+    inp_res: Positive | None = None
+    """Step of the DAC relative to its full range of twice the bound; above 1, the
+    number of steps. `None` for no rounding."""
+    inp_bits: Bits | None = None
+    """Bits of the DAC, instead of `inp_res`: 1 / (2^bits - 2)."""
+    inp_sto_round: bool = False
+    """Round the inputs stochastically."""
+    inp_noise: NonNegative = 0.0
+    """Standard deviation of the noise on the inputs, after the DAC. Zero turns it
+    off."""
+    inp_asymmetry: Share = 0.0
+    """Share by which negative inputs are weaker. Zero turns it off."""
+
+    out_bound: Positive | None = None
+    """Full scale of the ADC. `None` for no clipping."""
+    out_res: Positive | None = None
+    """Step of the ADC relative to its full range of twice the bound; above 1, the
+    number of steps. `None` for no rounding."""
+    out_bits: Bits | None = None
+    """Bits of the ADC, instead of `out_res`: 1 / (2^bits - 2)."""
+    out_sto_round: bool = False
+    """Round the outputs stochastically."""
+    out_noise: NonNegative = 0.0
+    """Standard deviation of the noise on the outputs, before the ADC. Zero turns it
+    off."""
+    out_noise_std: NonNegative = 0.0
+    """Spread of `out_noise` over the outputs of a chip, relative, frozen with the chip.
+    Zero turns it off."""
+    out_asymmetry: Share = 0.0
+    """Share by which negative outputs are weaker. Zero turns it off."""
+    out_scale: Positive = 1.0
+    """Factor on the outputs after the ADC. One turns it off."""
+
+    noise_management: Literal[
+        "none", "abs_max", "max", "constant", "abs_max_np_sum"
+    ] = "none"
+    """What each input vector is divided by before the DAC: its largest absolute value,
+    its largest value, a constant, or the largest absolute value and what its sums of
+    one sign could make of the ADC's range, whichever is larger."""
+    nm_thres: NonNegative = 0.0
+    """Largest scale of `"abs_max"` (zero: no limit); the scale of `"constant"` (zero:
+    1)."""
+    nm_assumed_wmax: Positive = 0.6
+    """Largest weight that `"abs_max_np_sum"` and `"iterative_worst_case"` assume."""
+    bound_management: Literal["none", "iterative", "iterative_worst_case", "shift"] = (
+        "none"
+    )
+    """What happens where the ADC clips. `"iterative"` halves the inputs of the vector
+    until it does not; `"iterative_worst_case"` first goes to the scale of
+    `"abs_max_np_sum"`; `"shift"` shifts the outputs down, which only a softmax does not
+    see."""
+    max_bm_factor: Annotated[float, Field(ge=1)] = 1000.0
+    """Factor above which inputs are not halved further."""
+    max_bm_res: Positive = 0.25
+    """Inputs are not halved further once the DAC's step is above this share of what is
+    left of its range."""
+
+    w_noise: NonNegative = 0.0
+    """Strength of the weights' read noise. Zero turns it off."""
+    w_noise_type: Literal["none", "additive_constant", "pcm_read"] = "none"
+    """Its standard deviation for each weight: `w_noise`, or `w_noise` times the square
+    root of the absolute weight."""
+    ir_drop: NonNegative = 0.0
+    """Strength of the IR drop along the wires. Zero turns it off; 1 is physical."""
+    ir_drop_g_ratio: Positive = G_RATIO
+    """Conductance of the wire between two cells over the largest of a device."""
+    out_nonlinearity: NonNegative = 0.0
+    """Strength of the outputs' saturation, at the bound of the ADC. Zero turns it
+    off."""
+    out_nonlinearity_std: NonNegative = 0.0
+    """Spread of the saturation over the outputs of a chip, relative, frozen with the
+    chip. Zero turns it off."""
+    slope_calibration: NonNegative = 0.0
+    """How far from zero, relative to the bound, the slope of the outputs is calibrated
+    to 1. Zero turns the calibration off."""
+    r_series: NonNegative = 0.0
+    """Series resistance of the outputs, normalised. Zero turns it off."""
+    v_offset_std: NonNegative = 0.0
+    """Standard deviation of the voltage offset of the outputs, relative to the read
+    voltage, frozen with the chip; offsets below zero are zero. Zero turns it off."""
+    v_offset_w_min: float = -1.0
+    """Weight of a device that is off, the reference in reading at an offset voltage or
+    through `r_series`."""
+
+    @property
+    def draws(self) -> bool:
+        """Whether anything is drawn at a read."""
+        stochastic = self.inp_sto_round or self.out_sto_round
+        noise = self.inp_noise > 0 or self.out_noise > 0 or self.w_noise > 0
+        return stochastic or noise or self.frozen
+
+    @property
+    def frozen(self) -> bool:
+        """Whether chips differ: drawn once for each chip, and in training each step."""
+        spreads = (self.out_noise_std, self.out_nonlinearity_std, self.v_offset_std)
+        return any(spread > 0 for spread in spreads)
+
+    @property
+    def periphery(self) -> Periphery:
+        """The same, as `hwtrain.physics.mvm.analog_mvm` takes it."""
+        inp_res = _resolution(self.inp_res, self.inp_bits)
+        inp_bound = self.inp_bound
+        if inp_bound is None and inp_res is not None:
+            inp_bound = 1.0
+        out_res = _resolution(self.out_res, self.out_bits)
+        return Periphery(
+            dac=Converter(inp_bound, inp_res, self.inp_sto_round),
+            inp_noise=self.inp_noise,
+            inp_asymmetry=self.inp_asymmetry,
+            adc=Converter(self.out_bound, out_res, self.out_sto_round),
+            out_noise=self.out_noise,
+            out_noise_std=self.out_noise_std,
+            out_asymmetry=self.out_asymmetry,
+            out_scale=self.out_scale,
+            out_nonlinearity=self.out_nonlinearity,
+            out_nonlinearity_std=self.out_nonlinearity_std,
+            slope_calibration=self.slope_calibration,
+            w_noise=self.w_noise,
+            w_noise_type=self.w_noise_type if self.w_noise > 0 else "none",
+            ir_drop=self.ir_drop,
+            ir_drop_g_ratio=self.ir_drop_g_ratio,
+            r_series=self.r_series,
+            v_offset_std=self.v_offset_std,
+            v_offset_w_min=self.v_offset_w_min,
+            management=Management(
+                noise=self.noise_management,
+                threshold=self.nm_thres,
+                bound=self.bound_management,
+                max_factor=self.max_bm_factor,
+                max_resolution=self.max_bm_res,
+                assumed_wmax=self.nm_assumed_wmax,
+            ),
+        )
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        for side in ("inp", "out"):
+            _check_converter(self, side)
+        needs_bound = {
+            "bound_management": self.bound_management != "none",
+            "noise_management": self.noise_management == "abs_max_np_sum",
+            "out_nonlinearity": self.out_nonlinearity > 0,
+            "slope_calibration": self.slope_calibration > 0,
+        }
+        for name, needed in needs_bound.items():
+            if needed and self.out_bound is None:
+                raise ValueError(
+                    f"{name}={getattr(self, name)!r} refers to the full scale of the "
+                    f"ADC: write out_bound=10.0 beside it, in normalised units, or "
+                    f"leave {name} out"
+                )
+        without_effect = {
+            "nm_thres": self.nm_thres > 0
+            and self.noise_management not in ("abs_max", "constant"),
+            "slope_calibration": self.slope_calibration > 0
+            and not (self.out_nonlinearity > 0 or self.r_series > 0),
+            "v_offset_w_min": self.v_offset_w_min != -1.0
+            and not (self.v_offset_std > 0 or self.r_series > 0),
+            "out_noise_std": self.out_noise_std > 0 and self.out_noise == 0,
+            "out_nonlinearity_std": self.out_nonlinearity_std > 0
+            and self.out_nonlinearity == 0,
+            "w_noise": self.w_noise > 0 and self.w_noise_type == "none",
+        }
+        needed = {
+            "nm_thres": 'noise_management="abs_max" or "constant"',
+            "slope_calibration": "out_nonlinearity or r_series above zero",
+            "v_offset_w_min": "v_offset_std or r_series above zero",
+            "out_noise_std": "out_noise above zero",
+            "out_nonlinearity_std": "out_nonlinearity above zero",
+            "w_noise": 'w_noise_type="additive_constant" or "pcm_read"',
+        }
+        for name, idle in without_effect.items():
+            if idle:
+                raise ValueError(
+                    f"{name}={getattr(self, name)!r} does nothing without "
+                    f"{needed[name]}: write it beside, or leave {name} out"
+                )
+        return self
+
+
+def _resolution(res: float | None, bits: int | None) -> float | None:
+    if bits is not None:
+        return from_bits(bits)
+    return None if res is None else resolution(res)
+
+
+def _check_converter(io: IOParameters, side: str) -> None:
+    """Raises for a converter that is given twice, or whose options do nothing."""
+    res, bits = getattr(io, f"{side}_res"), getattr(io, f"{side}_bits")
+    if res is not None and bits is not None:
+        raise ValueError(
+            f"{side}_res={res} and {side}_bits={bits} both give the resolution; leave "
+            f"one out ({side}_bits={bits} is {side}_res={from_bits(bits):.6g})"
+        )
+    levels = res is not None or bits is not None
+    if getattr(io, f"{side}_sto_round") and not levels:
+        raise ValueError(
+            f"{side}_sto_round=True does nothing without levels to round to: write "
+            f"{side}_bits=8 beside it, or leave it out"
+        )
+    if side == "out" and levels and io.out_bound is None:
+        given = "out_res" if bits is None else "out_bits"
+        raise ValueError(
+            f"an ADC needs a full scale: write out_bound=10.0 beside {given}, in "
+            "normalised units (largest input times largest weight)"
+        )

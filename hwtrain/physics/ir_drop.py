@@ -1,0 +1,63 @@
+"""The drop of voltage along the wires of a crossbar."""
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from hwtrain.physics import tiling
+
+G_RATIO = 1 / 0.35 / 5e-6
+"""Conductance of the wire between two cells over the largest of a cell: 0.35 Ohm and
+5 µS."""
+
+
+def ir_drop(
+    x: jax.Array,
+    multiply: Callable[[jax.Array], jax.Array],
+    multiply_absolute: Callable[[jax.Array], jax.Array],
+    row_sizes: tuple[int, ...],
+    *,
+    ir_drop: float,
+    g_ratio: float = G_RATIO,
+) -> jax.Array:
+    r"""Returns what the resistance of the wires takes from the outputs of tiles.
+
+    .. math::
+        \Delta y_i = \lambda\, c_i \sum_j w_{ij} x_j \left(1 - (1 - j/n)^2\right),
+        \qquad c = 0.5 a - 0.2 a^2 + 0.05 a^3, \qquad
+        a_i = \frac{n}{\gamma} \sum_j |w_{ij}| |x_j|
+
+    with :math:`j = 0 \ldots n - 1` the row in a tile of :math:`n` rows; the last row
+    drops most. The gradient is the true one.
+
+    >>> w = jnp.ones((2, 1))
+    >>> x = jnp.ones((1, 1, 1, 2))
+    >>> dot = lambda x: x @ w
+    >>> print(ir_drop(x, dot, dot, (2,), ir_drop=1.0, g_ratio=40.0).ravel())
+    [0.0360375]
+
+    Args:
+      x: `[..., row tiles, column tiles or 1, rows]`, in normalised units.
+      multiply: multiplies such inputs by the weights of the tiles.
+      multiply_absolute: multiplies them by the absolute weights.
+      row_sizes: rows of each row tile.
+      ir_drop: lambda, the strength. Zero turns the drop off.
+      g_ratio: gamma, the conductance of the wire between two cells over the largest
+        conductance of a cell.
+
+    Returns:
+      The drop, to be subtracted, of the shape of `multiply(x)`.
+
+    References:
+      Rasch et al., A flexible and fast PyTorch toolkit for simulating training and
+      inference on analog crossbar arrays, AICAS 2021.
+    """
+    rows = np.asarray(row_sizes, np.float32)[:, None, None]
+    position = np.arange(row_sizes[0], dtype=np.float32) / rows
+    farther = np.where(tiling.mask(row_sizes)[:, None, :], 1 - (1 - position) ** 2, 0)
+    current = multiply_absolute(jnp.abs(x)) * (rows / g_ratio)
+    share = current * (current * (0.05 * current - 0.2) + 0.5)
+    drop = share * multiply(x * farther.astype(np.float32))
+    return ir_drop * drop

@@ -1,0 +1,173 @@
+"""Digital scaling around a tile, so that inputs fill the DAC and outputs fit the ADC.
+
+Scales belong to one input vector of one tile. No gradient passes through them: the
+backward pass takes the final scale as it is.
+"""
+
+import math
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from hwtrain.physics import tiling
+
+
+class Management(NamedTuple):
+    """How the scales are found.
+
+    Attributes:
+      noise: `"none"`, `"constant"`, `"abs_max"`, `"max"` or `"abs_max_np_sum"`.
+      threshold: the scale of `"constant"`, and the largest of `"abs_max"`; 0 is 1 for
+        the first and no limit for the second.
+      bound: `"none"`, `"iterative"`, `"iterative_worst_case"` or `"shift"`.
+      max_factor: doubling stops above this reduction.
+      max_resolution: doubling stops where the DAC's step, relative to the reduced
+        input's range, is above this.
+      assumed_wmax: the largest weight that `"abs_max_np_sum"` assumes.
+    """
+
+    noise: str = "none"
+    threshold: float = 0.0
+    bound: str = "none"
+    max_factor: float = 1000.0
+    max_resolution: float = 0.25
+    assumed_wmax: float = 0.6
+
+    @property
+    def iterative(self) -> bool:
+        """Whether inputs are reduced until the outputs fit."""
+        return self.bound in ("iterative", "iterative_worst_case")
+
+
+def noise_scale(
+    x: jax.Array,
+    row_sizes: tuple[int, ...],
+    *,
+    kind: str,
+    threshold: float = 0.0,
+    assumed_wmax: float = 0.6,
+    out_bound: float | None = None,
+) -> jax.Array:
+    r"""Returns the scale that inputs are divided by before the DAC.
+
+    .. math::
+        \text{abs_max:}\ \alpha = \max_j |x_j| \qquad
+        \text{max:}\ \alpha = \max_j x_j \qquad
+        \text{abs_max_np_sum:}\ \alpha = \max\Big(\max_j |x_j|,\
+        \frac{w_\text{max}}{b} \max\big(\textstyle\sum_j x_j^+, \sum_j x_j^-\big)\Big)
+
+    >>> x = jnp.array([[0.5, -2.0]]).reshape(1, 1, 1, 2)
+    >>> print(noise_scale(x, (2,), kind="abs_max").item())
+    2.0
+
+    Args:
+      x: `[..., row tiles, column tiles or 1, rows]`.
+      row_sizes: rows of each row tile.
+      kind: one of the above, or `"constant"`: the threshold, 1 if that is zero.
+      threshold: the largest scale of `"abs_max"`; larger inputs are then clipped. Zero
+        for no limit.
+      assumed_wmax: w_max, the largest weight that `"abs_max_np_sum"` assumes.
+      out_bound: b, the bound of the ADC, for `"abs_max_np_sum"`.
+
+    Returns:
+      `[..., row tiles, column tiles or 1, 1]`, float32; zero for an input of zeros,
+      1 where `"max"` is not positive. No gradient passes.
+
+    References:
+      Gokmen et al., Training deep convolutional neural networks with resistive
+      cross-point devices, Frontiers in Neuroscience 2017.
+    """
+    x = jax.lax.stop_gradient(x).astype(jnp.float32)
+    if kind == "constant":
+        shape = (*x.shape[:-1], 1)
+        return jnp.full(shape, threshold if threshold > 0 else 1.0, jnp.float32)
+    if kind == "max":
+        valid = tiling.mask(row_sizes)[:, None, :]
+        largest = jnp.max(x, axis=-1, keepdims=True, where=valid, initial=-jnp.inf)
+        return jnp.where(largest > 0, largest, 1)
+    largest = jnp.max(jnp.abs(x), axis=-1, keepdims=True)
+    if kind == "abs_max":
+        return jnp.minimum(largest, threshold) if threshold > 0 else largest
+    positive = jnp.sum(jnp.maximum(x, 0), axis=-1, keepdims=True)
+    negative = jnp.sum(jnp.maximum(-x, 0), axis=-1, keepdims=True)
+    if out_bound is None:
+        return largest
+    worst = jnp.maximum(positive, negative) * (assumed_wmax / out_bound)
+    return jnp.maximum(largest, worst)
+
+
+def bound_scale(
+    scale: jax.Array,
+    clips: Callable[[jax.Array], jax.Array],
+    *,
+    limit: float,
+    worst_case: jax.Array | None = None,
+) -> jax.Array:
+    r"""Returns the scale at which no output of an input vector is clipped.
+
+    .. math:: \alpha \to 2\alpha \quad \text{while clipped}
+
+    Each vector on each tile doubles its own scale, at most until the factor is above
+    the limit. The outputs are computed again for each factor, in a bounded loop that
+    ends as soon as none is clipped. The loop itself is not differentiated.
+
+    >>> print(bound_scale(jnp.array([1.0, 3.0]), lambda s: s < 5, limit=1000.0))
+    [8. 6.]
+
+    Args:
+      scale: the scale of the first trial, of any shape.
+      clips: says of scales whether an output is clipped at them, of the same shape.
+        It must not depend on anything that is differentiated.
+      limit: the factor above which the doubling stops.
+      worst_case: the scale of the second trial, from which doubling then goes on;
+        `None` for twice the first.
+
+    References:
+      Gokmen et al., Training deep convolutional neural networks with resistive
+      cross-point devices, Frontiers in Neuroscience 2017.
+    """
+    # The first power of two above the limit is tried and kept.
+    doublings = math.floor(math.log2(limit)) + 1 if limit >= 1 else 0
+    trials = doublings if worst_case is None else doublings + 1
+
+    def unfinished(carry):
+        trial, _, clipped = carry
+        return (trial < trials) & jnp.any(clipped)
+
+    def next_trial(carry):
+        trial, scale, clipped = carry
+        larger = 2 * scale
+        if worst_case is not None:
+            larger = jnp.where(trial == 0, worst_case, larger)
+        scale = jnp.where(clipped, larger, scale)
+        return trial + 1, scale, clipped & clips(scale)
+
+    carry = (jnp.zeros((), jnp.int32), scale, clips(scale))
+    return jax.lax.while_loop(unfinished, next_trial, carry)[1]
+
+
+def shift(y: jax.Array, column_sizes: tuple[int, ...], *, bound: float) -> jax.Array:
+    r"""Shifts outputs down until the largest lies at the bound of the ADC.
+
+    .. math:: y' = y - \max(0,\ \max_i y_i - b)
+
+    A softmax does not see the shift. It is the same for all column tiles of a row tile,
+    and no gradient passes through it.
+
+    >>> y = jnp.array([3.0, 1.0]).reshape(1, 1, 1, 2)
+    >>> print(shift(y, (2,), bound=2.0).ravel())
+    [2. 0.]
+
+    Args:
+      y: `[..., row tiles, column tiles, columns]`.
+      column_sizes: columns of each column tile.
+      bound: b.
+    """
+    valid = tiling.mask(column_sizes)
+    fixed = jax.lax.stop_gradient(y)
+    largest = jnp.max(
+        fixed, axis=(-2, -1), keepdims=True, where=valid, initial=-jnp.inf
+    )
+    return y - jnp.maximum(largest - bound, 0)

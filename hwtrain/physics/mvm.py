@@ -1,0 +1,283 @@
+"""The analog multiplication of vectors by a matrix that lies on tiles.
+
+Tiles are a batched axis. Every tile computes in normalised units, x/r and w/s, and has
+converters of its own; the results of row tiles are added digitally.
+"""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.typing import DTypeLike
+
+from hwtrain.physics import tiling
+from hwtrain.physics.converters import (
+    convert,
+    exceeds,
+    round_to_level,
+    saturate,
+)
+from hwtrain.physics.input_range import RangeGradient, clip_to_range, count_outputs
+from hwtrain.physics.ir_drop import ir_drop
+from hwtrain.physics.management import bound_scale, noise_scale, shift
+from hwtrain.physics.modifiers import straight_through
+from hwtrain.physics.output_stage import asymmetry, nonlinearity, voltage_offset
+from hwtrain.physics.periphery import Periphery
+from hwtrain.physics.random import draw_key, normal, uniform
+from hwtrain.physics.tiled_matrix import TiledMatrix
+
+
+def analog_mvm(
+    x: jax.Array,
+    w: jax.Array,
+    periphery: Periphery,
+    *,
+    row_sizes: tuple[int, ...],
+    column_sizes: tuple[int, ...],
+    scale: jax.Array | None = None,
+    input_range: jax.Array | None = None,
+    probe: jax.Array | None = None,
+    key: jax.Array | None = None,
+    chip_key: jax.Array | None = None,
+    gradient: RangeGradient = RangeGradient(),  # noqa: B008 an immutable value
+    dot_general: Callable[..., jax.Array] = jax.lax.dot_general,
+    dtype: DTypeLike | None = None,
+) -> jax.Array:
+    r"""Multiplies by a matrix on tiles, through DAC, crossbar and ADC.
+
+    .. math::
+        y_c = \sum_r s_{rc}\, r_{rc}\, \alpha_{rc}\;
+        \mathrm{ADC}\!\left(\frac{W_{rc}}{s_{rc}}\, \mathrm{DAC}\!\left(
+        \frac{\mathrm{clip}(x_r, -r_{rc}, r_{rc})}{r_{rc}\, \alpha_{rc}}\right)\right)
+
+    In this order: management's scale, rounding and clipping of the DAC, input noise,
+    input asymmetry, multiplication, IR drop, voltage offset, read noise, saturation,
+    output asymmetry, output noise, rounding and clipping of the ADC, output scale.
+
+    The gradient passes straight through rounding and noise, is zero beyond the bounds
+    and exact elsewhere; input range, mapping scale and the management's scale are
+    constants to it, except for the gradient of the range by `clip_to_range`.
+
+    >>> from hwtrain.physics.converters import Converter
+    >>> three_levels = Periphery(dac=Converter(bound=1.0, res=1 / 2))
+    >>> analog_mvm(jnp.array([[0.4, -3.0]]), jnp.ones((2, 1)), three_levels,
+    ...            row_sizes=(2,), column_sizes=(1,))
+    Array([[-1.]], dtype=float32)
+
+    Args:
+      x: `[..., rows]`.
+      w: `[rows, columns]`.
+      periphery: what surrounds the tiles.
+      row_sizes: rows of each row tile.
+      column_sizes: columns of each column tile.
+      scale: `[row tiles, columns or 1]`, s of the nominal weights; `None` for 1.
+      input_range: `[row tiles, column tiles]`, r in units of the input; `None` for no
+        clipping, and 1.
+      probe: `[row tiles, column tiles, 6]`; `None` for plain JAX operations, which
+        forward-mode differentiation needs, without statistics.
+      key: JAX key of what is drawn at each read; `None` draws nothing.
+      chip_key: JAX key of what is frozen in a chip; `None` for no spread.
+      gradient: how the range's gradient is taken.
+      dot_general: what multiplies, called as `jax.lax.dot_general`.
+      dtype: dtype of the result; `None` for that of a plain multiplication. The
+        periphery computes in float32, the multiplication in the dtype of `x`.
+
+    Returns:
+      `[..., columns]`.
+
+    References:
+      Rasch et al., Hardware-aware training for large-scale and diverse deep learning
+      inference workloads using in-memory computing-based accelerators,
+      Nature Communications 2023.
+    """
+    inputs: Any = tiling.cut(x, row_sizes, axis=-1)[..., None, :]
+    volume: Any = 1.0
+    if input_range is not None:
+        r = jax.lax.stop_gradient(input_range)[..., None].astype(jnp.float32)
+        if probe is None:
+            inputs = jnp.clip(inputs, -r.astype(x.dtype), r.astype(x.dtype))
+        else:
+            inputs = clip_to_range(inputs, input_range, probe, row_sizes, gradient)
+        volume = r
+        inputs = inputs.astype(jnp.float32) / r
+    inputs = inputs.astype(jnp.float32)
+
+    tiles = TiledMatrix.cut(w, scale, row_sizes, column_sizes, dot_general, x.dtype)
+    draws = _draw(periphery, key, chip_key, inputs.shape[:-3], tiles)
+    alpha, factor = _managed(inputs, tiles, periphery, draws)
+    y: Any = _before_clipping(inputs, alpha, tiles, periphery, draws)
+    bound = periphery.adc.bound
+    if bound is not None and probe is not None:
+        y = count_outputs(y, probe, bound, column_sizes)
+    y = saturate(y, bound) * (volume * periphery.out_scale)
+    y = y if factor is None else y * factor
+    y = jnp.sum(y * tiles.scale, axis=-3)
+    return tiling.join(y, column_sizes, axis=-1).astype(dtype or jnp.result_type(x, w))
+
+
+class _Draws(NamedTuple):
+    """What is drawn, in normalised units; `None` is nothing."""
+
+    inputs: jax.Array | None = None
+    inputs_uniform: jax.Array | None = None
+    read: jax.Array | None = None
+    outputs: jax.Array | None = None
+    outputs_uniform: jax.Array | None = None
+    offset: Any = 0.0
+    strength: Any = 0.0
+
+
+def _draw(
+    p: Periphery,
+    key: jax.Array | None,
+    chip_key: jax.Array | None,
+    batch: tuple[int, ...],
+    tiles: TiledMatrix,
+) -> _Draws:
+    grid = (len(tiles.row_sizes), len(tiles.column_sizes))
+    width = tiles.column_sizes[0]
+    input_shape = (*batch, *grid, tiles.row_sizes[0])
+    output_shape = (*batch, *grid, width)
+
+    def drawn(on: bool, kind, effect: str, shape: tuple[int, ...]):
+        return (
+            kind(draw_key(key, "", effect), shape) if on and key is not None else None
+        )
+
+    def spread(std: float, effect: str) -> Any:
+        if std == 0 or chip_key is None:
+            return 0.0
+        return std * normal(draw_key(chip_key, "", effect), (*grid, width))
+
+    outputs = drawn(p.out_noise > 0, normal, "output_noise", output_shape)
+    if outputs is not None:
+        sigma = p.out_noise * abs(1 + spread(p.out_noise_std, "output_noise_spread"))
+        outputs = sigma * outputs
+    strength = p.out_nonlinearity * abs(
+        1 + spread(p.out_nonlinearity_std, "output_nonlinearity")
+    )
+    return _Draws(
+        inputs=drawn(p.inp_noise > 0, normal, "input_noise", input_shape),
+        inputs_uniform=drawn(
+            p.dac.stochastic, uniform, "input_stochastic_rounding", input_shape
+        ),
+        read=drawn(p.w_noise_type != "none", normal, "read", output_shape),
+        outputs=outputs,
+        outputs_uniform=drawn(
+            p.adc.stochastic, uniform, "output_stochastic_rounding", output_shape
+        ),
+        offset=jnp.maximum(spread(p.v_offset_std, "voltage_offset"), 0.0),
+        strength=strength,
+    )
+
+
+def _managed(
+    x: jax.Array, tiles: TiledMatrix, p: Periphery, draws: _Draws
+) -> tuple[jax.Array | None, jax.Array | None]:
+    """Returns what inputs are divided by, and what outputs are multiplied by."""
+    manage = p.management
+    if manage.noise == "none" and not manage.iterative:
+        return None, None
+    fixed = jax.lax.stop_gradient(x)
+
+    def scale_by(kind: str) -> jax.Array:
+        return noise_scale(
+            fixed,
+            tiles.row_sizes,
+            kind=kind,
+            threshold=manage.threshold if kind == manage.noise else 0.0,
+            assumed_wmax=manage.assumed_wmax,
+            out_bound=p.adc.bound,
+        )
+
+    alpha = scale_by("constant" if manage.noise == "none" else manage.noise)
+    silent = alpha == 0
+    alpha = jnp.where(silent, 1, alpha)
+    bound = p.adc.bound
+    if manage.iterative and bound is not None:
+        shape = (*x.shape[:-3], len(tiles.row_sizes), len(tiles.column_sizes), 1)
+        alpha, silent = jnp.broadcast_to(alpha, shape), jnp.broadcast_to(silent, shape)
+        valid = tiling.mask(tiles.column_sizes)
+        constant = tiles.fixed
+
+        def clips(alpha: jax.Array) -> jax.Array:
+            y = _before_clipping(fixed, alpha, constant, p, draws)
+            return jnp.any(exceeds(y, bound) & valid, axis=-1, keepdims=True) & ~silent
+
+        limit = manage.max_factor
+        if p.dac.res is not None:
+            limit = min(limit, manage.max_resolution / p.dac.res)
+        worst = None
+        if manage.bound == "iterative_worst_case":
+            worst = jnp.broadcast_to(scale_by("abs_max_np_sum"), shape)
+        alpha = bound_scale(alpha, clips, limit=limit, worst_case=worst)
+    # An input of zeros gives an output of zeros, without noise.
+    return alpha, jnp.where(silent, 0, alpha)
+
+
+def _before_clipping(
+    x: jax.Array,
+    alpha: jax.Array | None,
+    tiles: TiledMatrix,
+    p: Periphery,
+    draws: _Draws,
+) -> jax.Array:
+    """Returns the outputs after the rounding of the ADC, before its clipping."""
+    x = x if alpha is None else x / alpha
+    x = convert(x, p.dac, uniform=draws.inputs_uniform)
+    if draws.inputs is not None:
+        valid = tiling.mask(tiles.row_sizes)[:, None, :]
+        x = x + jnp.where(valid, p.inp_noise * draws.inputs, 0)
+    x = asymmetry(x, p.inp_asymmetry)
+
+    y = tiles.multiply(x)
+    if p.ir_drop > 0:
+        y = y - ir_drop(
+            x,
+            tiles.multiply,
+            tiles.multiply_absolute,
+            tiles.row_sizes,
+            ir_drop=p.ir_drop,
+            g_ratio=p.ir_drop_g_ratio,
+        )
+    if p.offsets:
+        y = voltage_offset(
+            y, x, offset=draws.offset, w_min=p.v_offset_w_min, r_series=p.r_series
+        )
+    if draws.read is not None:
+        y = straight_through(y, y + read_deviation(x, tiles, p) * draws.read)
+    if p.out_nonlinearity > 0 or p.r_series > 0:
+        y = nonlinearity(
+            y,
+            p.adc.bound or np.inf,
+            strength=draws.strength,
+            mean_strength=p.out_nonlinearity,
+            r_series=p.r_series,
+            slope_calibration=p.slope_calibration,
+        )
+    y = asymmetry(y, p.out_asymmetry)
+    if draws.outputs is not None:
+        y = y + draws.outputs
+    if p.management.bound == "shift" and p.adc.bound is not None:
+        y = shift(y, tiles.column_sizes, bound=p.adc.bound)
+    return round_to_level(y, p.adc, uniform=draws.outputs_uniform)
+
+
+def read_deviation(x: jax.Array, tiles: TiledMatrix, p: Periphery) -> jax.Array:
+    r"""Returns the standard deviation of the outputs by read noise of the weights.
+
+    .. math::
+        \text{additive_constant:}\ \sigma \sqrt{\textstyle\sum_j x_j^2} \qquad
+        \text{pcm_read:}\ \sigma \sqrt{\textstyle\sum_j |w_{ij}| x_j^2}
+
+    Args:
+      x: `[..., row tiles, column tiles or 1, rows]`.
+      tiles: the weights.
+      p: the periphery.
+    """
+    square = jnp.square(jax.lax.stop_gradient(x))
+    if p.w_noise_type == "additive_constant":
+        return p.w_noise * jnp.sqrt(jnp.sum(square, axis=-1, keepdims=True))
+    return p.w_noise * jnp.sqrt(tiles.fixed.multiply_absolute(square))

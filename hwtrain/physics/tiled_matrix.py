@@ -1,0 +1,108 @@
+"""A matrix on tiles, and multiplication by it in the units of the crossbar."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from hwtrain.physics import tiling
+
+
+class TiledMatrix(NamedTuple):
+    r"""A matrix on tiles, which multiplies in normalised units.
+
+    .. math:: y_{rc} = x_r W_{rc} / s_{rc}
+
+    >>> w = TiledMatrix.cut(jnp.ones((4, 2)), None, (2, 2), (2,))
+    >>> print(w.multiply(jnp.ones((2, 1, 2))))
+    [[[2. 2.]]
+    <BLANKLINE>
+     [[2. 2.]]]
+
+    Attributes:
+      w: `[row tiles, rows, column tiles, columns]`.
+      scale: s, `[row tiles, 1 or column tiles, 1 or columns]`, or 1.
+      row_sizes: rows of each row tile.
+      column_sizes: columns of each column tile.
+      dot_general: what multiplies, called as `jax.lax.dot_general`.
+      dtype: dtype that inputs are multiplied in; `None` for that of the matrix.
+    """
+
+    w: jax.Array
+    scale: Any
+    row_sizes: tuple[int, ...]
+    column_sizes: tuple[int, ...]
+    dot_general: Callable[..., jax.Array] = jax.lax.dot_general
+    dtype: Any = None
+
+    @classmethod
+    def cut(
+        cls,
+        w: jax.Array,
+        scale: jax.Array | None,
+        row_sizes: tuple[int, ...],
+        column_sizes: tuple[int, ...],
+        dot_general: Callable[..., jax.Array] = jax.lax.dot_general,
+        dtype: Any = None,
+    ) -> "TiledMatrix":
+        """Cuts a matrix into tiles.
+
+        Args:
+          w: `[rows, columns]`.
+          scale: `[row tiles, columns or 1]`; `None` for 1. No gradient passes.
+          row_sizes: rows of each row tile.
+          column_sizes: columns of each column tile.
+          dot_general: what multiplies.
+          dtype: dtype that inputs are multiplied in.
+        """
+        s: Any = 1.0
+        if scale is not None:
+            s = jax.lax.stop_gradient(scale).astype(jnp.float32)
+            if s.shape[-1] == 1:
+                s = s[..., None]
+            else:
+                s = tiling.cut(s, column_sizes, axis=-1)
+                # The padding must not divide by zero: its gradient would be NaN.
+                s = jnp.where(tiling.mask(column_sizes), s, 1)
+        w = tiling.cut(tiling.cut(w, row_sizes, axis=-2), column_sizes, axis=-1)
+        return cls(w, s, row_sizes, column_sizes, dot_general, dtype)
+
+    @property
+    def fixed(self) -> "TiledMatrix":
+        """The same, to which no gradient passes."""
+        return self._replace(w=jax.lax.stop_gradient(self.w))
+
+    def multiply(self, x: jax.Array) -> jax.Array:
+        """Returns normalised outputs, `[..., row tiles, column tiles, columns]`.
+
+        Args:
+          x: `[..., row tiles, column tiles or 1, rows]`.
+        """
+        return self._product(x, self.w) / self.scale
+
+    def multiply_absolute(self, x: jax.Array) -> jax.Array:
+        """Returns the same with the absolute weights."""
+        return self._product(x, jnp.abs(self.w)) / self.scale
+
+    def _product(self, x: jax.Array, w: jax.Array) -> jax.Array:
+        x = x.astype(self.dtype or w.dtype)
+        last = x.ndim - 1
+        if len(self.row_sizes) == len(self.column_sizes) == 1:
+            # One tile is a plain matrix multiplication, for which XLA is fastest.
+            flat = (((last - 2,), (0,)), ((), ()))
+            y = self.dot_general(x[..., 0, 0, :], w[0, :, 0, :], flat)[
+                ..., None, None, :
+            ]
+        else:
+            # Tiles lead as batch axes, which XLA multiplies without copies.
+            x, w = jnp.moveaxis(x, (-3, -2), (0, 1)), jnp.moveaxis(w, 2, 1)
+            if x.shape[1] == 1:
+                # Inputs that column tiles share are multiplied by all at once.
+                x = x[:, 0]
+                y = self.dot_general(x, w, (((x.ndim - 1,), (2,)), ((0,), (0,))))
+                y = jnp.moveaxis(y, -2, 1)
+            else:
+                y = self.dot_general(x, w, (((last,), (2,)), ((0, 1), (0, 1))))
+            y = jnp.moveaxis(y, (0, 1), (-3, -2))
+        return y.astype(jnp.float32)

@@ -1,0 +1,20 @@
+"""Train step, loop and main job that the recipes share."""
+
+from hwtrain.training.comparison import accuracy as accuracy
+from hwtrain.training.comparison import compare as compare
+from hwtrain.training.config import Config as Config
+from hwtrain.training.config import EvaluationParameter as EvaluationParameter
+from hwtrain.training.config import ExportParameter as ExportParameter
+from hwtrain.training.config import TrainingParameter as TrainingParameter
+from hwtrain.training.functional import Functional as Functional
+from hwtrain.training.loop import Split as Split
+from hwtrain.training.loop import TrainState as TrainState
+from hwtrain.training.loop import cross_entropy as cross_entropy
+from hwtrain.training.loop import epoch_order as epoch_order
+from hwtrain.training.loop import init_state as init_state
+from hwtrain.training.loop import make_step as make_step
+from hwtrain.training.loop import run_steps as run_steps
+from hwtrain.training.preparation import prepare as prepare
+from hwtrain.training.reading import read_config as read_config
+from hwtrain.training.report import Accuracies as Accuracies
+from hwtrain.training.source import resolve as resolve

@@ -1,0 +1,55 @@
+"""Orbax checkpoints of a training run."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import orbax.checkpoint as ocp
+
+from hwtrain.training.loop import TrainState
+
+
+@contextmanager
+def open_checkpoints(folder: Path, *, keep: int = 2) -> Iterator[ocp.CheckpointManager]:
+    """Opens the checkpoints of one training run; on leaving, waits until all is saved.
+
+    Args:
+      folder: where they lie; made if it does not exist.
+      keep: number of checkpoints kept, the newest ones.
+    """
+    options = ocp.CheckpointManagerOptions(max_to_keep=keep)
+    manager = ocp.CheckpointManager(folder.absolute(), options=options)
+    try:
+        yield manager
+    finally:
+        manager.close()
+
+
+def save(manager: ocp.CheckpointManager, state: TrainState) -> None:
+    """Saves the state under its step, in the background."""
+    # The next update takes the state's buffers, while Orbax is still writing.
+    copy = _copy(state)
+    manager.save(int(state.step), args=ocp.args.StandardSave(copy))
+
+
+@jax.jit
+def _copy(state: TrainState) -> TrainState:
+    return jax.tree.map(jnp.copy, state)
+
+
+def restore_latest(manager: ocp.CheckpointManager, state: TrainState) -> TrainState:
+    """Returns the newest saved state, or `state` itself if none was saved.
+
+    Args:
+      manager: from `open_checkpoints`.
+      state: a state of the structure, shapes and dtypes that were saved.
+    """
+    step = manager.latest_step()
+    if step is None:
+        return state
+    target = jax.tree.map(ocp.utils.to_shape_dtype_struct, state)
+    restored: Any = manager.restore(step, args=ocp.args.StandardRestore(target))
+    return restored

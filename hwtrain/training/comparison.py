@@ -1,0 +1,223 @@
+"""The main job: train plain and hardware-aware, export, read back, compare on chips."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import flax
+import jax
+import numpy as np
+from rich.console import Console
+
+from hwtrain import checkpoint, evaluate
+from hwtrain.training import checkpoints, report
+from hwtrain.training.config import Config
+from hwtrain.training.folder import write_json
+from hwtrain.training.functional import Params
+from hwtrain.training.loop import (
+    Split,
+    Step,
+    TrainState,
+    cross_entropy,
+    init_state,
+    make_step,
+    run_steps,
+)
+from hwtrain.training.preparation import Preparation, chip_hardware
+from hwtrain.training.progress import show_progress
+from hwtrain.training.report import HARDWARE_AWARE, PLAIN, Accuracies
+from hwtrain.version import __version__
+
+_MODE = "chip_mode"
+
+
+def compare(
+    config: Config, ready: Preparation, out: Path, *, console: Console
+) -> list[Accuracies]:
+    """Trains the plain and the hardware-aware model and compares them on chips.
+
+    In `out` afterwards: `config.json`; Orbax checkpoints in `plain/seed_N` and
+    `hardware-aware/seed_N`; a hardware-ready checkpoint for each seed in
+    `export/seed_N`; `results.json` and `results.png`.
+
+    Args:
+      config: the configuration.
+      ready: what it names, from `prepare`.
+      out: the run's folder, from `make_folder`. What is done there is not done again.
+      console: where progress and the table are shown.
+
+    Returns:
+      The results: for each mismatch and model.
+    """
+    trained = {PLAIN: _train(config, ready, PLAIN, out, console)}
+    trained[HARDWARE_AWARE] = [
+        _through_export(config, ready, params, out / "export" / f"seed_{seed}")
+        for seed, params in zip(
+            config.training.seeds, _train(config, ready, HARDWARE_AWARE, out, console)
+        )
+    ]
+    _say(console, f"exported to {out / 'export'} and read back")
+    with console.status("evaluating on chips"):
+        results = [
+            _evaluate(config, ready, model, params, level)
+            for level in config.evaluation.mismatch_std
+            for model, params in trained.items()
+        ]
+    _write_results(config, results, out)
+    _show_results(config, results, out, console)
+    return results
+
+
+def _train(
+    config: Config, ready: Preparation, name: str, out: Path, console: Console
+) -> list[Params]:
+    """Returns the trained parameters of one model for every seed."""
+    aware = name == HARDWARE_AWARE
+    model = ready.aware if aware else ready.plain
+    optimizer = ready.aware_optimizer if aware else ready.optimizer
+    step = make_step(model, optimizer, cross_entropy)
+    trained = []
+    for seed in config.training.seeds:
+        state = init_state(model.init(seed), optimizer)
+        where = out / name / f"seed_{seed}"
+        title = f"{name}, seed {seed}"
+        trained.append(
+            _train_seed(config, step, state, ready.train, seed, where, title, console)
+        )
+    return trained
+
+
+def _train_seed(
+    config: Config,
+    step: Step,
+    state: TrainState,
+    data: Split,
+    seed: int,
+    where: Path,
+    title: str,
+    console: Console,
+) -> Params:
+    training = config.training
+    with checkpoints.open_checkpoints(where) as manager:
+        state = checkpoints.restore_latest(manager, state)
+        done = int(state.step)
+        if done == training.steps:
+            _say(console, f"{title}: all {done} steps are done")
+            return state.params
+        if done:
+            _say(console, f"{title}: continuing from step {done}")
+        updates = run_steps(
+            step,
+            state,
+            data,
+            steps=training.steps,
+            batch_size=training.batch_size,
+            seed=seed,
+        )
+        with show_progress(console, title, start=done, steps=training.steps) as report:
+            for number, (state, loss) in enumerate(updates, start=done + 1):
+                report(number, loss)
+                if number % training.checkpoint_every == 0 or number == training.steps:
+                    checkpoints.save(manager, state)
+    return state.params
+
+
+def _through_export(
+    config: Config, ready: Preparation, params: Params, path: Path
+) -> Params:
+    """Exports the parameters, unless done before, and returns what is read back."""
+    if not path.exists():
+        chip = config.export.chip_seed
+        checkpoint.export(path, {"params": params}, ready.plan, chip_seed=chip)
+    return checkpoint.load(path).params
+
+
+def _evaluate(
+    config: Config,
+    ready: Preparation,
+    name: str,
+    trained: list[Params],
+    level: float,
+) -> Accuracies:
+    values = []
+    hardware = chip_hardware(config.hardware, level, plain=name == PLAIN)
+    for params in trained:
+        analog, variables = ready.frontend.on_chip(ready.factory, hardware, params)
+        population = evaluate.population(
+            analog,
+            variables,
+            list(_batches(ready.test, config.evaluation.batch_size)),
+            accuracy,
+            chips=config.evaluation.chips,
+            key=jax.random.key(config.evaluation.seed),
+        )
+        values.append(np.asarray(population.values, np.float64))
+    return Accuracies(model=name, mismatch_std=level, values=np.stack(values))
+
+
+def accuracy(outputs: jax.Array, labels: jax.Array) -> jax.Array:
+    """Returns the accuracy in % on each example: 100 where the largest logit is right.
+
+    >>> import jax.numpy as jnp
+    >>> accuracy(jnp.array([[0.1, 0.9], [0.8, 0.2]]), jnp.array([1, 1])).tolist()
+    [100.0, 0.0]
+
+    Args:
+      outputs: `[B, classes]` logits.
+      labels: `[B]` whole numbers.
+
+    Returns:
+      `[B]`.
+    """
+    return 100.0 * (outputs.argmax(axis=-1) == labels)
+
+
+def _batches(data: Split, size: int) -> Iterator[Split]:
+    for start in range(0, len(data.labels), size):
+        yield Split(*(array[start : start + size] for array in data))
+
+
+def _write_results(config: Config, results: list[Accuracies], out: Path) -> None:
+    data = {
+        "metric": "accuracy in %",
+        "mode": _MODE,
+        "seeds": list(config.training.seeds),
+        "chips": config.evaluation.chips,
+        "versions": {
+            "hwtrain": __version__,
+            "jax": jax.__version__,
+            "flax": flax.__version__,
+        },
+        **report.as_data(results),
+    }
+    write_json(out / "results.json", data)
+    title = report.headline(results, mode=_MODE)
+    report.plot(results, out / "results.png", title=title)
+
+
+def _show_results(
+    config: Config, results: list[Accuracies], out: Path, console: Console
+) -> None:
+    chip = config.export.chip_seed
+    _say(console, f"\n{report.headline(results, mode=_MODE)}")
+    console.print(report.table(results))
+    first = out / "export" / f"seed_{config.training.seeds[0]}"
+    _say(
+        console,
+        f"""
+Everything lies in {out}:
+  results.json, results.png   the table above, every single value, and its plot
+  export/seed_*               hardware-ready checkpoints: conductances in µS, scales,
+                              input ranges, chip {chip} with its frozen mismatch
+  {PLAIN}/seed_*, {HARDWARE_AWARE}/seed_*
+                              Orbax checkpoints of the training
+  config.json                 the configuration, every entry
+
+What to do next:
+  program a chip or a simulator:  hwtrain.load("{first}")
+  try other hardware:             add --set hardware.modifier.std_dev=0.4 --out DIR
+  train a model of your own:      copy recipes/digits.py and its configuration""",
+    )
+
+
+def _say(console: Console, text: str) -> None:
+    console.print(text, soft_wrap=True, highlight=False, markup=False)

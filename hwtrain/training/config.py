@@ -1,0 +1,111 @@
+"""What a training run is: validated, frozen, one file."""
+
+from typing import Annotated, Literal, Self
+
+from pydantic import Field, model_validator
+from pydantic.dataclasses import dataclass
+
+from hwtrain.hardware import Hardware
+from hwtrain.hardware.configuration import CONFIG, NonNegative, Positive, Size
+
+Seed = Annotated[int, Field(ge=0, lt=2**32)]
+Source = Annotated[str, Field(pattern=r"^.+:[A-Za-z_]\w*$")]
+
+
+@dataclass(frozen=True, kw_only=True, config=CONFIG)
+class TrainingParameter:
+    """How both models are trained.
+
+    >>> TrainingParameter(steps=2000).schedule
+    'cosine'
+    """
+
+    seeds: Annotated[tuple[Seed, ...], Field(min_length=1)] = (0,)
+    """Training seeds: each gives initial parameters, order of the data and noise."""
+    steps: Size
+    """Updates for each model and seed."""
+    batch_size: Size = 64
+    """Examples in an update."""
+    optimizer: Source = "optax:adam"
+    """`module:function` or `file.py:function` of a learning rate, returning an optax
+    transformation."""
+    learning_rate: Positive = 1e-3
+    """Learning rate of the first update."""
+    schedule: Literal["constant", "cosine"] = "cosine"
+    """How the learning rate goes on: constant, or to zero along a half cosine."""
+    checkpoint_every: Size = 500
+    """Updates between two checkpoints. The last update is always saved."""
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if len(set(self.seeds)) < len(self.seeds):
+            raise ValueError(
+                f"expected seeds that differ from each other, got {list(self.seeds)}"
+            )
+        return self
+
+
+@dataclass(frozen=True, kw_only=True, config=CONFIG)
+class EvaluationParameter:
+    """The population of chips that both models are evaluated on.
+
+    >>> EvaluationParameter(mismatch_std=(0.0, 0.1)).chips
+    128
+    """
+
+    chips: Size = 128
+    """Number of chips, of the seeds 0, 1, ..., each with its own frozen mismatch."""
+    seed: Seed = 0
+    """Seed of what is drawn at each read of a chip."""
+    mismatch_std: Annotated[tuple[NonNegative, ...], Field(min_length=1)] = (0.0,)
+    """Values that `hardware.mismatch.std_dev` takes, one population for each."""
+    batch_size: Size = 512
+    """Examples evaluated at once."""
+
+
+@dataclass(frozen=True, kw_only=True, config=CONFIG)
+class ExportParameter:
+    """What is exported.
+
+    >>> ExportParameter().chip_seed
+    0
+    """
+
+    chip_seed: Seed = 0
+    """The chip whose frozen mismatch is stored beside the nominal model."""
+
+
+@dataclass(frozen=True, kw_only=True, config=CONFIG)
+class Config:
+    """A training run: plain and hardware-aware model, export, evaluation.
+
+    `read_config` reads it from a TOML file.
+    """
+
+    model: Source
+    """`path/to/file.py:function`, relative to the configuration's folder, or
+    `module:function` of an installed package. The function returns a Linen module, or
+    takes `rngs` and returns an NNX module."""
+    data: Source
+    """Likewise; the function returns `((inputs, labels), (inputs, labels))`: training
+    and test set, inputs `[examples, ...]`, labels `[examples]` whole numbers."""
+    training: TrainingParameter
+    hardware: Hardware
+    evaluation: EvaluationParameter
+    export: ExportParameter = Field(default_factory=ExportParameter)
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if self.hardware.mismatch is None:
+            raise ValueError(
+                "expected a table [hardware.mismatch], because evaluation.mismatch_std "
+                "varies its std_dev; got none. Write for example "
+                'type = "add_normal" and std_dev = 0.1 in it'
+            )
+        if self.hardware.converter is None:
+            raise ValueError(
+                "expected a table [hardware.converter], because the export turns "
+                "weights into conductances with it; got none. Write for example "
+                'type = "single_pair" in it'
+            )
+        return self

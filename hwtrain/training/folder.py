@@ -1,0 +1,80 @@
+"""The folder of a run: made once, continued or replaced only when asked to."""
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+from hwtrain.hardware import to_dict
+from hwtrain.training.config import Config
+
+CONFIG_FILE = "config.json"
+
+
+def open_folder(path: Path, config: Config, *, resume: bool, overwrite: bool) -> bool:
+    """Checks that a run may write to `path`; changes nothing.
+
+    Args:
+      path: the run's folder.
+      config: the run's configuration.
+      resume: continue the run that lies there.
+      overwrite: replace the run that lies there.
+
+    Returns:
+      Whether a run lies there that is continued.
+
+    Raises:
+      ValueError: if something lies there that must not be touched, or if the run to be
+        continued was started with another configuration.
+    """
+    if not path.exists() or (path.is_dir() and not any(path.iterdir())):
+        return False
+    stored = path / CONFIG_FILE
+    if not stored.is_file():
+        raise ValueError(
+            f"{path}: expected a run folder or nothing, got something without a "
+            f"{CONFIG_FILE}; name another folder with --out"
+        )
+    if overwrite:
+        return False
+    if not resume:
+        raise ValueError(
+            f"{path}: a run lies here already; continue it with --resume, write "
+            "elsewhere with --out DIR, or delete it and start anew with --overwrite"
+        )
+    before, now = _flat(json.loads(stored.read_text())), _flat(to_dict(config))
+    changed = [
+        f"{key} was {json.dumps(before.get(key))}, is now {json.dumps(now.get(key))}"
+        for key in sorted(before.keys() | now.keys())
+        if before.get(key) != now.get(key)
+    ]
+    if changed:
+        raise ValueError(
+            f"{path}: a run is continued with the configuration it was started with, "
+            f"but {'; '.join(changed)}; start another run with --out DIR"
+        )
+    return True
+
+
+def make_folder(path: Path, config: Config) -> None:
+    """Makes the folder of a new run, in place of the run that lay there, if any."""
+    if path.exists():
+        shutil.rmtree(path)
+    path.mkdir(parents=True)
+    write_json(path / CONFIG_FILE, to_dict(config))
+
+
+def write_json(path: Path, data: Any) -> None:
+    """Writes a JSON file that is complete or not there."""
+    partial = path.with_name(f".{path.name}.partial")
+    partial.write_text(json.dumps(data, indent=2, ensure_ascii=False) + "\n")
+    partial.replace(path)
+
+
+def _flat(data: Any, prefix: str = "") -> dict[str, Any]:
+    if not isinstance(data, dict):
+        return {prefix: data}
+    flat = {}
+    for key, value in data.items():
+        flat.update(_flat(value, f"{prefix}.{key}" if prefix else key))
+    return flat

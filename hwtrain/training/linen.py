@@ -1,0 +1,86 @@
+"""A recipe's Linen module: as pure functions, hardware-aware, and on chips."""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+from flax import linen as nn
+
+from hwtrain.hardware import Hardware
+from hwtrain.plan import Plan
+from hwtrain.training.functional import Functional, Params, stream_key
+from hwtrain.transforms import analogize, chip_mode, plan
+
+Factory = Callable[[], nn.Module]
+
+
+def plain(factory: Factory, inputs: jax.Array) -> Functional:
+    """Returns the module as it is, as pure functions.
+
+    >>> import jax.numpy as jnp
+    >>> model = plain(lambda: nn.Dense(2), jnp.ones((1, 3)))
+    >>> model.apply(model.init(0), jnp.ones((5, 3)), jax.random.key(0)).shape
+    (5, 2)
+
+    Args:
+      factory: returns a module whose only variables are `params`.
+      inputs: example inputs, `[examples, ...]`, for the shapes.
+
+    Raises:
+      ValueError: if it is no Linen module, or has variables beside `params`.
+    """
+    return _functional(_build(factory), inputs)
+
+
+def hardware_aware(
+    factory: Factory, hardware: Hardware, inputs: jax.Array
+) -> tuple[Functional, Plan]:
+    """Returns the module in `train_mode` as pure functions, and its plan.
+
+    The parameters of the plain module start from the same values.
+    """
+    module = analogize(_build(factory), hardware)
+    model = _functional(module, inputs)
+    variables = {"params": jax.eval_shape(model.init, 0)}
+    return model, plan(module, variables, inputs)
+
+
+def on_chip(
+    factory: Factory, hardware: Hardware, params: Params
+) -> tuple[nn.Module, dict[str, Any]]:
+    """Returns the module in `chip_mode` and its variables."""
+    return chip_mode(analogize(_build(factory), hardware)), {"params": params}
+
+
+def _build(factory: Factory) -> nn.Module:
+    module = factory()
+    if not isinstance(module, nn.Module):
+        raise ValueError(
+            f"{factory.__name__}: expected a function without arguments that returns a "
+            "Linen module, or a function of rngs that returns an NNX module; got one "
+            f"that returns {type(module).__name__}"
+        )
+    return module
+
+
+def _functional(module: nn.Module, inputs: jax.Array) -> Functional:
+    kinds = jax.eval_shape(module.init, jax.random.key(0), inputs)
+    if set(kinds) != {"params"}:
+        raise ValueError(
+            "the training loop takes Linen modules whose only collection is 'params'; "
+            f"{type(module).__name__} has {sorted(kinds)}. Train it in a loop of your "
+            "own with hwtrain.optim.hardware_aware"
+        )
+
+    @jax.jit
+    def init(seed: jax.typing.ArrayLike) -> Params:
+        return module.init(jax.random.key(seed), inputs)["params"]
+
+    def apply(params: Params, inputs: jax.Array, key: jax.Array) -> jax.Array:
+        # An NNX stream folds its count into its key: so both frameworks draw the same.
+        mismatch = jax.random.fold_in(stream_key(key, "mismatch"), 0)
+        rngs = {"mismatch": mismatch, "dropout": stream_key(key, "dropout")}
+        outputs: Any = module.apply({"params": params}, inputs, rngs=rngs)
+        return outputs
+
+    return Functional(init, apply)

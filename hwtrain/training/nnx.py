@@ -1,0 +1,97 @@
+"""A recipe's NNX module: as pure functions, hardware-aware, and on chips."""
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from hwtrain.hardware import Hardware
+from hwtrain.plan import Plan
+from hwtrain.training.functional import Functional, Params, stream_key
+from hwtrain.transforms import analogize, chip_mode, plan
+
+Factory = Callable[..., nnx.Module]
+
+
+def plain(factory: Factory, inputs: jax.Array) -> Functional:
+    """Returns the module as it is, as pure functions.
+
+    >>> import jax.numpy as jnp
+    >>> model = plain(lambda rngs: nnx.Linear(3, 2, rngs=rngs), jnp.ones((1, 3)))
+    >>> model.apply(model.init(0), jnp.ones((5, 3)), jax.random.key(0)).shape
+    (5, 2)
+
+    Args:
+      factory: builds the module, whose only variables are parameters and rng streams.
+      inputs: not needed; for Linen's sake.
+
+    Raises:
+      ValueError: if it builds no NNX module, or one with other variables.
+    """
+    del inputs
+    return _functional(lambda rngs: _build(factory, rngs))
+
+
+def hardware_aware(
+    factory: Factory, hardware: Hardware, inputs: jax.Array
+) -> tuple[Functional, Plan]:
+    """Returns the module in `train_mode` as pure functions, and its plan.
+
+    The parameters of the plain module start from the same values.
+    """
+    del inputs
+
+    def build(rngs: nnx.Rngs) -> nnx.Module:
+        return analogize(_build(factory, rngs), hardware, rngs=nnx.Rngs(mismatch=0))
+
+    return _functional(build), plan(build(nnx.Rngs(0)))
+
+
+def on_chip(
+    factory: Factory, hardware: Hardware, params: Params
+) -> tuple[nnx.Module, Params]:
+    """Returns the module in `chip_mode` and its parameters."""
+    module = analogize(
+        _build(factory, nnx.Rngs(0)), hardware, rngs=nnx.Rngs(mismatch=0)
+    )
+    return chip_mode(module), params
+
+
+def _build(factory: Factory, rngs: nnx.Rngs) -> nnx.Module:
+    module = factory(rngs=rngs)
+    if not isinstance(module, nnx.Module):
+        raise ValueError(
+            f"{factory.__name__}: expected a function of rngs that returns an NNX "
+            "module, or a function without arguments that returns a Linen module; got "
+            f"one that returns {type(module).__name__}"
+        )
+    return module
+
+
+def _functional(build: Factory) -> Functional:
+    graph, _, streams, others = nnx.split(
+        build(nnx.Rngs(0)), nnx.Param, nnx.RngState, ...
+    )
+    if others:
+        paths = ["/".join(map(str, path)) for path, _ in nnx.to_flat_state(others)]
+        raise ValueError(
+            "the training loop takes NNX modules whose only variables are parameters "
+            f"and rng streams; this one has {', '.join(paths)}. Train it in a loop of "
+            "your own with hwtrain.optim.hardware_aware"
+        )
+
+    @jax.jit
+    def init(seed: jax.typing.ArrayLike) -> Params:
+        module = build(nnx.Rngs(jax.random.key(seed)))
+        return nnx.to_pure_dict(nnx.state(module, nnx.Param))
+
+    def apply(params: Params, inputs: jax.Array, key: jax.Array) -> jax.Array:
+        module = nnx.merge(graph, params, nnx.to_pure_dict(streams))
+        for _, node in nnx.iter_graph(module):
+            if isinstance(node, nnx.RngStream):
+                node.key[...] = stream_key(key, node.tag)
+                node.count[...] = jnp.zeros_like(node.count[...])
+        return module(inputs)  # pyright: ignore[reportCallIssue]
+
+    return Functional(init, apply)

@@ -1,0 +1,197 @@
+"""Reads a configuration; whatever is wrong with it becomes one clear line."""
+
+import dataclasses
+import difflib
+import json
+import tomllib
+import types
+import typing
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import pydantic
+
+from hwtrain.hardware import from_dict
+from hwtrain.training.config import Config
+
+_EXPECTED = {
+    "string_pattern_mismatch": '"path/to/file.py:function" or "module:function"',
+    "dataclass_type": "a table",
+    "int_type": "a whole number",
+    "int_from_float": "a whole number",
+    "float_type": "a number",
+    "string_type": "text",
+    "bool_type": "true or false",
+    "tuple_type": "a list",
+    "too_short": "at least one entry",
+}
+"""What pydantic expected, in TOML's words."""
+
+
+def read_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
+    """Reads a TOML file, lays the overrides over it and validates the result.
+
+    Args:
+      path: the file.
+      overrides: `"key=value"` each, the key a path of names joined by dots, the value
+        written as in TOML: `"training.steps=100"`.
+
+    Raises:
+      ValueError: one line that names the file or the override, the key, what was
+        expected and what came.
+    """
+    data = _read_toml(Path(path))
+    origin = {}
+    for override in overrides:
+        keys, value = _parse_override(override)
+        _put(data, keys, value, override)
+        origin[keys] = override
+    try:
+        return from_dict(Config, _as_json(data))
+    except pydantic.ValidationError as error:
+        raise ValueError(_one_line(error, data, str(path), origin)) from None
+
+
+def _read_toml(path: Path) -> dict[str, Any]:
+    try:
+        return tomllib.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        siblings = [str(other) for other in path.parent.glob("*.toml")]
+        match = difflib.get_close_matches(str(path), siblings, n=1)
+        hint = f"; did you mean {match[0]}?" if match else ""
+        raise ValueError(
+            f"{path}: expected a TOML file, got no such file{hint}"
+        ) from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise ValueError(f"{path}: expected a TOML file, got: {error}") from None
+    except tomllib.TOMLDecodeError as error:
+        raise ValueError(f"{path}: expected valid TOML, got: {error}") from None
+
+
+def _parse_override(override: str) -> tuple[tuple[str, ...], Any]:
+    name, equals, text = override.partition("=")
+    keys = tuple(part.strip() for part in name.split("."))
+    if not equals or not all(keys):
+        raise ValueError(
+            f"--set {override}: expected key=value, such as training.steps=100"
+        )
+    kind: Any = Config
+    for depth, key in enumerate(keys):
+        fields = _fields(kind)
+        if key not in fields:
+            text = _unknown(keys[: depth + 1], fields)
+            raise ValueError(f"--set {override}: {text}")
+        kind = fields[key]
+    try:
+        return keys, tomllib.loads(f"value = {text.strip()}")["value"]
+    except (tomllib.TOMLDecodeError, KeyError):
+        quoted = json.dumps(text.strip())
+        raise ValueError(
+            f"--set {override}: expected a value as TOML writes it, got {text.strip()}"
+            f"; text needs quotes: --set '{name}={quoted}'"
+        ) from None
+
+
+def _put(data: dict[str, Any], keys: tuple[str, ...], value: Any, override: str):
+    for depth, key in enumerate(keys[:-1]):
+        data = data.setdefault(key, {})
+        if not isinstance(data, dict):
+            raise ValueError(
+                f"--set {override}: expected {'.'.join(keys[: depth + 1])} to be a "
+                f"table, got {_show(data)} in the file"
+            )
+    data[keys[-1]] = value
+
+
+def _fields(kind: Any) -> dict[str, Any]:
+    """Returns the fields of a dataclass, or of those that a union allows."""
+    if dataclasses.is_dataclass(kind):
+        return typing.get_type_hints(kind)
+    fields: dict[str, Any] = {}
+    if typing.get_origin(kind) in (typing.Union, types.UnionType):
+        for member in typing.get_args(kind):
+            fields.update(_fields(member))
+    return fields
+
+
+def _as_json(data: dict[str, Any]) -> dict[str, Any]:
+    """Writes dates and times, which TOML has and JSON does not, as text."""
+    return json.loads(json.dumps(data, default=str))
+
+
+def _one_line(
+    error: pydantic.ValidationError,
+    data: Mapping[str, Any],
+    file: str,
+    origin: Mapping[tuple[str, ...], str],
+) -> str:
+    # A misspelt key makes the right one missing too; the cause comes first.
+    details = sorted(error.errors(), key=lambda detail: detail["type"] == "missing")
+    detail = details[0]
+    keys = _key_path(detail["loc"], data)
+    place = file
+    for start, override in origin.items():
+        if keys[: len(start)] == start or start[: len(keys)] == keys != ():
+            place = f"--set {override}"
+    more = f" (and {len(details) - 1} more)" if len(details) > 1 else ""
+    return f"{place}: {_explain(detail, keys)}{more}"
+
+
+def _key_path(loc: tuple[int | str, ...], data: Any) -> tuple[str, ...]:
+    """Returns the keys that the user wrote: pydantic adds the members of unions."""
+    keys = []
+    for index, part in enumerate(loc):
+        if isinstance(data, Mapping) and part in data:
+            data = data[part]
+        elif isinstance(data, Sequence) and isinstance(part, int) and part < len(data):
+            data = data[part]
+        elif index < len(loc) - 1 or _is_tag(part, data):
+            continue
+        keys.append(str(part))
+    return tuple(keys)
+
+
+def _is_tag(part: int | str, data: Any) -> bool:
+    """Whether pydantic means a member of a union, which the entry `type` chose."""
+    return isinstance(data, Mapping) and data.get("type") == part
+
+
+def _explain(detail: Any, keys: tuple[str, ...]) -> str:
+    key, kind, message = ".".join(keys), detail["type"], detail["msg"]
+    if kind in ("unexpected_keyword_argument", "extra_forbidden"):
+        owner: Any = Config
+        for part in keys[:-1]:
+            owner = _fields(owner).get(part)
+        return _unknown(keys, _fields(owner))
+    if kind.startswith("missing"):
+        return f"{key}: expected a value, because it has no default; got none"
+    if kind == "value_error":
+        text = message.removeprefix("Value error, ")
+        return f"{key}: {text}" if key else text
+    if kind.startswith("union_tag"):
+        tags, came = detail["ctx"].get("expected_tags"), detail["ctx"].get("tag")
+        known = f"one of {tags}" if tags else "a text that says which kind it is"
+        return f"{key}.type: expected {known}, got {_show(came) if came else 'none'}"
+    expected = _EXPECTED.get(kind) or message.removeprefix("Input should be ")
+    for bound in ("greater", "less"):
+        if expected.startswith(bound):
+            expected = f"a number {expected}"
+    return f"{key}: expected {expected}, got {_show(detail['input'])}"
+
+
+def _unknown(keys: tuple[str, ...], known: Iterable[str]) -> str:
+    above, siblings = ".".join(keys[:-1]), sorted(known)
+    match = difflib.get_close_matches(keys[-1], siblings, n=1)
+    if match:
+        hint = f"did you mean {'.'.join((*keys[:-1], match[0]))}?"
+    elif siblings:
+        hint = f"expected one of: {', '.join(siblings)}"
+    else:
+        hint = f"{above} is a value and holds no keys"
+    return f"unknown key {'.'.join(keys)}; {hint}"
+
+
+def _show(value: Any) -> str:
+    text = json.dumps(value, default=str, ensure_ascii=False)
+    return text if len(text) <= 60 else f"{text[:57]}..."

@@ -1,0 +1,85 @@
+"""Functions named in a configuration: `path/to/file.py:function`, `module:function`."""
+
+import difflib
+import importlib
+import importlib.util
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from hwtrain.physics.random import stable_hash
+
+
+def resolve(source: str, folder: str | Path = ".") -> Callable[..., Any]:
+    """Returns the function that a configuration names.
+
+    >>> resolve("math:sqrt")(4.0)
+    2.0
+
+    Args:
+      source: `path/to/file.py:function`, or `module:function` of an installed package.
+      folder: what a relative path is relative to.
+
+    Raises:
+      ValueError: naming the file or module and the function, if there is no such thing
+        or it cannot be imported.
+    """
+    place, _, name = source.rpartition(":")
+    if place.endswith(".py"):
+        module = _load_file((Path(folder) / place).resolve(), source)
+    else:
+        module = _import_module(place, source)
+    function = getattr(module, name, None)
+    if not callable(function):
+        known = [
+            key
+            for key, value in vars(module).items()
+            if callable(value) and not key.startswith("_")
+        ]
+        match = difflib.get_close_matches(name, known, n=1)
+        hint = f"; did you mean {match[0]}?" if match else ""
+        raise ValueError(
+            f"{source}: expected a function {name} in {module.__file__ or place}, "
+            f"got none{hint}"
+        )
+    return function
+
+
+def _load_file(path: Path, source: str) -> ModuleType:
+    if not path.is_file():
+        raise ValueError(
+            f"{source}: expected the file {path}, got none; a relative path is "
+            "relative to the configuration's folder"
+        )
+    # A name of its own, so that two recipes called train.py do not meet.
+    name = f"hwtrain_recipe_{path.stem}_{stable_hash(str(path)):08x}"
+    if name in sys.modules:
+        return sys.modules[name]
+    spec = importlib.util.spec_from_file_location(name, path)
+    if spec is None or spec.loader is None:
+        raise ValueError(f"{source}: expected a Python file, got {path}")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module
+    try:
+        spec.loader.exec_module(module)
+    except Exception as error:
+        del sys.modules[name]
+        raise ValueError(_import_failed(source, str(path), error)) from error
+    return module
+
+
+def _import_module(place: str, source: str) -> ModuleType:
+    try:
+        return importlib.import_module(place)
+    except Exception as error:
+        raise ValueError(_import_failed(source, place, error)) from error
+
+
+def _import_failed(source: str, place: str, error: Exception) -> str:
+    hint = ""
+    if isinstance(error, ModuleNotFoundError) and error.name != place:
+        hint = "; the shipped recipes need: pip install 'hwtrain[recipes]'"
+    reason = f"{type(error).__name__}: {error}".splitlines()[0]
+    return f"{source}: {place} cannot be imported: {reason}{hint}"

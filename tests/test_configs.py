@@ -1,0 +1,39 @@
+"""Every shipped configuration is valid, and its recipe takes two steps."""
+
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+
+from hwtrain.training import compare, prepare, read_config
+from hwtrain.training.folder import make_folder
+
+CONFIGS = sorted((Path(__file__).parents[1] / "configs").glob("*.toml"))
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
+def test_a_recipe_takes_two_steps(path, tmp_path):
+    quick = [
+        "training.seeds=[0]",
+        "training.steps=2",
+        "evaluation.chips=2",
+        "evaluation.mismatch_std=[0.1]",
+    ]
+    config = read_config(path, quick)
+    out = tmp_path / "run"
+    make_folder(out, config)
+    results = compare(
+        config, prepare(config, path.parent), out, console=Console(quiet=True)
+    )
+    assert {result.values.shape for result in results} == {(1, 2)}
+    names = {"config.json", "export", "hardware-aware", "plain"}
+    assert {p.name for p in out.iterdir()} == names | {"results.json", "results.png"}
+
+
+def test_the_two_digits_configurations_differ_in_the_model_only():
+    linen, nnx = (
+        read_config(path) for path in CONFIGS if path.stem.startswith("digits_mlp")
+    )
+    assert linen.model != nnx.model
+    assert (linen.training, linen.hardware) == (nnx.training, nnx.hardware)
+    assert linen.evaluation == nnx.evaluation

@@ -1,0 +1,88 @@
+"""Draws and statistics do not depend on the mesh: eight simulated devices."""
+
+import os
+import subprocess
+import sys
+
+SCRIPT = """
+import jax, jax.numpy as jnp, numpy as np, optax
+from flax import linen as nn
+from jax.sharding import NamedSharding, PartitionSpec as P
+import hwtrain as hw
+from hwtrain import paths
+from hwtrain.physics.random import draw_key, normal
+from hwtrain.transforms.weight_side import step_weights
+
+assert jax.device_count() == 8
+
+class MLP(nn.Module):
+    @nn.compact
+    def __call__(self, x):
+        return nn.Dense(8, name="head")(nn.relu(nn.Dense(16, name="hidden")(x)))
+
+chip = hw.Hardware(
+    modifier=hw.WeightModifierParameter(
+        type="add_normal", std_dev=0.1, per_column=True
+    ),
+    input_range=hw.InputRangeParameter(init_value=1.0, init_from_data=0, decay=0.1),
+    clip=hw.WeightClipParameter(type="layer_gaussian", sigma=1.5),
+)
+x = jax.random.normal(jax.random.key(1), (64, 12))
+analog = hw.analogize(MLP(), chip)
+params = analog.init(jax.random.key(0), x)["params"]
+plan = hw.plan(analog, params, x)
+tx = hw.optim.hardware_aware(optax.sgd(0.1), plan)
+
+@jax.jit
+def noisy(params, key):
+    return step_weights(params, plan, "train", key)[0]
+
+@jax.jit
+def step(params, state, x, key):
+    def loss(params):
+        y = analog.apply({"params": params}, x, rngs={"mismatch": key})
+        return jnp.square(y).mean()
+    grads = jax.grad(loss)(params)
+    updates, state = tx.update(grads, state, params)
+    return optax.apply_updates(params, updates), grads
+
+mesh = jax.make_mesh((4, 2), ("data", "model"))
+def place(path, leaf):
+    spec = P(None, "model") if path.endswith("kernel") else P()
+    return jax.device_put(leaf, NamedSharding(mesh, spec))
+
+sharded = paths.map_leaves(place, params)
+key = jax.random.key(7)
+for spec in (P("data", "model"), P("model"), P(None, "data")):
+    sharding = NamedSharding(mesh, spec)
+    draw = lambda key: normal(draw_key(key, "hidden/kernel", "weight_noise"), (16, 24))
+    on_mesh = jax.jit(draw, out_shardings=sharding)(key)
+    np.testing.assert_array_equal(np.asarray(on_mesh), np.asarray(jax.jit(draw)(key)))
+
+for path, value in paths.leaves(noisy(params, key)).items():
+    # The draws are bit-equal; what is added to them is compiled for another shape, with
+    # or without a fused multiply-add, which is one rounding.
+    other = paths.leaves(noisy(sharded, key))[path]
+    np.testing.assert_allclose(value, other, rtol=0, atol=2.0**-22, err_msg=path)
+
+text = noisy.lower(sharded, key).compile().as_text()
+assert "all-gather" not in text, "drawing noise must not communicate"
+
+split = jax.device_put(x, NamedSharding(mesh, P("data")))
+one = step(params, tx.init(params), x, key)
+many = step(sharded, tx.init(sharded), split, key)
+for whole, parts in zip(jax.tree.leaves(one), jax.tree.leaves(many)):
+    np.testing.assert_allclose(whole, parts, rtol=1e-5, atol=1e-6)
+ranges = [v for p, v in paths.leaves(one[0]).items() if p.endswith("input_range")]
+assert all((r != 1.0).all() for r in ranges)
+print("equal")
+"""
+
+
+def test_noise_ranges_and_clips_are_equal_on_a_mesh():
+    flags = "--xla_force_host_platform_device_count=8"
+    environment = {**os.environ, "JAX_PLATFORMS": "cpu", "XLA_FLAGS": flags}
+    run = subprocess.run(
+        [sys.executable, "-c", SCRIPT], env=environment, capture_output=True, text=True
+    )
+    assert run.stdout.strip() == "equal", run.stderr
