@@ -5,8 +5,9 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from hwtrain.hardware import to_dict
+from hwtrain.hardware import from_dict, to_dict
 from hwtrain.training.config import Config
+from hwtrain.version import __version__
 
 CONFIG_FILE = "config.json"
 
@@ -24,8 +25,8 @@ def open_folder(path: Path, config: Config, *, resume: bool, overwrite: bool) ->
       Whether a run lies there that is continued.
 
     Raises:
-      ValueError: if something lies there that must not be touched, or if the run to be
-        continued was started with another configuration.
+      ValueError: if something lies there that is no run of ours or must not be
+        touched, or if the run to be continued was started with another configuration.
     """
     if not path.exists() or (path.is_dir() and not any(path.iterdir())):
         return False
@@ -35,6 +36,8 @@ def open_folder(path: Path, config: Config, *, resume: bool, overwrite: bool) ->
             f"{path}: expected a run folder or nothing, got something without a "
             f"{CONFIG_FILE}; name another folder with --out"
         )
+    # Before --overwrite too: many programs write a config.json.
+    stored_config = _read_config(stored)
     if overwrite:
         return False
     if not resume:
@@ -42,7 +45,7 @@ def open_folder(path: Path, config: Config, *, resume: bool, overwrite: bool) ->
             f"{path}: a run lies here already; continue it with --resume, write "
             "elsewhere with --out DIR, or delete it and start anew with --overwrite"
         )
-    before, now = _flat(json.loads(stored.read_text())), _flat(to_dict(config))
+    before, now = _flat(to_dict(stored_config)), _flat(to_dict(config))
     changed = [
         f"{key} was {json.dumps(before.get(key))}, is now {json.dumps(now.get(key))}"
         for key in sorted(before.keys() | now.keys())
@@ -67,8 +70,22 @@ def make_folder(path: Path, config: Config) -> None:
 def write_json(path: Path, data: Any) -> None:
     """Writes a JSON file that is complete or not there."""
     partial = path.with_name(f".{path.name}.partial")
-    partial.write_text(json.dumps(data, indent=2, ensure_ascii=False) + "\n")
+    text = json.dumps(data, indent=2, ensure_ascii=False) + "\n"
+    partial.write_text(text, encoding="utf-8")
     partial.replace(path)
+
+
+def _read_config(path: Path) -> Config:
+    """Returns the configuration of the run that lies beside `path`."""
+    try:
+        return from_dict(Config, json.loads(path.read_text(encoding="utf-8")))
+    except ValueError as error:
+        reason = str(error).splitlines()[0]
+        raise ValueError(
+            f"{path}: expected the configuration of a run of hwtrain {__version__}, "
+            f"got something else or a damaged file ({reason}); name another folder "
+            "with --out, or delete this one yourself"
+        ) from error
 
 
 def _flat(data: Any, prefix: str = "") -> dict[str, Any]:

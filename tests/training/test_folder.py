@@ -49,3 +49,17 @@ def test_what_is_no_run_is_left_alone(tmp_path):
     (tmp_path / "thesis.tex").write_text("precious")
     with pytest.raises(ValueError, match="got something without a config.json"):
         folder.open_folder(tmp_path, read_config(CONFIG), resume=False, overwrite=True)
+
+
+@pytest.mark.parametrize(
+    "text", ["{}", '{"theme": "dark"}', '{"model": "a.py:b"', "\x00\xff"]
+)
+def test_a_config_json_of_another_program_is_left_alone(tmp_path, text):
+    (tmp_path / "config.json").write_text(text, encoding="latin-1")
+    config = read_config(CONFIG)
+    for keep in ({"resume": True, "overwrite": False}, {"resume": False}):
+        with pytest.raises(
+            ValueError, match=r"config\.json: expected the config.*--ou"
+        ):
+            folder.open_folder(tmp_path, config, **{"overwrite": True, **keep})
+    assert (tmp_path / "config.json").exists()
