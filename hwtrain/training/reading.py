@@ -84,13 +84,19 @@ def _parse_override(override: str) -> tuple[tuple[str, ...], Any]:
             raise ValueError(f"--set {override}: {text}")
         kind = fields[key]
     try:
-        return keys, tomllib.loads(f"value = {text.strip()}")["value"]
-    except (tomllib.TOMLDecodeError, KeyError):
+        table = tomllib.loads(f"value = {text.strip()}")
+    except tomllib.TOMLDecodeError:
         quoted = json.dumps(text.strip())
         raise ValueError(
             f"--set {override}: expected a value as TOML writes it, got {text.strip()}"
             f"; text needs quotes: --set '{name}={quoted}'"
         ) from None
+    if len(table) != 1:
+        raise ValueError(
+            f"--set {override}: expected one value, got {len(table)} entries; write "
+            "--set once for each"
+        )
+    return keys, table["value"]
 
 
 def _put(data: dict[str, Any], keys: tuple[str, ...], value: Any, override: str):
