@@ -10,6 +10,11 @@ import jax.numpy as jnp
 import orbax.checkpoint as ocp
 
 from hwtrain.training.loop import TrainState
+from hwtrain.training.source import reason
+
+
+class DamagedCheckpointError(ValueError):
+    """A checkpoint of a run cannot be read; the message says how to go on."""
 
 
 @contextmanager
@@ -46,10 +51,24 @@ def restore_latest(manager: ocp.CheckpointManager, state: TrainState) -> TrainSt
     Args:
       manager: from `open_checkpoints`.
       state: a state of the structure, shapes and dtypes that were saved.
+
+    Raises:
+      DamagedCheckpointError: (a `ValueError`) if it cannot be read.
     """
     step = manager.latest_step()
     if step is None:
         return state
     target = jax.tree.map(ocp.utils.to_shape_dtype_struct, state)
-    restored: Any = manager.restore(step, args=ocp.args.StandardRestore(target))
+    try:
+        restored: Any = manager.restore(step, args=ocp.args.StandardRestore(target))
+    # Orbax and TensorStore raise errors of many types, KeyError among them.
+    except Exception as error:
+        folder = manager.directory / str(step)
+        earlier = [other for other in manager.all_steps() if other < step]
+        start = f"from step {max(earlier)}" if earlier else "anew"
+        raise DamagedCheckpointError(
+            f"{folder}: expected the checkpoint of step {step}, got a damaged one or "
+            f"one of another model ({reason(error)}); delete this folder to continue "
+            f"{start} with --resume"
+        ) from error
     return restored

@@ -4,7 +4,9 @@ import difflib
 import importlib
 import importlib.util
 import sys
-from collections.abc import Callable
+import traceback
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -47,6 +49,41 @@ def resolve(source: str, folder: str | Path = ".") -> Callable[..., Any]:
     return function
 
 
+@contextmanager
+def named(source: str) -> Iterator[None]:
+    """Turns whatever a function of a recipe raises into one line that names it.
+
+    >>> with named("recipe.py:data"):
+    ...     {}["train"]
+    Traceback (most recent call last):
+    ValueError: recipe.py:data raised KeyError: 'train'
+
+    Args:
+      source: as the configuration names the function.
+
+    Raises:
+      ValueError: the line; its cause is what was raised. What hwtrain itself found
+        wrong passes as it is.
+    """
+    try:
+        yield
+    except Exception as error:
+        frames = list(traceback.walk_tb(error.__traceback__))
+        module = frames[-1][0].f_globals.get("__name__", "")
+        if isinstance(error, ValueError) and module.startswith("hwtrain."):
+            raise
+        raise ValueError(f"{source} raised {reason(error)}") from error
+
+
+def reason(error: Exception) -> str:
+    """Returns the type and the first line of an error.
+
+    >>> reason(KeyError("train"))
+    "KeyError: 'train'"
+    """
+    return f"{type(error).__name__}: {error}".splitlines()[0]
+
+
 def _load_file(path: Path, source: str) -> ModuleType:
     if not path.is_file():
         raise ValueError(
@@ -81,5 +118,4 @@ def _import_failed(source: str, place: str, error: Exception) -> str:
     hint = ""
     if isinstance(error, ModuleNotFoundError) and error.name != place:
         hint = "; the shipped recipes need: pip install 'hwtrain[recipes]'"
-    reason = f"{type(error).__name__}: {error}".splitlines()[0]
-    return f"{source}: {place} cannot be imported: {reason}{hint}"
+    return f"{source}: {place} cannot be imported: {reason(error)}{hint}"
