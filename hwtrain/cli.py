@@ -1,6 +1,7 @@
 """The command `hwtrain`."""
 
 import argparse
+import io
 import shlex
 import sys
 from collections.abc import Sequence
@@ -17,6 +18,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     Args:
       arguments: the command line without the program's name; `sys.argv` by default.
     """
+    for stream in (sys.stdout, sys.stderr):
+        # A terminal that has no ± shows a ?, instead of ending a run of hours there.
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")
     words = list(sys.argv[1:] if arguments is None else arguments)
     options = _parser().parse_args(words)
     try:
@@ -77,6 +82,7 @@ def _train(options: argparse.Namespace) -> int:
 
     from hwtrain.checkpoint import HardwareCheckpointError
     from hwtrain.training import compare, folder, prepare, read_config
+    from hwtrain.training.checkpoints import DamagedCheckpointError
 
     console = Console()
     out = options.out or Path("runs") / options.config.stem
@@ -93,7 +99,7 @@ def _train(options: argparse.Namespace) -> int:
     console.print(f"{verb} {out}", soft_wrap=True, highlight=False)
     try:
         compare(config, ready, out, console=console)
-    except (HardwareCheckpointError, OSError) as error:
+    except (HardwareCheckpointError, DamagedCheckpointError, OSError) as error:
         return _bad_input(error)
     return 0
 

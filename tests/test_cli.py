@@ -2,16 +2,19 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import chex
 import pytest
 
 from hwtrain import checkpoint, cli
+from hwtrain.training import folder, read_config
 
 ROOT = Path(__file__).parents[1]
 CONFIG = ROOT / "configs" / "digits_mlp.toml"
@@ -36,15 +39,15 @@ def environment():
     return os.environ | {"PYTHONPATH": os.pathsep.join(paths), "JAX_PLATFORMS": "cpu"}
 
 
-def hwtrain(folder, *words):
+def hwtrain(where, *words):
     """Runs the command in a process of its own."""
     return subprocess.run(
-        command(*words), cwd=folder, env=environment(), capture_output=True, text=True
+        command(*words), cwd=where, env=environment(), capture_output=True, text=True
     )
 
 
-def exported(folder):
-    return checkpoint.load(folder / "export" / "seed_0").params
+def exported(run):
+    return checkpoint.load(run / "export" / "seed_0").params
 
 
 def test_the_main_job_killed_and_resumed_ends_bit_identical(tmp_path):
@@ -89,6 +92,15 @@ def test_the_main_job_killed_and_resumed_ends_bit_identical(tmp_path):
         (["--set", 'model="../recipes/digits.py:data"'], "returns a Linen module"),
         (["--set", 'data="../recipes/digits.py:mlp"'], "(inputs, labels)), got MLP"),
         (["--set", 'training.optimizer="math:cos"'], "training.optimizer"),
+        (
+            ["--set", 'training.optimizer="optax:lbfgs"'],
+            "expected optax:lbfgs to return an optax transformation that needs",
+        ),
+        (
+            ["--set", "hardware.mismatch.std_dev=0.0"],
+            "hardware.mismatch.std_dev: expected a number greater than 0",
+        ),
+        (["--set", "training.steps=10\nfoo=1"], "expected one value, got 2 entries"),
     ],
 )
 def test_bad_input_is_one_line_and_nothing_is_written(
@@ -104,11 +116,101 @@ def test_bad_input_is_one_line_and_nothing_is_written(
     assert not any(tmp_path.iterdir())
 
 
+RECIPE = """
+import numpy as np
+from flax import linen as nn
+
+def data(images=np.ones((64, 8), np.float32), labels=np.arange(64) % 10):
+    return (images, labels), (images, labels)
+
+def broken_data():
+    return {}["train"]
+
+def float_labels():
+    return data(labels=np.ones(64))
+
+def many_labels():
+    return data(labels=np.arange(64))
+
+def model():
+    return nn.Dense(10)
+
+def broken_model():
+    raise OSError("no\\nfile")
+
+class Reshaping(nn.Module):
+    @nn.compact
+    def __call__(self, x):
+        return nn.Dense(10)(x.reshape(3, 5))
+
+def reshaping_model():
+    return Reshaping()
+
+class Summing(nn.Module):
+    @nn.compact
+    def __call__(self, x):
+        return nn.Dense(10)(x).sum(0)
+
+def summing_model():
+    return Summing()
+"""
+
+
+@pytest.mark.parametrize(
+    "data, model, message",
+    [
+        ("broken_data", "model", "broken_data raised KeyError: 'train'"),
+        ("data", "broken_model", "broken_model raised OSError: no"),
+        ("data", "reshaping_model", "reshaping_model raised TypeError: cannot resh"),
+        ("data", "summing_model", "expected outputs [examples, classes]"),
+        ("float_labels", "model", "labels of whole numbers"),
+        ("many_labels", "model", "expected labels from 0 to 9"),
+    ],
+)
+def test_what_a_recipe_raises_is_one_line(tmp_path, capsys, data, model, message):
+    recipe = tmp_path / "recipe.py"
+    recipe.write_text(RECIPE)
+    words = ["--set", f'data="{recipe}:{data}"', "--set", f'model="{recipe}:{model}"']
+    out = tmp_path / "run"
+    assert cli.main(["train", str(CONFIG), *words, "--out", str(out)]) == 2
+    captured = capsys.readouterr()
+    assert message in captured.err
+    assert captured.err.count("\n") == 1
+    assert not out.exists()
+
+
 def test_an_existing_run_is_left_alone(tmp_path, capsys):
-    (tmp_path / "config.json").write_text("{}")
-    assert cli.main(["train", str(CONFIG), "--out", str(tmp_path)]) == 2
+    folder.make_folder(tmp_path / "run", read_config(CONFIG))
+    assert cli.main(["train", str(CONFIG), "--out", str(tmp_path / "run")]) == 2
     assert "--resume" in capsys.readouterr().err
-    assert [path.name for path in tmp_path.iterdir()] == ["config.json"]
+    assert [path.name for path in (tmp_path / "run").iterdir()] == ["config.json"]
+
+
+def test_a_damaged_checkpoint_is_one_line_and_a_terminal_without_sigma_is_fine(
+    tmp_path,
+):
+    words = ["--set", "training.steps=40", "--set", "training.checkpoint_every=20"]
+    words += ["--out", "run"]
+    env = environment() | {"PYTHONIOENCODING": "ascii"}
+    options: dict[str, Any] = {"cwd": tmp_path, "capture_output": True, "text": True}
+    whole = subprocess.run(command(*words), env=env, **options)
+    assert whole.returncode == 0, whole.stderr
+    assert "mean ? standard deviation" in whole.stdout
+    run = tmp_path / "run"
+    latest = run / "hardware-aware" / "seed_0" / "40"
+    for path in latest.rglob("*"):
+        if path.is_file():
+            path.write_bytes(path.read_bytes()[:5])
+    damaged = hwtrain(tmp_path, *words, "--resume")
+    assert damaged.returncode == 2
+    assert damaged.stderr.count("hwtrain: error: ") == 1
+    assert f"{latest}: expected the checkpoint of step 40" in damaged.stderr
+    assert "delete this folder to continue from step 20" in damaged.stderr
+    assert "Traceback" not in damaged.stderr
+    shutil.rmtree(latest)
+    resumed = hwtrain(tmp_path, *words, "--resume")
+    assert resumed.returncode == 0, resumed.stderr
+    assert "hardware-aware, seed 0: continuing from step 20" in resumed.stdout
 
 
 def test_an_interrupt_says_how_to_resume(tmp_path, monkeypatch, capsys):

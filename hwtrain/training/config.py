@@ -108,4 +108,11 @@ class Config:
                 "weights into conductances with it; got none. Write for example "
                 'type = "single_pair" in it'
             )
+        if not self.hardware.frozen:
+            raise ValueError(
+                "hardware.mismatch.std_dev: expected a number greater than 0, because "
+                "the exported chip (export.chip_seed) would be the nominal model; got "
+                "0. Write the mismatch of your chip, or give it a "
+                "[hardware.noise_model]; evaluation.mismatch_std may still hold 0"
+            )
         return self

@@ -1,24 +1,31 @@
 """Everything that a run needs, loaded and checked before anything is written."""
 
 import dataclasses
+import functools
 import inspect
 from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import optax
 
-from hwtrain import optim
+from hwtrain import conductances, optim
+from hwtrain.checkpoint.contents import Contents
+from hwtrain.crossbar import on_crossbar
 from hwtrain.hardware import Hardware
-from hwtrain.plan import Plan
+from hwtrain.mismatch import chip_key
+from hwtrain.plan import AnalogWeight, Plan
+from hwtrain.programming import program_weight
 from hwtrain.training import linen, nnx
 from hwtrain.training.config import Config, TrainingParameter
 from hwtrain.training.functional import Functional
-from hwtrain.training.loop import Split
+from hwtrain.training.loop import Split, cross_entropy, init_state, make_step
 from hwtrain.training.report import require_matplotlib
-from hwtrain.training.source import resolve
+from hwtrain.training.source import named, reason, resolve
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -61,13 +68,14 @@ def prepare(config: Config, folder: Path) -> Preparation:
     require_matplotlib()
     train, test = _load_data(config, folder)
     factory = resolve(config.model, folder)
-    takes_rngs = "rngs" in inspect.signature(factory).parameters
-    frontend = nnx if takes_rngs else linen
-    example = train.inputs[:1]
-    plain = frontend.plain(factory, example)
-    aware, plan = frontend.hardware_aware(factory, config.hardware, example)
+    with named(config.model):
+        takes_rngs = "rngs" in inspect.signature(factory).parameters
+        frontend = nnx if takes_rngs else linen
+        example = train.inputs[:1]
+        plain = frontend.plain(factory, example)
+        aware, plan = frontend.hardware_aware(factory, config.hardware, example)
     base = _optimizer(config.training, folder)
-    return Preparation(
+    ready = Preparation(
         frontend=frontend,
         factory=factory,
         plain=plain,
@@ -78,6 +86,11 @@ def prepare(config: Config, folder: Path) -> Preparation:
         train=train,
         test=test,
     )
+    _check_outputs(config, ready)
+    _check_step(config, plain, base, train)
+    _check_step(config, aware, ready.aware_optimizer, train)
+    _check_export(config, ready)
+    return ready
 
 
 def chip_hardware(hardware: Hardware, mismatch_std: float, *, plain: bool) -> Hardware:
@@ -97,9 +110,11 @@ def chip_hardware(hardware: Hardware, mismatch_std: float, *, plain: bool) -> Ha
 
 
 def _load_data(config: Config, folder: Path) -> tuple[Split, Split]:
-    data = resolve(config.data, folder)()
+    function = resolve(config.data, folder)
+    with named(config.data):
+        data = function()
     try:
-        train, test = (Split(*part) for part in data)
+        train, test = (Split(*map(_as_array, part)) for part in data)
     except (TypeError, ValueError) as error:
         raise ValueError(
             f"{config.data}: expected a function that returns "
@@ -111,6 +126,12 @@ def _load_data(config: Config, folder: Path) -> tuple[Split, Split]:
                 f"{config.data}: expected as many inputs as labels, labels of one "
                 f"axis, got a {name} set of shapes {np.shape(part.inputs)} and "
                 f"{np.shape(part.labels)}"
+            )
+        if not len(part.labels) or not np.issubdtype(part.labels.dtype, np.integer):
+            raise ValueError(
+                f"{config.data}: expected at least one example, labels of whole "
+                f"numbers, got a {name} set of {len(part.labels)} examples, labels "
+                f"{part.labels.dtype}"
             )
     shapes = np.shape(train.inputs), np.shape(test.inputs)
     if shapes[0][1:] != shapes[1][1:]:
@@ -127,6 +148,101 @@ def _load_data(config: Config, folder: Path) -> tuple[Split, Split]:
     return train, test
 
 
+def _as_array(values: Any) -> Any:
+    return values if hasattr(values, "dtype") else np.asarray(values)
+
+
+def _check_outputs(config: Config, ready: Preparation) -> None:
+    """Checks that the model's outputs are logits of the classes that the data have."""
+    batch = _batch_shape(ready.train, config.training.batch_size).inputs
+    for model in (ready.plain, ready.aware):
+        params = jax.eval_shape(model.init, 0)
+        with named(config.model):
+            outputs = jax.eval_shape(model.apply, params, batch, jax.random.key(0))
+        shape = getattr(outputs, "shape", None)
+        if shape is None or len(shape) != 2 or shape[0] != batch.shape[0]:
+            came = type(outputs).__name__ if shape is None else f"the shape {shape}"
+            raise ValueError(
+                f"{config.model}: expected outputs [examples, classes] of inputs "
+                f"{batch.shape}, got {came}"
+            )
+        labels = np.concatenate([ready.train.labels, ready.test.labels])
+        if labels.min() < 0 or labels.max() >= shape[1]:
+            raise ValueError(
+                f"{config.data}: expected labels from 0 to {shape[1] - 1}, because "
+                f"{config.model} has {shape[1]} outputs; got labels from "
+                f"{labels.min()} to {labels.max()}"
+            )
+
+
+def _check_step(
+    config: Config,
+    model: Functional,
+    optimizer: optax.GradientTransformation,
+    train: Split,
+) -> None:
+    """Checks that a training step can be taken; nothing is computed."""
+
+    def first_step(data: Split, order: jax.Array) -> Any:
+        state = init_state(model.init(0), optimizer)
+        step = make_step(model, optimizer, cross_entropy)
+        return step(state, data, order, jax.random.key(0))
+
+    size = config.training.batch_size
+    data = _batch_shape(train, len(train.labels))
+    order = jax.ShapeDtypeStruct((len(train.labels) // size, size), np.int32)
+    try:
+        jax.eval_shape(first_step, data, order)
+    # What an optimizer raises, when it misses an argument, is up to it.
+    except Exception as error:
+        raise ValueError(
+            f"training.optimizer: expected {config.training.optimizer} to return an "
+            "optax transformation that needs gradients, its state and parameters "
+            f"alone, got {reason(error)}; take another one, such as optax:adam, or "
+            "train in a loop of your own with hwtrain.optim.hardware_aware"
+        ) from error
+
+
+def _check_export(config: Config, ready: Preparation) -> None:
+    """Checks that the export will find what it needs, on shapes alone."""
+    params = jax.eval_shape(ready.aware.init, 0)
+    contents = Contents({"params": params}, ready.plan, [config.export.chip_seed])
+    leaves = {leaf.path: leaf.value for leaf in contents.leaves}
+    for weight in ready.plan.weights:
+        dtype = leaves[weight.path].dtype
+        if not np.issubdtype(dtype, np.floating) and dtype != jnp.bfloat16:
+            raise ValueError(
+                f"{config.model}: expected an analog weight {weight.path} of real "
+                f"floating-point numbers, got {dtype}"
+            )
+        scale = leaves.get(weight.leaf("mapping_scale"))
+        jax.eval_shape(
+            functools.partial(_conductances, weight), leaves[weight.path], scale
+        )
+
+
+def _conductances(
+    weight: AnalogWeight, kernel: jax.Array, scale: jax.Array | None
+) -> Any:
+    """Returns what an export computes of one weight."""
+    if weight.hardware.noise_model is not None:
+        return program_weight(weight, kernel, scale, chip_key(0))
+    w, _ = on_crossbar(weight, kernel, scale)
+    return conductances.targets(weight, weight.to_matrix(w))
+
+
+def _batch_shape(data: Split, size: int) -> Any:
+    """Returns the shapes and dtypes of `size` examples, as JAX takes them."""
+    return Split(
+        *(
+            jax.ShapeDtypeStruct(
+                (size, *np.shape(part)[1:]), jax.dtypes.canonicalize_dtype(part.dtype)
+            )
+            for part in data
+        )
+    )
+
+
 def _optimizer(
     training: TrainingParameter, folder: Path
 ) -> optax.GradientTransformation:
@@ -139,10 +255,11 @@ def _optimizer(
     build = resolve(training.optimizer, folder)
     try:
         optimizer = build(schedule)
-    except (TypeError, ValueError) as error:
+    # What a function raises, when it is called with something else, is up to it.
+    except Exception as error:
         raise ValueError(
             f"training.optimizer: expected {training.optimizer} to be a function of a "
-            f"learning rate, got {type(error).__name__}: {error}"
+            f"learning rate, got {reason(error)}"
         ) from error
     if not isinstance(optimizer, optax.GradientTransformation):
         raise ValueError(
