@@ -5,7 +5,9 @@ is constructed; a wrong type, an impossible value or an unknown field is an erro
 names the field.
 """
 
+import dataclasses
 import json
+from collections.abc import Iterable
 from typing import Annotated, Any, TypeVar
 
 from pydantic import (
@@ -15,6 +17,7 @@ from pydantic import (
     PlainSerializer,
     TypeAdapter,
 )
+from pydantic.fields import FieldInfo
 
 CONFIG = ConfigDict(
     strict=True, extra="forbid", allow_inf_nan=False, use_attribute_docstrings=True
@@ -55,6 +58,31 @@ def _without_none(data: dict[str, Any]) -> dict[str, Any]:
         for name, value in data.items()
         if value is not None
     }
+
+
+def changed(configuration: Any, names: Iterable[str] | None = None) -> list[str]:
+    """Returns those fields that differ from their default, as Python writes them.
+
+    >>> from hwtrain.hardware import WeightClipParameter
+    >>> changed(WeightClipParameter(type="layer_gaussian", sigma=2.0))
+    ["type='layer_gaussian'", 'sigma=2.0']
+
+    Args:
+      configuration: the configuration.
+      names: the fields to look at; `None` for all.
+    """
+    return [
+        f"{field.name}={getattr(configuration, field.name)!r}"
+        for field in dataclasses.fields(configuration)
+        if (names is None or field.name in names)
+        and getattr(configuration, field.name) != _default(field)
+    ]
+
+
+def _default(field: dataclasses.Field[Any]) -> Any:
+    # Pydantic keeps the default of an annotated field in a description of its own.
+    default = field.default
+    return default.default if isinstance(default, FieldInfo) else default
 
 
 def from_dict(kind: type[T], data: dict[str, Any]) -> T:

@@ -1,5 +1,8 @@
 """What surrounds a crossbar: the range of its inputs, and how a layer is mapped."""
 
+from typing import Self
+
+from pydantic import model_validator
 from pydantic.dataclasses import dataclass
 
 from hwtrain.hardware.configuration import (
@@ -9,7 +12,18 @@ from hwtrain.hardware.configuration import (
     NonNegative,
     Positive,
     Share,
+    changed,
 )
+
+_LEARNING = (
+    "decay",
+    "input_min_percentage",
+    "manage_output_clipping",
+    "output_min_percentage",
+    "gradient_scale",
+    "gradient_relative",
+)
+"""What only a learned range feels."""
 
 
 @dataclass(frozen=True, kw_only=True, config=CONFIG)
@@ -56,6 +70,23 @@ class InputRangeParameter:
     straight_through: bool = False
     """Give clipped inputs their gradient, as if they had not been clipped."""
 
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if not self.enable:
+            idle = [text for text in changed(self) if text != "enable=False"]
+            reason = "enable=False"
+        elif not self.learn_input_range:
+            idle = changed(self, _LEARNING)
+            reason = "learn_input_range=False"
+        else:
+            return self
+        if idle:
+            raise ValueError(
+                f"{', '.join(idle)}: nothing of this has an effect with {reason}; "
+                f"leave it out, or leave out {reason}"
+            )
+        return self
+
 
 @dataclass(frozen=True, kw_only=True, config=CONFIG)
 class MappingParameter:
@@ -82,3 +113,13 @@ class MappingParameter:
     """The largest weight on a crossbar. Zero turns scaling off: s = 1."""
     weight_scaling_columnwise: bool = False
     """A scale for each column (output)."""
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if self.weight_scaling_columnwise and not self.weight_scaling_omega:
+            raise ValueError(
+                "weight_scaling_columnwise=True does nothing with "
+                "weight_scaling_omega=0; leave it out or write "
+                "weight_scaling_omega=1.0"
+            )
+        return self

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from pydantic import model_validator
 from pydantic.dataclasses import dataclass
 
-from hwtrain.hardware.configuration import CONFIG, NonNegative, Positive
+from hwtrain.hardware.configuration import CONFIG, NonNegative, Positive, changed
 from hwtrain.physics import clip, modifiers, remap
 
 
@@ -60,6 +60,16 @@ class WeightClipParameter:
             raise ValueError(
                 f'per_column=True does nothing with type="{self.type}"; leave it out '
                 'or write type="layer_gaussian"'
+            )
+        if self.type == "none" and self.fixed_value is not None:
+            raise ValueError(
+                f'fixed_value={self.fixed_value} does nothing with type="none"; leave '
+                'it out or write type="fixed_value"'
+            )
+        if self.type != "layer_gaussian" and changed(self, ["sigma"]):
+            raise ValueError(
+                f'sigma={self.sigma} does nothing with type="{self.type}"; leave it '
+                'out or write type="layer_gaussian"'
             )
         return self
 
@@ -192,6 +202,16 @@ class MismatchParameter:
     `mult_normal`. Zero turns the mismatch off."""
     per_column: bool = False
     """Take A for each column (output) instead of the whole tile."""
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if self.per_column and self.type == "mult_normal":
+            raise ValueError(
+                'per_column=True does nothing with type="mult_normal", which is '
+                "relative to each weight; leave it out or write "
+                'type="add_normal"'
+            )
+        return self
 
     @property
     def draws(self) -> bool:

@@ -15,7 +15,7 @@ FULL = hw.Hardware(
     clip=hw.WeightClipParameter(type="fixed_value", fixed_value=1.0),
     input_range=hw.InputRangeParameter(decay=0.0),
     mapping=hw.MappingParameter(max_input_size=None, weight_scaling_omega=1.0),
-    mismatch=hw.MismatchParameter(type="mult_normal", std_dev=0.2, per_column=True),
+    mismatch=hw.MismatchParameter(type="add_normal", std_dev=0.2, per_column=True),
     converter=hw.SinglePairConductanceConverter(g_min=1.0),
 )
 
@@ -69,3 +69,52 @@ def test_hardware_is_ideal_unless_told():
 def test_bad_input_is_an_error_that_names_the_field(make, message):
     with pytest.raises(ValidationError, match=message):
         make()
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: hw.WeightClipParameter(fixed_value=1.0), 'with type="none"'),
+        (
+            lambda: hw.WeightClipParameter(
+                type="fixed_value", fixed_value=1.0, sigma=2.0
+            ),
+            'sigma=2.0 does nothing with type="fixed_value"',
+        ),
+        (
+            lambda: hw.WeightClipParameter(type="average_channel_max", sigma=2.0),
+            'write type="layer_gaussian"',
+        ),
+        (lambda: hw.WeightClipParameter(sigma=2.0), 'with type="none"'),
+        (
+            lambda: hw.MismatchParameter(
+                type="mult_normal", std_dev=0.1, per_column=True
+            ),
+            "per_column=True does nothing",
+        ),
+        (
+            lambda: hw.MappingParameter(weight_scaling_columnwise=True),
+            "write weight_scaling_omega=1.0",
+        ),
+        (
+            lambda: hw.InputRangeParameter(enable=False, decay=0.1),
+            "decay=0.1: nothing of this has an effect with enable=False",
+        ),
+        (
+            lambda: hw.InputRangeParameter(
+                learn_input_range=False, decay=0.1, gradient_scale=2.0
+            ),
+            "decay=0.1, gradient_scale=2.0: nothing .* learn_input_range=False",
+        ),
+    ],
+)
+def test_an_option_that_does_nothing_is_an_error(make, message):
+    with pytest.raises(ValidationError, match=message):
+        make()
+
+
+def test_what_has_an_effect_beside_a_range_that_is_not_learned_is_allowed():
+    hw.InputRangeParameter(
+        learn_input_range=False, init_from_data=3, straight_through=True
+    )
+    assert not hw.InputRangeParameter(enable=False).enable
