@@ -1,17 +1,21 @@
 """A model on a population of chips: how well will it do on the one I get?"""
 
 import dataclasses
-from collections.abc import Callable, Iterable, Sequence
-from typing import Any
+import functools
+import itertools
+import operator
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import Any, Self
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from flax import nnx
 from scipy import stats
 
 from hwtrain.checkpoint import HardwareCheckpoint
 from hwtrain.mismatch import chip_key, with_chip_keys
-from hwtrain.physics.random import draw_key
+from hwtrain.physics.random import as_key, draw_key
 from hwtrain.plan import Plan
 from hwtrain.programming import program_chip
 from hwtrain.transforms import plan as plan_of
@@ -76,13 +80,16 @@ def population(
     key: jax.Array,
     times_s: Sequence[float] | None = None,
     chunk: int | None = None,
+    call_kwargs: Mapping[str, Any] | None = None,
 ) -> Population:
     """Evaluates a model on a population of chips, in chip mode.
 
     Each chip gets its frozen mismatch and the noise of its programming, functions of
     its seed: chip 7 is the chip that `export(..., chip_seed=7)` writes. With a noise
     model its conductances drift, and every batch at every time is a read of its own.
-    Chips are a vectorised axis, taken in chunks that fit in memory.
+    Chips are a vectorised axis, taken in chunks that fit in memory. What is compiled is
+    used again by calls with equal models, plans and metrics: pass one function as the
+    metric, not a new lambda each time.
 
     >>> from flax import linen as nn
     >>> import hwtrain
@@ -107,31 +114,115 @@ def population(
       analog: the analog model.
       variables: Linen: its variables. NNX: its `params`, or `None` for its own. Or a
         loaded `HardwareCheckpoint` of either.
-      batches: tuples of arrays; the first goes into the model, and the metric gets the
-        output and the others. A further batch size compiles once more.
+      batches: tuples of arrays, or of trees of arrays, whose first axis is that of the
+        examples; the first goes into the model, and the metric gets the output and the
+        others. A further batch size compiles once more.
       metric: returns one number for each example, `[batch]`.
       chips: how many chips, seeds 0, 1, ..., or their seeds.
       key: key of what is drawn at each read.
       times_s: seconds since programming. `None`: just after programming, and no axis
         for the time in the result.
       chunk: chips that are evaluated together; default: as many as fit into 256 MiB.
+      call_kwargs: keyword arguments of the model's call, such as `{"train": False}`.
 
     Raises:
-      ValueError: for no chips, no batches, a negative seed, a metric that does not
-        return one number for each example, or for times that are negative or that no
-        noise model of the plan would feel.
+      ValueError: for no chips, no batches or a batch that is empty or no tuple, seeds
+        that are negative or no whole numbers, a Linen model without variables, a key
+        that is none, a metric that does not return one number for each example, or for
+        times that are negative or that no noise model of the plan would feel.
     """
     seeds = _seeds(chips)
+    key = _checked_key(key)
     if isinstance(variables, HardwareCheckpoint):
         variables = variables.variables
-    call, tree = as_function(analog, "chip", variables)
-    batches = iter(batches)
+    if variables is None and not isinstance(analog, nnx.Module):
+        raise ValueError(
+            "a Linen model holds no variables of its own, and population got "
+            "variables=None; pass those of model.init(...), or a loaded checkpoint"
+        )
+    _, tree = as_function(analog, "chip", variables)
+    kwargs = dict(call_kwargs or {})
+    batches = _checked_batches(batches)
     first = next(batches, None)
     if first is None:
         raise ValueError("population got no batches; expected tuples of arrays")
-    plan = plan_of(analog, tree, first[0])
+    plan = plan_of(analog, tree, first[0], **kwargs)
     times = _times(times_s, plan)
-    chunk = chunk or _chunk(tree["params"], plan, len(seeds))
+    if chunk is None:
+        chunk = _chunk(tree["params"], plan, len(seeds))
+    elif _whole(chunk, "chunk") < 1:
+        raise ValueError(f"chunk must be at least 1 chip; got {chunk}")
+    totals = _compiled_totals(analog, plan, metric, kwargs, int(chunk))
+
+    total, count = np.zeros((len(seeds), len(times))), 0
+    device_times = jnp.asarray(times, jnp.float32)
+    device_seeds = jnp.asarray(seeds, jnp.uint32)
+    for number, batch in enumerate(itertools.chain([first], batches)):
+        step_key = jax.random.fold_in(key, number)
+        found = totals(tree, device_seeds, device_times, step_key, *batch)
+        total += np.asarray(found, np.float64)
+        count += _examples(batch[0])
+    values = total / count
+    if times_s is None:
+        return Population(values=values[:, 0], seeds=seeds)
+    return Population(values=values, seeds=seeds, times_s=times)
+
+
+Totals = Callable[..., jax.Array]
+
+
+@dataclasses.dataclass(frozen=True)
+class _NnxStructure:
+    """An NNX model without its arrays: hashable, and nothing large is kept alive."""
+
+    graphdef: nnx.GraphDef[Any]
+    treedef: Any
+    shapes: tuple[jax.ShapeDtypeStruct, ...]
+
+    @classmethod
+    def of(cls, model: nnx.Module) -> Self:
+        graphdef, state = nnx.split(model)
+        shapes, treedef = jax.tree.flatten(jax.eval_shape(lambda: state))
+        return cls(graphdef, treedef, tuple(shapes))
+
+    def model(self) -> Any:
+        return nnx.merge(self.graphdef, self.treedef.unflatten(self.shapes))
+
+
+def _compiled_totals(
+    analog: Any,
+    plan: Plan,
+    metric: Callable[..., jax.Array],
+    kwargs: dict[str, Any],
+    chunk: int,
+) -> Totals:
+    """Returns the jitted function of all chips, the one of an earlier call if it fits.
+
+    A study calls `population` with other variables of one model again and again, and
+    compiling takes longer than evaluating.
+    """
+    model = _NnxStructure.of(analog) if isinstance(analog, nnx.Module) else analog
+    # With its type, because True and 1 are equal.
+    arguments = tuple((name, type(value), value) for name, value in kwargs.items())
+    try:
+        hash((model, plan, metric, arguments))
+    except TypeError:
+        return _build_totals(model, plan, metric, arguments, chunk)
+    return _cached_totals(model, plan, metric, arguments, chunk)
+
+
+def _build_totals(
+    model: Any,
+    plan: Plan,
+    metric: Callable[..., jax.Array],
+    arguments: tuple[tuple[str, type, Any], ...],
+    chunk: int,
+) -> Totals:
+    if isinstance(model, _NnxStructure):
+        call, _ = as_function(model.model(), "chip")
+    else:
+        call, _ = as_function(model, "chip", {"params": {}})
+    kwargs = {name: value for name, _, value in arguments}
 
     @jax.jit
     def totals(tree, seeds, times, key, inputs, *targets):
@@ -144,30 +235,19 @@ def population(
                 read = draw_key(jax.random.fold_in(key, seed), "", "read")
                 read = jax.random.fold_in(read, number)
                 params = with_chip_keys(chip.at(t_s, read), plan, frozen)
-                values = metric(
-                    call({**tree, "params": params}, read, inputs), *targets
-                )
-                return jnp.sum(_checked(values, inputs), dtype=jnp.float32)
+                outputs = call({**tree, "params": params}, read, inputs, **kwargs)
+                values = _checked_values(metric(outputs, *targets), _examples(inputs))
+                return jnp.sum(values, dtype=jnp.float32)
 
             # One after the other: only one time's weights are in memory.
             return jax.lax.map(at_time, (jnp.arange(times.size), times))
 
         return jax.lax.map(on_chip, seeds, batch_size=chunk)
 
-    total, count = np.zeros((len(seeds), len(times))), 0
-    number = 0
-    device_times = jnp.asarray(times, jnp.float32)
-    while first is not None:
-        step_key = jax.random.fold_in(key, number)
-        device_seeds = jnp.asarray(seeds, jnp.uint32)
-        found = totals(tree, device_seeds, device_times, step_key, *first)
-        total += np.asarray(found, np.float64)
-        count += jnp.shape(first[0])[0]
-        first, number = next(batches, None), number + 1
-    values = total / count
-    if times_s is None:
-        return Population(values=values[:, 0], seeds=seeds)
-    return Population(values=values, seeds=seeds, times_s=times)
+    return totals
+
+
+_cached_totals = functools.lru_cache(maxsize=8)(_build_totals)
 
 
 def _plain(number: Any) -> Any:
@@ -178,7 +258,7 @@ def _plain(number: Any) -> Any:
 def _times(times_s: Sequence[float] | None, plan: Plan) -> tuple[float, ...]:
     if times_s is None:
         return (0.0,)
-    times = tuple(float(t_s) for t_s in times_s)
+    times = tuple(float(t_s) for t_s in times_s) if np.ndim(times_s) == 1 else ()
     if not times or not all(0 <= t_s < np.inf for t_s in times):
         raise ValueError(
             "times_s must be seconds since programming, at least one, none negative; "
@@ -194,7 +274,10 @@ def _times(times_s: Sequence[float] | None, plan: Plan) -> tuple[float, ...]:
 
 
 def _seeds(chips: int | Sequence[int]) -> tuple[int, ...]:
-    seeds = tuple(range(chips)) if isinstance(chips, int) else tuple(chips)
+    if isinstance(chips, Iterable):
+        seeds = tuple(_whole(seed, "a chip's seed") for seed in chips)
+    else:
+        seeds = tuple(range(_whole(chips, "chips, unless it lists seeds,")))
     if not seeds:
         raise ValueError(f"population needs at least one chip; got chips={chips!r}")
     for seed in seeds:
@@ -203,16 +286,61 @@ def _seeds(chips: int | Sequence[int]) -> tuple[int, ...]:
     return seeds
 
 
+def _whole(number: Any, name: str) -> int:
+    try:
+        return operator.index(number)
+    except TypeError:
+        raise ValueError(f"{name} must be a whole number; got {number!r}") from None
+
+
+def _checked_key(key: Any) -> jax.Array:
+    dtype, ndim = getattr(key, "dtype", None), getattr(key, "ndim", None)
+    typed = dtype is not None and jnp.issubdtype(dtype, jax.dtypes.prng_key)
+    raw = dtype == jnp.uint32
+    if not (typed and ndim == 0 or raw and ndim == 1):
+        raise ValueError(
+            f"key must be one JAX key, such as jax.random.key(0); got {key!r}"
+        )
+    return as_key(key)
+
+
+def _checked_batches(batches: Iterable[Any]) -> Iterator[tuple[Any, ...]]:
+    """Yields the batches; one that cannot be evaluated is an error."""
+    expected = (
+        "population takes tuples of arrays, such as [(inputs, labels)]: inputs, and "
+        "what the metric compares the outputs with"
+    )
+    if not isinstance(batches, Iterable):
+        raise ValueError(f"{expected}; got {type(batches).__name__}")
+    for number, batch in enumerate(batches):
+        if not isinstance(batch, (tuple, list)) or not batch:
+            came = f"{type(batch).__name__}{jnp.shape(batch)}"
+            raise ValueError(f"{expected}; batch {number} is {came}")
+        shapes = [jnp.shape(leaf) for leaf in jax.tree.leaves(batch[0])]
+        if len({shape[:1] for shape in shapes}) != 1 or not shapes[0]:
+            raise ValueError(
+                f"{expected}; all inputs share their first axis, the examples, but "
+                f"those of batch {number} have the shapes {shapes}"
+            )
+        if not shapes[0][0]:
+            raise ValueError(f"batch {number} is empty; leave it out")
+        yield tuple(batch)
+
+
+def _examples(inputs: Any) -> int:
+    return jnp.shape(jax.tree.leaves(inputs)[0])[0]
+
+
 def _chunk(params: Any, plan: Plan, chips: int) -> int:
     chip = jax.eval_shape(lambda p: program_chip(p, plan, chip_key(0)), params)
     size = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(chip))
     return max(1, min(chips, CHUNK_BYTES // max(size, 1)))
 
 
-def _checked(values: jax.Array, inputs: jax.Array) -> jax.Array:
-    if values.shape != (inputs.shape[0],):
+def _checked_values(values: Any, examples: int) -> jax.Array:
+    if jnp.shape(values) != (examples,):
         raise ValueError(
             "the metric must return one number for each example, shape "
-            f"{(inputs.shape[0],)}; got {values.shape}"
+            f"{(examples,)}; got {jnp.shape(values)}"
         )
     return values

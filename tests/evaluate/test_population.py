@@ -1,5 +1,8 @@
 """Populations of chips against a loop over single chips, and their statistics."""
 
+import gc
+import weakref
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -157,11 +160,95 @@ def test_statistics_against_scipy():
         ({"chips": 0}, "at least one chip"),
         ({"chips": [-1]}, r"in \[0, 2\^32\); got -1"),
         ({"batches": []}, "no batches"),
+        ({"chips": 0.5}, "must be a whole number; got 0.5"),
+        ({"chips": [0, 1.5]}, "a chip's seed must be a whole number; got 1.5"),
+        ({"batches": [(X[:0], Y[:0])]}, "batch 0 is empty"),
+        ({"batches": [(X, Y), (X[:0], Y[:0])]}, "batch 1 is empty"),
+        ({"batches": (X, Y)}, r"such as \[\(inputs, labels\)\].*batch 0 is"),
+        ({"batches": 3}, "takes tuples of arrays.*got int"),
+        ({"batches": [((X, Y[:3]), Y)]}, "all inputs share their first axis"),
+        ({"batches": [(1.0, Y)]}, "all inputs share their first axis"),
+        ({"key": 0}, r"such as jax.random.key\(0\); got 0"),
+        ({"key": jax.random.split(jax.random.key(0))}, "must be one JAX key"),
+        ({"chunk": 0}, "at least 1 chip; got 0"),
+        ({"times_s": 3.0}, "seconds since programming"),
     ],
 )
 def test_wrong_arguments(trained, options, message):
     with pytest.raises(ValueError, match=message):
         run(*trained, **options)
+
+
+def test_a_linen_model_needs_variables(trained):
+    with pytest.raises(ValueError, match="variables=None; pass those of model.init"):
+        run(trained[0], None)
+
+
+def test_numpy_integers_and_raw_keys_are_taken(trained):
+    expected = run(*trained, chips=3).values
+    for options in (
+        {"chips": np.int64(3)},
+        {"chips": np.arange(3)},
+        {"chips": 3, "key": jax.random.PRNGKey(0)},
+        {"chips": 3, "batches": [[X, Y]]},
+    ):
+        np.testing.assert_array_equal(run(*trained, **options).values, expected)
+
+
+class Sum(nn.Module):
+    @nn.compact
+    def __call__(self, inputs, train):
+        x = nn.Dense(5)(inputs["a"] + inputs["b"])
+        return nn.Dropout(0.5)(x, deterministic=not train)
+
+
+def test_inputs_may_be_a_tree_and_the_call_have_keyword_arguments():
+    analog = hw.analogize(Sum(), hardware())
+    inputs = {"a": X, "b": 2 * X}
+    variables = analog.init(jax.random.key(0), inputs, train=False)
+    options = {"call_kwargs": {"train": False}}
+    values = run(analog, variables, [(inputs, Y)], **options).values
+    plan = hw.plan(analog, variables, inputs, train=False)
+    chip = hw.apply_mismatch(variables["params"], plan, hw.chip_key(1))
+    kernel, bias = (chip["Dense_0"][name] for name in ("kernel", "bias"))
+    logits = 3 * X @ kernel + bias
+    np.testing.assert_allclose(values[1], np.mean(accuracy(logits, Y)), atol=1e-6)
+
+
+@pytest.mark.parametrize("framework", ["linen", "nnx"])
+def test_a_model_is_traced_once_for_all_variables(framework):
+    traces = []
+
+    def metric(logits, labels):
+        traces.append(logits.shape)
+        return accuracy(logits, labels)
+
+    found = []
+    for seed in (0, 1):
+        if framework == "linen":
+            analog = hw.analogize(MLP(), hardware())
+            variables = analog.init(jax.random.key(seed), X)
+        else:
+            variables, rngs = None, nnx.Rngs(mismatch=0)
+            analog = hw.analogize(Twin(nnx.Rngs(seed)), hardware(), rngs=rngs)
+        result = population(
+            analog, variables, [(X, Y)], metric, chips=3, key=jax.random.key(0)
+        )
+        found.append(result.values)
+        np.testing.assert_array_equal(
+            run(analog, variables, chips=3).values, result.values
+        )
+    assert len(traces) == 1
+    assert (found[0] != found[1]).any()
+
+
+def test_a_cached_function_keeps_no_parameters_alive():
+    analog = hw.analogize(Twin(nnx.Rngs(0)), hardware(), rngs=nnx.Rngs(mismatch=0))
+    run(analog, None)
+    kernel = weakref.ref(analog.hidden.kernel[...])
+    del analog
+    gc.collect()
+    assert kernel() is None
 
 
 def test_a_metric_that_averages_is_an_error(trained):
