@@ -313,9 +313,10 @@ def _checked_batches(batches: Iterable[Any]) -> Iterator[tuple[Any, ...]]:
     if not isinstance(batches, Iterable):
         raise ValueError(f"{expected}; got {type(batches).__name__}")
     for number, batch in enumerate(batches):
-        if not isinstance(batch, (tuple, list)) or not batch:
-            came = f"{type(batch).__name__}{jnp.shape(batch)}"
-            raise ValueError(f"{expected}; batch {number} is {came}")
+        if not isinstance(batch, (tuple, list)) or not len(batch):
+            raise ValueError(
+                f"{expected}; batch {number} is {_kind(batch)}. Put it into a list"
+            )
         shapes = [jnp.shape(leaf) for leaf in jax.tree.leaves(batch[0])]
         if len({shape[:1] for shape in shapes}) != 1 or not shapes[0]:
             raise ValueError(
@@ -325,6 +326,13 @@ def _checked_batches(batches: Iterable[Any]) -> Iterator[tuple[Any, ...]]:
         if not shapes[0][0]:
             raise ValueError(f"batch {number} is empty; leave it out")
         yield tuple(batch)
+
+
+def _kind(batch: Any) -> str:
+    """Returns what a batch that is no tuple of arrays is, for an error."""
+    shape = getattr(batch, "shape", None)
+    text = type(batch).__name__ if shape is None else f"an array of shape {shape}"
+    return text
 
 
 def _examples(inputs: Any) -> int:
