@@ -15,8 +15,13 @@ def chip_key(chip_seed: jax.typing.ArrayLike) -> jax.Array:
     """Returns the key of a chip: everything frozen is drawn from it.
 
     Args:
-      chip_seed: the chip's number, a non-negative integer. May be traced.
+      chip_seed: the chip's number, from 0 to 2^32 - 1. May be traced.
+
+    Raises:
+      ValueError: for a number outside: JAX would take it modulo 2^32.
     """
+    if isinstance(chip_seed, int) and not 0 <= chip_seed < 2**32:
+        raise ValueError(f"a chip's seed must be in [0, 2^32); got {chip_seed}")
     return jax.random.key(chip_seed, impl="threefry2x32")
 
 
@@ -76,7 +81,11 @@ def apply_mismatch(params: paths.Tree, plan: Plan, key: jax.Array) -> paths.Tree
 
     Returns:
       A tree like `params`.
+
+    Raises:
+      ValueError: if the parameters lack a weight of the plan.
     """
+    plan.check_weights(params)
     by_path = paths.leaves(params)
     weights = {w.path: w for w in plan.weights if w.hardware.mismatch is not None}
 
@@ -84,7 +93,7 @@ def apply_mismatch(params: paths.Tree, plan: Plan, key: jax.Array) -> paths.Tree
         weight = weights.get(path)
         if weight is None:
             return leaf
-        scale = by_path.get(weight.leaf("mapping_scale"))
+        scale = weight.stored_scale(by_path)
         kernel = mismatched(weight, jnp.asarray(leaf, jnp.float32), scale, key)
         return kernel.astype(leaf.dtype)
 

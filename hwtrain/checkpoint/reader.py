@@ -88,7 +88,7 @@ class HardwareCheckpoint:
             path, read = layer.weight.path, self._read(chip.files[layer.weight.path])
             kernels[path] = read["kernel"]
             if layer.weight.hardware.noise_model is not None:
-                scale = nominal.get(layer.weight.leaf("mapping_scale"))
+                scale = layer.weight.stored_scale(nominal)
                 tiles = self.conductances(path, seed)
                 kernels[path] = kernel_at(
                     layer.weight, nominal[path], scale, tiles, now, key
