@@ -68,6 +68,27 @@ def with_chip_keys(params: paths.Tree, plan: Plan, key: jax.Array) -> paths.Tree
     return paths.insert(params, entries) if entries else params
 
 
+def with_nominal_scales(
+    params: paths.Tree, plan: Plan, nominal: paths.Tree
+) -> paths.Tree:
+    """Returns a chip's parameters with the mapping scales of the nominal ones.
+
+    A scale that is derived from the kernel would follow the chip's drift, as if the
+    converters around its tiles were adjusted to it.
+
+    Args:
+      params: parameters of the root as a chip has them, nested mappings.
+      plan: the plan.
+      nominal: its nominal parameters.
+    """
+    kernels, entries = paths.leaves(nominal), {}
+    for weight in plan.weights:
+        if weight.hardware.derives_chip_scale and weight.kind != "raw":
+            matrix = weight.to_matrix(kernels[weight.path])
+            entries[weight.leaf("mapping_scale")] = weight.derived_scale(matrix)
+    return paths.insert(params, entries) if entries else params
+
+
 def apply_mismatch(params: paths.Tree, plan: Plan, key: jax.Array) -> paths.Tree:
     """Returns the parameters as one chip has them: with its frozen mismatch.
 

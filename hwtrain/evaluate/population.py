@@ -10,7 +10,7 @@ import numpy as np
 from scipy import stats
 
 from hwtrain.checkpoint import HardwareCheckpoint
-from hwtrain.mismatch import chip_key, with_chip_keys
+from hwtrain.mismatch import chip_key, with_chip_keys, with_nominal_scales
 from hwtrain.physics.random import draw_key
 from hwtrain.plan import Plan
 from hwtrain.programming import program_chip
@@ -144,6 +144,7 @@ def population(
                 read = draw_key(jax.random.fold_in(key, seed), "", "read")
                 read = jax.random.fold_in(read, number)
                 params = with_chip_keys(chip.at(t_s, read), plan, frozen)
+                params = with_nominal_scales(params, plan, tree["params"])
                 values = metric(
                     call({**tree, "params": params}, read, inputs), *targets
                 )

@@ -25,7 +25,8 @@ def as_function(
     Returns:
       The function, which draws the step from `key`, and its variables: a dict whose
       entry `params` is a nested dict of arrays. In chip mode, `params` may hold the
-      keys of a chip, by `hwtrain.mismatch.with_chip_keys`.
+      keys of a chip and its nominal mapping scales, by `with_chip_keys` and
+      `with_nominal_scales` of `hwtrain.mismatch`.
     """
     if isinstance(analog, nnx.Module):
         return _nnx_function(analog, mode, variables)

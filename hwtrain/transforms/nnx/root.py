@@ -83,9 +83,17 @@ def set_mode(model: Any, mode: str) -> Any:
 
 
 def add_chip_keys(model: Any) -> None:
-    """Adds the key of chip 0 to layers whose periphery differs between chips."""
+    """Adds what a chip's parameters hold beside those of the model.
+
+    The key of chip 0 to layers whose periphery differs between chips, and the mapping
+    scale to those that derive it.
+    """
     plan, layers = plan_of(model), _modules(model)
     for weight in plan.weights:
+        if weight.kind != "raw" and weight.hardware.derives_chip_scale:
+            layer = layers[weight_side.local(plan, weight.layer_path)]
+            scale = weight.derived_scale(weight.to_matrix(layer.kernel[...]))
+            layer.mapping_scale = LEAF_TYPES["mapping_scale"](scale)
         if weight.kind != "raw" and weight.hardware.freezes("chip"):
             data = layer_keys(weight, chip_key(0), "frozen_periphery")
             layers[weight_side.local(plan, weight.layer_path)].chip_key = ChipKey(data)
