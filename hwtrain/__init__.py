@@ -12,23 +12,37 @@ from hwtrain.checkpoint import HardwareCheckpoint as HardwareCheckpoint
 from hwtrain.checkpoint import export as export
 from hwtrain.checkpoint import load as load
 from hwtrain.hardware import (
+    CustomDriftPCMLikeNoiseModel as CustomDriftPCMLikeNoiseModel,
+)
+from hwtrain.hardware import (
     CustomPairConductanceConverter as CustomPairConductanceConverter,
 )
 from hwtrain.hardware import (
     DualPairConductanceConverter as DualPairConductanceConverter,
 )
+from hwtrain.hardware import GlobalDriftCompensation as GlobalDriftCompensation
+from hwtrain.hardware import (
+    GlobalDriftCompensationWithExactReference as GlobalDriftCompensationWithExactReference,  # noqa: E501
+)
 from hwtrain.hardware import Hardware as Hardware
+from hwtrain.hardware import HermesNoiseModel as HermesNoiseModel
 from hwtrain.hardware import InputRangeParameter as InputRangeParameter
 from hwtrain.hardware import IOParameters as IOParameters
 from hwtrain.hardware import MappingParameter as MappingParameter
+from hwtrain.hardware import MeasuredNoiseModel as MeasuredNoiseModel
 from hwtrain.hardware import MismatchParameter as MismatchParameter
 from hwtrain.hardware import NPairConductanceConverter as NPairConductanceConverter
+from hwtrain.hardware import PCMLikeNoiseModel as PCMLikeNoiseModel
+from hwtrain.hardware import PerColumnDriftCompensation as PerColumnDriftCompensation
+from hwtrain.hardware import ReRamCMONoiseModel as ReRamCMONoiseModel
+from hwtrain.hardware import ReRamWan2022NoiseModel as ReRamWan2022NoiseModel
 from hwtrain.hardware import (
     SingleDeviceConductanceConverter as SingleDeviceConductanceConverter,
 )
 from hwtrain.hardware import (
     SinglePairConductanceConverter as SinglePairConductanceConverter,
 )
+from hwtrain.hardware import StateIndependentNoiseModel as StateIndependentNoiseModel
 from hwtrain.hardware import WeightClipParameter as WeightClipParameter
 from hwtrain.hardware import WeightModifierParameter as WeightModifierParameter
 from hwtrain.hardware import WeightRemapParameter as WeightRemapParameter

@@ -15,8 +15,13 @@ def chip_key(chip_seed: jax.typing.ArrayLike) -> jax.Array:
     """Returns the key of a chip: everything frozen is drawn from it.
 
     Args:
-      chip_seed: the chip's number, a non-negative integer. May be traced.
+      chip_seed: the chip's number, from 0 to 2^32 - 1. May be traced.
+
+    Raises:
+      ValueError: for a number outside: JAX would take it modulo 2^32.
     """
+    if isinstance(chip_seed, int) and not 0 <= chip_seed < 2**32:
+        raise ValueError(f"a chip's seed must be in [0, 2^32); got {chip_seed}")
     return jax.random.key(chip_seed, impl="threefry2x32")
 
 
@@ -63,6 +68,27 @@ def with_chip_keys(params: paths.Tree, plan: Plan, key: jax.Array) -> paths.Tree
     return paths.insert(params, entries) if entries else params
 
 
+def with_nominal_scales(
+    params: paths.Tree, plan: Plan, nominal: paths.Tree
+) -> paths.Tree:
+    """Returns a chip's parameters with the mapping scales of the nominal ones.
+
+    A scale that is derived from the kernel would follow the chip's drift, as if the
+    converters around its tiles were adjusted to it.
+
+    Args:
+      params: parameters of the root as a chip has them, nested mappings.
+      plan: the plan.
+      nominal: its nominal parameters.
+    """
+    kernels, entries = paths.leaves(nominal), {}
+    for weight in plan.weights:
+        if weight.hardware.derives_chip_scale and weight.kind != "raw":
+            matrix = weight.to_matrix(kernels[weight.path])
+            entries[weight.leaf("mapping_scale")] = weight.derived_scale(matrix)
+    return paths.insert(params, entries) if entries else params
+
+
 def apply_mismatch(params: paths.Tree, plan: Plan, key: jax.Array) -> paths.Tree:
     """Returns the parameters as one chip has them: with its frozen mismatch.
 
@@ -76,7 +102,11 @@ def apply_mismatch(params: paths.Tree, plan: Plan, key: jax.Array) -> paths.Tree
 
     Returns:
       A tree like `params`.
+
+    Raises:
+      ValueError: if the parameters lack a weight of the plan.
     """
+    plan.check_weights(params)
     by_path = paths.leaves(params)
     weights = {w.path: w for w in plan.weights if w.hardware.mismatch is not None}
 
@@ -84,7 +114,7 @@ def apply_mismatch(params: paths.Tree, plan: Plan, key: jax.Array) -> paths.Tree
         weight = weights.get(path)
         if weight is None:
             return leaf
-        scale = by_path.get(weight.leaf("mapping_scale"))
+        scale = weight.stored_scale(by_path)
         kernel = mismatched(weight, jnp.asarray(leaf, jnp.float32), scale, key)
         return kernel.astype(leaf.dtype)
 

@@ -8,10 +8,12 @@ ranks.
 import dataclasses
 import math
 from collections.abc import Iterator, Mapping
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 
+from hwtrain import paths
 from hwtrain.hardware import Hardware, MappingParameter
 from hwtrain.physics import tiling
 from hwtrain.physics.random import stable_hash
@@ -98,6 +100,21 @@ class AnalogWeight:
     def leaf(self, name: str) -> str:
         """Returns the path of a leaf beside the array, such as `"probe"`."""
         return f"{self.layer_path}/{name}" if self.layer_path else name
+
+    @property
+    def stores_scale(self) -> bool:
+        """Whether a leaf beside the array holds its mapping scale."""
+        return self.kind != "raw" and self.hardware.stores_scale
+
+    def stored_scale(self, leaves: Mapping[str, Any], prefix: str = "") -> Any:
+        """Returns the mapping scale out of leaves by path; `None` if it is derived.
+
+        Args:
+          leaves: the leaves of the parameters.
+          prefix: what the plan's paths begin with and those of the leaves do not.
+        """
+        path = self.leaf("mapping_scale").removeprefix(f"{prefix}/")
+        return leaves[path] if self.stores_scale and path in leaves else None
 
     def to_matrix(self, array: jax.Array) -> jax.Array:
         """Returns the stored array as `[*stack, rows, columns]`."""
@@ -207,6 +224,43 @@ class Plan(Mapping[str, AnalogWeight]):
             if weight.path == path:
                 return weight
         raise KeyError(path)
+
+    def __or__(self, other: "Plan") -> "Plan":
+        """Returns the plan of both: of several methods, or of several analog models."""
+        weights = {weight.path: weight for weight in (*self.weights, *other.weights)}
+        digital = {entry.path: entry for entry in (*self.digital, *other.digital)}
+        kept = tuple(d for path, d in digital.items() if path not in weights)
+        prefix = self.prefix if self.prefix == other.prefix else ""
+        return Plan(tuple(weights.values()), kept, prefix)
+
+    def check_weights(self, params: Any) -> None:
+        """Raises unless a tree holds every analog weight, in the planned shape.
+
+        Args:
+          params: `params`, of arrays or of their shapes.
+
+        Raises:
+          ValueError: naming the first path that is missing or of another shape.
+        """
+        present = paths.leaves(params)
+        for weight in self.weights:
+            if weight.path not in present:
+                hint = (
+                    f" The plan has the prefix {self.prefix!r}, from analogize(name=): "
+                    "it is for the parameters of the model around."
+                    if self.prefix
+                    else " Pass `params`, not the variables around them."
+                )
+                raise ValueError(
+                    f"the plan has {weight.path!r}, but the parameters do not; they "
+                    f"have {sorted(present)}.{hint}"
+                )
+            shape = tuple(present[weight.path].shape)
+            if shape != weight.shape:
+                raise ValueError(
+                    f"{weight.path} has the shape {shape}, the plan {weight.shape}; "
+                    "make the plan anew: hwtrain.plan(analog, params, *example)"
+                )
 
     def __iter__(self) -> Iterator[str]:
         """Iterates over the paths of the analog weights."""

@@ -131,7 +131,7 @@ def program_chip(params: Any, plan: Plan, key: jax.Array) -> ProgrammedChip:
                 f"{sorted(values)}. Pass the parameters that the plan was made from"
             )
         if weight.hardware.noise_model is not None:
-            scale = values.get(weight.leaf("mapping_scale"))
+            scale = weight.stored_scale(values)
             weights[weight.path] = program_weight(
                 weight, values[weight.path], scale, key
             )

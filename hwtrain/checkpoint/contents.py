@@ -119,7 +119,7 @@ class Contents:
     ) -> LayerEntry:
         params = self._params
         kernel = params[weight.path]
-        scale = params.get(weight.leaf("mapping_scale"))
+        scale = weight.stored_scale(params)
         crossbars = Crossbars(weight, kernel.array(), scale.array() if scale else None)
         content = {}
         if weight.hardware.converter is not None:

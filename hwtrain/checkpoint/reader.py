@@ -88,7 +88,7 @@ class HardwareCheckpoint:
             path, read = layer.weight.path, self._read(chip.files[layer.weight.path])
             kernels[path] = read["kernel"]
             if layer.weight.hardware.noise_model is not None:
-                scale = nominal.get(layer.weight.leaf("mapping_scale"))
+                scale = layer.weight.stored_scale(nominal)
                 tiles = self.conductances(path, seed)
                 kernels[path] = kernel_at(
                     layer.weight, nominal[path], scale, tiles, now, key
@@ -227,14 +227,12 @@ def _tile(
     model = layer.weight.hardware.noise_model
     programmed = {}
     if model is not None and chip is not nominal:
-        fields = programmed_fields(model)
-        programmed = {
-            g: Programmed(
-                g_target=chip[f"{name}/{g}"],
-                **{field: chip[f"{name}/{g}/{field}"] for field in fields},
-            )
-            for g in converter.devices
-        }
+        for g in converter.devices:
+            arrays: dict[str, Any] = {
+                field: chip[f"{name}/{g}/{field}"] for field in programmed_fields(model)
+            }
+            arrays["g_target"] = chip[f"{name}/{g}"]
+            programmed[g] = Programmed(**arrays)
     return Tile(
         programmed=programmed,
         converter=converter,

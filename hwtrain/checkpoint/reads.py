@@ -1,6 +1,7 @@
 """A chip of a checkpoint, read at a time."""
 
 import functools
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -77,7 +78,7 @@ def _kernel_at(weight, kernel, scale, devices, params, t_s, key):
 def _joined(weight: AnalogWeight, tiles: Tiles, name: str) -> Programmed:
     """Returns a device of all tiles, in the stored shape."""
     first = vars(tiles[0][0].programmed[name])
-    arrays = {
+    arrays: dict[str, Any] = {
         field: join(
             weight,
             tuple(

@@ -53,7 +53,7 @@ def verify(path: str | os.PathLike[str]) -> dict[str, Any]:
     for layer in manifest.layers:
         weight = layer.weight
         kernel = np.asarray(params[weight.path])
-        scale = params.get(weight.leaf("mapping_scale"))
+        scale = weight.stored_scale(params)
         crossbars = Crossbars(
             weight, kernel, None if scale is None else np.asarray(scale)
         )

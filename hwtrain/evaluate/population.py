@@ -14,7 +14,7 @@ from flax import nnx
 from scipy import stats
 
 from hwtrain.checkpoint import HardwareCheckpoint
-from hwtrain.mismatch import chip_key, with_chip_keys
+from hwtrain.mismatch import chip_key, with_chip_keys, with_nominal_scales
 from hwtrain.physics.random import as_key, draw_key
 from hwtrain.plan import Plan
 from hwtrain.programming import program_chip
@@ -235,6 +235,7 @@ def _build_totals(
                 read = draw_key(jax.random.fold_in(key, seed), "", "read")
                 read = jax.random.fold_in(read, number)
                 params = with_chip_keys(chip.at(t_s, read), plan, frozen)
+                params = with_nominal_scales(params, plan, tree["params"])
                 outputs = call({**tree, "params": params}, read, inputs, **kwargs)
                 values = _checked_values(metric(outputs, *targets), _examples(inputs))
                 return jnp.sum(values, dtype=jnp.float32)

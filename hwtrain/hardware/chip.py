@@ -141,6 +141,12 @@ class Hardware:
         return self.remap is not None and self.remap.active
 
     @property
+    def derives_chip_scale(self) -> bool:
+        """Whether a chip's mapping scale is that of nominal kernels, and not stored."""
+        scaled = self.mapping is not None and self.mapping.weight_scaling_omega > 0
+        return scaled and self.converts and not self.stores_scale
+
+    @property
     def converts(self) -> bool:
         """Whether anything stands around the tiles but an input range."""
         return self.forward is not None and self.forward != IOParameters()

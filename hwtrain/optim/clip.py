@@ -61,13 +61,14 @@ def keep_weights_clipped(plan: Plan) -> optax.GradientTransformationExtraArgs:
     ) -> tuple[optax.Updates, optax.EmptyState]:
         del extra_args
         require(params, "keep_weights_clipped")
+        plan.check_weights(params)
         values = paths.leaves(params)
 
         def clipped(path: str, leaf: jax.Array) -> jax.Array:
             weight = weights.get(path)
             if weight is None:
                 return leaf
-            scale = values.get(weight.leaf("mapping_scale"))
+            scale = weight.stored_scale(values)
             bound = weight_bound(weight, values[path] + leaf, scale)
             return bounded_update(values[path], leaf, bound)
 

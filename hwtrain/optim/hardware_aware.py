@@ -45,8 +45,12 @@ def hardware_aware(
     `remap_weights` gives their crossbars new scales.
 
     The ranges' learning rate is, unless given, that of the base with its schedule. It
-    is measured: the base runs beside on a scalar at zero whose gradient is always one,
-    to which SGD, Adam and their kin answer with minus their learning rate.
+    is measured: the base runs beside on a scalar at zero whose gradient is always one.
+    SGD, Adam, AdamW, Lion and RMSProp answer with minus their learning rate (with
+    momentum, with the rate that momentum makes of it). Give the rate yourself for a
+    base that adapts it to the gradient's history or size, such as Adagrad or
+    Adafactor, that clips gradients below 1 and does not rescale them, or that treats
+    parameters by their name.
 
     >>> import jax
     >>> from flax import linen as nn

@@ -20,12 +20,12 @@ class InputRangeLearningState(NamedTuple):
     Attributes:
       step: number of updates. shape=(), dtype=jnp.int32
       initialized: number of updates that have set each range from the data.
-        shape=(ranges,), dtype=jnp.int32
+        shape=(ranges,), dtype=jnp.int32; `None` without ranges
       optimizer: state of the ranges' own optimiser.
     """
 
     step: jax.Array
-    initialized: jax.Array
+    initialized: Any
     optimizer: Any
 
 
@@ -82,17 +82,20 @@ def input_range_learning(
     """
     inner = optax.identity() if optimizer is None else optimizer
     weights = ranged(plan)
-    options = _options(weights)
+    options: Any = _options(weights) if weights else None
     # One vector instead of one small array for each layer: their arithmetic is a
     # handful of kernels, however many layers there are.
     ends = np.cumsum([math.prod((*weight.stack, *weight.tiles)) for weight in weights])
 
     def vector(leaves: dict[str, jax.Array], name: str, *shape: int) -> jax.Array:
-        parts = [leaves[w.leaf(name)].reshape(-1, *shape) for w in weights]
-        return jnp.concatenate(parts) if parts else jnp.zeros((0, *shape))
+        return jnp.concatenate(
+            [leaves[weight.leaf(name)].reshape(-1, *shape) for weight in weights]
+        )
 
     def init(params: optax.Params) -> InputRangeLearningState:
         check(plan, params)
+        if not weights:  # Orbax saves no empty arrays
+            return InputRangeLearningState(jnp.zeros([], jnp.int32), None, None)
         ranges = vector(paths.leaves(params), "input_range")
         return InputRangeLearningState(
             step=jnp.zeros([], jnp.int32),
@@ -108,6 +111,9 @@ def input_range_learning(
     ) -> tuple[optax.Updates, InputRangeLearningState]:
         del extra_args
         require(params, "input_range_learning")
+        if not weights:
+            step = jnp.asarray(optax.safe_increment(state.step))
+            return updates, InputRangeLearningState(step, None, None)
         gradients = paths.leaves(updates)
         sums = vector(gradients, "probe", PROBE_SIZE)
         r = vector(paths.leaves(params), "input_range")
@@ -162,7 +168,7 @@ def _options(weights: list[AnalogWeight]) -> _Options:
             )
             for weight in weights
         ]
-        joined = np.concatenate(values) if values else np.zeros(0, bool)
+        joined = np.concatenate(values)
         return joined.astype(np.float32) if joined.dtype == np.float64 else joined
 
     return _Options(*(repeated(name) for name in _Options._fields))

@@ -3,6 +3,7 @@
 from typing import Any
 
 from hwtrain import paths
+from hwtrain.physics.input_range import PROBE_SIZE
 from hwtrain.plan import AnalogWeight, Plan
 
 
@@ -19,43 +20,49 @@ def ranged(plan: Plan) -> list[AnalogWeight]:
     return [weight for weight in plan.weights if weight.ranged]
 
 
-def added(plan: Plan) -> set[str]:
-    """Returns the paths of the leaves that `analogize` put beside the kernels."""
-    names = [
-        (weight.leaf("input_range"), weight.leaf("probe"))
-        for weight in plan.weights
-        if weight.ranged
-    ]
-    scales = [
-        weight.leaf("mapping_scale")
-        for weight in plan.weights
-        if weight.hardware.stores_scale and weight.kind != "raw"
-    ]
-    return {path for pair in names for path in pair} | set(scales)
+def added(plan: Plan) -> dict[str, tuple[int, ...] | None]:
+    """Returns what `analogize` put beside the kernels: paths, and shapes if fixed."""
+    leaves: dict[str, tuple[int, ...] | None] = {}
+    for weight in plan.weights:
+        if weight.ranged:
+            tiles = (*weight.stack, *weight.tiles)
+            leaves[weight.leaf("input_range")] = tiles
+            leaves[weight.leaf("probe")] = (*tiles, PROBE_SIZE)
+        if weight.stores_scale:
+            leaves[weight.leaf("mapping_scale")] = None
+    return leaves
 
 
 def check(plan: Plan, params: Any) -> None:
-    """Raises if a tree lacks what the plan says it holds.
+    """Raises unless a tree holds what the plan says, and no range that it does not.
 
     Raises:
-      ValueError: naming the first path that is missing.
+      ValueError: naming the first path that is missing, of another shape, or unknown.
     """
-    present = paths.leaves(params)
-    for weight in plan.weights:
-        if weight.path not in present:
-            hint = (
-                f" The plan has the prefix {plan.prefix!r}, from analogize(name=): it "
-                "is for the parameters of the model around."
-                if plan.prefix
-                else " Pass `params`, not the variables around them."
-            )
-            raise ValueError(
-                f"the plan has {weight.path!r}, but the parameters do not; they have "
-                f"{sorted(present)}.{hint}"
-            )
-    for path in sorted(added(plan)):
+    plan.check_weights(params)
+    present, known = paths.leaves(params), added(plan)
+    for path, shape in known.items():
         if path not in present:
             raise ValueError(
                 f"the parameters have no {path!r}. They seem to come from the plain "
                 "model; write params = hwtrain.adopt(analog, params, *example) first"
             )
+        found = tuple(present[path].shape)
+        if shape is not None and found != shape:
+            raise ValueError(
+                f"{path} has the shape {found}, but the hardware's tiles ask for "
+                f"{shape}. It seems to come from other hardware; remove "
+                "it with hwtrain.strip, and write params = hwtrain.adopt(analog, "
+                "params, *example)"
+            )
+    for path in present:
+        layer, _, name = path.rpartition("/")
+        kernel = f"{layer}/kernel" if layer else "kernel"
+        if name in ("input_range", "probe") and kernel in present:
+            if path not in known and path.startswith(plan.prefix):
+                raise ValueError(
+                    f"the plan does not know {path!r}: its example call does not reach "
+                    f"{layer!r}, or that belongs to an analog model of its own. Unite "
+                    'the plans: hwtrain.plan(analog, params, *example, method="...") '
+                    "| plan"
+                )

@@ -54,7 +54,7 @@ def remap_weights(plan: Plan) -> optax.GradientTransformationExtraArgs:
     weights = {
         weight.leaf("mapping_scale"): weight
         for weight in plan.weights
-        if weight.hardware.remaps
+        if weight.hardware.remaps and weight.stores_scale
     }
 
     def init(params: optax.Params) -> optax.EmptyState:

@@ -73,6 +73,6 @@ def strip(params: Any) -> Any:
     entries = {
         name: strip(entry) if isinstance(entry, Mapping) else entry
         for name, entry in params.items()
-        if not (name in LEAVES and "kernel" in params)
+        if isinstance(entry, Mapping) or not (name in LEAVES and "kernel" in params)
     }
     return type(params)(entries)

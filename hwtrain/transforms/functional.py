@@ -6,6 +6,7 @@ from typing import Any
 import jax
 from flax import nnx
 
+from hwtrain import paths
 from hwtrain.transforms.linen import root as linen_root
 from hwtrain.transforms.nnx import root as nnx_root
 
@@ -24,7 +25,8 @@ def as_function(
     Returns:
       The function, which draws the step from `key`, and its variables: a dict whose
       entry `params` is a nested dict of arrays. In chip mode, `params` may hold the
-      keys of a chip, by `hwtrain.mismatch.with_chip_keys`.
+      keys of a chip and its nominal mapping scales, by `with_chip_keys` and
+      `with_nominal_scales` of `hwtrain.mismatch`.
     """
     if isinstance(analog, nnx.Module):
         return _nnx_function(analog, mode, variables)
@@ -37,6 +39,18 @@ def as_function(
         return model.apply(variables, *args, rngs=rngs, **kwargs)
 
     return function, tree
+
+
+def _check_same(given: dict[str, Any], own: dict[str, Any]) -> None:
+    """Raises unless parameters given for an NNX model are all of its parameters."""
+    for path in sorted(own.keys() | given.keys()):
+        shapes = [tuple(t[path].shape) if path in t else None for t in (given, own)]
+        if shapes[0] != shapes[1]:
+            raise ValueError(
+                f"the parameters given for the model should hold {path!r} of shape "
+                f"{shapes[1]}, got {shapes[0]} (None: nothing). Those of the plain "
+                "model are completed by hwtrain.adopt(analog, params)"
+            )
 
 
 def _nnx_function(
@@ -53,6 +67,7 @@ def _nnx_function(
             params = params["params"]
         if isinstance(params, nnx.State):
             params = nnx.to_pure_dict(params)
+        _check_same(paths.leaves(params), paths.leaves(nnx.to_pure_dict(state)))
 
     def function(variables: Any, key: jax.Array, *args: Any, **kwargs: Any) -> Any:
         # A copy of the structure: replacing fills it in place.

@@ -189,6 +189,7 @@ def make_plan(
             columns = tuple(lead + axis for axis in kernel.columns)
             kind, name, ranged = kernel.kind, kernel.name, hardware.ranged
         else:
+            _check_raw(rule, path, hardware)
             rows, columns = _axes(rule, path, shape)
             kind, name, ranged = "raw", "", False
         weights.append(
@@ -203,6 +204,13 @@ def make_plan(
                 rule=str(rule or "the model's hardware"),
                 ranged=ranged,
             )
+        )
+    if check and not weights and assigned.default not in (None, Hardware()):
+        found = ", ".join(f"{x.path!r} ({x.name}: {x.why})" for x in layers if x.path)
+        raise ValueError(
+            "nothing of this model can be analog, so its hardware would do nothing. "
+            f"Its modules: {found or 'none'}. To reach a parameter itself, write "
+            "Rule(params=..., rows=..., columns=..., hardware=...)"
         )
     if check:
         _check_rules(assigned.rules, winners, layers, shapes)
@@ -241,6 +249,27 @@ def _reason(
     if layer.kind:
         return f"the {leaf} of a {layer.name} is added digitally"
     return f"{layer.name}: {layer.why}"
+
+
+def _check_raw(rule: Rule | None, path: str, hardware: Hardware) -> None:
+    """Raises for hardware that only a layer can lie on."""
+    parts = [
+        name
+        for name, there in (
+            ("input_range", hardware.ranged),
+            ("forward", hardware.forward is not None),
+        )
+        if there
+    ]
+    omega = hardware.mapping.weight_scaling_omega if hardware.mapping else 0
+    if not parts and hardware.stores_scale and omega:
+        parts = ["mapping.weight_scaling_omega beside this clip"]
+    if parts:
+        raise ValueError(
+            f"{rule} puts the parameter {path!r} on hardware with {', '.join(parts)}, "
+            "which only a layer can have: a parameter gets the weight side alone. Give "
+            "it a Hardware without"
+        )
 
 
 def _axes(

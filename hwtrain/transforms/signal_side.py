@@ -97,6 +97,8 @@ def analog_dot_general(
     for name in [*(["input_range", "probe"] if weight.ranged else []), *stored]:
         if name not in leaves:
             raise missing_leaf(weight.layer_path, name)
+    if weight.ranged:
+        _check_range(weight, leaves)
     parameter = weight.hardware.input_range
     gradient = RangeGradient()
     if parameter is not None:
@@ -156,6 +158,28 @@ def analog_dot_general(
         )
 
     return multiply
+
+
+def _check_range(weight: AnalogWeight, leaves: Mapping[str, jax.Array]) -> None:
+    """Raises for a range of other tiles, or one whose statistics would be rounded."""
+    for name, shape in (
+        ("input_range", weight.tiles),
+        ("probe", (*weight.tiles, PROBE_SIZE)),
+    ):
+        leaf = leaves[name]
+        if leaf.shape != shape:
+            raise ValueError(
+                f"{weight.layer_path}: {name} has the shape {leaf.shape}, but the "
+                f"hardware's tiles ask for {shape}. It seems to come from other "
+                "hardware; remove it with hwtrain.strip, and write params = "
+                "hwtrain.adopt(analog, params, *example)"
+            )
+        if leaf.dtype != jnp.float32:
+            raise ValueError(
+                f"{weight.layer_path}: {name} must be float32, got {leaf.dtype}; its "
+                "gradient holds sums that a narrower type would lose. Cast the "
+                "kernels and biases alone, or set dtype= on the layers"
+            )
 
 
 def missing_leaf(path: str, leaf: str) -> ValueError:

@@ -64,7 +64,7 @@ def step_weights(
         weight = active.get(path)
         if weight is None:
             return leaf
-        scale = nominal.get(local(plan, weight.leaf("mapping_scale")))
+        scale = weight.stored_scale(nominal, plan.prefix)
         return _modified(weight, leaf, scale, key)
 
     leaves = {}

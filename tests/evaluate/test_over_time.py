@@ -13,6 +13,7 @@ from scipy import stats
 import hwtrain as hw
 from hwtrain.evaluate import Population, population
 from hwtrain.hardware import GlobalDriftCompensation
+from hwtrain.physics.random import draw_key
 
 DAY = 86_400.0
 X = jax.random.normal(jax.random.key(1), (16, 12))
@@ -101,3 +102,29 @@ def test_one_chip_has_no_interval():
     one = Population(values=np.ones((1, 3)), seeds=(0,), times_s=(0.0, 1.0, 2.0))
     assert np.isnan(one.interval[0]).all()
     np.testing.assert_array_equal(one.std, np.zeros(3))
+
+
+def test_converters_keep_the_scale_of_the_nominal_weights():
+    # An ADC with a bound: scaled by the drifted weights, it would clip what it does
+    # not, as its range would shrink with them.
+    hardware = dataclasses.replace(
+        hw.presets.pcm(),
+        mapping=hw.MappingParameter(weight_scaling_omega=1.0),
+        forward=hw.IOParameters(out_bound=0.5),
+    )
+    analog = hw.analogize(nn.Dense(6), hardware)
+    variables = analog.init(jax.random.key(0), X)
+    scale = jnp.abs(variables["params"]["kernel"]).max()
+    bias = variables["params"]["bias"]
+    plan = hw.plan(analog, variables, X)
+    options = {"chips": [3], "key": jax.random.key(0), "times_s": (3e7,)}
+    read = jax.random.fold_in(jax.random.fold_in(jax.random.key(0), 0), 3)
+    read = jax.random.fold_in(draw_key(read, "", "read"), 0)
+    chip = hw.program_chip(variables["params"], plan, hw.chip_key(3)).at(3e7, read)
+    y = X @ chip["kernel"]
+    assert 0.05 < np.mean(np.abs(y) > 0.5 * scale) < 0.95
+    expected = size(np.clip(y, -0.5 * scale, 0.5 * scale) + bias).mean()
+    twin = hw.analogize(nnx.Linear(12, 6, rngs=nnx.Rngs(5)), hardware)
+    for model, own in ((analog, variables), (twin, variables["params"])):
+        found = population(model, own, [(X,)], size, **options)
+        np.testing.assert_allclose(found.values[0, 0], expected, rtol=1e-5)

@@ -17,6 +17,9 @@ FULL = hw.Hardware(
     mapping=hw.MappingParameter(max_input_size=None, weight_scaling_omega=1.0),
     mismatch=hw.MismatchParameter(type="add_normal", std_dev=0.2, per_column=True),
     converter=hw.SinglePairConductanceConverter(g_min=1.0),
+    remap=hw.WeightRemapParameter(type="channelwise_symmetric", max_scale_range=4.0),
+    noise_model=hw.PCMLikeNoiseModel(drift_scale=0.5),
+    drift_compensation=hw.PerColumnDriftCompensation(),
 )
 
 
@@ -28,6 +31,23 @@ def test_round_trip_through_json(chip):
 @pytest.mark.parametrize("chip", [hw.Hardware(), FULL])
 def test_round_trip_through_toml(chip):
     assert from_dict(hw.Hardware, tomllib.loads(tomli_w.dumps(to_dict(chip)))) == chip
+
+
+@pytest.mark.parametrize(
+    "model",
+    [
+        hw.HermesNoiseModel(num_devices=1, g_max=25.0),
+        hw.StateIndependentNoiseModel(),
+        hw.ReRamWan2022NoiseModel(g_max=25.0),
+        hw.CustomDriftPCMLikeNoiseModel(
+            g_lst=(0.0, 25.0), nu_mean_lst=(0.1, 0.05), nu_std_lst=(0.0, 0.0)
+        ),
+    ],
+    ids=lambda model: model.type,
+)
+def test_every_noise_model_is_known_by_its_type(model):
+    chip = hw.Hardware(converter=hw.SinglePairConductanceConverter(), noise_model=model)
+    assert from_dict(hw.Hardware, json.loads(json.dumps(to_dict(chip)))) == chip
 
 
 def test_equal_configurations_are_equal_hashable_and_frozen():

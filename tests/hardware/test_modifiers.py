@@ -110,7 +110,8 @@ def test_every_modifier_changes_weights_and_says_so(options):
     assert not np.array_equal(result, w)
     assert modifier.draws == (not np.array_equal(result, other))
     chip = Hardware(modifier=modifier)
-    assert chip.draws("train") and not chip.draws("eval") and not chip.draws("chip")
+    assert chip.modifies("train") and chip.draws("train") == modifier.draws
+    assert not chip.modifies("eval") and not chip.modifies("chip")
 
 
 @pytest.mark.parametrize("options", ACTIVE)

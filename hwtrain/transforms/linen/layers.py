@@ -5,6 +5,7 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 from flax import linen as nn
 from flax.core import meta
 
@@ -20,28 +21,35 @@ from hwtrain.transforms.signal_side import (
 )
 
 
-def describe(module: Any, path: str, args: tuple[Any, ...]) -> Layer:
+def describe(
+    module: Any, path: str, args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> Layer:
     """Returns what the plan must know of a module.
 
     Args:
       module: a module, during its call.
       path: its path relative to the root.
       args: arguments of the call.
+      kwargs: keyword arguments of the call.
     """
     cls = plain_class(type(module))
-    if issubclass(cls, nn.Dense):
-        if cls.__call__ is nn.Dense.__call__:
-            return Layer(
-                path=path,
-                name=cls.__name__,
-                kind="dense",
-                shape=(args[0].shape[-1], module.features) if args else (),
-                rows=(0,),
-                columns=(1,),
-            )
+    if not issubclass(cls, nn.Dense):
+        return Layer(path=path, name=cls.__name__)
+    inputs: Any = args[0] if args else next(iter(kwargs.values()), None)
+    if cls.__call__ is not nn.Dense.__call__:
         why = "it overrides Dense.__call__"
         return Layer(path=path, name=cls.__name__, why=why)
-    return Layer(path=path, name=cls.__name__)
+    if not jnp.ndim(inputs):
+        why = "it is called without an array"
+        return Layer(path=path, name=cls.__name__, why=why)
+    return Layer(
+        path=path,
+        name=cls.__name__,
+        kind="dense",
+        shape=(jnp.shape(inputs)[-1], module.features),
+        rows=(0,),
+        columns=(1,),
+    )
 
 
 def plain_class(cls: type) -> type:

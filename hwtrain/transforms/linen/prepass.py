@@ -63,9 +63,10 @@ def linen_plan(
         tuple(static),
     )
     try:
-        return _cached_plan(call)
+        hash(call)
     except TypeError:  # a module or an argument that cannot be hashed
         return _plan(call)
+    return _cached_plan(call)
 
 
 def parameter_shapes(params: Any) -> dict[str, tuple[int, ...]]:
@@ -111,13 +112,14 @@ def _record(call: _Call) -> list[Layer]:
         path = "/".join(context.module.path)
         if path and hasattr(type(context.module), "_hwtrain_base"):
             opaque.append(f"{path}/")  # an analog model inside this one
-        if path not in found or context.method_name == "__call__":
-            found[path] = describe(context.module, path, args)
+        layer = Layer(path=path, name=type(context.module).__name__)
+        if context.method_name == "__call__":
+            layer = describe(context.module, path, args, kwargs)
+        if layer.kind or path not in found:  # a module may share its layer's scope
+            found[path] = layer
         return next_function(*args, **kwargs)
 
-    plain = call.module.clone(
-        parent=None, _deep_clone=True, _reset_names=True, name=None
-    )
+    plain = call.module.clone()
     base = plain_class(type(call.module))
     object.__setattr__(plain, "__class__", base)
 

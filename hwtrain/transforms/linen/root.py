@@ -27,7 +27,7 @@ from hwtrain.transforms.linen.prepass import (
     linen_plan,
     parameter_shapes,
 )
-from hwtrain.transforms.rules import Assignment, hardware_of, make_plan
+from hwtrain.transforms.rules import Assignment, Layer, hardware_of, make_plan
 from hwtrain.transforms.signal_side import (
     behind_the_root,
     counted_calls,
@@ -161,11 +161,13 @@ def _initialize(root: Any, original, name: str, args: tuple, kwargs: dict):
         module = context.module
         result = next_function(*args, **kwargs)
         path = _relative(root, module)
-        layer = describe(module, path, args)
-        if path not in layers or context.method_name == "__call__":
+        layer = Layer(path=path, name=type(module).__name__)
+        if context.method_name == "__call__":
+            layer = describe(module, path, args, kwargs)
+        if layer.kind or path not in layers:  # a module may share its layer's scope
             layers[path] = layer
-        hardware = hardware_of(told, layer)
-        if context.method_name == "__call__" and hardware is not None:
+        hardware = hardware_of(told, layer) if layer.kind else None
+        if hardware is not None:
             create_leaves(module, path, layer, hardware)
         return result
 
@@ -181,8 +183,10 @@ def _apply(root: Any, original, name: str, args: tuple, kwargs: dict):
     """Runs a method with both sides."""
     told, mode = assigned(root), root._hwtrain_mode
     rngs = root.scope.rngs
+    # Bound modules have no hash, and the plan of equal calls is kept.
+    unbound = root.clone(parent=None, _deep_clone=True, _reset_names=True, name=None)
     plan = linen_plan(
-        root,
+        unbound,
         told,
         root.variables,
         {stream: key.as_jax_rng() for stream, key in rngs.items()},
@@ -206,6 +210,8 @@ def _apply(root: Any, original, name: str, args: tuple, kwargs: dict):
         module = context.module
         weight = by_layer.get(_relative(root, module))
         if weight is None or context.method_name != "__call__":
+            return next_function(*args, **kwargs)
+        if describe(module, "", args, kwargs).kind is None:  # shares a layer's scope
             return next_function(*args, **kwargs)
         return analog_call(weight, mode, module, next_function, args, kwargs)
 

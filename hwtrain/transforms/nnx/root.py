@@ -5,10 +5,12 @@ merges, calls, and copies back what is not a parameter.
 """
 
 import functools
-import inspect
 from typing import Any
 
+import jax
+import jax.numpy as jnp
 from flax import nnx
+from jax.core import Tracer
 
 from hwtrain import paths
 from hwtrain.mismatch import chip_key, layer_keys
@@ -26,7 +28,7 @@ from hwtrain.transforms.nnx.layers import (
     reduce_by_base,
     view_setter,
 )
-from hwtrain.transforms.rules import LEAVES, Assignment, make_plan
+from hwtrain.transforms.rules import LEAVES, Assignment, Layer, make_plan
 from hwtrain.transforms.signal_side import (
     counted_calls,
     initial_leaves,
@@ -81,9 +83,17 @@ def set_mode(model: Any, mode: str) -> Any:
 
 
 def add_chip_keys(model: Any) -> None:
-    """Adds the key of chip 0 to layers whose periphery differs between chips."""
+    """Adds what a chip's parameters hold beside those of the model.
+
+    The key of chip 0 to layers whose periphery differs between chips, and the mapping
+    scale to those that derive it.
+    """
     plan, layers = plan_of(model), _modules(model)
     for weight in plan.weights:
+        if weight.kind != "raw" and weight.hardware.derives_chip_scale:
+            layer = layers[weight_side.local(plan, weight.layer_path)]
+            scale = weight.derived_scale(weight.to_matrix(layer.kernel[...]))
+            layer.mapping_scale = LEAF_TYPES["mapping_scale"](scale)
         if weight.kind != "raw" and weight.hardware.freezes("chip"):
             data = layer_keys(weight, chip_key(0), "frozen_periphery")
             layers[weight_side.local(plan, weight.layer_path)].chip_key = ChipKey(data)
@@ -99,18 +109,43 @@ def plan_of(model: Any) -> Plan:
 
 
 def _make(model: nnx.Module, assigned: Assignment, check: bool) -> Plan:
-    layers = [
-        describe(module, path)
-        for path, module in _modules(model).items()
-        # An analog model inside this one has a plan of its own.
-        if not (path and hasattr(module, "analog_assigned"))
-    ]
+    modules = _modules(model)
+    # An analog model inside this one has a plan of its own.
+    inner = [f"{p}/" for p, m in modules.items() if p and hasattr(m, "analog_assigned")]
+
+    def ours(path: str) -> bool:
+        return not any(f"{path}/".startswith(prefix) for prefix in inner)
+
+    layers = [describe(module, path) for path, module in modules.items() if ours(path)]
     shapes = {
         path: tuple(leaf.shape)
         for path, leaf in paths.leaves(nnx.state(model, nnx.Param)).items()
-        if path.rpartition("/")[2] not in LEAVES
+        if path.rpartition("/")[2] not in LEAVES and ours(path)
     }
-    return make_plan(assigned, layers, shapes, check=check)
+    plan = make_plan(assigned, layers, shapes, check=check)
+    _check_kernels_of_their_own(plan, layers, modules)
+    return plan
+
+
+def _check_kernels_of_their_own(
+    plan: Plan, layers: list[Layer], modules: dict[str, Any]
+) -> None:
+    """Raises for an analog kernel that two layers share: one would stay digital."""
+    owners: dict[int, str] = {}
+    for layer in layers:
+        if layer.kind is None:
+            continue
+        other = owners.setdefault(id(modules[layer.path].kernel), layer.path)
+        pair = {other, layer.path}
+        if len(pair) > 1 and any(
+            weight_side.local(plan, weight.layer_path) in pair
+            for weight in plan.weights
+        ):
+            raise ValueError(
+                f"the layers {other!r} and {layer.path!r} share one kernel, but lie on "
+                "one crossbar only if they are one layer: share the layer itself, or "
+                "keep both digital with a rule"
+            )
 
 
 def _modules(model: nnx.Module) -> dict[str, Any]:
@@ -144,9 +179,16 @@ def _public_methods(base: type) -> list[str]:
     for cls in base.__mro__[: base.__mro__.index(nnx.Module)]:
         for name, value in vars(cls).items():
             public = name == "__call__" or not name.startswith("_")
-            if public and name not in _SETTERS and inspect.isfunction(value):
+            if public and name not in _SETTERS and _is_method(value):
                 names.append(name)
     return list(dict.fromkeys(names))
+
+
+def _is_method(value: Any) -> bool:
+    """Whether a class attribute becomes a method: a function, also a jitted one."""
+    if isinstance(value, staticmethod | classmethod | property | type):
+        return False
+    return callable(value) and hasattr(type(value), "__get__")
 
 
 def _through_both_sides(base: type, name: str):
@@ -159,6 +201,7 @@ def _through_both_sides(base: type, name: str):
             return original(self, *args, **kwargs)
         plan = _make(self, self.analog_assigned, check=False)
         mode = self.analog_mode
+        _check_modes(self, plan)
         if not weight_side.needs_root(plan, mode):
             return original(self, *args, **kwargs)
         key = weight_side.no_key()
@@ -169,6 +212,20 @@ def _through_both_sides(base: type, name: str):
         return _noisy_call(self, original, plan, mode, key, args, kwargs)
 
     return functools.update_wrapper(method, original, updated=())
+
+
+def _check_modes(root: Any, plan: Plan) -> None:
+    """Raises if a layer is in another mode than its model."""
+    modules = _modules(root)
+    for weight in plan.weights:
+        path = weight_side.local(plan, weight.layer_path)
+        mode = getattr(modules.get(path), "analog_mode", root.analog_mode)
+        if mode != root.analog_mode:
+            raise ValueError(
+                f"the layer {path!r} is in {mode} mode, its model in "
+                f"{root.analog_mode} mode. Set the mode of the whole model: "
+                f"hwtrain.{root.analog_mode}_mode(model)"
+            )
 
 
 def _noisy_call(
@@ -189,15 +246,71 @@ def _noisy_call(
         layer, _, name = path.rpartition("/")
         setattr(modules[layer], name, StepLeaf(value))
     noisy.analog_running = True
+    before = _values(noisy)
     with counted_calls():
         result = original(noisy, *args, **kwargs)
+    changed = _changed(before, _values(noisy), plan, original, mode)
     for path in leaves:
         layer, _, name = path.rpartition("/")
         delattr(modules[layer], name)
+    del noisy.analog_running
     _copy_back(noisy, root)
+    modules = _modules(root)
+    for path, value in changed.items():
+        layer, _, name = path.rpartition("/")
+        getattr(modules[layer], name)[...] = value
     return result
 
 
+def _values(model: nnx.Module) -> dict[str, Any]:
+    state = nnx.to_pure_dict(nnx.state(model, nnx.Param))
+    return paths.leaves(state)
+
+
+def _changed(
+    before: dict[str, Any],
+    after: dict[str, Any],
+    plan: Plan,
+    method: Any,
+    mode: str,
+) -> dict[str, Any]:
+    """Returns the digital parameters that a method wrote, to be copied back.
+
+    Raises:
+      ValueError: if it added parameters, or wrote analog ones: on the copy these are
+        the noisy ones, and the noise would become part of the nominal weights.
+    """
+    analog = {weight_side.local(plan, path) for path in plan}
+    written = {p: v for p, v in after.items() if before.get(p) is not v}
+    lost = [
+        path
+        for path, value in written.items()
+        if path not in before or (path in analog and _differ(before[path], value))
+    ]
+    if lost:
+        name = getattr(method, "__qualname__", "this method")
+        raise ValueError(
+            f"{name} changed the parameters {sorted(lost)}. In {mode}_mode a method "
+            "runs on a copy with the weights of one step, where a change would be "
+            "lost. Call it in hwtrain.eval_mode(model), or before analogize"
+        )
+    return {path: value for path, value in written.items() if path not in analog}
+
+
+def _differ(old: jax.Array, new: jax.Array) -> bool:
+    """Whether values are known to differ: NNX transforms write back what they read."""
+    if isinstance(old, Tracer) or isinstance(new, Tracer):
+        return False
+    return old.shape != new.shape or bool(jnp.any(old != new))
+
+
 def _copy_back(source: nnx.Module, target: nnx.Module) -> None:
-    """Copies what a call wrote: statistics, caches, counters, captured values."""
+    """Copies what a call wrote: statistics, caches, counters, plain attributes."""
     nnx.update(target, nnx.state(source, nnx.Not(nnx.Param)))
+    targets = _modules(target)
+    for path, module in _modules(source).items():
+        known = vars(targets[path])
+        for name, value in vars(module).items():
+            plain = value is None or isinstance(value, bool | int | float | str)
+            if plain and not name.startswith("_") and known.get(name) != value:
+                setattr(targets[path], name, value)
