@@ -186,7 +186,14 @@ class _NnxStructure:
         return cls(graphdef, treedef, tuple(shapes))
 
     def model(self) -> Any:
-        return nnx.merge(self.graphdef, self.treedef.unflatten(self.shapes))
+        """Returns the model, with zeros for its numbers and shapes for its keys."""
+        leaves = [
+            shape
+            if jnp.issubdtype(shape.dtype, jax.dtypes.prng_key)
+            else jnp.zeros(shape.shape, shape.dtype)
+            for shape in self.shapes
+        ]
+        return nnx.merge(self.graphdef, self.treedef.unflatten(leaves))
 
 
 def _compiled_totals(
@@ -218,14 +225,16 @@ def _build_totals(
     arguments: tuple[tuple[str, type, Any], ...],
     chunk: int,
 ) -> Totals:
-    if isinstance(model, _NnxStructure):
-        call, _ = as_function(model.model(), "chip")
-    else:
-        call, _ = as_function(model, "chip", {"params": {}})
     kwargs = {name: value for name, _, value in arguments}
 
     @jax.jit
     def totals(tree, seeds, times, key, inputs, *targets):
+        # While tracing, so that the model's zeros are no arrays that stay alive.
+        if isinstance(model, _NnxStructure):
+            call, _ = as_function(model.model(), "chip")
+        else:
+            call, _ = as_function(model, "chip", {"params": {}})
+
         def on_chip(seed):
             frozen = chip_key(seed)
             chip = program_chip(tree["params"], plan, frozen)

@@ -1,5 +1,6 @@
 """Populations of chips against a loop over single chips, and their statistics."""
 
+import dataclasses
 import gc
 import weakref
 
@@ -240,6 +241,16 @@ def test_a_model_is_traced_once_for_all_variables(framework):
         )
     assert len(traces) == 1
     assert (found[0] != found[1]).any()
+
+
+def test_an_nnx_model_that_derives_its_scales_is_evaluated():
+    chip = dataclasses.replace(
+        hw.presets.pcm(),
+        mapping=hw.MappingParameter(weight_scaling_omega=1.0),
+        forward=hw.IOParameters(out_bound=0.5),
+    )
+    twin = hw.analogize(Twin(nnx.Rngs(0)), chip, rngs=nnx.Rngs(mismatch=0))
+    assert 0 < run(twin, None, chips=2, times_s=(3e7,)).mean[0] < 1
 
 
 def test_a_cached_function_keeps_no_parameters_alive():
