@@ -57,17 +57,17 @@ def _nnx_function(
     analog: Any, mode: str, params: Any
 ) -> tuple[Callable[..., Any], dict[str, Any]]:
     model = nnx_root.set_mode(nnx.clone(analog), mode)
+    if params is not None:
+        params = params.get("params", params)
+        if isinstance(params, nnx.State):
+            params = nnx.to_pure_dict(params)
+        own = nnx.state(model, nnx.Param)
+        _check_same(paths.leaves(params), paths.leaves(nnx.to_pure_dict(own)))
+        nnx.replace_by_pure_dict(own, params)
+        nnx.update(model, own)
     if mode == "chip":
         nnx_root.add_chip_keys(model)
     graphdef, state, rest = nnx.split(model, nnx.Param, ...)
-    if params is None:
-        params = nnx.to_pure_dict(state)
-    else:
-        if "params" in params:
-            params = params["params"]
-        if isinstance(params, nnx.State):
-            params = nnx.to_pure_dict(params)
-        _check_same(paths.leaves(params), paths.leaves(nnx.to_pure_dict(state)))
 
     def function(variables: Any, key: jax.Array, *args: Any, **kwargs: Any) -> Any:
         # A copy of the structure: replacing fills it in place.
@@ -77,4 +77,4 @@ def _nnx_function(
         called.analog_stream = nnx.RngStream(key, tag="mismatch")
         return called(*args, **kwargs)
 
-    return function, {"params": params, "rest": rest}
+    return function, {"params": nnx.to_pure_dict(state), "rest": rest}

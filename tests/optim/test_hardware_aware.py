@@ -157,7 +157,8 @@ def test_the_ranges_learn_at_the_rate_of_the_base(base, rates):
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
 @pytest.mark.parametrize("kind", ["layer_gaussian", "fixed_value"])
 def test_every_step_of_every_optimizer_keeps_the_bound(base, kind, dtype):
-    clip = hw.WeightClipParameter(type=kind, sigma=1.5, fixed_value=0.5)
+    bound = {"fixed_value": 0.5} if kind == "fixed_value" else {"sigma": 1.5}
+    clip = hw.WeightClipParameter(type=kind, **bound)
     scaling = hw.MappingParameter(weight_scaling_omega=1.0, max_input_size=5)
     chip = hw.Hardware(clip=clip, mapping=scaling)
 
