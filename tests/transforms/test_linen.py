@@ -439,8 +439,9 @@ def test_two_analog_models_inside_another_do_not_share_noise(model):
 class Around(nn.Module):
     inner: nn.Module
 
+    @nn.compact
     def __call__(self, x):
-        return self.inner(x)
+        return self.inner(x), nn.Dense(3, name="own")(x)
 
 
 def test_an_analog_model_inside_an_analog_one_is_noisy_once():
@@ -448,8 +449,9 @@ def test_an_analog_model_inside_an_analog_one_is_noisy_once():
     outer = hw.analogize(Around(inner), NOISY)
     eye = jnp.eye(50)
     variables = outer.init(jax.random.key(0), eye)
+    assert list(hw.plan(outer, variables, eye, rngs=stream(0))) == ["own/kernel"]
     kernel = variables["params"]["inner"]["kernel"]
-    noise = outer.apply(variables, eye, rngs=stream(0)) - kernel
+    noise = outer.apply(variables, eye, rngs=stream(0))[0] - kernel
     np.testing.assert_allclose(
         np.std(noise), 0.1 * np.abs(kernel).max(), rtol=5 / np.sqrt(2 * 2000)
     )

@@ -23,7 +23,9 @@ analog_trace = jax.make_user_context(default_value=None)
 """Part of every jit cache key: an inner `nn.jit` that a plain call traced must not
 serve an analog one, nor the other way round."""
 
-_fresh = itertools.count()
+fresh = itertools.count()
+"""Makes a context unlike all before: a run that records modules must trace them, also
+those inside a jit that has traced equal ones."""
 
 
 def linen_plan(
@@ -135,8 +137,7 @@ def _record(call: _Call) -> list[Layer]:
             **kwargs,
         )
 
-    # A fresh context, or an inner jit that was traced before would record nothing.
-    with nn.intercept_methods(interceptor), analog_trace(("plan", next(_fresh))):
+    with nn.intercept_methods(interceptor), analog_trace(("plan", next(fresh))):
         jax.eval_shape(run, list(call.abstract))
     return [
         layer

@@ -24,6 +24,7 @@ from hwtrain.transforms.linen.layers import (
 )
 from hwtrain.transforms.linen.prepass import (
     analog_trace,
+    fresh,
     linen_plan,
     parameter_shapes,
 )
@@ -171,7 +172,7 @@ def _initialize(root: Any, original, name: str, args: tuple, kwargs: dict):
             create_leaves(module, path, layer, hardware)
         return result
 
-    with nn.intercept_methods(interceptor), analog_trace(("init", told)):
+    with nn.intercept_methods(interceptor), analog_trace(("init", next(fresh))):
         result = original(root, *args, **kwargs)
     if name == "__call__":
         shapes = parameter_shapes(root.variables.get("params", {}))
