@@ -109,12 +109,7 @@ class _Pairs:
           ValueError: if their number is not twice that of the factors, or there is no
             `scale_ratio`.
         """
-        pairs = len(self.f_lst)
-        require_count(
-            conductances, 2 * pairs, f"{pairs} pairs have {2 * pairs} conductances"
-        )
-        scale = require(params, "scale_ratio")
-        return conductance.from_pairs(conductances, scale, self.f_lst)
+        return _weights_of_pairs(conductances, params, self.f_lst)
 
 
 @dataclass(frozen=True, kw_only=True, config=CONFIG)
@@ -303,12 +298,7 @@ class CustomPairConductanceConverter:
           ValueError: if their number is not twice that of the factors, or there is no
             `scale_ratio`.
         """
-        pairs = len(self.f_lst)
-        require_count(
-            conductances, 2 * pairs, f"{pairs} pairs have {2 * pairs} conductances"
-        )
-        scale = require(params, "scale_ratio")
-        return conductance.from_pairs(conductances, scale, self.f_lst)
+        return _weights_of_pairs(conductances, params, self.f_lst)
 
     @property
     def _sums(self) -> np.ndarray:
@@ -318,3 +308,13 @@ class CustomPairConductanceConverter:
     @property
     def _largest_sum(self) -> float:
         return float(np.abs(self._sums).max())
+
+
+def _weights_of_pairs(
+    conductances: Sequence[jax.Array], params: Params, f_lst: tuple[float, ...]
+) -> jax.Array:
+    pairs = len(f_lst)
+    require_count(
+        conductances, 2 * pairs, f"{pairs} pairs have {2 * pairs} conductances"
+    )
+    return conductance.from_pairs(conductances, require(params, "scale_ratio"), f_lst)
