@@ -58,6 +58,7 @@ from hwtrain.transforms import analogize as analogize
 from hwtrain.transforms import chip_mode as chip_mode
 from hwtrain.transforms import eval_mode as eval_mode
 from hwtrain.transforms import inspect as inspect
+from hwtrain.transforms import noise_strength as noise_strength
 from hwtrain.transforms import plan as plan
 from hwtrain.transforms import strip as strip
 from hwtrain.transforms import train_mode as train_mode

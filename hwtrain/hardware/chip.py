@@ -165,6 +165,15 @@ class Hardware:
         """Whether the periphery draws at a read in `mode`."""
         return mode != "eval" and self.forward is not None and self.forward.draws
 
+    @property
+    def noisy(self) -> tuple[bool, bool]:
+        """Whether training draws noise that can be weaker: of weights, of periphery."""
+        modifier, forward = self.modifier, self.forward
+        return (
+            modifier is not None and modifier.noisy,
+            forward is not None and forward.noisy,
+        )
+
     def freezes(self, mode: str) -> bool:
         """Whether the periphery in `mode` has what is frozen in a chip."""
         return mode != "eval" and self.forward is not None and self.forward.frozen

@@ -15,7 +15,14 @@ from hwtrain.physics.mvm import analog_mvm
 from hwtrain.physics.random import fold_in_bits
 from hwtrain.plan import AnalogWeight
 
-STEP_LEAVES = ("input_range", "probe", "mapping_scale", "noise_key", "chip_key")
+STEP_LEAVES = (
+    "input_range",
+    "probe",
+    "mapping_scale",
+    "noise_key",
+    "noise_strength",
+    "chip_key",
+)
 """What a layer may find beside its kernel in a call."""
 
 _calls: contextvars.ContextVar[dict[str, int] | None] = contextvars.ContextVar(
@@ -89,8 +96,8 @@ def analog_dot_general(
       leaves: what is beside the kernel in this step, of `STEP_LEAVES`: `input_range`
         `[row tiles, column tiles]` and `probe` `[row tiles, column tiles, 6]` if the
         layer has a range, `mapping_scale` `[row tiles, columns or 1]` if it is stored
-        or the kernel is not nominal, `noise_key` if the layer draws, and `chip_key` if
-        it has frozen spreads.
+        or the kernel is not nominal, `noise_key` if the layer draws, `noise_strength`
+        if its noise is scaled, and `chip_key` if it has frozen spreads.
       dot_general: what the layer used before.
     """
     stored = ["mapping_scale"] if weight.hardware.stores_scale else []
@@ -151,6 +158,7 @@ def analog_dot_general(
             probe=probe if weight.ranged else None,
             key=key,
             chip_key=chip,
+            strength=leaves.get("noise_strength", 1.0),
             gradient=gradient,
             dot_general=plain,
             dtype=options.get("preferred_element_type"),

@@ -14,6 +14,7 @@ from hwtrain.chips import chip_key, layer_keys
 from hwtrain.crossbar import largest_weight, on_crossbar
 from hwtrain.physics.random import draw_key
 from hwtrain.plan import AnalogWeight, Plan
+from hwtrain.transforms.strength import check_mode, strength_of
 
 
 def draws(plan: Plan, mode: str) -> bool:
@@ -50,9 +51,11 @@ def step_weights(
     Returns:
       A tree like `params`, and by path in `params` leaves that are there for this step
       only: `noise_key` of every layer that needs the root, key data `[*stack, 2]`,
+      `noise_strength` `[*stack]` where it is given and scales the periphery,
       `chip_key` of every layer with frozen spreads, and the `mapping_scale` of the
       nominal kernel where it is not stored.
     """
+    check_mode(mode)
     nominal = paths.leaves(params)
     active = {
         local(plan, weight.path): weight
@@ -65,7 +68,9 @@ def step_weights(
         if weight is None:
             return leaf
         scale = weight.stored_scale(nominal, plan.prefix)
-        return _modified(weight, leaf, scale, key)
+        of_weights, _ = weight.hardware.noisy
+        strength = strength_of(_noise_path(weight)) if of_weights else None
+        return _modified(weight, leaf, scale, key, strength)
 
     leaves = {}
     for weight in plan.weights:
@@ -74,6 +79,11 @@ def step_weights(
         if weight.hardware.needs_root(mode):
             data = layer_keys(weight, key, "periphery")
             leaves[local(plan, weight.leaf("noise_key"))] = data
+        _, of_periphery = weight.hardware.noisy
+        strength = strength_of(_noise_path(weight)) if of_periphery else None
+        if strength is not None:
+            path = local(plan, weight.leaf("noise_strength"))
+            leaves[path] = jnp.broadcast_to(strength, weight.stack)
         path = local(plan, weight.leaf("chip_key"))
         if weight.hardware.freezes(mode) and path not in nominal:
             # Training sees a new chip at every step; without a chip, it is number 0.
@@ -93,8 +103,17 @@ def local(plan: Plan, path: str) -> str:
     return path.removeprefix(f"{plan.prefix}/") if plan.prefix else path
 
 
+def _noise_path(weight: AnalogWeight) -> str:
+    """Returns what a pattern of `noise_strength` matches."""
+    return weight.path if weight.kind == "raw" else weight.layer_path
+
+
 def _modified(
-    weight: AnalogWeight, kernel: jax.Array, scale: jax.Array | None, key: jax.Array
+    weight: AnalogWeight,
+    kernel: jax.Array,
+    scale: jax.Array | None,
+    key: jax.Array,
+    strength: jax.Array | None,
 ) -> jax.Array:
     """Returns the kernel with the weight modifier of its hardware applied."""
     modifier = weight.hardware.modifier
@@ -104,5 +123,5 @@ def _modified(
     w_max = jnp.asarray(modifier.assumed_wmax, w.dtype)
     if modifier.rel_to_actual_wmax:
         w_max = largest_weight(weight, w, per_column=modifier.per_column)
-    w = modifier(draw_key(key, weight.path, "weight_noise"), w, w_max)
+    w = modifier(draw_key(key, weight.path, "weight_noise"), w, w_max, strength)
     return jnp.asarray(w * s, kernel.dtype)
