@@ -140,7 +140,7 @@ def test_what_cannot_be_calibrated_is_an_error():
     analog = hw.analogize(Branch(), CHIP)
     x = BATCHES[0]
     variables = analog.init(jax.random.key(0), x, deep=True)
-    with pytest.raises(ValueError, match="a/input_range hold NaN"):
+    with pytest.raises(ValueError, match="a/input_range, b/input_range hold NaN"):
         hw.calibrate(analog, variables, [x, x.at[1, 1].set(jnp.nan)], deep=True)
     with pytest.raises(ValueError, match="inputs of b/input_range are zero"):
         hw.calibrate(analog, variables, [(x,)], deep=True)
