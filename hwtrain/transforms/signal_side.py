@@ -14,6 +14,7 @@ from hwtrain.physics.input_range import PROBE_SIZE, RangeGradient, ranged_matmul
 from hwtrain.physics.mvm import analog_mvm
 from hwtrain.physics.random import fold_in_bits
 from hwtrain.plan import AnalogWeight
+from hwtrain.transforms.observation import Multiplication, observer
 
 STEP_LEAVES = (
     "input_range",
@@ -41,7 +42,7 @@ def initial_leaves(weight: AnalogWeight, kernel: jax.Array) -> dict[str, jax.Arr
     if weight.ranged:
         shape = (*weight.stack, *weight.tiles)
         parameter = weight.hardware.input_range
-        value = parameter.init_value if parameter is not None else 0.0
+        value = parameter.init_value if parameter is not None else 1.0
         leaves["input_range"] = jnp.full(shape, value, jnp.float32)
         leaves["probe"] = jnp.zeros((*shape, PROBE_SIZE), jnp.float32)
     if weight.hardware.stores_scale:
@@ -130,8 +131,11 @@ def analog_dot_general(
         def plain(a, b, numbers):
             return dot_general(a, b, numbers, **options)
 
-        io = weight.hardware.forward
-        if io is None or not weight.hardware.converts:
+        watch = observer()
+        if watch is not None:
+            dtype = options.get("preferred_element_type")
+            return watch(Multiplication(weight, mode, leaves, x, w, plain, dtype))
+        if not weight.hardware.converts:
             return ranged_matmul(
                 x,
                 w,
@@ -152,7 +156,7 @@ def analog_dot_general(
         return analog_mvm(
             x,
             w,
-            io.periphery,
+            weight.hardware.periphery,
             scale=scale,
             input_range=leaves.get("input_range") if weight.ranged else None,
             probe=probe if weight.ranged else None,
