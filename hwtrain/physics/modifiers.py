@@ -110,7 +110,7 @@ def mult_normal(
     Returns:
       The noisy weights, of the shape and dtype of `w`.
     """
-    noise = std_dev * w.astype(jnp.float32) * normal(key, w.shape)
+    noise = jnp.asarray(std_dev * w.astype(jnp.float32) * normal(key, w.shape))
     return w + _noise(noise, w, reparameterized=reparameterized)
 
 

@@ -150,7 +150,7 @@ def _draw(
     output_shape = (*batch, *grid, width)
 
     def noise(key: jax.Array, shape: tuple[int, ...]) -> jax.Array:
-        return strength * normal(key, shape)
+        return jnp.asarray(strength) * normal(key, shape)
 
     def drawn(on: bool, kind, effect: str, shape: tuple[int, ...]):
         return (

@@ -109,7 +109,7 @@ def check_mode(mode: str) -> None:
         )
 
 
-def _scalar(pattern: str, value: ArrayLike) -> jax.Array:
+def _scalar(pattern: str, value: ArrayLike) -> Any:
     traced = isinstance(value, Tracer)
     array: Any = jnp.asarray(value, jnp.float32) if traced else np.asarray(value)
     if np.shape(array) or (not traced and not array >= 0):
