@@ -13,7 +13,6 @@ import jax
 import jax.numpy as jnp
 
 from hwtrain.crossbar import modified
-from hwtrain.hardware import IOParameters
 from hwtrain.physics import tiling
 from hwtrain.physics.input_range import PROBE_SIZE, RangeGradient, ranged_matmul
 from hwtrain.physics.mvm import analog_mvm
@@ -40,7 +39,7 @@ def initial_leaves(weight: AnalogWeight, kernel: jax.Array) -> dict[str, jax.Arr
     if weight.ranged:
         shape = (*weight.stack, *weight.tiles)
         parameter = weight.hardware.input_range
-        value = parameter.init_value if parameter is not None else 0.0
+        value = parameter.init_value if parameter is not None else 1.0
         leaves["input_range"] = jnp.full(shape, value, jnp.float32)
         leaves["probe"] = jnp.zeros((*shape, PROBE_SIZE), jnp.float32)
     if weight.hardware.stores_scale:
@@ -130,7 +129,6 @@ def analog_dot_general(
         def plain(a, b, numbers):
             return dot_general(a, b, numbers, **options)
 
-        io = weight.hardware.forward or IOParameters()
         chip, scale = weight.hardware, leaves.get("mapping_scale")
         if scale is None and (chip.converts or chip.modifies_inputs(mode)):
             scale = weight.derived_scale(w)  # no modifier has changed the kernel
@@ -153,7 +151,7 @@ def analog_dot_general(
             return analog_mvm(
                 x,
                 w,
-                io.periphery,
+                chip.periphery,
                 scale=scale,
                 input_range=leaves.get("input_range") if weight.ranged else None,
                 probe=probe if weight.ranged else None,

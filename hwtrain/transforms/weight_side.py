@@ -9,8 +9,8 @@ from typing import Any
 import jax
 
 from hwtrain import paths
+from hwtrain.chips import chip_key, layer_keys
 from hwtrain.crossbar import modified
-from hwtrain.mismatch import chip_key, layer_keys
 from hwtrain.physics.random import draw_key
 from hwtrain.plan import Plan
 
