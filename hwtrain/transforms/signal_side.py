@@ -18,6 +18,7 @@ from hwtrain.physics.input_range import PROBE_SIZE, RangeGradient, ranged_matmul
 from hwtrain.physics.mvm import analog_mvm
 from hwtrain.physics.random import draw_key, fold_in_bits
 from hwtrain.plan import AnalogWeight
+from hwtrain.transforms.observation import Multiplication, observer
 from hwtrain.transforms.per_example import per_example
 
 STEP_LEAVES = ("input_range", "probe", "mapping_scale", "noise_key", "chip_key")
@@ -129,6 +130,10 @@ def analog_dot_general(
         def plain(a, b, numbers):
             return dot_general(a, b, numbers, **options)
 
+        watch = observer()
+        if watch is not None:
+            dtype = options.get("preferred_element_type")
+            return watch(Multiplication(weight, mode, leaves, x, w, plain, dtype))
         chip, scale = weight.hardware, leaves.get("mapping_scale")
         if scale is None and (chip.converts or chip.modifies_inputs(mode)):
             scale = weight.derived_scale(w)  # no modifier has changed the kernel
