@@ -17,9 +17,7 @@ from hwtrain.transforms.functional import as_function
 ROWS, COLUMNS = 6, 4
 MAPPING = hw.MappingParameter(max_input_size=3, max_output_size=2)
 AVERAGE = hw.Hardware(
-    forward=IOParameters(
-        inp_bits=4, noise_management="average_abs_max", nm_decay=0.25
-    ),
+    forward=IOParameters(inp_bits=4, noise_management="average_abs_max", nm_decay=0.25),
     mapping=MAPPING,
 )
 DYNAMIC = hw.Hardware(
@@ -195,9 +193,7 @@ def test_inspect_says_what_scales_the_inputs():
         (
             {
                 "input_range": hw.InputRangeParameter(),
-                "forward": IOParameters(
-                    inp_bits=8, noise_management="average_abs_max"
-                ),
+                "forward": IOParameters(inp_bits=8, noise_management="average_abs_max"),
             },
             "could not be learned",
         ),
