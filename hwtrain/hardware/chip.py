@@ -222,9 +222,9 @@ class Hardware:
         if self._has_range and io.noise_management not in ("none", "constant"):
             raise ValueError(
                 f"noise_management={io.noise_management!r} scales inputs by their "
-                "largest values, and an input range scales all by one number: together, "
-                "the range could not be learned. Leave input_range out, or write "
-                'noise_management="none" or "constant"'
+                "largest values, and an input range scales all by one number: "
+                "together, the range could not be learned. Leave input_range out, or "
+                'write noise_management="none" or "constant"'
             )
         if self._has_range and self.input_range is not None:
             self._check_output_clipping(self.input_range, io)

@@ -14,6 +14,7 @@ from hwtrain.physics.input_range import PROBE_SIZE, RangeGradient, ranged_matmul
 from hwtrain.physics.mvm import analog_mvm
 from hwtrain.physics.random import fold_in_bits
 from hwtrain.plan import AnalogWeight
+from hwtrain.transforms.observation import Multiplication, observer
 
 STEP_LEAVES = ("input_range", "probe", "mapping_scale", "noise_key", "chip_key")
 """What a layer may find beside its kernel in a call."""
@@ -123,6 +124,10 @@ def analog_dot_general(
         def plain(a, b, numbers):
             return dot_general(a, b, numbers, **options)
 
+        watch = observer()
+        if watch is not None:
+            dtype = options.get("preferred_element_type")
+            return watch(Multiplication(weight, mode, leaves, x, w, plain, dtype))
         if not weight.hardware.converts:
             return ranged_matmul(
                 x,
