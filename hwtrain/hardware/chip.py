@@ -184,6 +184,10 @@ class Hardware:
             return False
         return mode == "train" or self.modifier.enable_during_test
 
+    def modifies_inputs(self, mode: str) -> bool:
+        """Whether that happens for each example or vector, where a layer multiplies."""
+        return self.modifies(mode) and bool(self.modifier and self.modifier.per_input)
+
     def draws_weights(self, mode: str) -> bool:
         """Whether the weights of a layer in `mode` are drawn at a step."""
         return self.modifies(mode) and bool(self.modifier and self.modifier.draws)
@@ -192,14 +196,11 @@ class Hardware:
         """Whether the periphery draws at a read in `mode`."""
         return mode != "eval" and self.forward is not None and self.forward.draws
 
-    @property
-    def noisy(self) -> tuple[bool, bool]:
-        """Whether training draws noise that can be weaker: of weights, of periphery."""
+    def noisy(self, *, periphery: bool) -> bool:
+        """Whether training draws noise that can be weaker, of weights or periphery."""
         modifier, forward = self.modifier, self.forward
-        return (
-            modifier is not None and modifier.noisy,
-            forward is not None and forward.noisy,
-        )
+        weights = modifier is not None and modifier.noisy
+        return weights or (periphery and forward is not None and forward.noisy)
 
     def freezes(self, mode: str) -> bool:
         """Whether the periphery in `mode` has what is frozen in a chip."""

@@ -14,6 +14,8 @@ import numpy as np
 from jax.core import Tracer
 from jax.typing import ArrayLike
 
+from hwtrain.plan import Plan
+
 _PATTERN_OF_ALL = ".*"
 
 _active: contextvars.ContextVar[Any] = contextvars.ContextVar(
@@ -82,21 +84,28 @@ def noise_strength(strength: ArrayLike | Mapping[str, ArrayLike]) -> Iterator[No
             _checked.add(token)
 
 
-def strength_of(path: str) -> jax.Array | None:
-    """Returns the strength of a layer's noise; `None` for 1, without a schedule.
+def strengths(plan: Plan) -> dict[str, jax.Array]:
+    """Returns by path the strength of weights whose noise is scaled.
 
     Args:
-      path: the layer's path.
+      plan: the plan of a model that is called.
     """
     if _active.get() is None:
-        return None
+        return {}
     values, used = _active.get()
-    # A product, because a dict that passed through jit has lost its order.
-    matching = [pattern for pattern in values if re.fullmatch(pattern, path)]
-    used.update(matching)
-    if not matching:
-        return None
-    return jnp.asarray(math.prod(values[pattern] for pattern in matching))
+    found = {}
+    for weight in plan.weights:
+        raw = weight.kind == "raw"
+        if not weight.hardware.noisy(periphery=not raw):
+            continue
+        name = weight.path if raw else weight.layer_path
+        # A product, because a dict that passed through jit has lost its order.
+        matching = [pattern for pattern in values if re.fullmatch(pattern, name)]
+        if matching:
+            used.update(matching)
+            factors = [values[pattern] for pattern in matching]
+            found[weight.path] = jnp.asarray(math.prod(factors))
+    return found
 
 
 def check_mode(mode: str) -> None:

@@ -118,6 +118,18 @@ def test_a_ramp_ends_at_the_clean_and_the_noisy_model_and_compiles_once(outputs,
         assert len({value.tobytes() for value in values}) == 5
 
 
+@pytest.mark.parametrize("way", ["per_vector", "per_batch_sample"])
+def test_noise_of_each_input_scales(way):
+    modifier = Modifier(type="add_normal", std_dev=0.2, **{way: True})
+    scaled = linen_outputs(hw.Hardware(modifier=modifier), Head())
+    quiet, half, full = scaled(0.0), scaled(0.5), scaled(1.0)
+    clean = linen_outputs(hw.Hardware(), Head())(None)
+    np.testing.assert_allclose(quiet, clean, **EXACT)
+    np.testing.assert_allclose(full, scaled(None), **EXACT)
+    np.testing.assert_allclose(half - quiet, (full - quiet) / 2, atol=1e-5)
+    assert np.abs(full - quiet).max() > 0.1
+
+
 def test_the_periphery_is_exact_at_one_operation_by_operation():
     io = hw.IOParameters(
         inp_noise=0.1,
