@@ -49,6 +49,11 @@ from hwtrain.hardware import WeightClipParameter as WeightClipParameter
 from hwtrain.hardware import WeightModifierParameter as WeightModifierParameter
 from hwtrain.hardware import WeightRemapParameter as WeightRemapParameter
 from hwtrain.hardware import presets as presets
+from hwtrain.mismatch import SpatialCorrelation as SpatialCorrelation
+from hwtrain.mismatch import dynamic_mismatch_prototype as dynamic_mismatch_prototype
+from hwtrain.mismatch import frozen_mismatch_prototype as frozen_mismatch_prototype
+from hwtrain.mismatch import mismatch_generator as mismatch_generator
+from hwtrain.mismatch import select as select
 from hwtrain.plan import Plan as Plan
 from hwtrain.programming import ProgrammedChip as ProgrammedChip
 from hwtrain.programming import program_chip as program_chip
