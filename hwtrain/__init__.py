@@ -66,4 +66,5 @@ from hwtrain.transforms import inspect as inspect
 from hwtrain.transforms import plan as plan
 from hwtrain.transforms import strip as strip
 from hwtrain.transforms import train_mode as train_mode
+from hwtrain.transforms import with_mismatch as with_mismatch
 from hwtrain.version import __version__ as __version__
