@@ -8,6 +8,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Protocol
 
+from hwtrain.checkpoint.adapters.aihwkit import to_aihwkit as to_aihwkit
+from hwtrain.checkpoint.adapters.fusion_csv import to_fusion_csv as to_fusion_csv
 from hwtrain.checkpoint.adapters.npz import to_npz as to_npz
 from hwtrain.checkpoint.reader import HardwareCheckpoint
 
@@ -33,6 +35,8 @@ class Adapter(Protocol):
 
 
 ADAPTERS: Mapping[str, Adapter] = {
+    "aihwkit": to_aihwkit,
+    "fusion-csv": to_fusion_csv,
     "npz": to_npz,
 }
 """The adapters by the name of their target, as `hwtrain convert --to` takes it."""

@@ -1,14 +1,16 @@
 """What the adapters write: the arrays of a checkpoint, in NumPy."""
 
 import dataclasses
+import json
 import zipfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from pydantic import TypeAdapter
 
 from hwtrain import paths
 from hwtrain.checkpoint.reader import HardwareCheckpoint
@@ -25,6 +27,8 @@ class Layer:
       kernel: its weights, float32, shaped as stored, in the unit of the model.
       bias: the digital bias, or `None`.
       input_range: range of each row tile's inputs `[*stack, row tiles]`, or `None`.
+      mapping_scale: nominal weight of a crossbar weight of one, that of the nominal
+        model, `[*stack, row tiles, columns or 1]`.
       crossbars: its tiles by their place; none without a converter.
     """
 
@@ -32,6 +36,7 @@ class Layer:
     kernel: np.ndarray
     bias: np.ndarray | None
     input_range: np.ndarray | None
+    mapping_scale: np.ndarray
     crossbars: tuple[tuple[Place, Tile], ...]
 
     @property
@@ -64,8 +69,19 @@ def layers(checkpoint: HardwareCheckpoint, chip: int | None = None) -> Iterator[
             kernel=in_numpy(kernels[weight.path]),
             bias=beside("bias"),
             input_range=beside("input_range") if weight.ranged else None,
+            mapping_scale=_mapping_scale(weight, nominal),
             crossbars=crossbars,
         )
+
+
+def _mapping_scale(weight: AnalogWeight, nominal: Mapping[str, Any]) -> np.ndarray:
+    scale = weight.stored_scale(nominal)
+    if scale is None:
+        kernel = jnp.asarray(nominal[weight.path], jnp.float32)
+        scale = weight.derived_scale(weight.to_matrix(kernel))
+    if scale is None:
+        return np.ones((*weight.stack, weight.tiles[0], 1), np.float32)
+    return np.asarray(scale, np.float32)
 
 
 def devices(tile: Tile) -> dict[str, np.ndarray]:
@@ -78,6 +94,39 @@ def devices(tile: Tile) -> dict[str, np.ndarray]:
         name: np.asarray(tile.programmed[name].g_prog) if tile.programmed else g
         for name, g in tile.conductances.items()
     }
+
+
+def name_of(weight: AnalogWeight) -> str:
+    """Returns the name of an analog weight's layer in other programs."""
+    return weight.path.removesuffix("/kernel")
+
+
+def stack_index(weight: AnalogWeight) -> Iterator[tuple[tuple[int, ...], str]]:
+    """Yields the index and the name of each layer of a stack; of one layer, `()`."""
+    for index in np.ndindex(*weight.stack):
+        yield index, "/".join([name_of(weight), *map(str, index)])
+
+
+def plan_of(weight: AnalogWeight) -> dict[str, Any]:
+    """Returns a weight's plan, its chip type included, as JSON has it."""
+    return _PLAN.dump_python(weight, mode="json", exclude_none=True)
+
+
+_PLAN = TypeAdapter(AnalogWeight)
+
+
+def as_json(content: Any) -> str:
+    """Returns JSON of nested mappings and lists that may hold NumPy's numbers."""
+    return (
+        json.dumps(
+            content,
+            indent=1,
+            ensure_ascii=False,
+            allow_nan=False,
+            default=lambda array: array.tolist(),
+        )
+        + "\n"
+    )
 
 
 def in_numpy(value: Any) -> np.ndarray:

@@ -1,5 +1,7 @@
 """Checkpoints for the adapters."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import pytest
@@ -52,10 +54,11 @@ def _weight(name, shape):
     )
 
 
-@pytest.fixture
-def make(tmp_path):
+@pytest.fixture(scope="session")
+def make(tmp_path_factory):
     """Returns a function that exports a model of some of the layers of `CHIPS`."""
 
+    @functools.cache
     def checkpoint(*names, stack=()):
         weights = tuple(_weight(name, (*stack, 6, 5)) for name in names)
         params = {}
@@ -73,7 +76,7 @@ def make(tmp_path):
         digital = (Digital(path="norm/scale", reason="normalisation is digital"),)
         params["norm"] = {"scale": jnp.arange(5, dtype=jnp.bfloat16)}
         seeds = [7, 8] if any(CHIPS[name].frozen for name in names) else []
-        path = tmp_path / "checkpoint"
+        path = tmp_path_factory.mktemp("adapters") / "checkpoint"
         return load(export(path, params, Plan(weights, digital), chip_seeds=seeds))
 
     return checkpoint
