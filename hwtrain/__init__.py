@@ -60,6 +60,7 @@ from hwtrain.programming import program_chip as program_chip
 from hwtrain.transforms import Rule as Rule
 from hwtrain.transforms import adopt as adopt
 from hwtrain.transforms import analogize as analogize
+from hwtrain.transforms import calibrate as calibrate
 from hwtrain.transforms import chip_mode as chip_mode
 from hwtrain.transforms import eval_mode as eval_mode
 from hwtrain.transforms import inspect as inspect

@@ -17,9 +17,7 @@ from hwtrain.transforms.functional import as_function
 ROWS, COLUMNS = 6, 4
 MAPPING = hw.MappingParameter(max_input_size=3, max_output_size=2)
 AVERAGE = hw.Hardware(
-    forward=IOParameters(
-        inp_bits=4, noise_management="average_abs_max", nm_decay=0.25
-    ),
+    forward=IOParameters(inp_bits=4, noise_management="average_abs_max", nm_decay=0.25),
     mapping=MAPPING,
 )
 DYNAMIC = hw.Hardware(
@@ -76,6 +74,10 @@ def expected(x, w, scale, steps=14):
     return y
 
 
+def of_tile(averages, _):
+    return next(averages)
+
+
 @both
 @pytest.mark.parametrize("mode", ["train", "chip", "eval"])
 def test_a_dynamic_range_is_each_vectors_maximum(framework, mode):
@@ -126,10 +128,8 @@ def test_an_average_divides_inputs_and_follows_the_data(framework):
         x = np.asarray(inputs(seed)) * (1 + seed)
         if average is not None:
             y = call(params, x)
-            tiles = iter(average)
-            np.testing.assert_allclose(
-                y, expected(x, w, lambda _: next(tiles)), rtol=1e-5, atol=1e-5
-            )
+            scale = functools.partial(of_tile, iter(average))
+            np.testing.assert_allclose(y, expected(x, w, scale), rtol=1e-5, atol=1e-5)
         mean = np.stack([np.abs(x[:, t]).max(1).mean() for t in np.split(np.r_[:6], 2)])
         average = mean if average is None else average + 0.25 * (mean - average)
         updates, state = tx.update(gradient(params, x), state, params)
@@ -195,9 +195,7 @@ def test_inspect_says_what_scales_the_inputs():
         (
             {
                 "input_range": hw.InputRangeParameter(),
-                "forward": IOParameters(
-                    inp_bits=8, noise_management="average_abs_max"
-                ),
+                "forward": IOParameters(inp_bits=8, noise_management="average_abs_max"),
             },
             "could not be learned",
         ),
