@@ -163,6 +163,11 @@ class Hardware:
         return self.remaps or (self.clip is not None and self.clip.type in absolute)
 
     @property
+    def scales_outputs(self) -> bool:
+        """Whether outputs are multiplied by a learned scale."""
+        return self.mapping is not None and self.mapping.learn_out_scaling
+
+    @property
     def remaps(self) -> bool:
         """Whether crossbars get a new scale after every update."""
         return self.remap is not None and self.remap.active

@@ -59,10 +59,8 @@ class TiledMatrix(NamedTuple):
         s: Any = 1.0
         if scale is not None:
             s = jax.lax.stop_gradient(scale).astype(jnp.float32)
-            if s.shape[-1] == 1:
-                s = s[..., None]
-            else:
-                s = tiling.cut(s, column_sizes, axis=-1)
+            s = tiling.cut_columns(s, column_sizes)
+            if s.shape[-1] > 1:
                 # The padding must not divide by zero: its gradient would be NaN.
                 s = jnp.where(tiling.mask(column_sizes), s, 1)
         w = tiling.cut(tiling.cut(w, row_sizes, axis=-2), column_sizes, axis=-1)

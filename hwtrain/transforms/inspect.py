@@ -92,6 +92,7 @@ def _row(weight: AnalogWeight, plan: Plan, values: dict[str, Any]) -> dict[str, 
         "shape": "x".join(map(str, weight.shape)),
         "tiles": _tiles(weight),
         "scale": _scale(chip),
+        "output scale": _output_scale(weight),
         "input range": _range(weight, plan, values),
         "periphery": _periphery(weight),
         "weight noise": _noise(chip),
@@ -126,6 +127,13 @@ def _scale(chip: Hardware) -> str:
     how = "stored, remapped" if chip.remaps else "stored"
     how = how if chip.stores_scale else "derived"
     return f"max|W|/{chip.mapping.weight_scaling_omega:g} per {each}, {how}"
+
+
+def _output_scale(weight: AnalogWeight) -> str:
+    if not weight.hardware.scales_outputs or weight.hardware.mapping is None:
+        return "1"
+    each = "column" if weight.hardware.mapping.out_scaling_columnwise else "row tile"
+    return f"learned per {each}"
 
 
 def _range(weight: AnalogWeight, plan: Plan, values: dict[str, Any]) -> str:

@@ -8,7 +8,7 @@ from typing import Any
 from hwtrain.hardware import Hardware
 from hwtrain.plan import AnalogWeight, Digital, Plan
 
-LEAVES = ("input_range", "probe", "mapping_scale", "chip_key")
+LEAVES = ("input_range", "probe", "mapping_scale", "output_scale", "chip_key")
 """Leaves beside a kernel, in `params`, that are not the user's: those that `analogize`
 puts there, and the key of a chip during its evaluation."""
 
@@ -258,6 +258,7 @@ def _check_raw(rule: Rule | None, path: str, hardware: Hardware) -> None:
         for name, there in (
             ("input_range", hardware.ranged),
             ("forward", hardware.forward is not None),
+            ("mapping.learn_out_scaling", hardware.scales_outputs),
         )
         if there
     ]

@@ -10,13 +10,21 @@ from collections.abc import Callable, Mapping
 import jax
 import jax.numpy as jnp
 
+from hwtrain.physics import tiling
 from hwtrain.physics.input_range import PROBE_SIZE, RangeGradient, ranged_matmul
 from hwtrain.physics.mvm import analog_mvm
 from hwtrain.physics.random import fold_in_bits
 from hwtrain.plan import AnalogWeight
 from hwtrain.transforms.observation import Multiplication, observer
 
-STEP_LEAVES = ("input_range", "probe", "mapping_scale", "noise_key", "chip_key")
+STEP_LEAVES = (
+    "input_range",
+    "probe",
+    "mapping_scale",
+    "output_scale",
+    "noise_key",
+    "chip_key",
+)
 """What a layer may find beside its kernel in a call."""
 
 _calls: contextvars.ContextVar[dict[str, int] | None] = contextvars.ContextVar(
@@ -41,12 +49,15 @@ def initial_leaves(weight: AnalogWeight, kernel: jax.Array) -> dict[str, jax.Arr
     if weight.hardware.stores_scale:
         scale = weight.initial_scale(weight.to_matrix(kernel))
         leaves["mapping_scale"] = jnp.asarray(scale, jnp.float32)
+    if weight.hardware.scales_outputs:
+        leaves["output_scale"] = jnp.ones(weight.output_scale_shape, jnp.float32)
     return leaves
 
 
 def has_signal_side(weight: AnalogWeight) -> bool:
     """Whether anything stands around the layer's matrix multiplication."""
-    return weight.ranged or weight.hardware.converts
+    chip = weight.hardware
+    return weight.ranged or chip.converts or chip.scales_outputs
 
 
 @contextlib.contextmanager
@@ -95,6 +106,7 @@ def analog_dot_general(
       dot_general: what the layer used before.
     """
     stored = ["mapping_scale"] if weight.hardware.stores_scale else []
+    stored += ["output_scale"] if weight.hardware.scales_outputs else []
     for name in [*(["input_range", "probe"] if weight.ranged else []), *stored]:
         if name not in leaves:
             raise missing_leaf(weight.layer_path, name)
@@ -128,7 +140,13 @@ def analog_dot_general(
         if watch is not None:
             dtype = options.get("preferred_element_type")
             return watch(Multiplication(weight, mode, leaves, x, w, plain, dtype))
+        output_scale = leaves.get("output_scale")
         if not weight.hardware.converts:
+            if output_scale is not None:
+                factor = tiling.expand_rows(output_scale, weight.row_sizes)
+                w = w * factor.astype(w.dtype)
+            if not weight.ranged:
+                return plain(x, w, last)
             return ranged_matmul(
                 x,
                 w,
@@ -151,6 +169,7 @@ def analog_dot_general(
             w,
             weight.hardware.periphery,
             scale=scale,
+            output_scale=output_scale,
             input_range=leaves.get("input_range") if weight.ranged else None,
             probe=probe if weight.ranged else None,
             key=key,

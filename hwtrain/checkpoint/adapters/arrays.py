@@ -13,6 +13,7 @@ import numpy as np
 from pydantic import TypeAdapter
 
 from hwtrain import paths
+from hwtrain.checkpoint.errors import HardwareCheckpointError
 from hwtrain.checkpoint.reader import HardwareCheckpoint
 from hwtrain.checkpoint.tiles import Place, Tile, grid
 from hwtrain.plan import AnalogWeight
@@ -55,6 +56,12 @@ def layers(checkpoint: HardwareCheckpoint, chip: int | None = None) -> Iterator[
     nominal = paths.leaves(checkpoint.params)
     kernels = nominal if chip is None else paths.leaves(checkpoint.chip(chip))
     for weight in checkpoint.plan.weights:
+        if weight.hardware.scales_outputs:
+            raise HardwareCheckpointError(
+                f"{weight.leaf('output_scale')} has no place in this format. Make it "
+                "part of the kernels, hwtrain.strip(params, plan), and export these "
+                "with a Hardware without learn_out_scaling"
+            )
 
         def beside(name: str, weight: AnalogWeight = weight) -> np.ndarray | None:
             value = nominal.get(weight.leaf(name))
