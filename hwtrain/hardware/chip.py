@@ -189,6 +189,10 @@ class Hardware:
             return False
         return mode == "train" or self.modifier.enable_during_test
 
+    def modifies_inputs(self, mode: str) -> bool:
+        """Whether that happens for each example or vector, where a layer multiplies."""
+        return self.modifies(mode) and bool(self.modifier and self.modifier.per_input)
+
     def draws_weights(self, mode: str) -> bool:
         """Whether the weights of a layer in `mode` are drawn at a step."""
         return self.modifies(mode) and bool(self.modifier and self.modifier.draws)

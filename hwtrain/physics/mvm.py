@@ -27,7 +27,7 @@ from hwtrain.physics.modifiers import straight_through
 from hwtrain.physics.output_stage import asymmetry, nonlinearity, voltage_offset
 from hwtrain.physics.periphery import Periphery
 from hwtrain.physics.random import draw_key, normal, uniform
-from hwtrain.physics.tiled_matrix import TiledMatrix
+from hwtrain.physics.tiled_matrix import TiledMatrix, cut_columns
 
 
 def analog_mvm(
@@ -43,6 +43,7 @@ def analog_mvm(
     probe: jax.Array | None = None,
     key: jax.Array | None = None,
     chip_key: jax.Array | None = None,
+    deviation: Callable[[jax.Array, TiledMatrix], jax.Array] | None = None,
     gradient: RangeGradient = RangeGradient(),  # noqa: B008 an immutable value
     dot_general: Callable[..., jax.Array] = jax.lax.dot_general,
     dtype: DTypeLike | None = None,
@@ -55,8 +56,9 @@ def analog_mvm(
         \frac{\mathrm{clip}(x_r, -r_{rc}, r_{rc})}{r_{rc}\, \alpha_{rc}}\right)\right)
 
     In this order: management's scale, rounding and clipping of the DAC, input noise,
-    input asymmetry, multiplication, IR drop, voltage offset, read noise, saturation,
-    output asymmetry, output noise, rounding and clipping of the ADC, output scale.
+    input asymmetry, multiplication, weight noise, IR drop, voltage offset, read noise,
+    saturation, output asymmetry, output noise, rounding and clipping of the ADC, output
+    scale.
 
     The gradient passes straight through rounding and noise, is zero beyond the bounds
     and exact elsewhere; input range, mapping scale and the management's scale are
@@ -84,6 +86,8 @@ def analog_mvm(
         forward-mode differentiation needs, without statistics.
       key: JAX key of what is drawn at each read; `None` draws nothing.
       chip_key: JAX key of what is frozen in a chip; `None` for no spread.
+      deviation: returns the standard deviation of the tiles' outputs by noise of the
+        weights, from inputs in normalised units and the tiles; `None` for none.
       gradient: how the range's gradient is taken.
       dot_general: what multiplies, called as `jax.lax.dot_general`.
       dtype: dtype of the result; `None` for that of a plain multiplication. The
@@ -113,7 +117,7 @@ def analog_mvm(
     inputs = inputs.astype(jnp.float32)
 
     tiles = TiledMatrix.cut(w, scale, row_sizes, column_sizes, dot_general, x.dtype)
-    draws = _draw(periphery, key, chip_key, inputs.shape[:-3], tiles)
+    draws = _draw(periphery, key, chip_key, inputs.shape[:-3], tiles, deviation)
     alpha, factor = _managed(inputs, tiles, periphery, draws)
     y: Any = _before_clipping(inputs, alpha, tiles, periphery, draws)
     bound = periphery.adc.bound
@@ -123,7 +127,7 @@ def analog_mvm(
     y = y if factor is None else y * factor
     y = y * tiles.scale
     if output_scale is not None:
-        y = y * tiling.cut_columns(output_scale.astype(y.dtype), column_sizes)
+        y = y * cut_columns(output_scale, column_sizes)
     y = jnp.sum(y, axis=-3)
     return tiling.join(y, column_sizes, axis=-1).astype(dtype or jnp.result_type(x, w))
 
@@ -133,6 +137,8 @@ class _Draws(NamedTuple):
 
     inputs: jax.Array | None = None
     inputs_uniform: jax.Array | None = None
+    weights: jax.Array | None = None
+    deviation: Any = None
     read: jax.Array | None = None
     outputs: jax.Array | None = None
     outputs_uniform: jax.Array | None = None
@@ -146,6 +152,7 @@ def _draw(
     chip_key: jax.Array | None,
     batch: tuple[int, ...],
     tiles: TiledMatrix,
+    deviation: Any,
 ) -> _Draws:
     grid = (len(tiles.row_sizes), len(tiles.column_sizes))
     width = tiles.column_sizes[0]
@@ -174,6 +181,8 @@ def _draw(
         inputs_uniform=drawn(
             p.dac.stochastic, uniform, "input_stochastic_rounding", input_shape
         ),
+        weights=drawn(deviation is not None, normal, "weight_noise", output_shape),
+        deviation=deviation,
         read=drawn(p.w_noise_type != "none", normal, "read", output_shape),
         outputs=outputs,
         outputs_uniform=drawn(
@@ -246,6 +255,8 @@ def _before_clipping(
     x = asymmetry(x, p.inp_asymmetry)
 
     y = tiles.multiply(x)
+    if draws.weights is not None:
+        y = y + draws.deviation(x, tiles) * draws.weights
     if p.ir_drop > 0:
         y = y - ir_drop(
             x,

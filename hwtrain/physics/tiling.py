@@ -75,21 +75,6 @@ def join(array: jax.Array, sizes: tuple[int, ...], axis: int) -> jax.Array:
     return jnp.concatenate([head, tail], axis=axis)
 
 
-def cut_columns(statistic: jax.Array, column_sizes: tuple[int, ...]) -> jax.Array:
-    """Returns a statistic of row tiles, to broadcast against the outputs of tiles.
-
-    Args:
-      statistic: `[row tiles, columns or 1]`.
-      column_sizes: columns of each column tile.
-
-    Returns:
-      `[row tiles, 1 or column tiles, 1 or columns]`.
-    """
-    if statistic.shape[-1] == 1:
-        return statistic[..., None]
-    return cut(statistic, column_sizes, axis=-1)
-
-
 def mask(sizes: tuple[int, ...]) -> np.ndarray:
     """Returns `[tiles, largest]`, true where a cut axis holds data, not padding."""
     return np.arange(sizes[0])[None, :] < np.asarray(sizes)[:, None]
