@@ -97,6 +97,7 @@ def _row(weight: AnalogWeight, plan: Plan, values: dict[str, Any]) -> dict[str, 
         "weight noise": _noise(chip),
         "clip": _clip(chip),
         "remap": _remap(chip),
+        "training drift": _drift(chip),
         "mismatch": _mismatch(chip),
         "conductances": _converter(chip),
         "programming": _noise_model(chip),
@@ -200,6 +201,15 @@ def _remap(chip: Hardware) -> str:
     return (
         f"{chip.remap.type} to {chip.remap.remapped_wmax:g}"
         f"{limit if chip.remap.max_scale_range else ''}"
+    )
+
+
+def _drift(chip: Hardware) -> str:
+    drift = chip.drift
+    if drift is None or not drift.acts:
+        return "none"
+    return (
+        f"{drift.type}, nu {drift.nu:g} from {drift.t_0:g} s, {drift.dt_s:g} s per step"
     )
 
 
