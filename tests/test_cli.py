@@ -180,7 +180,7 @@ def test_what_a_recipe_raises_is_one_line(tmp_path, capsys, data, model, message
 
 
 def test_an_existing_run_is_left_alone(tmp_path, capsys):
-    folder.make_folder(tmp_path / "run", read_config(CONFIG))
+    folder.make_folder(tmp_path / "run", read_config(CONFIG), ROOT)
     assert cli.main(["train", str(CONFIG), "--out", str(tmp_path / "run")]) == 2
     assert "--resume" in capsys.readouterr().err
     assert [path.name for path in (tmp_path / "run").iterdir()] == ["config.json"]

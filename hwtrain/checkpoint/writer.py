@@ -12,6 +12,7 @@ import safetensors
 from hwtrain.checkpoint.contents import Contents
 from hwtrain.checkpoint.errors import HardwareCheckpointError
 from hwtrain.checkpoint.manifest import sync
+from hwtrain.checkpoint.progress import Report
 from hwtrain.plan import Plan
 
 
@@ -22,6 +23,7 @@ def export(
     *,
     chip_seed: int | None = None,
     chip_seeds: Iterable[int] = (),
+    report: Report | None = None,
 ) -> Path:
     r"""Writes a model as a checkpoint that a chip can be programmed from.
 
@@ -52,6 +54,8 @@ def export(
       chip_seed: seed of a chip whose frozen mismatch is drawn and stored beside the
         nominal values. `None` for none.
       chip_seeds: more of them.
+      report: is called with the number of layers that are written, and of all, such as
+        that of `show_progress`. `None` for none.
 
     Returns:
       `path`.
@@ -63,18 +67,14 @@ def export(
     """
     seeds = [*chip_seeds] if chip_seed is None else [chip_seed, *chip_seeds]
     destination = Path(path)
-    if os.path.lexists(destination):
-        raise HardwareCheckpointError(
-            f"{destination} exists and is never overwritten; choose another path, or "
-            "remove it first"
-        )
+    check_free(destination)
     partial = destination.with_name(
         f".{destination.name}.{secrets.token_hex(4)}.partial"
     )
     contents = Contents(variables, plan, seeds)
     try:
         partial.mkdir(parents=True)
-        contents.write(partial)
+        contents.write(partial, report)
         if os.path.lexists(destination):
             raise FileExistsError(f"{destination} appeared meanwhile")
         partial.rename(destination)
@@ -87,3 +87,12 @@ def export(
     finally:
         shutil.rmtree(partial, ignore_errors=True)
     return destination
+
+
+def check_free(path: Path) -> None:
+    """Raises if something lies where a checkpoint shall be written."""
+    if os.path.lexists(path):
+        raise HardwareCheckpointError(
+            f"{path} exists and is never overwritten; choose another path, or "
+            "remove it first"
+        )
