@@ -10,8 +10,8 @@ import jax
 import jax.numpy as jnp
 
 from hwtrain import paths
+from hwtrain.chips import chip_key, layer_keys
 from hwtrain.crossbar import largest_weight, on_crossbar
-from hwtrain.mismatch import chip_key, layer_keys
 from hwtrain.physics.random import draw_key
 from hwtrain.plan import AnalogWeight, Plan
 
