@@ -11,10 +11,10 @@ class BadInputError(Exception):
 
 @contextmanager
 def bad_input(*kinds: type[Exception]) -> Iterator[None]:
-    """Turns what hwtrain finds wrong with files, names and values into one line.
+    r"""Turns what hwtrain finds wrong with files, names and values into one line.
 
     >>> with bad_input():
-    ...     raise ValueError("config.toml: expected a file,\\n got none")
+    ...     raise ValueError("config.toml: expected a file,\n got none")
     Traceback (most recent call last):
     hwtrain.cli.errors.BadInputError: config.toml: expected a file, got none
 
@@ -26,7 +26,9 @@ def bad_input(*kinds: type[Exception]) -> Iterator[None]:
     """
     try:
         yield
-    except kinds or (ValueError, OSError) as error:
+    except Exception as error:
+        if not isinstance(error, kinds or (ValueError, OSError)):
+            raise
         raise BadInputError(" ".join(str(error).split())) from error
 
 

@@ -111,3 +111,12 @@ def chip_seeds(options: argparse.Namespace) -> list[int] | None:
     if options.chips < 1:
         raise ValueError(f"--chips: expected at least 1, got {options.chips}")
     return list(range(options.chips))
+
+
+def check_file(path: Path) -> None:
+    """Raises if a file cannot be written to a path, as far as can be seen before."""
+    if path.is_dir() or not path.parent.is_dir():
+        raise ValueError(
+            f"{path}: expected a file in a folder that exists, got "
+            f"{'a folder' if path.is_dir() else f'no folder {path.parent}'}"
+        )

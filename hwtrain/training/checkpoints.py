@@ -28,7 +28,12 @@ def open_checkpoints(
       keep: number of checkpoints kept, the newest ones.
       read_only: whether nothing is written, so that the run may go on meanwhile.
     """
-    options = ocp.CheckpointManagerOptions(max_to_keep=keep, read_only=read_only)
+    # Not Orbax's own read_only, which warns of every option that it changes.
+    options = (
+        ocp.CheckpointManagerOptions(create=False)
+        if read_only
+        else ocp.CheckpointManagerOptions(max_to_keep=keep)
+    )
     manager = ocp.CheckpointManager(folder.absolute(), options=options)
     try:
         yield manager

@@ -16,7 +16,7 @@ import pytest
 from hwtrain import checkpoint, cli
 from hwtrain.training import folder, read_config
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 CONFIG = ROOT / "configs" / "digits_mlp.toml"
 SMALL = [
     "--set",
