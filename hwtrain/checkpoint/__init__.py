@@ -10,5 +10,4 @@ from hwtrain.checkpoint.reader import HardwareCheckpoint as HardwareCheckpoint
 from hwtrain.checkpoint.reader import load as load
 from hwtrain.checkpoint.tiles import Tile as Tile
 from hwtrain.checkpoint.verification import verify as verify
-from hwtrain.checkpoint.writer import check_free as check_free
 from hwtrain.checkpoint.writer import export as export

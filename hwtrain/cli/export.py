@@ -6,6 +6,7 @@ from pathlib import Path
 from rich.console import Console
 
 from hwtrain import checkpoint
+from hwtrain.checkpoint import destination
 from hwtrain.cli.errors import bad_input
 from hwtrain.cli.options import Commands, add_chips, add_model, chip_seeds, open_model
 
@@ -30,7 +31,7 @@ def _export(options: argparse.Namespace) -> int:
     console = Console()
     with bad_input():
         seeds = chip_seeds(options) or []
-        checkpoint.check_free(options.out)
+        destination.check_free(options.out)
         model = open_model(options)
         with checkpoint.show_progress(console) as report:
             checkpoint.export(

@@ -13,6 +13,7 @@ import numpy as np
 from jax.typing import DTypeLike
 
 from hwtrain.physics import tiling
+from hwtrain.physics.average_maximum import record_maxima
 from hwtrain.physics.converters import (
     convert,
     exceeds,
@@ -74,7 +75,8 @@ def analog_mvm(
       column_sizes: columns of each column tile.
       scale: `[row tiles, columns or 1]`, s of the nominal weights; `None` for 1.
       input_range: `[row tiles, column tiles]`, r in units of the input; `None` for no
-        clipping, and 1.
+        clipping, and 1. With the management `"average_abs_max"`, the average that
+        inputs are divided by, without clipping to it.
       probe: `[row tiles, column tiles, 6]`; `None` for plain JAX operations, which
         forward-mode differentiation needs, without statistics.
       key: JAX key of what is drawn at each read; `None` draws nothing.
@@ -96,7 +98,10 @@ def analog_mvm(
     volume: Any = 1.0
     if input_range is not None:
         r = jax.lax.stop_gradient(input_range)[..., None].astype(jnp.float32)
-        if probe is None:
+        if periphery.management.noise == "average_abs_max":
+            if probe is not None:
+                inputs = record_maxima(inputs, input_range, probe)
+        elif probe is None:
             inputs = jnp.clip(inputs, -r.astype(x.dtype), r.astype(x.dtype))
         else:
             inputs = clip_to_range(inputs, input_range, probe, row_sizes, gradient)
@@ -178,7 +183,9 @@ def _managed(
 ) -> tuple[jax.Array | None, jax.Array | None]:
     """Returns what inputs are divided by, and what outputs are multiplied by."""
     manage = p.management
-    if manage.noise == "none" and not manage.iterative:
+    # An average stands in the place of the input range.
+    fixed_scale = manage.noise in ("none", "average_abs_max")
+    if fixed_scale and not manage.iterative:
         return None, None
     fixed = jax.lax.stop_gradient(x)
 
@@ -192,7 +199,7 @@ def _managed(
             out_bound=p.adc.bound,
         )
 
-    alpha = scale_by("constant" if manage.noise == "none" else manage.noise)
+    alpha = scale_by("constant" if fixed_scale else manage.noise)
     silent = alpha == 0
     alpha = jnp.where(silent, 1, alpha)
     bound = p.adc.bound

@@ -38,14 +38,15 @@ class Inspection:
 
         What is the same of all weights stands once, above what differs.
         """
-        names = list(self.rows[0]) if self.rows else []
+        first = next(iter(self.rows), {})
+        names = list(first)
         values = {name: {row[name] for row in self.rows} for name in names}
         common = [n for n in names[1:] if len(self.rows) > 1 and len(values[n]) == 1]
         if common:
             table = _table("", "", title="Every analog weight", show_header=False)
             off = [name for name in common if values[name] == {"none"}]
             for name in (name for name in common if name not in off):
-                table.add_row(name, self.rows[0][name])
+                table.add_row(name, first[name])
             if off:
                 table.add_row("off", ", ".join(off))
             yield table
@@ -166,16 +167,20 @@ def _scale(chip: Hardware) -> str:
 
 def _range(weight: AnalogWeight, plan: Plan, values: dict[str, Any]) -> str:
     parameter = weight.hardware.input_range
-    if parameter is None or not weight.ranged:
+    if parameter is not None and parameter.dynamic and weight.kind != "raw":
+        return "dynamic, max|x| of each vector"
+    if not weight.ranged:
         return "none"
     value = values.get(local(plan, weight.leaf("input_range")))
     if value is None:
         return "missing: see hwtrain.adopt"
     value = np.asarray(value)
-    if (value == np.float32(parameter.init_value)).all():
-        return f"{parameter.init_value:g}, not initialised from data"
+    start = parameter.init_value if parameter is not None else 1.0
+    if (value == np.float32(start)).all():
+        return f"{start:g}, not initialised from data"
     low, high = value.min(), value.max()
-    return f"{low:.3g}" if low == high else f"{low:.3g} to {high:.3g}"
+    what = "average of max|x| " if weight.hardware.averages else ""
+    return what + (f"{low:.3g}" if low == high else f"{low:.3g} to {high:.3g}")
 
 
 def _periphery(weight: AnalogWeight) -> str:

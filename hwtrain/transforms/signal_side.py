@@ -34,7 +34,7 @@ def initial_leaves(weight: AnalogWeight, kernel: jax.Array) -> dict[str, jax.Arr
     if weight.ranged:
         shape = (*weight.stack, *weight.tiles)
         parameter = weight.hardware.input_range
-        value = parameter.init_value if parameter is not None else 0.0
+        value = parameter.init_value if parameter is not None else 1.0
         leaves["input_range"] = jnp.full(shape, value, jnp.float32)
         leaves["probe"] = jnp.zeros((*shape, PROBE_SIZE), jnp.float32)
     if weight.hardware.stores_scale:
@@ -123,8 +123,7 @@ def analog_dot_general(
         def plain(a, b, numbers):
             return dot_general(a, b, numbers, **options)
 
-        io = weight.hardware.forward
-        if io is None or not weight.hardware.converts:
+        if not weight.hardware.converts:
             return ranged_matmul(
                 x,
                 w,
@@ -145,7 +144,7 @@ def analog_dot_general(
         return analog_mvm(
             x,
             w,
-            io.periphery,
+            weight.hardware.periphery,
             scale=scale,
             input_range=leaves.get("input_range") if weight.ranged else None,
             probe=probe if weight.ranged else None,

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from hwtrain import checkpoint, cli, presets
+from hwtrain.checkpoint.adapters import ADAPTERS
 from hwtrain.evaluate import Population
 from hwtrain.plan import AnalogWeight, Plan
 from hwtrain.training.run import Run, open_run
@@ -112,6 +113,25 @@ def test_verify_prints_a_certificate(exported, tmp_path, hwtrain):
     assert error.count("\n") == 1
 
 
+@pytest.mark.parametrize("target", sorted(ADAPTERS))
+def test_convert_is_the_adapter(exported, tmp_path, hwtrain, target):
+    out, direct = tmp_path / "out", tmp_path / "direct"
+    status, said, _ = hwtrain("convert", exported, "--to", target, "--out", out)
+    assert (status, said) == (0, f"{out} written\n")
+    ADAPTERS[target](checkpoint.load(exported), direct)
+    assert files(out) == files(direct)
+    assert out.is_dir() or out.read_bytes() == direct.read_bytes()
+
+
+def test_convert_writes_beside_the_checkpoint(exported, tmp_path, hwtrain):
+    copy = tmp_path / "chip"
+    shutil.copytree(exported, copy)
+    assert hwtrain("convert", copy, "--to", "npz", "--chip", 1)[0] == 0
+    assert (tmp_path / "chip.npz").is_file()
+    status, _, error = hwtrain("convert", copy, "--to", "npz")
+    assert status == 2 and "never overwritten" in error
+
+
 def test_evaluate_is_what_numpy_finds_on_the_chips_of_the_files(
     run, exported, tmp_path, hwtrain
 ):
@@ -173,6 +193,8 @@ def test_evaluate_finds_the_run_that_a_checkpoint_lies_in(run, hwtrain):
         (["inspect", "{run}", "--chip", "1"], "a run has no chips; export them"),
         (["inspect", "{exported}", "--chip", "5"], "holds no chip 5, it holds 0, 1"),
         (["inspect", "{exported}", "--png", "no/file.png"], "no folder no"),
+        (["convert", "{exported}", "--to", "npz", "--chip", "5"], "holds no chip 5"),
+        (["convert", ".", "--to", "npz", "--out", "new"], "not a hwtrain checkpoint"),
         (["verify", "."], "is not a hardware-ready checkpoint"),
         (["evaluate", "{exported}"], "name the run that it is of: --run RUN"),
         (["evaluate", "{run}", "--png", "file.png"], "give --times too"),

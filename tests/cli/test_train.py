@@ -183,7 +183,8 @@ def test_an_existing_run_is_left_alone(tmp_path, capsys):
     folder.make_folder(tmp_path / "run", read_config(CONFIG), ROOT)
     assert cli.main(["train", str(CONFIG), "--out", str(tmp_path / "run")]) == 2
     assert "--resume" in capsys.readouterr().err
-    assert [path.name for path in (tmp_path / "run").iterdir()] == ["config.json"]
+    names = sorted(path.name for path in (tmp_path / "run").iterdir())
+    assert names == ["config.json", "source.json"]
 
 
 def test_a_damaged_checkpoint_is_one_line_and_a_terminal_without_sigma_is_fine(
