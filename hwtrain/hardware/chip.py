@@ -184,6 +184,10 @@ class Hardware:
             return False
         return mode == "train" or self.modifier.enable_during_test
 
+    def modifies_inputs(self, mode: str) -> bool:
+        """Whether that happens for each example or vector, where a layer multiplies."""
+        return self.modifies(mode) and bool(self.modifier and self.modifier.per_input)
+
     def draws_weights(self, mode: str) -> bool:
         """Whether the weights of a layer in `mode` are drawn at a step."""
         return self.modifies(mode) and bool(self.modifier and self.modifier.draws)
@@ -222,9 +226,9 @@ class Hardware:
         if self._has_range and io.noise_management not in ("none", "constant"):
             raise ValueError(
                 f"noise_management={io.noise_management!r} scales inputs by their "
-                "largest values, and an input range scales all by one number: together, "
-                "the range could not be learned. Leave input_range out, or write "
-                'noise_management="none" or "constant"'
+                "largest values, and an input range scales all by one number: "
+                "together, the range could not be learned. Leave input_range out, or "
+                'write noise_management="none" or "constant"'
             )
         if self._has_range and self.input_range is not None:
             self._check_output_clipping(self.input_range, io)

@@ -208,8 +208,11 @@ def _noise(chip: Hardware) -> str:
         for label, name in amounts
         if getattr(modifier, name) > 0
     )
-    what = f"{modifier.type} {strength}".rstrip()
-    return f"{what}{_each(modifier)} ({when})"
+    what = f"{modifier.type} {strength}".rstrip() + _each(modifier)
+    for name in ("per_batch_sample", "per_vector", "copy_last_column"):
+        if getattr(modifier, name):
+            what += f", {name}"
+    return f"{what} ({when})"
 
 
 def _each(parameter: Any) -> str:

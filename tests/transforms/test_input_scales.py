@@ -74,6 +74,10 @@ def expected(x, w, scale, steps=14):
     return y
 
 
+def of_tile(averages, _):
+    return next(averages)
+
+
 @both
 @pytest.mark.parametrize("mode", ["train", "chip", "eval"])
 def test_a_dynamic_range_is_each_vectors_maximum(framework, mode):
@@ -124,10 +128,8 @@ def test_an_average_divides_inputs_and_follows_the_data(framework):
         x = np.asarray(inputs(seed)) * (1 + seed)
         if average is not None:
             y = call(params, x)
-            tiles = iter(average)
-            np.testing.assert_allclose(
-                y, expected(x, w, lambda _: next(tiles)), rtol=1e-5, atol=1e-5
-            )
+            scale = functools.partial(of_tile, iter(average))
+            np.testing.assert_allclose(y, expected(x, w, scale), rtol=1e-5, atol=1e-5)
         mean = np.stack([np.abs(x[:, t]).max(1).mean() for t in np.split(np.r_[:6], 2)])
         average = mean if average is None else average + 0.25 * (mean - average)
         updates, state = tx.update(gradient(params, x), state, params)

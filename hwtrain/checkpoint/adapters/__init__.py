@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Protocol
 
 from hwtrain.checkpoint.adapters.aihwkit import to_aihwkit as to_aihwkit
+from hwtrain.checkpoint.adapters.crosssim import to_crosssim as to_crosssim
 from hwtrain.checkpoint.adapters.fusion_csv import to_fusion_csv as to_fusion_csv
 from hwtrain.checkpoint.adapters.npz import to_npz as to_npz
 from hwtrain.checkpoint.reader import HardwareCheckpoint
@@ -36,6 +37,7 @@ class Adapter(Protocol):
 
 ADAPTERS: Mapping[str, Adapter] = {
     "aihwkit": to_aihwkit,
+    "crosssim": to_crosssim,
     "fusion-csv": to_fusion_csv,
     "npz": to_npz,
 }

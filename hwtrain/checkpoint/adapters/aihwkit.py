@@ -78,9 +78,9 @@ def _one_layer(
         scale = scale if scale.size == 1 else scale[place.columns]
         weight[place.rows, place.columns] /= scale
         yield f"tile/{number}/mapping_scale", scale
-        if layer.input_range is not None:
-            bound = layer.input_range[index][place.row]
-            yield f"tile/{number}/input_range", bound.reshape(1)
+        bound = layer.range_of(index, place)
+        if bound is not None:
+            yield f"tile/{number}/input_range", np.array([bound], np.float32)
         if place.name in crossbars:
             tile = crossbars[place.name]
             for device, g in tile.conductances.items():
@@ -95,5 +95,6 @@ def _one_layer(
         sizes.append((height, place.rows.stop - place.rows.start))
     yield "tile_sizes", np.array(sizes, np.int32)
     yield "weight", weight.T
-    if layer.bias is not None:
-        yield "bias", layer.bias[index].ravel()
+    bias = layer.bias_of(index)
+    if bias is not None:
+        yield "bias", bias

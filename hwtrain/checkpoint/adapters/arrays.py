@@ -13,6 +13,7 @@ import numpy as np
 from pydantic import TypeAdapter
 
 from hwtrain import paths
+from hwtrain.checkpoint.errors import HardwareCheckpointError
 from hwtrain.checkpoint.reader import HardwareCheckpoint
 from hwtrain.checkpoint.tiles import Place, Tile, grid
 from hwtrain.plan import AnalogWeight
@@ -25,8 +26,8 @@ class Layer:
     Attributes:
       weight: its plan.
       kernel: its weights, float32, shaped as stored, in the unit of the model.
-      bias: the digital bias, or `None`.
-      input_range: range of each row tile's inputs `[*stack, row tiles]`, or `None`.
+      bias: the digital bias as stored, or `None`.
+      input_range: range of the inputs `[*stack, row tiles, column tiles]`, or `None`.
       mapping_scale: nominal weight of a crossbar weight of one, that of the nominal
         model, `[*stack, row tiles, columns or 1]`.
       crossbars: its tiles by their place; none without a converter.
@@ -44,6 +45,21 @@ class Layer:
         """The weights as `[*stack, rows, columns]`: rows are inputs."""
         return np.asarray(self.weight.to_matrix(jnp.asarray(self.kernel)))
 
+    def bias_of(self, index: tuple[int, ...]) -> np.ndarray | None:
+        """Returns the bias of one matrix of the stack, `[columns]`."""
+        if self.bias is None:
+            return None
+        if self.weight.groups == 1:
+            return self.bias[index].ravel()
+        *layer, group = index
+        return self.bias[tuple(layer)].reshape(self.weight.groups, -1)[group]
+
+    def range_of(self, index: tuple[int, ...], place: Place) -> float | None:
+        """Returns the range of a tile's inputs."""
+        if self.input_range is None:
+            return None
+        return float(self.input_range[index][place.row, place.column])
+
 
 def layers(checkpoint: HardwareCheckpoint, chip: int | None = None) -> Iterator[Layer]:
     """Yields the analog weights of a checkpoint, one in memory at a time.
@@ -54,12 +70,16 @@ def layers(checkpoint: HardwareCheckpoint, chip: int | None = None) -> Iterator[
     """
     nominal = paths.leaves(checkpoint.params)
     kernels = nominal if chip is None else paths.leaves(checkpoint.chip(chip))
+    with_bias = set()
     for weight in checkpoint.plan.weights:
-
-        def beside(name: str, weight: AnalogWeight = weight) -> np.ndarray | None:
-            value = nominal.get(weight.leaf(name))
-            return None if value is None else in_numpy(value)
-
+        bias, input_range = None, None
+        # A layer may hold two analog weights; what lies beside them is the first's.
+        if weight.kind != "raw" and weight.layer_path not in with_bias:
+            bias = nominal.get(weight.leaf("bias"))
+            with_bias.add(weight.layer_path)
+        if weight.ranged:
+            input_range = in_numpy(nominal[weight.leaf("input_range")])
+            _check_range(weight, input_range)
         crossbars: tuple[tuple[Place, Tile], ...] = ()
         if weight.hardware.converter is not None:
             tiles = checkpoint.conductances(weight.path, chip)
@@ -67,10 +87,19 @@ def layers(checkpoint: HardwareCheckpoint, chip: int | None = None) -> Iterator[
         yield Layer(
             weight=weight,
             kernel=in_numpy(kernels[weight.path]),
-            bias=beside("bias"),
-            input_range=beside("input_range") if weight.ranged else None,
+            bias=None if bias is None else in_numpy(bias),
+            input_range=input_range,
             mapping_scale=_mapping_scale(weight, nominal),
             crossbars=crossbars,
+        )
+
+
+def _check_range(weight: AnalogWeight, input_range: np.ndarray) -> None:
+    shape = (*weight.stack, *weight.tiles)
+    if input_range.shape != shape:
+        raise HardwareCheckpointError(
+            f"{weight.leaf('input_range')} should have the shape {shape}, it has "
+            f"{input_range.shape}; adopt() gives a plain model the ranges of its plan"
         )
 
 
@@ -102,7 +131,10 @@ def name_of(weight: AnalogWeight) -> str:
 
 
 def stack_index(weight: AnalogWeight) -> Iterator[tuple[tuple[int, ...], str]]:
-    """Yields the index and the name of each layer of a stack; of one layer, `()`."""
+    """Yields the index and the name of each matrix of a weight; of a single one `()`.
+
+    Layers of a stack, positions and groups of a convolution each have a matrix.
+    """
     for index in np.ndindex(*weight.stack):
         yield index, "/".join([name_of(weight), *map(str, index)])
 

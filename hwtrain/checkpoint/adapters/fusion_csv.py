@@ -130,11 +130,13 @@ def _one_layer(
             "scale": np.broadcast_to(scale, (1, height))[0],
             "signs": ["".join(row) for row in signs],
         }
-        if layer.input_range is not None:
-            entry["input_range"] = layer.input_range[index][place.row]
+        bound = layer.range_of(index, place)
+        if bound is not None:
+            entry["input_range"] = bound
         conductances.append(abs(difference).ravel())
         tiles.append(entry)
     entry = {"weight": plan_of(layer.weight), "index": list(index), "tiles": tiles}
-    if layer.bias is not None:
-        entry["bias"] = layer.bias[index].ravel()
+    bias = layer.bias_of(index)
+    if bias is not None:
+        entry["bias"] = bias
     return np.concatenate(conductances), entry

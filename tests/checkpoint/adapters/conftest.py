@@ -36,6 +36,12 @@ CHIPS = {
     "pairs": Hardware(
         mapping=TILES, converter=NPairConductanceConverter(f_lst=(1.0, 0.25))
     ),
+    "converted": Hardware(
+        mapping=TILES,
+        input_range=InputRangeParameter(),
+        forward=IOParameters(inp_bits=8, out_bits=6, out_bound=3.0),
+        converter=SinglePairConductanceConverter(g_max=20.0, g_min=0.5),
+    ),
     "device": Hardware(converter=SingleDeviceConductanceConverter()),
 }
 
@@ -59,7 +65,7 @@ def make(tmp_path_factory):
     """Returns a function that exports a model of some of the layers of `CHIPS`."""
 
     @functools.cache
-    def checkpoint(*names, stack=()):
+    def checkpoint(*names, stack=(), seed=None):
         weights = tuple(_weight(name, (*stack, 6, 5)) for name in names)
         params = {}
         for number, name in enumerate(names):
@@ -68,16 +74,14 @@ def make(tmp_path_factory):
             bias = jnp.linspace(-1.0, 1.0, 5) * jnp.ones((*stack, 1))
             params[name] = {"kernel": kernel, "bias": bias}
             if CHIPS[name].ranged:
-                rows = weights[number].tiles[0]
-                params[name]["input_range"] = jnp.linspace(1.0, 2.0, rows) * jnp.ones(
-                    (*stack, 1)
-                )
-                params[name]["probe"] = jnp.zeros((*stack, rows, 6))
+                tiles = weights[number].tiles
+                ranges = 1.0 + jnp.arange(4.0).reshape(tiles) / 2
+                params[name]["input_range"] = jnp.broadcast_to(ranges, (*stack, *tiles))
+                params[name]["probe"] = jnp.zeros((*stack, *tiles, 6))
         digital = (Digital(path="norm/scale", reason="normalisation is digital"),)
         params["norm"] = {"scale": jnp.arange(5, dtype=jnp.bfloat16)}
-        seeds = [7, 8] if any(CHIPS[name].frozen for name in names) else []
         path = tmp_path_factory.mktemp("adapters") / "checkpoint"
-        return load(export(path, params, Plan(weights, digital), chip_seeds=seeds))
+        return load(export(path, params, Plan(weights, digital), chip_seed=seed))
 
     return checkpoint
 

@@ -54,7 +54,7 @@ def test_weights_come_back(make, out, stack):
             )
     tiles = layers["/".join(["first", *map(str, [0] * len(stack))])][1]["tiles"]
     assert [(t["height"], t["width"]) for t in tiles] == [(3, 3), (2, 3)] * 2
-    assert [t["input_range"] for t in tiles] == [1.0, 1.0, 2.0, 2.0]
+    assert [t["input_range"] for t in tiles] == [1.0, 1.5, 2.0, 2.5]
     # The first two weights of the model are 0.0 and -0.0.
     assert [tiles[0]["signs"][column][0] for column in (0, 1)] == ["0", "0"]
 

@@ -38,7 +38,7 @@ def weights(file, path, shape):
     return np.concatenate(rows, -2).reshape(shape)
 
 
-@pytest.mark.parametrize("stack", [(), (3,)])
+@pytest.mark.parametrize("stack", [(), (2,)])
 def test_weights_come_back(make, out, stack):
     checkpoint = make("first", "second", "pairs", "device", stack=stack)
     to_npz(checkpoint, out)
@@ -63,7 +63,7 @@ def test_weights_come_back(make, out, stack):
 
 
 def test_a_chip_is_written_as_it_was_programmed(make, out):
-    checkpoint = make("first", "second")
+    checkpoint = make("first", "second", seed=8)
     to_npz(checkpoint, out, chip=8)
     with np.load(out) as file:
         assert str(file["chip"]) == "8"
