@@ -91,11 +91,13 @@ class Assignment:
       rules: the rules, in order.
       default: hardware of every layer that can be analog, if one was given instead.
       name: prefix of all paths.
+      stream: the rng stream that steps are drawn from.
     """
 
     rules: tuple[Rule, ...] = ()
     default: Hardware | None = None
     name: str = ""
+    stream: str = "mismatch"
 
 
 def assignment(hardware_or_rules: Any, name: str | None) -> Assignment:

@@ -280,12 +280,12 @@ def missing_leaf(path: str, leaf: str) -> ValueError:
     )
 
 
-def missing_stream(mode: str) -> ValueError:
+def missing_stream(mode: str, stream: str) -> ValueError:
     """Returns the error of a drawing mode without a stream to draw from."""
     return ValueError(
         f"this model is in {mode}_mode, whose hardware draws noise, and has no rng "
-        'stream "mismatch". Linen: pass rngs={"mismatch": key} to apply. NNX: '
-        "analogize(model, hardware, rngs=nnx.Rngs(mismatch=seed)). Without noise: "
+        f'stream "{stream}". Linen: pass rngs={{"{stream}": key}} to apply. NNX: '
+        f"analogize(model, hardware, rngs=nnx.Rngs({stream}=seed)). Without noise: "
         "hwtrain.eval_mode(model)"
     )
 
