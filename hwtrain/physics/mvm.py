@@ -27,7 +27,7 @@ from hwtrain.physics.modifiers import straight_through
 from hwtrain.physics.output_stage import asymmetry, nonlinearity, voltage_offset
 from hwtrain.physics.periphery import Periphery
 from hwtrain.physics.random import draw_key, normal, uniform
-from hwtrain.physics.tiled_matrix import TiledMatrix
+from hwtrain.physics.tiled_matrix import TiledMatrix, cut_columns
 
 
 def analog_mvm(
@@ -38,6 +38,7 @@ def analog_mvm(
     row_sizes: tuple[int, ...],
     column_sizes: tuple[int, ...],
     scale: jax.Array | None = None,
+    output_scale: jax.Array | None = None,
     input_range: jax.Array | None = None,
     probe: jax.Array | None = None,
     key: jax.Array | None = None,
@@ -77,6 +78,8 @@ def analog_mvm(
       row_sizes: rows of each row tile.
       column_sizes: columns of each column tile.
       scale: `[row tiles, columns or 1]`, s of the nominal weights; `None` for 1.
+      output_scale: `[row tiles, columns or 1]`, a learned factor on the outputs, which
+        gets its gradient; `None` for 1.
       input_range: `[row tiles, column tiles]`, r in units of the input; `None` for no
         clipping, and 1. With the management `"average_abs_max"`, the average that
         inputs are divided by, without clipping to it.
@@ -125,7 +128,10 @@ def analog_mvm(
         y = count_outputs(y, probe, bound, column_sizes)
     y = saturate(y, bound) * (volume * periphery.out_scale)
     y = y if factor is None else y * factor
-    y = jnp.sum(y * tiles.scale, axis=-3)
+    y = y * tiles.scale
+    if output_scale is not None:
+        y = y * cut_columns(output_scale, column_sizes)
+    y = jnp.sum(y, axis=-3)
     return tiling.join(y, column_sizes, axis=-1).astype(dtype or jnp.result_type(x, w))
 
 

@@ -25,6 +25,7 @@ STEP_LEAVES = (
     "input_range",
     "probe",
     "mapping_scale",
+    "output_scale",
     "noise_key",
     "noise_strength",
     "chip_key",
@@ -53,13 +54,16 @@ def initial_leaves(weight: AnalogWeight, kernel: jax.Array) -> dict[str, jax.Arr
     if weight.hardware.stores_scale:
         scale = weight.initial_scale(weight.to_matrix(kernel))
         leaves["mapping_scale"] = jnp.asarray(scale, jnp.float32)
+    if weight.hardware.scales_outputs:
+        leaves["output_scale"] = jnp.ones(weight.output_scale_shape, jnp.float32)
     return leaves
 
 
 def has_signal_side(weight: AnalogWeight) -> bool:
     """Whether anything stands around the layer's matrix multiplication, or in it."""
     chip = weight.hardware
-    return weight.ranged or chip.converts or chip.modifies_inputs("train")
+    around = weight.ranged or chip.converts or chip.scales_outputs
+    return around or chip.modifies_inputs("train")
 
 
 @contextlib.contextmanager
@@ -108,6 +112,7 @@ def analog_dot_general(
       dot_general: what the layer used before.
     """
     stored = ["mapping_scale"] if weight.hardware.stores_scale else []
+    stored += ["output_scale"] if weight.hardware.scales_outputs else []
     for name in [*(["input_range", "probe"] if weight.ranged else []), *stored]:
         if name not in leaves:
             raise missing_leaf(weight.layer_path, name)
@@ -147,7 +152,11 @@ def analog_dot_general(
         deviation = _deviation(weight, mode, w, scale)
 
         def product(x, w, key):
+            output_scale = leaves.get("output_scale")
             if not chip.converts and deviation is None:
+                if output_scale is not None:
+                    factor = tiling.expand_rows(output_scale, weight.row_sizes)
+                    w = w * factor.astype(w.dtype)
                 if not weight.ranged:
                     return plain(x, w, (((x.ndim - 1,), (0,)), ((), ())))
                 return ranged_matmul(
@@ -165,6 +174,7 @@ def analog_dot_general(
                 w,
                 chip.periphery,
                 scale=scale,
+                output_scale=output_scale,
                 input_range=leaves.get("input_range") if weight.ranged else None,
                 probe=probe if weight.ranged else None,
                 key=key,
