@@ -258,6 +258,10 @@ def _check_raw(rule: Rule | None, path: str, hardware: Hardware) -> None:
         for name, there in (
             ("input_range", hardware.ranged),
             ("forward", hardware.forward is not None),
+            (
+                "modifier.per_batch_sample or per_vector",
+                hardware.modifies_inputs("train"),
+            ),
         )
         if there
     ]

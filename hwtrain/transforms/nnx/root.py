@@ -13,7 +13,7 @@ from flax import nnx
 from jax.core import Tracer
 
 from hwtrain import paths
-from hwtrain.mismatch import chip_key, layer_keys
+from hwtrain.chips import chip_key, layer_keys
 from hwtrain.plan import Plan
 from hwtrain.transforms import weight_side
 from hwtrain.transforms.nnx.layers import (
