@@ -49,6 +49,7 @@ from hwtrain.hardware import WeightClipParameter as WeightClipParameter
 from hwtrain.hardware import WeightModifierParameter as WeightModifierParameter
 from hwtrain.hardware import WeightRemapParameter as WeightRemapParameter
 from hwtrain.hardware import presets as presets
+from hwtrain.physics.fast_random import fast_prng as fast_prng
 from hwtrain.plan import Plan as Plan
 from hwtrain.programming import ProgrammedChip as ProgrammedChip
 from hwtrain.programming import program_chip as program_chip
