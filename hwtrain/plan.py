@@ -146,6 +146,13 @@ class AnalogWeight:
         path = self.leaf("mapping_scale").removeprefix(f"{prefix}/")
         return leaves[path] if self.stores_scale and path in leaves else None
 
+    @property
+    def output_scale_shape(self) -> tuple[int, ...]:
+        """Shape of the learned output scale, `[*stack, row tiles, columns or 1]`."""
+        each = self._mapping.out_scaling_columnwise
+        columns = sum(self.column_sizes) if each else 1
+        return (*self.stack, self.tiles[0], columns)
+
     def to_matrix(self, array: jax.Array) -> jax.Array:
         """Returns the stored array as `[*stack, rows, columns]`.
 
