@@ -26,8 +26,8 @@ RULES = {
         "then padding zeros; at each position a window of sizes taps, kernel_dilation "
         "apart, moving by strides, is the vector of rows: channels, then taps in "
         "row-major order, reversed if flipped; groups are equal parts of channels and "
-        "columns; local: a matrix for each position; mask: base64 of its bits in the "
-        "order of the array, weights without are zero"
+        "columns; local: a matrix for each position; mask: its bits in hexadecimal, in "
+        "the order of the array, weights without are zero"
     ),
     "crossbar_weights": (
         "single_pair: (g_pos - g_neg) / scale_ratio; "

@@ -7,7 +7,6 @@ references unfold. Where the window reaches over the border it sees zeros, which
 converters get and the statistics count like every other input.
 """
 
-import base64
 import dataclasses
 import functools
 import math
@@ -120,22 +119,22 @@ class Window:
 
 
 def pack(mask: np.ndarray) -> str:
-    """Returns a mask as text: the base64 of its bits, in the order of the array.
+    """Returns a mask as text: its bits in hexadecimal, in the order of the array.
 
     >>> pack(np.array([[True, False], [True, True]]))
-    'sA=='
+    'b0'
 
     Args:
       mask: an array of truth values.
     """
-    return base64.b64encode(np.packbits(mask.astype(bool)).tobytes()).decode()
+    return np.packbits(mask.astype(bool)).tobytes().hex()
 
 
 @functools.lru_cache(maxsize=256)
 def unpack(mask: str, shape: tuple[int, ...]) -> np.ndarray:
     """Undoes `pack`.
 
-    >>> unpack("sA==", (2, 2))
+    >>> unpack("b0", (2, 2))
     array([[ True, False],
            [ True,  True]])
 
@@ -143,7 +142,7 @@ def unpack(mask: str, shape: tuple[int, ...]) -> np.ndarray:
       mask: what `pack` returned.
       shape: shape of the array.
     """
-    bits = np.frombuffer(base64.b64decode(mask), np.uint8)
+    bits = np.frombuffer(bytes.fromhex(mask), np.uint8)
     return np.unpackbits(bits, count=math.prod(shape)).astype(bool).reshape(shape)
 
 
