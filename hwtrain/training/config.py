@@ -71,6 +71,9 @@ class TrainingParameter:
     objective: ObjectiveParameter | None = None
     """What the hardware-aware model minimises in place of the loss. `None`: the
     loss."""
+    generator: Literal["threefry", "fast"] = "threefry"
+    """What draws the noise: JAX's generator, or `hwtrain.fast_prng`, which costs a
+    third."""
     checkpoint_every: Size = 500
     """Updates between two checkpoints. The last update is always saved."""
 
