@@ -9,6 +9,7 @@ import numpy as np
 from rich.console import Console
 
 from hwtrain import checkpoint, evaluate
+from hwtrain.physics.fast_random import fast_prng
 from hwtrain.training import checkpoints, report
 from hwtrain.training.config import Config
 from hwtrain.training.folder import write_json
@@ -112,6 +113,7 @@ def _train_seed(
             steps=training.steps,
             batch_size=training.batch_size,
             seed=seed,
+            generator=fast_prng if training.generator == "fast" else None,
         )
         with show_progress(console, title, start=done, steps=training.steps) as report:
             for number, (state, loss) in enumerate(updates, start=done + 1):
@@ -145,7 +147,7 @@ def _evaluate(
         population = evaluate.population(
             analog,
             variables,
-            list(_batches(ready.test, config.evaluation.batch_size)),
+            list(batches(ready.test, config.evaluation.batch_size)),
             accuracy,
             chips=config.evaluation.chips,
             key=jax.random.key(config.evaluation.seed),
@@ -171,7 +173,8 @@ def accuracy(outputs: jax.Array, labels: jax.Array) -> jax.Array:
     return 100.0 * (outputs.argmax(axis=-1) == labels)
 
 
-def _batches(data: Split, size: int) -> Iterator[Split]:
+def batches(data: Split, size: int) -> Iterator[Split]:
+    """Yields the examples in their order, `size` at a time, fewer at the end."""
     for start in range(0, len(data.labels), size):
         yield Split(*(array[start : start + size] for array in data))
 
