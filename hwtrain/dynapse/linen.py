@@ -35,7 +35,7 @@ class DynapSim(nn.RNNCellBase):
       trainable: names of the quantities that are trained; the others get no gradient.
       recurrent: whether the neurons are connected with each other.
       reference: compute what Rockpool computes, instead of the corrected physics.
-      recurrent_init: initialiser of `w_rec`.
+      recurrent_init: initialiser of `w_rec`; by default LeCun's normal one.
     """
 
     features: int
@@ -44,7 +44,7 @@ class DynapSim(nn.RNNCellBase):
     trainable: tuple[str, ...] = ()
     recurrent: bool = True
     reference: bool = False
-    recurrent_init: Any = nn.initializers.lecun_normal()
+    recurrent_init: Any = None
 
     @nn.compact
     def __call__(
@@ -64,7 +64,8 @@ class DynapSim(nn.RNNCellBase):
         }
         w_rec = None
         if self.recurrent:
-            w_rec = self.param("w_rec", self.recurrent_init, (*size, *size))
+            init = self.recurrent_init or nn.initializers.lecun_normal()
+            w_rec = self.param("w_rec", init, (*size, *size))
         return advance(
             carry,
             inputs,
