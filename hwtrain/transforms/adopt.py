@@ -7,9 +7,10 @@ from flax import nnx
 from flax.core import meta
 
 from hwtrain import paths
+from hwtrain.plan import OWNERS
 from hwtrain.transforms.analogize import plan
+from hwtrain.transforms.layer import added
 from hwtrain.transforms.nnx.layers import LEAF_TYPES
-from hwtrain.transforms.rules import LEAVES
 from hwtrain.transforms.signal_side import initial_leaves
 from hwtrain.transforms.weight_side import local
 
@@ -73,6 +74,7 @@ def strip(params: Any) -> Any:
     entries = {
         name: strip(entry) if isinstance(entry, Mapping) else entry
         for name, entry in params.items()
-        if isinstance(entry, Mapping) or not (name in LEAVES and "kernel" in params)
+        if isinstance(entry, Mapping)
+        or not (added(name) and any(owner in params for owner in OWNERS))
     }
     return type(params)(entries)

@@ -5,7 +5,9 @@ The pieces that Linen and NNX share. Each framework finds the leaves its own way
 
 import contextlib
 import contextvars
+import math
 from collections.abc import Callable, Mapping
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -81,7 +83,59 @@ def analog_dot_general(
     leaves: Mapping[str, jax.Array],
     dot_general: Callable[..., jax.Array],
 ) -> Callable[..., jax.Array]:
-    """Returns a stand-in for a dense layer's `dot_general`.
+    """Returns a stand-in for the `dot_general` of a layer.
+
+    Args:
+      weight: the plan of the kernel.
+      mode: the mode; `"eval"` uses plain JAX operations throughout.
+      leaves: what is beside the kernel in this step, as for `analog_matmul`; the batch
+        axes of the multiplication lead.
+      dot_general: what the layer used before.
+    """
+
+    def multiply(x, w, dimension_numbers, **options):
+        (summed, rows), (batch, stack) = dimension_numbers
+        outside = len(weight.shape) - w.ndim  # a scan or vmap around the layer
+        planned = tuple(axis - outside for axis in weight.rows)
+        columns = [axis - outside for axis in weight.columns]
+        if tuple(rows) != planned or tuple(stack) != tuple(range(len(stack))):
+            raise other_geometry(
+                weight,
+                f"sums over the axes {planned} of its kernel",
+                f"dimension_numbers={dimension_numbers}",
+            )
+        free = [axis for axis in range(x.ndim) if axis not in (*summed, *batch)]
+        x = jnp.transpose(x, (*batch, *free, *summed))
+        x = x.reshape(*x.shape[: x.ndim - len(summed)], -1)
+        sizes = [w.shape[axis] for axis in columns]
+        w = jnp.transpose(w, (*stack, *rows, *columns))
+        w = w.reshape(*w.shape[: len(stack)], x.shape[-1], math.prod(sizes))
+
+        def plain(a, b, numbers):
+            return dot_general(a, b, numbers, **options)
+
+        def matmul(leaves, x, w):
+            dtype = options.get("preferred_element_type")
+            return analog_matmul(weight, mode, leaves, x, w, plain, dtype)
+
+        for _ in stack:
+            matmul = jax.vmap(matmul)
+        y = matmul(leaves, x, w)
+        return y.reshape(*y.shape[:-1], *sizes)
+
+    return multiply
+
+
+def analog_matmul(
+    weight: AnalogWeight,
+    mode: str,
+    leaves: Mapping[str, jax.Array],
+    x: jax.Array,
+    w: jax.Array,
+    dot_general: Callable[..., jax.Array] = jax.lax.dot_general,
+    dtype: Any = None,
+) -> jax.Array:
+    """Multiplies vectors by the matrix of a layer as its hardware does.
 
     Args:
       weight: the plan of the kernel.
@@ -91,7 +145,13 @@ def analog_dot_general(
         layer has a range, `mapping_scale` `[row tiles, columns or 1]` if it is stored
         or the kernel is not nominal, `noise_key` if the layer draws, and `chip_key` if
         it has frozen spreads.
-      dot_general: what the layer used before.
+      x: `[..., rows]`.
+      w: `[rows, columns]`.
+      dot_general: what multiplies, called as `jax.lax.dot_general`.
+      dtype: dtype of the result; `None` for that of a plain multiplication.
+
+    Returns:
+      `[..., columns]`.
     """
     stored = ["mapping_scale"] if weight.hardware.stores_scale else []
     for name in [*(["input_range", "probe"] if weight.ranged else []), *stored]:
@@ -109,55 +169,39 @@ def analog_dot_general(
         )
     tiles = {"row_sizes": weight.row_sizes, "column_sizes": weight.column_sizes}
     probe = leaves.get("probe") if mode != "eval" else None
-
-    def multiply(x, w, dimension_numbers, **options):
-        last = ((x.ndim - 1,), (0,)), ((), ())
-        if dimension_numbers != last:
-            raise ValueError(
-                f"{weight.layer_path}: an analog dense layer contracts the last axis "
-                f"of its input with the first of its kernel, {last}; got "
-                f"{dimension_numbers}. Keep this layer digital with "
-                f"Rule({weight.layer_path!r}, None)"
-            )
-
-        def plain(a, b, numbers):
-            return dot_general(a, b, numbers, **options)
-
-        io = weight.hardware.forward
-        if io is None or not weight.hardware.converts:
-            return ranged_matmul(
-                x,
-                w,
-                leaves["input_range"],
-                probe,
-                gradient=gradient,
-                dot_general=plain,
-                **tiles,
-            )
-        scale = leaves.get("mapping_scale")
-        if scale is None:  # nothing is drawn, so that the kernel is nominal
-            scale = weight.derived_scale(w)
-        key = chip = None
-        if weight.hardware.reads(mode):
-            key = _read_key(weight, leaves["noise_key"], x)
-        if weight.hardware.freezes(mode):
-            chip = _key(leaves["chip_key"])
-        return analog_mvm(
+    io = weight.hardware.forward
+    if io is None or not weight.hardware.converts:
+        return ranged_matmul(
             x,
             w,
-            io.periphery,
-            scale=scale,
-            input_range=leaves.get("input_range") if weight.ranged else None,
-            probe=probe if weight.ranged else None,
-            key=key,
-            chip_key=chip,
+            leaves["input_range"],
+            probe,
             gradient=gradient,
-            dot_general=plain,
-            dtype=options.get("preferred_element_type"),
+            dot_general=dot_general,
             **tiles,
         )
-
-    return multiply
+    scale = leaves.get("mapping_scale")
+    if scale is None:  # nothing is drawn, so that the kernel is nominal
+        scale = weight.derived_scale(w)
+    key = chip = None
+    if weight.hardware.reads(mode):
+        key = _read_key(weight, leaves["noise_key"], x)
+    if weight.hardware.freezes(mode):
+        chip = _key(leaves["chip_key"])
+    return analog_mvm(
+        x,
+        w,
+        io.periphery,
+        scale=scale,
+        input_range=leaves.get("input_range") if weight.ranged else None,
+        probe=probe if weight.ranged else None,
+        key=key,
+        chip_key=chip,
+        gradient=gradient,
+        dot_general=dot_general,
+        dtype=dtype,
+        **tiles,
+    )
 
 
 def _check_range(weight: AnalogWeight, leaves: Mapping[str, jax.Array]) -> None:
@@ -180,6 +224,14 @@ def _check_range(weight: AnalogWeight, leaves: Mapping[str, jax.Array]) -> None:
                 "gradient holds sums that a narrower type would lose. Cast the "
                 "kernels and biases alone, or set dtype= on the layers"
             )
+
+
+def other_geometry(weight: AnalogWeight, planned: str, got: str) -> ValueError:
+    """Returns the error of a layer that multiplies otherwise than planned."""
+    return ValueError(
+        f"{weight.layer_path}: this analog layer {planned}; got {got}. Keep it digital "
+        f"with Rule({weight.layer_path!r}, None)"
+    )
 
 
 def missing_leaf(path: str, leaf: str) -> ValueError:
