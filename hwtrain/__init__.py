@@ -11,6 +11,8 @@ from hwtrain import optim as optim
 from hwtrain.checkpoint import HardwareCheckpoint as HardwareCheckpoint
 from hwtrain.checkpoint import export as export
 from hwtrain.checkpoint import load as load
+from hwtrain.chips import apply_mismatch as apply_mismatch
+from hwtrain.chips import chip_key as chip_key
 from hwtrain.hardware import (
     CustomDriftPCMLikeNoiseModel as CustomDriftPCMLikeNoiseModel,
 )
@@ -47,18 +49,23 @@ from hwtrain.hardware import WeightClipParameter as WeightClipParameter
 from hwtrain.hardware import WeightModifierParameter as WeightModifierParameter
 from hwtrain.hardware import WeightRemapParameter as WeightRemapParameter
 from hwtrain.hardware import presets as presets
-from hwtrain.mismatch import apply_mismatch as apply_mismatch
-from hwtrain.mismatch import chip_key as chip_key
+from hwtrain.mismatch import SpatialCorrelation as SpatialCorrelation
+from hwtrain.mismatch import dynamic_mismatch_prototype as dynamic_mismatch_prototype
+from hwtrain.mismatch import frozen_mismatch_prototype as frozen_mismatch_prototype
+from hwtrain.mismatch import mismatch_generator as mismatch_generator
+from hwtrain.mismatch import select as select
 from hwtrain.plan import Plan as Plan
 from hwtrain.programming import ProgrammedChip as ProgrammedChip
 from hwtrain.programming import program_chip as program_chip
 from hwtrain.transforms import Rule as Rule
 from hwtrain.transforms import adopt as adopt
 from hwtrain.transforms import analogize as analogize
+from hwtrain.transforms import calibrate as calibrate
 from hwtrain.transforms import chip_mode as chip_mode
 from hwtrain.transforms import eval_mode as eval_mode
 from hwtrain.transforms import inspect as inspect
 from hwtrain.transforms import plan as plan
 from hwtrain.transforms import strip as strip
 from hwtrain.transforms import train_mode as train_mode
+from hwtrain.transforms import with_mismatch as with_mismatch
 from hwtrain.version import __version__ as __version__

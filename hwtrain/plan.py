@@ -16,6 +16,7 @@ import jax.numpy as jnp
 from hwtrain import paths
 from hwtrain.hardware import Hardware, MappingParameter
 from hwtrain.physics import tiling
+from hwtrain.physics.convolution import Window
 from hwtrain.physics.random import stable_hash
 
 OWNERS = ("kernel", "embedding", "lora_a", "lora_b")
@@ -25,11 +26,6 @@ SHARED = ("lora_a", "lora_b")
 """Those of which a layer has several: their leaves bear their names, such as
 `lora_a_input_range`."""
 
-Geometry = tuple[
-    tuple[str, int | str | tuple[int, ...] | tuple[tuple[int, ...], ...]], ...
-]
-"""Names and values, hashable and such as JSON holds."""
-
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class AnalogWeight:
@@ -37,8 +33,9 @@ class AnalogWeight:
 
     Attributes:
       path: path of the array, such as `"hidden/kernel"`.
-      kind: how its layer multiplies: `"dense"`, `"einsum"`, `"embed"`, `"lora"`; or
-        `"raw"` for an array that a rule names.
+      kind: how its layer multiplies: `"dense"`, `"einsum"`, `"embed"`, `"lora"`,
+        `"conv"`, `"conv_transpose"` or `"conv_local"`; or `"raw"` for an array that a
+        rule names.
       layer: name of the layer's class; empty for a raw array.
       shape: shape of the stored array.
       rows: axes of the stored array that are inputs.
@@ -47,8 +44,8 @@ class AnalogWeight:
       hardware: the chip it lies on.
       rule: what decided so.
       ranged: whether the layer clips its inputs to a learned range.
-      geometry: what else the layer's multiplication depends on, by name, such as the
-        equation of an einsum.
+      window: of a convolution, how its window moves over the input.
+      equation: of an einsum, its equation.
     """
 
     path: str
@@ -60,7 +57,8 @@ class AnalogWeight:
     hardware: Hardware
     rule: str
     ranged: bool
-    geometry: Geometry = ()
+    window: Window | None = None
+    equation: str = ""
 
     def __post_init__(self):
         lead = tuple(range(len(self.shape) - len(self.rows) - len(self.columns)))
@@ -70,6 +68,11 @@ class AnalogWeight:
                 f"other axis be a row or a column; got shape {self.shape}, rows "
                 f"{self.rows}, columns {self.columns}. Stack on axis 0 "
                 "(variable_axes={'params': 0}, in_axes=0)"
+            )
+        if self._size(self.columns) % self.groups:
+            raise ValueError(
+                f"{self.path}: {self._size(self.columns)} outputs cannot be divided "
+                f"into {self.groups} groups"
             )
         if self.kind == "raw" and self.hardware.remaps:
             raise ValueError(
@@ -84,8 +87,28 @@ class AnalogWeight:
         return self.path.rpartition("/")[0]
 
     @property
+    def groups(self) -> int:
+        """Number of groups of channels, each with a matrix of its own."""
+        return self.window.groups if self.window is not None else 1
+
+    @property
     def stack(self) -> tuple[int, ...]:
-        """Sizes of the leading axes: the layers of a stack."""
+        """Sizes of the leading axes of `to_matrix`: how many matrices there are.
+
+        The layers of a stack, the output positions of a convolution without shared
+        weights, and the groups of a convolution if it has several.
+        """
+        return (*self._leading, self.groups) if self.groups > 1 else self._leading
+
+    @property
+    def parallel(self) -> tuple[int, ...]:
+        """The last sizes of `stack`: the matrices of one layer, if not just one."""
+        local = self.window is not None and self.window.local
+        count = len(self.window.sizes) if local else int(self.groups > 1)
+        return self.stack[len(self.stack) - count :]
+
+    @property
+    def _leading(self) -> tuple[int, ...]:
         return self.shape[: len(self.shape) - len(self.rows) - len(self.columns)]
 
     @property
@@ -98,7 +121,7 @@ class AnalogWeight:
     def column_sizes(self) -> tuple[int, ...]:
         """Columns of each column tile."""
         limit = self._mapping.max_output_size
-        return tiling.split_sizes(self._size(self.columns), limit)
+        return tiling.split_sizes(self._size(self.columns) // self.groups, limit)
 
     @property
     def tiles(self) -> tuple[int, int]:
@@ -144,16 +167,28 @@ class AnalogWeight:
 
     def to_matrix(self, array: jax.Array) -> jax.Array:
         """Returns the stored array as `[*stack, rows, columns]`."""
-        depth = len(self.stack)
-        array = jnp.transpose(array, (*range(depth), *self.rows, *self.columns))
+        array = jnp.transpose(array, self._order)
         size = (self._size(self.rows), self._size(self.columns))
-        return array.reshape(*self.stack, *size)
+        matrix = array.reshape(*self._leading, *size)
+        if self.groups == 1:
+            return matrix
+        matrix = matrix.reshape(*matrix.shape[:-1], self.groups, -1)
+        return jnp.moveaxis(matrix, -2, -3)
 
     def from_matrix(self, matrix: jax.Array) -> jax.Array:
         """Undoes `to_matrix`."""
-        order = (*range(len(self.stack)), *self.rows, *self.columns)
-        array = matrix.reshape([self.shape[axis] for axis in order])
-        return jnp.transpose(array, sorted(range(len(order)), key=order.__getitem__))
+        if self.groups > 1:
+            matrix = jnp.moveaxis(matrix, -3, -2)
+        array = matrix.reshape([self.shape[axis] for axis in self._order])
+        return jnp.transpose(array, self._inverse)
+
+    @property
+    def _order(self) -> tuple[int, ...]:
+        return (*range(len(self._leading)), *self.rows, *self.columns)
+
+    @property
+    def _inverse(self) -> tuple[int, ...]:
+        return tuple(sorted(range(len(self.shape)), key=self._order.__getitem__))
 
     def spread(self, statistic: jax.Array) -> jax.Array:
         """Returns a statistic of row tiles, broadcastable against the stored array.
@@ -162,12 +197,15 @@ class AnalogWeight:
           statistic: `[*stack, row tiles, columns or 1]`.
         """
         rows = tiling.expand_rows(statistic, self.row_sizes)
-        order = (*range(len(self.stack)), *self.rows, *self.columns)
-        sizes = list(self.stack)
+        if self.groups > 1:
+            width = self._size(self.columns) // self.groups
+            rows = jnp.moveaxis(rows, -3, -2)  # [*layers, rows, groups, columns]
+            rows = jnp.broadcast_to(rows, (*rows.shape[:-1], width))
+            rows = rows.reshape(*rows.shape[:-2], -1)
+        sizes = list(self._leading)
         for axes, size in ((self.rows, rows.shape[-2]), (self.columns, rows.shape[-1])):
             sizes += [self.shape[axis] if size > 1 else 1 for axis in axes]
-        array = rows.reshape(sizes)
-        return jnp.transpose(array, sorted(range(len(order)), key=order.__getitem__))
+        return jnp.transpose(rows.reshape(sizes), self._inverse)
 
     def derived_scale(self, matrix: jax.Array) -> jax.Array | None:
         r"""Returns the mapping scale of nominal weights, or `None` for 1.

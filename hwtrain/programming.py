@@ -13,10 +13,10 @@ import jax.numpy as jnp
 from jax.typing import ArrayLike
 
 from hwtrain import conductances, paths
+from hwtrain.chips import apply_mismatch, mismatched
 from hwtrain.crossbar import on_crossbar
 from hwtrain.hardware import NoiseModel
 from hwtrain.hardware.conversion import Params
-from hwtrain.mismatch import apply_mismatch, mismatched
 from hwtrain.physics import tiling
 from hwtrain.physics.programmed import Programmed
 from hwtrain.physics.random import draw_key

@@ -15,7 +15,7 @@ LAYERS = [
     {"hardware"},
     {"plan"},
     {"crossbar", "conductances"},
-    {"mismatch", "optim"},
+    {"chips", "mismatch", "optim"},
     {"programming"},
     {"transforms"},
     {"dynapse"},

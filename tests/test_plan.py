@@ -9,11 +9,13 @@ import numpy as np
 import pytest
 
 import hwtrain as hw
+from hwtrain.physics.convolution import Window
 from hwtrain.plan import AnalogWeight, Plan
 
 
-def weight(shape, rows, columns, **mapping):
+def weight(shape, rows, columns, groups=1, **mapping):
     return AnalogWeight(
+        window=Window.of((1,), groups=groups),
         path="layer/kernel",
         kind="dense",
         layer="Dense",
@@ -35,22 +37,48 @@ LAYOUTS = [
 ]
 
 
-@pytest.mark.parametrize(("shape", "rows", "columns"), LAYOUTS)
-def test_matrix_and_back(shape, rows, columns):
-    w = weight(shape, rows, columns)
+GROUPED = [
+    ((3, 2, 6), (1, 0), (2,), 3),  # of a convolution: channels, then taps
+    ((2, 3, 1, 4), (2, 1), (3,), 4),  # depthwise, in a stack of two layers
+    ((5, 2, 6, 3), (3, 1), (2,), 2),  # the output axis inside
+]
+
+
+def test_rows_are_channels_and_their_taps_and_groups_lead():
+    w = weight((2, 2, 4), (1, 0), (2,), groups=2)
+    kernel = np.arange(16).reshape(2, 2, 4)  # [tap, channel, output]
+    matrix = w.to_matrix(jnp.asarray(kernel))
+    assert matrix.shape == (2, 4, 2) and w.stack == (2,)
+    for group, channel, tap, output in np.ndindex(2, 2, 2, 2):
+        held = matrix[group, 2 * channel + tap, output]
+        assert held == kernel[tap, channel, 2 * group + output]
+
+
+@pytest.mark.parametrize(
+    ("shape", "rows", "columns", "groups"),
+    [*((*case, 1) for case in LAYOUTS), *GROUPED],
+)
+def test_matrix_and_back(shape, rows, columns, groups):
+    w = weight(shape, rows, columns, groups)
     array = jax.random.normal(jax.random.key(0), shape)
     matrix = w.to_matrix(array)
     assert matrix.shape[:-2] == w.stack
     np.testing.assert_array_equal(w.from_matrix(matrix), array)
 
 
-@pytest.mark.parametrize(("shape", "rows", "columns"), LAYOUTS)
+@pytest.mark.parametrize(
+    ("shape", "rows", "columns", "groups"),
+    [*((*case, 1) for case in LAYOUTS), *GROUPED],
+)
 @pytest.mark.parametrize("columnwise", [False, True])
-def test_scale_in_the_stored_layout_against_numpy(shape, rows, columns, columnwise):
+def test_scale_in_the_stored_layout_against_numpy(
+    shape, rows, columns, groups, columnwise
+):
     w = weight(
         shape,
         rows,
         columns,
+        groups,
         max_input_size=4,
         weight_scaling_omega=0.5,
         weight_scaling_columnwise=columnwise,

@@ -11,10 +11,10 @@ import numpy as np
 from hwtrain import conductances
 from hwtrain.checkpoint.errors import HardwareCheckpointError
 from hwtrain.checkpoint.tiles import Place, Tile, grid, on_cpu
+from hwtrain.chips import apply_mismatch, chip_key
 from hwtrain.crossbar import on_crossbar
 from hwtrain.hardware import ConductanceConverter
 from hwtrain.hardware.conversion import Params
-from hwtrain.mismatch import apply_mismatch, chip_key
 from hwtrain.plan import AnalogWeight, Plan
 from hwtrain.programming import PROGRAMMED, program_weight
 

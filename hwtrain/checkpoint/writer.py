@@ -1,17 +1,14 @@
 """Writes a hardware-ready checkpoint."""
 
 import os
-import secrets
-import shutil
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 import safetensors
 
+from hwtrain.checkpoint import destination
 from hwtrain.checkpoint.contents import Contents
-from hwtrain.checkpoint.errors import HardwareCheckpointError
-from hwtrain.checkpoint.manifest import sync
 from hwtrain.plan import Plan
 
 
@@ -62,28 +59,10 @@ def export(
         or the disk is full. Nothing is left behind.
     """
     seeds = [*chip_seeds] if chip_seed is None else [chip_seed, *chip_seeds]
-    destination = Path(path)
-    if os.path.lexists(destination):
-        raise HardwareCheckpointError(
-            f"{destination} exists and is never overwritten; choose another path, or "
-            "remove it first"
-        )
-    partial = destination.with_name(
-        f".{destination.name}.{secrets.token_hex(4)}.partial"
-    )
-    contents = Contents(variables, plan, seeds)
-    try:
-        partial.mkdir(parents=True)
-        contents.write(partial)
-        if os.path.lexists(destination):
-            raise FileExistsError(f"{destination} appeared meanwhile")
-        partial.rename(destination)
-        sync(destination.parent)
-    except (OSError, safetensors.SafetensorError) as error:
-        raise HardwareCheckpointError(
-            f"{destination} could not be written: {error}. Nothing was left behind; "
-            "check free space and permissions, and export again"
-        ) from error
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
-    return destination
+    with destination.new(path, folder=True) as partial:
+        contents = Contents(variables, plan, seeds)
+        try:
+            contents.write(partial)
+        except safetensors.SafetensorError as error:
+            raise OSError(str(error)) from error
+    return Path(path)

@@ -14,7 +14,7 @@ from flax import nnx
 from scipy import stats
 
 from hwtrain.checkpoint import HardwareCheckpoint
-from hwtrain.mismatch import chip_key, with_chip_keys, with_nominal_scales
+from hwtrain.chips import chip_key, with_chip_keys, with_nominal_scales
 from hwtrain.physics.random import as_key, draw_key
 from hwtrain.plan import Plan
 from hwtrain.programming import program_chip

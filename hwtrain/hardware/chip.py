@@ -1,5 +1,6 @@
 """One type of chip."""
 
+import dataclasses
 import math
 from typing import Annotated, Self
 
@@ -33,6 +34,7 @@ from hwtrain.hardware.weights import (
     WeightClipParameter,
     WeightRemapParameter,
 )
+from hwtrain.physics.periphery import Periphery
 
 ConductanceConverter = Annotated[
     SingleDeviceConductanceConverter
@@ -126,8 +128,33 @@ class Hardware:
 
     @property
     def ranged(self) -> bool:
-        """Whether inputs are clipped to a range."""
+        """Whether a range of inputs, or an average of their maxima, is stored."""
+        return self.averages or (self._has_range and not self.dynamic)
+
+    @property
+    def _has_range(self) -> bool:
         return self.input_range is not None and self.input_range.enable
+
+    @property
+    def dynamic(self) -> bool:
+        """Whether each input vector has a range of its own."""
+        return self.input_range is not None and self.input_range.dynamic
+
+    @property
+    def averages(self) -> bool:
+        """Whether inputs are divided by a running average of their maxima."""
+        io = self.forward
+        return io is not None and io.noise_management == "average_abs_max"
+
+    @property
+    def periphery(self) -> Periphery:
+        """What surrounds a tile, as the matrix multiplication takes it."""
+        periphery = (self.forward or IOParameters()).periphery
+        if not self.dynamic:
+            return periphery
+        # A vector's own range is noise management by its largest value.
+        management = periphery.management._replace(noise="abs_max")
+        return dataclasses.replace(periphery, management=management)
 
     @property
     def stores_scale(self) -> bool:
@@ -157,6 +184,10 @@ class Hardware:
             return False
         return mode == "train" or self.modifier.enable_during_test
 
+    def modifies_inputs(self, mode: str) -> bool:
+        """Whether that happens for each example or vector, where a layer multiplies."""
+        return self.modifies(mode) and bool(self.modifier and self.modifier.per_input)
+
     def draws_weights(self, mode: str) -> bool:
         """Whether the weights of a layer in `mode` are drawn at a step."""
         return self.modifies(mode) and bool(self.modifier and self.modifier.draws)
@@ -180,14 +211,26 @@ class Hardware:
     @model_validator(mode="after")
     def _check(self) -> Self:
         io = self.forward or IOParameters()
-        if self.ranged and io.noise_management not in ("none", "constant"):
+        if self.dynamic and io == IOParameters():
             raise ValueError(
-                f"noise_management={io.noise_management!r} scales each input vector by "
-                "itself, and an input range scales all by one number: together, the "
-                "range could not be learned. Leave input_range out, or write "
-                'noise_management="none" or "constant"'
+                "input_range=InputRangeParameter(dynamic=True) does nothing without a "
+                "DAC or noise, because its range clips no input: write forward="
+                "IOParameters(inp_bits=8) beside it, or leave it out"
             )
-        if self.ranged and self.input_range is not None:
+        if self.dynamic and io.noise_management != "none":
+            raise ValueError(
+                "input_range=InputRangeParameter(dynamic=True) scales each input "
+                f"vector by itself, and so does noise_management="
+                f"{io.noise_management!r}: leave one of them out"
+            )
+        if self._has_range and io.noise_management not in ("none", "constant"):
+            raise ValueError(
+                f"noise_management={io.noise_management!r} scales inputs by their "
+                "largest values, and an input range scales all by one number: "
+                "together, the range could not be learned. Leave input_range out, or "
+                'write noise_management="none" or "constant"'
+            )
+        if self._has_range and self.input_range is not None:
             self._check_output_clipping(self.input_range, io)
         return self
 

@@ -76,14 +76,17 @@ class IOParameters:
     """Factor on the outputs after the ADC. One turns it off."""
 
     noise_management: Literal[
-        "none", "abs_max", "max", "constant", "abs_max_np_sum"
+        "none", "abs_max", "max", "constant", "abs_max_np_sum", "average_abs_max"
     ] = "none"
     """What each input vector is divided by before the DAC: its largest absolute value,
-    its largest value, a constant, or the largest absolute value and what its sums of
-    one sign could make of the ADC's range, whichever is larger."""
+    its largest value, a constant, the largest absolute value or what its sums of one
+    sign could make of the ADC's range, whichever is larger, or a running average of the
+    largest absolute value over the vectors of the updates so far."""
     nm_thres: NonNegative = 0.0
     """Largest scale of `"abs_max"` (zero: no limit); the scale of `"constant"` (zero:
     1)."""
+    nm_decay: Annotated[float, Field(gt=0, le=1)] = 1e-3
+    """Share of the newest update in the average of `"average_abs_max"`."""
     nm_assumed_wmax: Positive = 0.6
     """Largest weight that `"abs_max_np_sum"` and `"iterative_worst_case"` assume."""
     bound_management: Literal["none", "iterative", "iterative_worst_case", "shift"] = (
@@ -196,6 +199,8 @@ class IOParameters:
         without_effect = {
             "nm_thres": self.nm_thres > 0
             and self.noise_management not in ("abs_max", "constant"),
+            "nm_decay": self.nm_decay != 1e-3
+            and self.noise_management != "average_abs_max",
             "slope_calibration": self.slope_calibration > 0
             and not (self.out_nonlinearity > 0 or self.r_series > 0),
             "v_offset_w_min": self.v_offset_w_min != -1.0
@@ -207,6 +212,7 @@ class IOParameters:
         }
         needed = {
             "nm_thres": 'noise_management="abs_max" or "constant"',
+            "nm_decay": 'noise_management="average_abs_max"',
             "slope_calibration": "out_nonlinearity or r_series above zero",
             "v_offset_w_min": "v_offset_std or r_series above zero",
             "out_noise_std": "out_noise above zero",

@@ -4,18 +4,21 @@ import dataclasses
 from typing import Literal, Self
 
 import jax
+import jax.numpy as jnp
 from pydantic import model_validator
 from pydantic.dataclasses import dataclass
 
 from hwtrain.hardware.configuration import CONFIG, NonNegative, Positive, Share
-from hwtrain.physics import modifiers, rounding
+from hwtrain.physics import modifiers, rounding, vector_noise
 from hwtrain.physics.pcm_weights import pcm_noise
+from hwtrain.physics.tiled_matrix import TiledMatrix
 
 _ROUNDING, _DROP = 1, 2
 
 _LEVELS = ("discretize", "discretize_add_normal", "dorefa")
 _NOISE = ("add_normal", "mult_normal", "discretize_add_normal", "poly", "prog_noise")
 _PCM = ("pcm_noise",)
+_GAUSSIAN = ("add_normal", "mult_normal", "poly")
 _RELATIVE = (
     "add_normal",
     "discretize",
@@ -46,6 +49,9 @@ _EFFECTIVE = {
     "pcm_prob_at_random": _PCM,
     "reparameterized": (*_ACTIVE, "copy"),
     "enable_during_test": (*_ACTIVE, "copy"),
+    "per_batch_sample": (*_ACTIVE, "copy"),
+    "per_vector": _GAUSSIAN,
+    "copy_last_column": (*_ACTIVE, "copy"),
 }
 
 
@@ -138,6 +144,15 @@ class WeightModifierParameter:
     """Take the true derivative at fixed random numbers, instead of straight-through."""
     enable_during_test: bool = False
     """Modify the weights in `chip_mode` too."""
+    per_batch_sample: bool = False
+    """Draw weights for each example, an entry of the leading axis of a layer's input,
+    instead of for the step. Costs a matrix of draws for each."""
+    per_vector: bool = False
+    """Draw weights for each vector that is multiplied: for each example, position and
+    call. It is drawn at the output, which is as cheap as the output is small."""
+    copy_last_column: bool = False
+    """Leave the weights of the last input (a row here, a column in the reference) as
+    they are and out of A: those of an input of one, which stand for a bias."""
 
     @model_validator(mode="after")
     def _check(self) -> Self:
@@ -159,6 +174,7 @@ class WeightModifierParameter:
                 f"assumed_wmax={self.assumed_wmax} does nothing while A is taken from "
                 "the weights; write rel_to_actual_wmax=False too, or leave it out"
             )
+        self._check_inputs()
         if self.coeffs == ():
             raise ValueError("coeffs must hold at least c_0; got none")
         stuck = sum(self._stuck)
@@ -168,6 +184,29 @@ class WeightModifierParameter:
                 f"sum to more than 1; got {stuck}"
             )
         return self
+
+    def _check_inputs(self) -> None:
+        """Raises for draws per input that are none, or that cannot be had."""
+        if self.per_input and not self.draws:
+            name = "per_vector" if self.per_vector else "per_batch_sample"
+            raise ValueError(
+                f"{name}=True does nothing, because this modifier draws nothing; leave "
+                "it out, or write std_dev, pdrop or sto_round"
+            )
+        if not self.per_vector:
+            return
+        others = ("per_batch_sample", "copy_last_column", "pdrop", "reparameterized")
+        for name in others:
+            if getattr(self, name):
+                raise ValueError(
+                    f"per_vector=True draws normal numbers at the output, and takes "
+                    f"no {name}; leave one of the two out"
+                )
+
+    @property
+    def per_input(self) -> bool:
+        """Whether draws belong to what is multiplied, and not to the step."""
+        return self.per_batch_sample or self.per_vector
 
     @property
     def acts(self) -> bool:
@@ -222,6 +261,31 @@ class WeightModifierParameter:
         return modifiers.drop_connect(
             drop_key, value, pdrop=self.pdrop, reparameterized=self.reparameterized
         )
+
+    def output_deviation(
+        self, x: jax.Array, tiles: TiledMatrix, w_max: jax.Array
+    ) -> jax.Array:
+        """Returns the standard deviation of a product by weight noise, `per_vector`.
+
+        Args:
+          x: `[..., row tiles, column tiles or 1, rows]`, in normalised units.
+          tiles: the weights.
+          w_max: A, `[row tiles, columns or 1]`, in units of the crossbar. Not read if
+            `rel_to_actual_wmax` is false.
+
+        Returns:
+          `[..., row tiles, column tiles or 1, columns or 1]`.
+        """
+        if not self.rel_to_actual_wmax:
+            w_max = jnp.full((len(tiles.row_sizes), 1), self.assumed_wmax)
+        sigma = {
+            "add_normal": lambda w, a: a,
+            "mult_normal": lambda w, a: w,
+            "poly": lambda w, a: modifiers.poly_sigma(
+                w, a, coeffs=self.coeffs or modifiers.PCM_RELATIVE_COEFFICIENTS
+            ),
+        }[self.type]
+        return self.std_dev * vector_noise.output_deviation(x, tiles, w_max, sigma)
 
     def _modify(
         self, key: jax.Array, w: jax.Array, actual: jax.Array | None

@@ -45,6 +45,9 @@ class InputRangeParameter:
 
     enable: bool = True
     """False is the same as no `input_range` at all: no clipping."""
+    dynamic: bool = False
+    """Take max abs(x) of each input vector on each tile as the range, which then clips
+    nothing and is the full scale of the DAC. Nothing is stored, nothing is learned."""
     learn_input_range: bool = True
     """False keeps the range where it is."""
     init_value: Positive = 3.0
@@ -75,6 +78,10 @@ class InputRangeParameter:
         if not self.enable:
             idle = [text for text in changed(self) if text != "enable=False"]
             reason = "enable=False"
+        elif self.dynamic:
+            allowed = ("dynamic=True", "learn_input_range=False")
+            idle = [text for text in changed(self) if text not in allowed]
+            reason = "dynamic=True"
         elif not self.learn_input_range:
             idle = changed(self, _LEARNING)
             reason = "learn_input_range=False"

@@ -9,6 +9,7 @@ import numpy as np
 import optax
 
 from hwtrain import paths
+from hwtrain.hardware import Hardware, InputRangeParameter
 from hwtrain.optim.leaves import check, ranged, require
 from hwtrain.physics.input_range import PROBE_SIZE
 from hwtrain.plan import AnalogWeight, Plan
@@ -50,7 +51,12 @@ def input_range_learning(
     .. math:: r \leftarrow \frac{i\,r + \alpha\,\mathrm{std}(x)}{i + 1},
 
     with :math:`i` the number of such updates before. A range whose layer was not
-    reached does not change. One update at most halves a range, so it stays positive.
+    reached does not change. The running average of `"average_abs_max"` starts at the
+    first update's mean and moves by `nm_decay` towards that of each further one,
+
+    .. math:: a \leftarrow a + d\,(\overline{\max_j |x_j|} - a).
+
+    One update at most halves a range, so it stays positive.
     Probes get a zero update; all other updates pass unchanged.
 
     >>> import jax
@@ -157,14 +163,21 @@ class _Options(NamedTuple):
     learn_input_range: np.ndarray
     manage_output_clipping: np.ndarray
     output_min_percentage: np.ndarray
+    nm_decay: np.ndarray
 
 
 def _options(weights: list[AnalogWeight]) -> _Options:
+    static = InputRangeParameter(learn_input_range=False, init_from_data=0)
+
+    def value(chip: Hardware, name: str) -> Any:
+        if name == "nm_decay":
+            return chip.forward.nm_decay if chip.forward and chip.averages else 0.0
+        return getattr(chip.input_range or static, name)
+
     def repeated(name: str) -> np.ndarray:
         values = [
             np.full(
-                math.prod((*weight.stack, *weight.tiles)),
-                getattr(weight.hardware.input_range, name),
+                math.prod((*weight.stack, *weight.tiles)), value(weight.hardware, name)
             )
             for weight in weights
         ]
@@ -207,4 +220,11 @@ def _change(
     learns = reached & ~pending & options.learn_input_range
     learned = jnp.where(learns, jnp.maximum(learned, -r / 2), 0)
     change = jnp.where(counts, target - r, learned)
+    # The probe of an average holds the vectors' maxima instead of their elements.
+    averages = options.nm_decay > 0
+    average = r * sums[:, 2] / count
+    share = jnp.where(initialized > 0, options.nm_decay, 1)
+    moves = averages & reached & (average > 0)
+    change = jnp.where(averages, jnp.where(moves, share * (average - r), 0), change)
+    counts = jnp.where(averages, moves, counts)
     return change, initialized + counts.astype(initialized.dtype)

@@ -18,7 +18,8 @@ class Management(NamedTuple):
     """How the scales are found.
 
     Attributes:
-      noise: `"none"`, `"constant"`, `"abs_max"`, `"max"` or `"abs_max_np_sum"`.
+      noise: `"none"`, `"constant"`, `"abs_max"`, `"max"`, `"abs_max_np_sum"`, or
+        `"average_abs_max"`, whose scale comes from outside, as an input range.
       threshold: the scale of `"constant"`, and the largest of `"abs_max"`; 0 is 1 for
         the first and no limit for the second.
       bound: `"none"`, `"iterative"`, `"iterative_worst_case"` or `"shift"`.

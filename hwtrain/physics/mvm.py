@@ -13,6 +13,7 @@ import numpy as np
 from jax.typing import DTypeLike
 
 from hwtrain.physics import tiling
+from hwtrain.physics.average_maximum import record_maxima
 from hwtrain.physics.converters import (
     convert,
     exceeds,
@@ -41,6 +42,7 @@ def analog_mvm(
     probe: jax.Array | None = None,
     key: jax.Array | None = None,
     chip_key: jax.Array | None = None,
+    deviation: Callable[[jax.Array, TiledMatrix], jax.Array] | None = None,
     gradient: RangeGradient = RangeGradient(),  # noqa: B008 an immutable value
     dot_general: Callable[..., jax.Array] = jax.lax.dot_general,
     dtype: DTypeLike | None = None,
@@ -53,8 +55,9 @@ def analog_mvm(
         \frac{\mathrm{clip}(x_r, -r_{rc}, r_{rc})}{r_{rc}\, \alpha_{rc}}\right)\right)
 
     In this order: management's scale, rounding and clipping of the DAC, input noise,
-    input asymmetry, multiplication, IR drop, voltage offset, read noise, saturation,
-    output asymmetry, output noise, rounding and clipping of the ADC, output scale.
+    input asymmetry, multiplication, weight noise, IR drop, voltage offset, read noise,
+    saturation, output asymmetry, output noise, rounding and clipping of the ADC, output
+    scale.
 
     The gradient passes straight through rounding and noise, is zero beyond the bounds
     and exact elsewhere; input range, mapping scale and the management's scale are
@@ -74,11 +77,14 @@ def analog_mvm(
       column_sizes: columns of each column tile.
       scale: `[row tiles, columns or 1]`, s of the nominal weights; `None` for 1.
       input_range: `[row tiles, column tiles]`, r in units of the input; `None` for no
-        clipping, and 1.
+        clipping, and 1. With the management `"average_abs_max"`, the average that
+        inputs are divided by, without clipping to it.
       probe: `[row tiles, column tiles, 6]`; `None` for plain JAX operations, which
         forward-mode differentiation needs, without statistics.
       key: JAX key of what is drawn at each read; `None` draws nothing.
       chip_key: JAX key of what is frozen in a chip; `None` for no spread.
+      deviation: returns the standard deviation of the tiles' outputs by noise of the
+        weights, from inputs in normalised units and the tiles; `None` for none.
       gradient: how the range's gradient is taken.
       dot_general: what multiplies, called as `jax.lax.dot_general`.
       dtype: dtype of the result; `None` for that of a plain multiplication. The
@@ -96,7 +102,10 @@ def analog_mvm(
     volume: Any = 1.0
     if input_range is not None:
         r = jax.lax.stop_gradient(input_range)[..., None].astype(jnp.float32)
-        if probe is None:
+        if periphery.management.noise == "average_abs_max":
+            if probe is not None:
+                inputs = record_maxima(inputs, input_range, probe)
+        elif probe is None:
             inputs = jnp.clip(inputs, -r.astype(x.dtype), r.astype(x.dtype))
         else:
             inputs = clip_to_range(inputs, input_range, probe, row_sizes, gradient)
@@ -105,7 +114,7 @@ def analog_mvm(
     inputs = inputs.astype(jnp.float32)
 
     tiles = TiledMatrix.cut(w, scale, row_sizes, column_sizes, dot_general, x.dtype)
-    draws = _draw(periphery, key, chip_key, inputs.shape[:-3], tiles)
+    draws = _draw(periphery, key, chip_key, inputs.shape[:-3], tiles, deviation)
     alpha, factor = _managed(inputs, tiles, periphery, draws)
     y: Any = _before_clipping(inputs, alpha, tiles, periphery, draws)
     bound = periphery.adc.bound
@@ -122,6 +131,8 @@ class _Draws(NamedTuple):
 
     inputs: jax.Array | None = None
     inputs_uniform: jax.Array | None = None
+    weights: jax.Array | None = None
+    deviation: Any = None
     read: jax.Array | None = None
     outputs: jax.Array | None = None
     outputs_uniform: jax.Array | None = None
@@ -135,6 +146,7 @@ def _draw(
     chip_key: jax.Array | None,
     batch: tuple[int, ...],
     tiles: TiledMatrix,
+    deviation: Any,
 ) -> _Draws:
     grid = (len(tiles.row_sizes), len(tiles.column_sizes))
     width = tiles.column_sizes[0]
@@ -163,6 +175,8 @@ def _draw(
         inputs_uniform=drawn(
             p.dac.stochastic, uniform, "input_stochastic_rounding", input_shape
         ),
+        weights=drawn(deviation is not None, normal, "weight_noise", output_shape),
+        deviation=deviation,
         read=drawn(p.w_noise_type != "none", normal, "read", output_shape),
         outputs=outputs,
         outputs_uniform=drawn(
@@ -178,7 +192,9 @@ def _managed(
 ) -> tuple[jax.Array | None, jax.Array | None]:
     """Returns what inputs are divided by, and what outputs are multiplied by."""
     manage = p.management
-    if manage.noise == "none" and not manage.iterative:
+    # An average stands in the place of the input range.
+    fixed_scale = manage.noise in ("none", "average_abs_max")
+    if fixed_scale and not manage.iterative:
         return None, None
     fixed = jax.lax.stop_gradient(x)
 
@@ -192,7 +208,7 @@ def _managed(
             out_bound=p.adc.bound,
         )
 
-    alpha = scale_by("constant" if manage.noise == "none" else manage.noise)
+    alpha = scale_by("constant" if fixed_scale else manage.noise)
     silent = alpha == 0
     alpha = jnp.where(silent, 1, alpha)
     bound = p.adc.bound
@@ -233,6 +249,8 @@ def _before_clipping(
     x = asymmetry(x, p.inp_asymmetry)
 
     y = tiles.multiply(x)
+    if draws.weights is not None:
+        y = y + draws.deviation(x, tiles) * draws.weights
     if p.ir_drop > 0:
         y = y - ir_drop(
             x,

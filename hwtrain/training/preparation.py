@@ -15,9 +15,9 @@ import optax
 
 from hwtrain import conductances, optim
 from hwtrain.checkpoint.contents import Contents
+from hwtrain.chips import chip_key
 from hwtrain.crossbar import on_crossbar
 from hwtrain.hardware import Hardware
-from hwtrain.mismatch import chip_key
 from hwtrain.plan import AnalogWeight, Plan
 from hwtrain.programming import program_weight
 from hwtrain.training import linen, nnx

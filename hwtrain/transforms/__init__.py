@@ -7,5 +7,7 @@ from hwtrain.transforms.analogize import chip_mode as chip_mode
 from hwtrain.transforms.analogize import eval_mode as eval_mode
 from hwtrain.transforms.analogize import plan as plan
 from hwtrain.transforms.analogize import train_mode as train_mode
+from hwtrain.transforms.calibrate import calibrate as calibrate
 from hwtrain.transforms.inspect import inspect as inspect
 from hwtrain.transforms.rules import Rule as Rule
+from hwtrain.transforms.with_mismatch import with_mismatch as with_mismatch

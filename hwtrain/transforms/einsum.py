@@ -53,7 +53,7 @@ def describe(equation: str, shape: tuple[int, ...]) -> Layer:
         shape=tuple(shape),
         rows=rows,
         columns=columns,
-        geometry=(("equation", equation),),
+        equation=equation,
     )
     return Layer(kind="einsum", weights=(weight,))
 
@@ -69,11 +69,11 @@ def analog_einsum(
       leaves: what is beside the kernel in this step, of `STEP_LEAVES`.
     """
     multiply = analog_dot_general(weight, mode, leaves, jax.lax.dot_general)
-    planned = dict(weight.geometry)["equation"]
 
     def einsum(equation: str, x: jax.Array, kernel: jax.Array, **options: Any):
-        if equation.replace(" ", "") != planned:
-            raise other_geometry(weight, f"computes {planned!r}", repr(equation))
+        if equation.replace(" ", "") != weight.equation:
+            planned = f"computes {weight.equation!r}"
+            raise other_geometry(weight, planned, repr(equation))
         inputs, names, output = _without_ellipsis(equation, x.ndim)
         alone = [i for i, c in enumerate(inputs) if c not in names and c not in output]
         x = jnp.sum(x, axis=tuple(alone))  # digital: such an axis meets no weight

@@ -28,7 +28,7 @@ def describe(num_embeddings: int, features: int) -> Layer:
         kind="embed",
         weights=(weight,),
         by_rule=True,
-        no_range="its inputs are looked up, and attend clips none",
+        no_inputs="it looks its inputs up",
     )
 
 

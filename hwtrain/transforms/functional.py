@@ -26,7 +26,7 @@ def as_function(
       The function, which draws the step from `key`, and its variables: a dict whose
       entry `params` is a nested dict of arrays. In chip mode, `params` may hold the
       keys of a chip and its nominal mapping scales, by `with_chip_keys` and
-      `with_nominal_scales` of `hwtrain.mismatch`.
+      `with_nominal_scales` of `hwtrain.chips`.
     """
     if isinstance(analog, nnx.Module):
         return _nnx_function(analog, mode, variables)

@@ -130,16 +130,20 @@ def _scale(chip: Hardware) -> str:
 
 def _range(weight: AnalogWeight, plan: Plan, values: dict[str, Any]) -> str:
     parameter = weight.hardware.input_range
-    if parameter is None or not weight.ranged:
+    if parameter is not None and parameter.dynamic and weight.kind != "raw":
+        return "dynamic, max|x| of each vector"
+    if not weight.ranged:
         return "none"
     value = values.get(local(plan, weight.leaf("input_range")))
     if value is None:
         return "missing: see hwtrain.adopt"
     value = np.asarray(value)
-    if (value == np.float32(parameter.init_value)).all():
-        return f"{parameter.init_value:g}, not initialised from data"
+    start = parameter.init_value if parameter is not None else 1.0
+    if (value == np.float32(start)).all():
+        return f"{start:g}, not initialised from data"
     low, high = value.min(), value.max()
-    return f"{low:.3g}" if low == high else f"{low:.3g} to {high:.3g}"
+    what = "average of max|x| " if weight.hardware.averages else ""
+    return what + (f"{low:.3g}" if low == high else f"{low:.3g} to {high:.3g}")
 
 
 def _periphery(weight: AnalogWeight) -> str:
@@ -167,8 +171,11 @@ def _noise(chip: Hardware) -> str:
         for label, name in amounts
         if getattr(modifier, name) > 0
     )
-    what = f"{modifier.type} {strength}".rstrip()
-    return f"{what}{_each(modifier)} ({when})"
+    what = f"{modifier.type} {strength}".rstrip() + _each(modifier)
+    for name in ("per_batch_sample", "per_vector", "copy_last_column"):
+        if getattr(modifier, name):
+            what += f", {name}"
+    return f"{what} ({when})"
 
 
 def _each(parameter: Any) -> str:

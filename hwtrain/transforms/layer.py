@@ -3,7 +3,8 @@
 import dataclasses
 
 from hwtrain.hardware import Hardware
-from hwtrain.plan import SHARED, AnalogWeight, Geometry
+from hwtrain.physics.convolution import Window
+from hwtrain.plan import SHARED, AnalogWeight
 
 LEAVES = ("input_range", "probe", "mapping_scale", "chip_key")
 """Leaves beside a kernel, in `params`, that are not the user's: those that `analogize`
@@ -24,14 +25,16 @@ class LayerWeight:
       shape: its shape as the layer sees it, without a stack around.
       rows: axes that are inputs.
       columns: axes that are outputs; those that are neither lead.
-      geometry: what else the multiplication depends on, by name.
+      window: of a convolution, how its window moves over the input.
+      equation: of an einsum, its equation.
     """
 
     leaf: str = "kernel"
     shape: tuple[int, ...]
     rows: tuple[int, ...]
     columns: tuple[int, ...]
-    geometry: Geometry = ()
+    window: Window | None = None
+    equation: str = ""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -45,7 +48,7 @@ class Layer:
       why: why there is none.
       weights: the arrays that can be analog.
       by_rule: whether it is analog only by a rule.
-      no_range: why it cannot have an input range; empty if it can.
+      no_inputs: why it has no inputs that a range could clip; empty if it has.
     """
 
     path: str = ""
@@ -54,7 +57,7 @@ class Layer:
     why: str = "this type of layer stays digital"
     weights: tuple[LayerWeight, ...] = ()
     by_rule: bool = False
-    no_range: str = ""
+    no_inputs: str = ""
 
     def weight(self, leaf: str) -> LayerWeight | None:
         """Returns the array of this name, if it can be analog."""
@@ -83,13 +86,16 @@ def analog_weight(
             f"one is {shape}; the axes of a stack of layers must lead. Stack on axis 0 "
             "(variable_axes={'params': 0}, in_axes=0)"
         )
-    if hardware.ranged and layer.no_range:
-        raise ValueError(
-            f"{path}: input_range of {rule} has no effect on a {layer.name}: "
-            f"{layer.no_range}. Give it a Hardware without, "
-            f"Rule({layer.path!r}, Hardware(...)), or keep it digital, "
-            f"Rule({layer.path!r}, None), before the others"
-        )
+    drawn = hardware.modifier is not None and hardware.modifier.per_input
+    options = {"input_range": hardware.ranged, "a modifier for each input": drawn}
+    for option in [name for name, given in options.items() if given]:
+        if layer.no_inputs:
+            raise ValueError(
+                f"{path}: {rule} gives it {option}, which does nothing on a "
+                f"{layer.name}: {layer.no_inputs}. Write Rule({layer.path!r}, "
+                f"Hardware(...)) without it, or Rule({layer.path!r}, None) to keep it "
+                "digital, before the other rules"
+            )
     return AnalogWeight(
         path=path,
         kind=layer.kind or "",
@@ -100,5 +106,6 @@ def analog_weight(
         hardware=hardware,
         rule=rule,
         ranged=hardware.ranged,
-        geometry=array.geometry,
+        window=array.window,
+        equation=array.equation,
     )

@@ -88,11 +88,13 @@ class Assignment:
       rules: the rules, in order.
       default: hardware of every layer that can be analog, if one was given instead.
       name: prefix of all paths.
+      stream: the rng stream that steps are drawn from.
     """
 
     rules: tuple[Rule, ...] = ()
     default: Hardware | None = None
     name: str = ""
+    stream: str = "mismatch"
 
 
 def assignment(hardware_or_rules: Any, name: str | None) -> Assignment:
@@ -235,6 +237,10 @@ def _check_raw(rule: Rule | None, path: str, hardware: Hardware) -> None:
         for name, there in (
             ("input_range", hardware.ranged),
             ("forward", hardware.forward is not None),
+            (
+                "modifier.per_batch_sample or per_vector",
+                hardware.modifies_inputs("train"),
+            ),
         )
         if there
     ]

@@ -5,17 +5,23 @@ The pieces that Linen and NNX share. Each framework finds the leaves its own way
 
 import contextlib
 import contextvars
+import dataclasses
+import functools
 import math
 from collections.abc import Callable, Mapping
-from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax.typing import DTypeLike
 
+from hwtrain.crossbar import modified
+from hwtrain.physics import tiling
 from hwtrain.physics.input_range import PROBE_SIZE, RangeGradient, ranged_matmul
 from hwtrain.physics.mvm import analog_mvm
-from hwtrain.physics.random import fold_in_bits
+from hwtrain.physics.random import draw_key, fold_in_bits
 from hwtrain.plan import AnalogWeight
+from hwtrain.transforms.observation import Multiplication, observer
+from hwtrain.transforms.per_example import per_example
 
 STEP_LEAVES = ("input_range", "probe", "mapping_scale", "noise_key", "chip_key")
 """What a layer may find beside its kernel in a call."""
@@ -36,7 +42,7 @@ def initial_leaves(weight: AnalogWeight, kernel: jax.Array) -> dict[str, jax.Arr
     if weight.ranged:
         shape = (*weight.stack, *weight.tiles)
         parameter = weight.hardware.input_range
-        value = parameter.init_value if parameter is not None else 0.0
+        value = parameter.init_value if parameter is not None else 1.0
         leaves["input_range"] = jnp.full(shape, value, jnp.float32)
         leaves["probe"] = jnp.zeros((*shape, PROBE_SIZE), jnp.float32)
     if weight.hardware.stores_scale:
@@ -46,8 +52,9 @@ def initial_leaves(weight: AnalogWeight, kernel: jax.Array) -> dict[str, jax.Arr
 
 
 def has_signal_side(weight: AnalogWeight) -> bool:
-    """Whether anything stands around the layer's matrix multiplication."""
-    return weight.ranged or weight.hardware.converts
+    """Whether anything stands around the layer's matrix multiplication, or in it."""
+    chip = weight.hardware
+    return weight.ranged or chip.converts or chip.modifies_inputs("train")
 
 
 @contextlib.contextmanager
@@ -133,7 +140,7 @@ def analog_matmul(
     x: jax.Array,
     w: jax.Array,
     dot_general: Callable[..., jax.Array] = jax.lax.dot_general,
-    dtype: Any = None,
+    dtype: DTypeLike | None = None,
 ) -> jax.Array:
     """Multiplies vectors by the matrix of a layer as its hardware does.
 
@@ -153,6 +160,9 @@ def analog_matmul(
     Returns:
       `[..., columns]`.
     """
+    watch = observer()
+    if watch is not None:
+        return watch(Multiplication(weight, mode, leaves, x, w, dot_general, dtype))
     stored = ["mapping_scale"] if weight.hardware.stores_scale else []
     for name in [*(["input_range", "probe"] if weight.ranged else []), *stored]:
         if name not in leaves:
@@ -169,38 +179,96 @@ def analog_matmul(
         )
     tiles = {"row_sizes": weight.row_sizes, "column_sizes": weight.column_sizes}
     probe = leaves.get("probe") if mode != "eval" else None
-    io = weight.hardware.forward
-    if io is None or not weight.hardware.converts:
-        return ranged_matmul(
+    chip, scale = weight.hardware, leaves.get("mapping_scale")
+    if scale is None and (chip.converts or chip.modifies_inputs(mode)):
+        scale = weight.derived_scale(w)  # no modifier has changed the kernel
+    deviation = _deviation(weight, mode, w, scale)
+
+    def product(x, w, key):
+        if not chip.converts and deviation is None:
+            if not weight.ranged:
+                return dot_general(x, w, (((x.ndim - 1,), (0,)), ((), ())))
+            return ranged_matmul(
+                x,
+                w,
+                leaves["input_range"],
+                probe,
+                gradient=gradient,
+                dot_general=dot_general,
+                **tiles,
+            )
+        return analog_mvm(
             x,
             w,
-            leaves["input_range"],
-            probe,
+            chip.periphery,
+            scale=scale,
+            input_range=leaves.get("input_range") if weight.ranged else None,
+            probe=probe if weight.ranged else None,
+            key=key,
+            chip_key=_key(leaves["chip_key"]) if chip.freezes(mode) else None,
+            deviation=deviation,
             gradient=gradient,
             dot_general=dot_general,
+            dtype=dtype,
             **tiles,
         )
-    scale = leaves.get("mapping_scale")
-    if scale is None:  # nothing is drawn, so that the kernel is nominal
-        scale = weight.derived_scale(w)
-    key = chip = None
-    if weight.hardware.reads(mode):
+
+    key = None
+    if chip.reads(mode) or deviation is not None:
         key = _read_key(weight, leaves["noise_key"], x)
-    if weight.hardware.freezes(mode):
-        chip = _key(leaves["chip_key"])
-    return analog_mvm(
-        x,
-        w,
-        io.periphery,
-        scale=scale,
-        input_range=leaves.get("input_range") if weight.ranged else None,
-        probe=probe if weight.ranged else None,
-        key=key,
-        chip_key=chip,
-        gradient=gradient,
-        dot_general=dot_general,
-        dtype=dtype,
-        **tiles,
+    if not chip.modifies_inputs(mode) or deviation is not None:
+        return product(x, w, key)
+    return _per_example(weight, leaves, product, x, w, key)
+
+
+def _per_example(
+    weight: AnalogWeight,
+    leaves: Mapping[str, jax.Array],
+    product: Callable[..., jax.Array],
+    x: jax.Array,
+    w: jax.Array,
+    key: jax.Array | None,
+) -> jax.Array:
+    """Returns `product(x, w, key)` with weights that are drawn for each example."""
+    layer = _as_matrix(weight, w)
+    scale = leaves["mapping_scale"] if weight.stores_scale else None
+
+    def draw(index, w):
+        step = draw_key(_key(leaves["noise_key"]), "", "weight_noise")
+        return modified(layer, w, scale, jax.random.fold_in(step, index))
+
+    def multiply(x, w, index):
+        return product(x, w, None if key is None else jax.random.fold_in(key, index))
+
+    return per_example(multiply, draw, x, w)
+
+
+def _deviation(
+    weight: AnalogWeight, mode: str, w: jax.Array, scale: jax.Array | None
+) -> Callable[..., jax.Array] | None:
+    """Returns the deviation of outputs by weights drawn for each vector, if they are.
+
+    Args:
+      weight: the plan of the layer's array.
+      mode: the mode.
+      w: `[rows, columns]`, the kernel.
+      scale: `[row tiles, columns or 1]`, its mapping scale; `None` for 1.
+    """
+    modifier = weight.hardware.modifier
+    if modifier is None or not modifier.per_vector:
+        return None
+    if not weight.hardware.modifies(mode):
+        return None
+    if scale is not None:
+        w = w / tiling.expand_rows(scale, weight.row_sizes).astype(w.dtype)
+    w_max = tiling.absolute_maximum(w, weight.row_sizes, per_column=modifier.per_column)
+    return functools.partial(modifier.output_deviation, w_max=w_max)
+
+
+def _as_matrix(weight: AnalogWeight, w: jax.Array) -> AnalogWeight:
+    """Returns the plan of one matrix of a layer, `[rows, columns]`."""
+    return dataclasses.replace(
+        weight, shape=w.shape, rows=(0,), columns=(1,), window=None
     )
 
 
@@ -242,12 +310,12 @@ def missing_leaf(path: str, leaf: str) -> ValueError:
     )
 
 
-def missing_stream(mode: str) -> ValueError:
+def missing_stream(mode: str, stream: str) -> ValueError:
     """Returns the error of a drawing mode without a stream to draw from."""
     return ValueError(
         f"this model is in {mode}_mode, whose hardware draws noise, and has no rng "
-        'stream "mismatch". Linen: pass rngs={"mismatch": key} to apply. NNX: '
-        "analogize(model, hardware, rngs=nnx.Rngs(mismatch=seed)). Without noise: "
+        f'stream "{stream}". Linen: pass rngs={{"{stream}": key}} to apply. NNX: '
+        f"analogize(model, hardware, rngs=nnx.Rngs({stream}=seed)). Without noise: "
         "hwtrain.eval_mode(model)"
     )
 

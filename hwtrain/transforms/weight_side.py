@@ -7,13 +7,12 @@ cells and raw parameters alike. Both frameworks call it.
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 
 from hwtrain import paths
-from hwtrain.crossbar import largest_weight, on_crossbar
-from hwtrain.mismatch import chip_key, layer_keys
+from hwtrain.chips import chip_key, layer_keys
+from hwtrain.crossbar import modified
 from hwtrain.physics.random import draw_key
-from hwtrain.plan import AnalogWeight, Plan
+from hwtrain.plan import Plan
 
 
 def draws(plan: Plan, mode: str) -> bool:
@@ -57,7 +56,7 @@ def step_weights(
     active = {
         local(plan, weight.path): weight
         for weight in plan.weights
-        if weight.hardware.modifies(mode)
+        if weight.hardware.modifies(mode) and not weight.hardware.modifies_inputs(mode)
     }
 
     def step_value(path: str, leaf: Any) -> Any:
@@ -65,7 +64,7 @@ def step_weights(
         if weight is None:
             return leaf
         scale = weight.stored_scale(nominal, plan.prefix)
-        return _modified(weight, leaf, scale, key)
+        return modified(weight, leaf, scale, draw_key(key, weight.path, "weight_noise"))
 
     leaves = {}
     for weight in plan.weights:
@@ -91,18 +90,3 @@ def step_weights(
 def local(plan: Plan, path: str) -> str:
     """Returns a path of the plan relative to the root."""
     return path.removeprefix(f"{plan.prefix}/") if plan.prefix else path
-
-
-def _modified(
-    weight: AnalogWeight, kernel: jax.Array, scale: jax.Array | None, key: jax.Array
-) -> jax.Array:
-    """Returns the kernel with the weight modifier of its hardware applied."""
-    modifier = weight.hardware.modifier
-    if modifier is None:
-        return kernel
-    w, s = on_crossbar(weight, kernel, scale)
-    w_max = jnp.asarray(modifier.assumed_wmax, w.dtype)
-    if modifier.rel_to_actual_wmax:
-        w_max = largest_weight(weight, w, per_column=modifier.per_column)
-    w = modifier(draw_key(key, weight.path, "weight_noise"), w, w_max)
-    return jnp.asarray(w * s, kernel.dtype)

@@ -13,8 +13,8 @@ from flax import nnx
 
 from hwtrain import paths
 from hwtrain.checkpoint import HardwareCheckpointError, export, load
+from hwtrain.chips import apply_mismatch, chip_key
 from hwtrain.hardware import Hardware, SinglePairConductanceConverter
-from hwtrain.mismatch import apply_mismatch, chip_key
 from hwtrain.plan import AnalogWeight, Plan
 
 SEEDS = (7, 12345)

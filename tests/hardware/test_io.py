@@ -56,7 +56,7 @@ def test_a_dac_with_levels_has_a_full_scale_of_one():
         ({"inp_bits": 1}, "inp_bits"),
         ({"inp_noise": -0.1}, "inp_noise"),
         ({"out_asymmetry": 2.0}, "out_asymmetry"),
-        ({"noise_management": "average_abs_max"}, "noise_management"),
+        ({"noise_management": "mean"}, "noise_management"),
         ({"is_perfect": True}, "is_perfect"),
     ],
 )

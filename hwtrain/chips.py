@@ -1,4 +1,4 @@
-"""The frozen mismatch of a chip, over a tree of parameters."""
+"""What is frozen in a chip, over a tree of parameters: its key and its mismatch."""
 
 import math
 

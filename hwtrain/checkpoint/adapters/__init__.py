@@ -1,0 +1,44 @@
+"""From a hardware-ready checkpoint to the files that other programs read.
+
+`docs/deployment.md` says of each target which files it gets, in which units, and what
+is lost.
+"""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Protocol
+
+from hwtrain.checkpoint.adapters.aihwkit import to_aihwkit as to_aihwkit
+from hwtrain.checkpoint.adapters.crosssim import to_crosssim as to_crosssim
+from hwtrain.checkpoint.adapters.fusion_csv import to_fusion_csv as to_fusion_csv
+from hwtrain.checkpoint.adapters.npz import to_npz as to_npz
+from hwtrain.checkpoint.reader import HardwareCheckpoint
+
+
+class Adapter(Protocol):
+    """Writes a checkpoint for one target. Nothing is ever overwritten."""
+
+    def __call__(
+        self, checkpoint: HardwareCheckpoint, out: Path, *, chip: int | None = None
+    ) -> None:
+        """Writes a checkpoint.
+
+        Args:
+          checkpoint: what `hwtrain.load` returned.
+          out: the file or directory to write; must not exist.
+          chip: the seed of a frozen chip; `None` for the nominal model.
+
+        Raises:
+          HardwareCheckpointError: (a `ValueError`) if the target cannot express the
+            checkpoint, or it cannot be written. Nothing is left behind.
+        """
+        ...
+
+
+ADAPTERS: Mapping[str, Adapter] = {
+    "aihwkit": to_aihwkit,
+    "crosssim": to_crosssim,
+    "fusion-csv": to_fusion_csv,
+    "npz": to_npz,
+}
+"""The adapters by the name of their target, as `hwtrain convert --to` takes it."""

@@ -1,0 +1,71 @@
+"""Loads `tensors.npz` into an aihwkit model, by aihwkit's own setters.
+
+It needs aihwkit and NumPy alone: `to_aihwkit` puts a copy beside the tensors.
+
+    from load import load
+    load(model, ".", {"fc1": "hidden", "fc2": "output"})
+"""
+
+from pathlib import Path
+
+import numpy as np
+
+
+def load(model, folder=".", names=None):
+    """Sets weights, scales, input ranges and biases of the analog layers of a model.
+
+    Args:
+      model: an aihwkit model with inference tiles, its `rpu_config` with the
+        `mapping` and `forward` that `layers.json` gives.
+      folder: where `tensors.npz` lies.
+      names: the name in the tensors of each analog layer of the model, by its name in
+        `named_analog_layers()`. By default the same names, dots for slashes.
+
+    Raises:
+      ValueError: if a layer or a tile does not fit; the model may be changed in part.
+    """
+    from torch import from_numpy  # pyright: ignore[reportMissingImports]
+
+    with np.load(Path(folder, "tensors.npz"), allow_pickle=False) as file:
+        tensors = dict(file)
+    left = {name.removesuffix("/weight") for name in tensors if name.endswith("weight")}
+    for layer, module in model.named_analog_layers():
+        name = layer.replace(".", "/") if names is None else names[layer]
+        if name not in left:
+            raise ValueError(f"no weights are left for {layer!r}; there are {left}")
+        left.remove(name)
+
+        def get(quantity, name=name):
+            array = tensors.get(f"{name}/{quantity}")
+            return None if array is None else from_numpy(array.copy())
+
+        weight, bias = get("weight"), get("bias")
+        tiles = list(module.analog_tiles())
+        sizes = [(tile.out_size, tile.in_size) for tile in tiles]
+        wanted = [tuple(size) for size in tensors[f"{name}/tile_sizes"]]
+        if sizes != wanted or (bias is None) != (not module.bias):
+            raise ValueError(
+                f"{layer!r} should have tiles (out, in) of {wanted} and "
+                f"{'no' if bias is None else 'a'} digital bias; it has {sizes}. Set "
+                "max_input_size, max_output_size and digital_bias of its mapping"
+            )
+        module.set_weights(weight, bias, apply_weight_scaling=False)
+        for number, tile in enumerate(tiles):
+            tile.set_mapping_scales(get(f"tile/{number}/mapping_scale"))
+            input_range = get(f"tile/{number}/input_range")
+            if input_range is not None:
+                tile.set_input_range(input_range)
+            drift = [
+                get(entry.removeprefix(f"{name}/"))
+                for entry in tensors
+                if entry.startswith(f"{name}/tile/{number}/nu/")
+            ]
+            if drift:
+                # What program_weights() would have drawn.
+                tile.programmed_weights = tile.tile.get_weights()
+                tile.drift_noise_parameters = drift
+                if getattr(tile.rpu_config, "drift_compensation", None) is not None:
+                    compensation = tile.rpu_config.drift_compensation
+                    tile.drift_baseline = compensation.init_baseline(tile)
+    if left:
+        raise ValueError(f"the model has no layer for {', '.join(sorted(left))}")

@@ -1,0 +1,59 @@
+"""A checkpoint as one NumPy file."""
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+
+from hwtrain import paths
+from hwtrain.checkpoint import destination
+from hwtrain.checkpoint.adapters.arrays import devices, in_numpy, layers, save_npz
+from hwtrain.checkpoint.reader import HardwareCheckpoint
+
+
+def to_npz(
+    checkpoint: HardwareCheckpoint, out: Path, *, chip: int | None = None
+) -> None:
+    """Writes a checkpoint as one `.npz` file, which NumPy reads without anything else.
+
+    Its arrays: `variables/<collection>/<path>`, every variable (`params` as the chip
+    has them, just after programming); for each analog weight and tile
+    `conductances/<path>/tile/<i>/<j>/<device>` in µS `[*stack, rows, columns]`, with
+    `scale_ratio`, `mapping_scale` (and `min`) beside; and `manifest`, the checkpoint's
+    manifest as JSON text. A weight is `(g_pos - g_neg) / scale_ratio * mapping_scale`,
+    or what `rules` in the manifest says for another converter.
+
+    Args:
+      checkpoint: what `hwtrain.load` returned.
+      out: the file to write; must not exist.
+      chip: the seed of a frozen chip; `None` for the nominal model.
+
+    Raises:
+      HardwareCheckpointError: if the chip is not in the checkpoint, or the file cannot
+        be written.
+    """
+    with destination.new(out) as partial:
+        save_npz(partial, _arrays(checkpoint, chip))
+
+
+def _arrays(
+    checkpoint: HardwareCheckpoint, chip: int | None
+) -> Iterator[tuple[str, np.ndarray]]:
+    manifest = checkpoint.manifest.model_dump(mode="json", exclude_none=True)
+    yield "manifest", np.array(json.dumps(manifest, sort_keys=True))
+    yield "chip", np.array("nominal" if chip is None else str(chip))
+    params = checkpoint.params if chip is None else checkpoint.chip(chip)
+    probes = {weight.leaf("probe") for weight in checkpoint.plan.weights}
+    for collection, tree in {**checkpoint.variables, "params": params}.items():
+        for path, value in paths.leaves(tree).items():
+            if collection != "params" or path not in probes:
+                yield f"variables/{collection}/{path}", in_numpy(value)
+    for layer in layers(checkpoint, chip):
+        for place, tile in layer.crossbars:
+            name = f"conductances/{layer.weight.path}/{place.name}"
+            for device, g in devices(tile).items():
+                yield f"{name}/{device}", g
+            for scale, array in tile.params.items():
+                yield f"{name}/{scale}", array
+            yield f"{name}/mapping_scale", tile.mapping_scale

@@ -1,0 +1,62 @@
+"""Where something is written: complete, or nothing is there."""
+
+import contextlib
+import os
+import secrets
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+from hwtrain.checkpoint.errors import HardwareCheckpointError
+from hwtrain.checkpoint.manifest import sync
+
+
+@contextlib.contextmanager
+def new(out: str | os.PathLike[str], *, folder: bool = False) -> Iterator[Path]:
+    """Gives a hidden path beside `out` to write to, and then its name to what is there.
+
+    A process that is killed may leave the hidden path, never a part of `out`.
+
+    >>> import tempfile
+    >>> with tempfile.TemporaryDirectory() as directory:
+    ...     with new(f"{directory}/chip.txt") as partial:
+    ...         _ = partial.write_text("complete")
+    ...     os.listdir(directory)
+    ['chip.txt']
+
+    Args:
+      out: where it shall be; must not exist.
+      folder: whether it is a directory, which is then there, empty; otherwise a file.
+
+    Raises:
+      HardwareCheckpointError: if something lies at `out`, or it cannot be written.
+        Nothing is left behind.
+    """
+    destination = Path(out)
+    if os.path.lexists(destination):
+        raise HardwareCheckpointError(
+            f"{destination} exists and is never overwritten; choose another path, or "
+            "remove it first"
+        )
+    partial = destination.with_name(
+        f".{destination.name}.{secrets.token_hex(4)}.partial"
+    )
+    try:
+        (partial if folder else partial.parent).mkdir(parents=True, exist_ok=not folder)
+        yield partial
+        for path in [*partial.rglob("*"), partial]:
+            sync(path)
+        if os.path.lexists(destination):
+            raise FileExistsError(f"{destination} appeared meanwhile")
+        partial.rename(destination)
+        sync(destination.parent)
+    except OSError as error:
+        raise HardwareCheckpointError(
+            f"{destination} could not be written: {error}. Nothing was left behind; "
+            "check free space and permissions, and write it again"
+        ) from error
+    finally:
+        if partial.is_dir():
+            shutil.rmtree(partial, ignore_errors=True)
+        else:
+            partial.unlink(missing_ok=True)

@@ -1,0 +1,68 @@
+"""Watches the multiplications of an analog model's layers, from outside the model."""
+
+import contextlib
+import contextvars
+import itertools
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+import jax
+from jax.typing import DTypeLike
+
+from hwtrain.plan import AnalogWeight
+
+
+class Multiplication(NamedTuple):
+    """A multiplication that a layer is about to do: the arguments of `analog_matmul`.
+
+    Attributes:
+      weight: the plan of the matrix.
+      mode: the mode.
+      leaves: what is beside the matrix in this step.
+      x: `[..., rows]`.
+      w: `[rows, columns]`.
+      dot_general: what multiplies, called as `jax.lax.dot_general`.
+      dtype: dtype of the result; `None` for that of a plain multiplication.
+    """
+
+    weight: AnalogWeight
+    mode: str
+    leaves: Mapping[str, jax.Array]
+    x: jax.Array
+    w: jax.Array
+    dot_general: Callable[..., jax.Array]
+    dtype: DTypeLike | None
+
+    def plain(self) -> jax.Array:
+        """Returns what a digital layer does."""
+        return self.dot_general(self.x, self.w, (((self.x.ndim - 1,), (0,)), ((), ())))
+
+
+Observer = Callable[[Multiplication], jax.Array]
+
+_observer: contextvars.ContextVar[Observer | None] = contextvars.ContextVar(
+    "hwtrain_observer", default=None
+)
+# Part of every jit cache key: what was traced unobserved must not serve here.
+_trace: Any = jax.make_user_context(default_value=None)
+_fresh = itertools.count()
+
+
+@contextlib.contextmanager
+def observed(observer: Observer):
+    """Lets an observer do every multiplication of analog layers, while tracing.
+
+    Args:
+      observer: takes the multiplication, and returns its result.
+    """
+    token = _observer.set(observer)
+    try:
+        with _trace(("observed", next(_fresh))):
+            yield
+    finally:
+        _observer.reset(token)
+
+
+def observer() -> Observer | None:
+    """Returns who watches now, or `None`."""
+    return _observer.get()

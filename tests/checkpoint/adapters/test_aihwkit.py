@@ -1,0 +1,126 @@
+"""The tensors for aihwkit, read with NumPy alone, and by aihwkit itself."""
+
+import json
+import runpy
+
+import numpy as np
+import pytest
+
+from hwtrain.checkpoint.adapters import to_aihwkit
+
+NAMES = ("first", "second", "pairs", "device")
+
+
+def weights(file, name):
+    """Returns the weights `[in, out]` of a layer, from its tiles and scales."""
+    matrix = np.zeros_like(file[f"{name}/weight"])
+    sizes = file[f"{name}/tile_sizes"].tolist()
+    outputs, inputs = matrix.shape
+    row = column = 0
+    for number, (height, width) in enumerate(sizes):
+        place = slice(row, row + height), slice(column, column + width)
+        scale = file[f"{name}/tile/{number}/mapping_scale"]
+        matrix[place] = file[f"{name}/weight"][place] * scale.reshape(-1, 1)
+        row += height
+        if row == outputs:
+            row, column = 0, column + width
+    assert column == inputs
+    return matrix.T
+
+
+@pytest.mark.parametrize("stack, chip", [((), None), ((2,), 8)])
+def test_weights_come_back(make, out, stack, chip):
+    checkpoint = make(*NAMES, stack=stack, seed=chip)
+    to_aihwkit(checkpoint, out, chip=chip)
+    params = checkpoint.params if chip is None else checkpoint.chip(chip)
+    with np.load(out / "tensors.npz") as file:
+        for name in NAMES:
+            kernel, bias = (np.asarray(params[name][x]) for x in ("kernel", "bias"))
+            for index in np.ndindex(*stack):
+                full = "/".join([name, *map(str, index)])
+                np.testing.assert_allclose(
+                    weights(file, full), kernel[index], atol=1e-6 * abs(kernel).max()
+                )
+                np.testing.assert_array_equal(file[f"{full}/bias"], bias[index])
+            assert json.loads((out / "layers.json").read_text())["chip"] == chip
+        full = "/".join(["first", *["0"] * len(stack)])
+        assert abs(file[f"{full}/weight"]).max() == pytest.approx(1, rel=0.2)
+        ranges = [file[f"{full}/tile/{n}/input_range"].item() for n in range(4)]
+        assert ranges == [1.0, 1.5, 2.0, 2.5]
+        assert (f"{full}/tile/0/nu/g_pos" in file) == (chip is not None)
+
+
+def test_conductances_are_those_of_the_checkpoint(make, out):
+    checkpoint = make(*NAMES)
+    to_aihwkit(checkpoint, out)
+    tile = checkpoint.conductances("pairs/kernel")[1][0]
+    with np.load(out / "tensors.npz") as file:
+        g = file["pairs/tile/2/g/g_neg_1"]
+    np.testing.assert_array_equal(g.T, tile.conductances["g_neg_1"])
+
+
+def _model(rpu_config, names):
+    nn = pytest.importorskip("aihwkit.nn", reason="aihwkit is not installed")
+    model = nn.AnalogSequential()
+    for name in names:
+        model.add_module(name, nn.AnalogLinear(6, 5, rpu_config=rpu_config()))
+    return model.eval()
+
+
+def _config():
+    from aihwkit.inference import GlobalDriftCompensation, PCMLikeNoiseModel
+    from aihwkit.simulator.configs import InferenceRPUConfig
+
+    config = InferenceRPUConfig()
+    config.forward.is_perfect = True
+    config.mapping.max_input_size, config.mapping.max_output_size = 4, 3
+    config.pre_post.input_range.enable = True
+    config.noise_model = PCMLikeNoiseModel(g_max=25.0, read_noise_scale=0.0)
+    config.drift_compensation = GlobalDriftCompensation()
+    return config
+
+
+@pytest.mark.parametrize("chip", [None, 8])
+def test_aihwkit_loads_it_and_computes_the_same(make, out, chip):
+    torch = pytest.importorskip("torch", reason="torch is not installed")
+    pytest.importorskip("aihwkit", reason="aihwkit is not installed")
+    checkpoint = make("first", seed=chip)
+    to_aihwkit(checkpoint, out, chip=chip)
+    model = _model(_config, ["first"])
+    load = runpy.run_path(str(out / "load.py"))["load"]
+    load(model, out)
+    params = checkpoint.params if chip is None else checkpoint.chip(chip)
+    kernel, bias = (np.asarray(params["first"][x]) for x in ("kernel", "bias"))
+    found, found_bias = model.first.get_weights()
+    np.testing.assert_allclose(found.T, kernel, atol=1e-6 * abs(kernel).max())
+    np.testing.assert_array_equal(found_bias, bias)
+    x = np.random.default_rng(0).normal(0, 1.5, (3, 6)).astype(np.float32)
+    # Each tile clips its inputs to its own range.
+    bounds = np.repeat(np.repeat([[1.0, 1.5], [2.0, 2.5]], 3, 0), (3, 2), 1)
+    clipped = np.clip(x[:, :, None], -bounds, bounds)
+    expected = (clipped * kernel).sum(1) + bias
+    y = model(torch.from_numpy(x)).detach().numpy()
+    np.testing.assert_allclose(y, expected, atol=1e-5)
+    if chip is not None:
+        tile = next(iter(model.first.analog_tiles()))
+        tile.drift_weights(1e5)
+        assert abs(tile.tile.get_weights()).sum() < abs(tile.programmed_weights).sum()
+
+
+def test_a_model_that_does_not_fit_is_refused(make, out):
+    pytest.importorskip("torch", reason="torch is not installed")
+    pytest.importorskip("aihwkit", reason="aihwkit is not installed")
+    to_aihwkit(make("first"), out)
+    load = runpy.run_path(str(out / "load.py"))["load"]
+    with pytest.raises(ValueError, match="no weights are left for 'other'"):
+        load(_model(_config, ["other"]), out)
+
+    def one_tile():
+        config = _config()
+        config.mapping.max_input_size = 512
+        return config
+
+    with pytest.raises(ValueError, match="'first' should have tiles"):
+        load(_model(one_tile, ["first"]), out)
+    with pytest.raises(ValueError, match="no layer for first"):
+        load(_model(_config, []), out)

@@ -1,0 +1,104 @@
+"""The matrices for CrossSim, read with NumPy and json alone, and by CrossSim itself."""
+
+import json
+
+import numpy as np
+import pytest
+
+from hwtrain.checkpoint import HardwareCheckpointError
+from hwtrain.checkpoint.adapters import to_crosssim
+
+NAMES = ("first", "second", "pairs")
+
+
+def weights(matrices, entry, shape):
+    """Returns the weights `[in, out]` that the cores of a layer stand for."""
+    total = np.zeros(shape)
+    for core in entry["cores"]:
+        matrix = matrices[core["matrix"]]
+        assert core["parameters"]["core"]["cols_max"] == matrix.shape[0]
+        row, column = core["first_input"], core["first_output"]
+        place = slice(row, row + matrix.shape[1]), slice(column, column + len(matrix))
+        scale = np.array(core["output_scale"]) / (core["input_scale"] or 1)
+        total[place] += matrix.T * scale
+    return total
+
+
+@pytest.mark.parametrize("stack, chip", [((), None), ((2,), 8)])
+def test_weights_come_back(make, out, stack, chip):
+    checkpoint = make(*NAMES, stack=stack, seed=chip)
+    to_crosssim(checkpoint, out, chip=chip)
+    params = checkpoint.params if chip is None else checkpoint.chip(chip)
+    entries = json.loads((out / "crosssim.json").read_text())["layers"]
+    entries = {entry["name"]: entry for entry in entries}
+    with np.load(out / "matrices.npz") as matrices:
+        for name in NAMES:
+            kernel, bias = (np.asarray(params[name][x]) for x in ("kernel", "bias"))
+            for index in np.ndindex(*stack):
+                entry = entries["/".join([name, *map(str, index)])]
+                found = weights(matrices, entry, kernel[index].shape)
+                np.testing.assert_allclose(
+                    found, kernel[index], rtol=0, atol=1e-6 * abs(kernel).max()
+                )
+                np.testing.assert_array_equal(np.float32(entry["bias"]), bias[index])
+
+
+def test_what_cannot_be_said_is_listed(make, out):
+    to_crosssim(make(*NAMES), out)
+    layers = json.loads((out / "crosssim.json").read_text())["layers"]
+    first, second, _ = (entry["lost"] for entry in layers)
+    assert [line.partition(":")[0] for line in first] == [
+        "the ADC",
+        "noise_model 'pcm_like'",
+    ]
+    assert second == []
+
+
+def test_a_single_device_is_refused(make, out):
+    with pytest.raises(HardwareCheckpointError, match="device/kernel: a balanced core"):
+        to_crosssim(make("second", "device"), out)
+    assert not out.parent.exists()
+
+
+@pytest.mark.parametrize("name", ["converted", "first", "pairs"])
+@pytest.mark.parametrize("chip", [None, 8])
+def test_crosssim_computes_the_same(make, out, name, chip):
+    simulator = pytest.importorskip("simulator", reason="CrossSim is not installed")
+    checkpoint = make(name, "second", seed=chip)
+    to_crosssim(checkpoint, out, chip=chip)
+    matrices = np.load(out / "matrices.npz")
+    (entry, _) = json.loads((out / "crosssim.json").read_text())["layers"]
+    params = checkpoint.params if chip is None else checkpoint.chip(chip)
+    kernel, bias = (np.asarray(params[name][x]) for x in ("kernel", "bias"))
+    x = np.random.default_rng(0).normal(0, 1.5, 6)
+    y, expected = np.array(entry["bias"]), bias.astype(float)
+    for core in entry["cores"]:
+        matrix = matrices[core["matrix"]]
+        r = core["input_scale"]
+        row, column = core["first_input"], core["first_output"]
+        part = x[row : row + matrix.shape[1]]
+        part = part if r is None else np.clip(part / r, -1, 1)
+        parameters = simulator.CrossSimParameters(**core["parameters"])
+        analog = simulator.AnalogCore(matrix, parameters)
+        span = slice(column, column + len(matrix))
+        y[span] += (analog @ part) * core["output_scale"]
+        device = parameters.xbar.device
+        if name == "converted":
+            assert 1e6 / device.Rmin == pytest.approx(20)
+            assert 1e6 / device.Rmax == pytest.approx(0.5)
+        if core["pair"] == 0:
+            rows = slice(row, row + matrix.shape[1])
+            weight = kernel[rows, span]
+            if name == "first" or name == "converted":
+                # An 8-bit DAC: 127 steps on each side of zero.
+                part = np.round(part * 127) / 127
+            scale = 1.0
+            if name == "converted":
+                # A 6-bit ADC up to 3 on weights whose largest is 1.
+                nominal = np.asarray(checkpoint.params[name]["kernel"])[rows]
+                scale = abs(nominal).max()
+            out_ = part @ (weight / scale)
+            if name == "converted":
+                out_ = np.clip(np.round(out_ * 31 / 3) * 3 / 31, -3, 3)
+            expected[span] += out_ * scale * (r or 1)
+    np.testing.assert_allclose(y, expected, atol=2e-6)
