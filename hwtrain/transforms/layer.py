@@ -6,7 +6,7 @@ from hwtrain.hardware import Hardware
 from hwtrain.physics.convolution import Window
 from hwtrain.plan import SHARED, AnalogWeight
 
-LEAVES = ("input_range", "probe", "mapping_scale", "chip_key")
+LEAVES = ("input_range", "probe", "mapping_scale", "output_scale", "chip_key")
 """Leaves beside a kernel, in `params`, that are not the user's: those that `analogize`
 puts there, and the key of a chip during its evaluation."""
 
@@ -87,7 +87,11 @@ def analog_weight(
             "(variable_axes={'params': 0}, in_axes=0)"
         )
     drawn = hardware.modifier is not None and hardware.modifier.per_input
-    options = {"input_range": hardware.ranged, "a modifier for each input": drawn}
+    options = {
+        "input_range": hardware.ranged,
+        "modifier.per_batch_sample or per_vector": drawn,
+        "mapping.learn_out_scaling": hardware.scales_outputs,
+    }
     for option in [name for name, given in options.items() if given]:
         if layer.no_inputs:
             raise ValueError(

@@ -23,7 +23,15 @@ from hwtrain.plan import AnalogWeight
 from hwtrain.transforms.observation import Multiplication, observer
 from hwtrain.transforms.per_example import per_example
 
-STEP_LEAVES = ("input_range", "probe", "mapping_scale", "noise_key", "chip_key")
+STEP_LEAVES = (
+    "input_range",
+    "probe",
+    "mapping_scale",
+    "output_scale",
+    "noise_key",
+    "noise_strength",
+    "chip_key",
+)
 """What a layer may find beside its kernel in a call."""
 
 _calls: contextvars.ContextVar[dict[str, int] | None] = contextvars.ContextVar(
@@ -48,13 +56,16 @@ def initial_leaves(weight: AnalogWeight, kernel: jax.Array) -> dict[str, jax.Arr
     if weight.hardware.stores_scale:
         scale = weight.initial_scale(weight.to_matrix(kernel))
         leaves["mapping_scale"] = jnp.asarray(scale, jnp.float32)
+    if weight.hardware.scales_outputs:
+        leaves["output_scale"] = jnp.ones(weight.output_scale_shape, jnp.float32)
     return leaves
 
 
 def has_signal_side(weight: AnalogWeight) -> bool:
     """Whether anything stands around the layer's matrix multiplication, or in it."""
     chip = weight.hardware
-    return weight.ranged or chip.converts or chip.modifies_inputs("train")
+    around = weight.ranged or chip.converts or chip.scales_outputs
+    return around or chip.modifies_inputs("train")
 
 
 @contextlib.contextmanager
@@ -150,8 +161,8 @@ def analog_matmul(
       leaves: what is beside the kernel in this step, of `STEP_LEAVES`: `input_range`
         `[row tiles, column tiles]` and `probe` `[row tiles, column tiles, 6]` if the
         layer has a range, `mapping_scale` `[row tiles, columns or 1]` if it is stored
-        or the kernel is not nominal, `noise_key` if the layer draws, and `chip_key` if
-        it has frozen spreads.
+        or the kernel is not nominal, `noise_key` if the layer draws, `noise_strength`
+        if its noise is scaled, and `chip_key` if it has frozen spreads.
       x: `[..., rows]`.
       w: `[rows, columns]`.
       dot_general: what multiplies, called as `jax.lax.dot_general`.
@@ -164,6 +175,7 @@ def analog_matmul(
     if watch is not None:
         return watch(Multiplication(weight, mode, leaves, x, w, dot_general, dtype))
     stored = ["mapping_scale"] if weight.hardware.stores_scale else []
+    stored += ["output_scale"] if weight.hardware.scales_outputs else []
     for name in [*(["input_range", "probe"] if weight.ranged else []), *stored]:
         if name not in leaves:
             raise missing_leaf(weight.layer_path, name)
@@ -185,7 +197,11 @@ def analog_matmul(
     deviation = _deviation(weight, mode, w, scale)
 
     def product(x, w, key):
+        output_scale = leaves.get("output_scale")
         if not chip.converts and deviation is None:
+            if output_scale is not None:
+                factor = tiling.expand_rows(output_scale, weight.row_sizes)
+                w = w * factor.astype(w.dtype)
             if not weight.ranged:
                 return dot_general(x, w, (((x.ndim - 1,), (0,)), ((), ())))
             return ranged_matmul(
@@ -202,11 +218,13 @@ def analog_matmul(
             w,
             chip.periphery,
             scale=scale,
+            output_scale=output_scale,
             input_range=leaves.get("input_range") if weight.ranged else None,
             probe=probe if weight.ranged else None,
             key=key,
             chip_key=_key(leaves["chip_key"]) if chip.freezes(mode) else None,
             deviation=deviation,
+            strength=leaves.get("noise_strength", 1.0),
             gradient=gradient,
             dot_general=dot_general,
             dtype=dtype,
@@ -235,7 +253,8 @@ def _per_example(
 
     def draw(index, w):
         step = draw_key(_key(leaves["noise_key"]), "", "weight_noise")
-        return modified(layer, w, scale, jax.random.fold_in(step, index))
+        key = jax.random.fold_in(step, index)
+        return modified(layer, w, scale, key, leaves.get("noise_strength"))
 
     def multiply(x, w, index):
         return product(x, w, None if key is None else jax.random.fold_in(key, index))
