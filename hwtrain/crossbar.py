@@ -1,6 +1,8 @@
 """The weights as a crossbar holds them: without their mapping scale."""
 
 import jax
+import jax.numpy as jnp
+import numpy as np
 
 from hwtrain.physics import tiling
 from hwtrain.plan import AnalogWeight
@@ -37,3 +39,40 @@ def largest_weight(
     matrix = weight.to_matrix(w)
     w_max = tiling.absolute_maximum(matrix, weight.row_sizes, per_column=per_column)
     return weight.spread(w_max)
+
+
+def modified(
+    weight: AnalogWeight,
+    kernel: jax.Array,
+    scale: jax.Array | None,
+    key: jax.Array | None,
+    strength: jax.Array | None = None,
+) -> jax.Array:
+    """Returns the kernel with the weight modifier of its hardware applied.
+
+    Args:
+      weight: the plan of the array.
+      kernel: the stored array, nominal.
+      scale: the stored mapping scale, if the array has one; otherwise it is derived.
+      key: key of the draw; may be `None` if the modifier draws nothing.
+      strength: factor on its noise, `[]` float32; `None` for 1.
+    """
+    modifier = weight.hardware.modifier
+    if modifier is None:
+        return kernel
+    w, s = on_crossbar(weight, kernel, scale)
+    last = _last_row(weight) if modifier.copy_last_column else None
+    changed = w if last is None else jnp.where(last, 0, w)
+    w_max = jnp.asarray(modifier.assumed_wmax, w.dtype)
+    if modifier.rel_to_actual_wmax:
+        w_max = largest_weight(weight, changed, per_column=modifier.per_column)
+    changed = modifier(key, changed, w_max, strength)
+    changed = changed if last is None else jnp.where(last, w, changed)
+    return jnp.asarray(changed * s, kernel.dtype)
+
+
+def _last_row(weight: AnalogWeight) -> jax.Array:
+    """Returns where the stored array has the weights of its last input."""
+    rows, columns = sum(weight.row_sizes), sum(weight.column_sizes)
+    last = np.arange(rows)[:, None] == rows - 1
+    return weight.from_matrix(jnp.broadcast_to(last, (*weight.stack, rows, columns)))

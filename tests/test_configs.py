@@ -21,12 +21,12 @@ def test_a_recipe_takes_two_steps(path, tmp_path):
     ]
     config = read_config(path, quick)
     out = tmp_path / "run"
-    make_folder(out, config)
+    make_folder(out, config, path.parent)
     results = compare(
         config, prepare(config, path.parent), out, console=Console(quiet=True)
     )
     assert {result.values.shape for result in results} == {(1, 2)}
-    names = {"config.json", "export", "hardware-aware", "plain"}
+    names = {"config.json", "source.json", "export", "hardware-aware", "plain"}
     assert {p.name for p in out.iterdir()} == names | {"results.json", "results.png"}
 
 

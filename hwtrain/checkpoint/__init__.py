@@ -5,6 +5,7 @@ from hwtrain.checkpoint.hook import ExportHook as ExportHook
 from hwtrain.checkpoint.manifest import Manifest as Manifest
 from hwtrain.checkpoint.orbax import HardwareRestore as HardwareRestore
 from hwtrain.checkpoint.orbax import HardwareSave as HardwareSave
+from hwtrain.checkpoint.progress import show_progress as show_progress
 from hwtrain.checkpoint.reader import HardwareCheckpoint as HardwareCheckpoint
 from hwtrain.checkpoint.reader import load as load
 from hwtrain.checkpoint.tiles import Tile as Tile

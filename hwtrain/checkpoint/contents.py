@@ -14,6 +14,7 @@ from hwtrain.checkpoint import tensors
 from hwtrain.checkpoint.crossbars import Crossbars
 from hwtrain.checkpoint.errors import HardwareCheckpointError
 from hwtrain.checkpoint.manifest import ChipEntry, LayerEntry, LeafEntry
+from hwtrain.checkpoint.progress import Report
 from hwtrain.checkpoint.rules import UNITS
 from hwtrain.checkpoint.variables import Leaf, flatten
 from hwtrain.plan import AnalogWeight, Plan
@@ -68,18 +69,23 @@ class Contents:
             for leaf in self.leaves
         ]
 
-    def write(self, directory: Path) -> None:
+    def write(self, directory: Path, report: Report | None = None) -> None:
         """Writes the checkpoint into an empty directory, the manifest last.
 
         One layer is in memory at a time.
+
+        Args:
+          directory: where to.
+          report: is called with the number of layers that are written, and of all.
         """
         for folder in ["tensors", *map(_chip_folder, self.seeds)]:
             (directory / folder).mkdir(parents=True)
         files = _Files(directory)
-        layers = [
-            self._write_layer(files, number, weight)
-            for number, weight in enumerate(self.plan.weights)
-        ]
+        layers = []
+        for number, weight in enumerate(self.plan.weights):
+            layers.append(self._write_layer(files, number, weight))
+            if report is not None:
+                report(number + 1, len(self.plan))
         modules: dict[tuple[str | int, ...], list[Leaf]] = {}
         for leaf in self.leaves:
             if leaf.tensor not in files.leaves:

@@ -33,11 +33,7 @@ def new(out: str | os.PathLike[str], *, folder: bool = False) -> Iterator[Path]:
         Nothing is left behind.
     """
     destination = Path(out)
-    if os.path.lexists(destination):
-        raise HardwareCheckpointError(
-            f"{destination} exists and is never overwritten; choose another path, or "
-            "remove it first"
-        )
+    check_free(destination)
     partial = destination.with_name(
         f".{destination.name}.{secrets.token_hex(4)}.partial"
     )
@@ -60,3 +56,12 @@ def new(out: str | os.PathLike[str], *, folder: bool = False) -> Iterator[Path]:
             shutil.rmtree(partial, ignore_errors=True)
         else:
             partial.unlink(missing_ok=True)
+
+
+def check_free(path: Path) -> None:
+    """Raises if something lies where something shall be written."""
+    if os.path.lexists(path):
+        raise HardwareCheckpointError(
+            f"{path} exists and is never overwritten; choose another path, or "
+            "remove it first"
+        )

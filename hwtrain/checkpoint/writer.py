@@ -9,6 +9,7 @@ import safetensors
 
 from hwtrain.checkpoint import destination
 from hwtrain.checkpoint.contents import Contents
+from hwtrain.checkpoint.progress import Report
 from hwtrain.plan import Plan
 
 
@@ -19,6 +20,7 @@ def export(
     *,
     chip_seed: int | None = None,
     chip_seeds: Iterable[int] = (),
+    report: Report | None = None,
 ) -> Path:
     r"""Writes a model as a checkpoint that a chip can be programmed from.
 
@@ -49,6 +51,8 @@ def export(
       chip_seed: seed of a chip whose frozen mismatch is drawn and stored beside the
         nominal values. `None` for none.
       chip_seeds: more of them.
+      report: is called with the number of layers that are written, and of all, such as
+        that of `show_progress`. `None` for none.
 
     Returns:
       `path`.
@@ -62,7 +66,7 @@ def export(
     with destination.new(path, folder=True) as partial:
         contents = Contents(variables, plan, seeds)
         try:
-            contents.write(partial)
+            contents.write(partial, report)
         except safetensors.SafetensorError as error:
             raise OSError(str(error)) from error
     return Path(path)

@@ -1,21 +1,24 @@
 """What happens to weights at every training step: noise and rounding."""
 
 import dataclasses
-from typing import Literal, Self
+from typing import Any, Literal, Self
 
 import jax
+import jax.numpy as jnp
 from pydantic import model_validator
 from pydantic.dataclasses import dataclass
 
 from hwtrain.hardware.configuration import CONFIG, NonNegative, Positive, Share
-from hwtrain.physics import modifiers, rounding
+from hwtrain.physics import modifiers, rounding, vector_noise
 from hwtrain.physics.pcm_weights import pcm_noise
+from hwtrain.physics.tiled_matrix import TiledMatrix
 
 _ROUNDING, _DROP = 1, 2
 
 _LEVELS = ("discretize", "discretize_add_normal", "dorefa")
 _NOISE = ("add_normal", "mult_normal", "discretize_add_normal", "poly", "prog_noise")
 _PCM = ("pcm_noise",)
+_GAUSSIAN = ("add_normal", "mult_normal", "poly")
 _RELATIVE = (
     "add_normal",
     "discretize",
@@ -46,6 +49,9 @@ _EFFECTIVE = {
     "pcm_prob_at_random": _PCM,
     "reparameterized": (*_ACTIVE, "copy"),
     "enable_during_test": (*_ACTIVE, "copy"),
+    "per_batch_sample": (*_ACTIVE, "copy"),
+    "per_vector": _GAUSSIAN,
+    "copy_last_column": (*_ACTIVE, "copy"),
 }
 
 
@@ -138,6 +144,15 @@ class WeightModifierParameter:
     """Take the true derivative at fixed random numbers, instead of straight-through."""
     enable_during_test: bool = False
     """Modify the weights in `chip_mode` too."""
+    per_batch_sample: bool = False
+    """Draw weights for each example, an entry of the leading axis of a layer's input,
+    instead of for the step. Costs a matrix of draws for each."""
+    per_vector: bool = False
+    """Draw weights for each vector that is multiplied: for each example, position and
+    call. It is drawn at the output, which is as cheap as the output is small."""
+    copy_last_column: bool = False
+    """Leave the weights of the last input (a row here, a column in the reference) as
+    they are and out of A: those of an input of one, which stand for a bias."""
 
     @model_validator(mode="after")
     def _check(self) -> Self:
@@ -159,6 +174,7 @@ class WeightModifierParameter:
                 f"assumed_wmax={self.assumed_wmax} does nothing while A is taken from "
                 "the weights; write rel_to_actual_wmax=False too, or leave it out"
             )
+        self._check_inputs()
         if self.coeffs == ():
             raise ValueError("coeffs must hold at least c_0; got none")
         stuck = sum(self._stuck)
@@ -169,6 +185,29 @@ class WeightModifierParameter:
             )
         return self
 
+    def _check_inputs(self) -> None:
+        """Raises for draws per input that are none, or that cannot be had."""
+        if self.per_input and not self.draws:
+            name = "per_vector" if self.per_vector else "per_batch_sample"
+            raise ValueError(
+                f"{name}=True does nothing, because this modifier draws nothing; leave "
+                "it out, or write std_dev, pdrop or sto_round"
+            )
+        if not self.per_vector:
+            return
+        others = ("per_batch_sample", "copy_last_column", "pdrop", "reparameterized")
+        for name in others:
+            if getattr(self, name):
+                raise ValueError(
+                    f"per_vector=True draws normal numbers at the output, and takes "
+                    f"no {name}; leave one of the two out"
+                )
+
+    @property
+    def per_input(self) -> bool:
+        """Whether draws belong to what is multiplied, and not to the step."""
+        return self.per_batch_sample or self.per_vector
+
     @property
     def acts(self) -> bool:
         """Whether the modifier changes anything; rounding acts without a draw."""
@@ -177,11 +216,17 @@ class WeightModifierParameter:
     @property
     def draws(self) -> bool:
         """Whether the modifier draws anything, and so needs a key."""
+        return self.noisy or self.sto_round
+
+    @property
+    def noisy(self) -> bool:
+        """Whether the modifier draws noise that can be weaker or stronger."""
         if self.type == "none":
             return False
         aging = self.type in _PCM and self.pcm_t_inference > 0
-        drawn = (self.std_dev, self.pdrop, self.sto_round, aging, *self._stuck)
-        return any(value > 0 for value in drawn)
+        return aging or any(
+            value > 0 for value in (self.std_dev, self.pdrop, *self._stuck)
+        )
 
     @property
     def _stuck(self) -> tuple[float, float, float]:
@@ -192,7 +237,11 @@ class WeightModifierParameter:
         )
 
     def __call__(
-        self, key: jax.Array | None, w: jax.Array, w_max: jax.Array
+        self,
+        key: jax.Array | None,
+        w: jax.Array,
+        w_max: jax.Array,
+        strength: jax.Array | None = None,
     ) -> jax.Array:
         """Returns the modified weights.
 
@@ -201,6 +250,8 @@ class WeightModifierParameter:
           w: weights of any shape, in units of the crossbar.
           w_max: A, broadcastable against `w`. Not read if `rel_to_actual_wmax` is
             false.
+          strength: factor on every standard deviation and probability, `[]` float32;
+            `None` for 1.
 
         Raises:
           ValueError: if a draw has no key.
@@ -215,20 +266,53 @@ class WeightModifierParameter:
                 )
             # Zero times a draw, which XLA does not remove: any key will do.
             key = jax.random.key(0)
-        value = self._modify(key, w, w_max if self.rel_to_actual_wmax else None)
+        actual = w_max if self.rel_to_actual_wmax else None
+        value = self._modify(key, w, actual, strength)
         if self.pdrop == 0:
             return value
         drop_key = jax.random.fold_in(key, _DROP)
         return modifiers.drop_connect(
-            drop_key, value, pdrop=self.pdrop, reparameterized=self.reparameterized
+            drop_key,
+            value,
+            pdrop=_scaled(self.pdrop, strength),
+            reparameterized=self.reparameterized,
         )
 
+    def output_deviation(
+        self, x: jax.Array, tiles: TiledMatrix, w_max: jax.Array
+    ) -> jax.Array:
+        """Returns the standard deviation of a product by weight noise, `per_vector`.
+
+        Args:
+          x: `[..., row tiles, column tiles or 1, rows]`, in normalised units.
+          tiles: the weights.
+          w_max: A, `[row tiles, columns or 1]`, in units of the crossbar. Not read if
+            `rel_to_actual_wmax` is false.
+
+        Returns:
+          `[..., row tiles, column tiles or 1, columns or 1]`.
+        """
+        if not self.rel_to_actual_wmax:
+            w_max = jnp.full((len(tiles.row_sizes), 1), self.assumed_wmax)
+        sigma = {
+            "add_normal": lambda w, a: a,
+            "mult_normal": lambda w, a: w,
+            "poly": lambda w, a: modifiers.poly_sigma(
+                w, a, coeffs=self.coeffs or modifiers.PCM_RELATIVE_COEFFICIENTS
+            ),
+        }[self.type]
+        return self.std_dev * vector_noise.output_deviation(x, tiles, w_max, sigma)
+
     def _modify(
-        self, key: jax.Array, w: jax.Array, actual: jax.Array | None
+        self,
+        key: jax.Array,
+        w: jax.Array,
+        actual: jax.Array | None,
+        strength: jax.Array | None,
     ) -> jax.Array:
         w_max = self.assumed_wmax if actual is None else actual
         gradient = {"reparameterized": self.reparameterized}
-        noise = {"std_dev": self.std_dev, **gradient}
+        noise = {"std_dev": _scaled(self.std_dev, strength), **gradient}
         if self.type in ("discretize", "discretize_add_normal"):
             rounding_key = jax.random.fold_in(key, _ROUNDING)
             w = rounding.discretize(
@@ -270,10 +354,16 @@ class WeightModifierParameter:
                     t_inference_s=self.pcm_t_inference,
                     t0_s=self.pcm_t0,
                     zero_threshold=self.pcm_zero_thres,
-                    prob_at_reset=self.pcm_prob_at_reset,
-                    prob_at_gmax=self.pcm_prob_at_gmax,
-                    prob_at_random=self.pcm_prob_at_random,
+                    prob_at_reset=_scaled(self.pcm_prob_at_reset, strength),
+                    prob_at_gmax=_scaled(self.pcm_prob_at_gmax, strength),
+                    prob_at_random=_scaled(self.pcm_prob_at_random, strength),
+                    nu_scale=_scaled(1.0, strength),
                     **noise,
                 )
             case _:
                 return w
+
+
+def _scaled(amount: float, strength: jax.Array | None) -> Any:
+    """Returns an amount of noise at a strength; what is off stays off."""
+    return amount if strength is None or amount == 0 else strength * amount

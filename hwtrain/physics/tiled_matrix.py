@@ -58,13 +58,7 @@ class TiledMatrix(NamedTuple):
         """
         s: Any = 1.0
         if scale is not None:
-            s = jax.lax.stop_gradient(scale).astype(jnp.float32)
-            if s.shape[-1] == 1:
-                s = s[..., None]
-            else:
-                s = tiling.cut(s, column_sizes, axis=-1)
-                # The padding must not divide by zero: its gradient would be NaN.
-                s = jnp.where(tiling.mask(column_sizes), s, 1)
+            s = cut_columns(jax.lax.stop_gradient(scale), column_sizes)
         w = tiling.cut(tiling.cut(w, row_sizes, axis=-2), column_sizes, axis=-1)
         return cls(w, s, row_sizes, column_sizes, dot_general, dtype)
 
@@ -106,3 +100,21 @@ class TiledMatrix(NamedTuple):
                 y = self.dot_general(x, w, (((last,), (2,)), ((0, 1), (0, 1))))
             y = jnp.moveaxis(y, (0, 1), (-3, -2))
         return y.astype(jnp.float32)
+
+
+def cut_columns(statistic: jax.Array, column_sizes: tuple[int, ...]) -> jax.Array:
+    """Returns a statistic of row tiles, broadcastable against the tiles' outputs.
+
+    Args:
+      statistic: `[row tiles, columns or 1]`.
+      column_sizes: columns of each column tile.
+
+    Returns:
+      `[row tiles, 1 or column tiles, 1 or columns]`, float32, with ones as padding: it
+      must not divide by zero, or its gradient would be NaN.
+    """
+    statistic = statistic.astype(jnp.float32)
+    if statistic.shape[-1] == 1:
+        return statistic[..., None]
+    pieces = tiling.cut(statistic, column_sizes, axis=-1)
+    return jnp.where(tiling.mask(column_sizes), pieces, 1)

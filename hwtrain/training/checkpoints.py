@@ -18,14 +18,22 @@ class DamagedCheckpointError(ValueError):
 
 
 @contextmanager
-def open_checkpoints(folder: Path, *, keep: int = 2) -> Iterator[ocp.CheckpointManager]:
+def open_checkpoints(
+    folder: Path, *, keep: int = 2, read_only: bool = False
+) -> Iterator[ocp.CheckpointManager]:
     """Opens the checkpoints of one training run; on leaving, waits until all is saved.
 
     Args:
-      folder: where they lie; made if it does not exist.
+      folder: where they lie; made if it does not exist and is not only read.
       keep: number of checkpoints kept, the newest ones.
+      read_only: whether nothing is written, so that the run may go on meanwhile.
     """
-    options = ocp.CheckpointManagerOptions(max_to_keep=keep)
+    # Not Orbax's own read_only, which warns of every option that it changes.
+    options = (
+        ocp.CheckpointManagerOptions(create=False)
+        if read_only
+        else ocp.CheckpointManagerOptions(max_to_keep=keep)
+    )
     manager = ocp.CheckpointManager(folder.absolute(), options=options)
     try:
         yield manager

@@ -145,7 +145,7 @@ def _evaluate(
         population = evaluate.population(
             analog,
             variables,
-            list(_batches(ready.test, config.evaluation.batch_size)),
+            list(batches(ready.test, config.evaluation.batch_size)),
             accuracy,
             chips=config.evaluation.chips,
             key=jax.random.key(config.evaluation.seed),
@@ -171,7 +171,8 @@ def accuracy(outputs: jax.Array, labels: jax.Array) -> jax.Array:
     return 100.0 * (outputs.argmax(axis=-1) == labels)
 
 
-def _batches(data: Split, size: int) -> Iterator[Split]:
+def batches(data: Split, size: int) -> Iterator[Split]:
+    """Yields the examples in their order, `size` at a time, fewer at the end."""
     for start in range(0, len(data.labels), size):
         yield Split(*(array[start : start + size] for array in data))
 

@@ -10,6 +10,7 @@ from hwtrain.training.config import Config
 from hwtrain.version import __version__
 
 CONFIG_FILE = "config.json"
+_SOURCE_FILE = "source.json"
 
 
 def open_folder(path: Path, config: Config, *, resume: bool, overwrite: bool) -> bool:
@@ -59,12 +60,50 @@ def open_folder(path: Path, config: Config, *, resume: bool, overwrite: bool) ->
     return True
 
 
-def make_folder(path: Path, config: Config) -> None:
-    """Makes the folder of a new run, in place of the run that lay there, if any."""
+def make_folder(path: Path, config: Config, source: Path) -> None:
+    """Makes the folder of a new run, in place of the run that lay there, if any.
+
+    Args:
+      path: the run's folder.
+      config: the run's configuration.
+      source: the folder that paths in the configuration are relative to.
+    """
     if path.exists():
         shutil.rmtree(path)
     path.mkdir(parents=True)
+    write_json(path / _SOURCE_FILE, {"folder": str(source.resolve())})
     write_json(path / CONFIG_FILE, to_dict(config))
+
+
+def is_run(path: Path) -> bool:
+    """Returns whether a run lies in a folder, as far as its files' names say."""
+    return (path / CONFIG_FILE).is_file()
+
+
+def read_run(path: Path) -> tuple[Config, Path]:
+    """Returns the configuration of a run, and what its paths are relative to.
+
+    Args:
+      path: the run's folder.
+
+    Raises:
+      ValueError: if it is not the folder of a run.
+    """
+    if not is_run(path):
+        raise ValueError(
+            f"{path}: expected the folder of a run, got one without a {CONFIG_FILE}; "
+            "give the folder that hwtrain train wrote to (--out)"
+        )
+    config = _read_config(path / CONFIG_FILE)
+    try:
+        source = json.loads((path / _SOURCE_FILE).read_text(encoding="utf-8"))
+        return config, Path(source["folder"])
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ValueError(
+            f"{path / _SOURCE_FILE}: expected the folder of the run's configuration, "
+            f'such as {{"folder": "/home/me/configs"}}, got {error!r}; write the file '
+            "so"
+        ) from error
 
 
 def write_json(path: Path, data: Any) -> None:
@@ -84,7 +123,7 @@ def _read_config(path: Path) -> Config:
         raise ValueError(
             f"{path}: expected the configuration of a run of hwtrain {__version__}, "
             f"got something else or a damaged file ({reason}); name another folder "
-            "with --out, or delete this one yourself"
+            "(--out, if you were training), or delete this one yourself"
         ) from error
 
 

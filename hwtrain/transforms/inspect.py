@@ -3,6 +3,7 @@
 import dataclasses
 import io
 import math
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -32,22 +33,41 @@ class Inspection:
     digital: tuple[tuple[str, str], ...]
     totals: dict[str, int]
 
-    def __str__(self) -> str:
-        """Returns the tables as text."""
-        console = Console(file=io.StringIO(), width=160, color_system=None)
+    def tables(self) -> Iterator[Table | str]:
+        """Yields what rich prints: the tables, and the totals as a line.
+
+        What is the same of all weights stands once, above what differs.
+        """
+        first = next(iter(self.rows), {})
+        names = list(first)
+        values = {name: {row[name] for row in self.rows} for name in names}
+        common = [n for n in names[1:] if len(self.rows) > 1 and len(values[n]) == 1]
+        if common:
+            table = _table("", "", title="Every analog weight", show_header=False)
+            off = [name for name in common if values[name] == {"none"}]
+            for name in (name for name in common if name not in off):
+                table.add_row(name, first[name])
+            if off:
+                table.add_row("off", ", ".join(off))
+            yield table
         if self.rows:
-            table = Table(title="Analog")
-            for name in self.rows[0]:
-                table.add_column(name, overflow="fold")
+            shown = [name for name in names if name not in common]
+            table = _table(*shown, title="Analog")
             for row in self.rows:
-                table.add_row(*row.values())
-            console.print(table)
+                table.add_row(*(row[name] for name in shown))
+            yield table
         if self.digital:
-            table = Table("parameter", "why", title="Digital")
+            table = _table("parameter", "why", title="Digital")
             for path, reason in self.digital:
                 table.add_row(path, reason)
-            console.print(table)
-        console.print(", ".join(f"{name}: {n:,}" for name, n in self.totals.items()))
+            yield table
+        yield ", ".join(f"{name}: {n:,}" for name, n in self.totals.items())
+
+    def __str__(self) -> str:
+        """Returns the tables as text."""
+        console = Console(file=io.StringIO(), width=120, color_system=None)
+        for table in self.tables():
+            console.print(table, highlight=False)
         return console.file.getvalue()  # type: ignore[attr-defined]
 
 
@@ -76,12 +96,29 @@ def inspect(
         params = nnx.state(analog, nnx.Param)
     else:
         params = variables.get("params", variables)
+    return inspect_plan(found, params)
+
+
+def inspect_plan(found: Plan, params: Any) -> Inspection:
+    """Returns the table of a model whose plan is there, as that of a checkpoint is.
+
+    Args:
+      found: the plan.
+      params: the parameters.
+    """
     values = paths.leaves(meta.unbox(params))
     return Inspection(
         rows=tuple(_row(weight, found, values) for weight in found.weights),
         digital=tuple((entry.path, entry.reason) for entry in found.digital),
         totals=_totals(found, values),
     )
+
+
+def _table(*columns: str, title: str, show_header: bool = True) -> Table:
+    table = Table(title=title, title_justify="left", show_header=show_header)
+    for name in columns:
+        table.add_column(name, overflow="fold")
+    return table
 
 
 def _row(weight: AnalogWeight, plan: Plan, values: dict[str, Any]) -> dict[str, str]:
@@ -92,11 +129,13 @@ def _row(weight: AnalogWeight, plan: Plan, values: dict[str, Any]) -> dict[str, 
         "shape": "x".join(map(str, weight.shape)),
         "tiles": _tiles(weight),
         "scale": _scale(chip),
+        "output scale": _output_scale(weight),
         "input range": _range(weight, plan, values),
         "periphery": _periphery(weight),
         "weight noise": _noise(chip),
         "clip": _clip(chip),
         "remap": _remap(chip),
+        "training drift": _drift(chip),
         "mismatch": _mismatch(chip),
         "conductances": _converter(chip),
         "programming": _noise_model(chip),
@@ -126,6 +165,13 @@ def _scale(chip: Hardware) -> str:
     how = "stored, remapped" if chip.remaps else "stored"
     how = how if chip.stores_scale else "derived"
     return f"max|W|/{chip.mapping.weight_scaling_omega:g} per {each}, {how}"
+
+
+def _output_scale(weight: AnalogWeight) -> str:
+    if not weight.hardware.scales_outputs or weight.hardware.mapping is None:
+        return "1"
+    each = "column" if weight.hardware.mapping.out_scaling_columnwise else "row tile"
+    return f"learned per {each}"
 
 
 def _range(weight: AnalogWeight, plan: Plan, values: dict[str, Any]) -> str:
@@ -171,8 +217,11 @@ def _noise(chip: Hardware) -> str:
         for label, name in amounts
         if getattr(modifier, name) > 0
     )
-    what = f"{modifier.type} {strength}".rstrip()
-    return f"{what}{_each(modifier)} ({when})"
+    what = f"{modifier.type} {strength}".rstrip() + _each(modifier)
+    for name in ("per_batch_sample", "per_vector", "copy_last_column"):
+        if getattr(modifier, name):
+            what += f", {name}"
+    return f"{what} ({when})"
 
 
 def _each(parameter: Any) -> str:
@@ -197,6 +246,15 @@ def _remap(chip: Hardware) -> str:
     return (
         f"{chip.remap.type} to {chip.remap.remapped_wmax:g}"
         f"{limit if chip.remap.max_scale_range else ''}"
+    )
+
+
+def _drift(chip: Hardware) -> str:
+    drift = chip.drift
+    if drift is None or not drift.acts:
+        return "none"
+    return (
+        f"{drift.type}, nu {drift.nu:g} from {drift.t_0:g} s, {drift.dt_s:g} s per step"
     )
 
 

@@ -8,7 +8,7 @@ from typing import Any
 from hwtrain.hardware import Hardware
 from hwtrain.plan import AnalogWeight, Digital, Plan
 
-LEAVES = ("input_range", "probe", "mapping_scale", "chip_key")
+LEAVES = ("input_range", "probe", "mapping_scale", "output_scale", "chip_key")
 """Leaves beside a kernel, in `params`, that are not the user's: those that `analogize`
 puts there, and the key of a chip during its evaluation."""
 
@@ -91,11 +91,13 @@ class Assignment:
       rules: the rules, in order.
       default: hardware of every layer that can be analog, if one was given instead.
       name: prefix of all paths.
+      stream: the rng stream that steps are drawn from.
     """
 
     rules: tuple[Rule, ...] = ()
     default: Hardware | None = None
     name: str = ""
+    stream: str = "mismatch"
 
 
 def assignment(hardware_or_rules: Any, name: str | None) -> Assignment:
@@ -258,6 +260,11 @@ def _check_raw(rule: Rule | None, path: str, hardware: Hardware) -> None:
         for name, there in (
             ("input_range", hardware.ranged),
             ("forward", hardware.forward is not None),
+            ("mapping.learn_out_scaling", hardware.scales_outputs),
+            (
+                "modifier.per_batch_sample or per_vector",
+                hardware.modifies_inputs("train"),
+            ),
         )
         if there
     ]

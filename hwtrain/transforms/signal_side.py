@@ -5,18 +5,31 @@ The pieces that Linen and NNX share. Each framework finds the leaves its own way
 
 import contextlib
 import contextvars
+import dataclasses
+import functools
 from collections.abc import Callable, Mapping
 
 import jax
 import jax.numpy as jnp
 
+from hwtrain.crossbar import modified
+from hwtrain.physics import tiling
 from hwtrain.physics.input_range import PROBE_SIZE, RangeGradient, ranged_matmul
 from hwtrain.physics.mvm import analog_mvm
-from hwtrain.physics.random import fold_in_bits
+from hwtrain.physics.random import draw_key, fold_in_bits
 from hwtrain.plan import AnalogWeight
 from hwtrain.transforms.observation import Multiplication, observer
+from hwtrain.transforms.per_example import per_example
 
-STEP_LEAVES = ("input_range", "probe", "mapping_scale", "noise_key", "chip_key")
+STEP_LEAVES = (
+    "input_range",
+    "probe",
+    "mapping_scale",
+    "output_scale",
+    "noise_key",
+    "noise_strength",
+    "chip_key",
+)
 """What a layer may find beside its kernel in a call."""
 
 _calls: contextvars.ContextVar[dict[str, int] | None] = contextvars.ContextVar(
@@ -41,12 +54,16 @@ def initial_leaves(weight: AnalogWeight, kernel: jax.Array) -> dict[str, jax.Arr
     if weight.hardware.stores_scale:
         scale = weight.initial_scale(weight.to_matrix(kernel))
         leaves["mapping_scale"] = jnp.asarray(scale, jnp.float32)
+    if weight.hardware.scales_outputs:
+        leaves["output_scale"] = jnp.ones(weight.output_scale_shape, jnp.float32)
     return leaves
 
 
 def has_signal_side(weight: AnalogWeight) -> bool:
-    """Whether anything stands around the layer's matrix multiplication."""
-    return weight.ranged or weight.hardware.converts
+    """Whether anything stands around the layer's matrix multiplication, or in it."""
+    chip = weight.hardware
+    around = weight.ranged or chip.converts or chip.scales_outputs
+    return around or chip.modifies_inputs("train")
 
 
 @contextlib.contextmanager
@@ -90,11 +107,12 @@ def analog_dot_general(
       leaves: what is beside the kernel in this step, of `STEP_LEAVES`: `input_range`
         `[row tiles, column tiles]` and `probe` `[row tiles, column tiles, 6]` if the
         layer has a range, `mapping_scale` `[row tiles, columns or 1]` if it is stored
-        or the kernel is not nominal, `noise_key` if the layer draws, and `chip_key` if
-        it has frozen spreads.
+        or the kernel is not nominal, `noise_key` if the layer draws, `noise_strength`
+        if its noise is scaled, and `chip_key` if it has frozen spreads.
       dot_general: what the layer used before.
     """
     stored = ["mapping_scale"] if weight.hardware.stores_scale else []
+    stored += ["output_scale"] if weight.hardware.scales_outputs else []
     for name in [*(["input_range", "probe"] if weight.ranged else []), *stored]:
         if name not in leaves:
             raise missing_leaf(weight.layer_path, name)
@@ -128,40 +146,111 @@ def analog_dot_general(
         if watch is not None:
             dtype = options.get("preferred_element_type")
             return watch(Multiplication(weight, mode, leaves, x, w, plain, dtype))
-        if not weight.hardware.converts:
-            return ranged_matmul(
+        chip, scale = weight.hardware, leaves.get("mapping_scale")
+        if scale is None and (chip.converts or chip.modifies_inputs(mode)):
+            scale = weight.derived_scale(w)  # no modifier has changed the kernel
+        deviation = _deviation(weight, mode, w, scale)
+
+        def product(x, w, key):
+            output_scale = leaves.get("output_scale")
+            if not chip.converts and deviation is None:
+                if output_scale is not None:
+                    factor = tiling.expand_rows(output_scale, weight.row_sizes)
+                    w = w * factor.astype(w.dtype)
+                if not weight.ranged:
+                    return plain(x, w, (((x.ndim - 1,), (0,)), ((), ())))
+                return ranged_matmul(
+                    x,
+                    w,
+                    leaves["input_range"],
+                    probe,
+                    gradient=gradient,
+                    dot_general=plain,
+                    **tiles,
+                )
+            frozen = chip.freezes(mode)
+            return analog_mvm(
                 x,
                 w,
-                leaves["input_range"],
-                probe,
+                chip.periphery,
+                scale=scale,
+                output_scale=output_scale,
+                input_range=leaves.get("input_range") if weight.ranged else None,
+                probe=probe if weight.ranged else None,
+                key=key,
+                chip_key=_key(leaves["chip_key"]) if frozen else None,
+                deviation=deviation,
+                strength=leaves.get("noise_strength", 1.0),
                 gradient=gradient,
                 dot_general=plain,
+                dtype=options.get("preferred_element_type"),
                 **tiles,
             )
-        scale = leaves.get("mapping_scale")
-        if scale is None:  # nothing is drawn, so that the kernel is nominal
-            scale = weight.derived_scale(w)
-        key = chip = None
-        if weight.hardware.reads(mode):
+
+        key = None
+        if chip.reads(mode) or deviation is not None:
             key = _read_key(weight, leaves["noise_key"], x)
-        if weight.hardware.freezes(mode):
-            chip = _key(leaves["chip_key"])
-        return analog_mvm(
-            x,
-            w,
-            weight.hardware.periphery,
-            scale=scale,
-            input_range=leaves.get("input_range") if weight.ranged else None,
-            probe=probe if weight.ranged else None,
-            key=key,
-            chip_key=chip,
-            gradient=gradient,
-            dot_general=plain,
-            dtype=options.get("preferred_element_type"),
-            **tiles,
-        )
+        if not chip.modifies_inputs(mode) or deviation is not None:
+            return product(x, w, key)
+        return _per_example(weight, leaves, product, x, w, key)
 
     return multiply
+
+
+def _per_example(
+    weight: AnalogWeight,
+    leaves: Mapping[str, jax.Array],
+    product: Callable[..., jax.Array],
+    x: jax.Array,
+    w: jax.Array,
+    key: jax.Array | None,
+) -> jax.Array:
+    """Returns `product(x, w, key)` with weights that are drawn for each example."""
+    layer = _without_stack(weight)
+    scale = leaves["mapping_scale"] if weight.stores_scale else None
+
+    def draw(index, w):
+        step = draw_key(_key(leaves["noise_key"]), "", "weight_noise")
+        key = jax.random.fold_in(step, index)
+        return modified(layer, w, scale, key, leaves.get("noise_strength"))
+
+    def multiply(x, w, index):
+        return product(x, w, None if key is None else jax.random.fold_in(key, index))
+
+    return per_example(multiply, draw, x, w)
+
+
+def _deviation(
+    weight: AnalogWeight, mode: str, w: jax.Array, scale: jax.Array | None
+) -> Callable[..., jax.Array] | None:
+    """Returns the deviation of outputs by weights drawn for each vector, if they are.
+
+    Args:
+      weight: the plan of the layer's array.
+      mode: the mode.
+      w: `[rows, columns]`, the kernel.
+      scale: `[row tiles, columns or 1]`, its mapping scale; `None` for 1.
+    """
+    modifier = weight.hardware.modifier
+    if modifier is None or not modifier.per_vector:
+        return None
+    if not weight.hardware.modifies(mode):
+        return None
+    if scale is not None:
+        w = w / tiling.expand_rows(scale, weight.row_sizes).astype(w.dtype)
+    w_max = tiling.absolute_maximum(w, weight.row_sizes, per_column=modifier.per_column)
+    return functools.partial(modifier.output_deviation, w_max=w_max)
+
+
+def _without_stack(weight: AnalogWeight) -> AnalogWeight:
+    """Returns the plan of one layer of a stack, as the layer sees its array."""
+    depth = len(weight.stack)
+    return dataclasses.replace(
+        weight,
+        shape=weight.shape[depth:],
+        rows=tuple(axis - depth for axis in weight.rows),
+        columns=tuple(axis - depth for axis in weight.columns),
+    )
 
 
 def _check_range(weight: AnalogWeight, leaves: Mapping[str, jax.Array]) -> None:
@@ -194,12 +283,12 @@ def missing_leaf(path: str, leaf: str) -> ValueError:
     )
 
 
-def missing_stream(mode: str) -> ValueError:
+def missing_stream(mode: str, stream: str) -> ValueError:
     """Returns the error of a drawing mode without a stream to draw from."""
     return ValueError(
         f"this model is in {mode}_mode, whose hardware draws noise, and has no rng "
-        'stream "mismatch". Linen: pass rngs={"mismatch": key} to apply. NNX: '
-        "analogize(model, hardware, rngs=nnx.Rngs(mismatch=seed)). Without noise: "
+        f'stream "{stream}". Linen: pass rngs={{"{stream}": key}} to apply. NNX: '
+        f"analogize(model, hardware, rngs=nnx.Rngs({stream}=seed)). Without noise: "
         "hwtrain.eval_mode(model)"
     )
 

@@ -11,9 +11,10 @@ import jax.numpy as jnp
 
 from hwtrain import paths
 from hwtrain.chips import chip_key, layer_keys
-from hwtrain.crossbar import largest_weight, on_crossbar
+from hwtrain.crossbar import modified
 from hwtrain.physics.random import draw_key
-from hwtrain.plan import AnalogWeight, Plan
+from hwtrain.plan import Plan
+from hwtrain.transforms.strength import check_mode, strengths
 
 
 def draws(plan: Plan, mode: str) -> bool:
@@ -50,14 +51,17 @@ def step_weights(
     Returns:
       A tree like `params`, and by path in `params` leaves that are there for this step
       only: `noise_key` of every layer that needs the root, key data `[*stack, 2]`,
+      `noise_strength` `[*stack]` of every layer whose noise is scaled,
       `chip_key` of every layer with frozen spreads, and the `mapping_scale` of the
       nominal kernel where it is not stored.
     """
+    check_mode(mode)
+    strength = strengths(plan)
     nominal = paths.leaves(params)
     active = {
         local(plan, weight.path): weight
         for weight in plan.weights
-        if weight.hardware.modifies(mode)
+        if weight.hardware.modifies(mode) and not weight.hardware.modifies_inputs(mode)
     }
 
     def step_value(path: str, leaf: Any) -> Any:
@@ -65,7 +69,8 @@ def step_weights(
         if weight is None:
             return leaf
         scale = weight.stored_scale(nominal, plan.prefix)
-        return _modified(weight, leaf, scale, key)
+        weight_key = draw_key(key, weight.path, "weight_noise")
+        return modified(weight, leaf, scale, weight_key, strength.get(weight.path))
 
     leaves = {}
     for weight in plan.weights:
@@ -74,6 +79,9 @@ def step_weights(
         if weight.hardware.needs_root(mode):
             data = layer_keys(weight, key, "periphery")
             leaves[local(plan, weight.leaf("noise_key"))] = data
+        if weight.path in strength:
+            path = local(plan, weight.leaf("noise_strength"))
+            leaves[path] = jnp.broadcast_to(strength[weight.path], weight.stack)
         path = local(plan, weight.leaf("chip_key"))
         if weight.hardware.freezes(mode) and path not in nominal:
             # Training sees a new chip at every step; without a chip, it is number 0.
@@ -91,18 +99,3 @@ def step_weights(
 def local(plan: Plan, path: str) -> str:
     """Returns a path of the plan relative to the root."""
     return path.removeprefix(f"{plan.prefix}/") if plan.prefix else path
-
-
-def _modified(
-    weight: AnalogWeight, kernel: jax.Array, scale: jax.Array | None, key: jax.Array
-) -> jax.Array:
-    """Returns the kernel with the weight modifier of its hardware applied."""
-    modifier = weight.hardware.modifier
-    if modifier is None:
-        return kernel
-    w, s = on_crossbar(weight, kernel, scale)
-    w_max = jnp.asarray(modifier.assumed_wmax, w.dtype)
-    if modifier.rel_to_actual_wmax:
-        w_max = largest_weight(weight, w, per_column=modifier.per_column)
-    w = modifier(draw_key(key, weight.path, "weight_noise"), w, w_max)
-    return jnp.asarray(w * s, kernel.dtype)

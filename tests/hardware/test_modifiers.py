@@ -205,6 +205,27 @@ def test_noise_rounding_and_dropping_draw_different_numbers():
         ),
         ({"type": "add_normal", "std_dev": -0.1}, "greater than or equal to 0"),
         ({"type": "drop_connect", "pdrop": 1.1}, "less than or equal to 1"),
+        (
+            {"type": "discretize", "res": 4.0, "per_batch_sample": True},
+            "per_batch_sample=True does nothing, because this modifier draws nothing",
+        ),
+        (
+            {"type": "discretize_add_normal", "res": 4.0, "per_vector": True},
+            "use a type that takes it: add_normal, mult_normal, poly",
+        ),
+        (
+            {"type": "add_normal", "std_dev": 0.1, "per_vector": True, "pdrop": 0.1},
+            "takes no pdrop",
+        ),
+        (
+            {
+                "type": "add_normal",
+                "std_dev": 0.1,
+                "per_vector": True,
+                "per_batch_sample": True,
+            },
+            "takes no per_batch_sample",
+        ),
         ({"type": "AddNormal"}, "Input should be 'none', 'copy', 'add_normal'"),
     ],
 )

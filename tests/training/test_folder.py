@@ -12,7 +12,7 @@ CONFIG = Path(__file__).parents[2] / "configs" / "digits_mlp.toml"
 @pytest.fixture
 def run(tmp_path):
     path = tmp_path / "run"
-    folder.make_folder(path, read_config(CONFIG))
+    folder.make_folder(path, read_config(CONFIG), CONFIG.parent)
     (path / "result").write_text("precious")
     return path
 
@@ -34,7 +34,7 @@ def test_a_run_is_continued_or_replaced_if_asked(run):
     assert folder.open_folder(run, config, resume=True, overwrite=False)
     assert not folder.open_folder(run, config, resume=False, overwrite=True)
     assert (run / "result").exists()
-    folder.make_folder(run, config)
+    folder.make_folder(run, config, CONFIG.parent)
     assert not (run / "result").exists()
 
 

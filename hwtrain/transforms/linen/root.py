@@ -198,9 +198,9 @@ def _apply(root: Any, original, name: str, args: tuple, kwargs: dict):
     key = weight_side.no_key() if weight_side.needs_root(plan, mode) else None
     if weight_side.draws(plan, mode):
         # Not make_rng: it counts calls, and falls back to the params stream.
-        if "mismatch" not in rngs:
-            raise missing_stream(mode)
-        key = rngs["mismatch"].as_jax_rng()
+        if told.stream not in rngs:
+            raise missing_stream(mode, told.stream)
+        key = rngs[told.stream].as_jax_rng()
     by_layer = {
         weight_side.local(plan, weight.leaf("")).rstrip("/"): weight
         for weight in plan.weights

@@ -56,12 +56,13 @@ def analogize_nnx(model: Any, assigned: Assignment, rngs: nnx.Rngs | None) -> An
     model.analog_mode = "train"
     model.analog_assigned = assigned
     if rngs is not None:
-        if not isinstance(rngs, nnx.Rngs) or "mismatch" not in rngs:
+        stream = assigned.stream
+        if not isinstance(rngs, nnx.Rngs) or stream not in rngs:
             raise ValueError(
-                'analogize(..., rngs=) takes an nnx.Rngs with a stream "mismatch": '
-                f"nnx.Rngs(mismatch=seed); got {rngs!r}"
+                f'analogize(..., rngs=) takes an nnx.Rngs with a stream "{stream}": '
+                f"nnx.Rngs({stream}=seed); got {rngs!r}"
             )
-        model.analog_stream = rngs["mismatch"]
+        model.analog_stream = rngs[stream]
     return model
 
 
@@ -207,7 +208,7 @@ def _through_both_sides(base: type, name: str):
         key = weight_side.no_key()
         if weight_side.draws(plan, mode):
             if not hasattr(self, "analog_stream"):
-                raise missing_stream(mode)
+                raise missing_stream(mode, self.analog_assigned.stream)
             key = self.analog_stream()
         return _noisy_call(self, original, plan, mode, key, args, kwargs)
 

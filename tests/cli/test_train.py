@@ -16,7 +16,7 @@ import pytest
 from hwtrain import checkpoint, cli
 from hwtrain.training import folder, read_config
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 CONFIG = ROOT / "configs" / "digits_mlp.toml"
 SMALL = [
     "--set",
@@ -180,10 +180,11 @@ def test_what_a_recipe_raises_is_one_line(tmp_path, capsys, data, model, message
 
 
 def test_an_existing_run_is_left_alone(tmp_path, capsys):
-    folder.make_folder(tmp_path / "run", read_config(CONFIG))
+    folder.make_folder(tmp_path / "run", read_config(CONFIG), ROOT)
     assert cli.main(["train", str(CONFIG), "--out", str(tmp_path / "run")]) == 2
     assert "--resume" in capsys.readouterr().err
-    assert [path.name for path in (tmp_path / "run").iterdir()] == ["config.json"]
+    names = sorted(path.name for path in (tmp_path / "run").iterdir())
+    assert names == ["config.json", "source.json"]
 
 
 def test_a_damaged_checkpoint_is_one_line_and_a_terminal_without_sigma_is_fine(

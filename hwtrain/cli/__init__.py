@@ -1,0 +1,3 @@
+"""The command `hwtrain`."""
+
+from hwtrain.cli.command_line import main as main

@@ -1,0 +1,54 @@
+"""The command `hwtrain`: reads the command line, runs a command, reports errors."""
+
+import argparse
+import io
+import shlex
+import sys
+from collections.abc import Sequence
+
+from hwtrain.cli import convert, evaluate, export, inspect, train, verify
+from hwtrain.cli.errors import BadInputError, print_error
+from hwtrain.version import __version__
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs the command and returns its exit status.
+
+    Bad input is one line on stderr and status 2.
+
+    Args:
+      arguments: the command line without the program's name; `sys.argv` by default.
+    """
+    for stream in (sys.stdout, sys.stderr):
+        # A terminal that has no ± shows a ?, instead of ending a run of hours there.
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    options = _parser().parse_args(words)
+    try:
+        return options.command(options)
+    except BadInputError as error:
+        print_error(f"error: {error}")
+        return 2
+    except KeyboardInterrupt:
+        print_error(_interrupted(words))
+        return 130
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="hwtrain", description="Hardware-aware training for analog chips."
+    )
+    parser.add_argument("--version", action="version", version=__version__)
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    for command in (train, evaluate, export, inspect, verify, convert):
+        command.add(commands)
+    return parser
+
+
+def _interrupted(words: Sequence[str]) -> str:
+    if words[0] != "train":
+        return "interrupted; nothing was left behind"
+    flags = ("--overwrite", "--resume")
+    again = shlex.join(["hwtrain", *(word for word in words if word not in flags)])
+    return f"interrupted; to continue from the last checkpoint: {again} --resume"

@@ -1,0 +1,145 @@
+"""`hwtrain inspect`."""
+
+import argparse
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from hwtrain import paths
+from hwtrain.checkpoint import Manifest
+from hwtrain.checkpoint.crossbars import Crossbars
+from hwtrain.cli.errors import bad_input
+from hwtrain.cli.options import Commands, Model, add_model, check_file, open_model
+from hwtrain.evaluate import plots
+from hwtrain.evaluate.histograms import Histogram
+from hwtrain.plan import AnalogWeight
+from hwtrain.transforms.inspect import inspect_plan
+
+_BARS = 25
+
+
+def add(commands: Commands) -> None:
+    """Adds the command."""
+    parser = commands.add_parser(
+        "inspect",
+        help="show what each layer of a model does, and its conductances",
+        description="Shows what each layer of a run's model or of a hardware-ready "
+        "checkpoint really does, and a histogram of its conductances.",
+    )
+    add_model(parser)
+    parser.add_argument(
+        "--chip",
+        type=int,
+        metavar="SEED",
+        help="conductances of this chip of a checkpoint, instead of the targets",
+    )
+    parser.add_argument(
+        "--png", type=Path, metavar="FILE", help="draw the histograms to this file"
+    )
+    parser.set_defaults(command=_inspect)
+
+
+def _inspect(options: argparse.Namespace) -> int:
+    console = Console()
+    with bad_input():
+        if options.png is not None:
+            plots.require_matplotlib()
+            check_file(options.png)
+        model = open_model(options)
+        histograms = _histograms(model, options.chip)
+        if options.png is not None and not histograms:
+            raise ValueError(
+                f"--png {options.png}: no weight of {model.title} has conductances; "
+                "its hardware has no converter"
+            )
+        console.print(model.title, soft_wrap=True, highlight=False, markup=False)
+        if model.checkpoint is not None:
+            console.print(_about(model.checkpoint.manifest))
+        for table in inspect_plan(model.plan, model.variables["params"]).tables():
+            console.print(table, highlight=False)
+        if histograms:
+            console.print(_table(histograms, options.chip))
+        if options.png is not None:
+            title = f"{model.title}: {_what(options.chip)}"
+            plots.plot_histograms(histograms, options.png, title=title)
+            console.print(f"{options.png} written", soft_wrap=True, highlight=False)
+    return 0
+
+
+def _histograms(model: Model, chip: int | None) -> dict[str, Histogram]:
+    found = {}
+    if chip is not None and model.checkpoint is None:
+        raise ValueError(
+            f"--chip {chip}: a run has no chips; export them first: hwtrain export RUN "
+            f"OUT --chip {chip}"
+        )
+    for weight in model.plan.weights:
+        converter = weight.hardware.converter
+        if converter is not None:
+            found[weight.path] = Histogram.of(
+                _conductances(model, weight, chip),
+                g_min=converter.g_min,
+                g_max=converter.g_max,
+                bins=_BARS,
+            )
+    return found
+
+
+def _conductances(
+    model: Model, weight: AnalogWeight, chip: int | None
+) -> Iterator[np.ndarray]:
+    """Yields the conductances of a weight's devices, tile by tile, in µS."""
+    if model.checkpoint is not None:
+        grid = model.checkpoint.conductances(weight.path, chip)
+        tiles = [tile for row in grid for tile in row]
+    else:
+        params = paths.leaves(model.variables["params"])
+        kernel, scale = params[weight.path], weight.stored_scale(params)
+        crossbars = Crossbars(
+            weight, np.asarray(kernel), None if scale is None else np.asarray(scale)
+        )
+        tiles = [tile for _, tile in crossbars.tiles()]
+    for tile in tiles:
+        for name, target in tile.conductances.items():
+            device = tile.programmed.get(name)
+            yield target if device is None else np.asarray(device.g_prog)
+
+
+def _what(chip: int | None) -> str:
+    return "target conductances" if chip is None else f"conductances of chip {chip}"
+
+
+def _about(manifest: Manifest) -> Table:
+    table = Table(title="Checkpoint", title_justify="left", show_header=False)
+    table.add_column()
+    table.add_column(overflow="fold")
+    versions = ", ".join(f"{name} {v}" for name, v in manifest.libraries.items())
+    table.add_row("format", f"{manifest.format} {manifest.version}")
+    table.add_row("written by", versions)
+    table.add_row("chips", ", ".join(str(c.seed) for c in manifest.chips) or "none")
+    table.add_row("SHA-256", manifest.sha256 or "")
+    return table
+
+
+def _table(histograms: dict[str, Histogram], chip: int | None) -> Table:
+    ends = sorted({tuple(h.edges[[0, -1]].tolist()) for h in histograms.values()})
+    whole = f"{ends[0][0]:g} to {ends[0][1]:g} µS" if len(ends) == 1 else ""
+    title = f"{_what(chip).capitalize()}, in µS; bars are logarithmic"
+    table = Table(title=title, title_justify="left")
+    table.add_column("weight", overflow="fold")
+    for name in ("devices", "least", "mean", "most"):
+        table.add_column(name, justify="right", no_wrap=True)
+    table.add_column(whole or "least to most", no_wrap=True)
+    for path, found in histograms.items():
+        numbers = (found.lowest, found.mean, found.highest)
+        table.add_row(
+            path,
+            f"{found.counts.sum():,}",
+            *(f"{number:.2f}" for number in numbers),
+            Text(found.text()),
+        )
+    return table

@@ -1,0 +1,122 @@
+"""Options that several commands share, and what they mean."""
+
+import argparse
+import dataclasses
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from hwtrain.checkpoint import HardwareCheckpoint, load
+from hwtrain.plan import Plan
+from hwtrain.training.folder import is_run
+from hwtrain.training.run import Run, open_run
+
+if TYPE_CHECKING:
+    Commands = argparse._SubParsersAction[argparse.ArgumentParser]
+else:
+    Commands = Any
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Model:
+    """A model that a command works on.
+
+    Attributes:
+      title: what it is, for headlines.
+      plan: its plan.
+      variables: its nominal variables.
+      run: the run that it is of; `None` for a checkpoint alone.
+      checkpoint: the hardware-ready checkpoint that it was read from, if it was.
+    """
+
+    title: str
+    plan: Plan
+    variables: dict[str, Any]
+    run: Run | None = None
+    checkpoint: HardwareCheckpoint | None = None
+
+
+def add_model(parser: argparse.ArgumentParser) -> None:
+    """Adds the argument for a model and what chooses one of a run's."""
+    parser.add_argument(
+        "model",
+        metavar="RUN|CHECKPOINT",
+        type=Path,
+        help="the folder of a run, or a hardware-ready checkpoint",
+    )
+    parser.add_argument(
+        "--seed",
+        type=int,
+        metavar="SEED",
+        help="which training seed of a run (default: its first)",
+    )
+
+
+def open_model(options: argparse.Namespace) -> Model:
+    """Returns the model that a command line names.
+
+    Raises:
+      ValueError: if there is none.
+    """
+    path: Path = options.model
+    if not path.is_dir():
+        raise ValueError(
+            f"{path}: expected the folder of a run or a hardware-ready checkpoint, got "
+            f"{'a file' if path.exists() else 'no such folder'}"
+        )
+    if not is_run(path):
+        if options.seed is not None:
+            raise ValueError(
+                f"--seed {options.seed} does nothing with the checkpoint {path}, which "
+                "holds one model; leave it out, or give the folder of a run"
+            )
+        checkpoint = load(path)
+        return Model(
+            title=str(path),
+            plan=checkpoint.plan,
+            variables=checkpoint.variables,
+            checkpoint=checkpoint,
+        )
+    run = open_run(path)
+    seed = run.config.training.seeds[0] if options.seed is None else options.seed
+    step, params = run.trained(seed)
+    return Model(
+        title=f"{path}, hardware-aware, training seed {seed}, step {step}",
+        plan=run.ready.plan,
+        variables={"params": params},
+        run=run,
+    )
+
+
+def add_chips(parser: argparse.ArgumentParser, *, what: str) -> None:
+    """Adds the options that name chips."""
+    chips = parser.add_mutually_exclusive_group()
+    chips.add_argument("--chips", type=int, metavar="N", help=f"{what} chips 0 to N-1")
+    chips.add_argument(
+        "--chip",
+        type=int,
+        action="append",
+        metavar="SEED",
+        help=f"{what} the chip of this seed; may be repeated",
+    )
+
+
+def chip_seeds(options: argparse.Namespace) -> list[int] | None:
+    """Returns the seeds of the chips that a command line names; `None` for none named.
+
+    Raises:
+      ValueError: for a number of chips below one.
+    """
+    if options.chips is None:
+        return options.chip
+    if options.chips < 1:
+        raise ValueError(f"--chips: expected at least 1, got {options.chips}")
+    return list(range(options.chips))
+
+
+def check_file(path: Path) -> None:
+    """Raises if a file cannot be written to a path, as far as can be seen before."""
+    if path.is_dir() or not path.parent.is_dir():
+        raise ValueError(
+            f"{path}: expected a file in a folder that exists, got "
+            f"{'a folder' if path.is_dir() else f'no folder {path.parent}'}"
+        )

@@ -1,0 +1,66 @@
+"""`hwtrain verify`."""
+
+import argparse
+import json
+from pathlib import Path
+
+from rich.console import Console
+from rich.table import Table
+
+from hwtrain import checkpoint
+from hwtrain.checkpoint.manifest import FILE_NAME
+from hwtrain.cli.errors import bad_input, print_error
+from hwtrain.cli.options import Commands
+
+
+def add(commands: Commands) -> None:
+    """Adds the command."""
+    parser = commands.add_parser(
+        "verify",
+        help="check a hardware-ready checkpoint and print its certificate",
+        description="Compares every hash, checks every range, computes every "
+        "conductance and chip once more, and prints the certificate as JSON. The exit "
+        "status is 1 if the checkpoint cannot be trusted.",
+    )
+    parser.add_argument("checkpoint", metavar="CHECKPOINT", type=Path)
+    parser.set_defaults(command=_verify)
+
+
+def _verify(options: argparse.Namespace) -> int:
+    path: Path = options.checkpoint
+    with bad_input():
+        if not (path / FILE_NAME).is_file():
+            raise ValueError(
+                f"{path} is not a hardware-ready checkpoint: it has no {FILE_NAME}. "
+                "Give the directory that hwtrain export wrote"
+            )
+    try:
+        certificate = checkpoint.verify(path)
+    except checkpoint.HardwareCheckpointError as error:
+        message = " ".join(str(error).split())
+        print(json.dumps({"passed": False, "error": message}, indent=2))
+        print_error(f"{path} cannot be trusted: {message}")
+        return 1
+    print(json.dumps(certificate, indent=2))
+    # Beside the JSON, which a program may read from stdout.
+    Console(stderr=True).print(_table(certificate))
+    return 0
+
+
+def _table(certificate: dict) -> Table:
+    table = Table(
+        "weight",
+        title="Largest error, relative to the largest weight; "
+        f"{certificate['tolerance']:g} is allowed",
+        title_justify="left",
+    )
+    table.add_column("conductances", justify="right")
+    table.add_column("chips", justify="right")
+    for path, errors in certificate["weights"].items():
+        conductances, chips = errors["conductances"], errors["chips"]
+        table.add_row(
+            path,
+            "none" if conductances is None else f"{conductances:.1e}",
+            f"{max(chips.values()):.1e} on {len(chips)}" if chips else "none",
+        )
+    return table

@@ -1,0 +1,121 @@
+"""Plots of chips: conductances, accuracy over time, sensitivity of layers."""
+
+import importlib.util
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from hwtrain.evaluate.histograms import Histogram
+from hwtrain.evaluate.population import Population
+
+BLUE = "#1764ab"
+GREY = "#8a8a8a"
+MOST_PANELS = 30
+"""A plot of histograms shows at most so many weights, the first ones."""
+
+
+def require_matplotlib() -> None:
+    """Raises a `ValueError` with the way out if plots cannot be drawn."""
+    if importlib.util.find_spec("matplotlib") is None:
+        raise ValueError("a plot needs matplotlib: pip install 'hwtrain[recipes]'")
+
+
+def plot_histograms(
+    histograms: Mapping[str, Histogram], path: Path, *, title: str
+) -> None:
+    """Draws a panel for each weight: how many devices have which conductance.
+
+    Args:
+      histograms: by the weights' paths.
+      path: the PNG file.
+      title: what stands above.
+    """
+    shown = list(histograms.items())[:MOST_PANELS]
+    if len(shown) < len(histograms):
+        title = f"{title} (the first {len(shown)} of {len(histograms)} weights)"
+    columns = min(3, len(shown))
+    rows = math.ceil(len(shown) / columns)
+    figure = _figure((3.2 * max(columns, 2), 0.7 + 2.1 * rows))
+    panels = np.ravel(figure.subplots(rows, columns, squeeze=False))
+    for axes, (name, histogram) in zip(panels, shown):
+        axes.stairs(histogram.counts, histogram.edges, fill=True, color=BLUE)
+        axes.set_yscale("log")
+        axes.set_ylim(bottom=0.7)
+        axes.set_title(name, fontsize=9, loc="left")
+        axes.set_xlabel("conductance in µS", fontsize=8)
+        axes.set_ylabel("devices", fontsize=8)
+        axes.tick_params(labelsize=8)
+        axes.spines[["top", "right"]].set_visible(False)
+    for axes in panels[len(shown) :]:
+        axes.set_axis_off()
+    figure.suptitle(title, fontsize=10, x=0.02, ha="left")
+    _save(figure, path)
+
+
+def plot_over_time(found: Population, path: Path, *, metric: str, title: str) -> None:
+    """Draws a metric against the time since programming, a band over chips.
+
+    Args:
+      found: of `population` with `times_s`.
+      path: the PNG file.
+      metric: name and unit of the metric.
+      title: what stands above.
+    """
+    if found.times_s is None:
+        raise ValueError("a plot over time needs a population with times_s; got none")
+    figure = _figure((6.4, 4.0))
+    axes = figure.subplots()
+    times = np.array(found.times_s)
+    positive = times[times > 0]
+    # Zero seconds has no place on a logarithmic axis.
+    start = positive.min() / 10 if len(positive) else 1.0
+    shown = np.where(times > 0, times, start)
+    low, high = np.percentile(found.values, [5, 95], axis=0)
+    axes.fill_between(
+        shown, low, high, color=BLUE, alpha=0.18, lw=0, label="90 % of the chips"
+    )
+    axes.plot(shown, found.mean, "o-", color=BLUE, ms=4, label="mean")
+    axes.set_xscale("log")
+    axes.set_xticks(shown, [time_name(t_s) for t_s in times], minor=False)
+    axes.minorticks_off()
+    axes.set_xlabel("time since programming")
+    axes.set_ylabel(metric)
+    axes.grid(axis="y", linewidth=0.4, alpha=0.6)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.legend(frameon=False, loc="lower left")
+    axes.set_title(title, fontsize=10, loc="left", pad=10)
+    _save(figure, path)
+
+
+def time_name(t_s: float) -> str:
+    """Returns a time as people say it.
+
+    >>> [time_name(t_s) for t_s in (0.0, 25.0, 3600.0, 86_400.0, 31_536_000.0)]
+    ['0', '25 s', '1 h', '1 d', '1 y']
+
+    Args:
+      t_s: time in seconds.
+    """
+    if not t_s:
+        return "0"
+    for unit, size in (("y", 31_536_000), ("d", 86_400), ("h", 3600), ("min", 60)):
+        if t_s >= size:
+            return f"{t_s / size:.3g} {unit}"
+    return f"{t_s:.3g} s"
+
+
+def _figure(size: tuple[float, float]) -> Any:
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=size, dpi=150, layout="constrained")
+    FigureCanvasAgg(figure)
+    return figure
+
+
+def _save(figure: Any, path: Path) -> None:
+    # A program's version in the file would make equal results differ in bytes.
+    figure.savefig(path, format="png", metadata={"Software": None})

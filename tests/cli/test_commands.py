@@ -1,0 +1,229 @@
+"""Tests of the commands that read a run or a checkpoint; `train` has its own."""
+
+import json
+import shutil
+
+import chex
+import numpy as np
+import pytest
+
+from hwtrain import checkpoint, cli, presets
+from hwtrain.checkpoint.adapters import ADAPTERS
+from hwtrain.evaluate import Population
+from hwtrain.plan import AnalogWeight, Plan
+from hwtrain.training.run import Run, open_run
+
+
+@pytest.fixture(scope="session")
+def exported(run, tmp_path_factory):
+    """A checkpoint of the run's first model and of two chips, elsewhere."""
+    out = tmp_path_factory.mktemp("out") / "chip"
+    assert cli.main(["export", str(run), str(out), "--chips", "2"]) == 0
+    return out
+
+
+@pytest.fixture
+def hwtrain(capsys):
+    """Runs the command; returns its exit status, stdout and stderr."""
+
+    def call(*words):
+        status = cli.main([str(word) for word in words])
+        captured = capsys.readouterr()
+        return status, captured.out, captured.err
+
+    return call
+
+
+def files(folder):
+    return {
+        str(path.relative_to(folder)): path.read_bytes()
+        for path in folder.rglob("*")
+        if path.is_file()
+    }
+
+
+def test_export_of_a_run_is_that_of_the_main_job(run, tmp_path, hwtrain):
+    out = tmp_path / "chip"
+    status, said, _ = hwtrain("export", run, out, "--seed", 4, "--chip", 0)
+    assert status == 0
+    assert "training seed 4, step 20" in said
+    ours, theirs = checkpoint.load(out), checkpoint.load(run / "export" / "seed_4")
+    chex.assert_trees_all_equal(ours.params, theirs.params)
+    chex.assert_trees_all_equal(ours.chip(0), theirs.chip(0))
+    other = checkpoint.load(run / "export" / "seed_3").params
+    assert not np.array_equal(other["head"]["kernel"], ours.params["head"]["kernel"])
+
+
+def test_export_of_a_checkpoint_draws_other_chips(exported, tmp_path, hwtrain):
+    assert checkpoint.load(exported).chip_seeds == (0, 1)
+    again, other = tmp_path / "again", tmp_path / "other"
+    assert hwtrain("export", exported, again, "--chips", 2)[0] == 0
+    assert files(again) == files(exported)
+    assert hwtrain("export", exported, other, "--chip", 7, "--chip", 1)[0] == 0
+    assert checkpoint.load(other).chip_seeds == (1, 7)
+
+
+def test_nothing_in_a_run_changes(run, exported, tmp_path, hwtrain):
+    before = files(run)
+    hwtrain("export", run, tmp_path / "out")
+    hwtrain("inspect", run)
+    hwtrain("evaluate", run, "--chips", 2)
+    assert files(run) == before
+
+
+def test_inspect_shows_what_there_is(run, exported, tmp_path, hwtrain):
+    status, said, _ = hwtrain("inspect", run)
+    assert status == 0
+    assert "hidden_0/kernel" in said and "64x128" in said
+    assert "tiles: 3, analog weights: 17,024, digital parameters: 202" in said
+    png = tmp_path / "histogram.png"
+    status, said, _ = hwtrain("inspect", exported, "--png", png)
+    assert png.read_bytes().startswith(b"\x89PNG")
+    assert "16,384 │  0.00" in said and "0 to 25 µS" in said
+
+
+def test_inspect_shows_a_chip_as_it_was_programmed(tmp_path, hwtrain):
+    chip = presets.pcm()
+    weight = AnalogWeight(
+        path="kernel", kind="raw", layer="", shape=(20, 30), rows=(0,), columns=(1,),
+        hardware=chip, rule="", ranged=False,
+    )  # fmt: skip
+    params = {"kernel": np.random.default_rng(0).normal(size=(20, 30))}
+    params = {"kernel": params["kernel"].astype(np.float32)}
+    path = checkpoint.export(tmp_path / "m", params, Plan((weight,)), chip_seed=1)
+    said = hwtrain("inspect", path, "--chip", 1)[1]
+    tiles = checkpoint.load(path).conductances("kernel", 1)
+    programmed = [device.g_prog for device in tiles[0][0].programmed.values()]
+    assert f"{np.mean(programmed):.2f} │ {np.max(programmed):.2f}" in said
+
+
+def test_verify_prints_a_certificate(exported, tmp_path, hwtrain):
+    status, said, _ = hwtrain("verify", exported)
+    assert status == 0
+    assert json.loads(said) == checkpoint.verify(exported)
+    assert json.loads(said)["passed"] is True
+    damaged = tmp_path / "damaged"
+    shutil.copytree(exported, damaged)
+    path = damaged / "chips/0001/0002.safetensors"
+    path.write_bytes(path.read_bytes()[:-1])
+    status, said, error = hwtrain("verify", damaged)
+    assert status == 1
+    assert json.loads(said)["passed"] is False
+    assert "chips/0001/0002.safetensors is damaged" in json.loads(said)["error"]
+    assert error.count("\n") == 1
+
+
+@pytest.mark.parametrize("target", sorted(ADAPTERS))
+def test_convert_is_the_adapter(exported, tmp_path, hwtrain, target):
+    out, direct = tmp_path / "out", tmp_path / "direct"
+    status, said, _ = hwtrain("convert", exported, "--to", target, "--out", out)
+    assert (status, said) == (0, f"{out} written\n")
+    ADAPTERS[target](checkpoint.load(exported), direct)
+    assert files(out) == files(direct)
+    assert out.is_dir() or out.read_bytes() == direct.read_bytes()
+
+
+def test_convert_writes_beside_the_checkpoint(exported, tmp_path, hwtrain):
+    copy = tmp_path / "chip"
+    shutil.copytree(exported, copy)
+    assert hwtrain("convert", copy, "--to", "npz", "--chip", 1)[0] == 0
+    assert (tmp_path / "chip.npz").is_file()
+    status, _, error = hwtrain("convert", copy, "--to", "npz")
+    assert status == 2 and "never overwritten" in error
+
+
+def test_evaluate_is_what_numpy_finds_on_the_chips_of_the_files(
+    run, exported, tmp_path, hwtrain
+):
+    words = ["--chips", 2, "--json", tmp_path / "of_checkpoint.json"]
+    assert hwtrain("evaluate", exported, "--run", run, *words)[0] == 0
+    words[-1] = tmp_path / "of_run.json"
+    status, said, _ = hwtrain("evaluate", run, *words)
+    assert status == 0
+    found = json.loads(words[-1].read_text())
+    same = json.loads((tmp_path / "of_checkpoint.json").read_text())
+    assert (found["chips"], found["values"]) == (same["chips"], same["values"])
+    test = open_run(run).ready.test
+    expected = []
+    for seed in (0, 1):
+        chip, x = checkpoint.load(exported).chip(seed), test.inputs
+        for name in ("hidden_0", "hidden_1", "head"):
+            layer = {key: np.asarray(value) for key, value in chip[name].items()}
+            x = np.clip(x, -layer["input_range"], layer["input_range"])
+            x = x @ layer["kernel"] + layer["bias"]
+            x = x if name == "head" else np.maximum(x, 0)
+        expected.append(100 * np.mean(x.argmax(-1) == test.labels))
+    np.testing.assert_allclose(found["values"], expected, atol=1e-4)
+    assert f"{np.mean(expected):.2f}" in said
+
+
+def test_evaluate_over_time(run, tmp_path, monkeypatch, hwtrain):
+    def population(self, params, *, chips, times_s):
+        values = np.add.outer(np.arange(len(chips)), -np.log10(1 + np.array(times_s)))
+        return Population(values=values, seeds=tuple(chips), times_s=tuple(times_s))
+
+    monkeypatch.setattr(Run, "population", population)
+    out, png = tmp_path / "values.json", tmp_path / "values.png"
+    words = ["--chip", 5, "--chip", 6, "--times", 0, 3600, "--json", out, "--png", png]
+    status, said, _ = hwtrain("evaluate", run, *words)
+    assert status == 0
+    assert "on 2 chips (chip_mode)" in said and "1 h" in said
+    assert png.read_bytes().startswith(b"\x89PNG")
+    found = json.loads(out.read_text())
+    assert found["chips"] == [5, 6] and found["times_s"] == [0.0, 3600.0]
+    np.testing.assert_allclose(found["values"][1], [1, 1 - np.log10(3601)], atol=1e-4)
+
+
+def test_evaluate_finds_the_run_that_a_checkpoint_lies_in(run, hwtrain):
+    status, said, _ = hwtrain("evaluate", run / "export" / "seed_3", "--chips", 2)
+    assert status == 0
+    assert "on 2 chips (chip_mode)" in said
+
+
+@pytest.mark.parametrize(
+    "words, message",
+    [
+        (["export", "{run}", "{exported}"], "exists and is never overwritten"),
+        (["export", "{run}", "new", "--chips", "0"], "expected at least 1, got 0"),
+        (["export", "{run}", "new", "--chip", "-1"], "whole number from 0 to 42949"),
+        (["export", "{run}", "new", "--seed", "9"], "training seeds of this run are 3"),
+        (["export", "nowhere", "new"], "nowhere: expected the folder of a run or a"),
+        (["export", ".", "new"], "not a hwtrain checkpoint"),
+        (["export", "{exported}", "new", "--seed", "3"], "--seed 3 does nothing"),
+        (["inspect", "{run}", "--chip", "1"], "a run has no chips; export them"),
+        (["inspect", "{exported}", "--chip", "5"], "holds no chip 5, it holds 0, 1"),
+        (["inspect", "{exported}", "--png", "no/file.png"], "no folder no"),
+        (["convert", "{exported}", "--to", "npz", "--chip", "5"], "holds no chip 5"),
+        (["convert", ".", "--to", "npz", "--out", "new"], "not a hwtrain checkpoint"),
+        (["verify", "."], "is not a hardware-ready checkpoint"),
+        (["evaluate", "{exported}"], "name the run that it is of: --run RUN"),
+        (["evaluate", "{run}", "--png", "file.png"], "give --times too"),
+        (["evaluate", "{run}", "--times", "10"], "times_s=[10.0] would cha"),
+    ],
+)
+def test_bad_input_is_one_line_and_nothing_is_written(
+    run, exported, tmp_path, monkeypatch, hwtrain, words, message
+):
+    monkeypatch.chdir(tmp_path)
+    status, said, error = hwtrain(
+        *(word.format(run=run, exported=exported) for word in words)
+    )
+    assert status == 2
+    assert message in error and error.startswith("hwtrain: error: ")
+    assert error.count("\n") == 1
+    assert said == ""
+    assert not any(tmp_path.iterdir())
+
+
+def test_a_run_whose_recipe_moved_says_where_it_was(run, tmp_path, hwtrain):
+    moved = tmp_path / "run"
+    shutil.copytree(run, moved)
+    (moved / "source.json").write_text(json.dumps({"folder": "/nowhere/configs"}))
+    status, _, error = hwtrain("inspect", moved)
+    assert status == 2
+    assert "/nowhere/recipes/digits.py" in error
+    (moved / "source.json").unlink()
+    assert 'such as {"folder": ' in hwtrain("inspect", moved)[2]
+    shutil.rmtree(moved / "hardware-aware")
+    shutil.copy(run / "source.json", moved)
+    assert "hwtrain train CONFIG --resume" in hwtrain("inspect", moved)[2]
