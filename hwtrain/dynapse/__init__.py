@@ -1,4 +1,4 @@
-"""Mixed-signal neurons as Flax recurrent cells."""
+"""Mixed-signal neuromorphic chips: the DynapSim neuron and its export."""
 
 from hwtrain.dynapse.layout import Layout as Layout
 from hwtrain.dynapse.layout import currents as currents
