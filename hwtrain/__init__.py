@@ -6,6 +6,7 @@ what was learned as conductances.
 """
 
 from hwtrain import checkpoint as checkpoint
+from hwtrain import dynapse as dynapse
 from hwtrain import evaluate as evaluate
 from hwtrain import optim as optim
 from hwtrain.checkpoint import HardwareCheckpoint as HardwareCheckpoint
@@ -56,6 +57,7 @@ from hwtrain.mismatch import dynamic_mismatch_prototype as dynamic_mismatch_prot
 from hwtrain.mismatch import frozen_mismatch_prototype as frozen_mismatch_prototype
 from hwtrain.mismatch import mismatch_generator as mismatch_generator
 from hwtrain.mismatch import select as select
+from hwtrain.physics.fast_random import fast_prng as fast_prng
 from hwtrain.plan import Plan as Plan
 from hwtrain.programming import ProgrammedChip as ProgrammedChip
 from hwtrain.programming import program_chip as program_chip
