@@ -8,7 +8,14 @@ from typing import Any
 from hwtrain.hardware import Hardware
 from hwtrain.plan import AnalogWeight, Digital, Plan
 
-LEAVES = ("input_range", "probe", "mapping_scale", "output_scale", "chip_key")
+LEAVES = (
+    "input_range",
+    "probe",
+    "mapping_scale",
+    "output_scale",
+    "clip_bound",
+    "chip_key",
+)
 """Leaves beside a kernel, in `params`, that are not the user's: those that `analogize`
 puts there, and the key of a chip during its evaluation."""
 
@@ -261,6 +268,7 @@ def _check_raw(rule: Rule | None, path: str, hardware: Hardware) -> None:
             ("input_range", hardware.ranged),
             ("forward", hardware.forward is not None),
             ("mapping.learn_out_scaling", hardware.scales_outputs),
+            ("a learned clip", hardware.learns_clip),
             (
                 "modifier.per_batch_sample or per_vector",
                 hardware.modifies_inputs("train"),
