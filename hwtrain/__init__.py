@@ -56,6 +56,7 @@ from hwtrain.mismatch import dynamic_mismatch_prototype as dynamic_mismatch_prot
 from hwtrain.mismatch import frozen_mismatch_prototype as frozen_mismatch_prototype
 from hwtrain.mismatch import mismatch_generator as mismatch_generator
 from hwtrain.mismatch import select as select
+from hwtrain.physics.fast_random import fast_prng as fast_prng
 from hwtrain.plan import Plan as Plan
 from hwtrain.programming import ProgrammedChip as ProgrammedChip
 from hwtrain.programming import program_chip as program_chip

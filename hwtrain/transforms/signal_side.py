@@ -8,15 +8,17 @@ import contextvars
 import dataclasses
 import functools
 from collections.abc import Callable, Mapping
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 
 from hwtrain.crossbar import modified
 from hwtrain.physics import tiling
+from hwtrain.physics.fast_random import fast_prng
 from hwtrain.physics.input_range import PROBE_SIZE, RangeGradient, ranged_matmul
 from hwtrain.physics.mvm import analog_mvm
-from hwtrain.physics.random import draw_key, fold_in_bits
+from hwtrain.physics.random import as_key, draw_key, fold_in_bits
 from hwtrain.plan import AnalogWeight
 from hwtrain.transforms.observation import Multiplication, observer
 from hwtrain.transforms.per_example import per_example
@@ -34,6 +36,9 @@ STEP_LEAVES = (
 
 _calls: contextvars.ContextVar[dict[str, int] | None] = contextvars.ContextVar(
     "hwtrain_calls", default=None
+)
+_generator: contextvars.ContextVar[Any] = contextvars.ContextVar(
+    "hwtrain_generator", default="threefry2x32"
 )
 
 
@@ -69,16 +74,23 @@ def has_signal_side(weight: AnalogWeight) -> bool:
 
 
 @contextlib.contextmanager
-def counted_calls():
-    """Counts the calls of every layer inside, so that no two draw the same noise."""
-    if _calls.get() is not None:  # an analog model inside another
-        yield
-        return
-    token = _calls.set({})
+def counted_calls(key: jax.Array | None):
+    """Counts the calls of every layer inside, so that no two draw the same noise.
+
+    Args:
+      key: the step's key, whose generator the layers draw with; `None` without one.
+    """
+    generator = _generator.get()
+    if key is not None and jax.random.key_impl(as_key(key)) == fast_prng:
+        generator = fast_prng
+    inside = _calls.get() is not None  # an analog model inside another
+    calls = _calls.set(_calls.get() if inside else {})
+    token = _generator.set(generator)
     try:
         yield
     finally:
-        _calls.reset(token)
+        _generator.reset(token)
+        _calls.reset(calls)
 
 
 def _read_key(weight: AnalogWeight, noise_key: jax.Array, x: jax.Array) -> jax.Array:
@@ -88,10 +100,14 @@ def _read_key(weight: AnalogWeight, noise_key: jax.Array, x: jax.Array) -> jax.A
     if calls is not None:
         count = calls.get(weight.path, 0)
         calls[weight.path] = count + 1
-    return fold_in_bits(jax.random.fold_in(_key(noise_key), count), x)
+    return fold_in_bits(jax.random.fold_in(_step_key(noise_key), count), x)
 
 
-def _key(data: jax.Array) -> jax.Array:
+def _step_key(data: jax.Array) -> jax.Array:
+    return jax.random.wrap_key_data(data, impl=_generator.get())
+
+
+def _chip_key(data: jax.Array) -> jax.Array:
     return jax.random.wrap_key_data(data, impl="threefry2x32")
 
 
@@ -180,7 +196,7 @@ def analog_dot_general(
                 input_range=leaves.get("input_range") if weight.ranged else None,
                 probe=probe if weight.ranged else None,
                 key=key,
-                chip_key=_key(leaves["chip_key"]) if frozen else None,
+                chip_key=_chip_key(leaves["chip_key"]) if frozen else None,
                 deviation=deviation,
                 strength=leaves.get("noise_strength", 1.0),
                 gradient=gradient,
@@ -212,7 +228,7 @@ def _per_example(
     scale = leaves["mapping_scale"] if weight.stores_scale else None
 
     def draw(index, w):
-        step = draw_key(_key(leaves["noise_key"]), "", "weight_noise")
+        step = draw_key(_step_key(leaves["noise_key"]), "", "weight_noise")
         key = jax.random.fold_in(step, index)
         return modified(layer, w, scale, key, leaves.get("noise_strength"))
 
