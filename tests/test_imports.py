@@ -19,6 +19,7 @@ LAYERS = [
     {"chips", "mismatch", "optim"},
     {"programming"},
     {"transforms"},
+    {"objectives"},
     {"dynapse"},
     {"checkpoint"},
     {"evaluate"},

@@ -7,7 +7,12 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from hwtrain.dynapse.biases import BiasCode, checked_table, nearest_code
-from hwtrain.dynapse.connectivity import Limits, check_connectivity, fill_cores
+from hwtrain.dynapse.connectivity import (
+    DYNAPSE2,
+    Limits,
+    check_connectivity,
+    fill_cores,
+)
 from hwtrain.dynapse.weight_codes import BASES, encode
 
 Currents = Mapping[str, ArrayLike]
@@ -54,8 +59,9 @@ class Deployment:
         `Iw_3` among them.
       weights_in: the synapses from the inputs.
       weights_rec: the synapses from neurons.
-      chips: by seed, the currents of each neuron of a frozen chip, `[neurons]` by name,
-        in A. No code can hold them: a core has one bias for all its neurons.
+      chips: by seed, the currents (and other constants) of each neuron of a frozen
+        chip, `[neurons]` by name. No code can hold them: a core has one bias for all
+        its neurons.
       limits: the limits of the chip.
     """
 
@@ -86,7 +92,7 @@ def deploy(
     table: Tables,
     cores: ArrayLike | None = None,
     chips: Mapping[int, Currents] | None = None,
-    limits: Limits = Limits(),
+    limits: Limits = DYNAPSE2,
     seed: int = 0,
 ) -> Deployment:
     r"""Returns a network as bias codes and weight masks, with what they achieve.
@@ -101,7 +107,7 @@ def deploy(
     [[ 1.  -0.4]
      [ 0.6  0. ]]
     >>> print(found.currents["Ispkthr"])
-    [1.00431373e-07 1.00431373e-07]
+    [1.00343137e-07 1.00343137e-07]
 
     Args:
       weights_in: `[inputs, neurons]`, dimensionless; zero for no synapse.
@@ -112,7 +118,8 @@ def deploy(
       table: `[coarse, fine]` currents of the bias generator, in A, or one by name of
         the bias. `computed_table()` is an idealised one.
       cores: `[neurons]` the core of each neuron; `None` fills one after the other.
-      chips: by seed, the currents of each neuron of a frozen chip.
+      chips: by seed, the currents (and other constants) of each neuron of a frozen
+        chip, by name.
       limits: the limits of the chip.
       seed: of the search for base currents.
 
@@ -155,7 +162,10 @@ def deploy(
         biases=biases,
         weights_in=parts[0],
         weights_rec=parts[1],
-        chips=_checked_chips(chips or {}, nominal, neurons),
+        chips={
+            int(chip): {n: _of_neurons(n, c, neurons) for n, c in found.items()}
+            for chip, found in (chips or {}).items()
+        },
         limits=limits,
     )
 
@@ -226,19 +236,3 @@ def _one_current(name: str, currents: np.ndarray, core: int) -> float:
             "and neurons that were trained apart go to cores of their own"
         )
     return float(currents[0])
-
-
-def _checked_chips(
-    chips: Mapping[int, Currents], nominal: Mapping[str, np.ndarray], neurons: int
-) -> dict[int, dict[str, np.ndarray]]:
-    for seed, currents in chips.items():
-        unknown = sorted(set(currents) - set(nominal))
-        if unknown:
-            raise ValueError(
-                f"chip {seed} has {', '.join(unknown)}, which the nominal network does "
-                f"not have; it has {', '.join(nominal)}"
-            )
-    return {
-        int(seed): {name: _of_neurons(name, c, neurons) for name, c in chip.items()}
-        for seed, chip in chips.items()
-    }
