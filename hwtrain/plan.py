@@ -12,7 +12,6 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from hwtrain import paths
 from hwtrain.hardware import Hardware, MappingParameter
@@ -104,8 +103,9 @@ class AnalogWeight:
     @property
     def parallel(self) -> tuple[int, ...]:
         """The last sizes of `stack`: the matrices of one layer, if not just one."""
-        local = self.window is not None and self.window.local
-        count = len(self.window.sizes) if local else int(self.groups > 1)
+        count = int(self.groups > 1)
+        if self.window is not None and self.window.local:
+            count = len(self.window.sizes)
         return self.stack[len(self.stack) - count :]
 
     @property
@@ -184,7 +184,8 @@ class AnalogWeight:
         Where the layer's mask leaves a weight out, there is none: it is zero.
         """
         if self.window is not None and self.window.mask:
-            array = jnp.where(self._mask, array, 0)
+            seen = self.shape[-len(self.window.sizes) - 2 :]
+            array = jnp.where(unpack(self.window.mask, seen), array, 0)
         array = jnp.transpose(array, self._order)
         size = (self._size(self.rows), self._size(self.columns))
         matrix = array.reshape(*self._leading, *size)
@@ -199,14 +200,6 @@ class AnalogWeight:
             matrix = jnp.moveaxis(matrix, -3, -2)
         array = matrix.reshape([self.shape[axis] for axis in self._order])
         return jnp.transpose(array, self._inverse)
-
-    @property
-    def _mask(self) -> np.ndarray:
-        """The mask of a layer, of the axes that it sees: those of a stack lead."""
-        window = self.window
-        seen = len(window.sizes) + 2 if window is not None else len(self.shape)
-        shape = self.shape[len(self.shape) - seen :]
-        return unpack(window.mask, shape) if window is not None else np.ones(shape)
 
     @property
     def _order(self) -> tuple[int, ...]:

@@ -10,7 +10,7 @@ from flax import nnx
 
 from hwtrain.plan import AnalogWeight
 from hwtrain.transforms.layer import Layer
-from hwtrain.transforms.nnx import dense, einsum, embed, lora
+from hwtrain.transforms.nnx import convolution, dense, einsum, embed, lora
 from hwtrain.transforms.signal_side import (
     STEP_LEAVES,
     behind_the_root,
@@ -55,7 +55,7 @@ LEAF_TYPES = {
 }
 
 
-FAMILIES = (dense, einsum, embed, lora)
+FAMILIES = (dense, convolution, einsum, embed, lora)
 """Each knows some classes of layers: `describe` returns what the plan must know of one,
 or `None` if it is not of the family; `owned` gives, for each method that multiplies,
 the names of the arrays it needs, and `call` makes it analog."""
