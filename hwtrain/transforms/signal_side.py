@@ -62,7 +62,7 @@ def has_signal_side(weight: AnalogWeight) -> bool:
     """Whether anything stands around the layer's matrix multiplication, or in it."""
     chip = weight.hardware
     around = weight.ranged or chip.converts or chip.scales_outputs
-    return around or chip.modifies_inputs("train")
+    return around or chip.modifies_inputs("train") or observer() is not None
 
 
 @contextlib.contextmanager
@@ -76,6 +76,22 @@ def counted_calls():
         yield
     finally:
         _calls.reset(token)
+
+
+@contextlib.contextmanager
+def as_first_call():
+    """Draws what the first call of every layer draws, to compare it with itself."""
+    token = _calls.set({})
+    try:
+        yield
+    finally:
+        _calls.reset(token)
+
+
+def multiply(call: Multiplication) -> jax.Array:
+    """Does a multiplication that an observer was shown."""
+    analog = analog_dot_general(call.weight, call.mode, call.leaves, call.dot_general)
+    return analog(call.x, call.w, (((call.x.ndim - 1,), (0,)), ((), ())))
 
 
 def _read_key(weight: AnalogWeight, noise_key: jax.Array, x: jax.Array) -> jax.Array:
