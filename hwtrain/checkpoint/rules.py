@@ -16,7 +16,18 @@ RULES = {
         "per tile, all shaped [*stack, rows, columns] or broadcastable against it: "
         "crossbar weight w as 'crossbar_weights' says for the converter's type, "
         "nominal weight W = w * mapping_scale; "
-        "tiles in row-major order; W = transpose(array, [*stack axes, *rows, *columns])"
+        "tiles in row-major order; W = transpose(array, [*stack axes, *rows, "
+        "*columns]); with groups > 1 of a window the columns are [groups, columns], "
+        "and the groups go to the end of the stack"
+    ),
+    "window": (
+        "of a convolution: the input [batch, *spatial, channels] gets its border "
+        "(border_mode as numpy.pad), then input_dilation - 1 zeros between neighbours, "
+        "then padding zeros; at each position a window of sizes taps, kernel_dilation "
+        "apart, moving by strides, is the vector of rows: channels, then taps in "
+        "row-major order, reversed if flipped; groups are equal parts of channels and "
+        "columns; local: a matrix for each position; mask: its bits in hexadecimal, in "
+        "the order of the array, weights without are zero"
     ),
     "crossbar_weights": (
         "single_pair: (g_pos - g_neg) / scale_ratio; "

@@ -212,6 +212,12 @@ class Hardware:
         """Whether the periphery draws at a read in `mode`."""
         return mode != "eval" and self.forward is not None and self.forward.draws
 
+    def noisy(self, *, periphery: bool) -> bool:
+        """Whether training draws noise that can be weaker, of weights or periphery."""
+        modifier, forward = self.modifier, self.forward
+        weights = modifier is not None and modifier.noisy
+        return weights or (periphery and forward is not None and forward.noisy)
+
     def freezes(self, mode: str) -> bool:
         """Whether the periphery in `mode` has what is frozen in a chip."""
         return mode != "eval" and self.forward is not None and self.forward.frozen

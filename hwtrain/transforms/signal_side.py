@@ -7,16 +7,20 @@ import contextlib
 import contextvars
 import dataclasses
 import functools
+import math
 from collections.abc import Callable, Mapping
+from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax.typing import DTypeLike
 
 from hwtrain.crossbar import modified
 from hwtrain.physics import tiling
+from hwtrain.physics.fast_random import fast_prng
 from hwtrain.physics.input_range import PROBE_SIZE, RangeGradient, ranged_matmul
 from hwtrain.physics.mvm import analog_mvm
-from hwtrain.physics.random import draw_key, fold_in_bits
+from hwtrain.physics.random import as_key, draw_key, fold_in_bits
 from hwtrain.plan import AnalogWeight
 from hwtrain.transforms.observation import Multiplication, observer
 from hwtrain.transforms.per_example import per_example
@@ -27,12 +31,16 @@ STEP_LEAVES = (
     "mapping_scale",
     "output_scale",
     "noise_key",
+    "noise_strength",
     "chip_key",
 )
 """What a layer may find beside its kernel in a call."""
 
 _calls: contextvars.ContextVar[dict[str, int] | None] = contextvars.ContextVar(
     "hwtrain_calls", default=None
+)
+_generator: contextvars.ContextVar[Any] = contextvars.ContextVar(
+    "hwtrain_generator", default="threefry2x32"
 )
 
 
@@ -66,16 +74,23 @@ def has_signal_side(weight: AnalogWeight) -> bool:
 
 
 @contextlib.contextmanager
-def counted_calls():
-    """Counts the calls of every layer inside, so that no two draw the same noise."""
-    if _calls.get() is not None:  # an analog model inside another
-        yield
-        return
-    token = _calls.set({})
+def counted_calls(key: jax.Array | None):
+    """Counts the calls of every layer inside, so that no two draw the same noise.
+
+    Args:
+      key: the step's key, whose generator the layers draw with; `None` without one.
+    """
+    generator = _generator.get()
+    if key is not None and jax.random.key_impl(as_key(key)) == fast_prng:
+        generator = fast_prng
+    inside = _calls.get() is not None  # an analog model inside another
+    calls = _calls.set(_calls.get() if inside else {})
+    token = _generator.set(generator)
     try:
         yield
     finally:
-        _calls.reset(token)
+        _generator.reset(token)
+        _calls.reset(calls)
 
 
 @contextlib.contextmanager
@@ -101,10 +116,14 @@ def _read_key(weight: AnalogWeight, noise_key: jax.Array, x: jax.Array) -> jax.A
     if calls is not None:
         count = calls.get(weight.path, 0)
         calls[weight.path] = count + 1
-    return fold_in_bits(jax.random.fold_in(_key(noise_key), count), x)
+    return fold_in_bits(jax.random.fold_in(_step_key(noise_key), count), x)
 
 
-def _key(data: jax.Array) -> jax.Array:
+def _step_key(data: jax.Array) -> jax.Array:
+    return jax.random.wrap_key_data(data, impl=_generator.get())
+
+
+def _chip_key(data: jax.Array) -> jax.Array:
     return jax.random.wrap_key_data(data, impl="threefry2x32")
 
 
@@ -114,7 +133,59 @@ def analog_dot_general(
     leaves: Mapping[str, jax.Array],
     dot_general: Callable[..., jax.Array],
 ) -> Callable[..., jax.Array]:
-    """Returns a stand-in for a dense layer's `dot_general`.
+    """Returns a stand-in for the `dot_general` of a layer.
+
+    Args:
+      weight: the plan of the kernel.
+      mode: the mode; `"eval"` uses plain JAX operations throughout.
+      leaves: what is beside the kernel in this step, as for `analog_matmul`; the batch
+        axes of the multiplication lead.
+      dot_general: what the layer used before.
+    """
+
+    def multiply(x, w, dimension_numbers, **options):
+        (summed, rows), (batch, stack) = dimension_numbers
+        outside = len(weight.shape) - w.ndim  # a scan or vmap around the layer
+        planned = tuple(axis - outside for axis in weight.rows)
+        columns = [axis - outside for axis in weight.columns]
+        if tuple(rows) != planned or tuple(stack) != tuple(range(len(stack))):
+            raise other_geometry(
+                weight,
+                f"sums over the axes {planned} of its kernel",
+                f"dimension_numbers={dimension_numbers}",
+            )
+        free = [axis for axis in range(x.ndim) if axis not in (*summed, *batch)]
+        x = jnp.transpose(x, (*batch, *free, *summed))
+        x = x.reshape(*x.shape[: x.ndim - len(summed)], -1)
+        sizes = [w.shape[axis] for axis in columns]
+        w = jnp.transpose(w, (*stack, *rows, *columns))
+        w = w.reshape(*w.shape[: len(stack)], x.shape[-1], math.prod(sizes))
+
+        def plain(a, b, numbers):
+            return dot_general(a, b, numbers, **options)
+
+        def matmul(leaves, x, w):
+            dtype = options.get("preferred_element_type")
+            return analog_matmul(weight, mode, leaves, x, w, plain, dtype)
+
+        for _ in stack:
+            matmul = jax.vmap(matmul)
+        y = matmul(leaves, x, w)
+        return y.reshape(*y.shape[:-1], *sizes)
+
+    return multiply
+
+
+def analog_matmul(
+    weight: AnalogWeight,
+    mode: str,
+    leaves: Mapping[str, jax.Array],
+    x: jax.Array,
+    w: jax.Array,
+    dot_general: Callable[..., jax.Array] = jax.lax.dot_general,
+    dtype: DTypeLike | None = None,
+) -> jax.Array:
+    """Multiplies vectors by the matrix of a layer as its hardware does.
 
     Args:
       weight: the plan of the kernel.
@@ -122,10 +193,19 @@ def analog_dot_general(
       leaves: what is beside the kernel in this step, of `STEP_LEAVES`: `input_range`
         `[row tiles, column tiles]` and `probe` `[row tiles, column tiles, 6]` if the
         layer has a range, `mapping_scale` `[row tiles, columns or 1]` if it is stored
-        or the kernel is not nominal, `noise_key` if the layer draws, and `chip_key` if
-        it has frozen spreads.
-      dot_general: what the layer used before.
+        or the kernel is not nominal, `noise_key` if the layer draws, `noise_strength`
+        if its noise is scaled, and `chip_key` if it has frozen spreads.
+      x: `[..., rows]`.
+      w: `[rows, columns]`.
+      dot_general: what multiplies, called as `jax.lax.dot_general`.
+      dtype: dtype of the result; `None` for that of a plain multiplication.
+
+    Returns:
+      `[..., columns]`.
     """
+    watch = observer()
+    if watch is not None:
+        return watch(Multiplication(weight, mode, leaves, x, w, dot_general, dtype))
     stored = ["mapping_scale"] if weight.hardware.stores_scale else []
     stored += ["output_scale"] if weight.hardware.scales_outputs else []
     for name in [*(["input_range", "probe"] if weight.ranged else []), *stored]:
@@ -143,72 +223,52 @@ def analog_dot_general(
         )
     tiles = {"row_sizes": weight.row_sizes, "column_sizes": weight.column_sizes}
     probe = leaves.get("probe") if mode != "eval" else None
+    chip, scale = weight.hardware, leaves.get("mapping_scale")
+    if scale is None and (chip.converts or chip.modifies_inputs(mode)):
+        scale = weight.derived_scale(w)  # no modifier has changed the kernel
+    deviation = _deviation(weight, mode, w, scale)
 
-    def multiply(x, w, dimension_numbers, **options):
-        last = ((x.ndim - 1,), (0,)), ((), ())
-        if dimension_numbers != last:
-            raise ValueError(
-                f"{weight.layer_path}: an analog dense layer contracts the last axis "
-                f"of its input with the first of its kernel, {last}; got "
-                f"{dimension_numbers}. Keep this layer digital with "
-                f"Rule({weight.layer_path!r}, None)"
-            )
-
-        def plain(a, b, numbers):
-            return dot_general(a, b, numbers, **options)
-
-        watch = observer()
-        if watch is not None:
-            dtype = options.get("preferred_element_type")
-            return watch(Multiplication(weight, mode, leaves, x, w, plain, dtype))
-        chip, scale = weight.hardware, leaves.get("mapping_scale")
-        if scale is None and (chip.converts or chip.modifies_inputs(mode)):
-            scale = weight.derived_scale(w)  # no modifier has changed the kernel
-        deviation = _deviation(weight, mode, w, scale)
-
-        def product(x, w, key):
-            output_scale = leaves.get("output_scale")
-            if not chip.converts and deviation is None:
-                if output_scale is not None:
-                    factor = tiling.expand_rows(output_scale, weight.row_sizes)
-                    w = w * factor.astype(w.dtype)
-                if not weight.ranged:
-                    return plain(x, w, (((x.ndim - 1,), (0,)), ((), ())))
-                return ranged_matmul(
-                    x,
-                    w,
-                    leaves["input_range"],
-                    probe,
-                    gradient=gradient,
-                    dot_general=plain,
-                    **tiles,
-                )
-            frozen = chip.freezes(mode)
-            return analog_mvm(
+    def product(x, w, key):
+        output_scale = leaves.get("output_scale")
+        if not chip.converts and deviation is None:
+            if output_scale is not None:
+                factor = tiling.expand_rows(output_scale, weight.row_sizes)
+                w = w * factor.astype(w.dtype)
+            if not weight.ranged:
+                return dot_general(x, w, (((x.ndim - 1,), (0,)), ((), ())))
+            return ranged_matmul(
                 x,
                 w,
-                chip.periphery,
-                scale=scale,
-                output_scale=output_scale,
-                input_range=leaves.get("input_range") if weight.ranged else None,
-                probe=probe if weight.ranged else None,
-                key=key,
-                chip_key=_key(leaves["chip_key"]) if frozen else None,
-                deviation=deviation,
+                leaves["input_range"],
+                probe,
                 gradient=gradient,
-                dot_general=plain,
-                dtype=options.get("preferred_element_type"),
+                dot_general=dot_general,
                 **tiles,
             )
+        return analog_mvm(
+            x,
+            w,
+            chip.periphery,
+            scale=scale,
+            output_scale=output_scale,
+            input_range=leaves.get("input_range") if weight.ranged else None,
+            probe=probe if weight.ranged else None,
+            key=key,
+            chip_key=_chip_key(leaves["chip_key"]) if chip.freezes(mode) else None,
+            deviation=deviation,
+            strength=leaves.get("noise_strength", 1.0),
+            gradient=gradient,
+            dot_general=dot_general,
+            dtype=dtype,
+            **tiles,
+        )
 
-        key = None
-        if chip.reads(mode) or deviation is not None:
-            key = _read_key(weight, leaves["noise_key"], x)
-        if not chip.modifies_inputs(mode) or deviation is not None:
-            return product(x, w, key)
-        return _per_example(weight, leaves, product, x, w, key)
-
-    return multiply
+    key = None
+    if chip.reads(mode) or deviation is not None:
+        key = _read_key(weight, leaves["noise_key"], x)
+    if not chip.modifies_inputs(mode) or deviation is not None:
+        return product(x, w, key)
+    return _per_example(weight, leaves, product, x, w, key)
 
 
 def _per_example(
@@ -220,12 +280,13 @@ def _per_example(
     key: jax.Array | None,
 ) -> jax.Array:
     """Returns `product(x, w, key)` with weights that are drawn for each example."""
-    layer = _without_stack(weight)
+    layer = _as_matrix(weight, w)
     scale = leaves["mapping_scale"] if weight.stores_scale else None
 
     def draw(index, w):
-        step = draw_key(_key(leaves["noise_key"]), "", "weight_noise")
-        return modified(layer, w, scale, jax.random.fold_in(step, index))
+        step = draw_key(_step_key(leaves["noise_key"]), "", "weight_noise")
+        key = jax.random.fold_in(step, index)
+        return modified(layer, w, scale, key, leaves.get("noise_strength"))
 
     def multiply(x, w, index):
         return product(x, w, None if key is None else jax.random.fold_in(key, index))
@@ -255,14 +316,10 @@ def _deviation(
     return functools.partial(modifier.output_deviation, w_max=w_max)
 
 
-def _without_stack(weight: AnalogWeight) -> AnalogWeight:
-    """Returns the plan of one layer of a stack, as the layer sees its array."""
-    depth = len(weight.stack)
+def _as_matrix(weight: AnalogWeight, w: jax.Array) -> AnalogWeight:
+    """Returns the plan of one matrix of a layer, `[rows, columns]`."""
     return dataclasses.replace(
-        weight,
-        shape=weight.shape[depth:],
-        rows=tuple(axis - depth for axis in weight.rows),
-        columns=tuple(axis - depth for axis in weight.columns),
+        weight, shape=w.shape, rows=(0,), columns=(1,), window=None
     )
 
 
@@ -286,6 +343,14 @@ def _check_range(weight: AnalogWeight, leaves: Mapping[str, jax.Array]) -> None:
                 "gradient holds sums that a narrower type would lose. Cast the "
                 "kernels and biases alone, or set dtype= on the layers"
             )
+
+
+def other_geometry(weight: AnalogWeight, planned: str, got: str) -> ValueError:
+    """Returns the error of a layer that multiplies otherwise than planned."""
+    return ValueError(
+        f"{weight.layer_path}: this analog layer {planned}; got {got}. Keep it digital "
+        f"with Rule({weight.layer_path!r}, None)"
+    )
 
 
 def missing_leaf(path: str, leaf: str) -> ValueError:
