@@ -105,8 +105,7 @@ def as_first_call():
 
 def multiply(call: Multiplication) -> jax.Array:
     """Does a multiplication that an observer was shown."""
-    analog = analog_dot_general(call.weight, call.mode, call.leaves, call.dot_general)
-    return analog(call.x, call.w, (((call.x.ndim - 1,), (0,)), ((), ())))
+    return analog_matmul(*call)
 
 
 def _read_key(weight: AnalogWeight, noise_key: jax.Array, x: jax.Array) -> jax.Array:

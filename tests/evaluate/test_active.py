@@ -247,7 +247,7 @@ def test_a_layer_called_past_its_periphery_is_an_error(monkeypatch):
     model = linen(ONLY["DAC"])
     monkeypatch.setattr(
         "hwtrain.transforms.linen.root.analog_call",
-        lambda weight, mode, module, next_function, args, kwargs: next_function(
+        lambda by_path, path, mode, context, following, args, kwargs: following(
             *args, **kwargs
         ),
     )
