@@ -6,7 +6,9 @@ what was learned as conductances.
 """
 
 from hwtrain import checkpoint as checkpoint
+from hwtrain import dynapse as dynapse
 from hwtrain import evaluate as evaluate
+from hwtrain import objectives as objectives
 from hwtrain import optim as optim
 from hwtrain.checkpoint import HardwareCheckpoint as HardwareCheckpoint
 from hwtrain.checkpoint import export as export

@@ -18,6 +18,7 @@ LAYERS = [
     {"chips", "mismatch", "optim"},
     {"programming"},
     {"transforms"},
+    {"objectives"},
     {"dynapse"},
     {"checkpoint"},
     {"evaluate"},
