@@ -14,7 +14,7 @@ def learned_clip(
     w: jax.Array,
     bound: jax.Array,
     row_sizes: tuple[int, ...],
-    steps: int | None = None,
+    steps: float | None = None,
 ) -> jax.Array:
     r"""Clips weights to a learned bound, and rounds them to levels within it.
 
@@ -59,7 +59,7 @@ def learned_clip(
 
 
 def _forward(
-    w: jax.Array, bound: jax.Array, row_sizes: tuple[int, ...], steps: int | None
+    w: jax.Array, bound: jax.Array, row_sizes: tuple[int, ...], steps: float | None
 ) -> jax.Array:
     c = tiling.expand_rows(bound, row_sizes)
     if steps is None:

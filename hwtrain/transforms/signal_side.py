@@ -58,6 +58,8 @@ def initial_leaves(weight: AnalogWeight, kernel: jax.Array) -> dict[str, jax.Arr
         value = parameter.init_value if parameter is not None else 1.0
         leaves["input_range"] = jnp.full(shape, value, jnp.float32)
         leaves["probe"] = jnp.zeros((*shape, PROBE_SIZE), jnp.float32)
+    if weight.hardware.learns_clip:
+        leaves["clip_bound"] = weight.initial_bound(weight.to_matrix(kernel))
     if weight.hardware.stores_scale:
         scale = weight.initial_scale(weight.to_matrix(kernel))
         leaves["mapping_scale"] = jnp.asarray(scale, jnp.float32)
