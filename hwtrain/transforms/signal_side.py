@@ -72,7 +72,7 @@ def has_signal_side(weight: AnalogWeight) -> bool:
     """Whether anything stands around the layer's matrix multiplication, or in it."""
     chip = weight.hardware
     around = weight.ranged or chip.converts or chip.scales_outputs
-    return around or chip.modifies_inputs("train")
+    return around or chip.modifies_inputs("train") or observer() is not None
 
 
 @contextlib.contextmanager
@@ -93,6 +93,21 @@ def counted_calls(key: jax.Array | None):
     finally:
         _generator.reset(token)
         _calls.reset(calls)
+
+
+@contextlib.contextmanager
+def as_first_call():
+    """Draws what the first call of every layer draws, to compare it with itself."""
+    token = _calls.set({})
+    try:
+        yield
+    finally:
+        _calls.reset(token)
+
+
+def multiply(call: Multiplication) -> jax.Array:
+    """Does a multiplication that an observer was shown."""
+    return analog_matmul(*call)
 
 
 def _read_key(weight: AnalogWeight, noise_key: jax.Array, x: jax.Array) -> jax.Array:
