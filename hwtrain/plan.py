@@ -173,6 +173,11 @@ class AnalogWeight:
         columns = sum(self.column_sizes) if each else 1
         return (*self.stack, self.tiles[0], columns)
 
+    def stored_bound(self, leaves: Mapping[str, Any], prefix: str = "") -> Any:
+        """Returns the learned clip bound out of leaves by path; `None` without one."""
+        path = self.leaf("clip_bound").removeprefix(f"{prefix}/")
+        return leaves[path] if self.hardware.learns_clip and path in leaves else None
+
     def to_matrix(self, array: jax.Array) -> jax.Array:
         """Returns the stored array as `[*stack, rows, columns]`.
 
@@ -239,6 +244,18 @@ class AnalogWeight:
             matrix, self.row_sizes, per_column=self._mapping.weight_scaling_columnwise
         )
         return jnp.where(w_max > 0, w_max / omega, 1).astype(jnp.float32)
+
+    def initial_bound(self, matrix: jax.Array) -> jax.Array:
+        """Returns the learned clip bound of the beginning: the largest weights.
+
+        Args:
+          matrix: `[*stack, rows, columns]`, nominal weights.
+
+        Returns:
+          `[*stack, row tiles, columns]`; 1 where all weights are zero.
+        """
+        w_max = tiling.absolute_maximum(matrix, self.row_sizes, per_column=True)
+        return jnp.where(w_max > 0, w_max, 1).astype(jnp.float32)
 
     def initial_scale(self, matrix: jax.Array) -> jax.Array:
         """Returns the mapping scale that a stored leaf starts with.

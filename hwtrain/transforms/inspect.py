@@ -133,7 +133,7 @@ def _row(weight: AnalogWeight, plan: Plan, values: dict[str, Any]) -> dict[str, 
         "input range": _range(weight, plan, values),
         "periphery": _periphery(weight),
         "weight noise": _noise(chip),
-        "clip": _clip(chip),
+        "clip": _clip(weight, plan, values),
         "remap": _remap(chip),
         "training drift": _drift(chip),
         "mismatch": _mismatch(chip),
@@ -248,7 +248,14 @@ def _each(parameter: Any) -> str:
     return " per column" if parameter.per_column else ""
 
 
-def _clip(chip: Hardware) -> str:
+def _clip(weight: AnalogWeight, plan: Plan, values: dict[str, Any]) -> str:
+    chip = weight.hardware
+    if chip.clip is not None and chip.clip.learned:
+        value = values.get(local(plan, weight.leaf("clip_bound")))
+        if value is None:
+            return "missing: see hwtrain.adopt"
+        low, high = np.min(np.asarray(value)), np.max(np.asarray(value))
+        return f"{chip.clip.type} {low:.3g} to {high:.3g}"
     if chip.clip is None or not chip.clip.active:
         return "none"
     bound = f"{chip.clip.sigma:g} std{_each(chip.clip)}"

@@ -242,6 +242,7 @@ def _check_raw(rule: Rule | None, path: str, hardware: Hardware) -> None:
             ("input_range", hardware.ranged),
             ("forward", hardware.forward is not None),
             ("mapping.learn_out_scaling", hardware.scales_outputs),
+            ("a learned clip", hardware.learns_clip),
             (
                 "modifier.per_batch_sample or per_vector",
                 hardware.modifies_inputs("train"),

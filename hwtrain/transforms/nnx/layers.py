@@ -34,6 +34,10 @@ class OutputScale(nnx.Param):
     """The learned output scale of a layer, `[*stack, row tiles, columns or 1]`."""
 
 
+class ClipBound(nnx.Param):
+    """The learned clip bound of a kernel, `[*stack, row tiles, columns]`."""
+
+
 class ChipKey(nnx.Param):
     """The key of what is frozen in a chip's periphery; there during an evaluation."""
 
@@ -47,6 +51,7 @@ LEAF_TYPES = {
     "probe": Probe,
     "mapping_scale": MappingScale,
     "output_scale": OutputScale,
+    "clip_bound": ClipBound,
 }
 
 
