@@ -45,6 +45,7 @@ class SpikingClassifier(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         """Returns `[B, 10]` logits of `[B, T, 64]` spikes."""
+        # Smaller weights would leave most neurons below their threshold at first.
         scale = nn.initializers.variance_scaling(4.0, "fan_in", "normal")
         x = nn.Dense(64, use_bias=False, kernel_init=scale, name="w_in")(x)
         cell = hwtrain.dynapse.DynapSim(features=64, reference=self.reference)
@@ -55,3 +56,8 @@ class SpikingClassifier(nn.Module):
 def network() -> nn.Module:
     """Returns the Linen model."""
     return SpikingClassifier()
+
+
+def reference_network() -> nn.Module:
+    """Returns the same with the neurons as Rockpool computes them."""
+    return SpikingClassifier(reference=True)
