@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from hwtrain.physics.random import fold_in
 from hwtrain.training.functional import Functional, Params
 
 Loss = Callable[[jax.Array, jax.Array], jax.Array]
@@ -84,7 +85,7 @@ def make_step(
         state: TrainState, data: Split, order: jax.Array, key: jax.Array
     ) -> tuple[TrainState, jax.Array]:
         rows = order[state.step % order.shape[0]]
-        step_key = jax.random.fold_in(key, state.step)
+        step_key = fold_in(key, state.step)
 
         def batch_loss(params: Params) -> jax.Array:
             outputs = model.apply(params, data.inputs[rows], step_key)
