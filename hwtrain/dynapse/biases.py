@@ -64,7 +64,11 @@ def checked_table(table: ArrayLike) -> np.ndarray:
       ValueError: unless it is a matrix of positive, finite numbers.
     """
     array = np.asarray(table, np.float64)
-    if array.ndim != 2 or not array.size or not (np.isfinite(array) & (array > 0)).all():
+    if (
+        array.ndim != 2
+        or not array.size
+        or not (np.isfinite(array) & (array > 0)).all()
+    ):
         raise ValueError(
             "a table of bias currents is a matrix [coarse, fine] of positive numbers "
             f"in A, such as computed_table(); got shape {array.shape}"

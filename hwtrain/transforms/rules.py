@@ -179,7 +179,8 @@ def make_plan(
             )
         weights.append(weight)
     if check and not weights and assigned.default not in (None, Hardware()):
-        found = ", ".join(f"{x.path!r} ({x.name}: {x.why})" for x in layers if x.path)
+        told = [x for x in layers if x.path or x.why != Layer().why]
+        found = ", ".join(f"{x.path!r} ({x.name}: {x.why})" for x in told)
         raise ValueError(
             "nothing of this model can be analog, so its hardware would do nothing. "
             f"Its modules: {found or 'none'}. To reach a parameter itself, write "
