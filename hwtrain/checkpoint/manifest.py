@@ -5,7 +5,7 @@ import itertools
 import json
 import os
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Literal, Self, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
@@ -29,14 +29,17 @@ FileName = Annotated[
 ]
 Seed = Annotated[int, Field(ge=0, le=LARGEST_SEED)]
 Sizes = tuple[Annotated[int, Field(ge=0)], ...]
+Kind = TypeVar("Kind", bound=BaseModel)
 Hash = Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
 
 
-class _Entry(BaseModel):
+class Entry(BaseModel):
+    """A part of a manifest: strict, closed, frozen."""
+
     model_config = ConfigDict(strict=True, extra="forbid", frozen=True)
 
 
-class TensorEntry(_Entry):
+class TensorEntry(Entry):
     """One tensor of a file."""
 
     dtype: str
@@ -45,7 +48,7 @@ class TensorEntry(_Entry):
     sha256: Hash
 
 
-class LeafEntry(_Entry):
+class LeafEntry(Entry):
     """One leaf of the variables: the keys that lead to it, and where its value lies."""
 
     keys: Annotated[tuple[str | int, ...], Field(min_length=1)]
@@ -59,7 +62,7 @@ class LeafEntry(_Entry):
     tensor: str | None = None
 
 
-class LayerEntry(_Entry):
+class LayerEntry(Entry):
     """One analog weight: its geometry, its chip type and where it lies."""
 
     weight: AnalogWeight
@@ -86,14 +89,14 @@ class LayerEntry(_Entry):
         return self
 
 
-class ChipEntry(_Entry):
+class ChipEntry(Entry):
     """One frozen chip: its seed, and the file of each analog weight by path."""
 
     seed: Seed
     files: dict[str, FileName]
 
 
-class Manifest(_Entry):
+class Manifest(Entry):
     """What a hardware-ready checkpoint holds. docs/checkpoint.md explains it."""
 
     format: Literal["hwtrain-checkpoint"] = FORMAT
@@ -170,7 +173,7 @@ def _tile_shapes(layer: LayerEntry) -> dict[str, tuple[int, ...]]:
     }
 
 
-def write(directory: Path, manifest: Manifest) -> None:
+def write(directory: Path, manifest: BaseModel) -> None:
     """Writes the manifest with its own hash in it, on disk when it returns."""
     content = manifest.model_dump(mode="json", exclude_none=True)
     content["sha256"] = _digest(content)
@@ -196,8 +199,12 @@ def sync(path: Path) -> None:
         os.close(descriptor)
 
 
-def read(directory: Path) -> Manifest:
+def read(directory: Path, kind: type[Kind] = Manifest) -> Kind:
     """Reads and checks the manifest of a checkpoint.
+
+    Args:
+      directory: where it lies.
+      kind: the model of the manifest, whose `format` and `version` it must have.
 
     Raises:
       HardwareCheckpointError: if there is none, or it is not one that this version of
@@ -220,18 +227,20 @@ def read(directory: Path) -> Manifest:
         content = json.loads(path.read_bytes())
     except (ValueError, RecursionError) as error:
         raise _damaged(path, f"it is not JSON ({error})") from error
-    if not isinstance(content, dict) or content.get("format") != FORMAT:
+    expected = kind.model_fields["format"].default
+    if not isinstance(content, dict) or content.get("format") != expected:
         raise HardwareCheckpointError(
             f'{path} is not the manifest of a hwtrain checkpoint: "format" is not '
-            f'"{FORMAT}"'
+            f'"{expected}"'
         )
-    _check_version(path, content.get("version"))
+    known = kind.model_fields["version"].default
+    _check_version(path, content.get("version"), known)
     digest = _digest(content)
     if digest != content.get("sha256"):
         said = content.get("sha256")
         raise _damaged(path, f"its SHA-256 is {digest}, it says {said}")
     try:
-        return Manifest.model_validate_json(json.dumps(content))
+        return kind.model_validate_json(json.dumps(content))
     except ValidationError as error:
         problems = "; ".join(
             f"{'.'.join(str(key) for key in detail['loc'])}: {detail['msg']}"
@@ -243,16 +252,17 @@ def read(directory: Path) -> Manifest:
         ) from error
 
 
-def _check_version(path: Path, version: Any) -> None:
+def _check_version(path: Path, version: Any, known: str) -> None:
     numbers = str(version).split(".")
     if len(numbers) != 2 or not all(number.isdecimal() for number in numbers):
         raise _damaged(path, f"its version is {version!r}, not such as '1.0'")
     major, minor = (int(number) for number in numbers)
     # A newer minor version may hold an effect that this one would leave out silently.
-    if major != MAJOR or minor > MINOR:
+    known_major, known_minor = (int(number) for number in known.split("."))
+    if major != known_major or minor > known_minor:
         raise HardwareCheckpointError(
-            f"{path} has format version {version}; this hwtrain reads {MAJOR}.0 to "
-            f"{MAJOR}.{MINOR}. Install the version of hwtrain that wrote it: "
+            f"{path} has format version {version}; this hwtrain reads {known_major}.0 "
+            f"to {known}. Install the version of hwtrain that wrote it: "
             f"{path.name} names it under libraries"
         )
 

@@ -25,7 +25,11 @@ class Limits:
     tags: int = 2048
 
 
-def fill_cores(neurons: int, limits: Limits = Limits()) -> np.ndarray:
+DYNAPSE2 = Limits()
+"""The limits of a DynapSE2."""
+
+
+def fill_cores(neurons: int, limits: Limits = DYNAPSE2) -> np.ndarray:
     """Returns the core of each neuron, one core filled after the other.
 
     >>> fill_cores(5, Limits(neurons_per_core=2))
@@ -38,7 +42,7 @@ def check_connectivity(
     weights_in: np.ndarray,
     weights_rec: np.ndarray,
     cores: np.ndarray,
-    limits: Limits = Limits(),
+    limits: Limits = DYNAPSE2,
 ) -> None:
     """Raises where a network asks for more than the chip has, and lists where.
 

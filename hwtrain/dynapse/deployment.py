@@ -7,11 +7,17 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from hwtrain.dynapse.biases import BiasCode, checked_table, nearest_code
-from hwtrain.dynapse.connectivity import Limits, check_connectivity, fill_cores
+from hwtrain.dynapse.connectivity import (
+    DYNAPSE2,
+    Limits,
+    check_connectivity,
+    fill_cores,
+)
 from hwtrain.dynapse.weight_codes import BASES, encode
 
 Currents = Mapping[str, ArrayLike]
 Tables = ArrayLike | Mapping[str, ArrayLike]
+_BASES = tuple(f"Iw_{number}" for number in range(BASES))
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
@@ -54,8 +60,9 @@ class Deployment:
         `Iw_3` among them.
       weights_in: the synapses from the inputs.
       weights_rec: the synapses from neurons.
-      chips: by seed, the currents of each neuron of a frozen chip, `[neurons]` by name,
-        in A. No code can hold them: a core has one bias for all its neurons.
+      chips: by seed, the currents (and other constants) of each neuron of a frozen
+        chip, `[neurons]` by name. No code can hold them: a core has one bias for all
+        its neurons.
       limits: the limits of the chip.
     """
 
@@ -86,7 +93,7 @@ def deploy(
     table: Tables,
     cores: ArrayLike | None = None,
     chips: Mapping[int, Currents] | None = None,
-    limits: Limits = Limits(),
+    limits: Limits = DYNAPSE2,
     seed: int = 0,
 ) -> Deployment:
     r"""Returns a network as bias codes and weight masks, with what they achieve.
@@ -101,7 +108,7 @@ def deploy(
     [[ 1.  -0.4]
      [ 0.6  0. ]]
     >>> print(found.currents["Ispkthr"])
-    [1.00431373e-07 1.00431373e-07]
+    [1.00343137e-07 1.00343137e-07]
 
     Args:
       weights_in: `[inputs, neurons]`, dimensionless; zero for no synapse.
@@ -112,7 +119,8 @@ def deploy(
       table: `[coarse, fine]` currents of the bias generator, in A, or one by name of
         the bias. `computed_table()` is an idealised one.
       cores: `[neurons]` the core of each neuron; `None` fills one after the other.
-      chips: by seed, the currents of each neuron of a frozen chip.
+      chips: by seed, the currents (and other constants) of each neuron of a frozen
+        chip, by name.
       limits: the limits of the chip.
       seed: of the search for base currents.
 
@@ -128,7 +136,7 @@ def deploy(
     _check_shapes(inputs, rec, where, iscale)
     check_connectivity(inputs, rec, where, limits)
     nominal = {name: _of_neurons(name, c, neurons) for name, c in currents.items()}
-    tables = _Tables(table)
+    tables = _tables_of(table, [*nominal, *_BASES])
     both = np.concatenate([inputs, rec])
     mask = np.zeros(both.shape, np.uint8)
     sign, achieved = np.zeros(both.shape, np.int8), np.zeros(both.shape)
@@ -139,9 +147,8 @@ def deploy(
             name: nearest_code(tables[name], _one_current(name, c[here], core), name)
             for name, c in nominal.items()
         }
-        found = encode(both[:, here] * iscale, seed=seed, table=tables["Iw_0"])
-        for number, base in enumerate(found.bases):
-            name = f"Iw_{number}"
+        found = encode(both[:, here] * iscale, seed=seed, table=tables[_BASES[0]])
+        for name, base in zip(_BASES, found.bases):
             biases[core][name] = nearest_code(tables[name], float(base), name)
         mask[:, here], sign[:, here] = found.mask, found.sign
         achieved[:, here] = found.achieved / iscale
@@ -155,35 +162,31 @@ def deploy(
         biases=biases,
         weights_in=parts[0],
         weights_rec=parts[1],
-        chips=_checked_chips(chips or {}, nominal, neurons),
+        chips={
+            int(chip): {n: _of_neurons(n, c, neurons) for n, c in found.items()}
+            for chip, found in (chips or {}).items()
+        },
         limits=limits,
     )
 
 
-class _Tables:
-    """The table of each bias."""
-
-    def __init__(self, table: Tables):
-        one = not isinstance(table, Mapping)
-        self._one = checked_table(table) if one else None
-        named = {} if one else table
-        self._named = {name: checked_table(array) for name, array in named.items()}
-        weights = [self._named.get(f"Iw_{number}") for number in range(BASES)]
-        if named and not all(np.array_equal(weights[0], other) for other in weights):
-            raise ValueError(
-                "the base currents Iw_0 to Iw_3 must have one table in common: give "
-                "the table four times"
-            )
-
-    def __getitem__(self, name: str) -> np.ndarray:
-        if self._one is not None:
-            return self._one
-        if name not in self._named:
-            raise ValueError(
-                f"there is no table for the bias {name!r}; there are tables for "
-                f"{', '.join(self._named)}"
-            )
-        return self._named[name]
+def _tables_of(table: Tables, names: list[str]) -> dict[str, np.ndarray]:
+    """Returns the table of each bias."""
+    if not isinstance(table, Mapping):
+        return dict.fromkeys(names, checked_table(table))
+    missing = [name for name in names if name not in table]
+    if missing:
+        raise ValueError(
+            f"there is no table for {', '.join(missing)}; there are tables for "
+            f"{', '.join(table)}"
+        )
+    tables = {name: checked_table(table[name]) for name in names}
+    if not all(np.array_equal(tables[_BASES[0]], tables[name]) for name in _BASES):
+        raise ValueError(
+            "the base currents Iw_0 to Iw_3 must have one table in common: give the "
+            "same table four times"
+        )
+    return tables
 
 
 def _check_shapes(
@@ -226,19 +229,3 @@ def _one_current(name: str, currents: np.ndarray, core: int) -> float:
             "and neurons that were trained apart go to cores of their own"
         )
     return float(currents[0])
-
-
-def _checked_chips(
-    chips: Mapping[int, Currents], nominal: Mapping[str, np.ndarray], neurons: int
-) -> dict[int, dict[str, np.ndarray]]:
-    for seed, currents in chips.items():
-        unknown = sorted(set(currents) - set(nominal))
-        if unknown:
-            raise ValueError(
-                f"chip {seed} has {', '.join(unknown)}, which the nominal network does "
-                f"not have; it has {', '.join(nominal)}"
-            )
-    return {
-        int(seed): {name: _of_neurons(name, c, neurons) for name, c in chip.items()}
-        for seed, chip in chips.items()
-    }

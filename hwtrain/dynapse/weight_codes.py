@@ -91,8 +91,21 @@ def encode(
         bases=bases,
         mask=mask.astype(np.uint8),
         sign=sign,
-        achieved=sign * (_MASKS @ bases)[mask],
+        achieved=sign * amounts(mask, bases),
     )
+
+
+def amounts(mask: np.ndarray, bases: np.ndarray) -> np.ndarray:
+    """Returns the current of each mask, in A.
+
+    >>> amounts(np.array([0, 5]), np.array([1e-9, 2e-9, 4e-9, 8e-9]))
+    array([0.e+00, 5.e-09])
+
+    Args:
+      mask: masks, 0 to 15.
+      bases: `[4]` base currents, in A.
+    """
+    return (_MASKS @ bases)[mask]
 
 
 def _nearest_mask(wanted: np.ndarray, bases: np.ndarray) -> np.ndarray:

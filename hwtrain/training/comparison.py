@@ -18,9 +18,7 @@ from hwtrain.training.loop import (
     Split,
     Step,
     TrainState,
-    cross_entropy,
     init_state,
-    make_step,
     run_steps,
 )
 from hwtrain.training.preparation import Preparation, chip_hardware
@@ -75,7 +73,7 @@ def _train(
     aware = name == HARDWARE_AWARE
     model = ready.aware if aware else ready.plain
     optimizer = ready.aware_optimizer if aware else ready.optimizer
-    step = make_step(model, optimizer, cross_entropy)
+    step = ready.aware_step if aware else ready.plain_step
     trained = []
     for seed in config.training.seeds:
         state = init_state(model.init(seed), optimizer)
