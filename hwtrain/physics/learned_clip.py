@@ -53,7 +53,8 @@ def learned_clip(
     References:
       Esser et al., Learned step size quantization, ICLR 2020.
 
-      Liu et al., ParetoQ: scaling laws in extremely low-bit LLM quantization, 2025.
+      Liu et al., ParetoQ: improving scaling laws in extremely low-bit LLM
+      quantization, NeurIPS 2025.
     """
     return _forward(w, bound, row_sizes, steps)
 

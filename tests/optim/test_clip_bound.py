@@ -57,7 +57,14 @@ def test_init_and_adopt_start_at_the_largest_weights_of_tiles():
     np.testing.assert_array_equal(fresh["kernel"], plain["kernel"])
     kernel = np.abs(plain["kernel"]).reshape(2, 2, COLUMNS).max(1)
     np.testing.assert_array_equal(fresh["clip_bound"], kernel)
-    assert sorted(hw.strip(params)) == ["kernel"]
+    plan = hw.plan(analog, params, jnp.eye(ROWS))
+    small = {**params, "clip_bound": params["clip_bound"] / 2}
+    stripped = hw.strip(small, plan)
+    assert sorted(stripped) == ["kernel"]
+    limits = np.repeat(np.asarray(small["clip_bound"]), 2, 0)
+    np.testing.assert_allclose(stripped["kernel"], np.clip(W, -limits, limits))
+    with pytest.raises(ValueError, match="clip_bound is learned"):
+        hw.strip(params)
     zero = hw.adopt(analog, {"kernel": jnp.zeros((ROWS, COLUMNS))}, jnp.eye(ROWS))
     np.testing.assert_array_equal(zero["clip_bound"], np.ones((2, COLUMNS)))
 
