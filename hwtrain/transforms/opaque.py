@@ -3,20 +3,28 @@
 from collections.abc import Callable, Iterable
 from typing import Any
 
+from flax import nnx
+
 from hwtrain.hardware import Hardware
 from hwtrain.transforms.layer import Layer
 
 
-def opaque(inner: Any) -> Layer:
-    """Returns the layer that is a bridge to the other framework.
+def bridge(module: Any, cls: type) -> Layer | None:
+    """Returns the layer that is a bridge to the other framework, or `None`.
 
     Args:
-      inner: the module on the other side, or its class.
+      module: a module of either framework.
+      cls: its plain class.
     """
-    cls = inner if isinstance(inner, type) else type(inner)
-    if hasattr(cls, "_hwtrain_assigned"):
+    if issubclass(cls, nnx.bridge.ToNNX):
+        inner = type(module.to_nnx__module)
+    elif issubclass(cls, nnx.bridge.ToLinen):
+        inner = module.nnx_class
+    else:
+        return None
+    if hasattr(inner, "_hwtrain_assigned"):
         return Layer(why="an analog model of its own")
-    why = f"{cls.__name__} is a module of the other framework"
+    why = f"{inner.__name__} is a module of the other framework"
     return Layer(why=why, opaque=True)
 
 
@@ -37,21 +45,21 @@ def check_opaque(
       The rules that keep a bridge digital.
     """
     digital = set()
-    for bridge in (layer for layer in layers if layer.opaque):
-        rule, _ = decide(bridge.path, bridge)
+    for hidden in (layer for layer in layers if layer.opaque):
+        rule, _ = decide(hidden.path, hidden)
         if rule is not None and rule.hardware is None:
             digital.add(rule)
             continue
-        prefix = f"{bridge.path}/" if bridge.path else ""
+        prefix = f"{hidden.path}/" if hidden.path else ""
         for path in (path for path in shapes if path.startswith(prefix)):
-            for held in (bridge, Layer(path=path.rpartition("/")[0])):
+            for held in (hidden, Layer(path=path.rpartition("/")[0])):
                 rule, hardware = decide(path, held)
                 raw = rule is not None and rule.params is not None
                 if not raw and hardware not in (None, Hardware()):
                     raise ValueError(
-                        f"{bridge.path or 'the model'} ({bridge.name}) is to be "
-                        f"analog, but {bridge.why}, whose layers cannot be seen from "
+                        f"{hidden.path or 'the model'} ({hidden.name}) is to be "
+                        f"analog, but {hidden.why}, whose layers cannot be seen from "
                         "here. Analogize that module before the bridge, or keep it "
-                        f"digital by Rule({bridge.path!r}, None) before the others"
+                        f"digital by Rule({hidden.path!r}, None) before the others"
                     )
     return digital

@@ -5,14 +5,13 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from flax import linen as nn
-from flax import nnx
 from flax.core import meta
 
 from hwtrain.hardware import Hardware
 from hwtrain.plan import AnalogWeight
 from hwtrain.transforms.layer import Layer, analog_weight
 from hwtrain.transforms.linen import convolution, dense, einsum, embed, recurrent
-from hwtrain.transforms.opaque import opaque
+from hwtrain.transforms.opaque import bridge
 from hwtrain.transforms.signal_side import (
     STEP_LEAVES,
     behind_the_root,
@@ -51,12 +50,12 @@ def describe(
       kwargs: keyword arguments of the call.
     """
     cls = plain_class(type(module))
-    if issubclass(cls, nnx.bridge.ToLinen):
-        layer = opaque(module.nnx_class)
-        return dataclasses.replace(layer, path=path, name=cls.__name__)
     found = (f.describe(module, cls, method, args, kwargs) for f in FAMILIES)
     known = (Layer(why=why) for classes, why in DIGITAL if issubclass(cls, classes))
-    layer = next((layer for layer in (*found, *known) if layer is not None), Layer())
+    layer = next(
+        (layer for layer in (bridge(module, cls), *found, *known) if layer is not None),
+        Layer(),
+    )
     return dataclasses.replace(layer, path=path, name=cls.__name__)
 
 

@@ -11,7 +11,7 @@ from flax import nnx
 from hwtrain.plan import AnalogWeight
 from hwtrain.transforms.layer import Layer
 from hwtrain.transforms.nnx import convolution, dense, einsum, embed, lora
-from hwtrain.transforms.opaque import opaque
+from hwtrain.transforms.opaque import bridge
 from hwtrain.transforms.signal_side import (
     STEP_LEAVES,
     behind_the_root,
@@ -77,12 +77,12 @@ DIGITAL = (
 def describe(module: Any, path: str) -> Layer:
     """Returns what the plan must know of a module at a path."""
     cls = plain_class(type(module))
-    if issubclass(cls, nnx.bridge.ToNNX):
-        layer = opaque(module.to_nnx__module)
-        return dataclasses.replace(layer, path=path, name=cls.__name__)
     found = (family.describe(module, cls) for family in FAMILIES)
     known = (Layer(why=why) for classes, why in DIGITAL if issubclass(cls, classes))
-    layer = next((layer for layer in (*found, *known) if layer is not None), Layer())
+    layer = next(
+        (layer for layer in (bridge(module, cls), *found, *known) if layer is not None),
+        Layer(),
+    )
     return dataclasses.replace(layer, path=path, name=cls.__name__)
 
 
