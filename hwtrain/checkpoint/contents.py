@@ -51,9 +51,9 @@ class Contents:
         if self.seeds and not any(w.hardware.frozen for w in plan.weights):
             raise HardwareCheckpointError(
                 f"chip {self.seeds[0]} would be the nominal model: no weight of the "
-                "plan has a frozen mismatch or a noise model. Give its Hardware a "
-                "mismatch=MismatchParameter(...) or a noise_model, or leave the chip "
-                "seed out"
+                "plan has a frozen mismatch, stuck devices or a noise model. Give its "
+                "Hardware a mismatch=MismatchParameter(...), stuck=StuckParameter(...) "
+                "or a noise_model, or leave the chip seed out"
             )
 
     @property

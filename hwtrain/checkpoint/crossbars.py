@@ -91,7 +91,7 @@ class Crossbars:
         if self.weight.hardware.converter is None:
             return
         with on_cpu():
-            if self.weight.hardware.noise_model is None:
+            if not self.weight.hardware.programs:
                 found = _by_scale(self._geometry, self._w, kernel, self._scale)
                 quantities = [{"": g} for g in found]
             else:

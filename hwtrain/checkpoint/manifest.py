@@ -138,8 +138,7 @@ class Manifest(_Entry):
                 converter = converter_of(layer.weight)
                 for name in (*converter.scales, "mapping_scale"):
                     self._expect(layer.file, f"{tile}/{name}")
-                model = layer.weight.hardware.noise_model
-                draws = programmed_fields(model) if model else ()
+                draws = programmed_fields(layer.weight.hardware)
                 for device in converter.devices:
                     for file in [layer.file, *chip_files]:
                         self._expect(file, f"{tile}/{device}", shape)

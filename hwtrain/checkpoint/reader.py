@@ -87,7 +87,7 @@ class HardwareCheckpoint:
         for layer in self.manifest.layers:
             path, read = layer.weight.path, self._read(chip.files[layer.weight.path])
             kernels[path] = read["kernel"]
-            if layer.weight.hardware.noise_model is not None:
+            if layer.weight.hardware.programs:
                 scale = layer.weight.stored_scale(nominal)
                 tiles = self.conductances(path, seed)
                 kernels[path] = kernel_at(
@@ -224,12 +224,12 @@ def _tile(
     name: str,
 ) -> Tile:
     converter = converter_of(layer.weight)
-    model = layer.weight.hardware.noise_model
+    fields = programmed_fields(layer.weight.hardware)
     programmed = {}
-    if model is not None and chip is not nominal:
+    if fields and chip is not nominal:
         for g in converter.devices:
             arrays: dict[str, Any] = {
-                field: chip[f"{name}/{g}/{field}"] for field in programmed_fields(model)
+                field: chip[f"{name}/{g}/{field}"] for field in fields
             }
             arrays["g_target"] = chip[f"{name}/{g}"]
             programmed[g] = Programmed(**arrays)

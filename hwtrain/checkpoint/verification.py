@@ -1,5 +1,6 @@
 """Verifies a hardware-ready checkpoint beyond its hashes: computes it once more."""
 
+import math
 import os
 from typing import Any
 
@@ -98,9 +99,12 @@ def _conductance_error(
 
 
 def _error(found: np.ndarray, expected: np.ndarray) -> float:
-    largest = np.abs(expected).max(initial=0.0)
-    difference = np.abs(found - expected).max(initial=0.0)
-    return float(difference / largest) if difference else 0.0
+    # In float64, in which no unsigned state of a device wraps around.
+    largest = np.abs(expected, dtype=np.float64).max(initial=0.0)
+    difference = np.abs(found.astype(np.float64) - expected).max(initial=0.0)
+    if not difference:
+        return 0.0
+    return float(difference / largest) if largest else math.inf
 
 
 def _checked(where: str, error: float) -> float:
