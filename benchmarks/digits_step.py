@@ -17,7 +17,7 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 
-from hwtrain import optim
+from hwtrain import fast_prng, optim
 from hwtrain.hardware import Hardware
 from hwtrain.training import cross_entropy, init_state, linen, make_step, read_config
 from hwtrain.training.loop import epoch_order
@@ -30,6 +30,7 @@ def variants(hardware):
     """Returns hardware by name: all of the recipe, and each part of it alone."""
     parts = {
         "hardware-aware": hardware,
+        "noise and clip": Hardware(modifier=hardware.modifier, clip=hardware.clip),
         "noise alone": Hardware(modifier=hardware.modifier),
         "clip alone": Hardware(clip=hardware.clip),
         "input range alone": Hardware(input_range=hardware.input_range),
@@ -56,7 +57,9 @@ def runner(model, optimizer, config, data):
     state = init_state(model.init(0), optimizer)
     size = config.training.batch_size
     order = jnp.asarray(epoch_order(0, 0, len(data.labels), size))
-    data, key = jax.device_put(data), jax.random.key(0)
+    fast = config.training.generator == "fast"
+    key = jax.random.key(0, impl=fast_prng if fast else None)
+    data = jax.device_put(data)
 
     def run(steps):
         nonlocal state

@@ -19,6 +19,7 @@ from hwtrain.hardware import (
 from hwtrain.hardware import (
     CustomPairConductanceConverter as CustomPairConductanceConverter,
 )
+from hwtrain.hardware import DriftParameter as DriftParameter
 from hwtrain.hardware import (
     DualPairConductanceConverter as DualPairConductanceConverter,
 )
@@ -38,6 +39,7 @@ from hwtrain.hardware import PCMLikeNoiseModel as PCMLikeNoiseModel
 from hwtrain.hardware import PerColumnDriftCompensation as PerColumnDriftCompensation
 from hwtrain.hardware import ReRamCMONoiseModel as ReRamCMONoiseModel
 from hwtrain.hardware import ReRamWan2022NoiseModel as ReRamWan2022NoiseModel
+from hwtrain.hardware import SimpleDriftParameter as SimpleDriftParameter
 from hwtrain.hardware import (
     SingleDeviceConductanceConverter as SingleDeviceConductanceConverter,
 )
@@ -55,6 +57,7 @@ from hwtrain.mismatch import dynamic_mismatch_prototype as dynamic_mismatch_prot
 from hwtrain.mismatch import frozen_mismatch_prototype as frozen_mismatch_prototype
 from hwtrain.mismatch import mismatch_generator as mismatch_generator
 from hwtrain.mismatch import select as select
+from hwtrain.physics.fast_random import fast_prng as fast_prng
 from hwtrain.plan import Plan as Plan
 from hwtrain.programming import ProgrammedChip as ProgrammedChip
 from hwtrain.programming import program_chip as program_chip
@@ -65,6 +68,7 @@ from hwtrain.transforms import calibrate as calibrate
 from hwtrain.transforms import chip_mode as chip_mode
 from hwtrain.transforms import eval_mode as eval_mode
 from hwtrain.transforms import inspect as inspect
+from hwtrain.transforms import noise_strength as noise_strength
 from hwtrain.transforms import plan as plan
 from hwtrain.transforms import strip as strip
 from hwtrain.transforms import train_mode as train_mode

@@ -46,6 +46,7 @@ def modified(
     kernel: jax.Array,
     scale: jax.Array | None,
     key: jax.Array | None,
+    strength: jax.Array | None = None,
 ) -> jax.Array:
     """Returns the kernel with the weight modifier of its hardware applied.
 
@@ -54,6 +55,7 @@ def modified(
       kernel: the stored array, nominal.
       scale: the stored mapping scale, if the array has one; otherwise it is derived.
       key: key of the draw; may be `None` if the modifier draws nothing.
+      strength: factor on its noise, `[]` float32; `None` for 1.
     """
     modifier = weight.hardware.modifier
     if modifier is None:
@@ -64,7 +66,7 @@ def modified(
     w_max = jnp.asarray(modifier.assumed_wmax, w.dtype)
     if modifier.rel_to_actual_wmax:
         w_max = largest_weight(weight, changed, per_column=modifier.per_column)
-    changed = modifier(key, changed, w_max)
+    changed = modifier(key, changed, w_max, strength)
     changed = changed if last is None else jnp.where(last, w, changed)
     return jnp.asarray(changed * s, kernel.dtype)
 

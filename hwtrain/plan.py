@@ -12,11 +12,12 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from hwtrain import paths
 from hwtrain.hardware import Hardware, MappingParameter
 from hwtrain.physics import tiling
-from hwtrain.physics.convolution import Window
+from hwtrain.physics.convolution import Window, unpack
 from hwtrain.physics.random import stable_hash
 
 
@@ -145,8 +146,20 @@ class AnalogWeight:
         path = self.leaf("mapping_scale").removeprefix(f"{prefix}/")
         return leaves[path] if self.stores_scale and path in leaves else None
 
+    @property
+    def output_scale_shape(self) -> tuple[int, ...]:
+        """Shape of the learned output scale, `[*stack, row tiles, columns or 1]`."""
+        each = self._mapping.out_scaling_columnwise
+        columns = sum(self.column_sizes) if each else 1
+        return (*self.stack, self.tiles[0], columns)
+
     def to_matrix(self, array: jax.Array) -> jax.Array:
-        """Returns the stored array as `[*stack, rows, columns]`."""
+        """Returns the stored array as `[*stack, rows, columns]`.
+
+        Where the layer's mask leaves a weight out, there is none: it is zero.
+        """
+        if self.window is not None and self.window.mask:
+            array = jnp.where(self._mask, array, 0)
         array = jnp.transpose(array, self._order)
         size = (self._size(self.rows), self._size(self.columns))
         matrix = array.reshape(*self._leading, *size)
@@ -161,6 +174,14 @@ class AnalogWeight:
             matrix = jnp.moveaxis(matrix, -3, -2)
         array = matrix.reshape([self.shape[axis] for axis in self._order])
         return jnp.transpose(array, self._inverse)
+
+    @property
+    def _mask(self) -> np.ndarray:
+        """The mask of a layer, of the axes that it sees: those of a stack lead."""
+        window = self.window
+        seen = len(window.sizes) + 2 if window is not None else len(self.shape)
+        shape = self.shape[len(self.shape) - seen :]
+        return unpack(window.mask, shape) if window is not None else np.ones(shape)
 
     @property
     def _order(self) -> tuple[int, ...]:

@@ -16,7 +16,7 @@ from hwtrain.plan import AnalogWeight, Digital, Plan
 from hwtrain.programming import programmed_fields
 
 FORMAT = "hwtrain-checkpoint"
-MAJOR, MINOR = 1, 0
+MAJOR, MINOR = 1, 1
 FILE_NAME = "manifest.json"
 LARGEST = 64 * 2**20
 """Bytes that a manifest may have; a larger one is refused before it is read."""

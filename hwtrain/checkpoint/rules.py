@@ -9,6 +9,7 @@ UNITS = {
     "stuck": "0 healthy, 1 stuck at g_min, 2 stuck at g_max",
     "mapping_scale": "unit of the nominal weight per unit of crossbar weight",
     "nominal": "unit of the model",
+    "output_scale": "1",
     "input_range": "unit of the layer's input",
 }
 RULES = {
@@ -16,13 +17,29 @@ RULES = {
         "per tile, all shaped [*stack, rows, columns] or broadcastable against it: "
         "crossbar weight w as 'crossbar_weights' says for the converter's type, "
         "nominal weight W = w * mapping_scale; "
-        "tiles in row-major order; W = transpose(array, [*stack axes, *rows, *columns])"
+        "tiles in row-major order; W = transpose(array, [*stack axes, *rows, "
+        "*columns]); with groups > 1 of a window the columns are [groups, columns], "
+        "and the groups go to the end of the stack"
+    ),
+    "window": (
+        "of a convolution: the input [batch, *spatial, channels] gets its border "
+        "(border_mode as numpy.pad), then input_dilation - 1 zeros between neighbours, "
+        "then padding zeros; at each position a window of sizes taps, kernel_dilation "
+        "apart, moving by strides, is the vector of rows: channels, then taps in "
+        "row-major order, reversed if flipped; groups are equal parts of channels and "
+        "columns; local: a matrix for each position; mask: its bits in hexadecimal, in "
+        "the order of the array, weights without are zero"
     ),
     "crossbar_weights": (
         "single_pair: (g_pos - g_neg) / scale_ratio; "
         "n_pair, dual_pair and custom_pair: sum over i of "
         "f_lst[i] * (g_pos_i - g_neg_i) / scale_ratio; "
         "single_device: min + (g - g_min) / scale_ratio"
+    ),
+    "output_scale": (
+        "where a layer has one beside: [*stack, row tiles, columns or 1], a learned "
+        "factor on the outputs of each row of tiles, after the ADC and mapping_scale "
+        "and before the bias; the weights do not contain it"
     ),
     "chip": (
         "w_chip = w + std_dev * A * xi (add_normal) or w * (1 + std_dev * xi) "

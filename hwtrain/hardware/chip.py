@@ -13,6 +13,7 @@ from hwtrain.hardware.converters import (
     SingleDeviceConductanceConverter,
     SinglePairConductanceConverter,
 )
+from hwtrain.hardware.drift import DriftParameter, SimpleDriftParameter
 from hwtrain.hardware.hermes import HermesNoiseModel
 from hwtrain.hardware.io import IOParameters
 from hwtrain.hardware.measured import MeasuredNoiseModel
@@ -46,6 +47,9 @@ ConductanceConverter = Annotated[
     Field(discriminator="type"),
 ]
 """Any converter; its `type` tells which."""
+
+Drift = Annotated[SimpleDriftParameter | DriftParameter, Field(discriminator="type")]
+"""Drift of weights during training; its `type` tells which."""
 
 NoiseModel = Annotated[
     PCMLikeNoiseModel
@@ -86,6 +90,8 @@ class Hardware:
     """Tiles and weight scaling. `None`: one tile for each layer, and no scaling."""
     mismatch: MismatchParameter | None = None
     """Frozen mismatch of each chip."""
+    drift: Drift | None = None
+    """Drift of the weights from one training step to the next."""
     converter: ConductanceConverter | None = None
     """How a weight becomes conductances: for the export, `noise_model` and `stuck`."""
     noise_model: NoiseModel | None = None
@@ -185,9 +191,19 @@ class Hardware:
         return self.remaps or (self.clip is not None and self.clip.type in absolute)
 
     @property
+    def scales_outputs(self) -> bool:
+        """Whether outputs are multiplied by a learned scale."""
+        return self.mapping is not None and self.mapping.learn_out_scaling
+
+    @property
     def remaps(self) -> bool:
         """Whether crossbars get a new scale after every update."""
         return self.remap is not None and self.remap.active
+
+    @property
+    def drifts(self) -> bool:
+        """Whether weights drift while a model is trained."""
+        return self.drift is not None and self.drift.acts
 
     @property
     def derives_chip_scale(self) -> bool:
@@ -217,6 +233,12 @@ class Hardware:
     def reads(self, mode: str) -> bool:
         """Whether the periphery draws at a read in `mode`."""
         return mode != "eval" and self.forward is not None and self.forward.draws
+
+    def noisy(self, *, periphery: bool) -> bool:
+        """Whether training draws noise that can be weaker, of weights or periphery."""
+        modifier, forward = self.modifier, self.forward
+        weights = modifier is not None and modifier.noisy
+        return weights or (periphery and forward is not None and forward.noisy)
 
     def freezes(self, mode: str) -> bool:
         """Whether the periphery in `mode` has what is frozen in a chip."""

@@ -1,6 +1,6 @@
 """Drift of weights during training."""
 
-import dataclasses
+from typing import Literal
 
 import jax
 from jax.typing import ArrayLike
@@ -22,6 +22,9 @@ class SimpleDriftParameter:
 
     with :math:`t_\text{set}` the time when the weight was last changed.
 
+    A weight that an update changes by at most `reset_tol` was not written: it goes on
+    drifting from where it was, and the update is lost.
+
     >>> import jax.numpy as jnp
     >>> drift, w = SimpleDriftParameter(nu=0.1), jnp.array([1.0])
     >>> w, state = drift.step(drift.begin(w), w, 1000.0)
@@ -33,23 +36,46 @@ class SimpleDriftParameter:
       inference on analog crossbar arrays, AICAS 2021.
     """
 
+    type: Literal["simple"] = "simple"
+    """Tells this kind of drift from the other in a configuration."""
     nu: NonNegative = 0.0
     """Drift exponent. Zero turns drift off."""
     t_0: Positive = 1.0
     """Time from which on a weight drifts, in seconds."""
     reset_tol: NonNegative = 1e-7
-    """A weight that has changed by more than this starts to drift anew."""
+    """A weight that has changed by more than this starts to drift anew. In units of the
+    crossbar."""
+    dt_s: Positive = 1.0
+    """Time from one training step to the next, in seconds."""
 
-    def begin(self, w: jax.Array) -> DriftState:
+    @property
+    def acts(self) -> bool:
+        """Whether any weight changes."""
+        return self.nu > 0
+
+    @property
+    def draws(self) -> bool:
+        """Whether anything is drawn: nothing is."""
+        return False
+
+    def begin(self, w: jax.Array, key: jax.Array | None = None) -> DriftState:
         """Returns the state of weights that were set just now.
 
         Args:
           w: weights, of any shape.
+          key: not read.
         """
+        del key
         return training_drift.begin(w, self.nu)
 
     def step(
-        self, state: DriftState, w: jax.Array, dt_s: ArrayLike
+        self,
+        state: DriftState,
+        w: jax.Array,
+        dt_s: ArrayLike,
+        key: jax.Array | None = None,
+        *,
+        scale: ArrayLike = 1.0,
     ) -> tuple[jax.Array, DriftState]:
         """Returns the weights after drifting for a while, and the new state.
 
@@ -57,9 +83,12 @@ class SimpleDriftParameter:
           state: the state, from `begin` or from the last step.
           w: the weights now.
           dt_s: time since the last step, in seconds. May be traced.
+          key: not read.
+          scale: the unit of `reset_tol`: the mapping scale, if `w` is a kernel.
         """
+        del key
         return training_drift.drift(
-            state, w, dt_s, t0_s=self.t_0, reset_tol=self.reset_tol
+            state, w, dt_s, t0_s=self.t_0, reset_tol=self.reset_tol * scale
         )
 
 
@@ -75,9 +104,11 @@ class DriftParameter:
 
     and after each step :math:`w' = w + \sigma_w \xi`, which does not accumulate.
 
+    and an update of at most `reset_tol` is lost.
+
     >>> import jax.numpy as jnp
     >>> drift, w = DriftParameter(nu=0.1, nu_dtod=0.3), jnp.ones(10_000)
-    >>> state = drift.begin(jax.random.key(0), w)
+    >>> state = drift.begin(w, jax.random.key(0))
     >>> print(f"{state.nu.std():.2f}")
     0.03
 
@@ -86,12 +117,17 @@ class DriftParameter:
       inference on analog crossbar arrays, AICAS 2021.
     """
 
+    type: Literal["device"] = "device"
+    """Tells this kind of drift from the other in a configuration."""
     nu: NonNegative = 0.0
     """Drift exponent, nu_0."""
     t_0: Positive = 1.0
     """Time from which on a weight drifts, in seconds."""
     reset_tol: NonNegative = 1e-7
-    """A weight that has changed by more than this starts to drift anew."""
+    """A weight that has changed by more than this starts to drift anew. In units of the
+    crossbar."""
+    dt_s: Positive = 1.0
+    """Time from one training step to the next, in seconds."""
     nu_dtod: NonNegative = 0.0
     """Spread of the exponent over devices, relative. Zero: all alike."""
     nu_std: NonNegative = 0.0
@@ -109,33 +145,62 @@ class DriftParameter:
     w_noise_std: NonNegative = 0.0
     """Noise on the weight after each step. Zero turns it off."""
 
-    def begin(self, key: jax.Array, w: jax.Array) -> DriftState:
+    @property
+    def acts(self) -> bool:
+        """Whether any weight changes."""
+        return self.nu > 0 or self.nu_k != 0 or self.w_noise_std > 0
+
+    @property
+    def draws(self) -> bool:
+        """Whether anything is drawn, and a key needed."""
+        return self.nu_dtod > 0 or self.nu_std > 0 or self.w_noise_std > 0
+
+    def begin(self, w: jax.Array, key: jax.Array | None = None) -> DriftState:
         """Returns the state of weights that were set just now, exponents drawn.
 
         Args:
-          key: a JAX key.
           w: weights, of any shape.
+          key: a JAX key. May be `None` if `draws` is false.
+
+        Raises:
+          ValueError: if a draw has no key.
         """
-        nu = self.nu * (1 + self.nu_dtod * normal(key, w.shape))
-        return training_drift.begin(w, nu)
+        self._check_key(key)
+        if key is None or self.nu_dtod == 0:
+            return training_drift.begin(w, self.nu)
+        return training_drift.begin(
+            w, self.nu * (1 + self.nu_dtod * normal(key, w.shape))
+        )
 
     def step(
-        self, key: jax.Array, state: DriftState, w: jax.Array, dt_s: ArrayLike
+        self,
+        state: DriftState,
+        w: jax.Array,
+        dt_s: ArrayLike,
+        key: jax.Array | None = None,
+        *,
+        scale: ArrayLike = 1.0,
     ) -> tuple[jax.Array, DriftState]:
         """Returns the weights after drifting for a while, and the new state.
 
         Args:
-          key: a JAX key, another one for each step.
           state: the state, from `begin` or from the last step.
           w: the weights now.
           dt_s: time since the last step, in seconds. May be traced.
+          key: a JAX key, another one for each step. May be `None` if `draws` is false.
+          scale: the unit of weights in this configuration: the mapping scale, if `w` is
+            a kernel.
+
+        Raises:
+          ValueError: if a draw has no key.
         """
+        self._check_key(key)
         nu = state.nu
-        if self.nu_std > 0:
+        if self.nu_std > 0 and key is not None:
             xi = normal(jax.random.fold_in(key, _EXPONENT), w.shape)
             nu = nu * (1 + self.nu_std * xi)
         if self.nu_k != 0:
-            g = (w - self.w_offset) / self.wg_ratio + self.g_offset
+            g = (w / scale - self.w_offset) / self.wg_ratio + self.g_offset
             nu = training_drift.state_dependent(
                 nu, g, nu_k=self.nu_k, log_g0=self.log_g0
             )
@@ -144,12 +209,19 @@ class DriftParameter:
             w,
             dt_s,
             t0_s=self.t_0,
-            reset_tol=self.reset_tol,
+            reset_tol=self.reset_tol * scale,
             nu=nu,
-            offset=self.wg_ratio * self.g_offset - self.w_offset,
+            offset=(self.wg_ratio * self.g_offset - self.w_offset) * scale,
         )
-        if self.w_noise_std == 0:
+        if self.w_noise_std == 0 or key is None:
             return w, state
-        noise = self.w_noise_std * normal(jax.random.fold_in(key, _NOISE), w.shape)
-        w = w + noise.astype(w.dtype)
-        return w, dataclasses.replace(state, previous=w)
+        xi = normal(jax.random.fold_in(key, _NOISE), w.shape)
+        w = w + (self.w_noise_std * scale * xi).astype(w.dtype)
+        return w, state._replace(previous=w)
+
+    def _check_key(self, key: jax.Array | None) -> None:
+        if self.draws and key is None:
+            raise ValueError(
+                "a drift with nu_dtod, nu_std or w_noise_std above zero draws, and "
+                "needs a JAX key: pass jax.random.key(seed), another one for each step"
+            )

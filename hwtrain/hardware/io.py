@@ -132,9 +132,13 @@ class IOParameters:
     @property
     def draws(self) -> bool:
         """Whether anything is drawn at a read."""
-        stochastic = self.inp_sto_round or self.out_sto_round
-        noise = self.inp_noise > 0 or self.out_noise > 0 or self.w_noise > 0
-        return stochastic or noise or self.frozen
+        return self.noisy or self.inp_sto_round or self.out_sto_round
+
+    @property
+    def noisy(self) -> bool:
+        """Whether noise is drawn that can be weaker or stronger."""
+        noise = (self.inp_noise, self.out_noise, self.w_noise)
+        return any(value > 0 for value in noise) or self.frozen
 
     @property
     def frozen(self) -> bool:

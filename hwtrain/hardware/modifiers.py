@@ -1,7 +1,7 @@
 """What happens to weights at every training step: noise and rounding."""
 
 import dataclasses
-from typing import Literal, Self
+from typing import Any, Literal, Self
 
 import jax
 import jax.numpy as jnp
@@ -216,11 +216,17 @@ class WeightModifierParameter:
     @property
     def draws(self) -> bool:
         """Whether the modifier draws anything, and so needs a key."""
+        return self.noisy or self.sto_round
+
+    @property
+    def noisy(self) -> bool:
+        """Whether the modifier draws noise that can be weaker or stronger."""
         if self.type == "none":
             return False
         aging = self.type in _PCM and self.pcm_t_inference > 0
-        drawn = (self.std_dev, self.pdrop, self.sto_round, aging, *self._stuck)
-        return any(value > 0 for value in drawn)
+        return aging or any(
+            value > 0 for value in (self.std_dev, self.pdrop, *self._stuck)
+        )
 
     @property
     def _stuck(self) -> tuple[float, float, float]:
@@ -231,7 +237,11 @@ class WeightModifierParameter:
         )
 
     def __call__(
-        self, key: jax.Array | None, w: jax.Array, w_max: jax.Array
+        self,
+        key: jax.Array | None,
+        w: jax.Array,
+        w_max: jax.Array,
+        strength: jax.Array | None = None,
     ) -> jax.Array:
         """Returns the modified weights.
 
@@ -240,6 +250,8 @@ class WeightModifierParameter:
           w: weights of any shape, in units of the crossbar.
           w_max: A, broadcastable against `w`. Not read if `rel_to_actual_wmax` is
             false.
+          strength: factor on every standard deviation and probability, `[]` float32;
+            `None` for 1.
 
         Raises:
           ValueError: if a draw has no key.
@@ -254,12 +266,16 @@ class WeightModifierParameter:
                 )
             # Zero times a draw, which XLA does not remove: any key will do.
             key = jax.random.key(0)
-        value = self._modify(key, w, w_max if self.rel_to_actual_wmax else None)
+        actual = w_max if self.rel_to_actual_wmax else None
+        value = self._modify(key, w, actual, strength)
         if self.pdrop == 0:
             return value
         drop_key = jax.random.fold_in(key, _DROP)
         return modifiers.drop_connect(
-            drop_key, value, pdrop=self.pdrop, reparameterized=self.reparameterized
+            drop_key,
+            value,
+            pdrop=_scaled(self.pdrop, strength),
+            reparameterized=self.reparameterized,
         )
 
     def output_deviation(
@@ -288,11 +304,15 @@ class WeightModifierParameter:
         return self.std_dev * vector_noise.output_deviation(x, tiles, w_max, sigma)
 
     def _modify(
-        self, key: jax.Array, w: jax.Array, actual: jax.Array | None
+        self,
+        key: jax.Array,
+        w: jax.Array,
+        actual: jax.Array | None,
+        strength: jax.Array | None,
     ) -> jax.Array:
         w_max = self.assumed_wmax if actual is None else actual
         gradient = {"reparameterized": self.reparameterized}
-        noise = {"std_dev": self.std_dev, **gradient}
+        noise = {"std_dev": _scaled(self.std_dev, strength), **gradient}
         if self.type in ("discretize", "discretize_add_normal"):
             rounding_key = jax.random.fold_in(key, _ROUNDING)
             w = rounding.discretize(
@@ -334,10 +354,16 @@ class WeightModifierParameter:
                     t_inference_s=self.pcm_t_inference,
                     t0_s=self.pcm_t0,
                     zero_threshold=self.pcm_zero_thres,
-                    prob_at_reset=self.pcm_prob_at_reset,
-                    prob_at_gmax=self.pcm_prob_at_gmax,
-                    prob_at_random=self.pcm_prob_at_random,
+                    prob_at_reset=_scaled(self.pcm_prob_at_reset, strength),
+                    prob_at_gmax=_scaled(self.pcm_prob_at_gmax, strength),
+                    prob_at_random=_scaled(self.pcm_prob_at_random, strength),
+                    nu_scale=_scaled(1.0, strength),
                     **noise,
                 )
             case _:
                 return w
+
+
+def _scaled(amount: float, strength: jax.Array | None) -> Any:
+    """Returns an amount of noise at a strength; what is off stays off."""
+    return amount if strength is None or amount == 0 else strength * amount

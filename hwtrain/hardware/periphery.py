@@ -102,7 +102,8 @@ class MappingParameter:
     The matrix is cut into tiles of at most `max_input_size` x `max_output_size`, of
     balanced sizes. A crossbar holds :math:`w = W / s` with
     :math:`s = \max |W| / \omega` of its row tile, so that its largest weight is
-    :math:`\omega`; the output is multiplied by :math:`s`.
+    :math:`\omega`; the output is multiplied by :math:`s`, and by a learned
+    :math:`\gamma` if asked for: :math:`y = \sum_r \gamma_r s_r (w_r x_r) + b`.
 
     >>> MappingParameter(weight_scaling_omega=1.0).max_input_size
     512
@@ -120,6 +121,11 @@ class MappingParameter:
     """The largest weight on a crossbar. Zero turns scaling off: s = 1."""
     weight_scaling_columnwise: bool = False
     """A scale for each column (output)."""
+    learn_out_scaling: bool = False
+    """Multiply the outputs of each row of tiles digitally by a number that is learned,
+    1 at first. Biases are always digital."""
+    out_scaling_columnwise: bool = False
+    """Learn a number for each column (output)."""
 
     @model_validator(mode="after")
     def _check(self) -> Self:
@@ -128,5 +134,10 @@ class MappingParameter:
                 "weight_scaling_columnwise=True does nothing with "
                 "weight_scaling_omega=0; leave it out or write "
                 "weight_scaling_omega=1.0"
+            )
+        if self.out_scaling_columnwise and not self.learn_out_scaling:
+            raise ValueError(
+                "out_scaling_columnwise=True does nothing without "
+                "learn_out_scaling=True: write it beside, or leave it out"
             )
         return self

@@ -1,6 +1,8 @@
 """Optax gradient transformations for analog models."""
 
 from hwtrain.optim.clip import keep_weights_clipped as keep_weights_clipped
+from hwtrain.optim.drift import DriftWeightsState as DriftWeightsState
+from hwtrain.optim.drift import drift_weights as drift_weights
 from hwtrain.optim.hardware_aware import HardwareAwareState as HardwareAwareState
 from hwtrain.optim.hardware_aware import hardware_aware as hardware_aware
 from hwtrain.optim.input_range import (

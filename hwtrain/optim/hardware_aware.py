@@ -8,6 +8,7 @@ import optax
 
 from hwtrain import paths
 from hwtrain.optim.clip import keep_weights_clipped
+from hwtrain.optim.drift import drift_weights, drifting
 from hwtrain.optim.input_range import input_range_learning
 from hwtrain.optim.leaves import added, check, ranged, require
 from hwtrain.optim.remap import remap_weights
@@ -22,11 +23,13 @@ class HardwareAwareState(NamedTuple):
       unit: state of the base optimiser over the scalar by which its learning rate is
         measured; `None` if a learning rate for the ranges was given.
       input_range: state of `input_range_learning`, an `InputRangeLearningState`.
+      drift: state of `drift_weights`, a `DriftWeightsState`; `None` if nothing drifts.
     """
 
     base: Any
     unit: Any
     input_range: Any
+    drift: Any = None
 
 
 def hardware_aware(
@@ -35,14 +38,16 @@ def hardware_aware(
     *,
     input_range_learning_rate: optax.ScalarOrSchedule | None = None,
     input_range_optimizer: optax.GradientTransformation | None = None,
+    drift_key: jax.Array | None = None,
 ) -> optax.GradientTransformationExtraArgs:
     r"""Makes an optimiser train an analog model.
 
     The base optimiser sees the user's own parameters only, as if the model were plain:
     its state has the plain model's structure, and neither weight decay nor clipping by
     the global norm touches input ranges or probes. Ranges are learned by
-    `input_range_learning`; then `keep_weights_clipped` keeps the weights in range, and
-    `remap_weights` gives their crossbars new scales.
+    `input_range_learning`; then `keep_weights_clipped` keeps the weights in range,
+    `drift_weights` lets them drift, and `remap_weights` gives their crossbars new
+    scales.
 
     The ranges' learning rate is, unless given, that of the base with its schedule. It
     is measured: the base runs beside on a scalar at zero whose gradient is always one.
@@ -69,6 +74,7 @@ def hardware_aware(
       input_range_learning_rate: learning rate of the ranges, or a schedule.
       input_range_optimizer: what scales the ranges' gradient, such as
         `optax.scale_by_adam()`; `None` is SGD.
+      drift_key: a JAX key for weights whose drift draws exponents or noise.
 
     Returns:
       A gradient transformation. `optax.MultiSteps` and `optax.apply_if_finite` go
@@ -76,12 +82,15 @@ def hardware_aware(
 
     Raises:
       ValueError: if `base` accumulates or skips steps itself, if its learning rate
-        cannot be measured, or if the parameters lack a leaf of the plan.
+        cannot be measured, if the parameters lack a leaf of the plan, or if a drift
+        draws and has no key.
     """
     if isinstance(base, optax.MultiSteps):
         raise _wrong_order("optax.MultiSteps")
     base = optax.with_extra_args_support(base)
     clip, remap = keep_weights_clipped(plan), remap_weights(plan)
+    drift = drift_weights(plan, drift_key)
+    drifts = bool(drifting(plan))
     ours = added(plan)
     measured = input_range_learning_rate is None and bool(ranged(plan))
 
@@ -99,6 +108,7 @@ def hardware_aware(
             base=base_state,
             unit=_init_unit(base) if measured else None,
             input_range=ranges.init(params),
+            drift=drift.init(params) if drifts else None,
         )
 
     def update(
@@ -126,8 +136,11 @@ def hardware_aware(
             _without_scale_gradients(plan, whole),
         )
         whole, _ = clip.update(whole, optax.EmptyState(), params)
+        drift_state = state.drift
+        if drifts:
+            whole, drift_state = drift.update(whole, drift_state, params)
         whole, _ = remap.update(whole, optax.EmptyState(), params)
-        return whole, HardwareAwareState(base_state, unit, range_state)
+        return whole, HardwareAwareState(base_state, unit, range_state, drift_state)
 
     return optax.GradientTransformationExtraArgs(init, update)
 

@@ -21,7 +21,11 @@ def ranged(plan: Plan) -> list[AnalogWeight]:
 
 
 def added(plan: Plan) -> dict[str, tuple[int, ...] | None]:
-    """Returns what `analogize` put beside the kernels: paths, and shapes if fixed."""
+    """Returns what `analogize` put beside the kernels: paths, and shapes if fixed.
+
+    Output scales are not among them: the base optimiser trains them, as it does the
+    user's parameters.
+    """
     leaves: dict[str, tuple[int, ...] | None] = {}
     for weight in plan.weights:
         if weight.ranged:
@@ -40,7 +44,12 @@ def check(plan: Plan, params: Any) -> None:
       ValueError: naming the first path that is missing, of another shape, or unknown.
     """
     plan.check_weights(params)
-    present, known = paths.leaves(params), added(plan)
+    learned = {
+        weight.leaf("output_scale"): weight.output_scale_shape
+        for weight in plan.weights
+        if weight.hardware.scales_outputs
+    }
+    present, known = paths.leaves(params), {**added(plan), **learned}
     for path, shape in known.items():
         if path not in present:
             raise ValueError(

@@ -90,21 +90,22 @@ def bounded_update(param: jax.Array, update: jax.Array, bound: ArrayLike) -> jax
     """
     p, u = param.astype(jnp.float32), update.astype(jnp.float32)
     bound = jnp.asarray(bound, jnp.float32)
-
-    def overshoots(step: jax.Array) -> jax.Array:
-        return jnp.abs(_rounded(p + step, param.dtype)) > bound
-
-    target = _rounded(jnp.clip(p + u, -bound, bound), param.dtype)
-    inside = _toward_zero(target, param.dtype)
-    if param.dtype != jnp.float32:  # rounding may have led out of the bound again
+    total = p + u
+    target, reach = jnp.clip(total, -bound, bound), bound
+    if param.dtype != jnp.float32:
+        target = _rounded(target, param.dtype)
+        inside = _toward_zero(target, param.dtype)
+        # Rounding may have led out of the bound again.
         target = jnp.where(jnp.abs(target) > bound, inside, target)
-    step = jnp.where(overshoots(u), target - p, u)
+        reach = jnp.minimum(bound, jnp.abs(inside))
+    over = jnp.abs(_rounded(total, param.dtype)) > bound
+    step = jnp.where(over, target - p, u)
     # A weight near its bound gets there exactly. The step of a distant one, and so the
     # sum, is as coarse as the weight itself: it aims below by that much, or at zero.
-    coarse = 2.0**-22 * jnp.maximum(jnp.abs(p), bound)
-    below = jnp.minimum(jnp.abs(inside), bound - coarse)
-    aimed = jnp.where(below > coarse, jnp.sign(target) * below, 0) - p
-    return jnp.where(overshoots(step), aimed, step)
+    below = jnp.maximum(reach - 2.0**-22 * (jnp.abs(p) + bound), 0)
+    aimed = jnp.clip(total, -below, below) - p
+    missed = jnp.abs(_rounded(p + step, param.dtype)) > bound
+    return jnp.where(missed, aimed, step)
 
 
 def _rounded(x: jax.Array, dtype: jnp.dtype) -> jax.Array:

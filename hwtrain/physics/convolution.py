@@ -8,11 +8,13 @@ converters get and the statistics count like every other input.
 """
 
 import dataclasses
+import functools
 import math
 from typing import Literal
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 Pairs = tuple[tuple[int, int], ...]
 
@@ -39,6 +41,7 @@ class Window:
         before everything else; empty for none.
       border_mode: what they are: a mode of `jax.numpy.pad`.
       local: whether every output position has crossbars of its own.
+      mask: which weights of the kernel are there, by `pack`; empty for all.
     """
 
     sizes: tuple[int, ...]
@@ -51,6 +54,7 @@ class Window:
     border: Pairs = ()
     border_mode: Literal["constant", "wrap", "reflect"] = "constant"
     local: bool = False
+    mask: str = ""
 
     @classmethod
     def of(
@@ -112,6 +116,34 @@ class Window:
             padded = (size - 1) * dilation + 1 if size else 0
             sizes.append(max((padded + sum(ends) - span) // stride + 1, 0))
         return tuple(sizes)
+
+
+def pack(mask: np.ndarray) -> str:
+    """Returns a mask as text: its bits in hexadecimal, in the order of the array.
+
+    >>> pack(np.array([[True, False], [True, True]]))
+    'b0'
+
+    Args:
+      mask: an array of truth values.
+    """
+    return np.packbits(mask.astype(bool)).tobytes().hex()
+
+
+@functools.lru_cache(maxsize=256)
+def unpack(mask: str, shape: tuple[int, ...]) -> np.ndarray:
+    """Undoes `pack`.
+
+    >>> unpack("b0", (2, 2))
+    array([[ True, False],
+           [ True,  True]])
+
+    Args:
+      mask: what `pack` returned.
+      shape: shape of the array.
+    """
+    bits = np.frombuffer(bytes.fromhex(mask), np.uint8)
+    return np.unpackbits(bits, count=math.prod(shape)).astype(bool).reshape(shape)
 
 
 def extend(x: jax.Array, window: Window) -> jax.Array:

@@ -92,23 +92,22 @@ def _forward(x, input_range, probe, row_sizes, gradient):
 def _backward(row_sizes, gradient, residuals, d):
     x, input_range, probe = residuals
     r = input_range[..., None].astype(x.dtype)
-    above, below = x >= r, x <= -r
+    beyond = jnp.abs(x) >= r
     batch = tuple(range(x.ndim - 3))
     axes = (*batch, x.ndim - 1)
 
     d_x = d if gradient.straight_through else jnp.where(jnp.abs(x) <= r, d, 0)
     d_x = jnp.sum(d_x, axis=-2, keepdims=True).astype(x.dtype)
 
-    d32 = d.astype(jnp.float32)
-    widen = jnp.where(above, jnp.minimum(d32, 0), 0)
-    widen = widen - jnp.where(below, jnp.maximum(d32, 0), 0)
+    outward = jnp.where(x > 0, d, -d).astype(jnp.float32)
+    widen = jnp.where(beyond, jnp.minimum(outward, 0), 0)
     d_range = gradient.scale * jnp.sum(widen, axis=axes)
     if gradient.relative:
         d_range = d_range * input_range
 
     examples = int(np.prod([x.shape[axis] for axis in batch], dtype=np.int64))
     count = examples * np.asarray(row_sizes, np.float32)[:, None]
-    clipped = jnp.sum((above | below).astype(jnp.float32), axis=axes)
+    clipped = jnp.sum(beyond.astype(jnp.float32), axis=axes)
     x32 = x.astype(jnp.float32)
     total = jnp.sum(x32, axis=axes) / input_range
     square = jnp.sum(jnp.square(x32), axis=axes) / jnp.square(input_range)

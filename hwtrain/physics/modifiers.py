@@ -80,7 +80,8 @@ def add_normal(
       Joshi et al., Accurate deep neural network inference using computational
       phase-change memory, Nature Communications 2020.
     """
-    noise = jnp.asarray(std_dev * w_max * normal(key, w.shape))
+    scale = std_dev * jnp.asarray(w_max, jnp.float32)
+    noise = jnp.asarray(scale * normal(key, w.shape))
     return w + _noise(noise, w, reparameterized=reparameterized)
 
 
@@ -109,7 +110,7 @@ def mult_normal(
     Returns:
       The noisy weights, of the shape and dtype of `w`.
     """
-    noise = jnp.asarray(std_dev * w * normal(key, w.shape))
+    noise = jnp.asarray(std_dev * w.astype(jnp.float32) * normal(key, w.shape))
     return w + _noise(noise, w, reparameterized=reparameterized)
 
 

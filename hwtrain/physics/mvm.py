@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.typing import DTypeLike
+from jax.typing import ArrayLike, DTypeLike
 
 from hwtrain.physics import tiling
 from hwtrain.physics.average_maximum import record_maxima
@@ -27,7 +27,7 @@ from hwtrain.physics.modifiers import straight_through
 from hwtrain.physics.output_stage import asymmetry, nonlinearity, voltage_offset
 from hwtrain.physics.periphery import Periphery
 from hwtrain.physics.random import draw_key, normal, uniform
-from hwtrain.physics.tiled_matrix import TiledMatrix
+from hwtrain.physics.tiled_matrix import TiledMatrix, cut_columns
 
 
 def analog_mvm(
@@ -38,11 +38,13 @@ def analog_mvm(
     row_sizes: tuple[int, ...],
     column_sizes: tuple[int, ...],
     scale: jax.Array | None = None,
+    output_scale: jax.Array | None = None,
     input_range: jax.Array | None = None,
     probe: jax.Array | None = None,
     key: jax.Array | None = None,
     chip_key: jax.Array | None = None,
     deviation: Callable[[jax.Array, TiledMatrix], jax.Array] | None = None,
+    strength: ArrayLike = 1.0,
     gradient: RangeGradient = RangeGradient(),  # noqa: B008 an immutable value
     dot_general: Callable[..., jax.Array] = jax.lax.dot_general,
     dtype: DTypeLike | None = None,
@@ -76,6 +78,8 @@ def analog_mvm(
       row_sizes: rows of each row tile.
       column_sizes: columns of each column tile.
       scale: `[row tiles, columns or 1]`, s of the nominal weights; `None` for 1.
+      output_scale: `[row tiles, columns or 1]`, a learned factor on the outputs, which
+        gets its gradient; `None` for 1.
       input_range: `[row tiles, column tiles]`, r in units of the input; `None` for no
         clipping, and 1. With the management `"average_abs_max"`, the average that
         inputs are divided by, without clipping to it.
@@ -85,6 +89,7 @@ def analog_mvm(
       chip_key: JAX key of what is frozen in a chip; `None` for no spread.
       deviation: returns the standard deviation of the tiles' outputs by noise of the
         weights, from inputs in normalised units and the tiles; `None` for none.
+      strength: factor on the standard deviation of all noise and spreads.
       gradient: how the range's gradient is taken.
       dot_general: what multiplies, called as `jax.lax.dot_general`.
       dtype: dtype of the result; `None` for that of a plain multiplication. The
@@ -114,7 +119,8 @@ def analog_mvm(
     inputs = inputs.astype(jnp.float32)
 
     tiles = TiledMatrix.cut(w, scale, row_sizes, column_sizes, dot_general, x.dtype)
-    draws = _draw(periphery, key, chip_key, inputs.shape[:-3], tiles, deviation)
+    batch = inputs.shape[:-3]
+    draws = _draw(periphery, key, chip_key, strength, batch, tiles, deviation)
     alpha, factor = _managed(inputs, tiles, periphery, draws)
     y: Any = _before_clipping(inputs, alpha, tiles, periphery, draws)
     bound = periphery.adc.bound
@@ -122,7 +128,10 @@ def analog_mvm(
         y = count_outputs(y, probe, bound, column_sizes)
     y = saturate(y, bound) * (volume * periphery.out_scale)
     y = y if factor is None else y * factor
-    y = jnp.sum(y * tiles.scale, axis=-3)
+    y = y * tiles.scale
+    if output_scale is not None:
+        y = y * cut_columns(output_scale, column_sizes)
+    y = jnp.sum(y, axis=-3)
     return tiling.join(y, column_sizes, axis=-1).astype(dtype or jnp.result_type(x, w))
 
 
@@ -137,13 +146,14 @@ class _Draws(NamedTuple):
     outputs: jax.Array | None = None
     outputs_uniform: jax.Array | None = None
     offset: Any = 0.0
-    strength: Any = 0.0
+    saturation: Any = 0.0
 
 
 def _draw(
     p: Periphery,
     key: jax.Array | None,
     chip_key: jax.Array | None,
+    strength: ArrayLike,
     batch: tuple[int, ...],
     tiles: TiledMatrix,
     deviation: Any,
@@ -153,6 +163,9 @@ def _draw(
     input_shape = (*batch, *grid, tiles.row_sizes[0])
     output_shape = (*batch, *grid, width)
 
+    def noise(key: jax.Array, shape: tuple[int, ...]) -> jax.Array:
+        return jnp.asarray(strength) * normal(key, shape)
+
     def drawn(on: bool, kind, effect: str, shape: tuple[int, ...]):
         return (
             kind(draw_key(key, "", effect), shape) if on and key is not None else None
@@ -161,29 +174,29 @@ def _draw(
     def spread(std: float, effect: str) -> Any:
         if std == 0 or chip_key is None:
             return 0.0
-        return std * normal(draw_key(chip_key, "", effect), (*grid, width))
+        return std * noise(draw_key(chip_key, "", effect), (*grid, width))
 
-    outputs = drawn(p.out_noise > 0, normal, "output_noise", output_shape)
+    outputs = drawn(p.out_noise > 0, noise, "output_noise", output_shape)
     if outputs is not None:
         sigma = p.out_noise * abs(1 + spread(p.out_noise_std, "output_noise_spread"))
         outputs = sigma * outputs
-    strength = p.out_nonlinearity * abs(
+    saturation = p.out_nonlinearity * abs(
         1 + spread(p.out_nonlinearity_std, "output_nonlinearity")
     )
     return _Draws(
-        inputs=drawn(p.inp_noise > 0, normal, "input_noise", input_shape),
+        inputs=drawn(p.inp_noise > 0, noise, "input_noise", input_shape),
         inputs_uniform=drawn(
             p.dac.stochastic, uniform, "input_stochastic_rounding", input_shape
         ),
-        weights=drawn(deviation is not None, normal, "weight_noise", output_shape),
+        weights=drawn(deviation is not None, noise, "weight_noise", output_shape),
         deviation=deviation,
-        read=drawn(p.w_noise_type != "none", normal, "read", output_shape),
+        read=drawn(p.w_noise_type != "none", noise, "read", output_shape),
         outputs=outputs,
         outputs_uniform=drawn(
             p.adc.stochastic, uniform, "output_stochastic_rounding", output_shape
         ),
         offset=jnp.maximum(spread(p.v_offset_std, "voltage_offset"), 0.0),
-        strength=strength,
+        saturation=saturation,
     )
 
 
@@ -270,7 +283,7 @@ def _before_clipping(
         y = nonlinearity(
             y,
             p.adc.bound or np.inf,
-            strength=draws.strength,
+            strength=draws.saturation,
             mean_strength=p.out_nonlinearity,
             r_series=p.r_series,
             slope_calibration=p.slope_calibration,

@@ -21,9 +21,10 @@ def pcm_noise(
     t_inference_s: ArrayLike = 0.0,
     t0_s: float = 20.0,
     zero_threshold: float = 0.0,
-    prob_at_reset: float = 0.0,
-    prob_at_gmax: float = 0.0,
-    prob_at_random: float = 0.0,
+    prob_at_reset: ArrayLike = 0.0,
+    prob_at_gmax: ArrayLike = 0.0,
+    prob_at_random: ArrayLike = 0.0,
+    nu_scale: ArrayLike = 1.0,
     reparameterized: bool = False,
 ) -> jax.Array:
     r"""Programs every weight into one phase-change device, lets it drift, and reads it.
@@ -59,6 +60,7 @@ def pcm_noise(
       prob_at_gmax: probability of a device stuck at g_max, of either sign.
       prob_at_random: probability of a device stuck at a level uniform in 0 to g_max,
         of the weight's sign.
+      nu_scale: a factor on the drift exponents. Zero turns drift off.
       reparameterized: differentiate at fixed random numbers.
 
     Returns:
@@ -81,7 +83,7 @@ def pcm_noise(
     level = jnp.maximum(jnp.abs(g_prog) / g_max, 1e-6)
 
     nu_std = jnp.clip(-0.0125 * jnp.log(level) - 0.0059, 0.008, 0.045)
-    nu = jnp.abs(nu_std * normal(keys[_DRIFT], w.shape))
+    nu = jnp.abs(nu_std * (nu_scale * normal(keys[_DRIFT], w.shape)))
     t = t_inference_s + t0_s
     g_drift = g_prog * (t / t0_s) ** -nu
 
@@ -95,10 +97,10 @@ def pcm_noise(
 
 
 def _stick(
-    keys: list[jax.Array], g: jax.Array, g_max: float, shares: tuple[float, ...]
+    keys: list[jax.Array], g: jax.Array, g_max: float, shares: tuple[ArrayLike, ...]
 ) -> jax.Array:
     """Returns conductances with some devices stuck at zero, at g_max, at any level."""
-    if not any(shares):
+    if all(isinstance(share, float) and share == 0 for share in shares):
         return g
     reset, at_gmax, at_random = shares
     u = uniform(keys[_STUCK], g.shape)

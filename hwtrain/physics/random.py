@@ -7,7 +7,6 @@ how a stack of layers is sliced.
 """
 
 import hashlib
-import math
 from collections.abc import Sequence
 
 import jax
@@ -15,8 +14,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax.typing import DTypeLike
 
-_ROTATIONS = ((13, 15, 26, 6), (17, 29, 16, 24))
-_PARITY = np.uint32(0x1BD11BDA)
+from hwtrain.physics.fast_random import fast_prng, normal_from_bits
+from hwtrain.physics.threefry import element_words, flat_counter
 
 
 def stable_hash(name: str) -> int:
@@ -94,7 +93,8 @@ def normal(
     True
 
     Args:
-      key: a JAX key. A key that is not threefry is handed to `jax.random.normal`.
+      key: a JAX key. With `fast_prng`, the numbers are those of `normal_from_bits`;
+        a key of another generator is handed to `jax.random.normal`.
       shape: shape of the result.
       dtype: dtype of the result. Drawn in float32 and then cast: numbers drawn in
         bfloat16 have a biased mean and no tails.
@@ -106,6 +106,8 @@ def normal(
       Salmon et al., Parallel random numbers: as easy as 1, 2, 3, SC 2011.
     """
     key = as_key(key)
+    if jax.random.key_impl(key) == fast_prng:
+        return normal_from_bits(jax.random.bits(key, tuple(shape))).astype(dtype)
     if not _is_threefry(key):
         return jax.random.normal(key, tuple(shape), jnp.float32).astype(dtype)
     low = np.nextafter(np.float32(-1), np.float32(0))
@@ -152,62 +154,5 @@ def _unit_floats(bits: jax.Array) -> jax.Array:
 
 def _bits(key: jax.Array, shape: Sequence[int]) -> jax.Array:
     """Returns 32 random bits per element: the two words of threefry, XORed."""
-    shape = tuple(shape)
-    indices = [
-        jax.lax.broadcasted_iota(jnp.uint32, shape, axis) for axis in range(len(shape))
-    ]
-    high, low = flat_counter(indices, shape)
-    words = jax.random.key_data(key)
-    first, second = _threefry2x32(words[0], words[1], high, low)
+    first, second = element_words(jax.random.key_data(key), shape)
     return first ^ second
-
-
-def flat_counter(
-    indices: Sequence[jax.Array], shape: Sequence[int]
-) -> tuple[jax.Array, jax.Array]:
-    """Returns the row-major index of elements as two 32-bit words, high and low.
-
-    Args:
-      indices: for every axis, the indices along it, `uint32`, of one common shape.
-      shape: the array's shape. Up to 2^64 elements, each axis under 2^32.
-    """
-    high = low = jnp.zeros(indices[0].shape if indices else (), jnp.uint32)
-    wide = math.prod(shape) > 2**32
-    stride = 1
-    for index, size in reversed(list(zip(indices, shape))):
-        step = index * jnp.uint32(stride & 0xFFFFFFFF)
-        if wide:
-            high = high + _high_word(index, stride & 0xFFFFFFFF)
-            high = high + index * jnp.uint32(stride >> 32)
-            low = low + step
-            high = high + (low < step).astype(jnp.uint32)
-        else:
-            low = low + step
-        stride *= size
-    return high, low
-
-
-def _high_word(a: jax.Array, b: int) -> jax.Array:
-    """Returns the upper 32 bits of the 64-bit product of two 32-bit words."""
-    sixteen, mask = jnp.uint32(16), jnp.uint32(0xFFFF)
-    a_low, a_high = a & mask, a >> sixteen
-    b_low, b_high = jnp.uint32(b & 0xFFFF), jnp.uint32(b >> 16)
-    middle = a_high * b_low + ((a_low * b_low) >> sixteen)
-    carry = (middle & mask) + a_low * b_high
-    return a_high * b_high + (middle >> sixteen) + (carry >> sixteen)
-
-
-def _threefry2x32(
-    key0: jax.Array, key1: jax.Array, x0: jax.Array, x1: jax.Array
-) -> tuple[jax.Array, jax.Array]:
-    """Threefry-2x32 with 20 rounds, unrolled."""
-    schedule = (key0, key1, key0 ^ key1 ^ _PARITY)
-    x0, x1 = x0 + schedule[0], x1 + schedule[1]
-    for block in range(5):
-        for rotation in _ROTATIONS[block % 2]:
-            x0 = x0 + x1
-            x1 = (x1 << jnp.uint32(rotation)) | (x1 >> jnp.uint32(32 - rotation))
-            x1 = x1 ^ x0
-        x0 = x0 + schedule[(block + 1) % 3]
-        x1 = x1 + schedule[(block + 2) % 3] + jnp.uint32(block + 1)
-    return x0, x1

@@ -1,6 +1,6 @@
 """Drift of weights during training, as a step on an explicit state."""
 
-import dataclasses
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -9,9 +9,7 @@ from jax.typing import ArrayLike
 _RATIO_FLOOR = 1e-7
 
 
-@jax.tree_util.register_dataclass
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class DriftState:
+class DriftState(NamedTuple):
     """What drift must remember of each weight. All but `now` have the weights' shape.
 
     Attributes:
@@ -54,9 +52,9 @@ def drift(
     dt_s: ArrayLike,
     *,
     t0_s: float,
-    reset_tol: float,
+    reset_tol: ArrayLike,
     nu: ArrayLike | None = None,
-    offset: float = 0.0,
+    offset: ArrayLike = 0.0,
 ) -> tuple[jax.Array, DriftState]:
     r"""Lets weights drift for a while.
 
@@ -76,7 +74,7 @@ def drift(
       dt_s: time since the last step, in seconds. May be traced.
       t0_s: t_0, in seconds.
       reset_tol: a weight that differs by more than this from what the last step
-        returned was changed.
+        returned was changed. A smaller change is lost: the device was not written.
       nu: exponents of this step; `None` takes the state's.
       offset: b, the weight of a conductance of zero, times -1.
 
@@ -95,10 +93,7 @@ def drift(
     decay = jnp.maximum(now - set_at, 1) ** -jnp.asarray(exponent)
     drifted = jnp.where(changed, w, start * decay + offset * (decay - 1))
     drifted = drifted.astype(w.dtype)
-    state = dataclasses.replace(
-        state, start=start, previous=drifted, set_at=set_at, now=now
-    )
-    return drifted, state
+    return drifted, DriftState(start, drifted, set_at, state.nu, now)
 
 
 def state_dependent(

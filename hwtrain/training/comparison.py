@@ -9,6 +9,7 @@ import numpy as np
 from rich.console import Console
 
 from hwtrain import checkpoint, evaluate
+from hwtrain.physics.fast_random import fast_prng
 from hwtrain.training import checkpoints, report
 from hwtrain.training.config import Config
 from hwtrain.training.folder import write_json
@@ -112,6 +113,7 @@ def _train_seed(
             steps=training.steps,
             batch_size=training.batch_size,
             seed=seed,
+            generator=fast_prng if training.generator == "fast" else None,
         )
         with show_progress(console, title, start=done, steps=training.steps) as report:
             for number, (state, loss) in enumerate(updates, start=done + 1):

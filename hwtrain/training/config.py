@@ -33,6 +33,9 @@ class TrainingParameter:
     """Learning rate of the first update."""
     schedule: Literal["constant", "cosine"] = "cosine"
     """How the learning rate goes on: constant, or to zero along a half cosine."""
+    generator: Literal["threefry", "fast"] = "threefry"
+    """What draws the noise: JAX's generator, or `hwtrain.fast_prng`, which costs a
+    third."""
     checkpoint_every: Size = 500
     """Updates between two checkpoints. The last update is always saved."""
 

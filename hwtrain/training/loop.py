@@ -129,6 +129,7 @@ def run_steps(
     steps: int,
     batch_size: int,
     seed: int,
+    generator: Any = None,
 ) -> Iterator[tuple[TrainState, jax.Array]]:
     """Yields the state and the loss after each update up to `steps`.
 
@@ -142,10 +143,12 @@ def run_steps(
       steps: number of updates at the end.
       batch_size: examples in an update.
       seed: the training seed: order of the examples, noise.
+      generator: implementation of the keys, such as `hwtrain.fast_prng`; `None` for
+        JAX's default.
     """
     data = jax.device_put(data)
     # The noise of a run must not be what initialised it, and both come from the seed.
-    key = jax.random.fold_in(jax.random.key(seed), 1)
+    key = jax.random.fold_in(jax.random.key(seed, impl=generator), 1)
     start, examples = int(state.step), len(data.labels)
     updates = examples // batch_size
     for epoch in range(start // updates, -(-steps // updates)):

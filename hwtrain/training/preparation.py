@@ -82,7 +82,7 @@ def prepare(config: Config, folder: Path) -> Preparation:
         aware=aware,
         plan=plan,
         optimizer=base,
-        aware_optimizer=optim.hardware_aware(base, plan),
+        aware_optimizer=_aware_optimizer(base, plan, config.export.chip_seed),
         train=train,
         test=test,
     )
@@ -201,6 +201,16 @@ def _check_step(
             f"alone, got {reason(error)}; take another one, such as optax:adam, or "
             "train in a loop of your own with hwtrain.optim.hardware_aware"
         ) from error
+
+
+def _aware_optimizer(
+    base: optax.GradientTransformation, plan: Plan, chip_seed: int
+) -> optax.GradientTransformation:
+    """Returns the optimiser of an analog model, which trains one chip if it drifts."""
+    drifts = [weight.hardware.drift for weight in plan.weights]
+    drawn = any(drift is not None and drift.draws for drift in drifts)
+    key = chip_key(chip_seed) if drawn else None
+    return optim.hardware_aware(base, plan, drift_key=key)
 
 
 def _check_export(config: Config, ready: Preparation) -> None:

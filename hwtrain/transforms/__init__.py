@@ -10,4 +10,5 @@ from hwtrain.transforms.analogize import train_mode as train_mode
 from hwtrain.transforms.calibrate import calibrate as calibrate
 from hwtrain.transforms.inspect import inspect as inspect
 from hwtrain.transforms.rules import Rule as Rule
+from hwtrain.transforms.strength import noise_strength as noise_strength
 from hwtrain.transforms.with_mismatch import with_mismatch as with_mismatch

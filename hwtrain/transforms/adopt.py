@@ -7,7 +7,8 @@ from flax import nnx
 from flax.core import meta
 
 from hwtrain import paths
-from hwtrain.transforms.analogize import plan
+from hwtrain.plan import Plan
+from hwtrain.transforms.analogize import plan as plan_of
 from hwtrain.transforms.nnx.layers import LEAF_TYPES
 from hwtrain.transforms.rules import LEAVES
 from hwtrain.transforms.signal_side import initial_leaves
@@ -39,7 +40,7 @@ def adopt(analog: Any, params: Any, *example: Any, **kwargs: Any) -> Any:
     Returns:
       A tree like `params`.
     """
-    found = plan(analog, params, *example, **kwargs)
+    found = plan_of(analog, params, *example, **kwargs)
     if "params" in params and isinstance(params["params"], Mapping):
         inner = _with_leaves(found, params["params"])
         return type(params)({**params, "params": inner})
@@ -61,7 +62,7 @@ def _with_leaves(found: Any, params: Any) -> Any:
     return paths.insert(params, entries)
 
 
-def strip(params: Any) -> Any:
+def strip(params: Any, plan: Plan | None = None) -> Any:
     """Returns an analog model's parameters without the leaves that `analogize` added.
 
     >>> strip({"hidden": {"kernel": 1, "input_range": 2, "probe": 3}})
@@ -69,9 +70,51 @@ def strip(params: Any) -> Any:
 
     Args:
       params: nested mappings, such as Linen's `params` or an `nnx.State`.
+      plan: the plan of the model; needed only for learned output scales, which become
+        part of the kernels.
+
+    Raises:
+      ValueError: for learned output scales without a plan: without them, the kernels
+        would be those of another function.
     """
+    if plan is not None:
+        params = _with_output_scales(params, plan)
+    else:
+        present = paths.leaves(params)
+        learned = [
+            path
+            for path in present
+            if path.rpartition("/")[2] == "output_scale"
+            and path.replace("output_scale", "kernel") in present
+        ]
+        if learned:
+            raise ValueError(
+                f"{learned[0]} is learned: without it, the kernel beside would be that "
+                "of another function. Make it part of the kernel by hwtrain.strip("
+                "params, plan), with plan = hwtrain.plan(analog, params, *example)"
+            )
+    return _stripped(params)
+
+
+def _with_output_scales(params: Any, plan: Plan) -> Any:
+    values = paths.leaves(params)
+    scales = {
+        local(plan, weight.path): weight.spread(
+            values[local(plan, weight.leaf("output_scale"))]
+        )
+        for weight in plan.weights
+        if weight.hardware.scales_outputs
+    }
+
+    def scaled(path: str, leaf: Any) -> Any:
+        return (leaf * scales[path]).astype(leaf.dtype) if path in scales else leaf
+
+    return paths.map_leaves(scaled, params)
+
+
+def _stripped(params: Any) -> Any:
     entries = {
-        name: strip(entry) if isinstance(entry, Mapping) else entry
+        name: _stripped(entry) if isinstance(entry, Mapping) else entry
         for name, entry in params.items()
         if isinstance(entry, Mapping) or not (name in LEAVES and "kernel" in params)
     }

@@ -129,11 +129,13 @@ def _row(weight: AnalogWeight, plan: Plan, values: dict[str, Any]) -> dict[str, 
         "shape": "x".join(map(str, weight.shape)),
         "tiles": _tiles(weight),
         "scale": _scale(chip),
+        "output scale": _output_scale(weight),
         "input range": _range(weight, plan, values),
         "periphery": _periphery(weight),
         "weight noise": _noise(chip),
         "clip": _clip(chip),
         "remap": _remap(chip),
+        "training drift": _drift(chip),
         "mismatch": _mismatch(chip),
         "conductances": _converter(chip),
         "programming": _noise_model(chip),
@@ -164,6 +166,13 @@ def _scale(chip: Hardware) -> str:
     how = "stored, remapped" if chip.remaps else "stored"
     how = how if chip.stores_scale else "derived"
     return f"max|W|/{chip.mapping.weight_scaling_omega:g} per {each}, {how}"
+
+
+def _output_scale(weight: AnalogWeight) -> str:
+    if not weight.hardware.scales_outputs or weight.hardware.mapping is None:
+        return "1"
+    each = "column" if weight.hardware.mapping.out_scaling_columnwise else "row tile"
+    return f"learned per {each}"
 
 
 def _range(weight: AnalogWeight, plan: Plan, values: dict[str, Any]) -> str:
@@ -238,6 +247,15 @@ def _remap(chip: Hardware) -> str:
     return (
         f"{chip.remap.type} to {chip.remap.remapped_wmax:g}"
         f"{limit if chip.remap.max_scale_range else ''}"
+    )
+
+
+def _drift(chip: Hardware) -> str:
+    drift = chip.drift
+    if drift is None or not drift.acts:
+        return "none"
+    return (
+        f"{drift.type}, nu {drift.nu:g} from {drift.t_0:g} s, {drift.dt_s:g} s per step"
     )
 
 

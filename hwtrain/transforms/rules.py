@@ -8,7 +8,7 @@ from typing import Any
 from hwtrain.hardware import Hardware
 from hwtrain.plan import AnalogWeight, Digital, Plan
 
-LEAVES = ("input_range", "probe", "mapping_scale", "chip_key")
+LEAVES = ("input_range", "probe", "mapping_scale", "output_scale", "chip_key")
 """Leaves beside a kernel, in `params`, that are not the user's: those that `analogize`
 puts there, and the key of a chip during its evaluation."""
 
@@ -260,6 +260,7 @@ def _check_raw(rule: Rule | None, path: str, hardware: Hardware) -> None:
         for name, there in (
             ("input_range", hardware.ranged),
             ("forward", hardware.forward is not None),
+            ("mapping.learn_out_scaling", hardware.scales_outputs),
             (
                 "modifier.per_batch_sample or per_vector",
                 hardware.modifies_inputs("train"),

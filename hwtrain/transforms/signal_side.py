@@ -8,24 +8,37 @@ import contextvars
 import dataclasses
 import functools
 from collections.abc import Callable, Mapping
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 
 from hwtrain.crossbar import modified
 from hwtrain.physics import tiling
+from hwtrain.physics.fast_random import fast_prng
 from hwtrain.physics.input_range import PROBE_SIZE, RangeGradient, ranged_matmul
 from hwtrain.physics.mvm import analog_mvm
-from hwtrain.physics.random import draw_key, fold_in_bits
+from hwtrain.physics.random import as_key, draw_key, fold_in_bits
 from hwtrain.plan import AnalogWeight
 from hwtrain.transforms.observation import Multiplication, observer
 from hwtrain.transforms.per_example import per_example
 
-STEP_LEAVES = ("input_range", "probe", "mapping_scale", "noise_key", "chip_key")
+STEP_LEAVES = (
+    "input_range",
+    "probe",
+    "mapping_scale",
+    "output_scale",
+    "noise_key",
+    "noise_strength",
+    "chip_key",
+)
 """What a layer may find beside its kernel in a call."""
 
 _calls: contextvars.ContextVar[dict[str, int] | None] = contextvars.ContextVar(
     "hwtrain_calls", default=None
+)
+_generator: contextvars.ContextVar[Any] = contextvars.ContextVar(
+    "hwtrain_generator", default="threefry2x32"
 )
 
 
@@ -46,26 +59,36 @@ def initial_leaves(weight: AnalogWeight, kernel: jax.Array) -> dict[str, jax.Arr
     if weight.hardware.stores_scale:
         scale = weight.initial_scale(weight.to_matrix(kernel))
         leaves["mapping_scale"] = jnp.asarray(scale, jnp.float32)
+    if weight.hardware.scales_outputs:
+        leaves["output_scale"] = jnp.ones(weight.output_scale_shape, jnp.float32)
     return leaves
 
 
 def has_signal_side(weight: AnalogWeight) -> bool:
     """Whether anything stands around the layer's matrix multiplication, or in it."""
     chip = weight.hardware
-    return weight.ranged or chip.converts or chip.modifies_inputs("train")
+    around = weight.ranged or chip.converts or chip.scales_outputs
+    return around or chip.modifies_inputs("train")
 
 
 @contextlib.contextmanager
-def counted_calls():
-    """Counts the calls of every layer inside, so that no two draw the same noise."""
-    if _calls.get() is not None:  # an analog model inside another
-        yield
-        return
-    token = _calls.set({})
+def counted_calls(key: jax.Array | None):
+    """Counts the calls of every layer inside, so that no two draw the same noise.
+
+    Args:
+      key: the step's key, whose generator the layers draw with; `None` without one.
+    """
+    generator = _generator.get()
+    if key is not None and jax.random.key_impl(as_key(key)) == fast_prng:
+        generator = fast_prng
+    inside = _calls.get() is not None  # an analog model inside another
+    calls = _calls.set(_calls.get() if inside else {})
+    token = _generator.set(generator)
     try:
         yield
     finally:
-        _calls.reset(token)
+        _generator.reset(token)
+        _calls.reset(calls)
 
 
 def _read_key(weight: AnalogWeight, noise_key: jax.Array, x: jax.Array) -> jax.Array:
@@ -75,10 +98,14 @@ def _read_key(weight: AnalogWeight, noise_key: jax.Array, x: jax.Array) -> jax.A
     if calls is not None:
         count = calls.get(weight.path, 0)
         calls[weight.path] = count + 1
-    return fold_in_bits(jax.random.fold_in(_key(noise_key), count), x)
+    return fold_in_bits(jax.random.fold_in(_step_key(noise_key), count), x)
 
 
-def _key(data: jax.Array) -> jax.Array:
+def _step_key(data: jax.Array) -> jax.Array:
+    return jax.random.wrap_key_data(data, impl=_generator.get())
+
+
+def _chip_key(data: jax.Array) -> jax.Array:
     return jax.random.wrap_key_data(data, impl="threefry2x32")
 
 
@@ -96,11 +123,12 @@ def analog_dot_general(
       leaves: what is beside the kernel in this step, of `STEP_LEAVES`: `input_range`
         `[row tiles, column tiles]` and `probe` `[row tiles, column tiles, 6]` if the
         layer has a range, `mapping_scale` `[row tiles, columns or 1]` if it is stored
-        or the kernel is not nominal, `noise_key` if the layer draws, and `chip_key` if
-        it has frozen spreads.
+        or the kernel is not nominal, `noise_key` if the layer draws, `noise_strength`
+        if its noise is scaled, and `chip_key` if it has frozen spreads.
       dot_general: what the layer used before.
     """
     stored = ["mapping_scale"] if weight.hardware.stores_scale else []
+    stored += ["output_scale"] if weight.hardware.scales_outputs else []
     for name in [*(["input_range", "probe"] if weight.ranged else []), *stored]:
         if name not in leaves:
             raise missing_leaf(weight.layer_path, name)
@@ -140,7 +168,11 @@ def analog_dot_general(
         deviation = _deviation(weight, mode, w, scale)
 
         def product(x, w, key):
+            output_scale = leaves.get("output_scale")
             if not chip.converts and deviation is None:
+                if output_scale is not None:
+                    factor = tiling.expand_rows(output_scale, weight.row_sizes)
+                    w = w * factor.astype(w.dtype)
                 if not weight.ranged:
                     return plain(x, w, (((x.ndim - 1,), (0,)), ((), ())))
                 return ranged_matmul(
@@ -158,11 +190,13 @@ def analog_dot_general(
                 w,
                 chip.periphery,
                 scale=scale,
+                output_scale=output_scale,
                 input_range=leaves.get("input_range") if weight.ranged else None,
                 probe=probe if weight.ranged else None,
                 key=key,
-                chip_key=_key(leaves["chip_key"]) if frozen else None,
+                chip_key=_chip_key(leaves["chip_key"]) if frozen else None,
                 deviation=deviation,
+                strength=leaves.get("noise_strength", 1.0),
                 gradient=gradient,
                 dot_general=plain,
                 dtype=options.get("preferred_element_type"),
@@ -192,8 +226,9 @@ def _per_example(
     scale = leaves["mapping_scale"] if weight.stores_scale else None
 
     def draw(index, w):
-        step = draw_key(_key(leaves["noise_key"]), "", "weight_noise")
-        return modified(layer, w, scale, jax.random.fold_in(step, index))
+        step = draw_key(_step_key(leaves["noise_key"]), "", "weight_noise")
+        key = jax.random.fold_in(step, index)
+        return modified(layer, w, scale, key, leaves.get("noise_strength"))
 
     def multiply(x, w, index):
         return product(x, w, None if key is None else jax.random.fold_in(key, index))

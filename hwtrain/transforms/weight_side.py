@@ -7,12 +7,14 @@ cells and raw parameters alike. Both frameworks call it.
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 
 from hwtrain import paths
 from hwtrain.chips import chip_key, layer_keys
 from hwtrain.crossbar import modified
 from hwtrain.physics.random import draw_key
 from hwtrain.plan import Plan
+from hwtrain.transforms.strength import check_mode, strengths
 
 
 def draws(plan: Plan, mode: str) -> bool:
@@ -49,9 +51,12 @@ def step_weights(
     Returns:
       A tree like `params`, and by path in `params` leaves that are there for this step
       only: `noise_key` of every layer that needs the root, key data `[*stack, 2]`,
+      `noise_strength` `[*stack]` of every layer whose noise is scaled,
       `chip_key` of every layer with frozen spreads, and the `mapping_scale` of the
       nominal kernel where it is not stored.
     """
+    check_mode(mode)
+    strength = strengths(plan)
     nominal = paths.leaves(params)
     active = {
         local(plan, weight.path): weight
@@ -64,7 +69,8 @@ def step_weights(
         if weight is None:
             return leaf
         scale = weight.stored_scale(nominal, plan.prefix)
-        return modified(weight, leaf, scale, draw_key(key, weight.path, "weight_noise"))
+        weight_key = draw_key(key, weight.path, "weight_noise")
+        return modified(weight, leaf, scale, weight_key, strength.get(weight.path))
 
     leaves = {}
     for weight in plan.weights:
@@ -73,6 +79,9 @@ def step_weights(
         if weight.hardware.needs_root(mode):
             data = layer_keys(weight, key, "periphery")
             leaves[local(plan, weight.leaf("noise_key"))] = data
+        if weight.path in strength:
+            path = local(plan, weight.leaf("noise_strength"))
+            leaves[path] = jnp.broadcast_to(strength[weight.path], weight.stack)
         path = local(plan, weight.leaf("chip_key"))
         if weight.hardware.freezes(mode) and path not in nominal:
             # Training sees a new chip at every step; without a chip, it is number 0.

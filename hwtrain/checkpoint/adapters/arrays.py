@@ -72,6 +72,12 @@ def layers(checkpoint: HardwareCheckpoint, chip: int | None = None) -> Iterator[
     kernels = nominal if chip is None else paths.leaves(checkpoint.chip(chip))
     with_bias = set()
     for weight in checkpoint.plan.weights:
+        if weight.hardware.scales_outputs:
+            raise HardwareCheckpointError(
+                f"{weight.leaf('output_scale')} has no place in this format. Make it "
+                "part of the kernels, hwtrain.strip(params, plan), and export these "
+                "with a Hardware without learn_out_scaling"
+            )
         bias, input_range = None, None
         # A layer may hold two analog weights; what lies beside them is the first's.
         if weight.kind != "raw" and weight.layer_path not in with_bias:

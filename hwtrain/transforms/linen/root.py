@@ -229,7 +229,7 @@ def _apply(root: Any, original, name: str, args: tuple, kwargs: dict):
     with (
         nn.intercept_methods(interceptor),
         analog_trace((told, mode)),
-        counted_calls(),
+        counted_calls(key),
     ):
         return run(root, *args, **kwargs)
 

@@ -29,6 +29,10 @@ class MappingScale(nnx.Param):
     """The mapping scale of a layer, `[*stack, row tiles, columns or 1]`."""
 
 
+class OutputScale(nnx.Param):
+    """The learned output scale of a layer, `[*stack, row tiles, columns or 1]`."""
+
+
 class ChipKey(nnx.Param):
     """The key of what is frozen in a chip's periphery; there during an evaluation."""
 
@@ -41,6 +45,7 @@ LEAF_TYPES = {
     "input_range": InputRange,
     "probe": Probe,
     "mapping_scale": MappingScale,
+    "output_scale": OutputScale,
 }
 
 

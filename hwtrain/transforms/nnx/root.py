@@ -248,7 +248,7 @@ def _noisy_call(
         setattr(modules[layer], name, StepLeaf(value))
     noisy.analog_running = True
     before = _values(noisy)
-    with counted_calls():
+    with counted_calls(key):
         result = original(noisy, *args, **kwargs)
     changed = _changed(before, _values(noisy), plan, original, mode)
     for path in leaves:
