@@ -2,7 +2,11 @@
 
 from hwtrain.checkpoint.errors import HardwareCheckpointError as HardwareCheckpointError
 from hwtrain.checkpoint.hook import ExportHook as ExportHook
+from hwtrain.checkpoint.manifest import Graph as Graph
 from hwtrain.checkpoint.manifest import Manifest as Manifest
+from hwtrain.checkpoint.manifest import Measurement as Measurement
+from hwtrain.checkpoint.measured import Conductances as Conductances
+from hwtrain.checkpoint.measured import read_conductances as read_conductances
 from hwtrain.checkpoint.orbax import HardwareRestore as HardwareRestore
 from hwtrain.checkpoint.orbax import HardwareSave as HardwareSave
 from hwtrain.checkpoint.progress import show_progress as show_progress

@@ -90,7 +90,62 @@ class ChipEntry(_Entry):
     """One frozen chip: its seed, and the file of each analog weight by path."""
 
     seed: Seed
+    """Of a measured chip, its number."""
+    measured: bool = False
+    """Whether its conductances were read back from a chip, instead of drawn."""
     files: dict[str, FileName]
+
+
+class Graph(_Entry):
+    """How the layers of a model are connected, for programs that need to know.
+
+    >>> graph = Graph(
+    ...     nodes={"in": "input", "dense": "layer", "act": "relu", "out": "output"},
+    ...     edges=(("in", "dense"), ("dense", "act"), ("act", "out")))
+
+    Attributes:
+      nodes: by name what it is: "input", "output", "layer" (the name is then the path
+        of a layer), or an operation such as "relu".
+      edges: from which node to which.
+    """
+
+    nodes: dict[str, str]
+    edges: tuple[tuple[str, str], ...]
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        for edge in self.edges:
+            for node in edge:
+                if node not in self.nodes:
+                    raise ValueError(
+                        f"graph: the edge {edge} leads to {node!r}, which is no node; "
+                        f"the nodes are {', '.join(self.nodes)}"
+                    )
+        return self
+
+
+class Measurement(_Entry):
+    """A metric of the model on a population of chips, as it was measured.
+
+    >>> Measurement(metric="accuracy in %", mode="chip_mode", chips=128, mean=97.5,
+    ...             std=0.4, conditions={"mismatch_std": 0.1}).std
+    0.4
+
+    Attributes:
+      metric: its name and unit.
+      mode: the mode that the model was in.
+      chips: number of chips.
+      mean: mean over chips.
+      std: standard deviation over chips; `None` for one chip.
+      conditions: what else it depends on, by name, such as `t_s`.
+    """
+
+    metric: str
+    mode: str
+    chips: Annotated[int, Field(ge=1)]
+    mean: float
+    std: float | None = None
+    conditions: dict[str, float | str] = {}
 
 
 class Manifest(_Entry):
@@ -106,6 +161,9 @@ class Manifest(_Entry):
     digital: tuple[Digital, ...]
     leaves: tuple[LeafEntry, ...]
     chips: tuple[ChipEntry, ...]
+    graph: Graph | None = None
+    accuracy: tuple[Measurement, ...] = ()
+    """What was measured of the model, if anything."""
     files: dict[FileName, dict[str, TensorEntry]]
     sha256: Hash | None = None
     """Of the manifest itself, without this entry; set when it is written."""
@@ -124,6 +182,7 @@ class Manifest(_Entry):
             elif leaf.kind == "zeros" and (leaf.dtype, leaf.shape) == (None, None):
                 raise ValueError(f"{leaf.keys}: zeros have a dtype and a shape")
         paths = {layer.weight.path for layer in self.layers}
+        self._check_graph()
         for chip in self.chips:
             if chip.files.keys() != paths:
                 raise ValueError(f"chip {chip.seed}: not every analog weight is there")
@@ -139,12 +198,27 @@ class Manifest(_Entry):
                 for name in (*converter.scales, "mapping_scale"):
                     self._expect(layer.file, f"{tile}/{name}")
                 draws = programmed_fields(layer.weight.hardware)
+                drawn = [
+                    chip.files[layer.weight.path]
+                    for chip in self.chips
+                    if not chip.measured
+                ]
                 for device in converter.devices:
                     for file in [layer.file, *chip_files]:
                         self._expect(file, f"{tile}/{device}", shape)
-                    for file, draw in itertools.product(chip_files, draws):
+                    for file, draw in itertools.product(drawn, draws):
                         self._expect(file, f"{tile}/{device}/{draw}", shape)
         return self
+
+    def _check_graph(self) -> None:
+        layers = {"/".join(map(str, leaf.keys[1:-1])) for leaf in self.leaves}
+        layers |= {layer.weight.layer_path for layer in self.layers}
+        for name, what in (self.graph.nodes if self.graph else {}).items():
+            if what == "layer" and name not in layers:
+                raise ValueError(
+                    f"graph: the model has no layer {name!r}; it has "
+                    f"{', '.join(sorted(layers))}"
+                )
 
     def _expect(self, file: str, tensor: str, shape: Sizes | None = None) -> None:
         """Raises where an entry points at a tensor that no file lists."""
