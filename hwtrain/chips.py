@@ -37,7 +37,8 @@ def layer_keys(weight: AnalogWeight, key: jax.Array, effect: str) -> jax.Array:
     Returns:
       `uint32`, `[*stack, 2]`: threefry key data.
     """
-    key = draw_key(key, weight.layer_path, effect)
+    owner = weight.layer_path if weight.alone else weight.path
+    key = draw_key(key, owner, effect)
     count = math.prod(weight.stack)
     keys = jax.vmap(lambda index: jax.random.fold_in(key, index))(
         jnp.arange(count, dtype=jnp.uint32)

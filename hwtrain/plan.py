@@ -20,6 +20,13 @@ from hwtrain.physics import tiling
 from hwtrain.physics.convolution import Window, unpack
 from hwtrain.physics.random import stable_hash
 
+OWNERS = ("kernel", "embedding", "lora_a", "lora_b")
+"""Names of arrays in layers that leaves may lie beside."""
+
+SHARED = ("lora_a", "lora_b")
+"""Those of which a layer has several: their leaves bear their names, such as
+`lora_a_input_range`."""
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class AnalogWeight:
@@ -27,8 +34,9 @@ class AnalogWeight:
 
     Attributes:
       path: path of the array, such as `"hidden/kernel"`.
-      kind: `"dense"`, `"conv"`, `"conv_transpose"` or `"conv_local"`, or `"raw"` for
-        an array that a rule names.
+      kind: how its layer multiplies: `"dense"`, `"einsum"`, `"embed"`, `"lora"`,
+        `"conv"`, `"conv_transpose"` or `"conv_local"`; or `"raw"` for an array that a
+        rule names.
       layer: name of the layer's class; empty for a raw array.
       shape: shape of the stored array.
       rows: axes of the stored array that are inputs.
@@ -38,6 +46,7 @@ class AnalogWeight:
       rule: what decided so.
       ranged: whether the layer clips its inputs to a learned range.
       window: of a convolution, how its window moves over the input.
+      equation: of an einsum, its equation.
     """
 
     path: str
@@ -50,6 +59,7 @@ class AnalogWeight:
     rule: str
     ranged: bool
     window: Window | None = None
+    equation: str = ""
 
     def __post_init__(self):
         lead = tuple(range(len(self.shape) - len(self.rows) - len(self.columns)))
@@ -129,7 +139,17 @@ class AnalogWeight:
 
     def leaf(self, name: str) -> str:
         """Returns the path of a leaf beside the array, such as `"probe"`."""
+        name = self.leaf_name(name)
         return f"{self.layer_path}/{name}" if self.layer_path else name
+
+    def leaf_name(self, name: str) -> str:
+        """Returns how a leaf is called in the layer, such as `"lora_a_probe"`."""
+        return name if self.alone else f"{self.path.rpartition('/')[2]}_{name}"
+
+    @property
+    def alone(self) -> bool:
+        """Whether its layer has no other analog weight."""
+        return self.path.rpartition("/")[2] not in SHARED
 
     @property
     def stores_scale(self) -> bool:

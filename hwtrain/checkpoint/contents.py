@@ -12,13 +12,12 @@ import numpy as np
 from hwtrain.checkpoint import manifest as manifests
 from hwtrain.checkpoint import tensors
 from hwtrain.checkpoint.crossbars import Crossbars
+from hwtrain.checkpoint.description import Graph, Measurement
 from hwtrain.checkpoint.errors import HardwareCheckpointError
 from hwtrain.checkpoint.manifest import (
     ChipEntry,
-    Graph,
     LayerEntry,
     LeafEntry,
-    Measurement,
 )
 from hwtrain.checkpoint.measured import Conductances, check_conductances
 from hwtrain.checkpoint.progress import Report

@@ -5,10 +5,11 @@ import itertools
 import json
 import os
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Literal, Self, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, Field, ValidationError, model_validator
 
+from hwtrain.checkpoint.description import Entry, Graph, Measurement
 from hwtrain.checkpoint.errors import HardwareCheckpointError
 from hwtrain.checkpoint.rules import RULES, UNITS
 from hwtrain.conductances import converter_of
@@ -29,14 +30,11 @@ FileName = Annotated[
 ]
 Seed = Annotated[int, Field(ge=0, le=LARGEST_SEED)]
 Sizes = tuple[Annotated[int, Field(ge=0)], ...]
+Kind = TypeVar("Kind", bound=BaseModel)
 Hash = Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
 
 
-class _Entry(BaseModel):
-    model_config = ConfigDict(strict=True, extra="forbid", frozen=True)
-
-
-class TensorEntry(_Entry):
+class TensorEntry(Entry):
     """One tensor of a file."""
 
     dtype: str
@@ -45,7 +43,7 @@ class TensorEntry(_Entry):
     sha256: Hash
 
 
-class LeafEntry(_Entry):
+class LeafEntry(Entry):
     """One leaf of the variables: the keys that lead to it, and where its value lies."""
 
     keys: Annotated[tuple[str | int, ...], Field(min_length=1)]
@@ -59,7 +57,7 @@ class LeafEntry(_Entry):
     tensor: str | None = None
 
 
-class LayerEntry(_Entry):
+class LayerEntry(Entry):
     """One analog weight: its geometry, its chip type and where it lies."""
 
     weight: AnalogWeight
@@ -86,7 +84,7 @@ class LayerEntry(_Entry):
         return self
 
 
-class ChipEntry(_Entry):
+class ChipEntry(Entry):
     """One frozen chip: its seed, and the file of each analog weight by path."""
 
     seed: Seed
@@ -96,59 +94,7 @@ class ChipEntry(_Entry):
     files: dict[str, FileName]
 
 
-class Graph(_Entry):
-    """How the layers of a model are connected, for programs that need to know.
-
-    >>> graph = Graph(
-    ...     nodes={"in": "input", "dense": "layer", "act": "relu", "out": "output"},
-    ...     edges=(("in", "dense"), ("dense", "act"), ("act", "out")))
-
-    Attributes:
-      nodes: by name what it is: "input", "output", "layer" (the name is then the path
-        of a layer), or an operation such as "relu".
-      edges: from which node to which.
-    """
-
-    nodes: dict[str, str]
-    edges: tuple[tuple[str, str], ...]
-
-    @model_validator(mode="after")
-    def _check(self) -> Self:
-        for edge in self.edges:
-            for node in edge:
-                if node not in self.nodes:
-                    raise ValueError(
-                        f"graph: the edge {edge} leads to {node!r}, which is no node; "
-                        f"the nodes are {', '.join(self.nodes)}"
-                    )
-        return self
-
-
-class Measurement(_Entry):
-    """A metric of the model on a population of chips, as it was measured.
-
-    >>> Measurement(metric="accuracy in %", mode="chip_mode", chips=128, mean=97.5,
-    ...             std=0.4, conditions={"mismatch_std": 0.1}).std
-    0.4
-
-    Attributes:
-      metric: its name and unit.
-      mode: the mode that the model was in.
-      chips: number of chips.
-      mean: mean over chips.
-      std: standard deviation over chips; `None` for one chip.
-      conditions: what else it depends on, by name, such as `t_s`.
-    """
-
-    metric: str
-    mode: str
-    chips: Annotated[int, Field(ge=1)]
-    mean: float
-    std: float | None = None
-    conditions: dict[str, float | str] = {}
-
-
-class Manifest(_Entry):
+class Manifest(Entry):
     """What a hardware-ready checkpoint holds. docs/checkpoint.md explains it."""
 
     format: Literal["hwtrain-checkpoint"] = FORMAT
@@ -243,7 +189,7 @@ def _tile_shapes(layer: LayerEntry) -> dict[str, tuple[int, ...]]:
     }
 
 
-def write(directory: Path, manifest: Manifest) -> None:
+def write(directory: Path, manifest: BaseModel) -> None:
     """Writes the manifest with its own hash in it, on disk when it returns."""
     content = manifest.model_dump(mode="json", exclude_none=True)
     content["sha256"] = _digest(content)
@@ -269,8 +215,12 @@ def sync(path: Path) -> None:
         os.close(descriptor)
 
 
-def read(directory: Path) -> Manifest:
+def read(directory: Path, kind: type[Kind] = Manifest) -> Kind:
     """Reads and checks the manifest of a checkpoint.
+
+    Args:
+      directory: where it lies.
+      kind: the model of the manifest, whose `format` and `version` it must have.
 
     Raises:
       HardwareCheckpointError: if there is none, or it is not one that this version of
@@ -293,18 +243,20 @@ def read(directory: Path) -> Manifest:
         content = json.loads(path.read_bytes())
     except (ValueError, RecursionError) as error:
         raise _damaged(path, f"it is not JSON ({error})") from error
-    if not isinstance(content, dict) or content.get("format") != FORMAT:
+    expected = kind.model_fields["format"].default
+    if not isinstance(content, dict) or content.get("format") != expected:
         raise HardwareCheckpointError(
             f'{path} is not the manifest of a hwtrain checkpoint: "format" is not '
-            f'"{FORMAT}"'
+            f'"{expected}"'
         )
-    _check_version(path, content.get("version"))
+    known = kind.model_fields["version"].default
+    _check_version(path, content.get("version"), known)
     digest = _digest(content)
     if digest != content.get("sha256"):
         said = content.get("sha256")
         raise _damaged(path, f"its SHA-256 is {digest}, it says {said}")
     try:
-        return Manifest.model_validate_json(json.dumps(content))
+        return kind.model_validate_json(json.dumps(content))
     except ValidationError as error:
         problems = "; ".join(
             f"{'.'.join(str(key) for key in detail['loc'])}: {detail['msg']}"
@@ -316,16 +268,17 @@ def read(directory: Path) -> Manifest:
         ) from error
 
 
-def _check_version(path: Path, version: Any) -> None:
+def _check_version(path: Path, version: Any, known: str) -> None:
     numbers = str(version).split(".")
     if len(numbers) != 2 or not all(number.isdecimal() for number in numbers):
         raise _damaged(path, f"its version is {version!r}, not such as '1.0'")
     major, minor = (int(number) for number in numbers)
     # A newer minor version may hold an effect that this one would leave out silently.
-    if major != MAJOR or minor > MINOR:
+    known_major, known_minor = (int(number) for number in known.split("."))
+    if major != known_major or minor > known_minor:
         raise HardwareCheckpointError(
-            f"{path} has format version {version}; this hwtrain reads {MAJOR}.0 to "
-            f"{MAJOR}.{MINOR}. Install the version of hwtrain that wrote it: "
+            f"{path} has format version {version}; this hwtrain reads {known_major}.0 "
+            f"to {known}. Install the version of hwtrain that wrote it: "
             f"{path.name} names it under libraries"
         )
 

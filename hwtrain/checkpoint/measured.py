@@ -162,7 +162,11 @@ def _read_npz(path: Path, plan: Plan) -> dict[str, np.ndarray]:
         if weight.hardware.converter is not None:
             scales |= set(converter_of(weight).scales)
     try:
-        with np.load(path, allow_pickle=False) as file:
+        # NumPy leaves a file open that is no archive, unless it is not its own.
+        with (
+            open(path, "rb") as opened,
+            np.lib.npyio.NpzFile(opened, allow_pickle=False) as file,
+        ):
             return {
                 name.removeprefix("conductances/"): file[name]
                 for name in file.files

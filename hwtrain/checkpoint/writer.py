@@ -9,7 +9,7 @@ import safetensors
 
 from hwtrain.checkpoint import destination
 from hwtrain.checkpoint.contents import Contents
-from hwtrain.checkpoint.manifest import Graph, Measurement
+from hwtrain.checkpoint.description import Graph, Measurement
 from hwtrain.checkpoint.measured import Conductances
 from hwtrain.checkpoint.progress import Report
 from hwtrain.plan import Plan

@@ -4,7 +4,7 @@ from typing import Any
 
 from hwtrain import paths
 from hwtrain.physics.input_range import PROBE_SIZE
-from hwtrain.plan import AnalogWeight, Plan
+from hwtrain.plan import OWNERS, AnalogWeight, Plan
 
 
 def require(params: Any, name: str) -> None:
@@ -66,8 +66,8 @@ def check(plan: Plan, params: Any) -> None:
             )
     for path in present:
         layer, _, name = path.rpartition("/")
-        kernel = f"{layer}/kernel" if layer else "kernel"
-        if name in ("input_range", "probe") and kernel in present:
+        beside = any(f"{layer}/{owner}".lstrip("/") in present for owner in OWNERS)
+        if name.endswith(("input_range", "probe")) and beside:
             if path not in known and path.startswith(plan.prefix):
                 raise ValueError(
                     f"the plan does not know {path!r}: its example call does not reach "

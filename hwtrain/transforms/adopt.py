@@ -1,16 +1,16 @@
 """Plain parameters to analog ones, and back."""
 
-from collections.abc import Mapping
+from collections.abc import Container, Mapping
 from typing import Any
 
 from flax import nnx
 from flax.core import meta
 
 from hwtrain import paths
-from hwtrain.plan import Plan
+from hwtrain.plan import OWNERS, Plan
 from hwtrain.transforms.analogize import plan as plan_of
+from hwtrain.transforms.layer import added
 from hwtrain.transforms.nnx.layers import LEAF_TYPES
-from hwtrain.transforms.rules import LEAVES
 from hwtrain.transforms.signal_side import initial_leaves
 from hwtrain.transforms.weight_side import local
 
@@ -84,8 +84,7 @@ def strip(params: Any, plan: Plan | None = None) -> Any:
         learned = [
             path
             for path in present
-            if path.rpartition("/")[2] == "output_scale"
-            and path.replace("output_scale", "kernel") in present
+            if path.endswith("output_scale") and _ours(path, present)
         ]
         if learned:
             raise ValueError(
@@ -116,6 +115,13 @@ def _stripped(params: Any) -> Any:
     entries = {
         name: _stripped(entry) if isinstance(entry, Mapping) else entry
         for name, entry in params.items()
-        if isinstance(entry, Mapping) or not (name in LEAVES and "kernel" in params)
+        if isinstance(entry, Mapping) or not _ours(str(name), params)
     }
     return type(params)(entries)
+
+
+def _ours(path: str, present: Container[Any]) -> bool:
+    """Whether a leaf is one that `analogize` puts beside an array."""
+    layer, _, name = path.rpartition("/")
+    owners = (f"{layer}/{owner}".removeprefix("/") for owner in OWNERS)
+    return added(name) and any(owner in present for owner in owners)

@@ -7,10 +7,7 @@ from typing import Any
 
 from hwtrain.hardware import Hardware
 from hwtrain.plan import AnalogWeight, Digital, Plan
-
-LEAVES = ("input_range", "probe", "mapping_scale", "output_scale", "chip_key")
-"""Leaves beside a kernel, in `params`, that are not the user's: those that `analogize`
-puts there, and the key of a chip during its evaluation."""
+from hwtrain.transforms.layer import Layer, analog_weight
 
 
 @dataclasses.dataclass(frozen=True)
@@ -119,34 +116,15 @@ def assignment(hardware_or_rules: Any, name: str | None) -> Assignment:
     return Assignment(rules=rules, name=name or "")
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Layer:
-    """A module as the frameworks report it.
-
-    Attributes:
-      path: its path.
-      name: name of its class.
-      kind: kind of its analog counterpart, or `None` if there is none.
-      why: why there is none.
-      shape: shape of its kernel as the layer sees it, without a stack.
-      rows: axes of that kernel that are inputs.
-      columns: axes that are outputs.
-    """
-
-    path: str
-    name: str
-    kind: str | None = None
-    why: str = "this type of layer stays digital"
-    shape: tuple[int, ...] = ()
-    rows: tuple[int, ...] = ()
-    columns: tuple[int, ...] = ()
-
-
-def hardware_of(assigned: Assignment, layer: Layer) -> Hardware | None:
-    """Returns the hardware of a layer, or `None` if it stays digital."""
-    path = f"{layer.path}/kernel" if layer.path else "kernel"
-    rule, hardware = _decide(assigned, path, layer if layer.kind else None)
-    return None if rule is not None and rule.params is not None else hardware
+def hardware_of(
+    assigned: Assignment, layer: Layer, leaf: str
+) -> tuple[Hardware | None, str]:
+    """Returns the hardware of a layer's array, `None` if digital, and what says so."""
+    path = f"{layer.path}/{leaf}" if layer.path else leaf
+    rule, hardware = _decide(assigned, path, layer)
+    if rule is not None and rule.params is not None:
+        return None, str(rule)
+    return hardware, str(rule or "the model's hardware")
 
 
 def make_plan(
@@ -172,41 +150,34 @@ def make_plan(
     for path, shape in shapes.items():
         layer_path, _, leaf = path.rpartition("/")
         layer = by_path.get(layer_path)
-        kernel = layer if layer and layer.kind and leaf == "kernel" else None
-        rule, hardware = _decide(assigned, path, kernel)
+        array = layer.weight(leaf) if layer else None
+        rule, hardware = _decide(assigned, path, layer if array else None)
         winners.add(rule)
+        full = _join(assigned.name, path)
         if hardware is None:
-            reason = _reason(rule, layer, leaf, kernel)
-            digital.append(Digital(path=_join(assigned.name, path), reason=reason))
+            reason = _reason(rule, layer, leaf, array is not None)
+            digital.append(Digital(path=full, reason=reason))
             continue
-        if kernel is not None and (rule is None or rule.params is None):
-            lead = len(shape) - len(kernel.shape)
-            if shape[lead:] != kernel.shape:
-                raise ValueError(
-                    f"{path}: the layer sees a kernel of shape {kernel.shape}, but the "
-                    f"stored one is {shape}; the axes of a stack of layers must lead. "
-                    "Stack on axis 0 (variable_axes={'params': 0}, in_axes=0)"
-                )
-            rows = tuple(lead + axis for axis in kernel.rows)
-            columns = tuple(lead + axis for axis in kernel.columns)
-            kind, name, ranged = kernel.kind, kernel.name, hardware.ranged
+        by = str(rule or "the model's hardware")
+        if layer and array and (rule is None or rule.params is None):
+            weight = analog_weight(
+                layer, array, path=full, shape=shape, hardware=hardware, rule=by
+            )
         else:
             _check_raw(rule, path, hardware)
             rows, columns = _axes(rule, path, shape)
-            kind, name, ranged = "raw", "", False
-        weights.append(
-            AnalogWeight(
-                path=_join(assigned.name, path),
-                kind=kind or "",
-                layer=name,
+            weight = AnalogWeight(
+                path=full,
+                kind="raw",
+                layer="",
                 shape=shape,
                 rows=rows,
                 columns=columns,
                 hardware=hardware,
-                rule=str(rule or "the model's hardware"),
-                ranged=ranged,
+                rule=by,
+                ranged=False,
             )
-        )
+        weights.append(weight)
     if check and not weights and assigned.default not in (None, Hardware()):
         found = ", ".join(f"{x.path!r} ({x.name}: {x.why})" for x in layers if x.path)
         raise ValueError(
@@ -224,27 +195,33 @@ def _join(prefix: str, path: str) -> str:
 
 
 def _decide(
-    assigned: Assignment, path: str, kernel: Layer | None
+    assigned: Assignment, path: str, layer: Layer | None
 ) -> tuple[Rule | None, Hardware | None]:
-    """Returns the rule that wins a parameter, if one does, and its hardware."""
+    """Returns the rule that wins a parameter, if one does, and its hardware.
+
+    Args:
+      assigned: the assignment.
+      path: path of the parameter.
+      layer: the layer whose array it is, if that can be analog.
+    """
     for rule in assigned.rules:
-        if _matches(rule, path, kernel):
+        if _matches(rule, path, layer):
             return rule, rule.hardware
-    return None, assigned.default if kernel is not None else None
+    return None, None if layer is None or layer.by_rule else assigned.default
 
 
-def _matches(rule: Rule, path: str, kernel: Layer | None) -> bool:
+def _matches(rule: Rule, path: str, layer: Layer | None) -> bool:
     if rule.params is not None:
         return re.fullmatch(rule.params, path) is not None
-    return kernel is not None and bool(re.fullmatch(rule.expression, kernel.path))
+    return layer is not None and bool(re.fullmatch(rule.expression, layer.path))
 
 
-def _reason(
-    rule: Rule | None, layer: Layer | None, leaf: str, kernel: Layer | None
-) -> str:
+def _reason(rule: Rule | None, layer: Layer | None, leaf: str, analog: bool) -> str:
     if rule is not None:
         return f"{rule} keeps it digital"
-    if kernel is not None:
+    if analog and layer and layer.by_rule:
+        return f"the {leaf} of a {layer.name} is analog only by a rule"
+    if analog:
         return "no rule matches"
     if layer is None:
         return "no layer that the call reaches holds it"

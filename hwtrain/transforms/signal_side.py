@@ -7,11 +7,13 @@ import contextlib
 import contextvars
 import dataclasses
 import functools
+import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax.typing import DTypeLike
 
 from hwtrain.crossbar import modified
 from hwtrain.physics import tiling
@@ -115,7 +117,59 @@ def analog_dot_general(
     leaves: Mapping[str, jax.Array],
     dot_general: Callable[..., jax.Array],
 ) -> Callable[..., jax.Array]:
-    """Returns a stand-in for a dense layer's `dot_general`.
+    """Returns a stand-in for the `dot_general` of a layer.
+
+    Args:
+      weight: the plan of the kernel.
+      mode: the mode; `"eval"` uses plain JAX operations throughout.
+      leaves: what is beside the kernel in this step, as for `analog_matmul`; the batch
+        axes of the multiplication lead.
+      dot_general: what the layer used before.
+    """
+
+    def multiply(x, w, dimension_numbers, **options):
+        (summed, rows), (batch, stack) = dimension_numbers
+        outside = len(weight.shape) - w.ndim  # a scan or vmap around the layer
+        planned = tuple(axis - outside for axis in weight.rows)
+        columns = [axis - outside for axis in weight.columns]
+        if tuple(rows) != planned or tuple(stack) != tuple(range(len(stack))):
+            raise other_geometry(
+                weight,
+                f"sums over the axes {planned} of its kernel",
+                f"dimension_numbers={dimension_numbers}",
+            )
+        free = [axis for axis in range(x.ndim) if axis not in (*summed, *batch)]
+        x = jnp.transpose(x, (*batch, *free, *summed))
+        x = x.reshape(*x.shape[: x.ndim - len(summed)], -1)
+        sizes = [w.shape[axis] for axis in columns]
+        w = jnp.transpose(w, (*stack, *rows, *columns))
+        w = w.reshape(*w.shape[: len(stack)], x.shape[-1], math.prod(sizes))
+
+        def plain(a, b, numbers):
+            return dot_general(a, b, numbers, **options)
+
+        def matmul(leaves, x, w):
+            dtype = options.get("preferred_element_type")
+            return analog_matmul(weight, mode, leaves, x, w, plain, dtype)
+
+        for _ in stack:
+            matmul = jax.vmap(matmul)
+        y = matmul(leaves, x, w)
+        return y.reshape(*y.shape[:-1], *sizes)
+
+    return multiply
+
+
+def analog_matmul(
+    weight: AnalogWeight,
+    mode: str,
+    leaves: Mapping[str, jax.Array],
+    x: jax.Array,
+    w: jax.Array,
+    dot_general: Callable[..., jax.Array] = jax.lax.dot_general,
+    dtype: DTypeLike | None = None,
+) -> jax.Array:
+    """Multiplies vectors by the matrix of a layer as its hardware does.
 
     Args:
       weight: the plan of the kernel.
@@ -125,8 +179,17 @@ def analog_dot_general(
         layer has a range, `mapping_scale` `[row tiles, columns or 1]` if it is stored
         or the kernel is not nominal, `noise_key` if the layer draws, `noise_strength`
         if its noise is scaled, and `chip_key` if it has frozen spreads.
-      dot_general: what the layer used before.
+      x: `[..., rows]`.
+      w: `[rows, columns]`.
+      dot_general: what multiplies, called as `jax.lax.dot_general`.
+      dtype: dtype of the result; `None` for that of a plain multiplication.
+
+    Returns:
+      `[..., columns]`.
     """
+    watch = observer()
+    if watch is not None:
+        return watch(Multiplication(weight, mode, leaves, x, w, dot_general, dtype))
     stored = ["mapping_scale"] if weight.hardware.stores_scale else []
     stored += ["output_scale"] if weight.hardware.scales_outputs else []
     for name in [*(["input_range", "probe"] if weight.ranged else []), *stored]:
@@ -144,73 +207,52 @@ def analog_dot_general(
         )
     tiles = {"row_sizes": weight.row_sizes, "column_sizes": weight.column_sizes}
     probe = leaves.get("probe") if mode != "eval" else None
+    chip, scale = weight.hardware, leaves.get("mapping_scale")
+    if scale is None and (chip.converts or chip.modifies_inputs(mode)):
+        scale = weight.derived_scale(w)  # no modifier has changed the kernel
+    deviation = _deviation(weight, mode, w, scale)
 
-    def multiply(x, w, dimension_numbers, **options):
-        last = ((x.ndim - 1,), (0,)), ((), ())
-        if dimension_numbers != last:
-            raise ValueError(
-                f"{weight.layer_path}: an analog dense layer contracts the last axis "
-                f"of its input with the first of its kernel, {last}; got "
-                f"{dimension_numbers}. Keep this layer digital with "
-                f"Rule({weight.layer_path!r}, None)"
-            )
-
-        def plain(a, b, numbers):
-            return dot_general(a, b, numbers, **options)
-
-        watch = observer()
-        if watch is not None:
-            dtype = options.get("preferred_element_type")
-            return watch(Multiplication(weight, mode, leaves, x, w, plain, dtype))
-        chip, scale = weight.hardware, leaves.get("mapping_scale")
-        if scale is None and (chip.converts or chip.modifies_inputs(mode)):
-            scale = weight.derived_scale(w)  # no modifier has changed the kernel
-        deviation = _deviation(weight, mode, w, scale)
-
-        def product(x, w, key):
-            output_scale = leaves.get("output_scale")
-            if not chip.converts and deviation is None:
-                if output_scale is not None:
-                    factor = tiling.expand_rows(output_scale, weight.row_sizes)
-                    w = w * factor.astype(w.dtype)
-                if not weight.ranged:
-                    return plain(x, w, (((x.ndim - 1,), (0,)), ((), ())))
-                return ranged_matmul(
-                    x,
-                    w,
-                    leaves["input_range"],
-                    probe,
-                    gradient=gradient,
-                    dot_general=plain,
-                    **tiles,
-                )
-            frozen = chip.freezes(mode)
-            return analog_mvm(
+    def product(x, w, key):
+        output_scale = leaves.get("output_scale")
+        if not chip.converts and deviation is None:
+            if output_scale is not None:
+                factor = tiling.expand_rows(output_scale, weight.row_sizes)
+                w = w * factor.astype(w.dtype)
+            if not weight.ranged:
+                return dot_general(x, w, (((x.ndim - 1,), (0,)), ((), ())))
+            return ranged_matmul(
                 x,
                 w,
-                chip.periphery,
-                scale=scale,
-                output_scale=output_scale,
-                input_range=leaves.get("input_range") if weight.ranged else None,
-                probe=probe if weight.ranged else None,
-                key=key,
-                chip_key=_chip_key(leaves["chip_key"]) if frozen else None,
-                deviation=deviation,
-                strength=leaves.get("noise_strength", 1.0),
+                leaves["input_range"],
+                probe,
                 gradient=gradient,
-                dot_general=plain,
-                dtype=options.get("preferred_element_type"),
+                dot_general=dot_general,
                 **tiles,
             )
+        return analog_mvm(
+            x,
+            w,
+            chip.periphery,
+            scale=scale,
+            output_scale=output_scale,
+            input_range=leaves.get("input_range") if weight.ranged else None,
+            probe=probe if weight.ranged else None,
+            key=key,
+            chip_key=_chip_key(leaves["chip_key"]) if chip.freezes(mode) else None,
+            deviation=deviation,
+            strength=leaves.get("noise_strength", 1.0),
+            gradient=gradient,
+            dot_general=dot_general,
+            dtype=dtype,
+            **tiles,
+        )
 
-        key = None
-        if chip.reads(mode) or deviation is not None:
-            key = _read_key(weight, leaves["noise_key"], x)
-        if not chip.modifies_inputs(mode) or deviation is not None:
-            return product(x, w, key)
-        return _per_example(weight, leaves, product, x, w, key)
-
-    return multiply
+    key = None
+    if chip.reads(mode) or deviation is not None:
+        key = _read_key(weight, leaves["noise_key"], x)
+    if not chip.modifies_inputs(mode) or deviation is not None:
+        return product(x, w, key)
+    return _per_example(weight, leaves, product, x, w, key)
 
 
 def _per_example(
@@ -222,7 +264,7 @@ def _per_example(
     key: jax.Array | None,
 ) -> jax.Array:
     """Returns `product(x, w, key)` with weights that are drawn for each example."""
-    layer = _without_stack(weight)
+    layer = _as_matrix(weight, w)
     scale = leaves["mapping_scale"] if weight.stores_scale else None
 
     def draw(index, w):
@@ -258,14 +300,10 @@ def _deviation(
     return functools.partial(modifier.output_deviation, w_max=w_max)
 
 
-def _without_stack(weight: AnalogWeight) -> AnalogWeight:
-    """Returns the plan of one layer of a stack, as the layer sees its array."""
-    depth = len(weight.stack)
+def _as_matrix(weight: AnalogWeight, w: jax.Array) -> AnalogWeight:
+    """Returns the plan of one matrix of a layer, `[rows, columns]`."""
     return dataclasses.replace(
-        weight,
-        shape=weight.shape[depth:],
-        rows=tuple(axis - depth for axis in weight.rows),
-        columns=tuple(axis - depth for axis in weight.columns),
+        weight, shape=w.shape, rows=(0,), columns=(1,), window=None
     )
 
 
@@ -289,6 +327,14 @@ def _check_range(weight: AnalogWeight, leaves: Mapping[str, jax.Array]) -> None:
                 "gradient holds sums that a narrower type would lose. Cast the "
                 "kernels and biases alone, or set dtype= on the layers"
             )
+
+
+def other_geometry(weight: AnalogWeight, planned: str, got: str) -> ValueError:
+    """Returns the error of a layer that multiplies otherwise than planned."""
+    return ValueError(
+        f"{weight.layer_path}: this analog layer {planned}; got {got}. Keep it digital "
+        f"with Rule({weight.layer_path!r}, None)"
+    )
 
 
 def missing_leaf(path: str, leaf: str) -> ValueError:

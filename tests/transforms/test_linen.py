@@ -12,7 +12,7 @@ from flax.core import meta
 import hwtrain as hw
 from hwtrain import paths
 from hwtrain.physics.random import draw_key, normal
-from hwtrain.transforms.rules import LEAVES
+from hwtrain.transforms.layer import LEAVES
 
 NOISE = hw.WeightModifierParameter(type="add_normal", std_dev=0.1)
 NOISY = hw.Hardware(modifier=NOISE)

@@ -20,7 +20,8 @@ from hwtrain.checkpoint.adapters.arrays import (
 from hwtrain.checkpoint.errors import HardwareCheckpointError
 from hwtrain.checkpoint.reader import HardwareCheckpoint
 from hwtrain.checkpoint.tiles import Place, Tile
-from hwtrain.hardware import IOParameters
+from hwtrain.conductances import converter_of
+from hwtrain.hardware import IOParameters, SinglePairConductanceConverter
 from hwtrain.physics.converters import from_bits
 from hwtrain.plan import AnalogWeight
 
@@ -107,7 +108,7 @@ def _cores(
     layer: Layer, index: tuple[int, ...], place: Place, tile: Tile
 ) -> Iterator[tuple[np.ndarray, dict[str, Any]]]:
     """Yields the matrix and the description of each pair of a tile."""
-    converter = layer.weight.hardware.converter
+    converter = converter_of(layer.weight)
     bound = layer.range_of(index, place)
     span = converter.g_max - converter.g_min
     k, s = tile.params["scale_ratio"][index], tile.mapping_scale[index]
@@ -135,7 +136,7 @@ def _parameters(
     weight: AnalogWeight, matrix: np.ndarray, k: np.ndarray
 ) -> dict[str, Any]:
     """Returns what `CrossSimParameters` takes for one core."""
-    converter = weight.hardware.converter
+    converter = converter_of(weight)
     dac, adc = _converters(weight)
     # A chip's devices may exceed g_max; they are not to be clipped to it.
     limit = max(1.0, float(abs(matrix).max(initial=0)))
@@ -152,8 +153,9 @@ def _parameters(
         xbar["dac"] = {"mvm": model, "vmm": model}
     if adc is not None:
         # A core's currents are in units of the largest input and of g_max.
-        bound = weight.hardware.forward.periphery.adc.bound
-        largest = bound * float(k.ravel()[0]) / converter.g_max / limit
+        io = weight.hardware.forward or IOParameters()
+        bound = (io.periphery.adc.bound or 0.0) / limit
+        largest = bound * float(k.ravel()[0]) / converter.g_max
         model = {
             "model": "SignMagnitudeADC",
             "bits": adc,
@@ -177,12 +179,13 @@ def _parameters(
 
 def _converters(weight: AnalogWeight) -> tuple[int | None, int | None]:
     """Returns the bits of the DAC and the ADC, where CrossSim has the same ones."""
-    converter, io = weight.hardware.converter, weight.hardware.forward
+    converter, io = converter_of(weight), weight.hardware.forward
     if io is None:
         return None, None
     dac, adc = io.periphery.dac, io.periphery.adc
     # Its ADC follows each core, and has one range for all outputs.
-    one_scale = converter.type == "single_pair" and not converter.per_column
+    pair = isinstance(converter, SinglePairConductanceConverter)
+    one_scale = pair and not converter.per_column
     return (
         _bits(dac.res) if dac.bound == 1 else None,
         _bits(adc.res) if one_scale else None,

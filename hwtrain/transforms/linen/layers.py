@@ -1,55 +1,58 @@
-"""Linen layers: which can be analog, and their analog call."""
+"""Linen layers: which can be analog, and their analog call; one file per family."""
 
-import contextlib
-from collections.abc import Callable
+import dataclasses
+from collections.abc import Callable, Mapping
 from typing import Any
 
-import jax
-import jax.numpy as jnp
 from flax import linen as nn
 from flax.core import meta
 
 from hwtrain.hardware import Hardware
 from hwtrain.plan import AnalogWeight
-from hwtrain.transforms.rules import Layer
+from hwtrain.transforms.layer import Layer, analog_weight
+from hwtrain.transforms.linen import dense, einsum, embed, recurrent
 from hwtrain.transforms.signal_side import (
     STEP_LEAVES,
-    analog_dot_general,
     behind_the_root,
     has_signal_side,
     initial_leaves,
 )
 
+FAMILIES = (dense, einsum, embed, recurrent)
+"""Each knows some classes of layers: `describe` returns what the plan must know of one
+during a call of a method, or `None` if it is not of the family; `OWNED` names the
+arrays that `call` multiplies by, relative to the module, for each class."""
+
+DIGITAL = (
+    (
+        (nn.BatchNorm, nn.LayerNorm, nn.RMSNorm, nn.GroupNorm, nn.InstanceNorm),
+        "normalisation is digital",
+    ),
+    (
+        (nn.MultiHeadDotProductAttention,),
+        "its projections are layers of their own, its scores are digital",
+    ),
+)
+"""Other layers, and why they stay digital."""
+
 
 def describe(
-    module: Any, path: str, args: tuple[Any, ...], kwargs: dict[str, Any]
+    module: Any, path: str, method: str, args: tuple[Any, ...], kwargs: dict[str, Any]
 ) -> Layer:
     """Returns what the plan must know of a module.
 
     Args:
       module: a module, during its call.
       path: its path relative to the root.
+      method: name of the method that is called.
       args: arguments of the call.
       kwargs: keyword arguments of the call.
     """
     cls = plain_class(type(module))
-    if not issubclass(cls, nn.Dense):
-        return Layer(path=path, name=cls.__name__)
-    inputs: Any = args[0] if args else next(iter(kwargs.values()), None)
-    if cls.__call__ is not nn.Dense.__call__:
-        why = "it overrides Dense.__call__"
-        return Layer(path=path, name=cls.__name__, why=why)
-    if not jnp.ndim(inputs):
-        why = "it is called without an array"
-        return Layer(path=path, name=cls.__name__, why=why)
-    return Layer(
-        path=path,
-        name=cls.__name__,
-        kind="dense",
-        shape=(jnp.shape(inputs)[-1], module.features),
-        rows=(0,),
-        columns=(1,),
-    )
+    found = (f.describe(module, cls, method, args, kwargs) for f in FAMILIES)
+    known = (Layer(why=why) for classes, why in DIGITAL if issubclass(cls, classes))
+    layer = next((layer for layer in (*found, *known) if layer is not None), Layer())
+    return dataclasses.replace(layer, path=path, name=cls.__name__)
 
 
 def plain_class(cls: type) -> type:
@@ -58,73 +61,72 @@ def plain_class(cls: type) -> type:
 
 
 def create_leaves(
-    module: nn.Module, path: str, layer: Layer, hardware: Hardware
+    module: nn.Module, layer: Layer, leaf: str, hardware: Hardware, rule: str
 ) -> None:
-    """Puts an analog layer's leaves beside its kernel, during `init`.
+    """Puts the leaves of an array of a layer beside it, during `init`.
 
     The rng counter is not touched, so the user's parameters keep their initial values.
     """
-    scope = module.scope
-    if scope is None:
+    scope, array = module.scope, layer.weight(leaf)
+    if scope is None or array is None:
         return
-    kernel = meta.unbox(scope.get_variable("params", "kernel"))
-    weight = AnalogWeight(
-        path=f"{path}/kernel" if path else "kernel",
-        kind=layer.kind or "",
-        layer=layer.name,
-        shape=kernel.shape,
-        rows=layer.rows,
-        columns=layer.columns,
-        hardware=hardware,
-        rule="",
-        ranged=hardware.ranged,
+    kernel = meta.unbox(scope.get_variable("params", leaf))
+    path = f"{layer.path}/{leaf}" if layer.path else leaf
+    weight = analog_weight(
+        layer, array, path=path, shape=kernel.shape, hardware=hardware, rule=rule
     )
     for name, value in initial_leaves(weight, kernel).items():
-        if not scope.has_variable("params", name):
-            scope.put_variable("params", name, value)
+        if not scope.has_variable("params", weight.leaf_name(name)):
+            scope.put_variable("params", weight.leaf_name(name), value)
 
 
 def analog_call(
-    weight: AnalogWeight,
+    by_path: Mapping[str, AnalogWeight],
+    path: str,
     mode: str,
-    module: Any,
+    context: nn.module.InterceptorContext,
     next_function: Callable[..., Any],
     args: tuple[Any, ...],
     kwargs: dict[str, Any],
 ) -> Any:
-    """Calls a dense layer with its matrix multiplication made analog."""
-    scope = module.scope
-    if weight.hardware.needs_root(mode) and not scope.has_variable(
-        "params", "noise_key"
-    ):
-        raise behind_the_root(weight.layer_path)
-    if not has_signal_side(weight):
-        return next_function(*args, **kwargs)
-    leaves = {
-        name: meta.unbox(scope.get_variable("params", name))
-        for name in STEP_LEAVES
-        if scope.has_variable("params", name)
+    """Calls a method of a module with its multiplications made analog.
+
+    Args:
+      by_path: the analog weights by path relative to the root.
+      path: path of the module relative to the root.
+      mode: the mode.
+      context: the call.
+      next_function: the module's own method.
+      args: arguments of the call.
+      kwargs: keyword arguments of the call.
+    """
+    module: Any = context.module
+    cls = plain_class(type(module))
+    for family in FAMILIES:
+        weights = {}
+        for name in family.owned(cls, context.method_name):
+            full = f"{path}/{name}" if path else name
+            if full in by_path:
+                weights[name] = by_path[full]
+        if not weights:
+            continue
+        leaves = {name: _leaves(module, name, w) for name, w in weights.items()}
+        for name, weight in weights.items():
+            if weight.hardware.needs_root(mode) and "noise_key" not in leaves[name]:
+                raise behind_the_root(weight.layer_path)
+        if any(has_signal_side(weight) for weight in weights.values()):
+            return family.call(
+                weights, leaves, mode, context, next_function, args, kwargs
+            )
+    return next_function(*args, **kwargs)
+
+
+def _leaves(module: nn.Module, name: str, weight: AnalogWeight) -> dict[str, Any]:
+    """Returns what lies beside an array of a module in this step."""
+    params = module.variables.get("params", {})
+    for key in name.split("/")[:-1]:
+        params = params[key]
+    named = {leaf: weight.leaf_name(leaf) for leaf in STEP_LEAVES}
+    return {
+        leaf: meta.unbox(params[own]) for leaf, own in named.items() if own in params
     }
-    cls = getattr(module, "dot_general_cls", None)
-    before = cls() if cls is not None else module.dot_general
-    analog = analog_dot_general(
-        weight,
-        mode,
-        leaves,
-        before or jax.lax.dot_general,
-    )
-    with _fields(module, dot_general=analog, dot_general_cls=None):
-        return next_function(*args, **kwargs)
-
-
-@contextlib.contextmanager
-def _fields(module: nn.Module, **fields: Any):
-    """Sets fields of a frozen, bound module for the duration of a call."""
-    before = {name: getattr(module, name) for name in fields}
-    try:
-        for name, value in fields.items():
-            object.__setattr__(module, name, value)
-        yield
-    finally:
-        for name, value in before.items():
-            object.__setattr__(module, name, value)

@@ -16,8 +16,9 @@ from flax.core import meta, unfreeze
 
 from hwtrain import paths
 from hwtrain.plan import Plan
+from hwtrain.transforms.layer import Layer, added
 from hwtrain.transforms.linen.layers import describe, plain_class
-from hwtrain.transforms.rules import LEAVES, Assignment, Layer, make_plan
+from hwtrain.transforms.rules import Assignment, make_plan
 
 analog_trace = jax.make_user_context(default_value=None)
 """Part of every jit cache key: an inner `nn.jit` that a plain call traced must not
@@ -76,7 +77,7 @@ def parameter_shapes(params: Any) -> dict[str, tuple[int, ...]]:
     return {
         path: tuple(leaf.shape)
         for path, leaf in paths.leaves(meta.unbox(params)).items()
-        if path.rpartition("/")[2] not in LEAVES
+        if not added(path.rpartition("/")[2])
     }
 
 
@@ -114,9 +115,7 @@ def _record(call: _Call) -> list[Layer]:
         path = "/".join(context.module.path)
         if path and hasattr(type(context.module), "_hwtrain_base"):
             opaque.append(f"{path}/")  # an analog model inside this one
-        layer = Layer(path=path, name=type(context.module).__name__)
-        if context.method_name == "__call__":
-            layer = describe(context.module, path, args, kwargs)
+        layer = describe(context.module, path, context.method_name, args, kwargs)
         if layer.kind or path not in found:  # a module may share its layer's scope
             found[path] = layer
         return next_function(*args, **kwargs)

@@ -28,7 +28,7 @@ from hwtrain.transforms.linen.prepass import (
     linen_plan,
     parameter_shapes,
 )
-from hwtrain.transforms.rules import Assignment, Layer, hardware_of, make_plan
+from hwtrain.transforms.rules import Assignment, hardware_of, make_plan
 from hwtrain.transforms.signal_side import (
     behind_the_root,
     counted_calls,
@@ -162,14 +162,13 @@ def _initialize(root: Any, original, name: str, args: tuple, kwargs: dict):
         module = context.module
         result = next_function(*args, **kwargs)
         path = _relative(root, module)
-        layer = Layer(path=path, name=type(module).__name__)
-        if context.method_name == "__call__":
-            layer = describe(module, path, args, kwargs)
+        layer = describe(module, path, context.method_name, args, kwargs)
         if layer.kind or path not in layers:  # a module may share its layer's scope
             layers[path] = layer
-        hardware = hardware_of(told, layer) if layer.kind else None
-        if hardware is not None:
-            create_leaves(module, path, layer, hardware)
+        for array in layer.weights:
+            hardware, rule = hardware_of(told, layer, array.leaf)
+            if hardware is not None:
+                create_leaves(module, layer, array.leaf, hardware, rule)
         return result
 
     with nn.intercept_methods(interceptor), analog_trace(("init", next(fresh))):
@@ -201,20 +200,15 @@ def _apply(root: Any, original, name: str, args: tuple, kwargs: dict):
         if told.stream not in rngs:
             raise missing_stream(mode, told.stream)
         key = rngs[told.stream].as_jax_rng()
-    by_layer = {
-        weight_side.local(plan, weight.leaf("")).rstrip("/"): weight
+    by_path = {
+        weight_side.local(plan, weight.path): weight
         for weight in plan.weights
         if weight.kind != "raw"
     }
 
     def interceptor(next_function, args, kwargs, context):
-        module = context.module
-        weight = by_layer.get(_relative(root, module))
-        if weight is None or context.method_name != "__call__":
-            return next_function(*args, **kwargs)
-        if describe(module, "", args, kwargs).kind is None:  # shares a layer's scope
-            return next_function(*args, **kwargs)
-        return analog_call(weight, mode, module, next_function, args, kwargs)
+        path = _relative(root, context.module)
+        return analog_call(by_path, path, mode, context, next_function, args, kwargs)
 
     def run(module, *args, **kwargs):
         return original(module, *args, **kwargs)

@@ -1,5 +1,6 @@
 """NNX layers: which can be analog, and the class that makes them so in place."""
 
+import dataclasses
 import functools
 import inspect
 from typing import Any
@@ -8,10 +9,10 @@ import jax
 from flax import nnx
 
 from hwtrain.plan import AnalogWeight
-from hwtrain.transforms.rules import Layer
+from hwtrain.transforms.layer import Layer
+from hwtrain.transforms.nnx import dense, einsum, embed, lora
 from hwtrain.transforms.signal_side import (
     STEP_LEAVES,
-    analog_dot_general,
     behind_the_root,
     has_signal_side,
 )
@@ -49,22 +50,31 @@ LEAF_TYPES = {
 }
 
 
+FAMILIES = (dense, einsum, embed, lora)
+"""Each knows some classes of layers: `describe` returns what the plan must know of one,
+or `None` if it is not of the family; `owned` gives, for each method that multiplies,
+the names of the arrays it needs, and `call` makes it analog."""
+
+DIGITAL = (
+    (
+        (nnx.BatchNorm, nnx.LayerNorm, nnx.RMSNorm, nnx.GroupNorm, nnx.InstanceNorm),
+        "normalisation is digital",
+    ),
+    (
+        (nnx.MultiHeadAttention,),
+        "its projections are layers of their own, its scores are digital",
+    ),
+)
+"""Other layers, and why they stay digital."""
+
+
 def describe(module: Any, path: str) -> Layer:
     """Returns what the plan must know of a module at a path."""
     cls = plain_class(type(module))
-    if issubclass(cls, nnx.Linear):
-        if cls.__call__ is nnx.Linear.__call__:
-            return Layer(
-                path=path,
-                name=cls.__name__,
-                kind="dense",
-                shape=(module.in_features, module.out_features),
-                rows=(0,),
-                columns=(1,),
-            )
-        why = "it overrides Linear.__call__"
-        return Layer(path=path, name=cls.__name__, why=why)
-    return Layer(path=path, name=cls.__name__)
+    found = (family.describe(module, cls) for family in FAMILIES)
+    known = (Layer(why=why) for classes, why in DIGITAL if issubclass(cls, classes))
+    layer = next((layer for layer in (*found, *known) if layer is not None), Layer())
+    return dataclasses.replace(layer, path=path, name=cls.__name__)
 
 
 def plain_class(cls: type) -> type:
@@ -72,11 +82,20 @@ def plain_class(cls: type) -> type:
     return getattr(cls, "_hwtrain_base", cls)
 
 
-def make_analog(layer: Any, weight: AnalogWeight, mode: str) -> None:
+def make_analog(layer: Any, weights: tuple[AnalogWeight, ...], mode: str) -> None:
     """Turns a layer into an analog one in place; references to it stay valid."""
     layer.__class__ = analog_layer_class(plain_class(type(layer)))
-    layer.analog_weight = weight
+    layer.analog_weights = weights
     layer.analog_mode = mode
+
+
+def analog_methods(base: type) -> dict[str, Any]:
+    """Returns the analog methods of a layer class by name; none of another class."""
+    methods = {}
+    for family in FAMILIES:
+        for name, arrays in family.owned(base).items():
+            methods[name] = _analog_method(family, base, name, arrays)
+    return methods
 
 
 @functools.cache
@@ -85,12 +104,12 @@ def analog_layer_class(base: type) -> type:
     namespace = {
         "__module__": base.__module__,
         "__doc__": base.__doc__,
-        "__call__": _analog_call,
         "__reduce_ex__": reduce_by_base,
         "deterministic": mode_property(base),
         "set_view": view_setter(base),
         "_hwtrain_base": base,
         "_hwtrain_rebuild": analog_layer_class,
+        **analog_methods(base),
     }
     return type(base.__name__, (base,), namespace)
 
@@ -143,21 +162,31 @@ def _rebuild(make: Any, base: type, attributes: dict[str, Any]):
     return module
 
 
-def _analog_call(self, *args, **kwargs):
-    weight, mode = self.analog_weight, self.analog_mode
-    if weight.hardware.needs_root(mode) and not hasattr(self, "noise_key"):
-        raise behind_the_root(weight.layer_path)
-    base = type(self)._hwtrain_base
-    if not has_signal_side(weight):
-        return base.__call__(self, *args, **kwargs)
-    # A shallow stand-in that shares the variables: nothing is set on the layer itself,
-    # which may belong to another trace.
-    stand_in = object.__new__(base)
-    stand_in.__dict__.update(self.__dict__)
-    stand_in.__dict__["dot_general"] = analog_dot_general(
-        weight,
-        mode,
-        {name: getattr(self, name)[...] for name in STEP_LEAVES if hasattr(self, name)},
-        self.dot_general or jax.lax.dot_general,
-    )
-    return base.__call__(stand_in, *args, **kwargs)
+def _analog_method(family: Any, base: type, name: str, arrays: tuple[str, ...]):
+    original = getattr(base, name)
+
+    def method(self, *args, **kwargs):
+        mode = self.analog_mode
+        weights, leaves = {}, {}
+        for weight in self.analog_weights:
+            leaf = weight.path.rpartition("/")[2]
+            if leaf not in arrays:
+                continue
+            weights[leaf], leaves[leaf] = weight, _leaves(self, weight)
+            if weight.hardware.needs_root(mode) and "noise_key" not in leaves[leaf]:
+                raise behind_the_root(weight.layer_path)
+        if not any(map(has_signal_side, weights.values())):
+            return original(self, *args, **kwargs)
+        return family.call(self, base, name, weights, leaves, mode, args, kwargs)
+
+    return functools.update_wrapper(method, original, updated=())
+
+
+def _leaves(layer: Any, weight: AnalogWeight) -> dict[str, jax.Array]:
+    """Returns what lies beside an array of a layer in this step."""
+    named = {leaf: weight.leaf_name(leaf) for leaf in STEP_LEAVES}
+    return {
+        leaf: getattr(layer, own)[...]
+        for leaf, own in named.items()
+        if hasattr(layer, own)
+    }

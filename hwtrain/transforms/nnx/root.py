@@ -14,13 +14,14 @@ from jax.core import Tracer
 
 from hwtrain import paths
 from hwtrain.chips import chip_key, layer_keys
-from hwtrain.plan import Plan
+from hwtrain.plan import AnalogWeight, Plan
 from hwtrain.transforms import weight_side
+from hwtrain.transforms.layer import Layer, added
 from hwtrain.transforms.nnx.layers import (
     LEAF_TYPES,
     ChipKey,
     StepLeaf,
-    analog_layer_class,
+    analog_methods,
     describe,
     make_analog,
     mode_property,
@@ -28,7 +29,7 @@ from hwtrain.transforms.nnx.layers import (
     reduce_by_base,
     view_setter,
 )
-from hwtrain.transforms.rules import LEAVES, Assignment, Layer, make_plan
+from hwtrain.transforms.rules import Assignment, make_plan
 from hwtrain.transforms.signal_side import (
     counted_calls,
     initial_leaves,
@@ -45,13 +46,16 @@ def analogize_nnx(model: Any, assigned: Assignment, rngs: nnx.Rngs | None) -> An
     model = nnx.clone(model)
     plan = _make(model, assigned, check=True)
     layers = _modules(model)
+    by_layer: dict[str, list[AnalogWeight]] = {}
     for weight in plan.weights:
-        if weight.kind == "raw":
-            continue
-        layer = layers[weight_side.local(plan, weight.layer_path)]
-        make_analog(layer, weight, "train")
-        for name, value in initial_leaves(weight, layer.kernel[...]).items():
-            setattr(layer, name, LEAF_TYPES[name](value))
+        if weight.kind != "raw":
+            by_layer.setdefault(weight.layer_path, []).append(weight)
+    for path, weights in by_layer.items():
+        layer = layers[weight_side.local(plan, path)]
+        make_analog(layer, tuple(weights), "train")
+        for weight in weights:
+            for name, value in initial_leaves(weight, _array(layer, weight)).items():
+                setattr(layer, weight.leaf_name(name), LEAF_TYPES[name](value))
     model.__class__ = analog_root_class(plain_class(type(model)))
     model.analog_mode = "train"
     model.analog_assigned = assigned
@@ -93,11 +97,17 @@ def add_chip_keys(model: Any) -> None:
     for weight in plan.weights:
         if weight.kind != "raw" and weight.hardware.derives_chip_scale:
             layer = layers[weight_side.local(plan, weight.layer_path)]
-            scale = weight.derived_scale(weight.to_matrix(layer.kernel[...]))
-            layer.mapping_scale = LEAF_TYPES["mapping_scale"](scale)
+            scale = weight.derived_scale(weight.to_matrix(_array(layer, weight)))
+            name = weight.leaf_name("mapping_scale")
+            setattr(layer, name, LEAF_TYPES["mapping_scale"](scale))
         if weight.kind != "raw" and weight.hardware.freezes("chip"):
             data = layer_keys(weight, chip_key(0), "frozen_periphery")
-            layers[weight_side.local(plan, weight.layer_path)].chip_key = ChipKey(data)
+            layer = layers[weight_side.local(plan, weight.layer_path)]
+            setattr(layer, weight.leaf_name("chip_key"), ChipKey(data))
+
+
+def _array(layer: Any, weight: AnalogWeight) -> jax.Array:
+    return getattr(layer, weight.path.rpartition("/")[2])[...]
 
 
 def plan_of(model: Any) -> Plan:
@@ -121,7 +131,7 @@ def _make(model: nnx.Module, assigned: Assignment, check: bool) -> Plan:
     shapes = {
         path: tuple(leaf.shape)
         for path, leaf in paths.leaves(nnx.state(model, nnx.Param)).items()
-        if path.rpartition("/")[2] not in LEAVES and ours(path)
+        if not added(path.rpartition("/")[2]) and ours(path)
     }
     plan = make_plan(assigned, layers, shapes, check=check)
     _check_kernels_of_their_own(plan, layers, modules)
@@ -133,10 +143,9 @@ def _check_kernels_of_their_own(
 ) -> None:
     """Raises for an analog kernel that two layers share: one would stay digital."""
     owners: dict[int, str] = {}
-    for layer in layers:
-        if layer.kind is None:
-            continue
-        other = owners.setdefault(id(modules[layer.path].kernel), layer.path)
+    for layer, name in [(x, array.leaf) for x in layers for array in x.weights]:
+        variable = getattr(modules[layer.path], name)
+        other = owners.setdefault(id(variable), layer.path)
         pair = {other, layer.path}
         if len(pair) > 1 and any(
             weight_side.local(plan, weight.layer_path) in pair
@@ -193,9 +202,8 @@ def _is_method(value: Any) -> bool:
 
 
 def _through_both_sides(base: type, name: str):
-    original = getattr(base, name)
-    if base.__call__ is nnx.Linear.__call__ and name == "__call__":
-        original = analog_layer_class(base).__call__  # the model is one analog layer
+    # The model may be one analog layer.
+    original = analog_methods(base).get(name, getattr(base, name))
 
     def method(self, *args, **kwargs):
         if self.__dict__.get("analog_running"):

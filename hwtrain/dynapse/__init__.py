@@ -1,0 +1,1 @@
+"""Mixed-signal neuromorphic chips: the DynapSim neuron and its export."""

@@ -1,0 +1,108 @@
+"""Bias currents as the coarse and fine codes of a DynapSE-like chip."""
+
+import dataclasses
+
+import numpy as np
+from numpy.typing import ArrayLike
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class BiasCode:
+    """A bias current as a chip is told it.
+
+    Attributes:
+      coarse: the coarse code.
+      fine: the fine code.
+      wanted: the current that was asked for, in A.
+      achieved: the current of the code, in A.
+    """
+
+    coarse: int
+    fine: int
+    wanted: float
+    achieved: float
+
+
+def computed_table(
+    *, largest: float = 2.3e-6, ratio: float = 8.0, off: float = 4e-13
+) -> np.ndarray:
+    r"""Returns a table of bias currents computed from the generator's principle.
+
+    Not measured: the formula of an ideal coarse-fine generator, with the range of a
+    DynapSE2. For a real chip, give the exporter its measured table instead.
+
+    .. math:: I(c, f) = \max\left(I_\text{largest}\, 8^{c - 5}\, \frac{f}{255},
+        I_\text{off}\right), \qquad c = 0 \ldots 5, \quad f = 0 \ldots 255
+
+    >>> table = computed_table()
+    >>> table.shape, float(table[5, 255]), float(table[0, 0])
+    ((6, 256), 2.3e-06, 4e-13)
+
+    Args:
+      largest: current of the largest code, in A.
+      ratio: ratio of neighbouring coarse currents.
+      off: current of a generator that is switched off, in A: nothing is below.
+
+    Returns:
+      `[coarse, fine]`, in A.
+
+    References:
+      Delbrück et al., 32-bit configurable bias current generator with sub-off-current
+      capability, ISCAS 2010: octaves of 8 and a fine splitter of 8 bits.
+    """
+    coarse = largest * ratio ** np.arange(-5.0, 1.0)
+    return np.maximum(coarse[:, None] * np.arange(256) / 255, off)
+
+
+def checked_table(table: ArrayLike) -> np.ndarray:
+    """Returns a table of bias currents in float64.
+
+    Args:
+      table: `[coarse, fine]`, in A: the current of each code.
+
+    Raises:
+      ValueError: unless it is a matrix of positive, finite numbers.
+    """
+    array = np.asarray(table, np.float64)
+    if (
+        array.ndim != 2
+        or not array.size
+        or not (np.isfinite(array) & (array > 0)).all()
+    ):
+        raise ValueError(
+            "a table of bias currents is a matrix [coarse, fine] of positive numbers "
+            f"in A, such as computed_table(); got shape {array.shape}"
+        )
+    return array
+
+
+def nearest_code(table: np.ndarray, current: float, name: str = "a bias") -> BiasCode:
+    """Returns the code whose current is nearest; of equally near ones the smallest.
+
+    >>> code = nearest_code(computed_table(), 1e-7, "Ispkthr")
+    >>> code.coarse, code.fine
+    (4, 89)
+
+    Args:
+      table: `[coarse, fine]`, in A.
+      current: the current that is wanted, in A.
+      name: of the bias, for the message.
+
+    Raises:
+      ValueError: if the current is beyond the table.
+    """
+    low, high = table.min(), table.max()
+    # A current that was computed in float32 may miss the end of the table by rounding.
+    if not low * (1 - 1e-6) <= current <= high * (1 + 1e-6):
+        raise ValueError(
+            f"{name} is to be {current:.4g} A, but the chip's bias generator gives "
+            f"{low:.4g} to {high:.4g} A. Keep the current in this range (in training, "
+            "clip it), or give the table of another chip"
+        )
+    coarse, fine = np.unravel_index(np.argmin(np.abs(table - current)), table.shape)
+    return BiasCode(
+        coarse=int(coarse),
+        fine=int(fine),
+        wanted=float(current),
+        achieved=float(table[coarse, fine]),
+    )

@@ -1,0 +1,53 @@
+"""What Linen's and NNX's Embed have in common."""
+
+from collections.abc import Callable, Mapping
+
+import jax
+
+from hwtrain.plan import AnalogWeight
+from hwtrain.transforms.layer import Layer, LayerWeight
+from hwtrain.transforms.signal_side import analog_matmul
+
+LEAF = "embedding"
+
+
+def describe(num_embeddings: int, features: int) -> Layer:
+    """Returns what the plan must know of an embedding.
+
+    It lies as `attend` multiplies it: its features are rows and its tokens columns. A
+    look-up reads the column of a token; it has no periphery.
+
+    Args:
+      num_embeddings: number of tokens.
+      features: length of an embedding.
+    """
+    weight = LayerWeight(
+        leaf=LEAF, shape=(num_embeddings, features), rows=(1,), columns=(0,)
+    )
+    return Layer(
+        kind="embed",
+        weights=(weight,),
+        by_rule=True,
+        no_inputs="it looks its inputs up",
+    )
+
+
+def attend(
+    weight: AnalogWeight,
+    mode: str,
+    leaves: Mapping[str, jax.Array],
+    query: jax.Array,
+    embedding: jax.Array,
+    dot_general: Callable[..., jax.Array] = jax.lax.dot_general,
+) -> jax.Array:
+    """Returns `query @ embedding.T` as the hardware computes it.
+
+    Args:
+      weight: the plan of the embedding.
+      mode: the mode.
+      leaves: what is beside the embedding in this step, of `STEP_LEAVES`.
+      query: `[..., features]`.
+      embedding: `[tokens, features]`.
+      dot_general: what multiplies.
+    """
+    return analog_matmul(weight, mode, leaves, query, embedding.T, dot_general)

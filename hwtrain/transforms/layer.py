@@ -1,0 +1,115 @@
+"""A layer as both frameworks report it, and the plan of its arrays."""
+
+import dataclasses
+
+from hwtrain.hardware import Hardware
+from hwtrain.physics.convolution import Window
+from hwtrain.plan import SHARED, AnalogWeight
+
+LEAVES = ("input_range", "probe", "mapping_scale", "output_scale", "chip_key")
+"""Leaves beside a kernel, in `params`, that are not the user's: those that `analogize`
+puts there, and the key of a chip during its evaluation."""
+
+
+def added(name: str) -> bool:
+    """Whether a leaf of this name beside an array is one of `LEAVES`."""
+    return name in LEAVES or name in (f"{a}_{leaf}" for a in SHARED for leaf in LEAVES)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class LayerWeight:
+    """An array of a layer that can be analog.
+
+    Attributes:
+      leaf: its name in the layer.
+      shape: its shape as the layer sees it, without a stack around.
+      rows: axes that are inputs.
+      columns: axes that are outputs; those that are neither lead.
+      window: of a convolution, how its window moves over the input.
+      equation: of an einsum, its equation.
+    """
+
+    leaf: str = "kernel"
+    shape: tuple[int, ...]
+    rows: tuple[int, ...]
+    columns: tuple[int, ...]
+    window: Window | None = None
+    equation: str = ""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Layer:
+    """A module as the frameworks report it.
+
+    Attributes:
+      path: its path.
+      name: name of its class.
+      kind: kind of its analog counterpart, or `None` if there is none.
+      why: why there is none.
+      weights: the arrays that can be analog.
+      by_rule: whether it is analog only by a rule.
+      no_inputs: why it has no inputs that a range could clip; empty if it has.
+    """
+
+    path: str = ""
+    name: str = ""
+    kind: str | None = None
+    why: str = "this type of layer stays digital"
+    weights: tuple[LayerWeight, ...] = ()
+    by_rule: bool = False
+    no_inputs: str = ""
+
+    def weight(self, leaf: str) -> LayerWeight | None:
+        """Returns the array of this name, if it can be analog."""
+        return next((weight for weight in self.weights if weight.leaf == leaf), None)
+
+
+def analog_weight(
+    layer: Layer,
+    array: LayerWeight,
+    *,
+    path: str,
+    shape: tuple[int, ...],
+    hardware: Hardware,
+    rule: str,
+) -> AnalogWeight:
+    """Returns the plan of an array of a layer, which may be one of a stack.
+
+    Raises:
+      ValueError: if the axes of the stack do not lead, or for an input range that the
+        layer cannot have.
+    """
+    lead = len(shape) - len(array.shape)
+    if shape[lead:] != array.shape:
+        raise ValueError(
+            f"{path}: the layer sees a kernel of shape {array.shape}, but the stored "
+            f"one is {shape}; the axes of a stack of layers must lead. Stack on axis 0 "
+            "(variable_axes={'params': 0}, in_axes=0)"
+        )
+    drawn = hardware.modifier is not None and hardware.modifier.per_input
+    options = {
+        "input_range": hardware.ranged,
+        "modifier.per_batch_sample or per_vector": drawn,
+        "mapping.learn_out_scaling": hardware.scales_outputs,
+    }
+    for option in [name for name, given in options.items() if given]:
+        if layer.no_inputs:
+            raise ValueError(
+                f"{path}: {rule} gives it {option}, which does nothing on a "
+                f"{layer.name}: {layer.no_inputs}. Write Rule({layer.path!r}, "
+                f"Hardware(...)) without it, or Rule({layer.path!r}, None) to keep it "
+                "digital, before the other rules"
+            )
+    return AnalogWeight(
+        path=path,
+        kind=layer.kind or "",
+        layer=layer.name,
+        shape=shape,
+        rows=tuple(lead + axis for axis in array.rows),
+        columns=tuple(lead + axis for axis in array.columns),
+        hardware=hardware,
+        rule=rule,
+        ranged=hardware.ranged,
+        window=array.window,
+        equation=array.equation,
+    )

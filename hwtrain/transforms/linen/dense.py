@@ -1,0 +1,93 @@
+"""Linen's Dense and DenseGeneral: their `dot_general` is replaced for a call."""
+
+import contextlib
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+
+from hwtrain.plan import AnalogWeight
+from hwtrain.transforms.layer import Layer, LayerWeight
+from hwtrain.transforms.signal_side import analog_dot_general
+
+CLASSES = (nn.Dense, nn.DenseGeneral)
+
+
+def describe(
+    module: Any, cls: type, method: str, args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> Layer | None:
+    """Returns what the plan must know of a dense layer."""
+    base = next((base for base in CLASSES if issubclass(cls, base)), None)
+    if base is None or method != "__call__":
+        return None
+    inputs: Any = args[0] if args else next(iter(kwargs.values()), None)
+    if not owned(cls, method):
+        return Layer(why=f"it overrides {base.__name__}.__call__")
+    if not jnp.ndim(inputs):
+        return Layer(why="it is called without an array")
+    shape = jnp.shape(inputs)
+    features, axis, batch = (
+        (given,) if isinstance(given, int) else tuple(given)
+        for given in (
+            module.features,
+            getattr(module, "axis", -1),
+            getattr(module, "batch_dims", ()),
+        )
+    )
+    stack = tuple(shape[i] for i in batch)
+    sizes = tuple(shape[i] for i in axis)
+    ends = [len(stack), len(stack) + len(sizes), len((*stack, *sizes, *features))]
+    return Layer(
+        kind="dense",
+        weights=(
+            LayerWeight(
+                shape=(*stack, *sizes, *features),
+                rows=tuple(range(ends[0], ends[1])),
+                columns=tuple(range(ends[1], ends[2])),
+            ),
+        ),
+    )
+
+
+def owned(cls: type, method: str) -> tuple[str, ...]:
+    """Returns the names of the arrays that a method multiplies by."""
+    ours = any(
+        issubclass(cls, base) and cls.__call__ is base.__call__ for base in CLASSES
+    )
+    return ("kernel",) if ours and method == "__call__" else ()
+
+
+def call(
+    weights: Mapping[str, AnalogWeight],
+    leaves: Mapping[str, Mapping[str, jax.Array]],
+    mode: str,
+    context: nn.module.InterceptorContext,
+    next_function: Callable[..., Any],
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+) -> Any:
+    """Calls a dense layer with its matrix multiplication made analog."""
+    module: Any = context.module
+    before = module.dot_general
+    if module.dot_general_cls is not None:
+        before = module.dot_general_cls()
+    analog = analog_dot_general(
+        weights["kernel"], mode, leaves["kernel"], before or jax.lax.dot_general
+    )
+    with _fields(module, dot_general=analog, dot_general_cls=None):
+        return next_function(*args, **kwargs)
+
+
+@contextlib.contextmanager
+def _fields(module: nn.Module, **fields: Any):
+    """Sets fields of a frozen, bound module for the duration of a call."""
+    before = {name: getattr(module, name) for name in fields}
+    try:
+        for name, value in fields.items():
+            object.__setattr__(module, name, value)
+        yield
+    finally:
+        for name, value in before.items():
+            object.__setattr__(module, name, value)

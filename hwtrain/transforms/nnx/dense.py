@@ -1,0 +1,70 @@
+"""NNX's Linear and LinearGeneral: a stand-in has another `dot_general`."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+from flax import nnx
+
+from hwtrain.plan import AnalogWeight
+from hwtrain.transforms.layer import Layer, LayerWeight
+from hwtrain.transforms.signal_side import analog_dot_general
+
+CLASSES = (nnx.LoRALinear, nnx.Linear, nnx.LinearGeneral)
+
+
+def describe(module: Any, cls: type) -> Layer | None:
+    """Returns what the plan must know of a dense layer."""
+    base = next((base for base in CLASSES if issubclass(cls, base)), None)
+    if base is None:
+        return None
+    if not owned(cls):
+        return Layer(why=f"it overrides {base.__name__}.__call__")
+    stack = tuple(getattr(module, "batch_axis", {}).values())
+    sizes, features = (
+        (given,) if isinstance(given, int) else tuple(given)
+        for given in (module.in_features, module.out_features)
+    )
+    ends = [len(stack), len(stack) + len(sizes), len((*stack, *sizes, *features))]
+    return Layer(
+        kind="dense",
+        weights=(
+            LayerWeight(
+                shape=(*stack, *sizes, *features),
+                rows=tuple(range(ends[0], ends[1])),
+                columns=tuple(range(ends[1], ends[2])),
+            ),
+        ),
+    )
+
+
+def owned(cls: type) -> dict[str, tuple[str, ...]]:
+    """Returns the methods that multiply, with the names of the arrays they need."""
+    ours = any(
+        issubclass(cls, base) and cls.__call__ is base.__call__ for base in CLASSES
+    )
+    return {"__call__": ("kernel",)} if ours else {}
+
+
+def call(
+    layer: Any,
+    base: type,
+    method: str,
+    weights: Mapping[str, AnalogWeight],
+    leaves: Mapping[str, Mapping[str, jax.Array]],
+    mode: str,
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+) -> Any:
+    """Calls a dense layer with its matrix multiplication made analog."""
+    before = layer.dot_general
+    if getattr(layer, "dot_general_cls", None) is not None:
+        before = layer.dot_general_cls()
+    analog = analog_dot_general(
+        weights["kernel"], mode, leaves["kernel"], before or jax.lax.dot_general
+    )
+    # A shallow stand-in that shares the variables: nothing is set on the layer itself,
+    # which may belong to another trace.
+    stand_in: Any = object.__new__(base)
+    stand_in.__dict__.update(layer.__dict__, dot_general=analog, dot_general_cls=None)
+    return getattr(base, method)(stand_in, *args, **kwargs)
