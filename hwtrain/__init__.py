@@ -6,13 +6,16 @@ what was learned as conductances.
 """
 
 from hwtrain import checkpoint as checkpoint
+from hwtrain import dynapse as dynapse
 from hwtrain import evaluate as evaluate
+from hwtrain import objectives as objectives
 from hwtrain import optim as optim
 from hwtrain.checkpoint import HardwareCheckpoint as HardwareCheckpoint
 from hwtrain.checkpoint import export as export
 from hwtrain.checkpoint import load as load
 from hwtrain.chips import apply_mismatch as apply_mismatch
 from hwtrain.chips import chip_key as chip_key
+from hwtrain.evaluate import assert_active as assert_active
 from hwtrain.hardware import (
     CustomDriftPCMLikeNoiseModel as CustomDriftPCMLikeNoiseModel,
 )

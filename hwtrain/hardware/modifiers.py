@@ -236,6 +236,25 @@ class WeightModifierParameter:
             self.pcm_prob_at_random,
         )
 
+    @property
+    def column_steps(self) -> float | None:
+        """Steps between the levels that a learned bound of each column spans.
+
+        `None` if there are none: levels of the tile, or stochastic rounding, are taken
+        from the weights.
+        """
+        linear = self.type in ("discretize", "discretize_add_normal")
+        if not linear or self.sto_round or not self.per_column:
+            return None
+        return 1 / rounding.resolution(self.res) if self.rel_to_actual_wmax else None
+
+    @property
+    def without_levels(self) -> Self:
+        """The same but for its levels, for weights that are rounded already."""
+        kind = "copy" if self.type == "discretize" else "add_normal"
+        kept = self.per_column and kind == "add_normal"
+        return dataclasses.replace(self, type=kind, res=0.0, per_column=kept)
+
     def __call__(
         self,
         key: jax.Array | None,

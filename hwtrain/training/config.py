@@ -1,15 +1,48 @@
 """What a training run is: validated, frozen, one file."""
 
-from typing import Annotated, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import BeforeValidator, Field, PlainSerializer, model_validator
 from pydantic.dataclasses import dataclass
 
 from hwtrain.hardware import Hardware
 from hwtrain.hardware.configuration import CONFIG, NonNegative, Positive, Size
+from hwtrain.objectives import ObjectiveParameter
 
 Seed = Annotated[int, Field(ge=0, lt=2**32)]
 Source = Annotated[str, Field(pattern=r"^.+:[A-Za-z_]\w*$")]
+
+
+def _pairs(value: Any) -> Any:
+    return tuple(value.items()) if isinstance(value, dict) else value
+
+
+Arguments = Annotated[
+    tuple[tuple[str, bool | int | float | str], ...],
+    BeforeValidator(_pairs),
+    PlainSerializer(dict),
+]
+"""Keyword arguments, which TOML writes as a table."""
+
+
+@dataclass(frozen=True, kw_only=True, config=CONFIG)
+class NoiseScheduleParameter:
+    """How the noise of training changes from update to update.
+
+    >>> NoiseScheduleParameter(
+    ...     function="optax:linear_schedule",
+    ...     arguments={"init_value": 0.0, "end_value": 1.0, "transition_steps": 500},
+    ... ).arguments[0]
+    ('init_value', 0.0)
+    """
+
+    function: Source
+    """`module:function` or `file.py:function` of the arguments, returning a schedule:
+    from the number of updates before to what multiplies all standard deviations."""
+    arguments: Arguments = ()
+    """Its keyword arguments."""
+    layers: Arguments = ()
+    """Factors of layers by pattern, on top; see `hwtrain.noise_strength`."""
 
 
 @dataclass(frozen=True, kw_only=True, config=CONFIG)
@@ -33,6 +66,11 @@ class TrainingParameter:
     """Learning rate of the first update."""
     schedule: Literal["constant", "cosine"] = "cosine"
     """How the learning rate goes on: constant, or to zero along a half cosine."""
+    noise_schedule: NoiseScheduleParameter | None = None
+    """How the noise changes. `None`: it stays what the hardware says."""
+    objective: ObjectiveParameter | None = None
+    """What the hardware-aware model minimises in place of the loss. `None`: the
+    loss."""
     generator: Literal["threefry", "fast"] = "threefry"
     """What draws the noise: JAX's generator, or `hwtrain.fast_prng`, which costs a
     third."""

@@ -1,5 +1,6 @@
 """The training step and the loop that recipes share."""
 
+import contextlib
 import functools
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
@@ -10,6 +11,7 @@ import numpy as np
 import optax
 
 from hwtrain.training.functional import Functional, Params
+from hwtrain.transforms import noise_strength
 
 Loss = Callable[[jax.Array, jax.Array], jax.Array]
 
@@ -64,7 +66,12 @@ def init_state(params: Params, optimizer: optax.GradientTransformation) -> Train
 
 
 def make_step(
-    model: Functional, optimizer: optax.GradientTransformation, loss: Loss
+    model: Functional,
+    optimizer: optax.GradientTransformation,
+    loss: Loss,
+    *,
+    robust: Callable[..., Callable[..., jax.Array]] | None = None,
+    strength: Callable[[jax.Array], Any] | None = None,
 ) -> Step:
     """Returns the jitted training step: loss, gradient, update.
 
@@ -76,8 +83,21 @@ def make_step(
       model: the model.
       optimizer: an optax transformation; it is given the parameters.
       loss: `(outputs, labels) -> []`, the mean over a batch.
+      robust: `(loss, outputs) -> loss`, what makes a loss of `(params, key, inputs,
+        labels)` robust, such as `hwtrain.objectives.robust`; `None` for the loss.
+      strength: of the number of updates before, what `hwtrain.noise_strength` gets;
+        `None` for 1.
     """
     update = optax.with_extra_args_support(optimizer).update
+
+    def outputs(params: Params, key: jax.Array, inputs: Any, labels: Any) -> jax.Array:
+        del labels
+        return model.apply(params, inputs, key)
+
+    def objective(params: Params, key: jax.Array, inputs: Any, labels: Any) -> Any:
+        return loss(outputs(params, key, inputs, labels), labels)
+
+    minimised = objective if robust is None else robust(objective, outputs)
 
     @functools.partial(jax.jit, donate_argnums=0)
     def step(
@@ -86,11 +106,14 @@ def make_step(
         rows = order[state.step % order.shape[0]]
         step_key = jax.random.fold_in(key, state.step)
 
-        def batch_loss(params: Params) -> jax.Array:
-            outputs = model.apply(params, data.inputs[rows], step_key)
-            return loss(outputs, data.labels[rows])
-
-        value, gradients = jax.value_and_grad(batch_loss)(state.params)
+        batch = data.inputs[rows], data.labels[rows]
+        scaled = contextlib.nullcontext()
+        if strength is not None:
+            scaled = noise_strength(strength(state.step))
+        with scaled:
+            value, gradients = jax.value_and_grad(minimised)(
+                state.params, step_key, *batch
+            )
         updates, opt_state = update(gradients, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
         return TrainState(state.step + 1, params, opt_state), value

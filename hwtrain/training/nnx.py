@@ -90,7 +90,8 @@ def _functional(build: Factory) -> Functional:
         module = nnx.merge(graph, params, nnx.to_pure_dict(streams))
         for _, node in nnx.iter_graph(module):
             if isinstance(node, nnx.RngStream):
-                node.key[...] = stream_key(key, node.tag)
+                # Not in place: the key may be of another generator.
+                node.key.set_value(stream_key(key, node.tag))
                 node.count[...] = jnp.zeros_like(node.count[...])
         return module(inputs)  # pyright: ignore[reportCallIssue]
 

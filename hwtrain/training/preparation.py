@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from hwtrain import conductances, optim
+from hwtrain import conductances, objectives, optim
 from hwtrain.checkpoint.contents import Contents
 from hwtrain.chips import chip_key
 from hwtrain.crossbar import on_crossbar
@@ -23,7 +23,7 @@ from hwtrain.programming import program_weight
 from hwtrain.training import linen, nnx
 from hwtrain.training.config import Config, TrainingParameter
 from hwtrain.training.functional import Functional
-from hwtrain.training.loop import Split, cross_entropy, init_state, make_step
+from hwtrain.training.loop import Split, Step, cross_entropy, init_state, make_step
 from hwtrain.training.report import require_matplotlib
 from hwtrain.training.source import named, reason, resolve
 
@@ -40,6 +40,8 @@ class Preparation:
       plan: the plan of the hardware-aware model.
       optimizer: of the plain model.
       aware_optimizer: of the hardware-aware model.
+      plain_step: the training step of the plain model.
+      aware_step: of the hardware-aware model.
       train: the training set.
       test: the test set.
     """
@@ -51,6 +53,8 @@ class Preparation:
     plan: Plan
     optimizer: optax.GradientTransformation
     aware_optimizer: optax.GradientTransformation
+    plain_step: Step
+    aware_step: Step
     train: Split
     test: Split
 
@@ -74,7 +78,9 @@ def prepare(config: Config, folder: Path) -> Preparation:
         example = train.inputs[:1]
         plain = frontend.plain(factory, example)
         aware, plan = frontend.hardware_aware(factory, config.hardware, example)
-    base = _optimizer(config.training, folder)
+    rate = _schedule(config.training)
+    base = _optimizer(config.training, rate, folder)
+    optimizer = _aware_optimizer(base, plan, rate, config.export.chip_seed)
     ready = Preparation(
         frontend=frontend,
         factory=factory,
@@ -82,13 +88,21 @@ def prepare(config: Config, folder: Path) -> Preparation:
         aware=aware,
         plan=plan,
         optimizer=base,
-        aware_optimizer=_aware_optimizer(base, plan, config.export.chip_seed),
+        aware_optimizer=optimizer,
+        plain_step=make_step(plain, base, cross_entropy),
+        aware_step=make_step(
+            aware,
+            optimizer,
+            cross_entropy,
+            robust=_robust(config.training, plan),
+            strength=_strength(config.training, folder),
+        ),
         train=train,
         test=test,
     )
     _check_outputs(config, ready)
-    _check_step(config, plain, base, train)
-    _check_step(config, aware, ready.aware_optimizer, train)
+    _check_step(config, plain, base, ready.plain_step, train)
+    _check_step(config, aware, optimizer, ready.aware_step, train)
     _check_export(config, ready)
     return ready
 
@@ -179,13 +193,13 @@ def _check_step(
     config: Config,
     model: Functional,
     optimizer: optax.GradientTransformation,
+    step: Step,
     train: Split,
 ) -> None:
     """Checks that a training step can be taken; nothing is computed."""
 
     def first_step(data: Split, order: jax.Array) -> Any:
         state = init_state(model.init(0), optimizer)
-        step = make_step(model, optimizer, cross_entropy)
         return step(state, data, order, jax.random.key(0))
 
     size = config.training.batch_size
@@ -204,13 +218,61 @@ def _check_step(
 
 
 def _aware_optimizer(
-    base: optax.GradientTransformation, plan: Plan, chip_seed: int
+    base: optax.GradientTransformation,
+    plan: Plan,
+    rate: optax.Schedule,
+    chip_seed: int,
 ) -> optax.GradientTransformation:
     """Returns the optimiser of an analog model, which trains one chip if it drifts."""
     drifts = [weight.hardware.drift for weight in plan.weights]
     drawn = any(drift is not None and drift.draws for drift in drifts)
     key = chip_key(chip_seed) if drawn else None
-    return optim.hardware_aware(base, plan, drift_key=key)
+    return optim.hardware_aware(
+        base, plan, input_range_learning_rate=rate, drift_key=key
+    )
+
+
+def _robust(
+    training: TrainingParameter, plan: Plan
+) -> Callable[..., Callable[..., Any]] | None:
+    """Returns what makes the loss robust."""
+    objective = training.objective
+    if objective is None:
+        return None
+
+    def robust(loss: Callable[..., Any], outputs: Callable[..., Any]) -> Any:
+        try:
+            return objectives.robust(loss, plan, objective, outputs=outputs)
+        except ValueError as error:
+            raise ValueError(f"training.objective: {error}") from error
+
+    return robust
+
+
+def _strength(
+    training: TrainingParameter, folder: Path
+) -> Callable[[jax.Array], Any] | None:
+    """Returns how strong the noise is after a number of updates."""
+    parameter = training.noise_schedule
+    if parameter is None:
+        return None
+    build = resolve(parameter.function, folder)
+    try:
+        schedule = build(**dict(parameter.arguments))
+        value = jax.eval_shape(schedule, jnp.zeros((), jnp.int32))
+    # What a function raises, when it is called with something else, is up to it.
+    except Exception as error:
+        raise ValueError(
+            f"training.noise_schedule: expected {parameter.function} to return, for "
+            f"the arguments {dict(parameter.arguments)}, a function of the number of "
+            f"updates, got {reason(error)}"
+        ) from error
+    if getattr(value, "shape", None) != ():
+        raise ValueError(
+            f"training.noise_schedule: expected {parameter.function} to return a "
+            f"schedule of one number, got {value}"
+        )
+    return lambda step: {".*": schedule(step), **dict(parameter.layers)}
 
 
 def _check_export(config: Config, ready: Preparation) -> None:
@@ -253,15 +315,16 @@ def _batch_shape(data: Split, size: int) -> Any:
     )
 
 
-def _optimizer(
-    training: TrainingParameter, folder: Path
-) -> optax.GradientTransformation:
+def _schedule(training: TrainingParameter) -> optax.Schedule:
     rate = training.learning_rate
-    schedule = (
-        optax.cosine_decay_schedule(rate, training.steps)
-        if training.schedule == "cosine"
-        else optax.constant_schedule(rate)
-    )
+    if training.schedule == "cosine":
+        return optax.cosine_decay_schedule(rate, training.steps)
+    return optax.constant_schedule(rate)
+
+
+def _optimizer(
+    training: TrainingParameter, schedule: optax.Schedule, folder: Path
+) -> optax.GradientTransformation:
     build = resolve(training.optimizer, folder)
     try:
         optimizer = build(schedule)

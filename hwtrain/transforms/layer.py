@@ -6,7 +6,14 @@ from hwtrain.hardware import Hardware
 from hwtrain.physics.convolution import Window
 from hwtrain.plan import SHARED, AnalogWeight
 
-LEAVES = ("input_range", "probe", "mapping_scale", "output_scale", "chip_key")
+LEAVES = (
+    "input_range",
+    "probe",
+    "mapping_scale",
+    "output_scale",
+    "clip_bound",
+    "chip_key",
+)
 """Leaves beside a kernel, in `params`, that are not the user's: those that `analogize`
 puts there, and the key of a chip during its evaluation."""
 

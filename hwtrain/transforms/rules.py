@@ -179,7 +179,11 @@ def make_plan(
             )
         weights.append(weight)
     if check and not weights and assigned.default not in (None, Hardware()):
-        found = ", ".join(f"{x.path!r} ({x.name}: {x.why})" for x in layers if x.path)
+        found = ", ".join(
+            f"{x.path!r} ({x.name}: {x.why})"
+            for x in layers
+            if x.path or x.why != Layer.why
+        )
         raise ValueError(
             "nothing of this model can be analog, so its hardware would do nothing. "
             f"Its modules: {found or 'none'}. To reach a parameter itself, write "
@@ -238,6 +242,7 @@ def _check_raw(rule: Rule | None, path: str, hardware: Hardware) -> None:
             ("input_range", hardware.ranged),
             ("forward", hardware.forward is not None),
             ("mapping.learn_out_scaling", hardware.scales_outputs),
+            ("a learned clip", hardware.learns_clip),
             (
                 "modifier.per_batch_sample or per_vector",
                 hardware.modifies_inputs("train"),

@@ -58,6 +58,8 @@ def initial_leaves(weight: AnalogWeight, kernel: jax.Array) -> dict[str, jax.Arr
         value = parameter.init_value if parameter is not None else 1.0
         leaves["input_range"] = jnp.full(shape, value, jnp.float32)
         leaves["probe"] = jnp.zeros((*shape, PROBE_SIZE), jnp.float32)
+    if weight.hardware.learns_clip:
+        leaves["clip_bound"] = weight.initial_bound(weight.to_matrix(kernel))
     if weight.hardware.stores_scale:
         scale = weight.initial_scale(weight.to_matrix(kernel))
         leaves["mapping_scale"] = jnp.asarray(scale, jnp.float32)
@@ -70,7 +72,7 @@ def has_signal_side(weight: AnalogWeight) -> bool:
     """Whether anything stands around the layer's matrix multiplication, or in it."""
     chip = weight.hardware
     around = weight.ranged or chip.converts or chip.scales_outputs
-    return around or chip.modifies_inputs("train")
+    return around or chip.modifies_inputs("train") or observer() is not None
 
 
 @contextlib.contextmanager
@@ -91,6 +93,21 @@ def counted_calls(key: jax.Array | None):
     finally:
         _generator.reset(token)
         _calls.reset(calls)
+
+
+@contextlib.contextmanager
+def as_first_call():
+    """Draws what the first call of every layer draws, to compare it with itself."""
+    token = _calls.set({})
+    try:
+        yield
+    finally:
+        _calls.reset(token)
+
+
+def multiply(call: Multiplication) -> jax.Array:
+    """Does a multiplication that an observer was shown."""
+    return analog_matmul(*call)
 
 
 def _read_key(weight: AnalogWeight, noise_key: jax.Array, x: jax.Array) -> jax.Array:

@@ -10,7 +10,7 @@ from flax.core import meta
 from hwtrain.hardware import Hardware
 from hwtrain.plan import AnalogWeight
 from hwtrain.transforms.layer import Layer, analog_weight
-from hwtrain.transforms.linen import dense, einsum, embed, recurrent
+from hwtrain.transforms.linen import convolution, dense, einsum, embed, recurrent
 from hwtrain.transforms.signal_side import (
     STEP_LEAVES,
     behind_the_root,
@@ -18,7 +18,7 @@ from hwtrain.transforms.signal_side import (
     initial_leaves,
 )
 
-FAMILIES = (dense, einsum, embed, recurrent)
+FAMILIES = (dense, convolution, einsum, embed, recurrent)
 """Each knows some classes of layers: `describe` returns what the plan must know of one
 during a call of a method, or `None` if it is not of the family; `OWNED` names the
 arrays that `call` multiplies by, relative to the module, for each class."""

@@ -10,7 +10,7 @@ from flax import nnx
 
 from hwtrain.plan import AnalogWeight
 from hwtrain.transforms.layer import Layer
-from hwtrain.transforms.nnx import dense, einsum, embed, lora
+from hwtrain.transforms.nnx import convolution, dense, einsum, embed, lora
 from hwtrain.transforms.signal_side import (
     STEP_LEAVES,
     behind_the_root,
@@ -34,6 +34,10 @@ class OutputScale(nnx.Param):
     """The learned output scale of a layer, `[*stack, row tiles, columns or 1]`."""
 
 
+class ClipBound(nnx.Param):
+    """The learned clip bound of a kernel, `[*stack, row tiles, columns]`."""
+
+
 class ChipKey(nnx.Param):
     """The key of what is frozen in a chip's periphery; there during an evaluation."""
 
@@ -47,10 +51,11 @@ LEAF_TYPES = {
     "probe": Probe,
     "mapping_scale": MappingScale,
     "output_scale": OutputScale,
+    "clip_bound": ClipBound,
 }
 
 
-FAMILIES = (dense, einsum, embed, lora)
+FAMILIES = (dense, convolution, einsum, embed, lora)
 """Each knows some classes of layers: `describe` returns what the plan must know of one,
 or `None` if it is not of the family; `owned` gives, for each method that multiplies,
 the names of the arrays it needs, and `call` makes it analog."""
