@@ -20,7 +20,7 @@ from hwtrain.physics import tiling
 from hwtrain.physics.fast_random import fast_prng
 from hwtrain.physics.input_range import PROBE_SIZE, RangeGradient, ranged_matmul
 from hwtrain.physics.mvm import analog_mvm
-from hwtrain.physics.random import as_key, draw_key, fold_in_bits
+from hwtrain.physics.random import as_key, draw_key, fold_in, fold_in_bits
 from hwtrain.plan import AnalogWeight
 from hwtrain.transforms.observation import Multiplication, observer
 from hwtrain.transforms.per_example import per_example
@@ -117,7 +117,7 @@ def _read_key(weight: AnalogWeight, noise_key: jax.Array, x: jax.Array) -> jax.A
     if calls is not None:
         count = calls.get(weight.path, 0)
         calls[weight.path] = count + 1
-    return fold_in_bits(jax.random.fold_in(_step_key(noise_key), count), x)
+    return fold_in_bits(fold_in(_step_key(noise_key), count), x)
 
 
 def _step_key(data: jax.Array) -> jax.Array:

@@ -3,6 +3,7 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 from flax import linen as nn
 from flax import nnx
@@ -510,3 +511,80 @@ def test_what_cannot_be_analog_says_why():
             nnx.Conv(2, 2, (3,), conv_general_dilated=lambda *a: a, rngs=nnx.Rngs(0)),
             hw.Hardware(forward=IO),
         )
+
+
+# --- Around the layer --------------------------------------------------------------
+
+
+def test_calibration_gives_each_group_its_range():
+    layer, params, x = build("linen", "Conv groups")
+    x = x * jnp.array([1, 1, 1, 5, 5, 5])
+    analog = hw.analogize(layer, RANGED)
+    found = hw.calibrate(analog, hw.adopt(analog, params, x), [x], method="max")
+    expected = [jnp.abs(x[..., :3]).max(), jnp.abs(x[..., 3:]).max()]
+    np.testing.assert_allclose(found["input_range"].ravel(), expected, rtol=1e-6)
+
+
+def test_clip_and_remap_act_on_each_group():
+    chip = hw.Hardware(
+        clip=hw.WeightClipParameter(type="layer_gaussian", sigma=1.0),
+        remap=hw.WeightRemapParameter(type="channelwise_symmetric"),
+    )
+    layer, params, x = build("linen", "Conv groups")
+    analog = hw.analogize(layer, chip)
+    factor = jnp.repeat(jnp.array([1.0, 9.0]), 4)
+    params = {**params, "kernel": params["kernel"] * factor}
+    params = hw.adopt(analog, params, x)
+    plan = hw.plan(analog, params, x)
+    tx = optax.chain(hw.optim.keep_weights_clipped(plan), hw.optim.remap_weights(plan))
+    zeros = jax.tree.map(jnp.zeros_like, params)
+    updates, _ = tx.update(zeros, tx.init(params), params)
+    after = optax.apply_updates(params, updates)
+    kernel, scales = np.asarray(params["kernel"]), np.asarray(after["mapping_scale"])
+    assert scales.shape == (2, 1, 4)
+    for group in range(2):
+        w = kernel[..., 4 * group : 4 * group + 4]
+        bound = w.std(ddof=1)
+        kept = np.asarray(after["kernel"])[..., 4 * group : 4 * group + 4]
+        np.testing.assert_allclose(kept, np.clip(w, -bound, bound), rtol=1e-5)
+        np.testing.assert_allclose(
+            scales[group, 0], abs(kept).max((0, 1, 2)), rtol=1e-5
+        )
+
+
+def test_a_masked_weight_takes_no_part_in_a_scale():
+    mapping = hw.MappingParameter(weight_scaling_omega=1.0)
+    clip = hw.WeightClipParameter(type="fixed_value", fixed_value=1.0)
+    chip = hw.Hardware(mapping=mapping, clip=clip)
+    layer, params, x = build("linen", "Conv masked")
+    params = {"kernel": jnp.where(MASK > 0, params["kernel"], 100.0)}
+    params = hw.adopt(hw.analogize(layer, chip), params, x)
+    top = jnp.abs(params["kernel"] * MASK).max()
+    np.testing.assert_allclose(params["mapping_scale"], [[top]], rtol=1e-6)
+
+
+def test_inspect_says_how_the_window_moves():
+    layer, params, x = build("linen", "Conv groups", strides=2)
+    analog = hw.analogize(layer, NEAR)
+    found = hw.inspect(analog, hw.adopt(analog, params, x), x)
+    (row,) = found.rows
+    assert row["layer"] == "Conv 3x3, stride 2x2, padding SAME, 2 groups"
+    assert row["tiles"] == "2 x 4x2 of 7x2, 64% used"
+    assert found.totals["tiles"] == 16
+
+
+def test_the_gates_of_a_convolutional_lstm_are_convolutions():
+    model = nn.RNN(nn.ConvLSTMCell(features=2, kernel_size=(2, 2)))
+    x = jax.random.normal(jax.random.key(0), (1, 3, 3, 3, 2))
+    params = jax.jit(model.init)(jax.random.key(1), x)
+    analog = hw.analogize(model, NEAR)
+    adopted = hw.adopt(analog, params, x)
+    assert set(hw.plan(analog, adopted, x)) == {"cell/ih/kernel", "cell/hh/kernel"}
+    key = {"mismatch": jax.random.key(2)}
+    expected = jax.jit(model.apply)(params, x)
+    y = jax.jit(analog.apply)(adopted, x, rngs=key)
+    np.testing.assert_allclose(y, expected, atol=1e-5)
+    noise = hw.Hardware(forward=hw.IOParameters(out_noise=0.1))
+    noisy = hw.analogize(model, [hw.Rule("cell/ih", noise)])
+    off = abs(jax.jit(noisy.apply)(params, x, rngs=key) - expected)
+    assert (off > 1e-4).mean() > 0.9

@@ -36,8 +36,9 @@ def describe(
             getattr(module, "batch_dims", ()),
         )
     )
-    stack = tuple(shape[i] for i in batch)
-    sizes = tuple(shape[i] for i in axis)
+    # Flax takes axes in the order of the inputs, however they are given.
+    stack = tuple(shape[i] for i in sorted(i % len(shape) for i in batch))
+    sizes = tuple(shape[i] for i in sorted(i % len(shape) for i in axis))
     ends = [len(stack), len(stack) + len(sizes), len((*stack, *sizes, *features))]
     return Layer(
         kind="dense",
