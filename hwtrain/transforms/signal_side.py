@@ -111,7 +111,12 @@ def multiply(call: Multiplication) -> jax.Array:
 
 
 def _read_key(weight: AnalogWeight, noise_key: jax.Array, x: jax.Array) -> jax.Array:
-    """Returns the key of one call: of the step, the call and the input's bits."""
+    """Returns the key of one call: of the step, the call and the input's bits.
+
+    A loop over time is traced once, and nothing that a layer sees counts its steps; so
+    the input's bits tell the steps apart. Two steps whose inputs are equal to the last
+    bit draw the same noise.
+    """
     calls = _calls.get()
     count = 0
     if calls is not None:
