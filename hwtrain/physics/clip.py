@@ -89,22 +89,22 @@ def bounded_update(param: jax.Array, update: jax.Array, bound: ArrayLike) -> jax
       rounded, and the sum overshoot by up to 1 %.
     """
     p, u = param.astype(jnp.float32), update.astype(jnp.float32)
-    bound = jnp.asarray(bound, jnp.float32)
+    c = jnp.broadcast_to(jnp.asarray(bound, jnp.float32), p.shape)
     total = p + u
-    target, reach = jnp.clip(total, -bound, bound), bound
+    target = inside = jax.lax.clamp(-c, total, c)
     if param.dtype != jnp.float32:
         target = _rounded(target, param.dtype)
         inside = _toward_zero(target, param.dtype)
         # Rounding may have led out of the bound again.
-        target = jnp.where(jnp.abs(target) > bound, inside, target)
-        reach = jnp.minimum(bound, jnp.abs(inside))
-    over = jnp.abs(_rounded(total, param.dtype)) > bound
+        target = jnp.where(jnp.abs(target) > c, inside, target)
+    over = jnp.abs(_rounded(total, param.dtype)) > c
     step = jnp.where(over, target - p, u)
     # A weight near its bound gets there exactly. The step of a distant one, and so the
     # sum, is as coarse as the weight itself: it aims below by that much, or at zero.
-    below = jnp.maximum(reach - 2.0**-22 * (jnp.abs(p) + bound), 0)
-    aimed = jnp.clip(total, -below, below) - p
-    missed = jnp.abs(_rounded(p + step, param.dtype)) > bound
+    coarse = 2.0**-22
+    below = (1 - coarse) - jnp.abs(p) * (coarse / jnp.maximum(c, 1e-30))
+    aimed = inside * jnp.maximum(below, 0) - p
+    missed = jnp.abs(_rounded(p + step, param.dtype)) > c
     return jnp.where(missed, aimed, step)
 
 

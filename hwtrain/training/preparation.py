@@ -297,7 +297,7 @@ def _conductances(
     weight: AnalogWeight, kernel: jax.Array, scale: jax.Array | None
 ) -> Any:
     """Returns what an export computes of one weight."""
-    if weight.hardware.noise_model is not None:
+    if weight.hardware.programs:
         return program_weight(weight, kernel, scale, chip_key(0))
     w, _ = on_crossbar(weight, kernel, scale)
     return conductances.targets(weight, weight.to_matrix(w))

@@ -112,7 +112,7 @@ def _convolution(
     else:
         padding = tuple(low for low, _ in padding)
     weight = np.transpose(kernel, (axes + 1, axes, *range(axes)))
-    options = {
+    options: dict[str, Any] = {
         "stride": window.strides,
         "padding": padding,
         "dilation": window.kernel_dilation,
@@ -120,7 +120,7 @@ def _convolution(
     if axes == 1:
         options = {k: v if isinstance(v, str) else v[0] for k, v in options.items()}
     bias = np.zeros(weight.shape[0], weight.dtype) if bias is None else bias
-    node = nir.Conv1d if axes == 1 else nir.Conv2d
+    node: Any = nir.Conv1d if axes == 1 else nir.Conv2d
     return node(
         input_shape=None, weight=weight, bias=bias, groups=window.groups, **options
     )
