@@ -21,8 +21,8 @@ from hwtrain.transforms.signal_side import (
 
 FAMILIES = (dense, convolution, einsum, embed, recurrent)
 """Each knows some classes of layers: `describe` returns what the plan must know of one
-during a call of a method, or `None` if it is not of the family; `OWNED` names the
-arrays that `call` multiplies by, relative to the module, for each class."""
+during a call of a method, or `None` if it is not of the family; `owned` names the
+arrays, relative to the module, that a method reads, and `call` makes it analog."""
 
 DIGITAL = (
     (
