@@ -18,7 +18,28 @@ def test_the_example_of_the_physics_page_runs():
     assert names["chip_type"].stores_scale
 
 
+def test_the_example_of_the_mixed_signal_page_says_what_the_page_says():
+    page = (DOCS / "mixed_signal.md").read_text("utf-8")
+    (code,) = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
+    names = {}
+    exec(code, names)
+    stated = re.search(r"`print\(generate\)`.*?\*(.*?)\*", page, re.DOTALL)
+    assert " ".join(stated[1].split()) in repr(names["generate"])
+    assert (names["chip"]["w_in"]["kernel"] != 1).all()
+
+
+def shown():
+    page = (DOCS / "physics.md").read_text("utf-8")
+    return set(re.findall(r"\(images/(\w+\.png)\)", page))
+
+
+def test_the_page_shows_every_plot_that_there_is():
+    figures = runpy.run_path(str(DOCS / "plots.py"))["FIGURES"]
+    assert {f"{figure.__name__}.png" for figure in figures} == shown()
+
+
 @pytest.mark.full
 def test_every_plot_is_drawn(tmp_path):
     runpy.run_path(str(DOCS / "plots.py"))["main"](tmp_path)
-    assert len(list(tmp_path.glob("*.png"))) == 5
+    drawn = {path.name for path in tmp_path.glob("*.png")}
+    assert drawn == shown() and len(drawn) > 10

@@ -55,6 +55,7 @@ class Layer:
       why: why there is none.
       weights: the arrays that can be analog.
       by_rule: whether it is analog only by a rule.
+      opaque: whether it is a bridge to layers that cannot be seen.
       no_inputs: why it has no inputs that a range could clip; empty if it has.
     """
 
@@ -64,6 +65,7 @@ class Layer:
     why: str = "this type of layer stays digital"
     weights: tuple[LayerWeight, ...] = ()
     by_rule: bool = False
+    opaque: bool = False
     no_inputs: str = ""
 
     def weight(self, leaf: str) -> LayerWeight | None:

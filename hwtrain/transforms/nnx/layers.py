@@ -11,6 +11,7 @@ from flax import nnx
 from hwtrain.plan import AnalogWeight
 from hwtrain.transforms.layer import Layer
 from hwtrain.transforms.nnx import convolution, dense, einsum, embed, lora
+from hwtrain.transforms.opaque import bridge
 from hwtrain.transforms.signal_side import (
     STEP_LEAVES,
     behind_the_root,
@@ -78,7 +79,10 @@ def describe(module: Any, path: str) -> Layer:
     cls = plain_class(type(module))
     found = (family.describe(module, cls) for family in FAMILIES)
     known = (Layer(why=why) for classes, why in DIGITAL if issubclass(cls, classes))
-    layer = next((layer for layer in (*found, *known) if layer is not None), Layer())
+    layer = next(
+        (layer for layer in (bridge(module, cls), *found, *known) if layer is not None),
+        Layer(),
+    )
     return dataclasses.replace(layer, path=path, name=cls.__name__)
 
 
@@ -92,6 +96,27 @@ def make_analog(layer: Any, weights: tuple[AnalogWeight, ...], mode: str) -> Non
     layer.__class__ = analog_layer_class(plain_class(type(layer)))
     layer.analog_weights = weights
     layer.analog_mode = mode
+
+
+_SETTERS = {"train", "eval", "set_view", "set_attributes"}
+
+
+def public_methods(base: type) -> list[str]:
+    """Returns the names of the methods that a module's class and its bases define."""
+    names = []
+    for cls in base.__mro__[: base.__mro__.index(nnx.Module)]:
+        for name, value in vars(cls).items():
+            public = name == "__call__" or not name.startswith("_")
+            if public and name not in _SETTERS and _is_method(value):
+                names.append(name)
+    return list(dict.fromkeys(names))
+
+
+def _is_method(value: Any) -> bool:
+    """Whether a class attribute becomes a method: a function, also a jitted one."""
+    if isinstance(value, staticmethod | classmethod | property | type):
+        return False
+    return callable(value) and hasattr(type(value), "__get__")
 
 
 def analog_methods(base: type) -> dict[str, Any]:
