@@ -15,6 +15,7 @@ from hwtrain.checkpoint import export as export
 from hwtrain.checkpoint import load as load
 from hwtrain.chips import apply_mismatch as apply_mismatch
 from hwtrain.chips import chip_key as chip_key
+from hwtrain.evaluate import assert_active as assert_active
 from hwtrain.hardware import (
     CustomDriftPCMLikeNoiseModel as CustomDriftPCMLikeNoiseModel,
 )

@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 
 from hwtrain import paths
+from hwtrain.clip_bounds import with_clipped, with_open_bounds
 from hwtrain.crossbar import largest_weight, on_crossbar
 from hwtrain.physics.random import draw_key
 from hwtrain.plan import AnalogWeight, Plan
@@ -82,7 +83,7 @@ def with_nominal_scales(
       plan: the plan.
       nominal: its nominal parameters.
     """
-    kernels, entries = paths.leaves(nominal), {}
+    kernels, entries = paths.leaves(with_clipped(nominal, plan)), {}
     for weight in plan.weights:
         if weight.hardware.derives_chip_scale and weight.kind != "raw":
             matrix = weight.to_matrix(kernels[weight.path])
@@ -108,6 +109,7 @@ def apply_mismatch(params: paths.Tree, plan: Plan, key: jax.Array) -> paths.Tree
       ValueError: if the parameters lack a weight of the plan.
     """
     plan.check_weights(params)
+    params = with_clipped(params, plan)
     by_path = paths.leaves(params)
     weights = {w.path: w for w in plan.weights if w.hardware.mismatch is not None}
 
@@ -119,7 +121,7 @@ def apply_mismatch(params: paths.Tree, plan: Plan, key: jax.Array) -> paths.Tree
         kernel = mismatched(weight, jnp.asarray(leaf, jnp.float32), scale, key)
         return kernel.astype(leaf.dtype)
 
-    return paths.map_leaves(chip_value, params)
+    return with_open_bounds(paths.map_leaves(chip_value, params), plan)
 
 
 def mismatched(

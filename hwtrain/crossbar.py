@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from hwtrain.clip_bounds import clipped
 from hwtrain.physics import tiling
 from hwtrain.plan import AnalogWeight
 
@@ -47,6 +48,7 @@ def modified(
     scale: jax.Array | None,
     key: jax.Array | None,
     strength: jax.Array | None = None,
+    bound: jax.Array | None = None,
 ) -> jax.Array:
     """Returns the kernel with the weight modifier of its hardware applied.
 
@@ -56,10 +58,14 @@ def modified(
       scale: the stored mapping scale, if the array has one; otherwise it is derived.
       key: key of the draw; may be `None` if the modifier draws nothing.
       strength: factor on its noise, `[]` float32; `None` for 1.
+      bound: its learned clip bound, if it has one: levels of columns are spread to it.
     """
     modifier = weight.hardware.modifier
     if modifier is None:
-        return kernel
+        return clipped(weight, kernel, bound)
+    steps = modifier.column_steps if bound is not None else None
+    modifier = modifier if steps is None else modifier.without_levels
+    kernel = clipped(weight, kernel, bound, steps)
     w, s = on_crossbar(weight, kernel, scale)
     last = _last_row(weight) if modifier.copy_last_column else None
     changed = w if last is None else jnp.where(last, 0, w)

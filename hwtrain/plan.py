@@ -13,6 +13,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.core import Tracer
 
 from hwtrain import paths
 from hwtrain.hardware import Hardware, MappingParameter
@@ -104,8 +105,9 @@ class AnalogWeight:
     @property
     def parallel(self) -> tuple[int, ...]:
         """The last sizes of `stack`: the matrices of one layer, if not just one."""
-        local = self.window is not None and self.window.local
-        count = len(self.window.sizes) if local else int(self.groups > 1)
+        count = int(self.groups > 1)
+        if self.window is not None and self.window.local:
+            count = len(self.window.sizes)
         return self.stack[len(self.stack) - count :]
 
     @property
@@ -173,13 +175,19 @@ class AnalogWeight:
         columns = sum(self.column_sizes) if each else 1
         return (*self.stack, self.tiles[0], columns)
 
+    def stored_bound(self, leaves: Mapping[str, Any], prefix: str = "") -> Any:
+        """Returns the learned clip bound out of leaves by path; `None` without one."""
+        path = self.leaf("clip_bound").removeprefix(f"{prefix}/")
+        return leaves[path] if self.hardware.learns_clip and path in leaves else None
+
     def to_matrix(self, array: jax.Array) -> jax.Array:
         """Returns the stored array as `[*stack, rows, columns]`.
 
         Where the layer's mask leaves a weight out, there is none: it is zero.
         """
         if self.window is not None and self.window.mask:
-            array = jnp.where(self._mask, array, 0)
+            seen = self.shape[-len(self.window.sizes) - 2 :]
+            array = jnp.where(unpack(self.window.mask, seen), array, 0)
         array = jnp.transpose(array, self._order)
         size = (self._size(self.rows), self._size(self.columns))
         matrix = array.reshape(*self._leading, *size)
@@ -194,14 +202,6 @@ class AnalogWeight:
             matrix = jnp.moveaxis(matrix, -3, -2)
         array = matrix.reshape([self.shape[axis] for axis in self._order])
         return jnp.transpose(array, self._inverse)
-
-    @property
-    def _mask(self) -> np.ndarray:
-        """The mask of a layer, of the axes that it sees: those of a stack lead."""
-        window = self.window
-        seen = len(window.sizes) + 2 if window is not None else len(self.shape)
-        shape = self.shape[len(self.shape) - seen :]
-        return unpack(window.mask, shape) if window is not None else np.ones(shape)
 
     @property
     def _order(self) -> tuple[int, ...]:
@@ -246,6 +246,18 @@ class AnalogWeight:
             matrix, self.row_sizes, per_column=self._mapping.weight_scaling_columnwise
         )
         return jnp.where(w_max > 0, w_max / omega, 1).astype(jnp.float32)
+
+    def initial_bound(self, matrix: jax.Array) -> jax.Array:
+        """Returns the learned clip bound of the beginning: the largest weights.
+
+        Args:
+          matrix: `[*stack, rows, columns]`, nominal weights.
+
+        Returns:
+          `[*stack, row tiles, columns]`; 1 where all weights are zero.
+        """
+        w_max = tiling.absolute_maximum(matrix, self.row_sizes, per_column=True)
+        return jnp.where(w_max > 0, w_max, 1).astype(jnp.float32)
 
     def initial_scale(self, matrix: jax.Array) -> jax.Array:
         """Returns the mapping scale that a stored leaf starts with.
@@ -317,6 +329,30 @@ class Plan(Mapping[str, AnalogWeight]):
         kept = tuple(d for path, d in digital.items() if path not in weights)
         prefix = self.prefix if self.prefix == other.prefix else ""
         return Plan(tuple(weights.values()), kept, prefix)
+
+    def check_finite(self, params: Any) -> None:
+        """Raises for an analog weight that is NaN or infinite.
+
+        Args:
+          params: `params`, with or without the prefix; what is traced has no values to
+            look at, and passes.
+
+        Raises:
+          ValueError: naming the first such weight.
+        """
+        present = paths.leaves(params)
+        for weight in self.weights:
+            local = weight.path.removeprefix(f"{self.prefix}/")
+            leaf = present.get(weight.path, present.get(local))
+            if not isinstance(leaf, jax.Array | np.ndarray) or isinstance(leaf, Tracer):
+                continue
+            count = int(jnp.sum(~jnp.isfinite(jnp.asarray(leaf))))
+            if count:
+                raise ValueError(
+                    f"{weight.path}: {count} of {leaf.size} weights are NaN or "
+                    "infinite. Look for a diverged training step, and go on from an "
+                    "earlier checkpoint"
+                )
 
     def check_weights(self, params: Any) -> None:
         """Raises unless a tree holds every analog weight, in the planned shape.

@@ -14,6 +14,7 @@ from jax.typing import ArrayLike
 
 from hwtrain import conductances, paths
 from hwtrain.chips import apply_mismatch, mismatched
+from hwtrain.clip_bounds import with_clipped, with_open_bounds
 from hwtrain.crossbar import on_crossbar
 from hwtrain.hardware import NoiseModel
 from hwtrain.hardware.conversion import Params
@@ -86,7 +87,7 @@ class ProgrammedChip:
             kernel = weight_at(self.plan[path], self.weights[path], t_s, key)
             return kernel.astype(leaf.dtype)
 
-        return paths.map_leaves(now, self.params)
+        return with_open_bounds(paths.map_leaves(now, self.params), self.plan)
 
 
 def program_chip(params: Any, plan: Plan, key: jax.Array) -> ProgrammedChip:
@@ -122,7 +123,7 @@ def program_chip(params: Any, plan: Plan, key: jax.Array) -> ProgrammedChip:
       Joshi et al., Accurate deep neural network inference using computational
       phase-change memory, Nature Communications 2020.
     """
-    values = paths.leaves(params)
+    values = paths.leaves(with_clipped(params, plan))
     weights = {}
     for weight in plan.weights:
         if weight.path not in values:

@@ -14,6 +14,7 @@ LAYERS = [
     {"physics"},
     {"hardware"},
     {"plan"},
+    {"clip_bounds"},
     {"crossbar", "conductances"},
     {"chips", "mismatch", "optim"},
     {"programming"},

@@ -11,12 +11,13 @@ import numpy as np
 
 from hwtrain.checkpoint import manifest as manifests
 from hwtrain.checkpoint import tensors
-from hwtrain.checkpoint.crossbars import Crossbars
+from hwtrain.checkpoint.crossbars import Crossbars, check_kernel
 from hwtrain.checkpoint.errors import HardwareCheckpointError
 from hwtrain.checkpoint.manifest import ChipEntry, LayerEntry, LeafEntry
 from hwtrain.checkpoint.progress import Report
 from hwtrain.checkpoint.rules import UNITS
 from hwtrain.checkpoint.variables import Leaf, flatten
+from hwtrain.clip_bounds import clipped
 from hwtrain.plan import AnalogWeight, Plan
 from hwtrain.version import __version__
 
@@ -124,7 +125,7 @@ class Contents:
         self, files: "_Files", number: int, weight: AnalogWeight
     ) -> LayerEntry:
         params = self._params
-        kernel = params[weight.path]
+        kernel = _within_bound(weight, params)
         scale = weight.stored_scale(params)
         crossbars = Crossbars(weight, kernel.array(), scale.array() if scale else None)
         content = {}
@@ -163,6 +164,20 @@ class Contents:
             nominal=kernel.tensor,
             beside={leaf.path.rpartition("/")[2]: leaf.tensor for leaf in beside},
         )
+
+
+def _within_bound(weight: AnalogWeight, params: dict[str, Leaf]) -> Leaf:
+    """Returns the leaf of a weight as the hardware holds it: clipped, if it learns to.
+
+    What lies beyond a learned bound matters to training alone.
+    """
+    kernel, bound = params[weight.path], weight.stored_bound(params)
+    if bound is None:
+        return kernel
+    array = kernel.array()
+    check_kernel(weight, array)
+    value = clipped(weight, jnp.asarray(array), jnp.asarray(bound.array()))
+    return dataclasses.replace(kernel, value=np.asarray(value))
 
 
 @dataclasses.dataclass

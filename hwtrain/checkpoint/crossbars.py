@@ -36,7 +36,7 @@ class Crossbars:
     def __init__(
         self, weight: AnalogWeight, kernel: np.ndarray, scale: np.ndarray | None
     ):
-        _check_kernel(weight, kernel)
+        check_kernel(weight, kernel)
         self.weight = weight
         # Without its names, so that layers of one shape share a compilation.
         self._geometry = dataclasses.replace(weight, path="", layer="", rule="")
@@ -128,7 +128,8 @@ class Crossbars:
         return scale if scale.shape[-1] == 1 else scale[..., place.columns]
 
 
-def _check_kernel(weight: AnalogWeight, kernel: np.ndarray) -> None:
+def check_kernel(weight: AnalogWeight, kernel: np.ndarray) -> None:
+    """Raises unless an array is what the plan says, and finite."""
     if kernel.shape != weight.shape:
         raise HardwareCheckpointError(
             f"{weight.path}: the plan says shape {weight.shape}, the parameter has "

@@ -18,6 +18,7 @@ from hwtrain.checkpoint.manifest import ChipEntry, LayerEntry, LeafEntry, Manife
 from hwtrain.checkpoint.reads import check_read, kernel_at
 from hwtrain.checkpoint.tiles import Tile, check_targets, join
 from hwtrain.checkpoint.variables import as_leaf, unflatten
+from hwtrain.clip_bounds import with_open_bounds
 from hwtrain.conductances import converter_of
 from hwtrain.physics.programmed import Programmed
 from hwtrain.plan import Plan
@@ -79,13 +80,13 @@ class HardwareCheckpoint:
           HardwareCheckpointError: if the chip is not in the checkpoint, or damaged; or
             for a time or a key that no noise model of the checkpoint would feel.
         """
-        chip = self._chip(seed)
+        files = self._chip(seed).files
         check_read(self.manifest, t_s, key)
         now = 0.0 if t_s is None else t_s
         nominal = paths.leaves(self.params)
         kernels = {}
         for layer in self.manifest.layers:
-            path, read = layer.weight.path, self._read(chip.files[layer.weight.path])
+            path, read = layer.weight.path, self._read(files[layer.weight.path])
             kernels[path] = read["kernel"]
             if layer.weight.hardware.noise_model is not None:
                 scale = layer.weight.stored_scale(nominal)
@@ -99,7 +100,8 @@ class HardwareCheckpoint:
                 return leaf
             return as_leaf(kernels[path].astype(leaf.dtype))
 
-        return paths.map_leaves(chip_value, self.params)
+        chip = paths.map_leaves(chip_value, self.params)
+        return with_open_bounds(chip, self.plan)
 
     def conductances(
         self, path: str, chip_seed: int | None = None

@@ -40,6 +40,10 @@ RULES = {
         "factor on the outputs of each row of tiles, after the ADC and mapping_scale "
         "and before the bias; the weights do not contain it"
     ),
+    "clip_bound": (
+        "where a layer has one beside: [*stack, row tiles, columns], a learned bound "
+        "in the unit of the nominal weights, which are stored as they are within it"
+    ),
     "chip": (
         "w_chip = w + std_dev * A * xi (add_normal) or w * (1 + std_dev * xi) "
         "(mult_normal); w nominal, A = max|w| of its row tile or column; "

@@ -17,6 +17,7 @@ from hwtrain.dynapse.weight_codes import BASES, encode
 
 Currents = Mapping[str, ArrayLike]
 Tables = ArrayLike | Mapping[str, ArrayLike]
+_BASES = tuple(f"Iw_{number}" for number in range(BASES))
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
@@ -135,7 +136,7 @@ def deploy(
     _check_shapes(inputs, rec, where, iscale)
     check_connectivity(inputs, rec, where, limits)
     nominal = {name: _of_neurons(name, c, neurons) for name, c in currents.items()}
-    tables = _Tables(table)
+    tables = _tables_of(table, [*nominal, *_BASES])
     both = np.concatenate([inputs, rec])
     mask = np.zeros(both.shape, np.uint8)
     sign, achieved = np.zeros(both.shape, np.int8), np.zeros(both.shape)
@@ -146,9 +147,8 @@ def deploy(
             name: nearest_code(tables[name], _one_current(name, c[here], core), name)
             for name, c in nominal.items()
         }
-        found = encode(both[:, here] * iscale, seed=seed, table=tables["Iw_0"])
-        for number, base in enumerate(found.bases):
-            name = f"Iw_{number}"
+        found = encode(both[:, here] * iscale, seed=seed, table=tables[_BASES[0]])
+        for name, base in zip(_BASES, found.bases):
             biases[core][name] = nearest_code(tables[name], float(base), name)
         mask[:, here], sign[:, here] = found.mask, found.sign
         achieved[:, here] = found.achieved / iscale
@@ -170,30 +170,23 @@ def deploy(
     )
 
 
-class _Tables:
-    """The table of each bias."""
-
-    def __init__(self, table: Tables):
-        one = not isinstance(table, Mapping)
-        self._one = checked_table(table) if one else None
-        named = {} if one else table
-        self._named = {name: checked_table(array) for name, array in named.items()}
-        weights = [self._named.get(f"Iw_{number}") for number in range(BASES)]
-        if named and not all(np.array_equal(weights[0], other) for other in weights):
-            raise ValueError(
-                "the base currents Iw_0 to Iw_3 must have one table in common: give "
-                "the table four times"
-            )
-
-    def __getitem__(self, name: str) -> np.ndarray:
-        if self._one is not None:
-            return self._one
-        if name not in self._named:
-            raise ValueError(
-                f"there is no table for the bias {name!r}; there are tables for "
-                f"{', '.join(self._named)}"
-            )
-        return self._named[name]
+def _tables_of(table: Tables, names: list[str]) -> dict[str, np.ndarray]:
+    """Returns the table of each bias."""
+    if not isinstance(table, Mapping):
+        return dict.fromkeys(names, checked_table(table))
+    missing = [name for name in names if name not in table]
+    if missing:
+        raise ValueError(
+            f"there is no table for {', '.join(missing)}; there are tables for "
+            f"{', '.join(table)}"
+        )
+    tables = {name: checked_table(table[name]) for name in names}
+    if not all(np.array_equal(tables[_BASES[0]], tables[name]) for name in _BASES):
+        raise ValueError(
+            "the base currents Iw_0 to Iw_3 must have one table in common: give the "
+            "same table four times"
+        )
+    return tables
 
 
 def _check_shapes(

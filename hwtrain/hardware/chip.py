@@ -174,6 +174,11 @@ class Hardware:
         return self.mapping is not None and self.mapping.learn_out_scaling
 
     @property
+    def learns_clip(self) -> bool:
+        """Whether weights are clipped to a learned bound in the forward pass."""
+        return self.clip is not None and self.clip.learned
+
+    @property
     def remaps(self) -> bool:
         """Whether crossbars get a new scale after every update."""
         return self.remap is not None and self.remap.active
@@ -228,7 +233,17 @@ class Hardware:
 
     def needs_root(self, mode: str) -> bool:
         """Whether a layer in `mode` is not itself unless called through its model."""
-        return self.modifies(mode) or self.reads(mode)
+        return self.modifies(mode) or self.reads(mode) or self.learns_clip
+
+    @model_validator(mode="after")
+    def _check_learned_clip(self) -> Self:
+        if self.learns_clip and self.remaps:
+            raise ValueError(
+                "remap sets the scale of crossbars from weights that were clipped "
+                'after an update, and clip=WeightClipParameter(type="learnable_per_'
+                'channel") clips in the forward pass: leave one of the two out'
+            )
+        return self
 
     @model_validator(mode="after")
     def _check(self) -> Self:

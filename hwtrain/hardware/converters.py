@@ -32,8 +32,8 @@ class SingleDeviceConductanceConverter:
     [[ 5. 15. 25.]] 10.0 -1.0
 
     References:
-      Falcone et al., All-in-one analog AI accelerator: on-chip training and inference
-      with conductive-metal-oxide/HfOx ReRAM devices, 2025.
+      Falcone et al., All-in-one analog AI hardware: on-chip training and inference with
+      conductive-metal-oxide/HfOx ReRAM devices, arXiv:2502.04524, 2025.
     """
 
     type: Literal["single_device"] = "single_device"

@@ -9,50 +9,12 @@ from pydantic import model_validator
 from pydantic.dataclasses import dataclass
 
 from hwtrain.hardware.configuration import CONFIG, NonNegative, Positive, Share
+from hwtrain.hardware.modifier_options import LEVELS, PCM, check
 from hwtrain.physics import modifiers, rounding, vector_noise
 from hwtrain.physics.pcm_weights import pcm_noise
 from hwtrain.physics.tiled_matrix import TiledMatrix
 
 _ROUNDING, _DROP = 1, 2
-
-_LEVELS = ("discretize", "discretize_add_normal", "dorefa")
-_NOISE = ("add_normal", "mult_normal", "discretize_add_normal", "poly", "prog_noise")
-_PCM = ("pcm_noise",)
-_GAUSSIAN = ("add_normal", "mult_normal", "poly")
-_RELATIVE = (
-    "add_normal",
-    "discretize",
-    "discretize_add_normal",
-    "dorefa",
-    "poly",
-    "prog_noise",
-    "pcm_noise",
-)
-_ACTIVE = (*_RELATIVE, "mult_normal", "drop_connect")
-
-# For every option, the types that it has an effect on.
-_EFFECTIVE = {
-    "std_dev": _NOISE + _PCM,
-    "per_column": _RELATIVE,
-    "rel_to_actual_wmax": _RELATIVE,
-    "res": _LEVELS,
-    "sto_round": _LEVELS,
-    "dorefa_clip": ("dorefa",),
-    "pdrop": (*_ACTIVE, "copy"),
-    "coeffs": ("poly", "prog_noise"),
-    "g_max": ("prog_noise", "pcm_noise"),
-    "pcm_zero_thres": _PCM,
-    "pcm_t_inference": _PCM,
-    "pcm_t0": _PCM,
-    "pcm_prob_at_reset": _PCM,
-    "pcm_prob_at_gmax": _PCM,
-    "pcm_prob_at_random": _PCM,
-    "reparameterized": (*_ACTIVE, "copy"),
-    "enable_during_test": (*_ACTIVE, "copy"),
-    "per_batch_sample": (*_ACTIVE, "copy"),
-    "per_vector": _GAUSSIAN,
-    "copy_last_column": (*_ACTIVE, "copy"),
-}
 
 
 @dataclass(frozen=True, kw_only=True, config=CONFIG)
@@ -156,52 +118,8 @@ class WeightModifierParameter:
 
     @model_validator(mode="after")
     def _check(self) -> Self:
-        for field in dataclasses.fields(self):
-            types = _EFFECTIVE.get(field.name)
-            value = getattr(self, field.name)
-            if types and self.type not in types and value != field.default:
-                raise ValueError(
-                    f'{field.name}={value} does nothing with type="{self.type}"; leave '
-                    f"it out, or use a type that takes it: {', '.join(types)}"
-                )
-        if self.type in _LEVELS and self.res == 0:
-            raise ValueError(
-                f'type="{self.type}" needs the step of its levels: write res=254, the '
-                "number of steps, or res=1/254"
-            )
-        if self.rel_to_actual_wmax and self.assumed_wmax != 1.0:
-            raise ValueError(
-                f"assumed_wmax={self.assumed_wmax} does nothing while A is taken from "
-                "the weights; write rel_to_actual_wmax=False too, or leave it out"
-            )
-        self._check_inputs()
-        if self.coeffs == ():
-            raise ValueError("coeffs must hold at least c_0; got none")
-        stuck = sum(self._stuck)
-        if stuck > 1:
-            raise ValueError(
-                "pcm_prob_at_reset, pcm_prob_at_gmax and pcm_prob_at_random must not "
-                f"sum to more than 1; got {stuck}"
-            )
+        check(self)
         return self
-
-    def _check_inputs(self) -> None:
-        """Raises for draws per input that are none, or that cannot be had."""
-        if self.per_input and not self.draws:
-            name = "per_vector" if self.per_vector else "per_batch_sample"
-            raise ValueError(
-                f"{name}=True does nothing, because this modifier draws nothing; leave "
-                "it out, or write std_dev, pdrop or sto_round"
-            )
-        if not self.per_vector:
-            return
-        others = ("per_batch_sample", "copy_last_column", "pdrop", "reparameterized")
-        for name in others:
-            if getattr(self, name):
-                raise ValueError(
-                    f"per_vector=True draws normal numbers at the output, and takes "
-                    f"no {name}; leave one of the two out"
-                )
 
     @property
     def per_input(self) -> bool:
@@ -211,7 +129,7 @@ class WeightModifierParameter:
     @property
     def acts(self) -> bool:
         """Whether the modifier changes anything; rounding acts without a draw."""
-        return self.draws or self.type in _LEVELS or self.type in _PCM
+        return self.draws or self.type in LEVELS or self.type in PCM
 
     @property
     def draws(self) -> bool:
@@ -223,18 +141,38 @@ class WeightModifierParameter:
         """Whether the modifier draws noise that can be weaker or stronger."""
         if self.type == "none":
             return False
-        aging = self.type in _PCM and self.pcm_t_inference > 0
+        aging = self.type in PCM and self.pcm_t_inference > 0
         return aging or any(
-            value > 0 for value in (self.std_dev, self.pdrop, *self._stuck)
+            value > 0 for value in (self.std_dev, self.pdrop, *self.stuck)
         )
 
     @property
-    def _stuck(self) -> tuple[float, float, float]:
+    def stuck(self) -> tuple[float, float, float]:
+        """Probabilities of a device stuck at zero, at g_max and at random."""
         return (
             self.pcm_prob_at_reset,
             self.pcm_prob_at_gmax,
             self.pcm_prob_at_random,
         )
+
+    @property
+    def column_steps(self) -> float | None:
+        """Steps between the levels that a learned bound of each column spans.
+
+        `None` if there are none: levels of the tile, or stochastic rounding, are taken
+        from the weights.
+        """
+        linear = self.type in ("discretize", "discretize_add_normal")
+        if not linear or self.sto_round or not self.per_column:
+            return None
+        return 1 / rounding.resolution(self.res) if self.rel_to_actual_wmax else None
+
+    @property
+    def without_levels(self) -> Self:
+        """The same but for its levels, for weights that are rounded already."""
+        kind = "copy" if self.type == "discretize" else "add_normal"
+        kept = self.per_column and kind == "add_normal"
+        return dataclasses.replace(self, type=kind, res=0.0, per_column=kept)
 
     def __call__(
         self,

@@ -1,19 +1,26 @@
 """Chips from the literature, one source each.
 
-A preset says how weights become conductances on a chip, and what noise these have. What
-it leaves at `None` is ideal: add it with `dataclasses.replace`.
+`pcm`, `hermes`, `reram_wan2022` and `reram_cmo` say how weights become conductances on
+a chip, and what noise these have; `standard_hwa_training` and `aihwkit_default` say
+what surrounds the tiles too. What a preset leaves at `None` is ideal: add it with
+`dataclasses.replace`.
 """
 
+import dataclasses
 from typing import Literal
 
 from hwtrain.hardware.chip import Hardware
+from hwtrain.hardware.compensation import GlobalDriftCompensation
 from hwtrain.hardware.converters import (
     SingleDeviceConductanceConverter,
     SinglePairConductanceConverter,
 )
 from hwtrain.hardware.hermes import HermesNoiseModel
+from hwtrain.hardware.io import IOParameters
 from hwtrain.hardware.noise_models import PCMLikeNoiseModel
+from hwtrain.hardware.periphery import InputRangeParameter, MappingParameter
 from hwtrain.hardware.reram import ReRamCMONoiseModel, ReRamWan2022NoiseModel
+from hwtrain.hardware.weights import WeightClipParameter, WeightRemapParameter
 
 
 def ideal() -> Hardware:
@@ -33,7 +40,7 @@ def pcm() -> Hardware:
 
     References:
       Nandakumar et al., Phase-change memory models for deep learning training and
-      inference, ICECS 2019.
+      inference, ICECS 2019, doi:10.1109/ICECS46596.2019.8964852.
     """
     return Hardware(
         converter=SinglePairConductanceConverter(g_max=25.0),
@@ -55,7 +62,8 @@ def hermes(*, num_devices: Literal[1, 2] = 2) -> Hardware:
 
     References:
       Le Gallo et al., A 64-core mixed-signal in-memory compute chip based on
-      phase-change memory for deep neural network inference, Nature Electronics 2023.
+      phase-change memory for deep neural network inference, Nature Electronics 2023,
+      doi:10.1038/s41928-023-01010-1.
     """
     if num_devices not in (1, 2):
         raise ValueError(
@@ -75,7 +83,7 @@ def reram_wan2022() -> Hardware:
 
     References:
       Wan et al., A compute-in-memory chip based on resistive random-access memory,
-      Nature 2022.
+      Nature 2022, doi:10.1038/s41586-022-04992-8.
     """
     return Hardware(
         converter=SinglePairConductanceConverter(g_max=40.0),
@@ -90,9 +98,86 @@ def reram_cmo() -> Hardware:
     9.0
 
     References:
-      Falcone et al., All-in-one analog AI accelerator: on-chip training and inference
-      with conductive-metal-oxide/HfOx ReRAM devices, 2025.
+      Falcone et al., All-in-one analog AI hardware: on-chip training and inference with
+      conductive-metal-oxide/HfOx ReRAM devices, arXiv:2502.04524, 2025.
     """
     return Hardware(
         converter=SingleDeviceConductanceConverter(), noise_model=ReRamCMONoiseModel()
+    )
+
+
+def standard_hwa_training() -> Hardware:
+    """Returns the standard model of hardware-aware training, on phase-change memory.
+
+    Tiles of 512 inputs, converters of 254 steps (8 bits), noise of reads and outputs,
+    IR drop, learned input ranges, weights clipped to 1 and remapped for each column,
+    and learned output scales. There is no weight modifier: noise comes from the reads.
+    On a chip, weights are programmed and drift as in `pcm`.
+
+    >>> chip = standard_hwa_training()
+    >>> chip.forward.w_noise, chip.forward.out_noise, chip.mapping.max_input_size
+    (0.0175, 0.04, 512)
+
+    References:
+      Rasch et al., Hardware-aware training for large-scale and diverse deep learning
+      inference workloads using in-memory computing-based accelerators,
+      Nature Communications 2023, doi:10.1038/s41467-023-40770-4.
+    """
+    return dataclasses.replace(
+        pcm(),
+        forward=IOParameters(
+            inp_res=254.0,
+            out_res=254.0,
+            out_bound=10.0,
+            out_noise=0.04,
+            w_noise=0.0175,
+            w_noise_type="pcm_read",
+            ir_drop=1.0,
+            noise_management="constant",
+            nm_thres=1.0,
+        ),
+        input_range=InputRangeParameter(),
+        mapping=MappingParameter(
+            max_input_size=512,
+            max_output_size=None,
+            weight_scaling_omega=1.0,
+            weight_scaling_columnwise=True,
+            learn_out_scaling=True,
+            out_scaling_columnwise=True,
+        ),
+        clip=WeightClipParameter(type="fixed_value", fixed_value=1.0),
+        remap=WeightRemapParameter(type="channelwise_symmetric"),
+        drift_compensation=GlobalDriftCompensation(),
+    )
+
+
+def aihwkit_default() -> Hardware:
+    """Returns what an `InferenceRPUConfig()` of aihwkit 1.2.0 is, without options.
+
+    Tiles of 512 x 512 without weight scaling, a DAC of 126 and an ADC of 510 steps,
+    output noise, each input vector scaled by its largest value, and iterated until no
+    output is clipped; phase-change memory with global drift compensation.
+
+    >>> chip = aihwkit_default()
+    >>> chip.forward.out_noise, chip.forward.bound_management
+    (0.06, 'iterative')
+
+    References:
+      Rasch et al., A flexible and fast PyTorch toolkit for simulating training and
+      inference on analog crossbar arrays, AICAS 2021,
+      doi:10.1109/AICAS51828.2021.9458494.
+    """
+    return dataclasses.replace(
+        pcm(),
+        forward=IOParameters(
+            inp_bound=1.0,
+            inp_res=1 / 126,
+            out_bound=12.0,
+            out_res=1 / 510,
+            out_noise=0.06,
+            noise_management="abs_max",
+            bound_management="iterative",
+        ),
+        mapping=MappingParameter(),
+        drift_compensation=GlobalDriftCompensation(),
     )

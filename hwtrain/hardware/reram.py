@@ -122,8 +122,8 @@ class ReRamCMONoiseModel:
     0.576
 
     References:
-      Falcone et al., All-in-one analog AI accelerator: on-chip training and inference
-      with conductive-metal-oxide/HfOx ReRAM devices, 2025.
+      Falcone et al., All-in-one analog AI hardware: on-chip training and inference with
+      conductive-metal-oxide/HfOx ReRAM devices, arXiv:2502.04524, 2025.
     """
 
     type: Literal["reram_cmo"] = "reram_cmo"

@@ -18,11 +18,18 @@ class WeightClipParameter:
     .. math::
         \text{fixed_value:}\quad & c = \text{fixed_value} \\
         \text{layer_gaussian:}\quad & c = \text{sigma} \cdot \mathrm{std}(w) \\
-        \text{average_channel_max:}\quad & c = \mathrm{mean}_j \max_i |w_{ij}|
+        \text{average_channel_max:}\quad & c = \mathrm{mean}_j \max_i |w_{ij}| \\
+        \text{learnable_per_channel:}\quad & c_j \text{ learned from } \max_i |W_{ij}|
 
     The standard deviation (N-1) and the mean over columns are those of the row tile,
     and :math:`w` is the weight in units of the crossbar, the kernel divided by its
     mapping scale.
+
+    A learned bound is a leaf `clip_bound` beside the kernel, in units of the kernel. It
+    clips on the way into the forward pass, in every mode, and not after an update: a
+    weight beyond it keeps its value and is heard of again when the bound grows. With a
+    modifier that rounds to levels for each column, the levels lie between -c and c, and
+    the bound is learned from the rounding too.
 
     >>> WeightClipParameter(type="layer_gaussian", sigma=2.0).sigma
     2.0
@@ -30,24 +37,35 @@ class WeightClipParameter:
     References:
       Joshi et al., Accurate deep neural network inference using computational
       phase-change memory, Nature Communications 2020.
+
+      Esser et al., Learned step size quantization, ICLR 2020.
     """
 
-    type: Literal["none", "fixed_value", "layer_gaussian", "average_channel_max"] = (
-        "none"
-    )
+    type: Literal[
+        "none",
+        "fixed_value",
+        "layer_gaussian",
+        "average_channel_max",
+        "learnable_per_channel",
+    ] = "none"
     """`"none"` turns clipping off."""
     sigma: Positive = 2.5
     """The bound in standard deviations, for `layer_gaussian`."""
     fixed_value: Positive | None = None
-    """The bound for `fixed_value`; for the others an upper limit of the bound, `None`
-    for no limit."""
+    """The bound for `fixed_value`; for `layer_gaussian` and `average_channel_max` an
+    upper limit of the bound, `None` for no limit."""
     per_column: bool = False
     """Take the standard deviation of each column (output) alone."""
 
     @property
     def active(self) -> bool:
-        """Whether anything is clipped."""
-        return self.type != "none"
+        """Whether anything is clipped after an update."""
+        return self.type not in ("none", "learnable_per_channel")
+
+    @property
+    def learned(self) -> bool:
+        """Whether the bound is learned, and clips in the forward pass."""
+        return self.type == "learnable_per_channel"
 
     @model_validator(mode="after")
     def _check(self) -> Self:
@@ -61,10 +79,10 @@ class WeightClipParameter:
                 f'per_column=True does nothing with type="{self.type}"; leave it out '
                 'or write type="layer_gaussian"'
             )
-        if self.type == "none" and self.fixed_value is not None:
+        if not self.active and self.fixed_value is not None:
             raise ValueError(
-                f'fixed_value={self.fixed_value} does nothing with type="none"; leave '
-                'it out or write type="fixed_value"'
+                f'fixed_value={self.fixed_value} does nothing with type="{self.type}"; '
+                'leave it out or write type="fixed_value"'
             )
         if self.type != "layer_gaussian" and changed(self, ["sigma"]):
             raise ValueError(

@@ -1,6 +1,10 @@
 """Optax gradient transformations for analog models."""
 
 from hwtrain.optim.clip import keep_weights_clipped as keep_weights_clipped
+from hwtrain.optim.clip_bound import (
+    ClipBoundLearningState as ClipBoundLearningState,
+)
+from hwtrain.optim.clip_bound import clip_bound_learning as clip_bound_learning
 from hwtrain.optim.drift import DriftWeightsState as DriftWeightsState
 from hwtrain.optim.drift import drift_weights as drift_weights
 from hwtrain.optim.hardware_aware import HardwareAwareState as HardwareAwareState

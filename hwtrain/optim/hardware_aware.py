@@ -7,7 +7,9 @@ import jax.numpy as jnp
 import optax
 
 from hwtrain import paths
+from hwtrain.clip_bounds import learning
 from hwtrain.optim.clip import keep_weights_clipped
+from hwtrain.optim.clip_bound import clip_bound_learning
 from hwtrain.optim.drift import drift_weights, drifting
 from hwtrain.optim.input_range import input_range_learning
 from hwtrain.optim.leaves import added, check, ranged, require
@@ -24,12 +26,15 @@ class HardwareAwareState(NamedTuple):
         measured; `None` if it is known without.
       input_range: state of `input_range_learning`, an `InputRangeLearningState`.
       drift: state of `drift_weights`, a `DriftWeightsState`; `None` if nothing drifts.
+      clip_bound: state of `clip_bound_learning`, a `ClipBoundLearningState`; `None` if
+        no bound is learned.
     """
 
     base: Any
     unit: Any
     input_range: Any
     drift: Any = None
+    clip_bound: Any = None
 
 
 def hardware_aware(
@@ -38,16 +43,17 @@ def hardware_aware(
     *,
     input_range_learning_rate: optax.ScalarOrSchedule | None = None,
     input_range_optimizer: optax.GradientTransformation | None = None,
+    clip_bound_optimizer: optax.GradientTransformation | None = None,
     drift_key: jax.Array | None = None,
 ) -> optax.GradientTransformationExtraArgs:
     r"""Makes an optimiser train an analog model.
 
     The base optimiser sees the user's own parameters only, as if the model were plain:
     its state has the plain model's structure, and neither weight decay nor clipping by
-    the global norm touches input ranges or probes. Ranges are learned by
-    `input_range_learning`; then `keep_weights_clipped` keeps the weights in range,
-    `drift_weights` lets them drift, and `remap_weights` gives their crossbars new
-    scales.
+    the global norm touches input ranges, clip bounds or probes. Ranges are learned by
+    `input_range_learning`, clip bounds by `clip_bound_learning`; then
+    `keep_weights_clipped` keeps the weights in range, `drift_weights` lets them drift,
+    and `remap_weights` gives their crossbars new scales.
 
     The ranges' learning rate is, unless given, that of the base with its schedule. A
     base made by `optax.inject_hyperparams` says it. Otherwise it is measured: the base
@@ -76,6 +82,8 @@ def hardware_aware(
       input_range_learning_rate: learning rate of the ranges, or a schedule.
       input_range_optimizer: what scales the ranges' gradient, such as
         `optax.scale_by_adam()`; `None` is SGD.
+      clip_bound_optimizer: the same for the gradient of learned clip bounds, which
+        learn at the ranges' learning rate.
       drift_key: a JAX key for weights whose drift draws exponents or noise.
 
     Returns:
@@ -92,9 +100,12 @@ def hardware_aware(
     base = optax.with_extra_args_support(base)
     clip, remap = keep_weights_clipped(plan), remap_weights(plan)
     drift = drift_weights(plan, drift_key)
-    drifts = bool(drifting(plan))
+    drifts, learns = bool(drifting(plan)), bool(learning(plan))
     ours = added(plan)
-    measured = input_range_learning_rate is None and bool(ranged(plan))
+    measured = input_range_learning_rate is None and (learns or bool(ranged(plan)))
+
+    def bounds(rate: Any) -> optax.GradientTransformationExtraArgs:
+        return clip_bound_learning(plan, rate, clip_bound_optimizer)
 
     def users(tree: Any) -> Any:
         return paths.drop(tree, lambda path: path.removesuffix("/value") not in ours)
@@ -114,6 +125,7 @@ def hardware_aware(
             unit=unit,
             input_range=ranges.init(params),
             drift=drift.init(params) if drifts else None,
+            clip_bound=bounds(0.0).init(params) if learns else None,
         )
 
     def update(
@@ -135,6 +147,9 @@ def hardware_aware(
                 rate, unit = _measure(base, unit, extra_args)
         learn = input_range_learning(plan, rate, input_range_optimizer)
         whole, range_state = learn.update(updates, state.input_range, params)
+        bound_state = state.clip_bound
+        if learns:
+            whole, bound_state = bounds(rate).update(whole, bound_state, params)
         own = paths.leaves(own)
         whole = paths.map_leaves(
             lambda path, leaf: own.get(
@@ -147,7 +162,9 @@ def hardware_aware(
         if drifts:
             whole, drift_state = drift.update(whole, drift_state, params)
         whole, _ = remap.update(whole, optax.EmptyState(), params)
-        return whole, HardwareAwareState(base_state, unit, range_state, drift_state)
+        return whole, HardwareAwareState(
+            base_state, unit, range_state, drift_state, bound_state
+        )
 
     return optax.GradientTransformationExtraArgs(init, update)
 

@@ -34,6 +34,10 @@ def added(plan: Plan) -> dict[str, tuple[int, ...] | None]:
             leaves[weight.leaf("probe")] = (*tiles, PROBE_SIZE)
         if weight.stores_scale:
             leaves[weight.leaf("mapping_scale")] = None
+        if weight.hardware.learns_clip:
+            columns = sum(weight.column_sizes)
+            shape = (*weight.stack, weight.tiles[0], columns)
+            leaves[weight.leaf("clip_bound")] = shape
     return leaves
 
 

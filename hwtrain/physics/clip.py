@@ -90,24 +90,22 @@ def bounded_update(param: jax.Array, update: jax.Array, bound: ArrayLike) -> jax
       not rounded, and otherwise stays below by the rounding of the step.
     """
     p, u = as_float32(param), as_float32(update)
-    bound = jnp.asarray(bound, jnp.float32)
-    total = p + u
-    target, reach = jnp.clip(total, -bound, bound), bound
+    c = jnp.broadcast_to(jnp.asarray(bound, jnp.float32), p.shape)
+    target = inside = jax.lax.clamp(-c, p + u, c)
     aims = [target]
     if param.dtype != jnp.float32:
         target = _rounded(target, param.dtype)
         # Rounding may have led out of the bound again.
         lower = _toward_zero(target, param.dtype)
-        target = jnp.where(jnp.abs(target) > bound, lower, target)
+        target = jnp.where(jnp.abs(target) > c, lower, target)
         inside = _toward_zero(target, param.dtype)
-        reach = jnp.minimum(bound, jnp.abs(inside))
         aims = [target, inside]
     # A weight near its bound gets there exactly. The step of a distant one, and so the
     # sum, is as coarse as the weight itself: it aims below by that much, or at zero.
     coarse = 2 * float(jnp.finfo(update.dtype).eps)
-    below = jnp.maximum(reach - coarse * (jnp.abs(p) + bound), 0)
-    for aim in [*aims, jnp.clip(total, -below, below)]:
-        missed = jnp.abs(_rounded(p + u, param.dtype)) > bound
+    below = (1 - coarse) - jnp.abs(p) * (coarse / jnp.maximum(c, 1e-30))
+    for aim in [*aims, inside * jnp.maximum(below, 0)]:
+        missed = jnp.abs(_rounded(p + u, param.dtype)) > c
         u = jnp.where(missed, _rounded(aim - p, update.dtype), u)
     return u.astype(update.dtype)
 

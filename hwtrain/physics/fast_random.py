@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.extend import random as jex_random
 
-from hwtrain.physics.threefry import element_words
+from hwtrain.physics.threefry import element_words, fold_in
 
 _ROUNDS = 13
 
@@ -82,10 +82,6 @@ def _split(data: jax.Array, shape: tuple[int, ...]) -> jax.Array:
     return jax.random.key_data(jax.random.split(_threefry(data), shape))
 
 
-def _fold_in(data: jax.Array, number: jax.typing.ArrayLike) -> jax.Array:
-    return jax.random.key_data(jax.random.fold_in(_threefry(data), number))
-
-
 def _random_bits(data: jax.Array, bit_width: int, shape: tuple[int, ...]) -> jax.Array:
     first, second = element_words(data, shape, _ROUNDS)
     if bit_width == 64:
@@ -98,7 +94,7 @@ fast_prng = jex_random.define_prng_impl(
     seed=_seed,
     split=_split,
     random_bits=_random_bits,
-    fold_in=_fold_in,
+    fold_in=fold_in,
     name="threefry2x32_13",
     tag="t13",
 )

@@ -14,7 +14,7 @@ def learned_clip(
     w: jax.Array,
     bound: jax.Array,
     row_sizes: tuple[int, ...],
-    steps: int | None = None,
+    steps: float | None = None,
 ) -> jax.Array:
     r"""Clips weights to a learned bound, and rounds them to levels within it.
 
@@ -53,13 +53,14 @@ def learned_clip(
     References:
       Esser et al., Learned step size quantization, ICLR 2020.
 
-      Liu et al., ParetoQ: scaling laws in extremely low-bit LLM quantization, 2025.
+      Liu et al., ParetoQ: improving scaling laws in extremely low-bit LLM
+      quantization, NeurIPS 2025.
     """
     return _forward(w, bound, row_sizes, steps)
 
 
 def _forward(
-    w: jax.Array, bound: jax.Array, row_sizes: tuple[int, ...], steps: int | None
+    w: jax.Array, bound: jax.Array, row_sizes: tuple[int, ...], steps: float | None
 ) -> jax.Array:
     c = tiling.expand_rows(bound, row_sizes)
     if steps is None:

@@ -14,6 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.typing import DTypeLike
 
+from hwtrain.physics import threefry
 from hwtrain.physics.fast_random import fast_prng, normal_from_bits
 from hwtrain.physics.threefry import element_words, flat_counter
 
@@ -46,7 +47,21 @@ def draw_key(key: jax.Array, path: str, effect: str, part: int = 0) -> jax.Array
         be the same numbers.
       part: the device of a conductance pair, or another part of one effect.
     """
-    return jax.random.fold_in(key, stable_hash(f"{path}#{effect}#{part}"))
+    return fold_in(key, stable_hash(f"{path}#{effect}#{part}"))
+
+
+def fold_in(key: jax.Array, number: jax.typing.ArrayLike) -> jax.Array:
+    """Returns `jax.random.fold_in(key, number)`, in one kernel where it is threefry.
+
+    Args:
+      key: a JAX key.
+      number: a whole number, taken modulo 2^32.
+    """
+    key = as_key(key)
+    if not _is_threefry(key) or key.ndim:
+        return jax.random.fold_in(key, number)
+    data = threefry.fold_in(jax.random.key_data(key), number)
+    return jax.random.wrap_key_data(data, impl="threefry2x32")
 
 
 def fold_in_bits(key: jax.Array, x: jax.Array) -> jax.Array:
@@ -74,7 +89,7 @@ def fold_in_bits(key: jax.Array, x: jax.Array) -> jax.Array:
     ]
     _, index = flat_counter(indices, x.shape)
     factor = (2 * index + 1) * jnp.uint32(2654435769)
-    return jax.random.fold_in(key, jnp.sum(factor * bits, dtype=jnp.uint32))
+    return fold_in(key, jnp.sum(factor * bits, dtype=jnp.uint32))
 
 
 def normal(

@@ -71,8 +71,8 @@ def cmo_relaxation(xi: jax.Array, t_s: ArrayLike) -> jax.Array:
       In µS.
 
     References:
-      Falcone et al., All-in-one analog AI accelerator: on-chip training and inference
-      with conductive-metal-oxide/HfOx ReRAM devices, 2025.
+      Falcone et al., All-in-one analog AI hardware: on-chip training and inference with
+      conductive-metal-oxide/HfOx ReRAM devices, arXiv:2502.04524, 2025.
     """
     log_t = jnp.log(jnp.maximum(jnp.asarray(t_s, jnp.float32), 1))
     return -0.08900206 * log_t + (0.04201137 * log_t + 0.41183342) * xi

@@ -117,7 +117,9 @@ def standard_deviation(
     mean = jnp.sum(tiles, axis=axes, keepdims=True) / count
     square = jnp.where(valid, jnp.square(tiles - mean), 0)
     variance = jnp.sum(square, axis=axes, keepdims=True) / np.maximum(count - 1, 1)
-    return jnp.sqrt(variance)[..., 0, :]
+    # The derivative of the root at zero, of equal weights, is taken for zero.
+    spread = variance > 0
+    return jnp.where(spread, jnp.sqrt(jnp.where(spread, variance, 1)), 0)[..., 0, :]
 
 
 def expand_rows(statistic: jax.Array, row_sizes: tuple[int, ...]) -> jax.Array:

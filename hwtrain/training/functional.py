@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 import jax
 from jax.typing import ArrayLike
 
-from hwtrain.physics.random import stable_hash
+from hwtrain.physics.random import fold_in, stable_hash
 
 Params = Any
 
@@ -33,4 +33,4 @@ def stream_key(key: jax.Array, name: str) -> jax.Array:
       key: the step's key.
       name: the stream's name, such as `"mismatch"`.
     """
-    return jax.random.fold_in(key, stable_hash(name))
+    return fold_in(key, stable_hash(name))

@@ -7,6 +7,7 @@ import jax
 from flax import linen as nn
 
 from hwtrain.hardware import Hardware
+from hwtrain.physics.random import fold_in
 from hwtrain.plan import Plan
 from hwtrain.training.functional import Functional, Params, stream_key
 from hwtrain.transforms import analogize, chip_mode, plan
@@ -78,7 +79,7 @@ def _functional(module: nn.Module, inputs: jax.Array) -> Functional:
 
     def apply(params: Params, inputs: jax.Array, key: jax.Array) -> jax.Array:
         # An NNX stream folds its count into its key: so both frameworks draw the same.
-        mismatch = jax.random.fold_in(stream_key(key, "mismatch"), 0)
+        mismatch = fold_in(stream_key(key, "mismatch"), 0)
         rngs = {"mismatch": mismatch, "dropout": stream_key(key, "dropout")}
         outputs: Any = module.apply({"params": params}, inputs, rngs=rngs)
         return outputs

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from hwtrain.physics.random import fold_in
 from hwtrain.training.functional import Functional, Params
 from hwtrain.transforms import noise_strength
 
@@ -104,7 +105,7 @@ def make_step(
         state: TrainState, data: Split, order: jax.Array, key: jax.Array
     ) -> tuple[TrainState, jax.Array]:
         rows = order[state.step % order.shape[0]]
-        step_key = jax.random.fold_in(key, state.step)
+        step_key = fold_in(key, state.step)
 
         batch = data.inputs[rows], data.labels[rows]
         scaled = contextlib.nullcontext()

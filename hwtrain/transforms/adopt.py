@@ -7,6 +7,7 @@ from flax import nnx
 from flax.core import meta
 
 from hwtrain import paths
+from hwtrain.clip_bounds import clipped, learning
 from hwtrain.plan import OWNERS, Plan
 from hwtrain.transforms.analogize import plan as plan_of
 from hwtrain.transforms.layer import added
@@ -70,21 +71,21 @@ def strip(params: Any, plan: Plan | None = None) -> Any:
 
     Args:
       params: nested mappings, such as Linen's `params` or an `nnx.State`.
-      plan: the plan of the model; needed only for learned output scales, which become
-        part of the kernels.
+      plan: the plan of the model; needed only for learned output scales and clip
+        bounds, which become part of the kernels.
 
     Raises:
-      ValueError: for learned output scales without a plan: without them, the kernels
-        would be those of another function.
+      ValueError: for learned output scales or clip bounds without a plan: without them,
+        the kernels would be those of another function.
     """
     if plan is not None:
-        params = _with_output_scales(params, plan)
+        params = _with_output_scales(_with_clip_bounds(params, plan), plan)
     else:
         present = paths.leaves(params)
         learned = [
             path
             for path in present
-            if path.endswith("output_scale") and _ours(path, present)
+            if path.endswith(("output_scale", "clip_bound")) and _ours(path, present)
         ]
         if learned:
             raise ValueError(
@@ -93,6 +94,19 @@ def strip(params: Any, plan: Plan | None = None) -> Any:
                 "params, plan), with plan = hwtrain.plan(analog, params, *example)"
             )
     return _stripped(params)
+
+
+def _with_clip_bounds(params: Any, plan: Plan) -> Any:
+    values = paths.leaves(params)
+    weights = {local(plan, weight.path): weight for weight in learning(plan)}
+
+    def value(path: str, leaf: Any) -> Any:
+        if path not in weights:
+            return leaf
+        bound = weights[path].stored_bound(values, plan.prefix)
+        return clipped(weights[path], leaf, bound)
+
+    return paths.map_leaves(value, params)
 
 
 def _with_output_scales(params: Any, plan: Plan) -> Any:

@@ -77,7 +77,8 @@ def calibrate(
 
     Raises:
       ValueError: if the model has no stored ranges, or the data do not reach one, are
-        all zero, or hold NaN there; the message names its path.
+        all zero, or hold NaN there; or for a weight that is not finite; the message
+        names its path.
 
     References:
       Rasch et al., Hardware-aware training for large-scale and diverse deep learning
@@ -99,6 +100,7 @@ def calibrate(
         )
     ranges = _Ranges(found, weights, method, quantile, std_alpha, max_samples)
     function, tree = as_function(analog, "eval", variables)
+    found.check_finite(tree["params"])
     # While it is calibrated, every range is its own number: so a layer inside a scan or
     # a vmap says which layer of the stack it is.
     numbered = paths.map_leaves(ranges.number, tree["params"])

@@ -20,7 +20,7 @@ def as_function(
       analog: the analog model; it is not changed.
       mode: `"train"`, `"chip"` or `"eval"`.
       variables: Linen: the variables. NNX: `params` in place of the model's own, or
-        `None` for these.
+        `None` for these; the rest of a state may be among them.
 
     Returns:
       The function, which draws the step from `key`, and its variables: a dict whose
@@ -53,6 +53,20 @@ def _check_same(given: dict[str, Any], own: dict[str, Any]) -> None:
             )
 
 
+def _filled(model: Any, given: Any) -> nnx.State:
+    """Returns a model's state with given parameters, and statistics among them."""
+    state = nnx.state(model)
+    values = nnx.to_pure_dict(state)
+    beside = paths.leaves(nnx.to_pure_dict(nnx.state(model, nnx.Not(nnx.Param))))
+    leaves = paths.leaves(given)
+    # What is no parameter, such as the statistics of a BatchNorm, may be left out.
+    left_out = beside.keys() - leaves.keys()
+    own = {k: v for k, v in paths.leaves(values).items() if k not in left_out}
+    _check_same(leaves, own)
+    nnx.replace_by_pure_dict(state, paths.insert(values, leaves))
+    return state
+
+
 def _nnx_function(
     analog: Any, mode: str, params: Any
 ) -> tuple[Callable[..., Any], dict[str, Any]]:
@@ -61,19 +75,17 @@ def _nnx_function(
         params = params.get("params", params)
         if isinstance(params, nnx.State):
             params = nnx.to_pure_dict(params)
-        own = nnx.state(model, nnx.Param)
-        _check_same(paths.leaves(params), paths.leaves(nnx.to_pure_dict(own)))
-        nnx.replace_by_pure_dict(own, params)
-        nnx.update(model, own)
+        nnx.update(model, _filled(model, params))
     if mode == "chip":
         nnx_root.add_chip_keys(model)
     graphdef, state, rest = nnx.split(model, nnx.Param, ...)
 
     def function(variables: Any, key: jax.Array, *args: Any, **kwargs: Any) -> Any:
-        # A copy of the structure: replacing fills it in place.
-        filled = jax.tree.map(lambda leaf: leaf, state)
+        # Copies of the structures: both are filled in place, and the variables of a
+        # state belong to the trace that made them.
+        filled, rest = jax.tree.map(lambda leaf: leaf, (state, variables["rest"]))
         nnx.replace_by_pure_dict(filled, variables["params"])
-        called = nnx.merge(graphdef, filled, variables["rest"])
+        called = nnx.merge(graphdef, filled, rest)
         called.analog_stream = nnx.RngStream(key, tag="mismatch")
         return called(*args, **kwargs)
 

@@ -107,6 +107,7 @@ def inspect_plan(found: Plan, params: Any) -> Inspection:
       params: the parameters.
     """
     values = paths.leaves(meta.unbox(params))
+    found.check_finite(meta.unbox(params))
     return Inspection(
         rows=tuple(_row(weight, found, values) for weight in found.weights),
         digital=tuple((entry.path, entry.reason) for entry in found.digital),
@@ -125,7 +126,7 @@ def _row(weight: AnalogWeight, plan: Plan, values: dict[str, Any]) -> dict[str, 
     chip = weight.hardware
     return {
         "weight": weight.path,
-        "layer": weight.layer or "parameter",
+        "layer": _layer(weight),
         "shape": "x".join(map(str, weight.shape)),
         "tiles": _tiles(weight),
         "scale": _scale(chip),
@@ -133,7 +134,7 @@ def _row(weight: AnalogWeight, plan: Plan, values: dict[str, Any]) -> dict[str, 
         "input range": _range(weight, plan, values),
         "periphery": _periphery(weight),
         "weight noise": _noise(chip),
-        "clip": _clip(chip),
+        "clip": _clip(weight, plan, values),
         "remap": _remap(chip),
         "training drift": _drift(chip),
         "mismatch": _mismatch(chip),
@@ -141,6 +142,26 @@ def _row(weight: AnalogWeight, plan: Plan, values: dict[str, Any]) -> dict[str, 
         "programming": _noise_model(chip),
         "by": weight.rule,
     }
+
+
+def _layer(weight: AnalogWeight) -> str:
+    """Returns the layer's class, and how the window of a convolution moves."""
+    window = weight.window
+    if window is None:
+        return weight.layer or "parameter"
+    steps = (
+        ("stride", window.strides),
+        ("dilation", window.kernel_dilation),
+        ("input dilation", window.input_dilation),
+    )
+    padding = window.border_mode if window.border else window.padding
+    facts = [f"{weight.layer} {'x'.join(map(str, window.sizes))}"]
+    facts += [f"{name} {'x'.join(map(str, s))}" for name, s in steps if max(s) > 1]
+    facts += [f"padding {padding}"]
+    facts += [f"{window.groups} groups"] if window.groups > 1 else []
+    facts += ["weights of its own at each position"] if window.local else []
+    facts += ["masked"] if window.mask else []
+    return ", ".join(facts)
 
 
 def _tiles(weight: AnalogWeight) -> str:
@@ -228,7 +249,14 @@ def _each(parameter: Any) -> str:
     return " per column" if parameter.per_column else ""
 
 
-def _clip(chip: Hardware) -> str:
+def _clip(weight: AnalogWeight, plan: Plan, values: dict[str, Any]) -> str:
+    chip = weight.hardware
+    if chip.clip is not None and chip.clip.learned:
+        value = values.get(local(plan, weight.leaf("clip_bound")))
+        if value is None:
+            return "missing: see hwtrain.adopt"
+        low, high = np.min(np.asarray(value)), np.max(np.asarray(value))
+        return f"{chip.clip.type} {low:.3g} to {high:.3g}"
     if chip.clip is None or not chip.clip.active:
         return "none"
     bound = f"{chip.clip.sigma:g} std{_each(chip.clip)}"

@@ -6,7 +6,14 @@ from hwtrain.hardware import Hardware
 from hwtrain.physics.convolution import Window
 from hwtrain.plan import SHARED, AnalogWeight
 
-LEAVES = ("input_range", "probe", "mapping_scale", "output_scale", "chip_key")
+LEAVES = (
+    "input_range",
+    "probe",
+    "mapping_scale",
+    "output_scale",
+    "clip_bound",
+    "chip_key",
+)
 """Leaves beside a kernel, in `params`, that are not the user's: those that `analogize`
 puts there, and the key of a chip during its evaluation."""
 
@@ -48,6 +55,7 @@ class Layer:
       why: why there is none.
       weights: the arrays that can be analog.
       by_rule: whether it is analog only by a rule.
+      opaque: whether it is a bridge to layers that cannot be seen.
       no_inputs: why it has no inputs that a range could clip; empty if it has.
     """
 
@@ -57,6 +65,7 @@ class Layer:
     why: str = "this type of layer stays digital"
     weights: tuple[LayerWeight, ...] = ()
     by_rule: bool = False
+    opaque: bool = False
     no_inputs: str = ""
 
     def weight(self, leaf: str) -> LayerWeight | None:

@@ -49,11 +49,11 @@ _fresh = itertools.count()
 
 
 @contextlib.contextmanager
-def observed(observer: Observer):
+def observed(observer: Observer | None):
     """Lets an observer do every multiplication of analog layers, while tracing.
 
     Args:
-      observer: takes the multiplication, and returns its result.
+      observer: takes the multiplication, and returns its result; `None` for nobody.
     """
     token = _observer.set(observer)
     try:

@@ -1,6 +1,7 @@
 """Which hardware each layer lies on: rules, and the plan that they give."""
 
 import dataclasses
+import functools
 import re
 from collections.abc import Iterable
 from typing import Any
@@ -8,6 +9,7 @@ from typing import Any
 from hwtrain.hardware import Hardware
 from hwtrain.plan import AnalogWeight, Digital, Plan
 from hwtrain.transforms.layer import Layer, analog_weight
+from hwtrain.transforms.opaque import check_opaque
 
 
 @dataclasses.dataclass(frozen=True)
@@ -143,10 +145,12 @@ def make_plan(
       check: whether a rule that wins nowhere is an error.
 
     Raises:
-      ValueError: for a rule that wins nowhere.
+      ValueError: for a rule that wins nowhere, or hardware for what cannot be seen.
     """
+    decide = functools.partial(_decide, assigned)
+    winners: set[Rule | None] = {*check_opaque(layers, shapes, decide)}
     by_path = {layer.path: layer for layer in layers}
-    weights, digital, winners = [], [], set()
+    weights, digital = [], []
     for path, shape in shapes.items():
         layer_path, _, leaf = path.rpartition("/")
         layer = by_path.get(layer_path)
@@ -179,7 +183,11 @@ def make_plan(
             )
         weights.append(weight)
     if check and not weights and assigned.default not in (None, Hardware()):
-        found = ", ".join(f"{x.path!r} ({x.name}: {x.why})" for x in layers if x.path)
+        found = ", ".join(
+            f"{x.path!r} ({x.name}: {x.why})"
+            for x in layers
+            if x.path or x.why != Layer.why
+        )
         raise ValueError(
             "nothing of this model can be analog, so its hardware would do nothing. "
             f"Its modules: {found or 'none'}. To reach a parameter itself, write "
@@ -238,6 +246,7 @@ def _check_raw(rule: Rule | None, path: str, hardware: Hardware) -> None:
             ("input_range", hardware.ranged),
             ("forward", hardware.forward is not None),
             ("mapping.learn_out_scaling", hardware.scales_outputs),
+            ("a learned clip", hardware.learns_clip),
             (
                 "modifier.per_batch_sample or per_vector",
                 hardware.modifies_inputs("train"),

@@ -20,7 +20,7 @@ from hwtrain.physics import tiling
 from hwtrain.physics.fast_random import fast_prng
 from hwtrain.physics.input_range import PROBE_SIZE, RangeGradient, ranged_matmul
 from hwtrain.physics.mvm import analog_mvm
-from hwtrain.physics.random import as_key, draw_key, fold_in_bits
+from hwtrain.physics.random import as_key, draw_key, fold_in, fold_in_bits
 from hwtrain.plan import AnalogWeight
 from hwtrain.transforms.observation import Multiplication, observer
 from hwtrain.transforms.per_example import per_example
@@ -58,6 +58,8 @@ def initial_leaves(weight: AnalogWeight, kernel: jax.Array) -> dict[str, jax.Arr
         value = parameter.init_value if parameter is not None else 1.0
         leaves["input_range"] = jnp.full(shape, value, jnp.float32)
         leaves["probe"] = jnp.zeros((*shape, PROBE_SIZE), jnp.float32)
+    if weight.hardware.learns_clip:
+        leaves["clip_bound"] = weight.initial_bound(weight.to_matrix(kernel))
     if weight.hardware.stores_scale:
         scale = weight.initial_scale(weight.to_matrix(kernel))
         leaves["mapping_scale"] = jnp.asarray(scale, jnp.float32)
@@ -70,7 +72,7 @@ def has_signal_side(weight: AnalogWeight) -> bool:
     """Whether anything stands around the layer's matrix multiplication, or in it."""
     chip = weight.hardware
     around = weight.ranged or chip.converts or chip.scales_outputs
-    return around or chip.modifies_inputs("train")
+    return around or chip.modifies_inputs("train") or observer() is not None
 
 
 @contextlib.contextmanager
@@ -93,14 +95,34 @@ def counted_calls(key: jax.Array | None):
         _calls.reset(calls)
 
 
+@contextlib.contextmanager
+def as_first_call():
+    """Draws what the first call of every layer draws, to compare it with itself."""
+    token = _calls.set({})
+    try:
+        yield
+    finally:
+        _calls.reset(token)
+
+
+def multiply(call: Multiplication) -> jax.Array:
+    """Does a multiplication that an observer was shown."""
+    return analog_matmul(*call)
+
+
 def _read_key(weight: AnalogWeight, noise_key: jax.Array, x: jax.Array) -> jax.Array:
-    """Returns the key of one call: of the step, the call and the input's bits."""
+    """Returns the key of one call: of the step, the call and the input's bits.
+
+    A loop over time is traced once, and nothing that a layer sees counts its steps; so
+    the input's bits tell the steps apart. Two steps whose inputs are equal to the last
+    bit draw the same noise.
+    """
     calls = _calls.get()
     count = 0
     if calls is not None:
         count = calls.get(weight.path, 0)
         calls[weight.path] = count + 1
-    return fold_in_bits(jax.random.fold_in(_step_key(noise_key), count), x)
+    return fold_in_bits(fold_in(_step_key(noise_key), count), x)
 
 
 def _step_key(data: jax.Array) -> jax.Array:

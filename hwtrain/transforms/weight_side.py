@@ -11,6 +11,7 @@ import jax.numpy as jnp
 
 from hwtrain import paths
 from hwtrain.chips import chip_key, layer_keys
+from hwtrain.clip_bounds import clipped
 from hwtrain.crossbar import modified
 from hwtrain.physics.random import draw_key
 from hwtrain.plan import Plan
@@ -29,7 +30,10 @@ def draws(plan: Plan, mode: str) -> bool:
 
 def needs_root(plan: Plan, mode: str) -> bool:
     """Whether a step in `mode` goes through the root: it modifies weights, or draws."""
-    return draws(plan, mode) or any(w.hardware.modifies(mode) for w in plan.weights)
+    return draws(plan, mode) or any(
+        weight.hardware.modifies(mode) or weight.hardware.learns_clip
+        for weight in plan.weights
+    )
 
 
 def no_key() -> jax.Array:
@@ -45,7 +49,7 @@ def step_weights(
     Args:
       params: nominal parameters of the root.
       plan: the plan; its prefix is not part of the paths in `params`.
-      mode: `"train"` or `"chip"`.
+      mode: `"train"` or `"chip"`; `"eval"` for learned clip bounds alone.
       key: the step's key.
 
     Returns:
@@ -58,19 +62,19 @@ def step_weights(
     check_mode(mode)
     strength = strengths(plan)
     nominal = paths.leaves(params)
-    active = {
-        local(plan, weight.path): weight
-        for weight in plan.weights
-        if weight.hardware.modifies(mode) and not weight.hardware.modifies_inputs(mode)
-    }
+    weights = {local(plan, weight.path): weight for weight in plan.weights}
 
     def step_value(path: str, leaf: Any) -> Any:
-        weight = active.get(path)
+        weight = weights.get(path)
         if weight is None:
             return leaf
+        bound, chip = weight.stored_bound(nominal, plan.prefix), weight.hardware
+        if not chip.modifies(mode) or chip.modifies_inputs(mode):
+            return clipped(weight, leaf, bound)
         scale = weight.stored_scale(nominal, plan.prefix)
         weight_key = draw_key(key, weight.path, "weight_noise")
-        return modified(weight, leaf, scale, weight_key, strength.get(weight.path))
+        noise = strength.get(weight.path)
+        return modified(weight, leaf, scale, weight_key, noise, bound)
 
     leaves = {}
     for weight in plan.weights:
@@ -89,7 +93,8 @@ def step_weights(
             leaves[path] = layer_keys(weight, chip, "frozen_periphery")
         path = local(plan, weight.leaf("mapping_scale"))
         if weight.hardware.converts and path not in nominal:
-            kernel = nominal[local(plan, weight.path)]
+            bound = weight.stored_bound(nominal, plan.prefix)
+            kernel = clipped(weight, nominal[local(plan, weight.path)], bound)
             scale = weight.derived_scale(weight.to_matrix(kernel))
             if scale is not None:
                 leaves[path] = jax.lax.stop_gradient(scale)

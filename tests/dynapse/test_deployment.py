@@ -80,7 +80,7 @@ def test_a_table_for_each_bias(weights):
     currents = {"Itau_mem": 5.3e-12}
     code = deploy(*weights, currents, table=tables).biases[0]["Itau_mem"]
     assert code.achieved == 0.61 * TABLE[code.coarse, code.fine]
-    with pytest.raises(ValueError, match="no table for the bias 'Ispkthr'"):
+    with pytest.raises(ValueError, match="no table for Ispkthr; there are"):
         deploy(*weights, {"Ispkthr": 1e-7}, table=tables)
     tables["Iw_3"] = TABLE * 0.5
     with pytest.raises(ValueError, match="must have one table in common"):

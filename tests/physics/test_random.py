@@ -23,6 +23,16 @@ def test_bit_equal_to_jax_random(shape, name, jit):
         np.testing.assert_array_equal(ours(key), theirs(key))
 
 
+@pytest.mark.parametrize("number", [0, 1, 5, -3, 2**31, 2**32 - 1])
+def test_fold_in_is_that_of_jax(number):
+    for key in (jax.random.key(7), jax.random.key(2**31 - 1)):
+        ours = random.fold_in(key, number)
+        theirs = jax.random.fold_in(key, number % 2**32)
+        assert bool((ours == theirs).all())
+        inside = jax.jit(random.fold_in)(key, jnp.uint32(number % 2**32))
+        assert bool((inside == theirs).all())
+
+
 def test_under_vmap_equals_single_draws():
     keys = jax.random.split(jax.random.key(1), 4)
     together = jax.vmap(lambda key: random.normal(key, (5, 3)))(keys)

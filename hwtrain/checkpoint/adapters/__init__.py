@@ -11,6 +11,8 @@ from typing import Protocol
 from hwtrain.checkpoint.adapters.aihwkit import to_aihwkit as to_aihwkit
 from hwtrain.checkpoint.adapters.crosssim import to_crosssim as to_crosssim
 from hwtrain.checkpoint.adapters.fusion_csv import to_fusion_csv as to_fusion_csv
+from hwtrain.checkpoint.adapters.nir import from_nir as from_nir
+from hwtrain.checkpoint.adapters.nir import to_nir as to_nir
 from hwtrain.checkpoint.adapters.npz import to_npz as to_npz
 from hwtrain.checkpoint.reader import HardwareCheckpoint
 
@@ -39,6 +41,7 @@ ADAPTERS: Mapping[str, Adapter] = {
     "aihwkit": to_aihwkit,
     "crosssim": to_crosssim,
     "fusion-csv": to_fusion_csv,
+    "nir": to_nir,
     "npz": to_npz,
 }
 """The adapters by the name of their target, as `hwtrain convert --to` takes it."""

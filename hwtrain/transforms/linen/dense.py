@@ -1,6 +1,5 @@
 """Linen's Dense and DenseGeneral: their `dot_general` is replaced for a call."""
 
-import contextlib
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -10,6 +9,7 @@ from flax import linen as nn
 
 from hwtrain.plan import AnalogWeight
 from hwtrain.transforms.layer import Layer, LayerWeight
+from hwtrain.transforms.linen.fields import replaced_fields
 from hwtrain.transforms.signal_side import analog_dot_general
 
 CLASSES = (nn.Dense, nn.DenseGeneral)
@@ -36,8 +36,9 @@ def describe(
             getattr(module, "batch_dims", ()),
         )
     )
-    stack = tuple(shape[i] for i in batch)
-    sizes = tuple(shape[i] for i in axis)
+    # Flax takes axes in the order of the inputs, however they are given.
+    stack = tuple(shape[i] for i in sorted(i % len(shape) for i in batch))
+    sizes = tuple(shape[i] for i in sorted(i % len(shape) for i in axis))
     ends = [len(stack), len(stack) + len(sizes), len((*stack, *sizes, *features))]
     return Layer(
         kind="dense",
@@ -76,18 +77,5 @@ def call(
     analog = analog_dot_general(
         weights["kernel"], mode, leaves["kernel"], before or jax.lax.dot_general
     )
-    with _fields(module, dot_general=analog, dot_general_cls=None):
+    with replaced_fields(module, dot_general=analog, dot_general_cls=None):
         return next_function(*args, **kwargs)
-
-
-@contextlib.contextmanager
-def _fields(module: nn.Module, **fields: Any):
-    """Sets fields of a frozen, bound module for the duration of a call."""
-    before = {name: getattr(module, name) for name in fields}
-    try:
-        for name, value in fields.items():
-            object.__setattr__(module, name, value)
-        yield
-    finally:
-        for name, value in before.items():
-            object.__setattr__(module, name, value)

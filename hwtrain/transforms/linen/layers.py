@@ -10,7 +10,8 @@ from flax.core import meta
 from hwtrain.hardware import Hardware
 from hwtrain.plan import AnalogWeight
 from hwtrain.transforms.layer import Layer, analog_weight
-from hwtrain.transforms.linen import dense, einsum, embed, recurrent
+from hwtrain.transforms.linen import convolution, dense, einsum, embed, recurrent
+from hwtrain.transforms.opaque import bridge
 from hwtrain.transforms.signal_side import (
     STEP_LEAVES,
     behind_the_root,
@@ -18,7 +19,7 @@ from hwtrain.transforms.signal_side import (
     initial_leaves,
 )
 
-FAMILIES = (dense, einsum, embed, recurrent)
+FAMILIES = (dense, convolution, einsum, embed, recurrent)
 """Each knows some classes of layers: `describe` returns what the plan must know of one
 during a call of a method, or `None` if it is not of the family; `OWNED` names the
 arrays that `call` multiplies by, relative to the module, for each class."""
@@ -51,7 +52,10 @@ def describe(
     cls = plain_class(type(module))
     found = (f.describe(module, cls, method, args, kwargs) for f in FAMILIES)
     known = (Layer(why=why) for classes, why in DIGITAL if issubclass(cls, classes))
-    layer = next((layer for layer in (*found, *known) if layer is not None), Layer())
+    layer = next(
+        (layer for layer in (bridge(module, cls), *found, *known) if layer is not None),
+        Layer(),
+    )
     return dataclasses.replace(layer, path=path, name=cls.__name__)
 
 

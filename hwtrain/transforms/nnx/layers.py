@@ -10,7 +10,8 @@ from flax import nnx
 
 from hwtrain.plan import AnalogWeight
 from hwtrain.transforms.layer import Layer
-from hwtrain.transforms.nnx import dense, einsum, embed, lora
+from hwtrain.transforms.nnx import convolution, dense, einsum, embed, lora
+from hwtrain.transforms.opaque import bridge
 from hwtrain.transforms.signal_side import (
     STEP_LEAVES,
     behind_the_root,
@@ -34,6 +35,10 @@ class OutputScale(nnx.Param):
     """The learned output scale of a layer, `[*stack, row tiles, columns or 1]`."""
 
 
+class ClipBound(nnx.Param):
+    """The learned clip bound of a kernel, `[*stack, row tiles, columns]`."""
+
+
 class ChipKey(nnx.Param):
     """The key of what is frozen in a chip's periphery; there during an evaluation."""
 
@@ -47,10 +52,11 @@ LEAF_TYPES = {
     "probe": Probe,
     "mapping_scale": MappingScale,
     "output_scale": OutputScale,
+    "clip_bound": ClipBound,
 }
 
 
-FAMILIES = (dense, einsum, embed, lora)
+FAMILIES = (dense, convolution, einsum, embed, lora)
 """Each knows some classes of layers: `describe` returns what the plan must know of one,
 or `None` if it is not of the family; `owned` gives, for each method that multiplies,
 the names of the arrays it needs, and `call` makes it analog."""
@@ -73,7 +79,10 @@ def describe(module: Any, path: str) -> Layer:
     cls = plain_class(type(module))
     found = (family.describe(module, cls) for family in FAMILIES)
     known = (Layer(why=why) for classes, why in DIGITAL if issubclass(cls, classes))
-    layer = next((layer for layer in (*found, *known) if layer is not None), Layer())
+    layer = next(
+        (layer for layer in (bridge(module, cls), *found, *known) if layer is not None),
+        Layer(),
+    )
     return dataclasses.replace(layer, path=path, name=cls.__name__)
 
 
@@ -87,6 +96,27 @@ def make_analog(layer: Any, weights: tuple[AnalogWeight, ...], mode: str) -> Non
     layer.__class__ = analog_layer_class(plain_class(type(layer)))
     layer.analog_weights = weights
     layer.analog_mode = mode
+
+
+_SETTERS = {"train", "eval", "set_view", "set_attributes"}
+
+
+def public_methods(base: type) -> list[str]:
+    """Returns the names of the methods that a module's class and its bases define."""
+    names = []
+    for cls in base.__mro__[: base.__mro__.index(nnx.Module)]:
+        for name, value in vars(cls).items():
+            public = name == "__call__" or not name.startswith("_")
+            if public and name not in _SETTERS and _is_method(value):
+                names.append(name)
+    return list(dict.fromkeys(names))
+
+
+def _is_method(value: Any) -> bool:
+    """Whether a class attribute becomes a method: a function, also a jitted one."""
+    if isinstance(value, staticmethod | classmethod | property | type):
+        return False
+    return callable(value) and hasattr(type(value), "__get__")
 
 
 def analog_methods(base: type) -> dict[str, Any]:

@@ -17,6 +17,7 @@ from hwtrain.chips import chip_key, layer_keys
 from hwtrain.plan import AnalogWeight, Plan
 from hwtrain.transforms import weight_side
 from hwtrain.transforms.layer import Layer, added
+from hwtrain.transforms.nnx.guard import make_guarded
 from hwtrain.transforms.nnx.layers import (
     LEAF_TYPES,
     ChipKey,
@@ -26,6 +27,7 @@ from hwtrain.transforms.nnx.layers import (
     make_analog,
     mode_property,
     plain_class,
+    public_methods,
     reduce_by_base,
     view_setter,
 )
@@ -56,6 +58,11 @@ def analogize_nnx(model: Any, assigned: Assignment, rngs: nnx.Rngs | None) -> An
         for weight in weights:
             for name, value in initial_leaves(weight, _array(layer, weight)).items():
                 setattr(layer, weight.leaf_name(name), LEAF_TYPES[name](value))
+    for weight in plan.weights:
+        path = weight_side.local(plan, weight.layer_path)
+        guarded = path in layers and weight.layer_path not in by_layer
+        if weight.kind == "raw" and path and guarded:
+            make_guarded(layers[path], weight, "train")
     model.__class__ = analog_root_class(plain_class(type(model)))
     model.analog_mode = "train"
     model.analog_assigned = assigned
@@ -166,7 +173,7 @@ def _modules(model: nnx.Module) -> dict[str, Any]:
 def analog_root_class(base: type) -> type:
     """Returns the analog class of a model's class."""
     methods: dict[str, Any] = {
-        name: _through_both_sides(base, name) for name in _public_methods(base)
+        name: _through_both_sides(base, name) for name in public_methods(base)
     }
     namespace = {
         "__module__": base.__module__,
@@ -179,26 +186,6 @@ def analog_root_class(base: type) -> type:
         **methods,
     }
     return type(base.__name__, (base,), namespace)
-
-
-_SETTERS = {"train", "eval", "set_view", "set_attributes"}
-
-
-def _public_methods(base: type) -> list[str]:
-    names = []
-    for cls in base.__mro__[: base.__mro__.index(nnx.Module)]:
-        for name, value in vars(cls).items():
-            public = name == "__call__" or not name.startswith("_")
-            if public and name not in _SETTERS and _is_method(value):
-                names.append(name)
-    return list(dict.fromkeys(names))
-
-
-def _is_method(value: Any) -> bool:
-    """Whether a class attribute becomes a method: a function, also a jitted one."""
-    if isinstance(value, staticmethod | classmethod | property | type):
-        return False
-    return callable(value) and hasattr(type(value), "__get__")
 
 
 def _through_both_sides(base: type, name: str):
@@ -254,7 +241,9 @@ def _noisy_call(
     for path, value in leaves.items():
         layer, _, name = path.rpartition("/")
         setattr(modules[layer], name, StepLeaf(value))
-    noisy.analog_running = True
+    guarded = [module for module in modules.values() if hasattr(module, "analog_raw")]
+    for module in (noisy, *guarded):
+        module.analog_running = True
     before = _values(noisy)
     with counted_calls(key):
         result = original(noisy, *args, **kwargs)
@@ -262,7 +251,8 @@ def _noisy_call(
     for path in leaves:
         layer, _, name = path.rpartition("/")
         delattr(modules[layer], name)
-    del noisy.analog_running
+    for module in (noisy, *guarded):
+        del module.analog_running
     _copy_back(noisy, root)
     modules = _modules(root)
     for path, value in changed.items():

@@ -65,7 +65,7 @@ def make(tmp_path_factory):
     """Returns a function that exports a model of some of the layers of `CHIPS`."""
 
     @functools.cache
-    def checkpoint(*names, stack=(), seed=None):
+    def checkpoint(*names, stack=(), seed=None, norm=True):
         weights = tuple(_weight(name, (*stack, 6, 5)) for name in names)
         params = {}
         for number, name in enumerate(names):
@@ -78,8 +78,10 @@ def make(tmp_path_factory):
                 ranges = 1.0 + jnp.arange(4.0).reshape(tiles) / 2
                 params[name]["input_range"] = jnp.broadcast_to(ranges, (*stack, *tiles))
                 params[name]["probe"] = jnp.zeros((*stack, *tiles, 6))
-        digital = (Digital(path="norm/scale", reason="normalisation is digital"),)
-        params["norm"] = {"scale": jnp.arange(5, dtype=jnp.bfloat16)}
+        digital = ()
+        if norm:
+            digital = (Digital(path="norm/scale", reason="normalisation is digital"),)
+            params["norm"] = {"scale": jnp.arange(5, dtype=jnp.bfloat16)}
         path = tmp_path_factory.mktemp("adapters") / "checkpoint"
         return load(export(path, params, Plan(weights, digital), chip_seed=seed))
 

@@ -17,7 +17,7 @@ def contents(path):
 
 @every
 def test_equal_checkpoints_give_equal_bytes(name, make, out):
-    checkpoint = make("second")
+    checkpoint = make("second", norm=False)
     again = out.with_name("again")
     for path in (out, again):
         ADAPTERS[name](checkpoint, path, chip=None)
@@ -30,7 +30,7 @@ def test_nothing_is_overwritten(name, make, out):
     out.parent.mkdir()
     out.write_text("mine")
     with pytest.raises(HardwareCheckpointError, match="never overwritten"):
-        ADAPTERS[name](make("second"), out)
+        ADAPTERS[name](make("second", norm=False), out)
     assert out.read_text() == "mine"
 
 
@@ -39,7 +39,7 @@ def test_full_disk_leaves_nothing(name, make, out, monkeypatch):
     def full(path):
         raise OSError(errno.ENOSPC, "No space left on device", str(path))
 
-    checkpoint = make("second")
+    checkpoint = make("second", norm=False)
     monkeypatch.setattr(destination, "sync", full)
     with pytest.raises(HardwareCheckpointError, match="No space left"):
         ADAPTERS[name](checkpoint, out)
@@ -51,7 +51,7 @@ def test_an_interrupt_leaves_nothing(name, make, out, monkeypatch):
     def interrupted(path):
         raise KeyboardInterrupt
 
-    checkpoint = make("second")
+    checkpoint = make("second", norm=False)
     monkeypatch.setattr(destination, "sync", interrupted)
     with pytest.raises(KeyboardInterrupt):
         ADAPTERS[name](checkpoint, out)
@@ -61,5 +61,5 @@ def test_an_interrupt_leaves_nothing(name, make, out, monkeypatch):
 @every
 def test_a_chip_that_is_not_there(name, make, out):
     with pytest.raises(HardwareCheckpointError, match=r"no chip 9|chip=9"):
-        ADAPTERS[name](make("second"), out, chip=9)
+        ADAPTERS[name](make("second", norm=False), out, chip=9)
     assert not out.parent.exists() or not list(out.parent.iterdir())

@@ -1,0 +1,275 @@
+"""A test bench for the analog layers of a running model.
+
+Every layer is measured in place, with the leaves, the weights and the mode that its
+model gives it: what its multiplication does to test vectors, with each effect and
+without.
+"""
+
+import dataclasses
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from hwtrain.hardware import Hardware, IOParameters
+from hwtrain.physics import tiling
+from hwtrain.transforms.observation import Multiplication, observed
+from hwtrain.transforms.signal_side import as_first_call, multiply
+
+GROUPS = {
+    "DAC": ("inp_bits", "inp_res", "inp_bound", "inp_sto_round"),
+    "inp_sto_round": ("inp_sto_round",),
+    "inp_noise": ("inp_noise",),
+    "inp_asymmetry": ("inp_asymmetry",),
+    "ADC rounding": ("out_bits", "out_res", "out_sto_round"),
+    "out_sto_round": ("out_sto_round",),
+    "out_noise": ("out_noise", "out_noise_std"),
+    "out_noise_std": ("out_noise_std",),
+    "out_asymmetry": ("out_asymmetry",),
+    "out_scale": ("out_scale",),
+    "noise_management": ("noise_management", "nm_thres", "nm_decay"),
+    "w_noise": ("w_noise", "w_noise_type"),
+    "ir_drop": ("ir_drop", "ir_drop_g_ratio"),
+    "out_nonlinearity": (
+        "out_nonlinearity",
+        "out_nonlinearity_std",
+        "slope_calibration",
+    ),
+    "out_nonlinearity_std": ("out_nonlinearity_std",),
+    "slope_calibration": ("slope_calibration",),
+    "r_series": ("r_series",),
+    "v_offset_std": ("v_offset_std",),
+}
+"""Effects of the periphery that always act, by the options that make them."""
+
+NOISES = ("inp_noise", "out_noise", "w_noise")
+"""Effects whose strength is known in closed form."""
+
+
+class Readings(NamedTuple):
+    """What the bench reads of one multiplication.
+
+    Attributes:
+      w: `[rows, columns]`, the weights that the layer got.
+      changes: by effect, the relative deviation of the outputs without it.
+      unit: by noise, its draws over their configured deviation, `[vectors, columns]`.
+      levels: outputs at 0, 0.4, 0.6 and 1 steps of the DAC, `[4, columns]`.
+      clipped: outputs at 1.5 and 3 ranges, `[2, columns]`.
+      range_gradient: gradient of the input range, of an output that wants to grow.
+    """
+
+    w: jax.Array
+    changes: dict[str, jax.Array]
+    unit: dict[str, jax.Array]
+    levels: jax.Array | None
+    clipped: jax.Array | None
+    range_gradient: jax.Array | None
+
+
+def read(call: Multiplication) -> Readings:
+    """Returns the readings of a multiplication that a layer is about to do."""
+    chip = call.weight.hardware
+    x = _test_vectors(call)
+    size = jnp.maximum(_rms(_run(call, chip, x)), 1e-30)
+    changes = {
+        effect: _rms(_run(call, whole, x) - _run(call, other, x)) / size
+        for effect, whole, other in _ablations(chip)
+    }
+    ideal = _ideal(chip)
+    for effect, other, base in _bounds(chip, ideal):
+        large = _beyond(call, base, x)
+        changes[effect] = _rms(_run(call, other, large) - _run(call, base, large))
+    units = {
+        effect: _noise(call, ideal, effect, x)
+        for effect in NOISES
+        if chip.forward is not None and getattr(chip.forward, effect) > 0
+    }
+    clipped, gradient = _range(call, ideal)
+    return Readings(call.w, changes, units, _levels(call, ideal), clipped, gradient)
+
+
+def _run(call: Multiplication, chip: Hardware, x: Any, **leaves: Any) -> jax.Array:
+    """Multiplies as the layer would on a chip of another type."""
+    weight = dataclasses.replace(call.weight, hardware=chip, ranged=chip.ranged)
+    changed = call._replace(
+        weight=weight, x=x.astype(call.x.dtype), leaves={**call.leaves, **leaves}
+    )
+    with observed(None), as_first_call():
+        return multiply(changed).astype(jnp.float32)
+
+
+def _test_vectors(call: Multiplication) -> jax.Array:
+    """Returns `[6, rows]`, some well inside the range and some beyond it."""
+    rows = call.x.shape[-1]
+    x = np.random.default_rng(0).normal(size=(6, rows)).astype(np.float32)
+    x = x * np.array([0.3, 0.3, 1, 1, 3, 3], np.float32)[:, None]
+    return x * _largest_range(call)
+
+
+def _largest_range(call: Multiplication) -> Any:
+    return jnp.max(call.leaves["input_range"]) if call.weight.ranged else 1.0
+
+
+def _rms(y: jax.Array) -> jax.Array:
+    return jnp.sqrt(jnp.mean(jnp.square(y)))
+
+
+def _ideal(chip: Hardware) -> Hardware:
+    """Returns a chip with the same mapping, and nothing around it."""
+    return dataclasses.replace(chip, modifier=None, forward=None, input_range=None)
+
+
+def _ablations(chip: Hardware) -> Iterator[tuple[str, Hardware, Hardware]]:
+    """Yields effects that are configured, and the chip with and without each."""
+    rounding = ("ADC rounding", "out_sto_round")
+    for effect in rounding:
+        if _configured(chip, effect):
+            yield effect, chip, _without(chip, effect)
+    # What else there is may be smaller than a step of the ADC.
+    chip = _without(chip, rounding[0])
+    for effect in GROUPS:
+        if effect not in rounding and _configured(chip, effect):
+            yield effect, chip, _without(chip, effect)
+    if chip.modifies_inputs("train"):
+        yield "modifier", chip, dataclasses.replace(chip, modifier=None)
+    if chip.input_range is not None and chip.input_range.enable:
+        yield "input_range", chip, dataclasses.replace(chip, input_range=None)
+
+
+def _configured(chip: Hardware, effect: str) -> bool:
+    """Whether the option that is most the effect differs from the ideal."""
+    io, ideal = chip.forward, IOParameters()
+    levels = {"DAC": 3, "ADC rounding": 2}  # one of several turns these on
+    names = GROUPS[effect][: levels.get(effect, 1)]
+    return any(getattr(io or ideal, name) != getattr(ideal, name) for name in names)
+
+
+def _without(chip: Hardware, effect: str) -> Hardware:
+    """Returns the chip without an effect, and what would do nothing without it."""
+    io, ideal = chip.forward, IOParameters()
+    if io is None:
+        return chip
+    reset: dict[str, Any] = {name: getattr(ideal, name) for name in GROUPS[effect]}
+    if effect == "r_series" and io.v_offset_std == 0:
+        reset["v_offset_w_min"] = ideal.v_offset_w_min
+    if effect == "v_offset_std" and io.r_series == 0:
+        reset["v_offset_w_min"] = ideal.v_offset_w_min
+    if effect == "r_series" and io.out_nonlinearity == 0:
+        reset["slope_calibration"] = ideal.slope_calibration
+    io = dataclasses.replace(io, **reset)
+    if chip.dynamic and io == ideal:  # a dynamic range needs something around it
+        io = IOParameters(inp_noise=1e-30)
+    return dataclasses.replace(chip, forward=io)
+
+
+def _bounds(
+    chip: Hardware, ideal: Hardware
+) -> Iterator[tuple[str, Hardware, Hardware]]:
+    """Yields effects that act beyond the ADC's bound: with them, and without."""
+    io = chip.forward
+    if io is None or io.out_bound is None:
+        return
+    bounded = dataclasses.replace(ideal, forward=IOParameters(out_bound=io.out_bound))
+    yield "out_bound", bounded, ideal
+    if io.bound_management != "none":
+        managed = IOParameters(
+            out_bound=io.out_bound, bound_management=io.bound_management
+        )
+        yield "bound_management", dataclasses.replace(ideal, forward=managed), bounded
+
+
+def _beyond(call: Multiplication, base: Hardware, x: jax.Array) -> jax.Array:
+    """Returns the vectors so large that their outputs exceed the ADC's bound."""
+    io = call.weight.hardware.forward
+    bound = io.out_bound if io is not None and io.out_bound else 1.0
+    y = jnp.max(jnp.abs(_run(call, _ideal(base), x)))
+    return x * 3 * bound * jnp.max(_scale(call)) / jnp.maximum(y, 1e-30)
+
+
+def _scale(call: Multiplication) -> jax.Array:
+    """Returns the factor from the unit of the crossbar to the output's."""
+    scale = call.leaves.get("mapping_scale")
+    if scale is None:
+        scale = call.weight.derived_scale(call.w)
+    scale = jnp.ones((call.weight.tiles[0], 1)) if scale is None else scale
+    return abs(scale * call.leaves.get("output_scale", 1.0))
+
+
+def _noise(
+    call: Multiplication, ideal: Hardware, effect: str, x: jax.Array
+) -> jax.Array:
+    r"""Returns draws of a noise over its configured deviation, each tile at range 1.
+
+    .. math::
+        \text{inp:}\ \sigma \sqrt{\textstyle\sum_j W_j^2} \quad
+        \text{out:}\ \sigma \sqrt{\textstyle\sum_r s_r^2} \quad
+        \text{additive:}\ \sigma \sqrt{\textstyle\sum_r s_r^2 \|x_r\|^2} \quad
+        \text{PCM:}\ \sigma \sqrt{\textstyle\sum_r s_r \sum_{j \in r} |W_j| x_j^2}
+    """
+    io: Any = call.weight.hardware.forward
+    options: dict[str, Any] = {effect: getattr(io, effect)}
+    if effect == "w_noise":
+        options["w_noise_type"] = io.w_noise_type
+    chip = dataclasses.replace(ideal, forward=IOParameters(**options))
+    w, sizes = call.w.astype(jnp.float32), call.weight.row_sizes
+    scale = tiling.expand_rows(_scale(call), sizes)
+    gamma = tiling.expand_rows(
+        call.leaves.get("output_scale", jnp.ones((len(sizes), 1))), sizes
+    )
+    square = jnp.square(x)
+    if effect == "inp_noise":
+        variance = jnp.sum(jnp.square(w * gamma), axis=0)
+    elif effect == "out_noise":
+        variance = jnp.sum(jnp.square(_scale(call)), axis=0)
+    elif io.w_noise_type == "additive_constant":
+        variance = square @ jnp.broadcast_to(jnp.square(scale), w.shape)
+    else:
+        variance = square @ (abs(w * gamma) * scale)
+    deviation = options[effect] * jnp.sqrt(variance)
+    return (_run(call, chip, x) - _run(call, ideal, x)) / deviation
+
+
+def _levels(call: Multiplication, ideal: Hardware) -> jax.Array | None:
+    io: Any = call.weight.hardware.forward
+    step = io.periphery.dac.step if io is not None else None
+    if step is None:
+        return None
+    options = {name: getattr(io, name) for name in ("inp_bits", "inp_res", "inp_bound")}
+    chip = dataclasses.replace(ideal, forward=IOParameters(**options))
+    steps = step * np.array([0.0, 0.4, 0.6, 1.0], np.float32)[:, None]
+    return _run(call, chip, jnp.asarray(steps) * _unlike_zero(call))
+
+
+def _unlike_zero(call: Multiplication) -> jax.Array:
+    """Returns inputs of plus and minus one whose outputs do not cancel."""
+    signs = jnp.where(call.w[:, 0] < 0, -1.0, 1.0)
+    return signs.astype(jnp.float32)[None]
+
+
+def _range(
+    call: Multiplication, ideal: Hardware
+) -> tuple[jax.Array | None, jax.Array | None]:
+    parameter = call.weight.hardware.input_range
+    if parameter is None or not call.weight.ranged:
+        return None, None
+    parameter = dataclasses.replace(
+        parameter, manage_output_clipping=False, output_min_percentage=0.95
+    )
+    chip = dataclasses.replace(ideal, input_range=parameter)
+    beyond = _largest_range(call) * np.array([[1.5], [3.0]], np.float32)
+    beyond = beyond * _unlike_zero(call)
+    clipped = _run(call, chip, beyond)
+
+    def shrink(r: jax.Array) -> jax.Array:
+        # Its gradient at the input is minus the sign of the input in column 0.
+        return -_run(call, chip, beyond, input_range=r)[:, 0].sum()
+
+    return clipped, jax.grad(shrink)(call.leaves["input_range"])
+
+
+def undisturbed(call: Multiplication) -> jax.Array:
+    """Does the multiplication as the layer would have."""
+    with observed(None):
+        return multiply(call)

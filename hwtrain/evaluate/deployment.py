@@ -1,0 +1,166 @@
+"""What an update and an export do to an analog model: is every effect there?"""
+
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from hwtrain import paths
+from hwtrain.checkpoint import export, load
+from hwtrain.crossbar import largest_weight, on_crossbar
+from hwtrain.optim import keep_weights_clipped, remap_weights
+from hwtrain.optim.input_range import input_range_learning
+from hwtrain.physics.input_range import PROBE_SIZE
+from hwtrain.plan import AnalogWeight, Plan
+
+Finding = tuple[str, str, str | None, str]
+"""Path, effect, what is wrong or `None`, and the measured amount in words."""
+
+DAY_S = 86_400.0
+
+
+def updated_effects(plan: Plan, params: paths.Tree) -> Iterator[Finding]:
+    """Yields what an update does: clipped and remapped weights, moved ranges."""
+    params = _prefixed(plan, params)
+    values = paths.leaves(params)
+    clip, remap = keep_weights_clipped(plan), remap_weights(plan)
+    # Weights that double and more, so that every bound is exceeded.
+    rng = np.random.default_rng(0)
+
+    def push(path: str, leaf: Any) -> Any:
+        if path not in plan:
+            return jnp.zeros_like(leaf)
+        largest = jnp.maximum(jnp.max(jnp.abs(leaf)), 1)
+        size = 10 * rng.exponential(size=leaf.shape) * np.sign(np.asarray(leaf))
+        return jnp.asarray(largest * size, jnp.float32)
+
+    pushed = paths.map_leaves(push, params)
+    clipped, _ = clip.update(pushed, clip.init(params), params)
+    halved = paths.map_leaves(
+        lambda path, leaf: -leaf / 2 if path in plan else jnp.zeros_like(leaf), params
+    )
+    remapped, _ = remap.update(halved, remap.init(params), params)
+    before, after = paths.leaves(pushed), paths.leaves(clipped)
+    for weight in plan.weights:
+        chip = weight.hardware
+        if chip.clip is not None and chip.clip.active:
+            same = bool(jnp.all(before[weight.path] == after[weight.path]))
+            wrong = "an update of tenfold weights passes unclipped" if same else None
+            amount = "bounds an update"
+            if chip.clip.type == "fixed_value" and chip.clip.fixed_value and not wrong:
+                kernel = values[weight.path] + after[weight.path]
+                w, _ = on_crossbar(weight, kernel, weight.stored_scale(values))
+                largest = float(jnp.max(jnp.abs(w)))
+                amount = f"largest weight {largest:.3g}"
+                if largest > chip.clip.fixed_value * (1 + 1e-5):
+                    wrong = f"the {amount} is beyond the bound"
+            yield weight.path, "clip", wrong, amount
+        if chip.remaps:
+            change = paths.leaves(remapped)[weight.leaf("mapping_scale")]
+            wrong = None if bool(jnp.any(change != 0)) else "the scale stays"
+            yield weight.path, "remap", wrong, "changes the scale"
+    yield from _moved_ranges(plan, params)
+
+
+def _moved_ranges(plan: Plan, params: paths.Tree) -> Iterator[Finding]:
+    weights = {w.leaf("input_range"): w for w in plan.weights if w.ranged}
+    if not weights:
+        return
+    probes = {weight.leaf("probe") for weight in weights.values()}
+    # n, n unclipped, sum of x/r, sum of (x/r)^2: a standard deviation of two ranges.
+    sums = np.zeros(PROBE_SIZE, np.float32)
+    sums[:6] = 100, 50, 200, 800, 100, 50
+
+    def gradient(path: str, leaf: Any) -> Any:
+        if path in probes:
+            return jnp.broadcast_to(jnp.asarray(sums), leaf.shape)
+        return jnp.full_like(leaf, -1) if path in weights else jnp.zeros_like(leaf)
+
+    tx = input_range_learning(plan, 0.1)
+    gradients = paths.map_leaves(gradient, params)
+    updates = paths.leaves(tx.update(gradients, tx.init(params), params)[0])
+    for path, weight in weights.items():
+        parameter = weight.hardware.input_range
+        static = parameter is not None and not parameter.learn_input_range
+        if static and parameter is not None and parameter.init_from_data == 0:
+            continue
+        wrong = (
+            None if bool(jnp.all(updates[path] != 0)) else "an update does not move it"
+        )
+        yield weight.path, "input_range moves", wrong, "follows an update"
+
+
+def deployed_effects(plan: Plan, params: paths.Tree) -> Iterator[Finding]:
+    """Yields what an exported chip has: conductances, mismatch, programming noise."""
+    chips = [w for w in plan.weights if w.hardware.frozen]
+    converted = [w for w in plan.weights if w.hardware.converter is not None]
+    if not chips and not converted:
+        return
+    params = _prefixed(plan, params)
+    nominal = paths.leaves(params)
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "chip"
+        export(path, {"params": params}, plan, chip_seed=0 if chips else None)
+        checkpoint = load(path)
+        for weight in converted:
+            back = checkpoint.reconstruct(weight.path)
+            error = np.abs(back - np.asarray(nominal[weight.path], np.float32)).max()
+            size = max(float(np.abs(back).max()), 1e-30)
+            wrong = (
+                None if error < 0.01 * size else "the conductances are other weights"
+            )
+            yield weight.path, "converter", wrong, "gives the weights back"
+        if not chips:
+            return
+        chip = paths.leaves(checkpoint.chip(0))
+        drifts = any(w.hardware.noise_model is not None for w in chips)
+        later = paths.leaves(checkpoint.chip(0, t_s=DAY_S)) if drifts else chip
+        for weight in chips:
+            kernels = (
+                np.asarray(tree[weight.path], np.float32)
+                for tree in (nominal, chip, later)
+            )
+            yield from _frozen(weight, nominal, *kernels)
+
+
+def _frozen(
+    weight: AnalogWeight,
+    leaves: dict[str, Any],
+    nominal: np.ndarray,
+    chip: np.ndarray,
+    later: np.ndarray,
+) -> Iterator[Finding]:
+    hardware, deviation = weight.hardware, chip - nominal
+    amount = f"changes weights by {np.sqrt(np.mean(deviation**2)):.2g}"
+    wrong = None if deviation.any() else "the chip in the export has nominal weights"
+    if hardware.mismatch is not None and hardware.mismatch.draws:
+        if hardware.noise_model is None and not wrong:
+            kernel = jnp.asarray(nominal)
+            w, s = on_crossbar(weight, kernel, weight.stored_scale(leaves))
+            sigma = w
+            if hardware.mismatch.type == "add_normal":
+                each = hardware.mismatch.per_column
+                sigma = largest_weight(weight, w, per_column=each)
+            sigma = hardware.mismatch.std_dev * jnp.broadcast_to(
+                sigma * s, nominal.shape
+            )
+            strength = np.sqrt(np.mean(deviation**2) / float(jnp.mean(sigma**2)))
+            amount = f"{strength:.2f} x the configured deviation"
+            if abs(strength - 1) > 5 / np.sqrt(2 * deviation.size) + 0.1:
+                wrong = f"the export has {amount}"
+        yield weight.path, "mismatch", wrong, amount
+    if hardware.noise_model is not None:
+        yield weight.path, "noise_model", wrong, amount
+        still = None if (later != chip).any() else "the chip is the same after a day"
+        yield weight.path, "drift", still, "changes weights within a day"
+
+
+def _prefixed(plan: Plan, params: paths.Tree) -> paths.Tree:
+    """Returns the parameters under the prefix that the plan's paths have."""
+    for name in reversed(plan.prefix.split("/") if plan.prefix else []):
+        params = {name: params}
+    return jax.tree.map(jnp.asarray, params)

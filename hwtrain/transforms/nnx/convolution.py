@@ -1,0 +1,92 @@
+"""NNX's convolutions.
+
+A stand-in of a Conv convolves with another function. ConvTranspose has no such
+attribute: its call is written again.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+from flax import nnx
+from flax.nnx.nn.linear import canonicalize_padding
+
+from hwtrain.plan import AnalogWeight
+from hwtrain.transforms.convolution import (
+    analog_conv,
+    call_without_socket,
+    describe_conv,
+    describe_transpose,
+)
+from hwtrain.transforms.layer import Layer
+
+CLASSES = (nnx.Conv, nnx.ConvTranspose)
+
+
+def describe(module: Any, cls: type) -> Layer | None:
+    """Returns what the plan must know of a convolution."""
+    base = _base(cls)
+    if base is None:
+        return None
+    if not owned(cls):
+        return Layer(why=f"it overrides {base.__name__}.__call__")
+    own = getattr(module, "conv_general_dilated", jax.lax.conv_general_dilated)
+    if own is not jax.lax.conv_general_dilated:
+        return Layer(why="it has a conv_general_dilated of its own")
+    sizes = module.kernel_size
+    sizes = (sizes,) if isinstance(sizes, int) else tuple(sizes)
+    padding = canonicalize_padding(module.padding, len(sizes))
+    describe_this = describe_transpose if base is nnx.ConvTranspose else describe_conv
+    return describe_this(
+        module, padding, module.in_features, module.out_features, sizes
+    )
+
+
+def _base(cls: type) -> type | None:
+    return next((base for base in CLASSES if issubclass(cls, base)), None)
+
+
+def owned(cls: type) -> dict[str, tuple[str, ...]]:
+    """Returns the methods that multiply, with the names of the arrays they need."""
+    ours = any(
+        issubclass(cls, base) and cls.__call__ is base.__call__ for base in CLASSES
+    )
+    return {"__call__": ("kernel",)} if ours else {}
+
+
+def call(
+    layer: Any,
+    base: type,
+    method: str,
+    weights: Mapping[str, AnalogWeight],
+    leaves: Mapping[str, Mapping[str, jax.Array]],
+    mode: str,
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+) -> Any:
+    """Calls a convolution with its windows on crossbars."""
+    del method
+    weight, beside = weights["kernel"], leaves["kernel"]
+    if weight.kind == "conv":
+        stand_in: Any = object.__new__(base)
+        analog = analog_conv(weight, mode, beside)
+        stand_in.__dict__.update(layer.__dict__, conv_general_dilated=analog)
+        return base.__call__(stand_in, *args, **kwargs)  # type: ignore[operator]
+
+    def promote(x: jax.Array):
+        kernel = layer.kernel[...]
+        bias = layer.bias[...] if layer.bias is not None else None
+        if layer.mask is not None:
+            kernel = kernel * layer.mask
+        return layer.promote_dtype((x, kernel, bias), dtype=layer.dtype)
+
+    return call_without_socket(
+        weight,
+        mode,
+        beside,
+        *args,
+        promote=promote,
+        precision=layer.precision,
+        dtype=layer.preferred_element_type,
+        **kwargs,
+    )

@@ -1,0 +1,293 @@
+"""`assert_active`: all of a chip passes, and each effect that is sabotaged is told."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import linen as nn
+from flax import nnx
+
+import hwtrain as hw
+from hwtrain.evaluate import bench, deployment
+from hwtrain.physics import mvm
+from hwtrain.transforms import signal_side, weight_side
+
+X = jax.random.normal(jax.random.key(0), (4, 6))
+IO = hw.IOParameters(
+    inp_bits=6,
+    inp_noise=0.05,
+    inp_asymmetry=0.05,
+    out_bits=8,
+    out_bound=3.0,
+    out_noise=0.05,
+    out_asymmetry=0.02,
+    w_noise=0.03,
+    w_noise_type="pcm_read",
+    ir_drop=1.0,
+    ir_drop_g_ratio=1000.0,
+)
+CHIP = hw.Hardware(
+    modifier=hw.WeightModifierParameter(type="add_normal", std_dev=0.1),
+    clip=hw.WeightClipParameter(type="fixed_value", fixed_value=1.0),
+    remap=hw.WeightRemapParameter(type="channelwise_symmetric"),
+    input_range=hw.InputRangeParameter(),
+    forward=IO,
+    mapping=hw.MappingParameter(
+        max_input_size=4, weight_scaling_omega=1.0, learn_out_scaling=True
+    ),
+    mismatch=hw.MismatchParameter(type="mult_normal", std_dev=0.1),
+    converter=hw.SinglePairConductanceConverter(g_max=25.0),
+)
+
+
+class LinenModel(nn.Module):
+    @nn.compact
+    def __call__(self, x):
+        return nn.Dense(5, name="a")(x)
+
+
+class NnxModel(nnx.Module):
+    def __init__(self):
+        self.a = nnx.Linear(6, 5, rngs=nnx.Rngs(0))
+
+    def __call__(self, x):
+        return self.a(x)
+
+
+def linen(chip=CHIP):
+    analog = hw.analogize(LinenModel(), chip)
+    return analog, analog.init(jax.random.key(0), X), X
+
+
+def of_nnx(chip=CHIP):
+    return hw.analogize(NnxModel(), chip, rngs=nnx.Rngs(mismatch=0)), None, X
+
+
+@pytest.mark.parametrize("model", [linen, of_nnx])
+def test_a_chip_passes_in_both_frameworks(model):
+    light = hw.Hardware(
+        modifier=CHIP.modifier,
+        input_range=CHIP.input_range,
+        forward=hw.IOParameters(inp_bits=6, out_noise=0.05),
+    )
+    found = hw.assert_active(*model(light))
+    assert {row[1] for row in found.rows} == {
+        *("modifier", "DAC", "DAC levels", "out_noise", "input_range"),
+        *("input_range clips", "input_range learns", "input_range moves"),
+    }
+
+
+@pytest.mark.full
+@pytest.mark.parametrize("model", [linen, of_nnx])
+def test_every_effect_of_a_chip_is_found_on(model):
+    found = hw.assert_active(*model())
+    effects = {row[1] for row in found.rows}
+    assert effects >= {
+        *(
+            "modifier",
+            "DAC",
+            "DAC levels",
+            "inp_noise",
+            "inp_asymmetry",
+            "ADC rounding",
+        ),
+        *("out_noise", "out_asymmetry", "out_bound", "w_noise", "ir_drop", "clip"),
+        *("input_range", "input_range clips", "input_range learns"),
+        *("input_range moves", "remap", "mismatch", "converter"),
+    }
+    assert all(path == "a/kernel" for path, *_ in found.rows)
+    assert "a/kernel: modifier: " in str(found)
+
+
+def parts(**options):
+    return hw.Hardware(**options)
+
+
+ONLY = {
+    "modifier": parts(modifier=CHIP.modifier),
+    "input_range": parts(input_range=CHIP.input_range),
+    "clip": parts(clip=CHIP.clip),
+    "remap": parts(remap=CHIP.remap),
+    "mismatch": parts(mismatch=CHIP.mismatch),
+    "noise_model": hw.presets.pcm(),
+    **{
+        name: parts(forward=hw.IOParameters(**options))
+        for name, options in {
+            "DAC": {"inp_bits": 4},
+            "inp_noise": {"inp_noise": 0.1},
+            "ADC": {"out_bits": 4, "out_bound": 2.0},
+            "out_noise": {"out_noise": 0.1},
+            "w_noise": {"w_noise": 0.1, "w_noise_type": "additive_constant"},
+            "ir_drop": {"ir_drop": 1.0, "ir_drop_g_ratio": 100.0},
+            "out_asymmetry": {"out_asymmetry": 0.1},
+            "out_nonlinearity": {"out_nonlinearity": 0.5, "out_bound": 4.0},
+            "bound_management": {"out_bound": 1.0, "bound_management": "iterative"},
+        }.items()
+    },
+}
+
+
+def identity(x, *args, **kwargs):
+    return x
+
+
+def weak(normal):
+    return lambda key, shape: 0.5 * normal(key, shape)
+
+
+def one_key(draw_key):
+    return lambda key, *names: draw_key(jax.random.key(0), *names)
+
+
+SABOTAGE = {
+    "modifier": ("modifier", weight_side, "modified", lambda f: lambda w, k, *_: k),
+    "input_range": ("input_range", signal_side, "ranged_matmul", None),
+    "no range gradient": ("input_range learns", signal_side, "ranged_matmul", "fixed"),
+    "DAC": ("DAC", mvm, "convert", lambda f: identity),
+    "ADC": ("ADC rounding", mvm, "round_to_level", lambda f: identity),
+    "ADC bound": ("out_bound", mvm, "saturate", lambda f: identity),
+    "out_noise": ("out_noise", mvm, "normal", lambda f: lambda k, s: jnp.zeros(s)),
+    "weak noise": ("out_noise", mvm, "normal", weak),
+    "repeated noise": ("out_noise", mvm, "draw_key", one_key),
+    "inp_noise": ("inp_noise", mvm, "normal", lambda f: lambda k, s: jnp.zeros(s)),
+    "w_noise": ("w_noise", mvm, "read_deviation", lambda f: lambda *_: 0.0),
+    "ir_drop": ("ir_drop", mvm, "ir_drop", lambda f: lambda *_, **__: 0.0),
+    "out_asymmetry": ("out_asymmetry", mvm, "asymmetry", lambda f: identity),
+    "out_nonlinearity": ("out_nonlinearity", mvm, "nonlinearity", lambda f: identity),
+    "bound_management": ("bound_management", mvm, "bound_scale", lambda f: identity),
+}
+CHIP_OF = {
+    "no range gradient": "input_range",
+    "ADC bound": "ADC",
+    "weak noise": "out_noise",
+    "repeated noise": "out_noise",
+}
+
+
+def unranged(ranged_matmul):
+    def multiply(x, w, input_range, *args, **kwargs):
+        return ranged_matmul(x, w, 1e9 * jnp.ones_like(input_range), *args, **kwargs)
+
+    return multiply
+
+
+def without_gradient(ranged_matmul):
+    def multiply(x, w, input_range, *args, **kwargs):
+        fixed = jax.lax.stop_gradient(input_range)
+        return ranged_matmul(x, w, fixed, *args, **kwargs)
+
+    return multiply
+
+
+OFTEN = ("modifier", "input_range", "no range gradient", "DAC", "out_noise", "ADC")
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        name if name in OFTEN else pytest.param(name, marks=pytest.mark.full)
+        for name in SABOTAGE
+    ],
+)
+def test_an_effect_of_the_forward_pass_that_is_off_is_an_error(name, monkeypatch):
+    effect, module, target, change = SABOTAGE[name]
+    change = {None: unranged, "fixed": without_gradient}.get(change, change)
+    model = linen(ONLY[CHIP_OF.get(name, name)])
+    monkeypatch.setattr(module, target, change(getattr(module, target)))
+    with pytest.raises(ValueError, match=f"a/kernel: {effect}: "):
+        hw.assert_active(*model)
+
+
+DEPLOYED = {
+    "clip": ("clip", "hwtrain.optim.clip.bounded_update", lambda p, u, b: u),
+    "remap": ("remap", "hwtrain.optim.remap._new_scale", lambda w, k, s: s),
+    "input_range": (
+        "input_range moves",
+        "hwtrain.optim.input_range._change",
+        lambda o, r, *rest: (jnp.zeros_like(r), rest[-1]),
+    ),
+    "mismatch": (
+        "mismatch",
+        "hwtrain.checkpoint.crossbars.apply_mismatch",
+        lambda params, plan, key: params,
+    ),
+}
+
+
+@pytest.mark.parametrize("name", DEPLOYED)
+def test_an_effect_of_an_update_or_an_export_that_is_off_is_an_error(name, monkeypatch):
+    effect, target, change = DEPLOYED[name]
+    analog, variables, x = linen(ONLY[name])
+    plan = hw.plan(analog, variables, x)
+    monkeypatch.setattr(target, change)
+    jax.clear_caches()
+    findings = [
+        *deployment.updated_effects(plan, variables["params"]),
+        *deployment.deployed_effects(plan, variables["params"]),
+    ]
+    jax.clear_caches()
+    wrong = {found[1] for found in findings if found[2]}
+    assert effect in wrong
+
+
+def test_programming_noise_and_drift_are_found_in_the_export():
+    analog, variables, x = linen(ONLY["noise_model"])
+    plan = hw.plan(analog, variables, x)
+    found = list(deployment.deployed_effects(plan, variables["params"]))
+    assert [(effect, wrong) for _, effect, wrong, _ in found] == [
+        ("converter", None),
+        ("noise_model", None),
+        ("drift", None),
+    ]
+
+
+def test_a_layer_called_past_its_periphery_is_an_error(monkeypatch):
+    model = linen(ONLY["DAC"])
+    monkeypatch.setattr(
+        "hwtrain.transforms.linen.root.analog_call",
+        lambda by_path, path, mode, context, following, args, kwargs: following(
+            *args, **kwargs
+        ),
+    )
+    with pytest.raises(ValueError, match="a/kernel: all effects: no call was seen"):
+        hw.assert_active(*model)
+
+
+def test_an_effect_that_cannot_act_here_is_an_error():
+    # A constant scale of one in front of nothing but noise changes nothing.
+    idle = hw.IOParameters(out_noise=0.1, noise_management="constant")
+    with pytest.raises(ValueError, match="a/kernel: noise_management: .*the same"):
+        hw.assert_active(*linen(hw.Hardware(forward=idle)))
+
+
+def test_the_layers_of_a_stack_are_measured_each():
+    class Block(nn.Module):
+        @nn.compact
+        def __call__(self, x, _):
+            return nn.Dense(6)(x), None
+
+    stack = nn.scan(
+        Block, variable_axes={"params": 0}, split_rngs={"params": True}, length=3
+    )()
+    noise = dataclasses.replace(
+        ONLY["modifier"], forward=hw.IOParameters(out_noise=0.1)
+    )
+    analog = hw.analogize(stack, noise)
+    variables = analog.init(jax.random.key(0), X, None)
+    seen = []
+    take = bench.read
+
+    def counted(call):
+        readings = take(call)
+        jax.debug.callback(lambda w: seen.append(np.asarray(w)), call.w)
+        return readings
+
+    bench.read = counted
+    try:
+        found = hw.assert_active(analog, variables, X, None)
+    finally:
+        bench.read = take
+    assert len(seen) == 3 * 8
+    assert {row[1] for row in found.rows} == {"modifier", "out_noise"}
