@@ -28,6 +28,16 @@ def test_the_example_of_the_optimisation_page_runs():
     assert names["value"] > 0
 
 
+def test_the_example_of_the_mixed_signal_page_says_what_the_page_says():
+    page = (DOCS / "mixed_signal.md").read_text("utf-8")
+    (code,) = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
+    names = {}
+    exec(code, names)
+    stated = re.search(r"`print\(generate\)`.*?\*(.*?)\*", page, re.DOTALL)
+    assert " ".join(stated[1].split()) in repr(names["generate"])
+    assert (names["chip"]["w_in"]["kernel"] != 1).all()
+
+
 def shown():
     page = (DOCS / "physics.md").read_text("utf-8")
     return set(re.findall(r"\(images/(\w+\.png)\)", page))

@@ -196,3 +196,25 @@ def test_what_cannot_have_a_learned_bound_says_so():
     rule = hw.Rule(params="kernel", hardware=hw.Hardware(clip=CLIP))
     with pytest.raises(ValueError, match="a learned clip, which only a layer can have"):
         hw.analogize(nnx.Linear(2, 2, rngs=nnx.Rngs(0)), [rule])
+
+
+def test_a_convolution_and_its_groups_learn_bounds_of_their_own():
+    hardware = hw.Hardware(clip=CLIP)
+    x = jax.random.normal(KEY, (2, 5, 4))
+    plain = nnx.Conv(4, 6, (2,), feature_group_count=2, rngs=nnx.Rngs(0))
+    model = hw.analogize(plain, hardware)
+    kernel = np.asarray(plain.kernel[...])
+    layer = nn.Conv(6, (2,), feature_group_count=2)
+    analog = hw.analogize(layer, hardware)
+    plain_params = {"kernel": plain.kernel[...], "bias": plain.bias[...]}
+    params = hw.adopt(analog, plain_params, x)
+    # [groups, row tiles, columns of a group]
+    expected = np.abs(kernel).max((0, 1)).reshape(2, 1, 3)
+    np.testing.assert_allclose(params["clip_bound"], expected, rtol=1e-6)
+    half = {**params, "clip_bound": params["clip_bound"] / 2}
+    model.clip_bound[...] = half["clip_bound"]
+    limit = np.abs(kernel).max((0, 1)) / 2
+    clipped = {**plain_params, "kernel": jnp.clip(plain.kernel[...], -limit, limit)}
+    y = layer.apply({"params": clipped}, x)
+    for found in (analog.apply({"params": half}, x), model(x)):
+        np.testing.assert_allclose(found, y, rtol=1e-5, atol=1e-5)
