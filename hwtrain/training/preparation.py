@@ -70,7 +70,7 @@ def prepare(config: Config, folder: Path) -> Preparation:
       ValueError: one line that names what is wrong.
     """
     require_matplotlib()
-    train, test = _load_data(config, folder)
+    train, test = load_data(config.data, config.training.batch_size, folder)
     factory = resolve(config.model, folder)
     with named(config.model):
         takes_rngs = "rngs" in inspect.signature(factory).parameters
@@ -78,8 +78,8 @@ def prepare(config: Config, folder: Path) -> Preparation:
         example = train.inputs[:1]
         plain = frontend.plain(factory, example)
         aware, plan = frontend.hardware_aware(factory, config.hardware, example)
-    rate = _schedule(config.training)
-    base = _optimizer(config.training, rate, folder)
+    rate = learning_rate(config.training)
+    base = base_optimizer(config.training, rate, folder)
     optimizer = _aware_optimizer(base, plan, rate, config.export.chip_seed)
     ready = Preparation(
         frontend=frontend,
@@ -123,41 +123,50 @@ def chip_hardware(hardware: Hardware, mismatch_std: float, *, plain: bool) -> Ha
     return dataclasses.replace(hardware, mismatch=mismatch)
 
 
-def _load_data(config: Config, folder: Path) -> tuple[Split, Split]:
-    function = resolve(config.data, folder)
-    with named(config.data):
+def load_data(source: str, batch_size: int, folder: Path) -> tuple[Split, Split]:
+    """Loads and checks the training and the test set.
+
+    Args:
+      source: the function that returns them, as a configuration names it.
+      batch_size: examples in an update.
+      folder: what a relative path is relative to.
+
+    Raises:
+      ValueError: one line that names what is wrong.
+    """
+    function = resolve(source, folder)
+    with named(source):
         data = function()
     try:
         train, test = (Split(*map(_as_array, part)) for part in data)
     except (TypeError, ValueError) as error:
         raise ValueError(
-            f"{config.data}: expected a function that returns "
+            f"{source}: expected a function that returns "
             f"((inputs, labels), (inputs, labels)), got {type(data).__name__}: {error}"
         ) from None
     for name, part in (("training", train), ("test", test)):
         if np.ndim(part.labels) != 1 or len(part.inputs) != len(part.labels):
             raise ValueError(
-                f"{config.data}: expected as many inputs as labels, labels of one "
+                f"{source}: expected as many inputs as labels, labels of one "
                 f"axis, got a {name} set of shapes {np.shape(part.inputs)} and "
                 f"{np.shape(part.labels)}"
             )
         if not len(part.labels) or not np.issubdtype(part.labels.dtype, np.integer):
             raise ValueError(
-                f"{config.data}: expected at least one example, labels of whole "
+                f"{source}: expected at least one example, labels of whole "
                 f"numbers, got a {name} set of {len(part.labels)} examples, labels "
                 f"{part.labels.dtype}"
             )
     shapes = np.shape(train.inputs), np.shape(test.inputs)
     if shapes[0][1:] != shapes[1][1:]:
         raise ValueError(
-            f"{config.data}: expected training and test inputs of the same shape, got "
+            f"{source}: expected training and test inputs of the same shape, got "
             f"{shapes[0]} and {shapes[1]}"
         )
-    size = config.training.batch_size
-    if size > len(train.labels):
+    if batch_size > len(train.labels):
         raise ValueError(
             f"training.batch_size: expected at most the {len(train.labels)} examples "
-            f"of the training set, got {size}"
+            f"of the training set, got {batch_size}"
         )
     return train, test
 
@@ -297,7 +306,7 @@ def _conductances(
     weight: AnalogWeight, kernel: jax.Array, scale: jax.Array | None
 ) -> Any:
     """Returns what an export computes of one weight."""
-    if weight.hardware.noise_model is not None:
+    if weight.hardware.programs:
         return program_weight(weight, kernel, scale, chip_key(0))
     w, _ = on_crossbar(weight, kernel, scale)
     return conductances.targets(weight, weight.to_matrix(w))
@@ -315,16 +324,27 @@ def _batch_shape(data: Split, size: int) -> Any:
     )
 
 
-def _schedule(training: TrainingParameter) -> optax.Schedule:
+def learning_rate(training: TrainingParameter) -> optax.Schedule:
+    """Returns the learning rate of each update."""
     rate = training.learning_rate
     if training.schedule == "cosine":
         return optax.cosine_decay_schedule(rate, training.steps)
     return optax.constant_schedule(rate)
 
 
-def _optimizer(
+def base_optimizer(
     training: TrainingParameter, schedule: optax.Schedule, folder: Path
 ) -> optax.GradientTransformation:
+    """Returns the optimizer that a configuration names.
+
+    Args:
+      training: how a model is trained.
+      schedule: the learning rate of each update.
+      folder: what a relative path is relative to.
+
+    Raises:
+      ValueError: one line that names what is wrong.
+    """
     build = resolve(training.optimizer, folder)
     try:
         optimizer = build(schedule)
