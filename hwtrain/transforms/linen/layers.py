@@ -9,15 +9,11 @@ from flax.core import meta
 
 from hwtrain.hardware import Hardware
 from hwtrain.plan import AnalogWeight
+from hwtrain.transforms.errors import behind_the_root
 from hwtrain.transforms.layer import Layer, analog_weight
 from hwtrain.transforms.linen import convolution, dense, einsum, embed, recurrent
 from hwtrain.transforms.opaque import bridge
-from hwtrain.transforms.signal_side import (
-    STEP_LEAVES,
-    behind_the_root,
-    has_signal_side,
-    initial_leaves,
-)
+from hwtrain.transforms.signal_side import STEP_LEAVES, has_signal_side, initial_leaves
 
 FAMILIES = (dense, convolution, einsum, embed, recurrent)
 """Each knows some classes of layers: `describe` returns what the plan must know of one
