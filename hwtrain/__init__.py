@@ -50,6 +50,7 @@ from hwtrain.hardware import (
     SinglePairConductanceConverter as SinglePairConductanceConverter,
 )
 from hwtrain.hardware import StateIndependentNoiseModel as StateIndependentNoiseModel
+from hwtrain.hardware import StuckParameter as StuckParameter
 from hwtrain.hardware import WeightClipParameter as WeightClipParameter
 from hwtrain.hardware import WeightModifierParameter as WeightModifierParameter
 from hwtrain.hardware import WeightRemapParameter as WeightRemapParameter

@@ -16,15 +16,16 @@ from hwtrain import conductances, paths
 from hwtrain.chips import apply_mismatch, mismatched
 from hwtrain.clip_bounds import with_clipped, with_open_bounds
 from hwtrain.crossbar import on_crossbar
-from hwtrain.hardware import NoiseModel
+from hwtrain.hardware import Hardware
 from hwtrain.hardware.conversion import Params
 from hwtrain.physics import tiling
 from hwtrain.physics.programmed import Programmed
 from hwtrain.physics.random import draw_key
+from hwtrain.physics.stuck import with_stuck
 from hwtrain.plan import AnalogWeight, Plan
 
-PROGRAMMED = ("g_prog", "nu", "xi")
-"""What programming gives a device, of which a noise model has some: fields of
+PROGRAMMED = ("g_prog", "nu", "xi", "stuck")
+"""What programming gives a device, of which a hardware has some: fields of
 `Programmed` beside its target."""
 
 
@@ -55,7 +56,7 @@ class ProgrammedChip:
 
     Attributes:
       params: parameters with the chip's mismatch; the nominal ones are not changed.
-      weights: by path, the weights whose hardware has a noise model.
+      weights: by path, the weights whose hardware has a noise model or stuck devices.
       plan: the plan of the model.
     """
 
@@ -113,7 +114,8 @@ def program_chip(params: Any, plan: Plan, key: jax.Array) -> ProgrammedChip:
 
     Args:
       params: nominal parameters.
-      plan: the plan; weights without a noise model get their mismatch only.
+      plan: the plan; weights without a noise model and without stuck devices get their
+        mismatch only.
       key: `chip_key(chip_seed)`.
 
     Raises:
@@ -131,7 +133,7 @@ def program_chip(params: Any, plan: Plan, key: jax.Array) -> ProgrammedChip:
                 f"the plan has {weight.path!r}, but the parameters do not; they have "
                 f"{sorted(values)}. Pass the parameters that the plan was made from"
             )
-        if weight.hardware.noise_model is not None:
+        if weight.hardware.programs:
             scale = weight.stored_scale(values)
             weights[weight.path] = program_weight(
                 weight, values[weight.path], scale, key
@@ -146,12 +148,11 @@ def program_weight(
     """Programs the crossbars of one weight; see `program_chip`.
 
     Args:
-      weight: the plan of the array; its hardware has a noise model.
+      weight: the plan of the array; its hardware has a converter.
       kernel: the stored array, nominal.
       scale: its stored mapping scale, if it has one.
       key: `chip_key(chip_seed)`.
     """
-    model = noise_model_of(weight)
     # In float32 whatever the model's dtype, as in an export.
     kernel = jnp.asarray(kernel, jnp.float32)
     nominal, s = on_crossbar(weight, kernel, scale)
@@ -160,9 +161,7 @@ def program_weight(
     chip = mismatched(weight, kernel, scale, key) / s
     wanted = conductances.by_scale(weight, weight.to_matrix(chip), params)
     devices = tuple(
-        model.program(
-            draw_key(key, weight.path, "programming", part), weight.from_matrix(g)
-        )
+        _program_device(weight, weight.from_matrix(g), key, part)
         for part, g in enumerate(wanted)
     )
     return ProgrammedWeight(devices=devices, params=params, scale=s, target=target)
@@ -182,11 +181,8 @@ def weight_at(
       t_s: time since programming, in seconds.
       key: key of the read noise; `None` for none.
     """
-    model = noise_model_of(weight)
     reads = [
-        model.mean_at(device, t_s)
-        if key is None
-        else model.at(draw_key(key, weight.path, "read", part), device, t_s)
+        _read_device(weight, device, t_s, key, part)
         for part, device in enumerate(programmed.devices)
     ]
     w = _weights(weight, reads, programmed.params)
@@ -207,31 +203,61 @@ def weight_at(
     return weight.from_matrix(w) * programmed.scale
 
 
-def noise_model_of(weight: AnalogWeight) -> NoiseModel:
-    """Returns the noise model of a weight's hardware.
+def programmed_fields(hardware: Hardware) -> tuple[str, ...]:
+    """Returns those of `PROGRAMMED` that devices of a hardware have.
 
-    Raises:
-      ValueError: if it has none.
+    >>> from hwtrain.hardware import presets
+    >>> programmed_fields(presets.pcm()), programmed_fields(Hardware())
+    (('g_prog', 'nu'), ())
     """
+    if not hardware.programs:
+        return ()
+    found = {"g_prog"} | ({"stuck"} if hardware.sticks else set())
+    model = hardware.noise_model
+    if model is not None:
+        device = jax.eval_shape(lambda: model.program(jax.random.key(0), jnp.ones(1)))
+        found |= {name for name in PROGRAMMED if getattr(device, name) is not None}
+    return tuple(name for name in PROGRAMMED if name in found)
+
+
+def _program_device(
+    weight: AnalogWeight, g_target: jax.Array, key: jax.Array, part: int
+) -> Programmed:
+    """Programs one device of every weight: `part` is its number in the converter."""
+    model, stuck = weight.hardware.noise_model, weight.hardware.stuck
+    device = Programmed(g_target=g_target, g_prog=g_target)
+    if model is not None:
+        device = model.program(
+            draw_key(key, weight.path, "programming", part), g_target
+        )
+    if stuck is None or not stuck.draws:
+        return device
+    states = stuck(draw_key(key, weight.path, "stuck", part), g_target.shape)
+    g_prog = _with_stuck(weight, device.g_prog, states)
+    return dataclasses.replace(device, g_prog=g_prog, stuck=states)
+
+
+def _read_device(
+    weight: AnalogWeight,
+    device: Programmed,
+    t_s: ArrayLike,
+    key: jax.Array | None,
+    part: int,
+) -> jax.Array:
+    """Returns what a read of one device of every weight sees, in µS."""
     model = weight.hardware.noise_model
     if model is None:
-        raise ValueError(
-            f"{weight.path}: its hardware has no noise model, so its devices neither "
-            "miss their targets nor drift. Write Hardware(noise_model=..., "
-            "converter=...)"
-        )
-    return model
+        return device.g_prog
+    if key is None:
+        g = model.mean_at(device, t_s)
+    else:
+        g = model.at(draw_key(key, weight.path, "read", part), device, t_s)
+    return g if device.stuck is None else _with_stuck(weight, g, device.stuck)
 
 
-def programmed_fields(model: NoiseModel) -> tuple[str, ...]:
-    """Returns those of `PROGRAMMED` that devices of a noise model have.
-
-    >>> from hwtrain.hardware import PCMLikeNoiseModel
-    >>> programmed_fields(PCMLikeNoiseModel())
-    ('g_prog', 'nu')
-    """
-    device = jax.eval_shape(lambda: model.program(jax.random.key(0), jnp.ones(1)))
-    return tuple(name for name in PROGRAMMED if getattr(device, name) is not None)
+def _with_stuck(weight: AnalogWeight, g: jax.Array, states: jax.Array) -> jax.Array:
+    converter = conductances.converter_of(weight)
+    return with_stuck(g, states, g_min=converter.g_min, g_max=converter.g_max)
 
 
 def _weights(

@@ -1,8 +1,12 @@
 """Hardware-ready checkpoints: what a chip or a simulator can be programmed from."""
 
+from hwtrain.checkpoint.description import Graph as Graph
+from hwtrain.checkpoint.description import Measurement as Measurement
 from hwtrain.checkpoint.errors import HardwareCheckpointError as HardwareCheckpointError
 from hwtrain.checkpoint.hook import ExportHook as ExportHook
 from hwtrain.checkpoint.manifest import Manifest as Manifest
+from hwtrain.checkpoint.measured import Conductances as Conductances
+from hwtrain.checkpoint.measured import read_conductances as read_conductances
 from hwtrain.checkpoint.orbax import HardwareRestore as HardwareRestore
 from hwtrain.checkpoint.orbax import HardwareSave as HardwareSave
 from hwtrain.checkpoint.progress import show_progress as show_progress

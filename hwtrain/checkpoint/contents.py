@@ -12,8 +12,10 @@ import numpy as np
 from hwtrain.checkpoint import manifest as manifests
 from hwtrain.checkpoint import tensors
 from hwtrain.checkpoint.crossbars import Crossbars, check_kernel
+from hwtrain.checkpoint.description import Graph, Measurement
 from hwtrain.checkpoint.errors import HardwareCheckpointError
 from hwtrain.checkpoint.manifest import ChipEntry, LayerEntry, LeafEntry
+from hwtrain.checkpoint.measured import Conductances, check_conductances
 from hwtrain.checkpoint.progress import Report
 from hwtrain.checkpoint.rules import UNITS
 from hwtrain.checkpoint.variables import Leaf, flatten
@@ -31,16 +33,37 @@ class Contents:
       variables: as `export` takes them.
       plan: the plan of the model.
       chip_seeds: seeds of the frozen chips, in any order.
+      measured: by number of the chip, the conductances that were measured on it.
+      graph: how the layers are connected; `None` if nobody said.
+      accuracy: what was measured of the model.
 
     Raises:
       HardwareCheckpointError: if the plan or the seeds do not fit.
     """
 
-    def __init__(self, variables: Any, plan: Plan, chip_seeds: Iterable[int]):
-        self.plan = plan
+    def __init__(
+        self,
+        variables: Any,
+        plan: Plan,
+        chip_seeds: Iterable[int] = (),
+        *,
+        measured: Mapping[int, Conductances] | None = None,
+        graph: Graph | None = None,
+        accuracy: Iterable[Measurement] = (),
+    ):
+        self.plan, self.graph, self.accuracy = plan, graph, tuple(accuracy)
         probes = {weight.leaf("probe") for weight in plan.weights}
         self.leaves = flatten(variables, probes)
         self.seeds = sorted({_checked_seed(seed) for seed in chip_seeds})
+        self.measured = {
+            _checked_seed(seed): check_conductances(f"chip {seed}", arrays, plan)
+            for seed, arrays in (measured or {}).items()
+        }
+        both = sorted(set(self.seeds) & self.measured.keys())
+        if both:
+            raise HardwareCheckpointError(
+                f"chip {both[0]} is both drawn (chip_seeds) and measured; leave one out"
+            )
         params = self._params
         missing = [path for path in plan if path not in params]
         if missing:
@@ -52,9 +75,9 @@ class Contents:
         if self.seeds and not any(w.hardware.frozen for w in plan.weights):
             raise HardwareCheckpointError(
                 f"chip {self.seeds[0]} would be the nominal model: no weight of the "
-                "plan has a frozen mismatch or a noise model. Give its Hardware a "
-                "mismatch=MismatchParameter(...) or a noise_model, or leave the chip "
-                "seed out"
+                "plan has a frozen mismatch, stuck devices or a noise model. Give its "
+                "Hardware a mismatch=MismatchParameter(...), stuck=StuckParameter(...) "
+                "or a noise_model, or leave the chip seed out"
             )
 
     @property
@@ -79,7 +102,8 @@ class Contents:
           directory: where to.
           report: is called with the number of layers that are written, and of all.
         """
-        for folder in ["tensors", *map(_chip_folder, self.seeds)]:
+        chips = sorted([*self.seeds, *self.measured])
+        for folder in ["tensors", *map(_chip_folder, chips)]:
             (directory / folder).mkdir(parents=True)
         files = _Files(directory)
         layers = []
@@ -108,13 +132,16 @@ class Contents:
             chips=tuple(
                 ChipEntry(
                     seed=seed,
+                    measured=seed in self.measured,
                     files={
                         layer.weight.path: _file(_chip_folder(seed), number)
                         for number, layer in enumerate(layers)
                     },
                 )
-                for seed in self.seeds
+                for seed in chips
             ),
+            graph=self.graph,
+            accuracy=self.accuracy,
             files=files.tensors,
         )
         for folder in sorted(path for path in directory.rglob("*") if path.is_dir()):
@@ -147,8 +174,12 @@ class Contents:
         ]
         file = _file("tensors", number)
         files.write(file, [kernel, *beside], content)
-        for seed in self.seeds:
-            chip_kernel, conductances = crossbars.chip(seed)
+        for seed in [*self.seeds, *self.measured]:
+            chip_kernel, conductances = (
+                crossbars.measured(self.measured[seed])
+                if seed in self.measured
+                else crossbars.chip(seed)
+            )
             chip = {"kernel": (chip_kernel, UNITS["nominal"])}
             for name, array in conductances:
                 unit = UNITS.get(name.rpartition("/")[2], UNITS["conductance"])

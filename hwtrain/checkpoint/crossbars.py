@@ -2,7 +2,7 @@
 
 import dataclasses
 import functools
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
 import jax
 import jax.numpy as jnp
@@ -10,7 +10,7 @@ import numpy as np
 
 from hwtrain import conductances
 from hwtrain.checkpoint.errors import HardwareCheckpointError
-from hwtrain.checkpoint.tiles import Place, Tile, grid, on_cpu
+from hwtrain.checkpoint.tiles import Place, Tile, grid, join, on_cpu
 from hwtrain.chips import apply_mismatch, chip_key
 from hwtrain.crossbar import on_crossbar
 from hwtrain.hardware import ConductanceConverter
@@ -85,13 +85,36 @@ class Crossbars:
             )
         return np.asarray(kernel), self._chip_conductances(kernel, seed)
 
+    def measured(
+        self, conductances: Mapping[str, np.ndarray]
+    ) -> tuple[np.ndarray, Iterator[tuple[str, np.ndarray]]]:
+        """Returns as `chip` what was measured on a chip.
+
+        Args:
+          conductances: of the whole chip, by name, checked; see `read_conductances`.
+        """
+        if self.weight.hardware.converter is None:
+            return np.asarray(self._kernel), iter(())
+        rows, columns = self.weight.tiles
+        weights = [[np.empty(0)] * columns for _ in range(rows)]
+        arrays = {}
+        for place, (name, nominal) in zip(grid(self.weight), self.tiles()):
+            devices = {
+                device: conductances[f"{self.weight.path}/{name}/{device}"]
+                for device in nominal.conductances
+            }
+            arrays |= {f"{name}/{device}": g for device, g in devices.items()}
+            tile = dataclasses.replace(nominal, conductances=devices)
+            weights[place.row][place.column] = tile.weights()
+        return join(self.weight, weights), iter(arrays.items())
+
     def _chip_conductances(
         self, kernel: jax.Array, seed: int
     ) -> Iterator[tuple[str, np.ndarray]]:
         if self.weight.hardware.converter is None:
             return
         with on_cpu():
-            if self.weight.hardware.noise_model is None:
+            if not self.weight.hardware.programs:
                 found = _by_scale(self._geometry, self._w, kernel, self._scale)
                 quantities = [{"": g} for g in found]
             else:

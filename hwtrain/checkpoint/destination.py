@@ -1,6 +1,8 @@
 """Where something is written: complete, or nothing is there."""
 
 import contextlib
+import fcntl
+import glob
 import os
 import secrets
 import shutil
@@ -15,7 +17,8 @@ from hwtrain.checkpoint.manifest import sync
 def new(out: str | os.PathLike[str], *, folder: bool = False) -> Iterator[Path]:
     """Gives a hidden path beside `out` to write to, and then its name to what is there.
 
-    A process that is killed may leave the hidden path, never a part of `out`.
+    A process that is killed may leave the hidden path, never a part of `out`; who
+    writes to `out` next removes it.
 
     >>> import tempfile
     >>> with tempfile.TemporaryDirectory() as directory:
@@ -34,11 +37,16 @@ def new(out: str | os.PathLike[str], *, folder: bool = False) -> Iterator[Path]:
     """
     destination = Path(out)
     check_free(destination)
+    _remove_abandoned(destination)
     partial = destination.with_name(
         f".{destination.name}.{secrets.token_hex(4)}.partial"
     )
+    lock = None
     try:
-        (partial if folder else partial.parent).mkdir(parents=True, exist_ok=not folder)
+        partial.parent.mkdir(parents=True, exist_ok=True)
+        if folder:
+            partial.mkdir()
+            lock = _lock(partial)
         yield partial
         for path in [*partial.rglob("*"), partial]:
             sync(path)
@@ -52,6 +60,8 @@ def new(out: str | os.PathLike[str], *, folder: bool = False) -> Iterator[Path]:
             "check free space and permissions, and write it again"
         ) from error
     finally:
+        if lock is not None:
+            os.close(lock)
         if partial.is_dir():
             shutil.rmtree(partial, ignore_errors=True)
         else:
@@ -65,3 +75,27 @@ def check_free(path: Path) -> None:
             f"{path} exists and is never overwritten; choose another path, or "
             "remove it first"
         )
+
+
+def _lock(partial: Path) -> int | None:
+    """Locks a directory for as long as this process lives; `None` if it cannot."""
+    descriptor = os.open(partial, os.O_RDONLY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        # Held by its writer, or a file system without locks.
+        os.close(descriptor)
+        return None
+    return descriptor
+
+
+def _remove_abandoned(destination: Path) -> None:
+    """Removes what writers of a destination left that were killed."""
+    pattern = f".{glob.escape(destination.name)}.{'[0-9a-f]' * 8}.partial"
+    for partial in destination.parent.glob(pattern):
+        if not partial.is_dir() or partial.is_symlink():
+            continue
+        lock = _lock(partial)
+        if lock is not None:
+            shutil.rmtree(partial, ignore_errors=True)
+            os.close(lock)

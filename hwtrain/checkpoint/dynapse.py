@@ -9,8 +9,9 @@ from typing import Literal
 import numpy as np
 
 from hwtrain.checkpoint import destination, manifest, tensors
+from hwtrain.checkpoint.description import Entry
 from hwtrain.checkpoint.errors import HardwareCheckpointError
-from hwtrain.checkpoint.manifest import Entry, Hash, TensorEntry
+from hwtrain.checkpoint.manifest import Hash, TensorEntry
 from hwtrain.dynapse.biases import BiasCode
 from hwtrain.dynapse.connectivity import Limits
 from hwtrain.dynapse.deployment import Deployment, Synapses

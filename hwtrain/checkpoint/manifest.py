@@ -7,8 +7,9 @@ import os
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, Field, ValidationError, model_validator
 
+from hwtrain.checkpoint.description import Entry, Graph, Measurement
 from hwtrain.checkpoint.errors import HardwareCheckpointError
 from hwtrain.checkpoint.rules import RULES, UNITS
 from hwtrain.conductances import converter_of
@@ -31,12 +32,6 @@ Seed = Annotated[int, Field(ge=0, le=LARGEST_SEED)]
 Sizes = tuple[Annotated[int, Field(ge=0)], ...]
 Kind = TypeVar("Kind", bound=BaseModel)
 Hash = Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
-
-
-class Entry(BaseModel):
-    """A part of a manifest: strict, closed, frozen."""
-
-    model_config = ConfigDict(strict=True, extra="forbid", frozen=True)
 
 
 class TensorEntry(Entry):
@@ -93,6 +88,9 @@ class ChipEntry(Entry):
     """One frozen chip: its seed, and the file of each analog weight by path."""
 
     seed: Seed
+    """Of a measured chip, its number."""
+    measured: bool = False
+    """Whether its conductances were read back from a chip, instead of drawn."""
     files: dict[str, FileName]
 
 
@@ -109,6 +107,9 @@ class Manifest(Entry):
     digital: tuple[Digital, ...]
     leaves: tuple[LeafEntry, ...]
     chips: tuple[ChipEntry, ...]
+    graph: Graph | None = None
+    accuracy: tuple[Measurement, ...] = ()
+    """What was measured of the model, if anything."""
     files: dict[FileName, dict[str, TensorEntry]]
     sha256: Hash | None = None
     """Of the manifest itself, without this entry; set when it is written."""
@@ -127,6 +128,7 @@ class Manifest(Entry):
             elif leaf.kind == "zeros" and (leaf.dtype, leaf.shape) == (None, None):
                 raise ValueError(f"{leaf.keys}: zeros have a dtype and a shape")
         paths = {layer.weight.path for layer in self.layers}
+        self._check_graph()
         for chip in self.chips:
             if chip.files.keys() != paths:
                 raise ValueError(f"chip {chip.seed}: not every analog weight is there")
@@ -141,14 +143,28 @@ class Manifest(Entry):
                 converter = converter_of(layer.weight)
                 for name in (*converter.scales, "mapping_scale"):
                     self._expect(layer.file, f"{tile}/{name}")
-                model = layer.weight.hardware.noise_model
-                draws = programmed_fields(model) if model else ()
+                draws = programmed_fields(layer.weight.hardware)
+                drawn = [
+                    chip.files[layer.weight.path]
+                    for chip in self.chips
+                    if not chip.measured
+                ]
                 for device in converter.devices:
                     for file in [layer.file, *chip_files]:
                         self._expect(file, f"{tile}/{device}", shape)
-                    for file, draw in itertools.product(chip_files, draws):
+                    for file, draw in itertools.product(drawn, draws):
                         self._expect(file, f"{tile}/{device}/{draw}", shape)
         return self
+
+    def _check_graph(self) -> None:
+        layers = {"/".join(map(str, leaf.keys[1:-1])) for leaf in self.leaves}
+        layers |= {layer.weight.layer_path for layer in self.layers}
+        for name, what in (self.graph.nodes if self.graph else {}).items():
+            if what == "layer" and name not in layers:
+                raise ValueError(
+                    f"graph: the model has no layer {name!r}; it has "
+                    f"{', '.join(sorted(layers))}"
+                )
 
     def _expect(self, file: str, tensor: str, shape: Sizes | None = None) -> None:
         """Raises where an entry points at a tensor that no file lists."""

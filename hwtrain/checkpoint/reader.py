@@ -78,17 +78,18 @@ class HardwareCheckpoint:
 
         Raises:
           HardwareCheckpointError: if the chip is not in the checkpoint, or damaged; or
-            for a time or a key that no noise model of the checkpoint would feel.
+            for a time or a key that no noise model of the checkpoint would feel, or of
+            a chip that was measured.
         """
-        files = self._chip(seed).files
-        check_read(self.manifest, t_s, key)
+        entry = self._chip(seed)
+        check_read(self.manifest, entry, t_s, key)
         now = 0.0 if t_s is None else t_s
         nominal = paths.leaves(self.params)
         kernels = {}
         for layer in self.manifest.layers:
-            path, read = layer.weight.path, self._read(files[layer.weight.path])
+            path, read = layer.weight.path, self._read(entry.files[layer.weight.path])
             kernels[path] = read["kernel"]
-            if layer.weight.hardware.noise_model is not None:
+            if layer.weight.hardware.programs and not entry.measured:
                 scale = layer.weight.stored_scale(nominal)
                 tiles = self.conductances(path, seed)
                 kernels[path] = kernel_at(
@@ -123,13 +124,15 @@ class HardwareCheckpoint:
                 "with Hardware(converter=SinglePairConductanceConverter(...))"
             )
         nominal = self._read(layer.file)
-        chip = nominal
+        chip, fields = nominal, ()
         if chip_seed is not None:
-            chip = self._read(self._chip(chip_seed).files[path])
+            entry = self._chip(chip_seed)
+            chip = self._read(entry.files[path])
+            fields = () if entry.measured else programmed_fields(layer.weight.hardware)
         rows, columns = layer.weight.tiles
         return tuple(
             tuple(
-                _tile(layer, nominal, chip, f"tile/{row}/{column}")
+                _tile(layer, nominal, chip, fields, f"tile/{row}/{column}")
                 for column in range(columns)
             )
             for row in range(rows)
@@ -223,15 +226,15 @@ def _tile(
     layer: LayerEntry,
     nominal: Mapping[str, np.ndarray],
     chip: Mapping[str, np.ndarray],
+    fields: tuple[str, ...],
     name: str,
 ) -> Tile:
     converter = converter_of(layer.weight)
-    model = layer.weight.hardware.noise_model
     programmed = {}
-    if model is not None and chip is not nominal:
+    if fields:
         for g in converter.devices:
             arrays: dict[str, Any] = {
-                field: chip[f"{name}/{g}/{field}"] for field in programmed_fields(model)
+                field: chip[f"{name}/{g}/{field}"] for field in fields
             }
             arrays["g_target"] = chip[f"{name}/{g}"]
             programmed[g] = Programmed(**arrays)

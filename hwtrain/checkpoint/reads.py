@@ -9,7 +9,7 @@ import numpy as np
 from jax.typing import ArrayLike
 
 from hwtrain.checkpoint.errors import HardwareCheckpointError
-from hwtrain.checkpoint.manifest import Manifest
+from hwtrain.checkpoint.manifest import ChipEntry, Manifest
 from hwtrain.checkpoint.tiles import Tile, join, on_cpu
 from hwtrain.crossbar import on_crossbar
 from hwtrain.physics.programmed import Programmed
@@ -20,11 +20,16 @@ Tiles = tuple[tuple[Tile, ...], ...]
 
 
 def check_read(
-    manifest: Manifest, t_s: ArrayLike | None, key: jax.Array | None
+    manifest: Manifest, chip: ChipEntry, t_s: ArrayLike | None, key: jax.Array | None
 ) -> None:
     """Raises if a time or a key would change nothing, or the time is before zero."""
     models = [layer.weight.hardware.noise_model for layer in manifest.layers]
     asked = t_s is not None or key is not None
+    if asked and chip.measured:
+        raise HardwareCheckpointError(
+            f"chip {chip.seed} was measured, at one time; how its devices drift and "
+            "what another read would give is not known. Leave t_s and the key out"
+        )
     if asked and all(model is None for model in models):
         raise HardwareCheckpointError(
             f"t_s={t_s} and the key of a read would change nothing: no weight of this "

@@ -6,6 +6,7 @@ UNITS = {
     "min": "crossbar weight",
     "nu": "1",
     "xi": "1",
+    "stuck": "0 healthy, 1 stuck at g_min, 2 stuck at g_max",
     "mapping_scale": "unit of the nominal weight per unit of crossbar weight",
     "nominal": "unit of the model",
     "output_scale": "1",
@@ -68,6 +69,13 @@ RULES = {
         "g(t) = g_prog * ((t + t_0) / t_0) ** -nu; reram_wan2022 "
         "g(t) = max(target + sigma(target, t) * xi, 0); reram_cmo as its docstring. "
         "Weights follow by 'weights' with the scale_ratio of the nominal tile"
+    ),
+    "stuck": (
+        "of each device of a chip, with p0 = stuck.at_g_min and p1 = stuck.at_g_max of "
+        "its hardware: 1 (stuck at g_min) if u < p0, 2 (stuck at g_max) if "
+        "u >= 1 - p1, else 0; u uniform in [0, 1), drawn as that of 'chip' from its "
+        "23 upper bits, h of '<path>#stuck#<number of the device>'. Its g_prog, and "
+        "its conductance at every time and read, is g_min or g_max"
     ),
     "drift_compensation": (
         "factor on the weights of a tile: mean|w| of g_prog (global, per_column: of "

@@ -1,7 +1,7 @@
 """A crossbar as a checkpoint holds it, and where it lies in its weight."""
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -118,7 +118,7 @@ def grid(weight: AnalogWeight) -> list[Place]:
     ]
 
 
-def join(weight: AnalogWeight, tiles: tuple[tuple[np.ndarray, ...], ...]) -> np.ndarray:
+def join(weight: AnalogWeight, tiles: Sequence[Sequence[np.ndarray]]) -> np.ndarray:
     """Returns an array in its stored shape from the weights of its tiles.
 
     Args:

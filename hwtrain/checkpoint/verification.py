@@ -1,5 +1,6 @@
 """Verifies a hardware-ready checkpoint beyond its hashes: computes it once more."""
 
+import math
 import os
 from typing import Any
 
@@ -22,7 +23,8 @@ def verify(path: str | os.PathLike[str]) -> dict[str, Any]:
     r"""Reads a checkpoint, computes all of it once more, and certifies it.
 
     Compares every hash; the weights that the conductances of each tile stand for with
-    the nominal ones; and the weights of every chip with a new draw from its seed.
+    the nominal ones; and the weights of every chip with a new draw from its seed, or
+    of a measured chip with its conductances.
 
     .. math:: \epsilon = \max |W' - W| / \max |W|
 
@@ -64,7 +66,12 @@ def verify(path: str | os.PathLike[str]) -> dict[str, Any]:
         for chip in manifest.chips:
             file = chip.files[weight.path]
             stored = tensors.read(checkpoint.directory, file, manifest.files[file])
-            chip_kernel, conductances = crossbars.chip(chip.seed)
+            if chip.measured:
+                prefix = f"{weight.path}/"
+                named = {prefix + name: array for name, array in stored.items()}
+                chip_kernel, conductances = crossbars.measured(named)
+            else:
+                chip_kernel, conductances = crossbars.chip(chip.seed)
             redrawn = {"kernel": chip_kernel, **dict(conductances)}
             error = max(_error(stored[name], redrawn[name]) for name in redrawn)
             where = f"{weight.path}, chip {chip.seed} ({file})"
@@ -98,9 +105,12 @@ def _conductance_error(
 
 
 def _error(found: np.ndarray, expected: np.ndarray) -> float:
-    largest = np.abs(expected).max(initial=0.0)
-    difference = np.abs(found - expected).max(initial=0.0)
-    return float(difference / largest) if difference else 0.0
+    # In float64, in which no unsigned state of a device wraps around.
+    largest = np.abs(expected, dtype=np.float64).max(initial=0.0)
+    difference = np.abs(found.astype(np.float64) - expected).max(initial=0.0)
+    if not difference:
+        return 0.0
+    return float(difference / largest) if largest else math.inf
 
 
 def _checked(where: str, error: float) -> float:

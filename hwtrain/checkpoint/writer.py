@@ -1,7 +1,7 @@
 """Writes a hardware-ready checkpoint."""
 
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +9,8 @@ import safetensors
 
 from hwtrain.checkpoint import destination
 from hwtrain.checkpoint.contents import Contents
+from hwtrain.checkpoint.description import Graph, Measurement
+from hwtrain.checkpoint.measured import Conductances
 from hwtrain.checkpoint.progress import Report
 from hwtrain.plan import Plan
 
@@ -20,6 +22,9 @@ def export(
     *,
     chip_seed: int | None = None,
     chip_seeds: Iterable[int] = (),
+    measured: Mapping[int, Conductances] | None = None,
+    graph: Graph | None = None,
+    accuracy: Iterable[Measurement] = (),
     report: Report | None = None,
 ) -> Path:
     r"""Writes a model as a checkpoint that a chip can be programmed from.
@@ -51,6 +56,10 @@ def export(
       chip_seed: seed of a chip whose frozen mismatch is drawn and stored beside the
         nominal values. `None` for none.
       chip_seeds: more of them.
+      measured: chips that were programmed and read back: by the chip's number, what
+        `read_conductances` returned. `None` for none.
+      graph: how the layers are connected, stored for programs that need to know.
+      accuracy: what was measured of the model, stored in the manifest.
       report: is called with the number of layers that are written, and of all, such as
         that of `show_progress`. `None` for none.
 
@@ -64,7 +73,9 @@ def export(
     """
     seeds = [*chip_seeds] if chip_seed is None else [chip_seed, *chip_seeds]
     with destination.new(path, folder=True) as partial:
-        contents = Contents(variables, plan, seeds)
+        contents = Contents(
+            variables, plan, seeds, measured=measured, graph=graph, accuracy=accuracy
+        )
         try:
             contents.write(partial, report)
         except safetensors.SafetensorError as error:

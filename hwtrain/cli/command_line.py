@@ -6,7 +6,7 @@ import shlex
 import sys
 from collections.abc import Sequence
 
-from hwtrain.cli import convert, evaluate, export, inspect, train, verify
+from hwtrain.cli import calibrate, convert, evaluate, export, inspect, train, verify
 from hwtrain.cli.errors import BadInputError, print_error
 from hwtrain.version import __version__
 
@@ -41,7 +41,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=__version__)
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
-    for command in (train, evaluate, export, inspect, verify, convert):
+    for command in (train, evaluate, calibrate, export, inspect, verify, convert):
         command.add(commands)
     return parser
 

@@ -10,16 +10,16 @@ from rich.table import Table
 from hwtrain.cli.errors import bad_input
 from hwtrain.cli.options import (
     Commands,
-    Model,
     add_chips,
     add_model,
+    add_run,
     check_file,
     chip_seeds,
     open_model,
+    run_of,
 )
 from hwtrain.evaluate import Population, plots
-from hwtrain.training.folder import is_run, write_json
-from hwtrain.training.run import Run, open_run
+from hwtrain.training.folder import write_json
 
 _METRIC = "accuracy in %"
 
@@ -33,13 +33,7 @@ def add(commands: Commands) -> None:
         "checkpoint on the run's test set, on chips with their own frozen mismatch.",
     )
     add_model(parser)
-    parser.add_argument(
-        "--run",
-        type=Path,
-        metavar="RUN",
-        help="the run whose model and data a checkpoint is evaluated with (default: "
-        "the run that the checkpoint lies in)",
-    )
+    add_run(parser)
     add_chips(parser, what="evaluate on")
     parser.add_argument(
         "--times",
@@ -68,7 +62,7 @@ def _evaluate(options: argparse.Namespace) -> int:
                 raise ValueError("--png draws accuracy over time; give --times too")
         seeds = chip_seeds(options)
         model = open_model(options)
-        run = model.run or _run_of(model, options)
+        run = run_of(model, options)
         chips = range(run.config.evaluation.chips) if seeds is None else seeds
         with console.status("evaluating on chips"):
             found = run.population(
@@ -86,25 +80,6 @@ def _evaluate(options: argparse.Namespace) -> int:
         for file in filter(None, (options.json, options.png)):
             console.print(f"{file} written", soft_wrap=True, highlight=False)
     return 0
-
-
-def _run_of(model: Model, options: argparse.Namespace) -> Run:
-    """Returns the run whose model a checkpoint is of."""
-    path: Path = options.model
-    candidates = [options.run] if options.run else path.resolve().parents
-    folder = next((folder for folder in candidates if is_run(folder)), None)
-    if folder is None:
-        raise ValueError(
-            f"{path}: a checkpoint holds no model code and no data; name the run that "
-            "it is of: --run RUN"
-        )
-    run = open_run(folder)
-    if run.ready.plan != model.plan:
-        raise ValueError(
-            f"{path} is of another model or hardware than the run {folder}; name its "
-            "own with --run RUN"
-        )
-    return run
 
 
 def _table(found: Population) -> Table:

@@ -10,8 +10,8 @@ from rich.table import Table
 from rich.text import Text
 
 from hwtrain import paths
-from hwtrain.checkpoint import Manifest
 from hwtrain.checkpoint.crossbars import Crossbars
+from hwtrain.checkpoint.manifest import ChipEntry, Manifest
 from hwtrain.cli.errors import bad_input
 from hwtrain.cli.options import Commands, Model, add_model, check_file, open_model
 from hwtrain.evaluate import plots
@@ -120,9 +120,21 @@ def _about(manifest: Manifest) -> Table:
     versions = ", ".join(f"{name} {v}" for name, v in manifest.libraries.items())
     table.add_row("format", f"{manifest.format} {manifest.version}")
     table.add_row("written by", versions)
-    table.add_row("chips", ", ".join(str(c.seed) for c in manifest.chips) or "none")
+    table.add_row("chips", ", ".join(map(_chip, manifest.chips)) or "none")
+    for found in manifest.accuracy:
+        spread = "" if found.std is None else f" ± {found.std:.2f}"
+        given = ", ".join(f"{name} {value}" for name, value in found.conditions.items())
+        table.add_row(
+            found.metric,
+            f"{found.mean:.2f}{spread} on {found.chips} chips, {found.mode}"
+            f"{f', {given}' if given else ''}",
+        )
     table.add_row("SHA-256", manifest.sha256 or "")
     return table
+
+
+def _chip(chip: ChipEntry) -> str:
+    return f"{chip.seed} (measured)" if chip.measured else str(chip.seed)
 
 
 def _table(histograms: dict[str, Histogram], chip: int | None) -> Table:

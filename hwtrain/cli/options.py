@@ -87,6 +87,48 @@ def open_model(options: argparse.Namespace) -> Model:
     )
 
 
+def add_run(parser: argparse.ArgumentParser) -> None:
+    """Adds the option that names the run of a checkpoint."""
+    parser.add_argument(
+        "--run",
+        type=Path,
+        metavar="RUN",
+        help="the run that has a checkpoint's model and data (default: the one that "
+        "the checkpoint lies in)",
+    )
+
+
+def run_of(model: Model, options: argparse.Namespace) -> Run:
+    """Returns the run whose code and data a model needs.
+
+    Raises:
+      ValueError: if a checkpoint lies in no run and none is named, or if it is of
+        another model.
+    """
+    if model.run is not None:
+        if options.run is not None:
+            raise ValueError(
+                f"--run {options.run} does nothing with the run {options.model}; leave "
+                "it out, or give a checkpoint"
+            )
+        return model.run
+    path: Path = options.model
+    candidates = [options.run] if options.run else path.resolve().parents
+    folder = next((folder for folder in candidates if is_run(folder)), None)
+    if folder is None:
+        raise ValueError(
+            f"{path}: a checkpoint holds no model code and no data; name the run that "
+            "it is of: --run RUN"
+        )
+    run = open_run(folder)
+    if run.ready.plan != model.plan:
+        raise ValueError(
+            f"{path} is of another model or hardware than the run {folder}; name its "
+            "own with --run RUN"
+        )
+    return run
+
+
 def add_chips(parser: argparse.ArgumentParser, *, what: str) -> None:
     """Adds the options that name chips."""
     chips = parser.add_mutually_exclusive_group()

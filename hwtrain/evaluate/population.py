@@ -15,6 +15,7 @@ from scipy import stats
 
 from hwtrain.checkpoint import HardwareCheckpoint
 from hwtrain.chips import chip_key, with_chip_keys, with_nominal_scales
+from hwtrain.evaluate.measured import are_measured, as_they_are
 from hwtrain.physics.random import as_key, draw_key
 from hwtrain.plan import Plan
 from hwtrain.programming import program_chip
@@ -85,7 +86,8 @@ def population(
     """Evaluates a model on a population of chips, in chip mode.
 
     Each chip gets its frozen mismatch and the noise of its programming, functions of
-    its seed: chip 7 is the chip that `export(..., chip_seed=7)` writes. With a noise
+    its seed: chip 7 is the chip that `export(..., chip_seed=7)` writes. A chip of a
+    checkpoint that was measured is evaluated as it was measured. With a noise
     model its conductances drift, and every batch at every time is a read of its own.
     Chips are a vectorised axis, taken in chunks that fit in memory. What is compiled is
     used again by calls with equal models, plans and metrics: pass one function as the
@@ -133,7 +135,10 @@ def population(
     """
     seeds = _seeds(chips)
     key = _checked_key(key)
+    params_of_chips: list[Any] = []
     if isinstance(variables, HardwareCheckpoint):
+        if are_measured(variables, seeds, times_s):
+            params_of_chips = [variables.chip(seed) for seed in seeds]
         variables = variables.variables
     if variables is None and not isinstance(analog, nnx.Module):
         raise ValueError(
@@ -152,15 +157,24 @@ def population(
         chunk = _chunk(tree["params"], plan, len(seeds))
     elif _whole(chunk, "chunk") < 1:
         raise ValueError(f"chunk must be at least 1 chip; got {chunk}")
+    nominal, groups = tree["params"], [(tree, jnp.asarray(seeds, jnp.uint32))]
+    if params_of_chips:
+        plan = as_they_are(plan)
+        groups = [
+            ({**tree, "params": params}, jnp.asarray([seed], jnp.uint32))
+            for seed, params in zip(seeds, params_of_chips)
+        ]
     totals = _compiled_totals(analog, plan, metric, kwargs, int(chunk))
 
     total, count = np.zeros((len(seeds), len(times))), 0
     device_times = jnp.asarray(times, jnp.float32)
-    device_seeds = jnp.asarray(seeds, jnp.uint32)
     for number, batch in enumerate(itertools.chain([first], batches)):
         step_key = jax.random.fold_in(key, number)
-        found = totals(tree, device_seeds, device_times, step_key, *batch)
-        total += np.asarray(found, np.float64)
+        found = [
+            totals(group, nominal, some, device_times, step_key, *batch)
+            for group, some in groups
+        ]
+        total += np.concatenate([np.asarray(part, np.float64) for part in found])
         count += _examples(batch[0])
     values = total / count
     if times_s is None:
@@ -228,7 +242,7 @@ def _build_totals(
     kwargs = {name: value for name, _, value in arguments}
 
     @jax.jit
-    def totals(tree, seeds, times, key, inputs, *targets):
+    def totals(tree, nominal, seeds, times, key, inputs, *targets):
         # While tracing, so that the model's zeros are no arrays that stay alive.
         if isinstance(model, _NnxStructure):
             call, _ = as_function(model.model(), "chip")
@@ -244,7 +258,7 @@ def _build_totals(
                 read = draw_key(jax.random.fold_in(key, seed), "", "read")
                 read = jax.random.fold_in(read, number)
                 params = with_chip_keys(chip.at(t_s, read), plan, frozen)
-                params = with_nominal_scales(params, plan, tree["params"])
+                params = with_nominal_scales(params, plan, nominal)
                 outputs = call({**tree, "params": params}, read, inputs, **kwargs)
                 values = _checked_values(metric(outputs, *targets), _examples(inputs))
                 return jnp.sum(values, dtype=jnp.float32)

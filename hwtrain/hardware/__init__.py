@@ -54,6 +54,7 @@ from hwtrain.hardware.periphery import InputRangeParameter as InputRangeParamete
 from hwtrain.hardware.periphery import MappingParameter as MappingParameter
 from hwtrain.hardware.reram import ReRamCMONoiseModel as ReRamCMONoiseModel
 from hwtrain.hardware.reram import ReRamWan2022NoiseModel as ReRamWan2022NoiseModel
+from hwtrain.hardware.stuck import StuckParameter as StuckParameter
 from hwtrain.hardware.weights import MismatchParameter as MismatchParameter
 from hwtrain.hardware.weights import WeightClipParameter as WeightClipParameter
 from hwtrain.hardware.weights import WeightRemapParameter as WeightRemapParameter

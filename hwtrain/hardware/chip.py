@@ -30,6 +30,7 @@ from hwtrain.hardware.pair_converters import (
 )
 from hwtrain.hardware.periphery import InputRangeParameter, MappingParameter
 from hwtrain.hardware.reram import ReRamCMONoiseModel, ReRamWan2022NoiseModel
+from hwtrain.hardware.stuck import StuckParameter
 from hwtrain.hardware.weights import (
     MismatchParameter,
     WeightClipParameter,
@@ -92,11 +93,22 @@ class Hardware:
     drift: Drift | None = None
     """Drift of the weights from one training step to the next."""
     converter: ConductanceConverter | None = None
-    """How a weight becomes conductances, for the export and for `noise_model`."""
+    """How a weight becomes conductances: for the export, `noise_model` and `stuck`."""
     noise_model: NoiseModel | None = None
     """What programming, time and reads do to a chip's conductances."""
     drift_compensation: DriftCompensation | None = None
     """What undoes the mean drift of each tile when a chip is used."""
+    stuck: StuckParameter | None = None
+    """Devices of each chip that cannot be programmed."""
+
+    @model_validator(mode="after")
+    def _check_stuck(self) -> Self:
+        if self.stuck is not None and self.converter is None:
+            raise ValueError(
+                "stuck needs a converter, whose g_min and g_max devices are stuck at. "
+                "Write converter=SinglePairConductanceConverter(g_max=25.0)"
+            )
+        return self
 
     @model_validator(mode="after")
     def _check_noise_model(self) -> Self:
@@ -130,7 +142,17 @@ class Hardware:
     def frozen(self) -> bool:
         """Whether chips differ: by mismatch, or by how they were programmed."""
         mismatch = self.mismatch is not None and self.mismatch.draws
-        return mismatch or self.noise_model is not None
+        return mismatch or self.programs
+
+    @property
+    def sticks(self) -> bool:
+        """Whether chips have stuck devices."""
+        return self.stuck is not None and self.stuck.draws
+
+    @property
+    def programs(self) -> bool:
+        """Whether devices of a chip are not what was written to them."""
+        return self.noise_model is not None or self.sticks
 
     @property
     def ranged(self) -> bool:

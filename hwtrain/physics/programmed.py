@@ -22,12 +22,15 @@ class Programmed:
       nu: drift exponent of each device, for models with a power law; else `None`.
       xi: standard normal number of each device, which its relaxation follows, for
         models with one; else `None`.
+      stuck: whether a device is stuck, as `hwtrain.physics.stuck` says; `None` if none
+        can be.
     """
 
     g_target: jax.Array
     g_prog: jax.Array
     nu: jax.Array | None = None
     xi: jax.Array | None = None
+    stuck: jax.Array | None = None
 
 
 def noisy(g: jax.Array, sigma: ArrayLike, xi: ArrayLike) -> jax.Array:

@@ -8,10 +8,10 @@ import jax
 import numpy as np
 from rich.console import Console
 
-from hwtrain import checkpoint, evaluate
+from hwtrain import checkpoint, evaluate, paths
 from hwtrain.physics.fast_random import fast_prng
 from hwtrain.training import checkpoints, report
-from hwtrain.training.config import Config
+from hwtrain.training.config import Config, TrainingParameter
 from hwtrain.training.folder import write_json
 from hwtrain.training.functional import Params
 from hwtrain.training.loop import (
@@ -47,20 +47,22 @@ def compare(
     Returns:
       The results: for each mismatch and model.
     """
-    trained = {PLAIN: _train(config, ready, PLAIN, out, console)}
-    trained[HARDWARE_AWARE] = [
-        _through_export(config, ready, params, out / "export" / f"seed_{seed}")
-        for seed, params in zip(
-            config.training.seeds, _train(config, ready, HARDWARE_AWARE, out, console)
-        )
-    ]
-    _say(console, f"exported to {out / 'export'} and read back")
+    trained = {
+        name: _train(config, ready, name, out, console)
+        for name in (PLAIN, HARDWARE_AWARE)
+    }
     with console.status("evaluating on chips"):
         results = [
             _evaluate(config, ready, model, params, level)
             for level in config.evaluation.mismatch_std
             for model, params in trained.items()
         ]
+    for number, seed in enumerate(config.training.seeds):
+        params = trained[HARDWARE_AWARE][number]
+        accuracy = _measurements(results, number)
+        path = out / "export" / f"seed_{seed}"
+        _export(config, ready, params, accuracy, path)
+    _say(console, f"exported to {out / 'export'} and read back")
     _write_results(config, results, out)
     _show_results(config, results, out, console)
     return results
@@ -80,13 +82,15 @@ def _train(
         where = out / name / f"seed_{seed}"
         title = f"{name}, seed {seed}"
         trained.append(
-            _train_seed(config, step, state, ready.train, seed, where, title, console)
+            train_seed(
+                config.training, step, state, ready.train, seed, where, title, console
+            )
         )
     return trained
 
 
-def _train_seed(
-    config: Config,
+def train_seed(
+    training: TrainingParameter,
     step: Step,
     state: TrainState,
     data: Split,
@@ -95,7 +99,18 @@ def _train_seed(
     title: str,
     console: Console,
 ) -> Params:
-    training = config.training
+    """Returns the trained parameters of one seed, from its last checkpoint on.
+
+    Args:
+      training: how it is trained.
+      step: from `make_step`.
+      state: the state before the first update.
+      data: the training set.
+      seed: the training seed.
+      where: folder of its checkpoints.
+      title: what stands beside the progress.
+      console: where progress is shown.
+    """
     with checkpoints.open_checkpoints(where) as manager:
         state = checkpoints.restore_latest(manager, state)
         done = int(state.step)
@@ -121,14 +136,48 @@ def _train_seed(
     return state.params
 
 
-def _through_export(
-    config: Config, ready: Preparation, params: Params, path: Path
-) -> Params:
-    """Exports the parameters, unless done before, and returns what is read back."""
+def _measurements(
+    results: list[Accuracies], number: int
+) -> list[checkpoint.Measurement]:
+    """Returns the accuracies of one hardware-aware model, as a manifest holds them."""
+    found = []
+    for result in results:
+        if result.model == HARDWARE_AWARE:
+            values = result.values[number]
+            std = round(float(values.std(ddof=1)), 4) if len(values) > 1 else None
+            measurement = checkpoint.Measurement(
+                metric="accuracy in % on the test set",
+                mode=_MODE,
+                chips=len(values),
+                mean=round(float(values.mean()), 4),
+                std=std,
+                conditions={"mismatch_std": float(result.mismatch_std)},
+            )
+            found.append(measurement)
+    return found
+
+
+def _export(
+    config: Config,
+    ready: Preparation,
+    params: Params,
+    accuracy: list[checkpoint.Measurement],
+    path: Path,
+) -> None:
+    """Exports a model with its accuracy, unless done before, and reads it back."""
     if not path.exists():
         chip = config.export.chip_seed
-        checkpoint.export(path, {"params": params}, ready.plan, chip_seed=chip)
-    return checkpoint.load(path).params
+        checkpoint.export(
+            path, {"params": params}, ready.plan, chip_seed=chip, accuracy=accuracy
+        )
+    found = paths.leaves(checkpoint.load(path).params)
+    for name, leaf in paths.leaves(params).items():
+        # Probes carry nothing and come back as zeros.
+        if not name.endswith("probe") and not np.array_equal(found[name], leaf):
+            raise checkpoint.HardwareCheckpointError(
+                f"{path}: {name} is not what this run has trained and evaluated; "
+                "delete the folder to export it again with --resume"
+            )
 
 
 def _evaluate(

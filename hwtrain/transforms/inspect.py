@@ -140,6 +140,7 @@ def _row(weight: AnalogWeight, plan: Plan, values: dict[str, Any]) -> dict[str, 
         "mismatch": _mismatch(chip),
         "conductances": _converter(chip),
         "programming": _noise_model(chip),
+        "stuck": _stuck(chip),
         "by": weight.rule,
     }
 
@@ -314,6 +315,13 @@ def _noise_model(chip: Hardware) -> str:
     compensation = chip.drift_compensation
     undone = f", {compensation.type} drift compensation" if compensation else ""
     return f"{model.type}{changed}{undone}"
+
+
+def _stuck(chip: Hardware) -> str:
+    if chip.stuck is None or not chip.stuck.draws:
+        return "none"
+    shares = (("g_min", chip.stuck.at_g_min), ("g_max", chip.stuck.at_g_max))
+    return ", ".join(f"{share:.2%} at {end}" for end, share in shares if share)
 
 
 def _totals(plan: Plan, values: dict[str, Any]) -> dict[str, int]:

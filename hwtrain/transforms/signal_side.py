@@ -212,21 +212,8 @@ def analog_matmul(
     watch = observer()
     if watch is not None:
         return watch(Multiplication(weight, mode, leaves, x, w, dot_general, dtype))
-    stored = ["mapping_scale"] if weight.hardware.stores_scale else []
-    stored += ["output_scale"] if weight.hardware.scales_outputs else []
-    for name in [*(["input_range", "probe"] if weight.ranged else []), *stored]:
-        if name not in leaves:
-            raise missing_leaf(weight.layer_path, name)
-    if weight.ranged:
-        _check_range(weight, leaves)
-    parameter = weight.hardware.input_range
-    gradient = RangeGradient()
-    if parameter is not None:
-        gradient = RangeGradient(
-            parameter.gradient_scale,
-            parameter.gradient_relative,
-            parameter.straight_through,
-        )
+    check_leaves(weight, leaves)
+    gradient = range_gradient(weight)
     tiles = {"row_sizes": weight.row_sizes, "column_sizes": weight.column_sizes}
     probe = leaves.get("probe") if mode != "eval" else None
     chip, scale = weight.hardware, leaves.get("mapping_scale")
@@ -275,6 +262,34 @@ def analog_matmul(
     if not chip.modifies_inputs(mode) or deviation is not None:
         return product(x, w, key)
     return _per_example(weight, leaves, product, x, w, key)
+
+
+def check_leaves(weight: AnalogWeight, leaves: Mapping[str, Any]) -> None:
+    """Raises unless what lies beside one matrix is what its hardware asks for.
+
+    Args:
+      weight: the plan of the kernel.
+      leaves: arrays, or their shapes and dtypes, as for `analog_matmul`.
+    """
+    stored = ["mapping_scale"] if weight.hardware.stores_scale else []
+    stored += ["output_scale"] if weight.hardware.scales_outputs else []
+    for name in [*(["input_range", "probe"] if weight.ranged else []), *stored]:
+        if name not in leaves:
+            raise missing_leaf(weight.layer_path, name)
+    if weight.ranged:
+        _check_range(weight, leaves)
+
+
+def range_gradient(weight: AnalogWeight) -> RangeGradient:
+    """Returns how the gradient of a layer's input range is taken."""
+    parameter = weight.hardware.input_range
+    if parameter is None:
+        return RangeGradient()
+    return RangeGradient(
+        parameter.gradient_scale,
+        parameter.gradient_relative,
+        parameter.straight_through,
+    )
 
 
 def _per_example(
@@ -329,7 +344,7 @@ def _as_matrix(weight: AnalogWeight, w: jax.Array) -> AnalogWeight:
     )
 
 
-def _check_range(weight: AnalogWeight, leaves: Mapping[str, jax.Array]) -> None:
+def _check_range(weight: AnalogWeight, leaves: Mapping[str, Any]) -> None:
     """Raises for a range of other tiles, or one whose statistics would be rounded."""
     for name, shape in (
         ("input_range", weight.tiles),

@@ -1,5 +1,7 @@
 """The checkpoint as an item of an Orbax `CheckpointManager`."""
 
+import dataclasses
+import functools
 import os
 import subprocess
 import sys
@@ -90,6 +92,57 @@ def test_best_steps_are_kept(tmp_path, variables, plan):
         manager.wait_until_finished()
         assert manager.best_step() == 1
         assert restore(manager, 1).chip_seeds == (7,)
+
+
+def test_every_so_many_steps(tmp_path, options, variables, plan):
+    options = dataclasses.replace(options, save_interval_steps=2, max_to_keep=None)
+    with ocp.CheckpointManager(tmp_path / "run", options=options) as manager:
+        for step in range(5):
+            saved = manager.save(step, args=both(variables, plan, seeds=()))
+            assert saved == (step % 2 == 0)
+        manager.wait_until_finished()
+        assert manager.all_steps() == [0, 2, 4]
+    assert load(tmp_path / "run/2/hardware").plan == plan
+    assert not (tmp_path / "run/3").exists()
+
+
+def test_the_best_two_are_kept_and_hold_their_own_model(tmp_path, options, plan):
+    weight = plan["cell/w_rec"]
+    options = dataclasses.replace(
+        options, max_to_keep=2, best_fn=lambda metrics: metrics["accuracy"]
+    )
+    with ocp.CheckpointManager(tmp_path / "run", options=options) as manager:
+        for step, accuracy in enumerate([0.8, 0.9, 0.7, 0.95, 0.6]):
+            params = {"cell": {"w_rec": jnp.full((4, 4), float(step))}}
+            hardware = HardwareSave(params, type(plan)((weight,)), chip_seeds=[7])
+            args = ocp.args.Composite(hardware=hardware)
+            manager.save(step, args=args, metrics={"accuracy": accuracy})
+        manager.wait_until_finished()
+        assert sorted(manager.all_steps()) == [1, 3]
+        for step in (1, 3):
+            found = restore(manager, step)
+            assert (found.params["cell"]["w_rec"] == step).all()
+            assert found.chip_seeds == (7,)
+
+
+def test_a_resumed_run_continues_exporting(tmp_path, options, variables, plan):
+    def grown(step):
+        grow = functools.partial(jnp.add, step)
+        hidden = jax.tree.map(grow, variables["params"]["hidden"])
+        return {"params": {**variables["params"], "hidden": hidden}}
+
+    with ocp.CheckpointManager(tmp_path / "run", options=options) as manager:
+        for step in (0, 1):
+            manager.save(step, args=both(grown(step), plan, seeds=()))
+    with ocp.CheckpointManager(tmp_path / "run", options=options) as manager:
+        assert manager.latest_step() == 1
+        last = restore(manager, 1)
+        manager.save(2, args=both(grown(2), last.plan, seeds=()))
+        manager.wait_until_finished()
+        assert manager.all_steps() == [1, 2]
+        found = restore(manager, 2).params["hidden"]["kernel"]
+        expected = grown(2)["params"]["hidden"]["kernel"]
+        chex.assert_trees_all_equal(found, expected)
 
 
 def test_the_model_may_change_while_it_is_written(tmp_path, variables, plan):

@@ -180,6 +180,21 @@ def test_evaluate_finds_the_run_that_a_checkpoint_lies_in(run, hwtrain):
     assert "on 2 chips (chip_mode)" in said
 
 
+def test_calibrate_sets_ranges_to_the_largest_inputs(run, tmp_path, hwtrain):
+    out = tmp_path / "chip"
+    status, said, _ = hwtrain("calibrate", run, out, "--seed", 4, "--batches", 1)
+    assert status == 0
+    found, before = (checkpoint.load(p) for p in (out, run / "export" / "seed_4"))
+    config = open_run(run).config
+    x = open_run(run).ready.train.inputs[: config.evaluation.batch_size]
+    for name in ("hidden_0", "hidden_1", "head"):
+        layer = {key: np.asarray(value) for key, value in found.params[name].items()}
+        np.testing.assert_allclose(layer["input_range"], np.abs(x).max(), rtol=1e-5)
+        assert f"{layer['input_range'].max():.4g}" in said
+        np.testing.assert_array_equal(layer["kernel"], before.params[name]["kernel"])
+        x = np.maximum(x @ layer["kernel"] + layer["bias"], 0)
+
+
 @pytest.mark.parametrize(
     "words, message",
     [
@@ -195,6 +210,8 @@ def test_evaluate_finds_the_run_that_a_checkpoint_lies_in(run, hwtrain):
         (["inspect", "{exported}", "--png", "no/file.png"], "no folder no"),
         (["convert", "{exported}", "--to", "npz", "--chip", "5"], "holds no chip 5"),
         (["convert", ".", "--to", "npz", "--out", "new"], "not a hwtrain checkpoint"),
+        (["calibrate", "{run}", "new", "--batches", "0"], "--batches: expected at le"),
+        (["calibrate", "{run}", "new", "--run", "."], "--run . does nothing"),
         (["verify", "."], "is not a hardware-ready checkpoint"),
         (["evaluate", "{exported}"], "name the run that it is of: --run RUN"),
         (["evaluate", "{run}", "--png", "file.png"], "give --times too"),

@@ -10,6 +10,7 @@ from flax import nnx
 
 import hwtrain as hw
 from hwtrain import optim
+from hwtrain.checkpoint import verify
 from hwtrain.hardware import WeightClipParameter, WeightModifierParameter
 
 KEY = jax.random.key(4)
@@ -167,6 +168,7 @@ def test_a_chip_has_the_clipped_weights_and_is_not_clipped_again(tmp_path):
     loaded = hw.load(path)
     np.testing.assert_allclose(loaded.params["kernel"], clipped, rtol=1e-6)
     np.testing.assert_array_equal(loaded.params["clip_bound"][0], BOUND)
+    assert verify(path)["passed"]
     np.testing.assert_allclose(loaded.reconstruct("kernel"), clipped, atol=1e-6)
     np.testing.assert_allclose(call(loaded.chip(3)), chip["kernel"], rtol=1e-5)
     assert loaded.plan["kernel"].hardware == hardware
@@ -196,3 +198,56 @@ def test_what_cannot_have_a_learned_bound_says_so():
     rule = hw.Rule(params="kernel", hardware=hw.Hardware(clip=CLIP))
     with pytest.raises(ValueError, match="a learned clip, which only a layer can have"):
         hw.analogize(nnx.Linear(2, 2, rngs=nnx.Rngs(0)), [rule])
+
+
+def test_a_convolution_and_its_groups_learn_bounds_of_their_own():
+    hardware = hw.Hardware(clip=CLIP)
+    x = jax.random.normal(KEY, (2, 5, 4))
+    plain = nnx.Conv(4, 6, (2,), feature_group_count=2, rngs=nnx.Rngs(0))
+    model = hw.analogize(plain, hardware)
+    kernel = np.asarray(plain.kernel[...])
+    layer = nn.Conv(6, (2,), feature_group_count=2)
+    analog = hw.analogize(layer, hardware)
+    plain_params = {"kernel": plain.kernel[...], "bias": plain.bias[...]}
+    params = hw.adopt(analog, plain_params, x)
+    # [groups, row tiles, columns of a group]
+    expected = np.abs(kernel).max((0, 1)).reshape(2, 1, 3)
+    np.testing.assert_allclose(params["clip_bound"], expected, rtol=1e-6)
+    half = {**params, "clip_bound": params["clip_bound"] / 2}
+    model.clip_bound[...] = half["clip_bound"]
+    limit = np.abs(kernel).max((0, 1)) / 2
+    clipped = {**plain_params, "kernel": jnp.clip(plain.kernel[...], -limit, limit)}
+    y = layer.apply({"params": clipped}, x)
+    for found in (analog.apply({"params": half}, x), model(x)):
+        np.testing.assert_allclose(found, y, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("framework", ["linen", "nnx"])
+def test_a_population_has_the_clipped_weights(framework):
+    hardware = hw.Hardware(
+        clip=CLIP,
+        mapping=hw.MappingParameter(weight_scaling_omega=1.0),
+        forward=hw.IOParameters(out_bound=100.0),
+        mismatch=hw.MismatchParameter(type="mult_normal", std_dev=0.0),
+        converter=hw.SinglePairConductanceConverter(),
+    )
+    analog, params, _ = linen(hardware)
+    params = bounded(params)
+    variables = {"params": params}
+    if framework == "nnx":
+        plain = nnx.Linear(ROWS, COLUMNS, use_bias=False, rngs=nnx.Rngs(0))
+        analog, variables = hw.analogize(plain, hardware), params
+    clipped, _ = lsq()
+
+    def error(outputs, targets):
+        return ((outputs - targets) ** 2).sum(-1)
+
+    found = hw.evaluate.population(
+        analog,
+        variables,
+        [(np.eye(ROWS, dtype=np.float32), clipped)],
+        error,
+        chips=2,
+        key=KEY,
+    )
+    assert float(np.max(found.mean)) < 1e-9

@@ -316,3 +316,23 @@ def test_the_last_input_agrees_with_the_c_engine(name, golden):
     tie[-1] = False
     ours = np.asarray(model(jnp.eye(len(w))))
     np.testing.assert_allclose(ours[~tie], out[~tie], atol=1e-6)
+
+
+@pytest.mark.parametrize("per", ["per_batch_sample", "per_vector"])
+def test_a_convolution_draws_for_each_example_or_each_position(per):
+    modifier = Modifier(type="add_normal", std_dev=0.1, **{per: True})
+    hardware = hw.Hardware(modifier=modifier)
+    x = jnp.ones((4, 9, 3))
+    plain = nnx.Conv(3, 2, (3,), padding="VALID", use_bias=False, rngs=nnx.Rngs(0))
+    model = hw.analogize(plain, hardware, rngs=nnx.Rngs(mismatch=1))
+    layer = nn.Conv(2, (3,), padding="VALID", use_bias=False)
+    params = {"kernel": plain.kernel[...]}
+    analog = hw.analogize(layer, hardware)
+    clean = layer.apply({"params": params}, x)
+    noisy = analog.apply({"params": params}, x, rngs={"mismatch": KEY})
+    for y in (noisy, model(x)):
+        noise = np.asarray(y - clean)
+        assert (noise[0] != noise[1]).all()
+        # All positions of these examples see the same vector.
+        alike = np.isclose(noise, noise[:, :1], rtol=1e-4, atol=1e-6)
+        assert alike.all() if per == "per_batch_sample" else not alike[:, 1:].any()

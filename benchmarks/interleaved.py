@@ -1,0 +1,46 @@
+"""Timing of several variants in one interleaved run.
+
+A round times each variant once, so that whatever else the machine does falls on all of
+them. What is compared is the median over rounds, with the quartiles beside it.
+"""
+
+import statistics
+import time
+from collections.abc import Callable, Mapping
+from typing import NamedTuple
+
+import jax
+
+
+class Timing(NamedTuple):
+    """Seconds of one variant over all rounds."""
+
+    median: float
+    quartiles: tuple[float, float]
+    ratio: float
+
+
+def interleaved(
+    variants: Mapping[str, Callable[[], object]], rounds: int
+) -> dict[str, Timing]:
+    """Returns the timing of each variant, its ratio relative to the first.
+
+    Args:
+      variants: functions that start the work and return arrays to wait for.
+      rounds: number of rounds after the one that compiles.
+    """
+    seconds: dict[str, list[float]] = {name: [] for name in variants}
+    for number in range(rounds + 1):
+        for name, run in variants.items():
+            start = time.perf_counter()
+            jax.block_until_ready(run())
+            if number:
+                seconds[name].append(time.perf_counter() - start)
+    first = statistics.median(next(iter(seconds.values())))
+    return {name: _timing(values, first) for name, values in seconds.items()}
+
+
+def _timing(values: list[float], first: float) -> Timing:
+    median = statistics.median(values)
+    low, _, high = statistics.quantiles(values, n=4)
+    return Timing(median, (low, high), median / first)

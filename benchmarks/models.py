@@ -1,0 +1,122 @@
+"""What the benchmarks train: plain Flax models, and hardware to wrap them for."""
+
+import functools
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+import optax
+from flax import linen as nn
+
+import hwtrain
+from hwtrain.hardware import Hardware
+
+
+class Squares(nn.Module):
+    """Square dense layers."""
+
+    width: int
+    depth: int
+
+    @nn.compact
+    def __call__(self, x):
+        for _ in range(self.depth):
+            x = nn.Dense(self.width)(x)
+        return x
+
+
+class TransformerBlock(nn.Module):
+    """Attention and a feed-forward part, before each a norm."""
+
+    width: int
+    heads: int
+
+    @nn.compact
+    def __call__(self, x):
+        y = nn.LayerNorm()(x)
+        x = x + nn.MultiHeadDotProductAttention(num_heads=self.heads)(y, y)
+        y = nn.Dense(4 * self.width)(nn.LayerNorm()(x))
+        return x + nn.Dense(self.width)(nn.gelu(y))
+
+
+class ResNetBlock(nn.Module):
+    """Two convolutions of 3 x 3 with normalisation, and the way around them."""
+
+    channels: int
+
+    @nn.compact
+    def __call__(self, x):
+        y = nn.relu(nn.GroupNorm()(nn.Conv(self.channels, (3, 3))(x)))
+        return nn.relu(x + nn.GroupNorm()(nn.Conv(self.channels, (3, 3))(y)))
+
+
+NOISE = hwtrain.WeightModifierParameter(type="add_normal", std_dev=0.05)
+PER_VECTOR = hwtrain.WeightModifierParameter(
+    type="add_normal", std_dev=0.05, per_vector=True
+)
+CLIP = hwtrain.WeightClipParameter(type="layer_gaussian", sigma=2.5)
+RANGE = hwtrain.InputRangeParameter()
+CONVERTERS = hwtrain.IOParameters(inp_bits=8, out_bits=8, out_bound=10.0)
+
+
+def chip(tile: int | None = None, **parts) -> Hardware:
+    """Returns hardware with parts, with converters scaled by each tile's maximum."""
+    if "forward" in parts or tile is not None:
+        parts["mapping"] = hwtrain.MappingParameter(
+            max_input_size=tile,
+            max_output_size=tile,
+            weight_scaling_omega=1.0 if "forward" in parts else 0.0,
+        )
+    return Hardware(**parts)
+
+
+def training_step(
+    module: nn.Module,
+    hardware: Hardware | None,
+    x: jax.Array,
+    *,
+    optimizer: optax.GradientTransformation,
+    fast: bool = False,
+) -> tuple[Callable[[], jax.Array], float]:
+    """Returns a function that runs one step, and the step's memory in bytes.
+
+    The step is forward, backward and update, compiled once, with its state donated.
+
+    Args:
+      module: the plain module.
+      hardware: what to wrap it for; `None` for the plain step.
+      x: a batch.
+      optimizer: the plain optimiser.
+      fast: draw with `hwtrain.fast_prng`.
+    """
+    model = module if hardware is None else hwtrain.analogize(module, hardware)
+    params = jax.jit(model.init)(jax.random.key(0), x)["params"]
+    if hardware is not None:
+        optimizer = hwtrain.optim.hardware_aware(
+            optimizer, hwtrain.plan(model, params, x)
+        )
+    key = jax.random.key(1, impl=hwtrain.fast_prng if fast else None)
+
+    @functools.partial(jax.jit, donate_argnums=0)
+    def step(state, x, key):
+        params, opt_state, count = state
+        rngs = {"mismatch": jax.random.fold_in(key, count)}
+
+        def loss(params):
+            return jnp.mean(jnp.square(model.apply({"params": params}, x, rngs=rngs)))
+
+        value, gradients = jax.value_and_grad(loss)(params)
+        updates, opt_state = optimizer.update(gradients, opt_state, params)
+        return (optax.apply_updates(params, updates), opt_state, count + 1), value
+
+    state = (params, optimizer.init(params), jnp.zeros((), jnp.int32))
+    compiled = step.lower(state, x, key).compile()
+    memory = compiled.memory_analysis()
+    peak = memory.temp_size_in_bytes + memory.argument_size_in_bytes
+
+    def run():
+        nonlocal state
+        state, value = compiled(state, x, key)
+        return state[2], value
+
+    return run, float(peak)

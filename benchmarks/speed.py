@@ -1,0 +1,310 @@
+"""What hardware-aware training costs, as ratios to the plain step of the same model.
+
+    python benchmarks/speed.py [--out DIR] [--rounds 15] [--only NAME ...]
+
+One command for all tables and plots. Each table is one interleaved run (see
+`interleaved.py`), written as Markdown and as JSON with the machine and the versions.
+"""
+
+import argparse
+import json
+import os
+import platform
+from collections.abc import Callable
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from interleaved import Timing, interleaved
+from models import (
+    CLIP,
+    CONVERTERS,
+    NOISE,
+    PER_VECTOR,
+    RANGE,
+    ResNetBlock,
+    Squares,
+    TransformerBlock,
+    chip,
+    training_step,
+)
+
+import hwtrain
+from hwtrain.physics.fast_random import normal_from_bits
+from hwtrain.physics.random import normal
+
+ALL = {"modifier": NOISE, "clip": CLIP, "input_range": RANGE, "forward": CONVERTERS}
+VECTOR = {"modifier": PER_VECTOR, "input_range": RANGE, "forward": CONVERTERS}
+CASES = {
+    "plain": (None, False),
+    "weight noise, threefry": (chip(modifier=NOISE), False),
+    "weight noise, fast": (chip(modifier=NOISE), True),
+    "all, untiled, threefry": (chip(**ALL), False),
+    "all, untiled, fast": (chip(**ALL), True),
+    "all, tiles of 512, threefry": (chip(512, **ALL), False),
+    "all, tiles of 512, fast": (chip(512, **ALL), True),
+    "noise per vector": (chip(modifier=PER_VECTOR), False),
+    "per vector, ranges, converters": (chip(**VECTOR), False),
+}
+
+
+def steps(module, x, cases, rounds, optimizer=None):
+    """Returns rows of a table: a step of a module on each hardware."""
+    built = {
+        name: training_step(
+            module, hardware, x, optimizer=optimizer or optax.sgd(1e-4), fast=fast
+        )
+        for name, (hardware, fast) in cases.items()
+    }
+    timings = interleaved({name: run for name, (run, _) in built.items()}, rounds)
+    first = next(iter(built.values()))[1]
+    return [
+        {**row(name, timing), "memory": built[name][1] / first}
+        for name, timing in timings.items()
+    ]
+
+
+def row(name: str, timing: Timing) -> dict:
+    low, high = timing.quartiles
+    return {
+        "case": name,
+        "ms": 1e3 * timing.median,
+        "quartiles_ms": [1e3 * low, 1e3 * high],
+        "ratio": timing.ratio,
+    }
+
+
+def inputs(*shape: int) -> jax.Array:
+    return jax.random.normal(jax.random.key(7), shape)
+
+
+def layers(rounds):
+    """Three square layers of 2048, SGD, batches of 128 and 512."""
+    return {
+        f"batch {batch}": steps(Squares(2048, 3), inputs(batch, 2048), CASES, rounds)
+        for batch in (128, 512)
+    }
+
+
+def peers(rounds):
+    """The protocol of aihwkit-lightning: square layers, batch 512, AdamW."""
+    parts = {
+        "plain": {},
+        "clip": {"clip": CLIP},
+        "weight noise": {"modifier": NOISE},
+        "range learning": {"input_range": RANGE},
+        "all": {"modifier": NOISE, "clip": CLIP, "input_range": RANGE},
+    }
+    tables = {}
+    for tile in (None, 512):
+        cases = {
+            name: (None if name == "plain" else chip(tile, **given), True)
+            for name, given in parts.items()
+        }
+        for width in (128, 512, 2048):
+            title = f"width {width}, " + ("untiled" if tile is None else "tiles of 512")
+            x, optimizer = inputs(512, width), optax.adamw(1e-4)
+            tables[title] = steps(Squares(width, 1), x, cases, rounds, optimizer)
+    return tables
+
+
+def blocks(rounds):
+    """A Transformer block and a ResNet block."""
+    cases = {
+        name: CASES[name]
+        for name in ("plain", "weight noise, fast", "all, untiled, fast")
+    }
+    return {
+        "Transformer block, width 256, 8 x 64 tokens": steps(
+            TransformerBlock(256, 4), inputs(8, 64, 256), cases, rounds
+        ),
+        "ResNet block, 64 channels, 8 images of 16 x 16": steps(
+            ResNetBlock(64), inputs(8, 16, 16, 64), cases, rounds
+        ),
+    }
+
+
+def generator(rounds):
+    """The parts of weight noise on one array of 2048 x 2048."""
+    w, key = inputs(2048, 2048), jax.random.key(3)
+    fast = jax.random.key(3, impl=hwtrain.fast_prng)
+    bits = jax.random.bits(key, w.shape)
+    parts: dict[str, tuple[Callable, tuple]] = {
+        "copy": (lambda w: w + 1, (w,)),
+        "max |w|": (lambda w: jnp.max(jnp.abs(w)), (w,)),
+        "erf_inv": (lambda w: jax.lax.erf_inv(0.2 * w), (w,)),
+        "quantile by polynomials": (normal_from_bits, (bits,)),
+        "bits, threefry": (lambda k: jax.random.bits(k, w.shape), (key,)),
+        "bits, fast": (lambda k: jax.random.bits(k, w.shape), (fast,)),
+        "jax.random.normal": (lambda k: jax.random.normal(k, w.shape), (key,)),
+        "normal, threefry": (lambda k: normal(k, w.shape), (key,)),
+        "normal, fast": (lambda k: normal(k, w.shape), (fast,)),
+    }
+
+    def bound(function, arguments):
+        return lambda: function(*arguments)
+
+    runs = {name: bound(jax.jit(f), given) for name, (f, given) in parts.items()}
+    rows = [row(name, timing) for name, timing in interleaved(runs, rounds).items()]
+    return {
+        "one array of 2048 x 2048": [
+            {**entry, "million_per_s": w.size / entry["ms"] / 1e3} for entry in rows
+        ]
+    }
+
+
+def scaling(rounds):
+    """How the cost of a step grows with batch, width, depth and tiles."""
+    sweeps = {
+        "batch": [(b, 512, 2, None) for b in (32, 64, 128, 256, 512, 1024)],
+        "width": [(128, w, 2, None) for w in (128, 256, 512, 1024, 2048)],
+        "depth": [(128, 512, d, None) for d in (1, 2, 4, 8)],
+        "tile": [(128, 1024, 2, t) for t in (128, 256, 512, 1024)],
+    }
+    tables = {}
+    for axis, points in sweeps.items():
+        tables[axis] = []
+        for batch, width, depth, tile in points:
+            module, x = Squares(width, depth), inputs(batch, width)
+            cases = {"plain": (None, False), "all, fast": (chip(tile, **ALL), True)}
+            value = {"batch": batch, "width": width, "depth": depth, "tile": tile}[axis]
+            for entry in steps(module, x, cases, rounds):
+                case = f"{axis} {value}, {entry['case']}"
+                tables[axis].append({**entry, "value": value, "case": case})
+    return tables
+
+
+def population(rounds):
+    """Chips a second: as one axis, in chunks, and one after the other."""
+    width, chips, batch = 256, 32, 256
+    mismatch = hwtrain.MismatchParameter(type="add_normal", std_dev=0.1)
+    model = hwtrain.analogize(Squares(width, 3), hwtrain.Hardware(mismatch=mismatch))
+    x, labels = inputs(batch, width), jnp.zeros(batch, jnp.int32)
+    variables = model.init(jax.random.key(0), x)
+
+    def run(seeds, chunk):
+        return hwtrain.evaluate.population(
+            model,
+            variables,
+            [(x, labels)],
+            hits,
+            chips=seeds,
+            key=jax.random.key(1),
+            chunk=chunk,
+        ).values
+
+    runs = {
+        "one call for each chip": lambda: [run([seed], 1) for seed in range(chips)],
+        "chunks of one chip": lambda: run(chips, 1),
+        "chunks of 8 chips": lambda: run(chips, 8),
+        "all 32 chips at once": lambda: run(chips, 32),
+    }
+    timings = interleaved(runs, rounds)
+    return {
+        f"{chips} chips, three layers of {width}, {batch} examples": [
+            {**row(name, timing), "chips_per_s": chips / timing.median}
+            for name, timing in timings.items()
+        ]
+    }
+
+
+def hits(outputs, labels):
+    """One where the largest output is the label's."""
+    return jnp.argmax(outputs, -1) == labels
+
+
+SECTIONS = {
+    "layers": layers,
+    "generator": generator,
+    "peers": peers,
+    "blocks": blocks,
+    "scaling": scaling,
+    "population": population,
+}
+
+
+def plot_scaling(tables: dict, path: Path):
+    """Plots milliseconds of a step along each axis of the scaling tables."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    figure, axes = plt.subplots(1, len(tables), figsize=(3.2 * len(tables), 3))
+    for axis, (name, rows) in zip(axes, tables.items()):
+        for case, marker in (("plain", "o"), ("all, fast", "s")):
+            chosen = [entry for entry in rows if entry["case"].endswith(case)]
+            x = [entry["value"] for entry in chosen]
+            y = [entry["ms"] for entry in chosen]
+            axis.loglog(x, y, marker=marker, base=2, label=case)
+        axis.set(xlabel=name, xticks=x, xticklabels=x)
+        axis.minorticks_off()
+        axis.grid(alpha=0.3)
+    axes[0].set_ylabel("step, ms")
+    axes[0].legend(frameon=False)
+    figure.tight_layout()
+    figure.savefig(path, dpi=120)
+
+
+def markdown(title: str, rows: list[dict]) -> str:
+    """Returns a table; columns that no row has are left out."""
+    names = {
+        "ms": "median, ms",
+        "ratio": "ratio",
+        "memory": "memory",
+        "million_per_s": "10⁶ / s",
+        "chips_per_s": "chips / s",
+    }
+    columns = [name for name in names if name in rows[0]]
+    lines = [
+        f"### {title}",
+        "",
+        "| | " + " | ".join(names[name] for name in columns) + " |",
+        "|---" * (len(columns) + 1) + "|",
+    ]
+    for entry in rows:
+        values = [
+            np.format_float_positional(entry[c], 3, fractional=False, trim="-")
+            for c in columns
+        ]
+        lines.append(f"| {entry['case']} | " + " | ".join(values) + " |")
+    return "\n".join(lines)
+
+
+def machine() -> dict:
+    return {
+        "device": jax.devices()[0].device_kind,
+        "cores": os.cpu_count(),
+        "platform": platform.platform(),
+        "python": platform.python_version(),
+        "jax": jax.__version__,
+        "hwtrain": hwtrain.__version__,
+    }
+
+
+def main():
+    """Prints the tables, and writes them if asked to."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--out", type=Path, help="folder for the tables as files")
+    parser.add_argument("--rounds", type=int, default=15)
+    parser.add_argument("--only", nargs="*", choices=SECTIONS, default=list(SECTIONS))
+    options = parser.parse_args()
+    tables, texts = {}, []
+    for name in options.only:
+        tables[name] = SECTIONS[name](options.rounds)
+        texts.append(f"## {SECTIONS[name].__doc__}")
+        texts += [markdown(title, rows) for title, rows in tables[name].items()]
+        print("\n\n".join(texts[-len(tables[name]) - 1 :]) + "\n", flush=True)
+    if options.out:
+        options.out.mkdir(parents=True, exist_ok=True)
+        (options.out / "speed.md").write_text("\n\n".join(texts) + "\n")
+        text = json.dumps({"machine": machine(), "tables": tables}, indent=2)
+        (options.out / "speed.json").write_text(text + "\n")
+        if "scaling" in tables:
+            plot_scaling(tables["scaling"], options.out / "scaling.png")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,53 @@
+"""Devices that cannot be programmed."""
+
+from typing import Self
+
+import jax
+from pydantic import model_validator
+from pydantic.dataclasses import dataclass
+
+from hwtrain.hardware.configuration import CONFIG, Share
+from hwtrain.physics.stuck import draw_stuck
+
+
+@dataclass(frozen=True, kw_only=True, config=CONFIG)
+class StuckParameter:
+    r"""Shares of a chip's devices that are stuck, drawn once for each chip.
+
+    .. math::
+        P(g = g_\text{min}) = p_0, \qquad P(g = g_\text{max}) = p_1
+
+    whatever the target is. A stuck device neither drifts nor has read noise. Each
+    device of a pair is drawn by itself, a function of the chip's seed, the parameter's
+    path, the device and the element.
+
+    >>> StuckParameter(at_g_min=0.01).draws
+    True
+
+    References:
+      Chen et al., RRAM defect modeling and failure analysis based on march test and a
+      novel squeeze-search scheme, IEEE Transactions on Computers 2015.
+    """
+
+    at_g_min: Share = 0.0
+    """Share of the devices that are stuck at the converter's g_min. Zero: none."""
+    at_g_max: Share = 0.0
+    """Share of the devices that are stuck at the converter's g_max. Zero: none."""
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if self.at_g_min + self.at_g_max > 1:
+            raise ValueError(
+                f"at_g_min={self.at_g_min} and at_g_max={self.at_g_max} are shares of "
+                "the same devices; together they must be at most 1"
+            )
+        return self
+
+    @property
+    def draws(self) -> bool:
+        """Whether any device is stuck."""
+        return self.at_g_min + self.at_g_max > 0
+
+    def __call__(self, key: jax.Array, shape: tuple[int, ...]) -> jax.Array:
+        """Returns the states of devices; see `hwtrain.physics.stuck.draw_stuck`."""
+        return draw_stuck(key, shape, at_g_min=self.at_g_min, at_g_max=self.at_g_max)
