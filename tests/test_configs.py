@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from hwtrain.training import compare, prepare, read_config
+from hwtrain.training import MismatchConfig, job_of, read_config
 from hwtrain.training.folder import make_folder
 
 CONFIGS = sorted((Path(__file__).parents[1] / "configs").glob("*.toml"))
@@ -13,20 +13,20 @@ CONFIGS = sorted((Path(__file__).parents[1] / "configs").glob("*.toml"))
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
 def test_a_recipe_takes_two_steps(path, tmp_path):
-    quick = [
-        "training.seeds=[0]",
-        "training.steps=2",
-        "evaluation.chips=2",
-        "evaluation.mismatch_std=[0.1]",
-    ]
-    config = read_config(path, quick)
+    quick = ["training.seeds=[0]", "training.steps=2", "evaluation.chips=2"]
+    robust = isinstance(read_config(path), MismatchConfig)
+    level = "percent_deviation" if robust else "mismatch_std"
+    config = read_config(path, [*quick, f"evaluation.{level}=[0.1]"])
     out = tmp_path / "run"
     make_folder(out, config, path.parent)
-    results = compare(
+    prepare, run = job_of(config)
+    results = run(
         config, prepare(config, path.parent), out, console=Console(quiet=True)
     )
     assert {result.values.shape for result in results} == {(1, 2)}
-    names = {"config.json", "source.json", "export", "hardware-aware", "plain"}
+    names = {"config.json", "source.json", "plain"}
+    names |= {"with-mismatch", "adversarial"} if robust else {"export"}
+    names |= set() if robust else {"hardware-aware"}
     assert {p.name for p in out.iterdir()} == names | {"results.json", "results.png"}
 
 

@@ -9,13 +9,33 @@ import pytest
 DOCS = Path(__file__).parents[1] / "docs"
 
 
-def test_the_example_of_the_physics_page_runs():
-    (code,) = re.findall(
-        r"```python\n(.*?)```", (DOCS / "physics.md").read_text("utf-8"), re.DOTALL
-    )
+def names_after(page):
+    """Returns the names after the page's only example has run."""
+    text = (DOCS / page).read_text("utf-8")
+    (code,) = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
     names = {}
     exec(code, names)
-    assert names["chip_type"].stores_scale
+    return names
+
+
+def test_the_example_of_the_physics_page_runs():
+    assert names_after("physics.md")["chip_type"].stores_scale
+
+
+def test_the_example_of_the_optimisation_page_runs():
+    names = names_after("optimisation.md")
+    assert names["step"]._cache_size() == 1
+    assert names["value"] > 0
+
+
+def test_the_example_of_the_mixed_signal_page_says_what_the_page_says():
+    page = (DOCS / "mixed_signal.md").read_text("utf-8")
+    (code,) = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
+    names = {}
+    exec(code, names)
+    stated = re.search(r"`print\(generate\)`.*?\*(.*?)\*", page, re.DOTALL)
+    assert " ".join(stated[1].split()) in repr(names["generate"])
+    assert (names["chip"]["w_in"]["kernel"] != 1).all()
 
 
 def shown():
@@ -33,3 +53,11 @@ def test_every_plot_is_drawn(tmp_path):
     runpy.run_path(str(DOCS / "plots.py"))["main"](tmp_path)
     drawn = {path.name for path in tmp_path.glob("*.png")}
     assert drawn == shown() and len(drawn) > 10
+
+
+@pytest.mark.full
+def test_every_plot_of_the_optimisation_page_is_drawn(tmp_path):
+    runpy.run_path(str(DOCS / "optimisation_plots.py"))["main"](tmp_path)
+    page = (DOCS / "optimisation.md").read_text("utf-8")
+    shown = set(re.findall(r"\(images/(\w+\.png)\)", page))
+    assert {path.name for path in tmp_path.glob("*.png")} == shown

@@ -57,12 +57,13 @@ def _train(options: argparse.Namespace) -> int:
     with bad_input():
         config = training.read_config(options.config, options.overrides)
         continued = folder.open_folder(out, config, **keep)
-        ready = training.prepare(config, source)
+        prepare, run = training.job_of(config)
+        ready = prepare(config, source)
         if not continued:
             folder.make_folder(out, config, source)
     verb = "Continuing in" if continued else "Writing to"
     console.print(f"{verb} {out}", soft_wrap=True, highlight=False)
     # Not every ValueError: one out of a training run would be a defect, to be traced.
     with bad_input(HardwareCheckpointError, DamagedCheckpointError, OSError):
-        training.compare(config, ready, out, console=console)
+        run(config, ready, out, console=console)
     return 0

@@ -10,6 +10,7 @@ from flax import nnx
 from flax.core import meta
 
 from hwtrain import paths
+from hwtrain.clip_bounds import clipped
 from hwtrain.crossbar import largest_weight, on_crossbar
 from hwtrain.evaluate import bench
 from hwtrain.evaluate.deployment import deployed_effects, updated_effects
@@ -98,6 +99,8 @@ def assert_active(
         log.fail("the model", "noise", "the outputs are the same at every step key")
     for weight in plan.weights:
         _check_weights(log, weight, plan, params)
+        if weight.hardware.learns_clip:
+            _check_learned_clip(log, weight, plan, params)
         if weight.kind != "raw":
             _check_layer(log, weight)
     for path, effect, wrong, amount in (
@@ -216,6 +219,7 @@ def _check_weights(
         return
     values = paths.leaves(params)
     kernel = jnp.asarray(values[local(plan, weight.path)])
+    kernel = clipped(weight, kernel, weight.stored_bound(values, plan.prefix))
     scale = weight.stored_scale(values, plan.prefix)
     w, s = on_crossbar(weight, kernel, scale)
     nominal = np.asarray(weight.to_matrix(kernel), np.float32)
@@ -263,6 +267,19 @@ def _check_weights(
         if abs(strength - 1) > margin:
             wrong = f"the noise has {amount}"
     log.note(weight.path, "modifier", amount, wrong)
+
+
+def _check_learned_clip(
+    log: _Log, weight: AnalogWeight, plan: Plan, params: paths.Tree
+) -> None:
+    """Notes whether half of a learned bound clips the weights of a step."""
+    path = local(plan, weight.leaf("clip_bound"))
+    halved = paths.map_leaves(lambda p, leaf: leaf / 2 if p == path else leaf, params)
+    step, _ = step_weights(halved, plan, "eval", jax.random.key(0))
+    bound = weight.spread(jnp.asarray(paths.leaves(halved)[path]))
+    excess = jnp.abs(paths.leaves(step)[local(plan, weight.path)]) > bound * 1.01
+    wrong = "weights beyond the bound pass" if bool(jnp.any(excess)) else None
+    log.note(weight.path, "clip", "at the learned bound", wrong)
 
 
 def _off(w: np.ndarray, nominal: np.ndarray) -> np.ndarray:

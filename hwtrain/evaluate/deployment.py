@@ -11,8 +11,10 @@ import numpy as np
 
 from hwtrain import paths
 from hwtrain.checkpoint import export, load
+from hwtrain.clip_bounds import with_clipped
 from hwtrain.crossbar import largest_weight, on_crossbar
-from hwtrain.optim import keep_weights_clipped, remap_weights
+from hwtrain.optim import drift_weights, keep_weights_clipped, remap_weights
+from hwtrain.optim.drift import drifting
 from hwtrain.optim.input_range import input_range_learning
 from hwtrain.physics.input_range import PROBE_SIZE
 from hwtrain.plan import AnalogWeight, Plan
@@ -64,6 +66,7 @@ def updated_effects(plan: Plan, params: paths.Tree) -> Iterator[Finding]:
             wrong = None if bool(jnp.any(change != 0)) else "the scale stays"
             yield weight.path, "remap", wrong, "changes the scale"
     yield from _moved_ranges(plan, params)
+    yield from _drifted(plan, params)
 
 
 def _moved_ranges(plan: Plan, params: paths.Tree) -> Iterator[Finding]:
@@ -94,6 +97,21 @@ def _moved_ranges(plan: Plan, params: paths.Tree) -> Iterator[Finding]:
         yield weight.path, "input_range moves", wrong, "follows an update"
 
 
+def _drifted(plan: Plan, params: paths.Tree) -> Iterator[Finding]:
+    weights = drifting(plan)
+    drawn = any(w.hardware.drift and w.hardware.drift.draws for w in weights)
+    tx = drift_weights(plan, jax.random.key(0) if drawn else None)
+    begun: Any = tx.init(params)
+    # Ten t_0 later; before the first, nothing drifts.
+    later = tuple(state._replace(now=state.now + 10) for state in begun.weights)
+    zeros = jax.tree.map(jnp.zeros_like, params)
+    updates, _ = tx.update(zeros, begun._replace(weights=later), params)
+    for weight in weights:
+        change = paths.leaves(updates)[weight.path]
+        wrong = None if bool(jnp.any(change != 0)) else "weights stay as they are"
+        yield weight.path, "drift", wrong, "changes weights with time"
+
+
 def deployed_effects(plan: Plan, params: paths.Tree) -> Iterator[Finding]:
     """Yields what an exported chip has: conductances, mismatch, programming noise."""
     chips = [w for w in plan.weights if w.hardware.frozen]
@@ -101,7 +119,7 @@ def deployed_effects(plan: Plan, params: paths.Tree) -> Iterator[Finding]:
     if not chips and not converted:
         return
     params = _prefixed(plan, params)
-    nominal = paths.leaves(params)
+    nominal = paths.leaves(with_clipped(params, plan))
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "chip"
         export(path, {"params": params}, plan, chip_seed=0 if chips else None)

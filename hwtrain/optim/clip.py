@@ -9,7 +9,7 @@ import optax
 from hwtrain import paths
 from hwtrain.crossbar import on_crossbar
 from hwtrain.optim.leaves import require
-from hwtrain.physics.clip import bounded_update
+from hwtrain.physics.clip import as_float32, bounded_update
 from hwtrain.plan import AnalogWeight, Plan
 
 
@@ -20,8 +20,8 @@ def keep_weights_clipped(plan: Plan) -> optax.GradientTransformationExtraArgs:
 
     The bound :math:`c` is that of the hardware's `clip`, computed from :math:`W + u`
     before clipping, in units of the crossbar; :math:`s` is the mapping scale. The sum
-    keeps the bound exactly, in float32 and in bfloat16. It should be the last of a
-    chain.
+    keeps the bound exactly, in float32 and in bfloat16, by a last step toward zero
+    where rounding would lead out of it. It should be the last of a chain.
 
     >>> import jax
     >>> from flax import linen as nn
@@ -40,8 +40,8 @@ def keep_weights_clipped(plan: Plan) -> optax.GradientTransformationExtraArgs:
       plan: the plan of the model; weights without a clip are not touched.
 
     Returns:
-      A stateless gradient transformation. It needs the parameters in `update`. The
-      updates of weights that it clips are float32, whatever their dtype was.
+      A stateless gradient transformation. It needs the parameters in `update`, and
+      keeps the dtype of updates.
     """
     weights = {
         weight.path: weight
@@ -69,7 +69,8 @@ def keep_weights_clipped(plan: Plan) -> optax.GradientTransformationExtraArgs:
             if weight is None:
                 return leaf
             scale = weight.stored_scale(values)
-            bound = weight_bound(weight, values[path] + leaf, scale)
+            total = as_float32(values[path]) + as_float32(leaf)
+            bound = weight_bound(weight, total, scale)
             return bounded_update(values[path], leaf, bound)
 
         return paths.map_leaves(clipped, updates), state

@@ -85,27 +85,38 @@ def bounded_update(param: jax.Array, update: jax.Array, bound: ArrayLike) -> jax
       bound: c, broadcastable against the parameter; infinity turns it off.
 
     Returns:
-      The update, float32: in a narrower dtype the difference to the bound would be
-      rounded, and the sum overshoot by up to 1 %.
+      The update, of its own dtype. One of float32 leads a weight of a narrower dtype to
+      the largest value within the bound; a narrow one does so where the step itself is
+      not rounded, and otherwise stays below by the rounding of the step.
     """
-    p, u = param.astype(jnp.float32), update.astype(jnp.float32)
+    p, u = as_float32(param), as_float32(update)
     c = jnp.broadcast_to(jnp.asarray(bound, jnp.float32), p.shape)
-    total = p + u
-    target = inside = jax.lax.clamp(-c, total, c)
+    target = inside = jax.lax.clamp(-c, p + u, c)
+    aims = [target]
     if param.dtype != jnp.float32:
         target = _rounded(target, param.dtype)
-        inside = _toward_zero(target, param.dtype)
         # Rounding may have led out of the bound again.
-        target = jnp.where(jnp.abs(target) > c, inside, target)
-    over = jnp.abs(_rounded(total, param.dtype)) > c
-    step = jnp.where(over, target - p, u)
+        lower = _toward_zero(target, param.dtype)
+        target = jnp.where(jnp.abs(target) > c, lower, target)
+        inside = _toward_zero(target, param.dtype)
+        aims = [target, inside]
     # A weight near its bound gets there exactly. The step of a distant one, and so the
     # sum, is as coarse as the weight itself: it aims below by that much, or at zero.
-    coarse = 2.0**-22
+    coarse = 2 * float(jnp.finfo(update.dtype).eps)
     below = (1 - coarse) - jnp.abs(p) * (coarse / jnp.maximum(c, 1e-30))
-    aimed = inside * jnp.maximum(below, 0) - p
-    missed = jnp.abs(_rounded(p + step, param.dtype)) > c
-    return jnp.where(missed, aimed, step)
+    for aim in [*aims, inside * jnp.maximum(below, 0)]:
+        missed = jnp.abs(_rounded(p + u, param.dtype)) > c
+        u = jnp.where(missed, _rounded(aim - p, update.dtype), u)
+    return u.astype(update.dtype)
+
+
+def as_float32(x: jax.Array) -> jax.Array:
+    """Returns floating-point numbers in float32, rounded to the dtype that they have.
+
+    Without this, a compiler may decide by numbers that it has not rounded yet, and add
+    rounded ones.
+    """
+    return _rounded(x.astype(jnp.float32), x.dtype)
 
 
 def _rounded(x: jax.Array, dtype: jnp.dtype) -> jax.Array:

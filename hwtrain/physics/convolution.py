@@ -185,11 +185,7 @@ def patches(x: jax.Array, window: Window) -> jax.Array:
     positions = plain.output_sizes(spatial)
     if 0 in positions:
         return jnp.zeros((x.shape[0], *positions, x.shape[-1] * window.taps), x.dtype)
-    config = [
-        (low, high, dilation - 1)
-        for (low, high), dilation in zip(window.pads(spatial), window.input_dilation)
-    ]
-    x = jax.lax.pad(x, jnp.zeros((), x.dtype), ((0, 0, 0), *config, (0, 0, 0)))
+    x = padded(x, window)
     # One spatial axis after the other: taps become an axis behind the channels.
     for axis, (count, stride, step, size) in enumerate(
         zip(positions, window.strides, window.kernel_dilation, window.sizes), start=1
@@ -203,6 +199,22 @@ def patches(x: jax.Array, window: Window) -> jax.Array:
         ]
         x = jnp.stack(taps, axis=-1)
     return x.reshape(*x.shape[: len(spatial) + 1], -1)
+
+
+def padded(x: jax.Array, window: Window) -> jax.Array:
+    """Returns the dilated input between its zeros.
+
+    Args:
+      x: `[batch, *spatial, channels]`, with its border.
+      window: the window.
+    """
+    config = [
+        (low, high, dilation - 1)
+        for (low, high), dilation in zip(
+            window.pads(x.shape[1:-1]), window.input_dilation
+        )
+    ]
+    return jax.lax.pad(x, jnp.zeros((), x.dtype), ((0, 0, 0), *config, (0, 0, 0)))
 
 
 def transposed(

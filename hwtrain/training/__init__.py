@@ -7,6 +7,7 @@ from hwtrain.training.config import EvaluationParameter as EvaluationParameter
 from hwtrain.training.config import ExportParameter as ExportParameter
 from hwtrain.training.config import TrainingParameter as TrainingParameter
 from hwtrain.training.functional import Functional as Functional
+from hwtrain.training.job import job_of as job_of
 from hwtrain.training.loop import Split as Split
 from hwtrain.training.loop import TrainState as TrainState
 from hwtrain.training.loop import cross_entropy as cross_entropy
@@ -14,7 +15,12 @@ from hwtrain.training.loop import epoch_order as epoch_order
 from hwtrain.training.loop import init_state as init_state
 from hwtrain.training.loop import make_step as make_step
 from hwtrain.training.loop import run_steps as run_steps
+from hwtrain.training.mismatch_config import ChipsParameter as ChipsParameter
+from hwtrain.training.mismatch_config import DeviationParameter as DeviationParameter
+from hwtrain.training.mismatch_config import MismatchConfig as MismatchConfig
 from hwtrain.training.preparation import prepare as prepare
 from hwtrain.training.reading import read_config as read_config
 from hwtrain.training.report import Accuracies as Accuracies
+from hwtrain.training.robustness import contest as contest
+from hwtrain.training.robustness import prepare_contest as prepare_contest
 from hwtrain.training.source import resolve as resolve

@@ -11,7 +11,7 @@ from rich.console import Console
 from hwtrain import checkpoint, evaluate, paths
 from hwtrain.physics.fast_random import fast_prng
 from hwtrain.training import checkpoints, report
-from hwtrain.training.config import Config
+from hwtrain.training.config import Config, TrainingParameter
 from hwtrain.training.folder import write_json
 from hwtrain.training.functional import Params
 from hwtrain.training.loop import (
@@ -82,13 +82,15 @@ def _train(
         where = out / name / f"seed_{seed}"
         title = f"{name}, seed {seed}"
         trained.append(
-            _train_seed(config, step, state, ready.train, seed, where, title, console)
+            train_seed(
+                config.training, step, state, ready.train, seed, where, title, console
+            )
         )
     return trained
 
 
-def _train_seed(
-    config: Config,
+def train_seed(
+    training: TrainingParameter,
     step: Step,
     state: TrainState,
     data: Split,
@@ -97,7 +99,18 @@ def _train_seed(
     title: str,
     console: Console,
 ) -> Params:
-    training = config.training
+    """Returns the trained parameters of one seed, from its last checkpoint on.
+
+    Args:
+      training: how it is trained.
+      step: from `make_step`.
+      state: the state before the first update.
+      data: the training set.
+      seed: the training seed.
+      where: folder of its checkpoints.
+      title: what stands beside the progress.
+      console: where progress is shown.
+    """
     with checkpoints.open_checkpoints(where) as manager:
         state = checkpoints.restore_latest(manager, state)
         done = int(state.step)

@@ -7,13 +7,16 @@ from typing import Any
 
 from hwtrain.hardware import from_dict, to_dict
 from hwtrain.training.config import Config
+from hwtrain.training.mismatch_config import MismatchConfig, kind_of
 from hwtrain.version import __version__
 
 CONFIG_FILE = "config.json"
 _SOURCE_FILE = "source.json"
 
 
-def open_folder(path: Path, config: Config, *, resume: bool, overwrite: bool) -> bool:
+def open_folder(
+    path: Path, config: Config | MismatchConfig, *, resume: bool, overwrite: bool
+) -> bool:
     """Checks that a run may write to `path`; changes nothing.
 
     Args:
@@ -60,7 +63,7 @@ def open_folder(path: Path, config: Config, *, resume: bool, overwrite: bool) ->
     return True
 
 
-def make_folder(path: Path, config: Config, source: Path) -> None:
+def make_folder(path: Path, config: Config | MismatchConfig, source: Path) -> None:
     """Makes the folder of a new run, in place of the run that lay there, if any.
 
     Args:
@@ -95,6 +98,11 @@ def read_run(path: Path) -> tuple[Config, Path]:
             "give the folder that hwtrain train wrote to (--out)"
         )
     config = _read_config(path / CONFIG_FILE)
+    if isinstance(config, MismatchConfig):
+        raise ValueError(
+            f"{path}: expected a run that exports, got one that compares trainings "
+            "under mismatch; its results are in results.json"
+        )
     try:
         source = json.loads((path / _SOURCE_FILE).read_text(encoding="utf-8"))
         return config, Path(source["folder"])
@@ -114,10 +122,11 @@ def write_json(path: Path, data: Any) -> None:
     partial.replace(path)
 
 
-def _read_config(path: Path) -> Config:
+def _read_config(path: Path) -> Config | MismatchConfig:
     """Returns the configuration of the run that lies beside `path`."""
     try:
-        return from_dict(Config, json.loads(path.read_text(encoding="utf-8")))
+        data = json.loads(path.read_text(encoding="utf-8"))
+        return from_dict(kind_of(data), data)
     except ValueError as error:
         reason = str(error).splitlines()[0]
         raise ValueError(

@@ -10,7 +10,7 @@ from hwtrain.hardware import Hardware
 from hwtrain.physics.random import fold_in
 from hwtrain.plan import Plan
 from hwtrain.training.functional import Functional, Params, stream_key
-from hwtrain.transforms import analogize, chip_mode, plan
+from hwtrain.transforms import analogize, chip_mode, plan, with_mismatch
 
 Factory = Callable[[], nn.Module]
 
@@ -44,6 +44,22 @@ def hardware_aware(
     model = _functional(module, inputs)
     variables = {"params": jax.eval_shape(model.init, 0)}
     return model, plan(module, variables, inputs)
+
+
+def deviating(
+    factory: Factory, prototype: Any, deviation: float, rule: float, inputs: jax.Array
+) -> Functional:
+    """Returns the module with mismatch at every step, as pure functions.
+
+    Args:
+      factory: returns a module whose only variables are `params`.
+      prototype: what deviates.
+      deviation: `percent_deviation` of `with_mismatch`.
+      rule: its `sigma_rule`.
+      inputs: example inputs, `[examples, ...]`.
+    """
+    module = with_mismatch(_build(factory), prototype, deviation, rule)
+    return _functional(module, inputs)
 
 
 def on_chip(

@@ -1,6 +1,7 @@
 """A recipe's NNX module: as pure functions, hardware-aware, and on chips."""
 
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -9,7 +10,7 @@ from flax import nnx
 from hwtrain.hardware import Hardware
 from hwtrain.plan import Plan
 from hwtrain.training.functional import Functional, Params, stream_key
-from hwtrain.transforms import analogize, chip_mode, plan
+from hwtrain.transforms import analogize, chip_mode, plan, with_mismatch
 
 Factory = Callable[..., nnx.Module]
 
@@ -46,6 +47,28 @@ def hardware_aware(
         return analogize(_build(factory, rngs), hardware, rngs=nnx.Rngs(mismatch=0))
 
     return _functional(build), plan(build(nnx.Rngs(0)))
+
+
+def deviating(
+    factory: Factory, prototype: Any, deviation: float, rule: float, inputs: jax.Array
+) -> Functional:
+    """Returns the module with mismatch at every step, as pure functions.
+
+    Args:
+      factory: builds the module.
+      prototype: what deviates.
+      deviation: `percent_deviation` of `with_mismatch`.
+      rule: its `sigma_rule`.
+      inputs: not needed; for Linen's sake.
+    """
+    del inputs
+
+    def build(rngs: nnx.Rngs) -> nnx.Module:
+        streams = nnx.Rngs(mismatch=0)
+        module = _build(factory, rngs)
+        return with_mismatch(module, prototype, deviation, rule, rngs=streams)
+
+    return _functional(build)
 
 
 def on_chip(

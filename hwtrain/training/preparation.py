@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from hwtrain import conductances, objectives, optim
+from hwtrain import conductances
 from hwtrain.checkpoint.contents import Contents
 from hwtrain.chips import chip_key
 from hwtrain.crossbar import on_crossbar
@@ -21,9 +21,16 @@ from hwtrain.hardware import Hardware
 from hwtrain.plan import AnalogWeight, Plan
 from hwtrain.programming import program_weight
 from hwtrain.training import linen, nnx
-from hwtrain.training.config import Config, TrainingParameter
+from hwtrain.training.config import Config
 from hwtrain.training.functional import Functional
 from hwtrain.training.loop import Split, Step, cross_entropy, init_state, make_step
+from hwtrain.training.optimisation import (
+    aware_optimizer,
+    base_optimizer,
+    learning_rate,
+    noise_schedule,
+    robust_loss,
+)
 from hwtrain.training.report import require_matplotlib
 from hwtrain.training.source import named, reason, resolve
 
@@ -70,7 +77,7 @@ def prepare(config: Config, folder: Path) -> Preparation:
       ValueError: one line that names what is wrong.
     """
     require_matplotlib()
-    train, test = _load_data(config, folder)
+    train, test = load_data(config.data, config.training.batch_size, folder)
     factory = resolve(config.model, folder)
     with named(config.model):
         takes_rngs = "rngs" in inspect.signature(factory).parameters
@@ -78,9 +85,9 @@ def prepare(config: Config, folder: Path) -> Preparation:
         example = train.inputs[:1]
         plain = frontend.plain(factory, example)
         aware, plan = frontend.hardware_aware(factory, config.hardware, example)
-    rate = _schedule(config.training)
-    base = _optimizer(config.training, rate, folder)
-    optimizer = _aware_optimizer(base, plan, rate, config.export.chip_seed)
+    rate = learning_rate(config.training)
+    base = base_optimizer(config.training, rate, folder)
+    optimizer = aware_optimizer(base, plan, rate, config.export.chip_seed)
     ready = Preparation(
         frontend=frontend,
         factory=factory,
@@ -94,8 +101,8 @@ def prepare(config: Config, folder: Path) -> Preparation:
             aware,
             optimizer,
             cross_entropy,
-            robust=_robust(config.training, plan),
-            strength=_strength(config.training, folder),
+            robust=robust_loss(config.training, plan),
+            strength=noise_schedule(config.training, folder),
         ),
         train=train,
         test=test,
@@ -123,41 +130,50 @@ def chip_hardware(hardware: Hardware, mismatch_std: float, *, plain: bool) -> Ha
     return dataclasses.replace(hardware, mismatch=mismatch)
 
 
-def _load_data(config: Config, folder: Path) -> tuple[Split, Split]:
-    function = resolve(config.data, folder)
-    with named(config.data):
+def load_data(source: str, batch_size: int, folder: Path) -> tuple[Split, Split]:
+    """Loads and checks the training and the test set.
+
+    Args:
+      source: the function that returns them, as a configuration names it.
+      batch_size: examples in an update.
+      folder: what a relative path is relative to.
+
+    Raises:
+      ValueError: one line that names what is wrong.
+    """
+    function = resolve(source, folder)
+    with named(source):
         data = function()
     try:
         train, test = (Split(*map(_as_array, part)) for part in data)
     except (TypeError, ValueError) as error:
         raise ValueError(
-            f"{config.data}: expected a function that returns "
+            f"{source}: expected a function that returns "
             f"((inputs, labels), (inputs, labels)), got {type(data).__name__}: {error}"
         ) from None
     for name, part in (("training", train), ("test", test)):
         if np.ndim(part.labels) != 1 or len(part.inputs) != len(part.labels):
             raise ValueError(
-                f"{config.data}: expected as many inputs as labels, labels of one "
+                f"{source}: expected as many inputs as labels, labels of one "
                 f"axis, got a {name} set of shapes {np.shape(part.inputs)} and "
                 f"{np.shape(part.labels)}"
             )
         if not len(part.labels) or not np.issubdtype(part.labels.dtype, np.integer):
             raise ValueError(
-                f"{config.data}: expected at least one example, labels of whole "
+                f"{source}: expected at least one example, labels of whole "
                 f"numbers, got a {name} set of {len(part.labels)} examples, labels "
                 f"{part.labels.dtype}"
             )
     shapes = np.shape(train.inputs), np.shape(test.inputs)
     if shapes[0][1:] != shapes[1][1:]:
         raise ValueError(
-            f"{config.data}: expected training and test inputs of the same shape, got "
+            f"{source}: expected training and test inputs of the same shape, got "
             f"{shapes[0]} and {shapes[1]}"
         )
-    size = config.training.batch_size
-    if size > len(train.labels):
+    if batch_size > len(train.labels):
         raise ValueError(
             f"training.batch_size: expected at most the {len(train.labels)} examples "
-            f"of the training set, got {size}"
+            f"of the training set, got {batch_size}"
         )
     return train, test
 
@@ -217,64 +233,6 @@ def _check_step(
         ) from error
 
 
-def _aware_optimizer(
-    base: optax.GradientTransformation,
-    plan: Plan,
-    rate: optax.Schedule,
-    chip_seed: int,
-) -> optax.GradientTransformation:
-    """Returns the optimiser of an analog model, which trains one chip if it drifts."""
-    drifts = [weight.hardware.drift for weight in plan.weights]
-    drawn = any(drift is not None and drift.draws for drift in drifts)
-    key = chip_key(chip_seed) if drawn else None
-    return optim.hardware_aware(
-        base, plan, input_range_learning_rate=rate, drift_key=key
-    )
-
-
-def _robust(
-    training: TrainingParameter, plan: Plan
-) -> Callable[..., Callable[..., Any]] | None:
-    """Returns what makes the loss robust."""
-    objective = training.objective
-    if objective is None:
-        return None
-
-    def robust(loss: Callable[..., Any], outputs: Callable[..., Any]) -> Any:
-        try:
-            return objectives.robust(loss, plan, objective, outputs=outputs)
-        except ValueError as error:
-            raise ValueError(f"training.objective: {error}") from error
-
-    return robust
-
-
-def _strength(
-    training: TrainingParameter, folder: Path
-) -> Callable[[jax.Array], Any] | None:
-    """Returns how strong the noise is after a number of updates."""
-    parameter = training.noise_schedule
-    if parameter is None:
-        return None
-    build = resolve(parameter.function, folder)
-    try:
-        schedule = build(**dict(parameter.arguments))
-        value = jax.eval_shape(schedule, jnp.zeros((), jnp.int32))
-    # What a function raises, when it is called with something else, is up to it.
-    except Exception as error:
-        raise ValueError(
-            f"training.noise_schedule: expected {parameter.function} to return, for "
-            f"the arguments {dict(parameter.arguments)}, a function of the number of "
-            f"updates, got {reason(error)}"
-        ) from error
-    if getattr(value, "shape", None) != ():
-        raise ValueError(
-            f"training.noise_schedule: expected {parameter.function} to return a "
-            f"schedule of one number, got {value}"
-        )
-    return lambda step: {".*": schedule(step), **dict(parameter.layers)}
-
-
 def _check_export(config: Config, ready: Preparation) -> None:
     """Checks that the export will find what it needs, on shapes alone."""
     params = jax.eval_shape(ready.aware.init, 0)
@@ -313,30 +271,3 @@ def _batch_shape(data: Split, size: int) -> Any:
             for part in data
         )
     )
-
-
-def _schedule(training: TrainingParameter) -> optax.Schedule:
-    rate = training.learning_rate
-    if training.schedule == "cosine":
-        return optax.cosine_decay_schedule(rate, training.steps)
-    return optax.constant_schedule(rate)
-
-
-def _optimizer(
-    training: TrainingParameter, schedule: optax.Schedule, folder: Path
-) -> optax.GradientTransformation:
-    build = resolve(training.optimizer, folder)
-    try:
-        optimizer = build(schedule)
-    # What a function raises, when it is called with something else, is up to it.
-    except Exception as error:
-        raise ValueError(
-            f"training.optimizer: expected {training.optimizer} to be a function of a "
-            f"learning rate, got {reason(error)}"
-        ) from error
-    if not isinstance(optimizer, optax.GradientTransformation):
-        raise ValueError(
-            f"training.optimizer: expected {training.optimizer} to return an optax "
-            f"transformation, got {type(optimizer).__name__}"
-        )
-    return optimizer

@@ -14,6 +14,7 @@ import pydantic
 
 from hwtrain.hardware import from_dict
 from hwtrain.training.config import Config
+from hwtrain.training.mismatch_config import MismatchConfig, kind_of
 
 _EXPECTED = {
     "string_pattern_mismatch": '"path/to/file.py:function" or "module:function"',
@@ -29,8 +30,12 @@ _EXPECTED = {
 """What pydantic expected, in TOML's words."""
 
 
-def read_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
+def read_config(
+    path: str | Path, overrides: Sequence[str] = ()
+) -> Config | MismatchConfig:
     """Reads a TOML file, lays the overrides over it and validates the result.
+
+    A file with a table `[mismatch]` is a `MismatchConfig`.
 
     Args:
       path: the file.
@@ -42,15 +47,16 @@ def read_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
         expected and what came.
     """
     data = _read_toml(Path(path))
+    kind = kind_of(data)
     origin = {}
     for override in overrides:
-        keys, value = _parse_override(override)
+        keys, value = _parse_override(kind, override)
         _put(data, keys, value, override)
         origin[keys] = override
     try:
-        return from_dict(Config, _as_json(data))
+        return from_dict(kind, _as_json(data))
     except pydantic.ValidationError as error:
-        raise ValueError(_one_line(error, data, str(path), origin)) from None
+        raise ValueError(_one_line(kind, error, data, str(path), origin)) from None
 
 
 def _read_toml(path: Path) -> dict[str, Any]:
@@ -69,14 +75,14 @@ def _read_toml(path: Path) -> dict[str, Any]:
         raise ValueError(f"{path}: expected valid TOML, got: {error}") from None
 
 
-def _parse_override(override: str) -> tuple[tuple[str, ...], Any]:
+def _parse_override(root: type, override: str) -> tuple[tuple[str, ...], Any]:
     name, equals, text = override.partition("=")
     keys = tuple(part.strip() for part in name.split("."))
     if not equals or not all(keys):
         raise ValueError(
             f"--set {override}: expected key=value, such as training.steps=100"
         )
-    kind: Any = Config
+    kind: Any = root
     for depth, key in enumerate(keys):
         fields = _fields(kind)
         if key not in fields:
@@ -127,6 +133,7 @@ def _as_json(data: dict[str, Any]) -> dict[str, Any]:
 
 
 def _one_line(
+    kind: type,
     error: pydantic.ValidationError,
     data: Mapping[str, Any],
     file: str,
@@ -141,7 +148,7 @@ def _one_line(
         if keys[: len(start)] == start or start[: len(keys)] == keys != ():
             place = f"--set {override}"
     more = f" (and {len(details) - 1} more)" if len(details) > 1 else ""
-    return f"{place}: {_explain(detail, keys)}{more}"
+    return f"{place}: {_explain(kind, detail, keys)}{more}"
 
 
 def _key_path(loc: tuple[int | str, ...], data: Any) -> tuple[str, ...]:
@@ -163,10 +170,10 @@ def _is_tag(part: int | str, data: Any) -> bool:
     return isinstance(data, Mapping) and data.get("type") == part
 
 
-def _explain(detail: Any, keys: tuple[str, ...]) -> str:
+def _explain(root: type, detail: Any, keys: tuple[str, ...]) -> str:
     key, kind, message = ".".join(keys), detail["type"], detail["msg"]
     if kind in ("unexpected_keyword_argument", "extra_forbidden"):
-        owner: Any = Config
+        owner: Any = root
         for part in keys[:-1]:
             owner = _fields(owner).get(part)
         return _unknown(keys, _fields(owner))

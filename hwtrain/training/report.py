@@ -12,6 +12,7 @@ import numpy as np
 from rich.table import Table
 
 HARDWARE_AWARE = "hardware-aware"
+WITH_MISMATCH = "with mismatch"
 PLAIN = "plain"
 
 
@@ -116,8 +117,8 @@ def plot(results: Sequence[Accuracies], path: Path, *, title: str) -> None:
     figure = Figure(figsize=(6.4, 4.0), dpi=150, layout="constrained")
     FigureCanvasAgg(figure)
     axes = figure.subplots()
-    colors = {PLAIN: "#8a8a8a", HARDWARE_AWARE: "#1764ab"}
-    markers = {PLAIN: "s", HARDWARE_AWARE: "o"}
+    colors = {PLAIN: "#8a8a8a", HARDWARE_AWARE: "#1764ab", WITH_MISMATCH: "#1764ab"}
+    markers = {PLAIN: "s", HARDWARE_AWARE: "o", WITH_MISMATCH: "o"}
     for name in _names(results):
         mine = sorted(
             (r for r in results if r.model == name), key=lambda r: r.mismatch_std
@@ -125,13 +126,13 @@ def plot(results: Sequence[Accuracies], path: Path, *, title: str) -> None:
         levels = np.array([r.mismatch_std for r in mine])
         means = np.array([r.mean for r in mine])
         spread = np.nan_to_num(np.array([r.std for r in mine]))
-        style = {"color": colors.get(name), "label": name}
-        axes.plot(levels, means, marker=markers.get(name), markersize=4, **style)
+        style = {"color": colors.get(name, "#c2571a"), "label": name}
+        axes.plot(levels, means, marker=markers.get(name, "^"), markersize=4, **style)
         axes.fill_between(
             levels,
             means - spread,
             np.minimum(means + spread, 100),
-            color=colors.get(name),
+            color=style["color"],
             alpha=0.18,
             linewidth=0,
         )

@@ -16,9 +16,12 @@ from jax.core import Tracer
 
 from hwtrain.physics import convolution
 from hwtrain.physics.convolution import Window
+from hwtrain.physics.ranged_convolution import ranged_convolution
 from hwtrain.plan import AnalogWeight
+from hwtrain.transforms.errors import other_geometry
 from hwtrain.transforms.layer import Layer, LayerWeight
-from hwtrain.transforms.signal_side import analog_matmul, other_geometry
+from hwtrain.transforms.observation import observer
+from hwtrain.transforms.signal_side import analog_matmul, check_leaves, range_gradient
 
 
 def describe_conv(
@@ -234,6 +237,8 @@ def convolve(
       `[batch, *positions, features]`.
     """
     assert weight.window is not None
+    if _is_plain(weight, mode) and observer() is None:
+        return _clip_and_convolve(weight, mode, leaves, x, kernel, precision, dtype)
     layer = _of_one_layer(weight, kernel.ndim)
     seen = convolution.patches(x, weight.window)
     matrix = layer.to_matrix(kernel)
@@ -257,6 +262,44 @@ def convolve(
         matrix.reshape(count, *matrix.shape[depth:]),
     )
     return y.reshape(*shape, -1)
+
+
+def _is_plain(weight: AnalogWeight, mode: str) -> bool:
+    """Whether XLA's own convolution of clipped inputs is what the crossbars do."""
+    chip, window = weight.hardware, weight.window
+    acts = chip.converts or chip.modifies_inputs(mode) or chip.scales_outputs
+    whole = window is not None and not window.flipped and not window.local
+    return weight.ranged and weight.tiles == (1, 1) and whole and not acts
+
+
+def _clip_and_convolve(
+    weight: AnalogWeight,
+    mode: str,
+    leaves: Mapping[str, jax.Array],
+    x: jax.Array,
+    kernel: jax.Array,
+    precision: Any,
+    dtype: Any,
+) -> jax.Array:
+    assert weight.window is not None
+    depth = len(weight.parallel)
+    of_one = {
+        name: jax.ShapeDtypeStruct(leaf.shape[depth:], leaf.dtype)
+        for name, leaf in leaves.items()
+    }
+    check_leaves(weight, of_one)
+    groups = (weight.groups, 1, 1)
+    probe = leaves["probe"].reshape(*groups, -1) if mode != "eval" else None
+    return ranged_convolution(
+        x,
+        kernel,
+        leaves["input_range"].reshape(groups),
+        probe,
+        weight.window,
+        range_gradient(weight),
+        precision,
+        dtype,
+    )
 
 
 def _of_one_layer(weight: AnalogWeight, rank: int) -> AnalogWeight:

@@ -291,3 +291,36 @@ def test_the_layers_of_a_stack_are_measured_each():
         bench.read = take
     assert len(seen) == 3 * 8
     assert {row[1] for row in found.rows} == {"modifier", "out_noise"}
+
+
+LEARNED = hw.Hardware(
+    modifier=hw.WeightModifierParameter(
+        type="add_normal", std_dev=0.1, per_vector=True
+    ),
+    clip=hw.WeightClipParameter(type="learnable_per_channel"),
+    drift=hw.SimpleDriftParameter(nu=0.1),
+)
+
+
+@pytest.mark.parametrize("per", ["per_vector", "per_batch_sample"])
+def test_draws_per_input_learned_bounds_and_drift_are_measured(per):
+    modifier = dataclasses.replace(LEARNED.modifier, per_vector=False)
+    modifier = dataclasses.replace(modifier, **{per: True})
+    chip = dataclasses.replace(LEARNED, modifier=modifier)
+    found = hw.assert_active(*linen(chip))
+    assert {"modifier", "clip", "drift"} <= {row[1] for row in found.rows}
+
+
+def test_a_learned_bound_that_clips_nothing_is_told(monkeypatch):
+    monkeypatch.setattr(weight_side, "clipped", lambda weight, kernel, *_: kernel)
+    with pytest.raises(ValueError, match="a/kernel: clip: weights beyond the bound"):
+        hw.assert_active(*linen(LEARNED))
+
+
+def test_a_drift_without_effect_is_told(monkeypatch):
+    def idle(self, state, w, dt_s, key=None, *, scale=1.0):
+        return w, state
+
+    monkeypatch.setattr(hw.SimpleDriftParameter, "step", idle)
+    with pytest.raises(ValueError, match="a/kernel: drift: weights stay as they are"):
+        hw.assert_active(*linen(LEARNED))

@@ -10,6 +10,7 @@ from flax import nnx
 
 import hwtrain as hw
 from hwtrain import optim
+from hwtrain.checkpoint import verify
 from hwtrain.hardware import WeightClipParameter, WeightModifierParameter
 
 KEY = jax.random.key(4)
@@ -167,6 +168,7 @@ def test_a_chip_has_the_clipped_weights_and_is_not_clipped_again(tmp_path):
     loaded = hw.load(path)
     np.testing.assert_allclose(loaded.params["kernel"], clipped, rtol=1e-6)
     np.testing.assert_array_equal(loaded.params["clip_bound"][0], BOUND)
+    assert verify(path)["passed"]
     np.testing.assert_allclose(loaded.reconstruct("kernel"), clipped, atol=1e-6)
     np.testing.assert_allclose(call(loaded.chip(3)), chip["kernel"], rtol=1e-5)
     assert loaded.plan["kernel"].hardware == hardware
@@ -218,3 +220,34 @@ def test_a_convolution_and_its_groups_learn_bounds_of_their_own():
     y = layer.apply({"params": clipped}, x)
     for found in (analog.apply({"params": half}, x), model(x)):
         np.testing.assert_allclose(found, y, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("framework", ["linen", "nnx"])
+def test_a_population_has_the_clipped_weights(framework):
+    hardware = hw.Hardware(
+        clip=CLIP,
+        mapping=hw.MappingParameter(weight_scaling_omega=1.0),
+        forward=hw.IOParameters(out_bound=100.0),
+        mismatch=hw.MismatchParameter(type="mult_normal", std_dev=0.0),
+        converter=hw.SinglePairConductanceConverter(),
+    )
+    analog, params, _ = linen(hardware)
+    params = bounded(params)
+    variables = {"params": params}
+    if framework == "nnx":
+        plain = nnx.Linear(ROWS, COLUMNS, use_bias=False, rngs=nnx.Rngs(0))
+        analog, variables = hw.analogize(plain, hardware), params
+    clipped, _ = lsq()
+
+    def error(outputs, targets):
+        return ((outputs - targets) ** 2).sum(-1)
+
+    found = hw.evaluate.population(
+        analog,
+        variables,
+        [(np.eye(ROWS, dtype=np.float32), clipped)],
+        error,
+        chips=2,
+        key=KEY,
+    )
+    assert float(np.max(found.mean)) < 1e-9

@@ -1,5 +1,7 @@
 """Learning of input ranges: golden gradients, decay, initialisation, averaging."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -150,6 +152,111 @@ def test_accumulation_and_loss_scaling_give_the_same_range(init_from_data, sprea
     assert whole != 1.0
     np.testing.assert_allclose(parts, whole, rtol=1e-6)
     np.testing.assert_allclose(scaled, whole, rtol=1e-6)
+
+
+def after_one_update_of(model, chip, x):
+    """Returns the ranges of a model's only layer after one update."""
+    analog = hw.analogize(model, chip)
+    params = analog.init(jax.random.key(0), x)["params"]
+    tx = hw.optim.hardware_aware(
+        optax.sgd(0.1), hw.plan(analog, params, x), input_range_learning_rate=0.1
+    )
+
+    @jax.jit
+    def update(params, x):
+        def loss(params):
+            y = analog.apply({"params": params}, x)
+            return jnp.square(y.astype(jnp.float32) - 1).mean()
+
+        grads = jax.grad(loss)(params)
+        updates, _ = tx.update(grads, tx.init(params), params)
+        return optax.apply_updates(params, updates)
+
+    return float(update(params, x)["layer"]["input_range"][0, 0])
+
+
+class Twice(nn.Module):
+    """One layer called on both halves of a batch."""
+
+    @nn.compact
+    def __call__(self, x):
+        layer = nn.Dense(3, name="layer")
+        return jnp.concatenate([layer(half) for half in jnp.split(x, 2)])
+
+
+class OverTime(nn.Module):
+    """The same layer at each of four times, by scan, of a batch cut into times."""
+
+    @nn.compact
+    def __call__(self, x):
+        layer = nn.Dense(3, name="layer")
+        scan = nn.scan(
+            lambda layer, carry, x: (carry, layer(x)),
+            variable_broadcast="params",
+            split_rngs={"params": False},
+        )
+        _, y = scan(layer, (), x.reshape(4, -1, x.shape[-1]))
+        return y.reshape(-1, 3)
+
+
+class Half(nn.Module):
+    """In float16, whose sums of 512 squares of up to 200 would be infinite."""
+
+    @nn.compact
+    def __call__(self, x):
+        return nn.Dense(3, name="layer", dtype=jnp.float16)(x)
+
+
+@pytest.mark.parametrize("init_from_data", [0, 5])
+@pytest.mark.parametrize("spread", [0.3, 1.5])
+def test_calls_in_parts_give_the_range_of_one_call(init_from_data, spread):
+    options = hw.InputRangeParameter(
+        init_value=1.0, init_from_data=init_from_data, decay=0.05
+    )
+    chip = hw.Hardware(input_range=options)
+    x = spread * jax.random.normal(jax.random.key(1), (64, 8))
+    whole = after_one_update_of(Layer(), chip, x)
+    assert whole != 1.0
+    for model in (Twice(), OverTime()):
+        np.testing.assert_allclose(
+            after_one_update_of(model, chip, x), whole, rtol=1e-6
+        )
+
+
+def test_statistics_do_not_overflow_in_half_precision():
+    options = hw.InputRangeParameter(init_from_data=1)
+    x = 200 * jax.random.uniform(jax.random.key(1), (64, 8))
+    found = after_one_update_of(Half(), hw.Hardware(input_range=options), x)
+    # The inputs are rounded to 11 bits.
+    np.testing.assert_allclose(found, 3 * np.std(x), rtol=2**-10)
+
+
+def test_output_clipping_widens_the_range_by_hand():
+    # One weight of 2 and a bound of 1: the ADC clips where x / r is above 0.4995.
+    chip = hw.Hardware(
+        input_range=hw.InputRangeParameter(
+            init_value=2.0,
+            init_from_data=0,
+            decay=0.0,
+            manage_output_clipping=True,
+            output_min_percentage=0.9,
+        ),
+        forward=hw.IOParameters(out_bound=1.0),
+    )
+    x = jnp.array([[0.5], [0.9], [1.2], [1.5]])  # 0.25, 0.45, 0.6, 0.75 of the range
+
+    class One(nn.Module):
+        @nn.compact
+        def __call__(self, x):
+            ones = nn.initializers.constant(2.0)
+            return nn.Dense(1, name="layer", use_bias=False, kernel_init=ones)(x)
+
+    # Half of the outputs are inside: the range grows by the rate times (1 - 1/2) r.
+    found = after_one_update_of(One(), chip, x)
+    np.testing.assert_allclose(found, 2.0 + 0.1 * 0.5 * 2.0, rtol=1e-6)
+    few = dataclasses.replace(chip.input_range, output_min_percentage=0.4)
+    enough = dataclasses.replace(chip, input_range=few)
+    assert after_one_update_of(One(), enough, x) == 2.0
 
 
 def test_a_wide_range_decays_and_a_narrow_one_grows():

@@ -5,6 +5,7 @@ import subprocess
 import sys
 
 SCRIPT = """
+import functools
 import jax, jax.numpy as jnp, numpy as np, optax
 from flax import linen as nn
 from jax.sharding import NamedSharding, PartitionSpec as P
@@ -75,6 +76,33 @@ for whole, parts in zip(jax.tree.leaves(one), jax.tree.leaves(many)):
     np.testing.assert_allclose(whole, parts, rtol=1e-5, atol=1e-6)
 ranges = [v for p, v in paths.leaves(one[0]).items() if p.endswith("input_range")]
 assert all((r != 1.0).all() for r in ranges)
+
+# Gradients that four devices average by themselves give the same update.
+four = jax.sharding.Mesh(np.array(jax.devices()[:4]), ("data",))
+
+@jax.jit
+@functools.partial(
+    jax.shard_map, mesh=four, in_specs=(P(), P("data"), P()), out_specs=P(),
+    check_vma=False,
+)
+def averaged(params, x, key):
+    def loss(params):
+        y = analog.apply({"params": params}, x, rngs={"mismatch": key})
+        return jnp.square(y).mean()
+    return jax.lax.pmean(jax.grad(loss)(params), "data")
+
+updates, _ = jax.jit(tx.update)(averaged(params, x, key), tx.init(params), params)
+after = paths.leaves(optax.apply_updates(params, updates))
+for path, value in paths.leaves(one[0]).items():
+    np.testing.assert_allclose(after[path], value, rtol=1e-5, atol=1e-6, err_msg=path)
+
+# The state lies where the weights lie, and stays there.
+adam = hw.optim.hardware_aware(optax.adam(0.1), plan)
+state = adam.init(sharded)
+_, new = jax.jit(adam.update)(many[1], state, sharded)
+for place in (state, new):
+    moment = place.base[0].mu["hidden"]["kernel"]
+    assert moment.sharding.is_equivalent_to(sharded["hidden"]["kernel"].sharding, 2)
 print("equal")
 """
 

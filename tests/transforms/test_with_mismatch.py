@@ -186,6 +186,20 @@ def test_modes_streams_and_inspect():
         pair.linen.apply(variables, X, rngs={"mismatch": KEY})
 
 
+def test_the_export_holds_the_nominal_parameters_and_the_mismatch(tmp_path):
+    pair = Pair("hidden/kernel|log_Itau_mem")
+    plan = hw.plan(pair.linen, {"params": pair.params}, X)
+    assert hw.plan(pair.nnx).weights == plan.weights
+    hw.export(tmp_path / "out", {"params": pair.params}, plan)
+    checkpoint = hw.load(tmp_path / "out")
+    jax.tree.map(np.testing.assert_array_equal, checkpoint.params, pair.params)
+    modifiers = {w.path: w.hardware.modifier for w in checkpoint.plan.weights}
+    assert modifiers["hidden/kernel"].type == "mult_normal"
+    assert modifiers["log_Itau_mem"].type == "add_normal"
+    for modifier in modifiers.values():
+        assert modifier.std_dev == pytest.approx(0.1)
+
+
 def test_bad_models():
     prototype = {"hidden": {"kernel": True, "bias": False}, "log_Itau_mem": False}
     model = hw.with_mismatch(Scaled(), prototype)

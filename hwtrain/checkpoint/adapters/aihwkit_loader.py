@@ -43,7 +43,8 @@ def load(model, folder=".", names=None):
         tiles = list(module.analog_tiles())
         sizes = [(tile.out_size, tile.in_size) for tile in tiles]
         wanted = [tuple(size) for size in tensors[f"{name}/tile_sizes"]]
-        if sizes != wanted or (bias is None) != (not module.bias):
+        has_bias = module.get_weights()[1] is not None
+        if sizes != wanted or has_bias != (bias is not None):
             raise ValueError(
                 f"{layer!r} should have tiles (out, in) of {wanted} and "
                 f"{'no' if bias is None else 'a'} digital bias; it has {sizes}. Set "

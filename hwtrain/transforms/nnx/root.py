@@ -14,8 +14,10 @@ from jax.core import Tracer
 
 from hwtrain import paths
 from hwtrain.chips import chip_key, layer_keys
+from hwtrain.clip_bounds import clipped
 from hwtrain.plan import AnalogWeight, Plan
 from hwtrain.transforms import weight_side
+from hwtrain.transforms.errors import missing_stream
 from hwtrain.transforms.layer import Layer, added
 from hwtrain.transforms.nnx.guard import make_guarded
 from hwtrain.transforms.nnx.layers import (
@@ -31,12 +33,9 @@ from hwtrain.transforms.nnx.layers import (
     reduce_by_base,
     view_setter,
 )
+from hwtrain.transforms.read_keys import counted_calls
 from hwtrain.transforms.rules import Assignment, make_plan
-from hwtrain.transforms.signal_side import (
-    counted_calls,
-    initial_leaves,
-    missing_stream,
-)
+from hwtrain.transforms.signal_side import initial_leaves
 
 
 def analogize_nnx(model: Any, assigned: Assignment, rngs: nnx.Rngs | None) -> Any:
@@ -104,7 +103,11 @@ def add_chip_keys(model: Any) -> None:
     for weight in plan.weights:
         if weight.kind != "raw" and weight.hardware.derives_chip_scale:
             layer = layers[weight_side.local(plan, weight.layer_path)]
-            scale = weight.derived_scale(weight.to_matrix(_array(layer, weight)))
+            kernel = _array(layer, weight)
+            if weight.hardware.learns_clip:
+                bound = getattr(layer, weight.leaf_name("clip_bound"))[...]
+                kernel = clipped(weight, kernel, bound)
+            scale = weight.derived_scale(weight.to_matrix(kernel))
             name = weight.leaf_name("mapping_scale")
             setattr(layer, name, LEAF_TYPES["mapping_scale"](scale))
         if weight.kind != "raw" and weight.hardware.freezes("chip"):

@@ -4,6 +4,7 @@ import functools
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
 
 from hwtrain.checkpoint import export, load
@@ -18,6 +19,7 @@ from hwtrain.hardware import (
     SingleDeviceConductanceConverter,
     SinglePairConductanceConverter,
 )
+from hwtrain.physics.convolution import Window
 from hwtrain.plan import AnalogWeight, Digital, Plan
 
 TILES = MappingParameter(max_input_size=4, max_output_size=3, weight_scaling_omega=1.0)
@@ -42,21 +44,42 @@ CHIPS = {
         forward=IOParameters(inp_bits=8, out_bits=6, out_bound=3.0),
         converter=SinglePairConductanceConverter(g_max=20.0, g_min=0.5),
     ),
+    "conv": Hardware(
+        mapping=TILES,
+        input_range=InputRangeParameter(),
+        converter=SinglePairConductanceConverter(g_max=20.0),
+    ),
+    "grouped": Hardware(
+        mapping=TILES,
+        input_range=InputRangeParameter(),
+        converter=SinglePairConductanceConverter(g_max=20.0),
+    ),
     "device": Hardware(converter=SingleDeviceConductanceConverter()),
 }
 
 
-def _weight(name, shape):
+# Convolutions: shape of the kernel and the window.
+WINDOWS = {
+    "conv": ((2, 2, 3, 5), Window.of((2, 2))),
+    "grouped": ((2, 2, 2, 6), Window.of((2, 2), groups=2)),
+}
+
+
+def _weight(name, stack):
+    shape, window = WINDOWS.get(name, ((*stack, 6, 5), None))
+    axes = len(shape)
     return AnalogWeight(
         path=f"{name}/kernel",
-        kind="dense",
-        layer="Dense",
+        kind="dense" if window is None else "conv",
+        layer="Dense" if window is None else "Conv",
         shape=shape,
-        rows=(len(shape) - 2,),
-        columns=(len(shape) - 1,),
+        # Of a window the channels come first, and of each channel its taps.
+        rows=(axes - 2,) if window is None else (axes - 2, *range(axes - 2)),
+        columns=(axes - 1,),
         hardware=CHIPS[name],
         rule="Rule('.*')",
         ranged=CHIPS[name].ranged,
+        window=window,
     )
 
 
@@ -66,18 +89,21 @@ def make(tmp_path_factory):
 
     @functools.cache
     def checkpoint(*names, stack=(), seed=None, norm=True):
-        weights = tuple(_weight(name, (*stack, 6, 5)) for name in names)
+        weights = tuple(_weight(name, stack) for name in names)
         params = {}
         for number, name in enumerate(names):
-            kernel = jax.random.normal(jax.random.key(number), (*stack, 6, 5))
+            weight = weights[number]
+            kernel = jax.random.normal(jax.random.key(number), weight.shape)
             kernel = kernel.at[..., 0, :2].set(jnp.array([0.0, -0.0]))
-            bias = jnp.linspace(-1.0, 1.0, 5) * jnp.ones((*stack, 1))
+            bias = jnp.linspace(-1.0, 1.0, weight.shape[-1]) * jnp.ones((*stack, 1))
+            bias = bias.reshape(*stack, -1)
             params[name] = {"kernel": kernel, "bias": bias}
             if CHIPS[name].ranged:
-                tiles = weights[number].tiles
-                ranges = 1.0 + jnp.arange(4.0).reshape(tiles) / 2
-                params[name]["input_range"] = jnp.broadcast_to(ranges, (*stack, *tiles))
-                params[name]["probe"] = jnp.zeros((*stack, *tiles, 6))
+                shape = (*weight.stack, *weight.tiles)
+                ranges = 1.0 + jnp.arange(float(np.prod(weight.tiles))) / 2
+                ranges = jnp.broadcast_to(ranges.reshape(weight.tiles), shape)
+                params[name]["input_range"] = ranges
+                params[name]["probe"] = jnp.zeros((*shape, 6))
         digital = ()
         if norm:
             digital = (Digital(path="norm/scale", reason="normalisation is digital"),)
@@ -92,3 +118,21 @@ def make(tmp_path_factory):
 def out(tmp_path):
     """Where the adapter shall write."""
     return tmp_path / "folder" / "out"
+
+
+@pytest.fixture
+def matrices():
+    """Returns a function: kernel and bias of a convolution, of each group."""
+
+    def of(params, name):
+        (*_, outputs), window = WINDOWS[name]
+        kernel = np.moveaxis(np.asarray(params[name]["kernel"]), -2, 0)
+        kernel = kernel.reshape(-1, outputs)
+        bias = np.asarray(params[name]["bias"])
+        if window.groups == 1:
+            return {name: (kernel, bias)}
+        kernels = np.split(kernel, window.groups, axis=1)
+        biases = np.split(bias, window.groups)
+        return {f"{name}/{g}": pair for g, pair in enumerate(zip(kernels, biases))}
+
+    return of

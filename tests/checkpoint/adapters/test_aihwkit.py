@@ -8,7 +8,7 @@ import pytest
 
 from hwtrain.checkpoint.adapters import to_aihwkit
 
-NAMES = ("first", "second", "pairs", "device")
+NAMES = ("first", "second", "pairs")
 
 
 def weights(file, name):
@@ -28,7 +28,7 @@ def weights(file, name):
     return matrix.T
 
 
-@pytest.mark.parametrize("stack, chip", [((), None), ((2,), 8)])
+@pytest.mark.parametrize("stack, chip", [((2,), None), ((), 8)])
 def test_weights_come_back(make, out, stack, chip):
     checkpoint = make(*NAMES, stack=stack, seed=chip)
     to_aihwkit(checkpoint, out, chip=chip)
@@ -50,13 +50,25 @@ def test_weights_come_back(make, out, stack, chip):
         assert (f"{full}/tile/0/nu/g_pos" in file) == (chip is not None)
 
 
+@pytest.mark.parametrize("name", ["conv", "grouped"])
+def test_convolutions(make, out, matrices, name):
+    checkpoint = make("conv", "grouped")
+    to_aihwkit(checkpoint, out)
+    with np.load(out / "tensors.npz") as file:
+        for full, (kernel, bias) in matrices(checkpoint.params, name).items():
+            found = weights(file, full)
+            atol = 1e-6 * abs(kernel).max()
+            np.testing.assert_allclose(found, kernel, rtol=0, atol=atol)
+            np.testing.assert_array_equal(file[f"{full}/bias"], bias)
+
+
 def test_conductances_are_those_of_the_checkpoint(make, out):
-    checkpoint = make(*NAMES)
+    checkpoint = make(*NAMES, stack=(2,), seed=None)
     to_aihwkit(checkpoint, out)
     tile = checkpoint.conductances("pairs/kernel")[1][0]
     with np.load(out / "tensors.npz") as file:
-        g = file["pairs/tile/2/g/g_neg_1"]
-    np.testing.assert_array_equal(g.T, tile.conductances["g_neg_1"])
+        g = file["pairs/1/tile/2/g/g_neg_1"]
+    np.testing.assert_array_equal(g.T, tile.conductances["g_neg_1"][1])
 
 
 def _model(rpu_config, names):
@@ -105,6 +117,27 @@ def test_aihwkit_loads_it_and_computes_the_same(make, out, chip):
         tile = next(iter(model.first.analog_tiles()))
         tile.drift_weights(1e5)
         assert abs(tile.tile.get_weights()).sum() < abs(tile.programmed_weights).sum()
+
+
+def test_aihwkit_loads_a_convolution(make, out):
+    torch = pytest.importorskip("torch", reason="torch is not installed")
+    nn = pytest.importorskip("aihwkit.nn", reason="aihwkit is not installed")
+    checkpoint = make("conv", norm=False)
+    to_aihwkit(checkpoint, out)
+    model = nn.AnalogSequential()
+    model.add_module("conv", nn.AnalogConv2dMapped(3, 5, 2, rpu_config=_config()))
+    model = model.eval()
+    runpy.run_path(str(out / "load.py"))["load"](model, out)
+    kernel, bias = (
+        np.asarray(checkpoint.params["conv"][x]) for x in ("kernel", "bias")
+    )
+    # Inputs within every range, so that no tile clips them.
+    x = np.random.default_rng(0).uniform(-1, 1, (2, 4, 4, 3)).astype(np.float32)
+    taps = [
+        x[:, i : i + 3, j : j + 3] @ kernel[i, j] for i in range(2) for j in range(2)
+    ]
+    y = model(torch.from_numpy(np.moveaxis(x, -1, 1).copy())).detach().numpy()
+    np.testing.assert_allclose(np.moveaxis(y, 1, -1), sum(taps) + bias, atol=1e-5)
 
 
 def test_a_model_that_does_not_fit_is_refused(make, out):

@@ -24,7 +24,7 @@ def weights(matrices, entry, shape):
     return total
 
 
-@pytest.mark.parametrize("stack, chip", [((), None), ((2,), 8)])
+@pytest.mark.parametrize("stack, chip", [((2,), None), ((), 8)])
 def test_weights_come_back(make, out, stack, chip):
     checkpoint = make(*NAMES, stack=stack, seed=chip)
     to_crosssim(checkpoint, out, chip=chip)
@@ -43,10 +43,25 @@ def test_weights_come_back(make, out, stack, chip):
                 np.testing.assert_array_equal(np.float32(entry["bias"]), bias[index])
 
 
+@pytest.mark.parametrize("name", ["conv", "grouped"])
+def test_convolutions(make, out, matrices, name):
+    checkpoint = make("conv", "grouped")
+    to_crosssim(checkpoint, out)
+    entries = json.loads((out / "crosssim.json").read_text())["layers"]
+    entries = {entry["name"]: entry for entry in entries}
+    with np.load(out / "matrices.npz") as file:
+        for full, (kernel, bias) in matrices(checkpoint.params, name).items():
+            found = weights(file, entries[full], kernel.shape)
+            atol = 1e-6 * abs(kernel).max()
+            np.testing.assert_allclose(found, kernel, rtol=0, atol=atol)
+            np.testing.assert_array_equal(np.float32(entries[full]["bias"]), bias)
+
+
 def test_what_cannot_be_said_is_listed(make, out):
-    to_crosssim(make(*NAMES), out)
+    to_crosssim(make(*NAMES, stack=(2,), seed=None), out)
     layers = json.loads((out / "crosssim.json").read_text())["layers"]
-    first, second, _ = (entry["lost"] for entry in layers)
+    lost = {entry["name"]: entry["lost"] for entry in layers}
+    first, second = lost["first/0"], lost["second/1"]
     assert [line.partition(":")[0] for line in first] == [
         "the ADC",
         "noise_model 'pcm_like'",

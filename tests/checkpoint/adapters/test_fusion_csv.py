@@ -59,6 +59,19 @@ def test_weights_come_back(make, out, stack):
     assert [tiles[0]["signs"][column][0] for column in (0, 1)] == ["0", "0"]
 
 
+@pytest.mark.parametrize("name", ["conv", "grouped"])
+def test_convolutions(make, out, matrices, name):
+    checkpoint = make("conv", "grouped")
+    to_fusion_csv(checkpoint, out)
+    header, layers = read(out)
+    for full, (kernel, bias) in matrices(checkpoint.params, name).items():
+        found, entry = layers[full]
+        atol = 1e-6 * abs(kernel).max()
+        np.testing.assert_allclose(found, kernel, rtol=0, atol=atol)
+        np.testing.assert_array_equal(np.float32(entry["bias"]), bias)
+        assert header[full][1] == "AnalogConv2d"
+
+
 def test_the_largest_conductance_is_full_scale(make, out):
     to_fusion_csv(make("first"), out)
     with open(out / "conductances.csv", newline="") as file:

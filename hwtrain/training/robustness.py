@@ -1,0 +1,222 @@
+"""A job: train plain, with mismatch and robustly, and compare on frozen chips."""
+
+import dataclasses
+import inspect
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from rich.console import Console
+
+from hwtrain import mismatch, objectives, paths
+from hwtrain.chips import chip_key
+from hwtrain.mismatch.generator import sigma_rule_in_words
+from hwtrain.plan import Plan
+from hwtrain.training import linen, nnx, report
+from hwtrain.training.comparison import accuracy, train_seed
+from hwtrain.training.folder import write_json
+from hwtrain.training.functional import Functional, Params
+from hwtrain.training.loop import Split, Step, cross_entropy, init_state, make_step
+from hwtrain.training.mismatch_config import MismatchConfig
+from hwtrain.training.optimisation import base_optimizer, learning_rate
+from hwtrain.training.preparation import load_data
+from hwtrain.training.report import PLAIN, WITH_MISMATCH, Accuracies
+from hwtrain.training.source import named, resolve
+from hwtrain.version import __version__
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Contest:
+    """Models, steps and data of a comparison.
+
+    Attributes:
+      plain: the model as it is.
+      prototype: what deviates on a chip.
+      steps: the training step of each way to train, by its name.
+      optimizer: of all of them.
+      train: the training set.
+      test: the test set.
+    """
+
+    plain: Functional
+    prototype: paths.Tree
+    steps: dict[str, Step]
+    optimizer: optax.GradientTransformation
+    train: Split
+    test: Split
+
+
+def prepare_contest(config: MismatchConfig, folder: Path) -> Contest:
+    """Loads what a configuration names, and checks it by tracing one step.
+
+    Args:
+      config: the configuration.
+      folder: its folder, which its paths are relative to.
+
+    Raises:
+      ValueError: one line that names what is wrong.
+    """
+    report.require_matplotlib()
+    training, rule = config.training, config.mismatch.sigma_rule
+    train, test = load_data(config.data, training.batch_size, folder)
+    factory = resolve(config.model, folder)
+    deviation = config.mismatch.percent_deviation
+    with named(config.model):
+        takes_rngs = "rngs" in inspect.signature(factory).parameters
+        frontend = nnx if takes_rngs else linen
+        example = train.inputs[:1]
+        plain = frontend.plain(factory, example)
+        prototype = _prototype(plain, config.mismatch.digital)
+        noisy = frontend.deviating(factory, prototype, deviation, rule, example)
+    optimizer = base_optimizer(training, learning_rate(training), folder)
+    steps = {
+        PLAIN: make_step(plain, optimizer, cross_entropy),
+        WITH_MISMATCH: make_step(noisy, optimizer, cross_entropy),
+    }
+    objective = config.objective
+    if objective is not None:
+        robust = _robust(objective)
+        steps[objective.type] = make_step(
+            plain, optimizer, cross_entropy, robust=robust
+        )
+    order = jnp.zeros((1, training.batch_size), jnp.int32)
+    for name, step in steps.items():
+        state = jax.eval_shape(lambda: init_state(plain.init(0), optimizer))
+        with named(f"{config.model}, trained {name},"):
+            jax.eval_shape(step, state, train, order, jax.random.key(0))
+    return Contest(
+        plain=plain,
+        prototype=prototype,
+        steps=steps,
+        optimizer=optimizer,
+        train=train,
+        test=test,
+    )
+
+
+def contest(
+    config: MismatchConfig, ready: Contest, out: Path, *, console: Console
+) -> list[Accuracies]:
+    """Trains in each way, from the same initial parameters, and compares on chips.
+
+    In `out` afterwards: `config.json`, an Orbax checkpoint for each way and seed,
+    `results.json` and `results.png`.
+
+    Args:
+      config: the configuration.
+      ready: what it names, from `prepare_contest`.
+      out: the run's folder. What is done there is not done again.
+      console: where progress and the table are shown.
+
+    Returns:
+      The results: for each deviation and way to train.
+    """
+    trained = {
+        name: [
+            train_seed(
+                config.training,
+                step,
+                init_state(ready.plain.init(seed), ready.optimizer),
+                ready.train,
+                seed,
+                out / name.replace(" ", "-") / f"seed_{seed}",
+                f"{name}, seed {seed}",
+                console,
+            )
+            for seed in config.training.seeds
+        ]
+        for name, step in ready.steps.items()
+    }
+    with console.status("evaluating on chips"):
+        results = on_chips(config, ready, trained)
+    title = report.headline(results, mode="nominal digital part, frozen chips")
+    rule = config.mismatch.sigma_rule
+    words = sigma_rule_in_words(max(config.evaluation.percent_deviation), rule)
+    data = {
+        "metric": "accuracy in %",
+        "largest mismatch": words,
+        "seeds": list(config.training.seeds),
+        "chips": config.evaluation.chips,
+        "versions": {"hwtrain": __version__, "jax": jax.__version__},
+        **report.as_data(results),
+    }
+    write_json(out / "results.json", data)
+    report.plot(results, out / "results.png", title=title)
+    console.print(f"\n{title}\n{words}", soft_wrap=True, highlight=False)
+    console.print(report.table(results))
+    console.print(f"results.json, results.png and checkpoints lie in {out}")
+    return results
+
+
+def on_chips(
+    config: MismatchConfig, ready: Contest, trained: dict[str, list[Params]]
+) -> list[Accuracies]:
+    """Returns the accuracy of trained models on frozen chips.
+
+    Args:
+      config: the configuration.
+      ready: from `prepare_contest`.
+      trained: for each way to train the parameters of every seed.
+    """
+    rule = config.mismatch.sigma_rule
+    keys = jax.vmap(chip_key)(jnp.arange(config.evaluation.chips))
+
+    @jax.jit
+    def accuracies(chips: Params, test: Split) -> jax.Array:
+        def on_chip(params: Params) -> jax.Array:
+            outputs = ready.plain.apply(params, test.inputs, keys[0])
+            return accuracy(outputs, test.labels).mean()
+
+        return jax.lax.map(on_chip, chips)
+
+    results = []
+    for level in config.evaluation.percent_deviation:
+        generate = mismatch.mismatch_generator(ready.prototype, level, rule)
+        chips = jax.jit(jax.vmap(generate, in_axes=(None, 0)))
+        for name, seeds in trained.items():
+            values = [accuracies(chips(params, keys), ready.test) for params in seeds]
+            results.append(
+                Accuracies(
+                    model=name,
+                    mismatch_std=level / rule,
+                    values=np.asarray(values, np.float64),
+                )
+            )
+    return results
+
+
+def _prototype(model: Functional, digital: tuple[str, ...]) -> paths.Tree:
+    """Returns what deviates on a chip: all of a prototype that is not digital."""
+    params = jax.eval_shape(model.init, 0)
+    frozen = mismatch.frozen_mismatch_prototype(params)
+    chosen = {path for path, on in paths.leaves(frozen).items() if on}
+    dynamic = mismatch.dynamic_mismatch_prototype(params)
+    chosen |= {path for path, on in paths.leaves(dynamic).items() if on}
+    for pattern in digital:
+        matching = {path for path in chosen if re.fullmatch(pattern, path)}
+        if not matching:
+            raise ValueError(
+                f"mismatch.digital: the pattern {pattern!r} matches nothing that would "
+                f"deviate: {sorted(chosen)}"
+            )
+        chosen -= matching
+    if not chosen:
+        raise ValueError("mismatch.digital: nothing is left that deviates")
+    return paths.map_leaves(lambda path, leaf: path in chosen, params)
+
+
+def _robust(
+    objective: objectives.ObjectiveParameter,
+) -> Callable[..., Callable[..., Any]]:
+    def robust(loss: Callable[..., Any], outputs: Callable[..., Any]) -> Any:
+        try:
+            return objectives.robust(loss, Plan(()), objective, outputs=outputs)
+        except ValueError as error:
+            raise ValueError(f"objective: {error}") from error
+
+    return robust
