@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from hwtrain import conductances, objectives, optim
+from hwtrain import conductances
 from hwtrain.checkpoint.contents import Contents
 from hwtrain.chips import chip_key
 from hwtrain.crossbar import on_crossbar
@@ -21,9 +21,16 @@ from hwtrain.hardware import Hardware
 from hwtrain.plan import AnalogWeight, Plan
 from hwtrain.programming import program_weight
 from hwtrain.training import linen, nnx
-from hwtrain.training.config import Config, TrainingParameter
+from hwtrain.training.config import Config
 from hwtrain.training.functional import Functional
 from hwtrain.training.loop import Split, Step, cross_entropy, init_state, make_step
+from hwtrain.training.optimisation import (
+    aware_optimizer,
+    base_optimizer,
+    learning_rate,
+    noise_schedule,
+    robust_loss,
+)
 from hwtrain.training.report import require_matplotlib
 from hwtrain.training.source import named, reason, resolve
 
@@ -80,7 +87,7 @@ def prepare(config: Config, folder: Path) -> Preparation:
         aware, plan = frontend.hardware_aware(factory, config.hardware, example)
     rate = learning_rate(config.training)
     base = base_optimizer(config.training, rate, folder)
-    optimizer = _aware_optimizer(base, plan, rate, config.export.chip_seed)
+    optimizer = aware_optimizer(base, plan, rate, config.export.chip_seed)
     ready = Preparation(
         frontend=frontend,
         factory=factory,
@@ -94,8 +101,8 @@ def prepare(config: Config, folder: Path) -> Preparation:
             aware,
             optimizer,
             cross_entropy,
-            robust=_robust(config.training, plan),
-            strength=_strength(config.training, folder),
+            robust=robust_loss(config.training, plan),
+            strength=noise_schedule(config.training, folder),
         ),
         train=train,
         test=test,
@@ -226,64 +233,6 @@ def _check_step(
         ) from error
 
 
-def _aware_optimizer(
-    base: optax.GradientTransformation,
-    plan: Plan,
-    rate: optax.Schedule,
-    chip_seed: int,
-) -> optax.GradientTransformation:
-    """Returns the optimiser of an analog model, which trains one chip if it drifts."""
-    drifts = [weight.hardware.drift for weight in plan.weights]
-    drawn = any(drift is not None and drift.draws for drift in drifts)
-    key = chip_key(chip_seed) if drawn else None
-    return optim.hardware_aware(
-        base, plan, input_range_learning_rate=rate, drift_key=key
-    )
-
-
-def _robust(
-    training: TrainingParameter, plan: Plan
-) -> Callable[..., Callable[..., Any]] | None:
-    """Returns what makes the loss robust."""
-    objective = training.objective
-    if objective is None:
-        return None
-
-    def robust(loss: Callable[..., Any], outputs: Callable[..., Any]) -> Any:
-        try:
-            return objectives.robust(loss, plan, objective, outputs=outputs)
-        except ValueError as error:
-            raise ValueError(f"training.objective: {error}") from error
-
-    return robust
-
-
-def _strength(
-    training: TrainingParameter, folder: Path
-) -> Callable[[jax.Array], Any] | None:
-    """Returns how strong the noise is after a number of updates."""
-    parameter = training.noise_schedule
-    if parameter is None:
-        return None
-    build = resolve(parameter.function, folder)
-    try:
-        schedule = build(**dict(parameter.arguments))
-        value = jax.eval_shape(schedule, jnp.zeros((), jnp.int32))
-    # What a function raises, when it is called with something else, is up to it.
-    except Exception as error:
-        raise ValueError(
-            f"training.noise_schedule: expected {parameter.function} to return, for "
-            f"the arguments {dict(parameter.arguments)}, a function of the number of "
-            f"updates, got {reason(error)}"
-        ) from error
-    if getattr(value, "shape", None) != ():
-        raise ValueError(
-            f"training.noise_schedule: expected {parameter.function} to return a "
-            f"schedule of one number, got {value}"
-        )
-    return lambda step: {".*": schedule(step), **dict(parameter.layers)}
-
-
 def _check_export(config: Config, ready: Preparation) -> None:
     """Checks that the export will find what it needs, on shapes alone."""
     params = jax.eval_shape(ready.aware.init, 0)
@@ -322,41 +271,3 @@ def _batch_shape(data: Split, size: int) -> Any:
             for part in data
         )
     )
-
-
-def learning_rate(training: TrainingParameter) -> optax.Schedule:
-    """Returns the learning rate of each update."""
-    rate = training.learning_rate
-    if training.schedule == "cosine":
-        return optax.cosine_decay_schedule(rate, training.steps)
-    return optax.constant_schedule(rate)
-
-
-def base_optimizer(
-    training: TrainingParameter, schedule: optax.Schedule, folder: Path
-) -> optax.GradientTransformation:
-    """Returns the optimizer that a configuration names.
-
-    Args:
-      training: how a model is trained.
-      schedule: the learning rate of each update.
-      folder: what a relative path is relative to.
-
-    Raises:
-      ValueError: one line that names what is wrong.
-    """
-    build = resolve(training.optimizer, folder)
-    try:
-        optimizer = build(schedule)
-    # What a function raises, when it is called with something else, is up to it.
-    except Exception as error:
-        raise ValueError(
-            f"training.optimizer: expected {training.optimizer} to be a function of a "
-            f"learning rate, got {reason(error)}"
-        ) from error
-    if not isinstance(optimizer, optax.GradientTransformation):
-        raise ValueError(
-            f"training.optimizer: expected {training.optimizer} to return an optax "
-            f"transformation, got {type(optimizer).__name__}"
-        )
-    return optimizer

@@ -23,7 +23,8 @@ from hwtrain.training.folder import write_json
 from hwtrain.training.functional import Functional, Params
 from hwtrain.training.loop import Split, Step, cross_entropy, init_state, make_step
 from hwtrain.training.mismatch_config import MismatchConfig
-from hwtrain.training.preparation import base_optimizer, learning_rate, load_data
+from hwtrain.training.optimisation import base_optimizer, learning_rate
+from hwtrain.training.preparation import load_data
 from hwtrain.training.report import PLAIN, WITH_MISMATCH, Accuracies
 from hwtrain.training.source import named, resolve
 from hwtrain.version import __version__
