@@ -211,7 +211,7 @@ def _layers(
     windows = {}
     for weight in checkpoint.plan.weights:
         layer = layers[weight.layer_path]
-        for leaf in ("input_range", "probe", "mapping_scale"):
+        for leaf in ("input_range", "probe", "mapping_scale", "clip_bound"):
             layer.pop(leaf, None)
         if weight.kind not in ("dense", "conv") or weight.path.endswith("/embedding"):
             raise HardwareCheckpointError(
