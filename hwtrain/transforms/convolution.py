@@ -18,14 +18,10 @@ from hwtrain.physics import convolution
 from hwtrain.physics.convolution import Window
 from hwtrain.physics.ranged_convolution import ranged_convolution
 from hwtrain.plan import AnalogWeight
+from hwtrain.transforms.errors import other_geometry
 from hwtrain.transforms.layer import Layer, LayerWeight
 from hwtrain.transforms.observation import observer
-from hwtrain.transforms.signal_side import (
-    analog_matmul,
-    check_leaves,
-    other_geometry,
-    range_gradient,
-)
+from hwtrain.transforms.signal_side import analog_matmul, check_leaves, range_gradient
 
 
 def describe_conv(

@@ -221,11 +221,13 @@ def _periphery(weight: AnalogWeight) -> str:
     ideal = IOParameters()
     fields = [field.name for field in dataclasses.fields(ideal)]
     given = [(name, getattr(weight.hardware.forward, name)) for name in fields]
-    return ", ".join(
+    parts = [
         f"{name} {value:g}" if isinstance(value, float) else f"{name} {value}"
         for name, value in given
         if value != getattr(ideal, name)
-    )
+    ]
+    # A look-up reads weights and multiplies by none.
+    return ", ".join(parts + (["in attend only"] if weight.kind == "embed" else []))
 
 
 def _noise(chip: Hardware) -> str:
