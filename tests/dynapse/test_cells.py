@@ -123,6 +123,7 @@ def test_every_quantity_has_an_effect(params, name):
     assert any((a != b).any() for a, b in zip(*states))
 
 
+@pytest.mark.full
 def test_adam_trains_it_and_decay_pulls_to_nominal(params):
     layer = linen_layer(trainable=("Igain_syn",))
     start = {"cell": {**params["cell"], "log_Io": jnp.full(4, 0.2)}}

@@ -76,7 +76,9 @@ def folder(tmp_path):
     return tmp_path
 
 
-@pytest.mark.parametrize("model", ["linen", "nnx_net"])
+@pytest.mark.parametrize(
+    "model", ["linen", pytest.param("nnx_net", marks=pytest.mark.full)]
+)
 def test_three_trainings_differ_and_are_evaluated_on_equal_chips(folder, model):
     config = read_config(folder / "c.toml", [f'model="recipe.py:{model}"'])
     ready = prepare_contest(config, folder)
