@@ -135,9 +135,23 @@ def mismatched(
       scale: the stored mapping scale, if the array has one.
       key: `chip_key(chip_seed)`.
     """
+    return deviated(weight, kernel, scale, draw_key(key, weight.path, "mismatch"))
+
+
+def deviated(
+    weight: AnalogWeight, kernel: jax.Array, scale: jax.Array | None, key: jax.Array
+) -> jax.Array:
+    """As `mismatched`, for the key of the draw itself: no name of the array is needed.
+
+    Args:
+      weight: the plan of the array.
+      kernel: the stored array, nominal, in float32.
+      scale: the stored mapping scale, if the array has one.
+      key: the key of this array's mismatch.
+    """
     mismatch = weight.hardware.mismatch
     if mismatch is None:
         return kernel
     w, s = on_crossbar(weight, kernel, scale)
     w_max = largest_weight(weight, w, per_column=mismatch.per_column)
-    return mismatch(draw_key(key, weight.path, "mismatch"), w, w_max) * s
+    return mismatch(key, w, w_max) * s

@@ -38,6 +38,20 @@ def test_the_example_of_the_mixed_signal_page_says_what_the_page_says():
     assert (names["chip"]["w_in"]["kernel"] != 1).all()
 
 
+def test_the_example_of_the_deployment_page_runs():
+    names = names_after("deployment.md")
+    kernel = names["params"]["hidden"]["kernel"]
+    assert abs(names["kernel"] - kernel).max() < 1e-6
+
+
+def test_the_deployment_page_has_every_adapter():
+    from hwtrain.checkpoint.adapters import ADAPTERS
+
+    page = (DOCS / "deployment.md").read_text("utf-8")
+    for name, adapter in ADAPTERS.items():
+        assert f"| `{name}` | `{adapter.__name__}` |" in page
+
+
 def shown():
     page = (DOCS / "physics.md").read_text("utf-8")
     return set(re.findall(r"\(images/(\w+\.png)\)", page))

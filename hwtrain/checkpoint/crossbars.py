@@ -11,11 +11,12 @@ import numpy as np
 from hwtrain import conductances
 from hwtrain.checkpoint.errors import HardwareCheckpointError
 from hwtrain.checkpoint.tiles import Place, Tile, grid, join, on_cpu
-from hwtrain.chips import apply_mismatch, chip_key
+from hwtrain.chips import chip_key, deviated
 from hwtrain.crossbar import on_crossbar
 from hwtrain.hardware import ConductanceConverter
 from hwtrain.hardware.conversion import Params
-from hwtrain.plan import AnalogWeight, Plan
+from hwtrain.physics.random import draw_key
+from hwtrain.plan import AnalogWeight
 from hwtrain.programming import PROGRAMMED, program_weight
 
 
@@ -80,9 +81,9 @@ class Crossbars:
         """
         with on_cpu():
             # Not a Python integer: JAX would take it for a signed one.
-            kernel = _chip_kernel(
-                self.weight, self._kernel, self._scale, np.uint32(seed)
-            )
+            key = draw_key(chip_key(np.uint32(seed)), self.weight.path, "mismatch")
+            stored = self._scale if self.weight.stores_scale else None
+            kernel = _chip_kernel(self._geometry, self._kernel, stored, key)
         return np.asarray(kernel), self._chip_conductances(kernel, seed)
 
     def measured(
@@ -179,13 +180,7 @@ def _on_crossbar(
     return weight.to_matrix(on_crossbar(weight, kernel, scale)[0])
 
 
-@functools.partial(jax.jit, static_argnums=0)
-def _chip_kernel(
-    weight: AnalogWeight, kernel: jax.Array, scale: jax.Array, seed: jax.Array
-) -> jax.Array:
-    # The scale goes in as a leaf: of a derived one, the nominal kernel's.
-    params = {weight.path: kernel, weight.leaf("mapping_scale"): scale}
-    return apply_mismatch(params, Plan((weight,)), chip_key(seed))[weight.path]
+_chip_kernel = jax.jit(deviated, static_argnums=0)
 
 
 @functools.partial(jax.jit, static_argnums=0)

@@ -297,6 +297,6 @@ def _digest(content: dict[str, Any]) -> str:
     return sha256(text.encode(errors="surrogatepass"))
 
 
-def sha256(data: bytes | bytearray) -> str:
+def sha256(data: bytes | bytearray | memoryview) -> str:
     """Returns the hash of bytes, in hexadecimal."""
     return hashlib.sha256(data).hexdigest()

@@ -55,7 +55,7 @@ def write(
             dtype=array.dtype.name,
             shape=array.shape,
             unit=tensors[name][1],
-            sha256=sha256(array.tobytes()),
+            sha256=sha256(array.reshape(-1).view(np.uint8).data),
         )
         for name, array in arrays.items()
     }

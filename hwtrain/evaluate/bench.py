@@ -16,7 +16,8 @@ import numpy as np
 from hwtrain.hardware import Hardware, IOParameters
 from hwtrain.physics import tiling
 from hwtrain.transforms.observation import Multiplication, observed
-from hwtrain.transforms.signal_side import as_first_call, multiply
+from hwtrain.transforms.read_keys import as_first_call
+from hwtrain.transforms.signal_side import multiply
 
 GROUPS = {
     "DAC": ("inp_bits", "inp_res", "inp_bound", "inp_sto_round"),

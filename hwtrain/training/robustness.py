@@ -134,7 +134,7 @@ def contest(
     }
     with console.status("evaluating on chips"):
         results = on_chips(config, ready, trained)
-    title = report.headline(results, mode="nominal digital part, frozen chips")
+    title = report.headline(results, mode="frozen chips")
     rule = config.mismatch.sigma_rule
     words = sigma_rule_in_words(max(config.evaluation.percent_deviation), rule)
     data = {

@@ -18,14 +18,10 @@ from hwtrain.physics import convolution
 from hwtrain.physics.convolution import Window
 from hwtrain.physics.ranged_convolution import ranged_convolution
 from hwtrain.plan import AnalogWeight
+from hwtrain.transforms.errors import other_geometry
 from hwtrain.transforms.layer import Layer, LayerWeight
 from hwtrain.transforms.observation import observer
-from hwtrain.transforms.signal_side import (
-    analog_matmul,
-    check_leaves,
-    other_geometry,
-    range_gradient,
-)
+from hwtrain.transforms.signal_side import analog_matmul, check_leaves, range_gradient
 
 
 def describe_conv(
@@ -40,20 +36,9 @@ def describe_conv(
       features: of the output.
       sizes: taps along every spatial axis.
     """
-    dilation = _each(module.kernel_dilation, sizes)
-    border, mode, padding = _border(sizes, dilation, padding)
-    window = Window(
-        sizes=sizes,
-        strides=_each(module.strides, sizes),
-        padding=padding,
-        input_dilation=_each(module.input_dilation, sizes),
-        kernel_dilation=dilation,
-        groups=module.feature_group_count,
-        border=border,
-        border_mode=mode,
-    )
+    window = _window(module, padding, sizes)
     shape = (*sizes, channels // window.groups, features)
-    return _layer("conv", module.mask, shape, _channels_first(sizes), window)
+    return _layer("conv", module, shape, _channels_first(sizes), window)
 
 
 def describe_transpose(
@@ -71,7 +56,7 @@ def describe_transpose(
     shape = (*sizes, channels, features)
     if module.transpose_kernel:
         shape, rows = (*sizes, features, channels), (rows[0] + 1, *rows[1:])
-    return _layer("conv_transpose", module.mask, shape, rows, window)
+    return _layer("conv_transpose", module, shape, rows, window)
 
 
 def describe_local(
@@ -92,22 +77,41 @@ def describe_local(
       sizes: taps along every spatial axis.
       spatial: spatial sizes of the input.
     """
-    layer = describe_conv(module, padding, channels, features, sizes)
-    if layer.kind is None or layer.weights[0].window is None:
-        return layer
-    window = dataclasses.replace(layer.weights[0].window, local=True, mask="")
+    window = dataclasses.replace(_window(module, padding, sizes), local=True)
     positions = window.output_sizes(spatial)
     shape = (*positions, window.taps * channels, features)
-    return _layer("conv_local", module.mask, shape, (len(positions),), window)
+    return _layer("conv_local", module, shape, (len(positions),), window)
+
+
+def _window(module: Any, padding: Any, sizes: tuple[int, ...]) -> Window:
+    dilation = _each(module.kernel_dilation, sizes)
+    border, mode, padding = _border(sizes, dilation, padding)
+    return Window(
+        sizes=sizes,
+        strides=_each(module.strides, sizes),
+        padding=padding,
+        input_dilation=_each(module.input_dilation, sizes),
+        kernel_dilation=dilation,
+        groups=module.feature_group_count,
+        border=border,
+        border_mode=mode,
+    )
 
 
 def _layer(
-    kind: str, mask: Any, shape: tuple[int, ...], rows: tuple[int, ...], window: Window
+    kind: str,
+    module: Any,
+    shape: tuple[int, ...],
+    rows: tuple[int, ...],
+    window: Window,
 ) -> Layer:
-    if isinstance(mask, Tracer):
+    known = [weight.window.mask for weight in getattr(module, "analog_weights", ())]
+    if known:  # an NNX layer, whose mask may be traced by now
+        window = dataclasses.replace(window, mask=known[0])
+    elif isinstance(module.mask, Tracer):
         return Layer(why="its mask is computed while tracing; make it with NumPy")
-    if mask is not None:
-        mask = np.broadcast_to(np.asarray(mask), shape)
+    elif module.mask is not None:
+        mask = np.broadcast_to(np.asarray(module.mask), shape)
         if not np.isin(mask, (0, 1)).all():
             return Layer(why="its mask has other values than 0 and 1")
         window = dataclasses.replace(window, mask=convolution.pack(mask))

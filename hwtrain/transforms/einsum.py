@@ -7,8 +7,9 @@ import jax
 import jax.numpy as jnp
 
 from hwtrain.plan import AnalogWeight
+from hwtrain.transforms.errors import other_geometry
 from hwtrain.transforms.layer import Layer, LayerWeight
-from hwtrain.transforms.signal_side import analog_dot_general, other_geometry
+from hwtrain.transforms.signal_side import analog_dot_general
 
 
 def describe(equation: str, shape: tuple[int, ...]) -> Layer:

@@ -16,6 +16,7 @@ from hwtrain import paths
 from hwtrain.hardware import Hardware, IOParameters
 from hwtrain.plan import AnalogWeight, Plan
 from hwtrain.transforms.analogize import plan as plan_of
+from hwtrain.transforms.physical import bits, conductance_noise
 from hwtrain.transforms.weight_side import local
 
 
@@ -132,6 +133,7 @@ def _row(weight: AnalogWeight, plan: Plan, values: dict[str, Any]) -> dict[str, 
         "scale": _scale(chip),
         "output scale": _output_scale(weight),
         "input range": _range(weight, plan, values),
+        "bits": bits(chip) if weight.kind != "raw" else "none",
         "periphery": _periphery(weight),
         "weight noise": _noise(chip),
         "clip": _clip(weight, plan, values),
@@ -140,6 +142,7 @@ def _row(weight: AnalogWeight, plan: Plan, values: dict[str, Any]) -> dict[str, 
         "mismatch": _mismatch(chip),
         "conductances": _converter(chip),
         "programming": _noise_model(chip),
+        "noise at g_max": conductance_noise(chip),
         "stuck": _stuck(chip),
         "by": weight.rule,
     }
@@ -221,11 +224,13 @@ def _periphery(weight: AnalogWeight) -> str:
     ideal = IOParameters()
     fields = [field.name for field in dataclasses.fields(ideal)]
     given = [(name, getattr(weight.hardware.forward, name)) for name in fields]
-    return ", ".join(
+    parts = [
         f"{name} {value:g}" if isinstance(value, float) else f"{name} {value}"
         for name, value in given
         if value != getattr(ideal, name)
-    )
+    ]
+    # A look-up reads weights and multiplies by none.
+    return ", ".join(parts + (["in attend only"] if weight.kind == "embed" else []))
 
 
 def _noise(chip: Hardware) -> str:
@@ -327,8 +332,14 @@ def _stuck(chip: Hardware) -> str:
 def _totals(plan: Plan, values: dict[str, Any]) -> dict[str, int]:
     analog = sum(math.prod(weight.shape) for weight in plan.weights)
     digital = [local(plan, entry.path) for entry in plan.digital]
+    devices = sum(
+        math.prod(weight.shape) * len(weight.hardware.converter.devices)
+        for weight in plan.weights
+        if weight.hardware.converter is not None
+    )
     return {
         "tiles": sum(math.prod((*w.stack, *w.tiles)) for w in plan.weights),
         "analog weights": analog,
         "digital parameters": sum(int(np.size(values[path])) for path in digital),
+        **({"devices": devices} if devices else {}),
     }

@@ -3,8 +3,6 @@
 The pieces that Linen and NNX share. Each framework finds the leaves its own way.
 """
 
-import contextlib
-import contextvars
 import dataclasses
 import functools
 import math
@@ -17,13 +15,14 @@ from jax.typing import DTypeLike
 
 from hwtrain.crossbar import modified
 from hwtrain.physics import tiling
-from hwtrain.physics.fast_random import fast_prng
 from hwtrain.physics.input_range import PROBE_SIZE, RangeGradient, ranged_matmul
 from hwtrain.physics.mvm import analog_mvm
-from hwtrain.physics.random import as_key, draw_key, fold_in, fold_in_bits
+from hwtrain.physics.random import draw_key
 from hwtrain.plan import AnalogWeight
+from hwtrain.transforms.errors import missing_leaf, other_geometry
 from hwtrain.transforms.observation import Multiplication, observer
 from hwtrain.transforms.per_example import per_example
+from hwtrain.transforms.read_keys import frozen_key, read_key, step_key
 
 STEP_LEAVES = (
     "input_range",
@@ -35,13 +34,6 @@ STEP_LEAVES = (
     "chip_key",
 )
 """What a layer may find beside its kernel in a call."""
-
-_calls: contextvars.ContextVar[dict[str, int] | None] = contextvars.ContextVar(
-    "hwtrain_calls", default=None
-)
-_generator: contextvars.ContextVar[Any] = contextvars.ContextVar(
-    "hwtrain_generator", default="threefry2x32"
-)
 
 
 def initial_leaves(weight: AnalogWeight, kernel: jax.Array) -> dict[str, jax.Array]:
@@ -75,62 +67,9 @@ def has_signal_side(weight: AnalogWeight) -> bool:
     return around or chip.modifies_inputs("train") or observer() is not None
 
 
-@contextlib.contextmanager
-def counted_calls(key: jax.Array | None):
-    """Counts the calls of every layer inside, so that no two draw the same noise.
-
-    Args:
-      key: the step's key, whose generator the layers draw with; `None` without one.
-    """
-    generator = _generator.get()
-    if key is not None and jax.random.key_impl(as_key(key)) == fast_prng:
-        generator = fast_prng
-    inside = _calls.get() is not None  # an analog model inside another
-    calls = _calls.set(_calls.get() if inside else {})
-    token = _generator.set(generator)
-    try:
-        yield
-    finally:
-        _generator.reset(token)
-        _calls.reset(calls)
-
-
-@contextlib.contextmanager
-def as_first_call():
-    """Draws what the first call of every layer draws, to compare it with itself."""
-    token = _calls.set({})
-    try:
-        yield
-    finally:
-        _calls.reset(token)
-
-
 def multiply(call: Multiplication) -> jax.Array:
     """Does a multiplication that an observer was shown."""
     return analog_matmul(*call)
-
-
-def _read_key(weight: AnalogWeight, noise_key: jax.Array, x: jax.Array) -> jax.Array:
-    """Returns the key of one call: of the step, the call and the input's bits.
-
-    A loop over time is traced once, and nothing that a layer sees counts its steps; so
-    the input's bits tell the steps apart. Two steps whose inputs are equal to the last
-    bit draw the same noise.
-    """
-    calls = _calls.get()
-    count = 0
-    if calls is not None:
-        count = calls.get(weight.path, 0)
-        calls[weight.path] = count + 1
-    return fold_in_bits(fold_in(_step_key(noise_key), count), x)
-
-
-def _step_key(data: jax.Array) -> jax.Array:
-    return jax.random.wrap_key_data(data, impl=_generator.get())
-
-
-def _chip_key(data: jax.Array) -> jax.Array:
-    return jax.random.wrap_key_data(data, impl="threefry2x32")
 
 
 def analog_dot_general(
@@ -247,7 +186,7 @@ def analog_matmul(
             input_range=leaves.get("input_range") if weight.ranged else None,
             probe=probe if weight.ranged else None,
             key=key,
-            chip_key=_chip_key(leaves["chip_key"]) if chip.freezes(mode) else None,
+            chip_key=frozen_key(leaves["chip_key"]) if chip.freezes(mode) else None,
             deviation=deviation,
             strength=leaves.get("noise_strength", 1.0),
             gradient=gradient,
@@ -258,7 +197,7 @@ def analog_matmul(
 
     key = None
     if chip.reads(mode) or deviation is not None:
-        key = _read_key(weight, leaves["noise_key"], x)
+        key = read_key(weight, leaves["noise_key"], x)
     if not chip.modifies_inputs(mode) or deviation is not None:
         return product(x, w, key)
     return _per_example(weight, leaves, product, x, w, key)
@@ -305,7 +244,7 @@ def _per_example(
     scale = leaves["mapping_scale"] if weight.stores_scale else None
 
     def draw(index, w):
-        step = draw_key(_step_key(leaves["noise_key"]), "", "weight_noise")
+        step = draw_key(step_key(leaves["noise_key"]), "", "weight_noise")
         key = jax.random.fold_in(step, index)
         return modified(layer, w, scale, key, leaves.get("noise_strength"))
 
@@ -364,38 +303,3 @@ def _check_range(weight: AnalogWeight, leaves: Mapping[str, Any]) -> None:
                 "gradient holds sums that a narrower type would lose. Cast the "
                 "kernels and biases alone, or set dtype= on the layers"
             )
-
-
-def other_geometry(weight: AnalogWeight, planned: str, got: str) -> ValueError:
-    """Returns the error of a layer that multiplies otherwise than planned."""
-    return ValueError(
-        f"{weight.layer_path}: this analog layer {planned}; got {got}. Keep it digital "
-        f"with Rule({weight.layer_path!r}, None)"
-    )
-
-
-def missing_leaf(path: str, leaf: str) -> ValueError:
-    """Returns the error of an analog layer with a plain one's parameters."""
-    return ValueError(
-        f"{path}: the parameters have no {leaf!r}. They seem to come from the plain "
-        "model; write params = hwtrain.adopt(analog, params, *example) first"
-    )
-
-
-def missing_stream(mode: str, stream: str) -> ValueError:
-    """Returns the error of a drawing mode without a stream to draw from."""
-    return ValueError(
-        f"this model is in {mode}_mode, whose hardware draws noise, and has no rng "
-        f'stream "{stream}". Linen: pass rngs={{"{stream}": key}} to apply. NNX: '
-        f"analogize(model, hardware, rngs=nnx.Rngs({stream}=seed)). Without noise: "
-        "hwtrain.eval_mode(model)"
-    )
-
-
-def behind_the_root(path: str) -> ValueError:
-    """Returns the error of a layer called around the root that draws its noise."""
-    return ValueError(
-        f"{path or 'this layer'} was called around its analog model, which draws its "
-        "noise: it would run clean. Call a method of the model that analogize "
-        "returned, or analogize this layer itself"
-    )

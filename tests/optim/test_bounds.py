@@ -65,8 +65,17 @@ def bound_by_hand(clip, w):
     return bound
 
 
-@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
-@pytest.mark.parametrize("kind", CLIPS)
+QUICK = [("gaussian", jnp.bfloat16), ("per_column", jnp.float32)]
+EVERY = [(kind, dtype) for kind in CLIPS for dtype in (jnp.float32, jnp.bfloat16)]
+
+
+@pytest.mark.parametrize(
+    ("kind", "dtype"),
+    [
+        pytest.param(*case, marks=[] if case in QUICK else pytest.mark.full)
+        for case in EVERY
+    ],
+)
 def test_no_weight_is_ever_beyond_its_bound(kind, dtype):
     clip = CLIPS[kind]
     plan = plan_of(clip)

@@ -49,10 +49,14 @@ MAKE = {
 }
 
 
-NARROW = [jnp.bfloat16, jnp.float16]
 CASES = [(name, jnp.float32) for name in MAKE]
 # Injected hyperparameters are float32, so that Optax's own updates are then, too.
-CASES += [(name, dtype) for name in MAKE if name != "injected" for dtype in NARROW]
+CASES += [(name, jnp.bfloat16) for name in MAKE if name != "injected"]
+CASES += [
+    pytest.param((name, jnp.float16), marks=pytest.mark.full)
+    for name in MAKE
+    if name != "injected"
+]
 
 
 @pytest.fixture(params=MAKE)

@@ -43,7 +43,13 @@ def test_a_ramp_begins_without_noise(name):
     assert abs(ramped[1] - quiet[1]) > 1e-4  # a quarter of the noise
 
 
-@pytest.mark.parametrize("name", ["digits_mlp.toml", "digits_mlp_nnx.toml"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "digits_mlp.toml",
+        pytest.param("digits_mlp_nnx.toml", marks=pytest.mark.full),
+    ],
+)
 def test_an_objective_changes_the_loss(name):
     plain = first_losses(read(name), steps=1)
     robust = first_losses(

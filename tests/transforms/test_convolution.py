@@ -64,6 +64,12 @@ LOCAL = {
     "1d": ((2, 6, 3), 4, (3,), {"strides": 2}),
     "2d": ((2, 4, 4, 2), 3, (2, 2), {"padding": "CIRCULAR", "use_bias": False}),
     "unbatched": ((5, 2), 3, (2,), {"kernel_dilation": 2, "padding": "VALID"}),
+    "masked": (
+        (2, 3, 2),
+        2,
+        (2,),
+        {"padding": "VALID", "mask": MASK.ravel()[:16].reshape(2, 4, 2)},
+    ),
 }
 LAYERS = {
     **{f"Conv {name}": case for name, case in CONV.items()},
@@ -98,6 +104,7 @@ SHORT = [
     ("linen", "ConvTranspose padded"),
     ("linen", "ConvLocal 2d"),
     ("linen", "ConvLocal unbatched"),
+    ("linen", "ConvLocal masked"),
 ]
 PARITY = [
     pytest.param(*case, marks=() if case in SHORT else pytest.mark.full)
@@ -561,6 +568,13 @@ def test_a_masked_weight_takes_no_part_in_a_scale():
     params = hw.adopt(hw.analogize(layer, chip), params, x)
     top = jnp.abs(params["kernel"] * MASK).max()
     np.testing.assert_allclose(params["mapping_scale"], [[top]], rtol=1e-6)
+
+
+def test_a_traced_mask_of_an_nnx_layer_stays_the_planned_one():
+    layer, _, x = build("nnx", "Conv masked", mask=jnp.asarray(MASK))
+    analog = hw.analogize(layer, NEAR, rngs=nnx.Rngs(mismatch=1))
+    y = nnx.jit(lambda model, x: model(x))(analog, x)
+    np.testing.assert_allclose(y, layer(x), atol=1e-5)
 
 
 def test_inspect_says_how_the_window_moves():

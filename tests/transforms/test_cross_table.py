@@ -438,6 +438,8 @@ def check_scales(plan, params):
         largest = absolute_maximum(
             weight.to_matrix(kernel), weight.row_sizes, per_column=False
         )
+        if not np.any(largest):  # a factor of LoRA that starts at zero
+            continue
         sigma = 0.05 * np.repeat(largest, weight.row_sizes, axis=-2)
         # A scale that the stack shares would be off by the factor of 100.
         unit = np.sqrt(np.square(off / sigma).reshape(COPIES, -1).mean(1))

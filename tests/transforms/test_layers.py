@@ -169,6 +169,7 @@ def test_plan_inspection_parameters_and_checkpoint(case, tmp_path):
     rows = hw.inspect(analog, *call).rows
     assert {row["weight"] for row in rows} == set(plan)
     assert all("out_noise 0.1" in row["periphery"] for row in rows)
+    assert ("in attend only" in rows[0]["periphery"]) == case.looked_up
 
     own = variables["params"] if linen else nnx.state(analog, nnx.Param)
     plain = hw.strip(own)

@@ -230,6 +230,18 @@ def test_a_stack_gets_its_strength_inside_scan():
     assert np.abs(scaled(0.5) - clean).max() > 0.01
 
 
+def test_a_convolution_scales_both_noises():
+    class Convolution(nn.Module):
+        @nn.compact
+        def __call__(self, x):
+            return nn.Conv(3, (3,), name="conv")(x.reshape(5, 4, 2))
+
+    scaled = linen_outputs(BOTH, Convolution())
+    clean = linen_outputs(hw.Hardware(), Convolution())(None)
+    np.testing.assert_allclose(scaled(0.0), clean, **EXACT)
+    assert np.abs(scaled(0.5) - clean).max() > 0.05
+
+
 def test_a_raw_parameter_goes_by_its_own_path():
     class Raw(nn.Module):
         @nn.compact

@@ -10,6 +10,8 @@ from flax import nnx
 
 import hwtrain as hw
 
+pytestmark = pytest.mark.full
+
 CHIP = hw.Hardware(
     modifier=hw.WeightModifierParameter(type="add_normal", std_dev=0.03),
     input_range=hw.InputRangeParameter(init_value=3.0, init_from_data=2),
@@ -128,7 +130,6 @@ def test_linen():
     check(losses, analog, {"params": params}, plan)
 
 
-@pytest.mark.full
 def test_nnx():
     rngs = nnx.Rngs(params=0, dropout=1)
     analog = hw.analogize(NnxVisionTransformer(rngs), CHIP, rngs=nnx.Rngs(mismatch=1))

@@ -219,6 +219,11 @@ def _lost(weight: AnalogWeight) -> list[str]:
             "the ADC: CrossSim's follows every core, with one range for all outputs "
             "and 2^bits - 1 levels"
         )
+    if hardware.dynamic:
+        lost.append(
+            "input_range.dynamic: divide each vector of inputs by its largest absolute "
+            "value, and multiply the outputs by it"
+        )
     if hardware.noise_model is not None:
         lost.append(
             f"noise_model {hardware.noise_model.type!r}: set read_noise and "

@@ -65,8 +65,8 @@ def to_nir(
 
     Raises:
       HardwareCheckpointError: naming the node that NIR cannot express, if nothing says
-        how the layers are connected, or the file cannot be written.
-      ImportError: without the `nir` package.
+        how the layers are connected, the file cannot be written, or there is no `nir`
+        package.
 
     References:
       Pedersen et al., Neuromorphic intermediate representation, Nature Communications
@@ -116,9 +116,8 @@ def write_nir(network: NirNetwork, out: Path) -> None:
       out: the file to write; must not exist.
 
     Raises:
-      HardwareCheckpointError: naming the node that NIR cannot express, or if the file
-        cannot be written.
-      ImportError: without the `nir` package.
+      HardwareCheckpointError: naming the node that NIR cannot express, if the file
+        cannot be written, or if there is no `nir` package.
     """
     nir, nodes_of = _nir()
     nodes = {
@@ -152,8 +151,8 @@ def from_nir(path: str | os.PathLike[str]) -> NirNetwork:
 
     Raises:
       HardwareCheckpointError: naming the node that is none of Linear, Affine, Conv1d,
-        Conv2d, LIF and CubaLIF, or if the file is no NIR graph.
-      ImportError: without the `nir` package.
+        Conv2d, LIF and CubaLIF, if the file is no NIR graph, or if there is no `nir`
+        package.
     """
     nir, nodes_of = _nir()
     try:
@@ -187,7 +186,7 @@ def _nir():
 
         from hwtrain.checkpoint.adapters import nir_nodes
     except ImportError as error:
-        raise ImportError(
+        raise HardwareCheckpointError(
             "NIR needs the nir package: pip install hwtrain[nir]"
         ) from error
     return nir, nir_nodes
@@ -212,7 +211,7 @@ def _layers(
     windows = {}
     for weight in checkpoint.plan.weights:
         layer = layers[weight.layer_path]
-        for leaf in ("input_range", "probe", "mapping_scale"):
+        for leaf in ("input_range", "probe", "mapping_scale", "clip_bound"):
             layer.pop(leaf, None)
         if weight.kind not in ("dense", "conv") or weight.path.endswith("/embedding"):
             raise HardwareCheckpointError(
@@ -236,7 +235,7 @@ def _named(layer: str) -> str:
 
 
 def _edges(checkpoint: HardwareCheckpoint, layers: list[str]) -> list[tuple[str, str]]:
-    graph = getattr(checkpoint.manifest, "graph", None)
+    graph = checkpoint.manifest.graph
     if graph is None:
         if len(layers) == 1:
             return []

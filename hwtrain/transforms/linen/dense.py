@@ -1,6 +1,6 @@
 """Linen's Dense and DenseGeneral: their `dot_general` is replaced for a call."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import jax
@@ -29,7 +29,7 @@ def describe(
         return Layer(why="it is called without an array")
     shape = jnp.shape(inputs)
     features, axis, batch = (
-        (given,) if isinstance(given, int) else tuple(given)
+        tuple(given) if isinstance(given, Iterable) else (given,)
         for given in (
             module.features,
             getattr(module, "axis", -1),

@@ -9,20 +9,16 @@ from flax.core import meta
 
 from hwtrain.hardware import Hardware
 from hwtrain.plan import AnalogWeight
+from hwtrain.transforms.errors import behind_the_root
 from hwtrain.transforms.layer import Layer, analog_weight
 from hwtrain.transforms.linen import convolution, dense, einsum, embed, recurrent
 from hwtrain.transforms.opaque import bridge
-from hwtrain.transforms.signal_side import (
-    STEP_LEAVES,
-    behind_the_root,
-    has_signal_side,
-    initial_leaves,
-)
+from hwtrain.transforms.signal_side import STEP_LEAVES, has_signal_side, initial_leaves
 
 FAMILIES = (dense, convolution, einsum, embed, recurrent)
 """Each knows some classes of layers: `describe` returns what the plan must know of one
-during a call of a method, or `None` if it is not of the family; `OWNED` names the
-arrays that `call` multiplies by, relative to the module, for each class."""
+during a call of a method, or `None` if it is not of the family; `owned` names the
+arrays, relative to the module, that a method reads, and `call` makes it analog."""
 
 DIGITAL = (
     (

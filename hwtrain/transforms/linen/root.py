@@ -16,6 +16,7 @@ from flax import linen as nn
 from hwtrain import paths
 from hwtrain.plan import Plan
 from hwtrain.transforms import weight_side
+from hwtrain.transforms.errors import behind_the_root, missing_stream
 from hwtrain.transforms.linen.layers import (
     analog_call,
     create_leaves,
@@ -28,12 +29,8 @@ from hwtrain.transforms.linen.prepass import (
     linen_plan,
     parameter_shapes,
 )
+from hwtrain.transforms.read_keys import counted_calls
 from hwtrain.transforms.rules import Assignment, hardware_of, make_plan
-from hwtrain.transforms.signal_side import (
-    behind_the_root,
-    counted_calls,
-    missing_stream,
-)
 
 # The analog roots whose methods are running: their inner calls are plain calls.
 _running: contextvars.ContextVar[tuple[Any, ...]] = contextvars.ContextVar(

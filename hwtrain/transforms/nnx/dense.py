@@ -1,6 +1,6 @@
 """NNX's Linear and LinearGeneral: a stand-in has another `dot_general`."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import jax
@@ -22,7 +22,7 @@ def describe(module: Any, cls: type) -> Layer | None:
         return Layer(why=f"it overrides {base.__name__}.__call__")
     stack = tuple(getattr(module, "batch_axis", {}).values())
     sizes, features = (
-        (given,) if isinstance(given, int) else tuple(given)
+        tuple(given) if isinstance(given, Iterable) else (given,)
         for given in (module.in_features, module.out_features)
     )
     ends = [len(stack), len(stack) + len(sizes), len((*stack, *sizes, *features))]

@@ -8,13 +8,13 @@ import functools
 from typing import Any
 
 from hwtrain.plan import AnalogWeight
+from hwtrain.transforms.errors import behind_the_root
 from hwtrain.transforms.nnx.layers import (
     mode_property,
     public_methods,
     reduce_by_base,
     view_setter,
 )
-from hwtrain.transforms.signal_side import behind_the_root
 
 
 def make_guarded(owner: Any, weight: AnalogWeight, mode: str) -> None:

@@ -9,14 +9,11 @@ import jax
 from flax import nnx
 
 from hwtrain.plan import AnalogWeight
+from hwtrain.transforms.errors import behind_the_root
 from hwtrain.transforms.layer import Layer
 from hwtrain.transforms.nnx import convolution, dense, einsum, embed, lora
 from hwtrain.transforms.opaque import bridge
-from hwtrain.transforms.signal_side import (
-    STEP_LEAVES,
-    behind_the_root,
-    has_signal_side,
-)
+from hwtrain.transforms.signal_side import STEP_LEAVES, has_signal_side
 
 
 class InputRange(nnx.Param):

@@ -17,6 +17,7 @@ from hwtrain.chips import chip_key, layer_keys
 from hwtrain.clip_bounds import clipped
 from hwtrain.plan import AnalogWeight, Plan
 from hwtrain.transforms import weight_side
+from hwtrain.transforms.errors import missing_stream
 from hwtrain.transforms.layer import Layer, added
 from hwtrain.transforms.nnx.guard import make_guarded
 from hwtrain.transforms.nnx.layers import (
@@ -32,12 +33,9 @@ from hwtrain.transforms.nnx.layers import (
     reduce_by_base,
     view_setter,
 )
+from hwtrain.transforms.read_keys import counted_calls
 from hwtrain.transforms.rules import Assignment, make_plan
-from hwtrain.transforms.signal_side import (
-    counted_calls,
-    initial_leaves,
-    missing_stream,
-)
+from hwtrain.transforms.signal_side import initial_leaves
 
 
 def analogize_nnx(model: Any, assigned: Assignment, rngs: nnx.Rngs | None) -> Any:

@@ -1,5 +1,7 @@
 """NIR graphs, read with the nir package and computed with NumPy."""
 
+import sys
+
 import jax
 import jax.numpy as jnp
 import nir
@@ -8,6 +10,7 @@ import pytest
 
 from hwtrain.checkpoint import HardwareCheckpointError, export, load
 from hwtrain.checkpoint.adapters.nir import NirNetwork, from_nir, to_nir, write_nir
+from hwtrain.checkpoint.manifest import Graph
 from hwtrain.hardware import Hardware
 from hwtrain.physics.convolution import Window
 from hwtrain.plan import AnalogWeight, Plan
@@ -114,6 +117,27 @@ def test_round_trip(spiking, tmp_path):
         for leaf, array in params.items():
             np.testing.assert_array_equal(again.params[name][leaf], array)
             assert array.dtype == np.float32
+
+
+def test_the_graph_of_the_checkpoint(spiking, tmp_path):
+    nodes = {name: "layer" for edge in EDGES for name in edge}
+    nodes |= {"x": "input", "y": "output"}
+    edges = (("x", "block/0"), *EDGES, ("out", "y"))
+    graph = Graph(nodes=nodes, edges=edges)
+    path = export(tmp_path / "graph", spiking.variables, spiking.plan, graph=graph)
+    to_nir(load(path), tmp_path / "a")
+    to_nir(spiking, tmp_path / "b", edges=EDGES)
+    assert set(from_nir(tmp_path / "a").edges) == set(from_nir(tmp_path / "b").edges)
+    graph = Graph(nodes={**nodes, "act": "relu"}, edges=edges)
+    path = export(tmp_path / "relu", spiking.variables, spiking.plan, graph=graph)
+    with pytest.raises(HardwareCheckpointError, match="the node 'act' .* no 'relu'"):
+        to_nir(load(path), tmp_path / "c")
+
+
+def test_without_the_package(spiking, tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "nir", None)
+    with pytest.raises(HardwareCheckpointError, match=r"pip install hwtrain\[nir\]"):
+        to_nir(spiking, tmp_path / "net", edges=EDGES)
 
 
 def test_recurrence(tmp_path):

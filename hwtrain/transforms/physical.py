@@ -1,0 +1,51 @@
+"""Bits and microsiemens: what a chip's normalised numbers mean to an engineer."""
+
+import math
+
+import numpy as np
+
+from hwtrain.hardware import Hardware
+
+
+def bits(chip: Hardware) -> str:
+    """Returns the bits of the converters, of levels that are given in any way.
+
+    >>> from hwtrain.hardware import IOParameters
+    >>> chip = IOParameters(inp_bits=8, out_res=1 / 510, out_bound=10.0)
+    >>> bits(Hardware(forward=chip))
+    'DAC 8, ADC 9'
+    """
+    periphery = chip.periphery
+    found = []
+    for name, converter in (("DAC", periphery.dac), ("ADC", periphery.adc)):
+        if converter.step is not None and converter.res is not None:
+            found.append(f"{name} {math.log2(1 / converter.res + 2):.3g}")
+    return ", ".join(found) or "none"
+
+
+def conductance_noise(chip: Hardware) -> str:
+    r"""Returns standard deviations in µS, of a device at the largest conductance.
+
+    A weight noise or mismatch of :math:`\sigma`, relative to the largest weight, is
+    :math:`\sigma (g_\text{max} - g_\text{min})` there.
+
+    >>> from hwtrain.hardware import presets
+    >>> conductance_noise(presets.pcm())
+    'programming 1.06 µS'
+    """
+    converter = chip.converter
+    if converter is None:
+        return "none"
+    span, found = converter.g_max - converter.g_min, []
+    modifier = chip.modifier
+    if modifier is not None and modifier.type in ("add_normal", "mult_normal"):
+        if modifier.acts and (
+            modifier.rel_to_actual_wmax or modifier.type == "mult_normal"
+        ):
+            found.append(f"weights {modifier.std_dev * span:.3g} µS")
+    if chip.mismatch is not None and chip.mismatch.draws:
+        found.append(f"mismatch {chip.mismatch.std_dev * span:.3g} µS")
+    if chip.noise_model is not None:
+        sigma = float(np.asarray(chip.noise_model.programming_sigma(converter.g_max)))
+        found.append(f"programming {sigma:.3g} µS")
+    return ", ".join(found) or "none"
