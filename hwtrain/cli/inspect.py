@@ -12,11 +12,20 @@ from rich.text import Text
 from hwtrain import paths
 from hwtrain.checkpoint.crossbars import Crossbars
 from hwtrain.checkpoint.manifest import ChipEntry, Manifest
-from hwtrain.cli.errors import bad_input
-from hwtrain.cli.options import Commands, Model, add_model, check_file, open_model
-from hwtrain.evaluate import plots
+from hwtrain.cli.errors import bad_input, print_error
+from hwtrain.cli.options import (
+    Commands,
+    Model,
+    add_model,
+    add_run,
+    check_file,
+    open_model,
+    run_of,
+)
+from hwtrain.evaluate import assert_active, plots
 from hwtrain.evaluate.histograms import Histogram
 from hwtrain.plan import AnalogWeight
+from hwtrain.training.run import Run
 from hwtrain.transforms.inspect import inspect_plan
 
 _BARS = 25
@@ -40,6 +49,13 @@ def add(commands: Commands) -> None:
     parser.add_argument(
         "--png", type=Path, metavar="FILE", help="draw the histograms to this file"
     )
+    parser.add_argument(
+        "--active",
+        action="store_true",
+        help="run the model on test data and prove that every configured effect acts; "
+        "the exit status is 1 if one does not",
+    )
+    add_run(parser)
     parser.set_defaults(command=_inspect)
 
 
@@ -50,6 +66,9 @@ def _inspect(options: argparse.Namespace) -> int:
             plots.require_matplotlib()
             check_file(options.png)
         model = open_model(options)
+        if options.run is not None and not options.active:
+            raise ValueError("--run is for --active; give that too, or leave it out")
+        run = run_of(model, options) if options.active else None
         histograms = _histograms(model, options.chip)
         if options.png is not None and not histograms:
             raise ValueError(
@@ -67,6 +86,22 @@ def _inspect(options: argparse.Namespace) -> int:
             title = f"{model.title}: {_what(options.chip)}"
             plots.plot_histograms(histograms, options.png, title=title)
             console.print(f"{options.png} written", soft_wrap=True, highlight=False)
+    return 0 if run is None else _prove(run, model, console)
+
+
+def _prove(run: Run, model: Model, console: Console) -> int:
+    """Shows what every effect does; returns 1 if one does nothing."""
+    analog, variables = run.on_chips(model.variables["params"])
+    try:
+        found = assert_active(analog, variables, run.test_batches()[0].inputs)
+    except ValueError as error:
+        print_error(str(error))
+        return 1
+    title = "Effects that are on, as measured"
+    table = Table("where", "effect", "measured", title=title, title_justify="left")
+    for row in found.rows:
+        table.add_row(*row)
+    console.print(table, highlight=False)
     return 0
 
 

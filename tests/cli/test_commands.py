@@ -82,6 +82,19 @@ def test_inspect_shows_what_there_is(run, exported, tmp_path, hwtrain):
     assert "16,384 │  0.00" in said and "0 to 25 µS" in said
 
 
+def test_inspect_proves_that_effects_are_on(run, monkeypatch, hwtrain):
+    status, said, _ = hwtrain("inspect", run, "--active")
+    assert status == 0
+    assert "Effects that are on" in said and "x the configured deviation" in said
+
+    def nothing(*_):
+        raise ValueError("configured effects that do nothing:\n  head: modifier: off")
+
+    monkeypatch.setattr("hwtrain.cli.inspect.assert_active", nothing)
+    status, _, error = hwtrain("inspect", run, "--active")
+    assert status == 1 and "head: modifier: off" in error
+
+
 def test_inspect_shows_a_chip_as_it_was_programmed(tmp_path, hwtrain):
     chip = presets.pcm()
     weight = AnalogWeight(
@@ -212,6 +225,7 @@ def test_calibrate_sets_ranges_to_the_largest_inputs(run, tmp_path, hwtrain):
         (["convert", ".", "--to", "npz", "--out", "new"], "not a hwtrain checkpoint"),
         (["calibrate", "{run}", "new", "--batches", "0"], "--batches: expected at le"),
         (["calibrate", "{run}", "new", "--run", "."], "--run . does nothing"),
+        (["inspect", "{run}", "--run", "."], "--run is for --active"),
         (["verify", "."], "is not a hardware-ready checkpoint"),
         (["evaluate", "{exported}"], "name the run that it is of: --run RUN"),
         (["evaluate", "{run}", "--png", "file.png"], "give --times too"),

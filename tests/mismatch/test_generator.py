@@ -37,12 +37,17 @@ def rockpool_prototype(golden, tree, name):
     return make(tree, compat="rockpool")
 
 
-def assert_same_draws(deviated, expected):
+def assert_same_draws(deviated, expected, golden):
+    """Bit-equal with the JAX that Rockpool was run with.
+
+    Another compiler may or may not contract a product and a sum into one rounding:
+    then the last bit of a number is its own.
+    """
+    ulps = 0 if jax.__version__ == golden("rockpool")["meta"]["jax"] else 1
     deviated = paths.leaves(deviated)
     for name, value in expected.items():
-        np.testing.assert_array_equal(
-            deviated[rockpool_path(name)], np.float32(value), name
-        )
+        found = np.asarray(deviated[rockpool_path(name)])
+        np.testing.assert_array_max_ulp(found, np.float32(value), maxulp=ulps)
 
 
 @pytest.mark.parametrize("name", ["frozen", "dynamic"])
@@ -62,7 +67,7 @@ def test_draws_are_bit_equal_to_rockpool(golden, case):
         case["sigma_rule"],
     )
     deviated = generate(tree, jax.random.PRNGKey(case["seed"]))
-    assert_same_draws(deviated, case["deviated_selected"])
+    assert_same_draws(deviated, case["deviated_selected"], golden)
     chosen = {rockpool_path(name) for name in case["deviated_selected"]}
     for path, leaf in paths.leaves(tree).items():
         if path not in chosen:
@@ -75,7 +80,7 @@ def test_draws_are_bit_equal_with_the_older_threefry(golden):
     generate = hw.mismatch_generator(rockpool_prototype(golden, tree, "frozen"))
     with jax.threefry_partitionable(False):
         deviated = generate(tree, jax.random.PRNGKey(case["seed"]))
-    assert_same_draws(deviated, case["deviated_selected"])
+    assert_same_draws(deviated, case["deviated_selected"], golden)
 
 
 def test_subkeys_are_counted_as_in_tree_map_select_with_rng(golden):
@@ -102,8 +107,7 @@ def test_a_chip_in_amperes_is_the_reference_constructor(golden):
     prototype = hw.frozen_mismatch_prototype(layer, compat="rockpool")
     key = jnp.asarray(data["effective_key"], jnp.uint32)
     chip = hw.mismatch_generator(prototype, data["percent_mismatch"])(layer, key)
-    for name, value in data["params"].items():
-        np.testing.assert_array_equal(chip[name], np.float32(value), name)
+    assert_same_draws(chip, data["params"], golden)
 
 
 def test_the_sigma_rule_is_stated_in_words():
