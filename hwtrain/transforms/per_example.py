@@ -43,9 +43,24 @@ def per_example(
 
     if x.ndim == 1:
         return one((jnp.uint32(0), x))
-    indices = jnp.arange(x.shape[0], dtype=jnp.uint32)
-    chunk = max(1, LARGEST_CHUNK // w.size)
-    one = jax.checkpoint(one)
-    if x.shape[0] <= chunk:
-        return jax.vmap(one)((indices, x))
-    return jax.lax.map(one, (indices, x), batch_size=chunk)
+    # Zeros of the inputs, so that the indices lie on a mesh as these do.
+    zeros = jnp.zeros_like(x[(slice(None), *[0] * (x.ndim - 1))], jnp.uint32)
+    indices = zeros + jnp.arange(x.shape[0], dtype=jnp.uint32)
+    several = jax.vmap(jax.checkpoint(one))
+    chunks = _chunks(x.shape[0], max(1, LARGEST_CHUNK // w.size))
+    if chunks == 1:
+        return several((indices, x))
+
+    def cut(array):
+        # Every chunk has examples of all devices that the batch lies on.
+        parts = array.reshape(array.shape[0] // chunks, chunks, *array.shape[1:])
+        return jnp.swapaxes(parts, 0, 1)
+
+    y = jnp.swapaxes(jax.lax.map(several, (cut(indices), cut(x))), 0, 1)
+    return y.reshape(x.shape[0], *y.shape[2:])
+
+
+def _chunks(examples: int, largest: int) -> int:
+    """Returns the least number of equal chunks of at most `largest` examples."""
+    counts = range(max(1, -(-examples // largest)), examples + 1)
+    return next((count for count in counts if examples % count == 0), 1)

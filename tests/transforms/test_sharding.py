@@ -11,6 +11,7 @@ from flax import linen as nn
 from jax.sharding import NamedSharding, PartitionSpec as P
 import hwtrain as hw
 from hwtrain import paths
+from hwtrain.transforms import per_example
 from hwtrain.physics.random import draw_key, normal
 from hwtrain.transforms.weight_side import step_weights
 
@@ -76,6 +77,17 @@ for whole, parts in zip(jax.tree.leaves(one), jax.tree.leaves(many)):
     np.testing.assert_allclose(whole, parts, rtol=1e-5, atol=1e-6)
 ranges = [v for p, v in paths.leaves(one[0]).items() if p.endswith("input_range")]
 assert all((r != 1.0).all() for r in ranges)
+
+# Draws of an example or a vector do not depend on the mesh either, also in chunks.
+per_example.LARGEST_CHUNK = 12 * 8 * 16
+for per in ("per_batch_sample", "per_vector"):
+    noise = hw.WeightModifierParameter(type="add_normal", std_dev=0.1, **{per: True})
+    layer = hw.analogize(nn.Dense(8), hw.Hardware(modifier=noise))
+    weights = layer.init(jax.random.key(0), x)
+    call = jax.jit(lambda w, x: layer.apply(w, x, rngs={"mismatch": key}))
+    np.testing.assert_allclose(
+        call(weights, x), call(weights, split), rtol=1e-5, atol=1e-5
+    )
 
 # Gradients that four devices average by themselves give the same update.
 four = jax.sharding.Mesh(np.array(jax.devices()[:4]), ("data",))

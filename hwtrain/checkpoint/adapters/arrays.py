@@ -64,6 +64,8 @@ class Layer:
 def layers(checkpoint: HardwareCheckpoint, chip: int | None = None) -> Iterator[Layer]:
     """Yields the analog weights of a checkpoint, one in memory at a time.
 
+    Learned output scales are part of the kernels and of the mapping scales.
+
     Args:
       checkpoint: the checkpoint.
       chip: the seed of a frozen chip; `None` for the nominal model.
@@ -72,12 +74,6 @@ def layers(checkpoint: HardwareCheckpoint, chip: int | None = None) -> Iterator[
     kernels = nominal if chip is None else paths.leaves(checkpoint.chip(chip))
     with_bias = set()
     for weight in checkpoint.plan.weights:
-        if weight.hardware.scales_outputs:
-            raise HardwareCheckpointError(
-                f"{weight.leaf('output_scale')} has no place in this format. Make it "
-                "part of the kernels, hwtrain.strip(params, plan), and export these "
-                "with a Hardware without learn_out_scaling"
-            )
         bias, input_range = None, None
         # A layer may hold two analog weights; what lies beside them is the first's.
         if weight.kind != "raw" and weight.layer_path not in with_bias:
@@ -90,7 +86,7 @@ def layers(checkpoint: HardwareCheckpoint, chip: int | None = None) -> Iterator[
         if weight.hardware.converter is not None:
             tiles = checkpoint.conductances(weight.path, chip)
             crossbars = tuple((p, tiles[p.row][p.column]) for p in grid(weight))
-        yield Layer(
+        layer = Layer(
             weight=weight,
             kernel=in_numpy(kernels[weight.path]),
             bias=None if bias is None else in_numpy(bias),
@@ -98,6 +94,28 @@ def layers(checkpoint: HardwareCheckpoint, chip: int | None = None) -> Iterator[
             mapping_scale=_mapping_scale(weight, nominal),
             crossbars=crossbars,
         )
+        if weight.hardware.scales_outputs:
+            layer = _scaled(layer, in_numpy(nominal[weight.leaf("output_scale")]))
+        yield layer
+
+
+def _scaled(layer: Layer, scale: np.ndarray) -> Layer:
+    """Makes learned output scales `[*stack, row tiles, columns or 1]` part of a layer.
+
+    Like the mapping scale, they multiply a tile's outputs behind its ADC.
+    """
+
+    def scaled(place: Place, tile: Tile) -> Tile:
+        part = scale[..., place.row : place.row + 1, :]
+        part = part if part.shape[-1] == 1 else part[..., place.columns]
+        return dataclasses.replace(tile, mapping_scale=tile.mapping_scale * part)
+
+    return dataclasses.replace(
+        layer,
+        kernel=layer.kernel * np.asarray(layer.weight.spread(jnp.asarray(scale))),
+        mapping_scale=layer.mapping_scale * scale,
+        crossbars=tuple((p, scaled(p, tile)) for p, tile in layer.crossbars),
+    )
 
 
 def _check_range(weight: AnalogWeight, input_range: np.ndarray) -> None:

@@ -5,6 +5,7 @@ import os
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
+import jax.numpy as jnp
 import numpy as np
 
 from hwtrain import paths
@@ -211,6 +212,10 @@ def _layers(
     windows = {}
     for weight in checkpoint.plan.weights:
         layer = layers[weight.layer_path]
+        if weight.hardware.scales_outputs:
+            scale = weight.spread(jnp.asarray(layer.pop("output_scale")))
+            leaf = weight.path.rpartition("/")[2]
+            layer[leaf] = layer[leaf] * np.asarray(scale)
         for leaf in ("input_range", "probe", "mapping_scale", "clip_bound"):
             layer.pop(leaf, None)
         if weight.kind not in ("dense", "conv") or weight.path.endswith("/embedding"):

@@ -8,8 +8,9 @@ import numpy as np
 
 from hwtrain import paths
 from hwtrain.checkpoint import destination
-from hwtrain.checkpoint.adapters.arrays import devices, in_numpy, layers, save_npz
+from hwtrain.checkpoint.adapters.arrays import devices, in_numpy, save_npz
 from hwtrain.checkpoint.reader import HardwareCheckpoint
+from hwtrain.checkpoint.tiles import grid
 
 
 def to_npz(
@@ -49,9 +50,13 @@ def _arrays(
         for path, value in paths.leaves(tree).items():
             if collection != "params" or path not in probes:
                 yield f"variables/{collection}/{path}", in_numpy(value)
-    for layer in layers(checkpoint, chip):
-        for place, tile in layer.crossbars:
-            name = f"conductances/{layer.weight.path}/{place.name}"
+    for weight in checkpoint.plan.weights:
+        if weight.hardware.converter is None:
+            continue
+        tiles = checkpoint.conductances(weight.path, chip)
+        for place in grid(weight):
+            tile = tiles[place.row][place.column]
+            name = f"conductances/{weight.path}/{place.name}"
             for device, g in devices(tile).items():
                 yield f"{name}/{device}", g
             for scale, array in tile.params.items():

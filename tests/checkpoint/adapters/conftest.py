@@ -54,6 +54,16 @@ CHIPS = {
         input_range=InputRangeParameter(),
         converter=SinglePairConductanceConverter(g_max=20.0),
     ),
+    "scaled": Hardware(
+        mapping=MappingParameter(
+            max_input_size=4,
+            max_output_size=3,
+            weight_scaling_omega=1.0,
+            learn_out_scaling=True,
+            out_scaling_columnwise=True,
+        ),
+        converter=SinglePairConductanceConverter(g_max=20.0),
+    ),
     "device": Hardware(converter=SingleDeviceConductanceConverter()),
 }
 
@@ -98,6 +108,8 @@ def make(tmp_path_factory):
             bias = jnp.linspace(-1.0, 1.0, weight.shape[-1]) * jnp.ones((*stack, 1))
             bias = bias.reshape(*stack, -1)
             params[name] = {"kernel": kernel, "bias": bias}
+            if CHIPS[name].scales_outputs:
+                params[name]["output_scale"] = 0.5 + jnp.arange(10.0).reshape(2, 5)
             if CHIPS[name].ranged:
                 shape = (*weight.stack, *weight.tiles)
                 ranges = 1.0 + jnp.arange(float(np.prod(weight.tiles))) / 2
@@ -134,5 +146,16 @@ def matrices():
         kernels = np.split(kernel, window.groups, axis=1)
         biases = np.split(bias, window.groups)
         return {f"{name}/{g}": pair for g, pair in enumerate(zip(kernels, biases))}
+
+    return of
+
+
+@pytest.fixture
+def scaled():
+    """Returns the kernel of "scaled" with its output scales, of each row tile."""
+
+    def of(checkpoint):
+        scale = np.repeat(0.5 + np.arange(10.0).reshape(2, 5), 3, axis=0)
+        return np.asarray(checkpoint.params["scaled"]["kernel"]) * scale
 
     return of

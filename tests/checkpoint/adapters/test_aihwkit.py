@@ -62,6 +62,17 @@ def test_convolutions(make, out, matrices, name):
             np.testing.assert_array_equal(file[f"{full}/bias"], bias)
 
 
+def test_learned_output_scales(make, out, scaled):
+    checkpoint = make("scaled", norm=False)
+    to_aihwkit(checkpoint, out)
+    kernel = scaled(checkpoint)
+    with np.load(out / "tensors.npz") as file:
+        found = weights(file, "scaled")
+        # The crossbars hold the weights without them.
+        assert abs(file["scaled/weight"]).max() == 1.0
+    np.testing.assert_allclose(found, kernel, rtol=0, atol=1e-6 * abs(kernel).max())
+
+
 def test_conductances_are_those_of_the_checkpoint(make, out):
     checkpoint = make(*NAMES, stack=(2,), seed=None)
     to_aihwkit(checkpoint, out)

@@ -57,6 +57,16 @@ def test_convolutions(make, out, matrices, name):
             np.testing.assert_array_equal(np.float32(entries[full]["bias"]), bias)
 
 
+def test_learned_output_scales(make, out, scaled):
+    checkpoint = make("scaled", norm=False)
+    to_crosssim(checkpoint, out)
+    (entry,) = json.loads((out / "crosssim.json").read_text())["layers"]
+    kernel = scaled(checkpoint)
+    with np.load(out / "matrices.npz") as file:
+        found = weights(file, entry, kernel.shape)
+    np.testing.assert_allclose(found, kernel, rtol=0, atol=1e-6 * abs(kernel).max())
+
+
 def test_what_cannot_be_said_is_listed(make, out):
     to_crosssim(make(*NAMES, stack=(2,), seed=None), out)
     layers = json.loads((out / "crosssim.json").read_text())["layers"]

@@ -72,6 +72,13 @@ def test_convolutions(make, out, matrices, name):
         assert header[full][1] == "AnalogConv2d"
 
 
+def test_learned_output_scales(make, out, scaled):
+    checkpoint = make("scaled", norm=False)
+    to_fusion_csv(checkpoint, out)
+    found, kernel = read(out)[1]["scaled"][0], scaled(checkpoint)
+    np.testing.assert_allclose(found, kernel, rtol=0, atol=1e-6 * abs(kernel).max())
+
+
 def test_the_largest_conductance_is_full_scale(make, out):
     to_fusion_csv(make("first"), out)
     with open(out / "conductances.csv", newline="") as file:

@@ -140,6 +140,13 @@ def test_without_the_package(spiking, tmp_path, monkeypatch):
         to_nir(spiking, tmp_path / "net", edges=EDGES)
 
 
+def test_learned_output_scales(make, scaled, tmp_path):
+    checkpoint = make("scaled", norm=False)
+    to_nir(checkpoint, tmp_path / "net")
+    found = from_nir(tmp_path / "net").params["scaled"]["kernel"]
+    np.testing.assert_allclose(found, scaled(checkpoint), rtol=1e-6)
+
+
 def test_recurrence(tmp_path):
     params = {
         "in": {"kernel": draw(4, 3)},
