@@ -263,7 +263,8 @@ Everything lies in {out}:
   config.json                 the configuration, every entry
 
 What to do next:
-  program a chip or a simulator:  hwtrain.load("{first}")
+  look at the exported chip:      hwtrain inspect {first}
+  program a chip or a simulator:  hwtrain convert {first} --to npz
   try other hardware:             add --set hardware.modifier.std_dev=0.4 --out DIR
   train a model of your own:      copy recipes/digits.py and its configuration""",
     )
