@@ -126,13 +126,13 @@ def plot(results: Sequence[Accuracies], path: Path, *, title: str) -> None:
         levels = np.array([r.mismatch_std for r in mine])
         means = np.array([r.mean for r in mine])
         spread = np.nan_to_num(np.array([r.std for r in mine]))
-        style = {"color": colors.get(name, "#c2571a"), "label": name}
-        axes.plot(levels, means, marker=markers.get(name, "^"), markersize=4, **style)
+        color, marker = colors.get(name, "#c2571a"), markers.get(name, "^")
+        axes.plot(levels, means, marker=marker, markersize=4, color=color, label=name)
         axes.fill_between(
             levels,
             means - spread,
             np.minimum(means + spread, 100),
-            color=style["color"],
+            color=color,
             alpha=0.18,
             linewidth=0,
         )
