@@ -218,7 +218,7 @@ def test_an_interrupt_says_how_to_resume(tmp_path, monkeypatch, capsys):
     def interrupt(*_, **__):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("hwtrain.training.compare", interrupt)
+    monkeypatch.setattr("hwtrain.training.job.compare", interrupt)
     out = str(tmp_path / "run")
     words = ["train", str(CONFIG), "--set", "training.steps=3", "--out", out]
     assert cli.main(words) == 130

@@ -210,8 +210,8 @@ DEPLOYED = {
     ),
     "mismatch": (
         "mismatch",
-        "hwtrain.checkpoint.crossbars.apply_mismatch",
-        lambda params, plan, key: params,
+        "hwtrain.checkpoint.crossbars._chip_kernel",
+        lambda geometry, kernel, scale, key: kernel,
     ),
 }
 
