@@ -187,6 +187,7 @@ def test_an_existing_run_is_left_alone(tmp_path, capsys):
     assert names == ["config.json", "source.json"]
 
 
+@pytest.mark.full
 def test_a_damaged_checkpoint_is_one_line_and_a_terminal_without_sigma_is_fine(
     tmp_path,
 ):

@@ -134,6 +134,7 @@ def check_chips(analog, path, variables, plan, call_kwargs):
     assert found.mean > np.log(1 / 3) and found.std > 0
 
 
+@pytest.mark.full
 def test_linen(tmp_path):
     model = ResNet()
     analog = hw.analogize(model, CHIP)
