@@ -73,6 +73,33 @@ class Layer:
         return next((weight for weight in self.weights if weight.leaf == leaf), None)
 
 
+def calls_as(cls: type, bases: tuple[type, ...]) -> bool:
+    """Whether a class is one of `bases`, or inherits its `__call__` unchanged."""
+    return any(
+        issubclass(cls, base) and cls.__call__ is base.__call__ for base in bases
+    )
+
+
+def dense_layer(
+    stack: tuple[int, ...], rows: tuple[int, ...], columns: tuple[int, ...]
+) -> Layer:
+    """Returns a dense layer.
+
+    Args:
+      stack: sizes of the leading axes of its kernel, each entry a crossbar of its own.
+      rows: sizes of the axes that are inputs, which follow.
+      columns: sizes of the axes that are outputs, which end it.
+    """
+    first, last = len(stack), len(stack) + len(rows)
+    shape = (*stack, *rows, *columns)
+    weight = LayerWeight(
+        shape=shape,
+        rows=tuple(range(first, last)),
+        columns=tuple(range(last, len(shape))),
+    )
+    return Layer(kind="dense", weights=(weight,))
+
+
 def analog_weight(
     layer: Layer,
     array: LayerWeight,

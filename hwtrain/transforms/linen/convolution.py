@@ -21,7 +21,7 @@ from hwtrain.transforms.convolution import (
     describe_local,
     describe_transpose,
 )
-from hwtrain.transforms.layer import Layer
+from hwtrain.transforms.layer import Layer, calls_as
 from hwtrain.transforms.linen.fields import replaced_fields
 
 CLASSES = (nn.Conv, nn.ConvLocal, nn.ConvTranspose)
@@ -60,10 +60,8 @@ def _base(cls: type) -> type | None:
 
 def owned(cls: type, method: str) -> tuple[str, ...]:
     """Returns the names of the arrays that a method multiplies by."""
-    ours = any(
-        issubclass(cls, base) and cls.__call__ is base.__call__ for base in CLASSES
-    )
-    return ("kernel",) if ours and method == "__call__" else ()
+    ours = method == "__call__" and calls_as(cls, CLASSES)
+    return ("kernel",) if ours else ()
 
 
 def call(

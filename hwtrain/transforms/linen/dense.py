@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from hwtrain.plan import AnalogWeight
-from hwtrain.transforms.layer import Layer, LayerWeight
+from hwtrain.transforms.layer import Layer, calls_as, dense_layer
 from hwtrain.transforms.linen.fields import replaced_fields
 from hwtrain.transforms.signal_side import analog_dot_general
 
@@ -39,25 +39,13 @@ def describe(
     # Flax takes axes in the order of the inputs, however they are given.
     stack = tuple(shape[i] for i in sorted(i % len(shape) for i in batch))
     sizes = tuple(shape[i] for i in sorted(i % len(shape) for i in axis))
-    ends = [len(stack), len(stack) + len(sizes), len((*stack, *sizes, *features))]
-    return Layer(
-        kind="dense",
-        weights=(
-            LayerWeight(
-                shape=(*stack, *sizes, *features),
-                rows=tuple(range(ends[0], ends[1])),
-                columns=tuple(range(ends[1], ends[2])),
-            ),
-        ),
-    )
+    return dense_layer(stack, sizes, features)
 
 
 def owned(cls: type, method: str) -> tuple[str, ...]:
     """Returns the names of the arrays that a method multiplies by."""
-    ours = any(
-        issubclass(cls, base) and cls.__call__ is base.__call__ for base in CLASSES
-    )
-    return ("kernel",) if ours and method == "__call__" else ()
+    ours = method == "__call__" and calls_as(cls, CLASSES)
+    return ("kernel",) if ours else ()
 
 
 def call(

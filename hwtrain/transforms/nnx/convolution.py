@@ -18,7 +18,8 @@ from hwtrain.transforms.convolution import (
     describe_conv,
     describe_transpose,
 )
-from hwtrain.transforms.layer import Layer
+from hwtrain.transforms.layer import Layer, calls_as
+from hwtrain.transforms.nnx.stand_in import stand_in
 
 CLASSES = (nnx.Conv, nnx.ConvTranspose)
 
@@ -48,10 +49,7 @@ def _base(cls: type) -> type | None:
 
 def owned(cls: type) -> dict[str, tuple[str, ...]]:
     """Returns the methods that multiply, with the names of the arrays they need."""
-    ours = any(
-        issubclass(cls, base) and cls.__call__ is base.__call__ for base in CLASSES
-    )
-    return {"__call__": ("kernel",)} if ours else {}
+    return {"__call__": ("kernel",)} if calls_as(cls, CLASSES) else {}
 
 
 def call(
@@ -68,10 +66,9 @@ def call(
     del method
     weight, beside = weights["kernel"], leaves["kernel"]
     if weight.kind == "conv":
-        stand_in: Any = object.__new__(base)
         analog = analog_conv(weight, mode, beside)
-        stand_in.__dict__.update(layer.__dict__, conv_general_dilated=analog)
-        return base.__call__(stand_in, *args, **kwargs)  # type: ignore[operator]
+        copy = stand_in(layer, base, conv_general_dilated=analog)
+        return base.__call__(copy, *args, **kwargs)  # type: ignore[operator]
 
     def promote(x: jax.Array):
         kernel = layer.kernel[...]

@@ -7,7 +7,8 @@ import jax
 from flax import nnx
 
 from hwtrain.plan import AnalogWeight
-from hwtrain.transforms.layer import Layer, LayerWeight
+from hwtrain.transforms.layer import Layer, calls_as, dense_layer
+from hwtrain.transforms.nnx.stand_in import stand_in
 from hwtrain.transforms.signal_side import analog_dot_general
 
 CLASSES = (nnx.LoRALinear, nnx.Linear, nnx.LinearGeneral)
@@ -25,25 +26,12 @@ def describe(module: Any, cls: type) -> Layer | None:
         tuple(given) if isinstance(given, Iterable) else (given,)
         for given in (module.in_features, module.out_features)
     )
-    ends = [len(stack), len(stack) + len(sizes), len((*stack, *sizes, *features))]
-    return Layer(
-        kind="dense",
-        weights=(
-            LayerWeight(
-                shape=(*stack, *sizes, *features),
-                rows=tuple(range(ends[0], ends[1])),
-                columns=tuple(range(ends[1], ends[2])),
-            ),
-        ),
-    )
+    return dense_layer(stack, sizes, features)
 
 
 def owned(cls: type) -> dict[str, tuple[str, ...]]:
     """Returns the methods that multiply, with the names of the arrays they need."""
-    ours = any(
-        issubclass(cls, base) and cls.__call__ is base.__call__ for base in CLASSES
-    )
-    return {"__call__": ("kernel",)} if ours else {}
+    return {"__call__": ("kernel",)} if calls_as(cls, CLASSES) else {}
 
 
 def call(
@@ -63,8 +51,5 @@ def call(
     analog = analog_dot_general(
         weights["kernel"], mode, leaves["kernel"], before or jax.lax.dot_general
     )
-    # A shallow stand-in that shares the variables: nothing is set on the layer itself,
-    # which may belong to another trace.
-    stand_in: Any = object.__new__(base)
-    stand_in.__dict__.update(layer.__dict__, dot_general=analog, dot_general_cls=None)
-    return getattr(base, method)(stand_in, *args, **kwargs)
+    copy = stand_in(layer, base, dot_general=analog, dot_general_cls=None)
+    return getattr(base, method)(copy, *args, **kwargs)

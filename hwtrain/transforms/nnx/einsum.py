@@ -9,7 +9,8 @@ from flax import nnx
 
 from hwtrain.plan import AnalogWeight
 from hwtrain.transforms import einsum
-from hwtrain.transforms.layer import Layer
+from hwtrain.transforms.layer import Layer, calls_as
+from hwtrain.transforms.nnx.stand_in import stand_in
 
 
 def describe(module: Any, cls: type) -> Layer | None:
@@ -25,8 +26,7 @@ def describe(module: Any, cls: type) -> Layer | None:
 
 def owned(cls: type) -> dict[str, tuple[str, ...]]:
     """Returns the methods that multiply, with the names of the arrays they need."""
-    ours = issubclass(cls, nnx.Einsum) and cls.__call__ is nnx.Einsum.__call__
-    return {"__call__": ("kernel",)} if ours else {}
+    return {"__call__": ("kernel",)} if calls_as(cls, (nnx.Einsum,)) else {}
 
 
 def call(
@@ -41,6 +41,5 @@ def call(
 ) -> Any:
     """Calls an einsum layer with its multiplication made analog."""
     analog = einsum.analog_einsum(weights["kernel"], mode, leaves["kernel"])
-    stand_in: Any = object.__new__(base)
-    stand_in.__dict__.update(layer.__dict__, einsum_op=analog)
-    return getattr(base, method)(stand_in, *args, **kwargs)
+    copy = stand_in(layer, base, einsum_op=analog)
+    return getattr(base, method)(copy, *args, **kwargs)
