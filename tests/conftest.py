@@ -1,10 +1,20 @@
 """Fixtures of all tests."""
 
 import json
+import os
 import pathlib
 
-import jax
-import pytest
+ROOT = pathlib.Path(__file__).parent.parent
+
+# Most of the suite's time is XLA compiling programs that another test, worker or run
+# compiled before. JAX keys a stored program by its text, flags and versions. The
+# environment, not `jax.config`: the commands that tests start inherit it.
+os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(ROOT / ".pytest_cache" / "xla"))
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES", "0")
+
+import jax  # noqa: E402
+import pytest  # noqa: E402
 
 GOLDEN = pathlib.Path(__file__).parent / "golden"
 
