@@ -97,7 +97,10 @@ def add_tiles(array: jax.Array, axis: int) -> jax.Array:
       array: the array.
       axis: the axis to add over, counted from the end (negative).
     """
-    tiles = [jax.lax.index_in_dim(array, i, axis, keepdims=False) for i in range(array.shape[axis])]
+    tiles = [
+        jax.lax.index_in_dim(array, i, axis, keepdims=False)
+        for i in range(array.shape[axis])
+    ]
     return functools.reduce(operator.add, tiles)
 
 
@@ -160,6 +163,16 @@ def expand_rows(statistic: jax.Array, row_sizes: tuple[int, ...]) -> jax.Array:
     """
     if len(row_sizes) == 1:
         return statistic
-    return jnp.repeat(
-        statistic, np.asarray(row_sizes), axis=-2, total_repeat_length=sum(row_sizes)
-    )
+    # Of whole tiles at a time: a gather would keep its consumers from vectorising.
+    largest = row_sizes[0]
+    extra = sum(size == largest for size in row_sizes)
+    head = _repeat(statistic[..., :extra, :], largest)
+    if extra == len(row_sizes):
+        return head
+    return jnp.concatenate([head, _repeat(statistic[..., extra:, :], largest - 1)], -2)
+
+
+def _repeat(statistic: jax.Array, rows: int) -> jax.Array:
+    *stack, tiles, columns = statistic.shape
+    spread = jnp.broadcast_to(statistic[..., None, :], (*stack, tiles, rows, columns))
+    return spread.reshape(*stack, tiles * rows, columns)
