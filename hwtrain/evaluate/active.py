@@ -13,7 +13,8 @@ from hwtrain import paths
 from hwtrain.clip_bounds import clipped
 from hwtrain.crossbar import largest_weight, on_crossbar
 from hwtrain.evaluate import bench
-from hwtrain.evaluate.deployment import deployed_effects, updated_effects
+from hwtrain.evaluate.deployment import deployed_effects
+from hwtrain.evaluate.updates import updated_effects
 from hwtrain.plan import AnalogWeight, Plan
 from hwtrain.transforms import plan as plan_of
 from hwtrain.transforms.functional import as_function
@@ -54,7 +55,8 @@ def assert_active(
     outputs are compared with those without each effect; noise of a known strength must
     have it, and be another one at each key; the DAC must round to its levels and the
     range clip and have a gradient. An update must clip and remap the weights and move
-    the ranges, and an exported chip must have its mismatch and programming noise.
+    the ranges. Exported chips must have their mismatch, programming noise and stuck
+    devices, drift within a day, and keep the mean that their compensation keeps.
 
     >>> import hwtrain
     >>> from flax import linen as nn

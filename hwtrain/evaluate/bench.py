@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from hwtrain.hardware import Hardware, IOParameters
+from hwtrain.hardware import Hardware, InputRangeParameter, IOParameters
 from hwtrain.physics import tiling
 from hwtrain.transforms.observation import Multiplication, observed
 from hwtrain.transforms.read_keys import as_first_call
@@ -136,7 +136,10 @@ def _ablations(chip: Hardware) -> Iterator[tuple[str, Hardware, Hardware]]:
     if chip.modifies_inputs("train"):
         yield "modifier", chip, dataclasses.replace(chip, modifier=None)
     if chip.input_range is not None and chip.input_range.enable:
-        yield "input_range", chip, dataclasses.replace(chip, input_range=None)
+        # Bounds of the converters may clip where the range does. Only what adapts to
+        # each vector needs the levels of the DAC to be seen.
+        whole = chip if chip.dynamic else _unbounded(chip)
+        yield "input_range", whole, dataclasses.replace(whole, input_range=None)
 
 
 def _configured(chip: Hardware, effect: str) -> bool:
@@ -160,9 +163,35 @@ def _without(chip: Hardware, effect: str) -> Hardware:
     if effect == "r_series" and io.out_nonlinearity == 0:
         reset["slope_calibration"] = ideal.slope_calibration
     io = dataclasses.replace(io, **reset)
-    if chip.dynamic and io == ideal:  # a dynamic range needs something around it
-        io = IOParameters(inp_noise=1e-30)
+    if chip.dynamic:  # its range needs something around it
+        io = _around(io)
     return dataclasses.replace(chip, forward=io)
+
+
+def _unbounded(chip: Hardware) -> Hardware:
+    """Returns the chip without what clips but its range."""
+    parameter, io, ideal = chip.input_range, chip.forward, IOParameters()
+    if parameter is not None:
+        parameter = _alone(parameter)
+    if io is not None and chip.converts:
+        limits = ("DAC", "ADC rounding", "out_nonlinearity")
+        names = (name for limit in limits for name in GROUPS[limit])
+        names = (*names, "out_bound", "bound_management", "out_nonlinearity_std")
+        reset: dict[str, Any] = {name: getattr(ideal, name) for name in names}
+        io = _around(dataclasses.replace(io, **reset))
+    return dataclasses.replace(chip, forward=io, input_range=parameter)
+
+
+def _around(io: IOParameters) -> IOParameters:
+    """Returns the same, with something around the tiles even if that does nothing."""
+    return IOParameters(inp_asymmetry=1e-30) if io == IOParameters() else io
+
+
+def _alone(parameter: InputRangeParameter) -> InputRangeParameter:
+    """Returns a range that does not ask for an ADC."""
+    return dataclasses.replace(
+        parameter, manage_output_clipping=False, output_min_percentage=0.95
+    )
 
 
 def _bounds(
@@ -255,10 +284,7 @@ def _range(
     parameter = call.weight.hardware.input_range
     if parameter is None or not call.weight.ranged:
         return None, None
-    parameter = dataclasses.replace(
-        parameter, manage_output_clipping=False, output_min_percentage=0.95
-    )
-    chip = dataclasses.replace(ideal, input_range=parameter)
+    chip = dataclasses.replace(ideal, input_range=_alone(parameter))
     beyond = _largest_range(call) * np.array([[1.5], [3.0]], np.float32)
     beyond = beyond * _unlike_zero(call)
     clipped = _run(call, chip, beyond)

@@ -1,129 +1,38 @@
-"""What an update and an export do to an analog model: is every effect there?"""
+"""What an export holds of an analog model's chips: is every effect there?"""
 
+import dataclasses
+import math
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 
-from hwtrain import paths
-from hwtrain.checkpoint import export, load
+from hwtrain import conductances, paths
+from hwtrain.checkpoint import HardwareCheckpoint, export, load
 from hwtrain.clip_bounds import with_clipped
 from hwtrain.crossbar import largest_weight, on_crossbar
-from hwtrain.optim import drift_weights, keep_weights_clipped, remap_weights
-from hwtrain.optim.drift import drifting
-from hwtrain.optim.input_range import input_range_learning
-from hwtrain.physics.input_range import PROBE_SIZE
+from hwtrain.evaluate.updates import Finding, prefixed
+from hwtrain.physics.stuck import AT_G_MAX, AT_G_MIN
 from hwtrain.plan import AnalogWeight, Plan
-
-Finding = tuple[str, str, str | None, str]
-"""Path, effect, what is wrong or `None`, and the measured amount in words."""
 
 DAY_S = 86_400.0
 
 
-def updated_effects(plan: Plan, params: paths.Tree) -> Iterator[Finding]:
-    """Yields what an update does: clipped and remapped weights, moved ranges."""
-    params = _prefixed(plan, params)
-    values = paths.leaves(params)
-    clip, remap = keep_weights_clipped(plan), remap_weights(plan)
-    # Weights that double and more, so that every bound is exceeded.
-    rng = np.random.default_rng(0)
-
-    def push(path: str, leaf: Any) -> Any:
-        if path not in plan:
-            return jnp.zeros_like(leaf)
-        largest = jnp.maximum(jnp.max(jnp.abs(leaf)), 1)
-        size = 10 * rng.exponential(size=leaf.shape) * np.sign(np.asarray(leaf))
-        return jnp.asarray(largest * size, jnp.float32)
-
-    pushed = paths.map_leaves(push, params)
-    clipped, _ = clip.update(pushed, clip.init(params), params)
-    halved = paths.map_leaves(
-        lambda path, leaf: -leaf / 2 if path in plan else jnp.zeros_like(leaf), params
-    )
-    remapped, _ = remap.update(halved, remap.init(params), params)
-    before, after = paths.leaves(pushed), paths.leaves(clipped)
-    for weight in plan.weights:
-        chip = weight.hardware
-        if chip.clip is not None and chip.clip.active:
-            same = bool(jnp.all(before[weight.path] == after[weight.path]))
-            wrong = "an update of tenfold weights passes unclipped" if same else None
-            amount = "bounds an update"
-            if chip.clip.type == "fixed_value" and chip.clip.fixed_value and not wrong:
-                kernel = values[weight.path] + after[weight.path]
-                w, _ = on_crossbar(weight, kernel, weight.stored_scale(values))
-                largest = float(jnp.max(jnp.abs(w)))
-                amount = f"largest weight {largest:.3g}"
-                if largest > chip.clip.fixed_value * (1 + 1e-5):
-                    wrong = f"the {amount} is beyond the bound"
-            yield weight.path, "clip", wrong, amount
-        if chip.remaps:
-            change = paths.leaves(remapped)[weight.leaf("mapping_scale")]
-            wrong = None if bool(jnp.any(change != 0)) else "the scale stays"
-            yield weight.path, "remap", wrong, "changes the scale"
-    yield from _moved_ranges(plan, params)
-    yield from _drifted(plan, params)
-
-
-def _moved_ranges(plan: Plan, params: paths.Tree) -> Iterator[Finding]:
-    weights = {w.leaf("input_range"): w for w in plan.weights if w.ranged}
-    if not weights:
-        return
-    probes = {weight.leaf("probe") for weight in weights.values()}
-    # n, n unclipped, sum of x/r, sum of (x/r)^2: a standard deviation of two ranges.
-    sums = np.zeros(PROBE_SIZE, np.float32)
-    sums[:6] = 100, 50, 200, 800, 100, 50
-
-    def gradient(path: str, leaf: Any) -> Any:
-        if path in probes:
-            return jnp.broadcast_to(jnp.asarray(sums), leaf.shape)
-        return jnp.full_like(leaf, -1) if path in weights else jnp.zeros_like(leaf)
-
-    tx = input_range_learning(plan, 0.1)
-    gradients = paths.map_leaves(gradient, params)
-    updates = paths.leaves(tx.update(gradients, tx.init(params), params)[0])
-    for path, weight in weights.items():
-        parameter = weight.hardware.input_range
-        static = parameter is not None and not parameter.learn_input_range
-        if static and parameter is not None and parameter.init_from_data == 0:
-            continue
-        wrong = (
-            None if bool(jnp.all(updates[path] != 0)) else "an update does not move it"
-        )
-        yield weight.path, "input_range moves", wrong, "follows an update"
-
-
-def _drifted(plan: Plan, params: paths.Tree) -> Iterator[Finding]:
-    weights = drifting(plan)
-    drawn = any(w.hardware.drift and w.hardware.drift.draws for w in weights)
-    tx = drift_weights(plan, jax.random.key(0) if drawn else None)
-    begun: Any = tx.init(params)
-    # Ten t_0 later; before the first, nothing drifts.
-    later = tuple(state._replace(now=state.now + 10) for state in begun.weights)
-    zeros = jax.tree.map(jnp.zeros_like, params)
-    updates, _ = tx.update(zeros, begun._replace(weights=later), params)
-    for weight in weights:
-        change = paths.leaves(updates)[weight.path]
-        wrong = None if bool(jnp.any(change != 0)) else "weights stay as they are"
-        yield weight.path, "drift", wrong, "changes weights with time"
-
-
 def deployed_effects(plan: Plan, params: paths.Tree) -> Iterator[Finding]:
-    """Yields what an exported chip has: conductances, mismatch, programming noise."""
+    """Yields what exported chips have: conductances, and all that is frozen in them."""
     chips = [w for w in plan.weights if w.hardware.frozen]
     converted = [w for w in plan.weights if w.hardware.converter is not None]
     if not chips and not converted:
         return
-    params = _prefixed(plan, params)
+    params = prefixed(plan, params)
     nominal = paths.leaves(with_clipped(params, plan))
+    seeds = range(_chips_to_tell_by(plan)) if chips else ()
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "chip"
-        export(path, {"params": params}, plan, chip_seed=0 if chips else None)
-        checkpoint = load(path)
+        checkpoint = load(export(path, {"params": params}, plan, chip_seeds=seeds))
         for weight in converted:
             back = checkpoint.reconstruct(weight.path)
             error = np.abs(back - np.asarray(nominal[weight.path], np.float32)).max()
@@ -134,15 +43,129 @@ def deployed_effects(plan: Plan, params: paths.Tree) -> Iterator[Finding]:
             yield weight.path, "converter", wrong, "gives the weights back"
         if not chips:
             return
-        chip = paths.leaves(checkpoint.chip(0))
-        drifts = any(w.hardware.noise_model is not None for w in chips)
-        later = paths.leaves(checkpoint.chip(0, t_s=DAY_S)) if drifts else chip
+        chip, later = _after_a_day(checkpoint)
         for weight in chips:
-            kernels = (
+            kernels = [
                 np.asarray(tree[weight.path], np.float32)
                 for tree in (nominal, chip, later)
-            )
+            ]
             yield from _frozen(weight, nominal, *kernels)
+            if weight.hardware.drift_compensation is not None:
+                yield _compensated(weight, nominal, *kernels)
+        if any(weight.hardware.sticks for weight in chips):
+            healthy = _healthy(Path(folder) / "healthy", plan, params)
+            for weight in chips:
+                if weight.hardware.sticks:
+                    change = later[weight.path] - healthy[weight.path]
+                    yield _stuck(weight, checkpoint, bool(jnp.any(change != 0)))
+
+
+def _chips_to_tell_by(plan: Plan) -> int:
+    """Returns how many chips have enough stuck devices to be counted, at most 32."""
+    chips = 1
+    for weight in plan.weights:
+        for share, _, _ in _shares(weight):
+            devices = math.prod(weight.shape) * _devices(weight)
+            # At 30 expected ones, none are 5 standard deviations away.
+            chips = max(chips, math.ceil(30 / (share * devices)))
+    return min(chips, 32)
+
+
+def _shares(weight: AnalogWeight) -> list[tuple[float, int, float]]:
+    """Returns of each end of stuck devices the share, the state and the conductance."""
+    stuck, converter = weight.hardware.stuck, weight.hardware.converter
+    if stuck is None or converter is None:
+        return []
+    ends = (
+        (stuck.at_g_min, AT_G_MIN, converter.g_min),
+        (stuck.at_g_max, AT_G_MAX, converter.g_max),
+    )
+    return [end for end in ends if end[0] > 0]
+
+
+def _devices(weight: AnalogWeight) -> int:
+    """Returns the devices of each weight."""
+    return len(conductances.converter_of(weight).devices)
+
+
+def _after_a_day(checkpoint: HardwareCheckpoint) -> tuple[dict, dict]:
+    """Returns the leaves of a chip after programming, and after a day."""
+    chip = paths.leaves(checkpoint.chip(0))
+    if all(weight.hardware.noise_model is None for weight in checkpoint.plan.weights):
+        return chip, chip
+    return chip, paths.leaves(checkpoint.chip(0, t_s=DAY_S))
+
+
+def _healthy(path: Path, plan: Plan, params: paths.Tree) -> dict[str, Any]:
+    """Returns the leaves of the same chip after a day, without stuck devices."""
+    weights = tuple(
+        dataclasses.replace(
+            weight, hardware=dataclasses.replace(weight.hardware, stuck=None)
+        )
+        for weight in plan.weights
+    )
+    plan = dataclasses.replace(plan, weights=weights)
+    if not any(weight.hardware.frozen for weight in weights):
+        return paths.leaves(with_clipped(params, plan))
+    return _after_a_day(load(export(path, {"params": params}, plan, chip_seed=0)))[1]
+
+
+def _stuck(
+    weight: AnalogWeight, checkpoint: HardwareCheckpoint, changes: bool
+) -> Finding:
+    """Returns whether as many devices are stuck as configured, each at its end."""
+    found = [
+        device
+        for seed in checkpoint.chip_seeds
+        for row in checkpoint.conductances(weight.path, seed)
+        for tile in row
+        for device in tile.programmed.values()
+    ]
+    counted, expected, wrong = [], [], None
+    for share, state, end in _shares(weight):
+        at = [np.asarray(device.stuck) == state for device in found]
+        count, total = sum(map(np.sum, at)), sum(map(np.size, at))
+        counted.append(int(count))
+        expected.append(share * total)
+        # Five standard deviations, and one device of a rare state.
+        margin = 5 * math.sqrt(share * (1 - share) * total) + 1
+        if abs(count - share * total) > margin:
+            wrong = f"{count} of {total} devices of the export are stuck at one end"
+        elif not all((d.g_prog[a] == np.float32(end)).all() for d, a in zip(found, at)):
+            wrong = "what is stuck in the export has other conductances than its end"
+    if wrong is None and not changes and counted[0] > 0:
+        wrong = "the weights of the chip are those without stuck devices"
+    amount = f"{sum(counted)} devices of the export, {sum(expected):.3g} expected"
+    return weight.path, "stuck", wrong, amount
+
+
+def _compensated(
+    weight: AnalogWeight,
+    leaves: dict[str, Any],
+    nominal: np.ndarray,
+    chip: np.ndarray,
+    later: np.ndarray,
+) -> Finding:
+    """Returns whether what is compensated has the mean of its reference after a day."""
+    compensation: Any = weight.hardware.drift_compensation
+    _, scale = on_crossbar(weight, jnp.asarray(nominal), weight.stored_scale(leaves))
+    exact = compensation.type == "global_exact_reference"
+    axes = -2 if compensation.type == "per_column" else (-2, -1)
+
+    def response(kernel: np.ndarray) -> np.ndarray:
+        matrix = np.asarray(abs(weight.to_matrix(jnp.asarray(kernel / scale))))
+        rows = np.split(matrix, np.cumsum(weight.row_sizes)[:-1], axis=-2)
+        ends = np.cumsum(weight.column_sizes)[:-1]
+        tiles = (tile for row in rows for tile in np.split(row, ends, axis=-1))
+        return np.concatenate([tile.mean(axis=axes).ravel() for tile in tiles])
+
+    reference, now = response(nominal if exact else chip), response(later)
+    error = float(np.abs(now / np.maximum(reference, 1e-4) - 1).max())
+    wrong = None
+    if error > 0.01:
+        wrong = f"after a day the mean of a tile is off by {error:.0%} of its reference"
+    amount = f"keeps the mean within {error:.1e} for a day"
+    return weight.path, "drift_compensation", wrong, amount
 
 
 def _frozen(
@@ -156,7 +179,7 @@ def _frozen(
     amount = f"changes weights by {np.sqrt(np.mean(deviation**2)):.2g}"
     wrong = None if deviation.any() else "the chip in the export has nominal weights"
     if hardware.mismatch is not None and hardware.mismatch.draws:
-        if hardware.noise_model is None and not wrong:
+        if not hardware.programs and not wrong:
             kernel = jnp.asarray(nominal)
             w, s = on_crossbar(weight, kernel, weight.stored_scale(leaves))
             sigma = w
@@ -175,10 +198,3 @@ def _frozen(
         yield weight.path, "noise_model", wrong, amount
         still = None if (later != chip).any() else "the chip is the same after a day"
         yield weight.path, "drift", still, "changes weights within a day"
-
-
-def _prefixed(plan: Plan, params: paths.Tree) -> paths.Tree:
-    """Returns the parameters under the prefix that the plan's paths have."""
-    for name in reversed(plan.prefix.split("/") if plan.prefix else []):
-        params = {name: params}
-    return jax.tree.map(jnp.asarray, params)

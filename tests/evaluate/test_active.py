@@ -10,7 +10,7 @@ from flax import linen as nn
 from flax import nnx
 
 import hwtrain as hw
-from hwtrain.evaluate import bench, deployment
+from hwtrain.evaluate import bench, deployment, updates
 from hwtrain.physics import mvm
 from hwtrain.transforms import signal_side, weight_side
 
@@ -112,6 +112,13 @@ ONLY = {
     "remap": parts(remap=CHIP.remap),
     "mismatch": parts(mismatch=CHIP.mismatch),
     "noise_model": hw.presets.pcm(),
+    "stuck": parts(
+        stuck=hw.hardware.StuckParameter(at_g_min=0.05, at_g_max=0.02),
+        converter=CHIP.converter,
+    ),
+    "drift_compensation": dataclasses.replace(
+        hw.presets.pcm(), drift_compensation=hw.hardware.GlobalDriftCompensation()
+    ),
     **{
         name: parts(forward=hw.IOParameters(**options))
         for name, options in {
@@ -224,7 +231,7 @@ def test_an_effect_of_an_update_or_an_export_that_is_off_is_an_error(name, monke
     monkeypatch.setattr(target, change)
     jax.clear_caches()
     findings = [
-        *deployment.updated_effects(plan, variables["params"]),
+        *updates.updated_effects(plan, variables["params"]),
         *deployment.deployed_effects(plan, variables["params"]),
     ]
     jax.clear_caches()
@@ -324,3 +331,83 @@ def test_a_drift_without_effect_is_told(monkeypatch):
     monkeypatch.setattr(hw.SimpleDriftParameter, "step", idle)
     with pytest.raises(ValueError, match="a/kernel: drift: weights stay as they are"):
         hw.assert_active(*linen(LEARNED))
+
+
+@pytest.mark.parametrize(
+    "io",
+    [
+        {"inp_bits": 8},
+        {"inp_bits": 8, "out_bits": 8, "out_bound": 10.0},
+        {"inp_bits": 8, "out_bits": 8, "out_bound": 0.05},
+    ],
+)
+def test_a_range_at_the_bound_of_a_converter_is_not_idle(io):
+    chip = hw.Hardware(
+        input_range=hw.InputRangeParameter(init_value=1.0),
+        forward=hw.IOParameters(**io),
+        mapping=hw.MappingParameter(weight_scaling_omega=1.0),
+    )
+    rows = {row[1] for row in hw.assert_active(*linen(chip)).rows}
+    assert {"DAC", "input_range", "input_range clips"} <= rows
+
+
+def test_a_range_that_only_the_dac_would_clip_for_is_an_error(monkeypatch):
+    chip = hw.Hardware(
+        input_range=hw.InputRangeParameter(init_value=1.0),
+        forward=hw.IOParameters(inp_bits=8),
+    )
+    monkeypatch.setattr(mvm, "clip_to_range", lambda x, *_: x)
+    with pytest.raises(ValueError, match="a/kernel: input_range: .*the same"):
+        hw.assert_active(*linen(chip))
+
+
+FROZEN = {
+    "stuck": ("hwtrain.hardware.stuck.draw_stuck", "share"),
+    "stuck elsewhere": ("hwtrain.programming.with_stuck", "ends"),
+    "drift_compensation": (
+        "hwtrain.hardware.compensation.GlobalDriftCompensation.factor",
+        "gain",
+    ),
+}
+OFF = {
+    "share": lambda key, shape, **_: jnp.zeros(shape, "uint8"),
+    "ends": lambda g, stuck, **_: g,
+    "gain": lambda self, baseline, y: jnp.ones_like(baseline),
+}
+
+
+@pytest.mark.parametrize("model", [linen, of_nnx])
+@pytest.mark.parametrize("name", FROZEN)
+def test_what_is_frozen_in_a_chip_is_found_and_missed_when_off(
+    model, name, monkeypatch
+):
+    effect = name.split()[0]
+    analog, variables, x = model(ONLY[effect])
+    args = () if variables is None else (variables, x)
+    plan = hw.plan(analog, *args)
+    params = hw.transforms.functional.as_function(analog, "train", variables)[1]
+
+    def findings():
+        jax.clear_caches()
+        found = deployment.deployed_effects(plan, params["params"])
+        return {name: (wrong, amount) for _, name, wrong, amount in found}
+
+    assert findings()[effect][0] is None
+    target, change = FROZEN[name]
+    monkeypatch.setattr(target, OFF[change])
+    assert findings()[effect][0]
+    jax.clear_caches()
+
+
+def test_mismatch_beside_stuck_devices_is_not_measured_by_its_deviation():
+    chip = dataclasses.replace(
+        ONLY["mismatch"],
+        converter=CHIP.converter,
+        stuck=hw.hardware.StuckParameter(at_g_min=0.3),
+    )
+    analog = hw.analogize(nn.Dense(40), chip)
+    variables = analog.init(jax.random.key(0), X)
+    found = deployment.deployed_effects(
+        hw.plan(analog, variables, X), variables["params"]
+    )
+    assert [wrong for _, _, wrong, _ in found] == [None, None, None]

@@ -1,0 +1,113 @@
+"""What an update does to an analog model: is every effect there?"""
+
+from collections.abc import Iterator
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from hwtrain import paths
+from hwtrain.crossbar import on_crossbar
+from hwtrain.optim import drift_weights, keep_weights_clipped, remap_weights
+from hwtrain.optim.drift import drifting
+from hwtrain.optim.input_range import input_range_learning
+from hwtrain.physics.input_range import PROBE_SIZE
+from hwtrain.plan import Plan
+
+Finding = tuple[str, str, str | None, str]
+"""Path, effect, what is wrong or `None`, and the measured amount in words."""
+
+
+def updated_effects(plan: Plan, params: paths.Tree) -> Iterator[Finding]:
+    """Yields what an update does: clipped and remapped weights, moved ranges."""
+    params = prefixed(plan, params)
+    values = paths.leaves(params)
+    clip, remap = keep_weights_clipped(plan), remap_weights(plan)
+    # Weights that double and more, so that every bound is exceeded.
+    rng = np.random.default_rng(0)
+
+    def push(path: str, leaf: Any) -> Any:
+        if path not in plan:
+            return jnp.zeros_like(leaf)
+        largest = jnp.maximum(jnp.max(jnp.abs(leaf)), 1)
+        size = 10 * rng.exponential(size=leaf.shape) * np.sign(np.asarray(leaf))
+        return jnp.asarray(largest * size, jnp.float32)
+
+    pushed = paths.map_leaves(push, params)
+    clipped, _ = clip.update(pushed, clip.init(params), params)
+    halved = paths.map_leaves(
+        lambda path, leaf: -leaf / 2 if path in plan else jnp.zeros_like(leaf), params
+    )
+    remapped, _ = remap.update(halved, remap.init(params), params)
+    before, after = paths.leaves(pushed), paths.leaves(clipped)
+    for weight in plan.weights:
+        chip = weight.hardware
+        if chip.clip is not None and chip.clip.active:
+            same = bool(jnp.all(before[weight.path] == after[weight.path]))
+            wrong = "an update of tenfold weights passes unclipped" if same else None
+            amount = "bounds an update"
+            if chip.clip.type == "fixed_value" and chip.clip.fixed_value and not wrong:
+                kernel = values[weight.path] + after[weight.path]
+                w, _ = on_crossbar(weight, kernel, weight.stored_scale(values))
+                largest = float(jnp.max(jnp.abs(w)))
+                amount = f"largest weight {largest:.3g}"
+                if largest > chip.clip.fixed_value * (1 + 1e-5):
+                    wrong = f"the {amount} is beyond the bound"
+            yield weight.path, "clip", wrong, amount
+        if chip.remaps:
+            change = paths.leaves(remapped)[weight.leaf("mapping_scale")]
+            wrong = None if bool(jnp.any(change != 0)) else "the scale stays"
+            yield weight.path, "remap", wrong, "changes the scale"
+    yield from _moved_ranges(plan, params)
+    yield from _drifted(plan, params)
+
+
+def _moved_ranges(plan: Plan, params: paths.Tree) -> Iterator[Finding]:
+    weights = {w.leaf("input_range"): w for w in plan.weights if w.ranged}
+    if not weights:
+        return
+    probes = {weight.leaf("probe") for weight in weights.values()}
+    # n, n unclipped, sum of x/r, sum of (x/r)^2: a standard deviation of two ranges.
+    sums = np.zeros(PROBE_SIZE, np.float32)
+    sums[:6] = 100, 50, 200, 800, 100, 50
+
+    def gradient(path: str, leaf: Any) -> Any:
+        if path in probes:
+            return jnp.broadcast_to(jnp.asarray(sums), leaf.shape)
+        return jnp.full_like(leaf, -1) if path in weights else jnp.zeros_like(leaf)
+
+    tx = input_range_learning(plan, 0.1)
+    gradients = paths.map_leaves(gradient, params)
+    updates = paths.leaves(tx.update(gradients, tx.init(params), params)[0])
+    for path, weight in weights.items():
+        parameter = weight.hardware.input_range
+        static = parameter is not None and not parameter.learn_input_range
+        if static and parameter is not None and parameter.init_from_data == 0:
+            continue
+        wrong = (
+            None if bool(jnp.all(updates[path] != 0)) else "an update does not move it"
+        )
+        yield weight.path, "input_range moves", wrong, "follows an update"
+
+
+def _drifted(plan: Plan, params: paths.Tree) -> Iterator[Finding]:
+    weights = drifting(plan)
+    drawn = any(w.hardware.drift and w.hardware.drift.draws for w in weights)
+    tx = drift_weights(plan, jax.random.key(0) if drawn else None)
+    begun: Any = tx.init(params)
+    # Ten t_0 later; before the first, nothing drifts.
+    later = tuple(state._replace(now=state.now + 10) for state in begun.weights)
+    zeros = jax.tree.map(jnp.zeros_like, params)
+    updates, _ = tx.update(zeros, begun._replace(weights=later), params)
+    for weight in weights:
+        change = paths.leaves(updates)[weight.path]
+        wrong = None if bool(jnp.any(change != 0)) else "weights stay as they are"
+        yield weight.path, "drift", wrong, "changes weights with time"
+
+
+def prefixed(plan: Plan, params: paths.Tree) -> paths.Tree:
+    """Returns the parameters under the prefix that the plan's paths have."""
+    for name in reversed(plan.prefix.split("/") if plan.prefix else []):
+        params = {name: params}
+    return jax.tree.map(jnp.asarray, params)
