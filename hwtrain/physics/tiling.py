@@ -6,7 +6,6 @@ of the weights belongs to one row tile, over all of its columns or for each colu
 """
 
 import functools
-import operator
 
 import jax
 import jax.numpy as jnp
@@ -101,7 +100,7 @@ def add_tiles(array: jax.Array, axis: int) -> jax.Array:
         jax.lax.index_in_dim(array, i, axis, keepdims=False)
         for i in range(array.shape[axis])
     ]
-    return functools.reduce(operator.add, tiles)
+    return sum(tiles[1:], tiles[0])
 
 
 @add_tiles.defjvp
