@@ -73,9 +73,9 @@ def population(
     its seed: chip 7 is the chip that `export(..., chip_seed=7)` writes. A chip of a
     checkpoint that was measured is evaluated as it was measured. With a noise
     model its conductances drift, and every batch at every time is a read of its own.
-    Chips are a vectorised axis, taken in chunks that fit in memory. What is compiled is
-    used again by calls with equal models, plans and metrics: pass one function as the
-    metric, not a new lambda each time.
+    Chips are a vectorised axis, taken in chunks. What is compiled is used again by
+    calls with equal models, plans and metrics: pass one function as the metric, not a
+    new lambda each time.
 
     >>> import hwtrain, jax.numpy as jnp
     >>> from flax import linen as nn
@@ -108,7 +108,8 @@ def population(
       key: key of what is drawn at each read.
       times_s: seconds since programming. `None`: just after programming, and no axis
         for the time in the result.
-      chunk: chips that are evaluated together; default: as many as fit into 256 MiB.
+      chunk: chips that are evaluated together; default: as many as fit into 256 MiB,
+        and one on a CPU, which multiplies a batch of matrices no faster.
       call_kwargs: keyword arguments of the model's call, such as `{"train": False}`.
 
     Raises:
