@@ -15,12 +15,17 @@ import numpy as np
 from jax.core import Tracer
 
 from hwtrain.physics import convolution
+from hwtrain.physics.converted_convolution import (
+    converted_convolution,
+    converts_alike,
+)
 from hwtrain.physics.convolution import Window
 from hwtrain.physics.ranged_convolution import ranged_convolution
 from hwtrain.plan import AnalogWeight
 from hwtrain.transforms.errors import other_geometry
 from hwtrain.transforms.layer import Layer, LayerWeight
 from hwtrain.transforms.observation import observer
+from hwtrain.transforms.read_keys import frozen_key, read_key
 from hwtrain.transforms.signal_side import analog_matmul, check_leaves, range_gradient
 
 
@@ -245,8 +250,8 @@ def convolve(
       `[batch, *positions, features]`.
     """
     assert weight.window is not None
-    if _is_plain(weight, mode) and observer() is None:
-        return _clip_and_convolve(weight, mode, leaves, x, kernel, precision, dtype)
+    if _converts_alike(weight, mode) and observer() is None:
+        return _convolve_whole(weight, mode, leaves, x, kernel, precision, dtype)
     layer = _of_one_layer(weight, kernel.ndim)
     seen = convolution.patches(x, weight.window)
     matrix = layer.to_matrix(kernel)
@@ -272,15 +277,18 @@ def convolve(
     return y.reshape(*shape, -1)
 
 
-def _is_plain(weight: AnalogWeight, mode: str) -> bool:
-    """Whether XLA's own convolution of clipped inputs is what the crossbars do."""
+def _converts_alike(weight: AnalogWeight, mode: str) -> bool:
+    """Whether XLA's own convolution of converted inputs is what the crossbars do."""
     chip, window = weight.hardware, weight.window
-    acts = chip.converts or chip.modifies_inputs(mode) or chip.scales_outputs
     whole = window is not None and not window.flipped and not window.local
-    return weight.ranged and weight.tiles == (1, 1) and whole and not acts
+    if not whole or weight.tiles != (1, 1) or chip.modifies_inputs(mode):
+        return False
+    if chip.converts:
+        return converts_alike(chip.periphery)
+    return weight.ranged and not chip.scales_outputs
 
 
-def _clip_and_convolve(
+def _convolve_whole(
     weight: AnalogWeight,
     mode: str,
     leaves: Mapping[str, jax.Array],
@@ -289,24 +297,48 @@ def _clip_and_convolve(
     precision: Any,
     dtype: Any,
 ) -> jax.Array:
+    """Convolves as `convolve` does, with one tile for each group of channels."""
     assert weight.window is not None
+    chip, window, groups = weight.hardware, weight.window, weight.groups
     depth = len(weight.parallel)
     of_one = {
         name: jax.ShapeDtypeStruct(leaf.shape[depth:], leaf.dtype)
         for name, leaf in leaves.items()
     }
     check_leaves(weight, of_one)
-    groups = (weight.groups, 1, 1)
-    probe = leaves["probe"].reshape(*groups, -1) if mode != "eval" else None
-    return ranged_convolution(
+    by_group = {
+        name: leaf.reshape(groups, *of_one[name].shape) for name, leaf in leaves.items()
+    }
+    options = {"gradient": range_gradient(weight), "precision": precision}
+    ranged = {}
+    if weight.ranged:
+        ranged["input_range"] = by_group["input_range"]
+        ranged["probe"] = by_group["probe"] if mode != "eval" else None
+    options |= {"dtype": dtype}
+    if not chip.converts:
+        return ranged_convolution(x, kernel, window=window, **ranged, **options)
+    scale = by_group.get("mapping_scale")
+    if scale is None:
+        scale = _of_one_layer(weight, kernel.ndim).derived_scale(
+            _of_one_layer(weight, kernel.ndim).to_matrix(kernel)
+        )
+    key = None
+    if chip.reads(mode):
+        # One draw for all groups.
+        key = read_key(weight, by_group["noise_key"][0], x)
+    strength = by_group.get("noise_strength")
+    return converted_convolution(
         x,
         kernel,
-        leaves["input_range"].reshape(groups),
-        probe,
-        weight.window,
-        range_gradient(weight),
-        precision,
-        dtype,
+        chip.periphery,
+        window,
+        scale=None if scale is None else scale.reshape(groups, 1, -1),
+        output_scale=by_group.get("output_scale"),
+        key=key,
+        chip_keys=frozen_key(by_group["chip_key"]) if chip.freezes(mode) else None,
+        strength=1.0 if strength is None else strength.reshape(groups, 1, 1),
+        **ranged,
+        **options,
     )
 
 
