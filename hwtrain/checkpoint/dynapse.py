@@ -14,7 +14,7 @@ from hwtrain.checkpoint.errors import HardwareCheckpointError
 from hwtrain.checkpoint.manifest import Hash, TensorEntry
 from hwtrain.dynapse.biases import BiasCode
 from hwtrain.dynapse.connectivity import Limits
-from hwtrain.dynapse.deployment import Deployment, Synapses
+from hwtrain.dynapse.deployment import WEIGHTS, Deployment, Synapses
 from hwtrain.dynapse.weight_codes import amounts
 from hwtrain.version import __version__
 
@@ -25,9 +25,11 @@ RULES = {
     "dendrites": "sign 1: excitatory (AMPA), -1: inhibitory (GABA)",
     "biases": "every neuron of a core has the core's biases; achieved: the current of "
     "(coarse, fine) in the table that the exporter was given",
-    "chips": "currents of each neuron of a frozen chip, which no code can hold",
+    "chips": "currents of each neuron and weights of each synapse of a frozen chip, "
+    "which no code can hold: what it really has is achieved * chip / wanted",
+    "layers": "name and number of neurons, in the order of the neurons; the first is "
+    "driven by the inputs, each of the others by the layer before",
 }
-_PARTS = ("weights_in", "weights_rec")
 _ARRAYS = {"wanted": "1", "mask": "bits", "sign": "1", "achieved": "1"}
 
 
@@ -47,6 +49,7 @@ class DynapseManifest(Entry):
     largest_error: dict[str, float]
     """Largest difference of achieved and wanted weights of each part."""
     chips: tuple[int, ...]
+    layers: tuple[tuple[str, int], ...]
     tensors: dict[str, TensorEntry]
     sha256: Hash | None = None
 
@@ -78,7 +81,7 @@ def export_dynapse(path: str | os.PathLike[str], deployment: Deployment) -> Path
       HardwareCheckpointError: (a `ValueError`) if something lies at `path`, or it
         cannot be written. Nothing is left behind.
     """
-    parts = {name: getattr(deployment, name) for name in _PARTS}
+    parts = {name: getattr(deployment, name) for name in WEIGHTS}
     with destination.new(path, folder=True) as partial:
         entries = tensors.write(partial / FILE_NAME, dict(_arrays(deployment)))
         content = DynapseManifest(
@@ -91,6 +94,7 @@ def export_dynapse(path: str | os.PathLike[str], deployment: Deployment) -> Path
                 for name, part in parts.items()
             },
             chips=tuple(sorted(deployment.chips)),
+            layers=tuple(deployment.layers.items()),
             tensors=entries,
         )
         manifest.write(partial, content)
@@ -112,7 +116,7 @@ def load_dynapse(path: str | os.PathLike[str]) -> Deployment:
     try:
         parts = {
             part: Synapses(**{name: arrays[f"{part}/{name}"] for name in _ARRAYS})
-            for part in _PARTS
+            for part in WEIGHTS
         }
         chips = {
             seed: {
@@ -128,6 +132,7 @@ def load_dynapse(path: str | os.PathLike[str]) -> Deployment:
             biases=content.biases,
             chips=chips,
             limits=content.limits,
+            layers=dict(content.layers),
             **parts,
         )
         for part in parts.values():
@@ -142,13 +147,14 @@ def load_dynapse(path: str | os.PathLike[str]) -> Deployment:
 
 def _arrays(deployment: Deployment) -> Iterator[tuple[str, tuple[np.ndarray, str]]]:
     yield "cores", (deployment.cores.astype(np.int32), "1")
-    for part in _PARTS:
+    for part in WEIGHTS:
         synapses = dataclasses.asdict(getattr(deployment, part))
         for name, unit in _ARRAYS.items():
             yield f"{part}/{name}", (synapses[name], unit)
     for seed, currents in sorted(deployment.chips.items()):
         for name, current in currents.items():
-            yield f"chips/{seed}/{name}", (np.array(current), "SI")
+            unit = "1" if name in WEIGHTS else "SI"
+            yield f"chips/{seed}/{name}", (np.array(current), unit)
 
 
 def _check_codes(deployment: Deployment, part: Synapses) -> None:

@@ -1,6 +1,7 @@
 """What a DynapSE2-like chip can connect."""
 
 import dataclasses
+from collections.abc import Sequence
 
 import numpy as np
 
@@ -43,6 +44,7 @@ def check_connectivity(
     weights_rec: np.ndarray,
     cores: np.ndarray,
     limits: Limits = DYNAPSE2,
+    names: Sequence[str] | None = None,
 ) -> None:
     """Raises where a network asks for more than the chip has, and lists where.
 
@@ -51,6 +53,7 @@ def check_connectivity(
       weights_rec: `[neurons (from), neurons (to)]`; zero for no synapse.
       cores: `[neurons]` the core of each neuron.
       limits: the limits of the chip.
+      names: of the neurons, for the message; `None` for their numbers.
 
     Raises:
       ValueError: with every offender: cores with too many neurons, neurons with too
@@ -60,7 +63,7 @@ def check_connectivity(
     numbers, sizes = np.unique(cores, return_counts=True)
     problems += _over(sizes, numbers, limits.neurons_per_core, "core", "neurons")
     synapses = (weights_in != 0).sum(axis=0) + (weights_rec != 0).sum(axis=0)
-    neurons = np.arange(len(cores))
+    neurons = np.arange(len(cores)) if names is None else np.array(names)
     limit = limits.synapses_per_neuron
     problems += _over(synapses, neurons, limit, "neuron", "synapses")
     chips = cores // limits.cores_per_chip

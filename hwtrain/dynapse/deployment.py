@@ -17,6 +17,8 @@ from hwtrain.dynapse.weight_codes import BASES, encode
 
 Currents = Mapping[str, ArrayLike]
 Tables = ArrayLike | Mapping[str, ArrayLike]
+WEIGHTS = ("weights_in", "weights_rec")
+"""The two matrices of a deployment."""
 _BASES = tuple(f"Iw_{number}" for number in range(BASES))
 
 
@@ -61,9 +63,10 @@ class Deployment:
       weights_in: the synapses from the inputs.
       weights_rec: the synapses from neurons.
       chips: by seed, the currents (and other constants) of each neuron of a frozen
-        chip, `[neurons]` by name. No code can hold them: a core has one bias for all
-        its neurons.
+        chip, `[neurons]` by name, and, if they deviate, its `weights_in` and
+        `weights_rec`. No code can hold them: a core has one bias for all its neurons.
       limits: the limits of the chip.
+      layers: the layers that the neurons make up, in their order: name and size.
     """
 
     cores: np.ndarray
@@ -73,6 +76,7 @@ class Deployment:
     weights_rec: Synapses
     chips: Mapping[int, Mapping[str, np.ndarray]]
     limits: Limits
+    layers: Mapping[str, int]
 
     @property
     def currents(self) -> dict[str, np.ndarray]:
@@ -94,6 +98,7 @@ def deploy(
     cores: ArrayLike | None = None,
     chips: Mapping[int, Currents] | None = None,
     limits: Limits = DYNAPSE2,
+    layers: Mapping[str, int] | None = None,
     seed: int = 0,
 ) -> Deployment:
     r"""Returns a network as bias codes and weight masks, with what they achieve.
@@ -120,8 +125,10 @@ def deploy(
         the bias. `computed_table()` is an idealised one.
       cores: `[neurons]` the core of each neuron; `None` fills one after the other.
       chips: by seed, the currents (and other constants) of each neuron of a frozen
-        chip, by name.
+        chip, by name; its weights as `weights_in` and `weights_rec`.
       limits: the limits of the chip.
+      layers: name and size of the layers that the neurons make up, for messages and
+        for who reads it back; `None` for one layer, `neurons`.
       seed: of the search for base currents.
 
     Raises:
@@ -134,7 +141,8 @@ def deploy(
     rec = np.asarray(rec, np.float64)
     where = fill_cores(neurons, limits) if cores is None else np.asarray(cores)
     _check_shapes(inputs, rec, where, iscale)
-    check_connectivity(inputs, rec, where, limits)
+    layers = {"neurons": neurons} if layers is None else dict(layers)
+    check_connectivity(inputs, rec, where, limits, names=_names(layers))
     nominal = {name: _of_neurons(name, c, neurons) for name, c in currents.items()}
     tables = _tables_of(table, [*nominal, *_BASES])
     both = np.concatenate([inputs, rec])
@@ -163,11 +171,46 @@ def deploy(
         weights_in=parts[0],
         weights_rec=parts[1],
         chips={
-            int(chip): {n: _of_neurons(n, c, neurons) for n, c in found.items()}
-            for chip, found in (chips or {}).items()
+            int(seed): _of_chip(seed, chip, dict(zip(WEIGHTS, (inputs, rec))))
+            for seed, chip in (chips or {}).items()
         },
         limits=limits,
+        layers=layers,
     )
+
+
+def _names(layers: Mapping[str, int]) -> list[str]:
+    """Returns what each neuron is called: by its number, or by layer and number."""
+    if len(layers) == 1:
+        return [str(number) for size in layers.values() for number in range(size)]
+    return [
+        f"{name}/{number}" for name, size in layers.items() for number in range(size)
+    ]
+
+
+def _of_chip(
+    seed: int, chip: Currents, nominal: Mapping[str, np.ndarray]
+) -> dict[str, np.ndarray]:
+    """Returns what a frozen chip has of its own."""
+    found = {}
+    for name, value in chip.items():
+        if name not in nominal:
+            found[name] = _of_neurons(name, value, nominal["weights_in"].shape[-1])
+            continue
+        weights = np.asarray(value, np.float64)
+        if weights.shape != nominal[name].shape:
+            raise ValueError(
+                f"{name} of chip {seed} should be {list(nominal[name].shape)}, it has "
+                f"the shape {weights.shape}"
+            )
+        if (weights[nominal[name] == 0] != 0).any():
+            raise ValueError(
+                f"{name} of chip {seed} has weights where the network has none, and no "
+                "synapse is: mismatch does not make one"
+            )
+        if (weights != nominal[name]).any():
+            found[name] = weights
+    return found
 
 
 def _tables_of(table: Tables, names: list[str]) -> dict[str, np.ndarray]:

@@ -53,9 +53,9 @@ def encode(
     the best mask of each weight and the best bases of the masks until nothing improves,
     and returns the best end. Bases come from the table, if there is one.
 
-    So the result is never worse than the nearest codes of `NEAREST_POWERS` (or of what
-    the table has next to them), and, without a table and for `_POINTS` weights or
-    fewer, than any four levels of the grid.
+    So the result is never worse than the nearest codes of `NEAREST_POWERS`, nor, for
+    `_POINTS` weights or fewer, than any four levels of the grid: of these currents
+    themselves, or of what the table has next to them.
 
     >>> codes = encode(np.array([0.0, 3e-9, -5e-9, 8e-9]))
     >>> print(codes.sign, np.round(codes.achieved * 1e9, 6))
@@ -78,12 +78,18 @@ def encode(
     wanted = np.sort(np.abs(weights[weights != 0]))
     ends = [np.array(NEAREST_POWERS)]
     if wanted.size:
-        starts = [*ends, _best_of_grid(wanted), *_random_starts(wanted, seed)]
+        grid = np.arange(1, GRID + 1) / GRID * wanted.max()
+        starts = [*ends, _best_of(grid, wanted), *_random_starts(wanted, seed)]
         ends += [_alternate(wanted, bases) for bases in starts]
-    if table is not None:
-        ends.sort(key=lambda bases: _error(wanted, bases))
-        ends = [*ends[:_TRIED_ON_TABLE], np.array(NEAREST_POWERS)]
-        ends = [_descend(wanted, bases, np.unique(table)) for bases in ends]
+        if table is not None:
+            levels = np.unique(table)
+            ends.sort(key=lambda bases: _error(wanted, bases))
+            snapped = levels[_nearest(levels, grid)]
+            ends = [*ends[:_TRIED_ON_TABLE], starts[0], _best_of(snapped, wanted)]
+            ends = [_descend(wanted, bases, levels) for bases in ends]
+    elif table is not None:
+        levels = np.unique(table)
+        ends = [levels[_nearest(levels, ends[0])]]
     bases = np.sort(min(ends, key=lambda bases: _error(wanted, bases)))
     mask = np.where(weights == 0, 0, _nearest_mask(np.abs(weights), bases))
     sign = np.where(mask == 0, 0, np.sign(weights)).astype(np.int8)
@@ -146,11 +152,10 @@ def _alternate(wanted: np.ndarray, bases: np.ndarray) -> np.ndarray:
         bases, error = found, lower
 
 
-def _best_of_grid(wanted: np.ndarray) -> np.ndarray:
-    """Returns the best four levels of the grid for weights, or for their quantiles."""
+def _best_of(levels: np.ndarray, wanted: np.ndarray) -> np.ndarray:
+    """Returns the best four of some levels for weights, or for their quantiles."""
     if wanted.size > _POINTS:
         wanted = np.quantile(wanted, (np.arange(_POINTS) + 0.5) / _POINTS)
-    levels = np.arange(1, GRID + 1) / GRID * wanted.max()
     sets = np.array(list(itertools.combinations(levels, BASES)))
     sums = sets @ _MASKS.T
     errors = sum(((w - sums) ** 2).min(axis=1) for w in wanted)
@@ -163,9 +168,14 @@ def _random_starts(wanted: np.ndarray, seed: int, number: int = 32) -> np.ndarra
     return np.exp(np.random.default_rng(seed).uniform(low, high, (number, BASES)))
 
 
+def _nearest(levels: np.ndarray, currents: np.ndarray) -> np.ndarray:
+    """Returns for each current the number of the nearest level."""
+    return np.abs(levels[:, None] - currents).argmin(axis=0)
+
+
 def _descend(wanted: np.ndarray, bases: np.ndarray, levels: np.ndarray) -> np.ndarray:
     """Moves bases from their nearest levels to neighbours while the error falls."""
-    places = np.abs(levels[:, None] - bases).argmin(axis=0)
+    places = _nearest(levels, bases)
     steps = np.array(list(itertools.product((-1, 0, 1), repeat=BASES)))
     error = _error(wanted, levels[places])
     while True:

@@ -9,6 +9,7 @@ from typing import Any, Literal, get_args
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 
 from hwtrain import paths
@@ -70,7 +71,7 @@ def mismatch_generator(
         positive.
     """
     selected = paths.leaves(prototype)
-    wrong = {p: v for p, v in selected.items() if not isinstance(v, bool)}
+    wrong = {p: v for p, v in selected.items() if not isinstance(v, bool | np.bool_)}
     if wrong or not any(selected.values()):
         found = f"it has {wrong}" if wrong else "nothing in it is True"
         raise ValueError(
@@ -124,17 +125,24 @@ class MismatchGenerator:
           key: a JAX key.
 
         Returns:
-          A new tree. Every leaf keeps its dtype; what is not selected comes back as it
-          is. The draw is in float32.
+          A new tree. Every leaf keeps its dtype (float64 where JAX has it:
+          `jax_enable_x64`); what is not selected comes back as it is. The draw is in
+          float32.
 
         Raises:
-          ValueError: for a tree with other paths than the prototype, or for a selected
-            leaf that is no floating-point number.
+          ValueError: for a tree with other paths than the prototype, for a selected
+            leaf that is no floating-point number, or has no axis of devices that could
+            be correlated, or for a key that is none.
         """
         tree = tree_of(tree_or_model)
         deviations = dict(self.deviations)
         leaves = paths.leaves(tree)
         _check_structure(deviations, leaves)
+        self._check_devices(leaves)
+        if not isinstance(key, jax.Array):
+            raise ValueError(
+                f"key must be a JAX key, such as jax.random.key(0); got {key!r}"
+            )
         order = {path: index for index, path in enumerate(leaves)}
         sigmas = {
             path: jnp.array(deviation / self.sigma_rule, jnp.float32)
@@ -157,6 +165,18 @@ class MismatchGenerator:
         model = nnx.clone(tree_or_model)
         nnx.update(model, chip)
         return model
+
+    def _check_devices(self, leaves: Mapping[str, Any]) -> None:
+        if self.correlation is None:
+            return
+        chosen = [path for path, value in self.deviations if value is not None]
+        scalars = [path for path in chosen if not jnp.ndim(leaves[path])]
+        if scalars:
+            raise ValueError(
+                f"{scalars} are scalars, which have no place on a chip, so that no "
+                "neighbours share their mismatch: leave them out of the prototype, or "
+                "the correlation out of the generator"
+            )
 
     def __repr__(self) -> str:
         """Returns what the generator does, in words."""
@@ -254,10 +274,12 @@ def _deviate(
     for path, index in order:
         logarithm = quantity_of(path.rpartition("/")[2]) is not None
         form = "logarithm" if logarithm else kind
-        alike.setdefault((jnp.shape(leaves[path]), form), []).append((path, index))
+        leaf = jnp.asarray(leaves[path])
+        wide = jnp.float64 if leaf.dtype == jnp.float64 else jnp.float32
+        alike.setdefault((leaf.shape, wide, form), []).append((path, index))
     deviated = {}
-    for (shape, form), group in alike.items():
-        nominal = [jnp.asarray(leaves[path], jnp.float32) for path, _ in group]
+    for (shape, wide, form), group in alike.items():
+        nominal = [jnp.asarray(leaves[path], wide) for path, _ in group]
 
         def one(nominal, sigma, key, shape=shape, form=form):
             return _value(nominal, sigma * normal(key, shape), form, least_ratio)

@@ -1,10 +1,13 @@
 """Prototypes of mismatch: boolean trees that say which parameters deviate."""
 
+import collections
 import re
 from typing import Any, Literal
 
+import jax
 import jax.numpy as jnp
 import numpy as np
+from flax import linen as nn
 from flax import nnx
 
 from hwtrain import paths
@@ -21,9 +24,24 @@ _KERNELS = ("kernel", "weight")
 
 
 def tree_of(tree_or_model: Any) -> paths.Tree:
-    """Returns the parameters of an NNX model, and a tree as it is."""
+    """Returns the parameters of an NNX model, and a tree as it is.
+
+    Raises:
+      ValueError: for a Linen model, or two leaves of one path.
+    """
     if isinstance(tree_or_model, nnx.Module):
         return nnx.state(tree_or_model, nnx.Param)
+    if isinstance(tree_or_model, nn.Module):
+        raise ValueError(
+            f"{type(tree_or_model).__name__} is a Linen model, which holds no "
+            "parameters: pass variables = model.init(key, x), and for an analog model "
+            "plan=hwtrain.plan(analog, variables, x) too"
+        )
+    leaves = jax.tree_util.tree_leaves_with_path(tree_or_model)
+    names = collections.Counter(paths.path_of(keys) for keys, _ in leaves)
+    twice = sorted(name for name, count in names.items() if count > 1)
+    if twice:
+        raise ValueError(f"two leaves of the tree have the path {twice}; rename one")
     return tree_or_model
 
 
@@ -73,8 +91,9 @@ def frozen_mismatch_prototype(
     Args:
       tree_or_model: parameters, variables, or an NNX model. A DynapSim is known by the
         names of its leaves, in amperes or as logarithms.
-      plan: the plan of an analog model: its analog weights are the kernels. Without,
-        every leaf of two axes or more called `kernel` or `weight` is one.
+      plan: the plan of an analog model: its analog weights are the kernels. An analog
+        NNX model has its own, a tree has none: without, every leaf of two axes or more
+        called `kernel` or `weight` is one.
       compat: `"rockpool"` selects what Rockpool does: no kernels.
 
     Raises:
@@ -87,7 +106,7 @@ def frozen_mismatch_prototype(
         if (quantity_of(neuron) or neuron) in _FROZEN
     }
     if _check_compat(compat) is None:
-        chosen |= _kernels(tree, plan)
+        chosen |= _kernels(tree, _plan_of(tree_or_model, plan))
     return _prototype(tree, chosen, "the tree holds neither a DynapSim nor kernels")
 
 
@@ -110,7 +129,7 @@ def dynamic_mismatch_prototype(
     """
     tree = tree_of(tree_or_model)
     chosen = {path for path, name in _in_dynapsim(tree).items() if name == "w_rec"}
-    kernels = _kernels(tree, plan)
+    kernels = _kernels(tree, _plan_of(tree_or_model, plan))
     if _check_compat(compat) == "rockpool":
         siblings = _by_parent(tree)
         kernels = {
@@ -154,6 +173,11 @@ def _in_dynapsim(tree: paths.Tree) -> dict[str, str]:
     return names
 
 
+def _plan_of(tree_or_model: Any, plan: Plan | None) -> Plan | None:
+    """Returns the plan that was given, or that of an analog NNX model."""
+    return getattr(tree_or_model, "analog_plan", None) if plan is None else plan
+
+
 def _kernels(tree: paths.Tree, plan: Plan | None) -> set[str]:
     leaves = paths.leaves(tree)
     if plan is None:
@@ -162,13 +186,14 @@ def _kernels(tree: paths.Tree, plan: Plan | None) -> set[str]:
             for path, leaf in leaves.items()
             if path.rpartition("/")[2] in _KERNELS and np.ndim(leaf) >= 2
         }
-    start = "" if set(plan) <= set(leaves) else "params/"
-    missing = [path for path in plan if f"{start}{path}" not in leaves]
+    local = [path.removeprefix(f"{plan.prefix}/") for path in plan]
+    start = "" if set(local) <= set(leaves) else "params/"
+    missing = [path for path in local if f"{start}{path}" not in leaves]
     if missing:
         raise ValueError(
             f"the plan has {missing}, the tree does not; it has {sorted(leaves)}"
         )
-    return {f"{start}{path}" for path in plan}
+    return {f"{start}{path}" for path in local}
 
 
 def _prototype(tree: paths.Tree, chosen: set[str], why_empty: str) -> paths.Tree:

@@ -203,7 +203,8 @@ def step(
             return decay * current + charge * at_least_dark(gain * drive)
         return at_least_dark(decay * current + charge * gain * drive)
 
-    drive = drive * weight_current
+    # In half precision, the currents would all be zero.
+    drive = jnp.asarray(drive, state.imem.dtype) * weight_current
     isyn = dendrite("syn", state.isyn, drive if reference else jnp.maximum(drive, 0))
     igaba = state.igaba
     if not reference:

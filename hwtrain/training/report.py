@@ -47,6 +47,13 @@ class Accuracies:
             return math.nan
         return float(np.sqrt(self.values.var(axis=1, ddof=1).mean()))
 
+    @property
+    def std_over_seeds(self) -> float:
+        """Standard deviation over seeds of the mean over chips, in %."""
+        if len(self.values) < 2:
+            return math.nan
+        return float(self.values.mean(axis=1).std(ddof=1))
+
 
 def headline(results: Sequence[Accuracies], *, mode: str) -> str:
     """Returns what the table and the plot show.
@@ -87,7 +94,8 @@ def as_data(results: Sequence[Accuracies]) -> dict[str, Any]:
         by_seed = result.values.mean(axis=1)
         summary = {
             "mean": round(result.mean, 4),
-            "std_over_chips": None if math.isnan(result.std) else round(result.std, 4),
+            "std_over_chips": _rounded(result.std),
+            "std_over_seeds": _rounded(result.std_over_seeds),
             "mean_of_each_seed": by_seed.round(4).tolist(),
         }
         summaries.append(name | summary)
@@ -145,6 +153,10 @@ def plot(results: Sequence[Accuracies], path: Path, *, title: str) -> None:
     axes.legend(frameon=False, loc="lower left")
     # A program's version in the file would make equal results differ in bytes.
     figure.savefig(path, metadata={"Software": None})
+
+
+def _rounded(number: float) -> float | None:
+    return None if math.isnan(number) else round(number, 4)
 
 
 def _cell(result: Accuracies) -> str:

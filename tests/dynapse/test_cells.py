@@ -16,6 +16,7 @@ from hwtrain.dynapse import (
     currents,
     logarithms,
 )
+from hwtrain.dynapse.layout import quantity_names
 
 KEY = jax.random.key(0)
 X = 6 * jax.random.bernoulli(KEY, 0.3, (2, 30, 4)).astype(jnp.float32)
@@ -110,17 +111,31 @@ def test_only_what_is_named_is_trained(params):
         assert 1e-4 < jnp.abs(gradient["w_rec"]).max() < 10
 
 
-@pytest.mark.parametrize("name", ["Idc", "C_mem", "Ut", "C_gaba", "Iref", "C_ahp"])
-def test_every_quantity_has_an_effect(params, name):
+def test_every_quantity_has_an_effect(params):
     drive = 8 * X - 4 * jnp.roll(X, 1, axis=1)
-    cell = params["cell"]
     # Strong adaptation, or its quantities could hardly be seen.
-    cell = {**cell, "log_Iw_ahp": jnp.full(4, 10.0)}
-    other = {**cell, f"log_{name}": cell[f"log_{name}"] - 1.0}
-    states = [
-        linen_layer().apply({"params": {"cell": p}}, drive)[0] for p in (cell, other)
-    ]
-    assert any((a != b).any() for a, b in zip(*states))
+    cell = {**params["cell"], "log_Iw_ahp": jnp.full(4, 10.0)}
+
+    @jax.jit
+    def run(cell):
+        return linen_layer().apply({"params": {"cell": cell}}, drive)[0]
+
+    nominal = run(cell)
+    for name in quantity_names():
+        state = run({**cell, f"log_{name}": cell[f"log_{name}"] - 1.0})
+        assert any((a != b).any() for a, b in zip(state, nominal)), name
+
+
+def test_inputs_in_half_precision(params):
+    layer = linen_layer(recurrent=False)
+    cell = {name: leaf for name, leaf in params["cell"].items() if name != "w_rec"}
+    for dtype in (jnp.float16, jnp.bfloat16, bool):
+        # 6e-8 A is less than a half-precision float can hold.
+        x = X.astype(dtype)
+        spikes = layer.apply({"params": {"cell": cell}}, x)[1]
+        expected = layer.apply({"params": {"cell": cell}}, x.astype(jnp.float32))[1]
+        assert expected.sum() > 0
+        np.testing.assert_array_equal(spikes, expected)
 
 
 @pytest.mark.full

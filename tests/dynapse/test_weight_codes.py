@@ -36,13 +36,18 @@ def exhaustive(weights, levels):
     return min(sum(((abs(w) - sums) ** 2).min(axis=1) for w in weights))
 
 
+@pytest.mark.parametrize("table", [None, TABLE], ids=["free", "table"])
 @pytest.mark.parametrize("number", [1, 2, 4, 6, 8, 12, 16])
 @pytest.mark.parametrize("seed", range(3))
-def test_at_least_as_good_as_every_grid(seed, number):
+def test_at_least_as_good_as_every_grid(seed, number, table):
     weights = draw(seed, number)
-    found = error(weights, encode(weights, seed=seed))
-    for levels in (np.arange(0, 21) / 20, np.linspace(0.03, 1.1, 18)):
-        best = exhaustive(weights, levels * abs(weights).max())
+    found = error(weights, encode(weights, seed=seed, table=table))
+    for grid in (np.arange(0, 21) / 20, np.linspace(0.03, 1.1, 18)):
+        levels = grid * abs(weights).max()
+        if table is not None:
+            flat = table.ravel()
+            levels = flat[abs(flat[:, None] - levels).argmin(axis=0)]
+        best = exhaustive(weights, levels)
         assert found <= best + 1e-12 * (weights**2).sum()
 
 

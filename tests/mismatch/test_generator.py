@@ -214,6 +214,20 @@ def test_dtypes_integers_and_functions_stay():
     np.testing.assert_array_equal(chip["half"], same.astype(jnp.bfloat16))
 
 
+def test_narrow_and_wide_floats_keep_their_dtype():
+    generate = hw.mismatch_generator({"w": True}, {"w": 0.3})
+    narrow = generate({"w": jnp.full(8, 16.0, jnp.float8_e4m3fn)}, KEY)["w"]
+    assert narrow.dtype == jnp.float8_e4m3fn and (narrow.astype(float) != 16.0).any()
+    with jax.enable_x64(True):
+        value = 1 + 2.0**-40  # lost in float32
+        same = hw.mismatch_generator({"w": True}, 0.0)({"w": np.full(3, value)}, KEY)
+        assert same["w"].dtype == np.float64
+        np.testing.assert_array_equal(same["w"], value)
+        drawn = generate({"w": np.ones(3)}, KEY)["w"]
+    single = generate({"w": jnp.ones(3)}, KEY)["w"]
+    np.testing.assert_allclose(drawn, single, rtol=1e-7)
+
+
 class Net(nnx.Module):
     def __init__(self):
         self.hidden = nnx.Linear(3, 4, rngs=nnx.Rngs(0))
@@ -257,6 +271,38 @@ def test_a_plan_says_which_kernels_are_on_crossbars():
         ]
 
 
+class TwoLayers(nnx.Module):
+    def __init__(self, rngs):
+        self.first = nnx.Linear(3, 4, rngs=rngs)
+        self.second = nnx.Linear(4, 2, rngs=rngs)
+
+    def __call__(self, x):
+        return self.second(self.first(x))
+
+
+def test_an_analog_nnx_model_knows_its_kernels():
+    model = TwoLayers(nnx.Rngs(0))
+    analog = hw.analogize(model, hw.Rule("second", hw.Hardware()), name="encoder")
+    for make in (hw.frozen_mismatch_prototype, hw.dynamic_mismatch_prototype):
+        assert [p for p, on in paths.leaves(make(model)).items() if on] == [
+            "first/kernel",
+            "second/kernel",
+        ]
+        prototype = make(analog)
+        chosen = [path for path, on in paths.leaves(prototype).items() if on]
+        assert chosen == ["second/kernel"]
+        params = nnx.state(analog, nnx.Param)
+        assert make(params, plan=hw.plan(analog)) == prototype
+    chip = hw.mismatch_generator(prototype)(analog, KEY)
+    assert (chip.second.kernel[...] != model.second.kernel[...]).all()
+    np.testing.assert_array_equal(chip.first.kernel[...], model.first.kernel[...])
+    # The chip is an analog model still, with the mode and the plan of the nominal one.
+    assert hw.plan(chip) == hw.plan(analog)
+    x = jnp.ones((1, 3))
+    expected = chip.first(x) @ chip.second.kernel[...] + chip.second.bias[...]
+    np.testing.assert_allclose(hw.eval_mode(chip)(x), expected, rtol=1e-6)
+
+
 def test_chips_are_a_mapped_axis_and_levels_do_not_recompile():
     tree = {"w": jnp.ones((3, 4))}
     generate = hw.mismatch_generator({"w": True})
@@ -291,6 +337,15 @@ def test_structures_are_compared_by_path():
         generate({"a": jnp.ones(2), "c": jnp.ones(2)}, KEY)
     with pytest.raises(ValueError, match="selects 'a'.*floating-point.*int32"):
         generate({"a": jnp.arange(2), "b": jnp.ones(2)}, KEY)
+    with pytest.raises(ValueError, match="key must be a JAX key.*got 0"):
+        generate({"a": jnp.ones(2), "b": jnp.ones(2)}, 0)
+    twice = {"a/b": jnp.ones(2), "a": {"b": jnp.ones(2)}}
+    with pytest.raises(ValueError, match=r"two leaves of the tree .* \['a/b'\]"):
+        hw.select(twice, ".*")
+    spatial = hw.SpatialCorrelation(width=2, length=1.0)
+    generate = hw.mismatch_generator({"gain": np.True_}, correlation=spatial)
+    with pytest.raises(ValueError, match=r"\['gain'\] are scalars"):
+        generate({"gain": jnp.ones(())}, KEY)
 
 
 @pytest.mark.parametrize(
@@ -318,6 +373,8 @@ def test_bad_prototypes():
         hw.select(tree, "kernel")
     with pytest.raises(ValueError, match="select nothing.*neither a DynapSim"):
         hw.frozen_mismatch_prototype(tree)
+    with pytest.raises(ValueError, match="Dense is a Linen model.*model.init.*plan="):
+        hw.frozen_mismatch_prototype(nn.Dense(3))
     with pytest.raises(ValueError, match='None or "rockpool"'):
         hw.dynamic_mismatch_prototype({"kernel": jnp.ones((2, 2))}, compat="x")
     for bad in ({"width": 0, "length": 1.0}, {"width": 1, "length": 1.0, "share": 0.0}):

@@ -48,7 +48,8 @@ def test_the_headline_says_over_what_and_in_which_mode():
 def test_one_chip_has_no_standard_deviation():
     result = Accuracies(model="plain", mismatch_std=0.0, values=np.array([[90.0]]))
     assert "±" not in shown(report.table([result]))
-    assert report.as_data([result])["results"][0]["std_over_chips"] is None
+    summary = report.as_data([result])["results"][0]
+    assert summary["std_over_chips"] is None and summary["std_over_seeds"] is None
 
 
 def test_the_data_are_json_with_every_value():
@@ -58,6 +59,8 @@ def test_the_data_are_json_with_every_value():
         "mismatch_std": 0.3,
         "mean": 63.0,
         "std_over_chips": 5.099,
+        # Of the means 55 and 71.
+        "std_over_seeds": 11.3137,
         "mean_of_each_seed": [55.0, 71.0],
     }
     assert data["values_by_seed_and_chip"][2]["values"] == [[50.0, 60.0], [70.0, 72.0]]

@@ -183,6 +183,8 @@ def analog_root_class(base: type) -> type:
         "__doc__": base.__doc__,
         "__reduce_ex__": reduce_by_base,
         "deterministic": mode_property(base),
+        # For parts of the package that may not import this one.
+        "analog_plan": property(plan_of),
         "set_view": view_setter(base),
         "_hwtrain_base": base,
         "_hwtrain_rebuild": analog_root_class,
