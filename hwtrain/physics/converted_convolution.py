@@ -96,7 +96,7 @@ def converted_convolution(
     if input_range is None:
         volume: Any = 1.0
         inside = drive(x, jnp.ones(x.shape[-1])).astype(x.dtype)
-        y = convolution(inside, kernel, window, precision)
+        y: Any = convolution(inside, kernel, window, precision)
     else:
         volume = jax.lax.stop_gradient(input_range)
         inside = clipped_inputs(x, input_range, drive)
@@ -110,7 +110,7 @@ def converted_convolution(
     y = by_group(y) / s
     width = y.shape[-1]
 
-    def noise(effect: str) -> jax.Array:
+    def noise(key: jax.Array, effect: str) -> jax.Array:
         return jnp.asarray(strength) * normal(draw_key(key, "", effect), y.shape)
 
     def spread(std: float, effect: str) -> Any:
@@ -128,7 +128,7 @@ def converted_convolution(
             s_of = s
         total = by_group(convolution(square, weights, window, precision)) / s_of
         deviation = p.w_noise * jnp.sqrt(jnp.maximum(total, 0))
-        y = straight_through(y, y + deviation * noise("read"))
+        y = straight_through(y, y + deviation * noise(key, "read"))
     if p.out_nonlinearity > 0:
         of_chip = 1 + spread(p.out_nonlinearity_std, "output_nonlinearity")
         y = nonlinearity(
@@ -141,7 +141,7 @@ def converted_convolution(
     y = asymmetry(y, p.out_asymmetry)
     if p.out_noise > 0 and key is not None:
         of_chip = 1 + spread(p.out_noise_std, "output_noise_spread")
-        y = y + p.out_noise * abs(of_chip) * noise("output_noise")
+        y = y + p.out_noise * abs(of_chip) * noise(key, "output_noise")
     u = None
     if p.adc.stochastic and key is not None:
         u = uniform(draw_key(key, "", "output_stochastic_rounding"), y.shape)

@@ -11,141 +11,19 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
-import numpy as np
-from jax.core import Tracer
+import jax.numpy as jnp
 
 from hwtrain.physics import convolution
 from hwtrain.physics.converted_convolution import (
     converted_convolution,
     converts_alike,
 )
-from hwtrain.physics.convolution import Window
 from hwtrain.physics.ranged_convolution import ranged_convolution
 from hwtrain.plan import AnalogWeight
 from hwtrain.transforms.errors import other_geometry
-from hwtrain.transforms.layer import Layer, LayerWeight
 from hwtrain.transforms.observation import observer
 from hwtrain.transforms.read_keys import frozen_key, read_key
 from hwtrain.transforms.signal_side import analog_matmul, check_leaves, range_gradient
-
-
-def describe_conv(
-    module: Any, padding: Any, channels: int, features: int, sizes: tuple[int, ...]
-) -> Layer:
-    """Returns what the plan must know of a convolution.
-
-    Args:
-      module: the layer, of either framework.
-      padding: its padding, as Flax makes it canonical.
-      channels: of the input.
-      features: of the output.
-      sizes: taps along every spatial axis.
-    """
-    window = _window(module, padding, sizes)
-    shape = (*sizes, channels // window.groups, features)
-    return _layer("conv", module, shape, _channels_first(sizes), window)
-
-
-def describe_transpose(
-    module: Any, padding: Any, channels: int, features: int, sizes: tuple[int, ...]
-) -> Layer:
-    """Returns what the plan must know of a transposed convolution, as above."""
-    window = convolution.transposed(
-        sizes,
-        strides=_each(module.strides, sizes),
-        padding=padding if isinstance(padding, str) else tuple(padding),
-        kernel_dilation=_each(module.kernel_dilation, sizes),
-        flipped=module.transpose_kernel,
-    )
-    rows = _channels_first(sizes)
-    shape = (*sizes, channels, features)
-    if module.transpose_kernel:
-        shape, rows = (*sizes, features, channels), (rows[0] + 1, *rows[1:])
-    return _layer("conv_transpose", module, shape, rows, window)
-
-
-def describe_local(
-    module: Any,
-    padding: Any,
-    channels: int,
-    features: int,
-    sizes: tuple[int, ...],
-    spatial: tuple[int, ...],
-) -> Layer:
-    """Returns what the plan must know of a convolution that shares no weights.
-
-    Args:
-      module: the layer.
-      padding: its padding, as Flax makes it canonical.
-      channels: of the input.
-      features: of the output.
-      sizes: taps along every spatial axis.
-      spatial: spatial sizes of the input.
-    """
-    window = dataclasses.replace(_window(module, padding, sizes), local=True)
-    positions = window.output_sizes(spatial)
-    shape = (*positions, window.taps * channels, features)
-    return _layer("conv_local", module, shape, (len(positions),), window)
-
-
-def _window(module: Any, padding: Any, sizes: tuple[int, ...]) -> Window:
-    dilation = _each(module.kernel_dilation, sizes)
-    border, mode, padding = _border(sizes, dilation, padding)
-    return Window(
-        sizes=sizes,
-        strides=_each(module.strides, sizes),
-        padding=padding,
-        input_dilation=_each(module.input_dilation, sizes),
-        kernel_dilation=dilation,
-        groups=module.feature_group_count,
-        border=border,
-        border_mode=mode,
-    )
-
-
-def _layer(
-    kind: str,
-    module: Any,
-    shape: tuple[int, ...],
-    rows: tuple[int, ...],
-    window: Window,
-) -> Layer:
-    known = [weight.window.mask for weight in getattr(module, "analog_weights", ())]
-    if known:  # an NNX layer, whose mask may be traced by now
-        window = dataclasses.replace(window, mask=known[0])
-    elif isinstance(module.mask, Tracer):
-        return Layer(why="its mask is computed while tracing; make it with NumPy")
-    elif module.mask is not None:
-        mask = np.broadcast_to(np.asarray(module.mask), shape)
-        if not np.isin(mask, (0, 1)).all():
-            return Layer(why="its mask has other values than 0 and 1")
-        window = dataclasses.replace(window, mask=convolution.pack(mask))
-    (columns,) = set(range(len(shape) - 2, len(shape))) - set(rows)
-    array = LayerWeight(shape=shape, rows=rows, columns=(columns,), window=window)
-    return Layer(kind=kind, weights=(array,))
-
-
-def _each(value: Any, sizes: tuple[int, ...]) -> tuple[int, ...]:
-    value = 1 if value is None else value
-    return (value,) * len(sizes) if isinstance(value, int) else tuple(value)
-
-
-def _channels_first(sizes: tuple[int, ...]) -> tuple[int, ...]:
-    return (len(sizes), *range(len(sizes)))
-
-
-def _border(
-    sizes: tuple[int, ...], dilation: tuple[int, ...], padding: Any
-) -> tuple[Any, Any, Any]:
-    """Returns the border, its mode, and the padding after it."""
-    spans = [(size - 1) * step + 1 for size, step in zip(sizes, dilation)]
-    if padding in ("CIRCULAR", "REFLECT"):
-        mode = {"CIRCULAR": "wrap", "REFLECT": "reflect"}[padding]
-        return tuple(((k - 1) // 2, k // 2) for k in spans), mode, "VALID"
-    if padding == "CAUSAL":
-        return tuple((k - 1, 0) for k in spans), "constant", "VALID"
-    padding = padding if isinstance(padding, str) else tuple(padding)
-    return (), "constant", padding
 
 
 def analog_conv(
@@ -306,38 +184,33 @@ def _convolve_whole(
         for name, leaf in leaves.items()
     }
     check_leaves(weight, of_one)
-    by_group = {
+    beside = {
         name: leaf.reshape(groups, *of_one[name].shape) for name, leaf in leaves.items()
     }
-    options = {"gradient": range_gradient(weight), "precision": precision}
-    ranged = {}
-    if weight.ranged:
-        ranged["input_range"] = by_group["input_range"]
-        ranged["probe"] = by_group["probe"] if mode != "eval" else None
-    options |= {"dtype": dtype}
+    options: dict[str, Any] = {
+        "input_range": beside["input_range"] if weight.ranged else None,
+        "probe": beside["probe"] if weight.ranged and mode != "eval" else None,
+        "gradient": range_gradient(weight),
+        "precision": precision,
+        "dtype": dtype,
+    }
     if not chip.converts:
-        return ranged_convolution(x, kernel, window=window, **ranged, **options)
-    scale = by_group.get("mapping_scale")
+        return ranged_convolution(x, kernel, window=window, **options)
+    scale = beside.get("mapping_scale")
     if scale is None:
-        scale = _of_one_layer(weight, kernel.ndim).derived_scale(
-            _of_one_layer(weight, kernel.ndim).to_matrix(kernel)
-        )
-    key = None
-    if chip.reads(mode):
-        # One draw for all groups.
-        key = read_key(weight, by_group["noise_key"][0], x)
-    strength = by_group.get("noise_strength")
+        layer = _of_one_layer(weight, kernel.ndim)
+        scale = layer.derived_scale(layer.to_matrix(kernel))
     return converted_convolution(
         x,
         kernel,
         chip.periphery,
         window,
         scale=None if scale is None else scale.reshape(groups, 1, -1),
-        output_scale=by_group.get("output_scale"),
-        key=key,
-        chip_keys=frozen_key(by_group["chip_key"]) if chip.freezes(mode) else None,
-        strength=1.0 if strength is None else strength.reshape(groups, 1, 1),
-        **ranged,
+        output_scale=beside.get("output_scale"),
+        # Groups draw at once.
+        key=read_key(weight, beside["noise_key"][0], x) if chip.reads(mode) else None,
+        chip_keys=frozen_key(beside["chip_key"]) if chip.freezes(mode) else None,
+        strength=beside.get("noise_strength", jnp.ones(groups)).reshape(groups, 1, 1),
         **options,
     )
 

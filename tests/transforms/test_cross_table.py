@@ -48,6 +48,7 @@ LINEN = {
     "einsum": lambda **kw: nn.Einsum((D, D), "bti,io->bto", **kw),
     "attention": lambda **kw: nn.MultiHeadDotProductAttention(2, **kw),
     "conv": lambda **kw: nn.Conv(D, (2,), **kw),
+    "conv_depthwise": lambda **kw: nn.Conv(D, (2,), feature_group_count=D, **kw),
     "conv_transpose": lambda **kw: nn.ConvTranspose(D, (2,), **kw),
     "conv_local": lambda **kw: nn.ConvLocal(D, (2,), **kw),
     "simple": linen_rnn(nn.SimpleCell),
@@ -87,6 +88,9 @@ NNX = {
         2, D, decode=False, rngs=rngs, **kw
     ),
     "conv": lambda rngs, **kw: nnx.Conv(D, D, (2,), rngs=rngs, **kw),
+    "conv_depthwise": lambda rngs, **kw: nnx.Conv(
+        D, D, (2,), feature_group_count=D, rngs=rngs, **kw
+    ),
     "conv_transpose": lambda rngs, **kw: nnx.ConvTranspose(D, D, (2,), rngs=rngs, **kw),
     "simple": nnx_rnn(nnx.SimpleCell),
     "gru": nnx_rnn(nnx.GRUCell),
