@@ -34,11 +34,35 @@ def on_crossbar(
 
 
 def largest_weight(
-    weight: AnalogWeight, w: jax.Array, *, per_column: bool
+    weight: AnalogWeight,
+    kernel: jax.Array,
+    scale: jax.Array | None = None,
+    *,
+    per_column: bool,
 ) -> jax.Array:
-    """Returns max |w| of each row tile, broadcastable against the stored array."""
-    matrix = weight.to_matrix(w)
-    w_max = tiling.absolute_maximum(matrix, weight.row_sizes, per_column=per_column)
+    r"""Returns the largest weight of each row tile.
+
+    .. math:: \max |W| / s = \max |W / s|
+
+    also in floating point, since rounding keeps the order.
+
+    Args:
+      weight: the plan of the array.
+      kernel: an array like the stored one.
+      scale: `[*stack, row tiles, columns or 1]`, what it is divided by; `None` for 1.
+      per_column: for each column alone.
+
+    Returns:
+      An array broadcastable against the stored one.
+    """
+    matrix, each = weight.to_matrix(kernel), per_column
+    if scale is not None:
+        each = each or scale.shape[-1] > 1
+    w_max = tiling.absolute_maximum(matrix, weight.row_sizes, per_column=each)
+    if scale is not None:
+        w_max = w_max / jax.lax.stop_gradient(scale).astype(w_max.dtype)
+    if each and not per_column:
+        w_max = jnp.max(w_max, axis=-1, keepdims=True)
     return weight.spread(w_max)
 
 
@@ -66,12 +90,19 @@ def modified(
     steps = modifier.column_steps if bound is not None else None
     modifier = modifier if steps is None else modifier.without_levels
     kernel = clipped(weight, kernel, bound, steps)
+    if scale is None:
+        scale = weight.derived_scale(weight.to_matrix(kernel))
     w, s = on_crossbar(weight, kernel, scale)
     last = _last_row(weight) if modifier.copy_last_column else None
-    changed = w if last is None else jnp.where(last, 0, w)
     w_max = jnp.asarray(modifier.assumed_wmax, w.dtype)
     if modifier.rel_to_actual_wmax:
-        w_max = largest_weight(weight, changed, per_column=modifier.per_column)
+        w_max = largest_weight(
+            weight,
+            kernel if last is None else jnp.where(last, 0, kernel),
+            scale,
+            per_column=modifier.per_column,
+        )
+    changed = w if last is None else jnp.where(last, 0, w)
     changed = modifier(key, changed, w_max, strength)
     changed = changed if last is None else jnp.where(last, w, changed)
     return jnp.asarray(changed * s, kernel.dtype)

@@ -8,7 +8,7 @@ from pydantic import model_validator
 from pydantic.dataclasses import dataclass
 
 from hwtrain.hardware.configuration import CONFIG, NonNegative, Positive, changed
-from hwtrain.physics import clip, modifiers, remap
+from hwtrain.physics import clip, modifiers, remap, tiling
 
 
 @dataclass(frozen=True, kw_only=True, config=CONFIG)
@@ -91,29 +91,38 @@ class WeightClipParameter:
             )
         return self
 
-    def bound(self, w: jax.Array, row_sizes: tuple[int, ...]) -> jax.Array:
-        """Returns the bound c of weights, in units of the crossbar.
+    def bound(
+        self, w: jax.Array, row_sizes: tuple[int, ...], scale: jax.Array | None = None
+    ) -> jax.Array:
+        """Returns the bound of weights, in their own units.
 
         Args:
-          w: `[..., rows, columns]`, in units of the crossbar.
+          w: `[..., rows, columns]`.
           row_sizes: rows of each row tile.
+          scale: `[..., row tiles, columns or 1]`, the weights' mapping scale; `None`
+            for 1, weights in units of the crossbar.
 
         Returns:
           `[..., row tiles, columns or 1]`; infinite where nothing is clipped.
         """
+        unit = jnp.ones((*w.shape[:-2], len(row_sizes), 1)) if scale is None else scale
+        unit = jax.lax.stop_gradient(unit)
+        if unit.shape[-1] > 1 and not self.per_column:
+            # One bound for columns of different scales: in units of the crossbar.
+            return self.bound(w / tiling.expand_rows(unit, row_sizes), row_sizes) * unit
+        # Spreads and maxima of weights grow with their scale, but not fixed values.
+        value = None if self.fixed_value is None else self.fixed_value * unit
         if self.type == "layer_gaussian":
             return clip.layer_gaussian(
                 w,
                 row_sizes,
                 sigma=self.sigma,
-                limit=self.fixed_value,
+                limit=value,
                 per_column=self.per_column,
             )
         if self.type == "average_channel_max":
-            return clip.average_channel_max(w, row_sizes, limit=self.fixed_value)
-        value = self.fixed_value if self.type == "fixed_value" else None
-        shape = (*w.shape[:-2], len(row_sizes), 1)
-        return jnp.full(shape, jnp.inf if value is None else value, jnp.float32)
+            return clip.average_channel_max(w, row_sizes, limit=value)
+        return jnp.full_like(unit, jnp.inf) if value is None else value
 
 
 @dataclass(frozen=True, kw_only=True, config=CONFIG)

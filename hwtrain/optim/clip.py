@@ -7,7 +7,6 @@ import jax.numpy as jnp
 import optax
 
 from hwtrain import paths
-from hwtrain.crossbar import on_crossbar
 from hwtrain.optim.leaves import require
 from hwtrain.physics.clip import as_float32, bounded_update
 from hwtrain.plan import AnalogWeight, Plan
@@ -91,6 +90,9 @@ def weight_bound(
     clip = weight.hardware.clip
     if clip is None:
         return jnp.asarray(jnp.inf)
-    w, s = on_crossbar(weight, kernel.astype(jnp.float32), scale)
-    bound = clip.bound(weight.to_matrix(w), weight.row_sizes)
-    return weight.spread(bound) * s
+    matrix = weight.to_matrix(kernel.astype(jnp.float32))
+    if scale is None:
+        scale = weight.derived_scale(matrix)
+    bound = clip.bound(matrix, weight.row_sizes, scale)
+    # Computed once, before the pass over the weights that compares with it.
+    return weight.spread(jax.lax.optimization_barrier(bound))

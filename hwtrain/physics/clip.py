@@ -12,7 +12,7 @@ def layer_gaussian(
     row_sizes: tuple[int, ...],
     *,
     sigma: float,
-    limit: float | None = None,
+    limit: ArrayLike | None = None,
     per_column: bool = False,
 ) -> jax.Array:
     r"""Returns the bound of a number of standard deviations.
@@ -27,7 +27,7 @@ def layer_gaussian(
       w: `[..., rows, columns]`, in units of the crossbar.
       row_sizes: rows of each row tile.
       sigma: the bound in standard deviations (N-1, about the mean).
-      limit: the largest bound; `None` for no limit.
+      limit: the largest bound, broadcastable against the result; `None` for no limit.
       per_column: take the standard deviation of each column alone.
 
     Returns:
@@ -40,7 +40,7 @@ def layer_gaussian(
 
 
 def average_channel_max(
-    w: jax.Array, row_sizes: tuple[int, ...], *, limit: float | None = None
+    w: jax.Array, row_sizes: tuple[int, ...], *, limit: ArrayLike | None = None
 ) -> jax.Array:
     r"""Returns the mean over columns of their largest absolute weight.
 
@@ -52,7 +52,7 @@ def average_channel_max(
     Args:
       w: `[..., rows, columns]`, in units of the crossbar.
       row_sizes: rows of each row tile.
-      limit: the largest bound; `None` for no limit.
+      limit: the largest bound, broadcastable against the result; `None` for no limit.
 
     Returns:
       `[..., row tiles, 1]`.

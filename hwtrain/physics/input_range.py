@@ -97,7 +97,7 @@ def _backward(row_sizes, gradient, residuals, d):
     axes = (*batch, x.ndim - 1)
 
     d_x = d if gradient.straight_through else jnp.where(jnp.abs(x) <= r, d, 0)
-    d_x = jnp.sum(d_x, axis=-2, keepdims=True).astype(x.dtype)
+    d_x = tiling.add_tiles(d_x, -2)[..., None, :].astype(x.dtype)
 
     outward = jnp.where(x > 0, d, -d).astype(jnp.float32)
     widen = jnp.where(beyond, jnp.minimum(outward, 0), 0)

@@ -131,7 +131,7 @@ def analog_mvm(
     y = y * tiles.scale
     if output_scale is not None:
         y = y * cut_columns(output_scale, column_sizes)
-    y = jnp.sum(y, axis=-3)
+    y = tiling.add_tiles(y, -3)
     return tiling.join(y, column_sizes, axis=-1).astype(dtype or jnp.result_type(x, w))
 
 

@@ -89,17 +89,25 @@ class TiledMatrix(NamedTuple):
                 ..., None, None, :
             ]
         else:
-            # Tiles lead as batch axes, which XLA multiplies without copies.
-            x, w = jnp.moveaxis(x, (-3, -2), (0, 1)), jnp.moveaxis(w, 2, 1)
-            if x.shape[1] == 1:
-                # Inputs that column tiles share are multiplied by all at once.
-                x = x[:, 0]
-                y = self.dot_general(x, w, (((x.ndim - 1,), (2,)), ((0,), (0,))))
-                y = jnp.moveaxis(y, -2, 1)
-            else:
-                y = self.dot_general(x, w, (((last,), (2,)), ((0, 1), (0, 1))))
-            y = jnp.moveaxis(y, (0, 1), (-3, -2))
+            y = self._product_of_tiles(x, w)
         return y.astype(jnp.float32)
+
+    def _product_of_tiles(self, x: jax.Array, w: jax.Array) -> jax.Array:
+        # Tiles are one batch axis, and lead: of such a product XLA turns the derivative
+        # so that it never transposes the matrix.
+        grid = (len(self.row_sizes), len(self.column_sizes))
+        x = jnp.moveaxis(x, (-3, -2), (0, 1))
+        if x.shape[1] == 1:
+            # Inputs that column tiles share are multiplied by all at once.
+            x, w = x[:, 0], w.reshape(*w.shape[:2], -1)
+        else:
+            x = x.reshape(-1, *x.shape[2:])
+            w = jnp.moveaxis(w, 2, 1).reshape(-1, w.shape[1], w.shape[3])
+        y = self.dot_general(x, w, (((x.ndim - 1,), (1,)), ((0,), (0,))))
+        if y.shape[0] == grid[0]:
+            y = jnp.moveaxis(y, 0, -2)
+            return y.reshape(*y.shape[:-1], grid[1], -1)
+        return jnp.moveaxis(y.reshape(*grid, *y.shape[1:]), (0, 1), (-3, -2))
 
 
 def cut_columns(statistic: jax.Array, column_sizes: tuple[int, ...]) -> jax.Array:

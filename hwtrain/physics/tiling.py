@@ -5,6 +5,8 @@ sums are added digitally, and column tiles, whose outputs are concatenated. A st
 of the weights belongs to one row tile, over all of its columns or for each column.
 """
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -80,6 +82,32 @@ def mask(sizes: tuple[int, ...]) -> np.ndarray:
     return np.arange(sizes[0])[None, :] < np.asarray(sizes)[:, None]
 
 
+@functools.partial(jax.custom_jvp, nondiff_argnums=(1,))
+def add_tiles(array: jax.Array, axis: int) -> jax.Array:
+    """Adds tiles digitally, one after the other: `jnp.sum(array, axis)`.
+
+    A chain of additions goes into the kernel that computes what is added; XLA's
+    reduction of a leading axis reads it again, and takes many times as long.
+
+    >>> add_tiles(jnp.array([[1.0, 2.0], [3.0, 4.0]]), -2)
+    Array([4., 6.], dtype=float32)
+
+    Args:
+      array: the array.
+      axis: the axis to add over, counted from the end (negative).
+    """
+    tiles = [
+        jax.lax.index_in_dim(array, i, axis, keepdims=False)
+        for i in range(array.shape[axis])
+    ]
+    return sum(tiles[1:], tiles[0])
+
+
+@add_tiles.defjvp
+def _add_tiles_jvp(axis, primals, tangents):
+    return add_tiles(primals[0], axis), jnp.sum(tangents[0], axis)
+
+
 def absolute_maximum(
     matrix: jax.Array, row_sizes: tuple[int, ...], *, per_column: bool
 ) -> jax.Array:
@@ -90,10 +118,10 @@ def absolute_maximum(
       row_sizes: rows of each row tile.
       per_column: for each column alone, or over all columns (last size 1).
     """
-    tiles = cut(jnp.abs(matrix), row_sizes, axis=-2)
-    return jnp.max(tiles, axis=-2 if per_column else (-2, -1))[
-        ... if per_column else (..., None)
-    ]
+    tiles, axes = cut(matrix, row_sizes, axis=-2), -2 if per_column else (-2, -1)
+    # Not max |w|: a second use of |w| would make XLA store it.
+    w_max = jnp.maximum(jnp.max(tiles, axis=axes), -jnp.min(tiles, axis=axes))
+    return w_max if per_column else w_max[..., None]
 
 
 def standard_deviation(
@@ -134,6 +162,16 @@ def expand_rows(statistic: jax.Array, row_sizes: tuple[int, ...]) -> jax.Array:
     """
     if len(row_sizes) == 1:
         return statistic
-    return jnp.repeat(
-        statistic, np.asarray(row_sizes), axis=-2, total_repeat_length=sum(row_sizes)
-    )
+    # Of whole tiles at a time: a gather would keep its consumers from vectorising.
+    largest = row_sizes[0]
+    extra = sum(size == largest for size in row_sizes)
+    head = _repeat(statistic[..., :extra, :], largest)
+    if extra == len(row_sizes):
+        return head
+    return jnp.concatenate([head, _repeat(statistic[..., extra:, :], largest - 1)], -2)
+
+
+def _repeat(statistic: jax.Array, rows: int) -> jax.Array:
+    *stack, tiles, columns = statistic.shape
+    spread = jnp.broadcast_to(statistic[..., None, :], (*stack, tiles, rows, columns))
+    return spread.reshape(*stack, tiles * rows, columns)
