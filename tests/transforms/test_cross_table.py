@@ -39,7 +39,14 @@ ORTHOGONAL_FREE = {"recurrent_kernel_init": nn.initializers.lecun_normal()}
 
 
 def linen_rnn(cell):
-    return lambda **kw: nn.RNN(cell(D, **ORTHOGONAL_FREE, **kw))
+    def make(dtype, **kw):
+        options = {**ORTHOGONAL_FREE, **kw}
+        if cell is nn.SimpleCell and dtype is not None:
+            # Its carry starts in the dtype of the parameters, and ends in another.
+            options["carry_init"] = lambda key, shape, _: jnp.zeros(shape, dtype)
+        return nn.RNN(cell(D, dtype=dtype, **options))
+
+    return make
 
 
 LINEN = {
@@ -73,6 +80,9 @@ class Sequence(nnx.Module):
     def __call__(self, x):
         shape = (*x.shape[:-2], x.shape[-1])
         carry = self.rnn.cell.initialize_carry(shape, rngs=nnx.Rngs(0))
+        if isinstance(self.rnn.cell, nnx.SimpleCell):
+            # It starts in the dtype of the parameters, and ends in another.
+            carry = carry.astype(self.rnn.cell.dtype or carry.dtype)
         return self.rnn(x, initial_carry=carry)
 
 
