@@ -200,7 +200,7 @@ def test_evaluate_by_layer(run, tmp_path, hwtrain):
     assert "by layer on 2 chips (chip_mode)" in said and "all but this" in said
     assert png.read_bytes().startswith(b"\x89PNG")
     found = json.loads(out.read_text())
-    assert list(found["layers"]) == ["hidden_0", "hidden_1", "head"]
+    assert sorted(found["layers"]) == ["head", "hidden_0", "hidden_1"]
     whole = tmp_path / "whole.json"
     assert hwtrain("evaluate", run, "--chips", 2, "--json", whole)[0] == 0
     assert found["all"] == json.loads(whole.read_text())["values"]
