@@ -228,7 +228,9 @@ def test_the_noise_of_a_layer_has_the_configured_deviation(framework):
     np.testing.assert_allclose(y.std(0), sigma, rtol=5 / np.sqrt(2 * count) + 0.01)
 
 
-@both
+@pytest.mark.parametrize(
+    "framework", ["linen", pytest.param("nnx", marks=pytest.mark.full)]
+)
 def test_gradients_are_finite_and_those_of_the_users_parameters_only(framework):
     io = IOParameters(
         inp_bits=6,
