@@ -96,12 +96,12 @@ def converted_convolution(
     if input_range is None:
         volume: Any = 1.0
         inside = drive(x, jnp.ones(x.shape[-1])).astype(x.dtype)
-        y: Any = convolution(inside, kernel, window, precision)
+        y: Any = convolution(inside, kernel, window, precision, dtype)
     else:
         volume = jax.lax.stop_gradient(input_range)
         inside = clipped_inputs(x, input_range, drive)
         y = ranged_convolution(
-            x, kernel, input_range, probe, window, gradient, precision, drive=drive
+            x, kernel, input_range, probe, window, gradient, precision, dtype, drive
         )
 
     def by_group(y: jax.Array) -> jax.Array:

@@ -336,9 +336,11 @@ def test_a_drift_without_effect_is_told(monkeypatch):
 @pytest.mark.parametrize(
     "io",
     [
-        {"inp_bits": 8},
+        pytest.param({"inp_bits": 8}, marks=pytest.mark.full),
         {"inp_bits": 8, "out_bits": 8, "out_bound": 10.0},
-        {"inp_bits": 8, "out_bits": 8, "out_bound": 0.05},
+        pytest.param(
+            {"inp_bits": 8, "out_bits": 8, "out_bound": 0.05}, marks=pytest.mark.full
+        ),
     ],
 )
 def test_a_range_at_the_bound_of_a_converter_is_not_idle(io):

@@ -152,21 +152,29 @@ def test_each_group_has_the_spread_of_its_own_chip():
     np.testing.assert_allclose(y, expected, rtol=1e-4, atol=1e-5)
 
 
-def test_noise_has_its_strength_and_groups_draw_their_own():
-    window = Window.of((1,), groups=2)
-    p = Periphery(out_noise=0.1)
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        ({"out_noise": 0.1}, 0.1),
+        # Two inputs of 1 and two weights of 0.5 meet in each output.
+        ({"w_noise": 0.1, "w_noise_type": "additive_constant"}, 0.1 * 2**0.5),
+        ({"w_noise": 0.1, "w_noise_type": "pcm_read"}, 0.1),
+    ],
+)
+def test_noise_has_its_strength_and_groups_draw_their_own(options, expected):
     y = converted_convolution(
-        jnp.zeros((1000, 3, 4)),
-        jnp.ones((1, 2, 4)),
-        p,
-        window,
+        jnp.ones((1000, 3, 4)),
+        jnp.full((1, 2, 4), 0.5),
+        Periphery(**options),
+        Window.of((1,), groups=2),
         key=jax.random.key(0),
         strength=jnp.array([1.0, 2.0]).reshape(2, 1, 1),
     )
-    std = np.asarray(y).reshape(-1, 2, 2).std(axis=(0, 2))
+    y = np.asarray(y) - 1
+    std = y.reshape(-1, 2, 2).std(axis=(0, 2))
     margin = 5 / np.sqrt(2 * 6000)
-    np.testing.assert_allclose(std, [0.1, 0.2], rtol=margin)
-    first, second = np.asarray(y)[..., 0].ravel(), np.asarray(y)[..., 2].ravel()
+    np.testing.assert_allclose(std, [expected, 2 * expected], rtol=margin)
+    first, second = y[..., 0].ravel(), y[..., 2].ravel()
     assert abs(np.corrcoef(first, second)[0, 1]) < 5 / np.sqrt(3000)
 
 
