@@ -6,6 +6,7 @@ no weights; these are a batched axis.
 """
 
 import dataclasses
+import functools
 import math
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -21,6 +22,7 @@ from hwtrain.plan import AnalogWeight
 from hwtrain.transforms.errors import other_geometry
 from hwtrain.transforms.layer import Layer, LayerWeight
 from hwtrain.transforms.observation import observer
+from hwtrain.transforms.redraw import kernel_draw, redrawn
 from hwtrain.transforms.signal_side import analog_matmul, check_leaves, range_gradient
 
 
@@ -245,9 +247,16 @@ def convolve(
       `[batch, *positions, features]`.
     """
     assert weight.window is not None
-    if _is_plain(weight, mode) and observer() is None:
-        return _clip_and_convolve(weight, mode, leaves, x, kernel, precision, dtype)
     layer = _of_one_layer(weight, kernel.ndim)
+    if _is_plain(weight, mode) and observer() is None:
+
+        def plain(leaves, x, kernel, key=None):
+            return _clip_and_convolve(weight, mode, leaves, x, kernel, precision, dtype)
+
+        if not weight.hardware.redraws(mode):
+            return plain(leaves, x, kernel)
+        draw = functools.partial(kernel_draw, layer)
+        return redrawn(draw, plain, leaves, x, kernel, None)
     seen = convolution.patches(x, weight.window)
     matrix = layer.to_matrix(kernel)
     options = {} if dtype is None else {"preferred_element_type": dtype}
@@ -275,9 +284,10 @@ def convolve(
 def _is_plain(weight: AnalogWeight, mode: str) -> bool:
     """Whether XLA's own convolution of clipped inputs is what the crossbars do."""
     chip, window = weight.hardware, weight.window
-    acts = chip.converts or chip.modifies_inputs(mode) or chip.scales_outputs
+    per_input = chip.modifies_in_layer(mode) and not chip.redraws(mode)
+    acts = chip.converts or per_input or chip.scales_outputs
     whole = window is not None and not window.flipped and not window.local
-    return weight.ranged and weight.tiles == (1, 1) and whole and not acts
+    return whole and not acts and (not weight.ranged or weight.tiles == (1, 1))
 
 
 def _clip_and_convolve(
@@ -296,6 +306,10 @@ def _clip_and_convolve(
         for name, leaf in leaves.items()
     }
     check_leaves(weight, of_one)
+    if not weight.ranged:
+        return ranged_convolution(
+            x, kernel, None, None, weight.window, precision=precision, dtype=dtype
+        )
     groups = (weight.groups, 1, 1)
     probe = leaves["probe"].reshape(*groups, -1) if mode != "eval" else None
     return ranged_convolution(
