@@ -81,8 +81,8 @@ def _after(since: jax.Array, data: jax.Array) -> jax.Array:
 
     XLA starts what depends on nothing at once: all draws of a step, whose results then
     wait in memory. It also keeps the first of two equal draws. An optimisation barrier,
-    as in `jax.checkpoint`, is gone on CPU before the order is chosen; but XLA does not know
-    that no odd number is zero.
+    as in `jax.checkpoint`, is gone on CPU before the order is chosen. That no odd
+    number is zero, though, XLA does not know.
     """
     if not since.size:
         return data

@@ -124,10 +124,23 @@ LAYERS = {
 }
 
 
-@pytest.mark.parametrize("name", LAYERS)
-@pytest.mark.parametrize("ranged", [False, True])
+# The rest multiplies by the same function.
+SOME = ("general", "conv", "vmapped")
+
+
+@pytest.mark.parametrize(
+    ("name", "ranged"),
+    [
+        *(
+            pytest.param(name, False, marks=[] if name in SOME else pytest.mark.full)
+            for name in LAYERS
+        ),
+        pytest.param("conv", True, marks=pytest.mark.full),
+        pytest.param("recurrent", True, marks=pytest.mark.full),
+    ],
+)
 def test_every_layer_uses_the_same_weights_forward_and_backward(name, ranged):
-    # Linear in the kernels' noise: what a step's weights are shows in its outputs.
+    # A slope at other weights than those of the outputs would be another.
     layer, shape = LAYERS[name]
     parts = {"input_range": hw.InputRangeParameter(init_value=100.0)} if ranged else {}
     x = jax.random.normal(jax.random.key(5), shape)
@@ -149,14 +162,14 @@ def test_every_layer_uses_the_same_weights_forward_and_backward(name, ranged):
 def test_a_stack_in_a_scan_draws_for_each_layer():
     class Block(nn.Module):
         @nn.compact
-        def __call__(self, x, _):
+        def __call__(self, x):
             return nn.Dense(ROWS, use_bias=False, name="dense")(x), None
 
     scanned = nn.scan(
         Block, variable_axes={"params": 0}, split_rngs={"params": True}, length=3
     )()
     analog = hw.analogize(scanned, hw.Hardware(modifier=NOISE))
-    params = jax.jit(analog.init)(jax.random.key(0), X, None)["params"]
+    params = jax.jit(analog.init)(jax.random.key(0), X)["params"]
     equal = jax.tree.map(lambda w: jnp.broadcast_to(w[:1], w.shape), params)
 
     def outputs(x):
@@ -196,7 +209,7 @@ def losses(modifier, **parts):
     return jax.jit(jax.value_and_grad(loss))(params)
 
 
-@pytest.mark.parametrize("learned", [False, True])
+@pytest.mark.parametrize("learned", [pytest.param(False, marks=pytest.mark.full), True])
 def test_without_a_draw_of_moment_it_is_the_kept_policy(learned):
     # Noise of 1e-7: levels, scales, ranges, bounds and converters are what is left.
     options = {"type": "add_normal", "std_dev": 1e-7}
@@ -219,15 +232,17 @@ def test_without_a_draw_of_moment_it_is_the_kept_policy(learned):
         np.testing.assert_allclose(one, other, rtol=1e-4, atol=1e-5)
 
 
-def test_noise_of_the_periphery_is_the_same_in_both_passes():
-    forward = IOParameters(out_noise=0.1, inp_noise=0.1)
-    analog, params = model(NOISE, forward=forward)
-    call = lambda x: analog.apply({"params": params}, x, rngs={"mismatch": KEY})  # noqa: E731
-    y, d_x = jax.jit(jax.value_and_grad(lambda x: call(x).sum()))(X)
-    a, b = (by_hand(params[n]["kernel"], n) for n in ("shared", "last"))
-    assert abs(y - (X @ a @ a @ b).sum()) > 0.05
-    y = X @ a @ a @ b
-    np.testing.assert_allclose(d_x, jnp.ones_like(y) @ b.T @ a.T @ a.T, **EXACT)
+def test_noise_of_the_periphery_comes_on_top():
+    hardware = hw.Hardware(modifier=NOISE, forward=IOParameters(out_noise=0.1))
+    analog = hw.analogize(nn.Dense(COLUMNS, use_bias=False), hardware)
+    w = np.asarray(jax.random.normal(jax.random.key(0), (ROWS, COLUMNS)))
+    params = {"params": {"kernel": w}}
+    call = lambda x: analog.apply(params, x, rngs={"mismatch": KEY})  # noqa: E731
+    y, d_x = jax.jit(lambda x: (call(x), jax.grad(lambda x: call(x).sum())(x)))(X)
+    noisy = by_hand(w, "")
+    rest = np.asarray(y - X @ noisy)
+    assert 0.05 < rest.std() < 0.2  # 12 draws of a deviation of 0.1
+    np.testing.assert_allclose(d_x, np.ones_like(y) @ noisy.T, **EXACT)
 
 
 @pytest.mark.parametrize(
@@ -268,7 +283,7 @@ def test_a_step_needs_less_memory_than_with_weights_that_are_kept():
     class Squares(nn.Module):
         @nn.compact
         def __call__(self, x):
-            for _ in range(6):
+            for _ in range(4):
                 x = nn.Dense(128, use_bias=False)(x)
             return x
 
@@ -288,5 +303,5 @@ def test_a_step_needs_less_memory_than_with_weights_that_are_kept():
 
     kept = temporary(Modifier(type="add_normal", std_dev=0.2))
     copy = 128 * 128 * 4
-    assert kept > 5 * copy  # so the test can fail
-    assert temporary(NOISE) < 3 * copy
+    assert kept > 3 * copy  # otherwise nothing is kept that could be saved
+    assert temporary(NOISE) < kept - copy
