@@ -15,6 +15,7 @@ from pathlib import Path
 
 import jax
 import jax.numpy as jnp
+import lightning
 import numpy as np
 import optax
 from interleaved import Timing, interleaved
@@ -109,6 +110,31 @@ def peers(rounds):
             title = f"width {width}, " + ("untiled" if tile is None else "tiles of 512")
             x, optimizer = inputs(512, width), optax.adamw(1e-4)
             tables[title] = steps(Squares(width, 1), x, cases, rounds, optimizer)
+    return tables
+
+
+def beside_lightning(rounds):
+    """Beside aihwkit-lightning, each to the plain step of its own framework."""
+    if not lightning.installed():
+        return {}
+    tables, model = {}, Squares(2048, 3)
+    chosen = ("plain", "weight noise, fast", "all, untiled, fast")
+    chosen = (*chosen, "all, tiles of 512, fast")
+    for batch in (128, 512):
+        x, runs = inputs(batch, 2048), {}
+        for name in chosen:
+            hardware, fast = CASES[name]
+            step, _ = training_step(
+                model, hardware, x, optimizer=optax.sgd(1e-4), fast=fast
+            )
+            runs[f"hwtrain, {name}"] = step
+        peers = lightning.training_steps(2048, 3, batch)
+        timings = interleaved({**runs, **peers}, rounds)
+        plain = timings[next(iter(peers))].median
+        rows = [row(name, timing) for name, timing in timings.items()]
+        for entry in rows[len(runs) :]:
+            entry["ratio"] = entry["ms"] / (1e3 * plain)
+        tables[f"batch {batch}"] = rows
     return tables
 
 
@@ -221,6 +247,7 @@ SECTIONS = {
     "layers": layers,
     "generator": generator,
     "peers": peers,
+    "lightning": beside_lightning,
     "blocks": blocks,
     "scaling": scaling,
     "population": population,
@@ -296,6 +323,9 @@ def main():
     tables, texts = {}, []
     for name in options.only:
         tables[name] = SECTIONS[name](options.rounds)
+        if not tables[name]:
+            print(f"{name}: left out; it needs torch and aihwkit-lightning\n")
+            continue
         texts.append(f"## {SECTIONS[name].__doc__}")
         texts += [markdown(title, rows) for title, rows in tables[name].items()]
         print("\n\n".join(texts[-len(tables[name]) - 1 :]) + "\n", flush=True)

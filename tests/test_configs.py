@@ -11,7 +11,19 @@ from hwtrain.training.folder import make_folder
 CONFIGS = sorted((Path(__file__).parents[1] / "configs").glob("*.toml"))
 
 
-@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
+# The main job runs elsewhere, and the slowest kind of training in small.
+SHORT = ("digits_mlp_nnx",)
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        pytest.param(
+            path, marks=() if path.stem in SHORT else pytest.mark.full, id=path.stem
+        )
+        for path in CONFIGS
+    ],
+)
 def test_a_recipe_takes_two_steps(path, tmp_path):
     quick = ["training.seeds=[0]", "training.steps=2", "evaluation.chips=2"]
     robust = isinstance(read_config(path), MismatchConfig)

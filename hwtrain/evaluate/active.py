@@ -14,6 +14,7 @@ from hwtrain.clip_bounds import clipped
 from hwtrain.crossbar import largest_weight, on_crossbar
 from hwtrain.evaluate import bench
 from hwtrain.evaluate.deployment import deployed_effects
+from hwtrain.evaluate.unwatched import unwatched_effects
 from hwtrain.evaluate.updates import updated_effects
 from hwtrain.plan import AnalogWeight, Plan
 from hwtrain.transforms import plan as plan_of
@@ -106,6 +107,7 @@ def assert_active(
         if weight.kind != "raw":
             _check_layer(log, weight)
     for path, effect, wrong, amount in (
+        *unwatched_effects(analog, plan, variables, *example, **kwargs),
         *updated_effects(plan, params),
         *deployed_effects(plan, params),
     ):

@@ -155,7 +155,12 @@ def _without(chip: Hardware, effect: str) -> Hardware:
     io, ideal = chip.forward, IOParameters()
     if io is None:
         return chip
-    reset: dict[str, Any] = {name: getattr(ideal, name) for name in GROUPS[effect]}
+    names = list(GROUPS[effect])
+    if effect == "noise_management" and io.bound_management != "iterative_worst_case":
+        names += ["nm_assumed_wmax"]
+    if effect == "DAC":
+        names += ["max_bm_res"]
+    reset: dict[str, Any] = {name: getattr(ideal, name) for name in names}
     if effect == "r_series" and io.v_offset_std == 0:
         reset["v_offset_w_min"] = ideal.v_offset_w_min
     if effect == "v_offset_std" and io.r_series == 0:
@@ -176,7 +181,8 @@ def _unbounded(chip: Hardware) -> Hardware:
     if io is not None and chip.converts:
         limits = ("DAC", "ADC rounding", "out_nonlinearity")
         names = (name for limit in limits for name in GROUPS[limit])
-        names = (*names, "out_bound", "bound_management", "out_nonlinearity_std")
+        managed = ("bound_management", "max_bm_factor", "max_bm_res")
+        names = (*names, *managed, "nm_assumed_wmax", "out_bound")
         reset: dict[str, Any] = {name: getattr(ideal, name) for name in names}
         io = _around(dataclasses.replace(io, **reset))
     return dataclasses.replace(chip, forward=io, input_range=parameter)
@@ -205,7 +211,9 @@ def _bounds(
     yield "out_bound", bounded, ideal
     if io.bound_management != "none":
         managed = IOParameters(
-            out_bound=io.out_bound, bound_management=io.bound_management
+            out_bound=io.out_bound,
+            bound_management=io.bound_management,
+            max_bm_factor=io.max_bm_factor,
         )
         yield "bound_management", dataclasses.replace(ideal, forward=managed), bounded
 

@@ -89,9 +89,9 @@ def population(
     its seed: chip 7 is the chip that `export(..., chip_seed=7)` writes. A chip of a
     checkpoint that was measured is evaluated as it was measured. With a noise
     model its conductances drift, and every batch at every time is a read of its own.
-    Chips are a vectorised axis, taken in chunks that fit in memory. What is compiled is
-    used again by calls with equal models, plans and metrics: pass one function as the
-    metric, not a new lambda each time.
+    Chips are a vectorised axis, taken in chunks. What is compiled is used again by
+    calls with equal models, plans and metrics: pass one function as the metric, not a
+    new lambda each time.
 
     >>> from flax import linen as nn
     >>> import hwtrain
@@ -124,7 +124,8 @@ def population(
       key: key of what is drawn at each read.
       times_s: seconds since programming. `None`: just after programming, and no axis
         for the time in the result.
-      chunk: chips that are evaluated together; default: as many as fit into 256 MiB.
+      chunk: chips that are evaluated together; default: as many as fit into 256 MiB,
+        and one on a CPU, which multiplies a batch of matrices no faster.
       call_kwargs: keyword arguments of the model's call, such as `{"train": False}`.
 
     Raises:
@@ -364,6 +365,8 @@ def _examples(inputs: Any) -> int:
 
 
 def _chunk(params: Any, plan: Plan, chips: int) -> int:
+    if jax.default_backend() == "cpu":
+        return 1
     chip = jax.eval_shape(lambda p: program_chip(p, plan, chip_key(0)), params)
     size = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(chip))
     return max(1, min(chips, CHUNK_BYTES // max(size, 1)))

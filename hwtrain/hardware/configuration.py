@@ -28,9 +28,20 @@ Positive = Annotated[float, Field(gt=0)]
 Share = Annotated[float, Field(ge=0, le=1)]
 Size = Annotated[int, Field(gt=0)]
 Count = Annotated[int, Field(ge=0)]
+
+
+def _limit(value: Any) -> Any:
+    if isinstance(value, int) and value <= 0:
+        raise ValueError(
+            f"a tile has at least one row and one column, got {value}; write None for "
+            'no limit ("none" in TOML)'
+        )
+    return None if value == "none" else value
+
+
 Limit = Annotated[
     Size | None,
-    BeforeValidator(lambda value: None if value == "none" else value),
+    BeforeValidator(_limit),
     PlainSerializer(lambda value: "none" if value is None else value),
 ]
 """A size, or `None` for no limit, which TOML writes as the string "none"."""

@@ -200,7 +200,16 @@ class IOParameters:
                     f"ADC: write out_bound=10.0 beside it, in normalised units, or "
                     f"leave {name} out"
                 )
+        iterates = self.bound_management in ("iterative", "iterative_worst_case")
+        levels = self.inp_res is not None or self.inp_bits is not None
+        assumes = self.noise_management == "abs_max_np_sum" or (
+            self.bound_management == "iterative_worst_case"
+        )
         without_effect = {
+            "nm_assumed_wmax": self.nm_assumed_wmax != 0.6 and not assumes,
+            "max_bm_factor": self.max_bm_factor != 1000.0 and not iterates,
+            "max_bm_res": self.max_bm_res != 0.25 and not (iterates and levels),
+            "ir_drop_g_ratio": self.ir_drop_g_ratio != G_RATIO and self.ir_drop == 0,
             "nm_thres": self.nm_thres > 0
             and self.noise_management not in ("abs_max", "constant"),
             "nm_decay": self.nm_decay != 1e-3
@@ -215,6 +224,11 @@ class IOParameters:
             "w_noise": self.w_noise > 0 and self.w_noise_type == "none",
         }
         needed = {
+            "nm_assumed_wmax": 'noise_management="abs_max_np_sum" or '
+            'bound_management="iterative_worst_case"',
+            "max_bm_factor": 'bound_management="iterative"',
+            "max_bm_res": 'bound_management="iterative" and levels of the DAC',
+            "ir_drop_g_ratio": "ir_drop above zero",
             "nm_thres": 'noise_management="abs_max" or "constant"',
             "nm_decay": 'noise_management="average_abs_max"',
             "slope_calibration": "out_nonlinearity or r_series above zero",

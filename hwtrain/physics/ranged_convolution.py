@@ -1,21 +1,49 @@
-"""A convolution of clipped inputs, when no converter stands before its crossbars.
+"""A convolution of clipped inputs, whose windows are not written out.
 
 With one tile for each group of channels, XLA's own convolution of the clipped input is
-what the crossbars compute, and no window has to be written out. What a range must know
-of the windows is exact all the same: how many windows see an input follows from the
-geometry, and the gradients inside the windows are computed tap by tap.
+what the crossbars compute, also behind a DAC: it converts a value alike in every
+window. What a range must know of the windows is exact all the same: how many windows
+see an input follows from the geometry, and the gradients inside the windows are
+computed tap by tap.
 """
 
 import functools
 import math
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from hwtrain.physics.converters import Converter, convert
 from hwtrain.physics.convolution import Window, padded
 from hwtrain.physics.input_range import PROBE_SCALE, RangeGradient
+from hwtrain.physics.output_stage import asymmetry
+
+# More taps than these are a loop in the program.
+_UNROLLED = 32
+
+
+class Drive(NamedTuple):
+    """What drives the crossbars: clipped inputs, divided by their range, converted.
+
+    Attributes:
+      dac: the converter, which draws nothing.
+      asymmetry: share by which negative inputs are weaker.
+    """
+
+    dac: Converter = Converter()
+    asymmetry: float = 0.0
+
+    def __call__(self, x: jax.Array, r: jax.Array) -> jax.Array:
+        """Returns the inputs of the crossbars, in normalised units and float32.
+
+        Args:
+          x: `[..., channels]`, in units of the input.
+          r: `[channels]`, the range.
+        """
+        x = x.astype(jnp.float32) / r.astype(jnp.float32)
+        return asymmetry(convert(x, self.dac), self.asymmetry)
 
 
 def ranged_convolution(
@@ -27,14 +55,16 @@ def ranged_convolution(
     gradient: RangeGradient = RangeGradient(),  # noqa: B008 an immutable value
     precision: Any = None,
     dtype: Any = None,
+    drive: Drive | None = None,
 ) -> jax.Array:
     r"""Convolves an input that is clipped to the range of each group of channels.
 
-    .. math:: y = \mathrm{clip}(x, -r, r) * W
+    .. math:: y = \mathrm{clip}(x, -r, r) * W, \quad\text{or}\quad
+        y = \mathrm{DAC}\big(\mathrm{clip}(x, -r, r) / r\big) * W
 
-    It equals `ranged_matmul` of every group's windows, with its gradients and the sums
-    of the probe: a value that many windows see counts as many times, and so do the
-    zeros around the input.
+    The first equals `ranged_matmul` of every group's windows, with its gradients and
+    the sums of the probe: a value that many windows see counts as many times, and so do
+    the zeros around the input.
 
     >>> x = jnp.array([[1.0, 4.0, 2.0]])[..., None]
     >>> y = ranged_convolution(x, jnp.ones((2, 1, 1)), jnp.full((1, 1, 1), 3.0), None,
@@ -52,23 +82,50 @@ def ranged_convolution(
       gradient: how the range's gradient is taken.
       precision: of the multiplication, as in `jax.lax.conv_general_dilated`.
       dtype: dtype of the result; `None` for that of a plain convolution.
+      drive: what converts the clipped inputs, for an output in normalised units; `None`
+        for the inputs themselves. The range it divides by is a constant to gradients.
 
     Returns:
       `[batch, *positions, features]`.
     """
     if input_range is None:
-        return _convolution(x, kernel, window, precision, dtype)
+        return convolution(x, kernel, window, precision, dtype)
+    options = (window, gradient, precision, dtype, drive)
     if probe is None:
-        return _clipped(x, kernel, input_range, window, precision, dtype)
-    return _ranged(x, kernel, input_range, probe, window, gradient, precision, dtype)
+        return _clipped(x, kernel, input_range, *options)
+    return _ranged(x, kernel, input_range, probe, *options)
 
 
-def _clipped(x, kernel, input_range, window, precision, dtype):
+def clipped_inputs(
+    x: jax.Array, input_range: jax.Array, drive: Drive | None
+) -> jax.Array:
+    """Returns what is convolved, in the dtype of the input.
+
+    Args:
+      x: `[batch, *spatial, channels]`.
+      input_range: `[groups, 1, 1]`.
+      drive: as above.
+    """
     r = _of_channels(input_range, x)
-    return _convolution(jnp.clip(x, -r, r), kernel, window, precision, dtype)
+    x = jnp.clip(x, -r, r)
+    r = jax.lax.stop_gradient(_of_channels(input_range, x, jnp.float32))
+    return x if drive is None else drive(x, r).astype(x.dtype)
 
 
-def _convolution(x, kernel, window, precision, dtype):
+def _clipped(x, kernel, input_range, window, gradient, precision, dtype, drive):
+    del gradient
+    inside = clipped_inputs(x, input_range, drive)
+    return convolution(inside, kernel, window, precision, dtype)
+
+
+def convolution(
+    x: jax.Array,
+    kernel: jax.Array,
+    window: Window,
+    precision: Any = None,
+    dtype: Any = None,
+) -> jax.Array:
+    """Returns XLA's convolution; arguments as for `ranged_convolution`."""
     rank = len(window.sizes)
     channels_last = (0, rank + 1, *range(1, rank + 1))
     numbers = jax.lax.ConvDimensionNumbers(
@@ -88,36 +145,44 @@ def _convolution(x, kernel, window, precision, dtype):
     )
 
 
-def _of_channels(statistic: jax.Array, x: jax.Array) -> jax.Array:
-    """Returns a statistic of the groups for every channel, `[channels]`."""
-    return jnp.repeat(statistic.ravel(), x.shape[-1] // statistic.size).astype(x.dtype)
+def _of_channels(statistic: jax.Array, x: jax.Array, dtype: Any = None) -> jax.Array:
+    """Returns a statistic of the groups for every channel of `x`, `[channels]`."""
+    each = jnp.repeat(statistic.ravel(), x.shape[-1] // statistic.size)
+    return each.astype(dtype or x.dtype)
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(4, 5, 6, 7))
-def _ranged(x, kernel, input_range, probe, window, gradient, precision, dtype):
-    del probe, gradient
-    return _clipped(x, kernel, input_range, window, precision, dtype)
+@functools.partial(jax.custom_vjp, nondiff_argnums=(4, 5, 6, 7, 8))
+def _ranged(x, kernel, input_range, probe, *options):
+    del probe
+    return _clipped(x, kernel, input_range, *options)
 
 
-def _forward(x, kernel, input_range, probe, window, gradient, precision, dtype):
-    y = _ranged(x, kernel, input_range, probe, window, gradient, precision, dtype)
+def _forward(x, kernel, input_range, probe, *options):
+    y = _ranged(x, kernel, input_range, probe, *options)
     return y, (x, kernel, input_range, probe)
 
 
-def _backward(window, gradient, precision, dtype, residuals, d):
+def _backward(window, gradient, precision, dtype, drive, residuals, d):
     x, kernel, input_range, probe = residuals
     r = _of_channels(input_range, x)
+    inside, slope = jnp.clip(x, -r, r), jnp.ones((), jnp.float32)
+    if drive is not None:
+        r32 = _of_channels(input_range, x, jnp.float32)
+        inside, pull = jax.vjp(lambda x: drive(x, r32).astype(x.dtype), inside)
+        (slope,) = pull(jnp.ones_like(inside))
     _, pull = jax.vjp(
-        lambda x, kernel: _convolution(x, kernel, window, precision, dtype),
-        jnp.clip(x, -r, r),
+        lambda x, kernel: convolution(x, kernel, window, precision, dtype),
+        inside,
         kernel,
     )
     d_x, d_kernel = pull(d)
+    d_x = d_x * slope.astype(x.dtype)
     if not gradient.straight_through:
         d_x = jnp.where(jnp.abs(x) <= r, d_x, 0)
 
     groups = input_range.shape[0]
-    widen = _widening(x, r, kernel, d, window, precision)
+    outward = (x >= r).astype(jnp.float32) - (x <= -r).astype(jnp.float32)
+    widen = _widening(outward * slope, kernel, d, window, precision)
     d_range = gradient.scale * _sums(widen, groups).reshape(input_range.shape)
     if gradient.relative:
         d_range = d_range * input_range
@@ -168,34 +233,44 @@ def _times_seen(spatial: tuple[int, ...], window: Window) -> np.ndarray:
     return seen[..., None]
 
 
-def _widening(x, r, kernel, d, window, precision) -> jax.Array:
+def _widening(outward, kernel, d, window, precision) -> jax.Array:
     """Returns the gradient of the ranges, `[batch, *positions, channels]` to be summed.
 
     One tap after the other, so that no window is written out.
+
+    Args:
+      outward: `[batch, *spatial, channels]`, the slope of what lies beyond the range,
+        with the sign of the input; zero within.
+      kernel: as above.
+      d: gradient of the output.
+      window: the window.
+      precision: of the multiplication.
     """
-    inside = padded(x, window)
-    spatial = range(1, x.ndim - 1)
+    inside = padded(outward, window)
+    spatial = range(1, d.ndim - 1)
     counts = d.shape[1:-1]
     extents = [(n - 1) * s + 1 for n, s in zip(counts, window.strides)]
-    d = d.reshape(*d.shape[:-1], window.groups, -1)
-    kernel = kernel.reshape(window.taps, kernel.shape[-2], window.groups, -1)
+    equation = "...f,cf->...c"
+    kernel = kernel.reshape(window.taps, *kernel.shape[-2:])
+    if window.groups > 1:  # XLA transposes for the axis, even of one group
+        equation = "...gf,cgf->...gc"
+        d = d.reshape(*d.shape[:-1], window.groups, -1)
+        kernel = kernel.reshape(*kernel.shape[:-1], window.groups, -1)
     offsets = np.stack(np.unravel_index(np.arange(window.taps), window.sizes), -1)
     offsets = offsets * np.asarray(window.kernel_dilation)
 
     def add(total, tap):
         start, w = tap
         seen = jax.lax.dynamic_slice(
-            inside,
-            (0, *start, 0),
-            (x.shape[0], *extents, x.shape[-1]),
+            inside, (0, *start, 0), (d.shape[0], *extents, inside.shape[-1])
         )
         for axis, stride in zip(spatial, window.strides):
             seen = jax.lax.slice_in_dim(seen, 0, None, stride, axis)
-        here = jnp.einsum("...gf,cgf->...gc", d, w, precision=precision)
+        here = jnp.einsum(equation, d, w, precision=precision)
         here = here.reshape(seen.shape).astype(jnp.float32)
-        wider = jnp.where(seen >= r, jnp.minimum(here, 0), 0)
-        return total + wider - jnp.where(seen <= -r, jnp.maximum(here, 0), 0), None
+        return total + jnp.minimum(here * seen, 0), None
 
-    zeros = jnp.zeros((x.shape[0], *counts, x.shape[-1]), jnp.float32)
-    total, _ = jax.lax.scan(add, zeros, (jnp.asarray(offsets), kernel))
+    zeros = jnp.zeros((d.shape[0], *counts, inside.shape[-1]), jnp.float32)
+    taps = (jnp.asarray(offsets), kernel)
+    total, _ = jax.lax.scan(add, zeros, taps, unroll=window.taps <= _UNROLLED or 1)
     return total

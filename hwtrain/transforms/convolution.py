@@ -12,137 +12,20 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
-import numpy as np
-from jax.core import Tracer
+import jax.numpy as jnp
 
 from hwtrain.physics import convolution
-from hwtrain.physics.convolution import Window
+from hwtrain.physics.converted_convolution import (
+    converted_convolution,
+    converts_alike,
+)
 from hwtrain.physics.ranged_convolution import ranged_convolution
 from hwtrain.plan import AnalogWeight
 from hwtrain.transforms.errors import other_geometry
-from hwtrain.transforms.layer import Layer, LayerWeight
 from hwtrain.transforms.observation import observer
+from hwtrain.transforms.read_keys import frozen_key, read_key
 from hwtrain.transforms.redraw import kernel_draw, redrawn
 from hwtrain.transforms.signal_side import analog_matmul, check_leaves, range_gradient
-
-
-def describe_conv(
-    module: Any, padding: Any, channels: int, features: int, sizes: tuple[int, ...]
-) -> Layer:
-    """Returns what the plan must know of a convolution.
-
-    Args:
-      module: the layer, of either framework.
-      padding: its padding, as Flax makes it canonical.
-      channels: of the input.
-      features: of the output.
-      sizes: taps along every spatial axis.
-    """
-    window = _window(module, padding, sizes)
-    shape = (*sizes, channels // window.groups, features)
-    return _layer("conv", module, shape, _channels_first(sizes), window)
-
-
-def describe_transpose(
-    module: Any, padding: Any, channels: int, features: int, sizes: tuple[int, ...]
-) -> Layer:
-    """Returns what the plan must know of a transposed convolution, as above."""
-    window = convolution.transposed(
-        sizes,
-        strides=_each(module.strides, sizes),
-        padding=padding if isinstance(padding, str) else tuple(padding),
-        kernel_dilation=_each(module.kernel_dilation, sizes),
-        flipped=module.transpose_kernel,
-    )
-    rows = _channels_first(sizes)
-    shape = (*sizes, channels, features)
-    if module.transpose_kernel:
-        shape, rows = (*sizes, features, channels), (rows[0] + 1, *rows[1:])
-    return _layer("conv_transpose", module, shape, rows, window)
-
-
-def describe_local(
-    module: Any,
-    padding: Any,
-    channels: int,
-    features: int,
-    sizes: tuple[int, ...],
-    spatial: tuple[int, ...],
-) -> Layer:
-    """Returns what the plan must know of a convolution that shares no weights.
-
-    Args:
-      module: the layer.
-      padding: its padding, as Flax makes it canonical.
-      channels: of the input.
-      features: of the output.
-      sizes: taps along every spatial axis.
-      spatial: spatial sizes of the input.
-    """
-    window = dataclasses.replace(_window(module, padding, sizes), local=True)
-    positions = window.output_sizes(spatial)
-    shape = (*positions, window.taps * channels, features)
-    return _layer("conv_local", module, shape, (len(positions),), window)
-
-
-def _window(module: Any, padding: Any, sizes: tuple[int, ...]) -> Window:
-    dilation = _each(module.kernel_dilation, sizes)
-    border, mode, padding = _border(sizes, dilation, padding)
-    return Window(
-        sizes=sizes,
-        strides=_each(module.strides, sizes),
-        padding=padding,
-        input_dilation=_each(module.input_dilation, sizes),
-        kernel_dilation=dilation,
-        groups=module.feature_group_count,
-        border=border,
-        border_mode=mode,
-    )
-
-
-def _layer(
-    kind: str,
-    module: Any,
-    shape: tuple[int, ...],
-    rows: tuple[int, ...],
-    window: Window,
-) -> Layer:
-    known = [weight.window.mask for weight in getattr(module, "analog_weights", ())]
-    if known:  # an NNX layer, whose mask may be traced by now
-        window = dataclasses.replace(window, mask=known[0])
-    elif isinstance(module.mask, Tracer):
-        return Layer(why="its mask is computed while tracing; make it with NumPy")
-    elif module.mask is not None:
-        mask = np.broadcast_to(np.asarray(module.mask), shape)
-        if not np.isin(mask, (0, 1)).all():
-            return Layer(why="its mask has other values than 0 and 1")
-        window = dataclasses.replace(window, mask=convolution.pack(mask))
-    (columns,) = set(range(len(shape) - 2, len(shape))) - set(rows)
-    array = LayerWeight(shape=shape, rows=rows, columns=(columns,), window=window)
-    return Layer(kind=kind, weights=(array,))
-
-
-def _each(value: Any, sizes: tuple[int, ...]) -> tuple[int, ...]:
-    value = 1 if value is None else value
-    return (value,) * len(sizes) if isinstance(value, int) else tuple(value)
-
-
-def _channels_first(sizes: tuple[int, ...]) -> tuple[int, ...]:
-    return (len(sizes), *range(len(sizes)))
-
-
-def _border(
-    sizes: tuple[int, ...], dilation: tuple[int, ...], padding: Any
-) -> tuple[Any, Any, Any]:
-    """Returns the border, its mode, and the padding after it."""
-    spans = [(size - 1) * step + 1 for size, step in zip(sizes, dilation)]
-    if padding in ("CIRCULAR", "REFLECT"):
-        mode = {"CIRCULAR": "wrap", "REFLECT": "reflect"}[padding]
-        return tuple(((k - 1) // 2, k // 2) for k in spans), mode, "VALID"
-    if padding == "CAUSAL":
-        return tuple((k - 1, 0) for k in spans), "constant", "VALID"
-    padding = padding if isinstance(padding, str) else tuple(padding)
-    return (), "constant", padding
 
 
 def analog_conv(
@@ -248,15 +131,15 @@ def convolve(
     """
     assert weight.window is not None
     layer = _of_one_layer(weight, kernel.ndim)
-    if _is_plain(weight, mode) and observer() is None:
-
-        def plain(leaves, x, kernel, key=None):
-            return _clip_and_convolve(weight, mode, leaves, x, kernel, precision, dtype)
-
+    if _converts_alike(weight, mode) and observer() is None:
+        key = None
+        if weight.hardware.reads(mode):  # groups draw at once
+            key = read_key(weight, leaves["noise_key"].reshape(-1, 2)[0], x)
+        whole = functools.partial(_convolve_whole, weight, mode, precision, dtype)
         if not weight.hardware.redraws(mode):
-            return plain(leaves, x, kernel)
+            return whole(leaves, x, kernel, key)
         draw = functools.partial(kernel_draw, layer)
-        return redrawn(draw, plain, leaves, x, kernel, None)
+        return redrawn(draw, whole, leaves, x, kernel, key)
     seen = convolution.patches(x, weight.window)
     matrix = layer.to_matrix(kernel)
     options = {} if dtype is None else {"preferred_element_type": dtype}
@@ -281,46 +164,64 @@ def convolve(
     return y.reshape(*shape, -1)
 
 
-def _is_plain(weight: AnalogWeight, mode: str) -> bool:
-    """Whether XLA's own convolution of clipped inputs is what the crossbars do."""
+def _converts_alike(weight: AnalogWeight, mode: str) -> bool:
+    """Whether XLA's own convolution of converted inputs is what the crossbars do."""
     chip, window = weight.hardware, weight.window
-    per_input = chip.modifies_in_layer(mode) and not chip.redraws(mode)
-    acts = chip.converts or per_input or chip.scales_outputs
     whole = window is not None and not window.flipped and not window.local
-    return whole and not acts and (not weight.ranged or weight.tiles == (1, 1))
+    per_input = chip.modifies_in_layer(mode) and not chip.redraws(mode)
+    if not whole or weight.tiles != (1, 1) or per_input:
+        return False
+    if chip.converts:
+        return converts_alike(chip.periphery)
+    return not chip.scales_outputs
 
 
-def _clip_and_convolve(
+def _convolve_whole(
     weight: AnalogWeight,
     mode: str,
+    precision: Any,
+    dtype: Any,
     leaves: Mapping[str, jax.Array],
     x: jax.Array,
     kernel: jax.Array,
-    precision: Any,
-    dtype: Any,
+    key: jax.Array | None,
 ) -> jax.Array:
+    """Convolves as `convolve` does, with one tile for each group of channels."""
     assert weight.window is not None
+    chip, window, groups = weight.hardware, weight.window, weight.groups
     depth = len(weight.parallel)
     of_one = {
         name: jax.ShapeDtypeStruct(leaf.shape[depth:], leaf.dtype)
         for name, leaf in leaves.items()
     }
     check_leaves(weight, of_one)
-    if not weight.ranged:
-        return ranged_convolution(
-            x, kernel, None, None, weight.window, precision=precision, dtype=dtype
-        )
-    groups = (weight.groups, 1, 1)
-    probe = leaves["probe"].reshape(*groups, -1) if mode != "eval" else None
-    return ranged_convolution(
+    beside = {
+        name: leaf.reshape(groups, *of_one[name].shape) for name, leaf in leaves.items()
+    }
+    options: dict[str, Any] = {
+        "input_range": beside["input_range"] if weight.ranged else None,
+        "probe": beside["probe"] if weight.ranged and mode != "eval" else None,
+        "gradient": range_gradient(weight),
+        "precision": precision,
+        "dtype": dtype,
+    }
+    if not chip.converts:
+        return ranged_convolution(x, kernel, window=window, **options)
+    scale = beside.get("mapping_scale")
+    if scale is None:
+        layer = _of_one_layer(weight, kernel.ndim)
+        scale = layer.derived_scale(layer.to_matrix(kernel))
+    return converted_convolution(
         x,
         kernel,
-        leaves["input_range"].reshape(groups),
-        probe,
-        weight.window,
-        range_gradient(weight),
-        precision,
-        dtype,
+        chip.periphery,
+        window,
+        scale=None if scale is None else scale.reshape(groups, 1, -1),
+        output_scale=beside.get("output_scale"),
+        key=key,
+        chip_keys=frozen_key(beside["chip_key"]) if chip.freezes(mode) else None,
+        strength=beside.get("noise_strength", jnp.ones(groups)).reshape(groups, 1, 1),
+        **options,
     )
 
 

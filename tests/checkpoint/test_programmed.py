@@ -55,7 +55,16 @@ class Stack(nn.Module):
         return nn.Dense(3, name="head")(y.mean(0))
 
 
-@pytest.fixture(scope="module", params=CHIPS)
+SHORT = ("pcm", "reram_wan")
+
+
+@pytest.fixture(
+    scope="module",
+    params=[
+        pytest.param(name, marks=() if name in SHORT else pytest.mark.full)
+        for name in CHIPS
+    ],
+)
 def case(request, tmp_path_factory):
     chip = CHIPS[request.param]
     analog = hw.analogize(Stack(), chip)

@@ -10,7 +10,7 @@ from flax import linen as nn
 from flax import nnx
 
 import hwtrain as hw
-from hwtrain.evaluate import bench, deployment, updates
+from hwtrain.evaluate import bench, deployment, unwatched, updates
 from hwtrain.physics import mvm
 from hwtrain.transforms import signal_side, weight_side
 
@@ -336,9 +336,11 @@ def test_a_drift_without_effect_is_told(monkeypatch):
 @pytest.mark.parametrize(
     "io",
     [
-        {"inp_bits": 8},
+        pytest.param({"inp_bits": 8}, marks=pytest.mark.full),
         {"inp_bits": 8, "out_bits": 8, "out_bound": 10.0},
-        {"inp_bits": 8, "out_bits": 8, "out_bound": 0.05},
+        pytest.param(
+            {"inp_bits": 8, "out_bits": 8, "out_bound": 0.05}, marks=pytest.mark.full
+        ),
     ],
 )
 def test_a_range_at_the_bound_of_a_converter_is_not_idle(io):
@@ -411,3 +413,46 @@ def test_mismatch_beside_stuck_devices_is_not_measured_by_its_deviation():
         hw.plan(analog, variables, X), variables["params"]
     )
     assert [wrong for _, _, wrong, _ in found] == [None, None, None]
+
+
+class LinenConv(nn.Module):
+    @nn.compact
+    def __call__(self, x):
+        return nn.Conv(2, (2,), name="a")(x)
+
+
+class NnxConv(nnx.Module):
+    def __init__(self):
+        self.a = nnx.Conv(6, 2, (2,), rngs=nnx.Rngs(0))
+
+    def __call__(self, x):
+        return self.a(x)
+
+
+def convolution(framework):
+    chip = hw.Hardware(forward=hw.IOParameters(inp_bits=4, out_noise=0.1))
+    x = X[None]
+    if framework == "nnx":
+        return hw.analogize(NnxConv(), chip, rngs=nnx.Rngs(mismatch=0)), None, x
+    analog = hw.analogize(LinenConv(), chip)
+    return analog, analog.init(jax.random.key(0), x), x
+
+
+@pytest.mark.parametrize("framework", ["linen", "nnx"])
+def test_a_convolution_that_nobody_watches_is_measured_too(framework, monkeypatch):
+    analog, variables, x = convolution(framework)
+    plan = hw.plan(analog, *(() if variables is None else (variables, x)))
+
+    def wrong():
+        jax.clear_caches()
+        found = unwatched.unwatched_effects(analog, plan, variables, x)
+        return {effect: bool(wrong) for _, effect, wrong, _ in found}
+
+    assert wrong() == {"convolutions": False, "noise of convolutions": False}
+    whole = "hwtrain.physics.converted_convolution"
+    with monkeypatch.context() as off:
+        off.setattr(f"{whole}.normal", lambda key, shape: jnp.zeros(shape))
+        assert wrong() == {"convolutions": False, "noise of convolutions": True}
+    monkeypatch.setattr(f"{whole}.Drive.__call__", lambda self, x, r: jnp.round(x / r))
+    assert wrong()["convolutions"]
+    jax.clear_caches()

@@ -76,7 +76,10 @@ def test_hardware_is_ideal_unless_told():
             lambda: hw.WeightClipParameter(type="fixed_value", fixed_value=-1.0),
             "greater than 0",
         ),
-        (lambda: hw.MappingParameter(max_input_size=0), "greater than 0"),
+        (
+            lambda: hw.MappingParameter(max_input_size=0),
+            "(?s)max_input_size.*write None for no limit",
+        ),
         (
             lambda: hw.InputRangeParameter(input_min_percentage=1.5),
             "less than or equal",

@@ -51,6 +51,16 @@ def test_a_dac_with_levels_has_a_full_scale_of_one():
             {"slope_calibration": 0.5, "out_bound": 10.0},
             "slope_calibration=0.5 does nothing",
         ),
+        ({"nm_assumed_wmax": 0.5}, "nm_assumed_wmax=0.5 does nothing without noise"),
+        ({"ir_drop_g_ratio": 100.0}, "ir_drop_g_ratio=100.0 does nothing without ir_"),
+        (
+            {"max_bm_factor": 8.0, "out_bound": 1.0, "bound_management": "shift"},
+            "max_bm_factor=8.0 does nothing without bound_management",
+        ),
+        (
+            {"max_bm_res": 0.5, "out_bound": 1.0, "bound_management": "iterative"},
+            "max_bm_res=0.5 does nothing without .*levels of the DAC",
+        ),
         ({"out_noise_std": 0.1}, "out_noise_std=0.1 does nothing without out_noise"),
         ({"out_nonlinearity_std": 0.1}, "out_nonlinearity_std=0.1 does nothing"),
         ({"inp_bits": 1}, "inp_bits"),

@@ -61,7 +61,8 @@ def test_overrides_are_laid_over_the_file():
         ),
         (
             "hardware.mapping.max_input_size=0",
-            "hardware.mapping.max_input_size: expected a number greater than 0, got 0",
+            "hardware.mapping.max_input_size: a tile has at least one row and one "
+            "column, got 0; write None for no limit",
         ),
         (
             'hardware.modifier.type="add_norml"',

@@ -43,7 +43,13 @@ HARDWARE = [
 ]
 
 
-@pytest.fixture(params=HARDWARE)
+# The tiled one and the other kind: each option is in one of them.
+@pytest.fixture(
+    params=[
+        pytest.param(chip, marks=() if i in (1, 2) else pytest.mark.full)
+        for i, chip in enumerate(HARDWARE)
+    ]
+)
 def models(request):
     x = jax.random.normal(jax.random.key(0), (7, 9))
     linen = hw.analogize(LinenMLP(), request.param)

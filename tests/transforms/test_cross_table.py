@@ -39,7 +39,14 @@ ORTHOGONAL_FREE = {"recurrent_kernel_init": nn.initializers.lecun_normal()}
 
 
 def linen_rnn(cell):
-    return lambda **kw: nn.RNN(cell(D, **ORTHOGONAL_FREE, **kw))
+    def make(dtype, **kw):
+        options = {**ORTHOGONAL_FREE, **kw}
+        if cell is nn.SimpleCell and dtype is not None:
+            # Its carry starts in the dtype of the parameters, and ends in another.
+            options["carry_init"] = lambda key, shape, _: jnp.zeros(shape, dtype)
+        return nn.RNN(cell(D, dtype=dtype, **options))
+
+    return make
 
 
 LINEN = {
@@ -48,6 +55,7 @@ LINEN = {
     "einsum": lambda **kw: nn.Einsum((D, D), "bti,io->bto", **kw),
     "attention": lambda **kw: nn.MultiHeadDotProductAttention(2, **kw),
     "conv": lambda **kw: nn.Conv(D, (2,), **kw),
+    "conv_depthwise": lambda **kw: nn.Conv(D, (2,), feature_group_count=D, **kw),
     "conv_transpose": lambda **kw: nn.ConvTranspose(D, (2,), **kw),
     "conv_local": lambda **kw: nn.ConvLocal(D, (2,), **kw),
     "simple": linen_rnn(nn.SimpleCell),
@@ -72,6 +80,9 @@ class Sequence(nnx.Module):
     def __call__(self, x):
         shape = (*x.shape[:-2], x.shape[-1])
         carry = self.rnn.cell.initialize_carry(shape, rngs=nnx.Rngs(0))
+        if isinstance(self.rnn.cell, nnx.SimpleCell):
+            # It starts in the dtype of the parameters, and ends in another.
+            carry = carry.astype(self.rnn.cell.dtype or carry.dtype)
         return self.rnn(x, initial_carry=carry)
 
 
@@ -87,6 +98,9 @@ NNX = {
         2, D, decode=False, rngs=rngs, **kw
     ),
     "conv": lambda rngs, **kw: nnx.Conv(D, D, (2,), rngs=rngs, **kw),
+    "conv_depthwise": lambda rngs, **kw: nnx.Conv(
+        D, D, (2,), feature_group_count=D, rngs=rngs, **kw
+    ),
     "conv_transpose": lambda rngs, **kw: nnx.ConvTranspose(D, D, (2,), rngs=rngs, **kw),
     "simple": nnx_rnn(nnx.SimpleCell),
     "gru": nnx_rnn(nnx.GRUCell),

@@ -158,6 +158,29 @@ def test_bound_management_undoes_what_the_bound_does(framework, effect):
     )
 
 
+ITERATIVE = IOParameters(inp_bits=6, out_bound=0.05, bound_management="iterative")
+CHANGED = {
+    "max_bm_factor": (ITERATIVE, 2.0),
+    "max_bm_res": (ITERATIVE, 0.02),
+    "nm_assumed_wmax": (DETERMINISTIC["abs_max_np_sum"], 3.0),
+    "ir_drop_g_ratio": (DETERMINISTIC["ir_drop"], 10.0),
+}
+
+
+@pytest.mark.parametrize("option", CHANGED)
+def test_options_of_an_effect_change_it_in_both_frameworks(option):
+    io, value = CHANGED[option]
+    x, key = inputs(), jax.random.key(0)
+    outputs = []
+    for build in FRAMEWORKS.values():
+        for hardware in (chip(io), chip(dataclasses.replace(io, **{option: value}))):
+            call, params = build(hardware, "eval")
+            outputs.append(call(params, x, key))
+    before, after, *of_nnx = outputs
+    assert jnp.abs(before - after).max() > 1e-3
+    np.testing.assert_allclose(of_nnx, [before, after], rtol=1e-5, atol=1e-6)
+
+
 @pytest.mark.parametrize("effect", DRAWN)
 def test_drawn_effects_are_fresh_and_agree_in_moments(effect):
     count, x = 400, inputs(batch=4)
@@ -205,7 +228,9 @@ def test_the_noise_of_a_layer_has_the_configured_deviation(framework):
     np.testing.assert_allclose(y.std(0), sigma, rtol=5 / np.sqrt(2 * count) + 0.01)
 
 
-@both
+@pytest.mark.parametrize(
+    "framework", ["linen", pytest.param("nnx", marks=pytest.mark.full)]
+)
 def test_gradients_are_finite_and_those_of_the_users_parameters_only(framework):
     io = IOParameters(
         inp_bits=6,

@@ -33,7 +33,6 @@ ANALOG = {
     "block/up/kernel",
     "block/down/kernel",
 }
-FULL = pytest.mark.full
 
 
 class Block(nn.Module):
@@ -159,7 +158,8 @@ def test_nnx_trains():
     assert (ranges > 0).all() and (ranges != 3.0).all()
 
 
-@pytest.mark.parametrize("mode", ["eval", pytest.param("chip", marks=FULL)])
+@pytest.mark.full
+@pytest.mark.parametrize("mode", ["eval", "chip"])
 def test_linen_decodes_token_by_token(mode):
     plain = LanguageModel(decode=True)
     tokens = TOKENS[:, :-1]

@@ -119,7 +119,20 @@ MODELS = {
 }
 
 
-@pytest.fixture(params=MODELS, ids=lambda name: name.replace(" ", "-"))
+# The others are crossed with every layer in test_cross_table.py.
+SHORT = ("mlp", "shared", "scan", "vmap", "recurrent")
+
+
+@pytest.fixture(
+    params=[
+        pytest.param(
+            name,
+            marks=() if name in SHORT else pytest.mark.full,
+            id=name.replace(" ", "-"),
+        )
+        for name in MODELS
+    ]
+)
 def model(request):
     return MODELS[request.param]
 

@@ -96,7 +96,20 @@ MODELS = {
 }
 
 
-@pytest.fixture(params=MODELS, ids=lambda name: name.replace(" ", "-"))
+# The others are crossed with every layer in test_cross_table.py.
+SHORT = ("shared", "batch norm", "scan", "recurrent")
+
+
+@pytest.fixture(
+    params=[
+        pytest.param(
+            name,
+            marks=() if name in SHORT else pytest.mark.full,
+            id=name.replace(" ", "-"),
+        )
+        for name in MODELS
+    ]
+)
 def make(request):
     return MODELS[request.param]
 

@@ -1,5 +1,6 @@
 """Ways in which a configured effect could be silently off, each an error or right."""
 
+import flax
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -279,3 +280,35 @@ def test_the_state_of_an_optimizer_without_ranges_holds_no_empty_arrays():
     updates, again = tx.update(params, state, params)
     assert jax.tree.structure(again) == jax.tree.structure(state)
     assert paths.leaves(updates).keys() == paths.leaves(params).keys()
+
+
+@pytest.mark.parametrize("impl", ["rbg", "unsafe_rbg"])
+def test_keys_of_another_generator_draw_anew(impl):
+    analog = hw.analogize(WithBias(), NOISY)
+    variables = analog.init(jax.random.key(0), X)
+    keys = [jax.random.key(seed, impl=impl) for seed in (1, 2)]
+    outputs = [analog.apply(variables, X, rngs={"mismatch": key}) for key in keys]
+    assert jnp.abs(outputs[0] - outputs[1]).max() > 1e-3
+    model = nnx.Linear(4, 3, rngs=nnx.Rngs(0))
+    model = hw.analogize(model, NOISY, rngs=nnx.Rngs(mismatch=keys[0]))
+    assert jnp.abs(model(X) - model(X)).max() > 1e-3
+
+
+def test_mutable_parameters_are_noisy_and_come_back_nominal():
+    analog = hw.analogize(WithBias(), RANGED)
+    variables = analog.init(jax.random.key(0), X)
+    outputs = [
+        analog.apply(variables, X, rngs=stream(seed), mutable=["params"])
+        for seed in (1, 2)
+    ]
+    assert jnp.abs(outputs[0][0] - outputs[1][0]).max() > 1e-3
+    before, after = (paths.leaves(t["params"]) for t in (variables, outputs[0][1]))
+    assert before.keys() == after.keys()
+    for path, leaf in before.items():
+        np.testing.assert_array_equal(after[path], leaf)
+
+
+def test_an_nnx_model_in_a_plain_jit_is_an_error_not_a_frozen_draw():
+    model = nnx_analog(nnx.Linear(4, 3, rngs=nnx.Rngs(0)))
+    with pytest.raises(flax.errors.TraceContextError, match="RngCount"):
+        jax.jit(lambda x: model(x))(X)

@@ -176,6 +176,7 @@ def test_linen(tmp_path):
     check_chips(analog, tmp_path / "model", variables, plan, {"train": False})
 
 
+@pytest.mark.full
 def test_nnx(tmp_path):
     model = NnxResNet(rngs=nnx.Rngs(0))
     analog = hw.analogize(model, CHIP, rngs=nnx.Rngs(mismatch=1))

@@ -14,15 +14,10 @@ from flax.core import meta
 from flax.linen.linear import canonicalize_padding
 
 from hwtrain.plan import AnalogWeight
-from hwtrain.transforms.convolution import (
-    analog_conv,
-    call_without_socket,
-    describe_conv,
-    describe_local,
-    describe_transpose,
-)
+from hwtrain.transforms.convolution import analog_conv, call_without_socket
 from hwtrain.transforms.layer import Layer, calls_as
 from hwtrain.transforms.linen.fields import replaced_fields
+from hwtrain.transforms.windows import describe_conv, describe_local, describe_transpose
 
 CLASSES = (nn.Conv, nn.ConvLocal, nn.ConvTranspose)
 

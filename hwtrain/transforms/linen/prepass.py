@@ -18,7 +18,8 @@ from hwtrain import paths
 from hwtrain.plan import Plan
 from hwtrain.transforms.layer import Layer, added
 from hwtrain.transforms.linen.layers import describe, plain_class
-from hwtrain.transforms.rules import Assignment, make_plan
+from hwtrain.transforms.planning import make_plan
+from hwtrain.transforms.rules import Assignment
 
 analog_trace = jax.make_user_context(default_value=None)
 """Part of every jit cache key: an inner `nn.jit` that a plain call traced must not

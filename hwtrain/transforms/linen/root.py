@@ -5,8 +5,6 @@ goes through the weight side (a transform of `params` on the way in) and the sig
 (interceptors around each layer).
 """
 
-import contextlib
-import contextvars
 import functools
 import inspect
 from typing import Any
@@ -16,7 +14,14 @@ from flax import linen as nn
 from hwtrain import paths
 from hwtrain.plan import Plan
 from hwtrain.transforms import weight_side
-from hwtrain.transforms.errors import behind_the_root, missing_stream
+from hwtrain.transforms.errors import missing_stream
+from hwtrain.transforms.linen.guard import (
+    entered,
+    guarded_getattr,
+    guarded_getattribute,
+    is_running,
+    unguarded,
+)
 from hwtrain.transforms.linen.layers import (
     analog_call,
     create_leaves,
@@ -29,13 +34,9 @@ from hwtrain.transforms.linen.prepass import (
     linen_plan,
     parameter_shapes,
 )
+from hwtrain.transforms.planning import hardware_of, make_plan
 from hwtrain.transforms.read_keys import counted_calls
-from hwtrain.transforms.rules import Assignment, hardware_of, make_plan
-
-# The analog roots whose methods are running: their inner calls are plain calls.
-_running: contextvars.ContextVar[tuple[Any, ...]] = contextvars.ContextVar(
-    "hwtrain_running", default=()
-)
+from hwtrain.transforms.rules import Assignment
 
 
 def analogize_linen(module: nn.Module, assigned: Assignment) -> nn.Module:
@@ -96,11 +97,11 @@ def analog_class(base: type, assigned: Assignment, mode: str) -> type:
         "__module__": base.__module__,
         "__qualname__": base.__qualname__,
         "__doc__": base.__doc__,
-        "__getattribute__": _guarded_getattribute,
-        "__getattr__": _guarded_getattr,
+        "__getattribute__": guarded_getattribute,
+        "__getattr__": guarded_getattr,
         "__reduce__": _reduce,
-        "clone": _unguarded(base, "clone"),
-        "__repr__": _unguarded(base, "__repr__"),
+        "clone": unguarded(base, "clone"),
+        "__repr__": unguarded(base, "__repr__"),
         "apply": _with_own_method(base, "apply"),
         "init_with_output": _with_own_method(base, "init_with_output"),
         "_hwtrain_base": base,
@@ -125,25 +126,15 @@ def _through_both_sides(base: type, name: str):
     original = getattr(base, name)
 
     def method(self, *args, **kwargs):
-        this = (type(self), self.scope and self.scope.path)
-        if self.scope is None or this in _running.get():
+        if self.scope is None or is_running(self):
             return original(self, *args, **kwargs)
-        with _entered(this):
+        with entered(self):
             if self.is_initializing():
                 return _initialize(self, original, name, args, kwargs)
             return _apply(self, original, name, args, kwargs)
 
     functools.update_wrapper(method, original, updated=())
     return method
-
-
-@contextlib.contextmanager
-def _entered(this: Any):
-    token = _running.set((*_running.get(), this))
-    try:
-        yield
-    finally:
-        _running.reset(token)
 
 
 def _relative(root: nn.Module, module: nn.Module) -> str:
@@ -229,50 +220,6 @@ def _transform(plan: Plan, mode: str, key: Any, variables: Any) -> Any:
     """Returns the variables of one step, with what each analog layer needs beside."""
     params, leaves = weight_side.step_weights(variables["params"], plan, mode, key)
     return {**variables, "params": paths.insert(params, leaves)}
-
-
-@nn.nowrap
-def _guarded_getattribute(self, name: str) -> Any:
-    return _guard(self, name, object.__getattribute__(self, name))
-
-
-@nn.nowrap
-def _guarded_getattr(self, name: str) -> Any:
-    # Python asks here for what setup() has yet to define.
-    return _guard(self, name, nn.Module.__getattr__(self, name))
-
-
-def _guard(root: nn.Module, name: str, value: Any) -> Any:
-    """Refuses a submodule reached around the root: it would run as a plain layer."""
-    if name.startswith("_") or name == "parent" or not _holds_layers(value):
-        return value
-    scope = object.__getattribute__(root, "scope")
-    in_setup = object.__getattribute__(root, "_state").in_setup
-    if scope is None or in_setup or (type(root), scope.path) in _running.get():
-        return value
-    raise behind_the_root(f"{type(root).__name__}.{name}")
-
-
-def _holds_layers(value: Any) -> bool:
-    """Whether a value is a bound module, or a container of them."""
-    if isinstance(value, nn.Module):
-        return object.__getattribute__(value, "scope") is not None
-    if isinstance(value, list | tuple):
-        return any(map(_holds_layers, value))
-    return isinstance(value, dict) and any(map(_holds_layers, value.values()))
-
-
-def _unguarded(base: type, name: str):
-    """Lets Flax's own bookkeeping reach the submodules."""
-    original = getattr(base, name)
-
-    @nn.nowrap
-    def call(self, *args, **kwargs):
-        with _entered((type(self), self.scope and self.scope.path)):
-            return original(self, *args, **kwargs)
-
-    functools.update_wrapper(call, original, updated=())
-    return call
 
 
 def _with_own_method(base: type, name: str):

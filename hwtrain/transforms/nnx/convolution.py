@@ -12,14 +12,10 @@ from flax import nnx
 from flax.nnx.nn.linear import canonicalize_padding
 
 from hwtrain.plan import AnalogWeight
-from hwtrain.transforms.convolution import (
-    analog_conv,
-    call_without_socket,
-    describe_conv,
-    describe_transpose,
-)
+from hwtrain.transforms.convolution import analog_conv, call_without_socket
 from hwtrain.transforms.layer import Layer, calls_as
 from hwtrain.transforms.nnx.stand_in import stand_in
+from hwtrain.transforms.windows import describe_conv, describe_transpose
 
 CLASSES = (nnx.Conv, nnx.ConvTranspose)
 

@@ -8,9 +8,7 @@ import functools
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 from flax import nnx
-from jax.core import Tracer
 
 from hwtrain import paths
 from hwtrain.chips import chip_key, layer_keys
@@ -23,7 +21,6 @@ from hwtrain.transforms.nnx.guard import make_guarded
 from hwtrain.transforms.nnx.layers import (
     LEAF_TYPES,
     ChipKey,
-    StepLeaf,
     analog_methods,
     describe,
     make_analog,
@@ -33,8 +30,9 @@ from hwtrain.transforms.nnx.layers import (
     reduce_by_base,
     view_setter,
 )
-from hwtrain.transforms.read_keys import counted_calls
-from hwtrain.transforms.rules import Assignment, make_plan
+from hwtrain.transforms.nnx.step import modules_of, noisy_call
+from hwtrain.transforms.planning import make_plan
+from hwtrain.transforms.rules import Assignment
 from hwtrain.transforms.signal_side import initial_leaves
 
 
@@ -46,7 +44,7 @@ def analogize_nnx(model: Any, assigned: Assignment, rngs: nnx.Rngs | None) -> An
         )
     model = nnx.clone(model)
     plan = _make(model, assigned, check=True)
-    layers = _modules(model)
+    layers = modules_of(model)
     by_layer: dict[str, list[AnalogWeight]] = {}
     for weight in plan.weights:
         if weight.kind != "raw":
@@ -87,7 +85,7 @@ def set_mode(model: Any, mode: str) -> Any:
         use_running_average=mode != "train",
         raise_if_not_found=False,
     )
-    for module in _modules(model).values():
+    for module in modules_of(model).values():
         if hasattr(module, "analog_mode"):
             module.analog_mode = mode
     return model
@@ -99,7 +97,7 @@ def add_chip_keys(model: Any) -> None:
     The key of chip 0 to layers whose periphery differs between chips, and the mapping
     scale to those that derive it.
     """
-    plan, layers = plan_of(model), _modules(model)
+    plan, layers = plan_of(model), modules_of(model)
     for weight in plan.weights:
         if weight.kind != "raw" and weight.hardware.derives_chip_scale:
             layer = layers[weight_side.local(plan, weight.layer_path)]
@@ -130,7 +128,7 @@ def plan_of(model: Any) -> Plan:
 
 
 def _make(model: nnx.Module, assigned: Assignment, check: bool) -> Plan:
-    modules = _modules(model)
+    modules = modules_of(model)
     # An analog model inside this one has a plan of its own.
     inner = [f"{p}/" for p, m in modules.items() if p and hasattr(m, "analog_assigned")]
 
@@ -166,10 +164,6 @@ def _check_kernels_of_their_own(
                 "one crossbar only if they are one layer: share the layer itself, or "
                 "keep both digital with a rule"
             )
-
-
-def _modules(model: nnx.Module) -> dict[str, Any]:
-    return {"/".join(map(str, path)): m for path, m in nnx.iter_modules(model)}
 
 
 @functools.cache
@@ -210,14 +204,14 @@ def _through_both_sides(base: type, name: str):
             if not hasattr(self, "analog_stream"):
                 raise missing_stream(mode, self.analog_assigned.stream)
             key = self.analog_stream()
-        return _noisy_call(self, original, plan, mode, key, args, kwargs)
+        return noisy_call(self, original, plan, mode, key, args, kwargs)
 
     return functools.update_wrapper(method, original, updated=())
 
 
 def _check_modes(root: Any, plan: Plan) -> None:
     """Raises if a layer is in another mode than its model."""
-    modules = _modules(root)
+    modules = modules_of(root)
     for weight in plan.weights:
         path = weight_side.local(plan, weight.layer_path)
         mode = getattr(modules.get(path), "analog_mode", root.analog_mode)
@@ -227,94 +221,3 @@ def _check_modes(root: Any, plan: Plan) -> None:
                 f"{root.analog_mode} mode. Set the mode of the whole model: "
                 f"hwtrain.{root.analog_mode}_mode(model)"
             )
-
-
-def _noisy_call(
-    root: Any,
-    original: Any,
-    plan: Plan,
-    mode: str,
-    key: Any,
-    args: tuple,
-    kwargs: dict,
-) -> Any:
-    """Calls a method on a copy of the root with the weights of one step."""
-    graphdef, params, rest = nnx.split(root, nnx.Param, ...)
-    params, leaves = weight_side.step_weights(params, plan, mode, key)
-    noisy = nnx.merge(graphdef, params, rest)
-    modules = _modules(noisy)
-    for path, value in leaves.items():
-        layer, _, name = path.rpartition("/")
-        setattr(modules[layer], name, StepLeaf(value))
-    guarded = [module for module in modules.values() if hasattr(module, "analog_raw")]
-    for module in (noisy, *guarded):
-        module.analog_running = True
-    before = _values(noisy)
-    with counted_calls(key):
-        result = original(noisy, *args, **kwargs)
-    changed = _changed(before, _values(noisy), plan, original, mode)
-    for path in leaves:
-        layer, _, name = path.rpartition("/")
-        delattr(modules[layer], name)
-    for module in (noisy, *guarded):
-        del module.analog_running
-    _copy_back(noisy, root)
-    modules = _modules(root)
-    for path, value in changed.items():
-        layer, _, name = path.rpartition("/")
-        getattr(modules[layer], name)[...] = value
-    return result
-
-
-def _values(model: nnx.Module) -> dict[str, Any]:
-    state = nnx.to_pure_dict(nnx.state(model, nnx.Param))
-    return paths.leaves(state)
-
-
-def _changed(
-    before: dict[str, Any],
-    after: dict[str, Any],
-    plan: Plan,
-    method: Any,
-    mode: str,
-) -> dict[str, Any]:
-    """Returns the digital parameters that a method wrote, to be copied back.
-
-    Raises:
-      ValueError: if it added parameters, or wrote analog ones: on the copy these are
-        the noisy ones, and the noise would become part of the nominal weights.
-    """
-    analog = {weight_side.local(plan, path) for path in plan}
-    written = {p: v for p, v in after.items() if before.get(p) is not v}
-    lost = [
-        path
-        for path, value in written.items()
-        if path not in before or (path in analog and _differ(before[path], value))
-    ]
-    if lost:
-        name = getattr(method, "__qualname__", "this method")
-        raise ValueError(
-            f"{name} changed the parameters {sorted(lost)}. In {mode}_mode a method "
-            "runs on a copy with the weights of one step, where a change would be "
-            "lost. Call it in hwtrain.eval_mode(model), or before analogize"
-        )
-    return {path: value for path, value in written.items() if path not in analog}
-
-
-def _differ(old: jax.Array, new: jax.Array) -> bool:
-    """Whether values are known to differ: NNX transforms write back what they read."""
-    if isinstance(old, Tracer) or isinstance(new, Tracer):
-        return False
-    return old.shape != new.shape or bool(jnp.any(old != new))
-
-
-def _copy_back(source: nnx.Module, target: nnx.Module) -> None:
-    """Copies what a call wrote: statistics, caches, counters, plain attributes."""
-    nnx.update(target, nnx.state(source, nnx.Not(nnx.Param)))
-    targets = _modules(target)
-    for path, module in _modules(source).items():
-        known = vars(targets[path])
-        for name, value in vars(module).items():
-            plain = value is None or isinstance(value, bool | int | float | str)
-            if plain and not name.startswith("_") and known.get(name) != value:
-                setattr(targets[path], name, value)

@@ -1,0 +1,72 @@
+"""Convolutions while nobody looks at their windows: do they do the same?"""
+
+from collections.abc import Iterator
+from typing import Any
+
+import jax
+import numpy as np
+
+from hwtrain.evaluate.bench import undisturbed
+from hwtrain.evaluate.updates import Finding
+from hwtrain.plan import Plan
+from hwtrain.transforms.functional import as_function
+from hwtrain.transforms.observation import observed
+from hwtrain.transforms.signal_side import has_signal_side
+from hwtrain.transforms.weight_side import draws
+
+_KEYS = 8
+
+
+def unwatched_effects(
+    analog: Any, plan: Plan, variables: Any, *example: Any, **kwargs: Any
+) -> Iterator[Finding]:
+    """Yields whether convolutions do what is measured at their windows.
+
+    Where they can, they leave the windows to XLA's own convolution, which an observer
+    of the windows does not see. What both make of one input is compared: without noise,
+    and in the strength of the noise.
+
+    Args:
+      analog: the analog model.
+      plan: its plan.
+      variables: Linen: its variables. NNX: its `params`, or `None` for its own.
+      *example: arguments of a call.
+      **kwargs: keyword arguments of the call.
+    """
+    if not any(w.window is not None and has_signal_side(w) for w in plan.weights):
+        return
+
+    def runs(mode: str, keys: int) -> tuple[np.ndarray, np.ndarray]:
+        """Returns outputs `[keys, elements]`, unwatched and of the windows."""
+        function, tree = as_function(analog, mode, variables)
+        call = jax.jit(lambda tree, key, *args: function(tree, key, *args, **kwargs))
+
+        def outputs() -> np.ndarray:
+            seeds = map(jax.random.key, range(keys))
+            return np.stack([_flat(call(tree, seed, *example)) for seed in seeds])
+
+        unwatched = outputs()
+        with observed(undisturbed):
+            return unwatched, outputs()
+
+    found, expected = runs("eval", 1)
+    error = _rms(found - expected) / max(_rms(expected), 1e-30)
+    # Rounding may lead to the next level, of a converter or of bfloat16.
+    wrong = None if error < 0.05 else f"the outputs are off by {error:.0%}"
+    yield "the model", "convolutions", wrong, f"as their windows within {error:.1e}"
+    if not draws(plan, "train"):
+        return
+    noise, expected = (_rms(y - y.mean(axis=0)) for y in runs("train", _KEYS))
+    strength = noise / max(expected, 1e-30)
+    amount = f"{strength:.2f} x that of their windows"
+    wrong = None if 0.5 < strength < 2 else f"their noise is {amount}"
+    yield "the model", "noise of convolutions", wrong, amount
+
+
+def _flat(outputs: Any) -> np.ndarray:
+    arrays = (np.asarray(leaf, np.float32) for leaf in jax.tree.leaves(outputs))
+    return np.concatenate([array.ravel() for array in arrays])
+
+
+def _rms(y: np.ndarray) -> float:
+    return float(np.sqrt(np.mean(np.square(y))))

@@ -1,0 +1,85 @@
+"""Guards the submodules of an analog Linen model.
+
+One that is reached around the root would run as a plain layer, without noise: that is
+an error while the root's own methods are not running.
+"""
+
+import contextlib
+import contextvars
+import functools
+from typing import Any
+
+from flax import linen as nn
+
+from hwtrain.transforms.errors import behind_the_root
+
+# The analog roots whose methods are running: their inner calls are plain calls.
+_running: contextvars.ContextVar[tuple[Any, ...]] = contextvars.ContextVar(
+    "hwtrain_running", default=()
+)
+
+
+def is_running(root: nn.Module) -> bool:
+    """Whether a method of an analog root is running already."""
+    return _identity(root) in _running.get()
+
+
+@contextlib.contextmanager
+def entered(root: nn.Module):
+    """Lets a method of an analog root reach the submodules."""
+    token = _running.set((*_running.get(), _identity(root)))
+    try:
+        yield
+    finally:
+        _running.reset(token)
+
+
+def _identity(root: nn.Module) -> Any:
+    scope = object.__getattribute__(root, "scope")
+    return type(root), scope and scope.path
+
+
+@nn.nowrap
+def guarded_getattribute(self, name: str) -> Any:
+    """Stands in for `__getattribute__` of a root."""
+    return _guard(self, name, object.__getattribute__(self, name))
+
+
+@nn.nowrap
+def guarded_getattr(self, name: str) -> Any:
+    """Stands in for `__getattr__` of a root."""
+    # Python asks here for what setup() has yet to define.
+    return _guard(self, name, nn.Module.__getattr__(self, name))
+
+
+def _guard(root: nn.Module, name: str, value: Any) -> Any:
+    """Refuses a submodule reached around the root: it would run as a plain layer."""
+    if name.startswith("_") or name == "parent" or not _holds_layers(value):
+        return value
+    scope = object.__getattribute__(root, "scope")
+    in_setup = object.__getattribute__(root, "_state").in_setup
+    if scope is None or in_setup or is_running(root):
+        return value
+    raise behind_the_root(f"{type(root).__name__}.{name}")
+
+
+def _holds_layers(value: Any) -> bool:
+    """Whether a value is a bound module, or a container of them."""
+    if isinstance(value, nn.Module):
+        return object.__getattribute__(value, "scope") is not None
+    if isinstance(value, list | tuple):
+        return any(map(_holds_layers, value))
+    return isinstance(value, dict) and any(map(_holds_layers, value.values()))
+
+
+def unguarded(base: type, name: str):
+    """Returns a method of Flax's own bookkeeping, which may reach the submodules."""
+    original = getattr(base, name)
+
+    @nn.nowrap
+    def call(self, *args, **kwargs):
+        with entered(self):
+            return original(self, *args, **kwargs)
+
+    functools.update_wrapper(call, original, updated=())
+    return call

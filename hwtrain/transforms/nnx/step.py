@@ -1,0 +1,110 @@
+"""One step of an analog NNX model: a method on a copy with the weights of the step."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jax.core import Tracer
+
+from hwtrain import paths
+from hwtrain.plan import Plan
+from hwtrain.transforms import weight_side
+from hwtrain.transforms.nnx.layers import StepLeaf
+from hwtrain.transforms.read_keys import counted_calls
+
+
+def modules_of(model: nnx.Module) -> dict[str, Any]:
+    """Returns the modules of a model by path, itself included."""
+    return {"/".join(map(str, path)): m for path, m in nnx.iter_modules(model)}
+
+
+def noisy_call(
+    root: Any,
+    original: Any,
+    plan: Plan,
+    mode: str,
+    key: Any,
+    args: tuple,
+    kwargs: dict,
+) -> Any:
+    """Calls a method on a copy of the root with the weights of one step."""
+    graphdef, params, rest = nnx.split(root, nnx.Param, ...)
+    params, leaves = weight_side.step_weights(params, plan, mode, key)
+    noisy = nnx.merge(graphdef, params, rest)
+    modules = modules_of(noisy)
+    for path, value in leaves.items():
+        layer, _, name = path.rpartition("/")
+        setattr(modules[layer], name, StepLeaf(value))
+    guarded = [module for module in modules.values() if hasattr(module, "analog_raw")]
+    for module in (noisy, *guarded):
+        module.analog_running = True
+    before = _values(noisy)
+    with counted_calls(key):
+        result = original(noisy, *args, **kwargs)
+    changed = _changed(before, _values(noisy), plan, original, mode)
+    for path in leaves:
+        layer, _, name = path.rpartition("/")
+        delattr(modules[layer], name)
+    for module in (noisy, *guarded):
+        del module.analog_running
+    _copy_back(noisy, root)
+    modules = modules_of(root)
+    for path, value in changed.items():
+        layer, _, name = path.rpartition("/")
+        getattr(modules[layer], name)[...] = value
+    return result
+
+
+def _values(model: nnx.Module) -> dict[str, Any]:
+    state = nnx.to_pure_dict(nnx.state(model, nnx.Param))
+    return paths.leaves(state)
+
+
+def _changed(
+    before: dict[str, Any],
+    after: dict[str, Any],
+    plan: Plan,
+    method: Any,
+    mode: str,
+) -> dict[str, Any]:
+    """Returns the digital parameters that a method wrote, to be copied back.
+
+    Raises:
+      ValueError: if it added parameters, or wrote analog ones: on the copy these are
+        the noisy ones, and the noise would become part of the nominal weights.
+    """
+    analog = {weight_side.local(plan, path) for path in plan}
+    written = {p: v for p, v in after.items() if before.get(p) is not v}
+    lost = [
+        path
+        for path, value in written.items()
+        if path not in before or (path in analog and _differ(before[path], value))
+    ]
+    if lost:
+        name = getattr(method, "__qualname__", "this method")
+        raise ValueError(
+            f"{name} changed the parameters {sorted(lost)}. In {mode}_mode a method "
+            "runs on a copy with the weights of one step, where a change would be "
+            "lost. Call it in hwtrain.eval_mode(model), or before analogize"
+        )
+    return {path: value for path, value in written.items() if path not in analog}
+
+
+def _differ(old: jax.Array, new: jax.Array) -> bool:
+    """Whether values are known to differ: NNX transforms write back what they read."""
+    if isinstance(old, Tracer) or isinstance(new, Tracer):
+        return False
+    return old.shape != new.shape or bool(jnp.any(old != new))
+
+
+def _copy_back(source: nnx.Module, target: nnx.Module) -> None:
+    """Copies what a call wrote: statistics, caches, counters, plain attributes."""
+    nnx.update(target, nnx.state(source, nnx.Not(nnx.Param)))
+    targets = modules_of(target)
+    for path, module in modules_of(source).items():
+        known = vars(targets[path])
+        for name, value in vars(module).items():
+            plain = value is None or isinstance(value, bool | int | float | str)
+            if plain and not name.startswith("_") and known.get(name) != value:
+                setattr(targets[path], name, value)

@@ -1,0 +1,218 @@
+"""The plan that rules give: which hardware each layer and parameter lies on."""
+
+import functools
+import re
+
+from hwtrain.hardware import Hardware
+from hwtrain.plan import AnalogWeight, Digital, Plan
+from hwtrain.transforms.layer import Layer, analog_weight
+from hwtrain.transforms.opaque import check_opaque
+from hwtrain.transforms.rules import Assignment, Rule
+
+
+def hardware_of(
+    assigned: Assignment, layer: Layer, leaf: str
+) -> tuple[Hardware | None, str]:
+    """Returns the hardware of a layer's array, `None` if digital, and what says so."""
+    path = f"{layer.path}/{leaf}" if layer.path else leaf
+    rule, hardware = _decide(assigned, path, layer)
+    if rule is not None and rule.params is not None:
+        return None, str(rule)
+    return hardware, str(rule or "the model's hardware")
+
+
+def make_plan(
+    assigned: Assignment,
+    layers: list[Layer],
+    shapes: dict[str, tuple[int, ...]],
+    *,
+    check: bool = True,
+) -> Plan:
+    """Returns the plan of a model.
+
+    Args:
+      assigned: the assignment.
+      layers: the modules that a call reaches.
+      shapes: shapes of all parameters by path, `analogize`'s own leaves left out.
+      check: whether a rule that wins nowhere is an error.
+
+    Raises:
+      ValueError: for a rule that wins nowhere, or hardware for what cannot be seen.
+    """
+    decide = functools.partial(_decide, assigned)
+    winners: set[Rule | None] = {*check_opaque(layers, shapes, decide)}
+    by_path = {layer.path: layer for layer in layers}
+    weights, digital = [], []
+    for path, shape in shapes.items():
+        layer_path, _, leaf = path.rpartition("/")
+        layer = by_path.get(layer_path)
+        array = layer.weight(leaf) if layer else None
+        rule, hardware = _decide(assigned, path, layer if array else None)
+        winners.add(rule)
+        full = _join(assigned.name, path)
+        if hardware is None:
+            reason = _reason(rule, layer, leaf, array is not None)
+            digital.append(Digital(path=full, reason=reason))
+            continue
+        by = str(rule or "the model's hardware")
+        if layer and array and (rule is None or rule.params is None):
+            weight = analog_weight(
+                layer, array, path=full, shape=shape, hardware=hardware, rule=by
+            )
+        else:
+            _check_raw(rule, path, hardware)
+            rows, columns = _axes(rule, path, shape)
+            weight = AnalogWeight(
+                path=full,
+                kind="raw",
+                layer="",
+                shape=shape,
+                rows=rows,
+                columns=columns,
+                hardware=hardware,
+                rule=by,
+                ranged=False,
+            )
+        weights.append(weight)
+    if check and not weights and assigned.default not in (None, Hardware()):
+        found = ", ".join(
+            f"{x.path!r} ({x.name}: {x.why})"
+            for x in layers
+            if x.path or x.why != Layer.why
+        )
+        raise ValueError(
+            "nothing of this model can be analog, so its hardware would do nothing. "
+            f"Its modules: {found or 'none'}. To reach a parameter itself, write "
+            "Rule(params=..., rows=..., columns=..., hardware=...)"
+        )
+    if check:
+        _check_rules(assigned.rules, winners, layers, shapes)
+    return Plan(tuple(weights), tuple(digital), assigned.name)
+
+
+def _join(prefix: str, path: str) -> str:
+    return f"{prefix}/{path}" if prefix else path
+
+
+def _decide(
+    assigned: Assignment, path: str, layer: Layer | None
+) -> tuple[Rule | None, Hardware | None]:
+    """Returns the rule that wins a parameter, if one does, and its hardware.
+
+    Args:
+      assigned: the assignment.
+      path: path of the parameter.
+      layer: the layer whose array it is, if that can be analog.
+    """
+    for rule in assigned.rules:
+        if _matches(rule, path, layer):
+            return rule, rule.hardware
+    return None, None if layer is None or layer.by_rule else assigned.default
+
+
+def _matches(rule: Rule, path: str, layer: Layer | None) -> bool:
+    if rule.params is not None:
+        return re.fullmatch(rule.params, path) is not None
+    return layer is not None and bool(re.fullmatch(rule.expression, layer.path))
+
+
+def _reason(rule: Rule | None, layer: Layer | None, leaf: str, analog: bool) -> str:
+    if rule is not None:
+        return f"{rule} keeps it digital"
+    if analog and layer and layer.by_rule:
+        return f"the {leaf} of a {layer.name} is analog only by a rule"
+    if analog:
+        return "no rule matches"
+    if layer is None:
+        return "no layer that the call reaches holds it"
+    if layer.kind:
+        return f"the {leaf} of a {layer.name} is added digitally"
+    return f"{layer.name}: {layer.why}"
+
+
+def _check_raw(rule: Rule | None, path: str, hardware: Hardware) -> None:
+    """Raises for hardware that only a layer can lie on."""
+    parts = [
+        name
+        for name, there in (
+            ("input_range", hardware.ranged),
+            ("forward", hardware.forward is not None),
+            ("mapping.learn_out_scaling", hardware.scales_outputs),
+            ("a learned clip", hardware.learns_clip),
+            (
+                "modifier.per_batch_sample, per_vector or redraw",
+                hardware.modifies_in_layer("train"),
+            ),
+        )
+        if there
+    ]
+    omega = hardware.mapping.weight_scaling_omega if hardware.mapping else 0
+    if not parts and hardware.stores_scale and omega:
+        parts = ["mapping.weight_scaling_omega beside this clip"]
+    if parts:
+        raise ValueError(
+            f"{rule} puts the parameter {path!r} on hardware with {', '.join(parts)}, "
+            "which only a layer can have: a parameter gets the weight side alone. Give "
+            "it a Hardware without"
+        )
+
+
+def _axes(
+    rule: Rule | None, path: str, shape: tuple[int, ...]
+) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """Returns the row and column axes of a parameter that a rule names."""
+    rank = len(shape)
+    if rank == 0:
+        raise ValueError(f"{path}: a scalar cannot lie on a crossbar; got shape ()")
+    given = []
+    for name, default in (("rows", (-2,) if rank > 1 else ()), ("columns", (-1,))):
+        axes = getattr(rule, name)
+        axes = default if axes is None else (axes,) if isinstance(axes, int) else axes
+        for axis in axes:
+            if not -rank <= axis < rank:
+                raise ValueError(
+                    f"{rule}: {name}={axis} is no axis of {path}, whose shape is "
+                    f"{shape}"
+                )
+        given.append(tuple(axis % rank for axis in axes))
+    return given[0], given[1]
+
+
+def _check_rules(
+    rules: tuple[Rule, ...],
+    winners: set[Rule | None],
+    layers: list[Layer],
+    shapes: dict[str, tuple[int, ...]],
+) -> None:
+    """Raises for a rule that wins nowhere, and says why it does not."""
+    visited = {layer.path for layer in layers}
+    for index, rule in enumerate(rules):
+        if rule in winners:
+            continue
+        if rule.pattern is None:
+            found = [path for path in shapes if re.fullmatch(rule.expression, path)]
+            known, what = sorted(shapes), "parameter"
+        else:
+            matching = [x for x in layers if re.fullmatch(rule.expression, x.path)]
+            found = [layer.path for layer in matching if layer.kind]
+            known = [layer.path for layer in layers if layer.kind]
+            what = "layer that can be analog"
+            if matching and not found:
+                listed = ", ".join(f"{x.path!r} ({x.name}: {x.why})" for x in matching)
+                raise ValueError(
+                    f"{rule} matches only what cannot be analog: {listed}. Layers that "
+                    f"can: {known}. To reach a parameter itself, write "
+                    "Rule(params=..., rows=..., columns=..., hardware=...)"
+                )
+            held = {path.rpartition("/")[0] for path in shapes} - visited
+            if any(re.fullmatch(rule.expression, path) for path in held):
+                continue  # a layer that only another method of the model reaches
+        if found:
+            raise ValueError(
+                f"{rule} wins nowhere: earlier rules win {found} "
+                f"({', '.join(map(str, rules[:index]))}). Move it up, or delete it"
+            )
+        raise ValueError(
+            f"{rule} matches no {what}; a pattern must match the whole path. "
+            f"The model has {known}"
+        )
