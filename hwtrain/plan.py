@@ -19,6 +19,7 @@ from hwtrain import paths
 from hwtrain.hardware import Hardware, MappingParameter
 from hwtrain.physics import tiling
 from hwtrain.physics.convolution import Window, unpack
+from hwtrain.physics.dynapsim import quantity_of
 from hwtrain.physics.random import stable_hash
 
 OWNERS = ("kernel", "embedding", "lora_a", "lora_b")
@@ -76,12 +77,32 @@ class AnalogWeight:
                 f"{self.path}: {self._size(self.columns)} outputs cannot be divided "
                 f"into {self.groups} groups"
             )
+        self._check_logarithm()
         if self.kind == "raw" and self.hardware.remaps:
             raise ValueError(
                 f"{self.path}: remapping needs a mapping scale beside the kernel of a "
                 "layer, and a parameter that a rule names has none. Give its rule a "
                 "Hardware without remap"
             )
+
+    def _check_logarithm(self) -> None:
+        """Raises for noise relative to a logarithm, which is zero at first."""
+        if self.kind != "raw" or quantity_of(self.path.rpartition("/")[2]) is None:
+            return
+        for name, kind in (
+            ("mismatch", "MismatchParameter"),
+            ("modifier", "WeightModifierParameter"),
+        ):
+            noise = getattr(self.hardware, name)
+            if noise is None or noise.type not in ("add_normal", "mult_normal"):
+                continue
+            if noise.type == "mult_normal" or noise.rel_to_actual_wmax:
+                raise ValueError(
+                    f"{self.path}: this is the logarithm of a quantity, zero at first, "
+                    f"and a {name} relative to it does nothing there; write "
+                    f'Hardware({name}={kind}(type="add_normal", std_dev=..., '
+                    "rel_to_actual_wmax=False)), the quantity's relative deviation"
+                )
 
     @property
     def layer_path(self) -> str:

@@ -1,6 +1,7 @@
 """`hwtrain evaluate`."""
 
 import argparse
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -18,10 +19,11 @@ from hwtrain.cli.options import (
     open_model,
     run_of,
 )
-from hwtrain.evaluate import Population, plots
+from hwtrain.evaluate import Population, Sensitivity, plots
 from hwtrain.training.folder import write_json
 
 _METRIC = "accuracy in %"
+_MODE = "chip_mode"
 
 
 def add(commands: Commands) -> None:
@@ -43,43 +45,84 @@ def add(commands: Commands) -> None:
         help="times since programming, for hardware with a noise model",
     )
     parser.add_argument(
+        "--sensitivity",
+        action="store_true",
+        help="evaluate with one layer after the other as on a chip, and with all but "
+        "one, at one time at most",
+    )
+    parser.add_argument(
         "--json", type=Path, metavar="FILE", help="write every value to this file"
     )
     parser.add_argument(
-        "--png", type=Path, metavar="FILE", help="draw accuracy over time to this file"
+        "--png",
+        type=Path,
+        metavar="FILE",
+        help="draw accuracy over time, or by layer with --sensitivity, to this file",
     )
     parser.set_defaults(command=_evaluate)
 
 
 def _evaluate(options: argparse.Namespace) -> int:
-    console = Console()
+    console, times = Console(), options.times
     with bad_input():
         for file in filter(None, (options.json, options.png)):
             check_file(file)
         if options.png is not None:
             plots.require_matplotlib()
-            if options.times is None:
-                raise ValueError("--png draws accuracy over time; give --times too")
+            if times is None and not options.sensitivity:
+                raise ValueError(
+                    "--png draws accuracy over time or by layer; give --times or "
+                    "--sensitivity too"
+                )
+        if options.sensitivity and times is not None and len(times) > 1:
+            raise ValueError(f"--sensitivity takes one of --times, got {len(times)}")
         seeds = chip_seeds(options)
         model = open_model(options)
         run = run_of(model, options)
         chips = range(run.config.evaluation.chips) if seeds is None else seeds
+        params = model.variables["params"]
         with console.status("evaluating on chips"):
-            found = run.population(
-                model.variables["params"], chips=chips, times_s=options.times
-            )
+            if options.sensitivity:
+                t_s = None if times is None else times[0]
+                found = run.sensitivity(params, chips=chips, t_s=t_s)
+            else:
+                found = run.population(params, chips=chips, times_s=times)
         count = len(found.seeds)
         chips = "1 chip" if count == 1 else f"{count} chips"
-        title = f"{model.title}: {_METRIC} on {chips} ({found.mode})"
+        title = f"{model.title}: {_METRIC} on {chips} ({_MODE})"
+        if isinstance(found, Sensitivity):
+            when = "" if found.t_s is None else f", {plots.time_name(found.t_s)} old"
+            title = f"{model.title}: {_METRIC} by layer on {chips} ({_MODE}{when})"
+            table, draw = _by_layer(found), partial(plots.plot_sensitivity, found)
+        else:
+            table, draw = _table(found), partial(plots.plot_over_time, found)
         console.print(title, soft_wrap=True, highlight=False, markup=False)
-        console.print(_table(found))
+        console.print(table)
         if options.json is not None:
             write_json(options.json, {"model": model.title, **_data(found)})
         if options.png is not None:
-            plots.plot_over_time(found, options.png, metric=_METRIC, title=title)
+            draw(options.png, metric=_METRIC, title=title)
         for file in filter(None, (options.json, options.png)):
             console.print(f"{file} written", soft_wrap=True, highlight=False)
     return 0
+
+
+def _by_layer(found: Sensitivity) -> Table:
+    table = Table(
+        caption=f"no layer: {_cell(found.nominal)}; all: {_cell(found.whole)}",
+        caption_justify="left",
+    )
+    table.add_column("on the chip")
+    for name in ("this alone", "all but this"):
+        table.add_column(name, justify="right")
+    for name, alone, others in zip(found.layers, found.alone, found.others):
+        table.add_row(name, _cell(alone), _cell(others))
+    return table
+
+
+def _cell(values: np.ndarray) -> str:
+    spread = f" ± {values.std(ddof=1):.2f}" if len(values) > 1 else ""
+    return f"{values.mean():.2f}{spread}"
 
 
 def _table(found: Population) -> Table:
@@ -105,11 +148,19 @@ def _table(found: Population) -> Table:
     return table
 
 
-def _data(found: Population) -> dict:
+def _data(found: Population | Sensitivity) -> dict:
+    about = {"metric": _METRIC, "mode": _MODE, "chips": list(found.seeds)}
+    if isinstance(found, Population):
+        values = found.values.round(4).tolist()
+        return {**about, "times_s": found.times_s, "values": values}
+    layers = {
+        name: {"alone": alone.round(4).tolist(), "others": others.round(4).tolist()}
+        for name, alone, others in zip(found.layers, found.alone, found.others)
+    }
     return {
-        "metric": _METRIC,
-        "mode": found.mode,
-        "chips": list(found.seeds),
-        "times_s": found.times_s,
-        "values": found.values.round(4).tolist(),
+        **about,
+        "t_s": found.t_s,
+        "all": found.whole.round(4).tolist(),
+        "none": found.nominal.round(4).tolist(),
+        "layers": layers,
     }

@@ -186,6 +186,8 @@ def _frozen(
             if hardware.mismatch.type == "add_normal":
                 each = hardware.mismatch.per_column
                 sigma = largest_weight(weight, w, per_column=each)
+                if not hardware.mismatch.rel_to_actual_wmax:
+                    sigma = jnp.ones_like(sigma)
             sigma = hardware.mismatch.std_dev * jnp.broadcast_to(
                 sigma * s, nominal.shape
             )

@@ -2,6 +2,7 @@
 
 import importlib.util
 import math
+import textwrap
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -10,11 +11,15 @@ import numpy as np
 
 from hwtrain.evaluate.histograms import Histogram
 from hwtrain.evaluate.population import Population
+from hwtrain.evaluate.sensitivity import Sensitivity
 
 BLUE = "#1764ab"
 GREY = "#8a8a8a"
+ORANGE = "#c2571a"
 MOST_PANELS = 30
 """A plot of histograms shows at most so many weights, the first ones."""
+MOST_LAYERS = 60
+"""A plot of sensitivities shows at most so many layers, the first ones."""
 
 
 def require_matplotlib() -> None:
@@ -87,6 +92,55 @@ def plot_over_time(found: Population, path: Path, *, metric: str, title: str) ->
     axes.spines[["top", "right"]].set_visible(False)
     axes.legend(frameon=False, loc="lower left")
     axes.set_title(title, fontsize=10, loc="left", pad=10)
+    _save(figure, path)
+
+
+def plot_sensitivity(
+    found: Sensitivity, path: Path, *, metric: str, title: str
+) -> None:
+    """Draws a metric for each layer: where it alone is a chip's, and all but it.
+
+    Args:
+      found: of `sensitivity`.
+      path: the PNG file.
+      metric: name and unit of the metric.
+      title: what stands above.
+    """
+    count = min(len(found.layers), MOST_LAYERS)
+    if count < len(found.layers):
+        title = f"{title} (the first {count} of {len(found.layers)} layers)"
+    figure = _figure((6.4, 1.6 + 0.34 * count))
+    axes = figure.subplots()
+    rows = np.arange(count)
+    for values, shift, color, marker, name in (
+        (found.alone, -0.12, BLUE, "o", "this layer alone is a chip's"),
+        (found.others, 0.12, ORANGE, "s", "all layers but this one are"),
+    ):
+        few = values.shape[1] < 2
+        spread = np.zeros(count) if few else values.std(axis=1, ddof=1)[:count]
+        axes.errorbar(
+            values.mean(axis=1)[:count],
+            rows + shift,
+            xerr=spread,
+            fmt=marker,
+            ms=4,
+            lw=1,
+            capsize=2,
+            color=color,
+            label=name,
+        )
+    for values, style, name in (
+        (found.nominal, "--", "none is"),
+        (found.whole, ":", "all are"),
+    ):
+        axes.axvline(values.mean(), ls=style, lw=1, color=GREY, label=name)
+    axes.set_yticks(rows, found.layers[:count], fontsize=8)
+    axes.set_ylim(count - 0.5, -0.5)
+    axes.set_xlabel(f"{metric}, mean ± standard deviation over chips")
+    axes.grid(axis="x", linewidth=0.4, alpha=0.6)
+    axes.spines[["top", "right"]].set_visible(False)
+    figure.legend(frameon=False, loc="outside lower center", ncols=2, fontsize=8)
+    axes.set_title(textwrap.fill(title, 68), fontsize=10, loc="left", pad=10)
     _save(figure, path)
 
 

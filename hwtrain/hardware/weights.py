@@ -213,7 +213,7 @@ class MismatchParameter:
         \text{add_normal:}\quad w' = w + \sigma A \xi \qquad
         \text{mult_normal:}\quad w' = w (1 + \sigma \xi)
 
-    with :math:`A` the largest absolute nominal weight of the row tile, and
+    with :math:`A` the largest absolute nominal weight of the row tile, or 1, and
     :math:`\xi` a function of the chip's seed, the parameter's path and the element.
 
     >>> MismatchParameter(type="mult_normal", std_dev=0.1).draws
@@ -229,9 +229,20 @@ class MismatchParameter:
     `mult_normal`. Zero turns the mismatch off."""
     per_column: bool = False
     """Take A for each column (output) instead of the whole tile."""
+    rel_to_actual_wmax: bool = True
+    """Take A from the weights. If not, A is 1: for arrays with a unit of their own,
+    such as the logarithms of a DynapSim's currents, which are zero at first."""
 
     @model_validator(mode="after")
     def _check(self) -> Self:
+        if not self.rel_to_actual_wmax and (
+            self.per_column or self.type == "mult_normal"
+        ):
+            other = "per_column=True" if self.per_column else 'type="mult_normal"'
+            raise ValueError(
+                f"rel_to_actual_wmax=False does nothing with {other}: the deviation is "
+                'that of A = 1. Write type="add_normal" alone, or leave it out'
+            )
         if self.per_column and self.type == "mult_normal":
             raise ValueError(
                 'per_column=True does nothing with type="mult_normal", which is '
@@ -251,4 +262,5 @@ class MismatchParameter:
             return w
         if self.type == "mult_normal":
             return modifiers.mult_normal(key, w, std_dev=self.std_dev)
-        return modifiers.add_normal(key, w, w_max, std_dev=self.std_dev)
+        largest = w_max if self.rel_to_actual_wmax else jnp.ones_like(w_max)
+        return modifiers.add_normal(key, w, largest, std_dev=self.std_dev)

@@ -98,6 +98,27 @@ class Run:
             key=jax.random.key(self.config.evaluation.seed),
         )
 
+    def sensitivity(
+        self, params: Params, *, chips: int | Sequence[int], t_s: float | None = None
+    ) -> evaluate.Sensitivity:
+        """Returns the accuracy in % where one layer, or all but one, is a chip's.
+
+        Args:
+          params: parameters of the hardware-aware model.
+          chips: how many chips, or their seeds.
+          t_s: seconds since programming; `None`: just after.
+        """
+        analog, variables = self.on_chips(params)
+        return evaluate.sensitivity(
+            analog,
+            variables,
+            self.test_batches(),
+            accuracy,
+            chips=chips,
+            t_s=t_s,
+            key=jax.random.key(self.config.evaluation.seed),
+        )
+
 
 def open_run(folder: Path) -> Run:
     """Opens the run in a folder.

@@ -192,7 +192,9 @@ def _drift(chip: Hardware) -> str:
 def _mismatch(chip: Hardware) -> str:
     if chip.mismatch is None or not chip.mismatch.draws:
         return "none"
-    return f"{chip.mismatch.type} {chip.mismatch.std_dev:g}{_each(chip.mismatch)}"
+    unit = "" if chip.mismatch.rel_to_actual_wmax else " absolute"
+    each = _each(chip.mismatch)
+    return f"{chip.mismatch.type} {chip.mismatch.std_dev:g}{unit}{each}"
 
 
 def _converter(chip: Hardware) -> str:

@@ -43,8 +43,9 @@ def conductance_noise(chip: Hardware) -> str:
             modifier.rel_to_actual_wmax or modifier.type == "mult_normal"
         ):
             found.append(f"weights {modifier.std_dev * span:.3g} µS")
-    if chip.mismatch is not None and chip.mismatch.draws:
-        found.append(f"mismatch {chip.mismatch.std_dev * span:.3g} µS")
+    mismatch = chip.mismatch
+    if mismatch is not None and mismatch.draws and mismatch.rel_to_actual_wmax:
+        found.append(f"mismatch {mismatch.std_dev * span:.3g} µS")
     if chip.noise_model is not None:
         sigma = float(np.asarray(chip.noise_model.programming_sigma(converter.g_max)))
         found.append(f"programming {sigma:.3g} µS")

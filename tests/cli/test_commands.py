@@ -192,6 +192,23 @@ def test_evaluate_over_time(run, tmp_path, monkeypatch, hwtrain):
     np.testing.assert_allclose(found["values"][1], [1, 1 - np.log10(3601)], atol=1e-4)
 
 
+def test_evaluate_by_layer(run, tmp_path, hwtrain):
+    out, png = tmp_path / "layers.json", tmp_path / "layers.png"
+    words = ["--sensitivity", "--chips", 2, "--json", out, "--png", png]
+    status, said, _ = hwtrain("evaluate", run, *words)
+    assert status == 0
+    assert "by layer on 2 chips (chip_mode)" in said and "all but this" in said
+    assert png.read_bytes().startswith(b"\x89PNG")
+    found = json.loads(out.read_text())
+    assert sorted(found["layers"]) == ["head", "hidden_0", "hidden_1"]
+    whole = tmp_path / "whole.json"
+    assert hwtrain("evaluate", run, "--chips", 2, "--json", whole)[0] == 0
+    assert found["all"] == json.loads(whole.read_text())["values"]
+    alone = [layer["alone"] for layer in found["layers"].values()]
+    assert all(len(values) == 2 for values in (*alone, found["none"]))
+    assert f"{np.mean(alone[0]):.2f}" in said
+
+
 def test_evaluate_finds_the_run_that_a_checkpoint_lies_in(run, hwtrain):
     status, said, _ = hwtrain("evaluate", run / "export" / "seed_3", "--chips", 2)
     assert status == 0
@@ -233,7 +250,8 @@ def test_calibrate_sets_ranges_to_the_largest_inputs(run, tmp_path, hwtrain):
         (["inspect", "{run}", "--run", "."], "--run is for --active"),
         (["verify", "."], "is not a hardware-ready checkpoint"),
         (["evaluate", "{exported}"], "name the run that it is of: --run RUN"),
-        (["evaluate", "{run}", "--png", "file.png"], "give --times too"),
+        (["evaluate", "{run}", "--png", "file.png"], "give --times or --sensitivity"),
+        (["evaluate", "{run}", "--sensitivity", "--times", "0", "9"], "one of --times"),
         (["evaluate", "{run}", "--times", "10"], "times_s=[10.0] would cha"),
     ],
 )

@@ -185,6 +185,55 @@ def test_mismatch_is_on(params, framework):
     np.testing.assert_allclose(run(hw.eval_mode(model), 0), clean, rtol=1e-5)
 
 
+@pytest.mark.parametrize("framework", ["linen", "nnx"])
+def test_frozen_mismatch_of_quantities_is_in_chips_and_export(
+    params, framework, tmp_path
+):
+    def hardware(**options):
+        mismatch = hw.MismatchParameter(type="add_normal", std_dev=0.2, **options)
+        return hw.Rule(params="cell/log_.*", hardware=hw.Hardware(mismatch=mismatch))
+
+    rule = hardware(rel_to_actual_wmax=False)
+    if framework == "linen":
+        layer = nn.RNN(DynapSim(features=4))
+        analog = hw.analogize(layer, rule)
+        arguments = ({"params": params}, X)
+    else:
+        layer = nnx_layer(params)
+        layer.return_carry = False
+        analog, arguments = hw.analogize(layer, rule), ()
+    plan = hw.plan(analog, *arguments)
+    chip = hw.apply_mismatch(params, plan, hw.chip_key(7))["cell"]
+    assert (chip["w_rec"] == params["cell"]["w_rec"]).all()
+    draws = jnp.stack([chip[f"log_{name}"] for name in quantity_names()])
+    assert abs(draws.std() / 0.2 - 1) < 5 / np.sqrt(2 * draws.size)
+    hw.export(tmp_path / "out", {"params": params}, plan, chip_seed=7)
+    exported = hw.load(tmp_path / "out").chip(7)["cell"]
+    for name, value in chip.items():
+        np.testing.assert_allclose(exported[name], value, rtol=1e-6, atol=1e-7)
+    rows = {row["weight"]: row for row in hw.inspect(analog, *arguments).rows}
+    assert rows["cell/log_Itau_mem"]["mismatch"] == "add_normal 0.2 absolute"
+
+    def rate(spikes):
+        return spikes.sum((1, 2))
+
+    if framework == "nnx":
+        found = hw.evaluate.population(analog, None, [(X,)], rate, chips=4, key=KEY)
+        assert found.std > 0
+        return
+    # Which quantity costs what: spikes of chips on which it alone deviates.
+    found = hw.evaluate.sensitivity(
+        analog, {"params": params}, [(X,)], rate, chips=4, key=KEY
+    )
+    spread = dict(zip(found.layers, found.alone.std(axis=1)))
+    assert len(spread) == 26 and found.nominal.std() == 0 and found.whole.std() > 0
+    # Without adaptation, its capacitance does nothing.
+    assert spread["cell/log_C_ahp"] == 0 and spread["cell/log_Igain_syn"] > 0
+
+    with pytest.raises(ValueError, match="logarithm of a quantity.*rel_to_actual_wmax"):
+        hw.plan(hw.analogize(layer, hardware()), *arguments)
+
+
 def test_a_chip_deviates_in_amperes_by_the_stated_amount():
     names = ("Itau_mem", "Igain_mem", "Itau_syn", "Ispkthr", "C_mem")
     params = {f"log_{name}": jnp.zeros(5000) for name in names}

@@ -111,6 +111,21 @@ def test_bad_input_is_an_error_that_names_the_field(make, message):
         (lambda: hw.WeightClipParameter(sigma=2.0), 'with type="none"'),
         (
             lambda: hw.MismatchParameter(
+                type="mult_normal", std_dev=0.1, rel_to_actual_wmax=False
+            ),
+            'rel_to_actual_wmax=False does nothing with type="mult_normal"',
+        ),
+        (
+            lambda: hw.MismatchParameter(
+                type="add_normal",
+                std_dev=0.1,
+                per_column=True,
+                rel_to_actual_wmax=False,
+            ),
+            "rel_to_actual_wmax=False does nothing with per_column=True",
+        ),
+        (
+            lambda: hw.MismatchParameter(
                 type="mult_normal", std_dev=0.1, per_column=True
             ),
             "per_column=True does nothing",

@@ -83,22 +83,36 @@ def test_draws_are_bit_equal_with_the_older_threefry(golden):
     assert_same_draws(deviated, case["deviated_selected"], golden)
 
 
-def test_subkeys_are_counted_as_in_tree_map_select_with_rng(golden):
-    # Its map adds a normal draw; ours does, where max |leaf| is 1 and sigma is 1.
+def test_draws_are_bit_equal_to_tree_map_select_with_rng(golden):
+    # Its map adds a normal number. So does ours to zeros, where the largest of a leaf
+    # is 1 and sigma is 1: first with a 1 at the end of every leaf, then at its start.
     case = golden("rockpool")["tree_map_select_with_rng"]
-    tree = jax.tree.map(
-        jnp.float32, case["tree"], is_leaf=lambda leaf: isinstance(leaf, list)
-    )
-    noise = hw.mismatch_generator(
+    generate = hw.mismatch_generator(
         case["prototype"], percent_deviation=1.0, sigma_rule=1.0, kind="additive"
-    )(jax.tree.map(jnp.ones_like, tree), jax.random.PRNGKey(case["seed"]))
+    )
+    tree = jax.tree.map(
+        np.float32, case["tree"], is_leaf=lambda leaf: isinstance(leaf, list)
+    )
+    chosen = paths.leaves(case["prototype"])
+
+    def drawn(index):
+        def one(leaf):
+            zeros = np.zeros_like(leaf)
+            zeros.flat[index] = 1
+            return zeros
+
+        key = jax.random.PRNGKey(case["seed"])
+        return paths.leaves(generate(jax.tree.map(one, tree), key))
+
+    first, last = drawn(0), drawn(-1)
     for path, leaf in paths.leaves(tree).items():
-        layers, expected = path.split("/"), case["out"]
-        for layer in layers:
-            expected = expected[layer]
-        chosen = paths.leaves(case["prototype"])[path]
-        draw = paths.leaves(noise)[path] - 1 if chosen else 0
-        np.testing.assert_allclose(leaf + draw, expected, atol=3e-7)
+        expected = case["out"]
+        for name in path.split("/"):
+            expected = expected[name]
+        draws = np.zeros_like(leaf)
+        if chosen[path]:
+            draws = np.append(last[path][:-1], first[path][-1])
+        np.testing.assert_array_equal(leaf + draws, np.float32(expected), path)
 
 
 def test_a_chip_in_amperes_is_the_reference_constructor(golden):

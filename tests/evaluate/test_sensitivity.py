@@ -1,0 +1,175 @@
+"""Which layer costs what, against chips made by hand."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import linen as nn
+from flax import nnx
+
+import hwtrain as hw
+from hwtrain.evaluate import Sensitivity, population, sensitivity
+
+X = jax.random.normal(jax.random.key(1), (20, 6))
+Y = jnp.arange(20) % 3
+LAYERS = ("first", "second", "head")
+
+
+class Linen(nn.Module):
+    @nn.compact
+    def __call__(self, x):
+        x = nn.relu(nn.Dense(8, name="first")(x))
+        x = nn.relu(nn.Dense(8, name="second")(x))
+        return nn.Dense(3, name="head")(x)
+
+
+class Nnx(nnx.Module):
+    def __init__(self, rngs):
+        self.first = nnx.Linear(6, 8, rngs=rngs)
+        self.second = nnx.Linear(8, 8, rngs=rngs)
+        self.head = nnx.Linear(8, 3, rngs=rngs)
+
+    def __call__(self, x):
+        return self.head(nnx.relu(self.second(nnx.relu(self.first(x)))))
+
+
+def score(outputs, labels):
+    """The output for the right label: smooth, so that every change is seen."""
+    return jnp.take_along_axis(outputs, labels[:, None], axis=-1)[:, 0]
+
+
+def mismatch(std_dev=0.3):
+    return hw.MismatchParameter(type="mult_normal", std_dev=std_dev)
+
+
+def rules(second=None):
+    """The head is on no hardware that differs from chip to chip."""
+    noise = hw.WeightModifierParameter(type="add_normal", std_dev=0.1)
+    return [
+        hw.Rule("first", hw.Hardware(mismatch=mismatch())),
+        hw.Rule("second", second or hw.Hardware(mismatch=mismatch(0.1))),
+        hw.Rule("head", hw.Hardware(modifier=noise, mismatch=mismatch(0.0))),
+    ]
+
+
+def models(second=None):
+    """Returns the same analog model in both frameworks, and parameters for both."""
+    plain = Linen().init(jax.random.key(0), X)["params"]
+    linen = hw.analogize(Linen(), rules(second))
+    model = hw.analogize(Nnx(nnx.Rngs(0)), rules(second), rngs=nnx.Rngs(mismatch=0))
+    return [(linen, hw.adopt(linen, plain, X)), (model, hw.adopt(model, plain))]
+
+
+def by_hand(params, seed, on):
+    """Returns the score of a NumPy model where the layers `on` are the chip's."""
+    key = hw.chip_key(seed)
+    plan = hw.plan(hw.analogize(Linen(), rules()), params, X)
+    chip = hw.apply_mismatch(params, plan, key)
+    x = np.asarray(X, np.float64)
+    for name in LAYERS:
+        tree = chip if name in on else params
+        kernel, bias = tree[name]["kernel"], tree[name]["bias"]
+        x = x @ np.asarray(kernel, np.float64) + np.asarray(bias, np.float64)
+        x = x if name == "head" else np.maximum(x, 0)
+    return x[np.arange(len(x)), np.asarray(Y)].mean()
+
+
+@pytest.mark.parametrize("framework", [0, 1], ids=["linen", "nnx"])
+def test_each_case_is_a_chip_made_by_hand(framework):
+    model, params = models()[framework]
+    batches = [(X[:12], Y[:12]), (X[12:], Y[12:])]
+    seeds = (0, 3, 7)
+    options = {"chips": seeds, "key": jax.random.key(2)}
+    found = sensitivity(model, params, batches, score, **options)
+    # The head's mismatch is zero: nothing of it differs.
+    assert found.layers == ("first", "second") and found.seeds == seeds
+    plain = hw.strip(params)
+    for chip, seed in enumerate(seeds):
+        cases = {
+            (): found.nominal,
+            ("first", "second"): found.whole,
+            ("first",): found.alone[0],
+            ("second",): found.alone[1],
+        }
+        for on, values in cases.items():
+            expected = by_hand(plain, seed, on)
+            np.testing.assert_allclose(values[chip], expected, rtol=1e-4, err_msg=on)
+    # Of two layers, all but one is the other.
+    np.testing.assert_allclose(found.others, found.alone[::-1], rtol=1e-6)
+    whole = population(model, params, batches, score, **options)
+    np.testing.assert_allclose(found.whole, whole.values, rtol=1e-6)
+    # It is on: the layers differ, and by their own amounts.
+    spread = found.alone.std(axis=1)
+    assert spread[0] > 0 and spread[1] > 0 and found.nominal.std() < 1e-6
+    np.testing.assert_allclose(
+        found.cost, found.nominal.mean() - found.alone.mean(axis=1)
+    )
+    np.testing.assert_allclose(found.gain, found.others.mean(1) - found.whole.mean())
+
+
+@pytest.mark.parametrize("framework", [0, 1], ids=["linen", "nnx"])
+def test_conductances_drift_where_they_are_a_chips(framework):
+    model, params = models(hw.presets.pcm())[framework]
+    options = {"chips": 3, "key": jax.random.key(2)}
+    fresh, late = (
+        sensitivity(model, params, [(X, Y)], score, t_s=t_s, **options)
+        for t_s in (0.0, 1e7)
+    )
+    np.testing.assert_allclose(fresh.nominal, late.nominal, rtol=1e-6)
+    np.testing.assert_allclose(fresh.alone[0], late.alone[0], rtol=1e-6)
+    assert (abs(fresh.alone[1] - late.alone[1]) > 1e-4).all()
+    whole = population(model, params, [(X, Y)], score, times_s=(1e7,), **options)
+    np.testing.assert_allclose(late.whole, whole.values[:, 0], rtol=1e-6)
+    assert late.t_s == 1e7
+
+
+def test_a_checkpoint_and_its_chips(tmp_path):
+    model, params = models()[0]
+    plan = hw.plan(model, params, X)
+    hw.export(tmp_path / "out", {"params": params}, plan, chip_seed=3)
+    options = {"chips": (3,), "key": jax.random.key(2)}
+    found, expected = (
+        sensitivity(model, variables, [(X, Y)], score, **options)
+        for variables in (hw.load(tmp_path / "out"), params)
+    )
+    np.testing.assert_allclose(found.alone, expected.alone, rtol=1e-5)
+
+
+def test_all_cases_are_one_program():
+    model, params = models()[0]
+    traced = []
+
+    def metric(outputs, labels):
+        traced.append(1)
+        return score(outputs, labels)
+
+    options = {"chips": 2, "key": jax.random.key(2)}
+    for _ in range(2):
+        sensitivity(model, params, [(X, Y), (X + 1, Y)], metric, **options)
+    assert len(traced) == 1
+
+
+def test_a_model_whose_chips_are_all_alike():
+    analog = hw.analogize(Linen(), hw.Hardware(mismatch=mismatch(0.0)))
+    params = analog.init(jax.random.key(0), X)["params"]
+    options = {"chips": 2, "key": jax.random.key(0)}
+    with pytest.raises(ValueError, match="no layer of this model differs.*mismatch"):
+        sensitivity(analog, params, [(X, Y)], score, **options)
+    model, params = models()[0]
+    with pytest.raises(ValueError, match="sensitivity needs at least one chip"):
+        sensitivity(model, params, [(X, Y)], score, chips=0, key=jax.random.key(0))
+    with pytest.raises(ValueError, match="would change nothing"):
+        sensitivity(model, params, [(X, Y)], score, t_s=1.0, **options)
+
+
+def test_costs_by_hand():
+    found = Sensitivity(
+        layers=("a", "b"),
+        nominal=np.array([90.0, 90.0]),
+        whole=np.array([60.0, 70.0]),
+        alone=np.array([[70.0, 74.0], [88.0, 90.0]]),
+        others=np.array([[86.0, 88.0], [69.0, 69.0]]),
+        seeds=(0, 1),
+    )
+    np.testing.assert_allclose(found.cost, [18.0, 1.0])
+    np.testing.assert_allclose(found.gain, [22.0, 4.0])
