@@ -54,6 +54,7 @@ NOISE = hwtrain.WeightModifierParameter(type="add_normal", std_dev=0.05)
 PER_VECTOR = hwtrain.WeightModifierParameter(
     type="add_normal", std_dev=0.05, per_vector=True
 )
+REDRAWN = hwtrain.WeightModifierParameter(type="add_normal", std_dev=0.05, redraw=True)
 CLIP = hwtrain.WeightClipParameter(type="layer_gaussian", sigma=2.5)
 RANGE = hwtrain.InputRangeParameter()
 CONVERTERS = hwtrain.IOParameters(inp_bits=8, out_bits=8, out_bound=10.0)

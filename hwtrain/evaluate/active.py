@@ -219,7 +219,7 @@ def _check_weights(
 ) -> None:
     """Notes the noise that the layer's weights arrive with."""
     chip = weight.hardware
-    if not chip.modifies("train") or chip.modifies_inputs("train"):
+    if not chip.modifies("train") or chip.modifies_in_layer("train"):
         return
     values = paths.leaves(params)
     kernel = jnp.asarray(values[local(plan, weight.path)])

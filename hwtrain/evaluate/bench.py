@@ -133,7 +133,7 @@ def _ablations(chip: Hardware) -> Iterator[tuple[str, Hardware, Hardware]]:
     for effect in GROUPS:
         if effect not in rounding and _configured(chip, effect):
             yield effect, chip, _without(chip, effect)
-    if chip.modifies_inputs("train"):
+    if chip.modifies_in_layer("train"):
         yield "modifier", chip, dataclasses.replace(chip, modifier=None)
     if chip.input_range is not None and chip.input_range.enable:
         # Bounds of the converters may clip where the range does. Only what adapts to

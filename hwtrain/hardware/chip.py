@@ -227,9 +227,13 @@ class Hardware:
             return False
         return mode == "train" or self.modifier.enable_during_test
 
-    def modifies_inputs(self, mode: str) -> bool:
-        """Whether that happens for each example or vector, where a layer multiplies."""
-        return self.modifies(mode) and bool(self.modifier and self.modifier.per_input)
+    def modifies_in_layer(self, mode: str) -> bool:
+        """Whether that happens where a layer multiplies, and not before the model."""
+        return self.modifies(mode) and bool(self.modifier and self.modifier.in_layer)
+
+    def redraws(self, mode: str) -> bool:
+        """Whether it happens there once for the step, and again in its backward."""
+        return self.modifies(mode) and bool(self.modifier and self.modifier.redraw)
 
     def draws_weights(self, mode: str) -> bool:
         """Whether the weights of a layer in `mode` are drawn at a step."""

@@ -39,6 +39,7 @@ _EFFECTIVE = {
     "enable_during_test": (*_ACTIVE, "copy"),
     "per_batch_sample": (*_ACTIVE, "copy"),
     "per_vector": _GAUSSIAN,
+    "redraw": (*_ACTIVE, "copy"),
     "copy_last_column": (*_ACTIVE, "copy"),
 }
 
@@ -79,12 +80,18 @@ def check(modifier: Any) -> None:
 
 
 def _check_inputs(modifier: Any) -> None:
-    """Raises for draws per input that are none, or that cannot be had."""
-    if modifier.per_input and not modifier.draws:
-        name = "per_vector" if modifier.per_vector else "per_batch_sample"
+    """Raises for draws in a layer that are none, or that cannot be had."""
+    ways = ("per_vector", "per_batch_sample", "redraw")
+    given = [name for name in ways if getattr(modifier, name)]
+    if given and not modifier.draws:
         raise ValueError(
-            f"{name}=True does nothing, because this modifier draws nothing; leave it "
-            "out, or write std_dev, pdrop or sto_round"
+            f"{given[0]}=True does nothing, because this modifier draws nothing; leave "
+            "it out, or write std_dev, pdrop or sto_round"
+        )
+    if modifier.redraw and len(given) > 1:
+        raise ValueError(
+            f"redraw=True does nothing with {given[0]}=True, which keeps no weights "
+            "for the backward pass anyway; leave one of the two out"
         )
     others = ("per_batch_sample", "copy_last_column", "pdrop", "reparameterized")
     for name in others:

@@ -112,6 +112,9 @@ class WeightModifierParameter:
     per_vector: bool = False
     """Draw weights for each vector that is multiplied: for each example, position and
     call. It is drawn at the output, which is as cheap as the output is small."""
+    redraw: bool = False
+    """Draw the weights of the step in the layer that multiplies by them, and again in
+    the backward pass, instead of keeping them until then: memory for time."""
     copy_last_column: bool = False
     """Leave the weights of the last input (a row here, a column in the reference) as
     they are and out of A: those of an input of one, which stand for a bias."""
@@ -122,9 +125,9 @@ class WeightModifierParameter:
         return self
 
     @property
-    def per_input(self) -> bool:
-        """Whether draws belong to what is multiplied, and not to the step."""
-        return self.per_batch_sample or self.per_vector
+    def in_layer(self) -> bool:
+        """Whether a layer draws where it multiplies, and not the model before."""
+        return self.per_batch_sample or self.per_vector or self.redraw
 
     @property
     def acts(self) -> bool:

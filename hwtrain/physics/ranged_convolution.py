@@ -49,7 +49,7 @@ class Drive(NamedTuple):
 def ranged_convolution(
     x: jax.Array,
     kernel: jax.Array,
-    input_range: jax.Array,
+    input_range: jax.Array | None,
     probe: jax.Array | None,
     window: Window,
     gradient: RangeGradient = RangeGradient(),  # noqa: B008 an immutable value
@@ -75,7 +75,7 @@ def ranged_convolution(
     Args:
       x: `[batch, *spatial, channels]`, with its border.
       kernel: `[*taps, channels of a group, features]`.
-      input_range: `[groups, 1, 1]`, in units of the input.
+      input_range: `[groups, 1, 1]`, in units of the input; `None` clips nothing.
       probe: `[groups, 1, 1, 6]`; `None` for plain JAX operations, which forward-mode
         differentiation needs, without statistics.
       window: the window, neither `flipped` nor `local`.
@@ -88,6 +88,8 @@ def ranged_convolution(
     Returns:
       `[batch, *positions, features]`.
     """
+    if input_range is None:
+        return convolution(x, kernel, window, precision, dtype)
     options = (window, gradient, precision, dtype, drive)
     if probe is None:
         return _clipped(x, kernel, input_range, *options)

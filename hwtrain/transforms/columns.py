@@ -144,6 +144,7 @@ def _noise(chip: Hardware) -> str:
     for name in ("per_batch_sample", "per_vector", "copy_last_column"):
         if getattr(modifier, name):
             what += f", {name}"
+    what += ", redrawn" if modifier.redraw else ""
     return f"{what} ({when})"
 
 

@@ -6,6 +6,7 @@ no weights; these are a batched axis.
 """
 
 import dataclasses
+import functools
 import math
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -23,6 +24,7 @@ from hwtrain.plan import AnalogWeight
 from hwtrain.transforms.errors import other_geometry
 from hwtrain.transforms.observation import observer
 from hwtrain.transforms.read_keys import frozen_key, read_key
+from hwtrain.transforms.redraw import kernel_draw, redrawn
 from hwtrain.transforms.signal_side import analog_matmul, check_leaves, range_gradient
 
 
@@ -128,9 +130,16 @@ def convolve(
       `[batch, *positions, features]`.
     """
     assert weight.window is not None
-    if _converts_alike(weight, mode) and observer() is None:
-        return _convolve_whole(weight, mode, leaves, x, kernel, precision, dtype)
     layer = _of_one_layer(weight, kernel.ndim)
+    if _converts_alike(weight, mode) and observer() is None:
+        key = None
+        if weight.hardware.reads(mode):  # groups draw at once
+            key = read_key(weight, leaves["noise_key"].reshape(-1, 2)[0], x)
+        whole = functools.partial(_convolve_whole, weight, mode, precision, dtype)
+        if not weight.hardware.redraws(mode):
+            return whole(leaves, x, kernel, key)
+        draw = functools.partial(kernel_draw, layer)
+        return redrawn(draw, whole, leaves, x, kernel, key)
     seen = convolution.patches(x, weight.window)
     matrix = layer.to_matrix(kernel)
     options = {} if dtype is None else {"preferred_element_type": dtype}
@@ -159,21 +168,23 @@ def _converts_alike(weight: AnalogWeight, mode: str) -> bool:
     """Whether XLA's own convolution of converted inputs is what the crossbars do."""
     chip, window = weight.hardware, weight.window
     whole = window is not None and not window.flipped and not window.local
-    if not whole or weight.tiles != (1, 1) or chip.modifies_inputs(mode):
+    per_input = chip.modifies_in_layer(mode) and not chip.redraws(mode)
+    if not whole or weight.tiles != (1, 1) or per_input:
         return False
     if chip.converts:
         return converts_alike(chip.periphery)
-    return weight.ranged and not chip.scales_outputs
+    return not chip.scales_outputs
 
 
 def _convolve_whole(
     weight: AnalogWeight,
     mode: str,
+    precision: Any,
+    dtype: Any,
     leaves: Mapping[str, jax.Array],
     x: jax.Array,
     kernel: jax.Array,
-    precision: Any,
-    dtype: Any,
+    key: jax.Array | None,
 ) -> jax.Array:
     """Convolves as `convolve` does, with one tile for each group of channels."""
     assert weight.window is not None
@@ -207,8 +218,7 @@ def _convolve_whole(
         window,
         scale=None if scale is None else scale.reshape(groups, 1, -1),
         output_scale=beside.get("output_scale"),
-        # Groups draw at once.
-        key=read_key(weight, beside["noise_key"][0], x) if chip.reads(mode) else None,
+        key=key,
         chip_keys=frozen_key(beside["chip_key"]) if chip.freezes(mode) else None,
         strength=beside.get("noise_strength", jnp.ones(groups)).reshape(groups, 1, 1),
         **options,

@@ -122,10 +122,10 @@ def analog_weight(
             f"one is {shape}; the axes of a stack of layers must lead. Stack on axis 0 "
             "(variable_axes={'params': 0}, in_axes=0)"
         )
-    drawn = hardware.modifier is not None and hardware.modifier.per_input
+    drawn = hardware.modifier is not None and hardware.modifier.in_layer
     options = {
         "input_range": hardware.ranged,
-        "modifier.per_batch_sample or per_vector": drawn,
+        "modifier.per_batch_sample, per_vector or redraw": drawn,
         "mapping.learn_out_scaling": hardware.scales_outputs,
     }
     for option in [name for name, given in options.items() if given]:
@@ -136,6 +136,13 @@ def analog_weight(
                 f"Hardware(...)) without it, or Rule({layer.path!r}, None) to keep it "
                 "digital, before the other rules"
             )
+    if drawn and array.window is not None and array.window.mask:
+        raise ValueError(
+            f"{path}: {rule} gives it modifier.per_batch_sample, per_vector or redraw, "
+            f"whose noise would reach the weights that the mask of this {layer.name} "
+            "leaves out. Draw its weights for the step, without these, or write "
+            f"Rule({layer.path!r}, None) to keep it digital, before the other rules"
+        )
     return AnalogWeight(
         path=path,
         kind=layer.kind or "",

@@ -140,8 +140,8 @@ def _check_raw(rule: Rule | None, path: str, hardware: Hardware) -> None:
             ("mapping.learn_out_scaling", hardware.scales_outputs),
             ("a learned clip", hardware.learns_clip),
             (
-                "modifier.per_batch_sample or per_vector",
-                hardware.modifies_inputs("train"),
+                "modifier.per_batch_sample, per_vector or redraw",
+                hardware.modifies_in_layer("train"),
             ),
         )
         if there

@@ -3,7 +3,6 @@
 The pieces that Linen and NNX share. Each framework finds the leaves its own way.
 """
 
-import dataclasses
 import functools
 import math
 from collections.abc import Callable, Mapping
@@ -13,22 +12,22 @@ import jax
 import jax.numpy as jnp
 from jax.typing import DTypeLike
 
-from hwtrain.crossbar import modified
 from hwtrain.physics import tiling
 from hwtrain.physics.input_range import PROBE_SIZE, RangeGradient, ranged_matmul
 from hwtrain.physics.mvm import analog_mvm
-from hwtrain.physics.random import draw_key
 from hwtrain.plan import AnalogWeight
 from hwtrain.transforms.errors import missing_leaf, other_geometry
 from hwtrain.transforms.observation import Multiplication, observer
 from hwtrain.transforms.per_example import per_example
-from hwtrain.transforms.read_keys import frozen_key, read_key, step_key
+from hwtrain.transforms.read_keys import frozen_key, read_key
+from hwtrain.transforms.redraw import drawn, redrawn, step_draw, weight_key
 
 STEP_LEAVES = (
     "input_range",
     "probe",
     "mapping_scale",
     "output_scale",
+    "clip_bound",
     "noise_key",
     "noise_strength",
     "chip_key",
@@ -64,7 +63,7 @@ def has_signal_side(weight: AnalogWeight) -> bool:
     """Whether anything stands around the layer's matrix multiplication, or in it."""
     chip = weight.hardware
     around = weight.ranged or chip.converts or chip.scales_outputs
-    return around or chip.modifies_inputs("train") or observer() is not None
+    return around or chip.modifies_in_layer("train") or observer() is not None
 
 
 def multiply(call: Multiplication) -> jax.Array:
@@ -154,14 +153,16 @@ def analog_matmul(
     check_leaves(weight, leaves)
     gradient = range_gradient(weight)
     tiles = {"row_sizes": weight.row_sizes, "column_sizes": weight.column_sizes}
-    probe = leaves.get("probe") if mode != "eval" else None
     chip, scale = weight.hardware, leaves.get("mapping_scale")
-    if scale is None and (chip.converts or chip.modifies_inputs(mode)):
+    if scale is None and (chip.converts or chip.modifies_in_layer(mode)):
         scale = weight.derived_scale(w)  # no modifier has changed the kernel
+    if scale is not None:
+        leaves = {**leaves, "mapping_scale": scale}
     deviation = _deviation(weight, mode, w, scale)
 
-    def product(x, w, key):
+    def product(leaves, x, w, key):
         output_scale = leaves.get("output_scale")
+        probe = leaves.get("probe") if mode != "eval" else None
         if not chip.converts and deviation is None:
             if output_scale is not None:
                 factor = tiling.expand_rows(output_scale, weight.row_sizes)
@@ -181,7 +182,7 @@ def analog_matmul(
             x,
             w,
             chip.periphery,
-            scale=scale,
+            scale=leaves.get("mapping_scale"),
             output_scale=output_scale,
             input_range=leaves.get("input_range") if weight.ranged else None,
             probe=probe if weight.ranged else None,
@@ -198,9 +199,12 @@ def analog_matmul(
     key = None
     if chip.reads(mode) or deviation is not None:
         key = read_key(weight, leaves["noise_key"], x)
-    if not chip.modifies_inputs(mode) or deviation is not None:
-        return product(x, w, key)
-    return _per_example(weight, leaves, product, x, w, key)
+    if chip.redraws(mode):
+        draw = functools.partial(step_draw, weight)
+        return redrawn(draw, product, leaves, x, w, key)
+    if not chip.modifies_in_layer(mode) or deviation is not None:
+        return product(leaves, x, w, key)
+    return _per_example(weight, product, leaves, x, w, key)
 
 
 def check_leaves(weight: AnalogWeight, leaves: Mapping[str, Any]) -> None:
@@ -233,23 +237,21 @@ def range_gradient(weight: AnalogWeight) -> RangeGradient:
 
 def _per_example(
     weight: AnalogWeight,
-    leaves: Mapping[str, jax.Array],
     product: Callable[..., jax.Array],
+    leaves: Mapping[str, jax.Array],
     x: jax.Array,
     w: jax.Array,
     key: jax.Array | None,
 ) -> jax.Array:
-    """Returns `product(x, w, key)` with weights that are drawn for each example."""
-    layer = _as_matrix(weight, w)
-    scale = leaves["mapping_scale"] if weight.stores_scale else None
+    """Returns `product(leaves, x, w, key)` with weights drawn for each example."""
 
     def draw(index, w):
-        step = draw_key(step_key(leaves["noise_key"]), "", "weight_noise")
-        key = jax.random.fold_in(step, index)
-        return modified(layer, w, scale, key, leaves.get("noise_strength"))
+        key = jax.random.fold_in(weight_key(leaves), index)
+        return drawn(weight, leaves, w, key)
 
     def multiply(x, w, index):
-        return product(x, w, None if key is None else jax.random.fold_in(key, index))
+        each = None if key is None else jax.random.fold_in(key, index)
+        return product(leaves, x, w, each)
 
     return per_example(multiply, draw, x, w)
 
@@ -274,13 +276,6 @@ def _deviation(
         w = w / tiling.expand_rows(scale, weight.row_sizes).astype(w.dtype)
     w_max = tiling.absolute_maximum(w, weight.row_sizes, per_column=modifier.per_column)
     return functools.partial(modifier.output_deviation, w_max=w_max)
-
-
-def _as_matrix(weight: AnalogWeight, w: jax.Array) -> AnalogWeight:
-    """Returns the plan of one matrix of a layer, `[rows, columns]`."""
-    return dataclasses.replace(
-        weight, shape=w.shape, rows=(0,), columns=(1,), window=None
-    )
 
 
 def _check_range(weight: AnalogWeight, leaves: Mapping[str, Any]) -> None:

@@ -69,7 +69,9 @@ def step_weights(
         if weight is None:
             return leaf
         bound, chip = weight.stored_bound(nominal, plan.prefix), weight.hardware
-        if not chip.modifies(mode) or chip.modifies_inputs(mode):
+        if chip.redraws(mode):
+            return leaf  # clipped by the layer, which keeps nothing of its size
+        if not chip.modifies(mode) or chip.modifies_in_layer(mode):
             return clipped(weight, leaf, bound)
         scale = weight.stored_scale(nominal, plan.prefix)
         weight_key = draw_key(key, weight.path, "weight_noise")

@@ -80,7 +80,7 @@ assert all((r != 1.0).all() for r in ranges)
 
 # Draws of an example or a vector do not depend on the mesh either, also in chunks.
 per_example.LARGEST_CHUNK = 12 * 8 * 16
-for per in ("per_batch_sample", "per_vector"):
+for per in ("per_batch_sample", "per_vector", "redraw"):
     noise = hw.WeightModifierParameter(type="add_normal", std_dev=0.1, **{per: True})
     layer = hw.analogize(nn.Dense(8), hw.Hardware(modifier=noise))
     weights = layer.init(jax.random.key(0), x)

@@ -118,7 +118,7 @@ def test_a_ramp_ends_at_the_clean_and_the_noisy_model_and_compiles_once(outputs,
         assert len({value.tobytes() for value in values}) == 5
 
 
-@pytest.mark.parametrize("way", ["per_vector", "per_batch_sample"])
+@pytest.mark.parametrize("way", ["per_vector", "per_batch_sample", "redraw"])
 def test_noise_of_each_input_scales(way):
     modifier = Modifier(type="add_normal", std_dev=0.2, **{way: True})
     scaled = linen_outputs(hw.Hardware(modifier=modifier), Head())

@@ -1,0 +1,145 @@
+"""Weights that a layer draws itself, and draws again for its backward pass."""
+
+import dataclasses
+import functools
+from collections.abc import Callable, Mapping
+
+import jax
+import jax.numpy as jnp
+
+from hwtrain.crossbar import modified
+from hwtrain.physics.random import draw_key
+from hwtrain.plan import AnalogWeight
+from hwtrain.transforms.read_keys import step_key
+
+Leaves = Mapping[str, jax.Array]
+
+
+def redrawn(
+    draw: Callable[[Leaves, jax.Array], jax.Array],
+    product: Callable[[Leaves, jax.Array, jax.Array, jax.Array | None], jax.Array],
+    leaves: Leaves,
+    x: jax.Array,
+    w: jax.Array,
+    key: jax.Array | None,
+) -> jax.Array:
+    r"""Multiplies by weights that are drawn for the step, and keeps none of them.
+
+    .. math:: y = x\, w'(w, k), \qquad
+              \bar x = \bar y\, w'(w, k)^T, \quad \bar w = x^T \bar y
+
+    Forward and backward draw the same :math:`w'`: the key k is that of the layer in
+    the step, whatever the inputs and however often it is called. Between the two, only
+    x, w and k are there, where a step whose weights are kept has a copy of all layers.
+
+    It costs a second draw, another two for each further call, as at every step of a
+    loop over time, and a second product where a backward pass needs the first, as that
+    of an ADC does. Reverse mode only.
+
+    Args:
+      draw: returns the weights of the step from leaves and `w`. Like `product`, it
+        takes all arrays as arguments: a tracer of around would leak.
+      product: returns the product of leaves, inputs, weights and key.
+      leaves: what is beside the weights in this step, of `STEP_LEAVES`.
+      x: inputs.
+      w: weights, nominal.
+      key: what `product` draws with, or `None`.
+    """
+
+    def multiply(since, x, w, leaves, key):
+        leaves = {**leaves, "noise_key": _after(since, leaves["noise_key"])}
+        return product(leaves, x, draw(leaves, w), key)
+
+    return _redrawn(multiply, x, w, dict(leaves), key)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _redrawn(multiply, x, w, leaves, key):
+    return multiply(x, x, w, leaves, key)
+
+
+def _forward(multiply, x, w, leaves, key):
+    return _redrawn(multiply, x, w, leaves, key), (x, w, leaves, key)
+
+
+def _backward(multiply, residuals, d):
+    x, w, leaves, key = residuals
+    real = {k: v for k, v in leaves.items() if jnp.issubdtype(v.dtype, jnp.floating)}
+
+    def again(x, w, real):
+        return multiply(d, x, w, {**leaves, **real}, key)
+
+    d_x, d_w, d_real = jax.vjp(again, x, w, real)[1](d)
+    return d_x, d_w, {name: d_real.get(name) for name in leaves}, None
+
+
+_redrawn.defvjp(_forward, _backward)
+
+
+def _after(since: jax.Array, data: jax.Array) -> jax.Array:
+    """Returns key data as they are, but not before an entry of `since` is there.
+
+    XLA starts what depends on nothing at once: all draws of a step, whose results then
+    wait in memory. It also keeps the first of two equal draws. An optimisation barrier,
+    as in `jax.checkpoint`, is gone on CPU before the order is chosen. That no odd
+    number is zero, though, XLA does not know.
+    """
+    if not since.size:
+        return data
+    entry = jax.lax.slice(since, (0,) * since.ndim, (1,) * since.ndim).reshape(())
+    entry = jax.lax.stop_gradient(entry).astype(jnp.float32)
+    odd = jax.lax.bitcast_convert_type(entry, jnp.uint32) | 1
+    return data ^ (odd == 0).astype(data.dtype)
+
+
+def step_draw(weight: AnalogWeight, leaves: Leaves, w: jax.Array) -> jax.Array:
+    """Returns one matrix of a layer as it is drawn for a step.
+
+    Args:
+      weight: the plan of the kernel.
+      leaves: what is beside the matrix in this step.
+      w: `[rows, columns]`, nominal, not yet within its learned clip bound.
+    """
+    return drawn(weight, leaves, w, weight_key(leaves), leaves.get("clip_bound"))
+
+
+def kernel_draw(weight: AnalogWeight, leaves: Leaves, kernel: jax.Array) -> jax.Array:
+    """Returns a kernel of one layer, of several matrices or one, drawn for a step.
+
+    Args:
+      weight: the plan of the kernel, as one layer sees it.
+      leaves: what is beside the kernel in this step.
+      kernel: nominal, not yet within its learned clip bound.
+    """
+    draw = functools.partial(step_draw, weight)
+    for _ in weight.parallel:
+        draw = jax.vmap(draw)
+    return weight.from_matrix(draw(leaves, weight.to_matrix(kernel)))
+
+
+def weight_key(leaves: Leaves) -> jax.Array:
+    """Returns the key of the weights that a layer draws in a step."""
+    return draw_key(step_key(leaves["noise_key"]), "", "weight_noise")
+
+
+def drawn(
+    weight: AnalogWeight,
+    leaves: Leaves,
+    w: jax.Array,
+    key: jax.Array,
+    bound: jax.Array | None = None,
+) -> jax.Array:
+    """Returns one matrix of a layer with its weight modifier applied.
+
+    Args:
+      weight: the plan of the kernel.
+      leaves: what is beside the matrix in this step.
+      w: `[rows, columns]`, nominal.
+      key: key of the draw.
+      bound: its learned clip bound, unless `w` is within it already.
+    """
+    matrix = dataclasses.replace(
+        weight, shape=w.shape, rows=(0,), columns=(1,), window=None
+    )
+    scale = leaves["mapping_scale"] if weight.stores_scale else None
+    return modified(matrix, w, scale, key, leaves.get("noise_strength"), bound)
