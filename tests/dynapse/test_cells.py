@@ -185,7 +185,9 @@ def test_mismatch_is_on(params, framework):
     np.testing.assert_allclose(run(hw.eval_mode(model), 0), clean, rtol=1e-5)
 
 
-@pytest.mark.parametrize("framework", ["linen", "nnx"])
+@pytest.mark.parametrize(
+    "framework", [pytest.param("linen", marks=pytest.mark.full), "nnx"]
+)
 def test_frozen_mismatch_of_quantities_is_in_chips_and_export(
     params, framework, tmp_path
 ):
