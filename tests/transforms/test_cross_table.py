@@ -501,7 +501,7 @@ def cover():
             yield Case(both[number % len(both)], layer, **options)
 
 
-SELDOM = ("simple", "gru", "mgu", "optimized_lstm", "conv_local")
+SELDOM = ("simple", "gru", "mgu", "optimized_lstm", "conv_local", "conv_depthwise")
 """Layers that multiply as others do, the cells as `lstm`: not in the default run."""
 
 
