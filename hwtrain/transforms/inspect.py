@@ -78,6 +78,7 @@ def inspect(
 
     >>> import jax, jax.numpy as jnp
     >>> from flax import linen as nn
+    >>> from hwtrain.hardware import Hardware
     >>> from hwtrain.transforms.analogize import analogize
     >>> x = jnp.ones((1, 3))
     >>> analog = analogize(nn.Dense(4), Hardware())

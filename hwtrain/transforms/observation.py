@@ -54,11 +54,22 @@ def observed(observer: Observer | None):
 
     Args:
       observer: takes the multiplication, and returns its result; `None` for nobody.
+
+    Raises:
+      ValueError: if Flax refuses the observer's callbacks in the body of an `nn.scan`.
     """
     token = _observer.set(observer)
     try:
         with _trace(("observed", next(_fresh))):
             yield
+    except ValueError as error:
+        if "data dependency on the scan body" not in str(error):
+            raise
+        raise ValueError(
+            "this version of Flax refuses callbacks, by which layers are watched (and "
+            "jax.debug.print), in the body of an nn.scan that checks what is constant: "
+            "write nn.scan(..., check_constancy_invariants=False)"
+        ) from error
     finally:
         _observer.reset(token)
 

@@ -43,8 +43,9 @@ def per_example(
 
     if x.ndim == 1:
         return one((jnp.uint32(0), x))
-    # Zeros of the inputs, so that the indices lie on a mesh as these do.
-    zeros = jnp.zeros_like(x[(slice(None), *[0] * (x.ndim - 1))], jnp.uint32)
+    # Zeros of the inputs, so that the indices lie on a mesh as these do. Of a product:
+    # the zeros that a shape asks for lie anywhere.
+    zeros = 0 * x[(slice(None), *[0] * (x.ndim - 1))].astype(jnp.uint32)
     indices = zeros + jnp.arange(x.shape[0], dtype=jnp.uint32)
     several = jax.vmap(jax.checkpoint(one))
     chunks = _chunks(x.shape[0], max(1, LARGEST_CHUNK // w.size))

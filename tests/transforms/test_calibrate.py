@@ -11,6 +11,7 @@ from flax import nnx
 from rich.console import Console
 
 import hwtrain as hw
+from hwtrain.transforms.observation import observed
 
 CHIP = hw.Hardware(
     input_range=hw.InputRangeParameter(),
@@ -86,6 +87,7 @@ class Stack(nn.Module):
             variable_axes={"params": 0},
             split_rngs={"params": True},
             length=3,
+            check_constancy_invariants=False,  # or Flax 0.12.12 refuses callbacks
         )
         return layers(name="layers")(x, None)[0]
 
@@ -169,3 +171,14 @@ def test_inspect_says_that_a_range_is_calibrated():
     assert "not initialised" in hw.inspect(analog).rows[0]["input range"]
     hw.calibrate(analog, None, BATCHES)
     assert "not initialised" not in hw.inspect(analog).rows[0]["input range"]
+
+
+def test_a_scan_that_refuses_callbacks_is_told_the_way_out():
+    with pytest.raises(ValueError, match="check_constancy_invariants=False"):
+        with observed(None):
+            raise ValueError(
+                "broadcasted variable has a data dependency on the scan body."
+            )
+    with pytest.raises(ValueError, match="^other$"):
+        with observed(None):
+            raise ValueError("other")
