@@ -77,7 +77,7 @@ _redrawn.defvjp(_forward, _backward)
 
 
 def _after(since: jax.Array, data: jax.Array) -> jax.Array:
-    """Returns key data as they are, but not before an entry of `since` is there.
+    """Returns key data as they are, but not before `since` is there.
 
     XLA starts what depends on nothing at once: all draws of a step, whose results then
     wait in memory. It also keeps the first of two equal draws. An optimisation barrier,
@@ -86,8 +86,8 @@ def _after(since: jax.Array, data: jax.Array) -> jax.Array:
     """
     if not since.size:
         return data
-    entry = jax.lax.slice(since, (0,) * since.ndim, (1,) * since.ndim).reshape(())
-    entry = jax.lax.stop_gradient(entry).astype(jnp.float32)
+    # The largest, not the first: one entry of a sharded array is nobody's.
+    entry = jnp.max(jax.lax.stop_gradient(since)).astype(jnp.float32)
     odd = jax.lax.bitcast_convert_type(entry, jnp.uint32) | 1
     return data ^ (odd == 0).astype(data.dtype)
 

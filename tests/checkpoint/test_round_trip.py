@@ -183,6 +183,7 @@ def test_manifest_says_what_the_hardware_is(tmp_path, checkpoint):
         "type": "add_normal",
         "std_dev": 0.1,
         "per_column": False,
+        "rel_to_actual_wmax": True,
     }
     assert hidden["weight"]["hardware"]["converter"]["g_min"] == 0.1
     assert (hidden["row_sizes"], hidden["column_sizes"]) == ([4, 3, 3], [3, 2, 2])
