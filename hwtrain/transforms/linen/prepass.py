@@ -83,7 +83,8 @@ def parameter_shapes(params: Any) -> dict[str, tuple[int, ...]]:
 
 
 def _abstract(leaf: Any) -> jax.ShapeDtypeStruct:
-    return jax.ShapeDtypeStruct(np.shape(leaf), leaf.dtype)
+    # The dtype that JAX takes it in: not the float64 of NumPy.
+    return jax.ShapeDtypeStruct(np.shape(leaf), jax.typeof(leaf).dtype)
 
 
 class _Call(NamedTuple):
