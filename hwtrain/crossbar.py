@@ -102,10 +102,40 @@ def modified(
             scale,
             per_column=modifier.per_column,
         )
+    if modifier.unitless:
+        # Two passes over the weights less, and over their gradient.
+        w, s, w_max = kernel, 1.0, w_max * s
     changed = w if last is None else jnp.where(last, 0, w)
-    changed = modifier(key, changed, w_max, strength)
+    changed, w_max = _on_tiles(weight, changed), _on_tiles(weight, w_max)
+    changed = modifier(key, changed, w_max, strength).reshape(w.shape)
     changed = changed if last is None else jnp.where(last, w, changed)
     return jnp.asarray(changed * s, kernel.dtype)
+
+
+def _on_tiles(weight: AnalogWeight, array: jax.Array) -> jax.Array:
+    """Returns an array with rows and columns split into tiles, if the layer cuts it so.
+
+    The order stays the same, and so do the numbers of the elements, by which they are
+    drawn. But the kernel that draws writes the tiles that the layer multiplies by, and
+    finds what belongs to them without a division.
+
+    Args:
+      weight: the plan of the array.
+      array: broadcastable against the stored one, with as many axes; or a number.
+    """
+    chip, sizes = weight.hardware, (weight.row_sizes, weight.column_sizes)
+    cuts = (chip.converts or chip.ranged) and weight.tiles != (1, 1)
+    plain = weight.shape == (*weight.stack, *map(sum, sizes))
+    even = all(len(set(each)) == 1 for each in sizes)
+    if not (cuts and plain and even) or array.ndim == 0:
+        return array
+    *stack, rows, columns = array.shape
+    shape = [
+        part
+        for size, tiles in zip((rows, columns), weight.tiles)
+        for part in ((tiles, size // tiles) if size > 1 else (1, 1))
+    ]
+    return array.reshape(*stack, *shape)
 
 
 def _last_row(weight: AnalogWeight) -> jax.Array:

@@ -150,6 +150,15 @@ class WeightModifierParameter:
         )
 
     @property
+    def unitless(self) -> bool:
+        """Whether weights and A may be in any unit: the result is in the same.
+
+        Not with an A in units of the crossbar, and not with levels: in another unit,
+        rounding could lead to the next one.
+        """
+        return self.rel_to_actual_wmax and self.type not in LEVELS
+
+    @property
     def stuck(self) -> tuple[float, float, float]:
         """Probabilities of a device stuck at zero, at g_max and at random."""
         return (

@@ -92,7 +92,12 @@ class WeightClipParameter:
         return self
 
     def bound(
-        self, w: jax.Array, row_sizes: tuple[int, ...], scale: jax.Array | None = None
+        self,
+        w: jax.Array,
+        row_sizes: tuple[int, ...],
+        scale: jax.Array | None = None,
+        *,
+        update: jax.Array | None = None,
     ) -> jax.Array:
         """Returns the bound of weights, in their own units.
 
@@ -101,6 +106,7 @@ class WeightClipParameter:
           row_sizes: rows of each row tile.
           scale: `[..., row tiles, columns or 1]`, the weights' mapping scale; `None`
             for 1, weights in units of the crossbar.
+          update: added to the weights before; `None` for none.
 
         Returns:
           `[..., row tiles, columns or 1]`; infinite where nothing is clipped.
@@ -109,7 +115,9 @@ class WeightClipParameter:
         unit = jax.lax.stop_gradient(unit)
         if unit.shape[-1] > 1 and not self.per_column:
             # One bound for columns of different scales: in units of the crossbar.
-            return self.bound(w / tiling.expand_rows(unit, row_sizes), row_sizes) * unit
+            per_row = tiling.expand_rows(unit, row_sizes)
+            update = None if update is None else update / per_row
+            return self.bound(w / per_row, row_sizes, update=update) * unit
         # Spreads and maxima of weights grow with their scale, but not fixed values.
         value = None if self.fixed_value is None else self.fixed_value * unit
         if self.type == "layer_gaussian":
@@ -119,7 +127,9 @@ class WeightClipParameter:
                 sigma=self.sigma,
                 limit=value,
                 per_column=self.per_column,
+                update=update,
             )
+        w = w if update is None else w + update
         if self.type == "average_channel_max":
             return clip.average_channel_max(w, row_sizes, limit=value)
         return jnp.full_like(unit, jnp.inf) if value is None else value

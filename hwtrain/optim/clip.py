@@ -68,8 +68,7 @@ def keep_weights_clipped(plan: Plan) -> optax.GradientTransformationExtraArgs:
             if weight is None:
                 return leaf
             scale = weight.stored_scale(values)
-            total = as_float32(values[path]) + as_float32(leaf)
-            bound = weight_bound(weight, total, scale)
+            bound = weight_bound(weight, values[path], scale, update=leaf)
             return bounded_update(values[path], leaf, bound)
 
         return paths.map_leaves(clipped, updates), state
@@ -78,7 +77,11 @@ def keep_weights_clipped(plan: Plan) -> optax.GradientTransformationExtraArgs:
 
 
 def weight_bound(
-    weight: AnalogWeight, kernel: jax.Array, scale: jax.Array | None
+    weight: AnalogWeight,
+    kernel: jax.Array,
+    scale: jax.Array | None,
+    *,
+    update: jax.Array | None = None,
 ) -> jax.Array:
     """Returns the bound of a kernel, broadcastable against it; infinite without one.
 
@@ -86,13 +89,16 @@ def weight_bound(
       weight: the plan of the array.
       kernel: the stored array that the bound is computed from.
       scale: its stored mapping scale, if it has one.
+      update: added to the array before; `None` for none.
     """
     clip = weight.hardware.clip
     if clip is None:
         return jnp.asarray(jnp.inf)
-    matrix = weight.to_matrix(kernel.astype(jnp.float32))
+    matrix, added = weight.to_matrix(as_float32(kernel)), None
+    if update is not None:
+        added = weight.to_matrix(as_float32(update))
     if scale is None:
-        scale = weight.derived_scale(matrix)
-    bound = clip.bound(matrix, weight.row_sizes, scale)
+        scale = weight.derived_scale(matrix if added is None else matrix + added)
+    bound = clip.bound(matrix, weight.row_sizes, scale, update=added)
     # Computed once, before the pass over the weights that compares with it.
     return weight.spread(jax.lax.optimization_barrier(bound))

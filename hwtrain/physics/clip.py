@@ -14,6 +14,7 @@ def layer_gaussian(
     sigma: float,
     limit: ArrayLike | None = None,
     per_column: bool = False,
+    update: jax.Array | None = None,
 ) -> jax.Array:
     r"""Returns the bound of a number of standard deviations.
 
@@ -29,12 +30,13 @@ def layer_gaussian(
       sigma: the bound in standard deviations (N-1, about the mean).
       limit: the largest bound, broadcastable against the result; `None` for no limit.
       per_column: take the standard deviation of each column alone.
+      update: added to the weights; `None` for none.
 
     Returns:
       `[..., row tiles, columns or 1]`; infinite where all weights are equal, since
       their spread says nothing of a range.
     """
-    std = tiling.standard_deviation(w, row_sizes, per_column=per_column)
+    std = tiling.standard_deviation(w, row_sizes, per_column=per_column, update=update)
     bound = jnp.where(std > 0, sigma * std, jnp.inf)
     return bound if limit is None else jnp.minimum(bound, limit)
 
@@ -103,7 +105,9 @@ def bounded_update(param: jax.Array, update: jax.Array, bound: ArrayLike) -> jax
     # A weight near its bound gets there exactly. The step of a distant one, and so the
     # sum, is as coarse as the weight itself: it aims below by that much, or at zero.
     coarse = 2 * float(jnp.finfo(update.dtype).eps)
-    below = (1 - coarse) - jnp.abs(p) * (coarse / jnp.maximum(c, 1e-30))
+    # Not |p|: XLA would store it, for this and for the largest |p| in one kernel.
+    size = jnp.maximum(p, -p)
+    below = (1 - coarse) - size * (coarse / jnp.maximum(c, 1e-30))
     for aim in [*aims, inside * jnp.maximum(below, 0)]:
         missed = jnp.abs(_rounded(p + u, param.dtype)) > c
         u = jnp.where(missed, _rounded(aim - p, update.dtype), u)

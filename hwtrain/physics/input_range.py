@@ -92,28 +92,36 @@ def _forward(x, input_range, probe, row_sizes, gradient):
 def _backward(row_sizes, gradient, residuals, d):
     x, input_range, probe = residuals
     r = input_range[..., None].astype(x.dtype)
-    beyond = jnp.abs(x) >= r
-    batch = tuple(range(x.ndim - 3))
-    axes = (*batch, x.ndim - 1)
+    batch = tuple(range(-x.ndim, -3))
+    axes = (*batch, -1)
 
     d_x = d if gradient.straight_through else jnp.where(jnp.abs(x) <= r, d, 0)
     d_x = tiling.add_tiles(d_x, -2)[..., None, :].astype(x.dtype)
 
-    outward = jnp.where(x > 0, d, -d).astype(jnp.float32)
-    widen = jnp.where(beyond, jnp.minimum(outward, 0), 0)
-    d_range = gradient.scale * jnp.sum(widen, axis=axes)
+    def clipped_and_widen(x, d):
+        beyond = jnp.abs(x) >= r
+        outward = jnp.where(x > 0, d, -d).astype(jnp.float32)
+        widen = jnp.where(beyond, jnp.minimum(outward, 0), 0)
+        return jax.lax.complex(beyond.astype(jnp.float32), widen)
+
+    def value_and_square(x):
+        x = x.astype(jnp.float32)
+        return jax.lax.complex(x, jnp.square(x))
+
+    edge = tiling.sum_of(clipped_and_widen, x, d, axes=axes)
+    d_range = gradient.scale * jnp.imag(edge)
     if gradient.relative:
         d_range = d_range * input_range
 
     examples = int(np.prod([x.shape[axis] for axis in batch], dtype=np.int64))
     count = examples * np.asarray(row_sizes, np.float32)[:, None]
-    clipped = jnp.sum(beyond.astype(jnp.float32), axis=axes)
-    x32 = x.astype(jnp.float32)
-    total = jnp.sum(x32, axis=axes) / input_range
-    square = jnp.sum(jnp.square(x32), axis=axes) / jnp.square(input_range)
     count = jnp.broadcast_to(count, input_range.shape)
+    moments = tiling.sum_of(value_and_square, x, axes=axes)
+    total = jnp.real(moments) / input_range
+    square = jnp.imag(moments) / jnp.square(input_range)
     none = jnp.zeros_like(count)
-    sums = jnp.stack([count, count - clipped, total, square, none, none], axis=-1)
+    sums = [count, count - jnp.real(edge), total, square, none, none]
+    sums = jnp.stack(sums, axis=-1)
     d_probe = (PROBE_SCALE * sums).astype(probe.dtype)
     return d_x, d_range.astype(input_range.dtype), d_probe
 
@@ -199,13 +207,15 @@ def count_outputs(
 
 
 def _count_forward(y, probe, bound, column_sizes):
-    inside = jnp.abs(y) < 0.999 * bound
-    inside = inside & tiling.mask(column_sizes)
-    axes = (*range(y.ndim - 3), y.ndim - 1)
+    def inside(y):
+        held = (jnp.abs(y) < 0.999 * bound) & tiling.mask(column_sizes)
+        return held.astype(jnp.complex64)
+
+    axes = (*range(-y.ndim, -3), -1)
     examples = int(np.prod(y.shape[:-3], dtype=np.int64))
     count = examples * np.asarray(column_sizes, np.float32)
     count = jnp.broadcast_to(count, probe.shape[:-1])
-    kept = jnp.sum(inside.astype(jnp.float32), axis=axes)
+    kept = jnp.real(tiling.sum_of(inside, y, axes=axes))
     none = jnp.zeros_like(count)
     sums = jnp.stack([none, none, none, none, count, kept], axis=-1)
     return y, (PROBE_SCALE * sums).astype(probe.dtype)

@@ -263,7 +263,7 @@ def _before_clipping(
 
     y = tiles.multiply(x)
     if draws.weights is not None:
-        y = y + draws.deviation(x, tiles) * draws.weights
+        y = y + _scaled(draws.deviation(x, tiles), draws.weights)
     if p.ir_drop > 0:
         y = y - ir_drop(
             x,
@@ -294,6 +294,16 @@ def _before_clipping(
     if p.management.bound == "shift" and p.adc.bound is not None:
         y = shift(y, tiles.column_sizes, bound=p.adc.bound)
     return round_to_level(y, p.adc, uniform=draws.outputs_uniform)
+
+
+def _scaled(deviation: jax.Array, noise: jax.Array) -> jax.Array:
+    """Returns noise times its deviation, `[..., columns or 1]`."""
+    if deviation.shape[-1] != 1:
+        return deviation * noise
+    # As a product of matrices, whose derivative is one: XLA's CPU backend takes ten
+    # times as long for the sum that the derivative of a broadcast is.
+    highest = jax.lax.Precision.HIGHEST
+    return jnp.einsum("...i,...j->...j", deviation, noise, precision=highest)
 
 
 def read_deviation(x: jax.Array, tiles: TiledMatrix, p: Periphery) -> jax.Array:

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.typing import DTypeLike
 
-from hwtrain.physics import threefry
+from hwtrain.physics import threefry, tiling
 from hwtrain.physics.fast_random import fast_prng, normal_from_bits
 from hwtrain.physics.threefry import element_words, flat_counter
 
@@ -83,13 +83,18 @@ def fold_in_bits(key: jax.Array, x: jax.Array) -> jax.Array:
       x: floating-point numbers, of any shape.
     """
     x = jax.lax.stop_gradient(x).astype(jnp.float32)
-    bits = jax.lax.bitcast_convert_type(x, jnp.uint32)
     indices = [
         jax.lax.broadcasted_iota(jnp.uint32, x.shape, axis) for axis in range(x.ndim)
     ]
     _, index = flat_counter(indices, x.shape)
-    factor = (2 * index + 1) * jnp.uint32(2654435769)
-    return fold_in(key, jnp.sum(factor * bits, dtype=jnp.uint32))
+
+    def term(x, index):
+        bits = jax.lax.bitcast_convert_type(x, jnp.uint32)
+        return bits * (2 * index + 1) * jnp.uint32(2654435769)
+
+    axes = tuple(range(-x.ndim, 0))
+    total = tiling.sum_of(term, x, index, axes=axes) if axes else term(x, index)
+    return fold_in(key, total)
 
 
 def normal(

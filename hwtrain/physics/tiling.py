@@ -6,6 +6,8 @@ of the weights belongs to one row tile, over all of its columns or for each colu
 """
 
 import functools
+from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -108,6 +110,39 @@ def _add_tiles_jvp(axis, primals, tangents):
     return add_tiles(primals[0], axis), jnp.sum(tangents[0], axis)
 
 
+def sum_of(
+    function: Callable[..., jax.Array], *arrays: Any, axes: tuple[int, ...]
+) -> jax.Array:
+    """Returns the sum of a function over axes: `jnp.sum(function(*arrays), axes)`.
+
+    XLA's CPU backend stores what it reduces, and once more for every other reduction.
+    Here elements are added in chains along the first axis, in the kernel that computes
+    them, and an eighth is left to reduce. Two sums travel as one complex number.
+
+    >>> x = jnp.arange(6.0).reshape(2, 3)
+    >>> sums = sum_of(lambda x: jax.lax.complex(x, x * x), x, axes=(-1,))
+    >>> jnp.imag(sums)
+    Array([ 5., 50.], dtype=float32)
+
+    Args:
+      function: of elements, so that it may be applied to parts of the arrays; complex.
+      *arrays: arrays with the same size of the first axis.
+      axes: the axes to add over, counted from the end (negative).
+    """
+    axis = axes[0]
+    size = arrays[0].shape[axis]
+    chain = next(length for length in range(8, 0, -1) if size % length == 0)
+
+    def part(array, index):
+        # Neighbours, which lie on one device where the axis is spread over several.
+        before, after = array.shape[:axis], array.shape[axis:][1:]
+        groups = jnp.reshape(array, (*before, size // chain, chain, *after))
+        return jax.lax.index_in_dim(groups, index, axis, keepdims=False)
+
+    terms = [function(*(part(a, index) for a in arrays)) for index in range(chain)]
+    return jnp.sum(sum(terms[1:], terms[0]), axis=axes)
+
+
 def absolute_maximum(
     matrix: jax.Array, row_sizes: tuple[int, ...], *, per_column: bool
 ) -> jax.Array:
@@ -119,32 +154,54 @@ def absolute_maximum(
       per_column: for each column alone, or over all columns (last size 1).
     """
     tiles, axes = cut(matrix, row_sizes, axis=-2), -2 if per_column else (-2, -1)
-    # Not max |w|: a second use of |w| would make XLA store it.
-    w_max = jnp.maximum(jnp.max(tiles, axis=axes), -jnp.min(tiles, axis=axes))
+    w_max = jnp.max(jnp.abs(tiles), axis=axes)
     return w_max if per_column else w_max[..., None]
 
 
 def standard_deviation(
-    matrix: jax.Array, row_sizes: tuple[int, ...], *, per_column: bool
+    matrix: jax.Array,
+    row_sizes: tuple[int, ...],
+    *,
+    per_column: bool,
+    update: jax.Array | None = None,
 ) -> jax.Array:
     """Returns the standard deviation (N-1) of every row tile.
+
+    In one pass: sums of the differences, and of their squares, to the mean of the first
+    eight rows. The variance loses no more ulps than a tile has rows.
 
     Args:
       matrix: `[..., rows, columns]`.
       row_sizes: rows of each row tile.
       per_column: for each column alone, or over all columns.
+      update: added to the matrix as it is read; the sum is not stored.
 
     Returns:
       `[..., row tiles, columns or 1]`, float32; zero where N is 1.
     """
-    tiles = cut(matrix.astype(jnp.float32), row_sizes, axis=-2)
+    addends = [array for array in (matrix, update) if array is not None]
+    tiles = [cut(array.astype(jnp.float32), row_sizes, axis=-2) for array in addends]
     axes = (-2,) if per_column else (-2, -1)
+
+    # The mean of equal numbers is not exactly their value, but their spread is zero.
+    first = sum(tile[..., : min(8, row_sizes[-1]), :] for tile in tiles)
+    mean, low, high = (
+        f(first, axis=axes, keepdims=True) for f in (jnp.mean, jnp.min, jnp.max)
+    )
+    near = jnp.clip(mean, low, high)
+
+    def difference_and_square(valid, *tiles):
+        difference = jnp.where(valid, sum(tiles) - near, 0)
+        return jax.lax.complex(difference, jnp.square(difference))
+
+    valid = mask(row_sizes)[:, :, None]
+    sums = jnp.expand_dims(
+        sum_of(difference_and_square, valid, *tiles, axes=axes), axes
+    )
+    total, squares = jnp.real(sums), jnp.imag(sums)
     width = 1 if per_column else matrix.shape[-1]
     count = np.asarray(row_sizes, np.float32)[:, None, None] * np.float32(width)
-    valid = mask(row_sizes)[:, :, None]
-    mean = jnp.sum(tiles, axis=axes, keepdims=True) / count
-    square = jnp.where(valid, jnp.square(tiles - mean), 0)
-    variance = jnp.sum(square, axis=axes, keepdims=True) / np.maximum(count - 1, 1)
+    variance = (squares - total * (total / count)) / np.maximum(count - 1, 1)
     # The derivative of the root at zero, of equal weights, is taken for zero.
     spread = variance > 0
     return jnp.where(spread, jnp.sqrt(jnp.where(spread, variance, 1)), 0)[..., 0, :]

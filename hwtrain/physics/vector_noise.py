@@ -47,10 +47,14 @@ def output_deviation(
     scale = tiles.scale if isinstance(tiles.scale, float) else tiles.scale[:, None]
     w = jax.lax.stop_gradient(tiles.w).astype(jnp.float32) / scale
     each = sigma(w, a[:, None])
-    square = jnp.square(x.astype(jnp.float32))
     if each.shape[1] == 1:  # alike for all rows
-        total = jnp.sum(square, axis=-1, keepdims=True)
+        # One tile's inputs are summed as they are multiplied, not a copy of them.
+        one = x.shape[-3:-1] == (1, 1)
+        flat = x.reshape(*x.shape[:-3], -1) if one else x
+        total = jnp.sum(jnp.square(flat.astype(jnp.float32)), axis=-1, keepdims=True)
+        total = total[..., None, None] if one else total
         return _square_root(total) * jnp.abs(each[:, 0])
+    square = jnp.square(x.astype(jnp.float32))
     variance = tiles._replace(w=jnp.square(each), scale=1.0, dtype=None)
     return _square_root(variance.multiply(square))
 

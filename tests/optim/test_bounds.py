@@ -101,10 +101,11 @@ def test_no_weight_is_ever_beyond_its_bound(kind, dtype):
         gradients = {"layers": gradients}
         updates, new = tx.update(gradients, state, params)
         own, _ = base.update(hw.strip(gradients), state.base, hw.strip(params))
-        free = as_float32(params["layers"]["kernel"])
-        free = free + as_float32(own["layers"]["kernel"])
+        kernel, update = params["layers"]["kernel"], own["layers"]["kernel"]
+        free = as_float32(kernel) + as_float32(update)
         scale = paths.leaves(params).get("layers/mapping_scale")
-        bound = jnp.broadcast_to(weight_bound(weight, free, scale), free.shape)
+        bound = weight_bound(weight, kernel, scale, update=update)
+        bound = jnp.broadcast_to(bound, free.shape)
         after = optax.apply_updates(params, updates)
         return (after, new), (after["layers"]["kernel"], free, bound)
 

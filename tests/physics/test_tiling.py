@@ -52,6 +52,59 @@ def test_statistics_of_row_tiles(sizes, per_column):
     )
 
 
+@pytest.mark.parametrize("per_column", [False, True])
+@pytest.mark.parametrize("sizes", [(2048,), (683, 683, 682), (1021, 1020), (3,)])
+@pytest.mark.parametrize("kind", ["about zero", "far from zero", "one odd row"])
+def test_the_spread_of_a_sum_loses_few_ulps(kind, sizes, per_column):
+    rng = np.random.default_rng(0)
+    w = rng.normal(size=(sum(sizes), 5)).astype(np.float32)
+    w += {"about zero": 0, "far from zero": 1e4, "one odd row": 0}[kind]
+    if kind == "one odd row":
+        w[np.cumsum((0, *sizes[:-1]))] = 1e6
+    update = rng.normal(size=w.shape).astype(np.float32)
+    total = (w + update).astype(np.float64)
+    axes = (0,) if per_column else (0, 1)
+    expected = [
+        tile.var(axes, ddof=1, keepdims=True)[0]
+        for tile in np.split(total, np.cumsum(sizes)[:-1])
+    ]
+    spread = jax.jit(
+        lambda w, u: tiling.standard_deviation(
+            w, sizes, per_column=per_column, update=u
+        )
+    )(w, update)
+    lost = np.abs(np.float64(spread) ** 2 / expected - 1) / np.finfo(np.float32).eps
+    # The distance of eight rows to the mean is at most sqrt(rows / 8) spreads.
+    limit = np.asarray(sizes)[:, None] if kind == "one odd row" else 8
+    assert (lost <= limit).all(), lost
+
+
+@pytest.mark.parametrize("value", [0.1, -3e4, 7e-5])
+@pytest.mark.parametrize("per_column", [False, True])
+def test_equal_weights_have_no_spread(value, per_column):
+    w = jnp.full((2, 21, 3), value)
+    spread = tiling.standard_deviation(w, (11, 10), per_column=per_column)
+    np.testing.assert_array_equal(spread, 0)
+
+
+@pytest.mark.parametrize(
+    ("shape", "axes"), [((64, 5), (-2, -1)), ((14, 3, 2), (-3,)), ((13, 4), (-2,))]
+)
+def test_two_sums_in_one_number(shape, axes):
+    keys = jax.random.split(jax.random.key(0))
+    x, y = (jax.random.normal(key, shape) for key in keys)
+
+    def both(x, y):
+        return jax.lax.complex(x, x * y)
+
+    sums = tiling.sum_of(both, x, y, axes=axes)
+    x, y = np.float64(x), np.float64(y)
+    np.testing.assert_allclose(jnp.real(sums), x.sum(axes), rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(jnp.imag(sums), (x * y).sum(axes), rtol=1e-4, atol=1e-5)
+    gradient = jax.grad(lambda x: jnp.imag(tiling.sum_of(both, x, y, axes=axes)).sum())
+    np.testing.assert_allclose(gradient(jnp.asarray(x)), y, rtol=1e-6)
+
+
 def test_expand_rows_repeats_each_tile_for_its_rows():
     statistic = jnp.array([[1.0], [2.0], [3.0]])
     np.testing.assert_array_equal(
