@@ -184,7 +184,7 @@ def generator(rounds):
 
 
 def scaling(rounds):
-    """How the cost of a step grows with batch, width, depth and tiles."""
+    """How the cost grows with batch, width, depth, tiles and chips."""
     sweeps = {
         "batch": [(b, 512, 2, None) for b in (32, 64, 128, 256, 512, 1024)],
         "width": [(128, w, 2, None) for w in (128, 256, 512, 1024, 2048)],
@@ -198,31 +198,31 @@ def scaling(rounds):
             module, x = Squares(width, depth), inputs(batch, width)
             cases = {"plain": (None, False), "all, fast": (chip(tile, **ALL), True)}
             value = {"batch": batch, "width": width, "depth": depth, "tile": tile}[axis]
-            for entry in steps(module, x, cases, rounds):
-                case = f"{axis} {value}, {entry['case']}"
-                tables[axis].append({**entry, "value": value, "case": case})
+            tables[axis] += of_value(axis, value, steps(module, x, cases, rounds))
+    run, tables["chips"] = evaluation(256, 256), []
+    for chips in (4, 8, 16, 32, 64):
+        runs = {
+            "a call for each": lambda n=chips: [run([seed], 1) for seed in range(n)],
+            "population": lambda n=chips: run(n, None),
+        }
+        rows = [row(name, timing) for name, timing in interleaved(runs, rounds).items()]
+        tables["chips"] += of_value("chips", chips, rows)
     return tables
+
+
+def of_value(axis: str, value: int, rows: list[dict]) -> list[dict]:
+    """Returns rows named by the value of an axis of a sweep, too."""
+    return [
+        {**entry, "value": value, "line": entry["case"]}
+        | {"case": f"{axis} {value}, {entry['case']}"}
+        for entry in rows
+    ]
 
 
 def population(rounds):
     """Chips a second: as one axis, in chunks, and one after the other."""
     width, chips, batch = 256, 32, 256
-    mismatch = hwtrain.MismatchParameter(type="add_normal", std_dev=0.1)
-    model = hwtrain.analogize(Squares(width, 3), hwtrain.Hardware(mismatch=mismatch))
-    x, labels = inputs(batch, width), jnp.zeros(batch, jnp.int32)
-    variables = model.init(jax.random.key(0), x)
-
-    def run(seeds, chunk):
-        return hwtrain.evaluate.population(
-            model,
-            variables,
-            [(x, labels)],
-            hits,
-            chips=seeds,
-            key=jax.random.key(1),
-            chunk=chunk,
-        ).values
-
+    run = evaluation(width, batch)
     runs = {
         "one call for each chip": lambda: [run([seed], 1) for seed in range(chips)],
         "chunks of one chip": lambda: run(chips, 1),
@@ -236,6 +236,27 @@ def population(rounds):
             for name, timing in timings.items()
         ]
     }
+
+
+def evaluation(width: int, batch: int) -> Callable:
+    """Returns a function of chips and a chunk that evaluates three layers on them."""
+    mismatch = hwtrain.MismatchParameter(type="add_normal", std_dev=0.1)
+    model = hwtrain.analogize(Squares(width, 3), hwtrain.Hardware(mismatch=mismatch))
+    x, labels = inputs(batch, width), jnp.zeros(batch, jnp.int32)
+    variables = model.init(jax.random.key(0), x)
+
+    def run(chips, chunk):
+        return hwtrain.evaluate.population(
+            model,
+            variables,
+            [(x, labels)],
+            hits,
+            chips=chips,
+            key=jax.random.key(1),
+            chunk=chunk,
+        ).values
+
+    return run
 
 
 def hits(outputs, labels):
@@ -255,7 +276,7 @@ SECTIONS = {
 
 
 def plot_scaling(tables: dict, path: Path):
-    """Plots milliseconds of a step along each axis of the scaling tables."""
+    """Plots milliseconds along each axis of the scaling tables."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -263,16 +284,18 @@ def plot_scaling(tables: dict, path: Path):
 
     figure, axes = plt.subplots(1, len(tables), figsize=(3.2 * len(tables), 3))
     for axis, (name, rows) in zip(axes, tables.items()):
-        for case, marker in (("plain", "o"), ("all, fast", "s")):
-            chosen = [entry for entry in rows if entry["case"].endswith(case)]
+        lines = list(dict.fromkeys(entry["line"] for entry in rows))
+        for line, marker in zip(lines, "os"):
+            chosen = [entry for entry in rows if entry["line"] == line]
             x = [entry["value"] for entry in chosen]
             y = [entry["ms"] for entry in chosen]
-            axis.loglog(x, y, marker=marker, base=2, label=case)
+            axis.loglog(x, y, marker=marker, base=2, label=line)
         axis.set(xlabel=name, xticks=x, xticklabels=x)
+        axis.yaxis.set_major_formatter("{x:g}")
         axis.minorticks_off()
         axis.grid(alpha=0.3)
-    axes[0].set_ylabel("step, ms")
-    axes[0].legend(frameon=False)
+        axis.legend(frameon=False)
+    axes[0].set_ylabel("ms")
     figure.tight_layout()
     figure.savefig(path, dpi=120)
 
