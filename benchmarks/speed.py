@@ -48,8 +48,10 @@ CASES = {
     "all, untiled, fast": (chip(**ALL), True),
     "all, tiles of 512, threefry": (chip(512, **ALL), False),
     "all, tiles of 512, fast": (chip(512, **ALL), True),
-    "noise per vector": (chip(modifier=PER_VECTOR), False),
-    "per vector, ranges, converters": (chip(**VECTOR), False),
+    "noise per vector, threefry": (chip(modifier=PER_VECTOR), False),
+    "noise per vector, fast": (chip(modifier=PER_VECTOR), True),
+    "per vector, ranges, converters, threefry": (chip(**VECTOR), False),
+    "per vector, ranges, converters, fast": (chip(**VECTOR), True),
 }
 
 
