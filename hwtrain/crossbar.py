@@ -106,36 +106,41 @@ def modified(
         # Two passes over the weights less, and over their gradient.
         w, s, w_max = kernel, 1.0, w_max * s
     changed = w if last is None else jnp.where(last, 0, w)
-    changed, w_max = _on_tiles(weight, changed), _on_tiles(weight, w_max)
-    changed = modifier(key, changed, w_max, strength).reshape(w.shape)
+    if not _cut_by_layer(weight):
+        changed = modifier(key, changed, w_max, strength)
+    else:
+        # The order stays the same, and so do the numbers by which elements are drawn.
+        # But the kernel that draws writes the tiles that the layer multiplies by, and
+        # finds what belongs to them without a division.
+        changed = _cut(weight, changed)
+        changed = modifier(key, changed, _cut(weight, w_max), strength)
+        changed = tiling.join(changed, weight.column_sizes, axis=-1)
+        changed = tiling.join(changed, weight.row_sizes, axis=-2)
     changed = changed if last is None else jnp.where(last, w, changed)
     return jnp.asarray(changed * s, kernel.dtype)
 
 
-def _on_tiles(weight: AnalogWeight, array: jax.Array) -> jax.Array:
-    """Returns an array with rows and columns split into tiles, if the layer cuts it so.
+def _cut_by_layer(weight: AnalogWeight) -> bool:
+    """Returns whether the layer cuts the stored array into tiles of one size."""
+    chip, sizes = weight.hardware, (weight.row_sizes, weight.column_sizes)
+    cuts = (chip.converts or chip.ranged) and weight.tiles != (1, 1)
+    plain = weight.shape == (*weight.stack, *map(sum, sizes))
+    return cuts and plain and all(len(set(each)) == 1 for each in sizes)
 
-    The order stays the same, and so do the numbers of the elements, by which they are
-    drawn. But the kernel that draws writes the tiles that the layer multiplies by, and
-    finds what belongs to them without a division.
+
+def _cut(weight: AnalogWeight, array: jax.Array) -> jax.Array:
+    """Returns `[*stack, row tiles, rows, column tiles, columns]`, or ones of them.
 
     Args:
       weight: the plan of the array.
       array: broadcastable against the stored one, with as many axes; or a number.
     """
-    chip, sizes = weight.hardware, (weight.row_sizes, weight.column_sizes)
-    cuts = (chip.converts or chip.ranged) and weight.tiles != (1, 1)
-    plain = weight.shape == (*weight.stack, *map(sum, sizes))
-    even = all(len(set(each)) == 1 for each in sizes)
-    if not (cuts and plain and even) or array.ndim == 0:
+    if array.ndim == 0:
         return array
-    *stack, rows, columns = array.shape
-    shape = [
-        part
-        for size, tiles in zip((rows, columns), weight.tiles)
-        for part in ((tiles, size // tiles) if size > 1 else (1, 1))
-    ]
-    return array.reshape(*stack, *shape)
+    for sizes, axis in ((weight.row_sizes, -2), (weight.column_sizes, -1)):
+        one = array.shape[axis] == 1
+        array = jnp.expand_dims(array, axis) if one else tiling.cut(array, sizes, axis)
+    return array
 
 
 def _last_row(weight: AnalogWeight) -> jax.Array:

@@ -132,6 +132,9 @@ def sum_of(
     axis = axes[0]
     size = arrays[0].shape[axis]
     chain = next(length for length in range(8, 0, -1) if size % length == 0)
+    # An axis that a mesh of explicit axes spreads may not be split.
+    if chain == 1 or any(jax.typeof(a).sharding.spec[axis] for a in arrays):
+        return jnp.sum(function(*arrays), axis=axes)
 
     def part(array, index):
         # Neighbours, which lie on one device where the axis is spread over several.

@@ -89,6 +89,37 @@ for per in ("per_batch_sample", "per_vector", "redraw"):
         call(weights, x), call(weights, split), rtol=1e-5, atol=1e-5
     )
 
+# Sums of neighbours, also where they lie on several devices.
+converters = hw.IOParameters(inp_bits=8, out_bits=8, out_bound=10.0)
+layer = hw.analogize(nn.Dense(8), hw.Hardware(
+    modifier=hw.WeightModifierParameter(type="add_normal", std_dev=0.1),
+    clip=chip.clip, input_range=chip.input_range, forward=converters,
+    mapping=hw.MappingParameter(max_input_size=6),
+))
+few = x[:16]
+start = layer.init(jax.random.key(0), few)["params"]
+own = hw.optim.hardware_aware(optax.sgd(0.1), hw.plan(layer, start, few))
+
+@jax.jit
+def small_step(params, x):
+    def loss(params):
+        y = layer.apply({"params": params}, x, rngs={"mismatch": key})
+        return jnp.square(y).mean()
+    updates, _ = own.update(jax.grad(loss)(params), own.init(params), params)
+    return optax.apply_updates(params, updates)
+
+alone = small_step(start, few)
+for kind in (jax.sharding.AxisType.Auto, jax.sharding.AxisType.Explicit):
+    other = jax.make_mesh((4, 2), ("data", "model"), axis_types=(kind,) * 2)
+    columns = NamedSharding(other, P(None, "model"))
+    weights = {**start, "kernel": jax.device_put(start["kernel"], columns)}
+    split = jax.device_put(few, NamedSharding(other, P("data")))
+    found = small_step(weights, split)
+    for path, value in paths.leaves(alone).items():
+        np.testing.assert_allclose(
+            paths.leaves(found)[path], value, rtol=1e-5, atol=1e-6, err_msg=path
+        )
+
 # Gradients that four devices average by themselves give the same update.
 four = jax.sharding.Mesh(np.array(jax.devices()[:4]), ("data",))
 
