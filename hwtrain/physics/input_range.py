@@ -211,11 +211,13 @@ def _count_forward(y, probe, bound, column_sizes):
         held = (jnp.abs(y) < 0.999 * bound) & tiling.mask(column_sizes)
         return held.astype(jnp.complex64)
 
-    axes = (*range(-y.ndim, -3), -1)
     examples = int(np.prod(y.shape[:-3], dtype=np.int64))
     count = examples * np.asarray(column_sizes, np.float32)
     count = jnp.broadcast_to(count, probe.shape[:-1])
-    kept = jnp.real(tiling.sum_of(inside, y, axes=axes))
+    # The mask has all columns, so that the axis to be split is one before the tiles.
+    outputs = y if y.ndim > 3 else y[None]
+    axes = (*range(-outputs.ndim, -3), -1)
+    kept = jnp.real(tiling.sum_of(inside, outputs, axes=axes))
     none = jnp.zeros_like(count)
     sums = jnp.stack([none, none, none, none, count, kept], axis=-1)
     return y, (PROBE_SCALE * sums).astype(probe.dtype)

@@ -126,6 +126,7 @@ def sum_of(
 
     Args:
       function: of elements, so that it may be applied to parts of the arrays; complex.
+        What it holds besides must broadcast along the first axis.
       *arrays: arrays with the same size of the first axis.
       axes: the axes to add over, counted from the end (negative).
     """

@@ -304,6 +304,27 @@ def test_the_result_has_the_dtype_of_the_inputs_or_the_one_asked_for():
     assert wide.dtype == jnp.float32
 
 
+@pytest.mark.parametrize("columns", [8, 5])
+def test_the_probe_counts_the_outputs_of_a_single_vector(columns):
+    sizes = tiling.split_sizes(columns, 4)
+
+    def total(probe):
+        return multiply(
+            jnp.ones(3),
+            jnp.linspace(0.0, 1.0, columns) * jnp.ones((3, 1)),
+            IOParameters(out_bound=1.0),
+            row_sizes=(3,),
+            column_sizes=sizes,
+            input_range=jnp.ones((1, 2)),
+            probe=probe,
+        ).sum()
+
+    sums = jax.grad(total)(jnp.zeros((1, 2, 6))) / PROBE_SCALE
+    inside = np.split(3 * np.linspace(0, 1, columns) < 0.999, [sizes[0]])
+    np.testing.assert_array_equal(sums[0, :, 4], sizes)
+    np.testing.assert_array_equal(sums[0, :, 5], [each.sum() for each in inside])
+
+
 def test_the_probe_counts_outputs_inside_the_bound():
     x = jnp.asarray([[1.0, 1.0, 1.0], [0.1, 0.1, 0.1]])
     w = jnp.ones((3, 5))
