@@ -106,7 +106,8 @@ class WeightClipParameter:
           row_sizes: rows of each row tile.
           scale: `[..., row tiles, columns or 1]`, the weights' mapping scale; `None`
             for 1, weights in units of the crossbar.
-          update: added to the weights before; `None` for none.
+          update: added to the weights before, of their shape and units; `None` for
+            none.
 
         Returns:
           `[..., row tiles, columns or 1]`; infinite where nothing is clipped.

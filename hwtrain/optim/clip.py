@@ -89,7 +89,7 @@ def weight_bound(
       weight: the plan of the array.
       kernel: the stored array that the bound is computed from.
       scale: its stored mapping scale, if it has one.
-      update: added to the array before; `None` for none.
+      update: added to the array before, of its shape; `None` for none.
     """
     clip = weight.hardware.clip
     if clip is None:

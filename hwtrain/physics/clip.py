@@ -30,7 +30,7 @@ def layer_gaussian(
       sigma: the bound in standard deviations (N-1, about the mean).
       limit: the largest bound, broadcastable against the result; `None` for no limit.
       per_column: take the standard deviation of each column alone.
-      update: added to the weights; `None` for none.
+      update: added to the weights, of their shape and units; `None` for none.
 
     Returns:
       `[..., row tiles, columns or 1]`; infinite where all weights are equal, since

@@ -125,8 +125,9 @@ def sum_of(
     Array([ 5., 50.], dtype=float32)
 
     Args:
-      function: of elements, so that it may be applied to parts of the arrays; complex.
-        What it holds besides must broadcast along the first axis.
+      function: of elements, so that it may be applied to parts of the arrays; of
+        complex numbers or integers, since XLA stores the terms of a real sum. What it
+        holds besides must broadcast along the first axis.
       *arrays: arrays with the same size of the first axis.
       axes: the axes to add over, counted from the end (negative).
     """
@@ -178,7 +179,8 @@ def standard_deviation(
       matrix: `[..., rows, columns]`.
       row_sizes: rows of each row tile.
       per_column: for each column alone, or over all columns.
-      update: added to the matrix as it is read; the sum is not stored.
+      update: `[..., rows, columns]`, added to the matrix as it is read; the sum is not
+        stored. `None` for none.
 
     Returns:
       `[..., row tiles, columns or 1]`, float32; zero where N is 1.
