@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from hwtrain import paths
 from hwtrain.clip_bounds import with_clipped, with_open_bounds
 from hwtrain.crossbar import largest_weight, on_crossbar
-from hwtrain.physics.random import draw_key
+from hwtrain.physics.random import draw_key, fold_in
 from hwtrain.plan import AnalogWeight, Plan
 
 
@@ -26,24 +26,18 @@ def chip_key(chip_seed: jax.typing.ArrayLike) -> jax.Array:
     return jax.random.key(chip_seed, impl="threefry2x32")
 
 
-def layer_keys(weight: AnalogWeight, key: jax.Array, effect: str) -> jax.Array:
-    """Returns the key data of a layer's periphery, one for each layer of a stack.
+def frozen_keys(weight: AnalogWeight, key: jax.Array) -> jax.Array:
+    """Returns the key data of what is frozen in a layer's periphery.
 
     Args:
       weight: the plan of the layer's array.
-      key: the key of the step or of the chip.
-      effect: `"periphery"` for what is drawn at each read, `"frozen_periphery"` for
-        what is drawn once for a chip.
+      key: the key of the chip.
 
     Returns:
-      `uint32`, `[*stack, 2]`: threefry key data.
+      `uint32`, `[*stack, 2]`: threefry key data, one for each layer of a stack.
     """
-    owner = weight.layer_path if weight.alone else weight.path
-    key = draw_key(key, owner, effect)
-    count = math.prod(weight.stack)
-    keys = jax.vmap(lambda index: jax.random.fold_in(key, index))(
-        jnp.arange(count, dtype=jnp.uint32)
-    )
+    key = draw_key(key, weight.owner, "frozen_periphery")
+    keys = fold_in(key, jnp.arange(math.prod(weight.stack)))
     # The words of the other generators are threefry keys, one after the other.
     data = jax.random.key_data(keys)[..., :2]
     return data.reshape(*weight.stack, 2)
@@ -61,8 +55,8 @@ def with_chip_keys(params: paths.Tree, plan: Plan, key: jax.Array) -> paths.Tree
       key: `chip_key(chip_seed)`.
     """
     entries = {
-        weight.leaf("chip_key").removeprefix(f"{plan.prefix}/"): layer_keys(
-            weight, key, "frozen_periphery"
+        weight.leaf("chip_key").removeprefix(f"{plan.prefix}/"): frozen_keys(
+            weight, key
         )
         for weight in plan.weights
         if weight.kind != "raw" and weight.hardware.freezes("chip")

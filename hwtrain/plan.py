@@ -110,6 +110,11 @@ class AnalogWeight:
         return self.path.rpartition("/")[0]
 
     @property
+    def owner(self) -> str:
+        """What names the draws of its periphery: its layer, or itself if not alone."""
+        return self.layer_path if self.alone else self.path
+
+    @property
     def groups(self) -> int:
         """Number of groups of channels, each with a matrix of its own."""
         return self.window.groups if self.window is not None else 1

@@ -30,3 +30,12 @@ def _forget_compiled_programs():
     # They would pile up to gigabytes over the suite.
     yield
     jax.clear_caches()
+
+
+@pytest.fixture
+def retraced(monkeypatch):
+    """A monkeypatch for functions that JAX has traced: it forgets them around a test."""
+    jax.clear_caches()
+    yield monkeypatch
+    monkeypatch.undo()
+    jax.clear_caches()

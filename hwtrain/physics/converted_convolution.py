@@ -1,5 +1,6 @@
 """A convolution between the converters of its crossbars, by XLA's own convolution."""
 
+import functools
 from typing import Any
 
 import jax
@@ -13,8 +14,8 @@ from hwtrain.physics.input_range import RangeGradient, count_outputs
 from hwtrain.physics.management import Management
 from hwtrain.physics.modifiers import straight_through
 from hwtrain.physics.output_stage import asymmetry, nonlinearity
-from hwtrain.physics.periphery import Periphery
-from hwtrain.physics.random import draw_key, normal, uniform
+from hwtrain.physics.periphery import Periphery, effect_key
+from hwtrain.physics.random import draw_key, normal, once, uniform
 from hwtrain.physics.ranged_convolution import (
     Drive,
     clipped_inputs,
@@ -47,7 +48,7 @@ def converted_convolution(
     output_scale: jax.Array | None = None,
     input_range: jax.Array | None = None,
     probe: jax.Array | None = None,
-    key: jax.Array | None = None,
+    keys: jax.Array | None = None,
     chip_keys: jax.Array | None = None,
     strength: ArrayLike = 1.0,
     gradient: RangeGradient = RangeGradient(),  # noqa: B008 an immutable value
@@ -79,7 +80,7 @@ def converted_convolution(
       output_scale: likewise, a learned factor on the outputs; `None` for 1.
       input_range: `[groups, 1, 1]`, r; `None` for no clipping, and 1.
       probe: `[groups, 1, 1, 6]`; `None` for plain JAX operations, without statistics.
-      key: JAX key of what is drawn at each read; `None` draws nothing.
+      keys: `[effects]`, the `read_keys` of this read; `None` draws nothing.
       chip_keys: `[groups]` JAX keys of what is frozen in a chip; `None` for no spread.
       strength: factor on the standard deviation of all noise and spreads,
         broadcastable against `[groups, 1, features of a group]`.
@@ -110,8 +111,9 @@ def converted_convolution(
     y = by_group(y) / s
     width = y.shape[-1]
 
-    def noise(key: jax.Array, effect: str) -> jax.Array:
-        return jnp.asarray(strength) * normal(draw_key(key, "", effect), y.shape)
+    def noise(keys: jax.Array, effect: str) -> jax.Array:
+        draw = functools.partial(normal, shape=y.shape)
+        return jnp.asarray(strength) * once(effect_key(keys, effect), draw)
 
     def spread(std: float, effect: str) -> Any:
         if std == 0 or chip_keys is None:
@@ -119,7 +121,7 @@ def converted_convolution(
         draw = jax.vmap(lambda key: normal(draw_key(key, "", effect), (1, width)))
         return std * jnp.asarray(strength) * draw(chip_keys)
 
-    if p.w_noise_type != "none" and key is not None:
+    if p.w_noise_type != "none" and keys is not None:
         square = jnp.square(jax.lax.stop_gradient(inside))
         weights = jnp.abs(jax.lax.stop_gradient(kernel))
         if p.w_noise_type == "additive_constant":
@@ -128,7 +130,7 @@ def converted_convolution(
             s_of = s
         total = by_group(convolution(square, weights, window, precision)) / s_of
         deviation = p.w_noise * jnp.sqrt(jnp.maximum(total, 0))
-        y = straight_through(y, y + deviation * noise(key, "read"))
+        y = straight_through(y, y + deviation * noise(keys, "read"))
     if p.out_nonlinearity > 0:
         of_chip = 1 + spread(p.out_nonlinearity_std, "output_nonlinearity")
         y = nonlinearity(
@@ -139,12 +141,13 @@ def converted_convolution(
             slope_calibration=p.slope_calibration,
         )
     y = asymmetry(y, p.out_asymmetry)
-    if p.out_noise > 0 and key is not None:
+    if p.out_noise > 0 and keys is not None:
         of_chip = 1 + spread(p.out_noise_std, "output_noise_spread")
-        y = y + p.out_noise * abs(of_chip) * noise(key, "output_noise")
+        y = y + p.out_noise * abs(of_chip) * noise(keys, "output_noise")
     u = None
-    if p.adc.stochastic and key is not None:
-        u = uniform(draw_key(key, "", "output_stochastic_rounding"), y.shape)
+    if p.adc.stochastic and keys is not None:
+        key = effect_key(keys, "output_stochastic_rounding")
+        u = once(key, functools.partial(uniform, shape=y.shape))
     y = round_to_level(y, p.adc, uniform=u)
     if p.adc.bound is not None and input_range is not None and probe is not None:
         # Groups are counted as row tiles are.

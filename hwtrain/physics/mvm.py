@@ -25,8 +25,8 @@ from hwtrain.physics.ir_drop import ir_drop
 from hwtrain.physics.management import bound_scale, noise_scale, shift
 from hwtrain.physics.modifiers import straight_through
 from hwtrain.physics.output_stage import asymmetry, nonlinearity, voltage_offset
-from hwtrain.physics.periphery import Periphery
-from hwtrain.physics.random import draw_key, normal, uniform
+from hwtrain.physics.periphery import Periphery, effect_key
+from hwtrain.physics.random import draw_key, normal, once, uniform
 from hwtrain.physics.tiled_matrix import TiledMatrix, cut_columns
 
 
@@ -41,7 +41,7 @@ def analog_mvm(
     output_scale: jax.Array | None = None,
     input_range: jax.Array | None = None,
     probe: jax.Array | None = None,
-    key: jax.Array | None = None,
+    keys: jax.Array | None = None,
     chip_key: jax.Array | None = None,
     deviation: Callable[[jax.Array, TiledMatrix], jax.Array] | None = None,
     strength: ArrayLike = 1.0,
@@ -85,7 +85,7 @@ def analog_mvm(
         inputs are divided by, without clipping to it.
       probe: `[row tiles, column tiles, 6]`; `None` for plain JAX operations, which
         forward-mode differentiation needs, without statistics.
-      key: JAX key of what is drawn at each read; `None` draws nothing.
+      keys: `[effects]`, the `read_keys` of this read; `None` draws nothing.
       chip_key: JAX key of what is frozen in a chip; `None` for no spread.
       deviation: returns the standard deviation of the tiles' outputs by noise of the
         weights, from inputs in normalised units and the tiles; `None` for none.
@@ -120,7 +120,7 @@ def analog_mvm(
 
     tiles = TiledMatrix.cut(w, scale, row_sizes, column_sizes, dot_general, x.dtype)
     batch = inputs.shape[:-3]
-    draws = _draw(periphery, key, chip_key, strength, batch, tiles, deviation)
+    draws = _draw(periphery, keys, chip_key, strength, batch, tiles, deviation)
     alpha, factor = _managed(inputs, tiles, periphery, draws)
     y: Any = _before_clipping(inputs, alpha, tiles, periphery, draws)
     bound = periphery.adc.bound
@@ -151,7 +151,7 @@ class _Draws(NamedTuple):
 
 def _draw(
     p: Periphery,
-    key: jax.Array | None,
+    keys: jax.Array | None,
     chip_key: jax.Array | None,
     strength: ArrayLike,
     batch: tuple[int, ...],
@@ -163,20 +163,22 @@ def _draw(
     input_shape = (*batch, *grid, tiles.row_sizes[0])
     output_shape = (*batch, *grid, width)
 
-    def noise(key: jax.Array, shape: tuple[int, ...]) -> jax.Array:
-        return jnp.asarray(strength) * normal(key, shape)
-
     def drawn(on: bool, kind, effect: str, shape: tuple[int, ...]):
-        return (
-            kind(draw_key(key, "", effect), shape) if on and key is not None else None
-        )
+        if not on or keys is None:
+            return None
+        return once(effect_key(keys, effect), lambda key: kind(key, shape))
+
+    def scaled(on: bool, effect: str, shape: tuple[int, ...]):
+        noise = drawn(on, normal, effect, shape)
+        return None if noise is None else jnp.asarray(strength) * noise
 
     def spread(std: float, effect: str) -> Any:
         if std == 0 or chip_key is None:
             return 0.0
-        return std * noise(draw_key(chip_key, "", effect), (*grid, width))
+        unit = normal(draw_key(chip_key, "", effect), (*grid, width))
+        return std * (jnp.asarray(strength) * unit)
 
-    outputs = drawn(p.out_noise > 0, noise, "output_noise", output_shape)
+    outputs = scaled(p.out_noise > 0, "output_noise", output_shape)
     if outputs is not None:
         sigma = p.out_noise * abs(1 + spread(p.out_noise_std, "output_noise_spread"))
         outputs = sigma * outputs
@@ -184,13 +186,13 @@ def _draw(
         1 + spread(p.out_nonlinearity_std, "output_nonlinearity")
     )
     return _Draws(
-        inputs=drawn(p.inp_noise > 0, noise, "input_noise", input_shape),
+        inputs=scaled(p.inp_noise > 0, "input_noise", input_shape),
         inputs_uniform=drawn(
             p.dac.stochastic, uniform, "input_stochastic_rounding", input_shape
         ),
-        weights=drawn(deviation is not None, noise, "weight_noise", output_shape),
+        weights=scaled(deviation is not None, "weight_noise", output_shape),
         deviation=deviation,
-        read=drawn(p.w_noise_type != "none", noise, "read", output_shape),
+        read=scaled(p.w_noise_type != "none", "read", output_shape),
         outputs=outputs,
         outputs_uniform=drawn(
             p.adc.stochastic, uniform, "output_stochastic_rounding", output_shape

@@ -6,17 +6,19 @@ in the stored array. So it does not depend on the order of calls, on the mesh, o
 how a stack of layers is sliced.
 """
 
+import functools
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.typing import DTypeLike
 
-from hwtrain.physics import threefry, tiling
+from hwtrain.physics import threefry
 from hwtrain.physics.fast_random import fast_prng, normal_from_bits
-from hwtrain.physics.threefry import element_words, flat_counter
+from hwtrain.physics.threefry import element_words
 
 
 def stable_hash(name: str) -> int:
@@ -47,54 +49,38 @@ def draw_key(key: jax.Array, path: str, effect: str, part: int = 0) -> jax.Array
         be the same numbers.
       part: the device of a conductance pair, or another part of one effect.
     """
-    return fold_in(key, stable_hash(f"{path}#{effect}#{part}"))
+    return fold_in(key, stable_hash(draw_name(path, effect, part)))
+
+
+def draw_name(path: str, effect: str, part: int = 0) -> str:
+    """Returns the name of a draw, whose hash is folded in; arguments as above.
+
+    >>> draw_name("hidden/kernel", "weight_noise")
+    'hidden/kernel#weight_noise#0'
+    """
+    return f"{path}#{effect}#{part}"
 
 
 def fold_in(key: jax.Array, number: jax.typing.ArrayLike) -> jax.Array:
     """Returns `jax.random.fold_in(key, number)`, in one kernel where it is threefry.
 
+    >>> key, names = jax.random.key(0), jnp.arange(3)
+    >>> bool((fold_in(key, names)[2] == jax.random.fold_in(key, 2)).all())
+    True
+
     Args:
-      key: a JAX key.
-      number: a whole number, taken modulo 2^32.
+      key: JAX keys, of any shape.
+      number: whole numbers, taken modulo 2^32, broadcastable against the keys.
     """
     key = as_key(key)
-    if not _is_threefry(key) or key.ndim:
-        return jax.random.fold_in(key, number)
-    data = threefry.fold_in(jax.random.key_data(key), number)
-    return jax.random.wrap_key_data(data, impl="threefry2x32")
-
-
-def fold_in_bits(key: jax.Array, x: jax.Array) -> jax.Array:
-    r"""Folds a hash of the bits of an array into a key.
-
-    .. math:: h = \sum_i (2 i + 1)\, 2654435769\, \mathrm{bits}(x_i) \bmod 2^{32}
-
-    A body that is looped over time sees the same key at every step; with this, noise is
-    repeated only where the input is. Integers, so that the sum does not depend on its
-    order or the mesh. No gradient passes.
-
-    >>> key, x = jax.random.key(0), jnp.array([1.0, 2.0])
-    >>> keys = [jax.random.key_data(fold_in_bits(key, v)) for v in (x, x[::-1])]
-    >>> bool((keys[0] == keys[1]).any())
-    False
-
-    Args:
-      key: a JAX key.
-      x: floating-point numbers, of any shape.
-    """
-    x = jax.lax.stop_gradient(x).astype(jnp.float32)
-    indices = [
-        jax.lax.broadcasted_iota(jnp.uint32, x.shape, axis) for axis in range(x.ndim)
-    ]
-    _, index = flat_counter(indices, x.shape)
-
-    def term(x, index):
-        bits = jax.lax.bitcast_convert_type(x, jnp.uint32)
-        return bits * (2 * index + 1) * jnp.uint32(2654435769)
-
-    axes = tuple(range(-x.ndim, 0))
-    total = tiling.sum_of(term, x, index, axes=axes) if axes else term(x, index)
-    return fold_in(key, total)
+    implementation = jax.random.key_impl(key)
+    if _is_threefry(key) or implementation == fast_prng:
+        data = threefry.fold_in(jax.random.key_data(key), number)
+        return jax.random.wrap_key_data(data, impl=implementation)
+    if isinstance(number, int):
+        number = np.uint32(number % 2**32)
+    each = jnp.vectorize(jax.random.fold_in)
+    return each(key, jnp.asarray(number).astype(jnp.uint32))
 
 
 def normal(
@@ -130,10 +116,7 @@ def normal(
         return normal_from_bits(jax.random.bits(key, tuple(shape))).astype(dtype)
     if not _is_threefry(key):
         return jax.random.normal(key, tuple(shape), jnp.float32).astype(dtype)
-    low = np.nextafter(np.float32(-1), np.float32(0))
-    unit = _unit_floats(_bits(key, shape))
-    u = jnp.maximum(low, unit * (np.float32(1) - low) + low)
-    return (np.float32(np.sqrt(2)) * jax.lax.erf_inv(u)).astype(dtype)
+    return _threefry_normal(jax.random.key_data(key), tuple(shape)).astype(dtype)
 
 
 def uniform(
@@ -159,20 +142,62 @@ def uniform(
     key = as_key(key)
     if not _is_threefry(key):
         return jax.random.uniform(key, tuple(shape), jnp.float32).astype(dtype)
-    return _unit_floats(_bits(key, shape)).astype(dtype)
+    return _threefry_uniform(jax.random.key_data(key), tuple(shape)).astype(dtype)
+
+
+# Compiled, so that equal draws of a program are traced and lowered once.
+
+
+@functools.partial(jax.jit, static_argnums=1)
+def _threefry_normal(key_data: jax.Array, shape: tuple[int, ...]) -> jax.Array:
+    low = np.nextafter(np.float32(-1), np.float32(0))
+    u = jnp.maximum(low, _units(key_data, shape) * (np.float32(1) - low) + low)
+    return np.float32(np.sqrt(2)) * jax.lax.erf_inv(u)
+
+
+@functools.partial(jax.jit, static_argnums=1)
+def _threefry_uniform(key_data: jax.Array, shape: tuple[int, ...]) -> jax.Array:
+    return _units(key_data, shape)
+
+
+def once(key: jax.Array, draw: Callable[[jax.Array], Any]) -> Any:
+    """Returns `draw(key)`, computed once however many consumers it has.
+
+    A draw depends on little, so XLA computes it again in every kernel that reads it:
+    for noise on outputs, seven times in a training step. A barrier stops that, but on
+    CPU it is removed before kernels are formed; there, what a branch returns is not
+    computed again, and that an odd word is not zero XLA does not know.
+
+    >>> draw = lambda key: normal(key, (3,))
+    >>> bool((once(jax.random.key(0), draw) == draw(jax.random.key(0))).all())
+    True
+
+    Args:
+      key: JAX keys, at least one.
+      draw: a function of the keys. It holds nothing that is differentiated.
+    """
+
+    def on_cpu(key):
+        word = jax.random.key_data(key).ravel()[0]
+        drawn = jax.eval_shape(draw, key)
+
+        def nothing(key):
+            return jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), drawn)
+
+        return jax.lax.cond((word | 1) != 0, draw, nothing, key)
+
+    def elsewhere(key):
+        return jax.lax.optimization_barrier(draw(key))
+
+    return jax.lax.platform_dependent(key, cpu=on_cpu, default=elsewhere)
 
 
 def _is_threefry(key: jax.Array) -> bool:
     return str(jax.random.key_impl(key)) == "threefry2x32"
 
 
-def _unit_floats(bits: jax.Array) -> jax.Array:
-    """Maps 32 random bits to floats in [0, 1): 23 of them become the mantissa."""
-    mantissa = (bits >> jnp.uint32(9)) | jnp.uint32(0x3F800000)
+def _units(key_data: jax.Array, shape: tuple[int, ...]) -> jax.Array:
+    """Returns floats in [0, 1): 23 bits of the two words, XORed, as a mantissa."""
+    first, second = element_words(key_data, shape)
+    mantissa = ((first ^ second) >> jnp.uint32(9)) | jnp.uint32(0x3F800000)
     return jax.lax.bitcast_convert_type(mantissa, jnp.float32) - np.float32(1)
-
-
-def _bits(key: jax.Array, shape: Sequence[int]) -> jax.Array:
-    """Returns 32 random bits per element: the two words of threefry, XORed."""
-    first, second = element_words(jax.random.key_data(key), shape)
-    return first ^ second

@@ -33,19 +33,28 @@ def element_words(
 
 
 def fold_in(key_data: jax.Array, number: jax.typing.ArrayLike) -> jax.Array:
-    """Folds a number into a key as `jax.random.fold_in` does, bit for bit.
+    """Folds numbers into keys as `jax.random.fold_in` does, bit for bit.
 
-    Unrolled, it is one small kernel; JAX's is a loop on CPU, of some thirty.
+    Unrolled, it is one small kernel for all of them; JAX's is a loop on CPU, of some
+    thirty.
 
     Args:
-      key_data: `[2]`, `uint32`.
-      number: a whole number, taken modulo 2^32.
+      key_data: `[..., 2]`, `uint32`.
+      number: whole numbers, taken modulo 2^32, broadcastable against `[...]`.
+
+    Returns:
+      `[..., 2]`, with the axes of both.
     """
     if isinstance(number, int):
         number = np.uint32(number % 2**32)
-    low = jnp.asarray(number).astype(jnp.uint32)
-    words = _threefry2x32(key_data[0], key_data[1], jnp.zeros_like(low), low, 20)
-    return jnp.stack(words)
+    return _fold_in(key_data, jnp.asarray(number).astype(jnp.uint32))
+
+
+@jax.jit
+def _fold_in(key_data: jax.Array, number: jax.Array) -> jax.Array:
+    words = key_data[..., 0], key_data[..., 1]
+    folded = _threefry2x32(*words, jnp.zeros_like(number), number, 20)
+    return jnp.stack(folded, axis=-1)
 
 
 def flat_counter(

@@ -8,6 +8,7 @@ from flax import nnx
 
 from hwtrain.hardware import Hardware
 from hwtrain.plan import Plan
+from hwtrain.transforms import loops
 from hwtrain.transforms.linen import root as linen_root
 from hwtrain.transforms.nnx import root as nnx_root
 from hwtrain.transforms.rules import Rule, assignment
@@ -79,6 +80,7 @@ def analogize(
         are its layers known), or for `rngs` without a stream `mismatch`.
     """
     assigned = assignment(hardware_or_rules, name)
+    loops.install()
     if isinstance(model, nn.Module):
         if rngs is not None:
             raise ValueError(

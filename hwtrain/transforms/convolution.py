@@ -23,9 +23,17 @@ from hwtrain.physics.ranged_convolution import ranged_convolution
 from hwtrain.plan import AnalogWeight
 from hwtrain.transforms.errors import other_geometry
 from hwtrain.transforms.observation import observer
-from hwtrain.transforms.read_keys import frozen_key, read_key
+from hwtrain.transforms.loops import shared
+from hwtrain.transforms.read_keys import frozen_key
 from hwtrain.transforms.redraw import kernel_draw, redrawn
-from hwtrain.transforms.signal_side import analog_matmul, check_leaves, range_gradient
+from hwtrain.transforms.signal_side import (
+    Product,
+    analog_matmul,
+    anonymous,
+    check_leaves,
+    range_gradient,
+    reads_of,
+)
 
 
 def analog_conv(
@@ -130,25 +138,25 @@ def convolve(
       `[batch, *positions, features]`.
     """
     assert weight.window is not None
-    layer = _of_one_layer(weight, kernel.ndim)
     if _converts_alike(weight, mode) and observer() is None:
-        key = None
-        if weight.hardware.reads(mode):  # groups draw at once
-            key = read_key(weight, leaves["noise_key"].reshape(-1, 2)[0], x)
-        whole = functools.partial(_convolve_whole, weight, mode, precision, dtype)
-        if not weight.hardware.redraws(mode):
-            return whole(leaves, x, kernel, key)
-        draw = functools.partial(kernel_draw, layer)
-        return redrawn(draw, whole, leaves, x, kernel, key)
+        _check_leaves_of_groups(weight, leaves)
+        beside, keys = reads_of(weight, mode, leaves)
+        if keys is not None:  # groups draw at once
+            keys = keys.reshape(-1, keys.shape[-1])[0]
+        with shared():
+            return _convolve_whole(
+                anonymous(weight), mode, precision, dtype, beside, x, kernel, keys
+            )
+    layer = _of_one_layer(weight, kernel.ndim)
     seen = convolution.patches(x, weight.window)
     matrix = layer.to_matrix(kernel)
-    options = {} if dtype is None else {"preferred_element_type": dtype}
+    options: dict[str, Any] = {"precision": precision}
+    if dtype is not None:
+        options["preferred_element_type"] = dtype
+    product = Product(options=tuple(options.items()))
 
     def matmul(leaves, x, w):
-        def dot(a, b, numbers):
-            return jax.lax.dot_general(a, b, numbers, precision=precision, **options)
-
-        return analog_matmul(weight, mode, leaves, x, w, dot, dtype)
+        return analog_matmul(weight, mode, leaves, x, w, product, dtype)
 
     if not weight.parallel:
         return matmul(leaves, seen, matrix)
@@ -176,6 +184,19 @@ def _converts_alike(weight: AnalogWeight, mode: str) -> bool:
     return not chip.scales_outputs
 
 
+def _check_leaves_of_groups(
+    weight: AnalogWeight, leaves: Mapping[str, jax.Array]
+) -> None:
+    """Raises unless what is beside a kernel is what each of its groups asks for."""
+    depth = len(weight.parallel)
+    of_one = {
+        name: jax.ShapeDtypeStruct(leaf.shape[depth:], leaf.dtype)
+        for name, leaf in leaves.items()
+    }
+    check_leaves(weight, of_one)
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1, 2, 3))
 def _convolve_whole(
     weight: AnalogWeight,
     mode: str,
@@ -184,43 +205,63 @@ def _convolve_whole(
     leaves: Mapping[str, jax.Array],
     x: jax.Array,
     kernel: jax.Array,
-    key: jax.Array | None,
+    keys: jax.Array | None,
 ) -> jax.Array:
-    """Convolves as `convolve` does, with one tile for each group of channels."""
+    """Convolves as `convolve` does, with one tile for each group of channels.
+
+    Compiled, so that equal layers of a program are traced and lowered once.
+    """
+    whole = functools.partial(_product, weight, mode, precision, dtype)
+    if not weight.hardware.redraws(mode):
+        return whole(leaves, x, kernel, keys)
+    draw = functools.partial(kernel_draw, _of_one_layer(weight, kernel.ndim))
+    return redrawn(draw, whole, leaves, x, kernel, keys)
+
+
+def _product(
+    weight: AnalogWeight,
+    mode: str,
+    precision: Any,
+    dtype: Any,
+    leaves: Mapping[str, jax.Array],
+    x: jax.Array,
+    kernel: jax.Array,
+    keys: jax.Array | None,
+) -> jax.Array:
     assert weight.window is not None
     chip, window, groups = weight.hardware, weight.window, weight.groups
     depth = len(weight.parallel)
-    of_one = {
-        name: jax.ShapeDtypeStruct(leaf.shape[depth:], leaf.dtype)
-        for name, leaf in leaves.items()
-    }
-    check_leaves(weight, of_one)
-    beside = {
-        name: leaf.reshape(groups, *of_one[name].shape) for name, leaf in leaves.items()
-    }
+
+    def of_groups(name: str) -> jax.Array:
+        return leaves[name].reshape(groups, *leaves[name].shape[depth:])
+
     options: dict[str, Any] = {
-        "input_range": beside["input_range"] if weight.ranged else None,
-        "probe": beside["probe"] if weight.ranged and mode != "eval" else None,
+        "input_range": of_groups("input_range") if weight.ranged else None,
+        "probe": of_groups("probe") if weight.ranged and mode != "eval" else None,
         "gradient": range_gradient(weight),
         "precision": precision,
         "dtype": dtype,
     }
     if not chip.converts:
         return ranged_convolution(x, kernel, window=window, **options)
-    scale = beside.get("mapping_scale")
-    if scale is None:
+    if "mapping_scale" in leaves:
+        scale: Any = of_groups("mapping_scale")
+    else:
         layer = _of_one_layer(weight, kernel.ndim)
         scale = layer.derived_scale(layer.to_matrix(kernel))
+    strength: Any = jnp.ones(groups)
+    if "noise_strength" in leaves:
+        strength = of_groups("noise_strength")
     return converted_convolution(
         x,
         kernel,
         chip.periphery,
         window,
         scale=None if scale is None else scale.reshape(groups, 1, -1),
-        output_scale=beside.get("output_scale"),
-        key=key,
-        chip_keys=frozen_key(beside["chip_key"]) if chip.freezes(mode) else None,
-        strength=beside.get("noise_strength", jnp.ones(groups)).reshape(groups, 1, 1),
+        output_scale=of_groups("output_scale") if chip.scales_outputs else None,
+        keys=keys,
+        chip_keys=frozen_key(of_groups("chip_key")) if chip.freezes(mode) else None,
+        strength=strength.reshape(groups, 1, 1),
         **options,
     )
 

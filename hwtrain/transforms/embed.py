@@ -1,12 +1,12 @@
 """What Linen's and NNX's Embed have in common."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 
 import jax
 
 from hwtrain.plan import AnalogWeight
 from hwtrain.transforms.layer import Layer, LayerWeight
-from hwtrain.transforms.signal_side import analog_matmul
+from hwtrain.transforms.signal_side import Product, analog_matmul
 
 LEAF = "embedding"
 
@@ -38,7 +38,7 @@ def attend(
     leaves: Mapping[str, jax.Array],
     query: jax.Array,
     embedding: jax.Array,
-    dot_general: Callable[..., jax.Array] = jax.lax.dot_general,
+    product: Product = Product(),  # noqa: B008 an immutable value
 ) -> jax.Array:
     """Returns `query @ embedding.T` as the hardware computes it.
 
@@ -48,6 +48,6 @@ def attend(
       leaves: what is beside the embedding in this step, of `STEP_LEAVES`.
       query: `[..., features]`.
       embedding: `[tokens, features]`.
-      dot_general: what multiplies.
+      product: what multiplies.
     """
-    return analog_matmul(weight, mode, leaves, query, embedding.T, dot_general)
+    return analog_matmul(weight, mode, leaves, query, embedding.T, product)

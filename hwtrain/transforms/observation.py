@@ -21,7 +21,7 @@ class Multiplication(NamedTuple):
       leaves: what is beside the matrix in this step.
       x: `[..., rows]`.
       w: `[rows, columns]`.
-      dot_general: what multiplies, called as `jax.lax.dot_general`.
+      product: what multiplies, called as `jax.lax.dot_general`.
       dtype: dtype of the result; `None` for that of a plain multiplication.
     """
 
@@ -30,12 +30,12 @@ class Multiplication(NamedTuple):
     leaves: Mapping[str, jax.Array]
     x: jax.Array
     w: jax.Array
-    dot_general: Callable[..., jax.Array]
+    product: Any
     dtype: DTypeLike | None
 
     def plain(self) -> jax.Array:
         """Returns what a digital layer does."""
-        return self.dot_general(self.x, self.w, (((self.x.ndim - 1,), (0,)), ((), ())))
+        return self.product(self.x, self.w, (((self.x.ndim - 1,), (0,)), ((), ())))
 
 
 Observer = Callable[[Multiplication], jax.Array]

@@ -2,70 +2,70 @@
 
 import contextlib
 import contextvars
+from collections.abc import Mapping
 from typing import Any
 
 import jax
 
 from hwtrain.physics.fast_random import fast_prng
-from hwtrain.physics.random import as_key, fold_in, fold_in_bits
+from hwtrain.physics.periphery import effect_key
+from hwtrain.physics.random import as_key, fold_in
 from hwtrain.plan import AnalogWeight
+from hwtrain.transforms.loops import place, shared
 
-_calls: contextvars.ContextVar[dict[str, int] | None] = contextvars.ContextVar(
-    "hwtrain_calls", default=None
-)
 _generator: contextvars.ContextVar[Any] = contextvars.ContextVar(
     "hwtrain_generator", default="threefry2x32"
 )
 
 
 @contextlib.contextmanager
-def counted_calls(key: jax.Array | None):
-    """Counts the calls of every layer inside, so that no two draw the same noise.
+def generator_of(key: jax.Array | None):
+    """Lets the layers inside draw with the generator of the step's key, if it has one.
 
     Args:
-      key: the step's key, whose generator the layers draw with; `None` without one.
+      key: the step's key; `None` for a step that draws nothing.
     """
     generator = _generator.get()
     if key is not None and jax.random.key_impl(as_key(key)) == fast_prng:
         generator = fast_prng
-    inside = _calls.get() is not None  # an analog model inside another
-    calls = _calls.set(_calls.get() if inside else {})
     token = _generator.set(generator)
     try:
         yield
     finally:
         _generator.reset(token)
-        _calls.reset(calls)
 
 
-@contextlib.contextmanager
-def as_first_call():
-    """Draws what the first call of every layer draws, to compare it with itself."""
-    token = _calls.set({})
-    try:
-        yield
-    finally:
-        _calls.reset(token)
+def keys_here(weight: AnalogWeight, leaves: Mapping[str, jax.Array]) -> jax.Array:
+    """Returns the keys of one read: of the step, the layer and effect, and the place.
 
+    The place is the number of the call, and the indices of the loops and maps around
+    it; the values of the input never matter. The first call outside of all loops has
+    the keys of the step themselves.
 
-def read_key(weight: AnalogWeight, noise_key: jax.Array, x: jax.Array) -> jax.Array:
-    """Returns the key of one call: of the step, the call and the input's bits.
+    Args:
+      weight: the plan of the layer's array.
+      leaves: what is beside it in this step.
 
-    A loop over time is traced once, and nothing that a layer sees counts its steps; so
-    the input's bits tell the steps apart. Two steps whose inputs are equal to the last
-    bit draw the same noise.
+    Returns:
+      JAX keys, `[..., effects]` like the leaf `noise_key`.
     """
-    calls = _calls.get()
-    count = 0
-    if calls is not None:
-        count = calls.get(weight.path, 0)
-        calls[weight.path] = count + 1
-    return fold_in_bits(fold_in(step_key(noise_key), count), x)
+    call, indices = place(weight.path)
+    keys = step_keys(leaves)
+    if call or indices:
+        with shared():
+            for number in (call, *indices):
+                keys = fold_in(keys, number)
+    return keys
 
 
-def step_key(data: jax.Array) -> jax.Array:
-    """Returns the key of a layer's step, of the generator of the model's."""
-    return jax.random.wrap_key_data(data, impl=_generator.get())
+def step_keys(leaves: Mapping[str, jax.Array]) -> jax.Array:
+    """Returns the keys of a layer's step, the same at every call."""
+    return jax.random.wrap_key_data(leaves["noise_key"], impl=_generator.get())
+
+
+def weight_key(keys: jax.Array) -> jax.Array:
+    """Returns the key of weights that a layer draws itself, out of those of a read."""
+    return effect_key(keys, "weight_noise")
 
 
 def frozen_key(data: jax.Array) -> jax.Array:

@@ -8,9 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from hwtrain.crossbar import modified
-from hwtrain.physics.random import draw_key
 from hwtrain.plan import AnalogWeight
-from hwtrain.transforms.read_keys import step_key
 
 Leaves = Mapping[str, jax.Array]
 
@@ -21,7 +19,7 @@ def redrawn(
     leaves: Leaves,
     x: jax.Array,
     w: jax.Array,
-    key: jax.Array | None,
+    keys: jax.Array | None,
 ) -> jax.Array:
     r"""Multiplies by weights that are drawn for the step, and keeps none of them.
 
@@ -29,7 +27,7 @@ def redrawn(
               \bar x = \bar y\, w'(w, k)^T, \quad \bar w = x^T \bar y
 
     Forward and backward draw the same :math:`w'`: the key k is that of the layer in
-    the step, whatever the inputs and however often it is called. Between the two, only
+    the step, however often it is called. Between the two, only
     x, w and k are there, where a step whose weights are kept has a copy of all layers.
 
     It costs a second draw, another two for each further call, as at every step of a
@@ -40,34 +38,35 @@ def redrawn(
       draw: returns the weights of the step from leaves and `w`. Like `product`, it
         takes all arrays as arguments: a tracer of around would leak.
       product: returns the product of leaves, inputs, weights and key.
-      leaves: what is beside the weights in this step, of `STEP_LEAVES`.
+      leaves: what is beside the weights in this step, of `STEP_LEAVES`, and the
+        `weight_key` that they are drawn with.
       x: inputs.
       w: weights, nominal.
-      key: what `product` draws with, or `None`.
+      keys: what `product` draws with, or `None`.
     """
 
-    def multiply(since, x, w, leaves, key):
-        leaves = {**leaves, "noise_key": _after(since, leaves["noise_key"])}
-        return product(leaves, x, draw(leaves, w), key)
+    def multiply(since, x, w, leaves, keys):
+        leaves = {**leaves, "weight_key": _after(since, leaves["weight_key"])}
+        return product(leaves, x, draw(leaves, w), keys)
 
-    return _redrawn(multiply, x, w, dict(leaves), key)
+    return _redrawn(multiply, x, w, dict(leaves), keys)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _redrawn(multiply, x, w, leaves, key):
-    return multiply(x, x, w, leaves, key)
+def _redrawn(multiply, x, w, leaves, keys):
+    return multiply(x, x, w, leaves, keys)
 
 
-def _forward(multiply, x, w, leaves, key):
-    return _redrawn(multiply, x, w, leaves, key), (x, w, leaves, key)
+def _forward(multiply, x, w, leaves, keys):
+    return _redrawn(multiply, x, w, leaves, keys), (x, w, leaves, keys)
 
 
 def _backward(multiply, residuals, d):
-    x, w, leaves, key = residuals
+    x, w, leaves, keys = residuals
     real = {k: v for k, v in leaves.items() if jnp.issubdtype(v.dtype, jnp.floating)}
 
     def again(x, w, real):
-        return multiply(d, x, w, {**leaves, **real}, key)
+        return multiply(d, x, w, {**leaves, **real}, keys)
 
     d_x, d_w, d_real = jax.vjp(again, x, w, real)[1](d)
     return d_x, d_w, {name: d_real.get(name) for name in leaves}, None
@@ -76,8 +75,8 @@ def _backward(multiply, residuals, d):
 _redrawn.defvjp(_forward, _backward)
 
 
-def _after(since: jax.Array, data: jax.Array) -> jax.Array:
-    """Returns key data as they are, but not before `since` is there.
+def _after(since: jax.Array, key: jax.Array) -> jax.Array:
+    """Returns a key as it is, but not before `since` is there.
 
     XLA starts what depends on nothing at once: all draws of a step, whose results then
     wait in memory. It also keeps the first of two equal draws. An optimisation barrier,
@@ -85,11 +84,13 @@ def _after(since: jax.Array, data: jax.Array) -> jax.Array:
     number is zero, though, XLA does not know.
     """
     if not since.size:
-        return data
+        return key
     # The largest, not the first: one entry of a sharded array is nobody's.
     entry = jnp.max(jax.lax.stop_gradient(since)).astype(jnp.float32)
     odd = jax.lax.bitcast_convert_type(entry, jnp.uint32) | 1
-    return data ^ (odd == 0).astype(data.dtype)
+    data = jax.random.key_data(key)
+    data = data ^ (odd == 0).astype(data.dtype)
+    return jax.random.wrap_key_data(data, impl=jax.random.key_impl(key))
 
 
 def step_draw(weight: AnalogWeight, leaves: Leaves, w: jax.Array) -> jax.Array:
@@ -100,7 +101,7 @@ def step_draw(weight: AnalogWeight, leaves: Leaves, w: jax.Array) -> jax.Array:
       leaves: what is beside the matrix in this step.
       w: `[rows, columns]`, nominal, not yet within its learned clip bound.
     """
-    return drawn(weight, leaves, w, weight_key(leaves), leaves.get("clip_bound"))
+    return drawn(weight, leaves, w, leaves["weight_key"], leaves.get("clip_bound"))
 
 
 def kernel_draw(weight: AnalogWeight, leaves: Leaves, kernel: jax.Array) -> jax.Array:
@@ -115,11 +116,6 @@ def kernel_draw(weight: AnalogWeight, leaves: Leaves, kernel: jax.Array) -> jax.
     for _ in weight.parallel:
         draw = jax.vmap(draw)
     return weight.from_matrix(draw(leaves, weight.to_matrix(kernel)))
-
-
-def weight_key(leaves: Leaves) -> jax.Array:
-    """Returns the key of the weights that a layer draws in a step."""
-    return draw_key(step_key(leaves["noise_key"]), "", "weight_noise")
 
 
 def drawn(

@@ -3,10 +3,11 @@
 The pieces that Linen and NNX share. Each framework finds the leaves its own way.
 """
 
+import dataclasses
 import functools
 import math
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -15,12 +16,19 @@ from jax.typing import DTypeLike
 from hwtrain.physics import tiling
 from hwtrain.physics.input_range import PROBE_SIZE, RangeGradient, ranged_matmul
 from hwtrain.physics.mvm import analog_mvm
+from hwtrain.physics.random import fold_in
 from hwtrain.plan import AnalogWeight
 from hwtrain.transforms.errors import missing_leaf, other_geometry
+from hwtrain.transforms.loops import shared
 from hwtrain.transforms.observation import Multiplication, observer
 from hwtrain.transforms.per_example import per_example
-from hwtrain.transforms.read_keys import frozen_key, read_key
-from hwtrain.transforms.redraw import drawn, redrawn, step_draw, weight_key
+from hwtrain.transforms.read_keys import (
+    frozen_key,
+    keys_here,
+    step_keys,
+    weight_key,
+)
+from hwtrain.transforms.redraw import drawn, redrawn, step_draw
 
 STEP_LEAVES = (
     "input_range",
@@ -105,12 +113,11 @@ def analog_dot_general(
         w = jnp.transpose(w, (*stack, *rows, *columns))
         w = w.reshape(*w.shape[: len(stack)], x.shape[-1], math.prod(sizes))
 
-        def plain(a, b, numbers):
-            return dot_general(a, b, numbers, **options)
+        product = Product(dot_general, tuple(options.items()))
 
         def matmul(leaves, x, w):
             dtype = options.get("preferred_element_type")
-            return analog_matmul(weight, mode, leaves, x, w, plain, dtype)
+            return analog_matmul(weight, mode, leaves, x, w, product, dtype)
 
         for _ in stack:
             matmul = jax.vmap(matmul)
@@ -120,13 +127,29 @@ def analog_dot_general(
     return multiply
 
 
+class Product(NamedTuple):
+    """A `dot_general` with its options, equal to others of the same function.
+
+    Attributes:
+      function: called as `jax.lax.dot_general`.
+      options: names and values of its further arguments.
+    """
+
+    function: Callable[..., jax.Array] = jax.lax.dot_general
+    options: tuple[tuple[str, Any], ...] = ()
+
+    def __call__(self, a: jax.Array, b: jax.Array, numbers: Any) -> jax.Array:
+        """Returns the product of two arrays."""
+        return self.function(a, b, numbers, **dict(self.options))
+
+
 def analog_matmul(
     weight: AnalogWeight,
     mode: str,
     leaves: Mapping[str, jax.Array],
     x: jax.Array,
     w: jax.Array,
-    dot_general: Callable[..., jax.Array] = jax.lax.dot_general,
+    product: Product = Product(),  # noqa: B008 an immutable value
     dtype: DTypeLike | None = None,
 ) -> jax.Array:
     """Multiplies vectors by the matrix of a layer as its hardware does.
@@ -141,7 +164,7 @@ def analog_matmul(
         if its noise is scaled, and `chip_key` if it has frozen spreads.
       x: `[..., rows]`.
       w: `[rows, columns]`.
-      dot_general: what multiplies, called as `jax.lax.dot_general`.
+      product: what multiplies.
       dtype: dtype of the result; `None` for that of a plain multiplication.
 
     Returns:
@@ -149,8 +172,60 @@ def analog_matmul(
     """
     watch = observer()
     if watch is not None:
-        return watch(Multiplication(weight, mode, leaves, x, w, dot_general, dtype))
+        return watch(Multiplication(weight, mode, leaves, x, w, product, dtype))
     check_leaves(weight, leaves)
+    beside, keys = reads_of(weight, mode, leaves)
+    # The function of a user may belong to a trace, or be a Flax module.
+    share = product.function is jax.lax.dot_general
+    function = _shared_matmul if share else _matmul
+    with shared():
+        return function(anonymous(weight), mode, product, dtype, beside, x, w, keys)
+
+
+def reads_of(
+    weight: AnalogWeight, mode: str, leaves: Mapping[str, jax.Array]
+) -> tuple[dict[str, jax.Array], jax.Array | None]:
+    """Returns what is beside a kernel, and the keys of this read of it.
+
+    Args:
+      weight: the plan of the kernel.
+      mode: the mode.
+      leaves: what is beside the kernel, with a `noise_key` `[effects, 2]`.
+
+    Returns:
+      The leaves, with a `weight_key` instead of the noise key if the layer draws
+      weights of its own; and `[effects]` keys, `None` if this read draws nothing.
+    """
+    chip, modifier = weight.hardware, weight.hardware.modifier
+    beside, keys = dict(leaves), None
+    beside.pop("noise_key", None)
+    in_layer = chip.modifies_in_layer(mode)
+    per_vector = in_layer and modifier is not None and modifier.per_vector
+    if chip.reads(mode) or per_vector:
+        keys = keys_here(weight, leaves)
+    if in_layer and not per_vector:
+        # At every call, and at every step of a loop, the weights are those of the step.
+        beside["weight_key"] = weight_key(step_keys(leaves))
+    return beside, keys
+
+
+@functools.lru_cache(maxsize=4096)
+def anonymous(weight: AnalogWeight) -> AnalogWeight:
+    """Returns the plan of an array without its names, equal for layers that are."""
+    return dataclasses.replace(weight, path="", layer="", rule="")
+
+
+def _matmul(
+    weight: AnalogWeight,
+    mode: str,
+    dot_general: Product,
+    dtype: DTypeLike | None,
+    leaves: Mapping[str, jax.Array],
+    x: jax.Array,
+    w: jax.Array,
+    keys: jax.Array | None,
+) -> jax.Array:
+    """Multiplies as `analog_matmul` does, with the leaves and keys of `reads_of`."""
     gradient = range_gradient(weight)
     tiles = {"row_sizes": weight.row_sizes, "column_sizes": weight.column_sizes}
     chip, scale = weight.hardware, leaves.get("mapping_scale")
@@ -160,7 +235,7 @@ def analog_matmul(
         leaves = {**leaves, "mapping_scale": scale}
     deviation = _deviation(weight, mode, w, scale)
 
-    def product(leaves, x, w, key):
+    def product(leaves, x, w, keys):
         output_scale = leaves.get("output_scale")
         probe = leaves.get("probe") if mode != "eval" else None
         if not chip.converts and deviation is None:
@@ -186,7 +261,7 @@ def analog_matmul(
             output_scale=output_scale,
             input_range=leaves.get("input_range") if weight.ranged else None,
             probe=probe if weight.ranged else None,
-            key=key,
+            keys=keys,
             chip_key=frozen_key(leaves["chip_key"]) if chip.freezes(mode) else None,
             deviation=deviation,
             strength=leaves.get("noise_strength", 1.0),
@@ -196,15 +271,16 @@ def analog_matmul(
             **tiles,
         )
 
-    key = None
-    if chip.reads(mode) or deviation is not None:
-        key = read_key(weight, leaves["noise_key"], x)
     if chip.redraws(mode):
         draw = functools.partial(step_draw, weight)
-        return redrawn(draw, product, leaves, x, w, key)
+        return redrawn(draw, product, leaves, x, w, keys)
     if not chip.modifies_in_layer(mode) or deviation is not None:
-        return product(leaves, x, w, key)
-    return _per_example(weight, product, leaves, x, w, key)
+        return product(leaves, x, w, keys)
+    return _per_example(weight, product, leaves, x, w, keys)
+
+
+_shared_matmul = jax.jit(_matmul, static_argnums=(0, 1, 2, 3))
+"""Compiled, so that equal layers of a program are traced and lowered once."""
 
 
 def check_leaves(weight: AnalogWeight, leaves: Mapping[str, Any]) -> None:
@@ -241,16 +317,15 @@ def _per_example(
     leaves: Mapping[str, jax.Array],
     x: jax.Array,
     w: jax.Array,
-    key: jax.Array | None,
+    keys: jax.Array | None,
 ) -> jax.Array:
-    """Returns `product(leaves, x, w, key)` with weights drawn for each example."""
+    """Returns `product(leaves, x, w, keys)` with weights drawn for each example."""
 
     def draw(index, w):
-        key = jax.random.fold_in(weight_key(leaves), index)
-        return drawn(weight, leaves, w, key)
+        return drawn(weight, leaves, w, fold_in(leaves["weight_key"], index))
 
     def multiply(x, w, index):
-        each = None if key is None else jax.random.fold_in(key, index)
+        each = None if keys is None else fold_in(keys, index)
         return product(leaves, x, w, each)
 
     return per_example(multiply, draw, x, w)

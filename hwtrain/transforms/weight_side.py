@@ -4,17 +4,23 @@ It works on the tree of parameters at the root, so it reaches stacked layers, re
 cells and raw parameters alike. Both frameworks call it.
 """
 
+import functools
+import math
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from hwtrain import paths
-from hwtrain.chips import chip_key, layer_keys
+from hwtrain.chips import chip_key, frozen_keys
 from hwtrain.clip_bounds import clipped
 from hwtrain.crossbar import modified
-from hwtrain.physics.random import draw_key
-from hwtrain.plan import Plan
+from hwtrain.physics.periphery import read_keys
+from hwtrain.physics.random import as_key, draw_name, fold_in, once, stable_hash
+from hwtrain.plan import AnalogWeight, Plan
+from hwtrain.transforms.loops import shared
+from hwtrain.transforms.signal_side import anonymous
 from hwtrain.transforms.strength import check_mode, strengths
 
 
@@ -54,8 +60,8 @@ def step_weights(
 
     Returns:
       A tree like `params`, and by path in `params` leaves that are there for this step
-      only: `noise_key` of every layer that needs the root, key data `[*stack, 2]`,
-      `noise_strength` `[*stack]` of every layer whose noise is scaled,
+      only: `noise_key` of every layer that needs the root, the data of the keys of its
+      reads, `[*stack, effects, 2]`, `noise_strength` `[*stack]` of every layer whose noise is scaled,
       `chip_key` of every layer with frozen spreads, and the `mapping_scale` of the
       nominal kernel where it is not stored.
     """
@@ -63,6 +69,8 @@ def step_weights(
     strength = strengths(plan)
     nominal = paths.leaves(params)
     weights = {local(plan, weight.path): weight for weight in plan.weights}
+    with shared():
+        weight_keys, layer_keys = _step_keys(plan, mode, key)
 
     def step_value(path: str, leaf: Any) -> Any:
         weight = weights.get(path)
@@ -74,17 +82,19 @@ def step_weights(
         if not chip.modifies(mode) or chip.modifies_in_layer(mode):
             return clipped(weight, leaf, bound)
         scale = weight.stored_scale(nominal, plan.prefix)
-        weight_key = draw_key(key, weight.path, "weight_noise")
         noise = strength.get(weight.path)
-        return modified(weight, leaf, scale, weight_key, noise, bound)
+        with shared():
+            return _modified(
+                anonymous(weight), leaf, scale, weight_keys[weight.path], noise, bound
+            )
 
     leaves = {}
     for weight in plan.weights:
         if weight.kind == "raw":
             continue
-        if weight.hardware.needs_root(mode):
-            data = layer_keys(weight, key, "periphery")
-            leaves[local(plan, weight.leaf("noise_key"))] = data
+        if weight.path in layer_keys:
+            path = local(plan, weight.leaf("noise_key"))
+            leaves[path] = layer_keys[weight.path]
         if weight.path in strength:
             path = local(plan, weight.leaf("noise_strength"))
             leaves[path] = jnp.broadcast_to(strength[weight.path], weight.stack)
@@ -92,15 +102,90 @@ def step_weights(
         if weight.hardware.freezes(mode) and path not in nominal:
             # Training sees a new chip at every step; without a chip, it is number 0.
             chip = key if mode == "train" else chip_key(0)
-            leaves[path] = layer_keys(weight, chip, "frozen_periphery")
+            leaves[path] = frozen_keys(weight, chip)
         path = local(plan, weight.leaf("mapping_scale"))
         if weight.hardware.converts and path not in nominal:
             bound = weight.stored_bound(nominal, plan.prefix)
-            kernel = clipped(weight, nominal[local(plan, weight.path)], bound)
-            scale = weight.derived_scale(weight.to_matrix(kernel))
+            kernel = nominal[local(plan, weight.path)]
+            with shared():
+                scale = _nominal_scale(anonymous(weight), kernel, bound)
             if scale is not None:
-                leaves[path] = jax.lax.stop_gradient(scale)
+                leaves[path] = scale
     return paths.map_leaves(step_value, params), leaves
+
+
+# Compiled, so that equal arrays of a program are traced and lowered once.
+
+_modified = jax.jit(modified, static_argnums=0)
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _nominal_scale(
+    weight: AnalogWeight, kernel: jax.Array, bound: jax.Array | None
+) -> jax.Array | None:
+    """Returns the mapping scale of a kernel within its learned clip bound."""
+    kernel = clipped(weight, jax.lax.stop_gradient(kernel), bound)
+    scale = weight.derived_scale(weight.to_matrix(kernel))
+    return None if scale is None else jax.lax.stop_gradient(scale)
+
+
+def _step_keys(
+    plan: Plan, mode: str, key: jax.Array
+) -> tuple[dict[str, jax.Array], dict[str, jax.Array]]:
+    """Returns what is drawn with in a step, by path: all names are folded in at once.
+
+    Args:
+      plan: the plan.
+      mode: the mode.
+      key: the step's key.
+
+    Returns:
+      The key of the noise of each array that is modified before the model; and of each
+      layer that needs the root, the data of the keys of its reads,
+      `[*stack, effects, 2]`.
+    """
+    modified = [
+        weight
+        for weight in plan.weights
+        if weight.hardware.modifies(mode)
+        and not weight.hardware.modifies_in_layer(mode)
+    ]
+    layers = [
+        weight
+        for weight in plan.weights
+        if weight.kind != "raw" and weight.hardware.needs_root(mode)
+    ]
+    names = [draw_name(weight.path, "weight_noise") for weight in modified]
+    names += [draw_name(weight.owner, "periphery") for weight in layers]
+    if not names:
+        return {}, {}
+    hashes = np.array([*map(stable_hash, names)], np.uint32)
+
+    def draw(key: jax.Array) -> tuple[jax.Array, jax.Array]:
+        keys = fold_in(key, hashes)
+        return keys, read_keys(keys[len(modified) :])
+
+    keys, of_reads = once(as_key(key), draw)
+    weights = {weight.path: keys[i] for i, weight in enumerate(modified)}
+    return weights, {
+        weight.path: _of_stack(weight, keys[len(modified) + i], of_reads[i])
+        for i, weight in enumerate(layers)
+    }
+
+
+def _of_stack(weight: AnalogWeight, key: jax.Array, of_read: jax.Array) -> jax.Array:
+    """Returns the data of the keys of a layer's reads, one for each of a stack.
+
+    Args:
+      weight: the plan of the layer's array.
+      key: the key of the layer.
+      of_read: `[effects]`, the keys of its reads.
+    """
+    if weight.stack:
+        numbers = jnp.arange(math.prod(weight.stack)).reshape(weight.stack)
+        of_read = read_keys(fold_in(key, numbers))
+    # The words of the other generators are threefry keys, one after the other.
+    return jax.random.key_data(of_read)[..., :2]
 
 
 def local(plan: Plan, path: str) -> str:

@@ -12,6 +12,7 @@ from flax import nnx
 import hwtrain as hw
 from hwtrain.evaluate import bench, deployment, unwatched, updates
 from hwtrain.physics import mvm
+from hwtrain.physics.periphery import read_keys
 from hwtrain.transforms import signal_side, weight_side
 
 X = jax.random.normal(jax.random.key(0), (4, 6))
@@ -144,12 +145,12 @@ def weak(normal):
     return lambda key, shape: 0.5 * normal(key, shape)
 
 
-def one_key(draw_key):
-    return lambda key, *names: draw_key(jax.random.key(0), *names)
+def one_key(effect_key):
+    return lambda keys, name: effect_key(read_keys(jax.random.key(0)), name)
 
 
 SABOTAGE = {
-    "modifier": ("modifier", weight_side, "modified", lambda f: lambda w, k, *_: k),
+    "modifier": ("modifier", weight_side, "_modified", lambda f: lambda w, k, *_: k),
     "input_range": ("input_range", signal_side, "ranged_matmul", None),
     "no range gradient": ("input_range learns", signal_side, "ranged_matmul", "fixed"),
     "DAC": ("DAC", mvm, "convert", lambda f: identity),
@@ -157,7 +158,7 @@ SABOTAGE = {
     "ADC bound": ("out_bound", mvm, "saturate", lambda f: identity),
     "out_noise": ("out_noise", mvm, "normal", lambda f: lambda k, s: jnp.zeros(s)),
     "weak noise": ("out_noise", mvm, "normal", weak),
-    "repeated noise": ("out_noise", mvm, "draw_key", one_key),
+    "repeated noise": ("out_noise", mvm, "effect_key", one_key),
     "inp_noise": ("inp_noise", mvm, "normal", lambda f: lambda k, s: jnp.zeros(s)),
     "w_noise": ("w_noise", mvm, "read_deviation", lambda f: lambda *_: 0.0),
     "ir_drop": ("ir_drop", mvm, "ir_drop", lambda f: lambda *_, **__: 0.0),
@@ -198,11 +199,11 @@ OFTEN = ("modifier", "input_range", "no range gradient", "DAC", "out_noise", "AD
         for name in SABOTAGE
     ],
 )
-def test_an_effect_of_the_forward_pass_that_is_off_is_an_error(name, monkeypatch):
+def test_an_effect_of_the_forward_pass_that_is_off_is_an_error(name, retraced):
     effect, module, target, change = SABOTAGE[name]
     change = {None: unranged, "fixed": without_gradient}.get(change, change)
     model = linen(ONLY[CHIP_OF.get(name, name)])
-    monkeypatch.setattr(module, target, change(getattr(module, target)))
+    retraced.setattr(module, target, change(getattr(module, target)))
     with pytest.raises(ValueError, match=f"a/kernel: {effect}: "):
         hw.assert_active(*model)
 
@@ -250,9 +251,9 @@ def test_programming_noise_and_drift_are_found_in_the_export():
     ]
 
 
-def test_a_layer_called_past_its_periphery_is_an_error(monkeypatch):
+def test_a_layer_called_past_its_periphery_is_an_error(retraced):
     model = linen(ONLY["DAC"])
-    monkeypatch.setattr(
+    retraced.setattr(
         "hwtrain.transforms.linen.root.analog_call",
         lambda by_path, path, mode, context, following, args, kwargs: following(
             *args, **kwargs
@@ -322,8 +323,8 @@ def test_draws_per_input_learned_bounds_and_drift_are_measured(per):
     assert {"modifier", "clip", "drift"} <= {row[1] for row in found.rows}
 
 
-def test_a_learned_bound_that_clips_nothing_is_told(monkeypatch):
-    monkeypatch.setattr(weight_side, "clipped", lambda weight, kernel, *_: kernel)
+def test_a_learned_bound_that_clips_nothing_is_told(retraced):
+    retraced.setattr(weight_side, "clipped", lambda weight, kernel, *_: kernel)
     with pytest.raises(ValueError, match="a/kernel: clip: weights beyond the bound"):
         hw.assert_active(*linen(LEARNED))
 
@@ -357,12 +358,12 @@ def test_a_range_at_the_bound_of_a_converter_is_not_idle(io):
     assert {"DAC", "input_range", "input_range clips"} <= rows
 
 
-def test_a_range_that_only_the_dac_would_clip_for_is_an_error(monkeypatch):
+def test_a_range_that_only_the_dac_would_clip_for_is_an_error(retraced):
     chip = hw.Hardware(
         input_range=hw.InputRangeParameter(init_value=1.0),
         forward=hw.IOParameters(inp_bits=8),
     )
-    monkeypatch.setattr(mvm, "clip_to_range", lambda x, *_: x)
+    retraced.setattr(mvm, "clip_to_range", lambda x, *_: x)
     with pytest.raises(ValueError, match="a/kernel: input_range: .*the same"):
         hw.assert_active(*linen(chip))
 

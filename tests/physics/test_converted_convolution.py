@@ -13,7 +13,7 @@ from hwtrain.physics.converters import Converter
 from hwtrain.physics.convolution import Window, patches
 from hwtrain.physics.management import Management
 from hwtrain.physics.mvm import analog_mvm
-from hwtrain.physics.periphery import Periphery
+from hwtrain.physics.periphery import Periphery, read_keys
 
 CONVERTERS = {"dac": Converter(1.0, 1 / 14), "adc": Converter(1.5, 1 / 62)}
 PERIPHERIES = {
@@ -53,7 +53,7 @@ WINDOWS = {
 OFTEN = {("noise", "one group"), ("distortion", "strided groups")}
 
 
-def of_windows(x, kernel, p, window, *, key, chip_keys, **leaves):
+def of_windows(x, kernel, p, window, *, keys, chip_keys, **leaves):
     """The same by `analog_mvm`, one group after the other."""
     seen, groups = patches(x, window), window.groups
     seen = seen.reshape(*seen.shape[:-1], groups, -1)
@@ -65,7 +65,7 @@ def of_windows(x, kernel, p, window, *, key, chip_keys, **leaves):
             p,
             row_sizes=(matrix.shape[0],),
             column_sizes=(matrix.shape[-1],),
-            key=key,
+            keys=keys,
             chip_key=chip_keys[g],
             **{name: leaf[g] for name, leaf in leaves.items() if leaf is not None},
         )
@@ -87,7 +87,7 @@ def arrays(window, spatial):
     }
 
 
-def value_and_gradients(function, given, draw_key, p, window):
+def value_and_gradients(function, given, keys, p, window):
     chips = jax.random.split(jax.random.key(8), window.groups)
 
     @jax.jit
@@ -95,9 +95,7 @@ def value_and_gradients(function, given, draw_key, p, window):
         def call(given):
             given = dict(given)
             x, kernel = given.pop("x"), given.pop("kernel")
-            return function(
-                x, kernel, p, window, key=draw_key, chip_keys=chips, **given
-            )
+            return function(x, kernel, p, window, keys=keys, chip_keys=chips, **given)
 
         y, pull = jax.vjp(call, given)
         return y, pull(jax.random.normal(jax.random.key(7), y.shape))[0]
@@ -121,10 +119,10 @@ def value_and_gradients(function, given, draw_key, p, window):
 def test_outputs_gradients_and_statistics_are_those_of_the_windows(name, window):
     p, (window, spatial) = PERIPHERIES[name], WINDOWS[window]
     # Groups draw at once what the windows draw one after the other.
-    key = jax.random.key(9) if window.groups == 1 else None
+    keys = read_keys(jax.random.key(9)) if window.groups == 1 else None
     given = arrays(window, spatial)
     (y, found), (expected, wanted) = (
-        value_and_gradients(function, given, key, p, window)
+        value_and_gradients(function, given, keys, p, window)
         for function in (converted_convolution, of_windows)
     )
     # A sum at the edge of two levels of the ADC may round to either.
@@ -167,7 +165,7 @@ def test_noise_has_its_strength_and_groups_draw_their_own(options, expected):
         jnp.full((1, 2, 4), 0.5),
         Periphery(**options),
         Window.of((1,), groups=2),
-        key=jax.random.key(0),
+        keys=read_keys(jax.random.key(0)),
         strength=jnp.array([1.0, 2.0]).reshape(2, 1, 1),
     )
     y = np.asarray(y) - 1

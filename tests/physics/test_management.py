@@ -6,7 +6,7 @@ import pytest
 from hwtrain.physics.converters import Converter
 from hwtrain.physics.management import Management, bound_scale, noise_scale, shift
 from hwtrain.physics.mvm import analog_mvm
-from hwtrain.physics.periphery import Periphery
+from hwtrain.physics.periphery import Periphery, read_keys
 
 
 def _tiles(rows):
@@ -106,7 +106,7 @@ def test_a_vector_of_zeros_gives_zeros_without_noise():
         periphery,
         row_sizes=(3,),
         column_sizes=(4,),
-        key=jax.random.key(0),
+        keys=read_keys(jax.random.key(0)),
     )
     np.testing.assert_array_equal(y, 0)
 

@@ -10,6 +10,7 @@ from hwtrain.hardware import IOParameters
 from hwtrain.physics import tiling
 from hwtrain.physics.input_range import PROBE_SCALE
 from hwtrain.physics.mvm import analog_mvm
+from hwtrain.physics.periphery import read_keys
 
 
 def multiply(x, w, io, **options):
@@ -118,7 +119,7 @@ def test_everything_at_once_is_finite_in_value_and_gradient(row_sizes, column_si
             row_sizes=row_sizes,
             column_sizes=column_sizes,
             scale=scale,
-            key=jax.random.key(2),
+            keys=read_keys(jax.random.key(2)),
         )
         return jnp.sum(jnp.square(y))
 
@@ -141,7 +142,9 @@ ROWS, SAMPLES = 16, 20_000
 
 def deviations(io, x, w, **options):
     """Standard deviation of every output over many equal input vectors."""
-    y = multiply(jnp.tile(x, (SAMPLES, 1)), w, io, key=jax.random.key(5), **options)
+    y = multiply(
+        jnp.tile(x, (SAMPLES, 1)), w, io, keys=read_keys(jax.random.key(5)), **options
+    )
     return jnp.mean(y, 0), jnp.std(y, 0)
 
 
@@ -198,7 +201,7 @@ def test_the_deviation_of_the_output_noise_spreads_over_the_outputs_of_a_chip():
             jnp.zeros((500, 1)),
             w,
             io,
-            key=jax.random.key(5),
+            keys=read_keys(jax.random.key(5)),
             chip_key=jax.random.key(seed),
         )
         return np.asarray(jnp.std(y, 0))
@@ -257,9 +260,11 @@ def test_the_effects_draw_different_numbers():
     x = jnp.zeros((4, 8))
     key = jax.random.key(0)
     square = jnp.eye(8)
-    inputs = multiply(x, square, IOParameters(inp_noise=1.0), key=key)
-    outputs = multiply(x, square, IOParameters(out_noise=1.0), key=key)
-    both = multiply(x, square, IOParameters(inp_noise=1.0, out_noise=1.0), key=key)
+    inputs = multiply(x, square, IOParameters(inp_noise=1.0), keys=read_keys(key))
+    outputs = multiply(x, square, IOParameters(out_noise=1.0), keys=read_keys(key))
+    both = multiply(
+        x, square, IOParameters(inp_noise=1.0, out_noise=1.0), keys=read_keys(key)
+    )
     assert not jnp.isclose(inputs, outputs).any()
     np.testing.assert_allclose(both, inputs + outputs, rtol=1e-5, atol=1e-6)
 
@@ -269,7 +274,9 @@ def test_noise_passes_the_gradient_straight_through():
     x = jax.random.normal(jax.random.key(0), (6, 5))
     w = jax.random.normal(jax.random.key(1), (5, 4))
     d = jax.random.normal(jax.random.key(2), (6, 4))
-    _, pull = jax.vjp(lambda x, w: multiply(x, w, io, key=jax.random.key(3)), x, w)
+    _, pull = jax.vjp(
+        lambda x, w: multiply(x, w, io, keys=read_keys(jax.random.key(3))), x, w
+    )
     for ours, exact in zip(pull(d), jax.vjp(jnp.matmul, x, w)[1](d)):
         np.testing.assert_allclose(ours, exact, rtol=1e-5, atol=1e-6)
 
@@ -298,7 +305,7 @@ def test_the_result_has_the_dtype_of_the_inputs_or_the_one_asked_for():
     w = jax.random.normal(jax.random.key(1), (5, 4), jnp.bfloat16)
     io = IOParameters(inp_bits=4, out_bits=8, out_bound=4.0, out_noise=0.01)
     sizes = {"row_sizes": (5,), "column_sizes": (4,)}
-    y = analog_mvm(x, w, io.periphery, key=jax.random.key(2), **sizes)
+    y = analog_mvm(x, w, io.periphery, keys=read_keys(jax.random.key(2)), **sizes)
     assert y.dtype == jnp.bfloat16
     wide = analog_mvm(x, w, io.periphery, dtype=jnp.float32, **sizes)
     assert wide.dtype == jnp.float32

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from hwtrain.physics import random
+from hwtrain.physics import random, threefry
 
 SHAPES = [(), (7,), (64, 33), (3, 5, 8), (1, 1), (0, 4)]
 
@@ -73,7 +73,7 @@ def test_counters_beyond_32_bits(shape):
     expected = np.zeros(1001, np.uint64)
     for index, size in zip(indices, shape):
         expected = expected * np.uint64(size) + index.astype(np.uint64)
-    high, low = random.flat_counter(
+    high, low = threefry.flat_counter(
         [jnp.asarray(index, jnp.uint32) for index in indices], shape
     )
     ours = (np.asarray(high, np.uint64) << np.uint64(32)) | np.asarray(low, np.uint64)

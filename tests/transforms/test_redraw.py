@@ -41,7 +41,7 @@ def hashed(name):
 def by_hand(w, path, key=KEY, std=0.2):
     """Returns the noisy weights of a layer, by what names its key."""
     key = jax.random.fold_in(key, hashed(f"{path}#periphery#0"))
-    key = jax.random.fold_in(jax.random.fold_in(key, 0), hashed("#weight_noise#0"))
+    key = jax.random.fold_in(key, hashed("#weight_noise#0"))
     return w + std * np.abs(w).max() * np.asarray(jax.random.normal(key, w.shape))
 
 

@@ -10,6 +10,7 @@ from flax import nnx
 
 import hwtrain as hw
 from hwtrain.physics.mvm import analog_mvm
+from hwtrain.physics.periphery import read_keys
 
 X = jax.random.normal(jax.random.key(1), (5, 8))
 KEY = jax.random.key(3)
@@ -148,7 +149,7 @@ def test_the_periphery_is_exact_at_one_operation_by_operation():
         sizes = {"row_sizes": (8,), "column_sizes": (4,)}
         return np.asarray(analog_mvm(X, w, io.periphery, **sizes, **options))
 
-    keys = {"key": jax.random.key(1), "chip_key": jax.random.key(2)}
+    keys = {"keys": read_keys(jax.random.key(1)), "chip_key": jax.random.key(2)}
     full = multiply(**keys)
     np.testing.assert_array_equal(multiply(strength=jnp.float32(1), **keys), full)
     quiet = multiply()

@@ -34,8 +34,9 @@ from hwtrain.transforms.linen.prepass import (
     linen_plan,
     parameter_shapes,
 )
+from hwtrain.transforms.loops import as_root
 from hwtrain.transforms.planning import hardware_of, make_plan
-from hwtrain.transforms.read_keys import counted_calls
+from hwtrain.transforms.read_keys import generator_of
 from hwtrain.transforms.rules import Assignment
 
 
@@ -211,9 +212,9 @@ def _apply(root: Any, original, name: str, args: tuple, kwargs: dict):
     with (
         nn.intercept_methods(interceptor),
         analog_trace((told, mode)),
-        counted_calls(key),
+        generator_of(key),
     ):
-        return run(root, *args, **kwargs)
+        return as_root(run, root, *args, **kwargs)
 
 
 def _transform(plan: Plan, mode: str, key: Any, variables: Any) -> Any:

@@ -1,6 +1,5 @@
 """NNX's Embed: look-ups of analog weights, and `attend` written again."""
 
-import functools
 from collections.abc import Mapping
 from typing import Any
 
@@ -10,6 +9,7 @@ from flax import nnx
 from hwtrain.plan import AnalogWeight
 from hwtrain.transforms import embed
 from hwtrain.transforms.layer import Layer
+from hwtrain.transforms.signal_side import Product
 
 
 def describe(module: Any, cls: type) -> Layer | None:
@@ -58,5 +58,5 @@ def _attend(
     query, embedding = layer.promote_dtype(
         (query, layer.embedding[...]), dtype=layer.dtype
     )
-    multiply = functools.partial(jax.lax.dot_general, out_sharding=out_sharding)
-    return embed.attend(weight, mode, leaves, query, embedding, multiply)
+    product = Product(options=(("out_sharding", out_sharding),))
+    return embed.attend(weight, mode, leaves, query, embedding, product)

@@ -11,7 +11,7 @@ import jax
 from flax import nnx
 
 from hwtrain import paths
-from hwtrain.chips import chip_key, layer_keys
+from hwtrain.chips import chip_key, frozen_keys
 from hwtrain.clip_bounds import clipped
 from hwtrain.plan import AnalogWeight, Plan
 from hwtrain.transforms import weight_side
@@ -109,7 +109,7 @@ def add_chip_keys(model: Any) -> None:
             name = weight.leaf_name("mapping_scale")
             setattr(layer, name, LEAF_TYPES["mapping_scale"](scale))
         if weight.kind != "raw" and weight.hardware.freezes("chip"):
-            data = layer_keys(weight, chip_key(0), "frozen_periphery")
+            data = frozen_keys(weight, chip_key(0))
             layer = layers[weight_side.local(plan, weight.layer_path)]
             setattr(layer, weight.leaf_name("chip_key"), ChipKey(data))
 

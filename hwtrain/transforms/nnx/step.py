@@ -11,7 +11,8 @@ from hwtrain import paths
 from hwtrain.plan import Plan
 from hwtrain.transforms import weight_side
 from hwtrain.transforms.nnx.layers import StepLeaf
-from hwtrain.transforms.read_keys import counted_calls
+from hwtrain.transforms.loops import as_root
+from hwtrain.transforms.read_keys import generator_of
 
 
 def modules_of(model: nnx.Module) -> dict[str, Any]:
@@ -40,8 +41,8 @@ def noisy_call(
     for module in (noisy, *guarded):
         module.analog_running = True
     before = _values(noisy)
-    with counted_calls(key):
-        result = original(noisy, *args, **kwargs)
+    with generator_of(key):
+        result = as_root(original, noisy, *args, **kwargs)
     changed = _changed(before, _values(noisy), plan, original, mode)
     for path in leaves:
         layer, _, name = path.rpartition("/")

@@ -1,0 +1,344 @@
+"""Where a read stands: its place in every loop and map of JAX around it.
+
+A body that JAX loops over is traced once, and nothing that a layer sees counts its
+steps. So while an analog root is traced, `scan` and `while_loop` hand their body an
+index, and a read is told the indices of all loops and maps that enclose it. They count
+steps and rows: they never depend on values, and `remat` computes them again.
+
+1. Loops are redirected at the code of JAX's functions, not at names in `jax.lax`: a
+   function that was imported by value is the same object, and `fori_loop`, `map` and
+   Flax's loops call it. Outside a root, in other threads too, nothing changes.
+2. A `vmap` has its index already: JAX makes it on demand. A read finds it on the Python
+   stack, between itself and its root, whenever the vmapped function was made.
+3. JAX keeps traces and uses them again. They are kept by a user context, which gets a
+   fresh value in every body, and after every read inside a trace that may be kept: one
+   that holds a read is never used twice. No frozen index, no draw that repeats.
+4. A loop of JAX on the stack that gave no index is an error: noise would repeat.
+
+All names of JAX that are not public stand in this file. `install` checks them.
+"""
+
+import contextlib
+import contextvars
+import functools
+import inspect
+import os
+import sys
+import threading
+import types
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax._src.interpreters import batching
+
+Index = Any
+"""A step or a row: `uint32`, a traced scalar."""
+
+
+class _Root:
+    """What is counted while a root runs.
+
+    Attributes:
+      calls: by name, how often it has read: its second call draws anew.
+      kept: reads inside traces that JAX may keep and use again.
+    """
+
+    def __init__(self):
+        self.calls: dict[str, int] = {}
+        self.kept = 0
+
+
+# Part of the key of every trace that JAX keeps.
+_trace: Any = jax.make_user_context(default_value=None)
+_root: contextvars.ContextVar[_Root | None] = contextvars.ContextVar(
+    "hwtrain_root", default=None
+)
+_steps: contextvars.ContextVar[tuple[Index, ...]] = contextvars.ContextVar(
+    "hwtrain_steps", default=()
+)
+
+
+def as_root(function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+    """Calls a function as an analog root: reads inside know where they stand.
+
+    A root in a root is one with it.
+    """
+    if _root.get() is not None:
+        return function(*args, **kwargs)
+    return as_new_root(function, *args, **kwargs)
+
+
+def as_new_root(function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+    """As `as_root`, also in another root, whose loops and calls it does not see."""
+    root, steps = _root.set(_Root()), _steps.set(())
+    try:
+        with _trace(object()):
+            return function(*args, **kwargs)
+    finally:
+        _root.reset(root)
+        _steps.reset(steps)
+
+
+def shared() -> Any:
+    """Lets functions of ours that JAX compiles inside a root share their traces.
+
+    Returns a context in which no read may happen.
+    """
+    return _trace("shared")
+
+
+def place(name: str) -> tuple[int, tuple[Index, ...]]:
+    """Returns where a read stands: the number of the call, and the indices around it.
+
+    The pair is another one at every call in a root and at every step and row of the
+    loops and maps inside it. Loops come first, from the outermost; then the maps.
+
+    Args:
+      name: whose calls are counted.
+
+    Raises:
+      ValueError: inside a loop or map whose step cannot be known, or without a root.
+    """
+    root = _root.get()
+    if root is None:
+        raise ValueError(
+            f"{name}: its noise is drawn after its model has returned, where neither "
+            f"the call nor a step is known. {_WAY_OUT}"
+        )
+    rows, kept = _read_stack(name)
+    call = root.calls[name] = root.calls.get(name, -1) + 1
+    if kept:
+        root.kept += 1
+        _never_again()
+    return call, (*_steps.get(), *rows)
+
+
+_WAY_OUT = (
+    "A rule of jax.custom_vjp or jax.custom_jvp, a function under shard_map or pmap, and "
+    "a jaxpr that is kept by hand must not call an analog layer: call it outside, and "
+    "pass its output in"
+)
+
+
+def _never_again() -> None:
+    """Gives what is traced from here on another key, in the rest of the root.
+
+    Entered, never left: leaving the root restores the context from before it.
+    """
+    _trace(object()).__enter__()
+
+
+@contextlib.contextmanager
+def _at(step: Index):
+    """Says that the body of a loop is being traced, at a step."""
+    root: Any = _root.get()
+    token, kept = _steps.set((*_steps.get(), step)), root.kept
+    try:
+        with _trace(object()):
+            yield
+    finally:
+        _steps.reset(token)
+        if root.kept > kept:  # nor may what was traced around the body be used again
+            _never_again()
+    # JAX may trace a body twice and keep either trace. That does no harm: the numbers
+    # of calls only grow, in the same order with and without remat.
+
+
+# The step is a carry of ours: that needs no length, and counts reversed scans too.
+
+
+def _scan(original, f, init, xs=None, *args, **kwargs):
+    def body(carry, x):
+        with _at(carry[0]):
+            new, y = f(carry[1], x)
+        return (carry[0] + jnp.uint32(1), new), y
+
+    carry, ys = original(body, (jnp.uint32(0), init), xs, *args, **kwargs)
+    return carry[1], ys
+
+
+def _while_loop(original, cond_fun, body_fun, init_val):
+    def cond(carry):
+        with _at(carry[0]):
+            return cond_fun(carry[1])
+
+    def body(carry):
+        with _at(carry[0]):
+            return carry[0] + jnp.uint32(1), body_fun(carry[1])
+
+    return original(cond, body, (jnp.uint32(0), init_val))[1]
+
+
+_OURS = {
+    code
+    for function in (_scan, _while_loop)
+    for code in function.__code__.co_consts
+    if isinstance(code, types.CodeType)
+}
+"""The bodies that loops are given here."""
+
+_LOOPS: dict[types.CodeType, str] = {}
+"""The code of JAX's loops, by which they are known on the stack."""
+
+_lock = threading.Lock()
+
+
+def install() -> None:
+    """Redirects JAX's loops, once.
+
+    Raises:
+      RuntimeError: if this version of JAX has changed what is needed.
+    """
+    with _lock:
+        if _LOOPS:
+            return
+        _check_version()
+        for function, replacement in (
+            (jax.lax.scan, _scan),
+            (jax.lax.while_loop, _while_loop),
+        ):
+            _LOOPS[_redirect(function, replacement)] = function.__name__
+
+
+def _check_version() -> None:
+    """Raises unless a vmapped function finds its rows, as a read does."""
+    found: list[Index] = []
+
+    def row(x):
+        found.extend(_read_stack("a read")[0])
+        return x + (found[-1] if found else 0)
+
+    y = as_new_root(jax.vmap(row), np.zeros(2, np.uint32))
+    if len(found) != 1 or list(y) != [0, 1]:
+        raise RuntimeError(
+            f"hwtrain does not know JAX {jax.__version__}: a map is not found on the "
+            "stack. Install a version that hwtrain's requirements name"
+        )
+
+
+def _redirect(function: Any, replacement: Any) -> types.CodeType:
+    """Makes calls of a function of JAX, however imported, reach a replacement.
+
+    Returns:
+      The function's code, which runs from now on under another function.
+    """
+    inner = inspect.unwrap(function)  # a filter of tracebacks is around it
+    code = inner.__code__
+    original = types.FunctionType(
+        code, inner.__globals__, inner.__name__, inner.__defaults__, inner.__closure__
+    )
+    original.__kwdefaults__ = inner.__kwdefaults__
+
+    def choose(*args, **kwargs):
+        if _root.get() is None:
+            return original(*args, **kwargs)
+        return replacement(original, *args, **kwargs)
+
+    def redirected(*args, _choose, **kwargs):
+        return _choose(*args, **kwargs)
+
+    inner.__signature__ = inspect.signature(inner)
+    # In this order, other threads may call it meanwhile.
+    inner.__kwdefaults__ = {"_choose": choose}
+    # A generic function (PEP 695) has a cell for its type variable, which must stay.
+    inner.__code__ = redirected.__code__.replace(
+        co_freevars=code.co_freevars, co_name=code.co_name
+    )
+    inner.__defaults__ = None
+    return code
+
+
+_JAX = os.path.dirname(jax.__file__) + os.sep
+
+_RULES = os.path.basename(inspect.getfile(inspect.unwrap(jax.lax.scan)))
+"""The file of JAX's loops, which holds their rules too."""
+
+_KEEP_NOTHING = (
+    "traceback_util.py",
+    "api.py",
+    "ad.py",
+    "batching.py",
+    "linear_util.py",
+    "custom_derivatives.py",
+    _RULES,
+)
+"""Files of JAX that call a function without keeping its trace.
+
+One too few costs time, and nothing else.
+"""
+
+_DEVICES = {"shard_map.py": "shard_map", "pmap.py": "pmap"}
+"""Files that run a function for many devices."""
+
+_BY_HAND = ("make_jaxpr_f", "closure_convert")
+"""Functions that hand out a jaxpr."""
+
+
+def _read_stack(name: str) -> tuple[list[Index], bool]:
+    """Returns the rows of the maps between a read and its root, from the outermost.
+
+    And whether JAX may keep a trace around the read. Raises in a loop without a step.
+    """
+    rows: dict[int, Index] = {}  # by the tag that the traces of one map share
+    bodies, kept, late, tag = 0, False, False, 0
+    frame: Any = sys._getframe(1)
+    while frame is not None and frame.f_code is not as_new_root.__code__:
+        code = frame.f_code
+        if code in _OURS:
+            bodies += 1
+        elif code in _LOOPS and bodies:  # each loop has a body of ours directly in it
+            bodies -= 1
+        elif not bodies and code.co_filename.startswith(_JAX):
+            file = os.path.basename(code.co_filename)
+            late |= code.co_name == "eval_jaxpr"
+            _check_frame(name, code, file, late)
+            kept |= file not in _KEEP_NOTHING
+            if file == "batching.py" and "trace" in frame.f_locals:
+                if late:
+                    raise _no_step(name, "vmap")
+                trace = frame.f_locals["trace"]
+                tag = id(trace.tag)  # all tags are equal
+                rows.setdefault(tag, _row(trace))
+            elif code.co_name == "vmap_f" and _within_jax(frame):
+                # jacfwd and its like map over directions of one evaluation.
+                rows.pop(tag, None)
+        frame = frame.f_back
+    return list(rows.values())[::-1], kept
+
+
+def _row(trace: batching.BatchTrace) -> Index:
+    """Returns the index of each row of a map."""
+    rows = np.arange(trace.axis_data.size, dtype=np.uint32)
+    return batching.BatchTracer(trace, rows, 0)
+
+
+def _within_jax(frame: Any) -> bool:
+    """Whether a function of JAX's derivatives is what maps."""
+    caller = frame.f_back
+    while caller.f_code.co_filename.endswith("traceback_util.py"):
+        caller = caller.f_back
+    return caller.f_code.co_filename == frame.f_code.co_filename
+
+
+def _check_frame(name: str, code: types.CodeType, file: str, late: bool) -> None:
+    """Raises for a frame of JAX in which a read cannot know where it stands."""
+    where = _LOOPS.get(code) or _DEVICES.get(file)
+    if code.co_name in _BY_HAND:
+        where = code.co_name
+    # The rule of a derivative may run late, when the loop around it has returned.
+    if file == _RULES and code.co_name.startswith(("_scan_", "_while_")):
+        where = "scan" if "scan" in code.co_name else "while_loop"
+    if late and _steps.get():
+        where = "loop"
+    if where is not None:
+        raise _no_step(name, where)
+
+
+def _no_step(name: str, where: str) -> ValueError:
+    return ValueError(
+        f"{name}: its noise is drawn inside JAX's {where}, where no step is known: it "
+        f"would repeat. {_WAY_OUT}"
+    )

@@ -1,0 +1,350 @@
+"""What layers draw at a read depends on their place, never on values: both frameworks.
+
+`test_loops.py` has the mechanism; here are layers of every kind, in models.
+"""
+
+import os
+import subprocess
+import sys
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import linen as nn
+from flax import nnx
+
+import hwtrain as hw
+
+# A correct estimator leaves 4 standard errors once in 16,000.
+Z = 4.0
+STEPS, BATCH, WIDTH = 64, 2, 4
+KEY = jax.random.key(1)
+OUT = hw.Hardware(forward=hw.IOParameters(out_noise=0.1))
+lax = jax.lax
+
+
+def drawn(**options):
+    return hw.Hardware(forward=hw.IOParameters(**options))
+
+
+def per(name):
+    return hw.WeightModifierParameter(type="add_normal", std_dev=0.1, **{name: True})
+
+
+EFFECTS = {
+    "out_noise": OUT,
+    "inp_noise": drawn(inp_noise=0.1),
+    "input rounding": drawn(inp_bits=3, inp_bound=4.0, inp_sto_round=True),
+    "output rounding": drawn(out_bits=3, out_bound=4.0, out_sto_round=True),
+    "read noise": drawn(w_noise=0.1, w_noise_type="pcm_read"),
+    "per_vector": hw.Hardware(modifier=per("per_vector")),
+}
+
+LINEN = {
+    "dense": lambda: nn.Dense(WIDTH),
+    "dense_general": lambda: nn.DenseGeneral((2, 2), axis=(-1,)),
+    "einsum": lambda: nn.Einsum((WIDTH, WIDTH), "...i,io->...o"),
+    "attention": lambda: nn.MultiHeadDotProductAttention(2),
+    "conv": lambda: nn.Conv(WIDTH, (2,)),
+    "conv_tiled": lambda: nn.Conv(WIDTH, (2,), feature_group_count=2),
+    "conv_transpose": lambda: nn.ConvTranspose(WIDTH, (2,)),
+    "conv_local": lambda: nn.ConvLocal(WIDTH, (2,)),
+    "gru": lambda: nn.RNN(nn.GRUCell(WIDTH)),
+    "optimized_lstm": lambda: nn.RNN(nn.OptimizedLSTMCell(WIDTH)),
+}
+NNX = {
+    "dense": lambda rngs: nnx.Linear(WIDTH, WIDTH, rngs=rngs),
+    "dense_general": lambda rngs: nnx.LinearGeneral((WIDTH,), (2, 2), rngs=rngs),
+    "einsum": lambda rngs: nnx.Einsum("...i,io->...o", (WIDTH, WIDTH), rngs=rngs),
+    "attention": lambda rngs: nnx.MultiHeadAttention(2, WIDTH, decode=False, rngs=rngs),
+    "conv": lambda rngs: nnx.Conv(WIDTH, WIDTH, (2,), rngs=rngs),
+    "conv_transpose": lambda rngs: nnx.ConvTranspose(WIDTH, WIDTH, (2,), rngs=rngs),
+    "lora": lambda rngs: nnx.LoRALinear(WIDTH, WIDTH, lora_rank=2, rngs=rngs),
+}
+
+LOOPS = {
+    "scan": lambda f, n: lax.scan(lambda c, _: (c, f()), 0, None, n)[1],
+    "reversed": lambda f, n: lax.scan(lambda c, _: (c, f()), 0, None, n, reverse=True)[
+        1
+    ],
+    "map": lambda f, n: lax.map(lambda _: f(), jnp.arange(n)),
+    "vmap": lambda f, n: jax.vmap(lambda _: f())(jnp.arange(n)),
+    "fori_loop": lambda f, n: lax.fori_loop(
+        0, n, lambda i, y: y.at[i].set(f()), jnp.zeros((n, *jax.eval_shape(f).shape))
+    ),
+    "calls": lambda f, n: jnp.stack([f() for _ in range(n)]),
+}
+
+
+class LinenLoop(nn.Module):
+    """A layer that is called in a loop, with one and the same input."""
+
+    kind: str
+    loop: str
+    count: int
+
+    @nn.compact
+    def __call__(self, x):
+        layer = LINEN[self.kind]()
+        first = layer(x)
+        if self.is_initializing():
+            return first
+        return LOOPS[self.loop](lambda: layer(x), self.count)
+
+
+class NnxLoop(nnx.Module):
+    def __init__(self, kind, loop, count, rngs):
+        self.layer = NNX[kind](rngs)
+        self.loop, self.count = loop, count
+
+    def __call__(self, x):
+        return LOOPS[self.loop](lambda: self.layer(x), self.count)
+
+
+def inputs(seed=0):
+    return jax.random.normal(jax.random.key(seed), (BATCH, 3, WIDTH))
+
+
+def linen_outputs(kind, loop, count=STEPS, hardware=OUT):
+    model = hw.analogize(LinenLoop(kind, loop, count), hardware)
+    variables = jax.jit(model.init)(jax.random.key(0), inputs())
+    return jax.jit(lambda x: model.apply(variables, x, rngs={"mismatch": KEY}))
+
+
+def nnx_outputs(kind, loop, count=STEPS, hardware=OUT):
+    plain = NnxLoop(kind, loop, count, nnx.Rngs(0))
+    analog = hw.analogize(plain, hardware, rngs=nnx.Rngs(mismatch=1))
+    graph, state = nnx.split(analog)
+    call = jax.jit(lambda state, x: nnx.merge(graph, state)(x))
+    return lambda x: call(state, x)
+
+
+CASES = [(linen_outputs, kind) for kind in LINEN] + [
+    (nnx_outputs, kind) for kind in NNX
+]
+layers = pytest.mark.parametrize(
+    ("outputs", "kind"),
+    CASES,
+    ids=[f"{f.__name__.removesuffix('_outputs')}-{kind}" for f, kind in CASES],
+)
+
+
+@layers
+def test_equal_steps_draw_anew_in_every_layer(outputs, kind):
+    y = np.asarray(outputs(kind, "scan", count=4)(inputs()))
+    for one in range(4):
+        for other in range(one):
+            difference = np.abs(y[one] - y[other])
+            assert (difference > 0).mean() > 0.9, (one, other)
+
+
+@pytest.mark.parametrize("outputs", [linen_outputs, nnx_outputs])
+@pytest.mark.parametrize("loop", LOOPS)
+def test_equal_steps_have_the_configured_deviation(outputs, loop):
+    y = np.asarray(outputs("dense", loop)(inputs()))
+    # No scale, no range: the noise is 0.1 in the units of the output.
+    columns = y.reshape(STEPS, -1)
+    noise = columns - columns.mean(axis=0)
+    degrees = (STEPS - 1) * columns.shape[1]
+    std = np.sqrt(np.square(noise).sum() / degrees)
+    np.testing.assert_allclose(std, 0.1, rtol=Z / np.sqrt(2 * degrees))
+    # And the steps are independent.
+    neighbours = (noise[1:] * noise[:-1]).mean() / std**2
+    assert abs(neighbours) < Z / np.sqrt(noise[1:].size) + 2 / STEPS
+
+
+@pytest.mark.parametrize("outputs", [linen_outputs, nnx_outputs])
+@pytest.mark.parametrize("effect", EFFECTS)
+def test_every_effect_is_another_one_at_each_step(outputs, effect):
+    y = np.asarray(outputs("dense", "scan", 16, EFFECTS[effect])(inputs()))
+    assert (y.reshape(16, -1).std(axis=0) > 1e-3).mean() > 0.5
+    zeros = np.asarray(outputs("dense", "scan", 16, EFFECTS["out_noise"])(0 * inputs()))
+    assert (zeros.reshape(16, -1).std(axis=0) > 1e-3).all()
+
+
+@pytest.mark.parametrize("outputs", [linen_outputs, nnx_outputs])
+def test_noise_does_not_depend_on_the_input(outputs):
+    call, clean = (
+        outputs("dense", "scan", 4, hardware) for hardware in (OUT, hw.Hardware())
+    )
+    noise = [np.asarray(call(x) - clean(x)) for x in (inputs(), 5 * inputs(1))]
+    np.testing.assert_allclose(*noise, atol=1e-5)
+
+
+class LinenBlocks(nn.Module):
+    """Blocks of two layers, scanned."""
+
+    policy: str | None
+    features: tuple[int, int] = (64, 32)
+
+    @nn.compact
+    def __call__(self, x):
+        features = self.features
+
+        class Block(nn.Module):
+            @nn.compact
+            def __call__(self, x, _):
+                wide = jnp.tanh(nn.Dense(features[0])(x))
+                return nn.Dense(features[1])(wide), None
+
+        block = Block
+        if self.policy is not None:
+            policy = getattr(jax.checkpoint_policies, self.policy)
+            block = nn.remat(Block, policy=policy)
+        stack = nn.scan(
+            block, variable_axes={"params": 0}, split_rngs={"params": True}, length=2
+        )
+        return stack(name="blocks")(x, None)[0]  # keys are named by paths
+
+
+class NnxBlock(nnx.Module):
+    def __init__(self, features, rngs):
+        self.wide = nnx.Linear(features[1], features[0], rngs=rngs)
+        self.narrow = nnx.Linear(features[0], features[1], rngs=rngs)
+
+    def __call__(self, x):
+        return self.narrow(jnp.tanh(self.wide(x)))
+
+
+class NnxBlocks(nnx.Module):
+    def __init__(self, policy, features=(64, 32)):
+        make = nnx.vmap(lambda rngs: NnxBlock(features, rngs))
+        self.blocks = make(nnx.Rngs(0).split(2))
+        self.policy = policy
+
+    def __call__(self, x):
+        call = lambda x, block: block(x)  # noqa: E731
+        if self.policy is not None:
+            policy = getattr(jax.checkpoint_policies, self.policy)
+            call = nnx.remat(call, policy=policy)
+        return nnx.scan(call, in_axes=(nnx.Carry, 0), out_axes=nnx.Carry)(
+            x, self.blocks
+        )
+
+
+def linen_gradients(hardware, policy, features):
+    model = hw.analogize(LinenBlocks(policy, features), hardware)
+    x = jax.random.normal(jax.random.key(5), (16, features[1]))
+    variables = jax.jit(model.init)(jax.random.key(0), x)
+
+    @jax.jit
+    def gradients(variables):
+        def loss(variables):
+            return (model.apply(variables, x, rngs={"mismatch": KEY}) ** 2).mean()
+
+        return jax.grad(loss)(variables)
+
+    return jax.tree.leaves(gradients(variables))
+
+
+def nnx_gradients(hardware, policy, features):
+    analog = hw.analogize(
+        NnxBlocks(policy, features), hardware, rngs=nnx.Rngs(mismatch=1)
+    )
+    x = jax.random.normal(jax.random.key(5), (16, features[1]))
+    graph, params, rest = nnx.split(analog, nnx.Param, ...)
+
+    @jax.jit
+    def gradients(params, rest):
+        def loss(params):
+            # Variables belong to the trace that makes them.
+            own = jax.tree.map(lambda leaf: leaf, rest)
+            return (nnx.merge(graph, params, own)(x) ** 2).mean()
+
+        return jax.grad(loss)(params)
+
+    return jax.tree.leaves(gradients(params, rest))
+
+
+POLICIES = ("nothing_saveable", "dots_saveable", "everything_saveable")
+
+
+@pytest.mark.parametrize("gradients", [linen_gradients, nnx_gradients])
+@pytest.mark.parametrize(
+    ("effect", "policy"),
+    [("given", policy) for policy in POLICIES]
+    + [(effect, "nothing_saveable") for effect in EFFECTS],
+)
+def test_gradients_under_remat_are_those_without(gradients, effect, policy):
+    small = effect != "given"
+    features = (6, 3) if small else (64, 32)
+    hardware = EFFECTS[effect] if small else drawn(out_noise=0.3)
+    plain = gradients(hardware, None, features)
+    again = gradients(hardware, policy, features)
+    for one, other in zip(plain, again):
+        # To rounding; a draw of other numbers is off by a tenth.
+        np.testing.assert_allclose(one, other, atol=2e-6 * float(jnp.abs(one).max()))
+
+
+def test_draws_of_layers_effects_calls_and_loops_are_independent():
+    """Correlations within 4 / sqrt(N), between all draws of a model."""
+    count = 4000
+
+    class Model(nn.Module):
+        @nn.compact
+        def __call__(self, x):
+            a, b = nn.Dense(1, use_bias=False), nn.Dense(1, use_bias=False)
+            if self.is_initializing():
+                return a(x) + b(x)
+            loop = lax.scan(lambda c, _: (c, a(x)), 0, None, 3)[1]
+            return jnp.stack(
+                [a(x), a(x), b(x), *loop, *jax.vmap(lambda _: b(x))(jnp.arange(2))]
+            )
+
+    def noises(effect):
+        model = hw.analogize(Model(), EFFECTS[effect])
+        x = jnp.ones((count, 2))
+        ones = jax.tree.map(jnp.ones_like, model.init(jax.random.key(0), x))
+        y = model.apply(ones, x, rngs={"mismatch": KEY})
+        return np.asarray(y)[..., 0]
+
+    # Inputs and outputs have draws of other shapes: the first columns are compared.
+    draws = np.concatenate([noises("out_noise"), noises("per_vector")])
+    correlations = np.corrcoef(draws) - np.eye(len(draws))
+    assert np.abs(correlations).max() < Z / np.sqrt(count)
+
+
+MESH = """
+import jax, jax.numpy as jnp, numpy as np
+from flax import linen as nn
+from jax.sharding import NamedSharding, PartitionSpec as P
+import hwtrain as hw
+
+assert jax.device_count() == 8
+io = hw.IOParameters(
+    inp_noise=0.1, out_noise=0.3, w_noise=0.1, w_noise_type="additive_constant"
+)
+chip = hw.Hardware(forward=io)
+
+class Model(nn.Module):
+    @nn.compact
+    def __call__(self, x):
+        hidden = nn.Dense(16)(x)
+        rnn = nn.RNN(nn.SimpleCell(8))(hidden.reshape(-1, 4, 16))
+        return nn.Dense(8)(rnn)
+
+x = jax.random.normal(jax.random.key(1), (64, 12))
+model = hw.analogize(Model(), chip)
+variables = model.init(jax.random.key(0), x)
+call = jax.jit(
+    lambda v, x: model.apply(v, x, rngs={"mismatch": jax.random.key(3)})
+)
+whole = call(variables, x)
+mesh = jax.make_mesh((8,), ("data",))
+split = jax.device_put(x, NamedSharding(mesh, P("data")))
+np.testing.assert_allclose(whole, call(variables, split), rtol=1e-5, atol=1e-5)
+text = call.lower(variables, split).compile().as_text()
+for collective in ("all-reduce", "all-gather", "all-to-all", "collective-permute"):
+    assert collective not in text, collective
+print("equal")
+"""
+
+
+def test_draws_of_the_periphery_are_equal_on_a_mesh_without_a_collective():
+    flags = "--xla_force_host_platform_device_count=8"
+    environment = {**os.environ, "JAX_PLATFORMS": "cpu", "XLA_FLAGS": flags}
+    run = subprocess.run(
+        [sys.executable, "-c", MESH], env=environment, capture_output=True, text=True
+    )
+    assert run.stdout.strip() == "equal", run.stderr
