@@ -10,7 +10,7 @@ PACKAGE = ROOT / "hwtrain"
 
 # Each part may import those of earlier lines, and its own.
 LAYERS = [
-    {"version", "paths"},
+    {"version", "paths", "lazy"},
     {"physics"},
     {"hardware"},
     {"plan"},

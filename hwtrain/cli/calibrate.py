@@ -2,7 +2,6 @@
 
 import argparse
 import itertools
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -12,43 +11,13 @@ from rich.table import Table
 from hwtrain import checkpoint, paths
 from hwtrain.checkpoint import destination
 from hwtrain.cli.errors import bad_input
-from hwtrain.cli.options import (
-    Commands,
-    Model,
-    add_chips,
-    add_model,
-    add_run,
-    chip_seeds,
-    open_model,
-    run_of,
-)
-from hwtrain.physics.calibration import METHODS
+from hwtrain.cli.options import Model, chip_seeds, open_model, run_of
 from hwtrain.training.comparison import batches
 from hwtrain.transforms import calibrate
 
 
-def add(commands: Commands) -> None:
-    """Adds the command."""
-    parser = commands.add_parser(
-        "calibrate",
-        help="set the input ranges of a model from data and write its checkpoint",
-        description="Sets the input range of every tile from the run's training data, "
-        "and writes the hardware-ready checkpoint. The run is not changed.",
-    )
-    add_model(parser)
-    parser.add_argument(
-        "out", metavar="OUT", type=Path, help="the new checkpoint; must not exist"
-    )
-    parser.add_argument("--method", choices=METHODS, default="max")
-    parser.add_argument(
-        "--batches", type=int, metavar="N", help="only the first N batches of the data"
-    )
-    add_run(parser)
-    add_chips(parser, what="draw and store")
-    parser.set_defaults(command=_calibrate)
-
-
-def _calibrate(options: argparse.Namespace) -> int:
+def main(options: argparse.Namespace) -> int:
+    """Runs the command and returns its exit status."""
     console = Console()
     with bad_input():
         destination.check_free(options.out)

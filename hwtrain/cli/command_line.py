@@ -1,14 +1,13 @@
 """The command `hwtrain`: reads the command line, runs a command, reports errors."""
 
-import argparse
+import importlib
 import io
 import shlex
 import sys
 from collections.abc import Sequence
 
-from hwtrain.cli import calibrate, convert, evaluate, export, inspect, train, verify
 from hwtrain.cli.errors import BadInputError, print_error
-from hwtrain.version import __version__
+from hwtrain.cli.parser import make_parser
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -24,26 +23,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="replace")
     words = list(sys.argv[1:] if arguments is None else arguments)
-    options = _parser().parse_args(words)
+    options = make_parser().parse_args(words)
     try:
-        return options.command(options)
+        # Not before, because it loads JAX and Flax, and help should come at once.
+        command = importlib.import_module(f"hwtrain.cli.{options.command}")
+        return command.main(options)
     except BadInputError as error:
         print_error(f"error: {error}")
         return 2
     except KeyboardInterrupt:
         print_error(_interrupted(words))
         return 130
-
-
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="hwtrain", description="Hardware-aware training for analog chips."
-    )
-    parser.add_argument("--version", action="version", version=__version__)
-    commands = parser.add_subparsers(required=True, metavar="COMMAND")
-    for command in (train, evaluate, calibrate, export, inspect, verify, convert):
-        command.add(commands)
-    return parser
 
 
 def _interrupted(words: Sequence[str]) -> str:

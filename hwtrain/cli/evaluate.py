@@ -2,23 +2,13 @@
 
 import argparse
 from functools import partial
-from pathlib import Path
 
 import numpy as np
 from rich.console import Console
 from rich.table import Table
 
 from hwtrain.cli.errors import bad_input
-from hwtrain.cli.options import (
-    Commands,
-    add_chips,
-    add_model,
-    add_run,
-    check_file,
-    chip_seeds,
-    open_model,
-    run_of,
-)
+from hwtrain.cli.options import check_file, chip_seeds, open_model, run_of
 from hwtrain.evaluate import Population, Sensitivity, plots
 from hwtrain.training.folder import write_json
 
@@ -26,43 +16,8 @@ _METRIC = "accuracy in %"
 _MODE = "chip_mode"
 
 
-def add(commands: Commands) -> None:
-    """Adds the command."""
-    parser = commands.add_parser(
-        "evaluate",
-        help="accuracy of a model on a population of chips, over time",
-        description="Evaluates a run's hardware-aware model or a hardware-ready "
-        "checkpoint on the run's test set, on chips with their own frozen mismatch.",
-    )
-    add_model(parser)
-    add_run(parser)
-    add_chips(parser, what="evaluate on")
-    parser.add_argument(
-        "--times",
-        type=float,
-        nargs="+",
-        metavar="SECONDS",
-        help="times since programming, for hardware with a noise model",
-    )
-    parser.add_argument(
-        "--sensitivity",
-        action="store_true",
-        help="evaluate with one layer after the other as on a chip, and with all but "
-        "one, at one time at most",
-    )
-    parser.add_argument(
-        "--json", type=Path, metavar="FILE", help="write every value to this file"
-    )
-    parser.add_argument(
-        "--png",
-        type=Path,
-        metavar="FILE",
-        help="draw accuracy over time, or by layer with --sensitivity, to this file",
-    )
-    parser.set_defaults(command=_evaluate)
-
-
-def _evaluate(options: argparse.Namespace) -> int:
+def main(options: argparse.Namespace) -> int:
+    """Runs the command and returns its exit status."""
     console, times = Console(), options.times
     with bad_input():
         for file in filter(None, (options.json, options.png)):

@@ -2,7 +2,6 @@
 
 import argparse
 from collections.abc import Iterator
-from pathlib import Path
 
 import numpy as np
 from rich.console import Console
@@ -13,15 +12,7 @@ from hwtrain import paths
 from hwtrain.checkpoint.crossbars import Crossbars
 from hwtrain.checkpoint.manifest import ChipEntry, Manifest
 from hwtrain.cli.errors import bad_input, print_error
-from hwtrain.cli.options import (
-    Commands,
-    Model,
-    add_model,
-    add_run,
-    check_file,
-    open_model,
-    run_of,
-)
+from hwtrain.cli.options import Model, check_file, open_model, run_of
 from hwtrain.evaluate import assert_active, plots
 from hwtrain.evaluate.histograms import Histogram
 from hwtrain.plan import AnalogWeight
@@ -31,35 +22,8 @@ from hwtrain.transforms.inspect import inspect_plan
 _BARS = 25
 
 
-def add(commands: Commands) -> None:
-    """Adds the command."""
-    parser = commands.add_parser(
-        "inspect",
-        help="show what each layer of a model does, and its conductances",
-        description="Shows what each layer of a run's model or of a hardware-ready "
-        "checkpoint really does, and a histogram of its conductances.",
-    )
-    add_model(parser)
-    parser.add_argument(
-        "--chip",
-        type=int,
-        metavar="SEED",
-        help="conductances of this chip of a checkpoint, instead of the targets",
-    )
-    parser.add_argument(
-        "--png", type=Path, metavar="FILE", help="draw the histograms to this file"
-    )
-    parser.add_argument(
-        "--active",
-        action="store_true",
-        help="run the model on test data and prove that every configured effect acts; "
-        "the exit status is 1 if one does not",
-    )
-    add_run(parser)
-    parser.set_defaults(command=_inspect)
-
-
-def _inspect(options: argparse.Namespace) -> int:
+def main(options: argparse.Namespace) -> int:
+    """Runs the command and returns its exit status."""
     console = Console()
     with bad_input():
         if options.png is not None:

@@ -1,19 +1,14 @@
-"""Options that several commands share, and what they mean."""
+"""What the options mean that several commands share."""
 
 import argparse
 import dataclasses
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from hwtrain.checkpoint import HardwareCheckpoint, load
 from hwtrain.plan import Plan
 from hwtrain.training.folder import is_run
 from hwtrain.training.run import Run, open_run
-
-if TYPE_CHECKING:
-    Commands = argparse._SubParsersAction[argparse.ArgumentParser]
-else:
-    Commands = Any
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -33,22 +28,6 @@ class Model:
     variables: dict[str, Any]
     run: Run | None = None
     checkpoint: HardwareCheckpoint | None = None
-
-
-def add_model(parser: argparse.ArgumentParser) -> None:
-    """Adds the argument for a model and what chooses one of a run's."""
-    parser.add_argument(
-        "model",
-        metavar="RUN|CHECKPOINT",
-        type=Path,
-        help="the folder of a run, or a hardware-ready checkpoint",
-    )
-    parser.add_argument(
-        "--seed",
-        type=int,
-        metavar="SEED",
-        help="which training seed of a run (default: its first)",
-    )
 
 
 def open_model(options: argparse.Namespace) -> Model:
@@ -87,17 +66,6 @@ def open_model(options: argparse.Namespace) -> Model:
     )
 
 
-def add_run(parser: argparse.ArgumentParser) -> None:
-    """Adds the option that names the run of a checkpoint."""
-    parser.add_argument(
-        "--run",
-        type=Path,
-        metavar="RUN",
-        help="the run that has a checkpoint's model and data (default: the one that "
-        "the checkpoint lies in)",
-    )
-
-
 def run_of(model: Model, options: argparse.Namespace) -> Run:
     """Returns the run whose code and data a model needs.
 
@@ -127,19 +95,6 @@ def run_of(model: Model, options: argparse.Namespace) -> Run:
             "own with --run RUN"
         )
     return run
-
-
-def add_chips(parser: argparse.ArgumentParser, *, what: str) -> None:
-    """Adds the options that name chips."""
-    chips = parser.add_mutually_exclusive_group()
-    chips.add_argument("--chips", type=int, metavar="N", help=f"{what} chips 0 to N-1")
-    chips.add_argument(
-        "--chip",
-        type=int,
-        action="append",
-        metavar="SEED",
-        help=f"{what} the chip of this seed; may be repeated",
-    )
 
 
 def chip_seeds(options: argparse.Namespace) -> list[int] | None:

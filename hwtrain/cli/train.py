@@ -8,48 +8,12 @@ from rich.console import Console
 from hwtrain import training
 from hwtrain.checkpoint import HardwareCheckpointError
 from hwtrain.cli.errors import bad_input
-from hwtrain.cli.options import Commands
 from hwtrain.training import folder
 from hwtrain.training.checkpoints import DamagedCheckpointError
 
 
-def add(commands: Commands) -> None:
-    """Adds the command."""
-    parser = commands.add_parser(
-        "train",
-        help="train a plain and a hardware-aware model, export, compare on chips",
-        description="Trains the plain and the hardware-aware model of a configuration, "
-        "exports the hardware-ready checkpoint, reads it back, and compares both "
-        "models on a population of chips.",
-    )
-    parser.add_argument("config", metavar="CONFIG", type=Path, help="a TOML file")
-    parser.add_argument(
-        "--set",
-        dest="overrides",
-        action="append",
-        default=[],
-        metavar="KEY=VALUE",
-        help="override an entry, the value as TOML writes it; may be repeated",
-    )
-    parser.add_argument(
-        "--out",
-        type=Path,
-        metavar="DIR",
-        help="the run's folder (default: runs/NAME, after the configuration's name)",
-    )
-    existing = parser.add_mutually_exclusive_group()
-    existing.add_argument(
-        "--resume", action="store_true", help="continue the run that lies in the folder"
-    )
-    existing.add_argument(
-        "--overwrite",
-        action="store_true",
-        help="delete the run that lies in the folder",
-    )
-    parser.set_defaults(command=_train)
-
-
-def _train(options: argparse.Namespace) -> int:
+def main(options: argparse.Namespace) -> int:
+    """Runs the command and returns its exit status."""
     console = Console()
     out = options.out or Path("runs") / options.config.stem
     keep = {"resume": options.resume, "overwrite": options.overwrite}

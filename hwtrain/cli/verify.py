@@ -10,23 +10,10 @@ from rich.table import Table
 from hwtrain import checkpoint
 from hwtrain.checkpoint.manifest import FILE_NAME
 from hwtrain.cli.errors import bad_input, print_error
-from hwtrain.cli.options import Commands
 
 
-def add(commands: Commands) -> None:
-    """Adds the command."""
-    parser = commands.add_parser(
-        "verify",
-        help="check a hardware-ready checkpoint and print its certificate",
-        description="Compares every hash, checks every range, computes every "
-        "conductance and chip once more, and prints the certificate as JSON. The exit "
-        "status is 1 if the checkpoint cannot be trusted.",
-    )
-    parser.add_argument("checkpoint", metavar="CHECKPOINT", type=Path)
-    parser.set_defaults(command=_verify)
-
-
-def _verify(options: argparse.Namespace) -> int:
+def main(options: argparse.Namespace) -> int:
+    """Runs the command and returns its exit status."""
     path: Path = options.checkpoint
     with bad_input():
         if not (path / FILE_NAME).is_file():

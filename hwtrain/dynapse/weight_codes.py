@@ -8,7 +8,6 @@ import dataclasses
 import itertools
 
 import numpy as np
-from scipy.optimize import nnls
 
 BASES = 4
 NEAREST_POWERS = (1e-9, 2e-9, 4e-9, 8e-9)
@@ -137,6 +136,9 @@ def _alternate(wanted: np.ndarray, bases: np.ndarray) -> np.ndarray:
 
     Each turn lowers the error or ends, and there are finitely many sets of masks.
     """
+    # Not at the top: it is as slow to load as all of hwtrain.
+    from scipy.optimize import nnls
+
     error = _error(wanted, bases)
     while True:
         mask = _nearest_mask(wanted, bases)

@@ -6,7 +6,6 @@ from typing import Any
 
 import jax
 import numpy as np
-from scipy import stats
 
 from hwtrain.evaluate.on_chips import values_on_chips
 
@@ -51,6 +50,9 @@ class Population:
         if count < 2:
             missing = _plain(np.full(self.values.shape[1:], np.nan))
             return missing, missing
+        # Not at the top: it is as slow to load as all of hwtrain.
+        from scipy import stats
+
         half = _plain(stats.t.ppf(0.975, count - 1) * self.std / np.sqrt(count))
         return self.mean - half, self.mean + half
 

@@ -19,8 +19,10 @@ from pydantic import (
 )
 from pydantic.fields import FieldInfo
 
+from hwtrain.hardware.meanings import add_meanings
+
 CONFIG = ConfigDict(
-    strict=True, extra="forbid", allow_inf_nan=False, use_attribute_docstrings=True
+    strict=True, extra="forbid", allow_inf_nan=False, json_schema_extra=add_meanings
 )
 
 NonNegative = Annotated[float, Field(ge=0)]

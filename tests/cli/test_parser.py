@@ -1,0 +1,60 @@
+"""Tests of what the command line takes; the commands have their own."""
+
+import importlib
+import subprocess
+import sys
+
+import pytest
+
+from hwtrain.checkpoint.adapters import ADAPTERS
+from hwtrain.cli.parser import make_parser
+from hwtrain.physics.calibration import METHODS
+
+COMMANDS = ["train", "evaluate", "calibrate", "export", "inspect", "verify", "convert"]
+
+
+@pytest.mark.parametrize("words", [[], ["train"], ["convert"]], ids=" ".join)
+def test_help_loads_nothing_that_is_slow(words):
+    code = """
+import sys
+from hwtrain.cli import main
+try:
+    main()
+finally:
+    print("loaded:", *sys.modules)
+"""
+    run = subprocess.run(
+        [sys.executable, "-c", code, *words, "--help"], capture_output=True, text=True
+    )
+    assert run.returncode == 0, run.stderr
+    said, _, loaded = run.stdout.partition("loaded:")
+    assert said.startswith(f"usage: {' '.join(['hwtrain', *words])} ")
+    slow = {"jax", "numpy", "flax", "optax", "orbax", "pydantic", "rich", "scipy"}
+    assert not slow & {*loaded.split()}
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_command_is_listed_and_has_its_module(command):
+    assert command in make_parser().format_help().split()
+    assert callable(importlib.import_module(f"hwtrain.cli.{command}").main)
+
+
+@pytest.mark.parametrize("target", ADAPTERS)
+def test_every_adapter_is_taken(target):
+    options = make_parser().parse_args(["convert", "checkpoint", "--to", target])
+    assert (options.command, options.to) == ("convert", target)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_every_method_is_taken(method):
+    words = ["calibrate", "run", "out", "--method", method]
+    assert make_parser().parse_args(words).method == method
+
+
+def test_no_other_adapter_or_method_is_taken(capsys):
+    for words in (["convert", "c", "--to", "x"], ["calibrate", "a", "b", "--method=x"]):
+        with pytest.raises(SystemExit):
+            make_parser().parse_args(words)
+    error = capsys.readouterr().err.replace("'", "")
+    assert f"(choose from {', '.join(sorted(ADAPTERS))})" in error
+    assert f"(choose from {', '.join(METHODS)})" in error
