@@ -34,7 +34,7 @@ def _forget_compiled_programs():
 
 @pytest.fixture
 def retraced(monkeypatch):
-    """A monkeypatch for functions that JAX has traced: it forgets them around a test."""
+    """A monkeypatch for functions that JAX has traced: it forgets them around it."""
     jax.clear_caches()
     yield monkeypatch
     monkeypatch.undo()

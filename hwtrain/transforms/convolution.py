@@ -22,8 +22,8 @@ from hwtrain.physics.converted_convolution import (
 from hwtrain.physics.ranged_convolution import ranged_convolution
 from hwtrain.plan import AnalogWeight
 from hwtrain.transforms.errors import other_geometry
-from hwtrain.transforms.observation import observer
 from hwtrain.transforms.loops import shared
+from hwtrain.transforms.observation import observer
 from hwtrain.transforms.read_keys import frozen_key
 from hwtrain.transforms.redraw import kernel_draw, redrawn
 from hwtrain.transforms.signal_side import (

@@ -20,7 +20,6 @@ All names of JAX that are not public stand in this file. `install` checks them.
 
 import contextlib
 import contextvars
-import functools
 import inspect
 import os
 import sys
@@ -117,9 +116,9 @@ def place(name: str) -> tuple[int, tuple[Index, ...]]:
 
 
 _WAY_OUT = (
-    "A rule of jax.custom_vjp or jax.custom_jvp, a function under shard_map or pmap, and "
-    "a jaxpr that is kept by hand must not call an analog layer: call it outside, and "
-    "pass its output in"
+    "A rule of jax.custom_vjp or jax.custom_jvp, a function under shard_map or pmap, "
+    "and a jaxpr that is kept by hand must not call an analog layer: call it outside, "
+    "and pass its output in"
 )
 
 

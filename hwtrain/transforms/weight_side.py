@@ -61,9 +61,9 @@ def step_weights(
     Returns:
       A tree like `params`, and by path in `params` leaves that are there for this step
       only: `noise_key` of every layer that needs the root, the data of the keys of its
-      reads, `[*stack, effects, 2]`, `noise_strength` `[*stack]` of every layer whose noise is scaled,
-      `chip_key` of every layer with frozen spreads, and the `mapping_scale` of the
-      nominal kernel where it is not stored.
+      reads, `[*stack, effects, 2]`, `noise_strength` `[*stack]` of every layer whose
+      noise is scaled, `chip_key` of every layer with frozen spreads, and the
+      `mapping_scale` of the nominal kernel where it is not stored.
     """
     check_mode(mode)
     strength = strengths(plan)

@@ -10,8 +10,8 @@ from jax.core import Tracer
 from hwtrain import paths
 from hwtrain.plan import Plan
 from hwtrain.transforms import weight_side
-from hwtrain.transforms.nnx.layers import StepLeaf
 from hwtrain.transforms.loops import as_root
+from hwtrain.transforms.nnx.layers import StepLeaf
 from hwtrain.transforms.read_keys import generator_of
 
 
