@@ -1,0 +1,103 @@
+"""What a first step costs: seconds to trace, lower and compile, and lines of the program.
+
+    python benchmarks/compilation.py [--rounds 3] [--out DIR]
+
+The gradient of twenty layers, and of an LSTM over twenty steps, plain and on hardware.
+Everything that JAX keeps is forgotten before each. The least of a few rounds is shown,
+in seconds of the processor, which other work on the machine hardly changes: compiling
+runs on several threads, so that seconds of the clock are fewer.
+"""
+
+import argparse
+import json
+import platform
+import time
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+
+import hwtrain
+
+NOISE = hwtrain.WeightModifierParameter(type="add_normal", std_dev=0.1)
+CONVERTERS = {"inp_bits": 8, "out_bits": 8, "out_bound": 10.0}
+HARDWARE = {
+    "plain": None,
+    "noise, range, 8-bit converters, out_noise": hwtrain.Hardware(
+        modifier=NOISE,
+        input_range=hwtrain.InputRangeParameter(),
+        forward=hwtrain.IOParameters(**CONVERTERS, out_noise=0.04),
+    ),
+    "weight noise": hwtrain.Hardware(modifier=NOISE),
+    "out_noise": hwtrain.Hardware(forward=hwtrain.IOParameters(out_noise=0.04)),
+}
+
+
+class Layers(nn.Module):
+    @nn.compact
+    def __call__(self, x):
+        for _ in range(20):
+            x = nn.Dense(32)(x)
+        return x
+
+
+MODELS = {
+    "twenty Dense(32)": (Layers(), (4, 32)),
+    "LSTM over 20 steps": (nn.RNN(nn.OptimizedLSTMCell(32)), (4, 20, 32)),
+}
+
+
+def measured(model, hardware, shape):
+    """Returns seconds of every stage, and the lines of the program."""
+    module = model if hardware is None else hwtrain.analogize(model, hardware)
+    x = jnp.ones(shape)
+    variables = jax.tree.map(
+        lambda leaf: jnp.zeros(leaf.shape, leaf.dtype),
+        jax.eval_shape(module.init, jax.random.key(0), x),
+    )
+    jax.clear_caches()
+
+    def loss(variables, key):
+        return (module.apply(variables, x, rngs={"mismatch": key}) ** 2).sum()
+
+    times = [time.process_time()]
+    traced = jax.jit(jax.grad(loss)).trace(variables, jax.random.key(1))
+    times.append(time.process_time())
+    lowered = traced.lower()
+    times.append(time.process_time())
+    lowered.compile()
+    times.append(time.process_time())
+    stages = zip(("trace", "lower", "compile"), times, times[1:])
+    seconds = {name: after - before for name, before, after in stages}
+    return {**seconds, "lines": lowered.as_text().count("\n")}
+
+
+def least(rounds):
+    """Returns the least of every number over rounds."""
+    return {name: min(each[name] for each in rounds) for name in rounds[0]}
+
+
+def main():
+    """Measures all models on all hardware."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--out", type=Path)
+    options = parser.parse_args()
+    jax.config.update("jax_enable_compilation_cache", False)
+    table = {"jax": jax.__version__, "machine": platform.machine()}
+    for name, (model, shape) in MODELS.items():
+        print(f"\n| {name} | trace | lower | compile | lines |\n|---|---|---|---|---|")
+        for case, hardware in HARDWARE.items():
+            rounds = [measured(model, hardware, shape) for _ in range(options.rounds)]
+            row = table.setdefault(name, {})[case] = least(rounds)
+            stages = " | ".join(f"{row[s]:.2f}" for s in ("trace", "lower", "compile"))
+            print(f"| {case} | {stages} | {row['lines']} |", flush=True)
+    if options.out is not None:
+        options.out.mkdir(parents=True, exist_ok=True)
+        path = options.out / "compilation.json"
+        path.write_text(json.dumps(table, indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    main()
