@@ -16,6 +16,11 @@ os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES", "0")
 import jax  # noqa: E402
 import pytest  # noqa: E402
 
+# Small programs that run few times cost more to optimise than to run. It is an option
+# of each compilation: tests marked `optimised` turn the optimisations on (see below),
+# and the commands that tests start in processes of their own have them on as well.
+jax.config.update("jax_disable_most_optimizations", True)
+
 GOLDEN = pathlib.Path(__file__).parent / "golden"
 
 
@@ -39,3 +44,23 @@ def retraced(monkeypatch):
     yield monkeypatch
     monkeypatch.undo()
     jax.clear_caches()
+
+
+def _optimise(on):
+    """Turns XLA's optimisations on or off, and forgets what the other compiled."""
+    if jax.config.values["jax_disable_most_optimizations"] == on:
+        jax.config.update("jax_disable_most_optimizations", not on)
+        jax.clear_caches()
+
+
+# Hooks and no fixture: fixtures of a module are made before those of a test.
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup(item):
+    _optimise("optimised" in item.keywords)
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_runtest_teardown(nextitem):
+    # What follows may be an example in the package, which has no hook of its own.
+    if nextitem is None or "optimised" not in nextitem.keywords:
+        _optimise(False)

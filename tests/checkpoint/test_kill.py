@@ -1,6 +1,7 @@
 """A killed or failed export leaves a complete checkpoint or none, and no debris."""
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -16,7 +17,17 @@ PARAMS = {str(i): {"scale": np.arange(3.0)} for i in range(2)}
 
 
 def abandoned(folder):
-    """Leaves what a writer that is killed leaves."""
+    """Leaves by hand what a writer that is killed leaves."""
+    with destination.new(folder / "model", folder=True) as partial:
+        (partial / "half").write_text("of it")
+        kept = shutil.copytree(partial, folder / "kept")
+    (folder / "model").rename(folder / "gone")
+    shutil.rmtree(folder / "gone")
+    return kept.rename(partial)
+
+
+def killed(folder):
+    """Leaves what a writer leaves that is killed."""
     script = textwrap.dedent("""
         import os, signal, sys
         from hwtrain.checkpoint import destination
@@ -31,8 +42,11 @@ def abandoned(folder):
     return left
 
 
-def test_the_next_export_removes_what_a_killed_one_left(tmp_path):
-    left = abandoned(tmp_path)
+@pytest.mark.parametrize(
+    "leave", [abandoned, pytest.param(killed, marks=pytest.mark.nightly)]
+)
+def test_the_next_export_removes_what_a_killed_one_left(tmp_path, leave):
+    left = leave(tmp_path)
     export(tmp_path / "other", PARAMS, Plan(()))
     assert left.exists(), "another destination is none of its business"
     path = export(tmp_path / "model", PARAMS, Plan(()))
@@ -56,6 +70,7 @@ def test_a_foreign_file_of_that_kind_is_left_alone(tmp_path):
     assert all((tmp_path / name).exists() for name in names)
 
 
+@pytest.mark.nightly
 def test_a_disk_that_is_full_at_any_byte(tmp_path):
     """A limit of the kernel on the size of a file stands for the end of the disk."""
     script = textwrap.dedent("""

@@ -189,6 +189,7 @@ def test_a_flipped_bit_is_found(tmp_path, variables, plan):
             restore(manager, 0)
 
 
+@pytest.mark.nightly
 def test_sharded_over_eight_devices(tmp_path):
     script = textwrap.dedent("""
         import sys

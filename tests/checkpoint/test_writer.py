@@ -144,6 +144,7 @@ def test_full_disk(tmp_path, variables, plan, monkeypatch):
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.nightly
 def test_a_killed_process_leaves_no_checkpoint(tmp_path):
     """Killed at every write to the disk in turn; the last one finds it complete."""
     script = textwrap.dedent("""

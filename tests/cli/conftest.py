@@ -3,25 +3,29 @@
 from pathlib import Path
 
 import pytest
-from rich.console import Console
 
-from hwtrain.training import compare, folder, prepare, read_config
+from hwtrain import cli
 
 CONFIG = Path(__file__).parents[2] / "configs" / "digits_mlp.toml"
+QUICK = (
+    "training.seeds=[3, 4]",
+    "training.steps=20",
+    "training.checkpoint_every=10",
+    "evaluation.chips=2",
+    "evaluation.mismatch_std=[0.05]",
+)
 
 
 @pytest.fixture(scope="session")
-def run(tmp_path_factory):
+def train_words():
+    """What trains that run, but for its folder."""
+    overrides = [word for value in QUICK for word in ("--set", value)]
+    return ["train", str(CONFIG), *overrides, "--out"]
+
+
+@pytest.fixture(scope="session")
+def run(train_words, tmp_path_factory):
     """The folder of a run of two training seeds."""
-    quick = [
-        "training.seeds=[3, 4]",
-        "training.steps=20",
-        "evaluation.chips=2",
-        "evaluation.mismatch_std=[0.05]",
-    ]
-    config = read_config(CONFIG, quick)
     out = tmp_path_factory.mktemp("runs") / "run"
-    folder.make_folder(out, config, CONFIG.parent)
-    ready = prepare(config, CONFIG.parent)
-    compare(config, ready, out, console=Console(quiet=True))
+    assert cli.main([*train_words, str(out)]) == 0
     return out

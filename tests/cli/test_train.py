@@ -50,6 +50,7 @@ def exported(run):
     return checkpoint.load(run / "export" / "seed_0").params
 
 
+@pytest.mark.nightly
 def test_the_main_job_killed_and_resumed_ends_bit_identical(tmp_path):
     length = ["--set", "training.steps=1500"]
     whole = hwtrain(tmp_path, *length, "--out", "whole")
@@ -187,7 +188,36 @@ def test_an_existing_run_is_left_alone(tmp_path, capsys):
     assert names == ["config.json", "source.json"]
 
 
+def test_a_run_without_its_end_is_resumed_and_ends_bit_identical(
+    run, train_words, tmp_path, capsys
+):
+    """As above, in this process: what was written last is not there yet."""
+    halted = tmp_path / "halted"
+    shutil.copytree(run, halted)
+    for name in ("results.json", "results.png"):
+        assert (halted / name).stat().st_size > 100
+        (halted / name).unlink()
+    for gone in ("export", "hardware-aware/seed_4", "hardware-aware/seed_3/20"):
+        shutil.rmtree(halted / gone)
+    assert cli.main([*train_words, str(halted), "--resume"]) == 0
+    captured = capsys.readouterr()
+    assert captured.err == ""
+    assert "plain, seed 4: all 20 steps are done" in captured.out
+    assert "hardware-aware, seed 3: continuing from step 10" in captured.out
+    assert "Accuracy in %, mean ± standard deviation over 2 chips" in captured.out
+    assert "(chip_mode)" in captured.out
+    results = json.loads((halted / "results.json").read_text())
+    assert [row["model"] for row in results["results"]] == ["plain", "hardware-aware"]
+    assert (halted / "results.png").stat().st_size > 1000
+    for seed in ("seed_3", "seed_4"):
+        ours, theirs = (checkpoint.load(r / "export" / seed) for r in (halted, run))
+        chex.assert_trees_all_equal(ours.params, theirs.params)
+    name = "results.json"
+    assert (halted / name).read_bytes() == (run / name).read_bytes()
+
+
 @pytest.mark.full
+@pytest.mark.nightly
 def test_a_damaged_checkpoint_is_one_line_and_a_terminal_without_sigma_is_fine(
     tmp_path,
 ):

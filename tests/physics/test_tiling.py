@@ -1,5 +1,7 @@
 """Tiles: cutting, joining, and statistics of row tiles against NumPy."""
 
+import itertools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -8,16 +10,16 @@ import pytest
 from hwtrain.physics import tiling
 
 
-@pytest.mark.parametrize("size", range(1, 40))
-@pytest.mark.parametrize("limit", [1, 3, 7, 512, None])
-def test_split_is_minimal_and_balanced(size, limit):
-    sizes = tiling.split_sizes(size, limit)
-    assert sum(sizes) == size
-    assert max(sizes) - min(sizes) <= 1
-    assert list(sizes) == sorted(sizes, reverse=True)
-    limit = limit or size
-    assert max(sizes) <= limit
-    assert len(sizes) == -(-size // limit)
+def test_split_is_minimal_and_balanced():
+    for size, limit in itertools.product(range(1, 40), [1, 3, 7, 512, None]):
+        case = f"{size} lines, at most {limit} a tile"
+        sizes = tiling.split_sizes(size, limit)
+        assert sum(sizes) == size, case
+        assert max(sizes) - min(sizes) <= 1, case
+        assert list(sizes) == sorted(sizes, reverse=True), case
+        limit = limit or size
+        assert max(sizes) <= limit, case
+        assert len(sizes) == -(-size // limit), case
 
 
 @pytest.mark.parametrize("axis", [-1, -2, -3])

@@ -4,6 +4,8 @@ import os
 import subprocess
 import sys
 
+import pytest
+
 SCRIPT = """
 import functools
 import jax, jax.numpy as jnp, numpy as np, optax
@@ -150,6 +152,7 @@ print("equal")
 """
 
 
+@pytest.mark.nightly
 def test_noise_ranges_and_clips_are_equal_on_a_mesh():
     flags = "--xla_force_host_platform_device_count=8"
     environment = {**os.environ, "JAX_PLATFORMS": "cpu", "XLA_FLAGS": flags}

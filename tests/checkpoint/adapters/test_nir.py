@@ -69,6 +69,7 @@ def spiking(tmp_path):
 EDGES = [("block/0", "block/1"), ("block/1", "hidden"), ("hidden", "out")]
 
 
+@pytest.mark.nightly
 def test_a_spiking_network(spiking, tmp_path):
     params = jax.tree.map(np.asarray, spiking.params)
     to_nir(spiking, tmp_path / "net.nir", edges=EDGES)
@@ -102,6 +103,7 @@ def test_a_spiking_network(spiking, tmp_path):
         )
 
 
+@pytest.mark.nightly
 def test_round_trip(spiking, tmp_path):
     to_nir(spiking, tmp_path / "a", edges=EDGES)
     network = from_nir(tmp_path / "a")
@@ -119,6 +121,7 @@ def test_round_trip(spiking, tmp_path):
             assert array.dtype == np.float32
 
 
+@pytest.mark.nightly
 def test_the_graph_of_the_checkpoint(spiking, tmp_path):
     nodes = {name: "layer" for edge in EDGES for name in edge}
     nodes |= {"x": "input", "y": "output"}
@@ -140,6 +143,7 @@ def test_without_the_package(spiking, tmp_path, monkeypatch):
         to_nir(spiking, tmp_path / "net", edges=EDGES)
 
 
+@pytest.mark.nightly
 def test_learned_output_scales(make, scaled, tmp_path):
     checkpoint = make("scaled", norm=False)
     to_nir(checkpoint, tmp_path / "net")
@@ -147,6 +151,7 @@ def test_learned_output_scales(make, scaled, tmp_path):
     np.testing.assert_allclose(found, scaled(checkpoint), rtol=1e-6)
 
 
+@pytest.mark.nightly
 def test_recurrence(tmp_path):
     params = {
         "in": {"kernel": draw(4, 3)},
@@ -162,6 +167,7 @@ def test_recurrence(tmp_path):
     assert set(network.edges) == {*edges, ("input", "in")}
 
 
+@pytest.mark.nightly
 @pytest.mark.parametrize(
     "window",
     [
@@ -281,6 +287,7 @@ def test_batch_statistics(tmp_path):
         to_nir(checkpoint, tmp_path / "net")
 
 
+@pytest.mark.nightly
 @pytest.mark.parametrize(
     "node", [nir.Scale(scale=np.ones(2)), nir.IF(r=np.ones(2), v_threshold=np.ones(2))]
 )
@@ -294,12 +301,14 @@ def test_a_node_that_cannot_be_read(tmp_path, node):
         from_nir(tmp_path / "net")
 
 
+@pytest.mark.nightly
 def test_a_file_that_is_none(tmp_path):
     (tmp_path / "net").write_bytes(b"no HDF5")
     with pytest.raises(HardwareCheckpointError, match="cannot be read as a NIR graph"):
         from_nir(tmp_path / "net")
 
 
+@pytest.mark.nightly
 def test_parameters_of_neurons_that_do_not_fit(tmp_path):
     network = NirNetwork(
         params={"lif": neurons(3, *LIF[:-1])},
