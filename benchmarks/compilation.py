@@ -1,4 +1,4 @@
-"""What a first step costs: seconds to trace, lower and compile, and lines of the program.
+"""What a first step costs: seconds to trace, lower and compile; lines of the program.
 
     python benchmarks/compilation.py [--rounds 3] [--out DIR]
 
@@ -35,6 +35,8 @@ HARDWARE = {
 
 
 class Layers(nn.Module):
+    """Twenty layers, one after the other."""
+
     @nn.compact
     def __call__(self, x):
         for _ in range(20):

@@ -20,7 +20,7 @@ from hwtrain.hardware import Hardware, MappingParameter
 from hwtrain.physics import tiling
 from hwtrain.physics.convolution import Window, unpack
 from hwtrain.physics.dynapsim import quantity_of
-from hwtrain.physics.random import stable_hash
+from hwtrain.physics.random import draw_name, stable_hash
 
 OWNERS = ("kernel", "embedding", "lora_a", "lora_b")
 """Names of arrays in layers that leaves may lie beside."""
@@ -113,6 +113,15 @@ class AnalogWeight:
     def owner(self) -> str:
         """What names the draws of its periphery: its layer, or itself if not alone."""
         return self.layer_path if self.alone else self.path
+
+    @property
+    def step_draws(self) -> tuple[str, ...]:
+        """The names under which its draws of a step take their keys."""
+        of_layer = ("periphery", "frozen_periphery")
+        return (
+            draw_name(self.path, "weight_noise"),
+            *(draw_name(self.owner, effect) for effect in of_layer),
+        )
 
     @property
     def groups(self) -> int:
@@ -333,12 +342,12 @@ class Plan(Mapping[str, AnalogWeight]):
 
     def __post_init__(self):
         names: dict[int, str] = {}
-        for weight in self.weights:
-            other = names.setdefault(stable_hash(weight.path), weight.path)
-            if other != weight.path:
+        for name in [name for weight in self.weights for name in weight.step_draws]:
+            other = names.setdefault(stable_hash(name), name)
+            if other != name:
                 raise ValueError(
-                    f"the paths {other!r} and {weight.path!r} have the same hash and "
-                    "would share their noise; rename one of the two layers"
+                    f"the draws {other!r} and {name!r} have the same hash and would "
+                    "share their noise; rename one of the two layers"
                 )
 
     def __getitem__(self, path: str) -> AnalogWeight:

@@ -18,6 +18,11 @@ def names_after(page):
     return names
 
 
+def test_the_examples_of_the_randomness_page_run():
+    text = (DOCS / "randomness.md").read_text("utf-8")
+    exec("\n".join(re.findall(r"```python\n(.*?)```", text, re.DOTALL)), {})
+
+
 def test_the_example_of_the_physics_page_runs():
     assert names_after("physics.md")["chip_type"].stores_scale
 
