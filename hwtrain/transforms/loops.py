@@ -11,8 +11,8 @@ steps and rows: they never depend on values, and `remat` computes them again.
 2. A `vmap` has its index already: JAX makes it on demand. A read finds it on the Python
    stack, between itself and its root, whenever the vmapped function was made.
 3. JAX keeps traces and uses them again. They are kept by a user context, which gets a
-   fresh value in every body, and after every read inside a trace that may be kept: one
-   that holds a read is never used twice. No frozen index, no draw that repeats.
+   fresh value after every read inside a trace that may be kept: under the value at hand,
+   none holds a read. No frozen index, no draw that repeats.
 4. A loop of JAX on the stack that gave no index is an error: noise would repeat.
 
 All names of JAX that are not public stand in this file. `install` checks them.
@@ -52,6 +52,16 @@ class _Root:
 
 # Part of the key of every trace that JAX keeps.
 _trace: Any = jax.make_user_context(default_value=None)
+
+
+class _Key(threading.local):
+    """The value of that part in the roots of a thread: under it, no trace has a read."""
+
+    def __init__(self):
+        self.value = object()
+
+
+_key = _Key()
 _root: contextvars.ContextVar[_Root | None] = contextvars.ContextVar(
     "hwtrain_root", default=None
 )
@@ -72,13 +82,16 @@ def as_root(function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
 
 def as_new_root(function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
     """As `as_root`, also in another root, whose loops and calls it does not see."""
-    root, steps = _root.set(_Root()), _steps.set(())
+    new = _Root()
+    root, steps = _root.set(new), _steps.set(())
     try:
-        with _trace(object()):
+        with _trace(_key.value):
             return function(*args, **kwargs)
     finally:
         _root.reset(root)
         _steps.reset(steps)
+        if new.kept and _root.get() is not None:
+            _never_again()  # the context that was restored is older than the reads
 
 
 def shared() -> Any:
@@ -123,27 +136,26 @@ _WAY_OUT = (
 
 
 def _never_again() -> None:
-    """Gives what is traced from here on another key, in the rest of the root.
+    """Gives what is traced from here on another key, in this root and later ones.
 
     Entered, never left: leaving the root restores the context from before it.
     """
-    _trace(object()).__enter__()
+    _key.value = object()
+    _trace(_key.value).__enter__()
 
 
 @contextlib.contextmanager
 def _at(step: Index):
-    """Says that the body of a loop is being traced, at a step."""
-    root: Any = _root.get()
-    token, kept = _steps.set((*_steps.get(), step)), root.kept
+    """Says that the body of a loop is being traced, at a step.
+
+    JAX may trace a body twice and keep either trace. That does no harm: the numbers of
+    calls only grow, in the same order with and without `remat`.
+    """
+    token = _steps.set((*_steps.get(), step))
     try:
-        with _trace(object()):
-            yield
+        yield
     finally:
         _steps.reset(token)
-        if root.kept > kept:  # nor may what was traced around the body be used again
-            _never_again()
-    # JAX may trace a body twice and keep either trace. That does no harm: the numbers
-    # of calls only grow, in the same order with and without remat.
 
 
 # The step is a carry of ours: that needs no length, and counts reversed scans too.

@@ -159,18 +159,26 @@ def _step_keys(
     names += [draw_name(weight.owner, "periphery") for weight in layers]
     if not names:
         return {}, {}
-    hashes = np.array([*map(stable_hash, names)], np.uint32)
-
-    def draw(key: jax.Array) -> tuple[jax.Array, jax.Array]:
-        keys = fold_in(key, hashes)
-        return keys, read_keys(keys[len(modified) :])
-
-    keys, of_reads = once(as_key(key), draw)
+    hashes = tuple(map(stable_hash, names))
+    keys, of_reads = _named_keys(as_key(key), hashes, len(modified))
     weights = {weight.path: keys[i] for i, weight in enumerate(modified)}
     return weights, {
         weight.path: _of_stack(weight, keys[len(modified) + i], of_reads[i])
         for i, weight in enumerate(layers)
     }
+
+
+@functools.partial(jax.jit, static_argnums=(1, 2))
+def _named_keys(
+    key: jax.Array, hashes: tuple[int, ...], weights: int
+) -> tuple[jax.Array, jax.Array]:
+    """Returns the key of each name, and of those after the weights' those of reads."""
+
+    def draw(key: jax.Array) -> tuple[jax.Array, jax.Array]:
+        keys = fold_in(key, np.array(hashes, np.uint32))
+        return keys, read_keys(keys[weights:])
+
+    return once(key, draw)
 
 
 def _of_stack(weight: AnalogWeight, key: jax.Array, of_read: jax.Array) -> jax.Array:

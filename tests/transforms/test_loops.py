@@ -187,6 +187,22 @@ def test_a_trace_of_another_root_is_not_used_again(wrap):
     np.testing.assert_array_equal(run(lambda: read(ZERO)), first)
 
 
+def test_a_trace_without_a_read_serves_all_roots():
+    traces = []
+
+    @jax.jit
+    def plain(x):
+        traces.append(1)
+        return x + 1
+
+    for _ in range(3):
+        loops.as_root(lambda: (noisy(ZERO), plain(ZERO), steps(noisy), plain(ZERO)))
+    assert len(traces) == 1
+    jitted = jax.jit(noisy)
+    loops.as_root(lambda: (jitted(ZERO), plain(ZERO)))  # now one is kept
+    assert len(traces) == 2
+
+
 def test_a_root_in_a_root_is_one_with_it():
     inner = lambda read: jax.jit(root(read))  # noqa: E731
     assert differ(run(lambda: before_and_after_a_loop(inner)))
