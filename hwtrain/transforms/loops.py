@@ -307,10 +307,10 @@ def _read_stack(name: str) -> tuple[list[Index], bool]:
             late |= code.co_name == "eval_jaxpr"
             _check_frame(name, code, file, late)
             kept |= file not in _KEEP_NOTHING
-            if file == "batching.py" and "trace" in frame.f_locals:
+            trace = frame.f_locals.get("trace") if file == "batching.py" else None
+            if isinstance(trace, batching.BatchTrace):
                 if late:
                     raise _no_step(name, "vmap")
-                trace = frame.f_locals["trace"]
                 tag = id(trace.tag)  # all tags are equal
                 rows.setdefault(tag, _row(trace))
             elif code.co_name == "vmap_f" and _within_jax(frame):
