@@ -151,9 +151,9 @@ def differ(a, b):
 
 
 def test_init_keeps_the_users_values_and_adds_leaves_beside_kernels(model, x):
-    plain = paths.leaves(model.init(jax.random.key(0), x)["params"])
+    plain = paths.leaves(jax.jit(model.init)(jax.random.key(0), x)["params"])
     analog = hw.analogize(model, TILED)
-    params = analog.init(jax.random.key(0), x)["params"]
+    params = jax.jit(analog.init)(jax.random.key(0), x)["params"]
     leaves = paths.leaves(params)
     for path, value in plain.items():
         np.testing.assert_array_equal(leaves.pop(path), value)
@@ -167,7 +167,7 @@ def test_init_keeps_the_users_values_and_adds_leaves_beside_kernels(model, x):
 
 def test_noise_is_on_fresh_per_key_and_reproducible(model, x):
     analog = hw.analogize(model, TILED)
-    variables = analog.init(jax.random.key(0), x)
+    variables = jax.jit(analog.init)(jax.random.key(0), x)
     apply = jax.jit(lambda v, x, key: analog.apply(v, x, rngs={"mismatch": key}))
     first, again, other = (apply(variables, x, jax.random.key(k)) for k in (1, 1, 2))
     np.testing.assert_array_equal(first, again)
@@ -177,7 +177,7 @@ def test_noise_is_on_fresh_per_key_and_reproducible(model, x):
 
 def test_gradients_are_finite_and_feel_the_noise_and_the_range(model, x):
     analog = hw.analogize(model, TILED)
-    variables = analog.init(jax.random.key(0), x)
+    variables = jax.jit(analog.init)(jax.random.key(0), x)
 
     @jax.jit
     def gradient(params, key):
@@ -216,8 +216,8 @@ def test_eval_mode_is_the_plain_model_where_nothing_is_clipped(model, x):
         mapping=hw.MappingParameter(max_input_size=5, max_output_size=3),
     )
     analog = hw.analogize(model, wide)
-    variables = analog.init(jax.random.key(0), x)
-    plain = model.apply(model.init(jax.random.key(0), x), x)
+    variables = jax.jit(analog.init)(jax.random.key(0), x)
+    plain = model.apply(jax.jit(model.init)(jax.random.key(0), x), x)
     np.testing.assert_allclose(
         hw.eval_mode(analog).apply(variables, x), plain, rtol=1e-5, atol=1e-5
     )
@@ -225,15 +225,15 @@ def test_eval_mode_is_the_plain_model_where_nothing_is_clipped(model, x):
 
 def test_the_range_is_on_in_every_mode(model, x):
     analog = hw.analogize(model, TILED)
-    variables = analog.init(jax.random.key(0), x)
-    plain = model.apply(model.init(jax.random.key(0), x), x)
+    variables = jax.jit(analog.init)(jax.random.key(0), x)
+    plain = model.apply(jax.jit(model.init)(jax.random.key(0), x), x)
     for mode in (hw.eval_mode, hw.chip_mode):
         assert differ(mode(analog).apply(variables, x, rngs=stream(0)), plain)
 
 
 def test_chip_mode_draws_the_modifier_only_when_told(model, x):
     analog = hw.analogize(model, NOISY)
-    variables = analog.init(jax.random.key(0), x)
+    variables = jax.jit(analog.init)(jax.random.key(0), x)
     chip = hw.chip_mode(analog)
     np.testing.assert_array_equal(chip.apply(variables, x), chip.apply(variables, x))
     told = hw.WeightModifierParameter(
@@ -246,7 +246,7 @@ def test_chip_mode_draws_the_modifier_only_when_told(model, x):
 
 def test_a_missing_stream_is_an_error_never_the_params_stream(model, x):
     analog = hw.analogize(model, NOISY)
-    variables = analog.init(jax.random.key(0), x)
+    variables = jax.jit(analog.init)(jax.random.key(0), x)
     for rngs in ({}, {"params": jax.random.key(0)}):
         with pytest.raises(ValueError, match=r'rngs=\{"mismatch": key\} to apply'):
             analog.apply(variables, x, rngs=rngs)
@@ -254,11 +254,11 @@ def test_a_missing_stream_is_an_error_never_the_params_stream(model, x):
 
 def test_plain_parameters_are_an_error_that_points_to_adopt(model, x):
     analog = hw.analogize(model, TILED)
-    plain = model.init(jax.random.key(0), x)
+    plain = jax.jit(model.init)(jax.random.key(0), x)
     with pytest.raises(ValueError, match="hwtrain.adopt"):
         analog.apply(plain, x, rngs=stream(0))
     adopted = hw.adopt(analog, plain, x)
-    fresh = analog.init(jax.random.key(0), x)
+    fresh = jax.jit(analog.init)(jax.random.key(0), x)
     assert paths.leaves(adopted).keys() == paths.leaves(fresh).keys()
     np.testing.assert_array_equal(
         analog.apply(adopted, x, rngs=stream(0)), analog.apply(fresh, x, rngs=stream(0))
@@ -266,10 +266,10 @@ def test_plain_parameters_are_an_error_that_points_to_adopt(model, x):
 
 
 def test_the_plain_model_stays_plain_after_the_analog_one_ran(model, x):
-    variables = model.init(jax.random.key(0), x)
+    variables = jax.jit(model.init)(jax.random.key(0), x)
     before = model.apply(variables, x)
     analog = hw.analogize(model, TILED)
-    analog.apply(analog.init(jax.random.key(0), x), x, rngs=stream(0))
+    analog.apply(jax.jit(analog.init)(jax.random.key(0), x), x, rngs=stream(0))
     np.testing.assert_array_equal(model.apply(variables, x), before)
 
 
@@ -288,7 +288,7 @@ def test_weight_noise_is_the_named_draw_times_the_largest_weight(per_column, row
     mapping = hw.MappingParameter(max_input_size=rows)
     layer = nn.Dense(40, use_bias=False)
     analog = hw.analogize(layer, hw.Hardware(modifier=modifier, mapping=mapping))
-    variables = layer.init(jax.random.key(0), jnp.ones((1, 50)))
+    variables = jax.jit(layer.init)(jax.random.key(0), jnp.ones((1, 50)))
     kernel, key = variables["params"]["kernel"], jax.random.key(7)
     xi = normal(draw_key(key, "kernel", "weight_noise"), kernel.shape)
     tiles = [slice(0, 25), slice(25, 50)] if rows else [slice(0, 50)]
@@ -309,7 +309,7 @@ def test_column_scaling_makes_noise_relative_to_each_column():
         weight_scaling_omega=0.7, weight_scaling_columnwise=True
     )
     layer = nn.Dense(40, use_bias=False)
-    variables = layer.init(jax.random.key(0), jnp.ones((1, 50)))
+    variables = jax.jit(layer.init)(jax.random.key(0), jnp.ones((1, 50)))
     key = jax.random.key(7)
     scaled = hw.analogize(layer, hw.Hardware(modifier=NOISE, mapping=mapping))
     column = hw.WeightModifierParameter(type="add_normal", std_dev=0.1, per_column=True)
@@ -333,7 +333,7 @@ def test_the_layers_of_a_stack_have_their_own_noise_and_scale(kind):
         axis_size=count,
     )(columns, use_bias=False)
     eye = jnp.eye(rows)
-    kernel = np.array(stack.init(jax.random.key(0), eye)["params"]["kernel"])
+    kernel = np.array(jax.jit(stack.init)(jax.random.key(0), eye)["params"]["kernel"])
     kernel *= np.array([1.0, 10.0, 0.1, 3.0])[:, None, None]  # layers of unlike scale
     modifier = hw.WeightModifierParameter(type=kind, std_dev=0.1)
     analog = hw.analogize(stack, hw.Hardware(modifier=modifier))
@@ -351,7 +351,7 @@ def test_the_gradient_passes_straight_through_to_the_nominal_weight():
     # Loss <C, W'>: the gradient at the noisy weight is C, and so is the nominal one's.
     layer = nn.Dense(4, use_bias=False)
     analog = hw.analogize(layer, NOISY)
-    variables = layer.init(jax.random.key(0), jnp.ones((1, 6)))
+    variables = jax.jit(layer.init)(jax.random.key(0), jnp.ones((1, 6)))
     weights = jax.random.normal(jax.random.key(1), (6, 4))
 
     def loss(variables):
@@ -364,7 +364,7 @@ def test_the_gradient_passes_straight_through_to_the_nominal_weight():
 
 def test_batch_statistics_and_captured_intermediates_come_back(x):
     analog = hw.analogize(Normalized(), TILED)
-    variables = analog.init(jax.random.key(0), x)
+    variables = jax.jit(analog.init)(jax.random.key(0), x)
     rngs = {**stream(1), "dropout": jax.random.key(2)}
     _, changed = analog.apply(
         variables,
@@ -383,7 +383,7 @@ def test_batch_statistics_and_captured_intermediates_come_back(x):
 @pytest.mark.parametrize("method", ["encode", Shared.encode, lambda m, x: m.encode(x)])
 def test_every_public_method_goes_through_both_sides(method, x):
     analog = hw.analogize(Shared(), TILED)
-    variables = analog.init(jax.random.key(0), x)
+    variables = jax.jit(analog.init)(jax.random.key(0), x)
     outputs = [
         analog.apply(variables, x, method=method, rngs=stream(k)) for k in (1, 2)
     ]
@@ -394,20 +394,20 @@ def test_every_public_method_goes_through_both_sides(method, x):
 
 def test_a_layer_called_around_the_root_is_an_error(x):
     analog = hw.analogize(Shared(), NOISY)
-    variables = analog.init(jax.random.key(0), x)
+    variables = jax.jit(analog.init)(jax.random.key(0), x)
     with pytest.raises(ValueError, match="Shared.a was called around"):
         analog.bind(variables, rngs=stream(0)).a(x)
     with pytest.raises(ValueError, match="Shared.a was called around"):
         analog.apply(variables, x, method=lambda m, x: m.a(x), rngs=stream(0))
     sequential = hw.analogize(MODELS["sequential"], NOISY)
-    variables = sequential.init(jax.random.key(0), x)
+    variables = jax.jit(sequential.init)(jax.random.key(0), x)
     with pytest.raises(ValueError, match="Sequential.layers was called around"):
         sequential.bind(variables, rngs=stream(0)).layers[0](x)
 
 
 def test_a_bound_model_is_called_printed_and_unbound_as_ever(x):
     analog = hw.analogize(Shared(), NOISY)
-    variables = analog.init(jax.random.key(0), x)
+    variables = jax.jit(analog.init)(jax.random.key(0), x)
     bound = analog.bind(variables, rngs=stream(0))
     np.testing.assert_array_equal(bound(x), analog.apply(variables, x, rngs=stream(0)))
     assert "Shared" in repr(bound)
@@ -440,7 +440,7 @@ def layer(name=None):
 )
 def test_two_analog_models_inside_another_do_not_share_noise(model):
     eye = jnp.eye(8)
-    variables = model.init(jax.random.key(0), eye)
+    variables = jax.jit(model.init)(jax.random.key(0), eye)
     noisy = model.apply(variables, eye, rngs=stream(0))
     params = variables["params"]
     draws = [n - params[k]["kernel"] for n, k in zip(noisy, ("left", "right"))]
@@ -461,7 +461,7 @@ def test_an_analog_model_inside_an_analog_one_is_noisy_once():
     inner = hw.analogize(nn.Dense(40, use_bias=False), NOISY, name="inner")
     outer = hw.analogize(Around(inner), NOISY)
     eye = jnp.eye(50)
-    variables = outer.init(jax.random.key(0), eye)
+    variables = jax.jit(outer.init)(jax.random.key(0), eye)
     assert list(hw.plan(outer, variables, eye, rngs=stream(0))) == ["own/kernel"]
     kernel = variables["params"]["inner"]["kernel"]
     noise = outer.apply(variables, eye, rngs=stream(0))[0] - kernel
@@ -481,7 +481,7 @@ def test_equal_models_are_equal_and_share_traces(x):
 
 def test_pickle_and_copy_keep_a_model_analog(x):
     analog = hw.analogize(MLP(), TILED)
-    variables = analog.init(jax.random.key(0), x)
+    variables = jax.jit(analog.init)(jax.random.key(0), x)
     copied = pickle.loads(pickle.dumps(analog))
     np.testing.assert_array_equal(
         copied.apply(variables, x, rngs=stream(0)),
