@@ -45,7 +45,7 @@ def test_weights_are_modified_in_units_of_the_crossbar(kind, assumed, limits):
     )
     x = jnp.ones((1, ROWS))
     model = hw.analogize(nn.Dense(COLUMNS), chip)
-    params = model.init(jax.random.key(0), x)["params"]
+    params = jax.jit(model.init)(jax.random.key(0), x)["params"]
     weight = hw.plan(model, params, x)["kernel"]
     kernel, key = params["kernel"], jax.random.key(1)
 

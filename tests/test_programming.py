@@ -369,7 +369,7 @@ def test_linen_and_nnx_program_the_same_chip():
     )
     x = jnp.ones((1, 10))
     linen = hw.analogize(MLP(), hardware)
-    params = linen.init(jax.random.key(0), x)["params"]
+    params = jax.jit(linen.init)(jax.random.key(0), x)["params"]
     twin = hw.analogize(Twin(nnx.Rngs(0)), hardware)
     state = nnx.state(twin, nnx.Param)
     nnx.replace_by_pure_dict(state, params)

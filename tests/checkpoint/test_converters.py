@@ -220,7 +220,7 @@ class Twin(nnx.Module):
 def test_linen_and_nnx_export_the_same_conductances(kind, tmp_path):
     chip, x = hw.Hardware(converter=MAKE[kind](), mismatch=MISMATCH), jnp.ones((1, 9))
     linen = hw.analogize(MLP(), chip)
-    params = linen.init(jax.random.key(0), x)["params"]
+    params = jax.jit(linen.init)(jax.random.key(0), x)["params"]
     twin = hw.analogize(Twin(nnx.Rngs(0)), chip)
     state = nnx.state(twin, nnx.Param)
     nnx.replace_by_pure_dict(state, params)

@@ -134,7 +134,7 @@ def convolution_of(directory, x):
 def test_the_files_alone_give_what_the_layer_computes(name, tmp_path):
     layer, shape, window, (rows, columns) = LAYERS[name]
     x = jax.random.normal(jax.random.key(0), shape)
-    params = layer.init(jax.random.key(1), x)["params"]
+    params = jax.jit(layer.init)(jax.random.key(1), x)["params"]
     params["bias"] = jax.random.normal(jax.random.key(2), params["bias"].shape)
     weight = AnalogWeight(
         path="layer/kernel",

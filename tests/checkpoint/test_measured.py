@@ -239,7 +239,7 @@ def test_fine_tuning_on_a_measured_chip(tmp_path):
     )
     x = jax.random.normal(jax.random.key(0), (64, 12))
     analog = hwtrain.analogize(nn.Dense(4), chip_type)
-    variables = analog.init(jax.random.key(1), x)
+    variables = jax.jit(analog.init)(jax.random.key(1), x)
     y = analog.apply(variables, x)
     plan = hwtrain.plan(analog, variables, x)
     drawn = load(export(tmp_path / "drawn", variables, plan, chip_seed=3))

@@ -29,7 +29,7 @@ HARDWARE = Hardware(
 def test_linen(tmp_path):
     x = jax.random.normal(jax.random.key(1), (5, 6))
     analog = analogize(nn.Sequential([nn.Dense(4), nn.relu, nn.Dense(3)]), HARDWARE)
-    variables = analog.init(jax.random.key(0), x)
+    variables = jax.jit(analog.init)(jax.random.key(0), x)
     weights = plan(analog, variables, x)
     path = export(tmp_path / "model", variables, weights, chip_seed=7)
     checkpoint = load(path)

@@ -68,7 +68,7 @@ SHORT = ("pcm", "reram_wan")
 def case(request, tmp_path_factory):
     chip = CHIPS[request.param]
     analog = hw.analogize(Stack(), chip)
-    variables = analog.init(jax.random.key(0), X)
+    variables = jax.jit(analog.init)(jax.random.key(0), X)
     plan = hw.plan(analog, variables, X)
     path = tmp_path_factory.mktemp("export") / "model"
     hw.export(path, variables, plan, chip_seeds=[2, 5])
@@ -161,7 +161,7 @@ def test_a_time_that_nothing_would_feel_is_an_error(tmp_path, case):
         hw.load(path).chip(5, t_s=-1.0)
     hardware = hw.Hardware(mismatch=MISMATCH)
     analog = hw.analogize(nn.Dense(3), hardware)
-    variables = analog.init(jax.random.key(0), X)
+    variables = jax.jit(analog.init)(jax.random.key(0), X)
     plan = hw.plan(analog, variables, X)
     plain = hw.load(hw.export(tmp_path / "plain", variables, plan, chip_seed=1))
     for options in ({"t_s": 0.0}, {"key": jax.random.key(0)}):

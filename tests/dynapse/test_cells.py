@@ -36,7 +36,7 @@ def nnx_layer(params, **options):
 
 @pytest.fixture(scope="module")
 def params():
-    return linen_layer().init(KEY, X)["params"]
+    return jax.jit(linen_layer().init)(KEY, X)["params"]
 
 
 def test_parameters_are_zero_logarithms_and_weights(params):
@@ -53,7 +53,7 @@ def test_parameters_are_zero_logarithms_and_weights(params):
 @pytest.mark.parametrize("reference", [False, True])
 def test_linen_and_nnx_are_one(reference):
     layer = linen_layer(reference=reference)
-    params = layer.init(KEY, X)["params"]
+    params = jax.jit(layer.init)(KEY, X)["params"]
     state, spikes = layer.apply({"params": params}, X)
     nnx_state, nnx_spikes = nnx_layer(params, reference=reference)(X)
     assert spikes.sum() > 10
@@ -69,7 +69,7 @@ def test_the_cell_in_reference_mode_is_rockpool(golden):
     case = forward["cases"]["recurrent"]
     drive = np.float32(forward["spikes_in"]) @ (4 * np.float32(forward["w_in"]))
     layer = nn.RNN(DynapSim(features=3, reference=True))
-    params = layer.init(KEY, drive[None])["params"]
+    params = jax.jit(layer.init)(KEY, drive[None])["params"]
     params["cell"]["w_rec"] = jnp.asarray(tree["w_rec"], jnp.float32)
     spikes = layer.apply({"params": params}, drive[None])[0]
     np.testing.assert_array_equal(spikes, case["spikes"])

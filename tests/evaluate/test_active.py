@@ -59,7 +59,7 @@ class NnxModel(nnx.Module):
 
 def linen(chip=CHIP):
     analog = hw.analogize(LinenModel(), chip)
-    return analog, analog.init(jax.random.key(0), X), X
+    return analog, jax.jit(analog.init)(jax.random.key(0), X), X
 
 
 def of_nnx(chip=CHIP):
@@ -413,7 +413,7 @@ def test_mismatch_beside_stuck_devices_is_not_measured_by_its_deviation():
         stuck=hw.hardware.StuckParameter(at_g_min=0.3),
     )
     analog = hw.analogize(nn.Dense(40), chip)
-    variables = analog.init(jax.random.key(0), X)
+    variables = jax.jit(analog.init)(jax.random.key(0), X)
     found = deployment.deployed_effects(
         hw.plan(analog, variables, X), variables["params"]
     )
@@ -440,7 +440,7 @@ def convolution(framework):
     if framework == "nnx":
         return hw.analogize(NnxConv(), chip, rngs=nnx.Rngs(mismatch=0)), None, x
     analog = hw.analogize(LinenConv(), chip)
-    return analog, analog.init(jax.random.key(0), x), x
+    return analog, jax.jit(analog.init)(jax.random.key(0), x), x
 
 
 @pytest.mark.parametrize("framework", ["linen", "nnx"])

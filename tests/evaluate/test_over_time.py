@@ -31,7 +31,7 @@ def run(analog, variables, **options):
 @pytest.fixture(scope="module")
 def pcm():
     analog = hw.analogize(nn.Dense(6), hw.presets.pcm())
-    return analog, analog.init(jax.random.key(0), X)
+    return analog, jax.jit(analog.init)(jax.random.key(0), X)
 
 
 def test_times_are_an_axis_and_the_output_falls(pcm):
@@ -113,7 +113,7 @@ def test_converters_keep_the_scale_of_the_nominal_weights():
         forward=hw.IOParameters(out_bound=0.5),
     )
     analog = hw.analogize(nn.Dense(6), hardware)
-    variables = analog.init(jax.random.key(0), X)
+    variables = jax.jit(analog.init)(jax.random.key(0), X)
     scale = jnp.abs(variables["params"]["kernel"]).max()
     bias = variables["params"]["bias"]
     plan = hw.plan(analog, variables, X)

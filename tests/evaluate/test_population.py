@@ -50,7 +50,7 @@ def hardware(std_dev=0.3, **options):
 @pytest.fixture
 def trained():
     analog = hw.analogize(MLP(), hardware())
-    return analog, analog.init(jax.random.key(0), X)
+    return analog, jax.jit(analog.init)(jax.random.key(0), X)
 
 
 def run(analog, variables, batches=((X, Y),), **options):
@@ -72,7 +72,7 @@ def test_equals_a_loop_over_single_chips(trained):
 def test_the_mismatch_is_the_one_of_the_table():
     # w + sigma * max|w| of the output column * xi on the nominal kernels, biases clean.
     analog = hw.analogize(nn.Dense(40), hardware(0.3))
-    variables = analog.init(jax.random.key(0), jnp.ones((1, 50)))
+    variables = jax.jit(analog.init)(jax.random.key(0), jnp.ones((1, 50)))
     variables["params"]["bias"] = jnp.arange(40.0)
     plan = hw.plan(analog, variables, jnp.ones((1, 50)))
     chips = jax.vmap(
@@ -126,7 +126,7 @@ def test_reads_differ_where_the_chip_draws_at_a_read():
         type="add_normal", std_dev=0.3, enable_during_test=True
     )
     analog = hw.analogize(MLP(), hw.Hardware(modifier=modifier))
-    variables = analog.init(jax.random.key(0), X)
+    variables = jax.jit(analog.init)(jax.random.key(0), X)
     one, two, again = (
         run(analog, variables, key=jax.random.key(k)).values for k in (0, 1, 0)
     )
@@ -137,7 +137,7 @@ def test_reads_differ_where_the_chip_draws_at_a_read():
 
 def test_without_mismatch_all_chips_are_equal_and_a_plain_model_works():
     analog = hw.analogize(MLP(), hw.Hardware())
-    plain = MLP().init(jax.random.key(0), X)
+    plain = jax.jit(MLP().init)(jax.random.key(0), X)
     result = run(analog, plain)
     assert result.std == 0
     logits = MLP().apply(plain, X)
@@ -228,7 +228,7 @@ def test_a_model_is_traced_once_for_all_variables(framework):
     for seed in (0, 1):
         if framework == "linen":
             analog = hw.analogize(MLP(), hardware())
-            variables = analog.init(jax.random.key(seed), X)
+            variables = jax.jit(analog.init)(jax.random.key(seed), X)
         else:
             variables, rngs = None, nnx.Rngs(mismatch=0)
             analog = hw.analogize(Twin(nnx.Rngs(seed)), hardware(), rngs=rngs)

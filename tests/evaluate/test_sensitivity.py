@@ -54,7 +54,7 @@ def rules(second=None):
 
 def models(second=None):
     """Returns the same analog model in both frameworks, and parameters for both."""
-    plain = Linen().init(jax.random.key(0), X)["params"]
+    plain = jax.jit(Linen().init)(jax.random.key(0), X)["params"]
     linen = hw.analogize(Linen(), rules(second))
     model = hw.analogize(Nnx(nnx.Rngs(0)), rules(second), rngs=nnx.Rngs(mismatch=0))
     return [(linen, hw.adopt(linen, plain, X)), (model, hw.adopt(model, plain))]
@@ -151,7 +151,7 @@ def test_all_cases_are_one_program():
 
 def test_a_model_whose_chips_are_all_alike():
     analog = hw.analogize(Linen(), hw.Hardware(mismatch=mismatch(0.0)))
-    params = analog.init(jax.random.key(0), X)["params"]
+    params = jax.jit(analog.init)(jax.random.key(0), X)["params"]
     options = {"chips": 2, "key": jax.random.key(0)}
     with pytest.raises(ValueError, match="no layer of this model differs.*mismatch"):
         sensitivity(analog, params, [(X, Y)], score, **options)

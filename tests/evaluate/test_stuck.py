@@ -26,7 +26,7 @@ def chip_type(at_g_min=0.0, at_g_max=0.0, **parts):
 
 def linen(chip):
     analog = hwtrain.analogize(nn.Dense(30), chip)
-    return analog, analog.init(jax.random.key(1), X)
+    return analog, jax.jit(analog.init)(jax.random.key(1), X)
 
 
 def nnx_model(chip):
@@ -87,7 +87,7 @@ def test_stuck_devices_neither_drift_nor_have_read_noise():
 def test_half_of_the_devices_stuck_halves_the_mean_weight():
     chip = chip_type(at_g_min=0.5)
     analog = hwtrain.analogize(nn.Dense(400, use_bias=False), chip)
-    variables = analog.init(jax.random.key(1), X)
+    variables = jax.jit(analog.init)(jax.random.key(1), X)
     plan = hwtrain.plan(analog, variables, X)
     params = variables["params"]
     kernel = hwtrain.program_chip(params, plan, hwtrain.chip_key(0)).at(0.0)["kernel"]

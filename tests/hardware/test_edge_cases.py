@@ -114,7 +114,7 @@ def test_weights_that_are_not_finite_are_named_at_every_eager_boundary(bad, tmp_
     )
     x = jnp.ones((2, 3))
     linen = hw.analogize(nn.Dense(2), hardware)
-    params = linen.init(KEY, x)["params"]
+    params = jax.jit(linen.init)(KEY, x)["params"]
     params = {**params, "kernel": params["kernel"].at[1, 1].set(bad)}
     variables, plan = {"params": params}, hw.plan(linen, params, x)
     model = hw.analogize(nnx.Linear(3, 2, rngs=nnx.Rngs(0)), hardware)

@@ -242,7 +242,7 @@ def test_modifiers_reach_both_frameworks(options):
     chip = Hardware(modifier=WeightModifierParameter(**options))
     x, key = jnp.eye(3), jax.random.key(1)
     linen = hwtrain.analogize(nn.Dense(4, use_bias=False), chip)
-    variables = linen.init(jax.random.key(0), x)
+    variables = jax.jit(linen.init)(jax.random.key(0), x)
     noisy = linen.apply(variables, x, rngs={"mismatch": key})
     nominal = hwtrain.eval_mode(linen).apply(variables, x)
     assert float(jnp.abs(noisy - nominal).max()) > 0.01

@@ -271,7 +271,7 @@ def test_a_plan_says_which_kernels_are_on_crossbars():
     x = jnp.ones((1, 3))
     module = nn.Sequential([nn.Dense(4), nn.Dense(2)])
     analog = hw.analogize(module, hw.Rule("layers_1", hw.Hardware()))
-    variables = analog.init(KEY, x)
+    variables = jax.jit(analog.init)(KEY, x)
     plan = hw.plan(analog, variables, x)
     for make in (hw.frozen_mismatch_prototype, hw.dynamic_mismatch_prototype):
         with_plan = paths.leaves(make(variables, plan=plan))

@@ -281,7 +281,7 @@ class Nnx(nnx.Module):
 
 def linen_model():
     analog = hw.analogize(Linen(), CHIP)
-    params = analog.init(jax.random.key(0), X)["params"]
+    params = jax.jit(analog.init)(jax.random.key(0), X)["params"]
     params["head"]["bias"] = jnp.ones(4)
 
     def outputs(params, key, x):

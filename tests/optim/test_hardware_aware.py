@@ -46,7 +46,7 @@ BASES = {
 
 def start(chip=CHIP, model=None):
     analog = hw.analogize(model or MLP(), chip)
-    params = analog.init(jax.random.key(0), X)["params"]
+    params = jax.jit(analog.init)(jax.random.key(0), X)["params"]
     return analog, params, hw.plan(analog, params, X)
 
 

@@ -117,7 +117,7 @@ CHIP = hw.Hardware(
 def after_one_update(chip, batches, scale=1.0, optimizer=None):
     """Returns the range after one update by the mean gradient of equal batches."""
     analog = hw.analogize(Layer(), chip)
-    params = analog.init(jax.random.key(0), batches[0])["params"]
+    params = jax.jit(analog.init)(jax.random.key(0), batches[0])["params"]
     base = optimizer or optax.sgd(0.1)
     tx = hw.optim.hardware_aware(base, hw.plan(analog, params, batches[0]))
 
@@ -157,7 +157,7 @@ def test_accumulation_and_loss_scaling_give_the_same_range(init_from_data, sprea
 def after_one_update_of(model, chip, x):
     """Returns the ranges of a model's only layer after one update."""
     analog = hw.analogize(model, chip)
-    params = analog.init(jax.random.key(0), x)["params"]
+    params = jax.jit(analog.init)(jax.random.key(0), x)["params"]
     tx = hw.optim.hardware_aware(
         optax.sgd(0.1), hw.plan(analog, params, x), input_range_learning_rate=0.1
     )
@@ -346,7 +346,7 @@ def test_the_range_learns_in_every_layer_of_a_stack():
     x = spread * jax.random.normal(jax.random.key(0), (3, 200, 10))
     chip = hw.Hardware(input_range=hw.InputRangeParameter(init_from_data=1))
     analog = hw.analogize(Stack(), chip)
-    params = analog.init(jax.random.key(0), x)["params"]
+    params = jax.jit(analog.init)(jax.random.key(0), x)["params"]
     tx = hw.optim.hardware_aware(optax.sgd(0.1), hw.plan(analog, params, x))
     grads = jax.grad(lambda p: jnp.square(analog.apply({"params": p}, x)).mean())(
         params

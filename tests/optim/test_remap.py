@@ -54,7 +54,7 @@ class Stack(nn.Module):
 
 def start(chip, model=None):
     analog = hw.analogize(model or MLP(), chip)
-    params = analog.init(jax.random.key(0), X)["params"]
+    params = jax.jit(analog.init)(jax.random.key(0), X)["params"]
     return analog, params, hw.plan(analog, params, X)
 
 

@@ -24,8 +24,13 @@ def clip(x, r, probe, gradient=RangeGradient()):  # noqa: B008
 def gradients(x, r, d, gradient=RangeGradient()):  # noqa: B008
     probe = jnp.zeros((1, 1, 6))
     r = jnp.full((1, 1), r, jnp.float32)
-    y, pull = jax.vjp(lambda *a: clip(*a, gradient), jnp.asarray(x), r, probe)
-    d_x, d_r, d_probe = pull(jnp.asarray(d))
+
+    @jax.jit
+    def both(x, r, probe, d):
+        y, pull = jax.vjp(lambda *a: clip(*a, gradient), x, r, probe)
+        return y, *pull(d)
+
+    y, d_x, d_r, d_probe = both(jnp.asarray(x), r, probe, jnp.asarray(d))
     return y, d_x, d_r[0, 0], d_probe[0, 0] / PROBE_SCALE
 
 
@@ -107,9 +112,12 @@ def test_tiled_product_against_numpy(rows, columns, batch):
     w = rng.normal(size=(10, 7)).astype(np.float32)
     r = rng.uniform(0.3, 1.5, (len(rows), len(columns))).astype(np.float32)
     expected = by_numpy(x, w, r, rows, columns)
+    product = functools.partial(ranged_matmul, row_sizes=rows, column_sizes=columns)
     for probe in (None, jnp.zeros((*r.shape, 6))):
-        product = functools.partial(ranged_matmul, row_sizes=rows, column_sizes=columns)
-        for call in (product, jax.jit(product)):
+        calls = [jax.jit(product)]
+        if batch == (4,) and len(rows) == 3:
+            calls.append(product)  # operation by operation, where tiles are unequal
+        for call in calls:
             y = call(jnp.asarray(x), jnp.asarray(w), jnp.asarray(r), probe)
             np.testing.assert_allclose(y, expected, rtol=1e-5, atol=1e-5)
 
@@ -122,8 +130,9 @@ def test_each_tile_has_its_own_gradient_and_statistics(rows, columns):
     d = rng.normal(size=(20, 7)).astype(np.float32)
     r = rng.uniform(0.3, 1.5, (len(rows), len(columns))).astype(np.float32)
     product = functools.partial(ranged_matmul, row_sizes=rows, column_sizes=columns)
-    _, pull = jax.vjp(product, *map(jnp.asarray, (x, w, r)), jnp.zeros((*r.shape, 6)))
-    d_x, d_w, d_r, d_probe = pull(jnp.asarray(d))
+    arrays = (*map(jnp.asarray, (x, w, r)), jnp.zeros((*r.shape, 6)))
+    pull = jax.jit(lambda d, *arrays: jax.vjp(product, *arrays)[1](d))
+    d_x, d_w, d_r, d_probe = pull(jnp.asarray(d), *arrays)
 
     row_ends, column_ends = np.cumsum((0, *rows)), np.cumsum((0, *columns))
     expected_x, expected_w = np.zeros_like(x), np.zeros_like(w)

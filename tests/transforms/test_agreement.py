@@ -53,7 +53,7 @@ HARDWARE = [
 def models(request):
     x = jax.random.normal(jax.random.key(0), (7, 9))
     linen = hw.analogize(LinenMLP(), request.param)
-    params = linen.init(jax.random.key(1), x)["params"]
+    params = jax.jit(linen.init)(jax.random.key(1), x)["params"]
     analog = hw.analogize(
         NnxMLP(nnx.Rngs(0)), request.param, rngs=nnx.Rngs(mismatch=jax.random.key(4))
     )

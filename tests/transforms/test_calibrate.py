@@ -44,7 +44,7 @@ def calibrated(framework, batches, **options):
     """Returns the ranges of both layers, and the kernel and bias of the first."""
     if framework == "linen":
         analog = hw.analogize(LinenMLP(), CHIP)
-        variables = analog.init(jax.random.key(0), BATCHES[0])
+        variables = jax.jit(analog.init)(jax.random.key(0), BATCHES[0])
         params = hw.calibrate(analog, variables, batches, **options)["params"]
     else:
         analog = hw.analogize(NnxMLP(), CHIP, rngs=nnx.Rngs(mismatch=0))
@@ -94,7 +94,7 @@ class Stack(nn.Module):
 
 def test_each_layer_of_a_stack_gets_its_own_range():
     analog = hw.analogize(Stack(), CHIP)
-    variables = analog.init(jax.random.key(0), BATCHES[0])
+    variables = jax.jit(analog.init)(jax.random.key(0), BATCHES[0])
     found = hw.calibrate(analog, variables, BATCHES[:1])["params"]["layers"]["Dense_0"]
     x = np.asarray(BATCHES[0])
     for kernel, bias, ranges in zip(
@@ -159,7 +159,7 @@ def test_what_cannot_be_calibrated_is_an_error():
 
 def test_progress_is_shown_in_a_terminal():
     analog = hw.analogize(Branch(), CHIP)
-    variables = analog.init(jax.random.key(0), BATCHES[0])
+    variables = jax.jit(analog.init)(jax.random.key(0), BATCHES[0])
     for terminal in (True, False):
         shown = Console(file=io.StringIO(), force_terminal=terminal)
         hw.calibrate(analog, variables, BATCHES, console=shown)

@@ -120,7 +120,7 @@ def build(framework, name, **more):
     kind = name.split()[0]
     if framework == "linen":
         layer = getattr(nn, kind)(features, sizes, **options)
-        return layer, layer.init(jax.random.key(1), x)["params"], x
+        return layer, jax.jit(layer.init)(jax.random.key(1), x)["params"], x
     layer = getattr(nnx, kind)(shape[-1], features, sizes, rngs=nnx.Rngs(1), **options)
     return layer, nnx.to_pure_dict(nnx.state(layer, nnx.Param)), x
 
@@ -286,7 +286,7 @@ def test_converters_see_each_window_on_each_tile(framework, mode):
     options = {"strides": 2, "padding": ((1, 0), (1, 1)), "feature_group_count": 2}
     if framework == "linen":
         layer = nn.Conv(6, (2, 2), **options)
-        params = layer.init(jax.random.key(1), x)["params"]
+        params = jax.jit(layer.init)(jax.random.key(1), x)["params"]
     else:
         layer = nnx.Conv(4, 6, (2, 2), rngs=nnx.Rngs(1), **options)
         params = nnx.to_pure_dict(nnx.state(layer, nnx.Param))
@@ -455,7 +455,7 @@ class Stack(nn.Module):
 def test_every_layer_of_a_scanned_stack_has_its_own_tiles_and_noise():
     x = jax.random.normal(jax.random.key(0), (2, 5, 4))
     analog = hw.analogize(Stack(3), NOISY)
-    params = analog.init(jax.random.key(1), x)["params"]
+    params = jax.jit(analog.init)(jax.random.key(1), x)["params"]
     (weight,) = hw.plan(analog, params, x).weights
     assert weight.stack == (3, 2) and weight.parallel == (2,)
     assert params["block"]["input_range"].shape == (3, 2, 1, 1)
@@ -509,7 +509,7 @@ def test_what_cannot_be_analog_says_why():
         (nn.Conv(2, (3,), conv_general_dilated=jax.lax.conv_general_dilated), "own"),
     ):
         model = Wrapped(conv)
-        params = model.init(jax.random.key(0), x)["params"]
+        params = jax.jit(model.init)(jax.random.key(0), x)["params"]
         analog = hw.analogize(model, hw.Hardware(forward=IO))
         with pytest.raises(ValueError, match=why):
             hw.plan(analog, params, x)

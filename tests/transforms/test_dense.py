@@ -33,7 +33,7 @@ def test_flaxs_own_layer_gives_the_same(
     x = jax.random.normal(jax.random.key(0), shape)
     if framework == "linen":
         layer = nn.DenseGeneral(features, axis, batch, **options)
-        variables = layer.init(jax.random.key(1), x)
+        variables = jax.jit(layer.init)(jax.random.key(1), x)
         analog = hw.eval_mode(hw.analogize(layer, SMALL_TILES))
         plan = hw.plan(analog, variables, x)
         expected, found = jax.jit(lambda v, x: (layer.apply(v, x), analog.apply(v, x)))(
@@ -71,7 +71,7 @@ def test_every_crossbar_of_a_batch_has_its_own_range_and_scale():
     )
     layer = nn.DenseGeneral(2, batch_dims=(0,), use_bias=False)
     analog = hw.eval_mode(hw.analogize(layer, hardware))
-    params = analog.init(jax.random.key(0), x)["params"]
+    params = jax.jit(analog.init)(jax.random.key(0), x)["params"]
     params["input_range"] = params["input_range"].at[1].set(4.0)
     found = analog.apply({"params": params}, x)
     # 0.5 lies between the levels 0 and 1 of the first crossbar, and goes to the even
@@ -97,7 +97,7 @@ def test_normalisation_says_why_it_is_digital():
     x = jnp.ones((2, 4))
     model = nn.Sequential([nn.Dense(3), nn.LayerNorm()])
     analog = hw.analogize(model, SMALL_TILES)
-    found = hw.inspect(analog, analog.init(jax.random.key(0), x), x)
+    found = hw.inspect(analog, jax.jit(analog.init)(jax.random.key(0), x), x)
     reasons = dict(found.digital)
     assert reasons["layers_1/scale"] == "LayerNorm: normalisation is digital"
     twin = nnx.Sequential(

@@ -99,7 +99,7 @@ X = jax.random.normal(jax.random.key(0), (2, 5, 4))
 @pytest.mark.parametrize(("equation", "shape", "options"), CASES)
 def test_linens_own_einsum_gives_the_same(equation, shape, options):
     layer = nn.Einsum(shape, equation, **options)
-    variables = layer.init(jax.random.key(1), X)
+    variables = jax.jit(layer.init)(jax.random.key(1), X)
     analog = hw.eval_mode(hw.analogize(layer, SMALL_TILES))
     expected = jax.jit(layer.apply)(variables, X)
     found = jax.jit(analog.apply)(variables, X)
@@ -130,7 +130,7 @@ def test_nnxs_own_einsum_gives_the_same(equation, shape, options):
 
 def test_an_equation_given_at_the_call():
     layer = nn.Einsum((4, 3))
-    variables = layer.init(jax.random.key(1), X, "bte,ed->btd")
+    variables = jax.jit(layer.init)(jax.random.key(1), X, "bte,ed->btd")
     analog = hw.eval_mode(hw.analogize(layer, SMALL_TILES))
     np.testing.assert_allclose(
         analog.apply(variables, X, einsum_str="bte,ed->btd"),

@@ -20,7 +20,7 @@ HARDWARE = {
 
 def linen_and_nnx(hardware, impl):
     linen = hwtrain.analogize(nn.Dense(4), hardware)
-    variables = linen.init(jax.random.key(0), X)
+    variables = jax.jit(linen.init)(jax.random.key(0), X)
     key = jax.random.key(1, impl=impl)
     # An NNX stream folds its count into its key.
     rngs = {"mismatch": jax.random.fold_in(key, 0)}

@@ -148,7 +148,7 @@ def test_an_example_keeps_its_weights_over_calls_of_a_step():
     modifier = Modifier(type="add_normal", std_dev=0.1, per_batch_sample=True)
     analog = hw.analogize(Twice(), hw.Hardware(modifier=modifier))
     x = jnp.ones((2, ROWS))
-    variables = analog.init(KEY, x)
+    variables = jax.jit(analog.init)(KEY, x)
     first, second = analog.apply(variables, x, rngs={"mismatch": KEY})
     np.testing.assert_allclose(2 * first, second, rtol=1e-6)
 

@@ -51,7 +51,7 @@ def model(framework, hardware, mode="train"):
     """Returns `f(params, x)`, jitted, the parameters, and the plan."""
     if framework == "linen":
         analog = hw.analogize(LinenLayer(), hardware)
-        variables = analog.init(jax.random.key(0), inputs(0))
+        variables = jax.jit(analog.init)(jax.random.key(0), inputs(0))
         plan = hw.plan(analog, variables, inputs(0))
     else:
         analog = hw.analogize(NnxLayer(), hardware, rngs=nnx.Rngs(mismatch=0))

@@ -109,7 +109,7 @@ def check_trained(losses, plan):
 @pytest.mark.full
 def test_linen_trains():
     analog = hw.analogize(LanguageModel(), RULES)
-    variables = analog.init(jax.random.key(0), TOKENS[:, :-1])
+    variables = jax.jit(analog.init)(jax.random.key(0), TOKENS[:, :-1])
     plan = hw.plan(analog, variables, TOKENS[:, :-1])
     tx = hw.optim.hardware_aware(optax.adam(2e-2), plan)
 
@@ -165,7 +165,7 @@ def test_linen_decodes_token_by_token(mode):
     tokens = TOKENS[:, :-1]
     set_mode = hw.eval_mode if mode == "eval" else hw.chip_mode
     analog = set_mode(hw.analogize(plain, RULES))
-    variables = analog.init(jax.random.key(0), tokens)
+    variables = jax.jit(analog.init)(jax.random.key(0), tokens)
     params, cache = variables["params"], variables["cache"]
 
     @jax.jit

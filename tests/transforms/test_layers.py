@@ -122,7 +122,7 @@ def wrapped(case, parts):
     if isinstance(model, nnx.Module):
         return hw.analogize(model, chip, rngs=nnx.Rngs(mismatch=0)), None
     analog = hw.analogize(model, chip)
-    return analog, analog.init(jax.random.key(1), case.inputs)
+    return analog, jax.jit(analog.init)(jax.random.key(1), case.inputs)
 
 
 def two_draws(case, mode, parts):
@@ -209,7 +209,7 @@ def test_the_optimised_lstm_is_an_lstm_with_all_effects():
     outputs, gradients = [], []
     for name in ("lstm", "optimized_lstm"):
         analog = hw.analogize(LINEN[name].model(), hardware)
-        variables = analog.init(jax.random.key(1), X)
+        variables = jax.jit(analog.init)(jax.random.key(1), X)
 
         @jax.jit
         def loss(params, analog=analog):
@@ -232,7 +232,11 @@ def test_an_embedding_takes_no_range_and_is_digital_without_a_rule(framework):
 
     def reached(rules):
         analog = hw.analogize(model, rules)
-        return analog if framework == "nnx" else analog.init(jax.random.key(0), TOKENS)
+        return (
+            analog
+            if framework == "nnx"
+            else jax.jit(analog.init)(jax.random.key(0), TOKENS)
+        )
 
     ranged = hw.Hardware(input_range=hw.InputRangeParameter())
     with pytest.raises(

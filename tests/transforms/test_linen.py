@@ -1,5 +1,7 @@
 """Analog Linen models: under every transform, the noise is on, fresh and in place."""
 
+import dataclasses
+import functools
 import pickle
 
 import jax
@@ -121,25 +123,35 @@ MODELS = {
 
 # The others are crossed with every layer in test_cross_table.py.
 SHORT = ("mlp", "shared", "scan", "vmap", "recurrent")
+# So is the training mode of these; their other modes are here.
+CROSSED = ("scan", "vmap", "recurrent")
 
 
-@pytest.fixture(
-    params=[
+def params(short):
+    return [
         pytest.param(
             name,
-            marks=() if name in SHORT else pytest.mark.full,
+            marks=() if name in short else pytest.mark.full,
             id=name.replace(" ", "-"),
         )
         for name in MODELS
     ]
+
+
+every_model = pytest.mark.parametrize("name", params(SHORT))
+untransformed = pytest.mark.parametrize(
+    "name", params([name for name in SHORT if name not in CROSSED])
 )
-def model(request):
-    return MODELS[request.param]
+
+X = jax.random.normal(jax.random.key(1), (16, 8))
+# A range of a million clips nothing.
+WIDE = dataclasses.replace(TILED, input_range=hw.InputRangeParameter(init_value=1e6))
+TOLD = hw.Hardware(modifier=dataclasses.replace(NOISE, enable_during_test=True))
 
 
 @pytest.fixture
 def x():
-    return jax.random.normal(jax.random.key(1), (16, 8))
+    return X
 
 
 def stream(seed):
@@ -150,10 +162,29 @@ def differ(a, b):
     return float(jnp.abs(a - b).max()) > 1e-3
 
 
-def test_init_keeps_the_users_values_and_adds_leaves_beside_kernels(model, x):
-    plain = paths.leaves(model.init(jax.random.key(0), x)["params"])
-    analog = hw.analogize(model, TILED)
-    params = analog.init(jax.random.key(0), x)["params"]
+@functools.cache
+def plain_of(name):
+    """Returns a model's variables and outputs."""
+    variables = jax.jit(MODELS[name].init)(jax.random.key(0), X)
+    return variables, jax.jit(MODELS[name].apply)(variables, X)
+
+
+@functools.cache
+def analog_of(name, hardware):
+    """Returns a model made analog, and its variables."""
+    analog = hw.analogize(MODELS[name], hardware)
+    return analog, jax.jit(analog.init)(jax.random.key(0), X)
+
+
+def apply(model):
+    """Returns the jitted `apply` of a model."""
+    return jax.jit(model.apply)
+
+
+@every_model
+def test_init_keeps_the_users_values_and_adds_leaves_beside_kernels(name):
+    plain = paths.leaves(plain_of(name)[0]["params"])
+    params = analog_of(name, TILED)[1]["params"]
     leaves = paths.leaves(params)
     for path, value in plain.items():
         np.testing.assert_array_equal(leaves.pop(path), value)
@@ -165,9 +196,9 @@ def test_init_keeps_the_users_values_and_adds_leaves_beside_kernels(model, x):
     assert paths.leaves(hw.strip(meta.unbox(params))).keys() == plain.keys()
 
 
-def test_noise_is_on_fresh_per_key_and_reproducible(model, x):
-    analog = hw.analogize(model, TILED)
-    variables = analog.init(jax.random.key(0), x)
+@untransformed
+def test_noise_is_on_fresh_per_key_and_reproducible(name, x):
+    analog, variables = analog_of(name, TILED)
     apply = jax.jit(lambda v, x, key: analog.apply(v, x, rngs={"mismatch": key}))
     first, again, other = (apply(variables, x, jax.random.key(k)) for k in (1, 1, 2))
     np.testing.assert_array_equal(first, again)
@@ -175,9 +206,9 @@ def test_noise_is_on_fresh_per_key_and_reproducible(model, x):
     assert apply._cache_size() == 1
 
 
-def test_gradients_are_finite_and_feel_the_noise_and_the_range(model, x):
-    analog = hw.analogize(model, TILED)
-    variables = analog.init(jax.random.key(0), x)
+@untransformed
+def test_gradients_are_finite_and_feel_the_noise_and_the_range(name, x):
+    analog, variables = analog_of(name, TILED)
 
     @jax.jit
     def gradient(params, key):
@@ -209,74 +240,68 @@ def test_gradients_are_finite_and_feel_the_noise_and_the_range(model, x):
     assert any((np.asarray(v) != 0).any() for v in ranges)
 
 
-def test_eval_mode_is_the_plain_model_where_nothing_is_clipped(model, x):
-    wide = hw.Hardware(
-        modifier=NOISE,
-        input_range=hw.InputRangeParameter(init_value=1e6),
-        mapping=hw.MappingParameter(max_input_size=5, max_output_size=3),
-    )
-    analog = hw.analogize(model, wide)
-    variables = analog.init(jax.random.key(0), x)
-    plain = model.apply(model.init(jax.random.key(0), x), x)
+@every_model
+def test_eval_mode_is_the_plain_model_where_nothing_is_clipped(name, x):
+    analog, variables = analog_of(name, WIDE)
+    _, plain = plain_of(name)
     np.testing.assert_allclose(
-        hw.eval_mode(analog).apply(variables, x), plain, rtol=1e-5, atol=1e-5
+        apply(hw.eval_mode(analog))(variables, x), plain, rtol=1e-5, atol=1e-5
     )
 
 
-def test_the_range_is_on_in_every_mode(model, x):
-    analog = hw.analogize(model, TILED)
-    variables = analog.init(jax.random.key(0), x)
-    plain = model.apply(model.init(jax.random.key(0), x), x)
+@every_model
+def test_the_range_is_on_in_every_mode(name, x):
+    analog, variables = analog_of(name, TILED)
+    _, plain = plain_of(name)
     for mode in (hw.eval_mode, hw.chip_mode):
-        assert differ(mode(analog).apply(variables, x, rngs=stream(0)), plain)
+        assert differ(apply(mode(analog))(variables, x, rngs=stream(0)), plain)
 
 
-def test_chip_mode_draws_the_modifier_only_when_told(model, x):
-    analog = hw.analogize(model, NOISY)
-    variables = analog.init(jax.random.key(0), x)
-    chip = hw.chip_mode(analog)
-    np.testing.assert_array_equal(chip.apply(variables, x), chip.apply(variables, x))
-    told = hw.WeightModifierParameter(
-        type="add_normal", std_dev=0.1, enable_during_test=True
-    )
-    chip = hw.chip_mode(hw.analogize(model, hw.Hardware(modifier=told)))
-    outputs = [chip.apply(variables, x, rngs=stream(k)) for k in (1, 2)]
+@every_model
+def test_chip_mode_draws_the_modifier_only_when_told(name, x):
+    analog, variables = analog_of(name, NOISY)
+    chip = apply(hw.chip_mode(analog))
+    outputs = [chip(variables, x, rngs=stream(k)) for k in (1, 2)]
+    np.testing.assert_array_equal(*outputs)
+    np.testing.assert_array_equal(apply(hw.chip_mode(analog))(variables, x), outputs[0])
+    chip = apply(hw.chip_mode(hw.analogize(MODELS[name], TOLD)))
+    outputs = [chip(variables, x, rngs=stream(k)) for k in (1, 2)]
     assert differ(*outputs)
 
 
-def test_a_missing_stream_is_an_error_never_the_params_stream(model, x):
-    analog = hw.analogize(model, NOISY)
-    variables = analog.init(jax.random.key(0), x)
+@every_model
+def test_a_missing_stream_is_an_error_never_the_params_stream(name, x):
+    analog, variables = analog_of(name, NOISY)
     for rngs in ({}, {"params": jax.random.key(0)}):
         with pytest.raises(ValueError, match=r'rngs=\{"mismatch": key\} to apply'):
             analog.apply(variables, x, rngs=rngs)
 
 
-def test_plain_parameters_are_an_error_that_points_to_adopt(model, x):
-    analog = hw.analogize(model, TILED)
-    plain = model.init(jax.random.key(0), x)
+@every_model
+def test_plain_parameters_are_an_error_that_points_to_adopt(name, x):
+    (plain, _), (analog, fresh) = plain_of(name), analog_of(name, TILED)
     with pytest.raises(ValueError, match="hwtrain.adopt"):
-        analog.apply(plain, x, rngs=stream(0))
+        jax.eval_shape(analog.apply, plain, x, rngs=stream(0))
     adopted = hw.adopt(analog, plain, x)
-    fresh = analog.init(jax.random.key(0), x)
     assert paths.leaves(adopted).keys() == paths.leaves(fresh).keys()
+    call = apply(analog)
     np.testing.assert_array_equal(
-        analog.apply(adopted, x, rngs=stream(0)), analog.apply(fresh, x, rngs=stream(0))
+        call(adopted, x, rngs=stream(0)), call(fresh, x, rngs=stream(0))
     )
 
 
-def test_the_plain_model_stays_plain_after_the_analog_one_ran(model, x):
-    variables = model.init(jax.random.key(0), x)
-    before = model.apply(variables, x)
-    analog = hw.analogize(model, TILED)
-    analog.apply(analog.init(jax.random.key(0), x), x, rngs=stream(0))
-    np.testing.assert_array_equal(model.apply(variables, x), before)
+@untransformed
+def test_the_plain_model_stays_plain_after_the_analog_one_ran(name, x):
+    variables, before = plain_of(name)
+    analog, own = analog_of(name, TILED)
+    jax.eval_shape(analog.apply, own, x, rngs=stream(0))
+    np.testing.assert_array_equal(apply(MODELS[name])(variables, x), before)
 
 
 def effective_weights(analog, variables, key):
     """Reads a bias-free layer's weights by feeding it the unit vectors."""
     eye = jnp.eye(variables["params"]["kernel"].shape[-2])
-    return analog.apply(variables, eye, rngs={"mismatch": key})
+    return apply(analog)(variables, eye, rngs={"mismatch": key})
 
 
 @pytest.mark.parametrize("per_column", [False, True])
@@ -288,7 +313,7 @@ def test_weight_noise_is_the_named_draw_times_the_largest_weight(per_column, row
     mapping = hw.MappingParameter(max_input_size=rows)
     layer = nn.Dense(40, use_bias=False)
     analog = hw.analogize(layer, hw.Hardware(modifier=modifier, mapping=mapping))
-    variables = layer.init(jax.random.key(0), jnp.ones((1, 50)))
+    variables = jax.jit(layer.init)(jax.random.key(0), jnp.ones((1, 50)))
     kernel, key = variables["params"]["kernel"], jax.random.key(7)
     xi = normal(draw_key(key, "kernel", "weight_noise"), kernel.shape)
     tiles = [slice(0, 25), slice(25, 50)] if rows else [slice(0, 50)]
@@ -309,7 +334,7 @@ def test_column_scaling_makes_noise_relative_to_each_column():
         weight_scaling_omega=0.7, weight_scaling_columnwise=True
     )
     layer = nn.Dense(40, use_bias=False)
-    variables = layer.init(jax.random.key(0), jnp.ones((1, 50)))
+    variables = jax.jit(layer.init)(jax.random.key(0), jnp.ones((1, 50)))
     key = jax.random.key(7)
     scaled = hw.analogize(layer, hw.Hardware(modifier=NOISE, mapping=mapping))
     column = hw.WeightModifierParameter(type="add_normal", std_dev=0.1, per_column=True)
@@ -333,11 +358,11 @@ def test_the_layers_of_a_stack_have_their_own_noise_and_scale(kind):
         axis_size=count,
     )(columns, use_bias=False)
     eye = jnp.eye(rows)
-    kernel = np.array(stack.init(jax.random.key(0), eye)["params"]["kernel"])
+    kernel = np.array(jax.jit(stack.init)(jax.random.key(0), eye)["params"]["kernel"])
     kernel *= np.array([1.0, 10.0, 0.1, 3.0])[:, None, None]  # layers of unlike scale
     modifier = hw.WeightModifierParameter(type=kind, std_dev=0.1)
     analog = hw.analogize(stack, hw.Hardware(modifier=modifier))
-    noisy = analog.apply({"params": {"kernel": kernel}}, eye, rngs=stream(3))
+    noisy = apply(analog)({"params": {"kernel": kernel}}, eye, rngs=stream(3))
     w_max = np.abs(kernel).max((1, 2), keepdims=True)
     unit = (noisy - kernel) / (0.1 * (w_max if kind == "add_normal" else kernel))
     unit = np.asarray(unit).reshape(count, -1)
@@ -351,29 +376,24 @@ def test_the_gradient_passes_straight_through_to_the_nominal_weight():
     # Loss <C, W'>: the gradient at the noisy weight is C, and so is the nominal one's.
     layer = nn.Dense(4, use_bias=False)
     analog = hw.analogize(layer, NOISY)
-    variables = layer.init(jax.random.key(0), jnp.ones((1, 6)))
+    variables = jax.jit(layer.init)(jax.random.key(0), jnp.ones((1, 6)))
     weights = jax.random.normal(jax.random.key(1), (6, 4))
 
     def loss(variables):
         noisy = effective_weights(analog, variables, jax.random.key(2))
         return jnp.sum(weights * noisy)
 
-    gradient = jax.grad(loss)(variables)["params"]["kernel"]
+    gradient = jax.jit(jax.grad(loss))(variables)["params"]["kernel"]
     np.testing.assert_allclose(gradient, weights, rtol=1e-6)
 
 
 def test_batch_statistics_and_captured_intermediates_come_back(x):
     analog = hw.analogize(Normalized(), TILED)
-    variables = analog.init(jax.random.key(0), x)
+    variables = jax.jit(analog.init)(jax.random.key(0), x)
     rngs = {**stream(1), "dropout": jax.random.key(2)}
-    _, changed = analog.apply(
-        variables,
-        x,
-        train=True,
-        rngs=rngs,
-        mutable=["batch_stats"],
-        capture_intermediates=True,
-    )
+    options = {"mutable": ["batch_stats"], "capture_intermediates": True}
+    call = functools.partial(analog.apply, train=True, **options)
+    _, changed = jax.jit(call)(variables, x, rngs=rngs)
     before, after = variables["batch_stats"], changed["batch_stats"]
     assert differ(*map(lambda s: s["BatchNorm_0"]["mean"], (before, after)))
     assert "intermediates" in changed
@@ -383,31 +403,29 @@ def test_batch_statistics_and_captured_intermediates_come_back(x):
 @pytest.mark.parametrize("method", ["encode", Shared.encode, lambda m, x: m.encode(x)])
 def test_every_public_method_goes_through_both_sides(method, x):
     analog = hw.analogize(Shared(), TILED)
-    variables = analog.init(jax.random.key(0), x)
-    outputs = [
-        analog.apply(variables, x, method=method, rngs=stream(k)) for k in (1, 2)
-    ]
-    assert differ(*outputs)
+    variables = jax.jit(analog.init)(jax.random.key(0), x)
+    call = jax.jit(lambda k: analog.apply(variables, x, method=method, rngs=stream(k)))
+    assert differ(call(1), call(2))
     with pytest.raises(ValueError, match="mismatch"):
         analog.apply(variables, x, method=method)
 
 
 def test_a_layer_called_around_the_root_is_an_error(x):
     analog = hw.analogize(Shared(), NOISY)
-    variables = analog.init(jax.random.key(0), x)
+    variables = jax.jit(analog.init)(jax.random.key(0), x)
     with pytest.raises(ValueError, match="Shared.a was called around"):
         analog.bind(variables, rngs=stream(0)).a(x)
     with pytest.raises(ValueError, match="Shared.a was called around"):
         analog.apply(variables, x, method=lambda m, x: m.a(x), rngs=stream(0))
     sequential = hw.analogize(MODELS["sequential"], NOISY)
-    variables = sequential.init(jax.random.key(0), x)
+    variables = jax.jit(sequential.init)(jax.random.key(0), x)
     with pytest.raises(ValueError, match="Sequential.layers was called around"):
         sequential.bind(variables, rngs=stream(0)).layers[0](x)
 
 
 def test_a_bound_model_is_called_printed_and_unbound_as_ever(x):
     analog = hw.analogize(Shared(), NOISY)
-    variables = analog.init(jax.random.key(0), x)
+    variables = jax.jit(analog.init)(jax.random.key(0), x)
     bound = analog.bind(variables, rngs=stream(0))
     np.testing.assert_array_equal(bound(x), analog.apply(variables, x, rngs=stream(0)))
     assert "Shared" in repr(bound)
@@ -440,8 +458,8 @@ def layer(name=None):
 )
 def test_two_analog_models_inside_another_do_not_share_noise(model):
     eye = jnp.eye(8)
-    variables = model.init(jax.random.key(0), eye)
-    noisy = model.apply(variables, eye, rngs=stream(0))
+    variables = jax.jit(model.init)(jax.random.key(0), eye)
+    noisy = apply(model)(variables, eye, rngs=stream(0))
     params = variables["params"]
     draws = [n - params[k]["kernel"] for n, k in zip(noisy, ("left", "right"))]
     correlation = np.corrcoef(np.ravel(draws[0]), np.ravel(draws[1]))[0, 1]
@@ -461,10 +479,10 @@ def test_an_analog_model_inside_an_analog_one_is_noisy_once():
     inner = hw.analogize(nn.Dense(40, use_bias=False), NOISY, name="inner")
     outer = hw.analogize(Around(inner), NOISY)
     eye = jnp.eye(50)
-    variables = outer.init(jax.random.key(0), eye)
+    variables = jax.jit(outer.init)(jax.random.key(0), eye)
     assert list(hw.plan(outer, variables, eye, rngs=stream(0))) == ["own/kernel"]
     kernel = variables["params"]["inner"]["kernel"]
-    noise = outer.apply(variables, eye, rngs=stream(0))[0] - kernel
+    noise = apply(outer)(variables, eye, rngs=stream(0))[0] - kernel
     np.testing.assert_allclose(
         np.std(noise), 0.1 * np.abs(kernel).max(), rtol=5 / np.sqrt(2 * 2000)
     )
@@ -481,11 +499,11 @@ def test_equal_models_are_equal_and_share_traces(x):
 
 def test_pickle_and_copy_keep_a_model_analog(x):
     analog = hw.analogize(MLP(), TILED)
-    variables = analog.init(jax.random.key(0), x)
+    variables = jax.jit(analog.init)(jax.random.key(0), x)
     copied = pickle.loads(pickle.dumps(analog))
     np.testing.assert_array_equal(
-        copied.apply(variables, x, rngs=stream(0)),
-        analog.apply(variables, x, rngs=stream(0)),
+        apply(copied)(variables, x, rngs=stream(0)),
+        apply(analog)(variables, x, rngs=stream(0)),
     )
 
 

@@ -58,7 +58,7 @@ def model(framework, hardware):
     """Returns the analog model, its variables, and its plan."""
     if framework == "linen":
         analog = hw.analogize(LinenLayer(), hardware)
-        plain = LinenLayer().init(jax.random.key(0), X)
+        plain = jax.jit(LinenLayer().init)(jax.random.key(0), X)
         variables = hw.adopt(analog, plain, X)
         return analog, variables, hw.plan(analog, variables, X)
     analog = hw.analogize(NnxLayer(), hardware, rngs=nnx.Rngs(mismatch=0))
@@ -136,7 +136,7 @@ def test_strip_makes_it_part_of_the_kernel(framework):
 
 def test_a_missing_output_scale_points_to_adopt():
     analog, variables, _ = model("linen", FORWARD["ideal"])
-    plain = LinenLayer().init(jax.random.key(0), X)
+    plain = jax.jit(LinenLayer().init)(jax.random.key(0), X)
     with pytest.raises(ValueError, match="no 'output_scale'.*hwtrain.adopt"):
         analog.apply(plain, X)
 

@@ -135,7 +135,7 @@ def test_a_raw_parameter_does_not_take_the_scale_of_the_layer_beside_it():
     own = hw.Hardware(clip=hw.WeightClipParameter(type="fixed_value", fixed_value=0.5))
     rules = [Rule(params="layer/bias", hardware=own), Rule("layer", scaled)]
     analog = hw.analogize(WithBias(), rules)
-    params = analog.init(jax.random.key(0), X)["params"]
+    params = jax.jit(analog.init)(jax.random.key(0), X)["params"]
     tx = hw.optim.keep_weights_clipped(hw.plan(analog, params, X))
     ones = jax.tree.map(lambda leaf: 2 * jnp.ones_like(leaf), params)
     updates, _ = tx.update(ones, tx.init(params), params)
@@ -200,7 +200,7 @@ def test_a_tree_that_the_plan_does_not_describe_is_an_error():
     clip = hw.WeightClipParameter(type="fixed_value", fixed_value=0.1)
     mismatch = hw.MismatchParameter(type="mult_normal", std_dev=0.1)
     analog = hw.analogize(WithBias(), hw.Hardware(clip=clip, mismatch=mismatch))
-    variables = analog.init(jax.random.key(0), X)
+    variables = jax.jit(analog.init)(jax.random.key(0), X)
     plan = hw.plan(analog, variables, X)
     with pytest.raises(ValueError, match="Pass `params`"):
         hw.apply_mismatch(variables, plan, hw.chip_key(0))
@@ -236,7 +236,7 @@ def test_strip_keeps_a_module_that_has_the_name_of_a_leaf():
 
 def test_the_plan_of_equal_calls_is_made_once():
     analog = hw.analogize(WithBias(), RANGED)
-    variables = analog.init(jax.random.key(0), X)
+    variables = jax.jit(analog.init)(jax.random.key(0), X)
     analog.apply(variables, X, rngs=stream(0))
     hits = prepass._cached_plan.cache_info().hits
     analog.apply(variables, X, rngs=stream(1))
@@ -251,7 +251,7 @@ def test_a_layer_called_by_keyword():
             return nn.Dense(3)(inputs=x)
 
     analog = hw.analogize(Keyword(), RANGED)
-    variables = analog.init(jax.random.key(0), X)
+    variables = jax.jit(analog.init)(jax.random.key(0), X)
     outputs = [analog.apply(variables, X, rngs=stream(k)) for k in (1, 2)]
     assert jnp.abs(outputs[0] - outputs[1]).max() > 1e-3
 
@@ -266,14 +266,14 @@ def test_a_module_that_shares_the_scope_of_a_layer():
             return self.dense(x)
 
     analog = hw.analogize(nn.Sequential([Inner()]), RANGED)
-    variables = analog.init(jax.random.key(0), X)
+    variables = jax.jit(analog.init)(jax.random.key(0), X)
     outputs = [analog.apply(variables, X, rngs=stream(k)) for k in (1, 2)]
     assert jnp.abs(outputs[0] - outputs[1]).max() > 1e-3
 
 
 def test_the_state_of_an_optimizer_without_ranges_holds_no_empty_arrays():
     analog = hw.analogize(WithBias(), NOISY)
-    params = analog.init(jax.random.key(0), X)["params"]
+    params = jax.jit(analog.init)(jax.random.key(0), X)["params"]
     tx = hw.optim.hardware_aware(optax.adam(1e-3), hw.plan(analog, params, X))
     state = tx.init(params)
     assert all(np.size(leaf) for leaf in jax.tree.leaves(state))
@@ -285,7 +285,7 @@ def test_the_state_of_an_optimizer_without_ranges_holds_no_empty_arrays():
 @pytest.mark.parametrize("impl", ["rbg", "unsafe_rbg"])
 def test_keys_of_another_generator_draw_anew(impl):
     analog = hw.analogize(WithBias(), NOISY)
-    variables = analog.init(jax.random.key(0), X)
+    variables = jax.jit(analog.init)(jax.random.key(0), X)
     keys = [jax.random.key(seed, impl=impl) for seed in (1, 2)]
     outputs = [analog.apply(variables, X, rngs={"mismatch": key}) for key in keys]
     assert jnp.abs(outputs[0] - outputs[1]).max() > 1e-3
@@ -296,7 +296,7 @@ def test_keys_of_another_generator_draw_anew(impl):
 
 def test_mutable_parameters_are_noisy_and_come_back_nominal():
     analog = hw.analogize(WithBias(), RANGED)
-    variables = analog.init(jax.random.key(0), X)
+    variables = jax.jit(analog.init)(jax.random.key(0), X)
     outputs = [
         analog.apply(variables, X, rngs=stream(seed), mutable=["params"])
         for seed in (1, 2)

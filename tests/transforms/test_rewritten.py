@@ -41,7 +41,7 @@ def test_the_optimised_lstm_cell(options, batch):
     carry = jax.tree.map(
         lambda leaf: leaf + 0.3, cell.initialize_carry(jax.random.key(1), x.shape)
     )
-    variables = cell.init(jax.random.key(2), carry, x)
+    variables = jax.jit(cell.init)(jax.random.key(2), carry, x)
     analog = hw.eval_mode(hw.analogize(cell, SMALL_TILES))
     assert len(hw.plan(analog, variables, carry, x)) == 8
     found, expected = jax.jit(
@@ -54,7 +54,7 @@ def test_some_gates_of_the_optimised_lstm_cell():
     cell = nn.OptimizedLSTMCell(4)
     x = jnp.ones((2, 5))
     carry = cell.initialize_carry(jax.random.key(1), x.shape)
-    variables = cell.init(jax.random.key(2), carry, x)
+    variables = jax.jit(cell.init)(jax.random.key(2), carry, x)
     analog = hw.eval_mode(hw.analogize(cell, [hw.Rule("h.", SMALL_TILES)]))
     found = analog.apply(variables, carry, x)
     check(found, cell.apply(variables, carry, x))
@@ -87,7 +87,7 @@ def test_scores_of_an_embedding(shape, dtype, tokens):
     query = jax.random.normal(jax.random.key(0), shape)
     rule = hw.Rule("embed", SMALL_TILES)
     model = Scores(tokens, dtype)
-    variables = model.init(jax.random.key(1), query)
+    variables = jax.jit(model.init)(jax.random.key(1), query)
     analog = hw.eval_mode(hw.analogize(model, rule))
     found, expected = jax.jit(
         lambda v: (analog.apply(v, query), model.apply(v, query))
@@ -103,7 +103,7 @@ def test_scores_go_through_converters():
     query = jnp.array([[0.4, -0.6, 3.0, 0.0, 1.0]])
     rough = hw.Hardware(forward=hw.IOParameters(inp_res=0.5, inp_bound=1.0))
     model = Scores(7)
-    variables = model.init(jax.random.key(1), query)
+    variables = jax.jit(model.init)(jax.random.key(1), query)
     analog = hw.eval_mode(hw.analogize(model, hw.Rule("embed", rough)))
     found, looked_up = analog.apply(variables, query)
     levels = jnp.array([[0.0, -1.0, 1.0, 0.0, 1.0]])  # three: -1, 0, 1

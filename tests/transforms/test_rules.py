@@ -43,7 +43,7 @@ class Plain(nnx.Module):
 
 def linen_plan(rules):
     analog = hw.analogize(Model(), rules)
-    params = analog.init(jax.random.key(0), X)["params"]
+    params = jax.jit(analog.init)(jax.random.key(0), X)["params"]
     return hw.plan(analog, params, X)
 
 
@@ -100,7 +100,7 @@ def test_parameters_by_rule(plan):
 
 def test_the_noise_of_a_raw_parameter_is_on():
     analog = hw.analogize(Model(), Rule(params="gain", hardware=CHIP))
-    variables = analog.init(jax.random.key(0), X)
+    variables = jax.jit(analog.init)(jax.random.key(0), X)
     x = jax.random.normal(jax.random.key(5), (2, 6))
     outputs = [
         analog.apply(variables, x, rngs={"mismatch": jax.random.key(k)}) for k in (1, 2)
@@ -176,7 +176,7 @@ def test_inspect_tells_what_is_on_and_what_is_not():
         converter=hw.SinglePairConductanceConverter(g_max=20.0),
     )
     analog = hw.analogize(Model(), chip)
-    variables = analog.init(jax.random.key(0), X)
+    variables = jax.jit(analog.init)(jax.random.key(0), X)
     found = hw.inspect(analog, variables, X)
     row = {row["weight"]: row for row in found.rows}["head/kernel"]
     assert row["weight noise"] == "add_normal 0.1 (train)"

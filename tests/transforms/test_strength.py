@@ -57,7 +57,7 @@ class NnxMLP(nnx.Module):
 def linen_outputs(chip, model):
     """Returns jitted outputs as a function of the strength, which may be `None`."""
     analog = hw.analogize(model, chip)
-    variables = analog.init(jax.random.key(0), X)
+    variables = jax.jit(analog.init)(jax.random.key(0), X)
 
     def call(variables, x, key):
         return analog.apply(variables, x, rngs={"mismatch": key})
@@ -257,7 +257,7 @@ def test_a_raw_parameter_goes_by_its_own_path():
 def test_the_gradient_is_that_of_the_scaled_model():
     # Nothing flows into the strength or beside the parameters.
     analog = hw.analogize(Head(), WEIGHTS)
-    params = analog.init(jax.random.key(0), X)["params"]
+    params = jax.jit(analog.init)(jax.random.key(0), X)["params"]
 
     def loss(params, strength):
         with hw.noise_strength(strength):
@@ -272,7 +272,7 @@ def test_the_gradient_is_that_of_the_scaled_model():
 
 def test_a_number_from_outside_is_never_stale():
     analog = hw.analogize(Head(), WEIGHTS)
-    params = analog.init(jax.random.key(0), X)
+    params = jax.jit(analog.init)(jax.random.key(0), X)
     step = jax.jit(lambda: analog.apply(params, X, rngs={"mismatch": KEY}))
     noisy = step()
     with hw.noise_strength(0.0):
@@ -288,7 +288,7 @@ def test_a_number_from_outside_is_never_stale():
 
 def test_what_would_do_nothing_is_an_error():
     analog = hw.analogize(MLP(), WEIGHTS)
-    params = analog.init(jax.random.key(0), X)
+    params = jax.jit(analog.init)(jax.random.key(0), X)
 
     def call(strength, model=analog):
         def run(params):

@@ -105,7 +105,7 @@ def check(losses, analog, variables, plan):
 
 def test_linen():
     analog = hw.analogize(VisionTransformer(), CHIP)
-    variables = analog.init(jax.random.key(0), IMAGES)
+    variables = jax.jit(analog.init)(jax.random.key(0), IMAGES)
     plan = hw.plan(analog, variables, IMAGES)
     tx = hw.optim.hardware_aware(optax.adam(2e-2), plan)
 

@@ -39,7 +39,7 @@ class Pair:
 
     def __init__(self, pattern, deviation=0.3, stream="mismatch"):
         plain = Scaled()
-        self.params = plain.init(KEY, X)["params"]
+        self.params = jax.jit(plain.init)(KEY, X)["params"]
         prototype = hw.select(self.params, pattern)
         self.linen = hw.with_mismatch(plain, prototype, deviation, stream=stream)
         self.stream = stream
