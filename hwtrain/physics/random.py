@@ -174,7 +174,8 @@ def once(key: jax.Array, draw: Callable[[jax.Array], Any]) -> Any:
 
     Args:
       key: JAX keys, at least one.
-      draw: a function of the keys. It holds nothing that is differentiated.
+      draw: returns arrays of a function of the keys. It holds nothing that is
+        differentiated.
     """
 
     def on_cpu(key):
@@ -182,7 +183,12 @@ def once(key: jax.Array, draw: Callable[[jax.Array], Any]) -> Any:
         drawn = jax.eval_shape(draw, key)
 
         def nothing(key):
-            return jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), drawn)
+            # Made of the word, it varies over the devices of a shard_map as this does.
+            zero = word & 0
+            return jax.tree.map(
+                lambda leaf: jnp.broadcast_to(zero.astype(leaf.dtype), leaf.shape),
+                drawn,
+            )
 
         return jax.lax.cond((word | 1) != 0, draw, nothing, key)
 

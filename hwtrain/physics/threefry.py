@@ -52,8 +52,10 @@ def fold_in(key_data: jax.Array, number: jax.typing.ArrayLike) -> jax.Array:
 
 @jax.jit
 def _fold_in(key_data: jax.Array, number: jax.Array) -> jax.Array:
-    words = key_data[..., 0], key_data[..., 1]
-    folded = _threefry2x32(*words, jnp.zeros_like(number), number, 20)
+    first, second, number = jnp.broadcast_arrays(
+        key_data[..., 0], key_data[..., 1], number
+    )
+    folded = _threefry2x32(first, second, jnp.zeros_like(number), number, 20)
     return jnp.stack(folded, axis=-1)
 
 

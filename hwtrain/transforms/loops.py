@@ -11,8 +11,8 @@ steps and rows: they never depend on values, and `remat` computes them again.
 2. A `vmap` has its index already: JAX makes it on demand. A read finds it on the Python
    stack, between itself and its root, whenever the vmapped function was made.
 3. JAX keeps traces and uses them again. They are kept by a user context, which gets a
-   fresh value after every read inside a trace that may be kept: under the value at hand,
-   none holds a read. No frozen index, no draw that repeats.
+   fresh value after every read inside a trace that may be kept: under the value at
+   hand, none holds a read. No frozen index, no draw that repeats.
 4. A loop of JAX on the stack that gave no index is an error: noise would repeat.
 
 All names of JAX that are not public stand in this file. `install` checks them.
@@ -30,7 +30,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
+from jax._src import core
 from jax._src.interpreters import batching
 
 Index = Any
@@ -42,12 +42,12 @@ class _Root:
 
     Attributes:
       calls: by name, how often it has read: its second call draws anew.
-      kept: reads inside traces that JAX may keep and use again.
+      kept: whether one was inside a trace that JAX may keep and use again.
     """
 
     def __init__(self):
         self.calls: dict[str, int] = {}
-        self.kept = 0
+        self.kept = False
 
 
 # Part of the key of every trace that JAX keeps.
@@ -55,7 +55,7 @@ _trace: Any = jax.make_user_context(default_value=None)
 
 
 class _Key(threading.local):
-    """The value of that part in the roots of a thread: under it, no trace has a read."""
+    """The value of that part in a thread's roots: under it, no trace holds a read."""
 
     def __init__(self):
         self.value = object()
@@ -114,18 +114,28 @@ def place(name: str) -> tuple[int, tuple[Index, ...]]:
     Raises:
       ValueError: inside a loop or map whose step cannot be known, or without a root.
     """
+    indices = (*_steps.get(), *rows(name))
+    root: Any = _root.get()
+    call = root.calls[name] = root.calls.get(name, -1) + 1
+    return call, indices
+
+
+def rows(name: str) -> tuple[Index, ...]:
+    """Returns the indices of the maps around a read, the same at every call and step.
+
+    Arguments and errors as above.
+    """
     root = _root.get()
     if root is None:
         raise ValueError(
             f"{name}: its noise is drawn after its model has returned, where neither "
             f"the call nor a step is known. {_WAY_OUT}"
         )
-    rows, kept = _read_stack(name)
-    call = root.calls[name] = root.calls.get(name, -1) + 1
+    found, kept = _read_stack(name)
     if kept:
-        root.kept += 1
+        root.kept = True
         _never_again()
-    return call, (*_steps.get(), *rows)
+    return found
 
 
 _WAY_OUT = (
@@ -222,7 +232,7 @@ def _check_version() -> None:
         found.extend(_read_stack("a read")[0])
         return x + (found[-1] if found else 0)
 
-    y = as_new_root(jax.vmap(row), np.zeros(2, np.uint32))
+    y = as_new_root(jax.vmap(row), jnp.zeros(2, jnp.uint32))
     if len(found) != 1 or list(y) != [0, 1]:
         raise RuntimeError(
             f"hwtrain does not know JAX {jax.__version__}: a map is not found on the "
@@ -251,12 +261,18 @@ def _redirect(function: Any, replacement: Any) -> types.CodeType:
     def redirected(*args, _choose, **kwargs):
         return _choose(*args, **kwargs)
 
+    choose.__code__ = choose.__code__.replace(co_filename=code.co_filename)
     inner.__signature__ = inspect.signature(inner)
     # In this order, other threads may call it meanwhile.
     inner.__kwdefaults__ = {"_choose": choose}
     # A generic function (PEP 695) has a cell for its type variable, which must stay.
+    # The file is JAX's own, which it leaves out of tracebacks, and of the line of an
+    # operation.
     inner.__code__ = redirected.__code__.replace(
-        co_freevars=code.co_freevars, co_name=code.co_name
+        co_freevars=code.co_freevars,
+        co_name=code.co_name,
+        co_filename=code.co_filename,
+        co_firstlineno=code.co_firstlineno,
     )
     inner.__defaults__ = None
     return code
@@ -288,13 +304,13 @@ _BY_HAND = ("make_jaxpr_f", "closure_convert")
 """Functions that hand out a jaxpr."""
 
 
-def _read_stack(name: str) -> tuple[list[Index], bool]:
+def _read_stack(name: str) -> tuple[tuple[Index, ...], bool]:
     """Returns the rows of the maps between a read and its root, from the outermost.
 
     And whether JAX may keep a trace around the read. Raises in a loop without a step.
     """
-    rows: dict[int, Index] = {}  # by the tag that the traces of one map share
-    bodies, kept, late, tag = 0, False, False, 0
+    found: dict[int, Index] = {}  # by the tag that the traces of one map share
+    bodies, kept, late, tag = 0, False, "", 0
     frame: Any = sys._getframe(1)
     while frame is not None and frame.f_code is not as_new_root.__code__:
         code = frame.f_code
@@ -304,26 +320,33 @@ def _read_stack(name: str) -> tuple[list[Index], bool]:
             bodies -= 1
         elif not bodies and code.co_filename.startswith(_JAX):
             file = os.path.basename(code.co_filename)
-            late |= code.co_name == "eval_jaxpr"
-            _check_frame(name, code, file, late)
+            # What runs a function away from the maps that are further out.
+            if code.co_name == "eval_jaxpr" or file == "custom_batching.py":
+                late = late or code.co_name
+            _check_frame(name, code, file, late == "eval_jaxpr")
             kept |= file not in _KEEP_NOTHING
             trace = frame.f_locals.get("trace") if file == "batching.py" else None
             if isinstance(trace, batching.BatchTrace):
                 if late:
                     raise _no_step(name, "vmap")
                 tag = id(trace.tag)  # all tags are equal
-                rows.setdefault(tag, _row(trace))
+                if tag not in found:
+                    found[tag] = _row(trace)
             elif code.co_name == "vmap_f" and _within_jax(frame):
                 # jacfwd and its like map over directions of one evaluation.
-                rows.pop(tag, None)
+                found.pop(tag, None)
         frame = frame.f_back
-    return list(rows.values())[::-1], kept
+    return tuple(reversed(found.values())), kept
 
 
 def _row(trace: batching.BatchTrace) -> Index:
-    """Returns the index of each row of a map."""
-    rows = np.arange(trace.axis_data.size, dtype=np.uint32)
-    return batching.BatchTracer(trace, rows, 0)
+    """Returns the index of each row of a map, spread over a mesh as its rows are."""
+    axis = trace.axis_data.explicit_mesh_axis
+    with core.set_current_trace(trace.parent_trace):
+        numbers = jnp.arange(trace.axis_data.size, dtype=jnp.uint32)
+        if axis is not None:
+            numbers = jax.reshard(numbers, jax.sharding.PartitionSpec(axis))
+    return batching.BatchTracer(trace, numbers, 0)
 
 
 def _within_jax(frame: Any) -> bool:

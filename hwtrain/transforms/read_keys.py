@@ -11,7 +11,7 @@ from hwtrain.physics.fast_random import fast_prng
 from hwtrain.physics.periphery import effect_key
 from hwtrain.physics.random import as_key, fold_in
 from hwtrain.plan import AnalogWeight
-from hwtrain.transforms.loops import place, shared
+from hwtrain.transforms.loops import place, rows, shared
 
 _generator: contextvars.ContextVar[Any] = contextvars.ContextVar(
     "hwtrain_generator", default="threefry2x32"
@@ -50,11 +50,24 @@ def keys_here(weight: AnalogWeight, leaves: Mapping[str, jax.Array]) -> jax.Arra
       JAX keys, `[..., effects]` like the leaf `noise_key`.
     """
     call, indices = place(weight.path)
-    keys = step_keys(leaves)
-    if call or indices:
-        with shared():
-            for number in (call, *indices):
-                keys = fold_in(keys, number)
+    numbers = (call, *indices) if call or indices else ()
+    return _folded(step_keys(leaves), numbers)
+
+
+def at_rows(weight: AnalogWeight, keys: jax.Array) -> jax.Array:
+    """Returns keys that are the same at every call and step, but not in every row.
+
+    Args:
+      weight: the plan of the layer's array.
+      keys: JAX keys.
+    """
+    return _folded(keys, rows(weight.path))
+
+
+def _folded(keys: jax.Array, numbers: tuple[Any, ...]) -> jax.Array:
+    with shared():
+        for number in numbers:
+            keys = fold_in(keys, number)
     return keys
 
 

@@ -23,6 +23,7 @@ from hwtrain.transforms.loops import shared
 from hwtrain.transforms.observation import Multiplication, observer
 from hwtrain.transforms.per_example import per_example
 from hwtrain.transforms.read_keys import (
+    at_rows,
     frozen_key,
     keys_here,
     step_keys,
@@ -175,11 +176,12 @@ def analog_matmul(
         return watch(Multiplication(weight, mode, leaves, x, w, product, dtype))
     check_leaves(weight, leaves)
     beside, keys = reads_of(weight, mode, leaves)
-    # The function of a user may belong to a trace, or be a Flax module.
-    share = product.function is jax.lax.dot_general
-    function = _shared_matmul if share else _matmul
+    call = (anonymous(weight), mode, product, dtype, beside, x, w, keys)
+    if product.function is not jax.lax.dot_general:
+        # The function of a user may belong to a trace, be a Flax module, or read.
+        return _matmul(*call)
     with shared():
-        return function(anonymous(weight), mode, product, dtype, beside, x, w, keys)
+        return _shared_matmul(*call)
 
 
 def reads_of(
@@ -205,7 +207,10 @@ def reads_of(
         keys = keys_here(weight, leaves)
     if in_layer and not per_vector:
         # At every call, and at every step of a loop, the weights are those of the step.
-        beside["weight_key"] = weight_key(step_keys(leaves))
+        own = step_keys(leaves)
+        if not chip.redraws(mode):  # but rows of a map are examples
+            own = at_rows(weight, own)
+        beside["weight_key"] = weight_key(own)
     return beside, keys
 
 

@@ -176,9 +176,12 @@ def _named_keys(
 
     def draw(key: jax.Array) -> tuple[jax.Array, jax.Array]:
         keys = fold_in(key, np.array(hashes, np.uint32))
-        return keys, read_keys(keys[weights:])
+        of_reads = read_keys(keys[weights:])
+        return jax.random.key_data(keys), jax.random.key_data(of_reads)
 
-    return once(key, draw)
+    wrap = functools.partial(jax.random.wrap_key_data, impl=jax.random.key_impl(key))
+    keys, of_reads = once(key, draw)
+    return wrap(keys), wrap(of_reads)
 
 
 def _of_stack(weight: AnalogWeight, key: jax.Array, of_read: jax.Array) -> jax.Array:

@@ -12,6 +12,9 @@ from flax import nnx
 import hwtrain as hw
 from hwtrain import paths
 
+# Equal to the last bit, as XLA compiles it for a user.
+pytestmark = pytest.mark.optimised
+
 KEY = jax.random.key(0)
 
 

@@ -69,6 +69,7 @@ QUICK = [("gaussian", jnp.bfloat16), ("per_column", jnp.float32)]
 EVERY = [(kind, dtype) for kind in CLIPS for dtype in (jnp.float32, jnp.bfloat16)]
 
 
+@pytest.mark.optimised
 @pytest.mark.parametrize(
     ("kind", "dtype"),
     [

@@ -48,6 +48,7 @@ def lsq(steps=None):
     return np.clip(rounded, -q, q) * BOUND / q, gradient
 
 
+@pytest.mark.optimised
 def test_init_and_adopt_start_at_the_largest_weights_of_tiles():
     hardware = hw.Hardware(clip=CLIP, mapping=TILES)
     analog, params, _ = linen(hardware)

@@ -6,6 +6,7 @@ That layers of both frameworks take their keys from it, `test_places.py` shows.
 import functools
 import inspect
 import threading
+import traceback
 
 import jax
 import jax.numpy as jnp
@@ -272,6 +273,12 @@ def test_a_rule_that_runs_after_its_root_raises():
         jax.grad(jax.jit(root(loss)))(ZERO)
 
 
+def test_a_map_that_jax_runs_away_from_its_rows_raises():
+    rows = jax.vmap(jax.custom_batching.sequential_vmap(lambda x: noisy(x)))
+    with pytest.raises(ValueError, match="layer: its noise is drawn inside JAX's"):
+        run(lambda: rows(X))
+
+
 def test_what_hands_out_a_trace_raises():
     with pytest.raises(ValueError, match="closure_convert"):
         run(lambda: steps(jax.closure_convert(noisy, ZERO)[0]))
@@ -367,6 +374,14 @@ def test_nothing_changes_outside_a_root():
     text = str(jax.make_jaxpr(plain)())
     assert "u32" not in text  # no index is carried
     assert text != str(jax.make_jaxpr(root(plain))())
+    # Neither is what is said of an error or of an operation's line.
+    try:
+        lax.scan(lambda c, x: 1 / 0, 0, X)
+    except ZeroDivisionError as error:
+        text = "".join(traceback.format_exception(error))
+    assert loops.__file__ not in text
+    program = jax.jit(plain).lower().as_text(debug_info=True)
+    assert loops.__file__ not in program
     # Also for those who look: names, signatures, documentation.
     for function in (lax.scan, lax.while_loop):
         assert "init" in str(inspect.signature(function))
@@ -384,6 +399,7 @@ def test_other_threads_see_no_root():
     def work():
         while not stop.is_set():
             seen.append(plain() == expected)
+            stop.wait(0.01)
 
     thread = threading.Thread(target=work)
     thread.start()

@@ -308,6 +308,69 @@ def test_draws_of_layers_effects_calls_and_loops_are_independent():
     assert np.abs(correlations).max() < Z / np.sqrt(count)
 
 
+def test_a_layer_that_a_plain_model_calls_twice_draws_anew():
+    class Plain(nn.Module):
+        def setup(self):
+            self.layer = hw.analogize(nn.Dense(WIDTH), OUT)
+
+        def __call__(self, x):
+            return self.layer(x), self.layer(x)
+
+    model, x = Plain(), inputs()
+    variables = model.init(jax.random.key(0), x)
+    first, second = model.apply(variables, x, rngs={"mismatch": KEY})
+    assert (first != second).all()
+    again, _ = model.apply(variables, x, rngs={"mismatch": KEY})
+    np.testing.assert_array_equal(first, again)
+
+
+@pytest.mark.parametrize("outputs", [linen_outputs, nnx_outputs])
+def test_rows_of_a_map_are_examples_with_weights_of_their_own(outputs):
+    chip = hw.Hardware(modifier=per("per_batch_sample"))
+    y = np.asarray(outputs("dense", "vmap", 16, chip)(inputs()))
+    assert (y.reshape(16, -1).std(axis=0) > 1e-3).all()
+    # But at every step of a loop, and every call, they are those of the step.
+    for loop in ("scan", "calls"):
+        y = np.asarray(outputs("dense", loop, 4, chip)(inputs()))
+        np.testing.assert_allclose(y, np.broadcast_to(y[0], y.shape), atol=1e-6)
+
+
+@pytest.mark.parametrize("wrap", [jax.jit, jax.checkpoint], ids=["jit", "remat"])
+def test_a_product_of_the_users_may_call_a_noisy_layer(wrap):
+    class Adapted(nn.Module):
+        @nn.compact
+        def __call__(self, x):
+            hook = nn.Dense(WIDTH, name="hook")
+            kept = wrap(lambda a: hook(a))
+
+            def product(a, b, numbers, **options):
+                return kept(jax.lax.dot_general(a, b, numbers, **options))
+
+            layer = nn.Dense(WIDTH, name="layer", dot_general=product)
+            if self.is_initializing():
+                return hook(x) + nn.Dense(WIDTH, name="layer")(x)
+            scanned = lax.scan(lambda c, _: (c, layer(x)), 0, None, 3)[1]
+            return jnp.stack([layer(x), layer(x), *scanned])
+
+    # What is around the outer layer is all but nothing: the hook's noise is seen.
+    quiet = drawn(inp_noise=1e-7)
+    rules = [hw.Rule("hook", OUT), hw.Rule("layer", quiet)]
+    plain = nn.Dense(WIDTH).init(jax.random.key(0), inputs())["params"]
+    params = {"hook": plain, "layer": plain}
+    model = hw.analogize(Adapted(), rules)
+    y = np.asarray(
+        model.apply({"params": params}, inputs(), rngs={"mismatch": KEY})
+    ).round(4)
+    assert len(np.unique(y.reshape(5, -1), axis=0)) == 5
+
+
+def test_no_array_of_another_rank_is_promoted():
+    model = hw.analogize(nn.Dense(WIDTH, use_bias=False), OUT)
+    variables = model.init(jax.random.key(0), jnp.ones((2, 3)))
+    with jax.numpy_rank_promotion("raise"):
+        model.apply(variables, jnp.ones((2, 3)), rngs={"mismatch": KEY})
+
+
 MESH = """
 import jax, jax.numpy as jnp, numpy as np
 from flax import linen as nn
@@ -338,6 +401,35 @@ mesh = jax.make_mesh((8,), ("data",))
 split = jax.device_put(x, NamedSharding(mesh, P("data")))
 np.testing.assert_allclose(whole, call(variables, split), rtol=1e-5, atol=1e-5)
 text = call.lower(variables, split).compile().as_text()
+
+# Under shard_map every device has noise of its own, if the key has its index.
+dense = hw.analogize(nn.Dense(8), chip)
+of_dense = dense.init(jax.random.key(0), x)
+
+@jax.jit
+@jax.shard_map(mesh=mesh, in_specs=(P(), P("data")), out_specs=P("data"))
+def on_each(variables, x):
+    key = jax.random.fold_in(jax.random.key(3), jax.lax.axis_index("data"))
+    return dense.apply(variables, x, rngs={"mismatch": key})
+
+same = jnp.broadcast_to(x[:8], (8, 8, 12)).reshape(64, 12)
+same = jax.device_put(same, NamedSharding(mesh, P("data")))
+each = np.asarray(on_each(of_dense, same)).reshape(8, -1)
+assert len(np.unique(each[:, 0])) == 8
+
+# A map over rows that an explicit axis of the mesh spreads.
+class Rows(nn.Module):
+    @nn.compact
+    def __call__(self, x):
+        layer = nn.Dense(8)
+        return layer(x) if self.is_initializing() else jax.vmap(layer)(x)
+
+explicit = jax.make_mesh((8,), ("data",), axis_types=(jax.sharding.AxisType.Explicit,))
+rows = hw.analogize(Rows(), chip)
+start = rows.init(jax.random.key(0), x)
+apply = jax.jit(lambda v, x: rows.apply(v, x, rngs={"mismatch": jax.random.key(3)}))
+spread = jax.device_put(x, NamedSharding(explicit, P("data")))
+np.testing.assert_allclose(apply(start, x), apply(start, spread), rtol=1e-5, atol=1e-5)
 for collective in ("all-reduce", "all-gather", "all-to-all", "collective-permute"):
     assert collective not in text, collective
 print("equal")

@@ -9,9 +9,11 @@ import functools
 import inspect
 from typing import Any
 
+import jax
 from flax import linen as nn
 
 from hwtrain import paths
+from hwtrain.physics.random import fold_in
 from hwtrain.plan import Plan
 from hwtrain.transforms import weight_side
 from hwtrain.transforms.errors import missing_stream
@@ -188,7 +190,7 @@ def _apply(root: Any, original, name: str, args: tuple, kwargs: dict):
         # Not make_rng: it counts calls, and falls back to the params stream.
         if told.stream not in rngs:
             raise missing_stream(mode, told.stream)
-        key = rngs[told.stream].as_jax_rng()
+        key = _at_call(root, rngs[told.stream].as_jax_rng())
     by_path = {
         weight_side.local(plan, weight.path): weight
         for weight in plan.weights
@@ -215,6 +217,18 @@ def _apply(root: Any, original, name: str, args: tuple, kwargs: dict):
         generator_of(key),
     ):
         return as_root(run, root, *args, **kwargs)
+
+
+def _at_call(root: Any, key: jax.Array) -> jax.Array:
+    """Returns the key of this call of a root in its scope: the second one draws anew.
+
+    The first call has the key itself. A model that is applied is called once; one that
+    another module holds, or that is bound, may be called several times.
+    """
+    scope = root.scope
+    count = getattr(scope, "hwtrain_calls", 0)
+    scope.hwtrain_calls = count + 1
+    return fold_in(key, count) if count else key
 
 
 def _transform(plan: Plan, mode: str, key: Any, variables: Any) -> Any:
