@@ -25,7 +25,7 @@ import os
 import sys
 import threading
 import types
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -331,7 +331,7 @@ def _read_stack(name: str) -> tuple[tuple[Index, ...], bool]:
                     raise _no_step(name, "vmap")
                 tag = id(trace.tag)  # all tags are equal
                 if tag not in found:
-                    found[tag] = _row(trace)
+                    found[tag] = _row(trace, frame.f_locals.get("in_vals", ()))
             elif code.co_name == "vmap_f" and _within_jax(frame):
                 # jacfwd and its like map over directions of one evaluation.
                 found.pop(tag, None)
@@ -339,13 +339,21 @@ def _read_stack(name: str) -> tuple[tuple[Index, ...], bool]:
     return tuple(reversed(found.values())), kept
 
 
-def _row(trace: batching.BatchTrace) -> Index:
-    """Returns the index of each row of a map, spread over a mesh as its rows are."""
+def _row(trace: batching.BatchTrace, mapped: Sequence[Any]) -> Index:
+    """Returns the index of each row of a map, spread over a mesh as the rows are.
+
+    Args:
+      trace: the trace of the map.
+      mapped: what it maps.
+    """
     axis = trace.axis_data.explicit_mesh_axis
     with core.set_current_trace(trace.parent_trace):
         numbers = jnp.arange(trace.axis_data.size, dtype=jnp.uint32)
         if axis is not None:
-            numbers = jax.reshard(numbers, jax.sharding.PartitionSpec(axis))
+            meshes = (jax.typeof(value).sharding.mesh for value in mapped)
+            mesh = next(mesh for mesh in meshes if not mesh.empty)
+            spec = jax.sharding.PartitionSpec(axis)
+            numbers = jax.reshard(numbers, jax.sharding.NamedSharding(mesh, spec))
     return batching.BatchTracer(trace, numbers, 0)
 
 
