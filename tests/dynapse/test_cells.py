@@ -98,7 +98,7 @@ def gradients(params, **options):
     def nnx_loss(params):
         return nnx_layer(params, **options)(X)[1].mean()
 
-    return jax.grad(loss)(params)["cell"], jax.grad(nnx_loss)(params)["cell"]
+    return [jax.jit(jax.grad(f))(params)["cell"] for f in (loss, nnx_loss)]
 
 
 def test_only_what_is_named_is_trained(params):

@@ -77,8 +77,14 @@ def test_plans_are_equal_but_for_the_class_names(models):
 def test_draws_of_the_weight_side_are_bit_equal(models):
     linen, analog, params, x = models
     key = jax.random.key(11)
-    ours, _ = step_weights(params, hw.plan(linen, params, x), "train", key)
-    state, _ = step_weights(nnx.state(analog, nnx.Param), hw.plan(analog), "train", key)
+
+    def weights(params, plan):
+        return jax.jit(lambda p, key: step_weights(p, plan, "train", key)[0])(
+            params, key
+        )
+
+    ours = weights(params, hw.plan(linen, params, x))
+    state = weights(nnx.state(analog, nnx.Param), hw.plan(analog))
     theirs = paths.leaves(nnx.to_pure_dict(state))
     for path, value in paths.leaves(ours).items():
         np.testing.assert_array_equal(value, theirs[path], err_msg=path)
@@ -94,14 +100,14 @@ def test_outputs_and_gradients_are_equal_to_rounding(models):
         out = linen.apply({"params": params}, x, rngs={"mismatch": key})
         return jnp.square(out).mean(), out
 
-    (_, out), ours = jax.value_and_grad(loss, has_aux=True)(params)
-    theirs = nnx.grad(lambda m: jnp.square(m(x)).mean())(analog)
+    (_, out), ours = jax.jit(jax.value_and_grad(loss, has_aux=True))(params)
+    theirs = nnx.jit(nnx.grad(lambda m: jnp.square(m(x)).mean()))(analog)
     theirs = paths.leaves(nnx.to_pure_dict(theirs))
     for path, value in paths.leaves(ours).items():
         np.testing.assert_allclose(value, theirs[path], rtol=1e-5, atol=1e-6)
     np.testing.assert_allclose(
-        hw.eval_mode(linen).apply({"params": params}, x),
-        hw.eval_mode(analog)(x),
+        jax.jit(hw.eval_mode(linen).apply)({"params": params}, x),
+        nnx.jit(lambda m: m(x))(hw.eval_mode(analog)),
         rtol=1e-6,
         atol=1e-6,
     )
@@ -115,7 +121,7 @@ def test_as_functions_they_agree_under_jit_and_vmap(models, mode):
     for model, variables in ((linen, {"params": params}), (analog, None)):
         function, tree = as_function(model, mode, variables)
         keys = jax.random.split(jax.random.key(3), 4)
-        each = jax.vmap(function, in_axes=(None, 0, None))(tree, keys, x)
+        each = jax.jit(jax.vmap(function, in_axes=(None, 0, None)))(tree, keys, x)
         np.testing.assert_allclose(
             each[2], jax.jit(function)(tree, keys[2], x), rtol=1e-5, atol=1e-6
         )

@@ -11,6 +11,7 @@ from flax import linen as nn
 from flax import nnx
 
 import hwtrain as hw
+from hwtrain import paths
 
 CHIP = hw.Hardware(
     modifier=hw.WeightModifierParameter(type="add_normal", std_dev=0.05),
@@ -134,16 +135,13 @@ def check_chips(analog, path, variables, plan, call_kwargs):
     assert found.mean > np.log(1 / 3) and found.std > 0
 
 
-@pytest.mark.full
-def test_linen(tmp_path):
-    model = ResNet()
-    analog = hw.analogize(model, CHIP)
-    variables = analog.init(jax.random.key(0), IMAGES)
-    plain = model.init(jax.random.key(0), IMAGES)
-    assert jax.tree.structure(hw.strip(variables["params"])) == jax.tree.structure(
-        plain["params"]
-    )
-    params, stats = variables["params"], variables["batch_stats"]
+def linen_training():
+    """Returns the analog model, its variables and plan, the optimizer and its step.
+
+    The list holds an entry for each time that the step is traced.
+    """
+    analog = hw.analogize(ResNet(), CHIP)
+    variables = jax.jit(analog.init)(jax.random.key(0), IMAGES)
     plan = hw.plan(analog, variables, IMAGES)
     tx = hw.optim.hardware_aware(optax.adam(5e-3), plan)
     traces = []
@@ -165,6 +163,36 @@ def test_linen(tmp_path):
         updates, state = tx.update(grads, state, params)
         return optax.apply_updates(params, updates), stats_, state, value
 
+    return analog, variables, plan, tx, step, traces
+
+
+def test_a_step_trains_all_and_feels_the_noise():
+    _, variables, plan, tx, step, _ = linen_training()
+    before, stats = variables["params"], variables["batch_stats"]
+    state = tx.init(before)
+    after, new, _, value = step(before, stats, state, jax.random.key(1))
+    *_, other = step(before, stats, state, jax.random.key(2))
+    assert np.isfinite(value) and value != other
+    assert len(plan) == 5 and all(weight.ranged for weight in plan.weights)
+    assert all(weight in paths.leaves(after) for weight in plan)
+    for path, leaf in paths.leaves(after).items():
+        same = (leaf == paths.leaves(before)[path]).all()
+        assert np.isfinite(leaf).all(), path
+        # The last normalisation of the block starts at a scale of zero, which keeps
+        # what is before it from being trained in the first step.
+        assert not same or path.startswith("ResidualBlock_0/") or "probe" in path, path
+    moved = jax.tree.map(lambda a, b: bool((a != b).any()), new, stats)
+    assert all(jax.tree.leaves(moved))
+
+
+@pytest.mark.full
+def test_linen(tmp_path):
+    analog, variables, plan, tx, step, traces = linen_training()
+    plain = ResNet().init(jax.random.key(0), IMAGES)
+    assert jax.tree.structure(hw.strip(variables["params"])) == jax.tree.structure(
+        plain["params"]
+    )
+    params, stats = variables["params"], variables["batch_stats"]
     state, losses, before = tx.init(params), [], stats
     for number in range(20):
         key = jax.random.fold_in(jax.random.key(1), number)

@@ -9,8 +9,7 @@ from flax import linen as nn
 from flax import nnx
 
 import hwtrain as hw
-
-pytestmark = pytest.mark.full
+from hwtrain import paths
 
 CHIP = hw.Hardware(
     modifier=hw.WeightModifierParameter(type="add_normal", std_dev=0.03),
@@ -103,6 +102,7 @@ def check(losses, analog, variables, plan):
     assert chips.mean > 0.6
 
 
+@pytest.mark.full
 def test_linen():
     analog = hw.analogize(VisionTransformer(), CHIP)
     variables = jax.jit(analog.init)(jax.random.key(0), IMAGES)
@@ -130,7 +130,8 @@ def test_linen():
     check(losses, analog, {"params": params}, plan)
 
 
-def test_nnx():
+def nnx_training():
+    """Returns the analog model, its plan, the optimizer and its step."""
     rngs = nnx.Rngs(params=0, dropout=1)
     analog = hw.analogize(NnxVisionTransformer(rngs), CHIP, rngs=nnx.Rngs(mismatch=1))
     plan = hw.plan(analog)
@@ -144,5 +145,25 @@ def test_nnx():
         optimizer.update(analog, grads)
         return value
 
+    return analog, plan, optimizer, step
+
+
+def test_a_step_trains_all_and_feels_the_noise():
+    analog, plan, optimizer, step = nnx_training()
+    before = nnx.to_pure_dict(nnx.state(analog, nnx.Param))
+    values = [float(step(analog, optimizer))]
+    after = paths.leaves(nnx.to_pure_dict(nnx.state(analog, nnx.Param)))
+    assert len(plan) == 8 and all(weight.ranged for weight in plan.weights)
+    for path, leaf in paths.leaves(before).items():
+        assert np.isfinite(after[path]).all(), path
+        assert (leaf != after[path]).any() != path.endswith("probe"), path
+    nnx.update(analog, nnx.State(before))
+    values.append(float(step(analog, optimizer)))
+    assert np.isfinite(values).all() and values[0] != values[1]
+
+
+@pytest.mark.full
+def test_nnx():
+    analog, plan, optimizer, step = nnx_training()
     losses = [float(step(analog, optimizer)) for _ in range(20)]
     check(losses, analog, None, plan)
