@@ -36,7 +36,9 @@ class LazyPackage(ModuleType):
         super().__setattr__(name, value)
 
     def __dir__(self) -> Iterable[str]:
-        return {*vars(self), *self._homes, *self._parts}
+        # The package's own modules are no names for users, though they are found.
+        special = {name for name in vars(self) if name.startswith("__")}
+        return {*special, *vars(self)["__all__"]}
 
 
 def make_lazy(

@@ -327,8 +327,10 @@ def _read_stack(name: str) -> tuple[tuple[Index, ...], bool]:
             kept |= file not in _KEEP_NOTHING
             trace = frame.f_locals.get("trace") if file == "batching.py" else None
             if isinstance(trace, batching.BatchTrace):
+                if late == "eval_jaxpr":
+                    raise _no_step(name, f"vmap, {_RUNS_LATE}")
                 if late:
-                    raise _no_step(name, "vmap")
+                    raise _no_step(name, "custom_vmap under a vmap")
                 tag = id(trace.tag)  # all tags are equal
                 if tag not in found:
                     found[tag] = _row(trace, frame.f_locals.get("in_vals", ()))
@@ -365,22 +367,25 @@ def _within_jax(frame: Any) -> bool:
     return caller.f_code.co_filename == frame.f_code.co_filename
 
 
+_RUNS_LATE = "by the rule of a derivative, which runs when the loop has returned"
+
+
 def _check_frame(name: str, code: types.CodeType, file: str, late: bool) -> None:
     """Raises for a frame of JAX in which a read cannot know where it stands."""
     where = _LOOPS.get(code) or _DEVICES.get(file)
     if code.co_name in _BY_HAND:
-        where = code.co_name
-    # The rule of a derivative may run late, when the loop around it has returned.
+        where = code.co_name.removesuffix("_f")
     if file == _RULES and code.co_name.startswith(("_scan_", "_while_")):
-        where = "scan" if "scan" in code.co_name else "while_loop"
+        loop = "scan" if "scan" in code.co_name else "while_loop"
+        where = f"{loop}, {_RUNS_LATE}"
     if late and _steps.get():
-        where = "loop"
+        where = f"loop, {_RUNS_LATE}"
     if where is not None:
         raise _no_step(name, where)
 
 
 def _no_step(name: str, where: str) -> ValueError:
     return ValueError(
-        f"{name}: its noise is drawn inside JAX's {where}, where no step is known: it "
+        f"{name}: its noise is drawn inside JAX's {where}. No step is known there: it "
         f"would repeat. {_WAY_OUT}"
     )
