@@ -3,6 +3,7 @@
 import chex
 import jax
 import jax.numpy as jnp
+import pytest
 from flax import linen as nn
 from flax import nnx
 
@@ -17,6 +18,7 @@ from hwtrain.hardware import (
 )
 from hwtrain.transforms import analogize, plan
 
+pytestmark = pytest.mark.optimised
 HARDWARE = Hardware(
     modifier=WeightModifierParameter(type="add_normal", std_dev=0.1),
     input_range=InputRangeParameter(),

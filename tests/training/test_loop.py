@@ -70,6 +70,7 @@ def on_chips(framework, params, data):
     return population(analog, variables, [data], losses, chips=8, key=key).values
 
 
+@pytest.mark.optimised
 @pytest.mark.parametrize("framework", FRONTENDS)
 def test_a_resumed_run_ends_bit_identical(framework, data, tmp_path):
     model, optimizer, step = make(framework, data)

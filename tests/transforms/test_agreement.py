@@ -74,6 +74,7 @@ def test_plans_are_equal_but_for_the_class_names(models):
     assert {d.path for d in ours.digital} == {d.path for d in theirs.digital}
 
 
+@pytest.mark.optimised
 def test_draws_of_the_weight_side_are_bit_equal(models):
     linen, analog, params, x = models
     key = jax.random.key(11)

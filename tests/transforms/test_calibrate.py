@@ -92,6 +92,7 @@ class Stack(nn.Module):
         return layers(name="layers")(x, None)[0]
 
 
+@pytest.mark.optimised
 def test_each_layer_of_a_stack_gets_its_own_range():
     analog = hw.analogize(Stack(), CHIP)
     variables = jax.jit(analog.init)(jax.random.key(0), BATCHES[0])

@@ -504,17 +504,22 @@ SELDOM = ("gru", "mgu", "lstm", "optimized_lstm", "conv_local", "conv_depthwise"
 """Layers that multiply as others do, the cells as `simple`: not in the default run."""
 
 
-def is_seldom(case):
+def remats(case):
+    return "remat" in case.wrappers
+
+
+def marks(case):
+    # Optimised, XLA may merge what is computed again with what was computed before.
+    found = [pytest.mark.optimised] if remats(case) else []
     # Of the other cells, one: with a carry of two arrays, in a model inside another.
-    return case.layer in SELDOM and (case.layer, case.run) != ("lstm", "nested")
+    if case.layer in SELDOM and (case.layer, case.run) != ("lstm", "nested"):
+        found.append(pytest.mark.full)
+    return found
 
 
 @pytest.mark.parametrize(
     "case",
-    [
-        pytest.param(case, marks=pytest.mark.full) if is_seldom(case) else case
-        for case in cover()
-    ],
+    [pytest.param(case, marks=marks(case)) for case in sorted(cover(), key=remats)],
     ids=str,
 )
 def test_a_layer_under_transforms(case):
@@ -522,7 +527,14 @@ def test_a_layer_under_transforms(case):
 
 
 @pytest.mark.full
-@pytest.mark.parametrize("case", list(singles()), ids=str)
+@pytest.mark.parametrize(
+    "case",
+    [
+        pytest.param(case, marks=[pytest.mark.optimised] if remats(case) else [])
+        for case in sorted(singles(), key=remats)
+    ],
+    ids=str,
+)
 def test_a_layer_under_a_transform(case):
     check(case)
 

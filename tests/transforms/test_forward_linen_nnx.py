@@ -384,6 +384,7 @@ class Stack(nn.Module):
         return stack(name="layers")(x, None)[1]
 
 
+@pytest.mark.optimised
 @pytest.mark.parametrize("remat", [False, True])
 def test_the_layers_of_a_linen_stack_draw_uncorrelated_noise(remat):
     x = inputs(batch=500)

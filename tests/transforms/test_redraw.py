@@ -128,6 +128,7 @@ LAYERS = {
 SOME = ("general", "conv", "vmapped")
 
 
+@pytest.mark.optimised
 @pytest.mark.parametrize(
     ("name", "ranged"),
     [
@@ -279,6 +280,7 @@ def test_what_has_no_product_refuses_it():
         hw.analogize(masked, chip)
 
 
+@pytest.mark.optimised
 def test_a_step_needs_less_memory_than_with_weights_that_are_kept():
     class Squares(nn.Module):
         @nn.compact

@@ -208,6 +208,7 @@ def test_each_layer_has_the_product_of_what_matches_it(outputs):
     assert np.abs(scaled({"hidden": 0.5}) - scaled({"h.*": 0.5})).max() > 0.01
 
 
+@pytest.mark.optimised
 def test_a_stack_gets_its_strength_inside_scan():
     class Block(nn.Module):
         @nn.compact
