@@ -253,9 +253,14 @@ def test_nnx_gets_the_same_scales():
     )
     tx = hw.optim.hardware_aware(base, plan)
     step, linen_state = trainer(analog, tx), tx.init(params)
-    for _ in range(3):
+
+    @nnx.jit
+    def nnx_step(twin, optimizer):
         grads = nnx.grad(lambda m: jnp.square(m(X) - 1).mean())(twin)
         optimizer.update(twin, grads)
+
+    for _ in range(3):
+        nnx_step(twin, optimizer)
         params, linen_state = step(params, linen_state)
     ours = paths.leaves(nnx.to_pure_dict(nnx.state(twin, nnx.Param)))
     for path, value in paths.leaves(params).items():

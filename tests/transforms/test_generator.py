@@ -27,7 +27,8 @@ def linen_and_nnx(hardware, impl):
     model = nnx.Linear(5, 4, rngs=nnx.Rngs(0))
     model.kernel[...] = variables["params"]["kernel"]
     model = hwtrain.analogize(model, hardware, rngs=nnx.Rngs(mismatch=key))
-    return linen.apply(variables, X, rngs=rngs), model(X)
+    call = nnx.jit(lambda model, x: model(x))
+    return jax.jit(linen.apply)(variables, X, rngs=rngs), call(model, X)
 
 
 @pytest.mark.parametrize("effect", HARDWARE)

@@ -57,6 +57,9 @@ def nnx_model(hardware):
     return hw.analogize(plain, hardware, rngs=nnx.Rngs(mismatch=1))
 
 
+call_nnx = nnx.jit(lambda model, x: model(x))
+
+
 def weights_of(call, params, examples, key=KEY):
     """Reads the weights of every example, by identity matrices."""
     x = jnp.broadcast_to(jnp.eye(ROWS), (examples, ROWS, ROWS))
@@ -111,7 +114,7 @@ def test_chunks_change_neither_values_nor_gradients(retraced):
     def loss_and_gradients():
         call, params = linen(hw.Hardware(modifier=modifier))
         loss = lambda p, x: (call(p, x, KEY) ** 2).sum()  # noqa: E731
-        return jax.value_and_grad(loss, (0, 1))(params, x)
+        return jax.jit(jax.value_and_grad(loss, (0, 1)))(params, x)
 
     whole = loss_and_gradients()
     retraced.setattr(per_example, "LARGEST_CHUNK", 3 * ROWS * COLUMNS)
@@ -149,7 +152,7 @@ def test_an_example_keeps_its_weights_over_calls_of_a_step():
     analog = hw.analogize(Twice(), hw.Hardware(modifier=modifier))
     x = jnp.ones((2, ROWS))
     variables = jax.jit(analog.init)(KEY, x)
-    first, second = analog.apply(variables, x, rngs={"mismatch": KEY})
+    first, second = jax.jit(analog.apply)(variables, x, rngs={"mismatch": KEY})
     np.testing.assert_allclose(2 * first, second, rtol=1e-6)
 
 
@@ -159,7 +162,7 @@ def test_both_frameworks_draw_the_same_and_only_when_they_should(per):
     hardware = hw.Hardware(modifier=modifier)
     model = nnx_model(hardware)
     x = jax.random.normal(jax.random.key(5), (4, ROWS))
-    y = model(x)
+    y = call_nnx(model, x)
     clean = x @ kernel()
     assert float(jnp.abs(y - clean).max()) > 0.05
     call, params = linen(hardware)
@@ -190,8 +193,8 @@ def test_draws_for_each_example_go_through_range_tiles_and_converters():
     )
     call, params = linen(hardware)
     x = jnp.broadcast_to(jnp.linspace(-2.0, 2.0, ROWS), (5, ROWS))
-    grads, y = jax.grad(
-        lambda p: (lambda y: (y.sum(), y))(call(p, x, KEY)), has_aux=True
+    grads, y = jax.jit(
+        jax.grad(lambda p: (lambda y: (y.sum(), y))(call(p, x, KEY)), has_aux=True)
     )(params)
     # Equal inputs: the outputs differ by the draws of weights and of output noise.
     assert np.unique(np.asarray(y), axis=0).shape[0] == 5
@@ -298,7 +301,7 @@ def test_the_last_input_is_copied_in_both_frameworks(per_batch_sample):
     hardware = hw.Hardware(modifier=modifier)
     call, params = linen(hardware)
     x = jnp.eye(ROWS)[None]
-    for w in (call(params, x, KEY)[0], nnx_model(hardware)(x)[0]):
+    for w in (call(params, x, KEY)[0], call_nnx(nnx_model(hardware), x)[0]):
         np.testing.assert_allclose(w[-1], kernel()[-1], rtol=1e-6)
         assert (np.asarray(w[:-1]) != np.asarray(kernel()[:-1])).all()
 
@@ -315,7 +318,7 @@ def test_the_last_input_agrees_with_the_c_engine(name, golden):
     model = hw.analogize(plain, hw.Hardware(modifier=modifier))
     tie = np.abs(np.abs(w / (np.abs(w[:-1]).max() * 0.25)) % 1 - 0.5) < 1e-4
     tie[-1] = False
-    ours = np.asarray(model(jnp.eye(len(w))))
+    ours = np.asarray(call_nnx(model, jnp.eye(len(w))))
     np.testing.assert_allclose(ours[~tie], out[~tie], atol=1e-6)
 
 
@@ -329,9 +332,9 @@ def test_a_convolution_draws_for_each_example_or_each_position(per):
     layer = nn.Conv(2, (3,), padding="VALID", use_bias=False)
     params = {"kernel": plain.kernel[...]}
     analog = hw.analogize(layer, hardware)
-    clean = layer.apply({"params": params}, x)
-    noisy = analog.apply({"params": params}, x, rngs={"mismatch": KEY})
-    for y in (noisy, model(x)):
+    clean = jax.jit(layer.apply)({"params": params}, x)
+    noisy = jax.jit(analog.apply)({"params": params}, x, rngs={"mismatch": KEY})
+    for y in (noisy, call_nnx(model, x)):
         noise = np.asarray(y - clean)
         assert (noise[0] != noise[1]).all()
         # All positions of these examples see the same vector.
