@@ -15,7 +15,6 @@ os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES", "0")
 
 import jax  # noqa: E402
 import pytest  # noqa: E402
-from jax._src import compiler  # noqa: E402
 
 # Small programs that run few times cost more to optimise than to run. It is an option
 # of each compilation: tests marked `optimised` turn the optimisations on (see below),
@@ -25,6 +24,8 @@ jax.config.update("jax_disable_most_optimizations", True)
 # XLA's newer emitters of kernels take twice as long to compile small ones as the older,
 # which XLA still has in this version of JAX; later ones do not know the option.
 if jax.__version_info__[:2] == (0, 10):
+    from jax._src import compiler
+
     _plain_options = compiler.get_compile_options
 
     def _cheap_options(*args, **kwargs):
