@@ -172,8 +172,8 @@ def standard_deviation(
 ) -> jax.Array:
     """Returns the standard deviation (N-1) of every row tile.
 
-    In one pass: sums of the differences, and of their squares, to the mean of the first
-    eight rows. The variance loses no more ulps than a tile has rows.
+    In one pass: sums of the differences, and of their squares, to the mean of eight of
+    the weights. The variance loses no more ulps than a tile has weights for each eight.
 
     Args:
       matrix: `[..., rows, columns]`.
@@ -189,12 +189,8 @@ def standard_deviation(
     tiles = [cut(array.astype(jnp.float32), row_sizes, axis=-2) for array in addends]
     axes = (-2,) if per_column else (-2, -1)
 
-    # The mean of equal numbers is not exactly their value, but their spread is zero.
     first = sum(tile[..., : min(8, row_sizes[-1]), :] for tile in tiles)
-    mean, low, high = (
-        f(first, axis=axes, keepdims=True) for f in (jnp.mean, jnp.min, jnp.max)
-    )
-    near = jnp.clip(mean, low, high)
+    near = _near(first, per_column=per_column)
 
     def difference_and_square(valid, *tiles):
         difference = jnp.where(valid, sum(tiles) - near, 0)
@@ -211,6 +207,31 @@ def standard_deviation(
     # The derivative of the root at zero, of equal weights, is taken for zero.
     spread = variance > 0
     return jnp.where(spread, jnp.sqrt(jnp.where(spread, variance, 1)), 0)[..., 0, :]
+
+
+def _near(first: jax.Array, *, per_column: bool) -> jax.Array:
+    """Returns a number near the weights of tiles: the mean of a few of them.
+
+    Args:
+      first: `[..., row tiles, few, columns]`, the first rows of each tile.
+      per_column: of each column, or of the first column alone.
+
+    Returns:
+      `[..., row tiles, 1, columns or 1]`
+    """
+    if any(jax.typeof(first).sharding.spec[-2:]):
+        # An axis that a mesh of explicit axes spreads may not be sliced.
+        axes = -2 if per_column else (-2, -1)
+        mean, low, high = (
+            f(first, axis=axes, keepdims=True) for f in (jnp.mean, jnp.min, jnp.max)
+        )
+    else:
+        # A chain: each reduction would be a kernel of its own.
+        few = jnp.split(first if per_column else first[..., :1], first.shape[-2], -2)
+        mean = sum(few[1:], few[0]) / len(few)
+        low, high = (functools.reduce(f, few) for f in (jnp.minimum, jnp.maximum))
+    # The mean of equal numbers is not exactly their value, but their spread is zero.
+    return jnp.clip(mean, low, high)
 
 
 def expand_rows(statistic: jax.Array, row_sizes: tuple[int, ...]) -> jax.Array:

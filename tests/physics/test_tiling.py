@@ -56,13 +56,18 @@ def test_statistics_of_row_tiles(sizes, per_column):
 
 @pytest.mark.parametrize("per_column", [False, True])
 @pytest.mark.parametrize("sizes", [(2048,), (683, 683, 682), (1021, 1020), (3,)])
-@pytest.mark.parametrize("kind", ["about zero", "far from zero", "one odd row"])
+@pytest.mark.parametrize(
+    "kind", ["about zero", "far from zero", "one odd row", "one odd weight"]
+)
 def test_the_spread_of_a_sum_loses_few_ulps(kind, sizes, per_column):
     rng = np.random.default_rng(0)
     w = rng.normal(size=(sum(sizes), 5)).astype(np.float32)
-    w += {"about zero": 0, "far from zero": 1e4, "one odd row": 0}[kind]
+    w += 1e4 if kind == "far from zero" else 0
+    first = np.cumsum((0, *sizes[:-1]))
     if kind == "one odd row":
-        w[np.cumsum((0, *sizes[:-1]))] = 1e6
+        w[first] = 1e6
+    if kind == "one odd weight":
+        w[first, 0] = 1e6
     update = rng.normal(size=w.shape).astype(np.float32)
     total = (w + update).astype(np.float64)
     axes = (0,) if per_column else (0, 1)
@@ -76,8 +81,9 @@ def test_the_spread_of_a_sum_loses_few_ulps(kind, sizes, per_column):
         )
     )(w, update)
     lost = np.abs(np.float64(spread) ** 2 / expected - 1) / np.finfo(np.float32).eps
-    # The distance of eight rows to the mean is at most sqrt(rows / 8) spreads.
-    limit = np.asarray(sizes)[:, None] if kind == "one odd row" else 8
+    # The distance of eight weights to the mean is at most sqrt(weights / 8) spreads.
+    count = np.asarray(sizes)[:, None] * (1 if per_column else w.shape[1])
+    limit = np.maximum(count / 8, 8) if "odd" in kind else 8
     assert (lost <= limit).all(), lost
 
 
