@@ -43,45 +43,35 @@ def frozen_keys(weight: AnalogWeight, key: jax.Array) -> jax.Array:
     return data.reshape(*weight.stack, 2)
 
 
-def with_chip_keys(params: paths.Tree, plan: Plan, key: jax.Array) -> paths.Tree:
-    """Returns the parameters with the key of a chip beside the layers that need it.
+def with_chip_leaves(
+    params: paths.Tree, plan: Plan, nominal: paths.Tree, key: jax.Array
+) -> paths.Tree:
+    """Returns a chip's parameters with what belongs to the chip beside its weights.
 
-    From it a layer in chip mode draws what is frozen in its periphery. Without such
-    layers, the parameters come back as they are.
+    The mapping scales of the nominal weights, which the periphery around the tiles is
+    made for: derived from the chip's own, they would follow its mismatch and drift. And
+    the key of what is frozen in the periphery. Leaves that are there stay.
 
     Args:
-      params: parameters of the root, nested mappings.
-      plan: the plan.
+      params: parameters as the chip has them, nested mappings.
+      plan: the plan; paths in the parameters are with or without its prefix.
+      nominal: its nominal parameters, with the same paths.
       key: `chip_key(chip_seed)`.
     """
-    entries = {
-        weight.leaf("chip_key").removeprefix(f"{plan.prefix}/"): frozen_keys(
-            weight, key
-        )
-        for weight in plan.weights
-        if weight.kind != "raw" and weight.hardware.freezes("chip")
-    }
-    return paths.insert(params, entries) if entries else params
-
-
-def with_nominal_scales(
-    params: paths.Tree, plan: Plan, nominal: paths.Tree
-) -> paths.Tree:
-    """Returns a chip's parameters with the mapping scales of the nominal ones.
-
-    A scale that is derived from the kernel would follow the chip's drift, as if the
-    converters around its tiles were adjusted to it.
-
-    Args:
-      params: parameters of the root as a chip has them, nested mappings.
-      plan: the plan.
-      nominal: its nominal parameters.
-    """
-    kernels, entries = paths.leaves(with_clipped(nominal, plan)), {}
+    kernels, present = paths.leaves(with_clipped(nominal, plan)), paths.leaves(params)
+    entries = {}
     for weight in plan.weights:
-        if weight.hardware.derives_chip_scale and weight.kind != "raw":
-            matrix = weight.to_matrix(kernels[weight.path])
-            entries[weight.leaf("mapping_scale")] = weight.derived_scale(matrix)
+        if weight.kind == "raw":
+            continue  # it has no periphery
+        prefix = "" if weight.path in kernels else f"{plan.prefix}/"
+        if weight.hardware.freezes("chip"):
+            path = weight.leaf("chip_key").removeprefix(prefix)
+            entries[path] = frozen_keys(weight, key)
+        if weight.hardware.derives_chip_scale:
+            matrix = weight.to_matrix(kernels[weight.path.removeprefix(prefix)])
+            path = weight.leaf("mapping_scale").removeprefix(prefix)
+            entries[path] = weight.derived_scale(matrix)
+    entries = {path: leaf for path, leaf in entries.items() if path not in present}
     return paths.insert(params, entries) if entries else params
 
 
@@ -97,13 +87,16 @@ def apply_mismatch(params: paths.Tree, plan: Plan, key: jax.Array) -> paths.Tree
       key: `chip_key(chip_seed)`.
 
     Returns:
-      A tree like `params`.
+      A tree like `params`. Beside the weights of a layer with a periphery, it holds
+      what is the chip's too: a `mapping_scale` that is derived from the nominal
+      weights, and a `chip_key`, from which a layer in `chip_mode` draws what is frozen
+      in its periphery.
 
     Raises:
       ValueError: if the parameters lack a weight of the plan.
     """
     plan.check_weights(params)
-    params = with_clipped(params, plan)
+    nominal = params = with_clipped(params, plan)
     by_path = paths.leaves(params)
     weights = {w.path: w for w in plan.weights if w.hardware.mismatch is not None}
 
@@ -115,7 +108,8 @@ def apply_mismatch(params: paths.Tree, plan: Plan, key: jax.Array) -> paths.Tree
         kernel = mismatched(weight, jnp.asarray(leaf, jnp.float32), scale, key)
         return kernel.astype(leaf.dtype)
 
-    return with_open_bounds(paths.map_leaves(chip_value, params), plan)
+    chip = with_open_bounds(paths.map_leaves(chip_value, params), plan)
+    return with_chip_leaves(chip, plan, nominal, key)
 
 
 def mismatched(

@@ -18,6 +18,7 @@ from hwtrain.checkpoint.manifest import ChipEntry, LayerEntry, LeafEntry, Manife
 from hwtrain.checkpoint.reads import check_read, kernel_at
 from hwtrain.checkpoint.tiles import Tile, check_targets, join
 from hwtrain.checkpoint.variables import as_leaf, unflatten
+from hwtrain.chips import chip_key, with_chip_leaves
 from hwtrain.clip_bounds import with_open_bounds
 from hwtrain.conductances import converter_of
 from hwtrain.physics.programmed import Programmed
@@ -74,7 +75,8 @@ class HardwareCheckpoint:
           key: key of the read noise; `None` reads without noise.
 
         Returns:
-          A tree like `params`, of the same dtypes.
+          A tree like `params`, of the same dtypes; with the leaves of the chip's
+          periphery that `hwtrain.apply_mismatch` names.
 
         Raises:
           HardwareCheckpointError: if the chip is not in the checkpoint, or damaged; or
@@ -101,8 +103,8 @@ class HardwareCheckpoint:
                 return leaf
             return as_leaf(kernels[path].astype(leaf.dtype))
 
-        chip = paths.map_leaves(chip_value, self.params)
-        return with_open_bounds(chip, self.plan)
+        chip = with_open_bounds(paths.map_leaves(chip_value, self.params), self.plan)
+        return with_chip_leaves(chip, self.plan, self.params, chip_key(seed))
 
     def conductances(
         self, path: str, chip_seed: int | None = None

@@ -14,7 +14,7 @@ from flax import nnx
 
 from hwtrain import paths
 from hwtrain.checkpoint import HardwareCheckpoint
-from hwtrain.chips import chip_key, with_chip_keys, with_nominal_scales
+from hwtrain.chips import chip_key
 from hwtrain.clip_bounds import with_clipped
 from hwtrain.evaluate.measured import are_measured, as_they_are
 from hwtrain.physics.random import as_key, draw_key
@@ -177,8 +177,6 @@ def _build_totals(
                 params = chip.at(t_s, read)
                 if deviating is not None:
                     params = _where(deviating, params, with_clipped(nominal, plan))
-                params = with_chip_keys(params, plan, frozen)
-                params = with_nominal_scales(params, plan, nominal)
                 outputs = call({**tree, "params": params}, read, inputs, **kwargs)
                 values = _checked_values(metric(outputs, *targets), _examples(inputs))
                 return jnp.sum(values, dtype=jnp.float32)

@@ -24,9 +24,8 @@ def as_function(
 
     Returns:
       The function, which draws the step from `key`, and its variables: a dict whose
-      entry `params` is a nested dict of arrays. In chip mode, `params` may hold the
-      keys of a chip and its nominal mapping scales, by `with_chip_keys` and
-      `with_nominal_scales` of `hwtrain.chips`.
+      entry `params` is a nested dict of arrays. In chip mode, `params` may hold what
+      `hwtrain.chips.with_chip_leaves` puts beside a chip's weights.
     """
     if isinstance(analog, nnx.Module):
         return _nnx_function(analog, mode, variables)
@@ -76,6 +75,8 @@ def _nnx_function(
         if isinstance(params, nnx.State):
             params = nnx.to_pure_dict(params)
         nnx.update(model, _filled(model, params))
+    # Without what a chip holds beside: a chip's parameters bring their own.
+    own = nnx.to_pure_dict(nnx.state(model, nnx.Param))
     if mode == "chip":
         nnx_root.add_chip_keys(model)
     graphdef, state, rest = nnx.split(model, nnx.Param, ...)
@@ -89,4 +90,4 @@ def _nnx_function(
         called.analog_stream = nnx.RngStream(key, tag="mismatch")
         return called(*args, **kwargs)
 
-    return function, {"params": nnx.to_pure_dict(state), "rest": rest}
+    return function, {"params": own, "rest": rest}

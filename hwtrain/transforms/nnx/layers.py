@@ -52,6 +52,9 @@ LEAF_TYPES = {
     "clip_bound": ClipBound,
 }
 
+CHIP_LEAF_TYPES = {"mapping_scale": MappingScale, "chip_key": ChipKey}
+"""What a chip's parameters hold beside the leaves of the model."""
+
 
 FAMILIES = (dense, convolution, einsum, embed, lora)
 """Each knows some classes of layers: `describe` returns what the plan must know of one,

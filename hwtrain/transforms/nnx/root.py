@@ -8,6 +8,8 @@ import functools
 from typing import Any
 
 import jax
+import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 
 from hwtrain import paths
@@ -19,8 +21,8 @@ from hwtrain.transforms.errors import missing_stream
 from hwtrain.transforms.layer import Layer, added
 from hwtrain.transforms.nnx.guard import make_guarded
 from hwtrain.transforms.nnx.layers import (
+    CHIP_LEAF_TYPES,
     LEAF_TYPES,
-    ChipKey,
     analog_methods,
     describe,
     make_analog,
@@ -107,11 +109,33 @@ def add_chip_keys(model: Any) -> None:
                 kernel = clipped(weight, kernel, bound)
             scale = weight.derived_scale(weight.to_matrix(kernel))
             name = weight.leaf_name("mapping_scale")
-            setattr(layer, name, LEAF_TYPES["mapping_scale"](scale))
+            setattr(layer, name, CHIP_LEAF_TYPES["mapping_scale"](scale))
         if weight.kind != "raw" and weight.hardware.freezes("chip"):
             data = frozen_keys(weight, chip_key(0))
             layer = layers[weight_side.local(plan, weight.layer_path)]
-            setattr(layer, weight.leaf_name("chip_key"), ChipKey(data))
+            kind = CHIP_LEAF_TYPES["chip_key"]
+            setattr(layer, weight.leaf_name("chip_key"), kind(data))
+
+
+def _claim_chip_leaves(model: Any, plan: Plan) -> None:
+    """Makes parameters of arrays that a chip's parameters brought into a model.
+
+    `nnx.update` sets what a model has no variable for as a plain array, which neither a
+    step nor a transform of parameters would see.
+    """
+    layers = None
+    for weight in plan.weights:
+        chip = weight.hardware
+        if weight.kind == "raw" or not (
+            chip.derives_chip_scale or chip.freezes("chip")
+        ):
+            continue
+        layers = modules_of(model) if layers is None else layers
+        layer = layers[weight_side.local(plan, weight.layer_path)]
+        for name, kind in CHIP_LEAF_TYPES.items():
+            value = getattr(layer, weight.leaf_name(name), None)
+            if isinstance(value, jax.Array | np.ndarray):
+                setattr(layer, weight.leaf_name(name), kind(jnp.asarray(value)))
 
 
 def _array(layer: Any, weight: AnalogWeight) -> jax.Array:
@@ -197,6 +221,7 @@ def _through_both_sides(base: type, name: str):
         plan = _make(self, self.analog_assigned, check=False)
         mode = self.analog_mode
         _check_modes(self, plan)
+        _claim_chip_leaves(self, plan)
         if not weight_side.needs_root(plan, mode):
             return original(self, *args, **kwargs)
         key = weight_side.no_key()

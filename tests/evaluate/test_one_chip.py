@@ -1,0 +1,125 @@
+"""A chip that is drawn, exported, loaded or evaluated is one chip, with one scale."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import linen as nn
+from flax import nnx
+from safetensors.numpy import load_file
+
+import hwtrain
+from hwtrain import paths
+from hwtrain.evaluate import population
+
+SEED, BOUND, BITS = 3, 4.0, 4
+X = np.random.default_rng(0).uniform(-1, 1, (64, 16)).astype(np.float32)
+
+
+def chip_type(columnwise=False, **forward):
+    return hwtrain.Hardware(
+        forward=hwtrain.IOParameters(
+            inp_bound=1.0, out_bits=BITS, out_bound=BOUND, **forward
+        ),
+        mapping=hwtrain.MappingParameter(
+            weight_scaling_omega=1.0, weight_scaling_columnwise=columnwise
+        ),
+        mismatch=hwtrain.MismatchParameter(type="add_normal", std_dev=0.2),
+        converter=hwtrain.SinglePairConductanceConverter(g_max=25.0),
+    )
+
+
+def linen(hardware):
+    analog = hwtrain.analogize(nn.Dense(8), hardware)
+    variables = analog.init(jax.random.key(0), X)
+    chip = hwtrain.chip_mode(analog)
+
+    def outputs(params):
+        return chip.apply({"params": params}, X, rngs={"mismatch": jax.random.key(9)})
+
+    return analog, variables, hwtrain.plan(analog, variables, X), outputs
+
+
+def of_nnx(hardware, plain=None):
+    plain = nnx.Linear(16, 8, rngs=nnx.Rngs(0)) if plain is None else plain
+    analog = hwtrain.analogize(plain, hardware, rngs=nnx.Rngs(mismatch=1))
+    params = nnx.to_pure_dict(nnx.state(analog, nnx.Param))
+
+    def outputs(params):
+        chip = hwtrain.chip_mode(nnx.clone(analog))
+        nnx.update(chip, params)
+        return chip(X)
+
+    return analog, {"params": params}, hwtrain.plan(analog), outputs
+
+
+class Nested(nnx.Module):
+    def __init__(self, rngs):
+        self.layers = nnx.List([nnx.Linear(16, 8, rngs=rngs)])
+
+    def __call__(self, x):
+        return self.layers[0](x)
+
+
+def nested(hardware):
+    return of_nnx(hardware, Nested(nnx.Rngs(0)))
+
+
+def read_by_numpy(directory):
+    """Returns outputs of the chip, of its files alone: x W / s, the ADC, times s."""
+    nominal = load_file(directory / "tensors" / "0000.safetensors")
+    chip = load_file(directory / "chips" / f"{SEED:04d}" / "0000.safetensors")
+    scale = nominal["tile/0/0/mapping_scale"].astype(np.float64)
+    y = X.astype(np.float64) @ (chip["kernel"] / scale)
+    step = 2 * BOUND / (2**BITS - 2)
+    return np.clip(np.round(y / step) * step, -BOUND, BOUND) * scale
+
+
+@pytest.mark.parametrize("columnwise", [False, True])
+@pytest.mark.parametrize("model", [linen, of_nnx, nested])
+def test_every_road_to_a_chip_leads_to_the_same(model, columnwise, tmp_path):
+    hardware = chip_type(columnwise)
+    analog, variables, plan, outputs = model(hardware)
+    path = tmp_path / "chip"
+    checkpoint = hwtrain.load(hwtrain.export(path, variables, plan, chip_seeds=[SEED]))
+    key = hwtrain.chip_key(SEED)
+    drawn = hwtrain.apply_mismatch(variables["params"], plan, key)
+    programmed = hwtrain.program_chip(variables["params"], plan, key).at(0.0)
+
+    expected = read_by_numpy(path)
+    # The ADC's step of the nominal scale is not the one of the chip's largest weight.
+    without = paths.drop(drawn, lambda path: not path.endswith("mapping_scale"))
+    assert np.abs(outputs(without) - expected).max() > 0.05
+    for params in (checkpoint.chip(SEED), drawn, programmed):
+        np.testing.assert_allclose(outputs(params), expected, atol=1e-5)
+    found = population(
+        analog,
+        variables,
+        [(X,)],
+        lambda y: jnp.mean(jnp.abs(y), axis=-1),
+        chips=[SEED],
+        key=jax.random.key(0),
+    )
+    np.testing.assert_allclose(found.values, [np.abs(expected).mean()], rtol=1e-5)
+
+
+@pytest.mark.parametrize("model", [linen, of_nnx, nested])
+def test_a_loaded_chip_has_its_own_periphery(model, tmp_path):
+    analog, variables, plan, outputs = model(chip_type(v_offset_std=0.2, r_series=0.01))
+    path = hwtrain.export(tmp_path / "two", variables, plan, chip_seeds=[SEED, 4])
+    checkpoint = hwtrain.load(path)
+    own, other = checkpoint.chip(SEED), checkpoint.chip(4)
+    # The weights of one chip behind the periphery of the other.
+    key = {p: v for p, v in paths.leaves(other).items() if p.endswith("chip_key")}
+    mixed = paths.insert(own, key)
+    assert np.abs(outputs(own) - outputs(mixed)).max() > 0.01
+    found = population(
+        analog,
+        variables,
+        [(X,)],
+        lambda y: jnp.mean(jnp.abs(y), axis=-1),
+        chips=[SEED],
+        key=jax.random.key(0),
+    )
+    expected = np.abs(outputs(own)).mean()
+    np.testing.assert_allclose(found.values, [expected], rtol=1e-5)
