@@ -109,7 +109,7 @@ def by_hand(kernel, seed, t, read_key, *, tiles, omega, mismatch, compensation, 
                 sd = np.clip(-0.0125 * log - 0.0059, 0.008, 0.045)
                 nu = np.abs(mu + sd * xi[part][1][at])
                 drifted = prog * ((t + 20) / 20) ** -nu
-                level = 0.0088 / np.maximum(prog / 25, 1e-7) ** 0.65
+                level = 0.0088 / np.maximum(a, 1e-7) ** 0.65
                 growth = np.sqrt(np.log((t + 20 + 250e-9) / (2 * 250e-9)))
                 noise = drifted * np.minimum(level, 0.2) * growth
                 now.append(np.maximum(drifted + noise * xi_read[part][at], 0))

@@ -1,7 +1,9 @@
 """One type of chip."""
 
 import dataclasses
+import functools
 import math
+import typing
 from typing import Annotated, Self
 
 from pydantic import Field, model_validator
@@ -100,6 +102,22 @@ class Hardware:
     """What undoes the mean drift of each tile when a chip is used."""
     stuck: StuckParameter | None = None
     """Devices of each chip that cannot be programmed."""
+
+    @model_validator(mode="after")
+    def _check_classes(self) -> Self:
+        # An export writes the fields of what it knows: a subclass would come back as
+        # its parent.
+        for name, kinds in _classes().items():
+            value = getattr(self, name)
+            if type(value) not in kinds:
+                parent = next(kind for kind in kinds if isinstance(value, kind))
+                raise ValueError(
+                    f"{name} should be a {parent.__name__} itself; got the subclass "
+                    f"{type(value).__name__}, which an export would turn into its "
+                    f"parent. Write its numbers as fields of {parent.__name__}, or "
+                    "of another class of hwtrain.hardware"
+                )
+        return self
 
     @model_validator(mode="after")
     def _check_stuck(self) -> Self:
@@ -311,3 +329,10 @@ class Hardware:
                 f"out_bound={io.out_bound}, noise_management="
                 f"{io.noise_management!r}, bound_management={io.bound_management!r}"
             )
+
+
+@functools.cache
+def _classes() -> dict[str, tuple[type, ...]]:
+    """Returns by the name of a field of `Hardware` the classes that it may have."""
+    hints = typing.get_type_hints(Hardware)
+    return {name: typing.get_args(hint) for name, hint in hints.items()}

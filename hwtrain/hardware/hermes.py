@@ -97,7 +97,7 @@ class HermesNoiseModel(DriftingNoiseModel):
 
     def read_sigma(self, programmed: Programmed, t_s: ArrayLike) -> jax.Array:
         """Returns the noise of one read at a time in s, in µS."""
-        a = phase_change.relative(programmed.g_prog, self.g_max)
+        a = phase_change.relative(programmed.g_target, self.g_max)
         level = phase_change.hermes_read_level(a, num_devices=self.num_devices)
         growth = noise_growth(t_s + self.t_0, self.t_read)
         return self.read_noise_scale * self.mean_at(programmed, t_s) * level * growth

@@ -151,7 +151,7 @@ class _PCMNoiseModel(DriftingNoiseModel):
 
     def read_sigma(self, programmed: Programmed, t_s: ArrayLike) -> jax.Array:
         """Returns the noise of one read at a time in s, in µS."""
-        a = phase_change.relative(programmed.g_prog, self.g_max)
+        a = phase_change.relative(programmed.g_target, self.g_max)
         level = self.read_noise_scale * phase_change.pcm_read_level(a)
         growth = noise_growth(t_s + self.t_0, self.t_read)
         return self.mean_at(programmed, t_s) * level * growth
@@ -167,7 +167,7 @@ class PCMLikeNoiseModel(_PCMNoiseModel):
         \sigma &= (0.263 + 1.965 a - 1.173 a^2)\, g_\text{max} / g_\text{ref} \\
         \mu_\nu &= \mathrm{clip}(-0.0155 \ln a + 0.0244,\ 0.049,\ 0.1) \\
         \sigma_\nu &= \mathrm{clip}(-0.0125 \ln a - 0.0059,\ 0.008,\ 0.045) \\
-        \sigma_\text{read} &= g(t) \min(0.0088 / a_\text{prog}^{0.65},\ 0.2)
+        \sigma_\text{read} &= g(t) \min(0.0088 / a^{0.65},\ 0.2)
         \sqrt{\ln \frac{t + t_0 + t_r}{2 t_r}}
 
     >>> model = PCMLikeNoiseModel()

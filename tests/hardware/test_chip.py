@@ -1,5 +1,6 @@
 """Configurations: round trips, validation at construction, what turns an effect off."""
 
+import dataclasses
 import json
 import tomllib
 
@@ -156,3 +157,34 @@ def test_what_has_an_effect_beside_a_range_that_is_not_learned_is_allowed():
         learn_input_range=False, init_from_data=3, straight_through=True
     )
     assert not hw.InputRangeParameter(enable=False).enable
+
+
+PARTS = {
+    "modifier": hw.WeightModifierParameter(type="add_normal", std_dev=0.1),
+    "clip": hw.WeightClipParameter(type="layer_gaussian"),
+    "remap": hw.WeightRemapParameter(type="layerwise_symmetric"),
+    "input_range": hw.InputRangeParameter(),
+    "forward": hw.IOParameters(out_noise=0.1),
+    "mapping": hw.MappingParameter(max_input_size=4),
+    "mismatch": hw.MismatchParameter(type="mult_normal", std_dev=0.1),
+    "drift": hw.SimpleDriftParameter(nu=0.1),
+    "converter": hw.NPairConductanceConverter(f_lst=(1.0,)),
+    "noise_model": hw.PCMLikeNoiseModel(),
+    "drift_compensation": hw.GlobalDriftCompensation(),
+    "stuck": hw.StuckParameter(at_g_min=0.1),
+}
+
+
+def test_every_part_has_a_case():
+    fields = {field.name for field in dataclasses.fields(hw.Hardware)}
+    assert fields == PARTS.keys()
+
+
+@pytest.mark.parametrize("name", PARTS)
+def test_a_subclass_is_not_taken_for_its_parent(name):
+    parent = type(PARTS[name])
+    child = type("Mine", (parent,), {})
+    values = {f.name: getattr(PARTS[name], f.name) for f in dataclasses.fields(parent)}
+    message = f"{name} should be a {parent.__name__} itself; got the subclass Mine"
+    with pytest.raises(ValueError, match=message):
+        hw.Hardware(**{name: child(**values)})
