@@ -7,7 +7,7 @@ import jax.numpy as jnp
 
 from hwtrain import paths
 from hwtrain.clip_bounds import with_clipped, with_open_bounds
-from hwtrain.crossbar import largest_weight, on_crossbar
+from hwtrain.crossbar import largest_weight, on_crossbar, with_written
 from hwtrain.physics.random import draw_key, fold_in
 from hwtrain.plan import AnalogWeight, Plan
 
@@ -49,8 +49,9 @@ def with_chip_leaves(
     """Returns a chip's parameters with what belongs to the chip beside its weights.
 
     The mapping scales of the nominal weights, which the periphery around the tiles is
-    made for: derived from the chip's own, they would follow its mismatch and drift. And
-    the key of what is frozen in the periphery. Leaves that are there stay.
+    made for: derived from the chip's own, they would follow its mismatch and drift. The
+    key of what is frozen in the periphery. And of weights that were rounded to levels
+    when they were written, that they were. Leaves that are there stay.
 
     Args:
       params: parameters as the chip has them, nested mappings.
@@ -61,9 +62,12 @@ def with_chip_leaves(
     kernels, present = paths.leaves(with_clipped(nominal, plan)), paths.leaves(params)
     entries = {}
     for weight in plan.weights:
+        prefix = "" if weight.path in kernels else f"{plan.prefix}/"
+        if weight.hardware.rounds_chips:
+            path = weight.leaf("on_levels").removeprefix(prefix)
+            entries[path] = jnp.ones(weight.stack, jnp.float32)
         if weight.kind == "raw":
             continue  # it has no periphery
-        prefix = "" if weight.path in kernels else f"{plan.prefix}/"
         if weight.hardware.freezes("chip"):
             path = weight.leaf("chip_key").removeprefix(prefix)
             entries[path] = frozen_keys(weight, key)
@@ -90,14 +94,14 @@ def apply_mismatch(params: paths.Tree, plan: Plan, key: jax.Array) -> paths.Tree
       A tree like `params`. Beside the weights of a layer with a periphery, it holds
       what is the chip's too: a `mapping_scale` that is derived from the nominal
       weights, and a `chip_key`, from which a layer in `chip_mode` draws what is frozen
-      in its periphery.
+      in its periphery. `on_levels` says of weights that they were rounded before.
 
     Raises:
       ValueError: if the parameters lack a weight of the plan.
     """
     plan.check_weights(params)
-    nominal = params = with_clipped(params, plan)
-    by_path = paths.leaves(params)
+    nominal, params = with_clipped(params, plan), with_written(params, plan)
+    by_path = paths.leaves(nominal)
     weights = {w.path: w for w in plan.weights if w.hardware.mismatch is not None}
 
     def chip_value(path: str, leaf: jax.Array) -> jax.Array:
@@ -105,29 +109,40 @@ def apply_mismatch(params: paths.Tree, plan: Plan, key: jax.Array) -> paths.Tree
         if weight is None:
             return leaf
         scale = weight.stored_scale(by_path)
-        kernel = mismatched(weight, jnp.asarray(leaf, jnp.float32), scale, key)
-        return kernel.astype(leaf.dtype)
+        kernel = jnp.asarray(by_path[path], jnp.float32)
+        chip = mismatched(weight, kernel, scale, key, jnp.asarray(leaf, jnp.float32))
+        return chip.astype(leaf.dtype)
 
     chip = with_open_bounds(paths.map_leaves(chip_value, params), plan)
     return with_chip_leaves(chip, plan, nominal, key)
 
 
 def mismatched(
-    weight: AnalogWeight, kernel: jax.Array, scale: jax.Array | None, key: jax.Array
+    weight: AnalogWeight,
+    kernel: jax.Array,
+    scale: jax.Array | None,
+    key: jax.Array,
+    written: jax.Array,
 ) -> jax.Array:
-    """Returns one array as a chip has it; as it is, if it has no mismatch.
+    """Returns one array as a chip has it; as it was written, if it has no mismatch.
 
     Args:
       weight: the plan of the array.
       kernel: the stored array, nominal, in float32.
       scale: the stored mapping scale, if the array has one.
       key: `chip_key(chip_seed)`.
+      written: the array that is written to the chip, in float32.
     """
-    return deviated(weight, kernel, scale, draw_key(key, weight.path, "mismatch"))
+    key = draw_key(key, weight.path, "mismatch")
+    return deviated(weight, kernel, scale, key, written)
 
 
 def deviated(
-    weight: AnalogWeight, kernel: jax.Array, scale: jax.Array | None, key: jax.Array
+    weight: AnalogWeight,
+    kernel: jax.Array,
+    scale: jax.Array | None,
+    key: jax.Array,
+    written: jax.Array,
 ) -> jax.Array:
     """As `mismatched`, for the key of the draw itself: no name of the array is needed.
 
@@ -136,10 +151,11 @@ def deviated(
       kernel: the stored array, nominal, in float32.
       scale: the stored mapping scale, if the array has one.
       key: the key of this array's mismatch.
+      written: the array that is written to the chip, in float32.
     """
     mismatch = weight.hardware.mismatch
     if mismatch is None:
-        return kernel
+        return written
     w, s = on_crossbar(weight, kernel, scale)
     w_max = largest_weight(weight, w, per_column=mismatch.per_column)
-    return mismatch(key, w, w_max) * s
+    return mismatch(key, written / s, w_max) * s

@@ -1,12 +1,15 @@
 """The weights as a crossbar holds them: without their mapping scale."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from hwtrain import paths
 from hwtrain.clip_bounds import clipped
 from hwtrain.physics import tiling
-from hwtrain.plan import AnalogWeight
+from hwtrain.plan import AnalogWeight, Plan
 
 
 def on_crossbar(
@@ -118,6 +121,55 @@ def modified(
         changed = tiling.join(changed, weight.row_sizes, axis=-2)
     changed = changed if last is None else jnp.where(last, w, changed)
     return jnp.asarray(changed * s, kernel.dtype)
+
+
+def written(
+    weight: AnalogWeight,
+    kernel: jax.Array,
+    scale: jax.Array | None,
+    bound: jax.Array | None = None,
+) -> jax.Array:
+    """Returns the kernel that is written to a chip.
+
+    It lies within its learned clip bound, and on the levels of a modifier that acts on
+    chips too: rounding comes before what the chip does to it.
+
+    Args:
+      weight: the plan of the array.
+      kernel: the stored array, nominal.
+      scale: the stored mapping scale, if the array has one; otherwise it is derived.
+      bound: its learned clip bound, if it has one.
+    """
+    chip = weight.hardware
+    if chip.modifier is None or not chip.rounds_chips:
+        return clipped(weight, kernel, bound)
+    chip = dataclasses.replace(chip, modifier=chip.modifier.levels)
+    rounding = dataclasses.replace(weight, hardware=chip)
+    return modified(rounding, kernel, scale, None, None, bound)
+
+
+def with_written(params: paths.Tree, plan: Plan) -> paths.Tree:
+    """Returns nominal parameters as they are written to a chip; see `written`.
+
+    Args:
+      params: nominal parameters, nested mappings.
+      plan: the plan.
+    """
+    leaves = paths.leaves(params)
+    weights = {
+        weight.path: weight
+        for weight in plan.weights
+        if weight.hardware.learns_clip or weight.hardware.rounds_chips
+    }
+
+    def value(path: str, leaf: jax.Array) -> jax.Array:
+        weight = weights.get(path)
+        if weight is None:
+            return leaf
+        scale, bound = weight.stored_scale(leaves), weight.stored_bound(leaves)
+        return written(weight, jnp.asarray(leaf), scale, bound)
+
+    return paths.map_leaves(value, params) if weights else params
 
 
 def _cut_by_layer(weight: AnalogWeight) -> bool:

@@ -14,8 +14,8 @@ from jax.typing import ArrayLike
 
 from hwtrain import conductances, paths
 from hwtrain.chips import apply_mismatch, mismatched
-from hwtrain.clip_bounds import with_clipped, with_open_bounds
-from hwtrain.crossbar import on_crossbar
+from hwtrain.clip_bounds import clipped, with_open_bounds
+from hwtrain.crossbar import on_crossbar, written
 from hwtrain.hardware import Hardware
 from hwtrain.hardware.conversion import Params
 from hwtrain.physics import tiling
@@ -40,7 +40,8 @@ class ProgrammedWeight:
       params: the parameters of the nominal weights' conversion; see
         `conductances.targets`. Programming does not change them.
       scale: the mapping scale, broadcastable against the stored array.
-      target: `[*stack, rows, columns]`, nominal weights in units of the crossbar.
+      target: `[*stack, rows, columns]`, the weights that were written, without the
+        chip's mismatch, in units of the crossbar.
     """
 
     devices: tuple[Programmed, ...]
@@ -125,7 +126,7 @@ def program_chip(params: Any, plan: Plan, key: jax.Array) -> ProgrammedChip:
       Joshi et al., Accurate deep neural network inference using computational
       phase-change memory, Nature Communications 2020.
     """
-    values = paths.leaves(with_clipped(params, plan))
+    values = paths.leaves(params)
     weights = {}
     for weight in plan.weights:
         if weight.path not in values:
@@ -134,16 +135,23 @@ def program_chip(params: Any, plan: Plan, key: jax.Array) -> ProgrammedChip:
                 f"{sorted(values)}. Pass the parameters that the plan was made from"
             )
         if weight.hardware.programs:
-            scale = weight.stored_scale(values)
             weights[weight.path] = program_weight(
-                weight, values[weight.path], scale, key
+                weight,
+                values[weight.path],
+                weight.stored_scale(values),
+                key,
+                weight.stored_bound(values),
             )
     chip = apply_mismatch(params, plan, key)
     return ProgrammedChip(params=chip, weights=weights, plan=plan)
 
 
 def program_weight(
-    weight: AnalogWeight, kernel: jax.Array, scale: jax.Array | None, key: jax.Array
+    weight: AnalogWeight,
+    kernel: jax.Array,
+    scale: jax.Array | None,
+    key: jax.Array,
+    bound: jax.Array | None = None,
 ) -> ProgrammedWeight:
     """Programs the crossbars of one weight; see `program_chip`.
 
@@ -152,17 +160,20 @@ def program_weight(
       kernel: the stored array, nominal.
       scale: its stored mapping scale, if it has one.
       key: `chip_key(chip_seed)`.
+      bound: its learned clip bound, if it has one.
     """
     # In float32 whatever the model's dtype, as in an export.
     kernel = jnp.asarray(kernel, jnp.float32)
-    nominal, s = on_crossbar(weight, kernel, scale)
-    target = weight.to_matrix(nominal)
+    wanted = written(weight, kernel, scale, bound)
+    kernel = clipped(weight, kernel, bound)
+    _, s = on_crossbar(weight, kernel, scale)
+    target = weight.to_matrix(wanted / s)
     _, params = conductances.targets(weight, target)
-    chip = mismatched(weight, kernel, scale, key) / s
-    wanted = conductances.by_scale(weight, weight.to_matrix(chip), params)
+    chip = mismatched(weight, kernel, scale, key, wanted) / s
+    found = conductances.by_scale(weight, weight.to_matrix(chip), params)
     devices = tuple(
         _program_device(weight, weight.from_matrix(g), key, part)
-        for part, g in enumerate(wanted)
+        for part, g in enumerate(found)
     )
     return ProgrammedWeight(devices=devices, params=params, scale=s, target=target)
 

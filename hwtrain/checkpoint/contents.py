@@ -154,7 +154,13 @@ class Contents:
         params = self._params
         kernel = _within_bound(weight, params)
         scale = weight.stored_scale(params)
-        crossbars = Crossbars(weight, kernel.array(), scale.array() if scale else None)
+        bound = weight.stored_bound(params)
+        crossbars = Crossbars(
+            weight,
+            kernel.array(),
+            scale.array() if scale else None,
+            bound.array() if bound else None,
+        )
         content = {}
         if weight.hardware.converter is not None:
             for name, tile in crossbars.tiles():

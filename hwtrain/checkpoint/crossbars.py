@@ -12,7 +12,7 @@ from hwtrain import conductances
 from hwtrain.checkpoint.errors import HardwareCheckpointError
 from hwtrain.checkpoint.tiles import Place, Tile, grid, join, on_cpu
 from hwtrain.chips import chip_key, deviated
-from hwtrain.crossbar import on_crossbar
+from hwtrain.crossbar import on_crossbar, written
 from hwtrain.hardware import ConductanceConverter
 from hwtrain.hardware.conversion import Params
 from hwtrain.physics.random import draw_key
@@ -29,13 +29,18 @@ class Crossbars:
       weight: the plan of the array.
       kernel: the stored array, nominal.
       scale: its stored mapping scale, if it has one.
+      bound: its learned clip bound, if it has one, within which the array lies.
 
     Raises:
       HardwareCheckpointError: if the array is not what the plan says, or not finite.
     """
 
     def __init__(
-        self, weight: AnalogWeight, kernel: np.ndarray, scale: np.ndarray | None
+        self,
+        weight: AnalogWeight,
+        kernel: np.ndarray,
+        scale: np.ndarray | None,
+        bound: np.ndarray | None = None,
     ):
         check_kernel(weight, kernel)
         self.weight = weight
@@ -43,10 +48,16 @@ class Crossbars:
         self._geometry = dataclasses.replace(weight, path="", layer="", rule="")
         with on_cpu():
             self._kernel = jnp.asarray(kernel, jnp.float32)
-            self._scale = self._mapping_scale(scale)
+            self._scale, self._bound = self._mapping_scale(scale), bound
+            self._written = _written(self._geometry, self._kernel, self._scale, bound)
             self._w = np.asarray(
-                _on_crossbar(self._geometry, self._kernel, self._scale)
+                _on_crossbar(self._geometry, self._written, self._scale)
             )
+
+    @property
+    def written(self) -> np.ndarray:
+        """The array that is written to a chip, float32."""
+        return np.asarray(self._written)
 
     def tiles(self) -> Iterator[tuple[str, Tile]]:
         """Yields the name, such as `tile/0/1`, and the target of each tile."""
@@ -83,7 +94,9 @@ class Crossbars:
             # Not a Python integer: JAX would take it for a signed one.
             key = draw_key(chip_key(np.uint32(seed)), self.weight.path, "mismatch")
             stored = self._scale if self.weight.stores_scale else None
-            kernel = _chip_kernel(self._geometry, self._kernel, stored, key)
+            kernel = _chip_kernel(
+                self._geometry, self._kernel, stored, key, self._written
+            )
         return np.asarray(kernel), self._chip_conductances(kernel, seed)
 
     def measured(
@@ -95,7 +108,7 @@ class Crossbars:
           conductances: of the whole chip, by name, checked; see `read_conductances`.
         """
         if self.weight.hardware.converter is None:
-            return np.asarray(self._kernel), iter(())
+            return np.asarray(self._written), iter(())
         rows, columns = self.weight.tiles
         weights = [[np.empty(0)] * columns for _ in range(rows)]
         arrays = {}
@@ -120,7 +133,11 @@ class Crossbars:
                 quantities = [{"": g} for g in found]
             else:
                 quantities = _programmed(
-                    self.weight, self._kernel, self._scale, np.uint32(seed)
+                    self.weight,
+                    self._kernel,
+                    self._scale,
+                    np.uint32(seed),
+                    self._bound,
                 )
         for place in grid(self.weight):
             for name, device in zip(self._converter.devices, quantities):
@@ -180,6 +197,9 @@ def _on_crossbar(
     return weight.to_matrix(on_crossbar(weight, kernel, scale)[0])
 
 
+_written = jax.jit(written, static_argnums=0)
+
+
 _chip_kernel = jax.jit(deviated, static_argnums=0)
 
 
@@ -199,10 +219,14 @@ def _by_scale(
 
 @functools.partial(jax.jit, static_argnums=0)
 def _programmed(
-    weight: AnalogWeight, kernel: jax.Array, scale: jax.Array, seed: jax.Array
+    weight: AnalogWeight,
+    kernel: jax.Array,
+    scale: jax.Array,
+    seed: jax.Array,
+    bound: jax.Array | None,
 ) -> list[dict[str, jax.Array]]:
     """Returns for each device the matrices of its target, `""`, and of its draws."""
-    found = program_weight(weight, kernel, scale, chip_key(seed))
+    found = program_weight(weight, kernel, scale, chip_key(seed), bound)
     names = {"g_target": "", **{name: name for name in PROGRAMMED}}
     return [
         {

@@ -94,8 +94,9 @@ class HardwareCheckpoint:
             if layer.weight.hardware.programs and not entry.measured:
                 scale = layer.weight.stored_scale(nominal)
                 tiles = self.conductances(path, seed)
+                bound = layer.weight.stored_bound(nominal)
                 kernels[path] = kernel_at(
-                    layer.weight, nominal[path], scale, tiles, now, key
+                    layer.weight, nominal[path], scale, tiles, now, key, bound
                 )
 
         def chip_value(path: str, leaf: Any) -> Any:

@@ -11,7 +11,7 @@ from jax.typing import ArrayLike
 from hwtrain.checkpoint.errors import HardwareCheckpointError
 from hwtrain.checkpoint.manifest import ChipEntry, Manifest
 from hwtrain.checkpoint.tiles import Tile, join, on_cpu
-from hwtrain.crossbar import on_crossbar
+from hwtrain.crossbar import on_crossbar, written
 from hwtrain.physics.programmed import Programmed
 from hwtrain.plan import AnalogWeight
 from hwtrain.programming import ProgrammedWeight, weight_at
@@ -49,6 +49,7 @@ def kernel_at(
     tiles: Tiles,
     t_s: ArrayLike,
     key: jax.Array | None,
+    bound: jax.Array | None = None,
 ) -> np.ndarray:
     """Returns a weight as a chip has it at a time, float32, shaped as stored.
 
@@ -59,6 +60,7 @@ def kernel_at(
       tiles: its crossbars on the chip.
       t_s: time since programming, in seconds.
       key: key of the read noise; `None` for none.
+      bound: its learned clip bound, if it has one.
     """
     with on_cpu():
         devices = tuple(
@@ -66,14 +68,17 @@ def kernel_at(
         )
         params = {name: _stacked(tiles, name) for name in tiles[0][0].params}
         return np.asarray(
-            _kernel_at(weight, np.asarray(kernel), scale, devices, params, t_s, key)
+            _kernel_at(
+                weight, np.asarray(kernel), scale, bound, devices, params, t_s, key
+            )
         )
 
 
 @functools.partial(jax.jit, static_argnums=0)
-def _kernel_at(weight, kernel, scale, devices, params, t_s, key):
-    w, s = on_crossbar(weight, jnp.asarray(kernel, jnp.float32), scale)
-    target = weight.to_matrix(w)
+def _kernel_at(weight, kernel, scale, bound, devices, params, t_s, key):
+    kernel = jnp.asarray(kernel, jnp.float32)
+    _, s = on_crossbar(weight, kernel, scale)
+    target = weight.to_matrix(written(weight, kernel, scale, bound) / s)
     programmed = ProgrammedWeight(
         devices=devices, params=params, scale=s, target=target
     )

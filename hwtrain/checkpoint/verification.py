@@ -55,13 +55,16 @@ def verify(path: str | os.PathLike[str]) -> dict[str, Any]:
     for layer in manifest.layers:
         weight = layer.weight
         kernel = np.asarray(params[weight.path])
-        scale = weight.stored_scale(params)
+        scale, bound = weight.stored_scale(params), weight.stored_bound(params)
         crossbars = Crossbars(
-            weight, kernel, None if scale is None else np.asarray(scale)
+            weight,
+            kernel,
+            None if scale is None else np.asarray(scale),
+            None if bound is None else np.asarray(bound),
         )
         report: dict[str, Any] = {"conductances": None, "chips": {}}
         if weight.hardware.converter is not None:
-            error = _conductance_error(checkpoint, weight, kernel)
+            error = _conductance_error(checkpoint, weight, crossbars.written)
             report["conductances"] = _checked(f"{weight.path}, conductances", error)
         for chip in manifest.chips:
             file = chip.files[weight.path]

@@ -12,8 +12,7 @@ import numpy as np
 
 from hwtrain import conductances, paths
 from hwtrain.checkpoint import HardwareCheckpoint, export, load
-from hwtrain.clip_bounds import with_clipped
-from hwtrain.crossbar import largest_weight, on_crossbar
+from hwtrain.crossbar import largest_weight, on_crossbar, with_written
 from hwtrain.evaluate.updates import Finding, prefixed
 from hwtrain.physics.stuck import AT_G_MAX, AT_G_MIN
 from hwtrain.plan import AnalogWeight, Plan
@@ -28,7 +27,7 @@ def deployed_effects(plan: Plan, params: paths.Tree) -> Iterator[Finding]:
     if not chips and not converted:
         return
     params = prefixed(plan, params)
-    nominal = paths.leaves(with_clipped(params, plan))
+    nominal = paths.leaves(with_written(params, plan))
     seeds = range(_chips_to_tell_by(plan)) if chips else ()
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "chip"
@@ -106,7 +105,7 @@ def _healthy(path: Path, plan: Plan, params: paths.Tree) -> dict[str, Any]:
     )
     plan = dataclasses.replace(plan, weights=weights)
     if not any(weight.hardware.frozen for weight in weights):
-        return paths.leaves(with_clipped(params, plan))
+        return paths.leaves(with_written(params, plan))
     return _after_a_day(load(export(path, {"params": params}, plan, chip_seed=0)))[1]
 
 

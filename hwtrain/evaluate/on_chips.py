@@ -15,7 +15,7 @@ from flax import nnx
 from hwtrain import paths
 from hwtrain.checkpoint import HardwareCheckpoint
 from hwtrain.chips import chip_key
-from hwtrain.clip_bounds import with_clipped
+from hwtrain.crossbar import with_written
 from hwtrain.evaluate.measured import are_measured, as_they_are
 from hwtrain.physics.random import as_key, draw_key
 from hwtrain.plan import Plan
@@ -176,7 +176,7 @@ def _build_totals(
                 read = jax.random.fold_in(read, number)
                 params = chip.at(t_s, read)
                 if deviating is not None:
-                    params = _where(deviating, params, with_clipped(nominal, plan))
+                    params = _where(deviating, params, with_written(nominal, plan))
                 outputs = call({**tree, "params": params}, read, inputs, **kwargs)
                 values = _checked_values(metric(outputs, *targets), _examples(inputs))
                 return jnp.sum(values, dtype=jnp.float32)

@@ -239,6 +239,18 @@ class Hardware:
         """Whether anything stands around the tiles but an input range."""
         return self.forward is not None and self.forward != IOParameters()
 
+    @property
+    def rounds_chips(self) -> bool:
+        """Whether the weights of a chip lie on levels, which it is programmed to."""
+        return self.modifier is not None and self.modifier.rounds_chips
+
+    @property
+    def without_levels(self) -> Self:
+        """The same chip for weights that lie on the levels of its modifier already."""
+        if self.modifier is None:
+            return self
+        return dataclasses.replace(self, modifier=self.modifier.without_levels)
+
     def modifies(self, mode: str) -> bool:
         """Whether the weights of a layer in `mode` are modified at a step."""
         if mode == "eval" or self.modifier is None or not self.modifier.acts:

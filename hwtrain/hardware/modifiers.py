@@ -105,7 +105,8 @@ class WeightModifierParameter:
     reparameterized: bool = False
     """Take the true derivative at fixed random numbers, instead of straight-through."""
     enable_during_test: bool = False
-    """Modify the weights in `chip_mode` too."""
+    """Modify the weights in `chip_mode` too. A chip is programmed to the levels, the
+    nearest ones, once: its mismatch and noise are not rounded."""
     per_batch_sample: bool = False
     """Draw weights for each example, an entry of the leading axis of a layer's input,
     instead of for the step. Costs a matrix of draws for each."""
@@ -180,11 +181,40 @@ class WeightModifierParameter:
         return 1 / rounding.resolution(self.res) if self.rel_to_actual_wmax else None
 
     @property
+    def rounds_chips(self) -> bool:
+        """Whether the weights of a chip lie on levels, which it is programmed to."""
+        return self.enable_during_test and self.type in LEVELS
+
+    @property
+    def levels(self) -> Self:
+        """Its levels alone, to the nearest of which a chip's weights are programmed."""
+        return dataclasses.replace(
+            self,
+            type="dorefa" if self.type == "dorefa" else "discretize",
+            std_dev=0.0,
+            pdrop=0.0,
+            sto_round=False,
+            per_batch_sample=False,
+            redraw=False,
+        )
+
+    @property
     def without_levels(self) -> Self:
         """The same but for its levels, for weights that are rounded already."""
-        kind = "copy" if self.type == "discretize" else "add_normal"
-        kept = self.per_column and kind == "add_normal"
-        return dataclasses.replace(self, type=kind, res=0.0, per_column=kept)
+        noisy = self.type == "discretize_add_normal"
+        draws = noisy and self.std_dev > 0 or self.pdrop > 0
+        return dataclasses.replace(
+            self,
+            type="add_normal" if noisy else "copy",
+            res=0.0,
+            sto_round=False,
+            dorefa_clip=WeightModifierParameter.dorefa_clip,
+            per_column=self.per_column and noisy,
+            rel_to_actual_wmax=self.rel_to_actual_wmax or not noisy,
+            assumed_wmax=self.assumed_wmax if noisy else 1.0,
+            per_batch_sample=self.per_batch_sample and draws,
+            redraw=self.redraw and draws,
+        )
 
     def __call__(
         self,

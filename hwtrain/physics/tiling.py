@@ -189,7 +189,8 @@ def standard_deviation(
     tiles = [cut(array.astype(jnp.float32), row_sizes, axis=-2) for array in addends]
     axes = (-2,) if per_column else (-2, -1)
 
-    first = sum(tile[..., : min(8, row_sizes[-1]), :] for tile in tiles)
+    few = min(8, row_sizes[-1])
+    first = functools.reduce(jnp.add, [tile[..., :few, :] for tile in tiles])
     near = _near(first, per_column=per_column)
 
     def difference_and_square(valid, *tiles):

@@ -31,6 +31,7 @@ from hwtrain.transforms.signal_side import (
     analog_matmul,
     anonymous,
     check_leaves,
+    on_levels,
     range_gradient,
     reads_of,
 )
@@ -137,6 +138,8 @@ def convolve(
     Returns:
       `[batch, *positions, features]`.
     """
+    if mode == "chip" and weight.hardware.rounds_chips:
+        weight = on_levels(weight)  # rounded before the model
     assert weight.window is not None
     if _converts_alike(weight, mode) and observer() is None:
         _check_leaves_of_groups(weight, leaves)

@@ -75,19 +75,21 @@ def _nnx_function(
         if isinstance(params, nnx.State):
             params = nnx.to_pure_dict(params)
         nnx.update(model, _filled(model, params))
-    # Without what a chip holds beside: a chip's parameters bring their own.
-    own = nnx.to_pure_dict(nnx.state(model, nnx.Param))
-    if mode == "chip":
-        nnx_root.add_chip_keys(model)
     graphdef, state, rest = nnx.split(model, nnx.Param, ...)
+    own = paths.leaves(nnx.to_pure_dict(state)).keys()
 
     def function(variables: Any, key: jax.Array, *args: Any, **kwargs: Any) -> Any:
         # Copies of the structures: both are filled in place, and the variables of a
         # state belong to the trace that made them.
         filled, rest = jax.tree.map(lambda leaf: leaf, (state, variables["rest"]))
-        nnx.replace_by_pure_dict(filled, variables["params"])
+        params = variables["params"]
+        known = paths.drop(params, lambda path: path in own)
+        beside = paths.drop(params, lambda path: path not in own)
+        nnx.replace_by_pure_dict(filled, known)
         called = nnx.merge(graphdef, filled, rest)
+        if beside:
+            nnx.update(called, beside)
         called.analog_stream = nnx.RngStream(key, tag="mismatch")
         return called(*args, **kwargs)
 
-    return function, {"params": own, "rest": rest}
+    return function, {"params": nnx.to_pure_dict(state), "rest": rest}

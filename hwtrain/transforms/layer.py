@@ -13,9 +13,10 @@ LEAVES = (
     "output_scale",
     "clip_bound",
     "chip_key",
+    "on_levels",
 )
 """Leaves beside a kernel, in `params`, that are not the user's: those that `analogize`
-puts there, and the key of a chip during its evaluation."""
+puts there, and those of `hwtrain.chips.with_chip_leaves`."""
 
 
 def added(name: str) -> bool:

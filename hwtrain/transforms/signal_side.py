@@ -171,6 +171,8 @@ def analog_matmul(
     Returns:
       `[..., columns]`.
     """
+    if mode == "chip" and weight.hardware.rounds_chips:
+        weight = on_levels(weight)  # rounded before the model
     watch = observer()
     if watch is not None:
         return watch(Multiplication(weight, mode, leaves, x, w, product, dtype))
@@ -212,6 +214,12 @@ def reads_of(
             own = at_rows(weight, own)
         beside["weight_key"] = weight_key(own)
     return beside, keys
+
+
+@functools.lru_cache(maxsize=4096)
+def on_levels(weight: AnalogWeight) -> AnalogWeight:
+    """Returns the plan of an array whose weights were rounded to levels already."""
+    return dataclasses.replace(weight, hardware=weight.hardware.without_levels)
 
 
 @functools.lru_cache(maxsize=4096)

@@ -15,12 +15,12 @@ import numpy as np
 from hwtrain import paths
 from hwtrain.chips import chip_key, frozen_keys
 from hwtrain.clip_bounds import clipped
-from hwtrain.crossbar import modified
+from hwtrain.crossbar import modified, written
 from hwtrain.physics.periphery import read_keys
 from hwtrain.physics.random import as_key, draw_name, fold_in, once, stable_hash
 from hwtrain.plan import AnalogWeight, Plan
 from hwtrain.transforms.loops import shared
-from hwtrain.transforms.signal_side import anonymous
+from hwtrain.transforms.signal_side import anonymous, on_levels
 from hwtrain.transforms.strength import check_mode, strengths
 
 
@@ -77,11 +77,18 @@ def step_weights(
         if weight is None:
             return leaf
         bound, chip = weight.stored_bound(nominal, plan.prefix), weight.hardware
+        scale = weight.stored_scale(nominal, plan.prefix)
+        if mode == "chip" and chip.rounds_chips:
+            # Once, before what the chip does to them: those of a chip are rounded.
+            if local(plan, weight.leaf("on_levels")) not in nominal:
+                with shared():
+                    leaf = _written(anonymous(weight), leaf, scale, bound)
+            weight, bound = on_levels(weight), None
+            chip = weight.hardware
         if chip.redraws(mode):
             return leaf  # clipped by the layer, which keeps nothing of its size
         if not chip.modifies(mode) or chip.modifies_in_layer(mode):
             return clipped(weight, leaf, bound)
-        scale = weight.stored_scale(nominal, plan.prefix)
         noise = strength.get(weight.path)
         with shared():
             return _modified(
@@ -117,6 +124,7 @@ def step_weights(
 # Compiled, so that equal arrays of a program are traced and lowered once.
 
 _modified = jax.jit(modified, static_argnums=0)
+_written = jax.jit(written, static_argnums=0)
 
 
 @functools.partial(jax.jit, static_argnums=0)

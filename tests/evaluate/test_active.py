@@ -219,7 +219,7 @@ DEPLOYED = {
     "mismatch": (
         "mismatch",
         "hwtrain.checkpoint.crossbars._chip_kernel",
-        lambda geometry, kernel, scale, key: kernel,
+        lambda geometry, kernel, scale, key, written: written,
     ),
 }
 

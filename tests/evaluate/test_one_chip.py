@@ -10,7 +10,9 @@ from safetensors.numpy import load_file
 
 import hwtrain
 from hwtrain import paths
+from hwtrain.checkpoint import verify
 from hwtrain.evaluate import population
+from hwtrain.physics.random import draw_key
 
 SEED, BOUND, BITS = 3, 4.0, 4
 X = np.random.default_rng(0).uniform(-1, 1, (64, 16)).astype(np.float32)
@@ -123,3 +125,91 @@ def test_a_loaded_chip_has_its_own_periphery(model, tmp_path):
     )
     expected = np.abs(outputs(own)).mean()
     np.testing.assert_allclose(found.values, [expected], rtol=1e-5)
+
+
+STEPS = 6  # levels from -A to A are A / 3 apart
+
+
+def rounded(w):
+    """Rounds to levels of the largest weight, in NumPy."""
+    step = 2 * np.abs(w).max() / STEPS
+    return np.round(w / step) * step
+
+
+def levels(kind="discretize", **hardware):
+    return hwtrain.Hardware(
+        modifier=hwtrain.WeightModifierParameter(
+            type=kind, res=STEPS, enable_during_test=True
+        ),
+        mismatch=hwtrain.MismatchParameter(type="mult_normal", std_dev=0.1),
+        converter=hwtrain.SinglePairConductanceConverter(g_max=25.0),
+        **hardware,
+    )
+
+
+@pytest.mark.parametrize("programmed", [False, True])
+@pytest.mark.parametrize("model", [linen, of_nnx, nested])
+def test_a_chip_is_rounded_before_its_mismatch(model, programmed, tmp_path):
+    noise = hwtrain.PCMLikeNoiseModel(prog_noise_scale=0.0, drift_scale=0.0)
+    hardware = levels(noise_model=noise) if programmed else levels()
+    analog, variables, plan, outputs = model(hardware)
+    (weight,) = plan.weights
+    params = variables["params"]
+    nominal = np.float64(paths.leaves(params)[weight.path])
+    np.testing.assert_allclose(outputs(params), X @ rounded(nominal), atol=1e-5)
+
+    path = hwtrain.export(tmp_path / "chip", variables, plan, chip_seeds=[SEED])
+    verify(path)
+    checkpoint = hwtrain.load(path)
+    # What is to be programmed lies on the levels; a chip deviates from them.
+    np.testing.assert_allclose(
+        checkpoint.reconstruct(weight.path), rounded(nominal), atol=1e-6
+    )
+    key = hwtrain.chip_key(SEED)
+    name = draw_key(key, weight.path, "mismatch")
+    xi = np.float64(jax.random.normal(name, nominal.shape))
+    chip = rounded(nominal) * (1 + 0.1 * xi)
+    roads = [
+        checkpoint.chip(SEED),
+        hwtrain.program_chip(params, plan, key).at(0.0),
+        *([] if programmed else [hwtrain.apply_mismatch(params, plan, key)]),
+    ]
+    for params in roads:
+        kernel = paths.leaves(params)[weight.path]
+        np.testing.assert_allclose(kernel, chip, atol=1e-5)
+        np.testing.assert_allclose(outputs(params), X @ chip, atol=1e-4)
+    found = population(
+        analog,
+        variables,
+        [(X,)],
+        lambda y: jnp.mean(jnp.abs(y), axis=-1),
+        chips=[SEED],
+        key=jax.random.key(0),
+    )
+    reads = outputs(roads[0])
+    if not programmed:  # a read of a noise model has noise
+        np.testing.assert_allclose(found.values, [np.abs(reads).mean()], rtol=1e-5)
+
+
+def test_noise_of_a_chip_is_not_rounded_to_its_levels():
+    hardware = hwtrain.Hardware(
+        modifier=hwtrain.WeightModifierParameter(
+            type="discretize_add_normal",
+            res=STEPS,
+            std_dev=0.02,
+            enable_during_test=True,
+            redraw=True,
+        ),
+        mismatch=hwtrain.MismatchParameter(type="mult_normal", std_dev=0.1),
+    )
+    _, variables, plan, outputs = linen(hardware)
+    chip = hwtrain.apply_mismatch(variables["params"], plan, hwtrain.chip_key(SEED))
+    kernel = np.float64(chip["kernel"])
+    # X has full column rank: the weights of the read follow from its outputs.
+    read = np.linalg.lstsq(X, np.float64(outputs(chip)), rcond=None)[0]
+    deviation = (read - kernel) / (0.02 * np.abs(kernel).max())
+    assert abs(deviation.std() - 1) < 4 / np.sqrt(2 * deviation.size)
+    nominal = np.linalg.lstsq(X, np.float64(outputs(variables["params"])), rcond=None)
+    written = rounded(np.float64(variables["params"]["kernel"]))
+    deviation = (nominal[0] - written) / (0.02 * np.abs(written).max())
+    assert abs(deviation.std() - 1) < 4 / np.sqrt(2 * deviation.size)

@@ -40,6 +40,10 @@ class ChipKey(nnx.Param):
     """The key of what is frozen in a chip's periphery; there during an evaluation."""
 
 
+class OnLevels(nnx.Param):
+    """That the weights of a chip were rounded before its mismatch, `[*stack]`."""
+
+
 class StepLeaf(nnx.Variable):
     """What a layer needs for one step, such as its noise key; there during a call."""
 
@@ -52,7 +56,11 @@ LEAF_TYPES = {
     "clip_bound": ClipBound,
 }
 
-CHIP_LEAF_TYPES = {"mapping_scale": MappingScale, "chip_key": ChipKey}
+CHIP_LEAF_TYPES = {
+    "mapping_scale": MappingScale,
+    "chip_key": ChipKey,
+    "on_levels": OnLevels,
+}
 """What a chip's parameters hold beside the leaves of the model."""
 
 

@@ -13,8 +13,6 @@ import numpy as np
 from flax import nnx
 
 from hwtrain import paths
-from hwtrain.chips import chip_key, frozen_keys
-from hwtrain.clip_bounds import clipped
 from hwtrain.plan import AnalogWeight, Plan
 from hwtrain.transforms import weight_side
 from hwtrain.transforms.errors import missing_stream
@@ -93,30 +91,6 @@ def set_mode(model: Any, mode: str) -> Any:
     return model
 
 
-def add_chip_keys(model: Any) -> None:
-    """Adds what a chip's parameters hold beside those of the model.
-
-    The key of chip 0 to layers whose periphery differs between chips, and the mapping
-    scale to those that derive it.
-    """
-    plan, layers = plan_of(model), modules_of(model)
-    for weight in plan.weights:
-        if weight.kind != "raw" and weight.hardware.derives_chip_scale:
-            layer = layers[weight_side.local(plan, weight.layer_path)]
-            kernel = _array(layer, weight)
-            if weight.hardware.learns_clip:
-                bound = getattr(layer, weight.leaf_name("clip_bound"))[...]
-                kernel = clipped(weight, kernel, bound)
-            scale = weight.derived_scale(weight.to_matrix(kernel))
-            name = weight.leaf_name("mapping_scale")
-            setattr(layer, name, CHIP_LEAF_TYPES["mapping_scale"](scale))
-        if weight.kind != "raw" and weight.hardware.freezes("chip"):
-            data = frozen_keys(weight, chip_key(0))
-            layer = layers[weight_side.local(plan, weight.layer_path)]
-            kind = CHIP_LEAF_TYPES["chip_key"]
-            setattr(layer, weight.leaf_name("chip_key"), kind(data))
-
-
 def _claim_chip_leaves(model: Any, plan: Plan) -> None:
     """Makes parameters of arrays that a chip's parameters brought into a model.
 
@@ -126,15 +100,14 @@ def _claim_chip_leaves(model: Any, plan: Plan) -> None:
     layers = None
     for weight in plan.weights:
         chip = weight.hardware
-        if weight.kind == "raw" or not (
-            chip.derives_chip_scale or chip.freezes("chip")
-        ):
+        if not (chip.derives_chip_scale or chip.freezes("chip") or chip.rounds_chips):
             continue
         layers = modules_of(model) if layers is None else layers
         layer = layers[weight_side.local(plan, weight.layer_path)]
         for name, kind in CHIP_LEAF_TYPES.items():
             value = getattr(layer, weight.leaf_name(name), None)
             if isinstance(value, jax.Array | np.ndarray):
+                delattr(layer, weight.leaf_name(name))  # a tracer would be static
                 setattr(layer, weight.leaf_name(name), kind(jnp.asarray(value)))
 
 
