@@ -176,9 +176,11 @@ class ReRamCMONoiseModel:
           programmed: the devices.
           t_s: time since programming, in seconds. May be traced.
         """
+        return jnp.clip(self._relaxed(programmed, t_s), self.g_min, self.g_max)
+
+    def _relaxed(self, programmed: Programmed, t_s: ArrayLike) -> jax.Array:
         moved = resistive.cmo_relaxation(_relaxation(programmed), t_s)
-        g = programmed.g_prog + self.drift_scale * moved
-        return jnp.clip(g, self.g_min, self.g_max)
+        return programmed.g_prog + self.drift_scale * moved
 
     def read_sigma(self, programmed: Programmed, t_s: ArrayLike) -> jax.Array:
         """Returns the standard deviation of one read, in µS.
@@ -187,7 +189,7 @@ class ReRamCMONoiseModel:
           programmed: the devices.
           t_s: time since programming, in seconds. May be traced.
         """
-        sigma = resistive.cmo_read_sigma(self.mean_at(programmed, t_s), t_s)
+        sigma = resistive.cmo_read_sigma(self._relaxed(programmed, t_s), t_s)
         return self.read_noise_scale * sigma
 
     def at(self, key: jax.Array, programmed: Programmed, t_s: ArrayLike) -> jax.Array:
@@ -198,8 +200,9 @@ class ReRamCMONoiseModel:
           programmed: the devices.
           t_s: time since programming, in seconds. May be traced.
         """
-        mean, sigma = self.mean_at(programmed, t_s), self.read_sigma(programmed, t_s)
-        read = noisy(mean, sigma, normal(key, mean.shape))
+        # Limited once, with all that moved it: a device beyond the limit may come back.
+        g, sigma = self._relaxed(programmed, t_s), self.read_sigma(programmed, t_s)
+        read = g + sigma * normal(key, g.shape)
         return jnp.clip(read, self.g_min, self.g_max)
 
 

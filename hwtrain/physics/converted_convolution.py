@@ -133,11 +133,15 @@ def converted_convolution(
         y = straight_through(y, y + deviation * noise(keys, "read"))
     if p.out_nonlinearity > 0:
         of_chip = 1 + spread(p.out_nonlinearity_std, "output_nonlinearity")
+        strengths = p.out_nonlinearity * abs(of_chip)
+        mean = (
+            strengths if jnp.ndim(strengths) == 0 else strengths.mean(-1, keepdims=True)
+        )
         y = nonlinearity(
             y,
             p.adc.bound or np.inf,
-            strength=p.out_nonlinearity * abs(of_chip),
-            mean_strength=p.out_nonlinearity,
+            strength=strengths,
+            mean_strength=mean,
             slope_calibration=p.slope_calibration,
         )
     y = asymmetry(y, p.out_asymmetry)

@@ -6,7 +6,7 @@ backward pass takes the final scale as it is.
 
 import math
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -24,8 +24,8 @@ class Management(NamedTuple):
         the first and no limit for the second.
       bound: `"none"`, `"iterative"`, `"iterative_worst_case"` or `"shift"`.
       max_factor: doubling stops above this reduction.
-      max_resolution: doubling stops where the DAC's step, relative to the reduced
-        input's range, is above this.
+      max_resolution: doubling stops where the step of the DAC, times the factor, is
+        above this.
       assumed_wmax: the largest weight that `"abs_max_np_sum"` assumes.
     """
 
@@ -101,29 +101,36 @@ def noise_scale(
 
 def bound_scale(
     scale: jax.Array,
-    clips: Callable[[jax.Array], jax.Array],
+    read: Callable[[Any, jax.Array], tuple[jax.Array, Any]],
     *,
     limit: float,
     worst_case: jax.Array | None = None,
-) -> jax.Array:
+) -> tuple[jax.Array, Any]:
     r"""Returns the scale at which no output of an input vector is clipped.
 
     .. math:: \alpha \to 2\alpha \quad \text{while clipped}
 
     Each vector on each tile doubles its own scale, at most until the factor is above
-    the limit. The outputs are computed again for each factor, in a bounded loop that
-    ends as soon as none is clipped. The loop itself is not differentiated.
+    the limit. Each trial is a new read of the tile, with noise of its own, in a bounded
+    loop that ends as soon as none is clipped. The last read of each is the one that
+    counts. The loop itself is not differentiated.
 
-    >>> print(bound_scale(jnp.array([1.0, 3.0]), lambda s: s < 5, limit=1000.0))
-    [8. 6.]
+    >>> read = lambda number, scale: (scale < 5, 10.0 * number * jnp.ones(2))
+    >>> scale, drawn = bound_scale(jnp.array([1.0, 3.0]), read, limit=1000.0)
+    >>> print(scale, drawn)
+    [8. 6.] [30. 10.]
 
     Args:
       scale: the scale of the first trial, of any shape.
-      clips: says of scales whether an output is clipped at them, of the same shape.
-        It must not depend on anything that is differentiated.
+      read: of the number of a trial, from 0, and scales, whether an output is clipped
+        at them, of the same shape; and what this read has drawn, arrays against which
+        scales broadcast. It must not depend on anything that is differentiated.
       limit: the factor above which the doubling stops.
       worst_case: the scale of the second trial, from which doubling then goes on;
         `None` for twice the first.
+
+    Returns:
+      The scales, and what was drawn at the last read of each.
 
     References:
       Gokmen et al., Training deep convolutional neural networks with resistive
@@ -134,19 +141,22 @@ def bound_scale(
     trials = doublings if worst_case is None else doublings + 1
 
     def unfinished(carry):
-        trial, _, clipped = carry
+        trial, _, clipped, _ = carry
         return (trial < trials) & jnp.any(clipped)
 
     def next_trial(carry):
-        trial, scale, clipped = carry
+        trial, scale, clipped, drawn = carry
         larger = 2 * scale
         if worst_case is not None:
             larger = jnp.where(trial == 0, worst_case, larger)
         scale = jnp.where(clipped, larger, scale)
-        return trial + 1, scale, clipped & clips(scale)
+        clips, new = read(trial + 1, scale)
+        drawn = jax.tree.map(lambda a, b: jnp.where(clipped, a, b), new, drawn)
+        return trial + 1, scale, clipped & clips, drawn
 
-    carry = (jnp.zeros((), jnp.int32), scale, clips(scale))
-    return jax.lax.while_loop(unfinished, next_trial, carry)[1]
+    carry = (jnp.zeros((), jnp.int32), scale, *read(0, scale))
+    _, scale, _, drawn = jax.lax.while_loop(unfinished, next_trial, carry)
+    return scale, drawn
 
 
 def shift(y: jax.Array, column_sizes: tuple[int, ...], *, bound: float) -> jax.Array:

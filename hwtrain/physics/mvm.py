@@ -26,7 +26,7 @@ from hwtrain.physics.management import bound_scale, noise_scale, shift
 from hwtrain.physics.modifiers import straight_through
 from hwtrain.physics.output_stage import asymmetry, nonlinearity, voltage_offset
 from hwtrain.physics.periphery import Periphery, effect_key
-from hwtrain.physics.random import draw_key, normal, once, uniform
+from hwtrain.physics.random import draw_key, fold_in, normal, once, uniform
 from hwtrain.physics.tiled_matrix import TiledMatrix, cut_columns
 
 
@@ -120,9 +120,14 @@ def analog_mvm(
 
     tiles = TiledMatrix.cut(w, scale, row_sizes, column_sizes, dot_general, x.dtype)
     batch = inputs.shape[:-3]
-    draws = _draw(periphery, keys, chip_key, strength, batch, tiles, deviation)
-    alpha, factor = _managed(inputs, tiles, periphery, draws)
-    y: Any = _before_clipping(inputs, alpha, tiles, periphery, draws)
+    frozen = _frozen(periphery, chip_key, strength, tiles)
+
+    def draw(number: Any) -> _Draws:
+        drawn = batch, tiles, deviation is not None
+        return _draw(periphery, keys, number, frozen, strength, *drawn)
+
+    alpha, factor, draws = _managed(inputs, tiles, periphery, frozen, deviation, draw)
+    y: Any = _before_clipping(inputs, alpha, tiles, periphery, frozen, draws, deviation)
     bound = periphery.adc.bound
     if bound is not None and probe is not None:
         y = count_outputs(y, probe, bound, column_sizes)
@@ -135,33 +140,60 @@ def analog_mvm(
     return tiling.join(y, column_sizes, axis=-1).astype(dtype or jnp.result_type(x, w))
 
 
-class _Draws(NamedTuple):
-    """What is drawn, in normalised units; `None` is nothing."""
+class _Frozen(NamedTuple):
+    """What is frozen in a chip, in normalised units."""
 
-    inputs: jax.Array | None = None
-    inputs_uniform: jax.Array | None = None
-    weights: jax.Array | None = None
-    deviation: Any = None
-    read: jax.Array | None = None
-    outputs: jax.Array | None = None
-    outputs_uniform: jax.Array | None = None
-    offset: Any = 0.0
-    saturation: Any = 0.0
+    outputs: Any
+    offset: Any
+    saturation: Any
+
+
+class _Draws(NamedTuple):
+    """What a read draws, in normalised units; `None` is nothing."""
+
+    inputs: jax.Array | None
+    inputs_uniform: jax.Array | None
+    weights: jax.Array | None
+    read: jax.Array | None
+    outputs: jax.Array | None
+    outputs_uniform: jax.Array | None
+
+
+def _frozen(
+    p: Periphery, chip_key: jax.Array | None, strength: ArrayLike, tiles: TiledMatrix
+) -> _Frozen:
+    grid = (len(tiles.row_sizes), len(tiles.column_sizes))
+
+    def spread(std: float, effect: str) -> Any:
+        if std == 0 or chip_key is None:
+            return 0.0
+        unit = normal(draw_key(chip_key, "", effect), (*grid, tiles.column_sizes[0]))
+        return std * (jnp.asarray(strength) * unit)
+
+    saturation = abs(1 + spread(p.out_nonlinearity_std, "output_nonlinearity"))
+    return _Frozen(
+        outputs=p.out_noise * abs(1 + spread(p.out_noise_std, "output_noise_spread")),
+        offset=jnp.maximum(spread(p.v_offset_std, "voltage_offset"), 0.0),
+        saturation=p.out_nonlinearity * saturation,
+    )
 
 
 def _draw(
     p: Periphery,
     keys: jax.Array | None,
-    chip_key: jax.Array | None,
+    number: Any,
+    frozen: _Frozen,
     strength: ArrayLike,
     batch: tuple[int, ...],
     tiles: TiledMatrix,
-    deviation: Any,
+    deviates: bool,
 ) -> _Draws:
+    """Returns the draws of a read: number 0 is the first, of the keys themselves."""
     grid = (len(tiles.row_sizes), len(tiles.column_sizes))
-    width = tiles.column_sizes[0]
     input_shape = (*batch, *grid, tiles.row_sizes[0])
-    output_shape = (*batch, *grid, width)
+    output_shape = (*batch, *grid, tiles.column_sizes[0])
+    if keys is not None and not (isinstance(number, int) and number == 0):
+        keys = fold_in(keys, number)
 
     def drawn(on: bool, kind, effect: str, shape: tuple[int, ...]):
         if not on or keys is None:
@@ -172,45 +204,35 @@ def _draw(
         noise = drawn(on, normal, effect, shape)
         return None if noise is None else jnp.asarray(strength) * noise
 
-    def spread(std: float, effect: str) -> Any:
-        if std == 0 or chip_key is None:
-            return 0.0
-        unit = normal(draw_key(chip_key, "", effect), (*grid, width))
-        return std * (jnp.asarray(strength) * unit)
-
     outputs = scaled(p.out_noise > 0, "output_noise", output_shape)
-    if outputs is not None:
-        sigma = p.out_noise * abs(1 + spread(p.out_noise_std, "output_noise_spread"))
-        outputs = sigma * outputs
-    saturation = p.out_nonlinearity * abs(
-        1 + spread(p.out_nonlinearity_std, "output_nonlinearity")
-    )
     return _Draws(
         inputs=scaled(p.inp_noise > 0, "input_noise", input_shape),
         inputs_uniform=drawn(
             p.dac.stochastic, uniform, "input_stochastic_rounding", input_shape
         ),
-        weights=scaled(deviation is not None, "weight_noise", output_shape),
-        deviation=deviation,
+        weights=scaled(deviates, "weight_noise", output_shape),
         read=scaled(p.w_noise_type != "none", "read", output_shape),
-        outputs=outputs,
+        outputs=None if outputs is None else frozen.outputs * outputs,
         outputs_uniform=drawn(
             p.adc.stochastic, uniform, "output_stochastic_rounding", output_shape
         ),
-        offset=jnp.maximum(spread(p.v_offset_std, "voltage_offset"), 0.0),
-        saturation=saturation,
     )
 
 
 def _managed(
-    x: jax.Array, tiles: TiledMatrix, p: Periphery, draws: _Draws
-) -> tuple[jax.Array | None, jax.Array | None]:
-    """Returns what inputs are divided by, and what outputs are multiplied by."""
+    x: jax.Array,
+    tiles: TiledMatrix,
+    p: Periphery,
+    frozen: _Frozen,
+    deviation: Any,
+    draw: Callable[[Any], _Draws],
+) -> tuple[jax.Array | None, jax.Array | None, _Draws]:
+    """Returns the scales before and after the tile, and the draws of its last read."""
     manage = p.management
     # An average stands in the place of the input range.
     fixed_scale = manage.noise in ("none", "average_abs_max")
     if fixed_scale and not manage.iterative:
-        return None, None
+        return None, None, draw(0)
     fixed = jax.lax.stop_gradient(x)
 
     def scale_by(kind: str) -> jax.Array:
@@ -224,28 +246,39 @@ def _managed(
         )
 
     alpha = scale_by("constant" if fixed_scale else manage.noise)
-    silent = alpha == 0
-    alpha = jnp.where(silent, 1, alpha)
+    # An input of zeros gives an output of zeros, unless it gets noise of its own.
+    silent = (alpha == 0) & (p.inp_noise == 0)
+    alpha = jnp.where(alpha == 0, 1, alpha)
     bound = p.adc.bound
-    if manage.iterative and bound is not None:
-        shape = (*x.shape[:-3], len(tiles.row_sizes), len(tiles.column_sizes), 1)
-        alpha, silent = jnp.broadcast_to(alpha, shape), jnp.broadcast_to(silent, shape)
-        valid = tiling.mask(tiles.column_sizes)
-        constant = tiles.fixed
+    if not manage.iterative or bound is None:
+        return alpha, jnp.where(silent, 0, alpha), draw(0)
+    shape = (*x.shape[:-3], len(tiles.row_sizes), len(tiles.column_sizes), 1)
+    valid = tiling.mask(tiles.column_sizes)
+    constant = tiles.fixed
 
-        def clips(alpha: jax.Array) -> jax.Array:
-            y = _before_clipping(fixed, alpha, constant, p, draws)
-            return jnp.any(exceeds(y, bound) & valid, axis=-1, keepdims=True) & ~silent
+    def read(number: Any, alpha: jax.Array) -> tuple[jax.Array, _Draws]:
+        draws = draw(number)
+        y = _before_clipping(fixed, alpha, constant, p, frozen, draws, deviation)
+        clips = jnp.any(exceeds(y, bound) & valid, axis=-1, keepdims=True)
+        return clips & ~silent, draws
 
-        limit = manage.max_factor
-        if p.dac.res is not None:
-            limit = min(limit, manage.max_resolution / p.dac.res)
-        worst = None
-        if manage.bound == "iterative_worst_case":
-            worst = jnp.broadcast_to(scale_by("abs_max_np_sum"), shape)
-        alpha = bound_scale(alpha, clips, limit=limit, worst_case=worst)
-    # An input of zeros gives an output of zeros, without noise.
-    return alpha, jnp.where(silent, 0, alpha)
+    limit = manage.max_factor
+    if p.dac.step is not None:
+        limit = min(limit, manage.max_resolution / p.dac.step)
+    worst = None
+    if manage.bound == "iterative_worst_case":
+        worst = jnp.broadcast_to(scale_by("abs_max_np_sum"), shape)
+    alpha = jnp.broadcast_to(alpha, shape)
+    alpha, draws = bound_scale(alpha, read, limit=limit, worst_case=worst)
+    return alpha, jnp.where(silent, 0, alpha), draws
+
+
+def _mean_of_columns(values: Any, column_sizes: tuple[int, ...]) -> Any:
+    """Returns the mean over the columns of each tile, of a number the number itself."""
+    if jnp.ndim(values) == 0:
+        return values
+    valid = tiling.mask(column_sizes)
+    return jnp.mean(values, axis=-1, keepdims=True, where=valid)
 
 
 def _before_clipping(
@@ -253,7 +286,9 @@ def _before_clipping(
     alpha: jax.Array | None,
     tiles: TiledMatrix,
     p: Periphery,
+    frozen: _Frozen,
     draws: _Draws,
+    deviation: Any,
 ) -> jax.Array:
     """Returns the outputs after the rounding of the ADC, before its clipping."""
     x = x if alpha is None else x / alpha
@@ -265,7 +300,7 @@ def _before_clipping(
 
     y = tiles.multiply(x)
     if draws.weights is not None:
-        y = y + _scaled(draws.deviation(x, tiles), draws.weights)
+        y = y + _scaled(deviation(x, tiles), draws.weights)
     if p.ir_drop > 0:
         y = y - ir_drop(
             x,
@@ -277,7 +312,7 @@ def _before_clipping(
         )
     if p.offsets:
         y = voltage_offset(
-            y, x, offset=draws.offset, w_min=p.v_offset_w_min, r_series=p.r_series
+            y, x, offset=frozen.offset, w_min=p.v_offset_w_min, r_series=p.r_series
         )
     if draws.read is not None:
         y = straight_through(y, y + read_deviation(x, tiles, p) * draws.read)
@@ -285,8 +320,8 @@ def _before_clipping(
         y = nonlinearity(
             y,
             p.adc.bound or np.inf,
-            strength=draws.saturation,
-            mean_strength=p.out_nonlinearity,
+            strength=frozen.saturation,
+            mean_strength=_mean_of_columns(frozen.saturation, tiles.column_sizes),
             r_series=p.r_series,
             slope_calibration=p.slope_calibration,
         )

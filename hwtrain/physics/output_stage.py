@@ -65,7 +65,7 @@ def nonlinearity(
     bound: float,
     *,
     strength: ArrayLike = 0.0,
-    mean_strength: float = 0.0,
+    mean_strength: ArrayLike = 0.0,
     r_series: float = 0.0,
     slope_calibration: float = 0.0,
 ) -> jax.Array:
@@ -73,7 +73,7 @@ def nonlinearity(
 
     .. math::
         y' = \frac{F\, y}{1 + |n y|}, \qquad n = \frac{\nu}{b}, \qquad
-        F = \left(1 + \left(\frac{\nu}{b} + \rho\right) \kappa\, b\right)^2
+        F = \left(1 + \left(\frac{\bar\nu}{b} + \rho\right) \kappa\, b\right)^2
 
     >>> print(nonlinearity(jnp.array([2.0]), 2.0, strength=1.0, mean_strength=1.0))
     [1.]
@@ -82,7 +82,8 @@ def nonlinearity(
       y: outputs in normalised units.
       bound: b, the bound of the ADC.
       strength: nu, broadcastable against `y`.
-      mean_strength: nu of the calibration. Zero with `strength` zero turns it off.
+      mean_strength: nu of the calibration, the mean over the outputs of a tile. Zero
+        with `strength` zero turns it off.
       r_series: rho, the series resistance in normalised units.
       slope_calibration: kappa. Zero turns the calibration off: F = 1.
     """

@@ -424,3 +424,19 @@ def test_without_noise_the_way_to_drifted_weights_is_the_reference_s(
         drifted = [model.mean_at(device, row["t"]) for device in devices]
         back = converter.convert_back_to_weights(drifted, params)
         close(back, np.float32(row["w"]).T, name)
+
+
+def test_cmo_is_limited_once_at_the_read():
+    # Of devices that lie beyond g_max without the limit, noise takes some back: limited
+    # before the noise too, their reads would be others.
+    model = ReRamCMONoiseModel(read_noise_scale=20.0)
+    devices = model.program(KEY, jnp.full(1000, model.g_max))
+    g, t_s = np.float64(devices.g_prog), DAY
+    xi = np.float64(devices.xi)
+    g = g - 0.08900206 * np.log(t_s) + (0.04201137 * np.log(t_s) + 0.41183342) * xi
+    growth = np.sqrt(np.log((t_s + 1e-6) / 2e-6))
+    sigma = 20 * 0.0277316483 * np.log10(g) * growth
+    read = g + sigma * np.float64(jax.random.normal(KEY, g.shape))
+    expected = np.clip(read, model.g_min, model.g_max)
+    assert (g > model.g_max).any() and (expected < model.g_max).any()
+    np.testing.assert_allclose(model.at(KEY, devices, t_s), expected, rtol=1e-5)

@@ -10,9 +10,11 @@ from jax import test_util
 
 from hwtrain.hardware import IOParameters
 from hwtrain.physics import tiling
+from hwtrain.physics.converters import Converter
 from hwtrain.physics.input_range import PROBE_SCALE
 from hwtrain.physics.mvm import analog_mvm
-from hwtrain.physics.periphery import read_keys
+from hwtrain.physics.periphery import Periphery, read_keys
+from hwtrain.physics.random import draw_key
 
 
 def multiply(x, w, io, **options):
@@ -375,3 +377,32 @@ def test_the_probe_counts_outputs_inside_the_bound():
     # Two rows of ones make 2 and 0.2; one row makes 1, which is at the bound, and 0.1.
     np.testing.assert_array_equal(sums[..., 5], [[3, 2], [3, 2]])
     np.testing.assert_array_equal(sums[..., 0], [[4, 4], [2, 2]])
+
+
+@pytest.mark.parametrize("sizes", [(5,), (3, 2)])
+def test_the_slope_is_calibrated_by_the_mean_of_the_chip_itself(sizes):
+    bound, nu, std, kappa = 2.0, 0.4, 0.5, 0.7
+    periphery = Periphery(
+        adc=Converter(bound=bound),
+        out_nonlinearity=nu,
+        out_nonlinearity_std=std,
+        slope_calibration=kappa,
+    )
+    chip = jax.random.key(11)
+    x, w = np.full((1, 1), 0.5, np.float32), np.full((1, 5), 0.6, np.float32)
+    y = analog_mvm(
+        jnp.asarray(x),
+        jnp.asarray(w),
+        periphery,
+        row_sizes=(1,),
+        column_sizes=sizes,
+        chip_key=chip,
+    )
+    key = draw_key(chip, "", "output_nonlinearity")
+    xi = np.float64(jax.random.normal(key, (1, len(sizes), sizes[0])))[0]
+    expected = []
+    for tile, size in zip(xi, sizes):
+        n = nu / bound * np.abs(1 + std * tile[:size])
+        slope = (1 + n.mean() * kappa * bound) ** 2
+        expected += [slope * 0.3 / (1 + n * 0.3)]
+    np.testing.assert_allclose(y[0], np.concatenate(expected), rtol=1e-5)
