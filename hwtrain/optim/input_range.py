@@ -11,6 +11,7 @@ import optax
 from hwtrain import paths
 from hwtrain.hardware import Hardware, InputRangeParameter
 from hwtrain.optim.leaves import check, ranged, require
+from hwtrain.physics.calibration import spread_range
 from hwtrain.physics.input_range import PROBE_SIZE
 from hwtrain.plan import AnalogWeight, Plan
 
@@ -50,9 +51,12 @@ def input_range_learning(
 
     .. math:: r \leftarrow \frac{i\,r + \alpha\,\mathrm{std}(x)}{i + 1},
 
-    with :math:`i` the number of such updates before. A range whose layer was not
-    reached does not change. The running average of `"average_abs_max"` starts at the
-    first update's mean and moves by `nm_decay` towards that of each further one,
+    with :math:`i` the number of such updates before. Of inputs whose deviation is lost
+    beside their mean, as that of a constant, the range becomes their root mean square,
+    with a margin for :math:`\alpha` of the deviations that may be lost. A range whose
+    layer was not reached, or got zeros alone, does not change. The running average of
+    `"average_abs_max"` starts at the first update's mean and moves by `nm_decay`
+    towards that of each further one,
 
     .. math:: a \leftarrow a + d\,(\overline{\max_j |x_j|} - a).
 
@@ -187,11 +191,6 @@ def _options(weights: list[AnalogWeight]) -> _Options:
     return _Options(*(repeated(name) for name in _Options._fields))
 
 
-_CONSTANT = 1e-5
-"""An input whose variance is less than this of its mean square counts as constant: the
-variance comes from two sums, and the rest is their rounding."""
-
-
 def _output_clipping(options: _Options, r: jax.Array, sums: jax.Array) -> jax.Array:
     """Returns how far ranges grow because the ADC clips outputs."""
     reached = sums[:, 4] > 0
@@ -214,8 +213,8 @@ def _change(
     square = sums[:, 3] / count
     variance = square - jnp.square(sums[:, 2] / count)
     pending = initialized < options.init_from_data
-    counts = reached & pending & (variance > _CONSTANT * square)
-    spread = options.init_std_alpha * r * jnp.sqrt(jnp.maximum(variance, 0))
+    counts = reached & pending & (square > 0)
+    spread = r * spread_range(square, variance, std_alpha=options.init_std_alpha)
     target = (r * initialized + spread) / (initialized + 1)
     learns = reached & ~pending & options.learn_input_range
     learned = jnp.where(learns, jnp.maximum(learned, -r / 2), 0)

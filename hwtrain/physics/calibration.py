@@ -3,6 +3,7 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.typing import ArrayLike
 
 from hwtrain.physics import tiling
 
@@ -25,7 +26,7 @@ def batch_range(
         \text{moving_quantile:}\ Q_q(|x|)
 
     Vectors that are zero on a tile, such as padding, do not count there. The standard
-    deviation is that of the pool (N).
+    deviation is that of the pool (N); of nearly constant inputs, see `spread_range`.
 
     >>> x = jnp.array([[1.0, -3.0], [0.0, 0.0]])
     >>> print(batch_range(x, (2,), method="moving_std", quantile=1.0, std_alpha=2.0))
@@ -55,10 +56,45 @@ def batch_range(
     if method == "max":
         return jnp.max(jnp.abs(tiles), axis=-1, initial=0)
     if method == "moving_std":
-        spread = jnp.std(tiles, axis=-1, where=counts)
-        return std_alpha * jnp.nan_to_num(spread)
+        square, variance = (
+            jnp.nan_to_num(f(values, axis=-1, where=counts))
+            for f, values in ((jnp.mean, jnp.square(tiles)), (jnp.var, tiles))
+        )
+        return spread_range(square, variance, std_alpha=std_alpha)
     kept = jnp.where(counts, jnp.abs(tiles), jnp.nan)
     return jnp.nan_to_num(jnp.nanquantile(kept, quantile, axis=-1))
+
+
+_CONSTANT = 1e-5
+
+
+def spread_range(
+    square: jax.Array, variance: jax.Array, *, std_alpha: ArrayLike
+) -> jax.Array:
+    r"""Returns the range that inputs of a spread ask for.
+
+    .. math:: r = \alpha\,\mathrm{std}(x), \qquad
+        r = \sqrt{\overline{x^2}}\,(1 + \alpha\,10^{-2.5})
+        \text{ where } \mathrm{var}(x) \le 10^{-5}\, \overline{x^2}
+
+    The second is for inputs that are nearly constant: their deviation says nothing of
+    their size, and is lost in rounding where it comes from two sums.
+
+    >>> square = jnp.array([1.0, 25.0, 0.0])
+    >>> print(spread_range(square, jnp.array([1.0, 0.0, 0.0]), std_alpha=3.0))
+    [3.       5.047434 0.      ]
+
+    Args:
+      square: mean square of the inputs.
+      variance: their variance about the mean.
+      std_alpha: alpha, in standard deviations.
+
+    Returns:
+      The range; zero for inputs of zeros.
+    """
+    nearly = jnp.sqrt(square) * (1 + jnp.asarray(std_alpha) * _CONSTANT**0.5)
+    spread = jnp.asarray(std_alpha) * jnp.sqrt(jnp.maximum(variance, 0))
+    return jnp.where(variance > _CONSTANT * square, spread, nearly)
 
 
 class RowSample:

@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from hwtrain.physics import tiling
+from hwtrain.physics import modifiers, tiling
 
 PROBE_SCALE = 2.0**-40
 """Factor on the probe's sums. A power of two, so that quotients are exact, and small,
@@ -36,6 +36,29 @@ class RangeGradient(NamedTuple):
     scale: float = 1.0
     relative: bool = True
     straight_through: bool = False
+
+
+def clipped(x: jax.Array, r: jax.Array, *, straight_through: bool) -> jax.Array:
+    r"""Clips by plain operations, which forward mode differentiates too.
+
+    .. math:: \hat x = \mathrm{clip}(x, -r, r), \qquad
+        \frac{\partial \hat x}{\partial x} = [|x| \le r]
+
+    At the range itself the gradient passes, as in `clip_to_range`; that of `jnp.clip`
+    is shared between input and range there.
+
+    >>> print(jax.grad(clipped)(3.0, 3.0, straight_through=False))
+    1.0
+
+    Args:
+      x: inputs.
+      r: the range, broadcastable against them.
+      straight_through: whether clipped inputs get their gradient.
+    """
+    beyond = jnp.sign(x) * r
+    if straight_through:
+        beyond = beyond + modifiers.straight_through(x, jnp.zeros_like(x))
+    return jnp.where(jnp.abs(x) <= r, x, beyond)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(3, 4))
@@ -166,7 +189,7 @@ def ranged_matmul(
     tiles: Any = tiling.cut(x, row_sizes, axis=-1)[..., None, :]
     if probe is None:
         r = input_range[..., None].astype(x.dtype)
-        tiles = jnp.clip(tiles, -r, r)
+        tiles = clipped(tiles, r, straight_through=gradient.straight_through)
     else:
         tiles = clip_to_range(tiles, input_range, probe, row_sizes, gradient)
     if len(row_sizes) == len(column_sizes) == 1:

@@ -20,7 +20,12 @@ from hwtrain.physics.converters import (
     round_to_level,
     saturate,
 )
-from hwtrain.physics.input_range import RangeGradient, clip_to_range, count_outputs
+from hwtrain.physics.input_range import (
+    RangeGradient,
+    clip_to_range,
+    clipped,
+    count_outputs,
+)
 from hwtrain.physics.ir_drop import ir_drop
 from hwtrain.physics.management import bound_scale, noise_scale, shift
 from hwtrain.physics.modifiers import straight_through
@@ -111,7 +116,8 @@ def analog_mvm(
             if probe is not None:
                 inputs = record_maxima(inputs, input_range, probe)
         elif probe is None:
-            inputs = jnp.clip(inputs, -r.astype(x.dtype), r.astype(x.dtype))
+            through = gradient.straight_through
+            inputs = clipped(inputs, r.astype(x.dtype), straight_through=through)
         else:
             inputs = clip_to_range(inputs, input_range, probe, row_sizes, gradient)
         volume = r

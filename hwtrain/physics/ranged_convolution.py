@@ -17,7 +17,7 @@ import numpy as np
 
 from hwtrain.physics.converters import Converter, convert
 from hwtrain.physics.convolution import Window, padded
-from hwtrain.physics.input_range import PROBE_SCALE, RangeGradient
+from hwtrain.physics.input_range import PROBE_SCALE, RangeGradient, clipped
 from hwtrain.physics.output_stage import asymmetry
 
 # More taps than these are a loop in the program.
@@ -97,7 +97,11 @@ def ranged_convolution(
 
 
 def clipped_inputs(
-    x: jax.Array, input_range: jax.Array, drive: Drive | None
+    x: jax.Array,
+    input_range: jax.Array,
+    drive: Drive | None,
+    *,
+    straight_through: bool = False,
 ) -> jax.Array:
     """Returns what is convolved, in the dtype of the input.
 
@@ -105,16 +109,16 @@ def clipped_inputs(
       x: `[batch, *spatial, channels]`.
       input_range: `[groups, 1, 1]`.
       drive: as above.
+      straight_through: whether clipped inputs get their gradient.
     """
-    r = _of_channels(input_range, x)
-    x = jnp.clip(x, -r, r)
+    x = clipped(x, _of_channels(input_range, x), straight_through=straight_through)
     r = jax.lax.stop_gradient(_of_channels(input_range, x, jnp.float32))
     return x if drive is None else drive(x, r).astype(x.dtype)
 
 
 def _clipped(x, kernel, input_range, window, gradient, precision, dtype, drive):
-    del gradient
-    inside = clipped_inputs(x, input_range, drive)
+    through = gradient.straight_through
+    inside = clipped_inputs(x, input_range, drive, straight_through=through)
     return convolution(inside, kernel, window, precision, dtype)
 
 
@@ -206,9 +210,9 @@ def _statistics(x, r, input_range, window) -> jax.Array:
     width = window.taps * x.shape[-1] // groups
     count = jnp.full(groups, float(x.shape[0] * positions * width), jnp.float32)
     x32 = x.astype(jnp.float32)
-    clipped = (x >= r) | (x <= -r)
+    beyond = (x >= r) | (x <= -r)
     scale = input_range.ravel()
-    kept = count - _sums(times * clipped, groups)
+    kept = count - _sums(times * beyond, groups)
     total = _sums(times * x32, groups) / scale
     square = _sums(times * jnp.square(x32), groups) / jnp.square(scale)
     none = jnp.zeros_like(count)

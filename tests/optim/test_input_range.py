@@ -278,12 +278,26 @@ def test_a_range_whose_layer_is_not_reached_stays():
     assert state.initialized[0] == 0
 
 
-@pytest.mark.parametrize("value", [0.1, 3.7, -1e3])
-def test_a_constant_input_does_not_initialise(value):
-    # Its standard deviation, from sums, is rounding: it would end the range at nothing.
+@pytest.mark.parametrize("noise", [0.0, 0.5 / 300])
+@pytest.mark.parametrize("value", [0.1, 5.0, -300.0])
+def test_a_nearly_constant_input_initialises_a_range_that_holds_it(value, noise):
+    # Its deviation, from sums, is rounding: it would end the range at nothing.
     plan, params = plan_for(7, init_from_data=3, decay=0.0), params_with(2.0, 7)
     tx = hw.optim.input_range_learning(plan, 0.1)
-    grads = gradients_of(np.full((33, 7), value), np.zeros((33, 7)), 2.0)
+    x = value * (1 + noise * np.random.default_rng(0).uniform(-1, 1, (33, 7)))
+    grads = gradients_of(x, np.zeros((33, 7)), 2.0)
+    updates, state = tx.update(grads, tx.init(params), params)
+    assert state.initialized[0] == 1
+    found = 2.0 + float(updates["layer"]["input_range"][0, 0])
+    expected = np.sqrt(np.mean(x**2)) * (1 + 3 * 10**-2.5)
+    np.testing.assert_allclose(found, expected, rtol=1e-5)
+    assert np.abs(x).max() < found
+
+
+def test_an_input_of_zeros_does_not_initialise():
+    plan, params = plan_for(7, init_from_data=3, decay=0.0), params_with(2.0, 7)
+    tx = hw.optim.input_range_learning(plan, 0.1)
+    grads = gradients_of(np.zeros((33, 7)), np.zeros((33, 7)), 2.0)
     updates, state = tx.update(grads, tx.init(params), params)
     assert state.initialized[0] == 0
     assert updates["layer"]["input_range"][0, 0] == 0

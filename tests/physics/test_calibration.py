@@ -29,6 +29,13 @@ def test_every_tile_gets_the_statistic_of_its_vectors_that_are_not_zero(
     np.testing.assert_array_equal(none, 0)
 
 
+@pytest.mark.parametrize("value", [5.0, -300.0])
+def test_a_constant_input_lies_within_its_range(value):
+    x = np.full((6, 7), value, np.float32)
+    found = batch_range(x, (4, 3), method="moving_std", quantile=1.0, std_alpha=2.5)
+    np.testing.assert_allclose(found, abs(value) * (1 + 2.5 * 10**-2.5), rtol=1e-6)
+
+
 def test_a_sample_keeps_rows_that_are_equally_likely():
     # 20 of 200 rows, of which the second half came later: each with a share of 1/10.
     hits, trials = np.zeros(200), 400
