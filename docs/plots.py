@@ -157,7 +157,8 @@ def remapping():
     w = jnp.clip(jax.random.normal(jax.random.key(0), (64, 12)) * spread, -0.8, 0.8)
     kinds = ("none", "layerwise_symmetric", "channelwise_symmetric")
     for panel, kind in zip(axes.flat, kinds):
-        scale = hw.WeightRemapParameter(type=kind).scale(w, jnp.ones((1, 1)), (64,))
+        remap = hw.WeightRemapParameter(type=kind)
+        scale = remap.scale(w, jnp.ones((1, 1)), (64,), (12,))
         columns = np.broadcast_to(np.arange(12), w.shape)
         panel.plot(columns, w / scale, ".", markersize=2, color="C0")
         panel.set(title=kind, xlabel="column", ylim=(-1.1, 1.1), xticks=range(0, 12, 2))

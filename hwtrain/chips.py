@@ -59,10 +59,10 @@ def with_chip_leaves(
       nominal: its nominal parameters, with the same paths.
       key: `chip_key(chip_seed)`.
     """
-    kernels, present = paths.leaves(with_clipped(nominal, plan)), paths.leaves(params)
+    values, present = paths.leaves(nominal), paths.leaves(params)
     entries = {}
     for weight in plan.weights:
-        prefix = "" if weight.path in kernels else f"{plan.prefix}/"
+        prefix = "" if weight.path in values else f"{plan.prefix}/"
         if weight.hardware.rounds_chips:
             path = weight.leaf("on_levels").removeprefix(prefix)
             entries[path] = jnp.ones(weight.stack, jnp.float32)
@@ -72,9 +72,10 @@ def with_chip_leaves(
             path = weight.leaf("chip_key").removeprefix(prefix)
             entries[path] = frozen_keys(weight, key)
         if weight.hardware.derives_chip_scale:
-            matrix = weight.to_matrix(kernels[weight.path.removeprefix(prefix)])
+            matrix = weight.to_matrix(values[weight.path.removeprefix(prefix)])
+            bound = weight.stored_bound(values, plan.prefix if prefix else "")
             path = weight.leaf("mapping_scale").removeprefix(prefix)
-            entries[path] = weight.derived_scale(matrix)
+            entries[path] = weight.derived_scale(matrix, bound)
     entries = {path: leaf for path, leaf in entries.items() if path not in present}
     return paths.insert(params, entries) if entries else params
 

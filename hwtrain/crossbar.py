@@ -52,7 +52,8 @@ def largest_weight(
     Args:
       weight: the plan of the array.
       kernel: an array like the stored one.
-      scale: `[*stack, row tiles, columns or 1]`, what it is divided by; `None` for 1.
+      scale: `[*stack, row tiles, columns, column tiles or 1]`, what it is divided by;
+        `None` for 1.
       per_column: for each column alone.
 
     Returns:
@@ -60,6 +61,7 @@ def largest_weight(
     """
     matrix, each = weight.to_matrix(kernel), per_column
     if scale is not None:
+        scale = weight.of_columns(scale)
         each = each or scale.shape[-1] > 1
     w_max = tiling.absolute_maximum(matrix, weight.row_sizes, per_column=each)
     if scale is not None:

@@ -247,11 +247,12 @@ class AnalogWeight:
         return tuple(sorted(range(len(self.shape)), key=self._order.__getitem__))
 
     def spread(self, statistic: jax.Array) -> jax.Array:
-        """Returns a statistic of row tiles, broadcastable against the stored array.
+        """Returns a statistic of tiles, broadcastable against the stored array.
 
         Args:
-          statistic: `[*stack, row tiles, columns or 1]`.
+          statistic: `[*stack, row tiles, columns, column tiles or 1]`.
         """
+        statistic = self.of_columns(statistic)
         rows = tiling.expand_rows(statistic, self.row_sizes)
         if self.groups > 1:
             width = self._size(self.columns) // self.groups
@@ -263,23 +264,45 @@ class AnalogWeight:
             sizes += [self.shape[axis] if size > 1 else 1 for axis in axes]
         return jnp.transpose(rows.reshape(sizes), self._inverse)
 
-    def derived_scale(self, matrix: jax.Array) -> jax.Array | None:
+    def of_columns(self, statistic: jax.Array) -> jax.Array:
+        """Returns a statistic of tiles as one of columns, `[..., columns or 1]`.
+
+        Args:
+          statistic: `[*stack, row tiles, columns, column tiles or 1]`.
+        """
+        return tiling.expand_columns(statistic, self.column_sizes)
+
+    def derived_scale(
+        self, matrix: jax.Array, bound: jax.Array | None = None
+    ) -> jax.Array | None:
         r"""Returns the mapping scale of nominal weights, or `None` for 1.
 
-        .. math:: s = \max |W| / \omega
+        .. math:: s = \max |W| / \omega \quad\text{or}\quad s = c / \omega
+
+        of each physical tile, or of each of its columns.
 
         Args:
           matrix: `[*stack, rows, columns]`.
+          bound: c, `[*stack, row tiles, columns]`, their learned clip bound, which is
+            their full scale then; `None` for the largest weights.
 
         Returns:
-          `[*stack, row tiles, columns or 1]`; 1 where all weights are zero.
+          `[*stack, row tiles, columns or column tiles]`; 1 where all weights are zero.
         """
-        omega = self._mapping.weight_scaling_omega
+        mapping = self._mapping
+        omega, columnwise = (
+            mapping.weight_scaling_omega,
+            mapping.weight_scaling_columnwise,
+        )
         if omega == 0:
             return None
-        w_max = tiling.absolute_maximum(
-            matrix, self.row_sizes, per_column=self._mapping.weight_scaling_columnwise
-        )
+        if bound is not None:
+            w_max = jnp.abs(bound)
+        else:
+            each = columnwise or self.tiles[1] > 1
+            w_max = tiling.absolute_maximum(matrix, self.row_sizes, per_column=each)
+        if not columnwise and w_max.shape[-1] > 1:
+            w_max = tiling.over_columns(jnp.max, w_max, self.column_sizes)
         return jnp.where(w_max > 0, w_max / omega, 1).astype(jnp.float32)
 
     def initial_bound(self, matrix: jax.Array) -> jax.Array:
@@ -302,14 +325,15 @@ class AnalogWeight:
 
         Returns:
           The derived scale, or 1 without one: `[*stack, row tiles, columns]` if the
-          mapping or the remapping has a scale for each column, else with a last size
-          of 1.
+          mapping or the remapping has a scale for each column, else
+          `[*stack, row tiles, column tiles]`.
         """
         scale = self.derived_scale(matrix)
         if scale is None:
-            scale = jnp.ones((*self.stack, self.tiles[0], 1), jnp.float32)
+            scale = jnp.ones((*self.stack, *self.tiles), jnp.float32)
         remap = self.hardware.remap
         if remap is not None and remap.per_column:
+            scale = self.of_columns(scale)
             return jnp.broadcast_to(scale, (*scale.shape[:-1], matrix.shape[-1]))
         return scale
 

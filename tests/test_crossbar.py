@@ -49,11 +49,16 @@ def test_weights_are_modified_in_units_of_the_crossbar(kind, assumed, limits):
     weight = hw.plan(model, params, x)["kernel"]
     kernel, key = params["kernel"], jax.random.key(1)
 
-    # By hand: s of each row tile by its largest weight, and draws of the whole array.
-    edges = np.cumsum(weight.row_sizes)[:-1]
-    tiles = np.split(np.asarray(kernel), edges)
-    largest = [np.full((len(tile), 1), np.abs(tile).max()) for tile in tiles]
-    scale = np.concatenate(largest) / np.float32(0.6)
+    # By hand: s of each tile by its largest weight, and draws of the whole array.
+    row_edges, column_edges = (
+        np.cumsum(weight.row_sizes),
+        np.cumsum(weight.column_sizes),
+    )
+    scale = np.zeros_like(kernel)
+    for rows in np.split(np.arange(ROWS), row_edges[:-1]):
+        for columns in np.split(np.arange(COLUMNS), column_edges[:-1]):
+            tile = np.ix_(rows, columns)
+            scale[tile] = np.abs(kernel[tile]).max() / np.float32(0.6)
     w_max = jnp.full((1, 1), 0.6)
     by_hand = scale * modifier(key, kernel / scale, w_max)
 

@@ -91,11 +91,10 @@ def by_hand(kernel, seed, t, read_key, *, tiles, omega, mismatch, compensation, 
     xi = [[drawn(frozen, "programming", p, shape, n) for n in (0, 1)] for p in (0, 1)]
     xi_read = [drawn(read_key, "read", part, shape) for part in (0, 1)]
     for rows in tiles[0]:
-        s = np.abs(kernel[rows]).max() / omega
-        w_max = np.abs(kernel[rows] / s).max()
         for columns in tiles[1]:
             at = (rows, columns)
-            w = kernel[at] / s
+            s = np.abs(kernel[at]).max() / omega
+            w, w_max = kernel[at] / s, omega
             k = (25 - g_min) / np.abs(w).max()
             chip = w + mismatch * w_max * xi_w[at]
             now, fresh = [], []

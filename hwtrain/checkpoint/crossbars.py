@@ -48,7 +48,8 @@ class Crossbars:
         self._geometry = dataclasses.replace(weight, path="", layer="", rule="")
         with on_cpu():
             self._kernel = jnp.asarray(kernel, jnp.float32)
-            self._scale, self._bound = self._mapping_scale(scale), bound
+            self._bound = bound
+            self._scale = self._mapping_scale(scale)
             self._written = _written(self._geometry, self._kernel, self._scale, bound)
             self._w = np.asarray(
                 _on_crossbar(self._geometry, self._written, self._scale)
@@ -150,23 +151,30 @@ class Crossbars:
         return conductances.converter_of(self.weight)
 
     def _mapping_scale(self, stored: np.ndarray | None) -> jax.Array:
-        """Returns the nominal mapping scale, `[*stack, row tiles, columns or 1]`."""
+        """Returns the nominal scale, `[*stack, row tiles, columns or column tiles]`."""
         weight = self.weight
-        shape = (*weight.stack, weight.tiles[0], 1)
+        shape = (*weight.stack, *weight.tiles)
         if stored is None:
-            derived = weight.derived_scale(weight.to_matrix(self._kernel))
+            matrix = weight.to_matrix(self._kernel)
+            bound = None if self._bound is None else jnp.asarray(self._bound)
+            derived = weight.derived_scale(matrix, bound)
             return jnp.ones(shape, jnp.float32) if derived is None else derived
-        full = (*shape[:-1], sum(weight.column_sizes))
-        if stored.shape not in (shape, full):
+        # Format 1.1 had one scale for all column tiles.
+        shapes = (shape, (*shape[:-1], sum(weight.column_sizes)), (*shape[:-1], 1))
+        if stored.shape not in shapes:
             raise HardwareCheckpointError(
                 f"{weight.leaf('mapping_scale')} should have the shape {shape} or "
-                f"{full}, it has {stored.shape}"
+                f"{shapes[1]}, it has {stored.shape}"
             )
         return jnp.asarray(stored, jnp.float32)
 
     def _tile_of_scale(self, place: Place) -> np.ndarray:
         scale = np.asarray(self._scale)[..., place.row : place.row + 1, :]
-        return scale if scale.shape[-1] == 1 else scale[..., place.columns]
+        if scale.shape[-1] == 1:
+            return scale
+        if scale.shape[-1] == self.weight.tiles[1]:
+            return scale[..., place.column : place.column + 1]
+        return scale[..., place.columns]
 
 
 def check_kernel(weight: AnalogWeight, kernel: np.ndarray) -> None:

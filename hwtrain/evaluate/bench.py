@@ -231,7 +231,8 @@ def _scale(call: Multiplication) -> jax.Array:
     scale = call.leaves.get("mapping_scale")
     if scale is None:
         scale = call.weight.derived_scale(call.w)
-    scale = jnp.ones((call.weight.tiles[0], 1)) if scale is None else scale
+    scale = jnp.ones(call.weight.tiles) if scale is None else scale
+    scale = call.weight.of_columns(scale)
     return abs(scale * call.leaves.get("output_scale", 1.0))
 
 

@@ -144,7 +144,7 @@ class WeightRemapParameter:
         \text{layerwise_symmetric:}\ s' = s \max_{ij} |w_{ij}| / w_\text{max} \qquad
         \text{channelwise_symmetric:}\ s'_j = s_j \max_i |w_{ij}| / w_\text{max}
 
-    of each row tile. The logical weight, scale times :math:`w`, never changes.
+    of each tile. The logical weight, scale times :math:`w`, never changes.
 
     >>> WeightRemapParameter(type="channelwise_symmetric").remapped_wmax
     1.0
@@ -194,14 +194,19 @@ class WeightRemapParameter:
         return self.type == "channelwise_symmetric"
 
     def scale(
-        self, w: jax.Array, scale: jax.Array, row_sizes: tuple[int, ...]
+        self,
+        w: jax.Array,
+        scale: jax.Array,
+        row_sizes: tuple[int, ...],
+        column_sizes: tuple[int, ...],
     ) -> jax.Array:
-        """Returns the new scale, `[..., row tiles, columns or 1]`.
+        """Returns the new scale, `[..., row tiles, columns, column tiles or 1]`.
 
         Args:
           w: `[..., rows, columns]`, in units of the crossbar.
-          scale: `[..., row tiles, columns or 1]`, the scale now.
+          scale: `[..., row tiles, columns, column tiles or 1]`, the scale now.
           row_sizes: rows of each row tile.
+          column_sizes: columns of each column tile.
         """
         if self.type == "none":
             return scale
@@ -209,6 +214,7 @@ class WeightRemapParameter:
             w,
             scale,
             row_sizes,
+            column_sizes,
             per_column=self.per_column,
             remapped_wmax=self.remapped_wmax,
             max_scale_range=self.max_scale_range,

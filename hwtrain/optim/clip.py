@@ -99,6 +99,7 @@ def weight_bound(
         added = weight.to_matrix(as_float32(update))
     if scale is None:
         scale = weight.derived_scale(matrix if added is None else matrix + added)
+    scale = None if scale is None else weight.of_columns(scale)
     bound = clip.bound(matrix, weight.row_sizes, scale, update=added)
     # Computed once, before the pass over the weights that compares with it.
     return weight.spread(jax.lax.optimization_barrier(bound))

@@ -18,7 +18,7 @@ def remap_weights(plan: Plan) -> optax.GradientTransformationExtraArgs:
     .. math:: u_s = s' - s, \qquad s' = s \max |w| / w_\text{max}, \qquad
         w = (W + u) / s
 
-    with :math:`s'` of the hardware's `remap`, for each row tile or each of its columns.
+    with :math:`s'` of the hardware's `remap`, for each tile or each of its columns.
     The kernel :math:`W`, which is the logical weight, is not touched: the crossbar
     holds :math:`W / s'` afterwards. It follows `keep_weights_clipped`; a weight that
     `max_scale_range` leaves beyond 1 is for the next clip.
@@ -91,7 +91,8 @@ def _new_scale(weight: AnalogWeight, kernel: jax.Array, scale: jax.Array) -> jax
     if remap is None:
         return scale
     w, _ = on_crossbar(weight, kernel.astype(jnp.float32), scale)
-    new = remap.scale(weight.to_matrix(w), scale, weight.row_sizes)
+    sizes = weight.row_sizes, weight.column_sizes
+    new = remap.scale(weight.to_matrix(w), scale, *sizes)
     if new.shape != scale.shape:
         raise ValueError(
             f"{weight.leaf('mapping_scale')} should have the shape {new.shape} for "

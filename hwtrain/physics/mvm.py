@@ -82,7 +82,8 @@ def analog_mvm(
       periphery: what surrounds the tiles.
       row_sizes: rows of each row tile.
       column_sizes: columns of each column tile.
-      scale: `[row tiles, columns or 1]`, s of the nominal weights; `None` for 1.
+      scale: `[row tiles, columns, column tiles or 1]`, s of the nominal weights; `None`
+        for 1.
       output_scale: `[row tiles, columns or 1]`, a learned factor on the outputs, which
         gets its gradient; `None` for 1.
       input_range: `[row tiles, column tiles]`, r in units of the input; `None` for no

@@ -90,5 +90,6 @@ def nonlinearity(
     distorted = y / (1 + jnp.abs(strength * y) / bound)
     if slope_calibration == 0:
         return distorted
-    slope = (mean_strength / bound + r_series) * slope_calibration * bound
-    return (1 + slope) ** 2 * distorted
+    mean = jnp.asarray(mean_strength)
+    slope = (mean / bound + r_series) * slope_calibration * bound
+    return jnp.square(1 + slope) * distorted

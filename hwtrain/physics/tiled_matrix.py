@@ -50,7 +50,8 @@ class TiledMatrix(NamedTuple):
 
         Args:
           w: `[rows, columns]`.
-          scale: `[row tiles, columns or 1]`; `None` for 1. No gradient passes.
+          scale: `[row tiles, columns, column tiles or 1]`; `None` for 1. No gradient
+            passes.
           row_sizes: rows of each row tile.
           column_sizes: columns of each column tile.
           dot_general: what multiplies.
@@ -114,7 +115,7 @@ def cut_columns(statistic: jax.Array, column_sizes: tuple[int, ...]) -> jax.Arra
     """Returns a statistic of row tiles, broadcastable against the tiles' outputs.
 
     Args:
-      statistic: `[row tiles, columns or 1]`.
+      statistic: `[row tiles, columns, column tiles or 1]`.
       column_sizes: columns of each column tile.
 
     Returns:
@@ -122,7 +123,7 @@ def cut_columns(statistic: jax.Array, column_sizes: tuple[int, ...]) -> jax.Arra
       must not divide by zero, or its gradient would be NaN.
     """
     statistic = statistic.astype(jnp.float32)
-    if statistic.shape[-1] == 1:
+    if statistic.shape[-1] in (1, len(column_sizes)):
         return statistic[..., None]
     pieces = tiling.cut(statistic, column_sizes, axis=-1)
     return jnp.where(tiling.mask(column_sizes), pieces, 1)

@@ -163,6 +163,49 @@ def absolute_maximum(
     return w_max if per_column else w_max[..., None]
 
 
+def over_columns(
+    function: Callable[..., jax.Array],
+    statistic: jax.Array,
+    column_sizes: tuple[int, ...],
+) -> jax.Array:
+    """Reduces a statistic of columns over the columns of each column tile.
+
+    >>> print(over_columns(jnp.max, jnp.array([1.0, 3.0, 2.0]), (2, 1)))
+    [3. 2.]
+
+    Args:
+      function: such as `jnp.max` or `jnp.min`.
+      statistic: `[..., columns]`.
+      column_sizes: columns of each column tile.
+
+    Returns:
+      `[..., column tiles]`.
+    """
+    ends = np.cumsum(column_sizes)[:-1]
+    parts = jnp.split(statistic, ends, axis=-1)
+    return jnp.concatenate([function(p, axis=-1, keepdims=True) for p in parts], -1)
+
+
+def expand_columns(statistic: jax.Array, column_sizes: tuple[int, ...]) -> jax.Array:
+    """Repeats a statistic of column tiles for every column.
+
+    >>> print(expand_columns(jnp.array([3.0, 2.0]), (2, 1)))
+    [3. 3. 2.]
+
+    Args:
+      statistic: `[..., column tiles]`; `[..., columns or 1]` comes back as it is.
+      column_sizes: columns of each column tile.
+
+    Returns:
+      `[..., columns or 1]`.
+    """
+    tiles, columns = len(column_sizes), sum(column_sizes)
+    if tiles == 1 or statistic.shape[-1] != tiles or tiles == columns:
+        return statistic
+    repeats = np.asarray(column_sizes)
+    return jnp.repeat(statistic, repeats, axis=-1, total_repeat_length=columns)
+
+
 def standard_deviation(
     matrix: jax.Array,
     row_sizes: tuple[int, ...],

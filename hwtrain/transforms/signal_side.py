@@ -160,9 +160,10 @@ def analog_matmul(
       mode: the mode; `"eval"` uses plain JAX operations throughout.
       leaves: what is beside the kernel in this step, of `STEP_LEAVES`: `input_range`
         `[row tiles, column tiles]` and `probe` `[row tiles, column tiles, 6]` if the
-        layer has a range, `mapping_scale` `[row tiles, columns or 1]` if it is stored
-        or the kernel is not nominal, `noise_key` if the layer draws, `noise_strength`
-        if its noise is scaled, and `chip_key` if it has frozen spreads.
+        layer has a range, `mapping_scale` `[row tiles, columns or column tiles]` if it
+        is stored or the kernel is not nominal, `noise_key` if the layer draws,
+        `noise_strength` if its noise is scaled, and `chip_key` if it has frozen
+        spreads.
       x: `[..., rows]`.
       w: `[rows, columns]`.
       product: what multiplies.
@@ -353,7 +354,7 @@ def _deviation(
       weight: the plan of the layer's array.
       mode: the mode.
       w: `[rows, columns]`, the kernel.
-      scale: `[row tiles, columns or 1]`, its mapping scale; `None` for 1.
+      scale: `[row tiles, columns or column tiles]`, its mapping scale; `None` for 1.
     """
     modifier = weight.hardware.modifier
     if modifier is None or not modifier.per_vector:
@@ -361,6 +362,7 @@ def _deviation(
     if not weight.hardware.modifies(mode):
         return None
     if scale is not None:
+        scale = weight.of_columns(scale)
         w = w / tiling.expand_rows(scale, weight.row_sizes).astype(w.dtype)
     w_max = tiling.absolute_maximum(w, weight.row_sizes, per_column=modifier.per_column)
     return functools.partial(modifier.output_deviation, w_max=w_max)

@@ -131,9 +131,8 @@ _written = jax.jit(written, static_argnums=0)
 def _nominal_scale(
     weight: AnalogWeight, kernel: jax.Array, bound: jax.Array | None
 ) -> jax.Array | None:
-    """Returns the mapping scale of a kernel within its learned clip bound."""
-    kernel = clipped(weight, jax.lax.stop_gradient(kernel), bound)
-    scale = weight.derived_scale(weight.to_matrix(kernel))
+    """Returns the mapping scale of a kernel, or of its learned clip bound."""
+    scale = weight.derived_scale(weight.to_matrix(kernel), bound)
     return None if scale is None else jax.lax.stop_gradient(scale)
 
 

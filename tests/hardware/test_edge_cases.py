@@ -68,7 +68,7 @@ def effects(w):
     bound = jnp.where(largest > 0, largest, 1).astype(jnp.float32)
     results["learned clip"] = learned_clip(w, bound, rows, 6)
     for kind in ("layerwise_symmetric", "channelwise_symmetric"):
-        scale = WeightRemapParameter(type=kind).scale(w, jnp.ones((1, 2)), rows)
+        scale = WeightRemapParameter(type=kind).scale(w, jnp.ones((1, 2)), rows, (2,))
         results[kind] = w / scale.astype(w.dtype)
     drift = DriftParameter(nu=0.1, nu_k=0.01, w_noise_std=0.01)
     results["drift"], _ = drift.step(drift.begin(w, KEY), w, 10.0, KEY)

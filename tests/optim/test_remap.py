@@ -128,8 +128,8 @@ def test_the_transformation_agrees_with_the_c_engine(golden):
 @pytest.mark.parametrize("remap", [LAYERWISE, CHANNELWISE], ids=lambda r: r.type)
 def test_the_scale_starts_with_the_shape_of_its_remapping(remap, mapping):
     _, params, plan = start(hw.Hardware(remap=remap, mapping=mapping))
-    tiles = plan["hidden/kernel"].tiles[0]
-    columns = 7 if remap.per_column else 1
+    tiles, columns = plan["hidden/kernel"].tiles
+    columns = 7 if remap.per_column else columns
     assert params["hidden"]["mapping_scale"].shape == (tiles, columns)
     np.testing.assert_array_equal(params["hidden"]["mapping_scale"], 1)
     scaled = dataclasses.replace(

@@ -29,7 +29,7 @@ def test_remapping_agrees_with_the_c_engine(golden):
         parameter = as_parameter(case["pars"])
         w, scale = jnp.float32(case["w"]).T, jnp.float32(case["scales"])[None]
         rows = (w.shape[0],)
-        new = parameter.scale(w, scale, rows)
+        new = parameter.scale(w, scale, rows, w.shape[-1:])
         np.testing.assert_allclose(new[0], case["out_scales"], rtol=1e-5, err_msg=name)
         out = remap.rescaled(w, scale, new, rows)
         expected = np.float32(case["out_w"]).T
@@ -46,7 +46,7 @@ def test_channelwise_agrees_with_the_torch_tile_but_for_its_zero_rows(golden):
             continue
         parameter = as_parameter(case["pars"])
         w, scale = jnp.float32(case["w"]).T, jnp.float32(case["scales"])[None]
-        new = parameter.scale(w, scale, (w.shape[0],))
+        new = parameter.scale(w, scale, (w.shape[0],), w.shape[-1:])
         zero = ~np.asarray(w).any(0)
         theirs = np.float32(np.ravel(case["out_scales"]))
         np.testing.assert_allclose(new[0][~zero], theirs[~zero], rtol=1e-5)
@@ -62,7 +62,7 @@ def test_the_logical_weight_never_changes(type, scale_columns):
     w = jax.random.normal(key, (2, 10, 6))
     scale = jnp.exp(jax.random.normal(jax.random.key(1), (2, 3, scale_columns)))
     parameter = WeightRemapParameter(type=type, remapped_wmax=0.8)
-    new = parameter.scale(w, scale, sizes)
+    new = parameter.scale(w, scale, sizes, w.shape[-1:])
     columns = 6 if parameter.per_column else scale_columns
     assert new.shape == (2, 3, columns)
     out = remap.rescaled(w, scale, new, sizes)
@@ -75,7 +75,8 @@ def test_the_logical_weight_never_changes(type, scale_columns):
 def test_zeros_keep_their_scale():
     scale = jnp.full((1, 2), 3.0)
     for type in TYPES.values():
-        new = WeightRemapParameter(type=type).scale(jnp.zeros((4, 2)), scale, (4,))
+        remap = WeightRemapParameter(type=type)
+        new = remap.scale(jnp.zeros((4, 2)), scale, (4,), (2,))
         np.testing.assert_array_equal(new, scale)
 
 
@@ -83,13 +84,13 @@ def test_the_range_of_scales_is_limited_within_a_tile():
     w = jnp.float32([[0.1, 1.0, 1.0], [1.0, 1.0, 1.0]])
     scale = jnp.float32([[1.0, 5.0, 1.0], [2.0, 2.0, 9.0]])
     parameter = WeightRemapParameter(type="channelwise_symmetric", max_scale_range=3.0)
-    new = parameter.scale(w, scale, (1, 1))
+    new = parameter.scale(w, scale, (1, 1), w.shape[-1:])
     np.testing.assert_allclose(new, [[0.1, 3.0, 1.0], [2.0, 2.0, 6.0]], rtol=1e-6)
 
 
 def test_none_does_nothing():
     scale = jnp.ones((1, 1))
-    assert WeightRemapParameter().scale(jnp.zeros((2, 2)), scale, (2,)) is scale
+    assert WeightRemapParameter().scale(jnp.zeros((2, 2)), scale, (2,), (2,)) is scale
 
 
 def test_round_trip():

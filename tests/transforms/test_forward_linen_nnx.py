@@ -132,6 +132,20 @@ def chip(io, **parts):
     return hw.Hardware(forward=io, mapping=MAPPING, **parts)
 
 
+def rms(values):
+    return np.sqrt(np.mean(np.square(values)))
+
+
+def deviation_of_columns(w, columns):
+    """Of the noise of each output, with s = max |w| of each of the tiles in 2 rows."""
+    variance = 0
+    for rows in (slice(0, 4), slice(4, None)):
+        tiles = np.split(np.abs(w[rows]), np.cumsum(columns)[:-1], axis=1)
+        scale = [np.full(tile.shape[1], tile.max()) for tile in tiles]
+        variance = variance + (0.1 * np.concatenate(scale)) ** 2
+    return np.sqrt(variance)
+
+
 @pytest.mark.parametrize("effect", DETERMINISTIC)
 def test_every_effect_that_is_not_drawn_is_on_and_equal_in_both_frameworks(effect):
     x, key = inputs(), jax.random.key(0)
@@ -213,7 +227,7 @@ def test_chip_mode_draws_anew_and_eval_mode_draws_nothing(framework):
 
 @both
 def test_the_noise_of_a_layer_has_the_configured_deviation(framework):
-    # One layer, linear: on 2 row tiles with s = max |w| of each, r = 2.
+    # One layer, linear, with r = 2.
     io = IOParameters(out_noise=0.1)
     ranged = hw.InputRangeParameter(init_value=2.0)
     call, params = FRAMEWORKS[framework](chip(io, input_range=ranged), "chip")
@@ -221,10 +235,9 @@ def test_the_noise_of_a_layer_has_the_configured_deviation(framework):
     keys = jax.random.split(jax.random.key(3), count)
     flat = {**params, "a": {**params["a"], "kernel": 1e-3 * params["a"]["kernel"]}}
     y = jax.jit(jax.vmap(call, (None, None, 0)))(flat, x, keys)
-    w = np.asarray(params["b"]["kernel"])
-    scale = np.array([abs(w[:4]).max(), abs(w[4:]).max()])
-    sigma = 0.1 * 2.0 * np.sqrt(np.sum(scale**2))
+    sigma = 2.0 * deviation_of_columns(np.asarray(params["b"]["kernel"]), (2, 2))
     # The first layer's noise reaches the second's input at a thousandth.
+    sigma = np.broadcast_to(sigma, y.shape[1:])
     np.testing.assert_allclose(y.std(0), sigma, rtol=5 / np.sqrt(2 * count) + 0.01)
 
 
@@ -395,10 +408,9 @@ def test_the_layers_of_a_linen_stack_draw_uncorrelated_noise(remat):
     noise = noise.reshape(3, -1)
     correlation = np.corrcoef(noise) - np.eye(3)
     assert abs(correlation).max() < 5 / np.sqrt(noise.shape[1])
-    # Each layer of the stack has its own scale, on each of two row tiles.
-    kernel = np.abs(variables["params"]["layers"]["Dense_0"]["kernel"])
-    scale = np.stack([kernel[:, :4].max((1, 2)), kernel[:, 4:].max((1, 2))])
-    sigma = 0.1 * np.sqrt(np.sum(scale**2, 0))
+    # Each layer of the stack has scales of its own.
+    kernels = np.asarray(variables["params"]["layers"]["Dense_0"]["kernel"])
+    sigma = [rms(deviation_of_columns(w, (3, 3, 2))) for w in kernels]
     np.testing.assert_allclose(
         noise.std(1), sigma, rtol=5 / np.sqrt(2 * noise.shape[1])
     )
@@ -433,9 +445,8 @@ def test_the_layers_of_an_nnx_stack_draw_uncorrelated_noise():
     noise = np.asarray(noisy - hw.eval_mode(analog)(x)).reshape(3, -1)
     correlation = np.corrcoef(noise) - np.eye(3)
     assert abs(correlation).max() < 5 / np.sqrt(noise.shape[1])
-    kernel = np.abs(analog.layers.kernel[...])
-    scale = np.stack([kernel[:, :4].max((1, 2)), kernel[:, 4:].max((1, 2))])
-    sigma = 0.1 * np.sqrt(np.sum(scale**2, 0))
+    kernels = np.asarray(analog.layers.kernel[...])
+    sigma = [rms(deviation_of_columns(w, (3, 3, 2))) for w in kernels]
     np.testing.assert_allclose(
         noise.std(1), sigma, rtol=5 / np.sqrt(2 * noise.shape[1])
     )

@@ -131,10 +131,11 @@ def _mapping_scale(weight: AnalogWeight, nominal: Mapping[str, Any]) -> np.ndarr
     scale = weight.stored_scale(nominal)
     if scale is None:
         kernel = jnp.asarray(nominal[weight.path], jnp.float32)
-        scale = weight.derived_scale(weight.to_matrix(kernel))
+        bound = weight.stored_bound(nominal)
+        scale = weight.derived_scale(weight.to_matrix(kernel), bound)
     if scale is None:
         return np.ones((*weight.stack, weight.tiles[0], 1), np.float32)
-    return np.asarray(scale, np.float32)
+    return np.asarray(weight.of_columns(jnp.asarray(scale)), np.float32)
 
 
 def devices(tile: Tile) -> dict[str, np.ndarray]:

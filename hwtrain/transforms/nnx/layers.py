@@ -25,7 +25,7 @@ class Probe(nnx.Param):
 
 
 class MappingScale(nnx.Param):
-    """The mapping scale of a layer, `[*stack, row tiles, columns or 1]`."""
+    """The mapping scale of a layer, `[*stack, row tiles, columns or column tiles]`."""
 
 
 class OutputScale(nnx.Param):
