@@ -1,5 +1,9 @@
 """Units and formulas that every manifest states in words."""
 
+import hashlib
+import json
+from collections.abc import Mapping
+
 UNITS = {
     "conductance": "µS",
     "scale_ratio": "µS per unit of crossbar weight",
@@ -87,3 +91,49 @@ RULES = {
         "object without its sha256, as JSON with sorted keys, no spaces, UTF-8"
     ),
 }
+
+_EARLIER = frozenset(
+    {
+        "1a3a0ec1caef77ce2fb7b1ca4348135d2a3d74f5769039dd512a3ab70fbff14b",
+        "0705be934c969bde9ea24abc938346e2ede86b88b51293e49828be21919cdec3",
+        "993d1cae18535dcb530d2df107c3c8d5f5d004ec5a6dd89eb64a8deab3d38e64",
+        "73ec84a40a7f7249c3c4b1eda902cd4399889ae18693f3b1d69a1ca855139755",
+        "ba81e34be0d651507f73a5bef99761f42b109bd855aeaaa8d636554398c77b0e",
+        "97718599f1d86c3dbea6444fc05783026455e9a7e268a4759d8824074d93913f",
+        "0ae469d021b9e69eae26ccecdacfe9c654a9982f868a4f3fcb0fb23d3a452b7b",
+        "d892fd45ab65dda3bf3307187805847142f07728a48686834a8ff974b7b15cbf",
+        "2a4099ae105b3c627600f564af4374bf3e5e365ebc5608dba8c55751c7455650",
+        "aba0fd19114a3c6f79c9bb55122c0c0248dd9d864f19884ce40533225514880d",
+    }
+)
+"""SHA-256 of the units and rules of earlier versions of the format."""
+
+
+def check_words(
+    units: Mapping[str, str], rules: Mapping[str, str], *, earlier: bool
+) -> None:
+    """Raises unless a manifest states the units and rules that it was written by.
+
+    Args:
+      units: those of the manifest.
+      rules: those of the manifest.
+      earlier: whether an earlier version of the format wrote it.
+
+    Raises:
+      ValueError: naming the first that differs.
+    """
+    if earlier and _digest(units, rules) in _EARLIER:
+        return
+    pairs = (("units", units, UNITS), ("rules", rules, RULES))
+    for name, found, expected in pairs:
+        for key in sorted(expected.keys() | found.keys()):
+            if found.get(key) != expected.get(key):
+                raise ValueError(
+                    f"{name}.{key[:80]}: should be {expected.get(key)!r}, got "
+                    f"{found.get(key)!r}"[:600]
+                )
+
+
+def _digest(units: Mapping[str, str], rules: Mapping[str, str]) -> str:
+    text = json.dumps([dict(units), dict(rules)], sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()

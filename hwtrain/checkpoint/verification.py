@@ -2,6 +2,7 @@
 
 import math
 import os
+from collections.abc import Iterator
 from typing import Any
 
 import jax.numpy as jnp
@@ -10,6 +11,7 @@ import numpy as np
 from hwtrain import paths
 from hwtrain.checkpoint import tensors
 from hwtrain.checkpoint.crossbars import Crossbars
+from hwtrain.checkpoint.entries import LayerEntry
 from hwtrain.checkpoint.errors import HardwareCheckpointError
 from hwtrain.checkpoint.reader import HardwareCheckpoint, load
 from hwtrain.checkpoint.tiles import tile_slices
@@ -62,7 +64,11 @@ def verify(path: str | os.PathLike[str]) -> dict[str, Any]:
         report: dict[str, Any] = {"conductances": None, "chips": {}}
         if weight.hardware.converter is not None:
             error = _conductance_error(checkpoint, weight, kernel)
-            report["conductances"] = _checked(f"{weight.path}, conductances", error)
+            where = f"{checkpoint.directory / layer.file}, {weight.path}, conductances"
+            report["conductances"] = _checked(where, error)
+            # They may stand for the right weights by another scale than its mapping's.
+            for tensor, error in _tile_errors(checkpoint, layer, crossbars):
+                _checked(f"{checkpoint.directory / layer.file}, {tensor}", error)
         for chip in manifest.chips:
             file = chip.files[weight.path]
             stored = tensors.read(checkpoint.directory, file, manifest.files[file])
@@ -74,7 +80,7 @@ def verify(path: str | os.PathLike[str]) -> dict[str, Any]:
                 chip_kernel, conductances = crossbars.chip(chip.seed)
             redrawn = {"kernel": chip_kernel, **dict(conductances)}
             error = max(_error(stored[name], redrawn[name]) for name in redrawn)
-            where = f"{weight.path}, chip {chip.seed} ({file})"
+            where = f"{checkpoint.directory / file}, {weight.path}, chip {chip.seed}"
             report["chips"][str(chip.seed)] = _checked(where, error)
         weights[weight.path] = report
     return {
@@ -102,6 +108,20 @@ def _conductance_error(
             pairs = zip(tile.weights().reshape(shape), expected.reshape(shape))
             errors += [_error(found, nominal) for found, nominal in pairs]
     return max(errors)
+
+
+def _tile_errors(
+    checkpoint: HardwareCheckpoint, layer: LayerEntry, crossbars: Crossbars
+) -> Iterator[tuple[str, float]]:
+    """Yields the name of each tensor of each nominal tile, and its error."""
+    entries = checkpoint.manifest.files[layer.file]
+    stored = tensors.read(checkpoint.directory, layer.file, entries)
+    for name, tile in crossbars.tiles():
+        computed = {**tile.conductances, **tile.params}
+        computed["mapping_scale"] = tile.mapping_scale
+        for quantity, array in computed.items():
+            tensor = f"{name}/{quantity}"
+            yield tensor, _error(stored[tensor], array)
 
 
 def _error(found: np.ndarray, expected: np.ndarray) -> float:

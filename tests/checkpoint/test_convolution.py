@@ -32,6 +32,7 @@ CHIP = Hardware(
     noise_model=PCMLikeNoiseModel(),
 )
 MASK = np.arange(3 * 2 * 6).reshape(3, 2, 6) % 5 > 0
+KINDS = {"grouped": "conv", "flipped": "conv_transpose", "local": "conv_local"}
 LAYERS = {
     "grouped": (
         nn.Conv(
@@ -138,7 +139,7 @@ def test_the_files_alone_give_what_the_layer_computes(name, tmp_path):
     params["bias"] = jax.random.normal(jax.random.key(2), params["bias"].shape)
     weight = AnalogWeight(
         path="layer/kernel",
-        kind="conv",
+        kind=KINDS[name],
         layer=type(layer).__name__,
         shape=params["kernel"].shape,
         rows=rows,

@@ -1,5 +1,6 @@
 """Export, load, and export again."""
 
+import dataclasses
 import hashlib
 import json
 
@@ -60,8 +61,13 @@ def test_plan_comes_back_equal(checkpoint, plan):
 
 
 def test_prefix_comes_back(tmp_path, plan, variables):
-    named = Plan(plan.weights, plan.digital, "encoder")
-    assert load(export(tmp_path / "model", variables, named)).plan == named
+    within = [
+        dataclasses.replace(weight, path=f"encoder/{weight.path}")
+        for weight in plan.weights
+    ]
+    named = Plan(tuple(within), (), "encoder")
+    params = {"encoder": variables["params"]}
+    assert load(export(tmp_path / "model", {"params": params}, named)).plan == named
 
 
 def test_exporting_again_gives_identical_bytes(checkpoint, tmp_path):
@@ -96,11 +102,11 @@ def test_files(tmp_path, checkpoint):
 
 
 def test_probes_are_not_written_and_come_back_as_zeros(tmp_path, variables, plan):
-    variables["params"]["hidden"]["probe"] = jnp.full((3, 6), 9.0)
+    variables["params"]["hidden"]["probe"] = jnp.full((3, 3, 6), 9.0)
     directory = export(tmp_path / "model", variables, plan)
     assert b"probe" not in (directory / "tensors/0000.safetensors").read_bytes()
     loaded = load(directory).params["hidden"]["probe"]
-    chex.assert_trees_all_equal(loaded, jnp.zeros((3, 6)))
+    chex.assert_trees_all_equal(loaded, jnp.zeros((3, 3, 6)))
 
 
 def test_a_parameter_of_the_model_may_be_called_probe(tmp_path, variables, plan):
