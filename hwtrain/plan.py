@@ -30,6 +30,9 @@ SHARED = ("lora_a", "lora_b")
 """Those of which a layer has several: their leaves bear their names, such as
 `lora_a_input_range`."""
 
+LEAVES = ("input_range", "mapping_scale", "output_scale", "clip_bound")
+"""Leaves that hardware puts beside an array and that change what a layer computes."""
+
 # From JSON: no field that is not there, and no text or truth value for a number.
 _STRICT = {"strict": True, "extra": "forbid", "allow_inf_nan": False}
 
@@ -478,6 +481,20 @@ class Plan(Mapping[str, AnalogWeight]):
                         "other hardware; remove it with hwtrain.strip, and write "
                         "params = hwtrain.adopt(analog, params, *example)"
                     )
+            self._check_no_other(weight, present)
+
+    def _check_no_other(self, weight: AnalogWeight, present: Mapping[str, Any]) -> None:
+        """Raises for a leaf that hardware put beside a weight, and not this one's."""
+        users = {entry.path for entry in self.digital}
+        for name in LEAVES if weight.kind != "raw" else ():
+            path = weight.leaf(name)
+            there = path in present or self._local(path) in present
+            if there and name not in weight.leaf_shapes and path not in users:
+                raise ValueError(
+                    f"{path} does nothing: the hardware of {weight.path} has no "
+                    f"{name}. It seems to come from other hardware; remove it with "
+                    "hwtrain.strip"
+                )
 
     def _local(self, path: str) -> str:
         return path.removeprefix(f"{self.prefix}/")

@@ -33,7 +33,7 @@ from hwtrain.checkpoint.measured import Conductances, check_conductances
 from hwtrain.checkpoint.progress import Report
 from hwtrain.checkpoint.rules import RULES, UNITS
 from hwtrain.checkpoint.values import check_numbers, check_values
-from hwtrain.checkpoint.variables import Leaf, flatten, unflatten
+from hwtrain.checkpoint.variables import Leaf, flatten
 from hwtrain.clip_bounds import clipped
 from hwtrain.plan import AnalogWeight, Plan
 from hwtrain.version import __version__
@@ -115,7 +115,7 @@ class Contents:
             if leaf.kind != "empty"
         }
         try:
-            plan.check_leaves(unflatten({(path,): s for path, s in shapes.items()}))
+            plan.check_leaves(shapes)
         except ValueError as error:
             raise HardwareCheckpointError(str(error)) from error
 

@@ -58,8 +58,8 @@ class Measurement(Entry):
       conditions: what else it depends on, by name, such as `t_s`.
     """
 
-    metric: str
-    mode: str
+    metric: Annotated[str, Field(min_length=1)]
+    mode: Annotated[str, Field(min_length=1)]
     chips: Annotated[int, Field(ge=1)]
     mean: float
     std: Annotated[float, Field(ge=0)] | None = None
@@ -71,8 +71,11 @@ class Measurement(Entry):
             raise ValueError("std: one chip has no standard deviation; leave it out")
         largest = 100 if "%" in self.metric else 1
         accuracy = self.metric.lower().startswith("accuracy")
-        if accuracy and not 0 <= self.mean <= largest:
-            raise ValueError(
-                f"mean: {self.metric!r} lies between 0 and {largest}, got {self.mean}"
-            )
+        numbers = {"mean": self.mean, "std": self.std or 0.0}
+        for name, number in numbers.items():
+            if accuracy and not 0 <= number <= largest:
+                raise ValueError(
+                    f"{name}: of {self.metric!r} it lies between 0 and {largest}, got "
+                    f"{number}"
+                )
         return self

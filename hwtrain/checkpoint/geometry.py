@@ -11,6 +11,9 @@ CONVOLUTIONS = ("conv", "conv_transpose", "conv_local")
 KINDS = ("dense", "einsum", "embed", "lora", "raw", *CONVOLUTIONS)
 """How a layer multiplies."""
 
+_LARGEST = 2**31 - 1
+"""The largest number that XLA takes for a window."""
+
 
 def check_geometry(weight: AnalogWeight, tiles: tuple[int, int]) -> None:
     """Raises unless the fields of a weight agree with each other.
@@ -123,6 +126,11 @@ def _check_tiles(weight: AnalogWeight, tiles: tuple[int, int]) -> None:
 
 def _check_window(weight: AnalogWeight, window: Window) -> None:
     path, taps = weight.path, len(window.sizes)
+    pairs = () if isinstance(window.padding, str) else window.padding
+    ends = [abs(end) for pair in (*pairs, *window.border) for end in pair]
+    steps = (*window.strides, *window.input_dilation, *window.kernel_dilation)
+    if any(number > _LARGEST for number in (*steps, *ends)):
+        raise ValueError(f"{path}: a number of its window exceeds {_LARGEST}")
     if window.local:
         lead = len(weight.shape) - 2
         _check_axes(weight, rows=(0,), columns=(1,))

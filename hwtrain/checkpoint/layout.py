@@ -7,6 +7,9 @@ one twice writes a manifest that is not the one of its own plan.
 from collections.abc import Iterator, Mapping, Sequence
 from typing import NamedTuple
 
+import jax
+import numpy as np
+
 from hwtrain.checkpoint.entries import (
     ChipEntry,
     LayerEntry,
@@ -130,15 +133,7 @@ def _check_names(
                 )
     paths = [leaf.path for leaf in leaves if leaf.keys[0] == "params"]
     _once("leaves", paths)
-    missing = sorted(missing_leaves(plan, leaves))
-    if missing:
-        raise ValueError(f"leaves: the plan names {missing[0]}, which none of them is")
-    for name, group in (("layers", plan.weights), ("digital", plan.digital)):
-        for entry in group:
-            if plan.prefix and not entry.path.startswith(f"{plan.prefix}/"):
-                raise ValueError(
-                    f"{name}: {entry.path} should begin with the prefix {plan.prefix}/"
-                )
+    _check_named(plan, {*paths}, {*names})
     both = sorted({entry.path for entry in plan.digital} & {*plan})
     if both:
         raise ValueError(f"digital: {both[0]} is an analog weight")
@@ -147,13 +142,30 @@ def _check_names(
         raise ValueError("chips: no weight has anything frozen that differs by chip")
 
 
-def missing_leaves(plan: Plan, leaves: Sequence[LeafEntry]) -> set[str]:
-    """Returns what a plan names and no leaf is."""
-    params = {leaf.path for leaf in leaves if leaf.keys[0] == "params"}
-    state = {leaf.name.removeprefix("nominal/") for leaf in leaves}
-    state |= {leaf.path for leaf in leaves}
-    named = {*plan, *(entry.path for entry in plan.digital)}
-    return (named - params) | ({*plan.state} - state)
+def _check_named(plan: Plan, params: set[str], names: set[str]) -> None:
+    """Raises for what a plan names and no leaf is.
+
+    Args:
+      plan: the plan.
+      params: the paths of the parameters.
+      names: the tensors' names of all leaves.
+    """
+    for where, group in (("layers", plan.weights), ("digital", plan.digital)):
+        for index, entry in enumerate(group):
+            if plan.prefix and not entry.path.startswith(f"{plan.prefix}/"):
+                raise ValueError(
+                    f"{where}.{index}: {entry.path} should begin with the prefix "
+                    f"{plan.prefix}/"
+                )
+            if entry.path not in params:
+                raise ValueError(
+                    f"{where}.{index}: no leaf of params is {entry.path[:200]!r}"
+                )
+    # Those of NNX are among its parameters, those of Linen in a collection.
+    state = params | {name.removeprefix("nominal/") for name in names}
+    for index, path in enumerate(plan.state):
+        if path not in state:
+            raise ValueError(f"state.{index}: no leaf is {path[:200]!r}")
 
 
 def _check_probes(plan: Plan, leaves: Sequence[LeafEntry]) -> None:
@@ -178,10 +190,13 @@ def _check_probes(plan: Plan, leaves: Sequence[LeafEntry]) -> None:
                     f"leaves.{index}: {path} should hold floating-point numbers, not "
                     f"{leaf.dtype}"
                 )
-    present = {leaf.path for leaf in leaves if leaf.keys[0] == "params"}
-    for path in shapes:
-        if path not in present:
-            raise ValueError(f"leaves: {path} is missing, which its hardware asks for")
+    plan.check_leaves(
+        {
+            leaf.path: jax.ShapeDtypeStruct(leaf.shape or (), np.float32)
+            for leaf in leaves
+            if leaf.keys[0] == "params" and leaf.kind != "empty"
+        }
+    )
 
 
 def _files_of_leaves(

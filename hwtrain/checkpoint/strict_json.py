@@ -2,7 +2,14 @@
 
 import json
 import math
+import re
 from typing import Any
+
+# An escaped surrogate with no other half; a backslash before it may be escaped itself.
+_HALF = re.compile(
+    r"(?<!\\)(?:\\\\)*\\u[dD](?:[89abAB][0-9a-fA-F]{2}(?!\\u[dD][c-fC-F])"
+    r"|(?<!\\u[dD][89abAB][0-9a-fA-F]{2}\\u[dD])[c-fC-F])"
+)
 
 
 def parse(data: bytes) -> Any:
@@ -17,6 +24,8 @@ def parse(data: bytes) -> Any:
     """
     # Given bytes, json.loads would guess UTF-16 and UTF-32 as well.
     text = data.decode("utf-8")
+    if _HALF.search(text):
+        raise ValueError("it holds half of a surrogate pair, which is no character")
     return json.loads(
         text,
         object_pairs_hook=_unique,
