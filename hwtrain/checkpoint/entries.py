@@ -51,9 +51,9 @@ FileName = Annotated[
 ]
 Seed = Annotated[int, Field(ge=0, le=LARGEST_SEED)]
 # A safetensors file counts in 64 bits, NumPy has 64 axes at most.
-Sizes = Annotated[
-    tuple[Annotated[int, Field(ge=0, lt=2**63)], ...], Field(max_length=64)
-]
+Size = Annotated[int, Field(ge=0, lt=2**63)]
+Sizes = Annotated[tuple[Size, ...], Field(max_length=64)]
+Pieces = tuple[Size, ...]
 Dtype = Annotated[
     str, AfterValidator(_known_dtype), Field(json_schema_extra={"enum": [*DTYPES]})
 ]
@@ -125,8 +125,8 @@ class LayerEntry(Entry):
 
     weight: AnalogWeight
     stack: Sizes
-    row_sizes: Sizes
-    column_sizes: Sizes
+    row_sizes: Pieces
+    column_sizes: Pieces
     dtype: Dtype
     file: FileName
     nominal: str

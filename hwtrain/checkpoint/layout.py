@@ -79,10 +79,8 @@ def check_layout(
     stored = _files_of_leaves(layers, leaves)
     for index, leaf in enumerate(leaves):
         if leaf.kind == "tensor":
-            expected = (stored[leaf.name], leaf.name)
-            _same(
-                f"leaves.{index}: file and tensor", (leaf.file, leaf.tensor), expected
-            )
+            _same(f"leaves.{index}.file", leaf.file, stored[leaf.name])
+            _same(f"leaves.{index}.tensor", leaf.tensor, leaf.name)
     by_path = {leaf.path: leaf for leaf in leaves if leaf.keys[0] == "params"}
     for number, layer in enumerate(layers):
         where, path = f"layers.{number}", layer.weight.path
@@ -133,7 +131,9 @@ def _check_names(
                 )
     paths = [leaf.path for leaf in leaves if leaf.keys[0] == "params"]
     _once("leaves", paths)
-    _check_named(plan, {*paths}, {*names})
+    _check_named(
+        plan, {*paths}, names | {f"nominal/{x.path}" for x in leaves if x.path}
+    )
     both = sorted({entry.path for entry in plan.digital} & {*plan})
     if both:
         raise ValueError(f"digital: {both[0]} is an analog weight")
@@ -148,7 +148,8 @@ def _check_named(plan: Plan, params: set[str], names: set[str]) -> None:
     Args:
       plan: the plan.
       params: the paths of the parameters.
-      names: the tensors' names of all leaves.
+      names: the tensors' names of all leaves, with and without their collection: a
+        plan of NNX names none, and who splits a state chooses its own.
     """
     for where, group in (("layers", plan.weights), ("digital", plan.digital)):
         for index, entry in enumerate(group):
@@ -161,10 +162,8 @@ def _check_named(plan: Plan, params: set[str], names: set[str]) -> None:
                 raise ValueError(
                     f"{where}.{index}: no leaf of params is {entry.path[:200]!r}"
                 )
-    # Those of NNX are among its parameters, those of Linen in a collection.
-    state = params | {name.removeprefix("nominal/") for name in names}
     for index, path in enumerate(plan.state):
-        if path not in state:
+        if f"nominal/{path}" not in names:
             raise ValueError(f"state.{index}: no leaf is {path[:200]!r}")
 
 
@@ -190,13 +189,15 @@ def _check_probes(plan: Plan, leaves: Sequence[LeafEntry]) -> None:
                     f"leaves.{index}: {path} should hold floating-point numbers, not "
                     f"{leaf.dtype}"
                 )
-    plan.check_leaves(
-        {
-            leaf.path: jax.ShapeDtypeStruct(leaf.shape or (), np.float32)
-            for leaf in leaves
-            if leaf.keys[0] == "params" and leaf.kind != "empty"
-        }
-    )
+    present = {
+        leaf.path: jax.ShapeDtypeStruct(leaf.shape or (), np.float32)
+        for leaf in leaves
+        if leaf.keys[0] == "params" and leaf.kind != "empty"
+    }
+    try:
+        plan.check_leaves(present)
+    except ValueError as error:
+        raise ValueError(f"leaves: {error}") from error
 
 
 def _files_of_leaves(

@@ -23,6 +23,7 @@ from hwtrain.checkpoint.files import damaged, opened
 from hwtrain.checkpoint.layout import check_layout
 from hwtrain.checkpoint.rules import check_words
 from hwtrain.checkpoint.strict_json import difference, parse
+from hwtrain.hardware.configuration import without_none
 from hwtrain.plan import Digital, Plan
 
 FORMAT = "hwtrain-checkpoint"
@@ -89,7 +90,7 @@ class Manifest(Entry):
 
 def write(directory: Path, manifest: BaseModel) -> None:
     """Writes the manifest with its own hash in it, on disk when it returns."""
-    content = manifest.model_dump(mode="json", exclude_none=True)
+    content = without_none(manifest.model_dump(mode="json"))
     content["sha256"] = _digest(content)
     text = json.dumps(content, indent=1, sort_keys=True, ensure_ascii=False)
     data = text.encode() + b"\n"
@@ -169,7 +170,7 @@ def _checked(path: Path, data: bytes, kind: type[Kind]) -> Kind:
     except ValidationError as error:
         raise _refused(path, problems(error)) from error
     if content["version"] == known:
-        written = found.model_dump(mode="json", exclude_none=True)
+        written = without_none(found.model_dump(mode="json"))
         left_out = difference(content, written)
         if left_out is not None:
             raise _refused(path, left_out)

@@ -17,10 +17,22 @@ class BiasCode:
       achieved: the current of the code, in A.
     """
 
+    # From JSON: no field that is not there, and no text or truth value for a number.
+    __pydantic_config__ = {"strict": True, "extra": "forbid", "allow_inf_nan": False}
+
     coarse: int
     fine: int
     wanted: float
     achieved: float
+
+    def __post_init__(self):
+        if self.coarse < 0 or self.fine < 0:
+            raise ValueError(f"codes are not negative, got {self.coarse}, {self.fine}")
+        if self.wanted < 0 or self.achieved <= 0:
+            raise ValueError(
+                "currents are positive, got wanted and achieved "
+                f"{self.wanted}, {self.achieved}"
+            )
 
 
 def computed_table(

@@ -25,6 +25,16 @@ class Limits:
     destinations_per_neuron: int = 4
     tags: int = 2048
 
+    # From JSON: no field that is not there, and no text or truth value for a number.
+    __pydantic_config__ = {"strict": True, "extra": "forbid"}
+
+    def __post_init__(self):
+        for field in dataclasses.fields(self):
+            if getattr(self, field.name) < 1:
+                raise ValueError(
+                    f"{field.name} is at least 1, got {getattr(self, field.name)}"
+                )
+
 
 DYNAPSE2 = Limits()
 """The limits of a DynapSE2."""

@@ -130,7 +130,7 @@ def nodes(value, at=()):
             yield from nodes(value[key], (*at, key))
 
 
-def pattern(at):
+def pattern(content, at):
     """Returns the kind of an entry: its place without numbers and names."""
     names = dict.fromkeys(
         ("conditions", "nodes", "beside", "libraries", "units", "rules"), 1
@@ -143,6 +143,12 @@ def pattern(at):
         found.append("*" if free else key)
         if not free and key in names:
             skip = names[key]
+    if (
+        at[0] == "leaves"
+        and len(at) > 1
+        and content["leaves"][at[1]]["kind"] == "empty"
+    ):
+        found[1] = "empty"
     return ".".join(found)
 
 
@@ -159,7 +165,8 @@ def other_values(value):
     if number_like(value):
         yield "text", str(value)
         for other in (-1, 0, -value - 1, value + 1, 2**40, 10**30, 1e308, -0.5):
-            yield f"number {other:g}", other
+            if other != value:
+                yield f"number {other:g}", other
     if isinstance(value, bool):
         yield "inverted", not value
         yield "0 or 1", int(value)
@@ -217,7 +224,7 @@ NEUTRAL = {
     r"accuracy\.\*\.(metric|mode): (text .*|swapped)": FREE,
     rf"accuracy\.\*\.(chips|mean|std): ({_NUMBER}|deleted)": FREE,
     r"accuracy\.\*\.conditions: (extended|emptied)": FREE,
-    r"accuracy\.\*\.conditions\.\*: (str|text|number) ?.*": FREE,
+    r"accuracy\.\*\.conditions\.\*: (str|int|float|text|number) ?.*": FREE,
     r"accuracy\.\*\.conditions\.\*: (deleted|renamed|swapped)": FREE,
     r"libraries: extended": FREE,
     r"libraries\.\*: (text .*|deleted|renamed|swapped)": FREE,
@@ -239,8 +246,9 @@ NEUTRAL = {
     r"layers\.\*\.weight\.hardware\.mapping\.(max_.*_size|weight_scaling_omega): "
     rf"{_NUMBER}": OTHER_MODEL,
     rf"layers\.\*\.weight\.window\.(strides|.*_dilation)\.\*: {_NUMBER}": OTHER_MODEL,
-    r"leaves\.\*: swapped": "the order of leaves says nothing",
-    r"leaves\.\*\.keys(\.\*)?: (text .*|doubled)": "an empty mapping holds nothing",
+    r"leaves\.(\*|empty): swapped": "the order of leaves says nothing",
+    r"leaves\.empty: deleted": "an empty mapping holds nothing",
+    r"leaves\.empty\.keys(\.\*)?: (text .*|doubled)": "an empty mapping holds nothing",
     r"leaves\.\*\.key_impl: deleted": OTHER_MODEL,
 }
 _LONG = ("rules.*", "units.*", "libraries.*", "files.*.*.sha256")
@@ -256,7 +264,7 @@ def check_forgeries(genuine, copied, places):
         for name, others, forged in forgeries(content, at):
             text = json.dumps(forged) if at == ("sha256",) else sign(forged)
             (copied / "manifest.json").write_text(text)
-            kind = f"{pattern(at)}: {name}"
+            kind = f"{pattern(content, at)}: {name}"
             neutral = any(re.fullmatch(known, kind) for known in NEUTRAL)
             try:
                 message = refusal(copied, load if neutral else verify)
@@ -286,7 +294,7 @@ def test_forged_entries(genuine, copied):
     content = read(genuine)
     kinds = {}
     for at in nodes(content):
-        kinds.setdefault(pattern(at), []).append(at)
+        kinds.setdefault(pattern(content, at), []).append(at)
     rng = random.Random(0)
     places = [rng.choice(group) for group in kinds.values()]
     wrong = check_forgeries(genuine, copied, places)
@@ -294,10 +302,11 @@ def test_forged_entries(genuine, copied):
 
 
 @pytest.mark.nightly
-@pytest.mark.parametrize("seed", range(8))
+@pytest.mark.parametrize("seed", range(4))
 def test_many_forged_entries(genuine, copied, seed):
-    places = [at for at in nodes(read(genuine)) if pattern(at) not in _LONG]
-    wrong = check_forgeries(genuine, copied, random.Random(seed).sample(places, 150))
+    content = read(genuine)
+    places = [at for at in nodes(content) if pattern(content, at) not in _LONG]
+    wrong = check_forgeries(genuine, copied, random.Random(seed).sample(places, 120))
     assert not wrong, "\n".join(wrong)
 
 

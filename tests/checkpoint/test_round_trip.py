@@ -12,6 +12,7 @@ import pytest
 from flax import linen as nn
 from flax import nnx
 
+import hwtrain as hw
 from hwtrain import paths
 from hwtrain.checkpoint import HardwareCheckpointError, export, load
 from hwtrain.chips import apply_mismatch, chip_key
@@ -151,6 +152,20 @@ def test_a_linen_model_computes_the_same(tmp_path):
     chex.assert_trees_all_equal(
         model.apply(loaded.variables, x), model.apply(variables, x)
     )
+
+
+def test_more_tiles_than_axes(tmp_path):
+    limit = hw.MappingParameter(max_input_size=1, max_output_size=None)
+    (weight,) = linear_plan("dense/kernel", (70, 2)).weights
+    weight = dataclasses.replace(
+        weight, hardware=dataclasses.replace(weight.hardware, mapping=limit)
+    )
+    kernel = jax.random.normal(jax.random.key(0), (70, 2))
+    path = export(tmp_path / "m", {"dense": {"kernel": kernel}}, Plan((weight,)))
+    found = load(path)
+    np.testing.assert_allclose(found.reconstruct("dense/kernel"), kernel, atol=1e-5)
+    # No limit comes back as none, not as the default.
+    assert found.plan["dense/kernel"].hardware.mapping == limit
 
 
 def test_boxed_parameters_are_unboxed(tmp_path):
