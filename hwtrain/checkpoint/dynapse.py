@@ -51,7 +51,7 @@ class DynapseManifest(Entry):
     hwtrain: str
     rules: dict[str, str]
     units: dict[str, str]
-    iscale: Annotated[float, Field(gt=0)]
+    iscale: Annotated[float, Field(gt=0, lt=1)]
     limits: Limits
     biases: dict[Count, dict[str, BiasCode]]
     lost: dict[str, Count]
@@ -82,6 +82,7 @@ class DynapseManifest(Entry):
                     f"biases.{core}: every core has the same biases, {missing[0]} "
                     "among them"
                 )
+        self._check_table()
         for where, names in (
             ("chips", self.chips),
             ("layers", [name for name, _ in self.layers]),
@@ -96,12 +97,30 @@ class DynapseManifest(Entry):
         self._check_tensors()
         return self
 
+    def _check_table(self) -> None:
+        """Raises where one code of one table would have two currents."""
+        table: dict[tuple[str, int, int], float] = {}
+        for core, codes in self.biases.items():
+            for name, code in codes.items():
+                at = ("Iw" if name in _BASES else name, code.coarse, code.fine)
+                if table.setdefault(at, code.achieved) != code.achieved:
+                    raise ValueError(
+                        f"biases.{core}.{name}: the code ({code.coarse}, {code.fine}) "
+                        f"has {table[at]:g} A elsewhere, here achieved is "
+                        f"{code.achieved:g} A"
+                    )
+
     def _check_tensors(self) -> None:
         neurons = sum(size for _, size in self.layers)
         inputs = self.tensors.get("weights_in/wanted")
         sources = inputs.shape[0] if inputs is not None and inputs.shape else 0
-        shapes = {"weights_in": (sources, neurons), "weights_rec": (neurons, neurons)}
-        expected = {"cores": ("int32", (neurons,), "1")}
+        shapes: dict[str, tuple[int, ...]] = {
+            "weights_in": (sources, neurons),
+            "weights_rec": (neurons, neurons),
+        }
+        expected: dict[str, tuple[str, tuple[int, ...], str]] = {
+            "cores": ("int32", (neurons,), "1")
+        }
         for part, shape in shapes.items():
             for name, unit in _ARRAYS.items():
                 expected[f"{part}/{name}"] = (_DTYPES[name], shape, unit)
@@ -242,7 +261,10 @@ def _check(
             if said[name] != found:
                 raise ValueError(f"{field}.{name}: says {said[name]}, it is {found}")
     wanted = (deployment.weights_in.wanted, deployment.weights_rec.wanted)
-    check_connectivity(*wanted, deployment.cores, deployment.limits)
+    try:
+        check_connectivity(*wanted, deployment.cores, deployment.limits)
+    except ValueError as error:
+        raise ValueError(f"limits: {error}") from error
 
 
 def _largest_error(part: Synapses) -> float:
@@ -272,5 +294,5 @@ def _check_codes(deployment: Deployment, name: str) -> None:
         if not np.allclose(found, expected, rtol=1e-9, atol=1e-6 * bases.min()):
             raise ValueError(
                 f"{name}/achieved: the weights of core {core} are not those of its "
-                "codes"
+                "codes and iscale"
             )

@@ -106,7 +106,7 @@ def _conductance_errors(
     matrix = np.asarray(weight.to_matrix(jnp.asarray(kernel, jnp.float32)))
     tiles = checkpoint.conductances(weight.path)
     for place in grid(weight):
-        expected = matrix[place.elements]
+        expected = matrix[..., place.rows, place.columns]
         shape = (-1, *expected.shape[-2:])
         found = tiles[place.row][place.column].weights()
         for pair in zip(found.reshape(shape), expected.reshape(shape)):

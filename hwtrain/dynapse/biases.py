@@ -5,6 +5,12 @@ import dataclasses
 import numpy as np
 from numpy.typing import ArrayLike
 
+_CODES = 2**16
+"""More codes than any bias generator has."""
+
+_LARGEST = 1.0
+"""More than any bias current, in A."""
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class BiasCode:
@@ -26,12 +32,15 @@ class BiasCode:
     achieved: float
 
     def __post_init__(self):
-        if self.coarse < 0 or self.fine < 0:
-            raise ValueError(f"codes are not negative, got {self.coarse}, {self.fine}")
-        if self.wanted < 0 or self.achieved <= 0:
+        if not (0 <= self.coarse < _CODES and 0 <= self.fine < _CODES):
             raise ValueError(
-                "currents are positive, got wanted and achieved "
-                f"{self.wanted}, {self.achieved}"
+                f"codes are whole numbers from 0 to {_CODES - 1}, got {self.coarse} "
+                f"and {self.fine}"
+            )
+        if not (0 < self.wanted < _LARGEST and 0 < self.achieved < _LARGEST):
+            raise ValueError(
+                "a bias current lies between 0 and 1 A, got wanted "
+                f"{self.wanted} and achieved {self.achieved}"
             )
 
 

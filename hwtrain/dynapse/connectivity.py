@@ -30,9 +30,10 @@ class Limits:
 
     def __post_init__(self):
         for field in dataclasses.fields(self):
-            if getattr(self, field.name) < 1:
+            number = getattr(self, field.name)
+            if not 1 <= number < 2**31:
                 raise ValueError(
-                    f"{field.name} is at least 1, got {getattr(self, field.name)}"
+                    f"{field.name} is a number from 1 to {2**31 - 1}, got {number}"
                 )
 
 

@@ -23,6 +23,10 @@ from hwtrain.checkpoint import (
     verify,
 )
 from hwtrain.checkpoint import manifest as manifests
+from hwtrain.checkpoint.dynapse import export_dynapse, load_dynapse
+from hwtrain.dynapse.biases import computed_table
+from hwtrain.dynapse.connectivity import Limits
+from hwtrain.dynapse.deployment import deploy
 
 CONVERTER = hw.SinglePairConductanceConverter(g_min=0.1)
 TILES = hw.MappingParameter(max_input_size=6, max_output_size=3)
@@ -143,12 +147,10 @@ def pattern(content, at):
         found.append("*" if free else key)
         if not free and key in names:
             skip = names[key]
-    if (
-        at[0] == "leaves"
-        and len(at) > 1
-        and content["leaves"][at[1]]["kind"] == "empty"
-    ):
-        found[1] = "empty"
+    if at[0] == "biases":  # by core and by bias
+        found[1:3] = ["*" for _ in at[1:3]]
+    if at[0] == "leaves" and len(at) > 1:
+        found[1] = "empty" if content["leaves"][at[1]]["kind"] == "empty" else "*"
     return ".".join(found)
 
 
@@ -256,7 +258,7 @@ _LONG = ("rules.*", "units.*", "libraries.*", "files.*.*.sha256")
 UNREADABLE = "it is not JSON"
 
 
-def check_forgeries(genuine, copied, places):
+def check_forgeries(genuine, copied, places, neutral_kinds=NEUTRAL, reader=None):
     """Forges entries, and returns what was taken and is not known to be neutral."""
     content = read(genuine)
     wrong = []
@@ -265,9 +267,9 @@ def check_forgeries(genuine, copied, places):
             text = json.dumps(forged) if at == ("sha256",) else sign(forged)
             (copied / "manifest.json").write_text(text)
             kind = f"{pattern(content, at)}: {name}"
-            neutral = any(re.fullmatch(known, kind) for known in NEUTRAL)
+            neutral = any(re.fullmatch(known, kind) for known in neutral_kinds)
             try:
-                message = refusal(copied, load if neutral else verify)
+                message = refusal(copied, reader or (load if neutral else verify))
             except Exception as error:
                 wrong.append(f"{kind}: raw {type(error).__name__}: {error}"[:300])
                 continue
@@ -285,7 +287,7 @@ def check_forgeries(genuine, copied, places):
 def named(message, keys):
     """Whether a message names one of the entries, or one that they contradict."""
     said = message.partition("manifest must: ")[2] or message
-    entry = re.match(r"(layers|leaves|chips|files|digital|state)\b", said)
+    entry = re.match(r"(layers|leaves|chips|files|digital|state|tensors)\b", said)
     names = [str(key) for key in keys if isinstance(key, str)]
     return entry or any(name in said.replace("SHA-256", "sha256") for name in names)
 
@@ -308,6 +310,78 @@ def test_many_forged_entries(genuine, copied, seed):
     places = [at for at in nodes(content) if pattern(content, at) not in _LONG]
     wrong = check_forgeries(genuine, copied, random.Random(seed).sample(places, 120))
     assert not wrong, "\n".join(wrong)
+
+
+# ------------------------------------------------------- a deployed network of neurons
+
+NEUTRAL_DEPLOYMENTS = {
+    r"hwtrain: text .*": FREE,
+    r"layers\.\*\.\*: text .*": FREE,
+    r"layers\.\*: swapped": OTHER_MODEL,
+    # A chip with other limits, or another table of currents, holds it too.
+    rf"limits\.\w+: ({_NUMBER}|swapped)": OTHER_MODEL,
+    rf"biases\.\*\.\*\.(coarse|fine|wanted): ({_NUMBER}|swapped)": OTHER_MODEL,
+    rf"biases\.\*\.\*\.achieved: {_NUMBER}": "a bias that no weight is made of",
+    r"biases\.\*\.\*: swapped": "two biases that no weight is made of",
+}
+
+
+@pytest.fixture(scope="module")
+def deployed(tmp_path_factory):
+    rng = np.random.default_rng(0)
+    return export_dynapse(
+        tmp_path_factory.mktemp("deployed") / "net",
+        deploy(
+            rng.normal(0, 1, (5, 6)),
+            rng.normal(0, 1, (6, 6)),
+            {"Itau_mem": 5.3e-12, "Ispkthr": 1e-7},
+            table=computed_table(),
+            chips={7: {"Itau_mem": rng.normal(5.3e-12, 5e-13, 6)}},
+            limits=Limits(neurons_per_core=3),
+            layers={"in": 4, "out": 2},
+        ),
+    )
+
+
+def test_forged_deployments(deployed, tmp_path):
+    copied = shutil.copytree(deployed, tmp_path / "net")
+    content = read(deployed)
+    kinds = {}
+    for at in nodes(content):
+        kinds.setdefault(pattern(content, at), []).append(at)
+    rng = random.Random(0)
+    places = [rng.choice(group) for group in kinds.values()]
+    wrong = check_forgeries(
+        deployed, copied, places, NEUTRAL_DEPLOYMENTS, reader=load_dynapse
+    )
+    assert not wrong, "\n".join(wrong)
+
+
+@pytest.mark.parametrize(
+    ("name", "change", "match"),
+    [
+        ("weights_in/mask", lambda a: a + 16, "a mask has 4 bits|not those of its"),
+        ("weights_in/sign", lambda a: a * 2, "a sign is -1, 0 or 1"),
+        ("weights_rec/sign", lambda a: np.zeros_like(a), "0 where there is no synapse"),
+        ("weights_in/achieved", lambda a: a * 1.01, "not those of its codes"),
+        ("weights_in/achieved", lambda a: a * np.nan, "holds NaN"),
+        ("weights_rec/wanted", lambda a: a * 1.01, "largest_error.weights_rec: says"),
+        ("cores", lambda a: a + 1, "not those of the biases"),
+        ("chips/7/Itau_mem", lambda a: a * np.inf, "holds NaN or infinite"),
+    ],
+)
+def test_forged_arrays_of_a_deployment(deployed, tmp_path, name, change, match):
+    path = shutil.copytree(deployed, tmp_path / "net")
+    content = load_file(path / "tensors.safetensors")
+    content[name] = change(content[name])
+    save_file(content, path / "tensors.safetensors")
+    manifest = read(path)
+    digest = manifests.sha256(content[name].tobytes())
+    manifest["tensors"][name]["sha256"] = digest
+    (path / "manifest.json").write_text(sign(manifest))
+    with pytest.raises(HardwareCheckpointError, match=match) as error:
+        load_dynapse(path)
+    assert str(path / "tensors.safetensors") in str(error.value)
 
 
 # ----------------------------------------------------------------- values of tensors
