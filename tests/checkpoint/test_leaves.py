@@ -89,8 +89,9 @@ class Normed(nn.Module):
 def test_a_linen_model_without_its_statistics(tmp_path):
     analog = hw.analogize(Normed(), HARDWARE)
     variables = jax.jit(analog.init)(jax.random.key(0), X)
-    plan = hw.plan(analog, variables, X)
-    # Not what it only says of itself.
+    # Not what it only says of itself, nor what a call makes anew.
+    passing = {"said": {"y": (X,)}, "cache": {"index": X}}
+    plan = hw.plan(analog, {**variables, **passing}, X)
     assert plan.state == ("batch_stats/norm/mean", "batch_stats/norm/var")
     params = {"params": variables["params"]}
     match = "have no batch_stats/norm/mean, batch_stats/norm/var: .*'batch_stats': "
@@ -129,3 +130,14 @@ def test_a_parameter_that_the_plan_names(tmp_path):
     del params["bias"]
     with pytest.raises(HardwareCheckpointError, match="the plan names bias, which"):
         hw.export(tmp_path / "model", params, plan)
+
+
+def test_the_state_of_a_model_inside_another():
+    """Its plan has the paths that the variables around have, and so has a union."""
+    inner = hw.analogize(Normed(), HARDWARE, name="encoder")
+    variables = jax.jit(inner.init)(jax.random.key(0), X)
+    plan = hw.plan(inner, variables, X)
+    expected = tuple(f"batch_stats/encoder/norm/{name}" for name in ("mean", "var"))
+    assert plan.state == expected
+    outer = hw.plan(hw.analogize(Normed(), HARDWARE), variables, X)
+    assert (plan | outer | plan).state == (*expected, *outer.state)

@@ -31,6 +31,9 @@ fresh = itertools.count()
 """Makes a context unlike all before: a run that records modules must trace them, also
 those inside a jit that has traced equal ones."""
 
+_PASSING = ("cache", "intermediates", "perturbations")
+"""Collections that a model can be evaluated without."""
+
 
 def linen_plan(
     module: nn.Module,
@@ -112,14 +115,14 @@ def _plan(call: _Call) -> Plan:
 def _state(variables: Mapping[str, Any], prefix: str) -> tuple[str, ...]:
     """Returns the paths of a model's variables that are no parameters.
 
-    A collection with lists or tuples in it holds what the model has said of itself
-    (`sow`), not what it needs.
+    Not of those that a call makes anew, nor of a collection with lists or tuples in it:
+    that holds what the model has said of itself (`sow`), not what it needs.
     """
     found = []
     for collection, tree in variables.items():
         leaves = jax.tree_util.tree_leaves_with_path(meta.unbox(tree))
         sown = any(isinstance(key, SequenceKey) for keys, _ in leaves for key in keys)
-        if collection != "params" and not sown:
+        if collection not in ("params", *_PASSING) and not sown:
             at = f"{collection}/{prefix}/" if prefix else f"{collection}/"
             found += [f"{at}{paths.path_of(keys)}" for keys, _ in leaves]
     return tuple(found)
