@@ -91,11 +91,13 @@ def read(
         expected = 8 + length + sum(sizes)
         if size != expected:
             raise damaged(path, f"it should have {expected} bytes, it has {size}")
-        data = start + header + file.read(size)
-    try:
-        content = dict(safetensors.deserialize(data))
-    except (safetensors.SafetensorError, ValueError) as error:
-        raise damaged(path, f"truncated, or not safetensors ({error})") from error
+        try:
+            data = start + header + file.read(size)
+            content = dict(safetensors.deserialize(data))
+        except MemoryError as error:
+            raise damaged(path, f"{size} bytes exceed the memory") from error
+        except (safetensors.SafetensorError, ValueError) as error:
+            raise damaged(path, f"truncated, or not safetensors ({error})") from error
     arrays = {}
     for tensor, entry in entries.items():
         found = content[tensor]

@@ -15,9 +15,16 @@ from hwtrain.checkpoint import manifest as manifests
 KERNEL = "nominal/params/hidden/kernel"
 
 
+@pytest.fixture(scope="module")
+def exported(tmp_path_factory):
+    return tmp_path_factory.mktemp("exported") / "model"
+
+
 @pytest.fixture
-def directory(tmp_path, variables, plan):
-    return export(tmp_path / "model", variables, plan, chip_seed=7)
+def directory(tmp_path, variables, plan, exported):
+    if not exported.exists():
+        export(exported, variables, plan, chip_seed=7)
+    return shutil.copytree(exported, tmp_path / "model")
 
 
 def rewrite(directory, change, *, digest=True):
@@ -321,6 +328,15 @@ def test_the_marks_of_orbax_are_no_part_of_it(directory):
     load(directory)
 
 
+def test_a_file_that_exceeds_the_memory(directory, monkeypatch):
+    def exceeded(data):
+        raise MemoryError
+
+    monkeypatch.setattr(safetensors, "deserialize", exceeded)
+    with pytest.raises(HardwareCheckpointError, match="bytes exceed the memory"):
+        load(directory)
+
+
 def test_a_file_of_another_size_is_refused_before_it_is_read(directory):
     path = directory / "tensors/0000.safetensors"
     size = path.stat().st_size
@@ -331,7 +347,12 @@ def test_a_file_of_another_size_is_refused_before_it_is_read(directory):
 
 
 def _leaf(manifest, tail):
-    return next(leaf for leaf in manifest["leaves"] if leaf["keys"][-1] == tail)
+    keys = ["hidden", "norm"]
+    return next(
+        leaf
+        for leaf in manifest["leaves"]
+        if leaf["keys"][-1] == tail and leaf["keys"][-2] in keys
+    )
 
 
 @pytest.mark.parametrize(
@@ -407,6 +428,27 @@ def test_swapped_tensors_of_equal_shape(directory):
 
     rewrite(directory, swap)
     with pytest.raises(HardwareCheckpointError, match=r"leaves.\d.file should be"):
+        load(directory)
+
+
+@pytest.mark.parametrize(
+    ("dtype", "match"),
+    [(np.float32, "70 of 70 weights are NaN or inf"), (np.int32, "floating-point")],
+)
+def test_weights_that_are_no_finite_numbers(directory, dtype, match):
+    file = "tensors/0000.safetensors"
+    array = np.full((10, 7), np.inf if dtype == np.float32 else 1, dtype)
+    replace_tensor(directory, file, KERNEL, array)
+
+    def say(manifest):
+        name = array.dtype.name
+        manifest["files"][file][KERNEL]["dtype"] = name
+        manifest["layers"][0]["dtype"] = _leaf(manifest, "kernel")["dtype"] = name
+
+    rewrite(directory, say)
+    with pytest.raises(
+        HardwareCheckpointError, match=f"{file}, hidden/kernel: .*{match}"
+    ):
         load(directory)
 
 
