@@ -303,6 +303,21 @@ def test_forged_entries(genuine, copied):
     assert not wrong, "\n".join(wrong)
 
 
+def test_a_mean_that_becomes_a_variance(genuine, copied):
+    """Both tensors lie in one file, have one shape, and every hash is right."""
+    content = read(genuine)
+    mean, variance = (
+        next(leaf for leaf in content["leaves"] if leaf["keys"][-1] == name)
+        for name in ("mean", "var")
+    )
+    assert mean["file"] == variance["file"]
+    mean["tensor"], variance["tensor"] = variance["tensor"], mean["tensor"]
+    (copied / "manifest.json").write_text(sign(content))
+    expected = r"leaves.\d.tensor should be 'nominal/batch_stats/norm/mean'"
+    with pytest.raises(HardwareCheckpointError, match=expected):
+        load(copied)
+
+
 @pytest.mark.nightly
 @pytest.mark.parametrize("seed", range(4))
 def test_many_forged_entries(genuine, copied, seed):
