@@ -4,10 +4,10 @@ import dataclasses
 import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Annotated, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 import numpy as np
-from pydantic import Field, model_validator
+from pydantic import Field, ValidationError, model_validator
 
 from hwtrain.checkpoint import destination, manifest, tensors
 from hwtrain.checkpoint.description import Entry
@@ -38,6 +38,9 @@ _ARRAYS = {"wanted": "1", "mask": "bits", "sign": "1", "achieved": "1"}
 
 UNITS = {"biases": "A", "iscale": "A", "chips": "SI: A, F, V"}
 _DTYPES = {"wanted": "float64", "mask": "uint8", "sign": "int8", "achieved": "float64"}
+
+_LARGEST = 1.0
+"""More than any bias current, in A: who writes more has another unit."""
 
 Count = Annotated[int, Field(ge=0)]
 Name = Annotated[str, Field(min_length=1)]
@@ -98,10 +101,15 @@ class DynapseManifest(Entry):
         return self
 
     def _check_table(self) -> None:
-        """Raises where one code of one table would have two currents."""
+        """Raises for currents that no chip has, or two of one code of one table."""
         table: dict[tuple[str, int, int], float] = {}
         for core, codes in self.biases.items():
             for name, code in codes.items():
+                if max(code.wanted, code.achieved) >= _LARGEST:
+                    raise ValueError(
+                        f"biases.{core}.{name}: a bias current lies below {_LARGEST} "
+                        f"A, got wanted {code.wanted} and achieved {code.achieved}"
+                    )
                 at = ("Iw" if name in _BASES else name, code.coarse, code.fine)
                 if table.setdefault(at, code.achieved) != code.achieved:
                     raise ValueError(
@@ -176,7 +184,7 @@ def export_dynapse(path: str | os.PathLike[str], deployment: Deployment) -> Path
     parts = {name: getattr(deployment, name) for name in WEIGHTS}
     with destination.new(path, folder=True) as partial:
         entries = tensors.write(partial / FILE_NAME, dict(_arrays(deployment)))
-        content = DynapseManifest(
+        content = _manifest(
             hwtrain=__version__,
             rules=RULES,
             units=UNITS,
@@ -191,6 +199,16 @@ def export_dynapse(path: str | os.PathLike[str], deployment: Deployment) -> Path
         )
         manifest.write(partial, content)
     return Path(path)
+
+
+def _manifest(**entries: Any) -> DynapseManifest:
+    try:
+        return DynapseManifest(**entries)
+    except ValidationError as error:
+        raise HardwareCheckpointError(
+            f"the network cannot be written: {manifest.problems(error)}. Deploy it "
+            "with the table of the chip, in A"
+        ) from error
 
 
 def load_dynapse(path: str | os.PathLike[str]) -> Deployment:

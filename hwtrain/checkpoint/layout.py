@@ -7,15 +7,13 @@ one twice writes a manifest that is not the one of its own plan.
 from collections.abc import Iterator, Mapping, Sequence
 from typing import NamedTuple
 
-import jax
-import numpy as np
-
 from hwtrain.checkpoint.entries import (
     ChipEntry,
     LayerEntry,
     LeafEntry,
     TensorEntry,
 )
+from hwtrain.checkpoint.named import check_leaves, check_names
 from hwtrain.checkpoint.rules import UNITS
 from hwtrain.conductances import converter_of
 from hwtrain.plan import Plan
@@ -74,8 +72,8 @@ def check_layout(
     Raises:
       ValueError: naming the entry.
     """
-    _check_names(plan, leaves, chips)
-    _check_probes(plan, leaves)
+    check_names(plan, leaves, chips)
+    check_leaves(plan, leaves)
     stored = _files_of_leaves(layers, leaves)
     for index, leaf in enumerate(leaves):
         if leaf.kind == "tensor":
@@ -103,101 +101,6 @@ def check_layout(
         }
         _same(f"chips.{index}.files", chip.files, expected)
     _check_files(layers, leaves, chips, stored, files)
-
-
-def _check_names(
-    plan: Plan, leaves: Sequence[LeafEntry], chips: Sequence[ChipEntry]
-) -> None:
-    """Raises for what stands twice, and for what the plan names and nobody has."""
-    _once("layers", [weight.path for weight in plan.weights])
-    _once("digital", [entry.path for entry in plan.digital])
-    _once("state", plan.state)
-    _once("leaves", [leaf.name for leaf in leaves])
-    _once("chips", [chip.seed for chip in chips])
-    if [chip.seed for chip in chips] != sorted(chip.seed for chip in chips):
-        raise ValueError("chips: they should be sorted by seed")
-    if not any(leaf.keys[0] == "params" for leaf in leaves):
-        raise ValueError("leaves: there are no params")
-    names = {leaf.name for leaf in leaves}
-    for index, leaf in enumerate(leaves):
-        parts = leaf.name.split("/")
-        if len(leaf.keys) == 1 and leaf.kind != "empty":
-            raise ValueError(f"leaves.{index}: the collection {leaf.keys[0]} is a leaf")
-        for end in range(2, len(parts)):
-            if "/".join(parts[:end]) in names:
-                raise ValueError(
-                    f"leaves.{index}: {leaf.name} lies inside of another leaf, "
-                    f"{'/'.join(parts[:end])}"
-                )
-    paths = [leaf.path for leaf in leaves if leaf.keys[0] == "params"]
-    _once("leaves", paths)
-    _check_named(
-        plan, {*paths}, names | {f"nominal/{x.path}" for x in leaves if x.path}
-    )
-    both = sorted({entry.path for entry in plan.digital} & {*plan})
-    if both:
-        raise ValueError(f"digital: {both[0]} is an analog weight")
-    frozen = any(weight.hardware.frozen for weight in plan.weights)
-    if not frozen and any(not chip.measured for chip in chips):
-        raise ValueError("chips: no weight has anything frozen that differs by chip")
-
-
-def _check_named(plan: Plan, params: set[str], names: set[str]) -> None:
-    """Raises for what a plan names and no leaf is.
-
-    Args:
-      plan: the plan.
-      params: the paths of the parameters.
-      names: the tensors' names of all leaves, with and without their collection: a
-        plan of NNX names none, and who splits a state chooses its own.
-    """
-    for where, group in (("layers", plan.weights), ("digital", plan.digital)):
-        for index, entry in enumerate(group):
-            if plan.prefix and not entry.path.startswith(f"{plan.prefix}/"):
-                raise ValueError(
-                    f"{where}.{index}: {entry.path} should begin with the prefix "
-                    f"{plan.prefix}/"
-                )
-            if entry.path not in params:
-                raise ValueError(
-                    f"{where}.{index}: no leaf of params is {entry.path[:200]!r}"
-                )
-    for index, path in enumerate(plan.state):
-        if f"nominal/{path}" not in names:
-            raise ValueError(f"state.{index}: no leaf is {path[:200]!r}")
-
-
-def _check_probes(plan: Plan, leaves: Sequence[LeafEntry]) -> None:
-    probes = {weight.leaf("probe") for weight in plan.weights if weight.ranged}
-    # Their values are not stored: nothing else bounds what a reader would allocate.
-    shapes = {
-        weight.leaf(name): shapes
-        for weight in plan.weights
-        for name, shapes in weight.leaf_shapes.items()
-    }
-    for index, leaf in enumerate(leaves):
-        path = leaf.path if leaf.keys[0] == "params" else ""
-        if (leaf.kind == "zeros") != (path in probes):
-            raise ValueError(
-                f"leaves.{index}: zeros are the probe of an analog weight, and nothing "
-                f"else; {leaf.name} is not right"
-            )
-        if path in shapes:
-            _one_of(f"leaves.{index}: shape of {path}", leaf.shape, shapes[path])
-            if "float" not in (leaf.dtype or ""):
-                raise ValueError(
-                    f"leaves.{index}: {path} should hold floating-point numbers, not "
-                    f"{leaf.dtype}"
-                )
-    present = {
-        leaf.path: jax.ShapeDtypeStruct(leaf.shape or (), np.float32)
-        for leaf in leaves
-        if leaf.keys[0] == "params" and leaf.kind != "empty"
-    }
-    try:
-        plan.check_leaves(present)
-    except ValueError as error:
-        raise ValueError(f"leaves: {error}") from error
 
 
 def _files_of_leaves(
@@ -355,11 +258,3 @@ def _one_of(
     if found not in expected:
         shapes = " or ".join(map(str, expected))
         raise ValueError(f"{where} should have shape {shapes}, got {found}")
-
-
-def _once(where: str, names: Sequence[str | int]) -> None:
-    seen: set[str | int] = set()
-    for name in names:
-        if name in seen:
-            raise ValueError(f"{where}: {name} stands there twice")
-        seen.add(name)

@@ -1,5 +1,6 @@
 """A deployed network as a directory."""
 
+import dataclasses
 import json
 
 import numpy as np
@@ -144,3 +145,19 @@ def test_a_forged_manifest(tmp_path, deployment, change, match):
     with pytest.raises(HardwareCheckpointError, match=match) as error:
         load_dynapse(path)
     assert str(path) in str(error.value) and "\n" not in str(error.value)
+
+
+def test_currents_of_another_unit_are_not_written(tmp_path, deployment):
+    codes = {
+        core: {
+            name: dataclasses.replace(code, achieved=code.achieved * 1e9)
+            for name, code in found.items()
+        }
+        for core, found in deployment.biases.items()
+    }
+    other = dataclasses.replace(deployment, biases=codes)
+    with pytest.raises(
+        HardwareCheckpointError, match="biases.0.*: .* lies below 1.0 A"
+    ):
+        export_dynapse(tmp_path / "net", other)
+    assert not list(tmp_path.iterdir())
