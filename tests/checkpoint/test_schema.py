@@ -68,6 +68,12 @@ def test_a_manifest_keeps_to_it(schema, manifest):
         lambda m: m["layers"][0]["weight"]["hardware"]["converter"].update(type="x"),
         lambda m: m["files"].update({"../secret.safetensors": {}}),
         lambda m: m["accuracy"][0].update(chips=0),
+        lambda m: m["accuracy"][0].update(std=-1.0),
+        lambda m: m.pop("rules"),
+        lambda m: m["leaves"][0].update(dtype="object"),
+        lambda m: m["layers"][0]["weight"].update(surplus=1),
+        lambda m: m["layers"][0]["weight"].update(ranged="true"),
+        lambda m: m["digital"][0].update(surplus=1),
     ],
 )
 def test_it_refuses_what_the_reader_refuses(schema, manifest, change):
