@@ -20,6 +20,7 @@ from hwtrain.hardware import Hardware, MappingParameter
 from hwtrain.physics import tiling
 from hwtrain.physics.convolution import Window, unpack
 from hwtrain.physics.dynapsim import quantity_of
+from hwtrain.physics.input_range import PROBE_SIZE
 from hwtrain.physics.random import draw_name, stable_hash
 
 OWNERS = ("kernel", "embedding", "lora_a", "lora_b")
@@ -28,6 +29,12 @@ OWNERS = ("kernel", "embedding", "lora_a", "lora_b")
 SHARED = ("lora_a", "lora_b")
 """Those of which a layer has several: their leaves bear their names, such as
 `lora_a_input_range`."""
+
+LEAVES = ("input_range", "mapping_scale", "output_scale", "clip_bound")
+"""Leaves that hardware puts beside an array and that change what a layer computes."""
+
+# From JSON: no field that is not there, and no text or truth value for a number.
+_STRICT = {"strict": True, "extra": "forbid", "allow_inf_nan": False}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -50,6 +57,8 @@ class AnalogWeight:
       window: of a convolution, how its window moves over the input.
       equation: of an einsum, its equation.
     """
+
+    __pydantic_config__ = _STRICT
 
     path: str
     kind: str
@@ -204,6 +213,27 @@ class AnalogWeight:
         return leaves[path] if self.stores_scale and path in leaves else None
 
     @property
+    def leaf_shapes(self) -> dict[str, tuple[tuple[int, ...], ...]]:
+        """The leaves beside the array: by name, the shapes that each may have."""
+        if self.kind == "raw":
+            return {}
+        shapes: dict[str, tuple[tuple[int, ...], ...]] = {}
+        tiles, columns = (*self.stack, *self.tiles), sum(self.column_sizes)
+        if self.ranged:
+            shapes["input_range"] = (tiles,)
+            shapes["probe"] = ((*tiles, PROBE_SIZE),)
+        if self.hardware.learns_clip:
+            shapes["clip_bound"] = ((*self.stack, self.tiles[0], columns),)
+        if self.hardware.stores_scale:
+            # The last is that of format 1.1: one for all column tiles.
+            last = dict.fromkeys((self.tiles[1], columns, 1))
+            rows = (*self.stack, self.tiles[0])
+            shapes["mapping_scale"] = tuple((*rows, size) for size in last)
+        if self.hardware.scales_outputs:
+            shapes["output_scale"] = (self.output_scale_shape,)
+        return shapes
+
+    @property
     def output_scale_shape(self) -> tuple[int, ...]:
         """Shape of the learned output scale, `[*stack, row tiles, columns or 1]`."""
         each = self._mapping.out_scaling_columnwise
@@ -342,6 +372,8 @@ class AnalogWeight:
 class Digital:
     """A parameter that stays digital, and why."""
 
+    __pydantic_config__ = _STRICT
+
     path: str
     reason: str
 
@@ -352,17 +384,20 @@ class Plan(Mapping[str, AnalogWeight]):
 
     >>> Plan((), (Digital(path="norm/scale", reason="normalisation is digital"),))
     Plan(weights=(), digital=(Digital(path='norm/scale',
-         reason='normalisation is digital'),), prefix='')
+         reason='normalisation is digital'),), prefix='', state=())
 
     Attributes:
       weights: the analog weights, in the order of the model's parameters.
       digital: the other parameters.
       prefix: what `analogize(..., name=)` put before every path, without a slash.
+      state: paths of what else the model holds and cannot be evaluated without, such as
+        batch statistics; with Linen's collection before them.
     """
 
     weights: tuple[AnalogWeight, ...]
     digital: tuple[Digital, ...] = ()
     prefix: str = ""
+    state: tuple[str, ...] = ()
 
     def __post_init__(self):
         names: dict[int, str] = {}
@@ -387,7 +422,8 @@ class Plan(Mapping[str, AnalogWeight]):
         digital = {entry.path: entry for entry in (*self.digital, *other.digital)}
         kept = tuple(d for path, d in digital.items() if path not in weights)
         prefix = self.prefix if self.prefix == other.prefix else ""
-        return Plan(tuple(weights.values()), kept, prefix)
+        state = tuple(dict.fromkeys((*self.state, *other.state)))
+        return Plan(tuple(weights.values()), kept, prefix, state)
 
     def check_finite(self, params: Any) -> None:
         """Raises for an analog weight that is NaN or infinite.
@@ -401,7 +437,7 @@ class Plan(Mapping[str, AnalogWeight]):
         """
         present = paths.leaves(params)
         for weight in self.weights:
-            local = weight.path.removeprefix(f"{self.prefix}/")
+            local = self._local(weight.path)
             leaf = present.get(weight.path, present.get(local))
             if not isinstance(leaf, jax.Array | np.ndarray) or isinstance(leaf, Tracer):
                 continue
@@ -441,6 +477,53 @@ class Plan(Mapping[str, AnalogWeight]):
                     f"{weight.path} has the shape {shape}, the plan {weight.shape}; "
                     "make the plan anew: hwtrain.plan(analog, params, *example)"
                 )
+
+    def check_leaves(self, params: Any) -> None:
+        """Raises unless each layer has the leaves of its hardware, in their shapes.
+
+        Args:
+          params: `params`, with or without the prefix; of arrays or of their shapes.
+
+        Raises:
+          ValueError: naming the first leaf that is missing or of another shape.
+        """
+        present = paths.leaves(params)
+        for weight in self.weights:
+            for name, shapes in weight.leaf_shapes.items():
+                path = weight.leaf(name)
+                leaf = present.get(path, present.get(self._local(path)))
+                expected = " or ".join(map(str, shapes))
+                if leaf is None:
+                    raise ValueError(
+                        f"{path} is missing: the hardware of {weight.path} asks for "
+                        f"one of shape {expected}. The parameters seem to come from "
+                        "the plain model; write params = hwtrain.adopt(analog, params, "
+                        "*example)"
+                    )
+                if np.shape(leaf) not in shapes:
+                    raise ValueError(
+                        f"{path} has the shape {np.shape(leaf)}, the hardware of "
+                        f"{weight.path} asks for {expected}. It seems to come from "
+                        "other hardware; remove it with hwtrain.strip, and write "
+                        "params = hwtrain.adopt(analog, params, *example)"
+                    )
+            self._check_no_other(weight, present)
+
+    def _check_no_other(self, weight: AnalogWeight, present: Mapping[str, Any]) -> None:
+        """Raises for a leaf that hardware put beside a weight, and not this one's."""
+        users = {entry.path for entry in self.digital}
+        for name in LEAVES if weight.kind != "raw" else ():
+            path = weight.leaf(name)
+            there = path in present or self._local(path) in present
+            if there and name not in weight.leaf_shapes and path not in users:
+                raise ValueError(
+                    f"{path} does nothing: the hardware of {weight.path} has no "
+                    f"{name}. It seems to come from other hardware; remove it with "
+                    "hwtrain.strip"
+                )
+
+    def _local(self, path: str) -> str:
+        return path.removeprefix(f"{self.prefix}/")
 
     def __iter__(self) -> Iterator[str]:
         """Iterates over the paths of the analog weights."""

@@ -6,6 +6,7 @@ factor for each tile undoes the mean of the drift.
 """
 
 import dataclasses
+import functools
 from typing import Any
 
 import jax
@@ -214,6 +215,7 @@ def weight_at(
     return weight.from_matrix(w) * programmed.scale
 
 
+@functools.lru_cache(maxsize=64)
 def programmed_fields(hardware: Hardware) -> tuple[str, ...]:
     """Returns those of `PROGRAMMED` that devices of a hardware have.
 

@@ -6,18 +6,33 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
+from pydantic import ValidationError
 
 from hwtrain.checkpoint import manifest as manifests
 from hwtrain.checkpoint import tensors
 from hwtrain.checkpoint.crossbars import Crossbars, check_kernel
 from hwtrain.checkpoint.description import Graph, Measurement
+from hwtrain.checkpoint.entries import (
+    LARGEST_SEED,
+    ChipEntry,
+    LayerEntry,
+    LeafEntry,
+    TensorEntry,
+)
 from hwtrain.checkpoint.errors import HardwareCheckpointError
-from hwtrain.checkpoint.manifest import ChipEntry, LayerEntry, LeafEntry
+from hwtrain.checkpoint.layout import (
+    chip_folder,
+    chip_unit,
+    file_name,
+    nominal_unit,
+)
 from hwtrain.checkpoint.measured import Conductances, check_conductances
 from hwtrain.checkpoint.progress import Report
-from hwtrain.checkpoint.rules import UNITS
+from hwtrain.checkpoint.rules import RULES, UNITS
+from hwtrain.checkpoint.values import check_numbers, check_values
 from hwtrain.checkpoint.variables import Leaf, flatten
 from hwtrain.clip_bounds import clipped
 from hwtrain.plan import AnalogWeight, Plan
@@ -64,14 +79,7 @@ class Contents:
             raise HardwareCheckpointError(
                 f"chip {both[0]} is both drawn (chip_seeds) and measured; leave one out"
             )
-        params = self._params
-        missing = [path for path in plan if path not in params]
-        if missing:
-            raise HardwareCheckpointError(
-                f"the plan names {', '.join(missing)}, which the parameters do not "
-                f"have; they have {', '.join(params) or 'nothing'}. Make the "
-                "plan from the model whose parameters these are"
-            )
+        self._check_leaves()
         if self.seeds and not any(w.hardware.frozen for w in plan.weights):
             raise HardwareCheckpointError(
                 f"chip {self.seeds[0]} would be the nominal model: no weight of the "
@@ -79,6 +87,37 @@ class Contents:
                 "Hardware a mismatch=MismatchParameter(...), stuck=StuckParameter(...) "
                 "or a noise_model, or leave the chip seed out"
             )
+
+    def _check_leaves(self) -> None:
+        """Raises unless the variables have all that the plan names."""
+        plan, params = self.plan, self._params
+        missing = [path for path in plan if path not in params]
+        missing += [entry.path for entry in plan.digital if entry.path not in params]
+        if missing:
+            raise HardwareCheckpointError(
+                f"the plan names {', '.join(missing)}, which the parameters do not "
+                f"have; they have {', '.join(params) or 'nothing'}. Make the "
+                "plan from the model whose parameters these are"
+            )
+        names = {"/".join(map(str, leaf.keys)) for leaf in self.leaves}
+        names |= {leaf.path for leaf in self.leaves}
+        lacking = [path for path in plan.state if path not in names]
+        if lacking:
+            raise HardwareCheckpointError(
+                f"the variables have no {', '.join(lacking)}: the model of the plan "
+                "cannot be evaluated without. Export all of its variables, such as "
+                f"{{'params': ..., {lacking[0].partition('/')[0]!r}: ...}} of Linen or "
+                "nnx.state(model), or make the plan from variables without"
+            )
+        shapes = {
+            path: jax.ShapeDtypeStruct(np.shape(leaf.value), np.float32)
+            for path, leaf in params.items()
+            if leaf.kind != "empty"
+        }
+        try:
+            plan.check_leaves(shapes)
+        except ValueError as error:
+            raise HardwareCheckpointError(str(error)) from error
 
     @property
     def _params(self) -> dict[str, Leaf]:
@@ -101,9 +140,22 @@ class Contents:
         Args:
           directory: where to.
           report: is called with the number of layers that are written, and of all.
+
+        Raises:
+          HardwareCheckpointError: if a reader would not take what the plan says.
         """
+        try:
+            self._write(directory, report)
+        except ValidationError as error:
+            raise HardwareCheckpointError(
+                f"the plan and the variables cannot be written: "
+                f"{manifests.problems(error)}. Make the plan from the model whose "
+                "variables these are"
+            ) from error
+
+    def _write(self, directory: Path, report: Report | None) -> None:
         chips = sorted([*self.seeds, *self.measured])
-        for folder in ["tensors", *map(_chip_folder, chips)]:
+        for folder in ["tensors", *map(chip_folder, chips)]:
             (directory / folder).mkdir(parents=True)
         files = _Files(directory)
         layers = []
@@ -117,7 +169,7 @@ class Contents:
                 modules.setdefault(leaf.keys[:-1], []).append(leaf)
         number = len(layers)
         for module in modules.values():
-            file = _file("tensors", number)
+            file = file_name("tensors", number)
             files.write(file, module)
             number += file in files.tensors
         manifest = manifests.Manifest(
@@ -125,7 +177,10 @@ class Contents:
                 "hwtrain": __version__,
                 **{name: importlib.metadata.version(name) for name in _LIBRARIES},
             },
+            units=UNITS,
+            rules=RULES,
             prefix=self.plan.prefix,
+            state=self.plan.state,
             layers=tuple(layers),
             digital=self.plan.digital,
             leaves=tuple(files.leaves[leaf.tensor] for leaf in self.leaves),
@@ -134,7 +189,7 @@ class Contents:
                     seed=seed,
                     measured=seed in self.measured,
                     files={
-                        layer.weight.path: _file(_chip_folder(seed), number)
+                        layer.weight.path: file_name(chip_folder(seed), number)
                         for number, layer in enumerate(layers)
                     },
                 )
@@ -152,6 +207,7 @@ class Contents:
         self, files: "_Files", number: int, weight: AnalogWeight
     ) -> LayerEntry:
         params = self._params
+        check_values("", weight, _beside(weight, params))
         kernel = _within_bound(weight, params)
         scale = weight.stored_scale(params)
         bound = weight.stored_bound(params)
@@ -178,7 +234,7 @@ class Contents:
             and leaf.kind == "tensor"
             and leaf.tensor not in files.leaves
         ]
-        file = _file("tensors", number)
+        file = file_name("tensors", number)
         files.write(file, [kernel, *beside], content)
         for seed in [*self.seeds, *self.measured]:
             chip_kernel, conductances = (
@@ -186,11 +242,10 @@ class Contents:
                 if seed in self.measured
                 else crossbars.chip(seed)
             )
-            chip = {"kernel": (chip_kernel, UNITS["nominal"])}
+            chip = {"kernel": (chip_kernel, chip_unit("kernel"))}
             for name, array in conductances:
-                unit = UNITS.get(name.rpartition("/")[2], UNITS["conductance"])
-                chip[name] = (array, unit)
-            files.write(_file(_chip_folder(seed), number), [], chip)
+                chip[name] = (array, chip_unit(name))
+            files.write(file_name(chip_folder(seed), number), [], chip)
         return LayerEntry(
             weight=weight,
             stack=weight.stack,
@@ -201,6 +256,12 @@ class Contents:
             nominal=kernel.tensor,
             beside={leaf.path.rpartition("/")[2]: leaf.tensor for leaf in beside},
         )
+
+
+def _beside(weight: AnalogWeight, params: Mapping[str, Leaf]) -> dict[str, np.ndarray]:
+    """Returns the values of the leaves that a weight's hardware asks for."""
+    names = map(weight.leaf, weight.leaf_shapes)
+    return {name: params[name].array() for name in names if name in params}
 
 
 def _within_bound(weight: AnalogWeight, params: dict[str, Leaf]) -> Leaf:
@@ -228,9 +289,7 @@ class _Files:
     """
 
     directory: Path
-    tensors: dict[str, dict[str, manifests.TensorEntry]] = dataclasses.field(
-        default_factory=dict
-    )
+    tensors: dict[str, dict[str, TensorEntry]] = dataclasses.field(default_factory=dict)
     leaves: dict[str, LeafEntry] = dataclasses.field(default_factory=dict)
 
     def write(
@@ -247,9 +306,8 @@ class _Files:
                 array = leaf.array()
                 entry |= {"dtype": array.dtype.name, "shape": array.shape}
                 if leaf.kind == "tensor":
-                    _check_numbers(leaf, array)
-                    unit = UNITS.get(leaf.path.rpartition("/")[2], UNITS["nominal"])
-                    content[leaf.tensor] = (array, unit)
+                    check_numbers("/".join(map(str, leaf.keys)), array)
+                    content[leaf.tensor] = (array, nominal_unit(leaf.path))
                     entry |= {"file": file, "tensor": leaf.tensor}
                     entry["key_impl"] = leaf.key_impl
             self.leaves[leaf.tensor] = LeafEntry(**entry)
@@ -257,30 +315,10 @@ class _Files:
             self.tensors[file] = tensors.write(self.directory / file, content)
 
 
-def _check_numbers(leaf: Leaf, array: np.ndarray) -> None:
-    if not jnp.issubdtype(array.dtype, jnp.inexact):
-        return
-    wrong = np.isnan(array)
-    if wrong.any():
-        raise HardwareCheckpointError(
-            f"{'/'.join(map(str, leaf.keys))}: {int(wrong.sum())} of {wrong.size} "
-            "numbers are NaN; export an earlier checkpoint"
-        )
-
-
-def _file(folder: str, number: int) -> str:
-    return f"{folder}/{number:04d}.safetensors"
-
-
-def _chip_folder(seed: int) -> str:
-    return f"chips/{seed:04d}"
-
-
 def _checked_seed(seed: Any) -> int:
     whole = isinstance(seed, (int, np.integer)) and not isinstance(seed, bool)
-    if not whole or not 0 <= seed <= manifests.LARGEST_SEED:
+    if not whole or not 0 <= seed <= LARGEST_SEED:
         raise HardwareCheckpointError(
-            f"a chip seed is a whole number from 0 to {manifests.LARGEST_SEED}; got "
-            f"{seed!r}"
+            f"a chip seed is a whole number from 0 to {LARGEST_SEED}; got {seed!r}"
         )
     return int(seed)

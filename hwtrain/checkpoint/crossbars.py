@@ -177,24 +177,31 @@ class Crossbars:
         return scale[..., place.columns]
 
 
-def check_kernel(weight: AnalogWeight, kernel: np.ndarray) -> None:
-    """Raises unless an array is what the plan says, and finite."""
+def check_kernel(weight: AnalogWeight, kernel: np.ndarray, where: str = "") -> None:
+    """Raises unless an array is what the plan says, and finite.
+
+    Args:
+      weight: the plan of the array.
+      kernel: the stored array.
+      where: what comes before its path in the message.
+    """
     if kernel.shape != weight.shape:
         raise HardwareCheckpointError(
-            f"{weight.path}: the plan says shape {weight.shape}, the parameter has "
-            f"{kernel.shape}; make the plan from the model whose parameters these are"
+            f"{where}{weight.path}: the plan says shape {weight.shape}, the parameter "
+            f"has {kernel.shape}; make the plan from the model whose parameters these "
+            "are"
         )
     if not jnp.issubdtype(kernel.dtype, jnp.floating):
         raise HardwareCheckpointError(
-            f"{weight.path}: an analog weight must be a real floating-point array, it "
-            f"is {kernel.dtype}"
+            f"{where}{weight.path}: an analog weight must be a real floating-point "
+            f"array, it is {kernel.dtype}"
         )
     infinite = ~np.isfinite(kernel.astype(np.float32))
     if infinite.any():
         first = tuple(int(index) for index in np.argwhere(infinite)[0])
         raise HardwareCheckpointError(
-            f"{weight.path}: {int(infinite.sum())} of {infinite.size} weights are NaN "
-            f"or infinite, the first at {first}; export an earlier checkpoint"
+            f"{where}{weight.path}: {int(infinite.sum())} of {infinite.size} weights "
+            f"are NaN or infinite, the first at {first}; export an earlier checkpoint"
         )
 
 

@@ -8,7 +8,9 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 class Entry(BaseModel):
     """A part of a manifest: strict, closed, frozen."""
 
-    model_config = ConfigDict(strict=True, extra="forbid", frozen=True)
+    model_config = ConfigDict(
+        strict=True, extra="forbid", frozen=True, allow_inf_nan=False
+    )
 
 
 class Graph(Entry):
@@ -50,14 +52,30 @@ class Measurement(Entry):
       metric: its name and unit.
       mode: the mode that the model was in.
       chips: number of chips.
-      mean: mean over chips.
-      std: standard deviation over chips; `None` for one chip.
+      mean: mean over chips. Of an accuracy it lies between 0 and 1, or 0 and 100 where
+        the metric says "%".
+      std: standard deviation over chips, not negative; `None` for one chip.
       conditions: what else it depends on, by name, such as `t_s`.
     """
 
-    metric: str
-    mode: str
+    metric: Annotated[str, Field(min_length=1)]
+    mode: Annotated[str, Field(min_length=1)]
     chips: Annotated[int, Field(ge=1)]
     mean: float
-    std: float | None = None
+    std: Annotated[float, Field(ge=0)] | None = None
     conditions: dict[str, float | str] = {}
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if self.chips == 1 and self.std is not None:
+            raise ValueError("std: one chip has no standard deviation; leave it out")
+        largest = 100 if "%" in self.metric else 1
+        accuracy = self.metric.lower().startswith("accuracy")
+        numbers = {"mean": self.mean, "std": self.std or 0.0}
+        for name, number in numbers.items():
+            if accuracy and not 0 <= number <= largest:
+                raise ValueError(
+                    f"{name}: of {self.metric!r} it lies between 0 and {largest}, got "
+                    f"{number}"
+                )
+        return self

@@ -1,9 +1,18 @@
 """The error of an artifact that cannot be written or trusted."""
 
+_LONGEST = 4000
+
 
 class HardwareCheckpointError(ValueError):
     """A hardware-ready checkpoint cannot be written, or what lies there is not one.
 
     The message names the file and the tensor, what was expected, what came, and the way
-    out.
+    out. It is one line, whatever stands in the file.
     """
+
+    def __init__(self, message: str):
+        line = "".join(
+            c if c.isprintable() else c.encode("unicode_escape").decode()
+            for c in message[:_LONGEST]
+        )
+        super().__init__(line if len(message) <= _LONGEST else f"{line}...")

@@ -1,97 +1,38 @@
 """The manifest: what a hardware-ready checkpoint says about itself."""
 
 import hashlib
-import itertools
 import json
 import os
+import re
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self, TypeVar
+from typing import Any, Literal, Self, TypeVar
 
-from pydantic import BaseModel, Field, ValidationError, model_validator
+from pydantic import BaseModel, ValidationError, model_validator
 
 from hwtrain.checkpoint.description import Entry, Graph, Measurement
+from hwtrain.checkpoint.entries import (
+    ChipEntry,
+    FileName,
+    Hash,
+    LayerEntry,
+    LeafEntry,
+    TensorEntry,
+)
 from hwtrain.checkpoint.errors import HardwareCheckpointError
-from hwtrain.checkpoint.rules import RULES, UNITS
-from hwtrain.conductances import converter_of
-from hwtrain.plan import AnalogWeight, Digital, Plan
-from hwtrain.programming import programmed_fields
+from hwtrain.checkpoint.files import damaged, opened
+from hwtrain.checkpoint.layout import check_layout
+from hwtrain.checkpoint.rules import check_words
+from hwtrain.checkpoint.strict_json import difference, parse
+from hwtrain.hardware.configuration import without_none
+from hwtrain.plan import Digital, Plan
 
 FORMAT = "hwtrain-checkpoint"
-MAJOR, MINOR = 1, 1
+MAJOR, MINOR = 1, 2
 FILE_NAME = "manifest.json"
 LARGEST = 64 * 2**20
 """Bytes that a manifest may have; a larger one is refused before it is read."""
 
-LARGEST_SEED = 2**32 - 1
-"""The largest chip seed. JAX would take a larger one modulo 2^32."""
-
-FileName = Annotated[
-    str, Field(pattern=r"^(tensors|chips/[0-9]{4,10})/[0-9]{4,9}\.safetensors$")
-]
-Seed = Annotated[int, Field(ge=0, le=LARGEST_SEED)]
-Sizes = tuple[Annotated[int, Field(ge=0)], ...]
 Kind = TypeVar("Kind", bound=BaseModel)
-Hash = Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
-
-
-class TensorEntry(Entry):
-    """One tensor of a file."""
-
-    dtype: str
-    shape: Sizes
-    unit: str
-    sha256: Hash
-
-
-class LeafEntry(Entry):
-    """One leaf of the variables: the keys that lead to it, and where its value lies."""
-
-    keys: Annotated[tuple[str | int, ...], Field(min_length=1)]
-    kind: Literal["tensor", "zeros", "empty"]
-    """`"zeros"`: a probe, which carries nothing. `"empty"`: an empty mapping."""
-    dtype: str | None = None
-    shape: Sizes | None = None
-    key_impl: str | None = None
-    """The implementation of a PRNG key, whose key data the tensor holds."""
-    file: FileName | None = None
-    tensor: str | None = None
-
-
-class LayerEntry(Entry):
-    """One analog weight: its geometry, its chip type and where it lies."""
-
-    weight: AnalogWeight
-    stack: Sizes
-    row_sizes: Sizes
-    column_sizes: Sizes
-    dtype: str
-    file: FileName
-    nominal: str
-    """The tensor with the nominal weights, as the model stores them."""
-    beside: dict[str, str]
-    """The other tensors of the layer by name: bias, input_range, mapping_scale."""
-
-    @model_validator(mode="after")
-    def _check(self) -> Self:
-        weight = self.weight
-        grid = (weight.stack, weight.row_sizes, weight.column_sizes)
-        if grid != (self.stack, self.row_sizes, self.column_sizes):
-            raise ValueError(
-                f"{weight.path}: stack, row_sizes and column_sizes are "
-                f"{(self.stack, self.row_sizes, self.column_sizes)}, but its shape and "
-                f"mapping give {grid}"
-            )
-        return self
-
-
-class ChipEntry(Entry):
-    """One frozen chip: its seed, and the file of each analog weight by path."""
-
-    seed: Seed
-    """Of a measured chip, its number."""
-    measured: bool = False
-    """Whether its conductances were read back from a chip, instead of drawn."""
-    files: dict[str, FileName]
 
 
 class Manifest(Entry):
@@ -100,11 +41,13 @@ class Manifest(Entry):
     format: Literal["hwtrain-checkpoint"] = FORMAT
     version: str = f"{MAJOR}.{MINOR}"
     libraries: dict[str, str]
-    units: dict[str, str] = UNITS
-    rules: dict[str, str] = RULES
+    units: dict[str, str]
+    rules: dict[str, str]
     prefix: str
     layers: tuple[LayerEntry, ...]
     digital: tuple[Digital, ...]
+    state: tuple[str, ...] = ()
+    """What else the model cannot be evaluated without: the plan's."""
     leaves: tuple[LeafEntry, ...]
     chips: tuple[ChipEntry, ...]
     graph: Graph | None = None
@@ -118,43 +61,21 @@ class Manifest(Entry):
     def plan(self) -> Plan:
         """The plan that was exported."""
         weights = tuple(layer.weight for layer in self.layers)
-        return Plan(weights, self.digital, self.prefix)
+        return Plan(weights, self.digital, self.prefix, self.state)
 
     @model_validator(mode="after")
     def _check(self) -> Self:
-        for leaf in self.leaves:
-            if leaf.kind == "tensor":
-                self._expect(leaf.file or "", leaf.tensor or "", leaf.shape)
-            elif leaf.kind == "zeros" and (leaf.dtype, leaf.shape) == (None, None):
-                raise ValueError(f"{leaf.keys}: zeros have a dtype and a shape")
-        paths = {layer.weight.path for layer in self.layers}
+        if self.earlier and (self.state or None) is not None:
+            raise ValueError(f"state: a manifest of version {self.version} has none")
+        check_words(self.units, self.rules, earlier=self.earlier)
+        check_layout(self.plan, self.layers, self.leaves, self.chips, self.files)
         self._check_graph()
-        for chip in self.chips:
-            if chip.files.keys() != paths:
-                raise ValueError(f"chip {chip.seed}: not every analog weight is there")
-        for layer in self.layers:
-            self._expect(layer.file, layer.nominal, layer.weight.shape)
-            for name in layer.beside.values():
-                self._expect(layer.file, name)
-            chip_files = [chip.files[layer.weight.path] for chip in self.chips]
-            for file in chip_files:
-                self._expect(file, "kernel", layer.weight.shape)
-            for tile, shape in _tile_shapes(layer).items():
-                converter = converter_of(layer.weight)
-                for name in (*converter.scales, "mapping_scale"):
-                    self._expect(layer.file, f"{tile}/{name}")
-                draws = programmed_fields(layer.weight.hardware)
-                drawn = [
-                    chip.files[layer.weight.path]
-                    for chip in self.chips
-                    if not chip.measured
-                ]
-                for device in converter.devices:
-                    for file in [layer.file, *chip_files]:
-                        self._expect(file, f"{tile}/{device}", shape)
-                    for file, draw in itertools.product(drawn, draws):
-                        self._expect(file, f"{tile}/{device}/{draw}", shape)
         return self
+
+    @property
+    def earlier(self) -> bool:
+        """Whether an earlier version of the format wrote it."""
+        return self.version != f"{MAJOR}.{MINOR}"
 
     def _check_graph(self) -> None:
         layers = {"/".join(map(str, leaf.keys[1:-1])) for leaf in self.leaves}
@@ -166,32 +87,10 @@ class Manifest(Entry):
                     f"{', '.join(sorted(layers))}"
                 )
 
-    def _expect(self, file: str, tensor: str, shape: Sizes | None = None) -> None:
-        """Raises where an entry points at a tensor that no file lists."""
-        entry = self.files.get(file, {}).get(tensor)
-        if entry is None:
-            raise ValueError(f"{file}: the tensor {tensor!r} is not listed")
-        if shape is not None and entry.shape != shape:
-            raise ValueError(
-                f"{file}: the tensor {tensor!r} should have shape {shape}, it is "
-                f"listed with {entry.shape}"
-            )
-
-
-def _tile_shapes(layer: LayerEntry) -> dict[str, tuple[int, ...]]:
-    """Returns the shape of each tile, such as `tile/0/1`."""
-    if layer.weight.hardware.converter is None:
-        return {}
-    return {
-        f"tile/{row}/{column}": (*layer.stack, rows, columns)
-        for row, rows in enumerate(layer.row_sizes)
-        for column, columns in enumerate(layer.column_sizes)
-    }
-
 
 def write(directory: Path, manifest: BaseModel) -> None:
     """Writes the manifest with its own hash in it, on disk when it returns."""
-    content = manifest.model_dump(mode="json", exclude_none=True)
+    content = without_none(manifest.model_dump(mode="json"))
     content["sha256"] = _digest(content)
     text = json.dumps(content, indent=1, sort_keys=True, ensure_ascii=False)
     data = text.encode() + b"\n"
@@ -227,22 +126,32 @@ def read(directory: Path, kind: type[Kind] = Manifest) -> Kind:
         hwtrain can trust.
     """
     path = directory / FILE_NAME
-    try:
-        size = path.stat().st_size
-    except OSError as error:
+    if not os.path.lexists(path):
         raise HardwareCheckpointError(
             f"{directory} is not a hwtrain checkpoint: it has no {FILE_NAME}. Give the "
             "directory that hwtrain.export wrote"
-        ) from error
-    if size > LARGEST:
-        raise HardwareCheckpointError(
-            f"{path} has {size} bytes, more than the {LARGEST} of any manifest; it was "
-            "not read. Export the model again, or get the file again from its source"
         )
+    with opened(directory, FILE_NAME) as (file, size):
+        if size > LARGEST:
+            raise HardwareCheckpointError(
+                f"{path} has {size} bytes, more than the {LARGEST} of any manifest; it "
+                "was not read. Export the model again, or get the file again from its "
+                "source"
+            )
+        data = file.read(LARGEST)
     try:
-        content = json.loads(path.read_bytes())
+        return _checked(path, data, kind)
+    except (RecursionError, MemoryError) as error:
+        raise damaged(path, f"it is nested or repeated beyond reading ({error})") from (
+            error
+        )
+
+
+def _checked(path: Path, data: bytes, kind: type[Kind]) -> Kind:
+    try:
+        content = parse(data)
     except (ValueError, RecursionError) as error:
-        raise _damaged(path, f"it is not JSON ({error})") from error
+        raise damaged(path, f"it is not JSON ({error})") from error
     expected = kind.model_fields["format"].default
     if not isinstance(content, dict) or content.get("format") != expected:
         raise HardwareCheckpointError(
@@ -253,26 +162,47 @@ def read(directory: Path, kind: type[Kind] = Manifest) -> Kind:
     _check_version(path, content.get("version"), known)
     digest = _digest(content)
     if digest != content.get("sha256"):
-        said = content.get("sha256")
-        raise _damaged(path, f"its SHA-256 is {digest}, it says {said}")
+        said = str(content.get("sha256"))[:80]
+        raise damaged(path, f"its SHA-256 is {digest}, it says {said}")
     try:
-        return kind.model_validate_json(json.dumps(content))
+        found = kind.model_validate_json(json.dumps(content))
     except ValidationError as error:
-        problems = "; ".join(
-            f"{'.'.join(str(key) for key in detail['loc'])}: {detail['msg']}"
-            for detail in error.errors()[:5]
+        raise _refused(path, problems(error)) from error
+    if content["version"] == known:
+        written = without_none(found.model_dump(mode="json"))
+        left_out = difference(content, written)
+        if left_out is not None:
+            raise _refused(path, left_out)
+    return found
+
+
+def problems(error: ValidationError) -> str:
+    """Returns what is wrong with entries, in one line."""
+    return "; ".join(
+        ": ".join(
+            [
+                *[".".join(str(key)[:80] for key in detail["loc"])][
+                    : len(detail["loc"])
+                ],
+                detail["msg"].removeprefix("Value error, "),
+            ]
         )
-        raise HardwareCheckpointError(
-            f"{path} does not say what a manifest must: {problems}. Export the model "
-            "again"
-        ) from error
+        for detail in error.errors(include_input=False, include_url=False)[:5]
+    )
+
+
+def _refused(path: Path, why: str) -> HardwareCheckpointError:
+    return HardwareCheckpointError(
+        f"{path} does not say what a manifest must: {why}. Export the model again"
+    )
 
 
 def _check_version(path: Path, version: Any, known: str) -> None:
-    numbers = str(version).split(".")
-    if len(numbers) != 2 or not all(number.isdecimal() for number in numbers):
-        raise _damaged(path, f"its version is {version!r}, not such as '1.0'")
-    major, minor = (int(number) for number in numbers)
+    numbers = re.fullmatch(r"([0-9]{1,4})\.([0-9]{1,4})", str(version)[:80])
+    if not isinstance(version, str) or numbers is None:
+        said = repr(str(version)[:80])
+        raise damaged(path, f"its version is {said}, not such as '1.0'")
+    major, minor = map(int, numbers.groups())
     # A newer minor version may hold an effect that this one would leave out silently.
     known_major, known_minor = (int(number) for number in known.split("."))
     if major != known_major or minor > known_minor:
@@ -281,13 +211,6 @@ def _check_version(path: Path, version: Any, known: str) -> None:
             f"to {known}. Install the version of hwtrain that wrote it: "
             f"{path.name} names it under libraries"
         )
-
-
-def _damaged(path: Path, why: str) -> HardwareCheckpointError:
-    return HardwareCheckpointError(
-        f"{path} is damaged or was edited: {why}. Get the file again from its source, "
-        "or export the model again"
-    )
 
 
 def _digest(content: dict[str, Any]) -> str:

@@ -13,16 +13,20 @@ from jax.typing import ArrayLike
 from hwtrain import paths
 from hwtrain.checkpoint import manifest as manifests
 from hwtrain.checkpoint import tensors
+from hwtrain.checkpoint.crossbars import check_kernel
+from hwtrain.checkpoint.entries import DTYPES, ChipEntry, LayerEntry, LeafEntry
 from hwtrain.checkpoint.errors import HardwareCheckpointError
-from hwtrain.checkpoint.manifest import ChipEntry, LayerEntry, LeafEntry, Manifest
+from hwtrain.checkpoint.files import check_listed
+from hwtrain.checkpoint.manifest import FILE_NAME, Manifest
 from hwtrain.checkpoint.reads import check_read, kernel_at
 from hwtrain.checkpoint.tiles import Tile, check_targets, join
+from hwtrain.checkpoint.values import check_numbers, check_values
 from hwtrain.checkpoint.variables import as_leaf, unflatten
 from hwtrain.chips import chip_key, with_chip_leaves
 from hwtrain.clip_bounds import with_open_bounds
 from hwtrain.conductances import converter_of
 from hwtrain.physics.programmed import Programmed
-from hwtrain.plan import Plan
+from hwtrain.plan import AnalogWeight, Plan
 from hwtrain.programming import programmed_fields
 
 
@@ -178,8 +182,8 @@ class HardwareCheckpoint:
 def load(path: str | os.PathLike[str]) -> HardwareCheckpoint:
     """Reads a checkpoint that `export` wrote, and verifies all of it.
 
-    Every hash is compared, every target conductance is in range; nothing in the
-    directory is executed.
+    Every hash is compared, every target conductance is in range, and nothing is in the
+    directory that its manifest does not list; nothing in it is executed.
 
     >>> import tempfile
     >>> import jax.numpy as jnp
@@ -198,6 +202,7 @@ def load(path: str | os.PathLike[str]) -> HardwareCheckpoint:
     """
     directory = Path(path)
     manifest = manifests.read(directory)
+    check_listed(directory, {FILE_NAME, *manifest.files})
     leaves: dict[str | None, list[LeafEntry]] = {}
     for leaf in manifest.leaves:
         leaves.setdefault(leaf.file, []).append(leaf)
@@ -206,7 +211,11 @@ def load(path: str | os.PathLike[str]) -> HardwareCheckpoint:
     for file, entries in manifest.files.items():
         content = tensors.read(directory, file, entries)
         for leaf in leaves.get(file, ()):
-            values[leaf.keys] = as_leaf(content[leaf.tensor or ""], leaf.key_impl)
+            array = content[leaf.tensor or ""]
+            check_numbers(f"{directory / file}, {leaf.tensor}", array)
+            values[leaf.keys] = as_leaf(array, leaf.key_impl)
+        if file in layers:
+            _check_layer(f"{directory / file}, ", layers[file].weight, content)
         for tensor, array in content.items():
             where = f"{directory / file}, {tensor}"
             _check_conductances(where, tensor, array, layers.get(file))
@@ -218,10 +227,21 @@ def load(path: str | os.PathLike[str]) -> HardwareCheckpoint:
     )
 
 
+def _check_layer(
+    where: str, weight: AnalogWeight, content: Mapping[str, np.ndarray]
+) -> None:
+    """Checks the nominal weights of a layer, and what its hardware put beside them."""
+    nominal = {
+        name.removeprefix("nominal/params/"): array for name, array in content.items()
+    }
+    check_kernel(weight, nominal[weight.path], where)
+    check_values(where, weight, nominal)
+
+
 def _without_value(leaf: LeafEntry) -> Any:
     """Returns what is not stored: an empty mapping, or the zeros of a probe."""
     if leaf.kind == "zeros":
-        return as_leaf(np.zeros(leaf.shape or (), tensors.DTYPES[leaf.dtype or ""]))
+        return as_leaf(np.zeros(leaf.shape or (), DTYPES[leaf.dtype or ""]))
     return {}
 
 

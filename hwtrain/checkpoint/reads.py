@@ -8,8 +8,9 @@ import jax.numpy as jnp
 import numpy as np
 from jax.typing import ArrayLike
 
+from hwtrain.checkpoint.entries import ChipEntry
 from hwtrain.checkpoint.errors import HardwareCheckpointError
-from hwtrain.checkpoint.manifest import ChipEntry, Manifest
+from hwtrain.checkpoint.manifest import Manifest
 from hwtrain.checkpoint.tiles import Tile, join, on_cpu
 from hwtrain.crossbar import on_crossbar, written
 from hwtrain.physics.programmed import Programmed

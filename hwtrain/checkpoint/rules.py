@@ -1,5 +1,9 @@
 """Units and formulas that every manifest states in words."""
 
+import hashlib
+import json
+from collections.abc import Mapping
+
 UNITS = {
     "conductance": "µS",
     "scale_ratio": "µS per unit of crossbar weight",
@@ -47,11 +51,21 @@ RULES = {
     ),
     "chip": (
         "w_chip = w + std_dev * A * xi (add_normal) or w * (1 + std_dev * xi) "
-        "(mult_normal); w nominal, A = max|w| of its row tile or column; "
+        "(mult_normal); w what is written (see 'levels'), A = max|w| of the nominal "
+        "weights of its row tile or column; "
         "xi = sqrt(2) * erfinv(u), standard normal in float32 on CPU, u from "
         "threefry2x32 with the key fold_in([0, chip_seed], h) and the counter = "
         "row-major index in the stored array; h = little-endian blake2s-32 of "
         "'<path>#mismatch#0'"
+    ),
+    "levels": (
+        "with a modifier that has enable_during_test and levels, weights are rounded "
+        "to them before they are written, half to even, with A = max|w| of the nominal "
+        "weights of their row tile or column, or assumed_wmax, and step = 2 * A * res "
+        "(res > 1: 2 * A / res): w = step * round(w / step) (discretize, "
+        "discretize_add_normal); w = res * round(dorefa_clip * tanh(w) / "
+        "(res * tanh(A))) (dorefa). 'conductances' of the nominal tile, and all chips, "
+        "are of these weights; the nominal tensor is not rounded"
     ),
     "chip_conductances": (
         "of w_chip with the scale_ratio (and min) of the nominal tile; a mismatched "
@@ -87,3 +101,51 @@ RULES = {
         "object without its sha256, as JSON with sorted keys, no spaces, UTF-8"
     ),
 }
+
+_EARLIER = frozenset(
+    {
+        "1a3a0ec1caef77ce2fb7b1ca4348135d2a3d74f5769039dd512a3ab70fbff14b",
+        "0705be934c969bde9ea24abc938346e2ede86b88b51293e49828be21919cdec3",
+        "993d1cae18535dcb530d2df107c3c8d5f5d004ec5a6dd89eb64a8deab3d38e64",
+        "73ec84a40a7f7249c3c4b1eda902cd4399889ae18693f3b1d69a1ca855139755",
+        "ba81e34be0d651507f73a5bef99761f42b109bd855aeaaa8d636554398c77b0e",
+        "97718599f1d86c3dbea6444fc05783026455e9a7e268a4759d8824074d93913f",
+        "0ae469d021b9e69eae26ccecdacfe9c654a9982f868a4f3fcb0fb23d3a452b7b",
+        "d892fd45ab65dda3bf3307187805847142f07728a48686834a8ff974b7b15cbf",
+        "2a4099ae105b3c627600f564af4374bf3e5e365ebc5608dba8c55751c7455650",
+        "aba0fd19114a3c6f79c9bb55122c0c0248dd9d864f19884ce40533225514880d",
+    }
+)
+"""SHA-256 of the units and rules of earlier versions of the format."""
+
+
+def check_words(
+    units: Mapping[str, str], rules: Mapping[str, str], *, earlier: bool
+) -> None:
+    """Raises unless a manifest states the units and rules that it was written by.
+
+    Args:
+      units: those of the manifest.
+      rules: those of the manifest.
+      earlier: whether an earlier version of the format wrote it.
+
+    Raises:
+      ValueError: naming the first that differs.
+    """
+    if earlier:
+        if _digest(units, rules) not in _EARLIER | {_digest(UNITS, RULES)}:
+            raise ValueError("rules and units: they are none that hwtrain has written")
+        return
+    pairs = (("units", units, UNITS), ("rules", rules, RULES))
+    for name, found, expected in pairs:
+        for key in sorted(expected.keys() | found.keys()):
+            if found.get(key) != expected.get(key):
+                raise ValueError(
+                    f"{name}.{key[:80]}: should be {expected.get(key)!r}, got "
+                    f"{found.get(key)!r}"[:600]
+                )
+
+
+def _digest(units: Mapping[str, str], rules: Mapping[str, str]) -> str:
+    text = json.dumps([dict(units), dict(rules)], sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()

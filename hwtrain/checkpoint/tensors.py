@@ -1,37 +1,41 @@
 """Files of tensors: safetensors, each tensor with its unit and hash."""
 
+import math
 from collections.abc import Mapping
 from pathlib import Path
 
-import jax.numpy as jnp
 import numpy as np
 import safetensors
 from safetensors.numpy import save_file
 
-from hwtrain.checkpoint.errors import HardwareCheckpointError
-from hwtrain.checkpoint.manifest import TensorEntry, sha256, sync
+from hwtrain.checkpoint.entries import DTYPES, TensorEntry
+from hwtrain.checkpoint.files import damaged, opened
+from hwtrain.checkpoint.manifest import sha256, sync
+from hwtrain.checkpoint.strict_json import parse
 
 # Not safetensors.numpy.load_file: it fails on bfloat16 and on 8-bit floats.
-_DTYPES = {
-    "BOOL": jnp.bool_,
-    "U8": jnp.uint8,
-    "U16": jnp.uint16,
-    "U32": jnp.uint32,
-    "U64": jnp.uint64,
-    "I8": jnp.int8,
-    "I16": jnp.int16,
-    "I32": jnp.int32,
-    "I64": jnp.int64,
-    "F8_E4M3": jnp.float8_e4m3fn,
-    "F8_E5M2": jnp.float8_e5m2,
-    "F16": jnp.float16,
-    "BF16": jnp.bfloat16,
-    "F32": jnp.float32,
-    "F64": jnp.float64,
-    "C64": jnp.complex64,
+_NAMES = {
+    "BOOL": "bool",
+    "U8": "uint8",
+    "U16": "uint16",
+    "U32": "uint32",
+    "U64": "uint64",
+    "I8": "int8",
+    "I16": "int16",
+    "I32": "int32",
+    "I64": "int64",
+    "F8_E4M3": "float8_e4m3fn",
+    "F8_E5M2": "float8_e5m2",
+    "F16": "float16",
+    "BF16": "bfloat16",
+    "F32": "float32",
+    "F64": "float64",
+    "C64": "complex64",
 }
-DTYPES = {np.dtype(dtype).name: np.dtype(dtype) for dtype in _DTYPES.values()}
-"""The dtypes that a tensor may have, by name."""
+"""The dtypes as a file of tensors calls them."""
+
+_LARGEST_HEADER = 100_000_000
+"""Bytes of a header that safetensors reads."""
 
 
 def write(
@@ -75,44 +79,64 @@ def read(
       HardwareCheckpointError: if the file is missing, truncated or changed.
     """
     path = directory / name
-    if not path.resolve().is_relative_to(directory.resolve()):
-        raise HardwareCheckpointError(
-            f"{path} leads out of the checkpoint, to {path.resolve()}; it was not read"
-        )
-    try:
-        content = dict(safetensors.deserialize(path.read_bytes()))
-    except OSError as error:
-        raise _damaged(path, f"it cannot be read ({error.strerror})") from error
-    except safetensors.SafetensorError as error:
-        raise _damaged(path, f"truncated, or not safetensors ({error})") from error
-    for missing in sorted(entries.keys() - content.keys()):
-        raise _damaged(path, f"the tensor {missing!r} is missing")
-    for extra in sorted(content.keys() - entries.keys()):
-        raise _damaged(path, f"the tensor {extra!r} is not in the manifest")
+    sizes = (math.prod(e.shape) * DTYPES[e.dtype].itemsize for e in entries.values())
+    with opened(directory, name) as (file, size):
+        start = file.read(8)
+        length = int.from_bytes(start, "little")
+        if len(start) < 8 or length > _LARGEST_HEADER or 8 + length > size:
+            raise damaged(path, f"truncated, or not safetensors ({size} bytes)")
+        header = file.read(length)
+        # Before anything of the size of the tensors is in memory.
+        _check_header(path, header, entries)
+        expected = 8 + length + sum(sizes)
+        if size != expected:
+            raise damaged(path, f"it should have {expected} bytes, it has {size}")
+        try:
+            data = start + header + file.read(size)
+            content = dict(safetensors.deserialize(data))
+        except MemoryError as error:
+            raise damaged(path, f"{size} bytes exceed the memory") from error
+        except (safetensors.SafetensorError, ValueError) as error:
+            raise damaged(path, f"truncated, or not safetensors ({error})") from error
     arrays = {}
     for tensor, entry in entries.items():
         found = content[tensor]
-        dtype = np.dtype(_DTYPES.get(found["dtype"], np.void))
-        came = (dtype.name, tuple(found["shape"]))
-        if came != (entry.dtype, entry.shape):
-            raise _damaged(
-                path,
-                f"the tensor {tensor!r} should be {entry.dtype}{list(entry.shape)}, it "
-                f"is {dtype.name}{list(came[1])}",
-            )
         digest = sha256(found["data"])
         if digest != entry.sha256:
-            raise _damaged(
+            raise damaged(
                 path,
                 f"the tensor {tensor!r} should have SHA-256 {entry.sha256}, it has "
                 f"{digest}",
             )
-        arrays[tensor] = np.frombuffer(found["data"], dtype).reshape(entry.shape)
+        if entry.dtype == "bool" and max(found["data"], default=0) > 1:
+            raise damaged(path, f"the tensor {tensor!r} holds other bits than 0 and 1")
+        array = np.frombuffer(found["data"], DTYPES[entry.dtype])
+        arrays[tensor] = array.reshape(entry.shape)
     return arrays
 
 
-def _damaged(path: Path, why: str) -> HardwareCheckpointError:
-    return HardwareCheckpointError(
-        f"{path} is damaged or was changed: {why}. Get the checkpoint again from its "
-        "source, or export the model again"
-    )
+def _check_header(
+    path: Path, header: bytes, entries: Mapping[str, TensorEntry]
+) -> None:
+    """Raises unless a file has the tensors that the manifest lists."""
+    try:
+        content = parse(header)
+        content.pop("__metadata__", None)
+        found = {
+            name: (_NAMES.get(said["dtype"], said["dtype"]), tuple(said["shape"]))
+            for name, said in content.items()
+        }
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
+        raise damaged(path, f"truncated, or not safetensors ({error})") from error
+    for missing in sorted(entries.keys() - found.keys()):
+        raise damaged(path, f"the tensor {missing!r} is missing")
+    for extra in sorted(found.keys() - entries.keys()):
+        raise damaged(path, f"the tensor {extra!r} is not in the manifest")
+    for tensor, entry in entries.items():
+        dtype, shape = found[tensor]
+        if (dtype, shape) != (entry.dtype, entry.shape):
+            raise damaged(
+                path,
+                f"the tensor {tensor!r} should be {entry.dtype}{list(entry.shape)}, it "
+                f"is {dtype}{list(shape)}",
+            )

@@ -142,7 +142,7 @@ def check_targets(
     """
     slack = _ROUNDING * converter.g_max
     low, high = converter.g_min - slack, converter.g_max + slack
-    if g.size and not (low <= g.min() and g.max() <= high):
+    if g.size and not (low <= float(g.min()) and float(g.max()) <= high):
         raise HardwareCheckpointError(
             f"{where}: conductances must lie in [{converter.g_min}, {converter.g_max}] "
             f"µS, they go from {g.min()} to {g.max()} µS. Export the model again from "

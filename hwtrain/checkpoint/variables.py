@@ -10,8 +10,9 @@ import numpy as np
 from jax.tree_util import DictKey, GetAttrKey
 
 from hwtrain import paths
+from hwtrain.checkpoint.entries import DTYPES
 from hwtrain.checkpoint.errors import HardwareCheckpointError
-from hwtrain.checkpoint.tensors import DTYPES
+from hwtrain.checkpoint.layout import order
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
@@ -94,7 +95,7 @@ def flatten(variables: Any, probes: Set[str] = frozenset()) -> list[Leaf]:
                 )
             seen[leaf.tensor] = keys
             leaves.append(leaf)
-    return sorted(leaves, key=lambda leaf: tuple(map(str, leaf.keys)))
+    return sorted(leaves, key=lambda leaf: order(leaf.keys))
 
 
 def unflatten(leaves: Mapping[tuple[str | int, ...], Any]) -> dict[str, Any]:

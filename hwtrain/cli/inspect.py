@@ -10,7 +10,8 @@ from rich.text import Text
 
 from hwtrain import paths
 from hwtrain.checkpoint.crossbars import Crossbars
-from hwtrain.checkpoint.manifest import ChipEntry, Manifest
+from hwtrain.checkpoint.entries import ChipEntry
+from hwtrain.checkpoint.manifest import Manifest
 from hwtrain.cli.errors import bad_input, print_error
 from hwtrain.cli.options import Model, check_file, open_model, run_of
 from hwtrain.evaluate import assert_active, plots

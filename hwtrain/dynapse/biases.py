@@ -5,6 +5,9 @@ import dataclasses
 import numpy as np
 from numpy.typing import ArrayLike
 
+_CODES = 2**16
+"""More codes than any bias generator has."""
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class BiasCode:
@@ -17,10 +20,25 @@ class BiasCode:
       achieved: the current of the code, in A.
     """
 
+    # From JSON: no field that is not there, and no text or truth value for a number.
+    __pydantic_config__ = {"strict": True, "extra": "forbid", "allow_inf_nan": False}
+
     coarse: int
     fine: int
     wanted: float
     achieved: float
+
+    def __post_init__(self):
+        if not (0 <= self.coarse < _CODES and 0 <= self.fine < _CODES):
+            raise ValueError(
+                f"codes are whole numbers from 0 to {_CODES - 1}, got {self.coarse} "
+                f"and {self.fine}"
+            )
+        if not (self.wanted > 0 and self.achieved > 0):
+            raise ValueError(
+                f"a bias current is positive, got wanted {self.wanted} and achieved "
+                f"{self.achieved}"
+            )
 
 
 def computed_table(

@@ -25,6 +25,17 @@ class Limits:
     destinations_per_neuron: int = 4
     tags: int = 2048
 
+    # From JSON: no field that is not there, and no text or truth value for a number.
+    __pydantic_config__ = {"strict": True, "extra": "forbid"}
+
+    def __post_init__(self):
+        for field in dataclasses.fields(self):
+            number = getattr(self, field.name)
+            if not 1 <= number < 2**31:
+                raise ValueError(
+                    f"{field.name} is a number from 1 to {2**31 - 1}, got {number}"
+                )
+
 
 DYNAPSE2 = Limits()
 """The limits of a DynapSE2."""

@@ -62,15 +62,19 @@ def to_dict(configuration: Any) -> dict[str, Any]:
     {'clip': {'type': 'layer_gaussian', 'sigma': 2.5, 'per_column': False}}
     """
     adapter = TypeAdapter(type(configuration))
-    return _without_none(adapter.dump_python(configuration, mode="json"))
+    return without_none(adapter.dump_python(configuration, mode="json"))
 
 
-def _without_none(data: dict[str, Any]) -> dict[str, Any]:
-    return {
-        name: _without_none(value) if isinstance(value, dict) else value
-        for name, value in data.items()
-        if value is not None
-    }
+def without_none(data: Any) -> Any:
+    """Returns plain data without the entries of mappings that are `None`.
+
+    Not pydantic's `exclude_none`, which also leaves out a limit that is `None`: it is
+    written as "none", and left out it would be read as its default.
+    """
+    if isinstance(data, dict):
+        kept = {name: value for name, value in data.items() if value is not None}
+        return {name: without_none(value) for name, value in kept.items()}
+    return [without_none(value) for value in data] if isinstance(data, list) else data
 
 
 def changed(configuration: Any, names: Iterable[str] | None = None) -> list[str]:

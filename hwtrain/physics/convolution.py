@@ -17,6 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 
 Pairs = tuple[tuple[int, int], ...]
+_PADDINGS = ("SAME", "SAME_LOWER", "VALID")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -55,6 +56,39 @@ class Window:
     border_mode: Literal["constant", "wrap", "reflect"] = "constant"
     local: bool = False
     mask: str = ""
+
+    # From JSON: no field that is not there, and no text or truth value for a number.
+    __pydantic_config__ = {"strict": True, "extra": "forbid"}
+
+    def __post_init__(self):
+        axes = len(self.sizes)
+        for name in ("sizes", "strides", "input_dilation", "kernel_dilation"):
+            numbers = getattr(self, name)
+            if len(numbers) != axes or any(number < 1 for number in numbers):
+                raise ValueError(
+                    f"{name} of a window of {axes} axes should be {axes} whole numbers "
+                    f"of at least 1, got {numbers}"
+                )
+        if self.groups < 1:
+            raise ValueError(f"a window has at least 1 group, got {self.groups}")
+        if isinstance(self.padding, str):
+            if self.padding.upper() not in _PADDINGS:
+                raise ValueError(
+                    f"padding should be pairs or one of {', '.join(_PADDINGS)}, got "
+                    f"{self.padding!r}"
+                )
+        elif len(self.padding) != axes:
+            raise ValueError(
+                f"padding of a window of {axes} axes should be {axes} pairs, got "
+                f"{self.padding}"
+            )
+        if self.border and len(self.border) != axes:
+            raise ValueError(
+                f"border of a window of {axes} axes should be {axes} pairs or nothing, "
+                f"got {self.border}"
+            )
+        if any(end < 0 for ends in self.border for end in ends):
+            raise ValueError(f"a border is not negative, got {self.border}")
 
     @classmethod
     def of(
@@ -250,7 +284,7 @@ def transposed(
     window = Window(
         sizes=sizes,
         strides=ones,
-        padding=padding,
+        padding="VALID" if padding == "CIRCULAR" else padding,
         input_dilation=strides,
         kernel_dilation=kernel_dilation,
         flipped=flipped,

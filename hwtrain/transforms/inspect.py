@@ -106,9 +106,13 @@ def inspect_plan(found: Plan, params: Any) -> Inspection:
     Args:
       found: the plan.
       params: the parameters.
+
+    Raises:
+      ValueError: for weights that are not finite, and leaves of other hardware.
     """
     values = paths.leaves(meta.unbox(params))
     found.check_finite(meta.unbox(params))
+    found.check_leaves(meta.unbox(params))
     return Inspection(
         rows=tuple(columns(weight, found, values) for weight in found.weights),
         digital=tuple((entry.path, entry.reason) for entry in found.digital),

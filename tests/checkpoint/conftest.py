@@ -42,7 +42,7 @@ NO_CONVERTER = Hardware(mismatch=MismatchParameter(type="mult_normal", std_dev=0
 def analog(path, shape, rows, columns, hardware, layer="Dense"):
     return AnalogWeight(
         path=path,
-        kind="dense" if layer else "raw",
+        kind={"": "raw", "Embed": "embed"}.get(layer, "dense"),
         layer=layer,
         shape=shape,
         rows=rows,
@@ -78,8 +78,8 @@ def variables():
         "hidden": {
             "kernel": draw(10, 7),
             "bias": draw(7),
-            "input_range": jnp.full((3,), 2.5),
-            "probe": jnp.zeros((3, 6)),
+            "input_range": jnp.full((3, 3), 2.5),
+            "probe": jnp.zeros((3, 3, 6)),
         },
         "layers": {"kernel": draw(2, 5, 6), "bias": draw(2, 6)},
         "heads": {"kernel": draw(6, 2, 4, dtype=jnp.bfloat16), "bias": draw(2, 4)},

@@ -11,7 +11,8 @@ import pytest
 from flax import linen as nn
 from safetensors.numpy import load_file
 
-from hwtrain.checkpoint import export, load, verify
+from hwtrain.checkpoint import HardwareCheckpointError, export, load, verify
+from hwtrain.checkpoint import manifest as manifests
 from hwtrain.hardware import (
     Hardware,
     MappingParameter,
@@ -32,6 +33,7 @@ CHIP = Hardware(
     noise_model=PCMLikeNoiseModel(),
 )
 MASK = np.arange(3 * 2 * 6).reshape(3, 2, 6) % 5 > 0
+KINDS = {"grouped": "conv", "flipped": "conv_transpose", "local": "conv_local"}
 LAYERS = {
     "grouped": (
         nn.Conv(
@@ -138,7 +140,7 @@ def test_the_files_alone_give_what_the_layer_computes(name, tmp_path):
     params["bias"] = jax.random.normal(jax.random.key(2), params["bias"].shape)
     weight = AnalogWeight(
         path="layer/kernel",
-        kind="conv",
+        kind=KINDS[name],
         layer=type(layer).__name__,
         shape=params["kernel"].shape,
         rows=rows,
@@ -177,3 +179,58 @@ def test_the_files_alone_give_what_the_layer_computes(name, tmp_path):
 def test_a_mask_is_small_in_the_manifest():
     mask = np.ones((3, 3, 64, 64), bool)
     assert len(pack(mask)) < mask.size / 3
+
+
+ONES = {"mask": "f" * 10}  # 36 bits and padding, which is zero
+
+
+@pytest.mark.parametrize(
+    ("name", "change", "match"),
+    [
+        ("grouped", {"mask": "zz"}, "mask should be the 36 bits"),
+        ("grouped", {"mask": "ff"}, "as 10 hexadecimal digits, got 2 characters"),
+        ("grouped", ONES, "mask should be the 36 bits"),
+        ("grouped", {"mask": "\u0661" * 10}, "mask should be the 36 bits"),
+        ("grouped", {"sizes": [2]}, r"needs rows of channels and then the axes"),
+        ("grouped", {"sizes": [3, 1]}, "strides of a window of 2 axes"),
+        ("grouped", {"groups": 0}, "at least 1 group"),
+        ("grouped", {"groups": 4}, "6 outputs cannot be divided into 4 groups"),
+        ("grouped", {"groups": 3}, "row_sizes and column_sizes are"),
+        ("grouped", {"strides": [0]}, "strides of a window of 1 axes"),
+        ("grouped", {"strides": [2**31]}, "exceeds 2147483647"),
+        ("grouped", {"strides": ["2"]}, "strides.0.* integer"),
+        ("grouped", {"flipped": True}, "only a transposed convolution"),
+        ("grouped", {"flipped": 1}, "flipped.* boolean"),
+        ("grouped", {"local": True}, "should not have a local window"),
+        ("grouped", {"border_mode": "edge"}, "border_mode.* 'constant', 'wrap'"),
+        ("grouped", {"surplus": 1}, "surplus"),
+        ("flipped", {"strides": [3, 1]}, "convolution of stride 1 that it equals"),
+        ("flipped", {"sizes": [3, 2]}, "needs rows of channels"),
+        ("local", {"sizes": [5]}, "a multiple of them"),
+        ("local", {"local": False}, "should have a local window"),
+    ],
+)
+def test_a_forged_window(name, change, match, tmp_path):
+    layer, shape, window, (rows, columns) = LAYERS[name]
+    x = jax.random.normal(jax.random.key(0), shape)
+    params = jax.jit(layer.init)(jax.random.key(1), x)["params"]
+    weight = AnalogWeight(
+        path="layer/kernel",
+        kind=KINDS[name],
+        layer=type(layer).__name__,
+        shape=params["kernel"].shape,
+        rows=rows,
+        columns=columns,
+        hardware=dataclasses.replace(CHIP, noise_model=None),
+        rule="",
+        ranged=False,
+        window=window,
+    )
+    path = export(tmp_path / "m", {"params": {"layer": params}}, Plan((weight,)))
+    content = json.loads((path / "manifest.json").read_text())
+    content["layers"][0]["weight"]["window"].update(change)
+    content["sha256"] = manifests._digest(content)
+    (path / "manifest.json").write_text(json.dumps(content))
+    with pytest.raises(HardwareCheckpointError, match=match) as error:
+        load(path)
+    assert "manifest.json" in str(error.value) and "\n" not in str(error.value)

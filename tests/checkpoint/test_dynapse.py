@@ -1,5 +1,6 @@
 """A deployed network as a directory."""
 
+import dataclasses
 import json
 
 import numpy as np
@@ -7,6 +8,7 @@ import pytest
 from safetensors.numpy import load_file
 
 from hwtrain.checkpoint import HardwareCheckpointError, export, load
+from hwtrain.checkpoint import manifest as manifests
 from hwtrain.checkpoint.dynapse import export_dynapse, load_dynapse
 from hwtrain.dynapse.biases import computed_table
 from hwtrain.dynapse.connectivity import Limits
@@ -92,3 +94,70 @@ def test_another_checkpoint(tmp_path, deployment):
         load(path)
     with pytest.raises(HardwareCheckpointError, match='not "hwtrain-dynapse"'):
         load_dynapse(export(tmp_path / "model", {"scale": np.ones(2)}, Plan(())))
+
+
+def test_a_file_that_is_not_listed(tmp_path, deployment):
+    path = export_dynapse(tmp_path / "net", deployment)
+    (path / "surplus.bin").write_bytes(b"")
+    with pytest.raises(HardwareCheckpointError, match="surplus.bin lies in the check"):
+        load_dynapse(path)
+
+
+def forge(path, change):
+    """Changes the manifest as a foreign writer would, with a valid hash."""
+    content = json.loads((path / "manifest.json").read_text())
+    change(content)
+    content["sha256"] = manifests._digest(content)
+    (path / "manifest.json").write_text(json.dumps(content))
+
+
+@pytest.mark.parametrize(
+    ("change", "match"),
+    [
+        (
+            lambda m: m["biases"]["1"]["Ispkthr"].update(achieved=2e-7),
+            r"biases.1.Ispkthr: the code \(4, 89\) has .* elsewhere",
+        ),
+        (lambda m: m["biases"]["1"].pop("Ispkthr"), "biases.1: every core has the sam"),
+        (lambda m: m["biases"]["1"]["Ispkthr"].update(fine="89"), "biases.*fine"),
+        (lambda m: m["biases"]["1"]["Ispkthr"].update(fine=-1), "biases.*codes"),
+        (lambda m: m["biases"]["1"]["Ispkthr"].update(wanted=3.0), "biases.*current"),
+        (lambda m: m["limits"].update(tags=True), "limits.tags"),
+        (lambda m: m["limits"].update(tags=10**30), "limits.* tags is a number from 1"),
+        (lambda m: m["limits"].update(surplus=1), "limits.surplus"),
+        (lambda m: m["limits"].pop("tags"), "limits.tags: is missing"),
+        (lambda m: m["limits"].update(neurons_per_core=2), "limits: the network does"),
+        (lambda m: m["lost"].update(weights_in=60), "lost.weights_in: says 60, it is"),
+        (lambda m: m["units"].update(biases="nA"), "units.biases: should be 'A'"),
+        (lambda m: m["rules"].pop("weights"), "rules.weights: is missing"),
+        (lambda m: m["chips"].append(7), "chips: one stands there twice"),
+        (lambda m: m["layers"].append(["more", 1]), "tensors.cores: dtype, shape"),
+        (lambda m: m["tensors"].pop("cores"), "tensors.cores: is missing"),
+        (
+            lambda m: m["tensors"]["cores"].update(unit="A"),
+            "tensors.cores: dtype, shape and unit",
+        ),
+    ],
+)
+def test_a_forged_manifest(tmp_path, deployment, change, match):
+    path = export_dynapse(tmp_path / "net", deployment)
+    forge(path, change)
+    with pytest.raises(HardwareCheckpointError, match=match) as error:
+        load_dynapse(path)
+    assert str(path) in str(error.value) and "\n" not in str(error.value)
+
+
+def test_currents_of_another_unit_are_not_written(tmp_path, deployment):
+    codes = {
+        core: {
+            name: dataclasses.replace(code, achieved=code.achieved * 1e9)
+            for name, code in found.items()
+        }
+        for core, found in deployment.biases.items()
+    }
+    other = dataclasses.replace(deployment, biases=codes)
+    with pytest.raises(
+        HardwareCheckpointError, match="biases.0.*: .* lies below 1.0 A"
+    ):
+        export_dynapse(tmp_path / "net", other)
+    assert not list(tmp_path.iterdir())

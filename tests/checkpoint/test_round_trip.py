@@ -1,5 +1,6 @@
 """Export, load, and export again."""
 
+import dataclasses
 import hashlib
 import json
 
@@ -11,6 +12,7 @@ import pytest
 from flax import linen as nn
 from flax import nnx
 
+import hwtrain as hw
 from hwtrain import paths
 from hwtrain.checkpoint import HardwareCheckpointError, export, load
 from hwtrain.chips import apply_mismatch, chip_key
@@ -60,8 +62,13 @@ def test_plan_comes_back_equal(checkpoint, plan):
 
 
 def test_prefix_comes_back(tmp_path, plan, variables):
-    named = Plan(plan.weights, plan.digital, "encoder")
-    assert load(export(tmp_path / "model", variables, named)).plan == named
+    within = [
+        dataclasses.replace(weight, path=f"encoder/{weight.path}")
+        for weight in plan.weights
+    ]
+    named = Plan(tuple(within), (), "encoder")
+    params = {"encoder": variables["params"]}
+    assert load(export(tmp_path / "model", {"params": params}, named)).plan == named
 
 
 def test_exporting_again_gives_identical_bytes(checkpoint, tmp_path):
@@ -96,11 +103,11 @@ def test_files(tmp_path, checkpoint):
 
 
 def test_probes_are_not_written_and_come_back_as_zeros(tmp_path, variables, plan):
-    variables["params"]["hidden"]["probe"] = jnp.full((3, 6), 9.0)
+    variables["params"]["hidden"]["probe"] = jnp.full((3, 3, 6), 9.0)
     directory = export(tmp_path / "model", variables, plan)
     assert b"probe" not in (directory / "tensors/0000.safetensors").read_bytes()
     loaded = load(directory).params["hidden"]["probe"]
-    chex.assert_trees_all_equal(loaded, jnp.zeros((3, 6)))
+    chex.assert_trees_all_equal(loaded, jnp.zeros((3, 3, 6)))
 
 
 def test_a_parameter_of_the_model_may_be_called_probe(tmp_path, variables, plan):
@@ -145,6 +152,20 @@ def test_a_linen_model_computes_the_same(tmp_path):
     chex.assert_trees_all_equal(
         model.apply(loaded.variables, x), model.apply(variables, x)
     )
+
+
+def test_more_tiles_than_axes(tmp_path):
+    limit = hw.MappingParameter(max_input_size=1, max_output_size=None)
+    (weight,) = linear_plan("dense/kernel", (70, 2)).weights
+    weight = dataclasses.replace(
+        weight, hardware=dataclasses.replace(weight.hardware, mapping=limit)
+    )
+    kernel = jax.random.normal(jax.random.key(0), (70, 2))
+    path = export(tmp_path / "m", {"dense": {"kernel": kernel}}, Plan((weight,)))
+    found = load(path)
+    np.testing.assert_allclose(found.reconstruct("dense/kernel"), kernel, atol=1e-5)
+    # No limit comes back as none, not as the default.
+    assert found.plan["dense/kernel"].hardware.mapping == limit
 
 
 def test_boxed_parameters_are_unboxed(tmp_path):

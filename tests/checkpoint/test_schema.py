@@ -68,6 +68,12 @@ def test_a_manifest_keeps_to_it(schema, manifest):
         lambda m: m["layers"][0]["weight"]["hardware"]["converter"].update(type="x"),
         lambda m: m["files"].update({"../secret.safetensors": {}}),
         lambda m: m["accuracy"][0].update(chips=0),
+        lambda m: m["accuracy"][0].update(std=-1.0),
+        lambda m: m.pop("rules"),
+        lambda m: m["leaves"][0].update(dtype="object"),
+        lambda m: m["layers"][0]["weight"].update(surplus=1),
+        lambda m: m["layers"][0]["weight"].update(ranged="true"),
+        lambda m: m["digital"][0].update(surplus=1),
     ],
 )
 def test_it_refuses_what_the_reader_refuses(schema, manifest, change):
@@ -107,3 +113,26 @@ def test_a_checkpoint_without_either_has_no_entry(tmp_path, variables, plan):
     path = export(tmp_path / "m", params, type(plan)(()))
     content = json.loads((path / "manifest.json").read_text("utf-8"))
     assert "graph" not in content and content["accuracy"] == []
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"std": -1.0},
+        {"std": 101.0},
+        {"mean": 1.5, "std": 0.1, "metric": "accuracy"},
+        {"mean": 101.0},
+        {"mean": -0.1},
+        {"mean": float("nan")},
+        {"std": float("inf")},
+        {"std": 0.1, "chips": 1},
+        {"chips": True},
+        {"mean": "97"},
+        {"metric": ""},
+    ],
+)
+def test_an_accuracy_that_cannot_be(wrong):
+    right = {"metric": "accuracy in %", "mode": "chip_mode", "chips": 8, "mean": 97.5}
+    Measurement(**right, std=0.5)
+    with pytest.raises(ValueError, match=next(iter(wrong))):
+        Measurement(**{**right, **wrong})

@@ -1,6 +1,7 @@
 """Damaged, foreign and hostile checkpoints: each an error that says what to do."""
 
 import json
+import os
 import shutil
 
 import numpy as np
@@ -14,9 +15,16 @@ from hwtrain.checkpoint import manifest as manifests
 KERNEL = "nominal/params/hidden/kernel"
 
 
+@pytest.fixture(scope="module")
+def exported(tmp_path_factory):
+    return tmp_path_factory.mktemp("exported") / "model"
+
+
 @pytest.fixture
-def directory(tmp_path, variables, plan):
-    return export(tmp_path / "model", variables, plan, chip_seed=7)
+def directory(tmp_path, variables, plan, exported):
+    if not exported.exists():
+        export(exported, variables, plan, chip_seed=7)
+    return shutil.copytree(exported, tmp_path / "model")
 
 
 def rewrite(directory, change, *, digest=True):
@@ -53,14 +61,17 @@ def test_not_a_checkpoint(tmp_path, content):
         load(tmp_path)
 
 
-@pytest.mark.parametrize("version", ["2.0", "0.9", "1.2"])
+@pytest.mark.parametrize("version", ["2.0", "0.9", "1.3"])
 def test_another_version(directory, version):
     rewrite(directory, lambda m: m.update(version=version))
     with pytest.raises(ValueError, match=rf"version {version}; this hwtrain reads 1.0"):
         load(directory)
 
 
-@pytest.mark.parametrize("version", [None, "one", "1", 1.0, "1.0.0", ["1", "0"]])
+@pytest.mark.parametrize(
+    "version",
+    [None, "one", "1", 1.0, "1.0.0", ["1", "0"], "1." + "0" * 5000, "١.٠", "1.-1"],
+)
 def test_no_version(directory, version):
     rewrite(directory, lambda m: m.update(version=version))
     with pytest.raises(HardwareCheckpointError, match="version|1.0"):
@@ -224,4 +235,234 @@ def test_tile_of_another_shape(directory):
     array = np.full((3, 4), 1.0, np.float32)
     replace_tensor(directory, "tensors/0000.safetensors", "tile/0/0/g_pos", array)
     with pytest.raises(HardwareCheckpointError, match=r"should have shape \(4, 3\)"):
+        load(directory)
+
+
+@pytest.mark.parametrize(
+    ("change", "match"),
+    [
+        (lambda text: text.encode("utf-16"), "not JSON .*utf-8"),
+        (lambda text: text.encode("utf-32"), "not JSON"),
+        (lambda text: text.encode("utf-8-sig"), "not JSON"),
+        (lambda text: text.replace("µS", "\\ud800").encode(), "half of a surrogate"),
+        (lambda text: text.replace("25.0", "NaN").encode(), "NaN is not a finite"),
+        (lambda text: text.replace("25.0", "1e999").encode(), "1e999 is not a finite"),
+        (lambda text: text.replace("25.0", "9" * 5000).encode(), "of 5000 digits"),
+        (
+            lambda text: text.replace(
+                '"prefix"', '"version": "1.2", "prefix"'
+            ).encode(),
+            "key 'version' stands twice",
+        ),
+        (lambda text: b"\xff" + text.encode(), "not JSON"),
+        (lambda text: b"[" * 900 + b"]" * 900, "is not the manifest"),
+        (lambda text: b'{"format": ' + b"[" * 980 + b"]" * 980 + b"}", "manifest|JSON"),
+    ],
+)
+def test_json_that_readers_could_take_differently(directory, change, match):
+    path = directory / "manifest.json"
+    path.write_bytes(change(path.read_text("utf-8")))
+    with pytest.raises(HardwareCheckpointError, match=match) as error:
+        load(directory)
+    assert str(path) in str(error.value) and "\n" not in str(error.value)
+
+
+FILES = ("manifest.json", "tensors/0000.safetensors", "chips/0007/0000.safetensors")
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_only_regular_files_are_opened(directory, name):
+    path = directory / name
+    path.unlink()
+    os.mkfifo(path)  # opened for reading, it waits for ever
+    with pytest.raises(HardwareCheckpointError, match=f"{name} .*not a regular file"):
+        load(directory)
+    path.unlink()
+    path.mkdir()
+    with pytest.raises(HardwareCheckpointError, match=name):
+        load(directory)
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_links_that_lead_out_or_in_circles(directory, tmp_path, name):
+    path = directory / name
+    secret = tmp_path / "secret"
+    path.rename(secret)
+    path.symlink_to(secret)
+    with pytest.raises(HardwareCheckpointError, match=f"{name} leads out of the"):
+        load(directory)
+    path.unlink()
+    path.symlink_to(path)
+    with pytest.raises(HardwareCheckpointError, match=name):
+        load(directory)
+
+
+def test_a_folder_that_leads_out(directory, tmp_path):
+    (directory / "tensors").rename(tmp_path / "elsewhere")
+    (directory / "tensors").symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(HardwareCheckpointError, match="tensors"):
+        load(directory)
+
+
+def _file(path):
+    path.write_bytes(b"")
+
+
+def _link(path):
+    path.symlink_to("/etc/hostname")
+
+
+@pytest.mark.parametrize("make", [_file, _link, os.mkfifo])
+@pytest.mark.parametrize(
+    "name", ["notes.txt", "tensors/0099.safetensors", "chips/.hidden", "chips/x.pkl"]
+)
+def test_a_file_that_is_not_listed(directory, name, make):
+    make(directory / name)
+    with pytest.raises(HardwareCheckpointError, match=f"{name} lies in the checkpoint"):
+        load(directory)
+
+
+def test_the_marks_of_orbax_are_no_part_of_it(directory):
+    for name in ("_CHECKPOINT_METADATA", "commit_success.txt"):
+        (directory / name).write_text("{}")
+    load(directory)
+
+
+def test_a_file_that_exceeds_the_memory(directory, monkeypatch):
+    def exceeded(data):
+        raise MemoryError
+
+    monkeypatch.setattr(safetensors, "deserialize", exceeded)
+    with pytest.raises(HardwareCheckpointError, match="bytes exceed the memory"):
+        load(directory)
+
+
+def test_a_file_of_another_size_is_refused_before_it_is_read(directory):
+    path = directory / "tensors/0000.safetensors"
+    size = path.stat().st_size
+    with open(path, "r+b") as file:
+        file.truncate(2**40)  # takes no disk, and would take a terabyte of memory
+    with pytest.raises(HardwareCheckpointError, match=f"{size} bytes, it has {2**40}"):
+        load(directory)
+
+
+def _leaf(manifest, tail):
+    keys = ["hidden", "norm"]
+    return next(
+        leaf
+        for leaf in manifest["leaves"]
+        if leaf["keys"][-1] == tail and leaf["keys"][-2] in keys
+    )
+
+
+@pytest.mark.parametrize(
+    ("change", "match"),
+    [
+        (
+            lambda m: _leaf(m, "probe").update(shape=[2**31, 6]),
+            r"leaves.\d+: shape of hidden/probe .* got \(2147483648, 6\)",
+        ),
+        (
+            lambda m: m["leaves"].append(
+                {
+                    "keys": ["params", "x"],
+                    "kind": "zeros",
+                    "dtype": "float32",
+                    "shape": [2**31],
+                }
+            ),
+            "leaves.* zeros are the probe of an analog weight",
+        ),
+        (
+            lambda m: m["layers"][4]["weight"].update(shape=[10**15, 4]),
+            "layers.4.*cell/w_rec",
+        ),
+        (
+            lambda m: m["layers"][0]["weight"].update(shape=[10**15, 7]),
+            "layers.0.* tiles",
+        ),
+        (
+            lambda m: m["layers"][0].update(row_sizes=[1] * 10**5),
+            "layers.0.* 100000 x 3",
+        ),
+        (lambda m: _leaf(m, "bias").update(shape=[2**63]), "leaves.*less than"),
+        (lambda m: _leaf(m, "bias").update(shape=[1] * 65), "leaves.*at most 64"),
+        (lambda m: _leaf(m, "bias").update(dtype="object"), "leaves.*dtype.*'object'"),
+        (lambda m: _leaf(m, "bias").update(key_impl="bogus"), "leaves.*key_impl"),
+        (
+            lambda m: _leaf(m, "bias").update(key_impl="rbg"),
+            "leaves.*a key of rbg is uint32",
+        ),
+        (
+            lambda m: m["leaves"].append({"keys": ["params", "norm"], "kind": "empty"}),
+            "leaves.*inside of another leaf, nominal/params/norm",
+        ),
+        (
+            lambda m: m["layers"].append(m["layers"][0]),
+            "layers: hidden/kernel .* twice",
+        ),
+        (lambda m: m["chips"].append(m["chips"][0]), "chips: 7 stands there twice"),
+        (lambda m: m["leaves"].append(m["leaves"][0]), "leaves: nominal.* twice"),
+        (lambda m: m["layers"][0]["weight"].update(kind="conv"), "have a window"),
+        (lambda m: m["layers"][0]["weight"].update(ranged=False), "input range"),
+        (lambda m: m["layers"][0]["weight"].update(ranged="true"), "layers.0.*ranged"),
+        (lambda m: m["layers"][3]["weight"].update(kind="dense"), "name embedding"),
+        (lambda m: m["chips"][0].update(measured=0), "chips.0.measured"),
+    ],
+)
+def test_entries_that_cannot_be(directory, change, match):
+    rewrite(directory, change)
+    with pytest.raises(HardwareCheckpointError, match=match) as error:
+        load(directory)
+    assert str(directory / "manifest.json") in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+def test_swapped_tensors_of_equal_shape(directory):
+    """A batch-norm mean that becomes its variance has valid hashes."""
+
+    def swap(manifest):
+        scale, mean = _leaf(manifest, "scale"), _leaf(manifest, "mean")
+        for field in ("file", "tensor"):
+            scale[field], mean[field] = mean[field], scale[field]
+
+    rewrite(directory, swap)
+    with pytest.raises(HardwareCheckpointError, match=r"leaves.\d.file should be"):
+        load(directory)
+
+
+@pytest.mark.parametrize(
+    ("dtype", "match"),
+    [(np.float32, "70 of 70 weights are NaN or inf"), (np.int32, "floating-point")],
+)
+def test_weights_that_are_no_finite_numbers(directory, dtype, match):
+    file = "tensors/0000.safetensors"
+    array = np.full((10, 7), np.inf if dtype == np.float32 else 1, dtype)
+    replace_tensor(directory, file, KERNEL, array)
+
+    def say(manifest):
+        name = array.dtype.name
+        manifest["files"][file][KERNEL]["dtype"] = name
+        manifest["layers"][0]["dtype"] = _leaf(manifest, "kernel")["dtype"] = name
+
+    rewrite(directory, say)
+    with pytest.raises(
+        HardwareCheckpointError, match=f"{file}, hidden/kernel: .*{match}"
+    ):
+        load(directory)
+
+
+@pytest.mark.parametrize("value", [0.0, -1.0, np.inf])
+@pytest.mark.parametrize(
+    ("file", "leaf", "shape"),
+    [
+        ("tensors/0000.safetensors", "hidden/input_range", (3, 3)),
+        ("tensors/0003.safetensors", "tied/mapping_scale", (1, 1)),
+    ],
+)
+def test_leaves_that_no_hardware_has(directory, file, leaf, shape, value):
+    array = np.full(shape, value, np.float32)
+    replace_tensor(directory, file, f"nominal/params/{leaf}", array)
+    match = f"{file}, {leaf}: every number must be positive and finite, .* {value:g}"
+    with pytest.raises(HardwareCheckpointError, match=match):
         load(directory)

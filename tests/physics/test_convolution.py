@@ -148,3 +148,24 @@ def test_the_gradient_adds_what_every_window_says():
     for position, tap in itertools.product(range(3), range(3)):
         by_hand[position + tap] += d[0, position, tap]
     np.testing.assert_array_equal(gradient[0, :, 0], by_hand)
+
+
+@pytest.mark.parametrize(
+    ("change", "match"),
+    [
+        ({"sizes": (3, 0)}, "sizes of a window of 2 axes"),
+        ({"strides": (0, 1)}, "strides of a window of 2 axes"),
+        ({"strides": (1, 1, 1)}, "strides of a window of 2 axes"),
+        ({"input_dilation": (-1, 1)}, "input_dilation of a window"),
+        ({"kernel_dilation": (2,)}, "kernel_dilation of a window"),
+        ({"groups": 0}, "at least 1 group, got 0"),
+        ({"padding": "CIRCULAR"}, "one of SAME, SAME_LOWER, VALID"),
+        ({"padding": ((1, 1),)}, "should be 2 pairs"),
+        ({"border": ((1, 1),)}, "should be 2 pairs or nothing"),
+        ({"border": ((1, -1), (0, 0))}, "a border is not negative"),
+    ],
+)
+def test_a_window_that_cannot_be(change, match):
+    window = Window.of((3, 3))
+    with pytest.raises(ValueError, match=match):
+        dataclasses.replace(window, **change)

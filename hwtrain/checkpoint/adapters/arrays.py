@@ -16,6 +16,7 @@ from hwtrain import paths
 from hwtrain.checkpoint.errors import HardwareCheckpointError
 from hwtrain.checkpoint.reader import HardwareCheckpoint
 from hwtrain.checkpoint.tiles import Place, Tile, grid
+from hwtrain.hardware.configuration import without_none
 from hwtrain.plan import AnalogWeight
 
 
@@ -166,7 +167,7 @@ def stack_index(weight: AnalogWeight) -> Iterator[tuple[tuple[int, ...], str]]:
 
 def plan_of(weight: AnalogWeight) -> dict[str, Any]:
     """Returns a weight's plan, its chip type included, as JSON has it."""
-    return _PLAN.dump_python(weight, mode="json", exclude_none=True)
+    return without_none(_PLAN.dump_python(weight, mode="json"))
 
 
 _PLAN = TypeAdapter(AnalogWeight)

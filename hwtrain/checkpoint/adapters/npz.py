@@ -11,6 +11,7 @@ from hwtrain.checkpoint import destination
 from hwtrain.checkpoint.adapters.arrays import devices, in_numpy, save_npz
 from hwtrain.checkpoint.reader import HardwareCheckpoint
 from hwtrain.checkpoint.tiles import grid
+from hwtrain.hardware.configuration import without_none
 
 
 def to_npz(
@@ -41,7 +42,7 @@ def to_npz(
 def _arrays(
     checkpoint: HardwareCheckpoint, chip: int | None
 ) -> Iterator[tuple[str, np.ndarray]]:
-    manifest = checkpoint.manifest.model_dump(mode="json", exclude_none=True)
+    manifest = without_none(checkpoint.manifest.model_dump(mode="json"))
     yield "manifest", np.array(json.dumps(manifest, sort_keys=True))
     yield "chip", np.array("nominal" if chip is None else str(chip))
     params = checkpoint.params if chip is None else checkpoint.chip(chip)

@@ -4,6 +4,7 @@ Only a call tells which layers a Linen model has. The pre-pass runs it under
 `jax.eval_shape`, at trace time, with an interceptor that records modules.
 """
 
+import dataclasses
 import functools
 import itertools
 from collections.abc import Mapping
@@ -13,6 +14,7 @@ import jax
 import numpy as np
 from flax import linen as nn
 from flax.core import meta, unfreeze
+from jax.tree_util import SequenceKey
 
 from hwtrain import paths
 from hwtrain.plan import Plan
@@ -28,6 +30,9 @@ serve an analog one, nor the other way round."""
 fresh = itertools.count()
 """Makes a context unlike all before: a run that records modules must trace them, also
 those inside a jit that has traced equal ones."""
+
+_PASSING = ("cache", "intermediates", "perturbations")
+"""Collections that a model can be evaluated without."""
 
 
 def linen_plan(
@@ -102,7 +107,25 @@ class _Call(NamedTuple):
 def _plan(call: _Call) -> Plan:
     # Another method than __call__ may rightly not reach every layer of a rule.
     check = call.method == "__call__"
-    return make_plan(call.assigned, _record(call), dict(call.shapes), check=check)
+    plan = make_plan(call.assigned, _record(call), dict(call.shapes), check=check)
+    variables = jax.tree.unflatten(call.treedef, call.abstract)[0]
+    return dataclasses.replace(plan, state=_state(variables, plan.prefix))
+
+
+def _state(variables: Mapping[str, Any], prefix: str) -> tuple[str, ...]:
+    """Returns the paths of a model's variables that are no parameters.
+
+    Not of those that a call makes anew, nor of a collection with lists or tuples in it:
+    that holds what the model has said of itself (`sow`), not what it needs.
+    """
+    found = []
+    for collection, tree in variables.items():
+        leaves = jax.tree_util.tree_leaves_with_path(meta.unbox(tree))
+        sown = any(isinstance(key, SequenceKey) for keys, _ in leaves for key in keys)
+        if collection not in ("params", *_PASSING) and not sown:
+            at = f"{collection}/{prefix}/" if prefix else f"{collection}/"
+            found += [f"{at}{paths.path_of(keys)}" for keys, _ in leaves]
+    return tuple(found)
 
 
 _cached_plan = functools.lru_cache(maxsize=256)(_plan)

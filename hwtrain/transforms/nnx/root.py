@@ -4,6 +4,7 @@ Every public method of the user's class splits the model, transforms the paramet
 merges, calls, and copies back what is not a parameter.
 """
 
+import dataclasses
 import functools
 from typing import Any
 
@@ -21,6 +22,7 @@ from hwtrain.transforms.nnx.guard import make_guarded
 from hwtrain.transforms.nnx.layers import (
     CHIP_LEAF_TYPES,
     LEAF_TYPES,
+    StepLeaf,
     analog_methods,
     describe,
     make_analog,
@@ -34,6 +36,9 @@ from hwtrain.transforms.nnx.step import modules_of, noisy_call
 from hwtrain.transforms.planning import make_plan
 from hwtrain.transforms.rules import Assignment
 from hwtrain.transforms.signal_side import initial_leaves
+
+_PASSING = (nnx.RngState, nnx.Intermediate, nnx.Cache, nnx.Perturbation, StepLeaf)
+"""Variables that a model can be evaluated without."""
 
 
 def analogize_nnx(model: Any, assigned: Assignment, rngs: nnx.Rngs | None) -> Any:
@@ -139,6 +144,14 @@ def _make(model: nnx.Module, assigned: Assignment, check: bool) -> Plan:
         if not added(path.rpartition("/")[2]) and ours(path)
     }
     plan = make_plan(assigned, layers, shapes, check=check)
+    state = nnx.state(model, nnx.Not(nnx.Any(nnx.Param, *_PASSING)))
+    here = [
+        path
+        for path in paths.leaves(state)
+        if not added(path.rpartition("/")[2]) and ours(path)
+    ]
+    at = f"{plan.prefix}/" if plan.prefix else ""
+    plan = dataclasses.replace(plan, state=tuple(f"{at}{path}" for path in here))
     _check_kernels_of_their_own(plan, layers, modules)
     return plan
 

@@ -1,0 +1,126 @@
+"""What a manifest names: nothing twice, and nothing that is not there."""
+
+from collections.abc import Sequence
+
+import jax
+import numpy as np
+
+from hwtrain.checkpoint.entries import ChipEntry, LeafEntry
+from hwtrain.plan import Plan
+
+
+def check_names(
+    plan: Plan, leaves: Sequence[LeafEntry], chips: Sequence[ChipEntry]
+) -> None:
+    """Raises for what stands twice, and for what the plan names and nobody has.
+
+    Raises:
+      ValueError: naming the entry.
+    """
+    _once("layers", [weight.path for weight in plan.weights])
+    _once("digital", [entry.path for entry in plan.digital])
+    _once("state", plan.state)
+    _once("leaves", [leaf.name for leaf in leaves])
+    _once("chips", [chip.seed for chip in chips])
+    if [chip.seed for chip in chips] != sorted(chip.seed for chip in chips):
+        raise ValueError("chips: they should be sorted by seed")
+    if not any(leaf.keys[0] == "params" for leaf in leaves):
+        raise ValueError("leaves: there are no params")
+    names = {leaf.name for leaf in leaves}
+    for index, leaf in enumerate(leaves):
+        parts = leaf.name.split("/")
+        if len(leaf.keys) == 1 and leaf.kind != "empty":
+            raise ValueError(f"leaves.{index}: the collection {leaf.keys[0]} is a leaf")
+        for end in range(2, len(parts)):
+            if "/".join(parts[:end]) in names:
+                raise ValueError(
+                    f"leaves.{index}: {leaf.name} lies inside of another leaf, "
+                    f"{'/'.join(parts[:end])}"
+                )
+    paths = [leaf.path for leaf in leaves if leaf.keys[0] == "params"]
+    _once("leaves", paths)
+    _check_named(
+        plan, {*paths}, names | {f"nominal/{x.path}" for x in leaves if x.path}
+    )
+    both = sorted({entry.path for entry in plan.digital} & {*plan})
+    if both:
+        raise ValueError(f"digital: {both[0]} is an analog weight")
+    frozen = any(weight.hardware.frozen for weight in plan.weights)
+    if not frozen and any(not chip.measured for chip in chips):
+        raise ValueError("chips: no weight has anything frozen that differs by chip")
+
+
+def _check_named(plan: Plan, params: set[str], names: set[str]) -> None:
+    """Raises for what a plan names and no leaf is.
+
+    Args:
+      plan: the plan.
+      params: the paths of the parameters.
+      names: the tensors' names of all leaves, with and without their collection: a
+        plan of NNX names none, and who splits a state chooses its own.
+    """
+    for where, group in (("layers", plan.weights), ("digital", plan.digital)):
+        for index, entry in enumerate(group):
+            if plan.prefix and not entry.path.startswith(f"{plan.prefix}/"):
+                raise ValueError(
+                    f"{where}.{index}: {entry.path} should begin with the prefix "
+                    f"{plan.prefix}/"
+                )
+            if entry.path not in params:
+                raise ValueError(
+                    f"{where}.{index}: no leaf of params is {entry.path[:200]!r}"
+                )
+    for index, path in enumerate(plan.state):
+        if f"nominal/{path}" not in names:
+            raise ValueError(f"state.{index}: no leaf is {path[:200]!r}")
+
+
+def check_leaves(plan: Plan, leaves: Sequence[LeafEntry]) -> None:
+    """Raises for leaves of other hardware, and zeros that are no probe.
+
+    Raises:
+      ValueError: naming the leaf.
+    """
+    probes = {weight.leaf("probe") for weight in plan.weights if weight.ranged}
+    # Their values are not stored: nothing else bounds what a reader would allocate.
+    shapes = {
+        weight.leaf(name): shapes
+        for weight in plan.weights
+        for name, shapes in weight.leaf_shapes.items()
+    }
+    for index, leaf in enumerate(leaves):
+        path = leaf.path if leaf.keys[0] == "params" else ""
+        if (leaf.kind == "zeros") != (path in probes):
+            raise ValueError(
+                f"leaves.{index}: zeros are the probe of an analog weight, and nothing "
+                f"else; {leaf.name} is not right"
+            )
+        if path in shapes:
+            if leaf.shape not in shapes[path]:
+                expected = " or ".join(map(str, shapes[path]))
+                raise ValueError(
+                    f"leaves.{index}: shape of {path} should be {expected}, got "
+                    f"{leaf.shape}"
+                )
+            if "float" not in (leaf.dtype or ""):
+                raise ValueError(
+                    f"leaves.{index}: {path} should hold floating-point numbers, not "
+                    f"{leaf.dtype}"
+                )
+    present = {
+        leaf.path: jax.ShapeDtypeStruct(leaf.shape or (), np.float32)
+        for leaf in leaves
+        if leaf.keys[0] == "params" and leaf.kind != "empty"
+    }
+    try:
+        plan.check_leaves(present)
+    except ValueError as error:
+        raise ValueError(f"leaves: {error}") from error
+
+
+def _once(where: str, names: Sequence[str | int]) -> None:
+    seen: set[str | int] = set()
+    for name in names:
+        if name in seen:
+            raise ValueError(f"{where}: {name} stands there twice")
+        seen.add(name)

@@ -1,0 +1,56 @@
+"""Which numbers the leaves of a checkpoint can hold."""
+
+from collections.abc import Mapping
+
+import jax.numpy as jnp
+import numpy as np
+
+from hwtrain.checkpoint.errors import HardwareCheckpointError
+from hwtrain.plan import AnalogWeight
+
+_POSITIVE = ("input_range", "mapping_scale", "clip_bound")
+_FINITE = (*_POSITIVE, "output_scale")
+
+
+def check_numbers(where: str, array: np.ndarray) -> None:
+    """Raises if an array of numbers holds one that is none.
+
+    Args:
+      where: the leaf, for the message.
+      array: its value.
+    """
+    if not jnp.issubdtype(array.dtype, jnp.inexact):
+        return
+    wrong = np.isnan(array)
+    if wrong.any():
+        raise HardwareCheckpointError(
+            f"{where}: {int(wrong.sum())} of {wrong.size} numbers are NaN; export an "
+            "earlier checkpoint"
+        )
+
+
+def check_values(
+    where: str, weight: AnalogWeight, leaves: Mapping[str, object]
+) -> None:
+    """Raises for leaves beside a weight that no hardware can have.
+
+    Args:
+      where: what comes before a leaf's path in the message.
+      weight: the plan of the weight.
+      leaves: the values of leaves by path.
+    """
+    for name in weight.leaf_shapes:
+        path = weight.leaf(name)
+        if name not in _FINITE or path not in leaves:
+            continue
+        array = np.asarray(leaves[path], np.float32)
+        right = np.isfinite(array)
+        if name in _POSITIVE:
+            right &= array > 0
+        if not right.all():
+            first = tuple(int(i) for i in np.argwhere(~right)[0])
+            kind = "positive and finite" if name in _POSITIVE else "finite"
+            raise HardwareCheckpointError(
+                f"{where}{path}: every number must be {kind}, the one at {first} is "
+                f"{array[first]:g}. Train or calibrate on, and export the model again"
+            )

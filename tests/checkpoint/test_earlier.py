@@ -1,0 +1,69 @@
+"""Checkpoints of earlier versions of the format are read as they were."""
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+from safetensors.numpy import load_file
+
+from hwtrain.checkpoint import HardwareCheckpointError, export, load, verify
+from hwtrain.checkpoint import manifest as manifests
+
+EARLIER = Path(__file__).parents[1] / "golden/checkpoints"
+VERSIONS = ("1.0", "1.1")
+
+
+@pytest.fixture(params=VERSIONS)
+def directory(request):
+    return EARLIER / request.param
+
+
+def test_it_is_read_and_verified(directory):
+    assert verify(directory)["version"] == directory.name
+    found = load(directory)
+    assert found.plan.state == ()
+    statistics = found.variables["batch_stats"]["norm"]
+    np.testing.assert_array_equal(statistics["mean"], [0, 1, 2])
+    np.testing.assert_array_equal(statistics["var"], [1, 2, 3])
+    dense = found.params["dense"]
+    np.testing.assert_array_equal(dense["bias"], [0.5, -0.25, 0])
+    np.testing.assert_array_equal(dense["input_range"], np.full((2, 2), 3.0))
+    stored = load_file(directory / "tensors/0000.safetensors")
+    kernel = stored["nominal/params/dense/kernel"]
+    np.testing.assert_array_equal(dense["kernel"], kernel)
+    np.testing.assert_allclose(found.reconstruct("dense/kernel"), kernel, atol=2e-6)
+    chip = load_file(directory / "chips/0007/0000.safetensors")["kernel"]
+    np.testing.assert_array_equal(found.chip(7)["dense"]["kernel"], chip)
+
+
+def test_it_is_exported_again_in_the_new_format(directory, tmp_path):
+    found = load(directory)
+    path = export(tmp_path / "new", found.variables, found.plan, chip_seed=7)
+    assert verify(path)["version"] == manifests.Manifest.model_fields["version"].default
+    for file in directory.rglob("*.safetensors"):
+        new = load_file(path / file.relative_to(directory))
+        for name, array in load_file(file).items():
+            np.testing.assert_allclose(new[name], array, rtol=1e-6, atol=1e-7)
+
+
+@pytest.mark.parametrize(
+    ("change", "entry"),
+    [
+        (lambda m: m["rules"].update(chip="as you like"), "rules"),
+        (lambda m: m["rules"].pop("chip"), "rules"),
+        (lambda m: m["units"].update(conductance="S"), "rules and units"),
+        (lambda m: m.update(state=["batch_stats/norm/mean"]), "state"),
+        (lambda m: m["leaves"].append(m["leaves"][0]), "leaves"),
+        (lambda m: m.update(version="1.2"), "accuracy|rules|state|units"),
+    ],
+)
+def test_it_is_no_less_strict(directory, tmp_path, change, entry):
+    path = shutil.copytree(directory, tmp_path / "forged")
+    content = json.loads((path / "manifest.json").read_text("utf-8"))
+    change(content)
+    content["sha256"] = manifests._digest(content)
+    (path / "manifest.json").write_text(json.dumps(content))
+    with pytest.raises(HardwareCheckpointError, match=f"manifest must: ({entry})"):
+        load(path)
