@@ -50,6 +50,7 @@ class Crossbars:
             self._kernel = jnp.asarray(kernel, jnp.float32)
             self._bound = bound
             self._scale = self._mapping_scale(scale)
+            self._given = None if scale is None else self._scale
             self._written = _written(self._geometry, self._kernel, self._scale, bound)
             self._w = np.asarray(
                 _on_crossbar(self._geometry, self._written, self._scale)
@@ -94,9 +95,8 @@ class Crossbars:
         with on_cpu():
             # Not a Python integer: JAX would take it for a signed one.
             key = draw_key(chip_key(np.uint32(seed)), self.weight.path, "mismatch")
-            stored = self._scale if self.weight.stores_scale else None
             kernel = _chip_kernel(
-                self._geometry, self._kernel, stored, key, self._written
+                self._geometry, self._kernel, self._given, key, self._written
             )
         return np.asarray(kernel), self._chip_conductances(kernel, seed)
 

@@ -14,6 +14,7 @@ from hwtrain import paths
 from hwtrain.checkpoint import manifest as manifests
 from hwtrain.checkpoint import tensors
 from hwtrain.checkpoint.crossbars import check_kernel
+from hwtrain.checkpoint.earlier import nominal_scale
 from hwtrain.checkpoint.entries import DTYPES, ChipEntry, LayerEntry, LeafEntry
 from hwtrain.checkpoint.errors import HardwareCheckpointError
 from hwtrain.checkpoint.files import check_listed
@@ -91,16 +92,19 @@ class HardwareCheckpoint:
         check_read(self.manifest, entry, t_s, key)
         now = 0.0 if t_s is None else t_s
         nominal = paths.leaves(self.params)
-        kernels = {}
+        kernels, scales = {}, {}
         for layer in self.manifest.layers:
-            path, read = layer.weight.path, self._read(entry.files[layer.weight.path])
+            weight = layer.weight
+            path, read = weight.path, self._read(entry.files[weight.path])
             kernels[path] = read["kernel"]
-            if layer.weight.hardware.programs and not entry.measured:
-                scale = layer.weight.stored_scale(nominal)
+            scale = nominal_scale(self.manifest.version, weight, nominal)
+            if scale is not None and weight.hardware.derives_chip_scale:
+                scales[weight.leaf("mapping_scale")] = as_leaf(scale)
+            if weight.hardware.programs and not entry.measured:
                 tiles = self.conductances(path, seed)
-                bound = layer.weight.stored_bound(nominal)
+                bound = weight.stored_bound(nominal)
                 kernels[path] = kernel_at(
-                    layer.weight, nominal[path], scale, tiles, now, key, bound
+                    weight, nominal[path], scale, tiles, now, key, bound
                 )
 
         def chip_value(path: str, leaf: Any) -> Any:
@@ -109,6 +113,7 @@ class HardwareCheckpoint:
             return as_leaf(kernels[path].astype(leaf.dtype))
 
         chip = with_open_bounds(paths.map_leaves(chip_value, self.params), self.plan)
+        chip = paths.insert(chip, scales)
         return with_chip_leaves(chip, self.plan, self.params, chip_key(seed))
 
     def conductances(

@@ -114,6 +114,7 @@ _EARLIER = frozenset(
         "d892fd45ab65dda3bf3307187805847142f07728a48686834a8ff974b7b15cbf",
         "2a4099ae105b3c627600f564af4374bf3e5e365ebc5608dba8c55751c7455650",
         "aba0fd19114a3c6f79c9bb55122c0c0248dd9d864f19884ce40533225514880d",
+        "4b5c8885eca30ff12126afc00c53520d206b4a1fa09a5b6a295211fbf09984cb",
     }
 )
 """SHA-256 of the units and rules of earlier versions of the format."""

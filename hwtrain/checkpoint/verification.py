@@ -11,6 +11,7 @@ import numpy as np
 from hwtrain import paths
 from hwtrain.checkpoint import tensors
 from hwtrain.checkpoint.crossbars import Crossbars
+from hwtrain.checkpoint.earlier import nominal_scale
 from hwtrain.checkpoint.entries import LayerEntry
 from hwtrain.checkpoint.errors import HardwareCheckpointError
 from hwtrain.checkpoint.reader import HardwareCheckpoint, load
@@ -62,11 +63,11 @@ def _certificate(checkpoint: HardwareCheckpoint) -> dict[str, Any]:
     for layer in manifest.layers:
         weight = layer.weight
         kernel = np.asarray(params[weight.path])
-        scale, bound = weight.stored_scale(params), weight.stored_bound(params)
+        bound = weight.stored_bound(params)
         crossbars = Crossbars(
             weight,
             kernel,
-            None if scale is None else np.asarray(scale),
+            nominal_scale(manifest.version, weight, params),
             None if bound is None else np.asarray(bound),
         )
         report: dict[str, Any] = {"conductances": None, "chips": {}}

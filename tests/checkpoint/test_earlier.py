@@ -43,9 +43,14 @@ def test_it_is_exported_again_in_the_new_format(directory, tmp_path):
     path = export(tmp_path / "new", found.variables, found.plan, chip_seed=7)
     assert verify(path)["version"] == manifests.Manifest.model_fields["version"].default
     for file in directory.rglob("*.safetensors"):
-        new = load_file(path / file.relative_to(directory))
-        for name, array in load_file(file).items():
-            np.testing.assert_allclose(new[name], array, rtol=1e-6, atol=1e-7)
+        new, old = load_file(path / file.relative_to(directory)), load_file(file)
+        for name, array in old.items():
+            if name.endswith("/scale_ratio"):
+                # Of other units of the crossbar, where each tile has a scale of its own.
+                scale = name.replace("scale_ratio", "mapping_scale")
+                array, new[name] = array / old[scale], new[name] / new[scale]
+            if not name.endswith("/mapping_scale"):
+                np.testing.assert_allclose(new[name], array, rtol=1e-6, atol=1e-7)
 
 
 @pytest.mark.parametrize(
@@ -67,3 +72,23 @@ def test_it_is_no_less_strict(directory, tmp_path, change, entry):
     (path / "manifest.json").write_text(json.dumps(content))
     with pytest.raises(HardwareCheckpointError, match=f"manifest must: ({entry})"):
         load(path)
+
+
+def test_column_tiles_share_a_scale_until_format_1_1():
+    directory = EARLIER / "1.1_column_tiles"
+    assert verify(directory)["version"] == "1.1"
+    found = load(directory)
+    chip = found.chip(7, t_s=86_400.0)
+    # As the version that wrote it reads it: without noise of the read.
+    expected = [
+        [0.10209004580974579, -0.11396032571792603, -0.04933861270546913],
+        [0.01715555600821972, -0.4276677668094635, 0.04672946408390999],
+        [1.2909473180770874, 0.959850013256073, -0.17278799414634705],
+        [-1.1443198919296265, -0.5841515064239502, -0.09551052749156952],
+    ]
+    np.testing.assert_allclose(chip["kernel"], expected, atol=2e-6)
+    # Its ADCs have the full scale of the largest weight of a row of tiles.
+    kernel = np.abs(found.params["kernel"])
+    rows = np.split(kernel, [2])
+    scale = [[row.max() / 0.5] for row in rows]
+    np.testing.assert_allclose(chip["mapping_scale"], scale, rtol=1e-6)
