@@ -14,14 +14,16 @@ import jax.numpy as jnp
 from jax.typing import ArrayLike
 
 from hwtrain import conductances, paths
-from hwtrain.chips import apply_mismatch, mismatched
+from hwtrain.chips import apply_mismatch, frozen_keys, mismatched
 from hwtrain.clip_bounds import clipped, with_open_bounds
 from hwtrain.crossbar import on_crossbar, written
 from hwtrain.hardware import Hardware
 from hwtrain.hardware.conversion import Params
 from hwtrain.physics import tiling
+from hwtrain.physics.mvm import tile_responses
+from hwtrain.physics.periphery import read_keys
 from hwtrain.physics.programmed import Programmed
-from hwtrain.physics.random import draw_key
+from hwtrain.physics.random import draw_key, fold_in
 from hwtrain.physics.stuck import with_stuck
 from hwtrain.plan import AnalogWeight, Plan
 
@@ -43,12 +45,15 @@ class ProgrammedWeight:
       scale: the mapping scale, broadcastable against the stored array.
       target: `[*stack, rows, columns]`, the weights that were written, without the
         chip's mismatch, in units of the crossbar.
+      key: `chip_key(chip_seed)`: what is frozen in the periphery, and what the first
+        read of a drift compensation drew, follow from it.
     """
 
     devices: tuple[Programmed, ...]
     params: Params
     scale: ArrayLike
     target: jax.Array
+    key: jax.Array
 
 
 @jax.tree_util.register_dataclass
@@ -176,7 +181,9 @@ def program_weight(
         _program_device(weight, weight.from_matrix(g), key, part)
         for part, g in enumerate(found)
     )
-    return ProgrammedWeight(devices=devices, params=params, scale=s, target=target)
+    return ProgrammedWeight(
+        devices=devices, params=params, scale=s, target=target, key=key
+    )
 
 
 def weight_at(
@@ -202,10 +209,14 @@ def weight_at(
     if compensation is not None:
         fresh = [device.g_prog for device in programmed.devices]
         at_zero = _weights(weight, fresh, programmed.params)
+        first = draw_key(programmed.key, weight.path, "compensation")
+        now = None if key is None else draw_key(key, weight.path, "compensation")
+        frozen = programmed.key
         baseline = compensation.baseline(
-            _responses(weight, at_zero), _responses(weight, programmed.target)
+            _responses(weight, at_zero, first, frozen),
+            _exact_responses(weight, programmed.target),
         )
-        factor = compensation.factor(baseline, _responses(weight, w))
+        factor = compensation.factor(baseline, _responses(weight, w, now, frozen))
         # [..., row tiles, column tiles], with a factor for each column or without.
         per_tile = (
             (..., None, slice(None)) if factor.ndim > w.ndim else (..., None, None)
@@ -280,12 +291,42 @@ def _weights(
     return conductances.back_to_weights(weight, matrices, params)
 
 
-def _responses(weight: AnalogWeight, w: jax.Array) -> jax.Array:
+def _responses(
+    weight: AnalogWeight, w: jax.Array, key: jax.Array | None, frozen: jax.Array
+) -> jax.Array:
     """Returns what each tile answers to one row driven by 1 after the other.
 
-    Of an ideal read-out these are its weights. Padding adds zeros to the response now
-    and to the baseline alike, so that their ratio is that of the tile.
+    Padding adds zeros to the response now and to the baseline alike, so that their
+    ratio is that of the tile.
+
+    Args:
+      weight: the plan of the array.
+      w: `[*stack, rows, columns]`, in units of the crossbar.
+      key: key of this read of the periphery; `None` for one without noise.
+      frozen: the chip's key.
+
+    Returns:
+      `[*stack, row tiles, column tiles, rows, columns]`.
     """
+    chip, compensation = weight.hardware, weight.hardware.drift_compensation
+    if compensation is None or compensation.readout == "exact" or not chip.converts:
+        return _exact_responses(weight, w)
+    sizes = {"row_sizes": weight.row_sizes, "column_sizes": weight.column_sizes}
+    of_chip = frozen_keys(weight, frozen).reshape(-1, 2)
+
+    def respond(w: jax.Array, number: jax.Array, chip_key: jax.Array) -> jax.Array:
+        keys = None if key is None else read_keys(fold_in(key, number))
+        chip_key = jax.random.wrap_key_data(chip_key, impl="threefry2x32")
+        periphery = chip.periphery
+        return tile_responses(w, periphery, keys=keys, chip_key=chip_key, **sizes)
+
+    matrices = w.reshape(-1, *w.shape[-2:])
+    found = jax.vmap(respond)(matrices, jnp.arange(len(matrices)), of_chip)
+    return found.reshape(*w.shape[:-2], *found.shape[1:])
+
+
+def _exact_responses(weight: AnalogWeight, w: jax.Array) -> jax.Array:
+    """Returns the weights of each tile: what it answers without a periphery."""
     columns = tiling.cut(w, weight.column_sizes, -1)
     tiles = tiling.cut(columns, weight.row_sizes, -3)
     return jnp.swapaxes(tiles, -3, -2)

@@ -419,3 +419,71 @@ def test_foreign_parameters_are_an_error():
     plan = planned((8, 5), **pcm())
     with pytest.raises(ValueError, match="Pass the parameters that the plan was made"):
         hw.program_chip({"other": {"kernel": jnp.ones((8, 5))}}, plan, hw.chip_key(0))
+
+
+def adc(y, bound, res):
+    step = 2 * bound * res
+    return np.clip(np.round(y / step) * step, -bound, bound)
+
+
+@pytest.mark.parametrize("compensation", ["global", "exact", "column"])
+def test_a_chip_compensates_by_what_its_own_converters_read(compensation):
+    # DAC and ADC without noise: by hand, one tile after the other.
+    bound, res, gain, t_s = 0.8, 1 / 14, 0.5, DAY
+    kernel = jax.random.normal(jax.random.key(2), (8, 5))
+    options = pcm(
+        drift_compensation=COMPENSATIONS[compensation],
+        mapping=hw.MappingParameter(
+            max_input_size=5, max_output_size=3, weight_scaling_omega=1.0
+        ),
+        forward=hw.IOParameters(
+            inp_bits=6, out_bound=bound, out_res=res, out_scale=gain
+        ),
+    )
+    plan = planned((8, 5), **options)
+    free = planned((8, 5), **{**options, "drift_compensation": None})
+    found = chip_at(kernel, plan, 3, t_s)
+    fresh, later = (np.float64(chip_at(kernel, free, 3, t)) for t in (0.0, t_s))
+    expected = np.zeros((8, 5))
+    for rows in (slice(0, 4), slice(4, 8)):
+        for columns in (slice(0, 3), slice(3, 5)):
+            at = (rows, columns)
+            s = np.abs(np.float64(kernel[at])).max()
+            axis = 0 if compensation == "column" else None
+            now = gain * np.abs(adc(later[at] / s, bound, res)).mean(axis)
+            then = gain * np.abs(adc(fresh[at] / s, bound, res)).mean(axis)
+            if compensation == "exact":
+                then = np.abs(np.float64(kernel[at]) / s).mean()
+            expected[at] = later[at] * then / now
+    np.testing.assert_allclose(found, expected, rtol=2e-5)
+    exact = dataclasses.replace(COMPENSATIONS[compensation], readout="exact")
+    unlike = chip_at(
+        kernel, planned((8, 5), **{**options, "drift_compensation": exact}), 3, t_s
+    )
+    assert np.abs(unlike - expected).max() > 0.01 * np.abs(expected).max()
+
+
+def test_the_noise_of_the_periphery_is_in_the_compensation():
+    # Columns of ones: the mean of 16 answers has a quarter of the deviation of each.
+    sigma, chips = 0.2, 400
+    kernel = jnp.ones((16, 1))
+    options = pcm(
+        noise_model=PCMLikeNoiseModel(
+            prog_noise_scale=0.0, drift_scale=0.0, read_noise_scale=0.0
+        ),
+        drift_compensation=COMPENSATIONS["global"],
+        forward=hw.IOParameters(out_noise=sigma),
+    )
+    plan = planned((16, 1), **options)
+
+    def factor(seed):
+        params = {"dense": {"kernel": kernel}}
+        chip = hw.program_chip(params, plan, hw.chip_key(seed))
+        return chip.at(DAY, jax.random.key(1))["dense"]["kernel"][0, 0]
+
+    found = np.float64(jax.jit(jax.vmap(factor))(jnp.arange(chips, dtype=jnp.uint32)))
+    # Another first read for each chip; the read of now is the same key for all of them.
+    deviation = sigma / 4
+    assert abs(found.std() / deviation - 1) < 4 / np.sqrt(2 * chips) + 0.05
+    again = np.float64(factor(0))
+    np.testing.assert_allclose(again, found[0], rtol=1e-6)

@@ -36,3 +36,20 @@ def nominal_scale(
     if scale is None or scale.shape[-1] != weight.tiles[1]:
         return None  # one, or one for each column
     return np.max(np.asarray(scale), axis=-1, keepdims=True)
+
+
+def as_meant(content: Any) -> None:
+    """Writes out, in place, what an earlier version meant by leaving it out.
+
+    Until version 1.1, drift compensations read weights exactly.
+
+    Args:
+      content: the content of a manifest, not yet checked.
+    """
+    layers = content.get("layers") if isinstance(content, dict) else None
+    for layer in layers if isinstance(layers, list) else ():
+        found: Any = layer
+        for name in ("weight", "hardware", "drift_compensation"):
+            found = found.get(name) if isinstance(found, dict) else None
+        if isinstance(found, dict):
+            found.setdefault("readout", "exact")

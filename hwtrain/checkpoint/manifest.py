@@ -10,6 +10,7 @@ from typing import Any, Literal, Self, TypeVar
 from pydantic import BaseModel, ValidationError, model_validator
 
 from hwtrain.checkpoint.description import Entry, Graph, Measurement
+from hwtrain.checkpoint.earlier import as_meant
 from hwtrain.checkpoint.entries import (
     ChipEntry,
     FileName,
@@ -164,6 +165,8 @@ def _checked(path: Path, data: bytes, kind: type[Kind]) -> Kind:
     if digest != content.get("sha256"):
         said = str(content.get("sha256"))[:80]
         raise damaged(path, f"its SHA-256 is {digest}, it says {said}")
+    if content["version"] != known:
+        as_meant(content)
     try:
         found = kind.model_validate_json(json.dumps(content))
     except ValidationError as error:

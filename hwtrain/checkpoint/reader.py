@@ -104,7 +104,7 @@ class HardwareCheckpoint:
                 tiles = self.conductances(path, seed)
                 bound = weight.stored_bound(nominal)
                 kernels[path] = kernel_at(
-                    weight, nominal[path], scale, tiles, now, key, bound
+                    weight, nominal[path], scale, tiles, now, key, seed, bound
                 )
 
         def chip_value(path: str, leaf: Any) -> Any:

@@ -12,6 +12,7 @@ from hwtrain.checkpoint.entries import ChipEntry
 from hwtrain.checkpoint.errors import HardwareCheckpointError
 from hwtrain.checkpoint.manifest import Manifest
 from hwtrain.checkpoint.tiles import Tile, join, on_cpu
+from hwtrain.chips import chip_key
 from hwtrain.crossbar import on_crossbar, written
 from hwtrain.physics.programmed import Programmed
 from hwtrain.plan import AnalogWeight
@@ -46,10 +47,11 @@ def check_read(
 def kernel_at(
     weight: AnalogWeight,
     kernel: jax.Array,
-    scale: jax.Array | None,
+    scale: np.ndarray | None,
     tiles: Tiles,
     t_s: ArrayLike,
     key: jax.Array | None,
+    seed: int,
     bound: jax.Array | None = None,
 ) -> np.ndarray:
     """Returns a weight as a chip has it at a time, float32, shaped as stored.
@@ -61,6 +63,7 @@ def kernel_at(
       tiles: its crossbars on the chip.
       t_s: time since programming, in seconds.
       key: key of the read noise; `None` for none.
+      seed: the chip's seed.
       bound: its learned clip bound, if it has one.
     """
     with on_cpu():
@@ -70,18 +73,30 @@ def kernel_at(
         params = {name: _stacked(tiles, name) for name in tiles[0][0].params}
         return np.asarray(
             _kernel_at(
-                weight, np.asarray(kernel), scale, bound, devices, params, t_s, key
+                weight,
+                np.asarray(kernel),
+                scale,
+                bound,
+                devices,
+                params,
+                t_s,
+                key,
+                np.uint32(seed),
             )
         )
 
 
 @functools.partial(jax.jit, static_argnums=0)
-def _kernel_at(weight, kernel, scale, bound, devices, params, t_s, key):
+def _kernel_at(weight, kernel, scale, bound, devices, params, t_s, key, seed):
     kernel = jnp.asarray(kernel, jnp.float32)
     _, s = on_crossbar(weight, kernel, scale)
     target = weight.to_matrix(written(weight, kernel, scale, bound) / s)
     programmed = ProgrammedWeight(
-        devices=devices, params=params, scale=s, target=target
+        devices=devices,
+        params=params,
+        scale=s,
+        target=target,
+        key=chip_key(seed),
     )
     return weight_at(weight, programmed, t_s, key)
 

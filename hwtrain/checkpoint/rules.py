@@ -94,7 +94,9 @@ RULES = {
     "drift_compensation": (
         "factor on the weights of a tile: mean|w| of g_prog (global, per_column: of "
         "each column) or of the nominal weights (global_exact_reference), divided by "
-        "that of g(t), both at least 1e-4"
+        "that of g(t), both at least 1e-4; |w| as the tile's own DAC and ADC read it "
+        "(hardware.forward), one row driven by 1 after the other, with their noise "
+        "drawn anew; with readout 'exact', the weights themselves"
     ),
     "sha256": (
         "of a tensor: its bytes, row-major, little-endian. Of the manifest: of this "

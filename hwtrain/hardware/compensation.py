@@ -11,7 +11,16 @@ from hwtrain.physics import compensation
 
 
 @dataclass(frozen=True, kw_only=True, config=CONFIG)
-class GlobalDriftCompensation:
+class _DriftCompensation:
+    """What every compensation has in common."""
+
+    readout: Literal["periphery", "exact"] = "periphery"
+    """How a tile's outputs are measured: through its own DAC, ADC and noise, as a chip
+    has to, with rows driven at the DAC's full scale of 1; or `"exact"`."""
+
+
+@dataclass(frozen=True, kw_only=True, config=CONFIG)
+class GlobalDriftCompensation(_DriftCompensation):
     r"""One factor for each tile, against its response just after programming.
 
     .. math:: \alpha = \overline{|y_0|} \,/\, \overline{|y(t)|}
@@ -49,7 +58,7 @@ class GlobalDriftCompensation:
 
 
 @dataclass(frozen=True, kw_only=True, config=CONFIG)
-class GlobalDriftCompensationWithExactReference:
+class GlobalDriftCompensationWithExactReference(_DriftCompensation):
     r"""One factor for each tile, against the response of its target weights.
 
     .. math:: \alpha = \overline{|w|} \,/\, \overline{|y(t)|}
@@ -75,7 +84,7 @@ class GlobalDriftCompensationWithExactReference:
 
 
 @dataclass(frozen=True, kw_only=True, config=CONFIG)
-class PerColumnDriftCompensation:
+class PerColumnDriftCompensation(_DriftCompensation):
     r"""A factor for each column, against its response just after programming.
 
     .. math:: \alpha_j = \overline{|y_{0,j}|} \,/\, \overline{|y_j(t)|}

@@ -126,15 +126,8 @@ def analog_mvm(
     inputs = inputs.astype(jnp.float32)
 
     tiles = TiledMatrix.cut(w, scale, row_sizes, column_sizes, dot_general, x.dtype)
-    batch = inputs.shape[:-3]
-    frozen = _frozen(periphery, chip_key, strength, tiles)
-
-    def draw(number: Any) -> _Draws:
-        drawn = batch, tiles, deviation is not None
-        return _draw(periphery, keys, number, frozen, strength, *drawn)
-
-    alpha, factor, draws = _managed(inputs, tiles, periphery, frozen, deviation, draw)
-    y: Any = _before_clipping(inputs, alpha, tiles, periphery, frozen, draws, deviation)
+    y: Any
+    y, factor = _read(inputs, tiles, periphery, keys, chip_key, strength, deviation)
     bound = periphery.adc.bound
     if bound is not None and probe is not None:
         y = count_outputs(y, probe, bound, column_sizes)
@@ -145,6 +138,84 @@ def analog_mvm(
         y = y * cut_columns(output_scale, column_sizes)
     y = tiling.add_tiles(y, -3)
     return tiling.join(y, column_sizes, axis=-1).astype(dtype or jnp.result_type(x, w))
+
+
+def tile_responses(
+    w: jax.Array,
+    periphery: Periphery,
+    *,
+    row_sizes: tuple[int, ...],
+    column_sizes: tuple[int, ...],
+    keys: jax.Array | None = None,
+    chip_key: jax.Array | None = None,
+) -> jax.Array:
+    r"""Returns what every tile answers to one row driven by 1 after the other.
+
+    .. math:: y_{jc} = \mathrm{ADC}\big(e_j\, w_c\big), \qquad
+        e_j = \mathrm{DAC}(1) \text{ in row } j
+
+    through the whole periphery, in normalised units. Without one, these are the weights
+    of the tiles. Padding answers nothing.
+
+    >>> w = jnp.array([[0.26, -0.6], [0.1, 2.0]])
+    >>> from hwtrain.physics.converters import Converter
+    >>> coarse = Periphery(adc=Converter(bound=1.0, res=1 / 4))
+    >>> print(tile_responses(w, coarse, row_sizes=(2,), column_sizes=(2,))[0, 0])
+    [[ 0.5 -0.5]
+     [ 0.   1. ]]
+
+    Args:
+      w: `[rows, columns]`, in units of the crossbar.
+      periphery: what surrounds the tiles.
+      row_sizes: rows of each row tile.
+      column_sizes: columns of each column tile.
+      keys: `[effects]`, the `read_keys` of this read; `None` draws nothing.
+      chip_key: JAX key of what is frozen in a chip; `None` for no spread.
+
+    Returns:
+      `[row tiles, column tiles, rows, columns]`, padded with zeros.
+    """
+    tiles = TiledMatrix.cut(w, None, row_sizes, column_sizes)
+    rows = row_sizes[0]
+    driven = jnp.eye(rows, dtype=jnp.float32)[:, None, None, :]
+    inputs = jnp.broadcast_to(driven, (rows, len(row_sizes), 1, rows))
+    y, factor = _read(inputs, tiles, periphery, keys, chip_key, 1.0, None)
+    y = saturate(y, periphery.adc.bound) * periphery.out_scale
+    y = jnp.moveaxis(y if factor is None else y * factor, 0, -2)
+    real = tiling.mask(row_sizes)[:, None, :, None]
+    return jnp.where(real & tiling.mask(column_sizes)[:, None, :], y, 0)
+
+
+def _read(
+    inputs: jax.Array,
+    tiles: TiledMatrix,
+    periphery: Periphery,
+    keys: jax.Array | None,
+    chip_key: jax.Array | None,
+    strength: ArrayLike,
+    deviation: Callable[[jax.Array, TiledMatrix], jax.Array] | None,
+) -> tuple[Any, jax.Array | None]:
+    """Returns the outputs of tiles before the clipping of the ADC, and their factor.
+
+    Args:
+      inputs: `[..., row tiles, column tiles or 1, rows]`, in normalised units.
+      tiles: the weights.
+      periphery: as above, like the others.
+      keys: keys of the read.
+      chip_key: key of the chip.
+      strength: factor on noise.
+      deviation: deviation of outputs by weight noise.
+    """
+    batch = inputs.shape[:-3]
+    frozen = _frozen(periphery, chip_key, strength, tiles)
+
+    def draw(number: Any) -> _Draws:
+        drawn = batch, tiles, deviation is not None
+        return _draw(periphery, keys, number, frozen, strength, *drawn)
+
+    alpha, factor, draws = _managed(inputs, tiles, periphery, frozen, deviation, draw)
+    y = _before_clipping(inputs, alpha, tiles, periphery, frozen, draws, deviation)
+    return y, factor
 
 
 class _Frozen(NamedTuple):

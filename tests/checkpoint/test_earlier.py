@@ -46,7 +46,7 @@ def test_it_is_exported_again_in_the_new_format(directory, tmp_path):
         new, old = load_file(path / file.relative_to(directory)), load_file(file)
         for name, array in old.items():
             if name.endswith("/scale_ratio"):
-                # Of other units of the crossbar, where each tile has a scale of its own.
+                # In other units of the crossbar: each tile has a scale of its own.
                 scale = name.replace("scale_ratio", "mapping_scale")
                 array, new[name] = array / old[scale], new[name] / new[scale]
             if not name.endswith("/mapping_scale"):

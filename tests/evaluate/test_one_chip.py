@@ -213,3 +213,30 @@ def test_noise_of_a_chip_is_not_rounded_to_its_levels():
     written = rounded(np.float64(variables["params"]["kernel"]))
     deviation = (nominal[0] - written) / (0.02 * np.abs(written).max())
     assert abs(deviation.std() - 1) < 4 / np.sqrt(2 * deviation.size)
+
+
+@pytest.mark.parametrize("model", [linen, of_nnx])
+def test_drift_is_compensated_through_the_periphery_unless_asked_otherwise(model):
+    def after_a_day(readout):
+        hardware = hwtrain.Hardware(
+            forward=hwtrain.IOParameters(out_bits=3, out_bound=0.5, out_noise=0.1),
+            mapping=hwtrain.MappingParameter(weight_scaling_omega=1.0),
+            converter=hwtrain.SinglePairConductanceConverter(g_max=25.0),
+            noise_model=hwtrain.PCMLikeNoiseModel(),
+            drift_compensation=hwtrain.GlobalDriftCompensation(**readout),
+        )
+        analog, variables, *_ = model(hardware)
+        return population(
+            analog,
+            variables,
+            [(X,)],
+            lambda y: jnp.mean(jnp.abs(y), axis=-1),
+            chips=4,
+            times_s=[86_400.0],
+            key=jax.random.key(0),
+        ).values
+
+    default = after_a_day({})
+    np.testing.assert_array_equal(default, after_a_day({"readout": "periphery"}))
+    difference = default - after_a_day({"readout": "exact"})
+    assert (np.abs(difference) > 1e-3).all() and difference.std() > 1e-3
