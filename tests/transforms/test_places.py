@@ -3,6 +3,7 @@
 `test_loops.py` has the mechanism; here are layers of every kind, in models.
 """
 
+import functools
 import os
 import subprocess
 import sys
@@ -15,6 +16,7 @@ from flax import linen as nn
 from flax import nnx
 
 import hwtrain as hw
+from hwtrain import paths
 
 # A correct estimator leaves 4 standard errors once in 16,000.
 Z = 4.0
@@ -174,45 +176,54 @@ def test_noise_does_not_depend_on_the_input(outputs):
     np.testing.assert_allclose(*noise, atol=1e-5)
 
 
-class LinenBlocks(nn.Module):
-    """Blocks of two layers, scanned."""
+class LinenBlock(nn.Module):
+    """A wide and a narrow layer, or one for each effect side by side."""
 
+    names: tuple[str, ...]
+
+    @nn.compact
+    def __call__(self, x, _):
+        if not self.names:
+            return nn.Dense(32, name="narrow")(
+                jnp.tanh(nn.Dense(64, name="wide")(x))
+            ), None
+        return jnp.tanh(sum(nn.Dense(3, name=name)(x) for name in self.names)), None
+
+
+class LinenBlocks(nn.Module):
+    names: tuple[str, ...]
     policy: str | None
-    features: tuple[int, int] = (64, 32)
 
     @nn.compact
     def __call__(self, x):
-        features = self.features
-
-        class Block(nn.Module):
-            @nn.compact
-            def __call__(self, x, _):
-                wide = jnp.tanh(nn.Dense(features[0])(x))
-                return nn.Dense(features[1])(wide), None
-
-        block = Block
+        block = LinenBlock
         if self.policy is not None:
             policy = getattr(jax.checkpoint_policies, self.policy)
-            block = nn.remat(Block, policy=policy)
+            block = nn.remat(LinenBlock, policy=policy)
         stack = nn.scan(
             block, variable_axes={"params": 0}, split_rngs={"params": True}, length=2
         )
-        return stack(name="blocks")(x, None)[0]  # keys are named by paths
+        return stack(self.names, name="blocks")(x, None)[0]  # keys are named by paths
 
 
 class NnxBlock(nnx.Module):
-    def __init__(self, features, rngs):
-        self.wide = nnx.Linear(features[1], features[0], rngs=rngs)
-        self.narrow = nnx.Linear(features[0], features[1], rngs=rngs)
+    def __init__(self, names, rngs):
+        if not names:
+            self.wide = nnx.Linear(32, 64, rngs=rngs)
+            self.narrow = nnx.Linear(64, 32, rngs=rngs)
+        for name in names:
+            setattr(self, name, nnx.Linear(3, 3, rngs=rngs))
+        self.names = names
 
     def __call__(self, x):
-        return self.narrow(jnp.tanh(self.wide(x)))
+        if not self.names:
+            return self.narrow(jnp.tanh(self.wide(x)))
+        return jnp.tanh(sum(getattr(self, name)(x) for name in self.names))
 
 
 class NnxBlocks(nnx.Module):
-    def __init__(self, policy, features=(64, 32)):
-        make = nnx.vmap(lambda rngs: NnxBlock(features, rngs))
-        self.blocks = make(nnx.Rngs(0).split(2))
+    def __init__(self, names, policy):
+        self.blocks = nnx.vmap(lambda rngs: NnxBlock(names, rngs))(nnx.Rngs(0).split(2))
         self.policy = policy
 
     def __call__(self, x):
@@ -225,9 +236,8 @@ class NnxBlocks(nnx.Module):
         )
 
 
-def linen_gradients(hardware, policy, features):
-    model = hw.analogize(LinenBlocks(policy, features), hardware)
-    x = jax.random.normal(jax.random.key(5), (16, features[1]))
+def linen_gradients(rules, names, policy, x):
+    model = hw.analogize(LinenBlocks(names, policy), rules)
     variables = jax.jit(model.init)(jax.random.key(0), x)
 
     @jax.jit
@@ -237,14 +247,11 @@ def linen_gradients(hardware, policy, features):
 
         return jax.grad(loss)(variables)
 
-    return jax.tree.leaves(gradients(variables))
+    return paths.leaves(gradients(variables))
 
 
-def nnx_gradients(hardware, policy, features):
-    analog = hw.analogize(
-        NnxBlocks(policy, features), hardware, rngs=nnx.Rngs(mismatch=1)
-    )
-    x = jax.random.normal(jax.random.key(5), (16, features[1]))
+def nnx_gradients(rules, names, policy, x):
+    analog = hw.analogize(NnxBlocks(names, policy), rules, rngs=nnx.Rngs(mismatch=1))
     graph, params, rest = nnx.split(analog, nnx.Param, ...)
 
     @jax.jit
@@ -256,28 +263,37 @@ def nnx_gradients(hardware, policy, features):
 
         return jax.grad(loss)(params)
 
-    return jax.tree.leaves(gradients(params, rest))
+    return paths.leaves(nnx.to_pure_dict(gradients(params, rest)))
 
 
 POLICIES = ("nothing_saveable", "dots_saveable", "everything_saveable")
+NAMES = tuple(effect.replace(" ", "_") for effect in EFFECTS)
+
+
+@functools.cache
+def gradients_of(framework, names, policy):
+    """Returns the gradients of two blocks, of one chip or with a layer per effect."""
+    rules = [
+        hw.Rule(f"blocks/{name}", chip) for name, chip in zip(names, EFFECTS.values())
+    ]
+    x = jax.random.normal(jax.random.key(5), (16, 3 if names else 32))
+    call = {"linen": linen_gradients, "nnx": nnx_gradients}[framework]
+    return call(rules or drawn(out_noise=0.3), names, policy, x)
 
 
 @pytest.mark.optimised
-@pytest.mark.parametrize("gradients", [linen_gradients, nnx_gradients])
+@pytest.mark.parametrize("framework", ["linen", "nnx"])
 @pytest.mark.parametrize(
-    ("effect", "policy"),
-    [("given", policy) for policy in POLICIES]
-    + [(effect, "nothing_saveable") for effect in EFFECTS],
+    ("names", "policy"), [((), policy) for policy in POLICIES] + [(NAMES, POLICIES[0])]
 )
-def test_gradients_under_remat_are_those_without(gradients, effect, policy):
-    small = effect != "given"
-    features = (6, 3) if small else (64, 32)
-    hardware = EFFECTS[effect] if small else drawn(out_noise=0.3)
-    plain = gradients(hardware, None, features)
-    again = gradients(hardware, policy, features)
-    for one, other in zip(plain, again):
+def test_gradients_under_remat_are_those_without(framework, names, policy):
+    plain, again = (gradients_of(framework, names, p) for p in (None, policy))
+    assert plain.keys() == again.keys()
+    assert len(plain) == 2 * len(names or ("wide", "narrow"))
+    for path, one in plain.items():
         # To rounding; a draw of other numbers is off by a tenth.
-        np.testing.assert_allclose(one, other, atol=2e-6 * float(jnp.abs(one).max()))
+        tolerance = 2e-6 * float(np.abs(one).max())
+        np.testing.assert_allclose(one, again[path], atol=tolerance, err_msg=path)
 
 
 def test_draws_of_layers_effects_calls_and_loops_are_independent():
