@@ -72,7 +72,7 @@ def test_outputs_and_gradients_are_those_of_weights_drawn_by_hand():
 
 def test_the_noise_has_its_moments_and_is_fresh_for_each_key_and_layer():
     layer = hw.analogize(nn.Dense(100, use_bias=False), hw.Hardware(modifier=NOISE))
-    params = layer.init(KEY, np.eye(100))
+    params = jax.jit(layer.init)(KEY, np.eye(100))
     draw = jax.jit(lambda key: layer.apply(params, np.eye(100), rngs={"mismatch": key}))
     w = np.asarray(params["params"]["kernel"])
     one, other = (np.asarray(draw(jax.random.key(seed))) - w for seed in (0, 1))
