@@ -140,10 +140,11 @@ def test_the_population_s_chip_is_the_exported_one(case):
         analog, variables, [(X,)], metric, chips=[5], key=key, times_s=times
     )
     step = jax.random.fold_in(jax.random.fold_in(key, 0), 5)
+    call = jax.jit(hw.eval_mode(analog).apply)
     for number, t_s in enumerate(times):
         read = jax.random.fold_in(draw_key(step, "", "read"), number)
         params = hw.load(path).chip(5, t_s=t_s, key=read)
-        y = hw.eval_mode(analog).apply({"params": params}, X)
+        y = call({"params": params}, X)
         # The kernels of the stack are bfloat16: 8 bits.
         np.testing.assert_allclose(
             result.values[0, number], metric(y).mean(), rtol=0.02
