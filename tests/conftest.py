@@ -1,5 +1,6 @@
 """Fixtures of all tests."""
 
+import functools
 import json
 import os
 import pathlib
@@ -22,20 +23,29 @@ import pytest  # noqa: E402
 jax.config.update("jax_disable_most_optimizations", True)
 
 # XLA's newer emitters of kernels take twice as long to compile small ones as the older,
-# which XLA still has in this version of JAX; later ones do not know the option.
+# which XLA still has in this version of JAX; later ones do not know the option. A
+# program that is cut into parts for many threads takes a fifth longer than a whole one.
+# And of what lowering a small program takes, half is to load MLIR's dialects anew.
+forget_dialects = None
 if jax.__version_info__[:2] == (0, 10):
     from jax._src import compiler
+    from jax._src.interpreters import mlir
 
+    CHEAPER = (
+        ("xla_cpu_use_fusion_emitters", False),
+        ("xla_cpu_parallel_codegen_split_count", 1),
+    )
     _plain_options = compiler.get_compile_options
 
     def _cheap_options(*args, **kwargs):
         options = _plain_options(*args, **kwargs)
         if jax.config.values["jax_disable_most_optimizations"]:
-            older = ("xla_cpu_use_fusion_emitters", False)
-            options.env_option_overrides = [*options.env_option_overrides, older]
+            options.env_option_overrides = [*options.env_option_overrides, *CHEAPER]
         return options
 
     compiler.get_compile_options = _cheap_options
+    mlir.make_ir_context = functools.cache(mlir.make_ir_context)
+    forget_dialects = mlir.make_ir_context.cache_clear
 
 GOLDEN = pathlib.Path(__file__).parent / "golden"
 
@@ -51,6 +61,8 @@ def _forget_compiled_programs():
     # They would pile up to gigabytes over the suite.
     yield
     jax.clear_caches()
+    if forget_dialects is not None:
+        forget_dialects()
 
 
 @pytest.fixture

@@ -51,6 +51,37 @@ for first in firsts:
     assert isinstance(package.plan, types.FunctionType), first
 print("equal")
 """
+# One process for all that starts with nothing imported, in the order of what it loads.
+IMPORTS = """
+import sys
+
+def loaded():
+    return {*sys.modules}
+
+def forget():
+    for name in [name for name in sys.modules if name.split(".")[0] == "hwtrain"]:
+        del sys.modules[name]
+
+import hwtrain
+print(*loaded())
+
+star = {}
+exec("from hwtrain import *", star)
+print(*(name for name in sorted(star) if not name.startswith("_")))
+print(*loaded())
+
+forget()
+import hwtrain.plan
+from hwtrain import plan
+from hwtrain.transforms import plan as expected
+from hwtrain.plan import Plan
+print(hwtrain.plan is plan is expected and hwtrain.Plan is Plan)
+
+forget()
+import hwtrain
+inner = {"hardware", "mismatch", "paths", "physics", "programming", "transforms"}
+print(all(getattr(hwtrain, name).__file__ for name in inner))
+"""
 
 
 def process(code, *words):
@@ -73,30 +104,37 @@ def test_a_name_is_what_its_module_defines(name):
     assert getattr(hwtrain, name) is getattr(home, name)
 
 
-def test_names_do_not_depend_on_what_is_imported_first():
-    parts = {file.relative_to(PACKAGE).parts[0] for file in PACKAGE.rglob("*.py")}
-    parts = {part.removesuffix(".py") for part in parts} - {"__init__", "__main__"}
-    # Modules that are called as a public name.
-    parts |= {"transforms.calibrate", "transforms.inspect", "cli.export"}
-    firsts = ["hwtrain", *(f"hwtrain.{part}" for part in sorted(parts))]
+# Modules that are called as a public name.
+NAMESAKES = {"plan", "transforms.calibrate", "transforms.inspect", "cli.export"}
+
+
+def parts():
+    """Returns the package and its parts, by name."""
+    found = {file.relative_to(PACKAGE).parts[0] for file in PACKAGE.rglob("*.py")}
+    found = {part.removesuffix(".py") for part in found} - {"__init__", "__main__"}
+    return ["hwtrain", *(f"hwtrain.{part}" for part in sorted(found | NAMESAKES))]
+
+
+@pytest.mark.parametrize(
+    "every", [False, pytest.param(True, marks=pytest.mark.nightly)]
+)
+def test_names_do_not_depend_on_what_is_imported_first(every):
+    firsts = parts() if every else [f"hwtrain.{name}" for name in sorted(NAMESAKES)]
     assert process(ORDERS, json.dumps([HOMES, firsts])) == "equal"
 
 
-def test_the_function_plan_is_not_hidden_by_its_module():
-    code = """
-import hwtrain.plan
-from hwtrain import plan
-from hwtrain.transforms import plan as expected
-from hwtrain.plan import Plan
-assert hwtrain.plan is plan is expected and hwtrain.Plan is Plan
-"""
-    process(code)
+@pytest.fixture(scope="module")
+def imports():
+    names = ("package", "stars", "all", "plan", "inner")
+    return dict(zip(names, process(IMPORTS).splitlines(), strict=True))
 
 
-def test_parts_that_are_not_public_are_reached_as_well():
-    inner = {"hardware", "mismatch", "paths", "physics", "programming", "transforms"}
-    code = f"import hwtrain\nfor name in {inner}: getattr(hwtrain, name).__file__"
-    process(code)
+def test_the_function_plan_is_not_hidden_by_its_module(imports):
+    assert imports["plan"] == "True"
+
+
+def test_parts_that_are_not_public_are_reached_as_well(imports):
+    assert imports["inner"] == "True"
 
 
 def test_an_unknown_name_is_an_error_that_says_which():
@@ -111,20 +149,12 @@ def test_a_name_can_be_replaced(monkeypatch):
     assert hwtrain.plan == 1
 
 
-def test_an_import_loads_nothing_that_is_slow():
-    code = "import sys, hwtrain; print(*sys.modules)"
+def test_an_import_loads_nothing_that_is_slow(imports):
     slow = {"jax", "numpy", "flax", "optax", "orbax", "pydantic", "rich", "scipy"}
-    assert not slow & {*process(code).split()}
+    assert not slow & {*imports["package"].split()}
 
 
-def test_a_star_imports_all_names_and_loads_no_more_than_they_need():
-    code = """
-from hwtrain import *
-print(*(name for name in dir() if not name.startswith("_")))
-import sys
-print(*sys.modules)
-"""
-    names, loaded = process(code).splitlines()
-    assert names.split() == sorted(HOMES)
+def test_a_star_imports_all_names_and_loads_no_more_than_they_need(imports):
+    assert imports["stars"].split() == sorted(HOMES)
     slow = {"scipy", "matplotlib", "sklearn", "nir", "hwtrain.training", "hwtrain.cli"}
-    assert not slow & {*loaded.split()}
+    assert not slow & {*imports["all"].split()}

@@ -65,14 +65,15 @@ class Crossbars:
         """Yields the name, such as `tile/0/1`, and the target of each tile."""
         converter = self._converter
         with on_cpu():
-            found, params = _targets(self._geometry, self._w)
+            # Whole, or JAX would compile the cut of each kind of tile.
+            found, params = jax.tree.map(np.asarray, _targets(self._geometry, self._w))
         for place in grid(self.weight):
             yield (
                 place.name,
                 Tile(
                     converter=converter,
                     conductances={
-                        name: np.asarray(g[place.elements])
+                        name: np.ascontiguousarray(g[place.elements])
                         for name, g in zip(converter.devices, found)
                     },
                     params={name: place.of(params[name]) for name in converter.scales},
@@ -140,11 +141,12 @@ class Crossbars:
                     np.uint32(seed),
                     self._bound,
                 )
+        quantities = jax.tree.map(np.asarray, quantities)
         for place in grid(self.weight):
             for name, device in zip(self._converter.devices, quantities):
                 for quantity, matrix in device.items():
                     tensor = f"{place.name}/{name}/{quantity}".rstrip("/")
-                    yield tensor, np.asarray(matrix[place.elements])
+                    yield tensor, np.ascontiguousarray(matrix[place.elements])
 
     @property
     def _converter(self) -> ConductanceConverter:

@@ -103,10 +103,10 @@ class Place:
         """The index of its elements in a matrix."""
         return (..., self.rows, self.columns)
 
-    def of(self, param: jax.Array) -> np.ndarray:
+    def of(self, param: np.ndarray) -> np.ndarray:
         """Returns its part of a parameter of all tiles, without padding."""
         width = self.columns.stop - self.columns.start
-        return np.asarray(param[..., self.row, self.column, :, :width])
+        return np.ascontiguousarray(param[..., self.row, self.column, :, :width])
 
 
 def grid(weight: AnalogWeight) -> list[Place]:

@@ -23,28 +23,34 @@ def updated_effects(plan: Plan, params: paths.Tree) -> Iterator[Finding]:
     """Yields what an update does: clipped and remapped weights, moved ranges."""
     params = prefixed(plan, params)
     values = paths.leaves(params)
-    clip, remap = keep_weights_clipped(plan), remap_weights(plan)
     # Weights that double and more, so that every bound is exceeded.
     rng = np.random.default_rng(0)
 
     def push(path: str, leaf: Any) -> Any:
+        leaf = np.asarray(leaf)
         if path not in plan:
-            return jnp.zeros_like(leaf)
-        largest = jnp.maximum(jnp.max(jnp.abs(leaf)), 1)
-        size = 10 * rng.exponential(size=leaf.shape) * np.sign(np.asarray(leaf))
-        return jnp.asarray(largest * size, jnp.float32)
+            return np.zeros_like(leaf)
+        largest = np.maximum(np.max(np.abs(leaf)), 1)
+        size = 10 * rng.exponential(size=leaf.shape) * np.sign(leaf)
+        return np.asarray(largest * size, np.float32)
 
-    pushed = paths.map_leaves(push, params)
-    clipped, _ = clip.update(pushed, clip.init(params), params)
-    halved = paths.map_leaves(
-        lambda path, leaf: -leaf / 2 if path in plan else jnp.zeros_like(leaf), params
-    )
-    remapped, _ = remap.update(halved, remap.init(params), params)
-    before, after = paths.leaves(pushed), paths.leaves(clipped)
+    def halve(path: str, leaf: Any) -> Any:
+        leaf = np.asarray(leaf)
+        return -leaf / 2 if path in plan else np.zeros_like(leaf)
+
+    chips = [weight.hardware for weight in plan.weights]
+    before = paths.map_leaves(push, params)
+    after = remapped = before
+    if any(chip.clip is not None and chip.clip.active for chip in chips):
+        after = _updated(keep_weights_clipped(plan), before, params)
+    if any(chip.remaps for chip in chips):
+        halved = paths.map_leaves(halve, params)
+        remapped = _updated(remap_weights(plan), halved, params)
+    before, after = paths.leaves(before), paths.leaves(after)
     for weight in plan.weights:
         chip = weight.hardware
         if chip.clip is not None and chip.clip.active:
-            same = bool(jnp.all(before[weight.path] == after[weight.path]))
+            same = bool(np.all(before[weight.path] == np.asarray(after[weight.path])))
             wrong = "an update of tenfold weights passes unclipped" if same else None
             amount = "bounds an update"
             if chip.clip.type == "fixed_value" and chip.clip.fixed_value and not wrong:
@@ -57,7 +63,7 @@ def updated_effects(plan: Plan, params: paths.Tree) -> Iterator[Finding]:
             yield weight.path, "clip", wrong, amount
         if chip.remaps:
             change = paths.leaves(remapped)[weight.leaf("mapping_scale")]
-            wrong = None if bool(jnp.any(change != 0)) else "the scale stays"
+            wrong = None if np.any(np.asarray(change) != 0) else "the scale stays"
             yield weight.path, "remap", wrong, "changes the scale"
     yield from _moved_ranges(plan, params)
     yield from _drifted(plan, params)
@@ -74,36 +80,44 @@ def _moved_ranges(plan: Plan, params: paths.Tree) -> Iterator[Finding]:
 
     def gradient(path: str, leaf: Any) -> Any:
         if path in probes:
-            return jnp.broadcast_to(jnp.asarray(sums), leaf.shape)
-        return jnp.full_like(leaf, -1) if path in weights else jnp.zeros_like(leaf)
+            return np.broadcast_to(sums, leaf.shape)
+        leaf = np.asarray(leaf)
+        return np.full_like(leaf, -1) if path in weights else np.zeros_like(leaf)
 
-    tx = input_range_learning(plan, 0.1)
     gradients = paths.map_leaves(gradient, params)
-    updates = paths.leaves(tx.update(gradients, tx.init(params), params)[0])
+    tx = input_range_learning(plan, 0.1)
+    updates = paths.leaves(_updated(tx, gradients, params))
     for path, weight in weights.items():
         parameter = weight.hardware.input_range
         static = parameter is not None and not parameter.learn_input_range
         if static and parameter is not None and parameter.init_from_data == 0:
             continue
-        wrong = (
-            None if bool(jnp.all(updates[path] != 0)) else "an update does not move it"
-        )
+        moved = np.all(np.asarray(updates[path]) != 0)
+        wrong = None if moved else "an update does not move it"
         yield weight.path, "input_range moves", wrong, "follows an update"
 
 
 def _drifted(plan: Plan, params: paths.Tree) -> Iterator[Finding]:
     weights = drifting(plan)
+    if not weights:
+        return
     drawn = any(w.hardware.drift and w.hardware.drift.draws for w in weights)
     tx = drift_weights(plan, jax.random.key(0) if drawn else None)
     begun: Any = tx.init(params)
     # Ten t_0 later; before the first, nothing drifts.
     later = tuple(state._replace(now=state.now + 10) for state in begun.weights)
-    zeros = jax.tree.map(jnp.zeros_like, params)
-    updates, _ = tx.update(zeros, begun._replace(weights=later), params)
+    zeros = jax.tree.map(np.zeros_like, params)
+    updates, _ = jax.jit(tx.update)(zeros, begun._replace(weights=later), params)
     for weight in weights:
         change = paths.leaves(updates)[weight.path]
-        wrong = None if bool(jnp.any(change != 0)) else "weights stay as they are"
+        changed = np.any(np.asarray(change) != 0)
+        wrong = None if changed else "weights stay as they are"
         yield weight.path, "drift", wrong, "changes weights with time"
+
+
+def _updated(tx: Any, updates: paths.Tree, params: paths.Tree) -> paths.Tree:
+    """Returns a transform's first updates, of one compiled program."""
+    return jax.jit(lambda *args: tx.update(*args)[0])(updates, tx.init(params), params)
 
 
 def prefixed(plan: Plan, params: paths.Tree) -> paths.Tree:

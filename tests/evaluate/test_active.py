@@ -287,7 +287,7 @@ def test_the_layers_of_a_stack_are_measured_each():
         ONLY["modifier"], forward=hw.IOParameters(out_noise=0.1)
     )
     analog = hw.analogize(stack, noise)
-    variables = analog.init(jax.random.key(0), X, None)
+    variables = jax.jit(analog.init)(jax.random.key(0), X, None)
     seen = []
     take = bench.read
 

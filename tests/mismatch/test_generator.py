@@ -13,7 +13,7 @@ import hwtrain as hw
 from hwtrain import paths
 
 # Equal to the last bit, as XLA compiles it for a user.
-pytestmark = pytest.mark.optimised
+to_the_bit = pytest.mark.optimised
 
 KEY = jax.random.key(0)
 
@@ -60,6 +60,7 @@ def test_compat_prototypes_are_those_of_rockpool(golden, name):
     assert rockpool_prototype(golden, tree, name) == expected
 
 
+@to_the_bit
 @pytest.mark.parametrize("case", range(12))
 def test_draws_are_bit_equal_to_rockpool(golden, case):
     tree, data = rockpool_tree(golden), golden("rockpool")["mismatch"]
@@ -77,6 +78,7 @@ def test_draws_are_bit_equal_to_rockpool(golden, case):
             assert paths.leaves(deviated)[path] is leaf, path
 
 
+@to_the_bit
 def test_draws_are_bit_equal_with_the_older_threefry(golden):
     tree = rockpool_tree(golden)
     case = golden("rockpool")["mismatch"]["legacy_nonpartitionable_threefry"]
@@ -86,6 +88,7 @@ def test_draws_are_bit_equal_with_the_older_threefry(golden):
     assert_same_draws(deviated, case["deviated_selected"], golden)
 
 
+@to_the_bit
 def test_draws_are_bit_equal_to_tree_map_select_with_rng(golden):
     # Its map adds a normal number. So does ours to zeros, where the largest of a leaf
     # is 1 and sigma is 1: first with a 1 at the end of every leaf, then at its start.
@@ -118,6 +121,7 @@ def test_draws_are_bit_equal_to_tree_map_select_with_rng(golden):
         np.testing.assert_array_equal(leaf + draws, np.float32(expected), path)
 
 
+@to_the_bit
 def test_a_chip_in_amperes_is_the_reference_constructor(golden):
     data = golden("rockpool")["constructor_percent_mismatch"]
     layer = rockpool_tree(golden)["1_DynapSim"]
@@ -125,6 +129,20 @@ def test_a_chip_in_amperes_is_the_reference_constructor(golden):
     key = jnp.asarray(data["effective_key"], jnp.uint32)
     chip = hw.mismatch_generator(prototype, data["percent_mismatch"])(layer, key)
     assert_same_draws(chip, data["params"], golden)
+
+
+@to_the_bit
+def test_least_ratio_keeps_values_physical():
+    tree = {"I": jnp.concatenate([jnp.ones(5000), -jnp.ones(5000), jnp.zeros(5)])}
+    for kind in ("multiplicative", "additive"):
+        wild = hw.mismatch_generator({"I": True}, 1.0, 1.0, kind=kind)
+        kept = hw.mismatch_generator({"I": True}, 1.0, 1.0, kind=kind, least_ratio=0.1)
+        free, held = wild(tree, KEY)["I"], kept(tree, KEY)["I"]
+        nominal = tree["I"]
+        changed = np.asarray(free * nominal < 0.1) & np.asarray(nominal != 0)
+        assert 1000 < changed.sum() < 3000  # P(xi < -0.9) = 18.4 %
+        np.testing.assert_allclose(held[changed], 0.1 * nominal[changed])
+        np.testing.assert_array_equal(held[~changed], free[~changed])
 
 
 def test_the_sigma_rule_is_stated_in_words():
@@ -176,19 +194,6 @@ def test_the_logarithm_of_a_current_deviates_by_sigma():
     tree["log_scale"] = jnp.zeros(1)
     zero = hw.mismatch_generator(prototype, 0.6)(tree, KEY)
     assert float(zero["log_scale"][0]) == 0
-
-
-def test_least_ratio_keeps_values_physical():
-    tree = {"I": jnp.concatenate([jnp.ones(5000), -jnp.ones(5000), jnp.zeros(5)])}
-    for kind in ("multiplicative", "additive"):
-        wild = hw.mismatch_generator({"I": True}, 1.0, 1.0, kind=kind)
-        kept = hw.mismatch_generator({"I": True}, 1.0, 1.0, kind=kind, least_ratio=0.1)
-        free, held = wild(tree, KEY)["I"], kept(tree, KEY)["I"]
-        nominal = tree["I"]
-        changed = np.asarray(free * nominal < 0.1) & np.asarray(nominal != 0)
-        assert 1000 < changed.sum() < 3000  # P(xi < -0.9) = 18.4 %
-        np.testing.assert_allclose(held[changed], 0.1 * nominal[changed])
-        np.testing.assert_array_equal(held[~changed], free[~changed])
 
 
 def test_each_parameter_has_its_deviation():

@@ -1,5 +1,7 @@
 """`hardware_aware` around Optax: routing, constraints, order, no recompilation."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -44,8 +46,9 @@ BASES = {
 }
 
 
-def start(chip=CHIP, model=None):
-    analog = hw.analogize(model or MLP(), chip)
+@functools.cache
+def start(chip=CHIP, model=MLP()):  # noqa: B008 an immutable value
+    analog = hw.analogize(model, chip)
     params = jax.jit(analog.init)(jax.random.key(0), X)["params"]
     return analog, params, hw.plan(analog, params, X)
 
@@ -121,8 +124,8 @@ def test_weight_decay_never_touches_ranges():
     _, params, plan = start(hw.Hardware(input_range=still))
     base = optax.chain(optax.add_decayed_weights(0.5), optax.sgd(0.1))
     tx = hw.optim.hardware_aware(base, plan, input_range_learning_rate=0.1)
-    grads = jax.tree.map(jnp.zeros_like, params)
-    updates, _ = tx.update(grads, tx.init(params), params)
+    grads = jax.tree.map(np.zeros_like, params)
+    updates, _ = jax.jit(tx.update)(grads, tx.init(params), params)
     assert updates["hidden"]["input_range"][0, 0] == 0
     np.testing.assert_allclose(
         updates["hidden"]["kernel"], -0.05 * params["hidden"]["kernel"], rtol=1e-6
@@ -155,39 +158,32 @@ def test_the_ranges_learn_at_the_rate_of_the_base(base, rates):
         np.testing.assert_allclose(after, before * (1 - rate * 1e-2), rtol=2e-7)
 
 
-BOUNDS = [
-    pytest.param(
-        name,
-        kind,
-        dtype,
-        # Each base keeps one bound, and two of them every bound; test_bounds.py has
-        # the updates that go furthest beyond.
-        marks=()
-        if (kind, dtype) == ("layer_gaussian", jnp.float32)
-        or name in ("momentum", "adamw")
-        else pytest.mark.full,
-    )
-    for name in BASES
-    for kind in ("layer_gaussian", "fixed_value")
-    for dtype in (jnp.float32, jnp.bfloat16)
-]
+SCALED = hw.MappingParameter(weight_scaling_omega=1.0, max_input_size=5)
+CLIPS = {
+    "sigma": hw.WeightClipParameter(type="layer_gaussian", sigma=1.5),
+    "fixed": hw.WeightClipParameter(type="fixed_value", fixed_value=0.5),
+}
+BOUNDED = {
+    f"{kind}_{dtype}": hw.Hardware(clip=clip, mapping=SCALED)
+    for kind, clip in CLIPS.items()
+    for dtype in ("float32", "bfloat16")
+}
+"""A layer for each bound and dtype, so that one step shows them all."""
 
 
-@pytest.mark.parametrize(("name", "kind", "dtype"), BOUNDS)
-def test_every_step_of_every_optimizer_keeps_the_bound(name, kind, dtype):
-    base = BASES[name]
-    bound = {"fixed_value": 0.5} if kind == "fixed_value" else {"sigma": 1.5}
-    clip = hw.WeightClipParameter(type=kind, **bound)
-    scaling = hw.MappingParameter(weight_scaling_omega=1.0, max_input_size=5)
-    chip = hw.Hardware(clip=clip, mapping=scaling)
+class Bounded(nn.Module):
+    @nn.compact
+    def __call__(self, x):
+        for name in BOUNDED:
+            dtype = jnp.dtype(name.rpartition("_")[2])
+            x = nn.relu(nn.Dense(16, name=name, param_dtype=dtype)(x))
+        return nn.Dense(4, name="head")(x)
 
-    class Narrow(nn.Module):
-        @nn.compact
-        def __call__(self, x):
-            x = nn.relu(nn.Dense(16, name="hidden", param_dtype=dtype)(x))
-            return nn.Dense(4, name="head", param_dtype=dtype)(x)
 
-    analog, params, plan = start(chip, Narrow())
+def test_every_step_of_every_optimizer_keeps_every_bound(base):
+    rules = tuple(hw.Rule(name, chip) for name, chip in BOUNDED.items())
+    analog, params, plan = start(rules, Bounded())
+    assert len(plan) == len(BOUNDED) == 4
     free = hw.optim.hardware_aware(base, plan)
     state = free.init(params)
 
@@ -211,9 +207,8 @@ def test_every_step_of_every_optimizer_keeps_the_bound(name, kind, dtype):
     for i in range(8):
         params, state, excess = step(params, state, jax.random.key(i))
         assert all(float(over) <= 0 for over, _ in excess.values()), excess
-    assert any(
-        float(share) > 0 for _, share in excess.values()
-    )  # something was clipped
+    for path, (_, share) in excess.items():
+        assert float(share) > 0, path  # something was clipped
 
 
 def test_clipping_is_per_layer_inside_a_stack():
@@ -229,12 +224,13 @@ def test_clipping_is_per_layer_inside_a_stack():
             )(16, name="layers")(x)
 
     _, params, plan = start(CHIP, Stack())
-    kernel = params["layers"]["kernel"] * jnp.array([1.0, 20.0, 0.1])[:, None, None]
-    params["layers"]["kernel"] = kernel
+    kernel = np.asarray(params["layers"]["kernel"])
+    kernel = kernel * np.float32([1.0, 20.0, 0.1])[:, None, None]
+    params = {"layers": {**params["layers"], "kernel": kernel}}
     tx = hw.optim.keep_weights_clipped(plan)
-    zeros = jax.tree.map(jnp.zeros_like, params)
-    updates, _ = tx.update(zeros, tx.init(params), params)
-    after = optax.apply_updates(params, updates)["layers"]["kernel"]
+    zeros = jax.tree.map(np.zeros_like, params)
+    updates, _ = jax.jit(tx.update)(zeros, tx.init(params), params)
+    after = kernel + np.asarray(updates["layers"]["kernel"])
     bound = 1.5 * np.std(kernel, (1, 2), ddof=1, keepdims=True)
     np.testing.assert_allclose(after, np.clip(kernel, -bound, bound), rtol=1e-5)
     assert (updates["layers"]["bias"] == 0).all()
@@ -249,9 +245,14 @@ def test_a_fixed_clip_acts_on_the_stored_scale():
     scale = params["hidden"]["mapping_scale"]
     np.testing.assert_allclose(scale[0, 0], jnp.abs(params["hidden"]["kernel"]).max())
     tx = hw.optim.hardware_aware(optax.sgd(1.0), plan)
-    grads = jax.tree.map(lambda p: -jnp.ones_like(p), params)
-    updates, _ = tx.update(grads, tx.init(params), params)
-    after = optax.apply_updates(params, updates)
+    grads = jax.tree.map(lambda p: -np.ones_like(p), params)
+
+    @jax.jit
+    def step(grads, params):
+        updates, _ = tx.update(grads, tx.init(params), params)
+        return optax.apply_updates(params, updates)
+
+    after = step(grads, params)
     assert after["hidden"]["kernel"].max() == scale[0, 0]
     np.testing.assert_array_equal(after["hidden"]["mapping_scale"], scale)
 
@@ -279,9 +280,9 @@ def test_apply_if_finite_goes_around():
     analog, params, plan = start()
     tx = optax.apply_if_finite(hw.optim.hardware_aware(optax.adam(1e-2), plan), 3)
     state = tx.init(params)
-    bad = jax.tree.map(lambda p: jnp.full_like(p, jnp.nan), params)
-    updates, state = tx.update(bad, state, params)
-    assert all((u == 0).all() for u in jax.tree.leaves(updates))
+    bad = jax.tree.map(lambda p: np.full_like(p, np.nan), params)
+    updates, state = jax.jit(tx.update)(bad, state, params)
+    assert all((np.asarray(u) == 0).all() for u in jax.tree.leaves(updates))
 
 
 @pytest.mark.optimised

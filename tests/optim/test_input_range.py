@@ -1,6 +1,7 @@
 """Learning of input ranges: golden gradients, decay, initialisation, averaging."""
 
 import dataclasses
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -34,23 +35,38 @@ def plan_for(rows, **options):
 def params_with(r, rows):
     return {
         "layer": {
-            "kernel": jnp.ones((rows, 3)),
-            "input_range": jnp.full((1, 1), r, jnp.float32),
-            "probe": jnp.zeros((1, 1, 6)),
+            "kernel": np.ones((rows, 3), np.float32),
+            "input_range": np.full((1, 1), r, np.float32),
+            "probe": np.zeros((1, 1, 6), np.float32),
         }
     }
 
 
-def gradients_of(x, d, r, gradient=RangeGradient()):  # noqa: B008
-    x, d = jnp.asarray(x, jnp.float32), jnp.asarray(d, jnp.float32)
-
+@functools.partial(jax.jit, static_argnums=3)
+def pulled(x, d, r, gradient):
     def pull(r, probe):
         y = clip_to_range(x[:, None, None, :], r, probe, (x.shape[-1],), gradient)
         return jnp.sum(y[:, 0, 0] * d)
 
-    g_r, g_probe = jax.grad(pull, (0, 1))(jnp.full((1, 1), r), jnp.zeros((1, 1, 6)))
-    kernel = jnp.zeros((x.shape[-1], 3))
+    return jax.grad(pull, (0, 1))(r, jnp.zeros((1, 1, 6)))
+
+
+def gradients_of(x, d, r, gradient=RangeGradient()):  # noqa: B008
+    x, d = np.float32(x), np.float32(d)
+    g_r, g_probe = pulled(x, d, np.full((1, 1), r, np.float32), gradient)
+    kernel = np.zeros((x.shape[-1], 3), np.float32)
     return {"layer": {"kernel": kernel, "input_range": g_r, "probe": g_probe}}
+
+
+def stepped(tx):
+    """Returns `f(grads, state, params)`, in one program: updates, state, params."""
+
+    @jax.jit
+    def step(grads, state, params):
+        updates, state = tx.update(grads, state, params)
+        return updates, state, optax.apply_updates(params, updates)
+
+    return step
 
 
 @pytest.mark.parametrize(
@@ -72,7 +88,8 @@ def test_whole_gradient_of_the_references(golden, section):
         # A learning rate so small that no update is held back at half the range.
         tx = hw.optim.input_range_learning(plan_for(rows, **options), 1e-3)
         params = params_with(r, rows)
-        updates, _ = tx.update(grads, tx.init(params), params)
+        updates, *_ = stepped(tx)(grads, tx.init(params), params)
+        updates = jax.tree.map(np.asarray, updates)
         ours = -updates["layer"]["input_range"][0, 0] / 1e-3
         expected = case["grad_input_range"][0]
         if not options.get("gradient_relative", True):
@@ -88,13 +105,12 @@ def test_running_initialisation_of_the_references(golden):
         plan = plan_for(4, init_from_data=case["init_from_data"], decay=0.0)
         tx = hw.optim.input_range_learning(plan, 0.1)
         params = params_with(case["init_value"], 4)
-        state = tx.init(params)
+        state, step = tx.init(params), stepped(tx)
         history = case["input_range_and_idx_after_each_batch"]
         for x, (expected, count) in zip(case["xs"], history):
             r = float(params["layer"]["input_range"][0, 0])
             grads = gradients_of(x, np.zeros_like(x), r)
-            updates, state = tx.update(grads, state, params)
-            params = optax.apply_updates(params, updates)
+            _, state, params = step(grads, state, params)
             size = np.size(x)
             expected *= np.sqrt((size - 1) / size)  # ours is the pool's deviation
             np.testing.assert_allclose(
@@ -121,7 +137,8 @@ def after_one_update(chip, batches, scale=1.0, optimizer=None):
     base = optimizer or optax.sgd(0.1)
     tx = hw.optim.hardware_aware(base, hw.plan(analog, params, batches[0]))
 
-    def gradient(x):
+    @jax.jit
+    def gradient(params, x):
         def loss(params):
             y = analog.apply({"params": params}, x)
             return scale * jnp.square(y - 1).mean()
@@ -131,11 +148,10 @@ def after_one_update(chip, batches, scale=1.0, optimizer=None):
 
     if len(batches) > 1:
         tx = optax.MultiSteps(tx, len(batches)).gradient_transformation()
-    state = tx.init(params)
+    state, step = tx.init(params), stepped(tx)
     for x in batches:
-        updates, state = tx.update(gradient(x), state, params)
-        params = optax.apply_updates(params, updates)
-    return params["layer"]["input_range"][0, 0]
+        _, state, params = step(gradient(params, x), state, params)
+    return float(params["layer"]["input_range"][0, 0])
 
 
 @pytest.mark.parametrize("init_from_data", [0, 5])
@@ -286,7 +302,7 @@ def test_a_nearly_constant_input_initialises_a_range_that_holds_it(value, noise)
     tx = hw.optim.input_range_learning(plan, 0.1)
     x = value * (1 + noise * np.random.default_rng(0).uniform(-1, 1, (33, 7)))
     grads = gradients_of(x, np.zeros((33, 7)), 2.0)
-    updates, state = tx.update(grads, tx.init(params), params)
+    updates, state, _ = stepped(tx)(grads, tx.init(params), params)
     assert state.initialized[0] == 1
     found = 2.0 + float(updates["layer"]["input_range"][0, 0])
     expected = np.sqrt(np.mean(x**2)) * (1 + 3 * 10**-2.5)
@@ -298,7 +314,7 @@ def test_an_input_of_zeros_does_not_initialise():
     plan, params = plan_for(7, init_from_data=3, decay=0.0), params_with(2.0, 7)
     tx = hw.optim.input_range_learning(plan, 0.1)
     grads = gradients_of(np.zeros((33, 7)), np.zeros((33, 7)), 2.0)
-    updates, state = tx.update(grads, tx.init(params), params)
+    updates, state, _ = stepped(tx)(grads, tx.init(params), params)
     assert state.initialized[0] == 0
     assert updates["layer"]["input_range"][0, 0] == 0
 
@@ -316,12 +332,11 @@ def test_learning_off_leaves_the_running_initialisation():
 def test_a_range_stays_positive_under_any_gradient():
     params = params_with(1.0, 4)
     tx = hw.optim.input_range_learning(plan_for(4), 1e6)
-    state = tx.init(params)
+    state, step = tx.init(params), stepped(tx)
     for _ in range(50):
         grads = gradients_of(0.1 * np.ones((5, 4)), np.ones((5, 4)), 1.0)
-        updates, state = tx.update(grads, state, params)
-        params = optax.apply_updates(params, updates)
-        assert params["layer"]["input_range"][0, 0] > 0
+        _, state, params = step(grads, state, params)
+        assert float(params["layer"]["input_range"][0, 0]) > 0
 
 
 def test_a_schedule_and_another_optimizer():
@@ -331,9 +346,9 @@ def test_a_schedule_and_another_optimizer():
     rates = [0.1, 0.05]
     schedule = optax.piecewise_constant_schedule(0.1, {1: 0.5})
     tx = hw.optim.input_range_learning(plan_for(4, decay=0.0), schedule)
-    state = tx.init(params)
+    state, step = tx.init(params), stepped(tx)
     for rate in rates:
-        updates, state = tx.update(grads, state, params)
+        updates, state, _ = step(grads, state, params)
         np.testing.assert_allclose(
             updates["layer"]["input_range"][0, 0], -rate * g, rtol=1e-6
         )
@@ -356,17 +371,16 @@ def test_the_range_learns_in_every_layer_of_a_stack():
                 axis_size=3,
             )(4, name="layers")(x)
 
-    spread = jnp.array([0.5, 1.0, 4.0])[:, None, None]
-    x = spread * jax.random.normal(jax.random.key(0), (3, 200, 10))
+    spread = np.float32([0.5, 1.0, 4.0])[:, None, None]
+    x = spread * np.float32(np.random.default_rng(0).normal(size=(3, 200, 10)))
     chip = hw.Hardware(input_range=hw.InputRangeParameter(init_from_data=1))
     analog = hw.analogize(Stack(), chip)
     params = jax.jit(analog.init)(jax.random.key(0), x)["params"]
     tx = hw.optim.hardware_aware(optax.sgd(0.1), hw.plan(analog, params, x))
-    grads = jax.grad(lambda p: jnp.square(analog.apply({"params": p}, x)).mean())(
-        params
-    )
-    updates, _ = tx.update(grads, tx.init(params), params)
-    learned = optax.apply_updates(params, updates)["layers"]["input_range"]
+    loss = lambda p: jnp.square(analog.apply({"params": p}, x)).mean()  # noqa: E731
+    grads = jax.jit(jax.grad(loss))(params)
+    *_, after = stepped(tx)(grads, tx.init(params), params)
+    learned = np.asarray(after["layers"]["input_range"])
     np.testing.assert_allclose(learned[:, 0, 0], 3 * np.std(x, (1, 2)), rtol=1e-5)
 
 

@@ -113,17 +113,26 @@ def test_tiled_product_against_numpy(rows, columns, batch):
     r = rng.uniform(0.3, 1.5, (len(rows), len(columns))).astype(np.float32)
     expected = by_numpy(x, w, r, rows, columns)
     product = functools.partial(ranged_matmul, row_sizes=rows, column_sizes=columns)
-    for probe in (None, jnp.zeros((*r.shape, 6))):
-        calls = [jax.jit(product)]
-        if batch == (4,) and len(rows) == 3:
-            calls.append(product)  # operation by operation, where tiles are unequal
-        for call in calls:
-            y = call(jnp.asarray(x), jnp.asarray(w), jnp.asarray(r), probe)
+    arrays = tuple(map(jnp.asarray, (x, w, r)))
+    probes = None, jnp.zeros((*r.shape, 6))
+
+    def with_and_without(x, w, r):
+        return [product(x, w, r, probe) for probe in probes]
+
+    # Operation by operation as well as in one program, which rounds otherwise.
+    for call in (with_and_without, jax.jit(with_and_without)):
+        for y in call(*arrays):
             np.testing.assert_allclose(y, expected, rtol=1e-5, atol=1e-5)
 
 
-@pytest.mark.parametrize(("rows", "columns"), TILES)
-def test_each_tile_has_its_own_gradient_and_statistics(rows, columns):
+COMPILED = [(*tiles, True) for tiles in TILES]
+
+
+# Operation by operation, a gradient is seventy programs: on one kind of tiles.
+@pytest.mark.parametrize(
+    ("rows", "columns", "compiled"), [*COMPILED, (*TILES[1], False)]
+)
+def test_each_tile_has_its_own_gradient_and_statistics(rows, columns, compiled):
     rng = np.random.default_rng(2)
     x = rng.normal(size=(20, 10)).astype(np.float32)
     w = rng.normal(size=(10, 7)).astype(np.float32)
@@ -131,8 +140,12 @@ def test_each_tile_has_its_own_gradient_and_statistics(rows, columns):
     r = rng.uniform(0.3, 1.5, (len(rows), len(columns))).astype(np.float32)
     product = functools.partial(ranged_matmul, row_sizes=rows, column_sizes=columns)
     arrays = (*map(jnp.asarray, (x, w, r)), jnp.zeros((*r.shape, 6)))
-    pull = jax.jit(lambda d, *arrays: jax.vjp(product, *arrays)[1](d))
-    d_x, d_w, d_r, d_probe = pull(jnp.asarray(d), *arrays)
+
+    def pull(d, *arrays):
+        return jax.vjp(product, *arrays)[1](d)
+
+    call = jax.jit(pull) if compiled else pull
+    d_x, d_w, d_r, d_probe = map(np.asarray, call(jnp.asarray(d), *arrays))
 
     row_ends, column_ends = np.cumsum((0, *rows)), np.cumsum((0, *columns))
     expected_x, expected_w = np.zeros_like(x), np.zeros_like(w)
@@ -166,6 +179,12 @@ def test_bfloat16_keeps_its_type():
     x = jnp.ones((4, 6), jnp.bfloat16)
     w = jnp.ones((6, 2), jnp.bfloat16)
     product = functools.partial(ranged_matmul, row_sizes=(3, 3), column_sizes=(2,))
-    y, pull = jax.vjp(product, x, w, jnp.full((2, 1), 0.5), jnp.zeros((2, 1, 6)))
+
+    @jax.jit
+    def both(x, w, *rest):
+        y, pull = jax.vjp(product, x, w, *rest)
+        return y, pull(y)
+
+    y, gradients = both(x, w, jnp.full((2, 1), 0.5), jnp.zeros((2, 1, 6)))
     assert y.dtype == jnp.bfloat16
-    assert [leaf.dtype for leaf in pull(y)] == [jnp.bfloat16] * 2 + [jnp.float32] * 2
+    assert [leaf.dtype for leaf in gradients] == [jnp.bfloat16] * 2 + [jnp.float32] * 2

@@ -502,6 +502,17 @@ def cover():
 
 SELDOM = ("gru", "mgu", "lstm", "optimized_lstm", "conv_local", "conv_depthwise")
 """Layers that multiply as others do, the cells as `simple`: not in the default run."""
+GATED = (
+    ("optimized_lstm", "scan", "apply"),
+    ("optimized_lstm", "vmap", "method"),
+    ("optimized_lstm", "twice", "accumulate"),
+    ("lstm", "alone", "nested"),
+    ("gru", "alone", "capture"),
+    ("gru", "alone", "bind"),
+)
+"""But of each transform one cell with gates is, those whose programs are smallest."""
+STOOD_FOR = (("simple", "scan", "apply"),)
+"""Has two arrays and one carry, as the optimised LSTM there has two."""
 
 
 def remats(case):
@@ -511,8 +522,8 @@ def remats(case):
 def marks(case):
     # Optimised, XLA may merge what is computed again with what was computed before.
     found = [pytest.mark.optimised] if remats(case) else []
-    # Of the other cells, one: with a carry of two arrays, in a model inside another.
-    if case.layer in SELDOM and (case.layer, case.run) != ("lstm", "nested"):
+    place = (case.layer, case.structure, case.run)
+    if place in STOOD_FOR or (case.layer in SELDOM and place not in GATED):
         found.append(pytest.mark.full)
     return found
 
@@ -552,3 +563,13 @@ def test_the_cover_pairs_every_layer_with_every_transform():
                 assert (layer, name) in seen
         for name in ("bind", "capture"):
             assert layer not in LINEN or (layer, name) in seen
+
+
+def test_each_transform_meets_a_cell_with_gates_by_default():
+    default = [case for case in cover() if pytest.mark.full not in marks(case)]
+    met = {(case.layer, case.structure, case.run) for case in default}
+    assert met >= set(GATED)
+    gated = [case for case in default if case.layer in {layer for layer, *_ in GATED}]
+    gated = {(case.structure, case.wrappers, case.dtype, case.run) for case in gated}
+    assert gated == {(c.structure, c.wrappers, c.dtype, c.run) for c in cover()}
+    assert any(case.boxed for case in default if case.layer == "optimized_lstm")

@@ -123,29 +123,20 @@ MODELS = {
 
 # The others are crossed with every layer in test_cross_table.py.
 SHORT = ("mlp", "shared", "scan", "vmap", "recurrent")
-# So is the training mode of these; their other modes are here.
-CROSSED = ("scan", "vmap", "recurrent")
 
-
-def params(short):
-    return [
+every_model = pytest.mark.parametrize(
+    "name",
+    [
         pytest.param(
             name,
-            marks=() if name in short else pytest.mark.full,
+            marks=() if name in SHORT else pytest.mark.full,
             id=name.replace(" ", "-"),
         )
         for name in MODELS
-    ]
-
-
-every_model = pytest.mark.parametrize("name", params(SHORT))
-untransformed = pytest.mark.parametrize(
-    "name", params([name for name in SHORT if name not in CROSSED])
+    ],
 )
 
 X = jax.random.normal(jax.random.key(1), (16, 8))
-# A range of a million clips nothing.
-WIDE = dataclasses.replace(TILED, input_range=hw.InputRangeParameter(init_value=1e6))
 TOLD = hw.Hardware(modifier=dataclasses.replace(NOISE, enable_during_test=True))
 
 
@@ -159,7 +150,7 @@ def stream(seed):
 
 
 def differ(a, b):
-    return float(jnp.abs(a - b).max()) > 1e-3
+    return float(np.abs(np.asarray(a) - np.asarray(b)).max()) > 1e-3
 
 
 @functools.cache
@@ -181,6 +172,31 @@ def apply(model):
     return jax.jit(model.apply)
 
 
+@functools.cache
+def mode_of(name, mode):
+    """Returns the jitted `apply` of a tiled model in a mode."""
+    return apply(mode(analog_of(name, TILED)[0]))
+
+
+@functools.cache
+def step_of(name):
+    """Returns `f(variables, key)`, jitted: what a tiled model gives, and gradients."""
+    analog, _ = analog_of(name, TILED)
+
+    def loss(params, variables, key):
+        bound = {**variables, "params": params}
+        y = analog.apply(bound, X, rngs={"mismatch": key})
+        return jnp.square(y).mean(), y
+
+    @jax.jit
+    def step(variables, key):
+        gradient = jax.grad(loss, has_aux=True)
+        found, y = gradient(variables["params"], variables, key)
+        return y, found
+
+    return step
+
+
 @every_model
 def test_init_keeps_the_users_values_and_adds_leaves_beside_kernels(name):
     plain = paths.leaves(plain_of(name)[0]["params"])
@@ -196,65 +212,55 @@ def test_init_keeps_the_users_values_and_adds_leaves_beside_kernels(name):
     assert paths.leaves(hw.strip(meta.unbox(params))).keys() == plain.keys()
 
 
-@untransformed
-def test_noise_is_on_fresh_per_key_and_reproducible(name, x):
-    analog, variables = analog_of(name, TILED)
-    apply = jax.jit(lambda v, x, key: analog.apply(v, x, rngs={"mismatch": key}))
-    first, again, other = (apply(variables, x, jax.random.key(k)) for k in (1, 1, 2))
+@every_model
+def test_noise_is_on_fresh_per_key_and_reproducible(name):
+    step, (_, variables) = step_of(name), analog_of(name, TILED)
+    first, again, other = (step(variables, jax.random.key(k))[0] for k in (1, 1, 2))
     np.testing.assert_array_equal(first, again)
     assert differ(first, other)
-    assert apply._cache_size() == 1
+    assert step._cache_size() == 1
 
 
-@untransformed
-def test_gradients_are_finite_and_feel_the_noise_and_the_range(name, x):
-    analog, variables = analog_of(name, TILED)
-
-    @jax.jit
-    def gradient(params, key):
-        def loss(params):
-            bound = {**variables, "params": params}
-            return jnp.square(analog.apply(bound, x, rngs={"mismatch": key})).mean()
-
-        return jax.grad(loss)(params)
-
+@every_model
+def test_gradients_are_finite_and_feel_the_noise_and_the_range(name):
+    step, (_, variables) = step_of(name), analog_of(name, TILED)
     one, two = (
-        paths.leaves(gradient(variables["params"], jax.random.key(k))) for k in (1, 2)
+        jax.tree.map(np.asarray, paths.leaves(step(variables, jax.random.key(k))[1]))
+        for k in (1, 2)
     )
     for path, value in one.items():
-        assert jnp.isfinite(value).all(), path
-        name = path.rpartition("/")[2]
-        if name == "kernel":
+        assert np.isfinite(value).all(), path
+        leaf = path.rpartition("/")[2]
+        if leaf == "kernel":
             assert differ(1e3 * value, 1e3 * two[path]), path
-        if name == "probe":
-            sums = np.asarray(value)
-            assert (sums[..., 0] > 0).all(), path
-            assert (sums[..., 1] <= sums[..., 0]).all(), path
-    clipped = [
-        (np.asarray(v)[..., 1] < np.asarray(v)[..., 0]).any()
-        for path, v in one.items()
-        if path.endswith("probe")
-    ]
-    ranges = [v for path, v in one.items() if path.endswith("input_range")]
-    assert any(clipped)
-    assert any((np.asarray(v) != 0).any() for v in ranges)
+        if leaf == "probe":
+            assert (value[..., 0] > 0).all(), path
+            assert (value[..., 1] <= value[..., 0]).all(), path
+    probes = [value for path, value in one.items() if path.endswith("probe")]
+    ranges = [value for path, value in one.items() if path.endswith("input_range")]
+    assert any((value[..., 1] < value[..., 0]).any() for value in probes)
+    assert any((value != 0).any() for value in ranges)
 
 
 @every_model
 def test_eval_mode_is_the_plain_model_where_nothing_is_clipped(name, x):
-    analog, variables = analog_of(name, WIDE)
+    _, variables = analog_of(name, TILED)
     _, plain = plain_of(name)
-    np.testing.assert_allclose(
-        apply(hw.eval_mode(analog))(variables, x), plain, rtol=1e-5, atol=1e-5
-    )
+
+    def widened(path, leaf):
+        return np.full_like(leaf, 1e6) if path.endswith("input_range") else leaf
+
+    wide = paths.map_leaves(widened, meta.unbox(variables["params"]))
+    y = mode_of(name, hw.eval_mode)({**variables, "params": wide}, x, rngs=stream(0))
+    np.testing.assert_allclose(y, plain, rtol=1e-5, atol=1e-5)
 
 
 @every_model
 def test_the_range_is_on_in_every_mode(name, x):
-    analog, variables = analog_of(name, TILED)
+    _, variables = analog_of(name, TILED)
     _, plain = plain_of(name)
     for mode in (hw.eval_mode, hw.chip_mode):
-        assert differ(apply(mode(analog))(variables, x, rngs=stream(0)), plain)
+        assert differ(mode_of(name, mode)(variables, x, rngs=stream(0)), plain)
 
 
 @every_model
@@ -284,17 +290,15 @@ def test_plain_parameters_are_an_error_that_points_to_adopt(name, x):
         jax.eval_shape(analog.apply, plain, x, rngs=stream(0))
     adopted = hw.adopt(analog, plain, x)
     assert paths.leaves(adopted).keys() == paths.leaves(fresh).keys()
-    call = apply(analog)
     np.testing.assert_array_equal(
-        call(adopted, x, rngs=stream(0)), call(fresh, x, rngs=stream(0))
+        *(step_of(name)(v, jax.random.key(0))[0] for v in (adopted, fresh))
     )
 
 
-@untransformed
+@every_model
 def test_the_plain_model_stays_plain_after_the_analog_one_ran(name, x):
     variables, before = plain_of(name)
-    analog, own = analog_of(name, TILED)
-    jax.eval_shape(analog.apply, own, x, rngs=stream(0))
+    step_of(name)(analog_of(name, TILED)[1], jax.random.key(0))
     np.testing.assert_array_equal(apply(MODELS[name])(variables, x), before)
 
 

@@ -151,7 +151,7 @@ def test_each_layer_of_a_stack_has_its_own():
         Block, variable_axes={"params": 0}, split_rngs={"params": True}, length=2
     )()
     analog = hw.analogize(layers, FORWARD["ideal"])
-    params = analog.init(jax.random.key(0), X, None)["params"]["Dense_0"]
+    params = jax.jit(analog.init)(jax.random.key(0), X, None)["params"]["Dense_0"]
     assert params["output_scale"].shape == (2, 2, ROWS)
     gamma = jax.random.normal(jax.random.key(1), (2, 2, ROWS))
     given = {"params": {"Dense_0": {**params, "output_scale": gamma}}}

@@ -217,7 +217,8 @@ def test_ranges_of_other_tiles_or_types_are_an_error():
         mapping=hw.MappingParameter(max_input_size=2, max_output_size=2),
     )
     whole = hw.Hardware(input_range=hw.InputRangeParameter())
-    variables = hw.analogize(WithBias(), tiled).init(jax.random.key(0), X)
+    analog = hw.analogize(WithBias(), tiled)
+    variables = jax.jit(analog.init)(jax.random.key(0), X)
     analog = hw.analogize(WithBias(), whole)
     with pytest.raises(ValueError, match="come from other hardware"):
         analog.apply(variables, X)

@@ -3,6 +3,7 @@
 `test_loops.py` has the mechanism; here are layers of every kind, in models.
 """
 
+import functools
 import os
 import subprocess
 import sys
@@ -15,6 +16,7 @@ from flax import linen as nn
 from flax import nnx
 
 import hwtrain as hw
+from hwtrain import paths
 
 # A correct estimator leaves 4 standard errors once in 16,000.
 Z = 4.0
@@ -159,10 +161,12 @@ def test_equal_steps_have_the_configured_deviation(outputs, loop):
 @pytest.mark.parametrize("outputs", [linen_outputs, nnx_outputs])
 @pytest.mark.parametrize("effect", EFFECTS)
 def test_every_effect_is_another_one_at_each_step(outputs, effect):
-    y = np.asarray(outputs("dense", "scan", 16, EFFECTS[effect])(inputs()))
+    call = outputs("dense", "scan", 16, EFFECTS[effect])
+    y = np.asarray(call(inputs()))
     assert (y.reshape(16, -1).std(axis=0) > 1e-3).mean() > 0.5
-    zeros = np.asarray(outputs("dense", "scan", 16, EFFECTS["out_noise"])(0 * inputs()))
-    assert (zeros.reshape(16, -1).std(axis=0) > 1e-3).all()
+    if effect == "out_noise":  # also where there is nothing to see
+        zeros = np.asarray(call(0 * inputs()))
+        assert (zeros.reshape(16, -1).std(axis=0) > 1e-3).all()
 
 
 @pytest.mark.parametrize("outputs", [linen_outputs, nnx_outputs])
@@ -174,45 +178,54 @@ def test_noise_does_not_depend_on_the_input(outputs):
     np.testing.assert_allclose(*noise, atol=1e-5)
 
 
-class LinenBlocks(nn.Module):
-    """Blocks of two layers, scanned."""
+class LinenBlock(nn.Module):
+    """A wide and a narrow layer, or one for each effect side by side."""
 
+    names: tuple[str, ...]
+
+    @nn.compact
+    def __call__(self, x, _):
+        if not self.names:
+            return nn.Dense(32, name="narrow")(
+                jnp.tanh(nn.Dense(64, name="wide")(x))
+            ), None
+        return jnp.tanh(sum(nn.Dense(3, name=name)(x) for name in self.names)), None
+
+
+class LinenBlocks(nn.Module):
+    names: tuple[str, ...]
     policy: str | None
-    features: tuple[int, int] = (64, 32)
 
     @nn.compact
     def __call__(self, x):
-        features = self.features
-
-        class Block(nn.Module):
-            @nn.compact
-            def __call__(self, x, _):
-                wide = jnp.tanh(nn.Dense(features[0])(x))
-                return nn.Dense(features[1])(wide), None
-
-        block = Block
+        block = LinenBlock
         if self.policy is not None:
             policy = getattr(jax.checkpoint_policies, self.policy)
-            block = nn.remat(Block, policy=policy)
+            block = nn.remat(LinenBlock, policy=policy)
         stack = nn.scan(
             block, variable_axes={"params": 0}, split_rngs={"params": True}, length=2
         )
-        return stack(name="blocks")(x, None)[0]  # keys are named by paths
+        return stack(self.names, name="blocks")(x, None)[0]  # keys are named by paths
 
 
 class NnxBlock(nnx.Module):
-    def __init__(self, features, rngs):
-        self.wide = nnx.Linear(features[1], features[0], rngs=rngs)
-        self.narrow = nnx.Linear(features[0], features[1], rngs=rngs)
+    def __init__(self, names, rngs):
+        if not names:
+            self.wide = nnx.Linear(32, 64, rngs=rngs)
+            self.narrow = nnx.Linear(64, 32, rngs=rngs)
+        for name in names:
+            setattr(self, name, nnx.Linear(3, 3, rngs=rngs))
+        self.names = names
 
     def __call__(self, x):
-        return self.narrow(jnp.tanh(self.wide(x)))
+        if not self.names:
+            return self.narrow(jnp.tanh(self.wide(x)))
+        return jnp.tanh(sum(getattr(self, name)(x) for name in self.names))
 
 
 class NnxBlocks(nnx.Module):
-    def __init__(self, policy, features=(64, 32)):
-        make = nnx.vmap(lambda rngs: NnxBlock(features, rngs))
-        self.blocks = make(nnx.Rngs(0).split(2))
+    def __init__(self, names, policy):
+        self.blocks = nnx.vmap(lambda rngs: NnxBlock(names, rngs))(nnx.Rngs(0).split(2))
         self.policy = policy
 
     def __call__(self, x):
@@ -225,9 +238,8 @@ class NnxBlocks(nnx.Module):
         )
 
 
-def linen_gradients(hardware, policy, features):
-    model = hw.analogize(LinenBlocks(policy, features), hardware)
-    x = jax.random.normal(jax.random.key(5), (16, features[1]))
+def linen_gradients(rules, names, policy, x):
+    model = hw.analogize(LinenBlocks(names, policy), rules)
     variables = jax.jit(model.init)(jax.random.key(0), x)
 
     @jax.jit
@@ -237,14 +249,11 @@ def linen_gradients(hardware, policy, features):
 
         return jax.grad(loss)(variables)
 
-    return jax.tree.leaves(gradients(variables))
+    return paths.leaves(gradients(variables))
 
 
-def nnx_gradients(hardware, policy, features):
-    analog = hw.analogize(
-        NnxBlocks(policy, features), hardware, rngs=nnx.Rngs(mismatch=1)
-    )
-    x = jax.random.normal(jax.random.key(5), (16, features[1]))
+def nnx_gradients(rules, names, policy, x):
+    analog = hw.analogize(NnxBlocks(names, policy), rules, rngs=nnx.Rngs(mismatch=1))
     graph, params, rest = nnx.split(analog, nnx.Param, ...)
 
     @jax.jit
@@ -256,28 +265,37 @@ def nnx_gradients(hardware, policy, features):
 
         return jax.grad(loss)(params)
 
-    return jax.tree.leaves(gradients(params, rest))
+    return paths.leaves(nnx.to_pure_dict(gradients(params, rest)))
 
 
 POLICIES = ("nothing_saveable", "dots_saveable", "everything_saveable")
+NAMES = tuple(effect.replace(" ", "_") for effect in EFFECTS)
+
+
+@functools.cache
+def gradients_of(framework, names, policy):
+    """Returns the gradients of two blocks, of one chip or with a layer per effect."""
+    rules = [
+        hw.Rule(f"blocks/{name}", chip) for name, chip in zip(names, EFFECTS.values())
+    ]
+    x = jax.random.normal(jax.random.key(5), (16, 3 if names else 32))
+    call = {"linen": linen_gradients, "nnx": nnx_gradients}[framework]
+    return call(rules or drawn(out_noise=0.3), names, policy, x)
 
 
 @pytest.mark.optimised
-@pytest.mark.parametrize("gradients", [linen_gradients, nnx_gradients])
+@pytest.mark.parametrize("framework", ["linen", "nnx"])
 @pytest.mark.parametrize(
-    ("effect", "policy"),
-    [("given", policy) for policy in POLICIES]
-    + [(effect, "nothing_saveable") for effect in EFFECTS],
+    ("names", "policy"), [((), policy) for policy in POLICIES] + [(NAMES, POLICIES[0])]
 )
-def test_gradients_under_remat_are_those_without(gradients, effect, policy):
-    small = effect != "given"
-    features = (6, 3) if small else (64, 32)
-    hardware = EFFECTS[effect] if small else drawn(out_noise=0.3)
-    plain = gradients(hardware, None, features)
-    again = gradients(hardware, policy, features)
-    for one, other in zip(plain, again):
+def test_gradients_under_remat_are_those_without(framework, names, policy):
+    plain, again = (gradients_of(framework, names, p) for p in (None, policy))
+    assert plain.keys() == again.keys()
+    assert len(plain) == 2 * len(names or ("wide", "narrow"))
+    for path, one in plain.items():
         # To rounding; a draw of other numbers is off by a tenth.
-        np.testing.assert_allclose(one, other, atol=2e-6 * float(jnp.abs(one).max()))
+        tolerance = 2e-6 * float(np.abs(one).max())
+        np.testing.assert_allclose(one, again[path], atol=tolerance, err_msg=path)
 
 
 def test_draws_of_layers_effects_calls_and_loops_are_independent():
@@ -298,8 +316,9 @@ def test_draws_of_layers_effects_calls_and_loops_are_independent():
     def noises(effect):
         model = hw.analogize(Model(), EFFECTS[effect])
         x = jnp.ones((count, 2))
-        ones = jax.tree.map(jnp.ones_like, model.init(jax.random.key(0), x))
-        y = model.apply(ones, x, rngs={"mismatch": KEY})
+        shapes = jax.eval_shape(model.init, jax.random.key(0), x)
+        ones = jax.tree.map(lambda leaf: np.ones(leaf.shape, leaf.dtype), shapes)
+        y = jax.jit(model.apply)(ones, x, rngs={"mismatch": KEY})
         return np.asarray(y)[..., 0]
 
     # Inputs and outputs have draws of other shapes: the first columns are compared.
@@ -317,8 +336,8 @@ def test_a_layer_that_a_plain_model_calls_twice_draws_anew():
             return self.layer(x), self.layer(x)
 
     model, x = Plain(), inputs()
-    variables = model.init(jax.random.key(0), x)
-    first, second = model.apply(variables, x, rngs={"mismatch": KEY})
+    variables = jax.jit(model.init)(jax.random.key(0), x)
+    first, second = map(np.asarray, model.apply(variables, x, rngs={"mismatch": KEY}))
     assert (first != second).all()
     again, _ = model.apply(variables, x, rngs={"mismatch": KEY})
     np.testing.assert_array_equal(first, again)
@@ -355,18 +374,17 @@ def test_a_product_of_the_users_may_call_a_noisy_layer(wrap):
     # What is around the outer layer is all but nothing: the hook's noise is seen.
     quiet = drawn(inp_noise=1e-7)
     rules = [hw.Rule("hook", OUT), hw.Rule("layer", quiet)]
-    plain = nn.Dense(WIDTH).init(jax.random.key(0), inputs())["params"]
+    plain = jax.jit(nn.Dense(WIDTH).init)(jax.random.key(0), inputs())["params"]
     params = {"hook": plain, "layer": plain}
     model = hw.analogize(Adapted(), rules)
-    y = np.asarray(
-        model.apply({"params": params}, inputs(), rngs={"mismatch": KEY})
-    ).round(4)
+    apply = jax.jit(model.apply)  # without: `test_loops.py`
+    y = np.asarray(apply({"params": params}, inputs(), rngs={"mismatch": KEY})).round(4)
     assert len(np.unique(y.reshape(5, -1), axis=0)) == 5
 
 
 def test_no_array_of_another_rank_is_promoted():
     model = hw.analogize(nn.Dense(WIDTH, use_bias=False), OUT)
-    variables = model.init(jax.random.key(0), jnp.ones((2, 3)))
+    variables = jax.jit(model.init)(jax.random.key(0), jnp.ones((2, 3)))
     with jax.numpy_rank_promotion("raise"):
         model.apply(variables, jnp.ones((2, 3)), rngs={"mismatch": KEY})
 
@@ -392,7 +410,7 @@ class Model(nn.Module):
 
 x = jax.random.normal(jax.random.key(1), (64, 12))
 model = hw.analogize(Model(), chip)
-variables = model.init(jax.random.key(0), x)
+variables = jax.jit(model.init)(jax.random.key(0), x)
 call = jax.jit(
     lambda v, x: model.apply(v, x, rngs={"mismatch": jax.random.key(3)})
 )
@@ -404,7 +422,7 @@ text = call.lower(variables, split).compile().as_text()
 
 # Under shard_map every device has noise of its own, if the key has its index.
 dense = hw.analogize(nn.Dense(8), chip)
-of_dense = dense.init(jax.random.key(0), x)
+of_dense = jax.jit(dense.init)(jax.random.key(0), x)
 
 @jax.jit
 @jax.shard_map(mesh=mesh, in_specs=(P(), P("data")), out_specs=P("data"))
@@ -426,7 +444,7 @@ class Rows(nn.Module):
 
 explicit = jax.make_mesh((8,), ("data",), axis_types=(jax.sharding.AxisType.Explicit,))
 rows = hw.analogize(Rows(), chip)
-start = rows.init(jax.random.key(0), x)
+start = jax.jit(rows.init)(jax.random.key(0), x)
 apply = jax.jit(lambda v, x: rows.apply(v, x, rngs={"mismatch": jax.random.key(3)}))
 spread = jax.device_put(x, NamedSharding(explicit, P("data")))
 np.testing.assert_allclose(apply(start, x), apply(start, spread), rtol=1e-5, atol=1e-5)
@@ -439,6 +457,8 @@ print("equal")
 def test_draws_of_the_periphery_are_equal_on_a_mesh_without_a_collective():
     flags = "--xla_force_host_platform_device_count=8"
     environment = {**os.environ, "JAX_PLATFORMS": "cpu", "XLA_FLAGS": flags}
+    # Compiles faster, and spares no collective.
+    environment["JAX_DISABLE_MOST_OPTIMIZATIONS"] = "1"
     run = subprocess.run(
         [sys.executable, "-c", MESH], env=environment, capture_output=True, text=True
     )

@@ -103,23 +103,26 @@ def make(tmp_path_factory):
         params = {}
         for number, name in enumerate(names):
             weight = weights[number]
-            kernel = jax.random.normal(jax.random.key(number), weight.shape)
-            kernel = kernel.at[..., 0, :2].set(jnp.array([0.0, -0.0]))
-            bias = jnp.linspace(-1.0, 1.0, weight.shape[-1]) * jnp.ones((*stack, 1))
-            bias = bias.reshape(*stack, -1)
+            rng = np.random.default_rng(number)
+            kernel = rng.normal(size=weight.shape).astype(np.float32)
+            kernel[..., 0, :2] = [0.0, -0.0]
+            bias = np.linspace(-1.0, 1.0, weight.shape[-1], dtype=np.float32)
+            bias = np.broadcast_to(bias, (*stack, weight.shape[-1]))
             params[name] = {"kernel": kernel, "bias": bias}
             if CHIPS[name].scales_outputs:
-                params[name]["output_scale"] = 0.5 + jnp.arange(10.0).reshape(2, 5)
+                scale = 0.5 + np.arange(10, dtype=np.float32).reshape(2, 5)
+                params[name]["output_scale"] = scale
             if CHIPS[name].ranged:
                 shape = (*weight.stack, *weight.tiles)
-                ranges = 1.0 + jnp.arange(float(np.prod(weight.tiles))) / 2
-                ranges = jnp.broadcast_to(ranges.reshape(weight.tiles), shape)
+                ranges = 1 + np.arange(np.prod(weight.tiles), dtype=np.float32) / 2
+                ranges = np.broadcast_to(ranges.reshape(weight.tiles), shape)
                 params[name]["input_range"] = ranges
-                params[name]["probe"] = jnp.zeros((*shape, 6))
+                params[name]["probe"] = np.zeros((*shape, 6), np.float32)
         digital = ()
         if norm:
             digital = (Digital(path="norm/scale", reason="normalisation is digital"),)
-            params["norm"] = {"scale": jnp.arange(5, dtype=jnp.bfloat16)}
+            params["norm"] = {"scale": np.arange(5).astype(jnp.bfloat16)}
+        params = jax.tree.map(jnp.asarray, params)
         path = tmp_path_factory.mktemp("adapters") / "checkpoint"
         return load(export(path, params, Plan(weights, digital), chip_seed=seed))
 
