@@ -19,6 +19,7 @@ from hwtrain.checkpoint.entries import DTYPES, ChipEntry, LayerEntry, LeafEntry
 from hwtrain.checkpoint.errors import HardwareCheckpointError
 from hwtrain.checkpoint.files import check_listed
 from hwtrain.checkpoint.manifest import FILE_NAME, Manifest
+from hwtrain.checkpoint.of_nnx import filled
 from hwtrain.checkpoint.reads import check_read, kernel_at
 from hwtrain.checkpoint.tiles import Tile, check_targets, join
 from hwtrain.checkpoint.values import check_numbers, check_values
@@ -115,6 +116,32 @@ class HardwareCheckpoint:
         chip = with_open_bounds(paths.map_leaves(chip_value, self.params), self.plan)
         chip = paths.insert(chip, scales)
         return with_chip_leaves(chip, self.plan, self.params, chip_key(seed))
+
+    def into(
+        self,
+        model: Any,
+        *,
+        chip: int | None = None,
+        t_s: ArrayLike | None = None,
+        key: jax.Array | None = None,
+    ) -> Any:
+        """Returns a copy of an NNX model with the values of the checkpoint.
+
+        Args:
+          model: the analog module, built as the one that was exported; its streams of
+            random numbers and its mode are kept.
+          chip: the seed of a frozen chip, whose parameters it gets; `None` for the
+            nominal ones.
+          t_s: time of the read of the chip; see `chip`.
+          key: key of the read of the chip; see `chip`.
+
+        Raises:
+          HardwareCheckpointError: if the model has other variables, or is none of NNX.
+        """
+        variables = self.variables
+        if chip is not None:
+            variables = {**variables, "params": self.chip(chip, t_s=t_s, key=key)}
+        return filled(model, variables)
 
     def conductances(
         self, path: str, chip_seed: int | None = None

@@ -7,12 +7,14 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from flax import nnx
 from jax.tree_util import DictKey, GetAttrKey
 
 from hwtrain import paths
 from hwtrain.checkpoint.entries import DTYPES
 from hwtrain.checkpoint.errors import HardwareCheckpointError
 from hwtrain.checkpoint.layout import order
+from hwtrain.checkpoint.of_nnx import collections_of
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
@@ -58,15 +60,17 @@ def flatten(variables: Any, probes: Set[str] = frozenset()) -> list[Leaf]:
     """Returns the leaves of variables, sorted, the collection before every path.
 
     Args:
-      variables: collections as Linen has them (a mapping with `"params"`), or a tree of
-        parameters alone, or an `nnx.State` or its pure dict, which become the
-        collection `params`.
+      variables: collections as Linen has them (a mapping with `"params"`), an NNX model
+        or its `nnx.State`, or a tree of parameters alone, which become the collection
+        `params`.
       probes: the paths of the parameters that are probes.
     """
+    if isinstance(variables, nnx.Module) or _has_types(variables):
+        variables = collections_of(variables)
     if not isinstance(variables, Mapping):
         raise HardwareCheckpointError(
-            "variables must be a nested mapping, such as {'params': ...} or an "
-            f"nnx.State; got a {type(variables).__name__}"
+            "variables must be a nested mapping, such as {'params': ...}, or an NNX "
+            f"model; got a {type(variables).__name__}"
         )
     if not isinstance(variables.get("params"), Mapping):
         variables = {"params": variables}
@@ -96,6 +100,14 @@ def flatten(variables: Any, probes: Set[str] = frozenset()) -> list[Leaf]:
             seen[leaf.tensor] = keys
             leaves.append(leaf)
     return sorted(leaves, key=lambda leaf: order(leaf.keys))
+
+
+def _has_types(variables: Any) -> bool:
+    """Whether a tree is the state of an NNX model, whose leaves say what they are."""
+    if not isinstance(variables, nnx.State):
+        return False
+    leaves = nnx.to_flat_state(variables)
+    return any(isinstance(leaf, nnx.Variable) for _, leaf in leaves)
 
 
 def unflatten(leaves: Mapping[tuple[str | int, ...], Any]) -> dict[str, Any]:

@@ -10,6 +10,7 @@ import safetensors
 from hwtrain.checkpoint import destination
 from hwtrain.checkpoint.contents import Contents
 from hwtrain.checkpoint.description import Graph, Measurement
+from hwtrain.checkpoint.errors import HardwareCheckpointError
 from hwtrain.checkpoint.measured import Conductances
 from hwtrain.checkpoint.progress import Report
 from hwtrain.plan import Plan
@@ -18,7 +19,7 @@ from hwtrain.plan import Plan
 def export(
     path: str | os.PathLike[str],
     variables: Any,
-    plan: Plan,
+    plan: Plan | None = None,
     *,
     chip_seed: int | None = None,
     chip_seeds: Iterable[int] = (),
@@ -51,8 +52,8 @@ def export(
     Args:
       path: where the checkpoint shall be; must not exist.
       variables: nominal values: collections as Linen has them, or the tree of
-        parameters alone, or an `nnx.State` or its pure dict.
-      plan: the plan of the model.
+        parameters alone; or an analog NNX model.
+      plan: the plan of the model; may be left out for an NNX model, which holds it.
       chip_seed: seed of a chip whose frozen mismatch is drawn and stored beside the
         nominal values. `None` for none.
       chip_seeds: more of them.
@@ -71,6 +72,14 @@ def export(
         does not fit the parameters, a weight is not finite, a chip has nothing frozen,
         or the disk is full. Nothing is left behind.
     """
+    if plan is None:
+        plan = getattr(variables, "analog_plan", None)
+    if plan is None:
+        raise HardwareCheckpointError(
+            "export needs the plan of the model: export(path, variables, "
+            "hwtrain.plan(analog, variables, *example)); only an analog NNX model "
+            f"holds its own, and this is a {type(variables).__name__}"
+        )
     seeds = [*chip_seeds] if chip_seed is None else [chip_seed, *chip_seeds]
     with destination.new(path, folder=True) as partial:
         contents = Contents(

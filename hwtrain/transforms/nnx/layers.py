@@ -48,6 +48,9 @@ class StepLeaf(nnx.Variable):
     """What a layer needs for one step, such as its noise key; there during a call."""
 
 
+PASSING = (nnx.RngState, nnx.Intermediate, nnx.Cache, nnx.Perturbation, StepLeaf)
+"""Variables that a model can be evaluated without."""
+
 LEAF_TYPES = {
     "input_range": InputRange,
     "probe": Probe,

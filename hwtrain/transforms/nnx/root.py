@@ -22,7 +22,7 @@ from hwtrain.transforms.nnx.guard import make_guarded
 from hwtrain.transforms.nnx.layers import (
     CHIP_LEAF_TYPES,
     LEAF_TYPES,
-    StepLeaf,
+    PASSING,
     analog_methods,
     describe,
     make_analog,
@@ -36,9 +36,6 @@ from hwtrain.transforms.nnx.step import modules_of, noisy_call
 from hwtrain.transforms.planning import make_plan
 from hwtrain.transforms.rules import Assignment
 from hwtrain.transforms.signal_side import initial_leaves
-
-_PASSING = (nnx.RngState, nnx.Intermediate, nnx.Cache, nnx.Perturbation, StepLeaf)
-"""Variables that a model can be evaluated without."""
 
 
 def analogize_nnx(model: Any, assigned: Assignment, rngs: nnx.Rngs | None) -> Any:
@@ -144,7 +141,7 @@ def _make(model: nnx.Module, assigned: Assignment, check: bool) -> Plan:
         if not added(path.rpartition("/")[2]) and ours(path)
     }
     plan = make_plan(assigned, layers, shapes, check=check)
-    state = nnx.state(model, nnx.Not(nnx.Any(nnx.Param, *_PASSING)))
+    state = nnx.state(model, nnx.Not(nnx.Any(nnx.Param, *PASSING)))
     here = [
         path
         for path in paths.leaves(state)

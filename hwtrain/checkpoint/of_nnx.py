@@ -1,0 +1,105 @@
+"""An NNX model's variables as collections, which is how a checkpoint holds them."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+from flax import nnx
+
+from hwtrain import paths
+from hwtrain.checkpoint.errors import HardwareCheckpointError
+from hwtrain.transforms.nnx.layers import PASSING
+
+CONSTANTS = "constants"
+"""The collection of arrays that are no variables."""
+
+
+def collections_of(model: Any) -> dict[str, Any]:
+    """Returns the variables of an NNX model by collection, in nested dicts.
+
+    Parameters are `params` and statistics `batch_stats`, as Linen calls them; variables
+    of another type have the name that Flax knows the type by. Streams of random
+    numbers, caches and what a call leaves behind are no part of a model's values.
+
+    Args:
+      model: a module, or the `nnx.State` of one.
+    """
+    state = nnx.state(model) if isinstance(model, nnx.Module) else model
+    found: dict[str, dict[tuple[str | int, ...], Any]] = {"params": {}}
+    for keys, variable in nnx.to_flat_state(state):
+        if isinstance(variable, PASSING):
+            continue
+        value = variable.get_value() if isinstance(variable, nnx.Variable) else variable
+        found.setdefault(_collection(variable), {})[keys] = value
+    return {name: _nested(leaves) for name, leaves in found.items()}
+
+
+def filled(model: Any, variables: Mapping[str, Any]) -> Any:
+    """Returns a copy of an NNX model with the values of a checkpoint.
+
+    Args:
+      model: the module; it is not changed.
+      variables: values by collection.
+
+    Raises:
+      HardwareCheckpointError: for a module without a value, or a value without a place,
+        or one of another shape.
+    """
+    if not isinstance(model, nnx.Module):
+        raise HardwareCheckpointError(
+            f"into() fills an NNX module, got a {type(model).__name__}. A Linen model "
+            "holds no variables: model.apply(checkpoint.variables, ...)"
+        )
+    copy = nnx.clone(model)
+    own = {name: paths.leaves(tree) for name, tree in collections_of(copy).items()}
+    given = {name: paths.leaves(tree) for name, tree in variables.items()}
+    for name in sorted(own.keys() | given.keys()):
+        _check(name, own.get(name, {}), given.get(name, {}))
+    for tree in variables.values():
+        nnx.update(copy, tree)
+    return copy
+
+
+def _collection(variable: Any) -> str:
+    if isinstance(variable, nnx.Param):
+        return "params"
+    if not isinstance(variable, nnx.Variable):
+        return CONSTANTS
+    return nnx.variable_name_from_type(type(variable), allow_register=True)
+
+
+def _nested(leaves: Mapping[tuple[str | int, ...], Any]) -> dict[Any, Any]:
+    tree: dict[Any, Any] = {}
+    for keys, value in leaves.items():
+        node = tree
+        for key in keys[:-1]:
+            node = node.setdefault(key, {})
+        node[keys[-1]] = value
+    return tree
+
+
+def _check(name: str, own: Mapping[str, Any], given: Mapping[str, Any]) -> None:
+    """Raises unless a model has a place for all values of a collection, and no more."""
+    chips = {path for path in given.keys() - own.keys() if _of_a_chip(path)}
+    missing = sorted(own.keys() - given.keys())
+    unknown = sorted(given.keys() - own.keys() - chips)
+    if missing or unknown:
+        what = [f"the checkpoint has no {name}/{path}" for path in missing]
+        what += [f"the model has no {name}/{path}" for path in unknown]
+        raise HardwareCheckpointError(
+            f"the model is not the one that was exported: {'; '.join(what[:5])}. Build "
+            "it as it was, and analogize it with the same hardware"
+        )
+    for path, value in given.items():
+        shapes = np.shape(own.get(path, value)), np.shape(value)
+        if shapes[0] != shapes[1]:
+            raise HardwareCheckpointError(
+                f"{name}/{path} has the shape {shapes[1]} in the checkpoint and "
+                f"{shapes[0]} in the model; build the model as it was exported"
+            )
+
+
+def _of_a_chip(path: str) -> bool:
+    """Whether a leaf is one that a chip's parameters bring along."""
+    name = path.rpartition("/")[2]
+    return name.endswith(("mapping_scale", "chip_key", "on_levels"))

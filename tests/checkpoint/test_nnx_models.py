@@ -1,0 +1,109 @@
+"""An NNX model into a checkpoint and out of it, with all that it holds."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+import hwtrain
+from hwtrain.checkpoint import HardwareCheckpointError
+
+X = np.random.default_rng(0).normal(size=(16, 6)).astype(np.float32)
+HARDWARE = hwtrain.Hardware(
+    modifier=hwtrain.WeightModifierParameter(type="add_normal", std_dev=0.1),
+    input_range=hwtrain.InputRangeParameter(),
+    forward=hwtrain.IOParameters(out_bits=6, out_bound=8.0, v_offset_std=0.1),
+    mapping=hwtrain.MappingParameter(weight_scaling_omega=1.0),
+    mismatch=hwtrain.MismatchParameter(type="add_normal", std_dev=0.2),
+    converter=hwtrain.SinglePairConductanceConverter(g_max=25.0),
+)
+
+
+class Count(nnx.Variable):
+    pass
+
+
+class Net(nnx.Module):
+    def __init__(self, rngs):
+        self.layers = nnx.List([nnx.Linear(6, 8, rngs=rngs)])
+        self.norm = nnx.BatchNorm(8, rngs=rngs)
+        self.dropout = nnx.Dropout(0.5, rngs=rngs)
+        self.head = nnx.Linear(8, 3, rngs=rngs)
+        self.calls = Count(jnp.zeros((), jnp.int32))
+
+    def __call__(self, x):
+        self.calls[...] += 1
+        return self.head(self.dropout(jnp.tanh(self.norm(self.layers[0](x)))))
+
+
+def model(seed):
+    rngs = nnx.Rngs(seed, mismatch=1)
+    return hwtrain.analogize(Net(rngs), HARDWARE, rngs=rngs)
+
+
+@pytest.fixture(scope="module")
+def trained():
+    analog = model(0)
+    for _ in range(3):
+        analog(X)  # moves the statistics
+    return analog
+
+
+def test_a_model_comes_back_whole(trained, tmp_path):
+    path = hwtrain.export(tmp_path / "net", trained, chip_seed=3)
+    checkpoint = hwtrain.load(path)
+    found = checkpoint.variables
+    assert found.keys() == {"params", "batch_stats", "Count"}
+    assert found["batch_stats"].keys() == {"norm"}
+    assert int(found["Count"]["calls"]) == 3
+    for leaves in (found["params"], found["batch_stats"]):
+        assert "dropout" not in leaves and "analog_stream" not in leaves
+    back = checkpoint.into(model(5))
+    quiet = hwtrain.eval_mode(nnx.clone(trained))
+    np.testing.assert_array_equal(hwtrain.eval_mode(back)(X), quiet(X))
+    # Streams are those of the model that was filled.
+    assert back.dropout.rngs.key[...] == model(5).dropout.rngs.key[...]
+
+
+def test_the_state_of_a_model_is_the_model(trained, tmp_path):
+    plan = hwtrain.plan(trained)
+    one = hwtrain.export(tmp_path / "model", trained)
+    two = hwtrain.export(tmp_path / "state", nnx.state(trained), plan)
+    assert (one / "manifest.json").read_text() == (two / "manifest.json").read_text()
+
+
+def test_a_chip_is_that_of_the_files(trained, tmp_path):
+    checkpoint = hwtrain.load(hwtrain.export(tmp_path / "net", trained, chip_seed=3))
+    chip = hwtrain.chip_mode(checkpoint.into(model(5), chip=3))
+    by_hand = hwtrain.chip_mode(nnx.clone(trained))
+    nnx.update(by_hand, checkpoint.chip(3))
+    np.testing.assert_array_equal(chip(X), by_hand(X))
+    nominal = hwtrain.chip_mode(checkpoint.into(model(5)))
+    assert np.abs(chip(X) - nominal(X)).max() > 0.01
+
+
+def test_another_model_is_refused_by_what_differs(trained, tmp_path):
+    checkpoint = hwtrain.load(hwtrain.export(tmp_path / "net", trained))
+    plain = Net(nnx.Rngs(0))
+    with pytest.raises(HardwareCheckpointError, match="no params/head/input_range"):
+        checkpoint.into(plain)
+    other = model(0)
+    other.more = nnx.Param(jnp.zeros(2))
+    with pytest.raises(HardwareCheckpointError, match="checkpoint has no params/more"):
+        checkpoint.into(other)
+    other = model(0)
+    other.head.bias = nnx.Param(jnp.zeros(4))
+    with pytest.raises(HardwareCheckpointError, match="head/bias has the shape"):
+        checkpoint.into(other)
+    with pytest.raises(HardwareCheckpointError, match="A Linen model holds no"):
+        checkpoint.into("no model")
+
+
+def test_a_plan_is_needed_where_nothing_holds_it(trained, tmp_path):
+    with pytest.raises(HardwareCheckpointError, match="needs the plan of the model"):
+        hwtrain.export(tmp_path / "net", nnx.state(trained))
+    with pytest.raises(HardwareCheckpointError, match="this is a Net"):
+        hwtrain.export(tmp_path / "net", Net(nnx.Rngs(0)))
+    assert not (tmp_path / "net").exists()
+    assert jax.tree.leaves(nnx.state(trained))
