@@ -25,7 +25,7 @@ def collections_of(model: Any) -> dict[str, Any]:
       model: a module, or the `nnx.State` of one.
     """
     state = nnx.state(model) if isinstance(model, nnx.Module) else model
-    found: dict[str, dict[tuple[str | int, ...], Any]] = {"params": {}}
+    found: dict[str, dict[tuple[Any, ...], Any]] = {"params": {}}
     for keys, variable in nnx.to_flat_state(state):
         if isinstance(variable, PASSING):
             continue
@@ -68,7 +68,7 @@ def _collection(variable: Any) -> str:
     return nnx.variable_name_from_type(type(variable), allow_register=True)
 
 
-def _nested(leaves: Mapping[tuple[str | int, ...], Any]) -> dict[Any, Any]:
+def _nested(leaves: Mapping[tuple[Any, ...], Any]) -> dict[Any, Any]:
     tree: dict[Any, Any] = {}
     for keys, value in leaves.items():
         node = tree
