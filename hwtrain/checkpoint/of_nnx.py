@@ -5,6 +5,7 @@ from typing import Any
 
 import numpy as np
 from flax import nnx
+from flax.nnx.traversals import unflatten_mapping
 
 from hwtrain import paths
 from hwtrain.checkpoint.errors import HardwareCheckpointError
@@ -31,7 +32,7 @@ def collections_of(model: Any) -> dict[str, Any]:
             continue
         value = variable.get_value() if isinstance(variable, nnx.Variable) else variable
         found.setdefault(_collection(variable), {})[keys] = value
-    return {name: _nested(leaves) for name, leaves in found.items()}
+    return {name: unflatten_mapping(leaves) for name, leaves in found.items()}
 
 
 def filled(model: Any, variables: Mapping[str, Any]) -> Any:
@@ -66,16 +67,6 @@ def _collection(variable: Any) -> str:
     if not isinstance(variable, nnx.Variable):
         return CONSTANTS
     return nnx.variable_name_from_type(type(variable), allow_register=True)
-
-
-def _nested(leaves: Mapping[tuple[Any, ...], Any]) -> dict[Any, Any]:
-    tree: dict[Any, Any] = {}
-    for keys, value in leaves.items():
-        node = tree
-        for key in keys[:-1]:
-            node = node.setdefault(key, {})
-        node[keys[-1]] = value
-    return tree
 
 
 def _check(name: str, own: Mapping[str, Any], given: Mapping[str, Any]) -> None:
