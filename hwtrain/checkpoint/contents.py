@@ -116,6 +116,7 @@ class Contents:
         }
         try:
             plan.check_leaves(shapes)
+            plan.check_scales({path: leaf.value for path, leaf in params.items()})
         except ValueError as error:
             raise HardwareCheckpointError(str(error)) from error
 

@@ -112,6 +112,7 @@ def hardware_aware(
 
     def init(params: optax.Params) -> HardwareAwareState:
         check(plan, params)
+        plan.check_scales(params)
         base_state = base.init(users(params))
         for kind in (optax.MultiStepsState, optax.ApplyIfFiniteState):
             if isinstance(base_state, kind):

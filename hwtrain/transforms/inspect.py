@@ -113,6 +113,7 @@ def inspect_plan(found: Plan, params: Any) -> Inspection:
     values = paths.leaves(meta.unbox(params))
     found.check_finite(meta.unbox(params))
     found.check_leaves(meta.unbox(params))
+    found.check_scales(meta.unbox(params))
     return Inspection(
         rows=tuple(columns(weight, found, values) for weight in found.weights),
         digital=tuple((entry.path, entry.reason) for entry in found.digital),

@@ -118,7 +118,7 @@ def test_stored_scales_are_leaves_of_tiles_that_remapping_sets(model, tmp_path):
     np.testing.assert_allclose(outputs(params), y, atol=1e-5)
 
     # Of checkpoints that hold one scale for a row of tiles.
-    one = np.float32([[2.0], [5.0]])
+    one = np.float32([[4.0], [10.0]])
     old = {**params, "mapping_scale": jnp.asarray(one)}
     y = by_hand(lambda w, place: one[place[0], 0])
     if model is linen:
