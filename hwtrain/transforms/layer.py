@@ -58,6 +58,8 @@ class Layer:
       by_rule: whether it is analog only by a rule.
       opaque: whether it is a bridge to layers that cannot be seen.
       no_inputs: why it has no inputs that a range could clip; empty if it has.
+      rewritten_by: the module that computes its arrays anew at every call, so that what
+        is stored is not what it multiplies by; empty if none does.
     """
 
     path: str = ""
@@ -68,6 +70,7 @@ class Layer:
     by_rule: bool = False
     opaque: bool = False
     no_inputs: str = ""
+    rewritten_by: str = ""
 
     def weight(self, leaf: str) -> LayerWeight | None:
         """Returns the array of this name, if it can be analog."""

@@ -55,6 +55,14 @@ def make_plan(
             digital.append(Digital(path=full, reason=reason))
             continue
         by = str(rule or "the model's hardware")
+        if layer and array and layer.rewritten_by:
+            raise ValueError(
+                f"{path} is not what its layer multiplies by: a {layer.rewritten_by} "
+                "computes that from it at every call, so its scale, noise and "
+                f"conductances would be those of other weights ({by}). Fold the "
+                f"{layer.rewritten_by} into the kernel and leave it out, or keep the "
+                f"layer digital: Rule({layer.path!r}, None) before the others"
+            )
         if layer and array and (rule is None or rule.params is None):
             weight = analog_weight(
                 layer, array, path=full, shape=shape, hardware=hardware, rule=by

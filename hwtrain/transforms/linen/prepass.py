@@ -31,6 +31,9 @@ fresh = itertools.count()
 """Makes a context unlike all before: a run that records modules must trace them, also
 those inside a jit that has traced equal ones."""
 
+REWRITERS = (nn.WeightNorm, nn.SpectralNorm)
+"""Modules that compute the arrays of the layer in them anew at every call."""
+
 _PASSING = ("cache", "intermediates", "perturbations")
 """Collections that a model can be evaluated without."""
 
@@ -135,15 +138,24 @@ def _record(call: _Call) -> list[Layer]:
     """Runs the unwrapped model abstractly and returns its modules."""
     found: dict[str, Layer] = {}
     opaque: list[str] = []
+    around: list[str] = []
 
     def interceptor(next_function, args, kwargs, context):
         path = "/".join(context.module.path)
         if path and hasattr(type(context.module), "_hwtrain_base"):
             opaque.append(f"{path}/")  # an analog model inside this one
         layer = describe(context.module, path, context.method_name, args, kwargs)
+        if around:
+            layer = dataclasses.replace(layer, rewritten_by=around[-1])
         if layer.kind or path not in found:  # a module may share its layer's scope
             found[path] = layer
-        return next_function(*args, **kwargs)
+        if not isinstance(context.module, REWRITERS):
+            return next_function(*args, **kwargs)
+        around.append(type(context.module).__name__)
+        try:
+            return next_function(*args, **kwargs)
+        finally:
+            around.pop()
 
     plain = call.module.clone()
     base = plain_class(type(call.module))

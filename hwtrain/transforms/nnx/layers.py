@@ -67,6 +67,9 @@ CHIP_LEAF_TYPES = {
 """What a chip's parameters hold beside the leaves of the model."""
 
 
+REWRITERS = (nnx.WeightNorm, nnx.SpectralNorm)
+"""Modules that compute the arrays of the layer in them anew at every call."""
+
 FAMILIES = (dense, convolution, einsum, embed, lora)
 """Each knows some classes of layers: `describe` returns what the plan must know of one,
 or `None` if it is not of the family; `owned` gives, for each method that multiplies,

@@ -23,6 +23,7 @@ from hwtrain.transforms.nnx.layers import (
     CHIP_LEAF_TYPES,
     LEAF_TYPES,
     PASSING,
+    REWRITERS,
     analog_methods,
     describe,
     make_analog,
@@ -135,6 +136,10 @@ def _make(model: nnx.Module, assigned: Assignment, check: bool) -> Plan:
         return not any(f"{path}/".startswith(prefix) for prefix in inner)
 
     layers = [describe(module, path) for path, module in modules.items() if ours(path)]
+    layers = [
+        dataclasses.replace(layer, rewritten_by=_rewriter(modules, layer.path))
+        for layer in layers
+    ]
     shapes = {
         path: tuple(leaf.shape)
         for path, leaf in paths.leaves(nnx.state(model, nnx.Param)).items()
@@ -151,6 +156,12 @@ def _make(model: nnx.Module, assigned: Assignment, check: bool) -> Plan:
     plan = dataclasses.replace(plan, state=tuple(f"{at}{path}" for path in here))
     _check_kernels_of_their_own(plan, layers, modules)
     return plan
+
+
+def _rewriter(modules: dict[str, Any], path: str) -> str:
+    """Returns the class of the module around a layer that rewrites its arrays."""
+    around = modules.get(path.rpartition("/")[0]) if path else None
+    return type(around).__name__ if isinstance(around, REWRITERS) else ""
 
 
 def _check_kernels_of_their_own(
