@@ -27,6 +27,8 @@ def deployed_effects(plan: Plan, params: paths.Tree) -> Iterator[Finding]:
     if not chips and not converted:
         return
     params = prefixed(plan, params)
+    # Weights alone: what else the model needs has no place on a chip.
+    plan = dataclasses.replace(plan, state=())
     nominal = paths.leaves(with_written(params, plan))
     seeds = range(_chips_to_tell_by(plan)) if chips else ()
     with tempfile.TemporaryDirectory() as folder:
