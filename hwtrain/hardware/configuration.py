@@ -25,6 +25,9 @@ CONFIG = ConfigDict(
     strict=True, extra="forbid", allow_inf_nan=False, json_schema_extra=add_meanings
 )
 
+MOST_CHIPS = 1_000_000
+"""More have more seeds and results than anybody looks at."""
+
 NonNegative = Annotated[float, Field(ge=0)]
 Positive = Annotated[float, Field(gt=0)]
 Share = Annotated[float, Field(ge=0, le=1)]
