@@ -96,7 +96,7 @@ def hardware_aware(
         draws and has no key.
     """
     if isinstance(base, optax.MultiSteps):
-        raise _wrong_order("optax.MultiSteps")
+        raise _wrong_order("MultiSteps")
     base = optax.with_extra_args_support(base)
     clip, remap = keep_weights_clipped(plan), remap_weights(plan)
     drift = drift_weights(plan, drift_key)
