@@ -12,8 +12,6 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
-from jax.core import Tracer
 
 from hwtrain import paths
 from hwtrain.hardware import Hardware, MappingParameter
@@ -364,30 +362,6 @@ class Plan(Mapping[str, AnalogWeight]):
         kept = tuple(d for path, d in digital.items() if path not in weights)
         prefix = self.prefix if self.prefix == other.prefix else ""
         return Plan(tuple(weights.values()), kept, prefix)
-
-    def check_finite(self, params: Any) -> None:
-        """Raises for an analog weight that is NaN or infinite.
-
-        Args:
-          params: `params`, with or without the prefix; what is traced has no values to
-            look at, and passes.
-
-        Raises:
-          ValueError: naming the first such weight.
-        """
-        present = paths.leaves(params)
-        for weight in self.weights:
-            local = weight.path.removeprefix(f"{self.prefix}/")
-            leaf = present.get(weight.path, present.get(local))
-            if not isinstance(leaf, jax.Array | np.ndarray) or isinstance(leaf, Tracer):
-                continue
-            count = int(jnp.sum(~jnp.isfinite(jnp.asarray(leaf))))
-            if count:
-                raise ValueError(
-                    f"{weight.path}: {count} of {leaf.size} weights are NaN or "
-                    "infinite. Look for a diverged training step, and go on from an "
-                    "earlier checkpoint"
-                )
 
     def check_weights(self, params: Any) -> None:
         """Raises unless a tree holds every analog weight, in the planned shape.

@@ -7,6 +7,7 @@ import sys
 from collections.abc import Sequence
 
 from hwtrain.cli.errors import BadInputError, print_error
+from hwtrain.cli.interruption import interruptible
 from hwtrain.cli.parser import make_parser
 
 
@@ -25,9 +26,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     words = list(sys.argv[1:] if arguments is None else arguments)
     options = make_parser().parse_args(words)
     try:
-        # Not before, because it loads JAX and Flax, and help should come at once.
-        command = importlib.import_module(f"hwtrain.cli.{options.command}")
-        return command.main(options)
+        with interruptible(gently=options.command == "train") as options.stop:
+            # Not before, because it loads JAX and Flax, and help should come at once.
+            command = importlib.import_module(f"hwtrain.cli.{options.command}")
+            return command.main(options)
     except BadInputError as error:
         print_error(f"error: {error}")
         return 2

@@ -10,6 +10,8 @@ from hwtrain.checkpoint import HardwareCheckpointError
 from hwtrain.cli.errors import bad_input
 from hwtrain.training import folder
 from hwtrain.training.checkpoints import DamagedCheckpointError
+from hwtrain.training.comparison import stop_if_asked
+from hwtrain.training.divergence import DivergedError
 
 
 def main(options: argparse.Namespace) -> int:
@@ -18,16 +20,19 @@ def main(options: argparse.Namespace) -> int:
     out = options.out or Path("runs") / options.config.stem
     keep = {"resume": options.resume, "overwrite": options.overwrite}
     source = options.config.parent
+    stop_if_asked(options.stop)
     with bad_input():
         config = training.read_config(options.config, options.overrides)
         continued = folder.open_folder(out, config, **keep)
         prepare, run = training.job_of(config)
         ready = prepare(config, source)
+        stop_if_asked(options.stop)
         if not continued:
             folder.make_folder(out, config, source)
     verb = "Continuing in" if continued else "Writing to"
     console.print(f"{verb} {out}", soft_wrap=True, highlight=False)
     # Not every ValueError: one out of a training run would be a defect, to be traced.
-    with bad_input(HardwareCheckpointError, DamagedCheckpointError, OSError):
-        run(config, ready, out, console=console)
+    expected = (HardwareCheckpointError, DamagedCheckpointError, DivergedError, OSError)
+    with bad_input(*expected):
+        run(config, ready, out, console=console, stop=options.stop)
     return 0

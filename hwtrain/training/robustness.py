@@ -18,10 +18,19 @@ from hwtrain.chips import chip_key
 from hwtrain.mismatch.generator import sigma_rule_in_words
 from hwtrain.plan import Plan
 from hwtrain.training import linen, nnx, report
-from hwtrain.training.comparison import accuracy, train_seed
+from hwtrain.training.comparison import accuracy, stop_if_asked, train_seed
+from hwtrain.training.disk import writing
 from hwtrain.training.folder import write_json
 from hwtrain.training.functional import Functional, Params
-from hwtrain.training.loop import Split, Step, cross_entropy, init_state, make_step
+from hwtrain.training.loop import (
+    Split,
+    Step,
+    Stop,
+    cross_entropy,
+    init_state,
+    make_step,
+    never,
+)
 from hwtrain.training.mismatch_config import MismatchConfig
 from hwtrain.training.optimisation import base_optimizer, learning_rate
 from hwtrain.training.preparation import load_data
@@ -100,7 +109,12 @@ def prepare_contest(config: MismatchConfig, folder: Path) -> Contest:
 
 
 def contest(
-    config: MismatchConfig, ready: Contest, out: Path, *, console: Console
+    config: MismatchConfig,
+    ready: Contest,
+    out: Path,
+    *,
+    console: Console,
+    stop: Stop = never,
 ) -> list[Accuracies]:
     """Trains in each way, from the same initial parameters, and compares on chips.
 
@@ -112,6 +126,7 @@ def contest(
       ready: what it names, from `prepare_contest`.
       out: the run's folder. What is done there is not done again.
       console: where progress and the table are shown.
+      stop: whether to stop, as for `compare`.
 
     Returns:
       The results: for each deviation and way to train.
@@ -127,13 +142,14 @@ def contest(
                 out / name.replace(" ", "-") / f"seed_{seed}",
                 f"{name}, seed {seed}",
                 console,
+                stop,
             )
             for seed in config.training.seeds
         ]
         for name, step in ready.steps.items()
     }
     with console.status("evaluating on chips"):
-        results = on_chips(config, ready, trained)
+        results = on_chips(config, ready, trained, stop)
     title = report.headline(results, mode="frozen chips")
     rule = config.mismatch.sigma_rule
     words = sigma_rule_in_words(max(config.evaluation.percent_deviation), rule)
@@ -146,7 +162,8 @@ def contest(
         **report.as_data(results),
     }
     write_json(out / "results.json", data)
-    report.plot(results, out / "results.png", title=title)
+    with writing(out / "results.png"):
+        report.plot(results, out / "results.png", title=title)
     console.print(f"\n{title}\n{words}", soft_wrap=True, highlight=False)
     console.print(report.table(results))
     console.print(f"results.json, results.png and checkpoints lie in {out}")
@@ -154,7 +171,10 @@ def contest(
 
 
 def on_chips(
-    config: MismatchConfig, ready: Contest, trained: dict[str, list[Params]]
+    config: MismatchConfig,
+    ready: Contest,
+    trained: dict[str, list[Params]],
+    stop: Stop = never,
 ) -> list[Accuracies]:
     """Returns the accuracy of trained models on frozen chips.
 
@@ -162,6 +182,7 @@ def on_chips(
       config: the configuration.
       ready: from `prepare_contest`.
       trained: for each way to train the parameters of every seed.
+      stop: whether to stop, asked before each way and deviation.
     """
     rule = config.mismatch.sigma_rule
     keys = jax.vmap(chip_key)(jnp.arange(config.evaluation.chips))
@@ -179,6 +200,7 @@ def on_chips(
         generate = mismatch.mismatch_generator(ready.prototype, level, rule)
         chips = jax.jit(jax.vmap(generate, in_axes=(None, 0)))
         for name, seeds in trained.items():
+            stop_if_asked(stop)
             values = [accuracies(chips(params, keys), ready.test) for params in seeds]
             results.append(
                 Accuracies(

@@ -108,7 +108,7 @@ def inspect_plan(found: Plan, params: Any) -> Inspection:
       params: the parameters.
     """
     values = paths.leaves(meta.unbox(params))
-    found.check_finite(meta.unbox(params))
+    paths.require_finite(meta.unbox(params))
     return Inspection(
         rows=tuple(columns(weight, found, values) for weight in found.weights),
         digital=tuple((entry.path, entry.reason) for entry in found.digital),

@@ -259,6 +259,9 @@ def test_an_interrupt_says_how_to_resume(tmp_path, monkeypatch, capsys):
 
 def test_an_impossible_folder_is_one_line(tmp_path, capsys):
     (tmp_path / "file").write_text("")
-    out = str(tmp_path / "file" / "run")
-    assert cli.main(["train", str(CONFIG), "--out", out]) == 2
-    assert capsys.readouterr().err.count("\n") == 1
+    for out in (tmp_path / "file" / "run", tmp_path / "file" / "a" / "run"):
+        assert cli.main(["train", str(CONFIG), "--out", str(out)]) == 2
+        assert capsys.readouterr().err == (
+            f"hwtrain: error: {out}: cannot be made, because {tmp_path / 'file'} is a "
+            "file; name another folder\n"
+        )
