@@ -10,6 +10,7 @@ from hwtrain.hardware import from_dict, to_dict
 from hwtrain.training.config import Config
 from hwtrain.training.disk import writing
 from hwtrain.training.mismatch_config import MismatchConfig, kind_of
+from hwtrain.training.reading import parsed
 from hwtrain.version import __version__
 
 CONFIG_FILE = "config.json"
@@ -145,7 +146,7 @@ def write_json(path: Path, data: Any) -> None:
 def _read_config(path: Path) -> Config | MismatchConfig:
     """Returns the configuration of the run that lies beside `path`."""
     try:
-        data = json.loads(path.read_text(encoding="utf-8"))
+        data = parsed(json.loads, path.read_text(encoding="utf-8"))
         return from_dict(kind_of(data), data)
     except ValueError as error:
         reason = str(error).splitlines()[0]
