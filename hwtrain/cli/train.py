@@ -12,6 +12,8 @@ from hwtrain.training import folder
 from hwtrain.training.checkpoints import DamagedCheckpointError
 from hwtrain.training.comparison import stop_if_asked
 from hwtrain.training.divergence import DivergedError
+from hwtrain.training.reading import located
+from hwtrain.training.source import EntryError
 
 
 def main(options: argparse.Namespace) -> int:
@@ -25,7 +27,10 @@ def main(options: argparse.Namespace) -> int:
         config = training.read_config(options.config, options.overrides)
         continued = folder.open_folder(out, config, **keep)
         prepare, run = training.job_of(config)
-        ready = prepare(config, source)
+        try:
+            ready = prepare(config, source)
+        except EntryError as error:
+            raise located(error, options.config, options.overrides) from error
         stop_if_asked(options.stop)
         if not continued:
             folder.make_folder(out, config, source)

@@ -185,15 +185,15 @@ class Config:
     def _check(self) -> Self:
         if self.hardware.mismatch is None:
             raise ValueError(
-                "expected a table [hardware.mismatch], because evaluation.mismatch_std "
-                "varies its std_dev; got none. Write for example "
-                'type = "add_normal" and std_dev = 0.1 in it'
+                "hardware.mismatch: expected a table [hardware.mismatch], because "
+                "evaluation.mismatch_std varies its std_dev; got none. Write for "
+                'example type = "add_normal" and std_dev = 0.1 in it'
             )
         if self.hardware.converter is None:
             raise ValueError(
-                "expected a table [hardware.converter], because the export turns "
-                "weights into conductances with it; got none. Write for example "
-                'type = "single_pair" in it'
+                "hardware.converter: expected a table [hardware.converter], because "
+                "the export turns weights into conductances with it; got none. Write "
+                'for example type = "single_pair" in it'
             )
         if not self.hardware.frozen:
             raise ValueError(

@@ -72,7 +72,7 @@ class MismatchConfig:
         for name in ("objective", "noise_schedule"):
             if getattr(self.training, name) is not None:
                 raise ValueError(
-                    f"training.{name} does nothing beside a table [mismatch]; the "
+                    f"training.{name}: does nothing beside a table [mismatch]; the "
                     "third model's objective is the table [objective]"
                 )
         return self

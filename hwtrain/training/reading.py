@@ -16,6 +16,7 @@ import pydantic
 from hwtrain.hardware import from_dict
 from hwtrain.training.config import Config
 from hwtrain.training.mismatch_config import MismatchConfig, kind_of
+from hwtrain.training.source import EntryError
 
 _EXPECTED = {
     "string_pattern_mismatch": '"path/to/file.py:function" or "module:function"',
@@ -198,12 +199,49 @@ def _one_line(
     details = sorted(error.errors(), key=lambda detail: detail["type"] == "missing")
     detail = details[0]
     keys = _key_path(detail["loc"], data)
+    # What is said of the whole names its key itself.
+    named = keys or _words(detail["msg"])
+    place = _place(file, origin, named)
+    more = f" (and {len(details) - 1} more)" if len(details) > 1 else ""
+    return f"{place}: {_explain(kind, detail, keys)}{more}"
+
+
+def _words(message: str) -> tuple[str, ...]:
+    """Returns the key that a message begins with."""
+    key = message.removeprefix("Value error, ").partition(":")[0]
+    return tuple(key.split("."))
+
+
+def _place(
+    file: str, origin: Mapping[tuple[str, ...], str], keys: tuple[str, ...]
+) -> str:
+    """Returns where an entry was given: the file, or the override."""
     place = file
     for start, override in origin.items():
         if keys[: len(start)] == start or start[: len(keys)] == keys != ():
             place = _shown(override)
-    more = f" (and {len(details) - 1} more)" if len(details) > 1 else ""
-    return f"{place}: {_explain(kind, detail, keys)}{more}"
+    return place
+
+
+def located(
+    error: EntryError, path: str | Path, overrides: Sequence[str] = ()
+) -> ValueError:
+    """Returns the error of an entry with the place where it was given, in one line.
+
+    >>> str(located(EntryError("model", "none"), "run.toml", ['model="a.py:b"']))
+    '--set model="a.py:b": model: none'
+
+    Args:
+      error: what is wrong.
+      path: the file.
+      overrides: as `read_config` takes them.
+    """
+    keys = {
+        tuple(key.strip() for key in override.partition("=")[0].split(".")): override
+        for override in overrides
+    }
+    place = _place(str(path), keys, tuple(error.key.split(".")))
+    return ValueError(f"{place}: {error}")
 
 
 def _key_path(loc: tuple[int | str, ...], data: Any) -> tuple[str, ...]:

@@ -1,7 +1,7 @@
 """A job: train plain, with mismatch and robustly, and compare on frozen chips."""
 
 import dataclasses
-import inspect
+import functools
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -17,7 +17,7 @@ from hwtrain import mismatch, objectives, paths
 from hwtrain.chips import chip_key
 from hwtrain.mismatch.generator import sigma_rule_in_words
 from hwtrain.plan import Plan
-from hwtrain.training import linen, nnx, report
+from hwtrain.training import report
 from hwtrain.training.comparison import accuracy, stop_if_asked, train_seed
 from hwtrain.training.disk import writing
 from hwtrain.training.folder import write_json
@@ -33,9 +33,9 @@ from hwtrain.training.loop import (
 )
 from hwtrain.training.mismatch_config import MismatchConfig
 from hwtrain.training.optimisation import base_optimizer, learning_rate
-from hwtrain.training.preparation import load_data
+from hwtrain.training.preparation import build_plain, check_step, load_data
 from hwtrain.training.report import PLAIN, WITH_MISMATCH, Accuracies
-from hwtrain.training.source import named, resolve
+from hwtrain.training.source import EntryError, named
 from hwtrain.version import __version__
 
 
@@ -73,13 +73,10 @@ def prepare_contest(config: MismatchConfig, folder: Path) -> Contest:
     report.require_matplotlib()
     training, rule = config.training, config.mismatch.sigma_rule
     train, test = load_data(config.data, training.batch_size, folder)
-    factory = resolve(config.model, folder)
+    frontend, factory, plain = build_plain(config, train, folder)
     deviation = config.mismatch.percent_deviation
-    with named(config.model):
-        takes_rngs = "rngs" in inspect.signature(factory).parameters
-        frontend = nnx if takes_rngs else linen
+    with named("mismatch", config.model):
         example = train.inputs[:1]
-        plain = frontend.plain(factory, example)
         prototype = _prototype(plain, config.mismatch.digital)
         noisy = frontend.deviating(factory, prototype, deviation, rule, example)
     optimizer = base_optimizer(training, learning_rate(training), folder)
@@ -87,17 +84,16 @@ def prepare_contest(config: MismatchConfig, folder: Path) -> Contest:
         PLAIN: make_step(plain, optimizer, cross_entropy),
         WITH_MISMATCH: make_step(noisy, optimizer, cross_entropy),
     }
+    for step in steps.values():
+        check_step(training, plain, optimizer, step, train)
     objective = config.objective
     if objective is not None:
-        robust = _robust(objective)
-        steps[objective.type] = make_step(
-            plain, optimizer, cross_entropy, robust=robust
+        without = functools.partial(
+            make_step, plain, loss=cross_entropy, robust=_robust(objective)
         )
-    order = jnp.zeros((1, training.batch_size), jnp.int32)
-    for name, step in steps.items():
-        state = jax.eval_shape(lambda: init_state(plain.init(0), optimizer))
-        with named(f"{config.model}, trained {name},"):
-            jax.eval_shape(step, state, train, order, jax.random.key(0))
+        step = without(optimizer=optimizer)
+        check_step(training, plain, optimizer, step, train, without, "objective")
+        steps[objective.type] = step
     return Contest(
         plain=plain,
         prototype=prototype,
@@ -222,13 +218,14 @@ def _prototype(model: Functional, digital: tuple[str, ...]) -> paths.Tree:
     for pattern in digital:
         matching = {path for path in chosen if re.fullmatch(pattern, path)}
         if not matching:
-            raise ValueError(
-                f"mismatch.digital: the pattern {pattern!r} matches nothing that would "
-                f"deviate: {sorted(chosen)}"
+            raise EntryError(
+                "mismatch.digital",
+                f"the pattern {pattern!r} matches nothing that would deviate: "
+                f"{sorted(chosen)}",
             )
         chosen -= matching
     if not chosen:
-        raise ValueError("mismatch.digital: nothing is left that deviates")
+        raise EntryError("mismatch.digital", "nothing is left that deviates")
     return paths.map_leaves(lambda path, leaf: path in chosen, params)
 
 
@@ -239,6 +236,6 @@ def _robust(
         try:
             return objectives.robust(loss, Plan(()), objective, outputs=outputs)
         except ValueError as error:
-            raise ValueError(f"objective: {error}") from error
+            raise EntryError("objective", str(error)) from error
 
     return robust
