@@ -13,7 +13,7 @@ LAYERS = [
     {"physics"},
     {"hardware"},
     {"plan"},
-    {"clip_bounds"},
+    {"clip_bounds", "training_noise"},
     {"crossbar", "conductances"},
     {"chips", "mismatch", "optim"},
     {"programming"},

@@ -30,6 +30,7 @@ from hwtrain.training.loop import (
 from hwtrain.training.preparation import Preparation, chip_hardware
 from hwtrain.training.progress import show_progress
 from hwtrain.training.report import HARDWARE_AWARE, PLAIN, Accuracies
+from hwtrain.training_noise import quiet_training
 from hwtrain.version import __version__
 
 _MODE = "chip_mode"
@@ -64,6 +65,9 @@ def compare(
       OSError: if something cannot be written, naming it and the free space.
       KeyboardInterrupt: if `stop` said so; a checkpoint is saved before.
     """
+    quiet = quiet_training(ready.plan)
+    if quiet is not None and config.training.objective is None:
+        _say(console, f"note: {quiet}")
     trained = {
         name: _train(config, ready, name, out, console, stop)
         for name in (PLAIN, HARDWARE_AWARE)

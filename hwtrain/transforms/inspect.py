@@ -10,10 +10,12 @@ import numpy as np
 from flax import nnx
 from flax.core import meta
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from hwtrain import paths
 from hwtrain.plan import Plan
+from hwtrain.training_noise import quiet_training
 from hwtrain.transforms.analogize import plan as plan_of
 from hwtrain.transforms.columns import columns
 from hwtrain.transforms.weight_side import local
@@ -27,11 +29,13 @@ class Inspection:
       rows: for every analog weight, its columns by name.
       digital: for every other parameter, its path and why it stays digital.
       totals: numbers of tiles, of devices, and of analog and digital weights.
+      note: what to know of the whole, such as that training draws nothing; or empty.
     """
 
     rows: tuple[dict[str, str], ...]
     digital: tuple[tuple[str, str], ...]
     totals: dict[str, int]
+    note: str = ""
 
     def tables(self) -> Iterator[Table | str]:
         """Yields what rich prints: the tables, and the totals as a line.
@@ -62,6 +66,8 @@ class Inspection:
                 table.add_row(path, reason)
             yield table
         yield ", ".join(f"{name}: {n:,}" for name, n in self.totals.items())
+        if self.note:
+            yield escape(self.note)
 
     def __str__(self) -> str:
         """Returns the tables as text."""
@@ -113,6 +119,7 @@ def inspect_plan(found: Plan, params: Any) -> Inspection:
         rows=tuple(columns(weight, found, values) for weight in found.weights),
         digital=tuple((entry.path, entry.reason) for entry in found.digital),
         totals=_totals(found, values),
+        note=quiet_training(found) or "",
     )
 
 
