@@ -12,6 +12,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from rich.table import Table
 
 from hwtrain import paths
 from hwtrain.hardware import Hardware, MappingParameter
@@ -19,6 +20,7 @@ from hwtrain.physics import tiling
 from hwtrain.physics.convolution import Window, unpack
 from hwtrain.physics.dynapsim import quantity_of
 from hwtrain.physics.random import draw_name, stable_hash
+from hwtrain.tables import as_text, table, tables_of
 
 OWNERS = ("kernel", "embedding", "lora_a", "lora_b")
 """Names of arrays in layers that leaves may lie beside."""
@@ -312,6 +314,28 @@ class AnalogWeight:
         return scale
 
 
+def _row(weight: AnalogWeight) -> dict[str, str]:
+    """Returns the columns of a weight in the table of its plan."""
+    parts = [
+        f"{field.name} {getattr(part, 'type', '')}".rstrip()
+        for field in dataclasses.fields(weight.hardware)
+        if (part := getattr(weight.hardware, field.name)) is not None
+    ]
+    rows, columns = weight.tiles
+    return {
+        "weight": weight.path,
+        "layer": weight.layer or "parameter",
+        "kind": weight.kind,
+        "shape": "x".join(map(str, weight.shape)),
+        "stack": "x".join(map(str, weight.stack)) or "none",
+        "row axes": ", ".join(map(str, weight.rows)),
+        "column axes": ", ".join(map(str, weight.columns)),
+        "tiles": f"{rows}x{columns}",
+        "hardware": ", ".join(parts) or "ideal",
+        "by": weight.rule,
+    }
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Digital:
     """A parameter that stays digital, and why."""
@@ -327,6 +351,8 @@ class Plan(Mapping[str, AnalogWeight]):
     >>> Plan((), (Digital(path="norm/scale", reason="normalisation is digital"),))
     Plan(weights=(), digital=(Digital(path='norm/scale',
          reason='normalisation is digital'),), prefix='')
+
+    `print` shows it as a table.
 
     Attributes:
       weights: the analog weights, in the order of the model's parameters.
@@ -347,6 +373,21 @@ class Plan(Mapping[str, AnalogWeight]):
                     f"the draws {other!r} and {name!r} have the same hash and would "
                     "share their noise; rename one of the two layers"
                 )
+
+    def __str__(self) -> str:
+        """Returns the tables of weights and of digital parameters as text."""
+        return as_text(self._tables())
+
+    def _tables(self) -> Iterator[Table | str]:
+        yield from tables_of([_row(weight) for weight in self.weights], "Analog")
+        if self.digital:
+            found = table("parameter", "why", title="Digital")
+            for entry in self.digital:
+                found.add_row(entry.path, entry.reason)
+            yield found
+        count = f"analog weights: {len(self.weights)}"
+        count += f", digital parameters: {len(self.digital)}"
+        yield f"{count}, prefix: {self.prefix}" if self.prefix else count
 
     def __getitem__(self, path: str) -> AnalogWeight:
         """Returns the analog weight at a path."""
