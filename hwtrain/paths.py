@@ -11,6 +11,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.core import Tracer
 
 Tree = Any
 
@@ -61,9 +62,7 @@ def require_finite(tree: Tree) -> None:
     for path, leaf in leaves(tree).items():
         if not isinstance(leaf, jax.Array | np.ndarray):
             continue
-        if isinstance(leaf, jax.core.Tracer) or not jnp.issubdtype(
-            leaf.dtype, jnp.inexact
-        ):
+        if isinstance(leaf, Tracer) or not jnp.issubdtype(leaf.dtype, jnp.inexact):
             continue
         count = int(jnp.sum(~jnp.isfinite(leaf)))
         if count:

@@ -149,4 +149,5 @@ def restore_latest(manager: ocp.CheckpointManager, state: TrainState) -> TrainSt
         paths.require_finite(restored.params)
     except ValueError as error:
         raise DamagedCheckpointError(f"{folder}: {error}; {way_out}") from error
-    return TrainState(*restored, jnp.zeros((), jnp.int32))
+    none = jnp.zeros((), jnp.int32)
+    return TrainState(restored.step, restored.params, restored.opt_state, none)

@@ -14,7 +14,6 @@ from hwtrain import checkpoint, evaluate, paths
 from hwtrain.physics.fast_random import fast_prng
 from hwtrain.training import checkpoints, report
 from hwtrain.training.config import Config, TrainingParameter
-from hwtrain.training.disk import writing
 from hwtrain.training.divergence import diverged
 from hwtrain.training.folder import write_json
 from hwtrain.training.functional import Params
@@ -310,8 +309,7 @@ def _write_results(config: Config, results: list[Accuracies], out: Path) -> None
     }
     write_json(out / "results.json", data)
     title = report.headline(results, mode=_MODE)
-    with writing(out / "results.png"):
-        report.plot(results, out / "results.png", title=title)
+    report.plot(results, out / "results.png", title=title)
 
 
 def _show_results(

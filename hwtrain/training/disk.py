@@ -4,7 +4,7 @@ import os
 import re
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 
@@ -35,6 +35,32 @@ def writing(
         raise OSError(
             f"{path}: could not be written: {reason}, {_free(path)} free there; {hint}"
         ) from error
+
+
+@contextmanager
+def complete(path: Path) -> Iterator[Path]:
+    """Gives a hidden path to write a file to, which is `path` when all is written.
+
+    >>> import tempfile
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     with complete(Path(folder) / "a.txt") as partial:
+    ...         _ = partial.write_text("all")
+    ...     os.listdir(folder)
+    ['a.txt']
+
+    Raises:
+      OSError: if it cannot be written; what was there before is left as it is.
+    """
+    partial = path.with_name(f".{path.name}.partial")
+    try:
+        with writing(path):
+            yield partial
+            partial.replace(path)
+    except BaseException:
+        # The first error is told, not that there is nothing to remove.
+        with suppress(OSError):
+            partial.unlink()
+        raise
 
 
 def _reason(error: BaseException | None) -> str | None:

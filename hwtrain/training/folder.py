@@ -1,6 +1,5 @@
 """The folder of a run: made once, continued or replaced only when asked to."""
 
-import contextlib
 import json
 import shutil
 from pathlib import Path
@@ -8,7 +7,7 @@ from typing import Any
 
 from hwtrain.hardware import from_dict, to_dict
 from hwtrain.training.config import Config
-from hwtrain.training.disk import writing
+from hwtrain.training.disk import complete, writing
 from hwtrain.training.mismatch_config import MismatchConfig, kind_of
 from hwtrain.training.reading import parsed
 from hwtrain.version import __version__
@@ -130,17 +129,9 @@ def read_run(path: Path) -> tuple[Config, Path]:
 
 def write_json(path: Path, data: Any) -> None:
     """Writes a JSON file that is complete or not there."""
-    partial = path.with_name(f".{path.name}.partial")
     text = json.dumps(data, indent=2, ensure_ascii=False) + "\n"
-    try:
-        with writing(path):
-            partial.write_text(text, encoding="utf-8")
-            partial.replace(path)
-    except BaseException:
-        # A path below a file cannot be there; the first error is the one to tell.
-        with contextlib.suppress(OSError):
-            partial.unlink()
-        raise
+    with complete(path) as partial:
+        partial.write_text(text, encoding="utf-8")
 
 
 def _read_config(path: Path) -> Config | MismatchConfig:

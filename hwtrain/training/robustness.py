@@ -19,7 +19,6 @@ from hwtrain.mismatch.generator import sigma_rule_in_words
 from hwtrain.plan import Plan
 from hwtrain.training import report
 from hwtrain.training.comparison import accuracy, stop_if_asked, train_seed
-from hwtrain.training.disk import writing
 from hwtrain.training.folder import write_json
 from hwtrain.training.functional import Functional, Params
 from hwtrain.training.loop import (
@@ -158,8 +157,7 @@ def contest(
         **report.as_data(results),
     }
     write_json(out / "results.json", data)
-    with writing(out / "results.png"):
-        report.plot(results, out / "results.png", title=title)
+    report.plot(results, out / "results.png", title=title)
     console.print(f"\n{title}\n{words}", soft_wrap=True, highlight=False)
     console.print(report.table(results))
     console.print(f"results.json, results.png and checkpoints lie in {out}")

@@ -10,9 +10,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from hwtrain.training import checkpoints, disk
+from hwtrain.training import checkpoints, disk, report
 from hwtrain.training.folder import write_json
 from hwtrain.training.loop import TrainState
+from hwtrain.training.report import Accuracies
 
 
 def state(step, size=40_000):
@@ -95,3 +96,11 @@ def test_json_is_complete_or_not_there(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(OSError, match="file/x.json: could not be written: Not a dir"):
         write_json(tmp_path / "file" / "x.json", 1)
+
+
+def test_a_plot_is_complete_or_not_there(tmp_path):
+    results = [Accuracies(model="plain", mismatch_std=0.1, values=np.ones((2, 2)))]
+    with pytest.raises(OSError, match="a.png: could not be written: File too large"):
+        with largest_file(2000):
+            report.plot(results, tmp_path / "a.png", title="title")
+    assert not list(tmp_path.iterdir())
