@@ -3,6 +3,7 @@
 import importlib
 import io
 import shlex
+import signal
 import sys
 from collections.abc import Sequence
 
@@ -36,6 +37,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print_error(_interrupted(words))
         return 130
+
+
+def run() -> int:
+    """Runs the command as a program that ends with it, and returns its exit status.
+
+    While Python takes itself down, another Ctrl-C would come up in whatever is called.
+    """
+    try:
+        return main()
+    finally:
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 def _interrupted(words: Sequence[str]) -> str:

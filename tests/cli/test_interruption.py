@@ -1,5 +1,6 @@
 """Ctrl-C: the first saves and says how to go on, the second stops at once."""
 
+import contextlib
 import os
 import shutil
 import signal
@@ -13,6 +14,7 @@ import chex
 import pytest
 
 from hwtrain import checkpoint, cli
+from hwtrain.cli import command_line
 from hwtrain.cli.interruption import interruptible
 from hwtrain.training import comparison
 
@@ -128,6 +130,22 @@ def test_a_handler_of_a_program_around_is_left_alone():
     thread = threading.Thread(target=lambda: interruptible(gently=True).__enter__())
     thread.start()
     thread.join()
+
+
+@pytest.mark.parametrize("raised", [None, SystemExit(0)])
+def test_a_program_that_ends_is_ended_by_the_next(monkeypatch, raised):
+    """Not by an error that comes up while Python takes itself down."""
+
+    def main():
+        if raised is not None:
+            raise raised
+        return 130
+
+    monkeypatch.setattr(command_line, "main", main)
+    with contextlib.suppress(SystemExit):
+        assert cli.run() == 130
+    assert signal.getsignal(signal.SIGINT) is signal.SIG_DFL
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def test_the_second_stops_at_once_also_in_compiled_code():
