@@ -17,7 +17,7 @@ from hwtrain.checkpoint import HardwareCheckpoint
 from hwtrain.chips import chip_key, with_chip_keys, with_nominal_scales
 from hwtrain.clip_bounds import with_clipped
 from hwtrain.evaluate.measured import are_measured, as_they_are
-from hwtrain.hardware.configuration import MOST_CHIPS
+from hwtrain.hardware.configuration import MOST, MOST_CHIPS
 from hwtrain.physics.random import as_key, draw_key
 from hwtrain.plan import Plan
 from hwtrain.programming import program_chip
@@ -211,10 +211,10 @@ def _times(times_s: Sequence[float] | None, plan: Plan) -> tuple[float, ...]:
     if times_s is None:
         return (0.0,)
     times = tuple(float(t_s) for t_s in times_s) if np.ndim(times_s) == 1 else ()
-    if not times or not all(0 <= t_s < np.inf for t_s in times):
+    if not times or not all(0 <= t_s <= MOST for t_s in times):
         raise ValueError(
-            "times_s must be seconds since programming, at least one, none negative; "
-            f"got {times_s!r}. Zero is just after programming"
+            "times_s must be seconds since programming, at least one, none negative "
+            f"or beyond {MOST:g}; got {times_s!r}. Zero is just after programming"
         )
     if all(weight.hardware.noise_model is None for weight in plan.weights):
         raise ValueError(

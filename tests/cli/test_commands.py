@@ -257,6 +257,11 @@ def test_calibrate_sets_ranges_to_the_largest_inputs(run, tmp_path, hwtrain):
         (["evaluate", "{run}", "--sensitivity", "--times", "0", "9"], "one of --times"),
         (["evaluate", "{run}", "--times", "10"], "times_s=[10.0] would cha"),
         (["export", "{run}", "new", "--chips", "1000000000000"], "at most 1000000"),
+        (
+            ["calibrate", "{run}", "new", "--batches", f"{10**21}"],
+            "--batches: expected",
+        ),
+        (["evaluate", "{run}", "--times", "1e300"], "or beyond 1e+12; got [1e+300]"),
     ],
 )
 def test_bad_input_is_one_line_and_nothing_is_written(
