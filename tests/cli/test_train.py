@@ -2,6 +2,7 @@
 
 import json
 import os
+import resource
 import shutil
 import signal
 import subprocess
@@ -403,6 +404,30 @@ def test_a_damaged_checkpoint_is_one_line_and_a_terminal_without_sigma_is_fine(
     resumed = hwtrain(tmp_path, *words, "--resume")
     assert resumed.returncode == 0, resumed.stderr
     assert "hardware-aware, seed 0: continuing from step 20" in resumed.stdout
+
+
+@pytest.mark.nightly
+def test_a_full_disk_is_one_line_and_the_run_goes_on(tmp_path):
+    """No file of the process grows beyond a size: checkpoints are larger."""
+    words = ["--set", "training.steps=40", "--set", "training.checkpoint_every=20"]
+    words += ["--out", "run"]
+    env = {name: value for name, value in environment().items() if "CACHE" not in name}
+    options: dict[str, Any] = {"cwd": tmp_path, "capture_output": True, "text": True}
+
+    def small_files():
+        resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000))
+
+    for more in ([], ["--resume"]):
+        full = subprocess.run(
+            command(*words, *more), env=env, preexec_fn=small_files, **options
+        )
+        assert full.returncode == 2
+        assert full.stderr.count("\n") == 1, full.stderr
+        assert full.stderr.startswith("hwtrain: error: ")
+        said = "run/plain/seed_0: could not be written: File too large, "
+        assert said in full.stderr and "B free there" in full.stderr
+    resumed = subprocess.run(command(*words, "--resume"), env=env, **options)
+    assert resumed.returncode == 0 and resumed.stderr == "", resumed.stderr
 
 
 def test_an_interrupt_says_how_to_resume(tmp_path, monkeypatch, capsys):
