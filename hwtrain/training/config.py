@@ -28,6 +28,15 @@ Seed = Annotated[int, Field(ge=0, lt=2**32)]
 Source = Annotated[str, Field(pattern=r"^.+:[A-Za-z_]\w*$")]
 
 
+def _distinct(seeds: tuple[int, ...]) -> tuple[int, ...]:
+    if len(set(seeds)) < len(seeds):
+        raise ValueError(f"expected seeds that differ, got {list(seeds)}")
+    return seeds
+
+
+_Seeds = Annotated[tuple[Seed, ...], Field(min_length=1), AfterValidator(_distinct)]
+
+
 def _pairs(value: Any) -> Any:
     return tuple(value.items()) if isinstance(value, dict) else value
 
@@ -99,7 +108,7 @@ class TrainingParameter:
     'cosine'
     """
 
-    seeds: Annotated[tuple[Seed, ...], Field(min_length=1)] = (0,)
+    seeds: _Seeds = (0,)
     """Training seeds: each gives initial parameters, order of the data and noise."""
     steps: Size
     """Updates for each model and seed."""
@@ -122,14 +131,6 @@ class TrainingParameter:
     third."""
     checkpoint_every: Size = 500
     """Updates between two checkpoints. The last update is always saved."""
-
-    @model_validator(mode="after")
-    def _check(self) -> Self:
-        if len(set(self.seeds)) < len(self.seeds):
-            raise ValueError(
-                f"expected seeds that differ from each other, got {list(self.seeds)}"
-            )
-        return self
 
 
 @dataclass(frozen=True, kw_only=True, config=CONFIG)

@@ -341,6 +341,17 @@ def test_a_run_whose_recipe_is_gone_names_its_file(run, tmp_path, capsys):
     assert error.count("\n") == 1
 
 
+def test_a_learned_clip_is_trained_exported_and_evaluated(train_words, tmp_path):
+    """The export holds the clipped weights, which are not those that were trained."""
+    clip = ["--set", 'hardware.clip={type="learnable_per_channel"}']
+    rate = ["--set", "training.learning_rate=0.1", "--set", "training.seeds=[3]"]
+    out = tmp_path / "run"
+    assert cli.main([*train_words, str(out), *clip, *rate]) == 0
+    kept = checkpoint.load(out / "export" / "seed_3").params["hidden_0"]
+    assert (abs(kept["kernel"]).max(0) <= kept["clip_bound"][0] * (1 + 1e-6)).all()
+    assert cli.main(["evaluate", str(out / "export" / "seed_3"), "--chips", "1"]) == 0
+
+
 def test_an_existing_run_is_left_alone(tmp_path, capsys):
     folder.make_folder(tmp_path / "run", read_config(CONFIG), ROOT)
     assert cli.main(["train", str(CONFIG), "--out", str(tmp_path / "run")]) == 2

@@ -54,7 +54,7 @@ def test_overrides_are_laid_over_the_file():
         ("training.steps=1.5", "training.steps: expected a whole number, got 1.5"),
         ("training.steps=0", "training.steps: expected a number greater than 0, got 0"),
         ("training.seeds=[]", "training.seeds: expected at least one entry, got []"),
-        ("training.seeds=[1, 1]", "training: expected seeds that differ"),
+        ("training.seeds=[1, 1]", "training.seeds: expected seeds that differ"),
         (
             "hardware.modifier.std_dev=-0.1",
             "hardware.modifier.std_dev: expected a number greater than or equal to 0, "
