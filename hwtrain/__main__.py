@@ -2,7 +2,7 @@
 
 import sys
 
-from hwtrain.cli import main
+from hwtrain.cli import run
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(run())

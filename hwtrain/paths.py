@@ -9,6 +9,9 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.core import Tracer
 
 Tree = Any
 
@@ -41,6 +44,32 @@ def map_leaves(function: Callable[[str, Any], Any], tree: Tree) -> Tree:
     {'hidden': {'kernel': 'hidden/kernel'}}
     """
     return jax.tree_util.tree_map_with_path(lambda k, v: function(path_of(k), v), tree)
+
+
+def require_finite(tree: Tree) -> None:
+    """Raises for an array that holds a NaN or an infinity.
+
+    What is traced, or is no array of numbers, has no values to look at, and passes.
+
+    >>> require_finite({"hidden": {"bias": np.array([0.0, np.nan])}})
+    Traceback (most recent call last):
+    ValueError: hidden/bias: 1 of 2 weights are NaN or infinite, as after a
+    training that diverged; go on from an earlier checkpoint
+
+    Raises:
+      ValueError: naming the first such array.
+    """
+    for path, leaf in leaves(tree).items():
+        if not isinstance(leaf, jax.Array | np.ndarray):
+            continue
+        if isinstance(leaf, Tracer) or not jnp.issubdtype(leaf.dtype, jnp.inexact):
+            continue
+        count = int(jnp.sum(~jnp.isfinite(leaf)))
+        if count:
+            raise ValueError(
+                f"{path}: {count} of {leaf.size} weights are NaN or infinite, as after "
+                "a training that diverged; go on from an earlier checkpoint"
+            )
 
 
 def drop(tree: Tree, keep: Callable[[str], bool], _path: str = "") -> Tree:

@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
+from rich.table import Table
 
 from hwtrain import paths
 from hwtrain.hardware import Hardware, MappingParameter
@@ -22,6 +23,7 @@ from hwtrain.physics.convolution import Window, unpack
 from hwtrain.physics.dynapsim import quantity_of
 from hwtrain.physics.input_range import PROBE_SIZE
 from hwtrain.physics.random import draw_name, stable_hash
+from hwtrain.tables import as_text, table, tables_of
 
 OWNERS = ("kernel", "embedding", "lora_a", "lora_b")
 """Names of arrays in layers that leaves may lie beside."""
@@ -393,6 +395,28 @@ def _concrete(leaf: Any) -> bool:
     return isinstance(leaf, jax.Array | np.ndarray) and not isinstance(leaf, Tracer)
 
 
+def _row(weight: AnalogWeight) -> dict[str, str]:
+    """Returns the columns of a weight in the table of its plan."""
+    parts = [
+        f"{field.name} {getattr(part, 'type', '')}".rstrip()
+        for field in dataclasses.fields(weight.hardware)
+        if (part := getattr(weight.hardware, field.name)) is not None
+    ]
+    rows, columns = weight.tiles
+    return {
+        "weight": weight.path,
+        "layer": weight.layer or "parameter",
+        "kind": weight.kind,
+        "shape": "x".join(map(str, weight.shape)),
+        "stack": "x".join(map(str, weight.stack)) or "none",
+        "row axes": ", ".join(map(str, weight.rows)),
+        "column axes": ", ".join(map(str, weight.columns)),
+        "tiles": f"{rows}x{columns}",
+        "hardware": ", ".join(parts) or "ideal",
+        "by": weight.rule,
+    }
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Digital:
     """A parameter that stays digital, and why."""
@@ -410,6 +434,8 @@ class Plan(Mapping[str, AnalogWeight]):
     >>> Plan((), (Digital(path="norm/scale", reason="normalisation is digital"),))
     Plan(weights=(), digital=(Digital(path='norm/scale',
          reason='normalisation is digital'),), prefix='', state=())
+
+    `print` shows it as a table.
 
     Attributes:
       weights: the analog weights, in the order of the model's parameters.
@@ -434,6 +460,21 @@ class Plan(Mapping[str, AnalogWeight]):
                     "share their noise; rename one of the two layers"
                 )
 
+    def __str__(self) -> str:
+        """Returns the tables of weights and of digital parameters as text."""
+        return as_text(self._tables())
+
+    def _tables(self) -> Iterator[Table | str]:
+        yield from tables_of([_row(weight) for weight in self.weights], "Analog")
+        if self.digital:
+            found = table("parameter", "why", title="Digital")
+            for entry in self.digital:
+                found.add_row(entry.path, entry.reason)
+            yield found
+        count = f"analog weights: {len(self.weights)}"
+        count += f", digital parameters: {len(self.digital)}"
+        yield f"{count}, prefix: {self.prefix}" if self.prefix else count
+
     def __getitem__(self, path: str) -> AnalogWeight:
         """Returns the analog weight at a path."""
         for weight in self.weights:
@@ -449,30 +490,6 @@ class Plan(Mapping[str, AnalogWeight]):
         prefix = self.prefix if self.prefix == other.prefix else ""
         state = tuple(dict.fromkeys((*self.state, *other.state)))
         return Plan(tuple(weights.values()), kept, prefix, state)
-
-    def check_finite(self, params: Any) -> None:
-        """Raises for an analog weight that is NaN or infinite.
-
-        Args:
-          params: `params`, with or without the prefix; what is traced has no values to
-            look at, and passes.
-
-        Raises:
-          ValueError: naming the first such weight.
-        """
-        present = paths.leaves(params)
-        for weight in self.weights:
-            local = self._local(weight.path)
-            leaf = present.get(weight.path, present.get(local))
-            if not isinstance(leaf, jax.Array | np.ndarray) or isinstance(leaf, Tracer):
-                continue
-            count = int(jnp.sum(~jnp.isfinite(jnp.asarray(leaf))))
-            if count:
-                raise ValueError(
-                    f"{weight.path}: {count} of {leaf.size} weights are NaN or "
-                    "infinite. Look for a diverged training step, and go on from an "
-                    "earlier checkpoint"
-                )
 
     def check_weights(self, params: Any) -> None:
         """Raises unless a tree holds every analog weight, in the planned shape.

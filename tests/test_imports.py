@@ -9,11 +9,11 @@ PACKAGE = ROOT / "hwtrain"
 
 # Each part may import those of earlier lines, and its own.
 LAYERS = [
-    {"version", "paths", "lazy"},
+    {"version", "paths", "lazy", "tables"},
     {"physics"},
     {"hardware"},
     {"plan"},
-    {"clip_bounds"},
+    {"clip_bounds", "training_noise"},
     {"crossbar", "conductances"},
     {"chips", "mismatch", "optim"},
     {"programming"},

@@ -9,9 +9,10 @@ import numpy as np
 import pytest
 
 import hwtrain as hw
+from hwtrain import hardware
 from hwtrain.physics.convolution import Window
 from hwtrain.physics.random import stable_hash
-from hwtrain.plan import AnalogWeight, Plan
+from hwtrain.plan import AnalogWeight, Digital, Plan
 
 
 def weight(shape, rows, columns, groups=1, **mapping):
@@ -129,3 +130,36 @@ def test_a_plan_is_a_mapping_and_hashable():
     assert hash(plan) == hash(Plan((first,)))
     with pytest.raises(KeyError):
         plan["other"]
+
+
+def test_a_printed_plan_is_a_table_and_its_repr_the_plan():
+    entry = dataclasses.replace(weight((7, 5), (0,), (1,)), path="a/kernel")
+    other = dataclasses.replace(entry, path="b/kernel", shape=(5, 600), rule="b")
+    quiet = dataclasses.replace(entry, path="c/kernel", hardware=hw.presets.pcm())
+    digital = Digital(path="norm/scale", reason="normalisation is digital")
+    plan = Plan((entry, other, quiet), (digital,), prefix="outer")
+    lines = [line for line in str(plan).splitlines() if line]
+    assert max(map(len, lines)) <= 120 and len(lines) < 30
+    cells = {
+        line.split("│")[1].strip(): [cell.strip() for cell in line.split("│")[2:-1]]
+        for line in lines
+        if "│" in line
+    }
+    assert cells["layer"] == ["Dense"] and cells["row axes"] == ["0"]
+    assert cells["a/kernel"] == ["7x5", "1x1", "mapping", ""]
+    assert cells["b/kernel"] == ["5x600", "1x2", "mapping", "b"]
+    assert cells["c/kernel"][2] == "converter single_pair, noise_model pcm_like"
+    assert cells["norm/scale"] == ["normalisation is digital"]
+    assert (
+        lines[-1].rstrip() == "analog weights: 3, digital parameters: 1, prefix: outer"
+    )
+    assert "WeightModifierParameter" not in str(plan)
+    # The plan is what its repr says, and its hash has nothing to do with the table.
+    names = vars(hardware) | {
+        "AnalogWeight": AnalogWeight,
+        "Digital": Digital,
+        "Plan": Plan,
+    }
+    again = eval(repr(plan), names | {"Window": Window})
+    assert again == plan and hash(again) == hash(plan)
+    assert str(Plan(())).strip() == "analog weights: 0, digital parameters: 0"

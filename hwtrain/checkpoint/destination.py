@@ -65,11 +65,18 @@ def new(out: str | os.PathLike[str], *, folder: bool = False) -> Iterator[Path]:
         if partial.is_dir():
             shutil.rmtree(partial, ignore_errors=True)
         else:
-            partial.unlink(missing_ok=True)
+            # What went wrong first is told, not that there is nothing to remove.
+            with contextlib.suppress(OSError):
+                partial.unlink()
 
 
 def check_free(path: Path) -> None:
-    """Raises if something lies where something shall be written."""
+    """Raises if something lies where something shall be written, or above is a file."""
+    above = next(parent for parent in path.absolute().parents if parent.exists())
+    if not above.is_dir():
+        raise HardwareCheckpointError(
+            f"{path} cannot be written, because {above} is a file; choose another path"
+        )
     if os.path.lexists(path):
         raise HardwareCheckpointError(
             f"{path} exists and is never overwritten; choose another path, or "

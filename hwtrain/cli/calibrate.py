@@ -12,6 +12,7 @@ from hwtrain import checkpoint, paths
 from hwtrain.checkpoint import destination
 from hwtrain.cli.errors import bad_input
 from hwtrain.cli.options import Model, chip_seeds, open_model, run_of
+from hwtrain.hardware.configuration import MOST_COUNTED
 from hwtrain.training.comparison import batches
 from hwtrain.transforms import calibrate
 
@@ -21,8 +22,9 @@ def main(options: argparse.Namespace) -> int:
     console = Console()
     with bad_input():
         destination.check_free(options.out)
-        if options.batches is not None and options.batches < 1:
-            raise ValueError(f"--batches: expected at least 1, got {options.batches}")
+        if options.batches is not None and not 1 <= options.batches <= MOST_COUNTED:
+            bound = "least 1" if options.batches < 1 else f"most {MOST_COUNTED}"
+            raise ValueError(f"--batches: expected at {bound}, got {options.batches}")
         seeds = chip_seeds(options) or []
         model = open_model(options)
         run = run_of(model, options)

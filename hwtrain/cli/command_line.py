@@ -3,10 +3,12 @@
 import importlib
 import io
 import shlex
+import signal
 import sys
 from collections.abc import Sequence
 
 from hwtrain.cli.errors import BadInputError, print_error
+from hwtrain.cli.interruption import interruptible
 from hwtrain.cli.parser import make_parser
 
 
@@ -25,15 +27,27 @@ def main(arguments: Sequence[str] | None = None) -> int:
     words = list(sys.argv[1:] if arguments is None else arguments)
     options = make_parser().parse_args(words)
     try:
-        # Not before, because it loads JAX and Flax, and help should come at once.
-        command = importlib.import_module(f"hwtrain.cli.{options.command}")
-        return command.main(options)
+        with interruptible(gently=options.command == "train") as options.stop:
+            # Not before, because it loads JAX and Flax, and help should come at once.
+            command = importlib.import_module(f"hwtrain.cli.{options.command}")
+            return command.main(options)
     except BadInputError as error:
         print_error(f"error: {error}")
         return 2
     except KeyboardInterrupt:
         print_error(_interrupted(words))
         return 130
+
+
+def run() -> int:
+    """Runs the command as a program that ends with it, and returns its exit status.
+
+    While Python takes itself down, another Ctrl-C would come up in whatever is called.
+    """
+    try:
+        return main()
+    finally:
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 def _interrupted(words: Sequence[str]) -> str:

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from hwtrain.checkpoint import HardwareCheckpoint, load
+from hwtrain.hardware.configuration import MOST_CHIPS
 from hwtrain.plan import Plan
 from hwtrain.training.folder import is_run
 from hwtrain.training.run import Run, open_run
@@ -101,12 +102,13 @@ def chip_seeds(options: argparse.Namespace) -> list[int] | None:
     """Returns the seeds of the chips that a command line names; `None` for none named.
 
     Raises:
-      ValueError: for a number of chips below one.
+      ValueError: for a number of chips below one, or beyond all sense.
     """
     if options.chips is None:
         return options.chip
-    if options.chips < 1:
-        raise ValueError(f"--chips: expected at least 1, got {options.chips}")
+    if not 1 <= options.chips <= MOST_CHIPS:
+        bound = "least 1" if options.chips < 1 else f"most {MOST_CHIPS}"
+        raise ValueError(f"--chips: expected at {bound}, got {options.chips}")
     return list(range(options.chips))
 
 

@@ -10,6 +10,10 @@ from hwtrain.checkpoint import HardwareCheckpointError
 from hwtrain.cli.errors import bad_input
 from hwtrain.training import folder
 from hwtrain.training.checkpoints import DamagedCheckpointError
+from hwtrain.training.comparison import stop_if_asked
+from hwtrain.training.divergence import DivergedError
+from hwtrain.training.reading import located
+from hwtrain.training.source import EntryError
 
 
 def main(options: argparse.Namespace) -> int:
@@ -18,16 +22,22 @@ def main(options: argparse.Namespace) -> int:
     out = options.out or Path("runs") / options.config.stem
     keep = {"resume": options.resume, "overwrite": options.overwrite}
     source = options.config.parent
+    stop_if_asked(options.stop)
     with bad_input():
         config = training.read_config(options.config, options.overrides)
         continued = folder.open_folder(out, config, **keep)
         prepare, run = training.job_of(config)
-        ready = prepare(config, source)
+        try:
+            ready = prepare(config, source)
+        except EntryError as error:
+            raise located(error, options.config, options.overrides) from error
+        stop_if_asked(options.stop)
         if not continued:
             folder.make_folder(out, config, source)
     verb = "Continuing in" if continued else "Writing to"
     console.print(f"{verb} {out}", soft_wrap=True, highlight=False)
     # Not every ValueError: one out of a training run would be a defect, to be traced.
-    with bad_input(HardwareCheckpointError, DamagedCheckpointError, OSError):
-        run(config, ready, out, console=console)
+    expected = (HardwareCheckpointError, DamagedCheckpointError, DivergedError, OSError)
+    with bad_input(*expected):
+        run(config, ready, out, console=console, stop=options.stop)
     return 0

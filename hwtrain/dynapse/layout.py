@@ -2,15 +2,19 @@
 
 import dataclasses
 from collections.abc import Mapping
-from typing import Any
+from typing import Annotated, Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from pydantic import Field
 from pydantic.dataclasses import dataclass
 
-from hwtrain.hardware.configuration import CONFIG, Positive
+from hwtrain.hardware.configuration import CONFIG, at_least
 from hwtrain.physics.dynapsim import INHIBITORY, QUANTITIES
+
+_Quantity = Annotated[float, Field(le=1e3), *at_least(1e-18)]
+"""In SI units: a current of a few electrons a second is none."""
 
 _UT, _KAPPA, _VTH = 25e-3, (0.75 + 0.66) / 2, 0.7
 
@@ -33,59 +37,59 @@ class Layout:
     5.32e-12 A
     """
 
-    C_ahp: Positive = 40e-12
+    C_ahp: _Quantity = 40e-12
     """Capacitance of the adaptation, F."""
-    C_gaba: Positive = 25e-12
+    C_gaba: _Quantity = 25e-12
     """Capacitance of the inhibitory dendrite, F."""
-    C_mem: Positive = 3e-12
+    C_mem: _Quantity = 3e-12
     """Capacitance of the membrane, F."""
-    C_pulse: Positive = 0.5e-12
+    C_pulse: _Quantity = 0.5e-12
     """Capacitance of the pulse extender of synapses, F."""
-    C_pulse_ahp: Positive = 0.5e-12
+    C_pulse_ahp: _Quantity = 0.5e-12
     """Capacitance of the pulse extender of the adaptation, F."""
-    C_ref: Positive = 1.5e-12
+    C_ref: _Quantity = 1.5e-12
     """Capacitance of the refractory period, F."""
-    C_syn: Positive = 24.5e-12
+    C_syn: _Quantity = 24.5e-12
     """Capacitance of the excitatory dendrite, F."""
-    Idc: Positive = 0.5e-12
+    Idc: _Quantity = 0.5e-12
     """Constant input, A; the dark current turns it off."""
-    Igain_ahp: Positive = _leak(40e-12, 50e-3)
+    Igain_ahp: _Quantity = _leak(40e-12, 50e-3)
     """Gain of the adaptation, A: once its leak."""
-    Igain_gaba: Positive = 100 * _leak(25e-12, 10e-3)
+    Igain_gaba: _Quantity = 100 * _leak(25e-12, 10e-3)
     """Gain of the inhibitory dendrite, A: 100 times its leak."""
-    Igain_mem: Positive = 4 * _leak(3e-12, 20e-3)
+    Igain_mem: _Quantity = 4 * _leak(3e-12, 20e-3)
     """Gain of the membrane, A: four times its leak."""
-    Igain_syn: Positive = 100 * _leak(24.5e-12, 10e-3)
+    Igain_syn: _Quantity = 100 * _leak(24.5e-12, 10e-3)
     """Gain of the excitatory dendrite, A: 100 times its leak."""
-    Ipulse: Positive = _VTH * 0.5e-12 / 10e-6
+    Ipulse: _Quantity = _VTH * 0.5e-12 / 10e-6
     """Pulse width of synapses, A: 10 µs."""
-    Ipulse_ahp: Positive = _VTH * 0.5e-12 / 1e-6
+    Ipulse_ahp: _Quantity = _VTH * 0.5e-12 / 1e-6
     """Pulse width of the adaptation, A: 1 µs."""
-    Iref: Positive = _VTH * 1.5e-12 / 1e-3
+    Iref: _Quantity = _VTH * 1.5e-12 / 1e-3
     """Refractory period, A: 1 ms."""
-    Ispkthr: Positive = 1e-7
+    Ispkthr: _Quantity = 1e-7
     """Membrane current at which a neuron spikes, A."""
-    Itau_ahp: Positive = _leak(40e-12, 50e-3)
+    Itau_ahp: _Quantity = _leak(40e-12, 50e-3)
     """Leak of the adaptation, A: 50 ms."""
-    Itau_gaba: Positive = _leak(25e-12, 10e-3)
+    Itau_gaba: _Quantity = _leak(25e-12, 10e-3)
     """Leak of the inhibitory dendrite, A: 10 ms."""
-    Itau_mem: Positive = _leak(3e-12, 20e-3)
+    Itau_mem: _Quantity = _leak(3e-12, 20e-3)
     """Leak of the membrane, A: 20 ms."""
-    Itau_syn: Positive = _leak(24.5e-12, 10e-3)
+    Itau_syn: _Quantity = _leak(24.5e-12, 10e-3)
     """Leak of the excitatory dendrite, A: 10 ms."""
-    Iw_ahp: Positive = 0.5e-12
+    Iw_ahp: _Quantity = 0.5e-12
     """Weight of the adaptation, A; the dark current turns it off."""
-    Io: Positive = 0.5e-12
+    Io: _Quantity = 0.5e-12
     """Dark current, A: the least that any current can be."""
-    Ut: Positive = _UT
+    Ut: _Quantity = _UT
     """Thermal voltage, V."""
-    Vth: Positive = _VTH
+    Vth: _Quantity = _VTH
     """Threshold voltage of the pulse extenders, V."""
-    kappa_n: Positive = 0.75
+    kappa_n: _Quantity = 0.75
     """Subthreshold slope of n-type transistors."""
-    kappa_p: Positive = 0.66
+    kappa_p: _Quantity = 0.66
     """Subthreshold slope of p-type transistors."""
-    Iscale: Positive = 1e-8
+    Iscale: _Quantity = 1e-8
     """Current of a weight of 1, A. No mismatch: it is a unit."""
 
 

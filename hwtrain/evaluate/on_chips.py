@@ -17,6 +17,7 @@ from hwtrain.checkpoint import HardwareCheckpoint
 from hwtrain.chips import chip_key
 from hwtrain.crossbar import with_written
 from hwtrain.evaluate.measured import are_measured, as_they_are
+from hwtrain.hardware.configuration import MOST, MOST_CHIPS
 from hwtrain.physics.random import as_key, draw_key
 from hwtrain.plan import Plan
 from hwtrain.programming import program_chip
@@ -64,6 +65,7 @@ def values_on_chips(
             "variables=None; pass those of model.init(...), or a loaded checkpoint"
         )
     _, tree = as_function(analog, "chip", variables)
+    paths.require_finite(tree["params"])
     kwargs = dict(call_kwargs or {})
     batches = _checked_batches(batches, caller)
     first = next(batches, None)
@@ -207,10 +209,10 @@ def _times(times_s: Sequence[float] | None, plan: Plan) -> tuple[float, ...]:
     if times_s is None:
         return (0.0,)
     times = tuple(float(t_s) for t_s in times_s) if np.ndim(times_s) == 1 else ()
-    if not times or not all(0 <= t_s < np.inf for t_s in times):
+    if not times or not all(0 <= t_s <= MOST for t_s in times):
         raise ValueError(
-            "times_s must be seconds since programming, at least one, none negative; "
-            f"got {times_s!r}. Zero is just after programming"
+            "times_s must be seconds since programming, at least one, none negative "
+            f"or beyond {MOST:g}; got {times_s!r}. Zero is just after programming"
         )
     if all(weight.hardware.noise_model is None for weight in plan.weights):
         raise ValueError(
@@ -225,7 +227,10 @@ def _seeds(chips: int | Sequence[int], caller: str) -> tuple[int, ...]:
     if isinstance(chips, Iterable):
         seeds = tuple(_whole(seed, "a chip's seed") for seed in chips)
     else:
-        seeds = tuple(range(_whole(chips, "chips, unless it lists seeds,")))
+        count = _whole(chips, "chips, unless it lists seeds,")
+        if count > MOST_CHIPS:
+            raise ValueError(f"{caller} takes at most {MOST_CHIPS} chips; got {count}")
+        seeds = tuple(range(count))
     if not seeds:
         raise ValueError(f"{caller} needs at least one chip; got chips={chips!r}")
     for seed in seeds:
@@ -273,6 +278,13 @@ def _checked_batches(batches: Iterable[Any], caller: str) -> Iterator[tuple[Any,
             )
         if not shapes[0][0]:
             raise ValueError(f"batch {number} is empty; leave it out")
+        others = [jnp.shape(leaf) for leaf in jax.tree.leaves(tuple(batch[1:]))]
+        if any(shape[:1] != shapes[0][:1] for shape in others):
+            raise ValueError(
+                f"{expected}; all arrays of a batch are as long as its inputs, "
+                f"{shapes[0][0]} examples, but what the metric gets in batch {number} "
+                f"has the shapes {others}"
+            )
         yield tuple(batch)
 
 

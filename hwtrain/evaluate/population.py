@@ -115,10 +115,12 @@ def population(
       call_kwargs: keyword arguments of the model's call, such as `{"train": False}`.
 
     Raises:
-      ValueError: for no chips, no batches or a batch that is empty or no tuple, seeds
-        that are negative or no whole numbers, a Linen model without variables, a key
-        that is none, a metric that does not return one number for each example, or for
-        times that are negative or that no noise model of the plan would feel.
+      ValueError: for no chips or more than a million, no batches or a batch that is
+        empty, no tuple or of arrays of different lengths, weights that are NaN or
+        infinite, seeds that are negative or no whole numbers, a Linen model without
+        variables, a key that is none, a metric that does not return one number for each
+        example, or for times that are negative or that no noise model of the plan would
+        feel.
     """
     seeds, times, values = values_on_chips(
         analog,

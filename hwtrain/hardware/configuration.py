@@ -11,6 +11,7 @@ from collections.abc import Iterable
 from typing import Annotated, Any, TypeVar
 
 from pydantic import (
+    AfterValidator,
     BeforeValidator,
     ConfigDict,
     Field,
@@ -25,18 +26,68 @@ CONFIG = ConfigDict(
     strict=True, extra="forbid", allow_inf_nan=False, json_schema_extra=add_meanings
 )
 
-NonNegative = Annotated[float, Field(ge=0)]
-Positive = Annotated[float, Field(gt=0)]
-Share = Annotated[float, Field(ge=0, le=1)]
-Size = Annotated[int, Field(gt=0)]
-Count = Annotated[int, Field(ge=0)]
+MOST_CHIPS = 1_000_000
+"""More have more seeds and results than anybody looks at."""
+
+
+MOST_COUNTED = 2**31 - 1
+"""What JAX counts to, in int32."""
+
+MOST = 1e12
+"""Squares, and products of three such numbers, stay within float32."""
+
+_LEAST_OF_FLOAT32 = 2.0**-126
+
+
+def _felt(value: float) -> float:
+    """Raises for a number that float32, which all is computed in, takes for zero."""
+    if 0 < abs(value) < _LEAST_OF_FLOAT32:
+        raise ValueError(
+            f"expected 0 or at least {_LEAST_OF_FLOAT32:.3g} in size, because float32 "
+            f"has nothing between; got {value:g}"
+        )
+    return value
+
+
+def at_least(least: float) -> tuple[Any, Any]:
+    """Returns what refuses positive numbers below a bound, and says so in a schema."""
+
+    def check(value: float) -> float:
+        if value < least:
+            raise ValueError(f"expected a number of at least {least:g}, got {value:g}")
+        return value
+
+    return Field(gt=0, json_schema_extra={"minimum": least}), AfterValidator(check)
+
+
+_Felt = AfterValidator(_felt)
+
+Number = Annotated[float, Field(ge=-MOST, le=MOST), _Felt]
+NonNegative = Annotated[float, Field(ge=0, le=MOST), _Felt]
+Positive = Annotated[float, Field(le=MOST), *at_least(1e-12)]
+
+Share = Annotated[float, Field(ge=0, le=1), _Felt]
+PositiveShare = Annotated[float, Field(le=1), *at_least(1e-12)]
+Deviation = Annotated[float, Field(ge=0, le=1000), _Felt]
+"""A standard deviation relative to something, or what multiplies one."""
+PositiveDeviation = Annotated[float, Field(le=1000), *at_least(1e-12)]
+Exponent = Annotated[float, Field(ge=0, le=10), _Felt]
+"""A drift exponent, or its spread: 10 takes a decade of time through ten of size."""
+SignedExponent = Annotated[float, Field(ge=-10, le=10), _Felt]
+Steps = Annotated[float, Field(ge=0, le=2**24), _Felt]
+"""The step of levels, or above 1 their number, of which float32 tells 2^24 apart."""
+PositiveSteps = Annotated[float, Field(le=2**24), *at_least(1e-12)]
+
+Size = Annotated[int, Field(gt=0, le=MOST_COUNTED)]
+Count = Annotated[int, Field(ge=0, le=MOST_COUNTED)]
+Chips = Annotated[int, Field(gt=0, le=MOST_CHIPS)]
 
 
 def _limit(value: Any) -> Any:
     if isinstance(value, int) and value <= 0:
         raise ValueError(
-            f"a tile has at least one row and one column, got {value}; write None for "
-            'no limit ("none" in TOML)'
+            f"a tile has at least one row and one column, got {str(value)[:20]}; write "
+            'None for no limit ("none" in TOML)'
         )
     return None if value == "none" else value
 

@@ -7,17 +7,17 @@ import jax.numpy as jnp
 from jax.typing import ArrayLike
 from pydantic import Field
 
-from hwtrain.hardware.configuration import NonNegative
+from hwtrain.hardware.configuration import NonNegative, Number, SignedExponent
 from hwtrain.physics.modifiers import polynomial
 
-Coefficients = Annotated[tuple[float, ...], Field(strict=False, min_length=1)]
+Coefficients = Annotated[tuple[Number, ...], Field(strict=False, min_length=1)]
 """Coefficients of a polynomial, in ascending powers."""
 
 Points = Annotated[tuple[NonNegative, ...], Field(strict=False, min_length=2)]
 """Values at points of a curve."""
 
-SignedPoints = Annotated[tuple[float, ...], Field(strict=False, min_length=2)]
-"""The same, of either sign."""
+SignedPoints = Annotated[tuple[SignedExponent, ...], Field(strict=False, min_length=2)]
+"""Drift exponents at them, of either sign."""
 
 
 def polynomial_sigma(

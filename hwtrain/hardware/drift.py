@@ -6,7 +6,14 @@ import jax
 from jax.typing import ArrayLike
 from pydantic.dataclasses import dataclass
 
-from hwtrain.hardware.configuration import CONFIG, NonNegative, Positive
+from hwtrain.hardware.configuration import (
+    CONFIG,
+    Deviation,
+    Exponent,
+    NonNegative,
+    Number,
+    Positive,
+)
 from hwtrain.physics import training_drift
 from hwtrain.physics.random import normal
 from hwtrain.physics.training_drift import DriftState
@@ -38,7 +45,7 @@ class SimpleDriftParameter:
 
     type: Literal["simple"] = "simple"
     """Tells this kind of drift from the other in a configuration."""
-    nu: NonNegative = 0.0
+    nu: Exponent = 0.0
     """Drift exponent. Zero turns drift off."""
     t_0: Positive = 1.0
     """Time from which on a weight drifts, in seconds."""
@@ -119,7 +126,7 @@ class DriftParameter:
 
     type: Literal["device"] = "device"
     """Tells this kind of drift from the other in a configuration."""
-    nu: NonNegative = 0.0
+    nu: Exponent = 0.0
     """Drift exponent, nu_0."""
     t_0: Positive = 1.0
     """Time from which on a weight drifts, in seconds."""
@@ -128,21 +135,21 @@ class DriftParameter:
     crossbar."""
     dt_s: Positive = 1.0
     """Time from one training step to the next, in seconds."""
-    nu_dtod: NonNegative = 0.0
+    nu_dtod: Deviation = 0.0
     """Spread of the exponent over devices, relative. Zero: all alike."""
-    nu_std: NonNegative = 0.0
+    nu_std: Deviation = 0.0
     """Spread of the exponent from step to step, relative. Zero: constant."""
     wg_ratio: Positive = 1.0
     """Weight per conductance."""
-    g_offset: float = 0.0
+    g_offset: Number = 0.0
     """The conductance of the weight `w_offset`."""
-    w_offset: float = 0.0
+    w_offset: Number = 0.0
     """The weight of the conductance `g_offset`."""
-    nu_k: float = 0.0
+    nu_k: Number = 0.0
     """How the exponent falls with the conductance. Zero: not at all."""
-    log_g0: float = 0.0
+    log_g0: Number = 0.0
     """Natural logarithm of the conductance whose exponent is nu."""
-    w_noise_std: NonNegative = 0.0
+    w_noise_std: Deviation = 0.0
     """Noise on the weight after each step. Zero turns it off."""
 
     @property

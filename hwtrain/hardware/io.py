@@ -5,7 +5,16 @@ from typing import Annotated, Literal, Self
 from pydantic import Field, model_validator
 from pydantic.dataclasses import dataclass
 
-from hwtrain.hardware.configuration import CONFIG, NonNegative, Positive, Share
+from hwtrain.hardware.configuration import (
+    CONFIG,
+    Deviation,
+    NonNegative,
+    Number,
+    Positive,
+    PositiveShare,
+    PositiveSteps,
+    Share,
+)
 from hwtrain.physics.converters import Converter, from_bits
 from hwtrain.physics.ir_drop import G_RATIO
 from hwtrain.physics.management import Management
@@ -42,14 +51,14 @@ class IOParameters:
 
     inp_bound: Positive | None = None
     """Full scale of the DAC. `None`: 1 if there are levels, no clipping if not."""
-    inp_res: Positive | None = None
+    inp_res: PositiveSteps | None = None
     """Step of the DAC relative to its full range of twice the bound; above 1, the
     number of steps. `None` for no rounding."""
     inp_bits: Bits | None = None
     """Bits of the DAC, instead of `inp_res`: 1 / (2^bits - 2)."""
     inp_sto_round: bool = False
     """Round the inputs stochastically."""
-    inp_noise: NonNegative = 0.0
+    inp_noise: Deviation = 0.0
     """Standard deviation of the noise on the inputs, after the DAC. Zero turns it
     off."""
     inp_asymmetry: Share = 0.0
@@ -57,17 +66,17 @@ class IOParameters:
 
     out_bound: Positive | None = None
     """Full scale of the ADC. `None` for no clipping."""
-    out_res: Positive | None = None
+    out_res: PositiveSteps | None = None
     """Step of the ADC relative to its full range of twice the bound; above 1, the
     number of steps. `None` for no rounding."""
     out_bits: Bits | None = None
     """Bits of the ADC, instead of `out_res`: 1 / (2^bits - 2)."""
     out_sto_round: bool = False
     """Round the outputs stochastically."""
-    out_noise: NonNegative = 0.0
+    out_noise: Deviation = 0.0
     """Standard deviation of the noise on the outputs, before the ADC. Zero turns it
     off."""
-    out_noise_std: NonNegative = 0.0
+    out_noise_std: Deviation = 0.0
     """Spread of `out_noise` over the outputs of a chip, relative, frozen with the chip.
     Zero turns it off."""
     out_asymmetry: Share = 0.0
@@ -85,7 +94,7 @@ class IOParameters:
     nm_thres: NonNegative = 0.0
     """Largest scale of `"abs_max"` (zero: no limit); the scale of `"constant"` (zero:
     1)."""
-    nm_decay: Annotated[float, Field(gt=0, le=1)] = 1e-3
+    nm_decay: PositiveShare = 1e-3
     """Share of the newest update in the average of `"average_abs_max"`."""
     nm_assumed_wmax: Positive = 0.6
     """Largest weight that `"abs_max_np_sum"` and `"iterative_worst_case"` assume."""
@@ -96,13 +105,13 @@ class IOParameters:
     until it does not; `"iterative_worst_case"` first goes to the scale of
     `"abs_max_np_sum"`; `"shift"` shifts the outputs down, which only a softmax does not
     see."""
-    max_bm_factor: Annotated[float, Field(ge=1)] = 1000.0
+    max_bm_factor: Annotated[float, Field(ge=1, le=1e12)] = 1000.0
     """Factor above which inputs are not halved further."""
     max_bm_res: Positive = 0.25
     """Inputs are not halved further once the DAC's step is above this share of what is
     left of its range."""
 
-    w_noise: NonNegative = 0.0
+    w_noise: Deviation = 0.0
     """Strength of the weights' read noise. Zero turns it off."""
     w_noise_type: Literal["none", "additive_constant", "pcm_read"] = "none"
     """Its standard deviation for each weight: `w_noise`, or `w_noise` times the square
@@ -114,7 +123,7 @@ class IOParameters:
     out_nonlinearity: NonNegative = 0.0
     """Strength of the outputs' saturation, at the bound of the ADC. Zero turns it
     off."""
-    out_nonlinearity_std: NonNegative = 0.0
+    out_nonlinearity_std: Deviation = 0.0
     """Spread of the saturation over the outputs of a chip, relative, frozen with the
     chip. Zero turns it off."""
     slope_calibration: NonNegative = 0.0
@@ -122,10 +131,10 @@ class IOParameters:
     to 1. Zero turns the calibration off."""
     r_series: NonNegative = 0.0
     """Series resistance of the outputs, normalised. Zero turns it off."""
-    v_offset_std: NonNegative = 0.0
+    v_offset_std: Deviation = 0.0
     """Standard deviation of the voltage offset of the outputs, relative to the read
     voltage, frozen with the chip; offsets below zero are zero. Zero turns it off."""
-    v_offset_w_min: float = -1.0
+    v_offset_w_min: Number = -1.0
     """Weight of a device that is off, the reference in reading at an offset voltage or
     through `r_series`."""
 

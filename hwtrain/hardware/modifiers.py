@@ -8,7 +8,15 @@ import jax.numpy as jnp
 from pydantic import model_validator
 from pydantic.dataclasses import dataclass
 
-from hwtrain.hardware.configuration import CONFIG, NonNegative, Positive, Share
+from hwtrain.hardware.configuration import (
+    CONFIG,
+    Deviation,
+    NonNegative,
+    Number,
+    Positive,
+    Share,
+    Steps,
+)
 from hwtrain.hardware.modifier_options import LEVELS, PCM, check
 from hwtrain.physics import modifiers, rounding, vector_noise
 from hwtrain.physics.pcm_weights import pcm_noise
@@ -66,7 +74,7 @@ class WeightModifierParameter:
         "drop_connect",
     ] = "none"
     """`"none"` turns the modifier off; `"copy"` does nothing but drop."""
-    std_dev: NonNegative = 0.0
+    std_dev: Deviation = 0.0
     """Standard deviation: relative to A, for `mult_normal` to the weight, and for
     `poly`, `prog_noise` and `pcm_noise` to their own. Zero turns the noise off."""
     per_column: bool = False
@@ -75,7 +83,7 @@ class WeightModifierParameter:
     """Take A from the weights; otherwise it is `assumed_wmax`."""
     assumed_wmax: Positive = 1.0
     """A, in units of the crossbar's weight, if `rel_to_actual_wmax` is false."""
-    res: NonNegative = 0.0
+    res: Steps = 0.0
     """Step of the levels relative to their range, 2 A; above 1, the number of steps.
     For `dorefa` the step itself, or its inverse."""
     sto_round: bool = False
@@ -84,7 +92,7 @@ class WeightModifierParameter:
     """c, the largest weight that `dorefa` returns."""
     pdrop: Share = 0.0
     """Share of the weights that is set to zero. Zero turns this off."""
-    coeffs: tuple[float, ...] | None = None
+    coeffs: tuple[Number, ...] | None = None
     """c_0, c_1, ...: for `poly` relative to A, for `prog_noise` in µS. `None` takes
     those of phase-change memory."""
     g_max: Positive = 25.0

@@ -9,7 +9,12 @@ from jax.typing import ArrayLike
 from pydantic import model_validator
 from pydantic.dataclasses import dataclass
 
-from hwtrain.hardware.configuration import CONFIG, NonNegative, Positive
+from hwtrain.hardware.configuration import (
+    CONFIG,
+    Deviation,
+    Exponent,
+    Positive,
+)
 from hwtrain.hardware.curves import (
     Coefficients,
     Points,
@@ -44,11 +49,11 @@ class DriftingNoiseModel(abc.ABC):
     again after programming.
     """
 
-    prog_noise_scale: NonNegative = 1.0
+    prog_noise_scale: Deviation = 1.0
     """Factor on the programming noise. Zero turns it off."""
-    read_noise_scale: NonNegative = 1.0
+    read_noise_scale: Deviation = 1.0
     """Factor on the read noise. Zero turns it off."""
-    drift_scale: NonNegative = 1.0
+    drift_scale: Deviation = 1.0
     """Factor on the drift exponents. Zero turns drift off."""
     t_0: Positive = 20.0
     """Time of the reference read after programming, in seconds."""
@@ -259,9 +264,9 @@ class StateIndependentNoiseModel(DriftingNoiseModel):
     """Conductance of the largest weight, in µS."""
     prog_coeff: Coefficients = (0.2, 0.0, 0.0)
     """Programming noise in µS, by powers of g / g_max."""
-    drift_nu_mean: NonNegative = 0.1
+    drift_nu_mean: Exponent = 0.1
     """Mean drift exponent."""
-    drift_nu_std: NonNegative = 0.05
+    drift_nu_std: Exponent = 0.05
     """Standard deviation of the drift exponent over devices."""
 
     def programming_sigma(self, g: ArrayLike) -> jax.Array:

@@ -8,6 +8,7 @@ from pydantic.dataclasses import dataclass
 from hwtrain.hardware.configuration import (
     CONFIG,
     Count,
+    Deviation,
     Limit,
     NonNegative,
     Positive,
@@ -57,7 +58,7 @@ class InputRangeParameter:
     Zero turns this off."""
     init_std_alpha: Positive = 3.0
     """The range that they set, in standard deviations of the input."""
-    decay: NonNegative = 0.001
+    decay: Deviation = 0.001
     """Decay of the range, relative, times the learning rate. Zero turns it off."""
     input_min_percentage: Share = 0.95
     """The range decays only while more than this share of inputs is not clipped."""

@@ -8,7 +8,13 @@ from jax.typing import ArrayLike
 from pydantic import model_validator
 from pydantic.dataclasses import dataclass
 
-from hwtrain.hardware.configuration import CONFIG, NonNegative, Positive
+from hwtrain.hardware.configuration import (
+    CONFIG,
+    Deviation,
+    NonNegative,
+    Number,
+    Positive,
+)
 from hwtrain.hardware.conversion import check_range
 from hwtrain.physics import resistive
 from hwtrain.physics.modifiers import polynomial
@@ -40,7 +46,7 @@ class ReRamWan2022NoiseModel:
     """Conductance of the largest weight, in µS."""
     coeff_g_max_reference: Positive = 40.0
     """The g_max in µS that the measured spread belongs to."""
-    noise_scale: NonNegative = 1.0
+    noise_scale: Deviation = 1.0
     """Factor on the spread. Zero turns it off."""
 
     def programming_sigma(self, g: ArrayLike) -> jax.Array:
@@ -131,13 +137,13 @@ class ReRamCMONoiseModel:
     """The largest conductance, in µS."""
     g_min: NonNegative = 9.0
     """The smallest conductance, in µS."""
-    acceptance_range: float = 0.2
+    acceptance_range: Number = 0.2
     """How near to its target programming brings a device: 0.2 or 2, in % of it."""
-    prog_noise_scale: NonNegative = 1.0
+    prog_noise_scale: Deviation = 1.0
     """Factor on the programming noise. Zero turns it off."""
-    read_noise_scale: NonNegative = 1.0
+    read_noise_scale: Deviation = 1.0
     """Factor on the read noise. Zero turns it off."""
-    drift_scale: NonNegative = 1.0
+    drift_scale: Deviation = 1.0
     """Factor on the relaxation. Zero turns it off."""
 
     @model_validator(mode="after")

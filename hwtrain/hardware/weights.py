@@ -7,7 +7,13 @@ import jax.numpy as jnp
 from pydantic import model_validator
 from pydantic.dataclasses import dataclass
 
-from hwtrain.hardware.configuration import CONFIG, NonNegative, Positive, changed
+from hwtrain.hardware.configuration import (
+    CONFIG,
+    Deviation,
+    NonNegative,
+    Positive,
+    changed,
+)
 from hwtrain.physics import clip, modifiers, remap, tiling
 
 
@@ -241,7 +247,7 @@ class MismatchParameter:
     """
 
     type: Literal["add_normal", "mult_normal"]
-    std_dev: NonNegative
+    std_dev: Deviation
     """Standard deviation: relative to A for `add_normal`, to the weight for
     `mult_normal`. Zero turns the mismatch off."""
     per_column: bool = False

@@ -2,13 +2,19 @@
 
 import dataclasses
 from collections.abc import Callable
-from typing import Any, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 import jax
-from pydantic import model_validator
+from pydantic import Field, model_validator
 from pydantic.dataclasses import dataclass
 
-from hwtrain.hardware.configuration import CONFIG, NonNegative, Positive, Share, Size
+from hwtrain.hardware.configuration import (
+    CONFIG,
+    Deviation,
+    Positive,
+    PositiveDeviation,
+    Share,
+)
 from hwtrain.objectives.adversarial import Distance, adversarial, mean_square
 from hwtrain.objectives.chips import of_chips
 from hwtrain.objectives.perturbations import (
@@ -65,26 +71,26 @@ class ObjectiveParameter:
         "cvar_of_chips",
     ]
     """Which."""
-    std_dev: NonNegative = 0.0
+    std_dev: Deviation = 0.0
     """Standard deviation of the noise: for `gaussian` relative to the largest weight,
     for `multiplicative` to each weight."""
     per_column: bool = False
     """Take the largest weight of each column (output) alone."""
     rho: Positive = 0.05
     """Distance at which `sharpness_aware` looks, in units of the parameters."""
-    chips: Size = 4
+    chips: Annotated[int, Field(gt=0, le=10_000)] = 4
     """Chips drawn at each step."""
     share: Share = 0.5
     """Share of them, the worst, that counts."""
-    mismatch_level: Positive = 0.025
+    mismatch_level: PositiveDeviation = 0.025
     """Largest relative deviation of a parameter under attack."""
-    attack_steps: Size = 10
+    attack_steps: Annotated[int, Field(gt=0, le=10_000)] = 10
     """Gradient steps of the attack."""
-    initial_std: NonNegative = 1e-3
+    initial_std: Deviation = 1e-3
     """Relative standard deviation of where the attack starts."""
     beta_robustness: Positive = 0.25
     """Weight of what the attack does to the outputs."""
-    noisy_forward_std: NonNegative = 0.0
+    noisy_forward_std: Deviation = 0.0
     """Relative noise on the parameters where the loss itself is taken. Zero turns it
     off."""
 

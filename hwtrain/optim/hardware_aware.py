@@ -76,6 +76,9 @@ def hardware_aware(
     >>> tx = hardware_aware(optax.adamw(1e-3), plan)
     >>> state = tx.init(params)
 
+    It draws no noise: at a step the model does, by the modifier and the `forward` of
+    its hardware. `presets.pcm()` alone has neither; `hwtrain.inspect` says so.
+
     Args:
       base: any Optax optimiser, with its gradient clipping, decay and averaging.
       plan: the plan of the model.
@@ -96,7 +99,7 @@ def hardware_aware(
         draws and has no key.
     """
     if isinstance(base, optax.MultiSteps):
-        raise _wrong_order("optax.MultiSteps")
+        raise _wrong_order("MultiSteps")
     base = optax.with_extra_args_support(base)
     clip, remap = keep_weights_clipped(plan), remap_weights(plan)
     drift = drift_weights(plan, drift_key)

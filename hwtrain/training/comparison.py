@@ -1,36 +1,48 @@
 """The main job: train plain and hardware-aware, export, read back, compare on chips."""
 
+import math
 from collections.abc import Iterator
 from pathlib import Path
 
 import flax
 import jax
 import numpy as np
+from orbax.checkpoint import CheckpointManager
 from rich.console import Console
 
 from hwtrain import checkpoint, evaluate, paths
+from hwtrain.clip_bounds import with_clipped
 from hwtrain.physics.fast_random import fast_prng
 from hwtrain.training import checkpoints, report
 from hwtrain.training.config import Config, TrainingParameter
+from hwtrain.training.divergence import diverged
 from hwtrain.training.folder import write_json
 from hwtrain.training.functional import Params
 from hwtrain.training.loop import (
     Split,
     Step,
+    Stop,
     TrainState,
     init_state,
+    never,
     run_steps,
 )
 from hwtrain.training.preparation import Preparation, chip_hardware
 from hwtrain.training.progress import show_progress
 from hwtrain.training.report import HARDWARE_AWARE, PLAIN, Accuracies
+from hwtrain.training_noise import quiet_training
 from hwtrain.version import __version__
 
 _MODE = "chip_mode"
 
 
 def compare(
-    config: Config, ready: Preparation, out: Path, *, console: Console
+    config: Config,
+    ready: Preparation,
+    out: Path,
+    *,
+    console: Console,
+    stop: Stop = never,
 ) -> list[Accuracies]:
     """Trains the plain and the hardware-aware model and compares them on chips.
 
@@ -43,21 +55,31 @@ def compare(
       ready: what it names, from `prepare`.
       out: the run's folder, from `make_folder`. What is done there is not done again.
       console: where progress and the table are shown.
+      stop: whether to stop, asked after each update and between other pieces of work.
 
     Returns:
       The results: for each mismatch and model.
+
+    Raises:
+      DivergedError: (a `ValueError`) if a loss or a parameter is NaN or infinite.
+      OSError: if something cannot be written, naming it and the free space.
+      KeyboardInterrupt: if `stop` said so; a checkpoint is saved before.
     """
+    quiet = quiet_training(ready.plan)
+    if quiet is not None and config.training.objective is None:
+        _say(console, f"note: {quiet}")
     trained = {
-        name: _train(config, ready, name, out, console)
+        name: _train(config, ready, name, out, console, stop)
         for name in (PLAIN, HARDWARE_AWARE)
     }
     with console.status("evaluating on chips"):
         results = [
-            _evaluate(config, ready, model, params, level)
+            _evaluate(config, ready, model, params, level, stop)
             for level in config.evaluation.mismatch_std
             for model, params in trained.items()
         ]
     for number, seed in enumerate(config.training.seeds):
+        stop_if_asked(stop)
         params = trained[HARDWARE_AWARE][number]
         accuracy = _measurements(results, number)
         path = out / "export" / f"seed_{seed}"
@@ -69,7 +91,12 @@ def compare(
 
 
 def _train(
-    config: Config, ready: Preparation, name: str, out: Path, console: Console
+    config: Config,
+    ready: Preparation,
+    name: str,
+    out: Path,
+    console: Console,
+    stop: Stop,
 ) -> list[Params]:
     """Returns the trained parameters of one model for every seed."""
     aware = name == HARDWARE_AWARE
@@ -83,7 +110,15 @@ def _train(
         title = f"{name}, seed {seed}"
         trained.append(
             train_seed(
-                config.training, step, state, ready.train, seed, where, title, console
+                config.training,
+                step,
+                state,
+                ready.train,
+                seed,
+                where,
+                title,
+                console,
+                stop,
             )
         )
     return trained
@@ -98,6 +133,7 @@ def train_seed(
     where: Path,
     title: str,
     console: Console,
+    stop: Stop = never,
 ) -> Params:
     """Returns the trained parameters of one seed, from its last checkpoint on.
 
@@ -110,7 +146,15 @@ def train_seed(
       where: folder of its checkpoints.
       title: what stands beside the progress.
       console: where progress is shown.
+      stop: whether to stop, asked after each update.
+
+    Raises:
+      DivergedError: (a `ValueError`) if a loss or a parameter is NaN or infinite; it is
+        not saved.
+      OSError: if a checkpoint cannot be written, naming its folder and the free space.
+      KeyboardInterrupt: if `stop` said so; a checkpoint is saved before.
     """
+    stop_if_asked(stop)
     with checkpoints.open_checkpoints(where) as manager:
         state = checkpoints.restore_latest(manager, state)
         done = int(state.step)
@@ -130,10 +174,33 @@ def train_seed(
         )
         with show_progress(console, title, start=done, steps=training.steps) as report:
             for number, (state, loss) in enumerate(updates, start=done + 1):
-                report(number, loss)
-                if number % training.checkpoint_every == 0 or number == training.steps:
+                shown = report(number, loss)
+                asked = stop()
+                saving = asked or number % training.checkpoint_every == 0
+                saving = saving or number == training.steps
+                # No other step waits for the device.
+                if saving or not (shown is None or math.isfinite(shown)):
+                    _require_no_bad(state, manager, title, training.learning_rate)
+                if saving:
                     checkpoints.save(manager, state)
+                if asked:
+                    raise KeyboardInterrupt
     return state.params
+
+
+def _require_no_bad(
+    state: TrainState, manager: CheckpointManager, title: str, rate: float
+) -> None:
+    """Raises the error of a training that has diverged."""
+    number = int(state.first_bad)
+    if number:
+        raise diverged(number, title=title, saved=manager.latest_step(), rate=rate)
+
+
+def stop_if_asked(stop: Stop) -> None:
+    """Raises a `KeyboardInterrupt` if somebody asked that the training stop."""
+    if stop():
+        raise KeyboardInterrupt
 
 
 def _measurements(
@@ -171,7 +238,9 @@ def _export(
             path, {"params": params}, ready.plan, chip_seed=chip, accuracy=accuracy
         )
     found = paths.leaves(checkpoint.load(path).params)
-    for name, leaf in paths.leaves(params).items():
+    # A learned bound clips in the forward pass, and an export holds what it leaves.
+    expected = with_clipped(params, ready.plan)
+    for name, leaf in paths.leaves(expected).items():
         # Probes carry nothing and come back as zeros.
         if not name.endswith("probe") and not np.array_equal(found[name], leaf):
             raise checkpoint.HardwareCheckpointError(
@@ -186,10 +255,12 @@ def _evaluate(
     name: str,
     trained: list[Params],
     level: float,
+    stop: Stop,
 ) -> Accuracies:
     values = []
     hardware = chip_hardware(config.hardware, level, plain=name == PLAIN)
     for params in trained:
+        stop_if_asked(stop)
         analog, variables = ready.frontend.on_chip(ready.factory, hardware, params)
         population = evaluate.population(
             analog,

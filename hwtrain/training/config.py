@@ -1,28 +1,83 @@
 """What a training run is: validated, frozen, one file."""
 
+import re
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BeforeValidator, Field, PlainSerializer, model_validator
+from pydantic import (
+    AfterValidator,
+    BeforeValidator,
+    Field,
+    PlainSerializer,
+    model_validator,
+)
 from pydantic.dataclasses import dataclass
 
 from hwtrain.hardware import Hardware
-from hwtrain.hardware.configuration import CONFIG, NonNegative, Positive, Size
+from hwtrain.hardware.configuration import (
+    CONFIG,
+    MOST,
+    MOST_COUNTED,
+    Chips,
+    Deviation,
+    PositiveDeviation,
+    Size,
+)
 from hwtrain.objectives import ObjectiveParameter
 
 Seed = Annotated[int, Field(ge=0, lt=2**32)]
 Source = Annotated[str, Field(pattern=r"^.+:[A-Za-z_]\w*$")]
 
 
+def _distinct(seeds: tuple[int, ...]) -> tuple[int, ...]:
+    if len(set(seeds)) < len(seeds):
+        raise ValueError(f"expected seeds that differ, got {list(seeds)}")
+    return seeds
+
+
+_Seeds = Annotated[tuple[Seed, ...], Field(min_length=1), AfterValidator(_distinct)]
+
+
 def _pairs(value: Any) -> Any:
     return tuple(value.items()) if isinstance(value, dict) else value
 
 
+def _pattern(text: str) -> str:
+    try:
+        re.compile(text)
+    except re.error as error:
+        raise ValueError(
+            f"expected a pattern as Python's re takes it, got {text!r}: {error}"
+        ) from None
+    return text
+
+
+Pattern = Annotated[str, AfterValidator(_pattern)]
+"""A pattern for paths, as `re.fullmatch` takes it."""
+
+
+_Argument = bool | int | float | str
+
+
+def _computable(value: _Argument) -> _Argument:
+    most = MOST_COUNTED if isinstance(value, int) else MOST
+    if not isinstance(value, str) and not -most <= value <= most:
+        raise ValueError(f"expected a number from {-most:g} to {most:g}, got {value:g}")
+    return value
+
+
 Arguments = Annotated[
-    tuple[tuple[str, bool | int | float | str], ...],
+    tuple[tuple[str, Annotated[_Argument, AfterValidator(_computable)]], ...],
     BeforeValidator(_pairs),
     PlainSerializer(dict),
 ]
 """Keyword arguments, which TOML writes as a table."""
+
+Factors = Annotated[
+    tuple[tuple[Pattern, Deviation], ...],
+    BeforeValidator(_pairs),
+    PlainSerializer(dict),
+]
+"""Factors by pattern, which TOML writes as a table."""
 
 
 @dataclass(frozen=True, kw_only=True, config=CONFIG)
@@ -41,7 +96,7 @@ class NoiseScheduleParameter:
     from the number of updates before to what multiplies all standard deviations."""
     arguments: Arguments = ()
     """Its keyword arguments."""
-    layers: Arguments = ()
+    layers: Factors = ()
     """Factors of layers by pattern, on top; see `hwtrain.noise_strength`."""
 
 
@@ -53,7 +108,7 @@ class TrainingParameter:
     'cosine'
     """
 
-    seeds: Annotated[tuple[Seed, ...], Field(min_length=1)] = (0,)
+    seeds: _Seeds = (0,)
     """Training seeds: each gives initial parameters, order of the data and noise."""
     steps: Size
     """Updates for each model and seed."""
@@ -62,7 +117,7 @@ class TrainingParameter:
     optimizer: Source = "optax:adam"
     """`module:function` or `file.py:function` of a learning rate, returning an optax
     transformation."""
-    learning_rate: Positive = 1e-3
+    learning_rate: PositiveDeviation = 1e-3
     """Learning rate of the first update."""
     schedule: Literal["constant", "cosine"] = "cosine"
     """How the learning rate goes on: constant, or to zero along a half cosine."""
@@ -77,14 +132,6 @@ class TrainingParameter:
     checkpoint_every: Size = 500
     """Updates between two checkpoints. The last update is always saved."""
 
-    @model_validator(mode="after")
-    def _check(self) -> Self:
-        if len(set(self.seeds)) < len(self.seeds):
-            raise ValueError(
-                f"expected seeds that differ from each other, got {list(self.seeds)}"
-            )
-        return self
-
 
 @dataclass(frozen=True, kw_only=True, config=CONFIG)
 class EvaluationParameter:
@@ -94,11 +141,11 @@ class EvaluationParameter:
     128
     """
 
-    chips: Size = 128
+    chips: Chips = 128
     """Number of chips, of the seeds 0, 1, ..., each with its own frozen mismatch."""
     seed: Seed = 0
     """Seed of what is drawn at each read of a chip."""
-    mismatch_std: Annotated[tuple[NonNegative, ...], Field(min_length=1)] = (0.0,)
+    mismatch_std: Annotated[tuple[Deviation, ...], Field(min_length=1)] = (0.0,)
     """Values that `hardware.mismatch.std_dev` takes, one population for each."""
     batch_size: Size = 512
     """Examples evaluated at once."""
@@ -139,15 +186,15 @@ class Config:
     def _check(self) -> Self:
         if self.hardware.mismatch is None:
             raise ValueError(
-                "expected a table [hardware.mismatch], because evaluation.mismatch_std "
-                "varies its std_dev; got none. Write for example "
-                'type = "add_normal" and std_dev = 0.1 in it'
+                "hardware.mismatch: expected a table [hardware.mismatch], because "
+                "evaluation.mismatch_std varies its std_dev; got none. Write for "
+                'example type = "add_normal" and std_dev = 0.1 in it'
             )
         if self.hardware.converter is None:
             raise ValueError(
-                "expected a table [hardware.converter], because the export turns "
-                "weights into conductances with it; got none. Write for example "
-                'type = "single_pair" in it'
+                "hardware.converter: expected a table [hardware.converter], because "
+                "the export turns weights into conductances with it; got none. Write "
+                'for example type = "single_pair" in it'
             )
         if not self.hardware.frozen:
             raise ValueError(

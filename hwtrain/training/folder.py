@@ -7,7 +7,9 @@ from typing import Any
 
 from hwtrain.hardware import from_dict, to_dict
 from hwtrain.training.config import Config
+from hwtrain.training.disk import complete, writing
 from hwtrain.training.mismatch_config import MismatchConfig, kind_of
+from hwtrain.training.reading import parsed
 from hwtrain.version import __version__
 
 CONFIG_FILE = "config.json"
@@ -32,6 +34,7 @@ def open_folder(
       ValueError: if something lies there that is no run of ours or must not be
         touched, or if the run to be continued was started with another configuration.
     """
+    require_folder_above(path)
     if not path.exists() or (path.is_dir() and not any(path.iterdir())):
         return False
     stored = path / CONFIG_FILE
@@ -63,6 +66,15 @@ def open_folder(
     return True
 
 
+def require_folder_above(path: Path) -> None:
+    """Raises a `ValueError` if a path lies below a file, and can never be made."""
+    above = next(parent for parent in path.absolute().parents if parent.exists())
+    if not above.is_dir():
+        raise ValueError(
+            f"{path}: cannot be made, because {above} is a file; name another folder"
+        )
+
+
 def make_folder(path: Path, config: Config | MismatchConfig, source: Path) -> None:
     """Makes the folder of a new run, in place of the run that lay there, if any.
 
@@ -73,7 +85,8 @@ def make_folder(path: Path, config: Config | MismatchConfig, source: Path) -> No
     """
     if path.exists():
         shutil.rmtree(path)
-    path.mkdir(parents=True)
+    with writing(path, "name another folder with --out, or make room"):
+        path.mkdir(parents=True)
     write_json(path / _SOURCE_FILE, {"folder": str(source.resolve())})
     write_json(path / CONFIG_FILE, to_dict(config))
 
@@ -116,16 +129,15 @@ def read_run(path: Path) -> tuple[Config, Path]:
 
 def write_json(path: Path, data: Any) -> None:
     """Writes a JSON file that is complete or not there."""
-    partial = path.with_name(f".{path.name}.partial")
     text = json.dumps(data, indent=2, ensure_ascii=False) + "\n"
-    partial.write_text(text, encoding="utf-8")
-    partial.replace(path)
+    with complete(path) as partial:
+        partial.write_text(text, encoding="utf-8")
 
 
 def _read_config(path: Path) -> Config | MismatchConfig:
     """Returns the configuration of the run that lies beside `path`."""
     try:
-        data = json.loads(path.read_text(encoding="utf-8"))
+        data = parsed(json.loads, path.read_text(encoding="utf-8"))
         return from_dict(kind_of(data), data)
     except ValueError as error:
         reason = str(error).splitlines()[0]

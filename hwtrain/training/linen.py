@@ -30,7 +30,7 @@ def plain(factory: Factory, inputs: jax.Array) -> Functional:
     Raises:
       ValueError: if it is no Linen module, or has variables beside `params`.
     """
-    return _functional(_build(factory), inputs)
+    return _functional(build(factory), inputs)
 
 
 def hardware_aware(
@@ -38,9 +38,11 @@ def hardware_aware(
 ) -> tuple[Functional, Plan]:
     """Returns the module in `train_mode` as pure functions, and its plan.
 
-    The parameters of the plain module start from the same values.
+    The parameters of the plain module start from the same values. What the hardware
+    draws at a step is its modifier and the noise of its `forward`: without either, as
+    in `presets.pcm()`, this trains as the plain module does, and `inspect` says so.
     """
-    module = analogize(_build(factory), hardware)
+    module = analogize(build(factory), hardware)
     model = _functional(module, inputs)
     variables = {"params": jax.eval_shape(model.init, 0)}
     return model, plan(module, variables, inputs)
@@ -58,7 +60,7 @@ def deviating(
       rule: its `sigma_rule`.
       inputs: example inputs, `[examples, ...]`.
     """
-    module = with_mismatch(_build(factory), prototype, deviation, rule)
+    module = with_mismatch(build(factory), prototype, deviation, rule)
     return _functional(module, inputs)
 
 
@@ -66,10 +68,15 @@ def on_chip(
     factory: Factory, hardware: Hardware, params: Params
 ) -> tuple[nn.Module, dict[str, Any]]:
     """Returns the module in `chip_mode` and its variables."""
-    return chip_mode(analogize(_build(factory), hardware)), {"params": params}
+    return chip_mode(analogize(build(factory), hardware)), {"params": params}
 
 
-def _build(factory: Factory) -> nn.Module:
+def build(factory: Factory) -> nn.Module:
+    """Returns the module, after a look at what it is.
+
+    Raises:
+      ValueError: if it is no Linen module.
+    """
     module = factory()
     if not isinstance(module, nn.Module):
         raise ValueError(

@@ -11,10 +11,19 @@ import numpy as np
 import optax
 
 from hwtrain.physics.random import fold_in
+from hwtrain.training.divergence import first_bad
 from hwtrain.training.functional import Functional, Params
 from hwtrain.transforms import noise_strength
 
+Stop = Callable[[], bool]
+"""Whether somebody asked that the training stop."""
+
 Loss = Callable[[jax.Array, jax.Array], jax.Array]
+
+
+def never() -> bool:
+    """Returns that nobody asked that the training stop."""
+    return False
 
 
 class Split(NamedTuple):
@@ -36,11 +45,14 @@ class TrainState(NamedTuple):
       step: `[]` int32, number of updates done.
       params: parameters.
       opt_state: state of the optimizer.
+      first_bad: `[]` int32, the first update whose loss or parameters were NaN or
+        infinite; 0 for none.
     """
 
     step: jax.Array
     params: Params
     opt_state: optax.OptState
+    first_bad: Any = np.int32(0)
 
 
 Step = Callable[[TrainState, Split, jax.Array, jax.Array], tuple[TrainState, jax.Array]]
@@ -63,7 +75,8 @@ def cross_entropy(outputs: jax.Array, labels: jax.Array) -> jax.Array:
 def init_state(params: Params, optimizer: optax.GradientTransformation) -> TrainState:
     """Returns the state before the first update."""
     opt_state = jax.jit(optimizer.init)(params)
-    return TrainState(jnp.zeros((), jnp.int32), params, opt_state)
+    none = jnp.zeros((), jnp.int32)
+    return TrainState(none, params, opt_state, jnp.copy(none))
 
 
 def make_step(
@@ -117,7 +130,9 @@ def make_step(
             )
         updates, opt_state = update(gradients, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
-        return TrainState(state.step + 1, params, opt_state), value
+        number = state.step + 1
+        bad = first_bad(state.first_bad, number, (value, params))
+        return TrainState(number, params, opt_state, bad), value
 
     return step
 

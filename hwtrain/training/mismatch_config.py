@@ -6,9 +6,15 @@ from typing import Annotated, Any, Self
 from pydantic import Field, model_validator
 from pydantic.dataclasses import dataclass
 
-from hwtrain.hardware.configuration import CONFIG, NonNegative, Positive, Size
+from hwtrain.hardware.configuration import (
+    CONFIG,
+    Chips,
+    Deviation,
+    Positive,
+    PositiveDeviation,
+)
 from hwtrain.objectives import ObjectiveParameter
-from hwtrain.training.config import Config, Source, TrainingParameter
+from hwtrain.training.config import Config, Pattern, Source, TrainingParameter
 
 
 @dataclass(frozen=True, kw_only=True, config=CONFIG)
@@ -22,9 +28,9 @@ class DeviationParameter:
     3.0
     """
 
-    digital: tuple[str, ...] = ()
+    digital: tuple[Pattern, ...] = ()
     """Patterns for paths of parameters that do not lie on the chip."""
-    percent_deviation: Positive = 0.3
+    percent_deviation: PositiveDeviation = 0.3
     """Deviation in training, 0.3 for 30 %."""
     sigma_rule: Positive = 3.0
     """Standard deviations that make a deviation, in training and on the chips."""
@@ -38,9 +44,9 @@ class ChipsParameter:
     64
     """
 
-    chips: Size = 64
+    chips: Chips = 64
     """Number of chips, of the seeds 0, 1, ..., the same for all models."""
-    percent_deviation: Annotated[tuple[NonNegative, ...], Field(min_length=1)] = (0.3,)
+    percent_deviation: Annotated[tuple[Deviation, ...], Field(min_length=1)] = (0.3,)
     """Deviations, one population of chips for each."""
 
 
@@ -66,7 +72,7 @@ class MismatchConfig:
         for name in ("objective", "noise_schedule"):
             if getattr(self.training, name) is not None:
                 raise ValueError(
-                    f"training.{name} does nothing beside a table [mismatch]; the "
+                    f"training.{name}: does nothing beside a table [mismatch]; the "
                     "third model's objective is the table [objective]"
                 )
         return self

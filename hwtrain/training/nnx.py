@@ -39,7 +39,9 @@ def hardware_aware(
 ) -> tuple[Functional, Plan]:
     """Returns the module in `train_mode` as pure functions, and its plan.
 
-    The parameters of the plain module start from the same values.
+    The parameters of the plain module start from the same values. What the hardware
+    draws at a step is its modifier and the noise of its `forward`: without either, as
+    in `presets.pcm()`, this trains as the plain module does, and `inspect` says so.
     """
     del inputs
 

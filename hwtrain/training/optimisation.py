@@ -6,13 +6,17 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
 from hwtrain import objectives, optim
 from hwtrain.chips import chip_key
 from hwtrain.plan import Plan
 from hwtrain.training.config import TrainingParameter
-from hwtrain.training.source import reason, resolve
+from hwtrain.training.source import EntryError, named, reason, resolve
+
+_ALL = ".*"
+_LOOKED_AT = 10_000
 
 
 def learning_rate(training: TrainingParameter) -> optax.Schedule:
@@ -36,19 +40,22 @@ def base_optimizer(
     Raises:
       ValueError: one line that names what is wrong.
     """
-    build = resolve(training.optimizer, folder)
+    with named("training.optimizer"):
+        build = resolve(training.optimizer, folder)
     try:
         optimizer = build(schedule)
     # What a function raises, when it is called with something else, is up to it.
     except Exception as error:
-        raise ValueError(
-            f"training.optimizer: expected {training.optimizer} to be a function of a "
-            f"learning rate, got {reason(error)}"
+        raise EntryError(
+            "training.optimizer",
+            f"expected {training.optimizer} to be a function of a learning rate, got "
+            f"{reason(error)}",
         ) from error
     if not isinstance(optimizer, optax.GradientTransformation):
-        raise ValueError(
-            f"training.optimizer: expected {training.optimizer} to return an optax "
-            f"transformation, got {type(optimizer).__name__}"
+        raise EntryError(
+            "training.optimizer",
+            f"expected {training.optimizer} to return an optax transformation, got "
+            f"{type(optimizer).__name__}",
         )
     return optimizer
 
@@ -96,7 +103,7 @@ def robust_loss(
         try:
             return objectives.robust(loss, plan, objective, outputs=outputs)
         except ValueError as error:
-            raise ValueError(f"training.objective: {error}") from error
+            raise EntryError("training.objective", str(error)) from error
 
     return robust
 
@@ -119,20 +126,45 @@ def noise_schedule(
     parameter = training.noise_schedule
     if parameter is None:
         return None
-    build = resolve(parameter.function, folder)
+    with named("training.noise_schedule.function"):
+        build = resolve(parameter.function, folder)
     try:
         schedule = build(**dict(parameter.arguments))
         value = jax.eval_shape(schedule, jnp.zeros((), jnp.int32))
     # What a function raises, when it is called with something else, is up to it.
     except Exception as error:
-        raise ValueError(
-            f"training.noise_schedule: expected {parameter.function} to return, for "
-            f"the arguments {dict(parameter.arguments)}, a function of the number of "
-            f"updates, got {reason(error)}"
+        raise EntryError(
+            "training.noise_schedule",
+            f"expected {parameter.function} to return, for the arguments "
+            f"{dict(parameter.arguments)}, a function of the number of updates, got "
+            f"{reason(error)}",
         ) from error
     if getattr(value, "shape", None) != ():
-        raise ValueError(
-            f"training.noise_schedule: expected {parameter.function} to return a "
-            f"schedule of one number, got {value}"
+        raise EntryError(
+            "training.noise_schedule",
+            f"expected {parameter.function} to return a schedule of one number, got "
+            f"{value}",
         )
-    return lambda step: {".*": schedule(step), **dict(parameter.layers)}
+    _check_values(schedule, training.steps)
+    factors = dict(parameter.layers)
+    of_all = factors.pop(_ALL, 1.0)
+    return lambda step: {_ALL: of_all * schedule(step), **factors}
+
+
+def _check_values(schedule: Callable[[jax.Array], Any], steps: int) -> None:
+    """Raises for a schedule that is negative, NaN or infinite at an update."""
+    # Of very many, those evenly apart.
+    numbers = np.unique(np.linspace(0, steps - 1, min(steps, _LOOKED_AT)).astype(int))
+
+    @jax.jit
+    def values(numbers: jax.Array) -> jax.Array:
+        return jax.lax.map(lambda n: jnp.asarray(schedule(n), jnp.float32), numbers)
+
+    found = np.asarray(values(jnp.asarray(numbers, jnp.int32)))
+    wrong = np.flatnonzero(~(np.isfinite(found) & (found >= 0)))
+    if wrong.size:
+        raise EntryError(
+            "training.noise_schedule",
+            f"expected strengths that are finite and not negative, got "
+            f"{found[wrong[0]]:g} after {numbers[wrong[0]]} updates",
+        )

@@ -21,9 +21,10 @@ from hwtrain.hardware import Hardware
 from hwtrain.plan import AnalogWeight, Plan
 from hwtrain.programming import program_weight
 from hwtrain.training import linen, nnx
-from hwtrain.training.config import Config
-from hwtrain.training.functional import Functional
+from hwtrain.training.config import Config, TrainingParameter
+from hwtrain.training.functional import Functional, Params
 from hwtrain.training.loop import Split, Step, cross_entropy, init_state, make_step
+from hwtrain.training.mismatch_config import MismatchConfig
 from hwtrain.training.optimisation import (
     aware_optimizer,
     base_optimizer,
@@ -32,7 +33,8 @@ from hwtrain.training.optimisation import (
     robust_loss,
 )
 from hwtrain.training.report import require_matplotlib
-from hwtrain.training.source import named, reason, resolve
+from hwtrain.training.source import EntryError, named, reason, resolve
+from hwtrain.transforms import noise_strength
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -78,16 +80,15 @@ def prepare(config: Config, folder: Path) -> Preparation:
     """
     require_matplotlib()
     train, test = load_data(config.data, config.training.batch_size, folder)
-    factory = resolve(config.model, folder)
-    with named(config.model):
-        takes_rngs = "rngs" in inspect.signature(factory).parameters
-        frontend = nnx if takes_rngs else linen
+    frontend, factory, plain = build_plain(config, train, folder)
+    with named("hardware", config.model):
         example = train.inputs[:1]
-        plain = frontend.plain(factory, example)
         aware, plan = frontend.hardware_aware(factory, config.hardware, example)
     rate = learning_rate(config.training)
     base = base_optimizer(config.training, rate, folder)
     optimizer = aware_optimizer(base, plan, rate, config.export.chip_seed)
+    strength = noise_schedule(config.training, folder)
+    robust = robust_loss(config.training, plan)
     ready = Preparation(
         frontend=frontend,
         factory=factory,
@@ -98,20 +99,46 @@ def prepare(config: Config, folder: Path) -> Preparation:
         aware_optimizer=optimizer,
         plain_step=make_step(plain, base, cross_entropy),
         aware_step=make_step(
-            aware,
-            optimizer,
-            cross_entropy,
-            robust=robust_loss(config.training, plan),
-            strength=noise_schedule(config.training, folder),
+            aware, optimizer, cross_entropy, robust=robust, strength=strength
         ),
         train=train,
         test=test,
     )
     _check_outputs(config, ready)
-    _check_step(config, plain, base, ready.plain_step, train)
-    _check_step(config, aware, optimizer, ready.aware_step, train)
-    _check_export(config, ready)
+    _check_strength(config, ready, strength)
+    check_step(config.training, plain, base, ready.plain_step, train)
+    without = functools.partial(
+        make_step, aware, loss=cross_entropy, robust=robust, strength=strength
+    )
+    check_step(config.training, aware, optimizer, ready.aware_step, train, without)
+    with named("hardware"):
+        _check_export(config, ready)
     return ready
+
+
+def build_plain(
+    config: Config | MismatchConfig, train: Split, folder: Path
+) -> tuple[ModuleType, Callable[..., Any], Functional]:
+    """Returns what is special to a model's framework, what builds it, and the model.
+
+    Args:
+      config: names the model and the data.
+      train: the training set.
+      folder: what a relative path is relative to.
+
+    Raises:
+      EntryError: (a `ValueError`) one line that names what is wrong.
+    """
+    with named("model", config.model):
+        factory = resolve(config.model, folder)
+        takes_rngs = "rngs" in inspect.signature(factory).parameters
+        if takes_rngs:
+            return nnx, factory, nnx.plain(factory, train.inputs[:1])
+        # Alone, because what it raises in the call is up to the data too.
+        linen.build(factory)
+    example = train.inputs[:1]
+    with named("data", config.model, given=f"inputs {example.shape} of {config.data}"):
+        return linen, factory, linen.plain(factory, example)
 
 
 def chip_hardware(hardware: Hardware, mismatch_std: float, *, plain: bool) -> Hardware:
@@ -141,39 +168,43 @@ def load_data(source: str, batch_size: int, folder: Path) -> tuple[Split, Split]
     Raises:
       ValueError: one line that names what is wrong.
     """
-    function = resolve(source, folder)
-    with named(source):
-        data = function()
+    with named("data", source):
+        data = resolve(source, folder)()
     try:
         train, test = (Split(*map(_as_array, part)) for part in data)
     except (TypeError, ValueError) as error:
-        raise ValueError(
+        raise EntryError(
+            "data",
             f"{source}: expected a function that returns "
-            f"((inputs, labels), (inputs, labels)), got {type(data).__name__}: {error}"
+            f"((inputs, labels), (inputs, labels)), got {type(data).__name__}: {error}",
         ) from None
     for name, part in (("training", train), ("test", test)):
         if np.ndim(part.labels) != 1 or len(part.inputs) != len(part.labels):
-            raise ValueError(
+            raise EntryError(
+                "data",
                 f"{source}: expected as many inputs as labels, labels of one "
                 f"axis, got a {name} set of shapes {np.shape(part.inputs)} and "
-                f"{np.shape(part.labels)}"
+                f"{np.shape(part.labels)}",
             )
         if not len(part.labels) or not np.issubdtype(part.labels.dtype, np.integer):
-            raise ValueError(
+            raise EntryError(
+                "data",
                 f"{source}: expected at least one example, labels of whole "
                 f"numbers, got a {name} set of {len(part.labels)} examples, labels "
-                f"{part.labels.dtype}"
+                f"{part.labels.dtype}",
             )
     shapes = np.shape(train.inputs), np.shape(test.inputs)
     if shapes[0][1:] != shapes[1][1:]:
-        raise ValueError(
+        raise EntryError(
+            "data",
             f"{source}: expected training and test inputs of the same shape, got "
-            f"{shapes[0]} and {shapes[1]}"
+            f"{shapes[0]} and {shapes[1]}",
         )
     if batch_size > len(train.labels):
-        raise ValueError(
-            f"training.batch_size: expected at most the {len(train.labels)} examples "
-            f"of the training set, got {batch_size}"
+        raise EntryError(
+            "training.batch_size",
+            f"expected at most the {len(train.labels)} examples of the training set, "
+            f"got {batch_size}",
         )
     return train, test
 
@@ -187,50 +218,103 @@ def _check_outputs(config: Config, ready: Preparation) -> None:
     batch = _batch_shape(ready.train, config.training.batch_size).inputs
     for model in (ready.plain, ready.aware):
         params = jax.eval_shape(model.init, 0)
-        with named(config.model):
+        given = f"inputs {batch.shape} of {config.data}"
+        with named("data", config.model, given=given):
             outputs = jax.eval_shape(model.apply, params, batch, jax.random.key(0))
         shape = getattr(outputs, "shape", None)
         if shape is None or len(shape) != 2 or shape[0] != batch.shape[0]:
             came = type(outputs).__name__ if shape is None else f"the shape {shape}"
-            raise ValueError(
+            raise EntryError(
+                "model",
                 f"{config.model}: expected outputs [examples, classes] of inputs "
-                f"{batch.shape}, got {came}"
+                f"{batch.shape}, got {came}",
             )
         labels = np.concatenate([ready.train.labels, ready.test.labels])
         if labels.min() < 0 or labels.max() >= shape[1]:
-            raise ValueError(
+            raise EntryError(
+                "data",
                 f"{config.data}: expected labels from 0 to {shape[1] - 1}, because "
                 f"{config.model} has {shape[1]} outputs; got labels from "
-                f"{labels.min()} to {labels.max()}"
+                f"{labels.min()} to {labels.max()}",
             )
 
 
-def _check_step(
-    config: Config,
+def _check_strength(
+    config: Config, ready: Preparation, strength: Callable[[jax.Array], Any] | None
+) -> None:
+    """Checks that a noise schedule reaches the layers that it names."""
+    if strength is None:
+        return
+    params = jax.eval_shape(ready.aware.init, 0)
+    inputs = _batch_shape(ready.train, config.training.batch_size).inputs
+
+    def call(params: Params, inputs: jax.Array, step: jax.Array) -> jax.Array:
+        with noise_strength(strength(step)):
+            return ready.aware.apply(params, inputs, jax.random.key(0))
+
+    with named("training.noise_schedule"):
+        step = jax.ShapeDtypeStruct((), np.int32)
+        jax.eval_shape(call, params, inputs, step)
+
+
+def check_step(
+    training: TrainingParameter,
+    model: Functional,
+    optimizer: optax.GradientTransformation,
+    step: Step,
+    train: Split,
+    without: Callable[..., Step] | None = None,
+    objective: str = "training.objective",
+) -> None:
+    """Checks that a training step can be taken; nothing is computed.
+
+    Args:
+      training: how it is trained.
+      model: the model.
+      optimizer: its optimizer.
+      step: from `make_step`.
+      train: the training set.
+      without: gives the same step of another optimizer, for what is no optimizer's
+        fault; `None` where the loss is the plain one.
+      objective: the key of what is minimised then.
+
+    Raises:
+      EntryError: (a `ValueError`) one line that names what is wrong.
+    """
+    try:
+        _trace(training, model, optimizer, step, train)
+    # What an optimizer raises, when it misses an argument, is up to it.
+    except Exception as error:
+        if without is not None:
+            still = optax.set_to_zero()
+            with named(objective):
+                _trace(training, model, still, without(optimizer=still), train)
+        raise EntryError(
+            "training.optimizer",
+            f"expected {training.optimizer} to return an optax transformation that "
+            "needs gradients, its state and parameters alone, got "
+            f"{reason(error)}; take another one, such as optax:adam, or train in a "
+            "loop of your own with hwtrain.optim.hardware_aware",
+        ) from error
+
+
+def _trace(
+    training: TrainingParameter,
     model: Functional,
     optimizer: optax.GradientTransformation,
     step: Step,
     train: Split,
 ) -> None:
-    """Checks that a training step can be taken; nothing is computed."""
+    """Traces the first step of a training."""
 
     def first_step(data: Split, order: jax.Array) -> Any:
         state = init_state(model.init(0), optimizer)
         return step(state, data, order, jax.random.key(0))
 
-    size = config.training.batch_size
+    size = training.batch_size
     data = _batch_shape(train, len(train.labels))
     order = jax.ShapeDtypeStruct((len(train.labels) // size, size), np.int32)
-    try:
-        jax.eval_shape(first_step, data, order)
-    # What an optimizer raises, when it misses an argument, is up to it.
-    except Exception as error:
-        raise ValueError(
-            f"training.optimizer: expected {config.training.optimizer} to return an "
-            "optax transformation that needs gradients, its state and parameters "
-            f"alone, got {reason(error)}; take another one, such as optax:adam, or "
-            "train in a loop of your own with hwtrain.optim.hardware_aware"
-        ) from error
+    jax.eval_shape(first_step, data, order)
 
 
 def _check_export(config: Config, ready: Preparation) -> None:
@@ -241,9 +325,10 @@ def _check_export(config: Config, ready: Preparation) -> None:
     for weight in ready.plan.weights:
         dtype = leaves[weight.path].dtype
         if not np.issubdtype(dtype, np.floating) and dtype != jnp.bfloat16:
-            raise ValueError(
+            raise EntryError(
+                "model",
                 f"{config.model}: expected an analog weight {weight.path} of real "
-                f"floating-point numbers, got {dtype}"
+                f"floating-point numbers, got {dtype}",
             )
         scale = leaves.get(weight.leaf("mapping_scale"))
         jax.eval_shape(

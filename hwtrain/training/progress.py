@@ -9,7 +9,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn
 from rich.progress import TimeRemainingColumn as TimeRemaining
 
-Report = Callable[[int, jax.Array], None]
+Report = Callable[[int, jax.Array], float | None]
 
 _EVERY_S = 0.2
 _PLAIN_LINES = 4
@@ -22,7 +22,8 @@ def show_progress(
     """Shows loss and steps per second while training runs.
 
     Yields `report(step, loss)`, to be called after each update. It never waits for the
-    update that was just started: it reads the loss of the report before.
+    update that was just started: it reads the loss of the report before, and returns
+    it; `None` where it reads none.
 
     Args:
       console: where to show it.
@@ -47,22 +48,23 @@ def show_progress(
         rate = _Rate()
         shown, pending = time.monotonic(), None
 
-        def report(step: int, loss: jax.Array) -> None:
+        def report(step: int, loss: jax.Array) -> float | None:
             nonlocal shown, pending
             now = time.monotonic()
             last = step >= steps
             rate.start(step)
             if now - shown < _EVERY_S and not last:
-                return
-            value = loss if last or pending is None else pending
+                return None
+            value = float(loss if last or pending is None else pending)
             bar.update(
                 task,
                 completed=step,
                 refresh=last,
-                loss=f"{float(value):.4f}",
+                loss=f"{value:.4f}",
                 rate=rate.at(step),
             )
             shown, pending = now, loss
+            return value
 
         yield report
 
@@ -71,16 +73,17 @@ def _plain_lines(console: Console, title: str, steps: int) -> Report:
     rate = _Rate()
     marks = {steps * line // _PLAIN_LINES for line in range(1, _PLAIN_LINES)} | {steps}
 
-    def report(step: int, loss: jax.Array) -> None:
+    def report(step: int, loss: jax.Array) -> float | None:
         rate.start(step)
-        if step in marks:
-            value = float(loss)
-            console.print(
-                f"{title}: step {step}/{steps}, loss {value:.4f}, "
-                f"{rate.at(step)} steps/s",
-                soft_wrap=True,
-                highlight=False,
-            )
+        if step not in marks:
+            return None
+        value = float(loss)
+        console.print(
+            f"{title}: step {step}/{steps}, loss {value:.4f}, {rate.at(step)} steps/s",
+            soft_wrap=True,
+            highlight=False,
+        )
+        return value
 
     return report
 

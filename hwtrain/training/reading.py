@@ -2,11 +2,12 @@
 
 import dataclasses
 import difflib
+import itertools
 import json
 import tomllib
 import types
 import typing
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ import pydantic
 from hwtrain.hardware import from_dict
 from hwtrain.training.config import Config
 from hwtrain.training.mismatch_config import MismatchConfig, kind_of
+from hwtrain.training.source import EntryError
 
 _EXPECTED = {
     "string_pattern_mismatch": '"path/to/file.py:function" or "module:function"',
@@ -28,6 +30,16 @@ _EXPECTED = {
     "too_short": "at least one entry",
 }
 """What pydantic expected, in TOML's words."""
+
+_BOUNDS = {
+    "greater_than": ("gt", "greater than"),
+    "greater_than_equal": ("ge", "greater than or equal to"),
+    "less_than": ("lt", "less than"),
+    "less_than_equal": ("le", "less than or equal to"),
+}
+
+_DEEPEST = 20
+"""Tables and lists in each other; a configuration has five at most."""
 
 
 def read_config(
@@ -59,9 +71,49 @@ def read_config(
         raise ValueError(_one_line(kind, error, data, str(path), origin)) from None
 
 
+def parsed(loads: Callable[[str], Any], text: str) -> Any:
+    """Returns what a text says, read by `json.loads` or `tomllib.loads`.
+
+    >>> parsed(json.loads, "[" * 100_000)
+    Traceback (most recent call last):
+    ValueError: tables or lists lie in each other too deeply
+
+    Args:
+      loads: reads the text.
+      text: the text.
+
+    Raises:
+      ValueError: if it cannot be read, also for what Python raises other errors or
+        gives advice of its own: lists in lists, and numbers of thousands of digits.
+    """
+    try:
+        data = loads(text)
+        if _depth(data) > _DEEPEST:
+            raise RecursionError
+        return data
+    except RecursionError:
+        raise ValueError("tables or lists lie in each other too deeply") from None
+    except (tomllib.TOMLDecodeError, json.JSONDecodeError):
+        raise
+    except ValueError as error:
+        if "integer string conversion" not in str(error):
+            raise
+        raise ValueError("a number has thousands of digits") from None
+
+
+def _depth(data: Any) -> int:
+    """Returns how many tables and lists lie in each other."""
+    depth, level = 0, [data]
+    while level := [part for part in level if isinstance(part, dict | list)]:
+        depth += 1
+        parts = (part.values() if isinstance(part, dict) else part for part in level)
+        level = list(itertools.chain.from_iterable(parts))
+    return depth
+
+
 def _read_toml(path: Path) -> dict[str, Any]:
     try:
-        return tomllib.loads(path.read_text(encoding="utf-8"))
+        return parsed(tomllib.loads, path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         siblings = [str(other) for other in path.parent.glob("*.toml")]
         match = difflib.get_close_matches(str(path), siblings, n=1)
@@ -71,7 +123,7 @@ def _read_toml(path: Path) -> dict[str, Any]:
         ) from None
     except (OSError, UnicodeDecodeError) as error:
         raise ValueError(f"{path}: expected a TOML file, got: {error}") from None
-    except tomllib.TOMLDecodeError as error:
+    except ValueError as error:
         raise ValueError(f"{path}: expected valid TOML, got: {error}") from None
 
 
@@ -80,26 +132,30 @@ def _parse_override(root: type, override: str) -> tuple[tuple[str, ...], Any]:
     keys = tuple(part.strip() for part in name.split("."))
     if not equals or not all(keys):
         raise ValueError(
-            f"--set {override}: expected key=value, such as training.steps=100"
+            f"{_shown(override)}: expected key=value, such as training.steps=100"
         )
     kind: Any = root
     for depth, key in enumerate(keys):
         fields = _fields(kind)
         if key not in fields:
             text = _unknown(keys[: depth + 1], fields)
-            raise ValueError(f"--set {override}: {text}")
+            raise ValueError(f"{_shown(override)}: {text}")
         kind = fields[key]
     try:
-        table = tomllib.loads(f"value = {text.strip()}")
+        table = parsed(tomllib.loads, f"value = {text.strip()}")
     except tomllib.TOMLDecodeError:
         quoted = json.dumps(text.strip())
         raise ValueError(
-            f"--set {override}: expected a value as TOML writes it, got {text.strip()}"
-            f"; text needs quotes: --set '{name}={quoted}'"
+            f"{_shown(override)}: expected a value as TOML writes it, got "
+            f"{text.strip()}; text needs quotes: --set '{name}={quoted}'"
+        ) from None
+    except ValueError as error:
+        raise ValueError(
+            f"{_shown(override)}: expected a value for {name}, got: {error}"
         ) from None
     if len(table) != 1:
         raise ValueError(
-            f"--set {override}: expected one value, got {len(table)} entries; write "
+            f"{_shown(override)}: expected one value, got {len(table)} entries; write "
             "--set once for each"
         )
     return keys, table["value"]
@@ -110,7 +166,7 @@ def _put(data: dict[str, Any], keys: tuple[str, ...], value: Any, override: str)
         data = data.setdefault(key, {})
         if not isinstance(data, dict):
             raise ValueError(
-                f"--set {override}: expected {'.'.join(keys[: depth + 1])} to be a "
+                f"{_shown(override)}: expected {'.'.join(keys[: depth + 1])} to be a "
                 f"table, got {_show(data)} in the file"
             )
     data[keys[-1]] = value
@@ -143,12 +199,49 @@ def _one_line(
     details = sorted(error.errors(), key=lambda detail: detail["type"] == "missing")
     detail = details[0]
     keys = _key_path(detail["loc"], data)
+    # What is said of the whole names its key itself.
+    named = keys or _words(detail["msg"])
+    place = _place(file, origin, named)
+    more = f" (and {len(details) - 1} more)" if len(details) > 1 else ""
+    return f"{place}: {_explain(kind, detail, keys)}{more}"
+
+
+def _words(message: str) -> tuple[str, ...]:
+    """Returns the key that a message begins with."""
+    key = message.removeprefix("Value error, ").partition(":")[0]
+    return tuple(key.split("."))
+
+
+def _place(
+    file: str, origin: Mapping[tuple[str, ...], str], keys: tuple[str, ...]
+) -> str:
+    """Returns where an entry was given: the file, or the override."""
     place = file
     for start, override in origin.items():
         if keys[: len(start)] == start or start[: len(keys)] == keys != ():
-            place = f"--set {override}"
-    more = f" (and {len(details) - 1} more)" if len(details) > 1 else ""
-    return f"{place}: {_explain(kind, detail, keys)}{more}"
+            place = _shown(override)
+    return place
+
+
+def located(
+    error: EntryError, path: str | Path, overrides: Sequence[str] = ()
+) -> ValueError:
+    """Returns the error of an entry with the place where it was given, in one line.
+
+    >>> str(located(EntryError("model", "none"), "run.toml", ['model="a.py:b"']))
+    '--set model="a.py:b": model: none'
+
+    Args:
+      error: what is wrong.
+      path: the file.
+      overrides: as `read_config` takes them.
+    """
+    keys = {
+        tuple(key.strip() for key in override.partition("=")[0].split(".")): override
+        for override in overrides
+    }
+    place = _place(str(path), keys, tuple(error.key.split(".")))
+    return ValueError(f"{place}: {error}")
 
 
 def _key_path(loc: tuple[int | str, ...], data: Any) -> tuple[str, ...]:
@@ -157,6 +250,12 @@ def _key_path(loc: tuple[int | str, ...], data: Any) -> tuple[str, ...]:
     for index, part in enumerate(loc):
         if isinstance(data, Mapping) and part in data:
             data = data[part]
+        elif isinstance(data, Mapping) and isinstance(part, int) and part < len(data):
+            # A table of any keys is checked as its pairs.
+            part = list(data)[part]
+            data = data[part]
+        elif isinstance(part, int) and not isinstance(data, Mapping | list):
+            continue  # the key or the value of such a pair
         elif isinstance(data, Sequence) and isinstance(part, int) and part < len(data):
             data = data[part]
         elif index < len(loc) - 1 or _is_tag(part, data):
@@ -187,9 +286,11 @@ def _explain(root: type, detail: Any, keys: tuple[str, ...]) -> str:
         known = f"one of {tags}" if tags else "a text that says which kind it is"
         return f"{key}.type: expected {known}, got {_show(came) if came else 'none'}"
     expected = _EXPECTED.get(kind) or message.removeprefix("Input should be ")
-    for bound in ("greater", "less"):
-        if expected.startswith(bound):
-            expected = f"a number {expected}"
+    if kind in _BOUNDS:
+        name, words = _BOUNDS[kind]
+        bound = detail["ctx"][name]
+        bound = bound if isinstance(bound, int) else f"{bound:g}"
+        expected = f"a number {words} {bound}"
     return f"{key}: expected {expected}, got {_show(detail['input'])}"
 
 
@@ -203,6 +304,12 @@ def _unknown(keys: tuple[str, ...], known: Iterable[str]) -> str:
     else:
         hint = f"{above} is a value and holds no keys"
     return f"unknown key {'.'.join(keys)}; {hint}"
+
+
+def _shown(override: str) -> str:
+    """Returns an override as it was given, or its key if that is long."""
+    text = override if len(override) <= 100 else f"{override.partition('=')[0]}=..."
+    return f"--set {text}"
 
 
 def _show(value: Any) -> str:

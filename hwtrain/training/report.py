@@ -11,6 +11,8 @@ from typing import Any
 import numpy as np
 from rich.table import Table
 
+from hwtrain.training.disk import complete
+
 HARDWARE_AWARE = "hardware-aware"
 WITH_MISMATCH = "with mismatch"
 PLAIN = "plain"
@@ -152,7 +154,8 @@ def plot(results: Sequence[Accuracies], path: Path, *, title: str) -> None:
     axes.spines[["top", "right"]].set_visible(False)
     axes.legend(frameon=False, loc="lower left")
     # A program's version in the file would make equal results differ in bytes.
-    figure.savefig(path, metadata={"Software": None})
+    with complete(path) as partial:
+        figure.savefig(partial, format="png", metadata={"Software": None})
 
 
 def _rounded(number: float) -> float | None:

@@ -1,7 +1,7 @@
 """A job: train plain, with mismatch and robustly, and compare on frozen chips."""
 
 import dataclasses
-import inspect
+import functools
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -17,16 +17,24 @@ from hwtrain import mismatch, objectives, paths
 from hwtrain.chips import chip_key
 from hwtrain.mismatch.generator import sigma_rule_in_words
 from hwtrain.plan import Plan
-from hwtrain.training import linen, nnx, report
-from hwtrain.training.comparison import accuracy, train_seed
+from hwtrain.training import report
+from hwtrain.training.comparison import accuracy, stop_if_asked, train_seed
 from hwtrain.training.folder import write_json
 from hwtrain.training.functional import Functional, Params
-from hwtrain.training.loop import Split, Step, cross_entropy, init_state, make_step
+from hwtrain.training.loop import (
+    Split,
+    Step,
+    Stop,
+    cross_entropy,
+    init_state,
+    make_step,
+    never,
+)
 from hwtrain.training.mismatch_config import MismatchConfig
 from hwtrain.training.optimisation import base_optimizer, learning_rate
-from hwtrain.training.preparation import load_data
+from hwtrain.training.preparation import build_plain, check_step, load_data
 from hwtrain.training.report import PLAIN, WITH_MISMATCH, Accuracies
-from hwtrain.training.source import named, resolve
+from hwtrain.training.source import EntryError, named
 from hwtrain.version import __version__
 
 
@@ -64,13 +72,10 @@ def prepare_contest(config: MismatchConfig, folder: Path) -> Contest:
     report.require_matplotlib()
     training, rule = config.training, config.mismatch.sigma_rule
     train, test = load_data(config.data, training.batch_size, folder)
-    factory = resolve(config.model, folder)
+    frontend, factory, plain = build_plain(config, train, folder)
     deviation = config.mismatch.percent_deviation
-    with named(config.model):
-        takes_rngs = "rngs" in inspect.signature(factory).parameters
-        frontend = nnx if takes_rngs else linen
+    with named("mismatch", config.model):
         example = train.inputs[:1]
-        plain = frontend.plain(factory, example)
         prototype = _prototype(plain, config.mismatch.digital)
         noisy = frontend.deviating(factory, prototype, deviation, rule, example)
     optimizer = base_optimizer(training, learning_rate(training), folder)
@@ -78,17 +83,16 @@ def prepare_contest(config: MismatchConfig, folder: Path) -> Contest:
         PLAIN: make_step(plain, optimizer, cross_entropy),
         WITH_MISMATCH: make_step(noisy, optimizer, cross_entropy),
     }
+    for step in steps.values():
+        check_step(training, plain, optimizer, step, train)
     objective = config.objective
     if objective is not None:
-        robust = _robust(objective)
-        steps[objective.type] = make_step(
-            plain, optimizer, cross_entropy, robust=robust
+        without = functools.partial(
+            make_step, plain, loss=cross_entropy, robust=_robust(objective)
         )
-    order = jnp.zeros((1, training.batch_size), jnp.int32)
-    for name, step in steps.items():
-        state = jax.eval_shape(lambda: init_state(plain.init(0), optimizer))
-        with named(f"{config.model}, trained {name},"):
-            jax.eval_shape(step, state, train, order, jax.random.key(0))
+        step = without(optimizer=optimizer)
+        check_step(training, plain, optimizer, step, train, without, "objective")
+        steps[objective.type] = step
     return Contest(
         plain=plain,
         prototype=prototype,
@@ -100,7 +104,12 @@ def prepare_contest(config: MismatchConfig, folder: Path) -> Contest:
 
 
 def contest(
-    config: MismatchConfig, ready: Contest, out: Path, *, console: Console
+    config: MismatchConfig,
+    ready: Contest,
+    out: Path,
+    *,
+    console: Console,
+    stop: Stop = never,
 ) -> list[Accuracies]:
     """Trains in each way, from the same initial parameters, and compares on chips.
 
@@ -112,6 +121,7 @@ def contest(
       ready: what it names, from `prepare_contest`.
       out: the run's folder. What is done there is not done again.
       console: where progress and the table are shown.
+      stop: whether to stop, as for `compare`.
 
     Returns:
       The results: for each deviation and way to train.
@@ -127,13 +137,14 @@ def contest(
                 out / name.replace(" ", "-") / f"seed_{seed}",
                 f"{name}, seed {seed}",
                 console,
+                stop,
             )
             for seed in config.training.seeds
         ]
         for name, step in ready.steps.items()
     }
     with console.status("evaluating on chips"):
-        results = on_chips(config, ready, trained)
+        results = on_chips(config, ready, trained, stop)
     title = report.headline(results, mode="frozen chips")
     rule = config.mismatch.sigma_rule
     words = sigma_rule_in_words(max(config.evaluation.percent_deviation), rule)
@@ -154,7 +165,10 @@ def contest(
 
 
 def on_chips(
-    config: MismatchConfig, ready: Contest, trained: dict[str, list[Params]]
+    config: MismatchConfig,
+    ready: Contest,
+    trained: dict[str, list[Params]],
+    stop: Stop = never,
 ) -> list[Accuracies]:
     """Returns the accuracy of trained models on frozen chips.
 
@@ -162,6 +176,7 @@ def on_chips(
       config: the configuration.
       ready: from `prepare_contest`.
       trained: for each way to train the parameters of every seed.
+      stop: whether to stop, asked before each way and deviation.
     """
     rule = config.mismatch.sigma_rule
     keys = jax.vmap(chip_key)(jnp.arange(config.evaluation.chips))
@@ -179,6 +194,7 @@ def on_chips(
         generate = mismatch.mismatch_generator(ready.prototype, level, rule)
         chips = jax.jit(jax.vmap(generate, in_axes=(None, 0)))
         for name, seeds in trained.items():
+            stop_if_asked(stop)
             values = [accuracies(chips(params, keys), ready.test) for params in seeds]
             results.append(
                 Accuracies(
@@ -200,13 +216,14 @@ def _prototype(model: Functional, digital: tuple[str, ...]) -> paths.Tree:
     for pattern in digital:
         matching = {path for path in chosen if re.fullmatch(pattern, path)}
         if not matching:
-            raise ValueError(
-                f"mismatch.digital: the pattern {pattern!r} matches nothing that would "
-                f"deviate: {sorted(chosen)}"
+            raise EntryError(
+                "mismatch.digital",
+                f"the pattern {pattern!r} matches nothing that would deviate: "
+                f"{sorted(chosen)}",
             )
         chosen -= matching
     if not chosen:
-        raise ValueError("mismatch.digital: nothing is left that deviates")
+        raise EntryError("mismatch.digital", "nothing is left that deviates")
     return paths.map_leaves(lambda path, leaf: path in chosen, params)
 
 
@@ -217,6 +234,6 @@ def _robust(
         try:
             return objectives.robust(loss, Plan(()), objective, outputs=outputs)
         except ValueError as error:
-            raise ValueError(f"objective: {error}") from error
+            raise EntryError("objective", str(error)) from error
 
     return robust

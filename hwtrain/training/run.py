@@ -11,11 +11,13 @@ from hwtrain import evaluate
 from hwtrain.training import checkpoints
 from hwtrain.training.comparison import accuracy, batches
 from hwtrain.training.config import Config
-from hwtrain.training.folder import read_run
+from hwtrain.training.folder import CONFIG_FILE, read_run
 from hwtrain.training.functional import Params
 from hwtrain.training.loop import init_state
 from hwtrain.training.preparation import Preparation, prepare
+from hwtrain.training.reading import located
 from hwtrain.training.report import HARDWARE_AWARE
+from hwtrain.training.source import EntryError
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -130,4 +132,8 @@ def open_run(folder: Path) -> Run:
       ValueError: if no run lies there, or what its configuration names is gone.
     """
     config, source = read_run(folder)
-    return Run(folder=folder, config=config, ready=prepare(config, source))
+    try:
+        ready = prepare(config, source)
+    except EntryError as error:
+        raise located(error, folder / CONFIG_FILE) from error
+    return Run(folder=folder, config=config, ready=ready)

@@ -100,7 +100,7 @@ def calibrate(
         )
     ranges = _Ranges(found, weights, method, quantile, std_alpha, max_samples)
     function, tree = as_function(analog, "eval", variables)
-    found.check_finite(tree["params"])
+    paths.require_finite(tree["params"])
     # While it is calibrated, every range is its own number: so a layer inside a scan or
     # a vmap says which layer of the stack it is.
     numbered = paths.map_leaves(ranges.number, tree["params"])

@@ -1,7 +1,6 @@
 """What each layer of an analog model really does, as a table."""
 
 import dataclasses
-import io
 import math
 from collections.abc import Iterator
 from typing import Any
@@ -9,11 +8,13 @@ from typing import Any
 import numpy as np
 from flax import nnx
 from flax.core import meta
-from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from hwtrain import paths
 from hwtrain.plan import Plan
+from hwtrain.tables import as_text, table, tables_of
+from hwtrain.training_noise import quiet_training
 from hwtrain.transforms.analogize import plan as plan_of
 from hwtrain.transforms.columns import columns
 from hwtrain.transforms.weight_side import local
@@ -27,48 +28,32 @@ class Inspection:
       rows: for every analog weight, its columns by name.
       digital: for every other parameter, its path and why it stays digital.
       totals: numbers of tiles, of devices, and of analog and digital weights.
+      note: what to know of the whole, such as that training draws nothing; or empty.
     """
 
     rows: tuple[dict[str, str], ...]
     digital: tuple[tuple[str, str], ...]
     totals: dict[str, int]
+    note: str = ""
 
     def tables(self) -> Iterator[Table | str]:
         """Yields what rich prints: the tables, and the totals as a line.
 
         What is the same of all weights stands once, above what differs.
         """
-        first = next(iter(self.rows), {})
-        names = list(first)
-        values = {name: {row[name] for row in self.rows} for name in names}
-        common = [n for n in names[1:] if len(self.rows) > 1 and len(values[n]) == 1]
-        if common:
-            table = _table("", "", title="Every analog weight", show_header=False)
-            off = [name for name in common if values[name] == {"none"}]
-            for name in (name for name in common if name not in off):
-                table.add_row(name, first[name])
-            if off:
-                table.add_row("off", ", ".join(off))
-            yield table
-        if self.rows:
-            shown = [name for name in names if name not in common]
-            table = _table(*shown, title="Analog")
-            for row in self.rows:
-                table.add_row(*(row[name] for name in shown))
-            yield table
+        yield from tables_of(self.rows, "Analog")
         if self.digital:
-            table = _table("parameter", "why", title="Digital")
+            found = table("parameter", "why", title="Digital")
             for path, reason in self.digital:
-                table.add_row(path, reason)
-            yield table
+                found.add_row(path, reason)
+            yield found
         yield ", ".join(f"{name}: {n:,}" for name, n in self.totals.items())
+        if self.note:
+            yield escape(self.note)
 
     def __str__(self) -> str:
         """Returns the tables as text."""
-        console = Console(file=io.StringIO(), width=120, color_system=None)
-        for table in self.tables():
-            console.print(table, highlight=False)
-        return console.file.getvalue()  # type: ignore[attr-defined]
+        return as_text(self.tables())
 
 
 def inspect(
@@ -111,21 +96,15 @@ def inspect_plan(found: Plan, params: Any) -> Inspection:
       ValueError: for weights that are not finite, and leaves of other hardware.
     """
     values = paths.leaves(meta.unbox(params))
-    found.check_finite(meta.unbox(params))
+    paths.require_finite(meta.unbox(params))
     found.check_leaves(meta.unbox(params))
     found.check_scales(meta.unbox(params))
     return Inspection(
         rows=tuple(columns(weight, found, values) for weight in found.weights),
         digital=tuple((entry.path, entry.reason) for entry in found.digital),
         totals=_totals(found, values),
+        note=quiet_training(found) or "",
     )
-
-
-def _table(*columns: str, title: str, show_header: bool = True) -> Table:
-    table = Table(title=title, title_justify="left", show_header=show_header)
-    for name in columns:
-        table.add_column(name, overflow="fold")
-    return table
 
 
 def _totals(plan: Plan, values: dict[str, Any]) -> dict[str, int]:

@@ -83,7 +83,7 @@ def variables():
         },
         "layers": {"kernel": draw(2, 5, 6), "bias": draw(2, 6)},
         "heads": {"kernel": draw(6, 2, 4, dtype=jnp.bfloat16), "bias": draw(2, 4)},
-        "tied": {"embedding": draw(7, 6), "mapping_scale": jnp.full((1, 1), 0.7)},
+        "tied": {"embedding": draw(7, 6), "mapping_scale": jnp.full((1, 1), 3.5)},
         "cell": {"w_rec": draw(4, 4), "threshold": jnp.asarray(1.0)},
         "norm": {"scale": draw(10)},
     }

@@ -4,13 +4,16 @@ import json
 import shutil
 
 import chex
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from hwtrain import checkpoint, cli, presets
+from hwtrain import checkpoint, cli, paths, presets
+from hwtrain.checkpoint import destination
 from hwtrain.checkpoint.adapters import ADAPTERS
 from hwtrain.evaluate import Population
 from hwtrain.plan import AnalogWeight, Plan
+from hwtrain.training import checkpoints, init_state
 from hwtrain.training.run import Run, open_run
 
 
@@ -253,6 +256,12 @@ def test_calibrate_sets_ranges_to_the_largest_inputs(run, tmp_path, hwtrain):
         (["evaluate", "{run}", "--png", "file.png"], "give --times or --sensitivity"),
         (["evaluate", "{run}", "--sensitivity", "--times", "0", "9"], "one of --times"),
         (["evaluate", "{run}", "--times", "10"], "times_s=[10.0] would cha"),
+        (["export", "{run}", "new", "--chips", "1000000000000"], "at most 1000000"),
+        (
+            ["calibrate", "{run}", "new", "--batches", f"{10**21}"],
+            "--batches: expected",
+        ),
+        (["evaluate", "{run}", "--times", "1e300"], "or beyond 1e+12; got [1e+300]"),
     ],
 )
 def test_bad_input_is_one_line_and_nothing_is_written(
@@ -281,3 +290,55 @@ def test_a_run_whose_recipe_moved_says_where_it_was(run, tmp_path, hwtrain):
     shutil.rmtree(moved / "hardware-aware")
     shutil.copy(run / "source.json", moved)
     assert "hwtrain train CONFIG --resume" in hwtrain("inspect", moved)[2]
+
+
+@pytest.mark.parametrize("leaf", ["hidden_0/kernel", "head/bias", "head/input_range"])
+def test_a_model_that_diverged_is_refused(run, tmp_path, hwtrain, leaf):
+    """As a run of an earlier version may have saved it; a bias is digital."""
+    spoilt, seed = tmp_path / "spoilt", "hardware-aware/seed_3"
+    shutil.copytree(run, spoilt)
+    ready = open_run(run).ready
+    start = init_state(ready.aware.init(3), ready.aware_optimizer)
+    with checkpoints.open_checkpoints(spoilt / seed) as manager:
+        state = checkpoints.restore_latest(manager, start)
+        params = paths.map_leaves(
+            lambda path, value: value.at[..., 0].set(np.nan) if path == leaf else value,
+            state.params,
+        )
+        checkpoints.save(manager, state._replace(step=jnp.int32(21), params=params))
+    for words in (
+        ("evaluate", spoilt),
+        ("export", spoilt, tmp_path / "out"),
+        ("calibrate", spoilt, tmp_path / "out"),
+        ("inspect", spoilt),
+    ):
+        status, said, error = hwtrain(*words)
+        assert status == 2 and said == ""
+        assert error.startswith(f"hwtrain: error: {spoilt / seed / '21'}: {leaf}: ")
+        assert "weights are NaN or infinite" in error and error.count("\n") == 1
+        assert "delete this folder to continue from step 20" in error
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("command", ["export", "calibrate", "convert"])
+@pytest.mark.parametrize("below", ["file/out", "file/a/out"])
+def test_a_path_below_a_file_is_one_line(exported, tmp_path, hwtrain, command, below):
+    (tmp_path / "file").write_text("")
+    out = tmp_path / below
+    words = [exported, "--to", "npz", "--out"] if command == "convert" else [exported]
+    status, said, error = hwtrain(command, *words, out)
+    assert status == 2 and said == ""
+    assert error == (
+        f"hwtrain: error: {out} cannot be written, because {tmp_path / 'file'} is a "
+        "file; choose another path\n"
+    )
+
+
+@pytest.mark.parametrize("folder", [False, True])
+def test_the_clean_up_does_not_hide_what_went_wrong(tmp_path, monkeypatch, folder):
+    """The path above becomes a file after it was looked at."""
+    monkeypatch.setattr(destination, "check_free", lambda path: None)
+    (tmp_path / "file").write_text("")
+    with pytest.raises(checkpoint.HardwareCheckpointError, match="could not be writ"):
+        with destination.new(tmp_path / "file" / "out", folder=folder):
+            pass

@@ -2,16 +2,19 @@
 
 import json
 import os
+import resource
 import shutil
 import signal
 import subprocess
 import sys
 import time
+import tomllib
 from pathlib import Path
 from typing import Any
 
 import chex
 import pytest
+import tomli_w
 
 from hwtrain import checkpoint, cli
 from hwtrain.training import folder, read_config
@@ -180,6 +183,175 @@ def test_what_a_recipe_raises_is_one_line(tmp_path, capsys, data, model, message
     assert not out.exists()
 
 
+SMALL_RECIPE = (
+    RECIPE
+    + """
+from flax import nnx
+
+def fixed_model(rngs):
+    return nnx.Linear(64, 10, rngs=rngs)
+
+def negative(**_):
+    return lambda step: 1.0 - step
+
+def late_nan(**_):
+    return lambda step: jax.numpy.where(step == 17, jax.numpy.nan, 1.0)
+
+def late_inf(**_):
+    return lambda step: 1.0 / (19.0 - step)
+
+def of_strings(rate):
+    return "adam"
+
+import jax, optax
+
+def hungry(rate):
+    return optax.GradientTransformationExtraArgs(
+        lambda p: (), lambda u, s, p, *, value: (u, s)
+    )
+
+def whole_model():
+    return nn.Dense(10, param_dtype=jax.numpy.int32)
+"""
+)
+
+
+def schedule(function="optax:constant_schedule", arguments="{value=1.0}", layers="{}"):
+    return (
+        f'training.noise_schedule={{function="{function}", arguments={arguments}, '
+        f"layers={layers}}}"
+    )
+
+
+OTHER_KEYS = [
+    # override, the key that is named, and a part of the message
+    (
+        schedule(arguments="{value=-1.0}"),
+        "training.noise_schedule",
+        "-1 after 0 up",
+    ),
+    (schedule("R:negative"), "training.noise_schedule", "got -1 after 2 updates"),
+    (schedule("R:late_nan"), "training.noise_schedule", "got nan after 17 updates"),
+    (schedule("R:late_inf"), "training.noise_schedule", "got inf after 19 updates"),
+    (
+        schedule("R:gone"),
+        "training.noise_schedule.function",
+        "expected a function gone",
+    ),
+    (schedule(layers="{nowhere=1.0}"), "training.noise_schedule", "matches no layer"),
+    (schedule(layers="{'a('=1.0}"), "training.noise_schedule.layers.a(", "pattern"),
+    ('training.optimizer="R:gone"', "training.optimizer", "expected a function gone"),
+    ('training.optimizer="R:of_strings"', "training.optimizer", "got str"),
+    ('training.optimizer="R:hungry"', "training.optimizer", "value"),
+    ('model="R:gone"', "model", "expected a function gone"),
+    ('model="R:broken_model"', "model", "broken_model raised OSError: no"),
+    ('model="R:summing_model"', "model", "expected outputs [examples, classes]"),
+    ('model="R:data"', "model", "returns a Linen module"),
+    ('data="R:gone"', "data", "expected a function gone"),
+    ('data="R:broken_data"', "data", "broken_data raised KeyError: 'train'"),
+    ('data="R:float_labels"', "data", "labels of whole numbers"),
+    ('data="R:many_labels"', "data", "expected labels from 0 to 9"),
+    ("training.batch_size=9999", "training.batch_size", "at most the"),
+    ("hardware.mismatch.std_dev=0.0", "hardware.mismatch.std_dev", "greater than 0"),
+]
+
+
+@pytest.mark.parametrize(("override", "key", "message"), OTHER_KEYS)
+@pytest.mark.parametrize("where", ["override", "file"])
+def test_a_rejection_names_place_and_key(
+    tmp_path, capsys, override, key, message, where
+):
+    """Of the override, or of the file that has the entry."""
+    (tmp_path / "recipe.py").write_text(SMALL_RECIPE)
+    recipe = tmp_path / "recipe.py"
+    override = override.replace("R:", f"{recipe}:")
+    data = tomllib.loads(CONFIG.read_text())
+    for name in ("model", "data"):
+        data[name] = data[name].replace("..", str(ROOT))
+    data["training"]["steps"] = 21
+    words = ["--set", override]
+    if where == "file":
+        name, _, value = override.partition("=")
+        *above, last = name.split(".")
+        inner = data
+        for part in above:
+            inner = inner[part]
+        inner[last] = tomllib.loads(f"x = {value}")["x"]
+        words = []
+    file = tmp_path / "wrong.toml"
+    file.write_text(tomli_w.dumps(data))
+    out = tmp_path / "run"
+    assert cli.main(["train", str(file), *words, "--out", str(out)]) == 2
+    error = capsys.readouterr().err
+    start = override if len(override) <= 100 else f"{override.partition('=')[0]}=..."
+    place = f"--set {start}" if words else str(file)
+    assert error.startswith(f"hwtrain: error: {place}: {key}: ")
+    assert message in error and error.count("\n") == 1
+    assert not out.exists()
+
+
+@pytest.mark.parametrize(
+    ("override", "key", "message"),
+    [
+        ('mismatch.digital=["x/.*"]', "mismatch.digital", "matches nothing"),
+        ('mismatch.digital=["a("]', "mismatch.digital.0", "pattern"),
+        ('mismatch.digital=[".*"]', "mismatch.digital", "nothing is left"),
+        ('model="R:gone"', "model", "expected a function gone"),
+        ('training.optimizer="R:hungry"', "training.optimizer", "value"),
+        ('training.objective={type="worst_of_chips"}', "training.objective", "nothing"),
+        ('objective={type="mean_of_chips"}', "objective", ""),
+    ],
+)
+def test_a_rejection_of_a_contest_names_place_and_key(
+    tmp_path, capsys, override, key, message
+):
+    recipe = tmp_path / "recipe.py"
+    recipe.write_text(SMALL_RECIPE)
+    override = override.replace("R:", f"{recipe}:")
+    config = CONFIG.with_name("digits_dynapse.toml")
+    words = ["--set", override, "--out", str(tmp_path / "run")]
+    assert cli.main(["train", str(config), *words]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith(f"hwtrain: error: --set {override}: {key}: ")
+    assert message in error and error.count("\n") == 1
+
+
+def test_data_of_another_shape_are_named_with_the_network(tmp_path, capsys):
+    """Neither alone is wrong."""
+    recipe = tmp_path / "recipe.py"
+    recipe.write_text(SMALL_RECIPE)
+    for model in ("fixed_model", "reshaping_model"):
+        words = [f'data="{recipe}:data"', f'model="{recipe}:{model}"']
+        sets = [word for value in words for word in ("--set", value)]
+        out = ["--out", str(tmp_path / "run")]
+        assert cli.main(["train", str(CONFIG), *sets, *out]) == 2
+        error = capsys.readouterr().err
+        assert error.startswith(f"hwtrain: error: --set {words[0]}: data: ")
+        assert f"{recipe}:{model} raised TypeError: " in error
+        assert f"8) of {recipe}:data" in error and error.count("\n") == 1
+
+
+def test_a_run_whose_recipe_is_gone_names_its_file(run, tmp_path, capsys):
+    moved = tmp_path / "moved"
+    shutil.copytree(run, moved)
+    (moved / "source.json").write_text(json.dumps({"folder": str(tmp_path)}))
+    assert cli.main(["evaluate", str(moved)]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith(f"hwtrain: error: {moved / 'config.json'}: data: ")
+    assert error.count("\n") == 1
+
+
+def test_a_learned_clip_is_trained_exported_and_evaluated(train_words, tmp_path):
+    """The export holds the clipped weights, which are not those that were trained."""
+    clip = ["--set", 'hardware.clip={type="learnable_per_channel"}']
+    rate = ["--set", "training.learning_rate=0.1", "--set", "training.seeds=[3]"]
+    out = tmp_path / "run"
+    assert cli.main([*train_words, str(out), *clip, *rate]) == 0
+    kept = checkpoint.load(out / "export" / "seed_3").params["hidden_0"]
+    assert (abs(kept["kernel"]).max(0) <= kept["clip_bound"][0] * (1 + 1e-6)).all()
+    assert cli.main(["evaluate", str(out / "export" / "seed_3"), "--chips", "1"]) == 0
+
+
 def test_an_existing_run_is_left_alone(tmp_path, capsys):
     folder.make_folder(tmp_path / "run", read_config(CONFIG), ROOT)
     assert cli.main(["train", str(CONFIG), "--out", str(tmp_path / "run")]) == 2
@@ -245,6 +417,30 @@ def test_a_damaged_checkpoint_is_one_line_and_a_terminal_without_sigma_is_fine(
     assert "hardware-aware, seed 0: continuing from step 20" in resumed.stdout
 
 
+@pytest.mark.nightly
+def test_a_full_disk_is_one_line_and_the_run_goes_on(tmp_path):
+    """No file of the process grows beyond a size: checkpoints are larger."""
+    words = ["--set", "training.steps=40", "--set", "training.checkpoint_every=20"]
+    words += ["--out", "run"]
+    env = {name: value for name, value in environment().items() if "CACHE" not in name}
+    options: dict[str, Any] = {"cwd": tmp_path, "capture_output": True, "text": True}
+
+    def small_files():
+        resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000))
+
+    for more in ([], ["--resume"]):
+        full = subprocess.run(
+            command(*words, *more), env=env, preexec_fn=small_files, **options
+        )
+        assert full.returncode == 2
+        assert full.stderr.count("\n") == 1, full.stderr
+        assert full.stderr.startswith("hwtrain: error: ")
+        said = "run/plain/seed_0: could not be written: File too large, "
+        assert said in full.stderr and "B free there" in full.stderr
+    resumed = subprocess.run(command(*words, "--resume"), env=env, **options)
+    assert resumed.returncode == 0 and resumed.stderr == "", resumed.stderr
+
+
 def test_an_interrupt_says_how_to_resume(tmp_path, monkeypatch, capsys):
     def interrupt(*_, **__):
         raise KeyboardInterrupt
@@ -259,6 +455,9 @@ def test_an_interrupt_says_how_to_resume(tmp_path, monkeypatch, capsys):
 
 def test_an_impossible_folder_is_one_line(tmp_path, capsys):
     (tmp_path / "file").write_text("")
-    out = str(tmp_path / "file" / "run")
-    assert cli.main(["train", str(CONFIG), "--out", out]) == 2
-    assert capsys.readouterr().err.count("\n") == 1
+    for out in (tmp_path / "file" / "run", tmp_path / "file" / "a" / "run"):
+        assert cli.main(["train", str(CONFIG), "--out", str(out)]) == 2
+        assert capsys.readouterr().err == (
+            f"hwtrain: error: {out}: cannot be made, because {tmp_path / 'file'} is a "
+            "file; name another folder\n"
+        )

@@ -172,6 +172,11 @@ def test_statistics_against_scipy():
         ({"chips": [0, 1.5]}, "a chip's seed must be a whole number; got 1.5"),
         ({"batches": [(X[:0], Y[:0])]}, "batch 0 is empty"),
         ({"batches": [(X, Y), (X[:0], Y[:0])]}, "batch 1 is empty"),
+        *(
+            ({"batches": [(X, Y), (X, labels)]}, "are as long as .*30 ex.*batch 1 .*")
+            for labels in (Y[:1], Y[:29], Y[0], jnp.ones((31, 2)), {"a": Y, "b": Y[:7]})
+        ),
+        ({"chips": 10**12}, "at most 1000000 chips"),
         ({"batches": (X, Y)}, r"such as \[\(inputs, labels\)\].*batch 0 is"),
         ({"batches": 3}, "takes tuples of arrays.*got int"),
         ({"batches": [((X, Y[:3]), Y)]}, "all inputs share their first axis"),

@@ -8,6 +8,7 @@ from flax import linen as nn
 from flax import nnx
 
 import hwtrain as hw
+from hwtrain.evaluate import population
 from hwtrain.hardware import (
     DriftParameter,
     ReRamCMONoiseModel,
@@ -126,6 +127,8 @@ def test_weights_that_are_not_finite_are_named_at_every_eager_boundary(bad, tmp_
         lambda: hw.calibrate(linen, variables, [x]),
         lambda: hw.calibrate(model, None, [x]),
         lambda: hw.export(tmp_path / "model", variables, plan),
+        lambda: population(linen, variables, [(x,)], jnp.sum, chips=1, key=KEY),
+        lambda: population(model, None, [(x,)], jnp.sum, chips=1, key=KEY),
     ):
         with pytest.raises(ValueError, match=message):
             boundary()

@@ -43,6 +43,21 @@ def test_a_ramp_begins_without_noise(name):
     assert abs(ramped[1] - quiet[1]) > 1e-4  # a quarter of the noise
 
 
+def test_a_factor_of_all_layers_multiplies_the_schedule():
+    quiet = first_losses(read("digits_mlp.toml", "hardware.modifier.std_dev=0.0"))
+    constant = (
+        'training.noise_schedule={{function="optax:constant_schedule", '
+        'arguments={{value={}}}, layers={{".*"={}}}}}'
+    )
+    one, halves, none = (
+        first_losses(read("digits_mlp.toml", constant.format(*pair)), steps=1)[0]
+        for pair in ((0.25, 1), (0.5, 0.5), (2.0, 0.0))
+    )
+    np.testing.assert_allclose(none, quiet[0], rtol=1e-5)
+    np.testing.assert_allclose(one, halves, rtol=1e-6)
+    assert abs(one - none) > 1e-4
+
+
 @pytest.mark.parametrize(
     "name",
     [

@@ -123,12 +123,17 @@ def _state(variables: Mapping[str, Any], prefix: str) -> tuple[str, ...]:
     """
     found = []
     for collection, tree in variables.items():
-        leaves = jax.tree_util.tree_leaves_with_path(meta.unbox(tree))
+        # Boxes are not opened: on a mesh, that would constrain what has no values.
+        leaves = jax.tree_util.tree_leaves_with_path(tree, is_leaf=_boxed)
         sown = any(isinstance(key, SequenceKey) for keys, _ in leaves for key in keys)
         if collection not in ("params", *_PASSING) and not sown:
             at = f"{collection}/{prefix}/" if prefix else f"{collection}/"
             found += [f"{at}{paths.path_of(keys)}" for keys, _ in leaves]
     return tuple(found)
+
+
+def _boxed(node: Any) -> bool:
+    return isinstance(node, meta.AxisMetadata)
 
 
 _cached_plan = functools.lru_cache(maxsize=256)(_plan)

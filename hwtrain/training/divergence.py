@@ -1,0 +1,52 @@
+"""A training that has diverged: found on the device, told in one line."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+
+class DivergedError(ValueError):
+    """A loss or a parameter is NaN or infinite; the message says which and when."""
+
+
+def first_bad(so_far: jax.Array, step: jax.Array, values: Any) -> jax.Array:
+    """Returns the number of the first update that gave a NaN or an infinity.
+
+    >>> none = jnp.zeros((), jnp.int32)
+    >>> int(first_bad(none, jnp.int32(7), {"loss": jnp.float32(jnp.nan)}))
+    7
+
+    Args:
+      so_far: `[]` int32, what it was before this update: 0 for none.
+      step: `[]` int32, the number of this update, from 1 on.
+      values: what this update gave: arrays, of which those of numbers count.
+    """
+    finite = [
+        jnp.isfinite(leaf).all()
+        for leaf in jax.tree.leaves(values)
+        if jnp.issubdtype(leaf.dtype, jnp.inexact)
+    ]
+    fine = (so_far > 0) | jnp.stack(finite).all()
+    return jnp.where(fine, so_far, step)
+
+
+def diverged(
+    number: int, *, title: str, saved: int | None, rate: float
+) -> DivergedError:
+    """Returns the error of a training whose update `number` was the first bad one.
+
+    Args:
+      number: from `first_bad`.
+      title: which model and seed.
+      saved: step of its newest checkpoint, `None` for none.
+      rate: its learning rate.
+    """
+    kept = (
+        f"its checkpoint of step {saved} is kept" if saved else "it has no checkpoint"
+    )
+    return DivergedError(
+        f"{title}: the loss or a parameter is NaN or infinite from update {number} on, "
+        f"so it is neither saved nor evaluated; {kept}. Train again with less than "
+        f"training.learning_rate={rate:g}, with --out or --overwrite"
+    )

@@ -1,0 +1,180 @@
+"""Ctrl-C: the first saves and says how to go on, the second stops at once."""
+
+import contextlib
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import textwrap
+import threading
+from pathlib import Path
+
+import chex
+import pytest
+
+from hwtrain import checkpoint, cli
+from hwtrain.cli import command_line
+from hwtrain.cli.interruption import interruptible
+from hwtrain.training import comparison
+
+ROOT = Path(__file__).parents[2]
+
+
+def press():
+    os.kill(os.getpid(), signal.SIGINT)
+
+
+@pytest.fixture(autouse=True)
+def usual_handler():
+    """The handler is afterwards what it was before."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    assert signal.set_wakeup_fd(-1) == -1
+    assert "_watch" not in [thread.name for thread in threading.enumerate()]
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.fixture
+def pressed(monkeypatch):
+    """Presses Ctrl-C after an update of a model, inside of a library's callback."""
+
+    def after(title, update):
+        usual = comparison.show_progress
+
+        class Reports:
+            def __init__(self, *args, **kwargs):
+                self.inner, self.title = usual(*args, **kwargs), args[1]
+
+            def __enter__(self):
+                report = self.inner.__enter__()
+
+                def tell(step, loss):
+                    if self.title == title and step == update:
+                        try:
+                            press()
+                        except KeyboardInterrupt:
+                            pass  # as libraries do
+                    return report(step, loss)
+
+                return tell
+
+            def __exit__(self, *error):
+                return self.inner.__exit__(*error)
+
+        monkeypatch.setattr(comparison, "show_progress", Reports)
+
+    return after
+
+
+def test_training_saves_where_it_is_and_goes_on_to_the_same_end(
+    run, train_words, tmp_path, capsys, pressed, monkeypatch
+):
+    halted = tmp_path / "halted"
+    pressed("hardware-aware, seed 3", 13)
+    assert cli.main([*train_words, str(halted)]) == 130
+    seed = halted / "hardware-aware" / "seed_3"
+    assert (seed / "13").is_dir()
+    assert not (halted / "export").exists()
+    error = capsys.readouterr().err
+    assert "stopping after this step" in error
+    assert error.endswith(f"--out {halted} --resume\n")
+    assert "Traceback" not in error
+    monkeypatch.undo()
+    assert cli.main([*train_words, str(halted), "--resume"]) == 0
+    assert "seed 3: continuing from step 13" in capsys.readouterr().out
+    for name in ("seed_3", "seed_4"):
+        ours, theirs = (checkpoint.load(r / "export" / name) for r in (halted, run))
+        chex.assert_trees_all_equal(ours.params, theirs.params)
+    shutil.rmtree(halted)
+
+
+@pytest.mark.parametrize("stage", ["read_config", "job_of"])
+def test_before_the_training_nothing_is_written(
+    train_words, tmp_path, capsys, monkeypatch, stage
+):
+    """As while JAX is imported, or the model is traced."""
+    from hwtrain import training
+
+    usual = getattr(training, stage)
+    monkeypatch.setattr(training, stage, lambda *a: press() or usual(*a))
+    assert cli.main([*train_words, str(tmp_path / "run")]) == 130
+    assert not (tmp_path / "run").exists()
+    assert capsys.readouterr().err.endswith("--resume\n")
+
+
+def test_an_evaluation_that_is_interrupted_ends(run, capsys, monkeypatch):
+    monkeypatch.setattr("hwtrain.cli.evaluate.open_model", lambda options: press())
+    assert cli.main(["evaluate", str(run)]) == 130
+    assert "interrupted; nothing was left behind" in capsys.readouterr().err
+
+
+def test_the_first_only_sets_the_flag(capsys):
+    with interruptible(gently=True) as asked:
+        assert not asked()
+        press()
+        assert asked()
+    assert "once more Ctrl-C stops at once" in capsys.readouterr().err
+
+
+def test_a_handler_of_a_program_around_is_left_alone():
+    calls = []
+    signal.signal(signal.SIGINT, lambda *_: calls.append(1))
+    try:
+        with interruptible(gently=True) as asked:
+            press()
+            assert calls == [1] and not asked()
+    finally:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+    thread = threading.Thread(target=lambda: interruptible(gently=True).__enter__())
+    thread.start()
+    thread.join()
+
+
+@pytest.mark.parametrize("raised", [None, SystemExit(0)])
+def test_a_program_that_ends_is_ended_by_the_next(monkeypatch, raised):
+    """Not by an error that comes up while Python takes itself down."""
+
+    def main():
+        if raised is not None:
+            raise raised
+        return 130
+
+    monkeypatch.setattr(command_line, "main", main)
+    with contextlib.suppress(SystemExit):
+        assert cli.run() == 130
+    assert signal.getsignal(signal.SIGINT) is signal.SIG_DFL
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+def test_the_second_stops_at_once_also_in_compiled_code():
+    """The main thread sits in a call of C that no Python handler interrupts."""
+    script = """
+        import ctypes, os, signal, threading, time
+        from hwtrain.cli.interruption import interruptible
+
+        def press():
+            for _ in range(2):
+                time.sleep(0.3)
+                os.kill(os.getpid(), signal.SIGINT)
+
+        libc = ctypes.CDLL(None)
+        with interruptible(gently=True):
+            threading.Thread(target=press, daemon=True).start()
+            end = time.monotonic() + 60
+            while time.monotonic() < end:
+                libc.poll(None, 0, 60_000)
+        print("not stopped")
+    """
+    found = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(script)],
+        cwd=ROOT,
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        timeout=50,
+    )
+    assert found.returncode == 130, found.stderr
+    assert found.stdout == ""
+    assert found.stderr.endswith("hwtrain: stopped at once\n")
