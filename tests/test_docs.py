@@ -80,3 +80,13 @@ def test_every_plot_of_the_optimisation_page_is_drawn(tmp_path):
     page = (DOCS / "optimisation.md").read_text("utf-8")
     shown = set(re.findall(r"\(images/(\w+\.png)\)", page))
     assert {path.name for path in tmp_path.glob("*.png")} == shown
+
+
+def test_the_example_of_a_whole_model_runs_and_its_chips_are_one():
+    text = (DOCS / "worked_model.md").read_text("utf-8")
+    names = {}
+    exec("\n".join(re.findall(r"```python\n(.*?)```", text, re.DOTALL)), names)
+    for logits, chips in (("logits", "chips"), ("nnx_logits", "nnx_chips")):
+        of_chip_0 = names["correct"](names[logits], names["labels"]).mean()
+        assert abs(of_chip_0 - names[chips].values[0]) < 1e-6
+        assert names[chips].mean > 0.7
