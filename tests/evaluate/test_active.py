@@ -461,3 +461,10 @@ def test_a_convolution_that_nobody_watches_is_measured_too(framework, monkeypatc
     monkeypatch.setattr(f"{whole}.Drive.__call__", lambda self, x, r: jnp.round(x / r))
     assert wrong()["convolutions"]
     jax.clear_caches()
+
+
+@pytest.mark.parametrize("name", ["standard_hwa_training", "aihwkit_default"])
+def test_every_effect_of_a_training_preset_is_on(name):
+    x = jax.random.normal(jax.random.key(0), (8, 32))
+    analog = hw.analogize(nn.Dense(16), getattr(hw.presets, name)())
+    hw.assert_active(analog, jax.jit(analog.init)(jax.random.key(0), x), x)
