@@ -144,13 +144,10 @@ def _ablations(chip: Hardware) -> Iterator[tuple[str, Hardware, Hardware]]:
 
 def _configured(chip: Hardware, effect: str) -> bool:
     """Whether the option that is most the effect differs from the ideal."""
-    io, ideal = chip.forward or IOParameters(), IOParameters()
-    by_one = io.noise_management == "constant" and io.nm_thres in (0.0, 1.0)
-    if effect == "noise_management" and by_one:
-        return False  # inputs are divided by 1, as a preset says: nothing is missing
+    io, ideal = chip.forward, IOParameters()
     levels = {"DAC": 3, "ADC rounding": 2}  # one of several turns these on
     names = GROUPS[effect][: levels.get(effect, 1)]
-    return any(getattr(io, name) != getattr(ideal, name) for name in names)
+    return any(getattr(io or ideal, name) != getattr(ideal, name) for name in names)
 
 
 def _without(chip: Hardware, effect: str) -> Hardware:

@@ -133,8 +133,6 @@ def standard_hwa_training() -> Hardware:
             w_noise=0.0175,
             w_noise_type="pcm_read",
             ir_drop=1.0,
-            noise_management="constant",
-            nm_thres=1.0,
         ),
         input_range=InputRangeParameter(),
         mapping=MappingParameter(
