@@ -11,7 +11,8 @@ from flax import nnx
 
 import hwtrain as hw
 from hwtrain.evaluate import bench, deployment, unwatched, updates
-from hwtrain.physics import mvm, tile_read
+from hwtrain.physics import mvm
+from hwtrain.physics import tile_read as tile
 from hwtrain.physics.periphery import read_keys
 from hwtrain.transforms import signal_side, weight_side
 
@@ -137,6 +138,10 @@ ONLY = {
 }
 
 
+def unscaled(scale, read, **kwargs):
+    return scale, read(0, scale)[1]
+
+
 def identity(x, *args, **kwargs):
     return x
 
@@ -153,18 +158,18 @@ SABOTAGE = {
     "modifier": ("modifier", weight_side, "_modified", lambda f: lambda w, k, *_: k),
     "input_range": ("input_range", signal_side, "ranged_matmul", None),
     "no range gradient": ("input_range learns", signal_side, "ranged_matmul", "fixed"),
-    "DAC": ("DAC", tile_read, "convert", lambda f: identity),
-    "ADC": ("ADC rounding", tile_read, "round_to_level", lambda f: identity),
+    "DAC": ("DAC", tile, "convert", lambda f: identity),
+    "ADC": ("ADC rounding", tile, "round_to_level", lambda f: identity),
     "ADC bound": ("out_bound", mvm, "saturate", lambda f: identity),
-    "out_noise": ("out_noise", tile_read, "normal", lambda f: lambda k, s: jnp.zeros(s)),
-    "weak noise": ("out_noise", tile_read, "normal", weak),
-    "repeated noise": ("out_noise", tile_read, "effect_key", one_key),
-    "inp_noise": ("inp_noise", tile_read, "normal", lambda f: lambda k, s: jnp.zeros(s)),
-    "w_noise": ("w_noise", tile_read, "read_deviation", lambda f: lambda *_: 0.0),
-    "ir_drop": ("ir_drop", tile_read, "ir_drop", lambda f: lambda *_, **__: 0.0),
-    "out_asymmetry": ("out_asymmetry", tile_read, "asymmetry", lambda f: identity),
-    "out_nonlinearity": ("out_nonlinearity", tile_read, "nonlinearity", lambda f: identity),
-    "bound_management": ("bound_management", tile_read, "bound_scale", lambda f: identity),
+    "out_noise": ("out_noise", tile, "normal", lambda f: lambda k, s: jnp.zeros(s)),
+    "weak noise": ("out_noise", tile, "normal", weak),
+    "repeated noise": ("out_noise", tile, "effect_key", one_key),
+    "inp_noise": ("inp_noise", tile, "normal", lambda f: lambda k, s: jnp.zeros(s)),
+    "w_noise": ("w_noise", tile, "read_deviation", lambda f: lambda *_: 0.0),
+    "ir_drop": ("ir_drop", tile, "ir_drop", lambda f: lambda *_, **__: 0.0),
+    "out_asymmetry": ("out_asymmetry", tile, "asymmetry", lambda f: identity),
+    "out_nonlinearity": ("out_nonlinearity", tile, "nonlinearity", lambda f: identity),
+    "bound_management": ("bound_management", tile, "bound_scale", lambda f: unscaled),
 }
 CHIP_OF = {
     "no range gradient": "input_range",
