@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from flax import linen as nn
 from flax.core import meta
+from flax.errors import ScopeParamNotFoundError
 
 import hwtrain as hw
 from hwtrain import paths
@@ -517,3 +518,13 @@ def test_our_leaves_have_the_names_that_strip_takes_away():
     stored = {"input_range", "probe", "mapping_scale", "output_scale", "clip_bound"}
     # Those of a chip are beside its weights only.
     assert set(LEAVES) == stored | {"chip_key", "on_levels"}
+
+
+def test_a_missing_parameter_is_the_error_of_the_plain_model():
+    plain = nn.Dense(3)
+    analog = hw.analogize(plain, NOISY)
+    x = jnp.ones((2, 4))
+    params = {"kernel": jnp.ones((4, 3))}
+    for model in (plain, analog):
+        with pytest.raises(ScopeParamNotFoundError, match='parameter named "bias"'):
+            model.apply({"params": params}, x, rngs={"mismatch": jax.random.key(0)})

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 from flax import linen as nn
-from flax.core import meta, unfreeze
+from flax.core import DenyList, meta, unfreeze
 from jax.tree_util import SequenceKey
 
 from hwtrain import paths
@@ -169,11 +169,13 @@ def _record(call: _Call) -> list[Layer]:
     def run(arrays):
         leaves = [s if a is None else a for a, s in zip(arrays, call.static)]
         variables, rngs, args, kwargs = jax.tree.unflatten(call.treedef, leaves)
+        # A parameter that is missing is Flax's own error, not that of a missing stream.
+        made = "params" in rngs
         return plain.apply(
             unfreeze(variables),
             *args,
             rngs=rngs,
-            mutable=True,
+            mutable=True if made else DenyList("params"),
             method=getattr(base, call.method),
             **kwargs,
         )
