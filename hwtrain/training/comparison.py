@@ -168,7 +168,12 @@ def _export(
     if not path.exists():
         chip = config.export.chip_seed
         checkpoint.export(
-            path, {"params": params}, ready.plan, chip_seed=chip, accuracy=accuracy
+            path,
+            {"params": params},
+            ready.plan,
+            chip_seed=chip,
+            graph=ready.graph,
+            accuracy=accuracy,
         )
     found = paths.leaves(checkpoint.load(path).params)
     for name, leaf in paths.leaves(params).items():
