@@ -105,14 +105,26 @@ def _check_operations(graph: Graph) -> None:
     for name, what in graph.nodes.items():
         if what in (*ENDS, "layer", "identity") or is_operation(what):
             continue
-        before = [repr(a) for a, b in graph.edges if b == name]
-        after = [repr(b) for a, b in graph.edges if a == name]
-        where = f"from {', '.join(before)} to {', '.join(after)} " if before else ""
+        before, after = _nearest(graph, name, back=True), _nearest(graph, name)
+        where = f" from {before} to {after}" if before and after else ""
         raise HardwareCheckpointError(
-            f"the node {name!r} {where}cannot be expressed: NIR has no {what!r}. Put "
+            f"the node {name!r}{where} cannot be expressed: NIR has no {what!r}. Put "
             "neurons of NIR in its place (LIF, IF, ...: docs/deployment.md), or "
             "convert to another target, such as npz"
         )
+
+
+def _nearest(graph: Graph, node: str, *, back: bool = False) -> str:
+    """Returns the layers, or ends, that come before or after an operation."""
+    edges = [(b, a) for a, b in graph.edges] if back else graph.edges
+    found, waiting, seen = [], [node], {node}
+    while waiting:
+        current = waiting.pop()
+        for following in [b for a, b in edges if a == current and b not in seen]:
+            seen.add(following)
+            layer = graph.nodes[following] in (*ENDS, "layer")
+            (found if layer else waiting).append(following)
+    return ", ".join(map(repr, found))
 
 
 def _contracted(graph: Graph) -> tuple[Edges, dict[str, str]]:
