@@ -39,12 +39,7 @@ def trace_graph(model: Any, variables: Any = None, *example: Any) -> Graph:
     Raises:
       ValueError: if the model is neither Linen nor NNX, or without an example.
     """
-    if isinstance(model, nnx.Module):
-        trace, args = nnx_connections, (model,)
-    elif isinstance(model, nn.Module):
-        tree = variables if "params" in (variables or {}) else {"params": variables}
-        trace, args = linen_connections, (model, tree)
-    else:
+    if not isinstance(model, nn.Module | nnx.Module):
         raise ValueError(
             "trace_graph takes a flax.linen.Module or a flax.nnx.Module; got "
             f"{type(model).__name__}"
@@ -54,5 +49,9 @@ def trace_graph(model: Any, variables: Any = None, *example: Any) -> Graph:
             "how layers are connected is known only by a call: write "
             "trace_graph(model, variables, *example)"
         )
-    found: Any = trace(*args, example)
+    if isinstance(model, nnx.Module):
+        found = nnx_connections(model, example)
+    else:
+        tree = variables if "params" in variables else {"params": variables}
+        found = linen_connections(model, tree, example)
     return Graph(nodes=found.nodes, edges=found.edges)

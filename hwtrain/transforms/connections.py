@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 from jax.extend.core import Literal
 
@@ -57,7 +58,7 @@ def _mark(tree: Any, name: str) -> Any:
     leaves = [
         checkpoint_name(leaf, name)
         if isinstance(leaf, jax.Array)
-        and not jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key)
+        and not jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)
         else leaf
         for leaf in leaves
     ]
@@ -151,7 +152,7 @@ class _Walk:
         if name in _TRANSPARENT and results == len(values):
             return values
         if name == "scan":
-            return self.scan(params, values, where)
+            return self.scan(equation, values, where)
         if name in ("while", "cond"):
             return self.branches(equation, values, where)
         inner = _inner(params)
@@ -186,9 +187,14 @@ class _Walk:
         self.node(key, "another call of " + layer if again else "layer", layer)
         return frozenset({key})
 
-    def scan(self, params: Any, values: list[Sources], where: tuple) -> list:
-        inner, consts = params["jaxpr"].jaxpr, params["num_consts"]
-        carries = params["num_carry"]
+    def scan(self, equation: Any, values: list[Sources], where: tuple) -> list[Any]:
+        inner = _inner(equation.params)
+        # Versions of JAX differ in how they say it: what is scanned has an axis more.
+        scanned = sum(_longer(*pair) for pair in zip(equation.invars, inner.invars))
+        carries = sum(
+            not _longer(*pair) for pair in zip(equation.outvars, inner.outvars)
+        )
+        consts = len(values) - carries - scanned
         fixed, first = values[:consts], values[consts : consts + carries]
         carry = [frozenset()] * carries
         while True:
@@ -198,7 +204,7 @@ class _Walk:
                 for number, (old, new) in enumerate(zip(first, carry))
             ]
             args = [*fixed, *begun, *values[consts + carries :]]
-            found = self.jaxpr(inner, [], args, (*where, "body"))
+            found = self.jaxpr(inner, _none(inner), args, (*where, "body"))
             grown = [old | new for old, new in zip(carry, found[:carries])]
             if grown == carry:
                 return [*begun, *found[carries:]]
@@ -226,7 +232,7 @@ class _Walk:
         trial.nodes, trial.edges = dict(self.nodes), dict(self.edges)
         trial.calls = {path: list(numbers) for path, numbers in self.calls.items()}
         trial.before = {node: set(found) for node, found in self.before.items()}
-        found = trial.jaxpr(inner, [frozenset()] * len(inner.constvars), values, where)
+        found = trial.jaxpr(inner, _none(inner), values, where)
         new = [node for node in trial.nodes if node not in self.nodes]
         name = str(equation.params.get("name", ""))
         pools = {trial.nodes[node][1] for node in new} <= {"avg_pool", "sum_pool"}
@@ -300,6 +306,16 @@ def _free(name: str, taken: set[str]) -> str:
         found = f"{name} {number}"
     taken.add(found)
     return found
+
+
+def _longer(outer: Any, inner: Any) -> bool:
+    """Whether a value of a loop is one of its body with an axis more."""
+    return len(outer.aval.shape) > len(inner.aval.shape)
+
+
+def _none(jaxpr: Any) -> list[Sources]:
+    """Returns the sources of a jaxpr's constants: none."""
+    return [frozenset()] * len(jaxpr.constvars)
 
 
 def _inner(params: Any) -> Any:

@@ -4,7 +4,7 @@ The names of fields are aihwkit's (1.2.0), most of them hwtrain's too.
 """
 
 import dataclasses
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from hwtrain.hardware import Hardware
@@ -142,9 +142,10 @@ def _assignments(hardware: Hardware) -> Iterator[str]:
     yield f"config.drift_compensation = {made}"
 
 
-def _fields(part: str, value: Any, names: list[str]) -> Iterator[str]:
+def _fields(part: str, value: Any, names: Sequence[str]) -> Iterator[str]:
     for name in names:
-        field, found = f"{part}.{name}", getattr(value, name)
+        field = f"{part}.{name}"
+        found: Any = getattr(value, name)
         if found is None:
             if field not in _OFF:
                 continue
