@@ -206,3 +206,62 @@ def test_errors():
         trace_graph(jnp.tanh, {}, X)
     with pytest.raises(ValueError, match="known only by a call"):
         trace_graph(nn.Dense(2), {"params": {}})
+
+
+class Block(nn.Module):
+    """A layer of a stack, as `nn.scan` takes it."""
+
+    @nn.compact
+    def __call__(self, carry, _):
+        return nn.Dense(6, name="dense")(carry), None
+
+
+def lifted(transform):
+    return lambda x: transform(nn.Dense)(4, name="a")(x)
+
+
+@pytest.mark.parametrize("transform", [nn.remat, nn.jit])
+def test_lifted_layers(transform):
+    graph = made(lambda x: nn.Dense(3, name="b")(nn.relu(lifted(transform)(x))), X)
+    assert between(graph) == ["relu"]
+
+
+def made(call, x):
+    """Returns the graph of a Linen model that makes its layers in a call."""
+
+    class Model(nn.Module):
+        @nn.compact
+        def __call__(self, x):
+            return call(x)
+
+    model = Model()
+    return trace_graph(model, jax.eval_shape(model.init, jax.random.key(0), x), x)
+
+
+def stack(x):
+    axes, split = {"params": 0}, {"params": True}
+    scan = nn.scan(Block, variable_axes=axes, split_rngs=split, length=3)
+    return scan(name="stack")(x, None)[0]
+
+
+SEQUENCE = jnp.ones((2, 5, 6))
+MODELS = [
+    (stack, X, {"scan"}),
+    (lambda x: nn.MultiHeadDotProductAttention(2)(x, x), SEQUENCE, {"exp"}),
+    (lambda x: nn.RNN(nn.GRUCell(4))(x), SEQUENCE, {"logistic", "tanh"}),
+    (lambda x: nn.Dropout(0.5, deterministic=False)(nn.Dense(4)(x)), X, {"select_n"}),
+    (lambda x: nn.max_pool(nn.Conv(2, (3,))(x), (2,)), SEQUENCE, {"reduce_window_max"}),
+]
+
+
+@pytest.mark.parametrize("call, x, operations", MODELS)
+def test_what_is_no_chain_of_layers_is_said_too(call, x, operations):
+    graph = made(lambda x: call(x), x)
+    assert operations <= set(graph.nodes.values())
+    reached, waiting = set(), ["input"]
+    while waiting:
+        node = waiting.pop()
+        if node not in reached:
+            reached.add(node)
+            waiting += [b for a, b in graph.edges if a == node]
+    assert "output" in reached
