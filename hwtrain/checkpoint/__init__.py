@@ -13,5 +13,6 @@ from hwtrain.checkpoint.progress import show_progress as show_progress
 from hwtrain.checkpoint.reader import HardwareCheckpoint as HardwareCheckpoint
 from hwtrain.checkpoint.reader import load as load
 from hwtrain.checkpoint.tiles import Tile as Tile
+from hwtrain.checkpoint.tracing import trace_graph as trace_graph
 from hwtrain.checkpoint.verification import verify as verify
 from hwtrain.checkpoint.writer import export as export

@@ -22,7 +22,8 @@ class Graph(Entry):
 
     Attributes:
       nodes: by name what it is: "input", "output", "layer" (the name is then the path
-        of a layer), or an operation such as "relu".
+        of a layer), "identity" where nothing happens between two layers, or an
+        operation such as "relu".
       edges: from which node to which.
     """
 

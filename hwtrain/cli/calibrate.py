@@ -37,7 +37,9 @@ def main(options: argparse.Namespace) -> int:
             itertools.islice(inputs, options.batches),
             method=options.method,
         )
-        checkpoint.export(options.out, variables, model.plan, chip_seeds=seeds)
+        checkpoint.export(
+            options.out, variables, model.plan, chip_seeds=seeds, graph=model.graph
+        )
     console.print(_table(model, variables["params"]))
     console.print(f"{options.out} written", soft_wrap=True, highlight=False)
     return 0

@@ -9,6 +9,7 @@ from hwtrain import checkpoint
 from hwtrain.checkpoint import destination
 from hwtrain.checkpoint.adapters import ADAPTERS
 from hwtrain.cli.errors import bad_input
+from hwtrain.training.folder import is_run, read_run
 
 
 def main(options: argparse.Namespace) -> int:
@@ -18,6 +19,12 @@ def main(options: argparse.Namespace) -> int:
     out = options.out or Path(f"{path.resolve()}.{options.to}")
     with bad_input():
         destination.check_free(out)
+        if is_run(path):
+            seed = read_run(path)[0].training.seeds[0]
+            raise ValueError(
+                f"{path}: expected a hardware-ready checkpoint, got a run; give one of "
+                f"its exports, such as {path / 'export' / f'seed_{seed}'}"
+            )
         ADAPTERS[options.to](checkpoint.load(path), out, chip=options.chip)
     Console().print(f"{out} written", soft_wrap=True, highlight=False, markup=False)
     return 0

@@ -23,6 +23,7 @@ def main(options: argparse.Namespace) -> int:
                 model.variables,
                 model.plan,
                 chip_seeds=seeds,
+                graph=model.graph,
                 report=report,
             )
     weights, chips = len(model.plan), len(seeds)

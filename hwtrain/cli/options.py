@@ -5,7 +5,7 @@ import dataclasses
 from pathlib import Path
 from typing import Any
 
-from hwtrain.checkpoint import HardwareCheckpoint, load
+from hwtrain.checkpoint import Graph, HardwareCheckpoint, load
 from hwtrain.hardware.configuration import MOST_CHIPS
 from hwtrain.plan import Plan
 from hwtrain.training.folder import is_run
@@ -20,6 +20,7 @@ class Model:
       title: what it is, for headlines.
       plan: its plan.
       variables: its nominal variables.
+      graph: how its layers are connected; `None` if nobody said.
       run: the run that it is of; `None` for a checkpoint alone.
       checkpoint: the hardware-ready checkpoint that it was read from, if it was.
     """
@@ -27,6 +28,7 @@ class Model:
     title: str
     plan: Plan
     variables: dict[str, Any]
+    graph: Graph | None = None
     run: Run | None = None
     checkpoint: HardwareCheckpoint | None = None
 
@@ -54,6 +56,7 @@ def open_model(options: argparse.Namespace) -> Model:
             title=str(path),
             plan=checkpoint.plan,
             variables=checkpoint.variables,
+            graph=checkpoint.manifest.graph,
             checkpoint=checkpoint,
         )
     run = open_run(path)
@@ -63,6 +66,7 @@ def open_model(options: argparse.Namespace) -> Model:
         title=f"{path}, hardware-aware, training seed {seed}, step {step}",
         plan=run.ready.plan,
         variables={"params": params},
+        graph=run.ready.graph,
         run=run,
     )
 

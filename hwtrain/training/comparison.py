@@ -235,7 +235,12 @@ def _export(
     if not path.exists():
         chip = config.export.chip_seed
         checkpoint.export(
-            path, {"params": params}, ready.plan, chip_seed=chip, accuracy=accuracy
+            path,
+            {"params": params},
+            ready.plan,
+            chip_seed=chip,
+            graph=ready.graph,
+            accuracy=accuracy,
         )
     found = paths.leaves(checkpoint.load(path).params)
     # A learned bound clips in the forward pass, and an export holds what it leaves.

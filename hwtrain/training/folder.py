@@ -114,7 +114,9 @@ def read_run(path: Path) -> tuple[Config, Path]:
     if isinstance(config, MismatchConfig):
         raise ValueError(
             f"{path}: expected a run that exports, got one that compares trainings "
-            "under mismatch; its results are in results.json"
+            "under mismatch; its results are in results.json, and DynapSim neurons are "
+            "written for a chip by hwtrain.checkpoint.dynapse.export_dynapse "
+            "(docs/deployment.md)"
         )
     try:
         source = json.loads((path / _SOURCE_FILE).read_text(encoding="utf-8"))

@@ -6,6 +6,7 @@ from typing import Any
 import jax
 from flax import linen as nn
 
+from hwtrain.checkpoint import Graph, trace_graph
 from hwtrain.hardware import Hardware
 from hwtrain.physics.random import fold_in
 from hwtrain.plan import Plan
@@ -46,6 +47,13 @@ def hardware_aware(
     model = _functional(module, inputs)
     variables = {"params": jax.eval_shape(model.init, 0)}
     return model, plan(module, variables, inputs)
+
+
+def graph(factory: Factory, inputs: jax.Array) -> Graph:
+    """Returns how the module's layers are connected."""
+    module = build(factory)
+    variables = jax.eval_shape(module.init, jax.random.key(0), inputs)
+    return trace_graph(module, variables, inputs)
 
 
 def deviating(

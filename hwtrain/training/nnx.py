@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from hwtrain.checkpoint import Graph, trace_graph
 from hwtrain.hardware import Hardware
 from hwtrain.plan import Plan
 from hwtrain.training.functional import Functional, Params, stream_key
@@ -49,6 +50,11 @@ def hardware_aware(
         return analogize(_build(factory, rngs), hardware, rngs=nnx.Rngs(mismatch=0))
 
     return _functional(build), plan(build(nnx.Rngs(0)))
+
+
+def graph(factory: Factory, inputs: jax.Array) -> Graph:
+    """Returns how the module's layers are connected."""
+    return trace_graph(_build(factory, nnx.Rngs(0)), None, inputs)
 
 
 def deviating(

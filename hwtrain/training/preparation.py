@@ -14,6 +14,7 @@ import numpy as np
 import optax
 
 from hwtrain import conductances
+from hwtrain.checkpoint import Graph
 from hwtrain.checkpoint.contents import Contents
 from hwtrain.chips import chip_key
 from hwtrain.crossbar import on_crossbar
@@ -47,6 +48,7 @@ class Preparation:
       plain: the model as it is.
       aware: the hardware-aware model.
       plan: the plan of the hardware-aware model.
+      graph: how its layers are connected.
       optimizer: of the plain model.
       aware_optimizer: of the hardware-aware model.
       plain_step: the training step of the plain model.
@@ -60,6 +62,7 @@ class Preparation:
     plain: Functional
     aware: Functional
     plan: Plan
+    graph: Graph
     optimizer: optax.GradientTransformation
     aware_optimizer: optax.GradientTransformation
     plain_step: Step
@@ -84,6 +87,7 @@ def prepare(config: Config, folder: Path) -> Preparation:
     with named("hardware", config.model):
         example = train.inputs[:1]
         aware, plan = frontend.hardware_aware(factory, config.hardware, example)
+        graph = frontend.graph(factory, example)
     rate = learning_rate(config.training)
     base = base_optimizer(config.training, rate, folder)
     optimizer = aware_optimizer(base, plan, rate, config.export.chip_seed)
@@ -95,6 +99,7 @@ def prepare(config: Config, folder: Path) -> Preparation:
         plain=plain,
         aware=aware,
         plan=plan,
+        graph=graph,
         optimizer=base,
         aware_optimizer=optimizer,
         plain_step=make_step(plain, base, cross_entropy),

@@ -2,6 +2,8 @@
 
 import json
 import shutil
+import tomllib
+from pathlib import Path
 
 import chex
 import jax.numpy as jnp
@@ -12,9 +14,14 @@ from hwtrain import checkpoint, cli, paths, presets
 from hwtrain.checkpoint import destination
 from hwtrain.checkpoint.adapters import ADAPTERS
 from hwtrain.evaluate import Population
+from hwtrain.hardware import from_dict
 from hwtrain.plan import AnalogWeight, Plan
 from hwtrain.training import checkpoints, init_state
+from hwtrain.training.folder import make_folder
+from hwtrain.training.mismatch_config import kind_of
 from hwtrain.training.run import Run, open_run
+
+CONFIG = Path(__file__).parents[2] / "configs" / "digits_mlp.toml"
 
 
 @pytest.fixture(scope="session")
@@ -59,6 +66,8 @@ def test_export_of_a_run_is_that_of_the_main_job(run, tmp_path, hwtrain):
 
 def test_export_of_a_checkpoint_draws_other_chips(exported, tmp_path, hwtrain):
     assert checkpoint.load(exported).chip_seeds == (0, 1)
+    graph = checkpoint.load(exported).manifest.graph
+    assert ("hidden_0", "relu") in graph.edges and ("relu", "hidden_1") in graph.edges
     again, other = tmp_path / "again", tmp_path / "other"
     assert hwtrain("export", exported, again, "--chips", 2)[0] == 0
     assert files(again) == files(exported)
@@ -136,12 +145,33 @@ def test_convert_is_the_adapter(exported, tmp_path, hwtrain, target):
     try:
         ADAPTERS[target](checkpoint.load(exported), direct)
     except checkpoint.HardwareCheckpointError as refused:
+        # Its MLP has an activation that NIR has not.
         assert (status, target) == (2, "nir")
+        assert "the node 'relu' from 'hidden_0' to 'hidden_1'" in error
         assert error == f"hwtrain: error: {' '.join(str(refused).split())}\n"
         return
     assert (status, said) == (0, f"{out} written\n")
     assert files(out) == files(direct)
     assert out.is_dir() or out.read_bytes() == direct.read_bytes()
+
+
+def test_convert_of_a_run_says_what_to_give(run, tmp_path, hwtrain):
+    status, _, error = hwtrain("convert", run, "--to", "nir", "--out", tmp_path / "out")
+    assert status == 2 and error.count("\n") == 1
+    assert f"got a run; give one of its exports, such as {run}/export/seed_3" in error
+
+
+@pytest.mark.parametrize("command", ["convert", "export"])
+def test_a_run_of_the_spiking_recipe_points_at_its_own_export(
+    command, tmp_path, hwtrain
+):
+    path = CONFIG.with_name("digits_dynapse.toml")
+    data = tomllib.loads(path.read_text(encoding="utf-8"))
+    make_folder(tmp_path / "run", from_dict(kind_of(data), data), path.parent)
+    words = ["--to", "nir", "--out"] if command == "convert" else []
+    status, _, error = hwtrain(command, tmp_path / "run", *words, tmp_path / "out")
+    assert status == 2 and error.count("\n") == 1
+    assert "compares trainings under mismatch" in error and "export_dynapse" in error
 
 
 def test_convert_writes_beside_the_checkpoint(exported, tmp_path, hwtrain):

@@ -1,4 +1,4 @@
-"""A checkpoint for an aihwkit model: tensors, and a script that sets them."""
+"""A checkpoint for an aihwkit model: tensors, its configuration, and what sets them."""
 
 import shutil
 from collections.abc import Iterator
@@ -8,6 +8,7 @@ import numpy as np
 
 from hwtrain.checkpoint import destination
 from hwtrain.checkpoint.adapters import aihwkit_loader
+from hwtrain.checkpoint.adapters.aihwkit_config import rpu_config
 from hwtrain.checkpoint.adapters.arrays import (
     Layer,
     as_json,
@@ -23,15 +24,16 @@ from hwtrain.checkpoint.tiles import grid
 def to_aihwkit(
     checkpoint: HardwareCheckpoint, out: Path, *, chip: int | None = None
 ) -> None:
-    """Writes `tensors.npz`, `layers.json` and `load.py` for an aihwkit model.
+    """Writes `tensors.npz`, `layers.json`, `rpu_config.py` and `load.py`.
 
     Nothing is pickled. `load.py` sets by aihwkit's own setters, for each layer: the
     `weight` in units of the crossbar `[out, in]`, the digital `bias`, and for each tile
     `mapping_scale` and `input_range`. Of a chip with drift, `nu` of each device becomes
     the tile's drift parameters, and the weights are those after programming. The target
     conductances in µS (`tile/<n>/g/<device>`, `[out, in]`) are there for the record:
-    aihwkit derives its own from the weights. `layers.json` has the plan of each layer,
-    with the constants for the `rpu_config`.
+    aihwkit derives its own from the weights. `rpu_config.py` makes the
+    `InferenceRPUConfig` of each layer. `layers.json` has the plan of each layer, and
+    what aihwkit cannot say of its chip type (`lost`).
 
     Args:
       checkpoint: what `hwtrain.load` returned.
@@ -43,17 +45,24 @@ def to_aihwkit(
         written.
 
     References:
-      `aihwkit.simulator.tiles.periphery.TileWithPeriphery` (aihwkit 1.1.0).
+      `aihwkit.simulator.tiles.periphery.TileWithPeriphery` (aihwkit 1.2.0).
     """
     with destination.new(out, folder=True) as partial:
         save_npz(partial / "tensors.npz", _arrays(checkpoint, chip))
-        plans = {
-            name: {"index": list(index), "weight": plan_of(weight)}
+        named = {
+            name: (index, weight)
             for weight in checkpoint.plan.weights
             for index, name in stack_index(weight)
         }
+        hardwares = {name: weight.hardware for name, (_, weight) in named.items()}
+        text, lost = rpu_config(hardwares)
+        plans = {
+            name: {"index": list(index), "weight": plan_of(weight), "lost": lost[name]}
+            for name, (index, weight) in named.items()
+        }
         content = {"format": "hwtrain-aihwkit", "chip": chip, "layers": plans}
         (partial / "layers.json").write_text(as_json(content), encoding="utf-8")
+        (partial / "rpu_config.py").write_text(text, encoding="utf-8")
         shutil.copyfile(aihwkit_loader.__file__, partial / "load.py")
 
 

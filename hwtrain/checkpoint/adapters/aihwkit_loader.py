@@ -4,6 +4,9 @@ It needs aihwkit and NumPy alone: `to_aihwkit` puts a copy beside the tensors.
 
     from load import load
     load(model, ".", {"fc1": "hidden", "fc2": "output"})
+
+What it sets is part of the model's `state_dict()`: `torch.save` that, and a model of
+the same layers and configurations takes it by `load_state_dict`.
 """
 
 from pathlib import Path
@@ -16,7 +19,7 @@ def load(model, folder=".", names=None):
 
     Args:
       model: an aihwkit model with inference tiles, its `rpu_config` with the
-        `mapping` and `forward` that `layers.json` gives.
+        `mapping` and `forward` of `rpu_config.py`.
       folder: where `tensors.npz` lies.
       names: the name in the tensors of each analog layer of the model, by its name in
         `named_analog_layers()`. By default the same names, dots for slashes.

@@ -57,7 +57,7 @@ def to_crosssim(
         not in the checkpoint, or if it cannot be written.
 
     References:
-      CrossSim 3.1, `simulator.parameters` (Sandia National Laboratories).
+      CrossSim 3.2, `simulator.parameters` (Sandia National Laboratories).
     """
     for weight in checkpoint.plan.weights:
         converter = weight.hardware.converter
@@ -97,7 +97,7 @@ def _matrices(
                     yield core["matrix"], matrix
                     cores.append(core)
             entry = {"name": name, "weight": plan_of(layer.weight), "cores": cores}
-            entry["lost"] = _lost(layer.weight)
+            entry["lost"] = _lost(layer.weight, chip)
             bias = layer.bias_of(index)
             if bias is not None:
                 entry["bias"] = bias
@@ -202,7 +202,7 @@ def _bits(res: float | None) -> int | None:
 _CONVERTERS = {"inp_bits", "inp_res", "inp_bound", "out_bits", "out_res", "out_bound"}
 
 
-def _lost(weight: AnalogWeight) -> list[str]:
+def _lost(weight: AnalogWeight, chip: int | None) -> list[str]:
     """Returns what of the chip type CrossSim's parameters cannot say, in words."""
     hardware, io = weight.hardware, weight.hardware.forward or IOParameters()
     default = vars(IOParameters())
@@ -224,9 +224,38 @@ def _lost(weight: AnalogWeight) -> list[str]:
             "input_range.dynamic: divide each vector of inputs by its largest absolute "
             "value, and multiply the outputs by it"
         )
-    if hardware.noise_model is not None:
+    model = hardware.noise_model
+    if model is not None:
+        advice = _ADVICE.get(model.type, _GENERIC)
+        lost.append(f"noise_model {model.type!r}: {advice}")
+    if hardware.mismatch is not None and chip is None:
+        mismatch = hardware.mismatch
+        kind = "Proportional" if mismatch.type == "mult_normal" else "Independent"
         lost.append(
-            f"noise_model {hardware.noise_model.type!r}: set read_noise and "
-            "drift_error of xbar.device to a model of CrossSim"
+            f"mismatch of each weight, {mismatch.type}, std_dev={mismatch.std_dev:g}: "
+            "convert a chip (chip=, --chip), or let CrossSim draw one of each device: "
+            f"{_setting('programming_error', f'Normal{kind}Device')}, its magnitude "
+            "that of a device"
         )
+    if hardware.stuck is not None and chip is None:
+        lost.append("stuck devices: convert a chip (chip=, --chip)")
     return lost
+
+
+def _setting(effect: str, model: str) -> str:
+    values = f"{{'enable': True, 'model': {model!r}, 'magnitude': 0.05}}"
+    if model in ("PCMJoshi", "RRAMWan"):
+        values = f"{{'enable': True, 'model': {model!r}}}"
+    return f"parameters['xbar']['device'][{effect!r}] = {values}"
+
+
+_GENERIC = (
+    f"{_setting('programming_error', 'NormalIndependentDevice')} and the same of "
+    "'read_noise', magnitudes in units of g_max"
+)
+_ADVICE = {
+    "pcm_like": f"{_setting('programming_error', 'PCMJoshi')}, of up to 25 µS; of "
+    f"'read_noise', {_setting('read_noise', 'NormalIndependentDevice')}",
+    "reram_wan2022": f"{_setting('programming_error', 'RRAMWan')}",
+}
+"""CrossSim's own models of the same devices; its noise is set before a core is made."""

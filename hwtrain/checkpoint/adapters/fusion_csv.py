@@ -1,6 +1,7 @@
 """A checkpoint as the table of conductances that the Fusion chip's composer reads."""
 
 import csv
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -8,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from hwtrain.checkpoint import destination
+from hwtrain.checkpoint.adapters import fusion_loader
 from hwtrain.checkpoint.adapters.arrays import (
     Layer,
     as_json,
@@ -15,6 +17,7 @@ from hwtrain.checkpoint.adapters.arrays import (
     plan_of,
     stack_index,
 )
+from hwtrain.checkpoint.description import Graph
 from hwtrain.checkpoint.errors import HardwareCheckpointError
 from hwtrain.checkpoint.reader import HardwareCheckpoint
 from hwtrain.hardware import SinglePairConductanceConverter
@@ -29,7 +32,7 @@ TABLE, SIDE_CAR = "conductances.csv", "side_car.json"
 def to_fusion_csv(
     checkpoint: HardwareCheckpoint, out: Path, *, chip: int | None = None
 ) -> None:
-    r"""Writes target conductances as CSV, and what the CSV cannot say as JSON.
+    r"""Writes `conductances.csv`, `side_car.json` and `load.py`.
 
     .. math:: |g| = |g^+ - g^-|, \qquad W = \mathrm{sign} \cdot |g| \cdot \text{scale}
 
@@ -37,7 +40,10 @@ def to_fusion_csv(
     and width of each layer), a row of names, and for each layer one row of
     :math:`|g|` in µS: its tiles one after the other, each `[outputs, inputs]` row by
     row. `side_car.json` has for each layer and tile the signs (`+`, `-`, `0`), the
-    scales in units of the weight per µS, the input range and the bias.
+    scales in units of the weight per µS, the input range and the bias. Layers stand in
+    the order of the checkpoint's graph, and are numbered as the modules of a sequential
+    model of its nodes, activations too; without a graph, as those of the layers alone.
+    `load.py` numbers them as those of an aihwkit model, and calls `fusion_import`.
 
     Args:
       checkpoint: what `hwtrain.load` returned.
@@ -50,7 +56,7 @@ def to_fusion_csv(
         with `g_min=0` and a `g_max` from 10 to 40 µS, or if it cannot be written.
 
     References:
-      The layout of `aihwkit.utils.export.fusion_export` (aihwkit 1.1.0).
+      `aihwkit.utils.export.fusion_export` and `fusion_import` (aihwkit 1.2.0).
     """
     if chip is not None:
         raise HardwareCheckpointError(
@@ -60,15 +66,18 @@ def to_fusion_csv(
     for weight in checkpoint.plan.weights:
         _check(weight)
     with destination.new(out, folder=True) as partial:
-        entries = []
+        numbers = _numbers(checkpoint)
+        found: dict[str, tuple[list[str], dict[str, Any]]] = {}
+        for layer in layers(checkpoint):
+            for index, name in stack_index(layer.weight):
+                conductances, entry = _one_layer(layer, index)
+                row = [f"{g:.9g}" for g in conductances]
+                found[name] = row, {"name": name, **entry}
         with open(partial / TABLE, "w", newline="", encoding="utf-8") as file:
             table = csv.writer(file, lineterminator="\n")
-            table.writerows(_header(checkpoint.plan.weights))
-            for layer in layers(checkpoint):
-                for index, name in stack_index(layer.weight):
-                    conductances, entry = _one_layer(layer, index)
-                    table.writerow(f"{g:.9g}" for g in conductances)
-                    entries.append({"name": name, **entry})
+            table.writerows(_header(checkpoint.plan.weights, numbers))
+            table.writerows(found[name][0] for name in numbers)
+        entries = [found[name][1] for name in numbers]
         side_car = {
             "format": "hwtrain-fusion-side-car",
             "units": {"conductance": "µS", "scale": "unit of the weight per µS"},
@@ -77,6 +86,7 @@ def to_fusion_csv(
             "layers": entries,
         }
         (partial / SIDE_CAR).write_text(as_json(side_car), encoding="utf-8")
+        shutil.copyfile(fusion_loader.__file__, partial / "load.py")
 
 
 def _check(weight: AnalogWeight) -> None:
@@ -96,17 +106,57 @@ def _check(weight: AnalogWeight) -> None:
     )
 
 
-def _header(weights: tuple[AnalogWeight, ...]) -> Iterator[list[Any]]:
+def _numbers(checkpoint: HardwareCheckpoint) -> dict[str, int]:
+    """Returns the number of each matrix's module by its name, in the model's order."""
+    by_layer: dict[str, list[str]] = {}
+    for weight in checkpoint.plan.weights:
+        names = [name for _, name in stack_index(weight)]
+        by_layer.setdefault(weight.layer_path, []).extend(names)
+    graph = checkpoint.manifest.graph
+    nodes = {} if graph is None else graph.nodes
+    order = [] if graph is None else _in_order(graph)
+    order = [node for node in order if nodes[node] not in _NO_MODULES]
+    order += [layer for layer in by_layer if layer not in order]
+    numbers, number = {}, 0
+    for node in order:
+        of_layer = nodes.get(node, "layer") == "layer"
+        for name in by_layer.get(node, []) if of_layer else []:
+            number += 1
+            numbers[name] = number
+        if not of_layer or node not in by_layer:
+            number += 1
+    return numbers
+
+
+def _in_order(graph: Graph) -> list[str]:
+    """Returns the nodes, each behind those before it; a loop begins where it is met."""
+    waiting = list(dict.fromkeys(node for edge in graph.edges for node in edge))
+    order: list[str] = []
+    while waiting:
+        ready = [
+            node
+            for node in waiting
+            if not any(b == node and a in waiting for a, b in graph.edges)
+        ]
+        order.append((ready or waiting)[0])
+        waiting.remove(order[-1])
+    return order
+
+
+_NO_MODULES = ("input", "output", "identity")
+
+
+def _header(
+    weights: tuple[AnalogWeight, ...], numbers: dict[str, int]
+) -> Iterator[list[Any]]:
     """Yields the header's rows: one column for each layer."""
-    rows: list[list[Any]] = [[], [], [], [], [], []]
+    columns = {}
     for weight in weights:
         height, width = sum(weight.column_sizes), sum(weight.row_sizes)
         for _, name in stack_index(weight):
             kind = _CLASSES.get(weight.kind, "AnalogLinear")
-            entries = (len(rows[0]) + 1, kind, height * width, height, width, name)
-            for row, entry in zip(rows, entries):
-                row.append(entry)
-    yield from rows
+            columns[name] = (numbers[name], kind, height * width, height, width, name)
+    yield from map(list, zip(*(columns[name] for name in numbers)))
 
 
 _CLASSES = {"conv": "AnalogConv2d"}

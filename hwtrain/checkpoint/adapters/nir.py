@@ -11,12 +11,19 @@ import numpy as np
 from hwtrain import paths
 from hwtrain.checkpoint import destination
 from hwtrain.checkpoint.adapters.arrays import in_numpy
+from hwtrain.checkpoint.adapters.nir_graph import edges_of
+from hwtrain.checkpoint.adapters.nir_order import (
+    Layout,
+    layouts,
+    to_channels_first,
+    to_channels_last,
+)
 from hwtrain.checkpoint.errors import HardwareCheckpointError
 from hwtrain.checkpoint.reader import HardwareCheckpoint
+from hwtrain.dynapse.layout import quantity_names
 from hwtrain.physics.convolution import Window
 
 Edges = Iterable[tuple[str, str]]
-_ENDS = ("input", "output")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
@@ -24,12 +31,13 @@ class NirNetwork:
     """What a NIR graph holds, in the conventions of Flax.
 
     Attributes:
-      params: for each node its parameters: `kernel` `[in, out]` or `[*taps, in, out]`
-        and `bias`, or those of NIR's LIF and CubaLIF, in the units that the file has.
+      params: for each layer its parameters: `kernel` `[in, out]` or `[*taps, in, out]`
+        and `bias`, or those of NIR's neurons or Scale, in the units that the file has.
       windows: how the window of each convolution moves.
       edges: from which node to which.
       inputs: shapes of the input nodes, channels first.
       outputs: shapes of the output nodes; `None` is left to NIR to infer.
+      operations: what the other nodes do: "flatten" or a pool, as in a `Graph`.
     """
 
     params: Mapping[str, Mapping[str, np.ndarray]]
@@ -37,6 +45,14 @@ class NirNetwork:
     edges: tuple[tuple[str, str], ...]
     inputs: Mapping[str, tuple[int, ...]]
     outputs: Mapping[str, tuple[int, ...] | None]
+    operations: Mapping[str, str] = dataclasses.field(default_factory=dict)
+
+    @property
+    def layouts(self) -> dict[str, Layout]:
+        """What comes into each node."""
+        return layouts(
+            self.params, self.windows, self.operations, self.edges, self.inputs
+        )
 
 
 def to_nir(
@@ -50,9 +66,11 @@ def to_nir(
     """Writes a checkpoint as a NIR graph, one HDF5 file.
 
     A dense layer becomes Linear or Affine, a convolution Conv1d or Conv2d, and a module
-    whose parameters are those of NIR's LIF or CubaLIF becomes that. Names have dots for
+    whose parameters are those of one of NIR's neurons becomes that. Names have dots for
     slashes. NIR has floating-point weights and nothing of the chip: conductances,
-    scales, ranges and converters are lost.
+    scales, ranges and converters are lost. NIR has no ReLU either: two linear layers in
+    a row are written only if the checkpoint's graph says "identity" between them, as
+    `trace_graph` does where the model's program has nothing there.
 
     Args:
       checkpoint: what `hwtrain.load` returned.
@@ -60,8 +78,9 @@ def to_nir(
       chip: the seed of a frozen chip, whose weights just after programming are
         written; `None` for the nominal ones.
       edges: from which layer to which, in the names of the checkpoint, and `"input"`
-        and `"output"`, which layers without edges get. `None`: the graph that the
-        checkpoint was exported with; a single layer needs none.
+        and `"output"`, which the first and last layers get. `None`: the graph that the
+        checkpoint was exported with; a single layer needs none. What is said of edges
+        into and out of neurons is believed.
       input_shape: shape of the input, channels first; needed before a convolution.
 
     Raises:
@@ -74,24 +93,22 @@ def to_nir(
       2024.
     """
     params, windows = _layers(checkpoint, chip)
-    if edges is None:
-        edges = _edges(checkpoint, list(params))
-    named = tuple((_named(a), _named(b)) for a, b in edges)
-    unknown = {node for edge in named for node in edge} - {*params, *_ENDS}
-    if unknown:
-        raise HardwareCheckpointError(
-            f"an edge leads to {', '.join(sorted(unknown))}; there are input, output, "
-            f"{', '.join(params)}"
-        )
-    _check_order(named, windows)
-    first = [name for name in params if name not in {after for _, after in named}]
-    last = [name for name in params if name not in {before for before, _ in named}]
+    linear = [
+        layer for layer, found in params.items() if {*found} & {"kernel", "scale"}
+    ]
+    found, operations = edges_of(checkpoint.manifest.graph, edges, params, linear)
+    params = {_named(layer): arrays for layer, arrays in params.items()}
+    named = tuple((_named(a), _named(b)) for a, b in found)
+    nodes = [*params, *map(_named, operations)]
+    first = [name for name in nodes if name not in {after for _, after in named}]
+    last = [name for name in nodes if name not in {before for before, _ in named}]
     named += tuple(("input", name) for name in first)
     named += tuple((name, "output") for name in last)
     shape = input_shape
     for before, after in named:
         if shape is None and before == "input":
-            shape = _input_shape(after, params[after], after in windows)
+            known = params.get(after, {})
+            shape = _input_shape(after, known, after in windows or not known)
     if shape is None:
         raise HardwareCheckpointError(
             f"no edge leads from the input to one of {', '.join(params)}; give "
@@ -104,6 +121,7 @@ def to_nir(
             edges=named,
             inputs={"input": tuple(shape)},
             outputs={"output": None},
+            operations={_named(name): what for name, what in operations.items()},
         ),
         out,
     )
@@ -125,8 +143,19 @@ def write_nir(network: NirNetwork, out: Path) -> None:
         name: nir.Input(input_type=np.array(shape))
         for name, shape in network.inputs.items()
     }
+    # First what needs no order: a convolution that NIR lacks has none.
+    for name, window in network.windows.items():
+        nodes[name] = nodes_of.to_node(name, dict(network.params[name]), window)
+    found = network.layouts
     for name, params in network.params.items():
-        nodes[name] = nodes_of.to_node(name, dict(params), network.windows.get(name))
+        if name not in network.windows:
+            params = dict(params)
+            if name in found and len(found[name].whole) > 1:
+                params = to_channels_first(name, params, found[name])
+            nodes[name] = nodes_of.to_node(name, params, None)
+    for name, what in network.operations.items():
+        *sizes, channels = found[name].shape
+        nodes[name] = nodes_of.to_operation(what, (channels, *sizes))
     for name in network.outputs:
         # NIR infers the shape.
         nodes[name] = nir.Output(output_type=None)
@@ -151,9 +180,8 @@ def from_nir(path: str | os.PathLike[str]) -> NirNetwork:
       the same layers takes them, and how the nodes are connected.
 
     Raises:
-      HardwareCheckpointError: naming the node that is none of Linear, Affine, Conv1d,
-        Conv2d, LIF and CubaLIF, if the file is no NIR graph, or if there is no `nir`
-        package.
+      HardwareCheckpointError: naming the node of a kind that hwtrain does not have, if
+        the file is no NIR graph, or if there is no `nir` package.
     """
     nir, nodes_of = _nir()
     try:
@@ -162,23 +190,30 @@ def from_nir(path: str | os.PathLike[str]) -> NirNetwork:
         raise HardwareCheckpointError(
             f"{path} cannot be read as a NIR graph: {error}. Write it with nir.write"
         ) from error
-    inputs, outputs, params, windows = {}, {}, {}, {}
+    inputs, outputs, params, windows, operations = {}, {}, {}, {}, {}
     for name, node in graph.nodes.items():
         if isinstance(node, nir.Input):
             inputs[name] = tuple(map(int, node.input_type["input"]))
         elif isinstance(node, nir.Output):
             outputs[name] = tuple(map(int, node.output_type["output"]))
+        elif (what := nodes_of.from_operation(name, node)) is not None:
+            operations[name] = what
         else:
             params[name], window = nodes_of.from_node(name, node)
             if window is not None:
                 windows[name] = window
-    return NirNetwork(
+    network = NirNetwork(
         params=params,
         windows=windows,
         edges=tuple((before, after) for before, after in graph.edges),
         inputs=inputs,
         outputs=outputs,
+        operations=operations,
     )
+    for name, layout in network.layouts.items():
+        if name in params and name not in windows and len(layout.whole) > 1:
+            params[name] = to_channels_last(params[name], layout)
+    return network
 
 
 def _nir():
@@ -231,7 +266,9 @@ def _layers(
                 f"one axis of inputs and one of outputs, {weight.layer} has the shape "
                 f"{weight.shape}"
             )
-    return {_named(layer): found for layer, found in layers.items()}, windows
+    _check_dynapse(layers)
+    _check_scales(checkpoint, layers)
+    return layers, windows
 
 
 def _named(layer: str) -> str:
@@ -239,24 +276,32 @@ def _named(layer: str) -> str:
     return layer.replace("/", ".") or "layer"
 
 
-def _edges(checkpoint: HardwareCheckpoint, layers: list[str]) -> list[tuple[str, str]]:
-    graph = checkpoint.manifest.graph
-    if graph is None:
-        if len(layers) == 1:
-            return []
-        raise HardwareCheckpointError(
-            f"nothing says how {', '.join(layers)} are connected: export the model "
-            "with graph=, or give to_nir(checkpoint, out, edges=[...])"
-        )
-    for name, what in graph.nodes.items():
-        if what not in (*_ENDS, "layer"):
+def _check_dynapse(layers: Mapping[str, Mapping[str, np.ndarray]]) -> None:
+    """Raises for DynapSim neurons, which have an export of their own."""
+    quantities = {f"log_{name}" for name in quantity_names()}
+    for layer, found in layers.items():
+        if len(quantities & {*found}) > 1:
             raise HardwareCheckpointError(
-                f"the node {name!r} cannot be expressed: NIR has no {what!r}"
+                f"the node {layer!r} cannot be expressed: NIR has no DynapSim neurons. "
+                "Write them for their chip: export_dynapse of "
+                "hwtrain.checkpoint.dynapse (docs/deployment.md)"
             )
-    names = {
-        name: what if what in _ENDS else name for name, what in graph.nodes.items()
-    }
-    return [(names[before], names[after]) for before, after in graph.edges]
+
+
+def _check_scales(
+    checkpoint: HardwareCheckpoint, layers: Mapping[str, Mapping[str, np.ndarray]]
+) -> None:
+    """Raises for a lone `scale` that may be a normalisation's."""
+    for layer, found in layers.items():
+        path = f"{layer}/scale" if layer else "scale"
+        reasons = [d.reason for d in checkpoint.plan.digital if d.path == path]
+        if set(found) == {"scale"} and not any(r.startswith("Scale:") for r in reasons):
+            why = f" ({reasons[0]})" if reasons else ""
+            raise HardwareCheckpointError(
+                f"the node {layer!r} cannot be expressed: its only parameter is a "
+                f"'scale'{why}, as that of a normalisation is, which NIR does not "
+                "have; a module that multiplies by it is to be of a class Scale"
+            )
 
 
 def _input_shape(
@@ -264,21 +309,10 @@ def _input_shape(
 ) -> tuple[int, ...]:
     if convolution:
         raise HardwareCheckpointError(
-            f"the convolution {name!r} is the first layer, and NIR asks for the shape "
-            "of its input: to_nir(checkpoint, out, input_shape=(channels, height, "
+            f"{name!r} comes first and works on windows, so NIR asks for the shape of "
+            "its input: to_nir(checkpoint, out, input_shape=(channels, height, "
             "width))"
         )
     if "kernel" in params:
         return params["kernel"].shape[:1]
     return np.broadcast_shapes(*(array.shape for array in params.values()))
-
-
-def _check_order(edges: Edges, windows: Mapping[str, Window]) -> None:
-    """Raises where channels first, as NIR has them, would reorder a layer's inputs."""
-    for before, after in edges:
-        if before in windows and after not in (*windows, *_ENDS):
-            raise HardwareCheckpointError(
-                f"the edge {before!r} to {after!r} cannot be expressed: NIR flattens "
-                "channels first, Flax channels last, so that the rows of the kernel "
-                "would be in another order"
-            )

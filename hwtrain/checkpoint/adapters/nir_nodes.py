@@ -5,15 +5,23 @@ from typing import Any
 import nir
 import numpy as np
 
+from hwtrain.checkpoint.adapters.nir_pools import pool, pool_named
 from hwtrain.checkpoint.errors import HardwareCheckpointError
 from hwtrain.physics.convolution import Window
 
-LIF = ("tau", "r", "v_leak", "v_threshold", "v_reset")
-CUBA_LIF = ("tau_syn", "tau_mem", "r", "v_leak", "v_threshold", "v_reset", "w_in")
 _NEURONS: dict[str, tuple[type, tuple[str, ...]]] = {
-    "LIF": (nir.LIF, LIF),
-    "CubaLIF": (nir.CubaLIF, CUBA_LIF),
+    "LIF": (nir.LIF, ("tau", "r", "v_leak", "v_threshold", "v_reset")),
+    "LI": (nir.LI, ("tau", "r", "v_leak")),
+    "IF": (nir.IF, ("r", "v_threshold", "v_reset")),
+    "CubaLIF": (
+        nir.CubaLIF,
+        ("tau_syn", "tau_mem", "r", "v_leak", "v_threshold", "v_reset", "w_in"),
+    ),
+    "CubaLI": (nir.CubaLI, ("tau_syn", "tau_mem", "r", "v_leak", "w_in")),
+    "Scale": (nir.Scale, ("scale",)),
 }
+"""Nodes whose parameters are those of a module, by name."""
+
 _OPTIONAL = {"v_reset", "w_in"}
 
 Params = dict[str, np.ndarray]
@@ -25,7 +33,7 @@ def to_node(name: str, params: Params, window: Window | None) -> nir.NIRNode:
     Args:
       name: of the layer, for the message.
       params: of a dense layer or a convolution `kernel` (as Flax has it, inputs before
-        outputs) and `bias`; of neurons the parameters of NIR's LIF or CubaLIF.
+        outputs) and `bias`; of neurons and scales the parameters of NIR's node.
       window: of a convolution, how its window moves.
 
     Raises:
@@ -71,6 +79,43 @@ def from_node(name: str, node: nir.NIRNode) -> tuple[Params, Window | None]:
     if kind in _NEURONS:
         return {key: fields[key] for key in _NEURONS[kind][1]}, None
     raise _impossible(name, f"a node of NIR's type {kind}", "read")
+
+
+def to_operation(what: str, shape: tuple[int, ...]) -> nir.NIRNode:
+    """Returns the node of an operation, which has no parameters of its own.
+
+    Args:
+      what: "flatten" or a pool, as in a checkpoint's graph.
+      shape: of what comes in, channels first.
+    """
+    if what == "flatten":
+        # NIR's shapes are those of one example.
+        return nir.Flatten(
+            input_type={"input": np.array(shape)}, start_dim=0, end_dim=-1
+        )
+    kind, (kernel, stride, padding) = pool(what)
+    node: Any = nir.SumPool2d if kind == "sum" else nir.AvgPool2d
+    return node(
+        kernel_size=np.array(kernel), stride=np.array(stride), padding=np.array(padding)
+    )
+
+
+def from_operation(name: str, node: nir.NIRNode) -> str | None:
+    """Undoes `to_operation`; `None` for a layer."""
+    kind = type(node).__name__
+    fields: dict[str, Any] = vars(node)
+    if kind in ("SumPool2d", "AvgPool2d"):
+        sizes = [_each(fields[x], 2) for x in ("kernel_size", "stride", "padding")]
+        return pool_named(kind[:3].lower(), tuple((a, b) for a, b in sizes))
+    if kind != "Flatten":
+        return None
+    shape = np.atleast_1d(fields["input_type"]["input"])
+    start, end = (int(fields[x]) % len(shape) for x in ("start_dim", "end_dim"))
+    if start or end != len(shape) - 1:
+        raise _impossible(
+            name, f"a flattening of the axes {start} to {end} of {len(shape)}", "read"
+        )
+    return "flatten"
 
 
 def _convolution(
@@ -140,5 +185,6 @@ def _padding(value: Any, axes: int) -> Any:
 def _impossible(name: str, what: str, verb: str = "expressed") -> Exception:
     return HardwareCheckpointError(
         f"the node {name!r} cannot be {verb}: it is {what}. NIR and hwtrain have in "
-        "common Linear, Affine, Conv1d, Conv2d, LIF and CubaLIF"
+        "common Linear, Affine, Conv1d, Conv2d, Flatten, SumPool2d, AvgPool2d, "
+        f"{', '.join(_NEURONS)}"
     )

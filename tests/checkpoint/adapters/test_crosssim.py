@@ -1,6 +1,7 @@
 """The matrices for CrossSim, read with NumPy and json alone, and by CrossSim itself."""
 
 import json
+import re
 
 import numpy as np
 import pytest
@@ -76,7 +77,61 @@ def test_what_cannot_be_said_is_listed(make, out):
         "the ADC",
         "noise_model 'pcm_like'",
     ]
-    assert second == []
+    assert [line.partition(" ")[0] for line in second] == ["mismatch"]
+
+
+@pytest.mark.parametrize(
+    "name, chip, lost",
+    [
+        ("second", None, ["programming_error"]),
+        ("second", 8, []),
+        ("first", None, ["programming_error", "read_noise"]),
+    ],
+)
+def test_the_advice_runs(make, out, name, chip, lost):
+    to_crosssim(make(name, "conv", seed=8), out, chip=chip)
+    entry = json.loads((out / "crosssim.json").read_text())["layers"][0]
+    parameters = entry["cores"][0]["parameters"]
+    advice = re.findall(r"parameters\['xbar'\]\S+ = {[^}]*}", " ".join(entry["lost"]))
+    for line in advice:
+        exec(line, {"parameters": parameters})
+    device = parameters["xbar"]["device"]
+    assert [effect for effect in device if isinstance(device[effect], dict)] == lost
+    # CrossSim's names of a device's errors.
+    assert set(lost) <= {"read_noise", "programming_error", "drift_error"}
+    simulator = pytest.importorskip("simulator", reason="CrossSim is not installed")
+    core = simulator.AnalogCore(
+        np.load(out / "matrices.npz")[entry["cores"][0]["matrix"]],
+        simulator.CrossSimParameters(**parameters),
+    )
+    x = np.ones(core.shape[1])
+    assert np.isfinite(core @ x).all()
+
+
+def test_layers_through_from_torch(make, out):
+    simulator = pytest.importorskip("simulator", reason="CrossSim is not installed")
+    torch = pytest.importorskip("torch", reason="torch is not installed")
+    from simulator.algorithms.dnn.torch.convert import from_torch
+
+    checkpoint = make("second")
+    to_crosssim(checkpoint, out)
+    (entry,) = json.loads((out / "crosssim.json").read_text())["layers"]
+    (core,) = entry["cores"]
+    parameters, scale = core["parameters"], core["output_scale"][0]
+    limits = parameters["core"]["mapping"]["weights"]
+    limits["min"], limits["max"] = limits["min"] * scale, limits["max"] * scale
+    kernel, bias = (
+        np.asarray(checkpoint.params["second"][x]) for x in ("kernel", "bias")
+    )
+    model = torch.nn.Sequential(torch.nn.Linear(*kernel.shape))
+    with torch.no_grad():
+        model[0].weight.copy_(torch.tensor(kernel.T.copy()))
+        model[0].bias.copy_(torch.tensor(bias))
+    analog = from_torch(model, [simulator.CrossSimParameters(**parameters)])
+    assert type(analog[0]).__name__ == "AnalogLinear"
+    x = np.random.default_rng(0).normal(size=(3, 6)).astype(np.float32)
+    y = analog(torch.tensor(x)).detach().numpy()
+    np.testing.assert_allclose(y, x @ kernel + bias, atol=1e-5)
 
 
 def test_a_single_device_is_refused(make, out):
@@ -120,7 +175,7 @@ def test_crosssim_computes_the_same(make, out, name, chip):
             scale = 1.0
             if name == "converted":
                 # A 6-bit ADC up to 3 on weights whose largest is 1.
-                nominal = np.asarray(checkpoint.params[name]["kernel"])[rows]
+                nominal = np.asarray(checkpoint.params[name]["kernel"])[rows, span]
                 scale = abs(nominal).max()
             out_ = part @ (weight / scale)
             if name == "converted":

@@ -1,0 +1,105 @@
+"""Loads `conductances.csv` into an aihwkit model, by aihwkit's own `fusion_import`.
+
+It needs aihwkit and NumPy alone: `to_fusion_csv` puts a copy beside the table.
+
+    from load import load
+    load(model, ".", {"fc1": "hidden", "fc2": "output"})
+
+`fusion_import` compares the table's header with the model's: it numbers all modules,
+activations too, so only the model itself knows it. `load` writes `model.csv` with the
+header of the model, and the rows in its order.
+"""
+
+import csv
+import json
+from pathlib import Path
+
+import numpy as np
+
+
+def load(model, folder=".", names=None, table=None):
+    """Sets weights and biases of the analog layers of a model.
+
+    Args:
+      model: an aihwkit model with inference tiles of the sizes of the side car, and
+        digital biases.
+      folder: where `conductances.csv` and `side_car.json` lie.
+      names: the name in the side car of each analog layer of the model, by its name in
+        `named_analog_layers()`. By default the same names, dots for slashes.
+      table: a table that the chip's composer returned, with the same columns. By
+        default `conductances.csv`, the targets.
+
+    Returns:
+      The model, in eval mode.
+
+    Raises:
+      ValueError: if a layer or a tile does not fit; the model may be changed in part.
+    """
+    from aihwkit.utils.export import (  # pyright: ignore[reportMissingImports]
+        _fusion_get_csv_header,
+        fusion_import,
+    )
+    from torch import tensor  # pyright: ignore[reportMissingImports]
+
+    folder = Path(folder)
+    entries = json.loads((folder / "side_car.json").read_text(encoding="utf-8"))
+    entries = {entry["name"]: entry for entry in entries["layers"]}
+    with open(table or folder / "conductances.csv", newline="") as file:
+        _, _, _, _, _, row_names, *rows = csv.reader(file)
+    rows = dict(zip(row_names, rows))
+    left, params, ordered = set(entries), {}, {}
+    with open(folder / "conductances.csv", newline="") as file:
+        targets = dict(zip(row_names, list(csv.reader(file))[6:]))
+    for layer, module in model.named_analog_layers():
+        name = layer.replace(".", "/") if names is None else names[layer]
+        if name not in left:
+            raise ValueError(f"no weights are left for {layer!r}; there are {left}")
+        left.remove(name)
+        entry = entries[name]
+        weights = original_weights(entry, np.array(targets[name], np.float32))
+        tiles = list(module.analog_tiles())
+        sizes = [(tile.out_size, tile.in_size) for tile in tiles]
+        wanted = [weight.shape for weight in weights]
+        bias = entry.get("bias")
+        has_bias = module.get_weights()[1] is not None
+        if sizes != wanted or has_bias != (bias is not None):
+            raise ValueError(
+                f"{layer!r} should have tiles (out, in) of {wanted} and "
+                f"{'no' if bias is None else 'a'} digital bias; it has {sizes}. Set "
+                "max_input_size, max_output_size and digital_bias of its mapping"
+            )
+        for tile in tiles:
+            tile.set_mapping_scales(tensor([1.0]))
+        if bias is not None:
+            module.set_weights(
+                module.get_weights()[0], tensor(bias), apply_weight_scaling=False
+            )
+        # Signs and scales of a tile are those of its "original weights".
+        params[layer] = [{"original_weights": tensor(weight)} for weight in weights]
+        ordered[layer] = rows[name]
+    if left:
+        raise ValueError(f"the model has no layer for {', '.join(sorted(left))}")
+    matched = folder / "model.csv"
+    with open(matched, "w", newline="", encoding="utf-8") as file:
+        file.write(_fusion_get_csv_header(model))
+        writer = csv.writer(file, lineterminator="\n")
+        writer.writerows([list(ordered), *ordered.values()])
+    return fusion_import(str(matched), model, params)
+
+
+def original_weights(entry, conductances):
+    """Returns the weights `[out, in]` of each tile, in units of the model.
+
+    Args:
+      entry: the layer's in the side car.
+      conductances: its row of the table, in µS.
+    """
+    found = []
+    for tile in entry["tiles"]:
+        shape = tile["height"], tile["width"]
+        start = tile["offset"]
+        g = conductances[start : start + shape[0] * shape[1]].reshape(shape)
+        signs = [[{"-": -1, "0": 0, "+": 1}[c] for c in row] for row in tile["signs"]]
+        scale = np.array(tile["scale"], np.float32)[:, None]
+        found.append(np.array(signs, np.float32) * g * scale)
+    return found

@@ -1,0 +1,44 @@
+"""Marks on the layers of a Linen model, by which their connections are found."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+from flax import linen as nn
+from flax.core import unfreeze
+
+from hwtrain.transforms.connections import Connections, connections_of, marked
+from hwtrain.transforms.linen.layers import plain_class
+from hwtrain.transforms.linen.prepass import analog_trace, fresh
+
+
+def linen_connections(
+    module: nn.Module, variables: Mapping[str, Any], example: tuple[Any, ...]
+) -> Connections:
+    """Returns how the layers of a call are connected."""
+    plain = module.clone()
+    object.__setattr__(plain, "__class__", plain_class(type(module)))
+    running: list[str] = []
+
+    def interceptor(next_function, args, kwargs, context):
+        held = context.module.variables.get("params", {})
+        owns = any(not isinstance(leaf, Mapping) for leaf in held.values())
+        if running or not owns or context.method_name == "setup":
+            return next_function(*args, **kwargs)
+        path = "/".join(context.module.path)
+        running.append(path)
+        try:
+            return marked(next_function, path, args, kwargs)
+        finally:
+            running.pop()
+
+    leaves, treedef = jax.tree.flatten(example)
+
+    def run(variables, *arrays):
+        args = jax.tree.unflatten(treedef, arrays)
+        rngs = {"dropout": jax.random.key(0)}
+        outputs, _ = plain.apply(unfreeze(variables), *args, rngs=rngs, mutable=True)
+        return jax.tree.leaves(outputs)
+
+    with nn.intercept_methods(interceptor), analog_trace(("graph", next(fresh))):
+        return connections_of(run, variables, leaves)
