@@ -87,6 +87,7 @@ def prepare(config: Config, folder: Path) -> Preparation:
     with named("hardware", config.model):
         example = train.inputs[:1]
         aware, plan = frontend.hardware_aware(factory, config.hardware, example)
+    with named("data", config.model, given=f"inputs {example.shape} of {config.data}"):
         graph = frontend.graph(factory, example)
     rate = learning_rate(config.training)
     base = base_optimizer(config.training, rate, folder)
