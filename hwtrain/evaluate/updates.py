@@ -41,7 +41,7 @@ def updated_effects(plan: Plan, params: paths.Tree) -> Iterator[Finding]:
     )
     remapped, _ = remap.update(halved, remap.init(params), params)
     before, after = paths.leaves(pushed), paths.leaves(clipped)
-    for weight in plan.weights:
+    for weight in plan.trained.weights:
         chip = weight.hardware
         if chip.clip is not None and chip.clip.active:
             same = bool(jnp.all(before[weight.path] == after[weight.path]))
@@ -64,7 +64,7 @@ def updated_effects(plan: Plan, params: paths.Tree) -> Iterator[Finding]:
 
 
 def _moved_ranges(plan: Plan, params: paths.Tree) -> Iterator[Finding]:
-    weights = {w.leaf("input_range"): w for w in plan.weights if w.ranged}
+    weights = {w.leaf("input_range"): w for w in plan.trained.weights if w.ranged}
     if not weights:
         return
     probes = {weight.leaf("probe") for weight in weights.values()}
