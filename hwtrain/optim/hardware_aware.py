@@ -15,6 +15,7 @@ from hwtrain.optim.drift import draws, drift_weights, drifting
 from hwtrain.optim.frozen import untouched, without_masked
 from hwtrain.optim.input_range import input_range_learning
 from hwtrain.optim.leaves import added, check, ranged, require
+from hwtrain.optim.own_parameters import check_own_parameters
 from hwtrain.optim.remap import remap_weights
 from hwtrain.plan import AnalogWeight, Plan
 
@@ -100,7 +101,8 @@ def hardware_aware(
 
     Raises:
       ValueError: if `base` accumulates or skips steps itself, if it holds parameters
-        if its learning rate cannot be measured, if the parameters lack a leaf
+        of its own beside a clip or a drift (schedule-free optimisers, COCOB, Mechanic,
+        MADGRAD), if its learning rate cannot be measured, if the parameters lack a leaf
         of the plan, or if a drift draws and has no key.
     """
     if isinstance(base, optax.MultiSteps):
@@ -139,6 +141,7 @@ def hardware_aware(
         seen = without_masked(plan, params)
         check(seen, params)
         base_state = base.init(users(params))
+        check_own_parameters(seen.trained, base_state)
         for kind in (optax.MultiStepsState, optax.ApplyIfFiniteState):
             if isinstance(base_state, kind):
                 raise _wrong_order(kind.__name__.removesuffix("State"))
