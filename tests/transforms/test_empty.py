@@ -64,6 +64,7 @@ NNX = {
     "dense": lambda: nnx.Linear(D, D, rngs=R(0)),
     "general": lambda: nnx.LinearGeneral((3, D), (2, 3), axis=(1, -1), rngs=R(0)),
     "einsum": lambda: nnx.Einsum("bti,io->bto", (D, D), rngs=R(0)),
+    "attention": lambda: nnx.MultiHeadAttention(2, D, decode=False, rngs=R(0)),
     "conv": lambda: nnx.Conv(D, D, (2,), rngs=R(0)),
     "grouped conv": lambda: nnx.Conv(D, D, (2,), feature_group_count=2, rngs=R(0)),
     "conv transpose": lambda: nnx.ConvTranspose(D, D, (2,), rngs=R(0)),
