@@ -37,7 +37,7 @@ from hwtrain.transforms.linen.prepass import (
     parameter_shapes,
 )
 from hwtrain.transforms.loops import as_root
-from hwtrain.transforms.planning import hardware_of, make_plan
+from hwtrain.transforms.planning import hardware_of, make_plan, real
 from hwtrain.transforms.read_keys import generator_of
 from hwtrain.transforms.rules import Assignment
 
@@ -165,8 +165,10 @@ def _initialize(root: Any, original, name: str, args: tuple, kwargs: dict):
     with nn.intercept_methods(interceptor), analog_trace(("init", next(fresh))):
         result = original(root, *args, **kwargs)
     if name == "__call__":
-        shapes = parameter_shapes(root.variables.get("params", {}))
-        make_plan(told, list(layers.values()), shapes)  # checks that every rule wins
+        params = root.variables.get("params", {})
+        shapes = parameter_shapes(params)
+        # Checks that every rule wins, and that all weights are real.
+        real(make_plan(told, list(layers.values()), shapes), params)
     return result
 
 

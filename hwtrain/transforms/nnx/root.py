@@ -33,7 +33,7 @@ from hwtrain.transforms.nnx.layers import (
     view_setter,
 )
 from hwtrain.transforms.nnx.step import modules_of, noisy_call
-from hwtrain.transforms.planning import make_plan
+from hwtrain.transforms.planning import make_plan, real
 from hwtrain.transforms.rules import Assignment
 from hwtrain.transforms.signal_side import initial_leaves
 
@@ -144,6 +144,7 @@ def _make(model: nnx.Module, assigned: Assignment, check: bool) -> Plan:
         if not added(path.rpartition("/")[2]) and ours(path)
     }
     plan = make_plan(assigned, layers, shapes, check=check)
+    real(plan, nnx.state(model, nnx.Param))
     state = nnx.state(model, nnx.Not(nnx.Any(nnx.Param, *_PASSING)))
     here = [
         path
