@@ -112,7 +112,11 @@ def analog_class(base: type, assigned: Assignment, mode: str) -> type:
         "_hwtrain_mode": mode,
         **methods,
     }
-    return type(base.__name__, (base,), namespace)
+    made: Any = type(base.__name__, (base,), namespace)
+    # Flax writes every subclass an `__init__`, without what a decorator put around the
+    # user's. The fields are the same.
+    made.__init__ = base.__init__
+    return made
 
 
 def _public_methods(base: type) -> list[str]:
