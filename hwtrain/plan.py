@@ -35,6 +35,9 @@ SHARED = ("lora_a", "lora_b")
 LEAVES = ("input_range", "mapping_scale", "output_scale", "clip_bound")
 """Leaves that hardware puts beside an array and that change what a layer computes."""
 
+FROZEN = ", frozen=True)"
+"""How the text of a rule ends that keeps its arrays as they are."""
+
 # From JSON: no field that is not there, and no text or truth value for a number.
 _STRICT = {"strict": True, "extra": "forbid", "allow_inf_nan": False}
 
@@ -198,6 +201,11 @@ class AnalogWeight:
     def alone(self) -> bool:
         """Whether its layer has no other analog weight."""
         return self.path.rpartition("/")[2] not in SHARED
+
+    @property
+    def frozen(self) -> bool:
+        """Whether its rule keeps the array, and its leaves, as they are."""
+        return self.rule.endswith(FROZEN)
 
     @property
     def stores_scale(self) -> bool:
@@ -481,6 +489,14 @@ class Plan(Mapping[str, AnalogWeight]):
             if weight.path == path:
                 return weight
         raise KeyError(path)
+
+    @property
+    def trained(self) -> "Plan":
+        """The same plan without the weights that their rules freeze."""
+        trained = tuple(weight for weight in self.weights if not weight.frozen)
+        if len(trained) == len(self.weights):
+            return self
+        return dataclasses.replace(self, weights=trained)
 
     def __or__(self, other: "Plan") -> "Plan":
         """Returns the plan of both: of several methods, or of several analog models."""

@@ -47,7 +47,7 @@ def updated_effects(plan: Plan, params: paths.Tree) -> Iterator[Finding]:
         halved = paths.map_leaves(halve, params)
         remapped = _updated(remap_weights(plan), halved, params)
     before, after = paths.leaves(before), paths.leaves(after)
-    for weight in plan.weights:
+    for weight in plan.trained.weights:
         chip = weight.hardware
         if chip.clip is not None and chip.clip.active:
             same = bool(np.all(before[weight.path] == np.asarray(after[weight.path])))
@@ -70,7 +70,7 @@ def updated_effects(plan: Plan, params: paths.Tree) -> Iterator[Finding]:
 
 
 def _moved_ranges(plan: Plan, params: paths.Tree) -> Iterator[Finding]:
-    weights = {w.leaf("input_range"): w for w in plan.weights if w.ranged}
+    weights = {w.leaf("input_range"): w for w in plan.trained.weights if w.ranged}
     if not weights:
         return
     probes = {weight.leaf("probe") for weight in weights.values()}

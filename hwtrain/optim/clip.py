@@ -44,7 +44,7 @@ def keep_weights_clipped(plan: Plan) -> optax.GradientTransformationExtraArgs:
     """
     weights = {
         weight.path: weight
-        for weight in plan.weights
+        for weight in plan.trained.weights
         if weight.hardware.clip is not None and weight.hardware.clip.active
     }
 
@@ -60,7 +60,7 @@ def keep_weights_clipped(plan: Plan) -> optax.GradientTransformationExtraArgs:
     ) -> tuple[optax.Updates, optax.EmptyState]:
         del extra_args
         require(params, "keep_weights_clipped")
-        plan.check_weights(params)
+        plan.trained.check_weights(params)
         values = paths.leaves(params)
 
         def clipped(path: str, leaf: jax.Array) -> jax.Array:

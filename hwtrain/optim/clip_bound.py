@@ -62,7 +62,7 @@ def clip_bound_learning(
       Esser et al., Learned step size quantization, ICLR 2020.
     """
     inner = optax.identity() if optimizer is None else optimizer
-    learned = [weight.leaf("clip_bound") for weight in learning(plan)]
+    learned = [weight.leaf("clip_bound") for weight in learning(plan.trained)]
 
     def bounds(tree: Any) -> dict[str, jax.Array]:
         leaves = paths.leaves(tree)

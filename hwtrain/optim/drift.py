@@ -69,7 +69,7 @@ def drift_weights(
     _check_key(weights, key)
 
     def init(params: optax.Params) -> DriftWeightsState:
-        plan.check_weights(params)
+        plan.trained.check_weights(params)
         values = paths.leaves(params)
         states = tuple(
             _drift(weight).begin(
@@ -110,7 +110,12 @@ def drift_weights(
 
 def drifting(plan: Plan) -> list[AnalogWeight]:
     """Returns the weights that drift while they are trained."""
-    return [weight for weight in plan.weights if weight.hardware.drifts]
+    return [weight for weight in plan.trained.weights if weight.hardware.drifts]
+
+
+def draws(weight: AnalogWeight) -> bool:
+    """Returns whether a weight's drift draws exponents or noise."""
+    return _drift(weight).draws
 
 
 def _drift(weight: AnalogWeight) -> Any:
@@ -144,7 +149,7 @@ def _drifted(
 
 
 def _check_key(weights: list[AnalogWeight], key: jax.Array | None) -> None:
-    drawing = [weight.path for weight in weights if _drift(weight).draws]
+    drawing = [weight.path for weight in weights if draws(weight)]
     if drawing and key is None:
         raise ValueError(
             f"the drift of {drawing} draws exponents or noise and needs a key: write "

@@ -1,5 +1,6 @@
 """Wires any Optax optimiser for an analog model."""
 
+from collections.abc import Container
 from typing import Any, NamedTuple
 
 import jax
@@ -10,11 +11,13 @@ from hwtrain import paths
 from hwtrain.clip_bounds import learning
 from hwtrain.optim.clip import keep_weights_clipped
 from hwtrain.optim.clip_bound import clip_bound_learning
-from hwtrain.optim.drift import drift_weights, drifting
+from hwtrain.optim.drift import draws, drift_weights, drifting
+from hwtrain.optim.frozen import untouched, without_masked
 from hwtrain.optim.input_range import input_range_learning
 from hwtrain.optim.leaves import added, check, ranged, require
+from hwtrain.optim.own_parameters import check_own_parameters
 from hwtrain.optim.remap import remap_weights
-from hwtrain.plan import Plan
+from hwtrain.plan import AnalogWeight, Plan
 
 
 class HardwareAwareState(NamedTuple):
@@ -55,6 +58,12 @@ def hardware_aware(
     `keep_weights_clipped` keeps the weights in range, `drift_weights` lets them drift,
     and `remap_weights` gives their crossbars new scales.
 
+    A weight that is never updated stays as it is, with its range and scale, even beyond
+    its clip: one of a rule with `frozen=True`, one that a mask around hides, and one
+    whose update the base's program makes zero whatever the gradients are, as
+    `optax.set_to_zero` does in an `optax.partition`. No value counts: a learning rate
+    or a gradient of zero freezes nothing.
+
     The ranges' learning rate is, unless given, that of the base with its schedule. A
     base made by `optax.inject_hyperparams` says it. Otherwise it is measured: the base
     runs beside on a scalar at zero whose gradient is always one. SGD, Adam, AdamW, Lion
@@ -90,46 +99,67 @@ def hardware_aware(
       drift_key: a JAX key for weights whose drift draws exponents or noise.
 
     Returns:
-      A gradient transformation. `optax.MultiSteps` and `optax.apply_if_finite` go
-      around it, everything else into `base`.
+      A gradient transformation. `optax.MultiSteps`, `optax.apply_if_finite` and
+      `optax.lookahead` go around it, everything else into `base`.
 
     Raises:
-      ValueError: if `base` accumulates or skips steps itself, if its learning rate
-        cannot be measured, if the parameters lack a leaf of the plan, or if a drift
-        draws and has no key.
+      ValueError: if `base` accumulates or skips steps itself, if it holds parameters
+        of its own beside a clip or a drift (schedule-free optimisers, COCOB, Mechanic,
+        MADGRAD), if its learning rate cannot be measured, if the parameters lack a leaf
+        of the plan, or if a drift draws and has no key.
     """
     if isinstance(base, optax.MultiSteps):
         raise _wrong_order("MultiSteps")
     base = optax.with_extra_args_support(base)
-    clip, remap = keep_weights_clipped(plan), remap_weights(plan)
-    drift = drift_weights(plan, drift_key)
-    drifts, learns = bool(drifting(plan)), bool(learning(plan))
+    drift_weights(plan, drift_key)  # refuses a key that is missing, or too many
     ours = added(plan)
-    measured = input_range_learning_rate is None and (learns or bool(ranged(plan)))
-
-    def bounds(rate: Any) -> optax.GradientTransformationExtraArgs:
-        return clip_bound_learning(plan, rate, clip_bound_optimizer)
+    frozen = [weight for weight in plan.weights if weight.frozen]
+    hidden = {*ours, *_held(frozen)}
+    cache: dict[Any, frozenset[str]] = {}
 
     def users(tree: Any) -> Any:
-        return paths.drop(tree, lambda path: path.removesuffix("/value") not in ours)
+        return paths.drop(tree, lambda path: path.removesuffix("/value") not in hidden)
+
+    def measured(plan: Plan) -> bool:
+        learned = learning(plan.trained) or ranged(plan)
+        return input_range_learning_rate is None and bool(learned)
+
+    def drift_of(plan: Plan) -> optax.GradientTransformationExtraArgs:
+        drawn = any(draws(weight) for weight in drifting(plan))
+        return drift_weights(plan, drift_key if drawn else None)
+
+    def still(plan: Plan, args: tuple[Any, Any, Any], extra_args: Any) -> set[str]:
+        """Returns the leaves of the weights that the base never updates."""
+        weights = [weight for weight in plan.trained.weights if _acts(weight)]
+        if not weights:
+            return set()
+        leaves, structure = jax.tree.flatten(args)
+        kinds = tuple((jnp.shape(leaf), jnp.result_type(leaf)) for leaf in leaves)
+        key = structure, kinds, tuple(extra_args)
+        if key not in cache:
+            cache[key] = untouched(base, *args, extra_args)
+        return _held([weight for weight in weights if weight.path in cache[key]])
 
     def init(params: optax.Params) -> HardwareAwareState:
-        check(plan, params)
-        plan.check_scales(params)
+        seen = without_masked(plan, params)
+        check(seen, params)
+        seen.check_scales(params)
         base_state = base.init(users(params))
+        check_own_parameters(seen.trained, base_state)
         for kind in (optax.MultiStepsState, optax.ApplyIfFiniteState):
             if isinstance(base_state, kind):
                 raise _wrong_order(kind.__name__.removesuffix("State"))
-        ranges = input_range_learning(plan, 0.0, input_range_optimizer)
+        ranges = input_range_learning(seen, 0.0, input_range_optimizer)
+        bounds = clip_bound_learning(seen, 0.0, clip_bound_optimizer)
         unit = None
-        if measured and _injected(base_state) is None:
+        if measured(seen) and _injected(base_state) is None:
             unit = _init_unit(base)
         return HardwareAwareState(
             base=base_state,
             unit=unit,
             input_range=ranges.init(params),
-            drift=drift.init(params) if drifts else None,
-            clip_bound=bounds(0.0).init(params) if learns else None,
+            drift=drift_of(seen).init(params) if drifting(seen) else None,
+            clip_bound=bounds.init(params) if learning(seen.trained) else None,
         )
 
     def update(
@@ -139,21 +169,25 @@ def hardware_aware(
         **extra_args: Any,
     ) -> tuple[optax.Updates, HardwareAwareState]:
         require(params, "hardware_aware")
-        own, base_state = base.update(
-            users(updates), state.base, users(params), **extra_args
-        )
+        seen = without_masked(plan, params)
+        args = users(updates), state.base, users(params)
+        fixed = still(seen, args, extra_args)
+        own, base_state = base.update(*args, **extra_args)
         rate, unit = input_range_learning_rate, state.unit
         if rate is None:
             rate = 0.0
-        if measured:
+        if measured(seen):
             rate = _injected(base_state)
             if rate is None:
                 rate, unit = _measure(base, unit, extra_args)
-        learn = input_range_learning(plan, rate, input_range_optimizer)
-        whole, range_state = learn.update(updates, state.input_range, params)
+        learn = input_range_learning(seen, rate, input_range_optimizer)
+        # Ranges and bounds without a gradient, and probes that were not reached, stay.
+        whole = _zeroed(fixed, updates)
+        whole, range_state = learn.update(whole, state.input_range, params)
         bound_state = state.clip_bound
-        if learns:
-            whole, bound_state = bounds(rate).update(whole, bound_state, params)
+        if bound_state is not None:
+            bounds = clip_bound_learning(seen, rate, clip_bound_optimizer)
+            whole, bound_state = bounds.update(whole, bound_state, params)
         own = paths.leaves(own)
         whole = paths.map_leaves(
             lambda path, leaf: own.get(
@@ -161,16 +195,35 @@ def hardware_aware(
             ),
             _without_scale_gradients(plan, whole),
         )
-        whole, _ = clip.update(whole, optax.EmptyState(), params)
+        whole, _ = keep_weights_clipped(seen).update(whole, optax.EmptyState(), params)
         drift_state = state.drift
-        if drifts:
-            whole, drift_state = drift.update(whole, drift_state, params)
-        whole, _ = remap.update(whole, optax.EmptyState(), params)
-        return whole, HardwareAwareState(
+        if drift_state is not None:
+            whole, drift_state = drift_of(seen).update(whole, drift_state, params)
+        whole, _ = remap_weights(seen).update(whole, optax.EmptyState(), params)
+        return _zeroed({*fixed, *_held(frozen)}, whole), HardwareAwareState(
             base_state, unit, range_state, drift_state, bound_state
         )
 
     return optax.GradientTransformationExtraArgs(init, update)
+
+
+def _acts(weight: AnalogWeight) -> bool:
+    """Whether an update does anything to a weight or its leaves beside the base's."""
+    chip = weight.hardware
+    clips = chip.clip is not None and (chip.clip.active or chip.clip.learned)
+    return clips or weight.ranged or chip.remaps or chip.drifts
+
+
+def _held(weights: list[AnalogWeight]) -> set[str]:
+    """Returns the paths of weights, and of all leaves beside them."""
+    beside = {weight.leaf(name) for weight in weights for name in weight.leaf_shapes}
+    return {weight.path for weight in weights} | beside
+
+
+def _zeroed(held: Container[str], updates: optax.Updates) -> optax.Updates:
+    return paths.map_leaves(
+        lambda path, leaf: jnp.zeros_like(leaf) if path in held else leaf, updates
+    )
 
 
 def _injected(state: Any) -> Any:
@@ -222,7 +275,4 @@ def _wrong_order(name: str) -> ValueError:
 
 def _without_scale_gradients(plan: Plan, updates: optax.Updates) -> optax.Updates:
     """Mapping scales have no gradient of their own; only remapping changes them."""
-    scales = {weight.leaf("mapping_scale") for weight in plan.weights}
-    return paths.map_leaves(
-        lambda path, leaf: jnp.zeros_like(leaf) if path in scales else leaf, updates
-    )
+    return _zeroed({weight.leaf("mapping_scale") for weight in plan.weights}, updates)

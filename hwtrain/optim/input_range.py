@@ -121,8 +121,13 @@ def input_range_learning(
     ) -> tuple[optax.Updates, InputRangeLearningState]:
         del extra_args
         require(params, "input_range_learning")
+        step = jnp.asarray(optax.safe_increment(state.step))
+        probes = {weight.leaf("probe") for weight in plan.weights if weight.ranged}
         if not weights:
-            step = jnp.asarray(optax.safe_increment(state.step))
+            updates = paths.map_leaves(
+                lambda path, leaf: jnp.zeros_like(leaf) if path in probes else leaf,
+                updates,
+            )
             return updates, InputRangeLearningState(step, None, None)
         gradients = paths.leaves(updates)
         sums = vector(gradients, "probe", PROBE_SIZE)
@@ -142,7 +147,6 @@ def input_range_learning(
         changes = dict(
             zip((w.leaf("input_range") for w in weights), jnp.split(change, ends[:-1]))
         )
-        probes = {weight.leaf("probe") for weight in weights}
 
         def new_update(path: str, leaf: jax.Array) -> jax.Array:
             if path in probes:
@@ -150,7 +154,6 @@ def input_range_learning(
             new = changes.get(path)
             return leaf if new is None else new.reshape(leaf.shape).astype(leaf.dtype)
 
-        step = jnp.asarray(optax.safe_increment(state.step))
         state = InputRangeLearningState(step, initialized, optimizer_state)
         return paths.map_leaves(new_update, updates), state
 

@@ -16,8 +16,8 @@ def require(params: Any, name: str) -> None:
 
 
 def ranged(plan: Plan) -> list[AnalogWeight]:
-    """Returns the weights whose layers have an input range."""
-    return [weight for weight in plan.weights if weight.ranged]
+    """Returns the trained weights whose layers have an input range."""
+    return [weight for weight in plan.trained.weights if weight.ranged]
 
 
 def added(plan: Plan) -> dict[str, tuple[int, ...] | None]:
@@ -44,21 +44,22 @@ def added(plan: Plan) -> dict[str, tuple[int, ...] | None]:
 def check(plan: Plan, params: Any) -> None:
     """Raises unless a tree holds what the plan says, and no range that it does not.
 
+    What the plan's rules freeze may be missing.
+
     Raises:
       ValueError: naming the first path that is missing, of another shape, or unknown.
     """
-    plan.check_weights(params)
-    learned = {
-        weight.leaf("output_scale"): weight.output_scale_shape
-        for weight in plan.weights
-        if weight.hardware.scales_outputs
-    }
-    present, known = paths.leaves(params), {**added(plan), **learned}
-    for path, shape in known.items():
+    present = paths.leaves(params)
+    _check_filter(plan, present)
+    plan.trained.check_weights(params)
+    known = _leaves(plan)
+    for path, shape in _leaves(plan.trained).items():
         if path not in present:
             raise ValueError(
                 f"the parameters have no {path!r}. They seem to come from the plain "
-                "model; write params = hwtrain.adopt(analog, params, *example) first"
+                "model; write params = hwtrain.adopt(analog, params, *example) first. "
+                "Or a filter leaves it out: write nnx.Optimizer(model, tx, "
+                "wrt=nnx.Param), and Rule(..., frozen=True) for what is not trained"
             )
         found = tuple(present[path].shape)
         if shape is not None and found != shape:
@@ -79,3 +80,28 @@ def check(plan: Plan, params: Any) -> None:
                     'the plans: hwtrain.plan(analog, params, *example, method="...") '
                     "| plan"
                 )
+
+
+def _leaves(plan: Plan) -> dict[str, tuple[int, ...] | None]:
+    """Returns all leaves beside the kernels: paths, and shapes if fixed."""
+    learned = {
+        weight.leaf("output_scale"): weight.output_scale_shape
+        for weight in plan.weights
+        if weight.hardware.scales_outputs
+    }
+    return {**added(plan), **learned}
+
+
+def _check_filter(plan: Plan, present: dict[str, Any]) -> None:
+    """Raises if the parameters are the plan's, with trained weights filtered out."""
+    missing = [path for path in plan.trained if path not in present]
+    digital = {entry.path for entry in plan.digital}
+    if missing and present and all(p in plan or p in digital for p in present):
+        layer = plan[missing[0]].layer_path
+        raise ValueError(
+            f"the optimiser gets {len(present)} parameters of the model, but not the "
+            f"analog weight {missing[0]!r}, which the plan trains: a filter leaves it "
+            "out, such as wrt= of nnx.Optimizer. If it is to stay as it is, write "
+            f"Rule({layer!r}, hardware, frozen=True) for it in hwtrain.analogize; if "
+            "not, nnx.Optimizer(model, tx, wrt=nnx.Param)"
+        )

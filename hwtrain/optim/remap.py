@@ -53,7 +53,7 @@ def remap_weights(plan: Plan) -> optax.GradientTransformationExtraArgs:
     """
     weights = {
         weight.leaf("mapping_scale"): weight
-        for weight in plan.weights
+        for weight in plan.trained.weights
         if weight.hardware.remaps and weight.stores_scale
     }
 

@@ -47,12 +47,11 @@ def batch_range(
       inference workloads using in-memory computing-based accelerators,
       Nature Communications 2023.
     """
-    x = x.reshape(-1, x.shape[-1]).astype(jnp.float32)
+    x = jax.lax.collapse(x, 0, -1).astype(jnp.float32)
     tiles = jnp.swapaxes(tiling.cut(x, row_sizes, axis=-1), 0, 1)
     counts = jnp.any(tiles != 0, axis=-1, keepdims=True)
     counts = counts & tiling.mask(row_sizes)[:, None, :]
-    size = tiles.shape[0]
-    tiles, counts = tiles.reshape(size, -1), counts.reshape(size, -1)
+    tiles, counts = jax.lax.collapse(tiles, 1), jax.lax.collapse(counts, 1)
     if method == "max":
         return jnp.max(jnp.abs(tiles), axis=-1, initial=0)
     if method == "moving_std":

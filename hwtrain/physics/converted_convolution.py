@@ -106,7 +106,8 @@ def converted_convolution(
         )
 
     def by_group(y: jax.Array) -> jax.Array:
-        return y.reshape(*y.shape[:-1], groups, 1, -1).astype(jnp.float32)
+        y = y.reshape(*y.shape[:-1], groups, 1, y.shape[-1] // groups)
+        return y.astype(jnp.float32)
 
     y = by_group(y) / s
     width = y.shape[-1]
@@ -159,4 +160,4 @@ def converted_convolution(
     y = saturate(y, p.adc.bound) * (volume * p.out_scale) * s
     if output_scale is not None:
         y = y * output_scale.astype(jnp.float32)
-    return y.reshape(*y.shape[:-3], -1).astype(dtype or jnp.result_type(x, kernel))
+    return jax.lax.collapse(y, -3).astype(dtype or jnp.result_type(x, kernel))

@@ -232,7 +232,7 @@ def patches(x: jax.Array, window: Window) -> jax.Array:
             for start in (reversed(starts) if window.flipped else starts)
         ]
         x = jnp.stack(taps, axis=-1)
-    return x.reshape(*x.shape[: len(spatial) + 1], -1)
+    return jax.lax.collapse(x, len(spatial) + 1)
 
 
 def padded(x: jax.Array, window: Window) -> jax.Array:

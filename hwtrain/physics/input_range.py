@@ -199,7 +199,7 @@ def ranged_matmul(
     w = tiling.cut(tiling.cut(w, row_sizes, axis=-2), column_sizes, axis=-1)
     w = jnp.moveaxis(w, 2, 0)
     tiles = jnp.moveaxis(tiles, -2, 0)
-    tiles = tiles.reshape(*tiles.shape[:-2], -1)
+    tiles = jax.lax.collapse(tiles, -2)
     w = w.reshape(w.shape[0], -1, w.shape[-1])
     y = dot_general(tiles, w, (((tiles.ndim - 1,), (1,)), ((0,), (0,))))
     return tiling.join(jnp.moveaxis(y, 0, -2), column_sizes, axis=-1)

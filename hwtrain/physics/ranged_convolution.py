@@ -258,7 +258,8 @@ def _widening(outward, kernel, d, window, precision) -> jax.Array:
     kernel = kernel.reshape(window.taps, *kernel.shape[-2:])
     if window.groups > 1:  # XLA transposes for the axis, even of one group
         equation = "...gf,cgf->...gc"
-        d = d.reshape(*d.shape[:-1], window.groups, -1)
+        width = d.shape[-1] // window.groups
+        d = d.reshape(*d.shape[:-1], window.groups, width)
         kernel = kernel.reshape(*kernel.shape[:-1], window.groups, -1)
     offsets = np.stack(np.unravel_index(np.arange(window.taps), window.sizes), -1)
     offsets = offsets * np.asarray(window.kernel_dilation)

@@ -102,12 +102,12 @@ class TiledMatrix(NamedTuple):
             # Inputs that column tiles share are multiplied by all at once.
             x, w = x[:, 0], w.reshape(*w.shape[:2], -1)
         else:
-            x = x.reshape(-1, *x.shape[2:])
+            x = jax.lax.collapse(x, 0, 2)
             w = jnp.moveaxis(w, 2, 1).reshape(-1, w.shape[1], w.shape[3])
         y = self.dot_general(x, w, (((x.ndim - 1,), (1,)), ((0,), (0,))))
         if y.shape[0] == grid[0]:
             y = jnp.moveaxis(y, 0, -2)
-            return y.reshape(*y.shape[:-1], grid[1], -1)
+            return y.reshape(*y.shape[:-1], grid[1], y.shape[-1] // grid[1])
         return jnp.moveaxis(y.reshape(*grid, *y.shape[1:]), (0, 1), (-3, -2))
 
 

@@ -37,9 +37,10 @@ def begin(w: jax.Array, nu: ArrayLike) -> DriftState:
       w: weights, of any shape.
       nu: drift exponent, one or for each weight.
     """
+    # Copies: a buffer can be donated once, and the weights are donated beside.
     return DriftState(
-        start=w,
-        previous=w,
+        start=jnp.array(w),
+        previous=jnp.array(w),
         set_at=jnp.zeros(w.shape, jnp.float32),
         nu=jnp.broadcast_to(jnp.asarray(nu, jnp.float32), w.shape),
         now=jnp.zeros((), jnp.float32),

@@ -50,7 +50,7 @@ def output_deviation(
     if each.shape[1] == 1:  # alike for all rows
         # One tile's inputs are summed as they are multiplied, not a copy of them.
         one = x.shape[-3:-1] == (1, 1)
-        flat = x.reshape(*x.shape[:-3], -1) if one else x
+        flat = jax.lax.collapse(x, -3) if one else x
         total = jnp.sum(jnp.square(flat.astype(jnp.float32)), axis=-1, keepdims=True)
         total = total[..., None, None] if one else total
         return _square_root(total) * jnp.abs(each[:, 0])

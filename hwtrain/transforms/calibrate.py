@@ -185,7 +185,7 @@ class _Ranges:
         if call.weight.ranged:
             sizes = call.weight.row_sizes
             if self._method == "cache_quantile":
-                rows = call.x.reshape(-1, call.x.shape[-1]).astype(jnp.float32)
+                rows = jax.lax.collapse(call.x, 0, -1).astype(jnp.float32)
                 seen = jnp.swapaxes(tiling.cut(rows, sizes, axis=-1), 0, 1)
             else:
                 seen = batch_range(call.x, sizes, method=self._method, **self._options)

@@ -165,14 +165,15 @@ def convolve(
         return matmul(leaves, seen, matrix)
     shape, depth = seen.shape[:-1], len(weight.parallel)
     count, rows = math.prod(weight.parallel), matrix.shape[-2]
+    positions = 1 if weight.window.local else math.prod(shape[1:])
     flat = {k: v.reshape(count, *v.shape[depth:]) for k, v in leaves.items()}
     beside = jax.vmap(matmul, in_axes=(0, -2, 0), out_axes=-2)
     y = beside(
         flat,
-        seen.reshape(shape[0], -1, count, rows),
+        seen.reshape(shape[0], positions, count, rows),
         matrix.reshape(count, *matrix.shape[depth:]),
     )
-    return y.reshape(*shape, -1)
+    return y.reshape(*shape, weight.groups * y.shape[-1])
 
 
 def _converts_alike(weight: AnalogWeight, mode: str) -> bool:

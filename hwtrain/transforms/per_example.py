@@ -45,8 +45,9 @@ def per_example(
         return one((jnp.uint32(0), x))
     # Zeros of the inputs, so that the indices lie on a mesh as these do. Of a product:
     # the zeros that a shape asks for lie anywhere.
-    zeros = 0 * x[(slice(None), *[0] * (x.ndim - 1))].astype(jnp.uint32)
-    indices = zeros + jnp.arange(x.shape[0], dtype=jnp.uint32)
+    indices = jnp.arange(x.shape[0], dtype=jnp.uint32)
+    if x.size:
+        indices += 0 * x[(slice(None), *[0] * (x.ndim - 1))].astype(jnp.uint32)
     several = jax.vmap(jax.checkpoint(one))
     chunks = _chunks(x.shape[0], max(1, LARGEST_CHUNK // w.size))
     if chunks == 1:

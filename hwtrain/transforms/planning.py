@@ -2,7 +2,12 @@
 
 import functools
 import re
+from typing import Any
 
+import jax.numpy as jnp
+from flax.core import meta
+
+from hwtrain import paths
 from hwtrain.hardware import Hardware
 from hwtrain.plan import AnalogWeight, Digital, Plan
 from hwtrain.transforms.layer import Layer, analog_weight
@@ -96,6 +101,27 @@ def make_plan(
     if check:
         _check_rules(assigned.rules, winners, layers, shapes)
     return Plan(tuple(weights), tuple(digital), assigned.name)
+
+
+def real(plan: Plan, params: Any) -> Plan:
+    """Returns the plan.
+
+    Raises:
+      ValueError: if one of its weights is complex: conductances are real.
+    """
+    found = paths.leaves(meta.unbox(params))
+    for weight in plan.weights:
+        leaf = found.get(weight.path.removeprefix(f"{plan.prefix}/"))
+        if leaf is None or weight.hardware == Hardware():
+            continue
+        if jnp.issubdtype(leaf.dtype, jnp.complexfloating):
+            raise ValueError(
+                f"{weight.path} is {leaf.dtype}, and {weight.rule} puts it on a "
+                "crossbar, whose conductances are real. Make real and imaginary parts "
+                "two layers, or keep it digital: "
+                f"Rule({weight.layer_path!r}, None) before the other rules"
+            )
+    return plan
 
 
 def _join(prefix: str, path: str) -> str:

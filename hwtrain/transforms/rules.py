@@ -6,6 +6,7 @@ from collections.abc import Iterable
 from typing import Any
 
 from hwtrain.hardware import Hardware
+from hwtrain.plan import FROZEN
 
 
 @dataclasses.dataclass(frozen=True)
@@ -28,10 +29,14 @@ class Rule:
       rows: with `params`, the axes of the array that are inputs. Default: the last but
         one, or none for a vector.
       columns: with `params`, the axes that are outputs. Default: the last.
+      frozen: the arrays, and what `analogize` puts beside them, are never trained: no
+        transformation of `hwtrain.optim` changes them, and the base optimiser of
+        `hardware_aware` does not see them. Biases are the model's own.
 
     Raises:
       ValueError: if not exactly one of `pattern` and `params` is given, if a regular
-        expression is wrong, or if axes are given without `params`.
+        expression is wrong, if axes are given without `params`, or if what stays
+        digital is to be frozen.
     """
 
     pattern: str | None = None
@@ -41,6 +46,7 @@ class Rule:
     columns: int | tuple[int, ...] | None = dataclasses.field(
         default=None, kw_only=True
     )
+    frozen: bool = dataclasses.field(default=False, kw_only=True)
 
     def __post_init__(self):
         if (self.pattern is None) == (self.params is None):
@@ -59,6 +65,12 @@ class Rule:
                 f"{self}: hardware must be a Hardware, or None to stay digital; got "
                 f"{type(self.hardware).__name__}"
             )
+        if self.frozen and self.hardware is None:
+            raise ValueError(
+                f"{self}: what stays digital has nothing of hwtrain to freeze; leave "
+                "frozen out, and freeze it in the base optimiser, such as by "
+                'optax.partition({"frozen": optax.set_to_zero(), ...}, labels)'
+            )
         try:
             re.compile(self.expression)
         except re.error as error:
@@ -75,7 +87,7 @@ class Rule:
     def __str__(self) -> str:
         """Returns the rule as a user wrote it."""
         kind = "params=" if self.pattern is None else ""
-        return f"Rule({kind}{self.expression!r})"
+        return f"Rule({kind}{self.expression!r}{FROZEN if self.frozen else ')'}"
 
 
 @dataclasses.dataclass(frozen=True)

@@ -109,7 +109,7 @@ def analog_dot_general(
             )
         free = [axis for axis in range(x.ndim) if axis not in (*summed, *batch)]
         x = jnp.transpose(x, (*batch, *free, *summed))
-        x = x.reshape(*x.shape[: x.ndim - len(summed)], -1)
+        x = jax.lax.collapse(x, x.ndim - len(summed))
         sizes = [w.shape[axis] for axis in columns]
         w = jnp.transpose(w, (*stack, *rows, *columns))
         w = w.reshape(*w.shape[: len(stack)], x.shape[-1], math.prod(sizes))

@@ -122,7 +122,7 @@ def test_linen_nnx_and_the_loaded_checkpoint_agree(trained, tmp_path):
     linen = run(analog, variables).values
     np.testing.assert_allclose(run(twin, None).values, linen, atol=1e-6)
     np.testing.assert_allclose(run(twin, variables["params"]).values, linen, atol=1e-6)
-    assert twin.analog_mode == "train"  # the model itself is not changed
+    assert twin.hardware_mode == "train"  # the model itself is not changed
     hw.export(tmp_path / "chip", variables, hw.plan(analog, variables, X), chip_seed=3)
     loaded = hw.load(tmp_path / "chip")
     np.testing.assert_array_equal(run(analog, loaded).values, linen)

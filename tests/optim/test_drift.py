@@ -147,3 +147,22 @@ def test_a_key_is_asked_for_where_it_is_needed_and_only_there():
 def test_a_chip_that_drifts_round_trips(drift):
     chip = hw.Hardware(drift=drift)
     assert from_dict(hw.Hardware, to_dict(chip)) == chip
+
+
+@pytest.mark.parametrize("drift", [DRIFT, DEVICE], ids=["simple", "device"])
+def test_weights_and_state_can_be_donated_together(drift):
+    analog = hw.analogize(nn.Dense(4), hw.Hardware(drift=drift))
+    x = jnp.ones((2, 8))
+    params = analog.init(jax.random.key(0), x)["params"]
+    key = KEY if drift.draws else None
+    tx = optim.hardware_aware(optax.sgd(0.1), hw.plan(analog, params, x), drift_key=key)
+    state = tx.init(params)
+
+    def step(params, state):
+        updates, state = tx.update(jax.tree.map(jnp.ones_like, params), state, params)
+        return optax.apply_updates(params, updates), state
+
+    step = jax.jit(step, donate_argnums=(0, 1))
+    for _ in range(3):
+        params, state = step(params, state)
+    assert jnp.isfinite(params["kernel"]).all()

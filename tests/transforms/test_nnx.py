@@ -141,7 +141,7 @@ def test_the_users_model_is_untouched_and_paths_are_kept(make, x):
     model = hw.analogize(plain, TILED, rngs=nnx.Rngs(mismatch=1))
     assert isinstance(model, type(plain))
     call(model, x)
-    assert not hasattr(plain, "analog_mode")
+    assert not hasattr(plain, "hardware_mode")
     own, ours = params_of(plain), params_of(model)
     assert own.keys() == before.keys()
     for path, value in own.items():
@@ -197,7 +197,7 @@ def test_train_eval_and_chip_mode(make, x):
     model.train()
     assert differ(call(model, x), call(model, x))
     view = nnx.view(model, deterministic=True)
-    assert view.analog_mode == "eval"
+    assert view.hardware_mode == "eval"
 
 
 def test_eval_mode_is_the_plain_model_where_nothing_is_clipped(make, x):
@@ -359,3 +359,39 @@ def test_a_model_is_made_analog_once():
         hw.analogize(model, NOISY)
     with pytest.raises(ValueError, match="is not analog"):
         hw.eval_mode(one_layer(nnx.Rngs(0)))
+
+
+class Deterministic(nnx.Module):
+    """A model with an attribute that NNX's modes set."""
+
+    def __init__(self, rngs):
+        self.deterministic = False
+        self.layer = nnx.Linear(4, 4, rngs=rngs)
+
+    def __call__(self, x):
+        return self.layer(x)
+
+
+@pytest.mark.parametrize("mode", ["train", "chip", "eval"])
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: Deterministic(nnx.Rngs(0)),
+        lambda: nnx.MultiHeadAttention(2, 4, decode=False, rngs=nnx.Rngs(0)),
+        lambda: nnx.Linear(4, 4, rngs=nnx.Rngs(0)),
+    ],
+    ids=["own attribute", "attention", "layer"],
+)
+def test_a_mode_survives_splitting_and_merging(make, mode):
+    model = hw.analogize(make(), TILED, rngs=nnx.Rngs(mismatch=1))
+    getattr(hw, f"{mode}_mode")(model)
+    for merged in (nnx.merge(*nnx.split(model)), nnx.clone(model)):
+        for module in (model, merged):
+            modes = {
+                module.hardware_mode
+                for _, module in nnx.iter_modules(module)
+                if hasattr(module, "hardware_mode")
+            }
+            assert modes == {mode}
+    y = nnx.jit(lambda model, x: model(x))(model, jnp.ones((2, 3, 4)))
+    assert jnp.isfinite(y).all()

@@ -20,7 +20,7 @@ from hwtrain import paths
 from hwtrain.plan import Plan
 from hwtrain.transforms.layer import Layer, added
 from hwtrain.transforms.linen.layers import describe, plain_class
-from hwtrain.transforms.planning import make_plan
+from hwtrain.transforms.planning import make_plan, real
 from hwtrain.transforms.rules import Assignment
 
 analog_trace = jax.make_user_context(default_value=None)
@@ -112,6 +112,7 @@ def _plan(call: _Call) -> Plan:
     check = call.method == "__call__"
     plan = make_plan(call.assigned, _record(call), dict(call.shapes), check=check)
     variables = jax.tree.unflatten(call.treedef, call.abstract)[0]
+    real(plan, variables.get("params", {}))
     return dataclasses.replace(plan, state=_state(variables, plan.prefix))
 
 

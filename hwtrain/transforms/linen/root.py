@@ -37,7 +37,7 @@ from hwtrain.transforms.linen.prepass import (
     parameter_shapes,
 )
 from hwtrain.transforms.loops import as_root
-from hwtrain.transforms.planning import hardware_of, make_plan
+from hwtrain.transforms.planning import hardware_of, make_plan, real
 from hwtrain.transforms.read_keys import generator_of
 from hwtrain.transforms.rules import Assignment
 
@@ -112,7 +112,11 @@ def analog_class(base: type, assigned: Assignment, mode: str) -> type:
         "_hwtrain_mode": mode,
         **methods,
     }
-    return type(base.__name__, (base,), namespace)
+    made: Any = type(base.__name__, (base,), namespace)
+    # Flax writes every subclass an `__init__`, without what a decorator put around the
+    # user's. The fields are the same.
+    made.__init__ = base.__init__
+    return made
 
 
 def _public_methods(base: type) -> list[str]:
@@ -165,8 +169,10 @@ def _initialize(root: Any, original, name: str, args: tuple, kwargs: dict):
     with nn.intercept_methods(interceptor), analog_trace(("init", next(fresh))):
         result = original(root, *args, **kwargs)
     if name == "__call__":
-        shapes = parameter_shapes(root.variables.get("params", {}))
-        make_plan(told, list(layers.values()), shapes)  # checks that every rule wins
+        params = root.variables.get("params", {})
+        shapes = parameter_shapes(params)
+        # Checks that every rule wins, and that all weights are real.
+        real(make_plan(told, list(layers.values()), shapes), params)
     return result
 
 

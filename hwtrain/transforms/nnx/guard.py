@@ -23,7 +23,7 @@ def make_guarded(owner: Any, weight: AnalogWeight, mode: str) -> None:
     if not held:
         owner.__class__ = guarded_class(type(owner))
     owner.analog_raw = (*held, weight)
-    owner.analog_mode = mode
+    owner.hardware_mode = mode
 
 
 @functools.cache
@@ -48,7 +48,7 @@ def _guarded(base: type, name: str) -> Any:
     def method(self, *args, **kwargs):
         if not self.__dict__.get("analog_running"):
             for weight in self.analog_raw:
-                if weight.hardware.needs_root(self.analog_mode):
+                if weight.hardware.needs_root(self.hardware_mode):
                     raise behind_the_root(weight.layer_path)
         return original(self, *args, **kwargs)
 

@@ -109,7 +109,9 @@ def make_analog(layer: Any, weights: tuple[AnalogWeight, ...], mode: str) -> Non
     """Turns a layer into an analog one in place; references to it stay valid."""
     layer.__class__ = analog_layer_class(plain_class(type(layer)))
     layer.analog_weights = weights
-    layer.analog_mode = mode
+    # NNX merges attributes in the order of their names: one after `deterministic`,
+    # whose setter knows no chip mode.
+    layer.hardware_mode = mode
 
 
 _SETTERS = {"train", "eval", "set_view", "set_attributes"}
@@ -167,12 +169,12 @@ def mode_property(base: type) -> property:
 
     def get(self) -> bool:
         own = self.__dict__.get("deterministic")
-        return self.analog_mode != "train" if own is None else own
+        return self.hardware_mode != "train" if own is None else own
 
     def put(self, value: bool) -> None:
         if "deterministic" in self.__dict__:
             self.__dict__["deterministic"] = value
-        self.__dict__["analog_mode"] = "eval" if value else "train"
+        self.__dict__["hardware_mode"] = "eval" if value else "train"
 
     return property(get, put)
 
@@ -210,7 +212,7 @@ def _analog_method(family: Any, base: type, name: str, arrays: tuple[str, ...]):
     original = getattr(base, name)
 
     def method(self, *args, **kwargs):
-        mode = self.analog_mode
+        mode = self.hardware_mode
         weights, leaves = {}, {}
         for weight in self.analog_weights:
             leaf = weight.path.rpartition("/")[2]

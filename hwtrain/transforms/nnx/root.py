@@ -34,14 +34,14 @@ from hwtrain.transforms.nnx.layers import (
     view_setter,
 )
 from hwtrain.transforms.nnx.step import modules_of, noisy_call
-from hwtrain.transforms.planning import make_plan
+from hwtrain.transforms.planning import make_plan, real
 from hwtrain.transforms.rules import Assignment
 from hwtrain.transforms.signal_side import initial_leaves
 
 
 def analogize_nnx(model: Any, assigned: Assignment, rngs: nnx.Rngs | None) -> Any:
     """Returns an analog copy of a model, in train mode."""
-    if hasattr(model, "analog_mode"):
+    if hasattr(model, "hardware_mode"):
         raise ValueError(
             f"{type(model).__name__} is analog already; analogize the plain model"
         )
@@ -64,7 +64,7 @@ def analogize_nnx(model: Any, assigned: Assignment, rngs: nnx.Rngs | None) -> An
         if weight.kind == "raw" and path and guarded:
             make_guarded(layers[path], weight, "train")
     model.__class__ = analog_root_class(plain_class(type(model)))
-    model.analog_mode = "train"
+    model.hardware_mode = "train"
     model.analog_assigned = assigned
     if rngs is not None:
         stream = assigned.stream
@@ -89,8 +89,8 @@ def set_mode(model: Any, mode: str) -> Any:
         raise_if_not_found=False,
     )
     for module in modules_of(model).values():
-        if hasattr(module, "analog_mode"):
-            module.analog_mode = mode
+        if hasattr(module, "hardware_mode"):
+            module.hardware_mode = mode
     return model
 
 
@@ -146,6 +146,7 @@ def _make(model: nnx.Module, assigned: Assignment, check: bool) -> Plan:
         if not added(path.rpartition("/")[2]) and ours(path)
     }
     plan = make_plan(assigned, layers, shapes, check=check)
+    real(plan, nnx.state(model, nnx.Param))
     state = nnx.state(model, nnx.Not(nnx.Any(nnx.Param, *PASSING)))
     here = [
         path
@@ -213,7 +214,7 @@ def _through_both_sides(base: type, name: str):
         if self.__dict__.get("analog_running"):
             return original(self, *args, **kwargs)
         plan = _make(self, self.analog_assigned, check=False)
-        mode = self.analog_mode
+        mode = self.hardware_mode
         _check_modes(self, plan)
         _claim_chip_leaves(self, plan)
         if not weight_side.needs_root(plan, mode):
@@ -233,10 +234,10 @@ def _check_modes(root: Any, plan: Plan) -> None:
     modules = modules_of(root)
     for weight in plan.weights:
         path = weight_side.local(plan, weight.layer_path)
-        mode = getattr(modules.get(path), "analog_mode", root.analog_mode)
-        if mode != root.analog_mode:
+        mode = getattr(modules.get(path), "hardware_mode", root.hardware_mode)
+        if mode != root.hardware_mode:
             raise ValueError(
                 f"the layer {path!r} is in {mode} mode, its model in "
-                f"{root.analog_mode} mode. Set the mode of the whole model: "
-                f"hwtrain.{root.analog_mode}_mode(model)"
+                f"{root.hardware_mode} mode. Set the mode of the whole model: "
+                f"hwtrain.{root.hardware_mode}_mode(model)"
             )
