@@ -256,6 +256,11 @@ OTHER_KEYS = [
 ]
 
 
+def told(override):
+    """Returns an override as messages tell it: its key, if a folder makes it long."""
+    return override if len(override) <= 100 else f"{override.partition('=')[0]}=..."
+
+
 @pytest.mark.parametrize(("override", "key", "message"), OTHER_KEYS)
 @pytest.mark.parametrize("where", ["override", "file"])
 def test_a_rejection_names_place_and_key(
@@ -283,8 +288,7 @@ def test_a_rejection_names_place_and_key(
     out = tmp_path / "run"
     assert cli.main(["train", str(file), *words, "--out", str(out)]) == 2
     error = capsys.readouterr().err
-    start = override if len(override) <= 100 else f"{override.partition('=')[0]}=..."
-    place = f"--set {start}" if words else str(file)
+    place = f"--set {told(override)}" if words else str(file)
     assert error.startswith(f"hwtrain: error: {place}: {key}: ")
     assert message in error and error.count("\n") == 1
     assert not out.exists()
@@ -312,7 +316,7 @@ def test_a_rejection_of_a_contest_names_place_and_key(
     words = ["--set", override, "--out", str(tmp_path / "run")]
     assert cli.main(["train", str(config), *words]) == 2
     error = capsys.readouterr().err
-    assert error.startswith(f"hwtrain: error: --set {override}: {key}: ")
+    assert error.startswith(f"hwtrain: error: --set {told(override)}: {key}: ")
     assert message in error and error.count("\n") == 1
 
 
@@ -326,7 +330,7 @@ def test_data_of_another_shape_are_named_with_the_network(tmp_path, capsys):
         out = ["--out", str(tmp_path / "run")]
         assert cli.main(["train", str(CONFIG), *sets, *out]) == 2
         error = capsys.readouterr().err
-        assert error.startswith(f"hwtrain: error: --set {words[0]}: data: ")
+        assert error.startswith(f"hwtrain: error: --set {told(words[0])}: data: ")
         assert f"{recipe}:{model} raised TypeError: " in error
         assert f"8) of {recipe}:data" in error and error.count("\n") == 1
 

@@ -93,7 +93,10 @@ def test_each_case_is_a_chip_made_by_hand(framework):
         }
         for on, values in cases.items():
             expected = by_hand(plain, seed, on)
-            np.testing.assert_allclose(values[chip], expected, rtol=1e-4, err_msg=on)
+            # Scores of order one may cancel in their mean: float32 leaves some eps.
+            np.testing.assert_allclose(
+                values[chip], expected, rtol=1e-4, atol=1e-6, err_msg=on
+            )
     # Of two layers, all but one is the other.
     np.testing.assert_allclose(found.others, found.alone[::-1], rtol=1e-6)
     whole = population(model, params, batches, score, **options)

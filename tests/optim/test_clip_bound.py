@@ -59,7 +59,8 @@ def test_init_and_adopt_start_at_the_largest_weights_of_tiles():
     fresh = jax.jit(analog.init)(KEY, jnp.eye(ROWS))["params"]
     np.testing.assert_array_equal(fresh["kernel"], plain["kernel"])
     kernel = np.abs(plain["kernel"]).reshape(2, 2, COLUMNS).max(1)
-    np.testing.assert_array_equal(fresh["clip_bound"], kernel)
+    # XLA may compute the initial kernel once more for its maximum: another rounding.
+    np.testing.assert_allclose(fresh["clip_bound"], kernel, rtol=2**-22)
     plan = hw.plan(analog, params, jnp.eye(ROWS))
     small = {**params, "clip_bound": params["clip_bound"] / 2}
     stripped = hw.strip(small, plan)
