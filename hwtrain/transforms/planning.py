@@ -5,7 +5,6 @@ import re
 from typing import Any
 
 import jax.numpy as jnp
-from flax.core import meta
 
 from hwtrain import paths
 from hwtrain.hardware import Hardware
@@ -109,7 +108,8 @@ def real(plan: Plan, params: Any) -> Plan:
     Raises:
       ValueError: if one of its weights is complex: conductances are real.
     """
-    found = paths.leaves(meta.unbox(params))
+    # Boxes are not opened: on a mesh, that would constrain what has no values.
+    found = paths.leaves(params)
     for weight in plan.weights:
         leaf = found.get(weight.path.removeprefix(f"{plan.prefix}/"))
         if leaf is None or weight.hardware == Hardware():
