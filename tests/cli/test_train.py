@@ -2,7 +2,6 @@
 
 import json
 import os
-import resource
 import shutil
 import signal
 import subprocess
@@ -428,14 +427,11 @@ def test_a_full_disk_is_one_line_and_the_run_goes_on(tmp_path):
     words += ["--out", "run"]
     env = {name: value for name, value in environment().items() if "CACHE" not in name}
     options: dict[str, Any] = {"cwd": tmp_path, "capture_output": True, "text": True}
-
-    def small_files():
-        resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000))
-
+    # In a shell: a function between fork and exec is not for a process with threads.
+    small_files = ["sh", "-c", 'ulimit -f 20 && exec "$@"', "sh"]
     for more in ([], ["--resume"]):
-        full = subprocess.run(
-            command(*words, *more), env=env, preexec_fn=small_files, **options
-        )
+        run = [*small_files, *command(*words, *more)]
+        full = subprocess.run(run, env=env, **options)
         assert full.returncode == 2
         assert full.stderr.count("\n") == 1, full.stderr
         assert full.stderr.startswith("hwtrain: error: ")
