@@ -153,6 +153,9 @@ def written(
 def with_written(params: paths.Tree, plan: Plan) -> paths.Tree:
     """Returns nominal parameters as they are written to a chip; see `written`.
 
+    Weights that say by their leaf `on_levels` that they were rounded, as those of a
+    measured chip, are not rounded again.
+
     Args:
       params: nominal parameters, nested mappings.
       plan: the plan.
@@ -169,6 +172,8 @@ def with_written(params: paths.Tree, plan: Plan) -> paths.Tree:
         if weight is None:
             return leaf
         scale, bound = weight.stored_scale(leaves), weight.stored_bound(leaves)
+        if weight.leaf("on_levels") in leaves:
+            return clipped(weight, jnp.asarray(leaf), bound)
         return written(weight, jnp.asarray(leaf), scale, bound)
 
     return paths.map_leaves(value, params) if weights else params

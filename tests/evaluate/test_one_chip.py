@@ -67,6 +67,18 @@ def nested(hardware):
     return of_nnx(hardware, Nested(nnx.Rngs(0)))
 
 
+def population_of(analog, variables):
+    """Returns mean |y| of the chip as a population of one, `[1]`."""
+    return population(
+        analog,
+        variables,
+        [(X,)],
+        lambda y: jnp.mean(jnp.abs(y), axis=-1),
+        chips=[SEED],
+        key=jax.random.key(0),
+    ).values
+
+
 def read_by_numpy(directory):
     """Returns outputs of the chip, of its files alone: x W / s, the ADC, times s."""
     nominal = load_file(directory / "tensors" / "0000.safetensors")
@@ -94,15 +106,8 @@ def test_every_road_to_a_chip_leads_to_the_same(model, columnwise, tmp_path):
     assert np.abs(outputs(without) - expected).max() > 0.05
     for params in (checkpoint.chip(SEED), drawn, programmed):
         np.testing.assert_allclose(outputs(params), expected, atol=1e-5)
-    found = population(
-        analog,
-        variables,
-        [(X,)],
-        lambda y: jnp.mean(jnp.abs(y), axis=-1),
-        chips=[SEED],
-        key=jax.random.key(0),
-    )
-    np.testing.assert_allclose(found.values, [np.abs(expected).mean()], rtol=1e-5)
+    found = population_of(analog, variables)
+    np.testing.assert_allclose(found, [np.abs(expected).mean()], rtol=1e-5)
 
 
 @pytest.mark.parametrize("model", [linen, of_nnx, nested])
@@ -115,16 +120,9 @@ def test_a_loaded_chip_has_its_own_periphery(model, tmp_path):
     key = {p: v for p, v in paths.leaves(other).items() if p.endswith("chip_key")}
     mixed = paths.insert(own, key)
     assert np.abs(outputs(own) - outputs(mixed)).max() > 0.01
-    found = population(
-        analog,
-        variables,
-        [(X,)],
-        lambda y: jnp.mean(jnp.abs(y), axis=-1),
-        chips=[SEED],
-        key=jax.random.key(0),
-    )
+    found = population_of(analog, variables)
     expected = np.abs(outputs(own)).mean()
-    np.testing.assert_allclose(found.values, [expected], rtol=1e-5)
+    np.testing.assert_allclose(found, [expected], rtol=1e-5)
 
 
 STEPS = 6  # levels from -A to A are A / 3 apart
@@ -178,17 +176,10 @@ def test_a_chip_is_rounded_before_its_mismatch(model, programmed, tmp_path):
         kernel = paths.leaves(params)[weight.path]
         np.testing.assert_allclose(kernel, chip, atol=1e-5)
         np.testing.assert_allclose(outputs(params), X @ chip, atol=1e-4)
-    found = population(
-        analog,
-        variables,
-        [(X,)],
-        lambda y: jnp.mean(jnp.abs(y), axis=-1),
-        chips=[SEED],
-        key=jax.random.key(0),
-    )
+    found = population_of(analog, variables)
     reads = outputs(roads[0])
     if not programmed:  # a read of a noise model has noise
-        np.testing.assert_allclose(found.values, [np.abs(reads).mean()], rtol=1e-5)
+        np.testing.assert_allclose(found, [np.abs(reads).mean()], rtol=1e-5)
 
 
 def test_noise_of_a_chip_is_not_rounded_to_its_levels():
@@ -240,3 +231,22 @@ def test_drift_is_compensated_through_the_periphery_unless_asked_otherwise(model
     np.testing.assert_array_equal(default, after_a_day({"readout": "periphery"}))
     difference = default - after_a_day({"readout": "exact"})
     assert (np.abs(difference) > 1e-3).all() and difference.std() > 1e-3
+
+
+@pytest.mark.parametrize("model", [linen, of_nnx])
+def test_a_measured_chip_is_not_rounded_to_its_levels(model, tmp_path):
+    analog, variables, plan, outputs = model(levels())
+    drawn = hwtrain.load(
+        hwtrain.export(tmp_path / "drawn", variables, plan, chip_seeds=[SEED])
+    )
+    (tile,) = drawn.conductances(plan.weights[0].path, SEED)[0]
+    name = f"{plan.weights[0].path}/tile/0/0"
+    conductances = {f"{name}/{g}": array for g, array in tile.conductances.items()}
+    path = hwtrain.export(
+        tmp_path / "read", variables, plan, measured={SEED: conductances}
+    )
+    checkpoint = hwtrain.load(path)
+    expected = np.abs(outputs(drawn.chip(SEED))).mean()
+    by_hand = np.abs(outputs(checkpoint.chip(SEED))).mean()
+    np.testing.assert_allclose(by_hand, expected, rtol=1e-5)
+    np.testing.assert_allclose(population_of(analog, checkpoint), [expected], rtol=1e-5)
