@@ -3,7 +3,6 @@
 from typing import Any
 
 from hwtrain import paths
-from hwtrain.physics.input_range import PROBE_SIZE
 from hwtrain.plan import OWNERS, AnalogWeight, Plan
 
 
@@ -20,25 +19,17 @@ def ranged(plan: Plan) -> list[AnalogWeight]:
     return [weight for weight in plan.trained.weights if weight.ranged]
 
 
-def added(plan: Plan) -> dict[str, tuple[int, ...] | None]:
-    """Returns what `analogize` put beside the kernels: paths, and shapes if fixed.
+def added(plan: Plan) -> dict[str, tuple[tuple[int, ...], ...]]:
+    """Returns what `analogize` put beside the kernels: paths, and possible shapes.
 
     Output scales are not among them: the base optimiser trains them, as it does the
     user's parameters.
     """
-    leaves: dict[str, tuple[int, ...] | None] = {}
-    for weight in plan.weights:
-        if weight.ranged:
-            tiles = (*weight.stack, *weight.tiles)
-            leaves[weight.leaf("input_range")] = tiles
-            leaves[weight.leaf("probe")] = (*tiles, PROBE_SIZE)
-        if weight.stores_scale:
-            leaves[weight.leaf("mapping_scale")] = None
-        if weight.hardware.learns_clip:
-            columns = sum(weight.column_sizes)
-            shape = (*weight.stack, weight.tiles[0], columns)
-            leaves[weight.leaf("clip_bound")] = shape
-    return leaves
+    return {
+        path: shapes
+        for path, shapes in _leaves(plan).items()
+        if not path.endswith("output_scale")
+    }
 
 
 def check(plan: Plan, params: Any) -> None:
@@ -53,7 +44,7 @@ def check(plan: Plan, params: Any) -> None:
     _check_filter(plan, present)
     plan.trained.check_weights(params)
     known = _leaves(plan)
-    for path, shape in _leaves(plan.trained).items():
+    for path, shapes in _leaves(plan.trained).items():
         if path not in present:
             raise ValueError(
                 f"the parameters have no {path!r}. They seem to come from the plain "
@@ -62,12 +53,13 @@ def check(plan: Plan, params: Any) -> None:
                 "wrt=nnx.Param), and Rule(..., frozen=True) for what is not trained"
             )
         found = tuple(present[path].shape)
-        if shape is not None and found != shape:
+        if found not in shapes:
+            expected = " or ".join(map(str, shapes))
             raise ValueError(
                 f"{path} has the shape {found}, but the hardware's tiles ask for "
-                f"{shape}. It seems to come from other hardware; remove "
-                "it with hwtrain.strip, and write params = hwtrain.adopt(analog, "
-                "params, *example)"
+                f"{expected}. It seems to come from other hardware; remove it with "
+                "hwtrain.strip, and write params = hwtrain.adopt(analog, params, "
+                "*example)"
             )
     for path in present:
         layer, _, name = path.rpartition("/")
@@ -82,14 +74,13 @@ def check(plan: Plan, params: Any) -> None:
                 )
 
 
-def _leaves(plan: Plan) -> dict[str, tuple[int, ...] | None]:
-    """Returns all leaves beside the kernels: paths, and shapes if fixed."""
-    learned = {
-        weight.leaf("output_scale"): weight.output_scale_shape
+def _leaves(plan: Plan) -> dict[str, tuple[tuple[int, ...], ...]]:
+    """Returns all leaves beside the kernels: paths, and possible shapes."""
+    return {
+        weight.leaf(name): shapes
         for weight in plan.weights
-        if weight.hardware.scales_outputs
+        for name, shapes in weight.leaf_shapes.items()
     }
-    return {**added(plan), **learned}
 
 
 def _check_filter(plan: Plan, present: dict[str, Any]) -> None:
