@@ -1,6 +1,7 @@
 """Fixtures of all tests."""
 
 import functools
+import gc
 import json
 import os
 import pathlib
@@ -72,6 +73,14 @@ def retraced(monkeypatch):
     yield monkeypatch
     monkeypatch.undo()
     jax.clear_caches()
+
+
+def pytest_collection_finish():
+    # What is imported stays, and a trace makes thousands of objects that die at once or
+    # stay: a tenth of the suite's time went to looking at them again and again.
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(100_000, 50, 50)
 
 
 def _optimise(on):
