@@ -1,5 +1,6 @@
 """A deployed network as a directory."""
 
+import copy
 import dataclasses
 import json
 
@@ -16,8 +17,8 @@ from hwtrain.dynapse.deployment import deploy
 from hwtrain.plan import Plan
 
 
-@pytest.fixture
-def deployment():
+@pytest.fixture(scope="module")
+def deployed():
     rng = np.random.default_rng(0)
     return deploy(
         rng.normal(0, 1, (5, 6)),
@@ -27,6 +28,11 @@ def deployment():
         chips={7: {"Itau_mem": rng.normal(5.3e-12, 5e-13, 6)}},
         limits=Limits(neurons_per_core=3),
     )
+
+
+@pytest.fixture
+def deployment(deployed):
+    return copy.deepcopy(deployed)
 
 
 def test_everything_comes_back(tmp_path, deployment):

@@ -336,12 +336,13 @@ def test_a_model_that_diverged_is_refused(run, tmp_path, hwtrain, leaf):
             state.params,
         )
         checkpoints.save(manager, state._replace(step=jnp.int32(21), params=params))
-    for words in (
+    commands = [
         ("evaluate", spoilt),
         ("export", spoilt, tmp_path / "out"),
         ("calibrate", spoilt, tmp_path / "out"),
         ("inspect", spoilt),
-    ):
+    ]
+    for words in commands if leaf == "head/bias" else commands[1:2]:
         status, said, error = hwtrain(*words)
         assert status == 2 and said == ""
         assert error.startswith(f"hwtrain: error: {spoilt / seed / '21'}: {leaf}: ")
