@@ -284,9 +284,22 @@ def gradients_of(framework, names, policy):
 
 
 @pytest.mark.optimised
-@pytest.mark.parametrize("framework", ["linen", "nnx"])
 @pytest.mark.parametrize(
-    ("names", "policy"), [((), policy) for policy in POLICIES] + [(NAMES, POLICIES[0])]
+    ("framework", "names", "policy"),
+    [
+        pytest.param(
+            framework,
+            names,
+            policy,
+            marks=pytest.mark.full if framework == "nnx" and other else (),
+        )
+        for framework in ("linen", "nnx")
+        for names, policy in [
+            *(((), policy) for policy in POLICIES),
+            (NAMES, POLICIES[0]),
+        ]
+        for other in [policy != POLICIES[0]]
+    ],
 )
 def test_gradients_under_remat_are_those_without(framework, names, policy):
     plain, again = (gradients_of(framework, names, p) for p in (None, policy))
