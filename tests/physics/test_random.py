@@ -11,17 +11,22 @@ SHAPES = [(), (7,), (64, 33), (3, 5, 8), (1, 1), (0, 4)]
 
 
 @pytest.mark.optimised
-@pytest.mark.parametrize("shape", SHAPES)
-@pytest.mark.parametrize("name", ["normal", "uniform"])
-@pytest.mark.parametrize("jit", [False, True])
-def test_bit_equal_to_jax_random(shape, name, jit):
-    ours = lambda key: getattr(random, name)(key, shape)  # noqa: E731
-    theirs = lambda key: getattr(jax.random, name)(key, shape)  # noqa: E731
+@pytest.mark.parametrize(
+    ("shape", "jit"), [*((shape, True) for shape in SHAPES), ((64, 33), False)]
+)
+def test_bit_equal_to_jax_random(shape, jit):
+    def ours(key):
+        return random.normal(key, shape), random.uniform(key, shape)
+
+    def theirs(key):
+        return jax.random.normal(key, shape), jax.random.uniform(key, shape)
+
     if jit:
         ours, theirs = jax.jit(ours), jax.jit(theirs)
     for seed in (0, 3, 2**31):
         key = jax.random.key(seed)
-        np.testing.assert_array_equal(ours(key), theirs(key))
+        for one, other in zip(ours(key), theirs(key)):
+            np.testing.assert_array_equal(one, other)
 
 
 @pytest.mark.parametrize("number", [0, 1, 5, -3, 2**31, 2**32 - 1])
