@@ -57,7 +57,7 @@ def voltage_offset(
     """
     reference = -w_min * jnp.sum(x, axis=-1, keepdims=True)
     total = y + reference
-    offset = over_batch(jnp.asarray(offset, y.dtype), y)
+    offset = jnp.asarray(over_batch(offset, y), y.dtype)
     upper = (1 - offset) * total / (1 + r_series * jnp.abs(total))
     return upper - (1 + offset) * reference / (1 + r_series * jnp.abs(reference))
 
