@@ -181,7 +181,7 @@ def _backward(window, gradient, precision, dtype, drive, residuals, d):
         kernel,
     )
     d_x, d_kernel = pull(d)
-    d_x = d_x * slope.astype(x.dtype)
+    d_x, slope = d_x * slope.astype(x.dtype), slope.astype(jnp.float32)
     if not gradient.straight_through:
         d_x = jnp.where(jnp.abs(x) <= r, d_x, 0)
 
@@ -253,6 +253,8 @@ def _widening(outward, kernel, d, window, precision) -> jax.Array:
       precision: of the multiplication.
     """
     inside = padded(outward, window)
+    if d.dtype != kernel.dtype:  # of outputs that are asked for in a wider one
+        d, kernel = d.astype(jnp.float32), kernel.astype(jnp.float32)
     spatial = range(1, d.ndim - 1)
     counts = d.shape[1:-1]
     extents = [(n - 1) * s + 1 for n, s in zip(counts, window.strides)]
