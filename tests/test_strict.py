@@ -149,11 +149,10 @@ class LinenNet(nn.Module):
 class NnxNet(nnx.Module):
     def __init__(self, dtype):
         options = {"dtype": dtype, "param_dtype": dtype, "rngs": nnx.Rngs(0)}
-        self.a = nnx.Conv(6, 5, (2,), **options)
-        self.b = nnx.Linear(5, 3, **options)
+        self.a = nnx.Linear(6, 3, **options)
 
     def __call__(self, x):
-        return self.b(nnx.relu(self.a(x)))
+        return nnx.relu(self.a(x))
 
 
 def inputs(dtype):
@@ -259,6 +258,7 @@ def nnx_layers(dtype, rngs):
     return {
         "general": lambda: nnx.LinearGeneral((4, 6), 3, axis=(-2, -1), **options),
         "einsum": lambda: nnx.Einsum("bti,io->bto", (6, 4), **options),
+        "groups": lambda: nnx.Conv(6, 4, (2,), feature_group_count=2, **options),
         "transposed": lambda: nnx.ConvTranspose(6, 4, (2,), **options),
         "attention": lambda: nnx.MultiHeadAttention(2, 6, decode=False, **options),
         "recurrent": lambda: nnx.RNN(nnx.GRUCell(6, 3, **cell)),

@@ -19,7 +19,7 @@ from hwtrain.evaluate.updates import updated_effects
 from hwtrain.plan import AnalogWeight, Plan
 from hwtrain.training_noise import quiet_training
 from hwtrain.transforms import plan as plan_of
-from hwtrain.transforms.functional import as_function
+from hwtrain.transforms.functional import as_function, compiled
 from hwtrain.transforms.observation import Multiplication, observed
 from hwtrain.transforms.signal_side import has_signal_side
 from hwtrain.transforms.weight_side import draws, local, step_weights
@@ -74,7 +74,10 @@ def assert_active(
       analog: the analog model.
       variables: Linen: its variables. NNX: its `params`, or `None` for its own.
       *example: arguments of a call.
-      **kwargs: keyword arguments of the call.
+      **kwargs: keyword arguments of the call. For Linen also `rngs`, `mutable` and
+        `method`, as Flax's `apply` takes them. What else the model draws, as a Dropout
+        does, is the same at every call; and neither what it writes nor the count of its
+        own streams is kept.
 
     Returns:
       What was measured.
@@ -89,11 +92,7 @@ def assert_active(
     params = meta.unbox(tree["params"])
     log = _Log()
     outputs = []
-
-    def call(tree: Any, key: jax.Array, *arguments: Any) -> Any:
-        return function(tree, key, *arguments, **kwargs)
-
-    jitted = jax.jit(call)
+    jitted = compiled(function, kwargs)
     with observed(log.observe):
         for seed in range(KEYS):
             log.begin()
