@@ -9,6 +9,7 @@ import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
+from hwtrain import disk
 from hwtrain.checkpoint.errors import HardwareCheckpointError
 from hwtrain.checkpoint.manifest import sync
 
@@ -55,19 +56,26 @@ def new(out: str | os.PathLike[str], *, folder: bool = False) -> Iterator[Path]:
         partial.rename(destination)
         sync(destination.parent)
     except OSError as error:
+        # Before the free space is told, which this gives back.
+        _remove(partial)
         raise HardwareCheckpointError(
-            f"{destination} could not be written: {error}. Nothing was left behind; "
-            "check free space and permissions, and write it again"
+            f"{destination} could not be written: {disk.reason(error)}, "
+            f"{disk.free(destination)} free there. Nothing was left behind; make room, "
+            "or check permissions, and write it again"
         ) from error
     finally:
+        _remove(partial)
         if lock is not None:
             os.close(lock)
-        if partial.is_dir():
-            shutil.rmtree(partial, ignore_errors=True)
-        else:
-            # What went wrong first is told, not that there is nothing to remove.
-            with contextlib.suppress(OSError):
-                partial.unlink()
+
+
+def _remove(partial: Path) -> None:
+    if partial.is_dir():
+        shutil.rmtree(partial, ignore_errors=True)
+    else:
+        # What went wrong first is told, not that there is nothing to remove.
+        with contextlib.suppress(OSError):
+            partial.unlink()
 
 
 def check_free(path: Path) -> None:

@@ -60,7 +60,10 @@ def advance(
         else jax.lax.stop_gradient(value)
         for name, value in logs.items()
     }
-    drive = x if w_rec is None else x + jnp.matmul(carry.spikes, w_rec)
+    drive = x
+    if w_rec is not None:
+        recurrent = jnp.matmul(carry.spikes, w_rec)
+        drive = x.astype(recurrent.dtype) + recurrent
     new = step(
         carry,
         drive,

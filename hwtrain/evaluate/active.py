@@ -1,6 +1,7 @@
 """Proof that every configured effect of an analog model is on."""
 
 import dataclasses
+import math
 from typing import Any
 
 import jax
@@ -10,22 +11,25 @@ from flax import nnx
 from flax.core import meta
 
 from hwtrain import paths
-from hwtrain.clip_bounds import clipped
-from hwtrain.crossbar import largest_weight, on_crossbar
 from hwtrain.evaluate import bench
 from hwtrain.evaluate.deployment import deployed_effects
+from hwtrain.evaluate.judgement import (
+    ENOUGH,
+    MOST_KEYS,
+    ZEROS,
+    repeated,
+    strength_of,
+)
 from hwtrain.evaluate.unwatched import unwatched_effects
 from hwtrain.evaluate.updates import updated_effects
+from hwtrain.evaluate.watching import Step, watching
+from hwtrain.evaluate.weight_noise import modified_weights
 from hwtrain.plan import AnalogWeight, Plan
 from hwtrain.training_noise import quiet_training
 from hwtrain.transforms import plan as plan_of
 from hwtrain.transforms.functional import as_function
-from hwtrain.transforms.observation import Multiplication, observed
 from hwtrain.transforms.signal_side import has_signal_side
 from hwtrain.transforms.weight_side import draws, local, step_weights
-
-KEYS = 8
-"""Steps that are measured, each with a key of its own."""
 
 BYPASSED = (
     "the layer multiplies without its periphery: it is called around its model, or "
@@ -74,7 +78,10 @@ def assert_active(
       analog: the analog model.
       variables: Linen: its variables. NNX: its `params`, or `None` for its own.
       *example: arguments of a call.
-      **kwargs: keyword arguments of the call.
+      **kwargs: keyword arguments of the call. For Linen also `rngs`, `mutable` and
+        `method`, as Flax's `apply` takes them. What else the model draws, as a Dropout
+        does, is the same at every call; and neither what it writes nor the count of its
+        own streams is kept.
 
     Returns:
       What was measured.
@@ -87,27 +94,10 @@ def assert_active(
     plan = plan_of(analog, *given, **(kwargs if linen else {}))
     function, tree = as_function(analog, "train", variables)
     params = meta.unbox(tree["params"])
-    log = _Log()
-    outputs = []
-
-    def call(tree: Any, key: jax.Array, *arguments: Any) -> Any:
-        return function(tree, key, *arguments, **kwargs)
-
-    jitted = jax.jit(call)
-    with observed(log.observe):
-        for seed in range(KEYS):
-            log.begin()
-            y = jitted(tree, jax.random.key(seed), *example)
-            outputs.append(np.concatenate([np.ravel(a) for a in jax.tree.leaves(y)]))
-            jax.effects_barrier()
-    if draws(plan, "train") and all((y == outputs[0]).all() for y in outputs):
-        log.fail("the model", "noise", "the outputs are the same at every step key")
-    for weight in plan.weights:
-        _check_weights(log, weight, plan, params)
-        if weight.hardware.learns_clip:
-            _check_learned_clip(log, weight, plan, params)
-        if weight.kind != "raw":
-            _check_layer(log, weight)
+    keys = [jax.random.key(seed) for seed in range(_steps(plan))]
+    with watching(function, kwargs) as watched:
+        steps = watched(tree, keys, *example)
+    log = judged(plan, params, keys, steps)
     for path, effect, wrong, amount in (
         *unwatched_effects(analog, plan, variables, *example, **kwargs),
         *updated_effects(plan, params),
@@ -125,33 +115,65 @@ def assert_active(
     return Activity(tuple(log.rows))
 
 
-class _Log:
-    """Readings of every layer, at every key, and what follows of them."""
+def _steps(plan: Plan) -> int:
+    """Returns how many steps tell the noise of every layer's weights."""
+    steps = bench.KEYS
+    for weight in plan.weights:
+        chip, size = weight.hardware, math.prod(weight.shape)
+        if not chip.draws_weights("train") or chip.modifies_in_layer("train"):
+            continue
+        modifier: Any = chip.modifier
+        steps = max(steps, math.ceil(ENOUGH / size))
+        if modifier.type in ("drop_connect", "copy") and modifier.pdrop:
+            # At 30 expected ones, none are 5 standard deviations away.
+            steps = max(steps, math.ceil(30 / (modifier.pdrop * size)))
+    return min(steps, MOST_KEYS)
 
-    def __init__(self):
-        self.readings: list[dict[str, list[bench.Readings]]] = []
+
+def judged(
+    plan: Plan, params: paths.Tree, keys: list[jax.Array], steps: list[Step]
+) -> "_Log":
+    """Returns what follows of the steps that were seen, one of each key."""
+    log = _Log(steps, zeros=_of_zeros(plan, params))
+    first = steps[0].outputs
+    if draws(plan, "train") and all((s.outputs == first).all() for s in steps):
+        why = ZEROS if len(log.zeros) == len(plan.weights) else None
+        same = "the outputs are the same at every step key"
+        log.wrong.append(f"the model: noise: {why or same}")
+    for weight in plan.weights:
+        seen = log.of(weight.path)
+        noise = modified_weights(weight, plan, params, keys, seen)
+        if noise is not None:
+            log.note(weight.path, "modifier", *noise)
+        if weight.hardware.learns_clip:
+            _check_learned_clip(log, weight, plan, params)
+        if weight.kind != "raw":
+            _check_layer(log, weight)
+    return log
+
+
+def _of_zeros(plan: Plan, params: paths.Tree) -> set[str]:
+    """Returns the weights that have a matrix of zeros."""
+    values = paths.leaves(params)
+
+    def zeros(weight: AnalogWeight) -> bool:
+        matrix = weight.to_matrix(jnp.asarray(values[local(plan, weight.path)]))
+        return not bool(jnp.all(jnp.any(matrix != 0, axis=(-2, -1))))
+
+    return {weight.path for weight in plan.weights if zeros(weight)}
+
+
+class _Log:
+    """What was seen of every layer, and what follows of it."""
+
+    def __init__(self, steps: list[Step], zeros: set[str]):
+        self.steps, self.zeros = steps, zeros
         self.rows: list[tuple[str, str, str]] = []
         self.wrong: list[str] = []
 
-    def begin(self) -> None:
-        """Starts the readings of the next key."""
-        self.readings.append({})
-
-    def observe(self, call: Multiplication) -> jax.Array:
-        """Measures a layer, and lets it do its multiplication."""
-        path = call.weight.path
-
-        def take(readings: bench.Readings) -> None:
-            self.readings[-1].setdefault(path, []).append(
-                jax.tree.map(np.asarray, readings)
-            )
-
-        jax.debug.callback(take, bench.read(call))
-        return bench.undisturbed(call)
-
     def of(self, path: str) -> list[list[bench.Readings]]:
         """Returns the readings of a layer: for each key, of each of its calls."""
-        return [each.get(path, []) for each in self.readings]
+        return [step.readings.get(path, []) for step in self.steps]
 
     def note(self, path: str, effect: str, amount: str, wrong: str | None) -> None:
         """Notes what was measured of an effect, or what is wrong with it."""
@@ -162,6 +184,7 @@ class _Log:
 
     def fail(self, path: str, effect: str, cause: str) -> None:
         """Notes an effect that does nothing."""
+        cause = ZEROS if path in self.zeros else cause
         self.wrong.append(f"{path}: {effect}: {cause}")
 
 
@@ -174,14 +197,16 @@ def _check_layer(log: _Log, weight: AnalogWeight) -> None:
         return
     calls = [call for step in steps for call in step]
     for effect in calls[0].changes:
-        change = min(float(call.changes[effect]) for call in calls)
+        change = _least_change(steps, effect)
         wrong = (
             None if change > 1e-7 else f"the outputs are the same without: {BYPASSED}"
         )
         log.note(weight.path, effect, f"changes outputs by {change:.2g}", wrong)
     for effect in calls[0].unit:
-        draws = [np.stack([call.unit[effect] for call in step]) for step in steps]
-        log.note(weight.path, effect, *_unit(np.stack(draws)))
+        draws = np.stack([[call.unit[effect] for call in step] for step in steps])
+        log.note(weight.path, effect, *_unit(draws, of_vectors=effect == "inp_noise"))
+    # A step may have dropped all weights, which then tell nothing of the inputs.
+    calls = [call for call in calls if call.w.any()] or calls
     if calls[0].levels is not None:
         worst = max(_level_error(call.levels) for call in calls)
         wrong = "the inputs are not rounded to the steps of the DAC"
@@ -199,16 +224,30 @@ def _check_layer(log: _Log, weight: AnalogWeight) -> None:
         log.note(weight.path, "input_range learns", "has a gradient", wrong)
 
 
-def _unit(draws: np.ndarray) -> tuple[str, str | None]:
-    """Returns the relative strength of draws `[keys, ...]`, and what is wrong."""
-    strength = float(np.sqrt(np.mean(np.square(draws))))
-    amount = f"{strength:.2f} x the configured deviation"
-    flat = draws.reshape(len(draws), -1)
-    if np.unique(flat, axis=0).shape[0] < len(flat):
-        return amount, "the noise is the same at several step keys"
-    # A chi-square of all draws, with 5 standard errors, and a tenth for correlations.
-    margin = 5 / np.sqrt(2 * draws.size) + 0.1
-    wrong = None if abs(strength - 1) < margin else f"the noise has {amount}"
+def _least_change(steps: list[list[bench.Readings]], effect: str) -> float:
+    """Returns the largest change over keys, of the call that changes least.
+
+    Not the least over keys: what is drawn may for once do nothing to few outputs.
+    """
+    calls = zip(*([float(c.changes[effect]) for c in step] for step in steps))
+    return min(max(changes) for changes in calls)
+
+
+def _unit(draws: np.ndarray, *, of_vectors: bool) -> tuple[str, str | None]:
+    """Returns the relative strength of draws, and what is wrong.
+
+    Args:
+      draws: `[keys, calls, vectors, columns]`.
+      of_vectors: whether all columns share the draw of a vector.
+    """
+    drawn = ~np.isnan(draws)
+    if not drawn.any():
+        return "none", "all of its weights are zero"
+    independent = drawn.any(axis=-1).sum() if of_vectors else drawn.sum()
+    amount, wrong = strength_of(draws, independent)
+    some = drawn.any(axis=(1, 2, 3))
+    if repeated(np.nan_to_num(draws[some]).reshape(some.sum(), -1)):
+        wrong = "the noise is the same at several step keys"
     return amount, wrong
 
 
@@ -217,65 +256,6 @@ def _level_error(levels: Any) -> float:
     size = max(float(np.abs(levels[3] - levels[0]).max()), 1e-30)
     misses = abs(levels[1] - levels[0]).max(), abs(levels[2] - levels[3]).max()
     return float(max(misses)) / size if size > 1e-20 else np.inf
-
-
-def _check_weights(
-    log: _Log, weight: AnalogWeight, plan: Plan, params: paths.Tree
-) -> None:
-    """Notes the noise that the layer's weights arrive with."""
-    chip = weight.hardware
-    if not chip.modifies("train") or chip.modifies_in_layer("train"):
-        return
-    values = paths.leaves(params)
-    kernel = jnp.asarray(values[local(plan, weight.path)])
-    kernel = clipped(weight, kernel, weight.stored_bound(values, plan.prefix))
-    scale = weight.stored_scale(values, plan.prefix)
-    w, s = on_crossbar(weight, kernel, scale)
-    nominal = np.asarray(weight.to_matrix(kernel), np.float32)
-    nominal = nominal.reshape(-1, *nominal.shape[-2:])
-    steps = log.of(weight.path)
-    if weight.kind == "raw" or not all(steps):
-        # No layer to look into: what the root gives to the call.
-        steps = []
-        for seed in range(KEYS):
-            step, _ = step_weights(params, plan, "train", jax.random.key(seed))
-            noisy = paths.leaves(step)[local(plan, weight.path)]
-            steps.append([np.asarray(weight.to_matrix(noisy)).reshape(nominal.shape)])
-        steps = [list(step[0]) for step in steps]
-    else:
-        steps = [[np.asarray(call.w, np.float32) for call in step] for step in steps]
-    deviations = np.stack(
-        [np.stack([_off(w, nominal) for w in step]) for step in steps]
-    )
-    modifier: Any = chip.modifier
-    amount = f"changes weights by {np.sqrt(np.mean(deviations**2)):.2g}"
-    if not np.abs(deviations).max(axis=(1, 2, 3)).all():
-        log.fail(
-            weight.path,
-            "modifier",
-            "the layer gets its nominal weights: the modifier "
-            "does not reach it, or does nothing to weights like these",
-        )
-        return
-    flat = deviations.reshape(len(deviations), -1)
-    if modifier.draws and np.unique(flat, axis=0).shape[0] < len(flat):
-        log.fail(weight.path, "modifier", "the noise is the same at several step keys")
-        return
-    wrong = None
-    if modifier.type in ("add_normal", "mult_normal") and not modifier.pdrop:
-        sigma = w
-        if modifier.type == "add_normal":
-            sigma = jnp.asarray(modifier.assumed_wmax)
-            if modifier.rel_to_actual_wmax:
-                sigma = largest_weight(weight, w, per_column=modifier.per_column)
-        sigma = modifier.std_dev * jnp.broadcast_to(abs(sigma * s), kernel.shape)
-        expected = float(jnp.sqrt(jnp.mean(jnp.square(sigma))))
-        strength = float(np.sqrt(np.mean(deviations**2))) / expected
-        amount = f"{strength:.2f} x the configured deviation"
-        margin = 5 / np.sqrt(2 * deviations.size) + 0.1
-        if abs(strength - 1) > margin:
-            wrong = f"the noise has {amount}"
-    log.note(weight.path, "modifier", amount, wrong)
 
 
 def _check_learned_clip(
@@ -289,9 +269,3 @@ def _check_learned_clip(
     excess = jnp.abs(paths.leaves(step)[local(plan, weight.path)]) > bound * 1.01
     wrong = "weights beyond the bound pass" if bool(jnp.any(excess)) else None
     log.note(weight.path, "clip", "at the learned bound", wrong)
-
-
-def _off(w: np.ndarray, nominal: np.ndarray) -> np.ndarray:
-    """Returns the deviation of a matrix from its nominal one, of those of a stack."""
-    distance = np.square(w - nominal).sum(axis=(1, 2))
-    return w - nominal[int(np.argmin(distance))]

@@ -12,7 +12,9 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from numpy import nan
 
+from hwtrain.evaluate.judgement import ENOUGH
 from hwtrain.hardware import Hardware, InputRangeParameter, IOParameters
 from hwtrain.physics import tiling
 from hwtrain.transforms.loops import as_new_root
@@ -48,6 +50,12 @@ GROUPS = {
 NOISES = ("inp_noise", "out_noise", "w_noise")
 """Effects whose strength is known in closed form."""
 
+KEYS = 8
+"""Steps that are measured, each with a key of its own; more of very small layers."""
+
+VECTORS = 6
+"""Test vectors, of each of which a noise is drawn."""
+
 
 class Readings(NamedTuple):
     """What the bench reads of one multiplication.
@@ -55,7 +63,8 @@ class Readings(NamedTuple):
     Attributes:
       w: `[rows, columns]`, the weights that the layer got.
       changes: by effect, the relative deviation of the outputs without it.
-      unit: by noise, its draws over their configured deviation, `[vectors, columns]`.
+      unit: by noise, its draws over their configured deviation, `[vectors, columns]`;
+        NaN where that is zero, in columns of zeros.
       levels: outputs at 0, 0.4, 0.6 and 1 steps of the DAC, `[4, columns]`.
       clipped: outputs at 1.5 and 3 ranges, `[2, columns]`.
       range_gradient: gradient of the input range, of an output that wants to grow.
@@ -77,6 +86,8 @@ def read(call: Multiplication) -> Readings:
     changes = {
         effect: _rms(_run(call, whole, x) - _run(call, other, x)) / size
         for effect, whole, other in _ablations(chip)
+        # The first row of a tile has no wire before it.
+        if effect != "ir_drop" or max(call.weight.row_sizes) > 1
     }
     ideal = _ideal(chip)
     for effect, other, base in _bounds(chip, ideal):
@@ -102,9 +113,9 @@ def _run(call: Multiplication, chip: Hardware, x: Any, **leaves: Any) -> jax.Arr
 
 
 def _test_vectors(call: Multiplication) -> jax.Array:
-    """Returns `[6, rows]`, some well inside the range and some beyond it."""
+    """Returns `[VECTORS, rows]`, some well inside the range and some beyond it."""
     rows = call.x.shape[-1]
-    x = np.random.default_rng(0).normal(size=(6, rows)).astype(np.float32)
+    x = np.random.default_rng(0).normal(size=(VECTORS, rows)).astype(np.float32)
     x = x * np.array([0.3, 0.3, 1, 1, 3, 3], np.float32)[:, None]
     return x * _largest_range(call)
 
@@ -252,6 +263,9 @@ def _noise(
     if effect == "w_noise":
         options["w_noise_type"] = io.w_noise_type
     chip = dataclasses.replace(ideal, forward=IOParameters(**options))
+    # All columns share a noise of the inputs, which a vector therefore draws once.
+    alike = 1 if effect == "inp_noise" else call.w.shape[-1]
+    x = jnp.tile(x, (-(-2 * ENOUGH // (KEYS * VECTORS * alike)), 1))
     w, sizes = call.w.astype(jnp.float32), call.weight.row_sizes
     scale = tiling.expand_rows(_scale(call), sizes)
     gamma = tiling.expand_rows(
@@ -259,15 +273,16 @@ def _noise(
     )
     square = jnp.square(x)
     if effect == "inp_noise":
-        variance = jnp.sum(jnp.square(w * gamma), axis=0)
+        variance = jnp.sum(jnp.square(w * gamma), axis=0, keepdims=True)
     elif effect == "out_noise":
-        variance = jnp.sum(jnp.square(_scale(call)), axis=0)
+        variance = jnp.sum(jnp.square(_scale(call)), axis=0, keepdims=True)
     elif io.w_noise_type == "additive_constant":
         variance = square @ jnp.broadcast_to(jnp.square(scale), w.shape)
     else:
         variance = square @ (abs(w * gamma) * scale)
     deviation = options[effect] * jnp.sqrt(variance)
-    return (_run(call, chip, x) - _run(call, ideal, x)) / deviation
+    noise = _run(call, chip, x) - _run(call, ideal, x)
+    return jnp.where(deviation > 0, noise / jnp.where(deviation > 0, deviation, 1), nan)
 
 
 def _levels(call: Multiplication, ideal: Hardware) -> jax.Array | None:
@@ -282,9 +297,14 @@ def _levels(call: Multiplication, ideal: Hardware) -> jax.Array | None:
 
 
 def _unlike_zero(call: Multiplication) -> jax.Array:
-    """Returns inputs of plus and minus one whose outputs do not cancel."""
-    signs = jnp.where(call.w[:, 0] < 0, -1.0, 1.0)
+    """Returns inputs of plus and minus one whose outputs do not cancel in a column."""
+    signs = jnp.where(call.w[:, _heaviest(call)] < 0, -1.0, 1.0)
     return signs.astype(jnp.float32)[None]
+
+
+def _heaviest(call: Multiplication) -> jax.Array:
+    """Returns the column with the largest weights; another may be all zeros."""
+    return jnp.argmax(jnp.sum(jnp.abs(call.w.astype(jnp.float32)), axis=0))
 
 
 def _range(
@@ -299,8 +319,8 @@ def _range(
     clipped = _run(call, chip, beyond)
 
     def shrink(r: jax.Array) -> jax.Array:
-        # Its gradient at the input is minus the sign of the input in column 0.
-        return -_run(call, chip, beyond, input_range=r)[:, 0].sum()
+        # Its gradient at the input is minus the sign of the input in that column.
+        return -_run(call, chip, beyond, input_range=r)[:, _heaviest(call)].sum()
 
     return clipped, jax.grad(shrink)(call.leaves["input_range"])
 

@@ -13,6 +13,7 @@ import numpy as np
 from hwtrain import conductances, paths
 from hwtrain.checkpoint import HardwareCheckpoint, export, load
 from hwtrain.crossbar import largest_weight, on_crossbar, with_written
+from hwtrain.evaluate.judgement import ENOUGH, strength_of
 from hwtrain.evaluate.updates import Finding, prefixed
 from hwtrain.physics.stuck import AT_G_MAX, AT_G_MIN
 from hwtrain.plan import AnalogWeight, Plan
@@ -45,12 +46,13 @@ def deployed_effects(plan: Plan, params: paths.Tree) -> Iterator[Finding]:
         if not chips:
             return
         chip, later = _after_a_day(checkpoint)
+        several = _deviations(Path(folder) / "several", plan, params)
         for weight in chips:
             kernels = [
                 np.asarray(tree[weight.path], np.float32)
                 for tree in (nominal, chip, later)
             ]
-            yield from _frozen(weight, nominal, *kernels)
+            yield from _frozen(weight, nominal, several[weight.path], *kernels)
             if weight.hardware.drift_compensation is not None:
                 yield _compensated(weight, nominal, *kernels)
         if any(weight.hardware.sticks for weight in chips):
@@ -109,6 +111,30 @@ def _healthy(path: Path, plan: Plan, params: paths.Tree) -> dict[str, Any]:
     if not any(weight.hardware.frozen for weight in weights):
         return paths.leaves(with_written(params, plan))
     return _after_a_day(load(export(path, {"params": params}, plan, chip_seed=0)))[1]
+
+
+def _deviations(path: Path, plan: Plan, params: paths.Tree) -> dict[str, np.ndarray]:
+    """Returns how arrays deviate on chips of an export, `[chips, *shape]`.
+
+    On one chip, but of few weights on as many as it takes to tell their strength: these
+    arrays are exported alone, for that.
+    """
+    found = {}
+    nominal = paths.leaves(with_written(params, plan))
+    chips = [w for w in plan.weights if w.hardware.frozen]
+    small = {w.path: math.ceil(ENOUGH / math.prod(w.shape)) for w in chips}
+    for count in sorted(set(small.values())):
+        weights = tuple(w for w in chips if small[w.path] == count)
+        own = {p for w in weights for p in (w.path, *map(w.leaf, w.leaf_shapes))}
+        part = dataclasses.replace(plan, weights=weights, digital=())
+        kept = paths.drop(params, own.__contains__)
+        there = path.with_name(f"{path.name}_{count}")
+        several = load(export(there, {"params": kept}, part, chip_seeds=range(count)))
+        on_chips = [paths.leaves(several.chip(seed)) for seed in several.chip_seeds]
+        for weight in weights:
+            stacked = np.stack([leaves[weight.path] for leaves in on_chips])
+            found[weight.path] = np.float32(stacked) - np.float32(nominal[weight.path])
+    return found
 
 
 def _stuck(
@@ -174,11 +200,12 @@ def _compensated(
 def _frozen(
     weight: AnalogWeight,
     leaves: dict[str, Any],
+    deviation: np.ndarray,
     nominal: np.ndarray,
     chip: np.ndarray,
     later: np.ndarray,
 ) -> Iterator[Finding]:
-    hardware, deviation = weight.hardware, chip - nominal
+    hardware = weight.hardware
     amount = f"changes weights by {np.sqrt(np.mean(deviation**2)):.2g}"
     wrong = None if deviation.any() else "the chip in the export has nominal weights"
     if hardware.mismatch is not None and hardware.mismatch.draws:
@@ -194,10 +221,10 @@ def _frozen(
             sigma = hardware.mismatch.std_dev * jnp.broadcast_to(
                 sigma * s, nominal.shape
             )
-            strength = np.sqrt(np.mean(deviation**2) / float(jnp.mean(sigma**2)))
-            amount = f"{strength:.2f} x the configured deviation"
-            if abs(strength - 1) > 5 / np.sqrt(2 * deviation.size) + 0.1:
-                wrong = f"the export has {amount}"
+            each = np.abs(np.asarray(sigma))
+            with np.errstate(divide="ignore", invalid="ignore"):
+                unit = np.where(each > 0, deviation / each, np.nan)
+            amount, wrong = strength_of(unit, int((~np.isnan(unit)).sum()))
         yield weight.path, "mismatch", wrong, amount
     if hardware.noise_model is not None:
         yield weight.path, "noise_model", wrong, amount

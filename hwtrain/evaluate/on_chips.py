@@ -22,7 +22,7 @@ from hwtrain.physics.random import as_key, draw_key
 from hwtrain.plan import Plan
 from hwtrain.programming import program_chip
 from hwtrain.transforms import plan as plan_of
-from hwtrain.transforms.functional import as_function
+from hwtrain.transforms.functional import as_function, divided
 
 CHUNK_BYTES = 256 * 2**20
 """Chips are evaluated together as long as their parameters, and the conductances of
@@ -85,7 +85,8 @@ def values_on_chips(
             ({**tree, "params": params}, jnp.asarray([seed], jnp.uint32))
             for seed, params in zip(seeds, params_of_chips)
         ]
-    totals = _compiled_totals(analog, plan, metric, kwargs, int(chunk))
+    arrays, static = divided(kwargs)
+    totals = _compiled_totals(analog, plan, metric, static, int(chunk))
 
     total, count = np.zeros((len(chosen), len(seeds), len(times))), 0
     device_times = jnp.asarray(times, jnp.float32)
@@ -93,7 +94,10 @@ def values_on_chips(
         step_key = jax.random.fold_in(key, number)
         for subset, its in zip(chosen, total):
             found = [
-                totals(group, nominal, some, device_times, step_key, subset, *batch)
+                totals(
+                    *(group, nominal, some, device_times, step_key, subset, arrays),
+                    *batch,
+                )
                 for group, some in groups
             ]
             its += np.concatenate([np.asarray(part, np.float64) for part in found])
@@ -161,7 +165,7 @@ def _build_totals(
     kwargs = {name: value for name, _, value in arguments}
 
     @jax.jit
-    def totals(tree, nominal, seeds, times, key, deviating, inputs, *targets):
+    def totals(tree, nominal, seeds, times, key, deviating, arrays, inputs, *targets):
         # While tracing, so that the model's zeros are no arrays that stay alive.
         if isinstance(model, _NnxStructure):
             call, _ = as_function(model.model(), "chip")
@@ -179,7 +183,8 @@ def _build_totals(
                 params = chip.at(t_s, read)
                 if deviating is not None:
                     params = _where(deviating, params, with_written(nominal, plan))
-                outputs = call({**tree, "params": params}, read, inputs, **kwargs)
+                given = {**kwargs, **arrays}
+                outputs = call({**tree, "params": params}, read, inputs, **given)
                 values = _checked_values(metric(outputs, *targets), _examples(inputs))
                 return jnp.sum(values, dtype=jnp.float32)
 

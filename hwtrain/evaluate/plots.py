@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from hwtrain.disk import complete
 from hwtrain.evaluate.histograms import Histogram
 from hwtrain.evaluate.population import Population
 from hwtrain.evaluate.sensitivity import Sensitivity
@@ -172,4 +173,5 @@ def _figure(size: tuple[float, float]) -> Any:
 
 def _save(figure: Any, path: Path) -> None:
     # A program's version in the file would make equal results differ in bytes.
-    figure.savefig(path, format="png", metadata={"Software": None})
+    with complete(path) as partial:
+        figure.savefig(partial, format="png", metadata={"Software": None})

@@ -113,6 +113,9 @@ def population(
       chunk: chips that are evaluated together; default: as many as fit into 256 MiB,
         and one on a CPU, which multiplies a batch of matrices no faster.
       call_kwargs: keyword arguments of the model's call, such as `{"train": False}`.
+        For Linen also `rngs`, `mutable` and `method`, as Flax's `apply` takes them:
+        what else the model draws is the same at every call, and what it writes is left
+        out.
 
     Raises:
       ValueError: for no chips or more than a million, no batches or a batch that is

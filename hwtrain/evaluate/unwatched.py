@@ -9,7 +9,7 @@ import numpy as np
 from hwtrain.evaluate.bench import undisturbed
 from hwtrain.evaluate.updates import Finding
 from hwtrain.plan import Plan
-from hwtrain.transforms.functional import as_function
+from hwtrain.transforms.functional import as_function, compiled
 from hwtrain.transforms.observation import observed
 from hwtrain.transforms.signal_side import has_signal_side
 from hwtrain.transforms.weight_side import draws
@@ -39,7 +39,7 @@ def unwatched_effects(
     def runs(mode: str, keys: int) -> tuple[np.ndarray, np.ndarray]:
         """Returns outputs `[keys, elements]`, unwatched and of the windows."""
         function, tree = as_function(analog, mode, variables)
-        call = jax.jit(lambda tree, key, *args: function(tree, key, *args, **kwargs))
+        call = compiled(function, kwargs)
 
         def outputs() -> np.ndarray:
             seeds = map(jax.random.key, range(keys))

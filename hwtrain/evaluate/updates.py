@@ -13,7 +13,7 @@ from hwtrain.optim import drift_weights, keep_weights_clipped, remap_weights
 from hwtrain.optim.drift import drifting
 from hwtrain.optim.input_range import input_range_learning
 from hwtrain.physics.input_range import PROBE_SIZE
-from hwtrain.plan import Plan
+from hwtrain.plan import AnalogWeight, Plan
 
 Finding = tuple[str, str, str | None, str]
 """Path, effect, what is wrong or `None`, and the measured amount in words."""
@@ -23,20 +23,23 @@ def updated_effects(plan: Plan, params: paths.Tree) -> Iterator[Finding]:
     """Yields what an update does: clipped and remapped weights, moved ranges."""
     params = prefixed(plan, params)
     values = paths.leaves(params)
-    # Weights that double and more, so that every bound is exceeded.
     rng = np.random.default_rng(0)
 
     def push(path: str, leaf: Any) -> Any:
         leaf = np.asarray(leaf)
         if path not in plan:
             return np.zeros_like(leaf)
-        largest = np.maximum(np.max(np.abs(leaf)), 1)
-        size = 10 * rng.exponential(size=leaf.shape) * np.sign(leaf)
+        # Large, and nearly alike: beyond a fixed bound, and that of a small deviation.
+        clip = plan[path].hardware.clip
+        largest = np.maximum(np.max(np.abs(leaf)), 1) * (clip and clip.fixed_value or 1)
+        size = 100 + rng.uniform(size=leaf.shape)
         return np.asarray(largest * size, np.float32)
 
     def halve(path: str, leaf: Any) -> Any:
         leaf = np.asarray(leaf)
-        return -leaf / 2 if path in plan else np.zeros_like(leaf)
+        if path not in plan:
+            return np.zeros_like(leaf)
+        return -leaf / 2 if leaf.any() else rng.uniform(1, 2, leaf.shape)
 
     chips = [weight.hardware for weight in plan.weights]
     before = paths.map_leaves(push, params)
@@ -51,8 +54,11 @@ def updated_effects(plan: Plan, params: paths.Tree) -> Iterator[Finding]:
         chip = weight.hardware
         if chip.clip is not None and chip.clip.active:
             same = bool(np.all(before[weight.path] == np.asarray(after[weight.path])))
-            wrong = "an update of tenfold weights passes unclipped" if same else None
-            amount = "bounds an update"
+            wrong, amount = None, "bounds an update"
+            if same and _bounds(weight):
+                wrong = "an update of hundredfold weights passes unclipped"
+            elif same:
+                amount = "bounds nothing: a tile of one weight or column has no spread"
             if chip.clip.type == "fixed_value" and chip.clip.fixed_value and not wrong:
                 kernel = values[weight.path] + after[weight.path]
                 w, _ = on_crossbar(weight, kernel, weight.stored_scale(values))
@@ -67,6 +73,17 @@ def updated_effects(plan: Plan, params: paths.Tree) -> Iterator[Finding]:
             yield weight.path, "remap", wrong, "changes the scale"
     yield from _moved_ranges(plan, params)
     yield from _drifted(plan, params)
+
+
+def _bounds(weight: AnalogWeight) -> bool:
+    """Returns whether a clip bounds any weights of a matrix of this size."""
+    clip: Any = weight.hardware.clip
+    if clip.fixed_value is not None:
+        return True
+    if clip.type == "average_channel_max":
+        return sum(weight.column_sizes) > 1
+    columns = 1 if clip.per_column else sum(weight.column_sizes)
+    return clip.type != "layer_gaussian" or max(weight.row_sizes) * columns > 1
 
 
 def _moved_ranges(plan: Plan, params: paths.Tree) -> Iterator[Finding]:

@@ -302,6 +302,7 @@ def _value(
     nominal: jax.Array, draw: jax.Array, kind: str, least_ratio: float | None
 ) -> jax.Array:
     """Returns deviated values, of the standard deviation that `draw` has."""
+    draw = draw.astype(nominal.dtype)
     if kind == "logarithm":
         least = math.log(least_ratio) if least_ratio else -math.inf
         return nominal + jnp.maximum(draw, least)

@@ -82,7 +82,8 @@ def tail_mean(values: jax.Array, share: float) -> jax.Array:
       share: a, above 0 and at most 1; below 1 / k, the largest value is returned.
     """
     count = share * values.shape[0]
-    weights = jnp.clip(count - jnp.arange(values.shape[0]), 0, 1)
+    places = jnp.arange(values.shape[0], dtype=jnp.float32)
+    weights = jnp.clip(count - places, 0, 1).astype(values.dtype)
     ordered = jnp.sort(values, descending=True)
     return jnp.sum(weights * ordered) / jnp.sum(weights)
 

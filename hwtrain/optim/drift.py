@@ -138,13 +138,16 @@ def _drifted(
 
     def held(update: jax.Array) -> jax.Array:
         # As the parameters will hold it, rounded to their dtype.
-        return (kernel + update).astype(kernel.dtype).astype(jnp.float32)
+        held = p + update.astype(jnp.float32)
+        return held.astype(kernel.dtype).astype(jnp.float32)
 
-    written, p = held(update), kernel.astype(jnp.float32)
+    p = kernel.astype(jnp.float32)
+    written = held(update)
     _, s = on_crossbar(weight, written, scale)
     drift = _drift(weight)
     drifted, state = drift.step(state, written, drift.dt_s, key, scale=s)
-    update = jnp.where(drifted == written, update.astype(jnp.float32), drifted - p)
+    change = (drifted - p).astype(update.dtype)
+    update = jnp.where(drifted == written, update, change)
     return update, state._replace(previous=held(update))
 
 

@@ -218,7 +218,8 @@ def _change(
     pending = initialized < options.init_from_data
     counts = reached & pending & (square > 0)
     spread = r * spread_range(square, variance, std_alpha=options.init_std_alpha)
-    target = (r * initialized + spread) / (initialized + 1)
+    before = initialized.astype(r.dtype)
+    target = (r * before + spread) / (before + 1)
     learns = reached & ~pending & options.learn_input_range
     learned = jnp.where(learns, jnp.maximum(learned, -r / 2), 0)
     change = jnp.where(counts, target - r, learned)

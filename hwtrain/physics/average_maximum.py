@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 
 from hwtrain.physics.input_range import PROBE_SCALE
+from hwtrain.physics.tiling import over_batch
 
 
 @jax.custom_vjp
@@ -43,7 +44,8 @@ def record_maxima(x: jax.Array, average: jax.Array, probe: jax.Array) -> jax.Arr
 
 def _forward(x, average, probe):
     batch = tuple(range(x.ndim - 3))
-    largest = jnp.max(jnp.abs(x.astype(jnp.float32)), axis=-1) / average
+    largest = jnp.max(jnp.abs(x.astype(jnp.float32)), axis=-1)
+    largest = largest / over_batch(average, largest)
     count = jnp.full_like(average, math.prod(x.shape[:-3]))
     none = jnp.zeros_like(count)
     total = jnp.sum(largest, axis=batch)

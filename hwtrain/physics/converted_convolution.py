@@ -22,6 +22,7 @@ from hwtrain.physics.ranged_convolution import (
     convolution,
     ranged_convolution,
 )
+from hwtrain.physics.tiling import over_batch
 
 
 def converts_alike(periphery: Periphery) -> bool:
@@ -109,12 +110,14 @@ def converted_convolution(
         y = y.reshape(*y.shape[:-1], groups, 1, y.shape[-1] // groups)
         return y.astype(jnp.float32)
 
-    y = by_group(y) / s
+    y = by_group(y)
+    y = y / over_batch(s, y)
     width = y.shape[-1]
 
     def noise(keys: jax.Array, effect: str) -> jax.Array:
         draw = functools.partial(normal, shape=y.shape)
-        return jnp.asarray(strength) * once(effect_key(keys, effect), draw)
+        drawn = once(effect_key(keys, effect), draw)
+        return over_batch(jnp.asarray(strength), drawn) * drawn
 
     def spread(std: float, effect: str) -> Any:
         if std == 0 or chip_keys is None:
@@ -129,7 +132,8 @@ def converted_convolution(
             weights, s_of = jnp.ones((*weights.shape[:-1], groups), kernel.dtype), 1.0
         else:
             s_of = s
-        total = by_group(convolution(square, weights, window, precision)) / s_of
+        total = by_group(convolution(square, weights, window, precision))
+        total = total / over_batch(s_of, total)
         deviation = p.w_noise * jnp.sqrt(jnp.maximum(total, 0))
         y = straight_through(y, y + deviation * noise(keys, "read"))
     if p.out_nonlinearity > 0:
@@ -148,7 +152,8 @@ def converted_convolution(
     y = asymmetry(y, p.out_asymmetry)
     if p.out_noise > 0 and keys is not None:
         of_chip = 1 + spread(p.out_noise_std, "output_noise_spread")
-        y = y + p.out_noise * abs(of_chip) * noise(keys, "output_noise")
+        of_chip = over_batch(p.out_noise * abs(of_chip), y)
+        y = y + of_chip * noise(keys, "output_noise")
     u = None
     if p.adc.stochastic and keys is not None:
         key = effect_key(keys, "output_stochastic_rounding")
@@ -157,7 +162,8 @@ def converted_convolution(
     if p.adc.bound is not None and input_range is not None and probe is not None:
         # Groups are counted as row tiles are.
         y = count_outputs(y, probe.reshape(groups, 1, -1), p.adc.bound, (width,))
-    y = saturate(y, p.adc.bound) * (volume * p.out_scale) * s
+    y = saturate(y, p.adc.bound) * over_batch(volume * p.out_scale, y)
+    y = y * over_batch(s, y)
     if output_scale is not None:
-        y = y * output_scale.astype(jnp.float32)
+        y = y * over_batch(output_scale.astype(jnp.float32), y)
     return jax.lax.collapse(y, -3).astype(dtype or jnp.result_type(x, kernel))

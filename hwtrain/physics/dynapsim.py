@@ -9,6 +9,8 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
+from hwtrain.physics.tiling import over_batch
+
 CAPACITANCES = (
     "C_ahp",
     "C_gaba",
@@ -177,7 +179,7 @@ def step(
       systems, Proc. IEEE 2014; the feedback: Indiveri et al., Spike-based learning with
       a generalized integrate and fire silicon neuron, ISCAS 2010.
     """
-    q = quantities
+    q = {name: over_batch(value, state.imem) for name, value in quantities.items()}
     io, ut = q["Io"], q["Ut"]
     kappa = (q["kappa_n"] + q["kappa_p"]) / 2
 

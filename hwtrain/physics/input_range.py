@@ -55,6 +55,7 @@ def clipped(x: jax.Array, r: jax.Array, *, straight_through: bool) -> jax.Array:
       r: the range, broadcastable against them.
       straight_through: whether clipped inputs get their gradient.
     """
+    r = tiling.over_batch(r, x)
     beyond = jnp.sign(x) * r
     if straight_through:
         beyond = beyond + modifiers.straight_through(x, jnp.zeros_like(x))
@@ -103,7 +104,7 @@ def clip_to_range(
       Nature Communications 2023.
     """
     del probe, row_sizes, gradient
-    r = input_range[..., None].astype(x.dtype)
+    r = tiling.over_batch(input_range[..., None], x).astype(x.dtype)
     return jnp.clip(x, -r, r)
 
 
@@ -114,7 +115,7 @@ def _forward(x, input_range, probe, row_sizes, gradient):
 
 def _backward(row_sizes, gradient, residuals, d):
     x, input_range, probe = residuals
-    r = input_range[..., None].astype(x.dtype)
+    r = tiling.over_batch(input_range[..., None], x).astype(x.dtype)
     batch = tuple(range(-x.ndim, -3))
     axes = (*batch, -1)
 
@@ -231,7 +232,8 @@ def count_outputs(
 
 def _count_forward(y, probe, bound, column_sizes):
     def inside(y):
-        held = (jnp.abs(y) < 0.999 * bound) & tiling.mask(column_sizes)
+        held = jnp.abs(y) < 0.999 * bound
+        held &= tiling.over_batch(tiling.mask(column_sizes), y)
         return held.astype(jnp.complex64)
 
     examples = int(np.prod(y.shape[:-3], dtype=np.int64))

@@ -57,7 +57,9 @@ def ir_drop(
     rows = np.asarray(row_sizes, np.float32)[:, None, None]
     position = np.arange(row_sizes[0], dtype=np.float32) / rows
     farther = np.where(tiling.mask(row_sizes)[:, None, :], 1 - (1 - position) ** 2, 0)
-    current = multiply_absolute(jnp.abs(x)) * (rows / g_ratio)
+    current = multiply_absolute(jnp.abs(x))
+    current = current * tiling.over_batch(rows / g_ratio, current)
     share = current * (current * (0.05 * current - 0.2) + 0.5)
-    drop = share * multiply(x * farther.astype(np.float32))
+    farther = tiling.over_batch(farther.astype(np.float32), x)
+    drop = share * multiply(x * farther)
     return ir_drop * drop

@@ -62,12 +62,13 @@ def learned_clip(
 def _forward(
     w: jax.Array, bound: jax.Array, row_sizes: tuple[int, ...], steps: float | None
 ) -> jax.Array:
-    c = tiling.expand_rows(bound, row_sizes)
+    c = tiling.expand_rows(bound, row_sizes).astype(jnp.float32)
+    wide = w.astype(jnp.float32)
     if steps is None:
-        return jnp.clip(w, -c, c).astype(w.dtype)
+        return jnp.clip(wide, -c, c).astype(w.dtype)
     step = c * (2 / steps)
     # Beyond an odd number of steps lies half of one: clip after rounding.
-    level = jnp.clip(jnp.round(w / step), -steps / 2, steps / 2)
+    level = jnp.clip(jnp.round(wide / step), -steps / 2, steps / 2)
     return (level * step).astype(w.dtype)
 
 
@@ -77,7 +78,7 @@ def _save(w, bound, row_sizes, steps):
 
 def _gradients(row_sizes, steps, saved, cotangent):
     w, bound = saved
-    c = tiling.expand_rows(bound, row_sizes)
+    c = tiling.expand_rows(bound, row_sizes).astype(jnp.float32)
     largest = 1.0 if steps is None else steps / 2
     level = w.astype(jnp.float32) / c * largest
     inside = 0.0 if steps is None else jnp.round(level) - level
@@ -86,7 +87,8 @@ def _gradients(row_sizes, steps, saved, cotangent):
     count = np.asarray(row_sizes, np.float32)[:, None] * np.float32(w.shape[-1])
     total = jnp.sum(terms, axis=-2) / np.sqrt(largest * count)
     bound_gradient = total.astype(bound.dtype)
-    passed = jnp.where(jnp.abs(w) <= c, cotangent, 0).astype(w.dtype)
+    within = jnp.abs(w.astype(jnp.float32)) <= c
+    passed = jnp.where(within, cotangent, 0).astype(w.dtype)
     return passed, bound_gradient
 
 

@@ -85,7 +85,7 @@ def noise_scale(
         shape = (*x.shape[:-1], 1)
         return jnp.full(shape, threshold if threshold > 0 else 1.0, jnp.float32)
     if kind == "max":
-        valid = tiling.mask(row_sizes)[:, None, :]
+        valid = tiling.over_batch(tiling.mask(row_sizes)[:, None, :], x)
         largest = jnp.max(x, axis=-1, keepdims=True, where=valid, initial=-jnp.inf)
         return jnp.where(largest > 0, largest, 1)
     largest = jnp.max(jnp.abs(x), axis=-1, keepdims=True)
@@ -176,7 +176,7 @@ def shift(y: jax.Array, column_sizes: tuple[int, ...], *, bound: float) -> jax.A
       column_sizes: columns of each column tile.
       bound: b.
     """
-    valid = tiling.mask(column_sizes)
+    valid = tiling.over_batch(tiling.mask(column_sizes), y)
     fixed = jax.lax.stop_gradient(y)
     largest = jnp.max(
         fixed, axis=(-2, -1), keepdims=True, where=valid, initial=-jnp.inf

@@ -171,8 +171,8 @@ def poly(
       inference, ICECS 2019.
     """
     sigma = std_dev * poly_sigma(w, w_max, coeffs=coeffs)
-    noise = sigma * normal(key, w.shape)
-    return modified(w, w + noise, reparameterized=reparameterized)
+    noisy = w.astype(jnp.float32) + sigma * normal(key, w.shape)
+    return modified(w, noisy, reparameterized=reparameterized)
 
 
 def prog_noise(
@@ -214,9 +214,10 @@ def prog_noise(
     """
     relative = [coefficient / g_max for coefficient in coeffs]
     sigma = std_dev * poly_sigma(w, w_max, coeffs=relative)
-    noisy = w + sigma * normal(key, w.shape)
+    w32 = w.astype(jnp.float32)
+    noisy = w32 + sigma * normal(key, w.shape)
     # The noise on a weight of zero is symmetric, so its own sign is a random one.
-    kept = jnp.where(w == 0, noisy, jnp.sign(w) * jnp.abs(noisy))
+    kept = jnp.where(w == 0, noisy, jnp.sign(w32) * jnp.abs(noisy))
     return modified(w, kept, reparameterized=reparameterized)
 
 

@@ -112,7 +112,7 @@ def analog_mvm(
         else:
             inputs = clip_to_range(inputs, input_range, probe, row_sizes, gradient)
         volume = r
-        inputs = inputs.astype(jnp.float32) / r
+        inputs = inputs.astype(jnp.float32) / tiling.over_batch(r, inputs)
     inputs = inputs.astype(jnp.float32)
 
     tiles = TiledMatrix.cut(w, scale, row_sizes, column_sizes, dot_general, x.dtype)
@@ -123,11 +123,11 @@ def analog_mvm(
     bound = periphery.adc.bound
     if bound is not None and probe is not None:
         y = count_outputs(y, probe, bound, column_sizes)
-    y = saturate(y, bound) * (volume * periphery.out_scale)
+    y = saturate(y, bound) * tiling.over_batch(volume * periphery.out_scale, y)
     y = y if factor is None else y * factor
-    y = y * tiles.scale
+    y = y * tiling.over_batch(tiles.scale, y)
     if output_scale is not None:
-        y = y * cut_columns(output_scale, column_sizes)
+        y = y * tiling.over_batch(cut_columns(output_scale, column_sizes), y)
     y = tiling.add_tiles(y, -3)
     return tiling.join(y, column_sizes, axis=-1).astype(dtype or jnp.result_type(x, w))
 

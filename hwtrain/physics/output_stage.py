@@ -4,6 +4,8 @@ import jax
 import jax.numpy as jnp
 from jax.typing import ArrayLike
 
+from hwtrain.physics.tiling import over_batch
+
 
 def asymmetry(x: jax.Array, share: float) -> jax.Array:
     r"""Weakens negative values.
@@ -55,7 +57,7 @@ def voltage_offset(
     """
     reference = -w_min * jnp.sum(x, axis=-1, keepdims=True)
     total = y + reference
-    offset = jnp.asarray(offset, y.dtype)
+    offset = jnp.asarray(over_batch(offset, y), y.dtype)
     upper = (1 - offset) * total / (1 + r_series * jnp.abs(total))
     return upper - (1 + offset) * reference / (1 + r_series * jnp.abs(reference))
 
@@ -87,9 +89,9 @@ def nonlinearity(
       r_series: rho, the series resistance in normalised units.
       slope_calibration: kappa. Zero turns the calibration off: F = 1.
     """
-    distorted = y / (1 + jnp.abs(strength * y) / bound)
+    distorted = y / (1 + jnp.abs(over_batch(strength, y) * y) / bound)
     if slope_calibration == 0:
         return distorted
-    mean = jnp.asarray(mean_strength)
+    mean = over_batch(jnp.asarray(mean_strength), y)
     slope = (mean / bound + r_series) * slope_calibration * bound
     return jnp.square(1 + slope) * distorted

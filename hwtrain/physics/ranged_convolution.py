@@ -19,6 +19,7 @@ from hwtrain.physics.converters import Converter, convert
 from hwtrain.physics.convolution import Window, padded
 from hwtrain.physics.input_range import PROBE_SCALE, RangeGradient, clipped
 from hwtrain.physics.output_stage import asymmetry
+from hwtrain.physics.tiling import over_batch
 
 # More taps than these are a loop in the program.
 _UNROLLED = 32
@@ -42,7 +43,7 @@ class Drive(NamedTuple):
           x: `[..., channels]`, in units of the input.
           r: `[channels]`, the range.
         """
-        x = x.astype(jnp.float32) / r.astype(jnp.float32)
+        x = x.astype(jnp.float32) / over_batch(r.astype(jnp.float32), x)
         return asymmetry(convert(x, self.dac), self.asymmetry)
 
 
@@ -168,7 +169,7 @@ def _forward(x, kernel, input_range, probe, *options):
 
 def _backward(window, gradient, precision, dtype, drive, residuals, d):
     x, kernel, input_range, probe = residuals
-    r = _of_channels(input_range, x)
+    r = over_batch(_of_channels(input_range, x), x)
     inside, slope = jnp.clip(x, -r, r), jnp.ones((), jnp.float32)
     if drive is not None:
         r32 = _of_channels(input_range, x, jnp.float32)
@@ -180,7 +181,7 @@ def _backward(window, gradient, precision, dtype, drive, residuals, d):
         kernel,
     )
     d_x, d_kernel = pull(d)
-    d_x = d_x * slope.astype(x.dtype)
+    d_x, slope = d_x * slope.astype(x.dtype), slope.astype(jnp.float32)
     if not gradient.straight_through:
         d_x = jnp.where(jnp.abs(x) <= r, d_x, 0)
 
@@ -205,14 +206,15 @@ def _sums(values: jax.Array, groups: int) -> jax.Array:
 
 def _statistics(x, r, input_range, window) -> jax.Array:
     """Returns the sums of the probe, over all elements of all windows."""
-    times, groups = jnp.asarray(_times_seen(x.shape[1:-1], window)), len(input_range)
+    times = over_batch(jnp.asarray(_times_seen(x.shape[1:-1], window)), x)
+    groups = len(input_range)
     positions = math.prod(window.output_sizes(x.shape[1:-1]))
     width = window.taps * x.shape[-1] // groups
     count = jnp.full(groups, float(x.shape[0] * positions * width), jnp.float32)
     x32 = x.astype(jnp.float32)
     beyond = (x >= r) | (x <= -r)
     scale = input_range.ravel()
-    kept = count - _sums(times * beyond, groups)
+    kept = count - _sums(times * beyond.astype(jnp.float32), groups)
     total = _sums(times * x32, groups) / scale
     square = _sums(times * jnp.square(x32), groups) / jnp.square(scale)
     none = jnp.zeros_like(count)
@@ -251,6 +253,8 @@ def _widening(outward, kernel, d, window, precision) -> jax.Array:
       precision: of the multiplication.
     """
     inside = padded(outward, window)
+    if d.dtype != kernel.dtype:  # of outputs that are asked for in a wider one
+        d, kernel = d.astype(jnp.float32), kernel.astype(jnp.float32)
     spatial = range(1, d.ndim - 1)
     counts = d.shape[1:-1]
     extents = [(n - 1) * s + 1 for n, s in zip(counts, window.strides)]

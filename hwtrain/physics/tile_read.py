@@ -128,7 +128,9 @@ def _draw(
         ),
         weights=scaled(deviates, "weight_noise", output_shape),
         read=scaled(p.w_noise_type != "none", "read", output_shape),
-        outputs=None if outputs is None else frozen.outputs * outputs,
+        outputs=None
+        if outputs is None
+        else tiling.over_batch(frozen.outputs, outputs) * outputs,
         outputs_uniform=drawn(
             p.adc.stochastic, uniform, "output_stochastic_rounding", output_shape
         ),
@@ -169,12 +171,12 @@ def _managed(
     if not manage.iterative or bound is None:
         return alpha, jnp.where(silent, 0, alpha), draw(0)
     shape = (*x.shape[:-3], len(tiles.row_sizes), len(tiles.column_sizes), 1)
-    valid = tiling.mask(tiles.column_sizes)
     constant = tiles.fixed
 
     def read(number: Any, alpha: jax.Array) -> tuple[jax.Array, _Draws]:
         draws = draw(number)
         y = _before_clipping(fixed, alpha, constant, p, frozen, draws, deviation)
+        valid = tiling.over_batch(tiling.mask(tiles.column_sizes), y)
         clips = jnp.any(exceeds(y, bound) & valid, axis=-1, keepdims=True)
         return clips & ~silent, draws
 
@@ -193,7 +195,7 @@ def _mean_of_columns(values: Any, column_sizes: tuple[int, ...]) -> Any:
     """Returns the mean over the columns of each tile, of a number the number itself."""
     if jnp.ndim(values) == 0:
         return values
-    valid = tiling.mask(column_sizes)
+    valid = tiling.over_batch(tiling.mask(column_sizes), values)
     return jnp.mean(values, axis=-1, keepdims=True, where=valid)
 
 
@@ -210,7 +212,7 @@ def _before_clipping(
     x = x if alpha is None else x / alpha
     x = convert(x, p.dac, uniform=draws.inputs_uniform)
     if draws.inputs is not None:
-        valid = tiling.mask(tiles.row_sizes)[:, None, :]
+        valid = tiling.over_batch(tiling.mask(tiles.row_sizes)[:, None, :], x)
         x = x + jnp.where(valid, p.inp_noise * draws.inputs, 0)
     x = asymmetry(x, p.inp_asymmetry)
 

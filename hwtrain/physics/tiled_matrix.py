@@ -74,11 +74,14 @@ class TiledMatrix(NamedTuple):
         Args:
           x: `[..., row tiles, column tiles or 1, rows]`.
         """
-        return self._product(x, self.w) / self.scale
+        return self._normalised(self._product(x, self.w))
 
     def multiply_absolute(self, x: jax.Array) -> jax.Array:
         """Returns the same with the absolute weights."""
-        return self._product(x, jnp.abs(self.w)) / self.scale
+        return self._normalised(self._product(x, jnp.abs(self.w)))
+
+    def _normalised(self, y: jax.Array) -> jax.Array:
+        return y / tiling.over_batch(self.scale, y)
 
     def _product(self, x: jax.Array, w: jax.Array) -> jax.Array:
         x = x.astype(self.dtype or w.dtype)
@@ -126,4 +129,5 @@ def cut_columns(statistic: jax.Array, column_sizes: tuple[int, ...]) -> jax.Arra
     if statistic.shape[-1] in (1, len(column_sizes)):
         return statistic[..., None]
     pieces = tiling.cut(statistic, column_sizes, axis=-1)
-    return jnp.where(tiling.mask(column_sizes), pieces, 1)
+    real = tiling.over_batch(tiling.mask(column_sizes), pieces)
+    return jnp.where(real, pieces, 1)

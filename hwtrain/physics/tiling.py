@@ -84,6 +84,25 @@ def mask(sizes: tuple[int, ...]) -> np.ndarray:
     return np.arange(sizes[0])[None, :] < np.asarray(sizes)[:, None]
 
 
+def over_batch(statistic: Any, x: jax.Array) -> Any:
+    """Returns what belongs to tiles or channels, with an axis of 1 for each of a batch.
+
+    JAX can be told to refuse to add these axes by itself (`jax.numpy_rank_promotion`).
+
+    >>> over_batch(jnp.ones((2, 1)), jnp.ones((5, 2, 3))).shape
+    (1, 2, 1)
+
+    Args:
+      statistic: an array, or a number, which comes back as it is.
+      x: what it shall broadcast against.
+    """
+    missing = range(jnp.ndim(x) - jnp.ndim(statistic))
+    if jnp.ndim(statistic) == 0 or not missing:
+        return statistic
+    expand = np.expand_dims if isinstance(statistic, np.ndarray) else jnp.expand_dims
+    return expand(statistic, tuple(missing))
+
+
 @functools.partial(jax.custom_jvp, nondiff_argnums=(1,))
 def add_tiles(array: jax.Array, axis: int) -> jax.Array:
     """Adds tiles digitally, one after the other: `jnp.sum(array, axis)`.
@@ -240,13 +259,14 @@ def standard_deviation(
         difference = jnp.where(valid, sum(tiles) - near, 0)
         return jax.lax.complex(difference, jnp.square(difference))
 
-    valid = mask(row_sizes)[:, :, None]
+    valid = over_batch(mask(row_sizes)[:, :, None], near)
     sums = jnp.expand_dims(
         sum_of(difference_and_square, valid, *tiles, axes=axes), axes
     )
     total, squares = jnp.real(sums), jnp.imag(sums)
     width = 1 if per_column else matrix.shape[-1]
     count = np.asarray(row_sizes, np.float32)[:, None, None] * np.float32(width)
+    count = over_batch(count, total)
     variance = (squares - total * (total / count)) / np.maximum(count - 1, 1)
     # The derivative of the root at zero, of equal weights, is taken for zero.
     spread = variance > 0

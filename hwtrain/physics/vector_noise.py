@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 
 from hwtrain.physics.tiled_matrix import TiledMatrix, cut_columns
+from hwtrain.physics.tiling import over_batch
 
 
 def output_deviation(
@@ -53,7 +54,7 @@ def output_deviation(
         flat = jax.lax.collapse(x, -3) if one else x
         total = jnp.sum(jnp.square(flat.astype(jnp.float32)), axis=-1, keepdims=True)
         total = total[..., None, None] if one else total
-        return _square_root(total) * jnp.abs(each[:, 0])
+        return _square_root(total) * over_batch(jnp.abs(each[:, 0]), total)
     square = jnp.square(x.astype(jnp.float32))
     variance = tiles._replace(w=jnp.square(each), scale=1.0, dtype=None)
     return _square_root(variance.multiply(square))

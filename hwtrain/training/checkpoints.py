@@ -16,7 +16,7 @@ import optax
 import orbax.checkpoint as ocp
 
 from hwtrain import paths
-from hwtrain.training.disk import writing
+from hwtrain.disk import RESUME, writing
 from hwtrain.training.functional import Params
 from hwtrain.training.loop import TrainState
 from hwtrain.training.source import reason
@@ -59,7 +59,7 @@ def open_checkpoints(
             # Where a disk was full, they keep the space that is needed.
             for unfinished in folder.glob("*.orbax-checkpoint-tmp"):
                 shutil.rmtree(unfinished, ignore_errors=True)
-        with writing(folder):
+        with writing(folder, RESUME):
             manager = ocp.CheckpointManager(folder.absolute(), options=options)
         try:
             yield manager
@@ -68,7 +68,7 @@ def open_checkpoints(
             with contextlib.suppress(Exception):
                 manager.close()
             raise
-        with writing(folder):
+        with writing(folder, RESUME):
             manager.close()
 
 
@@ -80,7 +80,7 @@ def save(manager: ocp.CheckpointManager, state: TrainState) -> None:
     """
     # The next update takes the state's buffers, while Orbax is still writing.
     copy = _copy(_saved(state))
-    with writing(Path(manager.directory)):
+    with writing(Path(manager.directory), RESUME):
         manager.save(int(state.step), args=ocp.args.StandardSave(copy))
 
 

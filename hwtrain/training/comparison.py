@@ -12,6 +12,7 @@ from rich.console import Console
 
 from hwtrain import checkpoint, evaluate, paths
 from hwtrain.clip_bounds import with_clipped
+from hwtrain.disk import RESUME
 from hwtrain.physics.fast_random import fast_prng
 from hwtrain.training import checkpoints, report
 from hwtrain.training.config import Config, TrainingParameter
@@ -315,7 +316,7 @@ def _write_results(config: Config, results: list[Accuracies], out: Path) -> None
         },
         **report.as_data(results),
     }
-    write_json(out / "results.json", data)
+    write_json(out / "results.json", data, RESUME)
     title = report.headline(results, mode=_MODE)
     report.plot(results, out / "results.png", title=title)
 

@@ -5,9 +5,9 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+from hwtrain.disk import AGAIN, complete, writing
 from hwtrain.hardware import from_dict, to_dict
 from hwtrain.training.config import Config
-from hwtrain.training.disk import complete, writing
 from hwtrain.training.mismatch_config import MismatchConfig, kind_of
 from hwtrain.training.reading import parsed
 from hwtrain.version import __version__
@@ -129,10 +129,16 @@ def read_run(path: Path) -> tuple[Config, Path]:
         ) from error
 
 
-def write_json(path: Path, data: Any) -> None:
-    """Writes a JSON file that is complete or not there."""
+def write_json(path: Path, data: Any, hint: str = AGAIN) -> None:
+    """Writes a JSON file that is complete or not there.
+
+    Args:
+      path: where it shall be.
+      data: what JSON holds.
+      hint: the way out where the disk is full.
+    """
     text = json.dumps(data, indent=2, ensure_ascii=False) + "\n"
-    with complete(path) as partial:
+    with complete(path, hint) as partial:
         partial.write_text(text, encoding="utf-8")
 
 

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from rich.table import Table
 
-from hwtrain.training.disk import complete
+from hwtrain import disk
 
 HARDWARE_AWARE = "hardware-aware"
 WITH_MISMATCH = "with mismatch"
@@ -154,7 +154,7 @@ def plot(results: Sequence[Accuracies], path: Path, *, title: str) -> None:
     axes.spines[["top", "right"]].set_visible(False)
     axes.legend(frameon=False, loc="lower left")
     # A program's version in the file would make equal results differ in bytes.
-    with complete(path) as partial:
+    with disk.complete(path, disk.RESUME) as partial:
         figure.savefig(partial, format="png", metadata={"Software": None})
 
 

@@ -15,6 +15,7 @@ from rich.console import Console
 
 from hwtrain import mismatch, objectives, paths
 from hwtrain.chips import chip_key
+from hwtrain.disk import RESUME
 from hwtrain.mismatch.generator import sigma_rule_in_words
 from hwtrain.plan import Plan
 from hwtrain.training import report
@@ -156,7 +157,7 @@ def contest(
         "versions": {"hwtrain": __version__, "jax": jax.__version__},
         **report.as_data(results),
     }
-    write_json(out / "results.json", data)
+    write_json(out / "results.json", data, RESUME)
     report.plot(results, out / "results.png", title=title)
     console.print(f"\n{title}\n{words}", soft_wrap=True, highlight=False)
     console.print(report.table(results))

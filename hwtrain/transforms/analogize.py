@@ -114,7 +114,7 @@ def plan(
       *example: Linen: arguments of a call; only shapes and dtypes matter.
       rngs: Linen: rngs of the call, if the model needs other streams.
       **kwargs: Linen: keyword arguments of the call; `method=` names another method
-        than `__call__`.
+        than `__call__`, and `mutable=` is taken as Flax's `apply` does.
 
     Raises:
       ValueError: if the model is not analog, for a Linen model without variables or
@@ -128,6 +128,8 @@ def plan(
             "the layers of a Linen model are known only by a call: write "
             "plan(analog, variables, *example)"
         )
+    # Abstractly, a call may write whatever it likes.
+    kwargs.pop("mutable", None)
     method = kwargs.pop("method", "__call__")
     method = getattr(method, "__name__", method)
     return linen_root.plan_of(analog, variables, example, kwargs, method, rngs or {})

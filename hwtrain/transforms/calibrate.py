@@ -1,6 +1,5 @@
 """Input ranges from data, after training or without any."""
 
-import functools
 import itertools
 import math
 from collections.abc import Iterable, Iterator
@@ -18,7 +17,7 @@ from hwtrain.physics import tiling
 from hwtrain.physics.calibration import METHODS, RowSample, batch_range
 from hwtrain.plan import AnalogWeight, Plan
 from hwtrain.transforms.analogize import plan as plan_of
-from hwtrain.transforms.functional import as_function
+from hwtrain.transforms.functional import as_function, compiled
 from hwtrain.transforms.observation import Multiplication, observed
 from hwtrain.transforms.weight_side import local
 
@@ -69,7 +68,9 @@ def calibrate(
       std_alpha: alpha, in standard deviations.
       max_samples: size of the sample of `"cache_quantile"`, in vectors.
       console: where the progress bar is shown; `None` for the standard error.
-      **kwargs: keyword arguments of every call, such as `train=False`.
+      **kwargs: keyword arguments of every call, such as `train=False`. For Linen also
+        `rngs`, `mutable` and `method`, as Flax's `apply` takes them: what else the
+        model draws is the same at every call, and what it writes is left out.
 
     Returns:
       What was given for `variables`, with the ranges set; for `None` the model itself,
@@ -104,7 +105,7 @@ def calibrate(
     # While it is calibrated, every range is its own number: so a layer inside a scan or
     # a vmap says which layer of the stack it is.
     numbered = paths.map_leaves(ranges.number, tree["params"])
-    call = jax.jit(functools.partial(function, **kwargs))  # flags stay static
+    call = compiled(function, kwargs)
     total = len(batches) if hasattr(batches, "__len__") else None  # type: ignore[arg-type]
     with observed(ranges.observe):
         for batch in _shown(itertools.chain([first], rest), total, console):

@@ -20,6 +20,7 @@ from hwtrain.physics.converted_convolution import (
     converts_alike,
 )
 from hwtrain.physics.ranged_convolution import ranged_convolution
+from hwtrain.physics.tiling import over_batch
 from hwtrain.plan import AnalogWeight
 from hwtrain.transforms.errors import other_geometry
 from hwtrain.transforms.loops import shared
@@ -110,7 +111,7 @@ def call_without_socket(
     x, kernel, bias = promote(x)
     x = convolution.extend(x, weight.window)
     y = convolve(weight, mode, leaves, x, kernel, precision, dtype)
-    y = y if bias is None else y + bias
+    y = y if bias is None else y + over_batch(bias, y)
     return y.reshape(*batch, *y.shape[1:])
 
 

@@ -1,9 +1,10 @@
 """An analog model as a function of its variables and a key, Linen or NNX."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
+import numpy as np
 from flax import nnx
 
 from hwtrain import paths
@@ -25,19 +26,77 @@ def as_function(
     Returns:
       The function, which draws the step from `key`, and its variables: a dict whose
       entry `params` is a nested dict of arrays. In chip mode, `params` may hold what
-      `hwtrain.chips.with_chip_leaves` puts beside a chip's weights.
+      `hwtrain.chips.with_chip_leaves` puts beside a chip's weights. It returns outputs
+      alone: what a call writes beside, such as the statistics of a BatchNorm, is left
+      out. For Linen it takes `rngs`, `mutable` and `method` as Flax's `apply` does. Of
+      all randomness but that of `key`, each call draws the same.
     """
     if isinstance(analog, nnx.Module):
         return _nnx_function(analog, mode, variables)
     model = linen_root.with_mode(analog, mode)
     tree = dict(variables) if "params" in variables else {"params": variables}
 
-    def function(variables: Any, key: jax.Array, *args: Any, **kwargs: Any) -> Any:
+    stream = linen_root.assigned(analog).stream
+
+    def function(
+        variables: Any,
+        key: jax.Array,
+        *args: Any,
+        rngs: Any = None,
+        mutable: Any = False,
+        **kwargs: Any,
+    ) -> Any:
+        given = rngs if isinstance(rngs, Mapping) or rngs is None else {"params": rngs}
         # One count, as an NNX stream has at its first call: both draw the same.
-        rngs = {"mismatch": jax.random.fold_in(key, 0)}
-        return model.apply(variables, *args, rngs=rngs, **kwargs)
+        rngs = {**(given or {}), stream: jax.random.fold_in(key, 0)}
+        found = model.apply(variables, *args, rngs=rngs, mutable=mutable, **kwargs)
+        return found if mutable is False else found[0]
 
     return function, tree
+
+
+def divided(kwargs: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Divides a call's keyword arguments: those that a program takes, and the static.
+
+    >>> divided({"train": False, "mask": np.ones(3), "rngs": {}})
+    ({'mask': array([1., 1., 1.])}, {'train': False, 'rngs': {}})
+
+    Args:
+      kwargs: the keyword arguments.
+
+    Returns:
+      Those that are made of arrays, such as masks and keys; and all others, such as
+      flags.
+    """
+    arrays, static = {}, {}
+    for name, value in kwargs.items():
+        leaves = jax.tree.leaves(value)
+        traced = all(isinstance(leaf, jax.Array | np.ndarray) for leaf in leaves)
+        (arrays if leaves and traced else static)[name] = value
+    if isinstance(static.get("mutable"), list):
+        static["mutable"] = tuple(static["mutable"])  # which has a hash
+    return arrays, static
+
+
+def compiled(
+    function: Callable[..., Any], kwargs: Mapping[str, Any]
+) -> Callable[..., Any]:
+    """Returns a function of `as_function` with keyword arguments, as one program.
+
+    Args:
+      function: called as `function(variables, key, *args, **kwargs)`.
+      kwargs: of every call.
+
+    Returns:
+      Called as `compiled(variables, key, *args)`.
+    """
+    arrays, static = divided(kwargs)
+
+    @jax.jit
+    def program(variables: Any, key: jax.Array, arrays: Any, *args: Any) -> Any:
+        return function(variables, key, *args, **arrays, **static)
+
+    return lambda variables, key, *args: program(variables, key, arrays, *args)
 
 
 def _check_same(given: dict[str, Any], own: dict[str, Any]) -> None:

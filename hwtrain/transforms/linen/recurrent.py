@@ -15,6 +15,7 @@ from flax.core import meta
 from flax.linen.dtypes import promote_dtype
 from flax.linen.recurrent import DenseParams
 
+from hwtrain.physics.tiling import over_batch
 from hwtrain.plan import AnalogWeight
 from hwtrain.transforms.layer import Layer, LayerWeight
 from hwtrain.transforms.signal_side import analog_dot_general, has_signal_side
@@ -71,7 +72,7 @@ def call(
             found = leaves[f"{name}/kernel"]
             dot_general = analog_dot_general(weight, mode, found, dot_general)
         y = dot_general(x, kernel, (((x.ndim - 1,), (0,)), ((), ())))
-        return y if bias is None else y + bias
+        return y if bias is None else y + over_batch(bias, y)
 
     def step(carry: tuple[jax.Array, jax.Array], inputs: jax.Array):
         c, h = carry

@@ -7,11 +7,12 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+AGAIN = "make room, and try again"
+RESUME = "make room, and continue with --resume"
+
 
 @contextmanager
-def writing(
-    path: Path, hint: str = "make room, and continue with --resume"
-) -> Iterator[None]:
+def writing(path: Path, hint: str = AGAIN) -> Iterator[None]:
     """Turns what the disk says while something is written into one line.
 
     >>> with writing(Path("run/results.json")):
@@ -29,16 +30,16 @@ def writing(
     try:
         yield
     except Exception as error:
-        reason = _reason(error)
-        if reason is None:
+        why = reason(error)
+        if why is None:
             raise
         raise OSError(
-            f"{path}: could not be written: {reason}, {_free(path)} free there; {hint}"
+            f"{path}: could not be written: {why}, {free(path)} free there; {hint}"
         ) from error
 
 
 @contextmanager
-def complete(path: Path) -> Iterator[Path]:
+def complete(path: Path, hint: str = AGAIN) -> Iterator[Path]:
     """Gives a hidden path to write a file to, which is `path` when all is written.
 
     >>> import tempfile
@@ -48,12 +49,16 @@ def complete(path: Path) -> Iterator[Path]:
     ...     os.listdir(folder)
     ['a.txt']
 
+    Args:
+      path: where the file shall be; what lies there is replaced.
+      hint: the way out where it cannot be.
+
     Raises:
       OSError: if it cannot be written; what was there before is left as it is.
     """
     partial = path.with_name(f".{path.name}.partial")
     try:
-        with writing(path):
+        with writing(path, hint):
             yield partial
             partial.replace(path)
     except BaseException:
@@ -63,7 +68,7 @@ def complete(path: Path) -> Iterator[Path]:
         raise
 
 
-def _reason(error: BaseException | None) -> str | None:
+def reason(error: BaseException | None) -> str | None:
     """Returns what the operating system said; `None` if it was not that."""
     while error is not None:
         # TensorStore raises a ValueError, whose text ends with the number.
@@ -76,10 +81,10 @@ def _reason(error: BaseException | None) -> str | None:
     return None
 
 
-def _free(path: Path) -> str:
+def free(path: Path) -> str:
     """Returns the space that is free where a path lies, or is to lie."""
     there = next(p for p in [path, *path.absolute().parents] if p.is_dir())
-    free, unit = float(shutil.disk_usage(there).free), 0
-    while free >= 1000 and unit < 4:
-        free, unit = free / 1000, unit + 1
-    return f"{free:.3g} {('B', 'kB', 'MB', 'GB', 'TB')[unit]}"
+    space, unit = float(shutil.disk_usage(there).free), 0
+    while space >= 1000 and unit < 4:
+        space, unit = space / 1000, unit + 1
+    return f"{space:.3g} {('B', 'kB', 'MB', 'GB', 'TB')[unit]}"

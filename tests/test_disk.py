@@ -10,7 +10,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from hwtrain.training import checkpoints, disk, report
+from hwtrain import disk
+from hwtrain.checkpoint import HardwareCheckpointError, destination, export
+from hwtrain.evaluate import Population, plots
+from hwtrain.plan import Plan
+from hwtrain.training import checkpoints, report
 from hwtrain.training.folder import write_json
 from hwtrain.training.loop import TrainState
 from hwtrain.training.report import Accuracies
@@ -98,9 +102,50 @@ def test_json_is_complete_or_not_there(tmp_path):
         write_json(tmp_path / "file" / "x.json", 1)
 
 
-def test_a_plot_is_complete_or_not_there(tmp_path):
+def plot_of_a_training(path):
     results = [Accuracies(model="plain", mismatch_std=0.1, values=np.ones((2, 2)))]
+    report.plot(results, path, title="title")
+
+
+def plot_over_time(path):
+    chips = Population(values=np.ones((2, 2)), seeds=(0, 1), times_s=(0.0, 60.0))
+    plots.plot_over_time(chips, path, metric="accuracy", title="title")
+
+
+@pytest.mark.parametrize("plot", [plot_of_a_training, plot_over_time])
+def test_a_plot_is_complete_or_not_there(tmp_path, plot):
     with pytest.raises(OSError, match="a.png: could not be written: File too large"):
         with largest_file(2000):
-            report.plot(results, tmp_path / "a.png", title="title")
+            plot(tmp_path / "a.png")
     assert not list(tmp_path.iterdir())
+
+
+PARAMS = {"w": np.random.default_rng(0).normal(size=(100, 100)).astype(np.float32)}
+WRITERS = {
+    "export": lambda path: export(path, PARAMS, Plan(())),
+    "tensors": lambda path: _write(path / "x"),
+    "file": lambda path: _write(path),
+}
+
+
+def _write(path):
+    folder = path.name == "x"
+    with destination.new(path.parent if folder else path, folder=folder) as partial:
+        (partial / "x" if folder else partial).write_bytes(bytes(50_000))
+
+
+@pytest.mark.parametrize("name", WRITERS)
+def test_an_export_names_path_reason_and_free_space(tmp_path, monkeypatch, name):
+    free = shutil.disk_usage(tmp_path)._replace(free=4_200_000)
+    left = []
+    monkeypatch.setattr(
+        shutil, "disk_usage", lambda path: left.extend(tmp_path.iterdir()) or free
+    )
+    with pytest.raises(HardwareCheckpointError) as error, largest_file(10_000):
+        WRITERS[name](tmp_path / "chip")
+    line = str(error.value)
+    assert line.startswith(f"{tmp_path}/chip could not be written: ")
+    assert "File too large" in line and ", 4.2 MB free there. Nothing was left" in line
+    assert "\n" not in line
+    # Nothing takes space any more when the free space is told.
+    assert not left and not list(tmp_path.iterdir())
