@@ -82,8 +82,9 @@ class Operands:
           stored: their paths.
           shapes: shapes of the stored parameters by path.
         """
-        paths = set(self.paths.values())
-        walk = _Walk(self.paths, shapes)
+        known = {n: path for n, path in self.paths.items() if path in shapes}
+        paths = set(known.values())
+        walk = _Walk(known, shapes)
         inputs = [frozenset({_Origin(p)} if p in paths else ()) for p in stored]
         more = len(jaxpr.jaxpr.invars) - len(inputs)
         nothing: list[_Origins] = [frozenset()] * len(jaxpr.consts)
@@ -157,7 +158,7 @@ class _Walk:
     def mark(self, equation: Any, origins: _Origins) -> _Origins:
         """An array that a layer multiplies by: is it the stored one?"""
         number = int(str(equation.params["name"]).removeprefix(_MARK))
-        if number not in self.paths:  # another walk's, around a model in this one
+        if number not in self.paths:  # of a walk around, or of no parameter
             return origins
         path, shape = self.paths[number], tuple(equation.outvars[0].aval.shape)
         stored = self.shapes[path]

@@ -523,6 +523,51 @@ def test_arrays_of_every_nnx_layer_are_followed(layer):
         of(CHANGES["scaled"])(x)
 
 
+class Property(nnx.Linear):
+    @property
+    def kernel(self):
+        return nnx.Param(standardised(self.stored[...]))
+
+    @kernel.setter
+    def kernel(self, value):
+        self.stored = value
+
+
+def no_parameter(rngs):
+    layer = nnx.Linear(6, 4, rngs=rngs)
+    layer.kernel = nnx.Variable(layer.kernel[...])
+    return layer
+
+
+@pytest.mark.parametrize(
+    "make", [lambda rngs: Property(6, 4, rngs=rngs), no_parameter], ids=["own", "other"]
+)
+def test_an_nnx_kernel_that_is_no_parameter_is_refused(make):
+    def model(rngs):
+        return nnx.Sequential(make(rngs), nnx.Linear(4, 3, rngs=rngs))
+
+    with pytest.raises(ValueError, match="layers/0/kernel is no parameter"):
+        nnx_model(model)
+    rngs = nnx.Rngs(0, mismatch=1)
+    rules = [hwtrain.Rule("layers/0", None), hwtrain.Rule(".*", HARDWARE)]
+    analog = hwtrain.analogize(model(rngs), rules, rngs=rngs)
+    assert list(hwtrain.plan(analog)) == ["layers/1/kernel"]
+
+
+class Renamed(nn.Dense):
+    def param(self, name, *args, **kwargs):
+        name = "stored" if name == "kernel" else name
+        return super().param(name, *args, **kwargs)
+
+
+def test_a_kernel_that_is_no_parameter_is_refused():
+    model = nn.Sequential((Renamed(4), nn.Dense(3)))
+    with pytest.raises(ValueError, match="layers_0/kernel is no parameter"):
+        linen_plan(model, X)
+    rules = [hwtrain.Rule("layers_0", None), hwtrain.Rule(".*", HARDWARE)]
+    assert list(linen_plan(model, X, hardware=rules)) == ["layers_1/kernel"]
+
+
 def test_a_model_that_cannot_be_traced_is_refused():
     class Choosing(Parent):
         def __call__(self, x):
