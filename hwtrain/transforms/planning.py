@@ -25,6 +25,11 @@ def hardware_of(
     return hardware, str(rule or "the model's hardware")
 
 
+def on_hardware(assigned: Assignment, layer: Layer, leaf: str) -> bool:
+    """Whether a layer's array lies on hardware, by its layer or by itself."""
+    return _decide(assigned, layer.leaf_path(leaf), layer)[1] is not None
+
+
 def make_plan(
     assigned: Assignment,
     layers: list[Layer],

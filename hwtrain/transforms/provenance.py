@@ -12,6 +12,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import jax.numpy as jnp
 from jax.extend.core import Literal
 
 from hwtrain.transforms.jaxprs import TRANSPARENT, inner_jaxpr, mark, scan_parts
@@ -145,7 +146,7 @@ class _Walk:
         if name in _PRODUCTS:
             self.product(together)
             return [frozenset()] * results
-        if name in _SAME and results == len(values):
+        if name in _SAME and results == len(values) and not _truncates(equation):
             return values
         if self.moves(equation, values):
             return [together] * results
@@ -228,6 +229,12 @@ class _Walk:
                 self.inside(params["cond_jaxpr"], [*values[:of_condition], *carry])
                 return carry
             carry = grown
+
+
+def _truncates(equation: Any) -> bool:
+    """Whether an operation makes integers of numbers that are none."""
+    old, new = equation.invars[0].aval.dtype, equation.outvars[0].aval.dtype
+    return jnp.issubdtype(old, jnp.inexact) and not jnp.issubdtype(new, jnp.inexact)
 
 
 def _changed(origins: _Origins, by: str) -> _Origins:

@@ -81,6 +81,8 @@ CHANGES = {
     "rolled": lambda w: jnp.roll(w, 1, 0),
     "rotated": lambda w: w @ jnp.eye(w.shape[-1]),
     "padded": lambda w: jnp.pad(w[:-1], [(0, 1)] + [(0, 0)] * (w.ndim - 1)),
+    "truncated": lambda w: w.astype(jnp.int8).astype(w.dtype),
+    "straight through": lambda w: w + jax.lax.stop_gradient(jnp.round(w) - w),
     "in a jit": jax.jit(standardised),
     "in a loop": lambda w: jax.lax.fori_loop(0, 3, lambda _, w: w * 0.9, w),
     "in a scan": lambda w: jax.lax.scan(lambda w, _: (w * 2, None), w, length=3)[0],
@@ -268,12 +270,12 @@ unseen.defvjp(lambda w: (w, None), lambda _, cotangent: (cotangent,))
 
 def rows_on_a_mesh(x, w, numbers, **kwargs):
     mesh = jax.sharding.Mesh(np.array(jax.devices()[:1]), ("data",))
-    spec = jax.sharding.PartitionSpec()
+    whole, split = jax.sharding.PartitionSpec(), jax.sharding.PartitionSpec("data")
     product = jax.shard_map(
         lambda x, w: jax.lax.dot_general(x, w, numbers, **kwargs),
         mesh=mesh,
-        in_specs=(spec, spec),
-        out_specs=spec,
+        in_specs=(split, whole),
+        out_specs=split,
     )
     return product(x, w)
 

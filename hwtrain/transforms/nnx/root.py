@@ -35,7 +35,7 @@ from hwtrain.transforms.nnx.layers import (
     view_setter,
 )
 from hwtrain.transforms.nnx.step import modules_of, noisy_call
-from hwtrain.transforms.planning import make_plan, real, rewritten_weight
+from hwtrain.transforms.planning import make_plan, on_hardware, real, rewritten_weight
 from hwtrain.transforms.rules import Assignment
 from hwtrain.transforms.signal_side import initial_leaves
 
@@ -158,6 +158,7 @@ def _make(model: nnx.Module, assigned: Assignment, check: bool) -> Plan:
         for path, leaf in paths.leaves(nnx.state(model, nnx.Param)).items()
         if not added(path.rpartition("/")[2]) and ours(path)
     }
+    _check_kernels_of_their_own(assigned, layers, modules)
     plan = make_plan(assigned, layers, shapes, check=check)
     real(plan, nnx.state(model, nnx.Param))
     state = nnx.state(model, nnx.Not(nnx.Any(nnx.Param, *PASSING)))
@@ -168,7 +169,6 @@ def _make(model: nnx.Module, assigned: Assignment, check: bool) -> Plan:
     ]
     at = f"{plan.prefix}/" if plan.prefix else ""
     plan = dataclasses.replace(plan, state=tuple(f"{at}{path}" for path in here))
-    _check_kernels_of_their_own(plan, layers, modules)
     return plan
 
 
@@ -183,22 +183,20 @@ def _with_rewriter(layer: Layer, modules: dict[str, Any]) -> Layer:
 
 
 def _check_kernels_of_their_own(
-    plan: Plan, layers: list[Layer], modules: dict[str, Any]
+    assigned: Assignment, layers: list[Layer], modules: dict[str, Any]
 ) -> None:
     """Raises for an analog kernel that two layers share: one would stay digital."""
-    owners: dict[int, str] = {}
-    for layer, name in [(x, array.leaf) for x in layers for array in x.weights]:
-        variable = getattr(modules[layer.path], name)
-        other = owners.setdefault(id(variable), layer.path)
-        pair = {other, layer.path}
-        if len(pair) > 1 and any(
-            weight_side.local(plan, weight.layer_path) in pair
-            for weight in plan.weights
-        ):
+    owners: dict[int, tuple[Layer, str]] = {}
+    for layer, leaf in [(x, array.leaf) for x in layers for array in x.weights]:
+        variable = getattr(modules[layer.path], leaf)
+        other, name = owners.setdefault(id(variable), (layer, leaf))
+        if other.path == layer.path:
+            continue
+        if on_hardware(assigned, layer, leaf) or on_hardware(assigned, other, name):
             raise ValueError(
-                f"the layers {other!r} and {layer.path!r} share one kernel, but lie on "
-                "one crossbar only if they are one layer: share the layer itself, or "
-                "keep both digital with a rule"
+                f"the layers {other.path!r} and {layer.path!r} share one kernel, but "
+                "lie on one crossbar only if they are one layer: share the layer "
+                "itself, or keep both digital with a rule"
             )
 
 
