@@ -149,7 +149,8 @@ class _Walk:
         if name in _SAME and results == len(values) and not _truncates(equation):
             return values
         if self.moves(equation, values):
-            return [together] * results
+            # Where a slice begins is no part of it.
+            return [together if name == "concatenate" else values[0]] * results
         return [_changed(together, name)] * results
 
     def inside(self, inner: Any, values: list[_Origins]) -> list[_Origins]:
@@ -163,14 +164,14 @@ class _Walk:
             return origins
         path, shape = self.paths[number], tuple(equation.outvars[0].aval.shape)
         stored = self.shapes[path]
-        changes = sorted({o.by for o in origins if o.source == path})
+        changes = {o.by for o in origins if o.source == path}
         others = sorted(str(o.source) for o in origins if o.source != path)
         if not changes:
             from_others = f"it multiplies by what comes from {', '.join(others)}"
             self.found.setdefault(path, from_others if others else _LOST)
-        elif changes != [""] or others:
-            by = next((change for change in changes if change), "a sum of several")
-            self.found.setdefault(path, f"{by!r} stands between the two")
+        elif changes != {""} or others:
+            by = max(changes) or "join"
+            self.found.setdefault(path, f"the operation {by!r} stands between the two")
         elif shape != stored[len(stored) - len(shape) :]:
             self.found.setdefault(path, f"it multiplies by a part of shape {shape}")
         return frozenset({_Origin(number)})
@@ -182,7 +183,9 @@ class _Walk:
             self.used.add(origin.source)
             if origin.by:
                 path = self.paths[origin.source]
-                self.found.setdefault(path, f"{origin.by!r} stands between the two")
+                self.found.setdefault(
+                    path, f"the operation {origin.by!r} stands between the two"
+                )
 
     def moves(self, equation: Any, values: list[_Origins]) -> bool:
         """Whether an operation takes entries of a stack, or moves what a layer has."""

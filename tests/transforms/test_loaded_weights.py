@@ -85,13 +85,12 @@ def test_a_scale_of_other_weights_is_refused(model, parts, tmp_path):
     hwtrain.export(tmp_path / "chip", right, plan)
 
 
-@pytest.mark.parametrize("rate", [0.01, 1.0])
-@pytest.mark.parametrize("omega", [0.0, 0.5, 1.0, 2.0])
+@pytest.mark.parametrize("omega", [0.0, 0.5, 2.0])
 @pytest.mark.parametrize("parts", [*PARTS, *UNBOUNDED])
-def test_what_training_leads_to_is_never_refused(parts, omega, rate):
+def test_what_training_leads_to_is_never_refused(parts, omega):
     chip = hardware({**PARTS, **UNBOUNDED}[parts], omega)
     _, params, plan = linen(chip)
-    tx = hwtrain.optim.hardware_aware(optax.sgd(rate, 0.5), plan)
+    tx = hwtrain.optim.hardware_aware(optax.sgd(1.0, 0.5), plan)
     state, ema = tx.init(params), optax.ema(0.8)
     average = ema.init(params)
     step = jax.jit(tx.update)

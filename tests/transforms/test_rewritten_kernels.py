@@ -335,6 +335,12 @@ TRANSPARENT = {
     "an axis more": lambda: around(
         lambda: nn.Dense(4), lambda w: jnp.moveaxis(w[None], 0, 1)[:, 0]
     ),
+    "an entry that the weights choose": lambda: around(
+        lambda: nn.Dense(4),
+        lambda w: jax.lax.dynamic_index_in_dim(
+            w[None], jnp.int32(w[0, 0] > 9), keepdims=False
+        ),
+    ),
     "through loops": lambda: around(
         lambda: nn.Dense(4),
         lambda w: jax.lax.while_loop(
