@@ -25,6 +25,11 @@ def hardware_of(
     return hardware, str(rule or "the model's hardware")
 
 
+def on_hardware(assigned: Assignment, layer: Layer, leaf: str) -> bool:
+    """Whether a layer's array lies on hardware, by its layer or by itself."""
+    return _decide(assigned, layer.leaf_path(leaf), layer)[1] is not None
+
+
 def make_plan(
     assigned: Assignment,
     layers: list[Layer],
@@ -46,6 +51,7 @@ def make_plan(
     decide = functools.partial(_decide, assigned)
     winners: set[Rule | None] = {*check_opaque(layers, shapes, decide)}
     by_path = {layer.path: layer for layer in layers}
+    winners |= _check_stored(assigned, layers, shapes)
     weights, digital = [], []
     for path, shape in shapes.items():
         layer_path, _, leaf = path.rpartition("/")
@@ -59,14 +65,8 @@ def make_plan(
             digital.append(Digital(path=full, reason=reason))
             continue
         by = str(rule or "the model's hardware")
-        if layer and array and layer.rewritten_by:
-            raise ValueError(
-                f"{path} is not what its layer multiplies by: a {layer.rewritten_by} "
-                "computes that from it at every call, so its scale, noise and "
-                f"conductances would be those of other weights ({by}). Fold the "
-                f"{layer.rewritten_by} into the kernel and leave it out, or keep the "
-                f"layer digital: Rule({layer.path!r}, None) before the others"
-            )
+        if layer and array and leaf in (rewritten := dict(layer.rewritten)):
+            raise rewritten_weight(path, layer, rewritten[leaf], by)
         if layer and array and (rule is None or rule.params is None):
             weight = analog_weight(
                 layer, array, path=full, shape=shape, hardware=hardware, rule=by
@@ -100,6 +100,16 @@ def make_plan(
     if check:
         _check_rules(assigned.rules, winners, layers, shapes)
     return Plan(tuple(weights), tuple(digital), assigned.name)
+
+
+def rewritten_weight(path: str, layer: Layer, why: str, rule: str) -> ValueError:
+    """Returns the error of a layer that multiplies by other weights than its stored."""
+    return ValueError(
+        f"{path} is not what its layer multiplies by: {why}. Its scale, noise and "
+        f"conductances would be those of other weights ({rule}). Store the weights "
+        "that it multiplies by, or keep the layer digital: "
+        f"Rule({layer.path!r}, None) before the others"
+    )
 
 
 def real(plan: Plan, params: Any) -> Plan:
@@ -162,6 +172,33 @@ def _reason(rule: Rule | None, layer: Layer | None, leaf: str, analog: bool) -> 
     if layer.kind:
         return f"the {leaf} of a {layer.name} is added digitally"
     return f"{layer.name}: {layer.why}"
+
+
+def _check_stored(
+    assigned: Assignment, layers: list[Layer], shapes: dict[str, tuple[int, ...]]
+) -> set[Rule | None]:
+    """Raises for a layer on hardware whose array is no parameter under its name.
+
+    Returns:
+      The rules that keep such a layer digital.
+    """
+    digital = set()
+    for layer, leaf in [(x, array.leaf) for x in layers for array in x.weights]:
+        path = layer.leaf_path(leaf)
+        rule, hardware = _decide(assigned, path, layer)
+        raw = rule is not None and rule.params is not None
+        if path in shapes:
+            continue
+        if raw or hardware in (None, Hardware()):
+            digital.add(rule)
+            continue
+        raise ValueError(
+            f"{path} is no parameter, but what the {layer.name} multiplies by and "
+            f"{rule or 'the hardware of the model'} puts on a crossbar. Store it as a "
+            "parameter of this name (NNX: an nnx.Param, no property), or keep the "
+            f"layer digital: Rule({layer.path!r}, None) before the others"
+        )
+    return digital
 
 
 def _check_raw(rule: Rule | None, path: str, hardware: Hardware) -> None:

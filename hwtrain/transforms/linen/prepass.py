@@ -19,8 +19,10 @@ from jax.tree_util import SequenceKey
 from hwtrain import paths
 from hwtrain.plan import Plan
 from hwtrain.transforms.layer import Layer, added
-from hwtrain.transforms.linen.layers import describe, plain_class
+from hwtrain.transforms.linen.detached import OwnCalls
+from hwtrain.transforms.linen.layers import describe, plain_class, watched_call
 from hwtrain.transforms.planning import make_plan, real
+from hwtrain.transforms.provenance import Operands
 from hwtrain.transforms.rules import Assignment
 
 analog_trace = jax.make_user_context(default_value=None)
@@ -145,23 +147,33 @@ def _record(call: _Call) -> list[Layer]:
     found: dict[str, Layer] = {}
     opaque: list[str] = []
     around: list[str] = []
+    named: dict[str, str] = {}
+    operands, own = Operands(), OwnCalls()
 
     def interceptor(next_function, args, kwargs, context):
         path = "/".join(context.module.path)
+        with own.entered(context.module, path) as ours:
+            if not ours:
+                return next_function(*args, **kwargs)
+            return recorded(path, next_function, args, kwargs, context)
+
+    def recorded(path, next_function, args, kwargs, context):
         if path and hasattr(type(context.module), "_hwtrain_base"):
             opaque.append(f"{path}/")  # an analog model inside this one
         layer = describe(context.module, path, context.method_name, args, kwargs)
-        if around:
-            layer = dataclasses.replace(layer, rewritten_by=around[-1])
         if layer.kind or path not in found:  # a module may share its layer's scope
             found[path] = layer
-        if not isinstance(context.module, REWRITERS):
-            return next_function(*args, **kwargs)
-        around.append(type(context.module).__name__)
+        if around:
+            named[path] = f"a {around[-1]} computes that from it at every call"
+        inside = [type(context.module).__name__] * isinstance(context.module, REWRITERS)
+        around.extend(inside)
         try:
-            return next_function(*args, **kwargs)
+            method = context.method_name
+            return watched_call(
+                operands, layer, context.module, method, next_function, args, kwargs
+            )
         finally:
-            around.pop()
+            del around[len(around) - len(inside) :]
 
     plain = call.module.clone()
     base = plain_class(type(call.module))
@@ -182,9 +194,31 @@ def _record(call: _Call) -> list[Layer]:
         )
 
     with nn.intercept_methods(interceptor), analog_trace(("plan", next(fresh))):
-        jax.eval_shape(run, list(call.abstract))
+        jaxpr = jax.make_jaxpr(run)(list(call.abstract))
+    rewritten = operands.rewritten(jaxpr, _inputs(call), dict(call.shapes))
     return [
-        layer
+        _with_rewritten(layer, rewritten, named.get(path))
         for path, layer in found.items()
         if not any(f"{path}/".startswith(inner) for inner in opaque)
     ]
+
+
+def _inputs(call: _Call) -> list[str]:
+    """Returns the inputs of a call's program: paths of parameters, or empty."""
+    numbers = jax.tree.unflatten(call.treedef, range(len(call.abstract)))
+    params = paths.leaves(numbers[0].get("params", {}))
+    names = {number: path for path, number in params.items()}
+    return [
+        names.get(number, "")
+        for number, leaf in enumerate(call.abstract)
+        if leaf is not None
+    ]
+
+
+def _with_rewritten(layer: Layer, found: Mapping[str, str], named: str | None) -> Layer:
+    """Returns a layer that knows which of its arrays it does not multiply by."""
+    paths_of = {array.leaf: layer.leaf_path(array.leaf) for array in layer.weights}
+    rewritten = {
+        leaf: named or found[path] for leaf, path in paths_of.items() if path in found
+    }
+    return dataclasses.replace(layer, rewritten=tuple(rewritten.items()))

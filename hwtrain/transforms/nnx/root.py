@@ -18,6 +18,7 @@ from hwtrain.plan import AnalogWeight, Plan
 from hwtrain.transforms import weight_side
 from hwtrain.transforms.errors import missing_stream
 from hwtrain.transforms.layer import Layer, added
+from hwtrain.transforms.nnx.following import rewritten_by_call
 from hwtrain.transforms.nnx.guard import make_guarded
 from hwtrain.transforms.nnx.layers import (
     CHIP_LEAF_TYPES,
@@ -34,7 +35,7 @@ from hwtrain.transforms.nnx.layers import (
     view_setter,
 )
 from hwtrain.transforms.nnx.step import modules_of, noisy_call
-from hwtrain.transforms.planning import make_plan, real
+from hwtrain.transforms.planning import make_plan, on_hardware, real, rewritten_weight
 from hwtrain.transforms.rules import Assignment
 from hwtrain.transforms.signal_side import initial_leaves
 
@@ -118,13 +119,28 @@ def _array(layer: Any, weight: AnalogWeight) -> jax.Array:
     return getattr(layer, weight.path.rpartition("/")[2])[...]
 
 
-def plan_of(model: Any) -> Plan:
-    """Returns the plan of an analog model, read off its objects."""
+def plan_of(
+    model: Any,
+    args: tuple = (),
+    kwargs: dict[str, Any] | None = None,
+    method: str = "__call__",
+) -> Plan:
+    """Returns the plan of an analog model, read off its objects.
+
+    Args:
+      model: the analog model.
+      args: arguments of a call, in which the weights are followed; `()` for none.
+      kwargs: its keyword arguments.
+      method: name of the method that is called.
+    """
     if not hasattr(model, "analog_assigned"):
         raise ValueError(
             f"{type(model).__name__} is not analog; write analogize(model, hardware)"
         )
-    return _make(model, model.analog_assigned, check=False)
+    plan = _make(model, model.analog_assigned, check=False)
+    if args or kwargs:
+        _check_followed(model, plan, method, args, kwargs or {})
+    return plan
 
 
 def _make(model: nnx.Module, assigned: Assignment, check: bool) -> Plan:
@@ -136,15 +152,13 @@ def _make(model: nnx.Module, assigned: Assignment, check: bool) -> Plan:
         return not any(f"{path}/".startswith(prefix) for prefix in inner)
 
     layers = [describe(module, path) for path, module in modules.items() if ours(path)]
-    layers = [
-        dataclasses.replace(layer, rewritten_by=_rewriter(modules, layer.path))
-        for layer in layers
-    ]
+    layers = [_with_rewriter(layer, modules) for layer in layers]
     shapes = {
         path: tuple(leaf.shape)
         for path, leaf in paths.leaves(nnx.state(model, nnx.Param)).items()
         if not added(path.rpartition("/")[2]) and ours(path)
     }
+    _check_kernels_of_their_own(assigned, layers, modules)
     plan = make_plan(assigned, layers, shapes, check=check)
     real(plan, nnx.state(model, nnx.Param))
     state = nnx.state(model, nnx.Not(nnx.Any(nnx.Param, *PASSING)))
@@ -155,33 +169,34 @@ def _make(model: nnx.Module, assigned: Assignment, check: bool) -> Plan:
     ]
     at = f"{plan.prefix}/" if plan.prefix else ""
     plan = dataclasses.replace(plan, state=tuple(f"{at}{path}" for path in here))
-    _check_kernels_of_their_own(plan, layers, modules)
     return plan
 
 
-def _rewriter(modules: dict[str, Any], path: str) -> str:
-    """Returns the class of the module around a layer that rewrites its arrays."""
-    around = modules.get(path.rpartition("/")[0]) if path else None
-    return type(around).__name__ if isinstance(around, REWRITERS) else ""
+def _with_rewriter(layer: Layer, modules: dict[str, Any]) -> Layer:
+    """Returns a layer that knows of the module around it that rewrites its arrays."""
+    around = modules.get(layer.path.rpartition("/")[0]) if layer.path else None
+    if not isinstance(around, REWRITERS):
+        return layer
+    why = f"a {type(around).__name__} computes that from it at every call"
+    rewritten = tuple((array.leaf, why) for array in layer.weights)
+    return dataclasses.replace(layer, rewritten=rewritten)
 
 
 def _check_kernels_of_their_own(
-    plan: Plan, layers: list[Layer], modules: dict[str, Any]
+    assigned: Assignment, layers: list[Layer], modules: dict[str, Any]
 ) -> None:
     """Raises for an analog kernel that two layers share: one would stay digital."""
-    owners: dict[int, str] = {}
-    for layer, name in [(x, array.leaf) for x in layers for array in x.weights]:
-        variable = getattr(modules[layer.path], name)
-        other = owners.setdefault(id(variable), layer.path)
-        pair = {other, layer.path}
-        if len(pair) > 1 and any(
-            weight_side.local(plan, weight.layer_path) in pair
-            for weight in plan.weights
-        ):
+    owners: dict[int, tuple[Layer, str]] = {}
+    for layer, leaf in [(x, array.leaf) for x in layers for array in x.weights]:
+        variable = getattr(modules[layer.path], leaf)
+        other, name = owners.setdefault(id(variable), (layer, leaf))
+        if other.path == layer.path:
+            continue
+        if on_hardware(assigned, layer, leaf) or on_hardware(assigned, other, name):
             raise ValueError(
-                f"the layers {other!r} and {layer.path!r} share one kernel, but lie on "
-                "one crossbar only if they are one layer: share the layer itself, or "
-                "keep both digital with a rule"
+                f"the layers {other.path!r} and {layer.path!r} share one kernel, but "
+                "lie on one crossbar only if they are one layer: share the layer "
+                "itself, or keep both digital with a rule"
             )
 
 
@@ -197,7 +212,7 @@ def analog_root_class(base: type) -> type:
         "__reduce_ex__": reduce_by_base,
         "deterministic": mode_property(base),
         # For parts of the package that may not import this one.
-        "analog_plan": property(plan_of),
+        "analog_plan": property(lambda self: plan_of(self)),
         "set_view": view_setter(base),
         "_hwtrain_base": base,
         "_hwtrain_rebuild": analog_root_class,
@@ -216,6 +231,7 @@ def _through_both_sides(base: type, name: str):
         plan = _make(self, self.analog_assigned, check=False)
         mode = self.hardware_mode
         _check_modes(self, plan)
+        _check_followed(self, plan, name, args, kwargs)
         _claim_chip_leaves(self, plan)
         if not weight_side.needs_root(plan, mode):
             return original(self, *args, **kwargs)
@@ -227,6 +243,18 @@ def _through_both_sides(base: type, name: str):
         return noisy_call(self, original, plan, mode, key, args, kwargs)
 
     return functools.update_wrapper(method, original, updated=())
+
+
+def _check_followed(
+    root: Any, plan: Plan, method: str, args: tuple, kwargs: dict
+) -> None:
+    """Raises if a layer of a call multiplies by other weights than its stored."""
+    found = rewritten_by_call(root, plan, method, args, kwargs)
+    for weight in plan.weights:
+        path = weight_side.local(plan, weight.path)
+        if path in found:
+            layer = Layer(path=path.rpartition("/")[0])
+            raise rewritten_weight(path, layer, found[path], weight.rule)
 
 
 def _check_modes(root: Any, plan: Plan) -> None:
