@@ -19,7 +19,6 @@ from jax.tree_util import SequenceKey
 from hwtrain import paths
 from hwtrain.plan import Plan
 from hwtrain.transforms.layer import Layer, added
-from hwtrain.transforms.linen.detached import OwnCalls
 from hwtrain.transforms.linen.layers import describe, plain_class, watched_call
 from hwtrain.transforms.planning import make_plan, real
 from hwtrain.transforms.provenance import Operands
@@ -148,16 +147,10 @@ def _record(call: _Call) -> list[Layer]:
     opaque: list[str] = []
     around: list[str] = []
     named: dict[str, str] = {}
-    operands, own = Operands(), OwnCalls()
+    operands = Operands()
 
     def interceptor(next_function, args, kwargs, context):
         path = "/".join(context.module.path)
-        with own.entered(context.module, path) as ours:
-            if not ours:
-                return next_function(*args, **kwargs)
-            return recorded(path, next_function, args, kwargs, context)
-
-    def recorded(path, next_function, args, kwargs, context):
         if path and hasattr(type(context.module), "_hwtrain_base"):
             opaque.append(f"{path}/")  # an analog model inside this one
         layer = describe(context.module, path, context.method_name, args, kwargs)

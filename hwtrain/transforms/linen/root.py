@@ -17,7 +17,6 @@ from hwtrain.physics.random import fold_in
 from hwtrain.plan import Plan
 from hwtrain.transforms import weight_side
 from hwtrain.transforms.errors import missing_stream
-from hwtrain.transforms.linen.detached import OwnCalls
 from hwtrain.transforms.linen.guard import (
     entered,
     guarded_getattr,
@@ -152,14 +151,12 @@ def _relative(root: nn.Module, module: nn.Module) -> str:
 def _initialize(root: Any, original, name: str, args: tuple, kwargs: dict):
     """Runs `init`: the plain forward pass, and the leaves of analog layers."""
     told = assigned(root)
-    layers, own = {}, OwnCalls()
+    layers = {}
 
     def interceptor(next_function, args, kwargs, context):
-        module, path = context.module, _relative(root, context.module)
-        with own.entered(module, path) as ours:
-            result = next_function(*args, **kwargs)
-        if not ours:
-            return result
+        module = context.module
+        result = next_function(*args, **kwargs)
+        path = _relative(root, module)
         layer = describe(module, path, context.method_name, args, kwargs)
         if layer.kind or path not in layers:  # a module may share its layer's scope
             layers[path] = layer
@@ -205,13 +202,10 @@ def _apply(root: Any, original, name: str, args: tuple, kwargs: dict):
         for weight in plan.weights
         if weight.kind != "raw"
     }
-    own = OwnCalls()
 
     def interceptor(next_function, args, kwargs, context):
         path = _relative(root, context.module)
-        with own.entered(context.module, path) as ours:
-            found = by_path if ours else {}
-            return analog_call(found, path, mode, context, next_function, args, kwargs)
+        return analog_call(by_path, path, mode, context, next_function, args, kwargs)
 
     def run(module, *args, **kwargs):
         return original(module, *args, **kwargs)
