@@ -1,6 +1,8 @@
 """Ctrl-C: the first saves and says how to go on, the second stops at once."""
 
 import contextlib
+import importlib
+import logging
 import os
 import shutil
 import signal
@@ -8,6 +10,7 @@ import subprocess
 import sys
 import textwrap
 import threading
+import time
 from pathlib import Path
 
 import chex
@@ -104,10 +107,104 @@ def test_before_the_training_nothing_is_written(
     assert capsys.readouterr().err.endswith("--resume\n")
 
 
-def test_an_evaluation_that_is_interrupted_ends(run, capsys, monkeypatch):
-    monkeypatch.setattr("hwtrain.cli.evaluate.open_model", lambda options: press())
-    assert cli.main(["evaluate", str(run)]) == 130
-    assert "interrupted; nothing was left behind" in capsys.readouterr().err
+class Swallows:
+    """An object in whose end Python cannot raise."""
+
+    def __del__(self):
+        press()
+
+
+def swallowed(*_):
+    Swallows()
+    for _ in range(1000):
+        time.sleep(0.01)
+    raise AssertionError("the interrupt was lost")
+
+
+def importing(_):
+    def opened(*_):
+        # It waits for the end of an import, in which libraries would print it.
+        importlib.import_module("presses")
+        for _ in range(1000):
+            time.sleep(0.01)
+        raise AssertionError("the interrupt was lost")
+
+    return opened
+
+
+def before(usual):
+    pressed = []
+
+    def call(*args, **kwargs):
+        if not pressed:
+            pressed.append(1)
+            press()
+        return usual(*args, **kwargs)
+
+    return call
+
+
+def in_the_callback(usual):
+    once = before(lambda: None)
+
+    def callback(function, *args):
+        return usual(lambda *values: once() or function(*values), *args)
+
+    return callback
+
+
+# The words after a run or a checkpoint, what presses, and where.
+PRESSES = {
+    "evaluate": (["--json", "OUT"], before, "hwtrain.cli.evaluate.open_model"),
+    "evaluate, writing": (["--json", "OUT"], before, "pathlib.Path.replace"),
+    "evaluate, importing": ([], importing, "hwtrain.cli.evaluate.open_model"),
+    "evaluate, in an end": ([], lambda _: swallowed, "hwtrain.cli.evaluate.open_model"),
+    "calibrate": (["OUT"], in_the_callback, "jax.debug.callback"),
+    "calibrate, writing": (["OUT"], before, "hwtrain.checkpoint.destination.sync"),
+    "inspect": (["--active"], in_the_callback, "jax.debug.callback"),
+    "export": (["OUT"], before, "hwtrain.checkpoint.destination.sync"),
+    "convert": (
+        ["--to", "npz", "--out", "OUT"],
+        before,
+        "hwtrain.checkpoint.destination.sync",
+    ),
+    "convert, of files": (
+        ["--to", "fusion-csv", "--out", "OUT"],
+        before,
+        "hwtrain.checkpoint.destination.sync",
+    ),
+    "verify": ([], before, "hwtrain.checkpoint.verify"),
+}
+
+
+@pytest.mark.parametrize("name", PRESSES)
+def test_an_interrupted_command_is_one_line_and_leaves_nothing(
+    run, tmp_path, tmp_path_factory, capfd, caplog, monkeypatch, name
+):
+    more, pressing, target = PRESSES[name]
+    module = tmp_path_factory.mktemp("modules") / "presses.py"
+    module.write_text(
+        "import os, signal, time\n"
+        "os.kill(os.getpid(), signal.SIGINT)\n"
+        "time.sleep(0.05)\n"
+        "imported = True\n"
+    )
+    monkeypatch.syspath_prepend(module.parent)
+    command = name.partition(",")[0]
+    of_run = command in ("evaluate", "calibrate", "inspect", "export")
+    given = run if of_run else run / "export" / "seed_3"
+    module, _, attribute = target.rpartition(".")
+    owner = Path if target == "pathlib.Path.replace" else sys.modules.get(module)
+    owner = owner or importlib.import_module(module)
+    monkeypatch.setattr(owner, attribute, pressing(getattr(owner, attribute)))
+    words = [str(tmp_path / "out") if word == "OUT" else word for word in more]
+    assert cli.main([command, str(given), *words]) == 130
+    if "presses" in sys.modules:
+        assert sys.modules.pop("presses").imported
+    error = capfd.readouterr().err
+    assert error == "hwtrain: interrupted; nothing half-written was left behind\n"
+    assert not caplog.records and not list(tmp_path.iterdir())
+    assert logging.root.manager.disable == logging.NOTSET
 
 
 def test_the_first_only_sets_the_flag(capsys):
@@ -133,17 +230,22 @@ def test_a_handler_of_a_program_around_is_left_alone():
 
 
 @pytest.mark.parametrize("raised", [None, SystemExit(0)])
-def test_a_program_that_ends_is_ended_by_the_next(monkeypatch, raised):
+@pytest.mark.parametrize("status", [0, 130])
+def test_a_program_that_ends_is_ended_by_the_next(monkeypatch, raised, status):
     """Not by an error that comes up while Python takes itself down."""
+    ends = []
 
     def main():
         if raised is not None:
             raise raised
-        return 130
+        return status
 
     monkeypatch.setattr(command_line, "main", main)
+    monkeypatch.setattr(os, "_exit", ends.append)
     with contextlib.suppress(SystemExit):
-        assert cli.run() == 130
+        assert cli.run() == status
+    # An interrupted one does not even begin to.
+    assert ends == ([130] if status and raised is None else [])
     assert signal.getsignal(signal.SIGINT) is signal.SIG_DFL
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
