@@ -4,24 +4,7 @@ import dataclasses
 
 from hwtrain.hardware import Hardware
 from hwtrain.physics.convolution import Window
-from hwtrain.plan import SHARED, AnalogWeight
-
-LEAVES = (
-    "input_range",
-    "probe",
-    "mapping_scale",
-    "output_scale",
-    "clip_bound",
-    "chip_key",
-    "on_levels",
-)
-"""Leaves beside a kernel, in `params`, that are not the user's: those that `analogize`
-puts there, and those of `hwtrain.chips.with_chip_leaves`."""
-
-
-def added(name: str) -> bool:
-    """Whether a leaf of this name beside an array is one of `LEAVES`."""
-    return name in LEAVES or name in (f"{a}_{leaf}" for a in SHARED for leaf in LEAVES)
+from hwtrain.plan import AnalogWeight
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -379,8 +379,8 @@ def _check_range(weight: AnalogWeight, leaves: Mapping[str, Any]) -> None:
             raise ValueError(
                 f"{weight.layer_path}: {name} has the shape {leaf.shape}, but the "
                 f"hardware's tiles ask for {shape}. It seems to come from other "
-                "hardware; remove it with hwtrain.strip, and write params = "
-                "hwtrain.adopt(analog, params, *example)"
+                "hardware; remove it with hwtrain.strip(params, plan), and write "
+                "params = hwtrain.adopt(analog, params, *example)"
             )
         if leaf.dtype != jnp.float32:
             raise ValueError(

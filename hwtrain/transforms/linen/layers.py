@@ -8,8 +8,9 @@ from flax import linen as nn
 from flax.core import meta
 
 from hwtrain.hardware import Hardware
+from hwtrain.leaf_names import OF_A_STEP, named_as_leaf
 from hwtrain.plan import AnalogWeight
-from hwtrain.transforms.errors import behind_the_root
+from hwtrain.transforms.errors import behind_the_root, taken_name
 from hwtrain.transforms.layer import Layer, analog_weight
 from hwtrain.transforms.linen import convolution, dense, einsum, embed, recurrent
 from hwtrain.transforms.opaque import bridge
@@ -60,15 +61,30 @@ def plain_class(cls: type) -> type:
     return getattr(cls, "_hwtrain_base", cls)
 
 
+def names_of(scope: Any, path: str) -> list[str]:
+    """Returns the paths of what a model calls as hardware calls its leaves.
+
+    Args:
+      scope: the scope of a module that was called; what is put there around Flax's
+        `param` and `setup`, as our leaves are, is not among its reservations.
+      path: path of the module.
+    """
+    found = [x for x in scope.reservations if named_as_leaf(x) or x in OF_A_STEP]
+    return [f"{path}/{name}" if path else name for name in found]
+
+
 def create_leaves(
-    module: nn.Module, layer: Layer, leaf: str, hardware: Hardware, rule: str
+    scope: Any, layer: Layer, leaf: str, hardware: Hardware, rule: str
 ) -> None:
     """Puts the leaves of an array of a layer beside it, during `init`.
 
     The rng counter is not touched, so the user's parameters keep their initial values.
+
+    Raises:
+      ValueError: if the model has a parameter of the name of a leaf there.
     """
-    scope, array = module.scope, layer.weight(leaf)
-    if scope is None or array is None:
+    array = layer.weight(leaf)
+    if array is None:
         return
     kernel = meta.unbox(scope.get_variable("params", leaf))
     path = f"{layer.path}/{leaf}" if layer.path else leaf
@@ -76,6 +92,8 @@ def create_leaves(
         layer, array, path=path, shape=kernel.shape, hardware=hardware, rule=rule
     )
     for name, value in initial_leaves(weight, kernel).items():
+        if scope.name_reserved(weight.leaf_name(name)):
+            raise taken_name(weight, weight.leaf(name))
         if not scope.has_variable("params", weight.leaf_name(name)):
             scope.put_variable("params", weight.leaf_name(name), value)
 
@@ -126,7 +144,8 @@ def _leaves(module: nn.Module, name: str, weight: AnalogWeight) -> dict[str, Any
     params = module.variables.get("params", {})
     for key in name.split("/")[:-1]:
         params = params[key]
-    named = {leaf: weight.leaf_name(leaf) for leaf in STEP_LEAVES}
+    beside = weight.beside
+    named = {leaf: weight.leaf_name(leaf) for leaf in STEP_LEAVES if leaf in beside}
     return {
         leaf: meta.unbox(params[own]) for leaf, own in named.items() if own in params
     }

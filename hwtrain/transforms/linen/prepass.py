@@ -18,8 +18,8 @@ from jax.tree_util import SequenceKey
 
 from hwtrain import paths
 from hwtrain.plan import Plan
-from hwtrain.transforms.layer import Layer, added
-from hwtrain.transforms.linen.layers import describe, plain_class
+from hwtrain.transforms.layer import Layer
+from hwtrain.transforms.linen.layers import describe, names_of, plain_class
 from hwtrain.transforms.planning import make_plan, real
 from hwtrain.transforms.rules import Assignment
 
@@ -82,12 +82,9 @@ def linen_plan(
 
 
 def parameter_shapes(params: Any) -> dict[str, tuple[int, ...]]:
-    """Returns the shapes of the user's parameters by path."""
-    return {
-        path: tuple(leaf.shape)
-        for path, leaf in paths.leaves(meta.unbox(params)).items()
-        if not added(path.rpartition("/")[2])
-    }
+    """Returns the shapes of all parameters by path."""
+    leaves = paths.leaves(meta.unbox(params))
+    return {path: tuple(leaf.shape) for path, leaf in leaves.items()}
 
 
 def _abstract(leaf: Any) -> jax.ShapeDtypeStruct:
@@ -110,7 +107,8 @@ class _Call(NamedTuple):
 def _plan(call: _Call) -> Plan:
     # Another method than __call__ may rightly not reach every layer of a rule.
     check = call.method == "__call__"
-    plan = make_plan(call.assigned, _record(call), dict(call.shapes), check=check)
+    layers, users = _record(call)
+    plan = make_plan(call.assigned, layers, dict(call.shapes), users, check=check)
     variables = jax.tree.unflatten(call.treedef, call.abstract)[0]
     real(plan, variables.get("params", {}))
     return dataclasses.replace(plan, state=_state(variables, plan.prefix))
@@ -140,9 +138,14 @@ def _boxed(node: Any) -> bool:
 _cached_plan = functools.lru_cache(maxsize=256)(_plan)
 
 
-def _record(call: _Call) -> list[Layer]:
-    """Runs the unwrapped model abstractly and returns its modules."""
+def _record(call: _Call) -> tuple[list[Layer], set[str]]:
+    """Runs the unwrapped model abstractly.
+
+    Returns:
+      Its modules, and the paths of what it calls as hardware calls its leaves.
+    """
     found: dict[str, Layer] = {}
+    users: set[str] = set()
     opaque: list[str] = []
     around: list[str] = []
 
@@ -155,13 +158,14 @@ def _record(call: _Call) -> list[Layer]:
             layer = dataclasses.replace(layer, rewritten_by=around[-1])
         if layer.kind or path not in found:  # a module may share its layer's scope
             found[path] = layer
-        if not isinstance(context.module, REWRITERS):
-            return next_function(*args, **kwargs)
-        around.append(type(context.module).__name__)
+        rewrites = isinstance(context.module, REWRITERS)
+        around.extend([type(context.module).__name__] * rewrites)
+        scope = context.module.scope  # Flax rewinds that of a module after its call
         try:
             return next_function(*args, **kwargs)
         finally:
-            around.pop()
+            users.update(names_of(scope, path))
+            del around[len(around) - rewrites :]
 
     plain = call.module.clone()
     base = plain_class(type(call.module))
@@ -183,8 +187,9 @@ def _record(call: _Call) -> list[Layer]:
 
     with nn.intercept_methods(interceptor), analog_trace(("plan", next(fresh))):
         jax.eval_shape(run, list(call.abstract))
-    return [
+    layers = [
         layer
         for path, layer in found.items()
         if not any(f"{path}/".startswith(inner) for inner in opaque)
     ]
+    return layers, users

@@ -28,6 +28,7 @@ from hwtrain.transforms.linen.layers import (
     analog_call,
     create_leaves,
     describe,
+    names_of,
     plain_class,
 )
 from hwtrain.transforms.linen.prepass import (
@@ -151,19 +152,21 @@ def _relative(root: nn.Module, module: nn.Module) -> str:
 def _initialize(root: Any, original, name: str, args: tuple, kwargs: dict):
     """Runs `init`: the plain forward pass, and the leaves of analog layers."""
     told = assigned(root)
-    layers = {}
+    layers, users = {}, set()
 
     def interceptor(next_function, args, kwargs, context):
         module = context.module
+        scope = module.scope  # Flax rewinds that of a module after its call
         result = next_function(*args, **kwargs)
         path = _relative(root, module)
+        users.update(names_of(scope, path))
         layer = describe(module, path, context.method_name, args, kwargs)
         if layer.kind or path not in layers:  # a module may share its layer's scope
             layers[path] = layer
         for array in layer.weights:
             hardware, rule = hardware_of(told, layer, array.leaf)
             if hardware is not None:
-                create_leaves(module, layer, array.leaf, hardware, rule)
+                create_leaves(scope, layer, array.leaf, hardware, rule)
         return result
 
     with nn.intercept_methods(interceptor), analog_trace(("init", next(fresh))):
@@ -172,7 +175,7 @@ def _initialize(root: Any, original, name: str, args: tuple, kwargs: dict):
         params = root.variables.get("params", {})
         shapes = parameter_shapes(params)
         # Checks that every rule wins, and that all weights are real.
-        real(make_plan(told, list(layers.values()), shapes), params)
+        real(make_plan(told, list(layers.values()), shapes, users), params)
     return result
 
 

@@ -66,6 +66,8 @@ CHIP_LEAF_TYPES = {
 }
 """What a chip's parameters hold beside the leaves of the model."""
 
+OUR_TYPES = tuple({*LEAF_TYPES.values(), *CHIP_LEAF_TYPES.values()})
+"""The types of all parameters that are not the user's."""
 
 REWRITERS = (nnx.WeightNorm, nnx.SpectralNorm)
 """Modules that compute the arrays of the layer in them anew at every call."""
@@ -230,7 +232,8 @@ def _analog_method(family: Any, base: type, name: str, arrays: tuple[str, ...]):
 
 def _leaves(layer: Any, weight: AnalogWeight) -> dict[str, jax.Array]:
     """Returns what lies beside an array of a layer in this step."""
-    named = {leaf: weight.leaf_name(leaf) for leaf in STEP_LEAVES}
+    beside = weight.beside
+    named = {leaf: weight.leaf_name(leaf) for leaf in STEP_LEAVES if leaf in beside}
     return {
         leaf: getattr(layer, own)[...]
         for leaf, own in named.items()

@@ -14,14 +14,16 @@ import numpy as np
 from flax import nnx
 
 from hwtrain import paths
+from hwtrain.leaf_names import named_as_leaf
 from hwtrain.plan import AnalogWeight, Plan
 from hwtrain.transforms import weight_side
-from hwtrain.transforms.errors import missing_stream
-from hwtrain.transforms.layer import Layer, added
+from hwtrain.transforms.errors import missing_stream, taken_name
+from hwtrain.transforms.layer import Layer
 from hwtrain.transforms.nnx.guard import make_guarded
 from hwtrain.transforms.nnx.layers import (
     CHIP_LEAF_TYPES,
     LEAF_TYPES,
+    OUR_TYPES,
     PASSING,
     REWRITERS,
     analog_methods,
@@ -54,6 +56,10 @@ def analogize_nnx(model: Any, assigned: Assignment, rngs: nnx.Rngs | None) -> An
             by_layer.setdefault(weight.layer_path, []).append(weight)
     for path, weights in by_layer.items():
         layer = layers[weight_side.local(plan, path)]
+        for weight in weights:
+            for name in map(weight.leaf_name, sorted(weight.beside)):
+                if hasattr(layer, name):
+                    raise taken_name(weight, f"{path}/{name}" if path else name)
         make_analog(layer, tuple(weights), "train")
         for weight in weights:
             for name, value in initial_leaves(weight, _array(layer, weight)).items():
@@ -140,19 +146,23 @@ def _make(model: nnx.Module, assigned: Assignment, check: bool) -> Plan:
         dataclasses.replace(layer, rewritten_by=_rewriter(modules, layer.path))
         for layer in layers
     ]
+    own = nnx.state(model, nnx.All(nnx.Param, nnx.Not(nnx.Any(*OUR_TYPES))))
     shapes = {
         path: tuple(leaf.shape)
-        for path, leaf in paths.leaves(nnx.state(model, nnx.Param)).items()
-        if not added(path.rpartition("/")[2]) and ours(path)
+        for path, leaf in paths.leaves(own).items()
+        if ours(path)
     }
-    plan = make_plan(assigned, layers, shapes, check=check)
+    users = {path for path in shapes if named_as_leaf(path)}
+    plan = make_plan(assigned, layers, shapes, users, check=check)
     real(plan, nnx.state(model, nnx.Param))
     state = nnx.state(model, nnx.Not(nnx.Any(nnx.Param, *PASSING)))
-    here = [
-        path
-        for path in paths.leaves(state)
-        if not added(path.rpartition("/")[2]) and ours(path)
-    ]
+    # `nnx.update` puts what a chip has beside its weights there as plain arrays.
+    chips = {
+        weight_side.local(plan, weight.leaf(name))
+        for weight in plan.weights
+        for name in weight.chip_leaves
+    }
+    here = [path for path in paths.leaves(state) if path not in chips and ours(path)]
     at = f"{plan.prefix}/" if plan.prefix else ""
     plan = dataclasses.replace(plan, state=tuple(f"{at}{path}" for path in here))
     _check_kernels_of_their_own(plan, layers, modules)
