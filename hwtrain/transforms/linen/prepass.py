@@ -7,7 +7,7 @@ Only a call tells which layers a Linen model has. The pre-pass runs it under
 import dataclasses
 import functools
 import itertools
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -19,6 +19,7 @@ from jax.tree_util import SequenceKey
 from hwtrain import paths
 from hwtrain.plan import Plan
 from hwtrain.transforms.layer import Layer
+from hwtrain.transforms.linen.belonging import belonging
 from hwtrain.transforms.linen.layers import describe, names_of, plain_class
 from hwtrain.transforms.planning import make_plan, real
 from hwtrain.transforms.rules import Assignment
@@ -138,6 +139,11 @@ def _boxed(node: Any) -> bool:
 _cached_plan = functools.lru_cache(maxsize=256)(_plan)
 
 
+def _before_the_call(module: nn.Module) -> bool:
+    """Says of a module whose `setup` runs before its root's method that it is ours."""
+    return True
+
+
 def _record(call: _Call) -> tuple[list[Layer], set[str]]:
     """Runs the unwrapped model abstractly.
 
@@ -150,6 +156,8 @@ def _record(call: _Call) -> tuple[list[Layer], set[str]]:
     around: list[str] = []
 
     def interceptor(next_function, args, kwargs, context):
+        if not ours(context.module):
+            return next_function(*args, **kwargs)
         path = "/".join(context.module.path)
         if path and hasattr(type(context.module), "_hwtrain_base"):
             opaque.append(f"{path}/")  # an analog model inside this one
@@ -167,6 +175,12 @@ def _record(call: _Call) -> tuple[list[Layer], set[str]]:
             users.update(names_of(scope, path))
             del around[len(around) - rewrites :]
 
+    def method(module, *args, **kwargs):
+        nonlocal ours
+        with belonging(module) as ours:
+            return getattr(base, call.method)(module, *args, **kwargs)
+
+    ours: Callable[[nn.Module], bool] = _before_the_call
     plain = call.module.clone()
     base = plain_class(type(call.module))
     object.__setattr__(plain, "__class__", base)
@@ -181,7 +195,7 @@ def _record(call: _Call) -> tuple[list[Layer], set[str]]:
             *args,
             rngs=rngs,
             mutable=True if made else DenyList("params"),
-            method=getattr(base, call.method),
+            method=method,
             **kwargs,
         )
 
