@@ -13,21 +13,11 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import jax
-import jax.numpy as jnp
-from jax.ad_checkpoint import checkpoint_name
 from jax.extend.core import Literal
 
+from hwtrain.transforms.jaxprs import TRANSPARENT, inner_jaxpr, mark, scan_parts
+
 _MARK = "hwtrain layer"
-_TRANSPARENT = {
-    "convert_element_type",
-    "copy",
-    "copy_p",
-    "name",
-    "optimization_barrier",
-    "sharding_constraint",
-    "stop_gradient",
-}
-"""Operations that leave every number where it is."""
 
 _calls = itertools.count()
 
@@ -49,20 +39,8 @@ class Connections:
 def marked(call: Callable[..., Any], path: str, args: Any, kwargs: Any) -> Any:
     """Calls a layer with marks on its array arguments and its results."""
     number = next(_calls)
-    args, kwargs = _mark((args, kwargs), f"{_MARK} {number} in {path}")
-    return _mark(call(*args, **kwargs), f"{_MARK} {number} out {path}")
-
-
-def _mark(tree: Any, name: str) -> Any:
-    leaves, treedef = jax.tree.flatten(tree)
-    leaves = [
-        checkpoint_name(leaf, name)
-        if isinstance(leaf, jax.Array)
-        and not jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)
-        else leaf
-        for leaf in leaves
-    ]
-    return jax.tree.unflatten(treedef, leaves)
+    args, kwargs = mark((args, kwargs), f"{_MARK} {number} in {path}")
+    return mark(call(*args, **kwargs), f"{_MARK} {number} out {path}")
 
 
 def connections_of(
@@ -149,13 +127,13 @@ class _Walk:
             return [within] * results
         if not together:
             return [together] * results
-        if name in _TRANSPARENT and results == len(values):
+        if name in TRANSPARENT and results == len(values):
             return values
         if name == "scan":
             return self.scan(equation, values, where)
         if name in ("while", "cond"):
             return self.branches(equation, values, where)
-        inner = _inner(params)
+        inner = inner_jaxpr(params)
         if inner is not None:
             return self.call(equation, inner, values, where)
         if name in ("add", "add_any") and all(values) and not (values[0] & values[1]):
@@ -188,13 +166,8 @@ class _Walk:
         return frozenset({key})
 
     def scan(self, equation: Any, values: list[Sources], where: tuple) -> list[Any]:
-        inner = _inner(equation.params)
-        # Versions of JAX differ in how they say it: what is scanned has an axis more.
-        scanned = sum(_longer(*pair) for pair in zip(equation.invars, inner.invars))
-        carries = sum(
-            not _longer(*pair) for pair in zip(equation.outvars, inner.outvars)
-        )
-        consts = len(values) - carries - scanned
+        inner = inner_jaxpr(equation.params)
+        consts, carries = scan_parts(equation, inner)
         fixed, first = values[:consts], values[consts : consts + carries]
         carry = [frozenset()] * carries
         while True:
@@ -308,22 +281,9 @@ def _free(name: str, taken: set[str]) -> str:
     return found
 
 
-def _longer(outer: Any, inner: Any) -> bool:
-    """Whether a value of a loop is one of its body with an axis more."""
-    return len(outer.aval.shape) > len(inner.aval.shape)
-
-
 def _none(jaxpr: Any) -> list[Sources]:
     """Returns the sources of a jaxpr's constants: none."""
     return [frozenset()] * len(jaxpr.constvars)
-
-
-def _inner(params: Any) -> Any:
-    """Returns the jaxpr of a function that an equation calls, or `None`."""
-    for key in ("jaxpr", "call_jaxpr", "fun_jaxpr"):
-        if key in params:
-            return getattr(params[key], "jaxpr", params[key])
-    return None
 
 
 def _operation(equation: Any) -> str:

@@ -41,8 +41,8 @@ class Layer:
       by_rule: whether it is analog only by a rule.
       opaque: whether it is a bridge to layers that cannot be seen.
       no_inputs: why it has no inputs that a range could clip; empty if it has.
-      rewritten_by: the module that computes its arrays anew at every call, so that what
-        is stored is not what it multiplies by; empty if none does.
+      rewritten: by the names of its arrays, why what is stored is not what it
+        multiplies by; none that it multiplies by as they are.
     """
 
     path: str = ""
@@ -53,7 +53,11 @@ class Layer:
     by_rule: bool = False
     opaque: bool = False
     no_inputs: str = ""
-    rewritten_by: str = ""
+    rewritten: tuple[tuple[str, str], ...] = ()
+
+    def leaf_path(self, leaf: str) -> str:
+        """Returns the path of one of its arrays."""
+        return f"{self.path}/{leaf}" if self.path else leaf
 
     def weight(self, leaf: str) -> LayerWeight | None:
         """Returns the array of this name, if it can be analog."""

@@ -72,14 +72,8 @@ def make_plan(
             digital.append(Digital(path=full, reason=reason))
             continue
         by = str(rule or "the model's hardware")
-        if layer and array and layer.rewritten_by:
-            raise ValueError(
-                f"{path} is not what its layer multiplies by: a {layer.rewritten_by} "
-                "computes that from it at every call, so its scale, noise and "
-                f"conductances would be those of other weights ({by}). Fold the "
-                f"{layer.rewritten_by} into the kernel and leave it out, or keep the "
-                f"layer digital: Rule({layer.path!r}, None) before the others"
-            )
+        if layer and array and leaf in (rewritten := dict(layer.rewritten)):
+            raise rewritten_weight(path, layer, rewritten[leaf], by)
         if layer and array and (rule is None or rule.params is None):
             weight = analog_weight(
                 layer, array, path=full, shape=shape, hardware=hardware, rule=by
@@ -124,6 +118,16 @@ def _check_name(weight: AnalogWeight, prefix: str, users: Container[str]) -> Non
         path = weight.leaf(name)
         if path.removeprefix(f"{prefix}/") in users:
             raise taken_name(weight, path)
+
+
+def rewritten_weight(path: str, layer: Layer, why: str, rule: str) -> ValueError:
+    """Returns the error of a layer that multiplies by other weights than its stored."""
+    return ValueError(
+        f"{path} is not what its layer multiplies by: {why}. Its scale, noise and "
+        f"conductances would be those of other weights ({rule}). Store the weights "
+        "that it multiplies by, or keep the layer digital: "
+        f"Rule({layer.path!r}, None) before the others"
+    )
 
 
 def real(plan: Plan, params: Any) -> Plan:

@@ -2,9 +2,11 @@
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
 from flax import linen as nn
 from flax import nnx
+from flax.linen.dtypes import promote_dtype
 
 import hwtrain
 
@@ -12,6 +14,8 @@ HARDWARE = hwtrain.Hardware(
     modifier=hwtrain.WeightModifierParameter(type="add_normal", std_dev=0.1)
 )
 X = jnp.ones((2, 6))
+IMAGE = jnp.ones((1, 5, 5, 6))
+MASK = np.tri(6, 4, dtype=np.float32) * np.ones((3, 3, 1, 1), np.float32)
 NORMS = ("WeightNorm", "SpectralNorm")
 
 
@@ -53,3 +57,398 @@ def test_a_kernel_that_is_normalised_at_each_call_is_refused(framework, norm):
     rules = [hwtrain.Rule(inner, None), hwtrain.Rule(".*", HARDWARE)]
     plan = analog(framework, norm, rules)
     assert list(plan) == ["head/kernel"]
+
+
+def linen_plan(model, *example, hardware=HARDWARE):
+    variables = jax.eval_shape(model.init, jax.random.key(0), *example)
+    return hwtrain.plan(hwtrain.analogize(model, hardware), variables, *example)
+
+
+# What stands between the stored array and the layer, in every way that Linen offers.
+
+
+def standardised(w):
+    return (w - jnp.mean(w, 0)) / jnp.std(w, 0)
+
+
+CHANGES = {
+    "scaled": lambda w: 0.5 * w,
+    "standardised": standardised,
+    "masked": lambda w: jnp.where(jnp.arange(w.shape[-1]) > 1, w, 0),
+    "turned": lambda w: w[::-1],
+    "transposed": lambda w: w.T,
+    "permuted": lambda w: w[jnp.array([*range(1, w.shape[0]), 0])],
+    "rolled": lambda w: jnp.roll(w, 1, 0),
+    "rotated": lambda w: w @ jnp.eye(w.shape[-1]),
+    "padded": lambda w: jnp.pad(w[:-1], [(0, 1)] + [(0, 0)] * (w.ndim - 1)),
+    "in a jit": jax.jit(standardised),
+    "in a loop": lambda w: jax.lax.fori_loop(0, 3, lambda _, w: w * 0.9, w),
+    "in a scan": lambda w: jax.lax.scan(lambda w, _: (w * 2, None), w, length=3)[0],
+    "in a while": lambda w: jax.lax.while_loop(
+        lambda carry: carry[0] < 3, lambda carry: (carry[0] + 1, carry[1] * 2), (0, w)
+    )[1],
+    "in a choice": lambda w: jax.lax.cond(w[(0,) * w.ndim] > 0, lambda w: w, abs, w),
+    "in a callback": lambda w: jax.pure_callback(
+        lambda w: w, jax.ShapeDtypeStruct(w.shape, w.dtype), w
+    ),
+    "replaced": jnp.ones_like,
+}
+
+
+class Cell(nn.Module):
+    @nn.compact
+    def __call__(self, x):
+        return nn.RNN(nn.OptimizedLSTMCell(4), name="rnn")(x)
+
+
+class Attend(nn.Module):
+    @nn.compact
+    def __call__(self, x):
+        return nn.Embed(9, 6, name="embed").attend(x)
+
+
+class LookUp(nn.Module):
+    @nn.compact
+    def __call__(self, x):
+        return nn.Embed(9, 6, name="embed")(x.astype(jnp.int32))
+
+
+class Stack(nn.Module):
+    @nn.compact
+    def __call__(self, x):
+        def body(layer, x, _):
+            return layer(x), None
+
+        return nn.scan(
+            body, variable_axes={"params": 0}, split_rngs={"params": True}, length=3
+        )(nn.Dense(6, name="layer"), x, None)
+
+
+LAYERS = {
+    "dense": (lambda: nn.Dense(4), X),
+    "dense general": (lambda: nn.DenseGeneral((2, 3)), X),
+    "einsum": (lambda: nn.Einsum((6, 4), "ab,bc->ac"), X),
+    "conv": (lambda: nn.Conv(4, (3, 3)), IMAGE),
+    "masked conv": (
+        lambda: nn.Conv(4, (3, 3), mask=MASK),
+        IMAGE,
+    ),
+    "transposed conv": (lambda: nn.ConvTranspose(4, (3, 3)), IMAGE),
+    "flipped conv": (
+        lambda: nn.ConvTranspose(4, (3, 3), transpose_kernel=True),
+        IMAGE,
+    ),
+    "local conv": (lambda: nn.ConvLocal(4, (3, 3)), IMAGE),
+    "attend": (Attend, X),
+    "look-up": (LookUp, X),
+    "lstm": (Cell, jnp.ones((1, 3, 6))),
+    "stack": (Stack, X),
+}
+
+
+def around(make, change):
+    """Returns a model whose every array is changed on its way into a layer."""
+
+    class Model(nn.Module):
+        @nn.compact
+        def __call__(self, x):
+            def trans_in(variables):
+                return jax.tree.map(lambda w: change(w) if w.ndim > 1 else w, variables)
+
+            new = self.is_initializing()
+            call = nn.map_variables(
+                lambda layer, x: layer(x),
+                "params",
+                (lambda variables: variables) if new else trans_in,
+                init=new,
+                mutable=new,
+            )
+            return call(make(), x)
+
+    return Model()
+
+
+RULES = [hwtrain.Rule(".*", HARDWARE)]
+
+
+@pytest.mark.parametrize("layer", LAYERS)
+def test_arrays_of_every_layer_are_followed(layer):
+    make, x = LAYERS[layer]
+    found = linen_plan(around(make, lambda w: w), x, hardware=RULES)
+    assert len(found) == (8 if layer == "lstm" else 1)
+    with pytest.raises(ValueError, match="'mul' stands between the two"):
+        linen_plan(around(make, CHANGES["scaled"]), x, hardware=RULES)
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_every_change_is_noticed(change):
+    model = around(lambda: nn.Dense(6), CHANGES[change])
+    with pytest.raises(ValueError, match="kernel is not what its layer multiplies by"):
+        linen_plan(model, X)
+
+
+class Overrides(nn.Dense):
+    def param(self, name, *args, **kwargs):
+        value = super().param(name, *args, **kwargs)
+        return standardised(value) if name == "kernel" else value
+
+
+class OtherParameter(nn.Dense):
+    def param(self, name, *args, **kwargs):
+        value = super().param(name, *args, **kwargs)
+        if name != "kernel":
+            return value
+        return super().param("own", *args, **kwargs)
+
+
+def scaled_promotion(*arrays, dtype, inexact=True):
+    x, kernel, *bias = promote_dtype(*arrays, dtype=dtype, inexact=inexact)
+    return x, kernel * 0.5, *bias
+
+
+def scaled_product(x, w, *args, **kwargs):
+    return jax.lax.dot_general(x, w * 0.5, *args, **kwargs)
+
+
+def no_product(x, w, *args, **kwargs):
+    return jnp.sum(x[:, :, None] * w, 1)
+
+
+REWRITING = {
+    "param": (lambda: Overrides(4), X, "stands between"),
+    "another parameter": (lambda: OtherParameter(4), X, "cannot be followed"),
+    "promote_dtype": (lambda: nn.Dense(4, promote_dtype=scaled_promotion), X, "'mul'"),
+    "promote_dtype of a transposed convolution": (
+        lambda: nn.ConvTranspose(4, (3, 3), promote_dtype=scaled_promotion),
+        IMAGE,
+        "'mul'",
+    ),
+    "promote_dtype of an einsum": (
+        lambda: nn.Einsum((6, 4), "ab,bc->ac", promote_dtype=scaled_promotion),
+        X,
+        "'mul'",
+    ),
+    "dot_general": (lambda: nn.Dense(4, dot_general=scaled_product), X, "'mul'"),
+    "dot_general_cls": (
+        lambda: nn.Dense(4, dot_general_cls=lambda: scaled_product),
+        X,
+        "'mul'",
+    ),
+    "no product": (lambda: nn.Dense(4, dot_general=no_product), X, "cannot be follow"),
+}
+
+
+@pytest.mark.parametrize("way", REWRITING)
+def test_a_layer_that_rewrites_its_own_kernel_is_refused(way):
+    make, x, match = REWRITING[way]
+    with pytest.raises(ValueError, match=match) as raised:
+        linen_plan(make(), x)
+    assert "kernel is not what its layer multiplies by" in str(raised.value)
+
+
+@jax.custom_jvp
+def through(w):
+    return w
+
+
+through.defjvp(lambda primals, tangents: (primals[0], tangents[0]))
+
+
+def rows(x, w, *args, **kwargs):
+    return jax.lax.dot_general(x, w, *args, **kwargs)
+
+
+class Mapped(nn.Module):
+    @nn.compact
+    def __call__(self, x):
+        layers = nn.vmap(
+            nn.Dense, variable_axes={"params": 0}, split_rngs={"params": True}
+        )
+        return layers(3)(jnp.stack([x, x]))
+
+
+class Penalised(nn.Module):
+    @nn.compact
+    def __call__(self, x):
+        layer = nn.Dense(4)
+        y = layer(x)
+        return y, jnp.sum(layer.variables["params"]["kernel"] ** 2)
+
+
+TRANSPARENT = {
+    "narrow computation": lambda: nn.Dense(4, dtype=jnp.bfloat16),
+    "narrow storage": lambda: nn.Dense(4, param_dtype=jnp.bfloat16),
+    "a cast": lambda: around(lambda: nn.Dense(4), lambda w: w.astype(jnp.bfloat16)),
+    "an axis more": lambda: around(
+        lambda: nn.Dense(4), lambda w: jnp.moveaxis(w[None], 0, 1)[:, 0]
+    ),
+    "through loops": lambda: around(
+        lambda: nn.Dense(4),
+        lambda w: jax.lax.while_loop(
+            lambda carry: carry[0] < 3, lambda carry: (carry[0] + 1, carry[1]), (0, w)
+        )[1],
+    ),
+    "a rule of differentiation": lambda: around(lambda: nn.Dense(4), through),
+    "jit": lambda: nn.jit(nn.Dense)(4),
+    "remat": lambda: nn.remat(nn.Dense)(4),
+    "a product of one's own": lambda: nn.Dense(4, dot_general=rows),
+    "vmap": Mapped,
+    "scan": Stack,
+    "remat in a scan": lambda: nn.remat(Stack)(),
+    "boxes": lambda: nn.Dense(
+        4, kernel_init=nn.with_partitioning(nn.initializers.ones, (None, "m"))
+    ),
+    "a penalty": Penalised,
+    "twice": lambda: nn.Sequential([shared := nn.Dense(6), nn.tanh, shared]),
+}
+
+
+@pytest.mark.parametrize("way", TRANSPARENT)
+def test_what_changes_no_weight_is_planned_as_ever(way):
+    assert len(linen_plan(TRANSPARENT[way](), X)) == 1
+
+
+# The same of NNX, where a call shows it.
+
+
+class Hooked(nnx.Param):
+    def get_value(self, **options):
+        value = super().get_value(**options)
+        return value * 0.5 if isinstance(value, jax.Array) else value
+
+
+def hooked(rngs):
+    layer = nnx.Linear(6, 4, rngs=rngs)
+    layer.kernel = Hooked(layer.kernel[...])
+    return layer
+
+
+class Parent(nnx.Module):
+    def __init__(self, change, layer):
+        self.change, self.layer = change, layer
+
+    def __call__(self, x):
+        graphdef, state = nnx.split(self.layer)
+        return nnx.merge(graphdef, jax.tree.map(self.change, state))(x)
+
+
+class Assigning(Parent):
+    def __call__(self, x):
+        before = self.layer.kernel
+        self.layer.kernel = nnx.Param(self.change(before[...]))
+        y = self.layer(x)
+        self.layer.kernel = before
+        return y
+
+
+def nnx_promotion(arrays, **options):
+    x, kernel, *bias = nnx.nn.dtypes.promote_dtype(arrays, **options)
+    return x, kernel * 0.5, *bias
+
+
+def kernels(change):
+    return lambda w: change(w) if w.ndim > 1 else w
+
+
+NNX_REWRITING = {
+    "hook": hooked,
+    "functional": lambda rngs: Parent(
+        kernels(standardised), nnx.Linear(6, 4, rngs=rngs)
+    ),
+    "assigned": lambda rngs: Assigning(standardised, nnx.Linear(6, 4, rngs=rngs)),
+    "promote_dtype": lambda rngs: nnx.Linear(
+        6, 4, promote_dtype=nnx_promotion, rngs=rngs
+    ),
+    "dot_general": lambda rngs: nnx.Linear(6, 4, dot_general=scaled_product, rngs=rngs),
+    "no product": lambda rngs: nnx.Linear(6, 4, dot_general=no_product, rngs=rngs),
+}
+NNX_LAYERS = {
+    "linear": (lambda rngs: nnx.Linear(6, 4, rngs=rngs), X),
+    "linear general": (lambda rngs: nnx.LinearGeneral(6, (2, 3), rngs=rngs), X),
+    "einsum": (lambda rngs: nnx.Einsum("ab,bc->ac", (6, 4), (4,), rngs=rngs), X),
+    "conv": (lambda rngs: nnx.Conv(6, 4, (3, 3), rngs=rngs), IMAGE),
+    "masked conv": (
+        lambda rngs: nnx.Conv(6, 4, (3, 3), mask=MASK, rngs=rngs),
+        IMAGE,
+    ),
+    "transposed conv": (lambda rngs: nnx.ConvTranspose(6, 4, (3, 3), rngs=rngs), IMAGE),
+    "lora": (lambda rngs: nnx.LoRA(6, 2, 4, rngs=rngs), X),
+    "remat": (lambda rngs: Remat(nnx.Linear(6, 4, rngs=rngs)), X),
+    "lstm": (
+        lambda rngs: nnx.RNN(nnx.OptimizedLSTMCell(6, 4, rngs=rngs)),
+        jnp.ones((1, 3, 6)),
+    ),
+}
+
+
+class Remat(nnx.Module):
+    def __init__(self, layer):
+        self.layer = layer
+
+    @nnx.remat
+    def __call__(self, x):
+        return self.layer(x)
+
+
+MODES = {
+    "train": hwtrain.train_mode,
+    "chip": hwtrain.chip_mode,
+    "eval": hwtrain.eval_mode,
+}
+
+
+def nnx_model(make, mode="train"):
+    rngs = nnx.Rngs(0, mismatch=1)
+    analog = hwtrain.analogize(make(rngs), HARDWARE, rngs=rngs)
+    return MODES[mode](analog)
+
+
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("way", NNX_REWRITING)
+def test_an_nnx_layer_that_multiplies_by_other_weights_is_refused(way, mode):
+    model = nnx_model(NNX_REWRITING[way], mode)
+    with pytest.raises(ValueError, match="kernel is not what its layer multiplies by"):
+        model(X)
+    with pytest.raises(ValueError, match="kernel is not what its layer multiplies by"):
+        nnx.jit(lambda model, x: model(x))(model, X)
+
+
+@pytest.mark.parametrize("layer", NNX_LAYERS)
+def test_arrays_of_every_nnx_layer_are_followed(layer):
+    make, x = NNX_LAYERS[layer]
+
+    def of(change):
+        return nnx_model(lambda rngs: Parent(kernels(change), make(rngs)), "eval")
+
+    same = of(lambda w: w)
+    np.testing.assert_allclose(same(x), same.layer(x), atol=1e-6)
+    with pytest.raises(ValueError, match="'mul' stands between the two"):
+        of(CHANGES["scaled"])(x)
+
+
+def test_a_model_that_cannot_be_traced_is_refused():
+    class Choosing(Parent):
+        def __call__(self, x):
+            return self.layer(x) if x[0, 0] > 0 else x
+
+    model = nnx_model(lambda rngs: Choosing(None, nnx.Linear(6, 4, rngs=rngs)))
+    with pytest.raises(ValueError, match="__call__ needs the values of its arrays"):
+        model(X)
+
+
+def test_a_model_is_followed_once():
+    calls = []
+
+    class Counting(Parent):
+        def __call__(self, x):
+            calls.append(x)
+            return self.layer(x)
+
+    model = nnx_model(lambda rngs: Counting(None, nnx.Linear(6, 4, rngs=rngs)))
+    for _ in range(3):
+        model(X)
+    assert len(calls) == 4
+    step = nnx.jit(lambda model, x: model(x))
+    for _ in range(2):
+        step(model, X)
+    assert len(calls) == 5

@@ -16,7 +16,7 @@ from flax.linen.linear import canonicalize_padding
 from hwtrain.plan import AnalogWeight
 from hwtrain.transforms.convolution import analog_conv, call_without_socket
 from hwtrain.transforms.layer import Layer, calls_as
-from hwtrain.transforms.linen.fields import replaced_fields
+from hwtrain.transforms.linen.fields import operand_marked, replaced_fields
 from hwtrain.transforms.windows import describe_conv, describe_local, describe_transpose
 
 CLASSES = (nn.Conv, nn.ConvLocal, nn.ConvTranspose)
@@ -57,6 +57,27 @@ def owned(cls: type, method: str) -> tuple[str, ...]:
     """Returns the names of the arrays that a method multiplies by."""
     ours = method == "__call__" and calls_as(cls, CLASSES)
     return ("kernel",) if ours else ()
+
+
+def watched(
+    module: Any,
+    marked: Callable[[str, Any], Any],
+    next_function: Callable[..., Any],
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+) -> Any:
+    """Calls a layer with what it multiplies by marked, `marked(leaf, array)`."""
+    if _base(type(module)) is not nn.Conv:
+        with operand_marked(module, marked, "kernel", mask=None):
+            return next_function(*args, **kwargs)
+
+    def conv(x, kernel, *geometry, **options):
+        kernel = marked("kernel", kernel)
+        return jax.lax.conv_general_dilated(x, kernel, *geometry, **options)
+
+    # The plan knows the mask, and the analog layer its zeros.
+    with replaced_fields(module, conv_general_dilated=conv, mask=None):
+        return next_function(*args, **kwargs)
 
 
 def call(

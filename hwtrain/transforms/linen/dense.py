@@ -48,6 +48,28 @@ def owned(cls: type, method: str) -> tuple[str, ...]:
     return ("kernel",) if ours else ()
 
 
+def watched(
+    module: Any,
+    marked: Callable[[str, Any], Any],
+    next_function: Callable[..., Any],
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+) -> Any:
+    """Calls a layer with what it multiplies by marked, `marked(leaf, array)`."""
+    cls = module.dot_general_cls
+    before = module.dot_general or jax.lax.dot_general
+
+    def through(dot_general):
+        def product(x, w, *numbers, **options):
+            return dot_general(x, marked("kernel", w), *numbers, **options)
+
+        return product
+
+    made = None if cls is None else lambda: through(cls())
+    with replaced_fields(module, dot_general=through(before), dot_general_cls=made):
+        return next_function(*args, **kwargs)
+
+
 def call(
     weights: Mapping[str, AnalogWeight],
     leaves: Mapping[str, Mapping[str, jax.Array]],

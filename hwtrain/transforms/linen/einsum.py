@@ -11,6 +11,7 @@ from flax.core import meta
 from hwtrain.plan import AnalogWeight
 from hwtrain.transforms import einsum
 from hwtrain.transforms.layer import Layer
+from hwtrain.transforms.linen.fields import operand_marked
 
 
 def describe(
@@ -34,6 +35,18 @@ def owned(cls: type, method: str) -> tuple[str, ...]:
 def _arguments(module: Any, inputs: jax.Array, einsum_str: str | None = None):
     equation = nn.merge_param("einsum_str", module.einsum_str, einsum_str)
     return inputs, equation.replace(" ", "")
+
+
+def watched(
+    module: Any,
+    marked: Callable[[str, Any], Any],
+    next_function: Callable[..., Any],
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+) -> Any:
+    """Calls a layer with what it multiplies by marked, `marked(leaf, array)`."""
+    with operand_marked(module, marked, "kernel"):
+        return next_function(*args, **kwargs)
 
 
 def call(

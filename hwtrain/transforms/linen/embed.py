@@ -9,6 +9,7 @@ from flax import linen as nn
 from hwtrain.plan import AnalogWeight
 from hwtrain.transforms import embed
 from hwtrain.transforms.layer import Layer
+from hwtrain.transforms.linen.fields import operand_marked
 
 
 def describe(
@@ -28,6 +29,18 @@ def owned(cls: type, method: str) -> tuple[str, ...]:
         (cls.__call__, cls.attend) == (nn.Embed.__call__, nn.Embed.attend)
     )
     return (embed.LEAF,) if own and method in ("__call__", "attend") else ()
+
+
+def watched(
+    module: Any,
+    marked: Callable[[str, Any], Any],
+    next_function: Callable[..., Any],
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+) -> Any:
+    """Calls a layer with what it multiplies by marked, `marked(leaf, array)`."""
+    with operand_marked(module, marked, embed.LEAF):
+        return next_function(*args, **kwargs)
 
 
 def call(

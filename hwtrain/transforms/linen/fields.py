@@ -1,6 +1,7 @@
 """Fields of a bound Linen module, replaced for a call."""
 
 import contextlib
+from collections.abc import Callable
 from typing import Any
 
 from flax import linen as nn
@@ -17,3 +18,26 @@ def replaced_fields(module: nn.Module, **fields: Any):
     finally:
         for name, value in before.items():
             object.__setattr__(module, name, value)
+
+
+def operand_marked(
+    module: nn.Module, marked: Callable[[str, Any], Any], leaf: str, **fields: Any
+):
+    """Marks an array of a layer for a call, where the layer promotes it.
+
+    Args:
+      module: a bound module with a field `promote_dtype`; its array stands first if
+        alone, else second.
+      marked: called with the name of the array and the array.
+      leaf: the name.
+      **fields: other fields that are replaced.
+    """
+    promote: Any = module.promote_dtype  # type: ignore[attr-defined]
+
+    def promoted(*arrays, **options):
+        place = min(1, len(arrays) - 1)
+        found = [*arrays]
+        found[place] = marked(leaf, found[place])
+        return promote(*found, **options)
+
+    return replaced_fields(module, promote_dtype=promoted, **fields)

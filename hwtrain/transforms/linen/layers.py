@@ -14,12 +14,14 @@ from hwtrain.transforms.errors import behind_the_root, taken_name
 from hwtrain.transforms.layer import Layer, analog_weight
 from hwtrain.transforms.linen import convolution, dense, einsum, embed, recurrent
 from hwtrain.transforms.opaque import bridge
+from hwtrain.transforms.provenance import Operands
 from hwtrain.transforms.signal_side import STEP_LEAVES, has_signal_side, initial_leaves
 
 FAMILIES = (dense, convolution, einsum, embed, recurrent)
 """Each knows some classes of layers: `describe` returns what the plan must know of one
 during a call of a method, or `None` if it is not of the family; `owned` names the
-arrays, relative to the module, that a method reads, and `call` makes it analog."""
+arrays, relative to the module, that a method reads, `call` makes it analog, and
+`watched` marks what it multiplies by."""
 
 DIGITAL = (
     (
@@ -54,6 +56,37 @@ def describe(
         Layer(),
     )
     return dataclasses.replace(layer, path=path, name=cls.__name__)
+
+
+def watched_call(
+    operands: Operands,
+    layer: Layer,
+    module: Any,
+    method: str,
+    next_function: Callable[..., Any],
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+) -> Any:
+    """Calls a method of a plain layer with what it multiplies by marked.
+
+    Args:
+      operands: marks arrays.
+      layer: what `describe` returned.
+      module: the module, bound.
+      method: name of the method.
+      next_function: the module's own method.
+      args: arguments of the call.
+      kwargs: keyword arguments of the call.
+    """
+
+    def marked(leaf: str, array: Any) -> Any:
+        return operands.marked(layer.leaf_path(leaf), array)
+
+    cls = plain_class(type(module))
+    for family in FAMILIES:
+        if layer.kind and family.describe(module, cls, method, args, kwargs):
+            return family.watched(module, marked, next_function, args, kwargs)
+    return next_function(*args, **kwargs)
 
 
 def plain_class(cls: type) -> type:

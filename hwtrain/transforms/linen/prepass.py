@@ -20,8 +20,14 @@ from hwtrain import paths
 from hwtrain.plan import Plan
 from hwtrain.transforms.layer import Layer
 from hwtrain.transforms.linen.belonging import belonging
-from hwtrain.transforms.linen.layers import describe, names_of, plain_class
+from hwtrain.transforms.linen.layers import (
+    describe,
+    names_of,
+    plain_class,
+    watched_call,
+)
 from hwtrain.transforms.planning import make_plan, real
+from hwtrain.transforms.provenance import Operands
 from hwtrain.transforms.rules import Assignment
 
 analog_trace = jax.make_user_context(default_value=None)
@@ -154,6 +160,8 @@ def _record(call: _Call) -> tuple[list[Layer], set[str]]:
     users: set[str] = set()
     opaque: list[str] = []
     around: list[str] = []
+    named: dict[str, str] = {}
+    operands = Operands()
 
     def interceptor(next_function, args, kwargs, context):
         if not ours(context.module):
@@ -162,18 +170,21 @@ def _record(call: _Call) -> tuple[list[Layer], set[str]]:
         if path and hasattr(type(context.module), "_hwtrain_base"):
             opaque.append(f"{path}/")  # an analog model inside this one
         layer = describe(context.module, path, context.method_name, args, kwargs)
-        if around:
-            layer = dataclasses.replace(layer, rewritten_by=around[-1])
         if layer.kind or path not in found:  # a module may share its layer's scope
             found[path] = layer
-        rewrites = isinstance(context.module, REWRITERS)
-        around.extend([type(context.module).__name__] * rewrites)
+        if around:
+            named[path] = f"a {around[-1]} computes that from it at every call"
+        inside = [type(context.module).__name__] * isinstance(context.module, REWRITERS)
+        around.extend(inside)
         scope = context.module.scope  # Flax rewinds that of a module after its call
         try:
-            return next_function(*args, **kwargs)
+            method = context.method_name
+            return watched_call(
+                operands, layer, context.module, method, next_function, args, kwargs
+            )
         finally:
             users.update(names_of(scope, path))
-            del around[len(around) - rewrites :]
+            del around[len(around) - len(inside) :]
 
     def method(module, *args, **kwargs):
         nonlocal ours
@@ -200,10 +211,32 @@ def _record(call: _Call) -> tuple[list[Layer], set[str]]:
         )
 
     with nn.intercept_methods(interceptor), analog_trace(("plan", next(fresh))):
-        jax.eval_shape(run, list(call.abstract))
+        jaxpr = jax.make_jaxpr(run)(list(call.abstract))
+    rewritten = operands.rewritten(jaxpr, _inputs(call), dict(call.shapes))
     layers = [
-        layer
+        _with_rewritten(layer, rewritten, named.get(path))
         for path, layer in found.items()
         if not any(f"{path}/".startswith(inner) for inner in opaque)
     ]
     return layers, users
+
+
+def _inputs(call: _Call) -> list[str]:
+    """Returns the inputs of a call's program: paths of parameters, or empty."""
+    numbers = jax.tree.unflatten(call.treedef, range(len(call.abstract)))
+    params = paths.leaves(numbers[0].get("params", {}))
+    names = {number: path for path, number in params.items()}
+    return [
+        names.get(number, "")
+        for number, leaf in enumerate(call.abstract)
+        if leaf is not None
+    ]
+
+
+def _with_rewritten(layer: Layer, found: Mapping[str, str], named: str | None) -> Layer:
+    """Returns a layer that knows which of its arrays it does not multiply by."""
+    paths_of = {array.leaf: layer.leaf_path(array.leaf) for array in layer.weights}
+    rewritten = {
+        leaf: named or found[path] for leaf, path in paths_of.items() if path in found
+    }
+    return dataclasses.replace(layer, rewritten=tuple(rewritten.items()))

@@ -49,6 +49,19 @@ def owned(cls: type, method: str) -> tuple[str, ...]:
     return names if own and method == "__call__" else ()
 
 
+def watched(
+    module: Any,
+    marked: Callable[[str, Any], Any],
+    next_function: Callable[..., Any],
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+) -> Any:
+    """Calls a layer with what it multiplies by marked, `marked(leaf, array)`."""
+    del module
+    kernel, bias = next_function(*args, **kwargs)
+    return marked("kernel", kernel), bias
+
+
 def call(
     weights: Mapping[str, AnalogWeight],
     leaves: Mapping[str, Mapping[str, jax.Array]],

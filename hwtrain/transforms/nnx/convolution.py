@@ -4,7 +4,7 @@ A stand-in of a Conv convolves with another function. ConvTranspose has no such
 attribute: its call is written again.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -14,7 +14,7 @@ from flax.nnx.nn.linear import canonicalize_padding
 from hwtrain.plan import AnalogWeight
 from hwtrain.transforms.convolution import analog_conv, call_without_socket
 from hwtrain.transforms.layer import Layer, calls_as
-from hwtrain.transforms.nnx.stand_in import stand_in
+from hwtrain.transforms.nnx.stand_in import operand_marked, stand_in
 from hwtrain.transforms.windows import describe_conv, describe_transpose
 
 CLASSES = (nnx.Conv, nnx.ConvTranspose)
@@ -46,6 +46,23 @@ def _base(cls: type) -> type | None:
 def owned(cls: type) -> dict[str, tuple[str, ...]]:
     """Returns the methods that multiply, with the names of the arrays they need."""
     return {"__call__": ("kernel",)} if calls_as(cls, CLASSES) else {}
+
+
+def watched(
+    layer: Any, base: type, method: str, marked: Callable[[str, Any], Any]
+) -> Callable[..., Any]:
+    """Returns a method with what it multiplies by marked, `marked(leaf, array)`."""
+    del method
+    if _base(base) is not nnx.Conv:
+        copy = operand_marked(layer, base, marked, "kernel", mask=None)
+        return copy.__call__
+
+    def conv(x, kernel, *geometry, **options):
+        kernel = marked("kernel", kernel)
+        return jax.lax.conv_general_dilated(x, kernel, *geometry, **options)
+
+    # The plan knows the mask, and the analog layer its zeros.
+    return stand_in(layer, base, conv_general_dilated=conv, mask=None).__call__
 
 
 def call(

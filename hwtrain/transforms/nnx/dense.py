@@ -1,6 +1,6 @@
 """NNX's Linear and LinearGeneral: a stand-in has another `dot_general`."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import jax
@@ -32,6 +32,24 @@ def describe(module: Any, cls: type) -> Layer | None:
 def owned(cls: type) -> dict[str, tuple[str, ...]]:
     """Returns the methods that multiply, with the names of the arrays they need."""
     return {"__call__": ("kernel",)} if calls_as(cls, CLASSES) else {}
+
+
+def watched(
+    layer: Any, base: type, method: str, marked: Callable[[str, Any], Any]
+) -> Callable[..., Any]:
+    """Returns a method with what it multiplies by marked, `marked(leaf, array)`."""
+    cls = getattr(layer, "dot_general_cls", None)
+    before = layer.dot_general or jax.lax.dot_general
+
+    def through(dot_general):
+        def product(x, w, *numbers, **options):
+            return dot_general(x, marked("kernel", w), *numbers, **options)
+
+        return product
+
+    made = None if cls is None else lambda: through(cls())
+    copy = stand_in(layer, base, dot_general=through(before), dot_general_cls=made)
+    return getattr(copy, method)
 
 
 def call(

@@ -1,6 +1,6 @@
 """NNX's Einsum: a stand-in has another `einsum_op`."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -27,6 +27,17 @@ def describe(module: Any, cls: type) -> Layer | None:
 def owned(cls: type) -> dict[str, tuple[str, ...]]:
     """Returns the methods that multiply, with the names of the arrays they need."""
     return {"__call__": ("kernel",)} if calls_as(cls, (nnx.Einsum,)) else {}
+
+
+def watched(
+    layer: Any, base: type, method: str, marked: Callable[[str, Any], Any]
+) -> Callable[..., Any]:
+    """Returns a method with what it multiplies by marked, `marked(leaf, array)`."""
+
+    def einsum(equation, x, kernel, **options):
+        return jnp.einsum(equation, x, marked("kernel", kernel), **options)
+
+    return getattr(stand_in(layer, base, einsum_op=einsum), method)
 
 
 def call(

@@ -1,6 +1,6 @@
 """NNX's Embed: look-ups of analog weights, and `attend` written again."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -9,6 +9,7 @@ from flax import nnx
 from hwtrain.plan import AnalogWeight
 from hwtrain.transforms import embed
 from hwtrain.transforms.layer import Layer
+from hwtrain.transforms.nnx.stand_in import operand_marked
 from hwtrain.transforms.signal_side import Product
 
 
@@ -27,6 +28,13 @@ def owned(cls: type) -> dict[str, tuple[str, ...]]:
         (cls.__call__, cls.attend) == (nnx.Embed.__call__, nnx.Embed.attend)
     )
     return {"__call__": (embed.LEAF,), "attend": (embed.LEAF,)} if own else {}
+
+
+def watched(
+    layer: Any, base: type, method: str, marked: Callable[[str, Any], Any]
+) -> Callable[..., Any]:
+    """Returns a method with what it multiplies by marked, `marked(leaf, array)`."""
+    return getattr(operand_marked(layer, base, marked, embed.LEAF), method)
 
 
 def call(

@@ -3,7 +3,7 @@
 `LoRALinear` is a `Linear` with a LoRA inside, and its base module a layer of its own.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -12,6 +12,7 @@ from flax import nnx
 
 from hwtrain.plan import AnalogWeight
 from hwtrain.transforms.layer import Layer, LayerWeight
+from hwtrain.transforms.nnx.stand_in import operand_marked
 from hwtrain.transforms.signal_side import analog_matmul, has_signal_side
 
 FACTORS = ("lora_a", "lora_b")
@@ -36,6 +37,13 @@ def owned(cls: type) -> dict[str, tuple[str, ...]]:
     """Returns the methods that multiply, with the names of the arrays they need."""
     ours = issubclass(cls, nnx.LoRA) and cls.__call__ is nnx.LoRA.__call__
     return {"__call__": FACTORS} if ours else {}
+
+
+def watched(
+    layer: Any, base: type, method: str, marked: Callable[[str, Any], Any]
+) -> Callable[..., Any]:
+    """Returns a method with what it multiplies by marked, `marked(leaf, array)`."""
+    return getattr(operand_marked(layer, base, marked, *FACTORS), method)
 
 
 def call(

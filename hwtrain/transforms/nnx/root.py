@@ -19,6 +19,7 @@ from hwtrain.plan import AnalogWeight, Plan
 from hwtrain.transforms import weight_side
 from hwtrain.transforms.errors import missing_stream, taken_name
 from hwtrain.transforms.layer import Layer
+from hwtrain.transforms.nnx.following import rewritten_by_call
 from hwtrain.transforms.nnx.guard import make_guarded
 from hwtrain.transforms.nnx.layers import (
     CHIP_LEAF_TYPES,
@@ -36,7 +37,7 @@ from hwtrain.transforms.nnx.layers import (
     view_setter,
 )
 from hwtrain.transforms.nnx.step import modules_of, noisy_call
-from hwtrain.transforms.planning import make_plan, real
+from hwtrain.transforms.planning import make_plan, real, rewritten_weight
 from hwtrain.transforms.rules import Assignment
 from hwtrain.transforms.signal_side import initial_leaves
 
@@ -142,10 +143,7 @@ def _make(model: nnx.Module, assigned: Assignment, check: bool) -> Plan:
         return not any(f"{path}/".startswith(prefix) for prefix in inner)
 
     layers = [describe(module, path) for path, module in modules.items() if ours(path)]
-    layers = [
-        dataclasses.replace(layer, rewritten_by=_rewriter(modules, layer.path))
-        for layer in layers
-    ]
+    layers = [_with_rewriter(layer, modules) for layer in layers]
     own = nnx.state(model, nnx.All(nnx.Param, nnx.Not(nnx.Any(*OUR_TYPES))))
     shapes = {
         path: tuple(leaf.shape)
@@ -169,10 +167,14 @@ def _make(model: nnx.Module, assigned: Assignment, check: bool) -> Plan:
     return plan
 
 
-def _rewriter(modules: dict[str, Any], path: str) -> str:
-    """Returns the class of the module around a layer that rewrites its arrays."""
-    around = modules.get(path.rpartition("/")[0]) if path else None
-    return type(around).__name__ if isinstance(around, REWRITERS) else ""
+def _with_rewriter(layer: Layer, modules: dict[str, Any]) -> Layer:
+    """Returns a layer that knows of the module around it that rewrites its arrays."""
+    around = modules.get(layer.path.rpartition("/")[0]) if layer.path else None
+    if not isinstance(around, REWRITERS):
+        return layer
+    why = f"a {type(around).__name__} computes that from it at every call"
+    rewritten = tuple((array.leaf, why) for array in layer.weights)
+    return dataclasses.replace(layer, rewritten=rewritten)
 
 
 def _check_kernels_of_their_own(
@@ -226,6 +228,7 @@ def _through_both_sides(base: type, name: str):
         plan = _make(self, self.analog_assigned, check=False)
         mode = self.hardware_mode
         _check_modes(self, plan)
+        _check_followed(self, plan, name, args, kwargs)
         _claim_chip_leaves(self, plan)
         if not weight_side.needs_root(plan, mode):
             return original(self, *args, **kwargs)
@@ -237,6 +240,18 @@ def _through_both_sides(base: type, name: str):
         return noisy_call(self, original, plan, mode, key, args, kwargs)
 
     return functools.update_wrapper(method, original, updated=())
+
+
+def _check_followed(
+    root: Any, plan: Plan, method: str, args: tuple, kwargs: dict
+) -> None:
+    """Raises if a layer of a call multiplies by other weights than its stored."""
+    found = rewritten_by_call(root, plan, method, args, kwargs)
+    for weight in plan.weights:
+        path = weight_side.local(plan, weight.path)
+        if path in found:
+            layer = Layer(path=path.rpartition("/")[0])
+            raise rewritten_weight(path, layer, found[path], weight.rule)
 
 
 def _check_modes(root: Any, plan: Plan) -> None:

@@ -1,5 +1,6 @@
 """A layer's stand-in for one call, with other attributes."""
 
+from collections.abc import Callable
 from typing import Any
 
 
@@ -16,3 +17,31 @@ def stand_in(layer: Any, base: type, **attributes: Any) -> Any:
     copy = object.__new__(base)
     copy.__dict__.update(layer.__dict__, **attributes)
     return copy
+
+
+def operand_marked(
+    layer: Any,
+    base: type,
+    marked: Callable[[str, Any], Any],
+    *leaves: str,
+    **attributes: Any,
+) -> Any:
+    """Returns a copy of a layer whose arrays are marked where it promotes them.
+
+    Args:
+      layer: a layer with a `promote_dtype`; its arrays stand first if alone, else
+        after the inputs.
+      base: class of the copy.
+      marked: called with the name of an array and the array.
+      *leaves: the names.
+      **attributes: what else the copy has instead.
+    """
+
+    def promote(arrays, **options):
+        found = [*arrays]
+        first = min(1, len(found) - 1)
+        for place, leaf in enumerate(leaves, first):
+            found[place] = marked(leaf, found[place])
+        return layer.promote_dtype(tuple(found), **options)
+
+    return stand_in(layer, base, promote_dtype=promote, **attributes)

@@ -1,0 +1,143 @@
+"""Whether the layers of an NNX call multiply by their stored parameters.
+
+Only a call shows it. It is traced abstractly once for each model and each shape of
+arguments.
+"""
+
+import functools
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+from flax import nnx
+
+from hwtrain import paths
+from hwtrain.plan import Plan
+from hwtrain.transforms import weight_side
+from hwtrain.transforms.nnx.layers import FAMILIES, plain_class
+from hwtrain.transforms.nnx.step import modules_of
+from hwtrain.transforms.provenance import Operands
+
+
+def rewritten_by_call(
+    root: Any, plan: Plan, method: str, args: tuple, kwargs: dict[str, Any]
+) -> dict[str, str]:
+    """Returns the parameters that are not what layers multiply by, and why, by path.
+
+    Args:
+      root: the analog model.
+      plan: its plan.
+      method: name of the method that is called.
+      args: its arguments.
+      kwargs: its keyword arguments.
+    """
+    graphdef, state = nnx.split(root)
+    leaves, treedef = jax.tree.flatten((state, args, kwargs))
+    abstract, static = [], []
+    for leaf in leaves:
+        is_array = hasattr(leaf, "shape") and hasattr(leaf, "dtype")
+        abstract.append(_abstract(leaf) if is_array else None)
+        static.append(None if is_array else leaf)
+    weights = tuple(
+        weight_side.local(plan, weight.path)
+        for weight in plan.weights
+        if weight.kind != "raw"
+    )
+    call = _Call(graphdef, treedef, tuple(abstract), tuple(static), weights, method)
+    try:
+        hash(call)
+    except TypeError:  # an argument that cannot be hashed
+        return _follow(call)
+    return _cached(call)
+
+
+def _abstract(leaf: Any) -> jax.ShapeDtypeStruct:
+    # The dtype that JAX takes it in: not the float64 of NumPy.
+    return jax.ShapeDtypeStruct(np.shape(leaf), jax.typeof(leaf).dtype)
+
+
+class _Call(NamedTuple):
+    """A call, abstractly."""
+
+    graphdef: Any
+    treedef: Any
+    abstract: tuple[jax.ShapeDtypeStruct | None, ...]
+    static: tuple[Any, ...]
+    weights: tuple[str, ...]
+    method: str
+
+
+def _follow(call: _Call) -> dict[str, str]:
+    operands = Operands()
+
+    def run(arrays):
+        leaves = [s if a is None else a for a, s in zip(arrays, call.static)]
+        state, args, kwargs = jax.tree.unflatten(call.treedef, leaves)
+        root = nnx.merge(call.graphdef, state)
+        for path, module in modules_of(root).items():
+            base = plain_class(type(module))
+            own = _own(call.weights, path)
+            module.__class__ = _watching(base, path, own, operands) if own else base
+        return jax.tree.leaves(getattr(root, call.method)(*args, **kwargs))
+
+    try:
+        jaxpr = jax.make_jaxpr(run)(list(call.abstract))
+    except (
+        jax.errors.ConcretizationTypeError,
+        jax.errors.TracerArrayConversionError,
+        jax.errors.TracerIntegerConversionError,
+    ) as error:
+        raise ValueError(
+            f"what the layers of this model multiply by cannot be followed: "
+            f"{call.method} needs the values of its arrays in Python, so that it "
+            "cannot be traced. Choose by jnp.where or jax.lax.cond, and pass what "
+            "decides as a Python number"
+        ) from error
+    numbers = jax.tree.unflatten(call.treedef, range(len(call.abstract)))
+    params = nnx.to_pure_dict(numbers[0])
+    names = {number: path for path, number in paths.leaves(params).items()}
+    stored = [
+        names.get(number, "")
+        for number, leaf in enumerate(call.abstract)
+        if leaf is not None
+    ]
+    shapes = {
+        path: call.abstract[number].shape
+        for number, path in names.items()
+        if path in call.weights
+    }
+    return operands.rewritten(jaxpr, stored, shapes)
+
+
+_cached = functools.lru_cache(maxsize=256)(_follow)
+
+
+def _own(weights: tuple[str, ...], path: str) -> tuple[str, ...]:
+    """Returns the names of the analog arrays of a layer."""
+    return tuple(
+        leaf
+        for layer, _, leaf in (weight.rpartition("/") for weight in weights)
+        if layer == path
+    )
+
+
+def _watching(base: type, path: str, own: tuple[str, ...], operands: Operands) -> type:
+    """Returns the class of a plain layer that marks what it multiplies by."""
+
+    def marked(leaf: str, array: Any) -> Any:
+        full = f"{path}/{leaf}" if path else leaf
+        return operands.marked(full, array) if leaf in own else array
+
+    methods: dict[str, Any] = {}
+    for family in FAMILIES:
+        for name in family.owned(base):
+            methods[name] = _watched(family, base, name, marked)
+    return type(base.__name__, (base,), {"__module__": base.__module__, **methods})
+
+
+def _watched(family: Any, base: type, name: str, marked: Callable[..., Any]):
+    def method(self, *args, **kwargs):
+        return family.watched(self, base, name, marked)(*args, **kwargs)
+
+    return functools.update_wrapper(method, getattr(base, name), updated=())

@@ -1,0 +1,240 @@
+"""Whether layers multiply by their stored parameters, or by what is made of them.
+
+A call of the plain model marks what each layer multiplies by (`Operands.marked`); a
+walk through its jaxpr follows every stored parameter up to these marks, and from there
+to a product. On the way only those operations may stand that leave every number, and
+its place, as it is: casts, entries of a stack, and the borders of calls and loops.
+"""
+
+import dataclasses
+import itertools
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from jax.extend.core import Literal
+
+from hwtrain.transforms.jaxprs import TRANSPARENT, inner_jaxpr, mark, scan_parts
+
+_MARK = "hwtrain operand"
+_SAME = TRANSPARENT | {
+    "device_put",
+    "expand_dims",
+    "mesh_cast",
+    "pvary",
+    "reduce_precision",
+    "reshape",
+    "reshard",
+    "squeeze",
+}
+"""Operations that keep the numbers and their order."""
+
+_MOVES = {"broadcast_in_dim", "dynamic_slice", "rev", "slice", "transpose"}
+"""Operations that keep the numbers: a product may take its operand's through them."""
+
+_PRODUCTS = {
+    "conv_general_dilated",
+    "dot_general",
+    "gather",
+    "ragged_dot",
+    "ragged_dot_general",
+}
+"""What a layer does with its array; a look-up is one."""
+
+_numbers = itertools.count()
+
+
+@dataclasses.dataclass(frozen=True)
+class _Origin:
+    """What a value is made of.
+
+    Attributes:
+      source: the path of a stored parameter, or the number of a mark.
+      by: the operation that changed it first; empty if none did.
+    """
+
+    source: str | int
+    by: str = ""
+
+
+_Origins = frozenset[_Origin]
+
+
+class Operands:
+    """The arrays that the layers of a call multiply by, marked."""
+
+    def __init__(self):
+        self.paths: dict[int, str] = {}
+
+    def marked(self, path: str, array: Any) -> Any:
+        """Returns what a layer multiplies by in the place of a parameter, marked."""
+        number = next(_numbers)
+        self.paths[number] = path
+        return mark(array, f"{_MARK} {number}")
+
+    def rewritten(
+        self, jaxpr: Any, stored: Sequence[str], shapes: Mapping[str, tuple[int, ...]]
+    ) -> dict[str, str]:
+        """Returns which parameters are not what their layers multiply by, and why.
+
+        Args:
+          jaxpr: the closed jaxpr of the call, whose first inputs are the parameters.
+          stored: their paths.
+          shapes: shapes of the stored parameters by path.
+        """
+        paths = set(self.paths.values())
+        walk = _Walk(self.paths, shapes)
+        inputs = [frozenset({_Origin(p)} if p in paths else ()) for p in stored]
+        more = len(jaxpr.jaxpr.invars) - len(inputs)
+        nothing: list[_Origins] = [frozenset()] * len(jaxpr.consts)
+        walk.jaxpr(jaxpr.jaxpr, nothing, [*inputs, *[frozenset()] * more])
+        lost = {p: _LOST for p in sorted(paths - {self.paths[n] for n in walk.used})}
+        return {**lost, **walk.found}
+
+
+_LOST = "what it multiplies by cannot be followed"
+
+
+class _Walk:
+    """Follows parameters through a jaxpr.
+
+    Attributes:
+      found: by path, what stands between a parameter and a product.
+      used: the marks whose arrays reach a product.
+    """
+
+    def __init__(self, paths: Mapping[int, str], shapes: Mapping[str, tuple[int, ...]]):
+        self.paths, self.shapes = paths, shapes
+        self.found: dict[str, str] = {}
+        self.used: set[int] = set()
+
+    def jaxpr(self, jaxpr: Any, consts: list, args: list) -> list[_Origins]:
+        """Returns the origins of a jaxpr's outputs."""
+        known = dict(zip((*jaxpr.constvars, *jaxpr.invars), (*consts, *args)))
+        for equation in jaxpr.eqns:
+            values = [
+                frozenset() if isinstance(atom, Literal) else known[atom]
+                for atom in equation.invars
+            ]
+            known.update(zip(equation.outvars, self.equation(equation, values)))
+        return [
+            frozenset() if isinstance(atom, Literal) else known[atom]
+            for atom in jaxpr.outvars
+        ]
+
+    def equation(self, equation: Any, values: list[_Origins]) -> list[_Origins]:
+        """Returns the origins of the results of one equation."""
+        name, params = equation.primitive.name, equation.params
+        results = len(equation.outvars)
+        if name == "name" and str(params["name"]).startswith(_MARK):
+            return [self.mark(equation, values[0])]
+        if name == "scan":
+            return self.scan(equation, values)
+        if name == "while":
+            return self.loop(params, values)
+        if name == "cond":
+            branches = [self.inside(b, values[1:]) for b in params["branches"]]
+            return [_either(found, name) for found in zip(*branches)]
+        inner = inner_jaxpr(params)
+        if inner is not None and len(inner.invars) == len(values):
+            return self.inside(inner, values)
+        together: _Origins = frozenset().union(*values)
+        if not together:
+            return [together] * results
+        if name in _PRODUCTS:
+            self.product(together)
+            return [frozenset()] * results
+        if name in _SAME and results == len(values):
+            return values
+        if self.moves(equation, values):
+            return [together] * results
+        return [_changed(together, name)] * results
+
+    def inside(self, inner: Any, values: list[_Origins]) -> list[_Origins]:
+        inner = getattr(inner, "jaxpr", inner)
+        return self.jaxpr(inner, [frozenset()] * len(inner.constvars), values)
+
+    def mark(self, equation: Any, origins: _Origins) -> _Origins:
+        """An array that a layer multiplies by: is it the stored one?"""
+        number = int(str(equation.params["name"]).removeprefix(_MARK))
+        if number not in self.paths:  # another walk's, around a model in this one
+            return origins
+        path, shape = self.paths[number], tuple(equation.outvars[0].aval.shape)
+        stored = self.shapes[path]
+        changes = sorted({o.by for o in origins if o.source == path})
+        others = sorted(str(o.source) for o in origins if o.source != path)
+        if not changes:
+            from_others = f"it multiplies by what comes from {', '.join(others)}"
+            self.found.setdefault(path, from_others if others else _LOST)
+        elif changes != [""] or others:
+            by = next((change for change in changes if change), "a sum of several")
+            self.found.setdefault(path, f"{by!r} stands between the two")
+        elif shape != stored[len(stored) - len(shape) :]:
+            self.found.setdefault(path, f"it multiplies by a part of shape {shape}")
+        return frozenset({_Origin(number)})
+
+    def product(self, origins: _Origins) -> None:
+        for origin in origins:
+            if not isinstance(origin.source, int):
+                continue
+            self.used.add(origin.source)
+            if origin.by:
+                path = self.paths[origin.source]
+                self.found.setdefault(path, f"{origin.by!r} stands between the two")
+
+    def moves(self, equation: Any, values: list[_Origins]) -> bool:
+        """Whether an operation takes entries of a stack, or moves what a layer has."""
+        name, params = equation.primitive.name, equation.params
+        marked = all(isinstance(o.source, int) for value in values for o in value)
+        if name == "concatenate":
+            return marked and all(values)
+        if name not in _MOVES:
+            return False
+        if marked:
+            return True
+        old = tuple(equation.invars[0].aval.shape)
+        new = tuple(equation.outvars[0].aval.shape)
+        if name == "transpose":
+            order = [axis for axis in params["permutation"] if old[axis] != 1]
+            return order == sorted(order)
+        if name == "broadcast_in_dim":
+            return math.prod(old) == math.prod(new)
+        if name == "rev" or set(params.get("strides") or (1,)) != {1}:
+            return False
+        cut = [axis for axis in range(len(old)) if old[axis] != new[axis]]
+        return all(new[axis] == 1 for axis in range(max(cut, default=0)))
+
+    def scan(self, equation: Any, values: list[_Origins]) -> list[_Origins]:
+        inner = inner_jaxpr(equation.params)
+        consts, carries = scan_parts(equation, inner)
+        fixed, carry = values[:consts], values[consts : consts + carries]
+        scanned = values[consts + carries :]
+        while True:
+            found = self.inside(inner, [*fixed, *carry, *scanned])
+            grown = [_either(pair, "scan") for pair in zip(carry, found)]
+            if grown == carry:
+                return [*carry, *found[carries:]]
+            carry = grown
+
+    def loop(self, params: Any, values: list[_Origins]) -> list[_Origins]:
+        of_condition, of_body = params["cond_nconsts"], params["body_nconsts"]
+        fixed = values[of_condition : of_condition + of_body]
+        carry = values[of_condition + of_body :]
+        while True:
+            found = self.inside(params["body_jaxpr"], [*fixed, *carry])
+            grown = [_either(pair, "while") for pair in zip(carry, found)]
+            if grown == carry:
+                self.inside(params["cond_jaxpr"], [*values[:of_condition], *carry])
+                return carry
+            carry = grown
+
+
+def _changed(origins: _Origins, by: str) -> _Origins:
+    return frozenset(o if o.by else _Origin(o.source, by) for o in origins)
+
+
+def _either(found: Sequence[_Origins], name: str) -> _Origins:
+    """Returns the origins of a value that is one of several."""
+    if len(set(found)) == 1:
+        return found[0]
+    return _changed(frozenset().union(*found), name)
