@@ -43,6 +43,7 @@ class Layer:
       no_inputs: why it has no inputs that a range could clip; empty if it has.
       rewritten: by the names of its arrays, why what is stored is not what it
         multiplies by; none that it multiplies by as they are.
+      around: the names of its arrays that an input is multiplied by around it too.
     """
 
     path: str = ""
@@ -54,6 +55,7 @@ class Layer:
     opaque: bool = False
     no_inputs: str = ""
     rewritten: tuple[tuple[str, str], ...] = ()
+    around: tuple[str, ...] = ()
 
     def leaf_path(self, leaf: str) -> str:
         """Returns the path of one of its arrays."""

@@ -15,6 +15,7 @@ from hwtrain.transforms.errors import taken_name
 from hwtrain.transforms.layer import Layer, analog_weight
 from hwtrain.transforms.opaque import check_opaque
 from hwtrain.transforms.rules import Assignment, Rule
+from hwtrain.transforms.signal_side import acts_in_product
 
 
 def hardware_of(
@@ -92,6 +93,8 @@ def make_plan(
                 rule=by,
                 ranged=False,
             )
+        if layer and leaf in layer.around:
+            check_around(weight)
         _check_name(weight, assigned.name, users)
         weights.append(weight)
         if weight.kind == "raw":
@@ -118,6 +121,23 @@ def _check_name(weight: AnalogWeight, prefix: str, users: Container[str]) -> Non
         path = weight.leaf(name)
         if path.removeprefix(f"{prefix}/") in users:
             raise taken_name(weight, path)
+
+
+def check_around(weight: AnalogWeight) -> None:
+    """Raises for an array that inputs are multiplied by around its layer.
+
+    Raises:
+      ValueError: unless its hardware does all that it does to the array itself.
+    """
+    if weight.kind != "raw" and acts_in_product(weight):
+        raise ValueError(
+            f"the model multiplies by {weight.path} itself, around its {weight.layer}, "
+            "where none of the ranges, converters and scales would act that its "
+            f"hardware ({weight.rule}) has. Call the layer instead, such as "
+            "embed.attend(x) for x @ embedding.T, give it hardware that has but noise "
+            f"of weights, or keep it digital: Rule({weight.layer_path!r}, None) before "
+            "the others"
+        )
 
 
 def rewritten_weight(path: str, layer: Layer, why: str, rule: str) -> ValueError:

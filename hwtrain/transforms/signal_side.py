@@ -68,11 +68,16 @@ def initial_leaves(weight: AnalogWeight, kernel: jax.Array) -> dict[str, jax.Arr
     return leaves
 
 
-def has_signal_side(weight: AnalogWeight) -> bool:
-    """Whether anything stands around the layer's matrix multiplication, or in it."""
+def acts_in_product(weight: AnalogWeight) -> bool:
+    """Whether hardware does something at a product, and not to the array before."""
     chip = weight.hardware
     around = weight.ranged or chip.converts or chip.scales_outputs
-    return around or chip.modifies_in_layer("train") or observer() is not None
+    return around or chip.modifies_in_layer("train")
+
+
+def has_signal_side(weight: AnalogWeight) -> bool:
+    """Whether anything stands around the layer's matrix multiplication, or in it."""
+    return acts_in_product(weight) or observer() is not None
 
 
 def multiply(call: Multiplication) -> jax.Array:

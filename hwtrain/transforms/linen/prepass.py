@@ -7,7 +7,7 @@ Only a call tells which layers a Linen model has. The pre-pass runs it under
 import dataclasses
 import functools
 import itertools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Container, Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -212,31 +212,38 @@ def _record(call: _Call) -> tuple[list[Layer], set[str]]:
 
     with nn.intercept_methods(interceptor), analog_trace(("plan", next(fresh))):
         jaxpr = jax.make_jaxpr(run)(list(call.abstract))
-    rewritten = operands.rewritten(jaxpr, _inputs(call), dict(call.shapes))
+    stored, inputs = _inputs(call)
+    rewritten = operands.rewritten(jaxpr, stored, dict(call.shapes), inputs)
     layers = [
-        _with_rewritten(layer, rewritten, named.get(path))
+        _followed(layer, rewritten, named.get(path), operands.around)
         for path, layer in found.items()
         if not any(f"{path}/".startswith(inner) for inner in opaque)
     ]
     return layers, users
 
 
-def _inputs(call: _Call) -> list[str]:
-    """Returns the inputs of a call's program: paths of parameters, or empty."""
+def _inputs(call: _Call) -> tuple[list[str], list[bool]]:
+    """Returns what the inputs of a call's program are.
+
+    Returns:
+      Paths of parameters, or empty; and which are arguments.
+    """
     numbers = jax.tree.unflatten(call.treedef, range(len(call.abstract)))
     params = paths.leaves(numbers[0].get("params", {}))
     names = {number: path for path, number in params.items()}
-    return [
-        names.get(number, "")
-        for number, leaf in enumerate(call.abstract)
-        if leaf is not None
-    ]
+    arguments = set(jax.tree.leaves(numbers[2:]))
+    arrays = [number for number, leaf in enumerate(call.abstract) if leaf is not None]
+    stored = [names.get(number, "") for number in arrays]
+    return stored, [number in arguments for number in arrays]
 
 
-def _with_rewritten(layer: Layer, found: Mapping[str, str], named: str | None) -> Layer:
-    """Returns a layer that knows which of its arrays it does not multiply by."""
+def _followed(
+    layer: Layer, found: Mapping[str, str], named: str | None, around: Container[str]
+) -> Layer:
+    """Returns a layer that knows which of its arrays it multiplies by, and alone."""
     paths_of = {array.leaf: layer.leaf_path(array.leaf) for array in layer.weights}
     rewritten = {
         leaf: named or found[path] for leaf, path in paths_of.items() if path in found
     }
-    return dataclasses.replace(layer, rewritten=tuple(rewritten.items()))
+    others = tuple(leaf for leaf, path in paths_of.items() if path in around)
+    return dataclasses.replace(layer, rewritten=tuple(rewritten.items()), around=others)

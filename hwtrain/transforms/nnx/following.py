@@ -20,10 +20,13 @@ from hwtrain.transforms.nnx.step import modules_of
 from hwtrain.transforms.provenance import Operands
 
 
-def rewritten_by_call(
+def followed(
     root: Any, plan: Plan, method: str, args: tuple, kwargs: dict[str, Any]
-) -> dict[str, str]:
-    """Returns the parameters that are not what layers multiply by, and why, by path.
+) -> tuple[dict[str, str], set[str]]:
+    """Returns what a call does with the parameters of layers, by path.
+
+    Which are not what their layers multiply by, and why; and which inputs are
+    multiplied by around their layers.
 
     Args:
       root: the analog model.
@@ -68,7 +71,7 @@ class _Call(NamedTuple):
     method: str
 
 
-def _follow(call: _Call) -> dict[str, str]:
+def _follow(call: _Call) -> tuple[dict[str, str], set[str]]:
     operands = Operands()
 
     def run(arrays):
@@ -107,7 +110,14 @@ def _follow(call: _Call) -> dict[str, str]:
         for number, path in names.items()
         if path in call.weights
     }
-    return operands.rewritten(jaxpr, stored, shapes)
+    arguments = set(jax.tree.leaves(numbers[1:]))
+    inputs = [
+        number in arguments
+        for number, leaf in enumerate(call.abstract)
+        if leaf is not None
+    ]
+    rewritten = operands.rewritten(jaxpr, stored, shapes, inputs)
+    return rewritten, operands.around
 
 
 _cached = functools.lru_cache(maxsize=256)(_follow)

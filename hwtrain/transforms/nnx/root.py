@@ -19,7 +19,7 @@ from hwtrain.plan import AnalogWeight, Plan
 from hwtrain.transforms import weight_side
 from hwtrain.transforms.errors import missing_stream, taken_name
 from hwtrain.transforms.layer import Layer
-from hwtrain.transforms.nnx.following import rewritten_by_call
+from hwtrain.transforms.nnx.following import followed
 from hwtrain.transforms.nnx.guard import make_guarded
 from hwtrain.transforms.nnx.layers import (
     CHIP_LEAF_TYPES,
@@ -37,7 +37,7 @@ from hwtrain.transforms.nnx.layers import (
     view_setter,
 )
 from hwtrain.transforms.nnx.step import modules_of, noisy_call
-from hwtrain.transforms.planning import make_plan, real, rewritten_weight
+from hwtrain.transforms.planning import check_around, make_plan, real, rewritten_weight
 from hwtrain.transforms.rules import Assignment
 from hwtrain.transforms.signal_side import initial_leaves
 
@@ -246,12 +246,14 @@ def _check_followed(
     root: Any, plan: Plan, method: str, args: tuple, kwargs: dict
 ) -> None:
     """Raises if a layer of a call multiplies by other weights than its stored."""
-    found = rewritten_by_call(root, plan, method, args, kwargs)
+    found, around = followed(root, plan, method, args, kwargs)
     for weight in plan.weights:
         path = weight_side.local(plan, weight.path)
         if path in found:
             layer = Layer(path=path.rpartition("/")[0])
             raise rewritten_weight(path, layer, found[path], weight.rule)
+        if path in around:
+            check_around(weight)
 
 
 def _check_modes(root: Any, plan: Plan) -> None:
