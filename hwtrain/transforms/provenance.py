@@ -15,6 +15,7 @@ from typing import Any
 from jax.extend.core import Literal
 
 from hwtrain.transforms.jaxprs import TRANSPARENT, inner_jaxpr, mark, scan_parts
+from hwtrain.transforms.stack_axis import NAME, stack_axis_first
 
 _MARK = "hwtrain operand"
 _SAME = TRANSPARENT | {
@@ -26,6 +27,7 @@ _SAME = TRANSPARENT | {
     "reshape",
     "reshard",
     "squeeze",
+    NAME,
 }
 """Operations that keep the numbers and their order."""
 
@@ -79,7 +81,7 @@ class Operands:
         """Returns what a layer multiplies by in the place of a parameter, marked."""
         number = next(_numbers)
         self.paths[number] = path
-        return mark(array, f"{_MARK} {number}")
+        return mark(stack_axis_first(array), f"{_MARK} {number}")
 
     def rewritten(
         self,
@@ -188,7 +190,10 @@ class _Walk:
             self.found.setdefault(path, from_others if others else _LOST)
         elif changes != [""] or others:
             by = next((change for change in changes if change), "a sum of several")
-            self.found.setdefault(path, f"{by!r} stands between the two")
+            why = f"{by!r} stands between the two"
+            if by == "transpose":
+                why += ", as where layers are stacked on another axis than 0"
+            self.found.setdefault(path, why)
         elif shape != stored[len(stored) - len(shape) :]:
             self.found.setdefault(path, f"it multiplies by a part of shape {shape}")
         return frozenset({_Origin(number)})
