@@ -13,7 +13,6 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.core import Tracer
 from rich.table import Table
 
 from hwtrain import paths
@@ -264,26 +263,6 @@ class AnalogWeight:
         return frozenset(names)
 
     @property
-    def largest_stored(self) -> float | None:
-        """The largest weight, in units of a stored scale, that training can lead to.
-
-        `None` where nothing bounds it, or the scale is derived.
-        """
-        omega, chip = self._mapping.weight_scaling_omega, self.hardware
-        if not self.stores_scale or omega == 0:
-            return None
-        bounds = [omega]
-        if chip.clip is not None and chip.clip.active:
-            if chip.clip.fixed_value is None:
-                return None
-            bounds.append(chip.clip.fixed_value)
-        if chip.remap is not None and chip.remap.active:
-            if chip.remap.max_scale_range:
-                return None
-            bounds.append(chip.remap.remapped_wmax)
-        return max(bounds)
-
-    @property
     def output_scale_shape(self) -> tuple[int, ...]:
         """Shape of the learned output scale, `[*stack, row tiles, columns or 1]`."""
         each = self._mapping.out_scaling_columnwise
@@ -416,11 +395,6 @@ class AnalogWeight:
             scale = self.of_columns(scale)
             return jnp.broadcast_to(scale, (*scale.shape[:-1], matrix.shape[-1]))
         return scale
-
-
-def _concrete(leaf: Any) -> bool:
-    """Whether a leaf is an array with values."""
-    return isinstance(leaf, jax.Array | np.ndarray) and not isinstance(leaf, Tracer)
 
 
 def _row(weight: AnalogWeight) -> dict[str, str]:
@@ -603,42 +577,6 @@ class Plan(Mapping[str, AnalogWeight]):
                         "and write params = hwtrain.adopt(analog, params, *example)"
                     )
             self._check_no_other(weight, present, of_chip)
-
-    def check_scales(self, params: Any) -> None:
-        """Raises for a mapping scale that its weights have never had.
-
-        A stored scale starts with the weights' largest value at omega, and clip and
-        remapping keep them in range. Weights far beyond it were put there later.
-
-        Args:
-          params: `params`, with or without the prefix; what is traced has no values to
-            look at, and passes.
-
-        Raises:
-          ValueError: naming the first such leaf, and the way out.
-        """
-        present = paths.leaves(params)
-        for weight in self.weights:
-            largest = weight.largest_stored
-            path = weight.leaf("mapping_scale")
-            kernel, scale = (
-                present.get(name, present.get(self._local(name)))
-                for name in (weight.path, path)
-            )
-            if largest is None or not (_concrete(kernel) and _concrete(scale)):
-                continue
-            matrix = weight.to_matrix(jnp.asarray(kernel, jnp.float32))
-            w_max = tiling.absolute_maximum(matrix, weight.row_sizes, per_column=True)
-            found = float(jnp.max(w_max / weight.of_columns(jnp.asarray(scale))))
-            # A narrow dtype rounds weights beyond their bound.
-            if found > 1.02 * largest:
-                raise ValueError(
-                    f"{path} belongs to other weights than {weight.path}: in its unit "
-                    f"the largest is {found:.3g}, where {largest:g} is the most that "
-                    "clip and mapping leave. Weights that were loaded after analogize "
-                    "need a scale of their own: params = hwtrain.adopt(analog, "
-                    "hwtrain.strip(params, plan), *example)"
-                )
 
     def _check_no_other(
         self, weight: AnalogWeight, present: Mapping[str, Any], of_chip: bool

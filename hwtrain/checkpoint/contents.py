@@ -36,6 +36,7 @@ from hwtrain.checkpoint.values import check_numbers, check_values
 from hwtrain.checkpoint.variables import Leaf, flatten
 from hwtrain.clip_bounds import clipped
 from hwtrain.plan import AnalogWeight, Plan
+from hwtrain.stale_leaves import check_fit
 from hwtrain.version import __version__
 
 _LIBRARIES = ("jax", "jaxlib", "numpy", "safetensors")
@@ -116,7 +117,7 @@ class Contents:
         }
         try:
             plan.check_leaves(shapes)
-            plan.check_scales({path: leaf.value for path, leaf in params.items()})
+            check_fit(plan, {path: leaf.value for path, leaf in params.items()})
         except ValueError as error:
             raise HardwareCheckpointError(str(error)) from error
 

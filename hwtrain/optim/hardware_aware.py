@@ -18,6 +18,7 @@ from hwtrain.optim.leaves import added, check, ranged, require
 from hwtrain.optim.own_parameters import check_own_parameters
 from hwtrain.optim.remap import remap_weights
 from hwtrain.plan import AnalogWeight, Plan
+from hwtrain.stale_leaves import check_fit
 
 
 class HardwareAwareState(NamedTuple):
@@ -143,7 +144,7 @@ def hardware_aware(
     def init(params: optax.Params) -> HardwareAwareState:
         seen = without_masked(plan, params)
         check(seen, params)
-        seen.check_scales(params)
+        check_fit(seen, params)
         base_state = base.init(users(params))
         check_own_parameters(seen.trained, base_state)
         for kind in (optax.MultiStepsState, optax.ApplyIfFiniteState):

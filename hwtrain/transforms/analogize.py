@@ -111,25 +111,27 @@ def plan(
       analog: what `analogize` returned.
       variables: Linen: the variables, or `params` alone, with or without the leaves
         that `analogize` adds.
-      *example: Linen: arguments of a call; only shapes and dtypes matter.
+      *example: arguments of a call; only shapes and dtypes matter. NNX needs none, and
+        with them shows at once, as its first call does, what its layers multiply by.
       rngs: Linen: rngs of the call, if the model needs other streams.
-      **kwargs: Linen: keyword arguments of the call; `method=` names another method
-        than `__call__`.
+      **kwargs: keyword arguments of the call; `method=` names another method than
+        `__call__`.
 
     Raises:
       ValueError: if the model is not analog, for a Linen model without variables or
-        example, or for a rule that wins nowhere.
+        example, for a rule that wins nowhere, or for a layer that multiplies by other
+        weights than it stores.
     """
+    method = kwargs.pop("method", "__call__")
+    method = getattr(method, "__name__", method)
     if isinstance(analog, nnx.Module):
-        return nnx_root.plan_of(analog)
+        return nnx_root.plan_of(analog, example, kwargs, method)
     linen_root.assigned(analog)
     if variables is None or not (example or kwargs):
         raise ValueError(
             "the layers of a Linen model are known only by a call: write "
             "plan(analog, variables, *example)"
         )
-    method = kwargs.pop("method", "__call__")
-    method = getattr(method, "__name__", method)
     return linen_root.plan_of(analog, variables, example, kwargs, method, rngs or {})
 
 

@@ -13,6 +13,7 @@ from rich.table import Table
 
 from hwtrain import paths
 from hwtrain.plan import Plan
+from hwtrain.stale_leaves import check_fit
 from hwtrain.tables import as_text, table, tables_of
 from hwtrain.training_noise import quiet_training
 from hwtrain.transforms.analogize import plan as plan_of
@@ -98,7 +99,7 @@ def inspect_plan(found: Plan, params: Any) -> Inspection:
     values = paths.leaves(meta.unbox(params))
     paths.require_finite(meta.unbox(params))
     found.check_leaves(meta.unbox(params))
-    found.check_scales(meta.unbox(params))
+    check_fit(found, meta.unbox(params))
     return Inspection(
         rows=tuple(columns(weight, found, values) for weight in found.weights),
         digital=tuple((entry.path, entry.reason) for entry in found.digital),

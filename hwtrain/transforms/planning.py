@@ -56,6 +56,7 @@ def make_plan(
     decide = functools.partial(_decide, assigned)
     winners: set[Rule | None] = {*check_opaque(layers, shapes, decide)}
     by_path = {layer.path: layer for layer in layers}
+    winners |= _check_stored(assigned, layers, shapes)
     weights, digital = [], []
     beside_raw: set[str] = set()
     # Last what may be a chip's leaf beside a parameter that a rule names.
@@ -210,6 +211,33 @@ def _reason(rule: Rule | None, layer: Layer | None, leaf: str, analog: bool) -> 
     if layer.kind:
         return f"the {leaf} of a {layer.name} is added digitally"
     return f"{layer.name}: {layer.why}"
+
+
+def _check_stored(
+    assigned: Assignment, layers: list[Layer], shapes: dict[str, tuple[int, ...]]
+) -> set[Rule | None]:
+    """Raises for a layer on hardware whose array is no parameter under its name.
+
+    Returns:
+      The rules that keep such a layer digital.
+    """
+    digital = set()
+    for layer, leaf in [(x, array.leaf) for x in layers for array in x.weights]:
+        path = layer.leaf_path(leaf)
+        rule, hardware = _decide(assigned, path, layer)
+        raw = rule is not None and rule.params is not None
+        if path in shapes:
+            continue
+        if raw or hardware in (None, Hardware()):
+            digital.add(rule)
+            continue
+        raise ValueError(
+            f"{path} is no parameter, but what the {layer.name} multiplies by and "
+            f"{rule or 'the hardware of the model'} puts on a crossbar. Store it as a "
+            "parameter of this name (NNX: an nnx.Param, no property), or keep the "
+            f"layer digital: Rule({layer.path!r}, None) before the others"
+        )
+    return digital
 
 
 def _check_raw(rule: Rule | None, path: str, hardware: Hardware) -> None:

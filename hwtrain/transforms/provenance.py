@@ -98,8 +98,9 @@ class Operands:
           shapes: shapes of the stored parameters by path.
           inputs: which of its inputs are arguments of the call.
         """
-        paths = set(self.paths.values())
-        walk = _Walk(self.paths, shapes)
+        known = {n: path for n, path in self.paths.items() if path in shapes}
+        paths = set(known.values())
+        walk = _Walk(known, shapes)
         args: list[_Origins] = [
             frozenset({_INPUT} if given else {_Origin(p)} if p in paths else ())
             for p, given in zip(stored, inputs, strict=True)
@@ -178,7 +179,7 @@ class _Walk:
     def mark(self, equation: Any, origins: _Origins) -> _Origins:
         """An array that a layer multiplies by: is it the stored one?"""
         number = int(str(equation.params["name"]).removeprefix(_MARK))
-        if number not in self.paths:  # another walk's, around a model in this one
+        if number not in self.paths:  # of a walk around, or of no parameter
             return origins
         path, shape = self.paths[number], tuple(equation.outvars[0].aval.shape)
         origins -= {_INPUT}

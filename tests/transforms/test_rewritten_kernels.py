@@ -258,6 +258,57 @@ def rows(x, w, *args, **kwargs):
     return jax.lax.dot_general(x, w, *args, **kwargs)
 
 
+@jax.custom_vjp
+def unseen(w):
+    return w
+
+
+unseen.defvjp(lambda w: (w, None), lambda _, cotangent: (cotangent,))
+
+
+def rows_on_a_mesh(x, w, numbers, **kwargs):
+    mesh = jax.sharding.Mesh(np.array(jax.devices()[:1]), ("data",))
+    spec = jax.sharding.PartitionSpec()
+    product = jax.shard_map(
+        lambda x, w: jax.lax.dot_general(x, w, numbers, **kwargs),
+        mesh=mesh,
+        in_specs=(spec, spec),
+        out_specs=spec,
+    )
+    return product(x, w)
+
+
+class Chosen(nn.Module):
+    @nn.compact
+    def __call__(self, x):
+        layer = nn.Dense(4, name="layer")
+        if self.is_initializing():
+            return layer(x)
+        return nn.cond(
+            x[0, 0] > 0,
+            lambda module, layer, x: layer(x),
+            lambda module, layer, x: layer(2 * x),
+            self,
+            layer,
+            x,
+        )
+
+
+class Repeated(nn.Module):
+    @nn.compact
+    def __call__(self, x):
+        layer = nn.Dense(6, name="layer")
+        if self.is_initializing():
+            return layer(x)
+        _, x = nn.while_loop(
+            lambda layer, carry: carry[0] < 3,
+            lambda layer, carry: (carry[0] + 1, layer(carry[1])),
+            layer,
+            (0, x),
+        )
+        return x
+
+
 class Mapped(nn.Module):
     @nn.compact
     def __call__(self, x):
@@ -292,6 +343,10 @@ TRANSPARENT = {
     "jit": lambda: nn.jit(nn.Dense)(4),
     "remat": lambda: nn.remat(nn.Dense)(4),
     "a product of one's own": lambda: nn.Dense(4, dot_general=rows),
+    "a backward rule": lambda: around(lambda: nn.Dense(4), unseen),
+    "a product on a mesh": lambda: nn.Dense(4, dot_general=rows_on_a_mesh),
+    "a choice": Chosen,
+    "a while loop": Repeated,
     "vmap": Mapped,
     "scan": Stack,
     "remat in a scan": lambda: nn.remat(Stack)(),
@@ -390,6 +445,46 @@ class Remat(nnx.Module):
         return self.layer(x)
 
 
+class Lifted(nnx.Module):
+    def __init__(self, way, rngs):
+        self.way = way
+
+        def make(rngs):
+            return nnx.Linear(6, 6, rngs=rngs)
+
+        stack = nnx.split_rngs(splits=3)(nnx.vmap(make))
+        self.layer = stack(rngs) if way in ("scan", "vmap") else make(rngs)
+
+    def __call__(self, x):
+        def call(layer, x):
+            return layer(x)
+
+        if self.way == "scan":
+            return nnx.scan(call, in_axes=(0, nnx.Carry), out_axes=nnx.Carry)(
+                self.layer, x
+            )
+        if self.way == "vmap":
+            return nnx.vmap(call, in_axes=(0, None))(self.layer, x)
+        if self.way == "jit":
+            return nnx.jit(call)(self.layer, x)
+        if self.way == "choice":
+            return nnx.cond(
+                x[0, 0] > 0, call, lambda layer, x: layer(2 * x), self.layer, x
+            )
+        _, x = nnx.fori_loop(
+            0, 3, lambda _, carry: (carry[0], carry[0](carry[1])), (self.layer, x)
+        )
+        return x
+
+
+@pytest.mark.parametrize("way", ["scan", "vmap", "jit", "choice", "loop"])
+def test_what_changes_no_weight_of_nnx_is_analog_as_ever(way):
+    plain = Lifted(way, nnx.Rngs(0))
+    model = nnx_model(lambda rngs: plain, "eval")
+    assert list(hwtrain.plan(model, None, X)) == ["layer/kernel"]
+    np.testing.assert_allclose(model(X), plain(X), atol=1e-6)
+
+
 MODES = {
     "train": hwtrain.train_mode,
     "chip": hwtrain.chip_mode,
@@ -408,6 +503,8 @@ def nnx_model(make, mode="train"):
 def test_an_nnx_layer_that_multiplies_by_other_weights_is_refused(way, mode):
     model = nnx_model(NNX_REWRITING[way], mode)
     with pytest.raises(ValueError, match="kernel is not what its layer multiplies by"):
+        hwtrain.plan(model, None, X)
+    with pytest.raises(ValueError, match="kernel is not what its layer multiplies by"):
         model(X)
     with pytest.raises(ValueError, match="kernel is not what its layer multiplies by"):
         nnx.jit(lambda model, x: model(x))(model, X)
@@ -424,6 +521,51 @@ def test_arrays_of_every_nnx_layer_are_followed(layer):
     np.testing.assert_allclose(same(x), same.layer(x), atol=1e-6)
     with pytest.raises(ValueError, match="'mul' stands between the two"):
         of(CHANGES["scaled"])(x)
+
+
+class Property(nnx.Linear):
+    @property
+    def kernel(self):
+        return nnx.Param(standardised(self.stored[...]))
+
+    @kernel.setter
+    def kernel(self, value):
+        self.stored = value
+
+
+def no_parameter(rngs):
+    layer = nnx.Linear(6, 4, rngs=rngs)
+    layer.kernel = nnx.Variable(layer.kernel[...])
+    return layer
+
+
+@pytest.mark.parametrize(
+    "make", [lambda rngs: Property(6, 4, rngs=rngs), no_parameter], ids=["own", "other"]
+)
+def test_an_nnx_kernel_that_is_no_parameter_is_refused(make):
+    def model(rngs):
+        return nnx.Sequential(make(rngs), nnx.Linear(4, 3, rngs=rngs))
+
+    with pytest.raises(ValueError, match="layers/0/kernel is no parameter"):
+        nnx_model(model)
+    rngs = nnx.Rngs(0, mismatch=1)
+    rules = [hwtrain.Rule("layers/0", None), hwtrain.Rule(".*", HARDWARE)]
+    analog = hwtrain.analogize(model(rngs), rules, rngs=rngs)
+    assert list(hwtrain.plan(analog)) == ["layers/1/kernel"]
+
+
+class Renamed(nn.Dense):
+    def param(self, name, *args, **kwargs):
+        name = "stored" if name == "kernel" else name
+        return super().param(name, *args, **kwargs)
+
+
+def test_a_kernel_that_is_no_parameter_is_refused():
+    model = nn.Sequential((Renamed(4), nn.Dense(3)))
+    with pytest.raises(ValueError, match="layers_0/kernel is no parameter"):
+        linen_plan(model, X)
+    rules = [hwtrain.Rule("layers_0", None), hwtrain.Rule(".*", HARDWARE)]
+    assert list(linen_plan(model, X, hardware=rules)) == ["layers_1/kernel"]
 
 
 def test_a_model_that_cannot_be_traced_is_refused():

@@ -125,13 +125,28 @@ def _array(layer: Any, weight: AnalogWeight) -> jax.Array:
     return getattr(layer, weight.path.rpartition("/")[2])[...]
 
 
-def plan_of(model: Any) -> Plan:
-    """Returns the plan of an analog model, read off its objects."""
+def plan_of(
+    model: Any,
+    args: tuple = (),
+    kwargs: dict[str, Any] | None = None,
+    method: str = "__call__",
+) -> Plan:
+    """Returns the plan of an analog model, read off its objects.
+
+    Args:
+      model: the analog model.
+      args: arguments of a call, in which the weights are followed; `()` for none.
+      kwargs: its keyword arguments.
+      method: name of the method that is called.
+    """
     if not hasattr(model, "analog_assigned"):
         raise ValueError(
             f"{type(model).__name__} is not analog; write analogize(model, hardware)"
         )
-    return _make(model, model.analog_assigned, check=False)
+    plan = _make(model, model.analog_assigned, check=False)
+    if args or kwargs:
+        _check_followed(model, plan, method, args, kwargs or {})
+    return plan
 
 
 def _make(model: nnx.Module, assigned: Assignment, check: bool) -> Plan:
@@ -209,7 +224,7 @@ def analog_root_class(base: type) -> type:
         "__reduce_ex__": reduce_by_base,
         "deterministic": mode_property(base),
         # For parts of the package that may not import this one.
-        "analog_plan": property(plan_of),
+        "analog_plan": property(lambda self: plan_of(self)),
         "set_view": view_setter(base),
         "_hwtrain_base": base,
         "_hwtrain_rebuild": analog_root_class,
