@@ -37,6 +37,11 @@ def belonging(root: nn.Module) -> Iterator[Callable[[nn.Module], bool]]:
             scope.flags = flags
 
 
+def before_the_call(module: nn.Module) -> bool:
+    """Says of a module whose `setup` runs before its root's method that it is ours."""
+    return True
+
+
 def _flagged(root: nn.Module, flag: str) -> list[tuple[Any, Any]]:
     """Puts a flag on the scopes of a module and of what it holds already.
 

@@ -19,7 +19,7 @@ from jax.tree_util import SequenceKey
 from hwtrain import paths
 from hwtrain.plan import Plan
 from hwtrain.transforms.layer import Layer
-from hwtrain.transforms.linen.belonging import belonging
+from hwtrain.transforms.linen.belonging import before_the_call, belonging
 from hwtrain.transforms.linen.layers import (
     describe,
     names_of,
@@ -145,11 +145,6 @@ def _boxed(node: Any) -> bool:
 _cached_plan = functools.lru_cache(maxsize=256)(_plan)
 
 
-def _before_the_call(module: nn.Module) -> bool:
-    """Says of a module whose `setup` runs before its root's method that it is ours."""
-    return True
-
-
 def _record(call: _Call) -> tuple[list[Layer], set[str]]:
     """Runs the unwrapped model abstractly.
 
@@ -191,7 +186,7 @@ def _record(call: _Call) -> tuple[list[Layer], set[str]]:
         with belonging(module) as ours:
             return getattr(base, call.method)(module, *args, **kwargs)
 
-    ours: Callable[[nn.Module], bool] = _before_the_call
+    ours: Callable[[nn.Module], bool] = before_the_call
     plain = call.module.clone()
     base = plain_class(type(call.module))
     object.__setattr__(plain, "__class__", base)
