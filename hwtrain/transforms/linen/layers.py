@@ -1,6 +1,7 @@
 """Linen layers: which can be analog, and their analog call; one file per family."""
 
 import dataclasses
+import inspect
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -37,19 +38,22 @@ DIGITAL = (
 
 
 def describe(
-    module: Any, path: str, method: str, args: tuple[Any, ...], kwargs: dict[str, Any]
+    context: nn.module.InterceptorContext,
+    path: str,
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
 ) -> Layer:
     """Returns what the plan must know of a module.
 
     Args:
-      module: a module, during its call.
+      context: a call of one of its methods.
       path: its path relative to the root.
-      method: name of the method that is called.
       args: arguments of the call.
       kwargs: keyword arguments of the call.
     """
-    cls = plain_class(type(module))
-    found = (f.describe(module, cls, method, args, kwargs) for f in FAMILIES)
+    module, method = context.module, context.method_name
+    cls, running = plain_class(type(module)), running_class(context)
+    found = (f.describe(module, running, method, args, kwargs) for f in FAMILIES)
     known = (Layer(why=why) for classes, why in DIGITAL if issubclass(cls, classes))
     layer = next(
         (layer for layer in (bridge(module, cls), *found, *known) if layer is not None),
@@ -61,8 +65,7 @@ def describe(
 def watched_call(
     operands: Operands,
     layer: Layer,
-    module: Any,
-    method: str,
+    context: nn.module.InterceptorContext,
     next_function: Callable[..., Any],
     args: tuple[Any, ...],
     kwargs: dict[str, Any],
@@ -72,8 +75,7 @@ def watched_call(
     Args:
       operands: marks arrays.
       layer: what `describe` returned.
-      module: the module, bound.
-      method: name of the method.
+      context: the call.
       next_function: the module's own method.
       args: arguments of the call.
       kwargs: keyword arguments of the call.
@@ -82,7 +84,8 @@ def watched_call(
     def marked(leaf: str, array: Any) -> Any:
         return operands.marked(layer.leaf_path(leaf), array)
 
-    cls = plain_class(type(module))
+    module, method = context.module, context.method_name
+    cls = running_class(context)
     for family in FAMILIES:
         if layer.kind and family.describe(module, cls, method, args, kwargs):
             return family.watched(module, marked, next_function, args, kwargs)
@@ -92,6 +95,21 @@ def watched_call(
 def plain_class(cls: type) -> type:
     """Returns the user's class of a class that `analogize` made, or the class."""
     return getattr(cls, "_hwtrain_base", cls)
+
+
+def running_class(context: nn.module.InterceptorContext) -> type:
+    """Returns the class whose method runs: a method may call that of its super class.
+
+    Args:
+      context: the call, as Flax gives it to an interceptor.
+    """
+    cls: Any = plain_class(type(context.module))
+    function = inspect.unwrap(getattr(context.orig_method, "func", context.orig_method))
+    for base in cls.__mro__[: cls.__mro__.index(nn.Module)]:
+        method = getattr(base, context.method_name, None)
+        if method is not None and inspect.unwrap(method) is function:
+            return base
+    return cls
 
 
 def names_of(scope: Any, path: str) -> list[str]:
@@ -152,7 +170,7 @@ def analog_call(
       kwargs: keyword arguments of the call.
     """
     module: Any = context.module
-    cls = plain_class(type(module))
+    cls = running_class(context)
     for family in FAMILIES:
         weights = {}
         for name in family.owned(cls, context.method_name):

@@ -164,7 +164,7 @@ def _record(call: _Call) -> tuple[list[Layer], set[str]]:
         path = "/".join(context.module.path)
         if path and hasattr(type(context.module), "_hwtrain_base"):
             opaque.append(f"{path}/")  # an analog model inside this one
-        layer = describe(context.module, path, context.method_name, args, kwargs)
+        layer = describe(context, path, args, kwargs)
         if layer.kind or path not in found:  # a module may share its layer's scope
             found[path] = layer
         if around:
@@ -173,10 +173,7 @@ def _record(call: _Call) -> tuple[list[Layer], set[str]]:
         around.extend(inside)
         scope = context.module.scope  # Flax rewinds that of a module after its call
         try:
-            method = context.method_name
-            return watched_call(
-                operands, layer, context.module, method, next_function, args, kwargs
-            )
+            return watched_call(operands, layer, context, next_function, args, kwargs)
         finally:
             users.update(names_of(scope, path))
             del around[len(around) - len(inside) :]

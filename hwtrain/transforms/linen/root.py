@@ -162,7 +162,7 @@ def _initialize(root: Any, ours, original, name: str, args: tuple, kwargs: dict)
         result = next_function(*args, **kwargs)
         path = _relative(root, module)
         users.update(names_of(scope, path))
-        layer = describe(module, path, context.method_name, args, kwargs)
+        layer = describe(context, path, args, kwargs)
         if layer.kind or path not in layers:  # a module may share its layer's scope
             layers[path] = layer
         for array in layer.weights:

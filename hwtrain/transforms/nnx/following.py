@@ -15,7 +15,7 @@ from flax import nnx
 from hwtrain import paths
 from hwtrain.plan import Plan
 from hwtrain.transforms import weight_side
-from hwtrain.transforms.nnx.layers import FAMILIES, plain_class
+from hwtrain.transforms.nnx.layers import FAMILIES, multiplying_class, plain_class
 from hwtrain.transforms.nnx.step import modules_of
 from hwtrain.transforms.provenance import Operands
 
@@ -140,10 +140,13 @@ def _watching(base: type, path: str, own: tuple[str, ...], operands: Operands) -
         return operands.marked(full, array) if leaf in own else array
 
     methods: dict[str, Any] = {}
+    inner = multiplying_class(base)
     for family in FAMILIES:
-        for name in family.owned(base):
-            methods[name] = _watched(family, base, name, marked)
-    return type(base.__name__, (base,), {"__module__": base.__module__, **methods})
+        for name in family.owned(inner):
+            methods[name] = _watched(family, inner, name, marked)
+    watching = type(base.__name__, (inner,), {"__module__": base.__module__, **methods})
+    # A method that calls that of `super()` finds the watched one next.
+    return watching if inner is base else type(base.__name__, (base, watching), {})
 
 
 def _watched(family: Any, base: type, name: str, marked: Callable[..., Any]):

@@ -28,6 +28,7 @@ from hwtrain.transforms.nnx.layers import (
     PASSING,
     REWRITERS,
     analog_methods,
+    bases_of,
     describe,
     make_analog,
     mode_property,
@@ -37,7 +38,13 @@ from hwtrain.transforms.nnx.layers import (
     view_setter,
 )
 from hwtrain.transforms.nnx.step import modules_of, noisy_call
-from hwtrain.transforms.planning import check_around, make_plan, real, rewritten_weight
+from hwtrain.transforms.planning import (
+    check_around,
+    hardware_of,
+    make_plan,
+    real,
+    rewritten_weight,
+)
 from hwtrain.transforms.rules import Assignment
 from hwtrain.transforms.signal_side import initial_leaves
 
@@ -166,6 +173,7 @@ def _make(model: nnx.Module, assigned: Assignment, check: bool) -> Plan:
         if ours(path)
     }
     users = {path for path in shapes if named_as_leaf(path)}
+    _check_kernels_of_their_own(assigned, layers, modules)
     plan = make_plan(assigned, layers, shapes, users, check=check)
     real(plan, nnx.state(model, nnx.Param))
     state = nnx.state(model, nnx.Not(nnx.Any(nnx.Param, *PASSING)))
@@ -178,7 +186,6 @@ def _make(model: nnx.Module, assigned: Assignment, check: bool) -> Plan:
     here = [path for path in paths.leaves(state) if path not in chips and ours(path)]
     at = f"{plan.prefix}/" if plan.prefix else ""
     plan = dataclasses.replace(plan, state=tuple(f"{at}{path}" for path in here))
-    _check_kernels_of_their_own(plan, layers, modules)
     return plan
 
 
@@ -193,22 +200,22 @@ def _with_rewriter(layer: Layer, modules: dict[str, Any]) -> Layer:
 
 
 def _check_kernels_of_their_own(
-    plan: Plan, layers: list[Layer], modules: dict[str, Any]
+    assigned: Assignment, layers: list[Layer], modules: dict[str, Any]
 ) -> None:
-    """Raises for an analog kernel that two layers share: one would stay digital."""
-    owners: dict[int, str] = {}
-    for layer, name in [(x, array.leaf) for x in layers for array in x.weights]:
-        variable = getattr(modules[layer.path], name)
-        other = owners.setdefault(id(variable), layer.path)
-        pair = {other, layer.path}
-        if len(pair) > 1 and any(
-            weight_side.local(plan, weight.layer_path) in pair
-            for weight in plan.weights
-        ):
+    """Raises for an analog kernel that has two names: the plan would know one."""
+    names: dict[int, list[str]] = {}
+    for path, module in modules.items():
+        for name, value in vars(module).items():
+            if isinstance(value, nnx.Param):
+                full = f"{path}/{name}" if path else name
+                names.setdefault(id(value), []).append(full)
+    for layer, leaf in [(x, array.leaf) for x in layers for array in x.weights]:
+        found = names.get(id(getattr(modules[layer.path], leaf)), [])
+        if len(found) > 1 and hardware_of(assigned, layer, leaf)[0] is not None:
             raise ValueError(
-                f"the layers {other!r} and {layer.path!r} share one kernel, but lie on "
-                "one crossbar only if they are one layer: share the layer itself, or "
-                "keep both digital with a rule"
+                f"{' and '.join(map(repr, found))} share one kernel, but it lies on "
+                "one crossbar only if one layer alone has it: share the layer itself, "
+                "or keep all that have it digital with a rule"
             )
 
 
@@ -230,7 +237,7 @@ def analog_root_class(base: type) -> type:
         "_hwtrain_rebuild": analog_root_class,
         **methods,
     }
-    return type(base.__name__, (base,), namespace)
+    return type(base.__name__, bases_of(base), namespace)
 
 
 def _through_both_sides(base: type, name: str):
