@@ -17,22 +17,13 @@ from rich.table import Table
 
 from hwtrain import paths
 from hwtrain.hardware import Hardware, MappingParameter
+from hwtrain.leaf_names import OF_A_CHIP, OF_A_STEP, SHARED, STORED
 from hwtrain.physics import tiling
 from hwtrain.physics.convolution import Window, unpack
 from hwtrain.physics.dynapsim import quantity_of
 from hwtrain.physics.input_range import PROBE_SIZE
 from hwtrain.physics.random import draw_name, stable_hash
 from hwtrain.tables import as_text, table, tables_of
-
-OWNERS = ("kernel", "embedding", "lora_a", "lora_b")
-"""Names of arrays in layers that leaves may lie beside."""
-
-SHARED = ("lora_a", "lora_b")
-"""Those of which a layer has several: their leaves bear their names, such as
-`lora_a_input_range`."""
-
-LEAVES = ("input_range", "mapping_scale", "output_scale", "clip_bound")
-"""Leaves that hardware puts beside an array and that change what a layer computes."""
 
 FROZEN = ", frozen=True)"
 """How the text of a rule ends that keeps its arrays as they are."""
@@ -241,6 +232,35 @@ class AnalogWeight:
         if self.hardware.scales_outputs:
             shapes["output_scale"] = (self.output_scale_shape,)
         return shapes
+
+    @property
+    def chip_leaves(self) -> tuple[str, ...]:
+        """The leaves that only a chip's parameters have beside the array, by name."""
+        chip, layer = self.hardware, self.kind != "raw"  # a raw one has no periphery
+        there = (
+            layer and chip.derives_chip_scale,
+            layer and chip.freezes("chip"),
+            chip.rounds_chips,
+        )
+        return tuple(name for name, present in zip(OF_A_CHIP, there) if present)
+
+    @property
+    def beside(self) -> frozenset[str]:
+        """The names of all that its hardware ever puts beside the array.
+
+        In the model's parameters, in those of a chip, or for a step.
+        """
+        names, chip = {*self.leaf_shapes, *self.chip_leaves}, self.hardware
+        if self.kind == "raw":
+            return frozenset(names)
+        modes = ("train", "chip", "eval")
+        if any(map(chip.needs_root, modes)) or chip.noisy(periphery=True):
+            names.update(OF_A_STEP)
+        if any(map(chip.freezes, modes)):
+            names.add("chip_key")
+        if chip.converts:
+            names.add("mapping_scale")
+        return frozenset(names)
 
     @property
     def output_scale_shape(self) -> tuple[int, ...]:
@@ -481,6 +501,22 @@ class Plan(Mapping[str, AnalogWeight]):
         state = tuple(dict.fromkeys((*self.state, *other.state)))
         return Plan(tuple(weights.values()), kept, prefix, state)
 
+    @property
+    def users(self) -> frozenset[str]:
+        """The paths of all that is the model's own, whatever it is called."""
+        digital = (entry.path for entry in self.digital)
+        return frozenset((*digital, *(weight.path for weight in self.weights)))
+
+    def leaves_of_chip(self, params: Any) -> list[str]:
+        """Returns the paths of what only a chip's parameters have.
+
+        Args:
+          params: `params`, with or without the prefix; of arrays or of their shapes.
+        """
+        present = paths.leaves(params)
+        leaves = [w.leaf(name) for w in self.weights for name in w.chip_leaves]
+        return [x for x in leaves if x in present or self._local(x) in present]
+
     def check_weights(self, params: Any) -> None:
         """Raises unless a tree holds every analog weight, in the planned shape.
 
@@ -510,11 +546,12 @@ class Plan(Mapping[str, AnalogWeight]):
                     "make the plan anew: hwtrain.plan(analog, params, *example)"
                 )
 
-    def check_leaves(self, params: Any) -> None:
+    def check_leaves(self, params: Any, *, of_chip: bool = False) -> None:
         """Raises unless each layer has the leaves of its hardware, in their shapes.
 
         Args:
           params: `params`, with or without the prefix; of arrays or of their shapes.
+          of_chip: whether they may be a chip's, with leaves of its own.
 
         Raises:
           ValueError: naming the first leaf that is missing or of another shape.
@@ -536,22 +573,24 @@ class Plan(Mapping[str, AnalogWeight]):
                     raise ValueError(
                         f"{path} has the shape {np.shape(leaf)}, the hardware of "
                         f"{weight.path} asks for {expected}. It seems to come from "
-                        "other hardware; remove it with hwtrain.strip, and write "
-                        "params = hwtrain.adopt(analog, params, *example)"
+                        "other hardware; remove it with hwtrain.strip(params, plan), "
+                        "and write params = hwtrain.adopt(analog, params, *example)"
                     )
-            self._check_no_other(weight, present)
+            self._check_no_other(weight, present, of_chip)
 
-    def _check_no_other(self, weight: AnalogWeight, present: Mapping[str, Any]) -> None:
+    def _check_no_other(
+        self, weight: AnalogWeight, present: Mapping[str, Any], of_chip: bool
+    ) -> None:
         """Raises for a leaf that hardware put beside a weight, and not this one's."""
-        users = {entry.path for entry in self.digital}
-        for name in LEAVES if weight.kind != "raw" else ():
+        known = {*weight.leaf_shapes, *(weight.chip_leaves if of_chip else ())}
+        for name in STORED if weight.kind != "raw" else ():
             path = weight.leaf(name)
             there = path in present or self._local(path) in present
-            if there and name not in weight.leaf_shapes and path not in users:
+            if there and name not in known and path not in self.users:
                 raise ValueError(
                     f"{path} does nothing: the hardware of {weight.path} has no "
                     f"{name}. It seems to come from other hardware; remove it with "
-                    "hwtrain.strip"
+                    "hwtrain.strip(params, plan)"
                 )
 
     def _local(self, path: str) -> str:

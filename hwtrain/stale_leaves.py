@@ -21,7 +21,7 @@ _ROUNDING = 1.02
 
 _WAY_OUT = (
     "Weights that were loaded after analogize need leaves of their own: params = "
-    "hwtrain.adopt(analog, hwtrain.strip(params), *example)"
+    "hwtrain.adopt(analog, hwtrain.strip(params, plan), *example)"
 )
 
 

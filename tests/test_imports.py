@@ -9,7 +9,7 @@ PACKAGE = ROOT / "hwtrain"
 
 # Each part may import those of earlier lines, and its own.
 LAYERS = [
-    {"version", "paths", "lazy", "tables", "disk"},
+    {"version", "paths", "lazy", "tables", "disk", "leaf_names"},
     {"physics"},
     {"hardware"},
     {"plan"},

@@ -68,7 +68,7 @@ class Contents:
         accuracy: Iterable[Measurement] = (),
     ):
         self.plan, self.graph, self.accuracy = plan, graph, tuple(accuracy)
-        probes = {weight.leaf("probe") for weight in plan.weights}
+        probes = {weight.leaf("probe") for weight in plan.weights if weight.ranged}
         self.leaves = flatten(variables, probes)
         self.seeds = sorted({_checked_seed(seed) for seed in chip_seeds})
         self.measured = {

@@ -4,8 +4,9 @@ import math
 import re
 
 from hwtrain.hardware import MappingParameter
+from hwtrain.leaf_names import SHARED
 from hwtrain.physics.convolution import Window
-from hwtrain.plan import SHARED, AnalogWeight
+from hwtrain.plan import AnalogWeight
 
 CONVOLUTIONS = ("conv", "conv_transpose", "conv_local")
 KINDS = ("dense", "einsum", "embed", "lora", "raw", *CONVOLUTIONS)

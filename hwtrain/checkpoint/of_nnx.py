@@ -1,6 +1,6 @@
 """An NNX model's variables as collections, which is how a checkpoint holds them."""
 
-from collections.abc import Mapping
+from collections.abc import Container, Mapping
 from typing import Any
 
 import numpy as np
@@ -35,12 +35,16 @@ def collections_of(model: Any) -> dict[str, Any]:
     return {name: unflatten_mapping(leaves) for name, leaves in found.items()}
 
 
-def filled(model: Any, variables: Mapping[str, Any]) -> Any:
+def filled(
+    model: Any, variables: Mapping[str, Any], of_chip: Container[str] = ()
+) -> Any:
     """Returns a copy of an NNX model with the values of a checkpoint.
 
     Args:
       model: the module; it is not changed.
       variables: values by collection.
+      of_chip: paths of the parameters that a chip's weights bring along, which the
+        model need not have.
 
     Raises:
       HardwareCheckpointError: for a module without a value, or a value without a place,
@@ -55,7 +59,8 @@ def filled(model: Any, variables: Mapping[str, Any]) -> Any:
     own = {name: paths.leaves(tree) for name, tree in collections_of(copy).items()}
     given = {name: paths.leaves(tree) for name, tree in variables.items()}
     for name in sorted(own.keys() | given.keys()):
-        _check(name, own.get(name, {}), given.get(name, {}))
+        more = of_chip if name == "params" else ()
+        _check(name, own.get(name, {}), given.get(name, {}), more)
     for tree in variables.values():
         nnx.update(copy, tree)
     return copy
@@ -69,9 +74,14 @@ def _collection(variable: Any) -> str:
     return nnx.variable_name_from_type(type(variable), allow_register=True)
 
 
-def _check(name: str, own: Mapping[str, Any], given: Mapping[str, Any]) -> None:
+def _check(
+    name: str,
+    own: Mapping[str, Any],
+    given: Mapping[str, Any],
+    of_chip: Container[str],
+) -> None:
     """Raises unless a model has a place for all values of a collection, and no more."""
-    chips = {path for path in given.keys() - own.keys() if _of_a_chip(path)}
+    chips = {path for path in given.keys() - own.keys() if path in of_chip}
     missing = sorted(own.keys() - given.keys())
     unknown = sorted(given.keys() - own.keys() - chips)
     if missing or unknown:
@@ -88,9 +98,3 @@ def _check(name: str, own: Mapping[str, Any], given: Mapping[str, Any]) -> None:
                 f"{name}/{path} has the shape {shapes[1]} in the checkpoint and "
                 f"{shapes[0]} in the model; build the model as it was exported"
             )
-
-
-def _of_a_chip(path: str) -> bool:
-    """Whether a leaf is one that a chip's parameters bring along."""
-    name = path.rpartition("/")[2]
-    return name.endswith(("mapping_scale", "chip_key", "on_levels"))

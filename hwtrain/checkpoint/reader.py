@@ -141,7 +141,8 @@ class HardwareCheckpoint:
         variables = self.variables
         if chip is not None:
             variables = {**variables, "params": self.chip(chip, t_s=t_s, key=key)}
-        return filled(model, variables)
+        of_chip = self.plan.leaves_of_chip(variables["params"])
+        return filled(model, variables, of_chip)
 
     def conductances(
         self, path: str, chip_seed: int | None = None

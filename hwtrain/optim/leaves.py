@@ -3,7 +3,8 @@
 from typing import Any
 
 from hwtrain import paths
-from hwtrain.plan import OWNERS, AnalogWeight, Plan
+from hwtrain.leaf_names import may_be_leaf, split
+from hwtrain.plan import AnalogWeight, Plan
 
 
 def require(params: Any, name: str) -> None:
@@ -58,20 +59,21 @@ def check(plan: Plan, params: Any) -> None:
             raise ValueError(
                 f"{path} has the shape {found}, but the hardware's tiles ask for "
                 f"{expected}. It seems to come from other hardware; remove it with "
-                "hwtrain.strip, and write params = hwtrain.adopt(analog, params, "
-                "*example)"
+                "hwtrain.strip(params, plan), and write params = "
+                "hwtrain.adopt(analog, params, *example)"
             )
     for path in present:
-        layer, _, name = path.rpartition("/")
-        beside = any(f"{layer}/{owner}".lstrip("/") in present for owner in OWNERS)
-        if name.endswith(("input_range", "probe")) and beside:
-            if path not in known and path.startswith(plan.prefix):
-                raise ValueError(
-                    f"the plan does not know {path!r}: its example call does not reach "
-                    f"{layer!r}, or that belongs to an analog model of its own. Unite "
-                    'the plans: hwtrain.plan(analog, params, *example, method="...") '
-                    "| plan"
-                )
+        layer = path.rpartition("/")[0]
+        if path in known or path in plan.users or not path.startswith(plan.prefix):
+            continue
+        ranged = split(path)[1] in ("input_range", "probe")
+        if ranged and may_be_leaf(path, present):
+            raise ValueError(
+                f"the plan does not know {path!r}: its example call does not reach "
+                f"{layer!r}, or that belongs to an analog model of its own. Unite "
+                'the plans: hwtrain.plan(analog, params, *example, method="...") '
+                "| plan"
+            )
 
 
 def _leaves(plan: Plan) -> dict[str, tuple[tuple[int, ...], ...]]:

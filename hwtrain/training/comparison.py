@@ -246,9 +246,10 @@ def _export(
     found = paths.leaves(checkpoint.load(path).params)
     # A learned bound clips in the forward pass, and an export holds what it leaves.
     expected = with_clipped(params, ready.plan)
+    probes = {weight.leaf("probe") for weight in ready.plan.weights if weight.ranged}
     for name, leaf in paths.leaves(expected).items():
         # Probes carry nothing and come back as zeros.
-        if not name.endswith("probe") and not np.array_equal(found[name], leaf):
+        if name not in probes and not np.array_equal(found[name], leaf):
             raise checkpoint.HardwareCheckpointError(
                 f"{path}: {name} is not what this run has trained and evaluated; "
                 "delete the folder to export it again with --resume"

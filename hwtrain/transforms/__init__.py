@@ -1,7 +1,6 @@
 """Module transforms: a Flax model, unmodified, made analog."""
 
 from hwtrain.transforms.adopt import adopt as adopt
-from hwtrain.transforms.adopt import strip as strip
 from hwtrain.transforms.analogize import analogize as analogize
 from hwtrain.transforms.analogize import chip_mode as chip_mode
 from hwtrain.transforms.analogize import eval_mode as eval_mode
@@ -11,4 +10,5 @@ from hwtrain.transforms.calibrate import calibrate as calibrate
 from hwtrain.transforms.inspect import inspect as inspect
 from hwtrain.transforms.rules import Rule as Rule
 from hwtrain.transforms.strength import noise_strength as noise_strength
+from hwtrain.transforms.stripping import strip as strip
 from hwtrain.transforms.with_mismatch import with_mismatch as with_mismatch

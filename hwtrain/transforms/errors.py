@@ -36,3 +36,15 @@ def behind_the_root(path: str) -> ValueError:
         "noise: it would run clean. Call a method of the model that analogize "
         "returned, or analogize this layer itself"
     )
+
+
+def taken_name(weight: AnalogWeight, path: str) -> ValueError:
+    """Returns the error of a model that uses the name of a leaf of its hardware."""
+    rule, digital = weight.rule, f"the layer digital: Rule({weight.layer_path!r}, None)"
+    if weight.kind == "raw":
+        digital = f"the parameter digital: Rule(params={weight.path!r}, hardware=None)"
+    return ValueError(
+        f"{path} is a name that the model itself uses, and the hardware of "
+        f"{weight.path} ({rule}) puts a leaf of this name beside it. Rename the "
+        f"model's, or keep {digital} before the other rules"
+    )

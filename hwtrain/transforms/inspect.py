@@ -80,7 +80,11 @@ def inspect(
     """
     found = plan_of(analog, variables, *example, **kwargs)
     if isinstance(analog, nnx.Module):
-        params = nnx.state(analog, nnx.Param)
+        # What a chip has beside its weights may be plain arrays, by `nnx.update`.
+        whole = paths.leaves(nnx.to_pure_dict(nnx.state(analog)))
+        beside = [local(found, path) for path in found.leaves_of_chip(whole)]
+        params = nnx.to_pure_dict(nnx.state(analog, nnx.Param))
+        params = paths.insert(params, {path: whole[path] for path in beside})
     else:
         params = variables.get("params", variables)
     return inspect_plan(found, params)
@@ -98,14 +102,27 @@ def inspect_plan(found: Plan, params: Any) -> Inspection:
     """
     values = paths.leaves(meta.unbox(params))
     paths.require_finite(meta.unbox(params))
-    found.check_leaves(meta.unbox(params))
-    check_fit(found, meta.unbox(params))
+    chips = found.leaves_of_chip(meta.unbox(params))
+    found.check_leaves(meta.unbox(params), of_chip=True)
+    if not chips:  # what mismatch or drift made of weights no longer fits their leaves
+        check_fit(found, meta.unbox(params))
     return Inspection(
         rows=tuple(columns(weight, found, values) for weight in found.weights),
         digital=tuple((entry.path, entry.reason) for entry in found.digital),
         totals=_totals(found, values),
-        note=quiet_training(found) or "",
+        note="\n".join(_notes(found, chips)),
     )
+
+
+def _notes(plan: Plan, chips: list[str]) -> Iterator[str]:
+    if chips:
+        yield (
+            f"These are a chip's weights, not nominal ones: {chips[0]} lies beside "
+            "them, as hwtrain.apply_mismatch and HardwareCheckpoint.chip leave it."
+        )
+    quiet = quiet_training(plan)
+    if quiet:
+        yield quiet
 
 
 def _totals(plan: Plan, values: dict[str, Any]) -> dict[str, int]:

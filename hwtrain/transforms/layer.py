@@ -4,24 +4,7 @@ import dataclasses
 
 from hwtrain.hardware import Hardware
 from hwtrain.physics.convolution import Window
-from hwtrain.plan import SHARED, AnalogWeight
-
-LEAVES = (
-    "input_range",
-    "probe",
-    "mapping_scale",
-    "output_scale",
-    "clip_bound",
-    "chip_key",
-    "on_levels",
-)
-"""Leaves beside a kernel, in `params`, that are not the user's: those that `analogize`
-puts there, and those of `hwtrain.chips.with_chip_leaves`."""
-
-
-def added(name: str) -> bool:
-    """Whether a leaf of this name beside an array is one of `LEAVES`."""
-    return name in LEAVES or name in (f"{a}_{leaf}" for a in SHARED for leaf in LEAVES)
+from hwtrain.plan import AnalogWeight
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -60,6 +43,7 @@ class Layer:
       no_inputs: why it has no inputs that a range could clip; empty if it has.
       rewritten: by the names of its arrays, why what is stored is not what it
         multiplies by; none that it multiplies by as they are.
+      around: the names of its arrays that an input is multiplied by around it too.
     """
 
     path: str = ""
@@ -71,6 +55,7 @@ class Layer:
     opaque: bool = False
     no_inputs: str = ""
     rewritten: tuple[tuple[str, str], ...] = ()
+    around: tuple[str, ...] = ()
 
     def leaf_path(self, leaf: str) -> str:
         """Returns the path of one of its arrays."""

@@ -2,16 +2,20 @@
 
 import functools
 import re
+from collections.abc import Container
 from typing import Any
 
 import jax.numpy as jnp
 
 from hwtrain import paths
 from hwtrain.hardware import Hardware
+from hwtrain.leaf_names import may_be_leaf, named_as_leaf
 from hwtrain.plan import AnalogWeight, Digital, Plan
+from hwtrain.transforms.errors import taken_name
 from hwtrain.transforms.layer import Layer, analog_weight
 from hwtrain.transforms.opaque import check_opaque
 from hwtrain.transforms.rules import Assignment, Rule
+from hwtrain.transforms.signal_side import acts_in_product
 
 
 def hardware_of(
@@ -34,6 +38,7 @@ def make_plan(
     assigned: Assignment,
     layers: list[Layer],
     shapes: dict[str, tuple[int, ...]],
+    users: Container[str] = (),
     *,
     check: bool = True,
 ) -> Plan:
@@ -42,18 +47,27 @@ def make_plan(
     Args:
       assigned: the assignment.
       layers: the modules that a call reaches.
-      shapes: shapes of all parameters by path, `analogize`'s own leaves left out.
+      shapes: shapes of all parameters by path, leaves of hardware among them.
+      users: paths of those that the model itself reads, as far as they have the names
+        of such leaves.
       check: whether a rule that wins nowhere is an error.
 
     Raises:
-      ValueError: for a rule that wins nowhere, or hardware for what cannot be seen.
+      ValueError: for a rule that wins nowhere, hardware for what cannot be seen, or a
+        parameter of the model where hardware puts a leaf.
     """
+    leaves = [x for x in shapes if may_be_leaf(x, shapes) and x not in users]
+    shapes = {path: shape for path, shape in shapes.items() if path not in leaves}
     decide = functools.partial(_decide, assigned)
     winners: set[Rule | None] = {*check_opaque(layers, shapes, decide)}
     by_path = {layer.path: layer for layer in layers}
     winners |= _check_stored(assigned, layers, shapes)
     weights, digital = [], []
-    for path, shape in shapes.items():
+    beside_raw: set[str] = set()
+    # Last what may be a chip's leaf beside a parameter that a rule names.
+    for path, shape in sorted(shapes.items(), key=lambda item: named_as_leaf(item[0])):
+        if path not in users and _join(assigned.name, path) in beside_raw:
+            continue
         layer_path, _, leaf = path.rpartition("/")
         layer = by_path.get(layer_path)
         array = layer.weight(leaf) if layer else None
@@ -85,7 +99,12 @@ def make_plan(
                 rule=by,
                 ranged=False,
             )
+        if layer and leaf in layer.around:
+            check_around(weight)
+        _check_name(weight, assigned.name, users)
         weights.append(weight)
+        if weight.kind == "raw":
+            beside_raw.update(weight.leaf(name) for name in weight.chip_leaves)
     if check and not weights and assigned.default not in (None, Hardware()):
         found = ", ".join(
             f"{x.path!r} ({x.name}: {x.why})"
@@ -100,6 +119,31 @@ def make_plan(
     if check:
         _check_rules(assigned.rules, winners, layers, shapes)
     return Plan(tuple(weights), tuple(digital), assigned.name)
+
+
+def _check_name(weight: AnalogWeight, prefix: str, users: Container[str]) -> None:
+    """Raises for a parameter of the model where hardware puts a leaf of its own."""
+    for name in sorted(weight.beside):
+        path = weight.leaf(name)
+        if path.removeprefix(f"{prefix}/") in users:
+            raise taken_name(weight, path)
+
+
+def check_around(weight: AnalogWeight) -> None:
+    """Raises for an array that inputs are multiplied by around its layer.
+
+    Raises:
+      ValueError: unless its hardware does all that it does to the array itself.
+    """
+    if weight.kind != "raw" and acts_in_product(weight):
+        raise ValueError(
+            f"the model multiplies by {weight.path} itself, around its {weight.layer}, "
+            "where none of the ranges, converters and scales would act that its "
+            f"hardware ({weight.rule}) has. Call the layer instead, such as "
+            "embed.attend(x) for x @ embedding.T, give it hardware that has but noise "
+            f"of weights, or keep it digital: Rule({weight.layer_path!r}, None) before "
+            "the others"
+        )
 
 
 def rewritten_weight(path: str, layer: Layer, why: str, rule: str) -> ValueError:

@@ -16,6 +16,7 @@ import jax.numpy as jnp
 from jax.extend.core import Literal
 
 from hwtrain.transforms.jaxprs import TRANSPARENT, inner_jaxpr, mark, scan_parts
+from hwtrain.transforms.stack_axis import NAME, stack_axis_first
 
 _MARK = "hwtrain operand"
 _SAME = TRANSPARENT | {
@@ -27,6 +28,7 @@ _SAME = TRANSPARENT | {
     "reshape",
     "reshard",
     "squeeze",
+    NAME,
 }
 """Operations that keep the numbers and their order."""
 
@@ -60,36 +62,53 @@ class _Origin:
 
 _Origins = frozenset[_Origin]
 
+_INPUT = _Origin("")
+"""What the arguments of the call are made of: a value with it is no weight."""
+
 
 class Operands:
-    """The arrays that the layers of a call multiply by, marked."""
+    """The arrays that the layers of a call multiply by, marked.
+
+    Attributes:
+      around: the paths of those that something else too multiplies an input by, around
+        their layers, once they were followed.
+    """
 
     def __init__(self):
         self.paths: dict[int, str] = {}
+        self.around: set[str] = set()
 
     def marked(self, path: str, array: Any) -> Any:
         """Returns what a layer multiplies by in the place of a parameter, marked."""
         number = next(_numbers)
         self.paths[number] = path
-        return mark(array, f"{_MARK} {number}")
+        return mark(stack_axis_first(array), f"{_MARK} {number}")
 
     def rewritten(
-        self, jaxpr: Any, stored: Sequence[str], shapes: Mapping[str, tuple[int, ...]]
+        self,
+        jaxpr: Any,
+        stored: Sequence[str],
+        shapes: Mapping[str, tuple[int, ...]],
+        inputs: Sequence[bool],
     ) -> dict[str, str]:
         """Returns which parameters are not what their layers multiply by, and why.
 
         Args:
-          jaxpr: the closed jaxpr of the call, whose first inputs are the parameters.
-          stored: their paths.
+          jaxpr: the closed jaxpr of the call.
+          stored: what its inputs are: paths of parameters, or empty.
           shapes: shapes of the stored parameters by path.
+          inputs: which of its inputs are arguments of the call.
         """
         known = {n: path for n, path in self.paths.items() if path in shapes}
         paths = set(known.values())
         walk = _Walk(known, shapes)
-        inputs = [frozenset({_Origin(p)} if p in paths else ()) for p in stored]
-        more = len(jaxpr.jaxpr.invars) - len(inputs)
+        args: list[_Origins] = [
+            frozenset({_INPUT} if given else {_Origin(p)} if p in paths else ())
+            for p, given in zip(stored, inputs, strict=True)
+        ]
         nothing: list[_Origins] = [frozenset()] * len(jaxpr.consts)
-        walk.jaxpr(jaxpr.jaxpr, nothing, [*inputs, *[frozenset()] * more])
+        walk.jaxpr(jaxpr.jaxpr, nothing, args)
+        self.around = walk.around
         lost = {p: _LOST for p in sorted(paths - {self.paths[n] for n in walk.used})}
         return {**lost, **walk.found}
 
@@ -103,12 +122,14 @@ class _Walk:
     Attributes:
       found: by path, what stands between a parameter and a product.
       used: the marks whose arrays reach a product.
+      around: paths of parameters that inputs are multiplied by without a mark.
     """
 
     def __init__(self, paths: Mapping[int, str], shapes: Mapping[str, tuple[int, ...]]):
         self.paths, self.shapes = paths, shapes
         self.found: dict[str, str] = {}
         self.used: set[int] = set()
+        self.around: set[str] = set()
 
     def jaxpr(self, jaxpr: Any, consts: list, args: list) -> list[_Origins]:
         """Returns the origins of a jaxpr's outputs."""
@@ -144,8 +165,8 @@ class _Walk:
         if not together:
             return [together] * results
         if name in _PRODUCTS:
-            self.product(together)
-            return [frozenset()] * results
+            self.product(name, values)
+            return [together & {_INPUT}] * results
         if name in _SAME and results == len(values) and not _truncates(equation):
             return values
         if self.moves(equation, values):
@@ -163,6 +184,7 @@ class _Walk:
         if number not in self.paths:  # of a walk around, or of no parameter
             return origins
         path, shape = self.paths[number], tuple(equation.outvars[0].aval.shape)
+        origins -= {_INPUT}
         stored = self.shapes[path]
         changes = {o.by for o in origins if o.source == path}
         others = sorted(str(o.source) for o in origins if o.source != path)
@@ -171,13 +193,19 @@ class _Walk:
             self.found.setdefault(path, from_others if others else _LOST)
         elif changes != {""} or others:
             by = max(changes) or "join"
-            self.found.setdefault(path, f"the operation {by!r} stands between the two")
+            why = f"the operation {by!r} stands between the two"
+            if by == "transpose":
+                why += ", as where layers are stacked on another axis than 0"
+            self.found.setdefault(path, why)
         elif shape != stored[len(stored) - len(shape) :]:
             self.found.setdefault(path, f"it multiplies by a part of shape {shape}")
         return frozenset({_Origin(number)})
 
-    def product(self, origins: _Origins) -> None:
-        for origin in origins:
+    def product(self, name: str, values: list[_Origins]) -> None:
+        if name != "gather" and any(_INPUT in value for value in values):
+            weights = [value for value in values if _INPUT not in value]
+            self.around |= {str(o.source) for o in _stored(weights)}
+        for origin in frozenset().union(*values):
             if not isinstance(origin.source, int):
                 continue
             self.used.add(origin.source)
@@ -240,8 +268,14 @@ def _truncates(equation: Any) -> bool:
     return jnp.issubdtype(old, jnp.inexact) and not jnp.issubdtype(new, jnp.inexact)
 
 
+def _stored(values: Sequence[_Origins]) -> list[_Origin]:
+    return [o for value in values for o in value if isinstance(o.source, str)]
+
+
 def _changed(origins: _Origins, by: str) -> _Origins:
-    return frozenset(o if o.by else _Origin(o.source, by) for o in origins)
+    return frozenset(
+        o if o.by or o == _INPUT else _Origin(o.source, by) for o in origins
+    )
 
 
 def _either(found: Sequence[_Origins], name: str) -> _Origins:

@@ -68,11 +68,16 @@ def initial_leaves(weight: AnalogWeight, kernel: jax.Array) -> dict[str, jax.Arr
     return leaves
 
 
-def has_signal_side(weight: AnalogWeight) -> bool:
-    """Whether anything stands around the layer's matrix multiplication, or in it."""
+def acts_in_product(weight: AnalogWeight) -> bool:
+    """Whether hardware does something at a product, and not to the array before."""
     chip = weight.hardware
     around = weight.ranged or chip.converts or chip.scales_outputs
-    return around or chip.modifies_in_layer("train") or observer() is not None
+    return around or chip.modifies_in_layer("train")
+
+
+def has_signal_side(weight: AnalogWeight) -> bool:
+    """Whether anything stands around the layer's matrix multiplication, or in it."""
+    return acts_in_product(weight) or observer() is not None
 
 
 def multiply(call: Multiplication) -> jax.Array:
@@ -379,8 +384,8 @@ def _check_range(weight: AnalogWeight, leaves: Mapping[str, Any]) -> None:
             raise ValueError(
                 f"{weight.layer_path}: {name} has the shape {leaf.shape}, but the "
                 f"hardware's tiles ask for {shape}. It seems to come from other "
-                "hardware; remove it with hwtrain.strip, and write params = "
-                "hwtrain.adopt(analog, params, *example)"
+                "hardware; remove it with hwtrain.strip(params, plan), and write "
+                "params = hwtrain.adopt(analog, params, *example)"
             )
         if leaf.dtype != jnp.float32:
             raise ValueError(

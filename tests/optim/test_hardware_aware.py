@@ -192,7 +192,7 @@ def test_every_step_of_every_optimizer_keeps_every_bound(base):
         loss, grads = jax.value_and_grad(lambda p: loss_of(analog, p, key))(params)
         updates, new = free.update(grads, state, params, value=loss)
         own, _ = optax.with_extra_args_support(base).update(
-            hw.strip(grads), state.base, hw.strip(params), value=loss
+            hw.strip(grads, plan), state.base, hw.strip(params, plan), value=loss
         )
         after = optax.apply_updates(params, updates)
         excess = {}

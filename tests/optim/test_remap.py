@@ -199,7 +199,7 @@ def test_the_logical_weights_take_the_same_steps_with_and_without():
             p, state = step(p, state)
         if model is plain:
             expected = p
-    stripped = paths.leaves(hw.strip(p))
+    stripped = paths.leaves(hw.strip(p, its_plan))
     for path, value in paths.leaves(expected).items():
         np.testing.assert_allclose(stripped[path], value, rtol=1e-5, atol=1e-7)
 
@@ -350,7 +350,7 @@ def test_what_cannot_be_remapped_is_an_error():
     with pytest.raises(ValueError, match="needs the parameters"):
         tx.update(params, tx.init(params))
     with pytest.raises(ValueError, match="hwtrain.adopt"):
-        tx.init(hw.strip(params))
+        tx.init(hw.strip(params, plan))
     params["hidden"]["mapping_scale"] = jnp.ones((1, 1))
     with pytest.raises(ValueError, match=r"should have the shape \(1, 7\)"):
         tx.update(params, optax.EmptyState(), params)

@@ -15,7 +15,6 @@ from flax.errors import ScopeParamNotFoundError
 import hwtrain as hw
 from hwtrain import paths
 from hwtrain.physics.random import draw_key, normal
-from hwtrain.transforms.layer import LEAVES
 
 NOISE = hw.WeightModifierParameter(type="add_normal", std_dev=0.1)
 NOISY = hw.Hardware(modifier=NOISE)
@@ -512,12 +511,6 @@ def test_pickle_and_copy_keep_a_model_analog(x):
         apply(copied)(variables, x, rngs=stream(0)),
         apply(analog)(variables, x, rngs=stream(0)),
     )
-
-
-def test_our_leaves_have_the_names_that_strip_takes_away():
-    stored = {"input_range", "probe", "mapping_scale", "output_scale", "clip_bound"}
-    # Those of a chip are beside its weights only.
-    assert set(LEAVES) == stored | {"chip_key", "on_levels"}
 
 
 def test_a_missing_parameter_is_the_error_of_the_plain_model():

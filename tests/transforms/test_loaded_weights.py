@@ -77,7 +77,7 @@ def test_a_scale_of_other_weights_is_refused(model, parts, tmp_path):
 
     # The way out that the message names; an update of nothing changes nothing.
     example = (X,) if model is linen else ()
-    right = hwtrain.adopt(analog, hwtrain.strip(loaded), *example)
+    right = hwtrain.adopt(analog, hwtrain.strip(loaded, plan), *example)
     updates, _ = tx.update(jax.tree.map(jnp.zeros_like, right), tx.init(right), right)
     after = optax.apply_updates(right, updates)
     if "average" not in parts:  # whose mean clips at every update

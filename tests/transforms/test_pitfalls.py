@@ -231,7 +231,8 @@ def test_ranges_of_other_tiles_or_types_are_an_error():
 
 
 def test_strip_keeps_a_module_that_has_the_name_of_a_leaf():
-    tree = {"kernel": {"kernel": 1}, "probe": {"kernel": 2, "probe": 3}}
+    leaves = {"input_range": jnp.ones((1, 1)), "probe": jnp.zeros((1, 1, 6))}
+    tree = {"kernel": {"kernel": 1}, "probe": {"kernel": 2, **leaves}}
     assert hw.strip(tree) == {"kernel": {"kernel": 1}, "probe": {"kernel": 2}}
 
 

@@ -251,8 +251,8 @@ def _layers(
             scale = weight.spread(jnp.asarray(layer.pop("output_scale")))
             leaf = weight.path.rpartition("/")[2]
             layer[leaf] = layer[leaf] * np.asarray(scale)
-        for leaf in ("input_range", "probe", "mapping_scale", "clip_bound"):
-            layer.pop(leaf, None)
+        for leaf in weight.beside:
+            layer.pop(weight.leaf_name(leaf), None)
         if weight.kind not in ("dense", "conv") or weight.path.endswith("/embedding"):
             raise HardwareCheckpointError(
                 f"the node {weight.layer_path!r} cannot be expressed: NIR has nothing "

@@ -46,7 +46,8 @@ def _arrays(
     yield "manifest", np.array(json.dumps(manifest, sort_keys=True))
     yield "chip", np.array("nominal" if chip is None else str(chip))
     params = checkpoint.params if chip is None else checkpoint.chip(chip)
-    probes = {weight.leaf("probe") for weight in checkpoint.plan.weights}
+    weights = checkpoint.plan.weights
+    probes = {weight.leaf("probe") for weight in weights if weight.ranged}
     for collection, tree in {**checkpoint.variables, "params": params}.items():
         for path, value in paths.leaves(tree).items():
             if collection != "params" or path not in probes:

@@ -1,6 +1,6 @@
 """Marks on the layers of a Linen model, by which their connections are found."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -8,6 +8,7 @@ from flax import linen as nn
 from flax.core import unfreeze
 
 from hwtrain.transforms.connections import Connections, connections_of, marked
+from hwtrain.transforms.linen.belonging import before_the_call, belonging
 from hwtrain.transforms.linen.layers import plain_class
 from hwtrain.transforms.linen.prepass import analog_trace, fresh
 
@@ -16,28 +17,40 @@ def linen_connections(
     module: nn.Module, variables: Mapping[str, Any], example: tuple[Any, ...]
 ) -> Connections:
     """Returns how the layers of a call are connected."""
-    plain = module.clone()
-    object.__setattr__(plain, "__class__", plain_class(type(module)))
+    plain, base = module.clone(), plain_class(type(module))
+    object.__setattr__(plain, "__class__", base)
+    told = getattr(type(module), "_hwtrain_assigned", None)
+    prefix = told.name if told is not None else ""
     running: list[str] = []
 
     def interceptor(next_function, args, kwargs, context):
+        if not ours(context.module):
+            return next_function(*args, **kwargs)
         held = context.module.variables.get("params", {})
         owns = any(not isinstance(leaf, Mapping) for leaf in held.values())
         if running or not owns or context.method_name == "setup":
             return next_function(*args, **kwargs)
-        path = "/".join(context.module.path)
+        path = "/".join([*([prefix] if prefix else []), *context.module.path])
         running.append(path)
         try:
             return marked(next_function, path, args, kwargs)
         finally:
             running.pop()
 
+    def method(module, *args):
+        nonlocal ours
+        with belonging(module) as ours:
+            return base.__call__(module, *args)
+
+    ours: Callable[[nn.Module], bool] = before_the_call
     leaves, treedef = jax.tree.flatten(example)
 
     def run(variables, *arrays):
         args = jax.tree.unflatten(treedef, arrays)
         rngs = {"dropout": jax.random.key(0)}
-        outputs, _ = plain.apply(unfreeze(variables), *args, rngs=rngs, mutable=True)
+        outputs, _ = plain.apply(
+            unfreeze(variables), *args, rngs=rngs, mutable=True, method=method
+        )
         return jax.tree.leaves(outputs)
 
     with nn.intercept_methods(interceptor), analog_trace(("graph", next(fresh))):

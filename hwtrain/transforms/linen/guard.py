@@ -7,6 +7,7 @@ an error while the root's own methods are not running.
 import contextlib
 import contextvars
 import functools
+from collections.abc import Callable
 from typing import Any
 
 from flax import linen as nn
@@ -14,20 +15,29 @@ from flax import linen as nn
 from hwtrain.transforms.errors import behind_the_root
 
 # The analog roots whose methods are running: their inner calls are plain calls.
-_running: contextvars.ContextVar[tuple[Any, ...]] = contextvars.ContextVar(
+_running: contextvars.ContextVar[tuple[tuple[Any, Any], ...]] = contextvars.ContextVar(
     "hwtrain_running", default=()
 )
 
 
 def is_running(root: nn.Module) -> bool:
     """Whether a method of an analog root is running already."""
-    return _identity(root) in _running.get()
+    return any(
+        running == _identity(root) and (ours is None or ours(root))
+        for running, ours in _running.get()
+    )
 
 
 @contextlib.contextmanager
-def entered(root: nn.Module):
-    """Lets a method of an analog root reach the submodules."""
-    token = _running.set((*_running.get(), _identity(root)))
+def entered(root: nn.Module, ours: Callable[[nn.Module], bool] | None = None):
+    """Lets a method of an analog root reach the submodules.
+
+    Args:
+      root: the root.
+      ours: says of a module of the root's class and path whether it is this root, and
+        not another model's; `None` for the root alone, outside a call.
+    """
+    token = _running.set((*_running.get(), (_identity(root), ours)))
     try:
         yield
     finally:

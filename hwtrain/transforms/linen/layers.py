@@ -1,6 +1,7 @@
 """Linen layers: which can be analog, and their analog call; one file per family."""
 
 import dataclasses
+import inspect
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -8,8 +9,9 @@ from flax import linen as nn
 from flax.core import meta
 
 from hwtrain.hardware import Hardware
+from hwtrain.leaf_names import OF_A_STEP, named_as_leaf
 from hwtrain.plan import AnalogWeight
-from hwtrain.transforms.errors import behind_the_root
+from hwtrain.transforms.errors import behind_the_root, taken_name
 from hwtrain.transforms.layer import Layer, analog_weight
 from hwtrain.transforms.linen import convolution, dense, einsum, embed, recurrent
 from hwtrain.transforms.opaque import bridge
@@ -36,19 +38,22 @@ DIGITAL = (
 
 
 def describe(
-    module: Any, path: str, method: str, args: tuple[Any, ...], kwargs: dict[str, Any]
+    context: nn.module.InterceptorContext,
+    path: str,
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
 ) -> Layer:
     """Returns what the plan must know of a module.
 
     Args:
-      module: a module, during its call.
+      context: a call of one of its methods.
       path: its path relative to the root.
-      method: name of the method that is called.
       args: arguments of the call.
       kwargs: keyword arguments of the call.
     """
-    cls = plain_class(type(module))
-    found = (f.describe(module, cls, method, args, kwargs) for f in FAMILIES)
+    module, method = context.module, context.method_name
+    cls, running = plain_class(type(module)), running_class(context)
+    found = (f.describe(module, running, method, args, kwargs) for f in FAMILIES)
     known = (Layer(why=why) for classes, why in DIGITAL if issubclass(cls, classes))
     layer = next(
         (layer for layer in (bridge(module, cls), *found, *known) if layer is not None),
@@ -60,8 +65,7 @@ def describe(
 def watched_call(
     operands: Operands,
     layer: Layer,
-    module: Any,
-    method: str,
+    context: nn.module.InterceptorContext,
     next_function: Callable[..., Any],
     args: tuple[Any, ...],
     kwargs: dict[str, Any],
@@ -71,8 +75,7 @@ def watched_call(
     Args:
       operands: marks arrays.
       layer: what `describe` returned.
-      module: the module, bound.
-      method: name of the method.
+      context: the call.
       next_function: the module's own method.
       args: arguments of the call.
       kwargs: keyword arguments of the call.
@@ -81,7 +84,8 @@ def watched_call(
     def marked(leaf: str, array: Any) -> Any:
         return operands.marked(layer.leaf_path(leaf), array)
 
-    cls = plain_class(type(module))
+    module, method = context.module, context.method_name
+    cls = running_class(context)
     for family in FAMILIES:
         if layer.kind and family.describe(module, cls, method, args, kwargs):
             return family.watched(module, marked, next_function, args, kwargs)
@@ -93,15 +97,45 @@ def plain_class(cls: type) -> type:
     return getattr(cls, "_hwtrain_base", cls)
 
 
+def running_class(context: nn.module.InterceptorContext) -> type:
+    """Returns the class whose method runs: a method may call that of its super class.
+
+    Args:
+      context: the call, as Flax gives it to an interceptor.
+    """
+    cls: Any = plain_class(type(context.module))
+    function = inspect.unwrap(getattr(context.orig_method, "func", context.orig_method))
+    for base in cls.__mro__[: cls.__mro__.index(nn.Module)]:
+        method = getattr(base, context.method_name, None)
+        if method is not None and inspect.unwrap(method) is function:
+            return base
+    return cls
+
+
+def names_of(scope: Any, path: str) -> list[str]:
+    """Returns the paths of what a model calls as hardware calls its leaves.
+
+    Args:
+      scope: the scope of a module that was called; what is put there around Flax's
+        `param` and `setup`, as our leaves are, is not among its reservations.
+      path: path of the module.
+    """
+    found = [x for x in scope.reservations if named_as_leaf(x) or x in OF_A_STEP]
+    return [f"{path}/{name}" if path else name for name in found]
+
+
 def create_leaves(
-    module: nn.Module, layer: Layer, leaf: str, hardware: Hardware, rule: str
+    scope: Any, layer: Layer, leaf: str, hardware: Hardware, rule: str
 ) -> None:
     """Puts the leaves of an array of a layer beside it, during `init`.
 
     The rng counter is not touched, so the user's parameters keep their initial values.
+
+    Raises:
+      ValueError: if the model has a parameter of the name of a leaf there.
     """
-    scope, array = module.scope, layer.weight(leaf)
-    if scope is None or array is None:
+    array = layer.weight(leaf)
+    if array is None:
         return
     kernel = meta.unbox(scope.get_variable("params", leaf))
     path = f"{layer.path}/{leaf}" if layer.path else leaf
@@ -109,6 +143,8 @@ def create_leaves(
         layer, array, path=path, shape=kernel.shape, hardware=hardware, rule=rule
     )
     for name, value in initial_leaves(weight, kernel).items():
+        if scope.name_reserved(weight.leaf_name(name)):
+            raise taken_name(weight, weight.leaf(name))
         if not scope.has_variable("params", weight.leaf_name(name)):
             scope.put_variable("params", weight.leaf_name(name), value)
 
@@ -134,7 +170,7 @@ def analog_call(
       kwargs: keyword arguments of the call.
     """
     module: Any = context.module
-    cls = plain_class(type(module))
+    cls = running_class(context)
     for family in FAMILIES:
         weights = {}
         for name in family.owned(cls, context.method_name):
@@ -159,7 +195,8 @@ def _leaves(module: nn.Module, name: str, weight: AnalogWeight) -> dict[str, Any
     params = module.variables.get("params", {})
     for key in name.split("/")[:-1]:
         params = params[key]
-    named = {leaf: weight.leaf_name(leaf) for leaf in STEP_LEAVES}
+    beside = weight.beside
+    named = {leaf: weight.leaf_name(leaf) for leaf in STEP_LEAVES if leaf in beside}
     return {
         leaf: meta.unbox(params[own]) for leaf, own in named.items() if own in params
     }

@@ -7,7 +7,7 @@ Only a call tells which layers a Linen model has. The pre-pass runs it under
 import dataclasses
 import functools
 import itertools
-from collections.abc import Mapping
+from collections.abc import Callable, Container, Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -18,8 +18,14 @@ from jax.tree_util import SequenceKey
 
 from hwtrain import paths
 from hwtrain.plan import Plan
-from hwtrain.transforms.layer import Layer, added
-from hwtrain.transforms.linen.layers import describe, plain_class, watched_call
+from hwtrain.transforms.layer import Layer
+from hwtrain.transforms.linen.belonging import before_the_call, belonging
+from hwtrain.transforms.linen.layers import (
+    describe,
+    names_of,
+    plain_class,
+    watched_call,
+)
 from hwtrain.transforms.planning import make_plan, real
 from hwtrain.transforms.provenance import Operands
 from hwtrain.transforms.rules import Assignment
@@ -83,12 +89,9 @@ def linen_plan(
 
 
 def parameter_shapes(params: Any) -> dict[str, tuple[int, ...]]:
-    """Returns the shapes of the user's parameters by path."""
-    return {
-        path: tuple(leaf.shape)
-        for path, leaf in paths.leaves(meta.unbox(params)).items()
-        if not added(path.rpartition("/")[2])
-    }
+    """Returns the shapes of all parameters by path."""
+    leaves = paths.leaves(meta.unbox(params))
+    return {path: tuple(leaf.shape) for path, leaf in leaves.items()}
 
 
 def _abstract(leaf: Any) -> jax.ShapeDtypeStruct:
@@ -111,7 +114,8 @@ class _Call(NamedTuple):
 def _plan(call: _Call) -> Plan:
     # Another method than __call__ may rightly not reach every layer of a rule.
     check = call.method == "__call__"
-    plan = make_plan(call.assigned, _record(call), dict(call.shapes), check=check)
+    layers, users = _record(call)
+    plan = make_plan(call.assigned, layers, dict(call.shapes), users, check=check)
     variables = jax.tree.unflatten(call.treedef, call.abstract)[0]
     real(plan, variables.get("params", {}))
     return dataclasses.replace(plan, state=_state(variables, plan.prefix))
@@ -141,33 +145,45 @@ def _boxed(node: Any) -> bool:
 _cached_plan = functools.lru_cache(maxsize=256)(_plan)
 
 
-def _record(call: _Call) -> list[Layer]:
-    """Runs the unwrapped model abstractly and returns its modules."""
+def _record(call: _Call) -> tuple[list[Layer], set[str]]:
+    """Runs the unwrapped model abstractly.
+
+    Returns:
+      Its modules, and the paths of what it calls as hardware calls its leaves.
+    """
     found: dict[str, Layer] = {}
+    users: set[str] = set()
     opaque: list[str] = []
     around: list[str] = []
     named: dict[str, str] = {}
     operands = Operands()
 
     def interceptor(next_function, args, kwargs, context):
+        if not ours(context.module):
+            return next_function(*args, **kwargs)
         path = "/".join(context.module.path)
         if path and hasattr(type(context.module), "_hwtrain_base"):
             opaque.append(f"{path}/")  # an analog model inside this one
-        layer = describe(context.module, path, context.method_name, args, kwargs)
+        layer = describe(context, path, args, kwargs)
         if layer.kind or path not in found:  # a module may share its layer's scope
             found[path] = layer
         if around:
             named[path] = f"a {around[-1]} computes that from it at every call"
         inside = [type(context.module).__name__] * isinstance(context.module, REWRITERS)
         around.extend(inside)
+        scope = context.module.scope  # Flax rewinds that of a module after its call
         try:
-            method = context.method_name
-            return watched_call(
-                operands, layer, context.module, method, next_function, args, kwargs
-            )
+            return watched_call(operands, layer, context, next_function, args, kwargs)
         finally:
+            users.update(names_of(scope, path))
             del around[len(around) - len(inside) :]
 
+    def method(module, *args, **kwargs):
+        nonlocal ours
+        with belonging(module) as ours:
+            return getattr(base, call.method)(module, *args, **kwargs)
+
+    ours: Callable[[nn.Module], bool] = before_the_call
     plain = call.module.clone()
     base = plain_class(type(call.module))
     object.__setattr__(plain, "__class__", base)
@@ -182,36 +198,44 @@ def _record(call: _Call) -> list[Layer]:
             *args,
             rngs=rngs,
             mutable=True if made else DenyList("params"),
-            method=getattr(base, call.method),
+            method=method,
             **kwargs,
         )
 
     with nn.intercept_methods(interceptor), analog_trace(("plan", next(fresh))):
         jaxpr = jax.make_jaxpr(run)(list(call.abstract))
-    rewritten = operands.rewritten(jaxpr, _inputs(call), dict(call.shapes))
-    return [
-        _with_rewritten(layer, rewritten, named.get(path))
+    stored, inputs = _inputs(call)
+    rewritten = operands.rewritten(jaxpr, stored, dict(call.shapes), inputs)
+    layers = [
+        _followed(layer, rewritten, named.get(path), operands.around)
         for path, layer in found.items()
         if not any(f"{path}/".startswith(inner) for inner in opaque)
     ]
+    return layers, users
 
 
-def _inputs(call: _Call) -> list[str]:
-    """Returns the inputs of a call's program: paths of parameters, or empty."""
+def _inputs(call: _Call) -> tuple[list[str], list[bool]]:
+    """Returns what the inputs of a call's program are.
+
+    Returns:
+      Paths of parameters, or empty; and which are arguments.
+    """
     numbers = jax.tree.unflatten(call.treedef, range(len(call.abstract)))
     params = paths.leaves(numbers[0].get("params", {}))
     names = {number: path for path, number in params.items()}
-    return [
-        names.get(number, "")
-        for number, leaf in enumerate(call.abstract)
-        if leaf is not None
-    ]
+    arguments = set(jax.tree.leaves(numbers[2:]))
+    arrays = [number for number, leaf in enumerate(call.abstract) if leaf is not None]
+    stored = [names.get(number, "") for number in arrays]
+    return stored, [number in arguments for number in arrays]
 
 
-def _with_rewritten(layer: Layer, found: Mapping[str, str], named: str | None) -> Layer:
-    """Returns a layer that knows which of its arrays it does not multiply by."""
+def _followed(
+    layer: Layer, found: Mapping[str, str], named: str | None, around: Container[str]
+) -> Layer:
+    """Returns a layer that knows which of its arrays it multiplies by, and alone."""
     paths_of = {array.leaf: layer.leaf_path(array.leaf) for array in layer.weights}
     rewritten = {
         leaf: named or found[path] for leaf, path in paths_of.items() if path in found
     }
-    return dataclasses.replace(layer, rewritten=tuple(rewritten.items()))
+    others = tuple(leaf for leaf, path in paths_of.items() if path in around)
+    return dataclasses.replace(layer, rewritten=tuple(rewritten.items()), around=others)

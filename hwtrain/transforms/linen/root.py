@@ -17,6 +17,7 @@ from hwtrain.physics.random import fold_in
 from hwtrain.plan import Plan
 from hwtrain.transforms import weight_side
 from hwtrain.transforms.errors import missing_stream
+from hwtrain.transforms.linen.belonging import belonging
 from hwtrain.transforms.linen.guard import (
     entered,
     guarded_getattr,
@@ -28,6 +29,7 @@ from hwtrain.transforms.linen.layers import (
     analog_call,
     create_leaves,
     describe,
+    names_of,
     plain_class,
 )
 from hwtrain.transforms.linen.prepass import (
@@ -135,10 +137,9 @@ def _through_both_sides(base: type, name: str):
     def method(self, *args, **kwargs):
         if self.scope is None or is_running(self):
             return original(self, *args, **kwargs)
-        with entered(self):
-            if self.is_initializing():
-                return _initialize(self, original, name, args, kwargs)
-            return _apply(self, original, name, args, kwargs)
+        run = _initialize if self.scope.has_flag("initializing") else _apply
+        with belonging(self) as ours, entered(self, ours):
+            return run(self, ours, original, name, args, kwargs)
 
     functools.update_wrapper(method, original, updated=())
     return method
@@ -148,22 +149,26 @@ def _relative(root: nn.Module, module: nn.Module) -> str:
     return "/".join(module.path[len(root.path) :])
 
 
-def _initialize(root: Any, original, name: str, args: tuple, kwargs: dict):
+def _initialize(root: Any, ours, original, name: str, args: tuple, kwargs: dict):
     """Runs `init`: the plain forward pass, and the leaves of analog layers."""
     told = assigned(root)
-    layers = {}
+    layers, users = {}, set()
 
     def interceptor(next_function, args, kwargs, context):
         module = context.module
+        if not ours(module):
+            return next_function(*args, **kwargs)
+        scope = module.scope  # Flax rewinds that of a module after its call
         result = next_function(*args, **kwargs)
         path = _relative(root, module)
-        layer = describe(module, path, context.method_name, args, kwargs)
+        users.update(names_of(scope, path))
+        layer = describe(context, path, args, kwargs)
         if layer.kind or path not in layers:  # a module may share its layer's scope
             layers[path] = layer
         for array in layer.weights:
             hardware, rule = hardware_of(told, layer, array.leaf)
             if hardware is not None:
-                create_leaves(module, layer, array.leaf, hardware, rule)
+                create_leaves(scope, layer, array.leaf, hardware, rule)
         return result
 
     with nn.intercept_methods(interceptor), analog_trace(("init", next(fresh))):
@@ -172,11 +177,11 @@ def _initialize(root: Any, original, name: str, args: tuple, kwargs: dict):
         params = root.variables.get("params", {})
         shapes = parameter_shapes(params)
         # Checks that every rule wins, and that all weights are real.
-        real(make_plan(told, list(layers.values()), shapes), params)
+        real(make_plan(told, list(layers.values()), shapes, users), params)
     return result
 
 
-def _apply(root: Any, original, name: str, args: tuple, kwargs: dict):
+def _apply(root: Any, ours, original, name: str, args: tuple, kwargs: dict):
     """Runs a method with both sides."""
     told, mode = assigned(root), root._hwtrain_mode
     rngs = root.scope.rngs
@@ -204,6 +209,8 @@ def _apply(root: Any, original, name: str, args: tuple, kwargs: dict):
     }
 
     def interceptor(next_function, args, kwargs, context):
+        if not ours(context.module):
+            return next_function(*args, **kwargs)
         path = _relative(root, context.module)
         return analog_call(by_path, path, mode, context, next_function, args, kwargs)
 

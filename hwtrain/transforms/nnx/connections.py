@@ -12,12 +12,15 @@ from hwtrain.transforms.nnx.step import modules_of
 
 def nnx_connections(model: Any, example: tuple[Any, ...]) -> Connections:
     """Returns how the layers of a call are connected."""
+    told = getattr(model, "analog_assigned", None)
+    prefix = told.name if told is not None else ""
     model = nnx.clone(model)
     running: list[str] = []
     for path, module in modules_of(model).items():
         base = plain_class(type(module))
         owns = any(isinstance(value, nnx.Param) for value in vars(module).values())
-        module.__class__ = _marking(base, path, running) if owns else base
+        full = "/".join(name for name in (prefix, path) if name)
+        module.__class__ = _marking(base, full, running) if owns else base
     leaves, treedef = jax.tree.flatten(example)
     graphdef, state = nnx.split(model)
 

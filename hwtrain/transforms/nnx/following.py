@@ -15,15 +15,18 @@ from flax import nnx
 from hwtrain import paths
 from hwtrain.plan import Plan
 from hwtrain.transforms import weight_side
-from hwtrain.transforms.nnx.layers import FAMILIES, plain_class
+from hwtrain.transforms.nnx.layers import FAMILIES, multiplying_class, plain_class
 from hwtrain.transforms.nnx.step import modules_of
 from hwtrain.transforms.provenance import Operands
 
 
-def rewritten_by_call(
+def followed(
     root: Any, plan: Plan, method: str, args: tuple, kwargs: dict[str, Any]
-) -> dict[str, str]:
-    """Returns the parameters that are not what layers multiply by, and why, by path.
+) -> tuple[dict[str, str], set[str]]:
+    """Returns what a call does with the parameters of layers, by path.
+
+    Which are not what their layers multiply by, and why; and which inputs are
+    multiplied by around their layers.
 
     Args:
       root: the analog model.
@@ -68,7 +71,7 @@ class _Call(NamedTuple):
     method: str
 
 
-def _follow(call: _Call) -> dict[str, str]:
+def _follow(call: _Call) -> tuple[dict[str, str], set[str]]:
     operands = Operands()
 
     def run(arrays):
@@ -107,7 +110,14 @@ def _follow(call: _Call) -> dict[str, str]:
         for number, path in names.items()
         if path in call.weights
     }
-    return operands.rewritten(jaxpr, stored, shapes)
+    arguments = set(jax.tree.leaves(numbers[1:]))
+    inputs = [
+        number in arguments
+        for number, leaf in enumerate(call.abstract)
+        if leaf is not None
+    ]
+    rewritten = operands.rewritten(jaxpr, stored, shapes, inputs)
+    return rewritten, operands.around
 
 
 _cached = functools.lru_cache(maxsize=256)(_follow)
@@ -130,10 +140,13 @@ def _watching(base: type, path: str, own: tuple[str, ...], operands: Operands) -
         return operands.marked(full, array) if leaf in own else array
 
     methods: dict[str, Any] = {}
+    inner = multiplying_class(base)
     for family in FAMILIES:
-        for name in family.owned(base):
-            methods[name] = _watched(family, base, name, marked)
-    return type(base.__name__, (base,), {"__module__": base.__module__, **methods})
+        for name in family.owned(inner):
+            methods[name] = _watched(family, inner, name, marked)
+    watching = type(base.__name__, (inner,), {"__module__": base.__module__, **methods})
+    # A method that calls that of `super()` finds the watched one next.
+    return watching if inner is base else type(base.__name__, (base, watching), {})
 
 
 def _watched(family: Any, base: type, name: str, marked: Callable[..., Any]):

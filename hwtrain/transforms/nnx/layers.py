@@ -66,6 +66,8 @@ CHIP_LEAF_TYPES = {
 }
 """What a chip's parameters hold beside the leaves of the model."""
 
+OUR_TYPES = tuple({*LEAF_TYPES.values(), *CHIP_LEAF_TYPES.values()})
+"""The types of all parameters that are not the user's."""
 
 REWRITERS = (nnx.WeightNorm, nnx.SpectralNorm)
 """Modules that compute the arrays of the layer in them anew at every call."""
@@ -91,7 +93,7 @@ DIGITAL = (
 def describe(module: Any, path: str) -> Layer:
     """Returns what the plan must know of a module at a path."""
     cls = plain_class(type(module))
-    found = (family.describe(module, cls) for family in FAMILIES)
+    found = (family.describe(module, multiplying_class(cls)) for family in FAMILIES)
     known = (Layer(why=why) for classes, why in DIGITAL if issubclass(cls, classes))
     layer = next(
         (layer for layer in (bridge(module, cls), *found, *known) if layer is not None),
@@ -103,6 +105,31 @@ def describe(module: Any, path: str) -> Layer:
 def plain_class(cls: type) -> type:
     """Returns the user's class of a class that `analogize` made, or the class."""
     return getattr(cls, "_hwtrain_base", cls)
+
+
+@functools.cache
+def multiplying_class(cls: type) -> type:
+    """Returns the class whose methods multiply: those of a layer may call `super()`'s.
+
+    A layer that does not stays its own class, whose methods multiply in their own way.
+    """
+    for base in cls.__mro__[: cls.__mro__.index(nnx.Module)]:
+        if any(family.owned(base) for family in FAMILIES):
+            return base
+        for name in {"__call__", "attend"} & vars(base).keys():
+            code = getattr(inspect.unwrap(vars(base)[name]), "__code__", None)
+            if code is None or not {"super", name} <= {*code.co_names}:
+                return cls
+    return cls
+
+
+def bases_of(base: type) -> tuple[type, ...]:
+    """Returns the bases of the analog class of a layer or a model.
+
+    Where its method calls that of `super()`, the analog one of that class comes next.
+    """
+    inner = multiplying_class(base)
+    return (base,) if inner is base else (base, analog_layer_class(inner))
 
 
 def make_analog(layer: Any, weights: tuple[AnalogWeight, ...], mode: str) -> None:
@@ -146,7 +173,7 @@ def analog_methods(base: type) -> dict[str, Any]:
 
 @functools.cache
 def analog_layer_class(base: type) -> type:
-    """Returns the analog class of a layer class; a single base keeps its layout."""
+    """Returns the analog class of a layer class; its bases keep its layout."""
     namespace = {
         "__module__": base.__module__,
         "__doc__": base.__doc__,
@@ -157,7 +184,7 @@ def analog_layer_class(base: type) -> type:
         "_hwtrain_rebuild": analog_layer_class,
         **analog_methods(base),
     }
-    return type(base.__name__, (base,), namespace)
+    return type(base.__name__, bases_of(base), namespace)
 
 
 def mode_property(base: type) -> property:
@@ -221,6 +248,7 @@ def _analog_method(family: Any, base: type, name: str, arrays: tuple[str, ...]):
             weights[leaf], leaves[leaf] = weight, _leaves(self, weight)
             if weight.hardware.needs_root(mode) and "noise_key" not in leaves[leaf]:
                 raise behind_the_root(weight.layer_path)
+            _check_mapped(self, weight, leaves[leaf])
         if not any(map(has_signal_side, weights.values())):
             return original(self, *args, **kwargs)
         return family.call(self, base, name, weights, leaves, mode, args, kwargs)
@@ -228,9 +256,24 @@ def _analog_method(family: Any, base: type, name: str, arrays: tuple[str, ...]):
     return functools.update_wrapper(method, original, updated=())
 
 
+def _check_mapped(layer: Any, weight: AnalogWeight, leaves: dict[str, Any]) -> None:
+    """Raises where a map takes an entry of a stack of kernels, not of noise keys."""
+    kernel = getattr(layer, weight.path.rpartition("/")[2])[...]
+    mapped = len(weight.shape) - kernel.ndim
+    key = leaves.get("noise_key")
+    if key is not None and key.ndim - 2 != len(weight.stack) - mapped:
+        raise ValueError(
+            f"{weight.layer_path}: its kernel is mapped over a stack of layers, and "
+            "what lies beside it for this step is not, so that all would read with the "
+            "same keys. Map all variables of the layers but random streams: "
+            "nnx.StateAxes({nnx.RngState: None, ...: 0}), or in_axes=0"
+        )
+
+
 def _leaves(layer: Any, weight: AnalogWeight) -> dict[str, jax.Array]:
     """Returns what lies beside an array of a layer in this step."""
-    named = {leaf: weight.leaf_name(leaf) for leaf in STEP_LEAVES}
+    beside = weight.beside
+    named = {leaf: weight.leaf_name(leaf) for leaf in STEP_LEAVES if leaf in beside}
     return {
         leaf: getattr(layer, own)[...]
         for leaf, own in named.items()

@@ -14,18 +14,21 @@ import numpy as np
 from flax import nnx
 
 from hwtrain import paths
+from hwtrain.leaf_names import named_as_leaf
 from hwtrain.plan import AnalogWeight, Plan
 from hwtrain.transforms import weight_side
-from hwtrain.transforms.errors import missing_stream
-from hwtrain.transforms.layer import Layer, added
-from hwtrain.transforms.nnx.following import rewritten_by_call
+from hwtrain.transforms.errors import missing_stream, taken_name
+from hwtrain.transforms.layer import Layer
+from hwtrain.transforms.nnx.following import followed
 from hwtrain.transforms.nnx.guard import make_guarded
 from hwtrain.transforms.nnx.layers import (
     CHIP_LEAF_TYPES,
     LEAF_TYPES,
+    OUR_TYPES,
     PASSING,
     REWRITERS,
     analog_methods,
+    bases_of,
     describe,
     make_analog,
     mode_property,
@@ -35,7 +38,13 @@ from hwtrain.transforms.nnx.layers import (
     view_setter,
 )
 from hwtrain.transforms.nnx.step import modules_of, noisy_call
-from hwtrain.transforms.planning import make_plan, on_hardware, real, rewritten_weight
+from hwtrain.transforms.planning import (
+    check_around,
+    make_plan,
+    on_hardware,
+    real,
+    rewritten_weight,
+)
 from hwtrain.transforms.rules import Assignment
 from hwtrain.transforms.signal_side import initial_leaves
 
@@ -55,6 +64,10 @@ def analogize_nnx(model: Any, assigned: Assignment, rngs: nnx.Rngs | None) -> An
             by_layer.setdefault(weight.layer_path, []).append(weight)
     for path, weights in by_layer.items():
         layer = layers[weight_side.local(plan, path)]
+        for weight in weights:
+            for name in map(weight.leaf_name, sorted(weight.beside)):
+                if hasattr(layer, name):
+                    raise taken_name(weight, f"{path}/{name}" if path else name)
         make_analog(layer, tuple(weights), "train")
         for weight in weights:
             for name, value in initial_leaves(weight, _array(layer, weight)).items():
@@ -153,20 +166,24 @@ def _make(model: nnx.Module, assigned: Assignment, check: bool) -> Plan:
 
     layers = [describe(module, path) for path, module in modules.items() if ours(path)]
     layers = [_with_rewriter(layer, modules) for layer in layers]
+    own = nnx.state(model, nnx.All(nnx.Param, nnx.Not(nnx.Any(*OUR_TYPES))))
     shapes = {
         path: tuple(leaf.shape)
-        for path, leaf in paths.leaves(nnx.state(model, nnx.Param)).items()
-        if not added(path.rpartition("/")[2]) and ours(path)
+        for path, leaf in paths.leaves(own).items()
+        if ours(path)
     }
+    users = {path for path in shapes if named_as_leaf(path)}
     _check_kernels_of_their_own(assigned, layers, modules)
-    plan = make_plan(assigned, layers, shapes, check=check)
+    plan = make_plan(assigned, layers, shapes, users, check=check)
     real(plan, nnx.state(model, nnx.Param))
     state = nnx.state(model, nnx.Not(nnx.Any(nnx.Param, *PASSING)))
-    here = [
-        path
-        for path in paths.leaves(state)
-        if not added(path.rpartition("/")[2]) and ours(path)
-    ]
+    # `nnx.update` puts what a chip has beside its weights there as plain arrays.
+    chips = {
+        weight_side.local(plan, weight.leaf(name))
+        for weight in plan.weights
+        for name in weight.chip_leaves
+    }
+    here = [path for path in paths.leaves(state) if path not in chips and ours(path)]
     at = f"{plan.prefix}/" if plan.prefix else ""
     plan = dataclasses.replace(plan, state=tuple(f"{at}{path}" for path in here))
     return plan
@@ -185,18 +202,20 @@ def _with_rewriter(layer: Layer, modules: dict[str, Any]) -> Layer:
 def _check_kernels_of_their_own(
     assigned: Assignment, layers: list[Layer], modules: dict[str, Any]
 ) -> None:
-    """Raises for an analog kernel that two layers share: one would stay digital."""
-    owners: dict[int, tuple[Layer, str]] = {}
+    """Raises for an analog kernel that has two names: the plan would know one."""
+    names: dict[int, list[str]] = {}
+    for path, module in modules.items():
+        for name, value in vars(module).items():
+            if isinstance(value, nnx.Param):
+                full = f"{path}/{name}" if path else name
+                names.setdefault(id(value), []).append(full)
     for layer, leaf in [(x, array.leaf) for x in layers for array in x.weights]:
-        variable = getattr(modules[layer.path], leaf)
-        other, name = owners.setdefault(id(variable), (layer, leaf))
-        if other.path == layer.path:
-            continue
-        if on_hardware(assigned, layer, leaf) or on_hardware(assigned, other, name):
+        found = names.get(id(getattr(modules[layer.path], leaf)), [])
+        if len(found) > 1 and on_hardware(assigned, layer, leaf):
             raise ValueError(
-                f"the layers {other.path!r} and {layer.path!r} share one kernel, but "
-                "lie on one crossbar only if they are one layer: share the layer "
-                "itself, or keep both digital with a rule"
+                f"{' and '.join(map(repr, found))} share one kernel, but it lies on "
+                "one crossbar only if one layer alone has it: share the layer itself, "
+                "or keep all that have it digital with a rule"
             )
 
 
@@ -218,7 +237,7 @@ def analog_root_class(base: type) -> type:
         "_hwtrain_rebuild": analog_root_class,
         **methods,
     }
-    return type(base.__name__, (base,), namespace)
+    return type(base.__name__, bases_of(base), namespace)
 
 
 def _through_both_sides(base: type, name: str):
@@ -249,12 +268,14 @@ def _check_followed(
     root: Any, plan: Plan, method: str, args: tuple, kwargs: dict
 ) -> None:
     """Raises if a layer of a call multiplies by other weights than its stored."""
-    found = rewritten_by_call(root, plan, method, args, kwargs)
+    found, around = followed(root, plan, method, args, kwargs)
     for weight in plan.weights:
         path = weight_side.local(plan, weight.path)
         if path in found:
             layer = Layer(path=path.rpartition("/")[0])
             raise rewritten_weight(path, layer, found[path], weight.rule)
+        if path in around:
+            check_around(weight)
 
 
 def _check_modes(root: Any, plan: Plan) -> None:
