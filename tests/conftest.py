@@ -45,8 +45,18 @@ if jax.__version_info__[:2] == (0, 10):
         return options
 
     compiler.get_compile_options = _cheap_options
-    mlir.make_ir_context = functools.cache(mlir.make_ir_context)
-    forget_dialects = mlir.make_ir_context.cache_clear
+    _new_context = mlir.make_ir_context
+    _shared_context = functools.cache(_new_context)
+    forget_dialects = _shared_context.cache_clear
+
+    def _context():
+        try:
+            mlir.ir.InsertionPoint.current
+        except ValueError:
+            return _shared_context()
+        return _new_context()  # inside another lowering, whose program it is not
+
+    mlir.make_ir_context = _context
 
 GOLDEN = pathlib.Path(__file__).parent / "golden"
 
