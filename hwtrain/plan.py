@@ -410,7 +410,7 @@ def _row(weight: AnalogWeight) -> dict[str, str]:
         "layer": weight.layer or "parameter",
         "kind": weight.kind,
         "shape": "x".join(map(str, weight.shape)),
-        "stack": "x".join(map(str, weight.stack)) or "none",
+        "stack": "x".join(map(str, weight.stack)) or "no stack",
         "row axes": ", ".join(map(str, weight.rows)),
         "column axes": ", ".join(map(str, weight.columns)),
         "tiles": f"{rows}x{columns}",

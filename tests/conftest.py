@@ -51,10 +51,11 @@ if jax.__version_info__[:2] == (0, 10):
 
     def _context():
         try:
-            mlir.ir.InsertionPoint.current
+            inside = mlir.ir.InsertionPoint.current
         except ValueError:
-            return _shared_context()
-        return _new_context()  # inside another lowering, whose program it is not
+            inside = None
+        # Inside another lowering, its program is no part of that one's.
+        return _shared_context() if inside is None else _new_context()
 
     mlir.make_ir_context = _context
 

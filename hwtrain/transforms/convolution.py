@@ -32,6 +32,7 @@ from hwtrain.transforms.signal_side import (
     analog_matmul,
     anonymous,
     check_leaves,
+    check_real,
     on_levels,
     range_gradient,
     reads_of,
@@ -139,6 +140,7 @@ def convolve(
     Returns:
       `[batch, *positions, features]`.
     """
+    check_real(weight, x)
     if mode == "chip" and weight.hardware.rounds_chips:
         weight = on_levels(weight)  # rounded before the model
     assert weight.window is not None
