@@ -541,6 +541,7 @@ REFUSALS = {
 NOTES = {LEFT_OUT: "(1)", OTHERS: "(2)", OTHER_TIMES: "(3)", OTHER_VOLTAGES: "(3)"}
 # How a graph must be for a package to read it, but for other things than NIR says.
 ALMOST = {
+    ("snntorch", "IF"): ("equal thresholds", "r 1"),
     ("sinabs", "LI"): ("v_leak 0", "r 1"),
     ("snntorch", "recurrent LIF"): (
         *(
