@@ -8,6 +8,7 @@ import numpy as np
 from flax import nnx
 
 from hwtrain import paths
+from hwtrain.leaf_names import is_effective
 from hwtrain.transforms.linen import root as linen_root
 from hwtrain.transforms.nnx import root as nnx_root
 
@@ -129,10 +130,15 @@ def _nnx_function(
     analog: Any, mode: str, params: Any
 ) -> tuple[Callable[..., Any], dict[str, Any]]:
     model = nnx_root.set_mode(nnx.clone(analog), mode)
+    beside: dict[str, Any] = {}
     if params is not None:
         params = params.get("params", params)
         if isinstance(params, nnx.State):
             params = nnx.to_pure_dict(params)
+        own = paths.leaves(nnx.state(model, nnx.Param)).keys()
+        effective = {x for x in paths.leaves(params) if is_effective(x)} - own
+        beside = {path: paths.leaves(params)[path] for path in effective}
+        params = paths.drop(params, lambda path: path not in effective)
         nnx.update(model, _filled(model, params))
     graphdef, state, rest = nnx.split(model, nnx.Param, ...)
     own = paths.leaves(nnx.to_pure_dict(state)).keys()
@@ -151,4 +157,5 @@ def _nnx_function(
         called.analog_stream = nnx.RngStream(key, tag="mismatch")
         return called(*args, **kwargs)
 
-    return function, {"params": nnx.to_pure_dict(state), "rest": rest}
+    params = paths.insert(nnx.to_pure_dict(state), beside)
+    return function, {"params": params, "rest": rest}
