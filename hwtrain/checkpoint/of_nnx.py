@@ -30,7 +30,9 @@ def collections_of(model: Any) -> dict[str, Any]:
     for keys, variable in nnx.to_flat_state(state):
         if isinstance(variable, PASSING):
             continue
-        value = variable.get_value() if isinstance(variable, nnx.Variable) else variable
+        # What is stored: a variable may give others to who reads it.
+        own = isinstance(variable, nnx.Variable)
+        value = variable.get_raw_value() if own else variable
         # The norms of NNX name what they keep by paths, which are tuples.
         named = tuple(str(key) if isinstance(key, tuple) else key for key in keys)
         found.setdefault(_collection(variable), {})[named] = value

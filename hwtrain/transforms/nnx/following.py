@@ -22,6 +22,7 @@ from hwtrain.transforms.nnx.layers import (
     plain_class,
 )
 from hwtrain.transforms.nnx.step import modules_of
+from hwtrain.transforms.nnx.stored import stored as stored_values
 from hwtrain.transforms.provenance import Operands, Provenance
 
 
@@ -103,7 +104,7 @@ def _follow(call: _Call) -> Provenance:
             "decides as a Python number"
         ) from error
     numbers = jax.tree.unflatten(call.treedef, range(len(call.abstract)))
-    params = nnx.to_pure_dict(numbers[0])
+    params = stored_values(numbers[0])
     names = {number: path for path, number in paths.leaves(params).items()}
     stored = [
         names.get(number, "")
@@ -115,7 +116,7 @@ def _follow(call: _Call) -> Provenance:
         for number, path in names.items()
         if path in call.weights
     }
-    random = nnx.to_pure_dict(nnx.filter_state(numbers[0], nnx.RngState))
+    random = stored_values(nnx.filter_state(numbers[0], nnx.RngState))
     arguments = set(jax.tree.leaves((numbers[1:], random)))
     inputs = [
         number in arguments

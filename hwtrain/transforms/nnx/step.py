@@ -12,6 +12,7 @@ from hwtrain.plan import Plan
 from hwtrain.transforms import weight_side
 from hwtrain.transforms.loops import as_root
 from hwtrain.transforms.nnx.layers import Beside, StepLeaf
+from hwtrain.transforms.nnx.stored import stored
 from hwtrain.transforms.read_keys import generator_of
 
 
@@ -75,7 +76,7 @@ def _put_beside(modules: dict[str, Any], plan: Plan) -> None:
 
 
 def _values(model: nnx.Module) -> dict[str, Any]:
-    state = nnx.to_pure_dict(nnx.state(model, nnx.Param))
+    state = stored(nnx.state(model, nnx.Param))
     return paths.leaves(state)
 
 
