@@ -323,3 +323,110 @@ def test_every_kind_is_on_in_every_mode(framework, kind):
     np.testing.assert_array_equal(train[1], train[2])
     for noisy in (*train, chip):
         assert 1e-4 < np.abs(np.asarray(noisy) - plain).max() < 5
+
+
+RANGED = hwtrain.Hardware(input_range=hwtrain.InputRangeParameter(init_value=0.5))
+REACHING = [
+    ("linen", "weight norm of everything"),
+    ("linen", "spectral norm"),
+    ("linen", "dense general"),
+    ("linen", "stack"),
+    ("nnx", "spectral norm"),
+    ("nnx", "parent"),
+]
+
+
+@pytest.mark.parametrize(("framework", "kind"), REACHING)
+def test_what_lies_beside_a_kernel_is_not_changed(framework, kind):
+    if framework == "linen":
+        make, x = KINDS[kind]
+        model = hwtrain.analogize(make(), RANGED)
+        variables = model.init(jax.random.key(0), x)
+        names = [hwtrain.paths.path_of(k) for k, _ in _leaves(variables["params"])]
+        assert not [name for name in names if "probe/" in name or "range/" in name]
+
+        def run(params):
+            return model.apply({**variables, "params": params}, x)
+
+        params = variables["params"]
+        bare = {**variables, "params": hwtrain.strip(params)}
+        plain = make().apply(bare, jnp.clip(x, -0.5, 0.5))
+    else:
+        make, x = NNX_KINDS[kind]
+        plain = make(nnx.Rngs(0))(jnp.clip(x, -0.5, 0.5))
+        model = hwtrain.analogize(make(nnx.Rngs(0)), RANGED)
+        graphdef, state, rest = nnx.split(model, nnx.Param, ...)
+        params = nnx.to_pure_dict(state)
+
+        def run(params):
+            # Copies, since the variables of a state belong to the trace that made them.
+            own, others = jax.tree.map(lambda leaf: leaf, (state, rest))
+            nnx.replace_by_pure_dict(own, params)
+            return nnx.merge(graphdef, own, others)(x)
+
+    y, back = jax.vjp(run, params)
+    if kind != "stack":  # whose second range clips what the first layer gives
+        np.testing.assert_allclose(y, plain, rtol=1e-5, atol=1e-6)
+    found = {
+        path.rpartition("/")[2]: np.asarray(leaf)
+        for path, leaf in hwtrain.paths.leaves(back(jnp.ones_like(y))[0]).items()
+    }
+    # A probe counts the inputs and those within the range, 2^40 times too small.
+    counts = found["probe"].reshape(-1, found["probe"].shape[-1])[0, :2] * 2.0**40
+    within = np.sum(np.abs(np.asarray(x)) <= 0.5)
+    np.testing.assert_array_equal(counts, [x.size, within])
+    assert (found["input_range"] != 0).all()
+
+
+def _leaves(tree):
+    return jax.tree_util.tree_leaves_with_path(tree)
+
+
+def test_a_schedule_weakens_the_noise_of_derived_weights():
+    model, variables, _ = linen("norm", NOISY)
+    with hwtrain.noise_strength(0.0):
+        found = model.apply(variables, X, rngs=ON)
+    expected = hwtrain.eval_mode(model).apply(variables, X)
+    np.testing.assert_allclose(found, expected, rtol=1e-6)
+
+
+@pytest.mark.parametrize(
+    "option", [{"redraw": True}, {"per_batch_sample": True}, {"per_vector": True}]
+)
+def test_noise_that_a_layer_draws_itself_is_as_strong(option):
+    noise = dataclasses.replace(NOISE, **option)
+    model, variables, w = linen("norm", hwtrain.Hardware(modifier=noise), scale=10.0)
+    keys = jax.random.split(jax.random.key(3), 200)
+    one = lambda key: model.apply(variables, jnp.eye(6), rngs={"mismatch": key})  # noqa: E731
+    deviations = np.float64(jax.jit(jax.vmap(one))(keys)) - w
+    expected = 0.1 * np.abs(w).max()
+    np.testing.assert_allclose(deviations.std(axis=(0, 1)), [expected] * 4, rtol=0.1)
+
+
+class Layers(nnx.Module):
+    def __init__(self, rngs):
+        make = lambda rngs: nnx.Linear(6, 6, rngs=rngs)  # noqa: E731
+        self.layer = nnx.split_rngs(splits=3)(nnx.vmap(make))(rngs)
+
+    def __call__(self, x):
+        graphdef, state = nnx.split(self.layer)
+        layers = nnx.merge(graphdef, jax.tree.map(half, state))
+        scan = nnx.scan(
+            lambda layer, x: layer(x), in_axes=(0, nnx.Carry), out_axes=nnx.Carry
+        )
+        return scan(layers, x)
+
+
+def test_stacked_layers_of_nnx_are_refused():
+    model = hwtrain.analogize(Layers(nnx.Rngs(0)), RANGED)
+    with pytest.raises(ValueError, match="layer/kernel .* its layers are stacked"):
+        model(X)
+
+
+@pytest.mark.parametrize("hardware", [NOISY, ALL], ids=["noise", "all"])
+def test_noise_stays_out_of_a_mask(hardware):
+    model = hwtrain.analogize(KINDS["masked conv"][0](), hardware)
+    variables = model.init(jax.random.key(0), IMAGE)
+    x = IMAGE.at[..., 1:].set(0)  # the mask lets channel 0 into feature 0 alone
+    y = model.apply(variables, x, rngs=ON)
+    assert not np.any(y[..., 1:]) and np.any(y[..., 0])
