@@ -83,6 +83,7 @@ if _typing.TYPE_CHECKING:
     from hwtrain.transforms import chip_mode as chip_mode
     from hwtrain.transforms import eval_mode as eval_mode
     from hwtrain.transforms import inspect as inspect
+    from hwtrain.transforms import materialize as materialize
     from hwtrain.transforms import noise_strength as noise_strength
     from hwtrain.transforms import plan as plan
     from hwtrain.transforms import strip as strip
@@ -153,6 +154,7 @@ else:
             "chip_mode",
             "eval_mode",
             "inspect",
+            "materialize",
             "noise_strength",
             "plan",
             "strip",

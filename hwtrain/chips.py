@@ -100,6 +100,7 @@ def apply_mismatch(params: paths.Tree, plan: Plan, key: jax.Array) -> paths.Tree
     Raises:
       ValueError: if the parameters lack a weight of the plan.
     """
+    plan.check_effective()
     plan.check_weights(params)
     nominal, params = with_clipped(params, plan), with_written(params, plan)
     by_path = paths.leaves(nominal)

@@ -19,6 +19,10 @@ STORED = ("input_range", "probe", "mapping_scale", "output_scale", "clip_bound")
 OF_A_CHIP = ("mapping_scale", "chip_key", "on_levels")
 """What `hwtrain.chips.with_chip_leaves` puts beside a chip's weights."""
 
+EFFECTIVE = "effective_"
+"""What begins the name of a leaf that holds the weights that a layer multiplies by,
+before the name of the array that they are made of: `effective_kernel`."""
+
 OF_A_STEP = ("noise_key", "noise_strength")
 """What only a step puts there, and takes away again."""
 
@@ -32,10 +36,14 @@ def split(path: str) -> tuple[tuple[str, ...], str]:
     (('hidden/kernel', 'hidden/embedding'), 'probe')
     >>> split("lora_a_probe")
     (('lora_a',), 'probe')
+    >>> split("hidden/effective_kernel")
+    (('hidden/kernel',), 'effective_kernel')
     >>> split("hidden/bias")
     ((), '')
     """
     layer, slash, name = path.rpartition("/")
+    if is_effective(path):
+        return (f"{layer}{slash}{name.removeprefix(EFFECTIVE)}",), name
     owners, leaf = OWNERS, name
     for shared in SHARED:
         if name.startswith(f"{shared}_"):
@@ -43,6 +51,16 @@ def split(path: str) -> tuple[tuple[str, ...], str]:
     if leaf not in _LEAVES:
         return (), ""
     return tuple(f"{layer}{slash}{owner}" for owner in owners), leaf
+
+
+def is_effective(path: str) -> bool:
+    """Whether a parameter has the name of what a layer multiplies by.
+
+    >>> is_effective("hidden/effective_kernel"), is_effective("hidden/kernel")
+    (True, False)
+    """
+    name = path.rpartition("/")[2]
+    return name in {EFFECTIVE + array for array in (*OWNERS, *SHARED)}
 
 
 def named_as_leaf(path: str) -> bool:

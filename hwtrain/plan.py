@@ -17,7 +17,7 @@ from rich.table import Table
 
 from hwtrain import paths
 from hwtrain.hardware import Hardware, MappingParameter
-from hwtrain.leaf_names import OF_A_CHIP, OF_A_STEP, SHARED, STORED
+from hwtrain.leaf_names import EFFECTIVE, OF_A_CHIP, OF_A_STEP, SHARED, STORED
 from hwtrain.physics import tiling
 from hwtrain.physics.convolution import Window, unpack
 from hwtrain.physics.dynapsim import quantity_of
@@ -51,6 +51,9 @@ class AnalogWeight:
       ranged: whether the layer clips its inputs to a learned range.
       window: of a convolution, how its window moves over the input.
       equation: of an einsum, its equation.
+      derived: why its layer multiplies by weights that are made of the stored ones,
+        such as `"a WeightNorm computes that from it at every call"`; empty if it
+        multiplies by the stored ones.
     """
 
     __pydantic_config__ = _STRICT
@@ -66,6 +69,7 @@ class AnalogWeight:
     ranged: bool
     window: Window | None = None
     equation: str = ""
+    derived: str = ""
 
     def __post_init__(self):
         lead = tuple(range(len(self.shape) - len(self.rows) - len(self.columns)))
@@ -178,6 +182,32 @@ class AnalogWeight:
     def _size(self, axes: tuple[int, ...]) -> int:
         return math.prod(self.shape[axis] for axis in axes)
 
+    @property
+    def array(self) -> str:
+        """Name of the array in its layer, such as `"kernel"`."""
+        name = self.path.rpartition("/")[2]
+        return name.removeprefix(EFFECTIVE) if self.derived else name
+
+    @property
+    def stored(self) -> str:
+        """Path of the array that the model stores: its own, unless it is effective."""
+        return f"{self.layer_path}/{self.array}".removeprefix("/")
+
+    @property
+    def effective(self) -> "AnalogWeight":
+        """The plan of what its layer multiplies by, as `materialize` stores it."""
+        return dataclasses.replace(self, path=self.effective_path)
+
+    @property
+    def effective_path(self) -> str:
+        """Path of the leaf for what its layer multiplies by, if that is derived."""
+        return f"{self.layer_path}/{EFFECTIVE}{self.array}".removeprefix("/")
+
+    @property
+    def pending(self) -> bool:
+        """Whether what its layer multiplies by is not stored, and is to be derived."""
+        return bool(self.derived) and self.path == self.stored
+
     def leaf(self, name: str) -> str:
         """Returns the path of a leaf beside the array, such as `"probe"`."""
         name = self.leaf_name(name)
@@ -185,12 +215,12 @@ class AnalogWeight:
 
     def leaf_name(self, name: str) -> str:
         """Returns how a leaf is called in the layer, such as `"lora_a_probe"`."""
-        return name if self.alone else f"{self.path.rpartition('/')[2]}_{name}"
+        return name if self.alone else f"{self.array}_{name}"
 
     @property
     def alone(self) -> bool:
         """Whether its layer has no other analog weight."""
-        return self.path.rpartition("/")[2] not in SHARED
+        return self.array not in SHARED
 
     @property
     def frozen(self) -> bool:
@@ -261,6 +291,12 @@ class AnalogWeight:
         if chip.converts:
             names.add("mapping_scale")
         return frozenset(names)
+
+    @property
+    def owned(self) -> frozenset[str]:
+        """The paths of all that its hardware ever puts into the layer."""
+        paths = {self.leaf(name) for name in self.beside}
+        return frozenset(paths | ({self.effective_path} if self.derived else set()))
 
     @property
     def output_scale_shape(self) -> tuple[int, ...]:
@@ -409,6 +445,7 @@ def _row(weight: AnalogWeight) -> dict[str, str]:
         "weight": weight.path,
         "layer": weight.layer or "parameter",
         "kind": weight.kind,
+        "derived": weight.derived or "no",
         "shape": "x".join(map(str, weight.shape)),
         "stack": "x".join(map(str, weight.stack)) or "no stack",
         "row axes": ", ".join(map(str, weight.rows)),
@@ -483,6 +520,41 @@ class Plan(Mapping[str, AnalogWeight]):
             if weight.path == path:
                 return weight
         raise KeyError(path)
+
+    @property
+    def effective(self) -> "Plan":
+        """The plan of the weights that layers multiply by, where these are derived.
+
+        It is for variables of `hwtrain.materialize`.
+        """
+        made = [weight for weight in self.weights if weight.pending]
+        if not made:
+            return self
+        digital = [
+            Digital(
+                path=x.path, reason=f"its {x.layer} multiplies by others: {x.derived}"
+            )
+            for x in made
+        ]
+        weights = tuple(x.effective if x.derived else x for x in self.weights)
+        return dataclasses.replace(
+            self, weights=weights, digital=(*self.digital, *digital)
+        )
+
+    def check_effective(self) -> None:
+        """Raises where a chip would get stored weights that no layer multiplies by.
+
+        Raises:
+          ValueError: naming the first such weight, and the way out.
+        """
+        for weight in self.weights:
+            if weight.pending:
+                raise ValueError(
+                    f"{weight.path} is not what its {weight.layer} multiplies by: "
+                    f"{weight.derived}. A chip has the weights that are made of it: "
+                    "write variables = hwtrain.materialize(analog, variables, "
+                    "*example), and make the plan of these"
+                )
 
     @property
     def trained(self) -> "Plan":

@@ -132,6 +132,7 @@ def program_chip(params: Any, plan: Plan, key: jax.Array) -> ProgrammedChip:
       Joshi et al., Accurate deep neural network inference using computational
       phase-change memory, Nature Communications 2020.
     """
+    plan.check_effective()
     values = paths.leaves(params)
     weights = {}
     for weight in plan.weights:

@@ -92,6 +92,13 @@ class Contents:
     def _check_leaves(self) -> None:
         """Raises unless the variables have all that the plan names."""
         plan, params = self.plan, self._params
+        try:
+            plan.check_effective()
+        except ValueError as error:
+            raise HardwareCheckpointError(
+                f"{error}; or let export do so: export(path, variables, plan, "
+                "analog=analog, example=(x,))"
+            ) from error
         missing = [path for path in plan if path not in params]
         missing += [entry.path for entry in plan.digital if entry.path not in params]
         if missing:

@@ -41,7 +41,12 @@ def check_geometry(weight: AnalogWeight, tiles: tuple[int, int]) -> None:
 
 
 def _check_kind(weight: AnalogWeight) -> None:
-    kind, name = weight.kind, weight.path.rpartition("/")[2]
+    kind, name = weight.kind, weight.array
+    if weight.pending:
+        raise ValueError(
+            f"{weight.path}: a derived weight is {weight.effective_path}, which holds "
+            "what its layer multiplies by"
+        )
     if kind not in KINDS:
         raise ValueError(
             f"{weight.path}: kind should be one of {', '.join(KINDS)}, got "

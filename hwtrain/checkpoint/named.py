@@ -42,6 +42,10 @@ def check_names(
     _check_named(
         plan, {*paths}, names | {f"nominal/{x.path}" for x in leaves if x.path}
     )
+    stored = {entry.path for entry in plan.digital}
+    for weight in plan.weights:
+        if weight.derived and weight.stored not in stored:
+            raise ValueError(f"digital: {weight.path} is made of {weight.stored}")
     both = sorted({entry.path for entry in plan.digital} & {*plan})
     if both:
         raise ValueError(f"digital: {both[0]} is an analog weight")

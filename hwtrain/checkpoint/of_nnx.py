@@ -30,8 +30,12 @@ def collections_of(model: Any) -> dict[str, Any]:
     for keys, variable in nnx.to_flat_state(state):
         if isinstance(variable, PASSING):
             continue
-        value = variable.get_value() if isinstance(variable, nnx.Variable) else variable
-        found.setdefault(_collection(variable), {})[keys] = value
+        # What is stored: a variable may give others to who reads it.
+        own = isinstance(variable, nnx.Variable)
+        value = variable.get_raw_value() if own else variable
+        # The norms of NNX name what they keep by paths, which are tuples.
+        named = tuple(str(key) if isinstance(key, tuple) else key for key in keys)
+        found.setdefault(_collection(variable), {})[named] = value
     return {name: unflatten_mapping(leaves) for name, leaves in found.items()}
 
 
@@ -61,9 +65,19 @@ def filled(
     for name in sorted(own.keys() | given.keys()):
         more = of_chip if name == "params" else ()
         _check(name, own.get(name, {}), given.get(name, {}), more)
+    state = nnx.to_flat_state(nnx.state(copy))
+    named = {str(key): key for keys, _ in state for key in keys}
+    tuples = {name: key for name, key in named.items() if isinstance(key, tuple)}
     for tree in variables.values():
-        nnx.update(copy, tree)
+        nnx.update(copy, _renamed(tree, tuples))
     return copy
+
+
+def _renamed(tree: Any, names: Mapping[str, Any]) -> Any:
+    """Returns nested mappings with other names for some of their entries."""
+    if not isinstance(tree, Mapping) or not names:
+        return tree
+    return {names.get(name, name): _renamed(tree[name], names) for name in tree}
 
 
 def _collection(variable: Any) -> str:

@@ -138,10 +138,14 @@ class HardwareCheckpoint:
         Raises:
           HardwareCheckpointError: if the model has other variables, or is none of NNX.
         """
-        variables = self.variables
+        derived = {weight.path for weight in self.plan.weights if weight.derived}
+        params = self.params
         if chip is not None:
-            variables = {**variables, "params": self.chip(chip, t_s=t_s, key=key)}
-        of_chip = self.plan.leaves_of_chip(variables["params"])
+            params = self.chip(chip, t_s=t_s, key=key)
+        elif derived:  # the model makes them of what it stores
+            params = paths.drop(params, lambda path: path not in derived)
+        variables = {**self.variables, "params": params}
+        of_chip = {*self.plan.leaves_of_chip(params), *derived}
         return filled(model, variables, of_chip)
 
     def conductances(

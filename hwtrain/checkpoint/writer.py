@@ -14,6 +14,7 @@ from hwtrain.checkpoint.errors import HardwareCheckpointError
 from hwtrain.checkpoint.measured import Conductances
 from hwtrain.checkpoint.progress import Report
 from hwtrain.plan import Plan
+from hwtrain.transforms.materialize import materialize
 
 
 def export(
@@ -27,6 +28,8 @@ def export(
     graph: Graph | None = None,
     accuracy: Iterable[Measurement] = (),
     report: Report | None = None,
+    analog: Any = None,
+    example: Iterable[Any] = (),
 ) -> Path:
     r"""Writes a model as a checkpoint that a chip can be programmed from.
 
@@ -63,6 +66,10 @@ def export(
       accuracy: what was measured of the model, stored in the manifest.
       report: is called with the number of layers that are written, and of all, such as
         that of `show_progress`. `None` for none.
+      analog: the analog model, needed with an example where something stands between
+        stored weights and their layers, such as a WeightNorm: the checkpoint then holds
+        the weights that the layers multiply by; see `hwtrain.materialize`.
+      example: arguments of a call of it.
 
     Returns:
       `path`.
@@ -80,6 +87,10 @@ def export(
             "hwtrain.plan(analog, variables, *example)); only an analog NNX model "
             f"holds its own, and this is a {type(variables).__name__}"
         )
+    if analog is not None:
+        held = variables is analog
+        made = materialize(analog, None if held else variables, *example)
+        variables, plan = made, plan.effective
     seeds = [*chip_seeds] if chip_seed is None else [chip_seed, *chip_seeds]
     with destination.new(path, folder=True) as partial:
         contents = Contents(

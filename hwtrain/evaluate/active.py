@@ -28,6 +28,7 @@ from hwtrain.plan import AnalogWeight, Plan
 from hwtrain.training_noise import quiet_training
 from hwtrain.transforms import plan as plan_of
 from hwtrain.transforms.functional import as_function
+from hwtrain.transforms.materialize import materialize
 from hwtrain.transforms.signal_side import has_signal_side
 from hwtrain.transforms.weight_side import draws, local, step_weights
 
@@ -97,11 +98,15 @@ def assert_active(
     keys = [jax.random.key(seed) for seed in range(_steps(plan))]
     with watching(function, kwargs) as watched:
         steps = watched(tree, keys, *example)
+    on_chip = plan.effective
+    if on_chip != plan:
+        made = materialize(analog, tree, *example, **kwargs)
+        params = meta.unbox(made["params"])
     log = judged(plan, params, keys, steps)
     for path, effect, wrong, amount in (
         *unwatched_effects(analog, plan, variables, *example, **kwargs),
         *updated_effects(plan, params),
-        *deployed_effects(plan, params),
+        *deployed_effects(on_chip, params),
     ):
         log.note(path, effect, amount, wrong)
     quiet = quiet_training(plan)
@@ -142,7 +147,8 @@ def judged(
         log.wrong.append(f"the model: noise: {why or same}")
     for weight in plan.weights:
         seen = log.of(weight.path)
-        noise = modified_weights(weight, plan, params, keys, seen)
+        own = weight.effective if weight.pending else weight
+        noise = modified_weights(own, plan, params, keys, seen)
         if noise is not None:
             log.note(weight.path, "modifier", *noise)
         if weight.hardware.learns_clip:
@@ -157,7 +163,8 @@ def _of_zeros(plan: Plan, params: paths.Tree) -> set[str]:
     values = paths.leaves(params)
 
     def zeros(weight: AnalogWeight) -> bool:
-        matrix = weight.to_matrix(jnp.asarray(values[local(plan, weight.path)]))
+        path = weight.effective_path if weight.pending else weight.path
+        matrix = weight.to_matrix(jnp.asarray(values[local(plan, path)]))
         return not bool(jnp.all(jnp.any(matrix != 0, axis=(-2, -1))))
 
     return {weight.path for weight in plan.weights if zeros(weight)}

@@ -126,7 +126,10 @@ def _deviations(path: Path, plan: Plan, params: paths.Tree) -> dict[str, np.ndar
     for count in sorted(set(small.values())):
         weights = tuple(w for w in chips if small[w.path] == count)
         own = {p for w in weights for p in (w.path, *map(w.leaf, w.leaf_shapes))}
-        part = dataclasses.replace(plan, weights=weights, digital=())
+        made_of = {weight.stored for weight in weights if weight.derived}
+        digital = tuple(entry for entry in plan.digital if entry.path in made_of)
+        part = dataclasses.replace(plan, weights=weights, digital=digital)
+        own |= made_of
         kept = paths.drop(params, own.__contains__)
         there = path.with_name(f"{path.name}_{count}")
         several = load(export(there, {"params": kept}, part, chip_seeds=range(count)))

@@ -23,6 +23,7 @@ from hwtrain.plan import Plan
 from hwtrain.programming import program_chip
 from hwtrain.transforms import plan as plan_of
 from hwtrain.transforms.functional import as_function, divided
+from hwtrain.transforms.materialize import materialize
 
 CHUNK_BYTES = 256 * 2**20
 """Chips are evaluated together as long as their parameters, and the conductances of
@@ -72,6 +73,8 @@ def values_on_chips(
     if first is None:
         raise ValueError(f"{caller} got no batches; expected tuples of arrays")
     plan = plan_of(analog, tree, first[0], **kwargs)
+    if plan != plan.effective:
+        tree, plan = materialize(analog, tree, first[0], **kwargs), plan.effective
     times = _times(times_s, plan)
     chosen = subsets(plan)
     if chunk is None:

@@ -134,6 +134,7 @@ def _at_noisy_weights(
     weights = {weight.path: weight for weight in plan.weights}
 
     def robust(params: Any, key: jax.Array, *batch: Any) -> Any:
+        plan.check_effective()
         plan.check_weights(params)
         values = paths.leaves(params)
 

@@ -8,6 +8,7 @@ from hwtrain.transforms.analogize import plan as plan
 from hwtrain.transforms.analogize import train_mode as train_mode
 from hwtrain.transforms.calibrate import calibrate as calibrate
 from hwtrain.transforms.inspect import inspect as inspect
+from hwtrain.transforms.materialize import materialize as materialize
 from hwtrain.transforms.rules import Rule as Rule
 from hwtrain.transforms.strength import noise_strength as noise_strength
 from hwtrain.transforms.stripping import strip as strip

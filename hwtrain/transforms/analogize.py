@@ -9,6 +9,7 @@ from flax import nnx
 from hwtrain.hardware import Hardware
 from hwtrain.plan import Plan
 from hwtrain.transforms import loops
+from hwtrain.transforms.linen import kept_leaves
 from hwtrain.transforms.linen import root as linen_root
 from hwtrain.transforms.nnx import root as nnx_root
 from hwtrain.transforms.rules import Rule, assignment
@@ -81,6 +82,7 @@ def analogize(
     """
     assigned = assignment(hardware_or_rules, name)
     loops.install()
+    kept_leaves.install()
     if isinstance(model, nn.Module):
         if rngs is not None:
             raise ValueError(

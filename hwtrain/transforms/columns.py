@@ -24,6 +24,7 @@ def columns(weight: AnalogWeight, plan: Plan, values: dict[str, Any]) -> dict[st
     return {
         "weight": weight.path,
         "layer": _layer(weight),
+        "derived": weight.derived or "no",
         "shape": "x".join(map(str, weight.shape)),
         "tiles": _tiles(weight),
         "scale": _scale(chip),

@@ -22,6 +22,7 @@ from hwtrain.physics.converted_convolution import (
 from hwtrain.physics.ranged_convolution import ranged_convolution
 from hwtrain.physics.tiling import over_batch
 from hwtrain.plan import AnalogWeight
+from hwtrain.transforms.effective import as_stored, held, of_step, on_levels
 from hwtrain.transforms.errors import other_geometry
 from hwtrain.transforms.loops import shared
 from hwtrain.transforms.observation import observer
@@ -33,7 +34,6 @@ from hwtrain.transforms.signal_side import (
     anonymous,
     check_leaves,
     check_real,
-    on_levels,
     range_gradient,
     reads_of,
 )
@@ -141,8 +141,15 @@ def convolve(
       `[batch, *positions, features]`.
     """
     check_real(weight, x)
+    leaves, kernel = held(weight, mode, leaves, kernel)
+    layer = _of_one_layer(weight, kernel.ndim)
+    if weight.derived:
+        leaves, kernel = of_step(layer, mode, leaves, kernel)
+        # What is drawn where a mask leaves a weight out is none.
+        kernel = layer.from_matrix(layer.to_matrix(kernel))
     if mode == "chip" and weight.hardware.rounds_chips:
-        weight = on_levels(weight)  # rounded before the model
+        weight = on_levels(weight)  # rounded before
+    weight = as_stored(weight)
     assert weight.window is not None
     if _converts_alike(weight, mode) and observer() is None:
         _check_leaves_of_groups(weight, leaves)
@@ -153,7 +160,6 @@ def convolve(
             return _convolve_whole(
                 anonymous(weight), mode, precision, dtype, beside, x, kernel, keys
             )
-    layer = _of_one_layer(weight, kernel.ndim)
     seen = convolution.patches(x, weight.window)
     matrix = layer.to_matrix(kernel)
     options: dict[str, Any] = {"precision": precision}

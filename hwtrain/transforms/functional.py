@@ -8,8 +8,10 @@ import numpy as np
 from flax import nnx
 
 from hwtrain import paths
+from hwtrain.leaf_names import is_effective
 from hwtrain.transforms.linen import root as linen_root
 from hwtrain.transforms.nnx import root as nnx_root
+from hwtrain.transforms.nnx.stored import stored
 
 
 def as_function(
@@ -114,8 +116,8 @@ def _check_same(given: dict[str, Any], own: dict[str, Any]) -> None:
 def _filled(model: Any, given: Any) -> nnx.State:
     """Returns a model's state with given parameters, and statistics among them."""
     state = nnx.state(model)
-    values = nnx.to_pure_dict(state)
-    beside = paths.leaves(nnx.to_pure_dict(nnx.state(model, nnx.Not(nnx.Param))))
+    values = stored(state)
+    beside = paths.leaves(stored(nnx.state(model, nnx.Not(nnx.Param))))
     leaves = paths.leaves(given)
     # What is no parameter, such as the statistics of a BatchNorm, may be left out.
     left_out = beside.keys() - leaves.keys()
@@ -129,13 +131,18 @@ def _nnx_function(
     analog: Any, mode: str, params: Any
 ) -> tuple[Callable[..., Any], dict[str, Any]]:
     model = nnx_root.set_mode(nnx.clone(analog), mode)
+    beside: dict[str, Any] = {}
     if params is not None:
         params = params.get("params", params)
         if isinstance(params, nnx.State):
-            params = nnx.to_pure_dict(params)
+            params = stored(params)
+        own = paths.leaves(nnx.state(model, nnx.Param)).keys()
+        effective = {x for x in paths.leaves(params) if is_effective(x)} - own
+        beside = {path: paths.leaves(params)[path] for path in effective}
+        params = paths.drop(params, lambda path: path not in effective)
         nnx.update(model, _filled(model, params))
     graphdef, state, rest = nnx.split(model, nnx.Param, ...)
-    own = paths.leaves(nnx.to_pure_dict(state)).keys()
+    own = paths.leaves(stored(state)).keys()
 
     def function(variables: Any, key: jax.Array, *args: Any, **kwargs: Any) -> Any:
         # Copies of the structures: both are filled in place, and the variables of a
@@ -151,4 +158,5 @@ def _nnx_function(
         called.analog_stream = nnx.RngStream(key, tag="mismatch")
         return called(*args, **kwargs)
 
-    return function, {"params": nnx.to_pure_dict(state), "rest": rest}
+    params = paths.insert(stored(state), beside)
+    return function, {"params": params, "rest": rest}

@@ -18,6 +18,7 @@ from hwtrain.tables import as_text, table, tables_of
 from hwtrain.training_noise import quiet_training
 from hwtrain.transforms.analogize import plan as plan_of
 from hwtrain.transforms.columns import columns
+from hwtrain.transforms.nnx.stored import stored
 from hwtrain.transforms.weight_side import local
 
 
@@ -81,9 +82,9 @@ def inspect(
     found = plan_of(analog, variables, *example, **kwargs)
     if isinstance(analog, nnx.Module):
         # What a chip has beside its weights may be plain arrays, by `nnx.update`.
-        whole = paths.leaves(nnx.to_pure_dict(nnx.state(analog)))
+        whole = paths.leaves(stored(nnx.state(analog)))
         beside = [local(found, path) for path in found.leaves_of_chip(whole)]
-        params = nnx.to_pure_dict(nnx.state(analog, nnx.Param))
+        params = stored(nnx.state(analog, nnx.Param))
         params = paths.insert(params, {path: whole[path] for path in beside})
     else:
         params = variables.get("params", variables)

@@ -41,8 +41,9 @@ class Layer:
       by_rule: whether it is analog only by a rule.
       opaque: whether it is a bridge to layers that cannot be seen.
       no_inputs: why it has no inputs that a range could clip; empty if it has.
-      rewritten: by the names of its arrays, why what is stored is not what it
-        multiplies by; none that it multiplies by as they are.
+      derived: by the names of its arrays, why it multiplies by what is made of them;
+        none that it multiplies by as they are.
+      lost: likewise, why it multiplies by no weights that a crossbar could hold.
       around: the names of its arrays that an input is multiplied by around it too.
     """
 
@@ -54,7 +55,8 @@ class Layer:
     by_rule: bool = False
     opaque: bool = False
     no_inputs: str = ""
-    rewritten: tuple[tuple[str, str], ...] = ()
+    derived: tuple[tuple[str, str], ...] = ()
+    lost: tuple[tuple[str, str], ...] = ()
     around: tuple[str, ...] = ()
 
     def leaf_path(self, leaf: str) -> str:
@@ -148,4 +150,5 @@ def analog_weight(
         ranged=hardware.ranged,
         window=array.window,
         equation=array.equation,
+        derived=dict(layer.derived).get(array.leaf, ""),
     )

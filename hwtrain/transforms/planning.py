@@ -79,12 +79,13 @@ def make_plan(
             digital.append(Digital(path=full, reason=reason))
             continue
         by = str(rule or "the model's hardware")
-        if layer and array and leaf in (rewritten := dict(layer.rewritten)):
-            raise rewritten_weight(path, layer, rewritten[leaf], by)
+        if layer and array and leaf in (lost := dict(layer.lost)):
+            raise lost_weight(path, layer.path, lost[leaf], by)
         if layer and array and (rule is None or rule.params is None):
             weight = analog_weight(
                 layer, array, path=full, shape=shape, hardware=hardware, rule=by
             )
+            check_derived(weight)
         else:
             _check_raw(rule, path, hardware)
             rows, columns = _axes(rule, path, shape)
@@ -123,8 +124,7 @@ def make_plan(
 
 def _check_name(weight: AnalogWeight, prefix: str, users: Container[str]) -> None:
     """Raises for a parameter of the model where hardware puts a leaf of its own."""
-    for name in sorted(weight.beside):
-        path = weight.leaf(name)
+    for path in sorted(weight.owned):
         if path.removeprefix(f"{prefix}/") in users:
             raise taken_name(weight, path)
 
@@ -146,13 +146,41 @@ def check_around(weight: AnalogWeight) -> None:
         )
 
 
-def rewritten_weight(path: str, layer: Layer, why: str, rule: str) -> ValueError:
-    """Returns the error of a layer that multiplies by other weights than its stored."""
+def check_derived(weight: AnalogWeight) -> None:
+    """Raises for a derived weight on hardware that acts on stored ones alone.
+
+    Raises:
+      ValueError: naming the parts of the hardware.
+    """
+    if weight.derived and weight.kind == "embed":
+        why = f"{weight.derived}, and a look-up multiplies by nothing"
+        raise lost_weight(weight.path, weight.layer_path, why, weight.rule)
+    chip = weight.hardware
+    acts = {
+        "clip": chip.clip is not None and (chip.clip.active or chip.learns_clip),
+        "remap": chip.remaps,
+        "drift": chip.drifts,
+    }
+    parts = [name for name, acting in acts.items() if acting]
+    if not weight.derived or not parts:
+        return
+    off = ", ".join(f"{name}=None" for name in parts)
+    raise ValueError(
+        f"{weight.path}: {weight.rule} gives it {' and '.join(parts)}, which would act "
+        f"on the stored weights, and not on those that its {weight.layer} multiplies "
+        f"by: {weight.derived}. Write Rule({weight.layer_path!r}, "
+        f"dataclasses.replace(hardware, {off})) before the other rules, or "
+        f"Rule({weight.layer_path!r}, None) to keep it digital"
+    )
+
+
+def lost_weight(path: str, layer: str, why: str, rule: str) -> ValueError:
+    """Returns the error of a layer whose weights no crossbar could hold."""
     return ValueError(
         f"{path} is not what its layer multiplies by: {why}. Its scale, noise and "
         f"conductances would be those of other weights ({rule}). Store the weights "
         "that it multiplies by, or keep the layer digital: "
-        f"Rule({layer.path!r}, None) before the others"
+        f"Rule({layer!r}, None) before the others"
     )
 
 

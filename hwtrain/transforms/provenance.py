@@ -2,15 +2,17 @@
 
 A call of the plain model marks what each layer multiplies by (`Operands.marked`); a
 walk through its jaxpr follows every stored parameter up to these marks, and from there
-to a product. On the way only those operations may stand that leave every number, and
-its place, as it is: casts, entries of a stack, and the borders of calls and loops.
+to a product. Operations that leave every number, and its place, as it is are nothing:
+casts, entries of a stack, and the borders of calls and loops. Any other before a mark
+makes a derived weight. What comes after it, or cannot be followed, or depends on what
+the model is called with, makes weights that no crossbar holds.
 """
 
 import dataclasses
 import itertools
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 from jax.extend.core import Literal
@@ -66,17 +68,26 @@ _INPUT = _Origin("")
 """What the arguments of the call are made of: a value with it is no weight."""
 
 
-class Operands:
-    """The arrays that the layers of a call multiply by, marked.
+class Provenance(NamedTuple):
+    """Where the arrays come from that the layers of a call multiply by, by path.
 
     Attributes:
-      around: the paths of those that something else too multiplies an input by, around
-        their layers, once they were followed.
+      derived: why a layer multiplies by what is made of its parameter.
+      lost: why what a layer multiplies by is not known, or no weight of a crossbar.
+      around: the parameters that something else too multiplies an input by, around
+        their layers.
     """
+
+    derived: dict[str, str]
+    lost: dict[str, str]
+    around: set[str]
+
+
+class Operands:
+    """The arrays that the layers of a call multiply by, marked."""
 
     def __init__(self):
         self.paths: dict[int, str] = {}
-        self.around: set[str] = set()
 
     def marked(self, path: str, array: Any) -> Any:
         """Returns what a layer multiplies by in the place of a parameter, marked."""
@@ -84,20 +95,20 @@ class Operands:
         self.paths[number] = path
         return mark(stack_axis_first(array), f"{_MARK} {number}")
 
-    def rewritten(
+    def followed(
         self,
         jaxpr: Any,
         stored: Sequence[str],
         shapes: Mapping[str, tuple[int, ...]],
         inputs: Sequence[bool],
-    ) -> dict[str, str]:
-        """Returns which parameters are not what their layers multiply by, and why.
+    ) -> Provenance:
+        """Returns where the marked arrays come from.
 
         Args:
           jaxpr: the closed jaxpr of the call.
           stored: what its inputs are: paths of parameters, or empty.
           shapes: shapes of the stored parameters by path.
-          inputs: which of its inputs are arguments of the call.
+          inputs: which of its inputs are arguments of the call, or random.
         """
         known = {n: path for n, path in self.paths.items() if path in shapes}
         paths = set(known.values())
@@ -108,19 +119,26 @@ class Operands:
         ]
         nothing: list[_Origins] = [frozenset()] * len(jaxpr.consts)
         walk.jaxpr(jaxpr.jaxpr, nothing, args)
-        self.around = walk.around
         lost = {p: _LOST for p in sorted(paths - {self.paths[n] for n in walk.used})}
-        return {**lost, **walk.found}
+        lost |= {p: _BOTH for p in sorted(walk.plain & walk.derived.keys())}
+        return Provenance(walk.derived, {**lost, **walk.found}, walk.around)
 
 
 _LOST = "what it multiplies by cannot be followed"
+_BOTH = "it multiplies by that in one call, and by what is made of it in another"
+_GIVEN = (
+    "what it multiplies by is made of inputs or random numbers of the call too, and a "
+    "crossbar's weights stay"
+)
 
 
 class _Walk:
     """Follows parameters through a jaxpr.
 
     Attributes:
-      found: by path, what stands between a parameter and a product.
+      found: by path, why a layer multiplies by no weights of a crossbar.
+      derived: by path, what stands between a parameter and its layer.
+      plain: paths of parameters that a layer multiplies by as they are.
       used: the marks whose arrays reach a product.
       around: paths of parameters that inputs are multiplied by without a mark.
     """
@@ -128,6 +146,8 @@ class _Walk:
     def __init__(self, paths: Mapping[int, str], shapes: Mapping[str, tuple[int, ...]]):
         self.paths, self.shapes = paths, shapes
         self.found: dict[str, str] = {}
+        self.derived: dict[str, str] = {}
+        self.plain: set[str] = set()
         self.used: set[int] = set()
         self.around: set[str] = set()
 
@@ -157,7 +177,8 @@ class _Walk:
             return self.loop(params, values)
         if name == "cond":
             branches = [self.inside(b, values[1:]) for b in params["branches"]]
-            return [_either(found, name) for found in zip(*branches)]
+            found = [_either(found, name) for found in zip(*branches)]
+            return [_chosen(origins, values[0]) for origins in found]
         inner = inner_jaxpr(params)
         if inner is not None and len(inner.invars) == len(values):
             return self.inside(inner, values)
@@ -184,21 +205,26 @@ class _Walk:
         if number not in self.paths:  # of a walk around, or of no parameter
             return origins
         path, shape = self.paths[number], tuple(equation.outvars[0].aval.shape)
-        origins -= {_INPUT}
-        stored = self.shapes[path]
-        changes = {o.by for o in origins if o.source == path}
-        others = sorted(str(o.source) for o in origins if o.source != path)
+        stored, weights = self.shapes[path], origins - {_INPUT}
+        changes = {o.by for o in weights if o.source == path}
+        others = sorted(str(o.source) for o in weights if o.source != path)
+        by = max(changes, default="") or "join"
+        why = f"the operation {by!r} stands between the two"
+        stacked = len(stored) > len(shape)
         if not changes:
             from_others = f"it multiplies by what comes from {', '.join(others)}"
             self.found.setdefault(path, from_others if others else _LOST)
-        elif changes != {""} or others:
-            by = max(changes) or "join"
-            why = f"the operation {by!r} stands between the two"
-            if by == "transpose":
-                why += ", as where layers are stacked on another axis than 0"
+        elif _INPUT in origins:
+            self.found.setdefault(path, _GIVEN)
+        elif by == "transpose" and stacked:
+            why += ", as where layers are stacked on another axis than 0"
             self.found.setdefault(path, why)
         elif shape != stored[len(stored) - len(shape) :]:
             self.found.setdefault(path, f"it multiplies by a part of shape {shape}")
+        elif changes != {""} or others:
+            self.derived.setdefault(path, why)
+        else:
+            self.plain.add(path)
         return frozenset({_Origin(number)})
 
     def product(self, name: str, values: list[_Origins]) -> None:
@@ -257,8 +283,9 @@ class _Walk:
             found = self.inside(params["body_jaxpr"], [*fixed, *carry])
             grown = [_either(pair, "while") for pair in zip(carry, found)]
             if grown == carry:
-                self.inside(params["cond_jaxpr"], [*values[:of_condition], *carry])
-                return carry
+                given = [*values[:of_condition], *carry]
+                (goes_on,) = self.inside(params["cond_jaxpr"], given)
+                return [_chosen(origins, goes_on) for origins in carry]
             carry = grown
 
 
@@ -276,6 +303,12 @@ def _changed(origins: _Origins, by: str) -> _Origins:
     return frozenset(
         o if o.by or o == _INPUT else _Origin(o.source, by) for o in origins
     )
+
+
+def _chosen(origins: _Origins, by: _Origins) -> _Origins:
+    """Returns the origins of a changed value that another one has chosen."""
+    changed = any(origin.by for origin in origins)
+    return origins | (by & {_INPUT}) if changed else origins
 
 
 def _either(found: Sequence[_Origins], name: str) -> _Origins:

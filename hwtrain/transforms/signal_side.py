@@ -18,6 +18,7 @@ from hwtrain.physics.input_range import PROBE_SIZE, RangeGradient, ranged_matmul
 from hwtrain.physics.mvm import analog_mvm
 from hwtrain.physics.random import fold_in
 from hwtrain.plan import AnalogWeight
+from hwtrain.transforms.effective import HELD, as_stored, held, of_step, on_levels
 from hwtrain.transforms.errors import missing_leaf, other_geometry
 from hwtrain.transforms.loops import shared
 from hwtrain.transforms.observation import Multiplication, observer
@@ -42,6 +43,16 @@ STEP_LEAVES = (
     "chip_key",
 )
 """What a layer may find beside its kernel in a call."""
+
+
+def names_beside(weight: AnalogWeight) -> dict[str, str]:
+    """Returns how what a layer may find beside an array in a call is named there."""
+    beside = weight.beside
+    named = {name: weight.leaf_name(name) for name in STEP_LEAVES if name in beside}
+    if weight.derived:
+        named[HELD] = weight.effective_path.rpartition("/")[2]
+        named["on_levels"] = weight.leaf_name("on_levels")
+    return named
 
 
 def initial_leaves(weight: AnalogWeight, kernel: jax.Array) -> dict[str, jax.Array]:
@@ -88,7 +99,7 @@ def check_real(weight: AnalogWeight, x: jax.Array) -> None:
 
 def has_signal_side(weight: AnalogWeight) -> bool:
     """Whether anything stands around the layer's matrix multiplication, or in it."""
-    return acts_in_product(weight) or observer() is not None
+    return acts_in_product(weight) or bool(weight.derived) or observer() is not None
 
 
 def multiply(call: Multiplication) -> jax.Array:
@@ -127,6 +138,7 @@ def analog_dot_general(
         x = jnp.transpose(x, (*batch, *free, *summed))
         x = jax.lax.collapse(x, x.ndim - len(summed))
         sizes = [w.shape[axis] for axis in columns]
+        beside, w = held(weight, mode, leaves, w)
         w = jnp.transpose(w, (*stack, *rows, *columns))
         w = w.reshape(*w.shape[: len(stack)], x.shape[-1], math.prod(sizes))
 
@@ -138,7 +150,7 @@ def analog_dot_general(
 
         for _ in stack:
             matmul = jax.vmap(matmul)
-        y = matmul(leaves, x, w)
+        y = matmul(beside, x, w)
         return y.reshape(*y.shape[:-1], *sizes)
 
     return multiply
@@ -189,8 +201,10 @@ def analog_matmul(
       `[..., columns]`.
     """
     check_real(weight, x)
+    leaves, w = of_step(weight, mode, leaves, w)
+    weight = weight if not weight.derived else as_stored(weight)
     if mode == "chip" and weight.hardware.rounds_chips:
-        weight = on_levels(weight)  # rounded before the model
+        weight = on_levels(weight)  # rounded before
     watch = observer()
     if watch is not None:
         return watch(Multiplication(weight, mode, leaves, x, w, product, dtype))
@@ -235,15 +249,9 @@ def reads_of(
 
 
 @functools.lru_cache(maxsize=4096)
-def on_levels(weight: AnalogWeight) -> AnalogWeight:
-    """Returns the plan of an array whose weights were rounded to levels already."""
-    return dataclasses.replace(weight, hardware=weight.hardware.without_levels)
-
-
-@functools.lru_cache(maxsize=4096)
 def anonymous(weight: AnalogWeight) -> AnalogWeight:
     """Returns the plan of an array without its names, equal for layers that are."""
-    return dataclasses.replace(weight, path="", layer="", rule="")
+    return dataclasses.replace(weight, path="", layer="", rule="", derived="")
 
 
 def _matmul(

@@ -10,7 +10,7 @@ from flax.core import meta
 
 from hwtrain import paths
 from hwtrain.clip_bounds import clipped, learning
-from hwtrain.leaf_names import may_be_leaf, split
+from hwtrain.leaf_names import is_effective, may_be_leaf, split
 from hwtrain.physics.input_range import PROBE_SIZE
 from hwtrain.plan import Plan
 from hwtrain.transforms.nnx.layers import OUR_TYPES
@@ -54,11 +54,7 @@ def _planned(params: Any, plan: Plan) -> set[str]:
     present = paths.leaves(params)
     of = {local(plan, w.path): w for w in plan.weights if w.kind != "raw"}
     users = {local(plan, path) for path in plan.users}
-    ours = {
-        local(plan, weight.leaf(name))
-        for weight in plan.weights
-        for name in weight.beside
-    }
+    ours = {local(plan, path) for weight in plan.weights for path in weight.owned}
     found = ours & present.keys()
     for path in present.keys() - ours - users:
         if not may_be_leaf(path, present):
@@ -128,6 +124,10 @@ def _shows(path: str, name: str, leaf: Any, present: Mapping[str, Any]) -> bool 
     shape, dtype = np.shape(leaf), jnp.result_type(leaf)
     if name == "chip_key":
         return dtype == jnp.uint32
+    if is_effective(path):
+        (array,) = split(path)[0]
+        same = (np.shape(present[array]), jnp.result_type(present[array]))
+        return None if same == (shape, dtype) else False
     if dtype != jnp.float32:
         return False
     if name == "on_levels":
@@ -173,15 +173,22 @@ def _with_clip_bounds(params: Any, plan: Plan) -> Any:
 
 def _with_output_scales(params: Any, plan: Plan) -> Any:
     values = paths.leaves(params)
+    scaled = [weight for weight in plan.weights if weight.hardware.scales_outputs]
+    for weight in scaled:
+        if weight.derived:
+            raise ValueError(
+                f"{weight.leaf('output_scale')} cannot become part of {weight.stored}, "
+                f"which its {weight.layer} does not multiply by: {weight.derived}. "
+                "Keep the analog parameters, or train without learn_out_scaling"
+            )
     scales = {
         local(plan, weight.path): weight.spread(
             values[local(plan, weight.leaf("output_scale"))]
         )
-        for weight in plan.weights
-        if weight.hardware.scales_outputs
+        for weight in scaled
     }
 
-    def scaled(path: str, leaf: Any) -> Any:
+    def value(path: str, leaf: Any) -> Any:
         return (leaf * scales[path]).astype(leaf.dtype) if path in scales else leaf
 
-    return paths.map_leaves(scaled, params)
+    return paths.map_leaves(value, params)

@@ -19,8 +19,9 @@ from hwtrain.crossbar import modified, written
 from hwtrain.physics.periphery import read_keys
 from hwtrain.physics.random import as_key, draw_name, fold_in, once, stable_hash
 from hwtrain.plan import AnalogWeight, Plan
+from hwtrain.transforms.effective import on_levels
 from hwtrain.transforms.loops import shared
-from hwtrain.transforms.signal_side import anonymous, on_levels
+from hwtrain.transforms.signal_side import anonymous
 from hwtrain.transforms.strength import check_mode, strengths
 
 
@@ -37,7 +38,9 @@ def draws(plan: Plan, mode: str) -> bool:
 def needs_root(plan: Plan, mode: str) -> bool:
     """Whether a step in `mode` goes through the root: it modifies weights, or draws."""
     return draws(plan, mode) or any(
-        weight.hardware.modifies(mode) or weight.hardware.learns_clip
+        weight.hardware.modifies(mode)
+        or weight.hardware.learns_clip
+        or bool(weight.derived)
         for weight in plan.weights
     )
 
@@ -74,7 +77,7 @@ def step_weights(
 
     def step_value(path: str, leaf: Any) -> Any:
         weight = weights.get(path)
-        if weight is None:
+        if weight is None or weight.derived:  # the layer does it
             return leaf
         bound, chip = weight.stored_bound(nominal, plan.prefix), weight.hardware
         scale = weight.stored_scale(nominal, plan.prefix)
@@ -111,7 +114,8 @@ def step_weights(
             chip = key if mode == "train" else chip_key(0)
             leaves[path] = frozen_keys(weight, chip)
         path = local(plan, weight.leaf("mapping_scale"))
-        if weight.hardware.converts and path not in nominal:
+        scaled = weight.hardware.converts and not weight.derived
+        if scaled and path not in nominal:
             bound = weight.stored_bound(nominal, plan.prefix)
             kernel = nominal[local(plan, weight.path)]
             with shared():
@@ -156,6 +160,7 @@ def _step_keys(
         for weight in plan.weights
         if weight.hardware.modifies(mode)
         and not weight.hardware.modifies_in_layer(mode)
+        and not weight.derived
     ]
     layers = [
         weight

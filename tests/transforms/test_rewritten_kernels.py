@@ -1,4 +1,9 @@
-"""Kernels that something between store and use computes anew are refused by name."""
+"""Kernels that something between store and use computes anew are followed.
+
+They are derived weights, or refused by name where they cannot be followed.
+"""
+
+import dataclasses
 
 import jax
 import jax.numpy as jnp
@@ -49,14 +54,50 @@ def analog(framework, norm, hardware):
 
 @pytest.mark.parametrize("norm", NORMS)
 @pytest.mark.parametrize("framework", ["linen", "nnx"])
-def test_a_kernel_that_is_normalised_at_each_call_is_refused(framework, norm):
-    with pytest.raises(ValueError, match=f"not what its layer multiplies by: a {norm}"):
-        analog(framework, norm, HARDWARE)
-    # The way out that the message names.
+def test_a_kernel_that_is_normalised_at_each_call_is_derived(framework, norm):
+    plan = analog(framework, norm, HARDWARE)
     inner = "inner" if framework == "linen" else "norm/layer_instance"
-    rules = [hwtrain.Rule(inner, None), hwtrain.Rule(".*", HARDWARE)]
-    plan = analog(framework, norm, rules)
-    assert list(plan) == ["head/kernel"]
+    why = f"a {norm} computes that from it at every call"
+    derived = {path: weight.derived for path, weight in plan.items()}
+    assert derived == {"head/kernel": "", f"{inner}/kernel": why}
+    assert why in str(plan)
+
+
+CLIP = hwtrain.WeightClipParameter(type="layer_gaussian", sigma=2.0)
+STORED_ALONE = {
+    "clip": {"clip": CLIP},
+    "a fixed clip": {
+        "clip": hwtrain.WeightClipParameter(type="fixed_value", fixed_value=1.0)
+    },
+    "a learned clip": {
+        "clip": hwtrain.WeightClipParameter(type="learnable_per_channel")
+    },
+    "remap": {"remap": hwtrain.WeightRemapParameter(type="layerwise_symmetric")},
+    "clip and remap": {
+        "clip": CLIP,
+        "remap": hwtrain.WeightRemapParameter(type="layerwise_symmetric"),
+    },
+    "drift": {"drift": hwtrain.SimpleDriftParameter(nu=0.1, dt_s=1.0)},
+}
+
+
+@pytest.mark.parametrize("framework", ["linen", "nnx"])
+@pytest.mark.parametrize("what", STORED_ALONE)
+def test_what_acts_on_stored_weights_alone_is_refused(what, framework):
+    hardware = hwtrain.Hardware(**STORED_ALONE[what])
+    parts = " and ".join(STORED_ALONE[what])
+    with pytest.raises(ValueError, match=f"gives it {parts}, which would act") as error:
+        analog(framework, "WeightNorm", hardware)
+    # The ways out that the message names.
+    inner = "inner" if framework == "linen" else "norm/layer_instance"
+    off = {name: None for name in STORED_ALONE[what]}
+    given = ", ".join(f"{name}=None" for name in off)
+    assert f"Rule({inner!r}, dataclasses.replace(hardware, {given}))" in str(
+        error.value
+    )
+    for other, found in ((dataclasses.replace(hardware, **off), 2), (None, 1)):
+        rules = [hwtrain.Rule(inner, other), hwtrain.Rule(".*", hardware)]
+        assert len(analog(framework, "WeightNorm", rules)) == found
 
 
 def linen_plan(model, *example, hardware=HARDWARE):
@@ -178,15 +219,92 @@ def test_arrays_of_every_layer_are_followed(layer):
     make, x = LAYERS[layer]
     found = linen_plan(around(make, lambda w: w), x, hardware=RULES)
     assert len(found) == (8 if layer == "lstm" else 1)
-    with pytest.raises(ValueError, match="'mul' stands between the two"):
-        linen_plan(around(make, CHANGES["scaled"]), x, hardware=RULES)
+    assert not any(weight.derived for weight in found.weights)
+    changed = around(make, CHANGES["scaled"])
+    if layer in ("attend", "look-up"):
+        with pytest.raises(ValueError, match="a look-up multiplies by nothing"):
+            linen_plan(changed, x, hardware=RULES)
+        return
+    plan = linen_plan(changed, x, hardware=RULES)
+    assert {w.derived for w in plan.weights} == {MUL} and list(plan) == list(found)
+
+
+MUL = "the operation 'mul' stands between the two"
 
 
 @pytest.mark.parametrize("change", CHANGES)
 def test_every_change_is_noticed(change):
     model = around(lambda: nn.Dense(6), CHANGES[change])
-    with pytest.raises(ValueError, match="kernel is not what its layer multiplies by"):
-        linen_plan(model, X)
+    if change in LOST:
+        with pytest.raises(ValueError, match="is not what its layer multiplies by"):
+            linen_plan(model, X)
+        return
+    (weight,) = linen_plan(model, X).weights
+    assert "stands between the two" in weight.derived
+
+
+LOST = ("permuted", "rotated", "replaced")
+"""A product or a gather makes new numbers: from there, nothing is followed."""
+
+
+class OfInputs(nn.Module):
+    """A layer whose kernel what it is called with changes."""
+
+    way: str
+
+    @nn.compact
+    def __call__(self, x):
+        def change(w):
+            if self.way == "factor":
+                return w * jnp.mean(x)
+            if self.way == "choice":
+                return jax.lax.cond(x[0, 0] > 0, lambda w: 2 * w, lambda w: w, w)
+            if self.way == "loop":
+                return jax.lax.while_loop(
+                    lambda carry: carry[0] < x[0, 0],
+                    lambda carry: (carry[0] + 1, 2 * carry[1]),
+                    (0.0, w),
+                )[1]
+            return w * jax.random.bernoulli(key, shape=w.shape)
+
+        new = self.is_initializing()
+        key = self.make_rng("drop") if self.way == "random" and not new else None
+        call = nn.map_variables(
+            lambda layer, x: layer(x),
+            "params",
+            lambda tree: tree if new else jax.tree.map(kernels(change), tree),
+            init=new,
+            mutable=new,
+        )
+        return call(nn.Dense(6), x)
+
+
+@pytest.mark.parametrize("way", ["factor", "choice", "loop", "random"])
+def test_weights_that_depend_on_the_call_are_refused(way):
+    model = OfInputs(way)
+    variables = jax.eval_shape(model.init, jax.random.key(0), X)
+    analog = hwtrain.analogize(model, HARDWARE)
+    with pytest.raises(ValueError, match="made of inputs or random numbers"):
+        hwtrain.plan(analog, variables, X, rngs={"drop": jax.random.key(1)})
+
+
+class Twice(nn.Module):
+    @nn.compact
+    def __call__(self, x):
+        layer = nn.Dense(6)
+        y = layer(x)
+        if self.is_initializing():
+            return y
+        return y + nn.map_variables(
+            lambda layer, x: layer(x),
+            "params",
+            lambda tree: jax.tree.map(lambda w: 0.5 * w, tree),
+        )(layer, x)
+
+
+def test_a_kernel_and_what_is_made_of_it_do_not_share_a_crossbar():
+    with pytest.raises(ValueError, match="in one call, and by what is made of it in"):
+        linen_plan(Twice(), X)
 
 
 class Overrides(nn.Dense):
@@ -216,20 +334,20 @@ def no_product(x, w, *args, **kwargs):
     return jnp.sum(x[:, :, None] * w, 1)
 
 
-REWRITING = {
-    "param": (lambda: Overrides(4), X, "stands between"),
-    "another parameter": (lambda: OtherParameter(4), X, "cannot be followed"),
-    "promote_dtype": (lambda: nn.Dense(4, promote_dtype=scaled_promotion), X, "'mul'"),
+DERIVING = {
+    "param": (lambda: Overrides(4), X),
+    "promote_dtype": (lambda: nn.Dense(4, promote_dtype=scaled_promotion), X),
     "promote_dtype of a transposed convolution": (
         lambda: nn.ConvTranspose(4, (3, 3), promote_dtype=scaled_promotion),
         IMAGE,
-        "'mul'",
     ),
     "promote_dtype of an einsum": (
         lambda: nn.Einsum((6, 4), "ab,bc->ac", promote_dtype=scaled_promotion),
         X,
-        "'mul'",
     ),
+}
+REWRITING = {
+    "another parameter": (lambda: OtherParameter(4), X, "cannot be followed"),
     "dot_general": (lambda: nn.Dense(4, dot_general=scaled_product), X, "'mul'"),
     "dot_general_cls": (
         lambda: nn.Dense(4, dot_general_cls=lambda: scaled_product),
@@ -238,6 +356,13 @@ REWRITING = {
     ),
     "no product": (lambda: nn.Dense(4, dot_general=no_product), X, "cannot be follow"),
 }
+
+
+@pytest.mark.parametrize("way", DERIVING)
+def test_a_layer_that_derives_its_own_kernel_is_planned(way):
+    make, x = DERIVING[way]
+    (weight,) = linen_plan(make(), x).weights
+    assert "stands between the two" in weight.derived
 
 
 @pytest.mark.parametrize("way", REWRITING)
@@ -413,7 +538,7 @@ def kernels(change):
     return lambda w: change(w) if w.ndim > 1 else w
 
 
-NNX_REWRITING = {
+NNX_DERIVING = {
     "hook": hooked,
     "functional": lambda rngs: Parent(
         kernels(standardised), nnx.Linear(6, 4, rngs=rngs)
@@ -422,6 +547,8 @@ NNX_REWRITING = {
     "promote_dtype": lambda rngs: nnx.Linear(
         6, 4, promote_dtype=nnx_promotion, rngs=rngs
     ),
+}
+NNX_REWRITING = {
     "dot_general": lambda rngs: nnx.Linear(6, 4, dot_general=scaled_product, rngs=rngs),
     "no product": lambda rngs: nnx.Linear(6, 4, dot_general=no_product, rngs=rngs),
 }
@@ -518,6 +645,13 @@ def test_an_nnx_layer_that_multiplies_by_other_weights_is_refused(way, mode):
         nnx.jit(lambda model, x: model(x))(model, X)
 
 
+@pytest.mark.parametrize("way", NNX_DERIVING)
+def test_an_nnx_layer_that_multiplies_by_what_is_made_is_derived(way):
+    model = nnx_model(NNX_DERIVING[way])
+    (weight,) = hwtrain.plan(model, None, X).weights
+    assert "stands between the two" in weight.derived
+
+
 @pytest.mark.parametrize("layer", NNX_LAYERS)
 def test_arrays_of_every_nnx_layer_are_followed(layer):
     make, x = NNX_LAYERS[layer]
@@ -527,8 +661,11 @@ def test_arrays_of_every_nnx_layer_are_followed(layer):
 
     same = of(lambda w: w)
     np.testing.assert_allclose(same(x), same.layer(x), atol=1e-6)
-    with pytest.raises(ValueError, match="'mul' stands between the two"):
-        of(CHANGES["scaled"])(x)
+    halved = of(CHANGES["scaled"])
+    plan = hwtrain.plan(halved, None, x)
+    assert {weight.derived for weight in plan.weights} == {MUL}
+    plain = Parent(kernels(CHANGES["scaled"]), make(nnx.Rngs(0, mismatch=1)))
+    np.testing.assert_allclose(halved(x), plain(x), atol=1e-6)
 
 
 class Property(nnx.Linear):

@@ -23,7 +23,7 @@ def replaced_fields(module: nn.Module, **fields: Any):
 def operand_marked(
     module: nn.Module, marked: Callable[[str, Any], Any], leaf: str, **fields: Any
 ):
-    """Marks an array of a layer for a call, where the layer promotes it.
+    """Marks an array of a layer for a call, where the layer has promoted it.
 
     Args:
       module: a bound module with a field `promote_dtype`; its array stands first if
@@ -35,9 +35,9 @@ def operand_marked(
     promote: Any = module.promote_dtype  # type: ignore[attr-defined]
 
     def promoted(*arrays, **options):
-        place = min(1, len(arrays) - 1)
-        found = [*arrays]
+        found = [*promote(*arrays, **options)]
+        place = min(1, len(found) - 1)
         found[place] = marked(leaf, found[place])
-        return promote(*found, **options)
+        return tuple(found)
 
     return replaced_fields(module, promote_dtype=promoted, **fields)

@@ -16,7 +16,11 @@ from hwtrain.transforms.layer import Layer, analog_weight
 from hwtrain.transforms.linen import convolution, dense, einsum, embed, recurrent
 from hwtrain.transforms.opaque import bridge
 from hwtrain.transforms.provenance import Operands
-from hwtrain.transforms.signal_side import STEP_LEAVES, has_signal_side, initial_leaves
+from hwtrain.transforms.signal_side import (
+    has_signal_side,
+    initial_leaves,
+    names_beside,
+)
 
 FAMILIES = (dense, convolution, einsum, embed, recurrent)
 """Each knows some classes of layers: `describe` returns what the plan must know of one
@@ -195,8 +199,8 @@ def _leaves(module: nn.Module, name: str, weight: AnalogWeight) -> dict[str, Any
     params = module.variables.get("params", {})
     for key in name.split("/")[:-1]:
         params = params[key]
-    beside = weight.beside
-    named = {leaf: weight.leaf_name(leaf) for leaf in STEP_LEAVES if leaf in beside}
     return {
-        leaf: meta.unbox(params[own]) for leaf, own in named.items() if own in params
+        leaf: meta.unbox(params[own])
+        for leaf, own in names_beside(weight).items()
+        if own in params
     }

@@ -7,7 +7,7 @@ Only a call tells which layers a Linen model has. The pre-pass runs it under
 import dataclasses
 import functools
 import itertools
-from collections.abc import Callable, Container, Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -20,6 +20,7 @@ from hwtrain import paths
 from hwtrain.plan import Plan
 from hwtrain.transforms.layer import Layer
 from hwtrain.transforms.linen.belonging import before_the_call, belonging
+from hwtrain.transforms.linen.kept_leaves import ANY_LEAF, kept
 from hwtrain.transforms.linen.layers import (
     describe,
     names_of,
@@ -27,7 +28,7 @@ from hwtrain.transforms.linen.layers import (
     watched_call,
 )
 from hwtrain.transforms.planning import make_plan, real
-from hwtrain.transforms.provenance import Operands
+from hwtrain.transforms.provenance import Operands, Provenance
 from hwtrain.transforms.rules import Assignment
 
 analog_trace = jax.make_user_context(default_value=None)
@@ -202,12 +203,16 @@ def _record(call: _Call) -> tuple[list[Layer], set[str]]:
             **kwargs,
         )
 
-    with nn.intercept_methods(interceptor), analog_trace(("plan", next(fresh))):
+    with (
+        nn.intercept_methods(interceptor),
+        analog_trace(("plan", next(fresh))),
+        kept(ANY_LEAF),
+    ):
         jaxpr = jax.make_jaxpr(run)(list(call.abstract))
     stored, inputs = _inputs(call)
-    rewritten = operands.rewritten(jaxpr, stored, dict(call.shapes), inputs)
+    found_of = operands.followed(jaxpr, stored, dict(call.shapes), inputs)
     layers = [
-        _followed(layer, rewritten, named.get(path), operands.around)
+        _followed(layer, found_of, named.get(path))
         for path, layer in found.items()
         if not any(f"{path}/".startswith(inner) for inner in opaque)
     ]
@@ -218,24 +223,27 @@ def _inputs(call: _Call) -> tuple[list[str], list[bool]]:
     """Returns what the inputs of a call's program are.
 
     Returns:
-      Paths of parameters, or empty; and which are arguments.
+      Paths of parameters, or empty; and which are arguments, or random.
     """
     numbers = jax.tree.unflatten(call.treedef, range(len(call.abstract)))
     params = paths.leaves(numbers[0].get("params", {}))
     names = {number: path for path, number in params.items()}
-    arguments = set(jax.tree.leaves(numbers[2:]))
+    arguments = set(jax.tree.leaves(numbers[1:]))
     arrays = [number for number, leaf in enumerate(call.abstract) if leaf is not None]
     stored = [names.get(number, "") for number in arrays]
     return stored, [number in arguments for number in arrays]
 
 
-def _followed(
-    layer: Layer, found: Mapping[str, str], named: str | None, around: Container[str]
-) -> Layer:
+def _followed(layer: Layer, found: Provenance, named: str | None) -> Layer:
     """Returns a layer that knows which of its arrays it multiplies by, and alone."""
     paths_of = {array.leaf: layer.leaf_path(array.leaf) for array in layer.weights}
-    rewritten = {
-        leaf: named or found[path] for leaf, path in paths_of.items() if path in found
-    }
-    others = tuple(leaf for leaf, path in paths_of.items() if path in around)
-    return dataclasses.replace(layer, rewritten=tuple(rewritten.items()), around=others)
+
+    def of(reasons: Mapping[str, str]) -> tuple[tuple[str, str], ...]:
+        known = [(leaf, path) for leaf, path in paths_of.items() if path in reasons]
+        return tuple((leaf, reasons[path]) for leaf, path in known)
+
+    derived = tuple((leaf, named or why) for leaf, why in of(found.derived))
+    around = tuple(leaf for leaf, path in paths_of.items() if path in found.around)
+    return dataclasses.replace(
+        layer, derived=derived, lost=of(found.lost), around=around
+    )

@@ -25,6 +25,7 @@ from hwtrain.transforms.linen.guard import (
     is_running,
     unguarded,
 )
+from hwtrain.transforms.linen.kept_leaves import ANY_LEAF, kept
 from hwtrain.transforms.linen.layers import (
     analog_call,
     create_leaves,
@@ -78,7 +79,11 @@ def plan_of(
 ) -> Plan:
     """Returns the plan of an analog module for an example call."""
     tree = variables if "params" in variables else {"params": variables}
-    return linen_plan(module, assigned(module), tree, rngs, method, args, kwargs)
+    plan = linen_plan(module, assigned(module), tree, rngs, method, args, kwargs)
+    present = parameter_shapes(tree["params"])
+    made = [w.effective_path for w in plan.weights if w.pending]
+    there = [path for path in made if weight_side.local(plan, path) in present]
+    return plan.effective if there else plan
 
 
 def _with_class(module: nn.Module, cls: type) -> nn.Module:
@@ -171,7 +176,11 @@ def _initialize(root: Any, ours, original, name: str, args: tuple, kwargs: dict)
                 create_leaves(scope, layer, array.leaf, hardware, rule)
         return result
 
-    with nn.intercept_methods(interceptor), analog_trace(("init", next(fresh))):
+    with (
+        nn.intercept_methods(interceptor),
+        analog_trace(("init", next(fresh))),
+        kept(ANY_LEAF),
+    ):
         result = original(root, *args, **kwargs)
     if name == "__call__":
         params = root.variables.get("params", {})
@@ -214,8 +223,16 @@ def _apply(root: Any, ours, original, name: str, args: tuple, kwargs: dict):
         path = _relative(root, context.module)
         return analog_call(by_path, path, mode, context, next_function, args, kwargs)
 
+    names = {
+        path.rpartition("/")[2]
+        for weight in plan.weights
+        if weight.derived
+        for path in weight.owned
+    }
+
     def run(module, *args, **kwargs):
-        return original(module, *args, **kwargs)
+        with kept(names):
+            return original(module, *args, **kwargs)
 
     if key is not None:
         run = nn.map_variables(
@@ -228,6 +245,7 @@ def _apply(root: Any, ours, original, name: str, args: tuple, kwargs: dict):
         nn.intercept_methods(interceptor),
         analog_trace((told, mode)),
         generator_of(key),
+        kept(()),
     ):
         return as_root(run, root, *args, **kwargs)
 

@@ -15,18 +15,21 @@ from flax import nnx
 from hwtrain import paths
 from hwtrain.plan import Plan
 from hwtrain.transforms import weight_side
-from hwtrain.transforms.nnx.layers import FAMILIES, multiplying_class, plain_class
+from hwtrain.transforms.nnx.layers import (
+    FAMILIES,
+    OUR_TYPES,
+    multiplying_class,
+    plain_class,
+)
 from hwtrain.transforms.nnx.step import modules_of
-from hwtrain.transforms.provenance import Operands
+from hwtrain.transforms.nnx.stored import stored as stored_values
+from hwtrain.transforms.provenance import Operands, Provenance
 
 
 def followed(
     root: Any, plan: Plan, method: str, args: tuple, kwargs: dict[str, Any]
-) -> tuple[dict[str, str], set[str]]:
-    """Returns what a call does with the parameters of layers, by path.
-
-    Which are not what their layers multiply by, and why; and which inputs are
-    multiplied by around their layers.
+) -> Provenance:
+    """Returns where the arrays come from that the layers of a call multiply by.
 
     Args:
       root: the analog model.
@@ -43,7 +46,7 @@ def followed(
         abstract.append(_abstract(leaf) if is_array else None)
         static.append(None if is_array else leaf)
     weights = tuple(
-        weight_side.local(plan, weight.path)
+        weight_side.local(plan, weight.stored)
         for weight in plan.weights
         if weight.kind != "raw"
     )
@@ -71,7 +74,7 @@ class _Call(NamedTuple):
     method: str
 
 
-def _follow(call: _Call) -> tuple[dict[str, str], set[str]]:
+def _follow(call: _Call) -> Provenance:
     operands = Operands()
 
     def run(arrays):
@@ -79,6 +82,9 @@ def _follow(call: _Call) -> tuple[dict[str, str], set[str]]:
         state, args, kwargs = jax.tree.unflatten(call.treedef, leaves)
         root = nnx.merge(call.graphdef, state)
         for path, module in modules_of(root).items():
+            for name, value in list(vars(module).items()):
+                if isinstance(value, OUR_TYPES):  # the plain layer has none
+                    delattr(module, name)
             base = plain_class(type(module))
             own = _own(call.weights, path)
             module.__class__ = _watching(base, path, own, operands) if own else base
@@ -98,7 +104,7 @@ def _follow(call: _Call) -> tuple[dict[str, str], set[str]]:
             "decides as a Python number"
         ) from error
     numbers = jax.tree.unflatten(call.treedef, range(len(call.abstract)))
-    params = nnx.to_pure_dict(numbers[0])
+    params = stored_values(numbers[0])
     names = {number: path for path, number in paths.leaves(params).items()}
     stored = [
         names.get(number, "")
@@ -110,14 +116,14 @@ def _follow(call: _Call) -> tuple[dict[str, str], set[str]]:
         for number, path in names.items()
         if path in call.weights
     }
-    arguments = set(jax.tree.leaves(numbers[1:]))
+    random = stored_values(nnx.filter_state(numbers[0], nnx.RngState))
+    arguments = set(jax.tree.leaves((numbers[1:], random)))
     inputs = [
         number in arguments
         for number, leaf in enumerate(call.abstract)
         if leaf is not None
     ]
-    rewritten = operands.rewritten(jaxpr, stored, shapes, inputs)
-    return rewritten, operands.around
+    return operands.followed(jaxpr, stored, shapes, inputs)
 
 
 _cached = functools.lru_cache(maxsize=256)(_follow)

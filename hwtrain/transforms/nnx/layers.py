@@ -13,7 +13,7 @@ from hwtrain.transforms.errors import behind_the_root
 from hwtrain.transforms.layer import Layer
 from hwtrain.transforms.nnx import convolution, dense, einsum, embed, lora
 from hwtrain.transforms.opaque import bridge
-from hwtrain.transforms.signal_side import STEP_LEAVES, has_signal_side
+from hwtrain.transforms.signal_side import has_signal_side, names_beside
 
 
 class InputRange(nnx.Param):
@@ -44,6 +44,10 @@ class OnLevels(nnx.Param):
     """That the weights of a chip were rounded before its mismatch, `[*stack]`."""
 
 
+class EffectiveWeight(nnx.Param):
+    """What a layer multiplies by, made of the array that it stores; of a chip."""
+
+
 class StepLeaf(nnx.Variable):
     """What a layer needs for one step, such as its noise key; there during a call."""
 
@@ -66,7 +70,7 @@ CHIP_LEAF_TYPES = {
 }
 """What a chip's parameters hold beside the leaves of the model."""
 
-OUR_TYPES = tuple({*LEAF_TYPES.values(), *CHIP_LEAF_TYPES.values()})
+OUR_TYPES = (*{*LEAF_TYPES.values(), *CHIP_LEAF_TYPES.values()}, EffectiveWeight)
 """The types of all parameters that are not the user's."""
 
 REWRITERS = (nnx.WeightNorm, nnx.SpectralNorm)
@@ -242,7 +246,7 @@ def _analog_method(family: Any, base: type, name: str, arrays: tuple[str, ...]):
         mode = self.hardware_mode
         weights, leaves = {}, {}
         for weight in self.analog_weights:
-            leaf = weight.path.rpartition("/")[2]
+            leaf = weight.array
             if leaf not in arrays:
                 continue
             weights[leaf], leaves[leaf] = weight, _leaves(self, weight)
@@ -258,7 +262,7 @@ def _analog_method(family: Any, base: type, name: str, arrays: tuple[str, ...]):
 
 def _check_mapped(layer: Any, weight: AnalogWeight, leaves: dict[str, Any]) -> None:
     """Raises where a map takes an entry of a stack of kernels, not of noise keys."""
-    kernel = getattr(layer, weight.path.rpartition("/")[2])[...]
+    kernel = getattr(layer, weight.array)[...]
     mapped = len(weight.shape) - kernel.ndim
     key = leaves.get("noise_key")
     if key is not None and key.ndim - 2 != len(weight.stack) - mapped:
@@ -272,10 +276,26 @@ def _check_mapped(layer: Any, weight: AnalogWeight, leaves: dict[str, Any]) -> N
 
 def _leaves(layer: Any, weight: AnalogWeight) -> dict[str, jax.Array]:
     """Returns what lies beside an array of a layer in this step."""
-    beside = weight.beside
-    named = {leaf: weight.leaf_name(leaf) for leaf in STEP_LEAVES if leaf in beside}
+    named = names_beside(weight)
+    if weight.derived:
+        found = vars(layer)["analog_beside"].leaves
+        return {leaf: found[own] for leaf, own in named.items() if own in found}
     return {
         leaf: getattr(layer, own)[...]
         for leaf, own in named.items()
         if hasattr(layer, own)
     }
+
+
+class Beside:
+    """What lies beside derived weights during a call, out of the reach of the model.
+
+    What makes weights of stored ones, such as an `nnx.SpectralNorm`, goes over all
+    variables of a layer. To NNX, this is a constant.
+
+    Attributes:
+      leaves: arrays by their names in the layer.
+    """
+
+    def __init__(self, leaves: dict[str, jax.Array]):
+        self.leaves = leaves

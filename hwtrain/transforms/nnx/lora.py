@@ -11,6 +11,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from hwtrain.plan import AnalogWeight
+from hwtrain.transforms.effective import held
 from hwtrain.transforms.layer import Layer, LayerWeight
 from hwtrain.transforms.nnx.stand_in import operand_marked
 from hwtrain.transforms.signal_side import analog_matmul, has_signal_side
@@ -62,7 +63,8 @@ def call(
         weight = weights.get(name)
         if weight is None or not has_signal_side(weight):
             return jnp.matmul(x, w)
-        return analog_matmul(weight, mode, leaves[name], x, w)
+        beside, w = held(weight, mode, leaves[name], w)
+        return analog_matmul(weight, mode, beside, x, w)
 
     def adapted(x: jax.Array, **options: Any) -> jax.Array:
         x, a, b = layer.promote_dtype(

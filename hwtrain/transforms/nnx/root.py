@@ -27,6 +27,7 @@ from hwtrain.transforms.nnx.layers import (
     OUR_TYPES,
     PASSING,
     REWRITERS,
+    EffectiveWeight,
     analog_methods,
     bases_of,
     describe,
@@ -40,10 +41,11 @@ from hwtrain.transforms.nnx.layers import (
 from hwtrain.transforms.nnx.step import modules_of, noisy_call
 from hwtrain.transforms.planning import (
     check_around,
+    check_derived,
+    lost_weight,
     make_plan,
     on_hardware,
     real,
-    rewritten_weight,
 )
 from hwtrain.transforms.rules import Assignment
 from hwtrain.transforms.signal_side import initial_leaves
@@ -65,7 +67,7 @@ def analogize_nnx(model: Any, assigned: Assignment, rngs: nnx.Rngs | None) -> An
     for path, weights in by_layer.items():
         layer = layers[weight_side.local(plan, path)]
         for weight in weights:
-            for name in map(weight.leaf_name, sorted(weight.beside)):
+            for name in sorted(path.rpartition("/")[2] for path in weight.owned):
                 if hasattr(layer, name):
                     raise taken_name(weight, f"{path}/{name}" if path else name)
         make_analog(layer, tuple(weights), "train")
@@ -117,19 +119,23 @@ def _claim_chip_leaves(model: Any, plan: Plan) -> None:
     layers = None
     for weight in plan.weights:
         chip = weight.hardware
-        if not (chip.derives_chip_scale or chip.freezes("chip") or chip.rounds_chips):
+        brings = chip.derives_chip_scale or chip.freezes("chip") or chip.rounds_chips
+        if not (brings or weight.derived):
             continue
         layers = modules_of(model) if layers is None else layers
         layer = layers[weight_side.local(plan, weight.layer_path)]
-        for name, kind in CHIP_LEAF_TYPES.items():
-            value = getattr(layer, weight.leaf_name(name), None)
+        kinds = {weight.leaf_name(name): k for name, k in CHIP_LEAF_TYPES.items()}
+        if weight.derived:
+            kinds[weight.effective_path.rpartition("/")[2]] = EffectiveWeight
+        for name, kind in kinds.items():
+            value = getattr(layer, name, None)
             if isinstance(value, jax.Array | np.ndarray):
-                delattr(layer, weight.leaf_name(name))  # a tracer would be static
-                setattr(layer, weight.leaf_name(name), kind(jnp.asarray(value)))
+                delattr(layer, name)  # a tracer would be static
+                setattr(layer, name, kind(jnp.asarray(value)))
 
 
 def _array(layer: Any, weight: AnalogWeight) -> jax.Array:
-    return getattr(layer, weight.path.rpartition("/")[2])[...]
+    return getattr(layer, weight.array)[...]
 
 
 def plan_of(
@@ -152,7 +158,12 @@ def plan_of(
         )
     plan = _make(model, model.analog_assigned, check=False)
     if args or kwargs:
-        _check_followed(model, plan, method, args, kwargs or {})
+        plan = _followed(model, plan, method, args, kwargs or {})
+    modules = modules_of(model)
+    for weight in plan.weights:
+        layer = modules.get(weight_side.local(plan, weight.layer_path))
+        if weight.pending and hasattr(layer, weight.effective_path.rpartition("/")[2]):
+            return plan.effective
     return plan
 
 
@@ -179,9 +190,9 @@ def _make(model: nnx.Module, assigned: Assignment, check: bool) -> Plan:
     state = nnx.state(model, nnx.Not(nnx.Any(nnx.Param, *PASSING)))
     # `nnx.update` puts what a chip has beside its weights there as plain arrays.
     chips = {
-        weight_side.local(plan, weight.leaf(name))
+        weight_side.local(plan, path)
         for weight in plan.weights
-        for name in weight.chip_leaves
+        for path in (*map(weight.leaf, weight.chip_leaves), weight.effective_path)
     }
     here = [path for path in paths.leaves(state) if path not in chips and ours(path)]
     at = f"{plan.prefix}/" if plan.prefix else ""
@@ -195,8 +206,10 @@ def _with_rewriter(layer: Layer, modules: dict[str, Any]) -> Layer:
     if not isinstance(around, REWRITERS):
         return layer
     why = f"a {type(around).__name__} computes that from it at every call"
-    rewritten = tuple((array.leaf, why) for array in layer.weights)
-    return dataclasses.replace(layer, rewritten=rewritten)
+    rewrites = getattr(around, "variable_filter", lambda path, variable: True)
+    arrays = [(x.leaf, getattr(modules[layer.path], x.leaf)) for x in layer.weights]
+    derived = tuple((leaf, why) for leaf, x in arrays if rewrites((leaf,), x))
+    return dataclasses.replace(layer, derived=derived)
 
 
 def _check_kernels_of_their_own(
@@ -250,7 +263,7 @@ def _through_both_sides(base: type, name: str):
         plan = _make(self, self.analog_assigned, check=False)
         mode = self.hardware_mode
         _check_modes(self, plan)
-        _check_followed(self, plan, name, args, kwargs)
+        plan = _followed(self, plan, name, args, kwargs)
         _claim_chip_leaves(self, plan)
         if not weight_side.needs_root(plan, mode):
             return original(self, *args, **kwargs)
@@ -264,18 +277,30 @@ def _through_both_sides(base: type, name: str):
     return functools.update_wrapper(method, original, updated=())
 
 
-def _check_followed(
-    root: Any, plan: Plan, method: str, args: tuple, kwargs: dict
-) -> None:
-    """Raises if a layer of a call multiplies by other weights than its stored."""
-    found, around = followed(root, plan, method, args, kwargs)
+def _followed(root: Any, plan: Plan, method: str, args: tuple, kwargs: dict) -> Plan:
+    """Returns a plan that knows which weights a call derives.
+
+    Raises:
+      ValueError: if a layer multiplies by what no crossbar could hold.
+    """
+    found = followed(root, plan, method, args, kwargs)
+    weights = []
     for weight in plan.weights:
         path = weight_side.local(plan, weight.path)
-        if path in found:
-            layer = Layer(path=path.rpartition("/")[0])
-            raise rewritten_weight(path, layer, found[path], weight.rule)
-        if path in around:
+        layer = path.rpartition("/")[0]
+        if path in found.lost:
+            raise lost_weight(path, layer, found.lost[path], weight.rule)
+        if path in found.around:
             check_around(weight)
+        why = weight.derived or found.derived.get(path, "")
+        if why != weight.derived:
+            weight = dataclasses.replace(weight, derived=why)
+            check_derived(weight)
+        if why and weight.stack != weight.parallel:
+            why += ", and its layers are stacked, with leaves that it may reach too"
+            raise lost_weight(path, layer, why, weight.rule)
+        weights.append(weight)
+    return dataclasses.replace(plan, weights=tuple(weights))
 
 
 def _check_modes(root: Any, plan: Plan) -> None:

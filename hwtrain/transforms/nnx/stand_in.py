@@ -26,7 +26,7 @@ def operand_marked(
     *leaves: str,
     **attributes: Any,
 ) -> Any:
-    """Returns a copy of a layer whose arrays are marked where it promotes them.
+    """Returns a copy of a layer whose arrays are marked where it has promoted them.
 
     Args:
       layer: a layer with a `promote_dtype`; its arrays stand first if alone, else
@@ -38,10 +38,10 @@ def operand_marked(
     """
 
     def promote(arrays, **options):
-        found = [*arrays]
+        found = [*layer.promote_dtype(arrays, **options)]
         first = min(1, len(found) - 1)
         for place, leaf in enumerate(leaves, first):
             found[place] = marked(leaf, found[place])
-        return layer.promote_dtype(tuple(found), **options)
+        return tuple(found)
 
     return stand_in(layer, base, promote_dtype=promote, **attributes)

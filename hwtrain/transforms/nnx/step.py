@@ -11,7 +11,8 @@ from hwtrain import paths
 from hwtrain.plan import Plan
 from hwtrain.transforms import weight_side
 from hwtrain.transforms.loops import as_root
-from hwtrain.transforms.nnx.layers import StepLeaf
+from hwtrain.transforms.nnx.layers import Beside, StepLeaf
+from hwtrain.transforms.nnx.stored import stored
 from hwtrain.transforms.read_keys import generator_of
 
 
@@ -37,6 +38,7 @@ def noisy_call(
     for path, value in leaves.items():
         layer, _, name = path.rpartition("/")
         setattr(modules[layer], name, StepLeaf(value))
+    _put_beside(modules, plan)
     guarded = [module for module in modules.values() if hasattr(module, "analog_raw")]
     for module in (noisy, *guarded):
         module.analog_running = True
@@ -46,7 +48,8 @@ def noisy_call(
     changed = _changed(before, _values(noisy), plan, original, mode)
     for path in leaves:
         layer, _, name = path.rpartition("/")
-        delattr(modules[layer], name)
+        if name in vars(modules[layer]):
+            delattr(modules[layer], name)
     for module in (noisy, *guarded):
         del module.analog_running
     _copy_back(noisy, root)
@@ -57,8 +60,23 @@ def noisy_call(
     return result
 
 
+def _put_beside(modules: dict[str, Any], plan: Plan) -> None:
+    """Takes what lies beside derived weights out of the variables of their layers."""
+    derived = [weight for weight in plan.weights if weight.derived]
+    for weight in derived:
+        layer = modules[weight_side.local(plan, weight.layer_path)]
+        own = [w for w in plan.weights if w.layer_path == weight.layer_path]
+        layer.analog_weights = tuple(w for w in own if w.kind != "raw")
+        found = vars(layer).setdefault("analog_beside", Beside({})).leaves
+        for path in weight.owned:
+            name = path.rpartition("/")[2]
+            if name in vars(layer):
+                found[name] = getattr(layer, name)[...]
+                delattr(layer, name)
+
+
 def _values(model: nnx.Module) -> dict[str, Any]:
-    state = nnx.to_pure_dict(nnx.state(model, nnx.Param))
+    state = stored(nnx.state(model, nnx.Param))
     return paths.leaves(state)
 
 
@@ -75,7 +93,9 @@ def _changed(
       ValueError: if it added parameters, or wrote analog ones: on the copy these are
         the noisy ones, and the noise would become part of the nominal weights.
     """
-    analog = {weight_side.local(plan, path) for path in plan}
+    # Derived weights are nominal here: what makes them may write them back.
+    plain = [weight for weight in plan.weights if not weight.derived]
+    analog = {weight_side.local(plan, weight.path) for weight in plain}
     written = {p: v for p, v in after.items() if before.get(p) is not v}
     lost = [
         path

@@ -1,0 +1,95 @@
+"""Leaves beside kernels that Linen's `nn.map_variables` is not to change.
+
+What maps the variables of a layer, as `nn.WeightNorm` does, or a user's own function,
+means the layer's parameters. It gets them without what hardware has put beside them,
+which comes back untouched.
+
+Flax maps in one function, `flax.core.lift.map_variables`. `install` puts another one
+around it, which does nothing outside of an analog model.
+"""
+
+import contextlib
+import contextvars
+import functools
+from collections.abc import Callable, Collection, Iterator, Mapping
+from typing import Any
+
+from flax.core import lift
+
+from hwtrain import paths
+from hwtrain.leaf_names import EFFECTIVE, OF_A_CHIP, OF_A_STEP, OWNERS, SHARED, STORED
+
+_NAMES = {*STORED, *OF_A_CHIP, *OF_A_STEP}
+
+ANY_LEAF = frozenset(
+    {
+        *_NAMES,
+        *(f"{array}_{name}" for array in SHARED for name in _NAMES),
+        *(EFFECTIVE + array for array in (*OWNERS, *SHARED)),
+    }
+)
+"""The names that leaves beside an array can have."""
+
+_kept: contextvars.ContextVar[Collection[str]] = contextvars.ContextVar(
+    "hwtrain_kept", default=()
+)
+
+
+@contextlib.contextmanager
+def kept(names: Collection[str]) -> Iterator[None]:
+    """Keeps leaves of these names, beside an array, from maps of variables inside.
+
+    Args:
+      names: their names in a layer.
+    """
+    token = _kept.set(names)
+    try:
+        yield
+    finally:
+        _kept.reset(token)
+
+
+def install() -> None:
+    """Puts the function around Flax's, once."""
+    original = lift.map_variables
+    if hasattr(original, "hwtrain_original"):
+        return
+
+    @functools.wraps(original)
+    def map_variables(
+        fn: Any,
+        mapped_collections: Any,
+        map_in_fn: Any = lift.id_fn,
+        map_out_fn: Any = lift.id_fn,
+        *args: Any,
+        **kwargs: Any,
+    ) -> Any:
+        maps = (_around(map_in_fn), _around(map_out_fn))
+        return original(fn, mapped_collections, *maps, *args, **kwargs)
+
+    vars(map_variables)["hwtrain_original"] = original
+    lift.map_variables = map_variables
+
+
+def _around(function: Callable[[Any], Any]) -> Callable[[Any], Any]:
+    """Returns a map of variables that leaves out what is kept."""
+
+    def mapped(variables: Any) -> Any:
+        names = _kept.get()
+        params = variables.get("params") if names else None
+        if not isinstance(params, Mapping):
+            return function(variables)
+        present = paths.leaves(params)
+        ours = {path: x for path, x in present.items() if _is_kept(path, present)}
+        if not ours:
+            return function(variables)
+        rest = paths.drop(params, lambda path: path not in ours)
+        found = function({**variables, "params": rest})
+        return {**found, "params": paths.insert(found["params"], ours)}
+
+    def _is_kept(path: str, present: Mapping[str, Any]) -> bool:
+        layer, slash, name = path.rpartition("/")
+        arrays = (f"{layer}{slash}{array}" for array in (*OWNERS, *SHARED))
+        return name in _kept.get() and any(array in present for array in arrays)
+
+    return mapped
