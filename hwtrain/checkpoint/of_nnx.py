@@ -10,6 +10,7 @@ from flax.nnx.traversals import unflatten_mapping
 from hwtrain import paths
 from hwtrain.checkpoint.errors import HardwareCheckpointError
 from hwtrain.transforms.nnx.layers import PASSING
+from hwtrain.transforms.nnx.root import claim_chip_leaves
 
 CONSTANTS = "constants"
 """The collection of arrays that are no variables."""
@@ -63,6 +64,8 @@ def filled(
         _check(name, own.get(name, {}), given.get(name, {}), more)
     for tree in variables.values():
         nnx.update(copy, tree)
+    if hasattr(copy, "analog_plan"):
+        claim_chip_leaves(copy, copy.analog_plan)
     return copy
 
 

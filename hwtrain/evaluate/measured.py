@@ -1,11 +1,8 @@
 """Chips of a checkpoint that were measured: they are evaluated as they are."""
 
-import dataclasses
 from collections.abc import Sequence
-from typing import Any
 
 from hwtrain.checkpoint import HardwareCheckpoint
-from hwtrain.plan import Plan
 
 
 def are_measured(
@@ -40,23 +37,3 @@ def are_measured(
             "Leave times_s out"
         )
     return True
-
-
-def as_they_are(plan: Plan) -> Plan:
-    """Returns the plan of weights to which a chip does nothing further.
-
-    What is frozen in a chip's devices is in its measured conductances already.
-
-    Args:
-      plan: the plan.
-    """
-    off: dict[str, Any] = dict.fromkeys(
-        ("mismatch", "noise_model", "drift_compensation", "stuck")
-    )
-    weights = tuple(
-        dataclasses.replace(
-            weight, hardware=dataclasses.replace(weight.hardware, **off)
-        )
-        for weight in plan.weights
-    )
-    return dataclasses.replace(plan, weights=weights)

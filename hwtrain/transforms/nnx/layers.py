@@ -44,6 +44,10 @@ class OnLevels(nnx.Param):
     """That the weights of a chip were rounded before its mismatch, `[*stack]`."""
 
 
+class OfChip(nnx.Param):
+    """That the weights beside it are a chip's, `[*stack]`."""
+
+
 class StepLeaf(nnx.Variable):
     """What a layer needs for one step, such as its noise key; there during a call."""
 
@@ -63,6 +67,7 @@ CHIP_LEAF_TYPES = {
     "mapping_scale": MappingScale,
     "chip_key": ChipKey,
     "on_levels": OnLevels,
+    "of_chip": OfChip,
 }
 """What a chip's parameters hold beside the leaves of the model."""
 

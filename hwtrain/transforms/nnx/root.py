@@ -108,7 +108,7 @@ def set_mode(model: Any, mode: str) -> Any:
     return model
 
 
-def _claim_chip_leaves(model: Any, plan: Plan) -> None:
+def claim_chip_leaves(model: Any, plan: Plan) -> None:
     """Makes parameters of arrays that a chip's parameters brought into a model.
 
     `nnx.update` sets what a model has no variable for as a plain array, which neither a
@@ -116,12 +116,12 @@ def _claim_chip_leaves(model: Any, plan: Plan) -> None:
     """
     layers = None
     for weight in plan.weights:
-        chip = weight.hardware
-        if not (chip.derives_chip_scale or chip.freezes("chip") or chip.rounds_chips):
+        if not weight.chip_leaves:
             continue
         layers = modules_of(model) if layers is None else layers
         layer = layers[weight_side.local(plan, weight.layer_path)]
-        for name, kind in CHIP_LEAF_TYPES.items():
+        for name in weight.chip_leaves:
+            kind = CHIP_LEAF_TYPES[name]
             value = getattr(layer, weight.leaf_name(name), None)
             if isinstance(value, jax.Array | np.ndarray):
                 delattr(layer, weight.leaf_name(name))  # a tracer would be static
@@ -251,7 +251,7 @@ def _through_both_sides(base: type, name: str):
         mode = self.hardware_mode
         _check_modes(self, plan)
         _check_followed(self, plan, name, args, kwargs)
-        _claim_chip_leaves(self, plan)
+        claim_chip_leaves(self, plan)
         if not weight_side.needs_root(plan, mode):
             return original(self, *args, **kwargs)
         key = weight_side.no_key()
