@@ -151,7 +151,7 @@ def test_a_chip_itself_is_evaluated(kind, framework, tmp_path):
 
 
 @pytest.mark.parametrize("frozen", ["rule", "partition"])
-@pytest.mark.parametrize("kind", ["mismatch", "scale"])
+@pytest.mark.parametrize("kind", ["mismatch", "programming", "scale", "stored scale"])
 def test_what_stays_digital_is_tuned_on_a_chip(kind, frozen, tmp_path):
     hardware = CHIPS[kind]
     analog, plan, _, chip = loaded(hardware, "linen", tmp_path / "chip")

@@ -225,7 +225,7 @@ def _acts(weight: AnalogWeight) -> bool:
     return clips or weight.ranged or chip.remaps or chip.drifts
 
 
-def _on_a_chip(plan: Plan, params: optax.Params) -> list[AnalogWeight]:
+def _on_a_chip(plan: Plan, params: Any) -> list[AnalogWeight]:
     """Returns the weights of a plan that are a chip's, and not nominal."""
     found = set(plan.leaves_of_chip(params))
     return [w for w in plan.weights if not found.isdisjoint(map(w.leaf, w.chip_leaves))]
