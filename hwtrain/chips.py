@@ -8,6 +8,7 @@ import jax.numpy as jnp
 from hwtrain import paths
 from hwtrain.clip_bounds import with_clipped, with_open_bounds
 from hwtrain.crossbar import largest_weight, on_crossbar, with_written
+from hwtrain.nominal import check_nominal
 from hwtrain.physics.random import draw_key, fold_in
 from hwtrain.plan import AnalogWeight, Plan
 
@@ -51,7 +52,8 @@ def with_chip_leaves(
     The mapping scales of the nominal weights, which the periphery around the tiles is
     made for: derived from the chip's own, they would follow its mismatch and drift. The
     key of what is frozen in the periphery. And of weights that were rounded to levels
-    when they were written, that they were. Leaves that are there stay.
+    when they were written, that they were. Where a chip has none of these and differs
+    from others, `of_chip`, which says only that. Leaves that are there stay.
 
     Args:
       params: parameters as the chip has them, nested mappings.
@@ -65,6 +67,9 @@ def with_chip_leaves(
         prefix = "" if weight.path in values else f"{plan.prefix}/"
         if weight.hardware.rounds_chips:
             path = weight.leaf("on_levels").removeprefix(prefix)
+            entries[path] = jnp.ones(weight.stack, jnp.float32)
+        if "of_chip" in weight.chip_leaves:
+            path = weight.leaf("of_chip").removeprefix(prefix)
             entries[path] = jnp.ones(weight.stack, jnp.float32)
         if weight.kind == "raw":
             continue  # it has no periphery
@@ -95,13 +100,15 @@ def apply_mismatch(params: paths.Tree, plan: Plan, key: jax.Array) -> paths.Tree
       A tree like `params`. Beside the weights of a layer with a periphery, it holds
       what is the chip's too: a `mapping_scale` that is derived from the nominal
       weights, and a `chip_key`, from which a layer in `chip_mode` draws what is frozen
-      in its periphery. `on_levels` says of weights that they were rounded before.
+      in its periphery. `on_levels` says of weights that they were rounded before, and
+      `of_chip`, where there is no other, that they are a chip's.
 
     Raises:
-      ValueError: if the parameters lack a weight of the plan.
+      ValueError: if the parameters lack a weight of the plan, or are a chip's already.
     """
     plan.check_effective()
     plan.check_weights(params)
+    check_nominal(plan, params, "apply_mismatch")
     nominal, params = with_clipped(params, plan), with_written(params, plan)
     by_path = paths.leaves(nominal)
     weights = {w.path: w for w in plan.weights if w.hardware.mismatch is not None}

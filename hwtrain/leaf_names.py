@@ -16,7 +16,7 @@ SHARED = ("lora_a", "lora_b")
 STORED = ("input_range", "probe", "mapping_scale", "output_scale", "clip_bound")
 """Leaves of a model's parameters."""
 
-OF_A_CHIP = ("mapping_scale", "chip_key", "on_levels")
+OF_A_CHIP = ("mapping_scale", "chip_key", "on_levels", "of_chip")
 """What `hwtrain.chips.with_chip_leaves` puts beside a chip's weights."""
 
 EFFECTIVE = "effective_"

@@ -265,13 +265,18 @@ class AnalogWeight:
 
     @property
     def chip_leaves(self) -> tuple[str, ...]:
-        """The leaves that only a chip's parameters have beside the array, by name."""
+        """The leaves that only a chip's parameters have beside the array, by name.
+
+        Where chips differ, there is one at least: it tells a chip's array from a
+        nominal one.
+        """
         chip, layer = self.hardware, self.kind != "raw"  # a raw one has no periphery
-        there = (
+        does = (
             layer and chip.derives_chip_scale,
             layer and chip.freezes("chip"),
             chip.rounds_chips,
         )
+        there = (*does, chip.frozen and not any(does))
         return tuple(name for name, present in zip(OF_A_CHIP, there) if present)
 
     @property

@@ -19,6 +19,7 @@ from hwtrain.clip_bounds import clipped, with_open_bounds
 from hwtrain.crossbar import on_crossbar, written
 from hwtrain.hardware import Hardware
 from hwtrain.hardware.conversion import Params
+from hwtrain.nominal import check_nominal
 from hwtrain.physics import tiling
 from hwtrain.physics.mvm import tile_responses
 from hwtrain.physics.periphery import read_keys
@@ -126,12 +127,14 @@ def program_chip(params: Any, plan: Plan, key: jax.Array) -> ProgrammedChip:
       key: `chip_key(chip_seed)`.
 
     Raises:
-      ValueError: if a weight of the plan is not among the parameters.
+      ValueError: if a weight of the plan is not among the parameters, or they are a
+        chip's already.
 
     References:
       Joshi et al., Accurate deep neural network inference using computational
       phase-change memory, Nature Communications 2020.
     """
+    check_nominal(plan, params, "program_chip")
     plan.check_effective()
     values = paths.leaves(params)
     weights = {}

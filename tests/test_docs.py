@@ -4,7 +4,17 @@ import re
 import runpy
 from pathlib import Path
 
+import chex
+import jax
+import jax.numpy as jnp
+import optax
 import pytest
+from flax import linen as nn
+from flax.traverse_util import flatten_dict
+
+import hwtrain
+from hwtrain.checkpoint.adapters import to_npz
+from hwtrain.evaluate import population
 
 DOCS = Path(__file__).parents[1] / "docs"
 
@@ -55,6 +65,63 @@ def test_the_deployment_page_has_every_adapter():
     page = (DOCS / "deployment.md").read_text("utf-8")
     for name, adapter in ADAPTERS.items():
         assert f"| `{name}` | `{adapter.__name__}` |" in page
+
+
+def test_the_chip_in_the_loop_of_the_checkpoint_page_runs(tmp_path, monkeypatch):
+    """What is tuned on a measured chip comes back on that chip, and nothing else."""
+    x = jax.random.normal(jax.random.key(0), (64, 12))
+    labels = jnp.argmax(x[:, :4], axis=-1)
+    pair = hwtrain.SinglePairConductanceConverter(g_max=25.0)
+    hardware = hwtrain.Hardware(
+        modifier=hwtrain.WeightModifierParameter(type="add_normal", std_dev=0.05),
+        input_range=hwtrain.InputRangeParameter(),
+        forward=hwtrain.IOParameters(
+            inp_bits=8, out_bits=8, out_bound=10.0, v_offset_std=0.02
+        ),
+        mapping=hwtrain.MappingParameter(weight_scaling_omega=1.0),
+        converter=pair,
+        mismatch=hwtrain.MismatchParameter(type="add_normal", std_dev=0.3),
+    )
+    model = nn.Sequential([nn.Dense(16), nn.relu, nn.Dense(4)])
+    analog = hwtrain.analogize(model, hardware)
+    variables = analog.init(jax.random.key(1), x)
+    plan = hwtrain.plan(analog, variables, x)
+    monkeypatch.chdir(tmp_path)
+    drawn = hwtrain.load(hwtrain.export("digits.chip", variables, plan, chip_seed=7))
+    to_npz(drawn, "chip7.npz", chip=7)
+
+    def loss_of(logits, labels):
+        losses = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
+        return losses.mean()
+
+    page = (DOCS / "checkpoint.md").read_text("utf-8")
+    section = page.partition("## Chip in the loop")[2].partition("\n## ")[0]
+    names = {name: globals()[name] for name in ("hwtrain", "jax", "optax")}
+    names |= {"analog": analog, "loss_of": loss_of}
+    names |= {"x": x, "labels": labels}
+    exec("\n".join(re.findall(r"```python\n(.*?)```", section, re.DOTALL)), names)
+
+    before, after = hwtrain.load("chip7"), hwtrain.load("chip7_tuned")
+    old, new = (flatten_dict(found.params, sep="/") for found in (before, after))
+    moved = {path for path in old if (old[path] != new[path]).any()}
+    assert moved == {"layers_0/bias", "layers_2/bias"}
+    chex.assert_trees_all_equal(after.chip(7), names["on_chip"](names["tuned"]))
+    chip = hwtrain.chip_mode(analog)
+    rngs = {"mismatch": jax.random.key(0)}  # of reads, which have no noise here
+    losses = [
+        loss_of(chip.apply({"params": c.chip(7)}, x, rngs=rngs), labels)
+        for c in (before, after)
+    ]
+    assert losses[1] < 0.9 * losses[0]
+    found = population(
+        analog,
+        after,
+        [(x, labels)],
+        optax.softmax_cross_entropy_with_integer_labels,
+        chips=[7],
+        key=jax.random.key(0),
+    )
+    assert abs(found.values[0] - losses[1]) < 1e-5
 
 
 def shown():

@@ -13,7 +13,7 @@ LAYERS = [
     {"physics"},
     {"hardware"},
     {"plan"},
-    {"clip_bounds", "stale_leaves", "training_noise"},
+    {"clip_bounds", "nominal", "stale_leaves", "training_noise"},
     {"crossbar", "conductances"},
     {"chips", "mismatch", "optim"},
     {"programming"},

@@ -30,6 +30,7 @@ from hwtrain.checkpoint.layout import (
     nominal_unit,
 )
 from hwtrain.checkpoint.measured import Conductances, check_conductances
+from hwtrain.checkpoint.of_nnx import CONSTANTS
 from hwtrain.checkpoint.progress import Report
 from hwtrain.checkpoint.rules import RULES, UNITS
 from hwtrain.checkpoint.values import check_numbers, check_parameter, check_values
@@ -92,6 +93,7 @@ class Contents:
     def _check_leaves(self) -> None:
         """Raises unless the variables have all that the plan names."""
         plan, params = self.plan, self._params
+        self._check_nominal()
         try:
             plan.check_effective()
         except ValueError as error:
@@ -127,6 +129,19 @@ class Contents:
             check_fit(plan, {path: leaf.value for path, leaf in params.items()})
         except ValueError as error:
             raise HardwareCheckpointError(str(error)) from error
+
+    def _check_nominal(self) -> None:
+        """Raises for a chip's weights, whose place is beside the nominal ones."""
+        # In an NNX model, what a chip has beside its weights may be plain arrays.
+        names = [x.path for x in self.leaves if x.keys[0] in ("params", CONSTANTS)]
+        found = self.plan.leaves_of_chip(dict.fromkeys(names, 0))
+        if found:
+            raise HardwareCheckpointError(
+                f"export takes nominal weights, and these are a chip's: {found[0]} "
+                "lies beside them. Export checkpoint.variables; what was tuned on the "
+                "chip and stays digital goes into them first, as docs/checkpoint.md "
+                "shows at 'Chip in the loop'"
+            )
 
     @property
     def _params(self) -> dict[str, Leaf]:

@@ -10,6 +10,7 @@ from flax.nnx.traversals import unflatten_mapping
 from hwtrain import paths
 from hwtrain.checkpoint.errors import HardwareCheckpointError
 from hwtrain.transforms.nnx.layers import PASSING
+from hwtrain.transforms.nnx.root import claim_chip_leaves
 
 CONSTANTS = "constants"
 """The collection of arrays that are no variables."""
@@ -70,6 +71,9 @@ def filled(
     tuples = {name: key for name, key in named.items() if isinstance(key, tuple)}
     for tree in variables.values():
         nnx.update(copy, _renamed(tree, tuples))
+    plan = getattr(copy, "analog_plan", None)
+    if plan is not None:
+        claim_chip_leaves(copy, plan)
     return copy
 
 

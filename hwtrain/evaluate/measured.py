@@ -1,11 +1,8 @@
 """Chips of a checkpoint that were measured: they are evaluated as they are."""
 
-import dataclasses
 from collections.abc import Sequence
-from typing import Any
 
 from hwtrain.checkpoint import HardwareCheckpoint
-from hwtrain.plan import Plan
 
 
 def are_measured(
@@ -15,15 +12,27 @@ def are_measured(
 ) -> bool:
     """Returns whether chips of a checkpoint are measured ones, all of them.
 
+    Who has measured chips means these, and not others of the same nominal weights: so
+    of a checkpoint that holds one, no chip is drawn that it does not hold.
+
     Args:
       checkpoint: the checkpoint.
       seeds: the chips.
       times_s: times that are asked for.
 
     Raises:
-      ValueError: if some are and some are not, or for times of measured chips.
+      ValueError: if some are and some are not, for chips that a checkpoint with
+        measured ones does not hold, or for times of measured chips.
     """
     measured = {chip.seed for chip in checkpoint.manifest.chips if chip.measured}
+    missing = sorted(set(seeds) - set(checkpoint.chip_seeds))
+    if measured and missing:
+        held = ", ".join(map(str, checkpoint.chip_seeds))
+        raise ValueError(
+            f"{checkpoint.directory} holds no chip {missing[0]}, it holds {held}, of "
+            f"which chip {min(measured)} was measured; to draw chips from their seeds, "
+            "pass checkpoint.variables"
+        )
     asked = measured & set(seeds)
     if not asked:
         return False
@@ -40,23 +49,3 @@ def are_measured(
             "Leave times_s out"
         )
     return True
-
-
-def as_they_are(plan: Plan) -> Plan:
-    """Returns the plan of weights to which a chip does nothing further.
-
-    What is frozen in a chip's devices is in its measured conductances already.
-
-    Args:
-      plan: the plan.
-    """
-    off: dict[str, Any] = dict.fromkeys(
-        ("mismatch", "noise_model", "drift_compensation", "stuck")
-    )
-    weights = tuple(
-        dataclasses.replace(
-            weight, hardware=dataclasses.replace(weight.hardware, **off)
-        )
-        for weight in plan.weights
-    )
-    return dataclasses.replace(plan, weights=weights)

@@ -16,11 +16,12 @@ from hwtrain import paths
 from hwtrain.checkpoint import HardwareCheckpoint
 from hwtrain.chips import chip_key
 from hwtrain.crossbar import with_written
-from hwtrain.evaluate.measured import are_measured, as_they_are
+from hwtrain.evaluate.measured import are_measured
 from hwtrain.hardware.configuration import MOST, MOST_CHIPS
+from hwtrain.nominal import check_nominal
 from hwtrain.physics.random import as_key, draw_key
 from hwtrain.plan import Plan
-from hwtrain.programming import program_chip
+from hwtrain.programming import ProgrammedChip, program_chip
 from hwtrain.transforms import plan as plan_of
 from hwtrain.transforms.functional import as_function, divided
 from hwtrain.transforms.materialize import materialize
@@ -65,14 +66,19 @@ def values_on_chips(
             f"a Linen model holds no variables of its own, and {caller} got "
             "variables=None; pass those of model.init(...), or a loaded checkpoint"
         )
-    _, tree = as_function(analog, "chip", variables)
-    paths.require_finite(tree["params"])
     kwargs = dict(call_kwargs or {})
     batches = _checked_batches(batches, caller)
     first = next(batches, None)
     if first is None:
         raise ValueError(f"{caller} got no batches; expected tuples of arrays")
-    plan = plan_of(analog, tree, first[0], **kwargs)
+    plan = plan_of(analog, variables, first[0], **kwargs)
+    if isinstance(analog, nnx.Module):
+        # What a chip has beside its weights may be plain arrays, by `nnx.update`.
+        check_nominal(plan, nnx.to_pure_dict(nnx.state(analog)), caller)
+    if variables is not None:
+        check_nominal(plan, variables.get("params", variables), caller)
+    _, tree = as_function(analog, "chip", variables)
+    paths.require_finite(tree["params"])
     if plan != plan.effective:
         tree, plan = materialize(analog, tree, first[0], **kwargs), plan.effective
     times = _times(times_s, plan)
@@ -83,13 +89,13 @@ def values_on_chips(
         raise ValueError(f"chunk must be at least 1 chip; got {chunk}")
     nominal, groups = tree["params"], [(tree, jnp.asarray(seeds, jnp.uint32))]
     if params_of_chips:
-        plan = as_they_are(plan)
         groups = [
             ({**tree, "params": params}, jnp.asarray([seed], jnp.uint32))
             for seed, params in zip(seeds, params_of_chips)
         ]
     arrays, static = divided(kwargs)
-    totals = _compiled_totals(analog, plan, metric, static, int(chunk))
+    measured = bool(params_of_chips)
+    totals = _compiled_totals(analog, plan, metric, static, int(chunk), measured)
 
     total, count = np.zeros((len(chosen), len(seeds), len(times))), 0
     device_times = jnp.asarray(times, jnp.float32)
@@ -142,6 +148,7 @@ def _compiled_totals(
     metric: Callable[..., jax.Array],
     kwargs: dict[str, Any],
     chunk: int,
+    measured: bool,
 ) -> Totals:
     """Returns the jitted function of all chips, the one of an earlier call if it fits.
 
@@ -154,8 +161,8 @@ def _compiled_totals(
     try:
         hash((model, plan, metric, arguments))
     except TypeError:
-        return _build_totals(model, plan, metric, arguments, chunk)
-    return _cached_totals(model, plan, metric, arguments, chunk)
+        return _build_totals(model, plan, metric, arguments, chunk, measured)
+    return _cached_totals(model, plan, metric, arguments, chunk, measured)
 
 
 def _build_totals(
@@ -164,6 +171,7 @@ def _build_totals(
     metric: Callable[..., jax.Array],
     arguments: tuple[tuple[str, type, Any], ...],
     chunk: int,
+    measured: bool,
 ) -> Totals:
     kwargs = {name: value for name, _, value in arguments}
 
@@ -176,8 +184,10 @@ def _build_totals(
             call, _ = as_function(model, "chip", {"params": {}})
 
         def on_chip(seed):
-            frozen = chip_key(seed)
-            chip = program_chip(tree["params"], plan, frozen)
+            if measured:  # what is frozen in its devices is in its weights already
+                chip = ProgrammedChip(params=tree["params"], weights={}, plan=plan)
+            else:
+                chip = program_chip(tree["params"], plan, chip_key(seed))
 
             def at_time(number_and_time):
                 number, t_s = number_and_time

@@ -73,7 +73,8 @@ def population(
 
     Each chip gets its frozen mismatch and the noise of its programming, functions of
     its seed: chip 7 is the chip that `export(..., chip_seed=7)` writes. A chip of a
-    checkpoint that was measured is evaluated as it was measured. With a noise
+    checkpoint that was measured is evaluated as it was measured, and one that a
+    checkpoint with measured chips does not hold is an error. With a noise
     model its conductances drift, and every batch at every time is a read of its own.
     Chips are a vectorised axis, taken in chunks. What is compiled is used again by
     calls with equal models, plans and metrics: pass one function as the metric, not a

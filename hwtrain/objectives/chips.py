@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 
 from hwtrain import paths
+from hwtrain.nominal import check_nominal
 from hwtrain.objectives.perturbations import Loss
 from hwtrain.physics.modifiers import straight_through
 from hwtrain.physics.random import draw_key
@@ -54,6 +55,8 @@ def of_chips(
         )
 
     def robust(params: Any, key: jax.Array, *batch: Any) -> Any:
+        check_nominal(plan, params, "the objective of chips")
+
         def one(key: jax.Array) -> Any:
             return loss(_on_chip(params, plan, key), key, *batch)
 

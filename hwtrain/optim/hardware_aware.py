@@ -63,7 +63,8 @@ def hardware_aware(
     its clip: one of a rule with `frozen=True`, one that a mask around hides, and one
     whose update the base's program makes zero whatever the gradients are, as
     `optax.set_to_zero` does in an `optax.partition`. No value counts: a learning rate
-    or a gradient of zero freezes nothing.
+    or a gradient of zero freezes nothing. Weights of a chip have to stay as they are;
+    what lies beside them as the chip's never moves.
 
     The ranges' learning rate is, unless given, that of the base with its schedule. A
     base made by `optax.inject_hyperparams` says it. Otherwise it is measured: the base
@@ -107,7 +108,8 @@ def hardware_aware(
       ValueError: if `base` accumulates or skips steps itself, if it holds parameters
         of its own beside a clip or a drift (schedule-free optimisers, COCOB, Mechanic,
         MADGRAD), if its learning rate cannot be measured, if the parameters lack a leaf
-        of the plan, or if a drift draws and has no key.
+        of the plan, if a drift draws and has no key, or at an update that would move
+        the weights of a chip.
     """
     if isinstance(base, optax.MultiSteps):
         raise _wrong_order("MultiSteps")
@@ -115,7 +117,8 @@ def hardware_aware(
     drift_weights(plan, drift_key)  # refuses a key that is missing, or too many
     ours = added(plan)
     frozen = [weight for weight in plan.weights if weight.frozen]
-    hidden = {*ours, *_held(frozen)}
+    chips = {weight.leaf(x) for weight in plan.weights for x in weight.chip_leaves}
+    hidden = {*ours, *_held(frozen), *chips}
     cache: dict[Any, frozenset[str]] = {}
 
     def users(tree: Any) -> Any:
@@ -129,9 +132,14 @@ def hardware_aware(
         drawn = any(draws(weight) for weight in drifting(plan))
         return drift_weights(plan, drift_key if drawn else None)
 
-    def still(plan: Plan, args: tuple[Any, Any, Any], extra_args: Any) -> set[str]:
+    def still(
+        plan: Plan,
+        args: tuple[Any, Any, Any],
+        extra_args: Any,
+        on_chip: list[AnalogWeight],
+    ) -> set[str]:
         """Returns the leaves of the weights that the base never updates."""
-        weights = [weight for weight in plan.trained.weights if _acts(weight)]
+        weights = [x for x in plan.trained.weights if _acts(x) or x in on_chip]
         if not weights:
             return set()
         leaves, structure = jax.tree.flatten(args)
@@ -172,7 +180,9 @@ def hardware_aware(
         require(params, "hardware_aware")
         seen = without_masked(plan, params)
         args = users(updates), state.base, users(params)
-        fixed = still(seen, args, extra_args)
+        on_chip = _on_a_chip(seen.trained, params)
+        fixed = still(seen, args, extra_args, on_chip)
+        _check_still(on_chip, fixed)
         own, base_state = base.update(*args, **extra_args)
         rate, unit = input_range_learning_rate, state.unit
         if rate is None:
@@ -213,6 +223,29 @@ def _acts(weight: AnalogWeight) -> bool:
     chip = weight.hardware
     clips = chip.clip is not None and (chip.clip.active or chip.clip.learned)
     return clips or weight.ranged or chip.remaps or chip.drifts
+
+
+def _on_a_chip(plan: Plan, params: Any) -> list[AnalogWeight]:
+    """Returns the weights of a plan that are a chip's, and not nominal."""
+    found = set(plan.leaves_of_chip(params))
+    return [w for w in plan.weights if not found.isdisjoint(map(w.leaf, w.chip_leaves))]
+
+
+def _check_still(on_chip: list[AnalogWeight], fixed: Container[str]) -> None:
+    """Raises if an update would move the weights of a chip.
+
+    Raises:
+      ValueError: naming the first one, and the way out.
+    """
+    for weight in on_chip:
+        if weight.path not in fixed:
+            raise ValueError(
+                f"hardware_aware trains nominal weights, and {weight.path} is a "
+                "chip's, which no training moves. Pass the nominal ones "
+                "(checkpoint.variables); to tune what stays digital on this chip, "
+                f"write Rule({weight.layer_path!r}, hardware, frozen=True) for it in "
+                "hwtrain.analogize"
+            )
 
 
 def _held(weights: list[AnalogWeight]) -> set[str]:

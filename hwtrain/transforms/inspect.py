@@ -105,8 +105,7 @@ def inspect_plan(found: Plan, params: Any) -> Inspection:
     paths.require_finite(meta.unbox(params))
     chips = found.leaves_of_chip(meta.unbox(params))
     found.check_leaves(meta.unbox(params), of_chip=True)
-    if not chips:  # what mismatch or drift made of weights no longer fits their leaves
-        check_fit(found, meta.unbox(params))
+    check_fit(found, meta.unbox(params))
     return Inspection(
         rows=tuple(columns(weight, found, values) for weight in found.weights),
         digital=tuple((entry.path, entry.reason) for entry in found.digital),

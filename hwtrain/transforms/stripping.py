@@ -130,7 +130,7 @@ def _shows(path: str, name: str, leaf: Any, present: Mapping[str, Any]) -> bool 
         return None if same == (shape, dtype) else False
     if dtype != jnp.float32:
         return False
-    if name == "on_levels":
+    if name in ("on_levels", "of_chip"):
         return True if shape == stack else None
     if len(shape) < 2:
         return False

@@ -19,7 +19,12 @@ from hwtrain.checkpoint import (
     verify,
 )
 from hwtrain.checkpoint.adapters import ADAPTERS
+from hwtrain.evaluate import population
 from hwtrain.plan import Plan
+
+
+def mean_size(y):
+    return jnp.mean(jnp.abs(y), axis=-1)
 
 
 @pytest.fixture
@@ -229,6 +234,41 @@ def test_a_pickle_is_not_loaded(tmp_path, small):
     np.savez(tmp_path / "chip.npz", **{"conductances/w": np.array([{}], object)})
     with pytest.raises(HardwareCheckpointError, match="no .npz file of plain arrays"):
         read_conductances(tmp_path / "chip.npz", small)
+
+
+@pytest.mark.parametrize("chips", [[8], 2, [7, 8], [3, 8]])
+def test_a_population_holds_the_chips_of_the_checkpoint(tmp_path, chips):
+    """Of measured chips, none is drawn in the place of one that is not there."""
+    hardware = hwtrain.Hardware(
+        converter=hwtrain.SinglePairConductanceConverter(),
+        mismatch=hwtrain.MismatchParameter(type="add_normal", std_dev=0.1),
+    )
+    x = jax.random.normal(jax.random.key(0), (8, 6))
+    analog = hwtrain.analogize(nn.Dense(4), hardware)
+    variables = analog.init(jax.random.key(1), x)
+    plan = hwtrain.plan(analog, variables, x)
+    drawn = load(export(tmp_path / "drawn", variables, plan, chip_seed=7))
+    ADAPTERS["npz"](drawn, tmp_path / "chip.npz", chip=7)
+    found = read_conductances(tmp_path / "chip.npz", plan)
+    path = export(tmp_path / "m", variables, plan, chip_seed=3, measured={7: found})
+    checkpoint = load(path)
+
+    def values(variables, chips):
+        batches, key = [(x,)], jax.random.key(0)
+        return population(
+            analog, variables, batches, mean_size, chips=chips, key=key
+        ).values
+
+    missing = min({*(range(chips) if chips == 2 else chips)} - {3, 7})
+    holds = rf"holds no chip {missing}, it holds 3, 7, of which chip 7 was measured"
+    with pytest.raises(ValueError, match=holds):
+        values(checkpoint, chips)
+    with pytest.raises(HardwareCheckpointError, match=f"holds no chip {missing}"):
+        checkpoint.chip(missing)
+    # Drawn from nominal weights, every seed is there.
+    drawn_from = values(checkpoint.variables, [3, 7, missing])
+    np.testing.assert_allclose(values(checkpoint, [3]), drawn_from[:1], rtol=1e-6)
+    np.testing.assert_allclose(values(checkpoint, [7]), drawn_from[1:2], rtol=1e-5)
 
 
 def test_fine_tuning_on_a_measured_chip(tmp_path):

@@ -48,6 +48,10 @@ class EffectiveWeight(nnx.Param):
     """What a layer multiplies by, made of the array that it stores; of a chip."""
 
 
+class OfChip(nnx.Param):
+    """That the weights beside it are a chip's, `[*stack]`."""
+
+
 class StepLeaf(nnx.Variable):
     """What a layer needs for one step, such as its noise key; there during a call."""
 
@@ -67,6 +71,7 @@ CHIP_LEAF_TYPES = {
     "mapping_scale": MappingScale,
     "chip_key": ChipKey,
     "on_levels": OnLevels,
+    "of_chip": OfChip,
 }
 """What a chip's parameters hold beside the leaves of the model."""
 

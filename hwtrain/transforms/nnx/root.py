@@ -110,7 +110,7 @@ def set_mode(model: Any, mode: str) -> Any:
     return model
 
 
-def _claim_chip_leaves(model: Any, plan: Plan) -> None:
+def claim_chip_leaves(model: Any, plan: Plan) -> None:
     """Makes parameters of arrays that a chip's parameters brought into a model.
 
     `nnx.update` sets what a model has no variable for as a plain array, which neither a
@@ -118,15 +118,15 @@ def _claim_chip_leaves(model: Any, plan: Plan) -> None:
     """
     layers = None
     for weight in plan.weights:
-        chip = weight.hardware
-        brings = chip.derives_chip_scale or chip.freezes("chip") or chip.rounds_chips
-        if not (brings or weight.derived):
+        kinds = {
+            weight.leaf_name(name): CHIP_LEAF_TYPES[name] for name in weight.chip_leaves
+        }
+        if weight.derived:
+            kinds[weight.effective_path.rpartition("/")[2]] = EffectiveWeight
+        if not kinds:
             continue
         layers = modules_of(model) if layers is None else layers
         layer = layers[weight_side.local(plan, weight.layer_path)]
-        kinds = {weight.leaf_name(name): k for name, k in CHIP_LEAF_TYPES.items()}
-        if weight.derived:
-            kinds[weight.effective_path.rpartition("/")[2]] = EffectiveWeight
         for name, kind in kinds.items():
             value = getattr(layer, name, None)
             if isinstance(value, jax.Array | np.ndarray):
@@ -264,7 +264,7 @@ def _through_both_sides(base: type, name: str):
         mode = self.hardware_mode
         _check_modes(self, plan)
         plan = _followed(self, plan, name, args, kwargs)
-        _claim_chip_leaves(self, plan)
+        claim_chip_leaves(self, plan)
         if not weight_side.needs_root(plan, mode):
             return original(self, *args, **kwargs)
         key = weight_side.no_key()
