@@ -94,7 +94,7 @@ def train(config, ready, hardware, objective, seconds, seed):
 
 def on_chips(config, ready, hardware, params, level, chips):
     """Returns the accuracy in % of each chip at a level of mismatch."""
-    chip = chip_hardware(hardware, level, plain=False)
+    chip = chip_hardware(hardware, level)
     analog, variables = linen.on_chip(ready.factory, chip, params)
     batches = [tuple(ready.test)]
     population = evaluate.population(

@@ -38,7 +38,8 @@ def _train(commands: Commands) -> None:
         help="train a plain and a hardware-aware model, export, compare on chips",
         description="Trains the plain and the hardware-aware model of a configuration, "
         "exports the hardware-ready checkpoint, reads it back, and compares both "
-        "models on a population of chips.",
+        "models on one population of chips; for the plain model, input ranges are "
+        "calibrated from the training data.",
     )
     parser.add_argument("config", metavar="CONFIG", type=Path, help="a TOML file")
     parser.add_argument(

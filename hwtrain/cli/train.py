@@ -7,7 +7,7 @@ from rich.console import Console
 
 from hwtrain import training
 from hwtrain.checkpoint import HardwareCheckpointError
-from hwtrain.cli.errors import bad_input
+from hwtrain.cli.errors import BadInputError, bad_input
 from hwtrain.training import folder
 from hwtrain.training.checkpoints import DamagedCheckpointError
 from hwtrain.training.comparison import stop_if_asked
@@ -39,5 +39,9 @@ def main(options: argparse.Namespace) -> int:
     # Not every ValueError: one out of a training run would be a defect, to be traced.
     expected = (HardwareCheckpointError, DamagedCheckpointError, DivergedError, OSError)
     with bad_input(*expected):
-        run(config, ready, out, console=console, stop=options.stop)
+        try:
+            run(config, ready, out, console=console, stop=options.stop)
+        except EntryError as error:
+            place = located(error, options.config, options.overrides)
+            raise BadInputError(str(place)) from error
     return 0

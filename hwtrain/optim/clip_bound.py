@@ -1,5 +1,6 @@
 """Learns the clip bounds of analog weights."""
 
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -26,7 +27,7 @@ class ClipBoundLearningState(NamedTuple):
 
 def clip_bound_learning(
     plan: Plan,
-    learning_rate: optax.ScalarOrSchedule,
+    learning_rate: optax.ScalarOrSchedule | Mapping[str, jax.Array],
     optimizer: optax.GradientTransformation | None = None,
 ) -> optax.GradientTransformationExtraArgs:
     r"""Turns the gradients of learned clip bounds into their updates.
@@ -48,7 +49,7 @@ def clip_bound_learning(
 
     Args:
       plan: the plan of the model.
-      learning_rate: eta, or a schedule of it.
+      learning_rate: eta, or a schedule of it, or one for each weight by its path.
       optimizer: what scales the gradient before the learning rate, such as
         `optax.scale_by_adam()`; `None` for none, which is SGD.
 
@@ -62,7 +63,8 @@ def clip_bound_learning(
       Esser et al., Learned step size quantization, ICLR 2020.
     """
     inner = optax.identity() if optimizer is None else optimizer
-    learned = [weight.leaf("clip_bound") for weight in learning(plan.trained)]
+    weights = learning(plan.trained)
+    learned = {weight.leaf("clip_bound"): weight.path for weight in weights}
 
     def bounds(tree: Any) -> dict[str, jax.Array]:
         leaves = paths.leaves(tree)
@@ -91,8 +93,9 @@ def clip_bound_learning(
         def new_update(path: str, leaf: jax.Array) -> jax.Array:
             if path not in values:
                 return leaf
+            own = rate[learned[path]] if isinstance(rate, Mapping) else rate
             least = -values[path] / 2
-            return jnp.maximum(-rate * scaled[path], least).astype(leaf.dtype)
+            return jnp.maximum(-own * scaled[path], least).astype(leaf.dtype)
 
         step = jnp.asarray(optax.safe_increment(state.step))
         state = ClipBoundLearningState(step, optimizer_state)

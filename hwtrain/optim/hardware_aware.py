@@ -9,6 +9,7 @@ import optax
 
 from hwtrain import paths
 from hwtrain.clip_bounds import learning
+from hwtrain.optim.base_rates import init_measured, injected, measure
 from hwtrain.optim.clip import keep_weights_clipped
 from hwtrain.optim.clip_bound import clip_bound_learning
 from hwtrain.optim.drift import draws, drift_weights, drifting
@@ -26,7 +27,7 @@ class HardwareAwareState(NamedTuple):
 
     Attributes:
       base: state of the base optimiser, over the user's own parameters.
-      unit: state of the base optimiser over the scalar by which its learning rate is
+      unit: state of the base optimiser over the scalars by which its learning rate is
         measured; `None` if it is known without.
       input_range: state of `input_range_learning`, an `InputRangeLearningState`.
       drift: state of `drift_weights`, a `DriftWeightsState`; `None` if nothing drifts.
@@ -70,11 +71,13 @@ def hardware_aware(
     base made by `optax.inject_hyperparams` says it. Otherwise it is measured: the base
     runs beside on a scalar at zero whose gradient is always one. SGD, Adam, AdamW, Lion
     and RMSProp answer with minus their learning rate (with momentum, with the rate that
-    momentum makes of it). Inject it, as in
+    momentum makes of it). In an `optax.partition` or `optax.masked`, each range learns
+    at the rate of its own weight: labels and masks may go by the names or the ranks of
+    parameters, as a tree or as a function of one. Inject it, as in
     `optax.inject_hyperparams(optax.adagrad)(1e-2)`, or give it for a base that adapts
-    to the gradient's history or size, such as Adagrad or Adafactor, that clips
+    to the gradient's history or size, such as Adagrad, Adafactor or Muon, that clips
     gradients below 1 and does not rescale them, or that treats parameters by their
-    name. Giving it also saves the time of measuring.
+    size, or by their name without a mask. Giving it also saves the time of measuring.
 
     >>> import jax
     >>> from flax import linen as nn
@@ -124,9 +127,12 @@ def hardware_aware(
     def users(tree: Any) -> Any:
         return paths.drop(tree, lambda path: path.removesuffix("/value") not in hidden)
 
-    def measured(plan: Plan) -> bool:
-        learned = learning(plan.trained) or ranged(plan)
-        return input_range_learning_rate is None and bool(learned)
+    def asked(plan: Plan) -> list[str]:
+        """Returns the weights whose learning rates the base has to tell."""
+        if input_range_learning_rate is not None:
+            return []
+        learned = [*learning(plan.trained), *ranged(plan)]
+        return list(dict.fromkeys(weight.path for weight in learned))
 
     def drift_of(plan: Plan) -> optax.GradientTransformationExtraArgs:
         drawn = any(draws(weight) for weight in drifting(plan))
@@ -153,7 +159,7 @@ def hardware_aware(
         seen = without_masked(plan, params)
         check(seen, params)
         check_fit(seen, params)
-        base_state = base.init(users(params))
+        base_state = _init(base, users(params), frozen)
         check_own_parameters(seen.trained, base_state)
         for kind in (optax.MultiStepsState, optax.ApplyIfFiniteState):
             if isinstance(base_state, kind):
@@ -161,8 +167,8 @@ def hardware_aware(
         ranges = input_range_learning(seen, 0.0, input_range_optimizer)
         bounds = clip_bound_learning(seen, 0.0, clip_bound_optimizer)
         unit = None
-        if measured(seen) and _injected(base_state) is None:
-            unit = _init_unit(base)
+        if asked(seen) and injected(base_state) is None:
+            unit = init_measured(base, base_state, users(params), asked(seen))
         return HardwareAwareState(
             base=base_state,
             unit=unit,
@@ -187,10 +193,13 @@ def hardware_aware(
         rate, unit = input_range_learning_rate, state.unit
         if rate is None:
             rate = 0.0
-        if measured(seen):
-            rate = _injected(base_state)
+        weights = asked(seen)
+        if weights:
+            rate = injected(base_state)
             if rate is None:
-                rate, unit = _measure(base, unit, extra_args)
+                rate, unit = measure(
+                    base, base_state, unit, users(params), weights, extra_args
+                )
         learn = input_range_learning(seen, rate, input_range_optimizer)
         # Ranges and bounds without a gradient, and probes that were not reached, stay.
         whole = _zeroed(fixed, updates)
@@ -216,6 +225,28 @@ def hardware_aware(
         )
 
     return optax.GradientTransformationExtraArgs(init, update)
+
+
+def _init(base: Any, params: Any, frozen: list[AnalogWeight]) -> Any:
+    """Returns the base's state over the parameters that it sees."""
+    try:
+        return base.init(params)
+    # What Optax raises for labels or a mask of another tree names neither.
+    except (ValueError, TypeError, KeyError) as error:
+        without, also = "", ""
+        if frozen:
+            without = f", without {frozen[0].path!r} and all else that a rule freezes"
+            also = "; a rule with frozen=True needs no label"
+        reason = f"{type(error).__name__}: {error}".splitlines()[0]
+        raise ValueError(
+            "the base optimiser does not take the parameters that it sees, which are "
+            "the plain model's: those of hwtrain.strip(params, plan), with no probe "
+            f"and no input_range{without}. Where it is an optax.partition or an "
+            "optax.masked, give it the labels or the mask as a function of the "
+            "parameters, such as lambda params: "
+            "jax.tree_util.tree_map_with_path(label, params), or as a tree like "
+            f"those{also}. It raised {reason}"
+        ) from error
 
 
 def _acts(weight: AnalogWeight) -> bool:
@@ -257,45 +288,6 @@ def _held(weights: list[AnalogWeight]) -> set[str]:
 def _zeroed(held: Container[str], updates: optax.Updates) -> optax.Updates:
     return paths.map_leaves(
         lambda path, leaf: jnp.zeros_like(leaf) if path in held else leaf, updates
-    )
-
-
-def _injected(state: Any) -> Any:
-    """Returns the learning rate that a base's state holds; `None` if not just one."""
-    found = optax.tree.get_all_with_path(state, "learning_rate")
-    return found[0][1] if len(found) == 1 else None
-
-
-def _zero() -> dict[str, jax.Array]:
-    return {"unit": jnp.zeros([], jnp.float32)}
-
-
-def _init_unit(base: optax.GradientTransformation) -> Any:
-    try:
-        return base.init(_zero())
-    except Exception as error:
-        raise _unmeasurable(error) from error
-
-
-def _measure(
-    base: optax.GradientTransformationExtraArgs, state: Any, extra_args: dict[str, Any]
-) -> tuple[jax.Array, Any]:
-    """Returns the base's learning rate at this step, and the state after it."""
-    step: Any
-    one = jax.tree.map(jnp.ones_like, _zero())
-    try:
-        step, state = base.update(one, state, _zero(), **extra_args)
-    except Exception as error:
-        raise _unmeasurable(error) from error
-    return -step["unit"], state
-
-
-def _unmeasurable(error: Exception) -> ValueError:
-    return ValueError(
-        "hardware_aware cannot measure the base optimiser's learning rate, because "
-        f"the base does not run on a single scalar ({type(error).__name__}: {error}). "
-        "Give the ranges their own: hardware_aware(base, plan, "
-        "input_range_learning_rate=1e-3), a number or a schedule"
     )
 
 

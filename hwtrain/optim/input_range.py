@@ -1,6 +1,7 @@
 """Learns input ranges from what the forward pass returned through the gradient."""
 
 import math
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -33,7 +34,7 @@ class InputRangeLearningState(NamedTuple):
 
 def input_range_learning(
     plan: Plan,
-    learning_rate: optax.ScalarOrSchedule,
+    learning_rate: optax.ScalarOrSchedule | Mapping[str, jax.Array],
     optimizer: optax.GradientTransformation | None = None,
 ) -> optax.GradientTransformationExtraArgs:
     r"""Turns the gradients of input ranges and probes into updates of the ranges.
@@ -75,7 +76,7 @@ def input_range_learning(
 
     Args:
       plan: the plan of the model.
-      learning_rate: eta, or a schedule of it.
+      learning_rate: eta, or a schedule of it, or one for each weight by its path.
       optimizer: what scales the gradient before the learning rate, such as
         `optax.scale_by_adam()`; `None` for none, which is SGD.
 
@@ -141,6 +142,10 @@ def input_range_learning(
         scaled, optimizer_state = inner.update(gradient, state.optimizer, r)
         rate: Any
         rate = learning_rate(state.step) if callable(learning_rate) else learning_rate
+        if isinstance(rate, Mapping):
+            sizes = np.diff(ends, prepend=0)
+            rate = [jnp.full(n, rate[w.path]) for n, w in zip(sizes, weights)]
+            rate = jnp.concatenate(rate)
         change, initialized = _change(
             options, r, -rate * scaled, sums, state.initialized
         )

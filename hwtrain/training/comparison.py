@@ -31,6 +31,7 @@ from hwtrain.training.loop import (
 from hwtrain.training.preparation import Preparation, chip_hardware
 from hwtrain.training.progress import show_progress
 from hwtrain.training.report import HARDWARE_AWARE, PLAIN, Accuracies
+from hwtrain.training.source import EntryError
 from hwtrain.training_noise import quiet_training
 from hwtrain.version import __version__
 
@@ -46,6 +47,10 @@ def compare(
     stop: Stop = never,
 ) -> list[Accuracies]:
     """Trains the plain and the hardware-aware model and compares them on chips.
+
+    Both run on the same chips, of the configured hardware with all it has. The plain
+    model is trained without any of it; then the input ranges are calibrated for it
+    from the training data.
 
     In `out` afterwards: `config.json`; Orbax checkpoints in `plain/seed_N` and
     `hardware-aware/seed_N`; a hardware-ready checkpoint for each seed in
@@ -63,6 +68,7 @@ def compare(
 
     Raises:
       DivergedError: (a `ValueError`) if a loss or a parameter is NaN or infinite.
+      EntryError: (a `ValueError`) if no input range fits the plain model.
       OSError: if something cannot be written, naming it and the free space.
       KeyboardInterrupt: if `stop` said so; a checkpoint is saved before.
     """
@@ -73,11 +79,16 @@ def compare(
         name: _train(config, ready, name, out, console, stop)
         for name in (PLAIN, HARDWARE_AWARE)
     }
+    on_chips = dict(trained)
+    on_chips[PLAIN] = [
+        _deployed(config, ready, params, seed, console, stop)
+        for seed, params in zip(config.training.seeds, trained[PLAIN])
+    ]
     with console.status("evaluating on chips"):
         results = [
             _evaluate(config, ready, model, params, level, stop)
             for level in config.evaluation.mismatch_std
-            for model, params in trained.items()
+            for model, params in on_chips.items()
         ]
     for number, seed in enumerate(config.training.seeds):
         stop_if_asked(stop)
@@ -256,6 +267,34 @@ def _export(
             )
 
 
+def _deployed(
+    config: Config,
+    ready: Preparation,
+    params: Params,
+    seed: int,
+    console: Console,
+    stop: Stop,
+) -> Params:
+    """Returns the plain model's parameters as one puts them on the configured chip.
+
+    Its weights are on the same chip as the hardware-aware model's. Where that has input
+    ranges, which plain training gives nothing for, they come from the training data.
+    """
+    stop_if_asked(stop)
+    size = config.evaluation.batch_size
+    inputs = [batch.inputs for batch in batches(ready.train, size)]
+    try:
+        return ready.frontend.deployed(
+            ready.factory, config.hardware, params, inputs, console
+        )
+    except ValueError as error:
+        raise EntryError(
+            "hardware.input_range",
+            f"the ranges of the {PLAIN} model of seed {seed} cannot be calibrated: "
+            f"{error}",
+        ) from error
+
+
 def _evaluate(
     config: Config,
     ready: Preparation,
@@ -265,7 +304,7 @@ def _evaluate(
     stop: Stop,
 ) -> Accuracies:
     values = []
-    hardware = chip_hardware(config.hardware, level, plain=name == PLAIN)
+    hardware = chip_hardware(config.hardware, level)
     for params in trained:
         stop_if_asked(stop)
         analog, variables = ready.frontend.on_chip(ready.factory, hardware, params)

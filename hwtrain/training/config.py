@@ -137,6 +137,9 @@ class TrainingParameter:
 class EvaluationParameter:
     """The population of chips that both models are evaluated on.
 
+    Both are on the configured hardware with all it has; the plain model's input ranges
+    are calibrated from the training data.
+
     >>> EvaluationParameter(mismatch_std=(0.0, 0.1)).chips
     128
     """
@@ -146,7 +149,8 @@ class EvaluationParameter:
     seed: Seed = 0
     """Seed of what is drawn at each read of a chip."""
     mismatch_std: Annotated[tuple[Deviation, ...], Field(min_length=1)] = (0.0,)
-    """Values that `hardware.mismatch.std_dev` takes, one population for each."""
+    """Values that `hardware.mismatch.std_dev` takes, one population for each. Hardware
+    without a mismatch has one population."""
     batch_size: Size = 512
     """Examples evaluated at once."""
 
@@ -179,22 +183,30 @@ class Config:
     and test set, inputs `[examples, ...]`, labels `[examples]` whole numbers."""
     training: TrainingParameter
     hardware: Hardware
-    evaluation: EvaluationParameter
+    evaluation: EvaluationParameter = Field(default_factory=EvaluationParameter)
     export: ExportParameter = Field(default_factory=ExportParameter)
 
     @model_validator(mode="after")
     def _check(self) -> Self:
-        if self.hardware.mismatch is None:
+        if self.hardware.mismatch is None and any(self.evaluation.mismatch_std):
             raise ValueError(
                 "hardware.mismatch: expected a table [hardware.mismatch], because "
                 "evaluation.mismatch_std varies its std_dev; got none. Write for "
-                'example type = "add_normal" and std_dev = 0.1 in it'
+                'example type = "add_normal" and std_dev = 0.1 in it, or, for chips '
+                "without mismatch, leave evaluation.mismatch_std out"
             )
         if self.hardware.converter is None:
             raise ValueError(
                 "hardware.converter: expected a table [hardware.converter], because "
                 "the export turns weights into conductances with it; got none. Write "
                 'for example type = "single_pair" in it'
+            )
+        if self.hardware.mismatch is None and not self.hardware.frozen:
+            raise ValueError(
+                "hardware: expected a table [hardware.mismatch] or "
+                "[hardware.noise_model], because the exported chip (export.chip_seed) "
+                "would be the nominal model; got neither. Write for example type = "
+                '"add_normal" and std_dev = 0.1 in [hardware.mismatch]'
             )
         if not self.hardware.frozen:
             raise ValueError(

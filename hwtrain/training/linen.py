@@ -5,13 +5,21 @@ from typing import Any
 
 import jax
 from flax import linen as nn
+from rich.console import Console
 
 from hwtrain.checkpoint import Graph, trace_graph
 from hwtrain.hardware import Hardware
 from hwtrain.physics.random import fold_in
 from hwtrain.plan import Plan
 from hwtrain.training.functional import Functional, Params, stream_key
-from hwtrain.transforms import analogize, chip_mode, plan, with_mismatch
+from hwtrain.transforms import (
+    adopt,
+    analogize,
+    calibrate,
+    chip_mode,
+    plan,
+    with_mismatch,
+)
 
 Factory = Callable[[], nn.Module]
 
@@ -77,6 +85,32 @@ def on_chip(
 ) -> tuple[nn.Module, dict[str, Any]]:
     """Returns the module in `chip_mode` and its variables."""
     return chip_mode(analogize(build(factory), hardware)), {"params": params}
+
+
+def deployed(
+    factory: Factory,
+    hardware: Hardware,
+    params: Params,
+    batches: list[jax.Array],
+    console: Console,
+) -> Params:
+    """Returns the plain module's parameters with the leaves that the hardware has.
+
+    Args:
+      factory: returns the module.
+      hardware: of the chip.
+      params: the trained parameters of the plain module.
+      batches: inputs that input ranges are calibrated from.
+      console: where the progress is shown.
+
+    Raises:
+      ValueError: if no range fits what reaches a layer.
+    """
+    analog, _ = on_chip(factory, hardware, params)
+    variables = {"params": adopt(analog, params, batches[0])}
+    if any(weight.ranged for weight in plan(analog, variables, batches[0]).weights):
+        variables = calibrate(analog, variables, batches, console=console)
+    return variables["params"]
 
 
 def build(factory: Factory) -> nn.Module:

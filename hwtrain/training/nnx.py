@@ -6,12 +6,20 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from rich.console import Console
 
 from hwtrain.checkpoint import Graph, trace_graph
 from hwtrain.hardware import Hardware
 from hwtrain.plan import Plan
 from hwtrain.training.functional import Functional, Params, stream_key
-from hwtrain.transforms import analogize, chip_mode, plan, with_mismatch
+from hwtrain.transforms import (
+    adopt,
+    analogize,
+    calibrate,
+    chip_mode,
+    plan,
+    with_mismatch,
+)
 
 Factory = Callable[..., nnx.Module]
 
@@ -87,6 +95,32 @@ def on_chip(
         _build(factory, nnx.Rngs(0)), hardware, rngs=nnx.Rngs(mismatch=0)
     )
     return chip_mode(module), params
+
+
+def deployed(
+    factory: Factory,
+    hardware: Hardware,
+    params: Params,
+    batches: list[jax.Array],
+    console: Console,
+) -> Params:
+    """Returns the plain module's parameters with the leaves that the hardware has.
+
+    Args:
+      factory: builds the module.
+      hardware: of the chip.
+      params: the trained parameters of the plain module.
+      batches: inputs that input ranges are calibrated from.
+      console: where the progress is shown.
+
+    Raises:
+      ValueError: if no range fits what reaches a layer.
+    """
+    analog, _ = on_chip(factory, hardware, params)
+    params = adopt(analog, params)
+    if any(weight.ranged for weight in plan(analog).weights):
+        params = calibrate(analog, params, batches, console=console)
+    return params
 
 
 def _build(factory: Factory, rngs: nnx.Rngs) -> nnx.Module:

@@ -147,19 +147,21 @@ def build_plain(
         return linen, factory, linen.plain(factory, example)
 
 
-def chip_hardware(hardware: Hardware, mismatch_std: float, *, plain: bool) -> Hardware:
+def chip_hardware(hardware: Hardware, mismatch_std: float) -> Hardware:
     """Returns the hardware with another standard deviation of its mismatch.
 
     Args:
-      hardware: the hardware; it has a mismatch.
-      mismatch_std: the standard deviation.
-      plain: leave out what the plain model was not trained with.
+      hardware: the hardware.
+      mismatch_std: the standard deviation; 0 for hardware without a mismatch.
     """
     if hardware.mismatch is None:
-        raise ValueError("expected hardware with a mismatch, got none")
+        if mismatch_std:
+            raise ValueError(
+                f"expected a mismatch_std of 0, because the hardware has no mismatch; "
+                f"got {mismatch_std:g}"
+            )
+        return hardware
     mismatch = dataclasses.replace(hardware.mismatch, std_dev=mismatch_std)
-    if plain:
-        return Hardware(mapping=hardware.mapping, mismatch=mismatch)
     return dataclasses.replace(hardware, mismatch=mismatch)
 
 

@@ -269,11 +269,14 @@ def test_the_other_order_and_what_cannot_be_measured_are_errors():
         make(inside, plan).init(params)
     with pytest.raises(ValueError, match="ApplyIfFinite must go around"):
         make(optax.apply_if_finite(optax.adam(1e-3), 2), plan).init(params)
-    labels = {"hidden": "a", "head": "b"}
-    parts = optax.partition({"a": optax.adam(1e-2), "b": optax.sgd(0.1)}, labels)
+
+    def init(params):
+        return params["hidden"]["kernel"]
+
+    by_name = optax.GradientTransformation(init, lambda u, s, p=None: (u, s))
     with pytest.raises(ValueError, match="input_range_learning_rate=1e-3"):
-        make(parts, plan).init(params)
-    make(parts, plan, input_range_learning_rate=1e-3).init(params)
+        make(by_name, plan).init(params)
+    make(by_name, plan, input_range_learning_rate=1e-3).init(params)
     with pytest.raises(ValueError, match="Pass `params`, not the variables"):
         make(optax.adam(1e-3), plan).init({"params": params})
 
