@@ -5,6 +5,10 @@ import runpy
 from pathlib import Path
 
 import pytest
+from flax import nnx
+
+import hwtrain
+from hwtrain import paths
 
 DOCS = Path(__file__).parents[1] / "docs"
 
@@ -27,10 +31,24 @@ def test_the_example_of_the_physics_page_runs():
     assert names_after("physics.md")["chip_type"].stores_scale
 
 
-def test_the_example_of_the_optimisation_page_runs():
-    names = names_after("optimisation.md")
+def test_the_examples_of_the_optimisation_page_run():
+    text = (DOCS / "optimisation.md").read_text("utf-8")
+    names = {}
+    exec("\n".join(re.findall(r"```python\n(.*?)```", text, re.DOTALL)), names)
     assert names["step"]._cache_size() == 1
     assert names["value"] > 0
+    # Only the head moves, with its range: no norm, no statistics, no other bias.
+    fresh = hwtrain.analogize(names["NnxNet"](nnx.Rngs(0)), names["rules"])
+    of_nnx = [
+        nnx.to_pure_dict(nnx.state(model, nnx.Not(nnx.RngState)))
+        for model in (fresh, names["nnx_net"])
+    ]
+    for pair in ((names["whole"], names["trained"]), of_nnx):
+        before, after = map(paths.leaves, pair)
+        moved = {path for path in before if (before[path] != after[path]).any()}
+        layers, leaves = zip(*(path.rsplit("/", 2)[-2:] for path in moved))
+        assert set(layers) == {"head"}
+        assert set(leaves) == {"bias", "input_range", "kernel"}
 
 
 def test_the_example_of_the_mixed_signal_page_says_what_the_page_says():
