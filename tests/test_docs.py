@@ -2,6 +2,7 @@
 
 import re
 import runpy
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -108,3 +109,26 @@ def test_the_example_of_a_whole_model_runs_and_its_chips_are_one():
         of_chip_0 = names["correct"](names[logits], names["labels"]).mean()
         assert abs(of_chip_0 - names[chips].values[0]) < 1e-6
         assert names[chips].mean > 0.7
+
+
+def test_the_configuration_page_is_what_its_program_writes():
+    written = runpy.run_path(str(DOCS / "configuration.py"))["page"]()
+    assert (DOCS / "configuration.md").read_text("utf-8") == written
+
+
+@pytest.mark.parametrize("path", sorted((DOCS.parent / "configs").glob("*.toml")))
+def test_the_configuration_page_has_every_key_of_the_configurations(path):
+    page = (DOCS / "configuration.md").read_text("utf-8")
+    tables = {}
+    for section in page.split("\n## ")[1:]:
+        found = re.match(r"`\[([\w.]+)\]`", section)
+        name = found[1] if found else ""
+        tables[name] = tables.get(name, "") + section
+
+    def check(where, data):
+        for name, value in data.items():
+            assert f"| `{name}` |" in tables[where], (where, name)
+            if isinstance(value, dict):
+                check(f"{where}.{name}".strip("."), value)
+
+    check("", tomllib.loads(path.read_text("utf-8")))
