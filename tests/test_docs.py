@@ -2,6 +2,7 @@
 
 import re
 import runpy
+import tomllib
 from pathlib import Path
 
 import chex
@@ -10,9 +11,11 @@ import jax.numpy as jnp
 import optax
 import pytest
 from flax import linen as nn
+from flax import nnx
 from flax.traverse_util import flatten_dict
 
 import hwtrain
+from hwtrain import paths
 from hwtrain.checkpoint.adapters import to_npz
 from hwtrain.evaluate import population
 
@@ -37,10 +40,24 @@ def test_the_example_of_the_physics_page_runs():
     assert names_after("physics.md")["chip_type"].stores_scale
 
 
-def test_the_example_of_the_optimisation_page_runs():
-    names = names_after("optimisation.md")
+def test_the_examples_of_the_optimisation_page_run():
+    text = (DOCS / "optimisation.md").read_text("utf-8")
+    names = {}
+    exec("\n".join(re.findall(r"```python\n(.*?)```", text, re.DOTALL)), names)
     assert names["step"]._cache_size() == 1
     assert names["value"] > 0
+    # Only the head moves, with its range: no norm, no statistics, no other bias.
+    fresh = hwtrain.analogize(names["NnxNet"](nnx.Rngs(0)), names["rules"])
+    of_nnx = [
+        nnx.to_pure_dict(nnx.state(model, nnx.Not(nnx.RngState)))
+        for model in (fresh, names["nnx_net"])
+    ]
+    for pair in ((names["whole"], names["trained"]), of_nnx):
+        before, after = map(paths.leaves, pair)
+        moved = {path for path in before if (before[path] != after[path]).any()}
+        layers, leaves = zip(*(path.rsplit("/", 2)[-2:] for path in moved))
+        assert set(layers) == {"head"}
+        assert set(leaves) == {"bias", "input_range", "kernel"}
 
 
 def test_the_example_of_the_mixed_signal_page_says_what_the_page_says():
@@ -157,3 +174,26 @@ def test_the_example_of_a_whole_model_runs_and_its_chips_are_one():
         of_chip_0 = names["correct"](names[logits], names["labels"]).mean()
         assert abs(of_chip_0 - names[chips].values[0]) < 1e-6
         assert names[chips].mean > 0.7
+
+
+def test_the_configuration_page_is_what_its_program_writes():
+    written = runpy.run_path(str(DOCS / "configuration.py"))["page"]()
+    assert (DOCS / "configuration.md").read_text("utf-8") == written
+
+
+@pytest.mark.parametrize("path", sorted((DOCS.parent / "configs").glob("*.toml")))
+def test_the_configuration_page_has_every_key_of_the_configurations(path):
+    page = (DOCS / "configuration.md").read_text("utf-8")
+    tables = {}
+    for section in page.split("\n## ")[1:]:
+        found = re.match(r"`\[([\w.]+)\]`", section)
+        name = found[1] if found else ""
+        tables[name] = tables.get(name, "") + section
+
+    def check(where, data):
+        for name, value in data.items():
+            assert f"| `{name}` |" in tables[where], (where, name)
+            if isinstance(value, dict):
+                check(f"{where}.{name}".strip("."), value)
+
+    check("", tomllib.loads(path.read_text("utf-8")))

@@ -5,13 +5,15 @@ from typing import Any
 
 import jax
 from flax import linen as nn
+from flax.errors import InvalidRngError
 from rich.console import Console
 
 from hwtrain.checkpoint import Graph, trace_graph
 from hwtrain.hardware import Hardware
 from hwtrain.physics.random import fold_in
 from hwtrain.plan import Plan
-from hwtrain.training.functional import Functional, Params, stream_key
+from hwtrain.training.functional import Functional, Params, check_call, stream_key
+from hwtrain.training.source import EntryError
 from hwtrain.transforms import (
     adopt,
     analogize,
@@ -37,9 +39,21 @@ def plain(factory: Factory, inputs: jax.Array) -> Functional:
       inputs: example inputs, `[examples, ...]`, for the shapes.
 
     Raises:
-      ValueError: if it is no Linen module, or has variables beside `params`.
+      ValueError: if it is no Linen module, has variables beside `params`, or draws
+        something, such as dropout, where it has no stream for it.
     """
-    return _functional(build(factory), inputs)
+    module = build(factory)
+    model = _functional(module, inputs)
+    try:
+        jax.eval_shape(module.apply, {"params": jax.eval_shape(model.init, 0)}, inputs)
+    except InvalidRngError as error:
+        raise EntryError(
+            "model",
+            f"expected a module that draws nothing without a stream, as on a chip; got "
+            f"{type(module).__name__}: {str(error).partition(' (')[0]}. Write "
+            'deterministic=not self.has_rng("dropout") for its nn.Dropout',
+        ) from error
+    return model
 
 
 def hardware_aware(
@@ -126,16 +140,19 @@ def build(factory: Factory) -> nn.Module:
             "Linen module, or a function of rngs that returns an NNX module; got one "
             f"that returns {type(module).__name__}"
         )
+    check_call(module)
     return module
 
 
 def _functional(module: nn.Module, inputs: jax.Array) -> Functional:
     kinds = jax.eval_shape(module.init, jax.random.key(0), inputs)
     if set(kinds) != {"params"}:
-        raise ValueError(
+        raise EntryError(
+            "model",
             "the training loop takes Linen modules whose only collection is 'params'; "
-            f"{type(module).__name__} has {sorted(kinds)}. Train it in a loop of your "
-            "own with hwtrain.optim.hardware_aware"
+            f"{type(module).__name__} has {sorted(kinds)}. Take a norm without running "
+            "statistics, such as nn.LayerNorm or nn.GroupNorm, for nn.BatchNorm, or "
+            "train it in a loop of your own with hwtrain.optim.hardware_aware",
         )
 
     @jax.jit

@@ -11,7 +11,8 @@ from rich.console import Console
 from hwtrain.checkpoint import Graph, trace_graph
 from hwtrain.hardware import Hardware
 from hwtrain.plan import Plan
-from hwtrain.training.functional import Functional, Params, stream_key
+from hwtrain.training.functional import Functional, Params, check_call, stream_key
+from hwtrain.training.source import EntryError
 from hwtrain.transforms import (
     adopt,
     analogize,
@@ -131,6 +132,7 @@ def _build(factory: Factory, rngs: nnx.Rngs) -> nnx.Module:
             "module, or a function without arguments that returns a Linen module; got "
             f"one that returns {type(module).__name__}"
         )
+    check_call(module)
     return module
 
 
@@ -140,10 +142,13 @@ def _functional(build: Factory) -> Functional:
     )
     if others:
         paths = ["/".join(map(str, path)) for path, _ in nnx.to_flat_state(others)]
-        raise ValueError(
+        raise EntryError(
+            "model",
             "the training loop takes NNX modules whose only variables are parameters "
-            f"and rng streams; this one has {', '.join(paths)}. Train it in a loop of "
-            "your own with hwtrain.optim.hardware_aware"
+            f"and rng streams; this one has {', '.join(paths)}. Take a norm without "
+            "running statistics, such as nnx.LayerNorm or nnx.GroupNorm, for "
+            "nnx.BatchNorm, or train it in a loop of your own with "
+            "hwtrain.optim.hardware_aware",
         )
 
     @jax.jit

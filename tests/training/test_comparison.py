@@ -1,6 +1,7 @@
 """Both models of a comparison run on the configured chip, with all it has."""
 
 import dataclasses
+from typing import Any
 
 import jax
 import numpy as np
@@ -9,6 +10,7 @@ from rich.console import Console
 
 import hwtrain as hw
 from hwtrain import paths
+from hwtrain.hardware import StuckParameter
 from hwtrain.training import comparison, linen, nnx
 from hwtrain.training.config import (
     Config,
@@ -59,10 +61,10 @@ def data():
 """
 FRAMEWORKS = {"linen": linen, "nnx": nnx}
 CONVERTER = hw.SinglePairConductanceConverter(g_max=25.0)
-PCM = {"converter": CONVERTER, "noise_model": hw.PCMLikeNoiseModel()}
-RANGE = {"input_range": hw.InputRangeParameter(init_value=0.01)}
-STUCK = hw.hardware.StuckParameter(at_g_min=0.2)
-EFFECTS = {
+PCM: dict[str, Any] = {"converter": CONVERTER, "noise_model": hw.PCMLikeNoiseModel()}
+RANGE: dict[str, Any] = {"input_range": hw.InputRangeParameter(init_value=0.01)}
+STUCK = StuckParameter(at_g_min=0.2)
+EFFECTS: dict[str, dict[str, Any]] = {
     "programming": PCM,
     "stuck": {"converter": CONVERTER, "stuck": STUCK},
     "reads": {**PCM, **RANGE, "forward": hw.IOParameters(out_noise=2.0)},
