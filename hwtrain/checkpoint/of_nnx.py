@@ -64,8 +64,9 @@ def filled(
         _check(name, own.get(name, {}), given.get(name, {}), more)
     for tree in variables.values():
         nnx.update(copy, tree)
-    if hasattr(copy, "analog_plan"):
-        claim_chip_leaves(copy, copy.analog_plan)
+    plan = getattr(copy, "analog_plan", None)
+    if plan is not None:
+        claim_chip_leaves(copy, plan)
     return copy
 
 
