@@ -83,11 +83,14 @@ class Contents:
             )
         self._check_leaves()
         if self.seeds and not any(w.hardware.frozen for w in plan.weights):
+            on_chip = ", ".join(self.plan) or "none, the model is digital"
             raise HardwareCheckpointError(
                 f"chip {self.seeds[0]} would be the nominal model: no weight of the "
-                "plan has a frozen mismatch, stuck devices or a noise model. Give its "
-                "Hardware a mismatch=MismatchParameter(...), stuck=StuckParameter(...) "
-                "or a noise_model, or leave the chip seed out"
+                f"plan ({on_chip}) has a frozen mismatch, stuck devices or a noise "
+                "model. Give its Hardware a mismatch=MismatchParameter(...), "
+                "stuck=StuckParameter(...) or a noise_model, put what stays digital on "
+                "such hardware by Rule(params=..., rows=..., columns=...), or leave "
+                "the chip seed out"
             )
 
     def _check_leaves(self) -> None:

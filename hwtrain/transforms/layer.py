@@ -59,6 +59,11 @@ class Layer:
     lost: tuple[tuple[str, str], ...] = ()
     around: tuple[str, ...] = ()
 
+    @property
+    def unknown(self) -> bool:
+        """Whether hwtrain does not know its class, nor why it would stay digital."""
+        return self.kind is None and self.why == Layer.why
+
     def leaf_path(self, leaf: str) -> str:
         """Returns the path of one of its arrays."""
         return f"{self.path}/{leaf}" if self.path else leaf

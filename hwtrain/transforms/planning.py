@@ -76,6 +76,8 @@ def make_plan(
         full = _join(assigned.name, path)
         if hardware is None:
             reason = _reason(rule, layer, leaf, array is not None)
+            if rule is None and layer and layer.unknown and len(shape) > 1:
+                reason += "; Rule(params=...) puts the array itself on hardware"
             digital.append(Digital(path=full, reason=reason))
             continue
         by = str(rule or "the model's hardware")

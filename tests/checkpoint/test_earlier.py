@@ -74,6 +74,21 @@ def test_it_is_no_less_strict(directory, tmp_path, change, entry):
         load(path)
 
 
+def test_the_same_format_in_fewer_words_is_read(tmp_path):
+    directory = EARLIER / "1.2_words"
+    assert verify(directory)["version"] == "1.2"
+    kernel = [[0.5, -1], [0.25, 0], [-0.75, 0.125]]
+    np.testing.assert_array_equal(load(directory).params["dense"]["kernel"], kernel)
+    path = shutil.copytree(directory, tmp_path / "forged")
+    content = json.loads((path / "manifest.json").read_text("utf-8"))
+    assert "signal_path" not in content["rules"]
+    content["rules"]["chip"] = "as you like"
+    content["sha256"] = manifests._digest(content)
+    (path / "manifest.json").write_text(json.dumps(content))
+    with pytest.raises(HardwareCheckpointError, match="rules.chip: should be"):
+        load(path)
+
+
 def test_column_tiles_share_a_scale_until_format_1_1():
     directory = EARLIER / "1.1_column_tiles"
     assert verify(directory)["version"] == "1.1"

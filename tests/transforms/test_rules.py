@@ -9,6 +9,7 @@ from flax import nnx
 
 import hwtrain as hw
 from hwtrain import Rule
+from hwtrain.checkpoint import HardwareCheckpointError
 
 NOISE = hw.WeightModifierParameter(type="add_normal", std_dev=0.1)
 CHIP, OTHER = hw.Hardware(modifier=NOISE), hw.Hardware()
@@ -192,3 +193,33 @@ def test_inspect_tells_what_is_on_and_what_is_not():
     assert "norm/scale" in str(found)
     twin = hw.inspect(hw.analogize(Plain(nnx.Rngs(0)), chip))
     assert {r["weight"] for r in twin.rows} == {"encoder/kernel", "head/kernel"}
+
+
+class OwnProduct(nn.Module):
+    """A layer of the user's own, and one that is known."""
+
+    @nn.compact
+    def __call__(self, x):
+        w = self.param("w", nn.initializers.lecun_normal(), (4, 3))
+        tau = self.param("tau", nn.initializers.ones, (3,))
+        return nn.Dense(4, name="known")(x) @ w * tau
+
+
+def test_a_layer_that_is_not_known_says_how_its_arrays_get_on_hardware(tmp_path):
+    x = jnp.ones((2, 4))
+    quiet = hw.Hardware()
+    analog = hw.analogize(nn.Sequential([OwnProduct()]), quiet)
+    variables = analog.init(jax.random.key(0), x)
+    found = dict(hw.inspect(analog, variables, x).digital)
+    why = "OwnProduct: this type of layer stays digital"
+    way_out = "Rule(params=...) puts the array itself on hardware"
+    assert found["layers_0/w"] == f"{why}; {way_out}"
+    assert found["layers_0/tau"] == why  # no matrix
+    assert "Rule" not in found["layers_0/known/bias"]
+    plan = hw.plan(analog, variables, x)
+    match = (
+        r"no weight of the plan \(layers_0/known/kernel\) has a frozen mismatch.*"
+        r"Rule\(params=\.\.\., rows=\.\.\., columns=\.\.\.\)"
+    )
+    with pytest.raises(HardwareCheckpointError, match=match):
+        hw.export(tmp_path / "chip", variables, plan, chip_seed=0)
