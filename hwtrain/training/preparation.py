@@ -103,11 +103,11 @@ def prepare(config: Config, folder: Path) -> Preparation:
     require_matplotlib()
     train, test = load_data(config.data, config.training.batch_size, folder)
     frontend, factory, plain = build_plain(config, train, folder)
-    with named("hardware", config.model):
-        example = train.inputs[:1]
-        aware, plan = frontend.hardware_aware(factory, config.hardware, example)
+    example = train.inputs[:1]
     with named("data", config.model, given=f"inputs {example.shape} of {config.data}"):
         graph = frontend.graph(factory, example)
+    with named("hardware", config.model):
+        aware, plan = frontend.hardware_aware(factory, config.hardware, example)
     rate = learning_rate(config.training)
     base = base_optimizer(config.training, rate, folder)
     optimizer = aware_optimizer(base, plan, rate, config.export.chip_seed)
