@@ -214,9 +214,7 @@ KINDS = {
         lambda: nn.ConvTranspose(4, (3, 3), promote_dtype=halved),
         IMAGE,
     ),
-    "local conv": (lambda: Mapped(lambda: nn.ConvLocal(4, (3, 3)), half), IMAGE),
     "stack": (Stack, X),
-    "remat": (lambda: nn.remat(Normalised)(), X),
 }
 ALL = hwtrain.Hardware(
     modifier=NOISE,
@@ -267,10 +265,6 @@ NNX_KINDS = {
     "groups": (
         lambda rngs: OfNnx(nnx.Conv(6, 4, (3, 3), feature_group_count=2, rngs=rngs)),
         IMAGE,
-    ),
-    "lstm": (
-        lambda rngs: OfNnx(nnx.RNN(nnx.OptimizedLSTMCell(6, 4, rngs=rngs))),
-        SEQUENCE,
     ),
 }
 
