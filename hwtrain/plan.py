@@ -447,7 +447,7 @@ def _row(weight: AnalogWeight) -> dict[str, str]:
         "kind": weight.kind,
         "derived": weight.derived or "no",
         "shape": "x".join(map(str, weight.shape)),
-        "stack": "x".join(map(str, weight.stack)) or "none",
+        "stack": "x".join(map(str, weight.stack)) or "no stack",
         "row axes": ", ".join(map(str, weight.rows)),
         "column axes": ", ".join(map(str, weight.columns)),
         "tiles": f"{rows}x{columns}",

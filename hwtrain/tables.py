@@ -6,32 +6,58 @@ from collections.abc import Iterable, Iterator, Sequence
 from rich.console import Console
 from rich.table import Table
 
+WIDTH = 120
+"""Characters in a line of text."""
+
 
 def tables_of(rows: Sequence[dict[str, str]], title: str) -> Iterator[Table]:
-    """Yields a table of rows, and before it one of what is the same in all of them.
+    """Yields tables of rows, in which what is the same of many rows stands once.
+
+    What is the same of all comes first. Where what is left is too wide to be read, rows
+    that are alike in most are told together, and the last table has what is each row's.
 
     Args:
       rows: for every row its columns by name, of which the first names it.
-      title: title of the table; `"Every ..."` is that of the other.
+      title: title of the table; `"Every ..."` is that of what all have.
     """
     if not rows:
         return
-    first, names = rows[0], list(rows[0])
+    first, *names = rows[0]
+    if len(rows) == 1:
+        yield _list(rows[0], names, f"{title}: {rows[0][first]}")
+        return
     values = {name: {row[name] for row in rows} for name in names}
-    common = [n for n in names[1:] if len(rows) > 1 and len(values[n]) == 1]
+    common = [name for name in names if len(values[name]) == 1]
     if common:
-        shared = table("", "", title=f"Every {title.lower()} weight", show_header=False)
-        off = [name for name in common if values[name] == {"none"}]
-        for name in (name for name in common if name not in off):
-            shared.add_row(name, first[name])
-        if off:
-            shared.add_row("off", ", ".join(off))
-        yield shared
+        yield _list(rows[0], common, f"Every {title.lower()} weight")
     shown = [name for name in names if name not in common]
-    found = table(*shown, title=title)
-    for row in rows:
-        found.add_row(*(row[name] for name in shown))
-    yield found
+    widths = [max(map(len, (name, *values[name]))) + 3 for name in shown]
+    if sum(widths) + max(len(row[first]) for row in rows) + 4 > WIDTH:
+        few = max(2, len(rows) // 3)
+        shared = [name for name in shown if len(values[name]) <= few]
+        alike: dict[tuple[str, ...], list[dict[str, str]]] = {}
+        for row in rows:
+            alike.setdefault(tuple(row[name] for name in shared), []).append(row)
+        for group in alike.values():
+            members = ", ".join(row[first] for row in group)
+            yield _list(group[0], shared, f"{title}: {members}")
+        shown = [name for name in shown if name not in shared]
+    if shown or not common:
+        found = table(first, *shown, title=title)
+        for row in rows:
+            found.add_row(row[first], *(row[name] for name in shown))
+        yield found
+
+
+def _list(row: dict[str, str], names: Iterable[str], title: str) -> Table:
+    """Returns columns of a row, one below the other; those that are off in one line."""
+    found = table("", "", title=title, show_header=False)
+    off = [name for name in names if row[name] == "none"]
+    for name in (name for name in names if name not in off):
+        found.add_row(name, row[name])
+    if off:
+        found.add_row("off", ", ".join(off))
+    return found
 
 
 def table(*columns: str, title: str, show_header: bool = True) -> Table:
@@ -48,7 +74,7 @@ def as_text(parts: Iterable[Table | str]) -> str:
     >>> print(as_text(["tiles: 3"]))
     tiles: 3
     """
-    console = Console(file=io.StringIO(), width=120, color_system=None)
+    console = Console(file=io.StringIO(), width=WIDTH, color_system=None)
     for part in parts:
         console.print(part, highlight=False)
     return console.file.getvalue()  # type: ignore[attr-defined]

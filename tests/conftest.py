@@ -15,6 +15,10 @@ os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(ROOT / ".pytest_cache" / 
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES", "0")
 
+# As many tests run at once as there are cores: threads of NumPy's would wait for each
+# other, and did so for a seventh of the time.
+os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+
 import jax  # noqa: E402
 import pytest  # noqa: E402
 
@@ -45,8 +49,19 @@ if jax.__version_info__[:2] == (0, 10):
         return options
 
     compiler.get_compile_options = _cheap_options
-    mlir.make_ir_context = functools.cache(mlir.make_ir_context)
-    forget_dialects = mlir.make_ir_context.cache_clear
+    _new_context = mlir.make_ir_context
+    _shared_context = functools.cache(_new_context)
+    forget_dialects = _shared_context.cache_clear
+
+    def _context():
+        try:
+            inside = mlir.ir.InsertionPoint.current
+        except ValueError:
+            inside = None
+        # Inside another lowering, its program is no part of that one's.
+        return _shared_context() if inside is None else _new_context()
+
+    mlir.make_ir_context = _context
 
 GOLDEN = pathlib.Path(__file__).parent / "golden"
 

@@ -29,8 +29,14 @@ ASSUMED = [
 ]
 
 
-@pytest.mark.parametrize("limits", [(None, None), (4, 4), (5, 8)])
-@pytest.mark.parametrize(("kind", "assumed"), ACTUAL + ASSUMED)
+@pytest.mark.parametrize(
+    ("kind", "assumed", "limits"),
+    [
+        (kind, assumed, limits)
+        for kind, assumed in ACTUAL + ASSUMED
+        for limits in ([(5, 8)] if assumed else [(None, None), (4, 4), (5, 8)])
+    ],
+)
 def test_weights_are_modified_in_units_of_the_crossbar(kind, assumed, limits):
     options = {"rel_to_actual_wmax": False, "assumed_wmax": 0.7} if assumed else {}
     modifier = hw.WeightModifierParameter(type=kind, **TYPES[kind], **options)

@@ -32,7 +32,7 @@ from hwtrain.checkpoint.layout import (
 from hwtrain.checkpoint.measured import Conductances, check_conductances
 from hwtrain.checkpoint.progress import Report
 from hwtrain.checkpoint.rules import RULES, UNITS
-from hwtrain.checkpoint.values import check_numbers, check_values
+from hwtrain.checkpoint.values import check_numbers, check_parameter, check_values
 from hwtrain.checkpoint.variables import Leaf, flatten
 from hwtrain.clip_bounds import clipped
 from hwtrain.plan import AnalogWeight, Plan
@@ -315,7 +315,9 @@ class _Files:
                 array = leaf.array()
                 entry |= {"dtype": array.dtype.name, "shape": array.shape}
                 if leaf.kind == "tensor":
-                    check_numbers("/".join(map(str, leaf.keys)), array)
+                    where = "/".join(map(str, leaf.keys))
+                    check_numbers(where, array)
+                    check_parameter(where, leaf.keys, array)
                     content[leaf.tensor] = (array, nominal_unit(leaf.path))
                     entry |= {"file": file, "tensor": leaf.tensor}
                     entry["key_impl"] = leaf.key_impl

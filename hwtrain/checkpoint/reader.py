@@ -22,7 +22,7 @@ from hwtrain.checkpoint.manifest import FILE_NAME, Manifest
 from hwtrain.checkpoint.of_nnx import filled
 from hwtrain.checkpoint.reads import check_read, kernel_at
 from hwtrain.checkpoint.tiles import Tile, check_targets, join
-from hwtrain.checkpoint.values import check_numbers, check_values
+from hwtrain.checkpoint.values import check_numbers, check_parameter, check_values
 from hwtrain.checkpoint.variables import as_leaf, unflatten
 from hwtrain.chips import chip_key, with_chip_leaves
 from hwtrain.clip_bounds import with_open_bounds
@@ -253,6 +253,9 @@ def load(path: str | os.PathLike[str]) -> HardwareCheckpoint:
             values[leaf.keys] = as_leaf(array, leaf.key_impl)
         if file in layers:
             _check_layer(f"{directory / file}, ", layers[file].weight, content)
+        for leaf in leaves.get(file, ()):
+            where = f"{directory / file}, {leaf.tensor}"
+            check_parameter(where, leaf.keys, content[leaf.tensor or ""])
         for tensor, array in content.items():
             where = f"{directory / file}, {tensor}"
             _check_conductances(where, tensor, array, layers.get(file))

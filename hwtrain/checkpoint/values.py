@@ -1,6 +1,6 @@
 """Which numbers the leaves of a checkpoint can hold."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import jax.numpy as jnp
 import numpy as np
@@ -19,13 +19,29 @@ def check_numbers(where: str, array: np.ndarray) -> None:
       where: the leaf, for the message.
       array: its value.
     """
-    if not jnp.issubdtype(array.dtype, jnp.inexact):
-        return
-    wrong = np.isnan(array)
-    if wrong.any():
+    if jnp.issubdtype(array.dtype, jnp.inexact):
+        _check_all(where, ~np.isnan(array), "NaN")
+
+
+def check_parameter(where: str, keys: Sequence[str | int], array: np.ndarray) -> None:
+    """Raises if a leaf is a parameter that is not finite.
+
+    What is no parameter may be infinite, as the largest of no numbers is.
+
+    Args:
+      where: the leaf, for the message.
+      keys: its keys in the variables.
+      array: its value.
+    """
+    if tuple(keys[:1]) == ("params",) and jnp.issubdtype(array.dtype, jnp.inexact):
+        _check_all(where, np.isfinite(array), "NaN or infinite")
+
+
+def _check_all(where: str, right: np.ndarray, what: str) -> None:
+    if not right.all():
         raise HardwareCheckpointError(
-            f"{where}: {int(wrong.sum())} of {wrong.size} numbers are NaN; export an "
-            "earlier checkpoint"
+            f"{where}: {int((~right).sum())} of {right.size} numbers are {what}; "
+            "export an earlier checkpoint"
         )
 
 

@@ -21,6 +21,10 @@ _HOLDING = {
 """By the type of its state: what makes an optimiser, and what it does."""
 
 _Lookahead: Any = optax.LookaheadState
+_SEARCHES: Any = (
+    optax.ScaleByZoomLinesearchState,
+    optax.ScaleByBacktrackingLinesearchState,
+)
 
 
 def check_own_parameters(plan: Plan, state: Any) -> None:
@@ -33,7 +37,7 @@ def check_own_parameters(plan: Plan, state: Any) -> None:
     Raises:
       ValueError: naming the optimiser.
     """
-    kinds = (*_HOLDING, _Lookahead)
+    kinds = (*_HOLDING, _Lookahead, *_SEARCHES)
     parts = jax.tree.leaves(state, is_leaf=lambda part: isinstance(part, kinds))
     for part in parts:
         if isinstance(part, _Lookahead):
@@ -41,6 +45,13 @@ def check_own_parameters(plan: Plan, state: Any) -> None:
                 "optax.lookahead trains a pair of fast and slow parameters, and "
                 "hardware_aware sees those of one model. Put it around: "
                 "optax.lookahead(hardware_aware(base, plan), ...)"
+            )
+        if isinstance(part, _SEARCHES):
+            raise ValueError(
+                "a line search calls the loss with the parameters that it steps, and "
+                "inside hardware_aware these are without input ranges and what else "
+                "lies beside weights. Take a base without, such as optax.lbfgs("
+                "learning_rate, linesearch=None)"
             )
         name, what = _HOLDING.get(type(part), ("", ""))
         for weight in plan.weights if name else ():

@@ -101,7 +101,7 @@ def _range(weight: AnalogWeight, plan: Plan, values: dict[str, Any]) -> str:
     if parameter is not None and parameter.dynamic and weight.kind != "raw":
         return "dynamic, max|x| of each vector"
     if not weight.ranged:
-        return "none"
+        return _fixed_range(weight)
     value = values.get(local(plan, weight.leaf("input_range")))
     if value is None:
         return "missing: see hwtrain.adopt"
@@ -112,6 +112,17 @@ def _range(weight: AnalogWeight, plan: Plan, values: dict[str, Any]) -> str:
     low, high = value.min(), value.max()
     what = "average of max|x| " if weight.hardware.averages else ""
     return what + (f"{low:.3g}" if low == high else f"{low:.3g} to {high:.3g}")
+
+
+def _fixed_range(weight: AnalogWeight) -> str:
+    """Returns where inputs are cut that nothing fits to the DAC."""
+    chip = weight.hardware
+    if weight.kind == "raw" or not chip.converts:
+        return "none"
+    periphery = chip.periphery
+    if periphery.dac.bound is None or periphery.management.noise != "none":
+        return "none"
+    return f"none: inputs are cut at {periphery.dac.bound:g}"
 
 
 def _periphery(weight: AnalogWeight) -> str:

@@ -33,6 +33,7 @@ from hwtrain.transforms.signal_side import (
     analog_matmul,
     anonymous,
     check_leaves,
+    check_real,
     range_gradient,
     reads_of,
 )
@@ -139,6 +140,7 @@ def convolve(
     Returns:
       `[batch, *positions, features]`.
     """
+    check_real(weight, x)
     leaves, kernel = held(weight, mode, leaves, kernel)
     layer = _of_one_layer(weight, kernel.ndim)
     if weight.derived:

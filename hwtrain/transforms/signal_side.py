@@ -86,6 +86,17 @@ def acts_in_product(weight: AnalogWeight) -> bool:
     return around or chip.modifies_in_layer("train")
 
 
+def check_real(weight: AnalogWeight, x: jax.Array) -> None:
+    """Raises for complex inputs of a layer whose hardware acts on them."""
+    if jnp.iscomplexobj(x) and acts_in_product(weight):
+        raise ValueError(
+            f"{weight.path}: its inputs are {x.dtype}, and its hardware "
+            f"({weight.rule}) converts real ones. Call it with their real and their "
+            f"imaginary part, or keep it digital: Rule({weight.layer_path!r}, None) "
+            "before the others"
+        )
+
+
 def has_signal_side(weight: AnalogWeight) -> bool:
     """Whether anything stands around the layer's matrix multiplication, or in it."""
     return acts_in_product(weight) or bool(weight.derived) or observer() is not None
@@ -189,6 +200,7 @@ def analog_matmul(
     Returns:
       `[..., columns]`.
     """
+    check_real(weight, x)
     leaves, w = of_step(weight, mode, leaves, w)
     weight = weight if not weight.derived else as_stored(weight)
     if mode == "chip" and weight.hardware.rounds_chips:

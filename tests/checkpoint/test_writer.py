@@ -49,6 +49,16 @@ def test_plan_of_another_model(tmp_path, variables, plan):
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+def test_digital_parameters_that_are_not_finite(tmp_path, variables, plan, value):
+    hidden = variables["params"]["hidden"]
+    hidden["bias"] = hidden["bias"].at[2].set(value)
+    match = r"params/hidden/bias: 1 of \d+ numbers are NaN"
+    with pytest.raises(HardwareCheckpointError, match=match):
+        export(tmp_path / "model", variables, plan)
+    assert not list(tmp_path.iterdir())
+
+
 @pytest.mark.parametrize("seed", [-1, 2**32, 1.5, True, "7"])
 def test_impossible_seed(tmp_path, variables, plan, seed):
     with pytest.raises(HardwareCheckpointError, match="whole number from 0 to 42949"):

@@ -92,9 +92,11 @@ def steps_of(framework, chip, seeds):
             yield active.judged(plan, params, keys, steps)
 
 
+@pytest.mark.parametrize(
+    "seeds", [range(5), pytest.param(range(5, 25), marks=pytest.mark.full)], ids=str
+)
 @pytest.mark.parametrize("framework", ["linen", "nnx"])
-def test_no_random_model_fails(framework):
-    seeds = range(25) if framework == "linen" else range(25, 50)
+def test_no_random_model_fails(framework, seeds):
     for log in steps_of(framework, CHIP, seeds):
         assert not log.wrong
         found = {(path, effect) for path, effect, _ in log.rows}

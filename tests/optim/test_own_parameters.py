@@ -54,6 +54,24 @@ def test_it_is_refused_by_name(init, name, effect, chip):
         init(chip)(HOLDING[name])
 
 
+@pytest.mark.parametrize("init", [linen, nnx_model])
+@pytest.mark.parametrize(
+    "search",
+    [
+        optax.lbfgs(),
+        optax.chain(
+            optax.sgd(1.0),
+            optax.scale_by_backtracking_linesearch(max_backtracking_steps=5),
+        ),
+    ],
+)
+def test_a_line_search_is_refused_by_name(init, search):
+    for place in PLACES.values():
+        with pytest.raises(ValueError, match="line search.*linesearch=None"):
+            init(CLIP)(place(search))
+    init(CLIP)(optax.lbfgs(0.1, linesearch=None))
+
+
 @pytest.mark.parametrize("place", PLACES)
 def test_it_is_found_wherever_it_stands(place):
     with pytest.raises(ValueError, match="optax.contrib.schedule_free"):

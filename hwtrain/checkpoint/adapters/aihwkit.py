@@ -85,6 +85,11 @@ def _one_layer(
     for number, place in enumerate(grid(layer.weight)):
         scale = scales[place.row]
         scale = scale if scale.size == 1 else scale[place.columns]
+        mapping = layer.weight.hardware.mapping
+        columnwise = mapping is not None and mapping.weight_scaling_columnwise
+        if not columnwise and (scale == scale[0]).all():
+            # One number, as aihwkit's tile has it: its state is loaded by shape.
+            scale = scale[:1]
         weight[place.rows, place.columns] /= scale
         yield f"tile/{number}/mapping_scale", scale
         bound = layer.range_of(index, place)

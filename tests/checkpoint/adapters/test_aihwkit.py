@@ -73,6 +73,13 @@ def test_learned_output_scales(make, out, scaled):
     np.testing.assert_allclose(found, kernel, rtol=0, atol=1e-6 * abs(kernel).max())
 
 
+def test_a_tile_of_one_scale_has_one_number(make, out):
+    to_aihwkit(make("converted", "conv"), out)
+    with np.load(out / "tensors.npz") as file:
+        scales = [file[name] for name in file if name.endswith("/mapping_scale")]
+    assert len(scales) > 2 and {scale.shape for scale in scales} == {(1,)}
+
+
 def test_conductances_are_those_of_the_checkpoint(make, out):
     checkpoint = make(*NAMES, stack=(2,), seed=None)
     to_aihwkit(checkpoint, out)
@@ -128,6 +135,24 @@ def test_aihwkit_loads_it_and_computes_the_same(make, out, chip):
         tile = next(iter(model.first.analog_tiles()))
         tile.drift_weights(1e5)
         assert abs(tile.tile.get_weights()).sum() < abs(tile.programmed_weights).sum()
+
+
+def test_the_configuration_and_what_aihwkit_saves(make, out, tmp_path):
+    torch = pytest.importorskip("torch", reason="torch is not installed")
+    pytest.importorskip("aihwkit", reason="aihwkit is not installed")
+    checkpoint = make("converted")
+    to_aihwkit(checkpoint, out)
+    config = runpy.run_path(str(out / "rpu_config.py"))["RPU_CONFIGS"]["converted"]
+    model, fresh = _model(config, ["converted"]), _model(config, ["converted"])
+    runpy.run_path(str(out / "load.py"))["load"](model, out)
+    torch.save(model.state_dict(), tmp_path / "model.th")
+    fresh.load_state_dict(torch.load(tmp_path / "model.th", weights_only=False))
+    found, bias = fresh.converted.get_weights()
+    kernel = np.asarray(checkpoint.params["converted"]["kernel"])
+    np.testing.assert_allclose(found.T, kernel, atol=1e-6 * abs(kernel).max())
+    np.testing.assert_array_equal(bias, checkpoint.params["converted"]["bias"])
+    x = torch.from_numpy(np.random.default_rng(0).normal(size=(3, 6)).astype("float32"))
+    np.testing.assert_array_equal(fresh(x).detach(), model(x).detach())
 
 
 def test_aihwkit_loads_a_convolution(make, out):
