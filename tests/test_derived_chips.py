@@ -1,5 +1,7 @@
 """Chips, exports and evaluations hold the weights that layers multiply by."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -11,6 +13,7 @@ from safetensors.numpy import load_file
 
 import hwtrain
 from hwtrain import objectives
+from hwtrain.checkpoint.adapters import ADAPTERS
 
 X = jnp.asarray(np.random.default_rng(0).normal(size=(5, 6)), jnp.float32)
 MISMATCH = hwtrain.MismatchParameter(type="add_normal", std_dev=0.1)
@@ -312,3 +315,51 @@ def test_strip_takes_the_effective_weights_away():
         plan = hwtrain.plan(model, given, X)
         found = hwtrain.strip(nominal["params"], plan)
         assert sorted(found["layer"]) == ["bias", "kernel"]
+
+
+class Standardised(nn.Dense):
+    def param(self, name, *args, **kwargs):
+        value = super().param(name, *args, **kwargs)
+        return (value - value.mean(0)) / value.std(0) if name == "kernel" else value
+
+
+def test_other_programs_get_the_effective_weights(tmp_path):
+    nir = pytest.importorskip("nir")
+    converter = hwtrain.SinglePairConductanceConverter(g_max=25.0)
+    model = hwtrain.analogize(
+        nn.Sequential([Standardised(4)]), hwtrain.Hardware(converter=converter)
+    )
+    variables = model.init(jax.random.key(0), X)
+    checkpoint = hwtrain.load(
+        hwtrain.export(
+            tmp_path / "chip",
+            variables,
+            hwtrain.plan(model, variables, X),
+            analog=model,
+            example=(X,),
+            graph=hwtrain.checkpoint.trace_graph(model, variables, X),
+        )
+    )
+    stored = np.float64(variables["params"]["layers_0"]["kernel"])
+    expected = (stored - stored.mean(0)) / stored.std(0)
+    for name in ("nir", "npz"):
+        ADAPTERS[name](checkpoint, tmp_path / name)
+    (node,) = (
+        node
+        for node in nir.read(tmp_path / "nir").nodes.values()
+        if hasattr(node, "weight")
+    )
+    np.testing.assert_allclose(node.weight.T, expected, rtol=1e-5, atol=1e-6)
+    arrays = dict(np.load(tmp_path / "npz"))
+    found = arrays["variables/params/layers_0/effective_kernel"]
+    np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-6)
+
+
+def test_a_manifest_names_what_a_derived_weight_is_made_of(tmp_path):
+    model, variables, _ = model_of("linen")
+    nominal = hwtrain.materialize(model, variables, X)
+    plan = hwtrain.plan(model, nominal, X)
+    made_of = [entry for entry in plan.digital if entry.path != "layer/kernel"]
+    forged = dataclasses.replace(plan, digital=tuple(made_of))
+    with pytest.raises(ValueError, match="effective_kernel is made of layer/kernel"):
+        hwtrain.export(tmp_path / "chip", nominal, forged)

@@ -9,6 +9,7 @@ from hwtrain.checkpoint import Graph, HardwareCheckpoint, load
 from hwtrain.hardware.configuration import MOST_CHIPS
 from hwtrain.plan import Plan
 from hwtrain.training.folder import is_run
+from hwtrain.training.preparation import with_effective
 from hwtrain.training.run import Run, open_run
 
 
@@ -62,9 +63,10 @@ def open_model(options: argparse.Namespace) -> Model:
     run = open_run(path)
     seed = run.config.training.seeds[0] if options.seed is None else options.seed
     step, params = run.trained(seed)
+    params, plan = with_effective(run.ready, run.config.hardware, params)
     return Model(
         title=f"{path}, hardware-aware, training seed {seed}, step {step}",
-        plan=run.ready.plan,
+        plan=plan,
         variables={"params": params},
         graph=run.ready.graph,
         run=run,
@@ -94,7 +96,7 @@ def run_of(model: Model, options: argparse.Namespace) -> Run:
             "it is of: --run RUN"
         )
     run = open_run(folder)
-    if run.ready.plan != model.plan:
+    if run.ready.plan.effective != model.plan:
         raise ValueError(
             f"{path} is of another model or hardware than the run {folder}; name its "
             "own with --run RUN"

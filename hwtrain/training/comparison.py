@@ -28,7 +28,7 @@ from hwtrain.training.loop import (
     never,
     run_steps,
 )
-from hwtrain.training.preparation import Preparation, chip_hardware
+from hwtrain.training.preparation import Preparation, chip_hardware, with_effective
 from hwtrain.training.progress import show_progress
 from hwtrain.training.report import HARDWARE_AWARE, PLAIN, Accuracies
 from hwtrain.training.source import EntryError
@@ -245,12 +245,12 @@ def _export(
 ) -> None:
     """Exports a model with its accuracy, unless done before, and reads it back."""
     if not path.exists():
-        chip = config.export.chip_seed
+        made, plan = with_effective(ready, config.hardware, params)
         checkpoint.export(
             path,
-            {"params": params},
-            ready.plan,
-            chip_seed=chip,
+            {"params": made},
+            plan,
+            chip_seed=config.export.chip_seed,
             graph=ready.graph,
             accuracy=accuracy,
         )

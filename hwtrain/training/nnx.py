@@ -21,6 +21,7 @@ from hwtrain.transforms import (
     plan,
     with_mismatch,
 )
+from hwtrain.transforms.nnx.stored import stored
 
 Factory = Callable[..., nnx.Module]
 
@@ -53,12 +54,11 @@ def hardware_aware(
     draws at a step is its modifier and the noise of its `forward`: without either, as
     in `presets.pcm()`, this trains as the plain module does, and `inspect` says so.
     """
-    del inputs
 
     def build(rngs: nnx.Rngs) -> nnx.Module:
         return analogize(_build(factory, rngs), hardware, rngs=nnx.Rngs(mismatch=0))
 
-    return _functional(build), plan(build(nnx.Rngs(0)))
+    return _functional(build), plan(build(nnx.Rngs(0)), None, inputs)
 
 
 def graph(factory: Factory, inputs: jax.Array) -> Graph:
@@ -154,7 +154,7 @@ def _functional(build: Factory) -> Functional:
     @jax.jit
     def init(seed: jax.typing.ArrayLike) -> Params:
         module = build(nnx.Rngs(jax.random.key(seed)))
-        return nnx.to_pure_dict(nnx.state(module, nnx.Param))
+        return stored(nnx.state(module, nnx.Param))
 
     def apply(params: Params, inputs: jax.Array, key: jax.Array) -> jax.Array:
         module = nnx.merge(graph, params, nnx.to_pure_dict(streams))

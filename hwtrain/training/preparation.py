@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from hwtrain import conductances
+from hwtrain import conductances, paths
 from hwtrain.checkpoint import Graph
 from hwtrain.checkpoint.contents import Contents
 from hwtrain.chips import chip_key
@@ -35,7 +35,7 @@ from hwtrain.training.optimisation import (
 )
 from hwtrain.training.report import require_matplotlib
 from hwtrain.training.source import EntryError, named, reason, resolve
-from hwtrain.transforms import noise_strength
+from hwtrain.transforms import materialize, noise_strength
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -71,6 +71,25 @@ class Preparation:
     test: Split
 
 
+def with_effective(
+    ready: Preparation, hardware: Hardware, params: Params
+) -> tuple[Params, Plan]:
+    """Returns parameters with the weights that layers multiply by, and their plan.
+
+    They are as they were, unless something stands between stored weights and a layer.
+
+    Args:
+      ready: the models of a run.
+      hardware: that of the hardware-aware one.
+      params: its parameters.
+    """
+    if ready.plan == ready.plan.effective:
+        return params, ready.plan
+    analog, given = ready.frontend.on_chip(ready.factory, hardware, params)
+    made = materialize(analog, given, jnp.asarray(ready.train.inputs[:1]))
+    return made.get("params", made), ready.plan.effective
+
+
 def prepare(config: Config, folder: Path) -> Preparation:
     """Loads what a configuration names.
 
@@ -84,11 +103,11 @@ def prepare(config: Config, folder: Path) -> Preparation:
     require_matplotlib()
     train, test = load_data(config.data, config.training.batch_size, folder)
     frontend, factory, plain = build_plain(config, train, folder)
-    with named("hardware", config.model):
-        example = train.inputs[:1]
-        aware, plan = frontend.hardware_aware(factory, config.hardware, example)
+    example = train.inputs[:1]
     with named("data", config.model, given=f"inputs {example.shape} of {config.data}"):
         graph = frontend.graph(factory, example)
+    with named("hardware", config.model):
+        aware, plan = frontend.hardware_aware(factory, config.hardware, example)
     rate = learning_rate(config.training)
     base = base_optimizer(config.training, rate, folder)
     optimizer = aware_optimizer(base, plan, rate, config.export.chip_seed)
@@ -327,10 +346,14 @@ def _trace(
 
 def _check_export(config: Config, ready: Preparation) -> None:
     """Checks that the export will find what it needs, on shapes alone."""
-    params = jax.eval_shape(ready.aware.init, 0)
-    contents = Contents({"params": params}, ready.plan, [config.export.chip_seed])
+    params, plan = jax.eval_shape(ready.aware.init, 0), ready.plan.effective
+    shapes = paths.leaves(params)
+    derived = [weight for weight in plan.weights if weight.derived]
+    made = {weight.path: shapes[weight.stored] for weight in derived}
+    params = paths.insert(params, made)
+    contents = Contents({"params": params}, plan, [config.export.chip_seed])
     leaves = {leaf.path: leaf.value for leaf in contents.leaves}
-    for weight in ready.plan.weights:
+    for weight in plan.weights:
         dtype = leaves[weight.path].dtype
         if not np.issubdtype(dtype, np.floating) and dtype != jnp.bfloat16:
             raise EntryError(

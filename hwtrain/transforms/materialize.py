@@ -16,6 +16,7 @@ from hwtrain.transforms.effective import collected
 from hwtrain.transforms.functional import as_function, compiled
 from hwtrain.transforms.nnx.layers import EffectiveWeight
 from hwtrain.transforms.nnx.step import modules_of
+from hwtrain.transforms.observation import observed
 from hwtrain.transforms.weight_side import local
 
 
@@ -71,7 +72,7 @@ def materialize(
         return analog if variables is None else variables
     collector = _Collector(plan, made)
     numbered = paths.insert(params, collector.numbers)
-    with collected(collector):
+    with observed(None), collected(collector):
         call = compiled(function, kwargs)
         found = call({**tree, "params": numbered}, jax.random.key(0), *example)
         jax.block_until_ready(found)

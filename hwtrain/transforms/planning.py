@@ -81,9 +81,11 @@ def make_plan(
             digital.append(Digital(path=full, reason=reason))
             continue
         by = str(rule or "the model's hardware")
-        if layer and array and leaf in (lost := dict(layer.lost)):
+        raw = rule is not None and rule.params is not None
+        lost = dict(layer.lost + (layer.derived if raw else ())) if layer else {}
+        if layer and array and leaf in lost:
             raise lost_weight(path, layer.path, lost[leaf], by)
-        if layer and array and (rule is None or rule.params is None):
+        if layer and array and not raw:
             weight = analog_weight(
                 layer, array, path=full, shape=shape, hardware=hardware, rule=by
             )

@@ -88,11 +88,12 @@ class Operands:
 
     def __init__(self):
         self.paths: dict[int, str] = {}
+        self.ranks: dict[int, int] = {}
 
     def marked(self, path: str, array: Any) -> Any:
         """Returns what a layer multiplies by in the place of a parameter, marked."""
         number = next(_numbers)
-        self.paths[number] = path
+        self.paths[number], self.ranks[number] = path, array.ndim
         return mark(stack_axis_first(array), f"{_MARK} {number}")
 
     def followed(
@@ -112,7 +113,7 @@ class Operands:
         """
         known = {n: path for n, path in self.paths.items() if path in shapes}
         paths = set(known.values())
-        walk = _Walk(known, shapes)
+        walk = _Walk(known, shapes, self.ranks)
         args: list[_Origins] = [
             frozenset({_INPUT} if given else {_Origin(p)} if p in paths else ())
             for p, given in zip(stored, inputs, strict=True)
@@ -143,8 +144,13 @@ class _Walk:
       around: paths of parameters that inputs are multiplied by without a mark.
     """
 
-    def __init__(self, paths: Mapping[int, str], shapes: Mapping[str, tuple[int, ...]]):
-        self.paths, self.shapes = paths, shapes
+    def __init__(
+        self,
+        paths: Mapping[int, str],
+        shapes: Mapping[str, tuple[int, ...]],
+        ranks: Mapping[int, int],
+    ):
+        self.paths, self.shapes, self.ranks = paths, shapes, ranks
         self.found: dict[str, str] = {}
         self.derived: dict[str, str] = {}
         self.plain: set[str] = set()
@@ -210,7 +216,7 @@ class _Walk:
         others = sorted(str(o.source) for o in weights if o.source != path)
         by = max(changes, default="") or "join"
         why = f"the operation {by!r} stands between the two"
-        stacked = len(stored) > len(shape)
+        stacked = len(stored) > self.ranks[number]  # which a map around hides
         if not changes:
             from_others = f"it multiplies by what comes from {', '.join(others)}"
             self.found.setdefault(path, from_others if others else _LOST)

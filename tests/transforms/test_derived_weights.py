@@ -214,9 +214,7 @@ KINDS = {
         lambda: nn.ConvTranspose(4, (3, 3), promote_dtype=halved),
         IMAGE,
     ),
-    "local conv": (lambda: Mapped(lambda: nn.ConvLocal(4, (3, 3)), half), IMAGE),
     "stack": (Stack, X),
-    "remat": (lambda: nn.remat(Normalised)(), X),
 }
 ALL = hwtrain.Hardware(
     modifier=NOISE,
@@ -267,10 +265,6 @@ NNX_KINDS = {
     "groups": (
         lambda rngs: OfNnx(nnx.Conv(6, 4, (3, 3), feature_group_count=2, rngs=rngs)),
         IMAGE,
-    ),
-    "lstm": (
-        lambda rngs: OfNnx(nnx.RNN(nnx.OptimizedLSTMCell(6, 4, rngs=rngs))),
-        SEQUENCE,
     ),
 }
 
@@ -430,3 +424,43 @@ def test_noise_stays_out_of_a_mask(hardware):
     x = IMAGE.at[..., 1:].set(0)  # the mask lets channel 0 into feature 0 alone
     y = model.apply(variables, x, rngs=ON)
     assert not np.any(y[..., 1:]) and np.any(y[..., 0])
+
+
+def test_a_derived_layer_behind_the_back_of_its_model_is_an_error():
+    make, x = NNX_KINDS["weight norm"]
+    model = hwtrain.analogize(make(nnx.Rngs(0)), ALL, rngs=nnx.Rngs(mismatch=1))
+    with pytest.raises(ValueError, match="layer_instance"):
+        model.layer_instance(x)
+    layer = hwtrain.eval_mode(model).layer_instance
+    expected = x @ layer.kernel[...] + layer.bias[...]
+    np.testing.assert_allclose(layer(x), expected, rtol=1e-5, atol=1e-6)
+
+
+class Biased(nn.Module):
+    """Something that changes all that a layer has but its kernel."""
+
+    @nn.compact
+    def __call__(self, x):
+        new = self.is_initializing()
+
+        def change(path, w):
+            return w if new or path[-1].key == "kernel" else 2 * w
+
+        call = nn.map_variables(
+            lambda layer, x: layer(x),
+            "params",
+            lambda tree: jax.tree_util.tree_map_with_path(change, tree),
+            init=new,
+            mutable=new,
+        )
+        return call(nn.Dense(4, name="layer"), x)
+
+
+def test_what_lies_beside_a_stored_kernel_is_not_changed_either():
+    model = hwtrain.analogize(Biased(), RANGED)
+    variables = model.init(jax.random.key(0), X)
+    assert not hwtrain.plan(model, variables, X)["layer/kernel"].derived
+    layer = {**variables["params"]["layer"], "bias": jnp.ones(4)}
+    found = model.apply({"params": {"layer": layer}}, X)
+    expected = np.clip(X, -0.5, 0.5) @ np.asarray(layer["kernel"]) + 2
+    np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-6)

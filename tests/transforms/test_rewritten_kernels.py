@@ -229,6 +229,13 @@ def test_arrays_of_every_layer_are_followed(layer):
     assert {w.derived for w in plan.weights} == {MUL} and list(plan) == list(found)
 
 
+def test_an_array_that_a_rule_names_is_what_its_layer_multiplies_by():
+    rule = hwtrain.Rule(params=".*kernel", hardware=HARDWARE)
+    model = around(lambda: nn.Dense(6), CHANGES["scaled"])
+    with pytest.raises(ValueError, match="not what its layer multiplies by: the oper"):
+        linen_plan(model, X, hardware=[rule])
+
+
 MUL = "the operation 'mul' stands between the two"
 
 

@@ -153,7 +153,7 @@ def devices(tile: Tile) -> dict[str, np.ndarray]:
 
 def name_of(weight: AnalogWeight) -> str:
     """Returns the name of an analog weight's layer in other programs."""
-    return weight.path.removesuffix("/kernel")
+    return weight.stored.removesuffix("/kernel")
 
 
 def stack_index(weight: AnalogWeight) -> Iterator[tuple[tuple[int, ...], str]]:

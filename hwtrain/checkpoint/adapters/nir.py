@@ -246,13 +246,14 @@ def _layers(
         layers.setdefault(layer, {})[leaf] = in_numpy(value)
     windows = {}
     for weight in checkpoint.plan.weights:
-        layer = layers[weight.layer_path]
+        layer, leaf = layers[weight.layer_path], weight.array
+        if weight.derived:  # the node is what the layer multiplies by
+            layer[leaf] = layer.pop(weight.path.rpartition("/")[2])
         if weight.hardware.scales_outputs:
             scale = weight.spread(jnp.asarray(layer.pop("output_scale")))
-            leaf = weight.path.rpartition("/")[2]
             layer[leaf] = layer[leaf] * np.asarray(scale)
-        for leaf in weight.beside:
-            layer.pop(weight.leaf_name(leaf), None)
+        for name in weight.beside:
+            layer.pop(weight.leaf_name(name), None)
         if weight.kind not in ("dense", "conv") or weight.path.endswith("/embedding"):
             raise HardwareCheckpointError(
                 f"the node {weight.layer_path!r} cannot be expressed: NIR has nothing "

@@ -224,10 +224,7 @@ def _apply(root: Any, ours, original, name: str, args: tuple, kwargs: dict):
         return analog_call(by_path, path, mode, context, next_function, args, kwargs)
 
     names = {
-        path.rpartition("/")[2]
-        for weight in plan.weights
-        if weight.derived
-        for path in weight.owned
+        path.rpartition("/")[2] for weight in plan.weights for path in weight.owned
     }
 
     def run(module, *args, **kwargs):

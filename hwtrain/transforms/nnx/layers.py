@@ -282,9 +282,11 @@ def _check_mapped(layer: Any, weight: AnalogWeight, leaves: dict[str, Any]) -> N
 def _leaves(layer: Any, weight: AnalogWeight) -> dict[str, jax.Array]:
     """Returns what lies beside an array of a layer in this step."""
     named = names_beside(weight)
-    if weight.derived:
-        found = vars(layer)["analog_beside"].leaves
-        return {leaf: found[own] for leaf, own in named.items() if own in found}
+    held = vars(layer).get("analog_beside")  # none behind the root's back
+    if held is not None and weight.derived:
+        return {
+            leaf: held.leaves[own] for leaf, own in named.items() if own in held.leaves
+        }
     return {
         leaf: getattr(layer, own)[...]
         for leaf, own in named.items()
