@@ -52,7 +52,7 @@ class AnalogWeight:
       window: of a convolution, how its window moves over the input.
       equation: of an einsum, its equation.
       derived: why its layer multiplies by weights that are made of the stored ones,
-        such as `"a WeightNorm computes that from it at every call"`; empty if it
+        such as `"a WeightNorm computes that from it at every call"`; `None` if it
         multiplies by the stored ones.
     """
 
@@ -69,7 +69,7 @@ class AnalogWeight:
     ranged: bool
     window: Window | None = None
     equation: str = ""
-    derived: str = ""
+    derived: str | None = None
 
     def __post_init__(self):
         lead = tuple(range(len(self.shape) - len(self.rows) - len(self.columns)))

@@ -379,6 +379,8 @@ def test_linen_and_nnx_program_the_same_chip():
     ours, theirs = paths.leaves(ours), paths.leaves(theirs)
     for path, value in ours.items():
         np.testing.assert_array_equal(value, theirs[path])
+        if path.endswith("of_chip"):
+            continue
         same = bool((value == paths.leaves(params)[path]).all())
         assert same == (not path.endswith("kernel")), path
     (row, _) = hw.inspect(linen, {"params": params}, x).rows

@@ -132,4 +132,4 @@ def on_levels(weight: AnalogWeight) -> AnalogWeight:
 @functools.lru_cache(maxsize=4096)
 def as_stored(weight: AnalogWeight) -> AnalogWeight:
     """Returns the plan of an array that is what its layer multiplies by."""
-    return dataclasses.replace(weight, derived="")
+    return dataclasses.replace(weight, derived=None)

@@ -155,5 +155,5 @@ def analog_weight(
         ranged=hardware.ranged,
         window=array.window,
         equation=array.equation,
-        derived=dict(layer.derived).get(array.leaf, ""),
+        derived=dict(layer.derived).get(array.leaf),
     )

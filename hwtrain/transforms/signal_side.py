@@ -251,7 +251,7 @@ def reads_of(
 @functools.lru_cache(maxsize=4096)
 def anonymous(weight: AnalogWeight) -> AnalogWeight:
     """Returns the plan of an array without its names, equal for layers that are."""
-    return dataclasses.replace(weight, path="", layer="", rule="", derived="")
+    return dataclasses.replace(weight, path="", layer="", rule="", derived=None)
 
 
 def _matmul(
