@@ -1,4 +1,4 @@
-"""Optimisers that hold parameters of their own, which no constraint reaches."""
+"""Optimisers that step parameters of their own, or see other ones than the loss."""
 
 from typing import Any
 
@@ -29,6 +29,8 @@ _SEARCHES: Any = (
 
 def check_own_parameters(plan: Plan, state: Any) -> None:
     """Raises for a base that would lead weights around their clip or their drift.
+
+    And for a line search, which calls a loss of the whole model with what a base sees.
 
     Args:
       plan: the plan of the weights that are trained.
