@@ -80,7 +80,8 @@ def with_chip_leaves(
             matrix = weight.to_matrix(values[weight.path.removeprefix(prefix)])
             bound = weight.stored_bound(values, plan.prefix if prefix else "")
             path = weight.leaf("mapping_scale").removeprefix(prefix)
-            entries[path] = weight.derived_scale(matrix, bound)
+            scale = weight.derived_scale(matrix, bound)
+            entries[path] = weight.unit_scale if scale is None else scale
     entries = {path: leaf for path, leaf in entries.items() if path not in present}
     return paths.insert(params, entries) if entries else params
 

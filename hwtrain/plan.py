@@ -417,6 +417,11 @@ class AnalogWeight:
         w_max = tiling.absolute_maximum(matrix, self.row_sizes, per_column=True)
         return jnp.where(w_max > 0, w_max, 1).astype(jnp.float32)
 
+    @property
+    def unit_scale(self) -> jax.Array:
+        """The mapping scale of weights that are not scaled, `[*stack, *tiles]`."""
+        return jnp.ones((*self.stack, *self.tiles), jnp.float32)
+
     def initial_scale(self, matrix: jax.Array) -> jax.Array:
         """Returns the mapping scale that a stored leaf starts with.
 
@@ -429,8 +434,7 @@ class AnalogWeight:
           `[*stack, row tiles, column tiles]`.
         """
         scale = self.derived_scale(matrix)
-        if scale is None:
-            scale = jnp.ones((*self.stack, *self.tiles), jnp.float32)
+        scale = self.unit_scale if scale is None else scale
         remap = self.hardware.remap
         if remap is not None and remap.per_column:
             scale = self.of_columns(scale)

@@ -7,6 +7,7 @@ factor for each tile undoes the mean of the drift.
 
 import dataclasses
 import functools
+from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -79,7 +80,9 @@ class ProgrammedChip:
 
         with :math:`w(g)` the converter's weights of conductances by the scale of their
         targets, :math:`s` the mapping scale, and :math:`\alpha` the factor of the drift
-        compensation, from the same read.
+        compensation, from the same read. It is digital, behind the ADC: a
+        `mapping_scale` beside the weights is :math:`s\,\alpha(t)`, so that the
+        crossbar holds :math:`w(g(t))`.
 
         Args:
           t_s: time since programming, in seconds; zero is just after. May be traced.
@@ -89,14 +92,18 @@ class ProgrammedChip:
         Returns:
           A tree like the parameters.
         """
+        found = {
+            path: weight_at(self.plan[path], programmed, t_s, key)
+            for path, programmed in self.weights.items()
+        }
+        kernels = {path: kernel for path, (kernel, _) in found.items()}
+        factors = {path: factor for path, (_, factor) in found.items()}
 
         def now(path: str, leaf: jax.Array) -> jax.Array:
-            if path not in self.weights:
-                return leaf
-            kernel = weight_at(self.plan[path], self.weights[path], t_s, key)
-            return kernel.astype(leaf.dtype)
+            return kernels[path].astype(leaf.dtype) if path in kernels else leaf
 
-        return with_open_bounds(paths.map_leaves(now, self.params), self.plan)
+        params = compensated(paths.map_leaves(now, self.params), self.plan, factors)
+        return with_open_bounds(params, self.plan)
 
 
 def program_chip(params: Any, plan: Plan, key: jax.Array) -> ProgrammedChip:
@@ -195,14 +202,19 @@ def weight_at(
     programmed: ProgrammedWeight,
     t_s: ArrayLike,
     key: jax.Array | None,
-) -> jax.Array:
-    """Returns one stored array, float32, as a chip has it; see `ProgrammedChip.at`.
+) -> tuple[jax.Array, jax.Array | None]:
+    """Returns one array as a chip has it, and what compensates the drift in it.
 
     Args:
       weight: the plan of the array.
       programmed: its crossbars.
       t_s: time since programming, in seconds.
       key: key of the read noise; `None` for none.
+
+    Returns:
+      The stored array, float32, times the factors of the compensation; and the factors,
+      `[*stack, row tiles, columns or column tiles]`, `None` without a compensation. See
+      `ProgrammedChip.at`.
     """
     reads = [
         _read_device(weight, device, t_s, key, part)
@@ -210,24 +222,47 @@ def weight_at(
     ]
     w = _weights(weight, reads, programmed.params)
     compensation = weight.hardware.drift_compensation
-    if compensation is not None:
-        fresh = [device.g_prog for device in programmed.devices]
-        at_zero = _weights(weight, fresh, programmed.params)
-        first = draw_key(programmed.key, weight.path, "compensation")
-        now = None if key is None else draw_key(key, weight.path, "compensation")
-        frozen = programmed.key
-        baseline = compensation.baseline(
-            _responses(weight, at_zero, first, frozen),
-            _exact_responses(weight, programmed.target),
-        )
-        factor = compensation.factor(baseline, _responses(weight, w, now, frozen))
-        # [..., row tiles, column tiles], with a factor for each column or without.
-        per_tile = (
-            (..., None, slice(None)) if factor.ndim > w.ndim else (..., None, None)
-        )
-        tiles = conductances.cut(weight, w) * factor[per_tile]
-        w = conductances.join(weight, tiles)
-    return weight.from_matrix(w) * programmed.scale
+    if compensation is None:
+        return weight.from_matrix(w) * programmed.scale, None
+    fresh = [device.g_prog for device in programmed.devices]
+    at_zero = _weights(weight, fresh, programmed.params)
+    first = draw_key(programmed.key, weight.path, "compensation")
+    now = None if key is None else draw_key(key, weight.path, "compensation")
+    frozen = programmed.key
+    baseline = compensation.baseline(
+        _responses(weight, at_zero, first, frozen),
+        _exact_responses(weight, programmed.target),
+    )
+    factor = compensation.factor(baseline, _responses(weight, w, now, frozen))
+    if factor.ndim > w.ndim:  # of each column of a tile, the last padded
+        factor = tiling.join(factor, weight.column_sizes, axis=-1)
+    of_rows = tiling.expand_rows(weight.of_columns(factor), weight.row_sizes)
+    return weight.from_matrix(w * of_rows) * programmed.scale, factor
+
+
+def compensated(
+    params: paths.Tree, plan: Plan, factors: Mapping[str, jax.Array | None]
+) -> paths.Tree:
+    r"""Returns a chip's parameters with the factors of compensations in their scales.
+
+    .. math:: s \to s\,\alpha
+
+    Args:
+      params: the chip's parameters.
+      plan: the plan.
+      factors: by path of a weight, what `weight_at` returned.
+    """
+    scaled = {plan[p].leaf("mapping_scale"): (plan[p], f) for p, f in factors.items()}
+
+    def scale(path: str, leaf: jax.Array) -> jax.Array:
+        weight, factor = scaled.get(path, (None, None))
+        if weight is None or factor is None or not weight.hardware.converts:
+            return leaf
+        if leaf.shape[-1] not in (1, factor.shape[-1]):
+            leaf, factor = weight.of_columns(leaf), weight.of_columns(factor)
+        return leaf * factor
+
+    return paths.map_leaves(scale, params)
 
 
 @functools.lru_cache(maxsize=64)

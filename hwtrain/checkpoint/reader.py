@@ -21,6 +21,7 @@ from hwtrain.checkpoint.files import check_listed
 from hwtrain.checkpoint.manifest import FILE_NAME, Manifest
 from hwtrain.checkpoint.of_nnx import filled
 from hwtrain.checkpoint.reads import check_read, kernel_at
+from hwtrain.checkpoint.same_hardware import check_hardware
 from hwtrain.checkpoint.tiles import Tile, check_targets, join
 from hwtrain.checkpoint.values import check_numbers, check_parameter, check_values
 from hwtrain.checkpoint.variables import as_leaf, unflatten
@@ -29,7 +30,7 @@ from hwtrain.clip_bounds import with_open_bounds
 from hwtrain.conductances import converter_of
 from hwtrain.physics.programmed import Programmed
 from hwtrain.plan import AnalogWeight, Plan
-from hwtrain.programming import programmed_fields
+from hwtrain.programming import compensated, programmed_fields
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
@@ -93,7 +94,7 @@ class HardwareCheckpoint:
         check_read(self.manifest, entry, t_s, key)
         now = 0.0 if t_s is None else t_s
         nominal = paths.leaves(self.params)
-        kernels, scales = {}, {}
+        kernels, scales, factors = {}, {}, {}
         for layer in self.manifest.layers:
             weight = layer.weight
             path, read = weight.path, self._read(entry.files[weight.path])
@@ -104,7 +105,7 @@ class HardwareCheckpoint:
             if weight.hardware.programs and not entry.measured:
                 tiles = self.conductances(path, seed)
                 bound = weight.stored_bound(nominal)
-                kernels[path] = kernel_at(
+                kernels[path], factors[path] = kernel_at(
                     weight, nominal[path], scale, tiles, now, key, seed, bound
                 )
 
@@ -115,7 +116,8 @@ class HardwareCheckpoint:
 
         chip = with_open_bounds(paths.map_leaves(chip_value, self.params), self.plan)
         chip = paths.insert(chip, scales)
-        return with_chip_leaves(chip, self.plan, self.params, chip_key(seed))
+        chip = with_chip_leaves(chip, self.plan, self.params, chip_key(seed))
+        return compensated(chip, self.plan, factors)
 
     def into(
         self,
@@ -136,11 +138,17 @@ class HardwareCheckpoint:
           key: key of the read of the chip; see `chip`.
 
         Raises:
-          HardwareCheckpointError: if the model has other variables, or is none of NNX.
+          HardwareCheckpointError: if the model has other variables, or is none of NNX;
+            or for a chip, if the model's hardware is another.
         """
         derived = {weight.path for weight in self.plan.weights if weight.derived}
         params = self.params
         if chip is not None:
+            own = getattr(model, "analog_plan", None)
+            if own is not None:
+                check_hardware(
+                    self.plan, own, "take into(model), and population or apply_mismatch"
+                )
             params = self.chip(chip, t_s=t_s, key=key)
         elif derived:  # the model makes them of what it stores
             params = paths.drop(params, lambda path: path not in derived)

@@ -53,8 +53,8 @@ def kernel_at(
     key: jax.Array | None,
     seed: int,
     bound: jax.Array | None = None,
-) -> np.ndarray:
-    """Returns a weight as a chip has it at a time, float32, shaped as stored.
+) -> tuple[np.ndarray, np.ndarray | None]:
+    """Returns a weight as a chip has it at a time; see `hwtrain.programming.weight_at`.
 
     Args:
       weight: the plan of the array.
@@ -71,7 +71,8 @@ def kernel_at(
             _joined(weight, tiles, name) for name in tiles[0][0].converter.devices
         )
         params = {name: _stacked(tiles, name) for name in tiles[0][0].params}
-        return np.asarray(
+        return jax.tree.map(
+            np.asarray,
             _kernel_at(
                 weight,
                 np.asarray(kernel),
@@ -82,7 +83,7 @@ def kernel_at(
                 t_s,
                 key,
                 np.uint32(seed),
-            )
+            ),
         )
 
 

@@ -112,11 +112,12 @@ RULES = {
         "its conductance at every time and read, is g_min or g_max"
     ),
     "drift_compensation": (
-        "factor on the weights of a tile: mean|w| of g_prog (global, per_column: of "
-        "each column) or of the nominal weights (global_exact_reference), divided by "
-        "that of g(t), both at least 1e-4; |w| as the tile's own DAC and ADC read it "
-        "(hardware.forward), one row driven by 1 after the other, with their noise "
-        "drawn anew; with readout 'exact', the weights themselves"
+        "factor on the output of a tile, behind its ADC: mean|w| of g_prog (global, "
+        "per_column: of each column) or of the nominal weights "
+        "(global_exact_reference), divided by that of g(t), both at least 1e-4; |w| as "
+        "the tile's own DAC and ADC read it (hardware.forward), one row driven by 1 "
+        "after the other, with their noise drawn anew; with readout 'exact', the "
+        "weights themselves"
     ),
     "sha256": (
         "of a tensor: its bytes, row-major, little-endian. Of the manifest: of this "
@@ -142,9 +143,12 @@ _EARLIER = frozenset(
 """SHA-256 of the units and rules of earlier versions of the format."""
 
 _OTHER_WORDS = frozenset(
-    {"84dc64b61b8b4b6c5c1cd5c0fe2fdc25578f19a7884ffc597db21cf75c8832c7"}
+    {
+        "84dc64b61b8b4b6c5c1cd5c0fe2fdc25578f19a7884ffc597db21cf75c8832c7",
+        "4bcf16c72f7b1e49ce9c08312234a72f108da3689f4b995b8d818cf438c5ca2e",
+    }
 )
-"""SHA-256 of the units and rules of this version of the format, in fewer words."""
+"""SHA-256 of the units and rules of this version of the format, in former words."""
 
 
 def check_words(

@@ -14,6 +14,7 @@ from flax import nnx
 
 from hwtrain import paths
 from hwtrain.checkpoint import HardwareCheckpoint
+from hwtrain.checkpoint.same_hardware import check_hardware
 from hwtrain.chips import chip_key
 from hwtrain.crossbar import with_written
 from hwtrain.evaluate.measured import are_measured
@@ -57,6 +58,7 @@ def values_on_chips(
     seeds = _seeds(chips, caller)
     key = _checked_key(key)
     params_of_chips: list[Any] = []
+    exported = variables.plan if isinstance(variables, HardwareCheckpoint) else None
     if isinstance(variables, HardwareCheckpoint):
         if are_measured(variables, seeds, times_s):
             params_of_chips = [variables.chip(seed) for seed in seeds]
@@ -72,6 +74,8 @@ def values_on_chips(
     if first is None:
         raise ValueError(f"{caller} got no batches; expected tuples of arrays")
     plan = plan_of(analog, variables, first[0], **kwargs)
+    if exported is not None:
+        check_hardware(exported, plan, "pass checkpoint.variables")
     if isinstance(analog, nnx.Module):
         # What a chip has beside its weights may be plain arrays, by `nnx.update`.
         check_nominal(plan, nnx.to_pure_dict(nnx.state(analog)), caller)
@@ -195,7 +199,8 @@ def _build_totals(
                 read = jax.random.fold_in(read, number)
                 params = chip.at(t_s, read)
                 if deviating is not None:
-                    params = _where(deviating, params, with_written(nominal, plan))
+                    quiet = _uncompensated(chip, with_written(nominal, plan))
+                    params = _where(_by_leaf(deviating, plan), params, quiet)
                 given = {**kwargs, **arrays}
                 outputs = call({**tree, "params": params}, read, inputs, **given)
                 values = _checked_values(metric(outputs, *targets), _examples(inputs))
@@ -209,9 +214,21 @@ def _build_totals(
     return totals
 
 
-def _where(deviating: Mapping[str, jax.Array], chip: Any, nominal: Any) -> Any:
+def _by_leaf(deviating: Mapping[str, Any], plan: Plan) -> dict[str, Any]:
+    """Returns for weights, and for their scales, whether they are the chip's."""
+    scales = {plan[path].leaf("mapping_scale"): on for path, on in deviating.items()}
+    return {**deviating, **scales}
+
+
+def _uncompensated(chip: ProgrammedChip, nominal: Any) -> dict[str, Any]:
+    """Returns nominal weights by path, with scales that no drift is compensated in."""
+    return {**paths.leaves(chip.params), **paths.leaves(nominal)}
+
+
+def _where(
+    deviating: Mapping[str, Any], chip: Any, quiet: Mapping[str, jax.Array]
+) -> Any:
     """Returns the nominal arrays where a chip's are not asked for."""
-    quiet = paths.leaves(nominal)
     return paths.map_leaves(
         lambda path, leaf: (
             jnp.where(deviating[path], leaf, quiet[path]) if path in deviating else leaf

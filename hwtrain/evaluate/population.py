@@ -102,7 +102,7 @@ def population(
     Args:
       analog: the analog model.
       variables: Linen: its variables. NNX: its `params`, or `None` for its own. Or a
-        loaded `HardwareCheckpoint` of either.
+        loaded `HardwareCheckpoint` of either, whose chips are those of its hardware.
       batches: tuples of arrays, or of trees of arrays, whose first axis is that of the
         examples; the first goes into the model, and the metric gets the output and the
         others. A further batch size compiles once more.
@@ -121,10 +121,10 @@ def population(
     Raises:
       ValueError: for no chips or more than a million, no batches or a batch that is
         empty, no tuple or of arrays of different lengths, weights that are NaN or
-        infinite, seeds that are negative or no whole numbers, a Linen model without
-        variables, a key that is none, a metric that does not return one number for each
-        example, or for times that are negative or that no noise model of the plan would
-        feel.
+        infinite, a checkpoint of other hardware than the model, seeds that are negative
+        or no whole numbers, a Linen model without variables, a key that is none, a
+        metric that does not return one number for each example, or for times that are
+        negative or that no noise model of the plan would feel.
     """
     seeds, times, values = values_on_chips(
         analog,

@@ -230,8 +230,13 @@ class Hardware:
 
     @property
     def derives_chip_scale(self) -> bool:
-        """Whether a chip's mapping scale is that of nominal kernels, and not stored."""
+        """Whether only a chip's parameters have a mapping scale beside the kernel.
+
+        It is that of the nominal kernel, or 1; and behind the ADC the factor of the
+        drift compensation belongs to it.
+        """
         scaled = self.mapping is not None and self.mapping.weight_scaling_omega > 0
+        scaled = scaled or self.drift_compensation is not None
         return scaled and self.converts and not self.stores_scale
 
     @property

@@ -4,10 +4,13 @@ import json
 import shutil
 from pathlib import Path
 
+import jax
 import numpy as np
 import pytest
+from flax import linen as nn
 from safetensors.numpy import load_file
 
+import hwtrain as hw
 from hwtrain.checkpoint import HardwareCheckpointError, export, load, verify
 from hwtrain.checkpoint import manifest as manifests
 
@@ -89,6 +92,24 @@ def test_the_same_format_in_fewer_words_is_read(tmp_path):
         load(path)
 
 
+def test_a_compensation_in_former_words_is_read(tmp_path):
+    analog = hw.analogize(nn.Dense(3), hw.presets.pcm())
+    variables = analog.init(jax.random.key(0), np.ones((1, 2), np.float32))
+    plan = hw.plan(analog, variables, np.ones((1, 2), np.float32))
+    path = export(tmp_path / "chip", variables, plan)
+    content = json.loads((path / "manifest.json").read_text("utf-8"))
+    content["rules"]["drift_compensation"] = (
+        "factor on the weights of a tile: mean|w| of g_prog (global, per_column: of "
+        "each column) or of the nominal weights (global_exact_reference), divided by "
+        "that of g(t), both at least 1e-4; |w| as the tile's own DAC and ADC read it "
+        "(hardware.forward), one row driven by 1 after the other, with their noise "
+        "drawn anew; with readout 'exact', the weights themselves"
+    )
+    content["sha256"] = manifests._digest(content)
+    (path / "manifest.json").write_text(json.dumps(content))
+    assert verify(path)["version"] == "1.2"
+
+
 def test_column_tiles_share_a_scale_until_format_1_1():
     directory = EARLIER / "1.1_column_tiles"
     assert verify(directory)["version"] == "1.1"
@@ -106,4 +127,5 @@ def test_column_tiles_share_a_scale_until_format_1_1():
     kernel = np.abs(found.params["kernel"])
     rows = np.split(kernel, [2])
     scale = [[row.max() / 0.5] for row in rows]
-    np.testing.assert_allclose(chip["mapping_scale"], scale, rtol=1e-6)
+    shared = np.broadcast_to(scale, (2, 2))
+    np.testing.assert_allclose(found.chip(7)["mapping_scale"], shared, rtol=1e-6)

@@ -222,9 +222,9 @@ class Files:
         return tile.max(axis) / mapping["weight_scaling_omega"]
 
     def weights(self, i, j, at, t_s):
-        """Returns the crossbar weights of a tile of the chip."""
+        """Returns the crossbar weights of a tile of the chip, and α."""
         if t_s is None:
-            return self.chip["kernel"][at] / self.scale(i, j, at)
+            return self.chip["kernel"][at] / self.scale(i, j, at), 1.0
         name = f"tile/{i}/{j}/"
         tile = {k.removeprefix(name): v for k, v in self.nominal.items()}
         devices, fresh = {}, {}
@@ -246,15 +246,28 @@ class Files:
         w = weights_at(self.hardware.get("converter"), devices, tile)
         compensation = self.hardware.get("drift_compensation")
         if compensation is None:
-            return w
+            return w, 1.0
         exact = compensation["type"] == "global_exact_reference"
-        axis = 0 if compensation["type"] == "per_column" else None
         targets = {g: tile[g] for g in devices}
         first = weights_at(
             self.hardware.get("converter"), targets if exact else fresh, tile
         )
-        mean = [np.maximum(np.abs(v).mean(axis), 1e-4) for v in (first, w)]
-        return w * mean[0] / mean[1]
+        before = first if exact else self.answers(first, compensation)
+        sizes = [max(self.entry[f"{axis}_sizes"]) for axis in ("row", "column")]
+        axis, count = None, sizes[0] * sizes[1]
+        if compensation["type"] == "per_column":
+            axis, count = 0, sizes[0]
+        reads = (before, self.answers(w, compensation))
+        mean = [np.maximum(np.abs(read).sum(axis) / count, 1e-4) for read in reads]
+        return w, mean[0] / mean[1]
+
+    def answers(self, w, compensation):
+        """Returns what a tile answers to its rows, driven one after the other."""
+        forward = self.hardware.get("forward")
+        if forward is None or compensation["readout"] == "exact":
+            return w
+        forward = collections.defaultdict(lambda: None, forward)
+        return tile_outputs(np.eye(len(w)), w, forward, False, None)
 
     def outputs(self, x, t_s=None):
         forward = self.hardware.get("forward")
@@ -274,8 +287,8 @@ class Files:
                 if forward is None or forward["noise_management"] != "average_abs_max":
                     part = np.clip(part, -r, r)
             factor = 1.0 if o is None else o[i, columns] if o.shape[1] > 1 else o[i]
-            w = self.weights(i, j, (rows, columns), t_s)
-            s = self.scale(i, j, (rows, columns))
+            w, alpha = self.weights(i, j, (rows, columns), t_s)
+            s = self.scale(i, j, (rows, columns)) * alpha
             if forward is None:
                 y[:, columns] += factor * (part @ w) * s
                 continue
@@ -466,5 +479,57 @@ def test_weights_at_a_time_follow_from_the_files_by_the_page(
     files = Files(tmp_path / "chip")
     found = np.zeros((ROWS, COLUMNS))
     for i, j, *at in files.tiles():
-        found[tuple(at)] = files.weights(i, j, tuple(at), t_s) * files.scale(i, j, at)
+        w, alpha = files.weights(i, j, tuple(at), t_s)
+        found[tuple(at)] = w * alpha * files.scale(i, j, at)
     np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-5)
+
+
+SCALES = {
+    "tiles": {"mapping": hw.MappingParameter(**TILES)},
+    "columns": {
+        "mapping": hw.MappingParameter(**TILES, weight_scaling_columnwise=True)
+    },
+    "none": {"mapping": hw.MappingParameter(**{**TILES, "weight_scaling_omega": 0.0})},
+    "stored": {
+        "mapping": hw.MappingParameter(**TILES),
+        "clip": hw.WeightClipParameter(type="fixed_value", fixed_value=1.0),
+    },
+}
+KINDS = (
+    hw.GlobalDriftCompensation,
+    hw.GlobalDriftCompensationWithExactReference,
+    hw.PerColumnDriftCompensation,
+)
+
+
+@pytest.mark.parametrize("scale", SCALES)
+@pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.__name__)
+@pytest.mark.parametrize("readout", ["exact", "periphery"])
+def test_drift_is_compensated_behind_the_adc(scale, kind, readout, tmp_path):
+    # Strong drift, and an ADC of 13 levels: in front of it the factor would show.
+    hardware = hw.Hardware(
+        converter=PAIR,
+        noise_model=hw.PCMLikeNoiseModel(drift_scale=3.0),
+        forward=hw.IOParameters(inp_bits=5, out_bits=4, out_bound=2.0),
+        drift_compensation=kind(readout=readout),
+        mapping=hw.MappingParameter(**{**TILES, **SCALES[scale]}),
+        clip=hw.WeightClipParameter(type="fixed_value", fixed_value=1.0)
+        if scale == "stored"
+        else None,
+        **RANGE,
+    )
+    t_s = 1e7
+    analog, checkpoint = exported(hardware, tmp_path / "chip")
+    params = checkpoint.chip(SEED, t_s=t_s)
+    rngs = {"mismatch": jax.random.key(0)}
+    expected = hw.chip_mode(analog).apply({"params": params}, X, rngs=rngs)
+    found = Files(tmp_path / "chip").outputs(X, t_s)
+    # Sums halfway between two levels may fall to either side.
+    equal = np.isclose(found, expected, rtol=2e-5, atol=2e-5)
+    assert equal.mean() > 0.98
+    nominal = checkpoint.variables["params"]
+    plan = checkpoint.plan
+    chip = hw.program_chip(nominal, plan, hw.chip_key(SEED)).at(t_s)
+    for path, leaf in jax.tree_util.tree_leaves_with_path(chip):
+        again = dict(jax.tree_util.tree_leaves_with_path(params))[path]
+        np.testing.assert_allclose(leaf, again, rtol=1e-5, atol=1e-6)
