@@ -2,6 +2,7 @@
 
 import dataclasses
 
+import flax
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -259,7 +260,9 @@ def test_what_a_call_does_to_stored_weights_is_what_plain_flax_does():
     ):
         np.testing.assert_allclose(found, expected, rtol=1e-5)
     columns = np.linalg.norm(plain.norm.layer_instance.kernel[...], axis=0)
-    np.testing.assert_allclose(columns, 1, rtol=1e-5)  # Flax writes them back
+    # Flax wrote the normalised weights back until 0.12.12.
+    version = tuple(map(int, flax.__version__.split(".")[:3]))
+    assert np.allclose(columns, 1, rtol=1e-5) == (version < (0, 12, 12))
 
 
 class Varying(nn.Module):

@@ -20,9 +20,9 @@ def check_hardware(exported: Plan, model: Plan, instead: str) -> None:
     Raises:
       HardwareCheckpointError: naming the first difference.
     """
-    for path in sorted(exported.keys() | model.keys()):
-        plans = (exported, model)
-        if path not in exported or path not in model:
+    plans = (exported.effective, model.effective)
+    for path in sorted(plans[0].keys() | plans[1].keys()):
+        if any(path not in plan for plan in plans):
             found = ["analog" if path in plan else "digital" for plan in plans]
             difference = f"{path} is {found[0]} in the checkpoint, {found[1]}"
         else:

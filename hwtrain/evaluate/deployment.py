@@ -29,7 +29,10 @@ def deployed_effects(plan: Plan, params: paths.Tree) -> Iterator[Finding]:
         return
     params = prefixed(plan, params)
     # Weights alone: what else the model needs has no place on a chip.
-    plan = dataclasses.replace(plan, state=())
+    there = {p for w in plan.weights for p in (w.path, w.stored, *w.owned)}
+    digital = tuple(entry for entry in plan.digital if entry.path in there)
+    plan = dataclasses.replace(plan, state=(), digital=digital)
+    params = paths.drop(params, lambda path: path in there)
     nominal = paths.leaves(with_written(params, plan))
     seeds = range(_chips_to_tell_by(plan)) if chips else ()
     with tempfile.TemporaryDirectory() as folder:

@@ -88,7 +88,7 @@ def test_a_disk_that_is_full_at_any_byte(tmp_path):
             try:
                 export(folder / "model", params, Plan(()))
             except HardwareCheckpointError as error:
-                assert "Nothing was left behind; check free space" in str(error), error
+                assert "Nothing was left behind; make room" in str(error), error
                 assert not list(folder.iterdir())
                 print(size, "refused")
         assert load(folder / "model").params.keys() == {"1", "2"}
