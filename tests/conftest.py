@@ -90,6 +90,41 @@ def retraced(monkeypatch):
     jax.clear_caches()
 
 
+def _values(item):
+    """Returns the values of a case by parameter, such that equal ones compare equal."""
+    return {
+        (name, value if isinstance(value, (str, int, float)) else id(value))
+        for name, value in item.callspec.params.items()
+    }
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items):
+    """Leaves of `sampled` tests the cases that show each value of each parameter."""
+    tests = {}
+    for item in items:
+        if "sampled" in item.keywords and "nightly" not in item.keywords:
+            tests.setdefault(item.nodeid.partition("[")[0], []).append(item)
+    for cases in tests.values():
+        values = [_values(case) for case in cases]
+        shown = dict.fromkeys(set().union(*values), 0)
+        left = list(range(len(cases)))
+        while 0 in shown.values():
+            # Most that was not shown; then what was shown least, to take turns.
+            best = max(
+                left,
+                key=lambda i: (
+                    sum(shown[value] == 0 for value in values[i]),
+                    -sum(shown[value] for value in values[i]),
+                ),
+            )
+            left.remove(best)
+            for value in values[best]:
+                shown[value] += 1
+        for index in left:
+            cases[index].add_marker(pytest.mark.nightly)
+
+
 def pytest_collection_finish():
     # What is imported stays, and a trace makes thousands of objects that die at once or
     # stay: a tenth of the suite's time went to looking at them again and again.

@@ -142,6 +142,7 @@ def test_the_walk_finds_the_fields():
         assert known in names
 
 
+@pytest.mark.nightly
 @pytest.mark.parametrize(("root", "keys", "kind"), FIELDS)
 def test_a_number_means_something_or_is_one_line(root, keys, kind, tmp_path):
     schema = schema_of(kind, keys[-1][0])

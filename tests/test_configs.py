@@ -19,7 +19,7 @@ SHORT = ("digits_mlp_nnx",)
     "path",
     [
         pytest.param(
-            path, marks=() if path.stem in SHORT else pytest.mark.full, id=path.stem
+            path, marks=() if path.stem in SHORT else pytest.mark.nightly, id=path.stem
         )
         for path in CONFIGS
     ],

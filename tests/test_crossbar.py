@@ -29,6 +29,7 @@ ASSUMED = [
 ]
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize(
     ("kind", "assumed", "limits"),
     [

@@ -151,14 +151,14 @@ def test_the_page_shows_every_plot_that_there_is():
     assert {f"{figure.__name__}.png" for figure in figures} == shown()
 
 
-@pytest.mark.full
+@pytest.mark.nightly
 def test_every_plot_is_drawn(tmp_path):
     runpy.run_path(str(DOCS / "plots.py"))["main"](tmp_path)
     drawn = {path.name for path in tmp_path.glob("*.png")}
     assert drawn == shown() and len(drawn) > 10
 
 
-@pytest.mark.full
+@pytest.mark.nightly
 def test_every_plot_of_the_optimisation_page_is_drawn(tmp_path):
     runpy.run_path(str(DOCS / "optimisation_plots.py"))["main"](tmp_path)
     page = (DOCS / "optimisation.md").read_text("utf-8")

@@ -68,6 +68,7 @@ def test_matrix_and_back(shape, rows, columns, groups):
     np.testing.assert_array_equal(w.from_matrix(matrix), array)
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize(
     ("shape", "rows", "columns", "groups"),
     [*((*case, 1) for case in LAYOUTS), *GROUPED],

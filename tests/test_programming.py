@@ -161,6 +161,7 @@ def test_the_pipeline_against_numpy(compensation, t_s, g_min):
     assert np.abs(found - kernel).max() > 0.01
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize("converter", CONVERTERS.values(), ids=CONVERTERS)
 @pytest.mark.parametrize("compensation", COMPENSATIONS)
 def test_without_noise_every_chip_is_the_model(converter, compensation):

@@ -86,6 +86,7 @@ def tiles(matrix):
                 yield layer[rows, columns]
 
 
+@pytest.mark.sampled
 def test_weights_come_back(case):
     converter, _, kernel, path = case
     found = hw.load(path).reconstruct("layers/kernel")
@@ -102,6 +103,7 @@ def test_weights_come_back(case):
             assert list(tile.params) == list(converter.scales)
 
 
+@pytest.mark.sampled
 def test_each_tile_converts_as_it_would_alone(case):
     converter, _, kernel, path = case
     checkpoint = hw.load(path)

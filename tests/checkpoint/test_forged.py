@@ -292,6 +292,7 @@ def named(message, keys):
     return entry or any(name in said.replace("SHA-256", "sha256") for name in names)
 
 
+@pytest.mark.nightly
 def test_forged_entries(genuine, copied):
     content = read(genuine)
     kinds = {}

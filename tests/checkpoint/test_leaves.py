@@ -39,6 +39,7 @@ def model_of(hardware):
     return variables["params"], hw.plan(analog, variables, X)
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize("shape", [(), (5,), (1, 4), (2, 2, 1)])
 @pytest.mark.parametrize("name", SHAPES)
 def test_a_leaf_of_another_shape(tmp_path, name, shape):

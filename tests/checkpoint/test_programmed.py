@@ -61,7 +61,7 @@ SHORT = ("pcm", "reram_wan")
 @pytest.fixture(
     scope="module",
     params=[
-        pytest.param(name, marks=() if name in SHORT else pytest.mark.full)
+        pytest.param(name, marks=() if name in SHORT else pytest.mark.nightly)
         for name in CHIPS
     ],
 )
@@ -112,6 +112,7 @@ def programmed(case):
     return at
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize("t_s", [None, 0.0, DAY])
 def test_a_read_chip_is_the_programmed_one(case, programmed, t_s):
     _, _, variables, plan, path = case

@@ -65,6 +65,7 @@ FUNCTIONS = [
 ]
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize("function, expected", FUNCTIONS)
 @pytest.mark.parametrize("framework", ["linen", "nnx"])
 @pytest.mark.parametrize("analog", [False, True])

@@ -52,6 +52,7 @@ def files(folder):
     }
 
 
+@pytest.mark.nightly
 def test_export_of_a_run_is_that_of_the_main_job(run, tmp_path, hwtrain):
     out = tmp_path / "chip"
     status, said, _ = hwtrain("export", run, out, "--seed", 4, "--chip", 0)

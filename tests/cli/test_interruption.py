@@ -71,6 +71,7 @@ def pressed(monkeypatch):
     return after
 
 
+@pytest.mark.nightly
 def test_training_saves_where_it_is_and_goes_on_to_the_same_end(
     run, train_words, tmp_path, capsys, pressed, monkeypatch
 ):

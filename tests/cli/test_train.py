@@ -260,6 +260,7 @@ def told(override):
     return override if len(override) <= 100 else f"{override.partition('=')[0]}=..."
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize(("override", "key", "message"), OTHER_KEYS)
 @pytest.mark.parametrize("where", ["override", "file"])
 def test_a_rejection_names_place_and_key(
@@ -344,6 +345,7 @@ def test_a_run_whose_recipe_is_gone_names_its_file(run, tmp_path, capsys):
     assert error.count("\n") == 1
 
 
+@pytest.mark.nightly
 def test_a_learned_clip_is_trained_exported_and_evaluated(train_words, tmp_path):
     """The export holds the clipped weights, which are not those that were trained."""
     clip = ["--set", 'hardware.clip={type="learnable_per_channel"}']
@@ -391,7 +393,7 @@ def test_a_run_without_its_end_is_resumed_and_ends_bit_identical(
     assert (halted / name).read_bytes() == (run / name).read_bytes()
 
 
-@pytest.mark.full
+@pytest.mark.nightly
 @pytest.mark.nightly
 def test_a_damaged_checkpoint_is_one_line_and_a_terminal_without_sigma_is_fine(
     tmp_path,

@@ -152,7 +152,7 @@ def test_inputs_in_half_precision(params):
         np.testing.assert_array_equal(spikes, expected)
 
 
-@pytest.mark.full
+@pytest.mark.nightly
 def test_adam_trains_it_and_decay_pulls_to_nominal(params):
     layer = linen_layer(trainable=("Igain_syn",))
     start = {"cell": {**params["cell"], "log_Io": jnp.full(4, 0.2)}}
@@ -200,7 +200,7 @@ def test_mismatch_is_on(params, framework):
 
 
 @pytest.mark.parametrize(
-    "framework", [pytest.param("linen", marks=pytest.mark.full), "nnx"]
+    "framework", [pytest.param("linen", marks=pytest.mark.nightly), "nnx"]
 )
 def test_frozen_mismatch_of_quantities_is_in_chips_and_export(
     params, framework, tmp_path

@@ -36,10 +36,11 @@ def exhaustive(weights, levels):
     return min(sum(((abs(w) - sums) ** 2).min(axis=1) for w in weights))
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize("table", [None, TABLE], ids=["free", "table"])
 @pytest.mark.parametrize("number", [1, 2, 4, 6, 8, 12, 16])
 @pytest.mark.parametrize(
-    "seed", [0, *(pytest.param(seed, marks=pytest.mark.full) for seed in (1, 2))]
+    "seed", [0, *(pytest.param(seed, marks=pytest.mark.nightly) for seed in (1, 2))]
 )
 def test_at_least_as_good_as_every_grid(seed, number, table):
     weights = draw(seed, number)
@@ -53,6 +54,7 @@ def test_at_least_as_good_as_every_grid(seed, number, table):
         assert found <= best + 1e-12 * (weights**2).sum()
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize("table", [None, TABLE])
 @pytest.mark.parametrize("number", [3, 16, 200])
 def test_never_worse_than_powers_of_two(number, table):

@@ -81,7 +81,7 @@ def test_a_chip_passes_in_both_frameworks(model):
     }
 
 
-@pytest.mark.full
+@pytest.mark.nightly
 @pytest.mark.parametrize("model", [linen, of_nnx])
 def test_every_effect_of_a_chip_is_found_on(model):
     found = hw.assert_active(*model())
@@ -200,7 +200,7 @@ OFTEN = ("modifier", "input_range", "no range gradient", "DAC", "out_noise", "AD
 @pytest.mark.parametrize(
     "name",
     [
-        name if name in OFTEN else pytest.param(name, marks=pytest.mark.full)
+        name if name in OFTEN else pytest.param(name, marks=pytest.mark.nightly)
         for name in SABOTAGE
     ],
 )
@@ -346,10 +346,10 @@ def test_a_drift_without_effect_is_told(monkeypatch):
 @pytest.mark.parametrize(
     "io",
     [
-        pytest.param({"inp_bits": 8}, marks=pytest.mark.full),
+        pytest.param({"inp_bits": 8}, marks=pytest.mark.nightly),
         {"inp_bits": 8, "out_bits": 8, "out_bound": 10.0},
         pytest.param(
-            {"inp_bits": 8, "out_bits": 8, "out_bound": 0.05}, marks=pytest.mark.full
+            {"inp_bits": 8, "out_bits": 8, "out_bound": 0.05}, marks=pytest.mark.nightly
         ),
     ],
 )
@@ -388,6 +388,7 @@ OFF = {
 }
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize("model", [linen, of_nnx])
 @pytest.mark.parametrize("name", FROZEN)
 def test_what_is_frozen_in_a_chip_is_found_and_missed_when_off(
@@ -468,7 +469,13 @@ def test_a_convolution_that_nobody_watches_is_measured_too(framework, monkeypatc
     jax.clear_caches()
 
 
-@pytest.mark.parametrize("name", ["standard_hwa_training", "aihwkit_default"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "standard_hwa_training",
+        pytest.param("aihwkit_default", marks=pytest.mark.nightly),
+    ],
+)
 def test_every_effect_of_a_training_preset_is_on(name):
     x = jax.random.normal(jax.random.key(0), (8, 32))
     analog = hw.analogize(nn.Dense(16), getattr(hw.presets, name)())

@@ -89,6 +89,7 @@ def read_by_numpy(directory):
     return np.clip(np.round(y / step) * step, -BOUND, BOUND) * scale
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize("columnwise", [False, True])
 @pytest.mark.parametrize("model", [linen, of_nnx, nested])
 def test_every_road_to_a_chip_leads_to_the_same(model, columnwise, tmp_path):
@@ -145,6 +146,7 @@ def levels(kind="discretize", **hardware):
     )
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize("programmed", [False, True])
 @pytest.mark.parametrize("model", [linen, of_nnx, nested])
 def test_a_chip_is_rounded_before_its_mismatch(model, programmed, tmp_path):

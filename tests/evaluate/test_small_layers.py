@@ -92,18 +92,17 @@ def steps_of(framework, chip, seeds):
             yield active.judged(plan, params, keys, steps)
 
 
-@pytest.mark.parametrize(
-    "seeds", [range(5), pytest.param(range(5, 25), marks=pytest.mark.full)], ids=str
-)
+@pytest.mark.nightly
 @pytest.mark.parametrize("framework", ["linen", "nnx"])
-def test_no_random_model_fails(framework, seeds):
-    for log in steps_of(framework, CHIP, seeds):
+def test_no_random_model_fails(framework):
+    for log in steps_of(framework, CHIP, range(25)):
         assert not log.wrong
         found = {(path, effect) for path, effect, _ in log.rows}
         for effect in ("modifier", "w_noise", "inp_noise", "out_noise", "DAC levels"):
             assert {("a/kernel", effect), ("b/kernel", effect)} <= found
 
 
+@pytest.mark.nightly
 def test_a_draw_that_does_nothing_for_once_is_no_failure():
     for log in steps_of("linen", DRAWN, range(5)):
         assert not log.wrong
@@ -117,7 +116,7 @@ def half(modified):
 
 
 @pytest.mark.parametrize(
-    "framework", ["linen", pytest.param("nnx", marks=pytest.mark.full)]
+    "framework", ["linen", pytest.param("nnx", marks=pytest.mark.nightly)]
 )
 def test_what_is_weak_or_off_is_found_on_small_layers(framework, retraced):
     normal = tile.normal
@@ -162,6 +161,7 @@ def test_the_mismatch_of_one_weight_is_measured_on_many_chips(strength, monkeypa
     assert (found[0][2] is None) == (strength == 1)
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize("kind", ["layer_gaussian", "average_channel_max"])
 @pytest.mark.parametrize("shape", [(1, 1), (2, 1), (1, 2), (3, 2)])
 def test_a_clip_that_cannot_bound_is_no_failure(kind, shape, monkeypatch):

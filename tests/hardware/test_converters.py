@@ -118,6 +118,7 @@ def test_jit_and_vmap_over_tiles(converter):
         )
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize("converter", EVERY + PER_COLUMN, ids=repr)
 @pytest.mark.parametrize(
     "weights",

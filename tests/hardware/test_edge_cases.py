@@ -84,9 +84,12 @@ def effects(w):
     return results
 
 
+SELDOM = ("bfloat16", "one element")
+
+
 @pytest.mark.parametrize(
     "name",
-    [pytest.param(n, marks=pytest.mark.full if n == "bfloat16" else []) for n in CASES],
+    [pytest.param(n, marks=pytest.mark.nightly if n in SELDOM else []) for n in CASES],
 )
 def test_every_effect_is_finite_in_value_and_gradient(name):
     w = jnp.asarray(CASES[name])

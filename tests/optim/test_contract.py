@@ -53,7 +53,7 @@ CASES = [(name, jnp.float32) for name in MAKE]
 # Injected hyperparameters are float32, so that Optax's own updates are then, too.
 CASES += [(name, jnp.bfloat16) for name in MAKE if name != "injected"]
 CASES += [
-    pytest.param((name, jnp.float16), marks=pytest.mark.full)
+    pytest.param((name, jnp.float16), marks=pytest.mark.nightly)
     for name in MAKE
     if name != "injected"
 ]

@@ -154,6 +154,7 @@ def after_one_update(chip, batches, scale=1.0, optimizer=None):
     return float(params["layer"]["input_range"][0, 0])
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize("init_from_data", [0, 5])
 @pytest.mark.parametrize("spread", [0.3, 1.5])
 def test_accumulation_and_loss_scaling_give_the_same_range(init_from_data, spread):
@@ -223,6 +224,7 @@ class Half(nn.Module):
         return nn.Dense(3, name="layer", dtype=jnp.float16)(x)
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize("init_from_data", [0, 5])
 @pytest.mark.parametrize("spread", [0.3, 1.5])
 def test_calls_in_parts_give_the_range_of_one_call(init_from_data, spread):

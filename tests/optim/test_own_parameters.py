@@ -45,6 +45,7 @@ def nnx_model(hardware):
     return init
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize("init", [linen, nnx_model])
 @pytest.mark.parametrize("name", HOLDING)
 @pytest.mark.parametrize(("effect", "chip"), [("clip", CLIP), ("drift", DRIFT)])
@@ -54,6 +55,7 @@ def test_it_is_refused_by_name(init, name, effect, chip):
         init(chip)(HOLDING[name])
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize("init", [linen, nnx_model])
 @pytest.mark.parametrize(
     "search",

@@ -144,6 +144,7 @@ def test_the_transformation_agrees_with_the_c_engine(golden):
     assert done == 24
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize("mapping", [None, TILES], ids=["whole", "tiled"])
 @pytest.mark.parametrize("remap", [LAYERWISE, CHANNELWISE], ids=lambda r: r.type)
 def test_the_scale_starts_with_the_shape_of_its_remapping(remap, mapping):
@@ -161,6 +162,7 @@ def test_the_scale_starts_with_the_shape_of_its_remapping(remap, mapping):
     np.testing.assert_allclose(np.abs(w).max(), 1.0, rtol=2e-7)
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
 @pytest.mark.parametrize("mapping", [None, TILES], ids=["whole", "tiled"])
 @pytest.mark.parametrize("remap", [LAYERWISE, CHANNELWISE], ids=lambda r: r.type)

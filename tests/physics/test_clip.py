@@ -24,6 +24,7 @@ def test_equal_weights_are_not_clipped_to_nothing():
     assert layer_gaussian(jnp.ones((3, 2)), (3,), sigma=2.0)[0, 0] == jnp.inf
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16, jnp.float16])
 @pytest.mark.parametrize("narrow", [False, True], ids=["wide update", "its own dtype"])
 @pytest.mark.parametrize(

@@ -109,7 +109,7 @@ def value_and_gradients(function, given, keys, p, window):
         pytest.param(
             name,
             window,
-            marks=() if (name, window) in OFTEN else pytest.mark.full,
+            marks=() if (name, window) in OFTEN else pytest.mark.nightly,
         )
         for name in PERIPHERIES
         for window in WINDOWS

@@ -104,6 +104,7 @@ def by_numpy(x, w, r, rows, columns):
     return y
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize(("rows", "columns"), TILES)
 @pytest.mark.parametrize("batch", [(), (4,), (3, 5)])
 def test_tiled_product_against_numpy(rows, columns, batch):

@@ -60,6 +60,7 @@ def by_hand(x, w, *, row_sizes, column_sizes, ranges, scale, levels, bound):
     return y
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize("row_sizes, column_sizes", TILINGS)
 @pytest.mark.parametrize("per_column", [False, True])
 def test_tiles_have_their_own_converters_range_and_scale(
@@ -114,6 +115,7 @@ EVERYTHING = IOParameters(
 )
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize("row_sizes, column_sizes", TILINGS)
 def test_everything_at_once_is_finite_in_value_and_gradient(row_sizes, column_sizes):
     rng = np.random.default_rng(0)

@@ -22,6 +22,7 @@ def test_split_is_minimal_and_balanced():
         assert len(sizes) == -(-size // limit), case
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize("axis", [-1, -2, -3])
 @pytest.mark.parametrize("limit", [None, 2, 3, 4])
 def test_cut_pads_with_zeros_and_join_undoes_it(axis, limit):
@@ -60,6 +61,7 @@ def test_statistics_of_row_tiles(sizes, per_column):
         np.testing.assert_array_equal(largest, maxima)
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize("per_column", [False, True])
 @pytest.mark.parametrize("sizes", [(2048,), (683, 683, 682), (1021, 1020), (3,)])
 @pytest.mark.parametrize(

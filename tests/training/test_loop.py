@@ -79,7 +79,11 @@ def on_chips(framework, params):
 
 
 @pytest.mark.parametrize(
-    "framework", [pytest.param("linen", marks=pytest.mark.optimised), "nnx"]
+    "framework",
+    [
+        pytest.param("linen", marks=[pytest.mark.optimised, pytest.mark.nightly]),
+        "nnx",
+    ],
 )
 def test_a_resumed_run_ends_bit_identical(framework, tmp_path):
     model, optimizer, step = made(framework)

@@ -77,7 +77,7 @@ def folder(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "model", ["linen", pytest.param("nnx_net", marks=pytest.mark.full)]
+    "model", ["linen", pytest.param("nnx_net", marks=pytest.mark.nightly)]
 )
 def test_three_trainings_differ_and_are_evaluated_on_equal_chips(folder, model):
     config = read_config(folder / "c.toml", [f'model="recipe.py:{model}"'])

@@ -64,7 +64,7 @@ def test_a_factor_of_all_layers_multiplies_the_schedule():
     "name",
     [
         "digits_mlp.toml",
-        pytest.param("digits_mlp_nnx.toml", marks=pytest.mark.full),
+        pytest.param("digits_mlp_nnx.toml", marks=pytest.mark.nightly),
     ],
 )
 def test_an_objective_changes_the_loss(name):

@@ -45,7 +45,7 @@ def from_aware(ready, initial):
     return ready.aware._replace(init=init)
 
 
-@pytest.mark.full
+@pytest.mark.nightly
 def test_the_whole_table_is_the_same_to_rounding(tmp_path):
     config = read_config(CONFIGS / NAMES[0])
     initial = prepare(config, CONFIGS).plain.init

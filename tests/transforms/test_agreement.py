@@ -61,7 +61,7 @@ def built(chip):
 # The tiled one and the other kind: each option is in one of them.
 @pytest.fixture(
     params=[
-        pytest.param(chip, marks=() if i in (1, 2) else pytest.mark.full)
+        pytest.param(chip, marks=() if i in (1, 2) else pytest.mark.nightly)
         for i, chip in enumerate(HARDWARE)
     ]
 )
@@ -123,6 +123,7 @@ def test_outputs_and_gradients_are_equal_to_rounding(models):
     assert jnp.abs(out).max() > 0
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize("mode", ["train", "chip", "eval"])
 def test_as_functions_they_agree_under_jit_and_vmap(models, mode):
     linen, analog, params, x = models

@@ -34,6 +34,7 @@ class Outer(nn.Module):
         return nn.Dense(6, name="layer")(x)
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize("lift", [lambda cls: cls, nn.jit, nn.remat])
 @pytest.mark.parametrize("inner", ["layer", "model"])
 def test_a_module_that_is_applied_alone_is_no_layer_of_the_model(inner, lift):

@@ -61,6 +61,7 @@ STATISTICS = {
 }
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize("framework", ["linen", "nnx"])
 @pytest.mark.parametrize("method", STATISTICS)
 def test_ranges_are_the_statistics_of_each_tiles_clean_inputs(framework, method):

@@ -53,6 +53,7 @@ def of_nnx(hardware, name=None):
     return analog, nnx.to_pure_dict(nnx.state(analog, nnx.Param)), hw.plan(analog)
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize("source", ["apply_mismatch", "load"])
 @pytest.mark.parametrize("leaf", PARTS)
 @pytest.mark.parametrize("model", [linen, of_nnx])

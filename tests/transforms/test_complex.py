@@ -27,6 +27,7 @@ NNX = {
 MESSAGE = r"kernel is complex64, .* Rule\('', None\)"
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize("chip", CHIPS)
 @pytest.mark.parametrize("layer", LINEN)
 def test_linen_refuses_them(layer, chip):
@@ -45,6 +46,7 @@ def test_nnx_refuses_them(layer, chip):
         hw.analogize(NNX[layer](), CHIPS[chip])
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize("mode", [hw.train_mode, hw.eval_mode])
 @pytest.mark.parametrize(
     "chip",

@@ -107,7 +107,7 @@ SHORT = [
     ("linen", "ConvLocal masked"),
 ]
 PARITY = [
-    pytest.param(*case, marks=() if case in SHORT else pytest.mark.full)
+    pytest.param(*case, marks=() if case in SHORT else pytest.mark.nightly)
     for case in CASES
 ]
 
@@ -180,7 +180,7 @@ GRADIENTS = [
 @pytest.mark.parametrize(
     ("framework", "name"),
     [
-        pytest.param(*case, marks=() if case in GRADIENTS else pytest.mark.full)
+        pytest.param(*case, marks=() if case in GRADIENTS else pytest.mark.nightly)
         for case in CASES
     ],
 )
@@ -307,6 +307,7 @@ def test_converters_see_each_window_on_each_tile(framework, mode):
     np.testing.assert_allclose(y, expected + np.asarray(params["bias"]), atol=1e-5)
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize("limit", [512, 4])
 @pytest.mark.parametrize("name", ["Conv depthwise", "Conv 2d strided"])
 def test_statistics_count_what_the_rows_see(name, limit):

@@ -4,7 +4,7 @@ A case builds a model out of a layer, a structure (alone, a scanned stack, a vma
 ensemble, one layer called twice), wrappers around it, a dtype and a way to run it. All
 models map `[B, T, D]` to `[copies, B, T, D]`: the outputs of a stack's layers, of an
 ensemble's members or of two calls, for one and the same input. The default run pairs
-every layer with every transform in few cases; `pytest -m full` takes all, one by one.
+every layer with every transform in few cases, `pytest -m nightly` takes all.
 """
 
 import dataclasses
@@ -500,11 +500,14 @@ def cover():
             yield Case(both[number % len(both)], layer, **options)
 
 
-SELDOM = ("gru", "mgu", "lstm", "optimized_lstm", "conv_local", "conv_depthwise")
+SELDOM = (
+    *("gru", "mgu", "lstm", "optimized_lstm"),
+    *("conv_local", "conv_depthwise", "attention"),
+)
 """Layers that multiply as others do, the cells as `simple`: not in the default run."""
 GATED = (
     ("optimized_lstm", "scan", "apply"),
-    ("optimized_lstm", "vmap", "method"),
+    ("gru", "vmap", "method"),
     ("optimized_lstm", "twice", "accumulate"),
     ("lstm", "alone", "nested"),
     ("gru", "alone", "capture"),
@@ -526,7 +529,7 @@ def marks(case):
     found = [pytest.mark.optimised] if merges else []
     place = (case.layer, case.structure, case.run)
     if place in STOOD_FOR or (case.layer in SELDOM and place not in GATED):
-        found.append(pytest.mark.full)
+        found.append(pytest.mark.nightly)
     return found
 
 
@@ -542,7 +545,7 @@ def test_a_layer_under_transforms(case):
     check(case)
 
 
-@pytest.mark.full
+@pytest.mark.nightly
 @pytest.mark.parametrize(
     "case",
     [
@@ -571,7 +574,7 @@ def test_the_cover_pairs_every_layer_with_every_transform():
 
 
 def test_each_transform_meets_a_cell_with_gates_by_default():
-    default = [case for case in cover() if pytest.mark.full not in marks(case)]
+    default = [case for case in cover() if pytest.mark.nightly not in marks(case)]
     met = {(case.layer, case.structure, case.run) for case in default}
     assert met >= set(GATED)
     gated = [case for case in default if case.layer in {layer for layer, *_ in GATED}]

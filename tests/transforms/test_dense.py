@@ -25,6 +25,7 @@ CASES = [
 ]
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize(("shape", "features", "axis", "batch", "options"), CASES)
 @pytest.mark.parametrize("framework", ["linen", "nnx"])
 def test_flaxs_own_layer_gives_the_same(

@@ -69,6 +69,7 @@ def linen(kind, hardware, scale=1.0):
     return model, variables, change(np.float64(kernel), np)
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize("per_column", [False, True])
 @pytest.mark.parametrize("kind", LINEN)
 def test_noise_is_as_strong_as_the_effective_weights_say(kind, per_column):
@@ -308,9 +309,13 @@ def outputs(framework, kind):
     return plan, plain, [first, second, second], hwtrain.chip_mode(chip)(x), twins
 
 
-CASES = [("linen", kind) for kind in KINDS] + [("nnx", kind) for kind in NNX_KINDS]
+CASES = [
+    pytest.param("linen", kind, marks=pytest.mark.nightly if kind == "lstm" else ())
+    for kind in KINDS
+] + [("nnx", kind) for kind in NNX_KINDS]
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize(("framework", "kind"), CASES)
 def test_every_kind_is_on_in_every_mode(framework, kind):
     plan, plain, train, chip, twins = outputs(framework, kind)
@@ -334,6 +339,7 @@ REACHING = [
 ]
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize(("framework", "kind"), REACHING)
 def test_what_lies_beside_a_kernel_is_not_changed(framework, kind):
     if framework == "linen":

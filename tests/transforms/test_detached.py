@@ -88,6 +88,7 @@ def taught_by(model):
 MODELS = [Applied, Bare, Bound, InScan, InRemat, Initialised]
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize("model", MODELS)
 def test_a_linen_model_that_is_applied_inside_stays_plain(model, mode):

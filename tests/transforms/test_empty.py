@@ -115,15 +115,21 @@ CASES = [
         make,
         chip,
         id=f"{run.__name__}-{layer}-{chip}",
-        marks=() if every or chip == "tiles" else pytest.mark.full,
+        marks=() if often else pytest.mark.nightly,
     )
     for run, layers in ((linen, LINEN), (nnx_layer, NNX))
     for layer, make in layers.items()
     for chip in CHIPS
-    for every in [layer == "dense" or (layer, chip) == ("grouped conv", "one tile")]
+    for often in [
+        layer == "dense"
+        or (layer, chip) == ("grouped conv", "one tile")
+        # Of the cells with gates, that of NNX is the quickest.
+        or (chip == "tiles" and not (run is linen and "lstm" in layer))
+    ]
 ]
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize(("run", "make", "chip"), CASES)
 def test_it_gives_an_empty_output_and_zero_gradients(run, make, chip):
     full, call = run(make, CHIPS[chip])

@@ -33,6 +33,7 @@ def gradients(framework, layer, hardware, mode):
     return jax.grad(lambda x: model(x).sum())(jnp.asarray(x))
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize("through", [False, True])
 @pytest.mark.parametrize("forward", [None, hwtrain.IOParameters(out_bound=100.0)])
 @pytest.mark.parametrize("layer", [dense, convolution])

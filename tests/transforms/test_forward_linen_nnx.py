@@ -164,6 +164,7 @@ def test_every_effect_that_is_not_drawn_is_on_and_equal_in_both_frameworks(effec
     np.testing.assert_allclose(other(params, x, key), y, rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.sampled
 @both
 @pytest.mark.parametrize("effect", MANAGED)
 def test_bound_management_undoes_what_the_bound_does(framework, effect):
@@ -248,7 +249,7 @@ def test_the_noise_of_a_layer_has_the_configured_deviation(framework):
 
 
 @pytest.mark.parametrize(
-    "framework", ["linen", pytest.param("nnx", marks=pytest.mark.full)]
+    "framework", ["linen", pytest.param("nnx", marks=pytest.mark.nightly)]
 )
 def test_gradients_are_finite_and_those_of_the_users_parameters_only(framework):
     io = IOParameters(

@@ -96,6 +96,7 @@ LAYERS = {
 }
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize("held", [True, False])
 @pytest.mark.parametrize("kind", LAYERS)
 def test_a_linen_layer_that_calls_super_is_analog(kind, held):
@@ -244,6 +245,7 @@ class NnxStack(nnx.Module):
         return nnx.vmap(lambda f, x: f(x), in_axes=(self.axes, None))(self.steps, x)
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize("axis", [0, 1, 2, -1])
 @pytest.mark.parametrize("lift", ["scan", "vmap"])
 @pytest.mark.parametrize(("run", "model"), [(linen, Stack), (of_nnx, NnxStack)])

@@ -73,7 +73,7 @@ SOME = ("mult_normal", "discretize", "pcm_noise", "copy")
 @pytest.mark.parametrize(
     "options",
     [
-        pytest.param(o, marks=[] if o["type"] in SOME else pytest.mark.full)
+        pytest.param(o, marks=[] if o["type"] in SOME else pytest.mark.nightly)
         for o in EVERY_TYPE
     ],
     ids=lambda o: str(list(o.values())),
@@ -207,6 +207,7 @@ MAPPING = hw.MappingParameter(
 )
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize("mapping", [None, MAPPING], ids=["whole", "tiles"])
 @pytest.mark.parametrize(
     "options",

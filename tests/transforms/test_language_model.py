@@ -106,7 +106,7 @@ def check_trained(losses, plan):
     assert {path for path in plan if not plan[path].ranged} == {"embed/embedding"}
 
 
-@pytest.mark.full
+@pytest.mark.nightly
 def test_linen_trains():
     analog = hw.analogize(LanguageModel(), RULES)
     variables = jax.jit(analog.init)(jax.random.key(0), TOKENS[:, :-1])
@@ -158,7 +158,7 @@ def test_nnx_trains():
     assert (ranges > 0).all() and (ranges != 3.0).all()
 
 
-@pytest.mark.full
+@pytest.mark.nightly
 @pytest.mark.parametrize("mode", ["eval", "chip"])
 def test_linen_decodes_token_by_token(mode):
     plain = LanguageModel(decode=True)
@@ -195,7 +195,7 @@ def test_linen_decodes_token_by_token(mode):
         np.testing.assert_allclose(jnp.concatenate(logits, 1), expected, atol=1e-4)
 
 
-@pytest.mark.full
+@pytest.mark.nightly
 @pytest.mark.parametrize("mode", ["eval", "chip"])
 def test_nnx_decodes_token_by_token(mode):
     tokens = TOKENS[:, :-1]

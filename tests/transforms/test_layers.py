@@ -107,7 +107,7 @@ EVERY = [
     pytest.param(
         case,
         id=f"{framework}-{name}",
-        marks=() if name in DEFAULT[framework] else pytest.mark.full,
+        marks=() if name in DEFAULT[framework] else pytest.mark.nightly,
     )
     for framework, cases in (("linen", LINEN), ("nnx", NNX))
     for name, case in cases.items()
@@ -202,7 +202,7 @@ def test_a_population_of_chips_spreads(case):
     assert len(set(np.ravel(found.values))) == 3
 
 
-@pytest.mark.full
+@pytest.mark.nightly
 def test_the_optimised_lstm_is_an_lstm_with_all_effects():
     hardware = hw.Hardware(**ALL)
     outputs, gradients = [], []

@@ -129,7 +129,7 @@ every_model = pytest.mark.parametrize(
     [
         pytest.param(
             name,
-            marks=() if name in SHORT else pytest.mark.full,
+            marks=() if name in SHORT else pytest.mark.nightly,
             id=name.replace(" ", "-"),
         )
         for name in MODELS
@@ -308,6 +308,7 @@ def effective_weights(analog, variables, key):
     return apply(analog)(variables, eye, rngs={"mismatch": key})
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize("per_column", [False, True])
 @pytest.mark.parametrize("rows", [None, 30])
 def test_weight_noise_is_the_named_draw_times_the_largest_weight(per_column, rows):

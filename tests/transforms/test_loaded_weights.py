@@ -59,6 +59,7 @@ def of_nnx(chip):
     return analog, params, hwtrain.plan(analog)
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize("parts", PARTS)
 @pytest.mark.parametrize("model", [linen, of_nnx])
 def test_a_scale_of_other_weights_is_refused(model, parts, tmp_path):
@@ -85,6 +86,7 @@ def test_a_scale_of_other_weights_is_refused(model, parts, tmp_path):
     hwtrain.export(tmp_path / "chip", right, plan)
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize("omega", [0.0, 0.5, 2.0])
 @pytest.mark.parametrize("parts", [*PARTS, *UNBOUNDED])
 def test_what_training_leads_to_is_never_refused(parts, omega):
@@ -112,6 +114,7 @@ def test_what_training_leads_to_is_never_refused(parts, omega):
     jax.jit(lambda: tx.init(params))()
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16])
 @pytest.mark.parametrize("parts", PARTS)
 def test_narrow_weights_are_not_refused(parts, dtype):

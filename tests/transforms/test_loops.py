@@ -173,6 +173,7 @@ def twice_in_a_loop_in_a_function_called_twice(wrap):
 KEPT = (two_loops, before_and_after_a_loop, twice_in_a_loop_in_a_function_called_twice)
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize("wrap", [jax.jit, jax.checkpoint], ids=["jit", "remat"])
 @pytest.mark.parametrize("calls", KEPT, ids=lambda f: f.__name__)
 def test_a_trace_that_holds_a_read_is_not_used_again(wrap, calls):
@@ -323,6 +324,7 @@ def loss(loop, remat=False):
     return squares
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize("inner", [False, True], ids=["around root", "in root"])
 @pytest.mark.parametrize("kind", ["grad", "remat", "jacfwd"])
 @pytest.mark.parametrize("loop", DIFFERENTIATED)

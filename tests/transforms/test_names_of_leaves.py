@@ -139,6 +139,7 @@ def check_trained_and_exported(params, plan, path, tmp_path):
     np.testing.assert_array_equal(loaded[path], 3.0)
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize("place", ["alone", "own"])
 @pytest.mark.parametrize("called", NAMES)
 @pytest.mark.parametrize("framework", FRAMEWORKS)
@@ -162,6 +163,7 @@ def test_a_parameter_with_the_name_of_a_leaf_stays_the_models(
     check_trained_and_exported(params, plan, path, tmp_path)
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize("called", NAMES)
 @pytest.mark.parametrize("framework", FRAMEWORKS)
 def test_a_rule_reaches_a_parameter_with_the_name_of_a_leaf(framework, called):
@@ -171,6 +173,7 @@ def test_a_rule_reaches_a_parameter_with_the_name_of_a_leaf(framework, called):
     assert np.abs(call(hw.train_mode) - call(hw.eval_mode)).max() > 1e-3
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize("called", NAMES)
 @pytest.mark.parametrize("framework", FRAMEWORKS)
 def test_beside_an_analog_kernel_whose_hardware_has_no_such_leaf(

@@ -104,7 +104,7 @@ SHORT = ("shared", "batch norm", "scan", "recurrent")
     params=[
         pytest.param(
             name,
-            marks=() if name in SHORT else pytest.mark.full,
+            marks=() if name in SHORT else pytest.mark.nightly,
             id=name.replace(" ", "-"),
         )
         for name in MODELS
@@ -372,6 +372,7 @@ class Deterministic(nnx.Module):
         return self.layer(x)
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize("mode", ["train", "chip", "eval"])
 @pytest.mark.parametrize(
     "make",

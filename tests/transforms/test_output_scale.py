@@ -65,6 +65,7 @@ def model(framework, hardware):
     return analog, None, hw.plan(analog)
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize("framework", ["linen", "nnx"])
 @pytest.mark.parametrize("name", FORWARD)
 def test_each_row_of_tiles_is_multiplied_before_the_bias(framework, name):

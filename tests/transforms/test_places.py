@@ -132,6 +132,7 @@ layers = pytest.mark.parametrize(
 )
 
 
+@pytest.mark.sampled
 @layers
 def test_equal_steps_draw_anew_in_every_layer(outputs, kind):
     y = np.asarray(outputs(kind, "scan", count=4)(inputs()))
@@ -141,6 +142,7 @@ def test_equal_steps_draw_anew_in_every_layer(outputs, kind):
             assert (difference > 0).mean() > 0.9, (one, other)
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize("outputs", [linen_outputs, nnx_outputs])
 @pytest.mark.parametrize("loop", LOOPS)
 def test_equal_steps_have_the_configured_deviation(outputs, loop):
@@ -158,6 +160,7 @@ def test_equal_steps_have_the_configured_deviation(outputs, loop):
     assert abs(neighbours + 1 / count) < Z / np.sqrt(noise[1:].size)
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize("outputs", [linen_outputs, nnx_outputs])
 @pytest.mark.parametrize("effect", EFFECTS)
 def test_every_effect_is_another_one_at_each_step(outputs, effect):
@@ -283,6 +286,7 @@ def gradients_of(framework, names, policy):
     return call(rules or drawn(out_noise=0.3), names, policy, x)
 
 
+@pytest.mark.sampled
 @pytest.mark.optimised
 @pytest.mark.parametrize(
     ("framework", "names", "policy"),
@@ -291,7 +295,7 @@ def gradients_of(framework, names, policy):
             framework,
             names,
             policy,
-            marks=pytest.mark.full if framework == "nnx" and other else (),
+            marks=pytest.mark.nightly if framework == "nnx" and other else (),
         )
         for framework in ("linen", "nnx")
         for names, policy in [

@@ -133,11 +133,11 @@ SOME = ("general", "conv", "vmapped")
     ("name", "ranged"),
     [
         *(
-            pytest.param(name, False, marks=[] if name in SOME else pytest.mark.full)
+            pytest.param(name, False, marks=[] if name in SOME else pytest.mark.nightly)
             for name in LAYERS
         ),
-        pytest.param("conv", True, marks=pytest.mark.full),
-        pytest.param("recurrent", True, marks=pytest.mark.full),
+        pytest.param("conv", True, marks=pytest.mark.nightly),
+        pytest.param("recurrent", True, marks=pytest.mark.nightly),
     ],
 )
 def test_every_layer_uses_the_same_weights_forward_and_backward(name, ranged):
@@ -211,7 +211,9 @@ def losses(modifier, **parts):
     return jax.jit(jax.value_and_grad(loss))(params)
 
 
-@pytest.mark.parametrize("learned", [pytest.param(False, marks=pytest.mark.full), True])
+@pytest.mark.parametrize(
+    "learned", [pytest.param(False, marks=pytest.mark.nightly), True]
+)
 def test_without_a_draw_of_moment_it_is_the_kept_policy(learned):
     # Noise of 1e-7: levels, scales, ranges, bounds and converters are what is left.
     options = {"type": "add_normal", "std_dev": 1e-7}

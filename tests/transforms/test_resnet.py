@@ -185,7 +185,7 @@ def test_a_step_trains_all_and_feels_the_noise():
     assert all(jax.tree.leaves(moved))
 
 
-@pytest.mark.full
+@pytest.mark.nightly
 def test_linen(tmp_path):
     analog, variables, plan, tx, step, traces = linen_training()
     plain = ResNet().init(jax.random.key(0), IMAGES)
@@ -204,7 +204,7 @@ def test_linen(tmp_path):
     check_chips(analog, tmp_path / "model", variables, plan, {"train": False})
 
 
-@pytest.mark.full
+@pytest.mark.nightly
 def test_nnx(tmp_path):
     model = NnxResNet(rngs=nnx.Rngs(0))
     analog = hw.analogize(model, CHIP, rngs=nnx.Rngs(mismatch=1))
@@ -229,7 +229,7 @@ def test_nnx(tmp_path):
     check_chips(other, tmp_path / "model", nnx.state(analog), plan, {})
 
 
-@pytest.mark.full
+@pytest.mark.nightly
 def test_without_noise_the_analog_resnet_is_the_plain_one():
     near = hw.Hardware(
         input_range=hw.InputRangeParameter(init_value=512.0),

@@ -80,6 +80,7 @@ class NnxScores(nnx.Module):
         return self.embed.attend(query), self.embed(jnp.arange(2) % self.tokens)
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize("shape", [(5,), (2, 3, 5)])
 @pytest.mark.parametrize("dtype", [None, jnp.bfloat16])
 @pytest.mark.parametrize("tokens", [1, 7])

@@ -52,6 +52,7 @@ def analog(framework, norm, hardware):
     return hwtrain.plan(hwtrain.analogize(OfNnx(norm, rngs), hardware, rngs=rngs))
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize("norm", NORMS)
 @pytest.mark.parametrize("framework", ["linen", "nnx"])
 def test_a_kernel_that_is_normalised_at_each_call_is_derived(framework, norm):
@@ -81,6 +82,7 @@ STORED_ALONE = {
 }
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize("framework", ["linen", "nnx"])
 @pytest.mark.parametrize("what", STORED_ALONE)
 def test_what_acts_on_stored_weights_alone_is_refused(what, framework):

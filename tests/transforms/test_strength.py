@@ -102,6 +102,7 @@ def outputs(request):
     return FRAMEWORKS[request.param]
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize("chip", [WEIGHTS, PERIPHERY], ids=["weights", "periphery"])
 def test_a_ramp_ends_at_the_clean_and_the_noisy_model_and_compiles_once(outputs, chip):
     scaled = outputs(chip, Head())

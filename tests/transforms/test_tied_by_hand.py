@@ -104,6 +104,7 @@ def called(framework, mode, embed, *model, dense=CONVERTED):
 MATCH = "the model multiplies by embed/embedding itself, around its Embed"
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize("head", BY_HAND)
 @pytest.mark.parametrize("framework", ["linen", "nnx"])
 def test_a_product_with_an_embedding_around_it_is_refused(framework, head):
@@ -115,6 +116,7 @@ def test_a_product_with_an_embedding_around_it_is_refused(framework, head):
     assert called(framework, "train", hw.Hardware(modifier=NOISE), head).shape
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize(
     ("framework", "model"),

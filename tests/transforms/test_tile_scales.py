@@ -153,6 +153,7 @@ def test_the_largest_ratio_of_scales_is_that_of_a_tile(model):
         )
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize("columnwise", [False, True])
 @pytest.mark.parametrize("model", [linen, of_nnx])
 def test_the_full_scale_of_a_learned_clip_is_its_bound(model, columnwise):

@@ -102,7 +102,7 @@ def check(losses, analog, variables, plan):
     assert chips.mean > 0.6
 
 
-@pytest.mark.full
+@pytest.mark.nightly
 def test_linen():
     analog = hw.analogize(VisionTransformer(), CHIP)
     variables = jax.jit(analog.init)(jax.random.key(0), IMAGES)
@@ -162,7 +162,7 @@ def test_a_step_trains_all_and_feels_the_noise():
     assert np.isfinite(values).all() and values[0] != values[1]
 
 
-@pytest.mark.full
+@pytest.mark.nightly
 def test_nnx():
     analog, plan, optimizer, step = nnx_training()
     losses = [float(step(analog, optimizer)) for _ in range(20)]

@@ -75,6 +75,7 @@ def plain_loss(params):
     return jnp.mean(Scaled().apply({"params": params}, X) ** 2)
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize("framework", ["linen", "nnx"])
 @pytest.mark.parametrize("pattern", ["hidden/kernel", "log_Itau_mem", ".*"])
 def test_loss_and_gradient_differ_with_and_without(framework, pattern):

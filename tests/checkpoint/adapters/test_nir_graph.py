@@ -84,6 +84,7 @@ def test_an_activation_is_refused_by_name(tmp_path, function):
     assert not (tmp_path / "net").exists()
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize("function", [*BETWEEN, lambda x: x])
 @pytest.mark.parametrize("stated", [False, True])
 def test_two_linear_layers_need_a_proof(tmp_path, function, stated):
