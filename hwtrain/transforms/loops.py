@@ -232,8 +232,9 @@ def _check_version() -> None:
         found.extend(_read_stack("a read")[0])
         return x + (found[-1] if found else 0)
 
-    y = as_new_root(jax.vmap(row), jnp.zeros(2, jnp.uint32))
-    if len(found) != 1 or list(y) != [0, 1]:
+    with jax.ensure_compile_time_eval():  # the first model may be made in a trace
+        y = as_new_root(jax.vmap(row), jnp.zeros(2, jnp.uint32))
+    if len(found) != 1 or y.tolist() != [0, 1]:
         raise RuntimeError(
             f"hwtrain does not know JAX {jax.__version__}: a map is not found on the "
             "stack. Install a version that hwtrain's requirements name"

@@ -427,3 +427,15 @@ def test_an_error_in_a_loop_leaves_the_root_as_it_was():
 def test_a_read_without_a_root_raises():
     with pytest.raises(ValueError, match="layer: its noise"):
         noisy(ZERO)
+
+
+@pytest.mark.parametrize("transform", [jax.jit, jax.eval_shape, jax.vmap, jax.grad])
+def test_the_first_model_may_be_made_in_a_trace(transform):
+    def first(x):
+        loops._check_version()  # as the first `analogize` of a process does
+        return 2 * x
+
+    if transform is jax.eval_shape:
+        assert jax.eval_shape(first, 1.0).shape == ()
+    else:
+        transform(first)(jnp.ones(1 if transform is jax.vmap else ()))
