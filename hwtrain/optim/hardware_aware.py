@@ -64,8 +64,10 @@ def hardware_aware(
     its clip: one of a rule with `frozen=True`, one that a mask around hides, and one
     whose update the base's program makes zero whatever the gradients are, as
     `optax.set_to_zero` does in an `optax.partition`. No value counts: a learning rate
-    or a gradient of zero freezes nothing. Weights of a chip have to stay as they are;
-    what lies beside them as the chip's never moves.
+    or a gradient of zero freezes nothing. Behind a base that remembers parameters to
+    take differences from them (L-BFGS, SAM, COCOB, Mechanic), only a rule or a mask
+    around freezes. Weights of a chip have to stay as they are; what lies beside them as
+    the chip's never moves.
 
     The ranges' learning rate is, unless given, that of the base with its schedule. A
     base made by `optax.inject_hyperparams` says it. Otherwise it is measured: the base
