@@ -1,15 +1,14 @@
 """A clip bound for each column that is learned with the weights."""
 
-import functools
-
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from hwtrain.physics import tiling
+from hwtrain.physics.varying import custom_vjp
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3))
+@custom_vjp(nondiff_argnums=(2, 3))
 def learned_clip(
     w: jax.Array,
     bound: jax.Array,
