@@ -104,7 +104,9 @@ def assert_active(
         params = meta.unbox(made["params"])
     log = judged(plan, params, keys, steps)
     for path, effect, wrong, amount in (
-        *unwatched_effects(analog, plan, variables, *example, **kwargs),
+        *unwatched_effects(
+            analog, plan, steps[: bench.KEYS], variables, *example, **kwargs
+        ),
         *updated_effects(plan, params),
         *deployed_effects(on_chip, params),
     ):

@@ -11,10 +11,11 @@ from flax import nnx
 
 import hwtrain as hw
 from hwtrain.evaluate import bench, deployment, unwatched, updates
+from hwtrain.evaluate.watching import watching
 from hwtrain.physics import mvm
 from hwtrain.physics import tile_read as tile
 from hwtrain.physics.periphery import read_keys
-from hwtrain.transforms import signal_side, weight_side
+from hwtrain.transforms import functional, signal_side, weight_side
 
 X = jax.random.normal(jax.random.key(0), (4, 6))
 IO = hw.IOParameters(
@@ -455,7 +456,10 @@ def test_a_convolution_that_nobody_watches_is_measured_too(framework, monkeypatc
 
     def wrong():
         jax.clear_caches()
-        found = unwatched.unwatched_effects(analog, plan, variables, x)
+        function, tree = functional.as_function(analog, "train", variables)
+        with watching(function, {}) as watched:
+            steps = watched(tree, map(jax.random.key, range(8)), x)
+        found = unwatched.unwatched_effects(analog, plan, steps, variables, x)
         return {effect: bool(wrong) for _, effect, wrong, _ in found}
 
     assert wrong() == {"convolutions": False, "noise of convolutions": False}
