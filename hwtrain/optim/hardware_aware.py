@@ -79,7 +79,9 @@ def hardware_aware(
     `optax.inject_hyperparams(optax.adagrad)(1e-2)`, or give it for a base that adapts
     to the gradient's history or size, such as Adagrad, Adafactor or Muon, that clips
     gradients below 1 and does not rescale them, or that treats parameters by their
-    size, or by their name without a mask. Giving it also saves the time of measuring.
+    size, or by their name without a mask. Their ranges learn otherwise at what the base
+    makes of a gradient that always was one: at lr / sqrt(0.1 + n) in step n of Adagrad,
+    at a thousandth of lr in Adafactor. Giving it also saves the time of measuring.
 
     >>> import jax
     >>> from flax import linen as nn
