@@ -88,7 +88,7 @@ def _gradients(row_sizes, steps, saved, cotangent):
     bound_gradient = total.astype(bound.dtype)
     within = jnp.abs(w.astype(jnp.float32)) <= c
     passed = jnp.where(within, cotangent, 0).astype(w.dtype)
-    return passed, bound_gradient
+    return tiling.placed_like(passed, w), tiling.placed_like(bound_gradient, bound)
 
 
 learned_clip.defvjp(_save, _gradients)
