@@ -91,7 +91,8 @@ def _parts(plan: Plan) -> dict[str, Plan]:
         without: Any = {"noise_model": None, "drift_compensation": None}
         parts["mismatch"] = of(several, stuck=None, **without)
         parts["no mismatch"] = of(several, mismatch=None)
-        modelled = [w for w in several if w.hardware.noise_model is not None]
+        # Without stuck devices it is the chip of the mismatch alone.
+        modelled = [w for w in several if w.hardware.noise_model and w.hardware.sticks]
         if modelled:
             parts["no noise_model"] = of(modelled, **without)
     return parts
@@ -275,7 +276,8 @@ def _frozen(
             amount, wrong = _mismatch_strength(weight, leaves, nominal, alone)
         yield weight.path, "mismatch", wrong, amount
     if weight.hardware.noise_model is not None:
-        amount, wrong = told("no noise_model")
+        without = "no noise_model" if weight.hardware.sticks else "mismatch"
+        amount, wrong = told(without)
         yield weight.path, "noise_model", wrong, amount
         still = None if (later != chip).any() else "the chip is the same after a day"
         yield weight.path, "drift", still, "changes weights within a day"
