@@ -97,6 +97,7 @@ def cut(weight: AnalogWeight, matrix: jax.Array) -> jax.Array:
     """
     if weight.tiles == (1, 1):
         return matrix[..., None, None, :, :]
+    matrix = tiling.gathered(tiling.gathered(matrix, -1), -2)
     rows, columns = map(_indices, (weight.row_sizes, weight.column_sizes))
     return matrix[..., rows[:, None, :, None], columns[None, :, None, :]]
 

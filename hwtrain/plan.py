@@ -323,7 +323,7 @@ class AnalogWeight:
         if self.window is not None and self.window.mask:
             seen = self.shape[-len(self.window.sizes) - 2 :]
             array = jnp.where(unpack(self.window.mask, seen), array, 0)
-        array = jnp.transpose(array, self._order)
+        array = self._unspread(jnp.transpose(array, self._order))
         size = (self._size(self.rows), self._size(self.columns))
         matrix = array.reshape(*self._leading, *size)
         if self.groups == 1:
@@ -335,8 +335,17 @@ class AnalogWeight:
         """Undoes `to_matrix`."""
         if self.groups > 1:
             matrix = jnp.moveaxis(matrix, -3, -2)
+        matrix = self._unspread(matrix)
         array = matrix.reshape([self.shape[axis] for axis in self._order])
         return jnp.transpose(array, self._inverse)
+
+    def _unspread(self, array: jax.Array) -> jax.Array:
+        """Returns an array whose axes may be merged or split, on any mesh."""
+        if len(self.rows) == len(self.columns) == self.groups == 1:
+            return array
+        for axis in range(len(self._leading), array.ndim):
+            array = tiling.gathered(array, axis)
+        return array
 
     @property
     def _order(self) -> tuple[int, ...]:

@@ -9,7 +9,7 @@ PACKAGE = ROOT / "hwtrain"
 
 # Each part may import those of earlier lines, and its own.
 LAYERS = [
-    {"version", "paths", "lazy", "tables", "disk", "leaf_names"},
+    {"version", "paths", "lazy", "tables", "disk", "leaf_names", "jaxprs"},
     {"physics"},
     {"hardware"},
     {"plan"},

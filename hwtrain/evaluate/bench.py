@@ -6,6 +6,7 @@ without.
 """
 
 import dataclasses
+import functools
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
@@ -82,9 +83,11 @@ def read(call: Multiplication) -> Readings:
     """Returns the readings of a multiplication that a layer is about to do."""
     chip = call.weight.hardware
     x = _test_vectors(call)
-    size = jnp.maximum(_rms(_run(call, chip, x)), 1e-30)
+    # Most effects are told from the same chip: it is traced once.
+    of = functools.cache(lambda chip: _run(call, chip, x))
+    size = jnp.maximum(_rms(of(chip)), 1e-30)
     changes = {
-        effect: _rms(_run(call, whole, x) - _run(call, other, x)) / size
+        effect: _rms(of(whole) - of(other)) / size
         for effect, whole, other in _ablations(chip)
         # The first row of a tile has no wire before it.
         if effect != "ir_drop" or max(call.weight.row_sizes) > 1

@@ -49,13 +49,20 @@ def deployed_effects(plan: Plan, params: paths.Tree) -> Iterator[Finding]:
         if not chips:
             return
         chip, later = _after_a_day(checkpoint)
-        several = _deviations(Path(folder) / "several", plan, params)
+        several: dict[str, dict[str, np.ndarray]] = {}
+        for part, of in _parts(plan).items():
+            several[part] = _deviations(Path(folder) / part, of, params)
         for weight in chips:
             kernels = [
                 np.asarray(tree[weight.path], np.float32)
                 for tree in (nominal, chip, later)
             ]
-            yield from _frozen(weight, nominal, several[weight.path], *kernels)
+            deviations = {
+                part: found[weight.path]
+                for part, found in several.items()
+                if weight.path in found
+            }
+            yield from _frozen(weight, nominal, deviations, *kernels)
             if weight.hardware.drift_compensation is not None:
                 yield _compensated(weight, nominal, *kernels)
         if any(weight.hardware.sticks for weight in chips):
@@ -64,6 +71,39 @@ def deployed_effects(plan: Plan, params: paths.Tree) -> Iterator[Finding]:
                 if weight.hardware.sticks:
                     change = later[weight.path] - healthy[weight.path]
                     yield _stuck(weight, checkpoint, bool(jnp.any(change != 0)))
+
+
+def _parts(plan: Plan) -> dict[str, Plan]:
+    """Returns plans whose chips are compared: with all that they have, and with less.
+
+    A mismatch is told alone, and from what programming does to the very same chip; a
+    noise model from a chip that is written without one.
+    """
+    weights = plan.weights
+
+    def of(weights: list[AnalogWeight], **fields: Any) -> Plan:
+        changed = tuple(
+            dataclasses.replace(w, hardware=dataclasses.replace(w.hardware, **fields))
+            for w in weights
+        )
+        return dataclasses.replace(plan, weights=changed)
+
+    parts = {"all": plan}
+    several = [w for w in weights if _mismatched(w) and w.hardware.programs]
+    if several:
+        without: Any = {"noise_model": None, "drift_compensation": None}
+        parts["mismatch"] = of(several, stuck=None, **without)
+        parts["no mismatch"] = of(several, mismatch=None)
+        # Without stuck devices it is the chip of the mismatch alone.
+        modelled = [w for w in several if w.hardware.noise_model and w.hardware.sticks]
+        if modelled:
+            parts["no noise_model"] = of(modelled, **without)
+    return parts
+
+
+def _mismatched(weight: AnalogWeight) -> bool:
+    mismatch = weight.hardware.mismatch
+    return mismatch is not None and mismatch.draws
 
 
 def _chips_to_tell_by(plan: Plan) -> int:
@@ -206,33 +246,63 @@ def _compensated(
 def _frozen(
     weight: AnalogWeight,
     leaves: dict[str, Any],
-    deviation: np.ndarray,
+    deviations: dict[str, np.ndarray],
     nominal: np.ndarray,
     chip: np.ndarray,
     later: np.ndarray,
 ) -> Iterator[Finding]:
-    hardware = weight.hardware
-    amount = f"changes weights by {np.sqrt(np.mean(deviation**2)):.2g}"
-    wrong = None if deviation.any() else "the chip in the export has nominal weights"
-    if hardware.mismatch is not None and hardware.mismatch.draws:
-        if not hardware.programs and not wrong:
-            kernel = jnp.asarray(nominal)
-            w, s = on_crossbar(weight, kernel, weight.stored_scale(leaves))
-            sigma = w
-            if hardware.mismatch.type == "add_normal":
-                each = hardware.mismatch.per_column
-                sigma = largest_weight(weight, w, per_column=each)
-                if not hardware.mismatch.rel_to_actual_wmax:
-                    sigma = jnp.ones_like(sigma)
-            sigma = hardware.mismatch.std_dev * jnp.broadcast_to(
-                sigma * s, nominal.shape
-            )
-            each = np.abs(np.asarray(sigma))
-            with np.errstate(divide="ignore", invalid="ignore"):
-                unit = np.where(each > 0, deviation / each, np.nan)
-            amount, wrong = strength_of(unit, int((~np.isnan(unit)).sum()))
+    """Yields what is frozen in chips, each effect by itself.
+
+    Args:
+      weight: its plan.
+      leaves: the nominal leaves of the model.
+      deviations: by `_parts`, from the nominal weight, `[chips, *shape]`.
+      nominal: the weight.
+      chip: the same on a chip.
+      later: the same after a day.
+    """
+    whole = deviations["all"]
+
+    def told(without: str) -> tuple[str, str | None]:
+        change = whole - deviations.get(without, np.zeros_like(whole))
+        size = np.sqrt(np.mean(change**2))
+        # Conductances and back are some roundings away.
+        if size > 1e-5 * np.sqrt(np.mean(nominal**2)):
+            return f"changes weights by {size:.2g}", None
+        same = "nominal weights" if without not in deviations else "the same without it"
+        return "", f"the chip in the export has {same}"
+
+    if _mismatched(weight):
+        amount, wrong = told("no mismatch")
+        if not wrong:
+            alone = deviations.get("mismatch", whole)
+            amount, wrong = _mismatch_strength(weight, leaves, nominal, alone)
         yield weight.path, "mismatch", wrong, amount
-    if hardware.noise_model is not None:
+    if weight.hardware.noise_model is not None:
+        without = "no noise_model" if weight.hardware.sticks else "mismatch"
+        amount, wrong = told(without)
         yield weight.path, "noise_model", wrong, amount
         still = None if (later != chip).any() else "the chip is the same after a day"
         yield weight.path, "drift", still, "changes weights within a day"
+
+
+def _mismatch_strength(
+    weight: AnalogWeight,
+    leaves: dict[str, Any],
+    nominal: np.ndarray,
+    deviation: np.ndarray,
+) -> tuple[str, str | None]:
+    """Returns the strength of a mismatch that is alone, and what is wrong with it."""
+    mismatch: Any = weight.hardware.mismatch
+    scale = weight.stored_scale(leaves)
+    w, s = on_crossbar(weight, jnp.asarray(nominal), scale)
+    sigma = w
+    if mismatch.type == "add_normal":
+        sigma = largest_weight(weight, w, per_column=mismatch.per_column)
+        if not mismatch.rel_to_actual_wmax:
+            sigma = jnp.ones_like(sigma)
+    sigma = mismatch.std_dev * jnp.broadcast_to(sigma * s, nominal.shape)
+    each = np.abs(np.asarray(sigma))
+    with np.errstate(divide="ignore", invalid="ignore"):
+        unit = np.where(each > 0, deviation / each, np.nan)
+    return strength_of(unit, int((~np.isnan(unit)).sum()))

@@ -1,6 +1,6 @@
 """Convolutions while nobody looks at their windows: do they do the same?"""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import jax
@@ -8,17 +8,21 @@ import numpy as np
 
 from hwtrain.evaluate.bench import undisturbed
 from hwtrain.evaluate.updates import Finding
+from hwtrain.evaluate.watching import Step
 from hwtrain.plan import Plan
 from hwtrain.transforms.functional import as_function, compiled
 from hwtrain.transforms.observation import observed
 from hwtrain.transforms.signal_side import has_signal_side
 from hwtrain.transforms.weight_side import draws
 
-_KEYS = 8
-
 
 def unwatched_effects(
-    analog: Any, plan: Plan, variables: Any, *example: Any, **kwargs: Any
+    analog: Any,
+    plan: Plan,
+    steps: Sequence[Step],
+    variables: Any,
+    *example: Any,
+    **kwargs: Any,
 ) -> Iterator[Finding]:
     """Yields whether convolutions do what is measured at their windows.
 
@@ -29,6 +33,7 @@ def unwatched_effects(
     Args:
       analog: the analog model.
       plan: its plan.
+      steps: watched steps in train mode, of the keys from seed 0 on.
       variables: Linen: its variables. NNX: its `params`, or `None` for its own.
       *example: arguments of a call.
       **kwargs: keyword arguments of the call.
@@ -36,27 +41,25 @@ def unwatched_effects(
     if not any(w.window is not None and has_signal_side(w) for w in plan.weights):
         return
 
-    def runs(mode: str, keys: int) -> tuple[np.ndarray, np.ndarray]:
-        """Returns outputs `[keys, elements]`, unwatched and of the windows."""
+    def runs(mode: str, keys: int) -> np.ndarray:
+        """Returns outputs, `[keys, elements]`."""
         function, tree = as_function(analog, mode, variables)
         call = compiled(function, kwargs)
+        seeds = map(jax.random.key, range(keys))
+        return np.stack([_flat(call(tree, seed, *example)) for seed in seeds])
 
-        def outputs() -> np.ndarray:
-            seeds = map(jax.random.key, range(keys))
-            return np.stack([_flat(call(tree, seed, *example)) for seed in seeds])
-
-        unwatched = outputs()
-        with observed(undisturbed):
-            return unwatched, outputs()
-
-    found, expected = runs("eval", 1)
+    found = runs("eval", 1)
+    with observed(undisturbed):
+        expected = runs("eval", 1)
     error = _rms(found - expected) / max(_rms(expected), 1e-30)
     # Rounding may lead to the next level, of a converter or of bfloat16.
     wrong = None if error < 0.05 else f"the outputs are off by {error:.0%}"
     yield "the model", "convolutions", wrong, f"as their windows within {error:.1e}"
     if not draws(plan, "train"):
         return
-    noise, expected = (_rms(y - y.mean(axis=0)) for y in runs("train", _KEYS))
+    watched = np.stack([_flat(step.outputs) for step in steps])
+    outputs = runs("train", len(watched)), watched
+    noise, expected = (_rms(y - y.mean(axis=0)) for y in outputs)
     strength = noise / max(expected, 1e-30)
     amount = f"{strength:.2f} x that of their windows"
     wrong = None if 0.5 < strength < 2 else f"their noise is {amount}"

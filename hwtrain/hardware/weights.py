@@ -236,8 +236,12 @@ class MismatchParameter:
         \text{add_normal:}\quad w' = w + \sigma A \xi \qquad
         \text{mult_normal:}\quad w' = w (1 + \sigma \xi)
 
-    with :math:`A` the largest absolute nominal weight of the row tile, or 1, and
-    :math:`\xi` a function of the chip's seed, the parameter's path and the element.
+    with :math:`w = W / s` a weight in the units of the crossbar, :math:`A` the largest
+    absolute nominal one of the row tile, or 1, and :math:`\xi` a function of the chip's
+    seed, the parameter's path and the element. So :math:`s A` is what the deviation of
+    :math:`W` is relative to: the largest weight of the row tile where nothing is
+    scaled, of the physical tile with a `weight_scaling_omega`, and of the column of the
+    tile with `weight_scaling_columnwise` beside it.
 
     >>> MismatchParameter(type="mult_normal", std_dev=0.1).draws
     True

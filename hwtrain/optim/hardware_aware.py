@@ -64,8 +64,10 @@ def hardware_aware(
     its clip: one of a rule with `frozen=True`, one that a mask around hides, and one
     whose update the base's program makes zero whatever the gradients are, as
     `optax.set_to_zero` does in an `optax.partition`. No value counts: a learning rate
-    or a gradient of zero freezes nothing. Weights of a chip have to stay as they are;
-    what lies beside them as the chip's never moves.
+    or a gradient of zero freezes nothing. Behind a base that remembers parameters to
+    take differences from them (L-BFGS, SAM, COCOB, Mechanic), only a rule or a mask
+    around freezes. Weights of a chip have to stay as they are; what lies beside them as
+    the chip's never moves.
 
     The ranges' learning rate is, unless given, that of the base with its schedule. A
     base made by `optax.inject_hyperparams` says it. Otherwise it is measured: the base
@@ -77,7 +79,9 @@ def hardware_aware(
     `optax.inject_hyperparams(optax.adagrad)(1e-2)`, or give it for a base that adapts
     to the gradient's history or size, such as Adagrad, Adafactor or Muon, that clips
     gradients below 1 and does not rescale them, or that treats parameters by their
-    size, or by their name without a mask. Giving it also saves the time of measuring.
+    size, or by their name without a mask. Their ranges learn otherwise at what the base
+    makes of a gradient that always was one: at lr / sqrt(0.1 + n) in step n of Adagrad,
+    at a thousandth of lr in Adafactor. Giving it also saves the time of measuring.
 
     >>> import jax
     >>> from flax import linen as nn

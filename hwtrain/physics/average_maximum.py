@@ -11,9 +11,10 @@ import jax.numpy as jnp
 
 from hwtrain.physics.input_range import PROBE_SCALE
 from hwtrain.physics.tiling import over_batch
+from hwtrain.physics.varying import custom_vjp
 
 
-@jax.custom_vjp
+@custom_vjp()
 def record_maxima(x: jax.Array, average: jax.Array, probe: jax.Array) -> jax.Array:
     r"""Returns inputs as they are, and their maxima in the gradient of the probe.
 

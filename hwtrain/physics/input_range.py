@@ -6,7 +6,6 @@ added or averaged: by a layer that is called twice, a scan over time, accumulati
 several devices.
 """
 
-import functools
 from typing import Any, NamedTuple
 
 import jax
@@ -14,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from hwtrain.physics import modifiers, tiling
+from hwtrain.physics.varying import custom_vjp
 
 PROBE_SCALE = 2.0**-40
 """Factor on the probe's sums. A power of two, so that quotients are exact, and small,
@@ -62,7 +62,7 @@ def clipped(x: jax.Array, r: jax.Array, *, straight_through: bool) -> jax.Array:
     return jnp.where(jnp.abs(x) <= r, x, beyond)
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(3, 4))
+@custom_vjp(nondiff_argnums=(3, 4))
 def clip_to_range(
     x: jax.Array,
     input_range: jax.Array,
@@ -206,7 +206,7 @@ def ranged_matmul(
     return tiling.join(jnp.moveaxis(y, 0, -2), column_sizes, axis=-1)
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3))
+@custom_vjp(nondiff_argnums=(2, 3))
 def count_outputs(
     y: jax.Array, probe: jax.Array, bound: float, column_sizes: tuple[int, ...]
 ) -> jax.Array:

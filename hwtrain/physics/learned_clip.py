@@ -1,15 +1,14 @@
 """A clip bound for each column that is learned with the weights."""
 
-import functools
-
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from hwtrain.physics import tiling
+from hwtrain.physics.varying import custom_vjp
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3))
+@custom_vjp(nondiff_argnums=(2, 3))
 def learned_clip(
     w: jax.Array,
     bound: jax.Array,
@@ -89,7 +88,7 @@ def _gradients(row_sizes, steps, saved, cotangent):
     bound_gradient = total.astype(bound.dtype)
     within = jnp.abs(w.astype(jnp.float32)) <= c
     passed = jnp.where(within, cotangent, 0).astype(w.dtype)
-    return passed, bound_gradient
+    return tiling.placed_like(passed, w), tiling.placed_like(bound_gradient, bound)
 
 
 learned_clip.defvjp(_save, _gradients)

@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 
 from hwtrain.physics import tiling
+from hwtrain.physics.varying import vary_alike
 
 
 class Management(NamedTuple):
@@ -154,7 +155,9 @@ def bound_scale(
         drawn = jax.tree.map(lambda a, b: jnp.where(clipped, a, b), new, drawn)
         return trial + 1, scale, clipped & clips, drawn
 
-    carry = (jnp.zeros((), jnp.int32), scale, *read(0, scale))
+    clipped, drawn = read(0, scale)
+    scale, clipped, drawn, worst_case = vary_alike(scale, clipped, drawn, worst_case)
+    carry = (jnp.zeros((), jnp.int32), scale, clipped, drawn)
     _, scale, _, drawn = jax.lax.while_loop(unfinished, next_trial, carry)
     return scale, drawn
 

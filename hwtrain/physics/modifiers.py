@@ -7,6 +7,7 @@ import jax.numpy as jnp
 from jax.typing import ArrayLike
 
 from hwtrain.physics.random import normal, uniform
+from hwtrain.physics.varying import vary_alike
 
 PCM_COEFFICIENTS = (0.26348, 1.9650, -1.1731)
 """Programming noise of phase-change memory, in µS, by powers of g / g_max."""
@@ -15,7 +16,6 @@ PCM_RELATIVE_COEFFICIENTS = (0.26348 / 25, 1.9650 / 25, -1.1731 / 25)
 """The same, relative to the largest conductance of 25 µS."""
 
 
-@jax.custom_jvp
 def straight_through(w: jax.Array, value: jax.Array) -> jax.Array:
     """Returns `value`, and gives its gradient to `w`.
 
@@ -27,10 +27,16 @@ def straight_through(w: jax.Array, value: jax.Array) -> jax.Array:
       w: what receives the gradient.
       value: what is returned, of the shape and dtype of `w`.
     """
+    return _straight_through(*vary_alike(w, value))
+
+
+@jax.custom_jvp
+def _straight_through(w, value):
+    del w
     return value
 
 
-@straight_through.defjvp
+@_straight_through.defjvp
 def _straight_through_jvp(primals, tangents):
     return primals[1], tangents[0]
 

@@ -7,7 +7,6 @@ see an input follows from the geometry, and the gradients inside the windows are
 computed tap by tap.
 """
 
-import functools
 import math
 from typing import Any, NamedTuple
 
@@ -20,6 +19,7 @@ from hwtrain.physics.convolution import Window, padded
 from hwtrain.physics.input_range import PROBE_SCALE, RangeGradient, clipped
 from hwtrain.physics.output_stage import asymmetry
 from hwtrain.physics.tiling import over_batch
+from hwtrain.physics.varying import custom_vjp, vary_alike
 
 # More taps than these are a loop in the program.
 _UNROLLED = 32
@@ -156,7 +156,7 @@ def _of_channels(statistic: jax.Array, x: jax.Array, dtype: Any = None) -> jax.A
     return each.astype(dtype or x.dtype)
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(4, 5, 6, 7, 8))
+@custom_vjp(nondiff_argnums=(4, 5, 6, 7, 8))
 def _ranged(x, kernel, input_range, probe, *options):
     del probe
     return _clipped(x, kernel, input_range, *options)
@@ -280,6 +280,7 @@ def _widening(outward, kernel, d, window, precision) -> jax.Array:
         return total + jnp.minimum(here * seen, 0), None
 
     zeros = jnp.zeros((d.shape[0], *counts, inside.shape[-1]), jnp.float32)
+    zeros, *_ = vary_alike(zeros, inside, d, kernel)
     taps = (jnp.asarray(offsets), kernel)
     total, _ = jax.lax.scan(add, zeros, taps, unroll=window.taps <= _UNROLLED or 1)
     return total

@@ -45,6 +45,8 @@ def cut(array: jax.Array, sizes: tuple[int, ...], axis: int) -> jax.Array:
     largest, count = sizes[0], len(sizes)
     lead, rest = array.shape[:axis], array.shape[axis + 1 :]
     extra = sum(size == largest for size in sizes)
+    if count > 1:
+        array = gathered(array, axis)
     if extra == count:
         return array.reshape(*lead, count, largest, *rest)
     boundary = extra * largest
@@ -55,6 +57,33 @@ def cut(array: jax.Array, sizes: tuple[int, ...], axis: int) -> jax.Array:
     padding = [(0, 0)] * tail.ndim
     padding[axis + 1] = (0, 1)
     return jnp.concatenate([head, jnp.pad(tail, padding)], axis=axis)
+
+
+def gathered(array: jax.Array, axis: int) -> jax.Array:
+    """Returns an array of which one axis may be cut anywhere.
+
+    An axis that a mesh of explicit axes spreads over devices may be sliced, indexed or
+    split at their borders only: it is put together first.
+
+    Args:
+      array: the array.
+      axis: the axis that is about to be cut.
+    """
+    sharding = jax.typeof(array).sharding
+    spec = list(sharding.spec)
+    if not spec[axis]:
+        return array
+    spec[axis] = None
+    whole = sharding.update(spec=jax.sharding.PartitionSpec(*spec))
+    return jax.sharding.reshard(array, whole)
+
+
+def placed_like(array: jax.Array, other: jax.Array) -> jax.Array:
+    """Returns an array as a mesh of explicit axes spreads another one of its shape."""
+    sharding = jax.typeof(other).sharding
+    if jax.typeof(array).sharding == sharding:
+        return array
+    return jax.sharding.reshard(array, sharding)
 
 
 def join(array: jax.Array, sizes: tuple[int, ...], axis: int) -> jax.Array:
@@ -69,6 +98,9 @@ def join(array: jax.Array, sizes: tuple[int, ...], axis: int) -> jax.Array:
     largest, count = sizes[0], len(sizes)
     extra = sum(size == largest for size in sizes)
     lead, rest = array.shape[:axis], array.shape[axis + 2 :]
+    array = gathered(array, axis + 1)
+    if extra < count:
+        array = gathered(array, axis)
     if extra == count:
         return array.reshape(*lead, count * largest, *rest)
     head = jax.lax.slice_in_dim(array, 0, extra, axis=axis)
@@ -117,6 +149,8 @@ def add_tiles(array: jax.Array, axis: int) -> jax.Array:
       array: the array.
       axis: the axis to add over, counted from the end (negative).
     """
+    if jax.typeof(array).sharding.spec[axis]:
+        return jnp.sum(array, axis)  # over the devices that have the tiles
     tiles = [
         jax.lax.index_in_dim(array, i, axis, keepdims=False)
         for i in range(array.shape[axis])
@@ -201,6 +235,7 @@ def over_columns(
       `[..., column tiles]`.
     """
     ends = np.cumsum(column_sizes)[:-1]
+    statistic = gathered(statistic, -1)
     parts = jnp.split(statistic, ends, axis=-1)
     return jnp.concatenate([function(p, axis=-1, keepdims=True) for p in parts], -1)
 
@@ -222,6 +257,7 @@ def expand_columns(statistic: jax.Array, column_sizes: tuple[int, ...]) -> jax.A
     if tiles == 1 or statistic.shape[-1] != tiles or tiles == columns:
         return statistic
     repeats = np.asarray(column_sizes)
+    statistic = gathered(statistic, -1)
     return jnp.repeat(statistic, repeats, axis=-1, total_repeat_length=columns)
 
 
@@ -313,6 +349,8 @@ def expand_rows(statistic: jax.Array, row_sizes: tuple[int, ...]) -> jax.Array:
     # Of whole tiles at a time: a gather would keep its consumers from vectorising.
     largest = row_sizes[0]
     extra = sum(size == largest for size in row_sizes)
+    if extra < len(row_sizes):
+        statistic = gathered(statistic, -2)
     head = _repeat(statistic[..., :extra, :], largest)
     if extra == len(row_sizes):
         return head

@@ -15,7 +15,7 @@ from typing import Any
 import jax
 from jax.extend.core import Literal
 
-from hwtrain.transforms.jaxprs import TRANSPARENT, inner_jaxpr, mark, scan_parts
+from hwtrain.jaxprs import TRANSPARENT, inner_jaxpr, mark, scan_parts
 
 _MARK = "hwtrain layer"
 

@@ -28,7 +28,12 @@ def describe(num_embeddings: int, features: int) -> Layer:
         kind="embed",
         weights=(weight,),
         by_rule=True,
-        no_inputs="it looks its inputs up",
+        no_inputs=(
+            "its call looks up and has no inputs to learn from, and attend, which "
+            "multiplies, takes its inputs as they come. For attend, "
+            "InputRangeParameter(dynamic=True), or noise_management='abs_max' in "
+            "IOParameters, follow each input"
+        ),
     )
 
 

@@ -40,7 +40,8 @@ class Layer:
       weights: the arrays that can be analog.
       by_rule: whether it is analog only by a rule.
       opaque: whether it is a bridge to layers that cannot be seen.
-      no_inputs: why it has no inputs that a range could clip; empty if it has.
+      no_inputs: why it has no leaves beside its array for the inputs of a call, and
+        what does without; empty if it has.
       derived: by the names of its arrays, why it multiplies by what is made of them;
         none that it multiplies by as they are.
       lost: likewise, why it multiplies by no weights that a crossbar could hold.
@@ -71,6 +72,10 @@ class Layer:
     def weight(self, leaf: str) -> LayerWeight | None:
         """Returns the array of this name, if it can be analog."""
         return next((weight for weight in self.weights if weight.leaf == leaf), None)
+
+
+def _article(name: str) -> str:
+    return f"{'an' if name[:1] in 'AEIOU' else 'a'} {name}"
 
 
 def calls_as(cls: type, bases: tuple[type, ...]) -> bool:
@@ -131,8 +136,8 @@ def analog_weight(
     for option in [name for name, given in options.items() if given]:
         if layer.no_inputs:
             raise ValueError(
-                f"{path}: {rule} gives it {option}, which does nothing on a "
-                f"{layer.name}: {layer.no_inputs}. Write Rule({layer.path!r}, "
+                f"{path}: {rule} gives it {option}, which {_article(layer.name)} "
+                f"cannot have: {layer.no_inputs}. Write Rule({layer.path!r}, "
                 f"Hardware(...)) without it, or Rule({layer.path!r}, None) to keep it "
                 "digital, before the other rules"
             )

@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 import jax.numpy as jnp
 from jax.extend.core import Literal
 
-from hwtrain.transforms.jaxprs import TRANSPARENT, inner_jaxpr, mark, scan_parts
+from hwtrain.jaxprs import TRANSPARENT, inner_jaxpr, mark, scan_parts
 from hwtrain.transforms.stack_axis import NAME, stack_axis_first
 
 _MARK = "hwtrain operand"

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from hwtrain.crossbar import modified
+from hwtrain.physics.varying import custom_vjp
 from hwtrain.plan import AnalogWeight
 
 Leaves = Mapping[str, jax.Array]
@@ -52,7 +53,7 @@ def redrawn(
     return _redrawn(multiply, x, w, dict(leaves), keys)
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+@custom_vjp(nondiff_argnums=(0,))
 def _redrawn(multiply, x, w, leaves, keys):
     return multiply(x, x, w, leaves, keys)
 

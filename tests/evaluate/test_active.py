@@ -10,11 +10,13 @@ from flax import linen as nn
 from flax import nnx
 
 import hwtrain as hw
+from hwtrain.checkpoint import crossbars
 from hwtrain.evaluate import bench, deployment, unwatched, updates
+from hwtrain.evaluate.watching import watching
 from hwtrain.physics import mvm
 from hwtrain.physics import tile_read as tile
 from hwtrain.physics.periphery import read_keys
-from hwtrain.transforms import signal_side, weight_side
+from hwtrain.transforms import functional, signal_side, weight_side
 
 X = jax.random.normal(jax.random.key(0), (4, 6))
 IO = hw.IOParameters(
@@ -412,7 +414,59 @@ def test_what_is_frozen_in_a_chip_is_found_and_missed_when_off(
     jax.clear_caches()
 
 
-def test_mismatch_beside_stuck_devices_is_not_measured_by_its_deviation():
+def _without_noise(self, key, g_target):
+    programmed = _PROGRAM(self, key, g_target)
+    return dataclasses.replace(programmed, g_prog=g_target)
+
+
+_PROGRAM = hw.PCMLikeNoiseModel.program
+_DEVIATED = crossbars._chip_kernel
+_CHIP_KERNEL = "hwtrain.checkpoint.crossbars._chip_kernel"
+_BESIDE = {
+    "neither": (None, None, set()),
+    "mismatch": (_CHIP_KERNEL, lambda w, kernel, s, key, out: out, {"mismatch"}),
+    "half of the mismatch": (
+        _CHIP_KERNEL,
+        lambda *args: (_DEVIATED(*args) + args[-1]) / 2,
+        {"mismatch"},
+    ),
+    "mismatch of programmed chips": (
+        "hwtrain.programming.mismatched",
+        lambda weight, kernel, scale, key, out: out,
+        {"mismatch"},
+    ),
+    "noise model": (
+        "hwtrain.PCMLikeNoiseModel.program",
+        _without_noise,
+        {"noise_model"},
+    ),
+}
+
+
+@pytest.mark.parametrize("off", _BESIDE)
+def test_mismatch_and_noise_model_are_each_measured_by_itself(off, monkeypatch):
+    target, change, wrong = _BESIDE[off]
+    chip = dataclasses.replace(
+        ONLY["mismatch"],
+        converter=CHIP.converter,
+        noise_model=hw.PCMLikeNoiseModel(),
+    )
+    analog = hw.analogize(nn.Dense(40), chip)
+    variables = jax.jit(analog.init)(jax.random.key(0), X)
+    plan = hw.plan(analog, variables, X)
+    if target:
+        monkeypatch.setattr(target, change)
+    jax.clear_caches()
+    findings = list(deployment.deployed_effects(plan, variables["params"]))
+    jax.clear_caches()
+    assert {effect for _, effect, why, _ in findings if why} == wrong
+    amounts = {effect: amount for _, effect, _, amount in findings}
+    if not wrong:
+        assert amounts["mismatch"].endswith(" x the configured deviation")
+        assert amounts["noise_model"].startswith("changes weights by")
+
+
+def test_mismatch_beside_stuck_devices_is_measured_alone():
     chip = dataclasses.replace(
         ONLY["mismatch"],
         converter=CHIP.converter,
@@ -420,10 +474,12 @@ def test_mismatch_beside_stuck_devices_is_not_measured_by_its_deviation():
     )
     analog = hw.analogize(nn.Dense(40), chip)
     variables = jax.jit(analog.init)(jax.random.key(0), X)
-    found = deployment.deployed_effects(
-        hw.plan(analog, variables, X), variables["params"]
+    found = list(
+        deployment.deployed_effects(hw.plan(analog, variables, X), variables["params"])
     )
     assert [wrong for _, _, wrong, _ in found] == [None, None, None]
+    (amount,) = (amount for _, effect, _, amount in found if effect == "mismatch")
+    assert abs(float(amount.split()[0]) - 1) < 0.25
 
 
 class LinenConv(nn.Module):
@@ -456,7 +512,10 @@ def test_a_convolution_that_nobody_watches_is_measured_too(framework, monkeypatc
 
     def wrong():
         jax.clear_caches()
-        found = unwatched.unwatched_effects(analog, plan, variables, x)
+        function, tree = functional.as_function(analog, "train", variables)
+        with watching(function, {}) as watched:
+            steps = watched(tree, map(jax.random.key, range(8)), x)
+        found = unwatched.unwatched_effects(analog, plan, steps, variables, x)
         return {effect: bool(wrong) for _, effect, wrong, _ in found}
 
     assert wrong() == {"convolutions": False, "noise of convolutions": False}

@@ -236,3 +236,36 @@ def test_labels_of_another_tree_are_named_with_the_way_out(kind, rate, frozen):
     assert "lambda params: jax.tree_util.tree_map_with_path" in text
     assert ("'first/kernel' and all else that a rule freezes" in text) == frozen
     assert "\n" not in text
+
+
+# What the docstring of hardware_aware says of a base whose rate is measured, in step n.
+MEASURED = {
+    "adagrad": (optax.adagrad(0.1), lambda n: 0.1 / np.sqrt(0.1 + n)),
+    "adafactor": (optax.adafactor(0.1), lambda n: 1e-3 * 0.1),
+    "adam": (optax.adam(0.1), lambda n: 0.1),
+    "injected adagrad": (
+        optax.inject_hyperparams(optax.adagrad)(0.1),
+        lambda n: np.float32(0.1),
+    ),
+}
+
+
+@pytest.mark.parametrize("name", MEASURED)
+def test_the_rate_that_is_measured_is_the_one_that_the_page_says(name):
+    base, rate = MEASURED[name]
+    analog = hw.analogize(Linen(), CHIP)
+    params = analog.init(jax.random.key(0), X)["params"]
+    tx = hw.optim.hardware_aware(base, hw.plan(analog, params, X))
+    state = tx.init(params)
+    gradients = jax.tree.map(jnp.zeros_like, params)
+    for layer in LAYERS:  # inputs that are small, of which none is clipped
+        sums = jnp.array([100.0, 100.0, 0.0, 1e-4, 0.0, 0.0])
+        shape = gradients[layer]["probe"].shape
+        gradients[layer]["probe"] = jnp.broadcast_to(sums, shape)
+    for n in range(1, 4):
+        updates, state = tx.update(gradients, state, params)
+        # Where nothing is clipped the range shrinks by the rate, its decay and itself.
+        expected = -rate(n) * DECAY * 1e3
+        for layer in LAYERS:
+            moved = updates[layer]["input_range"]
+            np.testing.assert_allclose(moved, expected, rtol=1e-3)

@@ -275,7 +275,7 @@ def test_what_has_no_product_refuses_it():
     with pytest.raises(ValueError, match="redraw, which only a layer can have"):
         hw.analogize(nnx.Linear(2, 2, rngs=nnx.Rngs(0)), [rule])
     embed = nnx.Embed(4, 2, rngs=nnx.Rngs(0))
-    with pytest.raises(ValueError, match="redraw, which does nothing on a Embed"):
+    with pytest.raises(ValueError, match="redraw, which an Embed cannot have"):
         hw.analogize(embed, [hw.Rule(".*", chip)])
     mask = np.ones((3, 2, 2)) * np.array([1, 0, 1])[:, None, None]
     masked = nnx.Conv(2, 2, (3,), mask=mask, rngs=nnx.Rngs(0))

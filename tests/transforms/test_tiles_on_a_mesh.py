@@ -1,0 +1,117 @@
+"""Tiles of a kernel that a mesh of explicit axes spreads: as on one device."""
+
+import os
+import subprocess
+import sys
+
+import pytest
+
+SCRIPT = """
+import sys, tempfile
+import jax, jax.numpy as jnp, numpy as np, optax
+from jax.sharding import NamedSharding, PartitionSpec as P
+from flax import linen as nn
+import hwtrain as hw
+from hwtrain import paths
+from hwtrain.evaluate import population
+
+class MLP(nn.Module):
+    @nn.compact
+    def __call__(self, x):
+        return nn.Dense(8, name="o")(nn.relu(nn.Dense(16, name="h")(x)))
+
+class CNN(nn.Module):
+    @nn.compact
+    def __call__(self, x):
+        x = nn.relu(nn.Conv(8, (3,), name="a")(x.reshape(x.shape[0], -1, 4)))
+        return nn.Conv(4, (2,), feature_group_count=2, name="b")(x).mean(1)
+
+def chip(size, **parts):
+    tiles = hw.MappingParameter(
+        weight_scaling_omega=1.0, max_input_size=size, max_output_size=size)
+    ranged = hw.InputRangeParameter(init_from_data=0)
+    io = hw.IOParameters(inp_bits=8, out_bits=8, out_bound=10.0)
+    noise = hw.WeightModifierParameter(type="add_normal", std_dev=0.1)
+    fields = {"mapping": tiles, "input_range": ranged, "forward": io, "modifier": noise}
+    return hw.Hardware(**{**fields, **parts})
+
+device = {
+    "converter": hw.SinglePairConductanceConverter(g_max=25.0),
+    "noise_model": hw.PCMLikeNoiseModel(),
+    "mismatch": hw.MismatchParameter(type="add_normal", std_dev=0.1),
+}
+clip = hw.WeightClipParameter(type="learnable_per_channel")
+CASES = {
+    "even": (MLP(), chip(4)),
+    "odd": (MLP(), chip(3)),
+    "learned": (MLP(), chip(3, clip=clip, modifier=None, forward=None)),
+    "chips": (MLP(), chip(3, modifier=None, **device)),
+    "convolution": (CNN(), chip(4)),
+}
+mesh = jax.make_mesh(
+    (4, 2), ("d", "m"), axis_types=(jax.sharding.AxisType.Explicit,) * 2)
+x = jax.random.normal(jax.random.key(0), (16, 8))
+spread_x = jax.device_put(x, NamedSharding(mesh, P("d")))
+for name in sys.argv[1:]:
+    model, hardware = CASES[name]
+    analog = hw.analogize(model, hardware)
+    params = analog.init(jax.random.key(1), x)["params"]
+    plan = hw.plan(analog, params, x)
+    tx = hw.optim.hardware_aware(optax.sgd(0.1), plan)
+
+    @jax.jit
+    def step(params, x):
+        def loss(params):
+            rngs = {"mismatch": jax.random.key(5)}
+            return jnp.square(analog.apply({"params": params}, x, rngs=rngs) - 1).mean()
+        gradients = jax.grad(loss)(params)
+        updates, _ = tx.update(gradients, tx.init(params), params)
+        return {"after": optax.apply_updates(params, updates), "gradient": gradients}
+
+    def same(found, expected):
+        for path, value in paths.leaves(expected).items():
+            np.testing.assert_allclose(
+                paths.leaves(found)[path], value, rtol=1e-4, atol=1e-5, err_msg=path)
+
+    def chips(params, x):
+        metric = lambda y: jnp.abs(y).mean(-1)
+        values = population(
+            analog, {"params": params}, [(x,)], metric, chips=2, key=jax.random.key(0)
+        ).values
+        with tempfile.TemporaryDirectory() as folder:
+            made = hw.export(folder + "/chip", {"params": params}, plan, chip_seed=0)
+            return {"values": values, "chip": hw.load(made).chip(0)}
+
+    for axis in (-2, -1):
+        def place(path, leaf):
+            axes = [None] * leaf.ndim
+            if path.endswith("kernel"):
+                axes[axis] = "m"
+            return jax.device_put(leaf, NamedSharding(mesh, P(*axes)))
+        spread = paths.map_leaves(place, params)
+        same(step(spread, spread_x), step(params, x))
+        if name == "chips":
+            same(chips(spread, spread_x), chips(params, x))
+print("equal")
+"""
+
+
+def run(*names):
+    flags = "--xla_force_host_platform_device_count=8"
+    environment = {**os.environ, "JAX_PLATFORMS": "cpu", "XLA_FLAGS": flags}
+    done = subprocess.run(
+        [sys.executable, "-c", SCRIPT, *names],
+        env=environment,
+        capture_output=True,
+        text=True,
+    )
+    assert done.stdout.strip() == "equal", done.stderr
+
+
+def test_tiles_of_rows_and_of_columns():
+    run("even", "odd")
+
+
+@pytest.mark.nightly
+def test_learned_clips_chips_and_convolutions():
+    run("learned", "chips", "convolution")
