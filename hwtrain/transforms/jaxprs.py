@@ -51,7 +51,7 @@ def casts_to(equation: Any) -> str:
     if name != "convert_element_type":
         return ""
     old, new = equation.invars[0].aval.dtype, equation.outvars[0].aval.dtype
-    if jax.dtypes.issubdtype(old, jax.dtypes.extended) or _holds(old, new):
+    if jnp.issubdtype(old, jax.dtypes.extended) or _holds(old, new):
         return ""
     return new.name
 
