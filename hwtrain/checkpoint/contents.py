@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from pydantic import ValidationError
 
+from hwtrain import paths
 from hwtrain.checkpoint import manifest as manifests
 from hwtrain.checkpoint import tensors
 from hwtrain.checkpoint.crossbars import Crossbars, check_kernel
@@ -112,32 +113,33 @@ class Contents:
                 f"have; they have {', '.join(params) or 'nothing'}. Make the "
                 "plan from the model whose parameters these are"
             )
-        names = {"/".join(map(str, leaf.keys)) for leaf in self.leaves}
+        names = {paths.join(leaf.keys) for leaf in self.leaves}
         names |= {leaf.path for leaf in self.leaves}
         lacking = [path for path in plan.state if path not in names]
         if lacking:
             raise HardwareCheckpointError(
                 f"the variables have no {', '.join(lacking)}: the model of the plan "
                 "cannot be evaluated without. Export all of its variables, such as "
-                f"{{'params': ..., {lacking[0].partition('/')[0]!r}: ...}} of Linen or "
+                f"{{'params': ..., {paths.split(lacking[0])[0]!r}: ...}} of Linen or "
                 "nnx.state(model), or make the plan from variables without"
             )
+        values = {x.keys[1:]: x.value for x in params.values() if x.kind != "empty"}
         shapes = {
-            path: jax.ShapeDtypeStruct(np.shape(leaf.value), np.float32)
-            for path, leaf in params.items()
-            if leaf.kind != "empty"
+            keys: jax.ShapeDtypeStruct(np.shape(value), np.float32)
+            for keys, value in values.items()
         }
         try:
-            plan.check_leaves(shapes)
-            check_fit(plan, {path: leaf.value for path, leaf in params.items()})
+            plan.check_leaves(paths.unflatten(shapes))
+            check_fit(plan, paths.unflatten(values))
         except ValueError as error:
             raise HardwareCheckpointError(str(error)) from error
 
     def _check_nominal(self) -> None:
         """Raises for a chip's weights, whose place is beside the nominal ones."""
         # In an NNX model, what a chip has beside its weights may be plain arrays.
-        names = [x.path for x in self.leaves if x.keys[0] in ("params", CONSTANTS)]
-        found = self.plan.leaves_of_chip(dict.fromkeys(names, 0))
+        held = [x.keys for x in self.leaves if x.keys[0] in ("params", CONSTANTS)]
+        trees = paths.unflatten({keys: 0 for keys in held if keys[1:]})
+        found = [x for t in trees.values() for x in self.plan.leaves_of_chip(t)]
         if found:
             raise HardwareCheckpointError(
                 f"export takes nominal weights, and these are a chip's: {found[0]} "
@@ -333,7 +335,7 @@ class _Files:
                 array = leaf.array()
                 entry |= {"dtype": array.dtype.name, "shape": array.shape}
                 if leaf.kind == "tensor":
-                    where = "/".join(map(str, leaf.keys))
+                    where = paths.join(leaf.keys)
                     check_numbers(where, array)
                     check_parameter(where, leaf.keys, array)
                     content[leaf.tensor] = (array, nominal_unit(leaf.path))

@@ -23,7 +23,7 @@ from hwtrain.checkpoint.of_nnx import filled
 from hwtrain.checkpoint.reads import check_read, kernel_at
 from hwtrain.checkpoint.tiles import Tile, check_targets, join
 from hwtrain.checkpoint.values import check_numbers, check_parameter, check_values
-from hwtrain.checkpoint.variables import as_leaf, unflatten
+from hwtrain.checkpoint.variables import as_leaf
 from hwtrain.chips import chip_key, with_chip_leaves
 from hwtrain.clip_bounds import with_open_bounds
 from hwtrain.conductances import converter_of
@@ -252,7 +252,8 @@ def load(path: str | os.PathLike[str]) -> HardwareCheckpoint:
             check_numbers(f"{directory / file}, {leaf.tensor}", array)
             values[leaf.keys] = as_leaf(array, leaf.key_impl)
         if file in layers:
-            _check_layer(f"{directory / file}, ", layers[file].weight, content)
+            held = {x.path: content[x.tensor or ""] for x in leaves.get(file, ())}
+            _check_layer(f"{directory / file}, ", layers[file].weight, held)
         for leaf in leaves.get(file, ()):
             where = f"{directory / file}, {leaf.tensor}"
             check_parameter(where, leaf.keys, content[leaf.tensor or ""])
@@ -263,17 +264,14 @@ def load(path: str | os.PathLike[str]) -> HardwareCheckpoint:
         directory=directory,
         manifest=manifest,
         plan=manifest.plan,
-        variables=unflatten(values),
+        variables=paths.unflatten(values),
     )
 
 
 def _check_layer(
-    where: str, weight: AnalogWeight, content: Mapping[str, np.ndarray]
+    where: str, weight: AnalogWeight, nominal: Mapping[str, np.ndarray]
 ) -> None:
     """Checks the nominal weights of a layer, and what its hardware put beside them."""
-    nominal = {
-        name.removeprefix("nominal/params/"): array for name, array in content.items()
-    }
     check_kernel(weight, nominal[weight.path], where)
     check_values(where, weight, nominal)
 

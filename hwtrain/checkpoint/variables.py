@@ -11,7 +11,7 @@ from flax import nnx
 from jax.tree_util import DictKey, GetAttrKey
 
 from hwtrain import paths
-from hwtrain.checkpoint.entries import DTYPES
+from hwtrain.checkpoint.entries import DTYPES, tensor_name
 from hwtrain.checkpoint.errors import HardwareCheckpointError
 from hwtrain.checkpoint.layout import order
 from hwtrain.checkpoint.of_nnx import collections_of
@@ -38,7 +38,7 @@ class Leaf:
     @property
     def tensor(self) -> str:
         """The name of its tensor."""
-        return "/".join(["nominal", *map(str, self.keys)])
+        return tensor_name(self.keys)
 
     @property
     def kind(self) -> str:
@@ -74,7 +74,7 @@ def flatten(variables: Any, probes: Set[str] = frozenset()) -> list[Leaf]:
         )
     if not isinstance(variables.get("params"), Mapping):
         variables = {"params": variables}
-    leaves, seen = [], {}
+    leaves = []
     for collection, tree in variables.items():
         found = jax.tree_util.tree_leaves_with_path(
             tree, is_leaf=lambda node: isinstance(node, Mapping) and not len(node)
@@ -92,12 +92,6 @@ def flatten(variables: Any, probes: Set[str] = frozenset()) -> list[Leaf]:
                 )
             if leaf.kind != "empty":
                 _check_dtype(leaf)
-            if leaf.tensor in seen:
-                raise HardwareCheckpointError(
-                    f"the keys {seen[leaf.tensor]} and {keys} join to the same path; "
-                    "rename one of the two"
-                )
-            seen[leaf.tensor] = keys
             leaves.append(leaf)
     return sorted(leaves, key=lambda leaf: order(leaf.keys))
 
@@ -108,21 +102,6 @@ def _has_types(variables: Any) -> bool:
         return False
     leaves = nnx.to_flat_state(variables)
     return any(isinstance(leaf, nnx.Variable) for _, leaf in leaves)
-
-
-def unflatten(leaves: Mapping[tuple[str | int, ...], Any]) -> dict[str, Any]:
-    """Returns nested dicts of leaves by their keys.
-
-    >>> unflatten({("params", "dense", "bias"): 0.0})
-    {'params': {'dense': {'bias': 0.0}}}
-    """
-    tree: dict[Any, Any] = {}
-    for keys, value in leaves.items():
-        node = tree
-        for key in keys[:-1]:
-            node = node.setdefault(key, {})
-        node[keys[-1]] = value
-    return tree
 
 
 def as_leaf(array: np.ndarray, key_impl: str | None = None) -> Any:
@@ -150,7 +129,7 @@ def _check_dtype(leaf: Leaf) -> None:
     )
     if dtype.name not in DTYPES:
         raise HardwareCheckpointError(
-            f"{'/'.join(map(str, leaf.keys))}: a {type(value).__name__} of dtype "
+            f"{paths.join(leaf.keys)}: a {type(value).__name__} of dtype "
             f"{dtype} cannot be stored; convert it to one of "
             f"{', '.join(sorted(DTYPES))}"
         )

@@ -287,6 +287,25 @@ def lifted(transform):
     return lambda x: transform(nn.Dense)(4, name="a")(x)
 
 
+@pytest.mark.parametrize("analog", [False, True])
+@pytest.mark.parametrize("around", [nn.WeightNorm, nn.SpectralNorm])
+def test_a_layer_whose_variables_are_mapped(around, analog):
+    class Model(nn.Module):
+        @nn.compact
+        def __call__(self, x):
+            more = {"update_stats": False} if around is nn.SpectralNorm else {}
+            x = around(nn.Dense(4, name="a"))(x, **more)
+            return nn.Dense(3, name="b")(nn.relu(x))
+
+    model = Model()
+    if analog:
+        model = analogize(model, Hardware(input_range=InputRangeParameter()))
+    graph = trace_graph(model, model.init(jax.random.key(0), X), X)
+    (first,) = {after for before, after in graph.edges if before == "input"}
+    assert graph.nodes[first] == "layer"
+    assert between(graph, first, "b") == ["relu"]
+
+
 @pytest.mark.parametrize("transform", [nn.remat, nn.jit])
 def test_lifted_layers(transform):
     graph = made(lambda x: nn.Dense(3, name="b")(nn.relu(lifted(transform)(x))), X)

@@ -104,7 +104,6 @@ def test_scale_of_another_shape(tmp_path, variables, plan):
         ([1.0], "variables must be a nested mapping"),
         ({"a": {"b": [jnp.ones(2)]}}, "params/a/b/0: .* turn lists and tuples"),
         ({"a": np.array(["text"])}, "params/a: .* cannot be stored"),
-        ({"a": {"b/c": jnp.ones(2)}, "a/b": {"c": jnp.ones(2)}}, "the same path"),
     ],
 )
 def test_variables_that_no_file_can_hold(tmp_path, params, match):
