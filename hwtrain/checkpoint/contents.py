@@ -9,6 +9,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from flax import nnx
 from pydantic import ValidationError
 
 from hwtrain import paths
@@ -72,6 +73,11 @@ class Contents:
         self.plan, self.graph, self.accuracy = plan, graph, tuple(accuracy)
         probes = {weight.leaf("probe") for weight in plan.weights if weight.ranged}
         self.leaves = flatten(variables, probes)
+        self._with_example = (
+            "export(path, model, example=(x,))"
+            if isinstance(variables, nnx.Module)
+            else "export(path, variables, plan, analog=analog, example=(x,))"
+        )
         self.seeds = sorted({_checked_seed(seed) for seed in chip_seeds})
         self.measured = {
             _checked_seed(seed): check_conductances(f"chip {seed}", arrays, plan)
@@ -98,13 +104,13 @@ class Contents:
         """Raises unless the variables have all that the plan names."""
         plan, params = self.plan, self._params
         self._check_nominal()
-        try:
-            plan.check_effective()
-        except ValueError as error:
+        pending = [weight for weight in plan.weights if weight.pending]
+        if pending:
             raise HardwareCheckpointError(
-                f"{error}; or let export do so: export(path, variables, plan, "
-                "analog=analog, example=(x,))"
-            ) from error
+                f"{pending[0].path} is not what its {pending[0].layer} multiplies by: "
+                f"{pending[0].derived}. A chip has the weights that are made of it, "
+                f"which a call shows: write {self._with_example}"
+            )
         missing = [path for path in plan if path not in params]
         missing += [entry.path for entry in plan.digital if entry.path not in params]
         if missing:

@@ -17,7 +17,7 @@ from hwtrain.checkpoint.crossbars import check_kernel
 from hwtrain.checkpoint.earlier import nominal_scale
 from hwtrain.checkpoint.entries import DTYPES, ChipEntry, LayerEntry, LeafEntry
 from hwtrain.checkpoint.errors import HardwareCheckpointError
-from hwtrain.checkpoint.files import check_listed
+from hwtrain.checkpoint.files import check_listed, path_of
 from hwtrain.checkpoint.manifest import FILE_NAME, Manifest
 from hwtrain.checkpoint.of_nnx import filled
 from hwtrain.checkpoint.reads import check_read, kernel_at
@@ -237,7 +237,7 @@ def load(path: str | os.PathLike[str]) -> HardwareCheckpoint:
     Raises:
       HardwareCheckpointError: (a `ValueError`) if it is no checkpoint, or damaged.
     """
-    directory = Path(path)
+    directory = path_of(path, "load takes the directory that export wrote")
     manifest = manifests.read(directory)
     check_listed(directory, {FILE_NAME, *manifest.files})
     leaves: dict[str | None, list[LeafEntry]] = {}

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
+from jax.core import Tracer
 from jax.tree_util import DictKey, GetAttrKey
 
 from hwtrain import paths
@@ -48,8 +49,18 @@ class Leaf:
         return "zeros" if self.probe else "tensor"
 
     def array(self) -> np.ndarray:
-        """Copies the leaf from its device."""
+        """Copies the leaf from its device.
+
+        Raises:
+          HardwareCheckpointError: if it is but a shape, of a model that is checked
+            before there are values.
+        """
         value = self.value
+        if isinstance(value, jax.ShapeDtypeStruct):
+            raise HardwareCheckpointError(
+                f"{paths.join(self.keys)} is a shape without values, as of "
+                "jax.eval_shape; give the arrays"
+            )
         if isinstance(value, jax.Array):
             # A JAX array keeps its host copy; the whole model would gather there.
             value = jnp.copy(value)
@@ -91,6 +102,7 @@ def flatten(variables: Any, probes: Set[str] = frozenset()) -> list[Leaf]:
                     key_impl=str(jax.random.key_impl(value)),
                 )
             if leaf.kind != "empty":
+                _check_values(leaf)
                 _check_dtype(leaf)
             leaves.append(leaf)
     return sorted(leaves, key=lambda leaf: order(leaf.keys))
@@ -120,6 +132,17 @@ def _is_key(value: Any) -> bool:
     return isinstance(value, jax.Array) and jnp.issubdtype(
         value.dtype, jax.dtypes.prng_key
     )
+
+
+def _check_values(leaf: Leaf) -> None:
+    """Raises for what stands for an array and has no values."""
+    value, why = leaf.value, ""
+    if isinstance(value, Tracer):
+        why = "traced, as inside of jax.jit; export outside of it"
+    elif isinstance(value, jax.Array) and value.is_deleted():
+        why = "deleted, as what a step takes with donate_argnums; give what it returned"
+    if why:
+        raise HardwareCheckpointError(f"{paths.join(leaf.keys)} is {why}")
 
 
 def _check_dtype(leaf: Leaf) -> None:
