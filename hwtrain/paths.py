@@ -3,9 +3,12 @@
 A path is the keys on the way to a leaf, joined by `/`, indices as decimals. A trailing
 `/value` is stripped: boxed Linen parameters and NNX states have one, and a rule that
 expects `kernel` at the end would silently match nothing.
+
+A key may hold a slash itself: Flax's WeightNorm keeps `"dense/kernel/scale"` under one
+name. As in a JSON Pointer (RFC 6901), it stands as `~1` in a path, and `~` as `~0`.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import jax
@@ -16,6 +19,25 @@ from jax.core import Tracer
 Tree = Any
 
 
+def join(keys: Iterable[Any]) -> str:
+    """Returns the path of keys, such as the names of modules.
+
+    >>> join(["layers", 0, "dense/kernel/scale"])
+    'layers/0/dense~1kernel~1scale'
+    """
+    return "/".join(str(key).replace("~", "~0").replace("/", "~1") for key in keys)
+
+
+def split(path: str) -> list[str]:
+    """Returns the keys of a path, as strings.
+
+    >>> split("layers/0/dense~1kernel~1scale")
+    ['layers', '0', 'dense/kernel/scale']
+    """
+    names = path.split("/") if path else []
+    return [name.replace("~1", "/").replace("~0", "~") for name in names]
+
+
 def path_of(keys: tuple[Any, ...]) -> str:
     """Returns the path of a JAX key path.
 
@@ -24,7 +46,7 @@ def path_of(keys: tuple[Any, ...]) -> str:
     >>> [path_of(keys) for keys, _ in jax.tree_util.tree_leaves_with_path(tree)]
     ['hidden/0/kernel']
     """
-    path = jax.tree_util.keystr(keys, simple=True, separator="/")
+    path = join(jax.tree_util.keystr((key,), simple=True) for key in keys)
     return path.removesuffix("/value")
 
 
@@ -35,6 +57,21 @@ def leaves(tree: Tree) -> dict[str, Any]:
     {'hidden/kernel': 1.0}
     """
     return {path_of(k): v for k, v in jax.tree_util.tree_leaves_with_path(tree)}
+
+
+def unflatten(leaves: Mapping[tuple[str | int, ...], Any]) -> dict[Any, Any]:
+    """Returns nested dicts of leaves by their keys.
+
+    >>> unflatten({("params", "dense", "bias"): 0.0})
+    {'params': {'dense': {'bias': 0.0}}}
+    """
+    tree: dict[Any, Any] = {}
+    for keys, value in leaves.items():
+        node = tree
+        for key in keys[:-1]:
+            node = node.setdefault(key, {})
+        node[keys[-1]] = value
+    return tree
 
 
 def map_leaves(function: Callable[[str, Any], Any], tree: Tree) -> Tree:
@@ -86,7 +123,7 @@ def drop(tree: Tree, keep: Callable[[str], bool], _path: str = "") -> Tree:
     """
     kept = {}
     for name, entry in tree.items():
-        path = f"{_path}/{name}" if _path else str(name)
+        path = f"{_path}/{join([name])}" if _path else join([name])
         if isinstance(entry, Mapping):
             inner = drop(entry, keep, path)
             if len(inner) or not len(entry):
@@ -116,10 +153,10 @@ def insert(tree: Tree, entries: Mapping[str, Any]) -> Tree:
         if slash:
             below.setdefault(head, {})[rest] = value
     merged = dict(tree.items())
-    names = {str(name): name for name in merged}
+    names = {join([name]): name for name in merged}
     for head, inner in below.items():
         name = names[head]
         merged[name] = insert(merged[name], inner)
     for path, value in here.items():
-        merged[names.get(path, path)] = value
+        merged[names.get(path, *split(path))] = value
     return type(tree)(merged)

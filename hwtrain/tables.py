@@ -3,6 +3,7 @@
 import io
 from collections.abc import Iterable, Iterator, Sequence
 
+import numpy as np
 from rich.console import Console
 from rich.table import Table
 
@@ -78,3 +79,46 @@ def as_text(parts: Iterable[Table | str]) -> str:
     for part in parts:
         console.print(part, highlight=False)
     return console.file.getvalue()  # type: ignore[attr-defined]
+
+
+def mean_and_spread(values: np.ndarray, form: str) -> str:
+    """Returns the mean of numbers, and their standard deviation if they are several.
+
+    >>> mean_and_spread(np.array([1.0, 2.0, 3.0]), ".1f")
+    '2.0 ± 1.0'
+
+    Args:
+      values: the numbers.
+      form: how one is written.
+    """
+    if len(values) < 2:
+        return f"{values.mean():{form}}"
+    # Of equal numbers, what the mean is rounded by would look like a spread.
+    spread = values.std(ddof=1) if np.ptp(values) else 0.0
+    return f"{values.mean():{form}} ± {spread:{form}}"
+
+
+def count(number: int, noun: str) -> str:
+    """Returns a number of things.
+
+    >>> count(1, "chip"), count(2, "chip")
+    ('1 chip', '2 chips')
+    """
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
+
+
+def time_name(t_s: float) -> str:
+    """Returns a time as people say it.
+
+    >>> [time_name(t_s) for t_s in (0.0, 25.0, 3600.0, 86_400.0, 31_536_000.0)]
+    ['0', '25 s', '1 h', '1 d', '1 y']
+
+    Args:
+      t_s: time in seconds.
+    """
+    if not t_s:
+        return "0"
+    for unit, size in (("y", 31_536_000), ("d", 86_400), ("h", 3600), ("min", 60)):
+        if t_s >= size:
+            return f"{t_s / size:.3g} {unit}"
+    return f"{t_s:.3g} s"

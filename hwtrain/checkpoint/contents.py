@@ -9,8 +9,10 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from flax import nnx
 from pydantic import ValidationError
 
+from hwtrain import paths
 from hwtrain.checkpoint import manifest as manifests
 from hwtrain.checkpoint import tensors
 from hwtrain.checkpoint.crossbars import Crossbars, check_kernel
@@ -71,6 +73,11 @@ class Contents:
         self.plan, self.graph, self.accuracy = plan, graph, tuple(accuracy)
         probes = {weight.leaf("probe") for weight in plan.weights if weight.ranged}
         self.leaves = flatten(variables, probes)
+        self._with_example = (
+            "export(path, model, example=(x,))"
+            if isinstance(variables, nnx.Module)
+            else "export(path, variables, plan, analog=analog, example=(x,))"
+        )
         self.seeds = sorted({_checked_seed(seed) for seed in chip_seeds})
         self.measured = {
             _checked_seed(seed): check_conductances(f"chip {seed}", arrays, plan)
@@ -97,13 +104,13 @@ class Contents:
         """Raises unless the variables have all that the plan names."""
         plan, params = self.plan, self._params
         self._check_nominal()
-        try:
-            plan.check_effective()
-        except ValueError as error:
+        pending = [weight for weight in plan.weights if weight.pending]
+        if pending:
             raise HardwareCheckpointError(
-                f"{error}; or let export do so: export(path, variables, plan, "
-                "analog=analog, example=(x,))"
-            ) from error
+                f"{pending[0].path} is not what its {pending[0].layer} multiplies by: "
+                f"{pending[0].derived}. A chip has the weights that are made of it, "
+                f"which a call shows: write {self._with_example}"
+            )
         missing = [path for path in plan if path not in params]
         missing += [entry.path for entry in plan.digital if entry.path not in params]
         if missing:
@@ -112,32 +119,33 @@ class Contents:
                 f"have; they have {', '.join(params) or 'nothing'}. Make the "
                 "plan from the model whose parameters these are"
             )
-        names = {"/".join(map(str, leaf.keys)) for leaf in self.leaves}
+        names = {paths.join(leaf.keys) for leaf in self.leaves}
         names |= {leaf.path for leaf in self.leaves}
         lacking = [path for path in plan.state if path not in names]
         if lacking:
             raise HardwareCheckpointError(
                 f"the variables have no {', '.join(lacking)}: the model of the plan "
                 "cannot be evaluated without. Export all of its variables, such as "
-                f"{{'params': ..., {lacking[0].partition('/')[0]!r}: ...}} of Linen or "
+                f"{{'params': ..., {paths.split(lacking[0])[0]!r}: ...}} of Linen or "
                 "nnx.state(model), or make the plan from variables without"
             )
+        values = {x.keys[1:]: x.value for x in params.values() if x.kind != "empty"}
         shapes = {
-            path: jax.ShapeDtypeStruct(np.shape(leaf.value), np.float32)
-            for path, leaf in params.items()
-            if leaf.kind != "empty"
+            keys: jax.ShapeDtypeStruct(np.shape(value), np.float32)
+            for keys, value in values.items()
         }
         try:
-            plan.check_leaves(shapes)
-            check_fit(plan, {path: leaf.value for path, leaf in params.items()})
+            plan.check_leaves(paths.unflatten(shapes))
+            check_fit(plan, paths.unflatten(values))
         except ValueError as error:
             raise HardwareCheckpointError(str(error)) from error
 
     def _check_nominal(self) -> None:
         """Raises for a chip's weights, whose place is beside the nominal ones."""
         # In an NNX model, what a chip has beside its weights may be plain arrays.
-        names = [x.path for x in self.leaves if x.keys[0] in ("params", CONSTANTS)]
-        found = self.plan.leaves_of_chip(dict.fromkeys(names, 0))
+        held = [x.keys for x in self.leaves if x.keys[0] in ("params", CONSTANTS)]
+        trees = paths.unflatten({keys: 0 for keys in held if keys[1:]})
+        found = [x for t in trees.values() for x in self.plan.leaves_of_chip(t)]
         if found:
             raise HardwareCheckpointError(
                 f"export takes nominal weights, and these are a chip's: {found[0]} "
@@ -333,7 +341,7 @@ class _Files:
                 array = leaf.array()
                 entry |= {"dtype": array.dtype.name, "shape": array.shape}
                 if leaf.kind == "tensor":
-                    where = "/".join(map(str, leaf.keys))
+                    where = paths.join(leaf.keys)
                     check_numbers(where, array)
                     check_parameter(where, leaf.keys, array)
                     content[leaf.tensor] = (array, nominal_unit(leaf.path))

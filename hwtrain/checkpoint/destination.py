@@ -11,6 +11,7 @@ from pathlib import Path
 
 from hwtrain import disk
 from hwtrain.checkpoint.errors import HardwareCheckpointError
+from hwtrain.checkpoint.files import path_of
 from hwtrain.checkpoint.manifest import sync
 
 
@@ -36,7 +37,7 @@ def new(out: str | os.PathLike[str], *, folder: bool = False) -> Iterator[Path]:
       HardwareCheckpointError: if something lies at `out`, or it cannot be written.
         Nothing is left behind.
     """
-    destination = Path(out)
+    destination = path_of(out, "expected where to write to, which must not exist")
     check_free(destination)
     _remove_abandoned(destination)
     partial = destination.with_name(

@@ -13,7 +13,7 @@ from hwtrain.checkpoint import destination, manifest, tensors
 from hwtrain.checkpoint.description import Entry
 from hwtrain.checkpoint.entries import Hash, TensorEntry
 from hwtrain.checkpoint.errors import HardwareCheckpointError
-from hwtrain.checkpoint.files import check_listed
+from hwtrain.checkpoint.files import check_listed, path_of
 from hwtrain.dynapse.biases import BiasCode
 from hwtrain.dynapse.connectivity import Limits, check_connectivity
 from hwtrain.dynapse.deployment import WEIGHTS, Deployment, Synapses
@@ -220,7 +220,8 @@ def load_dynapse(path: str | os.PathLike[str]) -> Deployment:
     Raises:
       HardwareCheckpointError: (a `ValueError`) if it is none, or damaged.
     """
-    directory = Path(path)
+    what = "load_dynapse takes the directory that export_dynapse wrote"
+    directory = path_of(path, what)
     content = manifest.read(directory, DynapseManifest)
     check_listed(directory, {manifest.FILE_NAME, FILE_NAME})
     arrays = tensors.read(directory, FILE_NAME, content.tensors)

@@ -1,11 +1,13 @@
 """What a manifest says of a tensor, a leaf, an analog weight and a chip."""
 
+from collections.abc import Sequence
 from typing import Annotated, Literal, Self
 
 import jax.numpy as jnp
 import numpy as np
 from pydantic import AfterValidator, Field, model_validator
 
+from hwtrain import paths
 from hwtrain.checkpoint.description import Entry
 from hwtrain.checkpoint.geometry import check_geometry
 from hwtrain.plan import AnalogWeight
@@ -60,6 +62,15 @@ Dtype = Annotated[
 Hash = Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
 
 
+def tensor_name(keys: Sequence[str | int]) -> str:
+    """Returns the name of the tensor of a leaf.
+
+    >>> tensor_name(("params", "norm", "dense/kernel/scale"))
+    'nominal/params/norm/dense~1kernel~1scale'
+    """
+    return paths.join(["nominal", *keys])
+
+
 class TensorEntry(Entry):
     """One tensor of a file."""
 
@@ -85,13 +96,13 @@ class LeafEntry(Entry):
     @property
     def path(self) -> str:
         """Its path within its collection."""
-        # As hwtrain.paths has it.
-        return "/".join(map(str, self.keys[1:])).removesuffix("/value")
+        return paths.join(self.keys[1:]).removesuffix("/value")
 
     @property
     def name(self) -> str:
         """The name of its tensor."""
-        return "/".join(["nominal", *map(str, self.keys)])
+        as_before = "/".join(["nominal", *map(str, self.keys)])
+        return as_before if self.tensor == as_before else tensor_name(self.keys)
 
     @model_validator(mode="after")
     def _check(self) -> Self:

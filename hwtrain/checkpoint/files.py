@@ -5,12 +5,33 @@ import os
 import stat
 from collections.abc import Iterator, Set
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 from hwtrain.checkpoint.errors import HardwareCheckpointError
 
 MARKS = ("_CHECKPOINT_METADATA", "commit_success.txt")
 """What Orbax puts into the directory of an item, beside the item's own files."""
+
+
+def path_of(path: Any, what: str) -> Path:
+    """Returns what a caller gave as a path.
+
+    >>> path_of(None, "load takes the directory that export wrote")
+    Traceback (most recent call last):
+    hwtrain.checkpoint.errors.HardwareCheckpointError: load takes the directory that
+    export wrote, as a str or a Path; got None
+
+    Args:
+      path: what was given.
+      what: what takes which path, for the message.
+    """
+    if not isinstance(path, str | os.PathLike):
+        raise HardwareCheckpointError(f"{what}, as a str or a Path; got {_short(path)}")
+    return Path(path)
+
+
+def _short(value: Any) -> str:
+    return "None" if value is None else f"one of type {type(value).__name__}"
 
 
 @contextlib.contextmanager

@@ -9,8 +9,9 @@ from typing import Any, Literal, Self, TypeVar
 
 from pydantic import BaseModel, ValidationError, model_validator
 
+from hwtrain import paths
 from hwtrain.checkpoint.description import Entry, Graph, Measurement
-from hwtrain.checkpoint.earlier import as_meant
+from hwtrain.checkpoint.earlier import as_meant, escape_names
 from hwtrain.checkpoint.entries import (
     ChipEntry,
     FileName,
@@ -79,7 +80,7 @@ class Manifest(Entry):
         return self.version != f"{MAJOR}.{MINOR}"
 
     def _check_graph(self) -> None:
-        layers = {"/".join(map(str, leaf.keys[1:-1])) for leaf in self.leaves}
+        layers = {paths.join(leaf.keys[1:-1]) for leaf in self.leaves}
         layers |= {layer.weight.layer_path for layer in self.layers}
         for name, what in (self.graph.nodes if self.graph else {}).items():
             if what == "layer" and name not in layers:
@@ -165,6 +166,7 @@ def _checked(path: Path, data: bytes, kind: type[Kind]) -> Kind:
     if digest != content.get("sha256"):
         said = str(content.get("sha256"))[:80]
         raise damaged(path, f"its SHA-256 is {digest}, it says {said}")
+    escape_names(content)
     if content["version"] != known:
         as_meant(content)
     try:

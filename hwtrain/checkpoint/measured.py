@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from hwtrain.checkpoint.errors import HardwareCheckpointError
+from hwtrain.checkpoint.files import path_of
 from hwtrain.checkpoint.tiles import Place, grid
 from hwtrain.conductances import converter_of
 from hwtrain.plan import AnalogWeight, Plan
@@ -69,7 +70,7 @@ def read_conductances(path: str | os.PathLike[str], plan: Plan) -> Conductances:
         a device, has others, or holds an impossible conductance. It names the array,
         or the line.
     """
-    path = Path(path)
+    path = path_of(path, "read_conductances takes a file of measurements")
     readers = {".npz": _read_npz, ".csv": _read_csv}
     if path.suffix not in readers:
         raise HardwareCheckpointError(

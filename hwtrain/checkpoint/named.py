@@ -5,7 +5,8 @@ from collections.abc import Sequence
 import jax
 import numpy as np
 
-from hwtrain.checkpoint.entries import ChipEntry, LeafEntry
+from hwtrain import paths
+from hwtrain.checkpoint.entries import ChipEntry, LeafEntry, tensor_name
 from hwtrain.plan import Plan
 
 
@@ -26,22 +27,19 @@ def check_names(
         raise ValueError("chips: they should be sorted by seed")
     if not any(leaf.keys[0] == "params" for leaf in leaves):
         raise ValueError("leaves: there are no params")
-    names = {leaf.name for leaf in leaves}
+    found = {paths.join(leaf.keys) for leaf in leaves}
     for index, leaf in enumerate(leaves):
-        parts = leaf.name.split("/")
         if len(leaf.keys) == 1 and leaf.kind != "empty":
             raise ValueError(f"leaves.{index}: the collection {leaf.keys[0]} is a leaf")
-        for end in range(2, len(parts)):
-            if "/".join(parts[:end]) in names:
+        for end in range(1, len(leaf.keys)):
+            if paths.join(leaf.keys[:end]) in found:
                 raise ValueError(
                     f"leaves.{index}: {leaf.name} lies inside of another leaf, "
-                    f"{'/'.join(parts[:end])}"
+                    f"{tensor_name(leaf.keys[:end])}"
                 )
-    paths = [leaf.path for leaf in leaves if leaf.keys[0] == "params"]
-    _once("leaves", paths)
-    _check_named(
-        plan, {*paths}, names | {f"nominal/{x.path}" for x in leaves if x.path}
-    )
+    params = [leaf.path for leaf in leaves if leaf.keys[0] == "params"]
+    _once("leaves", params)
+    _check_named(plan, {*params}, found | {leaf.path for leaf in leaves if leaf.path})
     stored = {entry.path for entry in plan.digital}
     for weight in plan.weights:
         if weight.derived and weight.stored not in stored:
@@ -60,7 +58,7 @@ def _check_named(plan: Plan, params: set[str], names: set[str]) -> None:
     Args:
       plan: the plan.
       params: the paths of the parameters.
-      names: the tensors' names of all leaves, with and without their collection: a
+      names: the paths of all leaves, with and without their collection: a
         plan of NNX names none, and who splits a state chooses its own.
     """
     for where, group in (("layers", plan.weights), ("digital", plan.digital)):
@@ -75,7 +73,7 @@ def _check_named(plan: Plan, params: set[str], names: set[str]) -> None:
                     f"{where}.{index}: no leaf of params is {entry.path[:200]!r}"
                 )
     for index, path in enumerate(plan.state):
-        if f"nominal/{path}" not in names:
+        if path not in names:
             raise ValueError(f"state.{index}: no leaf is {path[:200]!r}")
 
 
@@ -112,12 +110,12 @@ def check_leaves(plan: Plan, leaves: Sequence[LeafEntry]) -> None:
                     f"{leaf.dtype}"
                 )
     present = {
-        leaf.path: jax.ShapeDtypeStruct(leaf.shape or (), np.float32)
+        leaf.keys[1:]: jax.ShapeDtypeStruct(leaf.shape or (), np.float32)
         for leaf in leaves
         if leaf.keys[0] == "params" and leaf.kind != "empty"
     }
     try:
-        plan.check_leaves(present)
+        plan.check_leaves(paths.unflatten(present))
     except ValueError as error:
         raise ValueError(f"leaves: {error}") from error
 

@@ -17,14 +17,14 @@ from hwtrain.checkpoint.crossbars import check_kernel
 from hwtrain.checkpoint.earlier import nominal_scale
 from hwtrain.checkpoint.entries import DTYPES, ChipEntry, LayerEntry, LeafEntry
 from hwtrain.checkpoint.errors import HardwareCheckpointError
-from hwtrain.checkpoint.files import check_listed
+from hwtrain.checkpoint.files import check_listed, path_of
 from hwtrain.checkpoint.manifest import FILE_NAME, Manifest
 from hwtrain.checkpoint.of_nnx import filled
 from hwtrain.checkpoint.reads import check_read, kernel_at
 from hwtrain.checkpoint.same_hardware import check_hardware
 from hwtrain.checkpoint.tiles import Tile, check_targets, join
 from hwtrain.checkpoint.values import check_numbers, check_parameter, check_values
-from hwtrain.checkpoint.variables import as_leaf, unflatten
+from hwtrain.checkpoint.variables import as_leaf
 from hwtrain.chips import chip_key, with_chip_leaves
 from hwtrain.clip_bounds import with_open_bounds
 from hwtrain.conductances import converter_of
@@ -245,7 +245,7 @@ def load(path: str | os.PathLike[str]) -> HardwareCheckpoint:
     Raises:
       HardwareCheckpointError: (a `ValueError`) if it is no checkpoint, or damaged.
     """
-    directory = Path(path)
+    directory = path_of(path, "load takes the directory that export wrote")
     manifest = manifests.read(directory)
     check_listed(directory, {FILE_NAME, *manifest.files})
     leaves: dict[str | None, list[LeafEntry]] = {}
@@ -260,7 +260,8 @@ def load(path: str | os.PathLike[str]) -> HardwareCheckpoint:
             check_numbers(f"{directory / file}, {leaf.tensor}", array)
             values[leaf.keys] = as_leaf(array, leaf.key_impl)
         if file in layers:
-            _check_layer(f"{directory / file}, ", layers[file].weight, content)
+            held = {x.path: content[x.tensor or ""] for x in leaves.get(file, ())}
+            _check_layer(f"{directory / file}, ", layers[file].weight, held)
         for leaf in leaves.get(file, ()):
             where = f"{directory / file}, {leaf.tensor}"
             check_parameter(where, leaf.keys, content[leaf.tensor or ""])
@@ -271,17 +272,14 @@ def load(path: str | os.PathLike[str]) -> HardwareCheckpoint:
         directory=directory,
         manifest=manifest,
         plan=manifest.plan,
-        variables=unflatten(values),
+        variables=paths.unflatten(values),
     )
 
 
 def _check_layer(
-    where: str, weight: AnalogWeight, content: Mapping[str, np.ndarray]
+    where: str, weight: AnalogWeight, nominal: Mapping[str, np.ndarray]
 ) -> None:
     """Checks the nominal weights of a layer, and what its hardware put beside them."""
-    nominal = {
-        name.removeprefix("nominal/params/"): array for name, array in content.items()
-    }
     check_kernel(weight, nominal[weight.path], where)
     check_values(where, weight, nominal)
 

@@ -8,10 +8,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
+from jax.core import Tracer
 from jax.tree_util import DictKey, GetAttrKey
 
 from hwtrain import paths
-from hwtrain.checkpoint.entries import DTYPES
+from hwtrain.checkpoint.entries import DTYPES, tensor_name
 from hwtrain.checkpoint.errors import HardwareCheckpointError
 from hwtrain.checkpoint.layout import order
 from hwtrain.checkpoint.of_nnx import collections_of
@@ -38,7 +39,7 @@ class Leaf:
     @property
     def tensor(self) -> str:
         """The name of its tensor."""
-        return "/".join(["nominal", *map(str, self.keys)])
+        return tensor_name(self.keys)
 
     @property
     def kind(self) -> str:
@@ -48,8 +49,18 @@ class Leaf:
         return "zeros" if self.probe else "tensor"
 
     def array(self) -> np.ndarray:
-        """Copies the leaf from its device."""
+        """Copies the leaf from its device.
+
+        Raises:
+          HardwareCheckpointError: if it is but a shape, of a model that is checked
+            before there are values.
+        """
         value = self.value
+        if isinstance(value, jax.ShapeDtypeStruct):
+            raise HardwareCheckpointError(
+                f"{paths.join(self.keys)} is a shape without values, as of "
+                "jax.eval_shape; give the arrays"
+            )
         if isinstance(value, jax.Array):
             # A JAX array keeps its host copy; the whole model would gather there.
             value = jnp.copy(value)
@@ -74,7 +85,7 @@ def flatten(variables: Any, probes: Set[str] = frozenset()) -> list[Leaf]:
         )
     if not isinstance(variables.get("params"), Mapping):
         variables = {"params": variables}
-    leaves, seen = [], {}
+    leaves = []
     for collection, tree in variables.items():
         found = jax.tree_util.tree_leaves_with_path(
             tree, is_leaf=lambda node: isinstance(node, Mapping) and not len(node)
@@ -91,13 +102,8 @@ def flatten(variables: Any, probes: Set[str] = frozenset()) -> list[Leaf]:
                     key_impl=str(jax.random.key_impl(value)),
                 )
             if leaf.kind != "empty":
+                _check_values(leaf)
                 _check_dtype(leaf)
-            if leaf.tensor in seen:
-                raise HardwareCheckpointError(
-                    f"the keys {seen[leaf.tensor]} and {keys} join to the same path; "
-                    "rename one of the two"
-                )
-            seen[leaf.tensor] = keys
             leaves.append(leaf)
     return sorted(leaves, key=lambda leaf: order(leaf.keys))
 
@@ -108,21 +114,6 @@ def _has_types(variables: Any) -> bool:
         return False
     leaves = nnx.to_flat_state(variables)
     return any(isinstance(leaf, nnx.Variable) for _, leaf in leaves)
-
-
-def unflatten(leaves: Mapping[tuple[str | int, ...], Any]) -> dict[str, Any]:
-    """Returns nested dicts of leaves by their keys.
-
-    >>> unflatten({("params", "dense", "bias"): 0.0})
-    {'params': {'dense': {'bias': 0.0}}}
-    """
-    tree: dict[Any, Any] = {}
-    for keys, value in leaves.items():
-        node = tree
-        for key in keys[:-1]:
-            node = node.setdefault(key, {})
-        node[keys[-1]] = value
-    return tree
 
 
 def as_leaf(array: np.ndarray, key_impl: str | None = None) -> Any:
@@ -143,6 +134,17 @@ def _is_key(value: Any) -> bool:
     )
 
 
+def _check_values(leaf: Leaf) -> None:
+    """Raises for what stands for an array and has no values."""
+    value, why = leaf.value, ""
+    if isinstance(value, Tracer):
+        why = "traced, as inside of jax.jit; export outside of it"
+    elif isinstance(value, jax.Array) and value.is_deleted():
+        why = "deleted, as what a step takes with donate_argnums; give what it returned"
+    if why:
+        raise HardwareCheckpointError(f"{paths.join(leaf.keys)} is {why}")
+
+
 def _check_dtype(leaf: Leaf) -> None:
     value = leaf.value
     dtype = np.dtype(
@@ -150,7 +152,7 @@ def _check_dtype(leaf: Leaf) -> None:
     )
     if dtype.name not in DTYPES:
         raise HardwareCheckpointError(
-            f"{'/'.join(map(str, leaf.keys))}: a {type(value).__name__} of dtype "
+            f"{paths.join(leaf.keys)}: a {type(value).__name__} of dtype "
             f"{dtype} cannot be stored; convert it to one of "
             f"{', '.join(sorted(DTYPES))}"
         )

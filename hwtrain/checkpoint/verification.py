@@ -11,7 +11,7 @@ import numpy as np
 from hwtrain import paths
 from hwtrain.checkpoint import tensors
 from hwtrain.checkpoint.crossbars import Crossbars
-from hwtrain.checkpoint.earlier import nominal_scale
+from hwtrain.checkpoint.earlier import as_drawn, nominal_scale
 from hwtrain.checkpoint.entries import LayerEntry
 from hwtrain.checkpoint.errors import HardwareCheckpointError
 from hwtrain.checkpoint.reader import HardwareCheckpoint, load
@@ -65,7 +65,7 @@ def _certificate(checkpoint: HardwareCheckpoint) -> dict[str, Any]:
         kernel = np.asarray(params[weight.path])
         bound = weight.stored_bound(params)
         crossbars = Crossbars(
-            weight,
+            as_drawn(layer),
             kernel,
             nominal_scale(manifest.version, weight, params),
             None if bound is None else np.asarray(bound),
@@ -83,7 +83,7 @@ def _certificate(checkpoint: HardwareCheckpoint) -> dict[str, Any]:
             file = chip.files[weight.path]
             stored = tensors.read(checkpoint.directory, file, manifest.files[file])
             if chip.measured:
-                prefix = f"{weight.path}/"
+                prefix = f"{crossbars.weight.path}/"
                 named = {prefix + name: array for name, array in stored.items()}
                 chip_kernel, conductances = crossbars.measured(named)
             else:

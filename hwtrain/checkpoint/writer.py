@@ -1,11 +1,12 @@
 """Writes a hardware-ready checkpoint."""
 
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import safetensors
+from flax import nnx
 
 from hwtrain.checkpoint import destination
 from hwtrain.checkpoint.contents import Contents
@@ -29,7 +30,7 @@ def export(
     accuracy: Iterable[Measurement] = (),
     report: Report | None = None,
     analog: Any = None,
-    example: Iterable[Any] = (),
+    example: Sequence[Any] = (),
 ) -> Path:
     r"""Writes a model as a checkpoint that a chip can be programmed from.
 
@@ -68,8 +69,9 @@ def export(
         that of `show_progress`. `None` for none.
       analog: the analog model, needed with an example where something stands between
         stored weights and their layers, such as a WeightNorm: the checkpoint then holds
-        the weights that the layers multiply by; see `hwtrain.materialize`.
-      example: arguments of a call of it.
+        the weights that the layers multiply by; see `hwtrain.materialize`. May be left
+        out for an NNX model, which is its own.
+      example: arguments of a call of it, in a tuple.
 
     Returns:
       `path`.
@@ -79,6 +81,16 @@ def export(
         does not fit the parameters, a weight is not finite, a chip has nothing frozen,
         or the disk is full. Nothing is left behind.
     """
+    # Measurements themselves iterate over their fields.
+    several = not isinstance(accuracy, Measurement) and isinstance(accuracy, Iterable)
+    accuracy = tuple(accuracy) if several else accuracy
+    _check_types(
+        plan=plan,
+        graph=graph,
+        accuracy=accuracy,
+        chip_seeds=chip_seeds,
+        example=example,
+    )
     if plan is None:
         plan = getattr(variables, "analog_plan", None)
     if plan is None:
@@ -87,10 +99,17 @@ def export(
             "hwtrain.plan(analog, variables, *example)); only an analog NNX model "
             f"holds its own, and this is a {type(variables).__name__}"
         )
+    if isinstance(variables, nnx.Module):
+        analog = _itself(variables, analog, example)
+    elif example and analog is None:
+        raise HardwareCheckpointError(
+            "example= are the arguments of a call of the analog model; give "
+            "analog=analog too, or neither"
+        )
     if analog is not None:
-        held = variables is analog
-        made = materialize(analog, None if held else variables, *example)
-        variables, plan = made, plan.effective
+        given = None if variables is analog else variables
+        variables = materialize(analog, given, *example)
+        plan = plan.effective
     seeds = [*chip_seeds] if chip_seed is None else [chip_seed, *chip_seeds]
     with destination.new(path, folder=True) as partial:
         contents = Contents(
@@ -101,3 +120,52 @@ def export(
         except safetensors.SafetensorError as error:
             raise OSError(str(error)) from error
     return Path(path)
+
+
+def _itself(model: nnx.Module, analog: Any, example: Sequence[Any]) -> Any:
+    """Returns the analog model whose values are exported: an NNX model holds its own.
+
+    Raises:
+      HardwareCheckpointError: if it is not analog, or another model is given beside it.
+    """
+    if analog is None and not example:
+        return None
+    own = getattr(model, "analog_plan", None)
+    if own is None:
+        raise HardwareCheckpointError(
+            f"export takes the analog NNX model, and this {type(model).__name__} is a "
+            "plain one: export(path, analog, example=(x,)) of analog = "
+            "hwtrain.analogize(model, hardware)"
+        )
+    if analog is not None and getattr(analog, "analog_plan", None) != own:
+        raise HardwareCheckpointError(
+            f"analog= is another model ({type(analog).__name__}) than the NNX model "
+            f"whose values are exported ({type(model).__name__}), which is called "
+            "itself: leave analog= out, export(path, model, example=(x,))"
+        )
+    return model
+
+
+def _check_types(**given: Any) -> None:
+    """Raises for an argument of another type, by its name."""
+    for name, value in given.items():
+        kinds, what = _TYPES[name]
+        right = isinstance(value, kinds)
+        if name == "accuracy" and right:
+            right = all(isinstance(entry, Measurement) for entry in value)
+        if not right:
+            text = " ".join(repr(value).split())
+            raise HardwareCheckpointError(f"{name}= takes {what}; got {text[:200]}")
+
+
+_TYPES: dict[str, tuple[Any, str]] = {
+    "plan": (Plan | None, "hwtrain.plan(analog, variables, *example)"),
+    "graph": (Graph | None, "hwtrain.checkpoint.trace_graph(model, variables, x)"),
+    "accuracy": (
+        tuple,
+        "a list of hwtrain.checkpoint.Measurement(metric=..., mode=..., chips=..., "
+        "mean=...)",
+    ),
+    "chip_seeds": (Iterable, "a list of seeds; of one, write chip_seed="),
+    "example": (tuple | list, "the arguments of a call in a tuple, such as (x,)"),
+}

@@ -7,7 +7,8 @@ import os
 import shlex
 import signal
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import NoReturn
 
 from hwtrain.cli.errors import BadInputError, print_error
 from hwtrain.cli.interruption import INTERRUPTED, interruptible
@@ -22,11 +23,22 @@ def main(arguments: Sequence[str] | None = None) -> int:
     Args:
       arguments: the command line without the program's name; `sys.argv` by default.
     """
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    return _status(words, _tell)
+
+
+def _status(words: list[str], interrupted: Callable[[list[str]], int]) -> int:
+    """Runs the command and returns its exit status.
+
+    Args:
+      words: the command line without the program's name.
+      interrupted: makes the status after a Ctrl-C, while all that the command has
+        under way is still alive.
+    """
     for stream in (sys.stdout, sys.stderr):
         # A terminal that has no ± shows a ?, instead of ending a run of hours there.
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="replace")
-    words = list(sys.argv[1:] if arguments is None else arguments)
     stop = None
     try:
         options = make_parser().parse_args(words)
@@ -39,8 +51,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except (Exception, KeyboardInterrupt) as error:
         # What a library makes of an interrupt in its callback is an interrupt too.
         if isinstance(error, KeyboardInterrupt) or (stop is not None and stop()):
-            print_error(_interrupted(words))
-            return INTERRUPTED
+            return interrupted(words)
         if not isinstance(error, BadInputError):
             raise
         print_error(f"error: {error}")
@@ -51,24 +62,34 @@ def run() -> int:
     """Runs the command as a program that ends with it, and returns its exit status.
 
     While Python takes itself down, another Ctrl-C would come up in whatever is called.
-    After one, Python is not taken down at all: libraries that were left in the middle
-    of something may crash, and Python may end itself by a signal instead.
     """
     try:
-        status = main()
+        return _status(sys.argv[1:], _leave)
     finally:
         signal.signal(signal.SIGINT, signal.SIG_DFL)
-    if status == INTERRUPTED:
-        for stream in (sys.stdout, sys.stderr):
-            with contextlib.suppress(OSError, ValueError):
-                stream.flush()
-        os._exit(status)
-    return status
 
 
-def _interrupted(words: Sequence[str]) -> str:
-    if words[:1] != ["train"]:
-        return "interrupted; nothing half-written was left behind"
+def _leave(words: list[str]) -> NoReturn:
+    """Ends the process after a Ctrl-C: nothing of what is under way is taken down.
+
+    Threads of XLA still compute with the arrays of the frames that the interrupt came
+    up through. Where these go before the process does, it may end by SIGSEGV instead.
+    """
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+    status = _tell(words)
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(OSError, ValueError):
+            stream.flush()
+    os._exit(status)
+
+
+def _tell(words: list[str]) -> int:
+    """Says in one line that a command was interrupted, and returns its exit status."""
     flags = ("--overwrite", "--resume")
     again = shlex.join(["hwtrain", *(word for word in words if word not in flags)])
-    return f"interrupted; to continue from the last checkpoint: {again} --resume"
+    if words[:1] == ["train"]:
+        then = f"to continue from the last checkpoint: {again} --resume"
+    else:
+        then = "nothing half-written was left behind"
+    print_error(f"interrupted; {then}")
+    return INTERRUPTED

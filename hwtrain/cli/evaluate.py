@@ -3,13 +3,12 @@
 import argparse
 from functools import partial
 
-import numpy as np
 from rich.console import Console
-from rich.table import Table
 
 from hwtrain.cli.errors import bad_input
 from hwtrain.cli.options import check_file, chip_seeds, open_model, run_of
 from hwtrain.evaluate import Population, Sensitivity, plots
+from hwtrain.tables import count, time_name
 from hwtrain.training.folder import write_json
 
 _METRIC = "accuracy in %"
@@ -42,17 +41,16 @@ def main(options: argparse.Namespace) -> int:
                 found = run.sensitivity(params, chips=chips, t_s=t_s)
             else:
                 found = run.population(params, chips=chips, times_s=times)
-        count = len(found.seeds)
-        chips = "1 chip" if count == 1 else f"{count} chips"
+        chips = count(len(found.seeds), "chip")
         title = f"{model.title}: {_METRIC} on {chips} ({_MODE})"
         if isinstance(found, Sensitivity):
-            when = "" if found.t_s is None else f", {plots.time_name(found.t_s)} old"
+            when = "" if found.t_s is None else f", {time_name(found.t_s)} old"
             title = f"{model.title}: {_METRIC} by layer on {chips} ({_MODE}{when})"
-            table, draw = _by_layer(found), partial(plots.plot_sensitivity, found)
+            draw = partial(plots.plot_sensitivity, found)
         else:
-            table, draw = _table(found), partial(plots.plot_over_time, found)
+            draw = partial(plots.plot_over_time, found)
         console.print(title, soft_wrap=True, highlight=False, markup=False)
-        console.print(table)
+        console.print(found.table(".2f"))
         if options.json is not None:
             write_json(options.json, {"model": model.title, **_data(found)})
         if options.png is not None:
@@ -60,47 +58,6 @@ def main(options: argparse.Namespace) -> int:
         for file in filter(None, (options.json, options.png)):
             console.print(f"{file} written", soft_wrap=True, highlight=False)
     return 0
-
-
-def _by_layer(found: Sensitivity) -> Table:
-    table = Table(
-        caption=f"no layer: {_cell(found.nominal)}; all: {_cell(found.whole)}",
-        caption_justify="left",
-    )
-    table.add_column("on the chip")
-    for name in ("this alone", "all but this"):
-        table.add_column(name, justify="right")
-    for name, alone, others in zip(found.layers, found.alone, found.others):
-        table.add_row(name, _cell(alone), _cell(others))
-    return table
-
-
-def _cell(values: np.ndarray) -> str:
-    spread = f" ± {values.std(ddof=1):.2f}" if len(values) > 1 else ""
-    return f"{values.mean():.2f}{spread}"
-
-
-def _table(found: Population) -> Table:
-    table = Table()
-    if found.times_s is not None:
-        table.add_column("time", justify="right")
-    for name in ("mean", "std", "95 % interval of the mean", "worst", "best"):
-        table.add_column(name, justify="right")
-    by_time = found.values.reshape(len(found.seeds), -1).T
-    low, high = (np.ravel(bound) for bound in found.interval)
-    stds = np.ravel(found.std)
-    for number, values in enumerate(by_time):
-        time = [plots.time_name(found.times_s[number])] if found.times_s else []
-        one = len(values) < 2
-        table.add_row(
-            *time,
-            f"{values.mean():.2f}",
-            "" if one else f"{stds[number]:.2f}",
-            "" if one else f"{low[number]:.2f} to {high[number]:.2f}",
-            f"{values.min():.2f}",
-            f"{values.max():.2f}",
-        )
-    return table
 
 
 def _data(found: Population | Sensitivity) -> dict:

@@ -348,4 +348,9 @@ def _checked_values(values: Any, examples: int) -> jax.Array:
             "the metric must return one number for each example, shape "
             f"{(examples,)}; got {jnp.shape(values)}"
         )
+    if jnp.iscomplexobj(values):
+        raise ValueError(
+            f"the metric must return real numbers; got {values.dtype}, of which one "
+            "part would be lost. Take jnp.abs, or one part of it"
+        )
     return values

@@ -2,8 +2,9 @@
 
 import importlib.util
 import math
+import re
 import textwrap
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from hwtrain.disk import complete
 from hwtrain.evaluate.histograms import Histogram
 from hwtrain.evaluate.population import Population
 from hwtrain.evaluate.sensitivity import Sensitivity
+from hwtrain.tables import time_name
 
 BLUE = "#1764ab"
 GREY = "#8a8a8a"
@@ -48,16 +50,15 @@ def plot_histograms(
     panels = np.ravel(figure.subplots(rows, columns, squeeze=False))
     for axes, (name, histogram) in zip(panels, shown):
         axes.stairs(histogram.counts, histogram.edges, fill=True, color=BLUE)
-        axes.set_yscale("log")
-        axes.set_ylim(bottom=0.7)
-        axes.set_title(name, fontsize=9, loc="left")
+        _count_axis(axes, int(histogram.counts.max()))
+        axes.set_title(path_in_lines(name, 34), fontsize=9, loc="left")
         axes.set_xlabel("conductance in µS", fontsize=8)
         axes.set_ylabel("devices", fontsize=8)
         axes.tick_params(labelsize=8)
         axes.spines[["top", "right"]].set_visible(False)
     for axes in panels[len(shown) :]:
         axes.set_axis_off()
-    figure.suptitle(title, fontsize=10, x=0.02, ha="left")
+    set_title(figure, title)
     _save(figure, path)
 
 
@@ -92,7 +93,7 @@ def plot_over_time(found: Population, path: Path, *, metric: str, title: str) ->
     axes.grid(axis="y", linewidth=0.4, alpha=0.6)
     axes.spines[["top", "right"]].set_visible(False)
     axes.legend(frameon=False, loc="lower left")
-    axes.set_title(title, fontsize=10, loc="left", pad=10)
+    set_title(figure, title)
     _save(figure, path)
 
 
@@ -141,25 +142,57 @@ def plot_sensitivity(
     axes.grid(axis="x", linewidth=0.4, alpha=0.6)
     axes.spines[["top", "right"]].set_visible(False)
     figure.legend(frameon=False, loc="outside lower center", ncols=2, fontsize=8)
-    axes.set_title(textwrap.fill(title, 68), fontsize=10, loc="left", pad=10)
+    set_title(figure, title)
     _save(figure, path)
 
 
-def time_name(t_s: float) -> str:
-    """Returns a time as people say it.
+def in_lines(text: str, width: int) -> str:
+    """Returns a text in lines, broken between its phrases as far as these fit.
 
-    >>> [time_name(t_s) for t_s in (0.0, 25.0, 3600.0, 86_400.0, 31_536_000.0)]
-    ['0', '25 s', '1 h', '1 d', '1 y']
-
-    Args:
-      t_s: time in seconds.
+    >>> print(in_lines("accuracy in %, mean over 16 chips, 2 training seeds", 40))
+    accuracy in %, mean over 16 chips,
+    2 training seeds
     """
-    if not t_s:
-        return "0"
-    for unit, size in (("y", 31_536_000), ("d", 86_400), ("h", 3600), ("min", 60)):
-        if t_s >= size:
-            return f"{t_s / size:.3g} {unit}"
-    return f"{t_s:.3g} s"
+    return _broken(re.split(r"(?<=[,:;] )|(?<= )(?=\()", text), width)
+
+
+def path_in_lines(path: str, width: int) -> str:
+    """Returns a path in lines, broken behind its slashes as far as that fits.
+
+    >>> print(path_in_lines("encoder/layers_0/attention/query/kernel", 20))
+    encoder/layers_0/
+    attention/query/
+    kernel
+    """
+    return _broken(re.split("(?<=/)", path), width)
+
+
+def _broken(phrases: Iterable[str], width: int) -> str:
+    lines = [""]
+    for phrase in phrases:
+        if lines[-1] and len((lines[-1] + phrase).rstrip()) > width:
+            lines.append("")
+        lines[-1] += phrase
+    return "\n".join(textwrap.fill(line.rstrip(), width) for line in lines)
+
+
+def set_title(figure: Any, title: str) -> None:
+    """Writes a title above a figure, in as many lines as its width asks for."""
+    # Of this font, an inch holds 13 characters of a usual text.
+    width = int(12 * figure.get_figwidth())
+    figure.suptitle(in_lines(title, width), fontsize=10, x=0.02, ha="left")
+
+
+def _count_axis(axes: Any, most: int) -> None:
+    """Makes the upright axis a logarithmic one of whole numbers."""
+    from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+
+    axes.set_yscale("log")
+    axes.set_ylim(0.7, 1.3 * max(most, 2))
+    subs = (1, 2, 5) if most < 100 else (1,)
+    axes.yaxis.set_major_locator(LogLocator(subs=subs))
+    axes.yaxis.set_major_formatter(FuncFormatter(lambda count, _: f"{count:,.0f}"))
+    axes.yaxis.set_minor_formatter(NullFormatter())
 
 
 def _figure(size: tuple[float, float]) -> Any:

@@ -6,13 +6,15 @@ from typing import Any
 
 import jax
 import numpy as np
+from rich.table import Table
 
 from hwtrain.evaluate.on_chips import values_on_chips
+from hwtrain.tables import as_text, count, time_name
 
 
-@dataclasses.dataclass(frozen=True, eq=False)
+@dataclasses.dataclass(frozen=True, eq=False, repr=False)
 class Population:
-    """What a metric is on each chip of a population.
+    """What a metric is on each chip of a population; `print` shows it as a table.
 
     >>> chips = Population(values=np.array([0.9, 0.8, 1.0]), seeds=(0, 1, 2))
     >>> print(f"{chips.mean:.2f} ± {chips.std:.2f}")
@@ -41,20 +43,62 @@ class Population:
         """Standard deviation over chips (N-1), how much they differ, as `mean`."""
         if len(self.values) < 2:
             return _plain(np.zeros(self.values.shape[1:]))
-        return _plain(np.std(self.values, axis=0, ddof=1))
+        # Of equal chips, what the mean is rounded by would look like a spread.
+        differ = np.ptp(self.values, axis=0) > 0
+        return _plain(np.where(differ, np.std(self.values, axis=0, ddof=1), 0.0))
 
     @property
     def interval(self) -> tuple[Any, Any]:
         """95 % confidence interval of the mean, by Student's t; NaN for one chip."""
-        count = len(self.values)
-        if count < 2:
+        chips = len(self.values)
+        if chips < 2:
             missing = _plain(np.full(self.values.shape[1:], np.nan))
             return missing, missing
         # Not at the top: it is as slow to load as all of hwtrain.
         from scipy import stats
 
-        half = _plain(stats.t.ppf(0.975, count - 1) * self.std / np.sqrt(count))
+        half = _plain(stats.t.ppf(0.975, chips - 1) * self.std / np.sqrt(chips))
         return self.mean - half, self.mean + half
+
+    def table(self, form: str = ".4g") -> Table:
+        """Returns a table of the population, with a row for each time.
+
+        Args:
+          form: how a number is written.
+        """
+        found = Table()
+        if self.times_s is not None:
+            found.add_column("time", justify="right")
+        for name in ("mean", "std", "95 % interval of the mean", "lowest", "highest"):
+            found.add_column(name, justify="right")
+        one = len(self.seeds) < 2
+        rows = np.reshape(self.values, (len(self.seeds), -1)).T
+        bounds = zip(*(np.ravel(bound) for bound in self.interval))
+        times = [[time_name(t_s)] for t_s in self.times_s or ()] or [[]]
+        numbers = zip(times, rows, np.ravel(self.std), bounds, strict=True)
+        for time, values, std, (low, high) in numbers:
+            found.add_row(
+                *time,
+                f"{values.mean():{form}}",
+                "" if one else f"{std:{form}}",
+                "" if one else f"{low:{form}} to {high:{form}}",
+                f"{values.min():{form}}",
+                f"{values.max():{form}}",
+            )
+        return found
+
+    def __str__(self) -> str:
+        """Returns the table as text."""
+        return as_text([f"{count(len(self.seeds), 'chip')}, {self.mode}", self.table()])
+
+    def __repr__(self) -> str:
+        """Returns one line: how many chips, and their mean and spread."""
+        shown = {"chips": len(self.seeds), "mode": repr(self.mode)}
+        for name in ("mean", "std"):
+            numbers = [f"{number:.4g}" for number in np.ravel(getattr(self, name))]
+            listed = ", ".join(numbers[:4]) + (", ..." if numbers[4:] else "")
+            shown[name] = numbers[0] if self.times_s is None else f"[{listed}]"
+        return f"Population({', '.join(f'{k}={v}' for k, v in shown.items())})"
 
 
 def population(

@@ -6,14 +6,18 @@ from typing import Any
 
 import jax
 import numpy as np
+from rich.table import Table
 
 from hwtrain.evaluate.on_chips import values_on_chips
 from hwtrain.plan import AnalogWeight, Plan
+from hwtrain.tables import as_text, count, mean_and_spread, time_name
 
 
-@dataclasses.dataclass(frozen=True, eq=False)
+@dataclasses.dataclass(frozen=True, eq=False, repr=False)
 class Sensitivity:
     """What a metric is where only some layers are a chip's, and the others nominal.
+
+    `print` shows it as a table.
 
     >>> found = Sensitivity(
     ...     layers=("hidden", "head"), nominal=np.array([0.9, 0.9]),
@@ -50,6 +54,40 @@ class Sensitivity:
     def gain(self) -> np.ndarray:
         """`[layers]`, by how much the mean rises if that layer alone were nominal."""
         return self.others.mean(axis=1) - self.whole.mean()
+
+    def table(self, form: str = ".4g") -> Table:
+        """Returns a table of the metric, with a row for each layer.
+
+        Args:
+          form: how a number is written.
+        """
+        none, every = (
+            mean_and_spread(values, form) for values in (self.nominal, self.whole)
+        )
+        found = Table(caption=f"no layer: {none}; all: {every}", caption_justify="left")
+        found.add_column("on the chip", overflow="fold")
+        for name in ("this alone", "all but this"):
+            found.add_column(name, justify="right")
+        for name, alone, others in zip(self.layers, self.alone, self.others):
+            cells = (mean_and_spread(values, form) for values in (alone, others))
+            found.add_row(name, *cells)
+        return found
+
+    def __str__(self) -> str:
+        """Returns the table as text."""
+        when = "" if self.t_s is None else f", {time_name(self.t_s)} old"
+        chips = count(len(self.seeds), "chip")
+        about = f"{count(len(self.layers), 'layer')} on {chips}, chip_mode{when}"
+        return as_text([about, self.table()])
+
+    def __repr__(self) -> str:
+        """Returns one line: how many layers and chips, and which layer costs most."""
+        costliest = int(np.argmax(self.cost))
+        return (
+            f"Sensitivity(layers={len(self.layers)}, chips={len(self.seeds)}, "
+            f"nominal={self.nominal.mean():.4g}, whole={self.whole.mean():.4g}, "
+            f"costliest={self.layers[costliest]!r})"
+        )
 
 
 def sensitivity(
@@ -130,13 +168,13 @@ def sensitivity(
         subsets=subsets,
         caller="sensitivity",
     )
-    values, count = values[..., 0], len(layers)
+    values, ends = values[..., 0], 2 + len(layers)
     return Sensitivity(
         layers=tuple(layers),
         nominal=values[0],
         whole=values[1],
-        alone=values[2 : 2 + count],
-        others=values[2 + count :],
+        alone=values[2:ends],
+        others=values[ends:],
         seeds=seeds,
         t_s=t_s,
     )

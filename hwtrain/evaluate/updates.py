@@ -139,6 +139,6 @@ def _updated(tx: Any, updates: paths.Tree, params: paths.Tree) -> paths.Tree:
 
 def prefixed(plan: Plan, params: paths.Tree) -> paths.Tree:
     """Returns the parameters under the prefix that the plan's paths have."""
-    for name in reversed(plan.prefix.split("/") if plan.prefix else []):
+    for name in reversed(paths.split(plan.prefix)):
         params = {name: params}
     return jax.tree.map(jnp.asarray, params)

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 from flax import nnx
 from rich.console import Console
 
+from hwtrain import paths
 from hwtrain.checkpoint import Graph, trace_graph
 from hwtrain.hardware import Hardware
 from hwtrain.plan import Plan
@@ -141,11 +142,11 @@ def _functional(build: Factory) -> Functional:
         build(nnx.Rngs(0)), nnx.Param, nnx.RngState, ...
     )
     if others:
-        paths = ["/".join(map(str, path)) for path, _ in nnx.to_flat_state(others)]
+        named = [paths.join(keys) for keys, _ in nnx.to_flat_state(others)]
         raise EntryError(
             "model",
             "the training loop takes NNX modules whose only variables are parameters "
-            f"and rng streams; this one has {', '.join(paths)}. Take a norm without "
+            f"and rng streams; this one has {', '.join(named)}. Take a norm without "
             "running statistics, such as nnx.LayerNorm or nnx.GroupNorm, for "
             "nnx.BatchNorm, or train it in a loop of your own with "
             "hwtrain.optim.hardware_aware",

@@ -3,7 +3,6 @@
 import dataclasses
 import importlib.util
 import math
-import textwrap
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -12,6 +11,7 @@ import numpy as np
 from rich.table import Table
 
 from hwtrain import disk
+from hwtrain.evaluate.plots import set_title
 
 HARDWARE_AWARE = "hardware-aware"
 WITH_MISMATCH = "with mismatch"
@@ -148,7 +148,7 @@ def plot(results: Sequence[Accuracies], path: Path, *, title: str) -> None:
         )
     axes.set_xlabel("standard deviation of the mismatch, relative")
     axes.set_ylabel("accuracy in %")
-    axes.set_title(textwrap.fill(title, 68), fontsize=10, loc="left", pad=10)
+    set_title(figure, title)
     axes.set_ylim(top=100)
     axes.grid(axis="y", linewidth=0.4, alpha=0.6)
     axes.spines[["top", "right"]].set_visible(False)

@@ -7,6 +7,7 @@ named as JAX names it.
 """
 
 import dataclasses
+import inspect
 import itertools
 import math
 from collections.abc import Callable, Iterable, Sequence
@@ -15,11 +16,20 @@ from typing import Any
 import jax
 from jax.extend.core import Literal
 
-from hwtrain.jaxprs import TRANSPARENT, inner_jaxpr, mark, scan_parts
+from hwtrain.jaxprs import (
+    TRANSPARENT,
+    casts_to,
+    inner_jaxpr,
+    mark,
+    scan_parts,
+)
 
 _MARK = "hwtrain layer"
 
 _calls = itertools.count()
+
+_ACTIVATIONS = inspect.getsourcefile(inspect.unwrap(jax.nn.gelu))
+"""The file of the functions of `jax.nn`."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -127,7 +137,7 @@ class _Walk:
             return [within] * results
         if not together:
             return [together] * results
-        if name in TRANSPARENT and results == len(values):
+        if name in TRANSPARENT and results == len(values) and not casts_to(equation):
             return values
         if name == "scan":
             return self.scan(equation, values, where)
@@ -207,7 +217,7 @@ class _Walk:
         trial.before = {node: set(found) for node, found in self.before.items()}
         found = trial.jaxpr(inner, _none(inner), values, where)
         new = [node for node in trial.nodes if node not in self.nodes]
-        name = str(equation.params.get("name", ""))
+        name = str(equation.params.get("name") or _custom_name(equation, inner))
         pools = {trial.nodes[node][1] for node in new} <= {"avg_pool", "sum_pool"}
         marks = trial.calls != self.calls
         if new and name and not marks and not pools and len(equation.outvars) == 1:
@@ -286,9 +296,28 @@ def _none(jaxpr: Any) -> list[Sources]:
     return [frozenset()] * len(jaxpr.constvars)
 
 
+def _custom_name(equation: Any, inner: Any) -> str:
+    """Returns the name of a function with a derivative of its own."""
+    if not equation.primitive.name.startswith("custom_"):
+        return ""
+    name = getattr(inner.debug_info, "func_name", "") or ""
+    return name if name.isidentifier() else ""
+
+
+def _activation(equation: Any) -> str:
+    """Returns the function of `jax.nn` that an operation is part of, if any."""
+    trace = equation.source_info.traceback
+    frames = [] if trace is None else trace.frames
+    # The outermost: softplus and others call each other.
+    names = [f.function_name for f in frames if f.file_name == _ACTIVATIONS]
+    return names[-1].rpartition(".")[2].strip("_") if names else ""
+
+
 def _operation(equation: Any) -> str:
     """Returns the name of an operation, with what NIR asks of it."""
     name, params = equation.primitive.name, equation.params
+    if cast := casts_to(equation):
+        return f"cast to {cast}"
     shape = tuple(equation.invars[0].aval.shape)
     new = tuple(equation.outvars[0].aval.shape)
     if (
@@ -313,4 +342,5 @@ def _operation(equation: Any) -> str:
             each = [window[1:3], strides[1:3], [low for low, _ in padding[1:3]]]
             sizes = ["x".join(map(str, pair)) for pair in each]
             return "sum_pool(kernel={}, stride={}, padding={})".format(*sizes)
-    return name
+    activation = _activation(equation)
+    return f"{activation}({name})" if activation else name

@@ -82,8 +82,9 @@ def inspect(
     found = plan_of(analog, variables, *example, **kwargs)
     if isinstance(analog, nnx.Module):
         # What a chip has beside its weights may be plain arrays, by `nnx.update`.
-        whole = paths.leaves(stored(nnx.state(analog)))
-        beside = [local(found, path) for path in found.leaves_of_chip(whole)]
+        state = stored(nnx.state(analog))
+        whole = paths.leaves(state)
+        beside = [local(found, path) for path in found.leaves_of_chip(state)]
         params = stored(nnx.state(analog, nnx.Param))
         params = paths.insert(params, {path: whole[path] for path in beside})
     else:

@@ -14,10 +14,15 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
-import jax.numpy as jnp
 from jax.extend.core import Literal
 
-from hwtrain.jaxprs import TRANSPARENT, inner_jaxpr, mark, scan_parts
+from hwtrain.jaxprs import (
+    TRANSPARENT,
+    casts_to,
+    inner_jaxpr,
+    mark,
+    scan_parts,
+)
 from hwtrain.transforms.stack_axis import NAME, stack_axis_first
 
 _MARK = "hwtrain operand"
@@ -26,7 +31,6 @@ _SAME = TRANSPARENT | {
     "expand_dims",
     "mesh_cast",
     "pvary",
-    "reduce_precision",
     "reshape",
     "reshard",
     "squeeze",
@@ -194,7 +198,7 @@ class _Walk:
         if name in _PRODUCTS:
             self.product(name, values)
             return [together & {_INPUT}] * results
-        if name in _SAME and results == len(values) and not _truncates(equation):
+        if name in _SAME and results == len(values) and not casts_to(equation):
             return values
         if self.moves(equation, values):
             # Where a slice begins is no part of it.
@@ -293,12 +297,6 @@ class _Walk:
                 (goes_on,) = self.inside(params["cond_jaxpr"], given)
                 return [_chosen(origins, goes_on) for origins in carry]
             carry = grown
-
-
-def _truncates(equation: Any) -> bool:
-    """Whether an operation makes integers of numbers that are none."""
-    old, new = equation.invars[0].aval.dtype, equation.outvars[0].aval.dtype
-    return jnp.issubdtype(old, jnp.inexact) and not jnp.issubdtype(new, jnp.inexact)
 
 
 def _stored(values: Sequence[_Origins]) -> list[_Origin]:

@@ -14,7 +14,9 @@ class Rule:
     """Puts the layers, or the parameters, whose path matches on a type of hardware.
 
     Rules are tried in order, and the first that matches wins. A pattern must match the
-    whole path (`re.fullmatch`); paths are relative to the model and joined by `/`.
+    whole path (`re.fullmatch`); paths are relative to the model and joined by `/`. A
+    slash in a name is `~1` there and a tilde `~0`, as in a JSON Pointer: a layer of the
+    name "a/b" has the path "a~1b".
 
     >>> Rule("encoder/.*", Hardware()).pattern
     'encoder/.*'

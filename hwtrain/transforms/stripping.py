@@ -104,7 +104,7 @@ def _certain(params: Any) -> set[str]:
 def _variables(params: Any) -> dict[str, nnx.Variable]:
     """Returns the variables of a state by path; none of another tree."""
     flat = nnx.to_flat_state(params) if isinstance(params, nnx.State) else ()
-    named = (("/".join(map(str, keys)), variable) for keys, variable in flat)
+    named = ((paths.join(keys), variable) for keys, variable in flat)
     return {path: x for path, x in named if isinstance(x, nnx.Variable)}
 
 
@@ -150,7 +150,7 @@ def _without(params: Any, ours: set[str], above: str = "") -> Any:
     """Returns nested mappings without leaves; a mapping left with none stays."""
     entries = {}
     for name, entry in params.items():
-        path = f"{above}{name}"
+        path = f"{above}{paths.join([name])}"
         if isinstance(entry, Mapping):
             entries[name] = _without(entry, ours, f"{path}/")
         elif path not in ours:

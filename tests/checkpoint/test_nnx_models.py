@@ -107,3 +107,38 @@ def test_a_plan_is_needed_where_nothing_holds_it(trained, tmp_path):
         hwtrain.export(tmp_path / "net", Net(nnx.Rngs(0)))
     assert not (tmp_path / "net").exists()
     assert jax.tree.leaves(nnx.state(trained))
+
+
+class Normed(nnx.Module):
+    """A layer that multiplies by what is made of its weights."""
+
+    def __init__(self, seed, size=3):
+        rngs = nnx.Rngs(seed)
+        linear = nnx.Linear(6, size, rngs=rngs)
+        self.normed = nnx.WeightNorm(linear, rngs=rngs)
+
+    def __call__(self, x):
+        return self.normed(x)
+
+
+def normed(seed, **kwargs):
+    rngs = nnx.Rngs(mismatch=1)
+    return hwtrain.analogize(Normed(seed, **kwargs), HARDWARE, rngs=rngs)
+
+
+def test_a_model_is_its_own_analog(tmp_path):
+    analog = normed(0)
+    whole = hwtrain.export(tmp_path / "a", analog, analog=analog, example=(X,))
+    # Another model of the same plan has other values: those of the first are exported.
+    twin = hwtrain.export(tmp_path / "b", analog, analog=normed(7), example=(X,))
+    alone = hwtrain.export(tmp_path / "c", analog, example=(X,))
+    manifests = [(path / "manifest.json").read_bytes() for path in (whole, twin, alone)]
+    assert len({*manifests}) == 1
+    with pytest.raises(HardwareCheckpointError, match=r"write export\(path, model, ex"):
+        hwtrain.export(tmp_path / "d", analog)
+    with pytest.raises(HardwareCheckpointError, match="analog= is another model"):
+        hwtrain.export(tmp_path / "d", analog, analog=normed(0, size=4), example=(X,))
+    with pytest.raises(HardwareCheckpointError, match="this Normed is a plain one"):
+        plan = hwtrain.plan(analog)
+        hwtrain.export(tmp_path / "d", Normed(0), plan, analog=analog, example=(X,))
+    assert not (tmp_path / "d").exists()

@@ -1,5 +1,7 @@
 """Graphs of models, traced from their programs, compared with what was written."""
 
+import warnings
+
 import jax
 import jax.numpy as jnp
 import pytest
@@ -43,6 +45,14 @@ def between(graph, before="a", after="b"):
     return found[:-1]
 
 
+@jax.custom_jvp
+def truncated(x):
+    """Whole numbers, with the gradient of a straight line."""
+    return x.astype(jnp.int32).astype(jnp.float32)
+
+
+truncated.defjvps(lambda g, _, x: g)
+
 FUNCTIONS = [
     (lambda x: x, ["identity"]),
     (nn.relu, ["relu"]),
@@ -62,7 +72,64 @@ FUNCTIONS = [
     (lambda x: jax.lax.fori_loop(0, 2, lambda i, x: -x, x), None),
     (lambda x: x.astype(jnp.bfloat16).astype(jnp.float32), ["identity"]),
     (lambda x: jax.lax.stop_gradient(x), ["identity"]),
+    (lambda x: jax.lax.reduce_precision(x, 8, 7), ["identity"]),
+    (lambda x: jax.lax.reduce_precision(x, 5, 3), None),
+    (truncated, ["truncated"]),
 ]
+
+# Through which types, and the casts among them that do not keep the numbers.
+CASTS = {
+    ("bfloat16", "float32"): [],
+    ("float16", "bfloat16", "float32"): [],
+    ("complex64", "float32"): ["float32"],
+    ("int8", "float32"): ["int8"],
+    ("int32", "float32"): ["int32"],
+    ("bfloat16", "int32", "float32"): ["int32"],
+    ("int32", "int8", "float32"): ["int32", "int8"],
+    ("int8", "int32", "float32"): ["int8"],
+    ("uint8", "float32"): ["uint8"],
+    ("bool", "float32"): ["bool"],
+    ("float8_e4m3fn", "float32"): ["float8_e4m3fn"],
+    ("float8_e5m2", "float32"): ["float8_e5m2"],
+}
+
+
+@pytest.mark.parametrize("types", CASTS, ids=" ".join)
+@pytest.mark.parametrize("place", ["input", "between", "output"])
+def test_a_cast_that_does_not_keep_the_numbers_is_an_operation(types, place):
+    def cast(x):
+        for name in types:
+            x = x.astype(name)
+        return x
+
+    def call(m, x):
+        x = m.a(cast(x) if place == "input" else x)
+        x = m.b(cast(x) if place == "between" else x)
+        return cast(x) if place == "output" else x
+
+    if "complex64" in types:
+        warnings.filterwarnings("ignore", "Casting from complex", DeprecationWarning)
+    graph = traced(call, X, a=nn.Dense(4), b=nn.Dense(3))
+    ends = {"input": ("input", "a"), "between": ("a", "b"), "output": ("b", "output")}
+    found = between(graph, *ends[place])
+    nothing = ["identity"] if place == "between" else []
+    assert found == ([f"cast to {name}" for name in CASTS[types]] or nothing)
+
+
+@pytest.mark.parametrize("function", [nn.gelu, nn.softmax, nn.selu])
+def test_an_operation_says_which_activation_it_is_part_of(function):
+    graph = traced(lambda m, x: m.b(function(m.a(x))), X, a=nn.Dense(4), b=nn.Dense(3))
+    name = function.__name__
+    operations = {k: v for k, v in graph.nodes.items() if k not in "a b input output"}
+    assert operations
+    for node, what in operations.items():
+        assert node.startswith(name) and what.partition("(")[0] == name
+
+
+@pytest.mark.parametrize("dtype", ["int8", "uint8", "int32", "bool"])
+def test_whole_numbers_go_into_a_layer_as_they_are(dtype):
+    graph = traced(lambda m, x: m.a(x.astype(float)), X.astype(dtype), a=nn.Dense(4))
+    assert between(graph, "input", "a") == []
 
 
 @pytest.mark.sampled
@@ -221,6 +288,25 @@ def lifted(transform):
     return lambda x: transform(nn.Dense)(4, name="a")(x)
 
 
+@pytest.mark.parametrize("analog", [False, True])
+@pytest.mark.parametrize("around", [nn.WeightNorm, nn.SpectralNorm])
+def test_a_layer_whose_variables_are_mapped(around, analog):
+    class Model(nn.Module):
+        @nn.compact
+        def __call__(self, x):
+            more = {"update_stats": False} if around is nn.SpectralNorm else {}
+            x = around(nn.Dense(4, name="a"))(x, **more)
+            return nn.Dense(3, name="b")(nn.relu(x))
+
+    model = Model()
+    if analog:
+        model = analogize(model, Hardware(input_range=InputRangeParameter()))
+    graph = trace_graph(model, model.init(jax.random.key(0), X), X)
+    (first,) = {after for before, after in graph.edges if before == "input"}
+    assert graph.nodes[first] == "layer"
+    assert between(graph, first, "b") == ["relu"]
+
+
 @pytest.mark.parametrize("transform", [nn.remat, nn.jit])
 def test_lifted_layers(transform):
     graph = made(lambda x: nn.Dense(3, name="b")(nn.relu(lifted(transform)(x))), X)
@@ -248,7 +334,7 @@ def stack(x):
 SEQUENCE = jnp.ones((2, 5, 6))
 MODELS = [
     (stack, X, {"scan"}),
-    (lambda x: nn.MultiHeadDotProductAttention(2)(x, x), SEQUENCE, {"exp"}),
+    (lambda x: nn.MultiHeadDotProductAttention(2)(x, x), SEQUENCE, {"softmax(exp)"}),
     (lambda x: nn.RNN(nn.GRUCell(4))(x), SEQUENCE, {"logistic", "tanh"}),
     (lambda x: nn.Dropout(0.5, deterministic=False)(nn.Dense(4)(x)), X, {"select_n"}),
     (lambda x: nn.max_pool(nn.Conv(2, (3,))(x), (2,)), SEQUENCE, {"reduce_window_max"}),

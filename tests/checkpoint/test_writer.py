@@ -7,20 +7,27 @@ import subprocess
 import sys
 import textwrap
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from hwtrain.checkpoint import (
     HardwareCheckpointError,
+    Measurement,
     contents,
     export,
     load,
     manifest,
+    read_conductances,
     tensors,
+    verify,
 )
+from hwtrain.checkpoint.dynapse import load_dynapse
 from hwtrain.hardware import Hardware
 from hwtrain.plan import Plan
+
+MEASURED = Measurement(metric="loss", mode="chip_mode", chips=1, mean=0.5)
 
 
 @pytest.mark.parametrize("kind", ["folder", "file", "broken link"])
@@ -104,7 +111,6 @@ def test_scale_of_another_shape(tmp_path, variables, plan):
         ([1.0], "variables must be a nested mapping"),
         ({"a": {"b": [jnp.ones(2)]}}, "params/a/b/0: .* turn lists and tuples"),
         ({"a": np.array(["text"])}, "params/a: .* cannot be stored"),
-        ({"a": {"b/c": jnp.ones(2)}, "a/b": {"c": jnp.ones(2)}}, "the same path"),
     ],
 )
 def test_variables_that_no_file_can_hold(tmp_path, params, match):
@@ -210,3 +216,78 @@ def test_ideal_hardware(tmp_path, plan):
     assert list(checkpoint.manifest.files["tensors/0000.safetensors"]) == [
         "nominal/params/heads/kernel"
     ]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "match"),
+    [
+        ({"plan": 3}, r"plan= takes hwtrain.plan\(.*got 3"),
+        ({"graph": {"nodes": {}}}, "graph= takes .*trace_graph.*got {'nodes': {}}"),
+        ({"accuracy": [("acc", 0.5)]}, r"accuracy= takes .*Measurement\(.*'acc', 0.5"),
+        ({"accuracy": 0.5}, "accuracy= takes a list .*got 0.5"),
+        ({"accuracy": MEASURED}, "accuracy= takes a list .*got Measurement"),
+        ({"chip_seeds": 7}, "chip_seeds= takes a list .*chip_seed=; got 7"),
+        ({"example": jnp.ones(2)}, r"example= takes .* in a tuple, such as \(x,\)"),
+        ({"example": (jnp.ones(2),)}, "give analog=analog too, or neither"),
+    ],
+)
+def test_an_argument_of_another_type_is_named(
+    tmp_path, variables, plan, arguments, match
+):
+    arguments = {"plan": plan, **arguments}
+    with pytest.raises(HardwareCheckpointError, match=match) as raised:
+        export(tmp_path / "model", variables, **arguments)
+    assert "\n" not in str(raised.value)
+    assert not list(tmp_path.iterdir())
+
+
+def test_measurements_may_come_from_a_generator(tmp_path, variables, plan):
+    path = export(tmp_path / "c", variables, plan, accuracy=iter([MEASURED]))
+    assert load(path).manifest.accuracy == (MEASURED,)
+
+
+def traced(function):
+    jax.jit(lambda x: function({"dense": {"kernel": x}}))(jnp.ones(2))
+
+
+def deleted(function):
+    x = jnp.ones(2)
+    x.delete()
+    function({"dense": {"kernel": x}})
+
+
+def shapes(function):
+    function(jax.eval_shape(lambda: {"dense": {"kernel": jnp.ones(2)}}))
+
+
+@pytest.mark.parametrize(
+    ("give", "match"),
+    [
+        (shapes, "a shape without values, as of jax.eval_shape"),
+        (traced, "traced, as inside of jax.jit; export outside"),
+        (deleted, "deleted, as what a step takes with donate_argnums"),
+    ],
+)
+def test_what_has_no_values_is_named(tmp_path, give, match):
+    match = f"params/dense/kernel is {match}"
+    with pytest.raises(HardwareCheckpointError, match=match):
+        give(lambda params: export(tmp_path / "model", params, Plan(())))
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        load,
+        verify,
+        load_dynapse,
+        lambda path: read_conductances(path, Plan(())),
+        lambda path: export(path, {"a": jnp.ones(2)}, Plan(())),
+    ],
+)
+@pytest.mark.parametrize("path", [None, 3])
+def test_a_path_that_is_none(call, path):
+    said = "None" if path is None else "one of type int"
+    match = f"as a str or a Path; got {said}"
+    with pytest.raises(HardwareCheckpointError, match=match):
+        call(path)

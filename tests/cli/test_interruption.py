@@ -11,6 +11,7 @@ import sys
 import textwrap
 import threading
 import time
+import weakref
 from pathlib import Path
 
 import chex
@@ -231,24 +232,99 @@ def test_a_handler_of_a_program_around_is_left_alone():
 
 
 @pytest.mark.parametrize("raised", [None, SystemExit(0)])
-@pytest.mark.parametrize("status", [0, 130])
-def test_a_program_that_ends_is_ended_by_the_next(monkeypatch, raised, status):
+def test_a_program_that_ends_is_ended_by_the_next(monkeypatch, raised):
     """Not by an error that comes up while Python takes itself down."""
-    ends = []
 
-    def main():
+    def status(words, interrupted):
         if raised is not None:
             raise raised
-        return status
+        return 0
 
-    monkeypatch.setattr(command_line, "main", main)
-    monkeypatch.setattr(os, "_exit", ends.append)
+    monkeypatch.setattr(command_line, "_status", status)
+    monkeypatch.setattr(os, "_exit", lambda status: pytest.fail("left"))
     with contextlib.suppress(SystemExit):
-        assert cli.run() == status
-    # An interrupted one does not even begin to.
-    assert ends == ([130] if status and raised is None else [])
+        assert cli.run() == 0
     assert signal.getsignal(signal.SIGINT) is signal.SIG_DFL
     signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+class UnderWay:
+    """What a command holds, and threads of a library work with."""
+
+
+@pytest.mark.parametrize("ends", [cli.run, cli.main])
+@pytest.mark.parametrize("as_error", [False, True])
+def test_an_interrupted_program_leaves_before_anything_is_taken_down(
+    monkeypatch, capsys, ends, as_error
+):
+    alive, left = [], []
+
+    def command(options):
+        held = UnderWay()
+        alive.append(weakref.ref(held))
+        try:
+            press()
+        except KeyboardInterrupt as error:
+            if as_error:  # as a library makes of one in its callback
+                raise RuntimeError("callback failed") from error
+            raise
+
+    def leave(status):
+        print("after the line")
+        assert signal.getsignal(signal.SIGINT) is signal.SIG_DFL
+        left.append((status, alive[0]() is not None))
+        sys.exit(status)
+
+    monkeypatch.setattr("hwtrain.cli.verify.main", command)
+    monkeypatch.setattr(sys, "argv", ["hwtrain", "verify", "there"])
+    monkeypatch.setattr(os, "_exit", leave)
+    try:
+        status = ends()
+    except SystemExit as end:
+        status = end.code
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    # One that is called by a program goes on in it.
+    assert left == ([(130, True)] if ends is cli.run else [])
+    assert status == 130
+    assert capsys.readouterr().err.startswith("hwtrain: interrupted; nothing half-")
+
+
+@pytest.mark.nightly
+@pytest.mark.parametrize(
+    "words", [["evaluate", "RUN", "--chips", "100000"], ["inspect", "RUN", "--active"]]
+)
+def test_a_real_signal_at_any_time_is_one_line(run, tmp_path, words):
+    """While Python imports, JAX traces, XLA compiles and computes."""
+    words = [str(run) if word == "RUN" else word for word in words]
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "JAX_PLATFORMS": "cpu"}
+    for tenths in range(20, 160, 13):
+        process = subprocess.Popen(
+            # A shell in the background has it ignored.
+            [sys.executable, "-c", FORWARDED, *words],
+            cwd=tmp_path,
+            env=environment,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        try:
+            process.wait(tenths / 10)
+        except subprocess.TimeoutExpired:
+            process.send_signal(signal.SIGINT)
+        out, error = process.communicate(timeout=120)
+        if process.returncode == 0:
+            break  # it was done before
+        assert process.returncode == 130, (tenths, error)
+        assert error == "hwtrain: interrupted; nothing half-written was left behind\n"
+    assert tenths > 20 and not list(tmp_path.iterdir())
+
+
+FORWARDED = """
+import runpy, signal, sys
+signal.signal(signal.SIGINT, signal.default_int_handler)
+sys.argv[0] = "hwtrain"
+runpy.run_module("hwtrain", run_name="__main__")
+"""
 
 
 def test_the_second_stops_at_once_also_in_compiled_code():

@@ -153,3 +153,19 @@ def test_a_dropout_does_not_count_as_noise_of_the_weights(framework, linen, retr
         model, call = (analog, None, X), {"mask": MASK}
     with pytest.raises(ValueError, match="the outputs are the same at every step key"):
         hw.assert_active(*model, **call)
+
+
+def test_a_complex_metric_is_refused(linen):
+    analog, variables = linen
+    call = {"train": False, "mask": MASK}
+    for study in (population, sensitivity):
+        with pytest.raises(ValueError, match="metric must return real numbers; got co"):
+            study(
+                analog,
+                variables,
+                [(X,)],
+                lambda y: y[:, 0] + 1j,
+                chips=2,
+                key=jax.random.key(0),
+                call_kwargs=call,
+            )

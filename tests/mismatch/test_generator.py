@@ -1,6 +1,7 @@
 """Mismatch over parameter trees, against Rockpool's numbers and in distribution."""
 
 import math
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -353,6 +354,20 @@ def test_neighbours_are_correlated_as_stated(share):
     assert "length=2.0" in repr(generate)
 
 
+class Twins(NamedTuple):
+    """A node that calls both of its children the same."""
+
+    one: jax.Array
+    two: jax.Array
+
+
+jax.tree_util.register_pytree_with_keys(
+    Twins,
+    lambda node: ([(jax.tree_util.DictKey("twin"), x) for x in node], None),
+    lambda _, children: Twins(*children),
+)
+
+
 def test_structures_are_compared_by_path():
     generate = hw.mismatch_generator({"a": True, "b": False})
     with pytest.raises(ValueError, match=r"only the prototype has \['b'\], only the"):
@@ -361,9 +376,14 @@ def test_structures_are_compared_by_path():
         generate({"a": jnp.arange(2), "b": jnp.ones(2)}, KEY)
     with pytest.raises(ValueError, match="key must be a JAX key.*got 0"):
         generate({"a": jnp.ones(2), "b": jnp.ones(2)}, 0)
-    twice = {"a/b": jnp.ones(2), "a": {"b": jnp.ones(2)}}
-    with pytest.raises(ValueError, match=r"two leaves of the tree .* \['a/b'\]"):
-        hw.select(twice, ".*")
+    slash = {"a/b": jnp.ones(2), "a": {"b": jnp.ones(2)}}
+    chosen = {"a/b": True, "a": {"b": False}}
+    assert hw.select(slash, "a~1b") == chosen
+    assert hw.select(slash, "a/b") == {"a/b": False, "a": {"b": True}}
+    found = hw.mismatch_generator(chosen)(slash, KEY)
+    assert (found["a/b"] != 1).all() and (found["a"]["b"] == 1).all()
+    with pytest.raises(ValueError, match=r"two leaves of the tree .* \['twin'\]"):
+        hw.select(Twins(jnp.ones(2), jnp.ones(2)), ".*")
     spatial = hw.SpatialCorrelation(width=2, length=1.0)
     generate = hw.mismatch_generator({"gain": np.True_}, correlation=spatial)
     with pytest.raises(ValueError, match=r"\['gain'\] are scalars"):

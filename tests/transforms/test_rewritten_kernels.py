@@ -125,6 +125,7 @@ CHANGES = {
     "rotated": lambda w: w @ jnp.eye(w.shape[-1]),
     "padded": lambda w: jnp.pad(w[:-1], [(0, 1)] + [(0, 0)] * (w.ndim - 1)),
     "truncated": lambda w: w.astype(jnp.int8).astype(w.dtype),
+    "in eight bits": lambda w: w.astype(jnp.float8_e4m3fn).astype(w.dtype),
     "straight through": lambda w: w + jax.lax.stop_gradient(jnp.round(w) - w),
     "in a jit": jax.jit(standardised),
     "in a loop": lambda w: jax.lax.fori_loop(0, 3, lambda _, w: w * 0.9, w),

@@ -15,6 +15,16 @@ ENDS = ("input", "output")
 
 _TRACE = "export(..., graph=hwtrain.checkpoint.trace_graph(model, variables, example))"
 
+_BETWEEN = (
+    "Put neurons of NIR in its place (LIF, IF, ...: docs/deployment.md), or convert to "
+    "another target, such as npz"
+)
+_READOUT = (
+    "It stands behind the last layer, as a readout does: leave it to who runs the "
+    "network. Trace the graph of the model without it, or export without graph= and "
+    "give to_nir(checkpoint, out, edges=[...])"
+)
+
 
 def edges_of(
     graph: Graph | None,
@@ -106,15 +116,20 @@ def _check_operations(graph: Graph) -> None:
         if what in (*ENDS, "layer", "identity") or is_operation(what):
             continue
         before, after = _nearest(graph, name, back=True), _nearest(graph, name)
-        where = f" from {before} to {after}" if before and after else ""
+        where = f" from {_listed(before)} to {_listed(after)}"
+        kind = what.partition("(")[0]
+        readout = all(graph.nodes[node] == "output" for node in after)
         raise HardwareCheckpointError(
-            f"the node {name!r}{where} cannot be expressed: NIR has no {what!r}. Put "
-            "neurons of NIR in its place (LIF, IF, ...: docs/deployment.md), or "
-            "convert to another target, such as npz"
+            f"the node {name!r}{where if before and after else ''} cannot be "
+            f"expressed: NIR has no {kind!r}. {_READOUT if readout else _BETWEEN}"
         )
 
 
-def _nearest(graph: Graph, node: str, *, back: bool = False) -> str:
+def _listed(nodes: Iterable[str]) -> str:
+    return ", ".join(map(repr, nodes))
+
+
+def _nearest(graph: Graph, node: str, *, back: bool = False) -> list[str]:
     """Returns the layers, or ends, that come before or after an operation."""
     edges = [(b, a) for a, b in graph.edges] if back else graph.edges
     found, waiting, seen = [], [node], {node}
@@ -124,7 +139,7 @@ def _nearest(graph: Graph, node: str, *, back: bool = False) -> str:
             seen.add(following)
             layer = graph.nodes[following] in (*ENDS, "layer")
             (found if layer else waiting).append(following)
-    return ", ".join(map(repr, found))
+    return found
 
 
 def _contracted(graph: Graph) -> tuple[Edges, dict[str, str]]:

@@ -7,8 +7,10 @@ import jax
 from flax import linen as nn
 from flax.core import unfreeze
 
+from hwtrain import paths
 from hwtrain.transforms.connections import Connections, connections_of, marked
 from hwtrain.transforms.linen.belonging import before_the_call, belonging
+from hwtrain.transforms.linen.kept_leaves import ANY_LEAF, kept
 from hwtrain.transforms.linen.layers import plain_class
 from hwtrain.transforms.linen.prepass import analog_trace, fresh
 
@@ -28,9 +30,12 @@ def linen_connections(
             return next_function(*args, **kwargs)
         held = context.module.variables.get("params", {})
         owns = any(not isinstance(leaf, Mapping) for leaf in held.values())
-        if running or not owns or context.method_name == "setup":
+        # What maps the variables of a layer calls it in a function of its own.
+        own = hasattr(type(context.module), context.method_name)
+        if running or not owns or not own or context.method_name == "setup":
             return next_function(*args, **kwargs)
-        path = "/".join([*([prefix] if prefix else []), *context.module.path])
+        at = paths.join(context.module.path)
+        path = f"{prefix}/{at}" if prefix and at else prefix or at
         running.append(path)
         try:
             return marked(next_function, path, args, kwargs)
@@ -53,5 +58,9 @@ def linen_connections(
         )
         return jax.tree.leaves(outputs)
 
-    with nn.intercept_methods(interceptor), analog_trace(("graph", next(fresh))):
+    with (
+        nn.intercept_methods(interceptor),
+        analog_trace(("graph", next(fresh))),
+        kept(ANY_LEAF),
+    ):
         return connections_of(run, variables, leaves)

@@ -8,6 +8,7 @@ from typing import Any
 from flax import linen as nn
 from flax.core import meta
 
+from hwtrain import paths
 from hwtrain.hardware import Hardware
 from hwtrain.leaf_names import OF_A_STEP, named_as_leaf
 from hwtrain.plan import AnalogWeight
@@ -124,7 +125,8 @@ def names_of(scope: Any, path: str) -> list[str]:
         `param` and `setup`, as our leaves are, is not among its reservations.
       path: path of the module.
     """
-    found = [x for x in scope.reservations if named_as_leaf(x) or x in OF_A_STEP]
+    own = map(paths.join, ([name] for name in scope.reservations))
+    found = [x for x in own if named_as_leaf(x) or x in OF_A_STEP]
     return [f"{path}/{name}" if path else name for name in found]
 
 

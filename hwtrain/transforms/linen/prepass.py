@@ -134,7 +134,7 @@ def _state(variables: Mapping[str, Any], prefix: str) -> tuple[str, ...]:
         leaves = jax.tree_util.tree_leaves_with_path(tree, is_leaf=_boxed)
         sown = any(isinstance(key, SequenceKey) for keys, _ in leaves for key in keys)
         if collection not in ("params", *_PASSING) and not sown:
-            at = f"{collection}/{prefix}/" if prefix else f"{collection}/"
+            at = paths.join([collection]) + (f"/{prefix}/" if prefix else "/")
             found += [f"{at}{paths.path_of(keys)}" for keys, _ in leaves]
     return tuple(found)
 
@@ -162,7 +162,7 @@ def _record(call: _Call) -> tuple[list[Layer], set[str]]:
     def interceptor(next_function, args, kwargs, context):
         if not ours(context.module):
             return next_function(*args, **kwargs)
-        path = "/".join(context.module.path)
+        path = paths.join(context.module.path)
         if path and hasattr(type(context.module), "_hwtrain_base"):
             opaque.append(f"{path}/")  # an analog model inside this one
         layer = describe(context, path, args, kwargs)

@@ -151,7 +151,7 @@ def _through_both_sides(base: type, name: str):
 
 
 def _relative(root: nn.Module, module: nn.Module) -> str:
-    return "/".join(module.path[len(root.path) :])
+    return paths.join(module.path[len(root.path) :])
 
 
 def _initialize(root: Any, ours, original, name: str, args: tuple, kwargs: dict):

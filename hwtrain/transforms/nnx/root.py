@@ -220,7 +220,8 @@ def _check_kernels_of_their_own(
     for path, module in modules.items():
         for name, value in vars(module).items():
             if isinstance(value, nnx.Param):
-                full = f"{path}/{name}" if path else name
+                own = paths.join([name])
+                full = f"{path}/{own}" if path else own
                 names.setdefault(id(value), []).append(full)
     for layer, leaf in [(x, array.leaf) for x in layers for array in x.weights]:
         found = names.get(id(getattr(modules[layer.path], leaf)), [])

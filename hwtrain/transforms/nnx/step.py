@@ -18,7 +18,7 @@ from hwtrain.transforms.read_keys import generator_of
 
 def modules_of(model: nnx.Module) -> dict[str, Any]:
     """Returns the modules of a model by path, itself included."""
-    return {"/".join(map(str, path)): m for path, m in nnx.iter_modules(model)}
+    return {paths.join(keys): m for keys, m in nnx.iter_modules(model)}
 
 
 def noisy_call(
@@ -56,7 +56,7 @@ def noisy_call(
     modules = modules_of(root)
     for path, value in changed.items():
         layer, _, name = path.rpartition("/")
-        getattr(modules[layer], name)[...] = value
+        getattr(modules[layer], *paths.split(name))[...] = value
     return result
 
 

@@ -69,7 +69,15 @@ def dense(name, size=3):
 
 
 X = jnp.ones((1, 4))
-BETWEEN = [nn.relu, jnp.tanh, nn.softmax, lambda x: 10 * x, lambda x: x + 1.0]
+BETWEEN = [
+    nn.relu,
+    jnp.tanh,
+    nn.softmax,
+    lambda x: 10 * x,
+    lambda x: x + 1.0,
+    lambda x: x.astype(jnp.int8).astype(jnp.float32),
+    lambda x: x.astype(jnp.float8_e4m3fn).astype(jnp.float32),
+]
 
 
 @pytest.mark.parametrize("function", BETWEEN)
@@ -82,6 +90,42 @@ def test_an_activation_is_refused_by_name(tmp_path, function):
     with pytest.raises(HardwareCheckpointError, match=match):
         to_nir(checkpoint, tmp_path / "net", edges=[("a", "b")])
     assert not (tmp_path / "net").exists()
+
+
+@pytest.mark.parametrize("function", [nn.gelu, nn.silu, nn.softmax, nn.celu])
+def test_an_activation_of_several_operations_has_its_own_name(tmp_path, function):
+    _, _, checkpoint = exported(tmp_path / "c", X, dense("a"), function, dense("b"))
+    name = function.__name__
+    match = f"the node '{name}.*' from 'a' to 'b' .* NIR has no '{name}'. Put neurons"
+    with pytest.raises(HardwareCheckpointError, match=match):
+        to_nir(checkpoint, tmp_path / "net")
+
+
+def test_a_readout_has_two_ways_out(tmp_path):
+    def readout(x):
+        return x.mean(-1) * 10
+
+    body = (dense("a"), made(Neurons, name="n"))
+    _, variables, checkpoint = exported(tmp_path / "c", X, *body, readout)
+    match = (
+        "the node '.*' from 'n' to 'output' .*behind the last layer.* Trace the graph "
+        r"of the model without it, or export without graph= and give to_nir\(.*edges="
+    )
+    with pytest.raises(HardwareCheckpointError, match=match):
+        to_nir(checkpoint, tmp_path / "net")
+    model = Layers(body)
+    export(
+        tmp_path / "traced",
+        variables,
+        checkpoint.plan,
+        graph=trace_graph(model, variables, X),
+    )
+    to_nir(load(tmp_path / "traced"), tmp_path / "one")
+    export(tmp_path / "bare", variables, checkpoint.plan)
+    edges = [("input", "a"), ("a", "n"), ("n", "output")]
+    to_nir(load(tmp_path / "bare"), tmp_path / "two", edges=edges)
+    for name in ("one", "two"):
+        assert set(nir.read(tmp_path / name).edges) == set(edges)
 
 
 @pytest.mark.sampled

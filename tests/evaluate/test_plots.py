@@ -1,0 +1,126 @@
+"""Plots that people read: nothing is cut off, and no label is a formula."""
+
+import numpy as np
+import pytest
+
+from hwtrain.evaluate import Population, Sensitivity, plots
+from hwtrain.evaluate.histograms import Histogram
+from hwtrain.training import report
+
+pytest.importorskip("matplotlib")
+
+LONG = (
+    "runs/vision_transformer_on_digits/export/seed_0, hardware-aware, training seed 0, "
+    "step 400: accuracy in % on 16 chips (chip_mode)"
+)
+SHORT = "r1: accuracy"
+DEEP = "encoder/layers_0/attention/query_projection/kernel"
+SEEDS = tuple(range(4))
+VALUES = np.linspace(80, 90, 12).reshape(4, 3)
+
+
+def over_time(path, title):
+    found = Population(values=VALUES, seeds=SEEDS, times_s=(0.0, 60.0, 86_400.0))
+    plots.plot_over_time(found, path, metric="accuracy in %", title=title)
+
+
+def by_layer(path, title):
+    found = Sensitivity(
+        layers=(DEEP, "b", "c"),
+        nominal=VALUES[:, 0],
+        whole=VALUES[:, 1],
+        alone=VALUES.T,
+        others=VALUES.T,
+        seeds=SEEDS,
+    )
+    plots.plot_sensitivity(found, path, metric="accuracy in %", title=title)
+
+
+def histogram(count):
+    g = np.random.default_rng(0).random(count) * 80
+    return Histogram.of([g], g_min=0.0, g_max=90.0)
+
+
+def histograms(path, title, *, counts=(4, 60, 10**5)):
+    found = {f"{DEEP}_{count}": histogram(count) for count in counts}
+    plots.plot_histograms(found, path, title=title)
+
+
+def of_a_training(path, title):
+    results = [
+        report.Accuracies(model=model, mismatch_std=std, values=VALUES)
+        for model in ("plain", "hardware-aware")
+        for std in (0.0, 0.1)
+    ]
+    report.plot(results, path, title=title)
+
+
+@pytest.fixture
+def drawn(monkeypatch):
+    """The figures that are saved, drawn."""
+    from matplotlib.figure import Figure
+
+    figures, usual = [], Figure.savefig
+
+    def savefig(figure, *args, **kwargs):
+        usual(figure, *args, **kwargs)
+        figure.canvas.draw()
+        figures.append(figure)
+
+    monkeypatch.setattr(Figure, "savefig", savefig)
+    return figures
+
+
+def texts(figure):
+    from matplotlib.text import Text
+
+    found = figure.findobj(lambda item: isinstance(item, Text) and item.get_visible())
+    return [text for text in found if text.get_text()]
+
+
+@pytest.mark.parametrize("title", [SHORT, LONG])
+@pytest.mark.parametrize("draw", [over_time, by_layer, histograms, of_a_training])
+def test_no_text_is_cut_off(tmp_path, drawn, draw, title):
+    draw(tmp_path / "a.png", title)
+    (figure,) = drawn
+    width, height = figure.canvas.get_width_height()
+    boxes = {text.get_text(): text.get_window_extent() for text in texts(figure)}
+    titles = [text for text in boxes if text.replace("\n", " ") == title]
+    assert len(titles) == 1
+    assert all(line[-1] in ",:)" for line in titles[0].split("\n")) or title == SHORT
+    for text in (
+        titles[0],
+        *(text for text in boxes if DEEP in text.replace("\n", "")),
+    ):
+        box = boxes[text]
+        assert box.x0 >= 0 and box.x1 <= width and box.y0 >= 0 and box.y1 <= height
+    if draw is histograms:
+        names = [boxes[text] for text in boxes if DEEP in text.replace("\n", "")]
+        assert len(names) == 3
+        for left, right in zip(names, names[1:]):
+            assert left.x1 < right.x0
+
+
+@pytest.mark.parametrize("count", [1, 2, 4, 40, 300, 10**5])
+def test_counts_are_whole_numbers(tmp_path, drawn, count):
+    histograms(tmp_path / "a.png", SHORT, counts=(count,))
+    (figure,) = drawn
+    axes = figure.axes[0]
+    labels = [text.get_text() for text in axes.get_yticklabels(which="both")]
+    shown = [label for label in labels if label]
+    assert "1" in shown and len(shown) >= 2
+    for label in shown:
+        assert str(f"{int(label.replace(',', '')):,}") == label
+
+
+@pytest.mark.parametrize(
+    ("text", "width", "expected"),
+    [
+        ("one line", 20, "one line"),
+        ("a, b: c (d)", 4, "a,\nb: c\n(d)"),
+        ("a, b: c (d)", 6, "a, b:\nc (d)"),
+        ("no phrase that is short enough", 12, "no phrase\nthat is\nshort enough"),
+    ],
+)
+def test_lines_end_with_phrases(text, width, expected):
+    assert plots.in_lines(text, width) == expected
