@@ -23,7 +23,8 @@ def as_function(
       analog: the analog model; it is not changed.
       mode: `"train"`, `"chip"` or `"eval"`.
       variables: Linen: the variables. NNX: `params` in place of the model's own, or
-        `None` for these; the rest of a state may be among them.
+        `None` for these; the rest of a state may be among them, or beside them in
+        collections.
 
     Returns:
       The function, which draws the step from `key`, and its variables: a dict whose
@@ -113,6 +114,32 @@ def _check_same(given: dict[str, Any], own: dict[str, Any]) -> None:
             )
 
 
+def _one_tree(given: Any) -> Any:
+    """Returns parameters and what a checkpoint holds beside them as a model has them.
+
+    Args:
+      given: parameters, an `nnx.State`, or collections of which one is `params`.
+    """
+    if isinstance(given, nnx.State):
+        return stored(given)
+    if "params" not in given:
+        return given
+    tree = _one_tree(given["params"])
+    for name, collection in given.items():
+        if name not in ("params", "rest"):  # which is the model's own
+            tree = _merged(tree, collection)
+    return tree
+
+
+def _merged(one: Mapping[Any, Any], other: Mapping[Any, Any]) -> dict[Any, Any]:
+    """Returns nested mappings as one."""
+    merged = dict(one)
+    for name, value in other.items():
+        both = isinstance(value, Mapping) and isinstance(one.get(name), Mapping)
+        merged[name] = _merged(one[name], value) if both else value
+    return merged
+
+
 def _filled(model: Any, given: Any) -> nnx.State:
     """Returns a model's state with given parameters, and statistics among them."""
     state = nnx.state(model)
@@ -133,9 +160,7 @@ def _nnx_function(
     model = nnx_root.set_mode(nnx.clone(analog), mode)
     beside: dict[str, Any] = {}
     if params is not None:
-        params = params.get("params", params)
-        if isinstance(params, nnx.State):
-            params = stored(params)
+        params = _one_tree(params)
         own = paths.leaves(nnx.state(model, nnx.Param)).keys()
         effective = {x for x in paths.leaves(params) if is_effective(x)} - own
         beside = {path: paths.leaves(params)[path] for path in effective}

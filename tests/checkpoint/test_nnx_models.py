@@ -8,6 +8,7 @@ from flax import nnx
 
 import hwtrain
 from hwtrain.checkpoint import HardwareCheckpointError
+from hwtrain.transforms.functional import as_function
 
 X = np.random.default_rng(0).normal(size=(16, 6)).astype(np.float32)
 HARDWARE = hwtrain.Hardware(
@@ -27,7 +28,7 @@ class Count(nnx.Variable):
 class Net(nnx.Module):
     def __init__(self, rngs):
         self.layers = nnx.List([nnx.Linear(6, 8, rngs=rngs)])
-        self.norm = nnx.BatchNorm(8, rngs=rngs)
+        self.norm = nnx.BatchNorm(8, momentum=0.1, rngs=rngs)
         self.dropout = nnx.Dropout(0.5, rngs=rngs)
         self.head = nnx.Linear(8, 3, rngs=rngs)
         self.calls = Count(jnp.zeros((), jnp.int32))
@@ -81,6 +82,44 @@ def test_a_chip_is_that_of_the_files(trained, tmp_path):
     np.testing.assert_array_equal(chip(X), by_hand(X))
     nominal = hwtrain.chip_mode(checkpoint.into(model(5)))
     assert np.abs(chip(X) - nominal(X)).max() > 0.01
+
+
+def studied(name, analog, variables=None):
+    """Returns what a study of a model finds, as numbers."""
+    if name == "population":
+        found = hwtrain.evaluate.population(
+            analog,
+            variables,
+            [(X,)],
+            lambda y: y.mean(-1),
+            chips=2,
+            key=jax.random.key(1),
+        )
+        return found.values
+    function, tree = as_function(analog, name, variables)
+    return function(tree, jax.random.key(2), X)
+
+
+@pytest.mark.parametrize("name", ["population", "chip", "eval"])
+@pytest.mark.parametrize("given", ["checkpoint", "state", "parameters"])
+def test_another_model_is_studied_with_all_that_is_given(
+    trained, tmp_path, name, given
+):
+    checkpoint = hwtrain.load(hwtrain.export(tmp_path / "net", trained))
+    variables = {
+        "checkpoint": checkpoint if name == "population" else checkpoint.variables,
+        "state": nnx.state(trained, nnx.Not(nnx.RngState)),
+        "parameters": checkpoint.params,
+    }
+    other = model(5)
+    other.eval()
+    same = nnx.clone(trained)
+    same.eval()
+    if given == "parameters":  # with statistics of its own
+        own = nnx.state(other, nnx.Not(nnx.Param))
+        nnx.update(same, own)
+    found = studied(name, other, variables[given])
+    np.testing.assert_allclose(found, studied(name, same), rtol=1e-6, atol=1e-6)
 
 
 def test_another_model_is_refused_by_what_differs(trained, tmp_path):

@@ -486,15 +486,10 @@ def test_weights_at_a_time_follow_from_the_files_by_the_page(
 
 
 SCALES = {
-    "tiles": {"mapping": hw.MappingParameter(**TILES)},
-    "columns": {
-        "mapping": hw.MappingParameter(**TILES, weight_scaling_columnwise=True)
-    },
-    "none": {"mapping": hw.MappingParameter(**{**TILES, "weight_scaling_omega": 0.0})},
-    "stored": {
-        "mapping": hw.MappingParameter(**TILES),
-        "clip": hw.WeightClipParameter(type="fixed_value", fixed_value=1.0),
-    },
+    "tiles": {},
+    "columns": {"weight_scaling_columnwise": True},
+    "none": {"weight_scaling_omega": 0.0},
+    "stored": {},
 }
 KINDS = (
     hw.GlobalDriftCompensation,

@@ -101,7 +101,9 @@ def test_no_weight_is_ever_beyond_its_bound(kind, dtype):
         }
         gradients = {"layers": gradients}
         updates, new = tx.update(gradients, state, params)
-        own, _ = base.update(hw.strip(gradients), state.base, hw.strip(params))
+        own, _ = base.update(
+            hw.strip(gradients, plan), state.base, hw.strip(params, plan)
+        )
         kernel, update = params["layers"]["kernel"], own["layers"]["kernel"]
         free = as_float32(kernel) + as_float32(update)
         scale = paths.leaves(params).get("layers/mapping_scale")

@@ -345,7 +345,10 @@ def nnx_case(case):
 
 
 def shapes_of(tree):
-    return {p: (v.shape, v.dtype) for p, v in paths.leaves(meta.unbox(tree)).items()}
+    return {
+        p: (v.shape, v.dtype)
+        for p, v in paths.leaves(jax.eval_shape(meta.unbox, tree)).items()
+    }
 
 
 def bits(tree):
