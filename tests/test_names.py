@@ -127,7 +127,17 @@ def stored(plan):
     return [weight.stored for weight in plan.weights]
 
 
-ALL = pytest.mark.parametrize("name", [*LINEN, "nnx"])
+OFTEN = ("weight norm in setup", "a slash")
+ALL = pytest.mark.parametrize(
+    "name",
+    [
+        *(
+            pytest.param(name, marks=() if name in OFTEN else pytest.mark.nightly)
+            for name in LINEN
+        ),
+        "nnx",
+    ],
+)
 
 
 @pytest.mark.parametrize(

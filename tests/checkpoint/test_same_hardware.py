@@ -102,12 +102,19 @@ def test_other_hardware_is_refused(difference, linen_checkpoint, nnx_checkpoint)
         evaluated(analog, linen_checkpoint)
     with pytest.raises(HardwareCheckpointError, match=expected):
         evaluated(model, nnx_checkpoint)
+    with pytest.raises(HardwareCheckpointError, match=f"{expected}.*into"):
+        nnx_checkpoint.into(model, chip=7)
     if difference != "input_range.dynamic":  # which has other leaves
-        with pytest.raises(HardwareCheckpointError, match=f"{expected}.*into"):
-            nnx_checkpoint.into(model, chip=7)
-        # Nominal weights, and chips of the model's hardware, are another matter.
-        evaluated(analog, linen_checkpoint.variables)
         nnx_checkpoint.into(model)
+
+
+def test_chips_of_other_hardware_are_drawn_from_nominal_weights(linen_checkpoint):
+    found = []
+    for mismatch in (CHIP.mismatch, OTHERS["mismatch.std_dev"]["mismatch"]):
+        analog, _ = linen(dataclasses.replace(CHIP, mismatch=mismatch))
+        found.append(evaluated(analog, linen_checkpoint.variables))
+    np.testing.assert_array_equal(found[0], evaluated(linen(CHIP)[0], linen_checkpoint))
+    assert (found[0] != found[1]).all()
 
 
 @pytest.mark.parametrize("name", TRAINING)

@@ -498,6 +498,7 @@ KINDS = (
 )
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize("scale", SCALES)
 @pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.__name__)
 @pytest.mark.parametrize("readout", ["exact", "periphery"])

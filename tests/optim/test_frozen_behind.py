@@ -151,8 +151,18 @@ def test_there_is_something_to_go_through():
     assert names <= FOUND.keys()
 
 
+OFTEN = ("adamw", "clip", "flatten", "muon", "noisy_sgd", "schedule_free_sgd")
+"""One of each kind of program: others are as one of these."""
+
+
 @pytest.mark.filterwarnings("ignore")
-@pytest.mark.parametrize("name", FOUND)
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(name, marks=() if name in OFTEN else pytest.mark.nightly)
+        for name in FOUND
+    ],
+)
 def test_what_plain_optax_keeps_stays(name):
     extra = EXTRA.get(name, {})
     chip = hw.Hardware(clip=CLIP, input_range=RANGE)
