@@ -100,7 +100,10 @@ def _values(item):
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items):
-    """Leaves of `sampled` tests the cases that show each value of each parameter."""
+    """Leaves of `sampled` tests the cases that show each value of each parameter.
+
+    Of `sampled(most)` no more than that, evenly out of these.
+    """
     tests = {}
     for item in items:
         if "sampled" in item.keywords and "nightly" not in item.keywords:
@@ -108,7 +111,7 @@ def pytest_collection_modifyitems(items):
     for cases in tests.values():
         values = [_values(case) for case in cases]
         shown = dict.fromkeys(set().union(*values), 0)
-        left = list(range(len(cases)))
+        left, chosen = list(range(len(cases))), []
         while 0 in shown.values():
             # Most that was not shown; then what was shown least, to take turns.
             best = max(
@@ -119,10 +122,15 @@ def pytest_collection_modifyitems(items):
                 ),
             )
             left.remove(best)
+            chosen.append(best)
             for value in values[best]:
                 shown[value] += 1
-        for index in left:
-            cases[index].add_marker(pytest.mark.nightly)
+        most = (*cases[0].get_closest_marker("sampled").args, len(chosen))[0]
+        step = max(len(chosen) / most, 1)
+        chosen = {chosen[int(i * step)] for i in range(min(most, len(chosen)))}
+        for index, case in enumerate(cases):
+            if index not in chosen:
+                case.add_marker(pytest.mark.nightly)
 
 
 def pytest_collection_finish():

@@ -40,6 +40,7 @@ def test_the_example_of_the_physics_page_runs():
     assert names_after("physics.md")["chip_type"].stores_scale
 
 
+@pytest.mark.nightly
 def test_the_examples_of_the_optimisation_page_run():
     text = (DOCS / "optimisation.md").read_text("utf-8")
     names = {}
@@ -84,6 +85,7 @@ def test_the_deployment_page_has_every_adapter():
         assert f"| `{name}` | `{adapter.__name__}` |" in page
 
 
+@pytest.mark.nightly
 def test_the_chip_in_the_loop_of_the_checkpoint_page_runs(tmp_path, monkeypatch):
     """What is tuned on a measured chip comes back on that chip, and nothing else."""
     x = jax.random.normal(jax.random.key(0), (64, 12))

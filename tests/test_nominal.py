@@ -114,7 +114,7 @@ def takers(analog, plan, checkpoint, chip, folder):
     }
 
 
-@pytest.mark.sampled
+@pytest.mark.sampled(4)
 @pytest.mark.parametrize("framework", ["linen", "nnx"])
 @pytest.mark.parametrize("kind", CHIPS)
 def test_no_chip_is_drawn_of_a_chip(kind, framework, tmp_path):
@@ -132,7 +132,7 @@ def test_no_chip_is_drawn_of_a_chip(kind, framework, tmp_path):
     assert not (tmp_path / "x").exists()
 
 
-@pytest.mark.sampled
+@pytest.mark.sampled(4)
 @pytest.mark.parametrize("framework", ["linen", "nnx"])
 @pytest.mark.parametrize("kind", CHIPS)
 def test_a_chip_itself_is_evaluated(kind, framework, tmp_path):

@@ -100,6 +100,7 @@ def studied(name, analog, variables=None):
     return function(tree, jax.random.key(2), X)
 
 
+@pytest.mark.sampled(4)
 @pytest.mark.parametrize("name", ["population", "chip", "eval"])
 @pytest.mark.parametrize("given", ["checkpoint", "state", "parameters"])
 def test_another_model_is_studied_with_all_that_is_given(

@@ -92,6 +92,7 @@ def evaluated(analog, variables):
     ).values
 
 
+@pytest.mark.sampled(6)
 @pytest.mark.parametrize("difference", OTHERS)
 def test_other_hardware_is_refused(difference, linen_checkpoint, nnx_checkpoint):
     other = dataclasses.replace(CHIP, **OTHERS[difference])

@@ -365,6 +365,7 @@ def test_an_existing_run_is_left_alone(tmp_path, capsys):
     assert names == ["config.json", "source.json"]
 
 
+@pytest.mark.nightly
 def test_a_run_without_its_end_is_resumed_and_ends_bit_identical(
     run, train_words, tmp_path, capsys
 ):

@@ -78,6 +78,7 @@ def texts(figure):
     return [text for text in found if text.get_text()]
 
 
+@pytest.mark.sampled(4)
 @pytest.mark.parametrize("title", [SHORT, LONG])
 @pytest.mark.parametrize("draw", [over_time, by_layer, histograms, of_a_training])
 def test_no_text_is_cut_off(tmp_path, drawn, draw, title):

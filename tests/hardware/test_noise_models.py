@@ -287,6 +287,7 @@ def test_zero_conductance_and_zero_time_are_finite(model):
     chex.assert_tree_all_finite(slope)
 
 
+@pytest.mark.sampled(4)
 @pytest.mark.parametrize("model", EVERY, ids=repr)
 def test_chips_and_times_map_under_jit(model):
     g = jnp.linspace(0.0, model.g_max, 12).reshape(3, 4)

@@ -154,6 +154,7 @@ def rates_of(base, steps=1):
     return found
 
 
+@pytest.mark.sampled(4)
 @pytest.mark.parametrize("case", CASES)
 def test_each_range_learns_at_the_rate_of_its_weight(case):
     make, fast, slow = CASES[case]
@@ -250,6 +251,7 @@ MEASURED = {
 }
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("name", MEASURED)
 def test_the_rate_that_is_measured_is_the_one_that_the_page_says(name):
     base, rate = MEASURED[name]

@@ -73,6 +73,7 @@ def base(request):
     return BASES[request.param]
 
 
+@pytest.mark.sampled(3)
 def test_training_falls_and_never_recompiles(base):
     analog, params, plan = start()
     tx = hw.optim.hardware_aware(base, plan)
@@ -180,6 +181,7 @@ class Bounded(nn.Module):
         return nn.Dense(4, name="head")(x)
 
 
+@pytest.mark.sampled(3)
 def test_every_step_of_every_optimizer_keeps_every_bound(base):
     rules = tuple(hw.Rule(name, chip) for name, chip in BOUNDED.items())
     analog, params, plan = start(rules, Bounded())
@@ -290,6 +292,7 @@ def test_apply_if_finite_goes_around():
     assert all((np.asarray(u) == 0).all() for u in jax.tree.leaves(updates))
 
 
+@pytest.mark.nightly
 @pytest.mark.optimised
 def test_train_state_saved_and_resumed_ends_bit_identical(tmp_path):
     analog, params, plan = start()

@@ -95,7 +95,7 @@ def compared(config, folder, out):
     return comparison.compare(config, ready, out, console=Console(quiet=True)), ready
 
 
-@pytest.mark.sampled
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize(
     ("framework", "effect"),
     [*(("linen", effect) for effect in EFFECTS), ("nnx", "input bits")],

@@ -206,6 +206,7 @@ ADDS = {
 }
 
 
+@pytest.mark.sampled(5)
 @pytest.mark.parametrize("called", ADDS)
 @pytest.mark.parametrize("framework", FRAMEWORKS)
 def test_beside_an_analog_kernel_whose_hardware_has_it_is_refused(framework, called):

@@ -286,7 +286,6 @@ def gradients_of(framework, names, policy):
     return call(rules or drawn(out_noise=0.3), names, policy, x)
 
 
-@pytest.mark.sampled
 @pytest.mark.optimised
 @pytest.mark.parametrize(
     ("framework", "names", "policy"),
@@ -295,14 +294,18 @@ def gradients_of(framework, names, policy):
             framework,
             names,
             policy,
-            marks=pytest.mark.nightly if framework == "nnx" and other else (),
+            marks=() if often else pytest.mark.nightly,
         )
         for framework in ("linen", "nnx")
         for names, policy in [
             *(((), policy) for policy in POLICIES),
             (NAMES, POLICIES[0]),
         ]
-        for other in [policy != POLICIES[0]]
+        # One effect in one framework, all of them in the other.
+        for often in [
+            (framework, policy, names)
+            in (("linen", POLICIES[0], NAMES), ("nnx", POLICIES[0], ()))
+        ]
     ],
 )
 def test_gradients_under_remat_are_those_without(framework, names, policy):

@@ -104,7 +104,7 @@ def called(framework, mode, embed, *model, dense=CONVERTED):
 MATCH = "the model multiplies by embed/embedding itself, around its Embed"
 
 
-@pytest.mark.sampled
+@pytest.mark.sampled(5)
 @pytest.mark.parametrize("head", BY_HAND)
 @pytest.mark.parametrize("framework", ["linen", "nnx"])
 def test_a_product_with_an_embedding_around_it_is_refused(framework, head):
