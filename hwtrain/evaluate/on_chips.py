@@ -199,7 +199,8 @@ def _build_totals(
                 read = jax.random.fold_in(read, number)
                 params = chip.at(t_s, read)
                 if deviating is not None:
-                    quiet = _uncompensated(chip, with_written(nominal, plan))
+                    written = with_written(nominal, plan)
+                    quiet = _uncompensated(chip, written, params)
                     params = _where(_by_leaf(deviating, plan), params, quiet)
                 given = {**kwargs, **arrays}
                 outputs = call({**tree, "params": params}, read, inputs, **given)
@@ -220,9 +221,22 @@ def _by_leaf(deviating: Mapping[str, Any], plan: Plan) -> dict[str, Any]:
     return {**deviating, **scales}
 
 
-def _uncompensated(chip: ProgrammedChip, nominal: Any) -> dict[str, Any]:
-    """Returns nominal weights by path, with scales that no drift is compensated in."""
-    return {**paths.leaves(chip.params), **paths.leaves(nominal)}
+def _uncompensated(chip: ProgrammedChip, nominal: Any, params: Any) -> dict[str, Any]:
+    """Returns nominal weights by path, with scales that no drift is compensated in.
+
+    Args:
+      chip: the chip, whose scales are these.
+      nominal: nominal parameters.
+      params: the chip's at a time; a factor of each column makes its scale one of each.
+    """
+    found, scales = {**paths.leaves(chip.params), **paths.leaves(nominal)}, {}
+    now = paths.leaves(params)
+    for weight in chip.plan.weights:
+        path = weight.leaf("mapping_scale")
+        if path in found and found[path].shape != now[path].shape:
+            columns = weight.of_columns(found[path])
+            scales[path] = jnp.broadcast_to(columns, now[path].shape)
+    return {**found, **scales}
 
 
 def _where(

@@ -186,7 +186,9 @@ def sum_of(
     """
     axis = axes[0]
     size = arrays[0].shape[axis]
-    chain = next(length for length in range(8, 0, -1) if size % length == 0)
+    # Parts that the devices of a mesh hold: a chain over two of them would send them.
+    shares = jax.device_count()
+    chain = next((n for n in range(8, 0, -1) if size % (n * shares) == 0), 1)
     # An axis that a mesh of explicit axes spreads may not be split.
     if chain == 1 or any(jax.typeof(a).sharding.spec[axis] for a in arrays):
         return jnp.sum(function(*arrays), axis=axes)

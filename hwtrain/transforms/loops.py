@@ -14,12 +14,15 @@ steps and rows: they never depend on values, and `remat` computes them again.
    fresh value after every read inside a trace that may be kept: under the value at
    hand, none holds a read. No frozen index, no draw that repeats.
 4. A loop of JAX on the stack that gave no index is an error: noise would repeat.
+5. A function with a derivative of its own, and its rule, are two programs of one call:
+   they are redirected too, and count from the same numbers.
 
 All names of JAX that are not public stand in this file. `install` checks them.
 """
 
 import contextlib
 import contextvars
+import functools
 import inspect
 import os
 import sys
@@ -42,11 +45,13 @@ class _Root:
 
     Attributes:
       calls: by name, how often it has read: its second call draws anew.
+      layers: how many calls of layers were made analog on the way.
       kept: whether one was inside a trace that JAX may keep and use again.
     """
 
     def __init__(self):
         self.calls: dict[str, int] = {}
+        self.layers = 0
         self.kept = False
 
 
@@ -127,10 +132,7 @@ def rows(name: str) -> tuple[Index, ...]:
     """
     root = _root.get()
     if root is None:
-        raise ValueError(
-            f"{name}: its noise is drawn after its model has returned, where neither "
-            f"the call nor a step is known. {_WAY_OUT}"
-        )
+        raise ValueError(f"{name}: its noise is drawn after {_RETURNED}")
     found, kept = _read_stack(name)
     if kept:
         root.kept = True
@@ -143,6 +145,18 @@ _WAY_OUT = (
     "and a jaxpr that is kept by hand must not call an analog layer: call it outside, "
     "and pass its output in"
 )
+
+
+_RETURNED = (
+    f"its model has returned, where neither the call nor a step is known. {_WAY_OUT}"
+)
+
+
+def count_layer() -> None:
+    """Says that a layer is made analog by who calls it, and not by what it is."""
+    root = _root.get()
+    if root is not None:
+        root.layers += 1
 
 
 def _never_again() -> None:
@@ -193,6 +207,47 @@ def _while_loop(original, cond_fun, body_fun, init_val):
     return original(cond, body, (jnp.uint32(0), init_val))[1]
 
 
+def _one_call(original, rule, *args, _rules, **kwargs):
+    """Calls a function that has rules, so that each of them is the same call.
+
+    JAX runs the function, a rule, or one after the other: under `remat` first the one,
+    then the other. A rule that runs when the root has returned meets layers that are
+    not analog.
+    """
+    if str(getattr(rule.fun, "__module__", "")).startswith(("jax.", "hwtrain.")):
+        return original(rule, *args, **kwargs)
+    root: Any = _root.get()
+    before, analog = dict(root.calls), False
+
+    def once(function):
+        @functools.wraps(function)
+        def counted(*args, **kwargs):
+            nonlocal analog
+            if _root.get() is not root:
+                if analog:
+                    raise ValueError(f"a layer's noise is drawn after {_RETURNED}")
+                return function(*args, **kwargs)
+            after, layers = root.calls, root.layers
+            root.calls = dict(before)
+            try:
+                return function(*args, **kwargs)
+            finally:
+                analog |= root.calls != before or root.layers != layers
+                least = {
+                    name: max(n, after.get(name, -1)) for name, n in root.calls.items()
+                }
+                root.calls = {**after, **least}
+
+        return counted
+
+    copied = object.__new__(type(rule))  # whose own `__new__` takes a function
+    vars(copied).update(vars(rule))
+    for name in _rules:
+        function = getattr(rule, name)
+        setattr(copied, name, None if function is None else once(function))
+    return original(copied, *args, **kwargs)
+
+
 _OURS = {
     code
     for function in (_scan, _while_loop)
@@ -222,6 +277,11 @@ def install() -> None:
             (jax.lax.while_loop, _while_loop),
         ):
             _LOOPS[_redirect(function, replacement)] = function.__name__
+        for kind, rules in (
+            (jax.custom_vjp, ("fun", "fwd")),
+            (jax.custom_jvp, ("fun", "jvp")),
+        ):
+            _redirect(kind.__call__, functools.partial(_one_call, _rules=rules))
 
 
 def _check_version() -> None:

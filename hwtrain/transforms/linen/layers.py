@@ -15,6 +15,7 @@ from hwtrain.plan import AnalogWeight
 from hwtrain.transforms.errors import behind_the_root, taken_name
 from hwtrain.transforms.layer import Layer, analog_weight
 from hwtrain.transforms.linen import convolution, dense, einsum, embed, recurrent
+from hwtrain.transforms.loops import count_layer
 from hwtrain.transforms.opaque import bridge
 from hwtrain.transforms.provenance import Operands
 from hwtrain.transforms.signal_side import (
@@ -190,6 +191,7 @@ def analog_call(
             if weight.hardware.needs_root(mode) and "noise_key" not in leaves[name]:
                 raise behind_the_root(weight.layer_path)
         if any(has_signal_side(weight) for weight in weights.values()):
+            count_layer()
             return family.call(
                 weights, leaves, mode, context, next_function, args, kwargs
             )
