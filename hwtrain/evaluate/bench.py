@@ -269,6 +269,8 @@ def _noise(
     # All columns share a noise of the inputs, which a vector therefore draws once.
     alike = 1 if effect == "inp_noise" else call.w.shape[-1]
     x = jnp.tile(x, (-(-2 * ENOUGH // (KEYS * VECTORS * alike)), 1))
+    if effect != "w_noise":
+        x = 0 * x  # on which it does not depend, and narrow outputs round as they are
     w, sizes = call.w.astype(jnp.float32), call.weight.row_sizes
     scale = tiling.expand_rows(_scale(call), sizes)
     gamma = tiling.expand_rows(

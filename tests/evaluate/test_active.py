@@ -1,6 +1,7 @@
 """`assert_active`: all of a chip passes, and each effect that is sabotaged is told."""
 
 import dataclasses
+import re
 
 import jax
 import jax.numpy as jnp
@@ -539,3 +540,22 @@ def test_every_effect_of_a_training_preset_is_on(name):
     x = jax.random.normal(jax.random.key(0), (8, 32))
     analog = hw.analogize(nn.Dense(16), getattr(hw.presets, name)())
     hw.assert_active(analog, jax.jit(analog.init)(jax.random.key(0), x), x)
+
+
+@pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16])
+def test_noise_of_narrow_outputs_is_measured_without_their_rounding(dtype):
+    noise = {"inp_noise": 0.02, "out_noise": 0.03}
+    chip = hw.Hardware(
+        input_range=hw.InputRangeParameter(),
+        forward=hw.IOParameters(
+            w_noise=0.02, w_noise_type="additive_constant", **noise
+        ),
+        mapping=hw.MappingParameter(weight_scaling_omega=1.0),
+    )
+    analog = hw.analogize(nn.Dense(32, dtype=dtype), chip)
+    x = jnp.ones((2, 64))
+    variables = analog.init(jax.random.key(1), x)
+    found = str(hw.assert_active(analog, variables, x))
+    for effect in (*noise, "w_noise"):
+        strength = re.search(rf"{effect}: ([0-9.]+) x the configured", found)
+        assert strength is not None and 0.9 < float(strength[1]) < 1.1, effect

@@ -1,5 +1,7 @@
 """Which layer costs what, against chips made by hand."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -124,6 +126,25 @@ def test_conductances_drift_where_they_are_a_chips(framework):
     whole = population(model, params, [(X, Y)], score, times_s=(1e7,), **options)
     np.testing.assert_allclose(late.whole, whole.values[:, 0], rtol=1e-6)
     assert late.t_s == 1e7
+
+
+@pytest.mark.parametrize("framework", [0, 1], ids=["linen", "nnx"])
+@pytest.mark.parametrize("omega", [0.0, 1.0])
+def test_a_factor_of_each_column_over_several_tiles(framework, omega):
+    chip = dataclasses.replace(
+        hw.presets.pcm(),
+        drift_compensation=hw.PerColumnDriftCompensation(),
+        forward=hw.IOParameters(inp_bits=8, out_bits=8, out_bound=10.0),
+        mapping=hw.MappingParameter(
+            max_input_size=4, max_output_size=4, weight_scaling_omega=omega
+        ),
+    )
+    model, params = models(chip)[framework]
+    options = {"chips": 2, "key": jax.random.key(2)}
+    found = sensitivity(model, params, [(X, Y)], score, t_s=1e6, **options)
+    whole = population(model, params, [(X, Y)], score, times_s=(1e6,), **options)
+    np.testing.assert_allclose(found.whole, whole.values[:, 0], rtol=1e-6)
+    assert (abs(found.alone - found.nominal) > 1e-6)[1].all()
 
 
 def test_a_checkpoint_and_its_chips(tmp_path):
