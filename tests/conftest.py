@@ -102,7 +102,8 @@ def _values(item):
 def pytest_collection_modifyitems(items):
     """Leaves of `sampled` tests the cases that show each value of each parameter.
 
-    Of `sampled(most)` no more than that, evenly out of these.
+    Of `sampled(most)` no more than that: the first that were chosen, which differ most;
+    of one parameter alone, evenly from its first value to its last.
     """
     tests = {}
     for item in items:
@@ -126,7 +127,7 @@ def pytest_collection_modifyitems(items):
             for value in values[best]:
                 shown[value] += 1
         most = (*cases[0].get_closest_marker("sampled").args, len(chosen))[0]
-        step = max(len(chosen) / most, 1)
+        step = max(len(chosen) / most, 1) if len(values[0]) == 1 else 1
         chosen = {chosen[int(i * step)] for i in range(min(most, len(chosen)))}
         for index, case in enumerate(cases):
             if index not in chosen:

@@ -114,7 +114,7 @@ def takers(analog, plan, checkpoint, chip, folder):
     }
 
 
-@pytest.mark.sampled(4)
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("framework", ["linen", "nnx"])
 @pytest.mark.parametrize("kind", CHIPS)
 def test_no_chip_is_drawn_of_a_chip(kind, framework, tmp_path):
@@ -132,7 +132,7 @@ def test_no_chip_is_drawn_of_a_chip(kind, framework, tmp_path):
     assert not (tmp_path / "x").exists()
 
 
-@pytest.mark.sampled(4)
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("framework", ["linen", "nnx"])
 @pytest.mark.parametrize("kind", CHIPS)
 def test_a_chip_itself_is_evaluated(kind, framework, tmp_path):
@@ -152,7 +152,7 @@ def test_a_chip_itself_is_evaluated(kind, framework, tmp_path):
     assert np.abs(outputs - nominal).max() > 1e-2
 
 
-@pytest.mark.sampled
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("frozen", ["rule", "partition"])
 @pytest.mark.parametrize("kind", ["mismatch", "programming", "scale", "stored scale"])
 def test_what_stays_digital_is_tuned_on_a_chip(kind, frozen, tmp_path):

@@ -92,7 +92,7 @@ def evaluated(analog, variables):
     ).values
 
 
-@pytest.mark.sampled(6)
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("difference", OTHERS)
 def test_other_hardware_is_refused(difference, linen_checkpoint, nnx_checkpoint):
     other = dataclasses.replace(CHIP, **OTHERS[difference])
@@ -118,6 +118,7 @@ def test_chips_of_other_hardware_are_drawn_from_nominal_weights(linen_checkpoint
     assert (found[0] != found[1]).all()
 
 
+@pytest.mark.sampled(1)
 @pytest.mark.parametrize("name", TRAINING)
 def test_what_acts_in_training_alone_may_differ(name, linen_checkpoint, nnx_checkpoint):
     other = dataclasses.replace(CHIP, **{name: TRAINING[name]})

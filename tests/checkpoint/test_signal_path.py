@@ -416,7 +416,7 @@ def exported(hardware, path):
     return analog, load(export(path, variables, plan, chip_seed=SEED))
 
 
-@pytest.mark.sampled(8)
+@pytest.mark.sampled(4)
 @pytest.mark.parametrize("name", SETTINGS)
 def test_a_chip_is_computed_from_its_files_by_the_page(name, tmp_path):
     analog, checkpoint = exported(SETTINGS[name], tmp_path / "chip")
@@ -457,7 +457,7 @@ TIMES = [(name, t_s, "none") for name in MODELS for t_s in (0.0, 3600.0, 1e5, 1e
 TIMES += [("pcm_like", 1e5, name) for name in COMPENSATIONS if name != "none"]
 
 
-@pytest.mark.sampled(6)
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize(("name", "t_s", "compensation"), TIMES)
 def test_weights_at_a_time_follow_from_the_files_by_the_page(
     name, t_s, compensation, tmp_path

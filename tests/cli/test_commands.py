@@ -323,6 +323,7 @@ def test_a_run_whose_recipe_moved_says_where_it_was(run, tmp_path, hwtrain):
     assert "hwtrain train CONFIG --resume" in hwtrain("inspect", moved)[2]
 
 
+@pytest.mark.sampled(1)
 @pytest.mark.parametrize("leaf", ["hidden_0/kernel", "head/bias", "head/input_range"])
 def test_a_model_that_diverged_is_refused(run, tmp_path, hwtrain, leaf):
     """As a run of an earlier version may have saved it; a bias is digital."""

@@ -260,7 +260,7 @@ def told(override):
     return override if len(override) <= 100 else f"{override.partition('=')[0]}=..."
 
 
-@pytest.mark.sampled
+@pytest.mark.sampled(8)
 @pytest.mark.parametrize(("override", "key", "message"), OTHER_KEYS)
 @pytest.mark.parametrize("where", ["override", "file"])
 def test_a_rejection_names_place_and_key(
@@ -294,6 +294,7 @@ def test_a_rejection_names_place_and_key(
     assert not out.exists()
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize(
     ("override", "key", "message"),
     [

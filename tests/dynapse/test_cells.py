@@ -113,6 +113,7 @@ def gradients(params, **options):
     return [jax.jit(jax.grad(f))(params)["cell"] for f in (loss, nnx_loss)]
 
 
+@pytest.mark.nightly
 def test_only_what_is_named_is_trained(params):
     for gradient in gradients(params, trainable=("Itau_mem", "Ispkthr")):
         gradient = jax.tree.map(np.asarray, gradient)

@@ -181,6 +181,7 @@ def layers_of(params):
     }
 
 
+@pytest.mark.nightly
 def test_layers_share_a_chip_and_come_back(two_layers, tmp_path):
     spikes, params = two_layers
     deployment = deploy_layers(

@@ -444,6 +444,7 @@ _BESIDE = {
 }
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("off", _BESIDE)
 def test_mismatch_and_noise_model_are_each_measured_by_itself(off, monkeypatch):
     target, change, wrong = _BESIDE[off]
@@ -506,6 +507,7 @@ def convolution(framework):
     return analog, jax.jit(analog.init)(jax.random.key(0), x), x
 
 
+@pytest.mark.sampled(1)
 @pytest.mark.parametrize("framework", ["linen", "nnx"])
 def test_a_convolution_that_nobody_watches_is_measured_too(framework, monkeypatch):
     analog, variables, x = convolution(framework)

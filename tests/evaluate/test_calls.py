@@ -116,6 +116,7 @@ def test_further_keys_and_masks_compile_nothing(linen):
     assert len(traced) == 1 and values[1] != found.mean
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("given", [False, True])
 def test_nnx_is_left_as_it_was(given):
     model = hw.analogize(NnxNet(), CHIP, rngs=nnx.Rngs(mismatch=0))

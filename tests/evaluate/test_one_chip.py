@@ -208,6 +208,7 @@ def test_noise_of_a_chip_is_not_rounded_to_its_levels():
     assert abs(deviation.std() - 1) < 4 / np.sqrt(2 * deviation.size)
 
 
+@pytest.mark.sampled(1)
 @pytest.mark.parametrize("model", [linen, of_nnx])
 def test_drift_is_compensated_through_the_periphery_unless_asked_otherwise(model):
     def after_a_day(readout):

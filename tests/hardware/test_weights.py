@@ -62,6 +62,7 @@ def test_clipping_by_column_agrees_with_the_reference(golden):
     assert done == 4
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize(
     ("parameter", "columns"),
     [

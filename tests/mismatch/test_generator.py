@@ -133,6 +133,7 @@ def test_a_chip_in_amperes_is_the_reference_constructor(golden):
     assert_same_draws(chip, data["params"], golden)
 
 
+@pytest.mark.nightly
 @to_the_bit
 def test_least_ratio_keeps_values_physical():
     tree = {"I": jnp.concatenate([jnp.ones(5000), -jnp.ones(5000), jnp.zeros(5)])}

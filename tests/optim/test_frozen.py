@@ -145,7 +145,7 @@ CASES = [(way, effect) for way in WAYS for effect in ("all", "learned clip")]
 CASES += [("partition", effect) for effect in EFFECTS if effect != "learned clip"]
 
 
-@pytest.mark.sampled(7)
+@pytest.mark.sampled(4)
 @pytest.mark.parametrize(("way", "effect"), CASES)
 def test_what_is_never_updated_stays_bit_for_bit(steps, way, effect):
     chip = ALL if effect == "all" else hw.Hardware(**EFFECTS[effect])
@@ -179,7 +179,7 @@ TRAINED = {
 }
 
 
-@pytest.mark.sampled
+@pytest.mark.sampled(4)
 @pytest.mark.parametrize("gradient", [0.0, 1.0])
 @pytest.mark.parametrize("base", TRAINED)
 def test_no_value_freezes(base, gradient):

@@ -10,7 +10,7 @@ from hwtrain.physics import random, threefry
 SHAPES = [(), (7,), (64, 33), (3, 5, 8), (1, 1), (0, 4)]
 
 
-@pytest.mark.sampled
+@pytest.mark.sampled(3)
 @pytest.mark.optimised
 @pytest.mark.parametrize(
     ("shape", "jit"), [*((shape, True) for shape in SHAPES), ((64, 33), False)]

@@ -76,6 +76,7 @@ def folder(tmp_path):
     return tmp_path
 
 
+@pytest.mark.nightly
 @pytest.mark.parametrize(
     "model", ["linen", pytest.param("nnx_net", marks=pytest.mark.nightly)]
 )

@@ -37,6 +37,7 @@ def first_losses(config, steps=2):
     return losses
 
 
+@pytest.mark.sampled(1)
 @pytest.mark.parametrize("name", ["digits_mlp.toml", "digits_mlp_nnx.toml"])
 def test_a_ramp_begins_without_noise(name):
     quiet = first_losses(read(name, "hardware.modifier.std_dev=0.0"))
@@ -45,6 +46,7 @@ def test_a_ramp_begins_without_noise(name):
     assert abs(ramped[1] - quiet[1]) > 1e-4  # a quarter of the noise
 
 
+@pytest.mark.nightly
 def test_a_factor_of_all_layers_multiplies_the_schedule():
     quiet = first_losses(read("digits_mlp.toml", "hardware.modifier.std_dev=0.0"))
     constant = (

@@ -315,7 +315,7 @@ CASES = [
 ] + [("nnx", kind) for kind in NNX_KINDS]
 
 
-@pytest.mark.sampled(8)
+@pytest.mark.sampled(5)
 @pytest.mark.parametrize(("framework", "kind"), CASES)
 def test_every_kind_is_on_in_every_mode(framework, kind):
     plan, plain, train, chip, twins = outputs(framework, kind)

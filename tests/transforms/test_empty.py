@@ -129,7 +129,7 @@ CASES = [
 ]
 
 
-@pytest.mark.sampled(12)
+@pytest.mark.sampled(6)
 @pytest.mark.parametrize(("run", "make", "chip"), CASES)
 def test_it_gives_an_empty_output_and_zero_gradients(run, make, chip):
     full, call = run(make, CHIPS[chip])
@@ -139,7 +139,7 @@ def test_it_gives_an_empty_output_and_zero_gradients(run, make, chip):
         assert all((leaf == 0).all() for leaf in jax.tree.leaves(gradients))
 
 
-@pytest.mark.sampled(4)
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("chip", CHIPS)
 def test_an_empty_axis_beside_the_batch_is_one_too(chip):
     _, call = linen(LINEN["dense"], CHIPS[chip])

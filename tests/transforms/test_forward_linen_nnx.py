@@ -202,6 +202,7 @@ def test_options_of_an_effect_change_it_in_both_frameworks(option):
     np.testing.assert_allclose(of_nnx, [before, after], rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("effect", DRAWN)
 def test_drawn_effects_are_fresh_and_agree_in_moments(effect):
     count, x = 400, inputs(batch=4)
@@ -424,6 +425,7 @@ def nnx_noise(analog, x):
     return noisy - np.asarray(call(hw.eval_mode(analog), x))
 
 
+@pytest.mark.sampled(1)
 @pytest.mark.optimised
 @pytest.mark.parametrize("remat", [False, True])
 def test_the_layers_of_a_linen_stack_draw_uncorrelated_noise(remat):

@@ -96,7 +96,7 @@ LAYERS = {
 }
 
 
-@pytest.mark.sampled
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("held", [True, False])
 @pytest.mark.parametrize("kind", LAYERS)
 def test_a_linen_layer_that_calls_super_is_analog(kind, held):

@@ -134,6 +134,7 @@ def two_draws(case, mode, parts):
     return np.asarray(run(keys[0])), np.asarray(run(keys[1]))
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("case", EVERY)
 def test_weight_noise_and_periphery_are_on_and_every_gradient_is_finite(case):
     first, second = two_draws(case, "train", WEIGHTS)
@@ -157,6 +158,7 @@ def test_weight_noise_and_periphery_are_on_and_every_gradient_is_finite(case):
         assert (np.asarray(sums)[..., 0] > 0).all(), path
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("case", EVERY)
 def test_plan_inspection_parameters_and_checkpoint(case, tmp_path):
     analog, variables = wrapped(case, ALL)
@@ -187,6 +189,7 @@ def test_plan_inspection_parameters_and_checkpoint(case, tmp_path):
         assert (chip[name] != paths.leaves(stored.params)[name]).any(), name
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("case", EVERY)
 def test_a_population_of_chips_spreads(case):
     analog, variables = wrapped(case, ALL)

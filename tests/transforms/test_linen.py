@@ -197,6 +197,7 @@ def step_of(name):
     return step
 
 
+@pytest.mark.sampled(2)
 @every_model
 def test_init_keeps_the_users_values_and_adds_leaves_beside_kernels(name):
     plain = paths.leaves(plain_of(name)[0]["params"])
@@ -212,6 +213,7 @@ def test_init_keeps_the_users_values_and_adds_leaves_beside_kernels(name):
     assert paths.leaves(hw.strip(meta.unbox(params))).keys() == plain.keys()
 
 
+@pytest.mark.sampled(2)
 @every_model
 def test_noise_is_on_fresh_per_key_and_reproducible(name):
     step, (_, variables) = step_of(name), analog_of(name, TILED)
@@ -263,6 +265,7 @@ def test_the_range_is_on_in_every_mode(name, x):
         assert differ(mode_of(name, mode)(variables, x, rngs=stream(0)), plain)
 
 
+@pytest.mark.sampled(2)
 @every_model
 def test_chip_mode_draws_the_modifier_only_when_told(name, x):
     analog, variables = analog_of(name, NOISY)

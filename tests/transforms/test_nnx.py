@@ -160,6 +160,7 @@ def test_every_call_advances_the_stream_once_and_draws_anew(make, x):
     np.testing.assert_array_equal(call(again, x), first)
 
 
+@pytest.mark.sampled(2)
 def test_training_falls_without_recompiling(make, x):
     model = analog_of(make)
     optimizer = nnx.Optimizer(

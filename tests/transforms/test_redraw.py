@@ -128,6 +128,7 @@ LAYERS = {
 SOME = ("general", "conv", "vmapped")
 
 
+@pytest.mark.sampled(1)
 @pytest.mark.optimised
 @pytest.mark.parametrize(
     ("name", "ranged"),
