@@ -184,7 +184,7 @@ def check(dtype, params, found):
     assert kinds[0] == kinds[1]
 
 
-@pytest.mark.sampled(4)
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("name", CHIPS)
 def test_a_step_of_linen(name):
     dtype, chip = jnp.bfloat16, CHIPS[name]
@@ -199,7 +199,7 @@ def test_a_step_of_linen(name):
     check(dtype, params, found)
 
 
-@pytest.mark.sampled(4)
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("name", CHIPS)
 def test_a_step_of_nnx(name):
     dtype, chip = jnp.float16, CHIPS[name]
@@ -243,7 +243,7 @@ def linen_layers(dtype):
     }
 
 
-@pytest.mark.sampled(4)
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("name", linen_layers(None))
 def test_every_layer_of_linen(name):
     x = inputs(jnp.bfloat16)
@@ -276,7 +276,7 @@ def nnx_layers(dtype, rngs):
     }
 
 
-@pytest.mark.sampled(4)
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("name", nnx_layers(None, None))
 def test_every_layer_of_nnx(name):
     # Flax's own attention mixes dtypes where it is given half precision.
@@ -326,6 +326,7 @@ ON_CHIP = hw.Hardware(
 )
 
 
+@pytest.mark.sampled(1)
 @pytest.mark.parametrize("framework", ["linen", "nnx"])
 def test_chips(framework, tmp_path):
     x, variables = inputs(jnp.bfloat16), None

@@ -57,7 +57,7 @@ def differs(chip):
     return bool((np.asarray(a) != np.asarray(b)).any())
 
 
-@pytest.mark.sampled(5)
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("name", CHIPS)
 def test_it_is_said_where_nothing_is_drawn(name):
     chip = CHIPS[name]

@@ -57,7 +57,7 @@ def test_a_manifest_keeps_to_it(schema, manifest):
     assert "std" not in manifest["accuracy"][1]
 
 
-@pytest.mark.sampled(6)
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize(
     "change",
     [

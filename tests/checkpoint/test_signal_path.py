@@ -416,7 +416,7 @@ def exported(hardware, path):
     return analog, load(export(path, variables, plan, chip_seed=SEED))
 
 
-@pytest.mark.sampled(4)
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("name", SETTINGS)
 def test_a_chip_is_computed_from_its_files_by_the_page(name, tmp_path):
     analog, checkpoint = exported(SETTINGS[name], tmp_path / "chip")

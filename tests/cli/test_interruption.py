@@ -179,7 +179,7 @@ PRESSES = {
 }
 
 
-@pytest.mark.sampled(6)
+@pytest.mark.sampled(4)
 @pytest.mark.parametrize("name", PRESSES)
 def test_an_interrupted_command_is_one_line_and_leaves_nothing(
     run, tmp_path, tmp_path_factory, capfd, caplog, monkeypatch, name

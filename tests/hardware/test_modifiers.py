@@ -114,7 +114,7 @@ def test_every_modifier_changes_weights_and_says_so(options):
     assert not chip.modifies("eval") and not chip.modifies("chip")
 
 
-@pytest.mark.sampled(8)
+@pytest.mark.sampled(5)
 @pytest.mark.parametrize("options", ACTIVE)
 def test_gradients_pass_and_jit_is_eager(options):
     modifier = WeightModifierParameter(**options)

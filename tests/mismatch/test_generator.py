@@ -61,7 +61,7 @@ def test_compat_prototypes_are_those_of_rockpool(golden, name):
     assert rockpool_prototype(golden, tree, name) == expected
 
 
-@pytest.mark.sampled(5)
+@pytest.mark.sampled(3)
 @to_the_bit
 @pytest.mark.parametrize("case", range(12))
 def test_draws_are_bit_equal_to_rockpool(golden, case):

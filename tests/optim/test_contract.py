@@ -105,7 +105,7 @@ def compiled(tx):
     return jax.jit(lambda g, s, p: tx.update(g, s, p, value=1.0, unknown=2.0))
 
 
-@pytest.mark.sampled(5)
+@pytest.mark.sampled(3)
 def test_dtype_state_and_program_stay(case):
     tx, dtype = case
     params, gradients = params_of(dtype), gradients_of(dtype)
@@ -134,7 +134,7 @@ def test_accumulated_gradients_are_their_mean(tx):
     assert_close(updates, whole)
 
 
-@pytest.mark.sampled(5)
+@pytest.mark.sampled(3)
 def test_what_is_not_finite_is_skipped(case):
     tx, dtype = case
     params, gradients = params_of(dtype), gradients_of(dtype)

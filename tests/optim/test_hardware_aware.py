@@ -73,7 +73,7 @@ def base(request):
     return BASES[request.param]
 
 
-@pytest.mark.sampled(3)
+@pytest.mark.sampled(2)
 def test_training_falls_and_never_recompiles(base):
     analog, params, plan = start()
     tx = hw.optim.hardware_aware(base, plan)
@@ -181,7 +181,7 @@ class Bounded(nn.Module):
         return nn.Dense(4, name="head")(x)
 
 
-@pytest.mark.sampled(3)
+@pytest.mark.sampled(2)
 def test_every_step_of_every_optimizer_keeps_every_bound(base):
     rules = tuple(hw.Rule(name, chip) for name, chip in BOUNDED.items())
     analog, params, plan = start(rules, Bounded())

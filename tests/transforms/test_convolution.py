@@ -156,7 +156,7 @@ def loss(run):
     return jax.jit(jax.value_and_grad(value, (0, 1), has_aux=True))
 
 
-@pytest.mark.sampled(6)
+@pytest.mark.sampled(4)
 @pytest.mark.parametrize(("framework", "name"), PARITY)
 def test_a_nearly_ideal_layer_is_the_plain_one(framework, name):
     layer, params, x = build(framework, name)

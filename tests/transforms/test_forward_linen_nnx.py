@@ -151,7 +151,7 @@ def deviation_of_columns(w, columns):
     return np.sqrt(variance)
 
 
-@pytest.mark.sampled(9)
+@pytest.mark.sampled(6)
 @pytest.mark.parametrize("effect", DETERMINISTIC)
 def test_every_effect_that_is_not_drawn_is_on_and_equal_in_both_frameworks(effect):
     x, key = inputs(), jax.random.key(0)

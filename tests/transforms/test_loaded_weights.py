@@ -86,7 +86,7 @@ def test_a_scale_of_other_weights_is_refused(model, parts, tmp_path):
     hwtrain.export(tmp_path / "chip", right, plan)
 
 
-@pytest.mark.sampled(6)
+@pytest.mark.sampled(4)
 @pytest.mark.parametrize("omega", [0.0, 0.5, 2.0])
 @pytest.mark.parametrize("parts", [*PARTS, *UNBOUNDED])
 def test_what_training_leads_to_is_never_refused(parts, omega):

@@ -132,7 +132,7 @@ layers = pytest.mark.parametrize(
 )
 
 
-@pytest.mark.sampled(6)
+@pytest.mark.sampled(4)
 @layers
 def test_equal_steps_draw_anew_in_every_layer(outputs, kind):
     y = np.asarray(outputs(kind, "scan", count=4)(inputs()))
