@@ -64,7 +64,11 @@ def run() -> int:
     While Python takes itself down, another Ctrl-C would come up in whatever is called.
     """
     try:
-        return _status(sys.argv[1:], _leave)
+        status = _status(sys.argv[1:], _leave)
+        if status:
+            # What failed may leave threads of Orbax that complain while Python ends.
+            _end(status)
+        return status
     finally:
         signal.signal(signal.SIGINT, signal.SIG_DFL)
 
@@ -76,7 +80,11 @@ def _leave(words: list[str]) -> NoReturn:
     up through. Where these go before the process does, it may end by SIGSEGV instead.
     """
     signal.signal(signal.SIGINT, signal.SIG_DFL)
-    status = _tell(words)
+    _end(_tell(words))
+
+
+def _end(status: int) -> NoReturn:
+    """Ends the process with what was said, and takes nothing down."""
     for stream in (sys.stdout, sys.stderr):
         with contextlib.suppress(OSError, ValueError):
             stream.flush()
