@@ -5,6 +5,8 @@ import gc
 import json
 import os
 import pathlib
+import subprocess
+import sys
 
 ROOT = pathlib.Path(__file__).parent.parent
 
@@ -70,6 +72,27 @@ GOLDEN = pathlib.Path(__file__).parent / "golden"
 def golden():
     """Loads a file of golden numbers by name; `golden/README.md` says whose."""
     return lambda name: json.loads((GOLDEN / f"{name}.json").read_text())
+
+
+@pytest.fixture(scope="session")
+def on_devices():
+    """Runs a script with words in a process of some simulated devices.
+
+    JAX counts its devices once in a process. The script says at its end `equal`.
+    """
+
+    def run(count, script, *words):
+        flags = f"--xla_force_host_platform_device_count={count}"
+        environment = {**os.environ, "JAX_PLATFORMS": "cpu", "XLA_FLAGS": flags}
+        done = subprocess.run(
+            [sys.executable, "-c", script, *words],
+            env=environment,
+            capture_output=True,
+            text=True,
+        )
+        assert done.stdout.strip() == "equal", done.stderr
+
+    return run
 
 
 @pytest.fixture(scope="module", autouse=True)

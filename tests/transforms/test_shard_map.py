@@ -1,8 +1,5 @@
 """A training step under `jax.shard_map`: ranges learn from the sum over the shards."""
 
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -91,26 +88,14 @@ print("equal")
 """
 
 
-def run(*names):
-    flags = "--xla_force_host_platform_device_count=4"
-    environment = {**os.environ, "JAX_PLATFORMS": "cpu", "XLA_FLAGS": flags}
-    done = subprocess.run(
-        [sys.executable, "-c", SCRIPT, *names],
-        env=environment,
-        capture_output=True,
-        text=True,
-    )
-    assert done.stdout.strip() == "equal", done.stderr
-
-
-def test_ranges_and_probes_are_those_of_the_whole_batch():
-    run("range", "redraw")
+def test_ranges_and_probes_are_those_of_the_whole_batch(on_devices):
+    on_devices(4, SCRIPT, "range", "redraw")
 
 
 @pytest.mark.nightly
-def test_gradients_of_all_else_are_those_of_the_whole_batch():
-    run("tiles", "learned clip", "bound", "average", "per_vector")
-    run("convolution", "converted convolution")
+def test_gradients_of_all_else_are_those_of_the_whole_batch(on_devices):
+    on_devices(4, SCRIPT, "tiles", "learned clip", "bound", "average", "per_vector")
+    on_devices(4, SCRIPT, "convolution", "converted convolution")
 
 
 def test_every_derivative_of_its_own_is_of_operands_that_vary_alike():

@@ -1,9 +1,5 @@
 """Draws and statistics do not depend on the mesh: eight simulated devices."""
 
-import os
-import subprocess
-import sys
-
 import pytest
 
 SCRIPT = """
@@ -162,10 +158,5 @@ print("equal")
 
 
 @pytest.mark.nightly
-def test_noise_ranges_and_clips_are_equal_on_a_mesh():
-    flags = "--xla_force_host_platform_device_count=8"
-    environment = {**os.environ, "JAX_PLATFORMS": "cpu", "XLA_FLAGS": flags}
-    run = subprocess.run(
-        [sys.executable, "-c", SCRIPT], env=environment, capture_output=True, text=True
-    )
-    assert run.stdout.strip() == "equal", run.stderr
+def test_noise_ranges_and_clips_are_equal_on_a_mesh(on_devices):
+    on_devices(8, SCRIPT)

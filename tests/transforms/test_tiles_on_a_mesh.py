@@ -1,9 +1,5 @@
 """Tiles of a kernel that a mesh of explicit axes spreads: as on one device."""
 
-import os
-import subprocess
-import sys
-
 import pytest
 
 SCRIPT = """
@@ -96,22 +92,10 @@ print("equal")
 """
 
 
-def run(*names):
-    flags = "--xla_force_host_platform_device_count=8"
-    environment = {**os.environ, "JAX_PLATFORMS": "cpu", "XLA_FLAGS": flags}
-    done = subprocess.run(
-        [sys.executable, "-c", SCRIPT, *names],
-        env=environment,
-        capture_output=True,
-        text=True,
-    )
-    assert done.stdout.strip() == "equal", done.stderr
-
-
-def test_tiles_of_rows_and_of_columns():
-    run("even", "odd")
+def test_tiles_of_rows_and_of_columns(on_devices):
+    on_devices(8, SCRIPT, "even", "odd")
 
 
 @pytest.mark.nightly
-def test_learned_clips_chips_and_convolutions():
-    run("learned", "chips", "convolution")
+def test_learned_clips_chips_and_convolutions(on_devices):
+    on_devices(8, SCRIPT, "learned", "chips", "convolution")
