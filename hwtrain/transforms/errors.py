@@ -1,6 +1,7 @@
 """The errors of analog layers that are called in a way they cannot be."""
 
 from hwtrain.plan import AnalogWeight
+from hwtrain.transforms.loops import returned, runs_late
 
 
 def other_geometry(weight: AnalogWeight, planned: str, got: str) -> ValueError:
@@ -31,6 +32,8 @@ def missing_stream(mode: str, stream: str) -> ValueError:
 
 def behind_the_root(path: str) -> ValueError:
     """Returns the error of a layer called around the root that draws its noise."""
+    if runs_late():
+        return returned(path or "this layer")
     return ValueError(
         f"{path or 'this layer'} was called around its analog model, which draws its "
         "noise: it would run clean. Call a method of the model that analogize "

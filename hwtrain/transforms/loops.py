@@ -45,13 +45,13 @@ class _Root:
 
     Attributes:
       calls: by name, how often it has read: its second call draws anew.
-      layers: how many calls of layers were made analog on the way.
+      late: contexts for what runs when the root has returned.
       kept: whether one was inside a trace that JAX may keep and use again.
     """
 
     def __init__(self):
         self.calls: dict[str, int] = {}
-        self.layers = 0
+        self.late: list[Callable[[], contextlib.AbstractContextManager[Any]]] = []
         self.kept = False
 
 
@@ -132,7 +132,7 @@ def rows(name: str) -> tuple[Index, ...]:
     """
     root = _root.get()
     if root is None:
-        raise ValueError(f"{name}: its noise is drawn after {_RETURNED}")
+        raise returned(name)
     found, kept = _read_stack(name)
     if kept:
         root.kept = True
@@ -147,16 +147,28 @@ _WAY_OUT = (
 )
 
 
-_RETURNED = (
-    f"its model has returned, where neither the call nor a step is known. {_WAY_OUT}"
+_late: contextvars.ContextVar[bool] = contextvars.ContextVar(
+    "hwtrain_late", default=False
 )
 
 
-def count_layer() -> None:
-    """Says that a layer is made analog by who calls it, and not by what it is."""
-    root = _root.get()
-    if root is not None:
-        root.layers += 1
+def runs_late() -> bool:
+    """Whether a rule is running whose root has returned."""
+    return _late.get()
+
+
+def returned(name: str) -> ValueError:
+    """Returns the error of a layer that is called when its root has returned."""
+    return ValueError(
+        f"{name}: its noise is drawn after its model has returned, where neither the "
+        f"call nor a step is known. {_WAY_OUT}"
+    )
+
+
+def when_returned(context: Callable[[], Any]) -> None:
+    """Gives the root at hand a context for the rules that run when it has returned."""
+    root: Any = _root.get()
+    root.late.append(context)
 
 
 def _never_again() -> None:
@@ -211,32 +223,29 @@ def _one_call(original, rule, *args, _rules, **kwargs):
     """Calls a function that has rules, so that each of them is the same call.
 
     JAX runs the function, a rule, or one after the other: under `remat` first the one,
-    then the other. A rule that runs when the root has returned meets layers that are
-    not analog.
+    then the other. A rule that runs when the root has returned does so in the contexts
+    of the root.
     """
     if str(getattr(rule.fun, "__module__", "")).startswith(("jax.", "hwtrain.")):
         return original(rule, *args, **kwargs)
     root: Any = _root.get()
-    before, analog = dict(root.calls), False
+    before = dict(root.calls)
 
     def once(function):
         @functools.wraps(function)
         def counted(*args, **kwargs):
-            nonlocal analog
             if _root.get() is not root:
-                if analog:
-                    raise ValueError(f"a layer's noise is drawn after {_RETURNED}")
-                return function(*args, **kwargs)
-            after, layers = root.calls, root.layers
-            root.calls = dict(before)
+                with contextlib.ExitStack() as late:
+                    late.callback(_late.reset, _late.set(True))
+                    for context in root.late:
+                        late.enter_context(context())
+                    return function(*args, **kwargs)
+            after, root.calls = root.calls, dict(before)
             try:
                 return function(*args, **kwargs)
             finally:
-                analog |= root.calls != before or root.layers != layers
-                least = {
-                    name: max(n, after.get(name, -1)) for name, n in root.calls.items()
-                }
-                root.calls = {**after, **least}
+                for name, number in after.items():
+                    root.calls[name] = max(number, root.calls.get(name, number))
 
         return counted
 
@@ -278,7 +287,7 @@ def install() -> None:
         ):
             _LOOPS[_redirect(function, replacement)] = function.__name__
         for kind, rules in (
-            (jax.custom_vjp, ("fun", "fwd")),
+            (jax.custom_vjp, ("fun", "fwd", "bwd")),
             (jax.custom_jvp, ("fun", "jvp")),
         ):
             _redirect(kind.__call__, functools.partial(_one_call, _rules=rules))

@@ -28,7 +28,15 @@ def of_jvp(call):
     return function
 
 
+def again(call):
+    """As `jax.checkpoint`, by hand: the backward rule calls the layer again."""
+    function = jax.custom_vjp(call)
+    function.defvjp(lambda x: (call(x), x), lambda x, g: jax.vjp(call, x)[1](g))
+    return function
+
+
 KINDS = {"vjp": of_vjp, "jvp": of_jvp}
+BACKWARD = {**KINDS, "again": again}
 
 
 def clipped(module, x):
@@ -61,7 +69,7 @@ class Model(nn.Module):
             return layer(x)
 
         def block(x):
-            return jnp.tanh(KINDS[self.kind](lambda x: layer(x))(x)) + layer(x)
+            return jnp.tanh(BACKWARD[self.kind](lambda x: layer(x))(x)) + layer(x)
 
         return (jax.checkpoint(block) if self.remat else block)(x)
 
@@ -73,9 +81,9 @@ class NnxModel(nnx.Module):
 
     def __call__(self, x):
         def block(x):
-            return jnp.tanh(KINDS[self.kind](lambda x: self.layer(x))(x)) + self.layer(
-                x
-            )
+            return jnp.tanh(
+                BACKWARD[self.kind](lambda x: self.layer(x))(x)
+            ) + self.layer(x)
 
         return (jax.checkpoint(block) if self.remat else block)(x)
 
@@ -122,6 +130,14 @@ def test_a_rule_after_its_model_has_returned_is_refused_or_right(make, kind, chi
         return
     with pytest.raises(ValueError, match="after its model has returned"):
         jax.grad(jax.jit(loss))(X)
+
+
+@pytest.mark.parametrize("make", [linen, of_nnx])
+def test_a_backward_rule_that_calls_a_layer_is_refused(make):
+    # It runs when the model has returned, wherever the gradient is taken.
+    call = make("again", remat=False)
+    with pytest.raises(ValueError, match="layer.*: its noise is drawn after its model"):
+        jax.jit(jax.grad(lambda x: (call(x) ** 2).sum()))(X)
 
 
 def test_a_rule_without_layers_may_run_at_any_time():

@@ -2,7 +2,7 @@
 
 import dataclasses
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from flax import linen as nn
@@ -15,7 +15,7 @@ from hwtrain.plan import AnalogWeight
 from hwtrain.transforms.errors import behind_the_root, taken_name
 from hwtrain.transforms.layer import Layer, analog_weight
 from hwtrain.transforms.linen import convolution, dense, einsum, embed, recurrent
-from hwtrain.transforms.loops import count_layer
+from hwtrain.transforms.loops import returned
 from hwtrain.transforms.opaque import bridge
 from hwtrain.transforms.provenance import Operands
 from hwtrain.transforms.signal_side import (
@@ -177,6 +177,39 @@ def analog_call(
       kwargs: keyword arguments of the call.
     """
     module: Any = context.module
+    for family, weights in _owned(by_path, path, context):
+        leaves = {name: _leaves(module, name, w) for name, w in weights.items()}
+        for name, weight in weights.items():
+            if weight.hardware.needs_root(mode) and "noise_key" not in leaves[name]:
+                raise behind_the_root(weight.layer_path)
+        if any(has_signal_side(weight) for weight in weights.values()):
+            return family.call(
+                weights, leaves, mode, context, next_function, args, kwargs
+            )
+    return next_function(*args, **kwargs)
+
+
+def refuse_late(
+    by_path: Mapping[str, AnalogWeight],
+    path: str,
+    context: nn.module.InterceptorContext,
+) -> None:
+    """Raises for an analog layer: its root has returned, and it would run plain.
+
+    Arguments as above.
+    """
+    for _, weights in _owned(by_path, path, context):
+        for weight in weights.values():
+            if has_signal_side(weight):
+                raise returned(weight.layer_path)
+
+
+def _owned(
+    by_path: Mapping[str, AnalogWeight],
+    path: str,
+    context: nn.module.InterceptorContext,
+) -> Iterator[tuple[Any, dict[str, AnalogWeight]]]:
+    """Yields the families of a module's method, with the weights that it owns."""
     cls = running_class(context)
     for family in FAMILIES:
         weights = {}
@@ -184,18 +217,8 @@ def analog_call(
             full = f"{path}/{name}" if path else name
             if full in by_path:
                 weights[name] = by_path[full]
-        if not weights:
-            continue
-        leaves = {name: _leaves(module, name, w) for name, w in weights.items()}
-        for name, weight in weights.items():
-            if weight.hardware.needs_root(mode) and "noise_key" not in leaves[name]:
-                raise behind_the_root(weight.layer_path)
-        if any(has_signal_side(weight) for weight in weights.values()):
-            count_layer()
-            return family.call(
-                weights, leaves, mode, context, next_function, args, kwargs
-            )
-    return next_function(*args, **kwargs)
+        if weights:
+            yield family, weights
 
 
 def _leaves(module: nn.Module, name: str, weight: AnalogWeight) -> dict[str, Any]:

@@ -32,6 +32,7 @@ from hwtrain.transforms.linen.layers import (
     describe,
     names_of,
     plain_class,
+    refuse_late,
 )
 from hwtrain.transforms.linen.prepass import (
     analog_trace,
@@ -39,7 +40,7 @@ from hwtrain.transforms.linen.prepass import (
     linen_plan,
     parameter_shapes,
 )
-from hwtrain.transforms.loops import as_root
+from hwtrain.transforms.loops import as_root, when_returned
 from hwtrain.transforms.planning import hardware_of, make_plan, real
 from hwtrain.transforms.read_keys import generator_of
 from hwtrain.transforms.rules import Assignment
@@ -223,11 +224,17 @@ def _apply(root: Any, ours, original, name: str, args: tuple, kwargs: dict):
         path = _relative(root, context.module)
         return analog_call(by_path, path, mode, context, next_function, args, kwargs)
 
+    def refusal(next_function, args, kwargs, context):
+        if ours(context.module):
+            refuse_late(by_path, _relative(root, context.module), context)
+        return next_function(*args, **kwargs)
+
     names = {
         path.rpartition("/")[2] for weight in plan.weights for path in weight.owned
     }
 
     def run(module, *args, **kwargs):
+        when_returned(functools.partial(nn.intercept_methods, refusal))
         with kept(names):
             return original(module, *args, **kwargs)
 
