@@ -146,6 +146,7 @@ class _Walk:
       plain: paths of parameters that a layer multiplies by as they are.
       used: the marks whose arrays reach a product.
       around: paths of parameters that inputs are multiplied by without a mark.
+      stopped: what a value is whose gradient is stopped.
     """
 
     def __init__(
@@ -160,6 +161,7 @@ class _Walk:
         self.plain: set[str] = set()
         self.used: set[int] = set()
         self.around: set[str] = set()
+        self.stopped: dict[Any, Any] = {}
 
     def jaxpr(self, jaxpr: Any, consts: list, args: list) -> list[_Origins]:
         """Returns the origins of a jaxpr's outputs."""
@@ -189,6 +191,10 @@ class _Walk:
             branches = [self.inside(b, values[1:]) for b in params["branches"]]
             found = [_either(found, name) for found in zip(*branches)]
             return [_chosen(origins, values[0]) for origins in found]
+        if name == "stop_gradient":
+            self.stopped[equation.outvars[0]] = equation.invars[0]
+        if name == "select_n" and self.same(equation.invars[1:]):
+            return [values[1]]
         inner = inner_jaxpr(params)
         if inner is not None and len(inner.invars) == len(values):
             return self.inside(inner, values)
@@ -205,6 +211,16 @@ class _Walk:
             return [together if name == "concatenate" else values[0]] * results
         return [_changed(together, name)] * results
 
+    def same(self, cases: Sequence[Any]) -> bool:
+        """Whether a choice is between a value and itself.
+
+        A map of a branch makes one for each operand: what the branch not taken has is
+        kept from the gradient.
+        """
+        values = [atom for atom in cases if not isinstance(atom, Literal)]
+        found = {self.stopped.get(atom, atom) for atom in values}
+        return len(values) == len(cases) and len(found) == 1
+
     def inside(self, inner: Any, values: list[_Origins]) -> list[_Origins]:
         inner = getattr(inner, "jaxpr", inner)
         return self.jaxpr(inner, [frozenset()] * len(inner.constvars), values)
@@ -220,7 +236,8 @@ class _Walk:
         others = sorted(str(o.source) for o in weights if o.source != path)
         by = max(changes, default="") or "join"
         why = f"the operation {by!r} stands between the two"
-        stacked = len(stored) > self.ranks[number]  # which a map around hides
+        rank = self.ranks[number]  # without the axes of maps around
+        stacked = len(stored) > rank
         if not changes:
             from_others = f"it multiplies by what comes from {', '.join(others)}"
             self.found.setdefault(path, from_others if others else _LOST)
@@ -229,7 +246,7 @@ class _Walk:
         elif by == "transpose" and stacked:
             why += ", as where layers are stacked on another axis than 0"
             self.found.setdefault(path, why)
-        elif shape != stored[len(stored) - len(shape) :]:
+        elif rank > len(stored) or shape[-len(stored) :] != stored[-len(shape) :]:
             self.found.setdefault(path, f"it multiplies by a part of shape {shape}")
         elif changes != {""} or others:
             self.derived.setdefault(path, why)
@@ -267,7 +284,10 @@ class _Walk:
             order = [axis for axis in params["permutation"] if old[axis] != 1]
             return order == sorted(order)
         if name == "broadcast_in_dim":
-            return math.prod(old) == math.prod(new)
+            axes = tuple(params["broadcast_dimensions"])
+            copied = axes == tuple(range(len(new) - len(old), len(new)))  # by a map
+            same = math.prod(old) == math.prod(new)
+            return same or (copied and new[-len(old) :] == old)
         if name == "rev" or set(params.get("strides") or (1,)) != {1}:
             return False
         cut = [axis for axis in range(len(old)) if old[axis] != new[axis]]

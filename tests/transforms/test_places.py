@@ -483,3 +483,69 @@ def test_draws_of_the_periphery_are_equal_on_a_mesh_without_a_collective():
         [sys.executable, "-c", MESH], env=environment, capture_output=True, text=True
     )
     assert run.stdout.strip() == "equal", run.stderr
+
+
+def branch(layer, x):
+    """Twice the layer's output for rows of a positive sum: a branch inside a map."""
+
+    def row(x):
+        return lax.cond(x.sum() > 0, lambda x: 2 * layer(x), lambda x: layer(x), x)
+
+    return jax.vmap(row)(x)
+
+
+class LinenBranch(nn.Module):
+    @nn.compact
+    def __call__(self, x):
+        layer = nn.Dense(3, name="layer")
+        return layer(x) if self.is_initializing() else branch(layer, x)
+
+
+class NnxBranch(nnx.Module):
+    def __init__(self):
+        self.layer = nnx.Linear(WIDTH, 3, rngs=nnx.Rngs(0))
+
+    def __call__(self, x):
+        return branch(self.layer, x)
+
+
+def branch_outputs(framework, hardware, mode):
+    """Returns a function of the kernel and inputs, and the kernel."""
+    if framework == "linen":
+        analog = hw.analogize(LinenBranch(), hardware)
+        variables = analog.init(jax.random.key(0), jnp.ones((1, WIDTH)))
+        analog = analog if mode == "train" else hw.eval_mode(analog)
+        kernel = variables["params"]["layer"].pop("kernel")
+
+        def outputs(kernel, x):
+            given = {**variables["params"]["layer"], "kernel": kernel}
+            return analog.apply({"params": {"layer": given}}, x, rngs={"mismatch": KEY})
+
+        return outputs, kernel
+    analog = hw.analogize(NnxBranch(), hardware, rngs=nnx.Rngs(mismatch=1))
+    analog = analog if mode == "train" else hw.eval_mode(analog)
+    graph, state = nnx.split(analog)
+
+    def outputs(kernel, x):
+        new = nnx.map_state(lambda path, v: kernel if "kernel" in path else v, state)
+        return nnx.merge(graph, new)(x)
+
+    return outputs, analog.layer.kernel[...]
+
+
+@pytest.mark.parametrize("framework", ["linen", "nnx"])
+def test_a_branch_in_a_map_has_the_stored_weights_and_draws_for_each_row(framework):
+    x = jax.random.normal(jax.random.key(3), (6, WIDTH)).at[3:].set(1.0)
+    evaluated, kernel = branch_outputs(framework, OUT, "eval")
+    positive = np.asarray(x).sum(1, keepdims=True) > 0
+    assert len(set(positive[:, 0])) == 2
+    factor = np.where(positive, 2.0, 1.0)
+    expected = factor * (np.asarray(x) @ np.asarray(kernel))
+    np.testing.assert_allclose(evaluated(kernel, x), expected, rtol=1e-5, atol=1e-6)
+    gradient = jax.jit(jax.grad(lambda kernel: evaluated(kernel, x).sum()))(kernel)
+    by_hand = np.asarray(x).T @ np.repeat(factor, 3, 1)
+    np.testing.assert_allclose(gradient, by_hand, rtol=1e-5, atol=1e-5)
+
+    trained, kernel = branch_outputs(framework, OUT, "train")
+    rows = np.asarray(trained(kernel, x))[3:]  # of equal inputs
+    assert len(np.unique(rows, axis=0)) == 3
