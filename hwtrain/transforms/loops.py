@@ -140,10 +140,10 @@ def rows(name: str) -> tuple[Index, ...]:
     return found
 
 
+_MUST_NOT = "must not call an analog layer: call it outside, and pass its output in"
 _WAY_OUT = (
     "A rule of jax.custom_vjp or jax.custom_jvp, a function under shard_map or pmap, "
-    "and a jaxpr that is kept by hand must not call an analog layer: call it outside, "
-    "and pass its output in"
+    f"and a jaxpr that is kept by hand {_MUST_NOT}"
 )
 
 
@@ -161,7 +161,9 @@ def returned(name: str) -> ValueError:
     """Returns the error of a layer that is called when its root has returned."""
     return ValueError(
         f"{name}: its noise is drawn after its model has returned, where neither the "
-        f"call nor a step is known. {_WAY_OUT}"
+        "call nor a step is known: jax.grad(jax.jit(loss)) runs the rule of a "
+        "custom_vjp or custom_jvp there. Write jax.jit(jax.grad(loss)); else such a "
+        f"rule {_MUST_NOT}"
     )
 
 
