@@ -11,12 +11,12 @@ class LazyPackage(ModuleType):
     """A package whose names lie in its modules, which are imported when needed."""
 
     _homes: Mapping[str, str]  # of a name, the module that defines it
-    _parts: frozenset[str]  # the package's own modules, which need no other home
+    _modules: frozenset[str]  # the package's own modules, which need no other home
 
     def __getattr__(self, name: str) -> Any:
         if name in self._homes:
             value = getattr(importlib.import_module(self._homes[name]), name)
-        elif name in self._parts:
+        elif name in self._modules:
             value = importlib.import_module(f"{self.__name__}.{name}")
         else:
             raise AttributeError(
@@ -57,7 +57,7 @@ def make_lazy(
         "_homes": {
             name: f"{package}.{home}" for home, names in homes.items() for name in names
         },
-        "_parts": frozenset(parts),
+        "_modules": frozenset(parts),
     }
     vars(module).update(state)
     module.__class__ = LazyPackage

@@ -21,9 +21,9 @@ from hwtrain.crossbar import on_crossbar, written
 from hwtrain.hardware import Hardware
 from hwtrain.hardware.conversion import Params
 from hwtrain.nominal import check_nominal
+from hwtrain.periphery._read_keys import read_keys
+from hwtrain.periphery.mvm import tile_responses
 from hwtrain.physics import tiling
-from hwtrain.physics.mvm import tile_responses
-from hwtrain.physics.periphery import read_keys
 from hwtrain.physics.programmed import Programmed
 from hwtrain.physics.random import draw_key, fold_in
 from hwtrain.physics.stuck import with_stuck
@@ -356,8 +356,7 @@ def _responses(
     def respond(w: jax.Array, number: jax.Array, chip_key: jax.Array) -> jax.Array:
         keys = None if key is None else read_keys(fold_in(key, number))
         chip_key = jax.random.wrap_key_data(chip_key, impl="threefry2x32")
-        periphery = chip.periphery
-        return tile_responses(w, periphery, keys=keys, chip_key=chip_key, **sizes)
+        return tile_responses(w, chip.stages, keys=keys, chip_key=chip_key, **sizes)
 
     matrices = w.reshape(-1, *w.shape[-2:])
     found = jax.vmap(respond)(matrices, jnp.arange(len(matrices)), of_chip)

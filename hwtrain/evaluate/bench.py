@@ -292,7 +292,7 @@ def _noise(
 
 def _levels(call: Multiplication, ideal: Hardware) -> jax.Array | None:
     io: Any = call.weight.hardware.forward
-    step = io.periphery.dac.step if io is not None else None
+    step = io.dac.converter.step if io is not None else None
     if step is None:
         return None
     options = {name: getattr(io, name) for name in ("inp_bits", "inp_res", "inp_bound")}

@@ -9,6 +9,7 @@ from typing import Annotated, Self
 from pydantic import Field, model_validator
 from pydantic.dataclasses import dataclass
 
+from hwtrain._parts.part import Part
 from hwtrain.hardware.compensation import DriftCompensation
 from hwtrain.hardware.configuration import CONFIG
 from hwtrain.hardware.converters import (
@@ -38,7 +39,7 @@ from hwtrain.hardware.weights import (
     WeightClipParameter,
     WeightRemapParameter,
 )
-from hwtrain.physics.periphery import Periphery
+from hwtrain.periphery.range import Range
 
 ConductanceConverter = Annotated[
     SingleDeviceConductanceConverter
@@ -193,14 +194,26 @@ class Hardware:
         return io is not None and io.noise_management == "average_abs_max"
 
     @property
-    def periphery(self) -> Periphery:
-        """What surrounds a tile, as the matrix multiplication takes it."""
-        periphery = (self.forward or IOParameters()).periphery
-        if not self.dynamic:
-            return periphery
-        # A vector's own range is noise management by its largest value.
-        management = periphery.management._replace(noise="abs_max")
-        return dataclasses.replace(periphery, management=management)
+    def stages(self) -> tuple[Part, ...]:
+        """What surrounds a tile, from the outermost to the innermost, but its range."""
+        io = self.forward or IOParameters()
+        if self.dynamic:
+            # A vector's own range is noise management by its largest value.
+            io = dataclasses.replace(io, noise_management="abs_max")
+        return io.parts
+
+    @property
+    def range(self) -> Range:
+        """The stage of the range of inputs, where there is one."""
+        given = self.input_range
+        if given is None:
+            return Range(averages=self.averages)
+        return Range(
+            averages=self.averages,
+            gradient_scale=given.gradient_scale,
+            gradient_relative=given.gradient_relative,
+            straight_through=given.straight_through,
+        )
 
     @property
     def stores_scale(self) -> bool:

@@ -5,6 +5,9 @@ from typing import Annotated, Literal, Self
 from pydantic import Field, model_validator
 from pydantic.dataclasses import dataclass
 
+import hwtrain.periphery._stages  # noqa: F401 gives stages their order
+from hwtrain._parts.part import Part
+from hwtrain._parts.registry import ordered
 from hwtrain.hardware.configuration import (
     CONFIG,
     Deviation,
@@ -15,10 +18,19 @@ from hwtrain.hardware.configuration import (
     PositiveSteps,
     Share,
 )
-from hwtrain.physics.converters import Converter, from_bits
-from hwtrain.physics.ir_drop import G_RATIO
-from hwtrain.physics.management import Management
-from hwtrain.physics.periphery import Periphery
+from hwtrain.periphery.adc import Adc
+from hwtrain.periphery.asymmetry import InputAsymmetry, OutputAsymmetry
+from hwtrain.periphery.dac import Dac
+from hwtrain.periphery.input_noise import InputNoise
+from hwtrain.periphery.ir_drop import G_RATIO, IrDrop
+from hwtrain.periphery.management import Management
+from hwtrain.periphery.output_factor import OutputFactor
+from hwtrain.periphery.output_noise import OutputNoise
+from hwtrain.periphery.read_noise import ReadNoise
+from hwtrain.periphery.saturation import Saturation
+from hwtrain.periphery.shift import Shift
+from hwtrain.periphery.voltage_offset import VoltageOffset
+from hwtrain.physics.converters import from_bits
 from hwtrain.physics.rounding import resolution
 
 Bits = Annotated[int, Field(ge=2, le=24)]
@@ -34,10 +46,11 @@ class IOParameters:
     All values are in normalised units, and each tile has its own converters: inputs are
     divided by the input range, weights by the mapping scale, so that 1 is the largest
     input and, with `weight_scaling_omega=1`, the largest weight.
-    `hwtrain.physics.mvm.analog_mvm` gives the order of the effects and their gradients.
+    `hwtrain.periphery.mvm.analog_mvm` gives the order of the effects and their
+    gradients.
 
     >>> chip = IOParameters(inp_bits=8, out_bits=8, out_bound=10.0, out_noise=0.04)
-    >>> round(1 / chip.periphery.dac.res)
+    >>> round(1 / chip.dac.res)
     254
 
     Raises:
@@ -156,40 +169,79 @@ class IOParameters:
         return any(spread > 0 for spread in spreads)
 
     @property
-    def periphery(self) -> Periphery:
-        """The same, as `hwtrain.physics.mvm.analog_mvm` takes it."""
-        inp_res = _resolution(self.inp_res, self.inp_bits)
-        inp_bound = self.inp_bound
-        if inp_bound is None and inp_res is not None:
-            inp_bound = 1.0
-        out_res = _resolution(self.out_res, self.out_bits)
-        return Periphery(
-            dac=Converter(inp_bound, inp_res, self.inp_sto_round),
-            inp_noise=self.inp_noise,
-            inp_asymmetry=self.inp_asymmetry,
-            adc=Converter(self.out_bound, out_res, self.out_sto_round),
-            out_noise=self.out_noise,
-            out_noise_std=self.out_noise_std,
-            out_asymmetry=self.out_asymmetry,
-            out_scale=self.out_scale,
-            out_nonlinearity=self.out_nonlinearity,
-            out_nonlinearity_std=self.out_nonlinearity_std,
-            slope_calibration=self.slope_calibration,
-            w_noise=self.w_noise,
-            w_noise_type=self.w_noise_type if self.w_noise > 0 else "none",
-            ir_drop=self.ir_drop,
-            ir_drop_g_ratio=self.ir_drop_g_ratio,
-            r_series=self.r_series,
-            v_offset_std=self.v_offset_std,
-            v_offset_w_min=self.v_offset_w_min,
-            management=Management(
-                noise=self.noise_management,
-                threshold=self.nm_thres,
-                bound=self.bound_management,
-                max_factor=self.max_bm_factor,
-                max_resolution=self.max_bm_res,
-                assumed_wmax=self.nm_assumed_wmax,
-            ),
+    def dac(self) -> Dac:
+        """The converter of the inputs; with 1 for its full scale if none is given."""
+        res = _resolution(self.inp_res, self.inp_bits)
+        bound = 1.0 if self.inp_bound is None and res is not None else self.inp_bound
+        return Dac(bound=bound, res=res, stochastic=self.inp_sto_round)
+
+    @property
+    def adc(self) -> Adc:
+        """The converter of the outputs."""
+        res = _resolution(self.out_res, self.out_bits)
+        return Adc(bound=self.out_bound, res=res, stochastic=self.out_sto_round)
+
+    @property
+    def parts(self) -> tuple[Part, ...]:
+        """The same as stages, from the outermost to the innermost."""
+        dac, adc, bound = self.dac, self.adc, self.out_bound
+        found: list[Part | None] = [
+            OutputFactor(factor=self.out_scale) if self.out_scale != 1 else None,
+            self._management,
+            dac if dac.bound is not None else None,
+            InputNoise(sigma=self.inp_noise) if self.inp_noise > 0 else None,
+            InputAsymmetry(share=self.inp_asymmetry) if self.inp_asymmetry else None,
+            adc if bound is not None else None,
+            OutputAsymmetry(share=self.out_asymmetry) if self.out_asymmetry else None,
+        ]
+        if self.bound_management == "shift" and bound is not None:
+            found.append(Shift(bound=bound))
+        if self.out_noise > 0:
+            found.append(OutputNoise(sigma=self.out_noise, spread=self.out_noise_std))
+        if self.out_nonlinearity > 0 or self.r_series > 0:
+            found.append(
+                Saturation(
+                    strength=self.out_nonlinearity,
+                    spread=self.out_nonlinearity_std,
+                    slope_calibration=self.slope_calibration,
+                    r_series=self.r_series,
+                    bound=bound,
+                )
+            )
+        if self.w_noise > 0 and self.w_noise_type != "none":
+            found.append(ReadNoise(sigma=self.w_noise, type=self.w_noise_type))
+        if self.v_offset_std > 0 or self.r_series > 0:
+            found.append(
+                VoltageOffset(
+                    spread=self.v_offset_std,
+                    w_min=self.v_offset_w_min,
+                    r_series=self.r_series,
+                )
+            )
+        if self.ir_drop > 0:
+            found.append(IrDrop(strength=self.ir_drop, g_ratio=self.ir_drop_g_ratio))
+        return ordered("stage", [part for part in found if part is not None])
+
+    @property
+    def _management(self) -> Management | None:
+        # An average stands in the place of the input range.
+        noise = self.noise_management
+        noise = "none" if noise == "average_abs_max" else noise
+        iterates = self.bound_management in ("iterative", "iterative_worst_case")
+        if noise == "none" and not iterates:
+            return None
+        limit, step = self.max_bm_factor, self.dac.converter.step
+        if step is not None:
+            limit = min(limit, self.max_bm_res / step)
+        return Management(
+            noise=noise,
+            threshold=self.nm_thres,
+            iterative=iterates,
+            worst_case=self.bound_management == "iterative_worst_case",
+            limit=limit,
+            assumed_wmax=self.nm_assumed_wmax,
+            bound=self.out_bound,
+            inputs_drawn=self.inp_noise > 0,
         )
 
     @model_validator(mode="after")

@@ -18,9 +18,10 @@ from hwtrain.hardware.configuration import (
     Steps,
 )
 from hwtrain.hardware.modifier_options import LEVELS, PCM, check
-from hwtrain.physics import modifiers, rounding, vector_noise
+from hwtrain.periphery import vector_noise
+from hwtrain.periphery.tiled_matrix import TiledMatrix
+from hwtrain.physics import modifiers, rounding
 from hwtrain.physics.pcm_weights import pcm_noise
-from hwtrain.physics.tiled_matrix import TiledMatrix
 
 _ROUNDING, _DROP = 1, 2
 

@@ -8,16 +8,15 @@ computed tap by tap.
 """
 
 import math
-from typing import Any, NamedTuple
+from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from hwtrain.physics.converters import Converter, convert
 from hwtrain.physics.convolution import Window, padded
 from hwtrain.physics.input_range import PROBE_SCALE, RangeGradient, clipped
-from hwtrain.physics.output_stage import asymmetry
 from hwtrain.physics.tiling import over_batch
 from hwtrain.physics.varying import custom_vjp, vary_alike
 
@@ -25,26 +24,9 @@ from hwtrain.physics.varying import custom_vjp, vary_alike
 _UNROLLED = 32
 
 
-class Drive(NamedTuple):
-    """What drives the crossbars: clipped inputs, divided by their range, converted.
-
-    Attributes:
-      dac: the converter, which draws nothing.
-      asymmetry: share by which negative inputs are weaker.
-    """
-
-    dac: Converter = Converter()
-    asymmetry: float = 0.0
-
-    def __call__(self, x: jax.Array, r: jax.Array) -> jax.Array:
-        """Returns the inputs of the crossbars, in normalised units and float32.
-
-        Args:
-          x: `[..., channels]`, in units of the input.
-          r: `[channels]`, the range.
-        """
-        x = x.astype(jnp.float32) / over_batch(r.astype(jnp.float32), x)
-        return asymmetry(convert(x, self.dac), self.asymmetry)
+Drive = Callable[[jax.Array, jax.Array], jax.Array]
+"""What drives the crossbars: of clipped inputs and the range of each channel, what is
+multiplied. It does the same to each value, and is hashable."""
 
 
 def ranged_convolution(

@@ -117,12 +117,12 @@ def _range(weight: AnalogWeight, plan: Plan, values: dict[str, Any]) -> str:
 def _fixed_range(weight: AnalogWeight) -> str:
     """Returns where inputs are cut that nothing fits to the DAC."""
     chip = weight.hardware
-    if weight.kind == "raw" or not chip.converts:
+    if weight.kind == "raw" or chip.forward is None or chip.dynamic:
         return "none"
-    periphery = chip.periphery
-    if periphery.dac.bound is None or periphery.management.noise != "none":
+    bound = chip.forward.dac.bound
+    if bound is None or chip.forward.noise_management != "none":
         return "none"
-    return f"none: inputs are cut at {periphery.dac.bound:g}"
+    return f"none: inputs are cut at {bound:g}"
 
 
 def _periphery(weight: AnalogWeight) -> str:

@@ -14,11 +14,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from hwtrain.periphery.whole_convolution import converted_convolution, runs_whole
 from hwtrain.physics import convolution
-from hwtrain.physics.converted_convolution import (
-    converted_convolution,
-    converts_alike,
-)
 from hwtrain.physics.ranged_convolution import ranged_convolution
 from hwtrain.physics.tiling import over_batch
 from hwtrain.plan import AnalogWeight
@@ -34,7 +31,6 @@ from hwtrain.transforms.signal_side import (
     anonymous,
     check_leaves,
     check_real,
-    range_gradient,
     reads_of,
 )
 
@@ -151,7 +147,7 @@ def convolve(
         weight = on_levels(weight)  # rounded before
     weight = as_stored(weight)
     assert weight.window is not None
-    if _converts_alike(weight, mode) and observer() is None:
+    if _runs_whole(weight, mode) and observer() is None:
         _check_leaves_of_groups(weight, leaves)
         beside, keys = reads_of(weight, mode, leaves)
         if keys is not None:  # groups draw at once
@@ -185,7 +181,7 @@ def convolve(
     return y.reshape(*shape, weight.groups * y.shape[-1])
 
 
-def _converts_alike(weight: AnalogWeight, mode: str) -> bool:
+def _runs_whole(weight: AnalogWeight, mode: str) -> bool:
     """Whether XLA's own convolution of converted inputs is what the crossbars do."""
     chip, window = weight.hardware, weight.window
     whole = window is not None and not window.flipped and not window.local
@@ -193,7 +189,7 @@ def _converts_alike(weight: AnalogWeight, mode: str) -> bool:
     if not whole or weight.tiles != (1, 1) or per_input:
         return False
     if chip.converts:
-        return converts_alike(chip.periphery)
+        return runs_whole(chip.stages)
     return not chip.scales_outputs
 
 
@@ -251,12 +247,14 @@ def _product(
     options: dict[str, Any] = {
         "input_range": of_groups("input_range") if weight.ranged else None,
         "probe": of_groups("probe") if weight.ranged and mode != "eval" else None,
-        "gradient": range_gradient(weight),
         "precision": precision,
         "dtype": dtype,
     }
     if not chip.converts:
-        return ranged_convolution(x, kernel, window=window, **options)
+        gradient = chip.range.gradient
+        return ranged_convolution(
+            x, kernel, window=window, gradient=gradient, **options
+        )
     if "mapping_scale" in leaves:
         scale: Any = of_groups("mapping_scale")
     else:
@@ -268,7 +266,7 @@ def _product(
     return converted_convolution(
         x,
         kernel,
-        chip.periphery,
+        (chip.range, *chip.stages) if weight.ranged else chip.stages,
         window,
         scale=None if scale is None else scale.reshape(groups, 1, -1),
         output_scale=of_groups("output_scale") if chip.scales_outputs else None,

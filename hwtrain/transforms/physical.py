@@ -4,20 +4,19 @@ import math
 
 import numpy as np
 
-from hwtrain.hardware import Hardware
+from hwtrain.hardware import Hardware, IOParameters
 
 
 def bits(chip: Hardware) -> str:
     """Returns the bits of the converters, of levels that are given in any way.
 
-    >>> from hwtrain.hardware import IOParameters
     >>> chip = IOParameters(inp_bits=8, out_res=1 / 510, out_bound=10.0)
     >>> bits(Hardware(forward=chip))
     'DAC 8, ADC 9'
     """
-    periphery = chip.periphery
-    found = []
-    for name, converter in (("DAC", periphery.dac), ("ADC", periphery.adc)):
+    io, found = chip.forward or IOParameters(), []
+    for name, stage in (("DAC", io.dac), ("ADC", io.adc)):
+        converter = stage.converter
         if converter.step is not None and converter.res is not None:
             found.append(f"{name} {math.log2(1 / converter.res + 2):.3g}")
     return ", ".join(found) or "none"

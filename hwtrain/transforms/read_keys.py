@@ -7,8 +7,8 @@ from typing import Any
 
 import jax
 
+from hwtrain.periphery._read_keys import effect_key
 from hwtrain.physics.fast_random import fast_prng
-from hwtrain.physics.periphery import effect_key
 from hwtrain.physics.random import as_key, fold_in
 from hwtrain.plan import AnalogWeight
 from hwtrain.transforms.loops import place, rows, shared

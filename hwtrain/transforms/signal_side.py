@@ -13,9 +13,10 @@ import jax
 import jax.numpy as jnp
 from jax.typing import DTypeLike
 
+from hwtrain.periphery.mvm import analog_mvm
+from hwtrain.periphery.weight_noise import WeightNoise
 from hwtrain.physics import tiling
-from hwtrain.physics.input_range import PROBE_SIZE, RangeGradient, ranged_matmul
-from hwtrain.physics.mvm import analog_mvm
+from hwtrain.physics.input_range import PROBE_SIZE, ranged_matmul
 from hwtrain.physics.random import fold_in
 from hwtrain.plan import AnalogWeight
 from hwtrain.transforms.effective import HELD, as_stored, held, of_step, on_levels
@@ -265,7 +266,6 @@ def _matmul(
     keys: jax.Array | None,
 ) -> jax.Array:
     """Multiplies as `analog_matmul` does, with the leaves and keys of `reads_of`."""
-    gradient = range_gradient(weight)
     tiles = {"row_sizes": weight.row_sizes, "column_sizes": weight.column_sizes}
     chip, scale = weight.hardware, leaves.get("mapping_scale")
     if scale is None and (chip.converts or chip.modifies_in_layer(mode)):
@@ -288,23 +288,24 @@ def _matmul(
                 w,
                 leaves["input_range"],
                 probe,
-                gradient=gradient,
+                gradient=chip.range.gradient,
                 dot_general=dot_general,
                 **tiles,
             )
+        stages = (chip.range, *chip.stages) if weight.ranged else chip.stages
+        if deviation is not None:
+            stages = (*stages, WeightNoise(deviation))
         return analog_mvm(
             x,
             w,
-            chip.periphery,
+            stages,
             scale=leaves.get("mapping_scale"),
             output_scale=output_scale,
             input_range=leaves.get("input_range") if weight.ranged else None,
             probe=probe if weight.ranged else None,
             keys=keys,
             chip_key=frozen_key(leaves["chip_key"]) if chip.freezes(mode) else None,
-            deviation=deviation,
             strength=leaves.get("noise_strength", 1.0),
-            gradient=gradient,
             dot_general=dot_general,
             dtype=dtype,
             **tiles,
@@ -336,18 +337,6 @@ def check_leaves(weight: AnalogWeight, leaves: Mapping[str, Any]) -> None:
             raise missing_leaf(weight.layer_path, name)
     if weight.ranged:
         _check_range(weight, leaves)
-
-
-def range_gradient(weight: AnalogWeight) -> RangeGradient:
-    """Returns how the gradient of a layer's input range is taken."""
-    parameter = weight.hardware.input_range
-    if parameter is None:
-        return RangeGradient()
-    return RangeGradient(
-        parameter.gradient_scale,
-        parameter.gradient_relative,
-        parameter.straight_through,
-    )
 
 
 def _per_example(

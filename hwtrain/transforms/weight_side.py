@@ -16,7 +16,7 @@ from hwtrain import paths
 from hwtrain.chips import chip_key, frozen_keys
 from hwtrain.clip_bounds import clipped
 from hwtrain.crossbar import modified, written
-from hwtrain.physics.periphery import read_keys
+from hwtrain.periphery._read_keys import read_keys
 from hwtrain.physics.random import as_key, draw_name, fold_in, once, stable_hash
 from hwtrain.plan import AnalogWeight, Plan
 from hwtrain.transforms.effective import on_levels

@@ -14,9 +14,21 @@ import hwtrain as hw
 from hwtrain.checkpoint import crossbars
 from hwtrain.evaluate import bench, deployment, unwatched, updates
 from hwtrain.evaluate.watching import watching
-from hwtrain.physics import mvm
-from hwtrain.physics import tile_read as tile
-from hwtrain.physics.periphery import read_keys
+from hwtrain.periphery import (
+    _pipeline,
+    adc,
+    asymmetry,
+    dac,
+    ir_drop,
+    management,
+    read_noise,
+    saturation,
+)
+from hwtrain.periphery import (
+    range as range_stage,
+)
+from hwtrain.periphery._pipeline import Context
+from hwtrain.periphery._read_keys import read_keys
 from hwtrain.transforms import functional, signal_side, weight_side
 
 X = jax.random.normal(jax.random.key(0), (4, 6))
@@ -149,6 +161,22 @@ def identity(x, *args, **kwargs):
     return x
 
 
+def same(function):
+    return identity
+
+
+def none(function):
+    return lambda *args, **kwargs: 0.0
+
+
+def fixed(bound_scale):
+    return unscaled
+
+
+def silent(normal):
+    return lambda key, shape: jnp.zeros(shape)
+
+
 def weak(normal):
     return lambda key, shape: 0.5 * normal(key, shape)
 
@@ -161,18 +189,43 @@ SABOTAGE = {
     "modifier": ("modifier", weight_side, "_modified", lambda f: lambda w, k, *_: k),
     "input_range": ("input_range", signal_side, "ranged_matmul", None),
     "no range gradient": ("input_range learns", signal_side, "ranged_matmul", "fixed"),
-    "DAC": ("DAC", tile, "convert", lambda f: identity),
-    "ADC": ("ADC rounding", tile, "round_to_level", lambda f: identity),
-    "ADC bound": ("out_bound", mvm, "saturate", lambda f: identity),
-    "out_noise": ("out_noise", tile, "normal", lambda f: lambda k, s: jnp.zeros(s)),
-    "weak noise": ("out_noise", tile, "normal", weak),
-    "repeated noise": ("out_noise", tile, "effect_key", one_key),
-    "inp_noise": ("inp_noise", tile, "normal", lambda f: lambda k, s: jnp.zeros(s)),
-    "w_noise": ("w_noise", tile, "read_deviation", lambda f: lambda *_: 0.0),
-    "ir_drop": ("ir_drop", tile, "ir_drop", lambda f: lambda *_, **__: 0.0),
-    "out_asymmetry": ("out_asymmetry", tile, "asymmetry", lambda f: identity),
-    "out_nonlinearity": ("out_nonlinearity", tile, "nonlinearity", lambda f: identity),
-    "bound_management": ("bound_management", tile, "bound_scale", lambda f: unscaled),
+    "DAC": ("DAC", dac, "convert", same),
+    "ADC": ("ADC rounding", adc, "round_to_level", same),
+    "ADC bound": ("out_bound", adc, "saturate", same),
+    "out_noise": (
+        "out_noise",
+        _pipeline,
+        "normal",
+        silent,
+    ),
+    "weak noise": ("out_noise", _pipeline, "normal", weak),
+    "repeated noise": ("out_noise", _pipeline, "effect_key", one_key),
+    "inp_noise": (
+        "inp_noise",
+        _pipeline,
+        "normal",
+        silent,
+    ),
+    "w_noise": (
+        "w_noise",
+        read_noise,
+        "straight_through",
+        same,
+    ),
+    "ir_drop": ("ir_drop", ir_drop, "dropped", none),
+    "out_asymmetry": ("out_asymmetry", asymmetry, "asymmetry", same),
+    "out_nonlinearity": (
+        "out_nonlinearity",
+        saturation,
+        "saturating",
+        same,
+    ),
+    "bound_management": (
+        "bound_management",
+        management,
+        "bound_scale",
+        fixed,
+    ),
 }
 CHIP_OF = {
     "no range gradient": "input_range",
@@ -371,7 +424,7 @@ def test_a_range_that_only_the_dac_would_clip_for_is_an_error(retraced):
         input_range=hw.InputRangeParameter(init_value=1.0),
         forward=hw.IOParameters(inp_bits=8),
     )
-    retraced.setattr(mvm, "clip_to_range", lambda x, *_: x)
+    retraced.setattr(range_stage, "clip_to_range", lambda x, *_: x)
     with pytest.raises(ValueError, match="a/kernel: input_range: .*the same"):
         hw.assert_active(*linen(chip))
 
@@ -522,9 +575,9 @@ def test_a_convolution_that_nobody_watches_is_measured_too(framework, monkeypatc
         return {effect: bool(wrong) for _, effect, wrong, _ in found}
 
     assert wrong() == {"convolutions": False, "noise of convolutions": False}
-    whole = "hwtrain.physics.converted_convolution"
+    whole = "hwtrain.periphery.whole_convolution"
     with monkeypatch.context() as off:
-        off.setattr(f"{whole}.normal", lambda key, shape: jnp.zeros(shape))
+        off.setattr(f"{whole}.Context", lambda **k: Context(**{**k, "keys": None}))
         assert wrong() == {"convolutions": False, "noise of convolutions": True}
     monkeypatch.setattr(f"{whole}.Drive.__call__", lambda self, x, r: jnp.round(x / r))
     assert wrong()["convolutions"]

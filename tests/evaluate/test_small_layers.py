@@ -12,7 +12,7 @@ from flax import nnx
 import hwtrain as hw
 from hwtrain.evaluate import active, deployment, updates
 from hwtrain.evaluate.judgement import ENOUGH, ZEROS, repeated, strength_of
-from hwtrain.physics import tile_read as tile
+from hwtrain.periphery import _pipeline, dac
 from hwtrain.transforms import weight_side
 from hwtrain.transforms.functional import as_function
 
@@ -119,12 +119,12 @@ def half(modified):
     "framework", ["linen", pytest.param("nnx", marks=pytest.mark.nightly)]
 )
 def test_what_is_weak_or_off_is_found_on_small_layers(framework, retraced):
-    normal = tile.normal
+    normal = _pipeline.normal
     retraced.setattr(weight_side, "_modified", half(weight_side._modified))
-    retraced.setattr(tile, "normal", lambda key, shape: normal(key, shape) / 2)
-    retraced.setattr(tile, "convert", lambda x, *args, **kwargs: x)
-    for module in ("mvm", "input_range"):
-        target = f"hwtrain.physics.{module}.clip_to_range"
+    retraced.setattr(_pipeline, "normal", lambda key, shape: normal(key, shape) / 2)
+    retraced.setattr(dac, "convert", lambda x, *args, **kwargs: x)
+    for module in ("periphery.range", "physics.input_range"):
+        target = f"hwtrain.{module}.clip_to_range"
         retraced.setattr(target, lambda x, *_: x)
     for log in steps_of(framework, CHIP, range(5)):
         wrong = {tuple(line.split(": ")[:2]) for line in log.wrong}

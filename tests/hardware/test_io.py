@@ -4,11 +4,10 @@ import pytest
 
 import hwtrain as hw
 from hwtrain.hardware import Hardware, IOParameters, from_dict, to_dict
-from hwtrain.physics.periphery import Periphery
 
 
 def test_the_default_is_ideal():
-    assert IOParameters().periphery == Periphery()
+    assert IOParameters().parts == ()
     assert not IOParameters().draws
     assert not Hardware(forward=IOParameters()).converts
 
@@ -18,16 +17,16 @@ def test_bits_steps_and_resolution_say_the_same(side):
     converters = []
     for given in ({"bits": 8}, {"res": 254.0}, {"res": 1 / 254}):
         options = {f"{side}_{name}": value for name, value in given.items()}
-        periphery = IOParameters(**options, out_bound=10.0).periphery
-        converters.append(periphery.dac if side == "inp" else periphery.adc)
+        io = IOParameters(**options, out_bound=10.0)
+        converters.append(io.dac if side == "inp" else io.adc)
     assert converters[0].res == pytest.approx(1 / 254)
     assert converters[1].res == converters[2].res == pytest.approx(1 / 254)
 
 
 def test_a_dac_with_levels_has_a_full_scale_of_one():
-    assert IOParameters(inp_bits=8).periphery.dac.bound == 1
-    assert IOParameters(inp_bits=8, inp_bound=2.0).periphery.dac.bound == 2
-    assert IOParameters(inp_bound=2.0).periphery.dac.step is None
+    assert IOParameters(inp_bits=8).dac.bound == 1
+    assert IOParameters(inp_bits=8, inp_bound=2.0).dac.bound == 2
+    assert IOParameters(inp_bound=2.0).dac.res is None
 
 
 @pytest.mark.parametrize(

@@ -58,26 +58,26 @@ def test_another_number_of_devices_is_an_error():
 def test_the_standard_training_preset_is_that_of_the_toolkit():
     # The numbers of aihwkit's StandardHWATrainingPreset.
     chip = presets.standard_hwa_training()
-    io = chip.forward.periphery
+    io = chip.forward
     assert (io.dac.bound, io.dac.res, io.adc.bound, io.adc.res) == pytest.approx(
         (1.0, 1 / 254, 10.0, 1 / 254)
     )
     assert (io.out_noise, io.w_noise, io.w_noise_type) == (0.04, 0.0175, "pcm_read")
     assert (io.ir_drop, io.ir_drop_g_ratio) == pytest.approx((1.0, 1 / 0.35 / 5e-6))
     # The toolkit's is constant at one, which changes nothing.
-    assert (io.management.noise, io.management.bound) == ("none", "none")
+    assert (io.noise_management, io.bound_management) == ("none", "none")
     assert chip.modifier is None
     assert chip.stores_scale and chip.remaps and chip.scales_outputs and chip.ranged
 
 
 def test_the_default_preset_is_that_of_the_toolkit():
-    io = presets.aihwkit_default().forward.periphery
+    io = presets.aihwkit_default().forward
     assert (io.dac.bound, io.dac.res, io.adc.bound, io.adc.res) == pytest.approx(
         (1.0, 1 / 126, 12.0, 1 / 510)
     )
     assert io.out_noise == 0.06
-    assert (io.management.noise, io.management.bound) == ("abs_max", "iterative")
-    assert (io.management.max_factor, io.management.max_resolution) == (1000.0, 0.25)
+    assert (io.noise_management, io.bound_management) == ("abs_max", "iterative")
+    assert (io.max_bm_factor, io.max_bm_res) == (1000.0, 0.25)
 
 
 @pytest.mark.parametrize("chip", WHOLE, ids=["standard", "default"])

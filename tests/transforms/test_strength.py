@@ -9,8 +9,8 @@ from flax import linen as nn
 from flax import nnx
 
 import hwtrain as hw
-from hwtrain.physics.mvm import analog_mvm
-from hwtrain.physics.periphery import read_keys
+from hwtrain.periphery._read_keys import read_keys
+from hwtrain.periphery.mvm import analog_mvm
 
 X = jax.random.normal(jax.random.key(1), (5, 8))
 KEY = jax.random.key(3)
@@ -148,7 +148,7 @@ def test_the_periphery_is_exact_at_one_operation_by_operation():
 
     def multiply(**options):
         sizes = {"row_sizes": (8,), "column_sizes": (4,)}
-        return np.asarray(analog_mvm(X, w, io.periphery, **sizes, **options))
+        return np.asarray(analog_mvm(X, w, io.parts, **sizes, **options))
 
     keys = {"keys": read_keys(jax.random.key(1)), "chip_key": jax.random.key(2)}
     full = multiply(**keys)

@@ -112,7 +112,7 @@ def _assignments(hardware: Hardware) -> Iterator[str]:
     if io is None:
         yield "config.forward.is_perfect = True"
     else:
-        dac, adc = io.periphery.dac, io.periphery.adc
+        dac, adc = io.dac, io.adc
         for name, value in (
             ("inp_bound", dac.bound),
             ("inp_res", dac.res),

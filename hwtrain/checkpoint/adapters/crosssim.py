@@ -154,7 +154,7 @@ def _parameters(
     if adc is not None:
         # A core's currents are in units of the largest input and of g_max.
         io = weight.hardware.forward or IOParameters()
-        bound = (io.periphery.adc.bound or 0.0) / limit
+        bound = (io.adc.bound or 0.0) / limit
         largest = bound * float(k.ravel()[0]) / converter.g_max
         model = {
             "model": "SignMagnitudeADC",
@@ -182,7 +182,7 @@ def _converters(weight: AnalogWeight) -> tuple[int | None, int | None]:
     converter, io = converter_of(weight), weight.hardware.forward
     if io is None:
         return None, None
-    dac, adc = io.periphery.dac, io.periphery.adc
+    dac, adc = io.dac, io.adc
     # Its ADC follows each core, and has one range for all outputs.
     pair = isinstance(converter, SinglePairConductanceConverter)
     one_scale = pair and not converter.per_column
@@ -212,9 +212,9 @@ def _lost(weight: AnalogWeight, chip: int | None) -> list[str]:
         if name in default and name not in _CONVERTERS and value != default[name]
     ]
     dac, adc = _converters(weight)
-    if dac is None and io.periphery.dac.bound is not None:
+    if dac is None and io.dac.bound is not None:
         lost.append("the DAC: CrossSim's has a full scale of 1 and 2^bits - 1 levels")
-    if adc is None and io.periphery.adc.bound is not None:
+    if adc is None and io.adc.bound is not None:
         lost.append(
             "the ADC: CrossSim's follows every core, with one range for all outputs "
             "and 2^bits - 1 levels"

@@ -9,11 +9,11 @@ import pytest
 from jax import test_util
 
 from hwtrain.hardware import IOParameters
+from hwtrain.periphery._read_keys import read_keys
+from hwtrain.periphery.mvm import analog_mvm
+from hwtrain.periphery.range import Range
 from hwtrain.physics import tiling
-from hwtrain.physics.converters import Converter
 from hwtrain.physics.input_range import PROBE_SCALE
-from hwtrain.physics.mvm import analog_mvm
-from hwtrain.physics.periphery import Periphery, read_keys
 from hwtrain.physics.random import draw_key
 
 
@@ -26,7 +26,8 @@ def multiply(x, w, io, **options):
     @jax.jit
     def call(x, w, arrays):
         sizes = {"row_sizes": rows, "column_sizes": columns}
-        return analog_mvm(x, w, io.periphery, **sizes, **arrays)
+        stages = (Range(), *io.parts) if "input_range" in arrays else io.parts
+        return analog_mvm(x, w, stages, **sizes, **arrays)
 
     return call(x, w, options)
 
@@ -239,7 +240,7 @@ def test_voltage_offsets_are_frozen_in_a_chip_and_zero_for_half_of_its_outputs()
     arrays = jnp.asarray(x, jnp.float32), jnp.asarray(w, jnp.float32)
     sizes = {"row_sizes": (2,), "column_sizes": (columns,)}
     call = functools.partial(analog_mvm, *arrays, chip_key=jax.random.key(0), **sizes)
-    y = call(periphery=io.periphery)[0]
+    y = call(stages=io.parts)[0]
     offset = 1 - np.asarray(y)
     unchanged = abs(offset) < 1e-6
     assert abs(unchanged.mean() - 0.5) < 5 * 0.5 / np.sqrt(columns)
@@ -247,7 +248,7 @@ def test_voltage_offsets_are_frozen_in_a_chip_and_zero_for_half_of_its_outputs()
     mean_square = np.mean(offset[~unchanged] ** 2)
     assert abs(mean_square / 0.01 - 1) < 5 * np.sqrt(2 / (columns / 2))
     # With a reference of devices that are off, it is subtracted at the offset voltage.
-    both = call(periphery=IOParameters(v_offset_std=0.1).periphery)[0]
+    both = call(stages=IOParameters(v_offset_std=0.1).parts)[0]
     np.testing.assert_allclose(
         both, (1 - offset) * (1 + 2) - (1 + offset) * 2, rtol=1e-5
     )
@@ -329,7 +330,7 @@ def test_the_result_has_the_dtype_of_the_inputs_or_the_one_asked_for():
     io = IOParameters(inp_bits=4, out_bits=8, out_bound=4.0, out_noise=0.01)
     sizes = {"row_sizes": (5,), "column_sizes": (4,)}
     call = jax.jit(analog_mvm, static_argnums=2, static_argnames=(*sizes, "dtype"))
-    call = functools.partial(call, x, w, io.periphery, **sizes)
+    call = functools.partial(call, x, w, io.parts, **sizes)
     y = call(keys=read_keys(jax.random.key(2)))
     assert y.dtype == jnp.bfloat16
     wide = call(dtype=jnp.float32)
@@ -383,8 +384,8 @@ def test_the_probe_counts_outputs_inside_the_bound():
 @pytest.mark.parametrize("sizes", [(5,), (3, 2)])
 def test_the_slope_is_calibrated_by_the_mean_of_the_chip_itself(sizes):
     bound, nu, std, kappa = 2.0, 0.4, 0.5, 0.7
-    periphery = Periphery(
-        adc=Converter(bound=bound),
+    io = IOParameters(
+        out_bound=bound,
         out_nonlinearity=nu,
         out_nonlinearity_std=std,
         slope_calibration=kappa,
@@ -394,7 +395,7 @@ def test_the_slope_is_calibrated_by_the_mean_of_the_chip_itself(sizes):
     y = analog_mvm(
         jnp.asarray(x),
         jnp.asarray(w),
-        periphery,
+        io.parts,
         row_sizes=(1,),
         column_sizes=sizes,
         chip_key=chip,

@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from hwtrain._parts.part import Part
 from hwtrain.physics import tiling
 
 G_RATIO = 1 / 0.35 / 5e-6
@@ -13,7 +14,7 @@ G_RATIO = 1 / 0.35 / 5e-6
 5 µS."""
 
 
-def ir_drop(
+def dropped(
     x: jax.Array,
     multiply: Callable[[jax.Array], jax.Array],
     multiply_absolute: Callable[[jax.Array], jax.Array],
@@ -35,7 +36,7 @@ def ir_drop(
     >>> w = jnp.ones((2, 1))
     >>> x = jnp.ones((1, 1, 1, 2))
     >>> dot = lambda x: x @ w
-    >>> print(ir_drop(x, dot, dot, (2,), ir_drop=1.0, g_ratio=40.0).ravel())
+    >>> print(dropped(x, dot, dot, (2,), ir_drop=1.0, g_ratio=40.0).ravel())
     [0.0360375]
 
     Args:
@@ -63,3 +64,23 @@ def ir_drop(
     farther = tiling.over_batch(farther.astype(np.float32), x)
     drop = share * multiply(x * farther)
     return ir_drop * drop
+
+
+class IrDrop(Part):
+    """Takes from the outputs what is lost along the wires, as `dropped` says."""
+
+    strength: float
+    """Its strength; 1 is physical."""
+    g_ratio: float = G_RATIO
+    """Conductance of the wire between two cells over the largest of a device."""
+
+    def around(self, inner, x, ctx):
+        """Takes it."""
+        return inner(x) - dropped(
+            x,
+            ctx.multiply,
+            ctx.multiply_absolute,
+            ctx.crossbar.row_sizes,
+            ir_drop=self.strength,
+            g_ratio=self.g_ratio,
+        )

@@ -5,24 +5,26 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from hwtrain.physics.converted_convolution import (
-    converted_convolution,
-    converts_alike,
-)
-from hwtrain.physics.converters import Converter
+from hwtrain.hardware import Hardware, IOParameters
+from hwtrain.periphery._read_keys import read_keys
+from hwtrain.periphery.mvm import analog_mvm
+from hwtrain.periphery.range import Range
+from hwtrain.periphery.whole_convolution import converted_convolution, runs_whole
 from hwtrain.physics.convolution import Window, patches
-from hwtrain.physics.management import Management
-from hwtrain.physics.mvm import analog_mvm
-from hwtrain.physics.periphery import Periphery, read_keys
 
-CONVERTERS = {"dac": Converter(1.0, 1 / 14), "adc": Converter(1.5, 1 / 62)}
+CONVERTERS = {
+    "inp_bound": 1.0,
+    "inp_res": 1 / 14,
+    "out_bound": 1.5,
+    "out_res": 1 / 62,
+}
 PERIPHERIES = {
-    "converters": Periphery(**CONVERTERS),
-    "a low DAC": Periphery(dac=Converter(0.8, 1 / 14), adc=Converter(0.7)),
-    "noise": Periphery(
+    "converters": IOParameters(**CONVERTERS),
+    "a low DAC": IOParameters(inp_bound=0.8, inp_res=1 / 14, out_bound=0.7),
+    "noise": IOParameters(
         **CONVERTERS, out_noise=0.1, w_noise=0.1, w_noise_type="pcm_read"
     ),
-    "distortion": Periphery(
+    "distortion": IOParameters(
         **CONVERTERS,
         inp_asymmetry=0.1,
         out_asymmetry=0.2,
@@ -32,14 +34,16 @@ PERIPHERIES = {
         w_noise=0.1,
         w_noise_type="additive_constant",
     ),
-    "spreads": Periphery(
+    "spreads": IOParameters(
         **CONVERTERS,
         out_nonlinearity=0.3,
         out_nonlinearity_std=0.5,
         out_noise=0.05,
         out_noise_std=0.5,
     ),
-    "stochastic": Periphery(dac=Converter(1.0), adc=Converter(1.5, 1 / 14, True)),
+    "stochastic": IOParameters(
+        inp_bound=1.0, out_bound=1.5, out_res=1 / 14, out_sto_round=True
+    ),
 }
 WINDOWS = {
     "one group": (Window.of((3, 2), padding="SAME"), (4, 3)),
@@ -53,7 +57,7 @@ WINDOWS = {
 OFTEN = {("noise", "one group"), ("distortion", "strided groups")}
 
 
-def of_windows(x, kernel, p, window, *, keys, chip_keys, **leaves):
+def of_windows(x, kernel, stages, window, *, keys, chip_keys, **leaves):
     """The same by `analog_mvm`, one group after the other."""
     seen, groups = patches(x, window), window.groups
     seen = seen.reshape(*seen.shape[:-1], groups, -1)
@@ -62,7 +66,7 @@ def of_windows(x, kernel, p, window, *, keys, chip_keys, **leaves):
         analog_mvm(
             seen[..., g, :],
             matrix[:, g],
-            p,
+            stages,
             row_sizes=(matrix.shape[0],),
             column_sizes=(matrix.shape[-1],),
             keys=keys,
@@ -89,13 +93,16 @@ def arrays(window, spatial):
 
 def value_and_gradients(function, given, keys, p, window):
     chips = jax.random.split(jax.random.key(8), window.groups)
+    stages = (Range(), *p.parts)
 
     @jax.jit
     def run(given):
         def call(given):
             given = dict(given)
             x, kernel = given.pop("x"), given.pop("kernel")
-            return function(x, kernel, p, window, keys=keys, chip_keys=chips, **given)
+            return function(
+                x, kernel, stages, window, keys=keys, chip_keys=chips, **given
+            )
 
         y, pull = jax.vjp(call, given)
         return y, pull(jax.random.normal(jax.random.key(7), y.shape))[0]
@@ -126,7 +133,7 @@ def test_outputs_gradients_and_statistics_are_those_of_the_windows(name, window)
         for function in (converted_convolution, of_windows)
     )
     # A sum at the edge of two levels of the ADC may round to either.
-    step = (p.adc.step or 0.0) * 5
+    step = (p.adc.converter.step or 0.0) * 5
     different = np.abs(np.asarray(y - expected)) > 1e-5
     assert different.mean() < 0.01
     np.testing.assert_allclose(y, expected, atol=1e-5 + step)
@@ -141,7 +148,7 @@ def test_outputs_gradients_and_statistics_are_those_of_the_windows(name, window)
 
 def test_each_group_has_the_spread_of_its_own_chip():
     window, spatial = WINDOWS["strided groups"]
-    p = Periphery(adc=Converter(1.5), out_nonlinearity=0.3, out_nonlinearity_std=0.5)
+    p = IOParameters(out_bound=1.5, out_nonlinearity=0.3, out_nonlinearity_std=0.5)
     given = arrays(window, spatial)
     (y, _), (expected, _) = (
         value_and_gradients(function, given, None, p, window)
@@ -163,7 +170,7 @@ def test_noise_has_its_strength_and_groups_draw_their_own(options, expected):
     y = converted_convolution(
         jnp.ones((1000, 3, 4)),
         jnp.full((1, 2, 4), 0.5),
-        Periphery(**options),
+        IOParameters(**options).parts,
         Window.of((1,), groups=2),
         keys=read_keys(jax.random.key(0)),
         strength=jnp.array([1.0, 2.0]).reshape(2, 1, 1),
@@ -178,12 +185,12 @@ def test_noise_has_its_strength_and_groups_draw_their_own(options, expected):
 
 def test_without_a_probe_forward_mode_works():
     x = jnp.array([[0.25, 4.0, 2.0]])[..., None]
-    p = Periphery(dac=Converter(1.0, 1 / 8))
+    stages = (Range(), *IOParameters(inp_bound=1.0, inp_res=1 / 8).parts)
 
     def convolve(x):
         r = jnp.full((1, 1, 1), 3.0)
         kernel = jnp.ones((2, 1, 1))
-        return converted_convolution(x, kernel, p, Window.of((2,)), input_range=r)
+        return converted_convolution(x, kernel, stages, Window.of((2,)), input_range=r)
 
     # 1/12, 1 and 2/3 of the range, in levels of 1/4: 0, 1 and 0.75.
     y, moved = jax.jvp(convolve, (x,), (jnp.ones_like(x),))
@@ -195,13 +202,14 @@ def test_without_a_probe_forward_mode_works():
     "changed",
     [
         {"inp_noise": 0.1},
-        {"dac": Converter(1.0, 0.1, True)},
+        {"inp_res": 0.1, "inp_sto_round": True},
         {"ir_drop": 1.0},
         {"r_series": 0.1},
         {"v_offset_std": 0.1},
-        {"management": Management(noise="abs_max")},
-        {"management": Management(bound="iterative")},
+        {"noise_management": "abs_max"},
+        {"bound_management": "iterative", "out_bound": 1.0},
+        {"bound_management": "shift", "out_bound": 1.0},
     ],
 )
 def test_what_depends_on_the_window_needs_the_windows(changed):
-    assert not converts_alike(Periphery(**changed))
+    assert not runs_whole(Hardware(forward=IOParameters(**changed)).stages)

@@ -1,12 +1,14 @@
 """A matrix on tiles, and multiplication by it in the units of the crossbar."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
+from hwtrain.periphery.range import Range, ranged
 from hwtrain.physics import tiling
+from hwtrain.physics.input_range import count_outputs
 
 
 class TiledMatrix(NamedTuple):
@@ -79,6 +81,51 @@ class TiledMatrix(NamedTuple):
     def multiply_absolute(self, x: jax.Array) -> jax.Array:
         """Returns the same with the absolute weights."""
         return self._normalised(self._product(x, jnp.abs(self.w)))
+
+    @property
+    def weights(self) -> jax.Array:
+        """The weights in units of the crossbar, as `product` takes them."""
+        scale = self.scale if isinstance(self.scale, float) else self.scale[:, None]
+        return self.w.astype(jnp.float32) / scale
+
+    def product(self, x: jax.Array, w: jax.Array) -> jax.Array:
+        """Returns inputs times other weights, of the shape of `weights`."""
+        return self._replace(dtype=None)._product(x, w)
+
+    def total(self, x: jax.Array) -> jax.Array:
+        """Returns the sum of the inputs of each tile, with a last axis of 1."""
+        return jnp.sum(x, axis=-1, keepdims=True)
+
+    def inputs_of(self, x: jax.Array) -> tuple[tuple[int, ...], Any]:
+        """Returns the shape of inputs that differ between tiles, and which are real."""
+        grid = (len(self.row_sizes), len(self.column_sizes))
+        valid = tiling.mask(self.row_sizes)[:, None, :]
+        return (*x.shape[:-3], *grid, self.row_sizes[0]), tiling.over_batch(valid, x)
+
+    def real_outputs(self, y: jax.Array) -> Any:
+        """Returns which outputs are real, and not padding."""
+        return tiling.over_batch(tiling.mask(self.column_sizes), y)
+
+    def of_outputs(
+        self, draw: Callable[[jax.Array, Sequence[int]], jax.Array], key: jax.Array
+    ) -> jax.Array:
+        """Returns a draw for each output, without the axes of a batch."""
+        grid = (len(self.row_sizes), len(self.column_sizes))
+        return draw(key, (*grid, self.column_sizes[0]))
+
+    def ranged(
+        self, stage: Range, x: jax.Array, leaves: Mapping[str, jax.Array]
+    ) -> tuple[jax.Array, jax.Array]:
+        """Returns inputs within their range, and the range of each."""
+        return ranged(stage, x, leaves, self.row_sizes)
+
+    def of_range(self, r: jax.Array) -> jax.Array:
+        """Returns the range of each output."""
+        return r
+
+    def counted(self, y: jax.Array, probe: jax.Array, bound: float) -> jax.Array:
+        """Returns outputs, counted in the gradient of the probe."""
+        return count_outputs(y, probe, bound, self.column_sizes)
 
     def _normalised(self, y: jax.Array) -> jax.Array:
         return y / tiling.over_batch(self.scale, y)

@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 
 from hwtrain.hardware import IOParameters
+from hwtrain.periphery.mvm import analog_mvm
+from hwtrain.periphery.range import Range
 from hwtrain.physics.input_range import PROBE_SCALE
-from hwtrain.physics.mvm import analog_mvm
 
 NOISE_MANAGEMENT = {
     "None": "none",
@@ -87,7 +88,8 @@ def multiply(x, w, io, **options):
     """Multiplies by a matrix on one tile, unless sizes are given."""
     x, w = jnp.asarray(x, jnp.float32), jnp.asarray(w, jnp.float32)
     options = {"row_sizes": w.shape[:1], "column_sizes": w.shape[1:], **options}
-    return analog_mvm(x, w, io.periphery, **options)
+    stages = (Range(), *io.parts) if "input_range" in options else io.parts
+    return analog_mvm(x, w, stages, **options)
 
 
 @pytest.mark.parametrize(

@@ -5,7 +5,7 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 
-from hwtrain.physics.tiled_matrix import TiledMatrix, cut_columns
+from hwtrain.periphery.tiled_matrix import TiledMatrix, cut_columns
 from hwtrain.physics.tiling import over_batch
 
 

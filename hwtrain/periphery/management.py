@@ -1,4 +1,7 @@
-"""Digital scaling around a tile, so that inputs fill the DAC and outputs fit the ADC.
+"""Scales of single input vectors around a tile: noise and bound management.
+
+Noise management divides each input vector by a scale of its own and multiplies the
+outputs by it; bound management doubles that scale where outputs saturate the ADC.
 
 Scales belong to one input vector of one tile. No gradient passes through them: the
 backward pass takes the final scale as it is.
@@ -6,41 +9,14 @@ backward pass takes the final scale as it is.
 
 import math
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
 
+from hwtrain._parts.part import Part
 from hwtrain.physics import tiling
 from hwtrain.physics.varying import vary_alike
-
-
-class Management(NamedTuple):
-    """How the scales are found.
-
-    Attributes:
-      noise: `"none"`, `"constant"`, `"abs_max"`, `"max"`, `"abs_max_np_sum"`, or
-        `"average_abs_max"`, whose scale comes from outside, as an input range.
-      threshold: the scale of `"constant"`, and the largest of `"abs_max"`; 0 is 1 for
-        the first and no limit for the second.
-      bound: `"none"`, `"iterative"`, `"iterative_worst_case"` or `"shift"`.
-      max_factor: doubling stops above this reduction.
-      max_resolution: doubling stops where the step of the DAC, times the factor, is
-        above this.
-      assumed_wmax: the largest weight that `"abs_max_np_sum"` assumes.
-    """
-
-    noise: str = "none"
-    threshold: float = 0.0
-    bound: str = "none"
-    max_factor: float = 1000.0
-    max_resolution: float = 0.25
-    assumed_wmax: float = 0.6
-
-    @property
-    def iterative(self) -> bool:
-        """Whether inputs are reduced until the outputs fit."""
-        return self.bound in ("iterative", "iterative_worst_case")
 
 
 def noise_scale(
@@ -162,26 +138,65 @@ def bound_scale(
     return scale, drawn
 
 
-def shift(y: jax.Array, column_sizes: tuple[int, ...], *, bound: float) -> jax.Array:
-    r"""Shifts outputs down until the largest lies at the bound of the ADC.
+class Management(Part):
+    """Divides inputs by scales, and multiplies outputs by them.
 
-    .. math:: y' = y - \max(0,\ \max_i y_i - b)
-
-    A softmax does not see the shift. It is the same for all column tiles of a row tile,
-    and no gradient passes through it.
-
-    >>> y = jnp.array([3.0, 1.0]).reshape(1, 1, 1, 2)
-    >>> print(shift(y, (2,), bound=2.0).ravel())
-    [2. 0.]
-
-    Args:
-      y: `[..., row tiles, column tiles, columns]`.
-      column_sizes: columns of each column tile.
-      bound: b.
+    `noise_scale` gives the first scale of each vector, `bound_scale` the last one.
     """
-    valid = tiling.over_batch(tiling.mask(column_sizes), y)
-    fixed = jax.lax.stop_gradient(y)
-    largest = jnp.max(
-        fixed, axis=(-2, -1), keepdims=True, where=valid, initial=-jnp.inf
-    )
-    return y - jnp.maximum(largest - bound, 0)
+
+    noise: Literal["none", "constant", "abs_max", "max", "abs_max_np_sum"] = "none"
+    """How the first scale is found."""
+    threshold: float = 0.0
+    """The scale of `"constant"`, and the largest of `"abs_max"`; 0 is 1 for the first
+    and no limit for the second."""
+    iterative: bool = False
+    """Whether inputs are reduced until the outputs fit."""
+    worst_case: bool = False
+    """Whether the second trial is at the scale of `"abs_max_np_sum"`."""
+    limit: float = 1000.0
+    """The factor above which the doubling stops."""
+    assumed_wmax: float = 0.6
+    """The largest weight that `"abs_max_np_sum"` assumes."""
+    bound: float | None = None
+    """The bound of the ADC."""
+    inputs_drawn: bool = False
+    """Whether inputs get noise, so that those of zero are none."""
+
+    def around(self, inner, x, ctx):
+        """Scales both."""
+        fixed = jax.lax.stop_gradient(x)
+        alpha = self._scale(
+            fixed, ctx, "constant" if self.noise == "none" else self.noise
+        )
+        # An input of zeros gives an output of zeros, unless it gets noise of its own.
+        silent = (alpha == 0) & (not self.inputs_drawn)
+        alpha = jnp.where(alpha == 0, 1, alpha)
+        drawn = None
+        if self.iterative and self.bound is not None:
+            alpha, drawn = self._fitting(inner, fixed, alpha, silent, ctx)
+        return inner(x / alpha, read=0, drawn=drawn) * jnp.where(silent, 0, alpha)
+
+    def _scale(self, x, ctx, kind):
+        return noise_scale(
+            x,
+            ctx.crossbar.row_sizes,
+            kind=kind,
+            threshold=self.threshold if kind == self.noise else 0.0,
+            assumed_wmax=self.assumed_wmax,
+            out_bound=self.bound,
+        )
+
+    def _fitting(self, inner, x, alpha, silent, ctx):
+        """Returns the scales at which nothing is clipped, and what is drawn at them."""
+
+        def read(number, alpha):
+            trial = inner.trial(x / alpha, number)
+            clips = jnp.any(trial.notes["clipped"], axis=-1, keepdims=True)
+            return clips & ~silent, trial.drawn
+
+        shape = (*ctx.crossbar.inputs_of(x)[0][:-1], 1)
+        worst = None
+        if self.worst_case:
+            worst = jnp.broadcast_to(self._scale(x, ctx, "abs_max_np_sum"), shape)
+        alpha = jnp.broadcast_to(alpha, shape)
+        return bound_scale(alpha, read, limit=self.limit, worst_case=worst)

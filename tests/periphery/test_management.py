@@ -3,10 +3,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from hwtrain.physics.converters import Converter
-from hwtrain.physics.management import Management, bound_scale, noise_scale, shift
-from hwtrain.physics.mvm import analog_mvm
-from hwtrain.physics.periphery import Periphery, read_keys
+from hwtrain.hardware import IOParameters
+from hwtrain.periphery._read_keys import read_keys
+from hwtrain.periphery.management import bound_scale, noise_scale
+from hwtrain.periphery.mvm import analog_mvm
+from hwtrain.periphery.shift import shifted
 
 
 def _tiles(rows):
@@ -35,8 +36,8 @@ def test_the_padding_of_an_unequal_tile_is_not_a_largest_value():
     # Five inputs on tiles of three and two; the last tile holds negative values only.
     x = jnp.array([[1.0, 2.0, 3.0, -4.0, -5.0]])
     w = jnp.ones((5, 1))
-    periphery = Periphery(dac=Converter(bound=1.0), management=Management(noise="max"))
-    y = analog_mvm(x, w, periphery, row_sizes=(3, 2), column_sizes=(1,))
+    periphery = IOParameters(inp_bound=1.0, noise_management="max")
+    y = analog_mvm(x, w, periphery.parts, row_sizes=(3, 2), column_sizes=(1,))
     # First tile: scaled by 3, nothing is clipped. Second: scale 1, clipped to -1.
     np.testing.assert_allclose(y, [[1 + 2 + 3 - 1 - 1]], rtol=1e-6)
 
@@ -75,13 +76,14 @@ def test_the_worst_case_is_the_second_trial():
 
 
 def _bounded(x, w, **options):
-    periphery = Periphery(
-        dac=Converter(bound=1.0),
-        adc=Converter(bound=1.0),
-        management=Management(noise="abs_max", bound="iterative"),
+    periphery = IOParameters(
+        inp_bound=1.0,
+        out_bound=1.0,
+        noise_management="abs_max",
+        bound_management="iterative",
     )
     rows, columns = w.shape
-    return analog_mvm(x, w, periphery, row_sizes=(rows,), column_sizes=(columns,))
+    return analog_mvm(x, w, periphery.parts, row_sizes=(rows,), column_sizes=(columns,))
 
 
 def test_iterative_bound_management_undoes_clipping_and_its_gradient_is_exact():
@@ -113,16 +115,17 @@ def test_bound_management_works_in_forward_mode_jit_and_vmap():
 )
 def test_every_round_of_bound_management_is_a_new_read(w, mean, std):
     reads = 40_000
-    periphery = Periphery(
-        dac=Converter(bound=1.0),
-        adc=Converter(bound=1.0),
+    periphery = IOParameters(
+        inp_bound=1.0,
+        out_bound=1.0,
         out_noise=0.06,
-        management=Management(noise="abs_max", bound="iterative"),
+        noise_management="abs_max",
+        bound_management="iterative",
     )
     y = analog_mvm(
         jnp.ones((reads, 1)),
         jnp.full((1, 1), w),
-        periphery,
+        periphery.parts,
         row_sizes=(1,),
         column_sizes=(1,),
         keys=read_keys(jax.random.key(0)),
@@ -145,17 +148,18 @@ def _by_rounds(w, noise, bound, rng, reads):
 
 def test_rounds_have_the_distribution_of_a_reread_in_numpy():
     reads = 40_000
-    periphery = Periphery(
-        dac=Converter(bound=1.0),
-        adc=Converter(bound=1.0),
+    periphery = IOParameters(
+        inp_bound=1.0,
+        out_bound=1.0,
         out_noise=0.3,
-        management=Management(noise="abs_max", bound="iterative"),
+        noise_management="abs_max",
+        bound_management="iterative",
     )
     w = jnp.array([[0.7, 0.0, -0.2]])
     y = analog_mvm(
         jnp.ones((reads, 1)),
         w[:, :1],
-        periphery,
+        periphery.parts,
         row_sizes=(1,),
         column_sizes=(1,),
         keys=read_keys(jax.random.key(3)),
@@ -170,15 +174,16 @@ def test_rounds_have_the_distribution_of_a_reread_in_numpy():
 
 def test_doubling_stops_by_the_step_of_the_dac():
     # The step is 2 x 0.5 x 1/8: above 0.25 / 0.125 = 2 no factor is doubled; 4 is kept.
-    periphery = Periphery(
-        dac=Converter(bound=0.5, res=1 / 8),
-        adc=Converter(bound=1.0),
-        management=Management(bound="iterative", max_resolution=0.25),
+    periphery = IOParameters(
+        inp_bound=0.5,
+        inp_res=1 / 8,
+        out_bound=1.0,
+        bound_management="iterative",
     )
     y = analog_mvm(
         jnp.array([[0.5]]),
         jnp.array([[100.0]]),
-        periphery,
+        periphery.parts,
         row_sizes=(1,),
         column_sizes=(1,),
     )
@@ -188,17 +193,18 @@ def test_doubling_stops_by_the_step_of_the_dac():
 @pytest.mark.parametrize("bound", ["none", "iterative"])
 def test_a_vector_of_zeros_gets_the_noise_of_its_inputs(bound):
     # As in both engines of aihwkit: with noise on inputs, zeros are read at scale 1.
-    periphery = Periphery(
-        dac=Converter(bound=1.0),
-        adc=Converter(bound=100.0),
+    periphery = IOParameters(
+        inp_bound=1.0,
+        out_bound=100.0,
         inp_noise=0.1,
-        management=Management(noise="abs_max", bound=bound),
+        noise_management="abs_max",
+        bound_management=bound,
     )
     reads, rows = 10_000, 9
     y = analog_mvm(
         jnp.zeros((reads, rows)),
         jnp.ones((rows, 1)),
-        periphery,
+        periphery.parts,
         row_sizes=(rows,),
         column_sizes=(1,),
         keys=read_keys(jax.random.key(0)),
@@ -208,15 +214,16 @@ def test_a_vector_of_zeros_gets_the_noise_of_its_inputs(bound):
 
 
 def test_a_vector_of_zeros_gives_zeros_without_noise():
-    periphery = Periphery(
-        adc=Converter(bound=1.0),
+    periphery = IOParameters(
+        out_bound=1.0,
         out_noise=10.0,
-        management=Management(noise="abs_max", bound="iterative"),
+        noise_management="abs_max",
+        bound_management="iterative",
     )
     y = analog_mvm(
         jnp.zeros((2, 3)),
         jnp.ones((3, 4)),
-        periphery,
+        periphery.parts,
         row_sizes=(3,),
         column_sizes=(4,),
         keys=read_keys(jax.random.key(0)),
@@ -226,7 +233,6 @@ def test_a_vector_of_zeros_gives_zeros_without_noise():
 
 def test_shift_keeps_what_a_softmax_sees():
     y = jnp.array([[3.0, 1.0, -0.5, 2.5]]).reshape(1, 1, 2, 2)
-    shifted = shift(y, (2, 2), bound=2.0)
-    np.testing.assert_allclose(shifted, y - 1.0)
+    np.testing.assert_allclose(shifted(y, (2, 2), bound=2.0), y - 1.0)
     low = jnp.full((1, 1, 1, 2), -5.0)
-    np.testing.assert_array_equal(shift(low, (2,), bound=2.0), low)
+    np.testing.assert_array_equal(shifted(low, (2,), bound=2.0), low)

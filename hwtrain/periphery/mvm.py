@@ -4,31 +4,22 @@ Tiles are a batched axis. Every tile computes in normalised units, x/r and w/s, 
 converters of its own; the results of row tiles are added digitally.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jax.typing import ArrayLike, DTypeLike
 
+from hwtrain.periphery._pipeline import Context, run
+from hwtrain.periphery.tiled_matrix import TiledMatrix, cut_columns
 from hwtrain.physics import tiling
-from hwtrain.physics.average_maximum import record_maxima
-from hwtrain.physics.converters import saturate
-from hwtrain.physics.input_range import (
-    RangeGradient,
-    clip_to_range,
-    clipped,
-    count_outputs,
-)
-from hwtrain.physics.periphery import Periphery
-from hwtrain.physics.tile_read import read_tiles
-from hwtrain.physics.tiled_matrix import TiledMatrix, cut_columns
 
 
 def analog_mvm(
     x: jax.Array,
     w: jax.Array,
-    periphery: Periphery,
+    stages: Sequence[Any],
     *,
     row_sizes: tuple[int, ...],
     column_sizes: tuple[int, ...],
@@ -38,20 +29,17 @@ def analog_mvm(
     probe: jax.Array | None = None,
     keys: jax.Array | None = None,
     chip_key: jax.Array | None = None,
-    deviation: Callable[[jax.Array, TiledMatrix], jax.Array] | None = None,
     strength: ArrayLike = 1.0,
-    gradient: RangeGradient = RangeGradient(),  # noqa: B008 an immutable value
     dot_general: Callable[..., jax.Array] = jax.lax.dot_general,
     dtype: DTypeLike | None = None,
 ) -> jax.Array:
     r"""Multiplies by a matrix on tiles, through DAC, crossbar and ADC.
 
     .. math::
-        y_c = \sum_r s_{rc}\, r_{rc}\, \alpha_{rc}\;
-        \mathrm{ADC}\!\left(\frac{W_{rc}}{s_{rc}}\, \mathrm{DAC}\!\left(
-        \frac{\mathrm{clip}(x_r, -r_{rc}, r_{rc})}{r_{rc}\, \alpha_{rc}}\right)\right)
+        y_c = \sum_r s_{rc}\, f\!\left(x_r, \frac{W_{rc}}{s_{rc}}\right)
 
-    In this order: management's scale, rounding and clipping of the DAC, input noise,
+    with f what the stages make of the multiplication of a tile. In the order of what
+    they do: range, management's scale, rounding and clipping of the DAC, input noise,
     input asymmetry, multiplication, weight noise, IR drop, voltage offset, read noise,
     saturation, output asymmetry, output noise, rounding and clipping of the ADC, output
     scale.
@@ -60,33 +48,30 @@ def analog_mvm(
     and exact elsewhere; input range, mapping scale and the management's scale are
     constants to it, except for the gradient of the range by `clip_to_range`.
 
-    >>> from hwtrain.physics.converters import Converter
-    >>> three_levels = Periphery(dac=Converter(bound=1.0, res=1 / 2))
-    >>> analog_mvm(jnp.array([[0.4, -3.0]]), jnp.ones((2, 1)), three_levels,
+    >>> from hwtrain.periphery.dac import Dac
+    >>> three_levels = Dac(bound=1.0, res=1 / 2)
+    >>> analog_mvm(jnp.array([[0.4, -3.0]]), jnp.ones((2, 1)), (three_levels,),
     ...            row_sizes=(2,), column_sizes=(1,))
     Array([[-1.]], dtype=float32)
 
     Args:
       x: `[..., rows]`.
       w: `[rows, columns]`.
-      periphery: what surrounds the tiles.
+      stages: what surrounds the tiles, from the outermost to the innermost.
       row_sizes: rows of each row tile.
       column_sizes: columns of each column tile.
       scale: `[row tiles, columns, column tiles or 1]`, s of the nominal weights; `None`
         for 1.
       output_scale: `[row tiles, columns or 1]`, a learned factor on the outputs, which
         gets its gradient; `None` for 1.
-      input_range: `[row tiles, column tiles]`, r in units of the input; `None` for no
-        clipping, and 1. With the management `"average_abs_max"`, the average that
-        inputs are divided by, without clipping to it.
+      input_range: `[row tiles, column tiles]`, r in units of the input, for the stage
+        `Range`; `None` without it. Where that averages, the average that inputs are
+        divided by, without clipping to it.
       probe: `[row tiles, column tiles, 6]`; `None` for plain JAX operations, which
         forward-mode differentiation needs, without statistics.
       keys: `[effects]`, the `read_keys` of this read; `None` draws nothing.
       chip_key: JAX key of what is frozen in a chip; `None` for no spread.
-      deviation: returns the standard deviation of the tiles' outputs by noise of the
-        weights, from inputs in normalised units and the tiles; `None` for none.
       strength: factor on the standard deviation of all noise and spreads.
-      gradient: how the range's gradient is taken.
       dot_general: what multiplies, called as `jax.lax.dot_general`.
       dtype: dtype of the result; `None` for that of a plain multiplication. The
         periphery computes in float32, the multiplication in the dtype of `x`.
@@ -99,32 +84,19 @@ def analog_mvm(
       inference workloads using in-memory computing-based accelerators,
       Nature Communications 2023.
     """
-    inputs: Any = tiling.cut(x, row_sizes, axis=-1)[..., None, :]
-    volume: Any = 1.0
-    if input_range is not None:
-        r = jax.lax.stop_gradient(input_range)[..., None].astype(jnp.float32)
-        if periphery.management.noise == "average_abs_max":
-            if probe is not None:
-                inputs = record_maxima(inputs, input_range, probe)
-        elif probe is None:
-            through = gradient.straight_through
-            inputs = clipped(inputs, r.astype(x.dtype), straight_through=through)
-        else:
-            inputs = clip_to_range(inputs, input_range, probe, row_sizes, gradient)
-        volume = r
-        inputs = inputs.astype(jnp.float32) / tiling.over_batch(r, inputs)
-    inputs = inputs.astype(jnp.float32)
-
+    inputs = tiling.cut(x, row_sizes, axis=-1)[..., None, :]
+    if input_range is None:
+        inputs = inputs.astype(jnp.float32)
     tiles = TiledMatrix.cut(w, scale, row_sizes, column_sizes, dot_general, x.dtype)
-    y: Any
-    y, factor = read_tiles(
-        inputs, tiles, periphery, keys, chip_key, strength, deviation
+    leaves = {"input_range": input_range, "probe": probe}
+    ctx = Context(
+        crossbar=tiles,
+        leaves={name: leaf for name, leaf in leaves.items() if leaf is not None},
+        keys=keys,
+        chip_key=chip_key,
+        strength=strength,
     )
-    bound = periphery.adc.bound
-    if bound is not None and probe is not None:
-        y = count_outputs(y, probe, bound, column_sizes)
-    y = saturate(y, bound) * tiling.over_batch(volume * periphery.out_scale, y)
-    y = y if factor is None else y * factor
+    y = run(stages, inputs, ctx)
     y = y * tiling.over_batch(tiles.scale, y)
     if output_scale is not None:
         y = y * tiling.over_batch(cut_columns(output_scale, column_sizes), y)
@@ -134,7 +106,7 @@ def analog_mvm(
 
 def tile_responses(
     w: jax.Array,
-    periphery: Periphery,
+    stages: Sequence[Any],
     *,
     row_sizes: tuple[int, ...],
     column_sizes: tuple[int, ...],
@@ -150,15 +122,15 @@ def tile_responses(
     of the tiles. Padding answers nothing.
 
     >>> w = jnp.array([[0.26, -0.6], [0.1, 2.0]])
-    >>> from hwtrain.physics.converters import Converter
-    >>> coarse = Periphery(adc=Converter(bound=1.0, res=1 / 4))
-    >>> print(tile_responses(w, coarse, row_sizes=(2,), column_sizes=(2,))[0, 0])
+    >>> from hwtrain.periphery.adc import Adc
+    >>> coarse = Adc(bound=1.0, res=1 / 4)
+    >>> print(tile_responses(w, (coarse,), row_sizes=(2,), column_sizes=(2,))[0, 0])
     [[ 0.5 -0.5]
      [ 0.   1. ]]
 
     Args:
       w: `[rows, columns]`, in units of the crossbar.
-      periphery: what surrounds the tiles.
+      stages: what surrounds the tiles, from the outermost to the innermost; no range.
       row_sizes: rows of each row tile.
       column_sizes: columns of each column tile.
       keys: `[effects]`, the `read_keys` of this read; `None` draws nothing.
@@ -171,8 +143,7 @@ def tile_responses(
     rows = row_sizes[0]
     driven = jnp.eye(rows, dtype=jnp.float32)[:, None, None, :]
     inputs = jnp.broadcast_to(driven, (rows, len(row_sizes), 1, rows))
-    y, factor = read_tiles(inputs, tiles, periphery, keys, chip_key, 1.0, None)
-    y = saturate(y, periphery.adc.bound) * periphery.out_scale
-    y = jnp.moveaxis(y if factor is None else y * factor, 0, -2)
+    y = run(stages, inputs, Context(crossbar=tiles, keys=keys, chip_key=chip_key))
+    y = jnp.moveaxis(y, 0, -2)
     real = tiling.mask(row_sizes)[:, None, :, None]
     return jnp.where(real & tiling.mask(column_sizes)[:, None, :], y, 0)

@@ -1,0 +1,163 @@
+"""The names of parts, and the order of those that stand around a tile."""
+
+import graphlib
+from collections.abc import Callable, Iterable
+from typing import Any, NamedTuple, TypeVar
+
+T = TypeVar("T", bound=type)
+
+
+class Entry(NamedTuple):
+    """A part that is known by name.
+
+    Attributes:
+      part: its class.
+      inside: the names of parts of its kind that it stands inside of.
+      outside: the names of those that it stands outside of.
+    """
+
+    part: type
+    inside: tuple[str, ...]
+    outside: tuple[str, ...]
+
+
+_known: dict[str, dict[str, Entry]] = {"stage": {}}
+"""By kind, then by name."""
+
+
+def register(
+    kind: str,
+    name: str,
+    *,
+    inside: str | Iterable[str] = (),
+    outside: str | Iterable[str] = (),
+) -> Callable[[T], T]:
+    """Makes a part known by a name: to configurations, `inspect`, `load` and commands.
+
+    >>> from hwtrain._parts.part import Part
+    >>> @register("stage", "leak", inside="adc")
+    ... class Leak(Part):
+    ...     share: float = 0.1
+    >>> named("stage", "leak") is Leak
+    True
+    >>> forget("stage", "leak")
+
+    Args:
+      kind: `"stage"`: what stands around a tile.
+      name: its name in configurations and checkpoints, one for each kind.
+      inside: the stages that it stands inside of, nearer to the tile; by name.
+      outside: the stages that it stands outside of.
+
+    Returns:
+      A decorator of the part's class.
+
+    Raises:
+      ValueError: for an unknown kind, a name that another part has, a stage that
+        nobody knows, or an order that contradicts itself.
+    """
+    if kind not in _known:
+        raise ValueError(f"expected a kind of {', '.join(_known)}; got {kind!r}")
+    entries = _known[kind]
+    around = _names(inside), _names(outside)
+    for other in (*around[0], *around[1]):
+        if other not in entries:
+            raise ValueError(
+                f"{name!r} should stand next to the {kind} {other!r}, which nobody "
+                f"registered. Known are: {', '.join(entries)}"
+            )
+
+    def known(part: T) -> T:
+        before = entries.get(name)
+        if before is not None and _home(before.part) != _home(part):
+            raise ValueError(
+                f"the {kind} {name!r} is {_home(before.part)} already; register "
+                f"{_home(part)} by another name"
+            )
+        entries[name] = Entry(part, *around)
+        try:
+            order(kind)
+        except graphlib.CycleError as error:
+            entries.pop(name) if before is None else entries.update({name: before})
+            circle = " inside ".join(error.args[1])
+            raise ValueError(f"{name!r} cannot stand there: {circle}") from None
+        part._registered = (kind, name)  # type: ignore[attr-defined]
+        return part
+
+    return known
+
+
+def forget(kind: str, name: str) -> None:
+    """Makes a name unknown again."""
+    del _known[kind][name]
+
+
+def named(kind: str, name: str) -> type[Any]:
+    """Returns the part of a name.
+
+    Raises:
+      ValueError: if nobody registered it.
+    """
+    if name not in _known[kind]:
+        raise ValueError(
+            f"expected a {kind} of {', '.join(sorted(_known[kind]))}; got {name!r}. "
+            "One of your own is known once the file that registers it is imported"
+        )
+    return _known[kind][name].part
+
+
+def names(kind: str) -> tuple[str, ...]:
+    """Returns the names of a kind, in the order of their registration."""
+    return tuple(_known[kind])
+
+
+def order(kind: str) -> tuple[str, ...]:
+    """Returns the names of a kind from the outermost to the innermost.
+
+    What the registrations leave open is alphabetical.
+    """
+    sorter: graphlib.TopologicalSorter[str] = graphlib.TopologicalSorter()
+    for name, entry in _known[kind].items():
+        sorter.add(name, *entry.inside)
+        for inner in entry.outside:
+            sorter.add(inner, name)
+    sorter.prepare()
+    found: list[str] = []
+    ready: list[str] = []
+    while sorter.is_active():
+        ready = sorted([*ready, *sorter.get_ready()])
+        found.append(ready.pop(0))
+        sorter.done(found[-1])
+    return tuple(found)
+
+
+def ordered(kind: str, parts: Iterable[Any]) -> tuple[Any, ...]:
+    """Returns parts from the outermost to the innermost.
+
+    Raises:
+      ValueError: for one that is not registered.
+    """
+    places = {name: place for place, name in enumerate(order(kind))}
+    return tuple(sorted(parts, key=lambda part: places[name_of(kind, type(part))]))
+
+
+def name_of(kind: str, part: type) -> str:
+    """Returns the name of a part.
+
+    Raises:
+      ValueError: if it is not registered, be it that its parent is.
+    """
+    name = part.__dict__.get("_registered", ("", ""))[1]
+    if name not in _known[kind] or _known[kind][name].part is not part:
+        raise ValueError(
+            f"expected a {kind} that is registered; got {_home(part)}. Write "
+            f"@hwtrain.register({kind!r}, ...) above its class"
+        )
+    return name
+
+
+def _names(given: str | Iterable[str]) -> tuple[str, ...]:
+    return (given,) if isinstance(given, str) else tuple(given)
+
+
+def _home(part: type) -> str:
+    return f"{part.__module__}.{part.__qualname__}"

@@ -1,0 +1,1 @@
+"""What stands around a tile: one stage a file, in one order for all layers."""

@@ -1,0 +1,43 @@
+"""Negative inputs or outputs that are weaker than positive ones."""
+
+import jax
+import jax.numpy as jnp
+
+from hwtrain._parts.part import Part
+
+
+def asymmetry(x: jax.Array, share: float) -> jax.Array:
+    r"""Weakens negative values.
+
+    .. math:: x' = x\,(1 - a\,[x < 0])
+
+    >>> asymmetry(jnp.array([1.0, -1.0]), 0.25)
+    Array([ 1.  , -0.75], dtype=float32)
+
+    Args:
+      x: values, of any shape.
+      share: a. Zero turns it off.
+    """
+    return x if share == 0 else jnp.where(x < 0, (1 - share) * x, x)
+
+
+class InputAsymmetry(Part):
+    """Weakens negative inputs, as `asymmetry` does."""
+
+    whole = True
+    share: float
+
+    def around(self, inner, x, ctx):
+        """Weakens them."""
+        return inner(asymmetry(x, self.share))
+
+
+class OutputAsymmetry(Part):
+    """Weakens negative outputs, as `asymmetry` does."""
+
+    whole = True
+    share: float
+
+    def around(self, inner, x, ctx):
+        """Weakens them."""
+        return asymmetry(inner(x), self.share)

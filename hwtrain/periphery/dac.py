@@ -1,0 +1,39 @@
+"""The converter of a tile's inputs."""
+
+from hwtrain._parts.part import Part
+from hwtrain.physics.converters import Converter, convert
+
+
+class Dac(Part):
+    r"""Rounds inputs to the levels of the DAC, and clips them to its full scale.
+
+    .. math:: \hat x = \mathrm{clip}(\Delta\,\mathrm{round}(x / \Delta), -b, b), \qquad
+        \Delta = 2\, b\, res
+
+    The gradient passes straight through the rounding, and not through the clipping.
+    """
+
+    draws = "read"
+    bound: float | None = None
+    """Full scale, in normalised units; `None` clips nothing, and has no levels."""
+    res: float | None = None
+    """Step relative to the full range; `None` for no levels."""
+    stochastic: bool = False
+    """Round up or down at random, so that the mean is right."""
+
+    @property
+    def converter(self) -> Converter:
+        """The same, as `hwtrain.physics.converters` takes it."""
+        return Converter(self.bound, self.res, self.stochastic)
+
+    @property
+    def whole(self):
+        """Whether every window of a convolution sees a value converted alike."""
+        return not self.stochastic
+
+    def around(self, inner, x, ctx):
+        """Converts the inputs."""
+        u = None
+        if self.stochastic:
+            u = ctx.uniform("input_stochastic_rounding", ctx.crossbar.inputs_of(x)[0])
+        return inner(convert(x, self.converter, uniform=u))

@@ -1,0 +1,18 @@
+"""A factor on the outputs behind the ADC."""
+
+from hwtrain._parts.part import Part
+
+
+class OutputFactor(Part):
+    r"""Multiplies the outputs by a number, behind the ADC.
+
+    .. math:: y' = f\, y
+    """
+
+    whole = True
+    factor: float
+    """f."""
+
+    def around(self, inner, x, ctx):
+        """Multiplies them."""
+        return inner(x) * self.factor

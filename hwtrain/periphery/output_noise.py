@@ -1,0 +1,29 @@
+"""Noise on a tile's outputs."""
+
+from hwtrain._parts.part import Part
+from hwtrain.physics.tiling import over_batch
+
+
+class OutputNoise(Part):
+    r"""Adds normal noise to the outputs, before the ADC.
+
+    .. math:: y' = y + \sigma\, |1 + \sigma_\text{chip}\, \zeta|\, \xi
+
+    with :math:`\zeta` frozen for each output of a chip.
+    """
+
+    whole = True
+    draws = "read"
+    sigma: float
+    """Standard deviation, in normalised units."""
+    spread: float = 0.0
+    """Its spread over the outputs of a chip, relative. Zero turns the spread off."""
+
+    def around(self, inner, x, ctx):
+        """Adds the noise."""
+        y = inner(x)
+        if ctx.keys is None:
+            return y
+        of_chip = abs(1 + ctx.spread(self.spread, "output_noise_spread"))
+        sigma = over_batch(self.sigma * of_chip, y)
+        return y + sigma * ctx.normal("output_noise", y.shape)

@@ -1,0 +1,68 @@
+"""The range of a tile's inputs, at the border to its periphery."""
+
+import jax
+import jax.numpy as jnp
+
+from hwtrain._parts.part import Part
+from hwtrain.physics import tiling
+from hwtrain.physics.average_maximum import record_maxima
+from hwtrain.physics.input_range import RangeGradient, clip_to_range, clipped
+
+
+class Range(Part):
+    r"""Clips inputs to their range, and computes in its units further in.
+
+    .. math:: y = r\, f\!\left(\frac{\mathrm{clip}(x, -r, r)}{r}\right)
+
+    The range is the parameter `input_range`; what its update must know of the inputs
+    is the gradient of `probe`. Without the latter, all is plain JAX.
+    """
+
+    whole = True
+    averages: bool = False
+    """Whether it is an average of the largest inputs, which clips nothing."""
+    gradient_scale: float = 1.0
+    """Factor on the gradient of the range."""
+    gradient_relative: bool = True
+    """Whether that is multiplied by the range."""
+    straight_through: bool = False
+    """Whether clipped inputs get their gradient."""
+
+    @property
+    def gradient(self) -> RangeGradient:
+        """How the gradient of the range is taken."""
+        return RangeGradient(
+            self.gradient_scale, self.gradient_relative, self.straight_through
+        )
+
+    def around(self, inner, x, ctx):
+        """Clips them."""
+        x, r = ctx.crossbar.ranged(self, x, ctx.leaves)
+        y = inner(x.astype(jnp.float32) / tiling.over_batch(r, x))
+        return y * tiling.over_batch(ctx.crossbar.of_range(r), y)
+
+
+def ranged(
+    stage: Range, x: jax.Array, leaves, row_sizes: tuple[int, ...]
+) -> tuple[jax.Array, jax.Array]:
+    """Returns the inputs of tiles within their range, and the range.
+
+    Args:
+      stage: how they are clipped.
+      x: `[..., row tiles, 1, rows]`, in units of the input.
+      leaves: the parameters beside the weights.
+      row_sizes: rows of each row tile.
+
+    Returns:
+      `[..., row tiles, column tiles or 1, rows]`, and `[row tiles, column tiles, 1]`.
+    """
+    of_tiles, probe = leaves["input_range"], leaves.get("probe")
+    r = jax.lax.stop_gradient(of_tiles)[..., None].astype(jnp.float32)
+    if stage.averages:
+        x = x if probe is None else record_maxima(x, of_tiles, probe)
+    elif probe is None:
+        through = stage.straight_through
+        x = clipped(x, r.astype(x.dtype), straight_through=through)
+    else:
+        x = clip_to_range(x, of_tiles, probe, row_sizes, stage.gradient)
+    return x, r

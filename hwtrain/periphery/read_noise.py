@@ -1,0 +1,41 @@
+"""Read noise of the weights, drawn at the outputs."""
+
+from typing import Literal
+
+import jax
+import jax.numpy as jnp
+
+from hwtrain._parts.part import Part
+from hwtrain.physics.modifiers import straight_through
+
+
+class ReadNoise(Part):
+    r"""Adds what noise of every weight makes of the outputs.
+
+    With the standard deviation of an output
+
+    .. math::
+        \text{additive_constant:}\ \sigma \sqrt{\textstyle\sum_j x_j^2} \qquad
+        \text{pcm_read:}\ \sigma \sqrt{\textstyle\sum_j |w_{ij}| x_j^2}
+
+    No gradient passes through the deviation.
+    """
+
+    whole = True
+    draws = "read"
+    sigma: float
+    """Strength of the noise."""
+    type: Literal["additive_constant", "pcm_read"]
+
+    def around(self, inner, x, ctx):
+        """Adds the noise."""
+        y = inner(x)
+        if ctx.keys is None:
+            return y
+        square = jnp.square(jax.lax.stop_gradient(x))
+        if self.type == "additive_constant":
+            variance = ctx.crossbar.total(square)
+        else:
+            variance = ctx.crossbar.fixed.multiply_absolute(square)
+        deviation = self.sigma * jnp.sqrt(jnp.maximum(variance, 0))
+        return straight_through(y, y + deviation * ctx.normal("read", y.shape))

@@ -1,0 +1,78 @@
+"""Outputs that saturate before the ADC."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.typing import ArrayLike
+
+from hwtrain._parts.part import Part
+from hwtrain.physics.tiling import over_batch
+
+
+def saturating(
+    y: jax.Array,
+    bound: float,
+    *,
+    strength: ArrayLike = 0.0,
+    mean_strength: ArrayLike = 0.0,
+    r_series: float = 0.0,
+    slope_calibration: float = 0.0,
+) -> jax.Array:
+    r"""Outputs that saturate, and the factor that calibrates their slope.
+
+    .. math::
+        y' = \frac{F\, y}{1 + |n y|}, \qquad n = \frac{\nu}{b}, \qquad
+        F = \left(1 + \left(\frac{\bar\nu}{b} + \rho\right) \kappa\, b\right)^2
+
+    >>> print(saturating(jnp.array([2.0]), 2.0, strength=1.0, mean_strength=1.0))
+    [1.]
+
+    Args:
+      y: outputs in normalised units.
+      bound: b, the bound of the ADC.
+      strength: nu, broadcastable against `y`.
+      mean_strength: nu of the calibration, the mean over the outputs of a tile. Zero
+        with `strength` zero turns it off.
+      r_series: rho, the series resistance in normalised units.
+      slope_calibration: kappa. Zero turns the calibration off: F = 1.
+    """
+    distorted = y / (1 + jnp.abs(over_batch(strength, y) * y) / bound)
+    if slope_calibration == 0:
+        return distorted
+    mean = over_batch(jnp.asarray(mean_strength), y)
+    slope = (mean / bound + r_series) * slope_calibration * bound
+    return jnp.square(1 + slope) * distorted
+
+
+class Saturation(Part):
+    """Saturates the outputs, as `saturating` does."""
+
+    whole = True
+    strength: float
+    """Strength at the bound of the ADC."""
+    spread: float = 0.0
+    """Its spread over the outputs of a chip, relative. Zero turns the spread off."""
+    slope_calibration: float = 0.0
+    """How far from zero, relative to the bound, the slope is calibrated to 1."""
+    r_series: float = 0.0
+    """Series resistance of the outputs, which the calibration undoes too."""
+    bound: float | None = None
+    """The bound of the ADC; `None` for none, which saturates nothing."""
+
+    def around(self, inner, x, ctx):
+        """Saturates them."""
+        y = inner(x)
+        of_chip = abs(1 + ctx.spread(self.spread, "output_nonlinearity"))
+        strength = self.strength * of_chip
+        mean = strength
+        if jnp.ndim(strength):
+            real = over_batch(ctx.crossbar.real_outputs(strength), strength)
+            mean = jnp.mean(strength, axis=-1, keepdims=True, where=real)
+        return saturating(
+            y,
+            self.bound or np.inf,
+            strength=strength,
+            mean_strength=mean,
+            r_series=self.r_series,
+            slope_calibration=self.slope_calibration,
+        )

@@ -1,0 +1,69 @@
+"""Outputs that are read at an offset voltage and through a series resistance."""
+
+import jax
+import jax.numpy as jnp
+from jax.typing import ArrayLike
+
+from hwtrain._parts.part import Part
+from hwtrain.physics.tiling import over_batch
+
+
+def offset_outputs(
+    y: jax.Array,
+    x: jax.Array,
+    *,
+    offset: ArrayLike = 0.0,
+    w_min: float = -1.0,
+    r_series: float = 0.0,
+) -> jax.Array:
+    r"""Outputs read at an offset voltage and through a series resistance.
+
+    .. math::
+        y' = \frac{(1 - v)(y + y_0)}{1 + \rho |y + y_0|}
+           - \frac{(1 + v)\, y_0}{1 + \rho |y_0|}, \qquad
+        y_0 = -w_\text{min} \sum_j x_j
+
+    The current of the devices that hold :math:`w_\text{min}` is the reference that is
+    subtracted.
+
+    >>> y, x = jnp.full((1, 1, 1, 1), 2.0), jnp.ones((1, 1, 1, 3))
+    >>> print(offset_outputs(y, x, w_min=0.0, r_series=0.5).item())
+    1.0
+
+    Args:
+      y: `[..., row tiles, column tiles, columns]`, in normalised units.
+      x: `[..., row tiles, column tiles or 1, rows]`, the inputs that made them.
+      offset: v, relative to the read voltage, broadcastable against `y`.
+      w_min: the weight of a device that is off.
+      r_series: rho, the series resistance in normalised units. Zero turns it off.
+
+    References:
+      Rasch et al., A flexible and fast PyTorch toolkit for simulating training and
+      inference on analog crossbar arrays, AICAS 2021.
+    """
+    reference = -w_min * jnp.sum(x, axis=-1, keepdims=True)
+    total = y + reference
+    offset = jnp.asarray(over_batch(offset, y), y.dtype)
+    upper = (1 - offset) * total / (1 + r_series * jnp.abs(total))
+    return upper - (1 + offset) * reference / (1 + r_series * jnp.abs(reference))
+
+
+class VoltageOffset(Part):
+    """Reads at an offset voltage, as `offset_outputs` does."""
+
+    draws = "chip"
+    spread: float = 0.0
+    """Spread of the offset over the outputs of a chip, relative to the read voltage;
+    offsets below zero are zero."""
+    w_min: float = -1.0
+    """The weight of a device that is off."""
+    r_series: float = 0.0
+    """Series resistance, in normalised units."""
+
+    def around(self, inner, x, ctx):
+        """Reads at it."""
+        offset = jnp.maximum(ctx.spread(self.spread, "voltage_offset"), 0.0)
+        y = inner(x)
+        return offset_outputs(
+            y, x, offset=offset, w_min=self.w_min, r_series=self.r_series
+        )
