@@ -41,6 +41,10 @@ class Part:
     same to each value of the inputs, wherever that stands, draws nothing for them, and
     looks at them by `ctx` alone; and it calls what is inside once."""
 
+    def runs_whole(self) -> bool:
+        """Whether it may, with these fields; `whole` unless it depends on them."""
+        return self.whole
+
     @property
     def name(self) -> str:
         """The name that it is registered by, or that of its class."""

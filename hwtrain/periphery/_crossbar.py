@@ -16,7 +16,10 @@ class Crossbar(Protocol):
     can do to both.
     """
 
-    row_sizes: tuple[int, ...]
+    @property
+    def row_sizes(self) -> tuple[int, ...]:
+        """Rows of each row tile."""
+        ...
 
     @property
     def fixed(self) -> Self:

@@ -26,8 +26,7 @@ class Dac(Part):
         """The same, as `hwtrain.physics.converters` takes it."""
         return Converter(self.bound, self.res, self.stochastic)
 
-    @property
-    def whole(self):
+    def runs_whole(self) -> bool:
         """Whether every window of a convolution sees a value converted alike."""
         return not self.stochastic
 

@@ -18,7 +18,6 @@ class Range(Part):
     is the gradient of `probe`. Without the latter, all is plain JAX.
     """
 
-    whole = True
     averages: bool = False
     """Whether it is an average of the largest inputs, which clips nothing."""
     gradient_scale: float = 1.0
@@ -27,6 +26,10 @@ class Range(Part):
     """Whether that is multiplied by the range."""
     straight_through: bool = False
     """Whether clipped inputs get their gradient."""
+
+    def runs_whole(self) -> bool:
+        """Whether windows are not looked at: an average is that of their maxima."""
+        return not self.averages
 
     @property
     def gradient(self) -> RangeGradient:

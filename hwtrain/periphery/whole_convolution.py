@@ -5,7 +5,7 @@ stage says that it can be run `whole`.
 """
 
 import dataclasses
-import functools
+import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -33,7 +33,7 @@ def runs_whole(stages: Sequence[Any]) -> bool:
     >>> runs_whole([OutputNoise(sigma=0.1)]), runs_whole([IrDrop(strength=1.0)])
     (True, False)
     """
-    return all(stage.whole for stage in stages)
+    return all(stage.runs_whole() for stage in stages)
 
 
 def converted_convolution(
@@ -175,7 +175,10 @@ class WholeKernel(NamedTuple):
     dtype: Any
     convolved: jax.Array
 
-    row_sizes = (0,)  # nothing that runs whole looks at rows
+    @property
+    def row_sizes(self) -> tuple[int, ...]:
+        """Rows of each row tile."""
+        return (math.prod(self.kernel.shape[:-1]),)
 
     @property
     def fixed(self) -> "WholeKernel":
@@ -241,7 +244,7 @@ class WholeKernel(NamedTuple):
     ) -> jax.Array:
         """Returns a draw for each output, without the axes of a batch."""
         shape = (1, self.kernel.shape[-1] // self.window.groups)
-        return jax.vmap(functools.partial(draw, shape=shape))(key)
+        return jax.vmap(lambda key: draw(key, shape))(key)
 
     def _convolved(self, x: jax.Array, kernel: jax.Array) -> jax.Array:
         return convolution(x.astype(self.dtype), kernel, self.window, self.precision)

@@ -32,6 +32,7 @@ from hwtrain.transforms.signal_side import (
     check_leaves,
     check_real,
     reads_of,
+    stages_of,
 )
 
 
@@ -189,7 +190,7 @@ def _runs_whole(weight: AnalogWeight, mode: str) -> bool:
     if not whole or weight.tiles != (1, 1) or per_input:
         return False
     if chip.converts:
-        return runs_whole(chip.stages)
+        return runs_whole(stages_of(weight))
     return not chip.scales_outputs
 
 
@@ -266,7 +267,7 @@ def _product(
     return converted_convolution(
         x,
         kernel,
-        (chip.range, *chip.stages) if weight.ranged else chip.stages,
+        stages_of(weight),
         window,
         scale=None if scale is None else scale.reshape(groups, 1, -1),
         output_scale=of_groups("output_scale") if chip.scales_outputs else None,

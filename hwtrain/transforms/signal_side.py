@@ -292,7 +292,7 @@ def _matmul(
                 dot_general=dot_general,
                 **tiles,
             )
-        stages = (chip.range, *chip.stages) if weight.ranged else chip.stages
+        stages = stages_of(weight)
         if deviation is not None:
             stages = (*stages, WeightNoise(deviation))
         return analog_mvm(
@@ -321,6 +321,12 @@ def _matmul(
 
 _shared_matmul = jax.jit(_matmul, static_argnums=(0, 1, 2, 3))
 """Compiled, so that equal layers of a program are traced and lowered once."""
+
+
+def stages_of(weight: AnalogWeight) -> tuple[Any, ...]:
+    """Returns what surrounds the tiles of a weight, from the outermost inwards."""
+    chip = weight.hardware
+    return (chip.range, *chip.stages) if weight.ranged else chip.stages
 
 
 def check_leaves(weight: AnalogWeight, leaves: Mapping[str, Any]) -> None:
