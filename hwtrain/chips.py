@@ -37,7 +37,11 @@ def frozen_keys(weight: AnalogWeight, key: jax.Array) -> jax.Array:
     Returns:
       `uint32`, `[*stack, 2]`: threefry key data, one for each layer of a stack.
     """
-    key = draw_key(key, weight.owner, "frozen_periphery")
+    return frozen_periphery(weight, draw_key(key, weight.owner, "frozen_periphery"))
+
+
+def frozen_periphery(weight: AnalogWeight, key: jax.Array) -> jax.Array:
+    """As `frozen_keys`, for the key of the draw itself: no name is needed."""
     keys = fold_in(key, jnp.arange(math.prod(weight.stack)))
     # The words of the other generators are threefry keys, one after the other.
     data = jax.random.key_data(keys)[..., :2]

@@ -113,6 +113,11 @@ class AnalogWeight:
                 )
 
     @property
+    def nameless(self) -> "AnalogWeight":
+        """Without its names: equal for all arrays of one shape on one hardware."""
+        return dataclasses.replace(self, path="", layer="", rule="", derived=None)
+
+    @property
     def layer_path(self) -> str:
         """Path of the layer that the array belongs to."""
         return self.path.rpartition("/")[0]

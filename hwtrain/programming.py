@@ -15,7 +15,7 @@ import jax.numpy as jnp
 from jax.typing import ArrayLike
 
 from hwtrain import conductances, paths
-from hwtrain.chips import apply_mismatch, frozen_keys, mismatched
+from hwtrain.chips import apply_mismatch, deviated, frozen_periphery
 from hwtrain.clip_bounds import clipped, with_open_bounds
 from hwtrain.crossbar import on_crossbar, written
 from hwtrain.hardware import Hardware
@@ -28,6 +28,10 @@ from hwtrain.physics.programmed import Programmed
 from hwtrain.physics.random import draw_key, fold_in
 from hwtrain.physics.stuck import with_stuck
 from hwtrain.plan import AnalogWeight, Plan
+
+Keys = dict[str, Any]
+"""The keys of a weight's draws by effect: one, or one for each device. Only they depend
+on its name, so that weights of one shape share a compilation."""
 
 PROGRAMMED = ("g_prog", "nu", "xi", "stuck")
 """What programming gives a device, of which a hardware has some: fields of
@@ -47,15 +51,14 @@ class ProgrammedWeight:
       scale: the mapping scale, broadcastable against the stored array.
       target: `[*stack, rows, columns]`, the weights that were written, without the
         chip's mismatch, in units of the crossbar.
-      key: `chip_key(chip_seed)`: what is frozen in the periphery, and what the first
-        read of a drift compensation drew, follow from it.
+      keys: of what is frozen in the chip; see `keys_of_chip`.
     """
 
     devices: tuple[Programmed, ...]
     params: Params
     scale: ArrayLike
     target: jax.Array
-    key: jax.Array
+    keys: Keys
 
 
 @jax.tree_util.register_dataclass
@@ -92,10 +95,11 @@ class ProgrammedChip:
         Returns:
           A tree like the parameters.
         """
-        found = {
-            path: weight_at(self.plan[path], programmed, t_s, key)
-            for path, programmed in self.weights.items()
-        }
+        found = {}
+        for path, programmed in self.weights.items():
+            weight = self.plan[path]
+            keys = None if key is None else keys_of_read(weight, key)
+            found[path] = weight_at(weight, programmed, t_s, keys)
         kernels = {path: kernel for path, (kernel, _) in found.items()}
         factors = {path: factor for path, (_, factor) in found.items()}
 
@@ -156,18 +160,54 @@ def program_chip(params: Any, plan: Plan, key: jax.Array) -> ProgrammedChip:
                 weight,
                 values[weight.path],
                 weight.stored_scale(values),
-                key,
+                keys_of_chip(weight, key),
                 weight.stored_bound(values),
             )
     chip = apply_mismatch(params, plan, key)
     return ProgrammedChip(params=chip, weights=weights, plan=plan)
 
 
+def keys_of_chip(weight: AnalogWeight, key: jax.Array) -> Keys:
+    """Returns the keys of all that is frozen in the crossbars of one weight.
+
+    Args:
+      weight: the plan of the array; its hardware has a converter.
+      key: `chip_key(chip_seed)`.
+    """
+    return {
+        "mismatch": draw_key(key, weight.path, "mismatch"),
+        "programming": _of_devices(weight, key, "programming"),
+        "stuck": _of_devices(weight, key, "stuck"),
+        "compensation": draw_key(key, weight.path, "compensation"),
+        "frozen_periphery": draw_key(key, weight.owner, "frozen_periphery"),
+    }
+
+
+def keys_of_read(weight: AnalogWeight, key: jax.Array) -> Keys:
+    """Returns the keys of all that one read of a weight's crossbars draws.
+
+    Args:
+      weight: the plan of the array; its hardware has a converter.
+      key: key of the read.
+    """
+    return {
+        "read": _of_devices(weight, key, "read"),
+        "compensation": draw_key(key, weight.path, "compensation"),
+    }
+
+
+def _of_devices(
+    weight: AnalogWeight, key: jax.Array, effect: str
+) -> tuple[jax.Array, ...]:
+    parts = range(len(conductances.converter_of(weight).devices))
+    return tuple(draw_key(key, weight.path, effect, part) for part in parts)
+
+
 def program_weight(
     weight: AnalogWeight,
     kernel: jax.Array,
     scale: jax.Array | None,
-    key: jax.Array,
+    keys: Keys,
     bound: jax.Array | None = None,
 ) -> ProgrammedWeight:
     """Programs the crossbars of one weight; see `program_chip`.
@@ -176,7 +216,7 @@ def program_weight(
       weight: the plan of the array; its hardware has a converter.
       kernel: the stored array, nominal.
       scale: its stored mapping scale, if it has one.
-      key: `chip_key(chip_seed)`.
+      keys: what `keys_of_chip` returned.
       bound: its learned clip bound, if it has one.
     """
     # In float32 whatever the model's dtype, as in an export.
@@ -186,14 +226,14 @@ def program_weight(
     _, s = on_crossbar(weight, kernel, scale)
     target = weight.to_matrix(wanted / s)
     _, params = conductances.targets(weight, target)
-    chip = mismatched(weight, kernel, scale, key, wanted) / s
+    chip = deviated(weight, kernel, scale, keys["mismatch"], wanted) / s
     found = conductances.by_scale(weight, weight.to_matrix(chip), params)
     devices = tuple(
-        _program_device(weight, weight.from_matrix(g), key, part)
+        _program_device(weight, weight.from_matrix(g), keys, part)
         for part, g in enumerate(found)
     )
     return ProgrammedWeight(
-        devices=devices, params=params, scale=s, target=target, key=key
+        devices=devices, params=params, scale=s, target=target, keys=keys
     )
 
 
@@ -201,7 +241,7 @@ def weight_at(
     weight: AnalogWeight,
     programmed: ProgrammedWeight,
     t_s: ArrayLike,
-    key: jax.Array | None,
+    keys: Keys | None,
 ) -> tuple[jax.Array, jax.Array | None]:
     """Returns one array as a chip has it, and what compensates the drift in it.
 
@@ -209,7 +249,7 @@ def weight_at(
       weight: the plan of the array.
       programmed: its crossbars.
       t_s: time since programming, in seconds.
-      key: key of the read noise; `None` for none.
+      keys: what `keys_of_read` returned; `None` for a read without noise.
 
     Returns:
       The stored array, float32, times the factors of the compensation; and the factors,
@@ -217,7 +257,7 @@ def weight_at(
       `ProgrammedChip.at`.
     """
     reads = [
-        _read_device(weight, device, t_s, key, part)
+        _read_device(weight, device, t_s, None if keys is None else keys["read"][part])
         for part, device in enumerate(programmed.devices)
     ]
     w = _weights(weight, reads, programmed.params)
@@ -226,9 +266,8 @@ def weight_at(
         return weight.from_matrix(w) * programmed.scale, None
     fresh = [device.g_prog for device in programmed.devices]
     at_zero = _weights(weight, fresh, programmed.params)
-    first = draw_key(programmed.key, weight.path, "compensation")
-    now = None if key is None else draw_key(key, weight.path, "compensation")
-    frozen = programmed.key
+    now = None if keys is None else keys["compensation"]
+    first, frozen = (programmed.keys[x] for x in ("compensation", "frozen_periphery"))
     baseline = compensation.baseline(
         _responses(weight, at_zero, first, frozen),
         _exact_responses(weight, programmed.target),
@@ -284,18 +323,16 @@ def programmed_fields(hardware: Hardware) -> tuple[str, ...]:
 
 
 def _program_device(
-    weight: AnalogWeight, g_target: jax.Array, key: jax.Array, part: int
+    weight: AnalogWeight, g_target: jax.Array, keys: Keys, part: int
 ) -> Programmed:
     """Programs one device of every weight: `part` is its number in the converter."""
     model, stuck = weight.hardware.noise_model, weight.hardware.stuck
     device = Programmed(g_target=g_target, g_prog=g_target)
     if model is not None:
-        device = model.program(
-            draw_key(key, weight.path, "programming", part), g_target
-        )
+        device = model.program(keys["programming"][part], g_target)
     if stuck is None or not stuck.draws:
         return device
-    states = stuck(draw_key(key, weight.path, "stuck", part), g_target.shape)
+    states = stuck(keys["stuck"][part], g_target.shape)
     g_prog = _with_stuck(weight, device.g_prog, states)
     return dataclasses.replace(device, g_prog=g_prog, stuck=states)
 
@@ -305,7 +342,6 @@ def _read_device(
     device: Programmed,
     t_s: ArrayLike,
     key: jax.Array | None,
-    part: int,
 ) -> jax.Array:
     """Returns what a read of one device of every weight sees, in µS."""
     model = weight.hardware.noise_model
@@ -314,7 +350,7 @@ def _read_device(
     if key is None:
         g = model.mean_at(device, t_s)
     else:
-        g = model.at(draw_key(key, weight.path, "read", part), device, t_s)
+        g = model.at(key, device, t_s)
     return g if device.stuck is None else _with_stuck(weight, g, device.stuck)
 
 
@@ -342,7 +378,7 @@ def _responses(
       weight: the plan of the array.
       w: `[*stack, rows, columns]`, in units of the crossbar.
       key: key of this read of the periphery; `None` for one without noise.
-      frozen: the chip's key.
+      frozen: key of what is frozen in it.
 
     Returns:
       `[*stack, row tiles, column tiles, rows, columns]`.
@@ -351,7 +387,7 @@ def _responses(
     if compensation is None or compensation.readout == "exact" or not chip.converts:
         return _exact_responses(weight, w)
     sizes = {"row_sizes": weight.row_sizes, "column_sizes": weight.column_sizes}
-    of_chip = frozen_keys(weight, frozen).reshape(-1, 2)
+    of_chip = frozen_periphery(weight, frozen).reshape(-1, 2)
 
     def respond(w: jax.Array, number: jax.Array, chip_key: jax.Array) -> jax.Array:
         keys = None if key is None else read_keys(fold_in(key, number))

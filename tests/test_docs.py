@@ -36,6 +36,13 @@ def test_the_examples_of_the_randomness_page_run():
     exec("\n".join(re.findall(r"```python\n(.*?)```", text, re.DOTALL)), {})
 
 
+@pytest.mark.nightly
+def test_the_examples_of_the_meshes_page_run_on_eight_devices(on_devices):
+    text = (DOCS / "meshes.md").read_text("utf-8")
+    code = "\n".join(re.findall(r"```python\n(.*?)```", text, re.DOTALL))
+    on_devices(8, f"{code}\nprint('equal')")
+
+
 def test_the_example_of_the_physics_page_runs():
     assert names_after("physics.md")["chip_type"].stores_scale
 

@@ -32,6 +32,7 @@ from hwtrain.checkpoint.layout import (
     nominal_unit,
 )
 from hwtrain.checkpoint.measured import Conductances, check_conductances
+from hwtrain.checkpoint.named import others
 from hwtrain.checkpoint.of_nnx import CONSTANTS
 from hwtrain.checkpoint.progress import Report
 from hwtrain.checkpoint.rules import RULES, UNITS
@@ -218,6 +219,7 @@ class Contents:
             state=self.plan.state,
             layers=tuple(layers),
             digital=self.plan.digital,
+            others=tuple(others(self.plan, self.leaves)) or None,
             leaves=tuple(files.leaves[leaf.tensor] for leaf in self.leaves),
             chips=tuple(
                 ChipEntry(

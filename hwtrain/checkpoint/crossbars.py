@@ -17,7 +17,7 @@ from hwtrain.hardware import ConductanceConverter
 from hwtrain.hardware.conversion import Params
 from hwtrain.physics.random import draw_key
 from hwtrain.plan import AnalogWeight
-from hwtrain.programming import PROGRAMMED, program_weight
+from hwtrain.programming import PROGRAMMED, Keys, keys_of_chip, program_weight
 
 
 class Crossbars:
@@ -44,8 +44,7 @@ class Crossbars:
     ):
         check_kernel(weight, kernel)
         self.weight = weight
-        # Without its names, so that layers of one shape share a compilation.
-        self._geometry = dataclasses.replace(weight, path="", layer="", rule="")
+        self._geometry = weight.nameless  # layers of one shape share a compilation
         with on_cpu():
             self._kernel = jnp.asarray(kernel, jnp.float32)
             self._bound = bound
@@ -134,12 +133,9 @@ class Crossbars:
                 found = _by_scale(self._geometry, self._w, kernel, self._scale)
                 quantities = [{"": g} for g in found]
             else:
+                keys = keys_of_chip(self.weight, chip_key(np.uint32(seed)))
                 quantities = _programmed(
-                    self.weight,
-                    self._kernel,
-                    self._scale,
-                    np.uint32(seed),
-                    self._bound,
+                    self._geometry, self._kernel, self._scale, keys, self._bound
                 )
         quantities = jax.tree.map(np.asarray, quantities)
         for place in grid(self.weight):
@@ -239,11 +235,11 @@ def _programmed(
     weight: AnalogWeight,
     kernel: jax.Array,
     scale: jax.Array,
-    seed: jax.Array,
+    keys: Keys,
     bound: jax.Array | None,
 ) -> list[dict[str, jax.Array]]:
     """Returns for each device the matrices of its target, `""`, and of its draws."""
-    found = program_weight(weight, kernel, scale, chip_key(seed), bound)
+    found = program_weight(weight, kernel, scale, keys, bound)
     names = {"g_target": "", **{name: name for name in PROGRAMMED}}
     return [
         {

@@ -23,6 +23,7 @@ from hwtrain.checkpoint.entries import (
 from hwtrain.checkpoint.errors import HardwareCheckpointError
 from hwtrain.checkpoint.files import damaged, opened
 from hwtrain.checkpoint.layout import check_layout
+from hwtrain.checkpoint.named import check_others
 from hwtrain.checkpoint.rules import check_words
 from hwtrain.checkpoint.strict_json import difference, parse
 from hwtrain.hardware.configuration import without_none
@@ -50,6 +51,8 @@ class Manifest(Entry):
     digital: tuple[Digital, ...]
     state: tuple[str, ...] = ()
     """What else the model cannot be evaluated without: the plan's."""
+    others: tuple[str, ...] | None = None
+    """The leaves that the plan does not name, if any: with them, all are named."""
     leaves: tuple[LeafEntry, ...]
     chips: tuple[ChipEntry, ...]
     graph: Graph | None = None
@@ -69,8 +72,12 @@ class Manifest(Entry):
     def _check(self) -> Self:
         if self.earlier and (self.state or None) is not None:
             raise ValueError(f"state: a manifest of version {self.version} has none")
+        if self.earlier and self.others is not None:
+            raise ValueError(f"others: a manifest of version {self.version} has none")
         check_words(self.units, self.rules, earlier=self.earlier)
         check_layout(self.plan, self.layers, self.leaves, self.chips, self.files)
+        if not self.earlier:
+            check_others(self.plan, self.leaves, self.others)
         self._check_graph()
         return self
 

@@ -1,6 +1,7 @@
-"""What a manifest names: nothing twice, and nothing that is not there."""
+"""What a manifest names: all there is, nothing twice, and nothing that is not there."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from typing import Protocol
 
 import jax
 import numpy as np
@@ -8,6 +9,73 @@ import numpy as np
 from hwtrain import paths
 from hwtrain.checkpoint.entries import ChipEntry, LeafEntry, tensor_name
 from hwtrain.plan import Plan
+
+
+class Named(Protocol):
+    """A leaf of the variables, in memory or in a manifest."""
+
+    @property
+    def keys(self) -> tuple[str | int, ...]:
+        """The keys that lead to it, the collection first."""
+        ...
+
+    @property
+    def path(self) -> str:
+        """Its path within its collection."""
+        ...
+
+
+def others(plan: Plan, leaves: Iterable[Named]) -> list[str]:
+    """Returns the leaves that a plan does not name, the collection before each path.
+
+    Such as the parameters of a model around, or keys of random numbers.
+
+    Args:
+      plan: the plan.
+      leaves: all leaves of the variables.
+    """
+    beside = (weight.leaf(x) for weight in plan.weights for x in weight.leaf_shapes)
+    params = {*plan, *beside, *(entry.path for entry in plan.digital)}
+    state = {*plan.state}  # that of an NNX model has no collections
+
+    def is_named(leaf: Named) -> bool:
+        of_plan = leaf.keys[0] == "params" and leaf.path in params
+        return of_plan or bool(state & {leaf.path, paths.join(leaf.keys)})
+
+    return [paths.join(leaf.keys) for leaf in leaves if not is_named(leaf)]
+
+
+def check_others(
+    plan: Plan, leaves: Sequence[LeafEntry], listed: Sequence[str] | None
+) -> None:
+    """Raises unless each leaf is named: by the plan, or else among the others.
+
+    Args:
+      plan: the plan of the manifest.
+      leaves: its leaves.
+      listed: its entry `others`; `None` if there is none.
+
+    Raises:
+      ValueError: naming the first leaf that is not.
+    """
+    absent, listed = listed is None, listed or ()
+    _once("others", listed)
+    expected = {*others(plan, leaves)}
+    for index, leaf in enumerate(leaves):
+        name = paths.join(leaf.keys)
+        if name in expected and name not in listed:
+            raise ValueError(
+                f"leaves.{index}: no entry of layers, digital, state or others names "
+                f"{name}"
+            )
+    for index, name in enumerate(listed):
+        if name not in expected:
+            raise ValueError(
+                f"others.{index}: {name[:200]!r} is no leaf, or one that layers, "
+                "digital or state name"
+            )
+    if not listed and not absent:
+        raise ValueError("others: there are none; leave the entry out")
 
 
 def check_names(

@@ -16,7 +16,12 @@ from hwtrain.chips import chip_key
 from hwtrain.crossbar import on_crossbar, written
 from hwtrain.physics.programmed import Programmed
 from hwtrain.plan import AnalogWeight
-from hwtrain.programming import ProgrammedWeight, weight_at
+from hwtrain.programming import (
+    ProgrammedWeight,
+    keys_of_chip,
+    keys_of_read,
+    weight_at,
+)
 
 Tiles = tuple[tuple[Tile, ...], ...]
 
@@ -74,21 +79,21 @@ def kernel_at(
         return jax.tree.map(
             np.asarray,
             _kernel_at(
-                weight,
+                weight.nameless,  # weights of one shape share a compilation
                 np.asarray(kernel),
                 scale,
                 bound,
                 devices,
                 params,
                 t_s,
-                key,
-                np.uint32(seed),
+                keys_of_chip(weight, chip_key(np.uint32(seed))),
+                None if key is None else keys_of_read(weight, key),
             ),
         )
 
 
 @functools.partial(jax.jit, static_argnums=0)
-def _kernel_at(weight, kernel, scale, bound, devices, params, t_s, key, seed):
+def _kernel_at(weight, kernel, scale, bound, devices, params, t_s, frozen, read):
     kernel = jnp.asarray(kernel, jnp.float32)
     _, s = on_crossbar(weight, kernel, scale)
     target = weight.to_matrix(written(weight, kernel, scale, bound) / s)
@@ -97,9 +102,9 @@ def _kernel_at(weight, kernel, scale, bound, devices, params, t_s, key, seed):
         params=params,
         scale=s,
         target=target,
-        key=chip_key(seed),
+        keys=frozen,
     )
-    return weight_at(weight, programmed, t_s, key)
+    return weight_at(weight, programmed, t_s, read)
 
 
 def _joined(weight: AnalogWeight, tiles: Tiles, name: str) -> Programmed:

@@ -79,10 +79,12 @@ def _evaluate(commands: Commands) -> None:
     _add_chips(parser, what="evaluate on")
     parser.add_argument(
         "--times",
-        type=float,
+        type=_seconds,
+        action=_Joined,
         nargs="+",
         metavar="SECONDS",
-        help="times since programming, for hardware with a noise model",
+        help="times since programming, such as 0 3600 or 0,3600, for hardware with a "
+        "noise model",
     )
     parser.add_argument(
         "--sensitivity",
@@ -99,6 +101,28 @@ def _evaluate(commands: Commands) -> None:
         metavar="FILE",
         help="draw accuracy over time, or by layer with --sensitivity, to this file",
     )
+
+
+def _seconds(text: str) -> list[float]:
+    try:
+        return [float(word) for word in text.split(",")]
+    except ValueError:
+        raise argparse.ArgumentTypeError(
+            f"expected seconds, such as 0 3600 or 0,3600, got {text!r}"
+        ) from None
+
+
+class _Joined(argparse.Action):
+    """Stores several lists as one."""
+
+    def __call__(
+        self,
+        parser: argparse.ArgumentParser,
+        namespace: argparse.Namespace,
+        values: Any,
+        option_string: str | None = None,
+    ):
+        setattr(namespace, self.dest, [x for found in values for x in found])
 
 
 def _calibrate(commands: Commands) -> None:

@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import sys
 from pathlib import Path
 
 from rich.console import Console
@@ -29,9 +30,14 @@ def main(options: argparse.Namespace) -> int:
         print_error(f"{path} cannot be trusted: {message}")
         return 1
     print(json.dumps(certificate, indent=2))
-    # Beside the JSON, which a program may read from stdout.
-    Console(stderr=True).print(_table(certificate))
+    # A program that reads stdout gets JSON and nothing else.
+    Console(stderr=not on_terminal()).print(_table(certificate))
     return 0
+
+
+def on_terminal() -> bool:
+    """Whether a person reads what the command prints."""
+    return sys.stdout.isatty()
 
 
 def _table(certificate: dict) -> Table:

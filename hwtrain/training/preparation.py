@@ -20,7 +20,7 @@ from hwtrain.chips import chip_key
 from hwtrain.crossbar import on_crossbar
 from hwtrain.hardware import Hardware
 from hwtrain.plan import AnalogWeight, Plan
-from hwtrain.programming import program_weight
+from hwtrain.programming import keys_of_chip, program_weight
 from hwtrain.training import linen, nnx
 from hwtrain.training.config import Config, TrainingParameter
 from hwtrain.training.functional import Functional, Params
@@ -372,7 +372,7 @@ def _conductances(
 ) -> Any:
     """Returns what an export computes of one weight."""
     if weight.hardware.programs:
-        return program_weight(weight, kernel, scale, chip_key(0))
+        return program_weight(weight, kernel, scale, keys_of_chip(weight, chip_key(0)))
     w, _ = on_crossbar(weight, kernel, scale)
     return conductances.targets(weight, weight.to_matrix(w))
 

@@ -46,6 +46,7 @@ class Layer:
         none that it multiplies by as they are.
       lost: likewise, why it multiplies by no weights that a crossbar could hold.
       around: the names of its arrays that an input is multiplied by around it too.
+      nonlinear: by the names of its arrays, why their product is not linear.
     """
 
     path: str = ""
@@ -59,6 +60,7 @@ class Layer:
     derived: tuple[tuple[str, str], ...] = ()
     lost: tuple[tuple[str, str], ...] = ()
     around: tuple[str, ...] = ()
+    nonlinear: tuple[tuple[str, str], ...] = ()
 
     @property
     def unknown(self) -> bool:

@@ -86,6 +86,9 @@ def make_plan(
         if layer and array and leaf in lost:
             raise lost_weight(path, layer.path, lost[leaf], by)
         if layer and array and not raw:
+            if leaf in dict(layer.nonlinear):
+                why = dict(layer.nonlinear)[leaf]
+                raise nonlinear_product(path, layer.path, why, by)
             weight = analog_weight(
                 layer, array, path=full, shape=shape, hardware=hardware, rule=by
             )
@@ -185,6 +188,18 @@ def lost_weight(path: str, layer: str, why: str, rule: str) -> ValueError:
         f"conductances would be those of other weights ({rule}). Store the weights "
         "that it multiplies by, or keep the layer digital: "
         f"Rule({layer!r}, None) before the others"
+    )
+
+
+def nonlinear_product(path: str, layer: str, why: str, rule: str) -> ValueError:
+    """Returns the error of a layer whose own product is not linear."""
+    return ValueError(
+        f"{path}: the dot_general of its layer does more than multiply: {why}. On "
+        f"hardware ({rule}) it gets the inputs and weights in the units of each tile, "
+        "and must be linear in both. Quantise or clip before and behind the layer, or "
+        "by its hardware: Hardware(forward=IOParameters(inp_bits=8, out_bits=8, "
+        f"out_bound=10.0)); or keep the layer digital: Rule({layer!r}, None) before "
+        "the others"
     )
 
 

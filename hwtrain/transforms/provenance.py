@@ -8,7 +8,6 @@ makes a derived weight. What comes after it, or cannot be followed, or depends o
 the model is called with, makes weights that no crossbar holds.
 """
 
-import dataclasses
 import itertools
 import math
 from collections.abc import Mapping, Sequence
@@ -23,6 +22,17 @@ from hwtrain.jaxprs import (
     mark,
     scan_parts,
 )
+from hwtrain.transforms.origins import (
+    INPUT,
+    Origin,
+    Origins,
+    changed,
+    chosen,
+    either,
+    parameters,
+    passages,
+)
+from hwtrain.transforms.own_products import Passages, collects
 from hwtrain.transforms.stack_axis import NAME, stack_axis_first
 
 _MARK = "hwtrain operand"
@@ -38,7 +48,7 @@ _SAME = TRANSPARENT | {
 }
 """Operations that keep the numbers and their order."""
 
-_MOVES = {"broadcast_in_dim", "dynamic_slice", "rev", "slice", "transpose"}
+_MOVES = {"broadcast_in_dim", "dynamic_slice", "rev", "slice", "split", "transpose"}
 """Operations that keep the numbers: a product may take its operand's through them."""
 
 _PRODUCTS = {
@@ -53,25 +63,6 @@ _PRODUCTS = {
 _numbers = itertools.count()
 
 
-@dataclasses.dataclass(frozen=True)
-class _Origin:
-    """What a value is made of.
-
-    Attributes:
-      source: the path of a stored parameter, or the number of a mark.
-      by: the operation that changed it first; empty if none did.
-    """
-
-    source: str | int
-    by: str = ""
-
-
-_Origins = frozenset[_Origin]
-
-_INPUT = _Origin("")
-"""What the arguments of the call are made of: a value with it is no weight."""
-
-
 class Provenance(NamedTuple):
     """Where the arrays come from that the layers of a call multiply by, by path.
 
@@ -80,11 +71,13 @@ class Provenance(NamedTuple):
       lost: why what a layer multiplies by is not known, or no weight of a crossbar.
       around: the parameters that something else too multiplies an input by, around
         their layers.
+      nonlinear: why the product of a layer is not linear.
     """
 
     derived: dict[str, str]
     lost: dict[str, str]
     around: set[str]
+    nonlinear: dict[str, str]
 
 
 class Operands:
@@ -118,15 +111,17 @@ class Operands:
         known = {n: path for n, path in self.paths.items() if path in shapes}
         paths = set(known.values())
         walk = _Walk(known, shapes, self.ranks)
-        args: list[_Origins] = [
-            frozenset({_INPUT} if given else {_Origin(p)} if p in paths else ())
+        args: list[Origins] = [
+            frozenset({INPUT} if given else {Origin(p)} if p in paths else ())
             for p, given in zip(stored, inputs, strict=True)
         ]
-        nothing: list[_Origins] = [frozenset()] * len(jaxpr.consts)
+        nothing: list[Origins] = [frozenset()] * len(jaxpr.consts)
         walk.jaxpr(jaxpr.jaxpr, nothing, args)
         lost = {p: _LOST for p in sorted(paths - {self.paths[n] for n in walk.used})}
         lost |= {p: _BOTH for p in sorted(walk.plain & walk.derived.keys())}
-        return Provenance(walk.derived, {**lost, **walk.found}, walk.around)
+        lost |= walk.found
+        nonlinear = walk.passages.nonlinear
+        return Provenance(walk.derived, lost, walk.around, nonlinear)
 
 
 _LOST = "what it multiplies by cannot be followed"
@@ -147,6 +142,7 @@ class _Walk:
       used: the marks whose arrays reach a product.
       around: paths of parameters that inputs are multiplied by without a mark.
       stopped: what a value is whose gradient is stopped.
+      passages: what products of a user's own do to inputs and results.
     """
 
     def __init__(
@@ -162,8 +158,9 @@ class _Walk:
         self.used: set[int] = set()
         self.around: set[str] = set()
         self.stopped: dict[Any, Any] = {}
+        self.passages = Passages()
 
-    def jaxpr(self, jaxpr: Any, consts: list, args: list) -> list[_Origins]:
+    def jaxpr(self, jaxpr: Any, consts: list, args: list) -> list[Origins]:
         """Returns the origins of a jaxpr's outputs."""
         known = dict(zip((*jaxpr.constvars, *jaxpr.invars), (*consts, *args)))
         for equation in jaxpr.eqns:
@@ -177,20 +174,23 @@ class _Walk:
             for atom in jaxpr.outvars
         ]
 
-    def equation(self, equation: Any, values: list[_Origins]) -> list[_Origins]:
+    def equation(self, equation: Any, values: list[Origins]) -> list[Origins]:
         """Returns the origins of the results of one equation."""
         name, params = equation.primitive.name, equation.params
         results = len(equation.outvars)
         if name == "name" and str(params["name"]).startswith(_MARK):
             return [self.mark(equation, values[0])]
+        if name == "name":
+            behind = self.passages.marked(str(params["name"]), values[0])
+            return values if behind is None else [behind]
         if name == "scan":
             return self.scan(equation, values)
         if name == "while":
             return self.loop(params, values)
         if name == "cond":
             branches = [self.inside(b, values[1:]) for b in params["branches"]]
-            found = [_either(found, name) for found in zip(*branches)]
-            return [_chosen(origins, values[0]) for origins in found]
+            found = [either(found, name) for found in zip(*branches)]
+            return [chosen(origins, values[0]) for origins in found]
         if name == "stop_gradient":
             self.stopped[equation.outvars[0]] = equation.invars[0]
         if name == "select_n" and self.same(equation.invars[1:]):
@@ -198,18 +198,20 @@ class _Walk:
         inner = inner_jaxpr(params)
         if inner is not None and len(inner.invars) == len(values):
             return self.inside(inner, values)
-        together: _Origins = frozenset().union(*values)
+        together: Origins = frozenset().union(*values)
         if not together:
             return [together] * results
         if name in _PRODUCTS:
-            self.product(name, values)
-            return [together & {_INPUT}] * results
+            through = self.product(name, values)
+            return [together & {INPUT} | through] * results
+        if collects(name, together) and results == len(values):
+            return values
         if name in _SAME and results == len(values) and not casts_to(equation):
             return values
         if self.moves(equation, values):
             # Where a slice begins is no part of it.
             return [together if name == "concatenate" else values[0]] * results
-        return [_changed(together, name)] * results
+        return [changed(together, name)] * results
 
     def same(self, cases: Sequence[Any]) -> bool:
         """Whether a choice is between a value and itself.
@@ -221,17 +223,17 @@ class _Walk:
         found = {self.stopped.get(atom, atom) for atom in values}
         return len(values) == len(cases) and len(found) == 1
 
-    def inside(self, inner: Any, values: list[_Origins]) -> list[_Origins]:
+    def inside(self, inner: Any, values: list[Origins]) -> list[Origins]:
         inner = getattr(inner, "jaxpr", inner)
         return self.jaxpr(inner, [frozenset()] * len(inner.constvars), values)
 
-    def mark(self, equation: Any, origins: _Origins) -> _Origins:
+    def mark(self, equation: Any, origins: Origins) -> Origins:
         """An array that a layer multiplies by: is it the stored one?"""
         number = int(str(equation.params["name"]).removeprefix(_MARK))
         if number not in self.paths:  # of a walk around, or of no parameter
             return origins
         path, shape = self.paths[number], tuple(equation.outvars[0].aval.shape)
-        stored, weights = self.shapes[path], origins - {_INPUT}
+        stored, weights = self.shapes[path], origins - {INPUT, *passages(origins)}
         changes = {o.by for o in weights if o.source == path}
         others = sorted(str(o.source) for o in weights if o.source != path)
         by = max(changes, default="") or "join"
@@ -241,7 +243,7 @@ class _Walk:
         if not changes:
             from_others = f"it multiplies by what comes from {', '.join(others)}"
             self.found.setdefault(path, from_others if others else _LOST)
-        elif _INPUT in origins:
+        elif INPUT in origins:
             self.found.setdefault(path, _GIVEN)
         elif by == "transpose" and stacked:
             why += ", as where layers are stacked on another axis than 0"
@@ -252,32 +254,37 @@ class _Walk:
             self.derived.setdefault(path, why)
         else:
             self.plain.add(path)
-        return frozenset({_Origin(number)})
+        return frozenset({Origin(number)})
 
-    def product(self, name: str, values: list[_Origins]) -> None:
-        if name != "gather" and any(_INPUT in value for value in values):
-            weights = [value for value in values if _INPUT not in value]
-            self.around |= {str(o.source) for o in _stored(weights)}
+    def product(self, name: str, values: list[Origins]) -> Origins:
+        """Returns the passages of the result of a product."""
+        if name != "gather" and any(INPUT in value for value in values):
+            weights = [value for value in values if INPUT not in value]
+            self.around |= {str(o.source) for o in parameters(weights)}
+        found = set()
         for origin in frozenset().union(*values):
             if not isinstance(origin.source, int):
                 continue
             self.used.add(origin.source)
+            path = self.paths[origin.source]
+            found.add(path)
             if origin.by:
-                path = self.paths[origin.source]
                 self.found.setdefault(
                     path, f"the operation {origin.by!r} stands between the two"
                 )
+        return self.passages.product(name, values, found)
 
-    def moves(self, equation: Any, values: list[_Origins]) -> bool:
+    def moves(self, equation: Any, values: list[Origins]) -> bool:
         """Whether an operation takes entries of a stack, or moves what a layer has."""
         name, params = equation.primitive.name, equation.params
         marked = all(isinstance(o.source, int) for value in values for o in value)
+        inside = [bool(passages(value)) for value in values]
         if name == "concatenate":
-            return marked and all(values)
-        if name not in _MOVES:
+            return (marked and all(values)) or all(inside)
+        if name not in _MOVES or any(inside[1:]):  # an input says where it begins
             return False
-        if marked:
-            return True
+        if marked or inside[0] or name == "split":
+            return marked or inside[0]
         old = tuple(equation.invars[0].aval.shape)
         new = tuple(equation.outvars[0].aval.shape)
         if name == "transpose":
@@ -293,50 +300,27 @@ class _Walk:
         cut = [axis for axis in range(len(old)) if old[axis] != new[axis]]
         return all(new[axis] == 1 for axis in range(max(cut, default=0)))
 
-    def scan(self, equation: Any, values: list[_Origins]) -> list[_Origins]:
+    def scan(self, equation: Any, values: list[Origins]) -> list[Origins]:
         inner = inner_jaxpr(equation.params)
         consts, carries = scan_parts(equation, inner)
         fixed, carry = values[:consts], values[consts : consts + carries]
         scanned = values[consts + carries :]
         while True:
             found = self.inside(inner, [*fixed, *carry, *scanned])
-            grown = [_either(pair, "scan") for pair in zip(carry, found)]
+            grown = [either(pair, "scan") for pair in zip(carry, found)]
             if grown == carry:
                 return [*carry, *found[carries:]]
             carry = grown
 
-    def loop(self, params: Any, values: list[_Origins]) -> list[_Origins]:
+    def loop(self, params: Any, values: list[Origins]) -> list[Origins]:
         of_condition, of_body = params["cond_nconsts"], params["body_nconsts"]
         fixed = values[of_condition : of_condition + of_body]
         carry = values[of_condition + of_body :]
         while True:
             found = self.inside(params["body_jaxpr"], [*fixed, *carry])
-            grown = [_either(pair, "while") for pair in zip(carry, found)]
+            grown = [either(pair, "while") for pair in zip(carry, found)]
             if grown == carry:
                 given = [*values[:of_condition], *carry]
                 (goes_on,) = self.inside(params["cond_jaxpr"], given)
-                return [_chosen(origins, goes_on) for origins in carry]
+                return [chosen(origins, goes_on) for origins in carry]
             carry = grown
-
-
-def _stored(values: Sequence[_Origins]) -> list[_Origin]:
-    return [o for value in values for o in value if isinstance(o.source, str)]
-
-
-def _changed(origins: _Origins, by: str) -> _Origins:
-    return frozenset(
-        o if o.by or o == _INPUT else _Origin(o.source, by) for o in origins
-    )
-
-
-def _chosen(origins: _Origins, by: _Origins) -> _Origins:
-    """Returns the origins of a changed value that another one has chosen."""
-    changed = any(origin.by for origin in origins)
-    return origins | (by & {_INPUT}) if changed else origins
-
-
-def _either(found: Sequence[_Origins], name: str) -> _Origins:
-    """Returns the origins of a value that is one of several."""
-    if len(set(found)) == 1:
-        return found[0]
-    return _changed(frozenset().union(*found), name)

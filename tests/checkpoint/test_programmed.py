@@ -10,7 +10,7 @@ import pytest
 from flax import linen as nn
 
 import hwtrain as hw
-from hwtrain.checkpoint import HardwareCheckpointError, verify
+from hwtrain.checkpoint import HardwareCheckpointError, crossbars, reads, verify
 from hwtrain.evaluate import population
 from hwtrain.hardware import GlobalDriftCompensation, PerColumnDriftCompensation
 from hwtrain.physics.random import draw_key
@@ -166,6 +166,37 @@ def test_exporting_again_gives_the_same_bytes(case, tmp_path):
     )
     for file in path.rglob("*.*"):
         assert file.read_bytes() == (again / file.relative_to(path)).read_bytes()
+
+
+@pytest.mark.parametrize("noise", [True, False])
+def test_weights_of_one_shape_share_a_compilation_but_no_draw(tmp_path, noise):
+    """Each layer has the hardware of the one before, and a name of its own."""
+    chip = dataclasses.replace(
+        CHIPS["pcm"],
+        forward=hw.IOParameters(
+            inp_bits=6, out_bits=6, out_bound=10.0, v_offset_std=0.02
+        ),
+        input_range=hw.InputRangeParameter(),
+        drift_compensation=GlobalDriftCompensation(),
+    )
+    model = nn.Sequential([nn.Dense(10) for _ in range(3)])
+    analog = hw.analogize(model, chip)
+    params = jax.jit(analog.init)(jax.random.key(0), X)["params"]
+    layers = dict.fromkeys(params, params["layers_0"])  # of the same values
+    plan = hw.plan(analog, layers, X)
+    for compiled in (crossbars._programmed, reads._kernel_at):
+        compiled.clear_cache()
+    checkpoint = hw.load(hw.export(tmp_path / "m", layers, plan, chip_seed=3))
+    key = jax.random.key(7) if noise else None
+    found = checkpoint.chip(3, t_s=DAY, key=key)
+    assert crossbars._programmed._cache_size() == reads._kernel_at._cache_size() == 1
+    programmed = hw.program_chip(layers, plan, hw.chip_key(3))
+    expected = jax.jit(programmed.at)(DAY, key)
+    for path in layers:
+        kernel = found[path]["kernel"]
+        np.testing.assert_allclose(kernel, expected[path]["kernel"], atol=1e-6)
+        others = (found[other]["kernel"] for other in layers if other != path)
+        assert all((kernel != other).mean() > 0.9 for other in others)
 
 
 def test_a_time_that_nothing_would_feel_is_an_error(tmp_path, case):

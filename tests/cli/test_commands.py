@@ -124,8 +124,8 @@ def test_inspect_shows_a_chip_as_it_was_programmed(tmp_path, hwtrain):
 
 
 def test_verify_prints_a_certificate(exported, tmp_path, hwtrain):
-    status, said, _ = hwtrain("verify", exported)
-    assert status == 0
+    status, said, table = hwtrain("verify", exported)
+    assert status == 0 and "1e-06 is allowed" in table
     assert json.loads(said) == checkpoint.verify(exported)
     assert json.loads(said)["passed"] is True
     damaged = tmp_path / "damaged"
@@ -137,6 +137,15 @@ def test_verify_prints_a_certificate(exported, tmp_path, hwtrain):
     assert json.loads(said)["passed"] is False
     assert "chips/0001/0002.safetensors is damaged" in json.loads(said)["error"]
     assert error.count("\n") == 1
+
+
+def test_verify_shows_its_table_on_a_terminal(exported, monkeypatch, hwtrain):
+    monkeypatch.setattr("hwtrain.cli.verify.on_terminal", lambda: True)
+    status, said, error = hwtrain("verify", exported)
+    assert status == 0 and not error
+    text, _, table = said.partition("\n}\n")
+    assert json.loads(text + "}") == checkpoint.verify(exported)
+    assert "1e-06 is allowed" in table and "hidden_0/kernel" in table
 
 
 @pytest.mark.parametrize("target", sorted(ADAPTERS))

@@ -51,6 +51,22 @@ def test_every_method_is_taken(method):
     assert make_parser().parse_args(words).method == method
 
 
+@pytest.mark.parametrize(
+    "words", [["0", "3.15e7", "1"], ["0,3.15e7,1"], ["0,3.15e7", "1"]]
+)
+def test_times_are_words_or_have_commas(words):
+    options = make_parser().parse_args(["evaluate", "run", "--times", *words])
+    assert options.times == [0.0, 3.15e7, 1.0]
+
+
+@pytest.mark.parametrize("words", [["1h"], ["0,"], ["0;1"]])
+def test_what_is_no_time_says_how_times_are_written(words, capsys):
+    with pytest.raises(SystemExit):
+        make_parser().parse_args(["evaluate", "run", "--times", *words])
+    said = f"expected seconds, such as 0 3600 or 0,3600, got {words[-1]!r}"
+    assert said in capsys.readouterr().err
+
+
 def test_no_other_adapter_or_method_is_taken(capsys):
     for words in (["convert", "c", "--to", "x"], ["calibrate", "a", "b", "--method=x"]):
         with pytest.raises(SystemExit):

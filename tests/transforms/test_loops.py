@@ -151,7 +151,12 @@ def test_noise_does_not_depend_on_values():
 def test_without_compilation():
     with jax.disable_jit():
         y = loops.as_root(lambda: rows(steps(noisy), LOOPS["fori_loop"]()))
+        first, *others = loops.as_root(lambda: steps(noisy))
     assert differ(y)
+    # As the page of randomness says: each step is a call more.
+    compiled, *later = run(lambda: steps(noisy))
+    np.testing.assert_array_equal(first, compiled)
+    assert differ(jnp.stack([*others, *later]))
 
 
 def two_loops(wrap):

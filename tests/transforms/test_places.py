@@ -379,7 +379,7 @@ def test_a_product_of_the_users_may_call_a_noisy_layer(wrap):
     class Adapted(nn.Module):
         @nn.compact
         def __call__(self, x):
-            hook = nn.Dense(WIDTH, name="hook")
+            hook = nn.Dense(WIDTH, use_bias=False, name="hook")  # linear
             kept = wrap(lambda a: hook(a))
 
             def product(a, b, numbers, **options):
@@ -395,7 +395,7 @@ def test_a_product_of_the_users_may_call_a_noisy_layer(wrap):
     quiet = drawn(inp_noise=1e-7)
     rules = [hw.Rule("hook", OUT), hw.Rule("layer", quiet)]
     plain = jax.jit(nn.Dense(WIDTH).init)(jax.random.key(0), inputs())["params"]
-    params = {"hook": plain, "layer": plain}
+    params = {"hook": {"kernel": plain["kernel"]}, "layer": plain}
     model = hw.analogize(Adapted(), rules)
     apply = jax.jit(model.apply)  # without: `test_loops.py`
     y = np.asarray(apply({"params": params}, inputs(), rngs={"mismatch": KEY})).round(4)

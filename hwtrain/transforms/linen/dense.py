@@ -10,6 +10,7 @@ from flax import linen as nn
 from hwtrain.plan import AnalogWeight
 from hwtrain.transforms.layer import Layer, calls_as, dense_layer
 from hwtrain.transforms.linen.fields import replaced_fields
+from hwtrain.transforms.own_products import watched_product
 from hwtrain.transforms.signal_side import analog_dot_general
 
 CLASSES = (nn.Dense, nn.DenseGeneral)
@@ -59,14 +60,10 @@ def watched(
     cls = module.dot_general_cls
     before = module.dot_general or jax.lax.dot_general
 
-    def through(dot_general):
-        def product(x, w, *numbers, **options):
-            return dot_general(x, marked("kernel", w), *numbers, **options)
-
-        return product
-
-    made = None if cls is None else lambda: through(cls())
-    with replaced_fields(module, dot_general=through(before), dot_general_cls=made):
+    made = None if cls is None else lambda: watched_product(cls(), marked)
+    with replaced_fields(
+        module, dot_general=watched_product(before, marked), dot_general_cls=made
+    ):
         return next_function(*args, **kwargs)
 
 

@@ -245,5 +245,9 @@ def _followed(layer: Layer, found: Provenance, named: str | None) -> Layer:
     derived = tuple((leaf, named or why) for leaf, why in of(found.derived))
     around = tuple(leaf for leaf, path in paths_of.items() if path in found.around)
     return dataclasses.replace(
-        layer, derived=derived, lost=of(found.lost), around=around
+        layer,
+        derived=derived,
+        lost=of(found.lost),
+        around=around,
+        nonlinear=of(found.nonlinear),
     )

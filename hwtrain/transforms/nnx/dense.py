@@ -9,6 +9,7 @@ from flax import nnx
 from hwtrain.plan import AnalogWeight
 from hwtrain.transforms.layer import Layer, calls_as, dense_layer
 from hwtrain.transforms.nnx.stand_in import stand_in
+from hwtrain.transforms.own_products import watched_product
 from hwtrain.transforms.signal_side import analog_dot_general
 
 CLASSES = (nnx.LoRALinear, nnx.Linear, nnx.LinearGeneral)
@@ -41,14 +42,10 @@ def watched(
     cls = getattr(layer, "dot_general_cls", None)
     before = layer.dot_general or jax.lax.dot_general
 
-    def through(dot_general):
-        def product(x, w, *numbers, **options):
-            return dot_general(x, marked("kernel", w), *numbers, **options)
-
-        return product
-
-    made = None if cls is None else lambda: through(cls())
-    copy = stand_in(layer, base, dot_general=through(before), dot_general_cls=made)
+    made = None if cls is None else lambda: watched_product(cls(), marked)
+    copy = stand_in(
+        layer, base, dot_general=watched_product(before, marked), dot_general_cls=made
+    )
     return getattr(copy, method)
 
 

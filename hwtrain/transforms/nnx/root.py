@@ -44,6 +44,7 @@ from hwtrain.transforms.planning import (
     check_derived,
     lost_weight,
     make_plan,
+    nonlinear_product,
     on_hardware,
     real,
 )
@@ -291,6 +292,9 @@ def _followed(root: Any, plan: Plan, method: str, args: tuple, kwargs: dict) -> 
         layer = path.rpartition("/")[0]
         if path in found.lost:
             raise lost_weight(path, layer, found.lost[path], weight.rule)
+        if path in found.nonlinear:
+            why = found.nonlinear[path]
+            raise nonlinear_product(path, layer, why, weight.rule)
         if path in found.around:
             check_around(weight)
         why = weight.derived or found.derived.get(path, "")
