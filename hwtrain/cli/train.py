@@ -12,8 +12,8 @@ from hwtrain.training import folder
 from hwtrain.training.checkpoints import DamagedCheckpointError
 from hwtrain.training.comparison import stop_if_asked
 from hwtrain.training.divergence import DivergedError
+from hwtrain.training.entries import EntryError
 from hwtrain.training.reading import located
-from hwtrain.training.source import EntryError
 
 
 def main(options: argparse.Namespace) -> int:

@@ -8,6 +8,7 @@ names the field.
 import dataclasses
 import json
 from collections.abc import Iterable
+from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
 from pydantic import (
@@ -153,7 +154,9 @@ def _default(field: dataclasses.Field[Any]) -> Any:
     return default.default if isinstance(default, FieldInfo) else default
 
 
-def from_dict(kind: type[T], data: dict[str, Any]) -> T:
+def from_dict(
+    kind: type[T], data: dict[str, Any], *, folder: str | Path | None = None
+) -> T:
     """Builds a configuration from plain data, as TOML and JSON give it.
 
     >>> from hwtrain.hardware import Hardware
@@ -163,10 +166,13 @@ def from_dict(kind: type[T], data: dict[str, Any]) -> T:
     Args:
       kind: the configuration's class.
       data: its fields, nested.
+      folder: the folder that `file.py:Class` is relative to, where a part of the user's
+        is named so; `None` runs no code to find one.
 
     Raises:
       pydantic.ValidationError: (a `ValueError`) for an unknown field, a wrong type or
         an impossible value; it names the field, what was expected and what came.
     """
     # By way of JSON, because strict validation takes a list for a tuple only there.
-    return TypeAdapter(kind).validate_json(json.dumps(data))
+    context = {"folder": folder}
+    return TypeAdapter(kind).validate_json(json.dumps(data), context=context)

@@ -2,12 +2,13 @@
 
 from typing import Annotated, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import Field, WrapSerializer, model_validator
 from pydantic.dataclasses import dataclass
 
 import hwtrain.periphery._stages  # noqa: F401 gives stages their order
 from hwtrain._parts.part import Part
 from hwtrain._parts.registry import ordered
+from hwtrain._parts.slot import Slot
 from hwtrain.hardware.configuration import (
     CONFIG,
     Deviation,
@@ -151,6 +152,13 @@ class IOParameters:
     """Weight of a device that is off, the reference in reading at an offset voltage or
     through `r_series`."""
 
+    stages: Annotated[
+        tuple[Annotated[Part, Slot("stage")], ...],
+        WrapSerializer(lambda stages, write: write(stages) or None),
+    ] = ()
+    """What else stands around the tile: stages that are no field of this class, such as
+    a user's. Their places are those they were registered at."""
+
     @property
     def draws(self) -> bool:
         """Whether anything is drawn at a read."""
@@ -160,13 +168,15 @@ class IOParameters:
     def noisy(self) -> bool:
         """Whether noise is drawn that can be weaker or stronger."""
         noise = (self.inp_noise, self.out_noise, self.w_noise)
-        return any(value > 0 for value in noise) or self.frozen
+        noisy = any(value > 0 for value in noise) or self.frozen
+        return noisy or any(stage.draws == "read" for stage in self.stages)
 
     @property
     def frozen(self) -> bool:
         """Whether chips differ: drawn once for each chip, and in training each step."""
         spreads = (self.out_noise_std, self.out_nonlinearity_std, self.v_offset_std)
-        return any(spread > 0 for spread in spreads)
+        frozen = any(spread > 0 for spread in spreads)
+        return frozen or any(stage.draws == "chip" for stage in self.stages)
 
     @property
     def dac(self) -> Dac:
@@ -220,7 +230,8 @@ class IOParameters:
             )
         if self.ir_drop > 0:
             found.append(IrDrop(strength=self.ir_drop, g_ratio=self.ir_drop_g_ratio))
-        return ordered("stage", [part for part in found if part is not None])
+        given = [part for part in found if part is not None]
+        return ordered("stage", [*given, *self.stages])
 
     @property
     def _management(self) -> Management | None:

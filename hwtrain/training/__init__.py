@@ -1,5 +1,6 @@
 """Train step, loop and main job that the recipes share."""
 
+from hwtrain._parts.source import resolve as resolve
 from hwtrain.training.comparison import accuracy as accuracy
 from hwtrain.training.comparison import compare as compare
 from hwtrain.training.config import Config as Config
@@ -23,4 +24,3 @@ from hwtrain.training.reading import read_config as read_config
 from hwtrain.training.report import Accuracies as Accuracies
 from hwtrain.training.robustness import contest as contest
 from hwtrain.training.robustness import prepare_contest as prepare_contest
-from hwtrain.training.source import resolve as resolve

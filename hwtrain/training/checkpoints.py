@@ -16,10 +16,10 @@ import optax
 import orbax.checkpoint as ocp
 
 from hwtrain import paths
+from hwtrain._parts.source import reason
 from hwtrain.disk import RESUME, writing
 from hwtrain.training.functional import Params
 from hwtrain.training.loop import TrainState
-from hwtrain.training.source import reason
 
 
 class DamagedCheckpointError(ValueError):

@@ -17,6 +17,7 @@ from hwtrain.physics.fast_random import fast_prng
 from hwtrain.training import checkpoints, report
 from hwtrain.training.config import Config, TrainingParameter
 from hwtrain.training.divergence import diverged
+from hwtrain.training.entries import EntryError
 from hwtrain.training.folder import write_json
 from hwtrain.training.functional import Params
 from hwtrain.training.loop import (
@@ -31,7 +32,6 @@ from hwtrain.training.loop import (
 from hwtrain.training.preparation import Preparation, chip_hardware, with_effective
 from hwtrain.training.progress import show_progress
 from hwtrain.training.report import HARDWARE_AWARE, PLAIN, Accuracies
-from hwtrain.training.source import EntryError
 from hwtrain.training_noise import quiet_training
 from hwtrain.version import __version__
 

@@ -8,7 +8,7 @@ import jax
 from jax.typing import ArrayLike
 
 from hwtrain.physics.random import fold_in, stable_hash
-from hwtrain.training.source import EntryError
+from hwtrain.training.entries import EntryError
 
 Params = Any
 

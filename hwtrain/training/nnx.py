@@ -12,8 +12,8 @@ from hwtrain import paths
 from hwtrain.checkpoint import Graph, trace_graph
 from hwtrain.hardware import Hardware
 from hwtrain.plan import Plan
+from hwtrain.training.entries import EntryError
 from hwtrain.training.functional import Functional, Params, check_call, stream_key
-from hwtrain.training.source import EntryError
 from hwtrain.transforms import (
     adopt,
     analogize,

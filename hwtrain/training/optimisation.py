@@ -10,10 +10,11 @@ import numpy as np
 import optax
 
 from hwtrain import objectives, optim
+from hwtrain._parts.source import reason, resolve
 from hwtrain.chips import chip_key
 from hwtrain.plan import Plan
 from hwtrain.training.config import TrainingParameter
-from hwtrain.training.source import EntryError, named, reason, resolve
+from hwtrain.training.entries import EntryError, named
 
 _ALL = ".*"
 _LOOKED_AT = 10_000

@@ -14,6 +14,7 @@ import numpy as np
 import optax
 
 from hwtrain import conductances, paths
+from hwtrain._parts.source import reason, resolve
 from hwtrain.checkpoint import Graph
 from hwtrain.checkpoint.contents import Contents
 from hwtrain.chips import chip_key
@@ -23,6 +24,7 @@ from hwtrain.plan import AnalogWeight, Plan
 from hwtrain.programming import keys_of_chip, program_weight
 from hwtrain.training import linen, nnx
 from hwtrain.training.config import Config, TrainingParameter
+from hwtrain.training.entries import EntryError, named
 from hwtrain.training.functional import Functional, Params
 from hwtrain.training.loop import Split, Step, cross_entropy, init_state, make_step
 from hwtrain.training.mismatch_config import MismatchConfig
@@ -34,7 +36,6 @@ from hwtrain.training.optimisation import (
     robust_loss,
 )
 from hwtrain.training.report import require_matplotlib
-from hwtrain.training.source import EntryError, named, reason, resolve
 from hwtrain.transforms import materialize, noise_strength
 
 

@@ -15,8 +15,8 @@ import pydantic
 
 from hwtrain.hardware import from_dict
 from hwtrain.training.config import Config
+from hwtrain.training.entries import EntryError
 from hwtrain.training.mismatch_config import MismatchConfig, kind_of
-from hwtrain.training.source import EntryError
 
 _EXPECTED = {
     "string_pattern_mismatch": '"path/to/file.py:function" or "module:function"',

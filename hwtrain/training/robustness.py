@@ -20,6 +20,7 @@ from hwtrain.mismatch.generator import sigma_rule_in_words
 from hwtrain.plan import Plan
 from hwtrain.training import report
 from hwtrain.training.comparison import accuracy, stop_if_asked, train_seed
+from hwtrain.training.entries import EntryError, named
 from hwtrain.training.folder import write_json
 from hwtrain.training.functional import Functional, Params
 from hwtrain.training.loop import (
@@ -35,7 +36,6 @@ from hwtrain.training.mismatch_config import MismatchConfig
 from hwtrain.training.optimisation import base_optimizer, learning_rate
 from hwtrain.training.preparation import build_plain, check_step, load_data
 from hwtrain.training.report import PLAIN, WITH_MISMATCH, Accuracies
-from hwtrain.training.source import EntryError, named
 from hwtrain.version import __version__
 
 

@@ -11,13 +11,13 @@ from hwtrain import evaluate
 from hwtrain.training import checkpoints
 from hwtrain.training.comparison import accuracy, batches
 from hwtrain.training.config import Config
+from hwtrain.training.entries import EntryError
 from hwtrain.training.folder import CONFIG_FILE, read_run
 from hwtrain.training.functional import Params
 from hwtrain.training.loop import init_state
 from hwtrain.training.preparation import Preparation, prepare
 from hwtrain.training.reading import located
 from hwtrain.training.report import HARDWARE_AWARE
-from hwtrain.training.source import EntryError
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -17,9 +17,9 @@ from hwtrain.training.config import (
     EvaluationParameter,
     TrainingParameter,
 )
+from hwtrain.training.entries import EntryError
 from hwtrain.training.preparation import chip_hardware, prepare
 from hwtrain.training.report import HARDWARE_AWARE, PLAIN
-from hwtrain.training.source import EntryError
 
 RECIPE = """
 import numpy as np

@@ -10,6 +10,7 @@ import optax
 import pytest
 
 from hwtrain import optim
+from hwtrain._parts.source import resolve
 from hwtrain.evaluate import population
 from hwtrain.hardware import (
     Hardware,
@@ -27,7 +28,6 @@ from hwtrain.training.loop import (
     make_step,
     run_steps,
 )
-from hwtrain.training.source import resolve
 
 RECIPES = Path(__file__).parents[2] / "recipes"
 HARDWARE = Hardware(

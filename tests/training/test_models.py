@@ -8,7 +8,7 @@ from flax import nnx as flax_nnx
 
 import hwtrain as hw
 from hwtrain.training import linen, nnx
-from hwtrain.training.source import EntryError, named
+from hwtrain.training.entries import EntryError, named
 
 X = np.ones((4, 6), np.float32)
 

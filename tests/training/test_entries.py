@@ -1,4 +1,4 @@
-"""Tests of hwtrain.training.source."""
+"""Tests of hwtrain.training.entries."""
 
 import pytest
 

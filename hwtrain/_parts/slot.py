@@ -1,0 +1,119 @@
+"""Fields of configurations that hold parts, those of users among them."""
+
+import dataclasses
+import functools
+import importlib.metadata
+import json
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from pydantic import GetCoreSchemaHandler, GetJsonSchemaHandler, TypeAdapter
+from pydantic_core import core_schema
+
+from hwtrain._parts import registry
+from hwtrain._parts.part import Part
+from hwtrain._parts.source import resolve
+
+_ABOUT = ("type", "of", "version")
+"""What stands beside the fields of a part."""
+
+ENTRY_POINTS = "hwtrain.parts"
+"""The group of entry points by which an installed package makes its parts known."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Slot:
+    """Makes pydantic take any registered part of a kind for a field.
+
+    In data a part is a mapping: its name is `type`, its fields stand beside it. A part
+    that is not built in is written with its class, as `of`, and the `version` of its
+    package, so that a reader knows what to import. A `type` may also be `file.py:Class`
+    or `module:Class` where the reader says that code may be run: by the context
+    `{"folder": ...}`, which relative paths are relative to.
+
+    Attributes:
+      kind: the kind.
+    """
+
+    kind: str
+
+    def __get_pydantic_core_schema__(self, source: Any, handler: GetCoreSchemaHandler):
+        return core_schema.with_info_plain_validator_function(
+            self._validate,
+            serialization=core_schema.plain_serializer_function_ser_schema(to_data),
+        )
+
+    def __get_pydantic_json_schema__(self, schema: Any, handler: GetJsonSchemaHandler):
+        return {
+            "type": "object",
+            "required": ["type"],
+            "properties": {"type": {"type": "string"}},
+        }
+
+    def _validate(self, value: Any, info: core_schema.ValidationInfo) -> Part:
+        if isinstance(value, Part):
+            registry.name_of(self.kind, type(value))
+            return value
+        if not isinstance(value, Mapping) or not isinstance(value.get("type"), str):
+            raise ValueError(
+                f"expected a {self.kind}, or a mapping with its `type` and its fields; "
+                f"got {value!r}"
+            )
+        part = self._named(value, (info.context or {}).get("folder"))
+        fields = {name: field for name, field in value.items() if name not in _ABOUT}
+        if info.mode == "json":  # where strict validation takes a list for a tuple
+            return TypeAdapter(part).validate_json(json.dumps(fields))
+        return TypeAdapter(part).validate_python(fields)
+
+    def _named(self, value: Mapping[str, Any], folder: str | Path | None) -> type[Part]:
+        name, known = value["type"], registry.names(self.kind)
+        if name not in known and folder is not None:
+            if ":" in name:
+                part: Any = resolve(name, folder)
+                registry.name_of(self.kind, part)
+                return part
+            for point in importlib.metadata.entry_points(group=ENTRY_POINTS):
+                point.load()
+        if name not in registry.names(self.kind) and value.get("of"):
+            version = f" {value['version']}" if value.get("version") else ""
+            raise ValueError(
+                f"the {self.kind} {name!r} is {value['of']}{version}, which is not "
+                "imported: import what registers it first"
+            )
+        part = registry.named(self.kind, name)
+        if value.get("of", home(part)) != home(part):
+            raise ValueError(
+                f"the {self.kind} {name!r} is {home(part)} here, and {value['of']} "
+                "where this was written"
+            )
+        return part
+
+
+def to_data(part: Part) -> dict[str, Any]:
+    """Returns a part as plain data: its name, where it comes from, and its fields."""
+    kind = type(part)
+    about = {"type": part.name}
+    if home(kind):
+        about["of"] = home(kind)
+        version = _version(kind.__module__)
+        about |= {"version": version} if version else {}
+    return {**about, **TypeAdapter(kind).dump_python(part, mode="json")}
+
+
+def home(part: type) -> str:
+    """Returns where a part's class lies, `module:Class`; empty for one built in."""
+    if part.__module__.startswith("hwtrain."):
+        return ""
+    file = Path(getattr(sys.modules.get(part.__module__), "__file__", None) or "")
+    if part.__module__.startswith("hwtrain_recipe_") or part.__module__ == "__main__":
+        return f"{file.name or '__main__'}:{part.__qualname__}"
+    return f"{part.__module__}:{part.__qualname__}"
+
+
+@functools.cache
+def _version(module: str) -> str | None:
+    """Returns the version of the package that a module lies in, if one is installed."""
+    names = importlib.metadata.packages_distributions().get(module.partition(".")[0])
+    return importlib.metadata.version(names[0]) if names else None
