@@ -22,12 +22,15 @@ if _typing.TYPE_CHECKING:
     from hwtrain.chips import apply_mismatch as apply_mismatch
     from hwtrain.chips import chip_key as chip_key
     from hwtrain.evaluate import assert_active as assert_active
+    from hwtrain.hardware import ConductanceConverter as ConductanceConverter
     from hwtrain.hardware import (
         CustomDriftPCMLikeNoiseModel as CustomDriftPCMLikeNoiseModel,
     )
     from hwtrain.hardware import (
         CustomPairConductanceConverter as CustomPairConductanceConverter,
     )
+    from hwtrain.hardware import DriftCompensation as DriftCompensation
+    from hwtrain.hardware import DriftingNoiseModel as DriftingNoiseModel
     from hwtrain.hardware import DriftParameter as DriftParameter
     from hwtrain.hardware import (
         DualPairConductanceConverter as DualPairConductanceConverter,
@@ -43,7 +46,9 @@ if _typing.TYPE_CHECKING:
     from hwtrain.hardware import MappingParameter as MappingParameter
     from hwtrain.hardware import MeasuredNoiseModel as MeasuredNoiseModel
     from hwtrain.hardware import MismatchParameter as MismatchParameter
+    from hwtrain.hardware import NoiseModel as NoiseModel
     from hwtrain.hardware import NPairConductanceConverter as NPairConductanceConverter
+    from hwtrain.hardware import Part as Part
     from hwtrain.hardware import PCMLikeNoiseModel as PCMLikeNoiseModel
     from hwtrain.hardware import (
         PerColumnDriftCompensation as PerColumnDriftCompensation,
@@ -62,9 +67,11 @@ if _typing.TYPE_CHECKING:
     )
     from hwtrain.hardware import StuckParameter as StuckParameter
     from hwtrain.hardware import WeightClipParameter as WeightClipParameter
+    from hwtrain.hardware import WeightModifier as WeightModifier
     from hwtrain.hardware import WeightModifierParameter as WeightModifierParameter
     from hwtrain.hardware import WeightRemapParameter as WeightRemapParameter
     from hwtrain.hardware import presets as presets
+    from hwtrain.hardware import register as register
     from hwtrain.mismatch import SpatialCorrelation as SpatialCorrelation
     from hwtrain.mismatch import (
         dynamic_mismatch_prototype as dynamic_mismatch_prototype,
@@ -111,6 +118,13 @@ else:
             "DualPairConductanceConverter",
             "GlobalDriftCompensation",
             "GlobalDriftCompensationWithExactReference",
+            "ConductanceConverter",
+            "DriftCompensation",
+            "DriftingNoiseModel",
+            "NoiseModel",
+            "Part",
+            "WeightModifier",
+            "register",
             "Hardware",
             "HermesNoiseModel",
             "InputRangeParameter",

@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import inspect
 import math
 import tomllib
 import types
@@ -55,7 +56,7 @@ def fields(kind, where=()):
     for field in dataclasses.fields(kind):
         hint, inner = hints[field.name], []
         for member in members(hint):
-            if dataclasses.is_dataclass(member):
+            if dataclasses.is_dataclass(member) and not inspect.isabstract(member):
                 inner.append(member)
         for member in inner:
             tag = typing.get_type_hints(member).get("type")

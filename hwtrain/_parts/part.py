@@ -1,19 +1,25 @@
 """One thing that a chip does: its configuration, its equation, its row in tables."""
 
+import abc
 from collections.abc import Callable
-from typing import Any, ClassVar, Literal, dataclass_transform
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, dataclass_transform
 
 import jax
 from pydantic import ConfigDict
 from pydantic.dataclasses import dataclass
 
+from hwtrain._parts.meanings import add_meanings
+
 Draws = Literal["none", "step", "chip", "read"]
 
-CONFIG = ConfigDict(strict=True, extra="forbid", allow_inf_nan=False)
+CONFIG = ConfigDict(
+    strict=True, extra="forbid", allow_inf_nan=False, json_schema_extra=add_meanings
+)
+"""How configurations are checked."""
 
 
 @dataclass_transform(frozen_default=True, kw_only_default=True)
-class Part:
+class Part(abc.ABC):  # noqa: B024 some kinds have what they must do
     """One thing that a chip does. Its fields are its configuration.
 
     A subclass is a frozen dataclass with keyword-only fields, checked by pydantic when
@@ -28,9 +34,9 @@ class Part:
     'leak 0.2'
     """
 
-    draws: ClassVar[Draws] = "none"
-    """What it draws: nothing, anew at each training step, once for each chip, or at
-    each read."""
+    draws: ClassVar[Draws | tuple[Draws, ...]] = "none"
+    """What it draws: nothing, anew at each training step, once for each chip, at each
+    read, or several of these."""
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
@@ -45,10 +51,21 @@ class Part:
         """Whether it may, with these fields; `whole` unless it depends on them."""
         return self.whole
 
-    @property
-    def name(self) -> str:
+    if TYPE_CHECKING:
+        type: Any = ""
         """The name that it is registered by, or that of its class."""
-        return getattr(type(self), "_registered", ("", type(self).__name__))[1]
+    else:
+
+        @property
+        def type(self):
+            """The name that it is registered by, or that of its class."""
+            kind = self.__class__
+            return getattr(kind, "_registered", ("", kind.__name__))[1]
+
+    @classmethod
+    def draws_at(cls, when: Draws) -> bool:
+        """Whether it draws then."""
+        return when == cls.draws or when in cls.draws
 
     def around(self, inner: Callable[..., jax.Array], x: jax.Array, ctx: Any) -> Any:
         """Returns the outputs of a tile, with what lies further in between them."""
@@ -56,4 +73,4 @@ class Part:
 
     def describe(self) -> str:
         """Returns its row in `inspect`; an empty text leaves it out."""
-        return self.name
+        return self.type

@@ -1,5 +1,6 @@
 """The names of parts, and the order of those that stand around a tile."""
 
+import dataclasses
 import graphlib
 from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple, TypeVar
@@ -21,8 +22,20 @@ class Entry(NamedTuple):
     outside: tuple[str, ...]
 
 
-_known: dict[str, dict[str, Entry]] = {"stage": {}}
+KINDS = {
+    "converter": "what makes conductances of weights",
+    "drift_compensation": "what undoes the mean drift of a tile",
+    "modifier": "what happens to weights at every training step",
+    "noise_model": "what programming, time and reads do to conductances",
+    "stage": "what stands around a tile",
+}
+"""The kinds of parts."""
+
+_known: dict[str, dict[str, Entry]] = {kind: {} for kind in KINDS}
 """By kind, then by name."""
+
+_RESERVED = {"draws", "of", "type", "version", "whole"}
+"""What stands beside the fields of a part in data, or says more of it."""
 
 
 def register(
@@ -43,17 +56,18 @@ def register(
     >>> forget("stage", "leak")
 
     Args:
-      kind: `"stage"`: what stands around a tile.
+      kind: `"noise_model"`, `"converter"`, `"drift_compensation"`, `"modifier"`, or
+        `"stage"`: what stands around a tile.
       name: its name in configurations and checkpoints, one for each kind.
-      inside: the stages that it stands inside of, nearer to the tile; by name.
+      inside: the stages that a stage stands inside of, nearer to the tile; by name.
       outside: the stages that it stands outside of.
 
     Returns:
       A decorator of the part's class.
 
     Raises:
-      ValueError: for an unknown kind, a name that another part has, a stage that
-        nobody knows, or an order that contradicts itself.
+      ValueError: for an unknown kind, a name that another part has, a field of a name
+        that parts have, a stage that nobody knows, or an order that contradicts itself.
     """
     if kind not in _known:
         raise ValueError(f"expected a kind of {', '.join(_known)}; got {kind!r}")
@@ -72,6 +86,12 @@ def register(
             raise ValueError(
                 f"the {kind} {name!r} is {_home(before.part)} already; register "
                 f"{_home(part)} by another name"
+            )
+        own = {field.name for field in dataclasses.fields(part)} & _RESERVED
+        if own and not _home(part).startswith("hwtrain."):
+            raise ValueError(
+                f"{_home(part)}: a field cannot be called {', '.join(sorted(own))}: "
+                "every part has that already. Call it otherwise"
             )
         entries[name] = Entry(part, *around)
         try:

@@ -14,7 +14,6 @@ from pydantic_core import core_schema
 
 from hwtrain._parts import registry
 from hwtrain._parts.part import Part
-from hwtrain._parts.source import resolve
 
 _ABOUT = ("type", "of", "version")
 """What stands beside the fields of a part."""
@@ -29,9 +28,9 @@ class Slot:
 
     In data a part is a mapping: its name is `type`, its fields stand beside it. A part
     that is not built in is written with its class, as `of`, and the `version` of its
-    package, so that a reader knows what to import. A `type` may also be `file.py:Class`
-    or `module:Class` where the reader says that code may be run: by the context
-    `{"folder": ...}`, which relative paths are relative to.
+    package, so that a reader knows what to import. Where the reader says by the context
+    `{"plugins": True}` that code may be run, installed packages are asked for a name
+    that nobody registered.
 
     Attributes:
       kind: the kind.
@@ -39,13 +38,17 @@ class Slot:
 
     kind: str
 
-    def __get_pydantic_core_schema__(self, source: Any, handler: GetCoreSchemaHandler):
+    def __get_pydantic_core_schema__(
+        self, source: Any, handler: GetCoreSchemaHandler
+    ) -> core_schema.CoreSchema:
         return core_schema.with_info_plain_validator_function(
             self._validate,
             serialization=core_schema.plain_serializer_function_ser_schema(to_data),
         )
 
-    def __get_pydantic_json_schema__(self, schema: Any, handler: GetJsonSchemaHandler):
+    def __get_pydantic_json_schema__(
+        self, schema: Any, handler: GetJsonSchemaHandler
+    ) -> dict[str, Any]:
         return {
             "type": "object",
             "required": ["type"],
@@ -61,19 +64,15 @@ class Slot:
                 f"expected a {self.kind}, or a mapping with its `type` and its fields; "
                 f"got {value!r}"
             )
-        part = self._named(value, (info.context or {}).get("folder"))
+        part = self._named(value, bool((info.context or {}).get("plugins")))
         fields = {name: field for name, field in value.items() if name not in _ABOUT}
         if info.mode == "json":  # where strict validation takes a list for a tuple
             return TypeAdapter(part).validate_json(json.dumps(fields))
         return TypeAdapter(part).validate_python(fields)
 
-    def _named(self, value: Mapping[str, Any], folder: str | Path | None) -> type[Part]:
-        name, known = value["type"], registry.names(self.kind)
-        if name not in known and folder is not None:
-            if ":" in name:
-                part: Any = resolve(name, folder)
-                registry.name_of(self.kind, part)
-                return part
+    def _named(self, value: Mapping[str, Any], plugins: bool) -> type[Part]:
+        name = value["type"]
+        if plugins and name not in registry.names(self.kind):
             for point in importlib.metadata.entry_points(group=ENTRY_POINTS):
                 point.load()
         if name not in registry.names(self.kind) and value.get("of"):
@@ -94,7 +93,7 @@ class Slot:
 def to_data(part: Part) -> dict[str, Any]:
     """Returns a part as plain data: its name, where it comes from, and its fields."""
     kind = type(part)
-    about = {"type": part.name}
+    about = {"type": part.type}
     if home(kind):
         about["of"] = home(kind)
         version = _version(kind.__module__)
@@ -117,3 +116,52 @@ def _version(module: str) -> str | None:
     """Returns the version of the package that a module lies in, if one is installed."""
     names = importlib.metadata.packages_distributions().get(module.partition(".")[0])
     return importlib.metadata.version(names[0]) if names else None
+
+
+@dataclasses.dataclass(frozen=True)
+class OpenSlot(Slot):
+    """Makes pydantic take users' parts of a kind beside those that are built in.
+
+    Attributes:
+      built_in: the type of the field without users' parts.
+    """
+
+    built_in: Any
+
+    def __get_pydantic_core_schema__(
+        self, source: Any, handler: GetCoreSchemaHandler
+    ) -> core_schema.CoreSchema:
+        inner = handler.generate_schema(self.built_in)
+
+        def validate(value: Any, check: Any, info: core_schema.ValidationInfo) -> Any:
+            return self._validate(value, info) if self._foreign(value) else check(value)
+
+        def dump(value: Any, write: Any) -> Any:
+            return to_data(value) if self._foreign(value) else write(value)
+
+        return core_schema.with_info_wrap_validator_function(
+            validate,
+            inner,
+            serialization=core_schema.wrap_serializer_function_ser_schema(
+                dump, schema=inner
+            ),
+        )
+
+    def __get_pydantic_json_schema__(
+        self, schema: Any, handler: GetJsonSchemaHandler
+    ) -> dict[str, Any]:
+        return handler(schema)
+
+    def _foreign(self, value: Any) -> bool:
+        """Whether a value is a part that is not built in, or names one."""
+        if isinstance(value, Part):
+            return bool(home(type(value)))
+        name = value.get("type") if isinstance(value, Mapping) else None
+        if not isinstance(name, str):
+            return False
+        known = registry.names(self.kind)
+        if name in known:
+            return bool(home(registry.named(self.kind, name)))
+        return "of" in value or bool(
+            importlib.metadata.entry_points(group=ENTRY_POINTS)
+        )

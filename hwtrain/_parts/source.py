@@ -4,7 +4,7 @@ import difflib
 import importlib
 import importlib.util
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -45,6 +45,23 @@ def resolve(source: str, folder: str | Path = ".") -> Callable[..., Any]:
             f"got none{hint}"
         )
     return function
+
+
+def load_parts(sources: Iterable[Any], folder: str | Path = ".") -> None:
+    """Imports what registers parts of the user's.
+
+    Args:
+      sources: `path/to/file.py`, or the name of a module, each.
+      folder: what a relative path is relative to.
+
+    Raises:
+      ValueError: naming what cannot be imported.
+    """
+    for source in sources:
+        if str(source).endswith(".py"):
+            _load_file((Path(folder) / source).resolve(), str(source))
+        else:
+            _import_module(str(source), str(source))
 
 
 def reason(error: Exception) -> str:

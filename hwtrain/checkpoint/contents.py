@@ -30,6 +30,7 @@ from hwtrain.checkpoint.layout import (
     chip_unit,
     file_name,
     nominal_unit,
+    scale_unit,
 )
 from hwtrain.checkpoint.measured import Conductances, check_conductances
 from hwtrain.checkpoint.named import others
@@ -261,7 +262,8 @@ class Contents:
                     content[f"{name}/{device}"] = (g, UNITS["conductance"])
                 scales = {**tile.params, "mapping_scale": tile.mapping_scale}
                 for quantity, array in scales.items():
-                    content[f"{name}/{quantity}"] = (array, UNITS[quantity])
+                    unit = scale_unit(weight.hardware.converter, quantity)
+                    content[f"{name}/{quantity}"] = (array, unit)
         # A layer may hold two analog weights; what lies beside them goes to the first.
         beside = [
             leaf

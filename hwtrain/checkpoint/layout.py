@@ -5,7 +5,7 @@ one twice writes a manifest that is not the one of its own plan.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from hwtrain.checkpoint.entries import (
     ChipEntry,
@@ -51,6 +51,11 @@ def order(keys: Sequence[str | int]) -> tuple[str, ...]:
 def nominal_unit(path: str) -> str:
     """Returns the unit of a leaf."""
     return UNITS.get(path.rpartition("/")[2], UNITS["nominal"])
+
+
+def scale_unit(converter: Any, name: str) -> str:
+    """Returns the unit of a parameter of a conversion: one of a user's own says it."""
+    return UNITS.get(name) or converter.units.get(name, "as the converter says")
 
 
 def chip_unit(tensor: str) -> str:
@@ -204,7 +209,8 @@ def _tiles(layer: LayerEntry) -> Iterator[tuple[str, Tensor]]:
         width = columns if converter.per_column else 1
         for scale in converter.scales:
             shapes = ((*layer.stack, 1, width),)
-            yield f"{tile}/{scale}", Tensor(UNITS[scale], "float32", shapes)
+            unit = scale_unit(converter, scale)
+            yield f"{tile}/{scale}", Tensor(unit, "float32", shapes)
         shapes = ((*layer.stack, 1, 1), (*layer.stack, 1, columns))
         unit = UNITS["mapping_scale"]
         yield f"{tile}/mapping_scale", Tensor(unit, "float32", shapes)

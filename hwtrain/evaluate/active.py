@@ -219,6 +219,11 @@ def _check_layer(log: _Log, weight: AnalogWeight) -> None:
     for effect in calls[0].unit:
         draws = np.stack([[call.unit[effect] for call in step] for step in steps])
         log.note(weight.path, effect, *_unit(draws, of_vectors=effect == "inp_noise"))
+    for name in calls[0].drawn:
+        seen = np.stack([[call.drawn[name] for call in step] for step in steps])
+        same = repeated(seen.reshape(len(steps), -1) - seen.mean(axis=0).ravel())
+        wrong = "its noise is the same at several step keys" if same else None
+        log.note(weight.path, f"{name} draws", "anew at each step", wrong)
     # A step may have dropped all weights, which then tell nothing of the inputs.
     calls = [call for call in calls if call.w.any()] or calls
     if calls[0].levels is not None:

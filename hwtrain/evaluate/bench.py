@@ -15,6 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 from numpy import nan
 
+from hwtrain._parts.part import Part
 from hwtrain.evaluate.judgement import ENOUGH
 from hwtrain.hardware import Hardware, InputRangeParameter, IOParameters
 from hwtrain.physics import tiling
@@ -66,6 +67,7 @@ class Readings(NamedTuple):
       changes: by effect, the relative deviation of the outputs without it.
       unit: by noise, its draws over their configured deviation, `[vectors, columns]`;
         NaN where that is zero, in columns of zeros.
+      drawn: by stage that draws at each read, the outputs with it alone.
       levels: outputs at 0, 0.4, 0.6 and 1 steps of the DAC, `[4, columns]`.
       clipped: outputs at 1.5 and 3 ranges, `[2, columns]`.
       range_gradient: gradient of the input range, of an output that wants to grow.
@@ -74,6 +76,7 @@ class Readings(NamedTuple):
     w: jax.Array
     changes: dict[str, jax.Array]
     unit: dict[str, jax.Array]
+    drawn: dict[str, jax.Array]
     levels: jax.Array | None
     clipped: jax.Array | None
     range_gradient: jax.Array | None
@@ -101,8 +104,19 @@ def read(call: Multiplication) -> Readings:
         for effect in NOISES
         if chip.forward is not None and getattr(chip.forward, effect) > 0
     }
-    clipped, gradient = _range(call, ideal)
-    return Readings(call.w, changes, units, _levels(call, ideal), clipped, gradient)
+    drawn = {
+        stage.type: _run(call, _with_stage(ideal, stage), x)
+        for stage in (chip.forward.stages if chip.forward is not None else ())
+        if stage.draws_at("read")
+    }
+    return Readings(
+        call.w, changes, units, drawn, _levels(call, ideal), *_range(call, ideal)
+    )
+
+
+def _with_stage(ideal: Hardware, stage: Part) -> Hardware:
+    """Returns a chip with nothing around its tiles but one stage."""
+    return dataclasses.replace(ideal, forward=IOParameters(stages=(stage,)))
 
 
 def _run(call: Multiplication, chip: Hardware, x: Any, **leaves: Any) -> jax.Array:
@@ -147,6 +161,8 @@ def _ablations(chip: Hardware) -> Iterator[tuple[str, Hardware, Hardware]]:
     for effect in GROUPS:
         if effect not in rounding and _configured(chip, effect):
             yield effect, chip, _without(chip, effect)
+    for stage in chip.forward.stages if chip.forward is not None else ():
+        yield stage.type, chip, _without_stage(chip, stage)
     if chip.modifies_in_layer("train"):
         yield "modifier", chip, dataclasses.replace(chip, modifier=None)
     if chip.input_range is not None and chip.input_range.enable:
@@ -154,6 +170,14 @@ def _ablations(chip: Hardware) -> Iterator[tuple[str, Hardware, Hardware]]:
         # each vector needs the levels of the DAC to be seen.
         whole = chip if chip.dynamic else _unbounded(chip)
         yield "input_range", whole, dataclasses.replace(whole, input_range=None)
+
+
+def _without_stage(chip: Hardware, stage: Part) -> Hardware:
+    """Returns the chip without a stage that is no field of its periphery."""
+    assert chip.forward is not None
+    left = tuple(other for other in chip.forward.stages if other != stage)
+    io = dataclasses.replace(chip.forward, stages=left)
+    return dataclasses.replace(chip, forward=_around(io) if chip.dynamic else io)
 
 
 def _configured(chip: Hardware, effect: str) -> bool:

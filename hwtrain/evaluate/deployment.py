@@ -15,6 +15,7 @@ from hwtrain.checkpoint import HardwareCheckpoint, export, load
 from hwtrain.crossbar import largest_weight, on_crossbar, with_written
 from hwtrain.evaluate.judgement import ENOUGH, strength_of
 from hwtrain.evaluate.updates import Finding, prefixed
+from hwtrain.hardware import DriftCompensation
 from hwtrain.physics.stuck import AT_G_MAX, AT_G_MIN
 from hwtrain.plan import AnalogWeight, Plan
 
@@ -221,6 +222,8 @@ def _compensated(
 ) -> Finding:
     """Returns whether what is compensated has the mean of its reference after a day."""
     compensation: Any = weight.hardware.drift_compensation
+    if isinstance(compensation, DriftCompensation):
+        return _acts_on_halves(weight, compensation, nominal)
     _, scale = on_crossbar(weight, jnp.asarray(nominal), weight.stored_scale(leaves))
     of_target = compensation.type == "global_exact_reference"
     axes = -2 if compensation.type == "per_column" else (-2, -1)
@@ -240,6 +243,18 @@ def _compensated(
     if error > (0.01 if exact else 0.15):
         wrong = f"after a day the mean of a tile is off by {error:.0%} of its reference"
     amount = f"keeps the mean within {error:.1e} for a day"
+    return weight.path, "drift_compensation", wrong, amount
+
+
+def _acts_on_halves(
+    weight: AnalogWeight, compensation: DriftCompensation, nominal: np.ndarray
+) -> Finding:
+    """Returns whether a user's compensation does anything where outputs have halved."""
+    y = weight.to_matrix(jnp.asarray(nominal, jnp.float32))
+    factor = compensation.factor(compensation.baseline(y, y), y / 2)
+    amount = f"multiplies halved outputs by {float(jnp.mean(factor)):.3g}"
+    same = bool(jnp.allclose(factor, 1.0))
+    wrong = "its factor is 1 for outputs that have halved" if same else None
     return weight.path, "drift_compensation", wrong, amount
 
 

@@ -63,14 +63,15 @@ def modified_weights(
         dropped = held & (deviations == -nominal[which])
         counts = int(dropped.sum()), int(held.sum())
         return share_of(*counts, modifier.pdrop)
-    if not modifier.draws and _on_levels(weight, w):
+    draws = chip.draws_weights("train")
+    if not draws and _on_levels(weight, w):
         return "all weights lie on its levels", None
     if not flat.any(axis=1).all():
         return amount, (
             "the layer gets its nominal weights: the modifier does not reach it, or "
             "does nothing to weights like these"
         )
-    if modifier.draws and repeated(flat):
+    if draws and repeated(flat):
         return amount, "the noise is the same at several step keys"
     if modifier.type in ("add_normal", "mult_normal") and not modifier.pdrop:
         sigma = w

@@ -1,10 +1,13 @@
 """Validated, frozen descriptions of chips, and presets."""
 
+from hwtrain._parts.part import Part as Part
+from hwtrain._parts.registry import register as register
 from hwtrain.hardware import presets as presets
-from hwtrain.hardware.chip import ConductanceConverter as ConductanceConverter
+from hwtrain.hardware.bases import ConductanceConverter as ConductanceConverter
+from hwtrain.hardware.bases import DriftCompensation as DriftCompensation
+from hwtrain.hardware.bases import NoiseModel as NoiseModel
+from hwtrain.hardware.bases import WeightModifier as WeightModifier
 from hwtrain.hardware.chip import Hardware as Hardware
-from hwtrain.hardware.chip import NoiseModel as NoiseModel
-from hwtrain.hardware.compensation import DriftCompensation as DriftCompensation
 from hwtrain.hardware.compensation import (
     GlobalDriftCompensation as GlobalDriftCompensation,
 )
@@ -37,6 +40,7 @@ from hwtrain.hardware.modifiers import (
 from hwtrain.hardware.noise_models import (
     CustomDriftPCMLikeNoiseModel as CustomDriftPCMLikeNoiseModel,
 )
+from hwtrain.hardware.noise_models import DriftingNoiseModel as DriftingNoiseModel
 from hwtrain.hardware.noise_models import PCMLikeNoiseModel as PCMLikeNoiseModel
 from hwtrain.hardware.noise_models import (
     StateIndependentNoiseModel as StateIndependentNoiseModel,

@@ -10,7 +10,15 @@ from pydantic import Field, model_validator
 from pydantic.dataclasses import dataclass
 
 from hwtrain._parts.part import Part
-from hwtrain.hardware.compensation import DriftCompensation
+from hwtrain._parts.registry import register
+from hwtrain._parts.slot import OpenSlot
+from hwtrain.hardware.bases import (
+    ConductanceConverter,
+    DriftCompensation,
+    NoiseModel,
+    WeightModifier,
+)
+from hwtrain.hardware.compensation import AnyDriftCompensation as _DriftCompensation
 from hwtrain.hardware.configuration import CONFIG
 from hwtrain.hardware.converters import (
     SingleDeviceConductanceConverter,
@@ -41,7 +49,7 @@ from hwtrain.hardware.weights import (
 )
 from hwtrain.periphery.range import Range
 
-ConductanceConverter = Annotated[
+_Converter = Annotated[
     SingleDeviceConductanceConverter
     | SinglePairConductanceConverter
     | NPairConductanceConverter
@@ -49,12 +57,10 @@ ConductanceConverter = Annotated[
     | CustomPairConductanceConverter,
     Field(discriminator="type"),
 ]
-"""Any converter; its `type` tells which."""
 
-Drift = Annotated[SimpleDriftParameter | DriftParameter, Field(discriminator="type")]
-"""Drift of weights during training; its `type` tells which."""
+_Drift = Annotated[SimpleDriftParameter | DriftParameter, Field(discriminator="type")]
 
-NoiseModel = Annotated[
+_NoiseModel = Annotated[
     PCMLikeNoiseModel
     | CustomDriftPCMLikeNoiseModel
     | HermesNoiseModel
@@ -64,7 +70,6 @@ NoiseModel = Annotated[
     | ReRamCMONoiseModel,
     Field(discriminator="type"),
 ]
-"""Any noise model of programmed devices; its `type` tells which."""
 
 
 @dataclass(frozen=True, kw_only=True, config=CONFIG)
@@ -79,7 +84,10 @@ class Hardware:
     True
     """
 
-    modifier: WeightModifierParameter | None = None
+    modifier: Annotated[
+        WeightModifierParameter | WeightModifier | None,
+        OpenSlot("modifier", WeightModifierParameter | None),
+    ] = None
     """Noise on the weights at every training step."""
     clip: WeightClipParameter | None = None
     """Clipping of the weights after every update."""
@@ -93,13 +101,21 @@ class Hardware:
     """Tiles and weight scaling. `None`: one tile for each layer, and no scaling."""
     mismatch: MismatchParameter | None = None
     """Frozen mismatch of each chip."""
-    drift: Drift | None = None
+    drift: _Drift | None = None
     """Drift of the weights from one training step to the next."""
-    converter: ConductanceConverter | None = None
+    converter: Annotated[
+        _Converter | ConductanceConverter | None,
+        OpenSlot("converter", _Converter | None),
+    ] = None
     """How a weight becomes conductances: for the export, `noise_model` and `stuck`."""
-    noise_model: NoiseModel | None = None
+    noise_model: Annotated[
+        _NoiseModel | NoiseModel | None, OpenSlot("noise_model", _NoiseModel | None)
+    ] = None
     """What programming, time and reads do to a chip's conductances."""
-    drift_compensation: DriftCompensation | None = None
+    drift_compensation: Annotated[
+        _DriftCompensation | DriftCompensation | None,
+        OpenSlot("drift_compensation", _DriftCompensation | None),
+    ] = None
     """What undoes the mean drift of each tile when a chip is used."""
     stuck: StuckParameter | None = None
     """Devices of each chip that cannot be programmed."""
@@ -110,7 +126,7 @@ class Hardware:
         # its parent.
         for name, kinds in _classes().items():
             value = getattr(self, name)
-            if type(value) not in kinds:
+            if type(value) not in kinds and not isinstance(value, Part):
                 parent = next(kind for kind in kinds if isinstance(value, kind))
                 raise ValueError(
                     f"{name} should be a {parent.__name__} itself; got the subclass "
@@ -285,7 +301,7 @@ class Hardware:
 
     def draws_weights(self, mode: str) -> bool:
         """Whether the weights of a layer in `mode` are drawn at a step."""
-        return self.modifies(mode) and bool(self.modifier and self.modifier.draws)
+        return self.modifies(mode) and _draws(self.modifier)
 
     def reads(self, mode: str) -> bool:
         """Whether the periphery draws at a read in `mode`."""
@@ -359,6 +375,22 @@ class Hardware:
                 f"out_bound={io.out_bound}, noise_management="
                 f"{io.noise_management!r}, bound_management={io.bound_management!r}"
             )
+
+
+for _kind, _union in (
+    ("converter", _Converter),
+    ("noise_model", _NoiseModel),
+    ("drift_compensation", _DriftCompensation),
+):
+    for _class in typing.get_args(typing.get_args(_union)[0]):
+        register(_kind, typing.get_args(_class.__annotations__["type"])[0])(_class)
+for _name in typing.get_args(WeightModifierParameter.__annotations__["type"]):
+    register("modifier", _name)(WeightModifierParameter)
+
+
+def _draws(modifier: WeightModifierParameter | WeightModifier | None) -> bool:
+    """Whether a modifier draws; one of a user says what."""
+    return modifier is not None and modifier.draws not in (False, "none")
 
 
 @functools.cache

@@ -108,10 +108,10 @@ class PerColumnDriftCompensation(_DriftCompensation):
         return compensation.gain(baseline, now)
 
 
-DriftCompensation = Annotated[
+AnyDriftCompensation = Annotated[
     GlobalDriftCompensation
     | GlobalDriftCompensationWithExactReference
     | PerColumnDriftCompensation,
     Field(discriminator="type"),
 ]
-"""Any drift compensation; its `type` tells which."""
+"""Any that is built in; its `type` tells which."""

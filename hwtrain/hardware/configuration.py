@@ -8,24 +8,18 @@ names the field.
 import dataclasses
 import json
 from collections.abc import Iterable
-from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
 from pydantic import (
     AfterValidator,
     BeforeValidator,
-    ConfigDict,
     Field,
     PlainSerializer,
     TypeAdapter,
 )
 from pydantic.fields import FieldInfo
 
-from hwtrain.hardware.meanings import add_meanings
-
-CONFIG = ConfigDict(
-    strict=True, extra="forbid", allow_inf_nan=False, json_schema_extra=add_meanings
-)
+from hwtrain._parts.part import CONFIG as CONFIG
 
 MOST_CHIPS = 1_000_000
 """More have more seeds and results than anybody looks at."""
@@ -154,9 +148,7 @@ def _default(field: dataclasses.Field[Any]) -> Any:
     return default.default if isinstance(default, FieldInfo) else default
 
 
-def from_dict(
-    kind: type[T], data: dict[str, Any], *, folder: str | Path | None = None
-) -> T:
+def from_dict(kind: type[T], data: dict[str, Any], *, plugins: bool = False) -> T:
     """Builds a configuration from plain data, as TOML and JSON give it.
 
     >>> from hwtrain.hardware import Hardware
@@ -166,13 +158,13 @@ def from_dict(
     Args:
       kind: the configuration's class.
       data: its fields, nested.
-      folder: the folder that `file.py:Class` is relative to, where a part of the user's
-        is named so; `None` runs no code to find one.
+      plugins: whether installed packages are imported that say by an entry point of
+        the group `hwtrain.parts` that they register parts, where a name is not known.
 
     Raises:
       pydantic.ValidationError: (a `ValueError`) for an unknown field, a wrong type or
         an impossible value; it names the field, what was expected and what came.
     """
     # By way of JSON, because strict validation takes a list for a tuple only there.
-    context = {"folder": folder}
+    context = {"plugins": plugins}
     return TypeAdapter(kind).validate_json(json.dumps(data), context=context)

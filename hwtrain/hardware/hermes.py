@@ -5,10 +5,9 @@ from typing import Any, Literal
 import jax
 from jax.typing import ArrayLike
 from pydantic import model_validator
-from pydantic.dataclasses import dataclass
 from pydantic_core import ArgsKwargs
 
-from hwtrain.hardware.configuration import CONFIG, Positive
+from hwtrain.hardware.configuration import Positive
 from hwtrain.hardware.curves import Coefficients, polynomial_sigma
 from hwtrain.hardware.noise_models import DriftingNoiseModel
 from hwtrain.physics import phase_change
@@ -29,7 +28,6 @@ _MEASURED: dict[int, dict[str, Any]] = {
 }
 
 
-@dataclass(frozen=True, kw_only=True, config=CONFIG)
 class HermesNoiseModel(DriftingNoiseModel):
     r"""Phase-change memory of the 64-core Hermes chip.
 

@@ -169,14 +169,14 @@ class IOParameters:
         """Whether noise is drawn that can be weaker or stronger."""
         noise = (self.inp_noise, self.out_noise, self.w_noise)
         noisy = any(value > 0 for value in noise) or self.frozen
-        return noisy or any(stage.draws == "read" for stage in self.stages)
+        return noisy or any(stage.draws_at("read") for stage in self.stages)
 
     @property
     def frozen(self) -> bool:
         """Whether chips differ: drawn once for each chip, and in training each step."""
         spreads = (self.out_noise_std, self.out_nonlinearity_std, self.v_offset_std)
         frozen = any(spread > 0 for spread in spreads)
-        return frozen or any(stage.draws == "chip" for stage in self.stages)
+        return frozen or any(stage.draws_at("chip") for stage in self.stages)
 
     @property
     def dac(self) -> Dac:
@@ -219,7 +219,7 @@ class IOParameters:
                 )
             )
         if self.w_noise > 0 and self.w_noise_type != "none":
-            found.append(ReadNoise(sigma=self.w_noise, type=self.w_noise_type))
+            found.append(ReadNoise(sigma=self.w_noise, kind=self.w_noise_type))
         if self.v_offset_std > 0 or self.r_series > 0:
             found.append(
                 VoltageOffset(

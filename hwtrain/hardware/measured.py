@@ -7,9 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax.typing import ArrayLike
 from pydantic import model_validator
-from pydantic.dataclasses import dataclass
 
-from hwtrain.hardware.configuration import CONFIG, Positive
+from hwtrain.hardware.configuration import Positive
 from hwtrain.hardware.curves import Points, SignedPoints, check_curve, interpolate
 from hwtrain.hardware.measurements import Measurements
 from hwtrain.hardware.noise_models import DriftingNoiseModel
@@ -18,7 +17,6 @@ from hwtrain.physics.programmed import Programmed, noisy
 from hwtrain.physics.random import normal
 
 
-@dataclass(frozen=True, kw_only=True, config=CONFIG)
 class MeasuredNoiseModel(DriftingNoiseModel):
     r"""Devices that were measured: curves through points, linear between them.
 

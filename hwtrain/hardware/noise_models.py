@@ -7,10 +7,9 @@ import jax
 import jax.numpy as jnp
 from jax.typing import ArrayLike
 from pydantic import model_validator
-from pydantic.dataclasses import dataclass
 
+from hwtrain.hardware.bases import NoiseModel
 from hwtrain.hardware.configuration import (
-    CONFIG,
     Deviation,
     Exponent,
     Positive,
@@ -27,17 +26,14 @@ from hwtrain.physics.modifiers import PCM_COEFFICIENTS
 from hwtrain.physics.programmed import (
     Programmed,
     noise_growth,
-    noisy,
     power_law,
     program_drifting,
 )
-from hwtrain.physics.random import normal
 
 _PCM_G_MAX = 25.0
 
 
-@dataclass(frozen=True, kw_only=True, config=CONFIG)
-class DriftingNoiseModel(abc.ABC):
+class DriftingNoiseModel(NoiseModel):
     r"""What every model with power-law drift has in common.
 
     .. math::
@@ -123,19 +119,7 @@ class DriftingNoiseModel(abc.ABC):
             )
         return power_law(programmed.g_prog, nu, t_s=t_s, t0_s=self.t_0)
 
-    def at(self, key: jax.Array, programmed: Programmed, t_s: ArrayLike) -> jax.Array:
-        """Returns the conductances as one read at a time sees them, in µS.
 
-        Args:
-          key: a JAX key, another one for each read.
-          programmed: the devices.
-          t_s: time since programming, in seconds. May be traced.
-        """
-        mean, sigma = self.mean_at(programmed, t_s), self.read_sigma(programmed, t_s)
-        return noisy(mean, sigma, normal(key, mean.shape))
-
-
-@dataclass(frozen=True, kw_only=True, config=CONFIG)
 class _PCMNoiseModel(DriftingNoiseModel):
     g_max: Positive = _PCM_G_MAX
     """Conductance of the largest weight, in µS."""
@@ -162,7 +146,6 @@ class _PCMNoiseModel(DriftingNoiseModel):
         return self.mean_at(programmed, t_s) * level * growth
 
 
-@dataclass(frozen=True, kw_only=True, config=CONFIG)
 class PCMLikeNoiseModel(_PCMNoiseModel):
     r"""Phase-change memory, fitted to a million devices.
 
@@ -201,7 +184,6 @@ class PCMLikeNoiseModel(_PCMNoiseModel):
         return self.drift_scale * phase_change.pcm_drift_std(a)
 
 
-@dataclass(frozen=True, kw_only=True, config=CONFIG)
 class CustomDriftPCMLikeNoiseModel(_PCMNoiseModel):
     r"""As `PCMLikeNoiseModel`, with measured drift exponents.
 
@@ -240,7 +222,6 @@ class CustomDriftPCMLikeNoiseModel(_PCMNoiseModel):
         return self.drift_scale * interpolate(g, self.g_lst, self.nu_std_lst)
 
 
-@dataclass(frozen=True, kw_only=True, config=CONFIG)
 class StateIndependentNoiseModel(DriftingNoiseModel):
     r"""Devices whose noise does not depend on their conductance.
 

@@ -6,10 +6,9 @@ import jax
 import jax.numpy as jnp
 from jax.typing import ArrayLike
 from pydantic import model_validator
-from pydantic.dataclasses import dataclass
 
+from hwtrain.hardware.bases import NoiseModel
 from hwtrain.hardware.configuration import (
-    CONFIG,
     Deviation,
     NonNegative,
     Number,
@@ -22,8 +21,7 @@ from hwtrain.physics.programmed import Programmed, noisy, program_relaxing
 from hwtrain.physics.random import normal
 
 
-@dataclass(frozen=True, kw_only=True, config=CONFIG)
-class ReRamWan2022NoiseModel:
+class ReRamWan2022NoiseModel(NoiseModel):
     r"""ReRAM of the NeuRRAM chip: it spreads around its target as time passes.
 
     .. math:: g(t) = \max(g + \sigma(g, t)\, \xi, 0)
@@ -110,8 +108,7 @@ class ReRamWan2022NoiseModel:
         return self.mean_at(programmed, t_s)
 
 
-@dataclass(frozen=True, kw_only=True, config=CONFIG)
-class ReRamCMONoiseModel:
+class ReRamCMONoiseModel(NoiseModel):
     r"""CMO/HfOx ReRAM: it relaxes with the logarithm of time.
 
     .. math::

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 from jax.typing import ArrayLike
 
+from hwtrain._parts.part import Part
 from hwtrain.periphery._crossbar import Crossbar
 from hwtrain.periphery._read_keys import READ_EFFECTS, effect_key
 from hwtrain.physics.random import (
@@ -51,6 +52,7 @@ class Context:
       tape: keeps what is drawn, or gives it; `None` for neither.
       searching: whether this read is a trial, which nothing is differentiated through
         and nothing counted in.
+      stage: the stage that runs, which says when it draws.
     """
 
     crossbar: Crossbar
@@ -60,6 +62,7 @@ class Context:
     strength: ArrayLike = 1.0
     tape: Tape | None = None
     searching: bool = False
+    stage: Any = None
 
     def multiply(self, x: jax.Array) -> jax.Array:
         """Returns inputs times the weights of the crossbar."""
@@ -80,6 +83,7 @@ class Context:
 
     def normal(self, effect: str, shape: Sequence[int]) -> Any:
         """Returns standard normal noise of this read times its strength; 0 for none."""
+        self._check_draws("read")
         if self.keys is None:
             return 0.0
         noise = self._drawn(effect, shape, normal)
@@ -87,10 +91,12 @@ class Context:
 
     def uniform(self, effect: str, shape: Sequence[int]) -> jax.Array | None:
         """Returns numbers in [0, 1), whatever the strength; `None` for none."""
+        self._check_draws("read")
         return None if self.keys is None else self._drawn(effect, shape, uniform)
 
     def spread(self, std: float, effect: str) -> Any:
         """Returns what is frozen in a chip, for each output: 0 without a chip."""
+        self._check_draws("chip")
         if std == 0 or self.chip_key is None:
             return 0.0
         key = self.chip_key
@@ -110,6 +116,16 @@ class Context:
         if first or self.keys is None:
             return self
         return dataclasses.replace(self, keys=fold_in(self.keys, number))
+
+    def _check_draws(self, when: Any) -> None:
+        """Raises where a stage draws what no key would be given for."""
+        if isinstance(self.stage, Part) and not self.stage.draws_at(when):
+            name, says = type(self.stage).__name__, self.stage.draws
+            raise ValueError(
+                f"{name} draws at each {when}, and says draws = {says!r}: it would get "
+                f'no key, and do nothing. Write draws = "{when}" in its class, or a '
+                "tuple of all that it draws"
+            )
 
     def _drawn(self, effect: str, shape: Sequence[int], kind: Any) -> jax.Array:
         def draw():
@@ -191,4 +207,5 @@ def run(stages: Sequence[Any], x: jax.Array, ctx: Context) -> jax.Array:
     """
     if not stages:
         return ctx.multiply(x)
+    ctx = dataclasses.replace(ctx, stage=stages[0])
     return stages[0].around(Inner(stages[1:], ctx), x, ctx)

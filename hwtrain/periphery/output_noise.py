@@ -13,7 +13,7 @@ class OutputNoise(Part):
     """
 
     whole = True
-    draws = "read"
+    draws = ("read", "chip")
     sigma: float
     """Standard deviation, in normalised units."""
     spread: float = 0.0

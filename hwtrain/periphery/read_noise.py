@@ -25,7 +25,7 @@ class ReadNoise(Part):
     draws = "read"
     sigma: float
     """Strength of the noise."""
-    type: Literal["additive_constant", "pcm_read"]
+    kind: Literal["additive_constant", "pcm_read"]
 
     def around(self, inner, x, ctx):
         """Adds the noise."""
@@ -33,7 +33,7 @@ class ReadNoise(Part):
         if ctx.keys is None:
             return y
         square = jnp.square(jax.lax.stop_gradient(x))
-        if self.type == "additive_constant":
+        if self.kind == "additive_constant":
             variance = ctx.crossbar.total(square)
         else:
             variance = ctx.crossbar.fixed.multiply_absolute(square)

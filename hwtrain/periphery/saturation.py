@@ -48,6 +48,7 @@ class Saturation(Part):
     """Saturates the outputs, as `saturating` does."""
 
     whole = True
+    draws = "chip"
     strength: float
     """Strength at the bound of the ADC."""
     spread: float = 0.0

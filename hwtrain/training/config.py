@@ -183,6 +183,9 @@ class Config:
     and test set, inputs `[examples, ...]`, labels `[examples]` whole numbers."""
     training: TrainingParameter
     hardware: Hardware
+    parts: tuple[str, ...] = ()
+    """What registers parts of your own that `hardware` names: `path/to/file.py`,
+    relative to the configuration's folder, or a module of an installed package."""
     evaluation: EvaluationParameter = Field(default_factory=EvaluationParameter)
     export: ExportParameter = Field(default_factory=ExportParameter)
 

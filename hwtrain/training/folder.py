@@ -9,7 +9,7 @@ from hwtrain.disk import AGAIN, complete, writing
 from hwtrain.hardware import from_dict, to_dict
 from hwtrain.training.config import Config
 from hwtrain.training.mismatch_config import MismatchConfig, kind_of
-from hwtrain.training.reading import parsed
+from hwtrain.training.reading import import_parts, parsed
 from hwtrain.version import __version__
 
 CONFIG_FILE = "config.json"
@@ -118,9 +118,14 @@ def read_run(path: Path) -> tuple[Config, Path]:
             "written for a chip by hwtrain.checkpoint.dynapse.export_dynapse "
             "(docs/deployment.md)"
         )
+    return config, _source(path)
+
+
+def _source(path: Path) -> Path:
+    """Returns what the paths in the configuration of a run are relative to."""
     try:
         source = json.loads((path / _SOURCE_FILE).read_text(encoding="utf-8"))
-        return config, Path(source["folder"])
+        return Path(source["folder"])
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise ValueError(
             f"{path / _SOURCE_FILE}: expected the folder of the run's configuration, "
@@ -146,7 +151,9 @@ def _read_config(path: Path) -> Config | MismatchConfig:
     """Returns the configuration of the run that lies beside `path`."""
     try:
         data = parsed(json.loads, path.read_text(encoding="utf-8"))
-        return from_dict(kind_of(data), data)
+        if isinstance(data, dict) and data.get("parts"):
+            import_parts(data, _source(path.parent))
+        return from_dict(kind_of(data), data, plugins=True)
     except ValueError as error:
         reason = str(error).splitlines()[0]
         raise ValueError(

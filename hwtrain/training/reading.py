@@ -13,9 +13,10 @@ from typing import Any
 
 import pydantic
 
+from hwtrain._parts.source import load_parts
 from hwtrain.hardware import from_dict
 from hwtrain.training.config import Config
-from hwtrain.training.entries import EntryError
+from hwtrain.training.entries import EntryError, named
 from hwtrain.training.mismatch_config import MismatchConfig, kind_of
 
 _EXPECTED = {
@@ -65,10 +66,27 @@ def read_config(
         keys, value = _parse_override(kind, override)
         _put(data, keys, value, override)
         origin[keys] = override
+    import_parts(data, Path(path).parent)
     try:
-        return from_dict(kind, _as_json(data))
+        return from_dict(kind, _as_json(data), plugins=True)
     except pydantic.ValidationError as error:
         raise ValueError(_one_line(kind, error, data, str(path), origin)) from None
+
+
+def import_parts(data: Mapping[str, Any], folder: Path) -> None:
+    """Imports what a configuration, as plain data, says that it needs.
+
+    Args:
+      data: the configuration.
+      folder: what a relative path is relative to.
+
+    Raises:
+      ValueError: naming the entry, and what cannot be imported.
+    """
+    parts = data.get("parts", ())
+    if isinstance(parts, list) and all(isinstance(part, str) for part in parts):
+        with named("parts"):
+            load_parts(parts, folder)
 
 
 def parsed(loads: Callable[[str], Any], text: str) -> Any:

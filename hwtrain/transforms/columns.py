@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from hwtrain.hardware import Hardware, IOParameters
+from hwtrain.hardware import Hardware, IOParameters, WeightModifier
 from hwtrain.plan import AnalogWeight, Plan
 from hwtrain.transforms.physical import bits, conductance_noise
 from hwtrain.transforms.weight_side import local
@@ -129,14 +129,14 @@ def _periphery(weight: AnalogWeight) -> str:
     """Returns what differs from the ideal, in the names of `IOParameters`."""
     if not weight.hardware.converts or weight.kind == "raw":
         return "none"
-    ideal = IOParameters()
-    fields = [field.name for field in dataclasses.fields(ideal)]
-    given = [(name, getattr(weight.hardware.forward, name)) for name in fields]
+    io, ideal = weight.hardware.forward, IOParameters()
+    fields = [f.name for f in dataclasses.fields(ideal) if f.name != "stages"]
     parts = [
         f"{name} {value:g}" if isinstance(value, float) else f"{name} {value}"
-        for name, value in given
+        for name, value in ((name, getattr(io, name)) for name in fields)
         if value != getattr(ideal, name)
     ]
+    parts += [stage.describe() for stage in (io or ideal).stages]
     # A look-up reads weights and multiplies by none.
     return ", ".join(parts + (["in attend only"] if weight.kind == "embed" else []))
 
@@ -146,6 +146,8 @@ def _noise(chip: Hardware) -> str:
     if modifier is None or not modifier.acts:
         return "none"
     when = "train, chip" if modifier.enable_during_test else "train"
+    if isinstance(modifier, WeightModifier):
+        return f"{modifier.describe()} ({when})"
     amounts = (("", "std_dev"), ("res ", "res"), ("drop ", "pdrop"))
     strength = ", ".join(
         f"{label}{getattr(modifier, name):g}"
@@ -230,7 +232,7 @@ def _noise_model(chip: Hardware) -> str:
     )
     compensation = chip.drift_compensation
     undone = f", {compensation.type} drift compensation" if compensation else ""
-    return f"{model.type}{changed}{undone}"
+    return f"{model.describe()}{changed}{undone}"
 
 
 def _stuck(chip: Hardware) -> str:

@@ -4,7 +4,7 @@ import math
 
 import numpy as np
 
-from hwtrain.hardware import Hardware, IOParameters
+from hwtrain.hardware import Hardware, IOParameters, WeightModifierParameter
 
 
 def bits(chip: Hardware) -> str:
@@ -37,7 +37,8 @@ def conductance_noise(chip: Hardware) -> str:
         return "none"
     span, found = converter.g_max - converter.g_min, []
     modifier = chip.modifier
-    if modifier is not None and modifier.type in ("add_normal", "mult_normal"):
+    normal = ("add_normal", "mult_normal")
+    if isinstance(modifier, WeightModifierParameter) and modifier.type in normal:
         if modifier.acts and (
             modifier.rel_to_actual_wmax or modifier.type == "mult_normal"
         ):

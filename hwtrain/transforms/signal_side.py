@@ -376,7 +376,7 @@ def _deviation(
       w: `[rows, columns]`, the kernel.
       scale: `[row tiles, columns or column tiles]`, its mapping scale; `None` for 1.
     """
-    modifier = weight.hardware.modifier
+    modifier: Any = weight.hardware.modifier
     if modifier is None or not modifier.per_vector:
         return None
     if not weight.hardware.modifies(mode):

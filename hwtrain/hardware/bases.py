@@ -1,0 +1,260 @@
+"""What users' own devices and modifiers are made from."""
+
+import abc
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar, NamedTuple
+
+import jax
+from jax.typing import ArrayLike
+
+from hwtrain._parts.part import Part
+from hwtrain.hardware.conversion import Params
+from hwtrain.physics.modifiers import straight_through
+from hwtrain.physics.programmed import Programmed, noisy
+from hwtrain.physics.random import draw_key, normal, uniform
+
+
+class NoiseModel(Part):
+    r"""Noise of programmed devices: the base of models of one's own.
+
+    .. math:: g_\text{prog} = \max(g + \sigma(g)\, \xi_1, 0), \qquad
+        g_\text{read} = \max(g(t) + \sigma_\text{read}\, \xi_2, 0)
+
+    A model has a field `g_max`, the conductance of the largest weight in µS, and at
+    least `programming_sigma`. Conductances are the state: what a device does in time is
+    a function of the conductance that programming reached.
+
+    >>> import hwtrain
+    >>> @hwtrain.register("noise_model", "flash_like")
+    ... class FlashLike(NoiseModel):
+    ...     g_max: float = 20.0
+    ...     share: float = 0.02
+    ...     def programming_sigma(self, g):
+    ...         return self.share * g
+    ...     def mean_at(self, programmed, t_s):
+    ...         return programmed.g_prog * jnp.exp(-1e-9 * t_s)
+    >>> devices = FlashLike().program(jax.random.key(0), jnp.full((4,), 10.0))
+    >>> print(FlashLike().mean_at(devices, 0.0).shape)
+    (4,)
+    >>> hwtrain._parts.registry.forget("noise_model", "flash_like")
+    """
+
+    draws: ClassVar = "chip"
+    g_max: float
+    """Conductance of the largest weight, in µS."""
+
+    @abc.abstractmethod
+    def programming_sigma(self, g: ArrayLike) -> Any:
+        """Returns the standard deviation of the programming noise, in µS.
+
+        Args:
+          g: target conductance, in µS.
+        """
+
+    def program(self, key: jax.Array, g_target: jax.Array) -> Programmed:
+        """Returns devices after programming.
+
+        Args:
+          key: a JAX key.
+          g_target: target conductances of any shape, in µS.
+        """
+        xi = normal(draw_key(key, "", "programming"), g_target.shape)
+        g_prog = noisy(g_target, self.programming_sigma(g_target), xi)
+        return Programmed(g_target=g_target, g_prog=g_prog)
+
+    def mean_at(self, programmed: Programmed, t_s: ArrayLike) -> jax.Array:
+        """Returns the conductances at a time, without read noise, in µS.
+
+        Args:
+          programmed: the devices.
+          t_s: time since programming, in seconds. May be traced.
+        """
+        return programmed.g_prog
+
+    def read_sigma(self, programmed: Programmed, t_s: ArrayLike) -> Any:
+        """Returns the standard deviation of one read, in µS; arguments as above."""
+        return 0.0
+
+    def at(self, key: jax.Array, programmed: Programmed, t_s: ArrayLike) -> jax.Array:
+        """Returns the conductances as one read at a time sees them, in µS.
+
+        Args:
+          key: a JAX key, another one for each read.
+          programmed: the devices.
+          t_s: time since programming, in seconds. May be traced.
+        """
+        mean, sigma = self.mean_at(programmed, t_s), self.read_sigma(programmed, t_s)
+        return noisy(mean, sigma, normal(key, mean.shape))
+
+
+class ConductanceConverter(Part):
+    """What makes conductances of weights: the base of converters of one's own.
+
+    A converter has the fields `g_max` and `g_min` in µS. All arrays have the columns of
+    a crossbar last, and are one tensor to the scale.
+    """
+
+    g_max: float
+    """Conductance of the largest weight, in µS."""
+    g_min: float = 0.0
+    """The smallest conductance, in µS."""
+
+    per_column: ClassVar[bool] = False
+    devices: ClassVar[tuple[str, ...]] = ("g",)
+    """Names of the conductances of a weight, in order."""
+    scales: ClassVar[tuple[str, ...]] = ("scale_ratio",)
+    """Names of the parameters of a conversion, which are stored beside them: for each
+    tile a number, or one for each column."""
+    units: ClassVar[Mapping[str, str]] = {}
+    """Their units, by name."""
+
+    @abc.abstractmethod
+    def convert_to_conductances(
+        self, weights: jax.Array
+    ) -> tuple[list[jax.Array], Params]:
+        """Returns the conductances in µS, one array for each device, and the scales."""
+
+    @abc.abstractmethod
+    def convert_by_scale(self, weights: jax.Array, params: Params) -> list[jax.Array]:
+        """Returns the conductances of weights by the scales of others.
+
+        The weights may exceed the others; no conductance is negative.
+        """
+
+    @abc.abstractmethod
+    def convert_back_to_weights(
+        self, conductances: Sequence[jax.Array], params: Params
+    ) -> jax.Array:
+        """Returns the weights of conductances."""
+
+
+class DriftCompensation(Part):
+    """What undoes the mean drift of a tile: the base of compensations of one's own."""
+
+    readout: str = "periphery"
+    """How a tile's outputs are measured: through its own DAC, ADC and noise, as a chip
+    has to; or `"exact"`."""
+
+    @abc.abstractmethod
+    def baseline(self, y: jax.Array, w: jax.Array) -> jax.Array:
+        """Returns what is stored when a tile has been programmed.
+
+        Args:
+          y: `[..., rows, columns]`, its outputs just after programming, one row driven
+            by 1 at a time.
+          w: `[..., rows, columns]`, the target weights.
+
+        Returns:
+          `[...]`, or `[..., columns]` for a factor of each column.
+        """
+
+    @abc.abstractmethod
+    def factor(self, baseline: jax.Array, y: jax.Array) -> jax.Array:
+        """Returns what the tile's outputs are multiplied by, shaped as `baseline`.
+
+        Args:
+          baseline: what `baseline` returned.
+          y: its outputs now, as above.
+        """
+
+
+class WeightContext(NamedTuple):
+    """What a modifier knows of the weights, and how it draws.
+
+    Attributes:
+      w_max: the largest absolute weight of each tile, broadcastable against them.
+      key: key of the draw; `None` if nothing is drawn.
+      strength: factor on the standard deviation of noise.
+    """
+
+    w_max: jax.Array
+    key: jax.Array | None
+    strength: Any
+
+    def normal(self, effect: str, shape: Sequence[int]) -> Any:
+        """Returns standard normal noise of this step times its strength."""
+        if self.key is None:
+            return 0.0
+        return self.strength * normal(draw_key(self.key, "", effect), shape)
+
+    def uniform(self, effect: str, shape: Sequence[int]) -> Any:
+        """Returns numbers in [0, 1), whatever the strength."""
+        if self.key is None:
+            return 0.0
+        return uniform(draw_key(self.key, "", effect), shape)
+
+
+class WeightModifier(Part):
+    """What happens to weights at a training step: the base of modifiers of one's own.
+
+    Weights are in units of the crossbar. The gradient at the modified weights is given
+    to the nominal ones (straight-through).
+
+    >>> import hwtrain
+    >>> @hwtrain.register("modifier", "log_normal")
+    ... class LogNormal(WeightModifier):
+    ...     sigma: float = 0.1
+    ...     draws = "step"
+    ...     def on_weight(self, w, ctx):
+    ...         return w * jnp.exp(self.sigma * ctx.normal("log_normal", w.shape))
+    >>> w = jnp.ones((2, 2))
+    >>> print(LogNormal(sigma=0.0)(jax.random.key(0), w, jnp.ones(())))
+    [[1. 1.]
+     [1. 1.]]
+    >>> hwtrain._parts.registry.forget("modifier", "log_normal")
+    """
+
+    per_column: ClassVar[bool] = False
+    """Whether `ctx.w_max` is that of each column, instead of the tile."""
+    enable_during_test: ClassVar[bool] = False
+    """Whether it acts in `chip_mode` too."""
+
+    # As `WeightModifierParameter` says of itself.
+    acts: ClassVar[bool] = True
+    in_layer: ClassVar[bool] = False
+    per_batch_sample: ClassVar[bool] = False
+    per_vector: ClassVar[bool] = False
+    redraw: ClassVar[bool] = False
+    copy_last_column: ClassVar[bool] = False
+    rel_to_actual_wmax: ClassVar[bool] = True
+    assumed_wmax: ClassVar[float] = 1.0
+    unitless: ClassVar[bool] = False
+    rounds_chips: ClassVar[bool] = False
+    column_steps: ClassVar[None] = None
+    pdrop: ClassVar[float] = 0.0
+
+    @property
+    def noisy(self) -> bool:
+        """Whether it draws noise that can be weaker or stronger."""
+        return self.draws != "none"
+
+    @property
+    def without_levels(self) -> "WeightModifier":
+        """The same for weights that lie on levels already."""
+        return self
+
+    @property
+    def levels(self) -> "WeightModifier":
+        """The same without what is drawn: there is nothing that rounds."""
+        raise NotImplementedError(f"{self.type} rounds no chips")
+
+    @abc.abstractmethod
+    def on_weight(self, w: jax.Array, ctx: WeightContext) -> jax.Array:
+        """Returns the modified weights, in units of the crossbar.
+
+        Args:
+          w: the weights, of any shape.
+          ctx: what belongs to them.
+        """
+
+    def __call__(
+        self,
+        key: jax.Array | None,
+        w: jax.Array,
+        w_max: jax.Array,
+        strength: jax.Array | None = None,
+    ) -> jax.Array:
+        """Returns the modified weights, with the gradient of the nominal ones."""
+        factor = 1.0 if strength is None else strength
+        new = self.on_weight(w, WeightContext(w_max, key, factor))
+        return straight_through(w, new.astype(w.dtype))

@@ -1,0 +1,138 @@
+"""A chip of a user's own, in one file that uses public names only.
+
+A flash memory: a device programs with an error in proportion, leaks with its own rate,
+is read with telegraph noise; a weight is one device against a reference in the middle.
+"""
+
+import jax.numpy as jnp
+
+import hwtrain
+
+
+@hwtrain.register("noise_model", "flash")
+class Flash(hwtrain.DriftingNoiseModel):
+    """A device that leaks by a power law of its own."""
+
+    g_max: float = 20.0
+    error: float = 0.02
+    """Programming noise relative to the conductance. Zero turns it off."""
+    leak: float = 0.03
+    """Mean exponent of the leakage. Zero turns it off."""
+
+    def programming_sigma(self, g):
+        return self.error * jnp.asarray(g)
+
+    def drift_mean(self, g):
+        return jnp.full_like(g, self.leak)
+
+    def drift_std(self, g):
+        return jnp.full_like(g, self.leak / 4)
+
+    def read_sigma(self, programmed, t_s):
+        return 0.01 * self.read_noise_scale * self.mean_at(programmed, t_s)
+
+    def describe(self):
+        return f"flash, {self.error:.0%} programming noise"
+
+
+@hwtrain.register("converter", "offset_device")
+class OffsetDevice(hwtrain.ConductanceConverter):
+    """One device for a weight, whose zero lies in the middle of its range."""
+
+    g_max: float = 20.0
+    devices = ("g",)
+    scales = ("largest",)
+
+    def _span(self):
+        return (self.g_max - self.g_min) / 2
+
+    def convert_to_conductances(self, weights):
+        largest = jnp.max(jnp.abs(weights)).reshape((1,) * jnp.ndim(weights))
+        params = {"largest": jnp.where(largest > 0, largest, 1)}
+        return self.convert_by_scale(weights, params), params
+
+    def convert_by_scale(self, weights, params):
+        g = self.g_min + self._span() * (1 + weights / params["largest"])
+        return [jnp.maximum(g, 0)]
+
+    def convert_back_to_weights(self, conductances, params):
+        (g,) = conductances
+        return ((g - self.g_min) / self._span() - 1) * params["largest"]
+
+
+@hwtrain.register("drift_compensation", "largest_row")
+class LargestRow(hwtrain.DriftCompensation):
+    """One factor for each tile, from the row with the largest response."""
+
+    def baseline(self, y, w):
+        return jnp.abs(y).mean(-1).max(-1)
+
+    def factor(self, baseline, y):
+        now = self.baseline(y, y)
+        return baseline / jnp.where(now > 0, now, 1)
+
+
+@hwtrain.register("modifier", "log_normal")
+class LogNormal(hwtrain.WeightModifier):
+    """Noise that multiplies weights, and never turns their sign."""
+
+    sigma: float = 0.1
+    draws = "step"
+
+    def on_weight(self, w, ctx):
+        return w * jnp.exp(self.sigma * ctx.normal("log_normal", w.shape))
+
+    def describe(self):
+        return f"log-normal {self.sigma:g}"
+
+
+@hwtrain.register("stage", "telegraph", inside="adc")
+class Telegraph(hwtrain.Part):
+    """Random telegraph noise of the devices that conduct."""
+
+    sigma: float = 0.02
+    draws = "read"
+
+    def around(self, inner, x, ctx):
+        y = inner(x)
+        power = ctx.product(x**2, ctx.w**2)
+        return y + self.sigma * jnp.sqrt(power) * ctx.normal("telegraph", y.shape)
+
+    def describe(self):
+        return f"telegraph noise {self.sigma:g}"
+
+
+@hwtrain.register("stage", "input_offset", inside="dac")
+class InputOffset(hwtrain.Part):
+    """An offset of the drivers, the same for all rows."""
+
+    offset: float = 0.05
+    whole = True
+
+    def around(self, inner, x, ctx):
+        return inner(x + self.offset)
+
+    def describe(self):
+        return f"input offset {self.offset:g}"
+
+
+@hwtrain.register("stage", "split_reads", inside="input_asymmetry", outside="adc")
+class SplitReads(hwtrain.Part):
+    """Positive and negative inputs in reads of their own."""
+
+    def around(self, inner, x, ctx):
+        return inner(jnp.maximum(x, 0)) + inner(jnp.minimum(x, 0))
+
+
+def hardware(**options):
+    """A chip with all of these."""
+    return hwtrain.Hardware(
+        modifier=LogNormal(sigma=0.1),
+        converter=OffsetDevice(g_max=20.0),
+        noise_model=Flash(g_max=20.0),
+        drift_compensation=LargestRow(),
+        forward=hwtrain.IOParameters(
+            out_bits=8, out_bound=10.0, stages=(Telegraph(sigma=0.05),)
+        ),
+        **options,
+    )
