@@ -1,0 +1,393 @@
+"""Parts of a user's own, from a file that uses public names only, on the whole road."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import linen as nn
+from flax import nnx
+
+import hwtrain as hw
+from hwtrain.hardware import from_dict, to_dict
+
+from . import devices
+
+X = jax.random.normal(jax.random.key(0), (4, 6, 2))
+KEY = jax.random.key(3)
+FRAMEWORKS = ["linen", "nnx"]
+
+
+class Linen(nn.Module):
+    @nn.compact
+    def __call__(self, x):
+        x = nn.relu(nn.Conv(4, (3,), name="a")(x)).reshape(len(x), -1)
+        return nn.Dense(3, name="b")(x)
+
+
+class OfNnx(nnx.Module):
+    def __init__(self, rngs):
+        self.a = nnx.Conv(2, 4, (3,), rngs=rngs)
+        self.b = nnx.Linear(24, 3, rngs=rngs)
+
+    def __call__(self, x):
+        return self.b(nnx.relu(self.a(x)).reshape(len(x), -1))
+
+
+def made(framework, hardware):
+    """Returns an analog model, and the arguments that name its parameters."""
+    if framework == "linen":
+        analog = hw.analogize(Linen(), hardware)
+        return analog, (jax.jit(analog.init)(jax.random.key(0), X), X)
+    model = OfNnx(nnx.Rngs(0))
+    return hw.analogize(model, hardware, rngs=nnx.Rngs(mismatch=0)), ()
+
+
+def called(stages, layer=None, x=None, **options):
+    """Returns what a layer without bias gives with stages around its tile."""
+    layer = layer or nn.Dense(5, use_bias=False)
+    io = hw.IOParameters(stages=tuple(stages), **options)
+    analog = hw.analogize(layer, hw.Hardware(forward=io))
+    x = jax.random.normal(jax.random.key(1), (7, 8)) if x is None else x
+    variables = analog.init(jax.random.key(0), x)
+    call = jax.jit(lambda key: analog.apply(variables, x, rngs={"mismatch": key}))
+    return call, np.asarray(x), np.asarray(variables["params"]["kernel"])
+
+
+@pytest.mark.parametrize("framework", FRAMEWORKS)
+def test_every_part_acts_in_training_and_on_the_chip(framework):
+    analog, given = made(framework, devices.hardware())
+    example = given or (None, X)
+    found = {row[1] for row in hw.assert_active(analog, *example).rows}
+    assert {
+        "modifier",
+        "telegraph",
+        "telegraph draws",
+        "converter",
+        "noise_model",
+        "drift",
+        "drift_compensation",
+    } <= found
+
+
+def idle(self, inner, x, ctx):
+    return inner(x)
+
+
+def frozen(self, inner, x, ctx):
+    return inner(x) + self.sigma * jnp.sin(jnp.arange(x.shape[0])).reshape(-1, 1, 1, 1)
+
+
+@pytest.mark.parametrize(
+    ("part", "method", "change", "message"),
+    [
+        (devices.Telegraph, "around", idle, "telegraph: the outputs are the same"),
+        (devices.Telegraph, "around", frozen, "telegraph draws: .*several step keys"),
+        (devices.LogNormal, "on_weight", lambda s, w, c: w, "modifier: .*nominal"),
+        (devices.LargestRow, "factor", lambda s, b, y: jnp.ones_like(b), "is 1 for"),
+        (devices.Flash, "drift_mean", lambda s, g: 0 * g, "drift"),
+    ],
+)
+def test_a_part_that_does_nothing_is_an_error(
+    part, method, change, message, monkeypatch
+):
+    monkeypatch.setattr(part, method, change)
+    if part is devices.Flash:
+        monkeypatch.setattr(part, "drift_std", change)
+    jax.clear_caches()
+    analog = hw.analogize(nn.Dense(16), devices.hardware())
+    x = jnp.ones((2, 24))
+    variables = analog.init(jax.random.key(0), x)
+    with pytest.raises(ValueError, match=message):
+        hw.assert_active(analog, variables, x)
+    jax.clear_caches()
+
+
+@pytest.mark.parametrize("framework", FRAMEWORKS)
+def test_inspect_describes_them(framework):
+    analog, given = made(framework, devices.hardware())
+    text = str(hw.inspect(analog, *given))
+    for part in (
+        "telegraph noise 0.05",
+        "log-normal 0.1",
+        "offset_device",
+        "flash, 2%",
+    ):
+        assert part in text
+
+
+@pytest.mark.parametrize("layer", ["dense", "conv", "tiles"])
+def test_a_stage_of_noise_has_the_deviation_that_numpy_says(layer):
+    sigma, reads = 0.3, 4000
+    mapping = hw.MappingParameter(max_input_size=3) if layer == "tiles" else None
+    io = hw.IOParameters(stages=(devices.Telegraph(sigma=sigma),))
+    kind = nn.Conv(3, (2,), padding="VALID", use_bias=False)
+    kind = kind if layer == "conv" else nn.Dense(3, use_bias=False)
+    analog = hw.analogize(kind, hw.Hardware(forward=io, mapping=mapping))
+    x = jax.random.normal(jax.random.key(1), (1, 5, 4) if layer == "conv" else (1, 8))
+    variables = analog.init(jax.random.key(0), x)
+    keys = jax.random.split(jax.random.key(2), reads)
+    call = lambda key: analog.apply(variables, x, rngs={"mismatch": key})  # noqa: E731
+    y = np.float64(jax.jit(jax.lax.map, static_argnums=0)(call, keys)).squeeze(1)
+    w = np.float64(variables["params"]["kernel"])
+    rows = np.asarray(x)[0]
+    if layer == "conv":
+        rows = np.stack([rows[i : i + 2].ravel() for i in range(4)])
+        w = w.reshape(-1, 3)
+    np.testing.assert_allclose(
+        y.mean(0), rows @ w, atol=5 * y.std(0).max() / reads**0.5
+    )
+    expected = sigma * np.sqrt(rows**2 @ w**2)
+    np.testing.assert_allclose(y.std(0), expected, rtol=5 / np.sqrt(2 * reads))
+
+
+@pytest.mark.parametrize("layer", ["dense", "conv"])
+def test_a_stage_of_inputs_acts_before_the_dac_has_rounded_them(layer):
+    kind = nn.Conv(5, (2,), padding="VALID", use_bias=False)
+    x = jax.random.normal(jax.random.key(1), (2, 6, 8)) / 3
+    layers = (kind, x) if layer == "conv" else (None, x[0])
+    stage = devices.InputOffset(offset=0.07)
+    call, x, w = called([stage], *layers, inp_bits=4)
+    rows = x
+    if layer == "conv":
+        rows = np.stack([x[:, i : i + 2].reshape(2, -1) for i in range(5)], axis=1)
+        w = w.reshape(-1, 5)
+    # It stands inside of the DAC: what the tile gets is rounded, then moved.
+    levels = np.clip(np.round(rows * 7) / 7, -1, 1) + 0.07
+    np.testing.assert_allclose(call(KEY), levels @ w, rtol=1e-5, atol=1e-5)
+
+
+def test_split_reads_are_two_reads_with_noise_of_their_own():
+    call, x, w = called([devices.SplitReads()], out_noise=0.2)
+    y = np.stack([np.float64(call(key)) for key in jax.random.split(KEY, 400)])
+    error = 5 * 0.2 * np.sqrt(2) / np.sqrt(y.size)
+    assert abs(y.std(0).mean() - 0.2 * np.sqrt(2)) < error
+    np.testing.assert_allclose(y.mean(0), x @ w, atol=6 * 0.2 * np.sqrt(2 / 400))
+    # And through an ADC, each is rounded by itself.
+    call, x, w = called([devices.SplitReads()], out_bits=4, out_bound=2.0)
+    rounded = [
+        np.clip(np.round(part @ w / 2 * 7) / 7 * 2, -2, 2)
+        for part in (np.maximum(x, 0), np.minimum(x, 0))
+    ]
+    np.testing.assert_allclose(call(KEY), sum(rounded), rtol=1e-5, atol=1e-5)
+
+
+def test_a_stage_inside_bound_management_is_read_anew_in_each_round():
+    # Without noise beyond the bound, managed outputs are exact: none was clipped.
+    stage = devices.Telegraph(sigma=0.02)
+    options = {"noise_management": "abs_max", "bound_management": "iterative"}
+    call, x, w = called([stage], out_bound=0.5, **options)
+    y = np.stack([np.float64(call(key)) for key in jax.random.split(KEY, 50)])
+    assert (np.abs(x @ w) > 0.5).any()
+    sigma = 0.02 * np.sqrt(x**2 @ w**2)
+    # A reduced input has less noise, and the scale gives it back.
+    np.testing.assert_allclose(y.mean(0), x @ w, atol=6 * sigma.max() / np.sqrt(50))
+    np.testing.assert_allclose(y.std(0).mean(), sigma.mean(), rtol=0.15)
+
+
+def test_a_modifier_multiplies_by_log_normal_numbers():
+    analog = hw.analogize(
+        nn.Dense(200, use_bias=False),
+        hw.Hardware(modifier=devices.LogNormal(sigma=0.2)),
+    )
+    x = jnp.eye(50)
+    variables = analog.init(jax.random.key(0), x)
+    y = analog.apply(variables, x, rngs={"mismatch": KEY})
+    ratio = np.log(np.float64(y / variables["params"]["kernel"]))
+    assert abs(ratio.mean()) < 5 * 0.2 / np.sqrt(ratio.size)
+    assert abs(ratio.std() / 0.2 - 1) < 5 / np.sqrt(2 * ratio.size)
+    loss = lambda v: analog.apply(v, x, rngs={"mismatch": KEY}).sum()  # noqa: E731
+    gradient = jax.grad(loss)(variables)["params"]["kernel"]
+    np.testing.assert_allclose(gradient, 1.0)  # straight through
+
+
+@pytest.mark.parametrize("framework", FRAMEWORKS)
+def test_a_chip_is_programmed_by_the_users_equations(framework, tmp_path):
+    hardware = hw.Hardware(
+        converter=devices.OffsetDevice(g_max=20.0),
+        noise_model=devices.Flash(g_max=20.0, error=0.0, leak=0.0),
+    )
+    analog, given = made(framework, hardware)
+    if framework == "linen":
+        hw.export(tmp_path / "c", given[0], hw.plan(analog, *given), chip_seeds=[0])
+        kernel = given[0]["params"]["b"]["kernel"]
+    else:
+        hw.export(tmp_path / "c", analog, chip_seeds=[0])
+        kernel = analog.b.kernel[...]
+    loaded = hw.load(tmp_path / "c")
+    assert loaded.plan.weights[0].hardware == hardware
+    manifest = json.loads((tmp_path / "c/manifest.json").read_text())
+    chip = manifest["layers"][0]["weight"]["hardware"]
+    assert chip["noise_model"]["type"] == "flash"
+    assert chip["noise_model"]["of"].endswith("devices:Flash")
+    ((tile,),) = loaded.conductances("b/kernel")
+    w = np.float64(kernel)
+    expected = 10.0 * (1 + w / np.abs(w).max())
+    np.testing.assert_allclose(tile.conductances["g"], expected, rtol=1e-5, atol=1e-5)
+    hw.checkpoint.verify(tmp_path / "c")
+    np.testing.assert_allclose(
+        loaded.chip(0)["b"]["kernel"], kernel, rtol=1e-4, atol=1e-5
+    )
+
+
+def test_configurations_and_their_errors():
+    hardware = devices.hardware()
+    data = json.loads(json.dumps(to_dict(hardware)))
+    assert from_dict(hw.Hardware, data) == hardware
+    assert data["modifier"]["type"] == "log_normal" and data["modifier"]["sigma"] == 0.1
+    for change, message in (
+        ({"type": "telegraf"}, "expected a stage of .*telegraph"),
+        ({"type": "telegraph", "sigma": "much"}, r"stages\.0\.sigma"),
+        ({"type": "telegraph", "size": 1.0}, r"stages\.0\.size"),
+        (
+            {"type": "gone", "of": "my_chip:Gone", "version": "2"},
+            "my_chip:Gone 2, which",
+        ),
+        ({"type": "telegraph", "of": "other:Telegraph"}, "here, and other:Telegraph"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            from_dict(hw.Hardware, {"forward": {"stages": [change]}})
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"name": "telegraph"}, "is .*Telegraph already"),
+        ({"name": "new", "inside": "nothing"}, "'nothing', which nobody"),
+        ({"name": "new", "inside": "adc", "outside": "dac"}, "cannot stand there"),
+        ({"kind": "thing", "name": "new"}, "expected a kind of"),
+    ],
+)
+def test_a_registration_that_is_wrong_is_refused(options, message):
+    options = {"kind": "stage", **options}
+    with pytest.raises(ValueError, match=message):
+
+        @hw.register(options.pop("kind"), options.pop("name"), **options)
+        class Mine(hw.Part):
+            pass
+
+
+def test_a_field_of_a_name_that_parts_have_is_refused():
+    with pytest.raises(ValueError, match="a field cannot be called version"):
+
+        @hw.register("stage", "versioned")
+        class Versioned(hw.Part):
+            version: int = 1
+
+
+def test_a_class_that_is_not_registered_is_refused():
+    class Mine(hw.Part):
+        pass
+
+    with pytest.raises(ValueError, match="expected a stage that is registered"):
+        hw.IOParameters(stages=(Mine(),))
+
+
+def test_a_stage_that_draws_without_saying_so_is_refused():
+    class Silent(devices.Telegraph):
+        draws = "none"
+
+    hw.register("stage", "silent", inside="adc")(Silent)
+    analog = hw.analogize(
+        nn.Dense(2), hw.Hardware(forward=hw.IOParameters(stages=(Silent(),)))
+    )
+    variables = analog.init(jax.random.key(0), jnp.ones((1, 3)))
+    with pytest.raises(ValueError, match='Write draws = "read" in its class'):
+        analog.apply(variables, jnp.ones((1, 3)))
+
+
+UNREGISTERED = """
+import hwtrain
+try:
+    hwtrain.load({path!r})
+except Exception as error:
+    print(type(error).__name__, error)
+"""
+
+
+@pytest.mark.nightly
+def test_load_names_what_to_import_and_runs_no_code(tmp_path):
+    analog, given = made("linen", devices.hardware())
+    hw.export(tmp_path / "c", given[0], hw.plan(analog, *given))
+    run = subprocess.run(
+        [sys.executable, "-c", UNREGISTERED.format(path=str(tmp_path / "c"))],
+        capture_output=True,
+        text=True,
+        cwd=Path(hw.__file__).parents[1],
+        check=True,
+    )
+    assert "devices:LogNormal" in run.stdout and "not imported" in run.stdout
+    assert "HardwareCheckpointError" in run.stdout
+
+
+CONFIG = """
+parts = ["chip.py"]
+model = "chip.py:model"
+data = "chip.py:data"
+
+[training]
+steps = 3
+batch_size = 8
+
+[hardware.modifier]
+type = "log_normal"
+sigma = 0.05
+
+[hardware.converter]
+type = "offset_device"
+g_max = 20.0
+
+[hardware.noise_model]
+type = "flash"
+g_max = 20.0
+
+[hardware.forward]
+out_bits = 8
+out_bound = 10.0
+stages = [{type = "telegraph", sigma = 0.05}]
+
+[evaluation]
+chips = 2
+"""
+
+RECIPE = """
+
+def model():
+    from flax import linen as nn
+    return nn.Dense(3)
+
+
+def data():
+    import numpy as np
+    rng = np.random.default_rng(0)
+    x, y = rng.normal(size=(32, 6)).astype(np.float32), rng.integers(0, 3, 32)
+    return (x, y), (x, y)
+"""
+
+
+@pytest.mark.nightly
+def test_a_configuration_names_parts_of_a_file_beside_it(tmp_path):
+    """In a process of its own each: the file registers them, nothing else does."""
+    source = Path(devices.__file__).read_text()
+    (tmp_path / "chip.py").write_text(source + RECIPE)
+    (tmp_path / "chip.toml").write_text(CONFIG)
+    for command in (
+        ["train", "chip.toml", "--out", "run"],
+        ["evaluate", "run", "--chips", "2"],
+        ["inspect", "run", "--active"],
+        ["export", "run", "exported"],
+    ):
+        run = subprocess.run(
+            [sys.executable, "-m", "hwtrain", *command],
+            capture_output=True,
+            text=True,
+            cwd=tmp_path,
+            env={**os.environ, "PYTHONPATH": str(Path(hw.__file__).parents[1])},
+        )
+        assert run.returncode == 0, run.stdout + run.stderr
+    assert "telegraph noise 0.05" in run.stdout or (tmp_path / "exported").is_dir()
