@@ -220,9 +220,8 @@ def _check_layer(log: _Log, weight: AnalogWeight) -> None:
         draws = np.stack([[call.unit[effect] for call in step] for step in steps])
         log.note(weight.path, effect, *_unit(draws, of_vectors=effect == "inp_noise"))
     for name in calls[0].drawn:
-        seen = np.stack([[call.drawn[name] for call in step] for step in steps])
-        same = repeated(seen.reshape(len(steps), -1) - seen.mean(axis=0).ravel())
-        wrong = "its noise is the same at several step keys" if same else None
+        drawn = np.stack([[call.drawn[name] for call in step] for step in steps])
+        wrong = "its noise is the same at several step keys" if _alike(drawn) else None
         log.note(weight.path, f"{name} draws", "anew at each step", wrong)
     # A step may have dropped all weights, which then tell nothing of the inputs.
     calls = [call for call in calls if call.w.any()] or calls
@@ -268,6 +267,24 @@ def _unit(draws: np.ndarray, *, of_vectors: bool) -> tuple[str, str | None]:
     if repeated(np.nan_to_num(draws[some]).reshape(some.sum(), -1)):
         wrong = "the noise is the same at several step keys"
     return amount, wrong
+
+
+def _alike(drawn: np.ndarray) -> bool:
+    """Returns whether a stage draws the same at several step keys.
+
+    Args:
+      drawn: `[keys, calls, vectors, columns]`, the vectors twice: what differs is
+        noise, whatever the weights of the step.
+    """
+    first, again = np.split(drawn.astype(np.float64), 2, axis=2)
+    noise = (first - again).reshape(len(drawn), -1)
+    if not noise.any():  # one draw for all vectors
+        return repeated(drawn.reshape(len(drawn), -1))
+    noise = noise[noise.any(axis=1)]
+    unit = noise / np.linalg.norm(noise, axis=1, keepdims=True)
+    alike = np.abs(unit @ unit.T) - np.eye(len(unit))
+    # Few numbers are so much alike by chance.
+    return bool((alike > (0.99 if noise.shape[1] >= 16 else 0.9999)).any())
 
 
 def _level_error(levels: Any) -> float:

@@ -67,7 +67,8 @@ class Readings(NamedTuple):
       changes: by effect, the relative deviation of the outputs without it.
       unit: by noise, its draws over their configured deviation, `[vectors, columns]`;
         NaN where that is zero, in columns of zeros.
-      drawn: by stage that draws at each read, the outputs with it alone.
+      drawn: by stage that draws at each read, the outputs with it alone, of the test
+        vectors and of the same again.
       levels: outputs at 0, 0.4, 0.6 and 1 steps of the DAC, `[4, columns]`.
       clipped: outputs at 1.5 and 3 ranges, `[2, columns]`.
       range_gradient: gradient of the input range, of an output that wants to grow.
@@ -105,7 +106,7 @@ def read(call: Multiplication) -> Readings:
         if chip.forward is not None and getattr(chip.forward, effect) > 0
     }
     drawn = {
-        stage.type: _run(call, _with_stage(ideal, stage), x)
+        stage.type: _run(call, _with_stage(ideal, stage), jnp.concatenate([x, x]))
         for stage in (chip.forward.stages if chip.forward is not None else ())
         if stage.draws_at("read")
     }
