@@ -43,6 +43,16 @@ def test_the_examples_of_the_meshes_page_run_on_eight_devices(on_devices):
     on_devices(8, f"{code}\nprint('equal')")
 
 
+def test_the_device_of_the_devices_page_is_whole(capsys):
+    names = names_after("devices.md")
+    printed = capsys.readouterr().out
+    for effect in ("telegraph noise 0.05", "log-normal 0.05", "flash, 2%"):
+        assert effect in printed
+    assert "my_telegraph draws: anew at each step" in printed
+    kernel = names["variables"]["params"]["kernel"]
+    assert (names["after_a_day"]["kernel"] != kernel).all()
+
+
 def test_the_example_of_the_physics_page_runs():
     assert names_after("physics.md")["chip_type"].stores_scale
 

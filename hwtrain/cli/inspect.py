@@ -1,6 +1,7 @@
 """`hwtrain inspect`."""
 
 import argparse
+from collections import Counter
 from collections.abc import Iterator
 
 import numpy as np
@@ -8,7 +9,10 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+import hwtrain.hardware  # noqa: F401 knows the stages
 from hwtrain import paths
+from hwtrain._parts.registry import named, order
+from hwtrain._parts.slot import home
 from hwtrain.checkpoint.crossbars import Crossbars
 from hwtrain.checkpoint.entries import ChipEntry
 from hwtrain.checkpoint.manifest import Manifest
@@ -19,6 +23,7 @@ from hwtrain.evaluate.histograms import Histogram
 from hwtrain.plan import AnalogWeight
 from hwtrain.training.run import Run
 from hwtrain.transforms.inspect import inspect_plan
+from hwtrain.transforms.signal_side import stages_of
 
 _BARS = 25
 
@@ -27,6 +32,14 @@ def main(options: argparse.Namespace) -> int:
     """Runs the command and returns its exit status."""
     console = Console()
     with bad_input():
+        if options.stages:
+            console.print(_stages(options), highlight=False)
+            return 0
+        if options.model is None:
+            raise ValueError(
+                "inspect: expected the folder of a run, or a hardware-ready "
+                "checkpoint; --stages alone needs none"
+            )
         if options.png is not None:
             plots.require_matplotlib()
             check_file(options.png)
@@ -52,6 +65,26 @@ def main(options: argparse.Namespace) -> int:
             plots.plot_histograms(histograms, options.png, title=title)
             console.print(f"{options.png} written", soft_wrap=True, highlight=False)
     return 0 if run is None else _prove(run, model, console)
+
+
+def _stages(options: argparse.Namespace) -> Table:
+    """Returns the stages from the outermost to the innermost, and whose they are."""
+    title = "Stages around a tile, from the outermost to the innermost"
+    table = Table("stage", "what it does", title=title, title_justify="left")
+    used: Counter[str] = Counter()
+    if options.model is not None:
+        table.add_column("around")
+        weights = [w for w in open_model(options).plan.weights if w.kind != "raw"]
+        used.update(stage.type for w in weights for stage in stages_of(w))
+    for name in order("stage"):
+        part = named("stage", name)
+        does = (part.__doc__ or "").strip().splitlines()[0]
+        whose = f" ({home(part)})" if home(part) else ""
+        row = [name, does + whose]
+        if options.model is not None:
+            row.append(f"{used[name]} weights" if used[name] else "none")
+        table.add_row(*row)
+    return table
 
 
 def _prove(run: Run, model: Model, console: Console) -> int:

@@ -165,7 +165,12 @@ def _inspect(commands: Commands) -> None:
         description="Shows what each layer of a run's model or of a hardware-ready "
         "checkpoint really does, and a histogram of its conductances.",
     )
-    _add_model(parser)
+    _add_model(parser, needed=False)
+    parser.add_argument(
+        "--stages",
+        action="store_true",
+        help="show the order of the stages around a tile instead, also without a model",
+    )
     parser.add_argument(
         "--chip",
         type=int,
@@ -218,12 +223,13 @@ def _convert(commands: Commands) -> None:
     )
 
 
-def _add_model(parser: argparse.ArgumentParser) -> None:
+def _add_model(parser: argparse.ArgumentParser, *, needed: bool = True) -> None:
     """Adds the argument for a model and what chooses one of a run's."""
     parser.add_argument(
         "model",
         metavar="RUN|CHECKPOINT",
         type=Path,
+        nargs=None if needed else "?",
         help="the folder of a run, or a hardware-ready checkpoint",
     )
     parser.add_argument(
