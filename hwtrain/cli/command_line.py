@@ -7,6 +7,7 @@ import os
 import shlex
 import signal
 import sys
+import threading
 from collections.abc import Callable, Sequence
 from typing import NoReturn
 
@@ -24,16 +25,21 @@ def main(arguments: Sequence[str] | None = None) -> int:
       arguments: the command line without the program's name; `sys.argv` by default.
     """
     words = list(sys.argv[1:] if arguments is None else arguments)
-    return _status(words, _tell)
+    return _status(words, _tell, _tell_error)
 
 
-def _status(words: list[str], interrupted: Callable[[list[str]], int]) -> int:
+def _status(
+    words: list[str],
+    interrupted: Callable[[list[str]], int],
+    failed: Callable[[Exception], int],
+) -> int:
     """Runs the command and returns its exit status.
 
     Args:
       words: the command line without the program's name.
       interrupted: makes the status after a Ctrl-C, while all that the command has
         under way is still alive.
+      failed: likewise after bad input.
     """
     for stream in (sys.stdout, sys.stderr):
         # A terminal that has no ± shows a ?, instead of ending a run of hours there.
@@ -54,8 +60,12 @@ def _status(words: list[str], interrupted: Callable[[list[str]], int]) -> int:
             return interrupted(words)
         if not isinstance(error, BadInputError):
             raise
-        print_error(f"error: {error}")
-        return 2
+        return failed(error)
+
+
+def _tell_error(error: Exception) -> int:
+    print_error(f"error: {error}")
+    return 2
 
 
 def run() -> int:
@@ -64,9 +74,8 @@ def run() -> int:
     While Python takes itself down, another Ctrl-C would come up in whatever is called.
     """
     try:
-        status = _status(sys.argv[1:], _leave)
+        status = _status(sys.argv[1:], _leave, _fail)
         if status:
-            # What failed may leave threads of Orbax that complain while Python ends.
             _end(status)
         return status
     finally:
@@ -81,6 +90,16 @@ def _leave(words: list[str]) -> NoReturn:
     """
     signal.signal(signal.SIGINT, signal.SIG_DFL)
     _end(_tell(words))
+
+
+def _fail(error: Exception) -> NoReturn:
+    """Ends the process after an error.
+
+    What failed may leave threads of Orbax, which would complain beside the one line, or
+    while Python takes itself down.
+    """
+    threading.excepthook = lambda _: None
+    _end(_tell_error(error))
 
 
 def _end(status: int) -> NoReturn:
