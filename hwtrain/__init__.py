@@ -45,6 +45,7 @@ if _typing.TYPE_CHECKING:
     from hwtrain.hardware import IOParameters as IOParameters
     from hwtrain.hardware import MappingParameter as MappingParameter
     from hwtrain.hardware import MeasuredNoiseModel as MeasuredNoiseModel
+    from hwtrain.hardware import Mismatch as Mismatch
     from hwtrain.hardware import MismatchParameter as MismatchParameter
     from hwtrain.hardware import NoiseModel as NoiseModel
     from hwtrain.hardware import NPairConductanceConverter as NPairConductanceConverter
@@ -66,6 +67,7 @@ if _typing.TYPE_CHECKING:
         StateIndependentNoiseModel as StateIndependentNoiseModel,
     )
     from hwtrain.hardware import StuckParameter as StuckParameter
+    from hwtrain.hardware import WeightClip as WeightClip
     from hwtrain.hardware import WeightClipParameter as WeightClipParameter
     from hwtrain.hardware import WeightModifier as WeightModifier
     from hwtrain.hardware import WeightModifierParameter as WeightModifierParameter
@@ -125,6 +127,8 @@ else:
             "Part",
             "WeightModifier",
             "register",
+            "Mismatch",
+            "WeightClip",
             "Hardware",
             "HermesNoiseModel",
             "InputRangeParameter",

@@ -23,8 +23,10 @@ class Entry(NamedTuple):
 
 
 KINDS = {
+    "clip": "what keeps weights within the device's range after an update",
     "converter": "what makes conductances of weights",
     "drift_compensation": "what undoes the mean drift of a tile",
+    "mismatch": "what differs between the weights of chips",
     "modifier": "what happens to weights at every training step",
     "noise_model": "what programming, time and reads do to conductances",
     "stage": "what stands around a tile",
@@ -56,8 +58,8 @@ def register(
     >>> forget("stage", "leak")
 
     Args:
-      kind: `"noise_model"`, `"converter"`, `"drift_compensation"`, `"modifier"`, or
-        `"stage"`: what stands around a tile.
+      kind: `"noise_model"`, `"converter"`, `"drift_compensation"`, `"mismatch"`,
+        `"modifier"`, `"clip"`, or `"stage"`: what stands around a tile.
       name: its name in configurations and checkpoints, one for each kind.
       inside: the stages that a stage stands inside of, nearer to the tile; by name.
       outside: the stages that it stands outside of.

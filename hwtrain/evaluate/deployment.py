@@ -7,15 +7,17 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 
 from hwtrain import conductances, paths
+from hwtrain._parts.slot import home
 from hwtrain.checkpoint import HardwareCheckpoint, export, load
 from hwtrain.crossbar import largest_weight, on_crossbar, with_written
 from hwtrain.evaluate.judgement import ENOUGH, strength_of
 from hwtrain.evaluate.updates import Finding, prefixed
-from hwtrain.hardware import DriftCompensation
+from hwtrain.hardware import DriftCompensation, Mismatch
 from hwtrain.physics.stuck import AT_G_MAX, AT_G_MIN
 from hwtrain.plan import AnalogWeight, Plan
 
@@ -104,7 +106,7 @@ def _parts(plan: Plan) -> dict[str, Plan]:
 
 def _mismatched(weight: AnalogWeight) -> bool:
     mismatch = weight.hardware.mismatch
-    return mismatch is not None and mismatch.draws
+    return mismatch is not None and bool(mismatch.draws)
 
 
 def _chips_to_tell_by(plan: Plan) -> int:
@@ -297,8 +299,20 @@ def _frozen(
         without = "no noise_model" if weight.hardware.sticks else "mismatch"
         amount, wrong = told(without)
         yield weight.path, "noise_model", wrong, amount
+        if not _drifts(weight.hardware.noise_model):
+            return
         still = None if (later != chip).any() else "the chip is the same after a day"
         yield weight.path, "drift", still, "changes weights within a day"
+
+
+def _drifts(model: Any) -> bool:
+    """Whether a noise model moves conductances; one of a user need not."""
+    if home(type(model)) == "":
+        return True
+    g = jnp.linspace(0.1, 1.0, 16) * model.g_max
+    device = model.program(jax.random.key(0), g)
+    then, now = model.mean_at(device, DAY_S), model.mean_at(device, 0.0)
+    return bool(jnp.any(then != now))
 
 
 def _mismatch_strength(
@@ -309,6 +323,10 @@ def _mismatch_strength(
 ) -> tuple[str, str | None]:
     """Returns the strength of a mismatch that is alone, and what is wrong with it."""
     mismatch: Any = weight.hardware.mismatch
+    if isinstance(mismatch, Mismatch):
+        size = float(np.sqrt(np.mean(np.square(deviation))))
+        wrong = None if deviation.any() else "the chip has the nominal weights"
+        return f"changes weights by {size:.2g}", wrong
     scale = weight.stored_scale(leaves)
     w, s = on_crossbar(weight, jnp.asarray(nominal), scale)
     sigma = w

@@ -183,7 +183,7 @@ def sensitivity(
 def _differs(weight: AnalogWeight) -> bool:
     """Whether an array on a chip is not the nominal one."""
     chip = weight.hardware
-    return chip.programs or (chip.mismatch is not None and chip.mismatch.draws)
+    return chip.frozen
 
 
 def _layer_of(weight: AnalogWeight) -> str:

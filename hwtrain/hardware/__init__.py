@@ -5,7 +5,9 @@ from hwtrain._parts.registry import register as register
 from hwtrain.hardware import presets as presets
 from hwtrain.hardware.bases import ConductanceConverter as ConductanceConverter
 from hwtrain.hardware.bases import DriftCompensation as DriftCompensation
+from hwtrain.hardware.bases import Mismatch as Mismatch
 from hwtrain.hardware.bases import NoiseModel as NoiseModel
+from hwtrain.hardware.bases import WeightClip as WeightClip
 from hwtrain.hardware.bases import WeightModifier as WeightModifier
 from hwtrain.hardware.chip import Hardware as Hardware
 from hwtrain.hardware.compensation import (

@@ -9,6 +9,7 @@ from jax.typing import ArrayLike
 
 from hwtrain._parts.part import Part
 from hwtrain.hardware.conversion import Params
+from hwtrain.physics import tiling
 from hwtrain.physics.modifiers import straight_through
 from hwtrain.physics.programmed import Programmed, noisy
 from hwtrain.physics.random import draw_key, normal, uniform
@@ -182,6 +183,71 @@ class WeightContext(NamedTuple):
         if self.key is None:
             return 0.0
         return uniform(draw_key(self.key, "", effect), shape)
+
+
+class Mismatch(Part):
+    """Frozen mismatch of a chip's weights: the base of mismatches of one's own.
+
+    Weights are in units of the crossbar.
+    """
+
+    draws: ClassVar = "chip"
+    per_column: ClassVar[bool] = False
+    """Whether `ctx.w_max` is that of each column, instead of the tile."""
+
+    @abc.abstractmethod
+    def on_weight(self, w: jax.Array, ctx: WeightContext) -> jax.Array:
+        """Returns the weights of one chip, in units of the crossbar.
+
+        Args:
+          w: the weights as they are written, of any shape.
+          ctx: what belongs to them, with the key of the chip.
+        """
+
+    def __call__(self, key: jax.Array, w: jax.Array, w_max: jax.Array) -> jax.Array:
+        """Returns the weights of one chip."""
+        return self.on_weight(w, WeightContext(w_max, key, 1.0))
+
+
+class WeightClip(Part):
+    """Clips weights after every update: the base of clips of one's own."""
+
+    absolute: ClassVar[bool] = False
+    """Whether the bound is a number of units of the crossbar that does not grow with
+    the weights. The mapping scale is then stored, or nothing would ever be clipped."""
+
+    # As `WeightClipParameter` says of itself.
+    active: ClassVar[bool] = True
+    learned: ClassVar[bool] = False
+    fixed_value: ClassVar[None] = None
+    per_column: ClassVar[bool] = False
+
+    @abc.abstractmethod
+    def largest(self, w: jax.Array, row_sizes: tuple[int, ...]) -> jax.Array:
+        """Returns the bound, in units of the crossbar.
+
+        Args:
+          w: `[..., rows, columns]`, the weights after the update.
+          row_sizes: rows of each row tile.
+
+        Returns:
+          `[..., row tiles, columns or 1]`, positive; infinite where nothing is clipped.
+        """
+
+    def bound(
+        self,
+        w: jax.Array,
+        row_sizes: tuple[int, ...],
+        scale: jax.Array | None = None,
+        *,
+        update: jax.Array | None = None,
+    ) -> jax.Array:
+        """Returns the bound in the units of weights; see `WeightClipParameter`."""
+        w = w if update is None else w + update
+        if scale is None:
+            return self.largest(w, row_sizes)
+        unit = jax.lax.stop_gradient(scale)
+        return self.largest(w / tiling.expand_rows(unit, row_sizes), row_sizes) * unit
 
 
 class WeightModifier(Part):

@@ -15,7 +15,9 @@ from hwtrain._parts.slot import OpenSlot
 from hwtrain.hardware.bases import (
     ConductanceConverter,
     DriftCompensation,
+    Mismatch,
     NoiseModel,
+    WeightClip,
     WeightModifier,
 )
 from hwtrain.hardware.compensation import AnyDriftCompensation as _DriftCompensation
@@ -89,7 +91,10 @@ class Hardware:
         OpenSlot("modifier", WeightModifierParameter | None),
     ] = None
     """Noise on the weights at every training step."""
-    clip: WeightClipParameter | None = None
+    clip: Annotated[
+        WeightClipParameter | WeightClip | None,
+        OpenSlot("clip", WeightClipParameter | None),
+    ] = None
     """Clipping of the weights after every update."""
     remap: WeightRemapParameter | None = None
     """A new scale of each crossbar after every update, and after the clip."""
@@ -99,7 +104,10 @@ class Hardware:
     """Converters, noise and management around each tile. `None` is ideal."""
     mapping: MappingParameter | None = None
     """Tiles and weight scaling. `None`: one tile for each layer, and no scaling."""
-    mismatch: MismatchParameter | None = None
+    mismatch: Annotated[
+        MismatchParameter | Mismatch | None,
+        OpenSlot("mismatch", MismatchParameter | None),
+    ] = None
     """Frozen mismatch of each chip."""
     drift: _Drift | None = None
     """Drift of the weights from one training step to the next."""
@@ -176,7 +184,7 @@ class Hardware:
     @property
     def frozen(self) -> bool:
         """Whether chips differ: by mismatch, or by how they were programmed."""
-        mismatch = self.mismatch is not None and self.mismatch.draws
+        mismatch = self.mismatch is not None and bool(self.mismatch.draws)
         return mismatch or self.programs
 
     @property
@@ -235,6 +243,8 @@ class Hardware:
     def stores_scale(self) -> bool:
         """Whether the mapping scale is a leaf of its own instead of derived."""
         absolute = ("fixed_value", "average_channel_max")
+        if isinstance(self.clip, WeightClip):
+            return self.remaps or self.clip.absolute
         return self.remaps or (self.clip is not None and self.clip.type in absolute)
 
     @property
@@ -384,8 +394,13 @@ for _kind, _union in (
 ):
     for _class in typing.get_args(typing.get_args(_union)[0]):
         register(_kind, typing.get_args(_class.__annotations__["type"])[0])(_class)
-for _name in typing.get_args(WeightModifierParameter.__annotations__["type"]):
-    register("modifier", _name)(WeightModifierParameter)
+for _kind, _class in (
+    ("clip", WeightClipParameter),
+    ("mismatch", MismatchParameter),
+    ("modifier", WeightModifierParameter),
+):
+    for _name in typing.get_args(_class.__annotations__["type"]):
+        register(_kind, _name)(_class)
 
 
 def _draws(modifier: WeightModifierParameter | WeightModifier | None) -> bool:

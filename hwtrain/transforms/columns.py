@@ -6,7 +6,13 @@ from typing import Any
 
 import numpy as np
 
-from hwtrain.hardware import Hardware, IOParameters, WeightModifier
+from hwtrain.hardware import (
+    Hardware,
+    IOParameters,
+    Mismatch,
+    WeightClip,
+    WeightModifier,
+)
 from hwtrain.plan import AnalogWeight, Plan
 from hwtrain.transforms.physical import bits, conductance_noise
 from hwtrain.transforms.weight_side import local
@@ -176,6 +182,8 @@ def _clip(weight: AnalogWeight, plan: Plan, values: dict[str, Any]) -> str:
         return f"{chip.clip.type} {low:.3g} to {high:.3g}"
     if chip.clip is None or not chip.clip.active:
         return "none"
+    if isinstance(chip.clip, WeightClip):
+        return chip.clip.describe()
     bound = f"{chip.clip.sigma:g} std{_each(chip.clip)}"
     if chip.clip.type == "fixed_value":
         bound = f"{chip.clip.fixed_value:g}"
@@ -204,6 +212,8 @@ def _drift(chip: Hardware) -> str:
 
 
 def _mismatch(chip: Hardware) -> str:
+    if isinstance(chip.mismatch, Mismatch):
+        return chip.mismatch.describe()
     if chip.mismatch is None or not chip.mismatch.draws:
         return "none"
     unit = "" if chip.mismatch.rel_to_actual_wmax else " absolute"

@@ -4,7 +4,12 @@ import math
 
 import numpy as np
 
-from hwtrain.hardware import Hardware, IOParameters, WeightModifierParameter
+from hwtrain.hardware import (
+    Hardware,
+    IOParameters,
+    MismatchParameter,
+    WeightModifierParameter,
+)
 
 
 def bits(chip: Hardware) -> str:
@@ -44,8 +49,9 @@ def conductance_noise(chip: Hardware) -> str:
         ):
             found.append(f"weights {modifier.std_dev * span:.3g} µS")
     mismatch = chip.mismatch
-    if mismatch is not None and mismatch.draws and mismatch.rel_to_actual_wmax:
-        found.append(f"mismatch {mismatch.std_dev * span:.3g} µS")
+    if isinstance(mismatch, MismatchParameter) and mismatch.rel_to_actual_wmax:
+        if mismatch.draws:
+            found.append(f"mismatch {mismatch.std_dev * span:.3g} µS")
     if chip.noise_model is not None:
         sigma = float(np.asarray(chip.noise_model.programming_sigma(converter.g_max)))
         found.append(f"programming {sigma:.3g} µS")

@@ -21,7 +21,7 @@ from hwtrain.checkpoint.errors import HardwareCheckpointError
 from hwtrain.checkpoint.reader import HardwareCheckpoint
 from hwtrain.checkpoint.tiles import Place, Tile
 from hwtrain.conductances import converter_of
-from hwtrain.hardware import IOParameters, SinglePairConductanceConverter
+from hwtrain.hardware import IOParameters, Mismatch, SinglePairConductanceConverter
 from hwtrain.physics.converters import from_bits
 from hwtrain.plan import AnalogWeight
 
@@ -232,7 +232,7 @@ def _lost(weight: AnalogWeight, chip: int | None) -> list[str]:
         mismatch = hardware.mismatch
         kind = "Proportional" if mismatch.type == "mult_normal" else "Independent"
         lost.append(
-            f"mismatch of each weight, {mismatch.type}, std_dev={mismatch.std_dev:g}: "
+            f"mismatch of each weight, {_said(mismatch)}: "
             "convert a chip (chip=, --chip), or let CrossSim draw one of each device: "
             f"{_setting('programming_error', f'Normal{kind}Device')}, its magnitude "
             "that of a device"
@@ -240,6 +240,12 @@ def _lost(weight: AnalogWeight, chip: int | None) -> list[str]:
     if hardware.stuck is not None and chip is None:
         lost.append("stuck devices: convert a chip (chip=, --chip)")
     return lost
+
+
+def _said(mismatch: Any) -> str:
+    if isinstance(mismatch, Mismatch):
+        return mismatch.describe()
+    return f"{mismatch.type}, std_dev={mismatch.std_dev:g}"
 
 
 def _setting(effect: str, model: str) -> str:
