@@ -5,30 +5,32 @@ import graphlib
 from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple, TypeVar
 
-T = TypeVar("T", bound=type)
+T = TypeVar("T", bound=Callable[..., Any])
 
 
 class Entry(NamedTuple):
     """A part that is known by name.
 
     Attributes:
-      part: its class.
+      part: its class, or its function.
       inside: the names of parts of its kind that it stands inside of.
       outside: the names of those that it stands outside of.
     """
 
-    part: type
+    part: Any
     inside: tuple[str, ...]
     outside: tuple[str, ...]
 
 
 KINDS = {
+    "adapter": "a function that writes a checkpoint for another program",
     "clip": "what keeps weights within the device's range after an update",
     "converter": "what makes conductances of weights",
     "drift_compensation": "what undoes the mean drift of a tile",
     "mismatch": "what differs between the weights of chips",
     "modifier": "what happens to weights at every training step",
     "noise_model": "what programming, time and reads do to conductances",
+    "objective": "what is minimised in place of the loss",
     "stage": "what stands around a tile",
 }
 """The kinds of parts."""
@@ -59,13 +61,14 @@ def register(
 
     Args:
       kind: `"noise_model"`, `"converter"`, `"drift_compensation"`, `"mismatch"`,
-        `"modifier"`, `"clip"`, or `"stage"`: what stands around a tile.
+        `"modifier"`, `"clip"`, `"objective"`, or `"stage"`: what stands around a tile;
+        or `"adapter"`, whose part is a function.
       name: its name in configurations and checkpoints, one for each kind.
       inside: the stages that a stage stands inside of, nearer to the tile; by name.
       outside: the stages that it stands outside of.
 
     Returns:
-      A decorator of the part's class.
+      A decorator of the part's class, or of the adapter.
 
     Raises:
       ValueError: for an unknown kind, a name that another part has, a field of a name
@@ -89,7 +92,8 @@ def register(
                 f"the {kind} {name!r} is {_home(before.part)} already; register "
                 f"{_home(part)} by another name"
             )
-        own = {field.name for field in dataclasses.fields(part)} & _RESERVED
+        fields = dataclasses.fields(part) if dataclasses.is_dataclass(part) else ()
+        own = {field.name for field in fields} & _RESERVED
         if own and not _home(part).startswith("hwtrain."):
             raise ValueError(
                 f"{_home(part)}: a field cannot be called {', '.join(sorted(own))}: "
@@ -113,7 +117,7 @@ def forget(kind: str, name: str) -> None:
     del _known[kind][name]
 
 
-def named(kind: str, name: str) -> type[Any]:
+def named(kind: str, name: str) -> Any:
     """Returns the part of a name.
 
     Raises:
@@ -121,8 +125,9 @@ def named(kind: str, name: str) -> type[Any]:
     """
     if name not in _known[kind]:
         raise ValueError(
-            f"expected a {kind} of {', '.join(sorted(_known[kind]))}; got {name!r}. "
-            "One of your own is known once the file that registers it is imported"
+            f"expected the {kind} to be one of {', '.join(sorted(_known[kind]))}; got "
+            f"{name!r}. One of your own is known once the file that registers it is "
+            "imported"
         )
     return _known[kind][name].part
 
@@ -171,7 +176,7 @@ def name_of(kind: str, part: type) -> str:
     name = part.__dict__.get("_registered", ("", ""))[1]
     if name not in _known[kind] or _known[kind][name].part is not part:
         raise ValueError(
-            f"expected a {kind} that is registered; got {_home(part)}. Write "
+            f"expected a registered {kind}; got {_home(part)}. Write "
             f"@hwtrain.register({kind!r}, ...) above its class"
         )
     return name
@@ -181,5 +186,5 @@ def _names(given: str | Iterable[str]) -> tuple[str, ...]:
     return (given,) if isinstance(given, str) else tuple(given)
 
 
-def _home(part: type) -> str:
+def _home(part: Any) -> str:
     return f"{part.__module__}.{part.__qualname__}"

@@ -61,8 +61,8 @@ class Slot:
             return value
         if not isinstance(value, Mapping) or not isinstance(value.get("type"), str):
             raise ValueError(
-                f"expected a {self.kind}, or a mapping with its `type` and its fields; "
-                f"got {value!r}"
+                f"expected a registered {self.kind}, or a mapping with its type and "
+                f"its fields; got {value!r}"
             )
         part = self._named(value, bool((info.context or {}).get("plugins")))
         fields = {name: field for name, field in value.items() if name not in _ABOUT}

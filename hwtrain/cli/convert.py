@@ -6,8 +6,9 @@ from pathlib import Path
 from rich.console import Console
 
 from hwtrain import checkpoint
+from hwtrain._parts.source import load_parts
 from hwtrain.checkpoint import destination
-from hwtrain.checkpoint.adapters import ADAPTERS
+from hwtrain.checkpoint.adapters import adapter
 from hwtrain.cli.errors import bad_input
 from hwtrain.training.folder import is_run, read_run
 
@@ -18,6 +19,8 @@ def main(options: argparse.Namespace) -> int:
     # Of the resolved path, because "." has no name.
     out = options.out or Path(f"{path.resolve()}.{options.to}")
     with bad_input():
+        load_parts(options.parts)
+        write = adapter(options.to)
         destination.check_free(out)
         if is_run(path):
             seed = read_run(path)[0].training.seeds[0]
@@ -25,6 +28,6 @@ def main(options: argparse.Namespace) -> int:
                 f"{path}: expected a hardware-ready checkpoint, got a run; give one of "
                 f"its exports, such as {path / 'export' / f'seed_{seed}'}"
             )
-        ADAPTERS[options.to](checkpoint.load(path), out, chip=options.chip)
+        write(checkpoint.load(path), out, chip=options.chip)
     Console().print(f"{out} written", soft_wrap=True, highlight=False, markup=False)
     return 0

@@ -5,6 +5,7 @@ import dataclasses
 from pathlib import Path
 from typing import Any
 
+from hwtrain._parts.source import load_parts
 from hwtrain.checkpoint import Graph, HardwareCheckpoint, load
 from hwtrain.hardware.configuration import MOST_CHIPS
 from hwtrain.plan import Plan
@@ -40,6 +41,7 @@ def open_model(options: argparse.Namespace) -> Model:
     Raises:
       ValueError: if there is none.
     """
+    load_parts(options.parts)
     path: Path = options.model
     if not path.is_dir():
         raise ValueError(

@@ -18,6 +18,7 @@ else:
 # Said again here, because their modules load JAX; a test compares.
 _METHODS = ("max", "moving_std", "moving_quantile", "cache_quantile")
 _TARGETS = ("aihwkit", "crosssim", "fusion-csv", "nir", "npz")
+"""Those that are built in, for the help."""
 
 
 def make_parser() -> argparse.ArgumentParser:
@@ -198,6 +199,7 @@ def _verify(commands: Commands) -> None:
         "status is 1 if the checkpoint cannot be trusted.",
     )
     parser.add_argument("checkpoint", metavar="CHECKPOINT", type=Path)
+    _add_parts(parser)
 
 
 def _convert(commands: Commands) -> None:
@@ -208,7 +210,12 @@ def _convert(commands: Commands) -> None:
         "or of a chip's programmer; docs/deployment.md describes each.",
     )
     parser.add_argument("checkpoint", metavar="CHECKPOINT", type=Path)
-    parser.add_argument("--to", required=True, choices=_TARGETS, help="format")
+    parser.add_argument(
+        "--to",
+        required=True,
+        metavar="FORMAT",
+        help=f"{', '.join(_TARGETS)}, or one of your own",
+    )
     parser.add_argument(
         "--chip",
         type=int,
@@ -220,6 +227,18 @@ def _convert(commands: Commands) -> None:
         type=Path,
         metavar="PATH",
         help="the new file or folder (default: CHECKPOINT.FORMAT, beside it)",
+    )
+    _add_parts(parser)
+
+
+def _add_parts(parser: argparse.ArgumentParser) -> None:
+    """Adds the option for parts of the user's own, which a checkpoint may need."""
+    parser.add_argument(
+        "--parts",
+        action="append",
+        default=[],
+        metavar="FILE|MODULE",
+        help="a file or module that registers parts of your own; may be given again",
     )
 
 
@@ -238,6 +257,7 @@ def _add_model(parser: argparse.ArgumentParser, *, needed: bool = True) -> None:
         metavar="SEED",
         help="which training seed of a run (default: its first)",
     )
+    _add_parts(parser)
 
 
 def _add_run(parser: argparse.ArgumentParser) -> None:

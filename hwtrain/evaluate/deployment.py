@@ -17,7 +17,7 @@ from hwtrain.checkpoint import HardwareCheckpoint, export, load
 from hwtrain.crossbar import largest_weight, on_crossbar, with_written
 from hwtrain.evaluate.judgement import ENOUGH, strength_of
 from hwtrain.evaluate.updates import Finding, prefixed
-from hwtrain.hardware import DriftCompensation, Mismatch
+from hwtrain.hardware import DriftCompensation, DriftingNoiseModel, Mismatch
 from hwtrain.physics.stuck import AT_G_MAX, AT_G_MIN
 from hwtrain.plan import AnalogWeight, Plan
 
@@ -307,7 +307,7 @@ def _frozen(
 
 def _drifts(model: Any) -> bool:
     """Whether a noise model moves conductances; one of a user need not."""
-    if home(type(model)) == "":
+    if home(type(model)) == "" or isinstance(model, DriftingNoiseModel):
         return True
     g = jnp.linspace(0.1, 1.0, 16) * model.g_max
     device = model.program(jax.random.key(0), g)

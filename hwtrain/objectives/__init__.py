@@ -7,5 +7,7 @@ from hwtrain.objectives.chips import tail_mean as tail_mean
 from hwtrain.objectives.perturbations import gaussian as gaussian
 from hwtrain.objectives.perturbations import multiplicative as multiplicative
 from hwtrain.objectives.perturbations import sharpness_aware as sharpness_aware
+from hwtrain.objectives.switch import AnyObjective as AnyObjective
+from hwtrain.objectives.switch import Objective as Objective
 from hwtrain.objectives.switch import ObjectiveParameter as ObjectiveParameter
 from hwtrain.objectives.switch import robust as robust

@@ -1,13 +1,17 @@
 """One switch over all robust objectives."""
 
+import abc
 import dataclasses
 from collections.abc import Callable
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Literal, Self, get_args
 
 import jax
 from pydantic import Field, model_validator
 from pydantic.dataclasses import dataclass
 
+from hwtrain._parts.part import Part
+from hwtrain._parts.registry import register
+from hwtrain._parts.slot import OpenSlot
 from hwtrain.hardware.configuration import (
     CONFIG,
     Deviation,
@@ -113,10 +117,42 @@ class ObjectiveParameter:
         return self
 
 
+for _name in get_args(ObjectiveParameter.__annotations__["type"]):
+    register("objective", _name)(ObjectiveParameter)
+
+
+class Objective(Part):
+    """What is minimised in place of the loss: the base of objectives of one's own."""
+
+    @abc.abstractmethod
+    def of(
+        self,
+        loss: Loss,
+        plan: Plan,
+        *,
+        outputs: Callable[..., jax.Array] | None = None,
+        has_aux: bool = False,
+    ) -> Loss:
+        """Returns what is minimised, with the same arguments as the loss.
+
+        Args:
+          loss: `loss(params, key, *batch) -> []`, a pure function.
+          plan: the plan of the model.
+          outputs: `outputs(params, key, *batch)`, the model's outputs.
+          has_aux: whether the loss returns auxiliary data too.
+        """
+
+
+AnyObjective = Annotated[
+    ObjectiveParameter | Objective, OpenSlot("objective", ObjectiveParameter)
+]
+"""An objective of a configuration."""
+
+
 def robust(
     loss: Loss,
     plan: Plan,
-    objective: ObjectiveParameter,
+    objective: "ObjectiveParameter | Objective",
     *,
     outputs: Callable[..., jax.Array] | None = None,
     distance: Distance = mean_square,
@@ -135,7 +171,7 @@ def robust(
       loss: `loss(params, key, *batch) -> []`, a pure function, of a Linen or an NNX
         model. What the model draws at the step, it draws from the key.
       plan: the plan of the model.
-      objective: which, and its numbers.
+      objective: which, and its numbers; or one of a user's own.
       outputs: `outputs(params, key, *batch)`, the model's outputs; needed by
         `adversarial` alone.
       distance: how far outputs moved, for `adversarial`.
@@ -144,6 +180,8 @@ def robust(
     Raises:
       ValueError: if `outputs` is missing, or chips do not differ.
     """
+    if isinstance(objective, Objective):
+        return objective.of(loss, plan, outputs=outputs, has_aux=has_aux)
     options: dict[str, Any] = {
         name: getattr(objective, name)
         for name, types in _EFFECTIVE.items()

@@ -22,7 +22,7 @@ from hwtrain.hardware.configuration import (
     PositiveDeviation,
     Size,
 )
-from hwtrain.objectives import ObjectiveParameter
+from hwtrain.objectives import AnyObjective
 
 Seed = Annotated[int, Field(ge=0, lt=2**32)]
 Source = Annotated[str, Field(pattern=r"^.+:[A-Za-z_]\w*$")]
@@ -123,7 +123,7 @@ class TrainingParameter:
     """How the learning rate goes on: constant, or to zero along a half cosine."""
     noise_schedule: NoiseScheduleParameter | None = None
     """How the noise changes. `None`: it stays what the hardware says."""
-    objective: ObjectiveParameter | None = None
+    objective: AnyObjective | None = None
     """What the hardware-aware model minimises in place of the loss. `None`: the
     loss."""
     generator: Literal["threefry", "fast"] = "threefry"

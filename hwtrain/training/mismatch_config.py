@@ -13,7 +13,7 @@ from hwtrain.hardware.configuration import (
     Positive,
     PositiveDeviation,
 )
-from hwtrain.objectives import ObjectiveParameter
+from hwtrain.objectives import AnyObjective
 from hwtrain.training.config import Config, Pattern, Source, TrainingParameter
 
 
@@ -63,7 +63,7 @@ class MismatchConfig:
     """As in `Config`."""
     training: TrainingParameter
     mismatch: DeviationParameter
-    objective: ObjectiveParameter | None = None
+    objective: AnyObjective | None = None
     """What a third model minimises. `None`: there is none."""
     evaluation: ChipsParameter
 

@@ -229,7 +229,7 @@ def _prototype(model: Functional, digital: tuple[str, ...]) -> paths.Tree:
 
 
 def _robust(
-    objective: objectives.ObjectiveParameter,
+    objective: objectives.AnyObjective,
 ) -> Callable[..., Callable[..., Any]]:
     def robust(loss: Callable[..., Any], outputs: Callable[..., Any]) -> Any:
         try:

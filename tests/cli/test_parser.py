@@ -6,6 +6,7 @@ import sys
 
 import pytest
 
+from hwtrain import cli
 from hwtrain.checkpoint.adapters import ADAPTERS
 from hwtrain.cli.parser import make_parser
 from hwtrain.physics.calibration import METHODS
@@ -67,10 +68,20 @@ def test_what_is_no_time_says_how_times_are_written(words, capsys):
     assert said in capsys.readouterr().err
 
 
-def test_no_other_adapter_or_method_is_taken(capsys):
-    for words in (["convert", "c", "--to", "x"], ["calibrate", "a", "b", "--method=x"]):
-        with pytest.raises(SystemExit):
-            make_parser().parse_args(words)
+def test_no_other_method_is_taken(capsys):
+    with pytest.raises(SystemExit):
+        make_parser().parse_args(["calibrate", "a", "b", "--method=x"])
     error = capsys.readouterr().err.replace("'", "")
-    assert f"(choose from {', '.join(sorted(ADAPTERS))})" in error
     assert f"(choose from {', '.join(METHODS)})" in error
+
+
+def test_the_help_names_every_adapter(capsys):
+    with pytest.raises(SystemExit):
+        make_parser().parse_args(["convert", "--help"])
+    said = " ".join(capsys.readouterr().out.split())
+    assert f"{', '.join(ADAPTERS)}, or one of your own" in said
+
+
+def test_no_other_adapter_is_taken(capsys):
+    assert cli.main(["convert", "checkpoint", "--to", "x"]) == 2
+    assert "expected the adapter to be one of aihwkit," in capsys.readouterr().err

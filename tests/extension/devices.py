@@ -4,9 +4,11 @@ A flash memory: a device programs with an error in proportion, leaks with its ow
 is read with telegraph noise; a weight is one device against a reference in the middle.
 """
 
+import jax
 import jax.numpy as jnp
 
 import hwtrain
+from hwtrain.objectives import Objective
 
 
 @hwtrain.register("noise_model", "flash")
@@ -122,6 +124,67 @@ class SplitReads(hwtrain.Part):
 
     def around(self, inner, x, ctx):
         return inner(jnp.maximum(x, 0)) + inner(jnp.minimum(x, 0))
+
+
+@hwtrain.register("mismatch", "per_row")
+class PerRow(hwtrain.Mismatch):
+    """A gain of each driver, which all devices of a row share."""
+
+    sigma: float = 0.05
+
+    def on_weight(self, w, ctx):
+        return w * (1 + self.sigma * ctx.normal("per_row", (*w.shape[:-1], 1)))
+
+    def describe(self):
+        return f"gains of rows, {self.sigma:g}"
+
+
+@hwtrain.register("clip", "quantile")
+class Quantile(hwtrain.WeightClip):
+    """Clips to a quantile of the absolute weights."""
+
+    share: float = 0.9
+
+    def largest(self, w, row_sizes):
+        bound = jnp.quantile(jnp.abs(w), self.share, axis=(-2, -1))
+        return jnp.broadcast_to(
+            bound[..., None, None], (*w.shape[:-2], len(row_sizes), 1)
+        )
+
+    def describe(self):
+        return f"clipped to the quantile {self.share:g}"
+
+
+@hwtrain.register("objective", "smoothed")
+class Smoothed(Objective):
+    """The mean of the loss over small moves of all parameters."""
+
+    size: float = 0.01
+
+    def of(self, loss, plan, *, outputs=None, has_aux=False):
+        def smoothed(params, key, *batch):
+            leaves, tree = jax.tree.flatten(params)
+            keys = jax.random.split(key, len(leaves))
+            moved = [
+                leaf + self.size * jax.random.normal(k, leaf.shape)
+                for k, leaf in zip(keys, leaves)
+            ]
+            return loss(jax.tree.unflatten(tree, moved), key, *batch)
+
+        return smoothed
+
+
+@hwtrain.register("adapter", "largest-csv")
+def to_largest_csv(checkpoint, out, *, chip=None):
+    """Writes the largest conductance of each weight, in µS."""
+    lines = []
+    for weight in checkpoint.plan.weights:
+        tiles = checkpoint.conductances(weight.path, chip)
+        largest = max(
+            g.max() for row in tiles for t in row for g in t.conductances.values()
+        )
+        lines.append(f"{weight.path},{largest:.6g}")
+    out.write_text("\n".join(lines) + "\n")
 
 
 def hardware(**options):

@@ -9,11 +9,14 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 from flax import linen as nn
 from flax import nnx
 
 import hwtrain as hw
+import hwtrain.training
+from hwtrain.cli import command_line
 from hwtrain.hardware import from_dict, to_dict
 
 from . import devices
@@ -235,13 +238,93 @@ def test_a_chip_is_programmed_by_the_users_equations(framework, tmp_path):
     )
 
 
+def test_rows_of_a_chip_have_gains_of_their_own(tmp_path):
+    hardware = hw.Hardware(mismatch=devices.PerRow(sigma=0.2))
+    analog = hw.analogize(nn.Dense(3, use_bias=False), hardware)
+    x = jnp.ones((1, 400))
+    variables = analog.init(jax.random.key(0), x)
+    plan = hw.plan(analog, variables, x)
+    kernel = variables["params"]["kernel"]
+    chips = [
+        hw.apply_mismatch(variables["params"], plan, hw.chip_key(seed))["kernel"]
+        for seed in (0, 0, 1)
+    ]
+    np.testing.assert_array_equal(chips[0], chips[1])
+    gains = np.float64(chips[0] / kernel)
+    np.testing.assert_allclose(gains, gains[:, :1] * np.ones(3), rtol=1e-5)
+    assert abs((gains[:, 0] - 1).std() / 0.2 - 1) < 5 / np.sqrt(2 * 400)
+    other = np.float64(chips[2] / kernel)[:, 0]
+    assert abs(np.corrcoef(gains[:, 0], other)[0, 1]) < 5 / np.sqrt(400)
+    assert "gains of rows, 0.2" in str(hw.inspect(analog, variables, x))
+    hw.assert_active(analog, variables, x)
+    hw.export(tmp_path / "c", variables, plan, chip_seeds=[1])
+    loaded = hw.load(tmp_path / "c").chip(1)["kernel"]
+    np.testing.assert_allclose(loaded, chips[2], rtol=1e-6)
+
+
+@pytest.mark.parametrize("framework", FRAMEWORKS)
+@pytest.mark.parametrize("omega", [0.0, 1.0])
+def test_a_clip_bounds_every_update(framework, omega):
+    hardware = hw.Hardware(
+        clip=devices.Quantile(share=0.8),
+        mapping=hw.MappingParameter(weight_scaling_omega=omega),
+    )
+    if framework == "linen":
+        analog = hw.analogize(nn.Dense(10), hardware)
+        x = jnp.ones((1, 20))
+        params = analog.init(jax.random.key(0), x)["params"]
+        plan = hw.plan(analog, {"params": params}, x)
+        tx = hw.optim.hardware_aware(optax.sgd(1.0), plan)
+        gradient = jax.tree.map(lambda leaf: 0.1 * jnp.ones_like(leaf), params)
+        updates, _ = tx.update(gradient, tx.init(params), params)
+        before, after = params["kernel"], optax.apply_updates(params, updates)["kernel"]
+    else:
+        analog = hw.analogize(nnx.Linear(20, 10, rngs=nnx.Rngs(0)), hardware)
+        before = np.asarray(analog.kernel[...])
+        tx = hw.optim.hardware_aware(optax.sgd(1.0), hw.plan(analog))
+        optimizer = nnx.Optimizer(analog, tx, wrt=nnx.Param)
+        state = nnx.state(analog, nnx.Param)
+        gradient = jax.tree.map(lambda leaf: 0.1 * jnp.ones_like(leaf), state)
+        optimizer.update(analog, gradient)
+        after = analog.kernel[...]
+    moved = np.asarray(before) - 0.1
+    bound = np.quantile(np.abs(moved), 0.8)
+    np.testing.assert_allclose(after, np.clip(moved, -bound, bound), rtol=1e-5)
+
+
+def test_an_objective_is_minimised_by_its_name():
+    objective = from_dict(
+        hw.training.TrainingParameter,
+        {"steps": 1, "objective": {"type": "smoothed", "size": 0.1}},
+    ).objective
+    assert objective == devices.Smoothed(size=0.1)
+    loss = lambda params, key: jnp.sum(params["w"] ** 2)  # noqa: E731
+    smoothed = hw.objectives.robust(loss, hw.Plan(()), objective)
+    keys = jax.random.split(KEY, 4000)
+    found = jax.vmap(smoothed, (None, 0))({"w": jnp.ones(3)}, keys)
+    # The mean of (1 + s z)^2 is 1 + s^2; its deviation about 2 s.
+    error = 5 * 2 * 0.1 * np.sqrt(3) / np.sqrt(4000)
+    assert abs(float(found.mean()) - 3 * (1 + 0.1**2)) < error
+
+
+def test_an_adapter_writes_what_it_was_registered_for(tmp_path, capsys):
+    hardware = hw.Hardware(converter=devices.OffsetDevice(g_max=20.0))
+    analog, given = made("linen", hardware)
+    hw.export(tmp_path / "c", given[0], hw.plan(analog, *given))
+    words = ["convert", str(tmp_path / "c"), "--to", "largest-csv"]
+    assert command_line.main([*words, "--out", str(tmp_path / "out.csv")]) == 0
+    lines = (tmp_path / "out.csv").read_text().splitlines()
+    assert [line.split(",")[0] for line in lines] == ["a/kernel", "b/kernel"]
+    assert all(0 < float(line.split(",")[1]) <= 20 for line in lines)
+
+
 def test_configurations_and_their_errors():
     hardware = devices.hardware()
     data = json.loads(json.dumps(to_dict(hardware)))
     assert from_dict(hw.Hardware, data) == hardware
     assert data["modifier"]["type"] == "log_normal" and data["modifier"]["sigma"] == 0.1
     for change, message in (
-        ({"type": "telegraf"}, "expected a stage of .*telegraph"),
+        ({"type": "telegraf"}, "to be one of .*telegraph"),
         ({"type": "telegraph", "sigma": "much"}, r"stages\.0\.sigma"),
         ({"type": "telegraph", "size": 1.0}, r"stages\.0\.size"),
         (
@@ -284,7 +367,7 @@ def test_a_class_that_is_not_registered_is_refused():
     class Mine(hw.Part):
         pass
 
-    with pytest.raises(ValueError, match="expected a stage that is registered"):
+    with pytest.raises(ValueError, match="expected a registered stage"):
         hw.IOParameters(stages=(Mine(),))
 
 

@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Protocol
 
+from hwtrain._parts.registry import named, register
 from hwtrain.checkpoint.adapters.aihwkit import to_aihwkit as to_aihwkit
 from hwtrain.checkpoint.adapters.crosssim import to_crosssim as to_crosssim
 from hwtrain.checkpoint.adapters.fusion_csv import to_fusion_csv as to_fusion_csv
@@ -44,4 +45,19 @@ ADAPTERS: Mapping[str, Adapter] = {
     "nir": to_nir,
     "npz": to_npz,
 }
-"""The adapters by the name of their target, as `hwtrain convert --to` takes it."""
+"""Those that are built in, by the name of their target."""
+
+for _name, _adapter in ADAPTERS.items():
+    register("adapter", _name)(_adapter)
+
+
+def adapter(name: str) -> Adapter:
+    """Returns the adapter of a target, as `hwtrain convert --to` names it.
+
+    Args:
+      name: a target of ours, or one that was registered as an `"adapter"`.
+
+    Raises:
+      ValueError: if nobody registered it.
+    """
+    return named("adapter", name)
