@@ -92,8 +92,7 @@ def register(
                 f"the {kind} {name!r} is {_home(before.part)} already; register "
                 f"{_home(part)} by another name"
             )
-        fields = dataclasses.fields(part) if dataclasses.is_dataclass(part) else ()
-        own = {field.name for field in fields} & _RESERVED
+        own = _fields(part) & _RESERVED
         if own and not _home(part).startswith("hwtrain."):
             raise ValueError(
                 f"{_home(part)}: a field cannot be called {', '.join(sorted(own))}: "
@@ -180,6 +179,11 @@ def name_of(kind: str, part: type) -> str:
             f"@hwtrain.register({kind!r}, ...) above its class"
         )
     return name
+
+
+def _fields(part: Any) -> set[str]:
+    fields = dataclasses.fields(part) if dataclasses.is_dataclass(part) else ()
+    return {field.name for field in fields}
 
 
 def _names(given: str | Iterable[str]) -> tuple[str, ...]:
