@@ -45,7 +45,9 @@ class Part(abc.ABC):  # noqa: B024 some kinds have what they must do
     whole: ClassVar[bool] = False
     """Of a stage: whether a convolution may be run in it as a whole. It then does the
     same to each value of the inputs, wherever that stands, draws nothing for them, and
-    looks at them by `ctx` alone; and it calls what is inside once."""
+    looks at them by `ctx` alone; and it calls what is inside once. (Where it makes
+    something of a zero, the windows are written out all the same: they reach over the
+    border.)"""
 
     def runs_whole(self) -> bool:
         """Whether it may, with these fields; `whole` unless it depends on them."""
@@ -62,10 +64,9 @@ class Part(abc.ABC):  # noqa: B024 some kinds have what they must do
             kind = self.__class__
             return getattr(kind, "_registered", ("", kind.__name__))[1]
 
-    @classmethod
-    def draws_at(cls, when: Draws) -> bool:
-        """Whether it draws then."""
-        return when == cls.draws or when in cls.draws
+    def draws_at(self, when: Draws) -> bool:
+        """Whether it draws then: as `draws` says, unless it depends on its fields."""
+        return when == self.draws or when in self.draws
 
     def around(self, inner: Callable[..., jax.Array], x: jax.Array, ctx: Any) -> Any:
         """Returns the outputs of a tile, with what lies further in between them."""

@@ -96,8 +96,10 @@ class Context:
 
     def spread(self, std: float, effect: str) -> Any:
         """Returns what is frozen in a chip, for each output: 0 without a chip."""
+        if std == 0:
+            return 0.0
         self._check_draws("chip")
-        if std == 0 or self.chip_key is None:
+        if self.chip_key is None:
             return 0.0
         key = self.chip_key
         unit = self.crossbar.of_outputs(

@@ -28,6 +28,10 @@ class Adc(Part):
         """The same, as `hwtrain.physics.converters` takes it."""
         return Converter(self.bound, self.res, self.stochastic)
 
+    def draws_at(self, when):
+        """Whether it rounds at random."""
+        return self.stochastic and super().draws_at(when)
+
     def around(self, inner, x, ctx):
         """Converts the outputs."""
         y = inner(x)

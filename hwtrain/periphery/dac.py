@@ -30,6 +30,10 @@ class Dac(Part):
         """Whether every window of a convolution sees a value converted alike."""
         return not self.stochastic
 
+    def draws_at(self, when):
+        """Whether it rounds at random."""
+        return self.stochastic and super().draws_at(when)
+
     def around(self, inner, x, ctx):
         """Converts the inputs."""
         u = None

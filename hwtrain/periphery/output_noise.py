@@ -19,6 +19,10 @@ class OutputNoise(Part):
     spread: float = 0.0
     """Its spread over the outputs of a chip, relative. Zero turns the spread off."""
 
+    def draws_at(self, when):
+        """Whether it does, of a chip only with a spread."""
+        return super().draws_at(when) and (when != "chip" or self.spread > 0)
+
     def around(self, inner, x, ctx):
         """Adds the noise."""
         y = inner(x)

@@ -60,6 +60,10 @@ class Saturation(Part):
     bound: float | None = None
     """The bound of the ADC; `None` for none, which saturates nothing."""
 
+    def draws_at(self, when):
+        """Whether it does, of a chip only with a spread."""
+        return super().draws_at(when) and (when != "chip" or self.spread > 0)
+
     def around(self, inner, x, ctx):
         """Saturates them."""
         y = inner(x)

@@ -60,6 +60,10 @@ class VoltageOffset(Part):
     r_series: float = 0.0
     """Series resistance, in normalised units."""
 
+    def draws_at(self, when):
+        """Whether it does: only with a spread."""
+        return super().draws_at(when) and self.spread > 0
+
     def around(self, inner, x, ctx):
         """Reads at it."""
         offset = jnp.maximum(ctx.spread(self.spread, "voltage_offset"), 0.0)

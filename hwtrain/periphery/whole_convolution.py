@@ -5,6 +5,7 @@ stage says that it can be run `whole`.
 """
 
 import dataclasses
+import functools
 import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
@@ -13,6 +14,7 @@ import jax
 import jax.numpy as jnp
 from jax.typing import ArrayLike, DTypeLike
 
+from hwtrain._parts.slot import home
 from hwtrain.periphery._pipeline import Context, run
 from hwtrain.periphery.range import Range
 from hwtrain.physics.convolution import Window
@@ -33,7 +35,18 @@ def runs_whole(stages: Sequence[Any]) -> bool:
     >>> runs_whole([OutputNoise(sigma=0.1)]), runs_whole([IrDrop(strength=1.0)])
     (True, False)
     """
-    return all(stage.runs_whole() for stage in stages)
+    return all(stage.runs_whole() for stage in stages) and _keeps_zero(tuple(stages))
+
+
+@functools.lru_cache(maxsize=256)
+def _keeps_zero(stages: tuple[Any, ...]) -> bool:
+    """Whether the zeros around an input are zeros to the crossbars too."""
+    if not any(home(type(stage)) for stage in stages):
+        return True  # none of those built in makes anything of a zero
+    inner = stages[1:] if isinstance(stages[0], Range) else stages
+    with jax.ensure_compile_time_eval():
+        driven = Drive(inner)(jnp.zeros((1, 1)), jnp.ones(1))
+        return not bool(jnp.any(driven != 0))
 
 
 def converted_convolution(
