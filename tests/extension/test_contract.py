@@ -97,6 +97,7 @@ def test_every_stage_stands_here():
     } <= here
 
 
+@pytest.mark.sampled(14)
 @pytest.mark.parametrize("layer", LAYERS)
 @pytest.mark.parametrize("name", [n for n, (_, io) in STAGES.items() if io is not None])
 def test_a_stage_is_what_the_fields_of_the_reference_make(name, layer):
@@ -113,6 +114,7 @@ def test_a_stage_is_what_the_fields_of_the_reference_make(name, layer):
     assert not np.allclose(own[0][0], without[0][0], atol=1e-6)
 
 
+@pytest.mark.sampled(6)
 @pytest.mark.parametrize("layer", LAYERS)
 @pytest.mark.parametrize("name", ALL)
 def test_a_stage_draws_what_it_says(name, layer):
@@ -133,6 +135,7 @@ def test_a_stage_goes_to_data_and_back(name):
     assert hash(from_dict(hw.Hardware, data)) == hash(hardware)
 
 
+@pytest.mark.sampled(6)
 @pytest.mark.parametrize("name", ALL)
 def test_a_stage_that_runs_whole_does_the_same_to_windows(name, monkeypatch):
     stages = ALL[name]
