@@ -6,12 +6,12 @@ import jax.numpy as jnp
 from hwtrain._parts.part import Part
 
 
-def asymmetry(x: jax.Array, share: float) -> jax.Array:
+def weakened(x: jax.Array, share: float) -> jax.Array:
     r"""Weakens negative values.
 
     .. math:: x' = x\,(1 - a\,[x < 0])
 
-    >>> asymmetry(jnp.array([1.0, -1.0]), 0.25)
+    >>> weakened(jnp.array([1.0, -1.0]), 0.25)
     Array([ 1.  , -0.75], dtype=float32)
 
     Args:
@@ -22,22 +22,22 @@ def asymmetry(x: jax.Array, share: float) -> jax.Array:
 
 
 class InputAsymmetry(Part):
-    """Weakens negative inputs, as `asymmetry` does."""
+    """Weakens negative inputs, as `weakened` does."""
 
     whole = True
     share: float
 
     def around(self, inner, x, ctx):
         """Weakens them."""
-        return inner(asymmetry(x, self.share))
+        return inner(weakened(x, self.share))
 
 
 class OutputAsymmetry(Part):
-    """Weakens negative outputs, as `asymmetry` does."""
+    """Weakens negative outputs, as `weakened` does."""
 
     whole = True
     share: float
 
     def around(self, inner, x, ctx):
         """Weakens them."""
-        return asymmetry(inner(x), self.share)
+        return weakened(inner(x), self.share)

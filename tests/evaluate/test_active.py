@@ -213,7 +213,7 @@ SABOTAGE = {
         same,
     ),
     "ir_drop": ("ir_drop", ir_drop, "dropped", none),
-    "out_asymmetry": ("out_asymmetry", asymmetry, "asymmetry", same),
+    "out_asymmetry": ("out_asymmetry", asymmetry, "weakened", same),
     "out_nonlinearity": (
         "out_nonlinearity",
         saturation,
