@@ -236,7 +236,7 @@ def test_a_handler_of_a_program_around_is_left_alone():
 def test_a_program_that_ends_is_ended_by_the_next(monkeypatch, raised):
     """Not by an error that comes up while Python takes itself down."""
 
-    def status(words, interrupted):
+    def status(words, interrupted, failed):
         if raised is not None:
             raise raised
         return 0
