@@ -112,6 +112,11 @@ def home(part: type) -> str:
 
 
 @functools.cache
+def _adapter(kind: Any) -> TypeAdapter[Any]:
+    return TypeAdapter(kind)
+
+
+@functools.cache
 def _version(module: str) -> str | None:
     """Returns the version of the package that a module lies in, if one is installed."""
     names = importlib.metadata.packages_distributions().get(module.partition(".")[0])
@@ -134,7 +139,14 @@ class OpenSlot(Slot):
         inner = handler.generate_schema(self.built_in)
 
         def validate(value: Any, check: Any, info: core_schema.ValidationInfo) -> Any:
-            return self._validate(value, info) if self._foreign(value) else check(value)
+            if self._foreign(value):
+                return self._validate(value, info)
+            if info.mode != "json":
+                return check(value)
+            # A function is given what JSON is in Python, where strict validation takes
+            # no list for a tuple.
+            text = json.dumps(value)
+            return _adapter(self.built_in).validate_json(text, context=info.context)
 
         def dump(value: Any, write: Any) -> Any:
             return to_data(value) if self._foreign(value) else write(value)

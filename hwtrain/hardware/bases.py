@@ -26,6 +26,7 @@ class NoiseModel(Part):
     a function of the conductance that programming reached.
 
     >>> import hwtrain
+    >>> import jax.numpy as jnp
     >>> @hwtrain.register("noise_model", "flash_like")
     ... class FlashLike(NoiseModel):
     ...     g_max: float = 20.0
@@ -257,7 +258,8 @@ class WeightModifier(Part):
     to the nominal ones (straight-through).
 
     >>> import hwtrain
-    >>> @hwtrain.register("modifier", "log_normal")
+    >>> import jax.numpy as jnp
+    >>> @hwtrain.register("modifier", "like_log_normal")
     ... class LogNormal(WeightModifier):
     ...     sigma: float = 0.1
     ...     draws = "step"
@@ -267,7 +269,7 @@ class WeightModifier(Part):
     >>> print(LogNormal(sigma=0.0)(jax.random.key(0), w, jnp.ones(())))
     [[1. 1.]
      [1. 1.]]
-    >>> hwtrain._parts.registry.forget("modifier", "log_normal")
+    >>> hwtrain._parts.registry.forget("modifier", "like_log_normal")
     """
 
     per_column: ClassVar[bool] = False

@@ -180,6 +180,19 @@ def test_every_part_has_a_case():
     assert fields == PARTS.keys()
 
 
+def test_tuples_are_lists_in_data_of_every_part():
+    chip = hw.Hardware(
+        modifier=hw.WeightModifierParameter(
+            type="poly", std_dev=0.1, coeffs=(1.0, 2.0)
+        ),
+        converter=hw.SinglePairConductanceConverter(g_max=25.0),
+        noise_model=hw.PCMLikeNoiseModel(prog_coeff=(0.1, 0.2)),
+    )
+    data = json.loads(json.dumps(to_dict(chip)))
+    assert data["modifier"]["coeffs"] == [1.0, 2.0]
+    assert from_dict(hw.Hardware, data) == chip
+
+
 @pytest.mark.parametrize("name", PARTS)
 def test_a_subclass_is_not_taken_for_its_parent(name):
     parent = type(PARTS[name])
