@@ -48,6 +48,15 @@ def targets(weight: AnalogWeight, w: jax.Array) -> tuple[list[jax.Array], Params
     *grid, rows, columns = tiles.shape
     convert = jax.vmap(converter.convert_to_conductances)
     conductances, params = convert(tiles.reshape(-1, rows, columns))
+    if set(params) != set(converter.scales) or len(conductances) != len(
+        converter.devices
+    ):
+        raise ValueError(
+            f"{weight.path}: {type(converter).__name__} says devices = "
+            f"{converter.devices} and scales = {converter.scales}, and converts to "
+            f"{len(conductances)} conductances and the scales {tuple(params)}. Name "
+            "them all in its class"
+        )
     # Rounding may put the largest weight one ulp above g_max.
     conductances = [
         join(weight, jnp.clip(g, converter.g_min, converter.g_max).reshape(tiles.shape))

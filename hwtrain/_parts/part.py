@@ -66,7 +66,8 @@ class Part(abc.ABC):  # noqa: B024 some kinds have what they must do
 
     def draws_at(self, when: Draws) -> bool:
         """Whether it draws then: as `draws` says, unless it depends on its fields."""
-        return when == self.draws or when in self.draws
+        draws = (self.draws,) if isinstance(self.draws, str) else self.draws
+        return when in draws
 
     def around(self, inner: Callable[..., jax.Array], x: jax.Array, ctx: Any) -> Any:
         """Returns the outputs of a tile, with what lies further in between them."""

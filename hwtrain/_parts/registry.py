@@ -3,7 +3,9 @@
 import dataclasses
 import graphlib
 from collections.abc import Callable, Iterable
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple, TypeVar, get_args, get_type_hints
+
+from hwtrain._parts.part import Draws, Part
 
 T = TypeVar("T", bound=Callable[..., Any])
 
@@ -38,8 +40,10 @@ KINDS = {
 _known: dict[str, dict[str, Entry]] = {kind: {} for kind in KINDS}
 """By kind, then by name."""
 
-_RESERVED = {"draws", "of", "type", "version", "whole"}
-"""What stands beside the fields of a part in data, or says more of it."""
+_RESERVED = {"of", "version", *(name for name in dir(Part) if name[0] != "_")}
+"""What stands beside the fields of a part in data, or says or does more of it."""
+
+_DRAWS = get_args(Draws)
 
 
 def register(
@@ -92,12 +96,11 @@ def register(
                 f"the {kind} {name!r} is {_home(before.part)} already; register "
                 f"{_home(part)} by another name"
             )
-        own = _fields(part) & _RESERVED
-        if own and not _home(part).startswith("hwtrain."):
-            raise ValueError(
-                f"{_home(part)}: a field cannot be called {', '.join(sorted(own))}: "
-                "every part has that already. Call it otherwise"
-            )
+        if kind != "adapter" and not _home(part).startswith("hwtrain."):
+            _check(part)
+        named = part.__dict__.get("_registered", (kind, name))
+        if named != (kind, name) and not _home(part).startswith("hwtrain."):
+            raise ValueError(f"{_home(part)} is the {named[0]} {named[1]!r} already")
         entries[name] = Entry(part, *around)
         try:
             order(kind)
@@ -181,9 +184,34 @@ def name_of(kind: str, part: type) -> str:
     return name
 
 
-def _fields(part: Any) -> set[str]:
-    fields = dataclasses.fields(part) if dataclasses.is_dataclass(part) else ()
-    return {field.name for field in fields}
+def _check(part: Any) -> None:
+    """Raises for a class of a user that is no part, or not as one must be."""
+    home = _home(part)
+    if not isinstance(part, type) or not issubclass(part, Part):
+        raise ValueError(f"{home} should be a class that inherits from hwtrain.Part")
+    draws = (part.draws,) if isinstance(part.draws, str) else part.draws
+    if not set(draws) <= set(_DRAWS):
+        raise ValueError(
+            f"{home}: draws should be one of {', '.join(_DRAWS)}, or a tuple of these; "
+            f"got {part.draws!r}"
+        )
+    kind: Any = part
+    fields = {field.name: field for field in dataclasses.fields(kind)}
+    taken = sorted(fields.keys() & _RESERVED)
+    if taken:
+        raise ValueError(
+            f"{home}: a field cannot be called {', '.join(taken)}: every part has that "
+            "already. Call it otherwise"
+        )
+    for name, hint in get_type_hints(part).items():
+        if name not in fields or type(None) not in get_args(hint):
+            continue
+        default = fields[name].default
+        if getattr(default, "default", default) is not None:
+            raise ValueError(
+                f"{home}: {name} may be None, which TOML cannot say: make None its "
+                "default, so that it can be left out"
+            )
 
 
 def _names(given: str | Iterable[str]) -> tuple[str, ...]:

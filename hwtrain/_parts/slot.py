@@ -14,12 +14,10 @@ from pydantic_core import core_schema
 
 from hwtrain._parts import registry
 from hwtrain._parts.part import Part
+from hwtrain._parts.source import ENTRY_POINTS, load_plugins
 
 _ABOUT = ("type", "of", "version")
 """What stands beside the fields of a part."""
-
-ENTRY_POINTS = "hwtrain.parts"
-"""The group of entry points by which an installed package makes its parts known."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -58,6 +56,13 @@ class Slot:
     def _validate(self, value: Any, info: core_schema.ValidationInfo) -> Part:
         if isinstance(value, Part):
             registry.name_of(self.kind, type(value))
+            try:
+                hash(value)
+            except TypeError as error:
+                raise ValueError(
+                    f"{type(value).__name__}: its fields must be hashable, because it "
+                    f"says which program is compiled: tuples for lists ({error})"
+                ) from error
             return value
         if not isinstance(value, Mapping) or not isinstance(value.get("type"), str):
             raise ValueError(
@@ -73,8 +78,7 @@ class Slot:
     def _named(self, value: Mapping[str, Any], plugins: bool) -> type[Part]:
         name = value["type"]
         if plugins and name not in registry.names(self.kind):
-            for point in importlib.metadata.entry_points(group=ENTRY_POINTS):
-                point.load()
+            load_plugins()
         if name not in registry.names(self.kind) and value.get("of"):
             version = f" {value['version']}" if value.get("version") else ""
             raise ValueError(
@@ -88,6 +92,29 @@ class Slot:
                 "where this was written"
             )
         return part
+
+
+def unknown_parts(data: Any) -> list[str]:
+    """Returns the parts that data names by `of` and nobody registered.
+
+    Args:
+      data: what JSON holds.
+    """
+    found: dict[str, None] = {}
+    level = [data]
+    while level:
+        parts = [part for part in level if isinstance(part, dict)]
+        for part in parts:
+            name, of = part.get("type"), part.get("of")
+            if not isinstance(name, str) or not isinstance(of, str):
+                continue
+            if not any(name in registry.names(kind) for kind in registry.KINDS):
+                version = part.get("version")
+                found[f"{of} {version}" if version else of] = None
+        lists = [part for part in level if isinstance(part, list)]
+        level = [value for part in parts for value in part.values()]
+        level += [value for part in lists for value in part]
+    return list(found)
 
 
 def to_data(part: Part) -> dict[str, Any]:
@@ -105,10 +132,12 @@ def home(part: type) -> str:
     """Returns where a part's class lies, `module:Class`; empty for one built in."""
     if part.__module__.startswith("hwtrain."):
         return ""
-    file = Path(getattr(sys.modules.get(part.__module__), "__file__", None) or "")
-    if part.__module__.startswith("hwtrain_recipe_") or part.__module__ == "__main__":
-        return f"{file.name or '__main__'}:{part.__qualname__}"
-    return f"{part.__module__}:{part.__qualname__}"
+    module = part.__module__
+    if module.startswith("hwtrain_recipe_") or module == "__main__":
+        # A file that a configuration names is what it is when it is imported.
+        file = getattr(sys.modules.get(module), "__file__", None)
+        module = Path(file).stem if file else module
+    return f"{module}:{part.__qualname__}"
 
 
 @functools.cache

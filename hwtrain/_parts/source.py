@@ -2,6 +2,7 @@
 
 import difflib
 import importlib
+import importlib.metadata
 import importlib.util
 import sys
 from collections.abc import Callable, Iterable
@@ -10,6 +11,9 @@ from types import ModuleType
 from typing import Any
 
 from hwtrain.physics.random import stable_hash
+
+ENTRY_POINTS = "hwtrain.parts"
+"""The group of entry points by which an installed package makes its parts known."""
 
 
 def resolve(source: str, folder: str | Path = ".") -> Callable[..., Any]:
@@ -62,6 +66,12 @@ def load_parts(sources: Iterable[Any], folder: str | Path = ".") -> None:
             _load_file((Path(folder) / source).resolve(), str(source))
         else:
             _import_module(str(source), str(source))
+
+
+def load_plugins() -> None:
+    """Imports what installed packages say by entry points that they register."""
+    for point in importlib.metadata.entry_points(group=ENTRY_POINTS):
+        point.load()
 
 
 def reason(error: Exception) -> str:

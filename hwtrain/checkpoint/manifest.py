@@ -10,6 +10,7 @@ from typing import Any, Literal, Self, TypeVar
 from pydantic import BaseModel, ValidationError, model_validator
 
 from hwtrain import paths
+from hwtrain._parts.slot import unknown_parts
 from hwtrain.checkpoint.description import Entry, Graph, Measurement
 from hwtrain.checkpoint.earlier import as_meant, escape_names
 from hwtrain.checkpoint.entries import (
@@ -176,6 +177,13 @@ def _checked(path: Path, data: bytes, kind: type[Kind]) -> Kind:
     escape_names(content)
     if content["version"] != known:
         as_meant(content)
+    missing = unknown_parts(content)
+    if missing:
+        raise HardwareCheckpointError(
+            f"{path} is of hardware with parts that are not imported: "
+            f"{', '.join(missing)[:600]}. Import what registers them first (on the "
+            "command line: --parts FILE|MODULE)"
+        )
     try:
         found = kind.model_validate_json(json.dumps(content))
     except ValidationError as error:

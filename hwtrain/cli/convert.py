@@ -6,10 +6,10 @@ from pathlib import Path
 from rich.console import Console
 
 from hwtrain import checkpoint
-from hwtrain._parts.source import load_parts
 from hwtrain.checkpoint import destination
 from hwtrain.checkpoint.adapters import adapter
 from hwtrain.cli.errors import bad_input
+from hwtrain.cli.options import known_parts
 from hwtrain.training.folder import is_run, read_run
 
 
@@ -19,7 +19,7 @@ def main(options: argparse.Namespace) -> int:
     # Of the resolved path, because "." has no name.
     out = options.out or Path(f"{path.resolve()}.{options.to}")
     with bad_input():
-        load_parts(options.parts)
+        known_parts(options, path)
         write = adapter(options.to)
         destination.check_free(out)
         if is_run(path):

@@ -5,11 +5,11 @@ import dataclasses
 from pathlib import Path
 from typing import Any
 
-from hwtrain._parts.source import load_parts
+from hwtrain._parts.source import load_parts, load_plugins
 from hwtrain.checkpoint import Graph, HardwareCheckpoint, load
 from hwtrain.hardware.configuration import MOST_CHIPS
 from hwtrain.plan import Plan
-from hwtrain.training.folder import is_run
+from hwtrain.training.folder import is_run, read_run
 from hwtrain.training.preparation import with_effective
 from hwtrain.training.run import Run, open_run
 
@@ -41,8 +41,8 @@ def open_model(options: argparse.Namespace) -> Model:
     Raises:
       ValueError: if there is none.
     """
-    load_parts(options.parts)
     path: Path = options.model
+    known_parts(options, path)
     if not path.is_dir():
         raise ValueError(
             f"{path}: expected the folder of a run or a hardware-ready checkpoint, got "
@@ -73,6 +73,21 @@ def open_model(options: argparse.Namespace) -> Model:
         graph=run.ready.graph,
         run=run,
     )
+
+
+def known_parts(options: argparse.Namespace, path: Path) -> None:
+    """Imports the parts of users that a model may have.
+
+    They are those that the command line names, those of installed packages, and those
+    of the run that a checkpoint lies in.
+    """
+    load_plugins()
+    load_parts(options.parts)
+    runs = [getattr(options, "run", None), *path.resolve().parents]
+    for folder in filter(None, runs):
+        if is_run(folder):
+            read_run(folder)
+            return
 
 
 def run_of(model: Model, options: argparse.Namespace) -> Run:

@@ -9,16 +9,16 @@ from rich.console import Console
 from rich.table import Table
 
 from hwtrain import checkpoint
-from hwtrain._parts.source import load_parts
 from hwtrain.checkpoint.manifest import FILE_NAME
 from hwtrain.cli.errors import bad_input, print_error
+from hwtrain.cli.options import known_parts
 
 
 def main(options: argparse.Namespace) -> int:
     """Runs the command and returns its exit status."""
     path: Path = options.checkpoint
     with bad_input():
-        load_parts(options.parts)
+        known_parts(options, path)
         if not (path / FILE_NAME).is_file():
             raise ValueError(
                 f"{path} is not a hardware-ready checkpoint: it has no {FILE_NAME}. "

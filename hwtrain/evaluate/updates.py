@@ -9,6 +9,7 @@ import numpy as np
 
 from hwtrain import paths
 from hwtrain.crossbar import on_crossbar
+from hwtrain.hardware import WeightClip
 from hwtrain.optim import drift_weights, keep_weights_clipped, remap_weights
 from hwtrain.optim.drift import drifting
 from hwtrain.optim.input_range import input_range_learning
@@ -33,6 +34,8 @@ def updated_effects(plan: Plan, params: paths.Tree) -> Iterator[Finding]:
         clip = plan[path].hardware.clip
         largest = np.maximum(np.max(np.abs(leaf)), 1) * (clip and clip.fixed_value or 1)
         size = 100 + rng.uniform(size=leaf.shape)
+        if isinstance(clip, WeightClip):  # whose bound may go with any statistic
+            size = 100 * np.exp(3 * rng.normal(size=leaf.shape))
         return np.asarray(largest * size, np.float32)
 
     def halve(path: str, leaf: Any) -> Any:

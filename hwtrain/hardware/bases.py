@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar, NamedTuple
 
 import jax
+import jax.numpy as jnp
 from jax.typing import ArrayLike
 
 from hwtrain._parts.part import Part
@@ -246,9 +247,20 @@ class WeightClip(Part):
         """Returns the bound in the units of weights; see `WeightClipParameter`."""
         w = w if update is None else w + update
         if scale is None:
-            return self.largest(w, row_sizes)
+            return self._checked(w, row_sizes)
         unit = jax.lax.stop_gradient(scale)
-        return self.largest(w / tiling.expand_rows(unit, row_sizes), row_sizes) * unit
+        return self._checked(w / tiling.expand_rows(unit, row_sizes), row_sizes) * unit
+
+    def _checked(self, w: jax.Array, row_sizes: tuple[int, ...]) -> jax.Array:
+        bound, tiles = self.largest(w, row_sizes), len(row_sizes)
+        shapes = [(*w.shape[:-2], tiles, last) for last in (1, w.shape[-1])]
+        if jnp.shape(bound) not in shapes:
+            raise ValueError(
+                f"{type(self).__name__}.largest should return the shape {shapes[0]} or "
+                f"{shapes[1]} for weights of the shape {w.shape}, got "
+                f"{jnp.shape(bound)}: a bound for each row tile, or for each column too"
+            )
+        return bound
 
 
 class WeightModifier(Part):

@@ -22,6 +22,11 @@ class Crossbar(Protocol):
         ...
 
     @property
+    def whole(self) -> bool:
+        """Whether it is a convolution as a whole."""
+        ...
+
+    @property
     def fixed(self) -> Self:
         """The same, to which no gradient passes."""
         ...
@@ -29,6 +34,10 @@ class Crossbar(Protocol):
     @property
     def weights(self) -> jax.Array:
         """The weights in units of the crossbar, as `product` takes them."""
+        ...
+
+    def read(self, x: jax.Array) -> jax.Array:
+        """Returns the inputs of this read, at the end of the stages, multiplied."""
         ...
 
     def multiply(self, x: jax.Array) -> jax.Array:

@@ -1,16 +1,19 @@
 """The stages around a tile, run from the outermost to the innermost."""
 
+import collections
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax.extend.core import get_opaque_trace_state
 from jax.typing import ArrayLike
 
 from hwtrain._parts.part import Part
+from hwtrain._parts.slot import home
 from hwtrain.periphery._crossbar import Crossbar
-from hwtrain.periphery._read_keys import READ_EFFECTS, effect_key
+from hwtrain.periphery._read_keys import effect_key
 from hwtrain.physics.random import (
     draw_key,
     draw_name,
@@ -38,6 +41,33 @@ class Tape:
         self.drawn.append(function())
         return self.drawn[-1]
 
+    def note(self, name: str, value: jax.Array) -> None:
+        """Keeps what is true in any of the reads that a trial is made of."""
+        before = self.notes.get(name)
+        self.notes[name] = value if before is None else before | value
+
+
+def _trace() -> Any:
+    """Returns what differs between a program and the body of a loop or map in it."""
+    return get_opaque_trace_state(convention="nnx")
+
+
+class Frozen:
+    """What is frozen in a chip, drawn once for all reads of a call."""
+
+    def __init__(self):
+        self._known: dict[Any, jax.Array] = {}
+        self._trace = _trace()
+
+    def get(self, name: Any, draw: Callable[[], jax.Array]) -> jax.Array:
+        """Returns a draw; in a loop one that was drawn before it, if there is one."""
+        if name not in self._known:
+            unit = draw()
+            if _trace() != self._trace:
+                return unit  # it belongs to a loop
+            self._known[name] = unit
+        return self._known[name]
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Context:
@@ -52,7 +82,8 @@ class Context:
       tape: keeps what is drawn, or gives it; `None` for neither.
       searching: whether this read is a trial, which nothing is differentiated through
         and nothing counted in.
-      stage: the stage that runs, which says when it draws.
+      frozen: what was drawn of a chip.
+      here: the stage that runs; `None` outside of one.
     """
 
     crossbar: Crossbar
@@ -62,7 +93,8 @@ class Context:
     strength: ArrayLike = 1.0
     tape: Tape | None = None
     searching: bool = False
-    stage: Any = None
+    frozen: Frozen = dataclasses.field(default_factory=Frozen)
+    here: "Here | None" = None
 
     def multiply(self, x: jax.Array) -> jax.Array:
         """Returns inputs times the weights of the crossbar."""
@@ -80,6 +112,14 @@ class Context:
     def w(self) -> jax.Array:
         """The weights in units of the crossbar."""
         return self.crossbar.weights
+
+    def valid_inputs(self, x: jax.Array) -> Any:
+        """Returns which inputs are real, and not the padding of a smaller tile."""
+        return self.crossbar.inputs_of(x)[1]
+
+    def valid_outputs(self, y: jax.Array) -> Any:
+        """Returns which outputs are real, and not the padding of a smaller tile."""
+        return self.crossbar.real_outputs(y)
 
     def normal(self, effect: str, shape: Sequence[int]) -> Any:
         """Returns standard normal noise of this read times its strength; 0 for none."""
@@ -101,45 +141,100 @@ class Context:
         self._check_draws("chip")
         if self.chip_key is None:
             return 0.0
-        key = self.chip_key
-        unit = self.crossbar.of_outputs(
-            lambda key, shape: normal(draw_key(key, "", effect), shape), key
-        )
+        name, key = self._named(effect), self.chip_key
+
+        def draw() -> jax.Array:
+            return self.crossbar.of_outputs(
+                lambda key, shape: normal(draw_key(key, *name), shape), key
+            )
+
+        unit = self.frozen.get(name, draw)
         return std * (jnp.asarray(self.strength) * unit)
 
     def note(self, name: str, value: jax.Array) -> None:
         """Tells a stage around, which tries several reads, of what it cannot see."""
         if self.tape is not None:
-            self.tape.notes[name] = value
+            self.tape.note(name, value)
 
     def at(self, number: Any) -> "Context":
         """Returns the context of another read; 0 is the first, with these keys."""
         first = isinstance(number, int) and number == 0
-        if first or self.keys is None:
+        return self if first else self._at(number)
+
+    def read(self, stage: str, number: Any) -> "Context":
+        """Returns the context of a read that a stage numbers for itself."""
+        return self._at(stable_hash(stage))._at(number)
+
+    def _at(self, number: Any) -> "Context":
+        if self.keys is None:
             return self
         return dataclasses.replace(self, keys=fold_in(self.keys, number))
 
     def _check_draws(self, when: Any) -> None:
-        """Raises where a stage draws what no key would be given for."""
-        if isinstance(self.stage, Part) and not self.stage.draws_at(when):
-            name, says = type(self.stage).__name__, self.stage.draws
+        """Raises where a stage would draw nothing, or what is not independent."""
+        here = self.here
+        if here is None or not isinstance(here.stage, Part):
+            return
+        name, says = type(here.stage).__name__, here.stage.draws
+        if not here.stage.draws_at(when):
             raise ValueError(
                 f"{name} draws at each {when}, and says draws = {says!r}: it would get "
                 f'no key, and do nothing. Write draws = "{when}" in its class, or a '
                 "tuple of all that it draws"
             )
+        if when == "read" and self.crossbar.whole and not here.calls[0]:
+            raise ValueError(
+                f"{name} draws before it calls inner(x): inputs of a stage with "
+                "whole = True get no noise. Draw behind inner(x), or leave whole out"
+            )
+        if when == "read" and self.keys is not None and _trace() != here.trace:
+            raise ValueError(
+                f"{name} draws in a loop or map of its own, where each step would draw "
+                "the same. Draw all numbers before it, with an axis for its steps"
+            )
+
+    def _named(self, effect: str) -> tuple[str, str, int]:
+        """Returns the name of a draw: path, effect and part."""
+        here = self.here
+        if here is None or not home(type(here.stage)):
+            return "", effect, 0
+        count = here.drawn[effect]
+        here.drawn[effect] += 1
+        # Two stages of a class, and two draws of a name in one, are independent.
+        return here.stage.type, effect, here.number + 1000 * count
 
     def _drawn(self, effect: str, shape: Sequence[int], kind: Any) -> jax.Array:
+        name = self._named(effect)
+
         def draw():
-            return once(self._key(effect), lambda key: kind(key, tuple(shape)))
+            return once(self._key(*name), lambda key: kind(key, tuple(shape)))
 
         return draw() if self.tape is None else self.tape.draw(draw)
 
-    def _key(self, effect: str) -> jax.Array:
+    def _key(self, path: str, effect: str, part: int) -> jax.Array:
         assert self.keys is not None
-        if effect in READ_EFFECTS:
+        if not path:
             return effect_key(self.keys, effect)
-        return fold_in(self.keys[..., 0], stable_hash(draw_name("", effect)))
+        name = draw_name(path, effect, part)
+        return fold_in(self.keys[..., 0], stable_hash(name))
+
+
+class Here(NamedTuple):
+    """A stage while it runs.
+
+    Attributes:
+      stage: which.
+      number: how many of its class are further in.
+      trace: what the program is in.
+      drawn: how often it has drawn, by effect.
+      calls: how often it has called what is inside: a list of one number.
+    """
+
+    stage: Any
+    number: int
+    trace: Any
+    drawn: collections.Counter[str]
+    calls: list[int]
 
 
 class Inner:
@@ -149,7 +244,8 @@ class Inner:
     """
 
     def __init__(self, stages: Sequence[Any], ctx: Context):
-        self._stages, self._ctx, self._calls = stages, ctx, 0
+        self._stages, self._ctx = stages, ctx
+        self.shape: tuple[int, ...] | None = None
 
     def __call__(
         self,
@@ -162,27 +258,53 @@ class Inner:
 
         Args:
           x: inputs.
-          read: its number, which may be traced; `None` for the next.
+          read: its number, which may be traced, as in a loop; `None` for the next.
           drawn: what it draws, as a `trial` returned it; `None` to draw.
+
+        Raises:
+          ValueError: in a loop or map of the stage's own without a number.
         """
-        number = self._calls if read is None else read
-        self._calls += 1
-        ctx = self._ctx.at(number)
+        ctx = self._numbered(read)
         if drawn is not None:
             ctx = dataclasses.replace(ctx, tape=Tape(drawn))
-        return run(self._stages, x, ctx)
+        y = run(self._stages, x, ctx)
+        self.shape = y.shape
+        return y
 
     def trial(self, x: jax.Array, read: Any) -> "Trial":
         """Reads without a gradient, to look at what would come of it."""
         tape = Tape()
         ctx = dataclasses.replace(
-            self._ctx.at(read),
+            self._numbered(read),
             tape=tape,
             searching=True,
             crossbar=self._ctx.crossbar.fixed,
         )
         y = run(self._stages, jax.lax.stop_gradient(x), ctx)
         return Trial(y, tape.drawn, tape.notes)
+
+    def _numbered(self, read: Any) -> Context:
+        """Returns the context of a read by its number, or of the next one."""
+        ctx = self._ctx
+        here: Any = ctx.here
+        calls, here.calls[0] = here.calls[0], here.calls[0] + 1
+        name = type(here.stage).__name__
+        if ctx.crossbar.whole and calls:
+            raise ValueError(
+                f"{name} calls inner(x) twice; with whole = True it has one read. "
+                "Leave whole out"
+            )
+        if not home(type(here.stage)):
+            return ctx.at(calls if read is None else read)
+        path = f"{here.stage.type}#{here.number}"
+        if read is not None:
+            return ctx.read(f"{path}#read", read)
+        if ctx.keys is not None and _trace() != here.trace:
+            raise ValueError(
+                f"{name} calls inner(x) in a loop or map of its own, where each step "
+                "would draw the same. Number the reads: inner(x, read=i)"
+            )
+        return ctx.read(f"{path}#call", calls) if calls else ctx
 
 
 class Trial(NamedTuple):
@@ -206,8 +328,22 @@ def run(stages: Sequence[Any], x: jax.Array, ctx: Context) -> jax.Array:
       stages: from the outermost to the innermost.
       x: inputs, as the crossbar takes them.
       ctx: what the stages know.
+
+    Raises:
+      ValueError: naming a stage that returns outputs of another shape than those that
+        it got.
     """
     if not stages:
-        return ctx.multiply(x)
-    ctx = dataclasses.replace(ctx, stage=stages[0])
-    return stages[0].around(Inner(stages[1:], ctx), x, ctx)
+        return ctx.crossbar.read(x)
+    stage, further = stages[0], stages[1:]
+    number = sum(type(other) is type(stage) for other in further)
+    here = Here(stage, number, _trace(), collections.Counter(), [0])
+    ctx = dataclasses.replace(ctx, here=here)
+    inner = Inner(further, ctx)
+    y = stage.around(inner, x, ctx)
+    if inner.shape is not None and jnp.shape(y) != inner.shape:
+        raise ValueError(
+            f"{type(stage).__name__}.around should return outputs of the shape "
+            f"{inner.shape} that inner(x) has, got {jnp.shape(y)}"
+        )
+    return y

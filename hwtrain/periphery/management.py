@@ -188,15 +188,32 @@ class Management(Part):
 
     def _fitting(self, inner, x, alpha, silent, ctx):
         """Returns the scales at which nothing is clipped, and what is drawn at them."""
+        shape = (*ctx.crossbar.inputs_of(x)[0][:-1], 1)
 
         def read(number, alpha):
             trial = inner.trial(x / alpha, number)
+            if "clipped" not in trial.notes:
+                raise ValueError(
+                    "bound management reads until nothing is clipped, and no stage "
+                    'inside says what is: it needs an ADC, or ctx.note("clipped", ...)'
+                )
+            for drawn in trial.drawn:
+                _check_vectors(drawn.shape, shape)
             clips = jnp.any(trial.notes["clipped"], axis=-1, keepdims=True)
             return clips & ~silent, trial.drawn
 
-        shape = (*ctx.crossbar.inputs_of(x)[0][:-1], 1)
         worst = None
         if self.worst_case:
             worst = jnp.broadcast_to(self._scale(x, ctx, "abs_max_np_sum"), shape)
         alpha = jnp.broadcast_to(alpha, shape)
         return bound_scale(alpha, read, limit=self.limit, worst_case=worst)
+
+
+def _check_vectors(drawn: tuple[int, ...], vectors: tuple[int, ...]) -> None:
+    """Raises unless each vector on each tile has draws of its own."""
+    if drawn[:-1] != vectors[:-1]:
+        raise ValueError(
+            f"a stage draws numbers of the shape {drawn} under bound management, which "
+            "reads single vectors again: draw them in the shape of the inputs or the "
+            f"outputs, {(*vectors[:-1], '...')}"
+        )

@@ -70,6 +70,15 @@ class TiledMatrix(NamedTuple):
         """The same, to which no gradient passes."""
         return self._replace(w=jax.lax.stop_gradient(self.w))
 
+    @property
+    def whole(self) -> bool:
+        """Whether it is a convolution as a whole: no."""
+        return False
+
+    def read(self, x: jax.Array) -> jax.Array:
+        """Returns the inputs of a read, at the end of the stages, multiplied."""
+        return self.multiply(x)
+
     def multiply(self, x: jax.Array) -> jax.Array:
         """Returns normalised outputs, `[..., row tiles, column tiles, columns]`.
 

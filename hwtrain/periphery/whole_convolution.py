@@ -164,8 +164,16 @@ class Drive:
 class _End:
     """Where a crossbar would multiply."""
 
-    def multiply(self, x: jax.Array) -> jax.Array:
+    whole = True
+
+    def read(self, x: jax.Array) -> jax.Array:
         raise _Reached(x)
+
+    def __getattr__(self, name: str) -> Any:
+        raise ValueError(
+            f"a stage with whole = True asks for {name!r} of its weights before it "
+            "calls inner(x): do that behind it, or leave whole out"
+        )
 
 
 class WholeKernel(NamedTuple):
@@ -207,10 +215,19 @@ class WholeKernel(NamedTuple):
         each = jnp.broadcast_to(self.scale[:, 0], (self.window.groups, width)).ravel()
         return self.kernel.astype(jnp.float32) / over_batch(each, self.kernel)
 
-    def multiply(self, x: jax.Array) -> jax.Array:
-        """Returns the inputs of this read times the weights."""
+    @property
+    def whole(self) -> bool:
+        """Whether it is a convolution as a whole: yes."""
+        return True
+
+    def read(self, x: jax.Array) -> jax.Array:
+        """Returns the inputs of this read, at the end of the stages, multiplied."""
         del x  # `convolved` is made of it
         return self._normalised(self.convolved)
+
+    def multiply(self, x: jax.Array) -> jax.Array:
+        """Returns inputs times the weights."""
+        return self._normalised(self._convolved(x, self.kernel))
 
     def multiply_absolute(self, x: jax.Array) -> jax.Array:
         """Returns inputs times the absolute weights."""

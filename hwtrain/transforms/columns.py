@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 
 from hwtrain.hardware import (
+    ConductanceConverter,
     Hardware,
     IOParameters,
     Mismatch,
@@ -224,10 +225,10 @@ def _mismatch(chip: Hardware) -> str:
 def _converter(chip: Hardware) -> str:
     if chip.converter is None:
         return "none"
-    return (
-        f"{chip.converter.type}, {chip.converter.g_min:g} to "
-        f"{chip.converter.g_max:g} µS"
-    )
+    converter: Any = chip.converter
+    own = isinstance(converter, ConductanceConverter)
+    what = converter.describe() if own else converter.type
+    return f"{what}, {converter.g_min:g} to {converter.g_max:g} µS"
 
 
 def _noise_model(chip: Hardware) -> str:

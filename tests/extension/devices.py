@@ -97,7 +97,8 @@ class Telegraph(hwtrain.Part):
 
     def around(self, inner, x, ctx):
         y = inner(x)
-        power = ctx.product(x**2, ctx.w**2)
+        # A root at zero has no derivative: inputs of zero, and padding, make none.
+        power = jnp.maximum(ctx.product(x**2, ctx.w**2), 1e-12)
         return y + self.sigma * jnp.sqrt(power) * ctx.normal("telegraph", y.shape)
 
     def describe(self):
