@@ -139,6 +139,11 @@ def names(kind: str) -> tuple[str, ...]:
     return tuple(_known[kind])
 
 
+def parts_of(kind: str) -> tuple[Any, ...]:
+    """Returns all parts of a kind."""
+    return tuple(entry.part for entry in _known[kind].values())
+
+
 def order(kind: str) -> tuple[str, ...]:
     """Returns the names of a kind from the outermost to the innermost.
 

@@ -140,6 +140,11 @@ def home(part: type) -> str:
     return f"{module}:{part.__qualname__}"
 
 
+def is_own(value: Any) -> bool:
+    """Whether a value is a part that a user made."""
+    return isinstance(value, Part) and bool(home(type(value)))
+
+
 @functools.cache
 def _adapter(kind: Any) -> TypeAdapter[Any]:
     return TypeAdapter(kind)
@@ -196,7 +201,7 @@ class OpenSlot(Slot):
     def _foreign(self, value: Any) -> bool:
         """Whether a value is a part that is not built in, or names one."""
         if isinstance(value, Part):
-            return bool(home(type(value)))
+            return is_own(value)
         name = value.get("type") if isinstance(value, Mapping) else None
         if not isinstance(name, str):
             return False

@@ -13,6 +13,7 @@ from rich.console import Console
 from hwtrain import checkpoint, evaluate, paths
 from hwtrain.clip_bounds import with_clipped
 from hwtrain.disk import RESUME
+from hwtrain.hardware import WeightModifierParameter
 from hwtrain.physics.fast_random import fast_prng
 from hwtrain.training import checkpoints, report
 from hwtrain.training.config import Config, TrainingParameter
@@ -368,6 +369,8 @@ def _show_results(
     _say(console, f"\n{report.headline(results, mode=_MODE)}")
     console.print(report.table(results))
     first = out / "export" / f"seed_{config.training.seeds[0]}"
+    known = isinstance(config.hardware.modifier, WeightModifierParameter)
+    other = "hardware.modifier.std_dev=0.4" if known else "training.steps=4000"
     _say(
         console,
         f"""
@@ -382,7 +385,7 @@ Everything lies in {out}:
 What to do next:
   look at the exported chip:      hwtrain inspect {first}
   program a chip or a simulator:  hwtrain convert {first} --to npz
-  try other hardware:             add --set hardware.modifier.std_dev=0.4 --out DIR
+  try other settings:             add --set {other} --out DIR
   train a model of your own:      copy recipes/digits.py and its configuration""",
     )
 

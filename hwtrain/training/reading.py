@@ -13,6 +13,9 @@ from typing import Any
 
 import pydantic
 
+from hwtrain._parts.registry import named as named_part
+from hwtrain._parts.registry import names, parts_of
+from hwtrain._parts.slot import Slot, home
 from hwtrain._parts.source import load_parts
 from hwtrain.hardware import from_dict
 from hwtrain.training.config import Config
@@ -39,6 +42,9 @@ _BOUNDS = {
     "less_than_equal": ("le", "less than or equal to"),
 }
 
+_LONGEST = 100
+"""Of a list of tables, such as that of stages; nobody has so many."""
+
 _DEEPEST = 20
 """Tables and lists in each other; a configuration has five at most."""
 
@@ -61,6 +67,7 @@ def read_config(
     """
     data = _read_toml(Path(path))
     kind = kind_of(data)
+    import_parts(data, Path(path).parent)
     origin = {}
     for override in overrides:
         keys, value = _parse_override(kind, override)
@@ -191,13 +198,22 @@ def _put(data: dict[str, Any], keys: tuple[str, ...], value: Any, override: str)
 
 
 def _fields(kind: Any) -> dict[str, Any]:
-    """Returns the fields of a dataclass, or of those that a union allows."""
+    """Returns the fields of a dataclass, or of those that a union or a slot allows."""
     if dataclasses.is_dataclass(kind):
-        return typing.get_type_hints(kind)
+        hints = typing.get_type_hints(kind, include_extras=True)
+        return {field.name: hints[field.name] for field in dataclasses.fields(kind)}
+    origin, arguments = typing.get_origin(kind), typing.get_args(kind)
+    members: list[Any] = []
+    if origin is typing.Annotated:
+        members = [arguments[0]]
+        members += [part for slot in _slots(kind) for part in parts_of(slot.kind)]
+    elif origin in (typing.Union, types.UnionType):
+        members = list(arguments)
+    elif origin is tuple and arguments[1:] == (...,):
+        return {str(place): arguments[0] for place in range(_LONGEST)}
     fields: dict[str, Any] = {}
-    if typing.get_origin(kind) in (typing.Union, types.UnionType):
-        for member in typing.get_args(kind):
-            fields.update(_fields(member))
+    for member in members:
+        fields.update(_fields(member))
     return fields
 
 
@@ -221,7 +237,7 @@ def _one_line(
     named = keys or _words(detail["msg"])
     place = _place(file, origin, named)
     more = f" (and {len(details) - 1} more)" if len(details) > 1 else ""
-    return f"{place}: {_explain(kind, detail, keys)}{more}"
+    return f"{place}: {_explain(kind, detail, keys, data)}{more}"
 
 
 def _words(message: str) -> tuple[str, ...]:
@@ -287,12 +303,17 @@ def _is_tag(part: int | str, data: Any) -> bool:
     return isinstance(data, Mapping) and data.get("type") == part
 
 
-def _explain(root: type, detail: Any, keys: tuple[str, ...]) -> str:
+def _explain(root: type, detail: Any, keys: tuple[str, ...], data: Any) -> str:
     key, kind, message = ".".join(keys), detail["type"], detail["msg"]
     if kind in ("unexpected_keyword_argument", "extra_forbidden"):
         owner: Any = root
         for part in keys[:-1]:
             owner = _fields(owner).get(part)
+            data = data[int(part) if isinstance(data, list) else part]
+        chosen = data.get("type") if isinstance(data, Mapping) else None
+        for slot in _slots(owner):
+            if chosen in names(slot.kind):
+                owner = named_part(slot.kind, chosen)
         return _unknown(keys, _fields(owner))
     if kind.startswith("missing"):
         return f"{key}: expected a value, because it has no default; got none"
@@ -302,20 +323,42 @@ def _explain(root: type, detail: Any, keys: tuple[str, ...]) -> str:
     if kind.startswith("union_tag"):
         tags, came = detail["ctx"].get("expected_tags"), detail["ctx"].get("tag")
         known = f"one of {tags}" if tags else "a text that says which kind it is"
-        return f"{key}.type: expected {known}, got {_show(came) if came else 'none'}"
+        said = f"{key}.type: expected {known}, got {_show(came) if came else 'none'}"
+        return said + _own_parts(root, keys)
     expected = _EXPECTED.get(kind) or message.removeprefix("Input should be ")
     if kind in _BOUNDS:
         name, words = _BOUNDS[kind]
         bound = detail["ctx"][name]
         bound = bound if isinstance(bound, int) else f"{bound:g}"
         expected = f"a number {words} {bound}"
-    return f"{key}: expected {expected}, got {_show(detail['input'])}"
+    said = f"{key}: expected {expected}, got {_show(detail['input'])}"
+    of_type = kind == "literal_error" and keys[-1:] == ("type",)
+    return said + (_own_parts(root, keys[:-1]) if of_type else "")
+
+
+def _slots(kind: Any) -> list[Slot]:
+    """Returns the slot that an annotation makes, if it makes one."""
+    extras = getattr(kind, "__metadata__", ())
+    return [extra for extra in extras if isinstance(extra, Slot)]
+
+
+def _own_parts(root: type, keys: tuple[str, ...]) -> str:
+    """Returns what to say of users' parts to who named one that is not known."""
+    owner: Any = root
+    for key in keys:
+        owner = _fields(owner).get(key)
+    slots = _slots(owner)
+    if not slots:
+        return ""
+    own = [n for n in names(slots[0].kind) if home(named_part(slots[0].kind, n))]
+    known = f" ({', '.join(own)} are known)" if own else ""
+    return f'; one of your own is known by its file: parts = ["chip.py"]{known}'
 
 
 def _unknown(keys: tuple[str, ...], known: Iterable[str]) -> str:
     above, siblings = ".".join(keys[:-1]), sorted(known)
     match = difflib.get_close_matches(keys[-1], siblings, n=1)
-    if match:
+    if match and match[0] != keys[-1]:
         hint = f"did you mean {'.'.join((*keys[:-1], match[0]))}?"
     elif siblings:
         hint = f"expected one of: {', '.join(siblings)}"

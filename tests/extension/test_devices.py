@@ -318,6 +318,22 @@ def test_an_adapter_writes_what_it_was_registered_for(tmp_path, capsys):
     assert all(0 < float(line.split(",")[1]) <= 20 for line in lines)
 
 
+@pytest.mark.parametrize("target", ["aihwkit", "crosssim", "npz", "fusion-csv"])
+def test_other_programs_say_what_they_do_not_have(target, tmp_path, capsys):
+    analog, given = made("linen", devices.hardware(mismatch=devices.PerRow()))
+    hw.export(tmp_path / "c", given[0], hw.plan(analog, *given))
+    words = ["convert", str(tmp_path / "c"), "--to", target, "--out"]
+    status = command_line.main([*words, str(tmp_path / "out")])
+    said = capsys.readouterr().err
+    if status:
+        assert said.count("\n") == 1 and "hwtrain: error: " in said
+        assert target in ("crosssim", "fusion-csv")  # which want pairs of devices
+    elif target == "aihwkit":
+        lost = (tmp_path / "out" / "rpu_config.py").read_text()
+        for part in ("log-normal", "gains of rows", "telegraph noise", "largest_row"):
+            assert part in lost
+
+
 def test_configurations_and_their_errors():
     hardware = devices.hardware()
     data = json.loads(json.dumps(to_dict(hardware)))

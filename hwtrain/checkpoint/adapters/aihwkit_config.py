@@ -7,6 +7,7 @@ import dataclasses
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+from hwtrain._parts.slot import is_own
 from hwtrain.hardware import Hardware
 from hwtrain.hardware.configuration import changed
 
@@ -134,11 +135,13 @@ def _assignments(hardware: Hardware) -> Iterator[str]:
         yield from _fields("pre_post.input_range", hardware.input_range, names)
     for part, names in (("modifier", _MODIFIER), ("clip", _CLIP), ("remap", _REMAP)):
         value = getattr(hardware, part)
-        if value is not None and f"{part}.type" not in _unknown(hardware):
+        known = value is not None and not is_own(value)
+        if known and f"{part}.type" not in _unknown(hardware):
             yield from _fields(part, value, names)
     yield f"config.noise_model = {_noise_model(hardware)}"
     compensation = hardware.drift_compensation
-    made = "None" if compensation is None else f"{type(compensation).__name__}()"
+    none = compensation is None or is_own(compensation)
+    made = "None" if none else f"{type(compensation).__name__}()"
     yield f"config.drift_compensation = {made}"
 
 
@@ -168,7 +171,7 @@ def _noise_model(hardware: Hardware) -> str:
     model = hardware.noise_model
     converter = hardware.converter
     made = ""
-    if converter is not None:
+    if converter is not None and not is_own(converter):
         given = _arguments(converter, _CONVERTERS)
         made = f"{type(converter).__name__}({given})"
     if model is None or model.type not in _NOISE:
@@ -218,6 +221,9 @@ def _lost(hardware: Hardware) -> Iterator[str]:
     }
     for part, names in known.items():
         value = getattr(hardware, part)
+        if is_own(value):
+            yield f"{part}: {value.describe()}, which aihwkit does not have"
+            continue
         for text in [] if value is None else changed(value):
             if text.partition("=")[0] not in names:
                 yield f"{part}.{text}"
@@ -233,11 +239,15 @@ def _lost(hardware: Hardware) -> Iterator[str]:
         yield f"noise_model {model.type!r}: noise and drift are off"
     if model is not None and model.type == "reram_cmo" and hardware.converter:
         yield "converter: aihwkit's ReRamCMONoiseModel has its own, a single device"
+    for stage in hardware.forward.stages if hardware.forward else ():
+        yield f"forward: {stage.describe()}, which aihwkit does not have"
     if hardware.drift_compensation and hardware.drift_compensation.readout == "exact":
         yield "drift_compensation.readout='exact': aihwkit measures through the tile"
 
 
 def _described(value: Any) -> str:
+    if is_own(value):
+        return value.describe()
     return ", ".join(
         f"{field.name}={getattr(value, field.name)!r}"
         for field in dataclasses.fields(value)

@@ -61,7 +61,8 @@ def to_crosssim(
     """
     for weight in checkpoint.plan.weights:
         converter = weight.hardware.converter
-        if converter is None or converter.type == "single_device":
+        pairs = converter is not None and converter.type != "single_device"
+        if converter is None or not pairs or "scale_ratio" not in converter.scales:
             came = "no converter" if converter is None else repr(converter.type)
             raise HardwareCheckpointError(
                 f"{weight.path}: a balanced core of CrossSim holds pairs of devices; "
@@ -219,6 +220,7 @@ def _lost(weight: AnalogWeight, chip: int | None) -> list[str]:
             "the ADC: CrossSim's follows every core, with one range for all outputs "
             "and 2^bits - 1 levels"
         )
+    lost += [f"{stage.describe()} around each tile" for stage in io.stages]
     if hardware.dynamic:
         lost.append(
             "input_range.dynamic: divide each vector of inputs by its largest absolute "
