@@ -78,6 +78,8 @@ if _typing.TYPE_CHECKING:
     from hwtrain.programming import program_chip as program_chip
     from hwtrain.transforms import Rule as Rule
     from hwtrain.transforms import adopt as adopt
+    from hwtrain.transforms import analog_dot_general as analog_dot_general
+    from hwtrain.transforms import analog_einsum as analog_einsum
     from hwtrain.transforms import analogize as analogize
     from hwtrain.transforms import calibrate as calibrate
     from hwtrain.transforms import chip_mode as chip_mode
@@ -86,6 +88,7 @@ if _typing.TYPE_CHECKING:
     from hwtrain.transforms import materialize as materialize
     from hwtrain.transforms import noise_strength as noise_strength
     from hwtrain.transforms import plan as plan
+    from hwtrain.transforms import sockets as sockets
     from hwtrain.transforms import strip as strip
     from hwtrain.transforms import train_mode as train_mode
     from hwtrain.transforms import with_mismatch as with_mismatch
@@ -149,6 +152,8 @@ else:
         "transforms": (
             "Rule",
             "adopt",
+            "analog_dot_general",
+            "analog_einsum",
             "analogize",
             "calibrate",
             "chip_mode",
@@ -157,6 +162,7 @@ else:
             "materialize",
             "noise_strength",
             "plan",
+            "sockets",
             "strip",
             "train_mode",
             "with_mismatch",

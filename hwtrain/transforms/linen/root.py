@@ -17,6 +17,7 @@ from hwtrain.physics.random import fold_in
 from hwtrain.plan import Plan
 from hwtrain.transforms import weight_side
 from hwtrain.transforms.errors import missing_stream
+from hwtrain.transforms.layer import joined
 from hwtrain.transforms.linen.belonging import belonging
 from hwtrain.transforms.linen.guard import (
     entered,
@@ -169,8 +170,8 @@ def _initialize(root: Any, ours, original, name: str, args: tuple, kwargs: dict)
         path = _relative(root, module)
         users.update(names_of(scope, path))
         layer = describe(context, path, args, kwargs)
-        if layer.kind or path not in layers:  # a module may share its layer's scope
-            layers[path] = layer
+        # A module may share its layer's scope.
+        layers[path] = joined(layers.get(path), layer)
         for array in layer.weights:
             hardware, rule = hardware_of(told, layer, array.leaf)
             if hardware is not None:
@@ -226,7 +227,7 @@ def _apply(root: Any, ours, original, name: str, args: tuple, kwargs: dict):
 
     def refusal(next_function, args, kwargs, context):
         if ours(context.module):
-            refuse_late(by_path, _relative(root, context.module), context)
+            refuse_late(by_path, _relative(root, context.module), context, args)
         return next_function(*args, **kwargs)
 
     names = {

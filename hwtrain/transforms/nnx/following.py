@@ -21,13 +21,20 @@ from hwtrain.transforms.nnx.layers import (
     multiplying_class,
     plain_class,
 )
+from hwtrain.transforms.nnx.own import Watch
 from hwtrain.transforms.nnx.step import modules_of
 from hwtrain.transforms.nnx.stored import stored as stored_values
 from hwtrain.transforms.provenance import Operands, Provenance
+from hwtrain.transforms.sockets import methods_of, when_registered
 
 
 def followed(
-    root: Any, plan: Plan, method: str, args: tuple, kwargs: dict[str, Any]
+    root: Any,
+    plan: Plan,
+    method: str,
+    args: tuple,
+    kwargs: dict[str, Any],
+    unknown: tuple[str, ...] = (),
 ) -> Provenance:
     """Returns where the arrays come from that the layers of a call multiply by.
 
@@ -37,6 +44,7 @@ def followed(
       method: name of the method that is called.
       args: its arguments.
       kwargs: its keyword arguments.
+      unknown: the paths of modules that may not state products.
     """
     graphdef, state = nnx.split(root)
     leaves, treedef = jax.tree.flatten((state, args, kwargs))
@@ -50,7 +58,9 @@ def followed(
         for weight in plan.weights
         if weight.kind != "raw"
     )
-    call = _Call(graphdef, treedef, tuple(abstract), tuple(static), weights, method)
+    call = _Call(
+        graphdef, treedef, tuple(abstract), tuple(static), weights, method, unknown
+    )
     try:
         hash(call)
     except TypeError:  # an argument that cannot be hashed
@@ -72,6 +82,7 @@ class _Call(NamedTuple):
     static: tuple[Any, ...]
     weights: tuple[str, ...]
     method: str
+    unknown: tuple[str, ...]
 
 
 def _follow(call: _Call) -> Provenance:
@@ -88,6 +99,11 @@ def _follow(call: _Call) -> Provenance:
             base = plain_class(type(module))
             own = _own(call.weights, path)
             module.__class__ = _watching(base, path, own, operands) if own else base
+            vars(module).pop("analog_weights", None)
+            if own and methods_of(base):
+                module.analog_watch = Watch(_marking(path, own, operands))
+            elif path in call.unknown:
+                module.analog_watch = Watch(_refusing(base, path))
         return jax.tree.leaves(getattr(root, call.method)(*args, **kwargs))
 
     try:
@@ -127,6 +143,7 @@ def _follow(call: _Call) -> Provenance:
 
 
 _cached = functools.lru_cache(maxsize=256)(_follow)
+when_registered(_cached.cache_clear)
 
 
 def _own(weights: tuple[str, ...], path: str) -> tuple[str, ...]:
@@ -140,11 +157,7 @@ def _own(weights: tuple[str, ...], path: str) -> tuple[str, ...]:
 
 def _watching(base: type, path: str, own: tuple[str, ...], operands: Operands) -> type:
     """Returns the class of a plain layer that marks what it multiplies by."""
-
-    def marked(leaf: str, array: Any) -> Any:
-        full = f"{path}/{leaf}" if path else leaf
-        return operands.marked(full, array) if leaf in own else array
-
+    marked = _marking(path, own, operands)
     methods: dict[str, Any] = {}
     inner = multiplying_class(base)
     for family in FAMILIES:
@@ -153,6 +166,34 @@ def _watching(base: type, path: str, own: tuple[str, ...], operands: Operands) -
     watching = type(base.__name__, (inner,), {"__module__": base.__module__, **methods})
     # A method that calls that of `super()` finds the watched one next.
     return watching if inner is base else type(base.__name__, (base, watching), {})
+
+
+def _marking(
+    path: str, own: tuple[str, ...], operands: Operands
+) -> Callable[[str, Any], Any]:
+    """Returns what marks the arrays of a layer that are analog."""
+
+    def marked(leaf: str, array: Any) -> Any:
+        full = f"{path}/{leaf}" if path else leaf
+        return operands.marked(full, array) if leaf in own else array
+
+    return marked
+
+
+def _refusing(base: type, path: str) -> Callable[[str, Any], Any]:
+    """Returns what refuses the products that a class of a user's states."""
+    name = base.__name__
+
+    def refused(leaf: str, array: Any) -> Any:
+        raise ValueError(
+            f"{name} {path!r} multiplies by {leaf!r} on hardware, and NNX shows no "
+            "product before it is called. Name it before analogize: "
+            f'hwtrain.sockets.register({name}, {leaf!r}, "...i,io->...o"), with the '
+            f"equation of its call; or keep it digital by Rule({path!r}, None) before "
+            "the others"
+        )
+
+    return refused
 
 
 def _watched(family: Any, base: type, name: str, marked: Callable[..., Any]):

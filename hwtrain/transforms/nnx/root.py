@@ -16,7 +16,7 @@ from flax import nnx
 from hwtrain import paths
 from hwtrain.leaf_names import named_as_leaf
 from hwtrain.plan import AnalogWeight, Plan
-from hwtrain.transforms import weight_side
+from hwtrain.transforms import sockets, weight_side
 from hwtrain.transforms.errors import missing_stream, taken_name
 from hwtrain.transforms.layer import Layer
 from hwtrain.transforms.nnx.following import followed
@@ -42,6 +42,7 @@ from hwtrain.transforms.nnx.step import modules_of, noisy_call
 from hwtrain.transforms.planning import (
     check_around,
     check_derived,
+    hardware_of,
     lost_weight,
     make_plan,
     nonlinear_product,
@@ -136,7 +137,7 @@ def claim_chip_leaves(model: Any, plan: Plan) -> None:
 
 
 def _array(layer: Any, weight: AnalogWeight) -> jax.Array:
-    return getattr(layer, weight.array)[...]
+    return getattr(layer, *paths.split(weight.array))[...]
 
 
 def plan_of(
@@ -255,6 +256,9 @@ def analog_root_class(base: type) -> type:
     return type(base.__name__, bases_of(base), namespace)
 
 
+sockets.when_registered(analog_root_class.cache_clear)
+
+
 def _through_both_sides(base: type, name: str):
     # The model may be one analog layer.
     original = analog_methods(base).get(name, getattr(base, name))
@@ -285,7 +289,8 @@ def _followed(root: Any, plan: Plan, method: str, args: tuple, kwargs: dict) -> 
     Raises:
       ValueError: if a layer multiplies by what no crossbar could hold.
     """
-    found = followed(root, plan, method, args, kwargs)
+    unknown = _unknown(root)
+    found = followed(root, plan, method, args, kwargs, unknown)
     weights = []
     for weight in plan.weights:
         path = weight_side.local(plan, weight.path)
@@ -306,6 +311,23 @@ def _followed(root: Any, plan: Plan, method: str, args: tuple, kwargs: dict) -> 
             raise lost_weight(path, layer, why, weight.rule)
         weights.append(weight)
     return dataclasses.replace(plan, weights=tuple(weights))
+
+
+def _unknown(root: Any) -> tuple[str, ...]:
+    """Returns the paths of modules of unknown classes that hardware was asked for.
+
+    Where one states a product, that would be digital, unsaid.
+    """
+    modules = modules_of(root)
+    inner = [f"{p}/" for p, m in modules.items() if p and hasattr(m, "analog_assigned")]
+    layers = [describe(module, path) for path, module in modules.items()]
+    return tuple(
+        layer.path
+        for layer in layers
+        if layer.kind is None
+        and hardware_of(root.analog_assigned, layer, "")[0] is not None
+        and not any(f"{layer.path}/".startswith(prefix) for prefix in inner)
+    )
 
 
 def _check_modes(root: Any, plan: Plan) -> None:
