@@ -16,6 +16,7 @@ if _typing.TYPE_CHECKING:
     from hwtrain import evaluate as evaluate
     from hwtrain import objectives as objectives
     from hwtrain import optim as optim
+    from hwtrain import sockets as sockets
     from hwtrain.checkpoint import HardwareCheckpoint as HardwareCheckpoint
     from hwtrain.checkpoint import export as export
     from hwtrain.checkpoint import load as load
@@ -88,7 +89,6 @@ if _typing.TYPE_CHECKING:
     from hwtrain.transforms import materialize as materialize
     from hwtrain.transforms import noise_strength as noise_strength
     from hwtrain.transforms import plan as plan
-    from hwtrain.transforms import sockets as sockets
     from hwtrain.transforms import strip as strip
     from hwtrain.transforms import train_mode as train_mode
     from hwtrain.transforms import with_mismatch as with_mismatch
@@ -162,13 +162,12 @@ else:
             "materialize",
             "noise_strength",
             "plan",
-            "sockets",
             "strip",
             "train_mode",
             "with_mismatch",
         ),
     }
-    _PARTS = ("checkpoint", "dynapse", "evaluate", "objectives", "optim")
+    _PARTS = ("checkpoint", "dynapse", "evaluate", "objectives", "optim", "sockets")
     # Not public, but reached as attributes of the package too.
     _INNER = (
         "chips",

@@ -10,7 +10,7 @@ PACKAGE = ROOT / "hwtrain"
 # Each part may import those of earlier lines, and its own.
 LAYERS = [
     {"version", "paths", "lazy", "tables", "disk", "leaf_names", "jaxprs"},
-    {"physics", "_parts"},
+    {"physics", "_parts", "sockets"},
     {"periphery"},
     {"hardware"},
     {"plan"},

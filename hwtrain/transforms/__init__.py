@@ -1,6 +1,5 @@
 """Module transforms: a Flax model, unmodified, made analog."""
 
-from hwtrain.transforms import sockets as sockets
 from hwtrain.transforms.adopt import adopt as adopt
 from hwtrain.transforms.analogize import analogize as analogize
 from hwtrain.transforms.analogize import chip_mode as chip_mode

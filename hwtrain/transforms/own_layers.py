@@ -7,9 +7,10 @@ from flax import linen as nn
 from flax import nnx
 from jax.typing import ArrayLike, DTypeLike
 
+from hwtrain.sockets._table import array_letters
 from hwtrain.transforms.linen import own as linen_own
 from hwtrain.transforms.nnx import stated_products as nnx_own
-from hwtrain.transforms.stated import DimensionNumbers, Stated, array_letters
+from hwtrain.transforms.stated import DimensionNumbers, Stated
 
 
 def analog_einsum(

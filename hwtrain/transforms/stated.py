@@ -4,7 +4,6 @@ An array has no path, so that a value alone could not be planned. The two framew
 find the array and what lies beside it; the rest is here.
 """
 
-import re
 import string
 from collections.abc import Mapping
 from typing import Any, NamedTuple
@@ -15,6 +14,7 @@ from jax.typing import DTypeLike
 
 from hwtrain import paths
 from hwtrain.plan import AnalogWeight
+from hwtrain.sockets._table import array_letters
 from hwtrain.transforms import einsum
 from hwtrain.transforms.layer import Layer, LayerWeight
 from hwtrain.transforms.signal_side import analog_dot_general
@@ -152,24 +152,6 @@ def of_equation(leaf: str, equation: str, shape: tuple[int, ...]) -> Layer:
     (weight,) = found.weights
     stack = len(shape) - len(weight.rows) - len(weight.columns)
     return _layer(leaf, shape, weight.rows, stack)
-
-
-_EQUATION = re.compile(r"[A-Za-z.]+,([A-Za-z.]+)->[A-Za-z.]*")
-
-
-def array_letters(equation: str) -> str:
-    """Returns the letters of an equation's second operand, which is the array.
-
-    Raises:
-      ValueError: if it is no equation of two operands and a result.
-    """
-    found = _EQUATION.fullmatch(equation.replace(" ", ""))
-    if found is None:
-        raise ValueError(
-            "expected an equation of inputs, array and result, such as "
-            f"'...i,io->...o'; got {equation!r}"
-        )
-    return found[1]
 
 
 def _layer(leaf: str, shape: tuple[int, ...], rows: Axes, stack: int) -> Layer:

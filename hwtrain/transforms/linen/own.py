@@ -10,7 +10,8 @@ from flax.linen.module import run_interceptors
 
 from hwtrain import paths
 from hwtrain.plan import AnalogWeight
-from hwtrain.transforms import sockets
+from hwtrain.sockets import _table
+from hwtrain.transforms import socket_rows
 from hwtrain.transforms.layer import Layer
 from hwtrain.transforms.linen.fields import replaced_fields
 from hwtrain.transforms.stated import Stated
@@ -50,7 +51,7 @@ class OfCall:
     def __init__(self, cls: type, method: str, args: tuple[Any, ...]):
         stated = method == _stated_product.__name__
         self.stated: Stated | None = args[0] if stated else None
-        self.rows = () if stated else sockets.rows_of(cls, method)
+        self.rows = () if stated else _table.rows_of(cls, method)
 
     def describe(
         self, module: Any, cls: type, method: str, args: Any, kwargs: Any
@@ -59,9 +60,9 @@ class OfCall:
         if self.stated is not None:
             return self.stated.layer(_array(module, self.stated.array).shape)
         if not self.rows:
-            own = method in sockets.methods_of(cls)
-            return sockets.overridden(cls) if own else None
-        return sockets.layer_of(
+            own = method in _table.methods_of(cls)
+            return socket_rows.overriding(cls) if own else None
+        return socket_rows.layer_of(
             self.rows, module, lambda array: _array(module, array).shape
         )
 
@@ -87,7 +88,7 @@ class OfCall:
         for row in self.rows:
             if row.field is not None:
                 before = getattr(module, row.field)
-                fields[row.field] = row.watched(before, marked)
+                fields[row.field] = socket_rows.watched(row, before, marked)
         return self._run(module, fields, next_function, args, kwargs)
 
     def call(
@@ -110,8 +111,8 @@ class OfCall:
         for row in self.rows:
             if row.field is not None and row.leaf in weights:
                 before = getattr(module, row.field)
-                fields[row.field] = row.analog(
-                    before, weights[row.leaf], mode, leaves[row.leaf]
+                fields[row.field] = socket_rows.analog(
+                    row, before, weights[row.leaf], mode, leaves[row.leaf]
                 )
         return self._run(module, fields, next_function, args, kwargs)
 

@@ -18,6 +18,7 @@ from jax.tree_util import SequenceKey
 
 from hwtrain import paths
 from hwtrain.plan import Plan
+from hwtrain.sockets._table import when_registered
 from hwtrain.transforms.layer import Layer, joined, unasked
 from hwtrain.transforms.linen.belonging import before_the_call, belonging
 from hwtrain.transforms.linen.kept_leaves import ANY_LEAF, kept
@@ -30,7 +31,6 @@ from hwtrain.transforms.linen.layers import (
 from hwtrain.transforms.planning import make_plan, real
 from hwtrain.transforms.provenance import Operands, Provenance
 from hwtrain.transforms.rules import Assignment
-from hwtrain.transforms.sockets import when_registered
 
 analog_trace = jax.make_user_context(default_value=None)
 """Part of every jit cache key: an inner `nn.jit` that a plain call traced must not

@@ -14,6 +14,7 @@ from flax import nnx
 
 from hwtrain import paths
 from hwtrain.plan import Plan
+from hwtrain.sockets._table import methods_of, when_registered
 from hwtrain.transforms import weight_side
 from hwtrain.transforms.nnx.layers import (
     FAMILIES,
@@ -25,7 +26,6 @@ from hwtrain.transforms.nnx.own import Watch
 from hwtrain.transforms.nnx.step import modules_of
 from hwtrain.transforms.nnx.stored import stored as stored_values
 from hwtrain.transforms.provenance import Operands, Provenance
-from hwtrain.transforms.sockets import methods_of, when_registered
 
 
 def followed(

@@ -10,7 +10,7 @@ from flax import nnx
 
 from hwtrain import paths
 from hwtrain.plan import AnalogWeight
-from hwtrain.transforms import sockets
+from hwtrain.sockets._table import methods_of, when_registered
 from hwtrain.transforms.errors import behind_the_root
 from hwtrain.transforms.layer import Layer
 from hwtrain.transforms.nnx import convolution, dense, einsum, embed, lora, own
@@ -128,7 +128,7 @@ def multiplying_class(cls: type) -> type:
     for base in cls.__mro__[: cls.__mro__.index(nnx.Module)]:
         if any(family.owned(base) for family in FAMILIES):
             return base
-        methods = {"__call__", "attend", *sockets.methods_of(base)}
+        methods = {"__call__", "attend", *methods_of(base)}
         for name in methods & vars(base).keys():
             code = getattr(inspect.unwrap(vars(base)[name]), "__code__", None)
             if code is None or not {"super", name} <= {*code.co_names}:
@@ -201,7 +201,7 @@ def analog_layer_class(base: type) -> type:
 
 
 for _cache in (multiplying_class, analog_layer_class):
-    sockets.when_registered(_cache.cache_clear)
+    when_registered(_cache.cache_clear)
 
 
 def mode_property(base: type) -> property:

@@ -8,7 +8,8 @@ import jax
 from flax import nnx
 
 from hwtrain.plan import AnalogWeight
-from hwtrain.transforms import sockets
+from hwtrain.sockets import _table
+from hwtrain.transforms import socket_rows
 from hwtrain.transforms.layer import Layer
 from hwtrain.transforms.nnx.stand_in import stand_in
 
@@ -35,7 +36,7 @@ def describe(module: Any, cls: type) -> Layer | None:
     """Returns what the plan must know of a layer that is registered."""
     rows = _rows(cls)
     if not rows:
-        return sockets.overridden(cls)
+        return socket_rows.overriding(cls)
 
     def shape_of(array: str) -> tuple[int, ...]:
         found: Any = getattr(module, array, None)
@@ -46,12 +47,12 @@ def describe(module: Any, cls: type) -> Layer | None:
             )
         return tuple(found.shape)
 
-    return sockets.layer_of(rows, module, shape_of)
+    return socket_rows.layer_of(rows, module, shape_of)
 
 
-def _rows(cls: type) -> tuple[sockets.Socket, ...]:
-    methods = sockets.methods_of(cls)
-    return tuple(row for method in methods for row in sockets.rows_of(cls, method))
+def _rows(cls: type) -> tuple[_table.Socket, ...]:
+    methods = _table.methods_of(cls)
+    return tuple(row for method in methods for row in _table.rows_of(cls, method))
 
 
 def owned(cls: type) -> dict[str, tuple[str, ...]]:
@@ -66,9 +67,9 @@ def watched(
     layer: Any, base: type, method: str, marked: Callable[[str, Any], Any]
 ) -> Callable[..., Any]:
     """Returns a method with what it multiplies by marked, `marked(leaf, array)`."""
-    rows, watch = sockets.rows_of(base, method), Watch(marked)
+    rows, watch = _table.rows_of(base, method), Watch(marked)
     fields = {
-        row.field: row.watched(getattr(layer, row.field), watch.marked)
+        row.field: socket_rows.watched(row, getattr(layer, row.field), watch.marked)
         for row in rows
         if row.field is not None
     }
@@ -103,10 +104,10 @@ def call(
 ) -> Any:
     """Calls a layer with its products made analog."""
     fields = {
-        row.field: row.analog(
-            getattr(layer, row.field), weights[row.leaf], mode, leaves[row.leaf]
+        row.field: socket_rows.analog(
+            row, getattr(layer, row.field), weights[row.leaf], mode, leaves[row.leaf]
         )
-        for row in sockets.rows_of(base, method)
+        for row in _table.rows_of(base, method)
         if row.field is not None and row.leaf in weights
     }
     return _method(layer, base, method, fields)(*args, **kwargs)
@@ -118,7 +119,7 @@ def _method(
     """Returns a method of a layer with other attributes, or as it is written again."""
     if fields:
         layer = stand_in(layer, base, **fields)
-    for row in sockets.rows_of(base, method):
+    for row in _table.rows_of(base, method):
         if row.call is not None:
             return functools.partial(row.call, layer)
     return functools.partial(getattr(base, method), layer)

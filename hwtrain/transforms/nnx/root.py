@@ -16,7 +16,8 @@ from flax import nnx
 from hwtrain import paths
 from hwtrain.leaf_names import named_as_leaf
 from hwtrain.plan import AnalogWeight, Plan
-from hwtrain.transforms import sockets, weight_side
+from hwtrain.sockets._table import when_registered
+from hwtrain.transforms import weight_side
 from hwtrain.transforms.errors import missing_stream, taken_name
 from hwtrain.transforms.layer import Layer
 from hwtrain.transforms.nnx.following import followed
@@ -256,7 +257,7 @@ def analog_root_class(base: type) -> type:
     return type(base.__name__, bases_of(base), namespace)
 
 
-sockets.when_registered(analog_root_class.cache_clear)
+when_registered(analog_root_class.cache_clear)
 
 
 def _through_both_sides(base: type, name: str):
