@@ -143,8 +143,8 @@ def of_equation(leaf: str, equation: str, shape: tuple[int, ...]) -> Layer:
     letters = array_letters(equation)
     if "." not in letters and len(letters) != len(shape):
         raise ValueError(
-            f"{leaf}: {equation!r} names {len(letters)} axes of it, and it has the "
-            f"shape {tuple(shape)}"
+            f"{equation!r} names {len(letters)} axes of {leaf}, which has the shape "
+            f"{tuple(shape)}"
         )
     found = einsum.describe(equation, shape)
     if found.kind is None:

@@ -189,8 +189,8 @@ def _refusing(base: type, path: str) -> Callable[[str, Any], Any]:
             f"{name} {path!r} multiplies by {leaf!r} on hardware, and NNX shows no "
             "product before it is called. Name it before analogize: "
             f'hwtrain.sockets.register({name}, {leaf!r}, "...i,io->...o"), with the '
-            f"equation of its call; or keep it digital by Rule({path!r}, None) before "
-            "the others"
+            "equation of its call. To keep it digital, name the other layers instead: "
+            "analogize(model, [Rule(..., hardware)])"
         )
 
     return refused

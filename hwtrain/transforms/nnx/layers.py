@@ -258,7 +258,7 @@ def _analog_method(family: Any, base: type, name: str, arrays: tuple[str, ...]):
     def method(self, *args, **kwargs):
         mode = self.hardware_mode
         weights, leaves = {}, {}
-        for weight in self.analog_weights:
+        for weight in vars(self).get("analog_weights", ()):  # none, if it is digital
             leaf = weight.array
             if leaf not in arrays:
                 continue
