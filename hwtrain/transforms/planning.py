@@ -151,11 +151,8 @@ def check_refused(layer: Layer, leaf: str, rule: str) -> None:
     why = dict(layer.refused).get(leaf)
     if why is not None:
         raise ValueError(
-            f"{layer.leaf_path(leaf)} cannot lie on a crossbar ({rule}): {why}. A "
-            "crossbar sums over some axes of its array, its rows, and has the others "
-            "as columns; axes that inputs and result share lead. Rearrange the array, "
-            "make it two, or keep the layer digital: "
-            f"Rule({layer.path!r}, None) before the others"
+            f"{layer.leaf_path(leaf)} cannot lie on a crossbar ({rule}): {why}. Or "
+            f"keep the layer digital: Rule({layer.path!r}, None) before the others"
         )
 
 

@@ -129,8 +129,9 @@ def of_equation(leaf: str, equation: str, shape: tuple[int, ...]) -> Layer:
 
     >>> of_equation("w", "...i,oi->...o", (4, 3)).weights[0].rows
     (1,)
-    >>> of_equation("w", "b,b->b", (3,)).refused
-    (('w', "its equation 'b,b->b' sums over no axis"),)
+    >>> ((leaf, why),) = of_equation("w", "b,b->b", (3,)).refused
+    >>> why.partition(".")[0]
+    "its equation 'b,b->b' sums over no axis"
 
     Args:
       leaf: path of its array from the layer.
@@ -187,5 +188,9 @@ def refused(leaf: str, shape: tuple[int, ...], why: str) -> Layer:
         columns=tuple(range(len(shape))),
         kind="einsum",
         stated=True,
+    )
+    why += (
+        ". A crossbar sums over some axes of its array, its rows, and has the others "
+        "as columns; axes that inputs and result share lead. Rearrange the array"
     )
     return Layer(kind="einsum", weights=(weight,), refused=((leaf, why),))

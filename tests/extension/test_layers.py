@@ -667,6 +667,25 @@ def test_a_dot_general_that_no_crossbar_computes_is_refused(axes, why):
         hw.analogize(Layer(), CONVERTERS).init(jax.random.key(0), x)
 
 
+def test_axes_of_a_dot_general_are_paired_in_any_order():
+    class Layer(nn.Module):
+        @nn.compact
+        def __call__(self, x):
+            self.param("w", nn.initializers.normal(), (2, 4, 5, 3))
+            numbers = ((1, 3), (3, 1)), ((2,), (0,))
+            return hw.analog_dot_general(self, "w", x, numbers)
+
+    x = jax.random.normal(jax.random.key(1), (6, 3, 2, 4))
+    tiled = hw.MappingParameter(max_input_size=5, max_output_size=2)
+    ideal = hw.Hardware(forward=hw.IOParameters(out_bound=1e6), mapping=tiled)
+    y, variables = hw.analogize(Layer(), ideal).init_with_output(jax.random.key(0), x)
+    analog = hw.eval_mode(hw.analogize(Layer(), ideal))
+    w = variables["params"]["w"]
+    for found in (y, analog.apply(variables, x)):
+        expected = np.einsum("aigj,gjoi->gao", x, w)
+        np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-6)
+
+
 def test_an_array_that_is_used_in_two_ways_is_refused():
     class Tied(nn.Module):
         @nn.compact
@@ -789,6 +808,184 @@ def test_subclasses_are_what_their_parent_is_unless_they_override(framework):
     if framework == "nnx":  # in Linen, it makes no parameter
         (why,) = (entry.reason for entry in plan.digital if entry.path == "layer/w")
         assert "overrides NnxField.__call__" in why
+
+
+def initialised(model, hardware=CONVERTERS):
+    analog = hw.analogize(model, hardware)
+    variables = analog.init(jax.random.key(0), X)
+    return analog, variables, hw.plan(analog, variables, X)
+
+
+def test_a_linen_layer_may_be_one_of_flax_with_an_array_more():
+    class More(nn.Dense):
+        @nn.compact
+        def __call__(self, x):
+            y = super().__call__(x)
+            self.param("v", nn.initializers.normal(), (self.features, 3))
+            return hw.analog_einsum(self, "v", "...i,io->...o", y)
+
+    analog, variables, plan = initialised(More(4))
+    assert [(w.path, w.kind) for w in plan.weights] == [
+        ("kernel", "dense"),
+        ("v", "einsum"),
+    ]
+    leaves = {"input_range", "probe", "v_input_range", "v_probe"}
+    assert {*variables["params"]} == {"kernel", "bias", "v", *leaves}
+    assert {*hw.strip(variables["params"])} == {"kernel", "bias", "v"}
+
+
+@BOTH
+def test_a_layer_of_flax_that_is_written_again_multiplies_by_its_kernel(framework):
+    class Again(nn.Dense):
+        @nn.compact
+        def __call__(self, x):
+            self.param("kernel", self.kernel_init, (x.shape[-1], self.features))
+            return hw.analog_einsum(self, "kernel", "...i,io->...o", x)
+
+    class NnxAgain(nnx.Linear):
+        def __call__(self, x):
+            return hw.analog_einsum(self, "kernel", "...i,io->...o", x)
+
+    hw.sockets.register(NnxAgain, "kernel", "...i,io->...o")
+    if framework == "linen":
+        analog, variables, plan = initialised(Again(4))
+        y = hw.eval_mode(analog).apply(variables, X[None])
+        kernel = variables["params"]["kernel"]
+    else:
+        analog = hw.analogize(NnxAgain(6, 4, rngs=nnx.Rngs(0)), CONVERTERS)
+        plan, kernel = hw.plan(analog), analog.kernel[...]
+        y = hw.eval_mode(analog)(X[None])
+    assert {*plan["kernel"].leaf_shapes} == {"input_range", "probe"}
+    expected, step = in_numpy(X[None], kernel, "bi,io->bo")
+    assert np.abs(y - expected).max() < 1.01 * step
+
+
+def test_an_nnx_layer_does_not_lose_what_super_multiplies_by():
+    class More(nnx.Linear):
+        def __init__(self, rngs):
+            super().__init__(6, 4, rngs=rngs)
+            self.v = nnx.Param(jnp.ones((4, 3)))
+
+        def __call__(self, x):
+            y = super().__call__(x)
+            return hw.analog_einsum(self, "v", "...i,io->...o", y)
+
+    with pytest.raises(ValueError, match=r"register\(More, 'v'"):
+        hw.eval_mode(hw.analogize(More(nnx.Rngs(0)), CONVERTERS))(X)
+    hw.sockets.register(More, "v", "...i,io->...o")
+    with pytest.raises(ValueError, match="kernel cannot lie.*Hold the Linear in an"):
+        hw.analogize(More(nnx.Rngs(0)), CONVERTERS)
+
+
+def test_names_of_linen_parameters_may_be_any():
+    class Slash(nn.Module):
+        @nn.compact
+        def __call__(self, x):
+            self.param("a/b~", nn.initializers.normal(), (6, 4))
+            return hw.analog_einsum(self, "a/b~", "...i,io->...o", x)
+
+    noise = hw.WeightModifierParameter(type="add_normal", std_dev=0.1)
+    ranges = hw.InputRangeParameter()
+    hardware = hw.Hardware(modifier=noise, input_range=ranges)
+    analog, variables, _ = initialised(Slash(), hardware)
+    assert {*variables["params"]} == {"a/b~", "a/b~_input_range", "a/b~_probe"}
+    first, second = (
+        analog.apply(variables, X, rngs={"mismatch": jax.random.key(i)}) for i in (0, 1)
+    )
+    assert (first != second).any()
+
+
+@BOTH
+@pytest.mark.parametrize("shape", [(), (1, 1)])
+def test_a_parameter_of_the_name_of_a_leaf_is_refused(framework, shape):
+    class Clash(nn.Module):
+        @nn.compact
+        def __call__(self, x):
+            self.param("w", nn.initializers.ones, (6, 4))
+            y = hw.analog_einsum(self, "w", "...i,io->...o", x)
+            return y * self.param("w_input_range", nn.initializers.ones, shape)
+
+    class NnxClash(NnxSquare):
+        def __init__(self, rngs):
+            super().__init__(rngs)
+            self.w_input_range = nnx.Param(jnp.ones(shape))
+
+    with pytest.raises(ValueError, match="w_input_range is a name that the model"):
+        if framework == "linen":
+            initialised(Clash())
+        else:
+            hw.analogize(NnxClash(nnx.Rngs(0)), CONVERTERS)
+
+
+def test_a_parent_may_multiply_by_the_array_of_what_it_holds():
+    class Holder(nn.Module):
+        def setup(self):
+            boxed = nn.with_partitioning(nn.initializers.normal(), (None, None))
+            self.w = self.param("w", boxed, (6, 4))
+
+        def __call__(self):
+            return None
+
+    class Parent(nn.Module):
+        def setup(self):
+            self.holder = Holder()
+
+        def __call__(self, x):
+            self.holder()
+            return hw.analog_einsum(self.holder, "w", "...i,io->...o", x)
+
+    analog, variables, plan = initialised(Parent())
+    assert list(plan) == ["holder/w"]
+    assert {*variables["params"]["holder"]} == {"w", "w_input_range", "w_probe"}
+    assert hw.eval_mode(analog).apply(variables, X).shape == (4,)
+
+
+def test_what_it_multiplies_by_may_be_made_of_what_it_stores():
+    class Normed(nn.Module):
+        @nn.compact
+        def __call__(self, x):
+            return nn.WeightNorm(LinenTheirs(), variable_filter=None)(x)
+
+    noise = hw.WeightModifierParameter(type="add_normal", std_dev=0.1)
+    analog, variables, plan = initialised(Normed(), hw.Hardware(modifier=noise))
+    (weight,) = plan.weights
+    assert "WeightNorm computes" in weight.derived
+    clean = Normed().apply(hw.strip(variables), X)
+    draws = [
+        analog.apply(variables, X, rngs={"mismatch": jax.random.key(i)}) - clean
+        for i in range(200)
+    ]
+    w = np.asarray(variables["params"]["LinenTheirs_0"]["w"])
+    scale = variables["params"]["WeightNorm_0"]["LinenTheirs_0/w/scale"]
+    effective = w / np.sqrt((w**2).sum(0)) * np.asarray(scale)
+    expected = 0.1 * np.abs(effective).max() * np.sqrt((np.asarray(X) ** 2).sum())
+    ratio = np.mean(np.square(draws)) / expected**2
+    assert abs(ratio - 1) < 5 * np.sqrt(2 / 800)
+
+
+def test_calibrate_sets_its_range():
+    analog, variables, _ = initialised(LinenHeads())
+    found = hw.calibrate(analog, variables, [(X[None],)], method="max")
+    np.testing.assert_allclose(
+        found["params"]["w_input_range"], np.abs(X).max(), rtol=1e-6
+    )
+
+
+def test_a_rule_may_keep_one_of_two_arrays_digital():
+    class Two(nn.Module):
+        @nn.compact
+        def __call__(self, x):
+            self.param("w", nn.initializers.ones, (6, 6))
+            self.param("v", nn.initializers.ones, (6, 6))
+            y = hw.analog_einsum(self, "w", "...i,io->...o", x)
+            return hw.analog_einsum(self, "v", "...i,io->...o", y)
+
+    rules = [hw.Rule(params="v", hardware=None), hw.Rule("", CONVERTERS)]
+    analog, variables, plan = initialised(Two(), rules)
+    assert list(plan) == ["w"]
+    middle, step = in_numpy(X[None], np.ones((6, 6)), "bi,io->bo")
+    y = hw.eval_mode(analog).apply(variables, X[None])
+    assert np.abs(y - middle @ np.ones((6, 6))).max() < 6 * 1.01 * step
 
 
 def test_dtype_is_that_of_flax_layers():

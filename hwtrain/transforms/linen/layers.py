@@ -76,6 +76,11 @@ def describe(
     return dataclasses.replace(layer, path=path, name=cls.__name__)
 
 
+def states_product(context: nn.module.InterceptorContext) -> bool:
+    """Whether a call is that of `hwtrain.analog_einsum` or `analog_dot_general`."""
+    return own.OfCall.is_stated(context.method_name)
+
+
 def watched_call(
     operands: Operands,
     layer: Layer,
@@ -159,11 +164,12 @@ def create_leaves(
     weight = analog_weight(
         layer, array, path=path, shape=kernel.shape, hardware=hardware, rule=rule
     )
-    for name, value in initial_leaves(weight, kernel).items():
-        if scope.name_reserved(weight.leaf_name(name)):
-            raise taken_name(weight, weight.leaf(name))
-        if not scope.has_variable("params", weight.leaf_name(name)):
-            scope.put_variable("params", weight.leaf_name(name), value)
+    for leaf, value in initial_leaves(weight, kernel).items():
+        (name,) = paths.split(weight.leaf_name(leaf))
+        if scope.name_reserved(name):
+            raise taken_name(weight, weight.leaf(leaf))
+        if not scope.has_variable("params", name):
+            scope.put_variable("params", name, value)
 
 
 def analog_call(
@@ -238,8 +244,7 @@ def _leaves(module: nn.Module, name: str, weight: AnalogWeight) -> dict[str, Any
     params = module.variables.get("params", {})
     for key in name.split("/")[:-1]:
         params = params[key]
+    beside = {leaf: paths.split(x)[-1] for leaf, x in names_beside(weight).items()}
     return {
-        leaf: meta.unbox(params[own])
-        for leaf, own in names_beside(weight).items()
-        if own in params
+        leaf: meta.unbox(params[own]) for leaf, own in beside.items() if own in params
     }

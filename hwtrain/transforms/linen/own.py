@@ -49,9 +49,14 @@ class OfCall:
     """
 
     def __init__(self, cls: type, method: str, args: tuple[Any, ...]):
-        stated = method == _stated_product.__name__
+        stated = self.is_stated(method)
         self.stated: Stated | None = args[0] if stated else None
         self.rows = () if stated else _table.rows_of(cls, method)
+
+    @staticmethod
+    def is_stated(method: str) -> bool:
+        """Whether a method is the one that `multiply` shows to interceptors."""
+        return method == _stated_product.__name__
 
     def describe(
         self, module: Any, cls: type, method: str, args: Any, kwargs: Any

@@ -34,6 +34,7 @@ from hwtrain.transforms.linen.layers import (
     names_of,
     plain_class,
     refuse_late,
+    states_product,
 )
 from hwtrain.transforms.linen.prepass import (
     analog_trace,
@@ -160,6 +161,7 @@ def _initialize(root: Any, ours, original, name: str, args: tuple, kwargs: dict)
     """Runs `init`: the plain forward pass, and the leaves of analog layers."""
     told = assigned(root)
     layers, users = {}, set()
+    waiting = []
 
     def interceptor(next_function, args, kwargs, context):
         module = context.module
@@ -172,10 +174,16 @@ def _initialize(root: Any, ours, original, name: str, args: tuple, kwargs: dict)
         layer = describe(context, path, args, kwargs)
         # A module may share its layer's scope.
         layers[path] = joined(layers.get(path), layer)
-        for array in layer.weights:
-            hardware, rule = hardware_of(told, layer, array.leaf)
-            if hardware is not None:
-                create_leaves(scope, layer, array.leaf, hardware, rule)
+        waiting.append((scope, layer))
+        if states_product(context):
+            return result  # when the method ends, the user's parameters have names
+        ready = [pair for pair in waiting if _within(pair[1].path, path)]
+        waiting[:] = [pair for pair in waiting if not _within(pair[1].path, path)]
+        for scope, layer in ready:
+            for array in layer.weights:
+                hardware, rule = hardware_of(told, layer, array.leaf)
+                if hardware is not None:
+                    create_leaves(scope, layer, array.leaf, hardware, rule)
         return result
 
     with (
@@ -190,6 +198,10 @@ def _initialize(root: Any, ours, original, name: str, args: tuple, kwargs: dict)
         # Checks that every rule wins, and that all weights are real.
         real(make_plan(told, list(layers.values()), shapes, users), params)
     return result
+
+
+def _within(path: str, other: str) -> bool:
+    return not other or f"{path}/".startswith(f"{other}/")
 
 
 def _apply(root: Any, ours, original, name: str, args: tuple, kwargs: dict):

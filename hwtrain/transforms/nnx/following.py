@@ -14,7 +14,7 @@ from flax import nnx
 
 from hwtrain import paths
 from hwtrain.plan import Plan
-from hwtrain.sockets._table import methods_of, when_registered
+from hwtrain.sockets._table import when_registered
 from hwtrain.transforms import weight_side
 from hwtrain.transforms.nnx.layers import (
     FAMILIES,
@@ -34,7 +34,7 @@ def followed(
     method: str,
     args: tuple,
     kwargs: dict[str, Any],
-    unknown: tuple[str, ...] = (),
+    declared: tuple[tuple[str, tuple[str, ...]], ...] = (),
 ) -> Provenance:
     """Returns where the arrays come from that the layers of a call multiply by.
 
@@ -44,7 +44,8 @@ def followed(
       method: name of the method that is called.
       args: its arguments.
       kwargs: its keyword arguments.
-      unknown: the paths of modules that may not state products.
+      declared: the paths of modules on hardware, each with the names of the arrays of
+        which alone it may state products.
     """
     graphdef, state = nnx.split(root)
     leaves, treedef = jax.tree.flatten((state, args, kwargs))
@@ -59,7 +60,7 @@ def followed(
         if weight.kind != "raw"
     )
     call = _Call(
-        graphdef, treedef, tuple(abstract), tuple(static), weights, method, unknown
+        graphdef, treedef, tuple(abstract), tuple(static), weights, method, declared
     )
     try:
         hash(call)
@@ -82,11 +83,13 @@ class _Call(NamedTuple):
     static: tuple[Any, ...]
     weights: tuple[str, ...]
     method: str
-    unknown: tuple[str, ...]
+    declared: tuple[tuple[str, tuple[str, ...]], ...]
 
 
 def _follow(call: _Call) -> Provenance:
     operands = Operands()
+
+    declared = dict(call.declared)
 
     def run(arrays):
         leaves = [s if a is None else a for a, s in zip(arrays, call.static)]
@@ -100,10 +103,10 @@ def _follow(call: _Call) -> Provenance:
             own = _own(call.weights, path)
             module.__class__ = _watching(base, path, own, operands) if own else base
             vars(module).pop("analog_weights", None)
-            if own and methods_of(base):
-                module.analog_watch = Watch(_marking(path, own, operands))
-            elif path in call.unknown:
-                module.analog_watch = Watch(_refusing(base, path))
+            if path in declared:
+                marked = _marking(path, own, operands)
+                arrays = declared[path]
+                module.analog_watch = Watch(_refusing(base, path, arrays, marked))
         return jax.tree.leaves(getattr(root, call.method)(*args, **kwargs))
 
     try:
@@ -180,11 +183,15 @@ def _marking(
     return marked
 
 
-def _refusing(base: type, path: str) -> Callable[[str, Any], Any]:
-    """Returns what refuses the products that a class of a user's states."""
+def _refusing(
+    base: type, path: str, arrays: tuple[str, ...], marked: Callable[[str, Any], Any]
+) -> Callable[[str, Any], Any]:
+    """Returns what marks arrays, and refuses others of which products are stated."""
     name = base.__name__
 
     def refused(leaf: str, array: Any) -> Any:
+        if leaf in arrays:
+            return marked(leaf, array)
         raise ValueError(
             f"{name} {path!r} multiplies by {leaf!r} on hardware, and NNX shows no "
             "product before it is called. Name it before analogize: "

@@ -12,7 +12,7 @@ from hwtrain import paths
 from hwtrain.plan import AnalogWeight
 from hwtrain.sockets._table import methods_of, when_registered
 from hwtrain.transforms.errors import behind_the_root
-from hwtrain.transforms.layer import Layer
+from hwtrain.transforms.layer import Layer, joined
 from hwtrain.transforms.nnx import convolution, dense, einsum, embed, lora, own
 from hwtrain.transforms.opaque import bridge
 from hwtrain.transforms.signal_side import has_signal_side, names_beside
@@ -106,12 +106,38 @@ def describe(module: Any, path: str) -> Layer:
     """Returns what the plan must know of a module at a path."""
     cls = plain_class(type(module))
     found = (family.describe(module, multiplying_class(cls)) for family in FAMILIES)
+    if own.owned(cls):
+        found = (_with_arrays_of_super(own.describe(module, cls), module, cls),)
     known = (Layer(why=why) for classes, why in DIGITAL if issubclass(cls, classes))
     layer = next(
         (layer for layer in (bridge(module, cls), *found, *known) if layer is not None),
         Layer(),
     )
     return dataclasses.replace(layer, path=path, name=cls.__name__)
+
+
+def _with_arrays_of_super(layer: Layer | None, module: Any, cls: type) -> Layer | None:
+    """Returns a registered layer, with arrays that its `super()` multiplies by refused.
+
+    Args:
+      layer: the layer, as its rows say.
+      module: the module.
+      cls: its class.
+    """
+    inner = _multiplying(cls, FAMILIES[1:])
+    for family in FAMILIES[1:]:
+        found = family.describe(module, inner)
+        if found is None or found.kind is None:
+            continue
+        why = (
+            f"{cls.__name__} has rows of its own, and calls the method of "
+            f"{inner.__name__}, which multiplies by it too. Hold the {inner.__name__} "
+            "in an attribute, as a layer of its own"
+        )
+        rows = {} if layer is None else {array.leaf for array in layer.weights}
+        more = tuple((x.leaf, why) for x in found.weights if x.leaf not in rows)
+        layer = joined(layer, dataclasses.replace(found, refused=more))
+    return layer
 
 
 def plain_class(cls: type) -> type:
@@ -125,8 +151,12 @@ def multiplying_class(cls: type) -> type:
 
     A layer that does not stays its own class, whose methods multiply in their own way.
     """
+    return _multiplying(cls, FAMILIES)
+
+
+def _multiplying(cls: type, families: tuple[Any, ...]) -> type:
     for base in cls.__mro__[: cls.__mro__.index(nnx.Module)]:
-        if any(family.owned(base) for family in FAMILIES):
+        if any(family.owned(base) for family in families):
             return base
         methods = {"__call__", "attend", *methods_of(base)}
         for name in methods & vars(base).keys():

@@ -290,8 +290,7 @@ def _followed(root: Any, plan: Plan, method: str, args: tuple, kwargs: dict) -> 
     Raises:
       ValueError: if a layer multiplies by what no crossbar could hold.
     """
-    unknown = _unknown(root)
-    found = followed(root, plan, method, args, kwargs, unknown)
+    found = followed(root, plan, method, args, kwargs, _declared(root))
     weights = []
     for weight in plan.weights:
         path = weight_side.local(plan, weight.path)
@@ -314,18 +313,19 @@ def _followed(root: Any, plan: Plan, method: str, args: tuple, kwargs: dict) -> 
     return dataclasses.replace(plan, weights=tuple(weights))
 
 
-def _unknown(root: Any) -> tuple[str, ...]:
-    """Returns the paths of modules of unknown classes that hardware was asked for.
+def _declared(root: Any) -> tuple[tuple[str, tuple[str, ...]], ...]:
+    """Returns the modules that hardware was asked for, with the arrays that are known.
 
-    Where one states a product, that would be digital, unsaid.
+    Where one states a product of another, that would be digital, unsaid. The classes of
+    Flax state none.
     """
     modules = modules_of(root)
     inner = [f"{p}/" for p, m in modules.items() if p and hasattr(m, "analog_assigned")]
     layers = [describe(module, path) for path, module in modules.items()]
     return tuple(
-        layer.path
+        (layer.path, tuple(array.leaf for array in layer.weights))
         for layer in layers
-        if layer.kind is None
+        if not plain_class(type(modules[layer.path])).__module__.startswith("flax.")
         and hardware_of(root.analog_assigned, layer, "")[0] is not None
         and not any(f"{layer.path}/".startswith(prefix) for prefix in inner)
     )
