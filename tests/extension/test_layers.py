@@ -734,6 +734,43 @@ def test_an_nnx_class_that_is_not_registered_is_refused_at_its_call():
     assert list(hw.plan(made(NOISY))) == ["head/kernel", "layer/w"]
 
 
+def test_a_linen_class_may_be_registered_after_it_was_planned():
+    class Late(nn.Module):
+        @nn.compact
+        def __call__(self, x):
+            return x @ self.param("w", nn.initializers.ones, (6, 6))
+
+    model = LinenNet(Late())
+    variables = model.init(jax.random.key(0), X)
+
+    def planned():
+        return list(hw.plan(hw.analogize(model, NOISY), variables, X))
+
+    assert planned() == ["head/kernel"]
+    hw.sockets.register(Late, "w", "...i,io->...o", call=rewritten)
+    assert planned() == ["head/kernel", "layer/w"]
+
+
+def test_an_nnx_method_may_be_registered_after_the_class_was_analogized():
+    class Late(nnx.Module):
+        def __init__(self):
+            self.w = nnx.Param(jnp.linspace(-1, 1, 36).reshape(6, 6))
+
+        def __call__(self, x):
+            return hw.analog_einsum(self, "w", "...i,io->...o", x)
+
+        def encode(self, x):
+            return x @ self.w[...]
+
+    hw.sockets.register(Late, "w", "...i,io->...o")
+    before = hw.eval_mode(hw.analogize(Late(), CONVERTERS))
+    assert (before(X) != before.encode(X)).all()
+    hw.sockets.register(Late, "w", "...i,io->...o", method="encode", call=rewritten)
+    after = hw.eval_mode(hw.analogize(Late(), CONVERTERS))
+    np.testing.assert_array_equal(after(X), after.encode(X))
+    np.testing.assert_array_equal(after(X), before(X))
+
+
 @BOTH
 def test_a_registered_class_that_multiplies_otherwise_is_refused(framework):
     class Linen(nn.Module):
