@@ -142,7 +142,7 @@ def _follow(call: _Call) -> Provenance:
         for number, leaf in enumerate(call.abstract)
         if leaf is not None
     ]
-    return operands.followed(jaxpr, stored, shapes, inputs)
+    return operands.followed(jaxpr, stored, shapes, inputs, call.weights)
 
 
 _cached = functools.lru_cache(maxsize=256)(_follow)
