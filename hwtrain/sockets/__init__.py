@@ -72,7 +72,9 @@ def register(
         with the inputs first, and for this array alone; `None` stands for JAX's own.
       einsum: name of an attribute that it calls so as `jnp.einsum`.
       call: the method written again, a function of the module and the method's
-        arguments. Test that it returns what the method does.
+        arguments. The original makes the parameters; of Linen, it reads others by
+        `module.get_variable("params", name)`. Test that it returns what the method
+        does.
 
     Returns:
       The class.

@@ -96,11 +96,14 @@ class LinenTheirs(nn.Module):
     """Multiplies by an operator, by a weight whose shape a field says."""
 
     features: int = 4
+    use_bias: bool = False
 
     @nn.compact
     def __call__(self, x):
         w = self.param("w", nn.initializers.lecun_normal(), (6, self.features))
-        return x @ w
+        if not self.use_bias:
+            return x @ w
+        return x @ w + self.param("bias", nn.initializers.ones, (self.features,))
 
 
 class NnxTheirs(nnx.Module):
@@ -114,7 +117,10 @@ class NnxTheirs(nnx.Module):
 
 
 def rewritten(module, x):
-    return hw.analog_einsum(module, "w", "...i,io->...o", x)
+    y = hw.analog_einsum(module, "w", "...i,io->...o", x)
+    if not getattr(module, "use_bias", False):
+        return y
+    return y + module.get_variable("params", "bias")
 
 
 for theirs in (LinenTheirs, NnxTheirs):
@@ -999,6 +1005,14 @@ def test_what_it_multiplies_by_may_be_made_of_what_it_stores():
     expected = 0.1 * np.abs(effective).max() * np.sqrt((np.asarray(X) ** 2).sum())
     ratio = np.mean(np.square(draws)) / expected**2
     assert abs(ratio - 1) < 5 * np.sqrt(2 / 800)
+
+
+def test_a_method_that_is_written_again_reads_other_parameters():
+    analog, variables, plan = initialised(LinenTheirs(use_bias=True))
+    assert [entry.path for entry in plan.digital] == ["bias"]
+    expected, step = in_numpy(X[None], variables["params"]["w"], "bi,io->bo")
+    y = hw.eval_mode(analog).apply(variables, X[None])
+    assert np.abs(y - expected - 1.0).max() < 1.01 * step
 
 
 def test_calibrate_sets_its_range():
