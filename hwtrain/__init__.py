@@ -16,6 +16,7 @@ if _typing.TYPE_CHECKING:
     from hwtrain import evaluate as evaluate
     from hwtrain import objectives as objectives
     from hwtrain import optim as optim
+    from hwtrain import sockets as sockets
     from hwtrain.checkpoint import HardwareCheckpoint as HardwareCheckpoint
     from hwtrain.checkpoint import export as export
     from hwtrain.checkpoint import load as load
@@ -87,6 +88,8 @@ if _typing.TYPE_CHECKING:
     from hwtrain.programming import program_chip as program_chip
     from hwtrain.transforms import Rule as Rule
     from hwtrain.transforms import adopt as adopt
+    from hwtrain.transforms import analog_dot_general as analog_dot_general
+    from hwtrain.transforms import analog_einsum as analog_einsum
     from hwtrain.transforms import analogize as analogize
     from hwtrain.transforms import calibrate as calibrate
     from hwtrain.transforms import chip_mode as chip_mode
@@ -167,6 +170,8 @@ else:
         "transforms": (
             "Rule",
             "adopt",
+            "analog_dot_general",
+            "analog_einsum",
             "analogize",
             "calibrate",
             "chip_mode",
@@ -180,7 +185,7 @@ else:
             "with_mismatch",
         ),
     }
-    _PARTS = ("checkpoint", "dynapse", "evaluate", "objectives", "optim")
+    _PARTS = ("checkpoint", "dynapse", "evaluate", "objectives", "optim", "sockets")
     # Not public, but reached as attributes of the package too.
     _INNER = (
         "chips",

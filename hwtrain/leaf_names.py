@@ -7,11 +7,11 @@ name. The plan decides (`AnalogWeight.beside`), or who made a variable.
 from collections.abc import Container
 
 OWNERS = ("kernel", "embedding")
-"""Names of arrays that are alone in their layer, which leaves may lie beside."""
+"""Names of arrays whose leaves do not bear their names: a layer has one of them."""
 
 SHARED = ("lora_a", "lora_b")
-"""Those of which a layer has several: their leaves bear their names, such as
-`lora_a_input_range`."""
+"""The factors of a LoRA. Their leaves, and those of any other array, bear their names,
+such as `lora_a_input_range`."""
 
 STORED = ("input_range", "probe", "mapping_scale", "output_scale", "clip_bound")
 """Leaves of a model's parameters."""
@@ -36,6 +36,8 @@ def split(path: str) -> tuple[tuple[str, ...], str]:
     (('hidden/kernel', 'hidden/embedding'), 'probe')
     >>> split("lora_a_probe")
     (('lora_a',), 'probe')
+    >>> split("hidden/w_mapping_scale")
+    (('hidden/w',), 'mapping_scale')
     >>> split("hidden/effective_kernel")
     (('hidden/kernel',), 'effective_kernel')
     >>> split("hidden/bias")
@@ -44,13 +46,13 @@ def split(path: str) -> tuple[tuple[str, ...], str]:
     layer, slash, name = path.rpartition("/")
     if is_effective(path):
         return (f"{layer}{slash}{name.removeprefix(EFFECTIVE)}",), name
-    owners, leaf = OWNERS, name
-    for shared in SHARED:
-        if name.startswith(f"{shared}_"):
-            owners, leaf = (shared,), name.removeprefix(f"{shared}_")
-    if leaf not in _LEAVES:
-        return (), ""
-    return tuple(f"{layer}{slash}{owner}" for owner in owners), leaf
+    for leaf in _LEAVES:
+        if name == leaf:
+            return tuple(f"{layer}{slash}{owner}" for owner in OWNERS), leaf
+        owner = name.removesuffix(f"_{leaf}")
+        if owner not in (name, ""):
+            return (f"{layer}{slash}{owner}",), leaf
+    return (), ""
 
 
 def is_effective(path: str) -> bool:
@@ -60,13 +62,13 @@ def is_effective(path: str) -> bool:
     (True, False)
     """
     name = path.rpartition("/")[2]
-    return name in {EFFECTIVE + array for array in (*OWNERS, *SHARED)}
+    return name.startswith(EFFECTIVE) and name != EFFECTIVE
 
 
 def named_as_leaf(path: str) -> bool:
     """Whether a parameter has the name of a leaf.
 
-    >>> named_as_leaf("hidden/probe"), named_as_leaf("hidden/my_probe")
+    >>> named_as_leaf("hidden/probe"), named_as_leaf("hidden/probes")
     (True, False)
     """
     return bool(split(path)[1])
@@ -78,6 +80,8 @@ def may_be_leaf(path: str, present: Container[str]) -> bool:
     >>> may_be_leaf("hidden/probe", {"hidden/kernel", "hidden/probe"})
     True
     >>> may_be_leaf("probe", {"hidden/kernel", "probe"})
+    False
+    >>> may_be_leaf("hidden/my_probe", {"hidden/kernel", "hidden/my_probe"})
     False
 
     Args:

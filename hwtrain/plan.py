@@ -17,7 +17,7 @@ from rich.table import Table
 
 from hwtrain import paths
 from hwtrain.hardware import Hardware, MappingParameter
-from hwtrain.leaf_names import EFFECTIVE, OF_A_CHIP, OF_A_STEP, SHARED, STORED
+from hwtrain.leaf_names import EFFECTIVE, OF_A_CHIP, OF_A_STEP, OWNERS, SHARED, STORED
 from hwtrain.physics import tiling
 from hwtrain.physics.convolution import Window, unpack
 from hwtrain.physics.dynapsim import quantity_of
@@ -224,8 +224,10 @@ class AnalogWeight:
 
     @property
     def alone(self) -> bool:
-        """Whether its layer has no other analog weight."""
-        return self.array not in SHARED
+        """Whether its leaves and draws go by its layer, and not by its own name."""
+        if self.kind == "raw":
+            return self.array not in SHARED
+        return self.array in OWNERS
 
     @property
     def frozen(self) -> bool:

@@ -36,6 +36,22 @@ def test_the_examples_of_the_randomness_page_run():
     exec("\n".join(re.findall(r"```python\n(.*?)```", text, re.DOTALL)), {})
 
 
+def test_the_examples_of_the_layers_page_run(capsys):
+    text = (DOCS / "layers.md").read_text("utf-8")
+    names = {}
+    exec("\n".join(re.findall(r"```python\n(.*?)```", text, re.DOTALL)), names)
+    printed = capsys.readouterr().out
+    assert "Heads_0/w: modifier: " in printed
+    assert printed.splitlines()[-3:] == ["(1, 2)", "TheirDense", "TheirGate"]
+    assert {*names["model"].__dict__} >= {"w", "w_input_range", "w_probe"}
+    # The method that is written again is the original one, on a tile without levels.
+    ideal = hwtrain.Hardware(forward=hwtrain.IOParameters(out_bound=1e6))
+    x, layer = names["x"], names["TheirGate"]()
+    plain, variables = layer.init_with_output(jax.random.key(0), x)
+    y = hwtrain.eval_mode(hwtrain.analogize(layer, ideal)).apply(variables, x)
+    chex.assert_trees_all_close(plain, y, rtol=1e-5)
+
+
 @pytest.mark.nightly
 def test_the_examples_of_the_meshes_page_run_on_eight_devices(on_devices):
     text = (DOCS / "meshes.md").read_text("utf-8")

@@ -11,7 +11,7 @@ PACKAGE = ROOT / "hwtrain"
 LAYERS = [
     {"version", "paths", "lazy", "tables", "disk", "leaf_names", "jaxprs"},
     {"physics"},
-    {"_parts"},
+    {"_parts", "sockets"},
     {"periphery"},
     {"hardware"},
     {"plan"},

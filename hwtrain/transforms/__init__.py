@@ -9,6 +9,8 @@ from hwtrain.transforms.analogize import train_mode as train_mode
 from hwtrain.transforms.calibrate import calibrate as calibrate
 from hwtrain.transforms.inspect import inspect as inspect
 from hwtrain.transforms.materialize import materialize as materialize
+from hwtrain.transforms.own_layers import analog_dot_general as analog_dot_general
+from hwtrain.transforms.own_layers import analog_einsum as analog_einsum
 from hwtrain.transforms.rules import Rule as Rule
 from hwtrain.transforms.strength import noise_strength as noise_strength
 from hwtrain.transforms.stripping import strip as strip

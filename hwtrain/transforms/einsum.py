@@ -75,26 +75,45 @@ def analog_einsum(
         if equation.replace(" ", "") != weight.equation:
             planned = f"computes {weight.equation!r}"
             raise other_geometry(weight, planned, repr(equation))
-        inputs, names, output = _without_ellipsis(equation, x.ndim)
-        alone = [i for i, c in enumerate(inputs) if c not in names and c not in output]
-        x = jnp.sum(x, axis=tuple(alone))  # digital: such an axis meets no weight
-        inputs = "".join(c for i, c in enumerate(inputs) if i not in alone)
-        stack = [c for c in names if c in inputs and c in output]
-        summed = [c for c in names if c not in output]
-        y = multiply(
-            x,
-            kernel,
-            (
-                (_axes(inputs, summed), _axes(names, summed)),
-                (_axes(inputs, stack), _axes(names, stack)),
-            ),
-            **options,
-        )
-        free = [c for c in inputs if c not in names]
-        found = [*stack, *free, *(c for c in names if c not in inputs)]
-        return jnp.transpose(y, [found.index(c) for c in output])
+        return multiplied(multiply, equation, x, kernel, **options)
 
     return einsum
+
+
+def multiplied(
+    multiply: Callable[..., jax.Array],
+    equation: str,
+    x: jax.Array,
+    kernel: jax.Array,
+    **options: Any,
+) -> jax.Array:
+    """Returns the einsum of inputs and a kernel by one product of the two.
+
+    Args:
+      multiply: called as `jax.lax.dot_general`.
+      equation: one that `describe` takes.
+      x: the inputs.
+      kernel: the kernel.
+      **options: handed on.
+    """
+    inputs, names, output = _without_ellipsis(equation, x.ndim)
+    alone = [i for i, c in enumerate(inputs) if c not in names and c not in output]
+    x = jnp.sum(x, axis=tuple(alone))  # digital: such an axis meets no weight
+    inputs = "".join(c for i, c in enumerate(inputs) if i not in alone)
+    stack = [c for c in names if c in inputs and c in output]
+    summed = [c for c in names if c not in output]
+    y = multiply(
+        x,
+        kernel,
+        (
+            (_axes(inputs, summed), _axes(names, summed)),
+            (_axes(inputs, stack), _axes(names, stack)),
+        ),
+        **options,
+    )
+    free = [c for c in inputs if c not in names]
+    found = [*stack, *free, *(c for c in names if c not in inputs)]
+    return jnp.transpose(y, [found.index(c) for c in output])
 
 
 def _operands(equation: str) -> tuple[str, str, str]:

@@ -8,7 +8,7 @@ import numpy as np
 from flax import nnx
 
 from hwtrain import paths
-from hwtrain.leaf_names import is_effective
+from hwtrain.leaf_names import is_effective, may_be_leaf
 from hwtrain.transforms.linen import root as linen_root
 from hwtrain.transforms.nnx import root as nnx_root
 from hwtrain.transforms.nnx.stored import stored
@@ -162,8 +162,10 @@ def _nnx_function(
     if params is not None:
         params = _one_tree(params)
         own = paths.leaves(nnx.state(model, nnx.Param)).keys()
-        effective = {x for x in paths.leaves(params) if is_effective(x)} - own
-        beside = {path: paths.leaves(params)[path] for path in effective}
+        given = paths.leaves(params)
+        effective = {x for x in given if is_effective(x) and may_be_leaf(x, given)}
+        effective -= own
+        beside = {path: given[path] for path in effective}
         params = paths.drop(params, lambda path: path not in effective)
         nnx.update(model, _filled(model, params))
     graphdef, state, rest = nnx.split(model, nnx.Param, ...)

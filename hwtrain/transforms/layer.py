@@ -1,6 +1,7 @@
 """A layer as both frameworks report it, and the plan of its arrays."""
 
 import dataclasses
+from collections.abc import Container
 
 from hwtrain.hardware import Hardware
 from hwtrain.physics.convolution import Window
@@ -18,6 +19,8 @@ class LayerWeight:
       columns: axes that are outputs; those that are neither lead.
       window: of a convolution, how its window moves over the input.
       equation: of an einsum, its equation.
+      kind: how the layer multiplies by it, where that is not as its class does.
+      stated: whether a method of a user's says what is multiplied by it.
     """
 
     leaf: str = "kernel"
@@ -26,6 +29,8 @@ class LayerWeight:
     columns: tuple[int, ...]
     window: Window | None = None
     equation: str = ""
+    kind: str = ""
+    stated: bool = False
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -47,6 +52,7 @@ class Layer:
       lost: likewise, why it multiplies by no weights that a crossbar could hold.
       around: the names of its arrays that an input is multiplied by around it too.
       nonlinear: by the names of its arrays, why their product is not linear.
+      refused: likewise, why a crossbar cannot multiply by them as the layer does.
     """
 
     path: str = ""
@@ -61,6 +67,7 @@ class Layer:
     lost: tuple[tuple[str, str], ...] = ()
     around: tuple[str, ...] = ()
     nonlinear: tuple[tuple[str, str], ...] = ()
+    refused: tuple[tuple[str, str], ...] = ()
 
     @property
     def unknown(self) -> bool:
@@ -74,6 +81,59 @@ class Layer:
     def weight(self, leaf: str) -> LayerWeight | None:
         """Returns the array of this name, if it can be analog."""
         return next((weight for weight in self.weights if weight.leaf == leaf), None)
+
+
+def joined(before: Layer | None, layer: Layer) -> Layer:
+    """Returns a layer as several calls show it.
+
+    Args:
+      before: as earlier calls of the module at its path show it, if there are any.
+      layer: as this call does.
+    """
+    if before is None or before.kind is None:
+        return layer if before is None or layer.kind else before
+    if layer.kind is None:
+        return before
+    arrays, refused = {array.leaf: array for array in before.weights}, {}
+    for array in layer.weights:
+        old = arrays.get(array.leaf, array)
+        if (array.stated or old.stated) and (old.rows, old.shape) != (
+            array.rows,
+            array.shape,
+        ):
+            refused[array.leaf] = (
+                f"it is multiplied by in two ways, as in {old.equation!r} and as in "
+                f"{array.equation!r}, and lies on a crossbar in one. Make it two arrays"
+            )
+        arrays[array.leaf] = array
+    stated = all(array.stated for array in layer.weights)
+    return dataclasses.replace(
+        before if stated else layer,
+        weights=tuple(arrays.values()),
+        refused=tuple({**refused, **dict(before.refused + layer.refused)}.items()),
+    )
+
+
+def unasked(layer: Layer, asked: Container[str]) -> Layer:
+    """Returns a layer of a user's, with the arrays that its call did not multiply by.
+
+    A registered one that multiplies in another way would have no hardware, unsaid.
+
+    Args:
+      layer: the layer.
+      asked: the paths of the arrays whose products a call has stated.
+    """
+    silent = [
+        array.leaf
+        for array in layer.weights
+        if array.stated and layer.leaf_path(array.leaf) not in asked
+    ]
+    why = (
+        "it is registered by hwtrain.sockets.register, and its call does not multiply "
+        "by it in the way that the row says. Multiply by hwtrain.analog_einsum there"
+    )
+    more = tuple((leaf, why) for leaf in silent)
+    return dataclasses.replace(layer, refused=layer.refused + more)
 
 
 def _article(name: str) -> str:
@@ -152,7 +212,7 @@ def analog_weight(
         )
     return AnalogWeight(
         path=path,
-        kind=layer.kind or "",
+        kind=array.kind or layer.kind or "",
         layer=layer.name,
         shape=shape,
         rows=tuple(lead + axis for axis in array.rows),

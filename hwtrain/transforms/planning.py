@@ -86,6 +86,8 @@ def make_plan(
         if layer and array and leaf in lost:
             raise lost_weight(path, layer.path, lost[leaf], by)
         if layer and array and not raw:
+            check_refused(layer, leaf, by)
+        if layer and array and not raw:
             if leaf in dict(layer.nonlinear):
                 why = dict(layer.nonlinear)[leaf]
                 raise nonlinear_product(path, layer.path, why, by)
@@ -122,7 +124,9 @@ def make_plan(
         raise ValueError(
             "nothing of this model can be analog, so its hardware would do nothing. "
             f"Its modules: {found or 'none'}. To reach a parameter itself, write "
-            "Rule(params=..., rows=..., columns=..., hardware=...)"
+            "Rule(params=..., rows=..., columns=..., hardware=...); a layer of your "
+            "own multiplies by hwtrain.analog_einsum, or is named by "
+            "hwtrain.sockets.register"
         )
     if check:
         _check_rules(assigned.rules, winners, layers, shapes)
@@ -134,6 +138,22 @@ def _check_name(weight: AnalogWeight, prefix: str, users: Container[str]) -> Non
     for path in sorted(weight.owned):
         if path.removeprefix(f"{prefix}/") in users:
             raise taken_name(weight, path)
+
+
+def check_refused(layer: Layer, leaf: str, rule: str) -> None:
+    """Raises for an array of a layer by which a crossbar cannot multiply.
+
+    Args:
+      layer: the layer.
+      leaf: the array.
+      rule: what puts it on hardware.
+    """
+    why = dict(layer.refused).get(leaf)
+    if why is not None:
+        raise ValueError(
+            f"{layer.leaf_path(leaf)} cannot lie on a crossbar ({rule}): {why}. Or "
+            f"keep the layer digital: Rule({layer.path!r}, None) before the others"
+        )
 
 
 def check_around(weight: AnalogWeight) -> None:

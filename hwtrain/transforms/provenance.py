@@ -10,7 +10,7 @@ the model is called with, makes weights that no crossbar holds.
 
 import itertools
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from jax.extend.core import Literal
@@ -99,6 +99,7 @@ class Operands:
         stored: Sequence[str],
         shapes: Mapping[str, tuple[int, ...]],
         inputs: Sequence[bool],
+        planned: Container[str] = (),
     ) -> Provenance:
         """Returns where the marked arrays come from.
 
@@ -107,12 +108,15 @@ class Operands:
           stored: what its inputs are: paths of parameters, or empty.
           shapes: shapes of the stored parameters by path.
           inputs: which of its inputs are arguments of the call, or random.
+          planned: paths of parameters of layers that the call may not reach, but use.
         """
         known = {n: path for n, path in self.paths.items() if path in shapes}
         paths = set(known.values())
         walk = _Walk(known, shapes, self.ranks)
         args: list[Origins] = [
-            frozenset({INPUT} if given else {Origin(p)} if p in paths else ())
+            frozenset(
+                {INPUT} if given else {Origin(p)} if p in paths or p in planned else ()
+            )
             for p, given in zip(stored, inputs, strict=True)
         ]
         nothing: list[Origins] = [frozenset()] * len(jaxpr.consts)

@@ -179,3 +179,19 @@ def test_an_array_that_two_calls_read_in_a_scan_is_followed():
     variables = analog.init(jax.random.key(0), jnp.ones((2, 4)))
     with pytest.raises(ValueError, match="multiplies by steps/dense/kernel itself"):
         hw.plan(analog, variables, jnp.ones((2, 4)))
+
+
+@pytest.mark.parametrize("called", [True, False])
+def test_an_nnx_kernel_is_not_multiplied_by_where_its_layer_is_not_called(called):
+    class Tied(nnx.Module):
+        def __init__(self):
+            self.dense = nnx.Linear(4, 4, rngs=nnx.Rngs(0))
+
+        def decode(self, x):
+            x = self.dense(x) if called else x
+            return x @ self.dense.kernel[...].T
+
+    chip = hw.Hardware(forward=hw.IOParameters(inp_bits=4))
+    model = hw.eval_mode(hw.analogize(Tied(), chip))
+    with pytest.raises(ValueError, match="multiplies by dense/kernel itself, around"):
+        model.decode(jnp.ones((1, 4)))

@@ -11,32 +11,30 @@ around it, which does nothing outside of an analog model.
 import contextlib
 import contextvars
 import functools
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Container, Iterator, Mapping
 from typing import Any
 
 from flax.core import lift
 
 from hwtrain import paths
-from hwtrain.leaf_names import EFFECTIVE, OF_A_CHIP, OF_A_STEP, OWNERS, SHARED, STORED
+from hwtrain.leaf_names import OF_A_STEP, OWNERS, named_as_leaf, split
 
-_NAMES = {*STORED, *OF_A_CHIP, *OF_A_STEP}
 
-ANY_LEAF = frozenset(
-    {
-        *_NAMES,
-        *(f"{array}_{name}" for array in SHARED for name in _NAMES),
-        *(EFFECTIVE + array for array in (*OWNERS, *SHARED)),
-    }
-)
+class _AnyLeaf(Container[str]):
+    def __contains__(self, name: object) -> bool:
+        return isinstance(name, str) and (named_as_leaf(name) or bool(_of_step(name)))
+
+
+ANY_LEAF = _AnyLeaf()
 """The names that leaves beside an array can have."""
 
-_kept: contextvars.ContextVar[Collection[str]] = contextvars.ContextVar(
+_kept: contextvars.ContextVar[Container[str]] = contextvars.ContextVar(
     "hwtrain_kept", default=()
 )
 
 
 @contextlib.contextmanager
-def kept(names: Collection[str]) -> Iterator[None]:
+def kept(names: Container[str]) -> Iterator[None]:
     """Keeps leaves of these names, beside an array, from maps of variables inside.
 
     Args:
@@ -89,7 +87,19 @@ def _around(function: Callable[[Any], Any]) -> Callable[[Any], Any]:
 
     def _is_kept(path: str, present: Mapping[str, Any]) -> bool:
         layer, slash, name = path.rpartition("/")
-        arrays = (f"{layer}{slash}{array}" for array in (*OWNERS, *SHARED))
-        return name in _kept.get() and any(array in present for array in arrays)
+        if name not in _kept.get():
+            return False
+        arrays = [f"{layer}{slash}{array}" for array in _of_step(name)]
+        return any(array in present for array in (*split(path)[0], *arrays))
 
     return mapped
+
+
+def _of_step(name: str) -> tuple[str, ...]:
+    """Returns the arrays beside which a name is that of a leaf of a step."""
+    for leaf in OF_A_STEP:
+        if name == leaf:
+            return OWNERS
+        if name.endswith(f"_{leaf}"):
+            return (name.removesuffix(f"_{leaf}"),)
+    return ()

@@ -14,9 +14,10 @@ from hwtrain.leaf_names import OF_A_STEP, named_as_leaf
 from hwtrain.plan import AnalogWeight
 from hwtrain.transforms.errors import behind_the_root, taken_name
 from hwtrain.transforms.layer import Layer, analog_weight
-from hwtrain.transforms.linen import convolution, dense, einsum, embed, recurrent
+from hwtrain.transforms.linen import convolution, dense, einsum, embed, own, recurrent
 from hwtrain.transforms.loops import returned
 from hwtrain.transforms.opaque import bridge
+from hwtrain.transforms.planning import check_refused
 from hwtrain.transforms.provenance import Operands
 from hwtrain.transforms.signal_side import (
     has_signal_side,
@@ -29,6 +30,12 @@ FAMILIES = (dense, convolution, einsum, embed, recurrent)
 during a call of a method, or `None` if it is not of the family; `owned` names the
 arrays, relative to the module, that a method reads, `call` makes it analog, and
 `watched` marks what it multiplies by."""
+
+
+def _families(cls: type, method: str, args: tuple[Any, ...]) -> tuple[Any, ...]:
+    """Returns the families for a call; what a user says of a class comes first."""
+    return (own.OfCall(cls, method, args), *FAMILIES)
+
 
 DIGITAL = (
     (
@@ -59,13 +66,19 @@ def describe(
     """
     module, method = context.module, context.method_name
     cls, running = plain_class(type(module)), running_class(context)
-    found = (f.describe(module, running, method, args, kwargs) for f in FAMILIES)
+    families = _families(running, method, args)
+    found = (f.describe(module, running, method, args, kwargs) for f in families)
     known = (Layer(why=why) for classes, why in DIGITAL if issubclass(cls, classes))
     layer = next(
         (layer for layer in (bridge(module, cls), *found, *known) if layer is not None),
         Layer(),
     )
     return dataclasses.replace(layer, path=path, name=cls.__name__)
+
+
+def states_product(context: nn.module.InterceptorContext) -> bool:
+    """Whether a call is that of `hwtrain.analog_einsum` or `analog_dot_general`."""
+    return own.OfCall.is_stated(context.method_name)
 
 
 def watched_call(
@@ -92,7 +105,7 @@ def watched_call(
 
     module, method = context.module, context.method_name
     cls = running_class(context)
-    for family in FAMILIES:
+    for family in _families(cls, method, args):
         if layer.kind and family.describe(module, cls, method, args, kwargs):
             return family.watched(module, marked, next_function, args, kwargs)
     return next_function(*args, **kwargs)
@@ -144,16 +157,19 @@ def create_leaves(
     array = layer.weight(leaf)
     if array is None:
         return
-    kernel = meta.unbox(scope.get_variable("params", leaf))
+    check_refused(layer, leaf, rule)
+    (name,) = paths.split(leaf)
+    kernel = meta.unbox(scope.get_variable("params", name))
     path = f"{layer.path}/{leaf}" if layer.path else leaf
     weight = analog_weight(
         layer, array, path=path, shape=kernel.shape, hardware=hardware, rule=rule
     )
-    for name, value in initial_leaves(weight, kernel).items():
-        if scope.name_reserved(weight.leaf_name(name)):
-            raise taken_name(weight, weight.leaf(name))
-        if not scope.has_variable("params", weight.leaf_name(name)):
-            scope.put_variable("params", weight.leaf_name(name), value)
+    for leaf, value in initial_leaves(weight, kernel).items():
+        (name,) = paths.split(weight.leaf_name(leaf))
+        if scope.name_reserved(name):
+            raise taken_name(weight, weight.leaf(leaf))
+        if not scope.has_variable("params", name):
+            scope.put_variable("params", name, value)
 
 
 def analog_call(
@@ -177,7 +193,7 @@ def analog_call(
       kwargs: keyword arguments of the call.
     """
     module: Any = context.module
-    for family, weights in _owned(by_path, path, context):
+    for family, weights in _owned(by_path, path, context, args):
         leaves = {name: _leaves(module, name, w) for name, w in weights.items()}
         for name, weight in weights.items():
             if weight.hardware.needs_root(mode) and "noise_key" not in leaves[name]:
@@ -193,12 +209,13 @@ def refuse_late(
     by_path: Mapping[str, AnalogWeight],
     path: str,
     context: nn.module.InterceptorContext,
+    args: tuple[Any, ...],
 ) -> None:
     """Raises for an analog layer: its root has returned, and it would run plain.
 
     Arguments as above.
     """
-    for _, weights in _owned(by_path, path, context):
+    for _, weights in _owned(by_path, path, context, args):
         for weight in weights.values():
             if has_signal_side(weight):
                 raise returned(weight.layer_path)
@@ -208,10 +225,11 @@ def _owned(
     by_path: Mapping[str, AnalogWeight],
     path: str,
     context: nn.module.InterceptorContext,
+    args: tuple[Any, ...],
 ) -> Iterator[tuple[Any, dict[str, AnalogWeight]]]:
     """Yields the families of a module's method, with the weights that it owns."""
     cls = running_class(context)
-    for family in FAMILIES:
+    for family in _families(cls, context.method_name, args):
         weights = {}
         for name in family.owned(cls, context.method_name):
             full = f"{path}/{name}" if path else name
@@ -226,8 +244,7 @@ def _leaves(module: nn.Module, name: str, weight: AnalogWeight) -> dict[str, Any
     params = module.variables.get("params", {})
     for key in name.split("/")[:-1]:
         params = params[key]
+    beside = {leaf: paths.split(x)[-1] for leaf, x in names_beside(weight).items()}
     return {
-        leaf: meta.unbox(params[own])
-        for leaf, own in names_beside(weight).items()
-        if own in params
+        leaf: meta.unbox(params[own]) for leaf, own in beside.items() if own in params
     }

@@ -18,7 +18,8 @@ from jax.tree_util import SequenceKey
 
 from hwtrain import paths
 from hwtrain.plan import Plan
-from hwtrain.transforms.layer import Layer
+from hwtrain.sockets._table import when_registered
+from hwtrain.transforms.layer import Layer, joined, unasked
 from hwtrain.transforms.linen.belonging import before_the_call, belonging
 from hwtrain.transforms.linen.kept_leaves import ANY_LEAF, kept
 from hwtrain.transforms.linen.layers import (
@@ -144,6 +145,7 @@ def _boxed(node: Any) -> bool:
 
 
 _cached_plan = functools.lru_cache(maxsize=256)(_plan)
+when_registered(_cached_plan.cache_clear)
 
 
 def _record(call: _Call) -> tuple[list[Layer], set[str]]:
@@ -166,8 +168,8 @@ def _record(call: _Call) -> tuple[list[Layer], set[str]]:
         if path and hasattr(type(context.module), "_hwtrain_base"):
             opaque.append(f"{path}/")  # an analog model inside this one
         layer = describe(context, path, args, kwargs)
-        if layer.kind or path not in found:  # a module may share its layer's scope
-            found[path] = layer
+        # A module may share its layer's scope.
+        found[path] = joined(found.get(path), layer)
         if around:
             named[path] = f"a {around[-1]} computes that from it at every call"
         inside = [type(context.module).__name__] * isinstance(context.module, REWRITERS)
@@ -212,7 +214,7 @@ def _record(call: _Call) -> tuple[list[Layer], set[str]]:
     stored, inputs = _inputs(call)
     found_of = operands.followed(jaxpr, stored, dict(call.shapes), inputs)
     layers = [
-        _followed(layer, found_of, named.get(path))
+        unasked(_followed(layer, found_of, named.get(path)), {*operands.paths.values()})
         for path, layer in found.items()
         if not any(f"{path}/".startswith(inner) for inner in opaque)
     ]

@@ -17,6 +17,7 @@ from hwtrain.physics.random import fold_in
 from hwtrain.plan import Plan
 from hwtrain.transforms import weight_side
 from hwtrain.transforms.errors import missing_stream
+from hwtrain.transforms.layer import joined
 from hwtrain.transforms.linen.belonging import belonging
 from hwtrain.transforms.linen.guard import (
     entered,
@@ -33,6 +34,7 @@ from hwtrain.transforms.linen.layers import (
     names_of,
     plain_class,
     refuse_late,
+    states_product,
 )
 from hwtrain.transforms.linen.prepass import (
     analog_trace,
@@ -159,6 +161,7 @@ def _initialize(root: Any, ours, original, name: str, args: tuple, kwargs: dict)
     """Runs `init`: the plain forward pass, and the leaves of analog layers."""
     told = assigned(root)
     layers, users = {}, set()
+    waiting = []
 
     def interceptor(next_function, args, kwargs, context):
         module = context.module
@@ -169,12 +172,18 @@ def _initialize(root: Any, ours, original, name: str, args: tuple, kwargs: dict)
         path = _relative(root, module)
         users.update(names_of(scope, path))
         layer = describe(context, path, args, kwargs)
-        if layer.kind or path not in layers:  # a module may share its layer's scope
-            layers[path] = layer
-        for array in layer.weights:
-            hardware, rule = hardware_of(told, layer, array.leaf)
-            if hardware is not None:
-                create_leaves(scope, layer, array.leaf, hardware, rule)
+        # A module may share its layer's scope.
+        layers[path] = joined(layers.get(path), layer)
+        waiting.append((scope, layer))
+        if states_product(context):
+            return result  # when the method ends, the user's parameters have names
+        ready = [pair for pair in waiting if _within(pair[1].path, path)]
+        waiting[:] = [pair for pair in waiting if not _within(pair[1].path, path)]
+        for scope, layer in ready:
+            for array in layer.weights:
+                hardware, rule = hardware_of(told, layer, array.leaf)
+                if hardware is not None:
+                    create_leaves(scope, layer, array.leaf, hardware, rule)
         return result
 
     with (
@@ -189,6 +198,10 @@ def _initialize(root: Any, ours, original, name: str, args: tuple, kwargs: dict)
         # Checks that every rule wins, and that all weights are real.
         real(make_plan(told, list(layers.values()), shapes, users), params)
     return result
+
+
+def _within(path: str, other: str) -> bool:
+    return not other or f"{path}/".startswith(f"{other}/")
 
 
 def _apply(root: Any, ours, original, name: str, args: tuple, kwargs: dict):
@@ -226,7 +239,7 @@ def _apply(root: Any, ours, original, name: str, args: tuple, kwargs: dict):
 
     def refusal(next_function, args, kwargs, context):
         if ours(context.module):
-            refuse_late(by_path, _relative(root, context.module), context)
+            refuse_late(by_path, _relative(root, context.module), context, args)
         return next_function(*args, **kwargs)
 
     names = {

@@ -14,6 +14,7 @@ from flax import nnx
 
 from hwtrain import paths
 from hwtrain.plan import Plan
+from hwtrain.sockets._table import when_registered
 from hwtrain.transforms import weight_side
 from hwtrain.transforms.nnx.layers import (
     FAMILIES,
@@ -21,13 +22,19 @@ from hwtrain.transforms.nnx.layers import (
     multiplying_class,
     plain_class,
 )
+from hwtrain.transforms.nnx.own import Watch
 from hwtrain.transforms.nnx.step import modules_of
 from hwtrain.transforms.nnx.stored import stored as stored_values
 from hwtrain.transforms.provenance import Operands, Provenance
 
 
 def followed(
-    root: Any, plan: Plan, method: str, args: tuple, kwargs: dict[str, Any]
+    root: Any,
+    plan: Plan,
+    method: str,
+    args: tuple,
+    kwargs: dict[str, Any],
+    declared: tuple[tuple[str, tuple[str, ...]], ...] = (),
 ) -> Provenance:
     """Returns where the arrays come from that the layers of a call multiply by.
 
@@ -37,6 +44,8 @@ def followed(
       method: name of the method that is called.
       args: its arguments.
       kwargs: its keyword arguments.
+      declared: the paths of modules on hardware, each with the names of the arrays of
+        which alone it may state products.
     """
     graphdef, state = nnx.split(root)
     leaves, treedef = jax.tree.flatten((state, args, kwargs))
@@ -50,7 +59,9 @@ def followed(
         for weight in plan.weights
         if weight.kind != "raw"
     )
-    call = _Call(graphdef, treedef, tuple(abstract), tuple(static), weights, method)
+    call = _Call(
+        graphdef, treedef, tuple(abstract), tuple(static), weights, method, declared
+    )
     try:
         hash(call)
     except TypeError:  # an argument that cannot be hashed
@@ -72,10 +83,13 @@ class _Call(NamedTuple):
     static: tuple[Any, ...]
     weights: tuple[str, ...]
     method: str
+    declared: tuple[tuple[str, tuple[str, ...]], ...]
 
 
 def _follow(call: _Call) -> Provenance:
     operands = Operands()
+
+    declared = dict(call.declared)
 
     def run(arrays):
         leaves = [s if a is None else a for a, s in zip(arrays, call.static)]
@@ -88,6 +102,11 @@ def _follow(call: _Call) -> Provenance:
             base = plain_class(type(module))
             own = _own(call.weights, path)
             module.__class__ = _watching(base, path, own, operands) if own else base
+            vars(module).pop("analog_weights", None)
+            if path in declared:
+                marked = _marking(path, own, operands)
+                arrays = declared[path]
+                module.analog_watch = Watch(_refusing(base, path, arrays, marked))
         return jax.tree.leaves(getattr(root, call.method)(*args, **kwargs))
 
     try:
@@ -123,10 +142,11 @@ def _follow(call: _Call) -> Provenance:
         for number, leaf in enumerate(call.abstract)
         if leaf is not None
     ]
-    return operands.followed(jaxpr, stored, shapes, inputs)
+    return operands.followed(jaxpr, stored, shapes, inputs, call.weights)
 
 
 _cached = functools.lru_cache(maxsize=256)(_follow)
+when_registered(_cached.cache_clear)
 
 
 def _own(weights: tuple[str, ...], path: str) -> tuple[str, ...]:
@@ -140,11 +160,7 @@ def _own(weights: tuple[str, ...], path: str) -> tuple[str, ...]:
 
 def _watching(base: type, path: str, own: tuple[str, ...], operands: Operands) -> type:
     """Returns the class of a plain layer that marks what it multiplies by."""
-
-    def marked(leaf: str, array: Any) -> Any:
-        full = f"{path}/{leaf}" if path else leaf
-        return operands.marked(full, array) if leaf in own else array
-
+    marked = _marking(path, own, operands)
     methods: dict[str, Any] = {}
     inner = multiplying_class(base)
     for family in FAMILIES:
@@ -153,6 +169,38 @@ def _watching(base: type, path: str, own: tuple[str, ...], operands: Operands) -
     watching = type(base.__name__, (inner,), {"__module__": base.__module__, **methods})
     # A method that calls that of `super()` finds the watched one next.
     return watching if inner is base else type(base.__name__, (base, watching), {})
+
+
+def _marking(
+    path: str, own: tuple[str, ...], operands: Operands
+) -> Callable[[str, Any], Any]:
+    """Returns what marks the arrays of a layer that are analog."""
+
+    def marked(leaf: str, array: Any) -> Any:
+        full = f"{path}/{leaf}" if path else leaf
+        return operands.marked(full, array) if leaf in own else array
+
+    return marked
+
+
+def _refusing(
+    base: type, path: str, arrays: tuple[str, ...], marked: Callable[[str, Any], Any]
+) -> Callable[[str, Any], Any]:
+    """Returns what marks arrays, and refuses others of which products are stated."""
+    name = base.__name__
+
+    def refused(leaf: str, array: Any) -> Any:
+        if leaf in arrays:
+            return marked(leaf, array)
+        raise ValueError(
+            f"{name} {path!r} multiplies by {leaf!r} on hardware, and NNX shows no "
+            "product before it is called. Name it before analogize: "
+            f'hwtrain.sockets.register({name}, {leaf!r}, "...i,io->...o"), with the '
+            "equation of its call. To keep it digital, name the other layers instead: "
+            "analogize(model, [Rule(..., hardware)])"
+        )
+
+    return refused
 
 
 def _watched(family: Any, base: type, name: str, marked: Callable[..., Any]):

@@ -8,10 +8,12 @@ from typing import Any
 import jax
 from flax import nnx
 
+from hwtrain import paths
 from hwtrain.plan import AnalogWeight
+from hwtrain.sockets._table import methods_of, when_registered
 from hwtrain.transforms.errors import behind_the_root
-from hwtrain.transforms.layer import Layer
-from hwtrain.transforms.nnx import convolution, dense, einsum, embed, lora
+from hwtrain.transforms.layer import Layer, joined
+from hwtrain.transforms.nnx import convolution, dense, einsum, embed, lora, own
 from hwtrain.transforms.opaque import bridge
 from hwtrain.transforms.signal_side import has_signal_side, names_beside
 
@@ -81,10 +83,11 @@ OUR_TYPES = (*{*LEAF_TYPES.values(), *CHIP_LEAF_TYPES.values()}, EffectiveWeight
 REWRITERS = (nnx.WeightNorm, nnx.SpectralNorm)
 """Modules that compute the arrays of the layer in them anew at every call."""
 
-FAMILIES = (dense, convolution, einsum, embed, lora)
-"""Each knows some classes of layers: `describe` returns what the plan must know of one,
-or `None` if it is not of the family; `owned` gives, for each method that multiplies,
-the names of the arrays it needs, and `call` makes it analog."""
+FAMILIES = (own, dense, convolution, einsum, embed, lora)
+"""Each knows some classes of layers, the first those that users register: `describe`
+returns what the plan must know of one, or `None` if it is not of the family; `owned`
+gives, for each method that multiplies, the names of the arrays it needs, and `call`
+makes it analog."""
 
 DIGITAL = (
     (
@@ -103,12 +106,38 @@ def describe(module: Any, path: str) -> Layer:
     """Returns what the plan must know of a module at a path."""
     cls = plain_class(type(module))
     found = (family.describe(module, multiplying_class(cls)) for family in FAMILIES)
+    if own.owned(cls):
+        found = (_with_arrays_of_super(own.describe(module, cls), module, cls),)
     known = (Layer(why=why) for classes, why in DIGITAL if issubclass(cls, classes))
     layer = next(
         (layer for layer in (bridge(module, cls), *found, *known) if layer is not None),
         Layer(),
     )
     return dataclasses.replace(layer, path=path, name=cls.__name__)
+
+
+def _with_arrays_of_super(layer: Layer | None, module: Any, cls: type) -> Layer | None:
+    """Returns a registered layer, with arrays that its `super()` multiplies by refused.
+
+    Args:
+      layer: the layer, as its rows say.
+      module: the module.
+      cls: its class.
+    """
+    inner = _multiplying(cls, FAMILIES[1:])
+    for family in FAMILIES[1:]:
+        found = family.describe(module, inner)
+        if found is None or found.kind is None:
+            continue
+        why = (
+            f"{cls.__name__} has rows of its own, and calls the method of "
+            f"{inner.__name__}, which multiplies by it too. Hold the {inner.__name__} "
+            "in an attribute, as a layer of its own"
+        )
+        rows = {} if layer is None else {array.leaf for array in layer.weights}
+        more = tuple((x.leaf, why) for x in found.weights if x.leaf not in rows)
+        layer = joined(layer, dataclasses.replace(found, refused=more))
+    return layer
 
 
 def plain_class(cls: type) -> type:
@@ -122,10 +151,15 @@ def multiplying_class(cls: type) -> type:
 
     A layer that does not stays its own class, whose methods multiply in their own way.
     """
+    return _multiplying(cls, FAMILIES)
+
+
+def _multiplying(cls: type, families: tuple[Any, ...]) -> type:
     for base in cls.__mro__[: cls.__mro__.index(nnx.Module)]:
-        if any(family.owned(base) for family in FAMILIES):
+        if any(family.owned(base) for family in families):
             return base
-        for name in {"__call__", "attend"} & vars(base).keys():
+        methods = {"__call__", "attend", *methods_of(base)}
+        for name in methods & vars(base).keys():
             code = getattr(inspect.unwrap(vars(base)[name]), "__code__", None)
             if code is None or not {"super", name} <= {*code.co_names}:
                 return cls
@@ -196,6 +230,10 @@ def analog_layer_class(base: type) -> type:
     return type(base.__name__, bases_of(base), namespace)
 
 
+for _cache in (multiplying_class, analog_layer_class):
+    when_registered(_cache.cache_clear)
+
+
 def mode_property(base: type) -> property:
     """Returns the property by which `.train()` and `.eval()` reach the mode.
 
@@ -250,14 +288,11 @@ def _analog_method(family: Any, base: type, name: str, arrays: tuple[str, ...]):
     def method(self, *args, **kwargs):
         mode = self.hardware_mode
         weights, leaves = {}, {}
-        for weight in self.analog_weights:
+        for weight in vars(self).get("analog_weights", ()):  # none, if it is digital
             leaf = weight.array
             if leaf not in arrays:
                 continue
-            weights[leaf], leaves[leaf] = weight, _leaves(self, weight)
-            if weight.hardware.needs_root(mode) and "noise_key" not in leaves[leaf]:
-                raise behind_the_root(weight.layer_path)
-            _check_mapped(self, weight, leaves[leaf])
+            weights[leaf], leaves[leaf] = weight, leaves_beside(self, weight, mode)
         if not any(map(has_signal_side, weights.values())):
             return original(self, *args, **kwargs)
         return family.call(self, base, name, weights, leaves, mode, args, kwargs)
@@ -265,9 +300,22 @@ def _analog_method(family: Any, base: type, name: str, arrays: tuple[str, ...]):
     return functools.update_wrapper(method, original, updated=())
 
 
+def leaves_beside(layer: Any, weight: AnalogWeight, mode: str) -> dict[str, jax.Array]:
+    """Returns what lies beside an array of a layer in this step.
+
+    Raises:
+      ValueError: if the layer is called around its root, or mapped without its leaves.
+    """
+    leaves = _leaves(layer, weight)
+    if weight.hardware.needs_root(mode) and "noise_key" not in leaves:
+        raise behind_the_root(weight.layer_path)
+    _check_mapped(layer, weight, leaves)
+    return leaves
+
+
 def _check_mapped(layer: Any, weight: AnalogWeight, leaves: dict[str, Any]) -> None:
     """Raises where a map takes an entry of a stack of kernels, not of noise keys."""
-    kernel = getattr(layer, weight.array)[...]
+    kernel = getattr(layer, *paths.split(weight.array))[...]
     mapped = len(weight.shape) - kernel.ndim
     key = leaves.get("noise_key")
     if key is not None and key.ndim - 2 != len(weight.stack) - mapped:

@@ -16,6 +16,7 @@ from flax import nnx
 from hwtrain import paths
 from hwtrain.leaf_names import named_as_leaf
 from hwtrain.plan import AnalogWeight, Plan
+from hwtrain.sockets._table import when_registered
 from hwtrain.transforms import weight_side
 from hwtrain.transforms.errors import missing_stream, taken_name
 from hwtrain.transforms.layer import Layer
@@ -42,6 +43,7 @@ from hwtrain.transforms.nnx.step import modules_of, noisy_call
 from hwtrain.transforms.planning import (
     check_around,
     check_derived,
+    hardware_of,
     lost_weight,
     make_plan,
     nonlinear_product,
@@ -136,7 +138,7 @@ def claim_chip_leaves(model: Any, plan: Plan) -> None:
 
 
 def _array(layer: Any, weight: AnalogWeight) -> jax.Array:
-    return getattr(layer, weight.array)[...]
+    return getattr(layer, *paths.split(weight.array))[...]
 
 
 def plan_of(
@@ -255,6 +257,9 @@ def analog_root_class(base: type) -> type:
     return type(base.__name__, bases_of(base), namespace)
 
 
+when_registered(analog_root_class.cache_clear)
+
+
 def _through_both_sides(base: type, name: str):
     # The model may be one analog layer.
     original = analog_methods(base).get(name, getattr(base, name))
@@ -285,7 +290,7 @@ def _followed(root: Any, plan: Plan, method: str, args: tuple, kwargs: dict) -> 
     Raises:
       ValueError: if a layer multiplies by what no crossbar could hold.
     """
-    found = followed(root, plan, method, args, kwargs)
+    found = followed(root, plan, method, args, kwargs, _declared(root))
     weights = []
     for weight in plan.weights:
         path = weight_side.local(plan, weight.path)
@@ -306,6 +311,24 @@ def _followed(root: Any, plan: Plan, method: str, args: tuple, kwargs: dict) -> 
             raise lost_weight(path, layer, why, weight.rule)
         weights.append(weight)
     return dataclasses.replace(plan, weights=tuple(weights))
+
+
+def _declared(root: Any) -> tuple[tuple[str, tuple[str, ...]], ...]:
+    """Returns the modules that hardware was asked for, with the arrays that are known.
+
+    Where one states a product of another, that would be digital, unsaid. The classes of
+    Flax state none.
+    """
+    modules = modules_of(root)
+    inner = [f"{p}/" for p, m in modules.items() if p and hasattr(m, "analog_assigned")]
+    layers = [describe(module, path) for path, module in modules.items()]
+    return tuple(
+        (layer.path, tuple(array.leaf for array in layer.weights))
+        for layer in layers
+        if not plain_class(type(modules[layer.path])).__module__.startswith("flax.")
+        and hardware_of(root.analog_assigned, layer, "")[0] is not None
+        and not any(f"{layer.path}/".startswith(prefix) for prefix in inner)
+    )
 
 
 def _check_modes(root: Any, plan: Plan) -> None:
