@@ -117,6 +117,16 @@ def unknown_parts(data: Any) -> list[str]:
     return list(found)
 
 
+def without_versions(data: Any) -> Any:
+    """Returns data of which parts do not say the version of their package."""
+    if isinstance(data, list):
+        return [without_versions(value) for value in data]
+    if not isinstance(data, dict):
+        return data
+    left = data.keys() - ({"version"} if "of" in data else set())
+    return {key: without_versions(data[key]) for key in data if key in left}
+
+
 def to_data(part: Part) -> dict[str, Any]:
     """Returns a part as plain data: its name, where it comes from, and its fields."""
     kind = type(part)

@@ -10,7 +10,7 @@ from typing import Any, Literal, Self, TypeVar
 from pydantic import BaseModel, ValidationError, model_validator
 
 from hwtrain import paths
-from hwtrain._parts.slot import unknown_parts
+from hwtrain._parts.slot import unknown_parts, without_versions
 from hwtrain.checkpoint.description import Entry, Graph, Measurement
 from hwtrain.checkpoint.earlier import as_meant, escape_names
 from hwtrain.checkpoint.entries import (
@@ -190,7 +190,8 @@ def _checked(path: Path, data: bytes, kind: type[Kind]) -> Kind:
         raise _refused(path, problems(error)) from error
     if content["version"] == known:
         written = without_none(found.model_dump(mode="json"))
-        left_out = difference(content, written)
+        # A part may be of another version of its package than the one that is here.
+        left_out = difference(*map(without_versions, (content, written)))
         if left_out is not None:
             raise _refused(path, left_out)
     return found

@@ -334,6 +334,18 @@ def test_other_programs_say_what_they_do_not_have(target, tmp_path, capsys):
             assert part in lost
 
 
+def test_a_checkpoint_of_another_version_of_a_package_is_read(tmp_path, monkeypatch):
+    analog, given = made("linen", devices.hardware())
+    for version in ("1.0", "2.0"):
+        monkeypatch.setattr("hwtrain._parts.slot._version", lambda _, v=version: v)
+        if version == "1.0":
+            hw.export(tmp_path / "c", given[0], hw.plan(analog, *given))
+        loaded = hw.load(tmp_path / "c")
+        assert loaded.plan.weights[0].hardware == devices.hardware()
+    manifest = (tmp_path / "c/manifest.json").read_text()
+    assert '"version": "1.0"' in manifest and '"version": "2.0"' not in manifest
+
+
 def test_configurations_and_their_errors():
     hardware = devices.hardware()
     data = json.loads(json.dumps(to_dict(hardware)))
