@@ -485,7 +485,7 @@ _BESIDE = {
         {"mismatch"},
     ),
     "mismatch of programmed chips": (
-        "hwtrain.programming.mismatched",
+        "hwtrain.programming.deviated",
         lambda weight, kernel, scale, key, out: out,
         {"mismatch"},
     ),
