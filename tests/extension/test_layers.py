@@ -250,6 +250,7 @@ def test_with_converters_it_computes_what_numpy_does(framework, name):
     assert np.abs(found - plain).max() > 0.1
 
 
+@pytest.mark.sampled(4)
 @BOTH
 @ALL
 @pytest.mark.parametrize(
@@ -335,6 +336,7 @@ def test_it_is_planned_inspected_adopted_and_stripped(framework, name):
         assert all(jax.tree.leaves(equal))
 
 
+@pytest.mark.sampled(2)
 @BOTH
 @ALL
 def test_every_effect_is_active_and_its_chips_vary(framework, name):
@@ -354,6 +356,7 @@ def test_every_effect_is_active_and_its_chips_vary(framework, name):
     assert chips.values.std() > 1e-3
 
 
+@pytest.mark.sampled(4)
 @BOTH
 @ALL
 def test_it_is_exported_and_loaded(framework, name, tmp_path):
@@ -390,6 +393,7 @@ def test_it_is_exported_and_loaded(framework, name, tmp_path):
     assert np.abs(ours - of_chip).max() > 1e-3
 
 
+@pytest.mark.sampled(3)
 @BOTH
 @ALL
 def test_it_learns_with_its_ranges_and_stays_clipped(framework, name):
