@@ -7,7 +7,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from hwtrain import paths
+from hwtrain._parts.slot import is_own
 from hwtrain.clip_bounds import clipped
+from hwtrain.hardware import WeightModifierParameter
 from hwtrain.physics import tiling
 from hwtrain.plan import AnalogWeight, Plan
 
@@ -111,7 +113,8 @@ def modified(
         # Two passes over the weights less, and over their gradient.
         w, s, w_max = kernel, 1.0, w_max * s
     changed = w if last is None else jnp.where(last, 0, w)
-    if not _cut_by_layer(weight):
+    # One of a user sees the array as it is stored, however it is cut.
+    if is_own(modifier) or not _cut_by_layer(weight):
         changed = modifier(key, changed, w_max, strength)
     else:
         # The order stays the same, and so do the numbers by which elements are drawn.
@@ -143,9 +146,10 @@ def written(
       bound: its learned clip bound, if it has one.
     """
     chip = weight.hardware
-    if chip.modifier is None or not chip.rounds_chips:
+    modifier = chip.modifier
+    if not isinstance(modifier, WeightModifierParameter) or not modifier.rounds_chips:
         return clipped(weight, kernel, bound)
-    chip = dataclasses.replace(chip, modifier=chip.modifier.levels)
+    chip = dataclasses.replace(chip, modifier=modifier.levels)
     rounding = dataclasses.replace(weight, hardware=chip)
     return modified(rounding, kernel, scale, None, None, bound)
 

@@ -9,7 +9,7 @@ from hwtrain._parts.source import load_parts, load_plugins
 from hwtrain.checkpoint import Graph, HardwareCheckpoint, load
 from hwtrain.hardware.configuration import MOST_CHIPS
 from hwtrain.plan import Plan
-from hwtrain.training.folder import is_run, read_run
+from hwtrain.training.folder import import_parts_of, is_run
 from hwtrain.training.preparation import with_effective
 from hwtrain.training.run import Run, open_run
 
@@ -86,7 +86,7 @@ def known_parts(options: argparse.Namespace, path: Path) -> None:
     runs = [getattr(options, "run", None), *path.resolve().parents]
     for folder in filter(None, runs):
         if is_run(folder):
-            read_run(folder)
+            import_parts_of(folder)
             return
 
 

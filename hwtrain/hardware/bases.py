@@ -1,14 +1,15 @@
 """What users' own devices and modifiers are made from."""
 
 import abc
+import collections
 from collections.abc import Mapping, Sequence
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, ClassVar, Literal
 
 import jax
 import jax.numpy as jnp
 from jax.typing import ArrayLike
 
-from hwtrain._parts.part import Part
+from hwtrain._parts.part import Draws, Part
 from hwtrain.hardware.conversion import Params
 from hwtrain.physics import tiling
 from hwtrain.physics.modifiers import straight_through
@@ -134,7 +135,7 @@ class ConductanceConverter(Part):
 class DriftCompensation(Part):
     """What undoes the mean drift of a tile: the base of compensations of one's own."""
 
-    readout: str = "periphery"
+    readout: Literal["periphery", "exact"] = "periphery"
     """How a tile's outputs are measured: through its own DAC, ADC and noise, as a chip
     has to; or `"exact"`."""
 
@@ -161,30 +162,49 @@ class DriftCompensation(Part):
         """
 
 
-class WeightContext(NamedTuple):
-    """What a modifier knows of the weights, and how it draws.
+class WeightContext:
+    """What a modifier or a mismatch knows of the weights, and how it draws.
 
     Attributes:
-      w_max: the largest absolute weight of each tile, broadcastable against them.
-      key: key of the draw; `None` if nothing is drawn.
-      strength: factor on the standard deviation of noise.
+      w_max: the largest absolute weight of each tile, in units of the crossbar,
+        broadcastable against the weights.
     """
 
-    w_max: jax.Array
-    key: jax.Array | None
-    strength: Any
+    def __init__(
+        self, part: Part, when: Draws, w_max: jax.Array, key: Any, strength: Any
+    ):
+        self.w_max = w_max
+        self._part = part
+        self._when: Draws = when
+        self._key, self._strength = key, strength
+        self._drawn: collections.Counter[str] = collections.Counter()
 
-    def normal(self, effect: str, shape: Sequence[int]) -> Any:
-        """Returns standard normal noise of this step times its strength."""
-        if self.key is None:
-            return 0.0
-        return self.strength * normal(draw_key(self.key, "", effect), shape)
+    def normal(self, effect: str, shape: Sequence[int]) -> jax.Array:
+        """Returns standard normal noise times its strength.
 
-    def uniform(self, effect: str, shape: Sequence[int]) -> Any:
-        """Returns numbers in [0, 1), whatever the strength."""
-        if self.key is None:
-            return 0.0
-        return uniform(draw_key(self.key, "", effect), shape)
+        Args:
+          effect: a name. A name that is drawn twice gives other numbers.
+          shape: shape of the result.
+
+        Raises:
+          ValueError: for a part that does not say that it draws.
+        """
+        return self._strength * normal(self._next(effect), shape)
+
+    def uniform(self, effect: str, shape: Sequence[int]) -> jax.Array:
+        """Returns numbers in [0, 1), whatever the strength; see `normal`."""
+        return uniform(self._next(effect), shape)
+
+    def _next(self, effect: str) -> jax.Array:
+        if not self._part.draws_at(self._when):
+            name = type(self._part).__name__
+            raise ValueError(
+                f"{name} draws at each {self._when}, and says draws = "
+                f"{self._part.draws!r}: it would get no key of its own. Write "
+                f'draws = "{self._when}" in its class'
+            )
+        count, self._drawn[effect] = self._drawn[effect], self._drawn[effect] + 1
+        return draw_key(self._key, "", effect, count)
 
 
 class Mismatch(Part):
@@ -208,7 +228,7 @@ class Mismatch(Part):
 
     def __call__(self, key: jax.Array, w: jax.Array, w_max: jax.Array) -> jax.Array:
         """Returns the weights of one chip."""
-        return self.on_weight(w, WeightContext(w_max, key, 1.0))
+        return self.on_weight(w, WeightContext(self, "chip", w_max, key, 1.0))
 
 
 class WeightClip(Part):
@@ -313,11 +333,6 @@ class WeightModifier(Part):
         """The same for weights that lie on levels already."""
         return self
 
-    @property
-    def levels(self) -> "WeightModifier":
-        """The same without what is drawn: there is nothing that rounds."""
-        raise NotImplementedError(f"{self.type} rounds no chips")
-
     @abc.abstractmethod
     def on_weight(self, w: jax.Array, ctx: WeightContext) -> jax.Array:
         """Returns the modified weights, in units of the crossbar.
@@ -336,5 +351,5 @@ class WeightModifier(Part):
     ) -> jax.Array:
         """Returns the modified weights, with the gradient of the nominal ones."""
         factor = 1.0 if strength is None else strength
-        new = self.on_weight(w, WeightContext(w_max, key, factor))
+        new = self.on_weight(w, WeightContext(self, "step", w_max, key, factor))
         return straight_through(w, new.astype(w.dtype))

@@ -121,6 +121,23 @@ def read_run(path: Path) -> tuple[Config, Path]:
     return config, _source(path)
 
 
+def import_parts_of(path: Path) -> None:
+    """Imports the parts that the configuration of a run names, if it can be read.
+
+    Args:
+      path: the run's folder.
+
+    Raises:
+      ValueError: naming what cannot be imported.
+    """
+    try:
+        data = parsed(json.loads, (path / CONFIG_FILE).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return  # a checkpoint in it may be right; who opens the run is told
+    if isinstance(data, dict) and data.get("parts"):
+        import_parts(data, _source(path))
+
+
 def _source(path: Path) -> Path:
     """Returns what the paths in the configuration of a run are relative to."""
     try:

@@ -209,6 +209,49 @@ def test_a_modifier_multiplies_by_log_normal_numbers():
     np.testing.assert_allclose(gradient, 1.0)  # straight through
 
 
+class Pair(hw.WeightModifier):
+    """Noise that is drawn twice by one name."""
+
+    draws = "step"
+
+    def on_weight(self, w, ctx):
+        return w + ctx.normal("n", w.shape) + ctx.normal("n", w.shape)
+
+
+class Unsaid(Pair):
+    draws = "none"
+
+
+hw.register("modifier", "pair")(Pair)
+hw.register("modifier", "unsaid")(Unsaid)
+
+
+@pytest.mark.parametrize("tiles", [None, 25])
+def test_draws_of_a_modifier_are_independent_on_tiles_too(tiles):
+    hardware = hw.Hardware(
+        modifier=Pair(),
+        mapping=hw.MappingParameter(max_input_size=tiles),
+        forward=hw.IOParameters(inp_bound=1.0),
+    )
+    analog = hw.analogize(nn.Dense(200, use_bias=False), hardware)
+    variables = analog.init(jax.random.key(0), jnp.eye(50))
+    y = analog.apply(variables, jnp.eye(50), rngs={"mismatch": KEY})
+    noise = np.float64(y - variables["params"]["kernel"])
+    assert abs(noise.std() / 2**0.5 - 1) < 5 / np.sqrt(2 * noise.size)
+
+
+def test_a_modifier_that_draws_without_saying_so_is_refused():
+    analog = hw.analogize(nn.Dense(2), hw.Hardware(modifier=Unsaid()))
+    variables = analog.init(jax.random.key(0), jnp.ones((1, 3)))
+    with pytest.raises(ValueError, match='Unsaid draws at each step, .*draws = "step"'):
+        analog.apply(variables, jnp.ones((1, 3)), rngs={"mismatch": KEY})
+
+
+def test_a_readout_that_is_none_is_refused():
+    with pytest.raises(ValueError, match="'periphery' or 'exact'"):
+        devices.LargestRow(readout="exakt")
+
+
 @pytest.mark.parametrize("framework", FRAMEWORKS)
 def test_a_chip_is_programmed_by_the_users_equations(framework, tmp_path):
     hardware = hw.Hardware(
