@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 from flax import nnx
-from flax.nnx.traversals import unflatten_mapping
+from flax.traverse_util import unflatten_dict
 
 from hwtrain import paths
 from hwtrain.checkpoint.errors import HardwareCheckpointError
@@ -37,7 +37,7 @@ def collections_of(model: Any) -> dict[str, Any]:
         # The norms of NNX name what they keep by paths, which are tuples.
         named = tuple(str(key) if isinstance(key, tuple) else key for key in keys)
         found.setdefault(_collection(variable), {})[named] = value
-    return {name: unflatten_mapping(leaves) for name, leaves in found.items()}
+    return {name: unflatten_dict(leaves) for name, leaves in found.items()}
 
 
 def filled(

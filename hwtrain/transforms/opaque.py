@@ -3,9 +3,8 @@
 from collections.abc import Callable, Iterable
 from typing import Any
 
-from flax import nnx
-
 from hwtrain.hardware import Hardware
+from hwtrain.transforms.flax_internals import bridged_class
 from hwtrain.transforms.layer import Layer
 
 
@@ -16,11 +15,8 @@ def bridge(module: Any, cls: type) -> Layer | None:
       module: a module of either framework.
       cls: its plain class.
     """
-    if issubclass(cls, nnx.bridge.ToNNX):
-        inner = type(module.to_nnx__module)
-    elif issubclass(cls, nnx.bridge.ToLinen):
-        inner = module.nnx_class
-    else:
+    inner = bridged_class(module, cls)
+    if inner is None:
         return None
     if hasattr(inner, "_hwtrain_assigned"):
         return Layer(why="an analog model of its own")

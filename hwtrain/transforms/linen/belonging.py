@@ -10,9 +10,10 @@ hands the flags of a scope on to those within, also through lifted transforms.
 import contextlib
 import contextvars
 from collections.abc import Callable, Iterator
-from typing import Any
 
 from flax import linen as nn
+
+from hwtrain.transforms.linen import flax_internals as internals
 
 _depth: contextvars.ContextVar[int] = contextvars.ContextVar("hwtrain_depth", default=0)
 
@@ -28,13 +29,13 @@ def belonging(root: nn.Module) -> Iterator[Callable[[nn.Module], bool]]:
     depth = _depth.get()
     flag = f"hwtrain root {depth}"
     token = _depth.set(depth + 1)
-    before = _flagged(root, flag)
+    undo = _flagged(root, flag)
     try:
-        yield lambda module: module.scope is not None and module.scope.has_flag(flag)
+        yield lambda module: internals.has_flag(module, flag)
     finally:
         _depth.reset(token)
-        for scope, flags in before:
-            scope.flags = flags
+        for step in undo:
+            step()
 
 
 def before_the_call(module: nn.Module) -> bool:
@@ -42,21 +43,19 @@ def before_the_call(module: nn.Module) -> bool:
     return True
 
 
-def _flagged(root: nn.Module, flag: str) -> list[tuple[Any, Any]]:
+def _flagged(root: nn.Module, flag: str) -> list[Callable[[], None]]:
     """Puts a flag on the scopes of a module and of what it holds already.
 
     Returns:
-      The scopes, each with its flags before.
+      What takes the flags away, in this order.
     """
-    before, waiting, seen = [], [root], set()
+    undo, waiting, seen = [], [root], set()
     while waiting:
         module = waiting.pop()
-        scope = object.__getattribute__(module, "scope")
+        scope = internals.scope_of(module)
         if scope is None or id(module) in seen:
             continue
         seen.add(id(module))
-        before.append((scope, scope.flags))
-        scope.flags = scope.flags.copy({flag: True})
-        children = object.__getattribute__(module, "_state").children.values()
-        waiting += [child for child in children if isinstance(child, nn.Module)]
-    return before[::-1]
+        undo.append(internals.flag(scope, flag))
+        waiting += internals.children_of(module)
+    return undo[::-1]

@@ -9,6 +9,7 @@ from flax.core import unfreeze
 
 from hwtrain import paths
 from hwtrain.transforms.connections import Connections, connections_of, marked
+from hwtrain.transforms.linen import flax_internals as internals
 from hwtrain.transforms.linen.belonging import before_the_call, belonging
 from hwtrain.transforms.linen.kept_leaves import ANY_LEAF, kept
 from hwtrain.transforms.linen.layers import plain_class
@@ -20,7 +21,7 @@ def linen_connections(
 ) -> Connections:
     """Returns how the layers of a call are connected."""
     plain, base = module.clone(), plain_class(type(module))
-    object.__setattr__(plain, "__class__", base)
+    internals.put(plain, __class__=base)
     told = getattr(type(module), "_hwtrain_assigned", None)
     prefix = told.name if told is not None else ""
     running: list[str] = []

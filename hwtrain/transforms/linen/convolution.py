@@ -11,11 +11,11 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 from flax.core import meta
-from flax.linen.linear import canonicalize_padding
 
 from hwtrain.plan import AnalogWeight
 from hwtrain.transforms.convolution import analog_conv, call_without_socket
 from hwtrain.transforms.layer import Layer, calls_as
+from hwtrain.transforms.linen import flax_internals as internals
 from hwtrain.transforms.linen.fields import operand_marked, replaced_fields
 from hwtrain.transforms.windows import describe_conv, describe_local, describe_transpose
 
@@ -40,7 +40,7 @@ def describe(
     sizes = module.kernel_size
     sizes = (sizes,) if isinstance(sizes, int) else tuple(sizes)
     *shape, channels = jnp.shape(inputs)
-    padding = canonicalize_padding(module.padding, len(sizes))
+    padding = internals.canonical_padding(module.padding, len(sizes))
     geometry = (module, padding, channels, module.features, sizes)
     if base is nn.ConvTranspose:
         return describe_transpose(*geometry)
@@ -84,7 +84,7 @@ def call(
     weights: Mapping[str, AnalogWeight],
     leaves: Mapping[str, Mapping[str, jax.Array]],
     mode: str,
-    context: nn.module.InterceptorContext,
+    context: internals.InterceptorContext,
     next_function: Callable[..., Any],
     args: tuple[Any, ...],
     kwargs: dict[str, Any],

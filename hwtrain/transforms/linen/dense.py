@@ -9,6 +9,7 @@ from flax import linen as nn
 
 from hwtrain.plan import AnalogWeight
 from hwtrain.transforms.layer import Layer, calls_as, dense_layer
+from hwtrain.transforms.linen import flax_internals as internals
 from hwtrain.transforms.linen.fields import replaced_fields
 from hwtrain.transforms.own_products import watched_product
 from hwtrain.transforms.signal_side import analog_dot_general
@@ -71,7 +72,7 @@ def call(
     weights: Mapping[str, AnalogWeight],
     leaves: Mapping[str, Mapping[str, jax.Array]],
     mode: str,
-    context: nn.module.InterceptorContext,
+    context: internals.InterceptorContext,
     next_function: Callable[..., Any],
     args: tuple[Any, ...],
     kwargs: dict[str, Any],

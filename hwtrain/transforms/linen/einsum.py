@@ -11,6 +11,7 @@ from flax.core import meta
 from hwtrain.plan import AnalogWeight
 from hwtrain.transforms import einsum
 from hwtrain.transforms.layer import Layer
+from hwtrain.transforms.linen import flax_internals as internals
 from hwtrain.transforms.linen.fields import operand_marked
 
 
@@ -53,7 +54,7 @@ def call(
     weights: Mapping[str, AnalogWeight],
     leaves: Mapping[str, Mapping[str, jax.Array]],
     mode: str,
-    context: nn.module.InterceptorContext,
+    context: internals.InterceptorContext,
     next_function: Callable[..., Any],
     args: tuple[Any, ...],
     kwargs: dict[str, Any],
@@ -65,7 +66,7 @@ def call(
     kernel, bias = params["kernel"], params.get("bias")
     shape = ()
     if bias is not None:
-        _, shape = module._get_bias_shape(equation, inputs, kernel)
+        shape = internals.bias_shape(module, equation, inputs, kernel)
     inputs, kernel, bias = module.promote_dtype(
         inputs, kernel, bias, dtype=module.dtype
     )

@@ -9,6 +9,7 @@ from flax import linen as nn
 from hwtrain.plan import AnalogWeight
 from hwtrain.transforms import embed
 from hwtrain.transforms.layer import Layer
+from hwtrain.transforms.linen import flax_internals as internals
 from hwtrain.transforms.linen.fields import operand_marked
 
 
@@ -47,7 +48,7 @@ def call(
     weights: Mapping[str, AnalogWeight],
     leaves: Mapping[str, Mapping[str, jax.Array]],
     mode: str,
-    context: nn.module.InterceptorContext,
+    context: internals.InterceptorContext,
     next_function: Callable[..., Any],
     args: tuple[Any, ...],
     kwargs: dict[str, Any],

@@ -6,18 +6,18 @@ from typing import Any
 
 from flax import linen as nn
 
+from hwtrain.transforms.linen import flax_internals as internals
+
 
 @contextlib.contextmanager
 def replaced_fields(module: nn.Module, **fields: Any):
     """Sets fields of a frozen, bound module for the duration of a call."""
     before = {name: getattr(module, name) for name in fields}
     try:
-        for name, value in fields.items():
-            object.__setattr__(module, name, value)
+        internals.put(module, **fields)
         yield
     finally:
-        for name, value in before.items():
-            object.__setattr__(module, name, value)
+        internals.put(module, **before)
 
 
 def operand_marked(

@@ -13,6 +13,7 @@ from typing import Any
 from flax import linen as nn
 
 from hwtrain.transforms.errors import behind_the_root
+from hwtrain.transforms.linen import flax_internals as internals
 
 # The analog roots whose methods are running: their inner calls are plain calls.
 _running: contextvars.ContextVar[tuple[tuple[Any, Any], ...]] = contextvars.ContextVar(
@@ -45,8 +46,8 @@ def entered(root: nn.Module, ours: Callable[[nn.Module], bool] | None = None):
 
 
 def _identity(root: nn.Module) -> Any:
-    scope = object.__getattribute__(root, "scope")
-    return type(root), scope and scope.path
+    scope = internals.scope_of(root)
+    return type(root), scope and internals.path_of(scope)
 
 
 @nn.nowrap
@@ -66,9 +67,8 @@ def _guard(root: nn.Module, name: str, value: Any) -> Any:
     """Refuses a submodule reached around the root: it would run as a plain layer."""
     if name.startswith("_") or name == "parent" or not _holds_layers(value):
         return value
-    scope = object.__getattribute__(root, "scope")
-    in_setup = object.__getattribute__(root, "_state").in_setup
-    if scope is None or in_setup or is_running(root):
+    bound = internals.scope_of(root) is not None
+    if not bound or internals.in_setup(root) or is_running(root):
         return value
     raise behind_the_root(f"{type(root).__name__}.{name}")
 
@@ -76,7 +76,7 @@ def _guard(root: nn.Module, name: str, value: Any) -> Any:
 def _holds_layers(value: Any) -> bool:
     """Whether a value is a bound module, or a container of them."""
     if isinstance(value, nn.Module):
-        return object.__getattribute__(value, "scope") is not None
+        return internals.scope_of(value) is not None
     if isinstance(value, list | tuple):
         return any(map(_holds_layers, value))
     return isinstance(value, dict) and any(map(_holds_layers, value.values()))

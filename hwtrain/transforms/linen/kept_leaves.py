@@ -4,8 +4,8 @@ What maps the variables of a layer, as `nn.WeightNorm` does, or a user's own fun
 means the layer's parameters. It gets them without what hardware has put beside them,
 which comes back untouched.
 
-Flax maps in one function, `flax.core.lift.map_variables`. `install` puts another one
-around it, which does nothing outside of an analog model.
+Flax maps in one function. `install` puts another one around it, which does nothing
+outside of an analog model.
 """
 
 import contextlib
@@ -14,10 +14,9 @@ import functools
 from collections.abc import Callable, Container, Iterator, Mapping
 from typing import Any
 
-from flax.core import lift
-
 from hwtrain import paths
 from hwtrain.leaf_names import OF_A_STEP, OWNERS, named_as_leaf, split
+from hwtrain.transforms.linen import flax_internals as internals
 
 
 class _AnyLeaf(Container[str]):
@@ -49,7 +48,7 @@ def kept(names: Container[str]) -> Iterator[None]:
 
 def install() -> None:
     """Puts the function around Flax's, once."""
-    original = lift.map_variables
+    original = internals.map_variables_function()
     if hasattr(original, "hwtrain_original"):
         return
 
@@ -57,8 +56,8 @@ def install() -> None:
     def map_variables(
         fn: Any,
         mapped_collections: Any,
-        map_in_fn: Any = lift.id_fn,
-        map_out_fn: Any = lift.id_fn,
+        map_in_fn: Any = internals.unchanged,
+        map_out_fn: Any = internals.unchanged,
         *args: Any,
         **kwargs: Any,
     ) -> Any:
@@ -66,7 +65,7 @@ def install() -> None:
         return original(fn, mapped_collections, *maps, *args, **kwargs)
 
     vars(map_variables)["hwtrain_original"] = original
-    lift.map_variables = map_variables
+    internals.put_map_variables_function(map_variables)
 
 
 def _around(function: Callable[[Any], Any]) -> Callable[[Any], Any]:

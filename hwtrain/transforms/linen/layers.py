@@ -15,6 +15,7 @@ from hwtrain.plan import AnalogWeight
 from hwtrain.transforms.errors import behind_the_root, taken_name
 from hwtrain.transforms.layer import Layer, analog_weight
 from hwtrain.transforms.linen import convolution, dense, einsum, embed, own, recurrent
+from hwtrain.transforms.linen import flax_internals as internals
 from hwtrain.transforms.loops import returned
 from hwtrain.transforms.opaque import bridge
 from hwtrain.transforms.planning import check_refused
@@ -51,7 +52,7 @@ DIGITAL = (
 
 
 def describe(
-    context: nn.module.InterceptorContext,
+    context: internals.InterceptorContext,
     path: str,
     args: tuple[Any, ...],
     kwargs: dict[str, Any],
@@ -76,7 +77,7 @@ def describe(
     return dataclasses.replace(layer, path=path, name=cls.__name__)
 
 
-def states_product(context: nn.module.InterceptorContext) -> bool:
+def states_product(context: internals.InterceptorContext) -> bool:
     """Whether a call is that of `hwtrain.analog_einsum` or `analog_dot_general`."""
     return own.OfCall.is_stated(context.method_name)
 
@@ -84,7 +85,7 @@ def states_product(context: nn.module.InterceptorContext) -> bool:
 def watched_call(
     operands: Operands,
     layer: Layer,
-    context: nn.module.InterceptorContext,
+    context: internals.InterceptorContext,
     next_function: Callable[..., Any],
     args: tuple[Any, ...],
     kwargs: dict[str, Any],
@@ -116,14 +117,14 @@ def plain_class(cls: type) -> type:
     return getattr(cls, "_hwtrain_base", cls)
 
 
-def running_class(context: nn.module.InterceptorContext) -> type:
+def running_class(context: internals.InterceptorContext) -> type:
     """Returns the class whose method runs: a method may call that of its super class.
 
     Args:
       context: the call, as Flax gives it to an interceptor.
     """
     cls: Any = plain_class(type(context.module))
-    function = inspect.unwrap(getattr(context.orig_method, "func", context.orig_method))
+    function = inspect.unwrap(internals.function_of(context))
     for base in cls.__mro__[: cls.__mro__.index(nn.Module)]:
         method = getattr(base, context.method_name, None)
         if method is not None and inspect.unwrap(method) is function:
@@ -139,7 +140,7 @@ def names_of(scope: Any, path: str) -> list[str]:
         `param` and `setup`, as our leaves are, is not among its reservations.
       path: path of the module.
     """
-    own = map(paths.join, ([name] for name in scope.reservations))
+    own = map(paths.join, ([name] for name in internals.names_taken(scope)))
     found = [x for x in own if named_as_leaf(x) or x in OF_A_STEP]
     return [f"{path}/{name}" if path else name for name in found]
 
@@ -159,24 +160,23 @@ def create_leaves(
         return
     check_refused(layer, leaf, rule)
     (name,) = paths.split(leaf)
-    kernel = meta.unbox(scope.get_variable("params", name))
+    kernel = meta.unbox(internals.parameter(scope, name))
     path = f"{layer.path}/{leaf}" if layer.path else leaf
     weight = analog_weight(
         layer, array, path=path, shape=kernel.shape, hardware=hardware, rule=rule
     )
     for leaf, value in initial_leaves(weight, kernel).items():
         (name,) = paths.split(weight.leaf_name(leaf))
-        if scope.name_reserved(name):
+        if internals.is_taken(scope, name):
             raise taken_name(weight, weight.leaf(leaf))
-        if not scope.has_variable("params", name):
-            scope.put_variable("params", name, value)
+        internals.put_parameter(scope, name, value)
 
 
 def analog_call(
     by_path: Mapping[str, AnalogWeight],
     path: str,
     mode: str,
-    context: nn.module.InterceptorContext,
+    context: internals.InterceptorContext,
     next_function: Callable[..., Any],
     args: tuple[Any, ...],
     kwargs: dict[str, Any],
@@ -208,7 +208,7 @@ def analog_call(
 def refuse_late(
     by_path: Mapping[str, AnalogWeight],
     path: str,
-    context: nn.module.InterceptorContext,
+    context: internals.InterceptorContext,
     args: tuple[Any, ...],
 ) -> None:
     """Raises for an analog layer: its root has returned, and it would run plain.
@@ -224,7 +224,7 @@ def refuse_late(
 def _owned(
     by_path: Mapping[str, AnalogWeight],
     path: str,
-    context: nn.module.InterceptorContext,
+    context: internals.InterceptorContext,
     args: tuple[Any, ...],
 ) -> Iterator[tuple[Any, dict[str, AnalogWeight]]]:
     """Yields the families of a module's method, with the weights that it owns."""

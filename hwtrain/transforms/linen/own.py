@@ -6,13 +6,13 @@ from typing import Any
 import jax
 from flax import linen as nn
 from flax.core import meta
-from flax.linen.module import run_interceptors
 
 from hwtrain import paths
 from hwtrain.plan import AnalogWeight
 from hwtrain.sockets import _table
 from hwtrain.transforms import socket_rows
 from hwtrain.transforms.layer import Layer
+from hwtrain.transforms.linen import flax_internals as internals
 from hwtrain.transforms.linen.fields import replaced_fields
 from hwtrain.transforms.stated import Stated
 
@@ -22,7 +22,7 @@ def multiply(module: nn.Module, stated: Stated, x: Any) -> jax.Array:
 
     To interceptors, an analog model's among them, it is a method of the module.
     """
-    return run_interceptors(_stated_product, module, stated, x)
+    return internals.intercepted(_stated_product, module, stated, x)
 
 
 def _stated_product(module: nn.Module, stated: Stated, x: Any) -> jax.Array:
@@ -101,7 +101,7 @@ class OfCall:
         weights: Mapping[str, AnalogWeight],
         leaves: Mapping[str, Mapping[str, jax.Array]],
         mode: str,
-        context: nn.module.InterceptorContext,
+        context: internals.InterceptorContext,
         next_function: Callable[..., Any],
         args: tuple[Any, ...],
         kwargs: dict[str, Any],

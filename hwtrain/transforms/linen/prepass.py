@@ -13,13 +13,14 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 from flax import linen as nn
-from flax.core import DenyList, meta, unfreeze
+from flax.core import meta, unfreeze
 from jax.tree_util import SequenceKey
 
 from hwtrain import paths
 from hwtrain.plan import Plan
 from hwtrain.sockets._table import when_registered
 from hwtrain.transforms.layer import Layer, joined, unasked
+from hwtrain.transforms.linen import flax_internals as internals
 from hwtrain.transforms.linen.belonging import before_the_call, belonging
 from hwtrain.transforms.linen.kept_leaves import ANY_LEAF, kept
 from hwtrain.transforms.linen.layers import (
@@ -174,7 +175,8 @@ def _record(call: _Call) -> tuple[list[Layer], set[str]]:
             named[path] = f"a {around[-1]} computes that from it at every call"
         inside = [type(context.module).__name__] * isinstance(context.module, REWRITERS)
         around.extend(inside)
-        scope = context.module.scope  # Flax rewinds that of a module after its call
+        # Flax rewinds that of a module after its call.
+        scope = internals.scope_of(context.module)
         try:
             return watched_call(operands, layer, context, next_function, args, kwargs)
         finally:
@@ -189,7 +191,7 @@ def _record(call: _Call) -> tuple[list[Layer], set[str]]:
     ours: Callable[[nn.Module], bool] = before_the_call
     plain = call.module.clone()
     base = plain_class(type(call.module))
-    object.__setattr__(plain, "__class__", base)
+    internals.put(plain, __class__=base)
 
     def run(arrays):
         leaves = [s if a is None else a for a, s in zip(arrays, call.static)]
@@ -200,7 +202,7 @@ def _record(call: _Call) -> tuple[list[Layer], set[str]]:
             unfreeze(variables),
             *args,
             rngs=rngs,
-            mutable=True if made else DenyList("params"),
+            mutable=True if made else internals.all_but("params"),
             method=method,
             **kwargs,
         )

@@ -12,12 +12,11 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 from flax.core import meta
-from flax.linen.dtypes import promote_dtype
-from flax.linen.recurrent import DenseParams
 
 from hwtrain.physics.tiling import over_batch
 from hwtrain.plan import AnalogWeight
 from hwtrain.transforms.layer import Layer, LayerWeight
+from hwtrain.transforms.linen import flax_internals as internals
 from hwtrain.transforms.signal_side import analog_dot_general, has_signal_side
 
 GATES = "ifgo"
@@ -29,7 +28,7 @@ def describe(
     """Returns what the plan must know of a gate, or of the cell around its gates."""
     if issubclass(cls, nn.OptimizedLSTMCell):
         return Layer(why="its gates are layers of their own, ii to ho")
-    if not issubclass(cls, DenseParams) or method != "__call__":
+    if not issubclass(cls, internals.GateParams) or method != "__call__":
         return None
     cell = type(module.parent)
     if not owned(getattr(cell, "_hwtrain_base", cell), "__call__"):
@@ -67,7 +66,7 @@ def call(
     weights: Mapping[str, AnalogWeight],
     leaves: Mapping[str, Mapping[str, jax.Array]],
     mode: str,
-    context: nn.module.InterceptorContext,
+    context: internals.InterceptorContext,
     next_function: Callable[..., Any],
     args: tuple[Any, ...],
     kwargs: dict[str, Any],
@@ -78,7 +77,7 @@ def call(
 
     def multiply(name: str, x: jax.Array) -> jax.Array:
         kernel, bias = params[name]["kernel"], params[name].get("bias")
-        x, kernel, bias = promote_dtype(x, kernel, bias, dtype=cell.dtype)
+        x, kernel, bias = internals.promoted(x, kernel, bias, dtype=cell.dtype)
         dot_general: Callable[..., jax.Array] = jax.lax.dot_general
         weight = weights.get(f"{name}/kernel")
         if weight is not None and has_signal_side(weight):

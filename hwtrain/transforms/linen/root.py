@@ -18,6 +18,7 @@ from hwtrain.plan import Plan
 from hwtrain.transforms import weight_side
 from hwtrain.transforms.errors import missing_stream
 from hwtrain.transforms.layer import joined
+from hwtrain.transforms.linen import flax_internals as internals
 from hwtrain.transforms.linen.belonging import belonging
 from hwtrain.transforms.linen.guard import (
     entered,
@@ -93,7 +94,7 @@ def _with_class(module: nn.Module, cls: type) -> nn.Module:
     # A module made inside another one's call is part of it already; a clone is not.
     inside = isinstance(module.parent, nn.Module)
     analog = module if inside else module.clone()
-    object.__setattr__(analog, "__class__", cls)
+    internals.put(analog, __class__=cls)
     return analog
 
 
@@ -143,9 +144,9 @@ def _through_both_sides(base: type, name: str):
     original = getattr(base, name)
 
     def method(self, *args, **kwargs):
-        if self.scope is None or is_running(self):
+        if internals.scope_of(self) is None or is_running(self):
             return original(self, *args, **kwargs)
-        run = _initialize if self.scope.has_flag("initializing") else _apply
+        run = _initialize if self.is_initializing() else _apply
         with belonging(self) as ours, entered(self, ours):
             return run(self, ours, original, name, args, kwargs)
 
@@ -167,7 +168,8 @@ def _initialize(root: Any, ours, original, name: str, args: tuple, kwargs: dict)
         module = context.module
         if not ours(module):
             return next_function(*args, **kwargs)
-        scope = module.scope  # Flax rewinds that of a module after its call
+        # Flax rewinds that of a module after its call.
+        scope = internals.scope_of(module)
         result = next_function(*args, **kwargs)
         path = _relative(root, module)
         users.update(names_of(scope, path))
@@ -207,14 +209,14 @@ def _within(path: str, other: str) -> bool:
 def _apply(root: Any, ours, original, name: str, args: tuple, kwargs: dict):
     """Runs a method with both sides."""
     told, mode = assigned(root), root._hwtrain_mode
-    rngs = root.scope.rngs
+    rngs = internals.streams_of(root)
     # Bound modules have no hash, and the plan of equal calls is kept.
-    unbound = root.clone(parent=None, _deep_clone=True, _reset_names=True, name=None)
+    unbound = internals.unbound(root)
     plan = linen_plan(
         unbound,
         told,
         root.variables,
-        {stream: key.as_jax_rng() for stream, key in rngs.items()},
+        rngs,
         name,
         args,
         kwargs,
@@ -224,7 +226,7 @@ def _apply(root: Any, ours, original, name: str, args: tuple, kwargs: dict):
         # Not make_rng: it counts calls, and falls back to the params stream.
         if told.stream not in rngs:
             raise missing_stream(mode, told.stream)
-        key = _at_call(root, rngs[told.stream].as_jax_rng())
+        key = _at_call(root, rngs[told.stream])
     by_path = {
         weight_side.local(plan, weight.path): weight
         for weight in plan.weights
@@ -273,7 +275,7 @@ def _at_call(root: Any, key: jax.Array) -> jax.Array:
     The first call has the key itself. A model that is applied is called once; one that
     another module holds, or that is bound, may be called several times.
     """
-    scope = root.scope
+    scope = internals.scope_of(root)
     count = getattr(scope, "hwtrain_calls", 0)
     scope.hwtrain_calls = count + 1
     return fold_in(key, count) if count else key

@@ -9,11 +9,11 @@ from typing import Any
 
 import jax
 from flax import nnx
-from flax.nnx.nn.linear import canonicalize_padding
 
 from hwtrain.plan import AnalogWeight
 from hwtrain.transforms.convolution import analog_conv, call_without_socket
 from hwtrain.transforms.layer import Layer, calls_as
+from hwtrain.transforms.nnx import flax_internals as internals
 from hwtrain.transforms.nnx.stand_in import operand_marked, stand_in
 from hwtrain.transforms.windows import describe_conv, describe_transpose
 
@@ -32,7 +32,7 @@ def describe(module: Any, cls: type) -> Layer | None:
         return Layer(why="it has a conv_general_dilated of its own")
     sizes = module.kernel_size
     sizes = (sizes,) if isinstance(sizes, int) else tuple(sizes)
-    padding = canonicalize_padding(module.padding, len(sizes))
+    padding = internals.canonical_padding(module.padding, len(sizes))
     describe_this = describe_transpose if base is nnx.ConvTranspose else describe_conv
     return describe_this(
         module, padding, module.in_features, module.out_features, sizes

@@ -3,6 +3,8 @@
 from collections.abc import Callable
 from typing import Any
 
+from hwtrain.transforms.nnx.flax_internals import shallow_copy
+
 
 def stand_in(layer: Any, base: type, **attributes: Any) -> Any:
     """Returns a shallow copy of a layer that shares its variables.
@@ -14,9 +16,7 @@ def stand_in(layer: Any, base: type, **attributes: Any) -> Any:
       base: class of the copy: the user's, not the analog one.
       **attributes: what the copy has instead.
     """
-    copy = object.__new__(base)
-    copy.__dict__.update(layer.__dict__, **attributes)
-    return copy
+    return shallow_copy(layer, base, **attributes)
 
 
 def operand_marked(
