@@ -16,7 +16,7 @@ from hwtrain.transforms.effective import collected
 from hwtrain.transforms.functional import as_function, compiled
 from hwtrain.transforms.nnx.layers import EffectiveWeight
 from hwtrain.transforms.nnx.step import modules_of
-from hwtrain.transforms.observation import observed
+from hwtrain.transforms.observation import observed, tell
 from hwtrain.transforms.weight_side import local
 
 
@@ -135,7 +135,7 @@ class _Collector:
             if not np.array_equal(found.setdefault(first, array), array):
                 self._differing.add(path)
 
-        jax.debug.callback(take, numbers, array)
+        tell(take, numbers, array)
 
     def values(self, stored: dict[str, Any]) -> dict[str, jax.Array]:
         """Returns the arrays by the paths of their leaves, in the dtype of the stored.

@@ -10,6 +10,10 @@ import jax
 from jax.typing import DTypeLike
 
 from hwtrain.plan import AnalogWeight
+from hwtrain.transforms.linen.flax_internals import (
+    checks_what_is_constant,
+    refuses_callbacks,
+)
 
 
 class Multiplication(NamedTuple):
@@ -54,24 +58,32 @@ def observed(observer: Observer | None):
 
     Args:
       observer: takes the multiplication, and returns its result; `None` for nobody.
-
-    Raises:
-      ValueError: if Flax refuses the observer's callbacks in the body of an `nn.scan`.
     """
     token = _observer.set(observer)
     try:
         with _trace(("observed", next(_fresh))):
             yield
-    except ValueError as error:
-        if "data dependency on the scan body" not in str(error):
-            raise
+    finally:
+        _observer.reset(token)
+
+
+def tell(take: Callable[..., None], *values: Any) -> None:
+    """Calls back with the values that a program computes.
+
+    Args:
+      take: called with them when the program runs.
+      *values: trees of arrays of the program.
+
+    Raises:
+      ValueError: in the body of an `nn.scan` that Flax lets nothing call back from.
+    """
+    if checks_what_is_constant() and refuses_callbacks():
         raise ValueError(
             "this version of Flax refuses callbacks, by which layers are watched (and "
             "jax.debug.print), in the body of an nn.scan that checks what is constant: "
             "write nn.scan(..., check_constancy_invariants=False)"
-        ) from error
-    finally:
-        _observer.reset(token)
+        )
+    jax.debug.callback(take, *values)
 
 
 def observer() -> Observer | None:
