@@ -4,13 +4,9 @@ import math
 import re
 
 from hwtrain.hardware import MappingParameter
-from hwtrain.leaf_names import SHARED
 from hwtrain.physics.convolution import Window
 from hwtrain.plan import AnalogWeight
-
-CONVOLUTIONS = ("conv", "conv_transpose", "conv_local")
-KINDS = ("dense", "einsum", "embed", "lora", "raw", *CONVOLUTIONS)
-"""How a layer multiplies."""
+from hwtrain.sockets._kinds import KINDS
 
 _LARGEST = 2**31 - 1
 """The largest number that XLA takes for a window."""
@@ -52,21 +48,22 @@ def _check_kind(weight: AnalogWeight) -> None:
             f"{weight.path}: kind should be one of {', '.join(KINDS)}, got "
             f"{kind[:40]!r}"
         )
-    analog = kind != "raw"
+    analog, own = kind != "raw", KINDS[kind]
     signs = {
-        "a window": (weight.window is not None, kind in CONVOLUTIONS),
-        "an equation": (bool(weight.equation), kind == "einsum"),
+        "a window": (weight.window is not None, own.window),
+        "an equation": (bool(weight.equation), own.equation),
         "a layer": (bool(weight.layer), analog),
         "a local window": (
             weight.window is not None and weight.window.local,
-            kind == "conv_local",
+            own.local,
         ),
         "an input range": (weight.ranged, analog and weight.hardware.ranged),
     }
-    if analog and kind != "einsum":  # a layer of a user's may call its arrays anything
+    if analog and not own.equation:  # a layer of a user's may call its arrays anything
         signs |= {
-            "the name of a factor": (name in SHARED, kind == "lora"),
-            "the name embedding": (name == "embedding", kind == "embed"),
+            other.named: (name in other.arrays, other is own)
+            for other in KINDS.values()
+            if other.arrays
         }
     for sign, (has, should) in signs.items():
         if has != should:
@@ -74,11 +71,9 @@ def _check_kind(weight: AnalogWeight) -> None:
                 f"{weight.path}: with the kind {kind!r} and its hardware it should "
                 f"{'have' if should else 'not have'} {sign}"
             )
-    if kind == "embed":
-        _check_axes(weight, rows=(1,), columns=(0,))
-    elif kind == "lora":
-        _check_axes(weight, rows=(0,), columns=(1,))
-    elif kind == "einsum":
+    if own.rows:
+        _check_axes(weight, own.rows, own.columns)
+    elif own.equation:
         _check_equation(weight)
 
 

@@ -1,8 +1,8 @@
 """Which method of which class multiplies by which array, and over which axes.
 
-A table of classes that hwtrain does not know by itself. A Linen module needs a row only
-where it multiplies in a way of its own, for its calls tell what it does; an NNX object
-is planned before it is called, and needs one in any case.
+One table for each framework, in which the layers of Flax have rows too. A Linen module
+of your own needs one only where it multiplies in a way of its own, for its calls tell
+what it does; an NNX object is planned before it is called, and needs one in any case.
 """
 
 from collections.abc import Callable
@@ -98,5 +98,8 @@ def register(
         )
     if isinstance(equation, str):
         _table.array_letters(equation)
-    _table.add(cls, _table.Socket(array, equation, method, dot_general, einsum, call))
+    row = _table.Socket(
+        array, equation, method, dot_general=dot_general, einsum=einsum, call=call
+    )
+    _table.add(cls, row)
     return cls

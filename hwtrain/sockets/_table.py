@@ -1,7 +1,7 @@
 """The rows that `register` writes, and what reads them."""
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
 
 from hwtrain import paths
@@ -11,33 +11,52 @@ class Socket(NamedTuple):
     """A row of the table.
 
     Attributes:
-      array: name of the array.
+      array: name of the array; or names, the last its own in a module within.
       equation: of inputs, array and result, or a function of the module that gives it.
       method: name of the method that multiplies.
       dot_general: name of the attribute that it calls as `jax.lax.dot_general`.
       einsum: name of the attribute that it calls as `jnp.einsum`.
-      call: the method written again.
+      conv: name of the attribute that it calls as `jax.lax.conv_general_dilated`.
+      call: the method written again, which states its products.
+      written: the method written again, which is given its hardware. Called with the
+        module, the plans of its arrays and what lies beside them, each by array, the
+        mode, and the method's arguments.
+      kind: how it multiplies, one of `KINDS`.
+      layer: of a row of hwtrain's own, in the place of an equation: returns what the
+        plan must know. Called with the module and, of Linen, the method's arguments.
+      watched: calls the method with the array marked, where that is not the second
+        operand of its product, nor what its `promote_dtype` returns.
+      built_in: whether it is a row of hwtrain's own.
     """
 
-    array: str
-    equation: str | Callable[[Any], str]
-    method: str
-    dot_general: str | None
-    einsum: str | None
-    call: Callable[..., Any] | None
+    array: str | tuple[str, ...]
+    equation: str | Callable[[Any], str] = ""
+    method: str = "__call__"
+    dot_general: str | None = None
+    einsum: str | None = None
+    conv: str | None = None
+    call: Callable[..., Any] | None = None
+    written: Callable[..., Any] | None = None
+    kind: str = "einsum"
+    layer: Callable[..., Any] | None = None
+    watched: Callable[..., Any] | None = None
+    built_in: bool = False
 
     @property
     def leaf(self) -> str:
         """The array's path from its layer."""
-        return paths.join([self.array])
+        names = (self.array,) if isinstance(self.array, str) else self.array
+        return paths.join(names)
 
     @property
     def field(self) -> str | None:
         """Name of the attribute in whose place the product of hardware goes."""
-        return self.dot_general or self.einsum
+        return self.dot_general or self.einsum or self.conv
 
 
 _rows: dict[type, list[Socket]] = {}
+_digital: dict[type, str] = {}
+_rewriting: set[type] = set()
 _forget: list[Callable[[], None]] = []
 
 _EQUATION = re.compile(r"[A-Za-z.]+,([A-Za-z.]+)->[A-Za-z.]*")
@@ -64,12 +83,15 @@ def array_letters(equation: str) -> str:
 def add(cls: type, row: Socket) -> None:
     """Puts a row into the table, in the place of one for its array and method.
 
+    A user's stand before hwtrain's own, which are kept: they say what a method of the
+    same name of a parent multiplies by.
+
     Raises:
       ValueError: if it contradicts another one of the class.
     """
     rows = [old for old in _rows.get(cls, []) if not _replaces(row, old)]
     for old in rows:
-        if old.method != row.method:
+        if (old.method, old.built_in) != (row.method, row.built_in):
             continue
         if row.call is not old.call and None not in (row.call, old.call):
             raise ValueError(
@@ -87,7 +109,50 @@ def add(cls: type, row: Socket) -> None:
 
 
 def _replaces(new: Socket, old: Socket) -> bool:
-    return (new.array, new.method) == (old.array, old.method)
+    return (new.array, new.method, new.built_in) == (
+        old.array,
+        old.method,
+        old.built_in,
+    )
+
+
+def add_built_in(
+    classes: Iterable[type],
+    *arrays: str | tuple[str, ...],
+    **options: Any,
+) -> None:
+    """Puts rows of hwtrain's own into the table.
+
+    A class that overrides one of the methods that have rows multiplies in its own way.
+
+    Args:
+      classes: classes of Flax.
+      *arrays: the arrays that a method multiplies by.
+      **options: what else the rows say, as in `Socket`.
+    """
+    for cls in classes:
+        for array in arrays:
+            add(cls, Socket(array, built_in=True, **options))
+
+
+def keep_digital(classes: Iterable[type], why: str) -> None:
+    """Says why classes without rows stay digital."""
+    _digital.update(dict.fromkeys(classes, why))
+
+
+def why_digital(cls: type) -> str | None:
+    """Returns why a class, or the parent that it is like, stays digital."""
+    return next((_digital[base] for base in cls.__mro__ if base in _digital), None)
+
+
+def add_rewriting(classes: Iterable[type]) -> None:
+    """Names modules that compute the arrays of the layer in them at every call."""
+    _rewriting.update(classes)
+
+
+def is_rewriting(module: Any) -> bool:
+    """Whether a module computes the arrays of the layer in it at every call."""
+    return isinstance(module, tuple(_rewriting))
 
 
 def when_registered(forget: Callable[[], None]) -> None:
@@ -99,27 +164,72 @@ def when_registered(forget: Callable[[], None]) -> None:
     _forget.append(forget)
 
 
-def rows_of(cls: type, method: str) -> tuple[Socket, ...]:
-    """Returns the rows of a class for a method; none for one that it overrides."""
+def rows_of(cls: type, method: str, built_in: bool | None = None) -> tuple[Socket, ...]:
+    """Returns the rows of a class for a method; none for one that it overrides.
+
+    Args:
+      cls: the class.
+      method: name of the method.
+      built_in: `True` for rows of hwtrain's own alone, `False` for those of users;
+        `None` for those of users where there are any.
+    """
     for base in cls.__mro__:
-        rows = tuple(row for row in _rows.get(base, ()) if row.method == method)
+        rows = _of(base, method, built_in)
         if rows:
-            same = getattr(cls, method) is getattr(base, method)
+            # What Flax defines together, a class overrides together.
+            own = _methods(base, True) if rows[0].built_in else (method,)
+            same = all(getattr(cls, name) is getattr(base, name) for name in own)
             return rows if same else ()
     return ()
 
 
-def methods_of(cls: type) -> tuple[str, ...]:
-    """Returns the methods that a class, or one of its parents, has rows for."""
-    found = (row.method for base in cls.__mro__ for row in _rows.get(base, ()))
+def _of(base: type, method: str, built_in: bool | None) -> tuple[Socket, ...]:
+    rows = [row for row in _rows.get(base, ()) if row.method == method]
+    if built_in is not None:
+        return tuple(row for row in rows if row.built_in == built_in)
+    users = [row for row in rows if not row.built_in]
+    return tuple(users or rows)
+
+
+def _methods(base: type, built_in: bool | None) -> tuple[str, ...]:
+    rows = (r for r in _rows.get(base, ()) if built_in in (None, r.built_in))
+    return tuple(dict.fromkeys(row.method for row in rows))
+
+
+def methods_of(cls: type, built_in: bool | None = None) -> tuple[str, ...]:
+    """Returns the methods that a class, or one of its parents, has rows for.
+
+    Args:
+      cls: the class.
+      built_in: `True` for rows of hwtrain's own alone, `False` for those of users.
+    """
+    found = (name for base in cls.__mro__ for name in _methods(base, built_in))
     return tuple(dict.fromkeys(found))
 
 
-def overridden(cls: type, method: str) -> type | None:
-    """Returns the registered class whose method a class overrides, if it does."""
+def arrays_of(cls: type, built_in: bool | None = None) -> dict[str, tuple[str, ...]]:
+    """Returns the methods of a class that multiply, with the arrays that they need."""
+    found = {name: rows_of(cls, name, built_in) for name in methods_of(cls, built_in)}
+    return {
+        method: tuple(row.leaf for row in rows)
+        for method, rows in found.items()
+        if rows
+    }
+
+
+def overridden(cls: type, method: str) -> tuple[str, bool] | None:
+    """Returns what a class overrides of a class with rows, if it does.
+
+    Returns:
+      Its name, and whether the rows are hwtrain's own.
+    """
     if rows_of(cls, method):
         return None
     for base in cls.__mro__:
-        if any(row.method == method for row in _rows.get(base, ())):
-            return base
+        rows = _of(base, method, None)
+        if rows and not rows[0].built_in:
+            return f"{base.__name__}.{method}", False
+        if rows and rows[0].layer is not None:
+            name, several = base.__name__, len(_methods(base, True)) > 1
+            return f"a method of {name}" if several else f"{name}.{method}", True
     return None

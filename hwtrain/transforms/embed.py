@@ -25,7 +25,6 @@ def describe(num_embeddings: int, features: int) -> Layer:
         leaf=LEAF, shape=(num_embeddings, features), rows=(1,), columns=(0,)
     )
     return Layer(
-        kind="embed",
         weights=(weight,),
         by_rule=True,
         no_inputs=(

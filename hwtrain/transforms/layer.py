@@ -40,7 +40,8 @@ class Layer:
     Attributes:
       path: its path.
       name: name of its class.
-      kind: kind of its analog counterpart, or `None` if there is none.
+      kind: kind of its analog counterpart, or `None` if there is none. Of a layer of
+        Flax its row of the table of sockets says it.
       why: why there is none.
       weights: the arrays that can be analog.
       by_rule: whether it is analog only by a rule.
@@ -140,13 +141,6 @@ def _article(name: str) -> str:
     return f"{'an' if name[:1] in 'AEIOU' else 'a'} {name}"
 
 
-def calls_as(cls: type, bases: tuple[type, ...]) -> bool:
-    """Whether a class is one of `bases`, or inherits its `__call__` unchanged."""
-    return any(
-        issubclass(cls, base) and cls.__call__ is base.__call__ for base in bases
-    )
-
-
 def dense_layer(
     stack: tuple[int, ...], rows: tuple[int, ...], columns: tuple[int, ...]
 ) -> Layer:
@@ -164,7 +158,7 @@ def dense_layer(
         rows=tuple(range(first, last)),
         columns=tuple(range(last, len(shape))),
     )
-    return Layer(kind="dense", weights=(weight,))
+    return Layer(weights=(weight,))
 
 
 def analog_weight(

@@ -1,5 +1,6 @@
 """What a row of the table of sockets means for a module of either framework."""
 
+import dataclasses
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -7,8 +8,9 @@ import jax
 import jax.numpy as jnp
 
 from hwtrain.plan import AnalogWeight
-from hwtrain.sockets._table import Socket, array_letters, methods_of, overridden
-from hwtrain.transforms.einsum import multiplied
+from hwtrain.sockets._table import Socket, array_letters, overridden
+from hwtrain.transforms.convolution import analog_conv
+from hwtrain.transforms.einsum import analog_einsum, multiplied
 from hwtrain.transforms.layer import Layer, joined
 from hwtrain.transforms.own_products import watched_product
 from hwtrain.transforms.signal_side import analog_dot_general
@@ -38,73 +40,115 @@ def layer(row: Socket, module: Any, shape: tuple[int, ...]) -> Layer:
 
 
 def watched(
-    row: Socket, before: Any, marked: Callable[[str, Any], Any]
-) -> Callable[..., Any]:
-    """Returns the attribute that multiplies, with the array marked.
+    row: Socket, module: Any, marked: Callable[[str, Any], Any]
+) -> dict[str, Any]:
+    """Returns the attributes of a module that multiply, with the array marked.
 
     Args:
-      row: the row.
-      before: what the module has there.
+      row: the row, which names the attribute.
+      module: the module.
       marked: called with the array's path from its layer, and the array.
     """
+
+    def operand(_: str, w: Any) -> Any:
+        return marked(row.leaf, w)
+
     if row.dot_general:
-        dot_general = before or jax.lax.dot_general
-        return watched_product(dot_general, lambda _, w: marked(row.leaf, w))
+        before = getattr(module, row.dot_general) or jax.lax.dot_general
+        found: dict[str, Any] = {row.dot_general: watched_product(before, operand)}
+        cls = _product_class(row, module)
+        if cls is not None:
+            found[f"{row.dot_general}_cls"] = lambda: watched_product(cls(), operand)
+        return found
+    if row.einsum:
 
-    def einsum(equation, x, w, **options):
-        return jnp.einsum(equation, x, marked(row.leaf, w), **options)
+        def einsum(equation, x, w, **options):
+            return jnp.einsum(equation, x, operand("", w), **options)
 
-    return einsum
+        return {row.einsum: einsum}
+    assert row.conv is not None
+
+    def conv(x, kernel, *geometry, **options):
+        kernel = operand("", kernel)
+        return jax.lax.conv_general_dilated(x, kernel, *geometry, **options)
+
+    return {row.conv: conv}
 
 
 def analog(
     row: Socket,
-    before: Any,
+    module: Any,
     weight: AnalogWeight,
     mode: str,
     leaves: Mapping[str, jax.Array],
-) -> Callable[..., Any]:
-    """Returns the attribute that multiplies as hardware does.
+) -> dict[str, Any]:
+    """Returns the attributes of a module that multiply, as hardware does.
 
     Args:
-      row: the row.
-      before: what the module has there.
+      row: the row, which names the attribute.
+      module: the module.
       weight: the plan of the array.
       mode: the mode.
       leaves: what is beside the array in this step, of `STEP_LEAVES`.
     """
-    dot_general = before if row.dot_general and before else jax.lax.dot_general
-    multiply = analog_dot_general(weight, mode, leaves, dot_general)
+    if row.conv:
+        return {row.conv: analog_conv(weight, mode, leaves)}
     if row.dot_general:
-        return multiply
+        cls = _product_class(row, module)
+        before = getattr(module, row.dot_general) if cls is None else cls()
+        before = before or jax.lax.dot_general
+        found = {row.dot_general: analog_dot_general(weight, mode, leaves, before)}
+        return found if cls is None else {**found, f"{row.dot_general}_cls": None}
+    assert row.einsum is not None
+    if row.built_in:
+        return {row.einsum: analog_einsum(weight, mode, leaves)}
+    multiply = analog_dot_general(weight, mode, leaves, jax.lax.dot_general)
 
     def einsum(equation, x, w, **options):
         return multiplied(multiply, equation, x, w, **options)
 
-    return einsum
+    return {row.einsum: einsum}
 
 
-def overriding(cls: type) -> Layer | None:
-    """Returns the layer of a class that overrides a method of a registered one."""
-    for method in methods_of(cls):
-        base = overridden(cls, method)
-        if base is not None:
-            why = f"it overrides {base.__name__}.{method}"
-            return Layer(why=f"{why}; hwtrain.sockets.register names a class")
-    return None
+def _product_class(row: Socket, module: Any) -> Any:
+    """Returns what makes the `dot_general` of a layer of Flax, in the place of one."""
+    return getattr(module, f"{row.dot_general}_cls", None)
+
+
+def overriding(cls: type, method: str) -> Layer | None:
+    """Returns the layer of a class that overrides a method of one with rows."""
+    found = overridden(cls, method)
+    if found is None:
+        return None
+    name, built_in = found
+    more = "" if built_in else "; hwtrain.sockets.register names a class"
+    return Layer(why=f"it overrides {name}{more}")
 
 
 def layer_of(
-    rows: tuple[Socket, ...], module: Any, shape_of: Callable[[str], tuple[int, ...]]
+    rows: tuple[Socket, ...],
+    module: Any,
+    shape_of: Callable[[str], tuple[int, ...]],
+    *args: Any,
+    **kwargs: Any,
 ) -> Layer | None:
     """Returns what the plan must know of a module with these rows.
 
     Args:
-      rows: the rows of its class.
+      rows: the rows of a method, hwtrain's own or a user's.
       module: the module.
       shape_of: returns the shape of one of its arrays.
+      *args: arguments of the method, where it is called.
+      **kwargs: its keyword arguments.
     """
+    if rows[0].built_in:  # which one function describes together
+        describe = rows[0].layer
+        if describe is None:
+            return None
+        known = describe(module, *args, **kwargs)
+        return dataclasses.replace(known, kind=rows[0].kind if known.weights else None)
     found = None
     for row in rows:
+        assert isinstance(row.array, str)
         found = joined(found, layer(row, module, shape_of(row.array)))
     return found

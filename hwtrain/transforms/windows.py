@@ -25,7 +25,7 @@ def describe_conv(
     """
     window = _window(module, padding, sizes)
     shape = (*sizes, channels // window.groups, features)
-    return _layer("conv", module, shape, _channels_first(sizes), window)
+    return _layer(module, shape, _channels_first(sizes), window)
 
 
 def describe_transpose(
@@ -43,7 +43,7 @@ def describe_transpose(
     shape = (*sizes, channels, features)
     if module.transpose_kernel:
         shape, rows = (*sizes, features, channels), (rows[0] + 1, *rows[1:])
-    return _layer("conv_transpose", module, shape, rows, window)
+    return _layer(module, shape, rows, window)
 
 
 def describe_local(
@@ -67,7 +67,7 @@ def describe_local(
     window = dataclasses.replace(_window(module, padding, sizes), local=True)
     positions = window.output_sizes(spatial)
     shape = (*positions, window.taps * channels, features)
-    return _layer("conv_local", module, shape, (len(positions),), window)
+    return _layer(module, shape, (len(positions),), window)
 
 
 def _window(module: Any, padding: Any, sizes: tuple[int, ...]) -> Window:
@@ -86,7 +86,6 @@ def _window(module: Any, padding: Any, sizes: tuple[int, ...]) -> Window:
 
 
 def _layer(
-    kind: str,
     module: Any,
     shape: tuple[int, ...],
     rows: tuple[int, ...],
@@ -104,7 +103,7 @@ def _layer(
         window = dataclasses.replace(window, mask=convolution.pack(mask))
     (columns,) = set(range(len(shape) - 2, len(shape))) - set(rows)
     array = LayerWeight(shape=shape, rows=rows, columns=(columns,), window=window)
-    return Layer(kind=kind, weights=(array,))
+    return Layer(weights=(array,))
 
 
 def _each(value: Any, sizes: tuple[int, ...]) -> tuple[int, ...]:

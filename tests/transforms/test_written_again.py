@@ -16,6 +16,7 @@ from flax import linen as nn
 from flax import nnx
 
 import hwtrain as hw
+from hwtrain.sockets import _table
 
 TILES = hw.Hardware(
     forward=hw.IOParameters(out_bound=1e6),  # on tiles, but as good as ideal
@@ -133,6 +134,16 @@ def test_it_does_what_the_method_of_flax_does(key, number):
         for a, b in zip(ours, theirs, strict=True):
             assert (a.shape, a.dtype) == (b.shape, b.dtype)
             np.testing.assert_allclose(a, b, atol=2e-6 * max(1, np.abs(b).max()))
+
+
+def test_every_method_that_a_row_writes_again_is_compared():
+    rows = {
+        (cls, row.method)
+        for cls, rows in _table._rows.items()
+        for row in rows
+        if row.written is not None
+    }
+    assert rows == set(WRITTEN_AGAIN) == set(READS)
 
 
 READS = {

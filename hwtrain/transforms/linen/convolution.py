@@ -4,7 +4,7 @@ The function that a Conv convolves with is replaced for a call. ConvTranspose an
 ConvLocal have no such field: their calls are written again.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -13,89 +13,55 @@ from flax import linen as nn
 from flax.core import meta
 
 from hwtrain.plan import AnalogWeight
-from hwtrain.transforms.convolution import analog_conv, call_without_socket
-from hwtrain.transforms.layer import Layer, calls_as
+from hwtrain.sockets._table import add_built_in
+from hwtrain.transforms.convolution import call_without_socket
+from hwtrain.transforms.layer import Layer
 from hwtrain.transforms.linen import flax_internals as internals
-from hwtrain.transforms.linen.fields import operand_marked, replaced_fields
 from hwtrain.transforms.windows import describe_conv, describe_local, describe_transpose
 
-CLASSES = (nn.Conv, nn.ConvLocal, nn.ConvTranspose)
+
+def _conv(module: Any, inputs: Any = None) -> Layer:
+    return _windows(module, inputs) or describe_conv(*_geometry(module, inputs))
 
 
-def describe(
-    module: Any, cls: type, method: str, args: tuple[Any, ...], kwargs: dict[str, Any]
-) -> Layer | None:
-    """Returns what the plan must know of a convolution."""
-    base = _base(cls)
-    if base is None or method != "__call__":
-        return None
-    inputs: Any = args[0] if args else next(iter(kwargs.values()), None)
-    if not owned(cls, method):
-        return Layer(why=f"it overrides {base.__name__}.__call__")
+def _transpose(module: Any, inputs: Any = None) -> Layer:
+    return _windows(module, inputs) or describe_transpose(*_geometry(module, inputs))
+
+
+def _local(module: Any, inputs: Any = None) -> Layer:
+    why = _windows(module, inputs)
+    if why is not None:
+        return why
+    geometry = _geometry(module, inputs)
+    shape, sizes = jnp.shape(inputs)[:-1], geometry[-1]
+    return describe_local(*geometry, tuple(shape[len(shape) - len(sizes) :]))
+
+
+def _windows(module: Any, inputs: Any) -> Layer | None:
+    """Returns the layer of one whose windows lie on no crossbar."""
     if not jnp.ndim(inputs):
         return Layer(why="it is called without an array")
     own = ("conv_general_dilated", "conv_general_dilated_cls")
     if any(getattr(module, name, None) is not None for name in own):
         return Layer(why="it has a conv_general_dilated of its own")
+    return None
+
+
+def _geometry(module: Any, inputs: Any) -> tuple[Any, Any, int, int, tuple[int, ...]]:
     sizes = module.kernel_size
     sizes = (sizes,) if isinstance(sizes, int) else tuple(sizes)
-    *shape, channels = jnp.shape(inputs)
     padding = internals.canonical_padding(module.padding, len(sizes))
-    geometry = (module, padding, channels, module.features, sizes)
-    if base is nn.ConvTranspose:
-        return describe_transpose(*geometry)
-    if base is nn.ConvLocal:
-        return describe_local(*geometry, tuple(shape[len(shape) - len(sizes) :]))
-    return describe_conv(*geometry)
+    return module, padding, jnp.shape(inputs)[-1], module.features, sizes
 
 
-def _base(cls: type) -> type | None:
-    return next((base for base in CLASSES if issubclass(cls, base)), None)
-
-
-def owned(cls: type, method: str) -> tuple[str, ...]:
-    """Returns the names of the arrays that a method multiplies by."""
-    ours = method == "__call__" and calls_as(cls, CLASSES)
-    return ("kernel",) if ours else ()
-
-
-def watched(
+def _without_socket(
     module: Any,
-    marked: Callable[[str, Any], Any],
-    next_function: Callable[..., Any],
-    args: tuple[Any, ...],
-    kwargs: dict[str, Any],
-) -> Any:
-    """Calls a layer with what it multiplies by marked, `marked(leaf, array)`."""
-    if _base(type(module)) is not nn.Conv:
-        with operand_marked(module, marked, "kernel", mask=None):
-            return next_function(*args, **kwargs)
-
-    def conv(x, kernel, *geometry, **options):
-        kernel = marked("kernel", kernel)
-        return jax.lax.conv_general_dilated(x, kernel, *geometry, **options)
-
-    # The plan knows the mask, and the analog layer its zeros.
-    with replaced_fields(module, conv_general_dilated=conv, mask=None):
-        return next_function(*args, **kwargs)
-
-
-def call(
     weights: Mapping[str, AnalogWeight],
     leaves: Mapping[str, Mapping[str, jax.Array]],
     mode: str,
-    context: internals.InterceptorContext,
-    next_function: Callable[..., Any],
-    args: tuple[Any, ...],
-    kwargs: dict[str, Any],
-) -> Any:
-    """Calls a convolution with its windows on crossbars."""
-    module: Any = context.module
-    weight, beside = weights["kernel"], leaves["kernel"]
-    if weight.kind == "conv":
-        analog = analog_conv(weight, mode, beside)
-        with replaced_fields(module, conv_general_dilated=analog):
-            return next_function(*args, **kwargs)
+    inputs: jax.Array,
+) -> jax.Array:
+    """Does what `ConvTranspose.__call__` and `ConvLocal.__call__` do, on crossbars."""
 
     def promote(x: jax.Array):
         kernel = meta.unbox(module.get_variable("params", "kernel"))
@@ -107,12 +73,26 @@ def call(
         return module.promote_dtype(x, kernel, bias, dtype=module.dtype)
 
     return call_without_socket(
-        weight,
+        weights["kernel"],
         mode,
-        beside,
-        *args,
+        leaves["kernel"],
+        inputs,
         promote=promote,
         precision=module.precision,
         dtype=getattr(module, "preferred_element_type", None),
-        **kwargs,
     )
+
+
+add_built_in(
+    (nn.Conv,), "kernel", kind="conv", layer=_conv, conv="conv_general_dilated"
+)
+add_built_in(
+    (nn.ConvTranspose,),
+    "kernel",
+    kind="conv_transpose",
+    layer=_transpose,
+    written=_without_socket,
+)
+add_built_in(
+    (nn.ConvLocal,), "kernel", kind="conv_local", layer=_local, written=_without_socket
+)

@@ -20,24 +20,23 @@ def replaced_fields(module: nn.Module, **fields: Any):
         internals.put(module, **before)
 
 
-def operand_marked(
-    module: nn.Module, marked: Callable[[str, Any], Any], leaf: str, **fields: Any
-):
-    """Marks an array of a layer for a call, where the layer has promoted it.
+def marking_promotion(
+    module: nn.Module, marked: Callable[[str, Any], Any], *leaves: str
+) -> Callable[..., Any]:
+    """Returns the `promote_dtype` of a layer, which marks its arrays.
 
     Args:
-      module: a bound module with a field `promote_dtype`; its array stands first if
-        alone, else second.
-      marked: called with the name of the array and the array.
-      leaf: the name.
-      **fields: other fields that are replaced.
+      module: a module with this field; its arrays stand first if there are no others,
+        else after the inputs.
+      marked: called with the name of an array and the array.
+      *leaves: the names.
     """
     promote: Any = module.promote_dtype  # type: ignore[attr-defined]
 
     def promoted(*arrays, **options):
         found = [*promote(*arrays, **options)]
-        place = min(1, len(found) - 1)
-        found[place] = marked(leaf, found[place])
+        for place, leaf in enumerate(leaves, min(1, len(found) - 1)):
+            found[place] = marked(leaf, found[place])
         return tuple(found)
 
-    return replaced_fields(module, promote_dtype=promoted, **fields)
+    return promoted

@@ -1,8 +1,8 @@
-"""Linen layers: which can be analog, and their analog call; one file per family."""
+"""Linen layers: which can be analog, and their analog call."""
 
 import dataclasses
 import inspect
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from flax import linen as nn
@@ -12,10 +12,12 @@ from hwtrain import paths
 from hwtrain.hardware import Hardware
 from hwtrain.leaf_names import OF_A_STEP, named_as_leaf
 from hwtrain.plan import AnalogWeight
+from hwtrain.sockets._table import why_digital
 from hwtrain.transforms.errors import behind_the_root, taken_name
 from hwtrain.transforms.layer import Layer, analog_weight
-from hwtrain.transforms.linen import convolution, dense, einsum, embed, own, recurrent
 from hwtrain.transforms.linen import flax_internals as internals
+from hwtrain.transforms.linen.own import is_stated
+from hwtrain.transforms.linen.rows import OfCall
 from hwtrain.transforms.loops import returned
 from hwtrain.transforms.opaque import bridge
 from hwtrain.transforms.planning import check_refused
@@ -25,30 +27,6 @@ from hwtrain.transforms.signal_side import (
     initial_leaves,
     names_beside,
 )
-
-FAMILIES = (dense, convolution, einsum, embed, recurrent)
-"""Each knows some classes of layers: `describe` returns what the plan must know of one
-during a call of a method, or `None` if it is not of the family; `owned` names the
-arrays, relative to the module, that a method reads, `call` makes it analog, and
-`watched` marks what it multiplies by."""
-
-
-def _families(cls: type, method: str, args: tuple[Any, ...]) -> tuple[Any, ...]:
-    """Returns the families for a call; what a user says of a class comes first."""
-    return (own.OfCall(cls, method, args), *FAMILIES)
-
-
-DIGITAL = (
-    (
-        (nn.BatchNorm, nn.LayerNorm, nn.RMSNorm, nn.GroupNorm, nn.InstanceNorm),
-        "normalisation is digital",
-    ),
-    (
-        (nn.MultiHeadDotProductAttention,),
-        "its projections are layers of their own, its scores are digital",
-    ),
-)
-"""Other layers, and why they stay digital."""
 
 
 def describe(
@@ -67,19 +45,17 @@ def describe(
     """
     module, method = context.module, context.method_name
     cls, running = plain_class(type(module)), running_class(context)
-    families = _families(running, method, args)
-    found = (f.describe(module, running, method, args, kwargs) for f in families)
-    known = (Layer(why=why) for classes, why in DIGITAL if issubclass(cls, classes))
-    layer = next(
-        (layer for layer in (bridge(module, cls), *found, *known) if layer is not None),
-        Layer(),
-    )
+    found = bridge(module, cls)
+    if found is None:
+        found = OfCall(running, method, args).describe(module, args, kwargs)
+    why = why_digital(cls)
+    layer = found or (Layer() if why is None else Layer(why=why))
     return dataclasses.replace(layer, path=path, name=cls.__name__)
 
 
 def states_product(context: internals.InterceptorContext) -> bool:
     """Whether a call is that of `hwtrain.analog_einsum` or `analog_dot_general`."""
-    return own.OfCall.is_stated(context.method_name)
+    return is_stated(context.method_name)
 
 
 def watched_call(
@@ -106,9 +82,9 @@ def watched_call(
 
     module, method = context.module, context.method_name
     cls = running_class(context)
-    for family in _families(cls, method, args):
-        if layer.kind and family.describe(module, cls, method, args, kwargs):
-            return family.watched(module, marked, next_function, args, kwargs)
+    rows = OfCall(cls, method, args)
+    if layer.kind and rows.owned:
+        return rows.watched(module, marked, next_function, args, kwargs)
     return next_function(*args, **kwargs)
 
 
@@ -193,15 +169,13 @@ def analog_call(
       kwargs: keyword arguments of the call.
     """
     module: Any = context.module
-    for family, weights in _owned(by_path, path, context, args):
-        leaves = {name: _leaves(module, name, w) for name, w in weights.items()}
-        for name, weight in weights.items():
-            if weight.hardware.needs_root(mode) and "noise_key" not in leaves[name]:
-                raise behind_the_root(weight.layer_path)
-        if any(has_signal_side(weight) for weight in weights.values()):
-            return family.call(
-                weights, leaves, mode, context, next_function, args, kwargs
-            )
+    rows, weights = _owned(by_path, path, context, args)
+    leaves = {name: _leaves(module, name, w) for name, w in weights.items()}
+    for name, weight in weights.items():
+        if weight.hardware.needs_root(mode) and "noise_key" not in leaves[name]:
+            raise behind_the_root(weight.layer_path)
+    if any(has_signal_side(weight) for weight in weights.values()):
+        return rows.call(weights, leaves, mode, module, next_function, args, kwargs)
     return next_function(*args, **kwargs)
 
 
@@ -215,10 +189,9 @@ def refuse_late(
 
     Arguments as above.
     """
-    for _, weights in _owned(by_path, path, context, args):
-        for weight in weights.values():
-            if has_signal_side(weight):
-                raise returned(weight.layer_path)
+    for weight in _owned(by_path, path, context, args)[1].values():
+        if has_signal_side(weight):
+            raise returned(weight.layer_path)
 
 
 def _owned(
@@ -226,17 +199,11 @@ def _owned(
     path: str,
     context: internals.InterceptorContext,
     args: tuple[Any, ...],
-) -> Iterator[tuple[Any, dict[str, AnalogWeight]]]:
-    """Yields the families of a module's method, with the weights that it owns."""
-    cls = running_class(context)
-    for family in _families(cls, context.method_name, args):
-        weights = {}
-        for name in family.owned(cls, context.method_name):
-            full = f"{path}/{name}" if path else name
-            if full in by_path:
-                weights[name] = by_path[full]
-        if weights:
-            yield family, weights
+) -> tuple[OfCall, dict[str, AnalogWeight]]:
+    """Returns the rows of a module's method, and the plans of its arrays."""
+    rows = OfCall(running_class(context), context.method_name, args)
+    full = {name: f"{path}/{name}" if path else name for name in rows.owned}
+    return rows, {n: by_path[at] for n, at in full.items() if at in by_path}
 
 
 def _leaves(module: nn.Module, name: str, weight: AnalogWeight) -> dict[str, Any]:

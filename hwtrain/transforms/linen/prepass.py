@@ -18,7 +18,7 @@ from jax.tree_util import SequenceKey
 
 from hwtrain import paths
 from hwtrain.plan import Plan
-from hwtrain.sockets._table import when_registered
+from hwtrain.sockets._table import is_rewriting, when_registered
 from hwtrain.transforms.layer import Layer, joined, unasked
 from hwtrain.transforms.linen import flax_internals as internals
 from hwtrain.transforms.linen.belonging import before_the_call, belonging
@@ -40,9 +40,6 @@ serve an analog one, nor the other way round."""
 fresh = itertools.count()
 """Makes a context unlike all before: a run that records modules must trace them, also
 those inside a jit that has traced equal ones."""
-
-REWRITERS = (nn.WeightNorm, nn.SpectralNorm)
-"""Modules that compute the arrays of the layer in them anew at every call."""
 
 _PASSING = ("cache", "intermediates", "perturbations")
 """Collections that a model can be evaluated without."""
@@ -173,7 +170,7 @@ def _record(call: _Call) -> tuple[list[Layer], set[str]]:
         found[path] = joined(found.get(path), layer)
         if around:
             named[path] = f"a {around[-1]} computes that from it at every call"
-        inside = [type(context.module).__name__] * isinstance(context.module, REWRITERS)
+        inside = [type(context.module).__name__] * is_rewriting(context.module)
         around.extend(inside)
         # Flax rewinds that of a module after its call.
         scope = internals.scope_of(context.module)

@@ -15,64 +15,44 @@ from flax.core import meta
 
 from hwtrain.physics.tiling import over_batch
 from hwtrain.plan import AnalogWeight
-from hwtrain.transforms.layer import Layer, LayerWeight
+from hwtrain.sockets._table import add_built_in, keep_digital, rows_of
+from hwtrain.transforms.layer import Layer, dense_layer
 from hwtrain.transforms.linen import flax_internals as internals
 from hwtrain.transforms.signal_side import analog_dot_general, has_signal_side
 
 GATES = "ifgo"
 
 
-def describe(
-    module: Any, cls: type, method: str, args: tuple[Any, ...], kwargs: dict[str, Any]
-) -> Layer | None:
-    """Returns what the plan must know of a gate, or of the cell around its gates."""
-    if issubclass(cls, nn.OptimizedLSTMCell):
-        return Layer(why="its gates are layers of their own, ii to ho")
-    if not issubclass(cls, internals.GateParams) or method != "__call__":
-        return None
+def _gate(module: Any, inputs: Any, *args: Any, **kwargs: Any) -> Layer:
+    """Returns what the plan must know of a gate."""
     cell = type(module.parent)
-    if not owned(getattr(cell, "_hwtrain_base", cell), "__call__"):
+    plain = getattr(cell, "_hwtrain_base", cell)
+    if all(row.written is not _call for row in rows_of(plain, "__call__")):
         return Layer(why=f"{cell.__name__} multiplies by it in its own way")
-    inputs: Any = args[0] if args else kwargs["inputs"]
     shape = (jnp.shape(inputs)[-1], module.features)
-    return Layer(
-        kind="dense", weights=(LayerWeight(shape=shape, rows=(0,), columns=(1,)),)
-    )
+    return dense_layer((), shape[:1], shape[1:])
 
 
-def owned(cls: type, method: str) -> tuple[str, ...]:
-    """Returns the names of the arrays that a method multiplies by."""
-    own = issubclass(cls, nn.OptimizedLSTMCell) and (
-        cls.__call__ is nn.OptimizedLSTMCell.__call__
-    )
-    names = tuple(f"{side}{gate}/kernel" for side in "ih" for gate in GATES)
-    return names if own and method == "__call__" else ()
-
-
-def watched(
-    module: Any,
+def _watched_gate(
     marked: Callable[[str, Any], Any],
     next_function: Callable[..., Any],
     args: tuple[Any, ...],
     kwargs: dict[str, Any],
 ) -> Any:
-    """Calls a layer with what it multiplies by marked, `marked(leaf, array)`."""
-    del module
+    """Calls the module of a gate, which returns its arrays for the cell, marked."""
     kernel, bias = next_function(*args, **kwargs)
     return marked("kernel", kernel), bias
 
 
-def call(
+def _call(
+    cell: Any,
     weights: Mapping[str, AnalogWeight],
     leaves: Mapping[str, Mapping[str, jax.Array]],
     mode: str,
-    context: internals.InterceptorContext,
-    next_function: Callable[..., Any],
-    args: tuple[Any, ...],
-    kwargs: dict[str, Any],
-) -> Any:
+    carry: tuple[jax.Array, jax.Array],
+    inputs: jax.Array,
+) -> tuple[tuple[jax.Array, jax.Array], jax.Array]:
     """Does what `OptimizedLSTMCell.__call__` does, with analog gates."""
-    cell: Any = context.module
     params = meta.unbox(cell.variables["params"])
 
     def multiply(name: str, x: jax.Array) -> jax.Array:
@@ -86,11 +66,24 @@ def call(
         y = dot_general(x, kernel, (((x.ndim - 1,), (0,)), ((), ())))
         return y if bias is None else y + over_batch(bias, y)
 
-    def step(carry: tuple[jax.Array, jax.Array], inputs: jax.Array):
-        c, h = carry
-        i, f, g, o = (multiply(f"h{x}", h) + multiply(f"i{x}", inputs) for x in GATES)
-        c = cell.gate_fn(f) * c + cell.gate_fn(i) * cell.activation_fn(g)
-        h = cell.gate_fn(o) * cell.activation_fn(c)
-        return (c, h), h
+    c, h = carry
+    i, f, g, o = (multiply(f"h{x}", h) + multiply(f"i{x}", inputs) for x in GATES)
+    c = cell.gate_fn(f) * c + cell.gate_fn(i) * cell.activation_fn(g)
+    h = cell.gate_fn(o) * cell.activation_fn(c)
+    return (c, h), h
 
-    return step(*args, **kwargs)
+
+add_built_in(
+    (nn.OptimizedLSTMCell,),
+    *((f"{side}{gate}", "kernel") for side in "ih" for gate in GATES),
+    kind="dense",
+    written=_call,
+)
+keep_digital((nn.OptimizedLSTMCell,), "its gates are layers of their own, ii to ho")
+add_built_in(
+    (internals.GateParams,),
+    "kernel",
+    kind="dense",
+    layer=_gate,
+    watched=_watched_gate,
+)

@@ -14,10 +14,10 @@ from flax import nnx
 
 from hwtrain import paths
 from hwtrain.plan import Plan
-from hwtrain.sockets._table import when_registered
+from hwtrain.sockets._table import arrays_of, when_registered
 from hwtrain.transforms import weight_side
+from hwtrain.transforms.nnx import rows
 from hwtrain.transforms.nnx.layers import (
-    FAMILIES,
     OUR_TYPES,
     multiplying_class,
     plain_class,
@@ -163,9 +163,8 @@ def _watching(base: type, path: str, own: tuple[str, ...], operands: Operands) -
     marked = _marking(path, own, operands)
     methods: dict[str, Any] = {}
     inner = multiplying_class(base)
-    for family in FAMILIES:
-        for name in family.owned(inner):
-            methods[name] = _watched(family, inner, name, marked)
+    for name in arrays_of(inner):
+        methods[name] = _watched(inner, name, marked)
     watching = type(base.__name__, (inner,), {"__module__": base.__module__, **methods})
     # A method that calls that of `super()` finds the watched one next.
     return watching if inner is base else type(base.__name__, (base, watching), {})
@@ -203,8 +202,8 @@ def _refusing(
     return refused
 
 
-def _watched(family: Any, base: type, name: str, marked: Callable[..., Any]):
+def _watched(base: type, name: str, marked: Callable[..., Any]):
     def method(self, *args, **kwargs):
-        return family.watched(self, base, name, marked)(*args, **kwargs)
+        return rows.watched(self, base, name, marked)(*args, **kwargs)
 
     return functools.update_wrapper(method, getattr(base, name), updated=())

@@ -10,10 +10,15 @@ from flax import nnx
 
 from hwtrain import paths
 from hwtrain.plan import AnalogWeight
-from hwtrain.sockets._table import methods_of, when_registered
+from hwtrain.sockets._table import (
+    arrays_of,
+    methods_of,
+    when_registered,
+    why_digital,
+)
 from hwtrain.transforms.errors import behind_the_root
 from hwtrain.transforms.layer import Layer, joined
-from hwtrain.transforms.nnx import convolution, dense, einsum, embed, lora, own
+from hwtrain.transforms.nnx import rows
 from hwtrain.transforms.opaque import bridge
 from hwtrain.transforms.signal_side import has_signal_side, names_beside
 
@@ -80,39 +85,18 @@ CHIP_LEAF_TYPES = {
 OUR_TYPES = (*{*LEAF_TYPES.values(), *CHIP_LEAF_TYPES.values()}, EffectiveWeight)
 """The types of all parameters that are not the user's."""
 
-REWRITERS = (nnx.WeightNorm, nnx.SpectralNorm)
-"""Modules that compute the arrays of the layer in them anew at every call."""
-
-FAMILIES = (own, dense, convolution, einsum, embed, lora)
-"""Each knows some classes of layers, the first those that users register: `describe`
-returns what the plan must know of one, or `None` if it is not of the family; `owned`
-gives, for each method that multiplies, the names of the arrays it needs, and `call`
-makes it analog."""
-
-DIGITAL = (
-    (
-        (nnx.BatchNorm, nnx.LayerNorm, nnx.RMSNorm, nnx.GroupNorm, nnx.InstanceNorm),
-        "normalisation is digital",
-    ),
-    (
-        (nnx.MultiHeadAttention,),
-        "its projections are layers of their own, its scores are digital",
-    ),
-)
-"""Other layers, and why they stay digital."""
-
 
 def describe(module: Any, path: str) -> Layer:
     """Returns what the plan must know of a module at a path."""
     cls = plain_class(type(module))
-    found = (family.describe(module, multiplying_class(cls)) for family in FAMILIES)
-    if own.owned(cls):
-        found = (_with_arrays_of_super(own.describe(module, cls), module, cls),)
-    known = (Layer(why=why) for classes, why in DIGITAL if issubclass(cls, classes))
-    layer = next(
-        (layer for layer in (bridge(module, cls), *found, *known) if layer is not None),
-        Layer(),
-    )
+    found = bridge(module, cls)
+    if found is None and arrays_of(cls, built_in=False):
+        own = rows.describe(module, cls, built_in=False)
+        found = _with_arrays_of_super(own, module, cls)
+    elif found is None:
+        found = rows.describe(module, multiplying_class(cls))
+    why = why_digital(cls)
+    layer = found or (Layer() if why is None else Layer(why=why))
     return dataclasses.replace(layer, path=path, name=cls.__name__)
 
 
@@ -124,20 +108,18 @@ def _with_arrays_of_super(layer: Layer | None, module: Any, cls: type) -> Layer 
       module: the module.
       cls: its class.
     """
-    inner = _multiplying(cls, FAMILIES[1:])
-    for family in FAMILIES[1:]:
-        found = family.describe(module, inner)
-        if found is None or found.kind is None:
-            continue
-        why = (
-            f"{cls.__name__} has rows of its own, and calls the method of "
-            f"{inner.__name__}, which multiplies by it too. Hold the {inner.__name__} "
-            "in an attribute, as a layer of its own"
-        )
-        rows = {} if layer is None else {array.leaf for array in layer.weights}
-        more = tuple((x.leaf, why) for x in found.weights if x.leaf not in rows)
-        layer = joined(layer, dataclasses.replace(found, refused=more))
-    return layer
+    inner = _multiplying(cls, built_in=True)
+    found = rows.describe(module, inner, built_in=True)
+    if found is None or found.kind is None:
+        return layer
+    why = (
+        f"{cls.__name__} has rows of its own, and calls the method of "
+        f"{inner.__name__}, which multiplies by it too. Hold the {inner.__name__} "
+        "in an attribute, as a layer of its own"
+    )
+    own = set() if layer is None else {array.leaf for array in layer.weights}
+    more = tuple((x.leaf, why) for x in found.weights if x.leaf not in own)
+    return joined(layer, dataclasses.replace(found, refused=more))
 
 
 def plain_class(cls: type) -> type:
@@ -151,12 +133,12 @@ def multiplying_class(cls: type) -> type:
 
     A layer that does not stays its own class, whose methods multiply in their own way.
     """
-    return _multiplying(cls, FAMILIES)
+    return _multiplying(cls)
 
 
-def _multiplying(cls: type, families: tuple[Any, ...]) -> type:
+def _multiplying(cls: type, built_in: bool | None = None) -> type:
     for base in cls.__mro__[: cls.__mro__.index(nnx.Module)]:
-        if any(family.owned(base) for family in families):
+        if arrays_of(base, built_in):
             return base
         methods = {"__call__", "attend", *methods_of(base)}
         for name in methods & vars(base).keys():
@@ -207,11 +189,10 @@ def _is_method(value: Any) -> bool:
 
 def analog_methods(base: type) -> dict[str, Any]:
     """Returns the analog methods of a layer class by name; none of another class."""
-    methods = {}
-    for family in FAMILIES:
-        for name, arrays in family.owned(base).items():
-            methods[name] = _analog_method(family, base, name, arrays)
-    return methods
+    return {
+        name: _analog_method(base, name, arrays)
+        for name, arrays in arrays_of(base).items()
+    }
 
 
 @functools.cache
@@ -282,7 +263,7 @@ def _rebuild(make: Any, base: type, attributes: dict[str, Any]):
     return module
 
 
-def _analog_method(family: Any, base: type, name: str, arrays: tuple[str, ...]):
+def _analog_method(base: type, name: str, arrays: tuple[str, ...]):
     original = getattr(base, name)
 
     def method(self, *args, **kwargs):
@@ -295,7 +276,7 @@ def _analog_method(family: Any, base: type, name: str, arrays: tuple[str, ...]):
             weights[leaf], leaves[leaf] = weight, leaves_beside(self, weight, mode)
         if not any(map(has_signal_side, weights.values())):
             return original(self, *args, **kwargs)
-        return family.call(self, base, name, weights, leaves, mode, args, kwargs)
+        return rows.call(self, base, name, weights, leaves, mode, args, kwargs)
 
     return functools.update_wrapper(method, original, updated=())
 

@@ -16,7 +16,7 @@ from flax import nnx
 from hwtrain import paths
 from hwtrain.leaf_names import named_as_leaf
 from hwtrain.plan import AnalogWeight, Plan
-from hwtrain.sockets._table import when_registered
+from hwtrain.sockets._table import is_rewriting, when_registered
 from hwtrain.transforms import weight_side
 from hwtrain.transforms.errors import missing_stream, taken_name
 from hwtrain.transforms.layer import Layer
@@ -27,7 +27,6 @@ from hwtrain.transforms.nnx.layers import (
     LEAF_TYPES,
     OUR_TYPES,
     PASSING,
-    REWRITERS,
     EffectiveWeight,
     analog_methods,
     bases_of,
@@ -206,7 +205,7 @@ def _make(model: nnx.Module, assigned: Assignment, check: bool) -> Plan:
 def _with_rewriter(layer: Layer, modules: dict[str, Any]) -> Layer:
     """Returns a layer that knows of the module around it that rewrites its arrays."""
     around = modules.get(layer.path.rpartition("/")[0]) if layer.path else None
-    if not isinstance(around, REWRITERS):
+    if not is_rewriting(around):
         return layer
     why = f"a {type(around).__name__} computes that from it at every call"
     rewrites = getattr(around, "variable_filter", lambda path, variable: True)

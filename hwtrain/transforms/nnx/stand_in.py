@@ -19,22 +19,16 @@ def stand_in(layer: Any, base: type, **attributes: Any) -> Any:
     return shallow_copy(layer, base, **attributes)
 
 
-def operand_marked(
-    layer: Any,
-    base: type,
-    marked: Callable[[str, Any], Any],
-    *leaves: str,
-    **attributes: Any,
-) -> Any:
-    """Returns a copy of a layer whose arrays are marked where it has promoted them.
+def marking_promotion(
+    layer: Any, marked: Callable[[str, Any], Any], *leaves: str
+) -> Callable[..., Any]:
+    """Returns the `promote_dtype` of a layer, which marks its arrays.
 
     Args:
-      layer: a layer with a `promote_dtype`; its arrays stand first if alone, else
-        after the inputs.
-      base: class of the copy.
+      layer: a layer with this attribute; its arrays stand first if there are no others,
+        else after the inputs.
       marked: called with the name of an array and the array.
       *leaves: the names.
-      **attributes: what else the copy has instead.
     """
 
     def promote(arrays, **options):
@@ -44,4 +38,4 @@ def operand_marked(
             found[place] = marked(leaf, found[place])
         return tuple(found)
 
-    return stand_in(layer, base, promote_dtype=promote, **attributes)
+    return promote
