@@ -5,50 +5,23 @@ mask, a factor. What the weight side does to stored arrays, the layer does to th
 gradients run through it to the stored ones.
 """
 
-import contextlib
-import contextvars
 import dataclasses
 import functools
-import itertools
-from collections.abc import Callable, Mapping
-from typing import Any
+from collections.abc import Mapping
 
 import jax
 import jax.numpy as jnp
 
 from hwtrain.crossbar import written
 from hwtrain.plan import AnalogWeight
+from hwtrain.transforms.observation import collector
 from hwtrain.transforms.read_keys import step_keys, weight_key
 from hwtrain.transforms.redraw import kernel_draw
 
 Leaves = Mapping[str, jax.Array]
-Collector = Callable[[AnalogWeight, jax.Array, jax.Array], None]
 
 HELD = "effective"
 """What the weights of a chip are called among the leaves of a layer."""
-
-_collector: contextvars.ContextVar[Collector | None] = contextvars.ContextVar(
-    "hwtrain_collector", default=None
-)
-# Part of every jit cache key: what was traced without a collector must not serve one.
-_trace: Any = jax.make_user_context(default_value=None)
-_fresh = itertools.count()
-
-
-@contextlib.contextmanager
-def collected(collector: Collector):
-    """Gives a collector what layers multiply by, while tracing.
-
-    Args:
-      collector: takes the plan of an array, the leaf in the place of a chip's weights,
-        and the array.
-    """
-    token = _collector.set(collector)
-    try:
-        with _trace(("collected", next(_fresh))):
-            yield
-    finally:
-        _collector.reset(token)
 
 
 def held(
@@ -69,9 +42,9 @@ def held(
     chip = leaves.pop(HELD, None)
     if chip is None:
         return leaves, array
-    collector = _collector.get()
-    if collector is not None:
-        collector(weight, chip, array)
+    collect = collector()
+    if collect is not None:
+        collect(weight, chip, array)
         return leaves, array
     if mode == "train":
         raise ValueError(

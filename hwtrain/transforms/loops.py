@@ -28,8 +28,8 @@ import os
 import sys
 import threading
 import types
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -67,12 +67,36 @@ class _Key(threading.local):
 
 
 _key = _Key()
-_root: contextvars.ContextVar[_Root | None] = contextvars.ContextVar(
-    "hwtrain_root", default=None
+
+
+class _Here(NamedTuple):
+    """Where the trace stands.
+
+    Attributes:
+      root: the root that runs, if one does.
+      steps: of the loops around, from the outermost.
+      late: whether a rule is running whose root has returned.
+    """
+
+    root: _Root | None = None
+    steps: tuple[Index, ...] = ()
+    late: bool = False
+
+
+_OUTSIDE = _Here()
+
+_here: contextvars.ContextVar[_Here] = contextvars.ContextVar(
+    "hwtrain_here", default=_OUTSIDE
 )
-_steps: contextvars.ContextVar[tuple[Index, ...]] = contextvars.ContextVar(
-    "hwtrain_steps", default=()
-)
+
+
+@contextlib.contextmanager
+def _standing(**changed: Any) -> Iterator[None]:
+    token = _here.set(_here.get()._replace(**changed))
+    try:
+        yield
+    finally:
+        _here.reset(token)
 
 
 def as_root(function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
@@ -80,7 +104,7 @@ def as_root(function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
 
     A root in a root is one with it.
     """
-    if _root.get() is not None:
+    if _here.get().root is not None:
         return function(*args, **kwargs)
     return as_new_root(function, *args, **kwargs)
 
@@ -88,14 +112,11 @@ def as_root(function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
 def as_new_root(function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
     """As `as_root`, also in another root, whose loops and calls it does not see."""
     new = _Root()
-    root, steps = _root.set(new), _steps.set(())
     try:
-        with _trace(_key.value):
+        with _standing(root=new, steps=()), _trace(_key.value):
             return function(*args, **kwargs)
     finally:
-        _root.reset(root)
-        _steps.reset(steps)
-        if new.kept and _root.get() is not None:
+        if new.kept and _here.get().root is not None:
             _never_again()  # the context that was restored is older than the reads
 
 
@@ -119,8 +140,8 @@ def place(name: str) -> tuple[int, tuple[Index, ...]]:
     Raises:
       ValueError: inside a loop or map whose step cannot be known, or without a root.
     """
-    indices = (*_steps.get(), *rows(name))
-    root: Any = _root.get()
+    indices = (*_here.get().steps, *rows(name))
+    root: Any = _here.get().root
     call = root.calls[name] = root.calls.get(name, -1) + 1
     return call, indices
 
@@ -130,7 +151,7 @@ def rows(name: str) -> tuple[Index, ...]:
 
     Arguments and errors as above.
     """
-    root = _root.get()
+    root = _here.get().root
     if root is None:
         raise returned(name)
     found, kept = _read_stack(name)
@@ -147,14 +168,9 @@ _WAY_OUT = (
 )
 
 
-_late: contextvars.ContextVar[bool] = contextvars.ContextVar(
-    "hwtrain_late", default=False
-)
-
-
 def runs_late() -> bool:
     """Whether a rule is running whose root has returned."""
-    return _late.get()
+    return _here.get().late
 
 
 def returned(name: str) -> ValueError:
@@ -169,7 +185,7 @@ def returned(name: str) -> ValueError:
 
 def when_returned(context: Callable[[], Any]) -> None:
     """Gives the root at hand a context for the rules that run when it has returned."""
-    root: Any = _root.get()
+    root: Any = _here.get().root
     root.late.append(context)
 
 
@@ -182,18 +198,13 @@ def _never_again() -> None:
     _trace(_key.value).__enter__()
 
 
-@contextlib.contextmanager
-def _at(step: Index):
+def _at(step: Index) -> contextlib.AbstractContextManager[None]:
     """Says that the body of a loop is being traced, at a step.
 
     JAX may trace a body twice and keep either trace. That does no harm: the numbers of
     calls only grow, in the same order with and without `remat`.
     """
-    token = _steps.set((*_steps.get(), step))
-    try:
-        yield
-    finally:
-        _steps.reset(token)
+    return _standing(steps=(*_here.get().steps, step))
 
 
 # The step is a carry of ours: that needs no length, and counts reversed scans too.
@@ -230,15 +241,15 @@ def _one_call(original, rule, *args, _rules, **kwargs):
     """
     if str(getattr(rule.fun, "__module__", "")).startswith(("jax.", "hwtrain.")):
         return original(rule, *args, **kwargs)
-    root: Any = _root.get()
+    root: Any = _here.get().root
     before = dict(root.calls)
 
     def once(function):
         @functools.wraps(function)
         def counted(*args, **kwargs):
-            if _root.get() is not root:
+            if _here.get().root is not root:
                 with contextlib.ExitStack() as late:
-                    late.callback(_late.reset, _late.set(True))
+                    late.enter_context(_standing(late=True))
                     for context in root.late:
                         late.enter_context(context())
                     return function(*args, **kwargs)
@@ -326,7 +337,7 @@ def _redirect(function: Any, replacement: Any) -> types.CodeType:
     original.__kwdefaults__ = inner.__kwdefaults__
 
     def choose(*args, **kwargs):
-        if _root.get() is None:
+        if _here.get().root is None:
             return original(*args, **kwargs)
         return replacement(original, *args, **kwargs)
 
@@ -450,7 +461,7 @@ def _check_frame(name: str, code: types.CodeType, file: str, late: bool) -> None
     if file == _RULES and code.co_name.startswith(("_scan_", "_while_")):
         loop = "scan" if "scan" in code.co_name else "while_loop"
         where = f"{loop}, {_RUNS_LATE}"
-    if late and _steps.get():
+    if late and _here.get().steps:
         where = f"loop, {_RUNS_LATE}"
     if where is not None:
         raise _no_step(name, where)

@@ -12,11 +12,10 @@ from flax.core import meta
 from hwtrain import paths
 from hwtrain.plan import AnalogWeight, Plan
 from hwtrain.transforms.analogize import plan as plan_of
-from hwtrain.transforms.effective import collected
 from hwtrain.transforms.functional import as_function, compiled
 from hwtrain.transforms.nnx.layers import EffectiveWeight
 from hwtrain.transforms.nnx.step import modules_of
-from hwtrain.transforms.observation import observed, tell
+from hwtrain.transforms.observation import collected, observed, tell
 from hwtrain.transforms.weight_side import local
 
 

@@ -3,7 +3,7 @@
 import contextlib
 import contextvars
 import itertools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -44,27 +44,53 @@ class Multiplication(NamedTuple):
 
 Observer = Callable[[Multiplication], jax.Array]
 
-_observer: contextvars.ContextVar[Observer | None] = contextvars.ContextVar(
-    "hwtrain_observer", default=None
+Collector = Callable[[AnalogWeight, jax.Array, jax.Array], None]
+
+
+class _Watching(NamedTuple):
+    """Who watches: what layers multiply, and what they multiply by."""
+
+    observer: Observer | None = None
+    collector: Collector | None = None
+
+
+_NOBODY = _Watching()
+
+_watching: contextvars.ContextVar[_Watching] = contextvars.ContextVar(
+    "hwtrain_watching", default=_NOBODY
 )
-# Part of every jit cache key: what was traced unobserved must not serve here.
+# Part of every jit cache key: what was traced unwatched must not serve here.
 _trace: Any = jax.make_user_context(default_value=None)
 _fresh = itertools.count()
 
 
-@contextlib.contextmanager
-def observed(observer: Observer | None):
+def observed(observer: Observer | None) -> contextlib.AbstractContextManager[None]:
     """Lets an observer do every multiplication of analog layers, while tracing.
 
     Args:
       observer: takes the multiplication, and returns its result; `None` for nobody.
     """
-    token = _observer.set(observer)
+    return _watched(observer=observer)
+
+
+def collected(collector: Collector) -> contextlib.AbstractContextManager[None]:
+    """Gives a collector what layers multiply by, while tracing.
+
+    Args:
+      collector: takes the plan of an array, the leaf in the place of a chip's weights,
+        and the array.
+    """
+    return _watched(collector=collector)
+
+
+@contextlib.contextmanager
+def _watched(**changed: Any) -> Iterator[None]:
+    token = _watching.set(_watching.get()._replace(**changed))
     try:
-        with _trace(("observed", next(_fresh))):
+        with _trace(("watched", next(_fresh))):
             yield
     finally:
-        _observer.reset(token)
+        _watching.reset(token)
 
 
 def tell(take: Callable[..., None], *values: Any) -> None:
@@ -88,4 +114,9 @@ def tell(take: Callable[..., None], *values: Any) -> None:
 
 def observer() -> Observer | None:
     """Returns who watches now, or `None`."""
-    return _observer.get()
+    return _watching.get().observer
+
+
+def collector() -> Collector | None:
+    """Returns who collects now, or `None`."""
+    return _watching.get().collector

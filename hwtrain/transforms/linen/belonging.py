@@ -8,14 +8,12 @@ hands the flags of a scope on to those within, also through lifted transforms.
 """
 
 import contextlib
-import contextvars
 from collections.abc import Callable, Iterator
 
 from flax import linen as nn
 
 from hwtrain.transforms.linen import flax_internals as internals
-
-_depth: contextvars.ContextVar[int] = contextvars.ContextVar("hwtrain_depth", default=0)
+from hwtrain.transforms.linen.call import call, changed
 
 
 @contextlib.contextmanager
@@ -26,14 +24,13 @@ def belonging(root: nn.Module) -> Iterator[Callable[[nn.Module], bool]]:
       root: a bound module, before or in its call.
     """
     # By depth: equal calls are to be equal, since flags are part of a key of `nn.jit`.
-    depth = _depth.get()
+    depth = call().depth
     flag = f"hwtrain root {depth}"
-    token = _depth.set(depth + 1)
     undo = _flagged(root, flag)
     try:
-        yield lambda module: internals.has_flag(module, flag)
+        with changed(depth=depth + 1):
+            yield lambda module: internals.has_flag(module, flag)
     finally:
-        _depth.reset(token)
         for step in undo:
             step()
 

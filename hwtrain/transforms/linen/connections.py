@@ -8,11 +8,11 @@ from flax import linen as nn
 from flax.core import unfreeze
 
 from hwtrain import paths
+from hwtrain.transforms.attributes import plain_class
 from hwtrain.transforms.connections import Connections, connections_of, marked
 from hwtrain.transforms.linen import flax_internals as internals
 from hwtrain.transforms.linen.belonging import before_the_call, belonging
 from hwtrain.transforms.linen.kept_leaves import ANY_LEAF, kept
-from hwtrain.transforms.linen.layers import plain_class
 from hwtrain.transforms.linen.prepass import analog_trace, fresh
 
 

@@ -5,7 +5,6 @@ an error while the root's own methods are not running.
 """
 
 import contextlib
-import contextvars
 import functools
 from collections.abc import Callable
 from typing import Any
@@ -14,23 +13,20 @@ from flax import linen as nn
 
 from hwtrain.transforms.errors import behind_the_root
 from hwtrain.transforms.linen import flax_internals as internals
-
-# The analog roots whose methods are running: their inner calls are plain calls.
-_running: contextvars.ContextVar[tuple[tuple[Any, Any], ...]] = contextvars.ContextVar(
-    "hwtrain_running", default=()
-)
+from hwtrain.transforms.linen.call import call, changed
 
 
 def is_running(root: nn.Module) -> bool:
     """Whether a method of an analog root is running already."""
     return any(
         running == _identity(root) and (ours is None or ours(root))
-        for running, ours in _running.get()
+        for running, ours in call().running
     )
 
 
-@contextlib.contextmanager
-def entered(root: nn.Module, ours: Callable[[nn.Module], bool] | None = None):
+def entered(
+    root: nn.Module, ours: Callable[[nn.Module], bool] | None = None
+) -> contextlib.AbstractContextManager[None]:
     """Lets a method of an analog root reach the submodules.
 
     Args:
@@ -38,11 +34,7 @@ def entered(root: nn.Module, ours: Callable[[nn.Module], bool] | None = None):
       ours: says of a module of the root's class and path whether it is this root, and
         not another model's; `None` for the root alone, outside a call.
     """
-    token = _running.set((*_running.get(), (_identity(root), ours)))
-    try:
-        yield
-    finally:
-        _running.reset(token)
+    return changed(running=(*call().running, (_identity(root), ours)))
 
 
 def _identity(root: nn.Module) -> Any:
@@ -87,9 +79,9 @@ def unguarded(base: type, name: str):
     original = getattr(base, name)
 
     @nn.nowrap
-    def call(self, *args, **kwargs):
+    def method(self, *args, **kwargs):
         with entered(self):
             return original(self, *args, **kwargs)
 
-    functools.update_wrapper(call, original, updated=())
-    return call
+    functools.update_wrapper(method, original, updated=())
+    return method

@@ -9,14 +9,14 @@ outside of an analog model.
 """
 
 import contextlib
-import contextvars
 import functools
-from collections.abc import Callable, Container, Iterator, Mapping
+from collections.abc import Callable, Container, Mapping
 from typing import Any
 
 from hwtrain import paths
 from hwtrain.leaf_names import OF_A_STEP, OWNERS, named_as_leaf, split
 from hwtrain.transforms.linen import flax_internals as internals
+from hwtrain.transforms.linen.call import call, changed
 
 
 class _AnyLeaf(Container[str]):
@@ -27,23 +27,14 @@ class _AnyLeaf(Container[str]):
 ANY_LEAF = _AnyLeaf()
 """The names that leaves beside an array can have."""
 
-_kept: contextvars.ContextVar[Container[str]] = contextvars.ContextVar(
-    "hwtrain_kept", default=()
-)
 
-
-@contextlib.contextmanager
-def kept(names: Container[str]) -> Iterator[None]:
+def kept(names: Container[str]) -> contextlib.AbstractContextManager[None]:
     """Keeps leaves of these names, beside an array, from maps of variables inside.
 
     Args:
       names: their names in a layer.
     """
-    token = _kept.set(names)
-    try:
-        yield
-    finally:
-        _kept.reset(token)
+    return changed(kept=names)
 
 
 def install() -> None:
@@ -72,7 +63,7 @@ def _around(function: Callable[[Any], Any]) -> Callable[[Any], Any]:
     """Returns a map of variables that leaves out what is kept."""
 
     def mapped(variables: Any) -> Any:
-        names = _kept.get()
+        names = call().kept
         params = variables.get("params") if names else None
         if not isinstance(params, Mapping):
             return function(variables)
@@ -86,7 +77,7 @@ def _around(function: Callable[[Any], Any]) -> Callable[[Any], Any]:
 
     def _is_kept(path: str, present: Mapping[str, Any]) -> bool:
         layer, slash, name = path.rpartition("/")
-        if name not in _kept.get():
+        if name not in call().kept:
             return False
         arrays = [f"{layer}{slash}{array}" for array in _of_step(name)]
         return any(array in present for array in (*split(path)[0], *arrays))

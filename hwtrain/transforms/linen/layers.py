@@ -13,6 +13,7 @@ from hwtrain.hardware import Hardware
 from hwtrain.leaf_names import OF_A_STEP, named_as_leaf
 from hwtrain.plan import AnalogWeight
 from hwtrain.sockets._table import why_digital
+from hwtrain.transforms.attributes import plain_class
 from hwtrain.transforms.errors import behind_the_root, taken_name
 from hwtrain.transforms.layer import Layer, analog_weight
 from hwtrain.transforms.linen import flax_internals as internals
@@ -86,11 +87,6 @@ def watched_call(
     if layer.kind and rows.owned:
         return rows.watched(module, marked, next_function, args, kwargs)
     return next_function(*args, **kwargs)
-
-
-def plain_class(cls: type) -> type:
-    """Returns the user's class of a class that `analogize` made, or the class."""
-    return getattr(cls, "_hwtrain_base", cls)
 
 
 def running_class(context: internals.InterceptorContext) -> type:

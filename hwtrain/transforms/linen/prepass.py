@@ -19,6 +19,7 @@ from jax.tree_util import SequenceKey
 from hwtrain import paths
 from hwtrain.plan import Plan
 from hwtrain.sockets._table import is_rewriting, when_registered
+from hwtrain.transforms.attributes import plain_class
 from hwtrain.transforms.layer import Layer, joined, unasked
 from hwtrain.transforms.linen import flax_internals as internals
 from hwtrain.transforms.linen.belonging import before_the_call, belonging
@@ -26,7 +27,6 @@ from hwtrain.transforms.linen.kept_leaves import ANY_LEAF, kept
 from hwtrain.transforms.linen.layers import (
     describe,
     names_of,
-    plain_class,
     watched_call,
 )
 from hwtrain.transforms.planning import make_plan, real

@@ -16,6 +16,7 @@ from flax.core import meta
 from hwtrain.physics.tiling import over_batch
 from hwtrain.plan import AnalogWeight
 from hwtrain.sockets._table import add_built_in, keep_digital, rows_of
+from hwtrain.transforms.attributes import plain_class
 from hwtrain.transforms.layer import Layer, dense_layer
 from hwtrain.transforms.linen import flax_internals as internals
 from hwtrain.transforms.signal_side import analog_dot_general, has_signal_side
@@ -26,8 +27,8 @@ GATES = "ifgo"
 def _gate(module: Any, inputs: Any, *args: Any, **kwargs: Any) -> Layer:
     """Returns what the plan must know of a gate."""
     cell = type(module.parent)
-    plain = getattr(cell, "_hwtrain_base", cell)
-    if all(row.written is not _call for row in rows_of(plain, "__call__")):
+    rows = rows_of(plain_class(cell), "__call__")
+    if all(row.written is not _call for row in rows):
         return Layer(why=f"{cell.__name__} multiplies by it in its own way")
     shape = (jnp.shape(inputs)[-1], module.features)
     return dense_layer((), shape[:1], shape[1:])

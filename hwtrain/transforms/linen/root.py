@@ -16,6 +16,7 @@ from hwtrain import paths
 from hwtrain.physics.random import fold_in
 from hwtrain.plan import Plan
 from hwtrain.transforms import weight_side
+from hwtrain.transforms.attributes import plain_class
 from hwtrain.transforms.errors import missing_stream
 from hwtrain.transforms.layer import joined
 from hwtrain.transforms.linen import flax_internals as internals
@@ -33,7 +34,6 @@ from hwtrain.transforms.linen.layers import (
     create_leaves,
     describe,
     names_of,
-    plain_class,
     refuse_late,
     states_product,
 )

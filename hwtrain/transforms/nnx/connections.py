@@ -5,8 +5,8 @@ from typing import Any
 import jax
 from flax import nnx
 
+from hwtrain.transforms.attributes import plain_class
 from hwtrain.transforms.connections import Connections, connections_of, marked
-from hwtrain.transforms.nnx.layers import plain_class
 from hwtrain.transforms.nnx.step import modules_of
 
 

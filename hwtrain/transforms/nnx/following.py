@@ -16,11 +16,11 @@ from hwtrain import paths
 from hwtrain.plan import Plan
 from hwtrain.sockets._table import arrays_of, when_registered
 from hwtrain.transforms import weight_side
+from hwtrain.transforms.attributes import plain_class
 from hwtrain.transforms.nnx import rows
 from hwtrain.transforms.nnx.layers import (
     OUR_TYPES,
     multiplying_class,
-    plain_class,
 )
 from hwtrain.transforms.nnx.own import Watch
 from hwtrain.transforms.nnx.step import modules_of

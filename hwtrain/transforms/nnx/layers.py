@@ -16,6 +16,7 @@ from hwtrain.sockets._table import (
     when_registered,
     why_digital,
 )
+from hwtrain.transforms.attributes import plain_class
 from hwtrain.transforms.errors import behind_the_root
 from hwtrain.transforms.layer import Layer, joined
 from hwtrain.transforms.nnx import rows
@@ -120,11 +121,6 @@ def _with_arrays_of_super(layer: Layer | None, module: Any, cls: type) -> Layer 
     own = set() if layer is None else {array.leaf for array in layer.weights}
     more = tuple((x.leaf, why) for x in found.weights if x.leaf not in own)
     return joined(layer, dataclasses.replace(found, refused=more))
-
-
-def plain_class(cls: type) -> type:
-    """Returns the user's class of a class that `analogize` made, or the class."""
-    return getattr(cls, "_hwtrain_base", cls)
 
 
 @functools.cache

@@ -18,6 +18,7 @@ from hwtrain.leaf_names import named_as_leaf
 from hwtrain.plan import AnalogWeight, Plan
 from hwtrain.sockets._table import is_rewriting, when_registered
 from hwtrain.transforms import weight_side
+from hwtrain.transforms.attributes import plain_class
 from hwtrain.transforms.errors import missing_stream, taken_name
 from hwtrain.transforms.layer import Layer
 from hwtrain.transforms.nnx.following import followed
@@ -33,7 +34,6 @@ from hwtrain.transforms.nnx.layers import (
     describe,
     make_analog,
     mode_property,
-    plain_class,
     public_methods,
     reduce_by_base,
     view_setter,
