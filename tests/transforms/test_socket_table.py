@@ -107,6 +107,17 @@ def test_the_row_of_a_user_is_for_the_subclass_alone(monkeypatch):
     assert _table.rows_of(nn.Dense, "__call__")[0].built_in
 
 
+def test_a_user_may_register_a_class_of_flax_anew(monkeypatch):
+    monkeypatch.setattr(_table, "_rows", {k: [*v] for k, v in _table._rows.items()})
+    (own,) = _table.rows_of(nn.Dense, "__call__")
+    hw.sockets.register(nn.Dense, "kernel", "...i,io->...o", dot_general="dot_general")
+    for cls in (nn.Dense, Inheriting):
+        (row,) = _table.rows_of(cls, "__call__")
+        assert not row.built_in and row.dot_general == "dot_general"
+        assert _table.rows_of(cls, "__call__", built_in=True) == (own,)
+    assert _table.rows_of(nn.DenseGeneral, "__call__")[0].built_in
+
+
 def overriding(base, method):
     return type("Mine", (base,), {method: lambda self, x: x})
 
