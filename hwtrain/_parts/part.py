@@ -73,6 +73,25 @@ class Part(abc.ABC):  # noqa: B024 some kinds have what they must do
         """Returns the outputs of a tile, with what lies further in between them."""
         return inner(x)
 
+    @property
+    def unrounded(self) -> Any:
+        """Of a stage: the same without a rounding of outputs.
+
+        Smaller effects of what lies further in are measured without it.
+        """
+        return self
+
+    def proof(self, ctx: Any) -> None:
+        """Says what `assert_active` measures of it.
+
+        Of a stage, that outputs are others with it than without, and if it draws at
+        reads, that it does so anew at each. The strength of a noise is measured where
+        its deviation is said: `ctx.deviates(...)`.
+        """
+        ctx.differs()
+        if self.draws_at("read"):
+            ctx.draws_anew()
+
     def describe(self) -> str:
         """Returns its row in `inspect`; an empty text leaves it out."""
         return self.type

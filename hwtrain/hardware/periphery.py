@@ -1,6 +1,7 @@
 """What surrounds a crossbar: the range of its inputs, and how a layer is mapped."""
 
-from typing import Self
+from dataclasses import replace
+from typing import Any, Self
 
 from pydantic import model_validator
 from pydantic.dataclasses import dataclass
@@ -73,6 +74,19 @@ class InputRangeParameter:
     """Multiply the range's gradient by the range."""
     straight_through: bool = False
     """Give clipped inputs their gradient, as if they had not been clipped."""
+
+    @property
+    def alone(self) -> Self:
+        """The same without asking for an ADC."""
+        return replace(self, manage_output_clipping=False, output_min_percentage=0.95)
+
+    def proof(self, ctx: Any) -> None:
+        """Says what is measured of it: it clips, and has a gradient to learn from."""
+        # Bounds of converters may clip where it does, so it is told alone.
+        ctx.differs("input_range", alone=True)
+        ctx.clips(ctx.leaves["input_range"], "input_range clips")
+        if self.learn_input_range:
+            ctx.learns("input_range", "input_range learns")
 
     @model_validator(mode="after")
     def _check(self) -> Self:

@@ -31,6 +31,10 @@ class InputAsymmetry(Part):
         """Weakens them."""
         return inner(weakened(x, self.share))
 
+    def proof(self, ctx):
+        """Changes outputs."""
+        ctx.differs("inp_asymmetry")
+
 
 class OutputAsymmetry(Part):
     """Weakens negative outputs, as `weakened` does."""
@@ -41,3 +45,7 @@ class OutputAsymmetry(Part):
     def around(self, inner, x, ctx):
         """Weakens them."""
         return weakened(inner(x), self.share)
+
+    def proof(self, ctx):
+        """Changes outputs."""
+        ctx.differs("out_asymmetry")

@@ -1,5 +1,7 @@
 """The converter of a tile's inputs."""
 
+import dataclasses
+
 from hwtrain._parts.part import Part
 from hwtrain.physics.converters import Converter, convert
 
@@ -40,3 +42,13 @@ class Dac(Part):
         if self.stochastic:
             u = ctx.uniform("input_stochastic_rounding", ctx.crossbar.inputs_of(x)[0])
         return inner(convert(x, self.converter, uniform=u))
+
+    def proof(self, ctx):
+        """Rounds to its levels."""
+        ctx.differs("DAC")
+        to_nearest = dataclasses.replace(self, stochastic=False)
+        if self.stochastic:
+            ctx.differs("inp_sto_round", to_nearest)
+        step = self.converter.step
+        if step is not None:
+            ctx.rounds(step, "DAC levels", of=to_nearest)

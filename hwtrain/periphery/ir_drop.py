@@ -84,3 +84,8 @@ class IrDrop(Part):
             ir_drop=self.strength,
             g_ratio=self.g_ratio,
         )
+
+    def proof(self, ctx):
+        """Changes outputs."""
+        if max(ctx.row_sizes) > 1:  # the first row of a tile has no wire before it
+            ctx.differs("ir_drop")

@@ -16,3 +16,7 @@ class OutputFactor(Part):
     def around(self, inner, x, ctx):
         """Multiplies them."""
         return inner(x) * self.factor
+
+    def proof(self, ctx):
+        """Changes outputs."""
+        ctx.differs("out_scale")

@@ -44,6 +44,10 @@ class Range(Part):
         y = inner(x.astype(jnp.float32) / tiling.over_batch(r, x))
         return y * tiling.over_batch(ctx.crossbar.of_range(r), y)
 
+    def proof(self, ctx):
+        """Changes outputs; of a range that clips, `InputRangeParameter` says more."""
+        ctx.differs("noise_management")
+
 
 def ranged(
     stage: Range, x: jax.Array, leaves, row_sizes: tuple[int, ...]
