@@ -1,7 +1,7 @@
 """One thing that a chip does: its configuration, its equation, its row in tables."""
 
 import abc
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, dataclass_transform
 
 import jax
@@ -18,8 +18,25 @@ CONFIG = ConfigDict(
 """How configurations are checked."""
 
 
+class Described:
+    """What `inspect` says something of."""
+
+    def describe(self) -> str:
+        """Returns what its fields say; an empty text leaves it out."""
+        return ""
+
+    def describe_in(self, ctx: Any) -> Mapping[str, str]:
+        """Returns its cells in the row of a weight, by column; of several, texts add.
+
+        Args:
+          ctx: the weight and the leaves beside it, and `ctx.column`: the column of this
+            kind of part.
+        """
+        return {ctx.column: self.describe()}
+
+
 @dataclass_transform(frozen_default=True, kw_only_default=True)
-class Part(abc.ABC):  # noqa: B024 some kinds have what they must do
+class Part(Described, abc.ABC):  # noqa: B024 some kinds have what they must do
     """One thing that a chip does. Its fields are its configuration.
 
     A subclass is a frozen dataclass with keyword-only fields, checked by pydantic when

@@ -1,6 +1,7 @@
 """What happens to weights at every training step: noise and rounding."""
 
 import dataclasses
+from collections.abc import Mapping
 from typing import Any, Literal, Self
 
 import jax
@@ -8,6 +9,8 @@ import jax.numpy as jnp
 from pydantic import model_validator
 from pydantic.dataclasses import dataclass
 
+from hwtrain._parts.part import Described
+from hwtrain.hardware.bases import in_microsiemens, in_modes
 from hwtrain.hardware.configuration import (
     CONFIG,
     Deviation,
@@ -27,7 +30,7 @@ _ROUNDING, _DROP = 1, 2
 
 
 @dataclass(frozen=True, kw_only=True, config=CONFIG)
-class WeightModifierParameter:
+class WeightModifierParameter(Described):
     r"""Noise and rounding of the weights, anew at every training step.
 
     .. math::
@@ -224,6 +227,34 @@ class WeightModifierParameter:
             per_batch_sample=self.per_batch_sample and draws,
             redraw=self.redraw and draws,
         )
+
+    def describe(self) -> str:
+        """Returns its type, its amounts and how it is drawn."""
+        if not self.acts:
+            return ""
+        amounts = (("", "std_dev"), ("res ", "res"), ("drop ", "pdrop"))
+        strength = ", ".join(
+            f"{label}{getattr(self, name):g}"
+            for label, name in amounts
+            if getattr(self, name) > 0
+        )
+        what = f"{self.type} {strength}".rstrip()
+        what += " per column" if self.per_column else ""
+        for name in ("per_batch_sample", "per_vector", "copy_last_column"):
+            what += f", {name}" if getattr(self, name) else ""
+        return what + (", redrawn" if self.redraw else "")
+
+    def describe_in(self, ctx: Any) -> Mapping[str, str]:
+        """Returns its cells: itself with the modes that it acts in, and in µS."""
+        if not self.acts:
+            return {}
+        cells = {ctx.column: in_modes(self.describe(), self.enable_during_test)}
+        normal = self.type == "mult_normal" or (
+            self.type == "add_normal" and self.rel_to_actual_wmax
+        )
+        if normal:
+            cells |= in_microsiemens("weights", self.std_dev, ctx)
+        return cells
 
     def __call__(
         self,

@@ -55,6 +55,18 @@ class Adc(Part):
             y = ctx.crossbar.counted(y, ctx.leaves["probe"], self.bound)
         return saturate(y, self.bound)
 
+    def describe(self):
+        """Returns its levels and full scale."""
+        bits, bound = self.converter.bits, self.bound
+        full_scale = "" if bound is None else f" to {bound:g}"
+        return f"ADC{full_scale}" + ("" if bits is None else f", {bits:.3g} bits")
+
+    def describe_in(self, ctx):
+        """Returns its cells: itself, and its bits."""
+        bits = self.converter.bits
+        cells = {} if bits is None else {"bits": f"ADC {bits:.3g}"}
+        return {ctx.column: self.describe(), **cells}
+
     def proof(self, ctx):
         """Rounds, and clips at its bound."""
         if self.res is not None:

@@ -31,6 +31,10 @@ class InputAsymmetry(Part):
         """Weakens them."""
         return inner(weakened(x, self.share))
 
+    def describe(self):
+        """Returns its share."""
+        return f"input asymmetry {self.share:g}"
+
     def proof(self, ctx):
         """Changes outputs."""
         ctx.differs("inp_asymmetry")
@@ -45,6 +49,10 @@ class OutputAsymmetry(Part):
     def around(self, inner, x, ctx):
         """Weakens them."""
         return weakened(inner(x), self.share)
+
+    def describe(self):
+        """Returns its share."""
+        return f"output asymmetry {self.share:g}"
 
     def proof(self, ctx):
         """Changes outputs."""

@@ -43,6 +43,23 @@ class Dac(Part):
             u = ctx.uniform("input_stochastic_rounding", ctx.crossbar.inputs_of(x)[0])
         return inner(convert(x, self.converter, uniform=u))
 
+    def describe(self):
+        """Returns its levels and full scale."""
+        bits, bound = self.converter.bits, self.bound
+        full_scale = "" if bound is None else f" to {bound:g}"
+        return f"DAC{full_scale}" + ("" if bits is None else f", {bits:.3g} bits")
+
+    def describe_in(self, ctx):
+        """Returns its cells: itself, its bits, and where it cuts inputs."""
+        bits, cells = self.converter.bits, {ctx.column: self.describe()}
+        if bits is not None:
+            cells["bits"] = f"DAC {bits:.3g}"
+        forward = ctx.weight.hardware.forward
+        fitted = ctx.weight.ranged or ctx.weight.hardware.dynamic
+        if not fitted and forward.noise_management == "none":
+            cells["input range"] = f"none: inputs are cut at {self.bound:g}"
+        return cells
+
     def proof(self, ctx):
         """Rounds to its levels."""
         ctx.differs("DAC")

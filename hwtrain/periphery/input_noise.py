@@ -23,6 +23,10 @@ class InputNoise(Part):
         noise = ctx.normal("input_noise", shape)
         return inner(x + jnp.where(real, self.sigma * noise, 0))
 
+    def describe(self):
+        """Returns its fields."""
+        return f"input noise {self.sigma:g}"
+
     def proof(self, ctx):
         r"""Noise of the deviation :math:`\sigma \sqrt{\sum_j w_{ij}^2}`."""
         ctx.differs("inp_noise")

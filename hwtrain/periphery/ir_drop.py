@@ -85,6 +85,10 @@ class IrDrop(Part):
             g_ratio=self.g_ratio,
         )
 
+    def describe(self):
+        """Returns its fields."""
+        return f"IR drop {self.strength:g}"
+
     def proof(self, ctx):
         """Changes outputs."""
         if max(ctx.row_sizes) > 1:  # the first row of a tile has no wire before it

@@ -180,6 +180,10 @@ class Management(Part):
             alpha, drawn = self._fitting(inner, fixed, alpha, silent, ctx)
         return inner(x / alpha, read=0, drawn=drawn) * jnp.where(silent, 0, alpha)
 
+    def describe(self):
+        """Returns its fields."""
+        return f"management {self.noise}{', iterative' if self.iterative else ''}"
+
     def proof(self, ctx):
         """Scales inputs, and those whose outputs exceed the bound once more."""
         if self.noise != "none":

@@ -17,6 +17,10 @@ class OutputFactor(Part):
         """Multiplies them."""
         return inner(x) * self.factor
 
+    def describe(self):
+        """Returns its fields."""
+        return f"output factor {self.factor:g}"
+
     def proof(self, ctx):
         """Changes outputs."""
         ctx.differs("out_scale")

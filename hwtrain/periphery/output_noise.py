@@ -34,6 +34,10 @@ class OutputNoise(Part):
         sigma = over_batch(self.sigma * of_chip, y)
         return y + sigma * ctx.normal("output_noise", y.shape)
 
+    def describe(self):
+        """Returns its fields."""
+        return f"output noise {self.sigma:g}"
+
     def proof(self, ctx):
         """Noise of its deviation, and of a spread of that."""
         alike = dataclasses.replace(self, spread=0.0)

@@ -40,6 +40,10 @@ class ReadNoise(Part):
         deviation = self.sigma * jnp.sqrt(jnp.maximum(variance, 0))
         return straight_through(y, y + deviation * ctx.normal("read", y.shape))
 
+    def describe(self):
+        """Returns its fields."""
+        return f"read noise {self.sigma:g} {self.kind}"
+
     def proof(self, ctx):
         """Noise of the deviation that each kind has."""
 

@@ -84,6 +84,10 @@ class Saturation(Part):
             slope_calibration=self.slope_calibration,
         )
 
+    def describe(self):
+        """Returns its fields."""
+        return f"saturation {self.strength:g}"
+
     def proof(self, ctx):
         """Changes outputs, by each of its options."""
         if self.strength > 0:

@@ -48,6 +48,10 @@ class Shift(Part):
         y = inner(x)
         return _shifted(y, ctx.crossbar.real_outputs(y), self.bound)
 
+    def describe(self):
+        """Returns its fields."""
+        return f"shift to {self.bound:g}"
+
     def proof(self, ctx):
         """Shifts outputs beyond the bound."""
         adc = Adc(bound=self.bound)

@@ -74,6 +74,10 @@ class VoltageOffset(Part):
             y, x, offset=offset, w_min=self.w_min, r_series=self.r_series
         )
 
+    def describe(self):
+        """Returns its fields."""
+        return f"voltage offset {self.spread:g}, r_series {self.r_series:g}"
+
     def proof(self, ctx):
         """Changes outputs, by the resistance and by the offset."""
         if self.r_series > 0:
