@@ -135,10 +135,9 @@ def _steps(plan: Plan) -> int:
         if not chip.draws_weights("train") or chip.modifies_in_layer("train"):
             continue
         modifier: Any = chip.modifier
-        steps = max(steps, math.ceil(ENOUGH / size))
-        if modifier.type in ("drop_connect", "copy") and modifier.pdrop:
-            # At 30 expected ones, none are 5 standard deviations away.
-            steps = max(steps, math.ceil(30 / (modifier.pdrop * size)))
+        # At 30 expected ones, none are 5 standard deviations away.
+        rare = 30 / modifier.changed_share if modifier.changed_share < 1 else 0
+        steps = max(steps, math.ceil(max(ENOUGH, rare) / size))
     return min(steps, MOST_KEYS)
 
 

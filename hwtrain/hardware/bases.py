@@ -111,6 +111,13 @@ class NoiseModel(Part):
         """Returns the standard deviation of one read, in µS; arguments as above."""
         return 0.0
 
+    def must_drift(self, t_s: float) -> bool:
+        """Whether a chip must be another after a time, which `assert_active` checks."""
+        g = jnp.linspace(0.1, 1.0, 16) * self.g_max
+        device = self.program(jax.random.key(0), g)
+        then, now = self.mean_at(device, t_s), self.mean_at(device, 0.0)
+        return bool(jnp.any(then != now))
+
     def at(self, key: jax.Array, programmed: Programmed, t_s: ArrayLike) -> jax.Array:
         """Returns the conductances as one read at a time sees them, in µS.
 
@@ -174,6 +181,10 @@ class DriftCompensation(Part):
     def describe_in(self, ctx: Any) -> Mapping[str, str]:
         """Returns its cell, behind that of the noise model."""
         return {ctx.column: f"{self.describe()} drift compensation"}
+
+    def proof(self, ctx: Any) -> None:
+        """Says what is measured of it: that it acts on outputs that have halved."""
+        ctx.undoes_halves()
 
     @abc.abstractmethod
     def baseline(self, y: jax.Array, w: jax.Array) -> jax.Array:
@@ -252,6 +263,14 @@ class Mismatch(Part):
     draws: ClassVar = "chip"
     per_column: ClassVar[bool] = False
     """Whether `ctx.w_max` is that of each column, instead of the tile."""
+
+    def proof(self, ctx: Any) -> None:
+        """Says what is measured: that it changes weights.
+
+        Its strength too, where the deviation of each weight is said in units of the
+        crossbar: `ctx.deviates(...)`, of `ctx.w` and `ctx.w_max`.
+        """
+        ctx.differs()
 
     @abc.abstractmethod
     def on_weight(self, w: jax.Array, ctx: WeightContext) -> jax.Array:
@@ -360,6 +379,7 @@ class WeightModifier(Part):
     rel_to_actual_wmax: ClassVar[bool] = True
     assumed_wmax: ClassVar[float] = 1.0
     unitless: ClassVar[bool] = False
+    changed_share: ClassVar[float] = 1.0
     rounds_chips: ClassVar[bool] = False
     column_steps: ClassVar[None] = None
     pdrop: ClassVar[float] = 0.0
@@ -377,6 +397,14 @@ class WeightModifier(Part):
     def describe_in(self, ctx: Any) -> Mapping[str, str]:
         """Returns its cell: itself, and in which modes it acts."""
         return {ctx.column: in_modes(self.describe(), self.enable_during_test)}
+
+    def proof(self, ctx: Any) -> None:
+        """Says what is measured: that it changes weights.
+
+        Its strength too, where the deviation of each weight is said in units of the
+        crossbar: `ctx.deviates(...)`, of `ctx.w` and `ctx.w_max`.
+        """
+        ctx.differs()
 
     @abc.abstractmethod
     def on_weight(self, w: jax.Array, ctx: WeightContext) -> jax.Array:

@@ -43,6 +43,10 @@ class GlobalDriftCompensation(_DriftCompensation):
 
     type: Literal["global"] = "global"
 
+    def proof(self, ctx: Any) -> None:
+        """Says what is measured of it: the mean that it keeps."""
+        ctx.keeps_mean()
+
     def describe(self) -> str:
         """Returns its type."""
         return self.type
@@ -84,6 +88,10 @@ class GlobalDriftCompensationWithExactReference(_DriftCompensation):
 
     type: Literal["global_exact_reference"] = "global_exact_reference"
 
+    def proof(self, ctx: Any) -> None:
+        """Says what is measured of it: the mean that it keeps."""
+        ctx.keeps_mean(of_target=True)
+
     def describe(self) -> str:
         """Returns its type."""
         return self.type
@@ -111,6 +119,10 @@ class PerColumnDriftCompensation(_DriftCompensation):
     """
 
     type: Literal["per_column"] = "per_column"
+
+    def proof(self, ctx: Any) -> None:
+        """Says what is measured of it: the mean that it keeps."""
+        ctx.keeps_mean(per_column=True)
 
     def describe(self) -> str:
         """Returns its type."""

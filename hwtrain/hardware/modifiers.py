@@ -20,7 +20,7 @@ from hwtrain.hardware.configuration import (
     Share,
     Steps,
 )
-from hwtrain.hardware.modifier_options import LEVELS, PCM, check
+from hwtrain.hardware.modifier_options import GAUSSIAN, LEVELS, PCM, check
 from hwtrain.periphery import vector_noise
 from hwtrain.periphery.tiled_matrix import TiledMatrix
 from hwtrain.physics import modifiers, rounding
@@ -256,6 +256,26 @@ class WeightModifierParameter(Described):
             cells |= in_microsiemens("weights", self.std_dev, ctx)
         return cells
 
+    @property
+    def changed_share(self) -> float:
+        """Share of the weights that a step changes, at least."""
+        return self.pdrop if self._only_drops else 1.0
+
+    @property
+    def _only_drops(self) -> bool:
+        return self.type in ("drop_connect", "copy") and self.pdrop > 0
+
+    def proof(self, ctx: Any) -> None:
+        """Says what is measured: the share that it drops, or a normal deviation."""
+        if self._only_drops:
+            ctx.drops(self.pdrop)
+            return
+        rounds = self.type == "discretize" and not self.draws
+        ctx.differs(resting="all weights lie on its levels" if rounds else "")
+        if self.type in GAUSSIAN and self.pdrop == 0:
+            w_max = ctx.w_max if self.rel_to_actual_wmax else self.assumed_wmax
+            ctx.deviates(self.std_dev * self._sigma(ctx.w, w_max))
+
     def __call__(
         self,
         key: jax.Array | None,
@@ -314,14 +334,18 @@ class WeightModifierParameter(Described):
         """
         if not self.rel_to_actual_wmax:
             w_max = jnp.full((len(tiles.row_sizes), 1), self.assumed_wmax)
-        sigma = {
-            "add_normal": lambda w, a: a,
-            "mult_normal": lambda w, a: w,
-            "poly": lambda w, a: modifiers.poly_sigma(
-                w, a, coeffs=self.coeffs or modifiers.PCM_RELATIVE_COEFFICIENTS
-            ),
-        }[self.type]
-        return self.std_dev * vector_noise.output_deviation(x, tiles, w_max, sigma)
+        deviation = vector_noise.output_deviation(x, tiles, w_max, self._sigma)
+        return self.std_dev * deviation
+
+    def _sigma(self, w: Any, w_max: Any) -> Any:
+        """Returns the deviation of weights of a normal type, over `std_dev`."""
+        match self.type:
+            case "add_normal":
+                return w_max
+            case "mult_normal":
+                return w
+        coeffs = self.coeffs or modifiers.PCM_RELATIVE_COEFFICIENTS
+        return modifiers.poly_sigma(w, w_max, coeffs=coeffs)
 
     def _modify(
         self,

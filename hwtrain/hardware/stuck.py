@@ -8,7 +8,7 @@ from pydantic.dataclasses import dataclass
 
 from hwtrain._parts.part import Described
 from hwtrain.hardware.configuration import CONFIG, Share
-from hwtrain.physics.stuck import draw_stuck
+from hwtrain.physics.stuck import AT_G_MAX, AT_G_MIN, draw_stuck
 
 
 @dataclass(frozen=True, kw_only=True, config=CONFIG)
@@ -53,6 +53,11 @@ class StuckParameter(Described):
         """Returns the shares of both ends."""
         shares = (("g_min", self.at_g_min), ("g_max", self.at_g_max))
         return ", ".join(f"{share:.2%} at {end}" for end, share in shares if share)
+
+    def ends(self, g_min: float, g_max: float) -> list[tuple[float, int, float]]:
+        """Returns of each end its share, the state of a device there and its µS."""
+        ends = (self.at_g_min, AT_G_MIN, g_min), (self.at_g_max, AT_G_MAX, g_max)
+        return [end for end in ends if end[0] > 0]
 
     def __call__(self, key: jax.Array, shape: tuple[int, ...]) -> jax.Array:
         """Returns the states of devices; see `hwtrain.physics.stuck.draw_stuck`."""

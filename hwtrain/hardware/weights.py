@@ -329,6 +329,15 @@ class MismatchParameter(Described):
         noise = in_microsiemens("mismatch", self.std_dev, ctx) if relative else {}
         return {ctx.column: self.describe(), **noise}
 
+    def proof(self, ctx: Any) -> None:
+        """Says what is measured of it: its deviation."""
+        ctx.differs()
+        if self.type == "mult_normal":
+            sigma = ctx.w
+        else:
+            sigma = ctx.w_max if self.rel_to_actual_wmax else 1.0
+        ctx.deviates(self.std_dev * sigma)
+
     def __call__(self, key: jax.Array, w: jax.Array, w_max: jax.Array) -> jax.Array:
         """Returns the weights of one chip; arguments as `WeightModifierParameter`."""
         if not self.draws:
