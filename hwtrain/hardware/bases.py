@@ -299,6 +299,10 @@ class WeightClip(Part):
     fixed_value: ClassVar[None] = None
     per_column: ClassVar[bool] = False
 
+    def proof(self, ctx: Any) -> None:
+        """Says what is measured of it: that it bounds an update."""
+        ctx.bounds()
+
     @abc.abstractmethod
     def largest(self, w: jax.Array, row_sizes: tuple[int, ...]) -> jax.Array:
         """Returns the bound, in units of the crossbar.

@@ -87,6 +87,11 @@ class InputRangeParameter(Described):
         return {ctx.column: as_text(ctx, self.init_value)}
 
     @property
+    def moves(self) -> bool:
+        """Whether updates move it: it is learned, or set from data."""
+        return self.learn_input_range or self.init_from_data > 0
+
+    @property
     def alone(self) -> Self:
         """The same without asking for an ADC."""
         return replace(self, manage_output_clipping=False, output_min_percentage=0.95)

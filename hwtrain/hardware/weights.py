@@ -100,6 +100,21 @@ class WeightClipParameter(Described):
             )
         return self
 
+    def proof(self, ctx: Any) -> None:
+        """Says what is measured of it: that it bounds an update, and by how much."""
+        reason = "a tile of one weight or column has no spread"
+        ctx.bounds(unless="" if self._spreads(ctx.rows, ctx.columns) else reason)
+        if self.type == "fixed_value":
+            ctx.caps(self.fixed_value)
+
+    def _spreads(self, rows: int, columns: int) -> bool:
+        """Whether a tile of a size has what the bound is made of."""
+        if self.fixed_value is not None:
+            return True
+        if self.type == "average_channel_max":
+            return columns > 1
+        return rows * (1 if self.per_column else columns) > 1
+
     def describe(self) -> str:
         """Returns its type and bound."""
         match self.type:
