@@ -233,11 +233,11 @@ def _check_layer(log: _Log, weight: AnalogWeight) -> None:
     for effect in calls[0].clipped:
         pairs: list[Any] = [call.clipped[effect] for call in calls]
         same = all(np.allclose(*pair, rtol=1e-4) for pair in pairs)
-        wrong = None if same else "inputs beyond the range are not clipped"
-        log.note(weight.path, effect, "at the range", wrong)
+        wrong = None if same else "inputs beyond its bound are not clipped"
+        log.note(weight.path, effect, "at its bound", wrong)
     for effect in calls[0].slopes:
         small = min(np.abs(np.asarray(call.slopes[effect])).max() for call in calls)
-        wrong = None if small > 0 else "the range has no gradient: it cannot be learned"
+        wrong = None if small > 0 else "it has no gradient: it cannot be learned"
         log.note(weight.path, effect, "has a gradient", wrong)
 
 

@@ -113,7 +113,7 @@ class _Range:
     def whole(self) -> Hardware:
         return _told_from(self.chip)
 
-    def replaced(self, part: None) -> Hardware:
+    def replaced(self, part: Any) -> Hardware:
         return self.chip.surrounded(self.whole().stages)
 
     def alone(self, part: Any) -> Hardware:
@@ -332,6 +332,18 @@ class Proof:
         """
         found = self._bench.run(self._place.alone(self._part), self._outside(bound))
         self._found.clipped[effect or f"{self._part.type} clips"] = found
+
+    def follows(self, leaf: str, effect: str = "") -> None:
+        """Outputs are others with twice the value of a leaf.
+
+        Args:
+          leaf: its name.
+          effect: its name.
+        """
+        bench, whole = self._bench, self._place.whole()
+        doubled = bench.run(whole, bench.x, **{leaf: 2 * self.leaves[leaf]})
+        change = _rms(bench.outputs(whole) - doubled) / bench.size
+        self._found.changes[effect or self._part.type] = change
 
     def learns(self, leaf: str, effect: str = "") -> None:
         """A leaf that bounds the inputs has a gradient.

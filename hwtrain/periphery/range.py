@@ -50,8 +50,9 @@ class Range(Part):
         return {ctx.column: as_text(ctx, 1.0, "average of max|x| ")}
 
     def proof(self, ctx):
-        """Changes outputs; of a range that clips, `InputRangeParameter` says more."""
-        ctx.differs("noise_management")
+        """Of an average, that it is heard of; `InputRangeParameter` says the rest."""
+        # At first it is 1, which is as good as none.
+        ctx.follows("input_range", "noise_management")
 
 
 def ranged(

@@ -2,11 +2,16 @@
 
 import dataclasses
 
+import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
+from flax import linen as nn
 
 import hwtrain as hw
 from hwtrain.hardware import IOParameters
+from hwtrain.periphery import range as range_stage
+from hwtrain.transforms import weight_side
 
 MEASURED = {
     "inp_bits": ({"inp_bits": 4}, {"DAC", "DAC levels"}),
@@ -117,3 +122,68 @@ def test_a_range_of_each_vector_is_measured_by_its_name():
     for stage in chip.stages:
         stage.proof(recorder)
     assert recorder.effects == {"input_range", "DAC", "DAC levels"}
+
+
+AVERAGE = hw.IOParameters(noise_management="average_abs_max", inp_bits=5)
+
+
+@pytest.mark.parametrize("off", [False, True])
+def test_an_average_is_measured_before_it_was_set(off, retraced):
+    model = dense(hw.Hardware(forward=AVERAGE))
+    if not off:
+        assert "noise_management" in str(hw.assert_active(*model))
+        return
+    around = range_stage.Range.around
+
+    def ignored(self, inner, x, ctx):
+        ones = {"input_range": jnp.ones_like(ctx.leaves["input_range"])}
+        return around(self, inner, x, dataclasses.replace(ctx, leaves=ones))
+
+    retraced.setattr(range_stage.Range, "around", ignored)
+    with pytest.raises(ValueError, match="noise_management: the outputs are the same"):
+        hw.assert_active(*model)
+
+
+def dense(chip, rows=3):
+    analog = hw.analogize(nn.Dense(40), chip)
+    x = jnp.ones((2, rows))
+    return analog, analog.init(jax.random.key(0), x), x
+
+
+NORMAL = {
+    "add_normal": {"type": "add_normal", "std_dev": 0.1},
+    "of a fixed size": {
+        "type": "add_normal",
+        "std_dev": 0.1,
+        "rel_to_actual_wmax": False,
+        "assumed_wmax": 0.7,
+    },
+    "mult_normal": {"type": "mult_normal", "std_dev": 0.1},
+    "poly": {"type": "poly", "std_dev": 0.5},
+    "a bias left alone": {
+        "type": "add_normal",
+        "std_dev": 0.1,
+        "copy_last_column": True,
+    },
+}
+
+
+@pytest.mark.sampled(2)
+@pytest.mark.parametrize("half", [False, True])
+@pytest.mark.parametrize("name", NORMAL)
+def test_normal_noise_of_weights_has_its_strength(name, half, retraced):
+    chip = hw.Hardware(modifier=hw.WeightModifierParameter(**NORMAL[name]))
+    model = dense(chip)
+    if half:
+        modified = weight_side._modified
+        retraced.setattr(
+            weight_side,
+            "_modified",
+            lambda w, kernel, *rest: (kernel + modified(w, kernel, *rest)) / 2,
+        )
+        with pytest.raises(ValueError, match=r"modifier: the noise has 0\.[45]"):
+            hw.assert_active(*model)
+        return
+    (row,) = hw.assert_active(*model).rows
+    # 8 steps of 2 or 3 rows, with 40 columns.
+    assert abs(float(row[2].split()[0]) - 1) < 5 / np.sqrt(2 * 8 * 2 * 40)
