@@ -6,30 +6,23 @@ without. What there is to measure of a part, the part says by `proof`.
 """
 
 import dataclasses
-import functools
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from numpy import nan
 
 from hwtrain._parts.part import Part
 from hwtrain.evaluate.judgement import ENOUGH
+from hwtrain.evaluate.rerun import VECTORS, Rerun, ideal, rms, test_vectors
 from hwtrain.hardware import Hardware
 from hwtrain.periphery.output_factor import OutputFactor
-from hwtrain.periphery.tiled_matrix import TiledMatrix, cut_columns
 from hwtrain.physics import tiling
-from hwtrain.transforms.loops import as_new_root
-from hwtrain.transforms.observation import Multiplication, observed
-from hwtrain.transforms.signal_side import multiply
+from hwtrain.transforms.observation import Multiplication
 
 KEYS = 8
 """Steps that are measured, each with a key of its own; more of very small layers."""
-
-VECTORS = 6
-"""Test vectors, of each of which a noise is drawn."""
 
 _PLAIN = OutputFactor(factor=1.0)
 """A stage that does nothing, so that there is one."""
@@ -63,17 +56,17 @@ class Readings(NamedTuple):
 def read(call: Multiplication) -> Readings:
     """Returns the readings of a multiplication that a layer is about to do."""
     chip, found = call.weight.hardware, Readings(call.w, {}, {}, {}, {}, {}, {}, {})
-    bench = _Bench(call, _test_vectors(call), found)
+    bench = Rerun(call, test_vectors(call))
     for place, stage in enumerate(chip.stages):
-        stage.proof(Proof(bench, stage, _Stage(chip, place)))
+        stage.proof(Proof(bench, stage, _Stage(chip, place), found))
     if call.weight.ranged:
         around: Any = chip.range if chip.averages else chip.input_range
-        around.proof(Proof(bench, around, _Range(chip)))
+        around.proof(Proof(bench, around, _Range(chip), found))
     if chip.modifies_in_layer("train"):
         whole = _told_from(chip)
         other = dataclasses.replace(whole, modifier=None)
         change = bench.outputs(whole) - bench.outputs(other)
-        found.changes["modifier"] = _rms(change) / bench.size
+        found.changes["modifier"] = rms(change) / bench.size
     return found
 
 
@@ -101,7 +94,7 @@ class _Stage:
 
     def alone(self, part: Part | None) -> Hardware:
         """Returns hardware with nothing around its tiles but a part in this place."""
-        return _ideal(self.chip).surrounded([] if part is None else [part])
+        return ideal(self.chip).surrounded([] if part is None else [part])
 
 
 @dataclasses.dataclass(frozen=True)
@@ -119,8 +112,8 @@ class _Range:
     def alone(self, part: Any) -> Hardware:
         # Where a layer has stages, its range is one of them.
         stages = [_PLAIN] if self.chip.converts else []
-        ideal = dataclasses.replace(self.chip, modifier=None)
-        return ideal.surrounded(stages, ranged=part is not None)
+        chip = dataclasses.replace(self.chip, modifier=None)
+        return chip.surrounded(stages, ranged=part is not None)
 
 
 def _told_from(chip: Hardware, but: int | None = None) -> Hardware:
@@ -131,86 +124,6 @@ def _told_from(chip: Hardware, but: int | None = None) -> Hardware:
     stages = [s if i == but else s.unrounded for i, s in enumerate(chip.stages)]
     same = stages == list(chip.stages)
     return chip if same else chip.surrounded(stages, ranged=True)
-
-
-def _ideal(chip: Hardware) -> Hardware:
-    """Returns a chip with the same mapping, and nothing around it."""
-    return dataclasses.replace(chip, modifier=None, forward=None, input_range=None)
-
-
-@dataclasses.dataclass(frozen=True)
-class _Bench:
-    """A multiplication that is done again with other hardware.
-
-    Attributes:
-      call: the multiplication.
-      x: the test vectors.
-      found: what was read of it so far.
-    """
-
-    call: Multiplication
-    x: jax.Array
-    found: Readings
-
-    @functools.cached_property
-    def outputs(self) -> Callable[[Hardware], jax.Array]:
-        """Returns the outputs for the test vectors, each hardware traced once."""
-        return functools.cache(lambda chip: self.run(chip, self.x))
-
-    @functools.cached_property
-    def size(self) -> jax.Array:
-        """The size of the layer's own outputs."""
-        return jnp.maximum(_rms(self.outputs(self.call.weight.hardware)), 1e-30)
-
-    @functools.cached_property
-    def tiles(self) -> TiledMatrix:
-        """The weights of the tiles."""
-        weight, w = self.call.weight, self.call.w.astype(jnp.float32)
-        scale = self.call.leaves.get("mapping_scale")
-        scale = weight.derived_scale(self.call.w) if scale is None else scale
-        return TiledMatrix.cut(w, scale, weight.row_sizes, weight.column_sizes)
-
-    def run(self, chip: Hardware, x: Any, **leaves: Any) -> jax.Array:
-        """Multiplies as the layer would on a chip of another type."""
-        call = self.call
-        weight = dataclasses.replace(call.weight, hardware=chip, ranged=chip.ranged)
-        changed = call._replace(
-            weight=weight, x=x.astype(call.x.dtype), leaves={**call.leaves, **leaves}
-        )
-        with observed(None):  # every time the first call, to be compared with itself
-            return as_new_root(multiply, changed).astype(jnp.float32)
-
-    def factors(self) -> Any:
-        """Returns what tiles' outputs are multiplied by: scales, as `cut_columns`."""
-        learned = self.call.leaves.get("output_scale", jnp.ones(()))
-        if learned.ndim:
-            learned = cut_columns(learned, self.tiles.column_sizes)
-        return jnp.abs(jnp.asarray(self.tiles.scale) * learned)
-
-    def of_layer(self, deviation: jax.Array) -> jax.Array:
-        """Returns the deviation of the layer's outputs from that of its tiles'."""
-        sizes = self.tiles.column_sizes
-        grid = (*self.call.weight.tiles, sizes[0])
-        shape = jnp.broadcast_shapes(jnp.shape(deviation), grid)
-        each = jnp.broadcast_to(deviation, shape)
-        each = jnp.square(each * tiling.over_batch(self.factors(), each))
-        return jnp.sqrt(tiling.join(tiling.add_tiles(each, -3), sizes, axis=-1))
-
-    def beyond(self, bound: float) -> jax.Array:
-        """Returns the vectors so large that their outputs exceed a bound."""
-        y = jnp.max(jnp.abs(self.run(_ideal(self.call.weight.hardware), self.x)))
-        return self.x * 3 * bound * jnp.max(self.factors()) / jnp.maximum(y, 1e-30)
-
-    @functools.cached_property
-    def heaviest(self) -> jax.Array:
-        """The column with the largest weights; another may be all zeros."""
-        w = jnp.abs(self.call.w.astype(jnp.float32))
-        return jnp.argmax(jnp.sum(w, axis=0))
-
-    def unlike_zero(self, sizes: list[float]) -> jax.Array:
-        """Returns inputs of some sizes whose outputs do not cancel in a column."""
-        signs = jnp.where(self.call.w[:, self.heaviest] < 0, -1.0, 1.0)
-        return jnp.array(sizes, jnp.float32)[:, None] * signs[None]
 
 
 class Proof:
@@ -225,9 +138,11 @@ class Proof:
       w: the weights, as `product` takes them.
     """
 
-    def __init__(self, bench: _Bench, part: Any, place: _Stage | _Range):
+    def __init__(
+        self, bench: Rerun, part: Any, place: _Stage | _Range, found: Readings
+    ):
         self._bench, self._part, self._place = bench, part, place
-        self._found = bench.found
+        self._found = found
         self.leaves, self.row_sizes = bench.call.leaves, bench.tiles.row_sizes
         self.w = bench.tiles.weights
 
@@ -248,8 +163,8 @@ class Proof:
         place, outputs = self._place, self._bench.outputs
         whole = place.alone(self._part) if alone else place.whole()
         other = place.alone(without) if alone else place.replaced(without)
-        change = _rms(outputs(whole) - outputs(other))
-        self._found.changes[effect or self._part.type] = change / self._bench.size
+        change = rms(outputs(whole) - outputs(other))
+        self._note("changes", effect, change / self._bench.size)
 
     def differs_beyond(
         self,
@@ -267,9 +182,9 @@ class Proof:
           without: what stands there instead.
         """
         run, x = self._bench.run, self._bench.beyond(bound)
-        ideal = _ideal(self._place.chip)
-        whole, other = (run(ideal.surrounded(each), x) for each in (stages, without))
-        self._found.changes[effect] = _rms(whole - other)
+        plain = ideal(self._place.chip)
+        whole, other = (run(plain.surrounded(each), x) for each in (stages, without))
+        self._note("changes", effect, rms(whole - other))
 
     def deviates(
         self,
@@ -302,14 +217,13 @@ class Proof:
         noisy, quiet = self._place.alone(of or self._part), self._place.alone(None)
         noise = bench.run(noisy, x) - bench.run(quiet, x)
         unit = jnp.where(size > 0, noise / jnp.where(size > 0, size, 1), nan)
-        found = self._found.shared if shared else self._found.noise
-        found[effect or self._part.type] = unit
+        self._note("shared" if shared else "noise", effect, unit)
 
     def draws_anew(self, effect: str = "") -> None:
         """It adds noise of any strength to the outputs, another at each read."""
         alone, x = self._place.alone(self._part), self._bench.x
         found = self._bench.run(alone, jnp.concatenate([x, x]))
-        self._found.drawn[effect or f"{self._part.type} draws"] = found
+        self._note("drawn", effect or f"{self._part.type} draws", found)
 
     def rounds(self, step: float, effect: str = "", *, of: Part | None = None) -> None:
         """Inputs are rounded to multiples of a step.
@@ -321,7 +235,7 @@ class Proof:
         """
         x = self._bench.unlike_zero([0, 0.4 * step, 0.6 * step, step])
         found = self._bench.run(self._place.alone(of or self._part), x)
-        self._found.levels[effect or f"{self._part.type} levels"] = found
+        self._note("levels", effect or f"{self._part.type} levels", found)
 
     def clips(self, bound: Any, effect: str = "") -> None:
         """Inputs beyond a bound are clipped.
@@ -331,7 +245,7 @@ class Proof:
           effect: its name.
         """
         found = self._bench.run(self._place.alone(self._part), self._outside(bound))
-        self._found.clipped[effect or f"{self._part.type} clips"] = found
+        self._note("clipped", effect or f"{self._part.type} clips", found)
 
     def follows(self, leaf: str, effect: str = "") -> None:
         """Outputs are others with twice the value of a leaf.
@@ -342,8 +256,8 @@ class Proof:
         """
         bench, whole = self._bench, self._place.whole()
         doubled = bench.run(whole, bench.x, **{leaf: 2 * self.leaves[leaf]})
-        change = _rms(bench.outputs(whole) - doubled) / bench.size
-        self._found.changes[effect or self._part.type] = change
+        change = rms(bench.outputs(whole) - doubled) / bench.size
+        self._note("changes", effect, change)
 
     def learns(self, leaf: str, effect: str = "") -> None:
         """A leaf that bounds the inputs has a gradient.
@@ -361,26 +275,13 @@ class Proof:
             return -y[:, bench.heaviest].sum()
 
         slope = jax.grad(shrink)(self.leaves[leaf])
-        self._found.slopes[effect or f"{self._part.type} learns"] = slope
+        self._note("slopes", effect or f"{self._part.type} learns", slope)
+
+    def _note(self, kind: str, effect: str, reading: jax.Array) -> None:
+        known, name = getattr(self._found, kind), effect or self._part.type
+        count = sum(other.split(" #")[0] == name for other in known)
+        # Of several alike, each must act.
+        known[f"{name} #{count + 1}" if count else name] = reading
 
     def _outside(self, bound: Any) -> jax.Array:
         return self._bench.unlike_zero([1.5, 3]) * jnp.max(bound)
-
-
-def _test_vectors(call: Multiplication) -> jax.Array:
-    """Returns `[VECTORS, rows]`, some well inside the range and some beyond it."""
-    rows = call.x.shape[-1]
-    x = np.random.default_rng(0).normal(size=(VECTORS, rows)).astype(np.float32)
-    x = x * np.array([0.3, 0.3, 1, 1, 3, 3], np.float32)[:, None]
-    largest = jnp.max(call.leaves["input_range"]) if call.weight.ranged else 1.0
-    return jnp.asarray(x) * largest
-
-
-def _rms(y: jax.Array) -> jax.Array:
-    return jnp.sqrt(jnp.mean(jnp.square(y)))
-
-
-def undisturbed(call: Multiplication) -> jax.Array:
-    """Does the multiplication as the layer would have."""
-    with observed(None):
-        return multiply(call)

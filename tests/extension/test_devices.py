@@ -267,6 +267,21 @@ def test_small_effects_are_measured_behind_a_stage_that_rounds():
     assert {row[1] for row in found.rows} == {"test_own_adc", "out_asymmetry"}
 
 
+@pytest.mark.parametrize("silent", [0.3, 0.0])
+def test_of_two_stages_of_a_class_each_is_measured(silent):
+    stages = devices.InputOffset(offset=0.2), devices.InputOffset(offset=silent)
+    io = hw.IOParameters(stages=stages)
+    analog = hw.analogize(nn.Dense(5), hw.Hardware(forward=io))
+    x = jnp.ones((2, 7))
+    variables = analog.init(jax.random.key(0), x)
+    if silent:
+        rows = {row[1] for row in hw.assert_active(analog, variables, x).rows}
+        assert rows == {"input_offset", "input_offset #2"}
+    else:
+        with pytest.raises(ValueError, match="input_offset #2: the outputs are"):
+            hw.assert_active(analog, variables, x)
+
+
 @pytest.mark.parametrize("framework", FRAMEWORKS)
 def test_inspect_describes_them(framework):
     analog, given = made(framework, devices.hardware())
