@@ -15,7 +15,7 @@ from numpy import nan
 
 from hwtrain._parts.part import Part
 from hwtrain.evaluate.judgement import ENOUGH
-from hwtrain.evaluate.rerun import VECTORS, Rerun, ideal, rms, test_vectors
+from hwtrain.evaluate.rerun import VECTORS, Rerun, ideal, rms, vectors_for
 from hwtrain.hardware import Hardware
 from hwtrain.periphery.output_factor import OutputFactor
 from hwtrain.physics import tiling
@@ -56,7 +56,7 @@ class Readings(NamedTuple):
 def read(call: Multiplication) -> Readings:
     """Returns the readings of a multiplication that a layer is about to do."""
     chip, found = call.weight.hardware, Readings(call.w, {}, {}, {}, {}, {}, {}, {})
-    bench = Rerun(call, test_vectors(call))
+    bench = Rerun(call, vectors_for(call))
     for place, stage in enumerate(chip.stages):
         stage.proof(Proof(bench, stage, _Stage(chip, place), found))
     if call.weight.ranged:

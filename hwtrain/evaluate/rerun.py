@@ -79,7 +79,9 @@ class Rerun:
     def beyond(self, bound: float) -> jax.Array:
         """Returns the vectors so large that their outputs exceed a bound."""
         y = jnp.max(jnp.abs(self.run(ideal(self.call.weight.hardware), self.x)))
-        return self.x * 3 * bound * jnp.max(self.factors()) / jnp.maximum(y, 1e-30)
+        real = tiling.mask(self.tiles.column_sizes)
+        largest = jnp.max(jnp.where(real, self.factors(), 0))
+        return self.x * 3 * bound * largest / jnp.maximum(y, 1e-30)
 
     @functools.cached_property
     def heaviest(self) -> jax.Array:
@@ -98,7 +100,7 @@ def ideal(chip: Hardware) -> Hardware:
     return dataclasses.replace(chip, modifier=None, forward=None, input_range=None)
 
 
-def test_vectors(call: Multiplication) -> jax.Array:
+def vectors_for(call: Multiplication) -> jax.Array:
     """Returns `[VECTORS, rows]`, some well inside the range and some beyond it."""
     rows = call.x.shape[-1]
     x = np.random.default_rng(0).normal(size=(VECTORS, rows)).astype(np.float32)

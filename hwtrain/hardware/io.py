@@ -161,15 +161,14 @@ class IOParameters(Described):
     a user's. Their places are those they were registered at."""
 
     def describe(self) -> str:
-        """Returns what differs from the ideal by name, and what else stands around."""
+        """Returns the fields that differ from the ideal, by name."""
         ideal = IOParameters()
         names = [f.name for f in fields(ideal) if f.name != "stages"]
-        changed = [
+        return ", ".join(
             f"{name} {value:g}" if isinstance(value, float) else f"{name} {value}"
             for name, value in ((name, getattr(self, name)) for name in names)
             if value != getattr(ideal, name)
-        ]
-        return ", ".join([*changed, *(stage.describe() for stage in self.stages)])
+        )
 
     @property
     def draws(self) -> bool:

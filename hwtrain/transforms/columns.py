@@ -97,10 +97,14 @@ def _parts(weight: AnalogWeight) -> Iterator[tuple[str, Described]]:
             yield "input range", chip.range
         elif chip.input_range is not None:
             yield "input range", chip.input_range
+        given = () if chip.forward is None else chip.forward.stages
+        for stage in chip.stages:
+            if stage not in given:  # made from the fields of the periphery
+                yield "", stage
         if chip.forward is not None:
             yield PERIPHERY, chip.forward
-        for stage in chip.stages:
-            yield "stage", stage
+        for stage in given:
+            yield PERIPHERY, stage
     for field, column in COLUMNS.items():
         part = getattr(chip, field)
         if part is not None:

@@ -213,6 +213,10 @@ class Driver(hw.Part):
     def around(self, inner, x, ctx):
         return inner(self.clipped(self.rounded(x)))
 
+    def describe_in(self, ctx):
+        rows = ctx.weight.row_sizes[0]
+        return {ctx.column: f"drivers of {rows} rows", "bits": "driver 3"}
+
     def proof(self, ctx):
         super().proof(ctx)
         ctx.rounds(self.bound / self.steps)
@@ -242,6 +246,15 @@ def test_the_steps_and_the_bound_that_a_stage_says_are_measured(off, monkeypatch
         rows = {row[1] for row in hw.assert_active(analog, variables, x).rows}
         assert {"test_driver", "test_driver levels", "test_driver clips"} <= rows
     jax.clear_caches()
+
+
+def test_a_part_says_more_where_it_knows_the_weight():
+    io = hw.IOParameters(out_bits=8, out_bound=5.0, stages=(Driver(),))
+    analog = hw.analogize(nn.Dense(5), hw.Hardware(forward=io))
+    x = jnp.ones((2, 7))
+    (row,) = hw.inspect(analog, analog.init(jax.random.key(0), x), x).rows
+    assert row["periphery"] == "out_bound 5, out_bits 8, drivers of 7 rows"
+    assert set(row["bits"].split(", ")) == {"driver 3", "ADC 8"}
 
 
 @hw.register("stage", "test_own_adc", inside="test_driver", outside="input_asymmetry")
