@@ -100,7 +100,7 @@ def modified(
     if scale is None:
         scale = weight.derived_scale(weight.to_matrix(kernel))
     w, s = on_crossbar(weight, kernel, scale)
-    last = _last_row(weight) if modifier.copy_last_column else None
+    last = last_row(weight) if modifier.copy_last_column else None
     w_max = jnp.asarray(modifier.assumed_wmax, w.dtype)
     if modifier.rel_to_actual_wmax:
         w_max = largest_weight(
@@ -206,7 +206,7 @@ def _cut(weight: AnalogWeight, array: jax.Array) -> jax.Array:
     return array
 
 
-def _last_row(weight: AnalogWeight) -> jax.Array:
+def last_row(weight: AnalogWeight) -> jax.Array:
     """Returns where the stored array has the weights of its last input."""
     rows, columns = sum(weight.row_sizes), sum(weight.column_sizes)
     last = np.arange(rows)[:, None] == rows - 1

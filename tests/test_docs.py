@@ -65,6 +65,9 @@ def test_the_device_of_the_devices_page_is_whole(capsys):
     for effect in ("telegraph noise 0.05", "log-normal 0.05", "flash, 2%"):
         assert effect in printed
     assert "my_telegraph draws: anew at each step" in printed
+    for effect in ("my_telegraph", "modifier"):
+        strength = re.search(rf"{effect}: ([0-9.]+) x the configured", printed)
+        assert strength is not None and abs(float(strength[1]) - 1) < 0.2
     kernel = names["variables"]["params"]["kernel"]
     assert (names["after_a_day"]["kernel"] != kernel).all()
 

@@ -1,7 +1,7 @@
 """One thing that a chip does: its configuration, its equation, its row in tables."""
 
 import abc
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, dataclass_transform
 
 import jax
@@ -18,8 +18,25 @@ CONFIG = ConfigDict(
 """How configurations are checked."""
 
 
+class Described:
+    """What `inspect` says something of."""
+
+    def describe(self) -> str:
+        """Returns what its fields say; an empty text leaves it out."""
+        return ""
+
+    def describe_in(self, ctx: Any) -> Mapping[str, str]:
+        """Returns its cells in the row of a weight, by column; of several, texts add.
+
+        Args:
+          ctx: the weight and the leaves beside it, and `ctx.column`: the column of this
+            kind of part.
+        """
+        return {ctx.column: self.describe()}
+
+
 @dataclass_transform(frozen_default=True, kw_only_default=True)
-class Part(abc.ABC):  # noqa: B024 some kinds have what they must do
+class Part(Described, abc.ABC):  # noqa: B024 some kinds have what they must do
     """One thing that a chip does. Its fields are its configuration.
 
     A subclass is a frozen dataclass with keyword-only fields, checked by pydantic when
@@ -72,6 +89,25 @@ class Part(abc.ABC):  # noqa: B024 some kinds have what they must do
     def around(self, inner: Callable[..., jax.Array], x: jax.Array, ctx: Any) -> Any:
         """Returns the outputs of a tile, with what lies further in between them."""
         return inner(x)
+
+    @property
+    def unrounded(self) -> Any:
+        """Of a stage: the same without a rounding of outputs.
+
+        Smaller effects of what lies further in are measured without it.
+        """
+        return self
+
+    def proof(self, ctx: Any) -> None:
+        """Says what `assert_active` measures of it.
+
+        Of a stage, that outputs are others with it than without, and if it draws at
+        reads, that it does so anew at each. The strength of a noise is measured where
+        its deviation is said: `ctx.deviates(...)`.
+        """
+        ctx.differs()
+        if self.draws_at("read"):
+            ctx.draws_anew()
 
     def describe(self) -> str:
         """Returns its row in `inspect`; an empty text leaves it out."""

@@ -135,10 +135,9 @@ def _steps(plan: Plan) -> int:
         if not chip.draws_weights("train") or chip.modifies_in_layer("train"):
             continue
         modifier: Any = chip.modifier
-        steps = max(steps, math.ceil(ENOUGH / size))
-        if modifier.type in ("drop_connect", "copy") and modifier.pdrop:
-            # At 30 expected ones, none are 5 standard deviations away.
-            steps = max(steps, math.ceil(30 / (modifier.pdrop * size)))
+        # At 30 expected ones, none are 5 standard deviations away.
+        rare = 30 / modifier.changed_share if modifier.changed_share < 1 else 0
+        steps = max(steps, math.ceil(max(ENOUGH, rare) / size))
     return min(steps, MOST_KEYS)
 
 
@@ -216,30 +215,35 @@ def _check_layer(log: _Log, weight: AnalogWeight) -> None:
             None if change > 1e-7 else f"the outputs are the same without: {BYPASSED}"
         )
         log.note(weight.path, effect, f"changes outputs by {change:.2g}", wrong)
-    for effect in calls[0].unit:
-        draws = np.stack([[call.unit[effect] for call in step] for step in steps])
-        log.note(weight.path, effect, *_unit(draws, of_vectors=effect == "inp_noise"))
-    for name in calls[0].drawn:
-        drawn = np.stack([[call.drawn[name] for call in step] for step in steps])
-        wrong = "its noise is the same at several step keys" if _alike(drawn) else None
-        log.note(weight.path, f"{name} draws", "anew at each step", wrong)
+    for kind in ("noise", "shared"):
+        for effect in getattr(calls[0], kind):
+            draws = _stacked(steps, kind, effect)
+            wrong = _unit(draws, of_vectors=kind == "shared")
+            log.note(weight.path, effect, *wrong)
+    for effect in calls[0].drawn:
+        same = _alike(_stacked(steps, "drawn", effect))
+        wrong = "its noise is the same at several step keys" if same else None
+        log.note(weight.path, effect, "anew at each step", wrong)
     # A step may have dropped all weights, which then tell nothing of the inputs.
     calls = [call for call in calls if call.w.any()] or calls
-    if calls[0].levels is not None:
-        worst = max(_level_error(call.levels) for call in calls)
-        wrong = "the inputs are not rounded to the steps of the DAC"
-        log.note(weight.path, "DAC levels", "as many", wrong if worst > 1e-3 else None)
-    if calls[0].clipped is not None:
-        pairs: list[Any] = [call.clipped for call in calls]
+    for effect in calls[0].levels:
+        worst = max(_level_error(call.levels[effect]) for call in calls)
+        wrong = "the inputs are not rounded to its steps"
+        log.note(weight.path, effect, "as many", wrong if worst > 1e-3 else None)
+    for effect in calls[0].clipped:
+        pairs: list[Any] = [call.clipped[effect] for call in calls]
         same = all(np.allclose(*pair, rtol=1e-4) for pair in pairs)
-        wrong = None if same else "inputs beyond the range are not clipped"
-        log.note(weight.path, "input_range clips", "at the range", wrong)
-    parameter = weight.hardware.input_range
-    if parameter is not None and parameter.learn_input_range and weight.ranged:
-        slopes: list[Any] = [call.range_gradient for call in calls]
-        small = min(np.abs(slope).max() for slope in slopes)
-        wrong = None if small > 0 else "the range has no gradient: it cannot be learned"
-        log.note(weight.path, "input_range learns", "has a gradient", wrong)
+        wrong = None if same else "inputs beyond its bound are not clipped"
+        log.note(weight.path, effect, "at its bound", wrong)
+    for effect in calls[0].slopes:
+        small = min(np.abs(np.asarray(call.slopes[effect])).max() for call in calls)
+        wrong = None if small > 0 else "it has no gradient: it cannot be learned"
+        log.note(weight.path, effect, "has a gradient", wrong)
+
+
+def _stacked(steps: list[list[bench.Readings]], kind: str, effect: str) -> np.ndarray:
+    """Returns what was read of an effect, `[keys, calls, ...]`."""
+    return np.stack([[getattr(c, kind)[effect] for c in step] for step in steps])
 
 
 def _least_change(steps: list[list[bench.Readings]], effect: str) -> float:

@@ -1,361 +1,287 @@
 """A test bench for the analog layers of a running model.
 
 Every layer is measured in place, with the leaves, the weights and the mode that its
-model gives it: what its multiplication does to test vectors, with each effect and
-without.
+model gives it: what its multiplication does to test vectors, with each part and
+without. What there is to measure of a part, the part says by `proof`.
 """
 
 import dataclasses
-import functools
-from collections.abc import Iterator
+from collections.abc import Iterable
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from numpy import nan
 
 from hwtrain._parts.part import Part
 from hwtrain.evaluate.judgement import ENOUGH
-from hwtrain.hardware import Hardware, InputRangeParameter, IOParameters
+from hwtrain.evaluate.rerun import VECTORS, Rerun, ideal, rms, vectors_for
+from hwtrain.hardware import Hardware
+from hwtrain.periphery.output_factor import OutputFactor
 from hwtrain.physics import tiling
-from hwtrain.transforms.loops import as_new_root
-from hwtrain.transforms.observation import Multiplication, observed
-from hwtrain.transforms.signal_side import multiply
-
-GROUPS = {
-    "DAC": ("inp_bits", "inp_res", "inp_bound", "inp_sto_round"),
-    "inp_sto_round": ("inp_sto_round",),
-    "inp_noise": ("inp_noise",),
-    "inp_asymmetry": ("inp_asymmetry",),
-    "ADC rounding": ("out_bits", "out_res", "out_sto_round"),
-    "out_sto_round": ("out_sto_round",),
-    "out_noise": ("out_noise", "out_noise_std"),
-    "out_noise_std": ("out_noise_std",),
-    "out_asymmetry": ("out_asymmetry",),
-    "out_scale": ("out_scale",),
-    "noise_management": ("noise_management", "nm_thres", "nm_decay"),
-    "w_noise": ("w_noise", "w_noise_type"),
-    "ir_drop": ("ir_drop", "ir_drop_g_ratio"),
-    "out_nonlinearity": (
-        "out_nonlinearity",
-        "out_nonlinearity_std",
-        "slope_calibration",
-    ),
-    "out_nonlinearity_std": ("out_nonlinearity_std",),
-    "slope_calibration": ("slope_calibration",),
-    "r_series": ("r_series",),
-    "v_offset_std": ("v_offset_std",),
-}
-"""Effects of the periphery that always act, by the options that make them."""
-
-NOISES = ("inp_noise", "out_noise", "w_noise")
-"""Effects whose strength is known in closed form."""
+from hwtrain.transforms.observation import Multiplication
 
 KEYS = 8
 """Steps that are measured, each with a key of its own; more of very small layers."""
 
-VECTORS = 6
-"""Test vectors, of each of which a noise is drawn."""
+_PLAIN = OutputFactor(factor=1.0)
+"""A stage that does nothing, so that there is one."""
 
 
 class Readings(NamedTuple):
-    """What the bench reads of one multiplication.
+    """What the bench reads of one multiplication, but for the first by effect.
 
     Attributes:
       w: `[rows, columns]`, the weights that the layer got.
-      changes: by effect, the relative deviation of the outputs without it.
-      unit: by noise, its draws over their configured deviation, `[vectors, columns]`;
-        NaN where that is zero, in columns of zeros.
-      drawn: by stage that draws at each read, the outputs with it alone, of the test
-        vectors and of the same again.
-      levels: outputs at 0, 0.4, 0.6 and 1 steps of the DAC, `[4, columns]`.
-      clipped: outputs at 1.5 and 3 ranges, `[2, columns]`.
-      range_gradient: gradient of the input range, of an output that wants to grow.
+      changes: the deviation of the outputs without it, relative to their size.
+      noise: draws over their configured deviation, `[vectors, columns]`; NaN where that
+        is zero, in columns of zeros.
+      shared: the same of noise that all columns of a vector share.
+      drawn: outputs, of the test vectors and of the same again.
+      levels: outputs at 0, 0.4, 0.6 and 1 steps, `[4, columns]`.
+      clipped: outputs at 1.5 and 3 bounds, `[2, columns]`.
+      slopes: the gradient of a leaf, of an output that wants to grow.
     """
 
     w: jax.Array
     changes: dict[str, jax.Array]
-    unit: dict[str, jax.Array]
+    noise: dict[str, jax.Array]
+    shared: dict[str, jax.Array]
     drawn: dict[str, jax.Array]
-    levels: jax.Array | None
-    clipped: jax.Array | None
-    range_gradient: jax.Array | None
+    levels: dict[str, jax.Array]
+    clipped: dict[str, jax.Array]
+    slopes: dict[str, jax.Array]
 
 
 def read(call: Multiplication) -> Readings:
     """Returns the readings of a multiplication that a layer is about to do."""
-    chip = call.weight.hardware
-    x = _test_vectors(call)
-    # Most effects are told from the same chip: it is traced once.
-    of = functools.cache(lambda chip: _run(call, chip, x))
-    size = jnp.maximum(_rms(of(chip)), 1e-30)
-    changes = {
-        effect: _rms(of(whole) - of(other)) / size
-        for effect, whole, other in _ablations(chip)
-        # The first row of a tile has no wire before it.
-        if effect != "ir_drop" or max(call.weight.row_sizes) > 1
-    }
-    ideal = _ideal(chip)
-    for effect, other, base in _bounds(chip, ideal):
-        large = _beyond(call, base, x)
-        changes[effect] = _rms(_run(call, other, large) - _run(call, base, large))
-    units = {
-        effect: _noise(call, ideal, effect, x)
-        for effect in NOISES
-        if chip.forward is not None and getattr(chip.forward, effect) > 0
-    }
-    drawn = {
-        stage.type: _run(call, _with_stage(ideal, stage), jnp.concatenate([x, x]))
-        for stage in (chip.forward.stages if chip.forward is not None else ())
-        if stage.draws_at("read")
-    }
-    return Readings(
-        call.w, changes, units, drawn, _levels(call, ideal), *_range(call, ideal)
-    )
-
-
-def _with_stage(ideal: Hardware, stage: Part) -> Hardware:
-    """Returns a chip with nothing around its tiles but one stage."""
-    return dataclasses.replace(ideal, forward=IOParameters(stages=(stage,)))
-
-
-def _run(call: Multiplication, chip: Hardware, x: Any, **leaves: Any) -> jax.Array:
-    """Multiplies as the layer would on a chip of another type."""
-    weight = dataclasses.replace(call.weight, hardware=chip, ranged=chip.ranged)
-    changed = call._replace(
-        weight=weight, x=x.astype(call.x.dtype), leaves={**call.leaves, **leaves}
-    )
-    with observed(None):  # every time the first call, to be compared with itself
-        return as_new_root(multiply, changed).astype(jnp.float32)
-
-
-def _test_vectors(call: Multiplication) -> jax.Array:
-    """Returns `[VECTORS, rows]`, some well inside the range and some beyond it."""
-    rows = call.x.shape[-1]
-    x = np.random.default_rng(0).normal(size=(VECTORS, rows)).astype(np.float32)
-    x = x * np.array([0.3, 0.3, 1, 1, 3, 3], np.float32)[:, None]
-    return x * _largest_range(call)
-
-
-def _largest_range(call: Multiplication) -> Any:
-    return jnp.max(call.leaves["input_range"]) if call.weight.ranged else 1.0
-
-
-def _rms(y: jax.Array) -> jax.Array:
-    return jnp.sqrt(jnp.mean(jnp.square(y)))
-
-
-def _ideal(chip: Hardware) -> Hardware:
-    """Returns a chip with the same mapping, and nothing around it."""
-    return dataclasses.replace(chip, modifier=None, forward=None, input_range=None)
-
-
-def _ablations(chip: Hardware) -> Iterator[tuple[str, Hardware, Hardware]]:
-    """Yields effects that are configured, and the chip with and without each."""
-    rounding = ("ADC rounding", "out_sto_round")
-    for effect in rounding:
-        if _configured(chip, effect):
-            yield effect, chip, _without(chip, effect)
-    # What else there is may be smaller than a step of the ADC.
-    chip = _without(chip, rounding[0])
-    for effect in GROUPS:
-        if effect not in rounding and _configured(chip, effect):
-            yield effect, chip, _without(chip, effect)
-    for stage in chip.forward.stages if chip.forward is not None else ():
-        yield stage.type, chip, _without_stage(chip, stage)
+    chip, found = call.weight.hardware, Readings(call.w, {}, {}, {}, {}, {}, {}, {})
+    bench = Rerun(call, vectors_for(call))
+    for place, stage in enumerate(chip.stages):
+        stage.proof(Proof(bench, stage, _Stage(chip, place), found))
+    if call.weight.ranged:
+        around: Any = chip.range if chip.averages else chip.input_range
+        around.proof(Proof(bench, around, _Range(chip), found))
     if chip.modifies_in_layer("train"):
-        yield "modifier", chip, dataclasses.replace(chip, modifier=None)
-    if chip.input_range is not None and chip.input_range.enable:
-        # Bounds of the converters may clip where the range does. Only what adapts to
-        # each vector needs the levels of the DAC to be seen.
-        whole = chip if chip.dynamic else _unbounded(chip)
-        yield "input_range", whole, dataclasses.replace(whole, input_range=None)
+        whole = _told_from(chip)
+        other = dataclasses.replace(whole, modifier=None)
+        change = bench.outputs(whole) - bench.outputs(other)
+        found.changes["modifier"] = rms(change) / bench.size
+    return found
 
 
-def _without_stage(chip: Hardware, stage: Part) -> Hardware:
-    """Returns the chip without a stage that is no field of its periphery."""
-    assert chip.forward is not None
-    left = tuple(other for other in chip.forward.stages if other != stage)
-    io = dataclasses.replace(chip.forward, stages=left)
-    return dataclasses.replace(chip, forward=_around(io) if chip.dynamic else io)
+@dataclasses.dataclass(frozen=True)
+class _Stage:
+    """The place of a stage.
 
-
-def _configured(chip: Hardware, effect: str) -> bool:
-    """Whether the option that is most the effect differs from the ideal."""
-    io, ideal = chip.forward, IOParameters()
-    levels = {"DAC": 3, "ADC rounding": 2}  # one of several turns these on
-    names = GROUPS[effect][: levels.get(effect, 1)]
-    return any(getattr(io or ideal, name) != getattr(ideal, name) for name in names)
-
-
-def _without(chip: Hardware, effect: str) -> Hardware:
-    """Returns the chip without an effect, and what would do nothing without it."""
-    io, ideal = chip.forward, IOParameters()
-    if io is None:
-        return chip
-    names = list(GROUPS[effect])
-    if effect == "noise_management" and io.bound_management != "iterative_worst_case":
-        names += ["nm_assumed_wmax"]
-    if effect == "DAC":
-        names += ["max_bm_res"]
-    reset: dict[str, Any] = {name: getattr(ideal, name) for name in names}
-    if effect == "r_series" and io.v_offset_std == 0:
-        reset["v_offset_w_min"] = ideal.v_offset_w_min
-    if effect == "v_offset_std" and io.r_series == 0:
-        reset["v_offset_w_min"] = ideal.v_offset_w_min
-    if effect == "r_series" and io.out_nonlinearity == 0:
-        reset["slope_calibration"] = ideal.slope_calibration
-    io = dataclasses.replace(io, **reset)
-    if chip.dynamic:  # its range needs something around it
-        io = _around(io)
-    return dataclasses.replace(chip, forward=io)
-
-
-def _unbounded(chip: Hardware) -> Hardware:
-    """Returns the chip without what clips but its range."""
-    parameter, io, ideal = chip.input_range, chip.forward, IOParameters()
-    if parameter is not None:
-        parameter = _alone(parameter)
-    if io is not None and chip.converts:
-        limits = ("DAC", "ADC rounding", "out_nonlinearity")
-        names = (name for limit in limits for name in GROUPS[limit])
-        managed = ("bound_management", "max_bm_factor", "max_bm_res")
-        names = (*names, *managed, "nm_assumed_wmax", "out_bound")
-        reset: dict[str, Any] = {name: getattr(ideal, name) for name in names}
-        io = _around(dataclasses.replace(io, **reset))
-    return dataclasses.replace(chip, forward=io, input_range=parameter)
-
-
-def _around(io: IOParameters) -> IOParameters:
-    """Returns the same, with something around the tiles even if that does nothing."""
-    return IOParameters(inp_asymmetry=1e-30) if io == IOParameters() else io
-
-
-def _alone(parameter: InputRangeParameter) -> InputRangeParameter:
-    """Returns a range that does not ask for an ADC."""
-    return dataclasses.replace(
-        parameter, manage_output_clipping=False, output_min_percentage=0.95
-    )
-
-
-def _bounds(
-    chip: Hardware, ideal: Hardware
-) -> Iterator[tuple[str, Hardware, Hardware]]:
-    """Yields effects that act beyond the ADC's bound: with them, and without."""
-    io = chip.forward
-    if io is None or io.out_bound is None:
-        return
-    bounded = dataclasses.replace(ideal, forward=IOParameters(out_bound=io.out_bound))
-    yield "out_bound", bounded, ideal
-    if io.bound_management != "none":
-        managed = IOParameters(
-            out_bound=io.out_bound,
-            bound_management=io.bound_management,
-            max_bm_factor=io.max_bm_factor,
-        )
-        yield "bound_management", dataclasses.replace(ideal, forward=managed), bounded
-
-
-def _beyond(call: Multiplication, base: Hardware, x: jax.Array) -> jax.Array:
-    """Returns the vectors so large that their outputs exceed the ADC's bound."""
-    io = call.weight.hardware.forward
-    bound = io.out_bound if io is not None and io.out_bound else 1.0
-    y = jnp.max(jnp.abs(_run(call, _ideal(base), x)))
-    return x * 3 * bound * jnp.max(_scale(call)) / jnp.maximum(y, 1e-30)
-
-
-def _scale(call: Multiplication) -> jax.Array:
-    """Returns the factor from the unit of the crossbar to the output's."""
-    scale = call.leaves.get("mapping_scale")
-    if scale is None:
-        scale = call.weight.derived_scale(call.w)
-    scale = jnp.ones(call.weight.tiles) if scale is None else scale
-    scale = call.weight.of_columns(scale)
-    return abs(scale * call.leaves.get("output_scale", 1.0))
-
-
-def _noise(
-    call: Multiplication, ideal: Hardware, effect: str, x: jax.Array
-) -> jax.Array:
-    r"""Returns draws of a noise over its configured deviation, each tile at range 1.
-
-    .. math::
-        \text{inp:}\ \sigma \sqrt{\textstyle\sum_j W_j^2} \quad
-        \text{out:}\ \sigma \sqrt{\textstyle\sum_r s_r^2} \quad
-        \text{additive:}\ \sigma \sqrt{\textstyle\sum_r s_r^2 \|x_r\|^2} \quad
-        \text{PCM:}\ \sigma \sqrt{\textstyle\sum_r s_r \sum_{j \in r} |W_j| x_j^2}
+    Attributes:
+      chip: the hardware of the layer.
+      number: which of its stages it is.
     """
-    io: Any = call.weight.hardware.forward
-    options: dict[str, Any] = {effect: getattr(io, effect)}
-    if effect == "w_noise":
-        options["w_noise_type"] = io.w_noise_type
-    chip = dataclasses.replace(ideal, forward=IOParameters(**options))
-    # All columns share a noise of the inputs, which a vector therefore draws once.
-    alike = 1 if effect == "inp_noise" else call.w.shape[-1]
-    x = jnp.tile(x, (-(-2 * ENOUGH // (KEYS * VECTORS * alike)), 1))
-    if effect != "w_noise":
-        x = 0 * x  # on which it does not depend, and narrow outputs round as they are
-    w, sizes = call.w.astype(jnp.float32), call.weight.row_sizes
-    scale = tiling.expand_rows(_scale(call), sizes)
-    gamma = tiling.expand_rows(
-        call.leaves.get("output_scale", jnp.ones((len(sizes), 1))), sizes
-    )
-    square = jnp.square(x)
-    if effect == "inp_noise":
-        variance = jnp.sum(jnp.square(w * gamma), axis=0, keepdims=True)
-    elif effect == "out_noise":
-        variance = jnp.sum(jnp.square(_scale(call)), axis=0, keepdims=True)
-    elif io.w_noise_type == "additive_constant":
-        variance = square @ jnp.broadcast_to(jnp.square(scale), w.shape)
-    else:
-        variance = square @ (abs(w * gamma) * scale)
-    deviation = options[effect] * jnp.sqrt(variance)
-    noise = _run(call, chip, x) - _run(call, ideal, x)
-    return jnp.where(deviation > 0, noise / jnp.where(deviation > 0, deviation, 1), nan)
+
+    chip: Hardware
+    number: int
+
+    def whole(self) -> Hardware:
+        """Returns the hardware that it is told from."""
+        return _told_from(self.chip, but=self.number)
+
+    def replaced(self, part: Part | None) -> Hardware:
+        """Returns the same with another part there, or with none."""
+        stages = list(self.whole().stages)
+        stages[self.number : self.number + 1] = [] if part is None else [part]
+        return self.chip.surrounded(stages, ranged=True)
+
+    def alone(self, part: Part | None) -> Hardware:
+        """Returns hardware with nothing around its tiles but a part in this place."""
+        return ideal(self.chip).surrounded([] if part is None else [part])
 
 
-def _levels(call: Multiplication, ideal: Hardware) -> jax.Array | None:
-    io: Any = call.weight.hardware.forward
-    step = io.dac.converter.step if io is not None else None
-    if step is None:
-        return None
-    options = {name: getattr(io, name) for name in ("inp_bits", "inp_res", "inp_bound")}
-    chip = dataclasses.replace(ideal, forward=IOParameters(**options))
-    steps = step * np.array([0.0, 0.4, 0.6, 1.0], np.float32)[:, None]
-    return _run(call, chip, jnp.asarray(steps) * _unlike_zero(call))
+@dataclasses.dataclass(frozen=True)
+class _Range:
+    """The place of the range of inputs; methods as above."""
+
+    chip: Hardware
+
+    def whole(self) -> Hardware:
+        return _told_from(self.chip)
+
+    def replaced(self, part: Any) -> Hardware:
+        return self.chip.surrounded(self.whole().stages)
+
+    def alone(self, part: Any) -> Hardware:
+        # Where a layer has stages, its range is one of them.
+        stages = [_PLAIN] if self.chip.converts else []
+        chip = dataclasses.replace(self.chip, modifier=None)
+        return chip.surrounded(stages, ranged=part is not None)
 
 
-def _unlike_zero(call: Multiplication) -> jax.Array:
-    """Returns inputs of plus and minus one whose outputs do not cancel in a column."""
-    signs = jnp.where(call.w[:, _heaviest(call)] < 0, -1.0, 1.0)
-    return signs.astype(jnp.float32)[None]
+def _told_from(chip: Hardware, but: int | None = None) -> Hardware:
+    """Returns the chip without the rounding of outputs, but for that of one stage.
+
+    What is measured may be smaller than a step of the ADC.
+    """
+    stages = [s if i == but else s.unrounded for i, s in enumerate(chip.stages)]
+    same = stages == list(chip.stages)
+    return chip if same else chip.surrounded(stages, ranged=True)
 
 
-def _heaviest(call: Multiplication) -> jax.Array:
-    """Returns the column with the largest weights; another may be all zeros."""
-    return jnp.argmax(jnp.sum(jnp.abs(call.w.astype(jnp.float32)), axis=0))
+class Proof:
+    """Where what stands around a tile says what is to be measured of it.
 
+    Units are normalised, as a stage sees them. An effect has the name of the part
+    unless it has one of its own.
 
-def _range(
-    call: Multiplication, ideal: Hardware
-) -> tuple[jax.Array | None, jax.Array | None]:
-    parameter = call.weight.hardware.input_range
-    if parameter is None or not call.weight.ranged:
-        return None, None
-    chip = dataclasses.replace(ideal, input_range=_alone(parameter))
-    beyond = _largest_range(call) * np.array([[1.5], [3.0]], np.float32)
-    beyond = beyond * _unlike_zero(call)
-    clipped = _run(call, chip, beyond)
+    Attributes:
+      leaves: what lies beside the weights, by name.
+      row_sizes: rows of each row tile.
+      w: the weights, as `product` takes them.
+    """
 
-    def shrink(r: jax.Array) -> jax.Array:
-        # Its gradient at the input is minus the sign of the input in that column.
-        return -_run(call, chip, beyond, input_range=r)[:, _heaviest(call)].sum()
+    def __init__(
+        self, bench: Rerun, part: Any, place: _Stage | _Range, found: Readings
+    ):
+        self._bench, self._part, self._place = bench, part, place
+        self._found = found
+        self.leaves, self.row_sizes = bench.call.leaves, bench.tiles.row_sizes
+        self.w = bench.tiles.weights
 
-    return clipped, jax.grad(shrink)(call.leaves["input_range"])
+    def product(self, x: jax.Array, w: jax.Array) -> jax.Array:
+        """Returns inputs times other weights, of the shape of `w`."""
+        return self._bench.tiles.product(x, w)
 
+    def differs(
+        self, effect: str = "", without: Any = None, *, alone: bool = False
+    ) -> None:
+        """Outputs are others without it.
 
-def undisturbed(call: Multiplication) -> jax.Array:
-    """Does the multiplication as the layer would have."""
-    with observed(None):
-        return multiply(call)
+        Args:
+          effect: its name.
+          without: what stands there instead; `None` for nothing.
+          alone: whether nothing else stands around the tile meanwhile.
+        """
+        place, outputs = self._place, self._bench.outputs
+        whole = place.alone(self._part) if alone else place.whole()
+        other = place.alone(without) if alone else place.replaced(without)
+        change = rms(outputs(whole) - outputs(other))
+        self._note("changes", effect, change / self._bench.size)
+
+    def differs_beyond(
+        self,
+        bound: float,
+        effect: str,
+        *stages: Part,
+        without: Iterable[Part] = (),
+    ) -> None:
+        """Outputs that exceed a bound are others with some stages than without.
+
+        Args:
+          bound: the bound.
+          effect: its name.
+          *stages: what stands around the tile: nothing else does.
+          without: what stands there instead.
+        """
+        run, x = self._bench.run, self._bench.beyond(bound)
+        plain = ideal(self._place.chip)
+        whole, other = (run(plain.surrounded(each), x) for each in (stages, without))
+        self._note("changes", effect, rms(whole - other))
+
+    def deviates(
+        self,
+        deviation: Any,
+        effect: str = "",
+        *,
+        of: Part | None = None,
+        shared: bool = False,
+    ) -> None:
+        """It adds noise of a standard deviation to the outputs, another at each read.
+
+        Args:
+          deviation: of a tile's outputs, broadcastable against `[..., row tiles,
+            column tiles, columns]`; or a function of the inputs, `[..., row tiles, 1,
+            rows]`, that returns it.
+          effect: its name.
+          of: the part without other effects; by default the part.
+          shared: whether all outputs of a vector share a draw, as of noise of inputs.
+        """
+        bench = self._bench
+        # Of a noise that they share, columns tell no more than one.
+        alike = 1 if shared else bench.call.w.shape[-1]
+        x = jnp.tile(bench.x, (-(-2 * ENOUGH // (KEYS * VECTORS * alike)), 1))
+        if callable(deviation):
+            cut = tiling.cut(x, self.row_sizes, axis=-1)[..., None, :]
+            deviation = deviation(cut)
+        else:
+            x = 0 * x  # on which it does not depend, and narrow outputs round as is
+        size = bench.of_layer(jnp.asarray(deviation))
+        noisy, quiet = self._place.alone(of or self._part), self._place.alone(None)
+        noise = bench.run(noisy, x) - bench.run(quiet, x)
+        unit = jnp.where(size > 0, noise / jnp.where(size > 0, size, 1), nan)
+        self._note("shared" if shared else "noise", effect, unit)
+
+    def draws_anew(self, effect: str = "") -> None:
+        """It adds noise of any strength to the outputs, another at each read."""
+        alone, x = self._place.alone(self._part), self._bench.x
+        found = self._bench.run(alone, jnp.concatenate([x, x]))
+        self._note("drawn", effect or f"{self._part.type} draws", found)
+
+    def rounds(self, step: float, effect: str = "", *, of: Part | None = None) -> None:
+        """Inputs are rounded to multiples of a step.
+
+        Args:
+          step: the step.
+          effect: its name.
+          of: the part without other effects; by default the part.
+        """
+        x = self._bench.unlike_zero([0, 0.4 * step, 0.6 * step, step])
+        found = self._bench.run(self._place.alone(of or self._part), x)
+        self._note("levels", effect or f"{self._part.type} levels", found)
+
+    def clips(self, bound: Any, effect: str = "") -> None:
+        """Inputs beyond a bound are clipped.
+
+        Args:
+          bound: the bound; of several, the largest counts.
+          effect: its name.
+        """
+        found = self._bench.run(self._place.alone(self._part), self._outside(bound))
+        self._note("clipped", effect or f"{self._part.type} clips", found)
+
+    def follows(self, leaf: str, effect: str = "") -> None:
+        """Outputs are others with twice the value of a leaf.
+
+        Args:
+          leaf: its name.
+          effect: its name.
+        """
+        bench, whole = self._bench, self._place.whole()
+        doubled = bench.run(whole, bench.x, **{leaf: 2 * self.leaves[leaf]})
+        change = rms(bench.outputs(whole) - doubled) / bench.size
+        self._note("changes", effect, change)
+
+    def learns(self, leaf: str, effect: str = "") -> None:
+        """A leaf that bounds the inputs has a gradient.
+
+        Args:
+          leaf: its name.
+          effect: its name.
+        """
+        bench, beyond = self._bench, self._outside(self.leaves[leaf])
+        alone = self._place.alone(self._part)
+
+        def shrink(value: jax.Array) -> jax.Array:
+            # Its gradient at the input is minus the sign of the input in that column.
+            y = bench.run(alone, beyond, **{leaf: value})
+            return -y[:, bench.heaviest].sum()
+
+        slope = jax.grad(shrink)(self.leaves[leaf])
+        self._note("slopes", effect or f"{self._part.type} learns", slope)
+
+    def _note(self, kind: str, effect: str, reading: jax.Array) -> None:
+        known, name = getattr(self._found, kind), effect or self._part.type
+        count = sum(other.split(" #")[0] == name for other in known)
+        # Of several alike, each must act.
+        known[f"{name} #{count + 1}" if count else name] = reading
+
+    def _outside(self, bound: Any) -> jax.Array:
+        return self._bench.unlike_zero([1.5, 3]) * jnp.max(bound)

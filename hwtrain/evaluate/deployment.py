@@ -7,18 +7,16 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 
 from hwtrain import conductances, paths
-from hwtrain._parts.slot import home
 from hwtrain.checkpoint import HardwareCheckpoint, export, load
-from hwtrain.crossbar import largest_weight, on_crossbar, with_written
-from hwtrain.evaluate.judgement import ENOUGH, strength_of
+from hwtrain.crossbar import with_written
+from hwtrain.evaluate.compensation_proof import compensated
+from hwtrain.evaluate.judgement import ENOUGH
 from hwtrain.evaluate.updates import Finding, prefixed
-from hwtrain.hardware import DriftCompensation, DriftingNoiseModel, Mismatch
-from hwtrain.physics.stuck import AT_G_MAX, AT_G_MIN
+from hwtrain.evaluate.weight_noise import WeightProof
 from hwtrain.plan import AnalogWeight, Plan
 
 DAY_S = 86_400.0
@@ -67,7 +65,7 @@ def deployed_effects(plan: Plan, params: paths.Tree) -> Iterator[Finding]:
             }
             yield from _frozen(weight, nominal, deviations, *kernels)
             if weight.hardware.drift_compensation is not None:
-                yield _compensated(weight, nominal, *kernels)
+                yield compensated(weight, nominal, *kernels)
         if any(weight.hardware.sticks for weight in chips):
             healthy = _healthy(Path(folder) / "healthy", plan, params)
             for weight in chips:
@@ -125,11 +123,7 @@ def _shares(weight: AnalogWeight) -> list[tuple[float, int, float]]:
     stuck, converter = weight.hardware.stuck, weight.hardware.converter
     if stuck is None or converter is None:
         return []
-    ends = (
-        (stuck.at_g_min, AT_G_MIN, converter.g_min),
-        (stuck.at_g_max, AT_G_MAX, converter.g_max),
-    )
-    return [end for end in ends if end[0] > 0]
+    return stuck.ends(converter.g_min, converter.g_max)
 
 
 def _devices(weight: AnalogWeight) -> int:
@@ -215,51 +209,6 @@ def _stuck(
     return weight.path, "stuck", wrong, amount
 
 
-def _compensated(
-    weight: AnalogWeight,
-    leaves: dict[str, Any],
-    nominal: np.ndarray,
-    chip: np.ndarray,
-    later: np.ndarray,
-) -> Finding:
-    """Returns whether what is compensated has the mean of its reference after a day."""
-    compensation: Any = weight.hardware.drift_compensation
-    if isinstance(compensation, DriftCompensation):
-        return _acts_on_halves(weight, compensation, nominal)
-    _, scale = on_crossbar(weight, jnp.asarray(nominal), weight.stored_scale(leaves))
-    of_target = compensation.type == "global_exact_reference"
-    axes = -2 if compensation.type == "per_column" else (-2, -1)
-
-    def response(kernel: np.ndarray) -> np.ndarray:
-        matrix = np.asarray(abs(weight.to_matrix(jnp.asarray(kernel / scale))))
-        rows = np.split(matrix, np.cumsum(weight.row_sizes)[:-1], axis=-2)
-        ends = np.cumsum(weight.column_sizes)[:-1]
-        tiles = (tile for row in rows for tile in np.split(row, ends, axis=-1))
-        return np.concatenate([tile.mean(axis=axes).ravel() for tile in tiles])
-
-    reference, now = response(nominal if of_target else chip), response(later)
-    error = float(np.abs(now / np.maximum(reference, 1e-4) - 1).max())
-    wrong = None
-    # Through its own ADC a chip measures the mean with an error of its steps and noise.
-    exact = compensation.readout == "exact" or not weight.hardware.converts
-    if error > (0.01 if exact else 0.15):
-        wrong = f"after a day the mean of a tile is off by {error:.0%} of its reference"
-    amount = f"keeps the mean within {error:.1e} for a day"
-    return weight.path, "drift_compensation", wrong, amount
-
-
-def _acts_on_halves(
-    weight: AnalogWeight, compensation: DriftCompensation, nominal: np.ndarray
-) -> Finding:
-    """Returns whether a user's compensation does anything where outputs have halved."""
-    y = weight.to_matrix(jnp.asarray(nominal, jnp.float32))
-    factor = compensation.factor(compensation.baseline(y, y), y / 2)
-    amount = f"multiplies halved outputs by {float(jnp.mean(factor)):.3g}"
-    same = bool(jnp.allclose(factor, 1.0))
-    wrong = "its factor is 1 for outputs that have halved" if same else None
-    return weight.path, "drift_compensation", wrong, amount
-
-
 def _frozen(
     weight: AnalogWeight,
     leaves: dict[str, Any],
@@ -299,20 +248,10 @@ def _frozen(
         without = "no noise_model" if weight.hardware.sticks else "mismatch"
         amount, wrong = told(without)
         yield weight.path, "noise_model", wrong, amount
-        if not _drifts(weight.hardware.noise_model):
+        if not weight.hardware.noise_model.must_drift(DAY_S):
             return
         still = None if (later != chip).any() else "the chip is the same after a day"
         yield weight.path, "drift", still, "changes weights within a day"
-
-
-def _drifts(model: Any) -> bool:
-    """Whether a noise model moves conductances; one of a user need not."""
-    if home(type(model)) == "" or isinstance(model, DriftingNoiseModel):
-        return True
-    g = jnp.linspace(0.1, 1.0, 16) * model.g_max
-    device = model.program(jax.random.key(0), g)
-    then, now = model.mean_at(device, DAY_S), model.mean_at(device, 0.0)
-    return bool(jnp.any(then != now))
 
 
 def _mismatch_strength(
@@ -323,19 +262,14 @@ def _mismatch_strength(
 ) -> tuple[str, str | None]:
     """Returns the strength of a mismatch that is alone, and what is wrong with it."""
     mismatch: Any = weight.hardware.mismatch
-    if isinstance(mismatch, Mismatch):
-        size = float(np.sqrt(np.mean(np.square(deviation))))
-        wrong = None if deviation.any() else "the chip has the nominal weights"
-        return f"changes weights by {size:.2g}", wrong
-    scale = weight.stored_scale(leaves)
-    w, s = on_crossbar(weight, jnp.asarray(nominal), scale)
-    sigma = w
-    if mismatch.type == "add_normal":
-        sigma = largest_weight(weight, w, per_column=mismatch.per_column)
-        if not mismatch.rel_to_actual_wmax:
-            sigma = jnp.ones_like(sigma)
-    sigma = mismatch.std_dev * jnp.broadcast_to(sigma * s, nominal.shape)
-    each = np.abs(np.asarray(sigma))
-    with np.errstate(divide="ignore", invalid="ignore"):
-        unit = np.where(each > 0, deviation / each, np.nan)
-    return strength_of(unit, int((~np.isnan(unit)).sum()))
+    proof = WeightProof(
+        mismatch,
+        weight,
+        jnp.asarray(nominal),
+        weight.stored_scale(leaves),
+        deviation,
+        np.asarray,
+        "the chip has the nominal weights",
+    )
+    mismatch.proof(proof)
+    return proof.amount, proof.wrong

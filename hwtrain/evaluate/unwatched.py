@@ -6,7 +6,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from hwtrain.evaluate.bench import undisturbed
+from hwtrain.evaluate.rerun import undisturbed
 from hwtrain.evaluate.updates import Finding
 from hwtrain.evaluate.watching import Step
 from hwtrain.plan import Plan

@@ -1,6 +1,6 @@
 """What an update does to an analog model: is every effect there?"""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
@@ -9,7 +9,6 @@ import numpy as np
 
 from hwtrain import paths
 from hwtrain.crossbar import on_crossbar
-from hwtrain.hardware import WeightClip
 from hwtrain.optim import drift_weights, keep_weights_clipped, remap_weights
 from hwtrain.optim.drift import drifting
 from hwtrain.optim.input_range import input_range_learning
@@ -23,20 +22,107 @@ Finding = tuple[str, str, str | None, str]
 def updated_effects(plan: Plan, params: paths.Tree) -> Iterator[Finding]:
     """Yields what an update does: clipped and remapped weights, moved ranges."""
     params = prefixed(plan, params)
+    yield from _clipped(plan, params)
+    yield from _remapped(plan, params)
+    yield from _moved_ranges(plan, params)
+    yield from _drifted(plan, params)
+
+
+class ClipProof:
+    """Where what clips weights after an update says what is to be measured of it.
+
+    Attributes:
+      rows: rows of the largest tile.
+      columns: columns of the array.
+      amount: what was measured, in words.
+      wrong: what is wrong with it; `None` for nothing.
+    """
+
+    def __init__(self, weight: AnalogWeight, same: bool, after: jax.Array):
+        """Takes what an update of hundredfold weights did.
+
+        Args:
+          weight: the plan of the array.
+          same: whether the update passed as it was.
+          after: the weights then, in units of the crossbar.
+        """
+        self.rows, self.columns = max(weight.row_sizes), sum(weight.column_sizes)
+        self._same, self._after = same, after
+        self.amount, self.wrong = "bounds an update", None
+
+    def bounds(self, unless: str = "") -> None:
+        """An update of hundredfold weights is clipped.
+
+        Args:
+          unless: why it need not be in an array of this size; empty for no reason.
+        """
+        if self._same and unless:
+            self.amount = f"bounds nothing: {unless}"
+        elif self._same:
+            self.wrong = "an update of hundredfold weights passes unclipped"
+
+    def caps(self, bound: float) -> None:
+        """No weight is beyond a bound then, in units of the crossbar."""
+        if self.wrong:
+            return
+        largest = float(jnp.max(jnp.abs(self._after)))
+        self.amount = f"largest weight {largest:.3g}"
+        if largest > bound * (1 + 1e-5):
+            self.wrong = f"the {self.amount} is beyond the bound"
+
+
+def _clipped(plan: Plan, params: paths.Tree) -> Iterator[Finding]:
+    def clips(weight: AnalogWeight) -> bool:
+        clip = weight.hardware.clip
+        return clip is not None and clip.active
+
+    if not any(map(clips, plan.weights)):
+        return
     values = paths.leaves(params)
+    update = _update(keep_weights_clipped(plan), params)
+    pushed = [_pushed(plan, params, spread=spread) for spread in (False, True)]
+    found = [tuple(map(paths.leaves, (push, update(push)))) for push in pushed]
+    for weight in filter(clips, plan.trained.weights):
+        path, clip = weight.path, weight.hardware.clip
+        same = all(np.all(push[path] == np.asarray(new[path])) for push, new in found)
+        after = jnp.stack([values[path] + new[path] for _, new in found])
+        scale = weight.stored_scale(values)
+        w = jnp.stack([on_crossbar(weight, each, scale)[0] for each in after])
+        proof = ClipProof(weight, bool(same), w)
+        assert clip is not None
+        clip.proof(proof)
+        yield path, "clip", proof.wrong, proof.amount
+
+
+def _pushed(plan: Plan, params: paths.Tree, *, spread: bool) -> paths.Tree:
+    """Returns updates to weights that are much too large.
+
+    Args:
+      plan: the plan.
+      params: the parameters.
+      spread: whether some are much larger than others, beyond a bound that goes with
+        any statistic; if not, all are nearly alike, beyond one of small deviations.
+    """
     rng = np.random.default_rng(0)
 
     def push(path: str, leaf: Any) -> Any:
         leaf = np.asarray(leaf)
         if path not in plan:
             return np.zeros_like(leaf)
-        # Large, and nearly alike: beyond a fixed bound, and that of a small deviation.
         clip = plan[path].hardware.clip
         largest = np.maximum(np.max(np.abs(leaf)), 1) * (clip and clip.fixed_value or 1)
         size = 100 + rng.uniform(size=leaf.shape)
-        if isinstance(clip, WeightClip):  # whose bound may go with any statistic
+        if spread:
             size = 100 * np.exp(3 * rng.normal(size=leaf.shape))
         return np.asarray(largest * size, np.float32)
+
+    return paths.map_leaves(push, params)
+
+
+def _remapped(plan: Plan, params: paths.Tree) -> Iterator[Finding]:
+    if not any(weight.hardware.remaps for weight in plan.weights):
+        return
+    rng = np.random.default_rng(0)
 
     def halve(path: str, leaf: Any) -> Any:
         leaf = np.asarray(leaf)
@@ -44,49 +130,13 @@ def updated_effects(plan: Plan, params: paths.Tree) -> Iterator[Finding]:
             return np.zeros_like(leaf)
         return -leaf / 2 if leaf.any() else rng.uniform(1, 2, leaf.shape)
 
-    chips = [weight.hardware for weight in plan.weights]
-    before = paths.map_leaves(push, params)
-    after = remapped = before
-    if any(chip.clip is not None and chip.clip.active for chip in chips):
-        after = _updated(keep_weights_clipped(plan), before, params)
-    if any(chip.remaps for chip in chips):
-        halved = paths.map_leaves(halve, params)
-        remapped = _updated(remap_weights(plan), halved, params)
-    before, after = paths.leaves(before), paths.leaves(after)
+    halved = paths.map_leaves(halve, params)
+    changes = paths.leaves(_updated(remap_weights(plan), halved, params))
     for weight in plan.trained.weights:
-        chip = weight.hardware
-        if chip.clip is not None and chip.clip.active:
-            same = bool(np.all(before[weight.path] == np.asarray(after[weight.path])))
-            wrong, amount = None, "bounds an update"
-            if same and _bounds(weight):
-                wrong = "an update of hundredfold weights passes unclipped"
-            elif same:
-                amount = "bounds nothing: a tile of one weight or column has no spread"
-            if chip.clip.type == "fixed_value" and chip.clip.fixed_value and not wrong:
-                kernel = values[weight.path] + after[weight.path]
-                w, _ = on_crossbar(weight, kernel, weight.stored_scale(values))
-                largest = float(jnp.max(jnp.abs(w)))
-                amount = f"largest weight {largest:.3g}"
-                if largest > chip.clip.fixed_value * (1 + 1e-5):
-                    wrong = f"the {amount} is beyond the bound"
-            yield weight.path, "clip", wrong, amount
-        if chip.remaps:
-            change = paths.leaves(remapped)[weight.leaf("mapping_scale")]
-            wrong = None if np.any(np.asarray(change) != 0) else "the scale stays"
+        if weight.hardware.remaps:
+            change = np.asarray(changes[weight.leaf("mapping_scale")])
+            wrong = None if np.any(change != 0) else "the scale stays"
             yield weight.path, "remap", wrong, "changes the scale"
-    yield from _moved_ranges(plan, params)
-    yield from _drifted(plan, params)
-
-
-def _bounds(weight: AnalogWeight) -> bool:
-    """Returns whether a clip bounds any weights of a matrix of this size."""
-    clip: Any = weight.hardware.clip
-    if clip.fixed_value is not None:
-        return True
-    if clip.type == "average_channel_max":
-        return sum(weight.column_sizes) > 1
-    columns = 1 if clip.per_column else sum(weight.column_sizes)
-    return clip.type != "layer_gaussian" or max(weight.row_sizes) * columns > 1
 
 
 def _moved_ranges(plan: Plan, params: paths.Tree) -> Iterator[Finding]:
@@ -109,8 +159,7 @@ def _moved_ranges(plan: Plan, params: paths.Tree) -> Iterator[Finding]:
     updates = paths.leaves(_updated(tx, gradients, params))
     for path, weight in weights.items():
         parameter = weight.hardware.input_range
-        static = parameter is not None and not parameter.learn_input_range
-        if static and parameter is not None and parameter.init_from_data == 0:
+        if parameter is not None and not parameter.moves:
             continue
         moved = np.all(np.asarray(updates[path]) != 0)
         wrong = None if moved else "an update does not move it"
@@ -137,7 +186,12 @@ def _drifted(plan: Plan, params: paths.Tree) -> Iterator[Finding]:
 
 def _updated(tx: Any, updates: paths.Tree, params: paths.Tree) -> paths.Tree:
     """Returns a transform's first updates, of one compiled program."""
-    return jax.jit(lambda *args: tx.update(*args)[0])(updates, tx.init(params), params)
+    return _update(tx, params)(updates)
+
+
+def _update(tx: Any, params: paths.Tree) -> Callable[[paths.Tree], paths.Tree]:
+    update = jax.jit(lambda *args: tx.update(*args)[0])
+    return lambda updates: update(updates, tx.init(params), params)
 
 
 def prefixed(plan: Plan, params: paths.Tree) -> paths.Tree:

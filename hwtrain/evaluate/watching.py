@@ -9,6 +9,7 @@ import jax
 import numpy as np
 
 from hwtrain.evaluate import bench
+from hwtrain.evaluate.rerun import undisturbed
 from hwtrain.transforms.functional import compiled
 from hwtrain.transforms.observation import Multiplication, observed, tell
 
@@ -45,7 +46,7 @@ def watching(
             readings.setdefault(path, []).append(jax.tree.map(np.asarray, found))
 
         tell(take, bench.read(call))
-        return bench.undisturbed(call)
+        return undisturbed(call)
 
     def watched(tree: Any, keys: Iterable[jax.Array], *example: Any) -> list[Step]:
         steps = []

@@ -1,4 +1,4 @@
-"""The noise that the weights of a layer arrive with: is it as strong as configured?"""
+"""What weights deviate by, at a step or on a chip: is it as strong as configured?"""
 
 import functools
 from collections.abc import Callable
@@ -10,11 +10,104 @@ import numpy as np
 
 from hwtrain import paths
 from hwtrain.clip_bounds import clipped
-from hwtrain.crossbar import largest_weight, on_crossbar
+from hwtrain.crossbar import largest_weight, last_row, on_crossbar
 from hwtrain.evaluate import bench
 from hwtrain.evaluate.judgement import repeated, share_of, strength_of
 from hwtrain.plan import AnalogWeight, Plan
 from hwtrain.transforms.weight_side import local, step_weights
+
+
+class WeightProof:
+    """Where what changes weights says what is to be measured of it.
+
+    Attributes:
+      w: the nominal weights in units of the crossbar, of the shape of the stored array.
+      w_max: the largest of each tile, or of each column if the part says `per_column`,
+        broadcastable against them.
+      amount: what was measured, in words.
+      wrong: what is wrong with it; `None` for nothing.
+    """
+
+    def __init__(
+        self,
+        part: Any,
+        weight: AnalogWeight,
+        kernel: jax.Array,
+        scale: jax.Array | None,
+        deviations: np.ndarray,
+        like: Callable[[jax.Array], np.ndarray],
+        idle: str,
+    ):
+        """Takes what was seen.
+
+        Args:
+          part: what changes the weights.
+          weight: the plan of the array.
+          kernel: the nominal array, as stored.
+          scale: its stored mapping scale, if it has one.
+          deviations: by how much what was seen deviates, one draw after the other.
+          like: turns an array like the kernel into the shape of `deviations`.
+          idle: what is wrong where a draw does nothing.
+        """
+        self.w, self._scale = on_crossbar(weight, kernel, scale)
+        self._moves = jnp.ones((), bool)
+        if getattr(part, "copy_last_column", False):
+            self._moves = ~last_row(weight)
+        w = jnp.where(self._moves, self.w, 0)
+        self.w_max = largest_weight(weight, w, per_column=part.per_column)
+        self._part, self._kernel, self._like = part, kernel, like
+        self._deviations, self._idle = deviations, idle
+        size = np.sqrt(np.mean(np.square(deviations)))
+        self.amount = f"changes weights by {size:.2g}"
+        self.wrong: str | None = None
+
+    def differs(self, resting: str = "") -> None:
+        """Each draw changes weights, and each in another way.
+
+        Args:
+          resting: why it need not, of weights that it maps to themselves without a
+            draw; empty for no such weights.
+        """
+        if resting and self._rests():
+            self.amount = resting
+            return
+        flat = self._deviations.reshape(len(self._deviations), -1)
+        if not flat.any(axis=1).all():
+            self.wrong = self._idle
+        elif self._part.draws not in (False, "none") and repeated(flat):
+            self.wrong = "the noise is the same at several step keys"
+
+    def deviates(self, deviation: Any) -> None:
+        """Weights deviate by noise of a standard deviation.
+
+        Args:
+          deviation: of each weight, in units of the crossbar, broadcastable against
+            `w`.
+        """
+        if self.wrong:
+            return
+        sigma = jnp.where(self._moves, jnp.abs(deviation * self._scale), 0)
+        each = self._like(jnp.broadcast_to(sigma, self._kernel.shape))
+        with np.errstate(divide="ignore", invalid="ignore"):
+            unit = np.where(each > 0, self._deviations / each, np.nan)
+        independent = int((~np.isnan(unit)).sum())
+        if independent:
+            self.amount, self.wrong = strength_of(unit, independent)
+
+    def drops(self, share: float) -> None:
+        """A share of the weights is set to zero, and no other is changed."""
+        nominal = self._like(self._kernel)
+        held = nominal != 0
+        dropped = held & (self._deviations == -nominal)
+        self.amount, self.wrong = share_of(int(dropped.sum()), int(held.sum()), share)
+
+    def _rests(self) -> bool:
+        """Whether the part, without a draw, leaves the nominal weights as they are.
+
+        The largest weight of a tile lies on a level, and so a tile that has only one.
+        """
+        same = self._part(None, self.w, self.w_max)
+        return bool(jnp.allclose(same, self.w, rtol=1e-6, atol=0))
 
 
 def modified_weights(
@@ -43,9 +136,12 @@ def modified_weights(
     kernel = jnp.asarray(values[local(plan, weight.path)])
     kernel = clipped(weight, kernel, weight.stored_bound(values, plan.prefix))
     scale = weight.stored_scale(values, plan.prefix)
-    w, s = on_crossbar(weight, kernel, scale)
-    nominal = np.asarray(weight.to_matrix(kernel), np.float32)
-    nominal = nominal.reshape(-1, *nominal.shape[-2:])
+
+    def as_matrices(array: jax.Array) -> np.ndarray:
+        matrix = np.asarray(weight.to_matrix(array), np.float32)
+        return matrix.reshape(-1, *matrix.shape[-2:])
+
+    nominal = as_matrices(kernel)
     if weight.kind == "raw" or not all(steps):
         # No layer to look into: what the root gives to the call.
         given = _given_by_root(weight, plan, params)
@@ -54,38 +150,19 @@ def modified_weights(
         matrices = np.stack([[np.asarray(call.w) for call in step] for step in steps])
     matrices = matrices.astype(np.float32)
     which = np.array([[_nearest(each, nominal) for each in step] for step in matrices])
-    deviations = matrices - nominal[which]
     modifier: Any = chip.modifier
-    amount = f"changes weights by {np.sqrt(np.mean(deviations**2)):.2g}"
-    flat = deviations.reshape(len(deviations), -1)
-    if modifier.type in ("drop_connect", "copy") and modifier.pdrop:
-        held = nominal[which] != 0
-        dropped = held & (deviations == -nominal[which])
-        counts = int(dropped.sum()), int(held.sum())
-        return share_of(*counts, modifier.pdrop)
-    draws = chip.draws_weights("train")
-    if not draws and _on_levels(weight, w):
-        return "all weights lie on its levels", None
-    if not flat.any(axis=1).all():
-        return amount, (
-            "the layer gets its nominal weights: the modifier does not reach it, or "
-            "does nothing to weights like these"
-        )
-    if draws and repeated(flat):
-        return amount, "the noise is the same at several step keys"
-    if modifier.type in ("add_normal", "mult_normal") and not modifier.pdrop:
-        sigma = w
-        if modifier.type == "add_normal":
-            sigma = jnp.asarray(modifier.assumed_wmax)
-            if modifier.rel_to_actual_wmax:
-                sigma = largest_weight(weight, w, per_column=modifier.per_column)
-        sigma = modifier.std_dev * jnp.broadcast_to(abs(sigma * s), kernel.shape)
-        each = np.asarray(weight.to_matrix(sigma), np.float32)
-        each = each.reshape(nominal.shape)[which]
-        with np.errstate(divide="ignore", invalid="ignore"):
-            unit = np.where(each > 0, deviations / each, np.nan)
-        return strength_of(unit, int((~np.isnan(unit)).sum()))
-    return amount, None
+    proof = WeightProof(
+        modifier,
+        weight,
+        kernel,
+        scale,
+        matrices - nominal[which],
+        lambda array: as_matrices(array)[which],
+        "the layer gets its nominal weights: the modifier does not reach it, or does "
+        "nothing to weights like these",
+    )
+    modifier.proof(proof)
+    return proof.amount, proof.wrong
 
 
 def _given_by_root(
@@ -99,20 +176,6 @@ def _given_by_root(
         return weight.to_matrix(paths.leaves(step)[local(plan, weight.path)])
 
     return functools.partial(given, params)
-
-
-def _on_levels(weight: AnalogWeight, w: jax.Array) -> bool:
-    """Returns whether nominal weights, in units of the crossbar, lie on levels already.
-
-    So does the largest weight of a tile, and with it a tile that has only one.
-    """
-    modifier: Any = weight.hardware.modifier
-    if modifier.type != "discretize":
-        return False
-    rounded = modifier(
-        None, w, largest_weight(weight, w, per_column=modifier.per_column)
-    )
-    return bool(jnp.allclose(rounded, w, rtol=1e-6, atol=0))
 
 
 def _nearest(w: np.ndarray, nominal: np.ndarray) -> int:

@@ -7,14 +7,34 @@ from typing import Any, ClassVar, Literal
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.typing import ArrayLike
 
 from hwtrain._parts.part import Draws, Part
-from hwtrain.hardware.conversion import Params
+from hwtrain.hardware.conversion import DescribedConverter, Params
 from hwtrain.physics import tiling
 from hwtrain.physics.modifiers import straight_through
 from hwtrain.physics.programmed import Programmed, noisy
 from hwtrain.physics.random import draw_key, normal, uniform
+
+NOISE = "noise at g_max"
+"""The column of standard deviations in µS, of a device at the largest conductance."""
+
+
+def in_microsiemens(name: str, share: float, ctx: Any) -> dict[str, str]:
+    r"""Returns the cell of a deviation that is relative to the largest weight.
+
+    A :math:`\sigma` of weights is :math:`\sigma (g_\text{max} - g_\text{min})` there.
+
+    Args:
+      name: what deviates.
+      share: the deviation, relative to the largest weight.
+      ctx: as for `describe_in`.
+    """
+    converter = ctx.weight.hardware.converter
+    if converter is None:
+        return {}
+    return {NOISE: f"{name} {share * (converter.g_max - converter.g_min):.3g} µS"}
 
 
 class NoiseModel(Part):
@@ -55,6 +75,18 @@ class NoiseModel(Part):
           g: target conductance, in µS.
         """
 
+    def describe_in(self, ctx: Any) -> Mapping[str, str]:
+        """Returns its cells: itself with changed scales, and programming in µS."""
+        scales = ("prog_noise_scale", "noise_scale", "drift_scale", "read_noise_scale")
+        changed = "".join(
+            f", {name} {getattr(self, name):g}"
+            for name in scales
+            if getattr(self, name, 1.0) != 1.0
+        )
+        sigma = float(np.asarray(self.programming_sigma(self.g_max)))
+        noise = f"programming {sigma:.3g} µS"
+        return {ctx.column: f"{self.describe()}{changed}", NOISE: noise}
+
     def program(self, key: jax.Array, g_target: jax.Array) -> Programmed:
         """Returns devices after programming.
 
@@ -79,6 +111,13 @@ class NoiseModel(Part):
         """Returns the standard deviation of one read, in µS; arguments as above."""
         return 0.0
 
+    def must_drift(self, t_s: float) -> bool:
+        """Whether a chip must be another after a time, which `assert_active` checks."""
+        g = jnp.linspace(0.1, 1.0, 16) * self.g_max
+        device = self.program(jax.random.key(0), g)
+        then, now = self.mean_at(device, t_s), self.mean_at(device, 0.0)
+        return bool(jnp.any(then != now))
+
     def at(self, key: jax.Array, programmed: Programmed, t_s: ArrayLike) -> jax.Array:
         """Returns the conductances as one read at a time sees them, in µS.
 
@@ -91,7 +130,7 @@ class NoiseModel(Part):
         return noisy(mean, sigma, normal(key, mean.shape))
 
 
-class ConductanceConverter(Part):
+class ConductanceConverter(DescribedConverter, Part):
     """What makes conductances of weights: the base of converters of one's own.
 
     A converter has the fields `g_max` and `g_min` in µS. All arrays have the columns of
@@ -138,6 +177,14 @@ class DriftCompensation(Part):
     readout: Literal["periphery", "exact"] = "periphery"
     """How a tile's outputs are measured: through its own DAC, ADC and noise, as a chip
     has to; or `"exact"`."""
+
+    def describe_in(self, ctx: Any) -> Mapping[str, str]:
+        """Returns its cell, behind that of the noise model."""
+        return {ctx.column: f"{self.describe()} drift compensation"}
+
+    def proof(self, ctx: Any) -> None:
+        """Says what is measured of it: that it acts on outputs that have halved."""
+        ctx.undoes_halves()
 
     @abc.abstractmethod
     def baseline(self, y: jax.Array, w: jax.Array) -> jax.Array:
@@ -217,6 +264,14 @@ class Mismatch(Part):
     per_column: ClassVar[bool] = False
     """Whether `ctx.w_max` is that of each column, instead of the tile."""
 
+    def proof(self, ctx: Any) -> None:
+        """Says what is measured: that it changes weights.
+
+        Its strength too, where the deviation of each weight is said in units of the
+        crossbar: `ctx.deviates(...)`, of `ctx.w` and `ctx.w_max`.
+        """
+        ctx.differs()
+
     @abc.abstractmethod
     def on_weight(self, w: jax.Array, ctx: WeightContext) -> jax.Array:
         """Returns the weights of one chip, in units of the crossbar.
@@ -243,6 +298,10 @@ class WeightClip(Part):
     learned: ClassVar[bool] = False
     fixed_value: ClassVar[None] = None
     per_column: ClassVar[bool] = False
+
+    def proof(self, ctx: Any) -> None:
+        """Says what is measured of it: that it bounds an update."""
+        ctx.bounds()
 
     @abc.abstractmethod
     def largest(self, w: jax.Array, row_sizes: tuple[int, ...]) -> jax.Array:
@@ -283,6 +342,11 @@ class WeightClip(Part):
         return bound
 
 
+def in_modes(what: str, in_chip_mode: bool) -> str:
+    """Returns a modifier's description with the modes that it acts in."""
+    return f"{what} ({'train, chip' if in_chip_mode else 'train'})"
+
+
 class WeightModifier(Part):
     """What happens to weights at a training step: the base of modifiers of one's own.
 
@@ -319,6 +383,7 @@ class WeightModifier(Part):
     rel_to_actual_wmax: ClassVar[bool] = True
     assumed_wmax: ClassVar[float] = 1.0
     unitless: ClassVar[bool] = False
+    changed_share: ClassVar[float] = 1.0
     rounds_chips: ClassVar[bool] = False
     column_steps: ClassVar[None] = None
     pdrop: ClassVar[float] = 0.0
@@ -332,6 +397,18 @@ class WeightModifier(Part):
     def without_levels(self) -> "WeightModifier":
         """The same for weights that lie on levels already."""
         return self
+
+    def describe_in(self, ctx: Any) -> Mapping[str, str]:
+        """Returns its cell: itself, and in which modes it acts."""
+        return {ctx.column: in_modes(self.describe(), self.enable_during_test)}
+
+    def proof(self, ctx: Any) -> None:
+        """Says what is measured: that it changes weights.
+
+        Its strength too, where the deviation of each weight is said in units of the
+        crossbar: `ctx.deviates(...)`, of `ctx.w` and `ctx.w_max`.
+        """
+        ctx.differs()
 
     @abc.abstractmethod
     def on_weight(self, w: jax.Array, ctx: WeightContext) -> jax.Array:

@@ -4,7 +4,8 @@ import dataclasses
 import functools
 import math
 import typing
-from typing import Annotated, Self
+from collections.abc import Iterable
+from typing import Annotated, Any, Self
 
 from pydantic import Field, model_validator
 from pydantic.dataclasses import dataclass
@@ -49,6 +50,7 @@ from hwtrain.hardware.weights import (
     WeightClipParameter,
     WeightRemapParameter,
 )
+from hwtrain.periphery.management import Management
 from hwtrain.periphery.range import Range
 
 _Converter = Annotated[
@@ -221,10 +223,31 @@ class Hardware:
     def stages(self) -> tuple[Part, ...]:
         """What surrounds a tile, from the outermost to the innermost, but its range."""
         io = self.forward or IOParameters()
-        if self.dynamic:
-            # A vector's own range is noise management by its largest value.
-            io = dataclasses.replace(io, noise_management="abs_max")
-        return io.parts
+        if not self.dynamic:
+            return io.parts
+        # A vector's own range is noise management by its largest value.
+        stages = dataclasses.replace(io, noise_management="abs_max").parts
+        return tuple(
+            dataclasses.replace(stage, of_range=True)
+            if isinstance(stage, Management)
+            else stage
+            for stage in stages
+        )
+
+    def surrounded(self, stages: Iterable[Part], *, ranged: bool = False) -> Self:
+        """Returns the same chip with other stages around its tiles.
+
+        Args:
+          stages: the stages.
+          ranged: whether its range of inputs stays.
+        """
+        io, given = IOParameters(stages=tuple(stages)), self.input_range
+        if ranged and self.averages and self.forward is not None:
+            averaging: dict[str, Any] = {"noise_management": "average_abs_max"}
+            averaging["nm_decay"] = self.forward.nm_decay
+            io = dataclasses.replace(io, **averaging)
+        given = given.alone if given and ranged and self.ranged else None
+        return dataclasses.replace(self, forward=io, input_range=given)
 
     @property
     def range(self) -> Range:

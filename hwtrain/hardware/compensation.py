@@ -1,22 +1,28 @@
 """What undoes the mean drift of a tile at inference."""
 
-from typing import Annotated, Literal
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal
 
 import jax
 from pydantic import Field
 from pydantic.dataclasses import dataclass
 
+from hwtrain._parts.part import Described
 from hwtrain.hardware.configuration import CONFIG
 from hwtrain.physics import compensation
 
 
 @dataclass(frozen=True, kw_only=True, config=CONFIG)
-class _DriftCompensation:
+class _DriftCompensation(Described):
     """What every compensation has in common."""
 
     readout: Literal["periphery", "exact"] = "periphery"
     """How a tile's outputs are measured: through its own DAC, ADC and noise, as a chip
     has to, with rows driven at the DAC's full scale of 1; or `"exact"`."""
+
+    def describe_in(self, ctx: Any) -> Mapping[str, str]:
+        """Returns its cell, behind that of the noise model."""
+        return {ctx.column: f"{self.describe()} drift compensation"}
 
 
 @dataclass(frozen=True, kw_only=True, config=CONFIG)
@@ -36,6 +42,14 @@ class GlobalDriftCompensation(_DriftCompensation):
     """
 
     type: Literal["global"] = "global"
+
+    def proof(self, ctx: Any) -> None:
+        """Says what is measured of it: the mean that it keeps."""
+        ctx.keeps_mean()
+
+    def describe(self) -> str:
+        """Returns its type."""
+        return self.type
 
     def baseline(self, y: jax.Array, w: jax.Array) -> jax.Array:
         """Returns what is stored when a tile has been programmed, `[...]`.
@@ -74,6 +88,14 @@ class GlobalDriftCompensationWithExactReference(_DriftCompensation):
 
     type: Literal["global_exact_reference"] = "global_exact_reference"
 
+    def proof(self, ctx: Any) -> None:
+        """Says what is measured of it: the mean that it keeps."""
+        ctx.keeps_mean(of_target=True)
+
+    def describe(self) -> str:
+        """Returns its type."""
+        return self.type
+
     def baseline(self, y: jax.Array, w: jax.Array) -> jax.Array:
         """Returns the response of the target weights; see `GlobalDriftCompensation`."""
         return compensation.response(w)
@@ -97,6 +119,14 @@ class PerColumnDriftCompensation(_DriftCompensation):
     """
 
     type: Literal["per_column"] = "per_column"
+
+    def proof(self, ctx: Any) -> None:
+        """Says what is measured of it: the mean that it keeps."""
+        ctx.keeps_mean(per_column=True)
+
+    def describe(self) -> str:
+        """Returns its type."""
+        return self.type
 
     def baseline(self, y: jax.Array, w: jax.Array) -> jax.Array:
         """Returns `[..., columns]`; arguments as `GlobalDriftCompensation`."""

@@ -1,14 +1,34 @@
 """What every conversion between weights and conductances checks."""
 
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
 import jax
 import jax.numpy as jnp
 from jax.core import Tracer
 
+from hwtrain._parts.part import Described
+
 Params = dict[str, Any]
 """What a conversion to conductances returns beside them."""
+
+
+class DescribedConverter(Described):
+    """What `inspect` says of a converter: its type, and its conductances."""
+
+    if TYPE_CHECKING:
+        type: Any
+        g_min: float
+        g_max: float
+
+    def describe(self) -> str:
+        """Returns its type."""
+        return self.type
+
+    def describe_in(self, ctx: Any) -> Mapping[str, str]:
+        """Returns its cell: itself, and its conductances."""
+        span = f"{self.g_min:g} to {self.g_max:g} µS"
+        return {ctx.column: f"{self.describe()}, {span}"}
 
 
 def check_range(g_min: float, g_max: float) -> None:

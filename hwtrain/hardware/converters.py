@@ -9,6 +9,7 @@ from pydantic.dataclasses import dataclass
 
 from hwtrain.hardware.configuration import CONFIG, NonNegative, Positive
 from hwtrain.hardware.conversion import (
+    DescribedConverter,
     Params,
     check_range,
     require,
@@ -19,7 +20,7 @@ from hwtrain.physics import conductance
 
 
 @dataclass(frozen=True, kw_only=True, config=CONFIG)
-class SingleDeviceConductanceConverter:
+class SingleDeviceConductanceConverter(DescribedConverter):
     r"""A weight as one conductance.
 
     .. math:: g = k (w - \min w) + g_\text{min}, \qquad
@@ -112,7 +113,7 @@ class SingleDeviceConductanceConverter:
 
 
 @dataclass(frozen=True, kw_only=True, config=CONFIG)
-class SinglePairConductanceConverter:
+class SinglePairConductanceConverter(DescribedConverter):
     r"""A weight as the difference of two conductances.
 
     .. math::

@@ -1,11 +1,12 @@
 """Drift of weights during training."""
 
-from typing import Literal
+from typing import Any, Literal
 
 import jax
 from jax.typing import ArrayLike
 from pydantic.dataclasses import dataclass
 
+from hwtrain._parts.part import Described
 from hwtrain.hardware.configuration import (
     CONFIG,
     Deviation,
@@ -21,8 +22,13 @@ from hwtrain.physics.training_drift import DriftState
 _EXPONENT, _NOISE = range(2)
 
 
+def _described(drift: Any) -> str:
+    times = f"from {drift.t_0:g} s, {drift.dt_s:g} s per step"
+    return f"{drift.type}, nu {drift.nu:g} {times}" if drift.acts else ""
+
+
 @dataclass(frozen=True, kw_only=True, config=CONFIG)
-class SimpleDriftParameter:
+class SimpleDriftParameter(Described):
     r"""Power-law drift of the weights while a model is trained.
 
     .. math:: w(t) = w_0 \max\Big(\frac{t - t_\text{set}}{t_0}, 1\Big)^{-\nu}
@@ -65,6 +71,10 @@ class SimpleDriftParameter:
         """Whether anything is drawn: nothing is."""
         return False
 
+    def describe(self) -> str:
+        """Returns its type, exponent and times."""
+        return _described(self)
+
     def begin(self, w: jax.Array, key: jax.Array | None = None) -> DriftState:
         """Returns the state of weights that were set just now.
 
@@ -100,7 +110,7 @@ class SimpleDriftParameter:
 
 
 @dataclass(frozen=True, kw_only=True, config=CONFIG)
-class DriftParameter:
+class DriftParameter(Described):
     r"""Drift of the weights while a model is trained, with what devices add to it.
 
     .. math::
@@ -161,6 +171,10 @@ class DriftParameter:
     def draws(self) -> bool:
         """Whether anything is drawn, and a key needed."""
         return self.nu_dtod > 0 or self.nu_std > 0 or self.w_noise_std > 0
+
+    def describe(self) -> str:
+        """Returns its type, exponent and times."""
+        return _described(self)
 
     def begin(self, w: jax.Array, key: jax.Array | None = None) -> DriftState:
         """Returns the state of weights that were set just now, exponents drawn.

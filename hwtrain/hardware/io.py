@@ -1,12 +1,13 @@
 """The periphery of a tile: converters, noise, management, and what distorts outputs."""
 
+from dataclasses import fields
 from typing import Annotated, Literal, Self
 
 from pydantic import Field, WrapSerializer, model_validator
 from pydantic.dataclasses import dataclass
 
 import hwtrain.periphery._stages  # noqa: F401 gives stages their order
-from hwtrain._parts.part import Part
+from hwtrain._parts.part import Described, Part
 from hwtrain._parts.registry import ordered
 from hwtrain._parts.slot import Slot
 from hwtrain.hardware.configuration import (
@@ -38,7 +39,7 @@ Bits = Annotated[int, Field(ge=2, le=24)]
 
 
 @dataclass(frozen=True, kw_only=True, config=CONFIG)
-class IOParameters:
+class IOParameters(Described):
     r"""What stands around a tile's matrix multiplication. `IOParameters()` is ideal.
 
     .. math::
@@ -158,6 +159,16 @@ class IOParameters:
     ] = ()
     """What else stands around the tile: stages that are no field of this class, such as
     a user's. Their places are those they were registered at."""
+
+    def describe(self) -> str:
+        """Returns the fields that differ from the ideal, by name."""
+        ideal = IOParameters()
+        names = [f.name for f in fields(ideal) if f.name != "stages"]
+        return ", ".join(
+            f"{name} {value:g}" if isinstance(value, float) else f"{name} {value}"
+            for name, value in ((name, getattr(self, name)) for name in names)
+            if value != getattr(ideal, name)
+        )
 
     @property
     def draws(self) -> bool:

@@ -6,7 +6,7 @@ from typing import Any
 LEVELS = ("discretize", "discretize_add_normal", "dorefa")
 _NOISE = ("add_normal", "mult_normal", "discretize_add_normal", "poly", "prog_noise")
 PCM = ("pcm_noise",)
-_GAUSSIAN = ("add_normal", "mult_normal", "poly")
+GAUSSIAN = ("add_normal", "mult_normal", "poly")
 _RELATIVE = (
     "add_normal",
     "discretize",
@@ -38,7 +38,7 @@ _EFFECTIVE = {
     "reparameterized": (*_ACTIVE, "copy"),
     "enable_during_test": (*_ACTIVE, "copy"),
     "per_batch_sample": (*_ACTIVE, "copy"),
-    "per_vector": _GAUSSIAN,
+    "per_vector": GAUSSIAN,
     "redraw": (*_ACTIVE, "copy"),
     "copy_last_column": (*_ACTIVE, "copy"),
 }

@@ -1,6 +1,7 @@
 """What happens to weights at every training step: noise and rounding."""
 
 import dataclasses
+from collections.abc import Mapping
 from typing import Any, Literal, Self
 
 import jax
@@ -8,6 +9,8 @@ import jax.numpy as jnp
 from pydantic import model_validator
 from pydantic.dataclasses import dataclass
 
+from hwtrain._parts.part import Described
+from hwtrain.hardware.bases import in_microsiemens, in_modes
 from hwtrain.hardware.configuration import (
     CONFIG,
     Deviation,
@@ -17,7 +20,7 @@ from hwtrain.hardware.configuration import (
     Share,
     Steps,
 )
-from hwtrain.hardware.modifier_options import LEVELS, PCM, check
+from hwtrain.hardware.modifier_options import GAUSSIAN, LEVELS, PCM, check
 from hwtrain.periphery import vector_noise
 from hwtrain.periphery.tiled_matrix import TiledMatrix
 from hwtrain.physics import modifiers, rounding
@@ -27,7 +30,7 @@ _ROUNDING, _DROP = 1, 2
 
 
 @dataclass(frozen=True, kw_only=True, config=CONFIG)
-class WeightModifierParameter:
+class WeightModifierParameter(Described):
     r"""Noise and rounding of the weights, anew at every training step.
 
     .. math::
@@ -225,6 +228,54 @@ class WeightModifierParameter:
             redraw=self.redraw and draws,
         )
 
+    def describe(self) -> str:
+        """Returns its type, its amounts and how it is drawn."""
+        if not self.acts:
+            return ""
+        amounts = (("", "std_dev"), ("res ", "res"), ("drop ", "pdrop"))
+        strength = ", ".join(
+            f"{label}{getattr(self, name):g}"
+            for label, name in amounts
+            if getattr(self, name) > 0
+        )
+        what = f"{self.type} {strength}".rstrip()
+        what += " per column" if self.per_column else ""
+        for name in ("per_batch_sample", "per_vector", "copy_last_column"):
+            what += f", {name}" if getattr(self, name) else ""
+        return what + (", redrawn" if self.redraw else "")
+
+    def describe_in(self, ctx: Any) -> Mapping[str, str]:
+        """Returns its cells: itself with the modes that it acts in, and in µS."""
+        if not self.acts:
+            return {}
+        cells = {ctx.column: in_modes(self.describe(), self.enable_during_test)}
+        normal = self.type == "mult_normal" or (
+            self.type == "add_normal" and self.rel_to_actual_wmax
+        )
+        if normal:
+            cells |= in_microsiemens("weights", self.std_dev, ctx)
+        return cells
+
+    @property
+    def changed_share(self) -> float:
+        """Share of the weights that a step changes, at least."""
+        return self.pdrop if self._only_drops else 1.0
+
+    @property
+    def _only_drops(self) -> bool:
+        return self.type in ("drop_connect", "copy") and self.pdrop > 0
+
+    def proof(self, ctx: Any) -> None:
+        """Says what is measured: the share that it drops, or a normal deviation."""
+        if self._only_drops:
+            ctx.drops(self.pdrop)
+            return
+        rounds = self.type == "discretize" and not self.draws
+        ctx.differs(resting="all weights lie on its levels" if rounds else "")
+        if self.type in GAUSSIAN and self.pdrop == 0:
+            w_max = ctx.w_max if self.rel_to_actual_wmax else self.assumed_wmax
+            ctx.deviates(self.std_dev * self._sigma(ctx.w, w_max))
+
     def __call__(
         self,
         key: jax.Array | None,
@@ -283,14 +334,18 @@ class WeightModifierParameter:
         """
         if not self.rel_to_actual_wmax:
             w_max = jnp.full((len(tiles.row_sizes), 1), self.assumed_wmax)
-        sigma = {
-            "add_normal": lambda w, a: a,
-            "mult_normal": lambda w, a: w,
-            "poly": lambda w, a: modifiers.poly_sigma(
-                w, a, coeffs=self.coeffs or modifiers.PCM_RELATIVE_COEFFICIENTS
-            ),
-        }[self.type]
-        return self.std_dev * vector_noise.output_deviation(x, tiles, w_max, sigma)
+        deviation = vector_noise.output_deviation(x, tiles, w_max, self._sigma)
+        return self.std_dev * deviation
+
+    def _sigma(self, w: Any, w_max: Any) -> Any:
+        """Returns the deviation of weights of a normal type, over `std_dev`."""
+        match self.type:
+            case "add_normal":
+                return w_max
+            case "mult_normal":
+                return w
+        coeffs = self.coeffs or modifiers.PCM_RELATIVE_COEFFICIENTS
+        return modifiers.poly_sigma(w, w_max, coeffs=coeffs)
 
     def _modify(
         self,

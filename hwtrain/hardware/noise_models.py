@@ -56,6 +56,10 @@ class DriftingNoiseModel(NoiseModel):
     t_read: Positive = 250e-9
     """Duration of a read, in seconds."""
 
+    def must_drift(self, t_s: float) -> bool:
+        """Whether a chip must be another after a time: always."""
+        return True
+
     @abc.abstractmethod
     def programming_sigma(self, g: ArrayLike) -> jax.Array:
         """Returns the standard deviation of the programming noise, in µS.

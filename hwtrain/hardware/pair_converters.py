@@ -11,6 +11,7 @@ from pydantic.dataclasses import dataclass
 
 from hwtrain.hardware.configuration import CONFIG, NonNegative, Positive
 from hwtrain.hardware.conversion import (
+    DescribedConverter,
     Params,
     check_range,
     pair_names,
@@ -27,7 +28,7 @@ _Curves = Annotated[tuple[_Curve, ...], Field(strict=False)]
 
 
 @dataclass(frozen=True, kw_only=True, config=CONFIG)
-class _Pairs:
+class _Pairs(DescribedConverter):
     f_lst: _Factors
     """Factor of each pair's difference."""
     g_max: Positive = 25.0
@@ -162,7 +163,7 @@ class DualPairConductanceConverter(_Pairs):
 
 
 @dataclass(frozen=True, kw_only=True, config=CONFIG)
-class CustomPairConductanceConverter:
+class CustomPairConductanceConverter(DescribedConverter):
     r"""A weight as conductance differences that follow curves of the user.
 
     .. math:: w = \frac{1}{k} \sum_i f_i \big(g_i^+(w) - g_i^-(w)\big)

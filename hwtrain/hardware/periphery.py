@@ -1,10 +1,13 @@
 """What surrounds a crossbar: the range of its inputs, and how a layer is mapped."""
 
-from typing import Self
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any, Self
 
 from pydantic import model_validator
 from pydantic.dataclasses import dataclass
 
+from hwtrain._parts.part import Described
 from hwtrain.hardware.configuration import (
     CONFIG,
     Count,
@@ -15,6 +18,7 @@ from hwtrain.hardware.configuration import (
     Share,
     changed,
 )
+from hwtrain.periphery.range import as_text
 
 _LEARNING = (
     "decay",
@@ -28,7 +32,7 @@ _LEARNING = (
 
 
 @dataclass(frozen=True, kw_only=True, config=CONFIG)
-class InputRangeParameter:
+class InputRangeParameter(Described):
     r"""The range of a tile's inputs: clipped to it, and learned.
 
     .. math:: \hat x = \mathrm{clip}(x, -r, r)
@@ -74,6 +78,32 @@ class InputRangeParameter:
     straight_through: bool = False
     """Give clipped inputs their gradient, as if they had not been clipped."""
 
+    def describe_in(self, ctx: Any) -> Mapping[str, str]:
+        """Returns its cell: what was learned."""
+        if self.dynamic:
+            return {ctx.column: "dynamic, max|x| of each vector"}
+        if not ctx.weight.ranged:
+            return {}
+        return {ctx.column: as_text(ctx, self.init_value)}
+
+    @property
+    def moves(self) -> bool:
+        """Whether updates move it: it is learned, or set from data."""
+        return self.learn_input_range or self.init_from_data > 0
+
+    @property
+    def alone(self) -> Self:
+        """The same without asking for an ADC."""
+        return replace(self, manage_output_clipping=False, output_min_percentage=0.95)
+
+    def proof(self, ctx: Any) -> None:
+        """Says what is measured of it: it clips, and has a gradient to learn from."""
+        # Bounds of converters may clip where it does, so it is told alone.
+        ctx.differs("input_range", alone=True)
+        ctx.clips(ctx.leaves["input_range"], "input_range clips")
+        if self.learn_input_range:
+            ctx.learns("input_range", "input_range learns")
+
     @model_validator(mode="after")
     def _check(self) -> Self:
         if not self.enable:
@@ -97,7 +127,7 @@ class InputRangeParameter:
 
 
 @dataclass(frozen=True, kw_only=True, config=CONFIG)
-class MappingParameter:
+class MappingParameter(Described):
     r"""How a weight matrix is laid on crossbars.
 
     The matrix is cut into tiles of at most `max_input_size` x `max_output_size`, of
@@ -127,6 +157,21 @@ class MappingParameter:
     1 at first. Biases are always digital."""
     out_scaling_columnwise: bool = False
     """Learn a number for each column (output)."""
+
+    def describe_in(self, ctx: Any) -> Mapping[str, str]:
+        """Returns its cells: the scale of crossbars, and that of outputs."""
+        output = "column" if self.out_scaling_columnwise else "row tile"
+        learned = f"learned per {output}" if self.learn_out_scaling else ""
+        return {ctx.column: self._scale(ctx.weight.hardware), "output scale": learned}
+
+    def _scale(self, chip: Any) -> str:
+        if self.weight_scaling_omega == 0:
+            start = "stored, 1 at first, remapped" if chip.remaps else "stored, 1"
+            return start if chip.stores_scale else ""
+        each = "column" if self.weight_scaling_columnwise else "tile"
+        how = "stored, remapped" if chip.remaps else "stored"
+        how = how if chip.stores_scale else "derived"
+        return f"max|W|/{self.weight_scaling_omega:g} per {each}, {how}"
 
     @model_validator(mode="after")
     def _check(self) -> Self:

@@ -47,6 +47,10 @@ class ReRamWan2022NoiseModel(NoiseModel):
     noise_scale: Deviation = 1.0
     """Factor on the spread. Zero turns it off."""
 
+    def must_drift(self, t_s: float) -> bool:
+        """Whether a chip must be another after a time: always."""
+        return True
+
     def programming_sigma(self, g: ArrayLike) -> jax.Array:
         """Returns the spread 1 s after programming.
 
@@ -152,6 +156,10 @@ class ReRamCMONoiseModel(NoiseModel):
                 f"{self.acceptance_range}"
             )
         return self
+
+    def must_drift(self, t_s: float) -> bool:
+        """Whether a chip must be another after a time: always."""
+        return True
 
     def programming_sigma(self, g: ArrayLike) -> jax.Array:
         """Returns the standard deviation of the programming noise, in µS.

@@ -6,12 +6,13 @@ import jax
 from pydantic import model_validator
 from pydantic.dataclasses import dataclass
 
+from hwtrain._parts.part import Described
 from hwtrain.hardware.configuration import CONFIG, Share
-from hwtrain.physics.stuck import draw_stuck
+from hwtrain.physics.stuck import AT_G_MAX, AT_G_MIN, draw_stuck
 
 
 @dataclass(frozen=True, kw_only=True, config=CONFIG)
-class StuckParameter:
+class StuckParameter(Described):
     r"""Shares of a chip's devices that are stuck, drawn once for each chip.
 
     .. math::
@@ -47,6 +48,16 @@ class StuckParameter:
     def draws(self) -> bool:
         """Whether any device is stuck."""
         return self.at_g_min + self.at_g_max > 0
+
+    def describe(self) -> str:
+        """Returns the shares of both ends."""
+        shares = (("g_min", self.at_g_min), ("g_max", self.at_g_max))
+        return ", ".join(f"{share:.2%} at {end}" for end, share in shares if share)
+
+    def ends(self, g_min: float, g_max: float) -> list[tuple[float, int, float]]:
+        """Returns of each end its share, the state of a device there and its µS."""
+        ends = (self.at_g_min, AT_G_MIN, g_min), (self.at_g_max, AT_G_MAX, g_max)
+        return [end for end in ends if end[0] > 0]
 
     def __call__(self, key: jax.Array, shape: tuple[int, ...]) -> jax.Array:
         """Returns the states of devices; see `hwtrain.physics.stuck.draw_stuck`."""

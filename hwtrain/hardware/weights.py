@@ -1,12 +1,15 @@
 """What happens to weights: clipping after an update, and a chip's mismatch."""
 
-from typing import Literal, Self
+from collections.abc import Mapping
+from typing import Any, Literal, Self
 
 import jax
 import jax.numpy as jnp
 from pydantic import model_validator
 from pydantic.dataclasses import dataclass
 
+from hwtrain._parts.part import Described
+from hwtrain.hardware.bases import in_microsiemens
 from hwtrain.hardware.configuration import (
     CONFIG,
     Deviation,
@@ -18,7 +21,7 @@ from hwtrain.physics import clip, modifiers, remap, tiling
 
 
 @dataclass(frozen=True, kw_only=True, config=CONFIG)
-class WeightClipParameter:
+class WeightClipParameter(Described):
     r"""Clips the weights after every update, symmetrically about zero.
 
     .. math::
@@ -97,6 +100,42 @@ class WeightClipParameter:
             )
         return self
 
+    def proof(self, ctx: Any) -> None:
+        """Says what is measured of it: that it bounds an update, and by how much."""
+        reason = "a tile of one weight or column has no spread"
+        ctx.bounds(unless="" if self._spreads(ctx.rows, ctx.columns) else reason)
+        if self.type == "fixed_value":
+            ctx.caps(self.fixed_value)
+
+    def _spreads(self, rows: int, columns: int) -> bool:
+        """Whether a tile of a size has what the bound is made of."""
+        if self.fixed_value is not None:
+            return True
+        if self.type == "average_channel_max":
+            return columns > 1
+        return rows * (1 if self.per_column else columns) > 1
+
+    def describe(self) -> str:
+        """Returns its type and bound."""
+        match self.type:
+            case "fixed_value":
+                return f"{self.type} {self.fixed_value:g}"
+            case "layer_gaussian":
+                each = " per column" if self.per_column else ""
+                return f"{self.type} {self.sigma:g} std{each}"
+            case "none":
+                return ""
+        return self.type
+
+    def describe_in(self, ctx: Any) -> Mapping[str, str]:
+        """Returns its cell: of a learned bound, what was learned."""
+        if not self.learned:
+            return {ctx.column: self.describe()}
+        bound = ctx.leaf("clip_bound")
+        if bound is None:
+            return {ctx.column: ctx.missing}
+        return {ctx.column: f"{self.type} {bound.min():.3g} to {bound.max():.3g}"}
+
     def bound(
         self,
         w: jax.Array,
@@ -143,7 +182,7 @@ class WeightClipParameter:
 
 
 @dataclass(frozen=True, kw_only=True, config=CONFIG)
-class WeightRemapParameter:
+class WeightRemapParameter(Described):
     r"""Gives crossbars a new scale after every update, so that they are used fully.
 
     .. math::
@@ -199,6 +238,14 @@ class WeightRemapParameter:
         """Whether each column (output) has its own scale."""
         return self.type == "channelwise_symmetric"
 
+    def describe(self) -> str:
+        """Returns its type, the largest weight and the limit of scales."""
+        if not self.active:
+            return ""
+        limit = f", scales up to {self.max_scale_range:g} x the smallest"
+        limit = limit if self.max_scale_range else ""
+        return f"{self.type} to {self.remapped_wmax:g}{limit}"
+
     def scale(
         self,
         w: jax.Array,
@@ -229,7 +276,7 @@ class WeightRemapParameter:
 
 
 @dataclass(frozen=True, kw_only=True, config=CONFIG)
-class MismatchParameter:
+class MismatchParameter(Described):
     r"""Frozen device mismatch: drawn once for each chip, the same for ever.
 
     .. math::
@@ -282,6 +329,29 @@ class MismatchParameter:
     def draws(self) -> bool:
         """Whether chips differ at all."""
         return self.std_dev > 0
+
+    def describe(self) -> str:
+        """Returns its type and strength."""
+        if not self.draws:
+            return ""
+        unit = "" if self.rel_to_actual_wmax else " absolute"
+        each = " per column" if self.per_column else ""
+        return f"{self.type} {self.std_dev:g}{unit}{each}"
+
+    def describe_in(self, ctx: Any) -> Mapping[str, str]:
+        """Returns its cells: itself, and in µS."""
+        relative = self.draws and self.rel_to_actual_wmax
+        noise = in_microsiemens("mismatch", self.std_dev, ctx) if relative else {}
+        return {ctx.column: self.describe(), **noise}
+
+    def proof(self, ctx: Any) -> None:
+        """Says what is measured of it: its deviation."""
+        ctx.differs()
+        if self.type == "mult_normal":
+            sigma = ctx.w
+        else:
+            sigma = ctx.w_max if self.rel_to_actual_wmax else 1.0
+        ctx.deviates(self.std_dev * sigma)
 
     def __call__(self, key: jax.Array, w: jax.Array, w_max: jax.Array) -> jax.Array:
         """Returns the weights of one chip; arguments as `WeightModifierParameter`."""

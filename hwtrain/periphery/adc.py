@@ -1,5 +1,7 @@
 """The converter of a tile's outputs."""
 
+import dataclasses
+
 from hwtrain._parts.part import Part
 from hwtrain.physics.converters import Converter, exceeds, round_to_level, saturate
 
@@ -32,6 +34,11 @@ class Adc(Part):
         """Whether it rounds at random."""
         return self.stochastic and super().draws_at(when)
 
+    @property
+    def unrounded(self):
+        """The same without levels."""
+        return dataclasses.replace(self, res=None, stochastic=False)
+
     def around(self, inner, x, ctx):
         """Converts the outputs."""
         y = inner(x)
@@ -47,3 +54,25 @@ class Adc(Part):
         if "probe" in ctx.leaves:
             y = ctx.crossbar.counted(y, ctx.leaves["probe"], self.bound)
         return saturate(y, self.bound)
+
+    def describe(self):
+        """Returns its levels and full scale."""
+        bits, bound = self.converter.bits, self.bound
+        full_scale = "" if bound is None else f" to {bound:g}"
+        return f"ADC{full_scale}" + ("" if bits is None else f", {bits:.3g} bits")
+
+    def describe_in(self, ctx):
+        """Returns its cells: itself, and its bits."""
+        bits = self.converter.bits
+        cells = {} if bits is None else {"bits": f"ADC {bits:.3g}"}
+        return {ctx.column: self.describe(), **cells}
+
+    def proof(self, ctx):
+        """Rounds, and clips at its bound."""
+        if self.res is not None:
+            ctx.differs("ADC rounding", self.unrounded)
+        if self.stochastic:
+            to_nearest = dataclasses.replace(self, stochastic=False)
+            ctx.differs("out_sto_round", to_nearest)
+        if self.bound is not None:
+            ctx.differs_beyond(self.bound, "out_bound", Adc(bound=self.bound))

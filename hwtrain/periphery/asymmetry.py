@@ -31,6 +31,14 @@ class InputAsymmetry(Part):
         """Weakens them."""
         return inner(weakened(x, self.share))
 
+    def describe(self):
+        """Returns its share."""
+        return f"input asymmetry {self.share:g}"
+
+    def proof(self, ctx):
+        """Changes outputs."""
+        ctx.differs("inp_asymmetry")
+
 
 class OutputAsymmetry(Part):
     """Weakens negative outputs, as `weakened` does."""
@@ -41,3 +49,11 @@ class OutputAsymmetry(Part):
     def around(self, inner, x, ctx):
         """Weakens them."""
         return weakened(inner(x), self.share)
+
+    def describe(self):
+        """Returns its share."""
+        return f"output asymmetry {self.share:g}"
+
+    def proof(self, ctx):
+        """Changes outputs."""
+        ctx.differs("out_asymmetry")

@@ -1,5 +1,7 @@
 """The converter of a tile's inputs."""
 
+import dataclasses
+
 from hwtrain._parts.part import Part
 from hwtrain.physics.converters import Converter, convert
 
@@ -40,3 +42,30 @@ class Dac(Part):
         if self.stochastic:
             u = ctx.uniform("input_stochastic_rounding", ctx.crossbar.inputs_of(x)[0])
         return inner(convert(x, self.converter, uniform=u))
+
+    def describe(self):
+        """Returns its levels and full scale."""
+        bits, bound = self.converter.bits, self.bound
+        full_scale = "" if bound is None else f" to {bound:g}"
+        return f"DAC{full_scale}" + ("" if bits is None else f", {bits:.3g} bits")
+
+    def describe_in(self, ctx):
+        """Returns its cells: itself, its bits, and where it cuts inputs."""
+        bits, cells = self.converter.bits, {ctx.column: self.describe()}
+        if bits is not None:
+            cells["bits"] = f"DAC {bits:.3g}"
+        forward = ctx.weight.hardware.forward
+        fitted = ctx.weight.ranged or ctx.weight.hardware.dynamic
+        if not fitted and forward.noise_management == "none":
+            cells["input range"] = f"none: inputs are cut at {self.bound:g}"
+        return cells
+
+    def proof(self, ctx):
+        """Rounds to its levels."""
+        ctx.differs("DAC")
+        to_nearest = dataclasses.replace(self, stochastic=False)
+        if self.stochastic:
+            ctx.differs("inp_sto_round", to_nearest)
+        step = self.converter.step
+        if step is not None:
+            ctx.rounds(step, "DAC levels", of=to_nearest)

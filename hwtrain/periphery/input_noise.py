@@ -22,3 +22,13 @@ class InputNoise(Part):
         shape, real = ctx.crossbar.inputs_of(x)
         noise = ctx.normal("input_noise", shape)
         return inner(x + jnp.where(real, self.sigma * noise, 0))
+
+    def describe(self):
+        """Returns its fields."""
+        return f"input noise {self.sigma:g}"
+
+    def proof(self, ctx):
+        r"""Noise of the deviation :math:`\sigma \sqrt{\sum_j w_{ij}^2}`."""
+        ctx.differs("inp_noise")
+        norm = jnp.sqrt(jnp.sum(jnp.square(ctx.w), axis=1))
+        ctx.deviates(self.sigma * norm, "inp_noise", shared=True)

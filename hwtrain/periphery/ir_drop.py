@@ -84,3 +84,12 @@ class IrDrop(Part):
             ir_drop=self.strength,
             g_ratio=self.g_ratio,
         )
+
+    def describe(self):
+        """Returns its fields."""
+        return f"IR drop {self.strength:g}"
+
+    def proof(self, ctx):
+        """Changes outputs."""
+        if max(ctx.row_sizes) > 1:  # the first row of a tile has no wire before it
+            ctx.differs("ir_drop")

@@ -7,6 +7,7 @@ Scales belong to one input vector of one tile. No gradient passes through them: 
 backward pass takes the final scale as it is.
 """
 
+import dataclasses
 import math
 from collections.abc import Callable
 from typing import Any, Literal
@@ -15,6 +16,7 @@ import jax
 import jax.numpy as jnp
 
 from hwtrain._parts.part import Part
+from hwtrain.periphery.adc import Adc
 from hwtrain.physics import tiling
 from hwtrain.physics.varying import vary_alike
 
@@ -161,6 +163,8 @@ class Management(Part):
     """The bound of the ADC."""
     inputs_drawn: bool = False
     """Whether inputs get noise, so that those of zero are none."""
+    of_range: bool = False
+    """Whether the first scale is the range of inputs, a dynamic one."""
 
     def around(self, inner, x, ctx):
         """Scales both."""
@@ -175,6 +179,30 @@ class Management(Part):
         if self.iterative and self.bound is not None:
             alpha, drawn = self._fitting(inner, fixed, alpha, silent, ctx)
         return inner(x / alpha, read=0, drawn=drawn) * jnp.where(silent, 0, alpha)
+
+    def describe(self):
+        """Returns its fields."""
+        return f"management {self.noise}{', iterative' if self.iterative else ''}"
+
+    def proof(self, ctx):
+        """Scales inputs, and those whose outputs exceed the bound once more."""
+        if self.noise != "none":
+            fixed = dataclasses.replace(self, noise="none", threshold=0.0)
+            name = "input_range" if self.of_range else "noise_management"
+            ctx.differs(name, fixed if self.iterative else None)
+        if self.iterative and self.bound is not None:
+            adc, alone = (
+                Adc(bound=self.bound),
+                Management(
+                    iterative=True,
+                    limit=self.limit,
+                    bound=self.bound,
+                    worst_case=self.worst_case,
+                ),
+            )
+            ctx.differs_beyond(
+                self.bound, "bound_management", alone, adc, without=(adc,)
+            )
 
     def _scale(self, x, ctx, kind):
         return noise_scale(

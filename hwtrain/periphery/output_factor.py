@@ -16,3 +16,11 @@ class OutputFactor(Part):
     def around(self, inner, x, ctx):
         """Multiplies them."""
         return inner(x) * self.factor
+
+    def describe(self):
+        """Returns its fields."""
+        return f"output factor {self.factor:g}"
+
+    def proof(self, ctx):
+        """Changes outputs."""
+        ctx.differs("out_scale")

@@ -1,5 +1,7 @@
 """Noise on a tile's outputs."""
 
+import dataclasses
+
 from hwtrain._parts.part import Part
 from hwtrain.physics.tiling import over_batch
 
@@ -31,3 +33,15 @@ class OutputNoise(Part):
         of_chip = abs(1 + ctx.spread(self.spread, "output_noise_spread"))
         sigma = over_batch(self.sigma * of_chip, y)
         return y + sigma * ctx.normal("output_noise", y.shape)
+
+    def describe(self):
+        """Returns its fields."""
+        return f"output noise {self.sigma:g}"
+
+    def proof(self, ctx):
+        """Noise of its deviation, and of a spread of that."""
+        alike = dataclasses.replace(self, spread=0.0)
+        ctx.differs("out_noise")
+        ctx.deviates(self.sigma, "out_noise", of=alike)
+        if self.spread > 0:
+            ctx.differs("out_noise_std", alike)

@@ -2,6 +2,7 @@
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from hwtrain._parts.part import Part
 from hwtrain.physics import tiling
@@ -44,6 +45,15 @@ class Range(Part):
         y = inner(x.astype(jnp.float32) / tiling.over_batch(r, x))
         return y * tiling.over_batch(ctx.crossbar.of_range(r), y)
 
+    def describe_in(self, ctx):
+        """Returns its cell, of an average; of a range its parameter does."""
+        return {ctx.column: as_text(ctx, 1.0, "average of max|x| ")}
+
+    def proof(self, ctx):
+        """Of an average, that it is heard of; `InputRangeParameter` says the rest."""
+        # At first it is 1, which is as good as none.
+        ctx.follows("input_range", "noise_management")
+
 
 def ranged(
     stage: Range, x: jax.Array, leaves, row_sizes: tuple[int, ...]
@@ -69,3 +79,20 @@ def ranged(
     else:
         x = clip_to_range(x, of_tiles, probe, row_sizes, stage.gradient)
     return x, r
+
+
+def as_text(ctx, start: float, what: str = "") -> str:
+    """Returns what a range is in words.
+
+    Args:
+      ctx: where it is described.
+      start: what it is before it was set from data.
+      what: put before the value.
+    """
+    value = ctx.leaf("input_range")
+    if value is None:
+        return ctx.missing
+    if (value == np.float32(start)).all():
+        return f"{start:g}, not initialised from data"
+    low, high = value.min(), value.max()
+    return what + (f"{low:.3g}" if low == high else f"{low:.3g} to {high:.3g}")

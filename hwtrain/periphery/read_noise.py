@@ -39,3 +39,21 @@ class ReadNoise(Part):
             variance = ctx.crossbar.fixed.multiply_absolute(square)
         deviation = self.sigma * jnp.sqrt(jnp.maximum(variance, 0))
         return straight_through(y, y + deviation * ctx.normal("read", y.shape))
+
+    def describe(self):
+        """Returns its fields."""
+        return f"read noise {self.sigma:g} {self.kind}"
+
+    def proof(self, ctx):
+        """Noise of the deviation that each kind has."""
+
+        def deviation(x):
+            square = jnp.square(x)
+            if self.kind == "additive_constant":
+                variance = jnp.sum(square, axis=-1, keepdims=True)
+            else:
+                variance = ctx.product(square, jnp.abs(ctx.w))
+            return self.sigma * jnp.sqrt(variance)
+
+        ctx.differs("w_noise")
+        ctx.deviates(deviation, "w_noise")

@@ -1,5 +1,7 @@
 """Outputs that saturate before the ADC."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -81,3 +83,18 @@ class Saturation(Part):
             r_series=self.r_series,
             slope_calibration=self.slope_calibration,
         )
+
+    def describe(self):
+        """Returns its fields."""
+        return f"saturation {self.strength:g}"
+
+    def proof(self, ctx):
+        """Changes outputs, by each of its options."""
+        if self.strength > 0:
+            ctx.differs("out_nonlinearity")
+        if self.spread > 0:
+            alike = dataclasses.replace(self, spread=0.0)
+            ctx.differs("out_nonlinearity_std", alike)
+        if self.slope_calibration > 0:
+            uncalibrated = dataclasses.replace(self, slope_calibration=0.0)
+            ctx.differs("slope_calibration", uncalibrated)

@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 
 from hwtrain._parts.part import Part
+from hwtrain.periphery.adc import Adc
 from hwtrain.physics import tiling
 
 
@@ -46,3 +47,12 @@ class Shift(Part):
         """Shifts them."""
         y = inner(x)
         return _shifted(y, ctx.crossbar.real_outputs(y), self.bound)
+
+    def describe(self):
+        """Returns its fields."""
+        return f"shift to {self.bound:g}"
+
+    def proof(self, ctx):
+        """Shifts outputs beyond the bound."""
+        adc = Adc(bound=self.bound)
+        ctx.differs_beyond(self.bound, "bound_management", self, adc, without=(adc,))

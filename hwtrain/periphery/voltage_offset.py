@@ -1,5 +1,7 @@
 """Outputs that are read at an offset voltage and through a series resistance."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 from jax.typing import ArrayLike
@@ -71,3 +73,16 @@ class VoltageOffset(Part):
         return offset_outputs(
             y, x, offset=offset, w_min=self.w_min, r_series=self.r_series
         )
+
+    def describe(self):
+        """Returns its fields."""
+        return f"voltage offset {self.spread:g}, r_series {self.r_series:g}"
+
+    def proof(self, ctx):
+        """Changes outputs, by the resistance and by the offset."""
+        if self.r_series > 0:
+            rest = dataclasses.replace(self, r_series=0.0)
+            ctx.differs("r_series", rest if self.spread > 0 else None)
+        if self.spread > 0:
+            rest = dataclasses.replace(self, spread=0.0)
+            ctx.differs("v_offset_std", rest if self.r_series > 0 else None)

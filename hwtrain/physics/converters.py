@@ -3,6 +3,7 @@
 The gradient passes straight through rounding, and is zero beyond the bound.
 """
 
+import math
 from typing import NamedTuple
 
 import jax
@@ -34,6 +35,17 @@ class Converter(NamedTuple):
         if self.bound is None or self.res is None:
             return None
         return 2 * self.bound * self.res
+
+    @property
+    def bits(self) -> float | None:
+        """The bits of its levels, of those given in any way; `None` for no levels.
+
+        >>> Converter(bound=10.0, res=1 / 510).bits
+        9.0
+        """
+        if self.bound is None or self.res is None:
+            return None
+        return math.log2(1 / self.res + 2)
 
 
 def from_bits(bits: int) -> float:

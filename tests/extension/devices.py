@@ -4,6 +4,8 @@ A flash memory: a device programs with an error in proportion, leaks with its ow
 is read with telegraph noise; a weight is one device against a reference in the middle.
 """
 
+import math
+
 import jax
 import jax.numpy as jnp
 
@@ -84,6 +86,12 @@ class LogNormal(hwtrain.WeightModifier):
     def on_weight(self, w, ctx):
         return w * jnp.exp(self.sigma * ctx.normal("log_normal", w.shape))
 
+    def proof(self, ctx):
+        super().proof(ctx)
+        # Of a factor exp(sigma xi) - 1, the root of the mean square.
+        square = math.exp(2 * self.sigma**2) - 2 * math.exp(self.sigma**2 / 2) + 1
+        ctx.deviates(math.sqrt(square) * ctx.w)
+
     def describe(self):
         return f"log-normal {self.sigma:g}"
 
@@ -100,6 +108,10 @@ class Telegraph(hwtrain.Part):
         # A root at zero has no derivative: inputs of zero, and padding, make none.
         power = jnp.maximum(ctx.product(x**2, ctx.w**2), 1e-12)
         return y + self.sigma * jnp.sqrt(power) * ctx.normal("telegraph", y.shape)
+
+    def proof(self, ctx):
+        super().proof(ctx)
+        ctx.deviates(lambda x: self.sigma * jnp.sqrt(ctx.product(x**2, ctx.w**2)))
 
     def describe(self):
         return f"telegraph noise {self.sigma:g}"

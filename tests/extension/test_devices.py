@@ -1,5 +1,6 @@
 """Parts of a user's own, from a file that uses public names only, on the whole road."""
 
+import dataclasses
 import json
 import os
 import subprocess
@@ -109,6 +110,189 @@ def test_a_part_that_does_nothing_is_an_error(
     with pytest.raises(ValueError, match=message):
         hw.assert_active(analog, variables, x)
     jax.clear_caches()
+
+
+TILES = hw.MappingParameter(
+    max_input_size=10,
+    max_output_size=6,
+    weight_scaling_omega=0.7,
+    weight_scaling_columnwise=True,
+    learn_out_scaling=True,
+)
+
+
+def strengths(mapping=None):
+    """Returns the strengths that were measured, by effect; of a model that is right."""
+    hardware = hw.Hardware(
+        modifier=devices.LogNormal(sigma=0.5),
+        mapping=mapping,
+        forward=hw.IOParameters(
+            out_bits=8, out_bound=10.0, stages=(devices.Telegraph(sigma=0.2),)
+        ),
+    )
+    analog = hw.analogize(nn.Dense(16), hardware)
+    x = jnp.ones((2, 24))
+    variables = analog.init(jax.random.key(0), x)
+    if mapping is not None:
+        scales = variables["params"]["output_scale"]
+        factors = jnp.linspace(0.5, 3, scales.size).reshape(scales.shape)
+        params = {**variables["params"], "output_scale": factors}
+        variables = {**variables, "params": params}
+    rows = hw.assert_active(analog, variables, x).rows
+    return {
+        effect: float(amount.split()[0])
+        for _, effect, amount in rows
+        if "configured deviation" in amount
+    }
+
+
+@pytest.mark.parametrize("mapping", [None, TILES], ids=["one tile", "unequal tiles"])
+def test_the_strength_that_a_part_says_is_measured(mapping):
+    found = strengths(mapping)
+    assert found.keys() == {"modifier", "telegraph"}
+    # Of 8 steps with 16 x 24 weights, and of 8 with 6 vectors and 16 columns.
+    assert abs(found["modifier"] - 1) < 5 / np.sqrt(2 * 8 * 16 * 24) + 0.05
+    assert abs(found["telegraph"] - 1) < 5 / np.sqrt(2 * 8 * 6 * 16)
+
+
+def half_of_the_weights(on_weight):
+    return lambda self, w, ctx: (on_weight(self, w, ctx) + w) / 2
+
+
+def half_of_the_outputs(around):
+    def weaker(self, inner, x, ctx):
+        return (around(self, inner, x, ctx) + around(self, inner, x, Silent(ctx))) / 2
+
+    return weaker
+
+
+class Silent:
+    """What a stage knows, without draws."""
+
+    def __init__(self, ctx):
+        self._ctx = ctx
+
+    def __getattr__(self, name):
+        return getattr(self._ctx, name)
+
+    def normal(self, effect, shape):
+        return 0.0
+
+
+@pytest.mark.parametrize(
+    ("part", "method", "half", "effect"),
+    [
+        (devices.Telegraph, "around", half_of_the_outputs, "telegraph"),
+        (devices.LogNormal, "on_weight", half_of_the_weights, "modifier"),
+    ],
+)
+def test_a_part_of_half_its_strength_is_an_error(
+    part, method, half, effect, monkeypatch
+):
+    monkeypatch.setattr(part, method, half(getattr(part, method)))
+    jax.clear_caches()
+    with pytest.raises(ValueError, match=f"kernel: {effect}: the noise has 0.[45]"):
+        strengths()
+    jax.clear_caches()
+
+
+@hw.register("stage", "test_driver", inside="management", outside="dac")
+class Driver(hw.Part):
+    """A DAC of a user."""
+
+    bound: float = 1.0
+    steps: int = 4
+    whole = True
+
+    def rounded(self, x):
+        return jnp.round(x * self.steps / self.bound) * self.bound / self.steps
+
+    def clipped(self, x):
+        return jnp.clip(x, -self.bound, self.bound)
+
+    def around(self, inner, x, ctx):
+        return inner(self.clipped(self.rounded(x)))
+
+    def describe_in(self, ctx):
+        rows = ctx.weight.row_sizes[0]
+        return {ctx.column: f"drivers of {rows} rows", "bits": "driver 3"}
+
+    def proof(self, ctx):
+        super().proof(ctx)
+        ctx.rounds(self.bound / self.steps)
+        ctx.clips(self.bound)
+
+
+DRIVER = {
+    None: None,
+    "rounded": "test_driver levels: the inputs are not rounded to its steps",
+    "clipped": "test_driver clips: inputs beyond its bound are not clipped",
+}
+
+
+@pytest.mark.parametrize("off", DRIVER)
+def test_the_steps_and_the_bound_that_a_stage_says_are_measured(off, monkeypatch):
+    if off:
+        monkeypatch.setattr(Driver, off, lambda self, x: x)
+    jax.clear_caches()
+    io = hw.IOParameters(out_noise=0.01, stages=(Driver(),))
+    analog = hw.analogize(nn.Dense(5), hw.Hardware(forward=io))
+    x = jnp.ones((2, 7))
+    variables = analog.init(jax.random.key(0), x)
+    if off:
+        with pytest.raises(ValueError, match=DRIVER[off]):
+            hw.assert_active(analog, variables, x)
+    else:
+        rows = {row[1] for row in hw.assert_active(analog, variables, x).rows}
+        assert {"test_driver", "test_driver levels", "test_driver clips"} <= rows
+    jax.clear_caches()
+
+
+def test_a_part_says_more_where_it_knows_the_weight():
+    io = hw.IOParameters(out_bits=8, out_bound=5.0, stages=(Driver(),))
+    analog = hw.analogize(nn.Dense(5), hw.Hardware(forward=io))
+    x = jnp.ones((2, 7))
+    (row,) = hw.inspect(analog, analog.init(jax.random.key(0), x), x).rows
+    assert row["periphery"] == "out_bound 5, out_bits 8, drivers of 7 rows"
+    assert set(row["bits"].split(", ")) == {"driver 3", "ADC 8"}
+
+
+@hw.register("stage", "test_own_adc", inside="test_driver", outside="input_asymmetry")
+class OwnAdc(hw.Part):
+    """A coarse ADC of a user, through which small effects are not seen."""
+
+    step: float | None = None
+
+    @property
+    def unrounded(self):
+        return dataclasses.replace(self, step=None)
+
+    def around(self, inner, x, ctx):
+        y = inner(x)
+        return y if self.step is None else self.step * jnp.round(y / self.step)
+
+
+def test_small_effects_are_measured_behind_a_stage_that_rounds():
+    io = hw.IOParameters(out_asymmetry=1e-3, stages=(OwnAdc(step=0.5),))
+    analog = hw.analogize(nn.Dense(5), hw.Hardware(forward=io))
+    x = jnp.ones((2, 7))
+    found = hw.assert_active(analog, analog.init(jax.random.key(0), x), x)
+    assert {row[1] for row in found.rows} == {"test_own_adc", "out_asymmetry"}
+
+
+@pytest.mark.parametrize("silent", [0.3, 0.0])
+def test_of_two_stages_of_a_class_each_is_measured(silent):
+    stages = devices.InputOffset(offset=0.2), devices.InputOffset(offset=silent)
+    io = hw.IOParameters(stages=stages)
+    analog = hw.analogize(nn.Dense(5), hw.Hardware(forward=io))
+    x = jnp.ones((2, 7))
+    variables = analog.init(jax.random.key(0), x)
+    if silent:
+        rows = {row[1] for row in hw.assert_active(analog, variables, x).rows}
+        assert rows == {"input_offset", "input_offset #2"}
+    else:
+        with pytest.raises(ValueError, match="input_offset #2: the outputs are"):
+            hw.assert_active(analog, variables, x)
 
 
 @pytest.mark.parametrize("framework", FRAMEWORKS)

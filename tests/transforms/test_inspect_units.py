@@ -6,6 +6,14 @@ import pytest
 from flax import nnx
 
 import hwtrain as hw
+from hwtrain._parts.registry import named, names
+from hwtrain.periphery.adc import Adc
+from hwtrain.periphery.dac import Dac
+from hwtrain.periphery.input_noise import InputNoise
+from hwtrain.periphery.management import Management
+from hwtrain.periphery.output_noise import OutputNoise
+from hwtrain.periphery.range import Range
+from hwtrain.periphery.weight_noise import WeightNoise
 
 
 def row_of(chip):
@@ -44,3 +52,27 @@ def test_devices_are_counted_with_their_converter():
     single = hw.Hardware(converter=hw.SingleDeviceConductanceConverter())
     assert row_of(single)[1]["devices"] == 24
     assert "devices" not in row_of(hw.Hardware())[1]
+
+
+GIVEN = {
+    Dac(bound=1.0, res=1 / 14): "DAC to 1, 4 bits",
+    Adc(bound=2.5): "ADC to 2.5",
+    InputNoise(sigma=0.1): "input noise 0.1",
+    OutputNoise(sigma=0.1, spread=0.2): "output noise 0.1",
+    Management(noise="abs_max"): "management abs_max",
+}
+
+
+@pytest.mark.parametrize("stage", GIVEN)
+def test_a_built_in_stage_is_described_where_it_is_given_as_a_stage(stage):
+    io = hw.IOParameters(out_scale=2.0, stages=(stage,))
+    said = row_of(hw.Hardware(forward=io))[0]["periphery"]
+    assert said == f"out_scale 2, {GIVEN[stage]}"
+
+
+def test_every_built_in_stage_describes_itself():
+    own = {named("stage", name) for name in names("stage")}
+    stages = [s for s in own if s.__module__.startswith("hwtrain.periphery")]
+    stages = [s for s in stages if s not in (Range, WeightNoise)]
+    assert len(stages) == 13
+    assert all(stage.describe is not hw.Part.describe for stage in stages)
