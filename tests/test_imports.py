@@ -15,7 +15,7 @@ LAYERS = [
     {"periphery"},
     {"hardware"},
     {"plan"},
-    {"clip_bounds", "nominal", "stale_leaves", "training_noise"},
+    {"clip_bounds", "constants", "nominal", "stale_leaves", "training_noise"},
     {"crossbar", "conductances"},
     {"chips", "mismatch", "optim"},
     {"programming"},

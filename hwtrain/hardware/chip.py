@@ -1,6 +1,5 @@
 """One type of chip."""
 
-import dataclasses
 import functools
 import math
 import typing
@@ -9,6 +8,7 @@ from typing import Annotated, Self
 from pydantic import Field, model_validator
 from pydantic.dataclasses import dataclass
 
+from hwtrain._parts.constant import replaced
 from hwtrain._parts.part import Part
 from hwtrain._parts.registry import register
 from hwtrain._parts.slot import OpenSlot
@@ -223,7 +223,7 @@ class Hardware:
         io = self.forward or IOParameters()
         if self.dynamic:
             # A vector's own range is noise management by its largest value.
-            io = dataclasses.replace(io, noise_management="abs_max")
+            io = replaced(io, noise_management="abs_max")
         return io.parts
 
     @property
@@ -293,7 +293,7 @@ class Hardware:
         """The same chip for weights that lie on the levels of its modifier already."""
         if self.modifier is None:
             return self
-        return dataclasses.replace(self, modifier=self.modifier.without_levels)
+        return replaced(self, modifier=self.modifier.without_levels)
 
     def modifies(self, mode: str) -> bool:
         """Whether the weights of a layer in `mode` are modified at a step."""

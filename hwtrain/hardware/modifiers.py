@@ -1,6 +1,5 @@
 """What happens to weights at every training step: noise and rounding."""
 
-import dataclasses
 from typing import Any, Literal, Self
 
 import jax
@@ -8,6 +7,7 @@ import jax.numpy as jnp
 from pydantic import model_validator
 from pydantic.dataclasses import dataclass
 
+from hwtrain._parts.constant import replaced, with_straight_through
 from hwtrain.hardware.configuration import (
     CONFIG,
     Deviation,
@@ -197,7 +197,7 @@ class WeightModifierParameter:
     @property
     def levels(self) -> Self:
         """Its levels alone, to the nearest of which a chip's weights are programmed."""
-        return dataclasses.replace(
+        return replaced(
             self,
             type="dorefa" if self.type == "dorefa" else "discretize",
             std_dev=0.0,
@@ -212,7 +212,7 @@ class WeightModifierParameter:
         """The same but for its levels, for weights that are rounded already."""
         noisy = self.type == "discretize_add_normal"
         draws = noisy and self.std_dev > 0 or self.pdrop > 0
-        return dataclasses.replace(
+        return replaced(
             self,
             type="add_normal" if noisy else "copy",
             res=0.0,
@@ -255,6 +255,24 @@ class WeightModifierParameter:
                 )
             # Zero times a draw, which XLA does not remove: any key will do.
             key = jax.random.key(0)
+        if not self.reparameterized:
+            # A constant gets the gradient of what it does to fixed random numbers.
+            def change(w: jax.Array, w_max: jax.Array) -> jax.Array:
+                true = replaced(self, reparameterized=True)
+                return true._changed(key, w, w_max, strength)
+
+            new = with_straight_through(self, change, w, w_max)
+            if new is not None:
+                return new
+        return self._changed(key, w, w_max, strength)
+
+    def _changed(
+        self,
+        key: jax.Array,
+        w: jax.Array,
+        w_max: jax.Array,
+        strength: jax.Array | None,
+    ) -> jax.Array:
         actual = w_max if self.rel_to_actual_wmax else None
         value = self._modify(key, w, actual, strength)
         if self.pdrop == 0:

@@ -14,6 +14,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from hwtrain.constants import filled_weight
+from hwtrain.leaf_names import CONSTANTS
 from hwtrain.periphery.whole_convolution import converted_convolution, runs_whole
 from hwtrain.physics import convolution
 from hwtrain.physics.ranged_convolution import ranged_convolution
@@ -239,8 +241,11 @@ def _product(
     keys: jax.Array | None,
 ) -> jax.Array:
     assert weight.window is not None
-    chip, window, groups = weight.hardware, weight.window, weight.groups
     depth = len(weight.parallel)
+    constants = leaves.get(CONSTANTS)
+    if constants is not None:  # all groups have the same
+        weight = filled_weight(weight, constants.reshape(-1, constants.shape[-1])[0])
+    chip, window, groups = weight.hardware, weight.window, weight.groups
 
     def of_groups(name: str) -> jax.Array:
         return leaves[name].reshape(groups, *leaves[name].shape[depth:])
