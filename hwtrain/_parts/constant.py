@@ -57,7 +57,7 @@ class Constant:
         """Returns the traced value."""
         if self.value is None:
             raise ValueError(
-                f"the value of {self.name} is given by hwtrain.with_constants and known "
+                f"{self.name} is traced (hwtrain.with_constants), and its value known "
                 "only inside a call of the model: call it through its root"
             )
         return self.value

@@ -160,6 +160,7 @@ def _backward(window, gradient, precision, dtype, drive, residuals, d):
     x, kernel, input_range, probe, constants = residuals
     r = over_batch(_of_channels(input_range, x), x)
     inside, slope = jnp.clip(x, -r, r), jnp.ones((), jnp.float32)
+    of_drive: Any = None
     if drive is not None:
         r32 = _of_channels(input_range, x, jnp.float32)
         inside, of_drive = jax.vjp(
@@ -174,7 +175,7 @@ def _backward(window, gradient, precision, dtype, drive, residuals, d):
         kernel,
     )
     d_x, d_kernel = pull(d)
-    d_constants = tuple(of_drive(d_x)[1:]) if constants else ()
+    d_constants = of_drive(d_x)[1:] if constants else ()
     d_x, slope = d_x * slope.astype(x.dtype), slope.astype(jnp.float32)
     if not gradient.straight_through:
         d_x = jnp.where(jnp.abs(x) <= r, d_x, 0)

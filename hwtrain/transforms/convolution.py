@@ -240,12 +240,12 @@ def _product(
     kernel: jax.Array,
     keys: jax.Array | None,
 ) -> jax.Array:
-    assert weight.window is not None
-    depth = len(weight.parallel)
+    window, groups, depth = weight.window, weight.groups, len(weight.parallel)
+    assert window is not None
     constants = leaves.get(CONSTANTS)
     if constants is not None:  # all groups have the same
         weight = filled_weight(weight, constants.reshape(-1, constants.shape[-1])[0])
-    chip, window, groups = weight.hardware, weight.window, weight.groups
+    chip = weight.hardware
 
     def of_groups(name: str) -> jax.Array:
         return leaves[name].reshape(groups, *leaves[name].shape[depth:])

@@ -28,7 +28,6 @@ from hwtrain.transforms.loops import shared
 from hwtrain.transforms.signal_side import anonymous
 from hwtrain.transforms.strength import check_mode, strengths
 
-
 Values = Mapping[str, Sequence[Any]]
 """By path of a weight, the traced constants of its hardware."""
 
@@ -163,16 +162,12 @@ def step_weights(
 
 
 @functools.partial(jax.jit, static_argnums=0)
-def _modified(
-    weight: AnalogWeight, constants: jax.Array | None, *args: Any
-) -> jax.Array:
+def _modified(weight: AnalogWeight, constants: Any, *args: Any) -> jax.Array:
     return modified(filled_weight(weight, constants), *args)
 
 
 @functools.partial(jax.jit, static_argnums=0)
-def _written(
-    weight: AnalogWeight, constants: jax.Array | None, *args: Any
-) -> jax.Array:
+def _written(weight: AnalogWeight, constants: Any, *args: Any) -> jax.Array:
     return written(filled_weight(weight, constants), *args)
 
 
