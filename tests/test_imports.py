@@ -15,6 +15,7 @@ LAYERS = [
     {"periphery"},
     {"hardware"},
     {"plan"},
+    {"traceable"},
     {"clip_bounds", "constants", "nominal", "stale_leaves", "training_noise"},
     {"crossbar", "conductances"},
     {"chips", "mismatch", "optim"},

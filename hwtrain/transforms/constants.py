@@ -5,8 +5,9 @@ from typing import Any, TypeVar
 from flax import linen as nn
 from flax import nnx
 
-from hwtrain.constants import OF_A_CHIP, Constants, with_values
+from hwtrain.constants import Constants, with_values
 from hwtrain.plan import Plan
+from hwtrain.traceable import OF_A_CHIP
 from hwtrain.transforms.linen import root as linen_root
 from hwtrain.transforms.nnx import root as nnx_root
 

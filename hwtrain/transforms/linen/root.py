@@ -16,7 +16,6 @@ from flax import linen as nn
 
 from hwtrain import paths
 from hwtrain.constants import (
-    IN_A_CALL,
     Constants,
     in_plan,
     merged,
@@ -25,6 +24,7 @@ from hwtrain.constants import (
 )
 from hwtrain.physics.random import fold_in
 from hwtrain.plan import Plan
+from hwtrain.traceable import IN_A_CALL
 from hwtrain.transforms import weight_side
 from hwtrain.transforms.errors import missing_stream
 from hwtrain.transforms.layer import joined
@@ -96,7 +96,7 @@ def _with_values(cls: Any, constants: Constants) -> Any:
         "__qualname__": cls.__qualname__,
         "__doc__": cls.__doc__,
         "__annotations__": {"_hwtrain_number": int},
-        # Flax tells modules apart by their fields, and by classes only while these live.
+        # Flax tells modules apart by their fields; a class may get an old one's place.
         "_hwtrain_number": dataclasses.field(
             default=next(_fresh), init=False, repr=False
         ),

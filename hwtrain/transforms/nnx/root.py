@@ -15,7 +15,6 @@ from flax import nnx
 
 from hwtrain import paths
 from hwtrain.constants import (
-    IN_A_CALL,
     Constants,
     in_plan,
     merged,
@@ -25,6 +24,7 @@ from hwtrain.constants import (
 from hwtrain.leaf_names import named_as_leaf
 from hwtrain.plan import AnalogWeight, Plan
 from hwtrain.sockets._table import when_registered
+from hwtrain.traceable import IN_A_CALL
 from hwtrain.transforms import weight_side
 from hwtrain.transforms.errors import missing_stream, taken_name
 from hwtrain.transforms.layer import Layer
