@@ -32,6 +32,12 @@ _STATIC = {
 }
 """Numbers that stay static, by the beginning of their path, and why."""
 
+_OF_CLASSES = {
+    "CustomPairConductanceConverter": "belongs to curves that are checked together",
+    "MeasuredNoiseModel.t_read": "is read by nothing, whose read noise was measured",
+}
+"""Likewise, by class or by class and field."""
+
 _PLAIN = ("g_min", "v_offset_w_min")
 """Numbers whose zero turns nothing off."""
 
@@ -144,10 +150,9 @@ def _of_a_field(part: Any, name: str) -> str:
             f"{name} is {value!r}, no floating-point number, and decides which program "
             f"is compiled; {there}"
         )
-    if kind == "CustomPairConductanceConverter" and name in ("f_lst", "g_lst"):
-        return (
-            "it belongs to curves whose sum is checked to be a line, and stays static"
-        )
+    why = _OF_CLASSES.get(kind) or _OF_CLASSES.get(f"{kind}.{name}")
+    if why is not None:
+        return f"it {why}, and stays static"
     off = 1.0 if name == "out_scale" else 0.0
     if value == off and name not in _PLAIN:
         return (

@@ -2,7 +2,8 @@
 
 A configuration says statically what a program is. Where one of its numbers is to be
 traced, a `Constant` stands in its place: to arithmetic it is the traced value, to a
-question such as `if self.sigma > 0` the number of the static configuration. Without a
+question such as `if self.sigma > 0` the number of the static configuration, which is on
+wherever a constant may stand. Without a
 value it is a hole, which is hashable, and so may say which program is compiled; its
 value then comes as an argument of the program, and is filled in there.
 """
@@ -70,15 +71,21 @@ class Constant:
         return Constant(self.name, number, self.place, known)
 
     def _compare(self, operation: Callable[..., Any], other: Any) -> Any:
-        if _scalar(other):
-            return operation(self.number, static(other))
-        return operation(_array(self), other)
+        if isinstance(other, jax.Array | np.ndarray):
+            return operation(_array(self), other)
+        return operation(self.number, static(other))
 
     def __eq__(self, other: object) -> Any:
-        """Compares holes by what they are, and all else by the static number."""
-        if isinstance(other, Constant) and (_hole(self) or _hole(other)):
-            return _identity(self) == _identity(other)
-        return self._compare(operator.eq, other)
+        """Compares with arrays by value, and is no number: it is not 0, nor off."""
+        if isinstance(other, jax.Array | np.ndarray):
+            return operator.eq(_array(self), other)
+        return isinstance(other, Constant) and _identity(self) == _identity(other)
+
+    def __ne__(self, other: object) -> Any:
+        """Compares likewise."""
+        if isinstance(other, jax.Array | np.ndarray):
+            return operator.ne(_array(self), other)
+        return not self == other
 
     def __hash__(self) -> int:
         """Returns the hash of a hole."""
@@ -156,7 +163,7 @@ for _name in ("add", "sub", "mul", "truediv", "floordiv", "mod", "pow"):
     _operator(_name)
 for _name in ("neg", "pos", "abs"):
     _unary(_name)
-for _name in ("ne", "lt", "le", "gt", "ge"):
+for _name in ("lt", "le", "gt", "ge"):
     _comparison(_name)
 
 
