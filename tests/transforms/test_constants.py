@@ -113,7 +113,7 @@ IN_CALLS = {
     "modifier.pcm_prob_at_gmax": (drawn(**PCM, pcm_prob_at_gmax=0.1), 0.3),
     "modifier.pcm_prob_at_random": (drawn(**PCM, pcm_prob_at_random=0.1), 0.3),
 }
-"""By path of a number that a model reads: hardware that has it on, and another value."""
+"""By path of a number that a model reads: hardware with it, and another value."""
 
 ON_CHIPS = {
     ("MismatchParameter", "std_dev"): (
@@ -129,7 +129,7 @@ ON_CHIPS = {
         {"stuck.at_g_max": 0.4},
     ),
 }
-"""By class and field: hardware that has it on, and other values by path."""
+"""By class and field: hardware with it, and other values by path."""
 
 REFUSED = {
     "WeightClipParameter": ("sigma", "fixed_value"),
