@@ -10,7 +10,7 @@ from flax import linen as nn
 from flax import nnx
 
 import hwtrain
-from tests.extension import devices
+from . import devices
 
 X = jax.random.normal(jax.random.key(1), (6, 5))
 KEY = jax.random.key(2)
