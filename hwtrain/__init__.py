@@ -100,6 +100,7 @@ if _typing.TYPE_CHECKING:
     from hwtrain.transforms import plan as plan
     from hwtrain.transforms import strip as strip
     from hwtrain.transforms import train_mode as train_mode
+    from hwtrain.transforms import with_constants as with_constants
     from hwtrain.transforms import with_mismatch as with_mismatch
 
 else:
@@ -182,6 +183,7 @@ else:
             "plan",
             "strip",
             "train_mode",
+            "with_constants",
             "with_mismatch",
         ),
     }

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from hwtrain import paths
+from hwtrain._parts.constant import replaced
 from hwtrain._parts.slot import is_own
 from hwtrain.clip_bounds import clipped
 from hwtrain.hardware import WeightModifierParameter
@@ -149,7 +150,7 @@ def written(
     modifier = chip.modifier
     if not isinstance(modifier, WeightModifierParameter) or not modifier.rounds_chips:
         return clipped(weight, kernel, bound)
-    chip = dataclasses.replace(chip, modifier=modifier.levels)
+    chip = replaced(chip, modifier=modifier.levels)
     rounding = dataclasses.replace(weight, hardware=chip)
     return modified(rounding, kernel, scale, None, None, bound)
 

@@ -23,7 +23,10 @@ EFFECTIVE = "effective_"
 """What begins the name of a leaf that holds the weights that a layer multiplies by,
 before the name of the array that they are made of: `effective_kernel`."""
 
-OF_A_STEP = ("noise_key", "noise_strength")
+CONSTANTS = "hardware_constants"
+"""The leaf that holds the traced constants of an array's hardware in a call."""
+
+OF_A_STEP = ("noise_key", "noise_strength", CONSTANTS)
 """What only a step puts there, and takes away again."""
 
 _LEAVES = tuple(dict.fromkeys((*STORED, *OF_A_CHIP)))

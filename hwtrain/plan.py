@@ -17,7 +17,15 @@ from rich.table import Table
 
 from hwtrain import paths
 from hwtrain.hardware import Hardware, MappingParameter
-from hwtrain.leaf_names import EFFECTIVE, OF_A_CHIP, OF_A_STEP, OWNERS, SHARED, STORED
+from hwtrain.leaf_names import (
+    CONSTANTS,
+    EFFECTIVE,
+    OF_A_CHIP,
+    OF_A_STEP,
+    OWNERS,
+    SHARED,
+    STORED,
+)
 from hwtrain.physics import tiling
 from hwtrain.physics.convolution import Window, unpack
 from hwtrain.physics.dynapsim import quantity_of
@@ -295,6 +303,7 @@ class AnalogWeight:
         names, chip = {*self.leaf_shapes, *self.chip_leaves}, self.hardware
         if self.kind == "raw":
             return frozenset(names)
+        names.add(CONSTANTS)  # whatever the hardware: any may be given some
         modes = ("train", "chip", "eval")
         if any(map(chip.needs_root, modes)) or chip.noisy(periphery=True):
             names.update(OF_A_STEP)

@@ -17,6 +17,7 @@ from jax.typing import ArrayLike
 from hwtrain import conductances, paths
 from hwtrain.chips import apply_mismatch, deviated, frozen_periphery
 from hwtrain.clip_bounds import clipped, with_open_bounds
+from hwtrain.constants import joined_plan, split_plan
 from hwtrain.crossbar import on_crossbar, written
 from hwtrain.hardware import Hardware
 from hwtrain.hardware.conversion import Params
@@ -70,11 +71,15 @@ class ProgrammedChip:
       params: parameters with the chip's mismatch; the nominal ones are not changed.
       weights: by path, the weights whose hardware has a noise model or stuck devices.
       plan: the plan of the model.
+      constants: by path of a weight, traced constants of its hardware.
     """
 
     params: Any
     weights: dict[str, ProgrammedWeight]
     plan: Plan = dataclasses.field(metadata={"static": True})
+    constants: Mapping[str, tuple[jax.Array, ...]] = dataclasses.field(
+        default_factory=dict
+    )
 
     def at(self, t_s: ArrayLike, key: jax.Array | None = None) -> Any:
         r"""Returns the parameters as the chip has them at a time.
@@ -95,9 +100,9 @@ class ProgrammedChip:
         Returns:
           A tree like the parameters.
         """
-        found = {}
+        found, plan = {}, joined_plan(self.plan, self.constants)
         for path, programmed in self.weights.items():
-            weight = self.plan[path]
+            weight = plan[path]
             keys = None if key is None else keys_of_read(weight, key)
             found[path] = weight_at(weight, programmed, t_s, keys)
         kernels = {path: kernel for path, (kernel, _) in found.items()}
@@ -106,8 +111,8 @@ class ProgrammedChip:
         def now(path: str, leaf: jax.Array) -> jax.Array:
             return kernels[path].astype(leaf.dtype) if path in kernels else leaf
 
-        params = compensated(paths.map_leaves(now, self.params), self.plan, factors)
-        return with_open_bounds(params, self.plan)
+        params = compensated(paths.map_leaves(now, self.params), plan, factors)
+        return with_open_bounds(params, plan)
 
 
 def program_chip(params: Any, plan: Plan, key: jax.Array) -> ProgrammedChip:
@@ -164,7 +169,8 @@ def program_chip(params: Any, plan: Plan, key: jax.Array) -> ProgrammedChip:
                 weight.stored_bound(values),
             )
     chip = apply_mismatch(params, plan, key)
-    return ProgrammedChip(params=chip, weights=weights, plan=plan)
+    plan, constants = split_plan(plan)
+    return ProgrammedChip(params=chip, weights=weights, plan=plan, constants=constants)
 
 
 def keys_of_chip(weight: AnalogWeight, key: jax.Array) -> Keys:

@@ -97,6 +97,18 @@ def test_the_examples_of_the_optimisation_page_run():
         assert set(leaves) == {"bias", "input_range", "kernel"}
 
 
+def test_the_example_of_traced_constants_says_what_noise_costs():
+    page = (DOCS / "optimisation.md").read_text("utf-8")
+    section = page.partition("## Constants as traced values")[2].partition("\n## ")[0]
+    (code,) = re.findall(r"```python\n(.*?)```", section, re.DOTALL)
+    names = {}
+    exec(code, names)
+    assert names["by_noise"].shape == names["of_layer"].shape == (5,)
+    assert names["by_noise"][0] != names["by_noise"][4]
+    assert names["cost"] > 0
+    assert (names["errors"] > 0).all()
+
+
 def test_the_example_of_the_mixed_signal_page_says_what_the_page_says():
     page = (DOCS / "mixed_signal.md").read_text("utf-8")
     (code,) = re.findall(r"```python\n(.*?)```", page, re.DOTALL)

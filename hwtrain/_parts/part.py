@@ -8,6 +8,7 @@ import jax
 from pydantic import ConfigDict
 from pydantic.dataclasses import dataclass
 
+from hwtrain._parts.constant import accepting
 from hwtrain._parts.meanings import add_meanings
 
 Draws = Literal["none", "step", "chip", "read"]
@@ -57,7 +58,7 @@ class Part(Described, abc.ABC):  # noqa: B024 some kinds have what they must do
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
-        dataclass(frozen=True, kw_only=True, config=CONFIG)(cls)
+        accepting(dataclass(frozen=True, kw_only=True, config=CONFIG)(cls))
 
     whole: ClassVar[bool] = False
     """Of a stage: whether a convolution may be run in it as a whole. It then does the

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.typing import ArrayLike
 
+from hwtrain._parts.constant import with_straight_through
 from hwtrain._parts.part import Draws, Part
 from hwtrain.hardware.conversion import DescribedConverter, Params
 from hwtrain.physics import tiling
@@ -428,5 +429,11 @@ class WeightModifier(Part):
     ) -> jax.Array:
         """Returns the modified weights, with the gradient of the nominal ones."""
         factor = 1.0 if strength is None else strength
-        new = self.on_weight(w, WeightContext(self, "step", w_max, key, factor))
-        return straight_through(w, new.astype(w.dtype))
+
+        def change(w: jax.Array, w_max: jax.Array) -> jax.Array:
+            return self.on_weight(w, WeightContext(self, "step", w_max, key, factor))
+
+        new = with_straight_through(self, change, w, w_max)
+        if new is not None:
+            return new
+        return straight_through(w, change(w, w_max).astype(w.dtype))

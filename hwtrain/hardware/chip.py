@@ -1,6 +1,5 @@
 """One type of chip."""
 
-import dataclasses
 import functools
 import math
 import typing
@@ -10,6 +9,7 @@ from typing import Annotated, Any, Self
 from pydantic import Field, model_validator
 from pydantic.dataclasses import dataclass
 
+from hwtrain._parts.constant import replaced
 from hwtrain._parts.part import Part
 from hwtrain._parts.registry import register
 from hwtrain._parts.slot import OpenSlot
@@ -226,11 +226,9 @@ class Hardware:
         if not self.dynamic:
             return io.parts
         # A vector's own range is noise management by its largest value.
-        stages = dataclasses.replace(io, noise_management="abs_max").parts
+        stages = replaced(io, noise_management="abs_max").parts
         return tuple(
-            dataclasses.replace(stage, of_range=True)
-            if isinstance(stage, Management)
-            else stage
+            replaced(stage, of_range=True) if isinstance(stage, Management) else stage
             for stage in stages
         )
 
@@ -245,9 +243,9 @@ class Hardware:
         if ranged and self.averages and self.forward is not None:
             averaging: dict[str, Any] = {"noise_management": "average_abs_max"}
             averaging["nm_decay"] = self.forward.nm_decay
-            io = dataclasses.replace(io, **averaging)
+            io = replaced(io, **averaging)
         given = given.alone if given and ranged and self.ranged else None
-        return dataclasses.replace(self, forward=io, input_range=given)
+        return replaced(self, forward=io, input_range=given)
 
     @property
     def range(self) -> Range:
@@ -316,7 +314,7 @@ class Hardware:
         """The same chip for weights that lie on the levels of its modifier already."""
         if self.modifier is None:
             return self
-        return dataclasses.replace(self, modifier=self.modifier.without_levels)
+        return replaced(self, modifier=self.modifier.without_levels)
 
     def modifies(self, mode: str) -> bool:
         """Whether the weights of a layer in `mode` are modified at a step."""

@@ -7,6 +7,7 @@ from jax.typing import ArrayLike
 from pydantic import model_validator
 from pydantic_core import ArgsKwargs
 
+from hwtrain._parts.constant import static
 from hwtrain.hardware.configuration import Positive
 from hwtrain.hardware.curves import Coefficients, polynomial_sigma
 from hwtrain.hardware.noise_models import DriftingNoiseModel
@@ -77,7 +78,7 @@ class HermesNoiseModel(DriftingNoiseModel):
         reference = self.prog_coeff_g_max_reference
         if reference is None:
             measured = _MEASURED[self.num_devices]
-            ours = self.prog_coeff == measured["prog_coeff"]
+            ours = static(self.prog_coeff) == measured["prog_coeff"]
             reference = measured["g_max"] if ours else self.g_max
         factor = self.prog_noise_scale * self.g_max / reference
         return polynomial_sigma(g, self.g_max, self.prog_coeff, factor)

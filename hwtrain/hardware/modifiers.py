@@ -1,6 +1,5 @@
 """What happens to weights at every training step: noise and rounding."""
 
-import dataclasses
 from collections.abc import Mapping
 from typing import Any, Literal, Self
 
@@ -9,6 +8,7 @@ import jax.numpy as jnp
 from pydantic import model_validator
 from pydantic.dataclasses import dataclass
 
+from hwtrain._parts.constant import replaced, with_straight_through
 from hwtrain._parts.part import Described
 from hwtrain.hardware.bases import in_microsiemens, in_modes
 from hwtrain.hardware.configuration import (
@@ -200,7 +200,7 @@ class WeightModifierParameter(Described):
     @property
     def levels(self) -> Self:
         """Its levels alone, to the nearest of which a chip's weights are programmed."""
-        return dataclasses.replace(
+        return replaced(
             self,
             type="dorefa" if self.type == "dorefa" else "discretize",
             std_dev=0.0,
@@ -215,7 +215,7 @@ class WeightModifierParameter(Described):
         """The same but for its levels, for weights that are rounded already."""
         noisy = self.type == "discretize_add_normal"
         draws = noisy and self.std_dev > 0 or self.pdrop > 0
-        return dataclasses.replace(
+        return replaced(
             self,
             type="add_normal" if noisy else "copy",
             res=0.0,
@@ -306,6 +306,24 @@ class WeightModifierParameter(Described):
                 )
             # Zero times a draw, which XLA does not remove: any key will do.
             key = jax.random.key(0)
+        if not self.reparameterized:
+            # A constant gets the gradient of what it does to fixed random numbers.
+            def change(w: jax.Array, w_max: jax.Array) -> jax.Array:
+                true = replaced(self, reparameterized=True)
+                return true._changed(key, w, w_max, strength)
+
+            new = with_straight_through(self, change, w, w_max)
+            if new is not None:
+                return new
+        return self._changed(key, w, w_max, strength)
+
+    def _changed(
+        self,
+        key: jax.Array,
+        w: jax.Array,
+        w_max: jax.Array,
+        strength: jax.Array | None,
+    ) -> jax.Array:
         actual = w_max if self.rel_to_actual_wmax else None
         value = self._modify(key, w, actual, strength)
         if self.pdrop == 0:

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 from jax.typing import ArrayLike
 from pydantic import model_validator
 
+from hwtrain._parts.constant import static
 from hwtrain.hardware.bases import NoiseModel
 from hwtrain.hardware.configuration import (
     Deviation,
@@ -137,7 +138,7 @@ class _PCMNoiseModel(DriftingNoiseModel):
         """Returns the programming noise at a target conductance, both in µS."""
         reference = self.prog_coeff_g_max_reference
         if reference is None:
-            ours = self.prog_coeff == PCM_COEFFICIENTS
+            ours = static(self.prog_coeff) == PCM_COEFFICIENTS
             reference = _PCM_G_MAX if ours else self.g_max
         factor = self.prog_noise_scale * self.g_max / reference
         return polynomial_sigma(g, self.g_max, self.prog_coeff, factor)

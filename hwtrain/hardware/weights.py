@@ -8,6 +8,7 @@ import jax.numpy as jnp
 from pydantic import model_validator
 from pydantic.dataclasses import dataclass
 
+from hwtrain._parts.constant import with_straight_through
 from hwtrain._parts.part import Described
 from hwtrain.hardware.bases import in_microsiemens
 from hwtrain.hardware.configuration import (
@@ -357,7 +358,13 @@ class MismatchParameter(Described):
         """Returns the weights of one chip; arguments as `WeightModifierParameter`."""
         if not self.draws:
             return w
-        if self.type == "mult_normal":
-            return modifiers.mult_normal(key, w, std_dev=self.std_dev)
-        largest = w_max if self.rel_to_actual_wmax else jnp.ones_like(w_max)
-        return modifiers.add_normal(key, w, largest, std_dev=self.std_dev)
+
+        def change(w: jax.Array, w_max: jax.Array, true: bool = True) -> jax.Array:
+            noise: Any = {"std_dev": self.std_dev, "reparameterized": true}
+            if self.type == "mult_normal":
+                return modifiers.mult_normal(key, w, **noise)
+            largest = w_max if self.rel_to_actual_wmax else jnp.ones_like(w_max)
+            return modifiers.add_normal(key, w, largest, **noise)
+
+        new = with_straight_through(self, change, w, w_max)
+        return change(w, w_max, true=False) if new is None else new

@@ -62,7 +62,7 @@ class Crossbar(Protocol):
         """Returns the range of each output, of that of each input."""
         ...
 
-    def counted(self, y: jax.Array, probe: jax.Array, bound: float) -> jax.Array:
+    def counted(self, y: jax.Array, probe: jax.Array, bound: Any) -> jax.Array:
         """Returns outputs, counted in the gradient of the range's probe."""
         ...
 

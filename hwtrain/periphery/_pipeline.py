@@ -10,6 +10,7 @@ import jax.numpy as jnp
 from jax.extend.core import get_opaque_trace_state
 from jax.typing import ArrayLike
 
+from hwtrain._parts.constant import stopped
 from hwtrain._parts.part import Part
 from hwtrain._parts.slot import home
 from hwtrain.periphery._crossbar import Crossbar
@@ -280,7 +281,7 @@ class Inner:
             searching=True,
             crossbar=self._ctx.crossbar.fixed,
         )
-        y = run(self._stages, jax.lax.stop_gradient(x), ctx)
+        y = run(stopped(tuple(self._stages)), jax.lax.stop_gradient(x), ctx)
         return Trial(y, tape.drawn, tape.notes)
 
     def _numbered(self, read: Any) -> Context:

@@ -15,6 +15,7 @@ from typing import Any, Literal
 import jax
 import jax.numpy as jnp
 
+from hwtrain._parts.constant import static, stopped
 from hwtrain._parts.part import Part
 from hwtrain.periphery.adc import Adc
 from hwtrain.physics import tiling
@@ -169,7 +170,9 @@ class Management(Part):
     def around(self, inner, x, ctx):
         """Scales both."""
         fixed = jax.lax.stop_gradient(x)
-        alpha = self._scale(
+        # A loop that looks for scales is not differentiated.
+        scales = stopped(self) if self.iterative else self
+        alpha = scales._scale(
             fixed, ctx, "constant" if self.noise == "none" else self.noise
         )
         # An input of zeros gives an output of zeros, unless it gets noise of its own.
@@ -177,7 +180,7 @@ class Management(Part):
         alpha = jnp.where(alpha == 0, 1, alpha)
         drawn = None
         if self.iterative and self.bound is not None:
-            alpha, drawn = self._fitting(inner, fixed, alpha, silent, ctx)
+            alpha, drawn = scales._fitting(inner, fixed, alpha, silent, ctx)
         return inner(x / alpha, read=0, drawn=drawn) * jnp.where(silent, 0, alpha)
 
     def describe(self):
@@ -234,7 +237,7 @@ class Management(Part):
         if self.worst_case:
             worst = jnp.broadcast_to(self._scale(x, ctx, "abs_max_np_sum"), shape)
         alpha = jnp.broadcast_to(alpha, shape)
-        return bound_scale(alpha, read, limit=self.limit, worst_case=worst)
+        return bound_scale(alpha, read, limit=static(self.limit), worst_case=worst)
 
 
 def _check_vectors(drawn: tuple[int, ...], vectors: tuple[int, ...]) -> None:

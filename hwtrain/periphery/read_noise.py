@@ -6,7 +6,6 @@ import jax
 import jax.numpy as jnp
 
 from hwtrain._parts.part import Part
-from hwtrain.physics.modifiers import straight_through
 
 
 class ReadNoise(Part):
@@ -18,7 +17,7 @@ class ReadNoise(Part):
         \text{additive_constant:}\ \sigma \sqrt{\textstyle\sum_j x_j^2} \qquad
         \text{pcm_read:}\ \sigma \sqrt{\textstyle\sum_j |w_{ij}| x_j^2}
 
-    No gradient passes through the deviation.
+    No gradient passes through the deviation to inputs or weights.
     """
 
     whole = True
@@ -38,7 +37,7 @@ class ReadNoise(Part):
         else:
             variance = ctx.crossbar.fixed.multiply_absolute(square)
         deviation = self.sigma * jnp.sqrt(jnp.maximum(variance, 0))
-        return straight_through(y, y + deviation * ctx.normal("read", y.shape))
+        return y + deviation * ctx.normal("read", y.shape)
 
     def describe(self):
         """Returns its fields."""

@@ -132,7 +132,7 @@ class TiledMatrix(NamedTuple):
         """Returns the range of each output."""
         return r
 
-    def counted(self, y: jax.Array, probe: jax.Array, bound: float) -> jax.Array:
+    def counted(self, y: jax.Array, probe: jax.Array, bound: Any) -> jax.Array:
         """Returns outputs, counted in the gradient of the probe."""
         return count_outputs(y, probe, bound, self.column_sizes)
 

@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 from jax.typing import ArrayLike, DTypeLike
 
+from hwtrain._parts.constant import filled, split, static
 from hwtrain._parts.slot import home
 from hwtrain.periphery._pipeline import Context, run
 from hwtrain.periphery.range import Range
@@ -35,7 +36,8 @@ def runs_whole(stages: Sequence[Any]) -> bool:
     >>> runs_whole([OutputNoise(sigma=0.1)]), runs_whole([IrDrop(strength=1.0)])
     (True, False)
     """
-    return all(stage.runs_whole() for stage in stages) and _keeps_zero(tuple(stages))
+    known = static(tuple(stages))
+    return all(stage.runs_whole() for stage in known) and _keeps_zero(known)
 
 
 @functools.lru_cache(maxsize=256)
@@ -105,15 +107,24 @@ def converted_convolution(
     first, *inner = stages if stages else (None,)
     if not isinstance(first, Range):
         first, inner = None, list(stages)
-    drive = Drive(tuple(inner))
+    outside, constants = split(tuple(inner))
+    drive = Drive(outside)
     of_drive = (precision, dtype)
     if first is None:
-        inside = drive(x, jnp.ones(x.shape[-1])).astype(x.dtype)
+        inside = drive(x, jnp.ones(x.shape[-1]), *constants).astype(x.dtype)
         y = convolution(inside, kernel, window, *of_drive)
     else:
         assert input_range is not None
         y = ranged_convolution(
-            x, kernel, input_range, probe, window, first.gradient, *of_drive, drive
+            x,
+            kernel,
+            input_range,
+            probe,
+            window,
+            first.gradient,
+            *of_drive,
+            drive,
+            constants,
         )
     s: Any = 1.0 if scale is None else jax.lax.stop_gradient(scale)
     crossbar = WholeKernel(kernel, s, window, precision, x.dtype, y)
@@ -141,21 +152,24 @@ class Drive:
     """What the stages make of the inputs before the crossbars multiply them.
 
     Attributes:
-      stages: from the outermost to the innermost, without a range.
+      stages: from the outermost to the innermost, without a range; with holes for what
+        is traced.
     """
 
     stages: tuple[Any, ...]
 
-    def __call__(self, x: jax.Array, r: jax.Array) -> jax.Array:
+    def __call__(self, x: jax.Array, r: jax.Array, *constants: jax.Array) -> jax.Array:
         """Returns the inputs of the crossbars, in normalised units and float32.
 
         Args:
           x: `[..., channels]`, in units of the input.
           r: `[channels]`, the range.
+          *constants: what fills the holes.
         """
         x = x.astype(jnp.float32) / over_batch(r.astype(jnp.float32), x)
         try:
-            run(self.stages, x, Context(crossbar=_End()))  # type: ignore[arg-type]
+            stages = filled(self.stages, constants)
+            run(stages, x, Context(crossbar=_End()))  # type: ignore[arg-type]
         except _Reached as reached:
             return reached.args[0]
         raise AssertionError("no stage multiplied")
@@ -255,7 +269,7 @@ class WholeKernel(NamedTuple):
         groups = self.window.groups
         return r.reshape(groups, -1)[:, :1, None]
 
-    def counted(self, y: jax.Array, probe: jax.Array, bound: float) -> jax.Array:
+    def counted(self, y: jax.Array, probe: jax.Array, bound: Any) -> jax.Array:
         """Returns outputs, counted in the gradient of the probe."""
         # Groups are counted as row tiles are.
         probe = probe.reshape(self.window.groups, 1, -1)

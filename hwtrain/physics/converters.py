@@ -110,7 +110,7 @@ def saturate(x: jax.Array, bound: float | None) -> jax.Array:
     """
     if bound is None:
         return x
-    clipped = jax.lax.stop_gradient(jnp.clip(x, -bound, bound))
+    clipped = jnp.clip(jax.lax.stop_gradient(x), -bound, bound)
     return jnp.where(exceeds(x, bound), clipped, straight_through(x, clipped))
 
 

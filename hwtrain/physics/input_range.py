@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.typing import ArrayLike
 
 from hwtrain.physics import modifiers, tiling
 from hwtrain.physics.varying import custom_vjp
@@ -206,9 +207,8 @@ def ranged_matmul(
     return tiling.join(jnp.moveaxis(y, 0, -2), column_sizes, axis=-1)
 
 
-@custom_vjp(nondiff_argnums=(2, 3))
 def count_outputs(
-    y: jax.Array, probe: jax.Array, bound: float, column_sizes: tuple[int, ...]
+    y: jax.Array, probe: jax.Array, bound: ArrayLike, column_sizes: tuple[int, ...]
 ) -> jax.Array:
     r"""Returns outputs as they are, and counts them in the gradient of the probe.
 
@@ -223,14 +223,22 @@ def count_outputs(
     Args:
       y: `[..., row tiles, column tiles, columns]`, in normalised units.
       probe: `[row tiles, column tiles, 6]`; its value is not read.
-      bound: b, the bound of the ADC.
+      bound: b, the bound of the ADC; a number, or `[]` if it is traced.
       column_sizes: columns of each column tile.
     """
-    del probe, bound, column_sizes
+    traced = () if isinstance(bound, float | int) else (jnp.asarray(bound),)
+    return _counted(y, probe, traced, None if traced else bound, column_sizes)
+
+
+@custom_vjp(nondiff_argnums=(3, 4))
+def _counted(y, probe, traced, bound, column_sizes):
+    del probe, traced, bound, column_sizes
     return y
 
 
-def _count_forward(y, probe, bound, column_sizes):
+def _count_forward(y, probe, traced, bound, column_sizes):
+    bound = traced[0] if traced else bound
+
     def inside(y):
         held = jnp.abs(y) < 0.999 * bound
         held &= tiling.over_batch(tiling.mask(column_sizes), y)
@@ -245,11 +253,12 @@ def _count_forward(y, probe, bound, column_sizes):
     kept = jnp.real(tiling.sum_of(inside, outputs, axes=axes))
     none = jnp.zeros_like(count)
     sums = jnp.stack([none, none, none, none, count, kept], axis=-1)
-    return y, (PROBE_SCALE * sums).astype(probe.dtype)
+    return y, ((PROBE_SCALE * sums).astype(probe.dtype), traced)
 
 
-def _count_backward(bound, column_sizes, sums, d):
-    return d, sums
+def _count_backward(bound, column_sizes, saved, d):
+    sums, traced = saved
+    return d, sums, jax.tree.map(jnp.zeros_like, traced)
 
 
-count_outputs.defvjp(_count_forward, _count_backward)
+_counted.defvjp(_count_forward, _count_backward)

@@ -24,9 +24,10 @@ from hwtrain.physics.varying import custom_vjp, vary_alike
 _UNROLLED = 32
 
 
-Drive = Callable[[jax.Array, jax.Array], jax.Array]
-"""What drives the crossbars: of clipped inputs and the range of each channel, what is
-multiplied. It does the same to each value, and is hashable."""
+Drive = Callable[..., jax.Array]
+"""What drives the crossbars: of clipped inputs, the range of each channel, and traced
+constants of its own, what is multiplied. It does the same to each value, and is
+hashable."""
 
 
 def ranged_convolution(
@@ -39,6 +40,7 @@ def ranged_convolution(
     precision: Any = None,
     dtype: Any = None,
     drive: Drive | None = None,
+    constants: tuple[jax.Array, ...] = (),
 ) -> jax.Array:
     r"""Convolves an input that is clipped to the range of each group of channels.
 
@@ -67,6 +69,7 @@ def ranged_convolution(
       dtype: dtype of the result; `None` for that of a plain convolution.
       drive: what converts the clipped inputs, for an output in normalised units; `None`
         for the inputs themselves. The range it divides by is a constant to gradients.
+      constants: further arguments of `drive`, which get their gradients.
 
     Returns:
       `[batch, *positions, features]`.
@@ -75,14 +78,15 @@ def ranged_convolution(
         return convolution(x, kernel, window, precision, dtype)
     options = (window, gradient, precision, dtype, drive)
     if probe is None:
-        return _clipped(x, kernel, input_range, *options)
-    return _ranged(x, kernel, input_range, probe, *options)
+        return _clipped(x, kernel, input_range, constants, *options)
+    return _ranged(x, kernel, input_range, probe, constants, *options)
 
 
 def clipped_inputs(
     x: jax.Array,
     input_range: jax.Array,
     drive: Drive | None,
+    constants: tuple[jax.Array, ...] = (),
     *,
     straight_through: bool = False,
 ) -> jax.Array:
@@ -92,16 +96,19 @@ def clipped_inputs(
       x: `[batch, *spatial, channels]`.
       input_range: `[groups, 1, 1]`.
       drive: as above.
+      constants: as above.
       straight_through: whether clipped inputs get their gradient.
     """
     x = clipped(x, _of_channels(input_range, x), straight_through=straight_through)
     r = jax.lax.stop_gradient(_of_channels(input_range, x, jnp.float32))
-    return x if drive is None else drive(x, r).astype(x.dtype)
+    return x if drive is None else drive(x, r, *constants).astype(x.dtype)
 
 
-def _clipped(x, kernel, input_range, window, gradient, precision, dtype, drive):
+def _clipped(
+    x, kernel, input_range, constants, window, gradient, precision, dtype, drive
+):
     through = gradient.straight_through
-    inside = clipped_inputs(x, input_range, drive, straight_through=through)
+    inside = clipped_inputs(x, input_range, drive, constants, straight_through=through)
     return convolution(inside, kernel, window, precision, dtype)
 
 
@@ -138,31 +145,37 @@ def _of_channels(statistic: jax.Array, x: jax.Array, dtype: Any = None) -> jax.A
     return each.astype(dtype or x.dtype)
 
 
-@custom_vjp(nondiff_argnums=(4, 5, 6, 7, 8))
-def _ranged(x, kernel, input_range, probe, *options):
+@custom_vjp(nondiff_argnums=(5, 6, 7, 8, 9))
+def _ranged(x, kernel, input_range, probe, constants, *options):
     del probe
-    return _clipped(x, kernel, input_range, *options)
+    return _clipped(x, kernel, input_range, constants, *options)
 
 
-def _forward(x, kernel, input_range, probe, *options):
-    y = _ranged(x, kernel, input_range, probe, *options)
-    return y, (x, kernel, input_range, probe)
+def _forward(x, kernel, input_range, probe, constants, *options):
+    y = _ranged(x, kernel, input_range, probe, constants, *options)
+    return y, (x, kernel, input_range, probe, constants)
 
 
 def _backward(window, gradient, precision, dtype, drive, residuals, d):
-    x, kernel, input_range, probe = residuals
+    x, kernel, input_range, probe, constants = residuals
     r = over_batch(_of_channels(input_range, x), x)
     inside, slope = jnp.clip(x, -r, r), jnp.ones((), jnp.float32)
+    of_drive: Any = None
     if drive is not None:
         r32 = _of_channels(input_range, x, jnp.float32)
-        inside, pull = jax.vjp(lambda x: drive(x, r32).astype(x.dtype), inside)
-        (slope,) = pull(jnp.ones_like(inside))
+        inside, of_drive = jax.vjp(
+            lambda x, *constants: drive(x, r32, *constants).astype(x.dtype),
+            inside,
+            *constants,
+        )
+        slope, *_ = of_drive(jnp.ones_like(inside))
     _, pull = jax.vjp(
         lambda x, kernel: convolution(x, kernel, window, precision, dtype),
         inside,
         kernel,
     )
     d_x, d_kernel = pull(d)
+    d_constants = of_drive(d_x)[1:] if constants else ()
     d_x, slope = d_x * slope.astype(x.dtype), slope.astype(jnp.float32)
     if not gradient.straight_through:
         d_x = jnp.where(jnp.abs(x) <= r, d_x, 0)
@@ -174,7 +187,8 @@ def _backward(window, gradient, precision, dtype, drive, residuals, d):
     if gradient.relative:
         d_range = d_range * input_range
     d_probe = PROBE_SCALE * _statistics(x, r, input_range, window)
-    return d_x, d_kernel, d_range.astype(input_range.dtype), d_probe.astype(probe.dtype)
+    d_range = d_range.astype(input_range.dtype)
+    return d_x, d_kernel, d_range, d_probe.astype(probe.dtype), d_constants
 
 
 _ranged.defvjp(_forward, _backward)

@@ -7,6 +7,7 @@ from hwtrain.transforms.analogize import eval_mode as eval_mode
 from hwtrain.transforms.analogize import plan as plan
 from hwtrain.transforms.analogize import train_mode as train_mode
 from hwtrain.transforms.calibrate import calibrate as calibrate
+from hwtrain.transforms.constants import with_constants as with_constants
 from hwtrain.transforms.inspect import inspect as inspect
 from hwtrain.transforms.materialize import materialize as materialize
 from hwtrain.transforms.own_layers import analog_dot_general as analog_dot_general

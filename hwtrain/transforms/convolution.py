@@ -14,6 +14,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from hwtrain.constants import filled_weight
+from hwtrain.leaf_names import CONSTANTS
 from hwtrain.periphery.whole_convolution import converted_convolution, runs_whole
 from hwtrain.physics import convolution
 from hwtrain.physics.ranged_convolution import ranged_convolution
@@ -238,9 +240,12 @@ def _product(
     kernel: jax.Array,
     keys: jax.Array | None,
 ) -> jax.Array:
-    assert weight.window is not None
-    chip, window, groups = weight.hardware, weight.window, weight.groups
-    depth = len(weight.parallel)
+    window, groups, depth = weight.window, weight.groups, len(weight.parallel)
+    assert window is not None
+    constants = leaves.get(CONSTANTS)
+    if constants is not None:  # all groups have the same
+        weight = filled_weight(weight, constants.reshape(-1, constants.shape[-1])[0])
+    chip = weight.hardware
 
     def of_groups(name: str) -> jax.Array:
         return leaves[name].reshape(groups, *leaves[name].shape[depth:])

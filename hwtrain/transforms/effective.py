@@ -12,7 +12,9 @@ from collections.abc import Mapping
 import jax
 import jax.numpy as jnp
 
+from hwtrain.constants import filled_weight
 from hwtrain.crossbar import written
+from hwtrain.leaf_names import CONSTANTS
 from hwtrain.plan import AnalogWeight
 from hwtrain.transforms.observation import collector
 from hwtrain.transforms.read_keys import step_keys, weight_key
@@ -82,12 +84,13 @@ def of_step(
             weight, shape=array.shape, rows=(0,), columns=(1,), window=None
         )
     found = jnp.asarray(array, jnp.float32)
-    scale = weight.derived_scale(weight.to_matrix(found))
+    traced = filled_weight(weight, leaves.get(CONSTANTS))
+    scale = traced.derived_scale(weight.to_matrix(found))
     if scale is not None:
         leaves.setdefault("mapping_scale", jax.lax.stop_gradient(scale))
     if mode == "chip" and weight.hardware.rounds_chips:
         if not rounded:
-            found = written(weight, found, None)
+            found = written(traced, found, None)
         weight = on_levels(weight)
     chip = weight.hardware
     if chip.modifies(mode) and not chip.modifies_in_layer(mode):

@@ -7,7 +7,9 @@ from collections.abc import Callable, Mapping
 import jax
 import jax.numpy as jnp
 
+from hwtrain.constants import filled_weight
 from hwtrain.crossbar import modified
+from hwtrain.leaf_names import CONSTANTS
 from hwtrain.physics.varying import custom_vjp
 from hwtrain.plan import AnalogWeight
 
@@ -102,6 +104,7 @@ def step_draw(weight: AnalogWeight, leaves: Leaves, w: jax.Array) -> jax.Array:
       leaves: what is beside the matrix in this step.
       w: `[rows, columns]`, nominal, not yet within its learned clip bound.
     """
+    weight = filled_weight(weight, leaves.get(CONSTANTS))
     return drawn(weight, leaves, w, leaves["weight_key"], leaves.get("clip_bound"))
 
 

@@ -13,6 +13,8 @@ import jax
 import jax.numpy as jnp
 from jax.typing import DTypeLike
 
+from hwtrain.constants import filled_weight
+from hwtrain.leaf_names import CONSTANTS
 from hwtrain.periphery.mvm import analog_mvm
 from hwtrain.periphery.weight_noise import WeightNoise
 from hwtrain.physics import tiling
@@ -41,6 +43,7 @@ STEP_LEAVES = (
     "clip_bound",
     "noise_key",
     "noise_strength",
+    CONSTANTS,
     "chip_key",
 )
 """What a layer may find beside its kernel in a call."""
@@ -191,8 +194,8 @@ def analog_matmul(
         `[row tiles, column tiles]` and `probe` `[row tiles, column tiles, 6]` if the
         layer has a range, `mapping_scale` `[row tiles, columns or column tiles]` if it
         is stored or the kernel is not nominal, `noise_key` if the layer draws,
-        `noise_strength` if its noise is scaled, and `chip_key` if it has frozen
-        spreads.
+        `noise_strength` if its noise is scaled, `hardware_constants` `[places]` if some
+        of its hardware are traced, and `chip_key` if it has frozen spreads.
       x: `[..., rows]`.
       w: `[rows, columns]`.
       product: what multiplies.
@@ -267,6 +270,7 @@ def _matmul(
 ) -> jax.Array:
     """Multiplies as `analog_matmul` does, with the leaves and keys of `reads_of`."""
     tiles = {"row_sizes": weight.row_sizes, "column_sizes": weight.column_sizes}
+    outside, weight = weight, filled_weight(weight, leaves.get(CONSTANTS))
     chip, scale = weight.hardware, leaves.get("mapping_scale")
     if scale is None and (chip.converts or chip.modifies_in_layer(mode)):
         scale = weight.derived_scale(w)  # no modifier has changed the kernel
@@ -275,7 +279,8 @@ def _matmul(
     deviation = _deviation(weight, mode, w, scale)
 
     def product(leaves, x, w, keys):
-        output_scale = leaves.get("output_scale")
+        weight = filled_weight(outside, leaves.get(CONSTANTS))  # not those of around
+        chip, output_scale = weight.hardware, leaves.get("output_scale")
         probe = leaves.get("probe") if mode != "eval" else None
         if not chip.converts and deviation is None:
             if output_scale is not None:
@@ -312,7 +317,7 @@ def _matmul(
         )
 
     if chip.redraws(mode):
-        draw = functools.partial(step_draw, weight)
+        draw = functools.partial(step_draw, outside)
         return redrawn(draw, product, leaves, x, w, keys)
     if not chip.modifies_in_layer(mode) or deviation is not None:
         return product(leaves, x, w, keys)

@@ -6,6 +6,7 @@ cells and raw parameters alike. Both frameworks call it.
 
 import functools
 import math
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
@@ -13,9 +14,12 @@ import jax.numpy as jnp
 import numpy as np
 
 from hwtrain import paths
+from hwtrain._parts.constant import stacked
 from hwtrain.chips import chip_key, frozen_keys
 from hwtrain.clip_bounds import clipped
+from hwtrain.constants import filled_weight
 from hwtrain.crossbar import modified, written
+from hwtrain.leaf_names import CONSTANTS
 from hwtrain.periphery._read_keys import read_keys
 from hwtrain.physics.random import as_key, draw_name, fold_in, once, stable_hash
 from hwtrain.plan import AnalogWeight, Plan
@@ -23,6 +27,9 @@ from hwtrain.transforms.effective import on_levels
 from hwtrain.transforms.loops import shared
 from hwtrain.transforms.signal_side import anonymous
 from hwtrain.transforms.strength import check_mode, strengths
+
+Values = Mapping[str, Sequence[Any]]
+"""By path of a weight, the traced constants of its hardware."""
 
 
 def draws(plan: Plan, mode: str) -> bool:
@@ -35,13 +42,20 @@ def draws(plan: Plan, mode: str) -> bool:
     )
 
 
-def needs_root(plan: Plan, mode: str) -> bool:
-    """Whether a step in `mode` goes through the root: it modifies weights, or draws."""
-    return draws(plan, mode) or any(
-        weight.hardware.modifies(mode)
-        or weight.hardware.learns_clip
-        or bool(weight.derived)
-        for weight in plan.weights
+def needs_root(plan: Plan, mode: str, constants: Values | None = None) -> bool:
+    """Whether a step in `mode` goes through the root: it modifies weights, or draws.
+
+    Or has traced constants, which the root hands to the layers.
+    """
+    return (
+        bool(constants)
+        or draws(plan, mode)
+        or any(
+            weight.hardware.modifies(mode)
+            or weight.hardware.learns_clip
+            or bool(weight.derived)
+            for weight in plan.weights
+        )
     )
 
 
@@ -51,27 +65,35 @@ def no_key() -> jax.Array:
 
 
 def step_weights(
-    params: paths.Tree, plan: Plan, mode: str, key: jax.Array
+    params: paths.Tree,
+    plan: Plan,
+    mode: str,
+    key: jax.Array,
+    constants: Values | None = None,
 ) -> tuple[paths.Tree, dict[str, jax.Array]]:
     """Returns the parameters of one step, and what its layers need beside them.
 
     Args:
       params: nominal parameters of the root.
       plan: the plan; its prefix is not part of the paths in `params`.
-      mode: `"train"` or `"chip"`; `"eval"` for learned clip bounds alone.
+      mode: `"train"` or `"chip"`; `"eval"` for learned clip bounds and constants alone.
       key: the step's key.
+      constants: by path of a weight, what fills the holes of its hardware, as
+        `hwtrain.constants.split_plan` gives it.
 
     Returns:
       A tree like `params`, and by path in `params` leaves that are there for this step
       only: `noise_key` of every layer that needs the root, the data of the keys of its
       reads, `[*stack, effects, 2]`, `noise_strength` `[*stack]` of every layer whose
-      noise is scaled, `chip_key` of every layer with frozen spreads, and the
-      `mapping_scale` of the nominal kernel where it is not stored.
+      noise is scaled, `hardware_constants` `[*stack, places]` of every layer with some,
+      `chip_key` of every layer with frozen spreads, and the `mapping_scale` of the
+      nominal kernel where it is not stored.
     """
     check_mode(mode)
     strength = strengths(plan)
     nominal = paths.leaves(params)
     weights = {local(plan, weight.path): weight for weight in plan.weights}
+    values = {path: stacked(given) for path, given in (constants or {}).items()}
     with shared():
         weight_keys, layer_keys = _step_keys(plan, mode, key)
 
@@ -85,7 +107,8 @@ def step_weights(
             # Once, before what the chip does to them: those of a chip are rounded.
             if local(plan, weight.leaf("on_levels")) not in nominal:
                 with shared():
-                    leaf = _written(anonymous(weight), leaf, scale, bound)
+                    constant = values.get(weight.path)
+                    leaf = _written(anonymous(weight), constant, leaf, scale, bound)
             weight, bound = on_levels(weight), None
             chip = weight.hardware
         if chip.redraws(mode):
@@ -95,7 +118,13 @@ def step_weights(
         noise = strength.get(weight.path)
         with shared():
             return _modified(
-                anonymous(weight), leaf, scale, weight_keys[weight.path], noise, bound
+                anonymous(weight),
+                values.get(weight.path),
+                leaf,
+                scale,
+                weight_keys[weight.path],
+                noise,
+                bound,
             )
 
     leaves = {}
@@ -108,6 +137,9 @@ def step_weights(
         if weight.path in strength:
             path = local(plan, weight.leaf("noise_strength"))
             leaves[path] = jnp.broadcast_to(strength[weight.path], weight.stack)
+        if weight.path in values:
+            path, array = local(plan, weight.leaf(CONSTANTS)), values[weight.path]
+            leaves[path] = jnp.broadcast_to(array, (*weight.stack, *array.shape))
         path = local(plan, weight.leaf("chip_key"))
         if weight.hardware.freezes(mode) and path not in nominal:
             # Training sees a new chip at every step; without a chip, it is number 0.
@@ -119,7 +151,8 @@ def step_weights(
             bound = weight.stored_bound(nominal, plan.prefix)
             kernel = nominal[local(plan, weight.path)]
             with shared():
-                scale = _nominal_scale(anonymous(weight), kernel, bound)
+                constant = values.get(weight.path)
+                scale = _nominal_scale(anonymous(weight), constant, kernel, bound)
             if scale is not None:
                 leaves[path] = scale
     return paths.map_leaves(step_value, params), leaves
@@ -127,15 +160,26 @@ def step_weights(
 
 # Compiled, so that equal arrays of a program are traced and lowered once.
 
-_modified = jax.jit(modified, static_argnums=0)
-_written = jax.jit(written, static_argnums=0)
+
+@functools.partial(jax.jit, static_argnums=0)
+def _modified(weight: AnalogWeight, constants: Any, *args: Any) -> jax.Array:
+    return modified(filled_weight(weight, constants), *args)
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _written(weight: AnalogWeight, constants: Any, *args: Any) -> jax.Array:
+    return written(filled_weight(weight, constants), *args)
 
 
 @functools.partial(jax.jit, static_argnums=0)
 def _nominal_scale(
-    weight: AnalogWeight, kernel: jax.Array, bound: jax.Array | None
+    weight: AnalogWeight,
+    constants: jax.Array | None,
+    kernel: jax.Array,
+    bound: jax.Array | None,
 ) -> jax.Array | None:
     """Returns the mapping scale of a kernel, or of its learned clip bound."""
+    weight = filled_weight(weight, constants)
     scale = weight.derived_scale(weight.to_matrix(kernel), bound)
     return None if scale is None else jax.lax.stop_gradient(scale)
 

@@ -5,16 +5,26 @@ goes through the weight side (a transform of `params` on the way in) and the sig
 (interceptors around each layer).
 """
 
+import dataclasses
 import functools
 import inspect
+import itertools
 from typing import Any
 
 import jax
 from flax import linen as nn
 
 from hwtrain import paths
+from hwtrain.constants import (
+    Constants,
+    in_plan,
+    merged,
+    split_plan,
+    with_values,
+)
 from hwtrain.physics.random import fold_in
 from hwtrain.plan import Plan
+from hwtrain.traceable import IN_A_CALL
 from hwtrain.transforms import weight_side
 from hwtrain.transforms.attributes import plain_class
 from hwtrain.transforms.errors import missing_stream
@@ -58,10 +68,44 @@ def analogize_linen(module: nn.Module, assigned: Assignment) -> nn.Module:
     return _with_class(module, analog_class(type(module), assigned, "train"))
 
 
+_fresh = itertools.count()
+
+
 def with_mode(module: Any, mode: str) -> Any:
     """Returns a clone of an analog module in another mode."""
-    cls = type(module)
-    return _with_class(module, analog_class(plain_class(cls), assigned(module), mode))
+    cls = analog_class(plain_class(type(module)), assigned(module), mode)
+    return _with_class(module, _with_values(cls, module._hwtrain_constants))
+
+
+def with_constants(module: Any, constants: Constants) -> Any:
+    """Returns a clone of an analog module with traced constants, beside those it has.
+
+    Arguments as of `hwtrain.with_constants`.
+    """
+    mode = assigned(module) and module._hwtrain_mode
+    cls = analog_class(plain_class(type(module)), assigned(module), mode)
+    given = merged(module._hwtrain_constants, constants)
+    return _with_class(module, _with_values(cls, given))
+
+
+def _with_values(cls: Any, constants: Constants) -> Any:
+    """Returns an analog class with traced constants, unlike all others to any cache."""
+    if not constants:
+        return cls
+    namespace = {
+        "__module__": cls.__module__,
+        "__qualname__": cls.__qualname__,
+        "__doc__": cls.__doc__,
+        "__annotations__": {"_hwtrain_number": int},
+        # Flax tells modules apart by their fields; a class may get an old one's place.
+        "_hwtrain_number": dataclasses.field(
+            default=next(_fresh), init=False, repr=False
+        ),
+        "_hwtrain_constants": constants,
+    }
+    made: Any = type(cls.__name__, (cls,), namespace)
+    made.__init__ = cls.__init__
+    return made
 
 
 def assigned(module: Any) -> Assignment:
@@ -121,6 +165,7 @@ def analog_class(base: type, assigned: Assignment, mode: str) -> type:
         "_hwtrain_base": base,
         "_hwtrain_assigned": assigned,
         "_hwtrain_mode": mode,
+        "_hwtrain_constants": {},
         **methods,
     }
     made: Any = type(base.__name__, (base,), namespace)
@@ -212,6 +257,8 @@ def _apply(root: Any, ours, original, name: str, args: tuple, kwargs: dict):
     rngs = internals.streams_of(root)
     # Bound modules have no hash, and the plan of equal calls is kept.
     unbound = internals.unbound(root)
+    static = analog_class(plain_class(type(root)), told, mode)
+    object.__setattr__(unbound, "__class__", static)  # without constants
     plan = linen_plan(
         unbound,
         told,
@@ -221,7 +268,13 @@ def _apply(root: Any, ours, original, name: str, args: tuple, kwargs: dict):
         args,
         kwargs,
     )
-    key = weight_side.no_key() if weight_side.needs_root(plan, mode) else None
+    constants = root._hwtrain_constants
+    if constants:
+        given = constants if name == "__call__" else in_plan(plan, constants)
+        plan = with_values(plan, given, IN_A_CALL)
+    plan, values = split_plan(plan)
+    through = weight_side.needs_root(plan, mode, values)
+    key = weight_side.no_key() if through else None
     if weight_side.draws(plan, mode):
         # Not make_rng: it counts calls, and falls back to the params stream.
         if told.stream not in rngs:
@@ -257,7 +310,7 @@ def _apply(root: Any, ours, original, name: str, args: tuple, kwargs: dict):
         run = nn.map_variables(
             run,
             "params",
-            trans_in_fn=functools.partial(_transform, plan, mode, key),
+            trans_in_fn=functools.partial(_transform, plan, mode, key, values),
             mutable=False,
         )
     with (
@@ -281,9 +334,13 @@ def _at_call(root: Any, key: jax.Array) -> jax.Array:
     return fold_in(key, count) if count else key
 
 
-def _transform(plan: Plan, mode: str, key: Any, variables: Any) -> Any:
+def _transform(
+    plan: Plan, mode: str, key: Any, values: weight_side.Values, variables: Any
+) -> Any:
     """Returns the variables of one step, with what each analog layer needs beside."""
-    params, leaves = weight_side.step_weights(variables["params"], plan, mode, key)
+    params, leaves = weight_side.step_weights(
+        variables["params"], plan, mode, key, values
+    )
     return {**variables, "params": paths.insert(params, leaves)}
 
 
@@ -311,8 +368,15 @@ def _reduce(self):
     }
     cls = type(self)
     base, mode = cls._hwtrain_base, cls._hwtrain_mode
-    return _rebuild, (base, cls._hwtrain_assigned, mode, fields)
+    constants = cls._hwtrain_constants
+    return _rebuild, (base, cls._hwtrain_assigned, mode, fields, constants)
 
 
-def _rebuild(base: type, assigned: Assignment, mode: str, fields: dict[str, Any]):
-    return analog_class(base, assigned, mode)(**fields)
+def _rebuild(
+    base: type,
+    assigned: Assignment,
+    mode: str,
+    fields: dict[str, Any],
+    constants: Constants,
+):
+    return _with_values(analog_class(base, assigned, mode), constants)(**fields)

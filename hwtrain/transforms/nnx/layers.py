@@ -64,7 +64,14 @@ class StepLeaf(nnx.Variable):
     """What a layer needs for one step, such as its noise key; there during a call."""
 
 
-PASSING = (nnx.RngState, nnx.Intermediate, nnx.Cache, nnx.Perturbation, StepLeaf)
+class TracedConstant(nnx.Variable):
+    """A number of a model's hardware that `hwtrain.with_constants` has given it."""
+
+
+PASSING = (
+    *(nnx.RngState, nnx.Intermediate, nnx.Cache, nnx.Perturbation),
+    *(StepLeaf, TracedConstant),
+)
 """Variables that a model can be evaluated without."""
 
 LEAF_TYPES = {

@@ -14,9 +14,17 @@ import numpy as np
 from flax import nnx
 
 from hwtrain import paths
+from hwtrain.constants import (
+    Constants,
+    in_plan,
+    merged,
+    split_plan,
+    with_values,
+)
 from hwtrain.leaf_names import named_as_leaf
 from hwtrain.plan import AnalogWeight, Plan
 from hwtrain.sockets._table import is_rewriting, when_registered
+from hwtrain.traceable import IN_A_CALL
 from hwtrain.transforms import weight_side
 from hwtrain.transforms.attributes import plain_class
 from hwtrain.transforms.errors import missing_stream, taken_name
@@ -29,6 +37,7 @@ from hwtrain.transforms.nnx.layers import (
     OUR_TYPES,
     PASSING,
     EffectiveWeight,
+    TracedConstant,
     analog_methods,
     bases_of,
     describe,
@@ -110,6 +119,30 @@ def set_mode(model: Any, mode: str) -> Any:
         if hasattr(module, "hardware_mode"):
             module.hardware_mode = mode
     return model
+
+
+_CONSTANT = "analog_constant_"
+
+
+def with_constants(model: Any, constants: Constants) -> Any:
+    """Returns an analog model with traced constants that shares the model's variables.
+
+    Arguments as of `hwtrain.with_constants`.
+    """
+    plan = plan_of(model)
+    given = merged(_constants_of(model), constants)
+    with_values(plan, given, IN_A_CALL)  # checks them
+    made = nnx.view(model)
+    made.analog_constants = tuple(given)
+    for number, value in enumerate(given.values()):
+        setattr(made, f"{_CONSTANT}{number}", TracedConstant(jnp.asarray(value)))
+    return made
+
+
+def _constants_of(model: Any) -> dict[str, Any]:
+    """Returns the traced constants of a model, by key."""
+    keys = enumerate(getattr(model, "analog_constants", ()))
+    return {key: getattr(model, f"{_CONSTANT}{number}")[...] for number, key in keys}
 
 
 def claim_chip_leaves(model: Any, plan: Plan) -> None:
@@ -271,14 +304,19 @@ def _through_both_sides(base: type, name: str):
         _check_modes(self, plan)
         plan = _followed(self, plan, name, args, kwargs)
         claim_chip_leaves(self, plan)
-        if not weight_side.needs_root(plan, mode):
+        constants = _constants_of(self)
+        if constants:
+            given = constants if name == "__call__" else in_plan(plan, constants)
+            plan = with_values(plan, given, IN_A_CALL)
+        plan, values = split_plan(plan)
+        if not weight_side.needs_root(plan, mode, values):
             return original(self, *args, **kwargs)
         key = weight_side.no_key()
         if weight_side.draws(plan, mode):
             if not hasattr(self, "analog_stream"):
                 raise missing_stream(mode, self.analog_assigned.stream)
             key = self.analog_stream()
-        return noisy_call(self, original, plan, mode, key, args, kwargs)
+        return noisy_call(self, original, plan, mode, key, values, args, kwargs)
 
     return functools.update_wrapper(method, original, updated=())
 

@@ -27,18 +27,20 @@ def noisy_call(
     plan: Plan,
     mode: str,
     key: Any,
+    constants: weight_side.Values,
     args: tuple,
     kwargs: dict,
 ) -> Any:
     """Calls a method on a copy of the root with the weights of one step."""
     graphdef, params, rest = nnx.split(root, nnx.Param, ...)
-    params, leaves = weight_side.step_weights(params, plan, mode, key)
+    params, leaves = weight_side.step_weights(params, plan, mode, key, constants)
     noisy = nnx.merge(graphdef, params, rest)
     modules = modules_of(noisy)
     for path, value in leaves.items():
         layer, _, name = path.rpartition("/")
         setattr(modules[layer], name, StepLeaf(value))
     _put_beside(modules, plan)
+    _make_holes(modules, plan, constants)
     guarded = [module for module in modules.values() if hasattr(module, "analog_raw")]
     for module in (noisy, *guarded):
         module.analog_running = True
@@ -73,6 +75,19 @@ def _put_beside(modules: dict[str, Any], plan: Plan) -> None:
             if name in vars(layer):
                 found[name] = getattr(layer, name)[...]
                 delattr(layer, name)
+
+
+def _make_holes(
+    modules: dict[str, Any], plan: Plan, constants: weight_side.Values
+) -> None:
+    """Tells layers which numbers of their hardware are traced."""
+    traced = [w for w in plan.weights if w.path in constants and w.kind != "raw"]
+    for weight in traced:
+        layer = modules[weight_side.local(plan, weight.layer_path)]
+        layer.analog_weights = tuple(
+            weight if known.path == weight.path else known
+            for known in layer.analog_weights
+        )
 
 
 def _values(model: nnx.Module) -> dict[str, Any]:

@@ -1,0 +1,322 @@
+"""Numbers of a configuration whose values are traced.
+
+A configuration says statically what a program is. Where one of its numbers is to be
+traced, a `Constant` stands in its place: to arithmetic it is the traced value, to a
+question such as `if self.sigma > 0` the number of the static configuration, which is on
+wherever a constant may stand. Without a
+value it is a hole, which is hashable, and so may say which program is compiled; its
+value then comes as an argument of the program, and is filled in there.
+"""
+
+import copy
+import dataclasses
+import functools
+import operator
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, TypeVar
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+T = TypeVar("T")
+
+
+@jax.tree_util.register_pytree_node_class
+class Constant:
+    """A number of a configuration with a traced value, or a hole for one.
+
+    >>> noise = Constant("forward.out_noise", 0.5, value=jnp.float32(2.0))
+    >>> print(noise * jnp.ones(2), noise > 1)
+    [2. 2.] False
+    """
+
+    __array_ufunc__ = None  # NumPy's arrays leave arithmetic to this class
+    dtype, shape, ndim = jnp.dtype("float32"), (), 0
+
+    def __init__(self, name: str, number: float, place: int = 0, value: Any = None):
+        """Makes a constant.
+
+        Args:
+          name: where it stands, such as `"forward.out_noise"`.
+          number: what the static configuration says.
+          place: its place among the values that fill holes.
+          value: the traced value, `[]` float32; `None` for a hole.
+        """
+        self.name, self.number, self.place, self.value = name, number, place, value
+
+    def tree_flatten(self) -> tuple[tuple[Any], Any]:
+        """Returns the value, and what is static."""
+        return (self.value,), (self.name, self.number, self.place)
+
+    @classmethod
+    def tree_unflatten(cls, static: Any, values: Any) -> "Constant":
+        """Undoes `tree_flatten`."""
+        return cls(*static, *values)
+
+    def __jax_array__(self) -> Any:
+        """Returns the traced value."""
+        if self.value is None:
+            raise ValueError(
+                f"{self.name} is traced (hwtrain.with_constants), and its value known "
+                "only inside a call of the model: call it through its root"
+            )
+        return self.value
+
+    def _apply(self, operation: Callable[..., Any], *operands: Any) -> Any:
+        if not all(map(_scalar, operands)):
+            return operation(*(_array(x) for x in operands))
+        known = None if any(map(_hole, operands)) else operation(*map(_array, operands))
+        number = operation(*map(static, operands))
+        return Constant(self.name, number, self.place, known)
+
+    def _compare(self, operation: Callable[..., Any], other: Any) -> Any:
+        if isinstance(other, jax.Array | np.ndarray):
+            return operation(_array(self), other)
+        return operation(self.number, static(other))
+
+    def __eq__(self, other: object) -> Any:
+        """Compares with arrays by value, and is no number: it is not 0, nor off."""
+        if isinstance(other, jax.Array | np.ndarray):
+            return operator.eq(_array(self), other)
+        return isinstance(other, Constant) and _identity(self) == _identity(other)
+
+    def __ne__(self, other: object) -> Any:
+        """Compares likewise."""
+        if isinstance(other, jax.Array | np.ndarray):
+            return operator.ne(_array(self), other)
+        return not self == other
+
+    def __hash__(self) -> int:
+        """Returns the hash of a hole."""
+        if self.value is not None:
+            raise TypeError(
+                f"{self.name} is traced (hwtrain.with_constants), so what holds it has "
+                "no hash, and cannot say which program is compiled. Here, use the plan "
+                "or the model without constants"
+            )
+        return hash(_identity(self))
+
+    def __bool__(self) -> bool:
+        """Whether the static number is not zero."""
+        return bool(self.number)
+
+    def __repr__(self) -> str:
+        """Returns what it is."""
+        return f"<traced {self.name}, {self.number!r} in the configuration>"
+
+    def __format__(self, form: str) -> str:
+        """Returns the static number as text."""
+        return format(self.number, form)
+
+    def _no_number(self, *_: Any, **__: Any) -> Any:
+        raise TypeError(
+            f"{self.name} is traced (hwtrain.with_constants) and no Python number: "
+            "write jnp.sqrt for math.sqrt or np.sqrt, and no float(), int() or round()"
+        )
+
+    __float__ = __int__ = __index__ = __round__ = __array__ = _no_number
+
+
+def _identity(x: Constant) -> tuple[Any, ...]:
+    return x.name, x.number, x.place, id(x.value)
+
+
+def _scalar(x: Any) -> bool:
+    return isinstance(x, Constant | float | int | np.generic)
+
+
+def _hole(x: Any) -> bool:
+    return isinstance(x, Constant) and x.value is None
+
+
+def _array(x: Any) -> Any:
+    return x.__jax_array__() if isinstance(x, Constant) else x
+
+
+def _operator(name: str) -> None:
+    operation = getattr(operator, name)
+
+    def forward(self: Constant, other: Any) -> Any:
+        return self._apply(operation, self, other)
+
+    def reflected(self: Constant, other: Any) -> Any:
+        return self._apply(operation, other, self)
+
+    setattr(Constant, f"__{name}__", forward)
+    setattr(Constant, f"__r{name}__", reflected)
+
+
+def _unary(name: str) -> None:
+    operation = getattr(operator, name)
+    setattr(Constant, f"__{name}__", lambda self: self._apply(operation, self))
+
+
+def _comparison(name: str) -> None:
+    operation = getattr(operator, name)
+    setattr(
+        Constant, f"__{name}__", lambda self, other: self._compare(operation, other)
+    )
+
+
+for _name in ("add", "sub", "mul", "truediv", "floordiv", "mod", "pow"):
+    _operator(_name)
+for _name in ("neg", "pos", "abs"):
+    _unary(_name)
+for _name in ("lt", "le", "gt", "ge"):
+    _comparison(_name)
+
+
+def static(x: Any) -> Any:
+    """Returns what the static configuration says: numbers in the place of constants.
+
+    >>> static((Constant("a", 0.5, value=jnp.float32(2.0)), "text"))
+    (0.5, 'text')
+    """
+    return mapped(lambda constant: constant.number, x)
+
+
+def mapped(function: Callable[[Constant], Any], tree: T) -> T:
+    """Returns a configuration with something else in the place of its constants.
+
+    It is not checked again. Without a constant it comes back as it is.
+
+    Args:
+      function: of a constant.
+      tree: a configuration, a tuple, a number or anything else.
+    """
+    if isinstance(tree, Constant):
+        return function(tree)
+    if type(tree) is tuple:
+        new = tuple(mapped(function, x) for x in tree)
+        same = all(a is b for a, b in zip(new, tree))
+        return tree if same else new  # type: ignore[return-value]
+    if not dataclasses.is_dataclass(tree) or isinstance(tree, type):
+        return tree
+    fields = {x.name: getattr(tree, x.name) for x in dataclasses.fields(tree)}
+    new = {name: mapped(function, value) for name, value in fields.items()}
+    if all(new[name] is value for name, value in fields.items()):
+        return tree
+    return _filled_in(copy.copy(tree), new)
+
+
+def found_in(tree: Any) -> list[Constant]:
+    """Returns the constants of a configuration."""
+    found: list[Constant] = []
+
+    def note(constant: Constant) -> Constant:
+        found.append(constant)
+        return constant
+
+    mapped(note, tree)
+    return found
+
+
+def has_traced(tree: Any) -> bool:
+    """Whether a configuration holds a constant with a value."""
+    return any(constant.value is not None for constant in found_in(tree))
+
+
+def split(tree: T) -> tuple[T, tuple[Any, ...]]:
+    """Returns a configuration with holes for its constants, and their values.
+
+    The values go into a program, or a rule of differentiation, as its arguments.
+    """
+    values: list[Any] = []
+
+    def hole(constant: Constant) -> Constant:
+        values.append(_array(constant))
+        return Constant(constant.name, constant.number, len(values) - 1)
+
+    return mapped(hole, tree), tuple(values)
+
+
+def filled(tree: T, values: Sequence[Any] | jax.Array) -> T:
+    """Returns a configuration whose holes are filled: what `split` undoes.
+
+    >>> hole = Constant("a", 0.5)
+    >>> print(filled((hole,), (jnp.float32(2.0),))[0] * jnp.ones(1))
+    [2.]
+
+    Args:
+      tree: a configuration with holes.
+      values: the values by their places, a sequence or `[places]`.
+    """
+
+    def fill(x: Constant) -> Constant:
+        return Constant(x.name, x.number, x.place, values[x.place])
+
+    return mapped(fill, tree)
+
+
+def stopped(tree: T) -> T:
+    """Returns a configuration to whose constants no gradient passes."""
+
+    def stop(x: Constant) -> Constant:
+        value = jax.lax.stop_gradient(_array(x))
+        return Constant(x.name, x.number, x.place, value)
+
+    return mapped(stop, tree)
+
+
+def replaced(configuration: T, **changes: Any) -> T:
+    """Returns `dataclasses.replace`, unchecked where a constant stands for a number."""
+    if not found_in(configuration) and not found_in(tuple(changes.values())):
+        return dataclasses.replace(configuration, **changes)  # type: ignore[type-var]
+    return _filled_in(copy.copy(configuration), changes)
+
+
+def accepting(cls: type[T]) -> type[T]:
+    """Makes a configuration's class take constants for numbers, and not check them.
+
+    Args:
+      cls: a dataclass of pydantic.
+    """
+    check: Any = cls.__init__
+
+    @functools.wraps(check)
+    def __init__(self: Any, *args: Any, **fields: Any) -> None:
+        if not found_in(tuple(fields.values())):
+            return check(self, *args, **fields)
+        known: Any = cls
+        for name, field in known.__pydantic_fields__.items():
+            if name not in fields:
+                fields[name] = field.get_default(call_default_factory=True)
+        _filled_in(self, fields)
+
+    cls.__init__ = __init__
+    return cls
+
+
+def _filled_in(configuration: T, fields: Mapping[str, Any]) -> T:
+    for name, value in fields.items():
+        object.__setattr__(configuration, name, value)
+    return configuration
+
+
+def stacked(values: Sequence[Any]) -> jax.Array:
+    """Returns values of holes as one array, `[places]` float32."""
+    return jnp.stack([jnp.asarray(value, jnp.float32) for value in values])
+
+
+def with_straight_through(
+    configuration: Any, change: Callable[..., jax.Array], w: jax.Array, *beside: Any
+) -> jax.Array | None:
+    r"""Returns changed weights, with gradients to weights and to traced constants.
+
+    .. math:: w' = f(w, c), \qquad
+        \bar w = \bar w', \quad \bar c = \bar w' \, \partial f / \partial c
+
+    Args:
+      configuration: what may hold constants.
+      change: f, of the weights and of what is beside them.
+      w: the weights.
+      *beside: arrays, to which no gradient passes.
+
+    Returns:
+      The changed weights; `None` if no constant is traced.
+    """
+    if not has_traced(configuration):
+        return None
+    new = change(*jax.lax.stop_gradient((w, *beside)))
+    return jnp.asarray(new, w.dtype) + (w - jax.lax.stop_gradient(w))
