@@ -8,6 +8,8 @@ ON_CLASSES = {
     "_hwtrain_base": "the user's class, of a class that `analogize` made",
     "_hwtrain_assigned": "Linen: what `analogize` was told",
     "_hwtrain_mode": "Linen: the mode",
+    "_hwtrain_constants": "Linen: the traced constants of `with_constants`",
+    "_hwtrain_number": "Linen: a number of its own, for caches, of a class with those",
     "_hwtrain_rebuild": "NNX: makes the class of the user's class, for pickles",
     "analog_plan": "NNX: the plan, for parts of the package below `transforms`",
 }
@@ -19,6 +21,7 @@ ON_OBJECTS = {
     "analog_stream": "of the model: the stream of its steps",
     "analog_running": "of the copy that runs: its inner calls are plain calls",
     "analog_weights": "of a layer: the plans of its arrays",
+    "analog_constants": "of the model: the traced constants of `with_constants`",
     "analog_beside": "of a layer in a call: what lies beside derived weights",
     "analog_raw": "of a module: the plans of its raw parameters",
     "analog_watch": "of a module in an abstract call: marks what it multiplies by",

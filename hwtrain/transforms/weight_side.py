@@ -108,7 +108,7 @@ def step_weights(
             if local(plan, weight.leaf("on_levels")) not in nominal:
                 with shared():
                     constant = values.get(weight.path)
-                    leaf = _written(anonymous(weight), constant, leaf, scale, bound)
+                    leaf = _written(anonymous(weight), leaf, scale, bound, constant)
             weight, bound = on_levels(weight), None
             chip = weight.hardware
         if chip.redraws(mode):
@@ -119,12 +119,12 @@ def step_weights(
         with shared():
             return _modified(
                 anonymous(weight),
-                values.get(weight.path),
                 leaf,
                 scale,
                 weight_keys[weight.path],
                 noise,
                 bound,
+                values.get(weight.path),
             )
 
     leaves = {}
@@ -162,12 +162,14 @@ def step_weights(
 
 
 @functools.partial(jax.jit, static_argnums=0)
-def _modified(weight: AnalogWeight, constants: Any, *args: Any) -> jax.Array:
+def _modified(weight: AnalogWeight, *args: Any) -> jax.Array:
+    *args, constants = args
     return modified(filled_weight(weight, constants), *args)
 
 
 @functools.partial(jax.jit, static_argnums=0)
-def _written(weight: AnalogWeight, constants: Any, *args: Any) -> jax.Array:
+def _written(weight: AnalogWeight, *args: Any) -> jax.Array:
+    *args, constants = args
     return written(filled_weight(weight, constants), *args)
 
 
