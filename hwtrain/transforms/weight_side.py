@@ -163,14 +163,14 @@ def step_weights(
 
 @functools.partial(jax.jit, static_argnums=0)
 def _modified(weight: AnalogWeight, *args: Any) -> jax.Array:
-    *args, constants = args
-    return modified(filled_weight(weight, constants), *args)
+    *others, constants = args
+    return modified(filled_weight(weight, constants), *others)
 
 
 @functools.partial(jax.jit, static_argnums=0)
 def _written(weight: AnalogWeight, *args: Any) -> jax.Array:
-    *args, constants = args
-    return written(filled_weight(weight, constants), *args)
+    *others, constants = args
+    return written(filled_weight(weight, constants), *others)
 
 
 @functools.partial(jax.jit, static_argnums=0)
