@@ -10,6 +10,7 @@ from hwtrain import paths
 from hwtrain._parts.slot import is_own
 from hwtrain.clip_bounds import clipped
 from hwtrain.hardware import WeightModifierParameter
+from hwtrain.hardware.modifiers import ON_LEVELS
 from hwtrain.physics import tiling
 from hwtrain.plan import AnalogWeight, Plan
 
@@ -176,7 +177,7 @@ def with_written(params: paths.Tree, plan: Plan) -> paths.Tree:
         if weight is None:
             return leaf
         scale, bound = weight.stored_scale(leaves), weight.stored_bound(leaves)
-        if weight.leaf("on_levels") in leaves:
+        if weight.leaf(ON_LEVELS) in leaves:
             return clipped(weight, jnp.asarray(leaf), bound)
         return written(weight, jnp.asarray(leaf), scale, bound)
 

@@ -20,6 +20,7 @@ from hwtrain.clip_bounds import clipped, with_open_bounds
 from hwtrain.crossbar import on_crossbar, written
 from hwtrain.hardware import Hardware
 from hwtrain.hardware.conversion import Params
+from hwtrain.hardware.mapping_scale import MAPPING_SCALE
 from hwtrain.nominal import check_nominal
 from hwtrain.periphery._read_keys import read_keys
 from hwtrain.periphery.mvm import tile_responses
@@ -291,7 +292,7 @@ def compensated(
       plan: the plan.
       factors: by path of a weight, what `weight_at` returned.
     """
-    scaled = {plan[p].leaf("mapping_scale"): (plan[p], f) for p, f in factors.items()}
+    scaled = {plan[p].leaf(MAPPING_SCALE): (plan[p], f) for p, f in factors.items()}
 
     def scale(path: str, leaf: jax.Array) -> jax.Array:
         weight, factor = scaled.get(path, (None, None))

@@ -40,6 +40,7 @@ from hwtrain.checkpoint.rules import RULES, UNITS
 from hwtrain.checkpoint.values import check_numbers, check_parameter, check_values
 from hwtrain.checkpoint.variables import Leaf, flatten
 from hwtrain.clip_bounds import clipped
+from hwtrain.hardware.mapping_scale import MAPPING_SCALE
 from hwtrain.plan import AnalogWeight, Plan
 from hwtrain.stale_leaves import check_fit
 from hwtrain.version import __version__
@@ -73,8 +74,7 @@ class Contents:
         accuracy: Iterable[Measurement] = (),
     ):
         self.plan, self.graph, self.accuracy = plan, graph, tuple(accuracy)
-        probes = {weight.leaf("probe") for weight in plan.weights if weight.ranged}
-        self.leaves = flatten(variables, probes)
+        self.leaves = flatten(variables, plan.zeros)
         self._with_example = (
             "export(path, model, example=(x,))"
             if isinstance(variables, nnx.Module)
@@ -260,7 +260,7 @@ class Contents:
             for name, tile in crossbars.tiles():
                 for device, g in tile.conductances.items():
                     content[f"{name}/{device}"] = (g, UNITS["conductance"])
-                scales = {**tile.params, "mapping_scale": tile.mapping_scale}
+                scales = {**tile.params, MAPPING_SCALE.name: tile.mapping_scale}
                 for quantity, array in scales.items():
                     unit = scale_unit(weight.hardware.converter, quantity)
                     content[f"{name}/{quantity}"] = (array, unit)
@@ -299,7 +299,7 @@ class Contents:
 
 def _beside(weight: AnalogWeight, params: Mapping[str, Leaf]) -> dict[str, np.ndarray]:
     """Returns the values of the leaves that a weight's hardware asks for."""
-    names = map(weight.leaf, weight.leaf_shapes)
+    names = map(weight.leaf, weight.leaves())
     return {name: params[name].array() for name in names if name in params}
 
 

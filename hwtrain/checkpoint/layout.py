@@ -16,6 +16,7 @@ from hwtrain.checkpoint.entries import (
 from hwtrain.checkpoint.named import check_leaves, check_names
 from hwtrain.checkpoint.rules import UNITS
 from hwtrain.conductances import converter_of
+from hwtrain.hardware.mapping_scale import MAPPING_SCALE
 from hwtrain.plan import Plan
 from hwtrain.programming import programmed_fields
 
@@ -212,8 +213,8 @@ def _tiles(layer: LayerEntry) -> Iterator[tuple[str, Tensor]]:
             unit = scale_unit(converter, scale)
             yield f"{tile}/{scale}", Tensor(unit, "float32", shapes)
         shapes = ((*layer.stack, 1, 1), (*layer.stack, 1, columns))
-        unit = UNITS["mapping_scale"]
-        yield f"{tile}/mapping_scale", Tensor(unit, "float32", shapes)
+        unit = MAPPING_SCALE.unit
+        yield f"{tile}/{MAPPING_SCALE.name}", Tensor(unit, "float32", shapes)
 
 
 def _chip(layer: LayerEntry, fields: tuple[str, ...]) -> Iterator[tuple[str, Tensor]]:

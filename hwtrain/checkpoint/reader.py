@@ -28,6 +28,7 @@ from hwtrain.checkpoint.variables import as_leaf
 from hwtrain.chips import chip_key, with_chip_leaves
 from hwtrain.clip_bounds import with_open_bounds
 from hwtrain.conductances import converter_of
+from hwtrain.hardware.mapping_scale import MAPPING_SCALE
 from hwtrain.physics.programmed import Programmed
 from hwtrain.plan import AnalogWeight, Plan
 from hwtrain.programming import compensated, programmed_fields
@@ -101,7 +102,7 @@ class HardwareCheckpoint:
             kernels[path] = read["kernel"]
             scale = nominal_scale(self.manifest.version, weight, nominal)
             if scale is not None and weight.hardware.derives_chip_scale:
-                scales[weight.leaf("mapping_scale")] = as_leaf(scale)
+                scales[weight.leaf(MAPPING_SCALE)] = as_leaf(scale)
             if weight.hardware.programs and not entry.measured:
                 tiles = self.conductances(path, seed)
                 bound = weight.stored_bound(nominal)

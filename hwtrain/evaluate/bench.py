@@ -18,6 +18,8 @@ from numpy import nan
 from hwtrain._parts.part import Part
 from hwtrain.evaluate.judgement import ENOUGH
 from hwtrain.hardware import Hardware, InputRangeParameter, IOParameters
+from hwtrain.hardware.mapping_scale import MAPPING_SCALE, OUTPUT_SCALE
+from hwtrain.periphery.range import RANGE
 from hwtrain.physics import tiling
 from hwtrain.transforms.loops import as_new_root
 from hwtrain.transforms.observation import Multiplication, observed
@@ -139,7 +141,7 @@ def _test_vectors(call: Multiplication) -> jax.Array:
 
 
 def _largest_range(call: Multiplication) -> Any:
-    return jnp.max(call.leaves["input_range"]) if call.weight.ranged else 1.0
+    return jnp.max(call.leaves[RANGE.name]) if call.weight.ranged else 1.0
 
 
 def _rms(y: jax.Array) -> jax.Array:
@@ -267,12 +269,12 @@ def _beyond(call: Multiplication, base: Hardware, x: jax.Array) -> jax.Array:
 
 def _scale(call: Multiplication) -> jax.Array:
     """Returns the factor from the unit of the crossbar to the output's."""
-    scale = call.leaves.get("mapping_scale")
+    scale = call.leaves.get(MAPPING_SCALE.name)
     if scale is None:
         scale = call.weight.derived_scale(call.w)
     scale = jnp.ones(call.weight.tiles) if scale is None else scale
     scale = call.weight.of_columns(scale)
-    return abs(scale * call.leaves.get("output_scale", 1.0))
+    return abs(scale * call.leaves.get(OUTPUT_SCALE.name, 1.0))
 
 
 def _noise(
@@ -299,7 +301,7 @@ def _noise(
     w, sizes = call.w.astype(jnp.float32), call.weight.row_sizes
     scale = tiling.expand_rows(_scale(call), sizes)
     gamma = tiling.expand_rows(
-        call.leaves.get("output_scale", jnp.ones((len(sizes), 1))), sizes
+        call.leaves.get(OUTPUT_SCALE.name, jnp.ones((len(sizes), 1))), sizes
     )
     square = jnp.square(x)
     if effect == "inp_noise":
@@ -352,7 +354,7 @@ def _range(
         # Its gradient at the input is minus the sign of the input in that column.
         return -_run(call, chip, beyond, input_range=r)[:, _heaviest(call)].sum()
 
-    return clipped, jax.grad(shrink)(call.leaves["input_range"])
+    return clipped, jax.grad(shrink)(call.leaves[RANGE.name])
 
 
 def undisturbed(call: Multiplication) -> jax.Array:

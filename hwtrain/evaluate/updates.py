@@ -10,9 +10,11 @@ import numpy as np
 from hwtrain import paths
 from hwtrain.crossbar import on_crossbar
 from hwtrain.hardware import WeightClip
+from hwtrain.hardware.mapping_scale import MAPPING_SCALE
 from hwtrain.optim import drift_weights, keep_weights_clipped, remap_weights
 from hwtrain.optim.drift import drifting
 from hwtrain.optim.input_range import input_range_learning
+from hwtrain.periphery.range import PROBE, RANGE
 from hwtrain.physics.input_range import PROBE_SIZE
 from hwtrain.plan import AnalogWeight, Plan
 
@@ -71,7 +73,7 @@ def updated_effects(plan: Plan, params: paths.Tree) -> Iterator[Finding]:
                     wrong = f"the {amount} is beyond the bound"
             yield weight.path, "clip", wrong, amount
         if chip.remaps:
-            change = paths.leaves(remapped)[weight.leaf("mapping_scale")]
+            change = paths.leaves(remapped)[weight.leaf(MAPPING_SCALE)]
             wrong = None if np.any(np.asarray(change) != 0) else "the scale stays"
             yield weight.path, "remap", wrong, "changes the scale"
     yield from _moved_ranges(plan, params)
@@ -90,10 +92,10 @@ def _bounds(weight: AnalogWeight) -> bool:
 
 
 def _moved_ranges(plan: Plan, params: paths.Tree) -> Iterator[Finding]:
-    weights = {w.leaf("input_range"): w for w in plan.trained.weights if w.ranged}
+    weights = {w.leaf(RANGE): w for w in plan.trained.weights if w.ranged}
     if not weights:
         return
-    probes = {weight.leaf("probe") for weight in weights.values()}
+    probes = {weight.leaf(PROBE) for weight in weights.values()}
     # n, n unclipped, sum of x/r, sum of (x/r)^2: a standard deviation of two ranges.
     sums = np.zeros(PROBE_SIZE, np.float32)
     sums[:6] = 100, 50, 200, 800, 100, 50

@@ -4,11 +4,12 @@ import dataclasses
 import functools
 import math
 import typing
-from typing import Annotated, Self
+from typing import Annotated, Any, Self
 
 from pydantic import Field, model_validator
 from pydantic.dataclasses import dataclass
 
+from hwtrain._parts.leaf import LeafSpec, When
 from hwtrain._parts.part import Part
 from hwtrain._parts.registry import register
 from hwtrain._parts.slot import OpenSlot
@@ -29,8 +30,9 @@ from hwtrain.hardware.converters import (
 from hwtrain.hardware.drift import DriftParameter, SimpleDriftParameter
 from hwtrain.hardware.hermes import HermesNoiseModel
 from hwtrain.hardware.io import IOParameters
+from hwtrain.hardware.mapping_scale import MAPPING_SCALE
 from hwtrain.hardware.measured import MeasuredNoiseModel
-from hwtrain.hardware.modifiers import WeightModifierParameter
+from hwtrain.hardware.modifiers import ON_LEVELS, WeightModifierParameter
 from hwtrain.hardware.noise_models import (
     CustomDriftPCMLikeNoiseModel,
     PCMLikeNoiseModel,
@@ -49,6 +51,7 @@ from hwtrain.hardware.weights import (
     WeightClipParameter,
     WeightRemapParameter,
 )
+from hwtrain.periphery._read_keys import CHIP_KEY
 from hwtrain.periphery.range import Range
 
 _Converter = Annotated[
@@ -72,6 +75,22 @@ _NoiseModel = Annotated[
     | ReRamCMONoiseModel,
     Field(discriminator="type"),
 ]
+
+
+def _shows_nothing_else(weight: Any, when: When) -> bool:
+    """Whether the weights of a chip are no nominal ones, and no other leaf says so."""
+    others = (MAPPING_SCALE, CHIP_KEY, ON_LEVELS)
+    return weight.hardware.frozen and not any(x.there(weight, when) for x in others)
+
+
+OF_CHIP = LeafSpec(
+    name="of_chip",
+    when=("chip",),
+    there=_shows_nothing_else,
+    shapes=lambda weight: ((),),
+    trained=None,
+)
+"""That the weights beside it are a chip's."""
 
 
 @dataclass(frozen=True, kw_only=True, config=CONFIG)

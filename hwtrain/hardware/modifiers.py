@@ -8,6 +8,7 @@ import jax.numpy as jnp
 from pydantic import model_validator
 from pydantic.dataclasses import dataclass
 
+from hwtrain._parts.leaf import LeafSpec
 from hwtrain.hardware.configuration import (
     CONFIG,
     Deviation,
@@ -24,6 +25,15 @@ from hwtrain.physics import modifiers, rounding
 from hwtrain.physics.pcm_weights import pcm_noise
 
 _ROUNDING, _DROP = 1, 2
+
+ON_LEVELS = LeafSpec(
+    name="on_levels",
+    when=("chip",),
+    there=lambda weight, when: weight.hardware.rounds_chips,
+    shapes=lambda weight: ((),),
+    trained=None,
+)
+"""That the weights of a chip were rounded before its mismatch."""
 
 
 @dataclass(frozen=True, kw_only=True, config=CONFIG)

@@ -1,6 +1,7 @@
 """The converter of a tile's outputs."""
 
 from hwtrain._parts.part import Part
+from hwtrain.periphery.range import PROBE
 from hwtrain.physics.converters import Converter, exceeds, round_to_level, saturate
 
 
@@ -44,6 +45,6 @@ class Adc(Part):
         if ctx.searching:
             ctx.note("clipped", exceeds(y, self.bound) & ctx.crossbar.real_outputs(y))
             return y
-        if "probe" in ctx.leaves:
-            y = ctx.crossbar.counted(y, ctx.leaves["probe"], self.bound)
+        if PROBE.name in ctx.leaves:
+            y = ctx.crossbar.counted(y, ctx.leaves[PROBE.name], self.bound)
         return saturate(y, self.bound)

@@ -12,6 +12,7 @@ import jax.numpy as jnp
 from jax.typing import ArrayLike, DTypeLike
 
 from hwtrain.periphery._pipeline import Context, run
+from hwtrain.periphery.range import PROBE, RANGE
 from hwtrain.periphery.tiled_matrix import TiledMatrix, cut_columns
 from hwtrain.physics import tiling
 
@@ -88,10 +89,10 @@ def analog_mvm(
     if input_range is None:
         inputs = inputs.astype(jnp.float32)
     tiles = TiledMatrix.cut(w, scale, row_sizes, column_sizes, dot_general, x.dtype)
-    leaves = {"input_range": input_range, "probe": probe}
+    given = {RANGE.name: input_range, PROBE.name: probe}
     ctx = Context(
         crossbar=tiles,
-        leaves={name: leaf for name, leaf in leaves.items() if leaf is not None},
+        leaves={name: leaf for name, leaf in given.items() if leaf is not None},
         keys=keys,
         chip_key=chip_key,
         strength=strength,

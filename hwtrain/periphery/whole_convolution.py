@@ -16,7 +16,7 @@ from jax.typing import ArrayLike, DTypeLike
 
 from hwtrain._parts.slot import home
 from hwtrain.periphery._pipeline import Context, run
-from hwtrain.periphery.range import Range
+from hwtrain.periphery.range import PROBE, RANGE, Range
 from hwtrain.physics.convolution import Window
 from hwtrain.physics.input_range import count_outputs
 from hwtrain.physics.ranged_convolution import (
@@ -117,10 +117,10 @@ def converted_convolution(
         )
     s: Any = 1.0 if scale is None else jax.lax.stop_gradient(scale)
     crossbar = WholeKernel(kernel, s, window, precision, x.dtype, y)
-    leaves = {"input_range": input_range, "probe": probe}
+    given = {RANGE.name: input_range, PROBE.name: probe}
     ctx = Context(
         crossbar=crossbar,
-        leaves={name: leaf for name, leaf in leaves.items() if leaf is not None},
+        leaves={name: leaf for name, leaf in given.items() if leaf is not None},
         keys=keys,
         chip_key=chip_keys,
         strength=strength,
@@ -246,8 +246,9 @@ class WholeKernel(NamedTuple):
         self, stage: Range, x: jax.Array, leaves: Mapping[str, jax.Array]
     ) -> tuple[jax.Array, jax.Array]:
         """Returns inputs within their range, and the range of each."""
-        inside = clipped_inputs(x, leaves["input_range"], None)
-        r = jax.lax.stop_gradient(leaves["input_range"]).astype(jnp.float32)
+        of_groups = leaves[RANGE.name]
+        inside = clipped_inputs(x, of_groups, None)
+        r = jax.lax.stop_gradient(of_groups).astype(jnp.float32)
         return inside, jnp.repeat(r.ravel(), x.shape[-1] // r.size)
 
     def of_range(self, r: jax.Array) -> jax.Array:

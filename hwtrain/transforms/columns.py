@@ -14,6 +14,8 @@ from hwtrain.hardware import (
     WeightClip,
     WeightModifier,
 )
+from hwtrain.hardware.weights import CLIP_BOUND
+from hwtrain.periphery.range import RANGE
 from hwtrain.plan import AnalogWeight, Plan
 from hwtrain.transforms.physical import bits, conductance_noise
 from hwtrain.transforms.weight_side import local
@@ -109,7 +111,7 @@ def _range(weight: AnalogWeight, plan: Plan, values: dict[str, Any]) -> str:
         return "dynamic, max|x| of each vector"
     if not weight.ranged:
         return _fixed_range(weight)
-    value = values.get(local(plan, weight.leaf("input_range")))
+    value = values.get(local(plan, weight.leaf(RANGE)))
     if value is None:
         return "missing: see hwtrain.adopt"
     value = np.asarray(value)
@@ -176,7 +178,7 @@ def _each(parameter: Any) -> str:
 def _clip(weight: AnalogWeight, plan: Plan, values: dict[str, Any]) -> str:
     chip = weight.hardware
     if chip.clip is not None and chip.clip.learned:
-        value = values.get(local(plan, weight.leaf("clip_bound")))
+        value = values.get(local(plan, weight.leaf(CLIP_BOUND)))
         if value is None:
             return "missing: see hwtrain.adopt"
         low, high = np.min(np.asarray(value)), np.max(np.asarray(value))

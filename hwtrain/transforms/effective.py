@@ -17,9 +17,11 @@ import jax
 import jax.numpy as jnp
 
 from hwtrain.crossbar import written
+from hwtrain.hardware.mapping_scale import MAPPING_SCALE
+from hwtrain.hardware.modifiers import ON_LEVELS
 from hwtrain.plan import AnalogWeight
 from hwtrain.transforms.read_keys import step_keys, weight_key
-from hwtrain.transforms.redraw import kernel_draw
+from hwtrain.transforms.redraw import WEIGHT_KEY, kernel_draw
 
 Leaves = Mapping[str, jax.Array]
 Collector = Callable[[AnalogWeight, jax.Array, jax.Array], None]
@@ -101,7 +103,7 @@ def of_step(
       the step.
     """
     leaves = dict(leaves)
-    rounded = leaves.pop("on_levels", None) is not None
+    rounded = leaves.pop(ON_LEVELS.name, None) is not None
     if not weight.derived:
         return leaves, array
     if weight.shape != array.shape:  # one matrix
@@ -111,7 +113,7 @@ def of_step(
     found = jnp.asarray(array, jnp.float32)
     scale = weight.derived_scale(weight.to_matrix(found))
     if scale is not None:
-        leaves.setdefault("mapping_scale", jax.lax.stop_gradient(scale))
+        leaves.setdefault(MAPPING_SCALE.name, jax.lax.stop_gradient(scale))
     if mode == "chip" and weight.hardware.rounds_chips:
         if not rounded:
             found = written(weight, found, None)
@@ -119,7 +121,7 @@ def of_step(
     chip = weight.hardware
     if chip.modifies(mode) and not chip.modifies_in_layer(mode):
         key = weight_key(step_keys(leaves))
-        found = kernel_draw(weight, {**leaves, "weight_key": key}, found)
+        found = kernel_draw(weight, {**leaves, WEIGHT_KEY: key}, found)
     return leaves, found.astype(array.dtype)
 
 

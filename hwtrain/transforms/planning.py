@@ -114,7 +114,7 @@ def make_plan(
         _check_name(weight, assigned.name, users)
         weights.append(weight)
         if weight.kind == "raw":
-            beside_raw.update(weight.leaf(name) for name in weight.chip_leaves)
+            beside_raw.update(weight.leaf(leaf) for leaf in weight.leaves("chip"))
     if check and not weights and assigned.default not in (None, Hardware()):
         found = ", ".join(
             f"{x.path!r} ({x.name}: {x.why})"

@@ -71,7 +71,7 @@ def analog(
       before: what the module has there.
       weight: the plan of the array.
       mode: the mode.
-      leaves: what is beside the array in this step, of `STEP_LEAVES`.
+      leaves: what is beside the array in this step, of `names_beside`.
     """
     dot_general = before if row.dot_general and before else jax.lax.dot_general
     multiply = analog_dot_general(weight, mode, leaves, dot_general)

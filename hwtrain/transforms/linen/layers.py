@@ -11,6 +11,7 @@ from flax.core import meta
 from hwtrain import paths
 from hwtrain.hardware import Hardware
 from hwtrain.leaf_names import OF_A_STEP, named_as_leaf
+from hwtrain.periphery._read_keys import NOISE_KEY
 from hwtrain.plan import AnalogWeight
 from hwtrain.transforms.errors import behind_the_root, taken_name
 from hwtrain.transforms.layer import Layer, analog_weight
@@ -196,7 +197,7 @@ def analog_call(
     for family, weights in _owned(by_path, path, context, args):
         leaves = {name: _leaves(module, name, w) for name, w in weights.items()}
         for name, weight in weights.items():
-            if weight.hardware.needs_root(mode) and "noise_key" not in leaves[name]:
+            if weight.hardware.needs_root(mode) and NOISE_KEY.name not in leaves[name]:
                 raise behind_the_root(weight.layer_path)
         if any(has_signal_side(weight) for weight in weights.values()):
             return family.call(
