@@ -6,6 +6,7 @@ ranks.
 """
 
 import dataclasses
+import functools
 import math
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -88,12 +89,29 @@ class AnalogWeight:
                 f"into {self.groups} groups"
             )
         self._check_logarithm()
+        self._check_own_leaves()
         if self.kind == "raw" and self.hardware.remaps:
             raise ValueError(
                 f"{self.path}: remapping needs a mapping scale beside the kernel of a "
                 "layer, and a parameter that a rule names has none. Give its rule a "
                 "Hardware without remap"
             )
+
+    def _check_own_leaves(self) -> None:
+        """Raises for leaves of users' parts that could not be told from others."""
+        taken = {leaf.name for leaf in BUILT_IN}
+        for leaf in self.hardware.leaves(self):
+            why = leaf.own_fault
+            if leaf.name in taken:
+                why = "another leaf has that name; call it otherwise"
+            if self.kind == "raw":
+                why = (
+                    "a parameter that a rule names has no leaves beside it. Give its "
+                    "rule a Hardware without that part"
+                )
+            if why:
+                raise ValueError(f"{self.path}: the leaf {leaf.name!r}: {why}")
+            taken.add(leaf.name)
 
     def _check_logarithm(self) -> None:
         """Raises for noise relative to a logarithm, which is zero at first."""
@@ -232,7 +250,13 @@ class AnalogWeight:
           when: in the parameters of the model, in those of a chip beside these, or for
             a step beside either.
         """
-        return tuple(x for x in BUILT_IN if when in x.when and x.there(self, when))
+        every = (*BUILT_IN, *self.hardware.leaves(self))
+        return tuple(x for x in every if when in x.when and x.there(self, when))
+
+    @property
+    def own_leaves(self) -> tuple[LeafSpec, ...]:
+        """The leaves of users' parts that lie beside the array."""
+        return tuple(x for x in self.leaves() if x not in BUILT_IN)
 
     def value_of(
         self, leaf: LeafSpec, leaves: Mapping[str, Any], prefix: str = ""
@@ -445,6 +469,13 @@ ONE = AnalogWeight(
     ranged=False,
 )
 """A weight of one input and one output."""
+
+
+@functools.lru_cache(maxsize=256)
+def own_names(hardware: Hardware) -> tuple[str, ...]:
+    """Returns the names of the leaves that users' parts of a hardware declare."""
+    weight = dataclasses.replace(ONE, hardware=hardware)
+    return tuple(leaf.name for leaf in hardware.leaves(weight))
 
 
 def _row(weight: AnalogWeight) -> dict[str, str]:
@@ -685,7 +716,8 @@ class Plan(Mapping[str, AnalogWeight]):
         """Raises for a leaf that hardware put beside a weight, and not this one's."""
         known = {*weight.leaf_shapes}
         known |= {leaf.name for leaf in weight.leaves("chip") if of_chip}
-        for name in names_when("model") if weight.kind != "raw" else ():
+        own = {name for other in self.weights for name in own_names(other.hardware)}
+        for name in (*names_when("model"), *own) if weight.kind != "raw" else ():
             path = weight.leaf(name)
             there = path in present or self._local(path) in present
             if there and name not in known and path not in self.users:

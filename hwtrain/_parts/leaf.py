@@ -84,6 +84,21 @@ class LeafSpec:
                 f"'adc_bound'; got {self.name!r}"
             )
 
+    @property
+    def own_fault(self) -> str:
+        """What a leaf of a user's part cannot be, or an empty text."""
+        said = (
+            ("when", self.when, (("model",),)),
+            ("trained", self.trained, ("base", None)),
+            ("exported", self.exported, ("tensor",)),
+            ("dtype", self.dtype, ("float32", "bfloat16", "float16")),
+        )
+        for field, value, allowed in said:
+            if value not in allowed:
+                choices = " or ".join(map(repr, allowed))
+                return f"{field} should be {choices}, got {value!r}"
+        return ""
+
     def shapes_of(self, weight: Any) -> Shapes:
         """Returns the shapes that it may have beside a weight, the stack in front."""
         return tuple((*weight.stack, *shape) for shape in self.shapes(weight))

@@ -30,6 +30,7 @@ from hwtrain.checkpoint.layout import (
     chip_unit,
     file_name,
     nominal_unit,
+    own_units,
     scale_unit,
 )
 from hwtrain.checkpoint.measured import Conductances, check_conductances
@@ -194,7 +195,7 @@ class Contents:
         chips = sorted([*self.seeds, *self.measured])
         for folder in ["tensors", *map(chip_folder, chips)]:
             (directory / folder).mkdir(parents=True)
-        files = _Files(directory)
+        files = _Files(directory, own_units(self.plan))
         layers = []
         for number, weight in enumerate(self.plan.weights):
             layers.append(self._write_layer(files, number, weight))
@@ -323,11 +324,13 @@ class _Files:
 
     Attributes:
       directory: where they are.
+      units: the units of the leaves of users' parts by path.
       tensors: the entries of every file's tensors.
       leaves: the entry of every leaf stored so far, by its tensor's name.
     """
 
     directory: Path
+    units: Mapping[str, str]
     tensors: dict[str, dict[str, TensorEntry]] = dataclasses.field(default_factory=dict)
     leaves: dict[str, LeafEntry] = dataclasses.field(default_factory=dict)
 
@@ -348,7 +351,7 @@ class _Files:
                     where = paths.join(leaf.keys)
                     check_numbers(where, array)
                     check_parameter(where, leaf.keys, array)
-                    content[leaf.tensor] = (array, nominal_unit(leaf.path))
+                    content[leaf.tensor] = (array, nominal_unit(leaf.path, self.units))
                     entry |= {"file": file, "tensor": leaf.tensor}
                     entry["key_impl"] = leaf.key_impl
             self.leaves[leaf.tensor] = LeafEntry(**entry)

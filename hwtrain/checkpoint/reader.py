@@ -31,7 +31,7 @@ from hwtrain.conductances import converter_of
 from hwtrain.hardware.mapping_scale import MAPPING_SCALE
 from hwtrain.physics.programmed import Programmed
 from hwtrain.plan import AnalogWeight, Plan
-from hwtrain.programming import compensated, programmed_fields
+from hwtrain.programming import compensated, own_values, programmed_fields
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
@@ -107,7 +107,15 @@ class HardwareCheckpoint:
                 tiles = self.conductances(path, seed)
                 bound = weight.stored_bound(nominal)
                 kernels[path], factors[path] = kernel_at(
-                    weight, nominal[path], scale, tiles, now, key, seed, bound
+                    weight,
+                    nominal[path],
+                    scale,
+                    tiles,
+                    now,
+                    key,
+                    seed,
+                    bound,
+                    own_values(weight, nominal),
                 )
 
         def chip_value(path: str, leaf: Any) -> Any:

@@ -200,6 +200,32 @@ class Hardware:
                 )
         return self
 
+    @model_validator(mode="after")
+    def _check_leaves(self) -> Self:
+        for name in ("clip", "mismatch", "converter", "noise_model"):
+            self._check_no_leaves(name)
+        self._check_no_leaves("drift_compensation")
+        return self
+
+    def _check_no_leaves(self, name: str) -> None:
+        part = getattr(self, name)
+        if isinstance(part, Part) and type(part).leaves is not Part.leaves:
+            raise ValueError(
+                f"{name}: {type(part).__name__} declares leaves, and nothing of a "
+                f"{name} reads any. Leaves are for stages (IOParameters(stages=...)) "
+                "and modifiers"
+            )
+
+    def leaves(self, weight: Any) -> tuple[LeafSpec, ...]:
+        """Returns the leaves that users' parts put beside an array of weights.
+
+        Args:
+          weight: the plan of the array.
+        """
+        parts = self.forward.stages if self.forward is not None else ()
+        parts += (self.modifier,) if isinstance(self.modifier, Part) else ()
+        return tuple(leaf for part in parts for leaf in part.leaves(weight))
+
     @property
     def frozen(self) -> bool:
         """Whether chips differ: by mismatch, or by how they were programmed."""

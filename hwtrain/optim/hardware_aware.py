@@ -219,6 +219,7 @@ def hardware_aware(
             ),
             _without_gradients(plan, whole),
         )
+        whole = _kept_positive(seen, whole, params)
         whole, _ = keep_weights_clipped(seen).update(whole, optax.EmptyState(), params)
         drift_state = state.drift
         if drift_state is not None:
@@ -306,5 +307,17 @@ def _wrong_order(name: str) -> ValueError:
 
 
 def _without_gradients(plan: Plan, updates: optax.Updates) -> optax.Updates:
-    """What no gradient trains: mapping scales, which only remapping changes."""
-    return _zeroed(trained_by(plan, "remap"), updates)
+    """What no gradient trains stays, as mapping scales do, which remapping changes."""
+    fixed = {**trained_by(plan, "remap"), **trained_by(plan, None)}
+    return _zeroed(fixed, updates)
+
+
+def _kept_positive(plan: Plan, updates: optax.Updates, params: Any) -> optax.Updates:
+    """Halves at most, in an update, what the base trains and must be positive."""
+    values = paths.leaves(params)
+    found = {path for path, x in trained_by(plan, "base").items() if x.positive}
+
+    def kept(path: str, leaf: jax.Array) -> jax.Array:
+        return jnp.maximum(leaf, -values[path] / 2) if path in found else leaf
+
+    return paths.map_leaves(kept, updates) if found else updates

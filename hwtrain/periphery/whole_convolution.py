@@ -59,6 +59,7 @@ def converted_convolution(
     output_scale: jax.Array | None = None,
     input_range: jax.Array | None = None,
     probe: jax.Array | None = None,
+    leaves: Mapping[str, jax.Array] = {},  # noqa: B006 it is only read
     keys: jax.Array | None = None,
     chip_keys: jax.Array | None = None,
     strength: ArrayLike = 1.0,
@@ -92,6 +93,7 @@ def converted_convolution(
       output_scale: likewise, a learned factor on the outputs; `None` for 1.
       input_range: `[groups, 1, 1]`, r, for the stage `Range`; `None` without it.
       probe: `[groups, 1, 1, 6]`; `None` for plain JAX operations, without statistics.
+      leaves: the leaves of users' stages by name, `[groups, 1, ...]`.
       keys: `[effects]`, the `read_keys` of this read; `None` draws nothing.
       chip_keys: `[groups]` JAX keys of what is frozen in a chip; `None` for no spread.
       strength: factor on the standard deviation of all noise and spreads,
@@ -117,7 +119,7 @@ def converted_convolution(
         )
     s: Any = 1.0 if scale is None else jax.lax.stop_gradient(scale)
     crossbar = WholeKernel(kernel, s, window, precision, x.dtype, y)
-    given = {RANGE.name: input_range, PROBE.name: probe}
+    given = {RANGE.name: input_range, PROBE.name: probe, **leaves}
     ctx = Context(
         crossbar=crossbar,
         leaves={name: leaf for name, leaf in given.items() if leaf is not None},

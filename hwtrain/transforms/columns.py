@@ -30,6 +30,7 @@ def columns(weight: AnalogWeight, plan: Plan, values: dict[str, Any]) -> dict[st
       values: the parameters by path.
     """
     chip = weight.hardware
+    own = any(other.own_leaves for other in plan.weights)
     return {
         "weight": weight.path,
         "layer": _layer(weight),
@@ -50,6 +51,7 @@ def columns(weight: AnalogWeight, plan: Plan, values: dict[str, Any]) -> dict[st
         "programming": _noise_model(chip),
         "noise at g_max": conductance_noise(chip),
         "stuck": _stuck(chip),
+        **({"leaves": _leaves(weight, plan, values)} if own else {}),
         "by": weight.rule,
     }
 
@@ -121,6 +123,17 @@ def _range(weight: AnalogWeight, plan: Plan, values: dict[str, Any]) -> str:
     low, high = value.min(), value.max()
     what = "average of max|x| " if weight.hardware.averages else ""
     return what + (f"{low:.3g}" if low == high else f"{low:.3g} to {high:.3g}")
+
+
+def _leaves(weight: AnalogWeight, plan: Plan, values: dict[str, Any]) -> str:
+    """Returns the leaves of users' parts."""
+    found = []
+    for leaf in weight.own_leaves:
+        value = np.asarray(values[local(plan, weight.leaf(leaf))], np.float32)
+        low, high = value.min(), value.max()
+        each = f"{low:.3g}" if low == high else f"{low:.3g} to {high:.3g}"
+        found.append(f"{leaf.name} {each} ({leaf.unit})")
+    return ", ".join(found) or "none"
 
 
 def _fixed_range(weight: AnalogWeight) -> str:

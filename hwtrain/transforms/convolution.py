@@ -193,7 +193,10 @@ def _runs_whole(weight: AnalogWeight, mode: str) -> bool:
     if not whole or weight.tiles != (1, 1) or per_input:
         return False
     if chip.converts:
-        return runs_whole(stages_of(weight))
+        # What is of no tile has no axis where groups could stand.
+        shapes = [shape for x in weight.own_leaves for shape in x.shapes(weight)]
+        of_tiles = all(shape[:2] == weight.tiles for shape in shapes)
+        return of_tiles and runs_whole(stages_of(weight))
     return not chip.scales_outputs
 
 
@@ -274,6 +277,7 @@ def _product(
         window,
         scale=None if scale is None else scale.reshape(groups, 1, -1),
         output_scale=of_groups(OUTPUT_SCALE.name) if chip.scales_outputs else None,
+        leaves={x.name: of_groups(x.name)[:, 0] for x in weight.own_leaves},
         keys=keys,
         chip_keys=frozen_key(of_groups(CHIP_KEY.name)) if chip.freezes(mode) else None,
         strength=strength.reshape(groups, 1, 1),

@@ -145,4 +145,5 @@ def drawn(
         weight, shape=w.shape, rows=(0,), columns=(1,), window=None
     )
     scale = leaves[MAPPING_SCALE.name] if weight.stores_scale else None
-    return modified(matrix, w, scale, key, leaves.get(NOISE_STRENGTH.name), bound)
+    strength = leaves.get(NOISE_STRENGTH.name)
+    return modified(matrix, w, scale, key, strength, bound, leaves)

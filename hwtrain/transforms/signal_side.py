@@ -282,6 +282,7 @@ def _matmul(
             output_scale=output_scale,
             input_range=leaves.get(RANGE.name) if weight.ranged else None,
             probe=probe if weight.ranged else None,
+            leaves={x.name: leaves[x.name] for x in weight.own_leaves},
             keys=keys,
             chip_key=frozen_key(leaves[CHIP_KEY.name]) if chip.freezes(mode) else None,
             strength=leaves.get(NOISE_STRENGTH.name, 1.0),

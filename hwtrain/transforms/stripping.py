@@ -13,7 +13,7 @@ from hwtrain.leaf_names import BUILT_IN, is_effective, may_be_leaf, split
 from hwtrain.periphery.range import PROBE, RANGE
 from hwtrain.physics.input_range import PROBE_SIZE
 from hwtrain.plan import ONE, Plan
-from hwtrain.transforms.nnx.layers import OUR_TYPES
+from hwtrain.transforms.nnx.layers import OUR_TYPES, PartLeaf
 from hwtrain.transforms.weight_side import local
 
 _LEARNED = {leaf.name for leaf in BUILT_IN if leaf.in_kernel is not None}
@@ -84,6 +84,11 @@ def _certain(params: Any) -> set[str]:
     found = set()
     for path, leaf in present.items():
         name, variable = split(path)[1], variables.get(path)
+        if isinstance(variable, PartLeaf):
+            raise ValueError(
+                f"{path} is of a part, which says what becomes of it: "
+                f"the plan has it. Write {_WITH_PLAN}"
+            )
         if variable is not None and name:
             ours = isinstance(variable, OUR_TYPES)
         else:

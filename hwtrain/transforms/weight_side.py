@@ -100,10 +100,12 @@ def step_weights(
         if not chip.modifies(mode) or chip.modifies_in_layer(mode):
             return clipped(weight, leaf, bound)
         noise = strength.get(weight.path)
+        own = {
+            x.name: weight.value_of(x, nominal, plan.prefix) for x in weight.own_leaves
+        }
         with shared():
-            return _modified(
-                anonymous(weight), leaf, scale, weight_keys[weight.path], noise, bound
-            )
+            key = weight_keys[weight.path]
+            return _modified(anonymous(weight), leaf, scale, key, noise, bound, own)
 
     leaves = {}
     for weight in plan.weights:

@@ -2,7 +2,7 @@
 
 import dataclasses
 import inspect
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 from flax import linen as nn
@@ -132,16 +132,17 @@ def running_class(context: nn.module.InterceptorContext) -> type:
     return cls
 
 
-def names_of(scope: Any, path: str) -> list[str]:
+def names_of(scope: Any, path: str, own: Sequence[str]) -> list[str]:
     """Returns the paths of what a model calls as hardware calls its leaves.
 
     Args:
       scope: the scope of a module that was called; what is put there around Flax's
         `param` and `setup`, as our leaves are, is not among its reservations.
       path: path of the module.
+      own: the names of leaves that users' parts declare.
     """
-    own = map(paths.join, ([name] for name in scope.reservations))
-    found = [x for x in own if named_as_leaf(x) or x in OF_A_STEP]
+    names = map(paths.join, ([name] for name in scope.reservations))
+    found = [x for x in names if named_as_leaf(x, own) or x in OF_A_STEP]
     return [f"{path}/{name}" if path else name for name in found]
 
 

@@ -43,9 +43,14 @@ def _type_of(leaf: LeafSpec) -> type[nnx.Param]:
 TYPES = {x.name: _type_of(x) for x in BUILT_IN if x.when != ("step",)}
 """The types of the variables of leaves, by name. An object is pickled by its type's."""
 
+
+class PartLeaf(nnx.Param):
+    """The leaf of a user's part; the plan knows which."""
+
+
 globals().update({kind.__name__: kind for kind in TYPES.values()})
 
-OUR_TYPES = (*TYPES.values(), EffectiveWeight)
+OUR_TYPES = (*TYPES.values(), PartLeaf, EffectiveWeight)
 """The types of all parameters that are not the user's."""
 
 REWRITERS = (nnx.WeightNorm, nnx.SpectralNorm)

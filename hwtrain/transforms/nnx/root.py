@@ -28,6 +28,7 @@ from hwtrain.transforms.nnx.layers import (
     REWRITERS,
     TYPES,
     EffectiveWeight,
+    PartLeaf,
     analog_methods,
     bases_of,
     describe,
@@ -75,7 +76,7 @@ def analogize_nnx(model: Any, assigned: Assignment, rngs: nnx.Rngs | None) -> An
         make_analog(layer, tuple(weights), "train")
         for weight in weights:
             for name, value in initial_leaves(weight, _array(layer, weight)).items():
-                setattr(layer, weight.leaf_name(name), TYPES[name](value))
+                setattr(layer, weight.leaf_name(name), TYPES.get(name, PartLeaf)(value))
     for weight in plan.weights:
         path = weight_side.local(plan, weight.layer_path)
         guarded = path in layers and weight.layer_path not in by_layer
@@ -183,7 +184,7 @@ def _make(model: nnx.Module, assigned: Assignment, check: bool) -> Plan:
         for path, leaf in paths.leaves(own).items()
         if ours(path)
     }
-    users = {path for path in shapes if named_as_leaf(path)}
+    users = {path for path in shapes if named_as_leaf(path, assigned.own_leaves)}
     _check_kernels_of_their_own(assigned, layers, modules)
     plan = make_plan(assigned, layers, shapes, users, check=check)
     real(plan, nnx.state(model, nnx.Param))
