@@ -14,10 +14,12 @@ Shapes = tuple[tuple[int, ...], ...]
 
 
 def _of_tiles(weight: Any) -> Shapes:
+    """Returns `[row tiles, column tiles]`."""
     return (weight.tiles,)
 
 
 def _always(weight: Any, when: When) -> bool:
+    """Returns that every weight has the leaf."""
     return True
 
 
