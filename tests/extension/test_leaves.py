@@ -21,7 +21,7 @@ SCALED = hw.MappingParameter(
 )
 
 
-@hw.register("stage", "test_adc_bound", outside="read_noise", inside="management")
+@hw.register("stage", "test_adc_bound", outside="read_noise", inside="adc")
 class AdcBound(hw.Part):
     """A full scale of the ADC of each tile, which is learned."""
 
@@ -47,14 +47,14 @@ class AdcBound(hw.Part):
         return f"learned ADC bound from {self.start:g}"
 
 
-@hw.register("stage", "test_whole_bound", outside="read_noise", inside="management")
+@hw.register("stage", "test_whole_bound", outside="read_noise", inside="adc")
 class WholeBound(AdcBound):
     """The same, in a convolution as a whole."""
 
     whole = True
 
 
-@hw.register("stage", "test_offset", outside="read_noise", inside="management")
+@hw.register("stage", "test_offset", outside="read_noise", inside="adc")
 class Offset(hw.Part):
     """A number that is added to the outputs of each tile, and not learned."""
 
@@ -85,6 +85,14 @@ class Early(Offset):
         offset = ctx.leaf(self.name)
         y = inner(x)
         return y + offset.reshape((1,) * (y.ndim - 3) + (*offset.shape, 1))
+
+
+@hw.register("stage", "test_peek", inside="range", outside="test_adc_bound")
+class Peek(hw.Part):
+    """Tries a read before another."""
+
+    def around(self, inner, x, ctx):
+        return inner(x) + inner.trial(x, 0).y
 
 
 @hw.register("modifier", "test_fan")
@@ -489,6 +497,15 @@ def test_bound_management_searches_around_it():
     _, params, _, call = made("linen", chip, x)
     gradient = jax.grad(lambda p: call(p, x).sum())(params)
     assert np.all(np.isfinite(gradient["adc_bound"]))
+
+
+def test_a_read_that_is_tried_gives_it_no_gradient():
+    x = jax.random.normal(jax.random.key(1), (6, 7))
+    gradients = []
+    for stages in ((AdcBound(start=0.4),), (AdcBound(start=0.4), Peek())):
+        _, params, _, call = made("linen", hardware(*stages), x)
+        gradients.append(jax.grad(lambda p, call=call: call(p, x).sum())(params))
+    np.testing.assert_allclose(*(g["adc_bound"] for g in gradients), rtol=1e-6)
 
 
 @pytest.mark.parametrize("each", ["column", "tile"])
