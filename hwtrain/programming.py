@@ -415,8 +415,9 @@ def _responses(
     ) -> jax.Array:
         keys = None if key is None else read_keys(fold_in(key, number))
         chip_key = jax.random.wrap_key_data(chip_key, impl="threefry2x32")
-        given: dict[str, Any] = {"keys": keys, "chip_key": chip_key, **sizes}
-        return tile_responses(w, chip.stages, leaves=leaves, **given)
+        return tile_responses(
+            w, chip.stages, leaves=leaves, keys=keys, chip_key=chip_key, **sizes
+        )
 
     matrices = w.reshape(-1, *w.shape[-2:])
     depth, numbers = len(weight.stack), jnp.arange(len(matrices))
