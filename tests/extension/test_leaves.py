@@ -387,6 +387,7 @@ def test_it_is_exported_loaded_inspected_adopted_and_stripped(framework, tmp_pat
     converter = hw.SinglePairConductanceConverter(g_max=25.0)
     chip = hardware(AdcBound(start=0.4), converter=converter)
     analog, params, plan, call = made(framework, chip, x)
+    assert not plan.digital
     params = {**params, "adc_bound": params["adc_bound"] * jnp.linspace(1, 2, 3)}
     variables = {"params": params}
     if framework == "nnx":
@@ -675,19 +676,24 @@ def test_what_a_users_leaf_cannot_be_is_an_error(options, message):
 
 
 def test_a_parameter_of_that_name_elsewhere_is_the_models():
+    class Own(nn.Module):
+        @nn.compact
+        def __call__(self, x):
+            x = x @ self.param("kernel", nn.initializers.ones, (5, 5))
+            return x * self.param("adc_bound", nn.initializers.ones, ())
+
     class Elsewhere(nn.Module):
         @nn.compact
         def __call__(self, x):
-            x = nn.Dense(5, name="dense")(x)
-            return x * self.param("adc_bound", nn.initializers.ones, ())
+            return Own(name="own")(nn.Dense(5, name="dense")(x))
 
-    analog = hw.analogize(Elsewhere(), hardware(AdcBound()))
+    analog = hw.analogize(Elsewhere(), [hw.Rule("dense", hardware(AdcBound()))])
     x = jnp.ones((1, 7))
     params = analog.init(KEY, x)["params"]
     plan = hw.plan(analog, {"params": params}, x)
-    assert "adc_bound" in {entry.path for entry in plan.digital}
+    assert "own/adc_bound" in {entry.path for entry in plan.digital}
     stripped = hw.strip(params, plan)
-    assert "adc_bound" in stripped and "adc_bound" not in stripped["dense"]
+    assert "adc_bound" in stripped["own"] and "adc_bound" not in stripped["dense"]
 
 
 def test_some_weights_only_have_it():
