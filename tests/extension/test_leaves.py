@@ -95,6 +95,19 @@ class Peek(hw.Part):
         return inner(x) + inner.trial(x, 0).y
 
 
+@hw.register("stage", "test_gain", outside="read_noise", inside="adc")
+class Gain(hw.Part):
+    """One number for all tiles of a matrix."""
+
+    whole = True
+
+    def leaves(self, weight):
+        return (hw.LeafSpec(name="gain", shapes=lambda weight: ((),)),)
+
+    def around(self, inner, x, ctx):
+        return inner(x) * ctx.leaf("gain")
+
+
 @hw.register("modifier", "test_fan")
 class Fan(hw.WeightModifier):
     """Makes the weights of each column larger by a share that is learned."""
@@ -288,6 +301,21 @@ def test_in_whole_convolutions_it_is_the_same_as_in_windows(layer):
         found["WholeBound"],
     )
     assert found["AdcBound", "windows"] and not found["WholeBound", "windows"]
+
+
+@pytest.mark.parametrize("layer", ["conv", "groups"])
+def test_what_is_of_no_tile_is_read_in_windows(layer):
+    make, shape = LAYERS[layer]
+    x = jax.random.normal(jax.random.key(1), shape)
+    analog = hw.analogize(make(), hardware(Gain(), mapping=None))
+    params = analog.init(KEY, x)["params"]
+    groups = 2 if layer == "groups" else 1
+    gains = jnp.array([2.0, 3.0])[:groups].reshape(params["gain"].shape)
+    kernel = {"kernel": params["kernel"], "bias": params["bias"]}
+    factors = np.repeat(gains.ravel(), params["bias"].size // groups)
+    expected = make().apply({"params": kernel}, x) * factors
+    found = analog.apply({"params": {**params, "gain": gains}}, x)
+    np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-5)
 
 
 def test_a_scanned_stack_has_the_leaves_of_each_layer():
