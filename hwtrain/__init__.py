@@ -44,6 +44,7 @@ if _typing.TYPE_CHECKING:
     from hwtrain.hardware import HermesNoiseModel as HermesNoiseModel
     from hwtrain.hardware import InputRangeParameter as InputRangeParameter
     from hwtrain.hardware import IOParameters as IOParameters
+    from hwtrain.hardware import LeafSpec as LeafSpec
     from hwtrain.hardware import MappingParameter as MappingParameter
     from hwtrain.hardware import MeasuredNoiseModel as MeasuredNoiseModel
     from hwtrain.hardware import Mismatch as Mismatch
@@ -137,6 +138,7 @@ else:
             "HermesNoiseModel",
             "InputRangeParameter",
             "IOParameters",
+            "LeafSpec",
             "MappingParameter",
             "MeasuredNoiseModel",
             "MismatchParameter",

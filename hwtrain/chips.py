@@ -8,7 +8,9 @@ import jax.numpy as jnp
 from hwtrain import paths
 from hwtrain.clip_bounds import with_clipped, with_open_bounds
 from hwtrain.crossbar import largest_weight, on_crossbar, with_written
+from hwtrain.hardware.mapping_scale import MAPPING_SCALE
 from hwtrain.nominal import check_nominal
+from hwtrain.periphery._read_keys import CHIP_KEY
 from hwtrain.physics.random import draw_key, fold_in
 from hwtrain.plan import AnalogWeight, Plan
 
@@ -69,23 +71,17 @@ def with_chip_leaves(
     entries = {}
     for weight in plan.weights:
         prefix = "" if weight.path in values else f"{plan.prefix}/"
-        if weight.hardware.rounds_chips:
-            path = weight.leaf("on_levels").removeprefix(prefix)
-            entries[path] = jnp.ones(weight.stack, jnp.float32)
-        if "of_chip" in weight.chip_leaves:
-            path = weight.leaf("of_chip").removeprefix(prefix)
-            entries[path] = jnp.ones(weight.stack, jnp.float32)
-        if weight.kind == "raw":
-            continue  # it has no periphery
-        if weight.hardware.freezes("chip"):
-            path = weight.leaf("chip_key").removeprefix(prefix)
-            entries[path] = frozen_keys(weight, key)
-        if weight.hardware.derives_chip_scale:
-            matrix = weight.to_matrix(values[weight.path.removeprefix(prefix)])
-            bound = weight.stored_bound(values, plan.prefix if prefix else "")
-            path = weight.leaf("mapping_scale").removeprefix(prefix)
-            scale = weight.derived_scale(matrix, bound)
-            entries[path] = weight.unit_scale if scale is None else scale
+        kernel = values[weight.path.removeprefix(prefix)]
+        for leaf in weight.leaves("chip"):
+            path = weight.leaf(leaf).removeprefix(prefix)
+            if leaf is CHIP_KEY:
+                entries[path] = frozen_keys(weight, key)
+            elif leaf is MAPPING_SCALE:
+                bound = weight.stored_bound(values, plan.prefix if prefix else "")
+                scale = weight.derived_scale(weight.to_matrix(kernel), bound)
+                entries[path] = weight.unit_scale if scale is None else scale
+            else:
+                entries[path] = leaf.value(weight, kernel)
     entries = {path: leaf for path, leaf in entries.items() if path not in present}
     return paths.insert(params, entries) if entries else params
 

@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 
 from hwtrain import paths
-from hwtrain.physics.learned_clip import learned_clip
+from hwtrain.hardware.weights import CLIP_BOUND, within_bound
 from hwtrain.plan import AnalogWeight, Plan
 
 
@@ -27,10 +27,7 @@ def clipped(
       bound: its learned clip bound, `[*stack, row tiles, columns]`.
       steps: steps between -bound and bound that it is rounded to; `None` for none.
     """
-    if bound is None:
-        return kernel
-    matrix = weight.to_matrix(kernel)
-    return weight.from_matrix(learned_clip(matrix, bound, weight.row_sizes, steps))
+    return kernel if bound is None else within_bound(weight, kernel, bound, steps)
 
 
 def with_clipped(params: paths.Tree, plan: Plan) -> paths.Tree:
@@ -63,7 +60,7 @@ def with_open_bounds(params: paths.Tree, plan: Plan) -> paths.Tree:
       plan: the plan.
     """
     values = paths.leaves(params)
-    weights = {weight.leaf("clip_bound"): weight for weight in learning(plan)}
+    weights = {weight.leaf(CLIP_BOUND): weight for weight in learning(plan)}
 
     def value(path: str, leaf: jax.Array) -> jax.Array:
         weight = weights.get(path)

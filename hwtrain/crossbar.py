@@ -1,6 +1,9 @@
 """The weights as a crossbar holds them: without their mapping scale."""
 
 import dataclasses
+import math
+from collections.abc import Mapping
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -8,9 +11,9 @@ import numpy as np
 
 from hwtrain import paths
 from hwtrain._parts.constant import replaced
-from hwtrain._parts.slot import is_own
 from hwtrain.clip_bounds import clipped
-from hwtrain.hardware import WeightModifierParameter
+from hwtrain.hardware import WeightModifier, WeightModifierParameter
+from hwtrain.hardware.modifiers import ON_LEVELS
 from hwtrain.physics import tiling
 from hwtrain.plan import AnalogWeight, Plan
 
@@ -81,6 +84,7 @@ def modified(
     key: jax.Array | None,
     strength: jax.Array | None = None,
     bound: jax.Array | None = None,
+    leaves: Mapping[str, jax.Array] = {},  # noqa: B006 it is only read
 ) -> jax.Array:
     """Returns the kernel with the weight modifier of its hardware applied.
 
@@ -91,6 +95,7 @@ def modified(
       key: key of the draw; may be `None` if the modifier draws nothing.
       strength: factor on its noise, `[]` float32; `None` for 1.
       bound: its learned clip bound, if it has one: levels of columns are spread to it.
+      leaves: what lies beside it, by name; those of a modifier of a user's among them.
     """
     modifier = weight.hardware.modifier
     if modifier is None:
@@ -115,7 +120,10 @@ def modified(
         w, s, w_max = kernel, 1.0, w_max * s
     changed = w if last is None else jnp.where(last, 0, w)
     # One of a user sees the array as it is stored, however it is cut.
-    if is_own(modifier) or not _cut_by_layer(weight):
+    if isinstance(modifier, WeightModifier):
+        own = modifier_leaves(weight, leaves)
+        changed = modifier(key, changed, w_max, strength, own)
+    elif not _cut_by_layer(weight):
         changed = modifier(key, changed, w_max, strength)
     else:
         # The order stays the same, and so do the numbers by which elements are drawn.
@@ -127,6 +135,36 @@ def modified(
         changed = tiling.join(changed, weight.row_sizes, axis=-2)
     changed = changed if last is None else jnp.where(last, w, changed)
     return jnp.asarray(changed * s, kernel.dtype)
+
+
+def modifier_leaves(
+    weight: AnalogWeight, leaves: Mapping[str, jax.Array]
+) -> dict[str, jax.Array]:
+    """Returns the leaves of a user's modifier, broadcastable against the array.
+
+    Args:
+      weight: the plan of the array.
+      leaves: what lies beside it, by name.
+
+    Raises:
+      ValueError: for one that is neither of tiles nor of columns.
+    """
+    modifier: Any = weight.hardware.modifier
+    own = {}
+    for spec in modifier.leaves(weight):
+        if not spec.there(weight, "model"):
+            continue
+        leaf = leaves[spec.name]
+        last = {1, weight.tiles[1], sum(weight.column_sizes)}
+        behind = leaf.shape[len(weight.stack) :]
+        if len(behind) != 2 or behind[0] != weight.tiles[0] or behind[1] not in last:
+            raise ValueError(
+                f"{weight.path}: a modifier reads leaves of tiles or of columns, "
+                f"[row tiles, column tiles or columns]; {spec.name} has the shape "
+                f"{leaf.shape} beside {math.prod(weight.stack)} matrices"
+            )
+        own[spec.name] = weight.spread(leaf)
+    return own
 
 
 def written(
@@ -177,7 +215,7 @@ def with_written(params: paths.Tree, plan: Plan) -> paths.Tree:
         if weight is None:
             return leaf
         scale, bound = weight.stored_scale(leaves), weight.stored_bound(leaves)
-        if weight.leaf("on_levels") in leaves:
+        if weight.leaf(ON_LEVELS) in leaves:
             return clipped(weight, jnp.asarray(leaf), bound)
         return written(weight, jnp.asarray(leaf), scale, bound)
 

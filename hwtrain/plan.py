@@ -6,6 +6,7 @@ ranks.
 """
 
 import dataclasses
+import functools
 import math
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -16,20 +17,20 @@ import numpy as np
 from rich.table import Table
 
 from hwtrain import paths
+from hwtrain._parts.leaf import LeafSpec, Shapes, When
 from hwtrain.hardware import Hardware, MappingParameter
+from hwtrain.hardware.mapping_scale import MAPPING_SCALE
+from hwtrain.hardware.weights import CLIP_BOUND
 from hwtrain.leaf_names import (
-    CONSTANTS,
+    BUILT_IN,
     EFFECTIVE,
-    OF_A_CHIP,
-    OF_A_STEP,
     OWNERS,
     SHARED,
-    STORED,
+    names_when,
 )
 from hwtrain.physics import tiling
 from hwtrain.physics.convolution import Window, unpack
 from hwtrain.physics.dynapsim import quantity_of
-from hwtrain.physics.input_range import PROBE_SIZE
 from hwtrain.physics.random import draw_name, stable_hash
 from hwtrain.tables import as_text, table, tables_of
 
@@ -94,12 +95,29 @@ class AnalogWeight:
                 f"into {self.groups} groups"
             )
         self._check_logarithm()
+        self._check_own_leaves()
         if self.kind == "raw" and self.hardware.remaps:
             raise ValueError(
                 f"{self.path}: remapping needs a mapping scale beside the kernel of a "
                 "layer, and a parameter that a rule names has none. Give its rule a "
                 "Hardware without remap"
             )
+
+    def _check_own_leaves(self) -> None:
+        """Raises for leaves of users' parts that could not be told from others."""
+        taken = {leaf.name for leaf in BUILT_IN}
+        for leaf in self.hardware.leaves(self):
+            why = leaf.own_fault
+            if leaf.name in taken:
+                why = "another leaf has that name; call it otherwise"
+            if self.kind == "raw":
+                why = (
+                    "a parameter that a rule names has no leaves beside it. Give its "
+                    "rule a Hardware without that part"
+                )
+            if why:
+                raise ValueError(f"{self.path}: the leaf {leaf.name!r}: {why}")
+            taken.add(leaf.name)
 
     def _check_logarithm(self) -> None:
         """Raises for noise relative to a logarithm, which is zero at first."""
@@ -221,14 +239,43 @@ class AnalogWeight:
         """Whether what its layer multiplies by is not stored, and is to be derived."""
         return bool(self.derived) and self.path == self.stored
 
-    def leaf(self, name: str) -> str:
-        """Returns the path of a leaf beside the array, such as `"probe"`."""
-        name = self.leaf_name(name)
+    def leaf(self, leaf: LeafSpec | str) -> str:
+        """Returns the path of a leaf beside the array, given its spec or its name."""
+        name = self.leaf_name(leaf)
         return f"{self.layer_path}/{name}" if self.layer_path else name
 
-    def leaf_name(self, name: str) -> str:
+    def leaf_name(self, leaf: LeafSpec | str) -> str:
         """Returns how a leaf is called in the layer, such as `"lora_a_probe"`."""
+        name = leaf if isinstance(leaf, str) else leaf.name
         return name if self.alone else f"{self.array}_{name}"
+
+    def leaves(self, when: When = "model") -> tuple[LeafSpec, ...]:
+        """Returns the leaves that lie beside the array.
+
+        Args:
+          when: in the parameters of the model, in those of a chip beside these, or for
+            a step beside either.
+        """
+        every = (*BUILT_IN, *self.hardware.leaves(self))
+        return tuple(x for x in every if when in x.when and x.there(self, when))
+
+    @property
+    def own_leaves(self) -> tuple[LeafSpec, ...]:
+        """The leaves of users' parts that lie beside the array."""
+        return tuple(x for x in self.leaves() if x not in BUILT_IN)
+
+    def value_of(
+        self, leaf: LeafSpec, leaves: Mapping[str, Any], prefix: str = ""
+    ) -> Any:
+        """Returns a leaf of the model out of leaves by path; `None` without one.
+
+        Args:
+          leaf: the leaf.
+          leaves: the leaves of the parameters.
+          prefix: what the plan's paths begin with and those of the leaves do not.
+        """
+        path = self.leaf(leaf).removeprefix(f"{prefix}/")
+        return leaves[path] if path in leaves and leaf.there(self, "model") else None
 
     @property
     def alone(self) -> bool:
@@ -254,45 +301,12 @@ class AnalogWeight:
           leaves: the leaves of the parameters.
           prefix: what the plan's paths begin with and those of the leaves do not.
         """
-        path = self.leaf("mapping_scale").removeprefix(f"{prefix}/")
-        return leaves[path] if self.stores_scale and path in leaves else None
+        return self.value_of(MAPPING_SCALE, leaves, prefix)
 
     @property
-    def leaf_shapes(self) -> dict[str, tuple[tuple[int, ...], ...]]:
+    def leaf_shapes(self) -> dict[str, Shapes]:
         """The leaves beside the array: by name, the shapes that each may have."""
-        if self.kind == "raw":
-            return {}
-        shapes: dict[str, tuple[tuple[int, ...], ...]] = {}
-        tiles, columns = (*self.stack, *self.tiles), sum(self.column_sizes)
-        if self.ranged:
-            shapes["input_range"] = (tiles,)
-            shapes["probe"] = ((*tiles, PROBE_SIZE),)
-        if self.hardware.learns_clip:
-            shapes["clip_bound"] = ((*self.stack, self.tiles[0], columns),)
-        if self.hardware.stores_scale:
-            # The last is that of format 1.1: one for all column tiles.
-            last = dict.fromkeys((self.tiles[1], columns, 1))
-            rows = (*self.stack, self.tiles[0])
-            shapes["mapping_scale"] = tuple((*rows, size) for size in last)
-        if self.hardware.scales_outputs:
-            shapes["output_scale"] = (self.output_scale_shape,)
-        return shapes
-
-    @property
-    def chip_leaves(self) -> tuple[str, ...]:
-        """The leaves that only a chip's parameters have beside the array, by name.
-
-        Where chips differ, there is one at least: it tells a chip's array from a
-        nominal one.
-        """
-        chip, layer = self.hardware, self.kind != "raw"  # a raw one has no periphery
-        does = (
-            layer and chip.derives_chip_scale,
-            layer and chip.freezes("chip"),
-            chip.rounds_chips,
-        )
-        there = (*does, chip.frozen and not any(does))
-        return tuple(name for name, present in zip(OF_A_CHIP, there) if present)
+        return {leaf.name: leaf.shapes_of(self) for leaf in self.leaves()}
 
     @property
     def beside(self) -> frozenset[str]:
@@ -300,18 +314,8 @@ class AnalogWeight:
 
         In the model's parameters, in those of a chip, or for a step.
         """
-        names, chip = {*self.leaf_shapes, *self.chip_leaves}, self.hardware
-        if self.kind == "raw":
-            return frozenset(names)
-        names.add(CONSTANTS)  # whatever the hardware: any may be given some
-        modes = ("train", "chip", "eval")
-        if any(map(chip.needs_root, modes)) or chip.noisy(periphery=True):
-            names.update(OF_A_STEP)
-        if any(map(chip.freezes, modes)):
-            names.add("chip_key")
-        if chip.converts:
-            names.add("mapping_scale")
-        return frozenset(names)
+        every: tuple[When, ...] = ("model", "chip", "step")
+        return frozenset(leaf.name for when in every for leaf in self.leaves(when))
 
     @property
     def owned(self) -> frozenset[str]:
@@ -319,17 +323,9 @@ class AnalogWeight:
         paths = {self.leaf(name) for name in self.beside}
         return frozenset(paths | ({self.effective_path} if self.derived else set()))
 
-    @property
-    def output_scale_shape(self) -> tuple[int, ...]:
-        """Shape of the learned output scale, `[*stack, row tiles, columns or 1]`."""
-        each = self._mapping.out_scaling_columnwise
-        columns = sum(self.column_sizes) if each else 1
-        return (*self.stack, self.tiles[0], columns)
-
     def stored_bound(self, leaves: Mapping[str, Any], prefix: str = "") -> Any:
         """Returns the learned clip bound out of leaves by path; `None` without one."""
-        path = self.leaf("clip_bound").removeprefix(f"{prefix}/")
-        return leaves[path] if self.hardware.learns_clip and path in leaves else None
+        return self.value_of(CLIP_BOUND, leaves, prefix)
 
     def to_matrix(self, array: jax.Array) -> jax.Array:
         """Returns the stored array as `[*stack, rows, columns]`.
@@ -465,6 +461,27 @@ class AnalogWeight:
             scale = self.of_columns(scale)
             return jnp.broadcast_to(scale, (*scale.shape[:-1], matrix.shape[-1]))
         return scale
+
+
+ONE = AnalogWeight(
+    path="kernel",
+    kind="dense",
+    layer="",
+    shape=(1, 1),
+    rows=(0,),
+    columns=(1,),
+    hardware=Hardware(),
+    rule="",
+    ranged=False,
+)
+"""A weight of one input and one output."""
+
+
+@functools.lru_cache(maxsize=256)
+def own_names(hardware: Hardware) -> tuple[str, ...]:
+    """Returns the names of the leaves that users' parts of a hardware declare."""
+    weight = dataclasses.replace(ONE, hardware=hardware)
+    return tuple(leaf.name for leaf in hardware.leaves(weight))
 
 
 def _row(weight: AnalogWeight) -> dict[str, str]:
@@ -613,6 +630,20 @@ class Plan(Mapping[str, AnalogWeight]):
         digital = (entry.path for entry in self.digital)
         return frozenset((*digital, *(weight.path for weight in self.weights)))
 
+    def leaves(self, when: When = "model") -> dict[str, tuple[AnalogWeight, LeafSpec]]:
+        """Returns all leaves beside the weights, with theirs, by path.
+
+        Args:
+          when: as `AnalogWeight.leaves` takes it.
+        """
+        return {w.leaf(x): (w, x) for w in self.weights for x in w.leaves(when)}
+
+    @property
+    def zeros(self) -> frozenset[str]:
+        """The paths of leaves of zeros, which carry nothing from step to step."""
+        found = self.leaves().items()
+        return frozenset(path for path, (_, x) in found if x.exported == "zeros")
+
     def leaves_of_chip(self, params: Any) -> list[str]:
         """Returns the paths of what only a chip's parameters have.
 
@@ -620,8 +651,9 @@ class Plan(Mapping[str, AnalogWeight]):
           params: `params`, with or without the prefix; of arrays or of their shapes.
         """
         present = paths.leaves(params)
-        leaves = [w.leaf(name) for w in self.weights for name in w.chip_leaves]
-        return [x for x in leaves if x in present or self._local(x) in present]
+        return [
+            x for x in self.leaves("chip") if x in present or self._local(x) in present
+        ]
 
     def check_weights(self, params: Any) -> None:
         """Raises unless a tree holds every analog weight, in the planned shape.
@@ -664,8 +696,8 @@ class Plan(Mapping[str, AnalogWeight]):
         """
         present = paths.leaves(params)
         for weight in self.weights:
-            for name, shapes in weight.leaf_shapes.items():
-                path = weight.leaf(name)
+            for spec in weight.leaves():
+                path, shapes = weight.leaf(spec), spec.shapes_of(weight)
                 leaf = present.get(path, present.get(self._local(path)))
                 expected = " or ".join(map(str, shapes))
                 if leaf is None:
@@ -688,8 +720,10 @@ class Plan(Mapping[str, AnalogWeight]):
         self, weight: AnalogWeight, present: Mapping[str, Any], of_chip: bool
     ) -> None:
         """Raises for a leaf that hardware put beside a weight, and not this one's."""
-        known = {*weight.leaf_shapes, *(weight.chip_leaves if of_chip else ())}
-        for name in STORED if weight.kind != "raw" else ():
+        known = {*weight.leaf_shapes}
+        known |= {leaf.name for leaf in weight.leaves("chip") if of_chip}
+        own = {name for other in self.weights for name in own_names(other.hardware)}
+        for name in (*names_when("model"), *own) if weight.kind != "raw" else ():
             path = weight.leaf(name)
             there = path in present or self._local(path) in present
             if there and name not in known and path not in self.users:

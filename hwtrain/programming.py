@@ -21,6 +21,7 @@ from hwtrain.constants import joined_plan, split_plan
 from hwtrain.crossbar import on_crossbar, written
 from hwtrain.hardware import Hardware
 from hwtrain.hardware.conversion import Params
+from hwtrain.hardware.mapping_scale import MAPPING_SCALE
 from hwtrain.nominal import check_nominal
 from hwtrain.periphery._read_keys import read_keys
 from hwtrain.periphery.mvm import tile_responses
@@ -101,10 +102,12 @@ class ProgrammedChip:
           A tree like the parameters.
         """
         found, plan = {}, joined_plan(self.plan, self.constants)
+        values = paths.leaves(self.params)
         for path, programmed in self.weights.items():
             weight = plan[path]
             keys = None if key is None else keys_of_read(weight, key)
-            found[path] = weight_at(weight, programmed, t_s, keys)
+            leaves = own_values(weight, values)
+            found[path] = weight_at(weight, programmed, t_s, keys, leaves)
         kernels = {path: kernel for path, (kernel, _) in found.items()}
         factors = {path: factor for path, (_, factor) in found.items()}
 
@@ -243,11 +246,22 @@ def program_weight(
     )
 
 
+def own_values(weight: AnalogWeight, leaves: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns the leaves of users' parts beside a weight, by name.
+
+    Args:
+      weight: the plan of the array.
+      leaves: the parameters by path.
+    """
+    return {x.name: leaves[weight.leaf(x)] for x in weight.own_leaves}
+
+
 def weight_at(
     weight: AnalogWeight,
     programmed: ProgrammedWeight,
     t_s: ArrayLike,
     keys: Keys | None,
+    leaves: Mapping[str, jax.Array] = {},  # noqa: B006 it is only read
 ) -> tuple[jax.Array, jax.Array | None]:
     """Returns one array as a chip has it, and what compensates the drift in it.
 
@@ -256,6 +270,7 @@ def weight_at(
       programmed: its crossbars.
       t_s: time since programming, in seconds.
       keys: what `keys_of_read` returned; `None` for a read without noise.
+      leaves: what `own_values` returned.
 
     Returns:
       The stored array, float32, times the factors of the compensation; and the factors,
@@ -274,11 +289,12 @@ def weight_at(
     at_zero = _weights(weight, fresh, programmed.params)
     now = None if keys is None else keys["compensation"]
     first, frozen = (programmed.keys[x] for x in ("compensation", "frozen_periphery"))
+    respond = functools.partial(_responses, weight, frozen=frozen, leaves=leaves)
     baseline = compensation.baseline(
-        _responses(weight, at_zero, first, frozen),
+        respond(at_zero, first),
         _exact_responses(weight, programmed.target),
     )
-    factor = compensation.factor(baseline, _responses(weight, w, now, frozen))
+    factor = compensation.factor(baseline, respond(w, now))
     if factor.ndim > w.ndim:  # of each column of a tile, the last padded
         factor = tiling.join(factor, weight.column_sizes, axis=-1)
     of_rows = tiling.expand_rows(weight.of_columns(factor), weight.row_sizes)
@@ -297,7 +313,7 @@ def compensated(
       plan: the plan.
       factors: by path of a weight, what `weight_at` returned.
     """
-    scaled = {plan[p].leaf("mapping_scale"): (plan[p], f) for p, f in factors.items()}
+    scaled = {plan[p].leaf(MAPPING_SCALE): (plan[p], f) for p, f in factors.items()}
 
     def scale(path: str, leaf: jax.Array) -> jax.Array:
         weight, factor = scaled.get(path, (None, None))
@@ -373,7 +389,12 @@ def _weights(
 
 
 def _responses(
-    weight: AnalogWeight, w: jax.Array, key: jax.Array | None, frozen: jax.Array
+    weight: AnalogWeight,
+    w: jax.Array,
+    key: jax.Array | None,
+    *,
+    frozen: jax.Array,
+    leaves: Mapping[str, jax.Array],
 ) -> jax.Array:
     """Returns what each tile answers to one row driven by 1 after the other.
 
@@ -385,6 +406,7 @@ def _responses(
       w: `[*stack, rows, columns]`, in units of the crossbar.
       key: key of this read of the periphery; `None` for one without noise.
       frozen: key of what is frozen in it.
+      leaves: the leaves of users' stages by name, `[*stack, ...]`.
 
     Returns:
       `[*stack, row tiles, column tiles, rows, columns]`.
@@ -395,13 +417,19 @@ def _responses(
     sizes = {"row_sizes": weight.row_sizes, "column_sizes": weight.column_sizes}
     of_chip = frozen_periphery(weight, frozen).reshape(-1, 2)
 
-    def respond(w: jax.Array, number: jax.Array, chip_key: jax.Array) -> jax.Array:
+    def respond(
+        w: jax.Array, number: jax.Array, chip_key: jax.Array, leaves: Any
+    ) -> jax.Array:
         keys = None if key is None else read_keys(fold_in(key, number))
         chip_key = jax.random.wrap_key_data(chip_key, impl="threefry2x32")
-        return tile_responses(w, chip.stages, keys=keys, chip_key=chip_key, **sizes)
+        return tile_responses(
+            w, chip.stages, leaves=leaves, keys=keys, chip_key=chip_key, **sizes
+        )
 
     matrices = w.reshape(-1, *w.shape[-2:])
-    found = jax.vmap(respond)(matrices, jnp.arange(len(matrices)), of_chip)
+    depth, numbers = len(weight.stack), jnp.arange(len(matrices))
+    each = {k: x.reshape(-1, *x.shape[depth:]) for k, x in leaves.items()}
+    found = jax.vmap(respond)(matrices, numbers, of_chip, each)
     return found.reshape(*w.shape[:-2], *found.shape[1:])
 
 

@@ -60,10 +60,16 @@ def test_the_examples_of_the_meshes_page_run_on_eight_devices(on_devices):
 
 
 def test_the_device_of_the_devices_page_is_whole(capsys):
-    names = names_after("devices.md")
+    text = (DOCS / "devices.md").read_text("utf-8")
+    names, learned = {}, {}
+    code, of_leaves = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
+    exec(code, names)
+    exec(of_leaves, learned)
     printed = capsys.readouterr().out
     for effect in ("telegraph noise 0.05", "log-normal 0.05", "flash, 2%"):
         assert effect in printed
+    assert "(2, 1)" in printed and "learned full scale of the ADC" in printed
+    assert (learned["params"]["full_scale"] != 1.0).all()
     assert "my_telegraph draws: anew at each step" in printed
     for effect in ("my_telegraph", "modifier"):
         strength = re.search(rf"{effect}: ([0-9.]+) x the configured", printed)

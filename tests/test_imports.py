@@ -9,11 +9,12 @@ PACKAGE = ROOT / "hwtrain"
 
 # Each part may import those of earlier lines, and its own.
 LAYERS = [
-    {"version", "paths", "lazy", "tables", "disk", "leaf_names", "jaxprs"},
+    {"version", "paths", "lazy", "tables", "disk", "jaxprs"},
     {"physics"},
     {"_parts", "sockets"},
     {"periphery"},
     {"hardware"},
+    {"leaf_names"},
     {"plan", "traceable"},
     {"clip_bounds", "constants", "nominal", "stale_leaves", "training_noise"},
     {"crossbar", "conductances"},

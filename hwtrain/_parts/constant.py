@@ -19,7 +19,19 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from hwtrain._parts.leaf import LeafSpec
+
 T = TypeVar("T")
+
+CONSTANTS = LeafSpec(
+    name="hardware_constants",
+    when=("step",),
+    # Whatever the hardware: any may be given some.
+    there=lambda weight, when: weight.kind != "raw",
+    shapes=lambda weight: ((),),
+    trained=None,
+)
+"""The traced constants of the hardware of an array in a call, one after the other."""
 
 
 @jax.tree_util.register_pytree_node_class

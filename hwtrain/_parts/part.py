@@ -9,6 +9,7 @@ from pydantic import ConfigDict
 from pydantic.dataclasses import dataclass
 
 from hwtrain._parts.constant import accepting
+from hwtrain._parts.leaf import LeafSpec
 from hwtrain._parts.meanings import add_meanings
 
 Draws = Literal["none", "step", "chip", "read"]
@@ -86,6 +87,17 @@ class Part(Described, abc.ABC):  # noqa: B024 some kinds have what they must do
         """Whether it draws then: as `draws` says, unless it depends on its fields."""
         draws = (self.draws,) if isinstance(self.draws, str) else self.draws
         return when in draws
+
+    def leaves(self, weight: Any) -> tuple[LeafSpec, ...]:
+        """Returns the parameters that it puts beside an array of weights.
+
+        Of a stage or a modifier, which read them by `ctx.leaf(name)`. The names depend
+        on its fields alone; whether a weight has one, `LeafSpec.there` says.
+
+        Args:
+          weight: the plan of the array.
+        """
+        return ()
 
     def around(self, inner: Callable[..., jax.Array], x: jax.Array, ctx: Any) -> Any:
         """Returns the outputs of a tile, with what lies further in between them."""

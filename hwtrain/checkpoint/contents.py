@@ -30,6 +30,7 @@ from hwtrain.checkpoint.layout import (
     chip_unit,
     file_name,
     nominal_unit,
+    own_units,
     scale_unit,
 )
 from hwtrain.checkpoint.measured import Conductances, check_conductances
@@ -40,6 +41,7 @@ from hwtrain.checkpoint.rules import RULES, UNITS
 from hwtrain.checkpoint.values import check_numbers, check_parameter, check_values
 from hwtrain.checkpoint.variables import Leaf, flatten
 from hwtrain.clip_bounds import clipped
+from hwtrain.hardware.mapping_scale import MAPPING_SCALE
 from hwtrain.plan import AnalogWeight, Plan
 from hwtrain.stale_leaves import check_fit
 from hwtrain.version import __version__
@@ -73,8 +75,7 @@ class Contents:
         accuracy: Iterable[Measurement] = (),
     ):
         self.plan, self.graph, self.accuracy = plan, graph, tuple(accuracy)
-        probes = {weight.leaf("probe") for weight in plan.weights if weight.ranged}
-        self.leaves = flatten(variables, probes)
+        self.leaves = flatten(variables, plan.zeros)
         self._with_example = (
             "export(path, model, example=(x,))"
             if isinstance(variables, nnx.Module)
@@ -194,7 +195,7 @@ class Contents:
         chips = sorted([*self.seeds, *self.measured])
         for folder in ["tensors", *map(chip_folder, chips)]:
             (directory / folder).mkdir(parents=True)
-        files = _Files(directory)
+        files = _Files(directory, own_units(self.plan))
         layers = []
         for number, weight in enumerate(self.plan.weights):
             layers.append(self._write_layer(files, number, weight))
@@ -260,7 +261,7 @@ class Contents:
             for name, tile in crossbars.tiles():
                 for device, g in tile.conductances.items():
                     content[f"{name}/{device}"] = (g, UNITS["conductance"])
-                scales = {**tile.params, "mapping_scale": tile.mapping_scale}
+                scales = {**tile.params, MAPPING_SCALE.name: tile.mapping_scale}
                 for quantity, array in scales.items():
                     unit = scale_unit(weight.hardware.converter, quantity)
                     content[f"{name}/{quantity}"] = (array, unit)
@@ -299,7 +300,7 @@ class Contents:
 
 def _beside(weight: AnalogWeight, params: Mapping[str, Leaf]) -> dict[str, np.ndarray]:
     """Returns the values of the leaves that a weight's hardware asks for."""
-    names = map(weight.leaf, weight.leaf_shapes)
+    names = map(weight.leaf, weight.leaves())
     return {name: params[name].array() for name in names if name in params}
 
 
@@ -323,11 +324,13 @@ class _Files:
 
     Attributes:
       directory: where they are.
+      units: the units of the leaves of users' parts by path.
       tensors: the entries of every file's tensors.
       leaves: the entry of every leaf stored so far, by its tensor's name.
     """
 
     directory: Path
+    units: Mapping[str, str]
     tensors: dict[str, dict[str, TensorEntry]] = dataclasses.field(default_factory=dict)
     leaves: dict[str, LeafEntry] = dataclasses.field(default_factory=dict)
 
@@ -348,7 +351,7 @@ class _Files:
                     where = paths.join(leaf.keys)
                     check_numbers(where, array)
                     check_parameter(where, leaf.keys, array)
-                    content[leaf.tensor] = (array, nominal_unit(leaf.path))
+                    content[leaf.tensor] = (array, nominal_unit(leaf.path, self.units))
                     entry |= {"file": file, "tensor": leaf.tensor}
                     entry["key_impl"] = leaf.key_impl
             self.leaves[leaf.tensor] = LeafEntry(**entry)

@@ -15,6 +15,7 @@ from hwtrain.chips import chip_key, deviated
 from hwtrain.crossbar import on_crossbar, written
 from hwtrain.hardware import ConductanceConverter
 from hwtrain.hardware.conversion import Params
+from hwtrain.hardware.mapping_scale import MAPPING_SCALE
 from hwtrain.physics.random import draw_key
 from hwtrain.plan import AnalogWeight
 from hwtrain.programming import PROGRAMMED, Keys, keys_of_chip, program_weight
@@ -161,7 +162,7 @@ class Crossbars:
         shapes = (shape, (*shape[:-1], sum(weight.column_sizes)), (*shape[:-1], 1))
         if stored.shape not in shapes:
             raise HardwareCheckpointError(
-                f"{weight.leaf('mapping_scale')} should have the shape {shape} or "
+                f"{weight.leaf(MAPPING_SCALE)} should have the shape {shape} or "
                 f"{shapes[1]}, it has {stored.shape}"
             )
         return jnp.asarray(stored, jnp.float32)

@@ -16,6 +16,7 @@ from hwtrain.checkpoint.entries import (
 from hwtrain.checkpoint.named import check_leaves, check_names
 from hwtrain.checkpoint.rules import UNITS
 from hwtrain.conductances import converter_of
+from hwtrain.hardware.mapping_scale import MAPPING_SCALE
 from hwtrain.plan import Plan
 from hwtrain.programming import programmed_fields
 
@@ -48,9 +49,19 @@ def order(keys: Sequence[str | int]) -> tuple[str, ...]:
     return tuple(map(str, keys))
 
 
-def nominal_unit(path: str) -> str:
-    """Returns the unit of a leaf."""
-    return UNITS.get(path.rpartition("/")[2], UNITS["nominal"])
+def own_units(plan: Plan) -> dict[str, str]:
+    """Returns the units of the leaves of users' parts by path."""
+    return {w.leaf(x): x.unit for w in plan.weights for x in w.own_leaves}
+
+
+def nominal_unit(path: str, own: Mapping[str, str]) -> str:
+    """Returns the unit of a leaf.
+
+    Args:
+      path: its path.
+      own: what `own_units` returned.
+    """
+    return own.get(path) or UNITS.get(path.rpartition("/")[2], UNITS["nominal"])
 
 
 def scale_unit(converter: Any, name: str) -> str:
@@ -105,7 +116,7 @@ def check_layout(
             for number, layer in enumerate(layers)
         }
         _same(f"chips.{index}.files", chip.files, expected)
-    _check_files(layers, leaves, chips, stored, files)
+    _check_files(layers, leaves, chips, stored, files, own_units(plan))
 
 
 def _files_of_leaves(
@@ -141,6 +152,7 @@ def _check_files(
     chips: Sequence[ChipEntry],
     stored: Mapping[str, str],
     files: Files,
+    units: Mapping[str, str],
 ) -> None:
     """Raises unless the files list the tensors that they must hold, and no other."""
     nominal: dict[str, dict[str, Tensor]] = {
@@ -149,7 +161,7 @@ def _check_files(
     for leaf in leaves:
         if leaf.name in stored:
             nominal.setdefault(stored[leaf.name], {})[leaf.name] = Tensor(
-                nominal_unit(leaf.path), leaf.dtype or "", (leaf.shape or (),)
+                nominal_unit(leaf.path, units), leaf.dtype or "", (leaf.shape or (),)
             )
     names = {*nominal, *(name for chip in chips for name in chip.files.values())}
     for name in sorted(names ^ files.keys()):
@@ -212,8 +224,8 @@ def _tiles(layer: LayerEntry) -> Iterator[tuple[str, Tensor]]:
             unit = scale_unit(converter, scale)
             yield f"{tile}/{scale}", Tensor(unit, "float32", shapes)
         shapes = ((*layer.stack, 1, 1), (*layer.stack, 1, columns))
-        unit = UNITS["mapping_scale"]
-        yield f"{tile}/mapping_scale", Tensor(unit, "float32", shapes)
+        unit = MAPPING_SCALE.unit
+        yield f"{tile}/{MAPPING_SCALE.name}", Tensor(unit, "float32", shapes)
 
 
 def _chip(layer: LayerEntry, fields: tuple[str, ...]) -> Iterator[tuple[str, Tensor]]:

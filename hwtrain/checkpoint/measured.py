@@ -12,6 +12,7 @@ from hwtrain.checkpoint.errors import HardwareCheckpointError
 from hwtrain.checkpoint.files import path_of
 from hwtrain.checkpoint.tiles import Place, grid
 from hwtrain.conductances import converter_of
+from hwtrain.hardware.mapping_scale import MAPPING_SCALE
 from hwtrain.plan import AnalogWeight, Plan
 
 COLUMNS = (
@@ -158,7 +159,7 @@ def _shape(weight: AnalogWeight, place: Place) -> tuple[int, ...]:
 
 
 def _read_npz(path: Path, plan: Plan) -> dict[str, np.ndarray]:
-    scales = {"mapping_scale"}
+    scales = {MAPPING_SCALE.name}
     for weight in plan.weights:
         if weight.hardware.converter is not None:
             scales |= set(converter_of(weight).scales)

@@ -34,8 +34,7 @@ def others(plan: Plan, leaves: Iterable[Named]) -> list[str]:
       plan: the plan.
       leaves: all leaves of the variables.
     """
-    beside = (weight.leaf(x) for weight in plan.weights for x in weight.leaf_shapes)
-    params = {*plan, *beside, *(entry.path for entry in plan.digital)}
+    params = {*plan, *plan.leaves(), *(entry.path for entry in plan.digital)}
     state = {*plan.state}  # that of an NNX model has no collections
 
     def is_named(leaf: Named) -> bool:
@@ -151,13 +150,9 @@ def check_leaves(plan: Plan, leaves: Sequence[LeafEntry]) -> None:
     Raises:
       ValueError: naming the leaf.
     """
-    probes = {weight.leaf("probe") for weight in plan.weights if weight.ranged}
+    probes = plan.zeros
     # Their values are not stored: nothing else bounds what a reader would allocate.
-    shapes = {
-        weight.leaf(name): shapes
-        for weight in plan.weights
-        for name, shapes in weight.leaf_shapes.items()
-    }
+    shapes = {path: x.shapes_of(weight) for path, (weight, x) in plan.leaves().items()}
     for index, leaf in enumerate(leaves):
         path = leaf.path if leaf.keys[0] == "params" else ""
         if (leaf.kind == "zeros") != (path in probes):

@@ -28,9 +28,10 @@ from hwtrain.checkpoint.variables import as_leaf
 from hwtrain.chips import chip_key, with_chip_leaves
 from hwtrain.clip_bounds import with_open_bounds
 from hwtrain.conductances import converter_of
+from hwtrain.hardware.mapping_scale import MAPPING_SCALE
 from hwtrain.physics.programmed import Programmed
 from hwtrain.plan import AnalogWeight, Plan
-from hwtrain.programming import compensated, programmed_fields
+from hwtrain.programming import compensated, own_values, programmed_fields
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
@@ -101,12 +102,20 @@ class HardwareCheckpoint:
             kernels[path] = read["kernel"]
             scale = nominal_scale(self.manifest.version, weight, nominal)
             if scale is not None and weight.hardware.derives_chip_scale:
-                scales[weight.leaf("mapping_scale")] = as_leaf(scale)
+                scales[weight.leaf(MAPPING_SCALE)] = as_leaf(scale)
             if weight.hardware.programs and not entry.measured:
                 tiles = self.conductances(path, seed)
                 bound = weight.stored_bound(nominal)
                 kernels[path], factors[path] = kernel_at(
-                    weight, nominal[path], scale, tiles, now, key, seed, bound
+                    weight,
+                    nominal[path],
+                    scale,
+                    tiles,
+                    now,
+                    key,
+                    seed,
+                    bound,
+                    own_values(weight, nominal),
                 )
 
         def chip_value(path: str, leaf: Any) -> Any:

@@ -1,6 +1,7 @@
 """A chip of a checkpoint, read at a time."""
 
 import functools
+from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -58,6 +59,7 @@ def kernel_at(
     key: jax.Array | None,
     seed: int,
     bound: jax.Array | None = None,
+    leaves: Mapping[str, Any] = {},  # noqa: B006 it is only read
 ) -> tuple[np.ndarray, np.ndarray | None]:
     """Returns a weight as a chip has it at a time; see `hwtrain.programming.weight_at`.
 
@@ -70,6 +72,7 @@ def kernel_at(
       key: key of the read noise; `None` for none.
       seed: the chip's seed.
       bound: its learned clip bound, if it has one.
+      leaves: the leaves of users' parts beside it, by name.
     """
     with on_cpu():
         devices = tuple(
@@ -88,12 +91,15 @@ def kernel_at(
                 t_s,
                 keys_of_chip(weight, chip_key(np.uint32(seed))),
                 None if key is None else keys_of_read(weight, key),
+                dict(leaves),
             ),
         )
 
 
 @functools.partial(jax.jit, static_argnums=0)
-def _kernel_at(weight, kernel, scale, bound, devices, params, t_s, frozen, read):
+def _kernel_at(
+    weight, kernel, scale, bound, devices, params, t_s, frozen, read, leaves
+):
     kernel = jnp.asarray(kernel, jnp.float32)
     _, s = on_crossbar(weight, kernel, scale)
     target = weight.to_matrix(written(weight, kernel, scale, bound) / s)
@@ -104,7 +110,7 @@ def _kernel_at(weight, kernel, scale, bound, devices, params, t_s, frozen, read)
         target=target,
         keys=frozen,
     )
-    return weight_at(weight, programmed, t_s, read)
+    return weight_at(weight, programmed, t_s, read, leaves)
 
 
 def _joined(weight: AnalogWeight, tiles: Tiles, name: str) -> Programmed:

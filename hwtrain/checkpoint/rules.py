@@ -4,6 +4,10 @@ import hashlib
 import json
 from collections.abc import Mapping
 
+from hwtrain.hardware.mapping_scale import MAPPING_SCALE, OUTPUT_SCALE
+from hwtrain.hardware.weights import CLIP_BOUND
+from hwtrain.periphery.range import RANGE
+
 UNITS = {
     "conductance": "µS",
     "scale_ratio": "µS per unit of crossbar weight",
@@ -11,10 +15,10 @@ UNITS = {
     "nu": "1",
     "xi": "1",
     "stuck": "0 healthy, 1 stuck at g_min, 2 stuck at g_max",
-    "mapping_scale": "unit of the nominal weight per unit of crossbar weight",
+    MAPPING_SCALE.name: MAPPING_SCALE.unit,
     "nominal": "unit of the model",
-    "output_scale": "1",
-    "input_range": "unit of the layer's input",
+    OUTPUT_SCALE.name: OUTPUT_SCALE.unit,
+    RANGE.name: RANGE.unit,
 }
 RULES = {
     "weights": (
@@ -40,12 +44,12 @@ RULES = {
         "f_lst[i] * (g_pos_i - g_neg_i) / scale_ratio; "
         "single_device: min + (g - g_min) / scale_ratio"
     ),
-    "output_scale": (
+    OUTPUT_SCALE.name: (
         "where a layer has one beside: [*stack, row tiles, columns or 1], a learned "
         "factor on the outputs of each row of tiles, after the ADC and mapping_scale "
         "and before the bias; the weights do not contain it"
     ),
-    "clip_bound": (
+    CLIP_BOUND.name: (
         "where a layer has one beside: [*stack, row tiles, columns], a learned bound "
         "in the unit of the nominal weights, which are stored as they are within it"
     ),

@@ -8,9 +8,6 @@ import numpy as np
 from hwtrain.checkpoint.errors import HardwareCheckpointError
 from hwtrain.plan import AnalogWeight
 
-_POSITIVE = ("input_range", "mapping_scale", "clip_bound")
-_FINITE = (*_POSITIVE, "output_scale")
-
 
 def check_numbers(where: str, array: np.ndarray) -> None:
     """Raises if an array of numbers holds one that is none.
@@ -55,17 +52,17 @@ def check_values(
       weight: the plan of the weight.
       leaves: the values of leaves by path.
     """
-    for name in weight.leaf_shapes:
-        path = weight.leaf(name)
-        if name not in _FINITE or path not in leaves:
+    for spec in weight.leaves():
+        path = weight.leaf(spec)
+        if spec.exported != "tensor" or path not in leaves:
             continue
         array = np.asarray(leaves[path], np.float32)
         right = np.isfinite(array)
-        if name in _POSITIVE:
+        if spec.positive:
             right &= array > 0
         if not right.all():
             first = tuple(int(i) for i in np.argwhere(~right)[0])
-            kind = "positive and finite" if name in _POSITIVE else "finite"
+            kind = "positive and finite" if spec.positive else "finite"
             raise HardwareCheckpointError(
                 f"{where}{path}: every number must be {kind}, the one at {first} is "
                 f"{array[first]:g}. Train or calibrate on, and export the model again"

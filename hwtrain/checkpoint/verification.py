@@ -16,6 +16,7 @@ from hwtrain.checkpoint.entries import LayerEntry
 from hwtrain.checkpoint.errors import HardwareCheckpointError
 from hwtrain.checkpoint.reader import HardwareCheckpoint, load
 from hwtrain.checkpoint.tiles import grid
+from hwtrain.hardware.mapping_scale import MAPPING_SCALE
 from hwtrain.plan import AnalogWeight
 
 TOLERANCE = 1e-6
@@ -125,7 +126,7 @@ def _tile_errors(
     stored = tensors.read(checkpoint.directory, layer.file, entries)
     for name, tile in crossbars.tiles():
         computed = {**tile.conductances, **tile.params}
-        computed["mapping_scale"] = tile.mapping_scale
+        computed[MAPPING_SCALE.name] = tile.mapping_scale
         for quantity, array in computed.items():
             tensor = f"{name}/{quantity}"
             yield tensor, _error(stored[tensor], array)

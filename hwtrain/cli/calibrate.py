@@ -13,6 +13,7 @@ from hwtrain.checkpoint import destination
 from hwtrain.cli.errors import bad_input
 from hwtrain.cli.options import Model, chip_seeds, open_model, run_of
 from hwtrain.hardware.configuration import MOST_COUNTED
+from hwtrain.periphery.range import RANGE
 from hwtrain.training.comparison import batches
 from hwtrain.transforms import calibrate
 
@@ -51,7 +52,7 @@ def _table(model: Model, params: Any) -> Table:
         table.add_column(name, justify="right")
     before, after = paths.leaves(model.variables["params"]), paths.leaves(params)
     for weight in model.plan.weights:
-        path = weight.leaf("input_range")
+        path = weight.leaf(RANGE)
         if path in after:
             values = (np.max(leaves[path]) for leaves in (before, after))
             table.add_row(weight.path, *(f"{value:.4g}" for value in values))

@@ -24,6 +24,7 @@ from hwtrain.evaluate.unwatched import unwatched_effects
 from hwtrain.evaluate.updates import updated_effects
 from hwtrain.evaluate.watching import Step, watching
 from hwtrain.evaluate.weight_noise import modified_weights
+from hwtrain.hardware.weights import CLIP_BOUND
 from hwtrain.plan import AnalogWeight, Plan
 from hwtrain.training_noise import quiet_training
 from hwtrain.transforms import plan as plan_of
@@ -302,7 +303,7 @@ def _check_learned_clip(
     log: _Log, weight: AnalogWeight, plan: Plan, params: paths.Tree
 ) -> None:
     """Notes whether half of a learned bound clips the weights of a step."""
-    path = local(plan, weight.leaf("clip_bound"))
+    path = local(plan, weight.leaf(CLIP_BOUND))
     halved = paths.map_leaves(lambda p, leaf: leaf / 2 if p == path else leaf, params)
     step, _ = step_weights(halved, plan, "eval", jax.random.key(0))
     bound = weight.spread(jnp.asarray(paths.leaves(halved)[path]))

@@ -165,7 +165,7 @@ def _deviations(path: Path, plan: Plan, params: paths.Tree) -> dict[str, np.ndar
     small = {w.path: math.ceil(ENOUGH / math.prod(w.shape)) for w in chips}
     for count in sorted(set(small.values())):
         weights = tuple(w for w in chips if small[w.path] == count)
-        own = {p for w in weights for p in (w.path, *map(w.leaf, w.leaf_shapes))}
+        own = {p for w in weights for p in (w.path, *map(w.leaf, w.leaves()))}
         made_of = {weight.stored for weight in weights if weight.derived}
         digital = tuple(entry for entry in plan.digital if entry.path in made_of)
         part = dataclasses.replace(plan, weights=weights, digital=digital)

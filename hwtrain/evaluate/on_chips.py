@@ -19,6 +19,7 @@ from hwtrain.chips import chip_key
 from hwtrain.crossbar import with_written
 from hwtrain.evaluate.measured import are_measured
 from hwtrain.hardware.configuration import MOST, MOST_CHIPS
+from hwtrain.hardware.mapping_scale import MAPPING_SCALE
 from hwtrain.nominal import check_nominal
 from hwtrain.physics.random import as_key, draw_key
 from hwtrain.plan import Plan
@@ -217,7 +218,7 @@ def _build_totals(
 
 def _by_leaf(deviating: Mapping[str, Any], plan: Plan) -> dict[str, Any]:
     """Returns for weights, and for their scales, whether they are the chip's."""
-    scales = {plan[path].leaf("mapping_scale"): on for path, on in deviating.items()}
+    scales = {plan[path].leaf(MAPPING_SCALE): on for path, on in deviating.items()}
     return {**deviating, **scales}
 
 
@@ -232,7 +233,7 @@ def _uncompensated(chip: ProgrammedChip, nominal: Any, params: Any) -> dict[str,
     found, scales = {**paths.leaves(chip.params), **paths.leaves(nominal)}, {}
     now = paths.leaves(params)
     for weight in chip.plan.weights:
-        path = weight.leaf("mapping_scale")
+        path = weight.leaf(MAPPING_SCALE)
         if path in found and found[path].shape != now[path].shape:
             columns = weight.of_columns(found[path])
             scales[path] = jnp.broadcast_to(columns, now[path].shape)

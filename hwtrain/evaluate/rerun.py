@@ -10,6 +10,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from hwtrain.hardware import Hardware
+from hwtrain.hardware.mapping_scale import MAPPING_SCALE, OUTPUT_SCALE
+from hwtrain.periphery.range import RANGE
 from hwtrain.periphery.tiled_matrix import TiledMatrix, cut_columns
 from hwtrain.physics import tiling
 from hwtrain.transforms.loops import as_new_root
@@ -46,7 +48,7 @@ class Rerun:
     def tiles(self) -> TiledMatrix:
         """The weights of the tiles."""
         weight, w = self.call.weight, self.call.w.astype(jnp.float32)
-        scale = self.call.leaves.get("mapping_scale")
+        scale = self.call.leaves.get(MAPPING_SCALE.name)
         scale = weight.derived_scale(self.call.w) if scale is None else scale
         return TiledMatrix.cut(w, scale, weight.row_sizes, weight.column_sizes)
 
@@ -62,7 +64,7 @@ class Rerun:
 
     def factors(self) -> Any:
         """Returns what tiles' outputs are multiplied by: scales, as `cut_columns`."""
-        learned = self.call.leaves.get("output_scale", jnp.ones(()))
+        learned = self.call.leaves.get(OUTPUT_SCALE.name, jnp.ones(()))
         if learned.ndim:
             learned = cut_columns(learned, self.tiles.column_sizes)
         return jnp.abs(jnp.asarray(self.tiles.scale) * learned)
@@ -105,7 +107,7 @@ def vectors_for(call: Multiplication) -> jax.Array:
     rows = call.x.shape[-1]
     x = np.random.default_rng(0).normal(size=(VECTORS, rows)).astype(np.float32)
     x = x * np.array([0.3, 0.3, 1, 1, 3, 3], np.float32)[:, None]
-    largest = jnp.max(call.leaves["input_range"]) if call.weight.ranged else 1.0
+    largest = jnp.max(call.leaves[RANGE.name]) if call.weight.ranged else 1.0
     return jnp.asarray(x) * largest
 
 

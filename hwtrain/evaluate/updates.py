@@ -9,9 +9,11 @@ import numpy as np
 
 from hwtrain import paths
 from hwtrain.crossbar import on_crossbar
+from hwtrain.hardware.mapping_scale import MAPPING_SCALE
 from hwtrain.optim import drift_weights, keep_weights_clipped, remap_weights
 from hwtrain.optim.drift import drifting
 from hwtrain.optim.input_range import input_range_learning
+from hwtrain.periphery.range import PROBE, RANGE
 from hwtrain.physics.input_range import PROBE_SIZE
 from hwtrain.plan import AnalogWeight, Plan
 
@@ -134,16 +136,16 @@ def _remapped(plan: Plan, params: paths.Tree) -> Iterator[Finding]:
     changes = paths.leaves(_updated(remap_weights(plan), halved, params))
     for weight in plan.trained.weights:
         if weight.hardware.remaps:
-            change = np.asarray(changes[weight.leaf("mapping_scale")])
+            change = np.asarray(changes[weight.leaf(MAPPING_SCALE)])
             wrong = None if np.any(change != 0) else "the scale stays"
             yield weight.path, "remap", wrong, "changes the scale"
 
 
 def _moved_ranges(plan: Plan, params: paths.Tree) -> Iterator[Finding]:
-    weights = {w.leaf("input_range"): w for w in plan.trained.weights if w.ranged}
+    weights = {w.leaf(RANGE): w for w in plan.trained.weights if w.ranged}
     if not weights:
         return
-    probes = {weight.leaf("probe") for weight in weights.values()}
+    probes = {weight.leaf(PROBE) for weight in weights.values()}
     # n, n unclipped, sum of x/r, sum of (x/r)^2: a standard deviation of two ranges.
     sums = np.zeros(PROBE_SIZE, np.float32)
     sums[:6] = 100, 50, 200, 800, 100, 50

@@ -1,5 +1,6 @@
 """Validated, frozen descriptions of chips, and presets."""
 
+from hwtrain._parts.leaf import LeafSpec as LeafSpec
 from hwtrain._parts.part import Part as Part
 from hwtrain._parts.registry import register as register
 from hwtrain.hardware import presets as presets

@@ -219,13 +219,38 @@ class WeightContext:
     """
 
     def __init__(
-        self, part: Part, when: Draws, w_max: jax.Array, key: Any, strength: Any
+        self,
+        part: Part,
+        when: Draws,
+        w_max: jax.Array,
+        key: Any,
+        strength: Any,
+        leaves: Mapping[str, jax.Array] = {},  # noqa: B006 it is only read
     ):
         self.w_max = w_max
+        self._leaves = leaves
         self._part = part
         self._when: Draws = when
         self._key, self._strength = key, strength
         self._drawn: collections.Counter[str] = collections.Counter()
+
+    def leaf(self, name: str) -> jax.Array:
+        """Returns a leaf of tiles or columns, broadcastable against the weights.
+
+        Args:
+          name: its name, as the modifier's `leaves` declares it.
+
+        Raises:
+          ValueError: for one that it does not declare.
+        """
+        if name not in self._leaves:
+            raise ValueError(
+                f"{type(self._part).__name__} asks for the leaf {name!r}, which lies "
+                f"not beside these weights; there are "
+                f"{', '.join(self._leaves) or 'none'}. Declare it: def leaves(self, "
+                "weight): return (hwtrain.LeafSpec(name=...),)"
+            )
+        return self._leaves[name]
 
     def normal(self, effect: str, shape: Sequence[int]) -> jax.Array:
         """Returns standard normal noise times its strength.
@@ -426,14 +451,20 @@ class WeightModifier(Part):
         w: jax.Array,
         w_max: jax.Array,
         strength: jax.Array | None = None,
+        leaves: Mapping[str, jax.Array] = {},  # noqa: B006 it is only read
     ) -> jax.Array:
         """Returns the modified weights, with the gradient of the nominal ones."""
         factor = 1.0 if strength is None else strength
 
         def change(w: jax.Array, w_max: jax.Array) -> jax.Array:
-            return self.on_weight(w, WeightContext(self, "step", w_max, key, factor))
+            ctx = WeightContext(self, "step", w_max, key, factor, leaves)
+            return self.on_weight(w, ctx)
 
         new = with_straight_through(self, change, w, w_max)
         if new is not None:
             return new
-        return straight_through(w, change(w, w_max).astype(w.dtype))
+        if not leaves:
+            return straight_through(w, change(w, w_max).astype(w.dtype))
+        # Of the leaves, the gradient is that of the modification.
+        fixed = jax.lax.stop_gradient(w)
+        return change(fixed, w_max).astype(w.dtype) + (w - fixed)

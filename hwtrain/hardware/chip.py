@@ -10,6 +10,7 @@ from pydantic import Field, model_validator
 from pydantic.dataclasses import dataclass
 
 from hwtrain._parts.constant import replaced
+from hwtrain._parts.leaf import LeafSpec, When
 from hwtrain._parts.part import Part
 from hwtrain._parts.registry import register
 from hwtrain._parts.slot import OpenSlot
@@ -30,8 +31,9 @@ from hwtrain.hardware.converters import (
 from hwtrain.hardware.drift import DriftParameter, SimpleDriftParameter
 from hwtrain.hardware.hermes import HermesNoiseModel
 from hwtrain.hardware.io import IOParameters
+from hwtrain.hardware.mapping_scale import MAPPING_SCALE
 from hwtrain.hardware.measured import MeasuredNoiseModel
-from hwtrain.hardware.modifiers import WeightModifierParameter
+from hwtrain.hardware.modifiers import ON_LEVELS, WeightModifierParameter
 from hwtrain.hardware.noise_models import (
     CustomDriftPCMLikeNoiseModel,
     PCMLikeNoiseModel,
@@ -50,6 +52,7 @@ from hwtrain.hardware.weights import (
     WeightClipParameter,
     WeightRemapParameter,
 )
+from hwtrain.periphery._read_keys import CHIP_KEY
 from hwtrain.periphery.management import Management
 from hwtrain.periphery.range import Range
 
@@ -74,6 +77,22 @@ _NoiseModel = Annotated[
     | ReRamCMONoiseModel,
     Field(discriminator="type"),
 ]
+
+
+def _shows_nothing_else(weight: Any, when: When) -> bool:
+    """Whether the weights of a chip are no nominal ones, and no other leaf says so."""
+    others = (MAPPING_SCALE, CHIP_KEY, ON_LEVELS)
+    return weight.hardware.frozen and not any(x.there(weight, when) for x in others)
+
+
+OF_CHIP = LeafSpec(
+    name="of_chip",
+    when=("chip",),
+    there=_shows_nothing_else,
+    shapes=lambda weight: ((),),
+    trained=None,
+)
+"""That the weights beside it are a chip's."""
 
 
 @dataclass(frozen=True, kw_only=True, config=CONFIG)
@@ -182,6 +201,32 @@ class Hardware:
                     f"{name}={here:g}"
                 )
         return self
+
+    @model_validator(mode="after")
+    def _check_leaves(self) -> Self:
+        for name in ("clip", "mismatch", "converter", "noise_model"):
+            self._check_no_leaves(name)
+        self._check_no_leaves("drift_compensation")
+        return self
+
+    def _check_no_leaves(self, name: str) -> None:
+        part = getattr(self, name)
+        if isinstance(part, Part) and type(part).leaves is not Part.leaves:
+            raise ValueError(
+                f"{name}: {type(part).__name__} declares leaves, and nothing of a "
+                f"{name} reads any. Leaves are for stages (IOParameters(stages=...)) "
+                "and modifiers"
+            )
+
+    def leaves(self, weight: Any) -> tuple[LeafSpec, ...]:
+        """Returns the leaves that users' parts put beside an array of weights.
+
+        Args:
+          weight: the plan of the array.
+        """
+        parts = self.forward.stages if self.forward is not None else ()
+        parts += (self.modifier,) if isinstance(self.modifier, Part) else ()
+        return tuple(leaf for part in parts for leaf in part.leaves(weight))
 
     @property
     def frozen(self) -> bool:

@@ -9,6 +9,7 @@ from pydantic import model_validator
 from pydantic.dataclasses import dataclass
 
 from hwtrain._parts.constant import replaced, with_straight_through
+from hwtrain._parts.leaf import LeafSpec
 from hwtrain._parts.part import Described
 from hwtrain.hardware.bases import in_microsiemens, in_modes
 from hwtrain.hardware.configuration import (
@@ -27,6 +28,15 @@ from hwtrain.physics import modifiers, rounding
 from hwtrain.physics.pcm_weights import pcm_noise
 
 _ROUNDING, _DROP = 1, 2
+
+ON_LEVELS = LeafSpec(
+    name="on_levels",
+    when=("chip",),
+    there=lambda weight, when: weight.hardware.rounds_chips,
+    shapes=lambda weight: ((),),
+    trained=None,
+)
+"""That the weights of a chip were rounded before its mismatch."""
 
 
 @dataclass(frozen=True, kw_only=True, config=CONFIG)

@@ -9,6 +9,7 @@ from pydantic import model_validator
 from pydantic.dataclasses import dataclass
 
 from hwtrain._parts.constant import with_straight_through
+from hwtrain._parts.leaf import LeafSpec, When, not_positive
 from hwtrain._parts.part import Described
 from hwtrain.hardware.bases import in_microsiemens
 from hwtrain.hardware.configuration import (
@@ -19,6 +20,39 @@ from hwtrain.hardware.configuration import (
     changed,
 )
 from hwtrain.physics import clip, modifiers, remap, tiling
+from hwtrain.physics.learned_clip import learned_clip
+
+
+def _learns_clip(weight: Any, when: When) -> bool:
+    return weight.kind != "raw" and weight.hardware.learns_clip
+
+
+def within_bound(
+    weight: Any, kernel: jax.Array, bound: jax.Array, steps: float | None = None
+) -> jax.Array:
+    """Returns a kernel within its learned clip bound.
+
+    Args:
+      weight: the plan of the array.
+      kernel: the stored array, nominal.
+      bound: its learned clip bound, `[*stack, row tiles, columns]`.
+      steps: steps between -bound and bound that it is rounded to; `None` for none.
+    """
+    matrix = weight.to_matrix(kernel)
+    return weight.from_matrix(learned_clip(matrix, bound, weight.row_sizes, steps))
+
+
+CLIP_BOUND = LeafSpec(
+    name="clip_bound",
+    there=_learns_clip,
+    shapes=lambda weight: ((weight.tiles[0], sum(weight.column_sizes)),),
+    initial=lambda weight, matrix: weight.initial_bound(matrix),
+    trained="bound",
+    positive=True,
+    fits=not_positive,
+    in_kernel=within_bound,
+)
+"""The learned bound of the weights of each column of a row of tiles."""
 
 
 @dataclass(frozen=True, kw_only=True, config=CONFIG)

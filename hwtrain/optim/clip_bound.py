@@ -9,6 +9,7 @@ import optax
 
 from hwtrain import paths
 from hwtrain.clip_bounds import learning
+from hwtrain.hardware.weights import CLIP_BOUND
 from hwtrain.optim.leaves import check, require
 from hwtrain.plan import Plan
 
@@ -64,7 +65,7 @@ def clip_bound_learning(
     """
     inner = optax.identity() if optimizer is None else optimizer
     weights = learning(plan.trained)
-    learned = {weight.leaf("clip_bound"): weight.path for weight in weights}
+    learned = {weight.leaf(CLIP_BOUND): weight.path for weight in weights}
 
     def bounds(tree: Any) -> dict[str, jax.Array]:
         leaves = paths.leaves(tree)

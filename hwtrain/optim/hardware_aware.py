@@ -15,7 +15,7 @@ from hwtrain.optim.clip_bound import clip_bound_learning
 from hwtrain.optim.drift import draws, drift_weights, drifting
 from hwtrain.optim.frozen import untouched, without_masked
 from hwtrain.optim.input_range import input_range_learning
-from hwtrain.optim.leaves import added, check, ranged, require
+from hwtrain.optim.leaves import added, check, ranged, require, trained_by
 from hwtrain.optim.own_parameters import check_own_parameters
 from hwtrain.optim.remap import remap_weights
 from hwtrain.plan import AnalogWeight, Plan
@@ -124,7 +124,7 @@ def hardware_aware(
     drift_weights(plan, drift_key)  # refuses a key that is missing, or too many
     ours = added(plan)
     frozen = [weight for weight in plan.weights if weight.frozen]
-    chips = {weight.leaf(x) for weight in plan.weights for x in weight.chip_leaves}
+    chips = plan.leaves("chip").keys()
     hidden = {*ours, *_held(frozen), *chips}
     cache: dict[Any, frozenset[str]] = {}
 
@@ -217,8 +217,9 @@ def hardware_aware(
             lambda path, leaf: own.get(
                 path, leaf if path in ours else jnp.zeros_like(leaf)
             ),
-            _without_scale_gradients(plan, whole),
+            _without_gradients(plan, whole),
         )
+        whole = _kept_positive(seen, whole, params)
         whole, _ = keep_weights_clipped(seen).update(whole, optax.EmptyState(), params)
         drift_state = state.drift
         if drift_state is not None:
@@ -263,7 +264,9 @@ def _acts(weight: AnalogWeight) -> bool:
 def _on_a_chip(plan: Plan, params: Any) -> list[AnalogWeight]:
     """Returns the weights of a plan that are a chip's, and not nominal."""
     found = set(plan.leaves_of_chip(params))
-    return [w for w in plan.weights if not found.isdisjoint(map(w.leaf, w.chip_leaves))]
+    return [
+        w for w in plan.weights if not found.isdisjoint(map(w.leaf, w.leaves("chip")))
+    ]
 
 
 def _check_still(on_chip: list[AnalogWeight], fixed: Container[str]) -> None:
@@ -285,7 +288,7 @@ def _check_still(on_chip: list[AnalogWeight], fixed: Container[str]) -> None:
 
 def _held(weights: list[AnalogWeight]) -> set[str]:
     """Returns the paths of weights, and of all leaves beside them."""
-    beside = {weight.leaf(name) for weight in weights for name in weight.leaf_shapes}
+    beside = {weight.leaf(leaf) for weight in weights for leaf in weight.leaves()}
     return {weight.path for weight in weights} | beside
 
 
@@ -303,6 +306,18 @@ def _wrong_order(name: str) -> ValueError:
     )
 
 
-def _without_scale_gradients(plan: Plan, updates: optax.Updates) -> optax.Updates:
-    """Mapping scales have no gradient of their own; only remapping changes them."""
-    return _zeroed({weight.leaf("mapping_scale") for weight in plan.weights}, updates)
+def _without_gradients(plan: Plan, updates: optax.Updates) -> optax.Updates:
+    """What no gradient trains stays, as mapping scales do, which remapping changes."""
+    fixed = {**trained_by(plan, "remap"), **trained_by(plan, None)}
+    return _zeroed(fixed, updates)
+
+
+def _kept_positive(plan: Plan, updates: optax.Updates, params: Any) -> optax.Updates:
+    """Halves at most, in an update, what the base trains and must be positive."""
+    values = paths.leaves(params)
+    found = {path for path, x in trained_by(plan, "base").items() if x.positive}
+
+    def kept(path: str, leaf: jax.Array) -> jax.Array:
+        return jnp.maximum(leaf, -values[path] / 2) if path in found else leaf
+
+    return paths.map_leaves(kept, updates) if found else updates

@@ -10,8 +10,10 @@ import numpy as np
 import optax
 
 from hwtrain import paths
+from hwtrain._parts.leaf import LeafSpec
 from hwtrain.hardware import Hardware, InputRangeParameter
 from hwtrain.optim.leaves import check, ranged, require
+from hwtrain.periphery.range import PROBE, RANGE
 from hwtrain.physics.calibration import spread_range
 from hwtrain.physics.input_range import PROBE_SIZE
 from hwtrain.plan import AnalogWeight, Plan
@@ -98,16 +100,16 @@ def input_range_learning(
     # handful of kernels, however many layers there are.
     ends = np.cumsum([math.prod((*weight.stack, *weight.tiles)) for weight in weights])
 
-    def vector(leaves: dict[str, jax.Array], name: str, *shape: int) -> jax.Array:
+    def vector(leaves: dict[str, jax.Array], leaf: LeafSpec, *shape: int) -> jax.Array:
         return jnp.concatenate(
-            [leaves[weight.leaf(name)].reshape(-1, *shape) for weight in weights]
+            [leaves[weight.leaf(leaf)].reshape(-1, *shape) for weight in weights]
         )
 
     def init(params: optax.Params) -> InputRangeLearningState:
         check(plan, params)
         if not weights:  # Orbax saves no empty arrays
             return InputRangeLearningState(jnp.zeros([], jnp.int32), None, None)
-        ranges = vector(paths.leaves(params), "input_range")
+        ranges = vector(paths.leaves(params), RANGE)
         return InputRangeLearningState(
             step=jnp.zeros([], jnp.int32),
             initialized=jnp.zeros(ranges.shape, jnp.int32),
@@ -123,7 +125,7 @@ def input_range_learning(
         del extra_args
         require(params, "input_range_learning")
         step = jnp.asarray(optax.safe_increment(state.step))
-        probes = {weight.leaf("probe") for weight in plan.weights if weight.ranged}
+        probes = plan.zeros
         if not weights:
             updates = paths.map_leaves(
                 lambda path, leaf: jnp.zeros_like(leaf) if path in probes else leaf,
@@ -131,12 +133,12 @@ def input_range_learning(
             )
             return updates, InputRangeLearningState(step, None, None)
         gradients = paths.leaves(updates)
-        sums = vector(gradients, "probe", PROBE_SIZE)
-        r = vector(paths.leaves(params), "input_range")
+        sums = vector(gradients, PROBE, PROBE_SIZE)
+        r = vector(paths.leaves(params), RANGE)
         # As a product: the quotient of a layer that was not reached is undefined.
         wide = sums[:, 1] > options.input_min_percentage * sums[:, 0]
         decay = jnp.where(wide, options.decay * r, 0)
-        gradient = vector(gradients, "input_range") + decay
+        gradient = vector(gradients, RANGE) + decay
         gradient = gradient - _output_clipping(options, r, sums)
         scaled: Any
         scaled, optimizer_state = inner.update(gradient, state.optimizer, r)
@@ -150,7 +152,7 @@ def input_range_learning(
             options, r, -rate * scaled, sums, state.initialized
         )
         changes = dict(
-            zip((w.leaf("input_range") for w in weights), jnp.split(change, ends[:-1]))
+            zip((w.leaf(RANGE) for w in weights), jnp.split(change, ends[:-1]))
         )
 
         def new_update(path: str, leaf: jax.Array) -> jax.Array:

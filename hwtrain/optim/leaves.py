@@ -3,7 +3,9 @@
 from typing import Any
 
 from hwtrain import paths
+from hwtrain._parts.leaf import LeafSpec, Trained
 from hwtrain.leaf_names import may_be_leaf, split
+from hwtrain.periphery.range import PROBE, RANGE
 from hwtrain.plan import AnalogWeight, Plan
 
 
@@ -23,14 +25,19 @@ def ranged(plan: Plan) -> list[AnalogWeight]:
 def added(plan: Plan) -> dict[str, tuple[tuple[int, ...], ...]]:
     """Returns what `analogize` put beside the kernels: paths, and possible shapes.
 
-    Output scales are not among them: the base optimiser trains them, as it does the
-    user's parameters.
+    What the base optimiser trains, as it does the user's parameters, is not among them.
     """
     return {
-        path: shapes
-        for path, shapes in _leaves(plan).items()
-        if not path.endswith("output_scale")
+        path: leaf.shapes_of(weight)
+        for path, (weight, leaf) in plan.leaves().items()
+        if leaf.trained != "base"
     }
+
+
+def trained_by(plan: Plan, rule: Trained | None) -> dict[str, LeafSpec]:
+    """Returns the leaves, by path, that are trained in a way; `None` for in none."""
+    found = plan.leaves().items()
+    return {path: leaf for path, (_, leaf) in found if leaf.trained == rule}
 
 
 def check(plan: Plan, params: Any) -> None:
@@ -66,7 +73,7 @@ def check(plan: Plan, params: Any) -> None:
         layer = path.rpartition("/")[0]
         if path in known or path in plan.users or not path.startswith(plan.prefix):
             continue
-        ranged = split(path)[1] in ("input_range", "probe")
+        ranged = split(path)[1] in (RANGE.name, PROBE.name)
         if ranged and may_be_leaf(path, present):
             raise ValueError(
                 f"the plan does not know {path!r}: its example call does not reach "
@@ -78,11 +85,7 @@ def check(plan: Plan, params: Any) -> None:
 
 def _leaves(plan: Plan) -> dict[str, tuple[tuple[int, ...], ...]]:
     """Returns all leaves beside the kernels: paths, and possible shapes."""
-    return {
-        weight.leaf(name): shapes
-        for weight in plan.weights
-        for name, shapes in weight.leaf_shapes.items()
-    }
+    return {path: x.shapes_of(weight) for path, (weight, x) in plan.leaves().items()}
 
 
 def _check_filter(plan: Plan, present: dict[str, Any]) -> None:

@@ -8,6 +8,7 @@ import optax
 
 from hwtrain import paths
 from hwtrain.crossbar import on_crossbar
+from hwtrain.hardware.mapping_scale import MAPPING_SCALE
 from hwtrain.optim.leaves import check, require
 from hwtrain.plan import AnalogWeight, Plan
 
@@ -52,7 +53,7 @@ def remap_weights(plan: Plan) -> optax.GradientTransformationExtraArgs:
       Nature Communications 2023.
     """
     weights = {
-        weight.leaf("mapping_scale"): weight
+        weight.leaf(MAPPING_SCALE): weight
         for weight in plan.trained.weights
         if weight.hardware.remaps and weight.stores_scale
     }
@@ -95,7 +96,7 @@ def _new_scale(weight: AnalogWeight, kernel: jax.Array, scale: jax.Array) -> jax
     new = remap.scale(weight.to_matrix(w), scale, *sizes)
     if new.shape != scale.shape:
         raise ValueError(
-            f"{weight.leaf('mapping_scale')} should have the shape {new.shape} for "
+            f"{weight.leaf(MAPPING_SCALE)} should have the shape {new.shape} for "
             f"{remap.type!r}, it has {scale.shape}. It seems to come from other "
             "hardware; remove it and write params = hwtrain.adopt(analog, params, "
             "*example)"

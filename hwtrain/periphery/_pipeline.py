@@ -122,6 +122,35 @@ class Context:
         """Returns which outputs are real, and not the padding of a smaller tile."""
         return self.crossbar.real_outputs(y)
 
+    def leaf(self, name: str) -> jax.Array:
+        """Returns a leaf beside the weights, `[row tiles, column tiles, ...]`.
+
+        Of a convolution as a whole, `[groups, 1, ...]`: so with one more axis at its
+        end, the leaf of each tile is broadcast against the outputs of either.
+
+        Args:
+          name: its name, as the part's `leaves` declares it.
+
+        Raises:
+          ValueError: for one that nobody declares, or that is not there yet.
+        """
+        here = self.here
+        stage = "a stage" if here is None else type(here.stage).__name__
+        if self.crossbar.whole and here is not None and not here.calls[0]:
+            raise ValueError(
+                f"{stage} asks for its leaf {name!r} before it calls inner(x): a stage "
+                "with whole = True does the same to all inputs. Ask behind inner(x), "
+                "or leave whole out"
+            )
+        if name not in self.leaves:
+            raise ValueError(
+                f"{stage} asks for the leaf {name!r}, which lies not beside these "
+                f"weights; there are {', '.join(self.leaves) or 'none'}. Declare it: "
+                "def leaves(self, weight): return (hwtrain.LeafSpec(name=...),)"
+            )
+        leaf = self.leaves[name]
+        return jax.lax.stop_gradient(leaf) if self.searching else leaf
+
     def normal(self, effect: str, shape: Sequence[int]) -> Any:
         """Returns standard normal noise of this read times its strength; 0 for none."""
         self._check_draws("read")

@@ -1,8 +1,11 @@
 """The keys of what the stages around a tile draw at a read."""
 
+from typing import Any
+
 import jax
 import numpy as np
 
+from hwtrain._parts.leaf import LeafSpec, When
 from hwtrain.physics.random import draw_name, fold_in, stable_hash
 
 READ_EFFECTS = (
@@ -19,6 +22,51 @@ users draw has keys made of the first of these."""
 _NAMES = np.array(
     [stable_hash(draw_name("", name)) for name in READ_EFFECTS], np.uint32
 )
+
+
+_MODES = ("train", "chip", "eval")
+
+
+def _is_frozen(weight: Any, when: When) -> bool:
+    chip = weight.hardware
+    modes = ("chip",) if when == "chip" else _MODES
+    return weight.kind != "raw" and any(map(chip.freezes, modes))
+
+
+def _is_noisy(weight: Any, when: When) -> bool:
+    chip = weight.hardware
+    needs = any(map(chip.needs_root, _MODES)) or chip.noisy(periphery=True)
+    return weight.kind != "raw" and needs
+
+
+CHIP_KEY = LeafSpec(
+    name="chip_key",
+    when=("chip", "step"),
+    there=_is_frozen,
+    shapes=lambda weight: ((2,),),
+    dtype="uint32",
+    trained=None,
+)
+"""The key of what is frozen in a chip's periphery, as key data of threefry."""
+
+NOISE_KEY = LeafSpec(
+    name="noise_key",
+    when=("step",),
+    there=_is_noisy,
+    shapes=lambda weight: ((len(READ_EFFECTS), 2),),
+    dtype="uint32",
+    trained=None,
+)
+"""The keys of the reads of a layer in a step, as key data."""
+
+NOISE_STRENGTH = LeafSpec(
+    name="noise_strength",
+    when=("step",),
+    there=_is_noisy,
+    shapes=lambda weight: ((),),
+    trained=None,
+)
+"""A factor on the noise of a layer in a step."""
 
 
 def read_keys(key: jax.Array) -> jax.Array:

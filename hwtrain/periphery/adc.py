@@ -3,6 +3,7 @@
 import dataclasses
 
 from hwtrain._parts.part import Part
+from hwtrain.periphery.range import PROBE
 from hwtrain.physics.converters import Converter, exceeds, round_to_level, saturate
 
 
@@ -51,8 +52,8 @@ class Adc(Part):
         if ctx.searching:
             ctx.note("clipped", exceeds(y, self.bound) & ctx.crossbar.real_outputs(y))
             return y
-        if "probe" in ctx.leaves:
-            y = ctx.crossbar.counted(y, ctx.leaves["probe"], self.bound)
+        if PROBE.name in ctx.leaves:
+            y = ctx.crossbar.counted(y, ctx.leaves[PROBE.name], self.bound)
         return saturate(y, self.bound)
 
     def describe(self):

@@ -4,7 +4,7 @@ Tiles are a batched axis. Every tile computes in normalised units, x/r and w/s, 
 converters of its own; the results of row tiles are added digitally.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -12,6 +12,7 @@ import jax.numpy as jnp
 from jax.typing import ArrayLike, DTypeLike
 
 from hwtrain.periphery._pipeline import Context, run
+from hwtrain.periphery.range import PROBE, RANGE
 from hwtrain.periphery.tiled_matrix import TiledMatrix, cut_columns
 from hwtrain.physics import tiling
 
@@ -27,6 +28,7 @@ def analog_mvm(
     output_scale: jax.Array | None = None,
     input_range: jax.Array | None = None,
     probe: jax.Array | None = None,
+    leaves: Mapping[str, jax.Array] = {},  # noqa: B006 it is only read
     keys: jax.Array | None = None,
     chip_key: jax.Array | None = None,
     strength: ArrayLike = 1.0,
@@ -69,6 +71,7 @@ def analog_mvm(
         divided by, without clipping to it.
       probe: `[row tiles, column tiles, 6]`; `None` for plain JAX operations, which
         forward-mode differentiation needs, without statistics.
+      leaves: the leaves of users' stages by name, `[row tiles, column tiles, ...]`.
       keys: `[effects]`, the `read_keys` of this read; `None` draws nothing.
       chip_key: JAX key of what is frozen in a chip; `None` for no spread.
       strength: factor on the standard deviation of all noise and spreads.
@@ -88,10 +91,10 @@ def analog_mvm(
     if input_range is None:
         inputs = inputs.astype(jnp.float32)
     tiles = TiledMatrix.cut(w, scale, row_sizes, column_sizes, dot_general, x.dtype)
-    leaves = {"input_range": input_range, "probe": probe}
+    given = {RANGE.name: input_range, PROBE.name: probe, **leaves}
     ctx = Context(
         crossbar=tiles,
-        leaves={name: leaf for name, leaf in leaves.items() if leaf is not None},
+        leaves={name: leaf for name, leaf in given.items() if leaf is not None},
         keys=keys,
         chip_key=chip_key,
         strength=strength,
@@ -110,6 +113,7 @@ def tile_responses(
     *,
     row_sizes: tuple[int, ...],
     column_sizes: tuple[int, ...],
+    leaves: Mapping[str, jax.Array] = {},  # noqa: B006 it is only read
     keys: jax.Array | None = None,
     chip_key: jax.Array | None = None,
 ) -> jax.Array:
@@ -133,6 +137,7 @@ def tile_responses(
       stages: what surrounds the tiles, from the outermost to the innermost; no range.
       row_sizes: rows of each row tile.
       column_sizes: columns of each column tile.
+      leaves: the leaves of users' stages by name, `[row tiles, column tiles, ...]`.
       keys: `[effects]`, the `read_keys` of this read; `None` draws nothing.
       chip_key: JAX key of what is frozen in a chip; `None` for no spread.
 
@@ -143,7 +148,8 @@ def tile_responses(
     rows = row_sizes[0]
     driven = jnp.eye(rows, dtype=jnp.float32)[:, None, None, :]
     inputs = jnp.broadcast_to(driven, (rows, len(row_sizes), 1, rows))
-    y = run(stages, inputs, Context(crossbar=tiles, keys=keys, chip_key=chip_key))
+    ctx = Context(crossbar=tiles, leaves=leaves, keys=keys, chip_key=chip_key)
+    y = run(stages, inputs, ctx)
     y = jnp.moveaxis(y, 0, -2)
     real = tiling.mask(row_sizes)[:, None, :, None]
     return jnp.where(real & tiling.mask(column_sizes)[:, None, :], y, 0)

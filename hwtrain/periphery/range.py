@@ -1,13 +1,52 @@
 """The range of a tile's inputs, at the border to its periphery."""
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from hwtrain._parts.leaf import LeafSpec, When
 from hwtrain._parts.part import Part
 from hwtrain.physics import tiling
 from hwtrain.physics.average_maximum import record_maxima
-from hwtrain.physics.input_range import RangeGradient, clip_to_range, clipped
+from hwtrain.physics.input_range import (
+    PROBE_SIZE,
+    RangeGradient,
+    clip_to_range,
+    clipped,
+)
+
+
+def _is_ranged(weight: Any, when: When) -> bool:
+    return weight.ranged
+
+
+def _first_range(weight: Any, matrix: jax.Array) -> jax.Array:
+    given = weight.hardware.input_range
+    value = given.init_value if given is not None else 1.0
+    return jnp.full((*weight.stack, *weight.tiles), value, jnp.float32)
+
+
+RANGE = LeafSpec(
+    name="input_range",
+    there=_is_ranged,
+    initial=_first_range,
+    trained="range",
+    positive=True,
+    unit="unit of the layer's input",
+)
+"""The range of the inputs of each tile."""
+
+PROBE = LeafSpec(
+    name="probe",
+    there=_is_ranged,
+    shapes=lambda weight: ((*weight.tiles, PROBE_SIZE),),
+    initial=0.0,
+    trained="range",
+    exported="zeros",
+)
+"""Zeros whose gradient carries a layer's statistics to the optimiser."""
 
 
 class Range(Part):
@@ -15,8 +54,8 @@ class Range(Part):
 
     .. math:: y = r\, f\!\left(\frac{\mathrm{clip}(x, -r, r)}{r}\right)
 
-    The range is the parameter `input_range`; what its update must know of the inputs
-    is the gradient of `probe`. Without the latter, all is plain JAX.
+    The range is the leaf `RANGE`; what its update must know of the inputs is the
+    gradient of `PROBE`. Without the latter, all is plain JAX.
     """
 
     averages: bool = False
@@ -69,7 +108,7 @@ def ranged(
     Returns:
       `[..., row tiles, column tiles or 1, rows]`, and `[row tiles, column tiles, 1]`.
     """
-    of_tiles, probe = leaves["input_range"], leaves.get("probe")
+    of_tiles, probe = leaves[RANGE.name], leaves.get(PROBE.name)
     r = jax.lax.stop_gradient(of_tiles)[..., None].astype(jnp.float32)
     if stage.averages:
         x = x if probe is None else record_maxima(x, of_tiles, probe)

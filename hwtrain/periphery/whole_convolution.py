@@ -17,7 +17,7 @@ from jax.typing import ArrayLike, DTypeLike
 from hwtrain._parts.constant import filled, split, static
 from hwtrain._parts.slot import home
 from hwtrain.periphery._pipeline import Context, run
-from hwtrain.periphery.range import Range
+from hwtrain.periphery.range import PROBE, RANGE, Range
 from hwtrain.physics.convolution import Window
 from hwtrain.physics.input_range import count_outputs
 from hwtrain.physics.ranged_convolution import (
@@ -61,6 +61,7 @@ def converted_convolution(
     output_scale: jax.Array | None = None,
     input_range: jax.Array | None = None,
     probe: jax.Array | None = None,
+    leaves: Mapping[str, jax.Array] = {},  # noqa: B006 it is only read
     keys: jax.Array | None = None,
     chip_keys: jax.Array | None = None,
     strength: ArrayLike = 1.0,
@@ -94,6 +95,7 @@ def converted_convolution(
       output_scale: likewise, a learned factor on the outputs; `None` for 1.
       input_range: `[groups, 1, 1]`, r, for the stage `Range`; `None` without it.
       probe: `[groups, 1, 1, 6]`; `None` for plain JAX operations, without statistics.
+      leaves: the leaves of users' stages by name, `[groups, 1, ...]`.
       keys: `[effects]`, the `read_keys` of this read; `None` draws nothing.
       chip_keys: `[groups]` JAX keys of what is frozen in a chip; `None` for no spread.
       strength: factor on the standard deviation of all noise and spreads,
@@ -128,10 +130,10 @@ def converted_convolution(
         )
     s: Any = 1.0 if scale is None else jax.lax.stop_gradient(scale)
     crossbar = WholeKernel(kernel, s, window, precision, x.dtype, y)
-    leaves = {"input_range": input_range, "probe": probe}
+    given = {RANGE.name: input_range, PROBE.name: probe, **leaves}
     ctx = Context(
         crossbar=crossbar,
-        leaves={name: leaf for name, leaf in leaves.items() if leaf is not None},
+        leaves={name: leaf for name, leaf in given.items() if leaf is not None},
         keys=keys,
         chip_key=chip_keys,
         strength=strength,
@@ -260,8 +262,9 @@ class WholeKernel(NamedTuple):
         self, stage: Range, x: jax.Array, leaves: Mapping[str, jax.Array]
     ) -> tuple[jax.Array, jax.Array]:
         """Returns inputs within their range, and the range of each."""
-        inside = clipped_inputs(x, leaves["input_range"], None)
-        r = jax.lax.stop_gradient(leaves["input_range"]).astype(jnp.float32)
+        of_groups = leaves[RANGE.name]
+        inside = clipped_inputs(x, of_groups, None)
+        r = jax.lax.stop_gradient(of_groups).astype(jnp.float32)
         return inside, jnp.repeat(r.ravel(), x.shape[-1] // r.size)
 
     def of_range(self, r: jax.Array) -> jax.Array:

@@ -20,6 +20,7 @@ from hwtrain.checkpoint.contents import Contents
 from hwtrain.chips import chip_key
 from hwtrain.crossbar import on_crossbar
 from hwtrain.hardware import Hardware
+from hwtrain.hardware.mapping_scale import MAPPING_SCALE
 from hwtrain.plan import AnalogWeight, Plan
 from hwtrain.programming import keys_of_chip, program_weight
 from hwtrain.training import linen, nnx
@@ -362,7 +363,7 @@ def _check_export(config: Config, ready: Preparation) -> None:
                 f"{config.model}: expected an analog weight {weight.path} of real "
                 f"floating-point numbers, got {dtype}",
             )
-        scale = leaves.get(weight.leaf("mapping_scale"))
+        scale = leaves.get(weight.leaf(MAPPING_SCALE))
         jax.eval_shape(
             functools.partial(_conductances, weight), leaves[weight.path], scale
         )

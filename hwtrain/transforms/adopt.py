@@ -8,7 +8,7 @@ from flax.core import meta
 
 from hwtrain import paths
 from hwtrain.transforms.analogize import plan as plan_of
-from hwtrain.transforms.nnx.layers import LEAF_TYPES
+from hwtrain.transforms.nnx.layers import TYPES, PartLeaf
 from hwtrain.transforms.signal_side import initial_leaves
 from hwtrain.transforms.weight_side import local
 
@@ -56,5 +56,5 @@ def _with_leaves(found: Any, params: Any) -> Any:
             path = local(found, weight.leaf(name))
             if path not in present:
                 boxed = isinstance(params, nnx.State)
-                entries[path] = LEAF_TYPES[name](value) if boxed else value
+                entries[path] = TYPES.get(name, PartLeaf)(value) if boxed else value
     return paths.insert(params, entries)

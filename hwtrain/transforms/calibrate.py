@@ -13,6 +13,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
 from hwtrain import paths
+from hwtrain.periphery.range import RANGE
 from hwtrain.physics import tiling
 from hwtrain.physics.calibration import METHODS, RowSample, batch_range
 from hwtrain.plan import AnalogWeight, Plan
@@ -165,9 +166,9 @@ class _Ranges:
             count = math.prod(shape)
             start = len(self._owners)
             numbers = np.arange(start, start + count, dtype=np.float32)
-            path = local(plan, weight.leaf("input_range"))
+            path = local(plan, weight.leaf(RANGE))
             self._numbers[path] = numbers.reshape(shape)
-            self._owners += [weight.leaf("input_range")] * count
+            self._owners += [weight.leaf(RANGE)] * count
             sizes = np.asarray(weight.row_sizes)[:, None]
             self._rows += np.broadcast_to(sizes, shape).ravel().tolist()
         size = len(self._owners)
@@ -191,7 +192,7 @@ class _Ranges:
             else:
                 seen = batch_range(call.x, sizes, method=self._method, **self._options)
             wrong = jnp.isnan(call.x).any()
-            numbers = call.leaves["input_range"]
+            numbers = call.leaves[RANGE.name]
             tell(self._take, numbers, seen, wrong)
         return call.plain()
 

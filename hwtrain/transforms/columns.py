@@ -9,7 +9,9 @@ from typing import Any
 import numpy as np
 
 from hwtrain._parts.part import Described
-from hwtrain.hardware import MappingParameter
+from hwtrain.hardware import (
+    MappingParameter,
+)
 from hwtrain.plan import AnalogWeight, Plan
 from hwtrain.transforms.weight_side import local
 
@@ -74,6 +76,7 @@ def columns(weight: AnalogWeight, plan: Plan, values: dict[str, Any]) -> dict[st
     def of(*names: str, none: str = "none") -> dict[str, str]:
         return {name: ", ".join(cells[name]) or none for name in names}
 
+    own = any(other.own_leaves for other in plan.weights)
     return {
         "weight": weight.path,
         "layer": _layer(weight),
@@ -84,6 +87,7 @@ def columns(weight: AnalogWeight, plan: Plan, values: dict[str, Any]) -> dict[st
         **of("input range", "bits", PERIPHERY, "weight noise", "clip", "remap"),
         **of("training drift", "mismatch", "conductances", "programming"),
         **of("noise at g_max", "stuck"),
+        **({"leaves": _leaves(weight, plan, values)} if own else {}),
         "by": weight.rule,
     }
 
@@ -143,3 +147,14 @@ def _tiles(weight: AnalogWeight) -> str:
     )
     share = used / (rows * columns * limits[0] * limits[1])
     return f"{stack}{rows}x{columns} of {largest}, {share:.0%} used"
+
+
+def _leaves(weight: AnalogWeight, plan: Plan, values: dict[str, Any]) -> str:
+    """Returns the leaves of users' parts."""
+    found = []
+    for leaf in weight.own_leaves:
+        value = np.asarray(values[local(plan, weight.leaf(leaf))], np.float32)
+        low, high = value.min(), value.max()
+        each = f"{low:.3g}" if low == high else f"{low:.3g} to {high:.3g}"
+        found.append(f"{leaf.name} {each} ({leaf.unit})")
+    return ", ".join(found) or "none"

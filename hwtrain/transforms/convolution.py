@@ -14,8 +14,11 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from hwtrain._parts.constant import CONSTANTS
 from hwtrain.constants import filled_weight
-from hwtrain.leaf_names import CONSTANTS
+from hwtrain.hardware.mapping_scale import MAPPING_SCALE, OUTPUT_SCALE
+from hwtrain.periphery._read_keys import CHIP_KEY, NOISE_STRENGTH
+from hwtrain.periphery.range import PROBE, RANGE
 from hwtrain.periphery.whole_convolution import converted_convolution, runs_whole
 from hwtrain.physics import convolution
 from hwtrain.physics.ranged_convolution import ranged_convolution
@@ -192,7 +195,10 @@ def _runs_whole(weight: AnalogWeight, mode: str) -> bool:
     if not whole or weight.tiles != (1, 1) or per_input:
         return False
     if chip.converts:
-        return runs_whole(stages_of(weight))
+        # What is of no tile has no axis where groups could stand.
+        shapes = [shape for x in weight.own_leaves for shape in x.shapes(weight)]
+        of_tiles = all(shape[:2] == weight.tiles for shape in shapes)
+        return of_tiles and runs_whole(stages_of(weight))
     return not chip.scales_outputs
 
 
@@ -242,7 +248,7 @@ def _product(
 ) -> jax.Array:
     window, groups, depth = weight.window, weight.groups, len(weight.parallel)
     assert window is not None
-    constants = leaves.get(CONSTANTS)
+    constants = leaves.get(CONSTANTS.name)
     if constants is not None:  # all groups have the same
         weight = filled_weight(weight, constants.reshape(-1, constants.shape[-1])[0])
     chip = weight.hardware
@@ -251,8 +257,8 @@ def _product(
         return leaves[name].reshape(groups, *leaves[name].shape[depth:])
 
     options: dict[str, Any] = {
-        "input_range": of_groups("input_range") if weight.ranged else None,
-        "probe": of_groups("probe") if weight.ranged and mode != "eval" else None,
+        "input_range": of_groups(RANGE.name) if weight.ranged else None,
+        "probe": of_groups(PROBE.name) if weight.ranged and mode != "eval" else None,
         "precision": precision,
         "dtype": dtype,
     }
@@ -261,23 +267,24 @@ def _product(
         return ranged_convolution(
             x, kernel, window=window, gradient=gradient, **options
         )
-    if "mapping_scale" in leaves:
-        scale: Any = of_groups("mapping_scale")
+    if MAPPING_SCALE.name in leaves:
+        scale: Any = of_groups(MAPPING_SCALE.name)
     else:
         layer = _of_one_layer(weight, kernel.ndim)
         scale = layer.derived_scale(layer.to_matrix(kernel))
     strength: Any = jnp.ones(groups)
-    if "noise_strength" in leaves:
-        strength = of_groups("noise_strength")
+    if NOISE_STRENGTH.name in leaves:
+        strength = of_groups(NOISE_STRENGTH.name)
     return converted_convolution(
         x,
         kernel,
         stages_of(weight),
         window,
         scale=None if scale is None else scale.reshape(groups, 1, -1),
-        output_scale=of_groups("output_scale") if chip.scales_outputs else None,
+        output_scale=of_groups(OUTPUT_SCALE.name) if chip.scales_outputs else None,
+        leaves={x.name: of_groups(x.name)[:, 0] for x in weight.own_leaves},
         keys=keys,
-        chip_keys=frozen_key(of_groups("chip_key")) if chip.freezes(mode) else None,
+        chip_keys=frozen_key(of_groups(CHIP_KEY.name)) if chip.freezes(mode) else None,
         strength=strength.reshape(groups, 1, 1),
         **options,
     )

@@ -12,13 +12,15 @@ from collections.abc import Mapping
 import jax
 import jax.numpy as jnp
 
+from hwtrain._parts.constant import CONSTANTS
 from hwtrain.constants import filled_weight
 from hwtrain.crossbar import written
-from hwtrain.leaf_names import CONSTANTS
+from hwtrain.hardware.mapping_scale import MAPPING_SCALE
+from hwtrain.hardware.modifiers import ON_LEVELS
 from hwtrain.plan import AnalogWeight
 from hwtrain.transforms.observation import collector
 from hwtrain.transforms.read_keys import step_keys, weight_key
-from hwtrain.transforms.redraw import kernel_draw
+from hwtrain.transforms.redraw import WEIGHT_KEY, kernel_draw
 
 Leaves = Mapping[str, jax.Array]
 
@@ -76,7 +78,7 @@ def of_step(
       the step.
     """
     leaves = dict(leaves)
-    rounded = leaves.pop("on_levels", None) is not None
+    rounded = leaves.pop(ON_LEVELS.name, None) is not None
     if not weight.derived:
         return leaves, array
     if weight.shape != array.shape:  # one matrix
@@ -84,10 +86,10 @@ def of_step(
             weight, shape=array.shape, rows=(0,), columns=(1,), window=None
         )
     found = jnp.asarray(array, jnp.float32)
-    traced = filled_weight(weight, leaves.get(CONSTANTS))
+    traced = filled_weight(weight, leaves.get(CONSTANTS.name))
     scale = traced.derived_scale(weight.to_matrix(found))
     if scale is not None:
-        leaves.setdefault("mapping_scale", jax.lax.stop_gradient(scale))
+        leaves.setdefault(MAPPING_SCALE.name, jax.lax.stop_gradient(scale))
     if mode == "chip" and weight.hardware.rounds_chips:
         if not rounded:
             found = written(traced, found, None)
@@ -95,7 +97,7 @@ def of_step(
     chip = weight.hardware
     if chip.modifies(mode) and not chip.modifies_in_layer(mode):
         key = weight_key(step_keys(leaves))
-        found = kernel_draw(weight, {**leaves, "weight_key": key}, found)
+        found = kernel_draw(weight, {**leaves, WEIGHT_KEY: key}, found)
     return leaves, found.astype(array.dtype)
 
 

@@ -67,7 +67,7 @@ def analog_einsum(
     Args:
       weight: the plan of the kernel.
       mode: the mode.
-      leaves: what is beside the kernel in this step, of `STEP_LEAVES`.
+      leaves: what is beside the kernel in this step, of `names_beside`.
     """
     multiply = analog_dot_general(weight, mode, leaves, jax.lax.dot_general)
 

@@ -49,7 +49,7 @@ def attend(
     Args:
       weight: the plan of the embedding.
       mode: the mode.
-      leaves: what is beside the embedding in this step, of `STEP_LEAVES`.
+      leaves: what is beside the embedding in this step, of `names_beside`.
       query: `[..., features]`.
       embedding: `[tokens, features]`.
       product: what multiplies.

@@ -5,7 +5,7 @@ from collections.abc import Container
 
 from hwtrain.hardware import Hardware
 from hwtrain.physics.convolution import Window
-from hwtrain.plan import AnalogWeight
+from hwtrain.plan import AnalogWeight, own_names
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -204,7 +204,7 @@ def analog_weight(
             "leaves out. Draw its weights for the step, without these, or write "
             f"Rule({layer.path!r}, None) to keep it digital, before the other rules"
         )
-    return AnalogWeight(
+    weight = AnalogWeight(
         path=path,
         kind=array.kind or layer.kind or "",
         layer=layer.name,
@@ -218,3 +218,11 @@ def analog_weight(
         equation=array.equation,
         derived=dict(layer.derived).get(array.leaf),
     )
+    for leaf in weight.own_leaves:
+        if leaf.name not in own_names(hardware):
+            raise ValueError(
+                f"{path}: a part declares the leaf {leaf.name!r} for this weight, and "
+                "not for every one. Let leaves(self, weight) return it always, and say "
+                "by LeafSpec(there=lambda weight, when: ...) which weights have it"
+            )
+    return weight

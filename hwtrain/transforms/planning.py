@@ -56,7 +56,8 @@ def make_plan(
       ValueError: for a rule that wins nowhere, hardware for what cannot be seen, or a
         parameter of the model where hardware puts a leaf.
     """
-    leaves = [x for x in shapes if may_be_leaf(x, shapes) and x not in users]
+    own = assigned.own_leaves
+    leaves = [x for x in shapes if may_be_leaf(x, shapes, own) and x not in users]
     shapes = {path: shape for path, shape in shapes.items() if path not in leaves}
     decide = functools.partial(_decide, assigned)
     winners: set[Rule | None] = {*check_opaque(layers, shapes, decide)}
@@ -65,7 +66,7 @@ def make_plan(
     weights, digital = [], []
     beside_raw: set[str] = set()
     # Last what may be a chip's leaf beside a parameter that a rule names.
-    for path, shape in sorted(shapes.items(), key=lambda item: named_as_leaf(item[0])):
+    for path, shape in sorted(shapes.items(), key=lambda x: named_as_leaf(x[0], own)):
         if path not in users and _join(assigned.name, path) in beside_raw:
             continue
         layer_path, _, leaf = path.rpartition("/")
@@ -114,7 +115,7 @@ def make_plan(
         _check_name(weight, assigned.name, users)
         weights.append(weight)
         if weight.kind == "raw":
-            beside_raw.update(weight.leaf(name) for name in weight.chip_leaves)
+            beside_raw.update(weight.leaf(leaf) for leaf in weight.leaves("chip"))
     if check and not weights and assigned.default not in (None, Hardware()):
         found = ", ".join(
             f"{x.path!r} ({x.name}: {x.why})"

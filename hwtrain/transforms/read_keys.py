@@ -7,7 +7,7 @@ from typing import Any
 
 import jax
 
-from hwtrain.periphery._read_keys import effect_key
+from hwtrain.periphery._read_keys import NOISE_KEY, effect_key
 from hwtrain.physics.fast_random import fast_prng
 from hwtrain.physics.random import as_key, fold_in
 from hwtrain.plan import AnalogWeight
@@ -73,7 +73,7 @@ def _folded(keys: jax.Array, numbers: tuple[Any, ...]) -> jax.Array:
 
 def step_keys(leaves: Mapping[str, jax.Array]) -> jax.Array:
     """Returns the keys of a layer's step, the same at every call."""
-    return jax.random.wrap_key_data(leaves["noise_key"], impl=_generator.get())
+    return jax.random.wrap_key_data(leaves[NOISE_KEY.name], impl=_generator.get())
 
 
 def weight_key(keys: jax.Array) -> jax.Array:

@@ -7,13 +7,19 @@ from collections.abc import Callable, Mapping
 import jax
 import jax.numpy as jnp
 
+from hwtrain._parts.constant import CONSTANTS
 from hwtrain.constants import filled_weight
 from hwtrain.crossbar import modified
-from hwtrain.leaf_names import CONSTANTS
+from hwtrain.hardware.mapping_scale import MAPPING_SCALE
+from hwtrain.hardware.weights import CLIP_BOUND
+from hwtrain.periphery._read_keys import NOISE_STRENGTH
 from hwtrain.physics.varying import custom_vjp
 from hwtrain.plan import AnalogWeight
 
 Leaves = Mapping[str, jax.Array]
+
+WEIGHT_KEY = "weight_key"
+"""What the key of weights that a layer draws itself is called among its leaves."""
 
 
 def redrawn(
@@ -41,15 +47,15 @@ def redrawn(
       draw: returns the weights of the step from leaves and `w`. Like `product`, it
         takes all arrays as arguments: a tracer of around would leak.
       product: returns the product of leaves, inputs, weights and key.
-      leaves: what is beside the weights in this step, of `STEP_LEAVES`, and the
-        `weight_key` that they are drawn with.
+      leaves: what is beside the weights in this step, of `names_beside`, and the
+        `WEIGHT_KEY` that they are drawn with.
       x: inputs.
       w: weights, nominal.
       keys: what `product` draws with, or `None`.
     """
 
     def multiply(since, x, w, leaves, keys):
-        leaves = {**leaves, "weight_key": _after(since, leaves["weight_key"])}
+        leaves = {**leaves, WEIGHT_KEY: _after(since, leaves[WEIGHT_KEY])}
         return product(leaves, x, draw(leaves, w), keys)
 
     return _redrawn(multiply, x, w, dict(leaves), keys)
@@ -104,8 +110,8 @@ def step_draw(weight: AnalogWeight, leaves: Leaves, w: jax.Array) -> jax.Array:
       leaves: what is beside the matrix in this step.
       w: `[rows, columns]`, nominal, not yet within its learned clip bound.
     """
-    weight = filled_weight(weight, leaves.get(CONSTANTS))
-    return drawn(weight, leaves, w, leaves["weight_key"], leaves.get("clip_bound"))
+    weight = filled_weight(weight, leaves.get(CONSTANTS.name))
+    return drawn(weight, leaves, w, leaves[WEIGHT_KEY], leaves.get(CLIP_BOUND.name))
 
 
 def kernel_draw(weight: AnalogWeight, leaves: Leaves, kernel: jax.Array) -> jax.Array:
@@ -141,5 +147,6 @@ def drawn(
     matrix = dataclasses.replace(
         weight, shape=w.shape, rows=(0,), columns=(1,), window=None
     )
-    scale = leaves["mapping_scale"] if weight.stores_scale else None
-    return modified(matrix, w, scale, key, leaves.get("noise_strength"), bound)
+    scale = leaves[MAPPING_SCALE.name] if weight.stores_scale else None
+    strength = leaves.get(NOISE_STRENGTH.name)
+    return modified(matrix, w, scale, key, strength, bound, leaves)

@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from typing import Any
 
 from hwtrain.hardware import Hardware
-from hwtrain.plan import FROZEN
+from hwtrain.plan import FROZEN, own_names
 
 
 @dataclasses.dataclass(frozen=True)
@@ -107,6 +107,13 @@ class Assignment:
     default: Hardware | None = None
     name: str = ""
     stream: str = "mismatch"
+
+    @property
+    def own_leaves(self) -> tuple[str, ...]:
+        """The names of the leaves that users' parts may put beside arrays."""
+        every = (self.default, *(rule.hardware for rule in self.rules))
+        found = (own_names(hardware) for hardware in every if hardware is not None)
+        return tuple(dict.fromkeys(name for names in found for name in names))
 
 
 def assignment(hardware_or_rules: Any, name: str | None) -> Assignment:

@@ -13,12 +13,17 @@ import jax
 import jax.numpy as jnp
 from jax.typing import DTypeLike
 
+from hwtrain._parts.constant import CONSTANTS
+from hwtrain._parts.leaf import LeafSpec
 from hwtrain.constants import filled_weight
-from hwtrain.leaf_names import CONSTANTS
+from hwtrain.hardware.mapping_scale import MAPPING_SCALE, OUTPUT_SCALE
+from hwtrain.hardware.modifiers import ON_LEVELS
+from hwtrain.periphery._read_keys import CHIP_KEY, NOISE_KEY, NOISE_STRENGTH
 from hwtrain.periphery.mvm import analog_mvm
+from hwtrain.periphery.range import PROBE, RANGE
 from hwtrain.periphery.weight_noise import WeightNoise
 from hwtrain.physics import tiling
-from hwtrain.physics.input_range import PROBE_SIZE, ranged_matmul
+from hwtrain.physics.input_range import ranged_matmul
 from hwtrain.physics.random import fold_in
 from hwtrain.plan import AnalogWeight
 from hwtrain.transforms.effective import HELD, as_stored, held, of_step, on_levels
@@ -33,29 +38,16 @@ from hwtrain.transforms.read_keys import (
     step_keys,
     weight_key,
 )
-from hwtrain.transforms.redraw import drawn, redrawn, step_draw
-
-STEP_LEAVES = (
-    "input_range",
-    "probe",
-    "mapping_scale",
-    "output_scale",
-    "clip_bound",
-    "noise_key",
-    "noise_strength",
-    CONSTANTS,
-    "chip_key",
-)
-"""What a layer may find beside its kernel in a call."""
+from hwtrain.transforms.redraw import WEIGHT_KEY, drawn, redrawn, step_draw
 
 
 def names_beside(weight: AnalogWeight) -> dict[str, str]:
     """Returns how what a layer may find beside an array in a call is named there."""
-    beside = weight.beside
-    named = {name: weight.leaf_name(name) for name in STEP_LEAVES if name in beside}
+    seen = (*weight.leaves(), *weight.leaves("step"))
+    named = {leaf.name: weight.leaf_name(leaf) for leaf in seen}
     if weight.derived:
         named[HELD] = weight.effective_path.rpartition("/")[2]
-        named["on_levels"] = weight.leaf_name("on_levels")
+        named[ON_LEVELS.name] = weight.leaf_name(ON_LEVELS)
     return named
 
 
@@ -66,21 +58,7 @@ def initial_leaves(weight: AnalogWeight, kernel: jax.Array) -> dict[str, jax.Arr
       weight: the plan of the kernel.
       kernel: the nominal kernel, as stored.
     """
-    leaves = {}
-    if weight.ranged:
-        shape = (*weight.stack, *weight.tiles)
-        parameter = weight.hardware.input_range
-        value = parameter.init_value if parameter is not None else 1.0
-        leaves["input_range"] = jnp.full(shape, value, jnp.float32)
-        leaves["probe"] = jnp.zeros((*shape, PROBE_SIZE), jnp.float32)
-    if weight.hardware.learns_clip:
-        leaves["clip_bound"] = weight.initial_bound(weight.to_matrix(kernel))
-    if weight.hardware.stores_scale:
-        scale = weight.initial_scale(weight.to_matrix(kernel))
-        leaves["mapping_scale"] = jnp.asarray(scale, jnp.float32)
-    if weight.hardware.scales_outputs:
-        leaves["output_scale"] = jnp.ones(weight.output_scale_shape, jnp.float32)
-    return leaves
+    return {leaf.name: leaf.value(weight, kernel) for leaf in weight.leaves()}
 
 
 def acts_in_product(weight: AnalogWeight) -> bool:
@@ -190,7 +168,7 @@ def analog_matmul(
     Args:
       weight: the plan of the kernel.
       mode: the mode; `"eval"` uses plain JAX operations throughout.
-      leaves: what is beside the kernel in this step, of `STEP_LEAVES`: `input_range`
+      leaves: what is beside the kernel in this step, of `names_beside`: `input_range`
         `[row tiles, column tiles]` and `probe` `[row tiles, column tiles, 6]` if the
         layer has a range, `mapping_scale` `[row tiles, columns or column tiles]` if it
         is stored or the kernel is not nominal, `noise_key` if the layer draws,
@@ -238,7 +216,7 @@ def reads_of(
     """
     chip, modifier = weight.hardware, weight.hardware.modifier
     beside, keys = dict(leaves), None
-    beside.pop("noise_key", None)
+    beside.pop(NOISE_KEY.name, None)
     in_layer = chip.modifies_in_layer(mode)
     per_vector = in_layer and modifier is not None and modifier.per_vector
     if chip.reads(mode) or per_vector:
@@ -248,7 +226,7 @@ def reads_of(
         own = step_keys(leaves)
         if not chip.redraws(mode):  # but rows of a map are examples
             own = at_rows(weight, own)
-        beside["weight_key"] = weight_key(own)
+        beside[WEIGHT_KEY] = weight_key(own)
     return beside, keys
 
 
@@ -270,18 +248,19 @@ def _matmul(
 ) -> jax.Array:
     """Multiplies as `analog_matmul` does, with the leaves and keys of `reads_of`."""
     tiles = {"row_sizes": weight.row_sizes, "column_sizes": weight.column_sizes}
-    outside, weight = weight, filled_weight(weight, leaves.get(CONSTANTS))
-    chip, scale = weight.hardware, leaves.get("mapping_scale")
+    outside, weight = weight, filled_weight(weight, leaves.get(CONSTANTS.name))
+    chip, scale = weight.hardware, leaves.get(MAPPING_SCALE.name)
     if scale is None and (chip.converts or chip.modifies_in_layer(mode)):
         scale = weight.derived_scale(w)  # no modifier has changed the kernel
     if scale is not None:
-        leaves = {**leaves, "mapping_scale": scale}
+        leaves = {**leaves, MAPPING_SCALE.name: scale}
     deviation = _deviation(weight, mode, w, scale)
 
     def product(leaves, x, w, keys):
-        weight = filled_weight(outside, leaves.get(CONSTANTS))  # not those of around
-        chip, output_scale = weight.hardware, leaves.get("output_scale")
-        probe = leaves.get("probe") if mode != "eval" else None
+        # Not those of around.
+        weight = filled_weight(outside, leaves.get(CONSTANTS.name))
+        chip, output_scale = weight.hardware, leaves.get(OUTPUT_SCALE.name)
+        probe = leaves.get(PROBE.name) if mode != "eval" else None
         if not chip.converts and deviation is None:
             if output_scale is not None:
                 factor = tiling.expand_rows(output_scale, weight.row_sizes)
@@ -291,7 +270,7 @@ def _matmul(
             return ranged_matmul(
                 x,
                 w,
-                leaves["input_range"],
+                leaves[RANGE.name],
                 probe,
                 gradient=chip.range.gradient,
                 dot_general=dot_general,
@@ -304,13 +283,14 @@ def _matmul(
             x,
             w,
             stages,
-            scale=leaves.get("mapping_scale"),
+            scale=leaves.get(MAPPING_SCALE.name),
             output_scale=output_scale,
-            input_range=leaves.get("input_range") if weight.ranged else None,
+            input_range=leaves.get(RANGE.name) if weight.ranged else None,
             probe=probe if weight.ranged else None,
+            leaves={x.name: leaves[x.name] for x in weight.own_leaves},
             keys=keys,
-            chip_key=frozen_key(leaves["chip_key"]) if chip.freezes(mode) else None,
-            strength=leaves.get("noise_strength", 1.0),
+            chip_key=frozen_key(leaves[CHIP_KEY.name]) if chip.freezes(mode) else None,
+            strength=leaves.get(NOISE_STRENGTH.name, 1.0),
             dot_general=dot_general,
             dtype=dtype,
             **tiles,
@@ -341,13 +321,10 @@ def check_leaves(weight: AnalogWeight, leaves: Mapping[str, Any]) -> None:
       weight: the plan of the kernel.
       leaves: arrays, or their shapes and dtypes, as for `analog_matmul`.
     """
-    stored = ["mapping_scale"] if weight.hardware.stores_scale else []
-    stored += ["output_scale"] if weight.hardware.scales_outputs else []
-    for name in [*(["input_range", "probe"] if weight.ranged else []), *stored]:
-        if name not in leaves:
-            raise missing_leaf(weight.layer_path, name)
-    if weight.ranged:
-        _check_range(weight, leaves)
+    for leaf in weight.leaves():
+        if leaf.name not in leaves:
+            raise missing_leaf(weight.layer_path, leaf.name)
+        _check_leaf(weight, leaf, leaves[leaf.name])
 
 
 def _per_example(
@@ -361,7 +338,7 @@ def _per_example(
     """Returns `product(leaves, x, w, keys)` with weights drawn for each example."""
 
     def draw(index, w):
-        return drawn(weight, leaves, w, fold_in(leaves["weight_key"], index))
+        return drawn(weight, leaves, w, fold_in(leaves[WEIGHT_KEY], index))
 
     def multiply(x, w, index):
         each = None if keys is None else fold_in(keys, index)
@@ -393,23 +370,19 @@ def _deviation(
     return functools.partial(modifier.output_deviation, w_max=w_max)
 
 
-def _check_range(weight: AnalogWeight, leaves: Mapping[str, Any]) -> None:
-    """Raises for a range of other tiles, or one whose statistics would be rounded."""
-    for name, shape in (
-        ("input_range", weight.tiles),
-        ("probe", (*weight.tiles, PROBE_SIZE)),
-    ):
-        leaf = leaves[name]
-        if leaf.shape != shape:
-            raise ValueError(
-                f"{weight.layer_path}: {name} has the shape {leaf.shape}, but the "
-                f"hardware's tiles ask for {shape}. It seems to come from other "
-                "hardware; remove it with hwtrain.strip(params, plan), and write "
-                "params = hwtrain.adopt(analog, params, *example)"
-            )
-        if leaf.dtype != jnp.float32:
-            raise ValueError(
-                f"{weight.layer_path}: {name} must be float32, got {leaf.dtype}; its "
-                "gradient holds sums that a narrower type would lose. Cast the "
-                "kernels and biases alone, or set dtype= on the layers"
-            )
+def _check_leaf(weight: AnalogWeight, spec: LeafSpec, leaf: Any) -> None:
+    """Raises for a leaf of other tiles, or one whose statistics would be rounded."""
+    shapes = spec.shapes(weight)
+    if leaf.shape not in shapes:
+        raise ValueError(
+            f"{weight.layer_path}: {spec.name} has the shape {leaf.shape}, but the "
+            f"hardware's tiles ask for {' or '.join(map(str, shapes))}. It seems to "
+            "come from other hardware; remove it with hwtrain.strip(params, plan), and "
+            "write params = hwtrain.adopt(analog, params, *example)"
+        )
+    if spec.trained == "range" and leaf.dtype != spec.dtype:
+        raise ValueError(
+            f"{weight.layer_path}: {spec.name} must be {spec.dtype}, got {leaf.dtype}; "
+            "its gradient holds sums that a narrower type would lose. Cast the "
+            "kernels and biases alone, or set dtype= on the layers"
+        )

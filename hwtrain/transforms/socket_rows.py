@@ -89,7 +89,7 @@ def analog(
       module: the module.
       weight: the plan of the array.
       mode: the mode.
-      leaves: what is beside the array in this step, of `STEP_LEAVES`.
+      leaves: what is beside the array in this step, of `names_beside`.
     """
     if row.conv:
         return {row.conv: analog_conv(weight, mode, leaves)}

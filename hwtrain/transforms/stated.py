@@ -66,7 +66,7 @@ class Stated(NamedTuple):
         Args:
           weight: the plan of the array.
           mode: the mode.
-          leaves: what is beside the array in this step, of `STEP_LEAVES`.
+          leaves: what is beside the array in this step, of `names_beside`.
           x: the inputs.
           w: the array, as the layer sees it.
 

@@ -9,12 +9,15 @@ from flax import nnx
 from flax.core import meta
 
 from hwtrain import paths
-from hwtrain.clip_bounds import clipped, learning
-from hwtrain.leaf_names import is_effective, may_be_leaf, split
+from hwtrain.leaf_names import BUILT_IN, is_effective, may_be_leaf, split
+from hwtrain.periphery.range import PROBE, RANGE
 from hwtrain.physics.input_range import PROBE_SIZE
-from hwtrain.plan import Plan
-from hwtrain.transforms.nnx.layers import OUR_TYPES
+from hwtrain.plan import ONE, Plan
+from hwtrain.transforms.nnx.layers import OUR_TYPES, PartLeaf
 from hwtrain.transforms.weight_side import local
+
+_LEARNED = {leaf.name for leaf in BUILT_IN if leaf.in_kernel is not None}
+"""The names of leaves that would have to become part of the kernel."""
 
 _WITH_PLAN = "hwtrain.strip(params, plan), with plan = hwtrain.plan(analog, ...)"
 
@@ -45,7 +48,7 @@ def strip(params: Any, plan: Plan | None = None) -> Any:
         ours = _certain(params)
     else:
         ours = _planned(params, plan)
-        params = _with_output_scales(_with_clip_bounds(params, plan), plan)
+        params = _with_leaves_in_kernels(params, plan)
     return _without(params, ours) if ours else params
 
 
@@ -81,13 +84,18 @@ def _certain(params: Any) -> set[str]:
     found = set()
     for path, leaf in present.items():
         name, variable = split(path)[1], variables.get(path)
+        if isinstance(variable, PartLeaf):
+            raise ValueError(
+                f"{path} is of a part, which says what becomes of it: "
+                f"the plan has it. Write {_WITH_PLAN}"
+            )
         if variable is not None and name:
             ours = isinstance(variable, OUR_TYPES)
         else:
             ours = may_be_leaf(path, present) and _shows(path, name, leaf, present)
         if ours is False:
             continue
-        if name in ("output_scale", "clip_bound"):
+        if name in _LEARNED:
             raise ValueError(
                 f"{path} is learned: without it, the kernel beside would be that of "
                 f"another function. Make it part of the kernel by {_WITH_PLAN}"
@@ -118,23 +126,23 @@ def _shows(path: str, name: str, leaf: Any, present: Mapping[str, Any]) -> bool 
       present: all parameters by path.
     """
     at = path.removesuffix(name)
-    stack = _stack(present.get(f"{at}input_range"), present.get(f"{at}probe"))
-    if name in ("input_range", "probe"):
+    stack = _stack(present.get(f"{at}{RANGE.name}"), present.get(f"{at}{PROBE.name}"))
+    if name in (RANGE.name, PROBE.name):
         return stack is not None  # there are always both
     shape, dtype = np.shape(leaf), jnp.result_type(leaf)
-    if name == "chip_key":
-        return dtype == jnp.uint32
     if is_effective(path):
         (array,) = split(path)[0]
         same = (np.shape(present[array]), jnp.result_type(present[array]))
         return None if same == (shape, dtype) else False
-    if dtype != jnp.float32:
+    (spec,) = (spec for spec in BUILT_IN if spec.name == name)
+    if dtype != spec.dtype:
         return False
-    if name in ("on_levels", "of_chip"):
-        return True if shape == stack else None
-    if len(shape) < 2:
+    if jnp.issubdtype(dtype, jnp.integer):
+        return True  # no model trains integers
+    behind = len(spec.shapes(ONE)[0])
+    if len(shape) < behind:
         return False
-    return True if stack is not None and shape[:-2] == stack else None
+    return True if shape[: len(shape) - behind] == stack else None
 
 
 def _stack(tiles: Any, probe: Any) -> tuple[int, ...] | None:
@@ -158,37 +166,19 @@ def _without(params: Any, ours: set[str], above: str = "") -> Any:
     return type(params)(entries)
 
 
-def _with_clip_bounds(params: Any, plan: Plan) -> Any:
+def _with_leaves_in_kernels(params: Any, plan: Plan) -> Any:
+    """Returns parameters whose kernels do what some of their leaves do."""
     values = paths.leaves(params)
-    weights = {local(plan, weight.path): weight for weight in learning(plan)}
+    weights = {local(plan, weight.path): weight for weight in plan.weights}
 
-    def value(path: str, leaf: Any) -> Any:
-        if path not in weights:
-            return leaf
-        bound = weights[path].stored_bound(values, plan.prefix)
-        return clipped(weights[path], leaf, bound)
-
-    return paths.map_leaves(value, params)
-
-
-def _with_output_scales(params: Any, plan: Plan) -> Any:
-    values = paths.leaves(params)
-    scaled = [weight for weight in plan.weights if weight.hardware.scales_outputs]
-    for weight in scaled:
-        if weight.derived:
-            raise ValueError(
-                f"{weight.leaf('output_scale')} cannot become part of {weight.stored}, "
-                f"which its {weight.layer} does not multiply by: {weight.derived}. "
-                "Keep the analog parameters, or train without learn_out_scaling"
-            )
-    scales = {
-        local(plan, weight.path): weight.spread(
-            values[local(plan, weight.leaf("output_scale"))]
-        )
-        for weight in scaled
-    }
-
-    def value(path: str, leaf: Any) -> Any:
-        return (leaf * scales[path]).astype(leaf.dtype) if path in scales else leaf
+    def value(path: str, kernel: Any) -> Any:
+        weight = weights.get(path)
+        if weight is None:
+            return kernel
+        for spec in weight.leaves():
+            leaf = weight.value_of(spec, values, plan.prefix)
+            if spec.in_kernel is not None and leaf is not None:
+                kernel = spec.in_kernel(weight, kernel, leaf)
+        return kernel
 
     return paths.map_leaves(value, params)

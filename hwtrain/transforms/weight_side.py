@@ -14,13 +14,19 @@ import jax.numpy as jnp
 import numpy as np
 
 from hwtrain import paths
-from hwtrain._parts.constant import stacked
+from hwtrain._parts.constant import CONSTANTS, stacked
 from hwtrain.chips import chip_key, frozen_keys
 from hwtrain.clip_bounds import clipped
 from hwtrain.constants import filled_weight
 from hwtrain.crossbar import modified, written
-from hwtrain.leaf_names import CONSTANTS
-from hwtrain.periphery._read_keys import read_keys
+from hwtrain.hardware.mapping_scale import MAPPING_SCALE
+from hwtrain.hardware.modifiers import ON_LEVELS
+from hwtrain.periphery._read_keys import (
+    CHIP_KEY,
+    NOISE_KEY,
+    NOISE_STRENGTH,
+    read_keys,
+)
 from hwtrain.physics.random import as_key, draw_name, fold_in, once, stable_hash
 from hwtrain.plan import AnalogWeight, Plan
 from hwtrain.transforms.effective import on_levels
@@ -105,7 +111,7 @@ def step_weights(
         scale = weight.stored_scale(nominal, plan.prefix)
         if mode == "chip" and chip.rounds_chips:
             # Once, before what the chip does to them: those of a chip are rounded.
-            if local(plan, weight.leaf("on_levels")) not in nominal:
+            if local(plan, weight.leaf(ON_LEVELS)) not in nominal:
                 with shared():
                     constant = values.get(weight.path)
                     leaf = _written(anonymous(weight), leaf, scale, bound, constant)
@@ -116,15 +122,13 @@ def step_weights(
         if not chip.modifies(mode) or chip.modifies_in_layer(mode):
             return clipped(weight, leaf, bound)
         noise = strength.get(weight.path)
+        own = {
+            x.name: weight.value_of(x, nominal, plan.prefix) for x in weight.own_leaves
+        }
         with shared():
+            constants, key = values.get(weight.path), weight_keys[weight.path]
             return _modified(
-                anonymous(weight),
-                leaf,
-                scale,
-                weight_keys[weight.path],
-                noise,
-                bound,
-                values.get(weight.path),
+                anonymous(weight), leaf, scale, key, noise, bound, own, constants
             )
 
     leaves = {}
@@ -132,20 +136,20 @@ def step_weights(
         if weight.kind == "raw":
             continue
         if weight.path in layer_keys:
-            path = local(plan, weight.leaf("noise_key"))
+            path = local(plan, weight.leaf(NOISE_KEY))
             leaves[path] = layer_keys[weight.path]
         if weight.path in strength:
-            path = local(plan, weight.leaf("noise_strength"))
+            path = local(plan, weight.leaf(NOISE_STRENGTH))
             leaves[path] = jnp.broadcast_to(strength[weight.path], weight.stack)
         if weight.path in values:
             path, array = local(plan, weight.leaf(CONSTANTS)), values[weight.path]
             leaves[path] = jnp.broadcast_to(array, (*weight.stack, *array.shape))
-        path = local(plan, weight.leaf("chip_key"))
+        path = local(plan, weight.leaf(CHIP_KEY))
         if weight.hardware.freezes(mode) and path not in nominal:
             # Training sees a new chip at every step; without a chip, it is number 0.
             chip = key if mode == "train" else chip_key(0)
             leaves[path] = frozen_keys(weight, chip)
-        path = local(plan, weight.leaf("mapping_scale"))
+        path = local(plan, weight.leaf(MAPPING_SCALE))
         scaled = weight.hardware.converts and not weight.derived
         if scaled and path not in nominal:
             bound = weight.stored_bound(nominal, plan.prefix)

@@ -1,6 +1,7 @@
 """A parameter of the model with the name of a leaf is the model's, or is refused."""
 
 import dataclasses
+import pickle
 
 import jax
 import jax.numpy as jnp
@@ -14,10 +15,10 @@ import hwtrain as hw
 from hwtrain import leaf_names, paths
 from hwtrain.hardware import Hardware
 from hwtrain.plan import AnalogWeight
-from hwtrain.transforms.nnx.layers import CHIP_LEAF_TYPES, LEAF_TYPES
+from hwtrain.transforms.nnx import layers
 from hwtrain.transforms.signal_side import initial_leaves
 
-NAMES = tuple(dict.fromkeys((*leaf_names.STORED, *leaf_names.OF_A_CHIP)))
+NAMES = leaf_names.names_when("model", "chip")
 FRAMEWORKS = ("linen", "nnx")
 NOISE = hw.WeightModifierParameter(type="add_normal", std_dev=0.1)
 NOISY = Hardware(modifier=NOISE)
@@ -342,5 +343,14 @@ def test_the_names_are_those_of_the_leaves_that_hardware_makes():
         remap=hw.WeightRemapParameter(type="layerwise_symmetric"),
         mapping=scaled,
     ) | leaves_of(clip=hw.WeightClipParameter(type="learnable_per_channel"))
-    assert made == {*leaf_names.STORED} == LEAF_TYPES.keys()
-    assert CHIP_LEAF_TYPES.keys() == {*leaf_names.OF_A_CHIP}
+    assert made == {*leaf_names.names_when("model")}
+    assert {*layers.TYPES} == {*NAMES}
+
+
+def test_variables_of_leaves_have_the_types_that_pickles_name():
+    kinds = (
+        "InputRange Probe MappingScale OutputScale ClipBound ChipKey OnLevels OfChip"
+    )
+    for name in (*kinds.split(), "OfChip"):
+        kind = getattr(layers, name)
+        assert pickle.loads(pickle.dumps(kind)) is kind in layers.OUR_TYPES

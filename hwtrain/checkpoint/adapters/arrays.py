@@ -17,6 +17,8 @@ from hwtrain.checkpoint.errors import HardwareCheckpointError
 from hwtrain.checkpoint.reader import HardwareCheckpoint
 from hwtrain.checkpoint.tiles import Place, Tile, grid
 from hwtrain.hardware.configuration import without_none
+from hwtrain.hardware.mapping_scale import OUTPUT_SCALE
+from hwtrain.periphery.range import RANGE
 from hwtrain.plan import AnalogWeight
 
 
@@ -81,7 +83,7 @@ def layers(checkpoint: HardwareCheckpoint, chip: int | None = None) -> Iterator[
             bias = nominal.get(weight.leaf("bias"))
             with_bias.add(weight.layer_path)
         if weight.ranged:
-            input_range = in_numpy(nominal[weight.leaf("input_range")])
+            input_range = in_numpy(nominal[weight.leaf(RANGE)])
             _check_range(weight, input_range)
         crossbars: tuple[tuple[Place, Tile], ...] = ()
         if weight.hardware.converter is not None:
@@ -96,7 +98,7 @@ def layers(checkpoint: HardwareCheckpoint, chip: int | None = None) -> Iterator[
             crossbars=crossbars,
         )
         if weight.hardware.scales_outputs:
-            layer = _scaled(layer, in_numpy(nominal[weight.leaf("output_scale")]))
+            layer = _scaled(layer, in_numpy(nominal[weight.leaf(OUTPUT_SCALE)]))
         yield layer
 
 
@@ -123,7 +125,7 @@ def _check_range(weight: AnalogWeight, input_range: np.ndarray) -> None:
     shape = (*weight.stack, *weight.tiles)
     if input_range.shape != shape:
         raise HardwareCheckpointError(
-            f"{weight.leaf('input_range')} should have the shape {shape}, it has "
+            f"{weight.leaf(RANGE)} should have the shape {shape}, it has "
             f"{input_range.shape}; adopt() gives a plain model the ranges of its plan"
         )
 

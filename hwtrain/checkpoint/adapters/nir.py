@@ -21,6 +21,7 @@ from hwtrain.checkpoint.adapters.nir_order import (
 from hwtrain.checkpoint.errors import HardwareCheckpointError
 from hwtrain.checkpoint.reader import HardwareCheckpoint
 from hwtrain.dynapse.layout import quantity_names
+from hwtrain.hardware.mapping_scale import OUTPUT_SCALE
 from hwtrain.physics.convolution import Window
 
 Edges = Iterable[tuple[str, str]]
@@ -250,7 +251,7 @@ def _layers(
         if weight.derived:  # the node is what the layer multiplies by
             layer[leaf] = layer.pop(weight.path.rpartition("/")[2])
         if weight.hardware.scales_outputs:
-            scale = weight.spread(jnp.asarray(layer.pop("output_scale")))
+            scale = weight.spread(jnp.asarray(layer.pop(OUTPUT_SCALE.name)))
             layer[leaf] = layer[leaf] * np.asarray(scale)
         for name in weight.beside:
             layer.pop(weight.leaf_name(name), None)

@@ -12,6 +12,7 @@ from hwtrain.checkpoint.adapters.arrays import devices, in_numpy, save_npz
 from hwtrain.checkpoint.reader import HardwareCheckpoint
 from hwtrain.checkpoint.tiles import grid
 from hwtrain.hardware.configuration import without_none
+from hwtrain.hardware.mapping_scale import MAPPING_SCALE
 
 
 def to_npz(
@@ -46,8 +47,7 @@ def _arrays(
     yield "manifest", np.array(json.dumps(manifest, sort_keys=True))
     yield "chip", np.array("nominal" if chip is None else str(chip))
     params = checkpoint.params if chip is None else checkpoint.chip(chip)
-    weights = checkpoint.plan.weights
-    probes = {weight.leaf("probe") for weight in weights if weight.ranged}
+    probes = checkpoint.plan.zeros
     for collection, tree in {**checkpoint.variables, "params": params}.items():
         for path, value in paths.leaves(tree).items():
             if collection != "params" or path not in probes:
@@ -63,4 +63,4 @@ def _arrays(
                 yield f"{name}/{device}", g
             for scale, array in tile.params.items():
                 yield f"{name}/{scale}", array
-            yield f"{name}/mapping_scale", tile.mapping_scale
+            yield f"{name}/{MAPPING_SCALE.name}", tile.mapping_scale

@@ -2,7 +2,7 @@
 
 import contextlib
 import contextvars
-from collections.abc import Container, Iterator
+from collections.abc import Container, Iterator, Sequence
 from typing import Any, NamedTuple
 
 
@@ -14,11 +14,13 @@ class Call(NamedTuple):
       running: the roots whose methods are running, each with what says of a module
         that it is the root's: their inner calls are plain calls.
       kept: names of leaves beside an array that maps of variables are not to change.
+      own_leaves: the names of leaves that users' parts declare.
     """
 
     depth: int = 0
     running: tuple[tuple[Any, Any], ...] = ()
     kept: Container[str] = ()
+    own_leaves: Sequence[str] = ()
 
 
 _NONE = Call()

@@ -12,7 +12,7 @@ from hwtrain.transforms.attributes import plain_class
 from hwtrain.transforms.connections import Connections, connections_of, marked
 from hwtrain.transforms.linen import flax_internals as internals
 from hwtrain.transforms.linen.belonging import before_the_call, belonging
-from hwtrain.transforms.linen.kept_leaves import ANY_LEAF, kept
+from hwtrain.transforms.linen.kept_leaves import AnyLeaf, kept
 from hwtrain.transforms.linen.prepass import analog_trace, fresh
 
 
@@ -24,6 +24,7 @@ def linen_connections(
     internals.put(plain, __class__=base)
     told = getattr(type(module), "_hwtrain_assigned", None)
     prefix = told.name if told is not None else ""
+    own = told.own_leaves if told is not None else ()
     running: list[str] = []
 
     def interceptor(next_function, args, kwargs, context):
@@ -32,8 +33,8 @@ def linen_connections(
         held = context.module.variables.get("params", {})
         owns = any(not isinstance(leaf, Mapping) for leaf in held.values())
         # What maps the variables of a layer calls it in a function of its own.
-        own = hasattr(type(context.module), context.method_name)
-        if running or not owns or not own or context.method_name == "setup":
+        its = hasattr(type(context.module), context.method_name)
+        if running or not owns or not its or context.method_name == "setup":
             return next_function(*args, **kwargs)
         at = paths.join(context.module.path)
         path = f"{prefix}/{at}" if prefix and at else prefix or at
@@ -62,6 +63,6 @@ def linen_connections(
     with (
         nn.intercept_methods(interceptor),
         analog_trace(("graph", next(fresh))),
-        kept(ANY_LEAF),
+        kept(AnyLeaf(own), own),
     ):
         return connections_of(run, variables, leaves)

@@ -10,7 +10,7 @@ outside of an analog model.
 
 import contextlib
 import functools
-from collections.abc import Callable, Container, Mapping
+from collections.abc import Callable, Container, Mapping, Sequence
 from typing import Any
 
 from hwtrain import paths
@@ -19,22 +19,32 @@ from hwtrain.transforms.linen import flax_internals as internals
 from hwtrain.transforms.linen.call import call, changed
 
 
-class _AnyLeaf(Container[str]):
+class AnyLeaf(Container[str]):
+    """The names that leaves beside an array can have.
+
+    Args:
+      own: the names of leaves that users' parts declare.
+    """
+
+    def __init__(self, own: Sequence[str]):
+        self._own = own
+
     def __contains__(self, name: object) -> bool:
-        return isinstance(name, str) and (named_as_leaf(name) or bool(_of_step(name)))
+        if not isinstance(name, str):
+            return False
+        return named_as_leaf(name, self._own) or bool(_of_step(name))
 
 
-ANY_LEAF = _AnyLeaf()
-"""The names that leaves beside an array can have."""
-
-
-def kept(names: Container[str]) -> contextlib.AbstractContextManager[None]:
+def kept(
+    names: Container[str], own: Sequence[str] = ()
+) -> contextlib.AbstractContextManager[None]:
     """Keeps leaves of these names, beside an array, from maps of variables inside.
 
     Args:
       names: their names in a layer.
+      own: the names of leaves that users' parts declare.
     """
-    return changed(kept=names)
+    return changed(kept=names, own_leaves=own)
 
 
 def install() -> None:
@@ -63,26 +73,36 @@ def _around(function: Callable[[Any], Any]) -> Callable[[Any], Any]:
     """Returns a map of variables that leaves out what is kept."""
 
     def mapped(variables: Any) -> Any:
-        names = call().kept
+        names, own = call().kept, call().own_leaves
         params = variables.get("params") if names else None
         if not isinstance(params, Mapping):
             return function(variables)
         present = paths.leaves(params)
-        ours = {path: x for path, x in present.items() if _is_kept(path, present)}
+        ours = {
+            path: x
+            for path, x in present.items()
+            if _is_kept(path, present, names, own)
+        }
         if not ours:
             return function(variables)
         rest = paths.drop(params, lambda path: path not in ours)
         found = function({**variables, "params": rest})
         return {**found, "params": paths.insert(found["params"], ours)}
 
-    def _is_kept(path: str, present: Mapping[str, Any]) -> bool:
-        layer, slash, name = path.rpartition("/")
-        if name not in call().kept:
-            return False
-        arrays = [f"{layer}{slash}{array}" for array in _of_step(name)]
-        return any(array in present for array in (*split(path)[0], *arrays))
-
     return mapped
+
+
+def _is_kept(
+    path: str,
+    present: Mapping[str, Any],
+    names: Container[str],
+    own: Sequence[str],
+) -> bool:
+    layer, slash, name = path.rpartition("/")
+    if name not in names:
+        return False
+    arrays = [f"{layer}{slash}{array}" for array in _of_step(name)]
+    return any(array in present for array in (*split(path, own)[0], *arrays))
 
 
 def _of_step(name: str) -> tuple[str, ...]:

@@ -2,7 +2,7 @@
 
 import dataclasses
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from flax import linen as nn
@@ -11,6 +11,7 @@ from flax.core import meta
 from hwtrain import paths
 from hwtrain.hardware import Hardware
 from hwtrain.leaf_names import OF_A_STEP, named_as_leaf
+from hwtrain.periphery._read_keys import NOISE_KEY
 from hwtrain.plan import AnalogWeight
 from hwtrain.sockets._table import why_digital
 from hwtrain.transforms.attributes import plain_class
@@ -104,16 +105,17 @@ def running_class(context: internals.InterceptorContext) -> type:
     return cls
 
 
-def names_of(scope: Any, path: str) -> list[str]:
+def names_of(scope: Any, path: str, own: Sequence[str]) -> list[str]:
     """Returns the paths of what a model calls as hardware calls its leaves.
 
     Args:
       scope: the scope of a module that was called; what is put there around Flax's
         `param` and `setup`, as our leaves are, is not among its reservations.
       path: path of the module.
+      own: the names of leaves that users' parts declare.
     """
-    own = map(paths.join, ([name] for name in internals.names_taken(scope)))
-    found = [x for x in own if named_as_leaf(x) or x in OF_A_STEP]
+    names = map(paths.join, ([name] for name in internals.names_taken(scope)))
+    found = [x for x in names if named_as_leaf(x, own) or x in OF_A_STEP]
     return [f"{path}/{name}" if path else name for name in found]
 
 
@@ -168,7 +170,7 @@ def analog_call(
     rows, weights = _owned(by_path, path, context, args)
     leaves = {name: _leaves(module, name, w) for name, w in weights.items()}
     for name, weight in weights.items():
-        if weight.hardware.needs_root(mode) and "noise_key" not in leaves[name]:
+        if weight.hardware.needs_root(mode) and NOISE_KEY.name not in leaves[name]:
             raise behind_the_root(weight.layer_path)
     if any(has_signal_side(weight) for weight in weights.values()):
         return rows.call(weights, leaves, mode, module, next_function, args, kwargs)

@@ -23,7 +23,7 @@ from hwtrain.transforms.attributes import plain_class
 from hwtrain.transforms.layer import Layer, joined, unasked
 from hwtrain.transforms.linen import flax_internals as internals
 from hwtrain.transforms.linen.belonging import before_the_call, belonging
-from hwtrain.transforms.linen.kept_leaves import ANY_LEAF, kept
+from hwtrain.transforms.linen.kept_leaves import AnyLeaf, kept
 from hwtrain.transforms.linen.layers import (
     describe,
     names_of,
@@ -157,7 +157,7 @@ def _record(call: _Call) -> tuple[list[Layer], set[str]]:
     opaque: list[str] = []
     around: list[str] = []
     named: dict[str, str] = {}
-    operands = Operands()
+    operands, own = Operands(), call.assigned.own_leaves
 
     def interceptor(next_function, args, kwargs, context):
         if not ours(context.module):
@@ -177,7 +177,7 @@ def _record(call: _Call) -> tuple[list[Layer], set[str]]:
         try:
             return watched_call(operands, layer, context, next_function, args, kwargs)
         finally:
-            users.update(names_of(scope, path))
+            users.update(names_of(scope, path, own))
             del around[len(around) - len(inside) :]
 
     def method(module, *args, **kwargs):
@@ -207,7 +207,7 @@ def _record(call: _Call) -> tuple[list[Layer], set[str]]:
     with (
         nn.intercept_methods(interceptor),
         analog_trace(("plan", next(fresh))),
-        kept(ANY_LEAF),
+        kept(AnyLeaf(own), own),
     ):
         jaxpr = jax.make_jaxpr(run)(list(call.abstract))
     stored, inputs = _inputs(call)

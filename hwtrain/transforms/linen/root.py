@@ -38,7 +38,7 @@ from hwtrain.transforms.linen.guard import (
     is_running,
     unguarded,
 )
-from hwtrain.transforms.linen.kept_leaves import ANY_LEAF, kept
+from hwtrain.transforms.linen.kept_leaves import AnyLeaf, kept
 from hwtrain.transforms.linen.layers import (
     analog_call,
     create_leaves,
@@ -217,7 +217,7 @@ def _initialize(root: Any, ours, original, name: str, args: tuple, kwargs: dict)
         scope = internals.scope_of(module)
         result = next_function(*args, **kwargs)
         path = _relative(root, module)
-        users.update(names_of(scope, path))
+        users.update(names_of(scope, path, told.own_leaves))
         layer = describe(context, path, args, kwargs)
         # A module may share its layer's scope.
         layers[path] = joined(layers.get(path), layer)
@@ -236,7 +236,7 @@ def _initialize(root: Any, ours, original, name: str, args: tuple, kwargs: dict)
     with (
         nn.intercept_methods(interceptor),
         analog_trace(("init", next(fresh))),
-        kept(ANY_LEAF),
+        kept(AnyLeaf(told.own_leaves), told.own_leaves),
     ):
         result = original(root, *args, **kwargs)
     if name == "__call__":
@@ -303,7 +303,7 @@ def _apply(root: Any, ours, original, name: str, args: tuple, kwargs: dict):
 
     def run(module, *args, **kwargs):
         when_returned(functools.partial(nn.intercept_methods, refusal))
-        with kept(names):
+        with kept(names, told.own_leaves):
             return original(module, *args, **kwargs)
 
     if key is not None:

@@ -9,6 +9,9 @@ import jax
 from flax import nnx
 
 from hwtrain import paths
+from hwtrain._parts.leaf import LeafSpec
+from hwtrain.leaf_names import BUILT_IN
+from hwtrain.periphery._read_keys import NOISE_KEY
 from hwtrain.plan import AnalogWeight
 from hwtrain.sockets._table import (
     arrays_of,
@@ -24,40 +27,8 @@ from hwtrain.transforms.opaque import bridge
 from hwtrain.transforms.signal_side import has_signal_side, names_beside
 
 
-class InputRange(nnx.Param):
-    """The input range of every tile of a layer, `[*stack, row tiles, column tiles]`."""
-
-
-class Probe(nnx.Param):
-    """Zeros whose gradient carries a layer's statistics to the optimiser."""
-
-
-class MappingScale(nnx.Param):
-    """The mapping scale of a layer, `[*stack, row tiles, columns or column tiles]`."""
-
-
-class OutputScale(nnx.Param):
-    """The learned output scale of a layer, `[*stack, row tiles, columns or 1]`."""
-
-
-class ClipBound(nnx.Param):
-    """The learned clip bound of a kernel, `[*stack, row tiles, columns]`."""
-
-
-class ChipKey(nnx.Param):
-    """The key of what is frozen in a chip's periphery; there during an evaluation."""
-
-
-class OnLevels(nnx.Param):
-    """That the weights of a chip were rounded before its mismatch, `[*stack]`."""
-
-
 class EffectiveWeight(nnx.Param):
     """What a layer multiplies by, made of the array that it stores; of a chip."""
-
-
-class OfChip(nnx.Param):
-    """That the weights beside it are a chip's, `[*stack]`."""
 
 
 class StepLeaf(nnx.Variable):
@@ -74,23 +45,25 @@ PASSING = (
 )
 """Variables that a model can be evaluated without."""
 
-LEAF_TYPES = {
-    "input_range": InputRange,
-    "probe": Probe,
-    "mapping_scale": MappingScale,
-    "output_scale": OutputScale,
-    "clip_bound": ClipBound,
-}
 
-CHIP_LEAF_TYPES = {
-    "mapping_scale": MappingScale,
-    "chip_key": ChipKey,
-    "on_levels": OnLevels,
-    "of_chip": OfChip,
-}
-"""What a chip's parameters hold beside the leaves of the model."""
+def _type_of(leaf: LeafSpec) -> type[nnx.Param]:
+    """Returns the type of the variables of a leaf, `InputRange` of `input_range`."""
+    name = leaf.name.title().replace("_", "")
+    content = {"__module__": __name__, "__doc__": f"The leaf `{leaf.name}`."}
+    return type(name, (nnx.Param,), content)
 
-OUR_TYPES = (*{*LEAF_TYPES.values(), *CHIP_LEAF_TYPES.values()}, EffectiveWeight)
+
+TYPES = {x.name: _type_of(x) for x in BUILT_IN if x.when != ("step",)}
+"""The types of the variables of leaves, by name. An object is pickled by its type's."""
+
+
+class PartLeaf(nnx.Param):
+    """The leaf of a user's part; the plan knows which."""
+
+
+globals().update({kind.__name__: kind for kind in TYPES.values()})
+
+OUR_TYPES = (*TYPES.values(), PartLeaf, EffectiveWeight)
 """The types of all parameters that are not the user's."""
 
 
@@ -291,7 +264,7 @@ def leaves_beside(layer: Any, weight: AnalogWeight, mode: str) -> dict[str, jax.
       ValueError: if the layer is called around its root, or mapped without its leaves.
     """
     leaves = _leaves(layer, weight)
-    if weight.hardware.needs_root(mode) and "noise_key" not in leaves:
+    if weight.hardware.needs_root(mode) and NOISE_KEY.name not in leaves:
         raise behind_the_root(weight.layer_path)
     _check_mapped(layer, weight, leaves)
     return leaves
@@ -301,7 +274,7 @@ def _check_mapped(layer: Any, weight: AnalogWeight, leaves: dict[str, Any]) -> N
     """Raises where a map takes an entry of a stack of kernels, not of noise keys."""
     kernel = getattr(layer, *paths.split(weight.array))[...]
     mapped = len(weight.shape) - kernel.ndim
-    key = leaves.get("noise_key")
+    key = leaves.get(NOISE_KEY.name)
     if key is not None and key.ndim - 2 != len(weight.stack) - mapped:
         raise ValueError(
             f"{weight.layer_path}: its kernel is mapped over a stack of layers, and "

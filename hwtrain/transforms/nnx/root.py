@@ -32,11 +32,11 @@ from hwtrain.transforms.layer import Layer
 from hwtrain.transforms.nnx.following import followed
 from hwtrain.transforms.nnx.guard import make_guarded
 from hwtrain.transforms.nnx.layers import (
-    CHIP_LEAF_TYPES,
-    LEAF_TYPES,
     OUR_TYPES,
     PASSING,
+    TYPES,
     EffectiveWeight,
+    PartLeaf,
     TracedConstant,
     analog_methods,
     bases_of,
@@ -84,7 +84,7 @@ def analogize_nnx(model: Any, assigned: Assignment, rngs: nnx.Rngs | None) -> An
         make_analog(layer, tuple(weights), "train")
         for weight in weights:
             for name, value in initial_leaves(weight, _array(layer, weight)).items():
-                setattr(layer, weight.leaf_name(name), LEAF_TYPES[name](value))
+                setattr(layer, weight.leaf_name(name), TYPES.get(name, PartLeaf)(value))
     for weight in plan.weights:
         path = weight_side.local(plan, weight.layer_path)
         guarded = path in layers and weight.layer_path not in by_layer
@@ -153,9 +153,7 @@ def claim_chip_leaves(model: Any, plan: Plan) -> None:
     """
     layers = None
     for weight in plan.weights:
-        kinds = {
-            weight.leaf_name(name): CHIP_LEAF_TYPES[name] for name in weight.chip_leaves
-        }
+        kinds = {weight.leaf_name(x): TYPES[x.name] for x in weight.leaves("chip")}
         if weight.derived:
             kinds[weight.effective_path.rpartition("/")[2]] = EffectiveWeight
         if not kinds:
@@ -218,7 +216,7 @@ def _make(model: nnx.Module, assigned: Assignment, check: bool) -> Plan:
         for path, leaf in paths.leaves(own).items()
         if ours(path)
     }
-    users = {path for path in shapes if named_as_leaf(path)}
+    users = {path for path in shapes if named_as_leaf(path, assigned.own_leaves)}
     _check_kernels_of_their_own(assigned, layers, modules)
     plan = make_plan(assigned, layers, shapes, users, check=check)
     real(plan, nnx.state(model, nnx.Param))
@@ -227,7 +225,7 @@ def _make(model: nnx.Module, assigned: Assignment, check: bool) -> Plan:
     chips = {
         weight_side.local(plan, path)
         for weight in plan.weights
-        for path in (*map(weight.leaf, weight.chip_leaves), weight.effective_path)
+        for path in (*map(weight.leaf, weight.leaves("chip")), weight.effective_path)
     }
     here = [path for path in paths.leaves(state) if path not in chips and ours(path)]
     at = f"{plan.prefix}/" if plan.prefix else ""
