@@ -10,6 +10,7 @@ from flax import linen as nn
 from flax import nnx
 
 import hwtrain
+
 from . import devices
 
 X = jax.random.normal(jax.random.key(1), (6, 5))
