@@ -830,11 +830,11 @@ def test_a_jit_around_the_model_keeps_values_apart():
     for bound in (0.1, 0.2, 0.3, 0.1):
         traced = hw.with_constants(inner, {"forward.out_bound": bound})
         y = jitted(traced).apply(variables, X)
-        del traced
-        gc.collect()  # the next class may get the place of this one
         static = hw.analogize(nn.Dense(3), read(out_bound=bound), name="inner")
         expected = Outer(hw.eval_mode(static)).apply(variables, X)
         np.testing.assert_allclose(y, expected, rtol=1e-5, atol=1e-6)
+        del traced, y
+        gc.collect()  # the next class may get the place of this one
 
 
 @pytest.mark.parametrize("framework", [linen, of_nnx])
