@@ -18,10 +18,11 @@ import jax
 import jax.numpy as jnp
 
 from hwtrain import fast_prng, optim
-from hwtrain.hardware import Hardware
-from hwtrain.training import cross_entropy, init_state, linen, make_step, read_config
-from hwtrain.training.loop import epoch_order
-from hwtrain.training.preparation import prepare
+from hwtrain._plan.hardware import Hardware
+from hwtrain.train import _linen as linen
+from hwtrain.train import cross_entropy, init_state, make_step, read_config
+from hwtrain.train._loop import epoch_order
+from hwtrain.train._preparation import prepare
 
 CONFIG = Path(__file__).parent.parent / "configs" / "digits_mlp.toml"
 

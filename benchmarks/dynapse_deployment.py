@@ -15,15 +15,16 @@ from pathlib import Path
 import jax
 import numpy as np
 
-from hwtrain import paths
+from hwtrain._arrays import paths
 from hwtrain.dynapse import Layout
-from hwtrain.dynapse.biases import computed_table
-from hwtrain.dynapse.connectivity import DYNAPSE2
-from hwtrain.dynapse.deployed import deploy_layers, deployed_layers
-from hwtrain.training import checkpoints, read_config
-from hwtrain.training.comparison import accuracy
-from hwtrain.training.loop import init_state
-from hwtrain.training.robustness import prepare_contest
+from hwtrain.dynapse._biases import computed_table
+from hwtrain.dynapse._connectivity import DYNAPSE2
+from hwtrain.dynapse._deployed import deploy_layers, deployed_layers
+from hwtrain.train import _checkpoints as checkpoints
+from hwtrain.train import read_config
+from hwtrain.train._comparison import accuracy
+from hwtrain.train._loop import init_state
+from hwtrain.train._robustness import prepare_contest
 
 
 def pruned(kernel: np.ndarray, w_rec: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

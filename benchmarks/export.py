@@ -19,14 +19,12 @@ from pathlib import Path
 import jax
 import numpy as np
 
+from hwtrain._plan.hardware import Hardware
+from hwtrain._plan.plan import Plan
+from hwtrain._plan.weight import AnalogWeight
 from hwtrain.checkpoint import export, load, show_progress
-from hwtrain.hardware import (
-    Hardware,
-    MappingParameter,
-    MismatchParameter,
-    SinglePairConductanceConverter,
-)
-from hwtrain.plan import AnalogWeight, Plan
+from hwtrain.devices import SinglePairConductanceConverter
+from hwtrain.weights import MappingParameter, MismatchParameter
 
 MIB = 2**20
 

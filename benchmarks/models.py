@@ -9,7 +9,7 @@ import optax
 from flax import linen as nn
 
 import hwtrain
-from hwtrain.hardware import Hardware
+from hwtrain._plan.hardware import Hardware
 
 
 class Squares(nn.Module):

@@ -23,16 +23,16 @@ import numpy as np
 import optax
 
 from hwtrain import evaluate, objectives, optim
-from hwtrain.training import (
+from hwtrain.train import _linen as linen
+from hwtrain.train import (
     accuracy,
     cross_entropy,
     epoch_order,
     init_state,
-    linen,
     make_step,
     read_config,
 )
-from hwtrain.training.preparation import chip_hardware, prepare
+from hwtrain.train._preparation import chip_hardware, prepare
 
 CONFIG = Path(__file__).parent.parent / "configs" / "digits_mlp.toml"
 LEVELS = (0.1, 0.2, 0.3)

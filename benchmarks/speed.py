@@ -34,8 +34,8 @@ from models import (
 )
 
 import hwtrain
-from hwtrain.physics.fast_random import normal_from_bits
-from hwtrain.physics.random import normal
+from hwtrain._arrays.fast_random import normal_from_bits
+from hwtrain._arrays.random import normal
 
 ALL = {"modifier": NOISE, "clip": CLIP, "input_range": RANGE, "forward": CONVERTERS}
 VECTOR = {"modifier": PER_VECTOR, "input_range": RANGE, "forward": CONVERTERS}

@@ -9,7 +9,7 @@ from typing import Any
 
 from pydantic import TypeAdapter
 
-from hwtrain.training import Config, MismatchConfig
+from hwtrain.train import Config, MismatchConfig
 
 PAGE = Path(__file__).with_suffix(".md")
 MARK = "<!-- From here on written by `python docs/configuration.py`. -->\n"

@@ -14,15 +14,16 @@ from flax import linen as nn
 from matplotlib.figure import Figure
 
 import hwtrain as hw
-from hwtrain.hardware import (
+from hwtrain._plan.plan import Plan
+from hwtrain._plan.weight import AnalogWeight
+from hwtrain.devices import (
     GlobalDriftCompensation,
     GlobalDriftCompensationWithExactReference,
     PerColumnDriftCompensation,
     StateIndependentNoiseModel,
-    WeightModifierParameter,
 )
-from hwtrain.physics.learned_clip import learned_clip
-from hwtrain.plan import AnalogWeight, Plan
+from hwtrain.weights import WeightModifierParameter
+from hwtrain.weights.learned_bound import learned_clip
 
 DAY_S = 86_400.0
 TIME = "time since programming in s"

@@ -15,9 +15,9 @@ import pydantic
 import pytest
 import tomli_w
 
-from hwtrain.dynapse.layout import Layout
-from hwtrain.hardware.configuration import CONFIG
-from hwtrain.training import Config, MismatchConfig, read_config
+from hwtrain._parts.fields import CONFIG
+from hwtrain.dynapse import Layout
+from hwtrain.train import Config, MismatchConfig, read_config
 
 CONFIGS = Path(__file__).parents[1] / "configs"
 BASES = {Config: "digits_mlp.toml", MismatchConfig: "digits_dynapse.toml"}

@@ -5,8 +5,8 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from hwtrain.training import MismatchConfig, job_of, read_config
-from hwtrain.training.folder import make_folder
+from hwtrain.train import MismatchConfig, job_of, read_config
+from hwtrain.train._folder import make_folder
 
 CONFIGS = sorted((Path(__file__).parents[1] / "configs").glob("*.toml"))
 

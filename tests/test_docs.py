@@ -15,7 +15,7 @@ from flax import nnx
 from flax.traverse_util import flatten_dict
 
 import hwtrain
-from hwtrain import paths
+from hwtrain._arrays import paths
 from hwtrain.checkpoint.adapters import to_npz
 from hwtrain.evaluate import population
 

@@ -10,7 +10,7 @@ import hwtrain
 def public_modules():
     names = ["hwtrain"]
     names += [m.name for m in pkgutil.walk_packages(hwtrain.__path__, "hwtrain.")]
-    return [importlib.import_module(name) for name in names if "._" not in name]
+    return [importlib.import_module(name) for name in names]
 
 
 def without_docstrings(module):

@@ -9,28 +9,23 @@ PACKAGE = ROOT / "hwtrain"
 
 # Each part may import those of earlier lines, and its own.
 LAYERS = [
-    {"version", "paths", "lazy", "tables", "disk", "jaxprs"},
-    {"physics"},
-    {"_parts", "sockets"},
-    {"periphery"},
-    {"hardware"},
-    {"leaf_names"},
-    {"plan", "traceable"},
-    {"clip_bounds", "constants", "nominal", "stale_leaves", "training_noise"},
-    {"crossbar", "conductances"},
-    {"chips", "mismatch", "optim"},
-    {"programming"},
-    {"transforms"},
-    {"objectives"},
-    {"dynapse"},
+    {"_version", "_lazy"},
+    {"_arrays"},
+    {"_parts"},
+    {"devices", "weights", "periphery"},
+    {"_plan"},
+    {"chips", "sockets"},
+    {"_flax"},
+    {"optim", "objectives", "dynapse"},
+    {"presets"},
     {"checkpoint"},
     {"evaluate"},
-    {"training"},
+    {"train"},
     {"cli"},
     {"__main__", "__init__"},
 ]
 RANK = {part: rank for rank, parts in enumerate(LAYERS) for part in parts}
-PHYSICS_MAY_IMPORT = {"jax", "numpy", "chex"}
+ARRAYS_MAY_IMPORT = {"jax", "numpy", "chex"}
 
 
 @functools.cache
@@ -75,15 +70,15 @@ def test_imports_point_one_way():
     assert not wrong, "\n".join(wrong)
 
 
-def test_physics_imports_arrays_only():
+def test_arrays_know_no_hardware():
     standard = {"collections", "functools", "hashlib", "math", "typing", "dataclasses"}
-    allowed = PHYSICS_MAY_IMPORT | standard
+    allowed = ARRAYS_MAY_IMPORT | standard
     wrong = [
         f"{file} imports {module}"
         for file in FILES
-        if part_of(file) == "physics"
+        if part_of(file) == "_arrays"
         for module in imports(file)
-        if not module.startswith("hwtrain.physics")
+        if not module.startswith("hwtrain._arrays")
         and module.partition(".")[0] not in allowed
     ]
     assert not wrong, "\n".join(wrong)

@@ -16,8 +16,9 @@ from flax import nnx
 from safetensors.numpy import load_file
 
 import hwtrain
-from hwtrain import checkpoint, paths
-from hwtrain.checkpoint import manifest as manifests
+from hwtrain import checkpoint
+from hwtrain._arrays import paths
+from hwtrain.checkpoint import _manifest as manifests
 from hwtrain.checkpoint import trace_graph
 from hwtrain.evaluate import population
 

@@ -70,17 +70,6 @@ exec("from hwtrain import *", star)
 print(*(name for name in sorted(star) if not name.startswith("_")))
 print(*loaded())
 
-forget()
-import hwtrain.plan
-from hwtrain import plan
-from hwtrain.transforms import plan as expected
-from hwtrain.plan import Plan
-print(hwtrain.plan is plan is expected and hwtrain.Plan is Plan)
-
-forget()
-import hwtrain
-inner = {"hardware", "mismatch", "paths", "physics", "programming", "transforms"}
-print(all(getattr(hwtrain, name).__file__ for name in inner))
 """
 
 
@@ -104,37 +93,42 @@ def test_a_name_is_what_its_module_defines(name):
     assert getattr(hwtrain, name) is getattr(home, name)
 
 
-# Modules that are called as a public name.
-NAMESAKES = {"plan", "transforms.calibrate", "transforms.inspect", "cli.export"}
-
-
 def parts():
     """Returns the package and its parts, by name."""
     found = {file.relative_to(PACKAGE).parts[0] for file in PACKAGE.rglob("*.py")}
     found = {part.removesuffix(".py") for part in found} - {"__init__", "__main__"}
-    return ["hwtrain", *(f"hwtrain.{part}" for part in sorted(found | NAMESAKES))]
+    return ["hwtrain", *(f"hwtrain.{part}" for part in sorted(found))]
 
 
 @pytest.mark.parametrize(
     "every", [False, pytest.param(True, marks=pytest.mark.nightly)]
 )
 def test_names_do_not_depend_on_what_is_imported_first(every):
-    firsts = parts() if every else [f"hwtrain.{name}" for name in sorted(NAMESAKES)]
+    firsts = parts() if every else ["hwtrain._plan.plan", "hwtrain.cli"]
     assert process(ORDERS, json.dumps([HOMES, firsts])) == "equal"
 
 
 @pytest.fixture(scope="module")
 def imports():
-    names = ("package", "stars", "all", "plan", "inner")
+    names = ("package", "stars", "all")
     return dict(zip(names, process(IMPORTS).splitlines(), strict=True))
 
 
-def test_the_function_plan_is_not_hidden_by_its_module(imports):
-    assert imports["plan"] == "True"
-
-
-def test_parts_that_are_not_public_are_reached_as_well(imports):
-    assert imports["inner"] == "True"
+def test_what_users_import_has_no_underscore_and_no_function_its_modules_name():
+    for file in PACKAGE.rglob("*.py"):
+        named = {
+            node.name
+            for node in ast.parse(file.read_text()).body
+            if hasattr(node, "name")
+        }
+        assert file.stem not in named, file
+    open_rooms = {name.partition(".")[2].partition(".")[0] for name in HOMES.values()}
+    folders = {file.parent.name for file in PACKAGE.glob("*/__init__.py")}
+    # Those that are no room for users are private, and so are loose modules.
+    private = {name for name in folders if name[0] == "_"}
+    assert folders - private <= open_rooms | {name for name in HOMES} | {"cli", "train"}
+    loose = {file.stem for file in PACKAGE.glob("*.py")} - {"__init__", "__main__"}
+    assert {name for name in loose if name[0] != "_"} == {"presets"}
 
 
 def test_an_unknown_name_is_an_error_that_says_which():
@@ -156,5 +150,5 @@ def test_an_import_loads_nothing_that_is_slow(imports):
 
 def test_a_star_imports_all_names_and_loads_no_more_than_they_need(imports):
     assert imports["stars"].split() == sorted(HOMES)
-    slow = {"scipy", "matplotlib", "sklearn", "nir", "hwtrain.training", "hwtrain.cli"}
+    slow = {"scipy", "matplotlib", "sklearn", "nir", "hwtrain.train", "hwtrain.cli"}
     assert not slow & {*imports["all"].split()}

@@ -14,10 +14,10 @@ from flax import linen as nn
 from flax import nnx
 
 import hwtrain as hw
+from hwtrain.devices import GlobalDriftCompensation, StuckParameter
 from hwtrain.dynapse import DynapSim
 from hwtrain.evaluate import population
-from hwtrain.hardware import GlobalDriftCompensation, StuckParameter
-from hwtrain.objectives.chips import tail_mean
+from hwtrain.objectives._chips import tail_mean
 
 KEY = jax.random.key(0)
 SCALED = hw.MappingParameter(weight_scaling_omega=1.0)

@@ -55,7 +55,7 @@ def register(
 ) -> Callable[[T], T]:
     """Makes a part known by a name: to configurations, `inspect`, `load` and commands.
 
-    >>> from hwtrain._parts.part import Part
+    >>> from hwtrain import Part
     >>> @register("stage", "leak", inside="adc")
     ... class Leak(Part):
     ...     share: float = 0.1

@@ -10,7 +10,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from hwtrain.physics.random import stable_hash
+from hwtrain._arrays.random import stable_hash
 
 ENTRY_POINTS = "hwtrain.parts"
 """The group of entry points by which an installed package makes its parts known."""

@@ -7,7 +7,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from hwtrain.checkpoint.manifest import MAJOR, Manifest
+from hwtrain.checkpoint._manifest import MAJOR, Manifest
 
 SCHEMA_FILE = Path(__file__).with_name("manifest.schema.json")
 """For programs in other languages: JSON Schema 2020-12."""

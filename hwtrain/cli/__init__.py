@@ -1,4 +1,4 @@
 """The command `hwtrain`."""
 
-from hwtrain.cli.command_line import main as main
-from hwtrain.cli.command_line import run as run
+from hwtrain.cli._command_line import main as main
+from hwtrain.cli._command_line import run as run

@@ -1,8 +1,19 @@
-"""Mixed-signal neuromorphic chips: the DynapSim neuron and its export."""
+"""Mixed-signal neuromorphic chips: the DynapSim neuron, its mismatch, its export."""
 
-from hwtrain.dynapse.layout import Layout as Layout
-from hwtrain.dynapse.layout import currents as currents
-from hwtrain.dynapse.layout import logarithms as logarithms
-from hwtrain.dynapse.linen import DynapSim as DynapSim
-from hwtrain.dynapse.nnx import NnxDynapSim as NnxDynapSim
-from hwtrain.physics.dynapsim import NeuronState as NeuronState
+from hwtrain.dynapse._generator import MismatchGenerator as MismatchGenerator
+from hwtrain.dynapse._generator import mismatch_generator as mismatch_generator
+from hwtrain.dynapse._layout import Layout as Layout
+from hwtrain.dynapse._layout import currents as currents
+from hwtrain.dynapse._layout import logarithms as logarithms
+from hwtrain.dynapse._linen import DynapSim as DynapSim
+from hwtrain.dynapse._neuron import NeuronState as NeuronState
+from hwtrain.dynapse._nnx import NnxDynapSim as NnxDynapSim
+from hwtrain.dynapse._prototypes import (
+    dynamic_mismatch_prototype as dynamic_mismatch_prototype,
+)
+from hwtrain.dynapse._prototypes import (
+    frozen_mismatch_prototype as frozen_mismatch_prototype,
+)
+from hwtrain.dynapse._prototypes import select as select
+from hwtrain.dynapse._spatial import SpatialCorrelation as SpatialCorrelation
+from hwtrain.dynapse._with_mismatch import with_mismatch as with_mismatch

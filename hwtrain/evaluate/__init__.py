@@ -1,8 +1,8 @@
 """Models on populations of chips."""
 
-from hwtrain.evaluate.active import Activity as Activity
-from hwtrain.evaluate.active import assert_active as assert_active
-from hwtrain.evaluate.population import Population as Population
-from hwtrain.evaluate.population import population as population
-from hwtrain.evaluate.sensitivity import Sensitivity as Sensitivity
-from hwtrain.evaluate.sensitivity import sensitivity as sensitivity
+from hwtrain.evaluate._active import Activity as Activity
+from hwtrain.evaluate._active import assert_active as assert_active
+from hwtrain.evaluate._population import Population as Population
+from hwtrain.evaluate._population import population as population
+from hwtrain.evaluate._sensitivity import Sensitivity as Sensitivity
+from hwtrain.evaluate._sensitivity import sensitivity as sensitivity

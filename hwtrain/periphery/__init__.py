@@ -1,1 +1,5 @@
-"""What stands around a tile: one stage a file, in one order for all layers."""
+"""What stands around a tile: one stage a file."""
+
+from hwtrain.periphery.input_range import InputRangeParameter as InputRangeParameter
+from hwtrain.periphery.io import IOParameters as IOParameters
+from hwtrain.periphery.mvm import analog_mvm as analog_mvm

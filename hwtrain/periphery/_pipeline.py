@@ -10,12 +10,7 @@ import jax.numpy as jnp
 from jax.extend.core import get_opaque_trace_state
 from jax.typing import ArrayLike
 
-from hwtrain._parts.constant import stopped
-from hwtrain._parts.part import Part
-from hwtrain._parts.slot import home
-from hwtrain.periphery._crossbar import Crossbar
-from hwtrain.periphery._read_keys import effect_key
-from hwtrain.physics.random import (
+from hwtrain._arrays.random import (
     draw_key,
     draw_name,
     fold_in,
@@ -24,7 +19,12 @@ from hwtrain.physics.random import (
     stable_hash,
     uniform,
 )
-from hwtrain.physics.tiling import over_batch
+from hwtrain._arrays.tiling import over_batch
+from hwtrain._parts.constant import stopped
+from hwtrain._parts.part import Part
+from hwtrain._parts.slot import home
+from hwtrain.periphery._crossbar import Crossbar
+from hwtrain.periphery._read_keys import effect_key
 
 
 class Tape:

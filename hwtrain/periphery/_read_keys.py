@@ -5,8 +5,8 @@ from typing import Any
 import jax
 import numpy as np
 
+from hwtrain._arrays.random import draw_name, fold_in, stable_hash
 from hwtrain._parts.leaf import LeafSpec, When
-from hwtrain.physics.random import draw_name, fold_in, stable_hash
 
 READ_EFFECTS = (
     "input_noise",

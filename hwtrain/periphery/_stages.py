@@ -5,11 +5,11 @@ from hwtrain.periphery.adc import Adc
 from hwtrain.periphery.asymmetry import InputAsymmetry, OutputAsymmetry
 from hwtrain.periphery.dac import Dac
 from hwtrain.periphery.input_noise import InputNoise
+from hwtrain.periphery.input_range import Range
 from hwtrain.periphery.ir_drop import IrDrop
 from hwtrain.periphery.management import Management
 from hwtrain.periphery.output_factor import OutputFactor
 from hwtrain.periphery.output_noise import OutputNoise
-from hwtrain.periphery.range import Range
 from hwtrain.periphery.read_noise import ReadNoise
 from hwtrain.periphery.saturation import Saturation
 from hwtrain.periphery.shift import Shift

@@ -3,8 +3,8 @@
 import dataclasses
 
 from hwtrain._parts.part import Part
-from hwtrain.periphery.range import PROBE
-from hwtrain.physics.converters import Converter, exceeds, round_to_level, saturate
+from hwtrain.periphery._converter import Converter, exceeds, round_to_level, saturate
+from hwtrain.periphery.input_range import PROBE
 
 
 class Adc(Part):
@@ -28,7 +28,7 @@ class Adc(Part):
 
     @property
     def converter(self) -> Converter:
-        """The same, as `hwtrain.physics.converters` takes it."""
+        """The same, as `hwtrain.periphery._converter` takes it."""
         return Converter(self.bound, self.res, self.stochastic)
 
     def draws_at(self, when):

@@ -3,7 +3,7 @@
 import dataclasses
 
 from hwtrain._parts.part import Part
-from hwtrain.physics.converters import Converter, convert
+from hwtrain.periphery._converter import Converter, convert
 
 
 class Dac(Part):
@@ -25,7 +25,7 @@ class Dac(Part):
 
     @property
     def converter(self) -> Converter:
-        """The same, as `hwtrain.physics.converters` takes it."""
+        """The same, as `hwtrain.periphery._converter` takes it."""
         return Converter(self.bound, self.res, self.stochastic)
 
     def runs_whole(self) -> bool:

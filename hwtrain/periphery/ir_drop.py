@@ -6,8 +6,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from hwtrain._arrays import tiling
 from hwtrain._parts.part import Part
-from hwtrain.physics import tiling
 
 G_RATIO = 1 / 0.35 / 5e-6
 """Conductance of the wire between two cells over the largest of a cell: 0.35 Ohm and

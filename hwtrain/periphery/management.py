@@ -15,11 +15,11 @@ from typing import Any, Literal
 import jax
 import jax.numpy as jnp
 
+from hwtrain._arrays import tiling
+from hwtrain._arrays.derivatives import vary_alike
 from hwtrain._parts.constant import static, stopped
 from hwtrain._parts.part import Part
 from hwtrain.periphery.adc import Adc
-from hwtrain.physics import tiling
-from hwtrain.physics.varying import vary_alike
 
 
 def noise_scale(

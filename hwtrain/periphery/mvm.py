@@ -11,10 +11,10 @@ import jax
 import jax.numpy as jnp
 from jax.typing import ArrayLike, DTypeLike
 
+from hwtrain._arrays import tiling
 from hwtrain.periphery._pipeline import Context, run
-from hwtrain.periphery.range import PROBE, RANGE
-from hwtrain.periphery.tiled_matrix import TiledMatrix, cut_columns
-from hwtrain.physics import tiling
+from hwtrain.periphery._tiled_matrix import TiledMatrix, cut_columns
+from hwtrain.periphery.input_range import PROBE, RANGE
 
 
 def analog_mvm(

@@ -2,8 +2,8 @@
 
 import dataclasses
 
+from hwtrain._arrays.tiling import over_batch
 from hwtrain._parts.part import Part
-from hwtrain.physics.tiling import over_batch
 
 
 class OutputNoise(Part):

@@ -7,8 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax.typing import ArrayLike
 
+from hwtrain._arrays.tiling import over_batch
 from hwtrain._parts.part import Part
-from hwtrain.physics.tiling import over_batch
 
 
 def saturating(

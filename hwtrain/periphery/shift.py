@@ -3,9 +3,9 @@
 import jax
 import jax.numpy as jnp
 
+from hwtrain._arrays import tiling
 from hwtrain._parts.part import Part
 from hwtrain.periphery.adc import Adc
-from hwtrain.physics import tiling
 
 
 def shifted(y: jax.Array, column_sizes: tuple[int, ...], *, bound: float) -> jax.Array:

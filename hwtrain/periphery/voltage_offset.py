@@ -6,8 +6,8 @@ import jax
 import jax.numpy as jnp
 from jax.typing import ArrayLike
 
+from hwtrain._arrays.tiling import over_batch
 from hwtrain._parts.part import Part
-from hwtrain.physics.tiling import over_batch
 
 
 def offset_outputs(

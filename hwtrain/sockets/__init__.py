@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 from flax import linen as nn
 from flax import nnx
 
-from hwtrain.sockets import _table
+from hwtrain.sockets import _table as table
 
 __all__ = ["register"]
 
@@ -97,9 +97,9 @@ def register(
             "dot_general=, einsum= and call=, or none if it calls hwtrain.analog_einsum"
         )
     if isinstance(equation, str):
-        _table.array_letters(equation)
-    row = _table.Socket(
+        table.array_letters(equation)
+    row = table.Socket(
         array, equation, method, dot_general=dot_general, einsum=einsum, call=call
     )
-    _table.add(cls, row)
+    table.add(cls, row)
     return cls

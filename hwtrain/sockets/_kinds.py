@@ -2,7 +2,7 @@
 
 from typing import NamedTuple
 
-from hwtrain.leaf_names import SHARED
+from hwtrain._plan.leaf_names import SHARED
 
 
 class Kind(NamedTuple):

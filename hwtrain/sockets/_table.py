@@ -4,7 +4,7 @@ import re
 from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
 
-from hwtrain import paths
+from hwtrain._arrays import paths
 
 
 class Socket(NamedTuple):

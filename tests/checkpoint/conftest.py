@@ -4,15 +4,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from hwtrain.hardware import (
-    Hardware,
-    InputRangeParameter,
-    MappingParameter,
-    MismatchParameter,
-    SinglePairConductanceConverter,
-    WeightClipParameter,
-)
-from hwtrain.plan import AnalogWeight, Digital, Plan
+from hwtrain._plan.hardware import Hardware
+from hwtrain._plan.plan import Digital, Plan
+from hwtrain._plan.weight import AnalogWeight
+from hwtrain.devices import SinglePairConductanceConverter
+from hwtrain.periphery import InputRangeParameter
+from hwtrain.weights import MappingParameter, MismatchParameter, WeightClipParameter
 
 TILED = Hardware(
     mapping=MappingParameter(

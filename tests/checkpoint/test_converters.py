@@ -11,8 +11,9 @@ from flax import linen as nn
 from flax import nnx
 
 import hwtrain as hw
+from hwtrain._plan.plan import Plan
+from hwtrain._plan.weight import AnalogWeight
 from hwtrain.checkpoint import HardwareCheckpointError, verify
-from hwtrain.plan import AnalogWeight, Plan
 
 DOCS = Path(__file__).parents[2] / "docs/checkpoint.md"
 CURVES = ((0.0, 0.0, 5.0, 25.0, 25.0), (25.0, 25.0, 5.0, 0.0, 0.0))

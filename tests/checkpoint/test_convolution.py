@@ -11,16 +11,14 @@ import pytest
 from flax import linen as nn
 from safetensors.numpy import load_file
 
+from hwtrain._arrays.windows import Window, pack, transposed
+from hwtrain._plan.hardware import Hardware
+from hwtrain._plan.plan import Plan
+from hwtrain._plan.weight import AnalogWeight
 from hwtrain.checkpoint import HardwareCheckpointError, export, load, verify
-from hwtrain.checkpoint import manifest as manifests
-from hwtrain.hardware import (
-    Hardware,
-    MappingParameter,
-    PCMLikeNoiseModel,
-    SinglePairConductanceConverter,
-)
-from hwtrain.physics.convolution import Window, pack, transposed
-from hwtrain.plan import AnalogWeight, Plan
+from hwtrain.checkpoint import _manifest as manifests
+from hwtrain.devices import PCMLikeNoiseModel, SinglePairConductanceConverter
+from hwtrain.weights import MappingParameter
 
 CHIP = Hardware(
     mapping=MappingParameter(

@@ -7,13 +7,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from hwtrain._plan.hardware import Hardware
+from hwtrain._plan.plan import Plan
+from hwtrain._plan.weight import AnalogWeight
 from hwtrain.checkpoint import HardwareCheckpointError, export, load
-from hwtrain.hardware import (
-    Hardware,
-    MismatchParameter,
-    SinglePairConductanceConverter,
-)
-from hwtrain.plan import AnalogWeight, Plan
+from hwtrain.devices import SinglePairConductanceConverter
+from hwtrain.weights import MismatchParameter
 
 ROOT = Path(__file__).parents[2]
 GOLDEN = json.loads((ROOT / "tests/golden/aihwkit_single_pair.json").read_text())

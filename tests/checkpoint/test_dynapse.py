@@ -8,13 +8,13 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
+from hwtrain._plan.plan import Plan
 from hwtrain.checkpoint import HardwareCheckpointError, export, load
-from hwtrain.checkpoint import manifest as manifests
-from hwtrain.checkpoint.dynapse import export_dynapse, load_dynapse
-from hwtrain.dynapse.biases import computed_table
-from hwtrain.dynapse.connectivity import Limits
-from hwtrain.dynapse.deployment import deploy
-from hwtrain.plan import Plan
+from hwtrain.checkpoint import _manifest as manifests
+from hwtrain.checkpoint._dynapse import export_dynapse, load_dynapse
+from hwtrain.dynapse._biases import computed_table
+from hwtrain.dynapse._connectivity import Limits
+from hwtrain.dynapse._deployment import deploy
 
 
 @pytest.fixture(scope="module")

@@ -12,7 +12,7 @@ from safetensors.numpy import load_file
 
 import hwtrain as hw
 from hwtrain.checkpoint import HardwareCheckpointError, export, load, verify
-from hwtrain.checkpoint import manifest as manifests
+from hwtrain.checkpoint import _manifest as manifests
 
 EARLIER = Path(__file__).parents[1] / "golden/checkpoints"
 VERSIONS = ("1.0", "1.1")

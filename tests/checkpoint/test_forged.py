@@ -24,11 +24,11 @@ from hwtrain.checkpoint import (
     load,
     verify,
 )
-from hwtrain.checkpoint import manifest as manifests
-from hwtrain.checkpoint.dynapse import export_dynapse, load_dynapse
-from hwtrain.dynapse.biases import computed_table
-from hwtrain.dynapse.connectivity import Limits
-from hwtrain.dynapse.deployment import deploy
+from hwtrain.checkpoint import _manifest as manifests
+from hwtrain.checkpoint._dynapse import export_dynapse, load_dynapse
+from hwtrain.dynapse._biases import computed_table
+from hwtrain.dynapse._connectivity import Limits
+from hwtrain.dynapse._deployment import deploy
 
 CONVERTER = hw.SinglePairConductanceConverter(g_min=0.1)
 TILES = hw.MappingParameter(max_input_size=6, max_output_size=3)

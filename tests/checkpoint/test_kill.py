@@ -10,8 +10,9 @@ import textwrap
 import numpy as np
 import pytest
 
-from hwtrain.checkpoint import HardwareCheckpointError, destination, export, load
-from hwtrain.plan import Plan
+from hwtrain._plan.plan import Plan
+from hwtrain.checkpoint import HardwareCheckpointError, export, load
+from hwtrain.checkpoint import _destination as destination
 
 PARAMS = {str(i): {"scale": np.arange(3.0)} for i in range(2)}
 
@@ -78,7 +79,7 @@ def test_a_disk_that_is_full_at_any_byte(tmp_path):
         from pathlib import Path
         import numpy as np
         from hwtrain.checkpoint import HardwareCheckpointError, export, load
-        from hwtrain.plan import Plan
+        from hwtrain import Plan
         # Without the signal, a write beyond the limit is an error, as on a full disk.
         signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
         folder = Path(sys.argv[1])

@@ -8,8 +8,8 @@ from flax import linen as nn
 from flax import nnx
 
 import hwtrain as hw
+from hwtrain._flax.inspection import inspect_plan
 from hwtrain.checkpoint import HardwareCheckpointError, HardwareSave, load
-from hwtrain.transforms.inspect import inspect_plan
 
 X = jnp.ones((1, 6))
 HARDWARE = hw.Hardware(

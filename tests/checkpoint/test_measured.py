@@ -10,17 +10,17 @@ import pytest
 from flax import linen as nn
 
 import hwtrain
+from hwtrain._plan.plan import Plan
 from hwtrain.checkpoint import (
     HardwareCheckpointError,
     export,
     load,
-    measured,
     read_conductances,
     verify,
 )
+from hwtrain.checkpoint import _read_back as read_back
 from hwtrain.checkpoint.adapters import ADAPTERS
 from hwtrain.evaluate import population
-from hwtrain.plan import Plan
 
 
 def mean_size(y):
@@ -53,7 +53,7 @@ def conductances(drawn, small):
 
 
 def write_csv(path, conductances, change=lambda lines: lines):
-    lines = [measured.COLUMNS]
+    lines = [read_back.COLUMNS]
     for name, array in conductances.items():
         *weight, _, i, j, device = name.split("/")
         layers = array.reshape(-1, *array.shape[-2:])
@@ -184,7 +184,7 @@ def edited(number, column, value):
 
     def change(lines):
         line = list(lines[number - 1])
-        line[measured.COLUMNS.index(column)] = value
+        line[read_back.COLUMNS.index(column)] = value
         return [*lines[: number - 1], line, *lines[number:]]
 
     return change

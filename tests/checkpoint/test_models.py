@@ -7,16 +7,12 @@ import pytest
 from flax import linen as nn
 from flax import nnx
 
+from hwtrain._flax.modes import analogize, plan
+from hwtrain._plan.hardware import Hardware
 from hwtrain.checkpoint import export, load, verify
-from hwtrain.hardware import (
-    Hardware,
-    InputRangeParameter,
-    MappingParameter,
-    MismatchParameter,
-    SinglePairConductanceConverter,
-    WeightModifierParameter,
-)
-from hwtrain.transforms import analogize, plan
+from hwtrain.devices import SinglePairConductanceConverter
+from hwtrain.periphery import InputRangeParameter
+from hwtrain.weights import MappingParameter, MismatchParameter, WeightModifierParameter
 
 pytestmark = pytest.mark.optimised
 HARDWARE = Hardware(

@@ -7,8 +7,8 @@ import pytest
 from flax import nnx
 
 import hwtrain
+from hwtrain._flax.functional import as_function
 from hwtrain.checkpoint import HardwareCheckpointError
-from hwtrain.transforms.functional import as_function
 
 X = np.random.default_rng(0).normal(size=(16, 6)).astype(np.float32)
 HARDWARE = hwtrain.Hardware(

@@ -198,10 +198,10 @@ def test_sharded_over_eight_devices(tmp_path):
         import numpy as np
         import orbax.checkpoint as ocp
         from hwtrain.checkpoint import HardwareRestore, HardwareSave, export
-        from hwtrain.hardware import (
-            Hardware, MappingParameter, MismatchParameter,
+        from hwtrain import (
+            Hardware, MappingParameter, MismatchParameter, Plan,
             SinglePairConductanceConverter)
-        from hwtrain.plan import AnalogWeight, Plan
+        from hwtrain._plan.weight import AnalogWeight
         hardware = Hardware(
             mapping=MappingParameter(max_input_size=6, weight_scaling_omega=1.0),
             mismatch=MismatchParameter(type="add_normal", std_dev=0.1),

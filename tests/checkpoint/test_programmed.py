@@ -10,10 +10,12 @@ import pytest
 from flax import linen as nn
 
 import hwtrain as hw
-from hwtrain.checkpoint import HardwareCheckpointError, crossbars, reads, verify
+from hwtrain._arrays.random import draw_key
+from hwtrain.checkpoint import HardwareCheckpointError, verify
+from hwtrain.checkpoint import _crossbars as crossbars
+from hwtrain.checkpoint import _reads as reads
+from hwtrain.devices import GlobalDriftCompensation, PerColumnDriftCompensation
 from hwtrain.evaluate import population
-from hwtrain.hardware import GlobalDriftCompensation, PerColumnDriftCompensation
-from hwtrain.physics.random import draw_key
 
 DAY = 86_400.0
 X = jax.random.normal(jax.random.key(1), (6, 10))

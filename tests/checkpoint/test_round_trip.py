@@ -13,11 +13,13 @@ from flax import linen as nn
 from flax import nnx
 
 import hwtrain as hw
-from hwtrain import paths
+from hwtrain._arrays import paths
+from hwtrain._plan.hardware import Hardware
+from hwtrain._plan.plan import Plan
+from hwtrain._plan.weight import AnalogWeight
 from hwtrain.checkpoint import HardwareCheckpointError, export, load
 from hwtrain.chips import apply_mismatch, chip_key
-from hwtrain.hardware import Hardware, SinglePairConductanceConverter
-from hwtrain.plan import AnalogWeight, Plan
+from hwtrain.devices import SinglePairConductanceConverter
 
 SEEDS = (7, 12345)
 

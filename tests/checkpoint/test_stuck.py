@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 
 import hwtrain
+from hwtrain._plan.plan import Plan
 from hwtrain.checkpoint import export, load, verify
-from hwtrain.hardware import PCMLikeNoiseModel, StuckParameter
-from hwtrain.plan import Plan
+from hwtrain.devices import PCMLikeNoiseModel, StuckParameter
 
 NOISE = {"pcm": PCMLikeNoiseModel(), "ideal": None}
 

@@ -10,7 +10,7 @@ import safetensors
 from safetensors.numpy import save_file
 
 from hwtrain.checkpoint import HardwareCheckpointError, export, load
-from hwtrain.checkpoint import manifest as manifests
+from hwtrain.checkpoint import _manifest as manifests
 
 KERNEL = "nominal/params/hidden/kernel"
 

@@ -7,7 +7,8 @@ import pytest
 import safetensors
 from safetensors.numpy import save_file
 
-from hwtrain.checkpoint import HardwareCheckpointError, export, manifest, verify
+from hwtrain.checkpoint import HardwareCheckpointError, export, verify
+from hwtrain.checkpoint import _manifest as manifest
 
 
 @pytest.fixture

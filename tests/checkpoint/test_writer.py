@@ -12,20 +12,20 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from hwtrain._plan.hardware import Hardware
+from hwtrain._plan.plan import Plan
 from hwtrain.checkpoint import (
     HardwareCheckpointError,
     Measurement,
-    contents,
     export,
     load,
-    manifest,
     read_conductances,
-    tensors,
     verify,
 )
-from hwtrain.checkpoint.dynapse import load_dynapse
-from hwtrain.hardware import Hardware
-from hwtrain.plan import Plan
+from hwtrain.checkpoint import _contents as contents
+from hwtrain.checkpoint import _manifest as manifest
+from hwtrain.checkpoint import _tensors as tensors
+from hwtrain.checkpoint._dynapse import load_dynapse
 
 MEASURED = Measurement(metric="loss", mode="chip_mode", chips=1, mean=0.5)
 
@@ -166,7 +166,7 @@ def test_a_killed_process_leaves_no_checkpoint(tmp_path):
         import os, signal, sys
         import numpy as np
         from hwtrain.checkpoint import export
-        from hwtrain.plan import Plan
+        from hwtrain import Plan
         params = {str(i): {"scale": np.arange(3.0)} for i in range(2)}
         sync, calls = os.fsync, 0
         def counted(descriptor):

@@ -10,16 +10,19 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from hwtrain import checkpoint, cli, paths, presets
-from hwtrain.checkpoint import destination
+from hwtrain import checkpoint, cli, presets
+from hwtrain._arrays import paths
+from hwtrain._parts.fields import from_dict
+from hwtrain._plan.plan import Plan
+from hwtrain._plan.weight import AnalogWeight
+from hwtrain.checkpoint import _destination as destination
 from hwtrain.checkpoint.adapters import ADAPTERS
 from hwtrain.evaluate import Population
-from hwtrain.hardware import from_dict
-from hwtrain.plan import AnalogWeight, Plan
-from hwtrain.training import checkpoints, init_state
-from hwtrain.training.folder import make_folder
-from hwtrain.training.mismatch_config import kind_of
-from hwtrain.training.run import Run, open_run
+from hwtrain.train import _checkpoints as checkpoints
+from hwtrain.train import init_state
+from hwtrain.train._folder import make_folder
+from hwtrain.train._mismatch_config import kind_of
+from hwtrain.train._run import Run, open_run
 
 CONFIG = Path(__file__).parents[2] / "configs" / "digits_mlp.toml"
 
@@ -103,7 +106,7 @@ def test_inspect_proves_that_effects_are_on(run, monkeypatch, hwtrain):
     def nothing(*_):
         raise ValueError("configured effects that do nothing:\n  head: modifier: off")
 
-    monkeypatch.setattr("hwtrain.cli.inspect.assert_active", nothing)
+    monkeypatch.setattr("hwtrain.cli._inspect.assert_active", nothing)
     status, _, error = hwtrain("inspect", run, "--active")
     assert status == 1 and "head: modifier: off" in error
 
@@ -140,7 +143,7 @@ def test_verify_prints_a_certificate(exported, tmp_path, hwtrain):
 
 
 def test_verify_shows_its_table_on_a_terminal(exported, monkeypatch, hwtrain):
-    monkeypatch.setattr("hwtrain.cli.verify.on_terminal", lambda: True)
+    monkeypatch.setattr("hwtrain.cli._verify.on_terminal", lambda: True)
     status, said, error = hwtrain("verify", exported)
     assert status == 0 and not error
     text, _, table = said.partition("\n}\n")

@@ -18,9 +18,9 @@ import chex
 import pytest
 
 from hwtrain import checkpoint, cli
-from hwtrain.cli import command_line
-from hwtrain.cli.interruption import interruptible
-from hwtrain.training import comparison
+from hwtrain.cli import _command_line as command_line
+from hwtrain.cli._interruption import interruptible
+from hwtrain.train import _comparison as comparison
 
 ROOT = Path(__file__).parents[2]
 
@@ -100,10 +100,10 @@ def test_before_the_training_nothing_is_written(
     train_words, tmp_path, capsys, monkeypatch, stage
 ):
     """As while JAX is imported, or the model is traced."""
-    from hwtrain import training
+    from hwtrain import train
 
-    usual = getattr(training, stage)
-    monkeypatch.setattr(training, stage, lambda *a: press() or usual(*a))
+    usual = getattr(train, stage)
+    monkeypatch.setattr(train, stage, lambda *a: press() or usual(*a))
     assert cli.main([*train_words, str(tmp_path / "run")]) == 130
     assert not (tmp_path / "run").exists()
     assert capsys.readouterr().err.endswith("--resume\n")
@@ -157,23 +157,27 @@ def in_the_callback(usual):
 
 # The words after a run or a checkpoint, what presses, and where.
 PRESSES = {
-    "evaluate": (["--json", "OUT"], before, "hwtrain.cli.evaluate.open_model"),
+    "evaluate": (["--json", "OUT"], before, "hwtrain.cli._evaluate.open_model"),
     "evaluate, writing": (["--json", "OUT"], before, "pathlib.Path.replace"),
-    "evaluate, importing": ([], importing, "hwtrain.cli.evaluate.open_model"),
-    "evaluate, in an end": ([], lambda _: swallowed, "hwtrain.cli.evaluate.open_model"),
+    "evaluate, importing": ([], importing, "hwtrain.cli._evaluate.open_model"),
+    "evaluate, in an end": (
+        [],
+        lambda _: swallowed,
+        "hwtrain.cli._evaluate.open_model",
+    ),
     "calibrate": (["OUT"], in_the_callback, "jax.debug.callback"),
-    "calibrate, writing": (["OUT"], before, "hwtrain.checkpoint.destination.sync"),
+    "calibrate, writing": (["OUT"], before, "hwtrain.checkpoint._destination.sync"),
     "inspect": (["--active"], in_the_callback, "jax.debug.callback"),
-    "export": (["OUT"], before, "hwtrain.checkpoint.destination.sync"),
+    "export": (["OUT"], before, "hwtrain.checkpoint._destination.sync"),
     "convert": (
         ["--to", "npz", "--out", "OUT"],
         before,
-        "hwtrain.checkpoint.destination.sync",
+        "hwtrain.checkpoint._destination.sync",
     ),
     "convert, of files": (
         ["--to", "fusion-csv", "--out", "OUT"],
         before,
-        "hwtrain.checkpoint.destination.sync",
+        "hwtrain.checkpoint._destination.sync",
     ),
     "verify": ([], before, "hwtrain.checkpoint.verify"),
 }
@@ -276,7 +280,7 @@ def test_an_interrupted_program_leaves_before_anything_is_taken_down(
         left.append((status, alive[0]() is not None))
         sys.exit(status)
 
-    monkeypatch.setattr("hwtrain.cli.verify.main", command)
+    monkeypatch.setattr("hwtrain.cli._verify.main", command)
     monkeypatch.setattr(sys, "argv", ["hwtrain", "verify", "there"])
     monkeypatch.setattr(os, "_exit", leave)
     try:
@@ -332,7 +336,7 @@ def test_the_second_stops_at_once_also_in_compiled_code():
     """The main thread sits in a call of C that no Python handler interrupts."""
     script = """
         import ctypes, os, signal, threading, time
-        from hwtrain.cli.interruption import interruptible
+        from hwtrain.cli._interruption import interruptible
 
         def press():
             for _ in range(2):

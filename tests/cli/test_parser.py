@@ -8,8 +8,8 @@ import pytest
 
 from hwtrain import cli
 from hwtrain.checkpoint.adapters import ADAPTERS
-from hwtrain.cli.parser import make_parser
-from hwtrain.physics.calibration import METHODS
+from hwtrain.cli._parser import make_parser
+from hwtrain.periphery._calibration import METHODS
 
 COMMANDS = ["train", "evaluate", "calibrate", "export", "inspect", "verify", "convert"]
 
@@ -37,7 +37,7 @@ finally:
 @pytest.mark.parametrize("command", COMMANDS)
 def test_every_command_is_listed_and_has_its_module(command):
     assert command in make_parser().format_help().split()
-    assert callable(importlib.import_module(f"hwtrain.cli.{command}").main)
+    assert callable(importlib.import_module(f"hwtrain.cli._{command}").main)
 
 
 @pytest.mark.parametrize("target", ADAPTERS)

@@ -16,7 +16,8 @@ import pytest
 import tomli_w
 
 from hwtrain import checkpoint, cli
-from hwtrain.training import folder, read_config
+from hwtrain.train import _folder as folder
+from hwtrain.train import read_config
 
 ROOT = Path(__file__).parents[2]
 CONFIG = ROOT / "configs" / "digits_mlp.toml"
@@ -449,7 +450,7 @@ def test_an_interrupt_says_how_to_resume(tmp_path, monkeypatch, capsys):
     def interrupt(*_, **__):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("hwtrain.training.job.compare", interrupt)
+    monkeypatch.setattr("hwtrain.train._job.compare", interrupt)
     out = str(tmp_path / "run")
     words = ["train", str(CONFIG), "--set", "training.steps=3", "--out", out]
     assert cli.main(words) == 130

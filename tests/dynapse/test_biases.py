@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from hwtrain.dynapse.biases import checked_table, computed_table, nearest_code
+from hwtrain.dynapse._biases import checked_table, computed_table, nearest_code
 
 
 def test_computed_table_by_hand():

@@ -9,14 +9,8 @@ from flax import linen as nn
 from flax import nnx
 
 import hwtrain as hw
-from hwtrain.dynapse import (
-    DynapSim,
-    Layout,
-    NnxDynapSim,
-    currents,
-    logarithms,
-)
-from hwtrain.dynapse.layout import quantity_names
+from hwtrain.dynapse import DynapSim, Layout, NnxDynapSim, currents, logarithms
+from hwtrain.dynapse._layout import quantity_names
 
 KEY = jax.random.key(0)
 X = 6 * jax.random.bernoulli(KEY, 0.3, (2, 30, 4)).astype(jnp.float32)

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from hwtrain.dynapse.connectivity import Limits, check_connectivity, fill_cores
+from hwtrain.dynapse._connectivity import Limits, check_connectivity, fill_cores
 
 
 def test_cores_fill_one_after_the_other():

@@ -9,12 +9,12 @@ import pytest
 from flax import linen as nn
 from safetensors.numpy import load_file
 
-from hwtrain.checkpoint.dynapse import export_dynapse, load_dynapse
+from hwtrain.checkpoint._dynapse import export_dynapse, load_dynapse
 from hwtrain.dynapse import DynapSim, Layout, currents, logarithms
-from hwtrain.dynapse.biases import computed_table
-from hwtrain.dynapse.connectivity import Limits
-from hwtrain.dynapse.deployed import deploy_layers, deployed_layers
-from hwtrain.dynapse.layout import quantity_names
+from hwtrain.dynapse._biases import computed_table
+from hwtrain.dynapse._connectivity import Limits
+from hwtrain.dynapse._deployed import deploy_layers, deployed_layers
+from hwtrain.dynapse._layout import quantity_names
 
 LAYOUT, TABLE = Layout(), computed_table()
 LIMITS = Limits(neurons_per_core=4)

@@ -3,9 +3,9 @@
 import numpy as np
 import pytest
 
-from hwtrain.dynapse.biases import computed_table
-from hwtrain.dynapse.connectivity import Limits
-from hwtrain.dynapse.deployment import deploy
+from hwtrain.dynapse._biases import computed_table
+from hwtrain.dynapse._connectivity import Limits
+from hwtrain.dynapse._deployment import deploy
 
 TABLE = computed_table()
 CURRENTS = {"Itau_mem": 5.3e-12, "Igain_mem": 2.1e-11, "Ispkthr": 1e-7}

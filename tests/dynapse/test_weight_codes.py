@@ -5,8 +5,8 @@ import itertools
 import numpy as np
 import pytest
 
-from hwtrain.dynapse.biases import computed_table
-from hwtrain.dynapse.weight_codes import encode
+from hwtrain.dynapse._biases import computed_table
+from hwtrain.dynapse._weight_codes import encode
 
 TABLE = computed_table()
 

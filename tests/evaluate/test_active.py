@@ -11,11 +11,15 @@ from flax import linen as nn
 from flax import nnx
 
 import hwtrain as hw
-from hwtrain.checkpoint import crossbars
-from hwtrain.evaluate import bench, deployment, unwatched, updates
-from hwtrain.evaluate.watching import watching
+from hwtrain._flax import functional, signal_side, weight_side
+from hwtrain.checkpoint import _crossbars as crossbars
+from hwtrain.evaluate import _bench as bench
+from hwtrain.evaluate import _exported as exported
+from hwtrain.evaluate import _unwatched as unwatched
+from hwtrain.evaluate import _updates as updates
+from hwtrain.evaluate._watching import watching
+from hwtrain.periphery import _pipeline as pipeline
 from hwtrain.periphery import (
-    _pipeline,
     adc,
     asymmetry,
     dac,
@@ -24,12 +28,9 @@ from hwtrain.periphery import (
     read_noise,
     saturation,
 )
-from hwtrain.periphery import (
-    range as range_stage,
-)
+from hwtrain.periphery import input_range as range_stage
 from hwtrain.periphery._pipeline import Context
 from hwtrain.periphery._read_keys import read_keys
-from hwtrain.transforms import functional, signal_side, weight_side
 
 X = jax.random.normal(jax.random.key(0), (4, 6))
 IO = hw.IOParameters(
@@ -130,11 +131,12 @@ ONLY = {
     "mismatch": parts(mismatch=CHIP.mismatch),
     "noise_model": hw.presets.pcm(),
     "stuck": parts(
-        stuck=hw.hardware.StuckParameter(at_g_min=0.05, at_g_max=0.02),
+        stuck=hw.devices.stuck.StuckParameter(at_g_min=0.05, at_g_max=0.02),
         converter=CHIP.converter,
     ),
     "drift_compensation": dataclasses.replace(
-        hw.presets.pcm(), drift_compensation=hw.hardware.GlobalDriftCompensation()
+        hw.presets.pcm(),
+        drift_compensation=hw.devices.drift_compensation.GlobalDriftCompensation(),
     ),
     **{
         name: parts(forward=hw.IOParameters(**options))
@@ -194,15 +196,15 @@ SABOTAGE = {
     "ADC bound": ("out_bound", adc, "saturate", same),
     "out_noise": (
         "out_noise",
-        _pipeline,
+        pipeline,
         "normal",
         silent,
     ),
-    "weak noise": ("out_noise", _pipeline, "normal", weak),
-    "repeated noise": ("out_noise", _pipeline, "effect_key", one_key),
+    "weak noise": ("out_noise", pipeline, "normal", weak),
+    "repeated noise": ("out_noise", pipeline, "effect_key", one_key),
     "inp_noise": (
         "inp_noise",
-        _pipeline,
+        pipeline,
         "normal",
         silent,
     ),
@@ -270,16 +272,16 @@ def test_an_effect_of_the_forward_pass_that_is_off_is_an_error(name, retraced):
 
 
 DEPLOYED = {
-    "clip": ("clip", "hwtrain.optim.clip.bounded_update", lambda p, u, b: u),
-    "remap": ("remap", "hwtrain.optim.remap._new_scale", lambda w, k, s: s),
+    "clip": ("clip", "hwtrain.optim._clip.bounded_update", lambda p, u, b: u),
+    "remap": ("remap", "hwtrain.optim._remap._new_scale", lambda w, k, s: s),
     "input_range": (
         "input_range moves",
-        "hwtrain.optim.input_range._change",
+        "hwtrain.optim._input_range._change",
         lambda o, r, *rest: (jnp.zeros_like(r), rest[-1]),
     ),
     "mismatch": (
         "mismatch",
-        "hwtrain.checkpoint.crossbars._chip_kernel",
+        "hwtrain.checkpoint._crossbars._chip_kernel",
         lambda geometry, kernel, scale, key, written: written,
     ),
 }
@@ -294,7 +296,7 @@ def test_an_effect_of_an_update_or_an_export_that_is_off_is_an_error(name, monke
     jax.clear_caches()
     findings = [
         *updates.updated_effects(plan, variables["params"]),
-        *deployment.deployed_effects(plan, variables["params"]),
+        *exported.deployed_effects(plan, variables["params"]),
     ]
     jax.clear_caches()
     wrong = {found[1] for found in findings if found[2]}
@@ -304,7 +306,7 @@ def test_an_effect_of_an_update_or_an_export_that_is_off_is_an_error(name, monke
 def test_programming_noise_and_drift_are_found_in_the_export():
     analog, variables, x = linen(ONLY["noise_model"])
     plan = hw.plan(analog, variables, x)
-    found = list(deployment.deployed_effects(plan, variables["params"]))
+    found = list(exported.deployed_effects(plan, variables["params"]))
     assert [(effect, wrong) for _, effect, wrong, _ in found] == [
         ("converter", None),
         ("noise_model", None),
@@ -315,7 +317,7 @@ def test_programming_noise_and_drift_are_found_in_the_export():
 def test_a_layer_called_past_its_periphery_is_an_error(retraced):
     model = linen(ONLY["DAC"])
     retraced.setattr(
-        "hwtrain.transforms.linen.root.analog_call",
+        "hwtrain._flax.linen.root.analog_call",
         lambda by_path, path, mode, context, following, args, kwargs: following(
             *args, **kwargs
         ),
@@ -430,10 +432,10 @@ def test_a_range_that_only_the_dac_would_clip_for_is_an_error(retraced):
 
 
 FROZEN = {
-    "stuck": ("hwtrain.hardware.stuck.draw_stuck", "share"),
-    "stuck elsewhere": ("hwtrain.programming.with_stuck", "ends"),
+    "stuck": ("hwtrain.devices.stuck.draw_stuck", "share"),
+    "stuck elsewhere": ("hwtrain.chips._programming.with_stuck", "ends"),
     "drift_compensation": (
-        "hwtrain.hardware.compensation.GlobalDriftCompensation.factor",
+        "hwtrain.devices.drift_compensation.GlobalDriftCompensation.factor",
         "gain",
     ),
 }
@@ -454,11 +456,11 @@ def test_what_is_frozen_in_a_chip_is_found_and_missed_when_off(
     analog, variables, x = model(ONLY[effect])
     args = () if variables is None else (variables, x)
     plan = hw.plan(analog, *args)
-    params = hw.transforms.functional.as_function(analog, "train", variables)[1]
+    params = hw._flax.functional.as_function(analog, "train", variables)[1]
 
     def findings():
         jax.clear_caches()
-        found = deployment.deployed_effects(plan, params["params"])
+        found = exported.deployed_effects(plan, params["params"])
         return {name: (wrong, amount) for _, name, wrong, amount in found}
 
     assert findings()[effect][0] is None
@@ -475,7 +477,7 @@ def _without_noise(self, key, g_target):
 
 _PROGRAM = hw.PCMLikeNoiseModel.program
 _DEVIATED = crossbars._chip_kernel
-_CHIP_KERNEL = "hwtrain.checkpoint.crossbars._chip_kernel"
+_CHIP_KERNEL = "hwtrain.checkpoint._crossbars._chip_kernel"
 _BESIDE = {
     "neither": (None, None, set()),
     "mismatch": (_CHIP_KERNEL, lambda w, kernel, s, key, out: out, {"mismatch"}),
@@ -485,7 +487,7 @@ _BESIDE = {
         {"mismatch"},
     ),
     "mismatch of programmed chips": (
-        "hwtrain.programming.deviated",
+        "hwtrain.chips._programming.deviated",
         lambda weight, kernel, scale, key, out: out,
         {"mismatch"},
     ),
@@ -512,7 +514,7 @@ def test_mismatch_and_noise_model_are_each_measured_by_itself(off, monkeypatch):
     if target:
         monkeypatch.setattr(target, change)
     jax.clear_caches()
-    findings = list(deployment.deployed_effects(plan, variables["params"]))
+    findings = list(exported.deployed_effects(plan, variables["params"]))
     jax.clear_caches()
     assert {effect for _, effect, why, _ in findings if why} == wrong
     amounts = {effect: amount for _, effect, _, amount in findings}
@@ -525,12 +527,12 @@ def test_mismatch_beside_stuck_devices_is_measured_alone():
     chip = dataclasses.replace(
         ONLY["mismatch"],
         converter=CHIP.converter,
-        stuck=hw.hardware.StuckParameter(at_g_min=0.3),
+        stuck=hw.devices.stuck.StuckParameter(at_g_min=0.3),
     )
     analog = hw.analogize(nn.Dense(40), chip)
     variables = jax.jit(analog.init)(jax.random.key(0), X)
     found = list(
-        deployment.deployed_effects(hw.plan(analog, variables, X), variables["params"])
+        exported.deployed_effects(hw.plan(analog, variables, X), variables["params"])
     )
     assert [wrong for _, _, wrong, _ in found] == [None, None, None]
     (amount,) = (amount for _, effect, _, amount in found if effect == "mismatch")
@@ -575,7 +577,7 @@ def test_a_convolution_that_nobody_watches_is_measured_too(framework, monkeypatc
         return {effect: bool(wrong) for _, effect, wrong, _ in found}
 
     assert wrong() == {"convolutions": False, "noise of convolutions": False}
-    whole = "hwtrain.periphery.whole_convolution"
+    whole = "hwtrain.periphery._whole_convolution"
     with monkeypatch.context() as off:
         off.setattr(f"{whole}.Context", lambda **k: Context(**{**k, "keys": None}))
         assert wrong() == {"convolutions": False, "noise of convolutions": True}

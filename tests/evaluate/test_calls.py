@@ -8,8 +8,8 @@ from flax import linen as nn
 from flax import nnx
 
 import hwtrain as hw
+from hwtrain._flax import weight_side
 from hwtrain.evaluate import population, sensitivity
-from hwtrain.transforms import weight_side
 
 CHIP = hw.Hardware(
     modifier=hw.WeightModifierParameter(type="add_normal", std_dev=0.1),

@@ -9,10 +9,10 @@ from flax import nnx
 from safetensors.numpy import load_file
 
 import hwtrain
-from hwtrain import paths
+from hwtrain._arrays import paths
+from hwtrain._arrays.random import draw_key
 from hwtrain.checkpoint import verify
 from hwtrain.evaluate import population
-from hwtrain.physics.random import draw_key
 
 SEED, BOUND, BITS = 3, 4.0, 4
 X = np.random.default_rng(0).uniform(-1, 1, (64, 16)).astype(np.float32)

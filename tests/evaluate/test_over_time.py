@@ -11,9 +11,9 @@ from flax import nnx
 from scipy import stats
 
 import hwtrain as hw
+from hwtrain._arrays.random import draw_key
+from hwtrain.devices import GlobalDriftCompensation
 from hwtrain.evaluate import Population, population
-from hwtrain.hardware import GlobalDriftCompensation
-from hwtrain.physics.random import draw_key
 
 DAY = 86_400.0
 X = jax.random.normal(jax.random.key(1), (16, 12))

@@ -3,9 +3,10 @@
 import numpy as np
 import pytest
 
-from hwtrain.evaluate import Population, Sensitivity, plots
-from hwtrain.evaluate.histograms import Histogram
-from hwtrain.training import report
+from hwtrain.evaluate import Population, Sensitivity
+from hwtrain.evaluate import _plots as plots
+from hwtrain.evaluate._histograms import Histogram
+from hwtrain.train import _report as report
 
 pytest.importorskip("matplotlib")
 

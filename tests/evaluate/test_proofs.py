@@ -9,9 +9,9 @@ import pytest
 from flax import linen as nn
 
 import hwtrain as hw
-from hwtrain.hardware import IOParameters
-from hwtrain.periphery import range as range_stage
-from hwtrain.transforms import weight_side
+from hwtrain._flax import weight_side
+from hwtrain.periphery import IOParameters
+from hwtrain.periphery import input_range as range_stage
 
 MEASURED = {
     "inp_bits": ({"inp_bits": 4}, {"DAC", "DAC levels"}),

@@ -10,11 +10,14 @@ from flax import linen as nn
 from flax import nnx
 
 import hwtrain as hw
-from hwtrain.evaluate import active, deployment, updates
-from hwtrain.evaluate.judgement import ENOUGH, ZEROS, repeated, strength_of
-from hwtrain.periphery import _pipeline, dac
-from hwtrain.transforms import weight_side
-from hwtrain.transforms.functional import as_function
+from hwtrain._flax import weight_side
+from hwtrain._flax.functional import as_function
+from hwtrain.evaluate import _active as active
+from hwtrain.evaluate import _exported as exported
+from hwtrain.evaluate import _updates as updates
+from hwtrain.evaluate._judgement import ENOUGH, ZEROS, repeated, strength_of
+from hwtrain.periphery import _pipeline as pipeline
+from hwtrain.periphery import dac
 
 X = jax.random.normal(jax.random.key(0), (4, 1))
 CHIP = hw.Hardware(
@@ -119,11 +122,11 @@ def half(modified):
     "framework", ["linen", pytest.param("nnx", marks=pytest.mark.nightly)]
 )
 def test_what_is_weak_or_off_is_found_on_small_layers(framework, retraced):
-    normal = _pipeline.normal
+    normal = pipeline.normal
     retraced.setattr(weight_side, "_modified", half(weight_side._modified))
-    retraced.setattr(_pipeline, "normal", lambda key, shape: normal(key, shape) / 2)
+    retraced.setattr(pipeline, "normal", lambda key, shape: normal(key, shape) / 2)
     retraced.setattr(dac, "convert", lambda x, *args, **kwargs: x)
-    for module in ("periphery.range", "physics.input_range"):
+    for module in ("periphery.input_range", "periphery._range_gradient"):
         target = f"hwtrain.{module}.clip_to_range"
         retraced.setattr(target, lambda x, *_: x)
     for log in steps_of(framework, CHIP, range(5)):
@@ -155,7 +158,7 @@ def test_the_mismatch_of_one_weight_is_measured_on_many_chips(strength, monkeypa
     jax.clear_caches()
     analog, variables, x = one_weight(chip)
     plan = hw.plan(analog, variables, x)
-    found = list(deployment.deployed_effects(plan, variables["params"]))
+    found = list(exported.deployed_effects(plan, variables["params"]))
     jax.clear_caches()
     assert [effect for _, effect, _, _ in found] == ["mismatch"]
     assert (found[0][2] is None) == (strength == 1)
@@ -181,8 +184,8 @@ def test_a_clip_that_cannot_bound_is_no_failure(kind, shape, monkeypatch):
     assert not any(wrong for wrong, _ in found().values())
     acts = shape[1] > 1 or (kind == "layer_gaussian" and shape != (1, 1))
     assert ("bounds an update" == found()["clip"][1]) == acts
-    monkeypatch.setattr("hwtrain.optim.clip.bounded_update", lambda p, u, b: u)
-    monkeypatch.setattr("hwtrain.optim.remap._new_scale", lambda w, k, s: s)
+    monkeypatch.setattr("hwtrain.optim._clip.bounded_update", lambda p, u, b: u)
+    monkeypatch.setattr("hwtrain.optim._remap._new_scale", lambda w, k, s: s)
     off = found()
     jax.clear_caches()
     assert bool(off["clip"][0]) == acts and off["remap"][0]

@@ -8,7 +8,7 @@ from flax import linen as nn
 from flax import nnx
 
 import hwtrain
-from hwtrain.hardware import (
+from hwtrain.devices import (
     PCMLikeNoiseModel,
     SingleDeviceConductanceConverter,
     SinglePairConductanceConverter,

@@ -10,8 +10,8 @@ import pytest
 from flax import linen as nn
 
 import hwtrain as hw
+from hwtrain._parts.fields import from_dict, to_dict
 from hwtrain._parts.registry import KINDS, named, names
-from hwtrain.hardware import from_dict, to_dict
 from hwtrain.periphery.adc import Adc
 from hwtrain.periphery.asymmetry import InputAsymmetry, OutputAsymmetry
 from hwtrain.periphery.dac import Dac
@@ -141,7 +141,7 @@ def test_a_stage_goes_to_data_and_back(name):
 def test_a_stage_that_runs_whole_does_the_same_to_windows(name, monkeypatch):
     io = hw.IOParameters(stages=ALL[name])
     whole = outputs(io, "conv", "eval")[0]
-    monkeypatch.setattr("hwtrain.transforms.convolution.runs_whole", lambda _: False)
+    monkeypatch.setattr("hwtrain._flax.convolutions.runs_whole", lambda _: False)
     jax.clear_caches()
     windows = outputs(io, "conv", "eval")[0]
     jax.clear_caches()

@@ -16,9 +16,9 @@ from flax import linen as nn
 from flax import nnx
 
 import hwtrain as hw
-import hwtrain.training
-from hwtrain.cli import command_line
-from hwtrain.hardware import from_dict, to_dict
+import hwtrain.train
+from hwtrain._parts.fields import from_dict, to_dict
+from hwtrain.cli import _command_line as command_line
 
 from . import devices
 
@@ -521,7 +521,7 @@ def test_a_clip_bounds_every_update(framework, omega):
 
 def test_an_objective_is_minimised_by_its_name():
     objective = from_dict(
-        hw.training.TrainingParameter,
+        hw.train.TrainingParameter,
         {"steps": 1, "objective": {"type": "smoothed", "size": 0.1}},
     ).objective
     assert objective == devices.Smoothed(size=0.1)

@@ -299,5 +299,5 @@ def test_none_goes_to_data_and_back():
     part = hw.register("stage", "test_none")(mine({"limit": float | None}, limit=None))
     for stage in (part(), part(limit=0.1)):
         hardware = hw.Hardware(forward=hw.IOParameters(stages=(stage,)))
-        data = hw.hardware.to_dict(hardware)
-        assert hw.hardware.from_dict(hw.Hardware, data) == hardware
+        data = hw._parts.fields.to_dict(hardware)
+        assert hw._parts.fields.from_dict(hw.Hardware, data) == hardware

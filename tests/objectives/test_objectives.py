@@ -8,11 +8,13 @@ from flax import linen as nn
 from flax import nnx
 
 import hwtrain as hw
-from hwtrain import objectives, paths
-from hwtrain.objectives.adversarial import deviated
-from hwtrain.physics.input_range import PROBE_SCALE
-from hwtrain.physics.random import stable_hash
-from hwtrain.plan import AnalogWeight, Plan
+from hwtrain import objectives
+from hwtrain._arrays import paths
+from hwtrain._arrays.random import stable_hash
+from hwtrain._plan.plan import Plan
+from hwtrain._plan.weight import AnalogWeight
+from hwtrain.objectives._adversarial import deviated
+from hwtrain.periphery._range_gradient import PROBE_SCALE
 
 KEY = jax.random.key(5)
 NOTHING = Plan(())

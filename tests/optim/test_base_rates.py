@@ -11,7 +11,7 @@ from flax import linen as nn
 from flax import nnx
 
 import hwtrain as hw
-from hwtrain import paths
+from hwtrain._arrays import paths
 
 DECAY = 1e-2
 CHIP = hw.Hardware(

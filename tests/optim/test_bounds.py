@@ -9,10 +9,11 @@ import optax
 import pytest
 
 import hwtrain as hw
-from hwtrain import paths
-from hwtrain.optim.clip import weight_bound
-from hwtrain.physics.clip import as_float32
-from hwtrain.plan import AnalogWeight, Plan
+from hwtrain._arrays import paths
+from hwtrain._plan.plan import Plan
+from hwtrain._plan.weight import AnalogWeight
+from hwtrain.optim._clip import weight_bound
+from hwtrain.weights.clip import as_float32
 
 BASES = {
     "sgd": optax.sgd(0.3),

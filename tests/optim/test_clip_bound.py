@@ -11,7 +11,7 @@ from flax import nnx
 import hwtrain as hw
 from hwtrain import optim
 from hwtrain.checkpoint import verify
-from hwtrain.hardware import WeightClipParameter, WeightModifierParameter
+from hwtrain.weights import WeightClipParameter, WeightModifierParameter
 
 KEY = jax.random.key(4)
 ROWS, COLUMNS = 4, 3

@@ -7,9 +7,10 @@ import optax
 import pytest
 
 import hwtrain as hw
-from hwtrain import paths
-from hwtrain.physics.input_range import PROBE_SCALE
-from hwtrain.plan import AnalogWeight, Plan
+from hwtrain._arrays import paths
+from hwtrain._plan.plan import Plan
+from hwtrain._plan.weight import AnalogWeight
+from hwtrain.periphery._range_gradient import PROBE_SCALE
 
 CHIP = hw.Hardware(
     input_range=hw.InputRangeParameter(init_value=1.0, init_from_data=1),

@@ -11,7 +11,7 @@ from flax import nnx, serialization
 
 import hwtrain as hw
 from hwtrain import optim
-from hwtrain.hardware import from_dict, to_dict
+from hwtrain._parts.fields import from_dict, to_dict
 
 KEY = jax.random.key(4)
 SHAPE = (3, 2)

@@ -9,7 +9,7 @@ from flax import linen as nn
 from flax import nnx
 
 import hwtrain as hw
-from hwtrain import paths
+from hwtrain._arrays import paths
 
 X = jax.random.normal(jax.random.key(1), (16, 8))
 BOUND = 0.05

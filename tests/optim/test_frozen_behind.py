@@ -11,8 +11,8 @@ import pytest
 from flax import linen as nn
 
 import hwtrain as hw
-from hwtrain import paths
-from hwtrain.optim.frozen import untouched
+from hwtrain._arrays import paths
+from hwtrain.optim._frozen import untouched
 
 X = jax.random.normal(jax.random.key(1), (16, 8))
 CLIP = hw.WeightClipParameter(type="fixed_value", fixed_value=0.05)

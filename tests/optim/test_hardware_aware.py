@@ -13,9 +13,9 @@ from flax import nnx
 from flax.training.train_state import TrainState
 
 import hwtrain as hw
-from hwtrain import paths
-from hwtrain.optim.clip import weight_bound
-from hwtrain.physics.clip import as_float32
+from hwtrain._arrays import paths
+from hwtrain.optim._clip import weight_bound
+from hwtrain.weights.clip import as_float32
 
 
 class MLP(nn.Module):

@@ -11,9 +11,10 @@ import pytest
 from flax import linen as nn
 
 import hwtrain as hw
-from hwtrain import paths
-from hwtrain.physics.input_range import RangeGradient, clip_to_range
-from hwtrain.plan import AnalogWeight, Plan
+from hwtrain._arrays import paths
+from hwtrain._plan.plan import Plan
+from hwtrain._plan.weight import AnalogWeight
+from hwtrain.periphery._range_gradient import RangeGradient, clip_to_range
 
 
 def plan_for(rows, **options):

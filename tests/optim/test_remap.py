@@ -12,9 +12,10 @@ from flax import linen as nn
 from flax import nnx
 
 import hwtrain as hw
-from hwtrain import paths
-from hwtrain.crossbar import on_crossbar
-from hwtrain.plan import AnalogWeight, Plan
+from hwtrain._arrays import paths
+from hwtrain._plan.plan import Plan
+from hwtrain._plan.weight import AnalogWeight
+from hwtrain.chips._crossbar import on_crossbar
 
 X = jax.random.normal(jax.random.key(1), (32, 10))
 CHANNELWISE = hw.WeightRemapParameter(type="channelwise_symmetric")

@@ -5,12 +5,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from hwtrain.hardware import Hardware, IOParameters
+from hwtrain._arrays.windows import Window, patches
+from hwtrain._plan.hardware import Hardware
+from hwtrain.periphery import IOParameters, analog_mvm
 from hwtrain.periphery._read_keys import read_keys
-from hwtrain.periphery.mvm import analog_mvm
-from hwtrain.periphery.range import Range
-from hwtrain.periphery.whole_convolution import converted_convolution, runs_whole
-from hwtrain.physics.convolution import Window, patches
+from hwtrain.periphery._whole_convolution import converted_convolution, runs_whole
+from hwtrain.periphery.input_range import Range
 
 CONVERTERS = {
     "inp_bound": 1.0,

@@ -3,10 +3,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from hwtrain.hardware import IOParameters
+from hwtrain.periphery import IOParameters, analog_mvm
 from hwtrain.periphery._read_keys import read_keys
 from hwtrain.periphery.management import bound_scale, noise_scale
-from hwtrain.periphery.mvm import analog_mvm
 from hwtrain.periphery.shift import shifted
 
 

@@ -8,13 +8,12 @@ import numpy as np
 import pytest
 from jax import test_util
 
-from hwtrain.hardware import IOParameters
+from hwtrain._arrays import tiling
+from hwtrain._arrays.random import draw_key
+from hwtrain.periphery import IOParameters, analog_mvm
+from hwtrain.periphery._range_gradient import PROBE_SCALE
 from hwtrain.periphery._read_keys import read_keys
-from hwtrain.periphery.mvm import analog_mvm
-from hwtrain.periphery.range import Range
-from hwtrain.physics import tiling
-from hwtrain.physics.input_range import PROBE_SCALE
-from hwtrain.physics.random import draw_key
+from hwtrain.periphery.input_range import Range
 
 
 def multiply(x, w, io, **options):

@@ -5,10 +5,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from hwtrain.hardware import IOParameters
-from hwtrain.periphery.mvm import analog_mvm
-from hwtrain.periphery.range import Range
-from hwtrain.physics.input_range import PROBE_SCALE
+from hwtrain.periphery import IOParameters, analog_mvm
+from hwtrain.periphery._range_gradient import PROBE_SCALE
+from hwtrain.periphery.input_range import Range
 
 NOISE_MANAGEMENT = {
     "None": "none",

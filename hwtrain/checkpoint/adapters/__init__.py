@@ -9,13 +9,13 @@ from pathlib import Path
 from typing import Protocol
 
 from hwtrain._parts.registry import named, register
-from hwtrain.checkpoint.adapters.aihwkit import to_aihwkit as to_aihwkit
-from hwtrain.checkpoint.adapters.crosssim import to_crosssim as to_crosssim
-from hwtrain.checkpoint.adapters.fusion_csv import to_fusion_csv as to_fusion_csv
-from hwtrain.checkpoint.adapters.nir import from_nir as from_nir
-from hwtrain.checkpoint.adapters.nir import to_nir as to_nir
-from hwtrain.checkpoint.adapters.npz import to_npz as to_npz
-from hwtrain.checkpoint.reader import HardwareCheckpoint
+from hwtrain.checkpoint._reader import HardwareCheckpoint
+from hwtrain.checkpoint.adapters._aihwkit import to_aihwkit as to_aihwkit
+from hwtrain.checkpoint.adapters._crosssim import to_crosssim as to_crosssim
+from hwtrain.checkpoint.adapters._fusion_csv import to_fusion_csv as to_fusion_csv
+from hwtrain.checkpoint.adapters._nir import from_nir as from_nir
+from hwtrain.checkpoint.adapters._nir import to_nir as to_nir
+from hwtrain.checkpoint.adapters._npz import to_npz as to_npz
 
 
 class Adapter(Protocol):

@@ -7,20 +7,19 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from hwtrain._arrays.windows import Window
+from hwtrain._plan.hardware import Hardware
+from hwtrain._plan.plan import Digital, Plan
+from hwtrain._plan.weight import AnalogWeight
 from hwtrain.checkpoint import export, load
-from hwtrain.hardware import (
-    Hardware,
-    InputRangeParameter,
-    IOParameters,
-    MappingParameter,
-    MismatchParameter,
+from hwtrain.devices import (
     NPairConductanceConverter,
     PCMLikeNoiseModel,
     SingleDeviceConductanceConverter,
     SinglePairConductanceConverter,
 )
-from hwtrain.physics.convolution import Window
-from hwtrain.plan import AnalogWeight, Digital, Plan
+from hwtrain.periphery import InputRangeParameter, IOParameters
+from hwtrain.weights import MappingParameter, MismatchParameter
 
 TILES = MappingParameter(max_input_size=4, max_output_size=3, weight_scaling_omega=1.0)
 CHIPS = {

@@ -4,7 +4,8 @@ import errno
 
 import pytest
 
-from hwtrain.checkpoint import HardwareCheckpointError, destination
+from hwtrain.checkpoint import HardwareCheckpointError
+from hwtrain.checkpoint import _destination as destination
 from hwtrain.checkpoint.adapters import ADAPTERS
 
 every = pytest.mark.parametrize("name", ADAPTERS)

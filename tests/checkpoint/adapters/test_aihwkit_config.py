@@ -6,21 +6,22 @@ import types
 
 import pytest
 
-from hwtrain.checkpoint.adapters.aihwkit_config import rpu_config
-from hwtrain.hardware import (
-    Hardware,
-    InputRangeParameter,
-    IOParameters,
-    MappingParameter,
-    MismatchParameter,
+from hwtrain import presets
+from hwtrain._plan.hardware import Hardware
+from hwtrain.checkpoint.adapters._aihwkit_config import rpu_config
+from hwtrain.devices import (
     PCMLikeNoiseModel,
     ReRamCMONoiseModel,
     SingleDeviceConductanceConverter,
     SinglePairConductanceConverter,
     StuckParameter,
+)
+from hwtrain.periphery import InputRangeParameter, IOParameters
+from hwtrain.weights import (
+    MappingParameter,
+    MismatchParameter,
     WeightClipParameter,
     WeightModifierParameter,
-    presets,
 )
 
 # aihwkit's fields and their defaults: what it does not have is an AttributeError.

@@ -8,12 +8,13 @@ import nir
 import numpy as np
 import pytest
 
+from hwtrain._arrays.windows import Window
+from hwtrain._plan.hardware import Hardware
+from hwtrain._plan.plan import Plan
+from hwtrain._plan.weight import AnalogWeight
 from hwtrain.checkpoint import HardwareCheckpointError, export, load
-from hwtrain.checkpoint.adapters.nir import NirNetwork, from_nir, to_nir, write_nir
-from hwtrain.checkpoint.manifest import Graph
-from hwtrain.hardware import Hardware
-from hwtrain.physics.convolution import Window
-from hwtrain.plan import AnalogWeight, Plan
+from hwtrain.checkpoint._manifest import Graph
+from hwtrain.checkpoint.adapters._nir import NirNetwork, from_nir, to_nir, write_nir
 
 
 def weight(path, shape, window=None, layer="Dense"):

@@ -9,7 +9,7 @@ from flax import linen as nn
 
 from hwtrain import Hardware, analogize, plan
 from hwtrain.checkpoint import Graph, HardwareCheckpointError, export, load, trace_graph
-from hwtrain.checkpoint.adapters.nir import from_nir, to_nir, write_nir
+from hwtrain.checkpoint.adapters._nir import from_nir, to_nir, write_nir
 from hwtrain.dynapse import DynapSim
 
 

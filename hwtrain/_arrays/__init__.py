@@ -1,0 +1,1 @@
+"""Draws, rounding, tiles, derivatives: no idea of hardware."""

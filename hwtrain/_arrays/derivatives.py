@@ -1,0 +1,109 @@
+"""Derivatives that are not those of the forward pass, and hold under any mesh."""
+
+import functools
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+
+
+def vary_alike(*operands: Any) -> Any:
+    """Returns operands that vary over the same axes, those of any of them.
+
+    >>> vary_alike(1.0, 2.0)
+    (1.0, 2.0)
+
+    Args:
+      *operands: arrays, or trees of them.
+    """
+    leaves, structure = jax.tree.flatten(operands)
+    axes = frozenset().union(*map(_axes, leaves))
+
+    def cast(leaf: Any) -> Any:
+        missing = tuple(axes - _axes(leaf))
+        return jax.lax.pcast(leaf, missing, to="varying") if missing else leaf
+
+    return jax.tree.unflatten(structure, map(cast, leaves))
+
+
+def _axes(leaf: Any) -> frozenset[Any]:
+    return frozenset(jax.typeof(leaf).manual_axis_type.varying)
+
+
+class _CustomVjp:
+    """A function with a derivative of its own, of operands that vary alike.
+
+    Its arguments are given by position.
+    """
+
+    def __init__(self, function: Callable[..., Any], nondiff_argnums: Sequence[int]):
+        self._inner = jax.custom_vjp(function, nondiff_argnums=tuple(nondiff_argnums))
+        self._static = frozenset(nondiff_argnums)
+        functools.update_wrapper(self, function)
+
+    def __call__(self, *args: Any) -> Any:
+        values = list(args)
+        arrays = [n for n in range(len(values)) if n not in self._static]
+        for n, value in zip(arrays, vary_alike(*(values[n] for n in arrays))):
+            values[n] = value
+        return self._inner(*values)
+
+    def defvjp(self, forward: Callable[..., Any], backward: Callable[..., Any]) -> None:
+        """Sets the rules, as those of `jax.custom_vjp`."""
+        count = len(self._static)
+
+        def alike(*args: Any) -> Any:
+            # A rule may make a gradient of constants alone, such as a zero.
+            return vary_alike(backward(*args), args[count:])[0]
+
+        self._inner.defvjp(forward, alike)
+
+
+def custom_vjp(*, nondiff_argnums: Sequence[int] = ()) -> Callable[..., _CustomVjp]:
+    """Returns a decorator, as `jax.custom_vjp` is one.
+
+    Args:
+      nondiff_argnums: as of `jax.custom_vjp`.
+    """
+    return functools.partial(_CustomVjp, nondiff_argnums=nondiff_argnums)
+
+
+def straight_through(w: jax.Array, value: jax.Array) -> jax.Array:
+    """Returns `value`, and gives its gradient to `w`.
+
+    >>> from jax.numpy import round
+    >>> f = lambda w: 3 * straight_through(w, round(w))
+    >>> print(f(0.7), jax.grad(f)(0.7))
+    3.0 3.0
+
+    Args:
+      w: what receives the gradient.
+      value: what is returned, of the shape and dtype of `w`.
+    """
+    return _straight_through(*vary_alike(w, value))
+
+
+@jax.custom_jvp
+def _straight_through(w, value):
+    del w
+    return value
+
+
+@_straight_through.defjvp
+def _straight_through_jvp(primals, tangents):
+    return primals[1], tangents[0]
+
+
+def modified(w: jax.Array, value: jax.Array, *, reparameterized: bool) -> jax.Array:
+    """Returns modified weights with the dtype and the gradient that they should have.
+
+    Args:
+      w: nominal weights.
+      value: what a modifier made of them, of the same shape.
+      reparameterized: keep the true derivative of `value`, at fixed random numbers,
+        instead of passing the gradient straight through.
+    """
+    value = value.astype(w.dtype)
+    if reparameterized:
+        return value
+    return straight_through(w, jax.lax.stop_gradient(value))

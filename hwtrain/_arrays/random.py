@@ -1,0 +1,209 @@
+"""Named random draws, and random numbers that fuse into their consumer.
+
+A draw is named, never counted: its key is a function of the parameter's path, of the
+effect and of the part (the device of a pair), and its counter is the element's index
+in the stored array. So it does not depend on the order of calls, on the mesh, or on
+how a stack of layers is sliced.
+"""
+
+import functools
+import hashlib
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.typing import DTypeLike
+
+from hwtrain._arrays import threefry
+from hwtrain._arrays.fast_random import fast_prng, normal_from_bits
+from hwtrain._arrays.threefry import element_words
+
+
+def stable_hash(name: str) -> int:
+    """Returns a 32-bit hash of `name`, the same in every process and version.
+
+    >>> stable_hash("hidden/kernel#weight_noise#0")
+    2451691387
+    """
+    digest = hashlib.blake2s(name.encode(), digest_size=4).digest()
+    return int.from_bytes(digest, "little")
+
+
+def as_key(key: jax.Array) -> jax.Array:
+    """Returns `key` as a typed key; raw `uint32` key data are wrapped."""
+    if jnp.issubdtype(key.dtype, jax.dtypes.prng_key):
+        return key
+    return jax.random.wrap_key_data(key)
+
+
+def draw_key(key: jax.Array, path: str, effect: str, part: int = 0) -> jax.Array:
+    """Returns the key of one named draw.
+
+    Args:
+      key: the key of the step, of the chip or of the read.
+      path: path of the parameter, joined by `/`.
+      effect: name of the effect, such as `"weight_noise"`. Two effects on one
+        parameter must not share a key: programming noise and drift exponent would
+        be the same numbers.
+      part: the device of a conductance pair, or another part of one effect.
+    """
+    return fold_in(key, stable_hash(draw_name(path, effect, part)))
+
+
+def draw_name(path: str, effect: str, part: int = 0) -> str:
+    """Returns the name of a draw, whose hash is folded in; arguments as above.
+
+    >>> draw_name("hidden/kernel", "weight_noise")
+    'hidden/kernel#weight_noise#0'
+    """
+    return f"{path}#{effect}#{part}"
+
+
+def fold_in(key: jax.Array, number: jax.typing.ArrayLike) -> jax.Array:
+    """Returns `jax.random.fold_in(key, number)`, in one kernel where it is threefry.
+
+    >>> key, names = jax.random.key(0), jnp.arange(3)
+    >>> bool((fold_in(key, names)[2] == jax.random.fold_in(key, 2)).all())
+    True
+
+    Args:
+      key: JAX keys, of any shape.
+      number: whole numbers, taken modulo 2^32, broadcastable against the keys.
+    """
+    key = as_key(key)
+    implementation = jax.random.key_impl(key)
+    if _is_threefry(key) or implementation == fast_prng:
+        data = threefry.fold_in(jax.random.key_data(key), number)
+        return jax.random.wrap_key_data(data, impl=implementation)
+    if isinstance(number, int):
+        number = np.uint32(number % 2**32)
+    each = jnp.vectorize(jax.random.fold_in)
+    return each(key, jnp.asarray(number).astype(jnp.uint32))
+
+
+def normal(
+    key: jax.Array, shape: Sequence[int], dtype: DTypeLike = jnp.float32
+) -> jax.Array:
+    r"""Draws standard normal numbers that XLA fuses into their consumer.
+
+    .. math:: \xi = \sqrt 2\, \mathrm{erf}^{-1}(u), \quad u \sim U(-1, 1)
+
+    Bit-equal to `jax.random.normal(key, shape)` in its default (partitionable) mode.
+    The generator is the same threefry, but unrolled over a broadcast iota of element
+    counters, so that it needs neither a loop nor communication under sharding.
+
+    >>> key = jax.random.key(0)
+    >>> bool((normal(key, (3,)) == jax.random.normal(key, (3,))).all())
+    True
+
+    Args:
+      key: a JAX key. With `fast_prng`, the numbers are those of `normal_from_bits`;
+        a key of another generator is handed to `jax.random.normal`.
+      shape: shape of the result.
+      dtype: dtype of the result. Drawn in float32 and then cast: numbers drawn in
+        bfloat16 have a biased mean and no tails.
+
+    Returns:
+      Array of `shape` and `dtype`.
+
+    References:
+      Salmon et al., Parallel random numbers: as easy as 1, 2, 3, SC 2011.
+    """
+    key = as_key(key)
+    if jax.random.key_impl(key) == fast_prng:
+        return normal_from_bits(jax.random.bits(key, tuple(shape))).astype(dtype)
+    if not _is_threefry(key):
+        return jax.random.normal(key, tuple(shape), jnp.float32).astype(dtype)
+    return _threefry_normal(jax.random.key_data(key), tuple(shape)).astype(dtype)
+
+
+def uniform(
+    key: jax.Array, shape: Sequence[int], dtype: DTypeLike = jnp.float32
+) -> jax.Array:
+    """Draws numbers uniform in [0, 1) that XLA fuses into their consumer.
+
+    Bit-equal to `jax.random.uniform(key, shape)` in its default (partitionable) mode.
+
+    >>> key = jax.random.key(0)
+    >>> bool((uniform(key, (3,)) == jax.random.uniform(key, (3,))).all())
+    True
+
+    Args:
+      key: a JAX key. A key that is not threefry is handed to `jax.random.uniform`.
+      shape: shape of the result.
+      dtype: dtype of the result. Drawn in float32 and then cast, so that in a
+        narrower type 1 can occur by rounding.
+
+    Returns:
+      Array of `shape` and `dtype`.
+    """
+    key = as_key(key)
+    if not _is_threefry(key):
+        return jax.random.uniform(key, tuple(shape), jnp.float32).astype(dtype)
+    return _threefry_uniform(jax.random.key_data(key), tuple(shape)).astype(dtype)
+
+
+# Compiled, so that equal draws of a program are traced and lowered once.
+
+
+@functools.partial(jax.jit, static_argnums=1)
+def _threefry_normal(key_data: jax.Array, shape: tuple[int, ...]) -> jax.Array:
+    low = np.nextafter(np.float32(-1), np.float32(0))
+    u = jnp.maximum(low, _units(key_data, shape) * (np.float32(1) - low) + low)
+    return np.float32(np.sqrt(2)) * jax.lax.erf_inv(u)
+
+
+@functools.partial(jax.jit, static_argnums=1)
+def _threefry_uniform(key_data: jax.Array, shape: tuple[int, ...]) -> jax.Array:
+    return _units(key_data, shape)
+
+
+def once(key: jax.Array, draw: Callable[[jax.Array], Any]) -> Any:
+    """Returns `draw(key)`, computed once however many consumers it has.
+
+    A draw depends on little, so XLA computes it again in every kernel that reads it:
+    for noise on outputs, seven times in a training step. A barrier stops that, but on
+    CPU it is removed before kernels are formed; there, what a branch returns is not
+    computed again, and that an odd word is not zero XLA does not know.
+
+    >>> draw = lambda key: normal(key, (3,))
+    >>> bool((once(jax.random.key(0), draw) == draw(jax.random.key(0))).all())
+    True
+
+    Args:
+      key: JAX keys, at least one.
+      draw: returns arrays of a function of the keys. It holds nothing that is
+        differentiated.
+    """
+
+    def on_cpu(key):
+        word = jax.random.key_data(key).ravel()[0]
+        drawn = jax.eval_shape(draw, key)
+
+        def nothing(key):
+            # Made of the word, it varies over the devices of a shard_map as this does.
+            zero = word & 0
+            return jax.tree.map(
+                lambda leaf: jnp.broadcast_to(zero.astype(leaf.dtype), leaf.shape),
+                drawn,
+            )
+
+        return jax.lax.cond((word | 1) != 0, draw, nothing, key)
+
+    def elsewhere(key):
+        return jax.lax.optimization_barrier(draw(key))
+
+    return jax.lax.platform_dependent(key, cpu=on_cpu, default=elsewhere)
+
+
+def _is_threefry(key: jax.Array) -> bool:
+    return str(jax.random.key_impl(key)) == "threefry2x32"
+
+
+def _units(key_data: jax.Array, shape: tuple[int, ...]) -> jax.Array:
+    """Returns floats in [0, 1): 23 bits of the two words, XORed, as a mantissa."""
+    first, second = element_words(key_data, shape)
+    mantissa = ((first ^ second) >> jnp.uint32(9)) | jnp.uint32(0x3F800000)
+    return jax.lax.bitcast_convert_type(mantissa, jnp.float32) - np.float32(1)

@@ -1,0 +1,1 @@
+"""A Flax model, unmodified, made analog: its root, its weights, its layers."""

@@ -1,0 +1,60 @@
+"""Plain parameters to analog ones."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from flax import nnx
+from flax.core import meta
+
+from hwtrain._arrays import paths
+from hwtrain._flax.modes import plan as plan_of
+from hwtrain._flax.nnx.layers import TYPES, PartLeaf
+from hwtrain._flax.signal_side import initial_leaves
+from hwtrain._flax.weight_side import local
+
+
+def adopt(analog: Any, params: Any, *example: Any, **kwargs: Any) -> Any:
+    """Returns a plain checkpoint's parameters with the leaves of an analog model.
+
+    Input ranges start at `init_value`, mapping scales from the kernels. Leaves that are
+    there already are kept.
+
+    >>> import jax, jax.numpy as jnp
+    >>> from flax import linen as nn
+    >>> from hwtrain import Hardware, InputRangeParameter
+    >>> from hwtrain import analogize
+    >>> x = jnp.ones((1, 3))
+    >>> params = nn.Dense(4).init(jax.random.key(0), x)["params"]
+    >>> analog = analogize(nn.Dense(4), Hardware(input_range=InputRangeParameter()))
+    >>> sorted(adopt(analog, params, x))
+    ['bias', 'input_range', 'kernel', 'probe']
+
+    Args:
+      analog: the analog model.
+      params: the plain model's `params`, or Linen variables that hold them.
+      *example: Linen: arguments of a call, as for `plan`.
+      **kwargs: Linen: keyword arguments of the call.
+
+    Returns:
+      A tree like `params`.
+    """
+    found = plan_of(analog, params, *example, **kwargs)
+    if "params" in params and isinstance(params["params"], Mapping):
+        inner = _with_leaves(found, params["params"])
+        return type(params)({**params, "params": inner})
+    return _with_leaves(found, params)
+
+
+def _with_leaves(found: Any, params: Any) -> Any:
+    present = paths.leaves(meta.unbox(params))
+    entries = {}
+    for weight in found.weights:
+        if weight.kind == "raw":
+            continue
+        kernel = present[local(found, weight.path)]
+        for name, value in initial_leaves(weight, kernel).items():
+            path = local(found, weight.leaf(name))
+            if path not in present:
+                boxed = isinstance(params, nnx.State)
+                entries[path] = TYPES.get(name, PartLeaf)(value) if boxed else value
+    return paths.insert(params, entries)

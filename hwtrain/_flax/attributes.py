@@ -1,0 +1,41 @@
+"""Names of all that hwtrain sets on classes and objects that are not its own.
+
+Code that reads or writes one calls it by its name; a name that is not here fails in
+`tests/transforms/test_attributes.py`.
+"""
+
+ON_CLASSES = {
+    "_hwtrain_base": "the user's class, of a class that `analogize` made",
+    "_hwtrain_assigned": "Linen: what `analogize` was told",
+    "_hwtrain_mode": "Linen: the mode",
+    "_hwtrain_constants": "Linen: the traced constants of `with_constants`",
+    "_hwtrain_number": "Linen: a number of its own, for caches, of a class with those",
+    "_hwtrain_rebuild": "NNX: makes the class of the user's class, for pickles",
+    "analog_plan": "NNX: the plan, for parts of the package below `transforms`",
+}
+"""What classes have that stand for a user's."""
+
+
+ON_OBJECTS = {
+    "hardware_mode": "the mode, of the model and of each of its analog layers",
+    "analog_assigned": "of the model: what `analogize` was told",
+    "analog_stream": "of the model: the stream of its steps",
+    "analog_running": "of the copy that runs: its inner calls are plain calls",
+    "analog_weights": "of a layer: the plans of its arrays",
+    "analog_constants": "of the model: the traced constants of `with_constants`",
+    "analog_beside": "of a layer in a call: what lies beside derived weights",
+    "analog_raw": "of a module: the plans of its raw parameters",
+    "analog_watch": "of a module in an abstract call: marks what it multiplies by",
+}
+"""Attributes of a user's NNX objects. Of Linen's, which are frozen, there are none."""
+
+
+OF_FLAX = {
+    "hwtrain_calls": "of a scope: how often its root was called",
+    "hwtrain_original": "of what is put around a function of Flax: that function",
+}
+
+
+def plain_class(cls: type) -> type:
+    """Returns the user's class of a class that `analogize` made, or the class."""
+    return getattr(cls, "_hwtrain_base", cls)

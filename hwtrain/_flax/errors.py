@@ -1,0 +1,41 @@
+"""The errors of analog layers that are called in a way they cannot be."""
+
+from hwtrain._flax.loops import returned, runs_late
+from hwtrain._plan.weight import AnalogWeight
+
+
+def other_geometry(weight: AnalogWeight, planned: str, got: str) -> ValueError:
+    """Returns the error of a layer that multiplies otherwise than planned."""
+    return ValueError(
+        f"{weight.layer_path}: this analog layer {planned}; got {got}. Keep it digital "
+        f"with Rule({weight.layer_path!r}, None)"
+    )
+
+
+def missing_leaf(path: str, leaf: str) -> ValueError:
+    """Returns the error of an analog layer with a plain one's parameters."""
+    return ValueError(
+        f"{path}: the parameters have no {leaf!r}. They seem to come from the plain "
+        "model; write params = hwtrain.adopt(analog, params, *example) first"
+    )
+
+
+def missing_stream(mode: str, stream: str) -> ValueError:
+    """Returns the error of a drawing mode without a stream to draw from."""
+    return ValueError(
+        f"this model is in {mode}_mode, whose hardware draws noise, and has no rng "
+        f'stream "{stream}". Linen: pass rngs={{"{stream}": key}} to apply. NNX: '
+        f"analogize(model, hardware, rngs=nnx.Rngs({stream}=seed)). Without noise: "
+        "hwtrain.eval_mode(model)"
+    )
+
+
+def behind_the_root(path: str) -> ValueError:
+    """Returns the error of a layer called around the root that draws its noise."""
+    if runs_late():
+        return returned(path or "this layer")
+    return ValueError(
+        f"{path or 'this layer'} was called around its analog model, which draws its "
+        "noise: it would run clean. Call a method of the model that analogize "
+        "returned, or analogize this layer itself"
+    )

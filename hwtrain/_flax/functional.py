@@ -1,0 +1,189 @@
+"""An analog model as a function of its variables and a key, Linen or NNX."""
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import numpy as np
+from flax import nnx
+
+from hwtrain._arrays import paths
+from hwtrain._flax.linen import root as linen_root
+from hwtrain._flax.nnx import root as nnx_root
+from hwtrain._flax.nnx.step import stored
+from hwtrain._plan.leaf_names import is_effective, may_be_leaf
+
+
+def as_function(
+    analog: Any, mode: str, variables: Any = None
+) -> tuple[Callable[..., Any], dict[str, Any]]:
+    """Returns `function(variables, key, *args, **kwargs)`, and the variables.
+
+    Args:
+      analog: the analog model; it is not changed.
+      mode: `"train"`, `"chip"` or `"eval"`.
+      variables: Linen: the variables. NNX: `params` in place of the model's own, or
+        `None` for these; the rest of a state may be among them, or beside them in
+        collections.
+
+    Returns:
+      The function, which draws the step from `key`, and its variables: a dict whose
+      entry `params` is a nested dict of arrays. In chip mode, `params` may hold what
+      `with_chip_leaves` of `chips` puts beside a chip's weights. It returns outputs
+      alone: what a call writes beside, such as the statistics of a BatchNorm, is left
+      out. For Linen it takes `rngs`, `mutable` and `method` as Flax's `apply` does. Of
+      all randomness but that of `key`, each call draws the same.
+    """
+    if isinstance(analog, nnx.Module):
+        return _nnx_function(analog, mode, variables)
+    model = linen_root.with_mode(analog, mode)
+    tree = dict(variables) if "params" in variables else {"params": variables}
+
+    stream = linen_root.assigned(analog).stream
+
+    def function(
+        variables: Any,
+        key: jax.Array,
+        *args: Any,
+        rngs: Any = None,
+        mutable: Any = False,
+        **kwargs: Any,
+    ) -> Any:
+        given = rngs if isinstance(rngs, Mapping) or rngs is None else {"params": rngs}
+        # One count, as an NNX stream has at its first call: both draw the same.
+        rngs = {**(given or {}), stream: jax.random.fold_in(key, 0)}
+        found = model.apply(variables, *args, rngs=rngs, mutable=mutable, **kwargs)
+        return found if mutable is False else found[0]
+
+    return function, tree
+
+
+def divided(kwargs: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Divides a call's keyword arguments: those that a program takes, and the static.
+
+    >>> divided({"train": False, "mask": np.ones(3), "rngs": {}})
+    ({'mask': array([1., 1., 1.])}, {'train': False, 'rngs': {}})
+
+    Args:
+      kwargs: the keyword arguments.
+
+    Returns:
+      Those that are made of arrays, such as masks and keys; and all others, such as
+      flags.
+    """
+    arrays, static = {}, {}
+    for name, value in kwargs.items():
+        leaves = jax.tree.leaves(value)
+        traced = all(isinstance(leaf, jax.Array | np.ndarray) for leaf in leaves)
+        (arrays if leaves and traced else static)[name] = value
+    if isinstance(static.get("mutable"), list):
+        static["mutable"] = tuple(static["mutable"])  # which has a hash
+    return arrays, static
+
+
+def compiled(
+    function: Callable[..., Any], kwargs: Mapping[str, Any]
+) -> Callable[..., Any]:
+    """Returns a function of `as_function` with keyword arguments, as one program.
+
+    Args:
+      function: called as `function(variables, key, *args, **kwargs)`.
+      kwargs: of every call.
+
+    Returns:
+      Called as `compiled(variables, key, *args)`.
+    """
+    arrays, static = divided(kwargs)
+
+    @jax.jit
+    def program(variables: Any, key: jax.Array, arrays: Any, *args: Any) -> Any:
+        return function(variables, key, *args, **arrays, **static)
+
+    return lambda variables, key, *args: program(variables, key, arrays, *args)
+
+
+def _check_same(given: dict[str, Any], own: dict[str, Any]) -> None:
+    """Raises unless parameters given for an NNX model are all of its parameters."""
+    for path in sorted(own.keys() | given.keys()):
+        shapes = [tuple(t[path].shape) if path in t else None for t in (given, own)]
+        if shapes[0] != shapes[1]:
+            raise ValueError(
+                f"the parameters given for the model should hold {path!r} of shape "
+                f"{shapes[1]}, got {shapes[0]} (None: nothing). Those of the plain "
+                "model are completed by hwtrain.adopt(analog, params)"
+            )
+
+
+def _one_tree(given: Any) -> Any:
+    """Returns parameters and what a checkpoint holds beside them as a model has them.
+
+    Args:
+      given: parameters, an `nnx.State`, or collections of which one is `params`.
+    """
+    if isinstance(given, nnx.State):
+        return stored(given)
+    if "params" not in given:
+        return given
+    tree = _one_tree(given["params"])
+    for name, collection in given.items():
+        if name not in ("params", "rest"):  # which is the model's own
+            tree = _merged(tree, collection)
+    return tree
+
+
+def _merged(one: Mapping[Any, Any], other: Mapping[Any, Any]) -> dict[Any, Any]:
+    """Returns nested mappings as one."""
+    merged = dict(one)
+    for name, value in other.items():
+        both = isinstance(value, Mapping) and isinstance(one.get(name), Mapping)
+        merged[name] = _merged(one[name], value) if both else value
+    return merged
+
+
+def _filled(model: Any, given: Any) -> nnx.State:
+    """Returns a model's state with given parameters, and statistics among them."""
+    state = nnx.state(model)
+    values = stored(state)
+    beside = paths.leaves(stored(nnx.state(model, nnx.Not(nnx.Param))))
+    leaves = paths.leaves(given)
+    # What is no parameter, such as the statistics of a BatchNorm, may be left out.
+    left_out = beside.keys() - leaves.keys()
+    own = {k: v for k, v in paths.leaves(values).items() if k not in left_out}
+    _check_same(leaves, own)
+    nnx.replace_by_pure_dict(state, paths.insert(values, leaves))
+    return state
+
+
+def _nnx_function(
+    analog: Any, mode: str, params: Any
+) -> tuple[Callable[..., Any], dict[str, Any]]:
+    model = nnx_root.set_mode(nnx.clone(analog), mode)
+    beside: dict[str, Any] = {}
+    if params is not None:
+        params = _one_tree(params)
+        own = paths.leaves(nnx.state(model, nnx.Param)).keys()
+        given = paths.leaves(params)
+        effective = {x for x in given if is_effective(x) and may_be_leaf(x, given)}
+        effective -= own
+        beside = {path: given[path] for path in effective}
+        params = paths.drop(params, lambda path: path not in effective)
+        nnx.update(model, _filled(model, params))
+    graphdef, state, rest = nnx.split(model, nnx.Param, ...)
+    own = paths.leaves(stored(state)).keys()
+
+    def function(variables: Any, key: jax.Array, *args: Any, **kwargs: Any) -> Any:
+        # Copies of the structures: both are filled in place, and the variables of a
+        # state belong to the trace that made them.
+        filled, rest = jax.tree.map(lambda leaf: leaf, (state, variables["rest"]))
+        params = variables["params"]
+        known = paths.drop(params, lambda path: path in own)
+        beside = paths.drop(params, lambda path: path not in own)
+        nnx.replace_by_pure_dict(filled, known)
+        called = nnx.merge(graphdef, filled, rest)
+        if beside:
+            nnx.update(called, beside)
+        called.analog_stream = nnx.RngStream(key, tag="mismatch")
+        return called(*args, **kwargs)
+
+    params = paths.insert(stored(state), beside)
+    return function, {"params": params, "rest": rest}

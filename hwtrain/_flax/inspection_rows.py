@@ -1,0 +1,160 @@
+"""The columns of `inspect`: what each part of an analog weight's hardware says."""
+
+import collections
+import dataclasses
+import math
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import numpy as np
+
+from hwtrain._flax.weight_side import local
+from hwtrain._parts.part import Described
+from hwtrain._plan.plan import Plan
+from hwtrain._plan.weight import AnalogWeight
+from hwtrain.weights import MappingParameter
+
+PERIPHERY = "periphery"
+
+
+COLUMNS = {
+    "modifier": "weight noise",
+    "clip": "clip",
+    "remap": "remap",
+    "drift": "training drift",
+    "mismatch": "mismatch",
+    "converter": "conductances",
+    "noise_model": "programming",
+    "drift_compensation": "programming",
+    "stuck": "stuck",
+}
+"""The columns of what acts on weights, by the field of `Hardware`."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Cells:
+    """Where a part describes itself.
+
+    Attributes:
+      column: the column of this kind of part.
+      weight: the plan of the weight.
+      plan: the plan of the model.
+      values: the parameters by path.
+    """
+
+    column: str
+    weight: AnalogWeight
+    plan: Plan
+    values: Mapping[str, Any]
+
+    missing = "missing: see hwtrain.adopt"
+    """What is said of a leaf that should be there."""
+
+    def leaf(self, name: str) -> np.ndarray | None:
+        """Returns what lies beside the weight, or `None`."""
+        value = self.values.get(local(self.plan, self.weight.leaf(name)))
+        return None if value is None else np.asarray(value)
+
+
+def columns(weight: AnalogWeight, plan: Plan, values: dict[str, Any]) -> dict[str, str]:
+    """Returns the columns of a weight by name.
+
+    Args:
+      weight: the weight.
+      plan: its plan.
+      values: the parameters by path.
+    """
+    cells = collections.defaultdict(list)
+    for column, part in _parts(weight):
+        said = part.describe_in(Cells(column, weight, plan, values))
+        for name, text in said.items():
+            cells[name] += [text] if text else []
+    if weight.kind == "embed" and cells[PERIPHERY]:
+        # A look-up reads weights and multiplies by none.
+        cells[PERIPHERY].append("in attend only")
+
+    def of(*names: str, none: str = "none") -> dict[str, str]:
+        return {name: ", ".join(cells[name]) or none for name in names}
+
+    own = any(other.own_leaves for other in plan.weights)
+    return {
+        "weight": weight.path,
+        "layer": _layer(weight),
+        "derived": weight.derived or "no",
+        "shape": "x".join(map(str, weight.shape)),
+        "tiles": _tiles(weight),
+        **of("scale", "output scale", none="1"),
+        **of("input range", "bits", PERIPHERY, "weight noise", "clip", "remap"),
+        **of("training drift", "mismatch", "conductances", "programming"),
+        **of("noise at g_max", "stuck"),
+        **({"leaves": _leaves(weight, plan, values)} if own else {}),
+        "by": weight.rule,
+    }
+
+
+def _parts(weight: AnalogWeight) -> Iterator[tuple[str, Described]]:
+    """Yields what the hardware of a weight is made of, and the column of each."""
+    chip = weight.hardware
+    yield "scale", chip.mapping or MappingParameter()
+    if weight.kind != "raw":  # or nothing stands around it
+        if chip.averages:
+            yield "input range", chip.range
+        elif chip.input_range is not None:
+            yield "input range", chip.input_range
+        given = () if chip.forward is None else chip.forward.stages
+        for stage in chip.stages:
+            if stage not in given:  # made from the fields of the periphery
+                yield "", stage
+        if chip.forward is not None:
+            yield PERIPHERY, chip.forward
+        for stage in given:
+            yield PERIPHERY, stage
+    for field, column in COLUMNS.items():
+        part = getattr(chip, field)
+        if part is not None:
+            yield column, part
+
+
+def _layer(weight: AnalogWeight) -> str:
+    """Returns the layer's class, and how the window of a convolution moves."""
+    window = weight.window
+    if window is None:
+        return weight.layer or "parameter"
+    steps = (
+        ("stride", window.strides),
+        ("dilation", window.kernel_dilation),
+        ("input dilation", window.input_dilation),
+    )
+    padding = window.border_mode if window.border else window.padding
+    facts = [f"{weight.layer} {'x'.join(map(str, window.sizes))}"]
+    facts += [f"{name} {'x'.join(map(str, s))}" for name, s in steps if max(s) > 1]
+    facts += [f"padding {padding}"]
+    facts += [f"{window.groups} groups"] if window.groups > 1 else []
+    facts += ["weights of its own at each position"] if window.local else []
+    facts += ["masked"] if window.mask else []
+    return ", ".join(facts)
+
+
+def _tiles(weight: AnalogWeight) -> str:
+    rows, columns = weight.tiles
+    largest = f"{weight.row_sizes[0]}x{weight.column_sizes[0]}"
+    stack = f"{math.prod(weight.stack)} x " if weight.stack else ""
+    used = sum(weight.row_sizes) * sum(weight.column_sizes)
+    mapping = weight.hardware.mapping
+    limits = (
+        mapping and mapping.max_input_size or weight.row_sizes[0],
+        mapping and mapping.max_output_size or weight.column_sizes[0],
+    )
+    share = used / (rows * columns * limits[0] * limits[1])
+    return f"{stack}{rows}x{columns} of {largest}, {share:.0%} used"
+
+
+def _leaves(weight: AnalogWeight, plan: Plan, values: dict[str, Any]) -> str:
+    """Returns the leaves of users' parts."""
+    found = []
+    for leaf in weight.own_leaves:
+        value = np.asarray(values[local(plan, weight.leaf(leaf))], np.float32)
+        low, high = value.min(), value.max()
+        each = f"{low:.3g}" if low == high else f"{low:.3g} to {high:.3g}"
+        found.append(f"{leaf.name} {each} ({leaf.unit})")
+    return ", ".join(found) or "none"

@@ -1,0 +1,168 @@
+"""The weights that layers multiply by, as leaves beside those that they are made of."""
+
+import math
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from flax.core import meta
+
+from hwtrain._arrays import paths
+from hwtrain._flax.functional import as_function, compiled
+from hwtrain._flax.modes import plan as plan_of
+from hwtrain._flax.nnx.layers import EffectiveWeight
+from hwtrain._flax.nnx.step import modules_of
+from hwtrain._flax.observation import collected, observed, tell
+from hwtrain._flax.weight_side import local
+from hwtrain._plan.plan import Plan
+from hwtrain._plan.weight import AnalogWeight
+
+
+def materialize(
+    analog: Any, variables: Any = None, *example: Any, **kwargs: Any
+) -> Any:
+    """Returns variables with the derived weights that layers multiply by.
+
+    Where a WeightNorm, a mask, a factor or anything else stands between a stored kernel
+    and its layer, a chip holds what comes of it. One call of the model shows it. Beside
+    each such `kernel`, the result has an `effective_kernel`, to which a plan that is
+    made of the result points: so chips are drawn, programmed and exported from it, and
+    the model multiplies by it in `chip_mode` and `eval_mode`. Training makes it anew of
+    the stored weights, and refuses one that is there.
+
+    >>> import hwtrain
+    >>> from flax import linen as nn
+    >>> class Model(nn.Module):
+    ...     @nn.compact
+    ...     def __call__(self, x):
+    ...         return nn.WeightNorm(nn.Dense(4, name="dense"))(x)
+    >>> mismatch = hwtrain.MismatchParameter(type="add_normal", std_dev=0.1)
+    >>> analog = hwtrain.analogize(Model(), hwtrain.Hardware(mismatch=mismatch))
+    >>> x = jnp.ones((1, 3))
+    >>> variables = analog.init(jax.random.key(0), x)
+    >>> nominal = materialize(analog, variables, x)
+    >>> plan = hwtrain.plan(analog, nominal, x)
+    >>> list(plan)
+    ['dense/effective_kernel']
+    >>> chip = hwtrain.apply_mismatch(nominal["params"], plan, hwtrain.chip_key(7))
+    >>> y = hwtrain.chip_mode(analog).apply({"params": chip}, x)
+
+    Args:
+      analog: the analog model.
+      variables: Linen: its variables. NNX: its `params`, or `None` for its own.
+      *example: arguments of a call.
+      **kwargs: keyword arguments of the call. For Linen also `rngs` and `mutable`, as
+        Flax's `apply` takes them.
+
+    Returns:
+      What was given for `variables`, with the leaves; for `None` a copy of the model
+      that has them. Leaves that are there already are kept.
+
+    Raises:
+      ValueError: if the call does not reach such a layer, or a layer multiplies by
+        other weights from one call to the next.
+    """
+    plan = plan_of(analog, variables, *example, **kwargs)
+    function, tree = as_function(analog, "eval", variables)
+    params = meta.unbox(tree["params"])
+    made = pending(plan, params)
+    if not made:
+        return analog if variables is None else variables
+    collector = _Collector(plan, made)
+    numbered = paths.insert(params, collector.numbers)
+    with observed(None), collected(collector):
+        call = compiled(function, kwargs)
+        found = call({**tree, "params": numbered}, jax.random.key(0), *example)
+        jax.block_until_ready(found)
+        jax.effects_barrier()
+    values = collector.values(paths.leaves(params))
+    if variables is None:
+        copy = nnx.clone(analog)
+        modules = modules_of(copy)
+        for path, value in values.items():
+            layer, _, name = path.rpartition("/")
+            setattr(modules[layer], name, EffectiveWeight(value))
+        return copy
+    if "params" not in variables:
+        return paths.insert(variables, values)
+    inner = paths.insert(variables["params"], values)
+    return type(variables)({**variables, "params": inner})
+
+
+def pending(plan: Plan, params: paths.Tree) -> list[AnalogWeight]:
+    """Returns the derived weights that are not among parameters.
+
+    Args:
+      plan: the plan.
+      params: nested mappings, without the plan's prefix.
+    """
+    present = paths.leaves(params)
+    derived = (weight for weight in plan.weights if weight.pending)
+    return [w for w in derived if local(plan, w.effective_path) not in present]
+
+
+class _Collector:
+    """Collects, on the host, what layers multiply by.
+
+    Attributes:
+      numbers: by the path of a leaf, the numbers of the matrices of its stack in the
+        place of its values: so a layer inside a scan or a vmap says which one it is.
+    """
+
+    def __init__(self, plan: Plan, weights: list[AnalogWeight]):
+        self._plan = plan
+        self._weights = {weight.stored: weight for weight in weights}
+        self._found: dict[str, dict[int, np.ndarray]] = {x: {} for x in self._weights}
+        self._differing: set[str] = set()
+        self.numbers: dict[str, jax.Array] = {}
+        for weight in weights:
+            lead = len(weight.shape) - len(weight.rows) - len(weight.columns)
+            stack = weight.shape[:lead]
+            numbers = jnp.arange(math.prod(stack), dtype=jnp.float32).reshape(stack)
+            self.numbers[local(plan, weight.effective_path)] = numbers
+
+    def __call__(
+        self, weight: AnalogWeight, numbers: jax.Array, array: jax.Array
+    ) -> None:
+        """Sends what a layer multiplies by to the host."""
+        path = weight.stored
+
+        def take(numbers: Any, array: Any) -> None:
+            found, array = self._found[path], np.asarray(array)
+            first = int(np.ravel(numbers)[0])
+            if not np.array_equal(found.setdefault(first, array), array):
+                self._differing.add(path)
+
+        tell(take, numbers, array)
+
+    def values(self, stored: dict[str, Any]) -> dict[str, jax.Array]:
+        """Returns the arrays by the paths of their leaves, in the dtype of the stored.
+
+        Args:
+          stored: the model's parameters by path.
+        """
+        values = {}
+        for path, weight in self._weights.items():
+            found = self._found[path]
+            size = sum(array.size for array in found.values())
+            if path in self._differing:
+                raise ValueError(
+                    f"{path}: the {weight.layer} multiplies by one array of weights in "
+                    "one call and by another in the next, and a crossbar holds one. "
+                    "Give each a layer of its own, or keep it digital: "
+                    f"Rule({weight.layer_path!r}, None) before the other rules"
+                )
+            if size != math.prod(weight.shape):
+                raise ValueError(
+                    f"{path}: the call does not reach all that its {weight.layer} "
+                    "multiplies by, so that what a chip would hold is not known. Give "
+                    "an example that does, or keep it digital: "
+                    f"Rule({weight.layer_path!r}, None) before the other rules"
+                )
+            whole = np.concatenate([np.ravel(found[first]) for first in sorted(found)])
+            dtype = stored[local(self._plan, path)].dtype
+            effective = local(self._plan, weight.effective_path)
+            values[effective] = jnp.asarray(whole.reshape(weight.shape), dtype)
+        return values

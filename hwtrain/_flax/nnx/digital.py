@@ -1,0 +1,19 @@
+"""NNX's layers that stay digital, and those that rewrite the layer in them."""
+
+from flax import nnx
+
+from hwtrain.sockets._table import add_rewriting, keep_digital
+
+keep_digital(
+    (nnx.BatchNorm, nnx.LayerNorm, nnx.RMSNorm, nnx.GroupNorm, nnx.InstanceNorm),
+    "normalisation is digital",
+)
+
+
+keep_digital(
+    (nnx.MultiHeadAttention,),
+    "its projections are layers of their own, its scores are digital",
+)
+
+
+add_rewriting((nnx.WeightNorm, nnx.SpectralNorm))

@@ -1,0 +1,132 @@
+"""What the rows of the table of sockets mean for an NNX object."""
+
+import functools
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+from flax import nnx
+
+from hwtrain._flax import socket_rows
+from hwtrain._flax.nnx import convolution as _convolution  # noqa: F401
+from hwtrain._flax.nnx import dense as _dense  # noqa: F401
+from hwtrain._flax.nnx import digital as _digital  # noqa: F401
+from hwtrain._flax.nnx import einsum as _einsum  # noqa: F401
+from hwtrain._flax.nnx import embed as _embed  # noqa: F401
+from hwtrain._flax.nnx import lora as _lora  # noqa: F401
+from hwtrain._flax.nnx.own import Watch
+from hwtrain._flax.nnx.stand_ins import marking_promotion, stand_in
+from hwtrain._plan.layer import Layer, joined
+from hwtrain._plan.weight import AnalogWeight
+from hwtrain.sockets import _table as table
+
+
+def describe(module: Any, cls: type, built_in: bool | None = None) -> Layer | None:
+    """Returns what the plan must know of an object, as the rows of a class say it.
+
+    Args:
+      module: the object.
+      cls: its class, or one of its parents.
+      built_in: `True` for rows of hwtrain's own alone, `False` for those of users.
+    """
+
+    def shape_of(array: str) -> tuple[int, ...]:
+        found: Any = getattr(module, array, None)
+        if not isinstance(found, nnx.Param):
+            raise ValueError(
+                f"{cls.__name__} is registered with the array {array!r}, which must "
+                f"be an nnx.Param; one of its objects has {type(found).__name__} there"
+            )
+        return tuple(found.shape)
+
+    layer = None
+    for method in table.methods_of(cls, built_in):
+        rows = table.rows_of(cls, method, built_in)
+        # The methods of a class of Flax multiply by the same arrays.
+        if not rows or (layer is not None and rows[0].built_in):
+            continue
+        found = socket_rows.layer_of(rows, module, shape_of)
+        layer = layer if found is None else joined(layer, found)
+    if layer is not None:
+        return layer
+    methods = table.methods_of(cls, built_in)
+    found = (socket_rows.overriding(cls, method) for method in methods)
+    return next((layer for layer in found if layer is not None), None)
+
+
+def watched(
+    layer: Any, base: type, method: str, marked: Callable[[str, Any], Any]
+) -> Callable[..., Any]:
+    """Returns a method with what it multiplies by marked, `marked(leaf, array)`."""
+    rows = table.rows_of(base, method)
+    if rows[0].built_in:
+        return _method(layer, base, method, _watched(layer, rows, marked))
+    watch = Watch(marked)
+    called = _method(layer, base, method, _watched(layer, rows, watch.marked))
+
+    def checked(*args: Any, **kwargs: Any) -> Any:
+        of_module = vars(layer).get("analog_watch", watch)
+        result = called(*args, **kwargs)
+        for row in rows:
+            if row.leaf not in watch.seen | of_module.seen:
+                raise ValueError(
+                    f"{base.__name__} is registered by hwtrain.sockets.register with "
+                    f"{row.array!r}, and {base.__name__}.{method} does not multiply by "
+                    "it in the way that the row says. Multiply by hwtrain.analog_einsum"
+                    f"(self, {row.array!r}, ...) there, or keep it digital by "
+                    "a Rule(..., None) before the others"
+                )
+        return result
+
+    return checked
+
+
+def _watched(
+    layer: Any, rows: tuple[table.Socket, ...], marked: Callable[[str, Any], Any]
+) -> dict[str, Any]:
+    """Returns the attributes of a layer that multiply, with its arrays marked."""
+    fields = {}
+    for row in rows:
+        if row.field is not None:
+            fields |= socket_rows.watched(row, layer, marked)
+    if rows[0].built_in:
+        if not fields:
+            leaves = (row.leaf for row in rows)
+            fields["promote_dtype"] = marking_promotion(layer, marked, *leaves)
+        if hasattr(layer, "mask"):
+            # The plan knows the mask, and the analog layer its zeros.
+            fields["mask"] = None
+    return fields
+
+
+def call(
+    layer: Any,
+    base: type,
+    method: str,
+    weights: Mapping[str, AnalogWeight],
+    leaves: Mapping[str, Mapping[str, jax.Array]],
+    mode: str,
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+) -> Any:
+    """Calls a layer with its products made analog."""
+    fields = {}
+    for row in table.rows_of(base, method):
+        if row.written is not None:
+            return row.written(layer, weights, leaves, mode, *args, **kwargs)
+        if row.field is not None and row.leaf in weights:
+            weight, beside = weights[row.leaf], leaves[row.leaf]
+            fields |= socket_rows.analog(row, layer, weight, mode, beside)
+    return _method(layer, base, method, fields)(*args, **kwargs)
+
+
+def _method(
+    layer: Any, base: type, method: str, fields: dict[str, Any]
+) -> Callable[..., Any]:
+    """Returns a method of a layer with other attributes, or as it is written again."""
+    if fields:
+        layer = stand_in(layer, base, **fields)
+    for row in table.rows_of(base, method):
+        if row.call is not None:
+            return functools.partial(row.call, layer)
+    return functools.partial(getattr(base, method), layer)

@@ -1,0 +1,128 @@
+"""Watches the multiplications of an analog model's layers, from outside the model."""
+
+import contextlib
+import contextvars
+import itertools
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, NamedTuple
+
+import jax
+from jax.typing import DTypeLike
+
+from hwtrain._flax.linen.flax_internals import (
+    checks_what_is_constant,
+    refuses_callbacks,
+)
+from hwtrain._plan.weight import AnalogWeight
+
+
+class Multiplication(NamedTuple):
+    """A multiplication that a layer is about to do: the arguments of `analog_matmul`.
+
+    Attributes:
+      weight: the plan of the matrix.
+      mode: the mode.
+      leaves: what is beside the matrix in this step.
+      x: `[..., rows]`.
+      w: `[rows, columns]`.
+      product: what multiplies, called as `jax.lax.dot_general`.
+      dtype: dtype of the result; `None` for that of a plain multiplication.
+    """
+
+    weight: AnalogWeight
+    mode: str
+    leaves: Mapping[str, jax.Array]
+    x: jax.Array
+    w: jax.Array
+    product: Any
+    dtype: DTypeLike | None
+
+    def plain(self) -> jax.Array:
+        """Returns what a digital layer does."""
+        return self.product(self.x, self.w, (((self.x.ndim - 1,), (0,)), ((), ())))
+
+
+Observer = Callable[[Multiplication], jax.Array]
+
+
+Collector = Callable[[AnalogWeight, jax.Array, jax.Array], None]
+
+
+class _Watching(NamedTuple):
+    """Who watches: what layers multiply, and what they multiply by."""
+
+    observer: Observer | None = None
+    collector: Collector | None = None
+
+
+_NOBODY = _Watching()
+
+
+_watching: contextvars.ContextVar[_Watching] = contextvars.ContextVar(
+    "hwtrain_watching", default=_NOBODY
+)
+
+
+# Part of every jit cache key: what was traced unwatched must not serve here.
+_trace: Any = jax.make_user_context(default_value=None)
+
+
+_fresh = itertools.count()
+
+
+def observed(observer: Observer | None) -> contextlib.AbstractContextManager[None]:
+    """Lets an observer do every multiplication of analog layers, while tracing.
+
+    Args:
+      observer: takes the multiplication, and returns its result; `None` for nobody.
+    """
+    return _watched(observer=observer)
+
+
+def collected(collector: Collector) -> contextlib.AbstractContextManager[None]:
+    """Gives a collector what layers multiply by, while tracing.
+
+    Args:
+      collector: takes the plan of an array, the leaf in the place of a chip's weights,
+        and the array.
+    """
+    return _watched(collector=collector)
+
+
+@contextlib.contextmanager
+def _watched(**changed: Any) -> Iterator[None]:
+    token = _watching.set(_watching.get()._replace(**changed))
+    try:
+        with _trace(("watched", next(_fresh))):
+            yield
+    finally:
+        _watching.reset(token)
+
+
+def tell(take: Callable[..., None], *values: Any) -> None:
+    """Calls back with the values that a program computes.
+
+    Args:
+      take: called with them when the program runs.
+      *values: trees of arrays of the program.
+
+    Raises:
+      ValueError: in the body of an `nn.scan` that Flax lets nothing call back from.
+    """
+    if checks_what_is_constant() and refuses_callbacks():
+        raise ValueError(
+            "this version of Flax refuses callbacks, by which layers are watched (and "
+            "jax.debug.print), in the body of an nn.scan that checks what is constant: "
+            "write nn.scan(..., check_constancy_invariants=False)"
+        )
+    jax.debug.callback(take, *values)
+
+
+def observer() -> Observer | None:
+    """Returns who watches now, or `None`."""
+    return _watching.get().observer
+
+
+def collector() -> Collector | None:
+    """Returns who collects now, or `None`."""
+    return _watching.get().collector

@@ -1,0 +1,86 @@
+"""The keys of what layers draw in a call."""
+
+import contextlib
+import contextvars
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+
+from hwtrain._arrays.fast_random import fast_prng
+from hwtrain._arrays.random import as_key, fold_in
+from hwtrain._flax.loops import place, rows, shared
+from hwtrain._plan.weight import AnalogWeight
+from hwtrain.periphery._read_keys import NOISE_KEY, effect_key
+
+_generator: contextvars.ContextVar[Any] = contextvars.ContextVar(
+    "hwtrain_generator", default="threefry2x32"
+)
+
+
+@contextlib.contextmanager
+def generator_of(key: jax.Array | None):
+    """Lets the layers inside draw with the generator of the step's key, if it has one.
+
+    Args:
+      key: the step's key; `None` for a step that draws nothing.
+    """
+    generator = _generator.get()
+    if key is not None and jax.random.key_impl(as_key(key)) == fast_prng:
+        generator = fast_prng
+    token = _generator.set(generator)
+    try:
+        yield
+    finally:
+        _generator.reset(token)
+
+
+def keys_here(weight: AnalogWeight, leaves: Mapping[str, jax.Array]) -> jax.Array:
+    """Returns the keys of one read: of the step, the layer and effect, and the place.
+
+    The place is the number of the call, and the indices of the loops and maps around
+    it; the values of the input never matter. The first call outside of all loops has
+    the keys of the step themselves.
+
+    Args:
+      weight: the plan of the layer's array.
+      leaves: what is beside it in this step.
+
+    Returns:
+      JAX keys, `[..., effects]` like the leaf `noise_key`.
+    """
+    call, indices = place(weight.path)
+    numbers = (call, *indices) if call or indices else ()
+    return _folded(step_keys(leaves), numbers)
+
+
+def at_rows(weight: AnalogWeight, keys: jax.Array) -> jax.Array:
+    """Returns keys that are the same at every call and step, but not in every row.
+
+    Args:
+      weight: the plan of the layer's array.
+      keys: JAX keys.
+    """
+    return _folded(keys, rows(weight.path))
+
+
+def _folded(keys: jax.Array, numbers: tuple[Any, ...]) -> jax.Array:
+    with shared():
+        for number in numbers:
+            keys = fold_in(keys, number)
+    return keys
+
+
+def step_keys(leaves: Mapping[str, jax.Array]) -> jax.Array:
+    """Returns the keys of a layer's step, the same at every call."""
+    return jax.random.wrap_key_data(leaves[NOISE_KEY.name], impl=_generator.get())
+
+
+def weight_key(keys: jax.Array) -> jax.Array:
+    """Returns the key of weights that a layer draws itself, out of those of a read."""
+    return effect_key(keys, "weight_noise")
+
+
+def frozen_key(data: jax.Array) -> jax.Array:
+    """Returns the key of what is frozen in a layer of a chip."""
+    return jax.random.wrap_key_data(data, impl="threefry2x32")

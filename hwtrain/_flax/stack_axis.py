@@ -1,0 +1,43 @@
+"""An operation that does nothing, and shows along which axis `vmap` stacks an array.
+
+The program of a mapped product does not say which axis of its operand counts the
+layers. This takes it to the front first: if it is there, nothing happens; if not, a
+transposition stands before this operation.
+"""
+
+from typing import Any
+
+import jax
+from jax.extend.core import Primitive
+from jax.interpreters import ad, batching
+
+NAME = "hwtrain_stack_axis_first"
+
+
+_first = Primitive(NAME)
+
+
+def stack_axis_first(array: jax.Array) -> jax.Array:
+    """Returns an array, whose axis that `vmap` maps comes first; in traces only."""
+    return _first.bind(array)
+
+
+def _same(array: Any) -> Any:
+    return array
+
+
+def _batch(args: Any, axes: Any) -> tuple[jax.Array, int]:
+    (array,), (axis,) = args, axes
+    return _first.bind(jax.numpy.moveaxis(array, axis, 0) if axis else array), 0
+
+
+_first.def_impl(_same)
+
+
+_first.def_abstract_eval(_same)
+
+
+batching.primitive_batchers[_first] = _batch
+
+
+ad.deflinear2(_first, lambda cotangent, _: [cotangent])

@@ -1,0 +1,56 @@
+"""A package that imports its public names when they are first asked for."""
+
+import importlib
+import sys
+from collections.abc import Iterable, Mapping
+from types import ModuleType
+from typing import Any
+
+
+class LazyPackage(ModuleType):
+    """A package whose names lie in its modules, which are imported when needed."""
+
+    _homes: Mapping[str, str]  # of a name, the module that defines it
+    _modules: frozenset[str]  # the package's own modules, which need no other home
+
+    def __getattr__(self, name: str) -> Any:
+        if name in self._homes:
+            value = getattr(importlib.import_module(self._homes[name]), name)
+        elif name in self._modules:
+            value = importlib.import_module(f"{self.__name__}.{name}")
+        else:
+            raise AttributeError(
+                f"module {self.__name__!r} has no attribute {name!r}",
+                name=name,
+                obj=self,
+            )
+        # Found without a question from now on.
+        vars(self)[name] = value
+        return value
+
+    def __dir__(self) -> Iterable[str]:
+        # The package's own modules are no names for users, though they are found.
+        special = {name for name in vars(self) if name.startswith("__")}
+        return {*special, *vars(self)["__all__"]}
+
+
+def make_lazy(
+    package: str, homes: Mapping[str, Iterable[str]], rooms: Iterable[str]
+) -> None:
+    """Makes a package import its names when they are first asked for.
+
+    Args:
+      package: the package's name.
+      homes: by module, as named from the package, which of the package's names it
+        defines.
+      rooms: the modules of the package that are reached as its attributes.
+    """
+    module = sys.modules[package]
+    state = {
+        "_homes": {
+            name: f"{package}.{home}" for home, names in homes.items() for name in names
+        },
+        "_modules": frozenset(rooms),
+    }
+    vars(module).update(state)
+    module.__class__ = LazyPackage

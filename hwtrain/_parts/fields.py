@@ -1,0 +1,198 @@
+"""How hardware is described: frozen, validated, hashable, to and from TOML and JSON.
+
+Every configuration is a keyword-only frozen dataclass that pydantic validates when it
+is constructed; a wrong type, an impossible value or an unknown field is an error that
+names the field.
+"""
+
+import dataclasses
+import json
+from collections.abc import Iterable
+from typing import Annotated, Any, TypeVar
+
+from pydantic import (
+    AfterValidator,
+    BeforeValidator,
+    Field,
+    PlainSerializer,
+    TypeAdapter,
+)
+from pydantic.fields import FieldInfo
+
+from hwtrain._parts.part import CONFIG as CONFIG
+
+MOST_CHIPS = 1_000_000
+"""More have more seeds and results than anybody looks at."""
+
+
+MOST_COUNTED = 2**31 - 1
+"""What JAX counts to, in int32."""
+
+
+MOST = 1e12
+"""Squares, and products of three such numbers, stay within float32."""
+
+
+_LEAST_OF_FLOAT32 = 2.0**-126
+
+
+def _felt(value: float) -> float:
+    """Raises for a number that float32, which all is computed in, takes for zero."""
+    if 0 < abs(value) < _LEAST_OF_FLOAT32:
+        raise ValueError(
+            f"expected 0 or at least {_LEAST_OF_FLOAT32:.3g} in size, because float32 "
+            f"has nothing between; got {value:g}"
+        )
+    return value
+
+
+def at_least(least: float) -> tuple[Any, Any]:
+    """Returns what refuses positive numbers below a bound, and says so in a schema."""
+
+    def check(value: float) -> float:
+        if value < least:
+            raise ValueError(f"expected a number of at least {least:g}, got {value:g}")
+        return value
+
+    return Field(gt=0, json_schema_extra={"minimum": least}), AfterValidator(check)
+
+
+_Felt = AfterValidator(_felt)
+
+
+Number = Annotated[float, Field(ge=-MOST, le=MOST), _Felt]
+
+
+NonNegative = Annotated[float, Field(ge=0, le=MOST), _Felt]
+
+
+Positive = Annotated[float, Field(le=MOST), *at_least(1e-12)]
+
+
+Share = Annotated[float, Field(ge=0, le=1), _Felt]
+
+
+PositiveShare = Annotated[float, Field(le=1), *at_least(1e-12)]
+
+
+Deviation = Annotated[float, Field(ge=0, le=1000), _Felt]
+"""A standard deviation relative to something, or what multiplies one."""
+
+
+PositiveDeviation = Annotated[float, Field(le=1000), *at_least(1e-12)]
+
+
+Exponent = Annotated[float, Field(ge=0, le=10), _Felt]
+"""A drift exponent, or its spread: 10 takes a decade of time through ten of size."""
+
+
+SignedExponent = Annotated[float, Field(ge=-10, le=10), _Felt]
+
+
+Steps = Annotated[float, Field(ge=0, le=2**24), _Felt]
+"""The step of levels, or above 1 their number, of which float32 tells 2^24 apart."""
+
+
+PositiveSteps = Annotated[float, Field(le=2**24), *at_least(1e-12)]
+
+
+Size = Annotated[int, Field(gt=0, le=MOST_COUNTED)]
+
+
+Count = Annotated[int, Field(ge=0, le=MOST_COUNTED)]
+
+
+Chips = Annotated[int, Field(gt=0, le=MOST_CHIPS)]
+
+
+def _limit(value: Any) -> Any:
+    if isinstance(value, int) and value <= 0:
+        raise ValueError(
+            f"a tile has at least one row and one column, got {str(value)[:20]}; write "
+            'None for no limit ("none" in TOML)'
+        )
+    return None if value == "none" else value
+
+
+Limit = Annotated[
+    Size | None,
+    BeforeValidator(_limit),
+    PlainSerializer(lambda value: "none" if value is None else value),
+]
+"""A size, or `None` for no limit, which TOML writes as the string "none"."""
+
+
+T = TypeVar("T")
+
+
+def to_dict(configuration: Any) -> dict[str, Any]:
+    """Returns a configuration as plain data that TOML and JSON can hold.
+
+    `None` is left out, because TOML cannot say it; it is the default wherever it is
+    allowed, but for limits, which say "none".
+
+    >>> from hwtrain import Hardware, WeightClipParameter
+    >>> to_dict(Hardware(clip=WeightClipParameter(type="layer_gaussian")))
+    {'clip': {'type': 'layer_gaussian', 'sigma': 2.5, 'per_column': False}}
+    """
+    adapter = TypeAdapter(type(configuration))
+    return without_none(adapter.dump_python(configuration, mode="json"))
+
+
+def without_none(data: Any) -> Any:
+    """Returns plain data without the entries of mappings that are `None`.
+
+    Not pydantic's `exclude_none`, which also leaves out a limit that is `None`: it is
+    written as "none", and left out it would be read as its default.
+    """
+    if isinstance(data, dict):
+        kept = {name: value for name, value in data.items() if value is not None}
+        return {name: without_none(value) for name, value in kept.items()}
+    return [without_none(value) for value in data] if isinstance(data, list) else data
+
+
+def changed(configuration: Any, names: Iterable[str] | None = None) -> list[str]:
+    """Returns those fields that differ from their default, as Python writes them.
+
+    >>> from hwtrain import WeightClipParameter
+    >>> changed(WeightClipParameter(type="layer_gaussian", sigma=2.0))
+    ["type='layer_gaussian'", 'sigma=2.0']
+
+    Args:
+      configuration: the configuration.
+      names: the fields to look at; `None` for all.
+    """
+    return [
+        f"{field.name}={getattr(configuration, field.name)!r}"
+        for field in dataclasses.fields(configuration)
+        if (names is None or field.name in names)
+        and getattr(configuration, field.name) != _default(field)
+    ]
+
+
+def _default(field: dataclasses.Field[Any]) -> Any:
+    # Pydantic keeps the default of an annotated field in a description of its own.
+    default = field.default
+    return default.default if isinstance(default, FieldInfo) else default
+
+
+def from_dict(kind: type[T], data: dict[str, Any], *, plugins: bool = False) -> T:
+    """Builds a configuration from plain data, as TOML and JSON give it.
+
+    >>> from hwtrain import Hardware
+    >>> from_dict(Hardware, {"clip": {"type": "layer_gaussian"}}).clip.sigma
+    2.5
+
+    Args:
+      kind: the configuration's class.
+      data: its fields, nested.
+      plugins: whether installed packages are imported that say by an entry point of
+        the group `hwtrain.parts` that they register parts, where a name is not known.
+
+    Raises:
+      pydantic.ValidationError: (a `ValueError`) for an unknown field, a wrong type or
+        an impossible value; it names the field, what was expected and what came.
+    """
+    # By way of JSON, because strict validation takes a list for a tuple only there.
+    context = {"plugins": plugins}
+    return TypeAdapter(kind).validate_json(json.dumps(data), context=context)

@@ -1,0 +1,1 @@
+"""What each parameter is: geometry, hardware, leaves, by path."""

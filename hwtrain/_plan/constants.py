@@ -1,0 +1,265 @@
+"""Constants of hardware as traced values: which number of a plan is which array."""
+
+import dataclasses
+import functools
+import re
+from collections.abc import Mapping
+from typing import Any, get_type_hints
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.core import Tracer
+from jax.typing import ArrayLike
+from pydantic import TypeAdapter, ValidationError
+
+from hwtrain._parts.constant import (
+    Constant,
+    filled,
+    found_in,
+    has_traced,
+    replaced,
+    split,
+    static,
+)
+from hwtrain._plan.hardware import Hardware
+from hwtrain._plan.plan import Plan
+from hwtrain._plan.traceable import number_of_stage, part_of, refusal
+from hwtrain._plan.weight import AnalogWeight
+
+Constants = Mapping[str, ArrayLike]
+
+
+_DRAWN = "it decides which elements are drawn, step by step, without a slope"
+
+
+_NO_SLOPE = {
+    "modifier.pdrop": _DRAWN,
+    "modifier.pcm_prob_at_reset": _DRAWN,
+    "modifier.pcm_prob_at_gmax": _DRAWN,
+    "modifier.pcm_prob_at_random": _DRAWN,
+    "modifier.pcm_zero_thres": _DRAWN,
+    "stuck.at_g_min": _DRAWN,
+    "stuck.at_g_max": _DRAWN,
+    "mapping.weight_scaling_omega": "the mapping scale is a constant to gradients",
+}
+"""Numbers without a gradient, and why: a gradient of zero would be wrong, unsaid."""
+
+
+def with_values(plan: Plan, constants: Constants, parts: tuple[str, ...]) -> Plan:
+    """Returns a plan whose hardware has traced values in the place of numbers.
+
+    Args:
+      plan: a plan.
+      constants: by key, as `hwtrain.with_constants` takes them.
+      parts: the fields of `Hardware` that are read in what follows.
+
+    Raises:
+      ValueError: for a key that reaches nothing, or a value that does not fit.
+    """
+    found: dict[str, dict[str, Any]] = {}
+    for key, value in constants.items():
+        path = key.rpartition(":")[2]
+        for weight in _reached(plan, key, parts):
+            given = found.setdefault(weight.path, {})
+            part, name = part_of(weight.hardware, path)
+            if path in given or found_in(getattr(part, name)):
+                raise ValueError(
+                    f"with_constants: two keys give {path} of {weight.path}, the last "
+                    f"of them {key!r}: leave one of them out"
+                )
+            given[path] = _value(key, part, name, value)
+    for path, given in found.items():
+        _check_conductances(plan[path], given)
+    weights = tuple(
+        _with_hardware(weight, _set(weight.hardware, found.get(weight.path, {})))
+        for weight in plan.weights
+    )
+    return dataclasses.replace(plan, weights=weights)
+
+
+def merged(constants: Constants, others: Constants) -> dict[str, ArrayLike]:
+    """Returns both, as a dict of its own.
+
+    Raises:
+      ValueError: for a key of both.
+    """
+    for key in others:
+        if key in constants:
+            raise ValueError(f"with_constants: {key!r} has a value already")
+    return {**constants, **others}
+
+
+def in_plan(plan: Plan, constants: Constants) -> Constants:
+    """Returns those constants whose pattern matches in a plan.
+
+    A method other than `__call__` may reach some of a model's layers only.
+    """
+    return {key: value for key, value in constants.items() if _matching(plan, key)}
+
+
+def split_plan(plan: Plan) -> tuple[Plan, dict[str, tuple[jax.Array, ...]]]:
+    """Returns a plan with holes for what is traced in it, and the values by path.
+
+    Args:
+      plan: a plan, of `with_values` or without constants.
+    """
+    if not any(has_traced(weight.hardware) for weight in plan.weights):
+        return plan, {}
+    weights, values = [], {}
+    for weight in plan.weights:
+        hardware, of_weight = split(weight.hardware)
+        if of_weight:
+            values[weight.path] = of_weight
+        weights.append(_with_hardware(weight, hardware))
+    return dataclasses.replace(plan, weights=tuple(weights)), values
+
+
+def joined_plan(plan: Plan, values: Mapping[str, Any]) -> Plan:
+    """Undoes `split_plan`."""
+    if not values:
+        return plan
+    weights = tuple(filled_weight(w, values.get(w.path)) for w in plan.weights)
+    return dataclasses.replace(plan, weights=weights)
+
+
+def filled_weight(weight: AnalogWeight, values: Any) -> AnalogWeight:
+    """Returns the plan of an array with values in the holes of its hardware.
+
+    Args:
+      weight: the plan of the array.
+      values: the values by their places, a sequence or `[places]`; `None` for none.
+    """
+    if values is None:
+        return weight
+    return _with_hardware(weight, filled(weight.hardware, values))
+
+
+def _with_hardware(weight: AnalogWeight, hardware: Hardware) -> AnalogWeight:
+    if hardware is weight.hardware:
+        return weight
+    return dataclasses.replace(weight, hardware=hardware)
+
+
+def _matching(plan: Plan, key: str) -> list[AnalogWeight]:
+    """Returns the weights that the pattern of a key matches: all, without one."""
+    pattern, colon, _ = key.rpartition(":")
+    if not colon:
+        return list(plan.weights)
+
+    def matches(weight: AnalogWeight) -> bool:
+        layer = () if weight.kind == "raw" else (weight.layer_path,)
+        return any(re.fullmatch(pattern, name) for name in (weight.path, *layer))
+
+    return [weight for weight in plan.weights if matches(weight)]
+
+
+def _reached(plan: Plan, key: str, parts: tuple[str, ...]) -> list[AnalogWeight]:
+    """Returns the weights whose hardware has the number of a key.
+
+    Raises:
+      ValueError: if there is none.
+    """
+    path = key.rpartition(":")[2]
+    matching = _matching(plan, key)
+    refused = [(weight, refusal(weight.hardware, path, parts)) for weight in matching]
+    reached = [weight for weight, why in refused if not why]
+    if not matching:
+        known = [weight.path for weight in plan.weights]
+        raise ValueError(
+            f"with_constants: {key!r} matches no analog weight. A key is the path of a "
+            "number, 'forward.out_noise', or a pattern for layers and the path, "
+            f"'encoder/.*:forward.out_noise'; the weights are {known}"
+        )
+    if not reached:
+        weight, why = refused[0]
+        raise ValueError(f"with_constants: {key!r} ({weight.path}): {why}")
+    return reached
+
+
+def _value(key: str, part: Any, name: str, value: ArrayLike) -> Any:
+    """Returns constants in the place of a number, or of a tuple of them."""
+    path, number = key.rpartition(":")[2], static(getattr(part, name))
+    shape = np.shape(number)
+    if np.shape(value) != shape:
+        raise ValueError(
+            f"with_constants: {key!r} takes the shape {shape}, as its {number!r} has, "
+            f"got {np.shape(value)}. To compute with several values, map over them "
+            "with jax.vmap"
+        )
+    if not isinstance(value, Tracer):
+        _check_value(key, part, name, value)
+    array = jnp.asarray(value, jnp.float32)
+    if path in _NO_SLOPE:
+        array = _without_slope(array, key, _NO_SLOPE[path])
+
+    def constants(number: Any, array: Any) -> Any:
+        if isinstance(number, tuple):
+            return tuple(constants(x, array[n]) for n, x in enumerate(number))
+        return Constant(path, number, value=array)
+
+    return constants(number, array)
+
+
+def _check_value(key: str, part: Any, name: str, value: ArrayLike) -> None:
+    """Raises for a number that the field does not take."""
+    given: Any = np.asarray(value, np.float64).tolist()
+    try:
+        _adapter(type(part), name).validate_python(given, strict=False)
+    except ValidationError as error:
+        message = error.errors()[0]["msg"]
+        raise ValueError(f"with_constants: {key!r}: {message}; got {value}") from error
+
+
+@functools.cache
+def _adapter(kind: type, name: str) -> TypeAdapter[Any]:
+    return TypeAdapter(get_type_hints(kind, include_extras=True)[name])
+
+
+def _without_slope(array: jax.Array, key: str, why: str) -> jax.Array:
+    """Returns an array by which nothing can be differentiated."""
+
+    @jax.custom_jvp
+    def identity(x: jax.Array) -> jax.Array:
+        return x
+
+    @identity.defjvp
+    def slope(primals: Any, tangents: Any) -> Any:
+        raise ValueError(
+            f"with_constants: there is no gradient to {key!r}: {why}. Give it as "
+            "jax.lax.stop_gradient(value), or differentiate without it"
+        )
+
+    return identity(array)
+
+
+def _check_conductances(weight: AnalogWeight, given: Mapping[str, Any]) -> None:
+    """Raises where a converter and a noise model would have two ranges."""
+    model = weight.hardware.noise_model
+    for name in ("g_max", "g_min"):
+        both = [f"{part}.{name}" for part in ("converter", "noise_model")]
+        there = [path for path in both if path in given]
+        if len(there) == 1 and model is not None and hasattr(model, name):
+            raise ValueError(
+                f"with_constants: {' and '.join(both)} of {weight.path} are one "
+                "number: give both the same value"
+            )
+
+
+def _set(hardware: Hardware, given: Mapping[str, Any]) -> Hardware:
+    """Returns hardware with constants in the place of numbers, unchecked."""
+    for path, value in given.items():
+        hardware = _replaced(hardware, path.split("."), value)
+    return hardware
+
+
+def _replaced(at: Any, steps: list[str], value: Any) -> Any:
+    if not steps:
+        return value
+    step, *rest = steps
+    if isinstance(at, tuple):
+        chosen = number_of_stage(at, step)
+        new = _replaced(at[chosen], rest, value)
+        return (*at[:chosen], new, *at[chosen + 1 :])
+    new = _replaced(getattr(at, step), rest, value)
+    return replaced(at, **{step: new})

@@ -1,0 +1,484 @@
+"""One type of chip."""
+
+import functools
+import math
+import typing
+from collections.abc import Iterable
+from typing import Annotated, Any, Self
+
+from pydantic import Field, model_validator
+from pydantic.dataclasses import dataclass
+
+from hwtrain._parts.constant import replaced
+from hwtrain._parts.fields import CONFIG
+from hwtrain._parts.leaf import LeafSpec, When
+from hwtrain._parts.part import Part
+from hwtrain._parts.registry import register
+from hwtrain._parts.slot import OpenSlot
+from hwtrain.devices import (
+    ConductanceConverter,
+    CustomDriftPCMLikeNoiseModel,
+    CustomPairConductanceConverter,
+    DriftCompensation,
+    DualPairConductanceConverter,
+    HermesNoiseModel,
+    MeasuredNoiseModel,
+    NoiseModel,
+    NPairConductanceConverter,
+    PCMLikeNoiseModel,
+    ReRamCMONoiseModel,
+    ReRamWan2022NoiseModel,
+    SingleDeviceConductanceConverter,
+    SinglePairConductanceConverter,
+    StateIndependentNoiseModel,
+    StuckParameter,
+)
+from hwtrain.devices.drift_compensation import (
+    AnyDriftCompensation as _DriftCompensation,
+)
+from hwtrain.periphery import InputRangeParameter, IOParameters
+from hwtrain.periphery._read_keys import CHIP_KEY
+from hwtrain.periphery.input_range import Range
+from hwtrain.periphery.management import Management
+from hwtrain.weights import (
+    DriftParameter,
+    MappingParameter,
+    Mismatch,
+    MismatchParameter,
+    SimpleDriftParameter,
+    WeightClip,
+    WeightClipParameter,
+    WeightModifier,
+    WeightModifierParameter,
+    WeightRemapParameter,
+)
+from hwtrain.weights.mapping import MAPPING_SCALE
+from hwtrain.weights.modifier import ON_LEVELS
+
+_Converter = Annotated[
+    SingleDeviceConductanceConverter
+    | SinglePairConductanceConverter
+    | NPairConductanceConverter
+    | DualPairConductanceConverter
+    | CustomPairConductanceConverter,
+    Field(discriminator="type"),
+]
+
+
+_Drift = Annotated[SimpleDriftParameter | DriftParameter, Field(discriminator="type")]
+
+
+_NoiseModel = Annotated[
+    PCMLikeNoiseModel
+    | CustomDriftPCMLikeNoiseModel
+    | HermesNoiseModel
+    | StateIndependentNoiseModel
+    | MeasuredNoiseModel
+    | ReRamWan2022NoiseModel
+    | ReRamCMONoiseModel,
+    Field(discriminator="type"),
+]
+
+
+def _shows_nothing_else(weight: Any, when: When) -> bool:
+    """Whether the weights of a chip are no nominal ones, and no other leaf says so."""
+    others = (MAPPING_SCALE, CHIP_KEY, ON_LEVELS)
+    return weight.hardware.frozen and not any(x.there(weight, when) for x in others)
+
+
+OF_CHIP = LeafSpec(
+    name="of_chip",
+    when=("chip",),
+    there=_shows_nothing_else,
+    shapes=lambda weight: ((),),
+    trained=None,
+)
+"""That the weights beside it are a chip's."""
+
+
+@dataclass(frozen=True, kw_only=True, config=CONFIG)
+class Hardware:
+    """One type of chip: what it does to weights and inputs. `Hardware()` is ideal.
+
+    >>> chip = Hardware(
+    ...     modifier=WeightModifierParameter(type="add_normal", std_dev=0.1),
+    ...     input_range=InputRangeParameter(),
+    ... )
+    >>> chip.clip is None
+    True
+    """
+
+    modifier: Annotated[
+        WeightModifierParameter | WeightModifier | None,
+        OpenSlot("modifier", WeightModifierParameter | None),
+    ] = None
+    """Noise on the weights at every training step."""
+    clip: Annotated[
+        WeightClipParameter | WeightClip | None,
+        OpenSlot("clip", WeightClipParameter | None),
+    ] = None
+    """Clipping of the weights after every update."""
+    remap: WeightRemapParameter | None = None
+    """A new scale of each crossbar after every update, and after the clip."""
+    input_range: InputRangeParameter | None = None
+    """Range of each tile's inputs."""
+    forward: IOParameters | None = None
+    """Converters, noise and management around each tile. `None` is ideal."""
+    mapping: MappingParameter | None = None
+    """Tiles and weight scaling. `None`: one tile for each layer, and no scaling."""
+    mismatch: Annotated[
+        MismatchParameter | Mismatch | None,
+        OpenSlot("mismatch", MismatchParameter | None),
+    ] = None
+    """Frozen mismatch of each chip."""
+    drift: _Drift | None = None
+    """Drift of the weights from one training step to the next."""
+    converter: Annotated[
+        _Converter | ConductanceConverter | None,
+        OpenSlot("converter", _Converter | None),
+    ] = None
+    """How a weight becomes conductances: for the export, `noise_model` and `stuck`."""
+    noise_model: Annotated[
+        _NoiseModel | NoiseModel | None, OpenSlot("noise_model", _NoiseModel | None)
+    ] = None
+    """What programming, time and reads do to a chip's conductances."""
+    drift_compensation: Annotated[
+        _DriftCompensation | DriftCompensation | None,
+        OpenSlot("drift_compensation", _DriftCompensation | None),
+    ] = None
+    """What undoes the mean drift of each tile when a chip is used."""
+    stuck: StuckParameter | None = None
+    """Devices of each chip that cannot be programmed."""
+
+    @model_validator(mode="after")
+    def _check_classes(self) -> Self:
+        # An export writes the fields of what it knows: a subclass would come back as
+        # its parent.
+        for name, kinds in _classes().items():
+            value = getattr(self, name)
+            if type(value) not in kinds and not isinstance(value, Part):
+                parent = next(kind for kind in kinds if isinstance(value, kind))
+                raise ValueError(
+                    f"{name} should be a {parent.__name__} itself; got the subclass "
+                    f"{type(value).__name__}, which an export would turn into its "
+                    f"parent. Write its numbers as fields of {parent.__name__}, or "
+                    "of a class of its own"
+                )
+        return self
+
+    @model_validator(mode="after")
+    def _check_stuck(self) -> Self:
+        if self.stuck is not None and self.converter is None:
+            raise ValueError(
+                "stuck needs a converter, whose g_min and g_max devices are stuck at. "
+                "Write converter=SinglePairConductanceConverter(g_max=25.0)"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _check_noise_model(self) -> Self:
+        if self.noise_model is None:
+            if self.drift_compensation is not None:
+                raise ValueError(
+                    "drift_compensation needs a noise_model, because without one "
+                    "nothing drifts; write noise_model=PCMLikeNoiseModel() too, or "
+                    "leave it out"
+                )
+            return self
+        if self.converter is None:
+            raise ValueError(
+                f"noise_model={self.noise_model.type!r} needs a converter: its noise "
+                "is that of conductances. Write converter="
+                f"SinglePairConductanceConverter(g_max={self.noise_model.g_max:g})"
+            )
+        for name in ("g_max", "g_min"):
+            here = getattr(self.converter, name)
+            there = getattr(self.noise_model, name, here)
+            if not math.isclose(here, there, rel_tol=1e-6):
+                raise ValueError(
+                    f"the converter has {name}={here:g} µS and the noise model "
+                    f"{self.noise_model.type!r} has {there:g} µS; they must be the "
+                    f"same. Write {name}={there:g} in the converter, or the model's "
+                    f"{name}={here:g}"
+                )
+        return self
+
+    @model_validator(mode="after")
+    def _check_leaves(self) -> Self:
+        for name in ("clip", "mismatch", "converter", "noise_model"):
+            self._check_no_leaves(name)
+        self._check_no_leaves("drift_compensation")
+        return self
+
+    def _check_no_leaves(self, name: str) -> None:
+        part = getattr(self, name)
+        if isinstance(part, Part) and type(part).leaves is not Part.leaves:
+            raise ValueError(
+                f"{name}: {type(part).__name__} declares leaves, and nothing of a "
+                f"{name} reads any. Leaves are for stages (IOParameters(stages=...)) "
+                "and modifiers"
+            )
+
+    def leaves(self, weight: Any) -> tuple[LeafSpec, ...]:
+        """Returns the leaves that users' parts put beside an array of weights.
+
+        Args:
+          weight: the plan of the array.
+        """
+        parts = self.forward.stages if self.forward is not None else ()
+        parts += (self.modifier,) if isinstance(self.modifier, Part) else ()
+        return tuple(leaf for part in parts for leaf in part.leaves(weight))
+
+    @property
+    def frozen(self) -> bool:
+        """Whether chips differ: by mismatch, or by how they were programmed."""
+        mismatch = self.mismatch is not None and bool(self.mismatch.draws)
+        return mismatch or self.programs
+
+    @property
+    def sticks(self) -> bool:
+        """Whether chips have stuck devices."""
+        return self.stuck is not None and self.stuck.draws
+
+    @property
+    def programs(self) -> bool:
+        """Whether devices of a chip are not what was written to them."""
+        return self.noise_model is not None or self.sticks
+
+    @property
+    def ranged(self) -> bool:
+        """Whether a range of inputs, or an average of their maxima, is stored."""
+        return self.averages or (self._has_range and not self.dynamic)
+
+    @property
+    def _has_range(self) -> bool:
+        return self.input_range is not None and self.input_range.enable
+
+    @property
+    def dynamic(self) -> bool:
+        """Whether each input vector has a range of its own."""
+        return self.input_range is not None and self.input_range.dynamic
+
+    @property
+    def averages(self) -> bool:
+        """Whether inputs are divided by a running average of their maxima."""
+        io = self.forward
+        return io is not None and io.noise_management == "average_abs_max"
+
+    @property
+    def stages(self) -> tuple[Part, ...]:
+        """What surrounds a tile, from the outermost to the innermost, but its range."""
+        io = self.forward or IOParameters()
+        if not self.dynamic:
+            return io.parts
+        # A vector's own range is noise management by its largest value.
+        stages = replaced(io, noise_management="abs_max").parts
+        return tuple(
+            replaced(stage, of_range=True) if isinstance(stage, Management) else stage
+            for stage in stages
+        )
+
+    def surrounded(self, stages: Iterable[Part], *, ranged: bool = False) -> Self:
+        """Returns the same chip with other stages around its tiles.
+
+        Args:
+          stages: the stages.
+          ranged: whether its range of inputs stays.
+        """
+        io, given = IOParameters(stages=tuple(stages)), self.input_range
+        if ranged and self.averages and self.forward is not None:
+            averaging: dict[str, Any] = {"noise_management": "average_abs_max"}
+            averaging["nm_decay"] = self.forward.nm_decay
+            io = replaced(io, **averaging)
+        given = given.alone if given and ranged and self.ranged else None
+        return replaced(self, forward=io, input_range=given)
+
+    @property
+    def range(self) -> Range:
+        """The stage of the range of inputs, where there is one."""
+        given = self.input_range
+        if given is None:
+            return Range(averages=self.averages)
+        return Range(
+            averages=self.averages,
+            gradient_scale=given.gradient_scale,
+            gradient_relative=given.gradient_relative,
+            straight_through=given.straight_through,
+        )
+
+    @property
+    def stores_scale(self) -> bool:
+        """Whether the mapping scale is a leaf of its own instead of derived."""
+        absolute = ("fixed_value", "average_channel_max")
+        if isinstance(self.clip, WeightClip):
+            return self.remaps or self.clip.absolute
+        return self.remaps or (self.clip is not None and self.clip.type in absolute)
+
+    @property
+    def scales_outputs(self) -> bool:
+        """Whether outputs are multiplied by a learned scale."""
+        return self.mapping is not None and self.mapping.learn_out_scaling
+
+    @property
+    def learns_clip(self) -> bool:
+        """Whether weights are clipped to a learned bound in the forward pass."""
+        return self.clip is not None and self.clip.learned
+
+    @property
+    def remaps(self) -> bool:
+        """Whether crossbars get a new scale after every update."""
+        return self.remap is not None and self.remap.active
+
+    @property
+    def drifts(self) -> bool:
+        """Whether weights drift while a model is trained."""
+        return self.drift is not None and self.drift.acts
+
+    @property
+    def derives_chip_scale(self) -> bool:
+        """Whether only a chip's parameters have a mapping scale beside the kernel.
+
+        It is that of the nominal kernel, or 1; and behind the ADC the factor of the
+        drift compensation belongs to it.
+        """
+        scaled = self.mapping is not None and self.mapping.weight_scaling_omega > 0
+        scaled = scaled or self.drift_compensation is not None
+        return scaled and self.converts and not self.stores_scale
+
+    @property
+    def converts(self) -> bool:
+        """Whether anything stands around the tiles but an input range."""
+        return self.forward is not None and self.forward != IOParameters()
+
+    @property
+    def rounds_chips(self) -> bool:
+        """Whether the weights of a chip lie on levels, which it is programmed to."""
+        return self.modifier is not None and self.modifier.rounds_chips
+
+    @property
+    def without_levels(self) -> Self:
+        """The same chip for weights that lie on the levels of its modifier already."""
+        if self.modifier is None:
+            return self
+        return replaced(self, modifier=self.modifier.without_levels)
+
+    def modifies(self, mode: str) -> bool:
+        """Whether the weights of a layer in `mode` are modified at a step."""
+        if mode == "eval" or self.modifier is None or not self.modifier.acts:
+            return False
+        return mode == "train" or self.modifier.enable_during_test
+
+    def modifies_in_layer(self, mode: str) -> bool:
+        """Whether that happens where a layer multiplies, and not before the model."""
+        return self.modifies(mode) and bool(self.modifier and self.modifier.in_layer)
+
+    def redraws(self, mode: str) -> bool:
+        """Whether it happens there once for the step, and again in its backward."""
+        return self.modifies(mode) and bool(self.modifier and self.modifier.redraw)
+
+    def draws_weights(self, mode: str) -> bool:
+        """Whether the weights of a layer in `mode` are drawn at a step."""
+        return self.modifies(mode) and _draws(self.modifier)
+
+    def reads(self, mode: str) -> bool:
+        """Whether the periphery draws at a read in `mode`."""
+        return mode != "eval" and self.forward is not None and self.forward.draws
+
+    def noisy(self, *, periphery: bool) -> bool:
+        """Whether training draws noise that can be weaker, of weights or periphery."""
+        modifier, forward = self.modifier, self.forward
+        weights = modifier is not None and modifier.noisy
+        return weights or (periphery and forward is not None and forward.noisy)
+
+    def freezes(self, mode: str) -> bool:
+        """Whether the periphery in `mode` has what is frozen in a chip."""
+        return mode != "eval" and self.forward is not None and self.forward.frozen
+
+    def draws(self, mode: str) -> bool:
+        """Whether a layer in `mode` draws at a step; plain rounding does not."""
+        return self.draws_weights(mode) or self.reads(mode)
+
+    def needs_root(self, mode: str) -> bool:
+        """Whether a layer in `mode` is not itself unless called through its model."""
+        return self.modifies(mode) or self.reads(mode) or self.learns_clip
+
+    @model_validator(mode="after")
+    def _check_learned_clip(self) -> Self:
+        if self.learns_clip and self.remaps:
+            raise ValueError(
+                "remap sets the scale of crossbars from weights that were clipped "
+                'after an update, and clip=WeightClipParameter(type="learnable_per_'
+                'channel") clips in the forward pass: leave one of the two out'
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        io = self.forward or IOParameters()
+        if self.dynamic and io == IOParameters():
+            raise ValueError(
+                "input_range=InputRangeParameter(dynamic=True) does nothing without a "
+                "DAC or noise, because its range clips no input: write forward="
+                "IOParameters(inp_bits=8) beside it, or leave it out"
+            )
+        if self.dynamic and io.noise_management != "none":
+            raise ValueError(
+                "input_range=InputRangeParameter(dynamic=True) scales each input "
+                f"vector by itself, and so does noise_management="
+                f"{io.noise_management!r}: leave one of them out"
+            )
+        if self._has_range and io.noise_management not in ("none", "constant"):
+            raise ValueError(
+                f"noise_management={io.noise_management!r} scales inputs by their "
+                "largest values, and an input range scales all by one number: "
+                "together, the range could not be learned. Leave input_range out, or "
+                'write noise_management="none" or "constant"'
+            )
+        if self._has_range and self.input_range is not None:
+            self._check_output_clipping(self.input_range, io)
+        return self
+
+    def _check_output_clipping(
+        self, parameter: InputRangeParameter, io: IOParameters
+    ) -> None:
+        if not parameter.manage_output_clipping:
+            return
+        managed = (io.noise_management, io.bound_management)
+        if io.out_bound is None or managed != ("none", "none"):
+            raise ValueError(
+                "manage_output_clipping=True widens the input range where the ADC "
+                "clips; it needs forward=IOParameters(out_bound=...) with "
+                'noise_management="none" and bound_management="none"; got '
+                f"out_bound={io.out_bound}, noise_management="
+                f"{io.noise_management!r}, bound_management={io.bound_management!r}"
+            )
+
+
+for _kind, _union in (
+    ("converter", _Converter),
+    ("noise_model", _NoiseModel),
+    ("drift_compensation", _DriftCompensation),
+):
+    for _class in typing.get_args(typing.get_args(_union)[0]):
+        register(_kind, typing.get_args(_class.__annotations__["type"])[0])(_class)
+
+
+for _kind, _class in (
+    ("clip", WeightClipParameter),
+    ("mismatch", MismatchParameter),
+    ("modifier", WeightModifierParameter),
+):
+    for _name in typing.get_args(_class.__annotations__["type"]):
+        register(_kind, _name)(_class)
+
+
+def _draws(modifier: WeightModifierParameter | WeightModifier | None) -> bool:
+    """Whether a modifier draws; one of a user says what."""
+    return modifier is not None and modifier.draws not in (False, "none")
+
+
+@functools.cache
+def _classes() -> dict[str, tuple[type, ...]]:
+    """Returns by the name of a field of `Hardware` the classes that it may have."""
+    hints = typing.get_type_hints(Hardware)
+    return {name: typing.get_args(hint) for name, hint in hints.items()}

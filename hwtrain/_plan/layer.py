@@ -1,0 +1,229 @@
+"""A layer as both frameworks report it, and the plan of its arrays."""
+
+import dataclasses
+from collections.abc import Container
+
+from hwtrain._arrays.windows import Window
+from hwtrain._plan.hardware import Hardware
+from hwtrain._plan.plan import own_names
+from hwtrain._plan.weight import AnalogWeight
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class LayerWeight:
+    """An array of a layer that can be analog.
+
+    Attributes:
+      leaf: its name in the layer.
+      shape: its shape as the layer sees it, without a stack around.
+      rows: axes that are inputs.
+      columns: axes that are outputs; those that are neither lead.
+      window: of a convolution, how its window moves over the input.
+      equation: of an einsum, its equation.
+      kind: how the layer multiplies by it, where that is not as its class does.
+      stated: whether a method of a user's says what is multiplied by it.
+    """
+
+    leaf: str = "kernel"
+    shape: tuple[int, ...]
+    rows: tuple[int, ...]
+    columns: tuple[int, ...]
+    window: Window | None = None
+    equation: str = ""
+    kind: str = ""
+    stated: bool = False
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Layer:
+    """A module as the frameworks report it.
+
+    Attributes:
+      path: its path.
+      name: name of its class.
+      kind: kind of its analog counterpart, or `None` if there is none. Of a layer of
+        Flax its row of the table of sockets says it.
+      why: why there is none.
+      weights: the arrays that can be analog.
+      by_rule: whether it is analog only by a rule.
+      opaque: whether it is a bridge to layers that cannot be seen.
+      no_inputs: why it has no leaves beside its array for the inputs of a call, and
+        what does without; empty if it has.
+      derived: by the names of its arrays, why it multiplies by what is made of them;
+        none that it multiplies by as they are.
+      lost: likewise, why it multiplies by no weights that a crossbar could hold.
+      around: the names of its arrays that an input is multiplied by around it too.
+      nonlinear: by the names of its arrays, why their product is not linear.
+      refused: likewise, why a crossbar cannot multiply by them as the layer does.
+    """
+
+    path: str = ""
+    name: str = ""
+    kind: str | None = None
+    why: str = "this type of layer stays digital"
+    weights: tuple[LayerWeight, ...] = ()
+    by_rule: bool = False
+    opaque: bool = False
+    no_inputs: str = ""
+    derived: tuple[tuple[str, str], ...] = ()
+    lost: tuple[tuple[str, str], ...] = ()
+    around: tuple[str, ...] = ()
+    nonlinear: tuple[tuple[str, str], ...] = ()
+    refused: tuple[tuple[str, str], ...] = ()
+
+    @property
+    def unknown(self) -> bool:
+        """Whether hwtrain does not know its class, nor why it would stay digital."""
+        return self.kind is None and self.why == Layer.why
+
+    def leaf_path(self, leaf: str) -> str:
+        """Returns the path of one of its arrays."""
+        return f"{self.path}/{leaf}" if self.path else leaf
+
+    def weight(self, leaf: str) -> LayerWeight | None:
+        """Returns the array of this name, if it can be analog."""
+        return next((weight for weight in self.weights if weight.leaf == leaf), None)
+
+
+def joined(before: Layer | None, layer: Layer) -> Layer:
+    """Returns a layer as several calls show it.
+
+    Args:
+      before: as earlier calls of the module at its path show it, if there are any.
+      layer: as this call does.
+    """
+    if before is None or before.kind is None:
+        return layer if before is None or layer.kind else before
+    if layer.kind is None:
+        return before
+    arrays, refused = {array.leaf: array for array in before.weights}, {}
+    for array in layer.weights:
+        old = arrays.get(array.leaf, array)
+        if (array.stated or old.stated) and (old.rows, old.shape) != (
+            array.rows,
+            array.shape,
+        ):
+            refused[array.leaf] = (
+                f"it is multiplied by in two ways, as in {old.equation!r} and as in "
+                f"{array.equation!r}, and lies on a crossbar in one. Make it two arrays"
+            )
+        arrays[array.leaf] = array
+    stated = all(array.stated for array in layer.weights)
+    return dataclasses.replace(
+        before if stated else layer,
+        weights=tuple(arrays.values()),
+        refused=tuple({**refused, **dict(before.refused + layer.refused)}.items()),
+    )
+
+
+def unasked(layer: Layer, asked: Container[str]) -> Layer:
+    """Returns a layer of a user's, with the arrays that its call did not multiply by.
+
+    A registered one that multiplies in another way would have no hardware, unsaid.
+
+    Args:
+      layer: the layer.
+      asked: the paths of the arrays whose products a call has stated.
+    """
+    silent = [
+        array.leaf
+        for array in layer.weights
+        if array.stated and layer.leaf_path(array.leaf) not in asked
+    ]
+    why = (
+        "it is registered by hwtrain.sockets.register, and its call does not multiply "
+        "by it in the way that the row says. Multiply by hwtrain.analog_einsum there"
+    )
+    more = tuple((leaf, why) for leaf in silent)
+    return dataclasses.replace(layer, refused=layer.refused + more)
+
+
+def _article(name: str) -> str:
+    return f"{'an' if name[:1] in 'AEIOU' else 'a'} {name}"
+
+
+def dense_layer(
+    stack: tuple[int, ...], rows: tuple[int, ...], columns: tuple[int, ...]
+) -> Layer:
+    """Returns a dense layer.
+
+    Args:
+      stack: sizes of the leading axes of its kernel, each entry a crossbar of its own.
+      rows: sizes of the axes that are inputs, which follow.
+      columns: sizes of the axes that are outputs, which end it.
+    """
+    first, last = len(stack), len(stack) + len(rows)
+    shape = (*stack, *rows, *columns)
+    weight = LayerWeight(
+        shape=shape,
+        rows=tuple(range(first, last)),
+        columns=tuple(range(last, len(shape))),
+    )
+    return Layer(weights=(weight,))
+
+
+def analog_weight(
+    layer: Layer,
+    array: LayerWeight,
+    *,
+    path: str,
+    shape: tuple[int, ...],
+    hardware: Hardware,
+    rule: str,
+) -> AnalogWeight:
+    """Returns the plan of an array of a layer, which may be one of a stack.
+
+    Raises:
+      ValueError: if the axes of the stack do not lead, or for an input range that the
+        layer cannot have.
+    """
+    lead = len(shape) - len(array.shape)
+    if shape[lead:] != array.shape:
+        raise ValueError(
+            f"{path}: the layer sees a kernel of shape {array.shape}, but the stored "
+            f"one is {shape}; the axes of a stack of layers must lead. Stack on axis 0 "
+            "(variable_axes={'params': 0}, in_axes=0)"
+        )
+    drawn = hardware.modifier is not None and hardware.modifier.in_layer
+    options = {
+        "input_range": hardware.ranged,
+        "modifier.per_batch_sample, per_vector or redraw": drawn,
+        "mapping.learn_out_scaling": hardware.scales_outputs,
+    }
+    for option in [name for name, given in options.items() if given]:
+        if layer.no_inputs:
+            raise ValueError(
+                f"{path}: {rule} gives it {option}, which {_article(layer.name)} "
+                f"cannot have: {layer.no_inputs}. Write Rule({layer.path!r}, "
+                f"Hardware(...)) without it, or Rule({layer.path!r}, None) to keep it "
+                "digital, before the other rules"
+            )
+    if drawn and array.window is not None and array.window.mask:
+        raise ValueError(
+            f"{path}: {rule} gives it modifier.per_batch_sample, per_vector or redraw, "
+            f"whose noise would reach the weights that the mask of this {layer.name} "
+            "leaves out. Draw its weights for the step, without these, or write "
+            f"Rule({layer.path!r}, None) to keep it digital, before the other rules"
+        )
+    weight = AnalogWeight(
+        path=path,
+        kind=array.kind or layer.kind or "",
+        layer=layer.name,
+        shape=shape,
+        rows=tuple(lead + axis for axis in array.rows),
+        columns=tuple(lead + axis for axis in array.columns),
+        hardware=hardware,
+        rule=rule,
+        ranged=hardware.ranged,
+        window=array.window,
+        equation=array.equation,
+        derived=dict(layer.derived).get(array.leaf),
+    )
+    for leaf in weight.own_leaves:
+        if leaf.name not in own_names(hardware):
+            raise ValueError(
+                f"{path}: a part declares the leaf {leaf.name!r} for this weight, and "
+                "not for every one. Let leaves(self, weight) return it always, and say "
+                "by LeafSpec(there=lambda weight, when: ...) which weights have it"
+            )
+    return weight

@@ -1,0 +1,130 @@
+"""Names of the leaves that hardware puts beside arrays of weights.
+
+A name says what may be one, never that it is: a model may have a parameter of the same
+name. The plan decides (`AnalogWeight.beside`), or who made a variable.
+"""
+
+from collections.abc import Container, Iterable
+
+from hwtrain._parts.constant import CONSTANTS
+from hwtrain._parts.leaf import When
+from hwtrain._plan.hardware import OF_CHIP
+from hwtrain.periphery._read_keys import CHIP_KEY, NOISE_KEY, NOISE_STRENGTH
+from hwtrain.periphery.input_range import PROBE, RANGE
+from hwtrain.weights.clip import CLIP_BOUND
+from hwtrain.weights.mapping import MAPPING_SCALE, OUTPUT_SCALE
+from hwtrain.weights.modifier import ON_LEVELS
+
+BUILT_IN = (
+    RANGE,
+    PROBE,
+    CLIP_BOUND,
+    MAPPING_SCALE,
+    OUTPUT_SCALE,
+    CHIP_KEY,
+    ON_LEVELS,
+    OF_CHIP,
+    NOISE_KEY,
+    NOISE_STRENGTH,
+    CONSTANTS,
+)
+"""The leaves of what is built in. Parts of users declare theirs by `Part.leaves`."""
+
+
+OWNERS = ("kernel", "embedding")
+"""Names of arrays whose leaves do not bear their names: a layer has one of them."""
+
+
+SHARED = ("lora_a", "lora_b")
+"""The factors of a LoRA. Their leaves, and those of any other array, bear their names,
+such as `lora_a_input_range`."""
+
+
+def names_when(*when: When) -> tuple[str, ...]:
+    """Returns the names of those that may be there then.
+
+    >>> names_when("chip")
+    ('mapping_scale', 'chip_key', 'on_levels', 'of_chip')
+    """
+    return tuple(leaf.name for leaf in BUILT_IN if set(when) & set(leaf.when))
+
+
+EFFECTIVE = "effective_"
+"""What begins the name of a leaf that holds the weights that a layer multiplies by,
+before the name of the array that they are made of: `effective_kernel`."""
+
+
+_LEAVES = names_when("model", "chip")
+
+
+OF_A_STEP = tuple(leaf.name for leaf in BUILT_IN if leaf.when == ("step",))
+"""What only a step puts there, and takes away again."""
+
+
+def split(path: str, own: Iterable[str] = ()) -> tuple[tuple[str, ...], str]:
+    """Returns the arrays that a leaf may lie beside, and its name; or none of either.
+
+    >>> split("hidden/probe")
+    (('hidden/kernel', 'hidden/embedding'), 'probe')
+    >>> split("lora_a_probe")
+    (('lora_a',), 'probe')
+    >>> split("hidden/w_mapping_scale")
+    (('hidden/w',), 'mapping_scale')
+    >>> split("hidden/effective_kernel")
+    (('hidden/kernel',), 'effective_kernel')
+    >>> split("hidden/bias")
+    ((), '')
+    >>> split("hidden/adc_bound", own=["adc_bound"])
+    (('hidden/kernel', 'hidden/embedding'), 'adc_bound')
+
+    Args:
+      path: the path of a parameter.
+      own: the names of leaves that users' parts declare.
+    """
+    layer, slash, name = path.rpartition("/")
+    if is_effective(path):
+        return (f"{layer}{slash}{name.removeprefix(EFFECTIVE)}",), name
+    for leaf in (*_LEAVES, *own):
+        if name == leaf:
+            return tuple(f"{layer}{slash}{owner}" for owner in OWNERS), leaf
+        owner = name.removesuffix(f"_{leaf}")
+        if owner not in (name, ""):
+            return (f"{layer}{slash}{owner}",), leaf
+    return (), ""
+
+
+def is_effective(path: str) -> bool:
+    """Whether a parameter has the name of what a layer multiplies by.
+
+    >>> is_effective("hidden/effective_kernel"), is_effective("hidden/kernel")
+    (True, False)
+    """
+    name = path.rpartition("/")[2]
+    return name.startswith(EFFECTIVE) and name != EFFECTIVE
+
+
+def named_as_leaf(path: str, own: Iterable[str] = ()) -> bool:
+    """Whether a parameter has the name of a leaf; see `split`.
+
+    >>> named_as_leaf("hidden/probe"), named_as_leaf("hidden/probes")
+    (True, False)
+    """
+    return bool(split(path, own)[1])
+
+
+def may_be_leaf(path: str, present: Container[str], own: Iterable[str] = ()) -> bool:
+    """Whether a parameter has the name and the place of a leaf.
+
+    >>> may_be_leaf("hidden/probe", {"hidden/kernel", "hidden/probe"})
+    True
+    >>> may_be_leaf("probe", {"hidden/kernel", "probe"})
+    False
+    >>> may_be_leaf("hidden/my_probe", {"hidden/kernel", "hidden/my_probe"})
+    False
+
+    Args:
+      path: its path.
+      present: the paths of all parameters.
+      own: the names of leaves that users' parts declare.
+    """
+    return any(owner in present for owner in split(path, own)[0])

@@ -1,0 +1,26 @@
+"""Nominal weights told from those of a chip."""
+
+from typing import Any
+
+from hwtrain._plan.plan import Plan
+
+
+def check_nominal(plan: Plan, params: Any, taker: str) -> None:
+    """Raises for the weights of a chip, of which no chip is drawn.
+
+    Args:
+      plan: the plan.
+      params: `params`, with or without the prefix; of arrays or of their shapes.
+      taker: the public function that draws chips, for the message.
+
+    Raises:
+      ValueError: naming the leaf that says so, and the way out.
+    """
+    found = plan.leaves_of_chip(params)
+    if found:
+        raise ValueError(
+            f"{taker} takes nominal weights, and these are a chip's: {found[0]} lies "
+            "beside them. Mismatch and programming would act twice. Pass the nominal "
+            "ones (checkpoint.variables, or into(model) without chip=); to evaluate "
+            "this very chip, call hwtrain.chip_mode(analog) with it"
+        )

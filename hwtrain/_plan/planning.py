@@ -1,0 +1,448 @@
+"""The plan that rules give: which hardware each layer and parameter lies on."""
+
+import functools
+import re
+from collections.abc import Callable, Container, Iterable
+from typing import Any
+
+import jax.numpy as jnp
+
+from hwtrain._arrays import paths
+from hwtrain._plan.hardware import Hardware
+from hwtrain._plan.layer import Layer, analog_weight
+from hwtrain._plan.leaf_names import may_be_leaf, named_as_leaf
+from hwtrain._plan.plan import Digital, Plan
+from hwtrain._plan.rules import Assignment, Rule
+from hwtrain._plan.weight import AnalogWeight, acts_in_product
+
+
+def hardware_of(
+    assigned: Assignment, layer: Layer, leaf: str
+) -> tuple[Hardware | None, str]:
+    """Returns the hardware of a layer's array, `None` if digital, and what says so."""
+    path = f"{layer.path}/{leaf}" if layer.path else leaf
+    rule, hardware = _decide(assigned, path, layer)
+    if rule is not None and rule.params is not None:
+        return None, str(rule)
+    return hardware, str(rule or "the model's hardware")
+
+
+def on_hardware(assigned: Assignment, layer: Layer, leaf: str) -> bool:
+    """Whether a layer's array lies on hardware, by its layer or by itself."""
+    return _decide(assigned, layer.leaf_path(leaf), layer)[1] is not None
+
+
+def make_plan(
+    assigned: Assignment,
+    layers: list[Layer],
+    shapes: dict[str, tuple[int, ...]],
+    users: Container[str] = (),
+    *,
+    check: bool = True,
+) -> Plan:
+    """Returns the plan of a model.
+
+    Args:
+      assigned: the assignment.
+      layers: the modules that a call reaches.
+      shapes: shapes of all parameters by path, leaves of hardware among them.
+      users: paths of those that the model itself reads, as far as they have the names
+        of such leaves.
+      check: whether a rule that wins nowhere is an error.
+
+    Raises:
+      ValueError: for a rule that wins nowhere, hardware for what cannot be seen, or a
+        parameter of the model where hardware puts a leaf.
+    """
+    own = assigned.own_leaves
+    leaves = [x for x in shapes if may_be_leaf(x, shapes, own) and x not in users]
+    shapes = {path: shape for path, shape in shapes.items() if path not in leaves}
+    decide = functools.partial(_decide, assigned)
+    winners: set[Rule | None] = {*check_opaque(layers, shapes, decide)}
+    by_path = {layer.path: layer for layer in layers}
+    winners |= _check_stored(assigned, layers, shapes)
+    weights, digital = [], []
+    beside_raw: set[str] = set()
+    # Last what may be a chip's leaf beside a parameter that a rule names.
+    for path, shape in sorted(shapes.items(), key=lambda x: named_as_leaf(x[0], own)):
+        if path not in users and _join(assigned.name, path) in beside_raw:
+            continue
+        layer_path, _, leaf = path.rpartition("/")
+        layer = by_path.get(layer_path)
+        array = layer.weight(leaf) if layer else None
+        rule, hardware = _decide(assigned, path, layer if array else None)
+        winners.add(rule)
+        full = _join(assigned.name, path)
+        if hardware is None:
+            reason = _reason(rule, layer, leaf, array is not None)
+            if rule is None and layer and layer.unknown and len(shape) > 1:
+                reason += "; Rule(params=...) puts the array itself on hardware"
+            digital.append(Digital(path=full, reason=reason))
+            continue
+        by = str(rule or "the model's hardware")
+        raw = rule is not None and rule.params is not None
+        lost = dict(layer.lost + (layer.derived if raw else ())) if layer else {}
+        if layer and array and leaf in lost:
+            raise lost_weight(path, layer.path, lost[leaf], by)
+        if layer and array and not raw:
+            check_refused(layer, leaf, by)
+        if layer and array and not raw:
+            if leaf in dict(layer.nonlinear):
+                why = dict(layer.nonlinear)[leaf]
+                raise nonlinear_product(path, layer.path, why, by)
+            weight = analog_weight(
+                layer, array, path=full, shape=shape, hardware=hardware, rule=by
+            )
+            check_derived(weight)
+        else:
+            _check_raw(rule, path, hardware)
+            rows, columns = _axes(rule, path, shape)
+            weight = AnalogWeight(
+                path=full,
+                kind="raw",
+                layer="",
+                shape=shape,
+                rows=rows,
+                columns=columns,
+                hardware=hardware,
+                rule=by,
+                ranged=False,
+            )
+        if layer and leaf in layer.around:
+            check_around(weight)
+        _check_name(weight, assigned.name, users)
+        weights.append(weight)
+        if weight.kind == "raw":
+            beside_raw.update(weight.leaf(leaf) for leaf in weight.leaves("chip"))
+    if check and not weights and assigned.default not in (None, Hardware()):
+        found = ", ".join(
+            f"{x.path!r} ({x.name}: {x.why})"
+            for x in layers
+            if x.path or x.why != Layer.why
+        )
+        raise ValueError(
+            "nothing of this model can be analog, so its hardware would do nothing. "
+            f"Its modules: {found or 'none'}. To reach a parameter itself, write "
+            "Rule(params=..., rows=..., columns=..., hardware=...); a layer of your "
+            "own multiplies by hwtrain.analog_einsum, or is named by "
+            "hwtrain.sockets.register"
+        )
+    if check:
+        _check_rules(assigned.rules, winners, layers, shapes)
+    return Plan(tuple(weights), tuple(digital), assigned.name)
+
+
+def _check_name(weight: AnalogWeight, prefix: str, users: Container[str]) -> None:
+    """Raises for a parameter of the model where hardware puts a leaf of its own."""
+    for path in sorted(weight.owned):
+        if path.removeprefix(f"{prefix}/") in users:
+            raise taken_name(weight, path)
+
+
+def check_refused(layer: Layer, leaf: str, rule: str) -> None:
+    """Raises for an array of a layer by which a crossbar cannot multiply.
+
+    Args:
+      layer: the layer.
+      leaf: the array.
+      rule: what puts it on hardware.
+    """
+    why = dict(layer.refused).get(leaf)
+    if why is not None:
+        raise ValueError(
+            f"{layer.leaf_path(leaf)} cannot lie on a crossbar ({rule}): {why}. Or "
+            f"keep the layer digital: Rule({layer.path!r}, None) before the others"
+        )
+
+
+def check_around(weight: AnalogWeight) -> None:
+    """Raises for an array that inputs are multiplied by around its layer.
+
+    Raises:
+      ValueError: unless its hardware does all that it does to the array itself.
+    """
+    if weight.kind != "raw" and acts_in_product(weight):
+        raise ValueError(
+            f"the model multiplies by {weight.path} itself, around its {weight.layer}, "
+            "where none of the ranges, converters and scales would act that its "
+            f"hardware ({weight.rule}) has. Call the layer instead, such as "
+            "embed.attend(x) for x @ embedding.T, give it hardware that has but noise "
+            f"of weights, or keep it digital: Rule({weight.layer_path!r}, None) before "
+            "the others"
+        )
+
+
+def check_derived(weight: AnalogWeight) -> None:
+    """Raises for a derived weight on hardware that acts on stored ones alone.
+
+    Raises:
+      ValueError: naming the parts of the hardware.
+    """
+    if weight.derived and weight.kind == "embed":
+        why = f"{weight.derived}, and a look-up multiplies by nothing"
+        raise lost_weight(weight.path, weight.layer_path, why, weight.rule)
+    chip = weight.hardware
+    acts = {
+        "clip": chip.clip is not None and (chip.clip.active or chip.learns_clip),
+        "remap": chip.remaps,
+        "drift": chip.drifts,
+    }
+    parts = [name for name, acting in acts.items() if acting]
+    if not weight.derived or not parts:
+        return
+    off = ", ".join(f"{name}=None" for name in parts)
+    raise ValueError(
+        f"{weight.path}: {weight.rule} gives it {' and '.join(parts)}, which would act "
+        f"on the stored weights, and not on those that its {weight.layer} multiplies "
+        f"by: {weight.derived}. Write Rule({weight.layer_path!r}, "
+        f"dataclasses.replace(hardware, {off})) before the other rules, or "
+        f"Rule({weight.layer_path!r}, None) to keep it digital"
+    )
+
+
+def lost_weight(path: str, layer: str, why: str, rule: str) -> ValueError:
+    """Returns the error of a layer whose weights no crossbar could hold."""
+    return ValueError(
+        f"{path} is not what its layer multiplies by: {why}. Its scale, noise and "
+        f"conductances would be those of other weights ({rule}). Store the weights "
+        "that it multiplies by, or keep the layer digital: "
+        f"Rule({layer!r}, None) before the others"
+    )
+
+
+def nonlinear_product(path: str, layer: str, why: str, rule: str) -> ValueError:
+    """Returns the error of a layer whose own product is not linear."""
+    return ValueError(
+        f"{path}: the dot_general of its layer does more than multiply: {why}. On "
+        f"hardware ({rule}) it gets the inputs and weights in the units of each tile, "
+        "and must be linear in both. Quantise or clip before and behind the layer, or "
+        "by its hardware: Hardware(forward=IOParameters(inp_bits=8, out_bits=8, "
+        f"out_bound=10.0)); or keep the layer digital: Rule({layer!r}, None) before "
+        "the others"
+    )
+
+
+def real(plan: Plan, params: Any) -> Plan:
+    """Returns the plan.
+
+    Raises:
+      ValueError: if one of its weights is complex: conductances are real.
+    """
+    # Boxes are not opened: on a mesh, that would constrain what has no values.
+    found = paths.leaves(params)
+    for weight in plan.weights:
+        leaf = found.get(weight.path.removeprefix(f"{plan.prefix}/"))
+        if leaf is None or weight.hardware == Hardware():
+            continue
+        if jnp.issubdtype(leaf.dtype, jnp.complexfloating):
+            raise ValueError(
+                f"{weight.path} is {leaf.dtype}, and {weight.rule} puts it on a "
+                "crossbar, whose conductances are real. Make real and imaginary parts "
+                "two layers, or keep it digital: "
+                f"Rule({weight.layer_path!r}, None) before the other rules"
+            )
+    return plan
+
+
+def _join(prefix: str, path: str) -> str:
+    return f"{prefix}/{path}" if prefix else path
+
+
+def _decide(
+    assigned: Assignment, path: str, layer: Layer | None
+) -> tuple[Rule | None, Hardware | None]:
+    """Returns the rule that wins a parameter, if one does, and its hardware.
+
+    Args:
+      assigned: the assignment.
+      path: path of the parameter.
+      layer: the layer whose array it is, if that can be analog.
+    """
+    for rule in assigned.rules:
+        if _matches(rule, path, layer):
+            return rule, rule.hardware
+    return None, None if layer is None or layer.by_rule else assigned.default
+
+
+def _matches(rule: Rule, path: str, layer: Layer | None) -> bool:
+    if rule.params is not None:
+        return re.fullmatch(rule.params, path) is not None
+    return layer is not None and bool(re.fullmatch(rule.expression, layer.path))
+
+
+def _reason(rule: Rule | None, layer: Layer | None, leaf: str, analog: bool) -> str:
+    if rule is not None:
+        return f"{rule} keeps it digital"
+    if analog and layer and layer.by_rule:
+        return f"the {leaf} of a {layer.name} is analog only by a rule"
+    if analog:
+        return "no rule matches"
+    if layer is None:
+        return "no layer that the call reaches holds it"
+    if layer.kind:
+        return f"the {leaf} of a {layer.name} is added digitally"
+    return f"{layer.name}: {layer.why}"
+
+
+def _check_stored(
+    assigned: Assignment, layers: list[Layer], shapes: dict[str, tuple[int, ...]]
+) -> set[Rule | None]:
+    """Raises for a layer on hardware whose array is no parameter under its name.
+
+    Returns:
+      The rules that keep such a layer digital.
+    """
+    digital = set()
+    for layer, leaf in [(x, array.leaf) for x in layers for array in x.weights]:
+        path = layer.leaf_path(leaf)
+        rule, hardware = _decide(assigned, path, layer)
+        raw = rule is not None and rule.params is not None
+        if path in shapes:
+            continue
+        if raw or hardware in (None, Hardware()):
+            digital.add(rule)
+            continue
+        raise ValueError(
+            f"{path} is no parameter, but what the {layer.name} multiplies by and "
+            f"{rule or 'the hardware of the model'} puts on a crossbar. Store it as a "
+            "parameter of this name (NNX: an nnx.Param, no property), or keep the "
+            f"layer digital: Rule({layer.path!r}, None) before the others"
+        )
+    return digital
+
+
+def _check_raw(rule: Rule | None, path: str, hardware: Hardware) -> None:
+    """Raises for hardware that only a layer can lie on."""
+    parts = [
+        name
+        for name, there in (
+            ("input_range", hardware.ranged),
+            ("forward", hardware.forward is not None),
+            ("mapping.learn_out_scaling", hardware.scales_outputs),
+            ("a learned clip", hardware.learns_clip),
+            (
+                "modifier.per_batch_sample, per_vector or redraw",
+                hardware.modifies_in_layer("train"),
+            ),
+        )
+        if there
+    ]
+    omega = hardware.mapping.weight_scaling_omega if hardware.mapping else 0
+    if not parts and hardware.stores_scale and omega:
+        parts = ["mapping.weight_scaling_omega beside this clip"]
+    if parts:
+        raise ValueError(
+            f"{rule} puts the parameter {path!r} on hardware with {', '.join(parts)}, "
+            "which only a layer can have: a parameter gets the weight side alone. Give "
+            "it a Hardware without"
+        )
+
+
+def _axes(
+    rule: Rule | None, path: str, shape: tuple[int, ...]
+) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """Returns the row and column axes of a parameter that a rule names."""
+    rank = len(shape)
+    if rank == 0:
+        raise ValueError(f"{path}: a scalar cannot lie on a crossbar; got shape ()")
+    given = []
+    for name, default in (("rows", (-2,) if rank > 1 else ()), ("columns", (-1,))):
+        axes = getattr(rule, name)
+        axes = default if axes is None else (axes,) if isinstance(axes, int) else axes
+        for axis in axes:
+            if not -rank <= axis < rank:
+                raise ValueError(
+                    f"{rule}: {name}={axis} is no axis of {path}, whose shape is "
+                    f"{shape}"
+                )
+        given.append(tuple(axis % rank for axis in axes))
+    return given[0], given[1]
+
+
+def _check_rules(
+    rules: tuple[Rule, ...],
+    winners: set[Rule | None],
+    layers: list[Layer],
+    shapes: dict[str, tuple[int, ...]],
+) -> None:
+    """Raises for a rule that wins nowhere, and says why it does not."""
+    visited = {layer.path for layer in layers}
+    for index, rule in enumerate(rules):
+        if rule in winners:
+            continue
+        if rule.pattern is None:
+            found = [path for path in shapes if re.fullmatch(rule.expression, path)]
+            known, what = sorted(shapes), "parameter"
+        else:
+            matching = [x for x in layers if re.fullmatch(rule.expression, x.path)]
+            found = [layer.path for layer in matching if layer.kind]
+            known = [layer.path for layer in layers if layer.kind]
+            what = "layer that can be analog"
+            if matching and not found:
+                listed = ", ".join(f"{x.path!r} ({x.name}: {x.why})" for x in matching)
+                raise ValueError(
+                    f"{rule} matches only what cannot be analog: {listed}. Layers that "
+                    f"can: {known}. To reach a parameter itself, write "
+                    "Rule(params=..., rows=..., columns=..., hardware=...)"
+                )
+            held = {path.rpartition("/")[0] for path in shapes} - visited
+            if any(re.fullmatch(rule.expression, path) for path in held):
+                continue  # a layer that only another method of the model reaches
+        if found:
+            raise ValueError(
+                f"{rule} wins nowhere: earlier rules win {found} "
+                f"({', '.join(map(str, rules[:index]))}). Move it up, or delete it"
+            )
+        raise ValueError(
+            f"{rule} matches no {what}; a pattern must match the whole path. "
+            f"The model has {known}"
+        )
+
+
+def taken_name(weight: AnalogWeight, path: str) -> ValueError:
+    """Returns the error of a model that uses the name of a leaf of its hardware."""
+    rule, digital = weight.rule, f"the layer digital: Rule({weight.layer_path!r}, None)"
+    if weight.kind == "raw":
+        digital = f"the parameter digital: Rule(params={weight.path!r}, hardware=None)"
+    return ValueError(
+        f"{path} is a name that the model itself uses, and the hardware of "
+        f"{weight.path} ({rule}) puts a leaf of this name beside it. Rename the "
+        f"model's, or keep {digital} before the other rules"
+    )
+
+
+def check_opaque(
+    layers: Iterable[Layer],
+    shapes: Iterable[str],
+    decide: Callable[[str, Layer], tuple[Any, Hardware | None]],
+) -> set[Any]:
+    """Raises if hardware is asked for where layers cannot be seen.
+
+    Args:
+      layers: the modules of the model.
+      shapes: the paths of all parameters.
+      decide: returns the rule for a parameter, at a path, of a layer, and the hardware
+        that it asks for.
+
+    Returns:
+      The rules that keep a bridge digital.
+    """
+    digital = set()
+    for hidden in (layer for layer in layers if layer.opaque):
+        rule, _ = decide(hidden.path, hidden)
+        if rule is not None and rule.hardware is None:
+            digital.add(rule)
+            continue
+        prefix = f"{hidden.path}/" if hidden.path else ""
+        for path in (path for path in shapes if path.startswith(prefix)):
+            for held in (hidden, Layer(path=path.rpartition("/")[0])):
+                rule, hardware = decide(path, held)
+                raw = rule is not None and rule.params is not None
+                if not raw and hardware not in (None, Hardware()):
+                    raise ValueError(
+                        f"{hidden.path or 'the model'} ({hidden.name}) is to be "
+                        f"analog, but {hidden.why}, whose layers cannot be seen from "
+                        "here. Analogize that module before the bridge, or keep it "
+                        f"digital by Rule({hidden.path!r}, None) before the others"
+                    )
+    return digital

@@ -1,0 +1,136 @@
+"""Rules: which hardware each layer lies on."""
+
+import dataclasses
+import re
+from collections.abc import Iterable
+from typing import Any
+
+from hwtrain._plan.hardware import Hardware
+from hwtrain._plan.plan import own_names
+from hwtrain._plan.weight import FROZEN
+
+
+@dataclasses.dataclass(frozen=True)
+class Rule:
+    """Puts the layers, or the parameters, whose path matches on a type of hardware.
+
+    Rules are tried in order, and the first that matches wins. A pattern must match the
+    whole path (`re.fullmatch`); paths are relative to the model and joined by `/`. A
+    slash in a name is `~1` there and a tilde `~0`, as in a JSON Pointer: a layer of the
+    name "a/b" has the path "a~1b".
+
+    >>> Rule("encoder/.*", Hardware()).pattern
+    'encoder/.*'
+    >>> Rule(params="w_in", rows=0, columns=1, hardware=Hardware()).params
+    'w_in'
+
+    Args:
+      pattern: regular expression for paths of layers.
+      hardware: the hardware; `None` keeps what matches digital.
+      params: regular expression for paths of parameters, instead of `pattern`. Such
+        parameters get the weight side only: noise, clipping, mismatch, export.
+      rows: with `params`, the axes of the array that are inputs. Default: the last but
+        one, or none for a vector.
+      columns: with `params`, the axes that are outputs. Default: the last.
+      frozen: the arrays, and what `analogize` puts beside them, are never trained: no
+        transformation of `hwtrain.optim` changes them, and the base optimiser of
+        `hardware_aware` does not see them. Biases are the model's own.
+
+    Raises:
+      ValueError: if not exactly one of `pattern` and `params` is given, if a regular
+        expression is wrong, if axes are given without `params`, or if what stays
+        digital is to be frozen.
+    """
+
+    pattern: str | None = None
+    hardware: Hardware | None = None
+    params: str | None = dataclasses.field(default=None, kw_only=True)
+    rows: int | tuple[int, ...] | None = dataclasses.field(default=None, kw_only=True)
+    columns: int | tuple[int, ...] | None = dataclasses.field(
+        default=None, kw_only=True
+    )
+    frozen: bool = dataclasses.field(default=False, kw_only=True)
+
+    def __post_init__(self):
+        if (self.pattern is None) == (self.params is None):
+            raise ValueError(
+                "a Rule takes either a pattern for layers or params= for parameters; "
+                f"got pattern={self.pattern!r}, params={self.params!r}"
+            )
+        if self.params is None and (self.rows, self.columns) != (None, None):
+            raise ValueError(
+                f"rows and columns describe the parameters of a rule with params=; "
+                f"the geometry of the layers that {self.pattern!r} matches is known, "
+                "leave them out"
+            )
+        if not isinstance(self.hardware, Hardware | None):
+            raise ValueError(
+                f"{self}: hardware must be a Hardware, or None to stay digital; got "
+                f"{type(self.hardware).__name__}"
+            )
+        if self.frozen and self.hardware is None:
+            raise ValueError(
+                f"{self}: what stays digital has nothing of hwtrain to freeze; leave "
+                "frozen out, and freeze it in the base optimiser, such as by "
+                'optax.partition({"frozen": optax.set_to_zero(), ...}, labels)'
+            )
+        try:
+            re.compile(self.expression)
+        except re.error as error:
+            raise ValueError(
+                f"the rule's pattern {self.expression!r} is no regular expression: "
+                f"{error}"
+            ) from error
+
+    @property
+    def expression(self) -> str:
+        """The regular expression, of whichever kind."""
+        return self.pattern if self.pattern is not None else self.params or ""
+
+    def __str__(self) -> str:
+        """Returns the rule as a user wrote it."""
+        kind = "params=" if self.pattern is None else ""
+        return f"Rule({kind}{self.expression!r}{FROZEN if self.frozen else ')'}"
+
+
+@dataclasses.dataclass(frozen=True)
+class Assignment:
+    """What `analogize` was told, static and hashable.
+
+    Attributes:
+      rules: the rules, in order.
+      default: hardware of every layer that can be analog, if one was given instead.
+      name: prefix of all paths.
+      stream: the rng stream that steps are drawn from.
+    """
+
+    rules: tuple[Rule, ...] = ()
+    default: Hardware | None = None
+    name: str = ""
+    stream: str = "mismatch"
+
+    @property
+    def own_leaves(self) -> tuple[str, ...]:
+        """The names of the leaves that users' parts may put beside arrays."""
+        every = (self.default, *(rule.hardware for rule in self.rules))
+        found = (own_names(hardware) for hardware in every if hardware is not None)
+        return tuple(dict.fromkeys(name for names in found for name in names))
+
+
+def assignment(hardware_or_rules: Any, name: str | None) -> Assignment:
+    """Returns the assignment of the arguments of `analogize`.
+
+    Raises:
+      ValueError: if they are neither one `Hardware` nor a sequence of `Rule`.
+    """
+    if isinstance(hardware_or_rules, Hardware):
+        return Assignment(default=hardware_or_rules, name=name or "")
+    several = isinstance(hardware_or_rules, Iterable)
+    rules = tuple(hardware_or_rules) if several else (hardware_or_rules,)
+    for rule in rules:
+        if not isinstance(rule, Rule):
+            raise ValueError(
+                "analogize takes one Hardware for all layers, or a sequence of Rule; "
+                f"got {type(rule).__name__}: {rule!r}"
+            )
+    return Assignment(rules=rules, name=name or "")

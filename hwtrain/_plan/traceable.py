@@ -1,0 +1,187 @@
+"""Which numbers of hardware may be traced, where, and why others may not."""
+
+import dataclasses
+import functools
+from typing import Any
+
+from pydantic import ValidationError
+
+from hwtrain._parts.constant import static
+from hwtrain._plan.hardware import Hardware
+
+IN_A_CALL = ("modifier", "forward", "mapping")
+"""The parts of hardware that a call of a model reads."""
+
+
+OF_A_CHIP = (
+    *("modifier", "forward", "mapping", "mismatch", "converter", "noise_model"),
+    *("drift_compensation", "stuck"),
+)
+"""Those that programming, mismatch and the reads of a chip read."""
+
+
+_IN_AN_UPDATE = "is read by the optimiser, which is compiled with it"
+
+
+_HOW_OFTEN = "says how often a tile is read again, which a program is compiled for"
+
+
+_STATIC = {
+    "clip": _IN_AN_UPDATE,
+    "remap": _IN_AN_UPDATE,
+    "drift": _IN_AN_UPDATE,
+    "input_range": _IN_AN_UPDATE,
+    "forward.nm_decay": _IN_AN_UPDATE,
+    "forward.max_bm_factor": _HOW_OFTEN,
+    "forward.max_bm_res": _HOW_OFTEN,
+    "noise_model.acceptance_range": "names one of two measurements",
+}
+"""Numbers that stay static, by the beginning of their path, and why."""
+
+
+_OF_CLASSES = {
+    "CustomPairConductanceConverter": "belongs to curves that are checked together",
+    "MeasuredNoiseModel.t_read": "is read by nothing, whose read noise was measured",
+}
+"""Likewise, by class or by class and field."""
+
+
+_PLAIN = ("g_min", "v_offset_w_min")
+"""Numbers whose zero turns nothing off."""
+
+
+def refusal(chip: Hardware, path: str, parts: tuple[str, ...]) -> str:
+    """Returns why a number of hardware cannot be traced; nothing if it can.
+
+    Args:
+      chip: the hardware.
+      path: path of the number.
+      parts: the fields of `Hardware` that are read in what follows.
+    """
+    for known, why in _STATIC.items():
+        if f"{path}.".startswith(f"{known}."):
+            return f"it {why}, and stays static"
+    first = path.partition(".")[0]
+    names = [field.name for field in dataclasses.fields(Hardware)]
+    if first not in names:
+        return f"hardware has no part {first!r}; it has {', '.join(names)}"
+    if first not in parts:
+        in_a_call = parts == IN_A_CALL
+        taker = (
+            "a plan, for apply_mismatch and program_chip" if in_a_call else "a model"
+        )
+        return (
+            f"{first} is not read here, as {', '.join(parts)} are; give it to {taker}"
+        )
+    elsewhere = (
+        _of_a_call(chip, path) if parts == IN_A_CALL else _of_a_chip(chip, first)
+    )
+    if elsewhere:
+        return elsewhere
+    try:
+        part, name = part_of(chip, path)
+    except LookupError as error:
+        return str(error.args[0])
+    return _of_a_field(static(part), name)
+
+
+def _of_a_call(chip: Hardware, path: str) -> str:
+    if path == "mapping.weight_scaling_omega" and chip.stores_scale:
+        return "it was read when the mapping scale was stored beside the weights"
+    if path == "modifier.res" and chip.learns_clip:
+        return "it counts the levels of a learned clip, and stays static"
+    return ""
+
+
+def _of_a_chip(chip: Hardware, first: str) -> str:
+    if first == "modifier" and not chip.rounds_chips:
+        return "a chip is not programmed through this modifier; give it to a model"
+    if first == "modifier" and chip.learns_clip:
+        return "it counts the levels of a learned clip, and stays static"
+    compensation = chip.drift_compensation
+    measured = compensation is not None and compensation.readout == "periphery"
+    if first == "forward" and not measured:
+        return (
+            "programming reads the periphery only to compensate drift through it; give "
+            "it to a model"
+        )
+    return ""
+
+
+def part_of(chip: Hardware, path: str) -> tuple[Any, str]:
+    """Returns the configuration that a number's path leads to, and the field's name.
+
+    Raises:
+      LookupError: saying what is not there.
+    """
+    part: Any = chip
+    *steps, name = path.split(".")
+    for step in steps:
+        at = part
+        stages = isinstance(at, tuple)
+        part = at[number_of_stage(at, step)] if stages else getattr(at, step, None)
+        if part is None:
+            raise LookupError(f"this {type(at).__name__} has no {step}")
+    return part, name
+
+
+def number_of_stage(stages: tuple[Any, ...], step: str) -> int:
+    """Returns the number of the stage of a name, or of a number.
+
+    Raises:
+      LookupError: unless it is one.
+    """
+    places = [str(number) for number in range(len(stages))]
+    named = places if step.isdecimal() else [stage.type for stage in stages]
+    found = [number for number, name in enumerate(named) if name == step]
+    if len(found) != 1:
+        names = ", ".join(f"{n}: {stage.type}" for n, stage in enumerate(stages))
+        many = f"{len(found)} stages are called" if found else "no stage is called"
+        raise LookupError(f"{many} {step!r}; name one by its number ({names})")
+    return found[0]
+
+
+@functools.lru_cache(maxsize=1024)
+def _of_a_field(part: Any, name: str) -> str:
+    """Returns why a field of a static configuration cannot be traced, or nothing."""
+    kind = type(part).__name__
+    if not dataclasses.is_dataclass(part) or isinstance(part, type):
+        return f"{name!r} is no field of a part: write the whole path of a number"
+    fields = [field.name for field in dataclasses.fields(part)]
+    numbers = [field for field in fields if _is_number(getattr(part, field))]
+    there = f"the numbers of this {kind} are {', '.join(numbers) or 'none'}"
+    if name not in fields:
+        return f"{kind} has no field {name!r}; {there}"
+    value = getattr(part, name)
+    if name not in numbers:
+        return (
+            f"{name} is {value!r}, no floating-point number, and decides which program "
+            f"is compiled; {there}"
+        )
+    why = _OF_CLASSES.get(kind) or _OF_CLASSES.get(f"{kind}.{name}")
+    if why is not None:
+        return f"it {why}, and stays static"
+    off = 1.0 if name == "out_scale" else 0.0
+    if value == off and name not in _PLAIN:
+        return (
+            f"it is {off:g} in the configuration, which turns it off there and decides "
+            "what is computed: write about what it will be"
+        )
+    try:
+        # Of a number that does nothing beside the others, its own checks say so.
+        dataclasses.replace(part, **{name: _near(value)})
+    except ValidationError as error:
+        return str(error.errors()[0]["msg"]).removeprefix("Value error, ")
+    return ""
+
+
+def _is_number(value: Any) -> bool:
+    if isinstance(value, tuple):
+        return bool(value) and all(map(_is_number, value))
+    return isinstance(value, float)
+
+
+def _near(value: Any) -> Any:
+    if isinstance(value, tuple):
+        return tuple(map(_near, value))
+    return value * (1 - 2**-10)

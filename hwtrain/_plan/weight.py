@@ -1,0 +1,461 @@
+"""One array of weights that lies on crossbars. Plain, static, hashable data.
+
+Noise per column, a maximum per layer of a stack, tiles, clipping and the export all
+must know the layer behind an array. They read it here; none guesses from names or
+ranks.
+"""
+
+import dataclasses
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from hwtrain._arrays import tiling
+from hwtrain._arrays.random import draw_name
+from hwtrain._arrays.windows import Window, unpack
+from hwtrain._parts.leaf import LeafSpec, Shapes, When
+from hwtrain._plan.hardware import Hardware
+from hwtrain._plan.leaf_names import BUILT_IN, EFFECTIVE, OWNERS, SHARED
+from hwtrain._plan.quantities import quantity_of
+from hwtrain.weights import MappingParameter
+from hwtrain.weights.clip import CLIP_BOUND
+from hwtrain.weights.mapping import MAPPING_SCALE
+
+FROZEN = ", frozen=True)"
+"""How the text of a rule ends that keeps its arrays as they are."""
+
+
+# From JSON: no field that is not there, and no text or truth value for a number.
+_STRICT = {"strict": True, "extra": "forbid", "allow_inf_nan": False}
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class AnalogWeight:
+    """One array of weights that lies on crossbars.
+
+    Attributes:
+      path: path of the array, such as `"hidden/kernel"`.
+      kind: how its layer multiplies: `"dense"`, `"einsum"`, `"embed"`, `"lora"`,
+        `"conv"`, `"conv_transpose"` or `"conv_local"`; or `"raw"` for an array that a
+        rule names.
+      layer: name of the layer's class; empty for a raw array.
+      shape: shape of the stored array.
+      rows: axes of the stored array that are inputs.
+      columns: axes of the stored array that are outputs. The axes that are neither
+        lead, and count the layers of a stack.
+      hardware: the chip it lies on.
+      rule: what decided so.
+      ranged: whether the layer clips its inputs to a learned range.
+      window: of a convolution, how its window moves over the input.
+      equation: of an einsum, its equation.
+      derived: why its layer multiplies by weights that are made of the stored ones,
+        such as `"a WeightNorm computes that from it at every call"`; `None` if it
+        multiplies by the stored ones.
+    """
+
+    __pydantic_config__ = _STRICT
+
+    path: str
+    kind: str
+    layer: str
+    shape: tuple[int, ...]
+    rows: tuple[int, ...]
+    columns: tuple[int, ...]
+    hardware: Hardware
+    rule: str
+    ranged: bool
+    window: Window | None = None
+    equation: str = ""
+    derived: str | None = None
+
+    def __post_init__(self):
+        lead = tuple(range(len(self.shape) - len(self.rows) - len(self.columns)))
+        if sorted(lead + self.rows + self.columns) != list(range(len(self.shape))):
+            raise ValueError(
+                f"{self.path}: the axes of a stack of layers must lead, and every "
+                f"other axis be a row or a column; got shape {self.shape}, rows "
+                f"{self.rows}, columns {self.columns}. Stack on axis 0 "
+                "(variable_axes={'params': 0}, in_axes=0)"
+            )
+        if self._size(self.columns) % self.groups:
+            raise ValueError(
+                f"{self.path}: {self._size(self.columns)} outputs cannot be divided "
+                f"into {self.groups} groups"
+            )
+        self._check_logarithm()
+        self._check_own_leaves()
+        if self.kind == "raw" and self.hardware.remaps:
+            raise ValueError(
+                f"{self.path}: remapping needs a mapping scale beside the kernel of a "
+                "layer, and a parameter that a rule names has none. Give its rule a "
+                "Hardware without remap"
+            )
+
+    def _check_own_leaves(self) -> None:
+        """Raises for leaves of users' parts that could not be told from others."""
+        taken = {leaf.name for leaf in BUILT_IN}
+        for leaf in self.hardware.leaves(self):
+            why = leaf.own_fault
+            if leaf.name in taken:
+                why = "another leaf has that name; call it otherwise"
+            if self.kind == "raw":
+                why = (
+                    "a parameter that a rule names has no leaves beside it. Give its "
+                    "rule a Hardware without that part"
+                )
+            if why:
+                raise ValueError(f"{self.path}: the leaf {leaf.name!r}: {why}")
+            taken.add(leaf.name)
+
+    def _check_logarithm(self) -> None:
+        """Raises for noise relative to a logarithm, which is zero at first."""
+        if self.kind != "raw" or quantity_of(self.path.rpartition("/")[2]) is None:
+            return
+        for name, kind in (
+            ("mismatch", "MismatchParameter"),
+            ("modifier", "WeightModifierParameter"),
+        ):
+            noise = getattr(self.hardware, name)
+            if noise is None or noise.type not in ("add_normal", "mult_normal"):
+                continue
+            if noise.type == "mult_normal" or noise.rel_to_actual_wmax:
+                raise ValueError(
+                    f"{self.path}: this is the logarithm of a quantity, zero at first, "
+                    f"and a {name} relative to it does nothing there; write "
+                    f'Hardware({name}={kind}(type="add_normal", std_dev=..., '
+                    "rel_to_actual_wmax=False)), the quantity's relative deviation"
+                )
+
+    @property
+    def nameless(self) -> "AnalogWeight":
+        """Without its names: equal for all arrays of one shape on one hardware."""
+        return dataclasses.replace(self, path="", layer="", rule="", derived=None)
+
+    @property
+    def layer_path(self) -> str:
+        """Path of the layer that the array belongs to."""
+        return self.path.rpartition("/")[0]
+
+    @property
+    def owner(self) -> str:
+        """What names the draws of its periphery: its layer, or itself if not alone."""
+        return self.layer_path if self.alone else self.path
+
+    @property
+    def step_draws(self) -> tuple[str, ...]:
+        """The names under which its draws of a step take their keys."""
+        of_layer = ("periphery", "frozen_periphery")
+        return (
+            draw_name(self.path, "weight_noise"),
+            *(draw_name(self.owner, effect) for effect in of_layer),
+        )
+
+    @property
+    def groups(self) -> int:
+        """Number of groups of channels, each with a matrix of its own."""
+        return self.window.groups if self.window is not None else 1
+
+    @property
+    def stack(self) -> tuple[int, ...]:
+        """Sizes of the leading axes of `to_matrix`: how many matrices there are.
+
+        The layers of a stack, the output positions of a convolution without shared
+        weights, and the groups of a convolution if it has several.
+        """
+        return (*self._leading, self.groups) if self.groups > 1 else self._leading
+
+    @property
+    def parallel(self) -> tuple[int, ...]:
+        """The last sizes of `stack`: the matrices of one layer, if not just one."""
+        count = int(self.groups > 1)
+        if self.window is not None and self.window.local:
+            count = len(self.window.sizes)
+        return self.stack[len(self.stack) - count :]
+
+    @property
+    def _leading(self) -> tuple[int, ...]:
+        return self.shape[: len(self.shape) - len(self.rows) - len(self.columns)]
+
+    @property
+    def row_sizes(self) -> tuple[int, ...]:
+        """Rows of each row tile."""
+        limit = self._mapping.max_input_size
+        return tiling.split_sizes(self._size(self.rows), limit)
+
+    @property
+    def column_sizes(self) -> tuple[int, ...]:
+        """Columns of each column tile."""
+        limit = self._mapping.max_output_size
+        return tiling.split_sizes(self._size(self.columns) // self.groups, limit)
+
+    @property
+    def tiles(self) -> tuple[int, int]:
+        """Number of row tiles and of column tiles."""
+        return len(self.row_sizes), len(self.column_sizes)
+
+    @property
+    def _mapping(self) -> MappingParameter:
+        no_limit = MappingParameter(max_input_size=None, max_output_size=None)
+        return self.hardware.mapping or no_limit
+
+    def _size(self, axes: tuple[int, ...]) -> int:
+        return math.prod(self.shape[axis] for axis in axes)
+
+    @property
+    def array(self) -> str:
+        """Name of the array in its layer, such as `"kernel"`."""
+        name = self.path.rpartition("/")[2]
+        return name.removeprefix(EFFECTIVE) if self.derived else name
+
+    @property
+    def stored(self) -> str:
+        """Path of the array that the model stores: its own, unless it is effective."""
+        return f"{self.layer_path}/{self.array}".removeprefix("/")
+
+    @property
+    def effective(self) -> "AnalogWeight":
+        """The plan of what its layer multiplies by, as `materialize` stores it."""
+        return dataclasses.replace(self, path=self.effective_path)
+
+    @property
+    def effective_path(self) -> str:
+        """Path of the leaf for what its layer multiplies by, if that is derived."""
+        return f"{self.layer_path}/{EFFECTIVE}{self.array}".removeprefix("/")
+
+    @property
+    def pending(self) -> bool:
+        """Whether what its layer multiplies by is not stored, and is to be derived."""
+        return bool(self.derived) and self.path == self.stored
+
+    def leaf(self, leaf: LeafSpec | str) -> str:
+        """Returns the path of a leaf beside the array, given its spec or its name."""
+        name = self.leaf_name(leaf)
+        return f"{self.layer_path}/{name}" if self.layer_path else name
+
+    def leaf_name(self, leaf: LeafSpec | str) -> str:
+        """Returns how a leaf is called in the layer, such as `"lora_a_probe"`."""
+        name = leaf if isinstance(leaf, str) else leaf.name
+        return name if self.alone else f"{self.array}_{name}"
+
+    def leaves(self, when: When = "model") -> tuple[LeafSpec, ...]:
+        """Returns the leaves that lie beside the array.
+
+        Args:
+          when: in the parameters of the model, in those of a chip beside these, or for
+            a step beside either.
+        """
+        every = (*BUILT_IN, *self.hardware.leaves(self))
+        return tuple(x for x in every if when in x.when and x.there(self, when))
+
+    @property
+    def own_leaves(self) -> tuple[LeafSpec, ...]:
+        """The leaves of users' parts that lie beside the array."""
+        return tuple(x for x in self.leaves() if x not in BUILT_IN)
+
+    def value_of(
+        self, leaf: LeafSpec, leaves: Mapping[str, Any], prefix: str = ""
+    ) -> Any:
+        """Returns a leaf of the model out of leaves by path; `None` without one.
+
+        Args:
+          leaf: the leaf.
+          leaves: the leaves of the parameters.
+          prefix: what the plan's paths begin with and those of the leaves do not.
+        """
+        path = self.leaf(leaf).removeprefix(f"{prefix}/")
+        return leaves[path] if path in leaves and leaf.there(self, "model") else None
+
+    @property
+    def alone(self) -> bool:
+        """Whether its leaves and draws go by its layer, and not by its own name."""
+        if self.kind == "raw":
+            return self.array not in SHARED
+        return self.array in OWNERS
+
+    @property
+    def frozen(self) -> bool:
+        """Whether its rule keeps the array, and its leaves, as they are."""
+        return self.rule.endswith(FROZEN)
+
+    @property
+    def stores_scale(self) -> bool:
+        """Whether a leaf beside the array holds its mapping scale."""
+        return self.kind != "raw" and self.hardware.stores_scale
+
+    def stored_scale(self, leaves: Mapping[str, Any], prefix: str = "") -> Any:
+        """Returns the mapping scale out of leaves by path; `None` if it is derived.
+
+        Args:
+          leaves: the leaves of the parameters.
+          prefix: what the plan's paths begin with and those of the leaves do not.
+        """
+        return self.value_of(MAPPING_SCALE, leaves, prefix)
+
+    @property
+    def leaf_shapes(self) -> dict[str, Shapes]:
+        """The leaves beside the array: by name, the shapes that each may have."""
+        return {leaf.name: leaf.shapes_of(self) for leaf in self.leaves()}
+
+    @property
+    def beside(self) -> frozenset[str]:
+        """The names of all that its hardware ever puts beside the array.
+
+        In the model's parameters, in those of a chip, or for a step.
+        """
+        every: tuple[When, ...] = ("model", "chip", "step")
+        return frozenset(leaf.name for when in every for leaf in self.leaves(when))
+
+    @property
+    def owned(self) -> frozenset[str]:
+        """The paths of all that its hardware ever puts into the layer."""
+        paths = {self.leaf(name) for name in self.beside}
+        return frozenset(paths | ({self.effective_path} if self.derived else set()))
+
+    def stored_bound(self, leaves: Mapping[str, Any], prefix: str = "") -> Any:
+        """Returns the learned clip bound out of leaves by path; `None` without one."""
+        return self.value_of(CLIP_BOUND, leaves, prefix)
+
+    def to_matrix(self, array: jax.Array) -> jax.Array:
+        """Returns the stored array as `[*stack, rows, columns]`.
+
+        Where the layer's mask leaves a weight out, there is none: it is zero.
+        """
+        if self.window is not None and self.window.mask:
+            seen = self.shape[-len(self.window.sizes) - 2 :]
+            array = jnp.where(unpack(self.window.mask, seen), array, 0)
+        array = self._unspread(jnp.transpose(array, self._order))
+        size = (self._size(self.rows), self._size(self.columns))
+        matrix = array.reshape(*self._leading, *size)
+        if self.groups == 1:
+            return matrix
+        matrix = matrix.reshape(*matrix.shape[:-1], self.groups, -1)
+        return jnp.moveaxis(matrix, -2, -3)
+
+    def from_matrix(self, matrix: jax.Array) -> jax.Array:
+        """Undoes `to_matrix`."""
+        if self.groups > 1:
+            matrix = jnp.moveaxis(matrix, -3, -2)
+        matrix = self._unspread(matrix)
+        array = matrix.reshape([self.shape[axis] for axis in self._order])
+        return jnp.transpose(array, self._inverse)
+
+    def _unspread(self, array: jax.Array) -> jax.Array:
+        """Returns an array whose axes may be merged or split, on any mesh."""
+        if len(self.rows) == len(self.columns) == self.groups == 1:
+            return array
+        for axis in range(len(self._leading), array.ndim):
+            array = tiling.gathered(array, axis)
+        return array
+
+    @property
+    def _order(self) -> tuple[int, ...]:
+        return (*range(len(self._leading)), *self.rows, *self.columns)
+
+    @property
+    def _inverse(self) -> tuple[int, ...]:
+        return tuple(sorted(range(len(self.shape)), key=self._order.__getitem__))
+
+    def spread(self, statistic: jax.Array) -> jax.Array:
+        """Returns a statistic of tiles, broadcastable against the stored array.
+
+        Args:
+          statistic: `[*stack, row tiles, columns, column tiles or 1]`.
+        """
+        statistic = self.of_columns(statistic)
+        rows = tiling.expand_rows(statistic, self.row_sizes)
+        if self.groups > 1:
+            width = self._size(self.columns) // self.groups
+            rows = jnp.moveaxis(rows, -3, -2)  # [*layers, rows, groups, columns]
+            rows = jnp.broadcast_to(rows, (*rows.shape[:-1], width))
+            rows = rows.reshape(*rows.shape[:-2], -1)
+        sizes = list(self._leading)
+        for axes, size in ((self.rows, rows.shape[-2]), (self.columns, rows.shape[-1])):
+            sizes += [self.shape[axis] if size > 1 else 1 for axis in axes]
+        return jnp.transpose(rows.reshape(sizes), self._inverse)
+
+    def of_columns(self, statistic: jax.Array) -> jax.Array:
+        """Returns a statistic of tiles as one of columns, `[..., columns or 1]`.
+
+        Args:
+          statistic: `[*stack, row tiles, columns, column tiles or 1]`.
+        """
+        return tiling.expand_columns(statistic, self.column_sizes)
+
+    def derived_scale(
+        self, matrix: jax.Array, bound: jax.Array | None = None
+    ) -> jax.Array | None:
+        r"""Returns the mapping scale of nominal weights, or `None` for 1.
+
+        .. math:: s = \max |W| / \omega \quad\text{or}\quad s = c / \omega
+
+        of each physical tile, or of each of its columns.
+
+        Args:
+          matrix: `[*stack, rows, columns]`.
+          bound: c, `[*stack, row tiles, columns]`, their learned clip bound, which is
+            their full scale then; `None` for the largest weights.
+
+        Returns:
+          `[*stack, row tiles, columns or column tiles]`; 1 where all weights are zero.
+        """
+        mapping = self._mapping
+        omega, columnwise = (
+            mapping.weight_scaling_omega,
+            mapping.weight_scaling_columnwise,
+        )
+        if omega == 0:
+            return None
+        if bound is not None:
+            w_max = jnp.abs(bound)
+        else:
+            each = columnwise or self.tiles[1] > 1
+            w_max = tiling.absolute_maximum(matrix, self.row_sizes, per_column=each)
+        if not columnwise and w_max.shape[-1] > 1:
+            w_max = tiling.over_columns(jnp.max, w_max, self.column_sizes)
+        return jnp.where(w_max > 0, w_max / omega, 1).astype(jnp.float32)
+
+    def initial_bound(self, matrix: jax.Array) -> jax.Array:
+        """Returns the learned clip bound of the beginning: the largest weights.
+
+        Args:
+          matrix: `[*stack, rows, columns]`, nominal weights.
+
+        Returns:
+          `[*stack, row tiles, columns]`; 1 where all weights are zero.
+        """
+        w_max = tiling.absolute_maximum(matrix, self.row_sizes, per_column=True)
+        return jnp.where(w_max > 0, w_max, 1).astype(jnp.float32)
+
+    @property
+    def unit_scale(self) -> jax.Array:
+        """The mapping scale of weights that are not scaled, `[*stack, *tiles]`."""
+        return jnp.ones((*self.stack, *self.tiles), jnp.float32)
+
+    def initial_scale(self, matrix: jax.Array) -> jax.Array:
+        """Returns the mapping scale that a stored leaf starts with.
+
+        Args:
+          matrix: `[*stack, rows, columns]`, nominal weights.
+
+        Returns:
+          The derived scale, or 1 without one: `[*stack, row tiles, columns]` if the
+          mapping or the remapping has a scale for each column, else
+          `[*stack, row tiles, column tiles]`.
+        """
+        scale = self.derived_scale(matrix)
+        scale = self.unit_scale if scale is None else scale
+        remap = self.hardware.remap
+        if remap is not None and remap.per_column:
+            scale = self.of_columns(scale)
+            return jnp.broadcast_to(scale, (*scale.shape[:-1], matrix.shape[-1]))
+        return scale
+
+
+def acts_in_product(weight: AnalogWeight) -> bool:
+    """Whether hardware does something at a product, and not to the array before."""
+    chip = weight.hardware
+    around = weight.ranged or chip.converts or chip.scales_outputs
+    return around or chip.modifies_in_layer("train")

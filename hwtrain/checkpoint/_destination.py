@@ -1,0 +1,117 @@
+"""Where something is written: complete, or nothing is there."""
+
+import contextlib
+import fcntl
+import glob
+import os
+import secrets
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+from hwtrain.checkpoint import _disk as disk
+from hwtrain.checkpoint._errors import HardwareCheckpointError
+from hwtrain.checkpoint._files import path_of
+from hwtrain.checkpoint._manifest import sync
+
+
+@contextlib.contextmanager
+def new(out: str | os.PathLike[str], *, folder: bool = False) -> Iterator[Path]:
+    """Gives a hidden path beside `out` to write to, and then its name to what is there.
+
+    A process that is killed may leave the hidden path, never a part of `out`; who
+    writes to `out` next removes it.
+
+    >>> import tempfile
+    >>> with tempfile.TemporaryDirectory() as directory:
+    ...     with new(f"{directory}/chip.txt") as partial:
+    ...         _ = partial.write_text("complete")
+    ...     os.listdir(directory)
+    ['chip.txt']
+
+    Args:
+      out: where it shall be; must not exist.
+      folder: whether it is a directory, which is then there, empty; otherwise a file.
+
+    Raises:
+      HardwareCheckpointError: if something lies at `out`, or it cannot be written.
+        Nothing is left behind.
+    """
+    destination = path_of(out, "expected where to write to, which must not exist")
+    check_free(destination)
+    _remove_abandoned(destination)
+    partial = destination.with_name(
+        f".{destination.name}.{secrets.token_hex(4)}.partial"
+    )
+    lock = None
+    try:
+        partial.parent.mkdir(parents=True, exist_ok=True)
+        if folder:
+            partial.mkdir()
+            lock = _lock(partial)
+        yield partial
+        for path in [*partial.rglob("*"), partial]:
+            sync(path)
+        if os.path.lexists(destination):
+            raise FileExistsError(f"{destination} appeared meanwhile")
+        partial.rename(destination)
+        sync(destination.parent)
+    except OSError as error:
+        # Before the free space is told, which this gives back.
+        _remove(partial)
+        raise HardwareCheckpointError(
+            f"{destination} could not be written: {disk.reason(error)}, "
+            f"{disk.free(destination)} free there. Nothing was left behind; make room, "
+            "or check permissions, and write it again"
+        ) from error
+    finally:
+        _remove(partial)
+        if lock is not None:
+            os.close(lock)
+
+
+def _remove(partial: Path) -> None:
+    if partial.is_dir():
+        shutil.rmtree(partial, ignore_errors=True)
+    else:
+        # What went wrong first is told, not that there is nothing to remove.
+        with contextlib.suppress(OSError):
+            partial.unlink()
+
+
+def check_free(path: Path) -> None:
+    """Raises if something lies where something shall be written, or above is a file."""
+    above = next(parent for parent in path.absolute().parents if parent.exists())
+    if not above.is_dir():
+        raise HardwareCheckpointError(
+            f"{path} cannot be written, because {above} is a file; choose another path"
+        )
+    if os.path.lexists(path):
+        raise HardwareCheckpointError(
+            f"{path} exists and is never overwritten; choose another path, or "
+            "remove it first"
+        )
+
+
+def _lock(partial: Path) -> int | None:
+    """Locks a directory for as long as this process lives; `None` if it cannot."""
+    descriptor = os.open(partial, os.O_RDONLY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        # Held by its writer, or a file system without locks.
+        os.close(descriptor)
+        return None
+    return descriptor
+
+
+def _remove_abandoned(destination: Path) -> None:
+    """Removes what writers of a destination left that were killed."""
+    pattern = f".{glob.escape(destination.name)}.{'[0-9a-f]' * 8}.partial"
+    for partial in destination.parent.glob(pattern):
+        if not partial.is_dir() or partial.is_symlink():
+            continue
+        lock = _lock(partial)
+        if lock is not None:
+            shutil.rmtree(partial, ignore_errors=True)
+            os.close(lock)

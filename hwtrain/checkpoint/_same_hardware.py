@@ -1,0 +1,71 @@
+"""A checkpoint's chip belongs to the hardware that it was exported with."""
+
+import dataclasses
+
+from hwtrain._plan.hardware import Hardware
+from hwtrain._plan.plan import Plan
+from hwtrain.checkpoint._errors import HardwareCheckpointError
+from hwtrain.periphery import InputRangeParameter
+
+
+def check_hardware(exported: Plan, model: Plan, instead: str) -> None:
+    """Raises unless a model's chips are those that its checkpoint holds.
+
+    What acts in training alone may be another.
+
+    Args:
+      exported: the plan of the checkpoint.
+      model: the plan of the model.
+      instead: what to write where other hardware is meant.
+
+    Raises:
+      HardwareCheckpointError: naming the first difference.
+    """
+    plans = (exported.effective, model.effective)
+    for path in sorted(plans[0].keys() | plans[1].keys()):
+        if any(path not in plan for plan in plans):
+            found = ["analog" if path in plan else "digital" for plan in plans]
+            difference = f"{path} is {found[0]} in the checkpoint, {found[1]}"
+        else:
+            chips = [_on_chip(plan[path].hardware) for plan in plans]
+            if chips[0] == chips[1]:
+                continue
+            name, *values = _difference(*chips)
+            difference = (
+                f"the hardware of {path} has in the checkpoint {name}={values[0]!r}, "
+                f"{name}={values[1]!r}"
+            )
+        raise HardwareCheckpointError(
+            f"{difference} in the model. A chip belongs to the hardware that it was "
+            "exported with: analogize the model with checkpoint.plan[path].hardware of "
+            f"each weight. For chips of the model's own hardware, {instead}"
+        )
+
+
+def _on_chip(hardware: Hardware) -> Hardware:
+    """Returns a chip type without what acts in training alone."""
+    modifier, clip, ranges = hardware.modifier, hardware.clip, hardware.input_range
+    return dataclasses.replace(
+        hardware,
+        modifier=modifier if modifier and modifier.enable_during_test else None,
+        clip=clip if hardware.learns_clip else None,
+        remap=None,
+        drift=None,
+        input_range=ranges and InputRangeParameter(dynamic=ranges.dynamic),
+    )
+
+
+def _difference(one: Hardware, other: Hardware) -> tuple[str, object, object]:
+    """Returns the first field that differs, or that of a part, and its values."""
+    for field in dataclasses.fields(one):
+        values = getattr(one, field.name), getattr(other, field.name)
+        if values[0] == values[1]:
+            continue
+        if type(values[0]) is not type(values[1]):
+            kinds = [None if v is None else type(v).__name__ for v in values]
+            return field.name, kinds[0], kinds[1]
+        for inner in dataclasses.fields(values[0]):
+            parts = [getattr(value, inner.name) for value in values]
+            if parts[0] != parts[1]:
+                return f"{field.name}.{inner.name}", parts[0], parts[1]
+    raise AssertionError("equal hardware has no difference")

@@ -1,0 +1,57 @@
+"""The graph of a model, found in the program of a call."""
+
+from typing import Any
+
+from flax import linen as nn
+from flax import nnx
+
+from hwtrain._flax.linen.connections import linen_connections
+from hwtrain._flax.nnx.connections import nnx_connections
+from hwtrain.checkpoint._description import Graph
+
+
+def trace_graph(model: Any, variables: Any = None, *example: Any) -> Graph:
+    """Returns how the layers of a model are connected, for `export(..., graph=)`.
+
+    The model is traced, not run. A layer is a module with parameters of its own.
+    Whatever its program does between two of them is a node named as JAX names it, such
+    as "relu"; "identity" stands where it does nothing. An addition of outputs is no
+    node: both lead to the next one.
+
+    >>> import jax, jax.numpy as jnp
+    >>> model = nn.Sequential([nn.Dense(4), nn.relu, nn.Dense(2)])
+    >>> x = jnp.ones((1, 3))
+    >>> variables = model.init(jax.random.key(0), x)
+    >>> for edge in trace_graph(model, variables, x).edges:
+    ...     print(*edge)
+    input layers_0
+    layers_0 relu
+    relu layers_2
+    layers_2 output
+
+    Args:
+      model: a Linen or an NNX model, analog or not.
+      variables: Linen: its variables, or `params` alone; arrays, or shapes and dtypes.
+        NNX: `None`.
+      *example: arguments of a call, arrays with the examples first; only shapes and
+        dtypes matter.
+
+    Raises:
+      ValueError: if the model is neither Linen nor NNX, or without an example.
+    """
+    if not isinstance(model, nn.Module | nnx.Module):
+        raise ValueError(
+            "trace_graph takes a flax.linen.Module or a flax.nnx.Module; got "
+            f"{type(model).__name__}"
+        )
+    if not example:
+        raise ValueError(
+            "how layers are connected is known only by a call: write "
+            "trace_graph(model, variables, *example)"
+        )
+    if isinstance(model, nnx.Module):
+        found = nnx_connections(model, example)
+    else:
+        tree = variables if "params" in variables else {"params": variables}
+        found = linen_connections(model, tree, example)
+    return Graph(nodes=found.nodes, edges=found.edges)

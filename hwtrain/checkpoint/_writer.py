@@ -1,0 +1,172 @@
+"""Writes a hardware-ready checkpoint."""
+
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import safetensors
+from flax import nnx
+
+from hwtrain._flax.materializing import materialize
+from hwtrain._plan.plan import Plan
+from hwtrain.checkpoint import _destination as destination
+from hwtrain.checkpoint._contents import Contents
+from hwtrain.checkpoint._description import Graph, Measurement
+from hwtrain.checkpoint._errors import HardwareCheckpointError
+from hwtrain.checkpoint._progress import Report
+from hwtrain.checkpoint._read_back import Conductances
+
+
+def export(
+    path: str | os.PathLike[str],
+    variables: Any,
+    plan: Plan | None = None,
+    *,
+    chip_seed: int | None = None,
+    chip_seeds: Iterable[int] = (),
+    measured: Mapping[int, Conductances] | None = None,
+    graph: Graph | None = None,
+    accuracy: Iterable[Measurement] = (),
+    report: Report | None = None,
+    analog: Any = None,
+    example: Sequence[Any] = (),
+) -> Path:
+    r"""Writes a model as a checkpoint that a chip can be programmed from.
+
+    .. math:: g^\pm = g_\text{min} + \max(\pm k w, 0), \qquad w = W / s
+
+    The directory is complete or not there: it is written beside `path` under a hidden
+    name and then renamed. `docs/checkpoint.md` describes the format.
+
+    >>> import tempfile
+    >>> import jax.numpy as jnp
+    >>> from hwtrain._plan.weight import AnalogWeight
+    >>> from hwtrain._plan.plan import Plan
+    >>> from hwtrain import Hardware, SinglePairConductanceConverter
+    >>> weight = AnalogWeight(
+    ...     path="dense/kernel", kind="dense", layer="Dense", shape=(1, 2), rows=(0,),
+    ...     columns=(1,), rule="", ranged=False,
+    ...     hardware=Hardware(converter=SinglePairConductanceConverter(g_max=25.0)))
+    >>> params = {"dense": {"kernel": jnp.array([[0.5, -1.0]])}}
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     path = export(f"{folder}/chip", params, Plan((weight,)))
+    ...     sorted(str(file.relative_to(path)) for file in path.rglob("*.*"))
+    ['manifest.json', 'tensors/0000.safetensors']
+
+    Args:
+      path: where the checkpoint shall be; must not exist.
+      variables: nominal values: collections as Linen has them, or the tree of
+        parameters alone; or an analog NNX model.
+      plan: the plan of the model; may be left out for an NNX model, which holds it.
+      chip_seed: seed of a chip whose frozen mismatch is drawn and stored beside the
+        nominal values. `None` for none.
+      chip_seeds: more of them.
+      measured: chips that were programmed and read back: by the chip's number, what
+        `read_conductances` returned. `None` for none.
+      graph: how the layers are connected, stored for programs that need to know.
+      accuracy: what was measured of the model, stored in the manifest.
+      report: is called with the number of layers that are written, and of all, such as
+        that of `show_progress`. `None` for none.
+      analog: the analog model, needed with an example where something stands between
+        stored weights and their layers, such as a WeightNorm: the checkpoint then holds
+        the weights that the layers multiply by; see `hwtrain.materialize`. May be left
+        out for an NNX model, which is its own.
+      example: arguments of a call of it, in a tuple.
+
+    Returns:
+      `path`.
+
+    Raises:
+      HardwareCheckpointError: (a `ValueError`) if something lies at `path`, the plan
+        does not fit the parameters, a weight is not finite, a chip has nothing frozen,
+        or the disk is full. Nothing is left behind.
+    """
+    # Measurements themselves iterate over their fields.
+    several = not isinstance(accuracy, Measurement) and isinstance(accuracy, Iterable)
+    accuracy = tuple(accuracy) if several else accuracy
+    _check_types(
+        plan=plan,
+        graph=graph,
+        accuracy=accuracy,
+        chip_seeds=chip_seeds,
+        example=example,
+    )
+    if plan is None:
+        plan = getattr(variables, "analog_plan", None)
+    if plan is None:
+        raise HardwareCheckpointError(
+            "export needs the plan of the model: export(path, variables, "
+            "hwtrain.plan(analog, variables, *example)); only an analog NNX model "
+            f"holds its own, and this is a {type(variables).__name__}"
+        )
+    if isinstance(variables, nnx.Module):
+        analog = _itself(variables, analog, example)
+    elif example and analog is None:
+        raise HardwareCheckpointError(
+            "example= are the arguments of a call of the analog model; give "
+            "analog=analog too, or neither"
+        )
+    if analog is not None:
+        given = None if variables is analog else variables
+        variables = materialize(analog, given, *example)
+        plan = plan.effective
+    seeds = [*chip_seeds] if chip_seed is None else [chip_seed, *chip_seeds]
+    with destination.new(path, folder=True) as partial:
+        contents = Contents(
+            variables, plan, seeds, measured=measured, graph=graph, accuracy=accuracy
+        )
+        try:
+            contents.write(partial, report)
+        except safetensors.SafetensorError as error:
+            raise OSError(str(error)) from error
+    return Path(path)
+
+
+def _itself(model: nnx.Module, analog: Any, example: Sequence[Any]) -> Any:
+    """Returns the analog model whose values are exported: an NNX model holds its own.
+
+    Raises:
+      HardwareCheckpointError: if it is not analog, or another model is given beside it.
+    """
+    if analog is None and not example:
+        return None
+    own = getattr(model, "analog_plan", None)
+    if own is None:
+        raise HardwareCheckpointError(
+            f"export takes the analog NNX model, and this {type(model).__name__} is a "
+            "plain one: export(path, analog, example=(x,)) of analog = "
+            "hwtrain.analogize(model, hardware)"
+        )
+    if analog is not None and getattr(analog, "analog_plan", None) != own:
+        raise HardwareCheckpointError(
+            f"analog= is another model ({type(analog).__name__}) than the NNX model "
+            f"whose values are exported ({type(model).__name__}), which is called "
+            "itself: leave analog= out, export(path, model, example=(x,))"
+        )
+    return model
+
+
+def _check_types(**given: Any) -> None:
+    """Raises for an argument of another type, by its name."""
+    for name, value in given.items():
+        kinds, what = _TYPES[name]
+        right = isinstance(value, kinds)
+        if name == "accuracy" and right:
+            right = all(isinstance(entry, Measurement) for entry in value)
+        if not right:
+            text = " ".join(repr(value).split())
+            raise HardwareCheckpointError(f"{name}= takes {what}; got {text[:200]}")
+
+
+_TYPES: dict[str, tuple[Any, str]] = {
+    "plan": (Plan | None, "hwtrain.plan(analog, variables, *example)"),
+    "graph": (Graph | None, "hwtrain.checkpoint.trace_graph(model, variables, x)"),
+    "accuracy": (
+        tuple,
+        "a list of hwtrain.checkpoint.Measurement(metric=..., mode=..., chips=..., "
+        "mean=...)",
+    ),
+    "chip_seeds": (Iterable, "a list of seeds; of one, write chip_seed="),
+    "example": (tuple | list, "the arguments of a call in a tuple, such as (x,)"),
+}

@@ -1,0 +1,222 @@
+"""What the adapters write: the arrays of a checkpoint, in NumPy."""
+
+import dataclasses
+import json
+import zipfile
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from pydantic import TypeAdapter
+
+from hwtrain._arrays import paths
+from hwtrain._parts.fields import without_none
+from hwtrain._plan.weight import AnalogWeight
+from hwtrain.checkpoint._errors import HardwareCheckpointError
+from hwtrain.checkpoint._reader import HardwareCheckpoint
+from hwtrain.checkpoint._tiles import Place, Tile, grid
+from hwtrain.periphery.input_range import RANGE
+from hwtrain.weights.mapping import OUTPUT_SCALE
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
+class Layer:
+    """An analog weight of a checkpoint and what lies beside it, of one chip.
+
+    Attributes:
+      weight: its plan.
+      kernel: its weights, float32, shaped as stored, in the unit of the model.
+      bias: the digital bias as stored, or `None`.
+      input_range: range of the inputs `[*stack, row tiles, column tiles]`, or `None`.
+      mapping_scale: nominal weight of a crossbar weight of one, that of the nominal
+        model, `[*stack, row tiles, columns or 1]`.
+      crossbars: its tiles by their place; none without a converter.
+    """
+
+    weight: AnalogWeight
+    kernel: np.ndarray
+    bias: np.ndarray | None
+    input_range: np.ndarray | None
+    mapping_scale: np.ndarray
+    crossbars: tuple[tuple[Place, Tile], ...]
+
+    @property
+    def matrix(self) -> np.ndarray:
+        """The weights as `[*stack, rows, columns]`: rows are inputs."""
+        return np.asarray(self.weight.to_matrix(jnp.asarray(self.kernel)))
+
+    def bias_of(self, index: tuple[int, ...]) -> np.ndarray | None:
+        """Returns the bias of one matrix of the stack, `[columns]`."""
+        if self.bias is None:
+            return None
+        if self.weight.groups == 1:
+            return self.bias[index].ravel()
+        *layer, group = index
+        return self.bias[tuple(layer)].reshape(self.weight.groups, -1)[group]
+
+    def range_of(self, index: tuple[int, ...], place: Place) -> float | None:
+        """Returns the range of a tile's inputs."""
+        if self.input_range is None:
+            return None
+        return float(self.input_range[index][place.row, place.column])
+
+
+def layers(checkpoint: HardwareCheckpoint, chip: int | None = None) -> Iterator[Layer]:
+    """Yields the analog weights of a checkpoint, one in memory at a time.
+
+    Learned output scales are part of the kernels and of the mapping scales.
+
+    Args:
+      checkpoint: the checkpoint.
+      chip: the seed of a frozen chip; `None` for the nominal model.
+    """
+    nominal = paths.leaves(checkpoint.params)
+    kernels = nominal if chip is None else paths.leaves(checkpoint.chip(chip))
+    with_bias = set()
+    for weight in checkpoint.plan.weights:
+        bias, input_range = None, None
+        # A layer may hold two analog weights; what lies beside them is the first's.
+        if weight.kind != "raw" and weight.layer_path not in with_bias:
+            bias = nominal.get(weight.leaf("bias"))
+            with_bias.add(weight.layer_path)
+        if weight.ranged:
+            input_range = in_numpy(nominal[weight.leaf(RANGE)])
+            _check_range(weight, input_range)
+        crossbars: tuple[tuple[Place, Tile], ...] = ()
+        if weight.hardware.converter is not None:
+            tiles = checkpoint.conductances(weight.path, chip)
+            crossbars = tuple((p, tiles[p.row][p.column]) for p in grid(weight))
+        layer = Layer(
+            weight=weight,
+            kernel=in_numpy(kernels[weight.path]),
+            bias=None if bias is None else in_numpy(bias),
+            input_range=input_range,
+            mapping_scale=_mapping_scale(weight, nominal),
+            crossbars=crossbars,
+        )
+        if weight.hardware.scales_outputs:
+            layer = _scaled(layer, in_numpy(nominal[weight.leaf(OUTPUT_SCALE)]))
+        yield layer
+
+
+def _scaled(layer: Layer, scale: np.ndarray) -> Layer:
+    """Makes learned output scales `[*stack, row tiles, columns or 1]` part of a layer.
+
+    Like the mapping scale, they multiply a tile's outputs behind its ADC.
+    """
+
+    def scaled(place: Place, tile: Tile) -> Tile:
+        part = scale[..., place.row : place.row + 1, :]
+        part = part if part.shape[-1] == 1 else part[..., place.columns]
+        return dataclasses.replace(tile, mapping_scale=tile.mapping_scale * part)
+
+    return dataclasses.replace(
+        layer,
+        kernel=layer.kernel * np.asarray(layer.weight.spread(jnp.asarray(scale))),
+        mapping_scale=layer.mapping_scale * scale,
+        crossbars=tuple((p, scaled(p, tile)) for p, tile in layer.crossbars),
+    )
+
+
+def _check_range(weight: AnalogWeight, input_range: np.ndarray) -> None:
+    shape = (*weight.stack, *weight.tiles)
+    if input_range.shape != shape:
+        raise HardwareCheckpointError(
+            f"{weight.leaf(RANGE)} should have the shape {shape}, it has "
+            f"{input_range.shape}; adopt() gives a plain model the ranges of its plan"
+        )
+
+
+def _mapping_scale(weight: AnalogWeight, nominal: Mapping[str, Any]) -> np.ndarray:
+    scale = weight.stored_scale(nominal)
+    if scale is None:
+        kernel = jnp.asarray(nominal[weight.path], jnp.float32)
+        bound = weight.stored_bound(nominal)
+        scale = weight.derived_scale(weight.to_matrix(kernel), bound)
+    if scale is None:
+        return np.ones((*weight.stack, weight.tiles[0], 1), np.float32)
+    return np.asarray(weight.of_columns(jnp.asarray(scale)), np.float32)
+
+
+def devices(tile: Tile) -> dict[str, np.ndarray]:
+    """Returns the conductances of a tile's devices by name, in µS.
+
+    Those after programming, if the tile is that of a chip with a noise model; otherwise
+    the targets.
+    """
+    return {
+        name: np.asarray(tile.programmed[name].g_prog) if tile.programmed else g
+        for name, g in tile.conductances.items()
+    }
+
+
+def name_of(weight: AnalogWeight) -> str:
+    """Returns the name of an analog weight's layer in other programs."""
+    return weight.stored.removesuffix("/kernel")
+
+
+def stack_index(weight: AnalogWeight) -> Iterator[tuple[tuple[int, ...], str]]:
+    """Yields the index and the name of each matrix of a weight; of a single one `()`.
+
+    Layers of a stack, positions and groups of a convolution each have a matrix.
+    """
+    for index in np.ndindex(*weight.stack):
+        yield index, "/".join([name_of(weight), *map(str, index)])
+
+
+def plan_of(weight: AnalogWeight) -> dict[str, Any]:
+    """Returns a weight's plan, its chip type included, as JSON has it."""
+    return without_none(_PLAN.dump_python(weight, mode="json"))
+
+
+_PLAN = TypeAdapter(AnalogWeight)
+
+
+def as_json(content: Any) -> str:
+    """Returns JSON of nested mappings and lists that may hold NumPy's numbers."""
+    return (
+        json.dumps(
+            content,
+            indent=1,
+            ensure_ascii=False,
+            allow_nan=False,
+            default=lambda array: array.tolist(),
+        )
+        + "\n"
+    )
+
+
+def in_numpy(value: Any) -> np.ndarray:
+    """Returns an array that NumPy alone can read: of a PRNG key, the key data.
+
+    Floating-point numbers of less than 32 bits become float32, without loss.
+    """
+    if isinstance(value, jax.Array) and jnp.issubdtype(
+        value.dtype, jax.dtypes.prng_key
+    ):
+        value = jax.random.key_data(value)
+    array = np.asarray(value)
+    narrow = jnp.issubdtype(array.dtype, jnp.floating) and array.dtype.itemsize < 4
+    return array.astype(np.float32) if narrow else array
+
+
+def save_npz(path: Path, arrays: Iterable[tuple[str, np.ndarray]]) -> None:
+    """Writes an `.npz` file, one array in memory at a time, equal input to equal bytes.
+
+    >>> import tempfile
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     save_npz(Path(folder, "a.npz"), [("w/0", np.ones(2, np.float32))])
+    ...     print(np.load(f"{folder}/a.npz")["w/0"])
+    [1. 1.]
+
+    Args:
+      path: the file.
+      arrays: names and arrays.
+    """
+    with zipfile.ZipFile(path, "w") as archive:
+        for name, array in arrays:
+            with archive.open(f"{name}.npy", "w", force_zip64=True) as file:
+                np.lib.format.write_array(file, array, allow_pickle=False)

@@ -1,0 +1,6 @@
+"""Weights on a chip: keys, mismatch, programming, time, reads."""
+
+from hwtrain.chips._mismatched import apply_mismatch as apply_mismatch
+from hwtrain.chips._mismatched import chip_key as chip_key
+from hwtrain.chips._programming import ProgrammedChip as ProgrammedChip
+from hwtrain.chips._programming import program_chip as program_chip

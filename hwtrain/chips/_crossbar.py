@@ -1,0 +1,252 @@
+"""The weights as a crossbar holds them: without their mapping scale."""
+
+import dataclasses
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from hwtrain._arrays import paths, tiling
+from hwtrain._parts.constant import replaced
+from hwtrain._plan.plan import Plan
+from hwtrain._plan.weight import AnalogWeight
+from hwtrain.chips._clip_bounds import clipped
+from hwtrain.weights import WeightModifier, WeightModifierParameter
+from hwtrain.weights.modifier import ON_LEVELS
+
+
+def on_crossbar(
+    weight: AnalogWeight, kernel: jax.Array, scale: jax.Array | None
+) -> tuple[jax.Array, jax.Array | float]:
+    r"""Returns the weights as the crossbar holds them, and what multiplies them.
+
+    .. math:: w = W / s
+
+    Args:
+      weight: the plan of the array.
+      kernel: the stored array, nominal.
+      scale: the stored mapping scale, if the array has one; otherwise it is derived.
+
+    Returns:
+      `(w, s)`: an array like `kernel`, and a scale broadcastable against it, 1 where
+      there is none. No gradient passes through the scale.
+    """
+    if scale is None:
+        scale = weight.derived_scale(weight.to_matrix(kernel))
+    if scale is None:
+        return kernel, 1.0
+    scale = jax.lax.stop_gradient(weight.spread(scale)).astype(kernel.dtype)
+    return kernel / scale, scale
+
+
+def largest_weight(
+    weight: AnalogWeight,
+    kernel: jax.Array,
+    scale: jax.Array | None = None,
+    *,
+    per_column: bool,
+) -> jax.Array:
+    r"""Returns the largest weight of each row tile.
+
+    .. math:: \max |W| / s = \max |W / s|
+
+    also in floating point, since rounding keeps the order.
+
+    Args:
+      weight: the plan of the array.
+      kernel: an array like the stored one.
+      scale: `[*stack, row tiles, columns, column tiles or 1]`, what it is divided by;
+        `None` for 1.
+      per_column: for each column alone.
+
+    Returns:
+      An array broadcastable against the stored one.
+    """
+    matrix, each = weight.to_matrix(kernel), per_column
+    if scale is not None:
+        scale = weight.of_columns(scale)
+        each = each or scale.shape[-1] > 1
+    w_max = tiling.absolute_maximum(matrix, weight.row_sizes, per_column=each)
+    if scale is not None:
+        w_max = w_max / jax.lax.stop_gradient(scale).astype(w_max.dtype)
+    if each and not per_column:
+        w_max = jnp.max(w_max, axis=-1, keepdims=True)
+    return weight.spread(w_max)
+
+
+def modified(
+    weight: AnalogWeight,
+    kernel: jax.Array,
+    scale: jax.Array | None,
+    key: jax.Array | None,
+    strength: jax.Array | None = None,
+    bound: jax.Array | None = None,
+    leaves: Mapping[str, jax.Array] = {},  # noqa: B006 it is only read
+) -> jax.Array:
+    """Returns the kernel with the weight modifier of its hardware applied.
+
+    Args:
+      weight: the plan of the array.
+      kernel: the stored array, nominal.
+      scale: the stored mapping scale, if the array has one; otherwise it is derived.
+      key: key of the draw; may be `None` if the modifier draws nothing.
+      strength: factor on its noise, `[]` float32; `None` for 1.
+      bound: its learned clip bound, if it has one: levels of columns are spread to it.
+      leaves: what lies beside it, by name; those of a modifier of a user's among them.
+    """
+    modifier = weight.hardware.modifier
+    if modifier is None:
+        return clipped(weight, kernel, bound)
+    steps = modifier.column_steps if bound is not None else None
+    modifier = modifier if steps is None else modifier.without_levels
+    kernel = clipped(weight, kernel, bound, steps)
+    if scale is None:
+        scale = weight.derived_scale(weight.to_matrix(kernel))
+    w, s = on_crossbar(weight, kernel, scale)
+    last = last_row(weight) if modifier.copy_last_column else None
+    w_max = jnp.asarray(modifier.assumed_wmax, w.dtype)
+    if modifier.rel_to_actual_wmax:
+        w_max = largest_weight(
+            weight,
+            kernel if last is None else jnp.where(last, 0, kernel),
+            scale,
+            per_column=modifier.per_column,
+        )
+    if modifier.unitless:
+        # Two passes over the weights less, and over their gradient.
+        w, s, w_max = kernel, 1.0, w_max * s
+    changed = w if last is None else jnp.where(last, 0, w)
+    # One of a user sees the array as it is stored, however it is cut.
+    if isinstance(modifier, WeightModifier):
+        own = modifier_leaves(weight, leaves)
+        changed = modifier(key, changed, w_max, strength, own)
+    elif not _cut_by_layer(weight):
+        changed = modifier(key, changed, w_max, strength)
+    else:
+        # The order stays the same, and so do the numbers by which elements are drawn.
+        # But the kernel that draws writes the tiles that the layer multiplies by, and
+        # finds what belongs to them without a division.
+        changed = _cut(weight, changed)
+        changed = modifier(key, changed, _cut(weight, w_max), strength)
+        changed = tiling.join(changed, weight.column_sizes, axis=-1)
+        changed = tiling.join(changed, weight.row_sizes, axis=-2)
+    changed = changed if last is None else jnp.where(last, w, changed)
+    return jnp.asarray(changed * s, kernel.dtype)
+
+
+def modifier_leaves(
+    weight: AnalogWeight, leaves: Mapping[str, jax.Array]
+) -> dict[str, jax.Array]:
+    """Returns the leaves of a user's modifier, broadcastable against the array.
+
+    Args:
+      weight: the plan of the array.
+      leaves: what lies beside it, by name.
+
+    Raises:
+      ValueError: for one that is neither of tiles nor of columns.
+    """
+    modifier: Any = weight.hardware.modifier
+    own = {}
+    for spec in modifier.leaves(weight):
+        if not spec.there(weight, "model"):
+            continue
+        leaf = leaves[spec.name]
+        last = {1, weight.tiles[1], sum(weight.column_sizes)}
+        behind = leaf.shape[len(weight.stack) :]
+        if len(behind) != 2 or behind[0] != weight.tiles[0] or behind[1] not in last:
+            raise ValueError(
+                f"{weight.path}: a modifier reads leaves of tiles or of columns, "
+                f"[row tiles, column tiles or columns]; {spec.name} has the shape "
+                f"{leaf.shape} beside {math.prod(weight.stack)} matrices"
+            )
+        own[spec.name] = weight.spread(leaf)
+    return own
+
+
+def written(
+    weight: AnalogWeight,
+    kernel: jax.Array,
+    scale: jax.Array | None,
+    bound: jax.Array | None = None,
+) -> jax.Array:
+    """Returns the kernel that is written to a chip.
+
+    It lies within its learned clip bound, and on the levels of a modifier that acts on
+    chips too: rounding comes before what the chip does to it.
+
+    Args:
+      weight: the plan of the array.
+      kernel: the stored array, nominal.
+      scale: the stored mapping scale, if the array has one; otherwise it is derived.
+      bound: its learned clip bound, if it has one.
+    """
+    chip = weight.hardware
+    modifier = chip.modifier
+    if not isinstance(modifier, WeightModifierParameter) or not modifier.rounds_chips:
+        return clipped(weight, kernel, bound)
+    chip = replaced(chip, modifier=modifier.levels)
+    rounding = dataclasses.replace(weight, hardware=chip)
+    return modified(rounding, kernel, scale, None, None, bound)
+
+
+def with_written(params: paths.Tree, plan: Plan) -> paths.Tree:
+    """Returns nominal parameters as they are written to a chip; see `written`.
+
+    Weights that say by their leaf `on_levels` that they were rounded, as those of a
+    measured chip, are not rounded again.
+
+    Args:
+      params: nominal parameters, nested mappings.
+      plan: the plan.
+    """
+    leaves = paths.leaves(params)
+    weights = {
+        weight.path: weight
+        for weight in plan.weights
+        if weight.hardware.learns_clip or weight.hardware.rounds_chips
+    }
+
+    def value(path: str, leaf: jax.Array) -> jax.Array:
+        weight = weights.get(path)
+        if weight is None:
+            return leaf
+        scale, bound = weight.stored_scale(leaves), weight.stored_bound(leaves)
+        if weight.leaf(ON_LEVELS) in leaves:
+            return clipped(weight, jnp.asarray(leaf), bound)
+        return written(weight, jnp.asarray(leaf), scale, bound)
+
+    return paths.map_leaves(value, params) if weights else params
+
+
+def _cut_by_layer(weight: AnalogWeight) -> bool:
+    """Returns whether the layer cuts the stored array into tiles of one size."""
+    chip, sizes = weight.hardware, (weight.row_sizes, weight.column_sizes)
+    cuts = (chip.converts or chip.ranged) and weight.tiles != (1, 1)
+    plain = weight.shape == (*weight.stack, *map(sum, sizes))
+    return cuts and plain and all(len(set(each)) == 1 for each in sizes)
+
+
+def _cut(weight: AnalogWeight, array: jax.Array) -> jax.Array:
+    """Returns `[*stack, row tiles, rows, column tiles, columns]`, or ones of them.
+
+    Args:
+      weight: the plan of the array.
+      array: broadcastable against the stored one, with as many axes; or a number.
+    """
+    if array.ndim == 0:
+        return array
+    for sizes, axis in ((weight.row_sizes, -2), (weight.column_sizes, -1)):
+        one = array.shape[axis] == 1
+        array = jnp.expand_dims(array, axis) if one else tiling.cut(array, sizes, axis)
+    return array
+
+
+def last_row(weight: AnalogWeight) -> jax.Array:
+    """Returns where the stored array has the weights of its last input."""
+    rows, columns = sum(weight.row_sizes), sum(weight.column_sizes)
+    last = np.arange(rows)[:, None] == rows - 1
+    return weight.from_matrix(jnp.broadcast_to(last, (*weight.stack, rows, columns)))

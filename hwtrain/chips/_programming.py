@@ -1,0 +1,442 @@
+"""A chip after programming: its conductances, and its parameters at any time.
+
+Train, program, drift, compensate: what training gives is nominal. A chip gets the
+conductances of it, with the noise of programming; they drift with time, and a digital
+factor for each tile undoes the mean of the drift.
+"""
+
+import dataclasses
+import functools
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.typing import ArrayLike
+
+from hwtrain._arrays import paths, tiling
+from hwtrain._arrays.random import draw_key, fold_in
+from hwtrain._plan.constants import joined_plan, split_plan
+from hwtrain._plan.hardware import Hardware
+from hwtrain._plan.nominal import check_nominal
+from hwtrain._plan.plan import Plan
+from hwtrain._plan.weight import AnalogWeight
+from hwtrain.chips import _conductances as conductances
+from hwtrain.chips._clip_bounds import clipped, with_open_bounds
+from hwtrain.chips._crossbar import on_crossbar, written
+from hwtrain.chips._mismatched import apply_mismatch, deviated, frozen_periphery
+from hwtrain.devices._conversion import Params
+from hwtrain.devices._programmed import Programmed
+from hwtrain.devices.stuck import with_stuck
+from hwtrain.periphery._read_keys import read_keys
+from hwtrain.periphery.mvm import tile_responses
+from hwtrain.weights.mapping import MAPPING_SCALE
+
+Keys = dict[str, Any]
+"""The keys of a weight's draws by effect: one, or one for each device. Only they depend
+on its name, so that weights of one shape share a compilation."""
+
+
+PROGRAMMED = ("g_prog", "nu", "xi", "stuck")
+"""What programming gives a device, of which a hardware has some: fields of
+`Programmed` beside its target."""
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ProgrammedWeight:
+    """The crossbars of one weight after programming.
+
+    Attributes:
+      devices: for each of the converter's devices, everything about it that is random;
+        arrays of the stored shape, in µS.
+      params: the parameters of the nominal weights' conversion; see
+        `conductances.targets`. Programming does not change them.
+      scale: the mapping scale, broadcastable against the stored array.
+      target: `[*stack, rows, columns]`, the weights that were written, without the
+        chip's mismatch, in units of the crossbar.
+      keys: of what is frozen in the chip; see `keys_of_chip`.
+    """
+
+    devices: tuple[Programmed, ...]
+    params: Params
+    scale: ArrayLike
+    target: jax.Array
+    keys: Keys
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ProgrammedChip:
+    """A chip after programming; `at` gives its parameters at a time.
+
+    Attributes:
+      params: parameters with the chip's mismatch; the nominal ones are not changed.
+      weights: by path, the weights whose hardware has a noise model or stuck devices.
+      plan: the plan of the model.
+      constants: by path of a weight, traced constants of its hardware.
+    """
+
+    params: Any
+    weights: dict[str, ProgrammedWeight]
+    plan: Plan = dataclasses.field(metadata={"static": True})
+    constants: Mapping[str, tuple[jax.Array, ...]] = dataclasses.field(
+        default_factory=dict
+    )
+
+    def at(self, t_s: ArrayLike, key: jax.Array | None = None) -> Any:
+        r"""Returns the parameters as the chip has them at a time.
+
+        .. math:: W(t) = s\,\alpha(t)\,w\big(g(t)\big)
+
+        with :math:`w(g)` the converter's weights of conductances by the scale of their
+        targets, :math:`s` the mapping scale, and :math:`\alpha` the factor of the drift
+        compensation, from the same read. It is digital, behind the ADC: a
+        `mapping_scale` beside the weights is :math:`s\,\alpha(t)`, so that the
+        crossbar holds :math:`w(g(t))`.
+
+        Args:
+          t_s: time since programming, in seconds; zero is just after. May be traced.
+          key: key of the read noise, another one for each read; `None` reads without
+            noise.
+
+        Returns:
+          A tree like the parameters.
+        """
+        found, plan = {}, joined_plan(self.plan, self.constants)
+        values = paths.leaves(self.params)
+        for path, programmed in self.weights.items():
+            weight = plan[path]
+            keys = None if key is None else keys_of_read(weight, key)
+            leaves = own_values(weight, values)
+            found[path] = weight_at(weight, programmed, t_s, keys, leaves)
+        kernels = {path: kernel for path, (kernel, _) in found.items()}
+        factors = {path: factor for path, (_, factor) in found.items()}
+
+        def now(path: str, leaf: jax.Array) -> jax.Array:
+            return kernels[path].astype(leaf.dtype) if path in kernels else leaf
+
+        params = compensated(paths.map_leaves(now, self.params), plan, factors)
+        return with_open_bounds(params, plan)
+
+
+def program_chip(params: Any, plan: Plan, key: jax.Array) -> ProgrammedChip:
+    r"""Programs a chip with a model.
+
+    .. math:: W \to W_\text{chip} \to w = W_\text{chip} / s \to g(w)
+        \to g_\text{prog}, \nu
+
+    nominal, with mismatch, on the crossbar, as target conductances, and programmed. A
+    pure function of the chip's key, each parameter's path, device and element;
+    vectorise it over chips with `jax.vmap`.
+
+    >>> import hwtrain
+    >>> from flax import linen as nn
+    >>> x = jnp.ones((1, 3))
+    >>> analog = hwtrain.analogize(nn.Dense(4), hwtrain.presets.pcm())
+    >>> params = analog.init(jax.random.key(0), x)["params"]
+    >>> plan = hwtrain.plan(analog, params, x)
+    >>> chip = program_chip(params, plan, hwtrain.chip_key(7))
+    >>> after_a_day = chip.at(86_400.0, key=jax.random.key(1))
+    >>> bool(abs(after_a_day["kernel"]).mean() < abs(params["kernel"]).mean())
+    True
+
+    Args:
+      params: nominal parameters.
+      plan: the plan; weights without a noise model and without stuck devices get their
+        mismatch only.
+      key: `chip_key(chip_seed)`.
+
+    Raises:
+      ValueError: if a weight of the plan is not among the parameters, or they are a
+        chip's already.
+
+    References:
+      Joshi et al., Accurate deep neural network inference using computational
+      phase-change memory, Nature Communications 2020.
+    """
+    check_nominal(plan, params, "program_chip")
+    plan.check_effective()
+    values = paths.leaves(params)
+    weights = {}
+    for weight in plan.weights:
+        if weight.path not in values:
+            raise ValueError(
+                f"the plan has {weight.path!r}, but the parameters do not; they have "
+                f"{sorted(values)}. Pass the parameters that the plan was made from"
+            )
+        if weight.hardware.programs:
+            weights[weight.path] = program_weight(
+                weight,
+                values[weight.path],
+                weight.stored_scale(values),
+                keys_of_chip(weight, key),
+                weight.stored_bound(values),
+            )
+    chip = apply_mismatch(params, plan, key)
+    plan, constants = split_plan(plan)
+    return ProgrammedChip(params=chip, weights=weights, plan=plan, constants=constants)
+
+
+def keys_of_chip(weight: AnalogWeight, key: jax.Array) -> Keys:
+    """Returns the keys of all that is frozen in the crossbars of one weight.
+
+    Args:
+      weight: the plan of the array; its hardware has a converter.
+      key: `chip_key(chip_seed)`.
+    """
+    return {
+        "mismatch": draw_key(key, weight.path, "mismatch"),
+        "programming": _of_devices(weight, key, "programming"),
+        "stuck": _of_devices(weight, key, "stuck"),
+        "compensation": draw_key(key, weight.path, "compensation"),
+        "frozen_periphery": draw_key(key, weight.owner, "frozen_periphery"),
+    }
+
+
+def keys_of_read(weight: AnalogWeight, key: jax.Array) -> Keys:
+    """Returns the keys of all that one read of a weight's crossbars draws.
+
+    Args:
+      weight: the plan of the array; its hardware has a converter.
+      key: key of the read.
+    """
+    return {
+        "read": _of_devices(weight, key, "read"),
+        "compensation": draw_key(key, weight.path, "compensation"),
+    }
+
+
+def _of_devices(
+    weight: AnalogWeight, key: jax.Array, effect: str
+) -> tuple[jax.Array, ...]:
+    parts = range(len(conductances.converter_of(weight).devices))
+    return tuple(draw_key(key, weight.path, effect, part) for part in parts)
+
+
+def program_weight(
+    weight: AnalogWeight,
+    kernel: jax.Array,
+    scale: jax.Array | None,
+    keys: Keys,
+    bound: jax.Array | None = None,
+) -> ProgrammedWeight:
+    """Programs the crossbars of one weight; see `program_chip`.
+
+    Args:
+      weight: the plan of the array; its hardware has a converter.
+      kernel: the stored array, nominal.
+      scale: its stored mapping scale, if it has one.
+      keys: what `keys_of_chip` returned.
+      bound: its learned clip bound, if it has one.
+    """
+    # In float32 whatever the model's dtype, as in an export.
+    kernel = jnp.asarray(kernel, jnp.float32)
+    wanted = written(weight, kernel, scale, bound)
+    kernel = clipped(weight, kernel, bound)
+    _, s = on_crossbar(weight, kernel, scale)
+    target = weight.to_matrix(wanted / s)
+    _, params = conductances.targets(weight, target)
+    chip = deviated(weight, kernel, scale, keys["mismatch"], wanted) / s
+    found = conductances.by_scale(weight, weight.to_matrix(chip), params)
+    devices = tuple(
+        _program_device(weight, weight.from_matrix(g), keys, part)
+        for part, g in enumerate(found)
+    )
+    return ProgrammedWeight(
+        devices=devices, params=params, scale=s, target=target, keys=keys
+    )
+
+
+def own_values(weight: AnalogWeight, leaves: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns the leaves of users' parts beside a weight, by name.
+
+    Args:
+      weight: the plan of the array.
+      leaves: the parameters by path.
+    """
+    return {x.name: leaves[weight.leaf(x)] for x in weight.own_leaves}
+
+
+def weight_at(
+    weight: AnalogWeight,
+    programmed: ProgrammedWeight,
+    t_s: ArrayLike,
+    keys: Keys | None,
+    leaves: Mapping[str, jax.Array] = {},  # noqa: B006 it is only read
+) -> tuple[jax.Array, jax.Array | None]:
+    """Returns one array as a chip has it, and what compensates the drift in it.
+
+    Args:
+      weight: the plan of the array.
+      programmed: its crossbars.
+      t_s: time since programming, in seconds.
+      keys: what `keys_of_read` returned; `None` for a read without noise.
+      leaves: what `own_values` returned.
+
+    Returns:
+      The stored array, float32, times the factors of the compensation; and the factors,
+      `[*stack, row tiles, columns or column tiles]`, `None` without a compensation. See
+      `ProgrammedChip.at`.
+    """
+    reads = [
+        _read_device(weight, device, t_s, None if keys is None else keys["read"][part])
+        for part, device in enumerate(programmed.devices)
+    ]
+    w = _weights(weight, reads, programmed.params)
+    compensation = weight.hardware.drift_compensation
+    if compensation is None:
+        return weight.from_matrix(w) * programmed.scale, None
+    fresh = [device.g_prog for device in programmed.devices]
+    at_zero = _weights(weight, fresh, programmed.params)
+    now = None if keys is None else keys["compensation"]
+    first, frozen = (programmed.keys[x] for x in ("compensation", "frozen_periphery"))
+    respond = functools.partial(_responses, weight, frozen=frozen, leaves=leaves)
+    baseline = compensation.baseline(
+        respond(at_zero, first),
+        _exact_responses(weight, programmed.target),
+    )
+    factor = compensation.factor(baseline, respond(w, now))
+    if factor.ndim > w.ndim:  # of each column of a tile, the last padded
+        factor = tiling.join(factor, weight.column_sizes, axis=-1)
+    of_rows = tiling.expand_rows(weight.of_columns(factor), weight.row_sizes)
+    return weight.from_matrix(w * of_rows) * programmed.scale, factor
+
+
+def compensated(
+    params: paths.Tree, plan: Plan, factors: Mapping[str, jax.Array | None]
+) -> paths.Tree:
+    r"""Returns a chip's parameters with the factors of compensations in their scales.
+
+    .. math:: s \to s\,\alpha
+
+    Args:
+      params: the chip's parameters.
+      plan: the plan.
+      factors: by path of a weight, what `weight_at` returned.
+    """
+    scaled = {plan[p].leaf(MAPPING_SCALE): (plan[p], f) for p, f in factors.items()}
+
+    def scale(path: str, leaf: jax.Array) -> jax.Array:
+        weight, factor = scaled.get(path, (None, None))
+        if weight is None or factor is None or not weight.hardware.converts:
+            return leaf
+        if leaf.shape[-1] not in (1, factor.shape[-1]):
+            leaf, factor = weight.of_columns(leaf), weight.of_columns(factor)
+        return leaf * factor
+
+    return paths.map_leaves(scale, params)
+
+
+@functools.lru_cache(maxsize=64)
+def programmed_fields(hardware: Hardware) -> tuple[str, ...]:
+    """Returns those of `PROGRAMMED` that devices of a hardware have.
+
+    >>> from hwtrain import presets
+    >>> programmed_fields(presets.pcm()), programmed_fields(Hardware())
+    (('g_prog', 'nu'), ())
+    """
+    if not hardware.programs:
+        return ()
+    found = {"g_prog"} | ({"stuck"} if hardware.sticks else set())
+    model = hardware.noise_model
+    if model is not None:
+        device = jax.eval_shape(lambda: model.program(jax.random.key(0), jnp.ones(1)))
+        found |= {name for name in PROGRAMMED if getattr(device, name) is not None}
+    return tuple(name for name in PROGRAMMED if name in found)
+
+
+def _program_device(
+    weight: AnalogWeight, g_target: jax.Array, keys: Keys, part: int
+) -> Programmed:
+    """Programs one device of every weight: `part` is its number in the converter."""
+    model, stuck = weight.hardware.noise_model, weight.hardware.stuck
+    device = Programmed(g_target=g_target, g_prog=g_target)
+    if model is not None:
+        device = model.program(keys["programming"][part], g_target)
+    if stuck is None or not stuck.draws:
+        return device
+    states = stuck(keys["stuck"][part], g_target.shape)
+    g_prog = _with_stuck(weight, device.g_prog, states)
+    return dataclasses.replace(device, g_prog=g_prog, stuck=states)
+
+
+def _read_device(
+    weight: AnalogWeight,
+    device: Programmed,
+    t_s: ArrayLike,
+    key: jax.Array | None,
+) -> jax.Array:
+    """Returns what a read of one device of every weight sees, in µS."""
+    model = weight.hardware.noise_model
+    if model is None:
+        return device.g_prog
+    if key is None:
+        g = model.mean_at(device, t_s)
+    else:
+        g = model.at(key, device, t_s)
+    return g if device.stuck is None else _with_stuck(weight, g, device.stuck)
+
+
+def _with_stuck(weight: AnalogWeight, g: jax.Array, states: jax.Array) -> jax.Array:
+    converter = conductances.converter_of(weight)
+    return with_stuck(g, states, g_min=converter.g_min, g_max=converter.g_max)
+
+
+def _weights(
+    weight: AnalogWeight, stored: list[jax.Array], params: Params
+) -> jax.Array:
+    matrices = [weight.to_matrix(g) for g in stored]
+    return conductances.back_to_weights(weight, matrices, params)
+
+
+def _responses(
+    weight: AnalogWeight,
+    w: jax.Array,
+    key: jax.Array | None,
+    *,
+    frozen: jax.Array,
+    leaves: Mapping[str, jax.Array],
+) -> jax.Array:
+    """Returns what each tile answers to one row driven by 1 after the other.
+
+    Padding adds zeros to the response now and to the baseline alike, so that their
+    ratio is that of the tile.
+
+    Args:
+      weight: the plan of the array.
+      w: `[*stack, rows, columns]`, in units of the crossbar.
+      key: key of this read of the periphery; `None` for one without noise.
+      frozen: key of what is frozen in it.
+      leaves: the leaves of users' stages by name, `[*stack, ...]`.
+
+    Returns:
+      `[*stack, row tiles, column tiles, rows, columns]`.
+    """
+    chip, compensation = weight.hardware, weight.hardware.drift_compensation
+    if compensation is None or compensation.readout == "exact" or not chip.converts:
+        return _exact_responses(weight, w)
+    sizes = {"row_sizes": weight.row_sizes, "column_sizes": weight.column_sizes}
+    of_chip = frozen_periphery(weight, frozen).reshape(-1, 2)
+
+    def respond(
+        w: jax.Array, number: jax.Array, chip_key: jax.Array, leaves: Any
+    ) -> jax.Array:
+        keys = None if key is None else read_keys(fold_in(key, number))
+        chip_key = jax.random.wrap_key_data(chip_key, impl="threefry2x32")
+        return tile_responses(
+            w, chip.stages, leaves=leaves, keys=keys, chip_key=chip_key, **sizes
+        )
+
+    matrices = w.reshape(-1, *w.shape[-2:])
+    depth, numbers = len(weight.stack), jnp.arange(len(matrices))
+    each = {k: x.reshape(-1, *x.shape[depth:]) for k, x in leaves.items()}
+    found = jax.vmap(respond)(matrices, numbers, of_chip, each)
+    return found.reshape(*w.shape[:-2], *found.shape[1:])
+
+
+def _exact_responses(weight: AnalogWeight, w: jax.Array) -> jax.Array:
+    """Returns the weights of each tile: what it answers without a periphery."""
+    columns = tiling.cut(w, weight.column_sizes, -1)
+    tiles = tiling.cut(columns, weight.row_sizes, -3)
+    return jnp.swapaxes(tiles, -3, -2)

@@ -1,0 +1,33 @@
+"""`hwtrain convert`."""
+
+import argparse
+from pathlib import Path
+
+from rich.console import Console
+
+from hwtrain import checkpoint
+from hwtrain.checkpoint import _destination as destination
+from hwtrain.checkpoint.adapters import adapter
+from hwtrain.cli._errors import bad_input
+from hwtrain.cli._options import known_parts
+from hwtrain.train._folder import is_run, read_run
+
+
+def main(options: argparse.Namespace) -> int:
+    """Runs the command and returns its exit status."""
+    path: Path = options.checkpoint
+    # Of the resolved path, because "." has no name.
+    out = options.out or Path(f"{path.resolve()}.{options.to}")
+    with bad_input():
+        known_parts(options, path)
+        write = adapter(options.to)
+        destination.check_free(out)
+        if is_run(path):
+            seed = read_run(path)[0].training.seeds[0]
+            raise ValueError(
+                f"{path}: expected a hardware-ready checkpoint, got a run; give one of "
+                f"its exports, such as {path / 'export' / f'seed_{seed}'}"
+            )
+        write(checkpoint.load(path), out, chip=options.chip)
+    Console().print(f"{out} written", soft_wrap=True, highlight=False, markup=False)
+    return 0

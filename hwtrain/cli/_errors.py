@@ -1,0 +1,37 @@
+"""Bad input on the command line."""
+
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+
+class BadInputError(Exception):
+    """What the user gave is wrong; the message is for them, on one line."""
+
+
+@contextmanager
+def bad_input(*kinds: type[Exception]) -> Iterator[None]:
+    r"""Turns what hwtrain finds wrong with files, names and values into one line.
+
+    >>> with bad_input():
+    ...     raise ValueError("config.toml: expected a file,\n got none")
+    Traceback (most recent call last):
+    hwtrain.cli._errors.BadInputError: config.toml: expected a file, got none
+
+    Args:
+      *kinds: what is turned; by default `ValueError` and `OSError`.
+
+    Raises:
+      BadInputError: the line. Its cause is what was raised.
+    """
+    try:
+        yield
+    except Exception as error:
+        if not isinstance(error, kinds or (ValueError, OSError)):
+            raise
+        raise BadInputError(" ".join(str(error).split())) from error
+
+
+def print_error(text: str) -> None:
+    """Prints one line to stderr."""
+    print(f"hwtrain: {text}", file=sys.stderr)

@@ -1,0 +1,191 @@
+"""`hwtrain inspect`."""
+
+import argparse
+from collections import Counter
+from collections.abc import Iterator
+
+import numpy as np
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+import hwtrain._plan.hardware  # noqa: F401 knows the stages
+from hwtrain._arrays import paths
+from hwtrain._flax.inspection import inspect_plan
+from hwtrain._flax.signal_side import stages_of
+from hwtrain._parts.registry import named, order
+from hwtrain._parts.slot import home
+from hwtrain._plan.weight import AnalogWeight
+from hwtrain.checkpoint._crossbars import Crossbars
+from hwtrain.checkpoint._entries import ChipEntry
+from hwtrain.checkpoint._manifest import Manifest
+from hwtrain.cli._errors import bad_input, print_error
+from hwtrain.cli._options import Model, check_file, open_model, run_of
+from hwtrain.evaluate import _plots as plots
+from hwtrain.evaluate import assert_active
+from hwtrain.evaluate._histograms import Histogram
+from hwtrain.train._run import Run
+
+_BARS = 25
+
+
+def main(options: argparse.Namespace) -> int:
+    """Runs the command and returns its exit status."""
+    console = Console()
+    with bad_input():
+        if options.stages:
+            console.print(_stages(options), highlight=False)
+            return 0
+        if options.model is None:
+            raise ValueError(
+                "inspect: expected the folder of a run, or a hardware-ready "
+                "checkpoint; --stages alone needs none"
+            )
+        if options.png is not None:
+            plots.require_matplotlib()
+            check_file(options.png)
+        model = open_model(options)
+        if options.run is not None and not options.active:
+            raise ValueError("--run is for --active; give that too, or leave it out")
+        run = run_of(model, options) if options.active else None
+        histograms = _histograms(model, options.chip)
+        if options.png is not None and not histograms:
+            raise ValueError(
+                f"--png {options.png}: no weight of {model.title} has conductances; "
+                "its hardware has no converter"
+            )
+        console.print(model.title, soft_wrap=True, highlight=False, markup=False)
+        if model.checkpoint is not None:
+            console.print(_about(model.checkpoint.manifest))
+        for table in inspect_plan(model.plan, model.variables["params"]).tables():
+            console.print(table, highlight=False)
+        if histograms:
+            console.print(_table(histograms, options.chip))
+        if options.png is not None:
+            title = f"{model.title}: {_what(options.chip)}"
+            plots.plot_histograms(histograms, options.png, title=title)
+            console.print(f"{options.png} written", soft_wrap=True, highlight=False)
+    return 0 if run is None else _prove(run, model, console)
+
+
+def _stages(options: argparse.Namespace) -> Table:
+    """Returns the stages from the outermost to the innermost, and whose they are."""
+    title = "Stages around a tile, from the outermost to the innermost"
+    table = Table("stage", "what it does", title=title, title_justify="left")
+    used: Counter[str] = Counter()
+    if options.model is not None:
+        table.add_column("around")
+        weights = [w for w in open_model(options).plan.weights if w.kind != "raw"]
+        used.update(stage.type for w in weights for stage in stages_of(w))
+    for name in order("stage"):
+        part = named("stage", name)
+        does = (part.__doc__ or "").strip().splitlines()[0]
+        whose = f" ({home(part)})" if home(part) else ""
+        row = [name, does + whose]
+        if options.model is not None:
+            row.append(f"{used[name]} weights" if used[name] else "none")
+        table.add_row(*row)
+    return table
+
+
+def _prove(run: Run, model: Model, console: Console) -> int:
+    """Shows what every effect does; returns 1 if one does nothing."""
+    analog, variables = run.on_chips(model.variables["params"])
+    try:
+        found = assert_active(analog, variables, run.test_batches()[0].inputs)
+    except ValueError as error:
+        print_error(str(error))
+        return 1
+    title = "Effects that are on, as measured"
+    table = Table("where", "effect", "measured", title=title, title_justify="left")
+    for row in found.rows:
+        table.add_row(*row)
+    console.print(table, highlight=False)
+    return 0
+
+
+def _histograms(model: Model, chip: int | None) -> dict[str, Histogram]:
+    found = {}
+    if chip is not None and model.checkpoint is None:
+        raise ValueError(
+            f"--chip {chip}: a run has no chips; export them first: hwtrain export RUN "
+            f"OUT --chip {chip}"
+        )
+    for weight in model.plan.weights:
+        converter = weight.hardware.converter
+        if converter is not None:
+            found[weight.path] = Histogram.of(
+                _conductances(model, weight, chip),
+                g_min=converter.g_min,
+                g_max=converter.g_max,
+                bins=_BARS,
+            )
+    return found
+
+
+def _conductances(
+    model: Model, weight: AnalogWeight, chip: int | None
+) -> Iterator[np.ndarray]:
+    """Yields the conductances of a weight's devices, tile by tile, in µS."""
+    if model.checkpoint is not None:
+        grid = model.checkpoint.conductances(weight.path, chip)
+        tiles = [tile for row in grid for tile in row]
+    else:
+        params = paths.leaves(model.variables["params"])
+        kernel, scale = params[weight.path], weight.stored_scale(params)
+        crossbars = Crossbars(
+            weight, np.asarray(kernel), None if scale is None else np.asarray(scale)
+        )
+        tiles = [tile for _, tile in crossbars.tiles()]
+    for tile in tiles:
+        for name, target in tile.conductances.items():
+            device = tile.programmed.get(name)
+            yield target if device is None else np.asarray(device.g_prog)
+
+
+def _what(chip: int | None) -> str:
+    return "target conductances" if chip is None else f"conductances of chip {chip}"
+
+
+def _about(manifest: Manifest) -> Table:
+    table = Table(title="Checkpoint", title_justify="left", show_header=False)
+    table.add_column()
+    table.add_column(overflow="fold")
+    versions = ", ".join(f"{name} {v}" for name, v in manifest.libraries.items())
+    table.add_row("format", f"{manifest.format} {manifest.version}")
+    table.add_row("written by", versions)
+    table.add_row("chips", ", ".join(map(_chip, manifest.chips)) or "none")
+    for found in manifest.accuracy:
+        spread = "" if found.std is None else f" ± {found.std:.2f}"
+        given = ", ".join(f"{name} {value}" for name, value in found.conditions.items())
+        table.add_row(
+            found.metric,
+            f"{found.mean:.2f}{spread} on {found.chips} chips, {found.mode}"
+            f"{f', {given}' if given else ''}",
+        )
+    table.add_row("SHA-256", manifest.sha256 or "")
+    return table
+
+
+def _chip(chip: ChipEntry) -> str:
+    return f"{chip.seed} (measured)" if chip.measured else str(chip.seed)
+
+
+def _table(histograms: dict[str, Histogram], chip: int | None) -> Table:
+    ends = sorted({tuple(h.edges[[0, -1]].tolist()) for h in histograms.values()})
+    whole = f"{ends[0][0]:g} to {ends[0][1]:g} µS" if len(ends) == 1 else ""
+    title = f"{_what(chip).capitalize()}, in µS; bars are logarithmic"
+    table = Table(title=title, title_justify="left")
+    table.add_column("weight", overflow="fold")
+    for name in ("devices", "least", "mean", "most"):
+        table.add_column(name, justify="right", no_wrap=True)
+    table.add_column(whole or "least to most", no_wrap=True)
+    for path, found in histograms.items():
+        numbers = (found.lowest, found.mean, found.highest)
+        table.add_row(
+            path,
+            f"{found.counts.sum():,}",
+            *(f"{number:.2f}" for number in numbers),
+            Text(found.text()),
+        )
+    return table

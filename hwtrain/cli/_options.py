@@ -1,0 +1,144 @@
+"""What the options mean that several commands share."""
+
+import argparse
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+from hwtrain._parts.fields import MOST_CHIPS
+from hwtrain._parts.source import load_parts, load_plugins
+from hwtrain._plan.plan import Plan
+from hwtrain.checkpoint import Graph, HardwareCheckpoint, load
+from hwtrain.train._folder import import_parts_of, is_run
+from hwtrain.train._preparation import with_effective
+from hwtrain.train._run import Run, open_run
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Model:
+    """A model that a command works on.
+
+    Attributes:
+      title: what it is, for headlines.
+      plan: its plan.
+      variables: its nominal variables.
+      graph: how its layers are connected; `None` if nobody said.
+      run: the run that it is of; `None` for a checkpoint alone.
+      checkpoint: the hardware-ready checkpoint that it was read from, if it was.
+    """
+
+    title: str
+    plan: Plan
+    variables: dict[str, Any]
+    graph: Graph | None = None
+    run: Run | None = None
+    checkpoint: HardwareCheckpoint | None = None
+
+
+def open_model(options: argparse.Namespace) -> Model:
+    """Returns the model that a command line names.
+
+    Raises:
+      ValueError: if there is none.
+    """
+    path: Path = options.model
+    known_parts(options, path)
+    if not path.is_dir():
+        raise ValueError(
+            f"{path}: expected the folder of a run or a hardware-ready checkpoint, got "
+            f"{'a file' if path.exists() else 'no such folder'}"
+        )
+    if not is_run(path):
+        if options.seed is not None:
+            raise ValueError(
+                f"--seed {options.seed} does nothing with the checkpoint {path}, which "
+                "holds one model; leave it out, or give the folder of a run"
+            )
+        checkpoint = load(path)
+        return Model(
+            title=str(path),
+            plan=checkpoint.plan,
+            variables=checkpoint.variables,
+            graph=checkpoint.manifest.graph,
+            checkpoint=checkpoint,
+        )
+    run = open_run(path)
+    seed = run.config.training.seeds[0] if options.seed is None else options.seed
+    step, params = run.trained(seed)
+    params, plan = with_effective(run.ready, run.config.hardware, params)
+    return Model(
+        title=f"{path}, hardware-aware, training seed {seed}, step {step}",
+        plan=plan,
+        variables={"params": params},
+        graph=run.ready.graph,
+        run=run,
+    )
+
+
+def known_parts(options: argparse.Namespace, path: Path) -> None:
+    """Imports the parts of users that a model may have.
+
+    They are those that the command line names, those of installed packages, and those
+    of the run that a checkpoint lies in.
+    """
+    load_plugins()
+    load_parts(options.parts)
+    runs = [getattr(options, "run", None), *path.resolve().parents]
+    for folder in filter(None, runs):
+        if is_run(folder):
+            import_parts_of(folder)
+            return
+
+
+def run_of(model: Model, options: argparse.Namespace) -> Run:
+    """Returns the run whose code and data a model needs.
+
+    Raises:
+      ValueError: if a checkpoint lies in no run and none is named, or if it is of
+        another model.
+    """
+    if model.run is not None:
+        if options.run is not None:
+            raise ValueError(
+                f"--run {options.run} does nothing with the run {options.model}; leave "
+                "it out, or give a checkpoint"
+            )
+        return model.run
+    path: Path = options.model
+    candidates = [options.run] if options.run else path.resolve().parents
+    folder = next((folder for folder in candidates if is_run(folder)), None)
+    if folder is None:
+        raise ValueError(
+            f"{path}: a checkpoint holds no model code and no data; name the run that "
+            "it is of: --run RUN"
+        )
+    run = open_run(folder)
+    if run.ready.plan.effective != model.plan:
+        raise ValueError(
+            f"{path} is of another model or hardware than the run {folder}; name its "
+            "own with --run RUN"
+        )
+    return run
+
+
+def chip_seeds(options: argparse.Namespace) -> list[int] | None:
+    """Returns the seeds of the chips that a command line names; `None` for none named.
+
+    Raises:
+      ValueError: for a number of chips below one, or beyond all sense.
+    """
+    if options.chips is None:
+        return options.chip
+    if not 1 <= options.chips <= MOST_CHIPS:
+        bound = "least 1" if options.chips < 1 else f"most {MOST_CHIPS}"
+        raise ValueError(f"--chips: expected at {bound}, got {options.chips}")
+    return list(range(options.chips))
+
+
+def check_file(path: Path) -> None:
+    """Raises if a file cannot be written to a path, as far as can be seen before."""
+    if path.is_dir() or not path.parent.is_dir():
+        raise ValueError(
+            f"{path}: expected a file in a folder that exists, got "
+            f"{'a folder' if path.is_dir() else f'no folder {path.parent}'}"
+        )

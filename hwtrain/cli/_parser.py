@@ -1,0 +1,287 @@
+"""What the command line takes: every command and its options.
+
+It imports nothing that is slow to load, so that help comes at once. What a command does
+is the function `main` of the module with its name.
+"""
+
+import argparse
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from hwtrain._version import __version__
+
+if TYPE_CHECKING:
+    Commands = argparse._SubParsersAction[argparse.ArgumentParser]
+else:
+    Commands = Any
+
+
+# Said again here, because their modules load JAX; a test compares.
+_METHODS = ("max", "moving_std", "moving_quantile", "cache_quantile")
+
+
+_TARGETS = ("aihwkit", "crosssim", "fusion-csv", "nir", "npz")
+"""Those that are built in, for the help."""
+
+
+def make_parser() -> argparse.ArgumentParser:
+    """Returns the parser; it calls the name of the command `command`."""
+    parser = argparse.ArgumentParser(
+        prog="hwtrain", description="Hardware-aware training for analog chips."
+    )
+    parser.add_argument("--version", action="version", version=__version__)
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    for add in (_train, _evaluate, _calibrate, _export, _inspect, _verify, _convert):
+        add(commands)
+    return parser
+
+
+def _train(commands: Commands) -> None:
+    parser = commands.add_parser(
+        "train",
+        help="train a plain and a hardware-aware model, export, compare on chips",
+        description="Trains the plain and the hardware-aware model of a configuration, "
+        "exports the hardware-ready checkpoint, reads it back, and compares both "
+        "models on one population of chips; for the plain model, input ranges are "
+        "calibrated from the training data.",
+    )
+    parser.add_argument("config", metavar="CONFIG", type=Path, help="a TOML file")
+    parser.add_argument(
+        "--set",
+        dest="overrides",
+        action="append",
+        default=[],
+        metavar="KEY=VALUE",
+        help="override an entry, the value as TOML writes it; may be repeated",
+    )
+    parser.add_argument(
+        "--out",
+        type=Path,
+        metavar="DIR",
+        help="the run's folder (default: runs/NAME, after the configuration's name)",
+    )
+    existing = parser.add_mutually_exclusive_group()
+    existing.add_argument(
+        "--resume", action="store_true", help="continue the run that lies in the folder"
+    )
+    existing.add_argument(
+        "--overwrite",
+        action="store_true",
+        help="delete the run that lies in the folder",
+    )
+
+
+def _evaluate(commands: Commands) -> None:
+    parser = commands.add_parser(
+        "evaluate",
+        help="accuracy of a model on a population of chips, over time",
+        description="Evaluates a run's hardware-aware model or a hardware-ready "
+        "checkpoint on the run's test set, on chips with their own frozen mismatch.",
+    )
+    _add_model(parser)
+    _add_run(parser)
+    _add_chips(parser, what="evaluate on")
+    parser.add_argument(
+        "--times",
+        type=_seconds,
+        action=_Joined,
+        nargs="+",
+        metavar="SECONDS",
+        help="times since programming, such as 0 3600 or 0,3600, for hardware with a "
+        "noise model",
+    )
+    parser.add_argument(
+        "--sensitivity",
+        action="store_true",
+        help="evaluate with one layer after the other as on a chip, and with all but "
+        "one, at one time at most",
+    )
+    parser.add_argument(
+        "--json", type=Path, metavar="FILE", help="write every value to this file"
+    )
+    parser.add_argument(
+        "--png",
+        type=Path,
+        metavar="FILE",
+        help="draw accuracy over time, or by layer with --sensitivity, to this file",
+    )
+
+
+def _seconds(text: str) -> list[float]:
+    try:
+        return [float(word) for word in text.split(",")]
+    except ValueError:
+        raise argparse.ArgumentTypeError(
+            f"expected seconds, such as 0 3600 or 0,3600, got {text!r}"
+        ) from None
+
+
+class _Joined(argparse.Action):
+    """Stores several lists as one."""
+
+    def __call__(
+        self,
+        parser: argparse.ArgumentParser,
+        namespace: argparse.Namespace,
+        values: Any,
+        option_string: str | None = None,
+    ):
+        setattr(namespace, self.dest, [x for found in values for x in found])
+
+
+def _calibrate(commands: Commands) -> None:
+    parser = commands.add_parser(
+        "calibrate",
+        help="set the input ranges of a model from data and write its checkpoint",
+        description="Sets the input range of every tile from the run's training data, "
+        "and writes the hardware-ready checkpoint. The run is not changed.",
+    )
+    _add_model(parser)
+    parser.add_argument(
+        "out", metavar="OUT", type=Path, help="the new checkpoint; must not exist"
+    )
+    parser.add_argument("--method", choices=_METHODS, default="max")
+    parser.add_argument(
+        "--batches", type=int, metavar="N", help="only the first N batches of the data"
+    )
+    _add_run(parser)
+    _add_chips(parser, what="draw and store")
+
+
+def _export(commands: Commands) -> None:
+    parser = commands.add_parser(
+        "export",
+        help="write the hardware-ready checkpoint of a run",
+        description="Writes the hardware-ready checkpoint of a run's newest "
+        "hardware-aware model, or a checkpoint's model again, with other chips.",
+    )
+    _add_model(parser)
+    parser.add_argument(
+        "out", metavar="OUT", type=Path, help="the new directory; must not exist"
+    )
+    _add_chips(parser, what="draw and store")
+
+
+def _inspect(commands: Commands) -> None:
+    parser = commands.add_parser(
+        "inspect",
+        help="show what each layer of a model does, and its conductances",
+        description="Shows what each layer of a run's model or of a hardware-ready "
+        "checkpoint really does, and a histogram of its conductances.",
+    )
+    _add_model(parser, needed=False)
+    parser.add_argument(
+        "--stages",
+        action="store_true",
+        help="show the order of the stages around a tile instead, also without a model",
+    )
+    parser.add_argument(
+        "--chip",
+        type=int,
+        metavar="SEED",
+        help="conductances of this chip of a checkpoint, instead of the targets",
+    )
+    parser.add_argument(
+        "--png", type=Path, metavar="FILE", help="draw the histograms to this file"
+    )
+    parser.add_argument(
+        "--active",
+        action="store_true",
+        help="run the model on test data and prove that every configured effect acts; "
+        "the exit status is 1 if one does not",
+    )
+    _add_run(parser)
+
+
+def _verify(commands: Commands) -> None:
+    parser = commands.add_parser(
+        "verify",
+        help="check a hardware-ready checkpoint and print its certificate",
+        description="Compares every hash, checks every range, computes every "
+        "conductance and chip once more, and prints the certificate as JSON. The exit "
+        "status is 1 if the checkpoint cannot be trusted.",
+    )
+    parser.add_argument("checkpoint", metavar="CHECKPOINT", type=Path)
+    _add_parts(parser)
+
+
+def _convert(commands: Commands) -> None:
+    parser = commands.add_parser(
+        "convert",
+        help="write a hardware-ready checkpoint for another program",
+        description="Writes a hardware-ready checkpoint in the format of a simulator "
+        "or of a chip's programmer; docs/deployment.md describes each.",
+    )
+    parser.add_argument("checkpoint", metavar="CHECKPOINT", type=Path)
+    parser.add_argument(
+        "--to",
+        required=True,
+        metavar="FORMAT",
+        help=f"{', '.join(_TARGETS)}, or one of your own",
+    )
+    parser.add_argument(
+        "--chip",
+        type=int,
+        metavar="SEED",
+        help="a frozen chip of the checkpoint (default: the nominal model)",
+    )
+    parser.add_argument(
+        "--out",
+        type=Path,
+        metavar="PATH",
+        help="the new file or folder (default: CHECKPOINT.FORMAT, beside it)",
+    )
+    _add_parts(parser)
+
+
+def _add_parts(parser: argparse.ArgumentParser) -> None:
+    """Adds the option for parts of the user's own, which a checkpoint may need."""
+    parser.add_argument(
+        "--parts",
+        action="append",
+        default=[],
+        metavar="FILE|MODULE",
+        help="a file or module that registers parts of your own; may be given again",
+    )
+
+
+def _add_model(parser: argparse.ArgumentParser, *, needed: bool = True) -> None:
+    """Adds the argument for a model and what chooses one of a run's."""
+    parser.add_argument(
+        "model",
+        metavar="RUN|CHECKPOINT",
+        type=Path,
+        nargs=None if needed else "?",
+        help="the folder of a run, or a hardware-ready checkpoint",
+    )
+    parser.add_argument(
+        "--seed",
+        type=int,
+        metavar="SEED",
+        help="which training seed of a run (default: its first)",
+    )
+    _add_parts(parser)
+
+
+def _add_run(parser: argparse.ArgumentParser) -> None:
+    """Adds the option that names the run of a checkpoint."""
+    parser.add_argument(
+        "--run",
+        type=Path,
+        metavar="RUN",
+        help="the run that has a checkpoint's model and data (default: the one that "
+        "the checkpoint lies in)",
+    )
+
+
+def _add_chips(parser: argparse.ArgumentParser, *, what: str) -> None:
+    """Adds the options that name chips."""
+    chips = parser.add_mutually_exclusive_group()
+    chips.add_argument("--chips", type=int, metavar="N", help=f"{what} chips 0 to N-1")
+    chips.add_argument(
+        "--chip",
+        type=int,
+        action="append",
+        metavar="SEED",
+        help=f"{what} the chip of this seed; may be repeated",
+    )

@@ -1,0 +1,47 @@
+"""`hwtrain train`."""
+
+import argparse
+from pathlib import Path
+
+from rich.console import Console
+
+from hwtrain import train
+from hwtrain.checkpoint import HardwareCheckpointError
+from hwtrain.cli._errors import BadInputError, bad_input
+from hwtrain.train import _folder as folder
+from hwtrain.train._checkpoints import DamagedCheckpointError
+from hwtrain.train._comparison import stop_if_asked
+from hwtrain.train._divergence import DivergedError
+from hwtrain.train._entries import EntryError
+from hwtrain.train._reading import located
+
+
+def main(options: argparse.Namespace) -> int:
+    """Runs the command and returns its exit status."""
+    console = Console()
+    out = options.out or Path("runs") / options.config.stem
+    keep = {"resume": options.resume, "overwrite": options.overwrite}
+    source = options.config.parent
+    stop_if_asked(options.stop)
+    with bad_input():
+        config = train.read_config(options.config, options.overrides)
+        continued = folder.open_folder(out, config, **keep)
+        prepare, run = train.job_of(config)
+        try:
+            ready = prepare(config, source)
+        except EntryError as error:
+            raise located(error, options.config, options.overrides) from error
+        stop_if_asked(options.stop)
+        if not continued:
+            folder.make_folder(out, config, source)
+    verb = "Continuing in" if continued else "Writing to"
+    console.print(f"{verb} {out}", soft_wrap=True, highlight=False)
+    # Not every ValueError: one out of a training run would be a defect, to be traced.
+    expected = (HardwareCheckpointError, DamagedCheckpointError, DivergedError, OSError)
+    with bad_input(*expected):
+        try:
+            run(config, ready, out, console=console, stop=options.stop)
+        except EntryError as error:
+            place = located(error, options.config, options.overrides)
+            raise BadInputError(str(place)) from error
+    return 0

@@ -1,0 +1,48 @@
+"""Devices: what programming, time and reads do to conductances, and converters."""
+
+from hwtrain.devices.bases import ConductanceConverter as ConductanceConverter
+from hwtrain.devices.bases import DriftCompensation as DriftCompensation
+from hwtrain.devices.bases import NoiseModel as NoiseModel
+from hwtrain.devices.drift_compensation import (
+    GlobalDriftCompensation as GlobalDriftCompensation,
+)
+from hwtrain.devices.drift_compensation import (
+    GlobalDriftCompensationWithExactReference as GlobalDriftCompensationWithExactReference,  # noqa: E501
+)
+from hwtrain.devices.drift_compensation import (
+    PerColumnDriftCompensation as PerColumnDriftCompensation,
+)
+from hwtrain.devices.drifting import DriftingNoiseModel as DriftingNoiseModel
+from hwtrain.devices.fitted import MeasuredNoiseModel as MeasuredNoiseModel
+from hwtrain.devices.fitted import fit_measurements as fit_measurements
+from hwtrain.devices.fitted import plot_fit as plot_fit
+from hwtrain.devices.hermes import HermesNoiseModel as HermesNoiseModel
+from hwtrain.devices.measurements import Measurements as Measurements
+from hwtrain.devices.measurements import read_measurements as read_measurements
+from hwtrain.devices.pcm import (
+    CustomDriftPCMLikeNoiseModel as CustomDriftPCMLikeNoiseModel,
+)
+from hwtrain.devices.pcm import PCMLikeNoiseModel as PCMLikeNoiseModel
+from hwtrain.devices.reram_cmo import ReRamCMONoiseModel as ReRamCMONoiseModel
+from hwtrain.devices.reram_wan2022 import (
+    ReRamWan2022NoiseModel as ReRamWan2022NoiseModel,
+)
+from hwtrain.devices.several_pairs import (
+    CustomPairConductanceConverter as CustomPairConductanceConverter,
+)
+from hwtrain.devices.several_pairs import (
+    DualPairConductanceConverter as DualPairConductanceConverter,
+)
+from hwtrain.devices.several_pairs import (
+    NPairConductanceConverter as NPairConductanceConverter,
+)
+from hwtrain.devices.single_device import (
+    SingleDeviceConductanceConverter as SingleDeviceConductanceConverter,
+)
+from hwtrain.devices.single_pair import (
+    SinglePairConductanceConverter as SinglePairConductanceConverter,
+)
+from hwtrain.devices.state_independent import (
+    StateIndependentNoiseModel as StateIndependentNoiseModel,
+)
+from hwtrain.devices.stuck import StuckParameter as StuckParameter

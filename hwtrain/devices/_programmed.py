@@ -1,0 +1,170 @@
+"""Conductances that were programmed, and what time does to them."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+from jax.typing import ArrayLike
+
+from hwtrain._arrays.random import normal
+
+_PROGRAMMING, _DEVICE = range(2)
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Programmed:
+    """Devices after programming. Everything about a chip that is random is in here.
+
+    Attributes:
+      g_target: the conductance that was wanted, in µS.
+      g_prog: the conductance that programming reached, in µS.
+      nu: drift exponent of each device, for models with a power law; else `None`.
+      xi: standard normal number of each device, which its relaxation follows, for
+        models with one; else `None`.
+      stuck: whether a device is stuck, as `hwtrain.devices.stuck` says; `None` if none
+        can be.
+    """
+
+    g_target: jax.Array
+    g_prog: jax.Array
+    nu: jax.Array | None = None
+    xi: jax.Array | None = None
+    stuck: jax.Array | None = None
+
+
+def noisy(g: jax.Array, sigma: ArrayLike, xi: ArrayLike) -> jax.Array:
+    r"""Returns conductances with noise, which cannot make them negative.
+
+    .. math:: g' = \max(g + \sigma \xi, 0)
+
+    >>> print(noisy(jnp.array([1.0, 10.0]), 2.0, -1.0))
+    [0. 8.]
+
+    Args:
+      g: the conductance that is written or read, in µS.
+      sigma: standard deviation of the noise, in µS. Zero turns it off.
+      xi: a standard normal number for each device.
+    """
+    return jnp.maximum(g + sigma * jnp.asarray(xi), 0)
+
+
+def exponent(mean: ArrayLike, std: ArrayLike, xi: ArrayLike) -> jax.Array:
+    r"""Returns a device's drift exponent, which is never negative.
+
+    .. math:: \nu = |\mu + \sigma \xi|
+
+    >>> print(exponent(0.05, 0.1, -1.0))
+    0.05
+
+    Args:
+      mean: mean exponent.
+      std: standard deviation of the exponent over devices.
+      xi: a standard normal number for each device.
+    """
+    return jnp.abs(mean + std * jnp.asarray(xi))
+
+
+def program_drifting(
+    key: jax.Array,
+    g_target: jax.Array,
+    *,
+    sigma: ArrayLike,
+    nu_mean: ArrayLike,
+    nu_std: ArrayLike,
+) -> Programmed:
+    """Programs devices whose conductance drifts with a power law.
+
+    >>> g = jnp.full((2, 3), 10.0)
+    >>> program_drifting(
+    ...     jax.random.key(0), g, sigma=1.0, nu_mean=0.05, nu_std=0.01).nu.shape
+    (2, 3)
+
+    Args:
+      key: a JAX key. Programming noise and drift exponents have their own numbers.
+      g_target: target conductances, in µS.
+      sigma: standard deviation of the programming noise, in µS. Zero turns it off.
+      nu_mean: mean drift exponent.
+      nu_std: standard deviation of the drift exponent over devices.
+    """
+    xi = normal(jax.random.fold_in(key, _PROGRAMMING), g_target.shape)
+    xi_nu = normal(jax.random.fold_in(key, _DEVICE), g_target.shape)
+    return Programmed(
+        g_target=g_target,
+        g_prog=noisy(g_target, sigma, xi),
+        nu=exponent(nu_mean, nu_std, xi_nu),
+    )
+
+
+def program_relaxing(
+    key: jax.Array, g_target: jax.Array, *, sigma: ArrayLike
+) -> Programmed:
+    """Programs devices that relax after programming.
+
+    >>> g = jnp.full((2, 3), 10.0)
+    >>> program_relaxing(jax.random.key(0), g, sigma=1.0).xi.shape
+    (2, 3)
+
+    Args:
+      key: a JAX key. Programming noise and relaxation have their own numbers.
+      g_target: target conductances, in µS.
+      sigma: standard deviation of the programming noise, in µS. Zero turns it off.
+    """
+    xi = normal(jax.random.fold_in(key, _PROGRAMMING), g_target.shape)
+    return Programmed(
+        g_target=g_target,
+        g_prog=noisy(g_target, sigma, xi),
+        xi=normal(jax.random.fold_in(key, _DEVICE), g_target.shape),
+    )
+
+
+def power_law(
+    g_prog: jax.Array, nu: ArrayLike, *, t_s: ArrayLike, t0_s: float
+) -> jax.Array:
+    r"""Returns conductances `t_s` seconds after programming.
+
+    Structural relaxation lowers the conductance as a power law,
+
+    .. math:: g(t) = g_\text{prog} \left(\frac{t + t_0}{t_0}\right)^{-\nu}.
+
+    >>> g = power_law(jnp.array([[25.0]]), jnp.array([[0.05]]), t_s=86_400.0, t0_s=20.0)
+    >>> print(f"{g[0, 0]:.2f}")
+    16.45
+
+    Args:
+      g_prog: programmed conductance, in µS.
+      nu: drift exponent of each device. Zero turns drift off.
+      t_s: time since the end of programming, in seconds. May be traced.
+      t0_s: time of the reference read after programming, in seconds.
+
+    References:
+      Nandakumar et al., Phase-change memory models for deep learning training and
+      inference, ICECS 2019.
+    """
+    return g_prog * jnp.asarray((t_s + t0_s) / t0_s) ** -jnp.asarray(nu)
+
+
+def noise_growth(t_s: ArrayLike, t_read_s: float) -> jax.Array:
+    r"""Returns how 1/f noise, integrated since programming, has grown.
+
+    .. math:: \sqrt{\ln \frac{t + t_r}{2 t_r}}
+
+    >>> print(f"{noise_growth(20.0, 250e-9):.3f}")
+    4.184
+
+    Args:
+      t_s: time since the first read, in seconds. May be traced; below `t_read_s` there
+        is no noise.
+      t_read_s: duration of a read, in seconds.
+    """
+    ratio = (jnp.asarray(t_s) + t_read_s) / (2 * t_read_s)
+    return jnp.sqrt(jnp.log(jnp.maximum(ratio, 1)))
+
+
+def _relaxation(programmed: Programmed) -> jax.Array:
+    if programmed.xi is None:
+        raise ValueError(
+            "these devices do not relax; they were programmed by another noise model. "
+            "Use that one, or call program again"
+        )
+    return programmed.xi

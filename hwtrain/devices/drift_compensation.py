@@ -1,0 +1,192 @@
+"""Drift compensation: a digital factor that undoes the mean drift of a tile."""
+
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal
+
+import jax
+import jax.numpy as jnp
+from jax.typing import ArrayLike
+from pydantic import Field
+from pydantic.dataclasses import dataclass
+
+from hwtrain._parts.fields import CONFIG
+from hwtrain._parts.part import Described
+from hwtrain.devices import drift_compensation
+
+# A tile of zeros has no response, and its factor would be infinite.
+_RESPONSE_FLOOR = 1e-4
+
+
+def response(y: jax.Array, *, per_column: bool = False) -> jax.Array:
+    r"""Returns how strongly a tile answers to one input after another.
+
+    .. math:: R = \max(\overline{|y|},\ 10^{-4})
+
+    >>> print(response(jnp.array([[0.5, -1.5], [1.0, 1.0]])))
+    1.0
+
+    Args:
+      y: `[..., rows, columns]`, the tile's outputs for the one-hot vectors, one row
+        driven at a time. Without noise and converters these are its weights: the
+        target weights give the exact reference.
+      per_column: the mean over the rows of each column, or over both.
+
+    Returns:
+      `[...]`, or `[..., columns]` per column.
+    """
+    mean = jnp.mean(jnp.abs(y), axis=-2 if per_column else (-2, -1))
+    return jnp.maximum(mean, _RESPONSE_FLOOR)
+
+
+def gain(baseline: ArrayLike, now: ArrayLike) -> jax.Array:
+    r"""Returns what a tile's output is multiplied by.
+
+    .. math:: \alpha = R_0 / R(t)
+
+    >>> print(gain(1.0, 0.8))
+    1.25
+
+    Args:
+      baseline: the response just after programming, or of the target weights.
+      now: the response at the time of use.
+
+    References:
+      Joshi et al., Accurate deep neural network inference using computational
+      phase-change memory, Nature Communications 2020.
+    """
+    return jnp.asarray(baseline) / now
+
+
+@dataclass(frozen=True, kw_only=True, config=CONFIG)
+class _DriftCompensation(Described):
+    """What every compensation has in common."""
+
+    readout: Literal["periphery", "exact"] = "periphery"
+    """How a tile's outputs are measured: through its own DAC, ADC and noise, as a chip
+    has to, with rows driven at the DAC's full scale of 1; or `"exact"`."""
+
+    def describe_in(self, ctx: Any) -> Mapping[str, str]:
+        """Returns its cell, behind that of the noise model."""
+        return {ctx.column: f"{self.describe()} drift compensation"}
+
+
+@dataclass(frozen=True, kw_only=True, config=CONFIG)
+class GlobalDriftCompensation(_DriftCompensation):
+    r"""One factor for each tile, against its response just after programming.
+
+    .. math:: \alpha = \overline{|y_0|} \,/\, \overline{|y(t)|}
+
+    >>> import jax.numpy as jnp
+    >>> compensation, y = GlobalDriftCompensation(), jnp.ones((4, 3))
+    >>> print(compensation.factor(compensation.baseline(y, y), 0.5 * y))
+    2.0
+
+    References:
+      Joshi et al., Accurate deep neural network inference using computational
+      phase-change memory, Nature Communications 2020.
+    """
+
+    type: Literal["global"] = "global"
+
+    def proof(self, ctx: Any) -> None:
+        """Says what is measured of it: the mean that it keeps."""
+        ctx.keeps_mean()
+
+    def describe(self) -> str:
+        """Returns its type."""
+        return self.type
+
+    def baseline(self, y: jax.Array, w: jax.Array) -> jax.Array:
+        """Returns what is stored when a tile has been programmed, `[...]`.
+
+        Args:
+          y: `[..., rows, columns]`, its outputs just after programming, one row driven
+            by 1 at a time.
+          w: `[..., rows, columns]`, the target weights.
+        """
+        return drift_compensation.response(y)
+
+    def factor(self, baseline: jax.Array, y: jax.Array) -> jax.Array:
+        """Returns what the tile's output is multiplied by, `[...]`.
+
+        Args:
+          baseline: what `baseline` returned.
+          y: `[..., rows, columns]`, its outputs now, one row driven by 1 at a time.
+        """
+        return drift_compensation.gain(baseline, drift_compensation.response(y))
+
+
+@dataclass(frozen=True, kw_only=True, config=CONFIG)
+class GlobalDriftCompensationWithExactReference(_DriftCompensation):
+    r"""One factor for each tile, against the response of its target weights.
+
+    .. math:: \alpha = \overline{|w|} \,/\, \overline{|y(t)|}
+
+    So it also corrects what programming did to the mean.
+
+    >>> GlobalDriftCompensationWithExactReference().type
+    'global_exact_reference'
+
+    References:
+      Joshi et al., Nature Communications 2020.
+    """
+
+    type: Literal["global_exact_reference"] = "global_exact_reference"
+
+    def proof(self, ctx: Any) -> None:
+        """Says what is measured of it: the mean that it keeps."""
+        ctx.keeps_mean(of_target=True)
+
+    def describe(self) -> str:
+        """Returns its type."""
+        return self.type
+
+    def baseline(self, y: jax.Array, w: jax.Array) -> jax.Array:
+        """Returns the response of the target weights; see `GlobalDriftCompensation`."""
+        return drift_compensation.response(w)
+
+    def factor(self, baseline: jax.Array, y: jax.Array) -> jax.Array:
+        """Returns what the output is multiplied by; see `GlobalDriftCompensation`."""
+        return drift_compensation.gain(baseline, drift_compensation.response(y))
+
+
+@dataclass(frozen=True, kw_only=True, config=CONFIG)
+class PerColumnDriftCompensation(_DriftCompensation):
+    r"""A factor for each column, against its response just after programming.
+
+    .. math:: \alpha_j = \overline{|y_{0,j}|} \,/\, \overline{|y_j(t)|}
+
+    >>> PerColumnDriftCompensation().type
+    'per_column'
+
+    References:
+      Joshi et al., Nature Communications 2020.
+    """
+
+    type: Literal["per_column"] = "per_column"
+
+    def proof(self, ctx: Any) -> None:
+        """Says what is measured of it: the mean that it keeps."""
+        ctx.keeps_mean(per_column=True)
+
+    def describe(self) -> str:
+        """Returns its type."""
+        return self.type
+
+    def baseline(self, y: jax.Array, w: jax.Array) -> jax.Array:
+        """Returns `[..., columns]`; arguments as `GlobalDriftCompensation`."""
+        return drift_compensation.response(y, per_column=True)
+
+    def factor(self, baseline: jax.Array, y: jax.Array) -> jax.Array:
+        """Returns `[..., columns]`; arguments as `GlobalDriftCompensation`."""
+        now = drift_compensation.response(y, per_column=True)
+        return drift_compensation.gain(baseline, now)
+
+
+AnyDriftCompensation = Annotated[
+    GlobalDriftCompensation
+    | GlobalDriftCompensationWithExactReference
+    | PerColumnDriftCompensation,
+    Field(discriminator="type"),
+]
+"""Any that is built in; its `type` tells which."""

@@ -1,0 +1,105 @@
+"""What noise models whose conductances drift by a power law share."""
+
+import abc
+
+import jax
+from jax.typing import ArrayLike
+
+from hwtrain._parts.fields import Deviation, Positive
+from hwtrain.devices._programmed import (
+    Programmed,
+    power_law,
+    program_drifting,
+)
+from hwtrain.devices.bases import NoiseModel
+
+
+class DriftingNoiseModel(NoiseModel):
+    r"""What every model with power-law drift has in common.
+
+    .. math::
+        g_\text{prog} &= \max(g + \sigma(g)\, \xi_1, 0) \\
+        \nu &= |\mu_\nu(g) + \sigma_\nu(g)\, \xi_2| \\
+        g(t) &= g_\text{prog} \Big(\frac{t + t_0}{t_0}\Big)^{-\nu}
+
+    and a read adds noise of its own. Conductances are the state: nothing is normalised
+    again after programming.
+    """
+
+    prog_noise_scale: Deviation = 1.0
+    """Factor on the programming noise. Zero turns it off."""
+    read_noise_scale: Deviation = 1.0
+    """Factor on the read noise. Zero turns it off."""
+    drift_scale: Deviation = 1.0
+    """Factor on the drift exponents. Zero turns drift off."""
+    t_0: Positive = 20.0
+    """Time of the reference read after programming, in seconds."""
+    t_read: Positive = 250e-9
+    """Duration of a read, in seconds."""
+
+    def must_drift(self, t_s: float) -> bool:
+        """Whether a chip must be another after a time: always."""
+        return True
+
+    @abc.abstractmethod
+    def programming_sigma(self, g: ArrayLike) -> jax.Array:
+        """Returns the standard deviation of the programming noise, in µS.
+
+        Args:
+          g: target conductance, in µS.
+        """
+
+    @abc.abstractmethod
+    def drift_mean(self, g: ArrayLike) -> jax.Array:
+        """Returns the mean drift exponent.
+
+        Args:
+          g: target conductance, in µS.
+        """
+
+    @abc.abstractmethod
+    def drift_std(self, g: ArrayLike) -> jax.Array:
+        """Returns the standard deviation of the drift exponent over devices.
+
+        Args:
+          g: target conductance, in µS.
+        """
+
+    @abc.abstractmethod
+    def read_sigma(self, programmed: Programmed, t_s: ArrayLike) -> jax.Array:
+        """Returns the standard deviation of one read, in µS.
+
+        Args:
+          programmed: the devices.
+          t_s: time since programming, in seconds. May be traced.
+        """
+
+    def program(self, key: jax.Array, g_target: jax.Array) -> Programmed:
+        """Returns devices after programming.
+
+        Args:
+          key: a JAX key.
+          g_target: target conductances of any shape, in µS.
+        """
+        return program_drifting(
+            key,
+            g_target,
+            sigma=self.programming_sigma(g_target),
+            nu_mean=self.drift_mean(g_target),
+            nu_std=self.drift_std(g_target),
+        )
+
+    def mean_at(self, programmed: Programmed, t_s: ArrayLike) -> jax.Array:
+        """Returns the conductances at a time, without read noise, in µS.
+
+        Args:
+          programmed: the devices.
+          t_s: time since programming, in seconds. May be traced.
+        """
+        nu = programmed.nu
+        if nu is None:
+            raise ValueError(
+                "these devices have no drift exponents; another model programmed "
+                "them. Use that one, or call program again"
+            )
+        return power_law(programmed.g_prog, nu, t_s=t_s, t0_s=self.t_0)

@@ -1,0 +1,176 @@
+"""Measured curves of phase-change memory, over the relative conductance a = g / g_max.
+
+Every curve is a fit to measurements of one technology: programming noise by
+`modifiers.polynomial`, and here drift exponent and read noise.
+"""
+
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+from jax.typing import ArrayLike
+from pydantic import model_validator
+from pydantic_core import ArgsKwargs
+
+from hwtrain._arrays.polynomials import polynomial
+from hwtrain._parts.constant import static
+from hwtrain._parts.fields import Positive
+from hwtrain.devices import _curves as curves
+from hwtrain.devices._curves import Coefficients, polynomial_sigma
+from hwtrain.devices._programmed import Programmed, noise_growth
+from hwtrain.devices.drifting import DriftingNoiseModel
+
+
+def hermes_drift_mean(a: jax.Array) -> jax.Array:
+    r"""Returns the mean drift exponent of the Hermes chip.
+
+    .. math:: \mu_\nu = \begin{cases}
+        \mathrm{clip}(-0.0387 \ln a - 0.0182,\ 0.072,\ 0.13) & a < 0.0945 \\
+        0.0736 - 0.0126 a - 0.0436 a^2 & \text{else}\end{cases}
+
+    >>> print(f"{hermes_drift_mean(jnp.array(1.0)):.4f}")
+    0.0174
+
+    Args:
+      a: relative conductance, positive.
+
+    References:
+      Le Gallo et al., A 64-core mixed-signal in-memory compute chip based on
+      phase-change memory for deep neural network inference, Nature Electronics 2023.
+    """
+    low = jnp.clip(-0.0387 * jnp.log(a) - 0.0182, 0.0720, 0.13)
+    return jnp.where(a < 0.0945, low, polynomial(a, (0.0736, -0.0126, -0.0436)))
+
+
+def hermes_drift_std(a: jax.Array, *, num_devices: int) -> jax.Array:
+    r"""Returns the standard deviation of the drift exponent of the Hermes chip.
+
+    A logarithm up to a = 0.3039 (one device) or 0.3055 (two), then a parabola.
+
+    >>> print(f"{hermes_drift_std(jnp.array(1.0), num_devices=2):.4f}")
+    0.0048
+
+    Args:
+      a: relative conductance, positive.
+      num_devices: devices that hold a conductance together, 1 or 2.
+
+    References:
+      Le Gallo et al., Nature Electronics 2023.
+    """
+    if num_devices == 1:
+        low = jnp.clip(-0.0120 * jnp.log(a) - 0.0023, 0.0124, 0.04)
+        return jnp.where(a < 0.3039, low, polynomial(a, (0.0104, 0.0116, -0.0165)))
+    low = jnp.clip(-0.0117 * jnp.log(a) - 0.0057, 0.0091, 0.04)
+    return jnp.where(a < 0.3055, low, polynomial(a, (0.0073, 0.0093, -0.0118)))
+
+
+def hermes_read_level(a: jax.Array, *, num_devices: int) -> jax.Array:
+    r"""Returns the read noise of the Hermes chip relative to the conductance.
+
+    A logarithm up to a = 0.1591 (one device) or 0.16 (two), then a cubic.
+
+    >>> print(f"{hermes_read_level(jnp.array(1.0), num_devices=2):.4f}")
+    0.0123
+
+    Args:
+      a: relative conductance, positive.
+      num_devices: devices that hold a conductance together, 1 or 2.
+
+    References:
+      Le Gallo et al., Nature Electronics 2023.
+    """
+    if num_devices == 1:
+        low = jnp.clip(-0.0078 * jnp.log(a) + 0.0038, 0.0179, 0.04)
+        high = polynomial(a, (0.0088, 0.0768, -0.1352, 0.0664))
+        return jnp.where(a < 0.1591, low, high)
+    low = jnp.clip(-0.0117 * jnp.log(a) - 0.0069, 0.015, 0.04)
+    high = polynomial(a, (0.0123, 0.0211, -0.0280, 0.0069))
+    return jnp.where(a < 0.16, low, high)
+
+
+# As measured, for one and for two devices.
+_MEASURED: dict[int, dict[str, Any]] = {
+    1: {
+        "g_max": 10.35,
+        "prog_coeff": (0.15781817, 2.32443916, -2.16310839, 0.68841818),
+        "t_0": 200.0,
+    },
+    2: {
+        "g_max": 20.7,
+        "prog_coeff": (0.16603222, 4.71806468, -8.48101252, 4.68961419),
+        "t_0": 300.0,
+    },
+}
+
+
+class HermesNoiseModel(DriftingNoiseModel):
+    r"""Phase-change memory of the 64-core Hermes chip.
+
+    With :math:`a = g / g_\text{max}`, for two devices,
+
+    .. math:: \sigma = (0.166 + 4.718 a - 8.481 a^2 + 4.690 a^3)\,
+        g_\text{max} / g_\text{ref}
+
+    and curves of this file for drift and read noise. What is not given is
+    as measured, and depends on `num_devices`.
+
+    >>> HermesNoiseModel(num_devices=1).g_max, HermesNoiseModel().g_max
+    (10.35, 20.7)
+
+    References:
+      Le Gallo et al., A 64-core mixed-signal in-memory compute chip based on
+      phase-change memory for deep neural network inference, Nature Electronics 2023.
+    """
+
+    type: Literal["hermes"] = "hermes"
+    num_devices: Literal[1, 2] = 2
+    """Devices that hold a conductance together."""
+    g_max: Positive = 20.7
+    """Conductance of the largest weight, in µS; 10.35 for one device."""
+    prog_coeff: Coefficients = _MEASURED[2]["prog_coeff"]
+    """Programming noise in µS, by powers of g / g_max."""
+    prog_coeff_g_max_reference: Positive | None = None
+    """The g_max in µS that `prog_coeff` was fitted at, g_ref. `None`: that of the chip
+    for its own coefficients, and `g_max` for others."""
+    t_0: Positive = 300.0
+    """Time of the reference read after programming, in seconds; 200 for one device."""
+    t_read: Positive = 512e-9
+    """Duration of a read, in seconds."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _as_measured(cls, data: Any) -> Any:
+        given = data.kwargs or {} if isinstance(data, ArgsKwargs) else data
+        if not isinstance(given, dict):
+            return data
+        measured = _MEASURED.get(given.get("num_devices", 2), {})
+        filled = measured | given
+        return ArgsKwargs((), filled) if isinstance(data, ArgsKwargs) else filled
+
+    def programming_sigma(self, g: ArrayLike) -> jax.Array:
+        """Returns the programming noise at a target conductance, both in µS."""
+        reference = self.prog_coeff_g_max_reference
+        if reference is None:
+            measured = _MEASURED[self.num_devices]
+            ours = static(self.prog_coeff) == measured["prog_coeff"]
+            reference = measured["g_max"] if ours else self.g_max
+        factor = self.prog_noise_scale * self.g_max / reference
+        return polynomial_sigma(g, self.g_max, self.prog_coeff, factor)
+
+    def drift_mean(self, g: ArrayLike) -> jax.Array:
+        """Returns the mean drift exponent at a target conductance in µS."""
+        a = curves.relative(g, self.g_max)
+        return self.drift_scale * hermes_drift_mean(a)
+
+    def drift_std(self, g: ArrayLike) -> jax.Array:
+        """Returns the spread of the drift exponent at a target conductance in µS."""
+        a = curves.relative(g, self.g_max)
+        spread = hermes_drift_std(a, num_devices=self.num_devices)
+        return self.drift_scale * spread
+
+    def read_sigma(self, programmed: Programmed, t_s: ArrayLike) -> jax.Array:
+        """Returns the noise of one read at a time in s, in µS."""
+        a = curves.relative(programmed.g_target, self.g_max)
+        level = hermes_read_level(a, num_devices=self.num_devices)
+        growth = noise_growth(t_s + self.t_0, self.t_read)
+        return self.read_noise_scale * self.mean_at(programmed, t_s) * level * growth

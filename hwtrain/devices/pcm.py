@@ -1,0 +1,182 @@
+"""Noise models of phase-change memory."""
+
+from typing import Literal, Self
+
+import jax
+import jax.numpy as jnp
+from jax.typing import ArrayLike
+from pydantic import model_validator
+
+from hwtrain._arrays.polynomials import PCM_COEFFICIENTS
+from hwtrain._parts.constant import static
+from hwtrain._parts.fields import Positive
+from hwtrain.devices import _curves as curves
+from hwtrain.devices._curves import (
+    Coefficients,
+    Points,
+    check_curve,
+    interpolate,
+    polynomial_sigma,
+)
+from hwtrain.devices._programmed import (
+    Programmed,
+    noise_growth,
+)
+from hwtrain.devices.drifting import DriftingNoiseModel
+
+
+def pcm_drift_mean(a: jax.Array) -> jax.Array:
+    r"""Returns the mean drift exponent of PCM.
+
+    .. math:: \mu_\nu = \mathrm{clip}(-0.0155 \ln a + 0.0244,\ 0.049,\ 0.1)
+
+    >>> print(pcm_drift_mean(jnp.array([1e-7, 1.0])))
+    [0.1   0.049]
+
+    Args:
+      a: relative conductance, positive.
+
+    References:
+      Nandakumar et al., Phase-change memory models for deep learning training and
+      inference, ICECS 2019.
+    """
+    return jnp.clip(-0.0155 * jnp.log(a) + 0.0244, 0.049, 0.1)
+
+
+def pcm_drift_std(a: jax.Array) -> jax.Array:
+    r"""Returns the standard deviation of the drift exponent of PCM.
+
+    .. math:: \sigma_\nu = \mathrm{clip}(-0.0125 \ln a - 0.0059,\ 0.008,\ 0.045)
+
+    >>> print(pcm_drift_std(jnp.array([1e-7, 1.0])))
+    [0.045 0.008]
+
+    Args:
+      a: relative conductance, positive.
+
+    References:
+      Nandakumar et al., ICECS 2019.
+    """
+    return jnp.clip(-0.0125 * jnp.log(a) - 0.0059, 0.008, 0.045)
+
+
+def pcm_read_level(a: jax.Array) -> jax.Array:
+    r"""Returns the read noise of PCM relative to the conductance.
+
+    .. math:: Q = \min(0.0088 / a^{0.65},\ 0.2)
+
+    >>> print(pcm_read_level(jnp.array([1e-7, 1.0])))
+    [0.2    0.0088]
+
+    Args:
+      a: relative conductance, positive.
+
+    References:
+      Nandakumar et al., ICECS 2019.
+    """
+    return jnp.minimum(0.0088 / a**0.65, 0.2)
+
+
+_PCM_G_MAX = 25.0
+
+
+class _PCMNoiseModel(DriftingNoiseModel):
+    g_max: Positive = _PCM_G_MAX
+    """Conductance of the largest weight, in µS."""
+    prog_coeff: Coefficients = PCM_COEFFICIENTS
+    """Programming noise in µS, by powers of g / g_max."""
+    prog_coeff_g_max_reference: Positive | None = None
+    """The g_max in µS that `prog_coeff` was fitted at, g_ref. `None`: 25 µS for the
+    coefficients of this model, and `g_max` for others."""
+
+    def programming_sigma(self, g: ArrayLike) -> jax.Array:
+        """Returns the programming noise at a target conductance, both in µS."""
+        reference = self.prog_coeff_g_max_reference
+        if reference is None:
+            ours = static(self.prog_coeff) == PCM_COEFFICIENTS
+            reference = _PCM_G_MAX if ours else self.g_max
+        factor = self.prog_noise_scale * self.g_max / reference
+        return polynomial_sigma(g, self.g_max, self.prog_coeff, factor)
+
+    def read_sigma(self, programmed: Programmed, t_s: ArrayLike) -> jax.Array:
+        """Returns the noise of one read at a time in s, in µS."""
+        a = curves.relative(programmed.g_target, self.g_max)
+        level = self.read_noise_scale * pcm_read_level(a)
+        growth = noise_growth(t_s + self.t_0, self.t_read)
+        return self.mean_at(programmed, t_s) * level * growth
+
+
+class PCMLikeNoiseModel(_PCMNoiseModel):
+    r"""Phase-change memory, fitted to a million devices.
+
+    With :math:`a = g / g_\text{max}`,
+
+    .. math::
+        \sigma &= (0.263 + 1.965 a - 1.173 a^2)\, g_\text{max} / g_\text{ref} \\
+        \mu_\nu &= \mathrm{clip}(-0.0155 \ln a + 0.0244,\ 0.049,\ 0.1) \\
+        \sigma_\nu &= \mathrm{clip}(-0.0125 \ln a - 0.0059,\ 0.008,\ 0.045) \\
+        \sigma_\text{read} &= g(t) \min(0.0088 / a^{0.65},\ 0.2)
+        \sqrt{\ln \frac{t + t_0 + t_r}{2 t_r}}
+
+    >>> model = PCMLikeNoiseModel()
+    >>> devices = model.program(jax.random.key(0), jnp.full((100, 100), 25.0))
+    >>> print(f"{model.mean_at(devices, 86_400.0).mean():.1f} µS")
+    16.6 µS
+
+    References:
+      Nandakumar et al., Phase-change memory models for deep learning training and
+      inference, ICECS 2019.
+
+      Joshi et al., Accurate deep neural network inference using computational
+      phase-change memory, Nature Communications 2020.
+    """
+
+    type: Literal["pcm_like"] = "pcm_like"
+
+    def drift_mean(self, g: ArrayLike) -> jax.Array:
+        """Returns the mean drift exponent at a target conductance in µS."""
+        a = curves.relative(g, self.g_max)
+        return self.drift_scale * pcm_drift_mean(a)
+
+    def drift_std(self, g: ArrayLike) -> jax.Array:
+        """Returns the spread of the drift exponent at a target conductance in µS."""
+        a = curves.relative(g, self.g_max)
+        return self.drift_scale * pcm_drift_std(a)
+
+
+class CustomDriftPCMLikeNoiseModel(_PCMNoiseModel):
+    r"""As `PCMLikeNoiseModel`, with measured drift exponents.
+
+    Mean and standard deviation of the exponent are linear in the target conductance
+    between the measured points, and constant outside them.
+
+    >>> model = CustomDriftPCMLikeNoiseModel(
+    ...     g_lst=(0.0, 25.0), nu_mean_lst=(0.1, 0.05), nu_std_lst=(0.04, 0.01))
+    >>> print(model.drift_mean(12.5))
+    0.075
+
+    References:
+      Joshi et al., Nature Communications 2020.
+    """
+
+    type: Literal["custom_drift_pcm_like"] = "custom_drift_pcm_like"
+    g_lst: Points
+    """Target conductances of the points, rising, in µS."""
+    nu_mean_lst: Points
+    """Mean drift exponent at each point."""
+    nu_std_lst: Points
+    """Standard deviation of the drift exponent at each point."""
+
+    @model_validator(mode="after")
+    def _check_points(self) -> Self:
+        check_curve("nu_mean_lst", self.g_lst, self.nu_mean_lst)
+        check_curve("nu_std_lst", self.g_lst, self.nu_std_lst)
+        return self
+
+    def drift_mean(self, g: ArrayLike) -> jax.Array:
+        """Returns the mean drift exponent at a target conductance in µS."""
+        return self.drift_scale * interpolate(g, self.g_lst, self.nu_mean_lst)
+
+    def drift_std(self, g: ArrayLike) -> jax.Array:
+        """Returns the spread of the drift exponent at a target conductance in µS."""
+        return self.drift_scale * interpolate(g, self.g_lst, self.nu_std_lst)

@@ -1,0 +1,183 @@
+"""The noise model of ReRAM with a conductive metal oxide."""
+
+from typing import Literal, Self
+
+import jax
+import jax.numpy as jnp
+from jax.typing import ArrayLike
+from pydantic import model_validator
+
+from hwtrain._arrays.polynomials import polynomial
+from hwtrain._arrays.random import normal
+from hwtrain._parts.fields import Deviation, NonNegative, Number, Positive
+from hwtrain.devices._conversion import check_range
+from hwtrain.devices._programmed import (
+    Programmed,
+    _relaxation,
+    noise_growth,
+    program_relaxing,
+)
+from hwtrain.devices.bases import NoiseModel
+
+CMO_COEFFICIENTS = {0.2: (0.00081107, 0.00106879), 2.0: (0.0112185391, 0.01129027418)}
+"""Programming noise in µS, by powers of g in µS, for each acceptance range in %."""
+
+
+_CMO_T_READ_S = 1e-6
+
+
+_CMO_LEVEL_FLOOR_US = 1e-6
+
+
+def cmo_relaxation(xi: jax.Array, t_s: ArrayLike) -> jax.Array:
+    r"""Returns how far the conductance of CMO/HfOx ReRAM has moved since programming.
+
+    .. math:: \Delta g = -0.0890 \ln t + (0.0420 \ln t + 0.4118)\, \xi
+
+    >>> print(f"{cmo_relaxation(jnp.array(0.0), 3600.0):.3f}")
+    -0.729
+
+    Args:
+      xi: a standard normal number for each device.
+      t_s: time since programming, in seconds. May be traced; below 1 s it is taken as
+        1 s, where the fit begins.
+
+    Returns:
+      In µS.
+
+    References:
+      Falcone et al., All-in-one analog AI hardware: on-chip training and inference with
+      conductive-metal-oxide/HfOx ReRAM devices, arXiv:2502.04524, 2025.
+    """
+    log_t = jnp.log(jnp.maximum(jnp.asarray(t_s, jnp.float32), 1))
+    return -0.08900206 * log_t + (0.04201137 * log_t + 0.41183342) * xi
+
+
+def cmo_read_sigma(g: jax.Array, t_s: ArrayLike) -> jax.Array:
+    r"""Returns the read noise of CMO/HfOx ReRAM.
+
+    .. math:: \sigma = 0.0277 \max(\log_{10} g, 0)
+        \sqrt{\ln \frac{t + t_r}{2 t_r}}, \qquad t_r = 1\ \text{µs}
+
+    >>> print(f"{cmo_read_sigma(jnp.array(88.2), 1.0):.3f}")
+    0.195
+
+    Args:
+      g: conductance at the time of the read, in µS.
+      t_s: time since programming, in seconds. May be traced; below 1 s it is taken as
+        1 s.
+
+    Returns:
+      In µS, of the shape of `g`.
+
+    References:
+      Falcone et al., 2025.
+    """
+    level = jnp.maximum(jnp.log10(jnp.maximum(g, _CMO_LEVEL_FLOOR_US)), 0)
+    t_s = jnp.maximum(jnp.asarray(t_s, jnp.float32), 1)
+    return 0.0277316483 * level * noise_growth(t_s, _CMO_T_READ_S)
+
+
+class ReRamCMONoiseModel(NoiseModel):
+    r"""CMO/HfOx ReRAM: it relaxes with the logarithm of time.
+
+    .. math::
+        g_\text{prog} &= \max(g + (c_0 + c_1 g)\, \xi_1, 0) \\
+        g(t) &= \mathrm{clip}(g_\text{prog} + s\,(-0.0890 \ln t
+        + (0.0420 \ln t + 0.4118)\, \xi_2),\ g_\text{min},\ g_\text{max}) \\
+        \sigma_\text{read} &= 0.0277 \log_{10} g(t)
+        \sqrt{\ln \frac{t + t_r}{2 t_r}}
+
+    Times below 1 s, where the fit begins, are taken as 1 s. :math:`\xi_2` stays with a
+    device.
+
+    >>> print(f"{ReRamCMONoiseModel(acceptance_range=2.0).programming_sigma(50.0):.3f}")
+    0.576
+
+    References:
+      Falcone et al., All-in-one analog AI hardware: on-chip training and inference with
+      conductive-metal-oxide/HfOx ReRAM devices, arXiv:2502.04524, 2025.
+    """
+
+    type: Literal["reram_cmo"] = "reram_cmo"
+    g_max: Positive = 88.199997
+    """The largest conductance, in µS."""
+    g_min: NonNegative = 9.0
+    """The smallest conductance, in µS."""
+    acceptance_range: Number = 0.2
+    """How near to its target programming brings a device: 0.2 or 2, in % of it."""
+    prog_noise_scale: Deviation = 1.0
+    """Factor on the programming noise. Zero turns it off."""
+    read_noise_scale: Deviation = 1.0
+    """Factor on the read noise. Zero turns it off."""
+    drift_scale: Deviation = 1.0
+    """Factor on the relaxation. Zero turns it off."""
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        check_range(self.g_min, self.g_max)
+        if self.acceptance_range not in CMO_COEFFICIENTS:
+            raise ValueError(
+                "acceptance_range was measured at 0.2 and at 2 (percent), got "
+                f"{self.acceptance_range}"
+            )
+        return self
+
+    def must_drift(self, t_s: float) -> bool:
+        """Whether a chip must be another after a time: always."""
+        return True
+
+    def programming_sigma(self, g: ArrayLike) -> jax.Array:
+        """Returns the standard deviation of the programming noise, in µS.
+
+        Args:
+          g: target conductance, in µS.
+        """
+        coeffs = CMO_COEFFICIENTS[self.acceptance_range]
+        g = jnp.abs(jnp.asarray(g, jnp.float32))
+        return self.prog_noise_scale * polynomial(g, coeffs)
+
+    def program(self, key: jax.Array, g_target: jax.Array) -> Programmed:
+        """Returns devices after programming.
+
+        Args:
+          key: a JAX key.
+          g_target: target conductances of any shape, in µS.
+        """
+        return program_relaxing(key, g_target, sigma=self.programming_sigma(g_target))
+
+    def mean_at(self, programmed: Programmed, t_s: ArrayLike) -> jax.Array:
+        """Returns the conductances at a time, without read noise, in µS.
+
+        Args:
+          programmed: the devices.
+          t_s: time since programming, in seconds. May be traced.
+        """
+        return jnp.clip(self._relaxed(programmed, t_s), self.g_min, self.g_max)
+
+    def _relaxed(self, programmed: Programmed, t_s: ArrayLike) -> jax.Array:
+        moved = cmo_relaxation(_relaxation(programmed), t_s)
+        return programmed.g_prog + self.drift_scale * moved
+
+    def read_sigma(self, programmed: Programmed, t_s: ArrayLike) -> jax.Array:
+        """Returns the standard deviation of one read, in µS.
+
+        Args:
+          programmed: the devices.
+          t_s: time since programming, in seconds. May be traced.
+        """
+        sigma = cmo_read_sigma(self._relaxed(programmed, t_s), t_s)
+        return self.read_noise_scale * sigma
+
+    def at(self, key: jax.Array, programmed: Programmed, t_s: ArrayLike) -> jax.Array:
+        """Returns the conductances as one read at a time sees them, in µS.
+
+        Args:
+          key: a JAX key, another one for each read.
+          programmed: the devices.
+          t_s: time since programming, in seconds. May be traced.
+        """
+        # Limited once, with all that moved it: a device beyond the limit may come back.
+        g, sigma = self._relaxed(programmed, t_s), self.read_sigma(programmed, t_s)
+        read = g + sigma * normal(key, g.shape)
+        return jnp.clip(read, self.g_min, self.g_max)

@@ -1,0 +1,149 @@
+"""The noise model of the ReRAM of Wan et al., 2022."""
+
+from typing import Literal
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.typing import ArrayLike
+
+from hwtrain._arrays.polynomials import polynomial
+from hwtrain._arrays.random import normal
+from hwtrain._parts.fields import Deviation, Positive
+from hwtrain.devices._programmed import (
+    Programmed,
+    _relaxation,
+    noisy,
+)
+from hwtrain.devices.bases import NoiseModel
+
+WAN_TIMES_S = (1.0, 86_400.0, 172_800.0)
+"""When the spread was measured, in seconds after programming."""
+
+
+WAN_COEFFICIENTS = (
+    (0.348, 16.030, -43.853, 45.393, -16.815),
+    (0.701, 22.086, -50.773, 47.095, -16.458),
+    (0.782, 20.274, -43.507, 37.062, -11.934),
+)
+"""The spread at these times in µS, by powers of g / g_max, for a g_max of 40 µS."""
+
+
+def wan_sigma(a: jax.Array, t_s: ArrayLike) -> jax.Array:
+    r"""Returns the spread of ReRAM around its target, for a g_max of 40 µS.
+
+    A polynomial in the relative conductance was fitted at 1 s, 1 day and 2 days after
+    programming. The standard deviation is linear in the logarithm of time between
+    them, and constant outside.
+
+    >>> print(wan_sigma(jnp.zeros(1), 1.0), wan_sigma(jnp.zeros(1), 1e9))
+    [0.348] [0.782]
+
+    Args:
+      a: target conductance relative to g_max.
+      t_s: time since programming, in seconds. May be traced; zero is taken as 1 s.
+
+    Returns:
+      In µS, of the shape of `a`.
+
+    References:
+      Wan et al., A compute-in-memory chip based on resistive random-access memory,
+      Nature 2022.
+    """
+    knots = [jnp.maximum(polynomial(a, coeffs), 0) for coeffs in WAN_COEFFICIENTS]
+    log_times = np.log(np.asarray(WAN_TIMES_S, np.float32))
+    log_t = jnp.log(jnp.maximum(jnp.asarray(t_s, jnp.float32), WAN_TIMES_S[0]))
+    first = jnp.clip((log_t - log_times[0]) / (log_times[1] - log_times[0]), 0, 1)
+    second = jnp.clip((log_t - log_times[1]) / (log_times[2] - log_times[1]), 0, 1)
+    return knots[0] + first * (knots[1] - knots[0]) + second * (knots[2] - knots[1])
+
+
+class ReRamWan2022NoiseModel(NoiseModel):
+    r"""ReRAM of the NeuRRAM chip: it spreads around its target as time passes.
+
+    .. math:: g(t) = \max(g + \sigma(g, t)\, \xi, 0)
+
+    The standard deviation is a polynomial in :math:`g / g_\text{max}`, measured 1 s,
+    1 day and 2 days after programming, scaled from 40 µS to `g_max`, linear in the
+    logarithm of time between and constant outside. :math:`\xi` stays with a device. The
+    measurements hold the read noise, so a read adds none.
+
+    >>> print(ReRamWan2022NoiseModel(g_max=40.0).programming_sigma(0.0))
+    0.348
+
+    References:
+      Wan et al., A compute-in-memory chip based on resistive random-access memory,
+      Nature 2022.
+    """
+
+    type: Literal["reram_wan2022"] = "reram_wan2022"
+    g_max: Positive = 40.0
+    """Conductance of the largest weight, in µS."""
+    coeff_g_max_reference: Positive = 40.0
+    """The g_max in µS that the measured spread belongs to."""
+    noise_scale: Deviation = 1.0
+    """Factor on the spread. Zero turns it off."""
+
+    def must_drift(self, t_s: float) -> bool:
+        """Whether a chip must be another after a time: always."""
+        return True
+
+    def programming_sigma(self, g: ArrayLike) -> jax.Array:
+        """Returns the spread 1 s after programming.
+
+        Args:
+          g: target conductance, in µS.
+        """
+        return self.sigma_at(g, 1.0)
+
+    def sigma_at(self, g: ArrayLike, t_s: ArrayLike) -> jax.Array:
+        """Returns the spread around a target at a time.
+
+        Args:
+          g: target conductance, in µS.
+          t_s: time since programming, in seconds. May be traced.
+        """
+        a = jnp.abs(jnp.asarray(g, jnp.float32)) / self.g_max
+        factor = self.noise_scale * self.g_max / self.coeff_g_max_reference
+        return factor * wan_sigma(a, t_s)
+
+    def program(self, key: jax.Array, g_target: jax.Array) -> Programmed:
+        """Returns devices 1 s after programming.
+
+        Args:
+          key: a JAX key.
+          g_target: target conductances of any shape, in µS.
+        """
+        # One number per device: what programming missed is where the spread begins.
+        xi = normal(key, g_target.shape)
+        g_prog = noisy(g_target, self.programming_sigma(g_target), xi)
+        return Programmed(g_target=g_target, g_prog=g_prog, xi=xi)
+
+    def mean_at(self, programmed: Programmed, t_s: ArrayLike) -> jax.Array:
+        """Returns the conductances at a time, in µS.
+
+        Args:
+          programmed: the devices.
+          t_s: time since programming, in seconds. May be traced.
+        """
+        sigma = self.sigma_at(programmed.g_target, t_s)
+        return noisy(programmed.g_target, sigma, _relaxation(programmed))
+
+    def read_sigma(self, programmed: Programmed, t_s: ArrayLike) -> jax.Array:
+        """Returns zero: the measured spread holds the read noise.
+
+        Args:
+          programmed: the devices.
+          t_s: time since programming, in seconds.
+        """
+        return jnp.zeros_like(self.mean_at(programmed, t_s))
+
+    def at(self, key: jax.Array, programmed: Programmed, t_s: ArrayLike) -> jax.Array:
+        """Returns the conductances at a time, in µS; every read is the same.
+
+        Args:
+          key: a JAX key, not used: the model has no noise of the read alone.
+          programmed: the devices.
+          t_s: time since programming, in seconds. May be traced.
+        """
+        return self.mean_at(programmed, t_s)

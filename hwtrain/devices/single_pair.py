@@ -1,0 +1,113 @@
+"""A conductance converter with a pair of devices for each weight."""
+
+from collections.abc import Sequence
+from typing import Literal, Self
+
+import jax
+from pydantic import model_validator
+from pydantic.dataclasses import dataclass
+
+from hwtrain._parts.fields import CONFIG, NonNegative, Positive
+from hwtrain.devices import _conversion as conversion
+from hwtrain.devices._conversion import (
+    DescribedConverter,
+    Params,
+    check_range,
+    require,
+    require_count,
+    require_finite,
+)
+
+
+@dataclass(frozen=True, kw_only=True, config=CONFIG)
+class SinglePairConductanceConverter(DescribedConverter):
+    r"""A weight as the difference of two conductances.
+
+    .. math::
+        g^\pm = g_\text{min} + \max(\pm k w, 0), \qquad
+        k = \frac{g_\text{max} - g_\text{min}}{\max |w|}
+
+    >>> import jax.numpy as jnp
+    >>> converter = SinglePairConductanceConverter(g_max=25.0)
+    >>> (g_pos, g_neg), params = converter.convert_to_conductances(
+    ...     jnp.array([[0.5, -1.0]]))
+    >>> print(g_pos, g_neg, params["scale_ratio"])
+    [[12.5  0. ]] [[ 0. 25.]] 25.0
+
+    References:
+      Joshi et al., Accurate deep neural network inference using computational
+      phase-change memory, Nature Communications 2020.
+    """
+
+    type: Literal["single_pair"] = "single_pair"
+    g_max: Positive = 25.0
+    """Conductance of the largest weight, in µS."""
+    g_min: NonNegative = 0.0
+    """Conductance of a device that is off, in µS."""
+    per_column: bool = False
+    """A scale for each column (last axis) instead of one for the tensor."""
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        check_range(self.g_min, self.g_max)
+        return self
+
+    @property
+    def devices(self) -> tuple[str, ...]:
+        """Names of the conductances of a weight, in order."""
+        return ("g_pos", "g_neg")
+
+    @property
+    def scales(self) -> tuple[str, ...]:
+        """Names of the parameters of a conversion."""
+        return ("scale_ratio",)
+
+    def convert_to_conductances(
+        self, weights: jax.Array
+    ) -> tuple[list[jax.Array], Params]:
+        """Returns `[g_pos, g_neg]` in µS and `{"scale_ratio": k}` in µS per weight.
+
+        Args:
+          weights: `[..., columns]`, the whole array one tensor to the scale.
+
+        Raises:
+          ValueError: for weights that are not finite, outside of `jax.jit`.
+        """
+        weights = require_finite(weights)
+        scale = conversion.scale_ratio(
+            weights, self.g_max - self.g_min, per_column=self.per_column
+        )
+        pair = conversion.to_pair(weights, scale, g_min=self.g_min)
+        return list(pair), {"scale_ratio": scale}
+
+    def convert_by_scale(self, weights: jax.Array, params: Params) -> list[jax.Array]:
+        """Returns `[g_pos, g_neg]` in µS of weights, by the scale of others.
+
+        Args:
+          weights: weights that may exceed those that the scale belongs to: their
+            conductance then exceeds g_max.
+          params: what `convert_to_conductances` returned for the others.
+
+        Raises:
+          ValueError: if there is no `scale_ratio`.
+        """
+        scale = require(params, "scale_ratio")
+        return list(conversion.to_pair(weights, scale, g_min=self.g_min))
+
+    def convert_back_to_weights(
+        self, conductances: Sequence[jax.Array], params: Params
+    ) -> jax.Array:
+        """Returns the weights of `[g_pos, g_neg]`.
+
+        Args:
+          conductances: the two conductances, in µS.
+          params: what `convert_to_conductances` returned beside them.
+
+        Raises:
+          ValueError: if there are not two conductances, or no `scale_ratio`.
+        """
+        require_count(
+            conductances, 2, "a single pair has two conductances, g_pos and g_neg"
+        )
+        g_pos, g_neg = conductances
+        return conversion.from_pair(g_pos, g_neg, require(params, "scale_ratio"))

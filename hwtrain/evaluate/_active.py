@@ -1,0 +1,307 @@
+"""Proof that every configured effect of an analog model is on."""
+
+import dataclasses
+import math
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from flax.core import meta
+
+from hwtrain._arrays import paths
+from hwtrain._flax.functional import as_function
+from hwtrain._flax.materializing import materialize
+from hwtrain._flax.modes import plan as plan_of
+from hwtrain._flax.signal_side import has_signal_side
+from hwtrain._flax.weight_side import draws, local, step_weights
+from hwtrain._plan.plan import Plan
+from hwtrain._plan.training_noise import quiet_training
+from hwtrain._plan.weight import AnalogWeight
+from hwtrain.evaluate import _bench as bench
+from hwtrain.evaluate._exported import deployed_effects
+from hwtrain.evaluate._judgement import ENOUGH, MOST_KEYS, ZEROS, repeated, strength_of
+from hwtrain.evaluate._unwatched import unwatched_effects
+from hwtrain.evaluate._updates import updated_effects
+from hwtrain.evaluate._watching import Step, watching
+from hwtrain.evaluate._weight_noise import modified_weights
+from hwtrain.weights.clip import CLIP_BOUND
+
+BYPASSED = (
+    "the layer multiplies without its periphery: it is called around its model, or "
+    "its multiplication was replaced"
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Activity:
+    """What `assert_active` measured.
+
+    Attributes:
+      rows: layer, effect and the measured amount, in words.
+    """
+
+    rows: tuple[tuple[str, str, str], ...]
+
+    def __str__(self) -> str:
+        """Returns the rows as text."""
+        return "\n".join(": ".join(row) for row in self.rows)
+
+
+def assert_active(
+    analog: Any, variables: Any, *example: Any, **kwargs: Any
+) -> Activity:
+    """Raises unless every configured effect of the model acts, as much as configured.
+
+    The wrapped model runs in train mode with several keys. In each layer, in place, the
+    outputs are compared with those without each effect; noise of a known strength must
+    have it, and be another one at each key; the DAC must round to its levels and the
+    range clip and have a gradient. An update must clip and remap the weights and move
+    the ranges. Exported chips must have their mismatch, programming noise and stuck
+    devices, drift within a day, and keep the mean that their compensation keeps. Where
+    chips differ and no effect draws in training, a row says so: it is no error.
+
+    A batch of one or two is enough, since what a layer multiplies meanwhile are vectors
+    of the test. Nearly all of the time goes into compiling: seconds for dense layers,
+    a minute or two for a residual network of some convolutions with all effects, and
+    as long for a large batch as for a small one until the model itself takes longer.
+
+    >>> import hwtrain
+    >>> from flax import linen as nn
+    >>> noise = hwtrain.WeightModifierParameter(type="add_normal", std_dev=0.1)
+    >>> analog = hwtrain.analogize(nn.Dense(4), hwtrain.Hardware(modifier=noise))
+    >>> x = jnp.ones((1, 3))
+    >>> variables = analog.init(jax.random.key(0), x)
+    >>> print(assert_active(analog, variables, x))  # doctest: +ELLIPSIS
+    kernel: modifier: 1.0... x the configured deviation
+
+    Args:
+      analog: the analog model.
+      variables: Linen: its variables. NNX: its `params`, or `None` for its own.
+      *example: arguments of a call.
+      **kwargs: keyword arguments of the call. For Linen also `rngs`, `mutable` and
+        `method`, as Flax's `apply` takes them. What else the model draws, as a Dropout
+        does, is the same at every call; and neither what it writes nor the count of its
+        own streams is kept.
+
+    Returns:
+      What was measured.
+
+    Raises:
+      ValueError: naming layer, effect and likely cause, for all that do nothing.
+    """
+    linen = not isinstance(analog, nnx.Module)
+    given = (variables, *example) if linen else ()
+    plan = plan_of(analog, *given, **(kwargs if linen else {}))
+    function, tree = as_function(analog, "train", variables)
+    params = meta.unbox(tree["params"])
+    keys = [jax.random.key(seed) for seed in range(_steps(plan))]
+    with watching(function, kwargs) as watched:
+        steps = watched(tree, keys, *example)
+    on_chip = plan.effective
+    if on_chip != plan:
+        made = materialize(analog, tree, *example, **kwargs)
+        params = meta.unbox(made["params"])
+    log = judged(plan, params, keys, steps)
+    for path, effect, wrong, amount in (
+        *unwatched_effects(
+            analog, plan, steps[: bench.KEYS], variables, *example, **kwargs
+        ),
+        *updated_effects(plan, params),
+        *deployed_effects(on_chip, params),
+    ):
+        log.note(path, effect, amount, wrong)
+    quiet = quiet_training(plan)
+    if quiet is not None:
+        log.note("the model", "noise of training", quiet, None)
+    if log.wrong:
+        raise ValueError(
+            "configured effects that do nothing, or not as configured:\n"
+            + "\n".join(f"  {line}" for line in log.wrong)
+        )
+    return Activity(tuple(log.rows))
+
+
+def _steps(plan: Plan) -> int:
+    """Returns how many steps tell the noise of every layer's weights."""
+    steps = bench.KEYS
+    for weight in plan.weights:
+        chip, size = weight.hardware, math.prod(weight.shape)
+        if not chip.draws_weights("train") or chip.modifies_in_layer("train"):
+            continue
+        modifier: Any = chip.modifier
+        # At 30 expected ones, none are 5 standard deviations away.
+        rare = 30 / modifier.changed_share if modifier.changed_share < 1 else 0
+        steps = max(steps, math.ceil(max(ENOUGH, rare) / size))
+    return min(steps, MOST_KEYS)
+
+
+def judged(
+    plan: Plan, params: paths.Tree, keys: list[jax.Array], steps: list[Step]
+) -> "_Log":
+    """Returns what follows of the steps that were seen, one of each key."""
+    log = _Log(steps, zeros=_of_zeros(plan, params))
+    first = steps[0].outputs
+    if draws(plan, "train") and all((s.outputs == first).all() for s in steps):
+        why = ZEROS if len(log.zeros) == len(plan.weights) else None
+        same = "the outputs are the same at every step key"
+        log.wrong.append(f"the model: noise: {why or same}")
+    for weight in plan.weights:
+        seen = log.of(weight.path)
+        own = weight.effective if weight.pending else weight
+        noise = modified_weights(own, plan, params, keys, seen)
+        if noise is not None:
+            log.note(weight.path, "modifier", *noise)
+        if weight.hardware.learns_clip:
+            _check_learned_clip(log, weight, plan, params)
+        if weight.kind != "raw":
+            _check_layer(log, weight)
+    return log
+
+
+def _of_zeros(plan: Plan, params: paths.Tree) -> set[str]:
+    """Returns the weights that have a matrix of zeros."""
+    values = paths.leaves(params)
+
+    def zeros(weight: AnalogWeight) -> bool:
+        path = weight.effective_path if weight.pending else weight.path
+        matrix = weight.to_matrix(jnp.asarray(values[local(plan, path)]))
+        return not bool(jnp.all(jnp.any(matrix != 0, axis=(-2, -1))))
+
+    return {weight.path for weight in plan.weights if zeros(weight)}
+
+
+class _Log:
+    """What was seen of every layer, and what follows of it."""
+
+    def __init__(self, steps: list[Step], zeros: set[str]):
+        self.steps, self.zeros = steps, zeros
+        self.rows: list[tuple[str, str, str]] = []
+        self.wrong: list[str] = []
+
+    def of(self, path: str) -> list[list[bench.Readings]]:
+        """Returns the readings of a layer: for each key, of each of its calls."""
+        return [step.readings.get(path, []) for step in self.steps]
+
+    def note(self, path: str, effect: str, amount: str, wrong: str | None) -> None:
+        """Notes what was measured of an effect, or what is wrong with it."""
+        if wrong:
+            self.fail(path, effect, wrong)
+        else:
+            self.rows.append((path, effect, amount))
+
+    def fail(self, path: str, effect: str, cause: str) -> None:
+        """Notes an effect that does nothing."""
+        cause = ZEROS if path in self.zeros else cause
+        self.wrong.append(f"{path}: {effect}: {cause}")
+
+
+def _check_layer(log: _Log, weight: AnalogWeight) -> None:
+    """Notes every effect around the layer's multiplication."""
+    steps = log.of(weight.path)
+    if not all(steps):
+        if has_signal_side(weight) and weight.kind != "embed":
+            log.fail(weight.path, "all effects", f"no call was seen: {BYPASSED}")
+        return
+    calls = [call for step in steps for call in step]
+    for effect in calls[0].changes:
+        change = _least_change(steps, effect)
+        wrong = (
+            None if change > 1e-7 else f"the outputs are the same without: {BYPASSED}"
+        )
+        log.note(weight.path, effect, f"changes outputs by {change:.2g}", wrong)
+    for kind in ("noise", "shared"):
+        for effect in getattr(calls[0], kind):
+            draws = _stacked(steps, kind, effect)
+            wrong = _unit(draws, of_vectors=kind == "shared")
+            log.note(weight.path, effect, *wrong)
+    for effect in calls[0].drawn:
+        same = _alike(_stacked(steps, "drawn", effect))
+        wrong = "its noise is the same at several step keys" if same else None
+        log.note(weight.path, effect, "anew at each step", wrong)
+    # A step may have dropped all weights, which then tell nothing of the inputs.
+    calls = [call for call in calls if call.w.any()] or calls
+    for effect in calls[0].levels:
+        worst = max(_level_error(call.levels[effect]) for call in calls)
+        wrong = "the inputs are not rounded to its steps"
+        log.note(weight.path, effect, "as many", wrong if worst > 1e-3 else None)
+    for effect in calls[0].clipped:
+        pairs: list[Any] = [call.clipped[effect] for call in calls]
+        same = all(np.allclose(*pair, rtol=1e-4) for pair in pairs)
+        wrong = None if same else "inputs beyond its bound are not clipped"
+        log.note(weight.path, effect, "at its bound", wrong)
+    for effect in calls[0].slopes:
+        small = min(np.abs(np.asarray(call.slopes[effect])).max() for call in calls)
+        wrong = None if small > 0 else "it has no gradient: it cannot be learned"
+        log.note(weight.path, effect, "has a gradient", wrong)
+
+
+def _stacked(steps: list[list[bench.Readings]], kind: str, effect: str) -> np.ndarray:
+    """Returns what was read of an effect, `[keys, calls, ...]`."""
+    return np.stack([[getattr(c, kind)[effect] for c in step] for step in steps])
+
+
+def _least_change(steps: list[list[bench.Readings]], effect: str) -> float:
+    """Returns the largest change over keys, of the call that changes least.
+
+    Not the least over keys: what is drawn may for once do nothing to few outputs.
+    """
+    calls = zip(*([float(c.changes[effect]) for c in step] for step in steps))
+    return min(max(changes) for changes in calls)
+
+
+def _unit(draws: np.ndarray, *, of_vectors: bool) -> tuple[str, str | None]:
+    """Returns the relative strength of draws, and what is wrong.
+
+    Args:
+      draws: `[keys, calls, vectors, columns]`.
+      of_vectors: whether all columns share the draw of a vector.
+    """
+    drawn = ~np.isnan(draws)
+    if not drawn.any():
+        return "none", "all of its weights are zero"
+    independent = drawn.any(axis=-1).sum() if of_vectors else drawn.sum()
+    amount, wrong = strength_of(draws, independent)
+    some = drawn.any(axis=(1, 2, 3))
+    if repeated(np.nan_to_num(draws[some]).reshape(some.sum(), -1)):
+        wrong = "the noise is the same at several step keys"
+    return amount, wrong
+
+
+def _alike(drawn: np.ndarray) -> bool:
+    """Returns whether a stage draws the same at several step keys.
+
+    Args:
+      drawn: `[keys, calls, vectors, columns]`, the vectors twice: what differs is
+        noise, whatever the weights of the step.
+    """
+    first, again = np.split(drawn.astype(np.float64), 2, axis=2)
+    noise = (first - again).reshape(len(drawn), -1)
+    if not noise.any():  # one draw for all vectors
+        return repeated(drawn.reshape(len(drawn), -1))
+    noise = noise[noise.any(axis=1)]
+    unit = noise / np.linalg.norm(noise, axis=1, keepdims=True)
+    alike = np.abs(unit @ unit.T) - np.eye(len(unit))
+    # Few numbers are so much alike by chance.
+    return bool((alike > (0.99 if noise.shape[1] >= 16 else 0.9999)).any())
+
+
+def _level_error(levels: Any) -> float:
+    """Returns how far 0.4 and 0.6 steps are from the levels 0 and 1."""
+    size = max(float(np.abs(levels[3] - levels[0]).max()), 1e-30)
+    misses = abs(levels[1] - levels[0]).max(), abs(levels[2] - levels[3]).max()
+    return float(max(misses)) / size if size > 1e-20 else np.inf
+
+
+def _check_learned_clip(
+    log: _Log, weight: AnalogWeight, plan: Plan, params: paths.Tree
+) -> None:
+    """Notes whether half of a learned bound clips the weights of a step."""
+    path = local(plan, weight.leaf(CLIP_BOUND))
+    halved = paths.map_leaves(lambda p, leaf: leaf / 2 if p == path else leaf, params)
+    step, _ = step_weights(halved, plan, "eval", jax.random.key(0))
+    bound = weight.spread(jnp.asarray(paths.leaves(halved)[path]))
+    excess = jnp.abs(paths.leaves(step)[local(plan, weight.path)]) > bound * 1.01
+    wrong = "weights beyond the bound pass" if bool(jnp.any(excess)) else None
+    log.note(weight.path, "clip", "at the learned bound", wrong)

@@ -1,0 +1,69 @@
+"""Whether measured draws have their configured strength, by statistics of their number.
+
+Every bound is five standard errors of what a right model shows, so that none fails; and
+as many draws are asked for as tell half of a strength, or none, from the whole.
+"""
+
+import math
+
+import numpy as np
+
+ENOUGH = 128
+"""Draws by which strengths of 1 and of 0.5 differ by more than both errors."""
+
+
+MOST_KEYS = 512
+"""Steps that are measured at most, of a model with a layer of very few weights."""
+
+
+ZEROS = (
+    "the kernel is all zeros, so that outputs, and noise relative to its largest "
+    "weight, are zero whatever its hardware is: measure it with weights that are not, "
+    "such as trained ones"
+)
+
+
+def strength_of(draws: np.ndarray, independent: int) -> tuple[str, str | None]:
+    """Returns the strength of draws over their configured deviation, and what is wrong.
+
+    >>> strength_of(np.ones(128), 128)
+    ('1.00 x the configured deviation', None)
+
+    Args:
+      draws: over their configured deviation; NaN where that is zero.
+      independent: how many of them are independent, at least.
+    """
+    strength = math.sqrt(np.nanmean(np.square(draws, dtype=np.float64)))
+    amount = f"{strength:.2f} x the configured deviation"
+    # The error of a chi-square; a tenth is for what is rounded in narrow dtypes.
+    margin = max(5 / math.sqrt(2 * max(independent, 1)), 0.1)
+    return amount, None if abs(strength - 1) < margin else f"the noise has {amount}"
+
+
+def share_of(count: int, total: int, share: float) -> tuple[str, str | None]:
+    """Returns a share in words, and what is wrong with it.
+
+    >>> share_of(0, 1000, 0.1)[1]
+    '0 of 1000 weights are dropped, 100 expected'
+
+    Args:
+      count: how many of all were drawn.
+      total: how many there are.
+      share: the share that is configured.
+    """
+    amount = f"{count} of {total} weights are dropped, {share * total:.3g} expected"
+    margin = 5 * math.sqrt(share * (1 - share) * total) + 1
+    return amount, amount if abs(count - share * total) > margin else None
+
+
+def repeated(draws: np.ndarray) -> bool:
+    """Returns whether several of `draws`, `[keys, draws of a key]`, are the same.
+
+    A few numbers of a narrow dtype may be the same by chance, and so only half of all
+    pairs is too many of those.
+    """
+    _, counts = np.unique(draws, axis=0, return_counts=True)
+    keys, width = draws.shape
+    if width >= 16:
+        return bool((counts > 1).any())
+    return float(np.sum(counts * (counts - 1))) > 0.5 * keys * (keys - 1)

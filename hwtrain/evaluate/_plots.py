@@ -1,0 +1,218 @@
+"""Plots of chips: conductances, accuracy over time, sensitivity of layers."""
+
+import importlib.util
+import math
+import re
+import textwrap
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from hwtrain._plan.tables import time_name
+from hwtrain.checkpoint._disk import complete
+from hwtrain.evaluate._histograms import Histogram
+from hwtrain.evaluate._population import Population
+from hwtrain.evaluate._sensitivity import Sensitivity
+
+BLUE = "#1764ab"
+
+
+GREY = "#8a8a8a"
+
+
+ORANGE = "#c2571a"
+
+
+MOST_PANELS = 30
+"""A plot of histograms shows at most so many weights, the first ones."""
+
+
+MOST_LAYERS = 60
+"""A plot of sensitivities shows at most so many layers, the first ones."""
+
+
+def require_matplotlib() -> None:
+    """Raises a `ValueError` with the way out if plots cannot be drawn."""
+    if importlib.util.find_spec("matplotlib") is None:
+        raise ValueError("a plot needs matplotlib: pip install 'hwtrain[recipes]'")
+
+
+def plot_histograms(
+    histograms: Mapping[str, Histogram], path: Path, *, title: str
+) -> None:
+    """Draws a panel for each weight: how many devices have which conductance.
+
+    Args:
+      histograms: by the weights' paths.
+      path: the PNG file.
+      title: what stands above.
+    """
+    shown = list(histograms.items())[:MOST_PANELS]
+    if len(shown) < len(histograms):
+        title = f"{title} (the first {len(shown)} of {len(histograms)} weights)"
+    columns = min(3, len(shown))
+    rows = math.ceil(len(shown) / columns)
+    figure = _figure((3.2 * max(columns, 2), 0.7 + 2.1 * rows))
+    panels = np.ravel(figure.subplots(rows, columns, squeeze=False))
+    for axes, (name, histogram) in zip(panels, shown):
+        axes.stairs(histogram.counts, histogram.edges, fill=True, color=BLUE)
+        _count_axis(axes, int(histogram.counts.max()))
+        axes.set_title(path_in_lines(name, 34), fontsize=9, loc="left")
+        axes.set_xlabel("conductance in µS", fontsize=8)
+        axes.set_ylabel("devices", fontsize=8)
+        axes.tick_params(labelsize=8)
+        axes.spines[["top", "right"]].set_visible(False)
+    for axes in panels[len(shown) :]:
+        axes.set_axis_off()
+    set_title(figure, title)
+    _save(figure, path)
+
+
+def plot_over_time(found: Population, path: Path, *, metric: str, title: str) -> None:
+    """Draws a metric against the time since programming, a band over chips.
+
+    Args:
+      found: of `population` with `times_s`.
+      path: the PNG file.
+      metric: name and unit of the metric.
+      title: what stands above.
+    """
+    if found.times_s is None:
+        raise ValueError("a plot over time needs a population with times_s; got none")
+    figure = _figure((6.4, 4.0))
+    axes = figure.subplots()
+    times = np.array(found.times_s)
+    positive = times[times > 0]
+    # Zero seconds has no place on a logarithmic axis.
+    start = positive.min() / 10 if len(positive) else 1.0
+    shown = np.where(times > 0, times, start)
+    low, high = np.percentile(found.values, [5, 95], axis=0)
+    axes.fill_between(
+        shown, low, high, color=BLUE, alpha=0.18, lw=0, label="90 % of the chips"
+    )
+    axes.plot(shown, found.mean, "o-", color=BLUE, ms=4, label="mean")
+    axes.set_xscale("log")
+    axes.set_xticks(shown, [time_name(t_s) for t_s in times], minor=False)
+    axes.minorticks_off()
+    axes.set_xlabel("time since programming")
+    axes.set_ylabel(metric)
+    axes.grid(axis="y", linewidth=0.4, alpha=0.6)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.legend(frameon=False, loc="lower left")
+    set_title(figure, title)
+    _save(figure, path)
+
+
+def plot_sensitivity(
+    found: Sensitivity, path: Path, *, metric: str, title: str
+) -> None:
+    """Draws a metric for each layer: where it alone is a chip's, and all but it.
+
+    Args:
+      found: of `sensitivity`.
+      path: the PNG file.
+      metric: name and unit of the metric.
+      title: what stands above.
+    """
+    count = min(len(found.layers), MOST_LAYERS)
+    if count < len(found.layers):
+        title = f"{title} (the first {count} of {len(found.layers)} layers)"
+    figure = _figure((6.4, 1.6 + 0.34 * count))
+    axes = figure.subplots()
+    rows = np.arange(count)
+    for values, shift, color, marker, name in (
+        (found.alone, -0.12, BLUE, "o", "this layer alone is a chip's"),
+        (found.others, 0.12, ORANGE, "s", "all layers but this one are"),
+    ):
+        few = values.shape[1] < 2
+        spread = np.zeros(count) if few else values.std(axis=1, ddof=1)[:count]
+        axes.errorbar(
+            values.mean(axis=1)[:count],
+            rows + shift,
+            xerr=spread,
+            fmt=marker,
+            ms=4,
+            lw=1,
+            capsize=2,
+            color=color,
+            label=name,
+        )
+    for values, style, name in (
+        (found.nominal, "--", "none is"),
+        (found.whole, ":", "all are"),
+    ):
+        axes.axvline(values.mean(), ls=style, lw=1, color=GREY, label=name)
+    axes.set_yticks(rows, found.layers[:count], fontsize=8)
+    axes.set_ylim(count - 0.5, -0.5)
+    axes.set_xlabel(f"{metric}, mean ± standard deviation over chips")
+    axes.grid(axis="x", linewidth=0.4, alpha=0.6)
+    axes.spines[["top", "right"]].set_visible(False)
+    figure.legend(frameon=False, loc="outside lower center", ncols=2, fontsize=8)
+    set_title(figure, title)
+    _save(figure, path)
+
+
+def in_lines(text: str, width: int) -> str:
+    """Returns a text in lines, broken between its phrases as far as these fit.
+
+    >>> print(in_lines("accuracy in %, mean over 16 chips, 2 training seeds", 40))
+    accuracy in %, mean over 16 chips,
+    2 training seeds
+    """
+    return _broken(re.split(r"(?<=[,:;] )|(?<= )(?=\()", text), width)
+
+
+def path_in_lines(path: str, width: int) -> str:
+    """Returns a path in lines, broken behind its slashes as far as that fits.
+
+    >>> print(path_in_lines("encoder/layers_0/attention/query/kernel", 20))
+    encoder/layers_0/
+    attention/query/
+    kernel
+    """
+    return _broken(re.split("(?<=/)", path), width)
+
+
+def _broken(phrases: Iterable[str], width: int) -> str:
+    lines = [""]
+    for phrase in phrases:
+        if lines[-1] and len((lines[-1] + phrase).rstrip()) > width:
+            lines.append("")
+        lines[-1] += phrase
+    return "\n".join(textwrap.fill(line.rstrip(), width) for line in lines)
+
+
+def set_title(figure: Any, title: str) -> None:
+    """Writes a title above a figure, in as many lines as its width asks for."""
+    # Of this font, an inch holds 13 characters of a usual text.
+    width = int(12 * figure.get_figwidth())
+    figure.suptitle(in_lines(title, width), fontsize=10, x=0.02, ha="left")
+
+
+def _count_axis(axes: Any, most: int) -> None:
+    """Makes the upright axis a logarithmic one of whole numbers."""
+    from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+
+    axes.set_yscale("log")
+    axes.set_ylim(0.7, 1.3 * max(most, 2))
+    subs = (1, 2, 5) if most < 100 else (1,)
+    axes.yaxis.set_major_locator(LogLocator(subs=subs))
+    axes.yaxis.set_major_formatter(FuncFormatter(lambda count, _: f"{count:,.0f}"))
+    axes.yaxis.set_minor_formatter(NullFormatter())
+
+
+def _figure(size: tuple[float, float]) -> Any:
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=size, dpi=150, layout="constrained")
+    FigureCanvasAgg(figure)
+    return figure
+
+
+def _save(figure: Any, path: Path) -> None:
+    # A program's version in the file would make equal results differ in bytes.
+    with complete(path) as partial:
+        figure.savefig(partial, format="png", metadata={"Software": None})

@@ -1,0 +1,193 @@
+"""A model on a population of chips: how well will it do on the one I get?"""
+
+import dataclasses
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+from rich.table import Table
+
+from hwtrain._plan.tables import as_text, count, time_name
+from hwtrain.evaluate._on_chips import values_on_chips
+
+
+@dataclasses.dataclass(frozen=True, eq=False, repr=False)
+class Population:
+    """What a metric is on each chip of a population; `print` shows it as a table.
+
+    >>> chips = Population(values=np.array([0.9, 0.8, 1.0]), seeds=(0, 1, 2))
+    >>> print(f"{chips.mean:.2f} ± {chips.std:.2f}")
+    0.90 ± 0.10
+
+    Attributes:
+      values: `[chips]` or `[chips, times]`, the metric's mean over all examples, for
+        each chip and time.
+      seeds: the chips' seeds.
+      mode: the mode that the model was in.
+      times_s: the times since programming, in seconds; `None` if none were asked for.
+    """
+
+    values: np.ndarray
+    seeds: tuple[int, ...]
+    mode: str = "chip_mode"
+    times_s: tuple[float, ...] | None = None
+
+    @property
+    def mean(self) -> Any:
+        """Mean over chips: a float, or `[times]`."""
+        return _plain(np.mean(self.values, axis=0))
+
+    @property
+    def std(self) -> Any:
+        """Standard deviation over chips (N-1), how much they differ, as `mean`."""
+        if len(self.values) < 2:
+            return _plain(np.zeros(self.values.shape[1:]))
+        # Of equal chips, what the mean is rounded by would look like a spread.
+        differ = np.ptp(self.values, axis=0) > 0
+        return _plain(np.where(differ, np.std(self.values, axis=0, ddof=1), 0.0))
+
+    @property
+    def interval(self) -> tuple[Any, Any]:
+        """95 % confidence interval of the mean, by Student's t; NaN for one chip."""
+        chips = len(self.values)
+        if chips < 2:
+            missing = _plain(np.full(self.values.shape[1:], np.nan))
+            return missing, missing
+        # Not at the top: it is as slow to load as all of hwtrain.
+        from scipy import stats
+
+        half = _plain(stats.t.ppf(0.975, chips - 1) * self.std / np.sqrt(chips))
+        return self.mean - half, self.mean + half
+
+    def table(self, form: str = ".4g") -> Table:
+        """Returns a table of the population, with a row for each time.
+
+        Args:
+          form: how a number is written.
+        """
+        found = Table()
+        if self.times_s is not None:
+            found.add_column("time", justify="right")
+        for name in ("mean", "std", "95 % interval of the mean", "lowest", "highest"):
+            found.add_column(name, justify="right")
+        one = len(self.seeds) < 2
+        rows = np.reshape(self.values, (len(self.seeds), -1)).T
+        bounds = zip(*(np.ravel(bound) for bound in self.interval))
+        times = [[time_name(t_s)] for t_s in self.times_s or ()] or [[]]
+        numbers = zip(times, rows, np.ravel(self.std), bounds, strict=True)
+        for time, values, std, (low, high) in numbers:
+            found.add_row(
+                *time,
+                f"{values.mean():{form}}",
+                "" if one else f"{std:{form}}",
+                "" if one else f"{low:{form}} to {high:{form}}",
+                f"{values.min():{form}}",
+                f"{values.max():{form}}",
+            )
+        return found
+
+    def __str__(self) -> str:
+        """Returns the table as text."""
+        return as_text([f"{count(len(self.seeds), 'chip')}, {self.mode}", self.table()])
+
+    def __repr__(self) -> str:
+        """Returns one line: how many chips, and their mean and spread."""
+        shown = {"chips": len(self.seeds), "mode": repr(self.mode)}
+        for name in ("mean", "std"):
+            numbers = [f"{number:.4g}" for number in np.ravel(getattr(self, name))]
+            listed = ", ".join(numbers[:4]) + (", ..." if numbers[4:] else "")
+            shown[name] = numbers[0] if self.times_s is None else f"[{listed}]"
+        return f"Population({', '.join(f'{k}={v}' for k, v in shown.items())})"
+
+
+def population(
+    analog: Any,
+    variables: Any,
+    batches: Iterable[tuple[Any, ...]],
+    metric: Callable[..., jax.Array],
+    *,
+    chips: int | Sequence[int],
+    key: jax.Array,
+    times_s: Sequence[float] | None = None,
+    chunk: int | None = None,
+    call_kwargs: Mapping[str, Any] | None = None,
+) -> Population:
+    """Evaluates a model on a population of chips, in chip mode.
+
+    Each chip gets its frozen mismatch and the noise of its programming, functions of
+    its seed: chip 7 is the chip that `export(..., chip_seed=7)` writes. A chip of a
+    checkpoint that was measured is evaluated as it was measured, and one that a
+    checkpoint with measured chips does not hold is an error. With a noise
+    model its conductances drift, and every batch at every time is a read of its own.
+    Chips are a vectorised axis, taken in chunks. What is compiled is used again by
+    calls with equal models, plans and metrics: pass one function as the metric, not a
+    new lambda each time.
+
+    >>> import hwtrain, jax.numpy as jnp
+    >>> from flax import linen as nn
+    >>> mismatch = hwtrain.MismatchParameter(type="mult_normal", std_dev=0.1)
+    >>> analog = hwtrain.analogize(nn.Dense(4), hwtrain.Hardware(mismatch=mismatch))
+    >>> x = jnp.ones((8, 3))
+    >>> variables = analog.init(jax.random.key(0), x)
+    >>> result = population(analog, variables, [(x,)], lambda y: y.mean(-1),
+    ...                     chips=16, key=jax.random.key(1))
+    >>> result.values.shape
+    (16,)
+
+    Over time:
+
+    >>> analog = hwtrain.analogize(nn.Dense(4), hwtrain.presets.pcm())
+    >>> result = population(analog, variables, [(x,)], lambda y: abs(y).mean(-1),
+    ...                     chips=16, key=jax.random.key(1), times_s=(0.0, 86_400.0))
+    >>> bool(result.mean[0] > result.mean[1])
+    True
+
+    Args:
+      analog: the analog model.
+      variables: Linen: its variables. NNX: its `params`, or `None` for its own. Or a
+        loaded `HardwareCheckpoint` of either, whose chips are those of its hardware.
+      batches: tuples of arrays, or of trees of arrays, whose first axis is that of the
+        examples; the first goes into the model, and the metric gets the output and the
+        others. A further batch size compiles once more.
+      metric: returns one number for each example, `[batch]`.
+      chips: how many chips, seeds 0, 1, ..., or their seeds.
+      key: key of what is drawn at each read.
+      times_s: seconds since programming. `None`: just after programming, and no axis
+        for the time in the result.
+      chunk: chips that are evaluated together; default: as many as fit into 256 MiB,
+        and one on a CPU, which multiplies a batch of matrices no faster.
+      call_kwargs: keyword arguments of the model's call, such as `{"train": False}`.
+        For Linen also `rngs`, `mutable` and `method`, as Flax's `apply` takes them:
+        what else the model draws is the same at every call, and what it writes is left
+        out.
+
+    Raises:
+      ValueError: for no chips or more than a million, no batches or a batch that is
+        empty, no tuple or of arrays of different lengths, weights that are NaN or
+        infinite, a checkpoint of other hardware than the model, seeds that are negative
+        or no whole numbers, a Linen model without variables, a key that is none, a
+        metric that does not return one number for each example, or for times that are
+        negative or that no noise model of the plan would feel.
+    """
+    seeds, times, values = values_on_chips(
+        analog,
+        variables,
+        batches,
+        metric,
+        chips=chips,
+        key=key,
+        times_s=times_s,
+        chunk=chunk,
+        call_kwargs=call_kwargs,
+        caller="population",
+    )
+    values = values[0]
+    if times_s is None:
+        return Population(values=values[:, 0], seeds=seeds)
+    return Population(values=values, seeds=seeds, times_s=times)
+
+
+def _plain(number: Any) -> Any:
+    """Returns a scalar array as a float, and another as it is."""
+    return float(number) if np.ndim(number) == 0 else number

@@ -1,0 +1,62 @@
+"""Runs steps of an analog model, and looks into its layers meanwhile."""
+
+import contextlib
+import dataclasses
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import Any
+
+import jax
+import numpy as np
+
+from hwtrain._flax.functional import compiled
+from hwtrain._flax.observation import Multiplication, observed, tell
+from hwtrain.evaluate import _bench as bench
+from hwtrain.evaluate._rerun import undisturbed
+
+
+@dataclasses.dataclass(frozen=True)
+class Step:
+    """What was seen of one step.
+
+    Attributes:
+      outputs: of the model, in one vector.
+      readings: by the path of a weight, of each call of its layer.
+    """
+
+    outputs: np.ndarray
+    readings: dict[str, list[bench.Readings]]
+
+
+@contextlib.contextmanager
+def watching(
+    function: Callable[..., Any], kwargs: Mapping[str, Any]
+) -> Iterator[Callable[..., list[Step]]]:
+    """Gives what runs a model's steps and looks into its layers: one program for all.
+
+    Args:
+      function: of `as_function`, in train mode.
+      kwargs: keyword arguments of every call.
+    """
+    program, readings = compiled(function, kwargs), {}
+
+    def observe(call: Multiplication) -> jax.Array:
+        path = call.weight.path
+
+        def take(found: bench.Readings) -> None:
+            readings.setdefault(path, []).append(jax.tree.map(np.asarray, found))
+
+        tell(take, bench.read(call))
+        return undisturbed(call)
+
+    def watched(tree: Any, keys: Iterable[jax.Array], *example: Any) -> list[Step]:
+        steps = []
+        for key in keys:
+            readings.clear()
+            leaves = jax.tree.leaves(program(tree, key, *example))
+            outputs = np.concatenate([np.ravel(leaf) for leaf in leaves])
+            jax.effects_barrier()
+            steps.append(Step(outputs, dict(readings)))
+        return steps
+
+    with observed(observe):
+        yield watched

@@ -1,0 +1,324 @@
+"""Wires any Optax optimiser for an analog model."""
+
+from collections.abc import Container
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from hwtrain._arrays import paths
+from hwtrain._plan.plan import Plan, added
+from hwtrain._plan.stale_leaves import check_fit
+from hwtrain._plan.weight import AnalogWeight
+from hwtrain.chips._clip_bounds import learning
+from hwtrain.optim._base_rates import init_measured, injected, measure
+from hwtrain.optim._clip import keep_weights_clipped
+from hwtrain.optim._clip_bound import clip_bound_learning
+from hwtrain.optim._drift import draws, drift_weights, drifting
+from hwtrain.optim._frozen import untouched, without_masked
+from hwtrain.optim._input_range import input_range_learning
+from hwtrain.optim._leaves import check, ranged, require, trained_by
+from hwtrain.optim._own_parameters import check_own_parameters
+from hwtrain.optim._remap import remap_weights
+
+
+class HardwareAwareState(NamedTuple):
+    """State of `hardware_aware`.
+
+    Attributes:
+      base: state of the base optimiser, over the user's own parameters.
+      unit: state of the base optimiser over the scalars by which its learning rate is
+        measured; `None` if it is known without.
+      input_range: state of `input_range_learning`, an `InputRangeLearningState`.
+      drift: state of `drift_weights`, a `DriftWeightsState`; `None` if nothing drifts.
+      clip_bound: state of `clip_bound_learning`, a `ClipBoundLearningState`; `None` if
+        no bound is learned.
+    """
+
+    base: Any
+    unit: Any
+    input_range: Any
+    drift: Any = None
+    clip_bound: Any = None
+
+
+def hardware_aware(
+    base: optax.GradientTransformation,
+    plan: Plan,
+    *,
+    input_range_learning_rate: optax.ScalarOrSchedule | None = None,
+    input_range_optimizer: optax.GradientTransformation | None = None,
+    clip_bound_optimizer: optax.GradientTransformation | None = None,
+    drift_key: jax.Array | None = None,
+) -> optax.GradientTransformationExtraArgs:
+    r"""Makes an optimiser train an analog model.
+
+    The base optimiser sees the user's own parameters only, as if the model were plain:
+    its state has the plain model's structure, and neither weight decay nor clipping by
+    the global norm touches input ranges, clip bounds or probes. Ranges are learned by
+    `input_range_learning`, clip bounds by `clip_bound_learning`; then
+    `keep_weights_clipped` keeps the weights in range, `drift_weights` lets them drift,
+    and `remap_weights` gives their crossbars new scales.
+
+    A weight that is never updated stays as it is, with its range and scale, even beyond
+    its clip: one of a rule with `frozen=True`, one that a mask around hides, and one
+    whose update the base's program makes zero whatever the gradients are, as
+    `optax.set_to_zero` does in an `optax.partition`. No value counts: a learning rate
+    or a gradient of zero freezes nothing. Behind a base that remembers parameters to
+    take differences from them (L-BFGS, SAM, COCOB, Mechanic), only a rule or a mask
+    around freezes. Weights of a chip have to stay as they are; what lies beside them as
+    the chip's never moves.
+
+    The ranges' learning rate is, unless given, that of the base with its schedule. A
+    base made by `optax.inject_hyperparams` says it. Otherwise it is measured: the base
+    runs beside on a scalar at zero whose gradient is always one. SGD, Adam, AdamW, Lion
+    and RMSProp answer with minus their learning rate (with momentum, with the rate that
+    momentum makes of it). In an `optax.partition` or `optax.masked`, each range learns
+    at the rate of its own weight: labels and masks may go by the names or the ranks of
+    parameters, as a tree or as a function of one. Inject it, as in
+    `optax.inject_hyperparams(optax.adagrad)(1e-2)`, or give it for a base that adapts
+    to the gradient's history or size, such as Adagrad, Adafactor or Muon, that clips
+    gradients below 1 and does not rescale them, or that treats parameters by their
+    size, or by their name without a mask. Their ranges learn otherwise at what the base
+    makes of a gradient that always was one: at lr / sqrt(0.1 + n) in step n of Adagrad,
+    at a thousandth of lr in Adafactor. Giving it also saves the time of measuring.
+
+    >>> import jax
+    >>> from flax import linen as nn
+    >>> import hwtrain
+    >>> x = jnp.ones((1, 3))
+    >>> chip = hwtrain.Hardware(input_range=hwtrain.InputRangeParameter())
+    >>> analog = hwtrain.analogize(nn.Dense(4), chip)
+    >>> params = analog.init(jax.random.key(0), x)["params"]
+    >>> plan = hwtrain.plan(analog, params, x)
+    >>> tx = hardware_aware(optax.adamw(1e-3), plan)
+    >>> state = tx.init(params)
+
+    It draws no noise: at a step the model does, by the modifier and the `forward` of
+    its hardware. `presets.pcm()` alone has neither; `hwtrain.inspect` says so.
+
+    Args:
+      base: any Optax optimiser, with its gradient clipping, decay and averaging.
+      plan: the plan of the model.
+      input_range_learning_rate: learning rate of the ranges, or a schedule.
+      input_range_optimizer: what scales the ranges' gradient, such as
+        `optax.scale_by_adam()`; `None` is SGD.
+      clip_bound_optimizer: the same for the gradient of learned clip bounds, which
+        learn at the ranges' learning rate.
+      drift_key: a JAX key for weights whose drift draws exponents or noise.
+
+    Returns:
+      A gradient transformation. `optax.MultiSteps`, `optax.apply_if_finite` and
+      `optax.lookahead` go around it, everything else into `base`.
+
+    Raises:
+      ValueError: if `base` accumulates or skips steps itself, if it holds parameters
+        of its own beside a clip or a drift (schedule-free optimisers, COCOB, Mechanic,
+        MADGRAD), if its learning rate cannot be measured, if the parameters lack a leaf
+        of the plan, if a drift draws and has no key, or at an update that would move
+        the weights of a chip.
+    """
+    if isinstance(base, optax.MultiSteps):
+        raise _wrong_order("MultiSteps")
+    base = optax.with_extra_args_support(base)
+    drift_weights(plan, drift_key)  # refuses a key that is missing, or too many
+    ours = added(plan)
+    frozen = [weight for weight in plan.weights if weight.frozen]
+    chips = plan.leaves("chip").keys()
+    hidden = {*ours, *_held(frozen), *chips}
+    cache: dict[Any, frozenset[str]] = {}
+
+    def users(tree: Any) -> Any:
+        return paths.drop(tree, lambda path: path.removesuffix("/value") not in hidden)
+
+    def asked(plan: Plan) -> list[str]:
+        """Returns the weights whose learning rates the base has to tell."""
+        if input_range_learning_rate is not None:
+            return []
+        learned = [*learning(plan.trained), *ranged(plan)]
+        return list(dict.fromkeys(weight.path for weight in learned))
+
+    def drift_of(plan: Plan) -> optax.GradientTransformationExtraArgs:
+        drawn = any(draws(weight) for weight in drifting(plan))
+        return drift_weights(plan, drift_key if drawn else None)
+
+    def still(
+        plan: Plan,
+        args: tuple[Any, Any, Any],
+        extra_args: Any,
+        on_chip: list[AnalogWeight],
+    ) -> set[str]:
+        """Returns the leaves of the weights that the base never updates."""
+        weights = [x for x in plan.trained.weights if _acts(x) or x in on_chip]
+        if not weights:
+            return set()
+        leaves, structure = jax.tree.flatten(args)
+        kinds = tuple((jnp.shape(leaf), jnp.result_type(leaf)) for leaf in leaves)
+        key = structure, kinds, tuple(extra_args)
+        if key not in cache:
+            cache[key] = untouched(base, *args, extra_args)
+        return _held([weight for weight in weights if weight.path in cache[key]])
+
+    def init(params: optax.Params) -> HardwareAwareState:
+        seen = without_masked(plan, params)
+        check(seen, params)
+        check_fit(seen, params)
+        base_state = _init(base, users(params), frozen)
+        check_own_parameters(seen.trained, base_state)
+        for kind in (optax.MultiStepsState, optax.ApplyIfFiniteState):
+            if isinstance(base_state, kind):
+                raise _wrong_order(kind.__name__.removesuffix("State"))
+        ranges = input_range_learning(seen, 0.0, input_range_optimizer)
+        bounds = clip_bound_learning(seen, 0.0, clip_bound_optimizer)
+        unit = None
+        if asked(seen) and injected(base_state) is None:
+            unit = init_measured(base, base_state, users(params), asked(seen))
+        return HardwareAwareState(
+            base=base_state,
+            unit=unit,
+            input_range=ranges.init(params),
+            drift=drift_of(seen).init(params) if drifting(seen) else None,
+            clip_bound=bounds.init(params) if learning(seen.trained) else None,
+        )
+
+    def update(
+        updates: optax.Updates,
+        state: Any,
+        params: optax.Params | None = None,
+        **extra_args: Any,
+    ) -> tuple[optax.Updates, HardwareAwareState]:
+        require(params, "hardware_aware")
+        seen = without_masked(plan, params)
+        args = users(updates), state.base, users(params)
+        on_chip = _on_a_chip(seen.trained, params)
+        fixed = still(seen, args, extra_args, on_chip)
+        _check_still(on_chip, fixed)
+        own, base_state = base.update(*args, **extra_args)
+        rate, unit = input_range_learning_rate, state.unit
+        if rate is None:
+            rate = 0.0
+        weights = asked(seen)
+        if weights:
+            rate = injected(base_state)
+            if rate is None:
+                rate, unit = measure(
+                    base, base_state, unit, users(params), weights, extra_args
+                )
+        learn = input_range_learning(seen, rate, input_range_optimizer)
+        # Ranges and bounds without a gradient, and probes that were not reached, stay.
+        whole = _zeroed(fixed, updates)
+        whole, range_state = learn.update(whole, state.input_range, params)
+        bound_state = state.clip_bound
+        if bound_state is not None:
+            bounds = clip_bound_learning(seen, rate, clip_bound_optimizer)
+            whole, bound_state = bounds.update(whole, bound_state, params)
+        own = paths.leaves(own)
+        whole = paths.map_leaves(
+            lambda path, leaf: own.get(
+                path, leaf if path in ours else jnp.zeros_like(leaf)
+            ),
+            _without_gradients(plan, whole),
+        )
+        whole = _kept_positive(seen, whole, params)
+        whole, _ = keep_weights_clipped(seen).update(whole, optax.EmptyState(), params)
+        drift_state = state.drift
+        if drift_state is not None:
+            whole, drift_state = drift_of(seen).update(whole, drift_state, params)
+        whole, _ = remap_weights(seen).update(whole, optax.EmptyState(), params)
+        return _zeroed({*fixed, *_held(frozen)}, whole), HardwareAwareState(
+            base_state, unit, range_state, drift_state, bound_state
+        )
+
+    return optax.GradientTransformationExtraArgs(init, update)
+
+
+def _init(base: Any, params: Any, frozen: list[AnalogWeight]) -> Any:
+    """Returns the base's state over the parameters that it sees."""
+    try:
+        return base.init(params)
+    # What Optax raises for labels or a mask of another tree names neither.
+    except (ValueError, TypeError, KeyError) as error:
+        without, also = "", ""
+        if frozen:
+            without = f", without {frozen[0].path!r} and all else that a rule freezes"
+            also = "; a rule with frozen=True needs no label"
+        reason = f"{type(error).__name__}: {error}".splitlines()[0]
+        raise ValueError(
+            "the base optimiser does not take the parameters that it sees, which are "
+            "the plain model's: those of hwtrain.strip(params, plan), with no probe "
+            f"and no input_range{without}. Where it is an optax.partition or an "
+            "optax.masked, give it the labels or the mask as a function of the "
+            "parameters, such as lambda params: "
+            "jax.tree_util.tree_map_with_path(label, params), or as a tree like "
+            f"those{also}. It raised {reason}"
+        ) from error
+
+
+def _acts(weight: AnalogWeight) -> bool:
+    """Whether an update does anything to a weight or its leaves beside the base's."""
+    chip = weight.hardware
+    clips = chip.clip is not None and (chip.clip.active or chip.clip.learned)
+    return clips or weight.ranged or chip.remaps or chip.drifts
+
+
+def _on_a_chip(plan: Plan, params: Any) -> list[AnalogWeight]:
+    """Returns the weights of a plan that are a chip's, and not nominal."""
+    found = set(plan.leaves_of_chip(params))
+    return [
+        w for w in plan.weights if not found.isdisjoint(map(w.leaf, w.leaves("chip")))
+    ]
+
+
+def _check_still(on_chip: list[AnalogWeight], fixed: Container[str]) -> None:
+    """Raises if an update would move the weights of a chip.
+
+    Raises:
+      ValueError: naming the first one, and the way out.
+    """
+    for weight in on_chip:
+        if weight.path not in fixed:
+            raise ValueError(
+                f"hardware_aware trains nominal weights, and {weight.path} is a "
+                "chip's, which no training moves. Pass the nominal ones "
+                "(checkpoint.variables); to tune what stays digital on this chip, "
+                f"write Rule({weight.layer_path!r}, hardware, frozen=True) for it in "
+                "hwtrain.analogize"
+            )
+
+
+def _held(weights: list[AnalogWeight]) -> set[str]:
+    """Returns the paths of weights, and of all leaves beside them."""
+    beside = {weight.leaf(leaf) for weight in weights for leaf in weight.leaves()}
+    return {weight.path for weight in weights} | beside
+
+
+def _zeroed(held: Container[str], updates: optax.Updates) -> optax.Updates:
+    return paths.map_leaves(
+        lambda path, leaf: jnp.zeros_like(leaf) if path in held else leaf, updates
+    )
+
+
+def _wrong_order(name: str) -> ValueError:
+    return ValueError(
+        f"{name} must go around hardware_aware, not into it: the ranges must see the "
+        "same steps as the weights. Write "
+        f"optax.{name}(hardware_aware(base, plan), ...)"
+    )
+
+
+def _without_gradients(plan: Plan, updates: optax.Updates) -> optax.Updates:
+    """What no gradient trains stays, as mapping scales do, which remapping changes."""
+    fixed = {**trained_by(plan, "remap"), **trained_by(plan, None)}
+    return _zeroed(fixed, updates)
+
+
+def _kept_positive(plan: Plan, updates: optax.Updates, params: Any) -> optax.Updates:
+    """Halves at most, in an update, what the base trains and must be positive."""
+    values = paths.leaves(params)
+    found = {path for path, x in trained_by(plan, "base").items() if x.positive}
+
+    def kept(path: str, leaf: jax.Array) -> jax.Array:
+        return jnp.maximum(leaf, -values[path] / 2) if path in found else leaf
+
+    return paths.map_leaves(kept, updates) if found else updates

@@ -1,0 +1,242 @@
+"""Learns input ranges from what the forward pass returned through the gradient."""
+
+import math
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from hwtrain._arrays import paths
+from hwtrain._parts.leaf import LeafSpec
+from hwtrain._plan.hardware import Hardware
+from hwtrain._plan.plan import Plan
+from hwtrain._plan.weight import AnalogWeight
+from hwtrain.optim._leaves import check, ranged, require
+from hwtrain.periphery import InputRangeParameter
+from hwtrain.periphery._calibration import spread_range
+from hwtrain.periphery._range_gradient import PROBE_SIZE
+from hwtrain.periphery.input_range import PROBE, RANGE
+
+
+class InputRangeLearningState(NamedTuple):
+    """State of `input_range_learning`. Ranges stand in one vector, in the plan's order.
+
+    Attributes:
+      step: number of updates. shape=(), dtype=jnp.int32
+      initialized: number of updates that have set each range from the data.
+        shape=(ranges,), dtype=jnp.int32; `None` without ranges
+      optimizer: state of the ranges' own optimiser.
+    """
+
+    step: jax.Array
+    initialized: Any
+    optimizer: Any
+
+
+def input_range_learning(
+    plan: Plan,
+    learning_rate: optax.ScalarOrSchedule | Mapping[str, jax.Array],
+    optimizer: optax.GradientTransformation | None = None,
+) -> optax.GradientTransformationExtraArgs:
+    r"""Turns the gradients of input ranges and probes into updates of the ranges.
+
+    .. math::
+        u = -\eta \left(g + \lambda r\,[\,p > p_\text{min}\,]
+        - (1 - q)\,r\,[\,q < q_\text{min}\,]\right)
+
+    with :math:`g` the gradient of the range (see
+    `hwtrain.periphery._range_gradient.clip_to_range`), :math:`\lambda` the decay and
+    :math:`p` the share of inputs that were not clipped. The last term is there with
+    `manage_output_clipping` only; :math:`q` is the share of outputs inside the ADC's
+    bound. In the first `init_from_data` updates that reach a layer, the range is set
+    from the data instead,
+
+    .. math:: r \leftarrow \frac{i\,r + \alpha\,\mathrm{std}(x)}{i + 1},
+
+    with :math:`i` the number of such updates before. Of inputs whose deviation is lost
+    beside their mean, as that of a constant, the range becomes their root mean square,
+    with a margin for :math:`\alpha` of the deviations that may be lost. A range whose
+    layer was not reached, or got zeros alone, does not change. The running average of
+    `"average_abs_max"` starts at the first update's mean and moves by `nm_decay`
+    towards that of each further one,
+
+    .. math:: a \leftarrow a + d\,(\overline{\max_j |x_j|} - a).
+
+    One update at most halves a range, so it stays positive.
+    Probes get a zero update; all other updates pass unchanged.
+
+    >>> import jax
+    >>> from flax import linen as nn
+    >>> import hwtrain
+    >>> x = jnp.ones((1, 3))
+    >>> chip = hwtrain.Hardware(input_range=hwtrain.InputRangeParameter())
+    >>> analog = hwtrain.analogize(nn.Dense(4), chip)
+    >>> params = analog.init(jax.random.key(0), x)["params"]
+    >>> tx = input_range_learning(hwtrain.plan(analog, params, x), learning_rate=0.1)
+    >>> state = tx.init(params)
+
+    Args:
+      plan: the plan of the model.
+      learning_rate: eta, or a schedule of it, or one for each weight by its path.
+      optimizer: what scales the gradient before the learning rate, such as
+        `optax.scale_by_adam()`; `None` for none, which is SGD.
+
+    Returns:
+      A gradient transformation. It needs the parameters in `update`.
+
+    Raises:
+      ValueError: from `init`, if the parameters lack a leaf of the plan.
+
+    References:
+      Rasch et al., Hardware-aware training for large-scale and diverse deep learning
+      inference workloads using in-memory computing-based accelerators,
+      Nature Communications 2023.
+    """
+    inner = optax.identity() if optimizer is None else optimizer
+    weights = ranged(plan)
+    options: Any = _options(weights) if weights else None
+    # One vector instead of one small array for each layer: their arithmetic is a
+    # handful of kernels, however many layers there are.
+    ends = np.cumsum([math.prod((*weight.stack, *weight.tiles)) for weight in weights])
+
+    def vector(leaves: dict[str, jax.Array], leaf: LeafSpec, *shape: int) -> jax.Array:
+        return jnp.concatenate(
+            [leaves[weight.leaf(leaf)].reshape(-1, *shape) for weight in weights]
+        )
+
+    def init(params: optax.Params) -> InputRangeLearningState:
+        check(plan, params)
+        if not weights:  # Orbax saves no empty arrays
+            return InputRangeLearningState(jnp.zeros([], jnp.int32), None, None)
+        ranges = vector(paths.leaves(params), RANGE)
+        return InputRangeLearningState(
+            step=jnp.zeros([], jnp.int32),
+            initialized=jnp.zeros(ranges.shape, jnp.int32),
+            optimizer=inner.init(ranges),
+        )
+
+    def update(
+        updates: optax.Updates,
+        state: Any,
+        params: optax.Params | None = None,
+        **extra_args: Any,
+    ) -> tuple[optax.Updates, InputRangeLearningState]:
+        del extra_args
+        require(params, "input_range_learning")
+        step = jnp.asarray(optax.safe_increment(state.step))
+        probes = plan.zeros
+        if not weights:
+            updates = paths.map_leaves(
+                lambda path, leaf: jnp.zeros_like(leaf) if path in probes else leaf,
+                updates,
+            )
+            return updates, InputRangeLearningState(step, None, None)
+        gradients = paths.leaves(updates)
+        sums = vector(gradients, PROBE, PROBE_SIZE)
+        r = vector(paths.leaves(params), RANGE)
+        # As a product: the quotient of a layer that was not reached is undefined.
+        wide = sums[:, 1] > options.input_min_percentage * sums[:, 0]
+        decay = jnp.where(wide, options.decay * r, 0)
+        gradient = vector(gradients, RANGE) + decay
+        gradient = gradient - _output_clipping(options, r, sums)
+        scaled: Any
+        scaled, optimizer_state = inner.update(gradient, state.optimizer, r)
+        rate: Any
+        rate = learning_rate(state.step) if callable(learning_rate) else learning_rate
+        if isinstance(rate, Mapping):
+            sizes = np.diff(ends, prepend=0)
+            rate = [jnp.full(n, rate[w.path]) for n, w in zip(sizes, weights)]
+            rate = jnp.concatenate(rate)
+        change, initialized = _change(
+            options, r, -rate * scaled, sums, state.initialized
+        )
+        changes = dict(
+            zip((w.leaf(RANGE) for w in weights), jnp.split(change, ends[:-1]))
+        )
+
+        def new_update(path: str, leaf: jax.Array) -> jax.Array:
+            if path in probes:
+                return jnp.zeros_like(leaf)
+            new = changes.get(path)
+            return leaf if new is None else new.reshape(leaf.shape).astype(leaf.dtype)
+
+        state = InputRangeLearningState(step, initialized, optimizer_state)
+        return paths.map_leaves(new_update, updates), state
+
+    return optax.GradientTransformationExtraArgs(init, update)
+
+
+class _Options(NamedTuple):
+    """The fields of `InputRangeParameter` as vectors, one entry for each range."""
+
+    decay: np.ndarray
+    input_min_percentage: np.ndarray
+    init_from_data: np.ndarray
+    init_std_alpha: np.ndarray
+    learn_input_range: np.ndarray
+    manage_output_clipping: np.ndarray
+    output_min_percentage: np.ndarray
+    nm_decay: np.ndarray
+
+
+def _options(weights: list[AnalogWeight]) -> _Options:
+    static = InputRangeParameter(learn_input_range=False, init_from_data=0)
+
+    def value(chip: Hardware, name: str) -> Any:
+        if name == "nm_decay":
+            return chip.forward.nm_decay if chip.forward and chip.averages else 0.0
+        return getattr(chip.input_range or static, name)
+
+    def repeated(name: str) -> np.ndarray:
+        values = [
+            np.full(
+                math.prod((*weight.stack, *weight.tiles)), value(weight.hardware, name)
+            )
+            for weight in weights
+        ]
+        joined = np.concatenate(values)
+        return joined.astype(np.float32) if joined.dtype == np.float64 else joined
+
+    return _Options(*(repeated(name) for name in _Options._fields))
+
+
+def _output_clipping(options: _Options, r: jax.Array, sums: jax.Array) -> jax.Array:
+    """Returns how far ranges grow because the ADC clips outputs."""
+    reached = sums[:, 4] > 0
+    share = sums[:, 5] / jnp.where(reached, sums[:, 4], 1)
+    grows = reached & options.manage_output_clipping
+    grows = grows & (share < options.output_min_percentage)
+    return jnp.where(grows, (1 - share) * r, 0)
+
+
+def _change(
+    options: _Options,
+    r: jax.Array,
+    learned: jax.Array,
+    sums: jax.Array,
+    initialized: jax.Array,
+) -> tuple[jax.Array, jax.Array]:
+    """Returns the updates of all ranges, and the counts of their initialisation."""
+    reached = sums[:, 0] > 0
+    count = jnp.where(reached, sums[:, 0], 1)
+    square = sums[:, 3] / count
+    variance = square - jnp.square(sums[:, 2] / count)
+    pending = initialized < options.init_from_data
+    counts = reached & pending & (square > 0)
+    spread = r * spread_range(square, variance, std_alpha=options.init_std_alpha)
+    before = initialized.astype(r.dtype)
+    target = (r * before + spread) / (before + 1)
+    learns = reached & ~pending & options.learn_input_range
+    learned = jnp.where(learns, jnp.maximum(learned, -r / 2), 0)
+    change = jnp.where(counts, target - r, learned)
+    # The probe of an average holds the vectors' maxima instead of their elements.
+    averages = options.nm_decay > 0
+    average = r * sums[:, 2] / count
+    share = jnp.where(initialized > 0, options.nm_decay, 1)
+    moves = averages & reached & (average > 0)
+    change = jnp.where(averages, jnp.where(moves, share * (average - r), 0), change)
+    counts = jnp.where(averages, moves, counts)
+    return change, initialized + counts.astype(initialized.dtype)

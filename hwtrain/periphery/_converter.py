@@ -1,0 +1,119 @@
+"""Converters between digital and analog: DAC and ADC, their rounding and their bound.
+
+The gradient passes straight through rounding, and is zero beyond the bound.
+"""
+
+import math
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from hwtrain._arrays.derivatives import straight_through
+from hwtrain._arrays.rounding import round_to
+
+# Level times step can miss the bound by a rounding of float32.
+_TOLERANCE = 1 + 1e-6
+
+
+class Converter(NamedTuple):
+    """A DAC or an ADC.
+
+    Attributes:
+      bound: full scale, in normalised units; `None` for no bound, and no levels.
+      res: step relative to the full range of twice the bound; `None` for no levels.
+      stochastic: whether it rounds up or down at random, so that the mean is right.
+    """
+
+    bound: float | None = None
+    res: float | None = None
+    stochastic: bool = False
+
+    @property
+    def step(self) -> float | None:
+        """The distance of two levels, in normalised units; `None` for no levels."""
+        if self.bound is None or self.res is None:
+            return None
+        return 2 * self.bound * self.res
+
+    @property
+    def bits(self) -> float | None:
+        """The bits of its levels, of those given in any way; `None` for no levels.
+
+        >>> Converter(bound=10.0, res=1 / 510).bits
+        9.0
+        """
+        if self.bound is None or self.res is None:
+            return None
+        return math.log2(1 / self.res + 2)
+
+
+def from_bits(bits: int) -> float:
+    """Returns the resolution of a converter of a number of bits.
+
+    .. math:: res = 1 / (2^b - 2)
+
+    >>> from_bits(8)
+    0.003937007874015748
+    """
+    return 1 / (2**bits - 2)
+
+
+def convert(
+    x: jax.Array, converter: Converter, *, uniform: jax.Array | None = None
+) -> jax.Array:
+    r"""Rounds to the levels of a converter, then clips to its bound.
+
+    .. math:: \hat x = \mathrm{clip}(\Delta\,\mathrm{round}(x / \Delta), -b, b), \qquad
+        \Delta = 2\, b\, res
+
+    Ties go to the even level. The gradient is that of clipping the rounded value: 1
+    within the bound, also at it, and 0 beyond.
+
+    >>> convert(jnp.array([0.3, -2.0]), Converter(bound=1.0, res=1 / 8))
+    Array([ 0.25, -1.  ], dtype=float32)
+
+    Args:
+      x: values in normalised units, of any shape.
+      converter: the converter; `Converter()` is ideal.
+      uniform: numbers in [0, 1) of the shape of `x`, for stochastic rounding; `None`
+        for rounding to the nearest level.
+    """
+    return saturate(round_to_level(x, converter, uniform=uniform), converter.bound)
+
+
+def round_to_level(
+    x: jax.Array, converter: Converter, *, uniform: jax.Array | None = None
+) -> jax.Array:
+    """Rounds to the levels of a converter, also beyond its bound.
+
+    >>> round_to_level(jnp.array([0.125, 3.1]), Converter(bound=1.0, res=1 / 8))
+    Array([0., 3.], dtype=float32)
+
+    Args:
+      x: values in normalised units, of any shape.
+      converter: the converter; without levels, nothing is rounded.
+      uniform: as in `convert`.
+    """
+    return x if converter.step is None else round_to(x, converter.step, uniform)
+
+
+def saturate(x: jax.Array, bound: float | None) -> jax.Array:
+    """Clips to plus or minus a bound; the gradient passes at the bound, not beyond.
+
+    >>> saturate(jnp.array([0.5, 3.0]), 2.0)
+    Array([0.5, 2. ], dtype=float32)
+
+    Args:
+      x: values, of any shape.
+      bound: the bound, positive, in units of `x`; `None` for no clipping.
+    """
+    if bound is None:
+        return x
+    clipped = jnp.clip(jax.lax.stop_gradient(x), -bound, bound)
+    return jnp.where(exceeds(x, bound), clipped, straight_through(x, clipped))
+
+
+def exceeds(x: jax.Array, bound: float) -> jax.Array:
+    """Returns where values lie beyond a bound, by more than a rounding."""
+    return jnp.abs(x) > bound * _TOLERANCE

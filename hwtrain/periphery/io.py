@@ -1,0 +1,357 @@
+"""The periphery of a tile: converters, noise, management, and what distorts outputs."""
+
+from dataclasses import fields
+from typing import Annotated, Literal, Self
+
+from pydantic import Field, WrapSerializer, model_validator
+from pydantic.dataclasses import dataclass
+
+import hwtrain.periphery._stages  # noqa: F401 gives stages their order
+from hwtrain._arrays.rounding import resolution
+from hwtrain._parts.fields import (
+    CONFIG,
+    Deviation,
+    NonNegative,
+    Number,
+    Positive,
+    PositiveShare,
+    PositiveSteps,
+    Share,
+)
+from hwtrain._parts.part import Described, Part
+from hwtrain._parts.registry import ordered
+from hwtrain._parts.slot import Slot
+from hwtrain.periphery._converter import from_bits
+from hwtrain.periphery.adc import Adc
+from hwtrain.periphery.asymmetry import InputAsymmetry, OutputAsymmetry
+from hwtrain.periphery.dac import Dac
+from hwtrain.periphery.input_noise import InputNoise
+from hwtrain.periphery.ir_drop import G_RATIO, IrDrop
+from hwtrain.periphery.management import Management
+from hwtrain.periphery.output_factor import OutputFactor
+from hwtrain.periphery.output_noise import OutputNoise
+from hwtrain.periphery.read_noise import ReadNoise
+from hwtrain.periphery.saturation import Saturation
+from hwtrain.periphery.shift import Shift
+from hwtrain.periphery.voltage_offset import VoltageOffset
+
+Bits = Annotated[int, Field(ge=2, le=24)]
+
+
+@dataclass(frozen=True, kw_only=True, config=CONFIG)
+class IOParameters(Described):
+    r"""What stands around a tile's matrix multiplication. `IOParameters()` is ideal.
+
+    .. math::
+        y = \alpha\, f_\text{out} \mathrm{ADC}(w\, \mathrm{DAC}(x / \alpha))
+
+    All values are in normalised units, and each tile has its own converters: inputs are
+    divided by the input range, weights by the mapping scale, so that 1 is the largest
+    input and, with `weight_scaling_omega=1`, the largest weight.
+    `hwtrain.periphery.mvm.analog_mvm` gives the order of the effects and their
+    gradients.
+
+    >>> chip = IOParameters(inp_bits=8, out_bits=8, out_bound=10.0, out_noise=0.04)
+    >>> round(1 / chip.dac.res)
+    254
+
+    Raises:
+      pydantic.ValidationError: (a `ValueError`) for an ADC without `out_bound`, for
+        both bits and resolution of one converter, or for an option that does nothing.
+
+    References:
+      Rasch et al., A flexible and fast PyTorch toolkit for simulating training and
+      inference on analog crossbar arrays, AICAS 2021.
+    """
+
+    inp_bound: Positive | None = None
+    """Full scale of the DAC. `None`: 1 if there are levels, no clipping if not."""
+    inp_res: PositiveSteps | None = None
+    """Step of the DAC relative to its full range of twice the bound; above 1, the
+    number of steps. `None` for no rounding."""
+    inp_bits: Bits | None = None
+    """Bits of the DAC, instead of `inp_res`: 1 / (2^bits - 2)."""
+    inp_sto_round: bool = False
+    """Round the inputs stochastically."""
+    inp_noise: Deviation = 0.0
+    """Standard deviation of the noise on the inputs, after the DAC. Zero turns it
+    off."""
+    inp_asymmetry: Share = 0.0
+    """Share by which negative inputs are weaker. Zero turns it off."""
+
+    out_bound: Positive | None = None
+    """Full scale of the ADC. `None` for no clipping."""
+    out_res: PositiveSteps | None = None
+    """Step of the ADC relative to its full range of twice the bound; above 1, the
+    number of steps. `None` for no rounding."""
+    out_bits: Bits | None = None
+    """Bits of the ADC, instead of `out_res`: 1 / (2^bits - 2)."""
+    out_sto_round: bool = False
+    """Round the outputs stochastically."""
+    out_noise: Deviation = 0.0
+    """Standard deviation of the noise on the outputs, before the ADC. Zero turns it
+    off."""
+    out_noise_std: Deviation = 0.0
+    """Spread of `out_noise` over the outputs of a chip, relative, frozen with the chip.
+    Zero turns it off."""
+    out_asymmetry: Share = 0.0
+    """Share by which negative outputs are weaker. Zero turns it off."""
+    out_scale: Positive = 1.0
+    """Factor on the outputs after the ADC. One turns it off."""
+
+    noise_management: Literal[
+        "none", "abs_max", "max", "constant", "abs_max_np_sum", "average_abs_max"
+    ] = "none"
+    """What each input vector is divided by before the DAC: its largest absolute value,
+    its largest value, a constant, the largest absolute value or what its sums of one
+    sign could make of the ADC's range, whichever is larger, or a running average of the
+    largest absolute value over the vectors of the updates so far."""
+    nm_thres: NonNegative = 0.0
+    """Largest scale of `"abs_max"` (zero: no limit); the scale of `"constant"` (zero:
+    1)."""
+    nm_decay: PositiveShare = 1e-3
+    """Share of the newest update in the average of `"average_abs_max"`."""
+    nm_assumed_wmax: Positive = 0.6
+    """Largest weight that `"abs_max_np_sum"` and `"iterative_worst_case"` assume."""
+    bound_management: Literal["none", "iterative", "iterative_worst_case", "shift"] = (
+        "none"
+    )
+    """What happens where the ADC clips. `"iterative"` halves the inputs of the vector
+    until it does not; `"iterative_worst_case"` first goes to the scale of
+    `"abs_max_np_sum"`; `"shift"` shifts the outputs down, which only a softmax does not
+    see."""
+    max_bm_factor: Annotated[float, Field(ge=1, le=1e12)] = 1000.0
+    """Factor above which inputs are not halved further."""
+    max_bm_res: Positive = 0.25
+    """Inputs are not halved further once the DAC's step is above this share of what is
+    left of its range."""
+
+    w_noise: Deviation = 0.0
+    """Strength of the weights' read noise. Zero turns it off."""
+    w_noise_type: Literal["none", "additive_constant", "pcm_read"] = "none"
+    """Its standard deviation for each weight: `w_noise`, or `w_noise` times the square
+    root of the absolute weight."""
+    ir_drop: NonNegative = 0.0
+    """Strength of the IR drop along the wires. Zero turns it off; 1 is physical."""
+    ir_drop_g_ratio: Positive = G_RATIO
+    """Conductance of the wire between two cells over the largest of a device."""
+    out_nonlinearity: NonNegative = 0.0
+    """Strength of the outputs' saturation, at the bound of the ADC. Zero turns it
+    off."""
+    out_nonlinearity_std: Deviation = 0.0
+    """Spread of the saturation over the outputs of a chip, relative, frozen with the
+    chip. Zero turns it off."""
+    slope_calibration: NonNegative = 0.0
+    """How far from zero, relative to the bound, the slope of the outputs is calibrated
+    to 1. Zero turns the calibration off."""
+    r_series: NonNegative = 0.0
+    """Series resistance of the outputs, normalised. Zero turns it off."""
+    v_offset_std: Deviation = 0.0
+    """Standard deviation of the voltage offset of the outputs, relative to the read
+    voltage, frozen with the chip; offsets below zero are zero. Zero turns it off."""
+    v_offset_w_min: Number = -1.0
+    """Weight of a device that is off, the reference in reading at an offset voltage or
+    through `r_series`."""
+
+    stages: Annotated[
+        tuple[Annotated[Part, Slot("stage")], ...],
+        WrapSerializer(lambda stages, write: write(stages) or None),
+    ] = ()
+    """What else stands around the tile: stages that are no field of this class, such as
+    a user's. Their places are those they were registered at."""
+
+    def describe(self) -> str:
+        """Returns the fields that differ from the ideal, by name."""
+        ideal = IOParameters()
+        names = [f.name for f in fields(ideal) if f.name != "stages"]
+        return ", ".join(
+            f"{name} {value:g}" if isinstance(value, float) else f"{name} {value}"
+            for name, value in ((name, getattr(self, name)) for name in names)
+            if value != getattr(ideal, name)
+        )
+
+    @property
+    def draws(self) -> bool:
+        """Whether anything is drawn at a read."""
+        return self.noisy or self.inp_sto_round or self.out_sto_round
+
+    @property
+    def noisy(self) -> bool:
+        """Whether noise is drawn that can be weaker or stronger."""
+        noise = (self.inp_noise, self.out_noise, self.w_noise)
+        noisy = any(value > 0 for value in noise) or self.frozen
+        return noisy or any(stage.draws_at("read") for stage in self.stages)
+
+    @property
+    def frozen(self) -> bool:
+        """Whether chips differ: drawn once for each chip, and in training each step."""
+        spreads = (self.out_noise_std, self.out_nonlinearity_std, self.v_offset_std)
+        frozen = any(spread > 0 for spread in spreads)
+        return frozen or any(stage.draws_at("chip") for stage in self.stages)
+
+    @property
+    def dac(self) -> Dac:
+        """The converter of the inputs; with 1 for its full scale if none is given."""
+        res = _resolution(self.inp_res, self.inp_bits)
+        bound = 1.0 if self.inp_bound is None and res is not None else self.inp_bound
+        return Dac(bound=bound, res=res, stochastic=self.inp_sto_round)
+
+    @property
+    def adc(self) -> Adc:
+        """The converter of the outputs."""
+        res = _resolution(self.out_res, self.out_bits)
+        return Adc(bound=self.out_bound, res=res, stochastic=self.out_sto_round)
+
+    @property
+    def parts(self) -> tuple[Part, ...]:
+        """The same as stages, from the outermost to the innermost."""
+        dac, adc, bound = self.dac, self.adc, self.out_bound
+        found: list[Part | None] = [
+            OutputFactor(factor=self.out_scale) if self.out_scale != 1 else None,
+            self._management,
+            dac if dac.bound is not None else None,
+            InputNoise(sigma=self.inp_noise) if self.inp_noise > 0 else None,
+            InputAsymmetry(share=self.inp_asymmetry) if self.inp_asymmetry else None,
+            adc if bound is not None else None,
+            OutputAsymmetry(share=self.out_asymmetry) if self.out_asymmetry else None,
+        ]
+        if self.bound_management == "shift" and bound is not None:
+            found.append(Shift(bound=bound))
+        if self.out_noise > 0:
+            found.append(OutputNoise(sigma=self.out_noise, spread=self.out_noise_std))
+        if self.out_nonlinearity > 0 or self.r_series > 0:
+            found.append(
+                Saturation(
+                    strength=self.out_nonlinearity,
+                    spread=self.out_nonlinearity_std,
+                    slope_calibration=self.slope_calibration,
+                    r_series=self.r_series,
+                    bound=bound,
+                )
+            )
+        if self.w_noise > 0 and self.w_noise_type != "none":
+            found.append(ReadNoise(sigma=self.w_noise, kind=self.w_noise_type))
+        if self.v_offset_std > 0 or self.r_series > 0:
+            found.append(
+                VoltageOffset(
+                    spread=self.v_offset_std,
+                    w_min=self.v_offset_w_min,
+                    r_series=self.r_series,
+                )
+            )
+        if self.ir_drop > 0:
+            found.append(IrDrop(strength=self.ir_drop, g_ratio=self.ir_drop_g_ratio))
+        given = [part for part in found if part is not None]
+        return ordered("stage", [*given, *self.stages])
+
+    @property
+    def _management(self) -> Management | None:
+        # An average stands in the place of the input range.
+        noise = self.noise_management
+        noise = "none" if noise == "average_abs_max" else noise
+        iterates = self.bound_management in ("iterative", "iterative_worst_case")
+        if noise == "none" and not iterates:
+            return None
+        limit, step = self.max_bm_factor, self.dac.converter.step
+        if step is not None:
+            limit = min(limit, self.max_bm_res / step)
+        return Management(
+            noise=noise,
+            threshold=self.nm_thres,
+            iterative=iterates,
+            worst_case=self.bound_management == "iterative_worst_case",
+            limit=limit,
+            assumed_wmax=self.nm_assumed_wmax,
+            bound=self.out_bound,
+            inputs_drawn=self.inp_noise > 0,
+        )
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        for side in ("inp", "out"):
+            _check_converter(self, side)
+        needs_bound = {
+            "bound_management": self.bound_management != "none",
+            "noise_management": self.noise_management == "abs_max_np_sum",
+            "out_nonlinearity": self.out_nonlinearity > 0,
+            "slope_calibration": self.slope_calibration > 0,
+        }
+        for name, needed in needs_bound.items():
+            if needed and self.out_bound is None:
+                raise ValueError(
+                    f"{name}={getattr(self, name)!r} refers to the full scale of the "
+                    f"ADC: write out_bound=10.0 beside it, in normalised units, or "
+                    f"leave {name} out"
+                )
+        iterates = self.bound_management in ("iterative", "iterative_worst_case")
+        levels = self.inp_res is not None or self.inp_bits is not None
+        assumes = self.noise_management == "abs_max_np_sum" or (
+            self.bound_management == "iterative_worst_case"
+        )
+        without_effect = {
+            "nm_assumed_wmax": self.nm_assumed_wmax != 0.6 and not assumes,
+            "max_bm_factor": self.max_bm_factor != 1000.0 and not iterates,
+            "max_bm_res": self.max_bm_res != 0.25 and not (iterates and levels),
+            "ir_drop_g_ratio": self.ir_drop_g_ratio != G_RATIO and self.ir_drop == 0,
+            "nm_thres": self.nm_thres > 0
+            and self.noise_management not in ("abs_max", "constant"),
+            "nm_decay": self.nm_decay != 1e-3
+            and self.noise_management != "average_abs_max",
+            "slope_calibration": self.slope_calibration > 0
+            and not (self.out_nonlinearity > 0 or self.r_series > 0),
+            "v_offset_w_min": self.v_offset_w_min != -1.0
+            and not (self.v_offset_std > 0 or self.r_series > 0),
+            "out_noise_std": self.out_noise_std > 0 and self.out_noise == 0,
+            "out_nonlinearity_std": self.out_nonlinearity_std > 0
+            and self.out_nonlinearity == 0,
+            "w_noise": self.w_noise > 0 and self.w_noise_type == "none",
+        }
+        needed = {
+            "nm_assumed_wmax": 'noise_management="abs_max_np_sum" or '
+            'bound_management="iterative_worst_case"',
+            "max_bm_factor": 'bound_management="iterative"',
+            "max_bm_res": 'bound_management="iterative" and levels of the DAC',
+            "ir_drop_g_ratio": "ir_drop above zero",
+            "nm_thres": 'noise_management="abs_max" or "constant"',
+            "nm_decay": 'noise_management="average_abs_max"',
+            "slope_calibration": "out_nonlinearity or r_series above zero",
+            "v_offset_w_min": "v_offset_std or r_series above zero",
+            "out_noise_std": "out_noise above zero",
+            "out_nonlinearity_std": "out_nonlinearity above zero",
+            "w_noise": 'w_noise_type="additive_constant" or "pcm_read"',
+        }
+        for name, idle in without_effect.items():
+            if idle:
+                raise ValueError(
+                    f"{name}={getattr(self, name)!r} does nothing without "
+                    f"{needed[name]}: write it beside, or leave {name} out"
+                )
+        return self
+
+
+def _resolution(res: float | None, bits: int | None) -> float | None:
+    if bits is not None:
+        return from_bits(bits)
+    return None if res is None else resolution(res)
+
+
+def _check_converter(io: IOParameters, side: str) -> None:
+    """Raises for a converter that is given twice, or whose options do nothing."""
+    res, bits = getattr(io, f"{side}_res"), getattr(io, f"{side}_bits")
+    if res is not None and bits is not None:
+        raise ValueError(
+            f"{side}_res={res} and {side}_bits={bits} both give the resolution; leave "
+            f"one out ({side}_bits={bits} is {side}_res={from_bits(bits):.6g})"
+        )
+    levels = res is not None or bits is not None
+    if getattr(io, f"{side}_sto_round") and not levels:
+        raise ValueError(
+            f"{side}_sto_round=True does nothing without levels to round to: write "
+            f"{side}_bits=8 beside it, or leave it out"
+        )
+    if side == "out" and levels and io.out_bound is None:
+        given = "out_res" if bits is None else "out_bits"
+        raise ValueError(
+            f"an ADC needs a full scale: write out_bound=10.0 beside {given}, in "
+            "normalised units (largest input times largest weight)"
+        )

@@ -1,1 +1,0 @@
-"""Pure functions on arrays: the physics of analog devices."""

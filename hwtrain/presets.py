@@ -1,0 +1,181 @@
+"""Chips from the literature, one source each.
+
+`pcm`, `hermes`, `reram_wan2022` and `reram_cmo` say how weights become conductances on
+a chip, and what noise these have; `standard_hwa_training` and `aihwkit_default` say
+what surrounds the tiles too. What a preset leaves at `None` is ideal: add it with
+`dataclasses.replace`.
+"""
+
+import dataclasses
+from typing import Literal
+
+from hwtrain._plan.hardware import Hardware
+from hwtrain.devices import (
+    GlobalDriftCompensation,
+    HermesNoiseModel,
+    PCMLikeNoiseModel,
+    ReRamCMONoiseModel,
+    ReRamWan2022NoiseModel,
+    SingleDeviceConductanceConverter,
+    SinglePairConductanceConverter,
+)
+from hwtrain.periphery import InputRangeParameter, IOParameters
+from hwtrain.weights import MappingParameter, WeightClipParameter, WeightRemapParameter
+
+
+def ideal() -> Hardware:
+    """Returns a chip without any imperfection: a baseline for all others.
+
+    >>> ideal() == Hardware()
+    True
+    """
+    return Hardware()
+
+
+def pcm() -> Hardware:
+    """Returns a phase-change chip: pairs of devices of 0 to 25 µS.
+
+    >>> pcm().converter.g_max, pcm().noise_model.type
+    (25.0, 'pcm_like')
+
+    References:
+      Nandakumar et al., Phase-change memory models for deep learning training and
+      inference, ICECS 2019, doi:10.1109/ICECS46596.2019.8964852.
+    """
+    return Hardware(
+        converter=SinglePairConductanceConverter(g_max=25.0),
+        noise_model=PCMLikeNoiseModel(),
+    )
+
+
+def hermes(*, num_devices: Literal[1, 2] = 2) -> Hardware:
+    """Returns the Hermes chip: pairs of 0 to 20.7 µS, or 10.35 µS with one device.
+
+    >>> hermes().converter.g_max, hermes(num_devices=1).converter.g_max
+    (20.7, 10.35)
+
+    Args:
+      num_devices: devices that hold a conductance together, 1 or 2.
+
+    Raises:
+      ValueError: for another number of devices.
+
+    References:
+      Le Gallo et al., A 64-core mixed-signal in-memory compute chip based on
+      phase-change memory for deep neural network inference, Nature Electronics 2023,
+      doi:10.1038/s41928-023-01010-1.
+    """
+    if num_devices not in (1, 2):
+        raise ValueError(
+            f"Hermes holds a conductance in 1 or 2 devices, got {num_devices}"
+        )
+    noise = HermesNoiseModel(num_devices=num_devices)
+    return Hardware(
+        converter=SinglePairConductanceConverter(g_max=noise.g_max), noise_model=noise
+    )
+
+
+def reram_wan2022() -> Hardware:
+    """Returns the NeuRRAM chip: pairs of ReRAM devices of 0 to 40 µS.
+
+    >>> reram_wan2022().converter.g_max
+    40.0
+
+    References:
+      Wan et al., A compute-in-memory chip based on resistive random-access memory,
+      Nature 2022, doi:10.1038/s41586-022-04992-8.
+    """
+    return Hardware(
+        converter=SinglePairConductanceConverter(g_max=40.0),
+        noise_model=ReRamWan2022NoiseModel(),
+    )
+
+
+def reram_cmo() -> Hardware:
+    """Returns a CMO/HfOx ReRAM chip: single devices of 9 to 88.2 µS.
+
+    >>> reram_cmo().converter.g_min
+    9.0
+
+    References:
+      Falcone et al., All-in-one analog AI hardware: on-chip training and inference with
+      conductive-metal-oxide/HfOx ReRAM devices, arXiv:2502.04524, 2025.
+    """
+    return Hardware(
+        converter=SingleDeviceConductanceConverter(), noise_model=ReRamCMONoiseModel()
+    )
+
+
+def standard_hwa_training() -> Hardware:
+    """Returns the standard model of hardware-aware training, on phase-change memory.
+
+    Tiles of 512 inputs, converters of 254 steps (8 bits), noise of reads and outputs,
+    IR drop, learned input ranges, weights clipped to 1 and remapped for each column,
+    and learned output scales. There is no weight modifier: noise comes from the reads.
+    On a chip, weights are programmed and drift as in `pcm`.
+
+    >>> chip = standard_hwa_training()
+    >>> chip.forward.w_noise, chip.forward.out_noise, chip.mapping.max_input_size
+    (0.0175, 0.04, 512)
+
+    References:
+      Rasch et al., Hardware-aware training for large-scale and diverse deep learning
+      inference workloads using in-memory computing-based accelerators,
+      Nature Communications 2023, doi:10.1038/s41467-023-40770-4.
+    """
+    return dataclasses.replace(
+        pcm(),
+        forward=IOParameters(
+            inp_res=254.0,
+            out_res=254.0,
+            out_bound=10.0,
+            out_noise=0.04,
+            w_noise=0.0175,
+            w_noise_type="pcm_read",
+            ir_drop=1.0,
+        ),
+        input_range=InputRangeParameter(),
+        mapping=MappingParameter(
+            max_input_size=512,
+            max_output_size=None,
+            weight_scaling_omega=1.0,
+            weight_scaling_columnwise=True,
+            learn_out_scaling=True,
+            out_scaling_columnwise=True,
+        ),
+        clip=WeightClipParameter(type="fixed_value", fixed_value=1.0),
+        remap=WeightRemapParameter(type="channelwise_symmetric"),
+        drift_compensation=GlobalDriftCompensation(),
+    )
+
+
+def aihwkit_default() -> Hardware:
+    """Returns what an `InferenceRPUConfig()` of aihwkit 1.2.0 is, without options.
+
+    Tiles of 512 x 512 without weight scaling, a DAC of 126 and an ADC of 510 steps,
+    output noise, each input vector scaled by its largest value, and iterated until no
+    output is clipped; phase-change memory with global drift compensation.
+
+    >>> chip = aihwkit_default()
+    >>> chip.forward.out_noise, chip.forward.bound_management
+    (0.06, 'iterative')
+
+    References:
+      Rasch et al., A flexible and fast PyTorch toolkit for simulating training and
+      inference on analog crossbar arrays, AICAS 2021,
+      doi:10.1109/AICAS51828.2021.9458494.
+    """
+    return dataclasses.replace(
+        pcm(),
+        forward=IOParameters(
+            inp_bound=1.0,
+            inp_res=1 / 126,
+            out_bound=12.0,
+            out_res=1 / 510,
+            out_noise=0.06,
+            noise_management="abs_max",
+            bound_management="iterative",
+        ),
+        mapping=MappingParameter(),
+        drift_compensation=GlobalDriftCompensation(),
+    )

@@ -1,0 +1,77 @@
+"""What a comparison of trainings under mismatch is: validated, frozen, one file."""
+
+from collections.abc import Mapping
+from typing import Annotated, Any, Self
+
+from pydantic import Field, model_validator
+from pydantic.dataclasses import dataclass
+
+from hwtrain._parts.fields import CONFIG, Chips, Deviation, Positive, PositiveDeviation
+from hwtrain.objectives import AnyObjective
+from hwtrain.train._config import Config, Pattern, Source, TrainingParameter
+
+
+@dataclass(frozen=True, kw_only=True, config=CONFIG)
+class DeviationParameter:
+    """What deviates, and by how much at each step of training.
+
+    Of the parameters, kernels and whatever a DynapSim has deviate; see
+    `hwtrain.frozen_mismatch_prototype` and `hwtrain.dynamic_mismatch_prototype`.
+
+    >>> DeviationParameter(digital=("readout/.*",)).sigma_rule
+    3.0
+    """
+
+    digital: tuple[Pattern, ...] = ()
+    """Patterns for paths of parameters that do not lie on the chip."""
+    percent_deviation: PositiveDeviation = 0.3
+    """Deviation in training, 0.3 for 30 %."""
+    sigma_rule: Positive = 3.0
+    """Standard deviations that make a deviation, in training and on the chips."""
+
+
+@dataclass(frozen=True, kw_only=True, config=CONFIG)
+class ChipsParameter:
+    """The frozen chips that all models are evaluated on.
+
+    >>> ChipsParameter(percent_deviation=(0.0, 0.3)).chips
+    64
+    """
+
+    chips: Chips = 64
+    """Number of chips, of the seeds 0, 1, ..., the same for all models."""
+    percent_deviation: Annotated[tuple[Deviation, ...], Field(min_length=1)] = (0.3,)
+    """Deviations, one population of chips for each."""
+
+
+@dataclass(frozen=True, kw_only=True, config=CONFIG)
+class MismatchConfig:
+    """A comparison: trained plain, with mismatch, and with a robust objective.
+
+    `read_config` reads it from a TOML file with a table `[mismatch]`.
+    """
+
+    model: Source
+    """As in `Config`."""
+    data: Source
+    """As in `Config`."""
+    training: TrainingParameter
+    mismatch: DeviationParameter
+    objective: AnyObjective | None = None
+    """What a third model minimises. `None`: there is none."""
+    evaluation: ChipsParameter
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        for name in ("objective", "noise_schedule"):
+            if getattr(self.training, name) is not None:
+                raise ValueError(
+                    f"training.{name}: does nothing beside a table [mismatch]; the "
+                    "third model's objective is the table [objective]"
+                )
+        return self
+
+
+def kind_of(data: Mapping[str, Any]) -> type[Config] | type[MismatchConfig]:
+    """Returns the class of a configuration that is given as plain data."""
+    return MismatchConfig if "mismatch" in data else Config

@@ -1,0 +1,107 @@
+"""Progress of a training run: a bar in a terminal, a few plain lines elsewhere."""
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+import jax
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn
+from rich.progress import TimeRemainingColumn as TimeRemaining
+
+Report = Callable[[int, jax.Array], float | None]
+
+
+_EVERY_S = 0.2
+
+
+_PLAIN_LINES = 4
+
+
+@contextmanager
+def show_progress(
+    console: Console, title: str, *, start: int, steps: int
+) -> Iterator[Report]:
+    """Shows loss and steps per second while training runs.
+
+    Yields `report(step, loss)`, to be called after each update. It never waits for the
+    update that was just started: it reads the loss of the report before, and returns
+    it; `None` where it reads none.
+
+    Args:
+      console: where to show it.
+      title: what is trained.
+      start: number of updates done before.
+      steps: number of updates at the end.
+    """
+    if not console.is_terminal:
+        yield _plain_lines(console, title, steps)
+        return
+    columns = (
+        TextColumn("{task.description:26}"),
+        BarColumn(bar_width=30),
+        TaskProgressColumn(),
+        TextColumn("step {task.completed:>5.0f}"),
+        TextColumn("loss {task.fields[loss]}"),
+        TextColumn("{task.fields[rate]:>5} steps/s"),
+        TimeRemaining(compact=True),
+    )
+    with Progress(*columns, console=console) as bar:
+        task = bar.add_task(title, total=steps, completed=start, loss="-", rate="-")
+        rate = _Rate()
+        shown, pending = time.monotonic(), None
+
+        def report(step: int, loss: jax.Array) -> float | None:
+            nonlocal shown, pending
+            now = time.monotonic()
+            last = step >= steps
+            rate.start(step)
+            if now - shown < _EVERY_S and not last:
+                return None
+            value = float(loss if last or pending is None else pending)
+            bar.update(
+                task,
+                completed=step,
+                refresh=last,
+                loss=f"{value:.4f}",
+                rate=rate.at(step),
+            )
+            shown, pending = now, loss
+            return value
+
+        yield report
+
+
+def _plain_lines(console: Console, title: str, steps: int) -> Report:
+    rate = _Rate()
+    marks = {steps * line // _PLAIN_LINES for line in range(1, _PLAIN_LINES)} | {steps}
+
+    def report(step: int, loss: jax.Array) -> float | None:
+        rate.start(step)
+        if step not in marks:
+            return None
+        value = float(loss)
+        console.print(
+            f"{title}: step {step}/{steps}, loss {value:.4f}, {rate.at(step)} steps/s",
+            soft_wrap=True,
+            highlight=False,
+        )
+        return value
+
+    return report
+
+
+class _Rate:
+    """Steps per second, counted from the first step's end: compiling comes before."""
+
+    def __init__(self):
+        self._first: tuple[float, int] | None = None
+
+    def start(self, step: int) -> None:
+        self._first = self._first or (time.monotonic(), step)
+
+    def at(self, step: int) -> str:
+        if self._first is None or step <= self._first[1]:
+            return "-"
+        seconds = max(time.monotonic() - self._first[0], 1e-9)
+        return f"{(step - self._first[1]) / seconds:.0f}"

@@ -1,0 +1,241 @@
+"""A job: train plain, with mismatch and robustly, and compare on frozen chips."""
+
+import dataclasses
+import functools
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from rich.console import Console
+
+from hwtrain import dynapse, objectives
+from hwtrain._arrays import paths
+from hwtrain._plan.plan import Plan
+from hwtrain._version import __version__
+from hwtrain.checkpoint._disk import RESUME
+from hwtrain.chips import chip_key
+from hwtrain.dynapse._generator import sigma_rule_in_words
+from hwtrain.train import _report as report
+from hwtrain.train._comparison import accuracy, stop_if_asked, train_seed
+from hwtrain.train._entries import EntryError, named
+from hwtrain.train._folder import write_json
+from hwtrain.train._functional import Functional, Params
+from hwtrain.train._loop import (
+    Split,
+    Step,
+    Stop,
+    cross_entropy,
+    init_state,
+    make_step,
+    never,
+)
+from hwtrain.train._mismatch_config import MismatchConfig
+from hwtrain.train._optimisation import base_optimizer, learning_rate
+from hwtrain.train._preparation import build_plain, check_step, load_data
+from hwtrain.train._report import PLAIN, WITH_MISMATCH, Accuracies
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Contest:
+    """Models, steps and data of a comparison.
+
+    Attributes:
+      plain: the model as it is.
+      prototype: what deviates on a chip.
+      steps: the training step of each way to train, by its name.
+      optimizer: of all of them.
+      train: the training set.
+      test: the test set.
+    """
+
+    plain: Functional
+    prototype: paths.Tree
+    steps: dict[str, Step]
+    optimizer: optax.GradientTransformation
+    train: Split
+    test: Split
+
+
+def prepare_contest(config: MismatchConfig, folder: Path) -> Contest:
+    """Loads what a configuration names, and checks it by tracing one step.
+
+    Args:
+      config: the configuration.
+      folder: its folder, which its paths are relative to.
+
+    Raises:
+      ValueError: one line that names what is wrong.
+    """
+    report.require_matplotlib()
+    training, rule = config.training, config.mismatch.sigma_rule
+    train, test = load_data(config.data, training.batch_size, folder)
+    frontend, factory, plain = build_plain(config, train, folder)
+    deviation = config.mismatch.percent_deviation
+    with named("mismatch", config.model):
+        example = train.inputs[:1]
+        prototype = _prototype(plain, config.mismatch.digital)
+        noisy = frontend.deviating(factory, prototype, deviation, rule, example)
+    optimizer = base_optimizer(training, learning_rate(training), folder)
+    steps = {
+        PLAIN: make_step(plain, optimizer, cross_entropy),
+        WITH_MISMATCH: make_step(noisy, optimizer, cross_entropy),
+    }
+    for step in steps.values():
+        check_step(training, plain, optimizer, step, train)
+    objective = config.objective
+    if objective is not None:
+        without = functools.partial(
+            make_step, plain, loss=cross_entropy, robust=_robust(objective)
+        )
+        step = without(optimizer=optimizer)
+        check_step(training, plain, optimizer, step, train, without, "objective")
+        steps[objective.type] = step
+    return Contest(
+        plain=plain,
+        prototype=prototype,
+        steps=steps,
+        optimizer=optimizer,
+        train=train,
+        test=test,
+    )
+
+
+def contest(
+    config: MismatchConfig,
+    ready: Contest,
+    out: Path,
+    *,
+    console: Console,
+    stop: Stop = never,
+) -> list[Accuracies]:
+    """Trains in each way, from the same initial parameters, and compares on chips.
+
+    In `out` afterwards: `config.json`, an Orbax checkpoint for each way and seed,
+    `results.json` and `results.png`.
+
+    Args:
+      config: the configuration.
+      ready: what it names, from `prepare_contest`.
+      out: the run's folder. What is done there is not done again.
+      console: where progress and the table are shown.
+      stop: whether to stop, as for `compare`.
+
+    Returns:
+      The results: for each deviation and way to train.
+    """
+    trained = {
+        name: [
+            train_seed(
+                config.training,
+                step,
+                init_state(ready.plain.init(seed), ready.optimizer),
+                ready.train,
+                seed,
+                out / name.replace(" ", "-") / f"seed_{seed}",
+                f"{name}, seed {seed}",
+                console,
+                stop,
+            )
+            for seed in config.training.seeds
+        ]
+        for name, step in ready.steps.items()
+    }
+    with console.status("evaluating on chips"):
+        results = on_chips(config, ready, trained, stop)
+    title = report.headline(results, mode="frozen chips")
+    rule = config.mismatch.sigma_rule
+    words = sigma_rule_in_words(max(config.evaluation.percent_deviation), rule)
+    data = {
+        "metric": "accuracy in %",
+        "largest mismatch": words,
+        "seeds": list(config.training.seeds),
+        "chips": config.evaluation.chips,
+        "versions": {"hwtrain": __version__, "jax": jax.__version__},
+        **report.as_data(results),
+    }
+    write_json(out / "results.json", data, RESUME)
+    report.plot(results, out / "results.png", title=title)
+    console.print(f"\n{title}\n{words}", soft_wrap=True, highlight=False)
+    console.print(report.table(results))
+    console.print(f"results.json, results.png and checkpoints lie in {out}")
+    return results
+
+
+def on_chips(
+    config: MismatchConfig,
+    ready: Contest,
+    trained: dict[str, list[Params]],
+    stop: Stop = never,
+) -> list[Accuracies]:
+    """Returns the accuracy of trained models on frozen chips.
+
+    Args:
+      config: the configuration.
+      ready: from `prepare_contest`.
+      trained: for each way to train the parameters of every seed.
+      stop: whether to stop, asked before each way and deviation.
+    """
+    rule = config.mismatch.sigma_rule
+    keys = jax.vmap(chip_key)(jnp.arange(config.evaluation.chips))
+
+    @jax.jit
+    def accuracies(chips: Params, test: Split) -> jax.Array:
+        def on_chip(params: Params) -> jax.Array:
+            outputs = ready.plain.apply(params, test.inputs, keys[0])
+            return accuracy(outputs, test.labels).mean()
+
+        return jax.lax.map(on_chip, chips)
+
+    results = []
+    for level in config.evaluation.percent_deviation:
+        generate = dynapse.mismatch_generator(ready.prototype, level, rule)
+        chips = jax.jit(jax.vmap(generate, in_axes=(None, 0)))
+        for name, seeds in trained.items():
+            stop_if_asked(stop)
+            values = [accuracies(chips(params, keys), ready.test) for params in seeds]
+            results.append(
+                Accuracies(
+                    model=name,
+                    mismatch_std=level / rule,
+                    values=np.asarray(values, np.float64),
+                )
+            )
+    return results
+
+
+def _prototype(model: Functional, digital: tuple[str, ...]) -> paths.Tree:
+    """Returns what deviates on a chip: all of a prototype that is not digital."""
+    params = jax.eval_shape(model.init, 0)
+    frozen = dynapse.frozen_mismatch_prototype(params)
+    chosen = {path for path, on in paths.leaves(frozen).items() if on}
+    dynamic = dynapse.dynamic_mismatch_prototype(params)
+    chosen |= {path for path, on in paths.leaves(dynamic).items() if on}
+    for pattern in digital:
+        matching = {path for path in chosen if re.fullmatch(pattern, path)}
+        if not matching:
+            raise EntryError(
+                "mismatch.digital",
+                f"the pattern {pattern!r} matches nothing that would deviate: "
+                f"{sorted(chosen)}",
+            )
+        chosen -= matching
+    if not chosen:
+        raise EntryError("mismatch.digital", "nothing is left that deviates")
+    return paths.map_leaves(lambda path, leaf: path in chosen, params)
+
+
+def _robust(
+    objective: objectives.AnyObjective,
+) -> Callable[..., Callable[..., Any]]:
+    def robust(loss: Callable[..., Any], outputs: Callable[..., Any]) -> Any:
+        try:
+            return objectives.robust(loss, Plan(()), objective, outputs=outputs)
+        except ValueError as error:
+            raise EntryError("objective", str(error)) from error
+
+    return robust

@@ -1,1 +1,0 @@
-"""The transforms for NNX modules."""

@@ -1,0 +1,275 @@
+"""What a modifier, a clip and a mismatch of weights are."""
+
+import abc
+import collections
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar
+
+import jax
+import jax.numpy as jnp
+
+from hwtrain._arrays import tiling
+from hwtrain._arrays.derivatives import straight_through
+from hwtrain._arrays.random import draw_key, normal, uniform
+from hwtrain._parts.constant import with_straight_through
+from hwtrain._parts.part import Draws, Part
+
+
+class WeightContext:
+    """What a modifier or a mismatch knows of the weights, and how it draws.
+
+    Attributes:
+      w_max: the largest absolute weight of each tile, in units of the crossbar,
+        broadcastable against the weights.
+    """
+
+    def __init__(
+        self,
+        part: Part,
+        when: Draws,
+        w_max: jax.Array,
+        key: Any,
+        strength: Any,
+        leaves: Mapping[str, jax.Array] = {},  # noqa: B006 it is only read
+    ):
+        self.w_max = w_max
+        self._leaves = leaves
+        self._part = part
+        self._when: Draws = when
+        self._key, self._strength = key, strength
+        self._drawn: collections.Counter[str] = collections.Counter()
+
+    def leaf(self, name: str) -> jax.Array:
+        """Returns a leaf of tiles or columns, broadcastable against the weights.
+
+        Args:
+          name: its name, as the modifier's `leaves` declares it.
+
+        Raises:
+          ValueError: for one that it does not declare.
+        """
+        if name not in self._leaves:
+            raise ValueError(
+                f"{type(self._part).__name__} asks for the leaf {name!r}, which lies "
+                f"not beside these weights; there are "
+                f"{', '.join(self._leaves) or 'none'}. Declare it: def leaves(self, "
+                "weight): return (hwtrain.LeafSpec(name=...),)"
+            )
+        return self._leaves[name]
+
+    def normal(self, effect: str, shape: Sequence[int]) -> jax.Array:
+        """Returns standard normal noise times its strength.
+
+        Args:
+          effect: a name. A name that is drawn twice gives other numbers.
+          shape: shape of the result.
+
+        Raises:
+          ValueError: for a part that does not say that it draws.
+        """
+        return self._strength * normal(self._next(effect), shape)
+
+    def uniform(self, effect: str, shape: Sequence[int]) -> jax.Array:
+        """Returns numbers in [0, 1), whatever the strength; see `normal`."""
+        return uniform(self._next(effect), shape)
+
+    def _next(self, effect: str) -> jax.Array:
+        if not self._part.draws_at(self._when):
+            name = type(self._part).__name__
+            raise ValueError(
+                f"{name} draws at each {self._when}, and says draws = "
+                f"{self._part.draws!r}: it would get no key of its own. Write "
+                f'draws = "{self._when}" in its class'
+            )
+        count, self._drawn[effect] = self._drawn[effect], self._drawn[effect] + 1
+        return draw_key(self._key, "", effect, count)
+
+
+class Mismatch(Part):
+    """Frozen mismatch of a chip's weights: the base of mismatches of one's own.
+
+    Weights are in units of the crossbar.
+    """
+
+    draws: ClassVar = "chip"
+    per_column: ClassVar[bool] = False
+    """Whether `ctx.w_max` is that of each column, instead of the tile."""
+
+    def proof(self, ctx: Any) -> None:
+        """Says what is measured: that it changes weights.
+
+        Its strength too, where the deviation of each weight is said in units of the
+        crossbar: `ctx.deviates(...)`, of `ctx.w` and `ctx.w_max`.
+        """
+        ctx.differs()
+
+    @abc.abstractmethod
+    def on_weight(self, w: jax.Array, ctx: WeightContext) -> jax.Array:
+        """Returns the weights of one chip, in units of the crossbar.
+
+        Args:
+          w: the weights as they are written, of any shape.
+          ctx: what belongs to them, with the key of the chip.
+        """
+
+    def __call__(self, key: jax.Array, w: jax.Array, w_max: jax.Array) -> jax.Array:
+        """Returns the weights of one chip."""
+        return self.on_weight(w, WeightContext(self, "chip", w_max, key, 1.0))
+
+
+class WeightClip(Part):
+    """Clips weights after every update: the base of clips of one's own."""
+
+    absolute: ClassVar[bool] = False
+    """Whether the bound is a number of units of the crossbar that does not grow with
+    the weights. The mapping scale is then stored, or nothing would ever be clipped."""
+
+    # As `WeightClipParameter` says of itself.
+    active: ClassVar[bool] = True
+    learned: ClassVar[bool] = False
+    fixed_value: ClassVar[None] = None
+    per_column: ClassVar[bool] = False
+
+    def proof(self, ctx: Any) -> None:
+        """Says what is measured of it: that it bounds an update."""
+        ctx.bounds()
+
+    @abc.abstractmethod
+    def largest(self, w: jax.Array, row_sizes: tuple[int, ...]) -> jax.Array:
+        """Returns the bound, in units of the crossbar.
+
+        Args:
+          w: `[..., rows, columns]`, the weights after the update.
+          row_sizes: rows of each row tile.
+
+        Returns:
+          `[..., row tiles, columns or 1]`, positive; infinite where nothing is clipped.
+        """
+
+    def bound(
+        self,
+        w: jax.Array,
+        row_sizes: tuple[int, ...],
+        scale: jax.Array | None = None,
+        *,
+        update: jax.Array | None = None,
+    ) -> jax.Array:
+        """Returns the bound in the units of weights; see `WeightClipParameter`."""
+        w = w if update is None else w + update
+        if scale is None:
+            return self._checked(w, row_sizes)
+        unit = jax.lax.stop_gradient(scale)
+        return self._checked(w / tiling.expand_rows(unit, row_sizes), row_sizes) * unit
+
+    def _checked(self, w: jax.Array, row_sizes: tuple[int, ...]) -> jax.Array:
+        bound, tiles = self.largest(w, row_sizes), len(row_sizes)
+        shapes = [(*w.shape[:-2], tiles, last) for last in (1, w.shape[-1])]
+        if jnp.shape(bound) not in shapes:
+            raise ValueError(
+                f"{type(self).__name__}.largest should return the shape {shapes[0]} or "
+                f"{shapes[1]} for weights of the shape {w.shape}, got "
+                f"{jnp.shape(bound)}: a bound for each row tile, or for each column too"
+            )
+        return bound
+
+
+def in_modes(what: str, in_chip_mode: bool) -> str:
+    """Returns a modifier's description with the modes that it acts in."""
+    return f"{what} ({'train, chip' if in_chip_mode else 'train'})"
+
+
+class WeightModifier(Part):
+    """What happens to weights at a training step: the base of modifiers of one's own.
+
+    Weights are in units of the crossbar. The gradient at the modified weights is given
+    to the nominal ones (straight-through).
+
+    >>> import hwtrain
+    >>> import jax.numpy as jnp
+    >>> @hwtrain.register("modifier", "like_log_normal")
+    ... class LogNormal(WeightModifier):
+    ...     sigma: float = 0.1
+    ...     draws = "step"
+    ...     def on_weight(self, w, ctx):
+    ...         return w * jnp.exp(self.sigma * ctx.normal("log_normal", w.shape))
+    >>> w = jnp.ones((2, 2))
+    >>> print(LogNormal(sigma=0.0)(jax.random.key(0), w, jnp.ones(())))
+    [[1. 1.]
+     [1. 1.]]
+    >>> hwtrain._parts.registry.forget("modifier", "like_log_normal")
+    """
+
+    per_column: ClassVar[bool] = False
+    """Whether `ctx.w_max` is that of each column, instead of the tile."""
+    enable_during_test: ClassVar[bool] = False
+    """Whether it acts in `chip_mode` too."""
+
+    # As `WeightModifierParameter` says of itself.
+    acts: ClassVar[bool] = True
+    in_layer: ClassVar[bool] = False
+    per_batch_sample: ClassVar[bool] = False
+    per_vector: ClassVar[bool] = False
+    redraw: ClassVar[bool] = False
+    copy_last_column: ClassVar[bool] = False
+    rel_to_actual_wmax: ClassVar[bool] = True
+    assumed_wmax: ClassVar[float] = 1.0
+    unitless: ClassVar[bool] = False
+    changed_share: ClassVar[float] = 1.0
+    rounds_chips: ClassVar[bool] = False
+    column_steps: ClassVar[None] = None
+    pdrop: ClassVar[float] = 0.0
+
+    @property
+    def noisy(self) -> bool:
+        """Whether it draws noise that can be weaker or stronger."""
+        return self.draws != "none"
+
+    @property
+    def without_levels(self) -> "WeightModifier":
+        """The same for weights that lie on levels already."""
+        return self
+
+    def describe_in(self, ctx: Any) -> Mapping[str, str]:
+        """Returns its cell: itself, and in which modes it acts."""
+        return {ctx.column: in_modes(self.describe(), self.enable_during_test)}
+
+    def proof(self, ctx: Any) -> None:
+        """Says what is measured: that it changes weights.
+
+        Its strength too, where the deviation of each weight is said in units of the
+        crossbar: `ctx.deviates(...)`, of `ctx.w` and `ctx.w_max`.
+        """
+        ctx.differs()
+
+    @abc.abstractmethod
+    def on_weight(self, w: jax.Array, ctx: WeightContext) -> jax.Array:
+        """Returns the modified weights, in units of the crossbar.
+
+        Args:
+          w: the weights, of any shape.
+          ctx: what belongs to them.
+        """
+
+    def __call__(
+        self,
+        key: jax.Array | None,
+        w: jax.Array,
+        w_max: jax.Array,
+        strength: jax.Array | None = None,
+        leaves: Mapping[str, jax.Array] = {},  # noqa: B006 it is only read
+    ) -> jax.Array:
+        """Returns the modified weights, with the gradient of the nominal ones."""
+        factor = 1.0 if strength is None else strength
+
+        def change(w: jax.Array, w_max: jax.Array) -> jax.Array:
+            ctx = WeightContext(self, "step", w_max, key, factor, leaves)
+            return self.on_weight(w, ctx)
+
+        new = with_straight_through(self, change, w, w_max)
+        if new is not None:
+            return new
+        if not leaves:
+            return straight_through(w, change(w, w_max).astype(w.dtype))
+        # Of the leaves, the gradient is that of the modification.
+        fixed = jax.lax.stop_gradient(w)
+        return change(fixed, w_max).astype(w.dtype) + (w - fixed)

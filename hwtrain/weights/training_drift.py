@@ -1,0 +1,359 @@
+"""Drift of weights during training, as a step on an explicit state."""
+
+from typing import Any, Literal, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax.typing import ArrayLike
+from pydantic.dataclasses import dataclass
+
+from hwtrain._arrays.random import normal
+from hwtrain._parts.fields import (
+    CONFIG,
+    Deviation,
+    Exponent,
+    NonNegative,
+    Number,
+    Positive,
+)
+from hwtrain._parts.part import Described
+from hwtrain.weights import training_drift
+
+_RATIO_FLOOR = 1e-7
+
+
+class DriftState(NamedTuple):
+    """What drift must remember of each weight. All but `now` have the weights' shape.
+
+    Attributes:
+      start: the weight when it was last set.
+      previous: the weight that the last step returned.
+      set_at: when the weight was last set, in units of t_0.
+      nu: the weight's drift exponent.
+      now: `[]`, the time, in units of t_0.
+    """
+
+    start: jax.Array
+    previous: jax.Array
+    set_at: jax.Array
+    nu: jax.Array
+    now: jax.Array
+
+
+def begin(w: jax.Array, nu: ArrayLike) -> DriftState:
+    """Returns the state of weights that were set just now.
+
+    >>> begin(jnp.ones(3), 0.1).now
+    Array(0., dtype=float32)
+
+    Args:
+      w: weights, of any shape.
+      nu: drift exponent, one or for each weight.
+    """
+    # Copies: a buffer can be donated once, and the weights are donated beside.
+    return DriftState(
+        start=jnp.array(w),
+        previous=jnp.array(w),
+        set_at=jnp.zeros(w.shape, jnp.float32),
+        nu=jnp.broadcast_to(jnp.asarray(nu, jnp.float32), w.shape),
+        now=jnp.zeros((), jnp.float32),
+    )
+
+
+def drift(
+    state: DriftState,
+    w: jax.Array,
+    dt_s: ArrayLike,
+    *,
+    t0_s: float,
+    reset_tol: ArrayLike,
+    nu: ArrayLike | None = None,
+    offset: ArrayLike = 0.0,
+) -> tuple[jax.Array, DriftState]:
+    r"""Lets weights drift for a while.
+
+    .. math:: w(t) = (w_0 + b) \max\Big(\frac{t - t_\text{set}}{t_0}, 1\Big)^{-\nu} - b
+
+    A weight that somebody has changed since the last step starts anew, at the end of
+    this one. Nothing drifts before :math:`t_0`.
+
+    >>> w = jnp.array([1.0])
+    >>> w, state = drift(begin(w, 0.1), w, 1000.0, t0_s=1.0, reset_tol=1e-7)
+    >>> print(f"{w[0]:.3f}")
+    0.501
+
+    Args:
+      state: the state, from `begin` or from the last step.
+      w: the weights now, of any shape.
+      dt_s: time since the last step, in seconds. May be traced.
+      t0_s: t_0, in seconds.
+      reset_tol: a weight that differs by more than this from what the last step
+        returned was changed. A smaller change is lost: the device was not written.
+      nu: exponents of this step; `None` takes the state's.
+      offset: b, the weight of a conductance of zero, times -1.
+
+    Returns:
+      `(w, state)`: the weights after drift, and the state.
+
+    References:
+      Rasch et al., A flexible and fast PyTorch toolkit for simulating training and
+      inference on analog crossbar arrays, AICAS 2021.
+    """
+    now = state.now + jnp.asarray(dt_s, jnp.float32) / t0_s
+    changed = jnp.abs(state.previous - w) > reset_tol
+    set_at = jnp.where(changed, now, state.set_at)
+    start = jnp.where(changed, w, state.start)
+    exponent = state.nu if nu is None else nu
+    decay = jnp.maximum(now - set_at, 1) ** -jnp.asarray(exponent)
+    drifted = jnp.where(changed, w, start * decay + offset * (decay - 1))
+    drifted = drifted.astype(w.dtype)
+    return drifted, DriftState(start, drifted, set_at, state.nu, now)
+
+
+def state_dependent(
+    nu: ArrayLike, g: jax.Array, *, nu_k: float, log_g0: float
+) -> jax.Array:
+    r"""Returns exponents that fall with the conductance.
+
+    .. math:: \nu' = \nu - k \ln \max(|g| / g_0,\ 10^{-7})
+
+    >>> print(f"{state_dependent(0.1, jnp.array(25.0), nu_k=0.01, log_g0=0.0):.3f}")
+    0.068
+
+    Args:
+      nu: exponent at g_0.
+      g: conductance; only its magnitude counts.
+      nu_k: k. Zero turns this off.
+      log_g0: natural logarithm of g_0, in the unit of `g`.
+    """
+    ratio = jnp.maximum(jnp.abs(g) * jnp.exp(-log_g0), _RATIO_FLOOR)
+    return jnp.asarray(nu) - nu_k * jnp.log(ratio)
+
+
+_EXPONENT, _NOISE = range(2)
+
+
+def _described(drift: Any) -> str:
+    times = f"from {drift.t_0:g} s, {drift.dt_s:g} s per step"
+    return f"{drift.type}, nu {drift.nu:g} {times}" if drift.acts else ""
+
+
+@dataclass(frozen=True, kw_only=True, config=CONFIG)
+class SimpleDriftParameter(Described):
+    r"""Power-law drift of the weights while a model is trained.
+
+    .. math:: w(t) = w_0 \max\Big(\frac{t - t_\text{set}}{t_0}, 1\Big)^{-\nu}
+
+    with :math:`t_\text{set}` the time when the weight was last changed.
+
+    A weight that an update changes by at most `reset_tol` was not written: it goes on
+    drifting from where it was, and the update is lost.
+
+    >>> import jax.numpy as jnp
+    >>> drift, w = SimpleDriftParameter(nu=0.1), jnp.array([1.0])
+    >>> w, state = drift.step(drift.begin(w), w, 1000.0)
+    >>> print(f"{w[0]:.3f}")
+    0.501
+
+    References:
+      Rasch et al., A flexible and fast PyTorch toolkit for simulating training and
+      inference on analog crossbar arrays, AICAS 2021.
+    """
+
+    type: Literal["simple"] = "simple"
+    """Tells this kind of drift from the other in a configuration."""
+    nu: Exponent = 0.0
+    """Drift exponent. Zero turns drift off."""
+    t_0: Positive = 1.0
+    """Time from which on a weight drifts, in seconds."""
+    reset_tol: NonNegative = 1e-7
+    """A weight that has changed by more than this starts to drift anew. In units of the
+    crossbar."""
+    dt_s: Positive = 1.0
+    """Time from one training step to the next, in seconds."""
+
+    @property
+    def acts(self) -> bool:
+        """Whether any weight changes."""
+        return self.nu > 0
+
+    @property
+    def draws(self) -> bool:
+        """Whether anything is drawn: nothing is."""
+        return False
+
+    def describe(self) -> str:
+        """Returns its type, exponent and times."""
+        return _described(self)
+
+    def begin(self, w: jax.Array, key: jax.Array | None = None) -> DriftState:
+        """Returns the state of weights that were set just now.
+
+        Args:
+          w: weights, of any shape.
+          key: not read.
+        """
+        del key
+        return training_drift.begin(w, self.nu)
+
+    def step(
+        self,
+        state: DriftState,
+        w: jax.Array,
+        dt_s: ArrayLike,
+        key: jax.Array | None = None,
+        *,
+        scale: ArrayLike = 1.0,
+    ) -> tuple[jax.Array, DriftState]:
+        """Returns the weights after drifting for a while, and the new state.
+
+        Args:
+          state: the state, from `begin` or from the last step.
+          w: the weights now.
+          dt_s: time since the last step, in seconds. May be traced.
+          key: not read.
+          scale: the unit of `reset_tol`: the mapping scale, if `w` is a kernel.
+        """
+        del key
+        return training_drift.drift(
+            state, w, dt_s, t0_s=self.t_0, reset_tol=self.reset_tol * scale
+        )
+
+
+@dataclass(frozen=True, kw_only=True, config=CONFIG)
+class DriftParameter(Described):
+    r"""Drift of the weights while a model is trained, with what devices add to it.
+
+    .. math::
+        w &= \rho\, (g - g_\text{off}) + w_\text{off} \\
+        g(t) &= g_0 \max\Big(\frac{t - t_\text{set}}{t_0}, 1\Big)^{-\nu} \\
+        \nu &= \nu_i (1 + \sigma_\nu \xi) - k \ln (|g| / G_0), \qquad
+        \nu_i = \nu_0 (1 + \sigma_\text{dtod}\, \xi_i)
+
+    and after each step :math:`w' = w + \sigma_w \xi`, which does not accumulate.
+
+    and an update of at most `reset_tol` is lost.
+
+    >>> import jax.numpy as jnp
+    >>> drift, w = DriftParameter(nu=0.1, nu_dtod=0.3), jnp.ones(10_000)
+    >>> state = drift.begin(w, jax.random.key(0))
+    >>> print(f"{state.nu.std():.2f}")
+    0.03
+
+    References:
+      Rasch et al., A flexible and fast PyTorch toolkit for simulating training and
+      inference on analog crossbar arrays, AICAS 2021.
+    """
+
+    type: Literal["device"] = "device"
+    """Tells this kind of drift from the other in a configuration."""
+    nu: Exponent = 0.0
+    """Drift exponent, nu_0."""
+    t_0: Positive = 1.0
+    """Time from which on a weight drifts, in seconds."""
+    reset_tol: NonNegative = 1e-7
+    """A weight that has changed by more than this starts to drift anew. In units of the
+    crossbar."""
+    dt_s: Positive = 1.0
+    """Time from one training step to the next, in seconds."""
+    nu_dtod: Deviation = 0.0
+    """Spread of the exponent over devices, relative. Zero: all alike."""
+    nu_std: Deviation = 0.0
+    """Spread of the exponent from step to step, relative. Zero: constant."""
+    wg_ratio: Positive = 1.0
+    """Weight per conductance."""
+    g_offset: Number = 0.0
+    """The conductance of the weight `w_offset`."""
+    w_offset: Number = 0.0
+    """The weight of the conductance `g_offset`."""
+    nu_k: Number = 0.0
+    """How the exponent falls with the conductance. Zero: not at all."""
+    log_g0: Number = 0.0
+    """Natural logarithm of the conductance whose exponent is nu."""
+    w_noise_std: Deviation = 0.0
+    """Noise on the weight after each step. Zero turns it off."""
+
+    @property
+    def acts(self) -> bool:
+        """Whether any weight changes."""
+        return self.nu > 0 or self.nu_k != 0 or self.w_noise_std > 0
+
+    @property
+    def draws(self) -> bool:
+        """Whether anything is drawn, and a key needed."""
+        return self.nu_dtod > 0 or self.nu_std > 0 or self.w_noise_std > 0
+
+    def describe(self) -> str:
+        """Returns its type, exponent and times."""
+        return _described(self)
+
+    def begin(self, w: jax.Array, key: jax.Array | None = None) -> DriftState:
+        """Returns the state of weights that were set just now, exponents drawn.
+
+        Args:
+          w: weights, of any shape.
+          key: a JAX key. May be `None` if `draws` is false.
+
+        Raises:
+          ValueError: if a draw has no key.
+        """
+        self._check_key(key)
+        if key is None or self.nu_dtod == 0:
+            return training_drift.begin(w, self.nu)
+        return training_drift.begin(
+            w, self.nu * (1 + self.nu_dtod * normal(key, w.shape))
+        )
+
+    def step(
+        self,
+        state: DriftState,
+        w: jax.Array,
+        dt_s: ArrayLike,
+        key: jax.Array | None = None,
+        *,
+        scale: ArrayLike = 1.0,
+    ) -> tuple[jax.Array, DriftState]:
+        """Returns the weights after drifting for a while, and the new state.
+
+        Args:
+          state: the state, from `begin` or from the last step.
+          w: the weights now.
+          dt_s: time since the last step, in seconds. May be traced.
+          key: a JAX key, another one for each step. May be `None` if `draws` is false.
+          scale: the unit of weights in this configuration: the mapping scale, if `w` is
+            a kernel.
+
+        Raises:
+          ValueError: if a draw has no key.
+        """
+        self._check_key(key)
+        nu = state.nu
+        if self.nu_std > 0 and key is not None:
+            xi = normal(jax.random.fold_in(key, _EXPONENT), w.shape)
+            nu = nu * (1 + self.nu_std * xi)
+        if self.nu_k != 0:
+            g = (w / scale - self.w_offset) / self.wg_ratio + self.g_offset
+            nu = training_drift.state_dependent(
+                nu, g, nu_k=self.nu_k, log_g0=self.log_g0
+            )
+        w, state = training_drift.drift(
+            state,
+            w,
+            dt_s,
+            t0_s=self.t_0,
+            reset_tol=self.reset_tol * scale,
+            nu=nu,
+            offset=(self.wg_ratio * self.g_offset - self.w_offset) * scale,
+        )
+        if self.w_noise_std == 0 or key is None:
+            return w, state
+        xi = normal(jax.random.fold_in(key, _NOISE), w.shape)
+        w = w + (self.w_noise_std * scale * xi).astype(w.dtype)
+        return w, state._replace(previous=w)
+
+    def _check_key(self, key: jax.Array | None) -> None:
+        if self.draws and key is None:
+            raise ValueError(
+                "a drift with nu_dtod, nu_std or w_noise_std above zero draws, and "
+                "needs a JAX key: pass jax.random.key(seed), another one for each step"
+            )

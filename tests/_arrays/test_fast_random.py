@@ -1,0 +1,110 @@
+"""The cheaper generator: known answers, the normal quantile, and statistics.
+
+Tolerances of statistics are 5 standard errors, from the number of draws.
+"""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from scipy import special, stats
+
+from hwtrain._arrays import random
+from hwtrain._arrays.fast_random import fast_prng, normal_from_bits
+from hwtrain._arrays.threefry import _threefry2x32, element_words
+
+COUNT = 2**20
+
+
+def key(seed=0):
+    return jax.random.key(seed, impl=fast_prng)
+
+
+@pytest.fixture(scope="module")
+def draws():
+    return np.asarray(random.normal(key(), (COUNT,)), np.float64)
+
+
+ZEROS, ONES = (0, 0, 0, 0), (0xFFFFFFFF,) * 4
+PI = (0x13198A2E, 0x03707344, 0x243F6A88, 0x85A308D3)
+
+
+@pytest.mark.parametrize(
+    ("rounds", "words", "expected"),
+    [  # the known answers that come with Random123, key before counter
+        (13, ZEROS, (0x9D1C5EC6, 0x8BD50731)),
+        (13, ONES, (0xFD36D048, 0x2D17272C)),
+        (13, PI, (0xBA3E4725, 0xF27D669E)),
+        (20, ZEROS, (0x6B200159, 0x99BA4EFE)),
+        (20, ONES, (0x1CB996FC, 0xBB002BE7)),
+        (20, PI, (0xC4923A9C, 0x483DF7A0)),
+    ],
+)
+def test_known_answers(rounds, words, expected):
+    given = [jnp.uint32(word) for word in words]
+    assert tuple(map(int, _threefry2x32(*given, rounds))) == expected
+
+
+def test_the_quantile_is_that_of_the_normal_distribution():
+    generator = np.random.default_rng(0)
+    bits = generator.integers(0, 2**32, 2**20, dtype=np.uint32)
+    bits = np.concatenate([bits, np.arange(2048, dtype=np.uint32)])  # the tails
+    bits = np.concatenate([bits, ~bits])
+    q = ((bits >> 1) + 0.5) * 2.0**-31
+    expected = np.where(bits & 1, 1, -1) * special.ndtri(q / 2)
+    ours = np.asarray(normal_from_bits(jnp.asarray(bits)), np.float64)
+    np.testing.assert_allclose(ours, expected, rtol=0, atol=6e-5)
+    # Symmetric, so that the mean is exactly zero.
+    np.testing.assert_array_equal(ours, -np.asarray(normal_from_bits(bits ^ 1)))
+
+
+def test_moments(draws):
+    for power, mean, square in ((1, 0, 1), (2, 1, 3), (3, 0, 15), (4, 3, 105)):
+        error = np.sqrt((square - mean**2) / COUNT)
+        assert abs(np.mean(draws**power) - mean) < 5 * error, power
+
+
+def test_tails_to_five_sigma(draws):
+    for sigma in (1, 2, 3, 4, 4.5, 5):
+        for tail in (draws > sigma, draws < -sigma):
+            expected = COUNT * stats.norm.sf(sigma)
+            assert abs(tail.sum() - expected) < 5 * np.sqrt(expected) + 1, sigma
+
+
+def test_kolmogorov_smirnov(draws):
+    # 5e-5 of error moves the distribution by at most 2e-5, far below 1 / sqrt(COUNT).
+    assert stats.kstest(draws, "norm").pvalue > 1e-6
+
+
+def test_bits_are_fair():
+    bits = np.asarray(jax.random.bits(key(), (2**18,)))
+    for position in range(32):
+        ones = int(((bits >> position) & 1).sum())
+        assert abs(ones - 2**17) < 5 * np.sqrt(2**16), position
+
+
+def test_draws_of_keys_counters_and_layers_are_uncorrelated():
+    count = 2**16
+    named = [random.draw_key(key(1), f"layer_{i}/kernel", "noise") for i in range(6)]
+    keys = [*(key(seed) for seed in range(6)), *jax.random.split(key(), 6), *named]
+    rows = np.asarray([random.normal(k, (count,)) for k in keys])
+    limit = 6 / np.sqrt(count)  # 6 standard errors: 153 pairs and their squares
+    for values in (rows, rows**2):
+        correlation = np.corrcoef(values) - np.eye(len(rows))
+        assert np.abs(correlation).max() < limit
+    rows -= rows.mean(axis=1, keepdims=True)
+    rows /= rows.std(axis=1, keepdims=True)
+    for lag in (1, 2, 3, 64, 128, 4096):
+        assert np.abs((rows[:, :-lag] * rows[:, lag:]).mean(axis=1)).max() < limit
+
+
+def test_is_a_generator_of_jax():
+    assert jax.random.normal(key(), (5,)).shape == (5,)
+    draw = random.uniform(key(3), (64, 8))
+    np.testing.assert_array_equal(draw, jax.random.uniform(key(3), (64, 8)))
+    keys = jax.random.split(key(1), 4)
+    together = jax.vmap(lambda k: random.normal(k, (5, 3)))(keys)
+    for one, alone in zip(keys, together):
+        np.testing.assert_array_equal(random.normal(one, (5, 3)), alone)
+    first, second = element_words(jax.random.key_data(key()), (9,), 13)
+    np.testing.assert_array_equal(jax.random.bits(key(), (9,)), first ^ second)

@@ -1,0 +1,131 @@
+"""Tiles: cutting, joining, and statistics of row tiles against NumPy."""
+
+import itertools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from hwtrain._arrays import tiling
+
+
+def test_split_is_minimal_and_balanced():
+    for size, limit in itertools.product(range(1, 40), [1, 3, 7, 512, None]):
+        case = f"{size} lines, at most {limit} a tile"
+        sizes = tiling.split_sizes(size, limit)
+        assert sum(sizes) == size, case
+        assert max(sizes) - min(sizes) <= 1, case
+        assert list(sizes) == sorted(sizes, reverse=True), case
+        limit = limit or size
+        assert max(sizes) <= limit, case
+        assert len(sizes) == -(-size // limit), case
+
+
+@pytest.mark.sampled
+@pytest.mark.parametrize("axis", [-1, -2, -3])
+@pytest.mark.parametrize("limit", [None, 2, 3, 4])
+def test_cut_pads_with_zeros_and_join_undoes_it(axis, limit):
+    x = jax.random.normal(jax.random.key(0), (8, 10, 7))
+    sizes = tiling.split_sizes(x.shape[axis], limit)
+    pieces = tiling.cut(x, sizes, axis)
+    moved = np.moveaxis(np.asarray(pieces), (axis - 1, axis), (0, 1))
+    valid = tiling.mask(sizes)
+    assert (moved[~valid] == 0).all()
+    expected = np.split(np.moveaxis(np.asarray(x), axis, 0), np.cumsum(sizes)[:-1])
+    for tile, piece, size in zip(moved, expected, sizes):
+        np.testing.assert_array_equal(tile[:size], piece)
+    np.testing.assert_array_equal(tiling.join(pieces, sizes, axis), x)
+
+
+@pytest.mark.parametrize("per_column", [False, True])
+@pytest.mark.parametrize("sizes", [(10,), (5, 5), (4, 3, 3)])
+def test_statistics_of_row_tiles(sizes, per_column):
+    w = np.random.default_rng(0).normal(size=(2, 10, 3)).astype(np.float32) + 1
+    axes = (1,) if per_column else (1, 2)
+    tiles = np.split(w, np.cumsum(sizes)[:-1], axis=1)
+    maxima = np.stack([np.abs(t).max(axes, keepdims=True)[:, 0] for t in tiles], 1)
+    spreads = np.stack([t.std(axes, ddof=1, keepdims=True)[:, 0] for t in tiles], 1)
+
+    @jax.jit
+    def both(w):
+        options = {"per_column": per_column}
+        maximum = tiling.absolute_maximum(w, sizes, **options)
+        return maximum, tiling.standard_deviation(w, sizes, **options)
+
+    largest, spread = both(w)
+    np.testing.assert_array_equal(largest, maxima)
+    np.testing.assert_allclose(spread, spreads, rtol=1e-5)
+    if per_column and len(sizes) == 2:  # operation by operation, what compares exactly
+        largest = tiling.absolute_maximum(jnp.asarray(w), sizes, per_column=True)
+        np.testing.assert_array_equal(largest, maxima)
+
+
+@pytest.mark.sampled
+@pytest.mark.parametrize("per_column", [False, True])
+@pytest.mark.parametrize("sizes", [(2048,), (683, 683, 682), (1021, 1020), (3,)])
+@pytest.mark.parametrize(
+    "kind", ["about zero", "far from zero", "one odd row", "one odd weight"]
+)
+def test_the_spread_of_a_sum_loses_few_ulps(kind, sizes, per_column):
+    rng = np.random.default_rng(0)
+    w = rng.normal(size=(sum(sizes), 5)).astype(np.float32)
+    w += 1e4 if kind == "far from zero" else 0
+    first = np.cumsum((0, *sizes[:-1]))
+    if kind == "one odd row":
+        w[first] = 1e6
+    if kind == "one odd weight":
+        w[first, 0] = 1e6
+    update = rng.normal(size=w.shape).astype(np.float32)
+    total = (w + update).astype(np.float64)
+    axes = (0,) if per_column else (0, 1)
+    expected = [
+        tile.var(axes, ddof=1, keepdims=True)[0]
+        for tile in np.split(total, np.cumsum(sizes)[:-1])
+    ]
+    spread = jax.jit(
+        lambda w, u: tiling.standard_deviation(
+            w, sizes, per_column=per_column, update=u
+        )
+    )(w, update)
+    lost = np.abs(np.float64(spread) ** 2 / expected - 1) / np.finfo(np.float32).eps
+    # The distance of eight weights to the mean is at most sqrt(weights / 8) spreads.
+    count = np.asarray(sizes)[:, None] * (1 if per_column else w.shape[1])
+    limit = np.maximum(count / 8, 8) if "odd" in kind else 8
+    assert (lost <= limit).all(), lost
+
+
+@pytest.mark.parametrize("value", [0.1, -3e4, 7e-5])
+@pytest.mark.parametrize("per_column", [False, True])
+def test_equal_weights_have_no_spread(value, per_column):
+    w = jnp.full((2, 21, 3), value)
+    spread = tiling.standard_deviation(w, (11, 10), per_column=per_column)
+    np.testing.assert_array_equal(spread, 0)
+
+
+@pytest.mark.parametrize(
+    ("shape", "axes"), [((64, 5), (-2, -1)), ((14, 3, 2), (-3,)), ((13, 4), (-2,))]
+)
+def test_two_sums_in_one_number(shape, axes):
+    x, y = np.random.default_rng(0).normal(size=(2, *shape)).astype(np.float32)
+
+    def sums(x, y):
+        return tiling.sum_of(lambda x, y: jax.lax.complex(x, x * y), x, y, axes=axes)
+
+    @jax.jit
+    def sums_and_gradient(x, y):
+        return sums(x, y), jax.grad(lambda x: jnp.imag(sums(x, y)).sum())(x)
+
+    found, gradient = map(np.asarray, sums_and_gradient(x, y))
+    np.testing.assert_allclose(gradient, y, rtol=1e-6)
+    x, y = np.float64(x), np.float64(y)
+    np.testing.assert_allclose(found.real, x.sum(axes), rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(found.imag, (x * y).sum(axes), rtol=1e-4, atol=1e-5)
+
+
+def test_expand_rows_repeats_each_tile_for_its_rows():
+    statistic = jnp.array([[1.0], [2.0], [3.0]])
+    np.testing.assert_array_equal(
+        tiling.expand_rows(statistic, (4, 3, 3))[:, 0], [1] * 4 + [2] * 3 + [3] * 3
+    )
+    assert tiling.expand_rows(statistic[:1], (10,)).shape == (1, 1)

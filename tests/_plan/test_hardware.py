@@ -1,0 +1,205 @@
+"""Configurations: round trips, validation at construction, what turns an effect off."""
+
+import dataclasses
+import json
+import tomllib
+
+import pytest
+import tomli_w
+from pydantic import ValidationError
+
+import hwtrain as hw
+from hwtrain._parts.fields import from_dict, to_dict
+
+FULL = hw.Hardware(
+    modifier=hw.WeightModifierParameter(type="add_normal", std_dev=0.1),
+    clip=hw.WeightClipParameter(type="fixed_value", fixed_value=1.0),
+    input_range=hw.InputRangeParameter(decay=0.0),
+    mapping=hw.MappingParameter(max_input_size=None, weight_scaling_omega=1.0),
+    mismatch=hw.MismatchParameter(type="add_normal", std_dev=0.2, per_column=True),
+    converter=hw.SinglePairConductanceConverter(g_min=1.0),
+    remap=hw.WeightRemapParameter(type="channelwise_symmetric", max_scale_range=4.0),
+    noise_model=hw.PCMLikeNoiseModel(drift_scale=0.5),
+    drift_compensation=hw.PerColumnDriftCompensation(),
+)
+
+
+@pytest.mark.parametrize("chip", [hw.Hardware(), FULL])
+def test_round_trip_through_json(chip):
+    assert from_dict(hw.Hardware, json.loads(json.dumps(to_dict(chip)))) == chip
+
+
+@pytest.mark.parametrize("chip", [hw.Hardware(), FULL])
+def test_round_trip_through_toml(chip):
+    assert from_dict(hw.Hardware, tomllib.loads(tomli_w.dumps(to_dict(chip)))) == chip
+
+
+@pytest.mark.parametrize(
+    "model",
+    [
+        hw.HermesNoiseModel(num_devices=1, g_max=25.0),
+        hw.StateIndependentNoiseModel(),
+        hw.ReRamWan2022NoiseModel(g_max=25.0),
+        hw.CustomDriftPCMLikeNoiseModel(
+            g_lst=(0.0, 25.0), nu_mean_lst=(0.1, 0.05), nu_std_lst=(0.0, 0.0)
+        ),
+    ],
+    ids=lambda model: model.type,
+)
+def test_every_noise_model_is_known_by_its_type(model):
+    chip = hw.Hardware(converter=hw.SinglePairConductanceConverter(), noise_model=model)
+    assert from_dict(hw.Hardware, json.loads(json.dumps(to_dict(chip)))) == chip
+
+
+def test_equal_configurations_are_equal_hashable_and_frozen():
+    again = from_dict(hw.Hardware, to_dict(FULL))
+    assert hash(again) == hash(FULL)
+    assert again != hw.Hardware()
+    with pytest.raises(AttributeError):
+        FULL.clip = None
+
+
+def test_hardware_is_ideal_unless_told():
+    assert all(part is None for part in vars(hw.Hardware()).values())
+    assert not hw.Hardware().draws("train")
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: hw.Hardware(modifer=None), "modifer"),
+        (lambda: hw.WeightModifierParameter(std_dev=-0.1), "greater than or equal"),
+        (lambda: hw.WeightModifierParameter(std_dev="0.1"), "valid number"),
+        (lambda: hw.WeightModifierParameter(std_dev=float("nan")), "finite"),
+        (lambda: hw.WeightModifierParameter(type="AddNormal"), "add_normal"),
+        (lambda: hw.WeightClipParameter(type="fixed_value"), "write fixed_value=1.0"),
+        (
+            lambda: hw.WeightClipParameter(type="fixed_value", fixed_value=-1.0),
+            "greater than 0",
+        ),
+        (
+            lambda: hw.MappingParameter(max_input_size=0),
+            "(?s)max_input_size.*write None for no limit",
+        ),
+        (
+            lambda: hw.InputRangeParameter(input_min_percentage=1.5),
+            "less than or equal",
+        ),
+        (lambda: hw.InputRangeParameter(init_from_data=0.5), "valid integer"),
+        (lambda: hw.SinglePairConductanceConverter(g_min=30.0), "g_min"),
+        (lambda: from_dict(hw.Hardware, {"clip": {"sigm": 2.0}}), "clip.sigm"),
+    ],
+)
+def test_bad_input_is_an_error_that_names_the_field(make, message):
+    with pytest.raises(ValidationError, match=message):
+        make()
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: hw.WeightClipParameter(fixed_value=1.0), 'with type="none"'),
+        (
+            lambda: hw.WeightClipParameter(
+                type="fixed_value", fixed_value=1.0, sigma=2.0
+            ),
+            'sigma=2.0 does nothing with type="fixed_value"',
+        ),
+        (
+            lambda: hw.WeightClipParameter(type="average_channel_max", sigma=2.0),
+            'write type="layer_gaussian"',
+        ),
+        (lambda: hw.WeightClipParameter(sigma=2.0), 'with type="none"'),
+        (
+            lambda: hw.MismatchParameter(
+                type="mult_normal", std_dev=0.1, rel_to_actual_wmax=False
+            ),
+            'rel_to_actual_wmax=False does nothing with type="mult_normal"',
+        ),
+        (
+            lambda: hw.MismatchParameter(
+                type="add_normal",
+                std_dev=0.1,
+                per_column=True,
+                rel_to_actual_wmax=False,
+            ),
+            "rel_to_actual_wmax=False does nothing with per_column=True",
+        ),
+        (
+            lambda: hw.MismatchParameter(
+                type="mult_normal", std_dev=0.1, per_column=True
+            ),
+            "per_column=True does nothing",
+        ),
+        (
+            lambda: hw.MappingParameter(weight_scaling_columnwise=True),
+            "write weight_scaling_omega=1.0",
+        ),
+        (
+            lambda: hw.InputRangeParameter(enable=False, decay=0.1),
+            "decay=0.1: nothing of this has an effect with enable=False",
+        ),
+        (
+            lambda: hw.InputRangeParameter(
+                learn_input_range=False, decay=0.1, gradient_scale=2.0
+            ),
+            "decay=0.1, gradient_scale=2.0: nothing .* learn_input_range=False",
+        ),
+    ],
+)
+def test_an_option_that_does_nothing_is_an_error(make, message):
+    with pytest.raises(ValidationError, match=message):
+        make()
+
+
+def test_what_has_an_effect_beside_a_range_that_is_not_learned_is_allowed():
+    hw.InputRangeParameter(
+        learn_input_range=False, init_from_data=3, straight_through=True
+    )
+    assert not hw.InputRangeParameter(enable=False).enable
+
+
+PARTS = {
+    "modifier": hw.WeightModifierParameter(type="add_normal", std_dev=0.1),
+    "clip": hw.WeightClipParameter(type="layer_gaussian"),
+    "remap": hw.WeightRemapParameter(type="layerwise_symmetric"),
+    "input_range": hw.InputRangeParameter(),
+    "forward": hw.IOParameters(out_noise=0.1),
+    "mapping": hw.MappingParameter(max_input_size=4),
+    "mismatch": hw.MismatchParameter(type="mult_normal", std_dev=0.1),
+    "drift": hw.SimpleDriftParameter(nu=0.1),
+    "converter": hw.NPairConductanceConverter(f_lst=(1.0,)),
+    "noise_model": hw.PCMLikeNoiseModel(),
+    "drift_compensation": hw.GlobalDriftCompensation(),
+    "stuck": hw.StuckParameter(at_g_min=0.1),
+}
+
+
+def test_every_part_has_a_case():
+    fields = {field.name for field in dataclasses.fields(hw.Hardware)}
+    assert fields == PARTS.keys()
+
+
+def test_tuples_are_lists_in_data_of_every_part():
+    chip = hw.Hardware(
+        modifier=hw.WeightModifierParameter(
+            type="poly", std_dev=0.1, coeffs=(1.0, 2.0)
+        ),
+        converter=hw.SinglePairConductanceConverter(g_max=25.0),
+        noise_model=hw.PCMLikeNoiseModel(prog_coeff=(0.1, 0.2)),
+    )
+    data = json.loads(json.dumps(to_dict(chip)))
+    assert data["modifier"]["coeffs"] == [1.0, 2.0]
+    assert from_dict(hw.Hardware, data) == chip
+
+
+@pytest.mark.parametrize("name", PARTS)
+def test_a_subclass_is_not_taken_for_its_parent(name):
+    parent = type(PARTS[name])
+    child = type("Mine", (parent,), {})
+    values = {f.name: getattr(PARTS[name], f.name) for f in dataclasses.fields(parent)}
+    message = f"{name} should be a {parent.__name__} itself; got the subclass Mine"
+    if issubclass(parent, hw.Part):
+        message = f"expected a registered {name}; got .*Mine"
+    with pytest.raises(ValueError, match=message):
+        hw.Hardware(**{name: child(**values)})

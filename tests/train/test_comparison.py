@@ -1,0 +1,167 @@
+"""Both models of a comparison run on the configured chip, with all it has."""
+
+import dataclasses
+from typing import Any
+
+import jax
+import numpy as np
+import pytest
+from rich.console import Console
+
+import hwtrain as hw
+from hwtrain._arrays import paths
+from hwtrain.devices import StuckParameter
+from hwtrain.train import _comparison as comparison
+from hwtrain.train import _linen as linen
+from hwtrain.train import _nnx as nnx
+from hwtrain.train._config import Config, EvaluationParameter, TrainingParameter
+from hwtrain.train._entries import EntryError
+from hwtrain.train._preparation import chip_hardware, prepare
+from hwtrain.train._report import HARDWARE_AWARE, PLAIN
+
+RECIPE = """
+import numpy as np
+from flax import linen as nn
+from flax import nnx
+
+class Linen(nn.Module):
+    @nn.compact
+    def __call__(self, x):
+        return nn.Dense(3, name="head")(nn.relu(nn.Dense(8, name="hidden")(x)))
+
+class Nnx(nnx.Module):
+    def __init__(self, rngs):
+        self.hidden = nnx.Linear(4, 8, rngs=rngs)
+        self.head = nnx.Linear(8, 3, rngs=rngs)
+
+    def __call__(self, x):
+        return self.head(nnx.relu(self.hidden(x)))
+
+def model_linen():
+    return Linen()
+
+def model_nnx(rngs):
+    return Nnx(rngs)
+
+class Deaf(nn.Module):
+    @nn.compact
+    def __call__(self, x):
+        return nn.Dense(3, name="head")(0 * nn.Dense(8, name="hidden")(x))
+
+def model_deaf():
+    return Deaf()
+
+def data():
+    rng = np.random.default_rng(0)
+    x = 5 * rng.normal(size=(600, 4)).astype(np.float32)
+    y = np.argmax(x[:, :3] + 0.3 * x[:, 1:4] ** 2, axis=1).astype(np.int32)
+    return (x[:300], y[:300]), (x[300:], y[300:])
+"""
+FRAMEWORKS = {"linen": linen, "nnx": nnx}
+CONVERTER = hw.SinglePairConductanceConverter(g_max=25.0)
+PCM: dict[str, Any] = {"converter": CONVERTER, "noise_model": hw.PCMLikeNoiseModel()}
+RANGE: dict[str, Any] = {"input_range": hw.InputRangeParameter(init_value=0.01)}
+STUCK = StuckParameter(at_g_min=0.2)
+EFFECTS: dict[str, dict[str, Any]] = {
+    "programming": PCM,
+    "stuck": {"converter": CONVERTER, "stuck": STUCK},
+    "reads": {**PCM, **RANGE, "forward": hw.IOParameters(out_noise=2.0)},
+    "input bits": {**PCM, **RANGE, "forward": hw.IOParameters(inp_bits=2)},
+}
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("recipe")
+    (folder / "recipe.py").write_text(RECIPE)
+    return folder
+
+
+def config_of(hardware, framework="linen", mismatch_std=(0.0,)):
+    return Config(
+        model=f"recipe.py:model_{framework}",
+        data="recipe.py:data",
+        training=TrainingParameter(steps=60, batch_size=50, learning_rate=0.02),
+        hardware=hardware,
+        evaluation=EvaluationParameter(chips=4, mismatch_std=mismatch_std),
+    )
+
+
+def compared(config, folder, out):
+    ready = prepare(config, folder)
+    out.mkdir()
+    return comparison.compare(config, ready, out, console=Console(quiet=True)), ready
+
+
+@pytest.mark.sampled(2)
+@pytest.mark.parametrize(
+    ("framework", "effect"),
+    [*(("linen", effect) for effect in EFFECTS), ("nnx", "input bits")],
+)
+def test_the_plain_model_is_on_the_same_chip(folder, framework, effect):
+    """Equal parameters on it give equal accuracies, chip by chip."""
+    hardware = hw.Hardware(**EFFECTS[effect])
+    config = config_of(hardware, framework)
+    ready = prepare(config, folder)
+    fitted = comparison._deployed(
+        config, ready, ready.plain.init(0), 0, Console(quiet=True), lambda: False
+    )
+    same = [
+        comparison._evaluate(config, ready, name, [fitted], 0.0, lambda: False).values
+        for name in (PLAIN, HARDWARE_AWARE)
+    ]
+    np.testing.assert_array_equal(*same)
+    x, y = ready.test
+    digital = ready.plain.apply(ready.plain.init(0), x, jax.random.key(0))
+    assert (same[0] != 100 * np.mean(np.argmax(digital, axis=1) == y)).any()
+
+
+@pytest.mark.parametrize("framework", FRAMEWORKS)
+def test_its_ranges_are_the_largest_training_inputs(folder, framework):
+    hardware = hw.Hardware(
+        **PCM, **RANGE, mapping=hw.MappingParameter(max_input_size=3)
+    )
+    ready = prepare(config_of(hardware, framework), folder)
+    params = jax.tree.map(np.asarray, ready.plain.init(0))
+    x = ready.train.inputs
+    batches = [x[:128], x[128:256], x[256:]]
+    found = FRAMEWORKS[framework].deployed(
+        ready.factory, hardware, params, batches, Console(quiet=True)
+    )
+    hidden = np.maximum(x @ params["hidden"]["kernel"] + params["hidden"]["bias"], 0)
+    for name, inputs in (("hidden", x), ("head", hidden)):
+        ranges = np.ravel(found[name]["input_range"])
+        sizes = {"hidden": (2, 2), "head": (3, 3, 2)}[name]
+        parts = np.split(np.abs(inputs), np.cumsum(sizes)[:-1], axis=1)
+        np.testing.assert_allclose(ranges, [p.max() for p in parts], rtol=1e-6)
+    for path, leaf in paths.leaves(params).items():
+        np.testing.assert_array_equal(paths.leaves(found)[path], leaf)
+
+
+def test_hardware_without_a_mismatch_has_one_population(folder, tmp_path):
+    results, _ = compared(config_of(hw.Hardware(**PCM)), folder, tmp_path / "run")
+    assert [(r.model, r.mismatch_std) for r in results] == [
+        (PLAIN, 0.0),
+        (HARDWARE_AWARE, 0.0),
+    ]
+    assert all(result.std > 0 for result in results)
+
+
+def test_a_level_of_mismatch_needs_one():
+    with pytest.raises(ValueError, match=r"expected a table \[hardware.mismatch\]"):
+        config_of(hw.Hardware(**PCM), mismatch_std=(0.0, 0.1))
+    with pytest.raises(ValueError, match="mismatch_std of 0"):
+        chip_hardware(hw.Hardware(**PCM), 0.1)
+    mismatch = hw.MismatchParameter(type="add_normal", std_dev=0.1)
+    hardware = hw.Hardware(**PCM, mismatch=mismatch)
+    expected = dataclasses.replace(mismatch, std_dev=0.3)
+    assert chip_hardware(hardware, 0.3) == hw.Hardware(**PCM, mismatch=expected)
+
+
+def test_a_layer_that_gets_zeros_is_named_with_the_model(folder, tmp_path):
+    config = config_of(hw.Hardware(**PCM, **RANGE), "deaf")
+    with pytest.raises(
+        EntryError, match="plain model of seed 0.*head/input_range"
+    ) as e:
+        compared(config, folder, tmp_path / "run")
+    assert str(e.value).startswith("hardware.input_range: ")

@@ -1,0 +1,66 @@
+"""Tests of hwtrain.train._folder: nothing is overwritten without being asked to."""
+
+from pathlib import Path
+
+import pytest
+
+from hwtrain.train import _folder as folder
+from hwtrain.train import read_config
+
+CONFIG = Path(__file__).parents[2] / "configs" / "digits_mlp.toml"
+
+
+@pytest.fixture
+def run(tmp_path):
+    path = tmp_path / "run"
+    folder.make_folder(path, read_config(CONFIG), CONFIG.parent)
+    (path / "result").write_text("precious")
+    return path
+
+
+def test_a_new_or_empty_folder_is_free(tmp_path):
+    config = read_config(CONFIG)
+    free = {"resume": False, "overwrite": False}
+    assert not folder.open_folder(tmp_path / "new", config, **free)
+    assert not folder.open_folder(tmp_path, config, **free)
+
+
+def test_a_run_is_not_overwritten(run):
+    with pytest.raises(ValueError, match="--resume.*--out DIR.*--overwrite"):
+        folder.open_folder(run, read_config(CONFIG), resume=False, overwrite=False)
+
+
+def test_a_run_is_continued_or_replaced_if_asked(run):
+    config = read_config(CONFIG)
+    assert folder.open_folder(run, config, resume=True, overwrite=False)
+    assert not folder.open_folder(run, config, resume=False, overwrite=True)
+    assert (run / "result").exists()
+    folder.make_folder(run, config, CONFIG.parent)
+    assert not (run / "result").exists()
+
+
+def test_a_run_is_continued_only_with_its_configuration(run):
+    config = read_config(CONFIG, ["training.steps=7", "hardware.clip.sigma=3.0"])
+    message = r"hardware.clip.sigma was 2.0, is now 3.0; training.steps was 2000, is n"
+    with pytest.raises(ValueError, match=message):
+        folder.open_folder(run, config, resume=True, overwrite=False)
+
+
+def test_what_is_no_run_is_left_alone(tmp_path):
+    (tmp_path / "thesis.tex").write_text("precious")
+    with pytest.raises(ValueError, match="got something without a config.json"):
+        folder.open_folder(tmp_path, read_config(CONFIG), resume=False, overwrite=True)
+
+
+@pytest.mark.parametrize(
+    "text", ["{}", '{"theme": "dark"}', '{"model": "a.py:b"', "\x00\xff"]
+)
+def test_a_config_json_of_another_program_is_left_alone(tmp_path, text):
+    (tmp_path / "config.json").write_text(text, encoding="latin-1")
+    config = read_config(CONFIG)
+    for keep in ({"resume": True, "overwrite": False}, {"resume": False}):
+        with pytest.raises(
+            ValueError, match=r"config\.json: expected the config.*--ou"
+        ):
+            folder.open_folder(tmp_path, config, **{"overwrite": True, **keep})
+    assert (tmp_path / "config.json").exists()

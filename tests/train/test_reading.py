@@ -1,0 +1,239 @@
+"""Tests of hwtrain.train._reading: what is wrong becomes one clear line."""
+
+from pathlib import Path
+
+import pytest
+
+from hwtrain.train import read_config
+from hwtrain.train._folder import read_run
+
+CONFIG = Path(__file__).parents[2] / "configs" / "digits_mlp.toml"
+
+
+def test_overrides_are_laid_over_the_file():
+    config = read_config(
+        CONFIG,
+        [
+            "training.steps=7",
+            "hardware.mapping.max_input_size=32",
+            "training.seeds=[4]",
+        ],
+    )
+    assert config.training.steps == 7
+    assert config.training.seeds == (4,)
+    assert config.hardware.mapping is not None
+    assert config.hardware.mapping.max_input_size == 32
+    assert config.training.batch_size == 64
+
+
+@pytest.mark.parametrize(
+    "override, message",
+    [
+        (
+            "training.stpes=3",
+            "unknown key training.stpes; did you mean training.steps?",
+        ),
+        ("hardwar.x=2", "unknown key hardwar; did you mean hardware?"),
+        (
+            "hardware.modifier={std_dv=2}",
+            "unknown key hardware.modifier.std_dv; did you mean "
+            "hardware.modifier.std_dev?",
+        ),
+        (
+            "training.zzz=2",
+            "unknown key training.zzz; expected one of: batch_size, checkpoint_every",
+        ),
+        (
+            "training.steps.x=2",
+            "unknown key training.steps.x; training.steps is a value and",
+        ),
+        (
+            'training.steps="a"',
+            'training.steps: expected a whole number, got "a"',
+        ),
+        ("training.steps=1.5", "training.steps: expected a whole number, got 1.5"),
+        ("training.steps=0", "training.steps: expected a number greater than 0, got 0"),
+        ("training.seeds=[]", "training.seeds: expected at least one entry, got []"),
+        ("training.seeds=[1, 1]", "training.seeds: expected seeds that differ"),
+        (
+            "hardware.modifier.std_dev=-0.1",
+            "hardware.modifier.std_dev: expected a number greater than or equal to 0, "
+            "got -0.1",
+        ),
+        (
+            "hardware.mapping.max_input_size=0",
+            "hardware.mapping.max_input_size: a tile has at least one row and one "
+            "column, got 0; write None for no limit",
+        ),
+        (
+            'hardware.modifier.type="add_norml"',
+            "hardware.modifier.type: expected 'none', ",
+        ),
+        (
+            'hardware.modifier.type="add_norml"',
+            "or 'drop_connect', got \"add_norml\"",
+        ),
+        (
+            'hardware.converter.type="pair"',
+            "hardware.converter.type: expected one of 'single_device', 'single_pair', ",
+        ),
+        (
+            "hardware.converter.g_max=-1",
+            "hardware.converter.g_max: expected a number greater than 0, got -1",
+        ),
+        ("hardware.modifier=3", "hardware.modifier: expected a table, got 3"),
+        ("training.learning_rate=nan", "expected a finite number, got NaN"),
+        ('data="x"', 'data: expected "path/to/file.py:function" or "module:function"'),
+        ("model=2020-01-01", 'got "2020-01-01"'),
+        ("data=x", "expected a value as TOML writes it, got x; text needs quotes"),
+        ("training.steps", "expected key=value, such as training.steps=100"),
+    ],
+)
+def test_a_wrong_override_is_one_line_that_names_it(override, message):
+    with pytest.raises(ValueError) as error:
+        read_config(CONFIG, [override])
+    assert str(error.value).startswith(f"--set {override}: ")
+    assert message in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    "old, new, message",
+    [
+        ("steps = 2000", "stpes = 2000", "unknown key training.stpes; did you mean"),
+        ("steps = 2000", "", "training.steps: expected a value, because it has no"),
+        ("chips = 128", "chips = -1", "evaluation.chips: expected a number greater"),
+        (
+            "std_dev = 0.3",
+            'std_dev = "a"',
+            "hardware.modifier.std_dev: expected a numb",
+        ),
+        (
+            "g_max = 25.0",
+            "g_max = 0.5\ng_min = 1.0",
+            "hardware.converter: g_min must be",
+        ),
+        ("steps = 2000", "steps =", "expected valid TOML, got: Invalid value"),
+        ("[hardware.mismatch]", "[hardware.mapping]", "unknown key hardware.mapping."),
+    ],
+)
+def test_a_wrong_file_is_one_line_that_names_it(tmp_path, old, new, message):
+    path = tmp_path / "wrong.toml"
+    path.write_text(CONFIG.read_text().replace(old, new))
+    with pytest.raises(ValueError) as error:
+        read_config(path)
+    assert str(error.value).startswith(f"{path}: ")
+    assert message in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("table", ["mismatch", "converter"])
+def test_what_the_job_needs_of_the_hardware_is_asked_for(tmp_path, table):
+    path = tmp_path / "wrong.toml"
+    start, _, rest = CONFIG.read_text().partition(f"[hardware.{table}]")
+    path.write_text(start + rest[rest.index("\n[") :])
+    with pytest.raises(ValueError, match=rf"expected a table \[hardware.{table}\]"):
+        read_config(path)
+
+
+def test_a_missing_file_suggests_its_neighbour():
+    with pytest.raises(ValueError, match=r"no such file; did you mean .*digits_mlp\.t"):
+        read_config(CONFIG.with_name("digit_mlp.toml"))
+
+
+SCHEDULE = (
+    'training.noise_schedule={{function="optax:constant_schedule", '
+    "arguments={{value={}}}, layers={{{}}}}}"
+)
+
+
+@pytest.mark.parametrize(
+    "override, message",
+    [
+        (
+            "training.steps=1000000000000000000",
+            "training.steps: expected a number less",
+        ),
+        ("evaluation.chips=1000000000000", "evaluation.chips: expected a number less"),
+        ("hardware.modifier.std_dev=1e300", "less than or equal to 1000, got 1e+300"),
+        ("hardware.converter.g_max=1e308", "less than or equal to 1e+12, got 1e+308"),
+        (
+            "hardware.clip.sigma=1e-40",
+            "hardware.clip.sigma: expected a number of at le",
+        ),
+        (
+            "hardware.clip.sigma=-1.0",
+            "sigma: expected a number greater than 0, got -1.0",
+        ),
+        (
+            "hardware.input_range.decay=1e10",
+            "hardware.input_range.decay: expected a nu",
+        ),
+        ("hardware.modifier.std_dev=1e-40", "expected 0 or at least 1.18e-38 in size"),
+        ("training.learning_rate=1e30", "training.learning_rate: expected a number l"),
+        (
+            'training.objective={type="adversarial", attack_steps=1000000000}',
+            "10000, g",
+        ),
+        ("training.steps=" + "[" * 5000 + "]" * 5000, "lie in each other too deeply"),
+        ("training.steps=" + "[" * 200 + "]" * 200, "lie in each other too deeply"),
+        ("training.steps=" + "1" * 5000, "a number has thousands of digits"),
+        ("training.steps=" + "1" * 4000, "less than or equal to 2147483647, got 111"),
+        ("training.steps=1" + "0" * 400, "training.steps: expected a number less"),
+        ("hardware.clip.sigma=1" + "0" * 400, "hardware.clip.sigma: expected a finite"),
+        (SCHEDULE.format("1e300", ""), "training.noise_schedule.arguments.value: expe"),
+        (SCHEDULE.format("1" * 30, ""), "training.noise_schedule.arguments.value: exp"),
+        (
+            SCHEDULE.format(1, "'a('=1.0"),
+            "training.noise_schedule.layers.a(: expected a",
+        ),
+        (
+            SCHEDULE.format(1, "a=-1.0"),
+            "training.noise_schedule.layers.a: expected a nu",
+        ),
+        (
+            SCHEDULE.format(1, "a=nan"),
+            "training.noise_schedule.layers.a: expected a fi",
+        ),
+    ],
+)
+def test_what_no_run_could_mean_is_one_line(override, message):
+    with pytest.raises(ValueError) as error:
+        read_config(CONFIG, [override])
+    text = str(error.value)
+    key = override.partition("=")[0]
+    assert text.startswith(f"--set {key}=") and key in text.partition(": ")[2]
+    assert message in text
+    assert "\n" not in text and len(text) < 400 and "sys." not in text
+
+
+@pytest.mark.parametrize(
+    "line, message",
+    [
+        ("x = " + "[" * 5000 + "]" * 5000, "lie in each other too deeply"),
+        ("x = " + "[" * 200 + "]" * 200, "lie in each other too deeply"),
+        ("x = " + "1" * 5000, "a number has thousands of digits"),
+    ],
+)
+def test_a_file_that_python_cannot_hold_is_one_line(tmp_path, line, message):
+    path = tmp_path / "deep.toml"
+    path.write_text(f"{line}\n{CONFIG.read_text()}")
+    with pytest.raises(ValueError) as error:
+        read_config(path)
+    text = str(error.value)
+    assert text.startswith(f"{path}: expected valid TOML, got: ")
+    assert text.endswith(message)
+    # The same, as a run has stored it.
+    value = line.partition("= ")[2]
+    (tmp_path / "config.json").write_text(f'{{"x": {value}}}')
+    with pytest.raises(ValueError) as error:
+        read_run(tmp_path)
+    assert f"{tmp_path / 'config.json'}: expected the configuration" in str(error.value)
+    assert message in str(error.value) and "\n" not in str(error.value)
+
+
+def test_a_bad_pattern_of_what_is_digital_names_its_key():
+    with pytest.raises(ValueError, match=r"digital=\[.*mismatch.digital.0: .*pattern"):
+        read_config(
+            CONFIG.with_name("digits_dynapse.toml"), ['mismatch.digital=["a("]']
+        )

@@ -1,0 +1,97 @@
+"""Tests of hwtrain.train._report and progress."""
+
+import io
+import json
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from rich.console import Console
+
+from hwtrain.train import _report as report
+from hwtrain.train._progress import show_progress
+from hwtrain.train._report import Accuracies
+
+RESULTS = [
+    Accuracies(model=model, mismatch_std=level, values=np.array(values))
+    for model, level, values in (
+        ("plain", 0.0, [[90.0, 90.0], [80.0, 80.0]]),
+        ("hardware-aware", 0.0, [[99.0, 99.0], [97.0, 97.0]]),
+        ("plain", 0.3, [[50.0, 60.0], [70.0, 72.0]]),
+        ("hardware-aware", 0.3, [[95.0, 97.0], [96.0, 96.0]]),
+    )
+]
+
+
+def shown(renderable):
+    console = Console(file=io.StringIO(), width=80)
+    console.print(renderable)
+    return console.file.getvalue()  # pyright: ignore[reportAttributeAccessIssue]
+
+
+def test_the_table_has_a_row_for_each_mismatch():
+    lines = shown(report.table(RESULTS)).splitlines()
+    row = next(line for line in lines if " 0.3 " in line)
+    # Pooled over seeds: sqrt((50 + 2) / 2) and sqrt((2 + 0) / 2).
+    assert "63.00 ±  5.10" in row
+    assert "96.00 ±  1.00" in row
+    assert max(map(len, lines)) <= 80
+
+
+def test_the_headline_says_over_what_and_in_which_mode():
+    assert report.headline(RESULTS, mode="chip_mode") == (
+        "Accuracy in %, mean ± standard deviation over 2 chips, 2 training seeds "
+        "(chip_mode)"
+    )
+
+
+def test_one_chip_has_no_standard_deviation():
+    result = Accuracies(model="plain", mismatch_std=0.0, values=np.array([[90.0]]))
+    assert "±" not in shown(report.table([result]))
+    summary = report.as_data([result])["results"][0]
+    assert summary["std_over_chips"] is None and summary["std_over_seeds"] is None
+
+
+def test_the_data_are_json_with_every_value():
+    data = json.loads(json.dumps(report.as_data(RESULTS)))
+    assert data["results"][2] == {
+        "model": "plain",
+        "mismatch_std": 0.3,
+        "mean": 63.0,
+        "std_over_chips": 5.099,
+        # Of the means 55 and 71.
+        "std_over_seeds": 11.3137,
+        "mean_of_each_seed": [55.0, 71.0],
+    }
+    assert data["values_by_seed_and_chip"][2]["values"] == [[50.0, 60.0], [70.0, 72.0]]
+
+
+def test_the_plot_is_a_function_of_the_results(tmp_path):
+    pytest.importorskip("matplotlib")
+    for name in ("a.png", "b.png"):
+        report.plot(RESULTS, tmp_path / name, title="title")
+    assert (tmp_path / "a.png").read_bytes() == (tmp_path / "b.png").read_bytes()
+
+
+def test_progress_is_a_bar_in_a_terminal():
+    file = io.StringIO()
+    console = Console(file=file, force_terminal=True, width=120)
+    with show_progress(console, "plain, seed 0", start=0, steps=8) as tell:
+        for step in range(1, 9):
+            tell(step, jnp.float32(0.25))
+    last = file.getvalue().rstrip().split("\n")[-2]
+    assert "plain, seed 0" in last
+    assert "loss 0.2500" in last
+    assert "steps/s" in last
+
+
+def test_progress_is_a_few_lines_elsewhere():
+    file = io.StringIO()
+    with show_progress(Console(file=file), "plain", start=3, steps=8) as tell:
+        for step in range(4, 9):
+            tell(step, jnp.float32(0.25))
+    lines = file.getvalue().splitlines()
+    assert [line.split(",")[0] for line in lines] == [
+        f"plain: step {step}/8" for step in (4, 6, 8)
+    ]
+    assert all("loss 0.2500" in line and "steps/s" in line for line in lines)
