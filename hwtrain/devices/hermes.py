@@ -111,7 +111,7 @@ class HermesNoiseModel(DriftingNoiseModel):
     .. math:: \sigma = (0.166 + 4.718 a - 8.481 a^2 + 4.690 a^3)\,
         g_\text{max} / g_\text{ref}
 
-    and curves of this file for drift and read noise. What is not given is
+    and curves of its own for drift and read noise. What is not given is
     as measured, and depends on `num_devices`.
 
     >>> HermesNoiseModel(num_devices=1).g_max, HermesNoiseModel().g_max

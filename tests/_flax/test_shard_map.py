@@ -12,7 +12,7 @@ import jax, jax.numpy as jnp, numpy as np
 from flax import linen as nn
 from jax.sharding import PartitionSpec as P
 import hwtrain as hw
-from hwtrain import paths
+from hwtrain._arrays import paths
 
 class MLP(nn.Module):
     @nn.compact

@@ -8,7 +8,7 @@ import jax, jax.numpy as jnp, numpy as np, optax
 from flax import linen as nn
 from jax.sharding import NamedSharding, PartitionSpec as P
 import hwtrain as hw
-from hwtrain import paths
+from hwtrain._arrays import paths
 from hwtrain._flax import example_weights
 from hwtrain._arrays.random import draw_key, normal
 from hwtrain._flax.weight_side import step_weights

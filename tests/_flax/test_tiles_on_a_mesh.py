@@ -8,7 +8,7 @@ import jax, jax.numpy as jnp, numpy as np, optax
 from jax.sharding import NamedSharding, PartitionSpec as P
 from flax import linen as nn
 import hwtrain as hw
-from hwtrain import paths
+from hwtrain._arrays import paths
 from hwtrain.evaluate import population
 
 class MLP(nn.Module):
