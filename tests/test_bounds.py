@@ -16,6 +16,8 @@ import pytest
 import tomli_w
 
 from hwtrain._parts.fields import CONFIG
+from hwtrain._parts.registry import built_in
+from hwtrain._parts.slot import OpenSlot
 from hwtrain.dynapse import Layout
 from hwtrain.train import Config, MismatchConfig, read_config
 
@@ -39,7 +41,9 @@ def members(hint):
     """Yields the types that an annotation allows, without what annotates them."""
     origin = typing.get_origin(hint)
     if origin is typing.Annotated:
-        yield from members(typing.get_args(hint)[0])
+        inner, *about = typing.get_args(hint)
+        slots = [built_in(x.kind) for x in about if isinstance(x, OpenSlot)]
+        yield from members(slots[0] if slots else inner)
     elif origin in (typing.Union, types.UnionType):
         for member in typing.get_args(hint):
             yield from members(member)

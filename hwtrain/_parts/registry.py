@@ -3,7 +3,7 @@
 import dataclasses
 import graphlib
 from collections.abc import Callable, Iterable
-from typing import Any, NamedTuple, TypeVar, get_args, get_type_hints
+from typing import Any, NamedTuple, TypeVar, Union, get_args, get_type_hints
 
 from hwtrain._parts.part import Draws, Part
 
@@ -112,6 +112,26 @@ def register(
         return part
 
     return known
+
+
+def register_types(kind: str) -> Callable[[T], T]:
+    """Makes one class known by each `type` that it may have; for the built-in ones."""
+
+    def known(part: T) -> T:
+        for name in get_args(get_type_hints(part)["type"]):
+            register(kind, name)(part)
+        return part
+
+    return known
+
+
+def built_in(kind: str) -> Any:
+    """Returns the union of the classes of a kind that come with hwtrain.
+
+    Its order is that of their registration.
+    """
+    classes = dict.fromkeys(parts_of(kind))
+    return Union[tuple(x for x in classes if _home(x).startswith("hwtrain."))]  # noqa: UP007
 
 
 def forget(kind: str, name: str) -> None:

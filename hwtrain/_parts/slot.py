@@ -7,9 +7,9 @@ import json
 import sys
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, get_args
 
-from pydantic import GetCoreSchemaHandler, GetJsonSchemaHandler, TypeAdapter
+from pydantic import Field, GetCoreSchemaHandler, GetJsonSchemaHandler, TypeAdapter
 from pydantic_core import core_schema
 
 from hwtrain._parts import registry
@@ -171,16 +171,18 @@ def _version(module: str) -> str | None:
 class OpenSlot(Slot):
     """Makes pydantic take users' parts of a kind beside those that are built in.
 
-    Attributes:
-      built_in: the type of the field without users' parts.
+    Those have classes that pydantic checks and describes by itself. Whether `None` is
+    taken is what the type of the field says.
     """
-
-    built_in: Any
 
     def __get_pydantic_core_schema__(
         self, source: Any, handler: GetCoreSchemaHandler
     ) -> core_schema.CoreSchema:
-        inner = handler.generate_schema(self.built_in)
+        given: Any = registry.built_in(self.kind)
+        if len(get_args(given)) > 1:
+            given = Annotated[given, Field(discriminator="type")]
+        given = given | None if type(None) in get_args(source) else given
+        inner = handler.generate_schema(given)
 
         def validate(value: Any, check: Any, info: core_schema.ValidationInfo) -> Any:
             if self._foreign(value):
@@ -190,7 +192,7 @@ class OpenSlot(Slot):
             # A function is given what JSON is in Python, where strict validation takes
             # no list for a tuple.
             text = json.dumps(value)
-            return _adapter(self.built_in).validate_json(text, context=info.context)
+            return _adapter(given).validate_json(text, context=info.context)
 
         def dump(value: Any, write: Any) -> Any:
             return to_data(value) if self._foreign(value) else write(value)

@@ -13,28 +13,12 @@ from hwtrain._parts.constant import replaced
 from hwtrain._parts.fields import CONFIG
 from hwtrain._parts.leaf import LeafSpec, When
 from hwtrain._parts.part import Part
-from hwtrain._parts.registry import register
 from hwtrain._parts.slot import OpenSlot
 from hwtrain.devices import (
     ConductanceConverter,
-    CustomDriftPCMLikeNoiseModel,
-    CustomPairConductanceConverter,
     DriftCompensation,
-    DualPairConductanceConverter,
-    HermesNoiseModel,
-    MeasuredNoiseModel,
     NoiseModel,
-    NPairConductanceConverter,
-    PCMLikeNoiseModel,
-    ReRamCMONoiseModel,
-    ReRamWan2022NoiseModel,
-    SingleDeviceConductanceConverter,
-    SinglePairConductanceConverter,
-    StateIndependentNoiseModel,
     StuckParameter,
-)
-from hwtrain.devices.drift_compensation import (
-    AnyDriftCompensation as _DriftCompensation,
 )
 from hwtrain.periphery import InputRangeParameter, IOParameters
 from hwtrain.periphery._read_keys import CHIP_KEY
@@ -55,29 +39,7 @@ from hwtrain.weights import (
 from hwtrain.weights.mapping import MAPPING_SCALE
 from hwtrain.weights.modifier import ON_LEVELS
 
-_Converter = Annotated[
-    SingleDeviceConductanceConverter
-    | SinglePairConductanceConverter
-    | NPairConductanceConverter
-    | DualPairConductanceConverter
-    | CustomPairConductanceConverter,
-    Field(discriminator="type"),
-]
-
-
 _Drift = Annotated[SimpleDriftParameter | DriftParameter, Field(discriminator="type")]
-
-
-_NoiseModel = Annotated[
-    PCMLikeNoiseModel
-    | CustomDriftPCMLikeNoiseModel
-    | HermesNoiseModel
-    | StateIndependentNoiseModel
-    | MeasuredNoiseModel
-    | ReRamWan2022NoiseModel
-    | ReRamCMONoiseModel,
-    Field(discriminator="type"),
-]
 
 
 def _shows_nothing_else(weight: Any, when: When) -> bool:
@@ -109,14 +71,10 @@ class Hardware:
     """
 
     modifier: Annotated[
-        WeightModifierParameter | WeightModifier | None,
-        OpenSlot("modifier", WeightModifierParameter | None),
+        WeightModifierParameter | WeightModifier | None, OpenSlot("modifier")
     ] = None
     """Noise on the weights at every training step."""
-    clip: Annotated[
-        WeightClipParameter | WeightClip | None,
-        OpenSlot("clip", WeightClipParameter | None),
-    ] = None
+    clip: Annotated[WeightClipParameter | WeightClip | None, OpenSlot("clip")] = None
     """Clipping of the weights after every update."""
     remap: WeightRemapParameter | None = None
     """A new scale of each crossbar after every update, and after the clip."""
@@ -126,25 +84,18 @@ class Hardware:
     """Converters, noise and management around each tile. `None` is ideal."""
     mapping: MappingParameter | None = None
     """Tiles and weight scaling. `None`: one tile for each layer, and no scaling."""
-    mismatch: Annotated[
-        MismatchParameter | Mismatch | None,
-        OpenSlot("mismatch", MismatchParameter | None),
-    ] = None
+    mismatch: Annotated[MismatchParameter | Mismatch | None, OpenSlot("mismatch")] = (
+        None
+    )
     """Frozen mismatch of each chip."""
     drift: _Drift | None = None
     """Drift of the weights from one training step to the next."""
-    converter: Annotated[
-        _Converter | ConductanceConverter | None,
-        OpenSlot("converter", _Converter | None),
-    ] = None
+    converter: Annotated[ConductanceConverter | None, OpenSlot("converter")] = None
     """How a weight becomes conductances: for the export, `noise_model` and `stuck`."""
-    noise_model: Annotated[
-        _NoiseModel | NoiseModel | None, OpenSlot("noise_model", _NoiseModel | None)
-    ] = None
+    noise_model: Annotated[NoiseModel | None, OpenSlot("noise_model")] = None
     """What programming, time and reads do to a chip's conductances."""
     drift_compensation: Annotated[
-        _DriftCompensation | DriftCompensation | None,
-        OpenSlot("drift_compensation", _DriftCompensation | None),
+        DriftCompensation | None, OpenSlot("drift_compensation")
     ] = None
     """What undoes the mean drift of each tile when a chip is used."""
     stuck: StuckParameter | None = None
@@ -452,24 +403,6 @@ class Hardware:
                 f"out_bound={io.out_bound}, noise_management="
                 f"{io.noise_management!r}, bound_management={io.bound_management!r}"
             )
-
-
-for _kind, _union in (
-    ("converter", _Converter),
-    ("noise_model", _NoiseModel),
-    ("drift_compensation", _DriftCompensation),
-):
-    for _class in typing.get_args(typing.get_args(_union)[0]):
-        register(_kind, typing.get_args(_class.__annotations__["type"])[0])(_class)
-
-
-for _kind, _class in (
-    ("clip", WeightClipParameter),
-    ("mismatch", MismatchParameter),
-    ("modifier", WeightModifierParameter),
-):
-    for _name in typing.get_args(_class.__annotations__["type"]):
-        register(_kind, _name)(_class)
 
 
 def _draws(modifier: WeightModifierParameter | WeightModifier | None) -> bool:

@@ -1,17 +1,13 @@
 """Drift compensation: a digital factor that undoes the mean drift of a tile."""
 
-from collections.abc import Mapping
-from typing import Annotated, Any, Literal
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
 from jax.typing import ArrayLike
-from pydantic import Field
-from pydantic.dataclasses import dataclass
 
-from hwtrain._parts.fields import CONFIG
-from hwtrain._parts.part import Described
-from hwtrain.devices import drift_compensation
+from hwtrain._parts.registry import register
+from hwtrain.devices.bases import DriftCompensation
 
 # A tile of zeros has no response, and its factor would be infinite.
 _RESPONSE_FLOOR = 1e-4
@@ -57,21 +53,8 @@ def gain(baseline: ArrayLike, now: ArrayLike) -> jax.Array:
     return jnp.asarray(baseline) / now
 
 
-@dataclass(frozen=True, kw_only=True, config=CONFIG)
-class _DriftCompensation(Described):
-    """What every compensation has in common."""
-
-    readout: Literal["periphery", "exact"] = "periphery"
-    """How a tile's outputs are measured: through its own DAC, ADC and noise, as a chip
-    has to, with rows driven at the DAC's full scale of 1; or `"exact"`."""
-
-    def describe_in(self, ctx: Any) -> Mapping[str, str]:
-        """Returns its cell, behind that of the noise model."""
-        return {ctx.column: f"{self.describe()} drift compensation"}
-
-
-@dataclass(frozen=True, kw_only=True, config=CONFIG)
-class GlobalDriftCompensation(_DriftCompensation):
+@register("drift_compensation", "global")
+class GlobalDriftCompensation(DriftCompensation):
     r"""One factor for each tile, against its response just after programming.
 
     .. math:: \alpha = \overline{|y_0|} \,/\, \overline{|y(t)|}
@@ -104,7 +87,7 @@ class GlobalDriftCompensation(_DriftCompensation):
             by 1 at a time.
           w: `[..., rows, columns]`, the target weights.
         """
-        return drift_compensation.response(y)
+        return response(y)
 
     def factor(self, baseline: jax.Array, y: jax.Array) -> jax.Array:
         """Returns what the tile's output is multiplied by, `[...]`.
@@ -113,11 +96,11 @@ class GlobalDriftCompensation(_DriftCompensation):
           baseline: what `baseline` returned.
           y: `[..., rows, columns]`, its outputs now, one row driven by 1 at a time.
         """
-        return drift_compensation.gain(baseline, drift_compensation.response(y))
+        return gain(baseline, response(y))
 
 
-@dataclass(frozen=True, kw_only=True, config=CONFIG)
-class GlobalDriftCompensationWithExactReference(_DriftCompensation):
+@register("drift_compensation", "global_exact_reference")
+class GlobalDriftCompensationWithExactReference(DriftCompensation):
     r"""One factor for each tile, against the response of its target weights.
 
     .. math:: \alpha = \overline{|w|} \,/\, \overline{|y(t)|}
@@ -143,15 +126,15 @@ class GlobalDriftCompensationWithExactReference(_DriftCompensation):
 
     def baseline(self, y: jax.Array, w: jax.Array) -> jax.Array:
         """Returns the response of the target weights; see `GlobalDriftCompensation`."""
-        return drift_compensation.response(w)
+        return response(w)
 
     def factor(self, baseline: jax.Array, y: jax.Array) -> jax.Array:
         """Returns what the output is multiplied by; see `GlobalDriftCompensation`."""
-        return drift_compensation.gain(baseline, drift_compensation.response(y))
+        return gain(baseline, response(y))
 
 
-@dataclass(frozen=True, kw_only=True, config=CONFIG)
-class PerColumnDriftCompensation(_DriftCompensation):
+@register("drift_compensation", "per_column")
+class PerColumnDriftCompensation(DriftCompensation):
     r"""A factor for each column, against its response just after programming.
 
     .. math:: \alpha_j = \overline{|y_{0,j}|} \,/\, \overline{|y_j(t)|}
@@ -175,18 +158,9 @@ class PerColumnDriftCompensation(_DriftCompensation):
 
     def baseline(self, y: jax.Array, w: jax.Array) -> jax.Array:
         """Returns `[..., columns]`; arguments as `GlobalDriftCompensation`."""
-        return drift_compensation.response(y, per_column=True)
+        return response(y, per_column=True)
 
     def factor(self, baseline: jax.Array, y: jax.Array) -> jax.Array:
         """Returns `[..., columns]`; arguments as `GlobalDriftCompensation`."""
-        now = drift_compensation.response(y, per_column=True)
-        return drift_compensation.gain(baseline, now)
-
-
-AnyDriftCompensation = Annotated[
-    GlobalDriftCompensation
-    | GlobalDriftCompensationWithExactReference
-    | PerColumnDriftCompensation,
-    Field(discriminator="type"),
-]
-"""Any that is built in; its `type` tells which."""
+        now = response(y, per_column=True)
+        return gain(baseline, now)

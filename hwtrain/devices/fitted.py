@@ -10,6 +10,7 @@ from pydantic import model_validator
 
 from hwtrain._arrays.random import normal
 from hwtrain._parts.fields import Positive
+from hwtrain._parts.registry import register
 from hwtrain.devices._curves import Points, SignedPoints, check_curve, interpolate
 from hwtrain.devices._fit import fit_curves
 from hwtrain.devices._programmed import Programmed, noisy
@@ -17,6 +18,7 @@ from hwtrain.devices.drifting import DriftingNoiseModel
 from hwtrain.devices.measurements import Measurements
 
 
+@register("noise_model", "measured")
 class MeasuredNoiseModel(DriftingNoiseModel):
     r"""Devices that were measured: curves through points, linear between them.
 

@@ -15,6 +15,7 @@ from pydantic_core import ArgsKwargs
 from hwtrain._arrays.polynomials import polynomial
 from hwtrain._parts.constant import static
 from hwtrain._parts.fields import Positive
+from hwtrain._parts.registry import register
 from hwtrain.devices import _curves as curves
 from hwtrain.devices._curves import Coefficients, polynomial_sigma
 from hwtrain.devices._programmed import Programmed, noise_growth
@@ -103,6 +104,7 @@ _MEASURED: dict[int, dict[str, Any]] = {
 }
 
 
+@register("noise_model", "hermes")
 class HermesNoiseModel(DriftingNoiseModel):
     r"""Phase-change memory of the 64-core Hermes chip.
 

@@ -10,6 +10,7 @@ from pydantic import model_validator
 from hwtrain._arrays.polynomials import PCM_COEFFICIENTS
 from hwtrain._parts.constant import static
 from hwtrain._parts.fields import Positive
+from hwtrain._parts.registry import register
 from hwtrain.devices import _curves as curves
 from hwtrain.devices._curves import (
     Coefficients,
@@ -106,6 +107,7 @@ class _PCMNoiseModel(DriftingNoiseModel):
         return self.mean_at(programmed, t_s) * level * growth
 
 
+@register("noise_model", "pcm_like")
 class PCMLikeNoiseModel(_PCMNoiseModel):
     r"""Phase-change memory, fitted to a million devices.
 
@@ -144,6 +146,7 @@ class PCMLikeNoiseModel(_PCMNoiseModel):
         return self.drift_scale * pcm_drift_std(a)
 
 
+@register("noise_model", "custom_drift_pcm_like")
 class CustomDriftPCMLikeNoiseModel(_PCMNoiseModel):
     r"""As `PCMLikeNoiseModel`, with measured drift exponents.
 

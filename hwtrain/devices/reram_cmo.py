@@ -10,6 +10,7 @@ from pydantic import model_validator
 from hwtrain._arrays.polynomials import polynomial
 from hwtrain._arrays.random import normal
 from hwtrain._parts.fields import Deviation, NonNegative, Number, Positive
+from hwtrain._parts.registry import register
 from hwtrain.devices._conversion import check_range
 from hwtrain.devices._programmed import (
     Programmed,
@@ -78,6 +79,7 @@ def cmo_read_sigma(g: jax.Array, t_s: ArrayLike) -> jax.Array:
     return 0.0277316483 * level * noise_growth(t_s, _CMO_T_READ_S)
 
 
+@register("noise_model", "reram_cmo")
 class ReRamCMONoiseModel(NoiseModel):
     r"""CMO/HfOx ReRAM: it relaxes with the logarithm of time.
 

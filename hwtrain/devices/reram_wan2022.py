@@ -10,6 +10,7 @@ from jax.typing import ArrayLike
 from hwtrain._arrays.polynomials import polynomial
 from hwtrain._arrays.random import normal
 from hwtrain._parts.fields import Deviation, Positive
+from hwtrain._parts.registry import register
 from hwtrain.devices._programmed import (
     Programmed,
     _relaxation,
@@ -58,6 +59,7 @@ def wan_sigma(a: jax.Array, t_s: ArrayLike) -> jax.Array:
     return knots[0] + first * (knots[1] - knots[0]) + second * (knots[2] - knots[1])
 
 
+@register("noise_model", "reram_wan2022")
 class ReRamWan2022NoiseModel(NoiseModel):
     r"""ReRAM of the NeuRRAM chip: it spreads around its target as time passes.
 

@@ -7,12 +7,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from pydantic import Field, model_validator
-from pydantic.dataclasses import dataclass
 
-from hwtrain._parts.fields import CONFIG, NonNegative, Positive
+from hwtrain._parts.fields import NonNegative, Positive
+from hwtrain._parts.registry import register
 from hwtrain.devices import _conversion as conversion
 from hwtrain.devices._conversion import (
-    DescribedConverter,
     Params,
     check_range,
     pair_names,
@@ -20,6 +19,7 @@ from hwtrain.devices._conversion import (
     require_count,
     require_finite,
 )
+from hwtrain.devices.bases import ConductanceConverter
 
 # Lists are taken too, as the references' configurations are written with them.
 _Factors = Annotated[tuple[Positive, ...], Field(strict=False, min_length=1)]
@@ -31,15 +31,14 @@ _Curve = Annotated[tuple[NonNegative, ...], Field(strict=False, min_length=2)]
 _Curves = Annotated[tuple[_Curve, ...], Field(strict=False)]
 
 
-@dataclass(frozen=True, kw_only=True, config=CONFIG)
-class _Pairs(DescribedConverter):
+class _Pairs(ConductanceConverter):
     f_lst: _Factors
     """Factor of each pair's difference."""
     g_max: Positive = 25.0
     """The largest conductance of each device, in µS."""
     g_min: NonNegative = 0.0
     """Conductance of a device that is off, in µS."""
-    per_column: bool = False
+    per_column: bool = False  # pyright: ignore[reportIncompatibleVariableOverride]
     """A scale for each column (last axis) instead of one for the tensor."""
 
     @model_validator(mode="after")
@@ -48,14 +47,9 @@ class _Pairs(DescribedConverter):
         return self
 
     @property
-    def devices(self) -> tuple[str, ...]:
+    def devices(self) -> tuple[str, ...]:  # pyright: ignore[reportIncompatibleVariableOverride]
         """Names of the conductances of a weight, in order."""
         return pair_names(len(self.f_lst))
-
-    @property
-    def scales(self) -> tuple[str, ...]:
-        """Names of the parameters of a conversion."""
-        return ("scale_ratio",)
 
     def convert_to_conductances(
         self, weights: jax.Array
@@ -115,7 +109,7 @@ class _Pairs(DescribedConverter):
         return _weights_of_pairs(conductances, params, self.f_lst)
 
 
-@dataclass(frozen=True, kw_only=True, config=CONFIG)
+@register("converter", "n_pair")
 class NPairConductanceConverter(_Pairs):
     r"""A weight as a sum of conductance differences, each with its own factor.
 
@@ -138,7 +132,7 @@ class NPairConductanceConverter(_Pairs):
     type: Literal["n_pair"] = "n_pair"
 
 
-@dataclass(frozen=True, kw_only=True, config=CONFIG)
+@register("converter", "dual_pair")
 class DualPairConductanceConverter(_Pairs):
     r"""A weight as two conductance differences: coarse and fine.
 
@@ -164,8 +158,8 @@ class DualPairConductanceConverter(_Pairs):
         return self
 
 
-@dataclass(frozen=True, kw_only=True, config=CONFIG)
-class CustomPairConductanceConverter(DescribedConverter):
+@register("converter", "custom_pair")
+class CustomPairConductanceConverter(ConductanceConverter):
     r"""A weight as conductance differences that follow curves of the user.
 
     .. math:: w = \frac{1}{k} \sum_i f_i \big(g_i^+(w) - g_i^-(w)\big)
@@ -195,7 +189,7 @@ class CustomPairConductanceConverter(DescribedConverter):
     """The largest conductance that a curve may take, in µS."""
     g_min: NonNegative = 0.0
     """The smallest conductance that a curve may take, in µS."""
-    per_column: bool = False
+    per_column: bool = False  # pyright: ignore[reportIncompatibleVariableOverride]
     """A largest weight for each column (last axis) instead of one for the tensor."""
 
     @model_validator(mode="after")
@@ -222,14 +216,9 @@ class CustomPairConductanceConverter(DescribedConverter):
         return self
 
     @property
-    def devices(self) -> tuple[str, ...]:
+    def devices(self) -> tuple[str, ...]:  # pyright: ignore[reportIncompatibleVariableOverride]
         """Names of the conductances of a weight, in order."""
         return pair_names(len(self.f_lst))
-
-    @property
-    def scales(self) -> tuple[str, ...]:
-        """Names of the parameters of a conversion."""
-        return ("scale_ratio",)
 
     def invertibility_test(self) -> None:
         """Checks that weights can be had back, at every point and between them.

@@ -1,26 +1,26 @@
 """A conductance converter with one device for each weight."""
 
 from collections.abc import Sequence
-from typing import Literal, Self
+from typing import ClassVar, Literal, Self
 
 import jax
 from pydantic import model_validator
-from pydantic.dataclasses import dataclass
 
-from hwtrain._parts.fields import CONFIG, NonNegative, Positive
+from hwtrain._parts.fields import NonNegative, Positive
+from hwtrain._parts.registry import register
 from hwtrain.devices import _conversion as conversion
 from hwtrain.devices._conversion import (
-    DescribedConverter,
     Params,
     check_range,
     require,
     require_count,
     require_finite,
 )
+from hwtrain.devices.bases import ConductanceConverter
 
 
-@dataclass(frozen=True, kw_only=True, config=CONFIG)
-class SingleDeviceConductanceConverter(DescribedConverter):
+@register("converter", "single_device")
+class SingleDeviceConductanceConverter(ConductanceConverter):
     r"""A weight as one conductance.
 
     .. math:: g = k (w - \min w) + g_\text{min}, \qquad
@@ -42,23 +42,15 @@ class SingleDeviceConductanceConverter(DescribedConverter):
     """Conductance of the largest weight, in µS."""
     g_min: NonNegative = 9.0
     """Conductance of the smallest weight, in µS."""
-    per_column: bool = False
+    per_column: bool = False  # pyright: ignore[reportIncompatibleVariableOverride]
     """A scale for each column (last axis) instead of one for the tensor."""
+
+    scales: ClassVar[tuple[str, ...]] = ("scale_ratio", "min")
 
     @model_validator(mode="after")
     def _check(self) -> Self:
         check_range(self.g_min, self.g_max)
         return self
-
-    @property
-    def devices(self) -> tuple[str, ...]:
-        """Names of the conductances of a weight, in order."""
-        return ("g",)
-
-    @property
-    def scales(self) -> tuple[str, ...]:
-        """Names of the parameters of a conversion."""
-        return ("scale_ratio", "min")
 
     def convert_to_conductances(
         self, weights: jax.Array

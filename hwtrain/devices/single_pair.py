@@ -1,26 +1,26 @@
 """A conductance converter with a pair of devices for each weight."""
 
 from collections.abc import Sequence
-from typing import Literal, Self
+from typing import ClassVar, Literal, Self
 
 import jax
 from pydantic import model_validator
-from pydantic.dataclasses import dataclass
 
-from hwtrain._parts.fields import CONFIG, NonNegative, Positive
+from hwtrain._parts.fields import NonNegative, Positive
+from hwtrain._parts.registry import register
 from hwtrain.devices import _conversion as conversion
 from hwtrain.devices._conversion import (
-    DescribedConverter,
     Params,
     check_range,
     require,
     require_count,
     require_finite,
 )
+from hwtrain.devices.bases import ConductanceConverter
 
 
-@dataclass(frozen=True, kw_only=True, config=CONFIG)
-class SinglePairConductanceConverter(DescribedConverter):
+@register("converter", "single_pair")
+class SinglePairConductanceConverter(ConductanceConverter):
     r"""A weight as the difference of two conductances.
 
     .. math::
@@ -44,23 +44,15 @@ class SinglePairConductanceConverter(DescribedConverter):
     """Conductance of the largest weight, in µS."""
     g_min: NonNegative = 0.0
     """Conductance of a device that is off, in µS."""
-    per_column: bool = False
+    per_column: bool = False  # pyright: ignore[reportIncompatibleVariableOverride]
     """A scale for each column (last axis) instead of one for the tensor."""
+
+    devices: ClassVar[tuple[str, ...]] = ("g_pos", "g_neg")
 
     @model_validator(mode="after")
     def _check(self) -> Self:
         check_range(self.g_min, self.g_max)
         return self
-
-    @property
-    def devices(self) -> tuple[str, ...]:
-        """Names of the conductances of a weight, in order."""
-        return ("g_pos", "g_neg")
-
-    @property
-    def scales(self) -> tuple[str, ...]:
-        """Names of the parameters of a conversion."""
-        return ("scale_ratio",)
 
     def convert_to_conductances(
         self, weights: jax.Array

@@ -7,11 +7,13 @@ import jax.numpy as jnp
 from jax.typing import ArrayLike
 
 from hwtrain._parts.fields import Exponent, Positive
+from hwtrain._parts.registry import register
 from hwtrain.devices._curves import Coefficients, polynomial_sigma
 from hwtrain.devices._programmed import Programmed, noise_growth
 from hwtrain.devices.drifting import DriftingNoiseModel
 
 
+@register("noise_model", "state_independent")
 class StateIndependentNoiseModel(DriftingNoiseModel):
     r"""Devices whose noise does not depend on their conductance.
 

@@ -3,7 +3,7 @@
 import abc
 import dataclasses
 from collections.abc import Callable
-from typing import Annotated, Any, Literal, Self, get_args
+from typing import Annotated, Any, Literal, Self
 
 import jax
 from pydantic import Field, model_validator
@@ -11,7 +11,7 @@ from pydantic.dataclasses import dataclass
 
 from hwtrain._parts.fields import CONFIG, Deviation, Positive, PositiveDeviation, Share
 from hwtrain._parts.part import Part
-from hwtrain._parts.registry import register
+from hwtrain._parts.registry import register_types
 from hwtrain._parts.slot import OpenSlot
 from hwtrain._plan.plan import Plan
 from hwtrain.objectives._adversarial import Distance, adversarial, mean_square
@@ -41,6 +41,7 @@ _EFFECTIVE = {
 }
 
 
+@register_types("objective")
 @dataclass(frozen=True, kw_only=True, config=CONFIG)
 class ObjectiveParameter:
     r"""What is minimised in place of the loss.
@@ -112,10 +113,6 @@ class ObjectiveParameter:
         return self
 
 
-for _name in get_args(ObjectiveParameter.__annotations__["type"]):
-    register("objective", _name)(ObjectiveParameter)
-
-
 class Objective(Part):
     """What is minimised in place of the loss: the base of objectives of one's own."""
 
@@ -138,9 +135,7 @@ class Objective(Part):
         """
 
 
-AnyObjective = Annotated[
-    ObjectiveParameter | Objective, OpenSlot("objective", ObjectiveParameter)
-]
+AnyObjective = Annotated[ObjectiveParameter | Objective, OpenSlot("objective")]
 """An objective of a configuration."""
 
 

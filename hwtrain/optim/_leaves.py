@@ -40,8 +40,8 @@ def check(plan: Plan, params: Any) -> None:
     present = paths.leaves(params)
     _check_filter(plan, present)
     plan.trained.check_weights(params)
-    known = _leaves(plan)
-    for path, shapes in _leaves(plan.trained).items():
+    known = _all_shapes(plan)
+    for path, shapes in _all_shapes(plan.trained).items():
         if path not in present:
             raise ValueError(
                 f"the parameters have no {path!r}. They seem to come from the plain "
@@ -87,6 +87,6 @@ def _check_filter(plan: Plan, present: dict[str, Any]) -> None:
         )
 
 
-def _leaves(plan: Plan) -> dict[str, tuple[tuple[int, ...], ...]]:
+def _all_shapes(plan: Plan) -> dict[str, tuple[tuple[int, ...], ...]]:
     """Returns all leaves beside the kernels: paths, and possible shapes."""
     return {path: x.shapes_of(weight) for path, (weight, x) in plan.leaves().items()}

@@ -13,7 +13,7 @@ from hwtrain._arrays import tiling
 from hwtrain._parts.fields import CONFIG, Positive, changed
 from hwtrain._parts.leaf import LeafSpec, When, not_positive
 from hwtrain._parts.part import Described
-from hwtrain.weights import clip
+from hwtrain._parts.registry import register_types
 from hwtrain.weights.learned_bound import learned_clip
 
 
@@ -181,6 +181,7 @@ CLIP_BOUND = LeafSpec(
 """The learned bound of the weights of each column of a row of tiles."""
 
 
+@register_types("clip")
 @dataclass(frozen=True, kw_only=True, config=CONFIG)
 class WeightClipParameter(Described):
     r"""Clips the weights after every update, symmetrically about zero.
@@ -328,7 +329,7 @@ class WeightClipParameter(Described):
         # Spreads and maxima of weights grow with their scale, but not fixed values.
         value = None if self.fixed_value is None else self.fixed_value * unit
         if self.type == "layer_gaussian":
-            return clip.layer_gaussian(
+            return layer_gaussian(
                 w,
                 row_sizes,
                 sigma=self.sigma,
@@ -338,5 +339,5 @@ class WeightClipParameter(Described):
             )
         w = w if update is None else w + update
         if self.type == "average_channel_max":
-            return clip.average_channel_max(w, row_sizes, limit=value)
+            return average_channel_max(w, row_sizes, limit=value)
         return jnp.full_like(unit, jnp.inf) if value is None else value

@@ -11,10 +11,12 @@ from pydantic.dataclasses import dataclass
 from hwtrain._parts.constant import with_straight_through
 from hwtrain._parts.fields import CONFIG, Deviation
 from hwtrain._parts.part import Described
+from hwtrain._parts.registry import register_types
 from hwtrain._parts.texts import in_microsiemens
 from hwtrain.weights import noises
 
 
+@register_types("mismatch")
 @dataclass(frozen=True, kw_only=True, config=CONFIG)
 class MismatchParameter(Described):
     r"""Frozen device mismatch: drawn once for each chip, the same for ever.

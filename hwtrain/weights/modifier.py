@@ -20,6 +20,7 @@ from hwtrain._parts.fields import (
 )
 from hwtrain._parts.leaf import LeafSpec
 from hwtrain._parts.part import Described
+from hwtrain._parts.registry import register_types
 from hwtrain._parts.texts import in_microsiemens
 from hwtrain.weights import levels, noises
 from hwtrain.weights._modifier_options import GAUSSIAN, LEVELS, PCM, check
@@ -39,6 +40,7 @@ ON_LEVELS = LeafSpec(
 """That the weights of a chip were rounded before its mismatch."""
 
 
+@register_types("modifier")
 @dataclass(frozen=True, kw_only=True, config=CONFIG)
 class WeightModifierParameter(Described):
     r"""Noise and rounding of the weights, anew at every training step.

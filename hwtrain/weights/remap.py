@@ -10,7 +10,6 @@ from pydantic.dataclasses import dataclass
 from hwtrain._arrays import tiling
 from hwtrain._parts.fields import CONFIG, NonNegative, Positive
 from hwtrain._parts.part import Described
-from hwtrain.weights import remap
 
 
 def remapped_scale(
@@ -178,7 +177,7 @@ class WeightRemapParameter(Described):
         """
         if self.type == "none":
             return scale
-        return remap.remapped_scale(
+        return remapped_scale(
             w,
             scale,
             row_sizes,

@@ -17,7 +17,6 @@ from hwtrain._parts.fields import (
     Positive,
 )
 from hwtrain._parts.part import Described
-from hwtrain.weights import training_drift
 
 _RATIO_FLOOR = 1e-7
 
@@ -60,7 +59,7 @@ def begin(w: jax.Array, nu: ArrayLike) -> DriftState:
     )
 
 
-def drift(
+def drifted(
     state: DriftState,
     w: jax.Array,
     dt_s: ArrayLike,
@@ -78,7 +77,7 @@ def drift(
     this one. Nothing drifts before :math:`t_0`.
 
     >>> w = jnp.array([1.0])
-    >>> w, state = drift(begin(w, 0.1), w, 1000.0, t0_s=1.0, reset_tol=1e-7)
+    >>> w, state = drifted(begin(w, 0.1), w, 1000.0, t0_s=1.0, reset_tol=1e-7)
     >>> print(f"{w[0]:.3f}")
     0.501
 
@@ -194,7 +193,7 @@ class SimpleDriftParameter(Described):
           key: not read.
         """
         del key
-        return training_drift.begin(w, self.nu)
+        return begin(w, self.nu)
 
     def step(
         self,
@@ -215,9 +214,7 @@ class SimpleDriftParameter(Described):
           scale: the unit of `reset_tol`: the mapping scale, if `w` is a kernel.
         """
         del key
-        return training_drift.drift(
-            state, w, dt_s, t0_s=self.t_0, reset_tol=self.reset_tol * scale
-        )
+        return drifted(state, w, dt_s, t0_s=self.t_0, reset_tol=self.reset_tol * scale)
 
 
 @dataclass(frozen=True, kw_only=True, config=CONFIG)
@@ -299,10 +296,8 @@ class DriftParameter(Described):
         """
         self._check_key(key)
         if key is None or self.nu_dtod == 0:
-            return training_drift.begin(w, self.nu)
-        return training_drift.begin(
-            w, self.nu * (1 + self.nu_dtod * normal(key, w.shape))
-        )
+            return begin(w, self.nu)
+        return begin(w, self.nu * (1 + self.nu_dtod * normal(key, w.shape)))
 
     def step(
         self,
@@ -333,10 +328,8 @@ class DriftParameter(Described):
             nu = nu * (1 + self.nu_std * xi)
         if self.nu_k != 0:
             g = (w / scale - self.w_offset) / self.wg_ratio + self.g_offset
-            nu = training_drift.state_dependent(
-                nu, g, nu_k=self.nu_k, log_g0=self.log_g0
-            )
-        w, state = training_drift.drift(
+            nu = state_dependent(nu, g, nu_k=self.nu_k, log_g0=self.log_g0)
+        w, state = drifted(
             state,
             w,
             dt_s,
