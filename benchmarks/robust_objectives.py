@@ -7,8 +7,7 @@ weight noise, because each objective has its own. The cost of a step is measured
 in processor time, so that other load on the machine does not count. A costlier
 objective takes fewer steps, and the learning rate decays to zero over the steps that
 fit. The table shows the accuracy on chips with a frozen mismatch; its standard error
-over chips is the spread divided by the square root of their
-number.
+over chips is the standard deviation divided by the square root of their number.
 """
 
 import argparse

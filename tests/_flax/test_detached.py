@@ -1,4 +1,4 @@
-"""Other models that run inside an analog model's call are not its layers."""
+"""Other models that run inside an analog model's call are not among its layers."""
 
 import jax
 import numpy as np

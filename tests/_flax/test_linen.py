@@ -1,4 +1,4 @@
-"""Analog Linen models: under every transform, the noise is on, fresh and in place."""
+"""Analog Linen models under every transform: noise is on, fresh and in its place."""
 
 import dataclasses
 import functools

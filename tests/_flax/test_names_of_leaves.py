@@ -1,4 +1,4 @@
-"""A parameter of the model with the name of a leaf is the model's, or is refused."""
+"""A model's parameter with the name of a leaf stays the model's, or is refused."""
 
 import dataclasses
 import pickle

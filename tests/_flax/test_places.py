@@ -1,6 +1,6 @@
-"""What layers draw at a read depends on their place, never on values: both frameworks.
+"""Draws of layers at a read depend on their place, never on values, in both frameworks.
 
-`test_loops.py` has the mechanism; here are layers of every kind, in models.
+`test_loops.py` tests the mechanism; this file tests all kinds of layers in models.
 """
 
 import functools

@@ -1,4 +1,4 @@
-"""A full disk is one line with the path and the free space, and nothing is lost."""
+"""A full disk is reported in one line with path and free space, and no data is lost."""
 
 import errno
 import os

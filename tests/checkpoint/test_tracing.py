@@ -1,4 +1,4 @@
-"""Graphs of models, traced from their programs, compared with what was written."""
+"""Graphs traced from the programs of models, compared with the models' definitions."""
 
 import warnings
 

@@ -1,4 +1,4 @@
-"""Ctrl-C: the first saves and says how to go on, the second stops at once."""
+"""Ctrl-C: the first saves and says how to continue, the second stops at once."""
 
 import contextlib
 import importlib

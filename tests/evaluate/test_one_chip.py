@@ -1,4 +1,4 @@
-"""A chip that is drawn, exported, loaded or evaluated is one chip, with one scale."""
+"""A chip is the same, with one scale, whether drawn, exported, loaded or evaluated."""
 
 import jax
 import jax.numpy as jnp

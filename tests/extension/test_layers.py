@@ -1,4 +1,4 @@
-"""Layers of a user's: public names only, and all that a built-in layer has."""
+"""User-defined layers, with public names only, have all that built-in layers have."""
 
 import functools
 

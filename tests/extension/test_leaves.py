@@ -1,4 +1,4 @@
-"""Leaves of a user's own parts, by public names only: learned beside the weights."""
+"""Leaves of user-defined parts, with public names only, learned beside the weights."""
 
 import itertools
 

@@ -1,4 +1,4 @@
-"""Each range learns at the learning rate that the base has for its own weight."""
+"""Each range learns at the base's learning rate for the range's own weight."""
 
 import functools
 

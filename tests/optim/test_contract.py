@@ -1,4 +1,4 @@
-"""What Optax asks of every transformation, of each of ours."""
+"""Optax's contract for transformations, tested on all of hwtrain's."""
 
 import jax
 import jax.numpy as jnp
