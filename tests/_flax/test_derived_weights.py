@@ -452,7 +452,7 @@ def test_a_derived_layer_behind_the_back_of_its_model_is_an_error():
 
 
 class Biased(nn.Module):
-    """A transformation of all variables of a layer except its kernel."""
+    """A layer whose variables are all transformed except its kernel."""
 
     @nn.compact
     def __call__(self, x):

@@ -157,7 +157,7 @@ class NnxOwn(nnx.Linear):
 
 
 class NnxDirect(nnx.Linear):
-    """Bypasses `super()` and calls a class that has no analog subclass in front."""
+    """Calls `nnx.Linear` by name, not by `super()`, so no analog class comes first."""
 
     def __call__(self, x):
         return nnx.Linear.__call__(self, x)

@@ -161,8 +161,8 @@ def unchanged(found, dt):
 
 
 OTHER_R = "r of neurons has no effect|neurons (fire|come to)"
-# Conditions of the table: the parameters that meet each one, and the fault of a graph
-# that does not.
+# Conditions of the table: how parameters are made to meet each one, and the fault of a
+# graph that does not meet it.
 PHRASES = {
     "equal neurons": (equal(), "must be uniform"),
     "equal thresholds": (
@@ -457,7 +457,7 @@ def check_equations(tmp_path, package, row, phrases, params):
     }
     if kind == "IF":
         found["r"] = found["r"] * dt
-    # The membrane input that makes each neuron fire after some steps, and its current.
+    # The threshold current, and currents with which each neuron fires after some steps.
     needed = found.get("v_threshold", 1.0) / found["r"] / found.get("w_in", 1.0)
     current = np.linspace(1.5, 3, BATCH)[:, None] * needed
     current = current / 20 if kind == "IF" else current
