@@ -33,7 +33,7 @@ TOKENS = jnp.array([[0, 3, 1], [4, 4, 2]])
 
 
 class Tied(nn.Module):
-    """Looks tokens up, and scores them against the same embedding."""
+    """Embeds tokens, and scores them against the same embedding."""
 
     @nn.compact
     def __call__(self, tokens):
