@@ -1,11 +1,11 @@
-"""What a first step costs: seconds to trace, lower and compile; lines of the program.
+"""Cost of a first step: seconds to trace, lower and compile; lines of the program.
 
     python benchmarks/compilation.py [--rounds 3] [--out DIR]
 
-The gradient of twenty layers, and of an LSTM over twenty steps, plain and on hardware.
-Everything that JAX keeps is forgotten before each. The least of a few rounds is shown,
-in seconds of the processor, which other work on the machine hardly changes: compiling
-runs on several threads, so that seconds of the clock are fewer.
+Measures the gradient of twenty layers, and of an LSTM over twenty steps, plain and on
+hardware. JAX's caches are cleared before each. The table shows the minimum over a few
+rounds, in processor time, because other work on the machine hardly changes it. Wall
+time is shorter, because compilation runs on several threads.
 """
 
 import argparse
@@ -35,7 +35,7 @@ HARDWARE = {
 
 
 class Layers(nn.Module):
-    """Twenty layers, one after the other."""
+    """Twenty dense layers in sequence."""
 
     @nn.compact
     def __call__(self, x):
@@ -76,7 +76,7 @@ def measured(model, hardware, shape):
 
 
 def least(rounds):
-    """Returns the least of every number over rounds."""
+    """Returns the minimum of every number over rounds."""
     return {name: min(each[name] for each in rounds) for name in rounds[0]}
 
 

@@ -2,9 +2,9 @@
 
     python benchmarks/digits_step.py [--blocks 60] [--out DIR]
 
-The digits recipe of configs/digits_mlp.toml: forward, backward, update. A round runs
-one block of steps of each variant, so that whatever else the machine does falls on all
-of them; the median over blocks is compared.
+Measures forward, backward and update of configs/digits_mlp.toml. A round runs one block
+of steps of each variant, so that other load on the machine affects all of them; the
+medians over blocks are compared.
 """
 
 import argparse
@@ -28,7 +28,7 @@ CONFIG = Path(__file__).parent.parent / "configs" / "digits_mlp.toml"
 
 
 def variants(hardware):
-    """Returns hardware by name: all of the recipe, and each part of it alone."""
+    """Returns hardware by name: the recipe's, and each of its parts alone."""
     parts = {
         "hardware-aware": hardware,
         "noise and clip": Hardware(modifier=hardware.modifier, clip=hardware.clip),
@@ -53,7 +53,7 @@ def runners(config, ready):
 
 
 def runner(model, optimizer, config, data):
-    """Returns a function that runs some steps and returns the seconds of one."""
+    """Returns a function that runs some steps and returns the seconds per step."""
     step = make_step(model, optimizer, cross_entropy)
     state = init_state(model.init(0), optimizer)
     size = config.training.batch_size

@@ -1,12 +1,13 @@
-"""What a DynapSE2-like chip makes of the networks of the recipe `digits_dynapse`.
+"""Accuracy of the recipe `digits_dynapse` on a DynapSE2-like chip.
 
     hwtrain train configs/digits_dynapse.toml
     python benchmarks/dynapse_deployment.py configs/digits_dynapse.toml \
         runs/digits_dynapse
 
-A neuron of the recipe has 128 synapses, one of the chip 64: the 64 largest weights of
-each neuron are kept. Then weights become masks over four base currents of their core,
-and biases codes of the computed table. Accuracy on the test set in %, without mismatch.
+A neuron of the recipe has 128 synapses, one of the chip only 64, so the 64 largest
+weights of each neuron are kept. Weights are then converted to masks over the four base
+currents of their core, and biases to codes of the computed table. Prints the accuracy
+on the test set in %, without mismatch.
 """
 
 import argparse
@@ -28,7 +29,7 @@ from hwtrain.train._robustness import prepare_contest
 
 
 def pruned(kernel: np.ndarray, w_rec: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Returns both with zeros for all but the largest weights of each neuron."""
+    """Returns both arrays with all but the largest weights of each neuron zeroed."""
     both = np.concatenate([kernel, w_rec])
     order = np.argsort(-np.abs(both), axis=0)
     np.put_along_axis(both, order[DYNAPSE2.synapses_per_neuron :], 0.0, axis=0)
@@ -36,7 +37,7 @@ def pruned(kernel: np.ndarray, w_rec: np.ndarray) -> tuple[np.ndarray, np.ndarra
 
 
 def main() -> None:
-    """Prints a row for each way to train and seed."""
+    """Prints a row for each training method and seed."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("config", type=Path)
     parser.add_argument("run", type=Path)

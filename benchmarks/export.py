@@ -1,9 +1,9 @@
 """Time and memory of the export of a large model: python benchmarks/export.py.
 
 A model of square dense layers is made, exported with one chip, loaded and verified,
-each in a process of its own, and its time and the peak of its memory are printed as
-Markdown. The model itself lies in memory as it would on a host; what an export adds
-to it should be that of a few layers, however many there are.
+each in its own process. The time and the peak memory of each task are printed as
+Markdown. The model itself is in memory, as it would be on a host. An export should add
+only the memory of a few layers, whatever their number.
 """
 
 import argparse
@@ -30,7 +30,7 @@ MIB = 2**20
 
 
 def peak() -> float:
-    """Returns the largest memory that this process ever had, in MiB."""
+    """Returns the peak memory of this process, in MiB."""
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 
 
@@ -56,7 +56,7 @@ def model(layers: int, width: int) -> tuple[dict, Plan]:
 
 
 def measure(task: str, path: str, layers: int, width: int, chips: int) -> dict:
-    """Runs one task in this process; the memory before it is that of the model."""
+    """Runs a task in this process, where only the model is in memory beforehand."""
     params, plan = model(layers, width) if task == "export" else ({}, Plan(()))
     before, start = peak(), time.perf_counter()
     if task == "export":

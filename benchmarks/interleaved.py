@@ -1,7 +1,7 @@
 """Timing of several variants in one interleaved run.
 
-A round times each variant once, so that whatever else the machine does falls on all of
-them. What is compared is the median over rounds, with the quartiles beside it.
+A round times each variant once, so that other load on the machine affects all of them.
+The medians over rounds are compared; the quartiles are reported too.
 """
 
 import statistics
@@ -23,7 +23,7 @@ class Timing(NamedTuple):
 def interleaved(
     variants: Mapping[str, Callable[[], object]], rounds: int
 ) -> dict[str, Timing]:
-    """Returns the timing of each variant, its ratio relative to the first.
+    """Returns the timing of each variant, with its ratio to the first.
 
     Args:
       variants: functions that start the work and return arrays to wait for.

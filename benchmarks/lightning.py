@@ -2,7 +2,7 @@
 
     pip install torch aihwkit-lightning
 
-Nothing else of the benchmarks needs them.
+No other benchmark needs them.
 """
 
 import importlib.util
@@ -10,7 +10,7 @@ from collections.abc import Callable
 
 
 def installed() -> bool:
-    """Whether torch and aihwkit-lightning can be imported."""
+    """Returns whether torch and aihwkit-lightning can be imported."""
     names = ("torch", "aihwkit_lightning")
     return all(importlib.util.find_spec(name) for name in names)
 

@@ -1,4 +1,4 @@
-"""What the benchmarks train: plain Flax models, and hardware to wrap them for."""
+"""Models of the benchmarks: plain Flax models, and the hardware they run on."""
 
 import functools
 from collections.abc import Callable
@@ -26,7 +26,7 @@ class Squares(nn.Module):
 
 
 class TransformerBlock(nn.Module):
-    """Attention and a feed-forward part, before each a norm."""
+    """A Transformer block: attention and a feed-forward part, each after a norm."""
 
     width: int
     heads: int
@@ -40,7 +40,7 @@ class TransformerBlock(nn.Module):
 
 
 class ResNetBlock(nn.Module):
-    """Two convolutions of 3 x 3 with normalisation, and the way around them."""
+    """A ResNet block: two normalised 3 x 3 convolutions with a skip connection."""
 
     channels: int
 
@@ -85,7 +85,7 @@ def training_step(
 
     Args:
       module: the plain module.
-      hardware: what to wrap it for; `None` for the plain step.
+      hardware: the hardware to run it on; `None` for the plain step.
       x: a batch.
       optimizer: the plain optimiser.
       fast: draw with `hwtrain.fast_prng`.

@@ -2,12 +2,12 @@
 
     python benchmarks/robust_objectives.py [--seconds 10] [--chips 64] [--out DIR]
 
-The model, data, clip and input ranges of configs/digits_mlp.toml, without its weight
-noise: each objective brings its own. One that costs more for each step takes fewer
-steps: the cost is measured first, in processor time, so that what else the machine does
-counts for none, and the learning rate falls to zero over the steps that fit. The table
-shows the accuracy on chips with a frozen mismatch; its standard error over chips is the
-spread divided by the root of their number.
+Uses the model, data, clip and input ranges of configs/digits_mlp.toml, without its
+weight noise, because each objective has its own. The cost of a step is measured first,
+in processor time, so that other load on the machine does not count. A costlier
+objective takes fewer steps, and the learning rate decays to zero over the steps that
+fit. The table shows the accuracy on chips with a frozen mismatch; its standard error
+over chips is the standard deviation divided by the square root of their number.
 """
 
 import argparse
@@ -52,7 +52,7 @@ OBJECTIVES = {
 
 
 def train(config, ready, hardware, objective, seconds, seed):
-    """Returns the parameters, the number of steps, and the seconds of one."""
+    """Returns the parameters, the number of steps, and the seconds per step."""
     model, plan = linen.hardware_aware(ready.factory, hardware, ready.train.inputs[:1])
     robust = None
     if objective is not None:

@@ -1,8 +1,8 @@
-"""What hardware-aware training costs, as ratios to the plain step of the same model.
+"""Cost of hardware-aware training, as ratios to the plain step of the same model.
 
     python benchmarks/speed.py [--out DIR] [--rounds 15] [--only NAME ...]
 
-One command for all tables and plots. Each table is one interleaved run (see
+Makes all tables and plots. Each table is one interleaved run (see
 `interleaved.py`), written as Markdown and as JSON with the machine and the versions.
 """
 
@@ -56,7 +56,7 @@ CASES = {
 
 
 def steps(module, x, cases, rounds, optimizer=None):
-    """Returns rows of a table: a step of a module on each hardware."""
+    """Returns the rows of a table: a training step of a module on each hardware."""
     built = {
         name: training_step(
             module, hardware, x, optimizer=optimizer or optax.sgd(1e-4), fast=fast
@@ -116,7 +116,7 @@ def peers(rounds):
 
 
 def beside_lightning(rounds):
-    """Beside aihwkit-lightning, each to the plain step of its own framework."""
+    """Comparison with aihwkit-lightning, each relative to its own framework's step."""
     if not lightning.installed():
         return {}
     tables, model = {}, Squares(2048, 3)
@@ -186,7 +186,7 @@ def generator(rounds):
 
 
 def scaling(rounds):
-    """How the cost grows with batch, width, depth, tiles and chips."""
+    """Scaling of the cost with batch, width, depth, tiles and chips."""
     sweeps = {
         "batch": [(b, 512, 2, None) for b in (32, 64, 128, 256, 512, 1024)],
         "width": [(128, w, 2, None) for w in (128, 256, 512, 1024, 2048)],
@@ -213,7 +213,7 @@ def scaling(rounds):
 
 
 def of_value(axis: str, value: int, rows: list[dict]) -> list[dict]:
-    """Returns rows named by the value of an axis of a sweep, too."""
+    """Returns the rows with the value on an axis of a sweep added to their names."""
     return [
         {**entry, "value": value, "line": entry["case"]}
         | {"case": f"{axis} {value}, {entry['case']}"}
@@ -222,7 +222,7 @@ def of_value(axis: str, value: int, rows: list[dict]) -> list[dict]:
 
 
 def population(rounds):
-    """Chips a second: as one axis, in chunks, and one after the other."""
+    """Chips per second: as one axis, in chunks, and one after the other."""
     width, chips, batch = 256, 32, 256
     run = evaluation(width, batch)
     runs = {
@@ -262,7 +262,7 @@ def evaluation(width: int, batch: int) -> Callable:
 
 
 def hits(outputs, labels):
-    """One where the largest output is the label's."""
+    """Returns whether the largest output of each example is that of its label."""
     return jnp.argmax(outputs, -1) == labels
 
 
@@ -303,7 +303,7 @@ def plot_scaling(tables: dict, path: Path):
 
 
 def markdown(title: str, rows: list[dict]) -> str:
-    """Returns a table; columns that no row has are left out."""
+    """Returns a Markdown table without the columns that its first row lacks."""
     names = {
         "ms": "median, ms",
         "ratio": "ratio",

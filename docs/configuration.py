@@ -16,7 +16,7 @@ MARK = "<!-- From here on written by `python docs/configuration.py`. -->\n"
 
 
 def page() -> str:
-    """Returns the page: its text as it stands, and the tables."""
+    """Returns the page: its handwritten text, and the generated tables."""
     text = PAGE.read_text("utf-8").partition(MARK)[0]
     schemas = [TypeAdapter(kind).json_schema() for kind in (Config, MismatchConfig)]
     classes = schemas[0]["$defs"] | schemas[1]["$defs"]
@@ -24,12 +24,12 @@ def page() -> str:
     parts = []
     for title, schema in zip(titles, schemas):
         parts += _tables("", title, schema, classes)
-    shown = dict.fromkeys(parts)  # both kinds have some tables in common
+    shown = dict.fromkeys(parts)  # The two kinds share some tables.
     return text + MARK + "".join(shown)
 
 
 def _tables(path: str, title: str, schema: Any, classes: Any) -> list[str]:
-    """Returns the table of one class, then those of the tables in it."""
+    """Returns the table of a class, then the tables of the classes nested in it."""
     lines = [f"\n## {title}\n", "\n| key | default | what |\n|---|---|---|\n"]
     inner = []
     required = schema.get("required", ())
@@ -56,7 +56,7 @@ def _kinds(entry: Any) -> list[str]:
 
 
 def _fixed_type(schema: Any) -> str:
-    """Returns the type that chooses among several tables, as TOML writes it."""
+    """Returns the `type` that selects this class among several, as TOML, or ''."""
     entry = schema["properties"].get("type", {})
     return json.dumps(entry["const"]) if "const" in entry else ""
 

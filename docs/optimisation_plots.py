@@ -1,6 +1,6 @@
 """Draws the curves of docs/optimisation.md: `python docs/optimisation_plots.py`.
 
-They go to `docs/images`, or to the folder that is named.
+They are written to `docs/images`, or to the folder given as an argument.
 """
 
 import functools
@@ -22,7 +22,7 @@ DAC = hw.IOParameters(inp_bits=4)
 FIRST = {"init_from_data": 0}
 MANAGED = {**FIRST, "init_value": 2.0, "manage_output_clipping": True}
 
-# For each figure the fields, for each field its curves: label, options, periphery.
+# Fields by figure, and curves by field: label, options, periphery.
 FIGURES = {
     "range_start": {
         "init_value": [
@@ -100,7 +100,7 @@ class Layer(nn.Module):
 
 
 def inputs(key):
-    """Draws inputs with tails: a normal number times a random scale."""
+    """Returns heavy-tailed inputs: a normal number times a random scale."""
     keys = jax.random.split(key)
     scale = jnp.exp(0.4 * jax.random.normal(keys[0], (BATCH, 1)))
     return scale * jax.random.normal(keys[1], (BATCH, INPUTS))
@@ -141,7 +141,7 @@ def curves(options, io):
 
 
 def smooth(curve, width=15):
-    """Returns the running mean, as long as there is one."""
+    """Returns the running mean."""
     return np.convolve(curve, np.ones(width) / width, mode="valid")
 
 

@@ -1,6 +1,6 @@
 """Draws the plots of docs/physics.md: `python docs/plots.py [folder]`.
 
-The folder is `docs/images` unless given.
+The folder is `docs/images` by default.
 """
 
 import dataclasses
@@ -72,7 +72,7 @@ def figure_of(title, x_label, y_label):
 
 
 def modifiers():
-    """Draws what every modifier makes of weights from -1 to 1."""
+    """Draws the output of every modifier over weights from -1 to 1."""
     figure, axes = grid_of(2, 5, (11, 4.6), sharex=True, sharey=True)
     w = jnp.linspace(-1.0, 1.0, 600)
     for panel, (name, options) in zip(axes.flat, MODIFIERS.items()):
@@ -112,7 +112,7 @@ def noise_of_outputs(x, modifier):
 
 
 def bounds():
-    """Draws the bounds of every clip on the weights of a layer."""
+    """Draws the bounds of every clip over the weights of a layer."""
     figure, axes = figure_of("Clipping", "weight w", "number of weights")
     w = jax.random.normal(jax.random.key(0), (256, 64)) * 0.3
     axes.hist(np.ravel(w), bins=100, color="0.8")
@@ -132,11 +132,11 @@ def bounds():
 
 
 def learned_bound():
-    """Draws weights under a learned bound, and the slope that teaches it."""
+    """Draws weights under a learned bound, and the gradient of the bound."""
     figure, axes = grid_of(1, 2, (8, 3))
     w, c = jnp.linspace(-1.5, 1.5, 601)[:, None], jnp.ones((1, 1))
     for name, steps in {"clip": None, "6 steps": 6.0}.items():
-        # Every weight in a matrix of its own, so that its slope shows.
+        # Each weight is its own matrix, so that the plot shows its own gradient.
         alone = jax.vmap(lambda w, s=steps: learned_clip(w[None], c, (1,), s)[0])(w)
         slope = jax.vmap(
             jax.grad(lambda c, w, s=steps: learned_clip(w[None], c, (1,), s).sum()),
@@ -244,7 +244,7 @@ def drift_exponent():
 
 
 def read_noise():
-    """Draws the noise of one read a day after programming, the mean of many devices."""
+    """Draws the noise of a read a day after programming, averaged over many devices."""
     figure, axes = figure_of("Read noise after a day", "target / g_max", "σ / g_max")
     for name, chip in CHIPS.items():
         model = chip.noise_model

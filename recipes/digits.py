@@ -1,6 +1,6 @@
 """A small classifier of handwritten digits, in Linen and in NNX.
 
-Copy this file to start a recipe of your own: a configuration names its functions.
+Copy this file to start your own recipe: a configuration refers to its functions.
 """
 
 import jax
@@ -12,7 +12,7 @@ from sklearn.model_selection import train_test_split
 
 
 def data():
-    """Returns scikit-learn's digits: 1347 to train on, 450 to test on, of 64 pixels."""
+    """Returns scikit-learn's digits, of 64 pixels: 1347 to train on, 450 to test on."""
     images, labels = load_digits(return_X_y=True)
     train_x, test_x, train_y, test_y = train_test_split(
         images.astype(np.float32),

@@ -1,6 +1,6 @@
-"""Handwritten digits as spike trains, and one recurrent layer of DynapSim neurons.
+"""Handwritten digits as spike trains for a recurrent layer of DynapSim neurons.
 
-Copy this file to start a recipe of your own: a configuration names its functions.
+Copy this file to start your own recipe: a configuration refers to its functions.
 """
 
 import jax
@@ -18,9 +18,9 @@ STEPS = 30
 def data():
     """Returns digits as rate-coded spike trains, `[examples, 30, 64]`, and labels.
 
-    A pixel of full brightness spikes every second step, a dark one never, each from
-    a phase of its own: pixel i spikes where its phase plus half its brightness times
-    the step passes a whole number.
+    A pixel of full brightness spikes every second step, a dark one never. Pixel i
+    starts at its own phase and spikes when its phase plus half its brightness times the
+    step passes a whole number.
     """
     images, labels = load_digits(return_X_y=True)
     phase = np.random.default_rng(0).uniform(size=64)
@@ -37,7 +37,7 @@ class SpikingClassifier(nn.Module):
     """64 inputs, 64 recurrent DynapSim neurons, and a digital readout of their rates.
 
     Attributes:
-      reference: compute what Rockpool computes, instead of the corrected physics.
+      reference: whether to reproduce Rockpool instead of the corrected physics.
     """
 
     reference: bool = False
@@ -59,5 +59,5 @@ def network() -> nn.Module:
 
 
 def reference_network() -> nn.Module:
-    """Returns the same with the neurons as Rockpool computes them."""
+    """Returns the Linen model with neurons as Rockpool computes them."""
     return SpikingClassifier(reference=True)

@@ -10,29 +10,31 @@ import sys
 
 ROOT = pathlib.Path(__file__).parent.parent
 
-# Most of the suite's time is XLA compiling programs that another test, worker or run
-# compiled before. JAX keys a stored program by its text, flags and versions. The
-# environment, not `jax.config`: the commands that tests start inherit it.
+# Without a cache, the suite would mostly compile programs that another test, worker or
+# run has compiled before. JAX keys a stored program by its text, flags and versions.
+# The environment sets it, not `jax.config`, so that commands started by tests inherit
+# it.
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(ROOT / ".pytest_cache" / "xla"))
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES", "0")
 
-# As many tests run at once as there are cores: threads of NumPy's would wait for each
-# other, and did so for a seventh of the time.
+# As many tests run at once as there are cores, so NumPy's threads would wait for each
+# other: this took a seventh of the time.
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 
 import jax  # noqa: E402
 import pytest  # noqa: E402
 
-# Small programs that run few times cost more to optimise than to run. It is an option
-# of each compilation: tests marked `optimised` turn the optimisations on (see below),
-# and the commands that tests start in processes of their own have them on as well.
+# Small programs that run a few times cost more to optimise than to run. The option
+# applies to each compilation: tests marked `optimised` turn the optimisations on (see
+# below), and the commands that tests start in their own processes have them on too.
 jax.config.update("jax_disable_most_optimizations", True)
 
-# XLA's newer emitters of kernels take twice as long to compile small ones as the older,
-# which XLA still has in this version of JAX; later ones do not know the option. A
-# program that is cut into parts for many threads takes a fifth longer than a whole one.
-# And of what lowering a small program takes, half is to load MLIR's dialects anew.
+# XLA's newer kernel emitters take twice as long to compile small kernels as the older
+# ones, which this version of JAX still has; later versions do not know the option. A
+# program that is split for many threads takes a fifth longer to compile than a whole
+# one. Half of the time to lower a small program is spent on loading MLIR's dialects
+# again.
 forget_dialects = None
 if jax.__version_info__[:2] == (0, 10):
     from jax._src import compiler
@@ -70,7 +72,7 @@ GOLDEN = pathlib.Path(__file__).parent / "golden"
 
 @pytest.fixture(scope="session")
 def golden():
-    """Loads a file of golden numbers by name; `golden/README.md` says whose."""
+    """Loads a file of golden numbers by name; their origin is in `golden/README.md`."""
     return lambda name: json.loads((GOLDEN / f"{name}.json").read_text())
 
 
@@ -97,7 +99,7 @@ def on_devices():
 
 @pytest.fixture(scope="module", autouse=True)
 def _forget_compiled_programs():
-    # They would pile up to gigabytes over the suite.
+    # They would accumulate to gigabytes over the suite.
     yield
     jax.clear_caches()
     if forget_dialects is not None:
@@ -106,7 +108,7 @@ def _forget_compiled_programs():
 
 @pytest.fixture
 def retraced(monkeypatch):
-    """A monkeypatch for functions that JAX has traced: it forgets them around it."""
+    """A monkeypatch for traced functions: JAX's traces are cleared before and after."""
     jax.clear_caches()
     yield monkeypatch
     monkeypatch.undo()
@@ -123,10 +125,10 @@ def _values(item):
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items):
-    """Leaves of `sampled` tests the cases that show each value of each parameter.
+    """Keeps those cases of `sampled` tests that show each value of each parameter.
 
-    Of `sampled(most)` no more than that: the first that were chosen, which differ most;
-    of one parameter alone, evenly from its first value to its last.
+    `sampled(most)` keeps at most that many: the first ones chosen, which differ most,
+    or with a single parameter an even selection from its first value to its last.
     """
     tests = {}
     for item in items:
@@ -137,7 +139,7 @@ def pytest_collection_modifyitems(items):
         shown = dict.fromkeys(set().union(*values), 0)
         left, chosen = list(range(len(cases))), []
         while 0 in shown.values():
-            # Most that was not shown; then what was shown least, to take turns.
+            # Prefer the most values not shown yet, then the values shown least.
             best = max(
                 left,
                 key=lambda i: (
@@ -158,21 +160,21 @@ def pytest_collection_modifyitems(items):
 
 
 def pytest_collection_finish():
-    # What is imported stays, and a trace makes thousands of objects that die at once or
-    # stay: a tenth of the suite's time went to looking at them again and again.
+    # Imported objects stay, and a trace makes thousands of objects that die at once or
+    # stay: scanning them repeatedly took a tenth of the suite's time.
     gc.collect()
     gc.freeze()
     gc.set_threshold(100_000, 50, 50)
 
 
 def _optimise(on):
-    """Turns XLA's optimisations on or off, and forgets what the other compiled."""
+    """Turns XLA's optimisations on or off, and clears the programs compiled before."""
     if jax.config.values["jax_disable_most_optimizations"] == on:
         jax.config.update("jax_disable_most_optimizations", not on)
         jax.clear_caches()
 
 
-# Hooks and no fixture: fixtures of a module are made before those of a test.
+# Hooks, not a fixture, because module fixtures are made before a test's.
 @pytest.hookimpl(tryfirst=True)
 def pytest_runtest_setup(item):
     _optimise("optimised" in item.keywords)
@@ -180,6 +182,6 @@ def pytest_runtest_setup(item):
 
 @pytest.hookimpl(trylast=True)
 def pytest_runtest_teardown(nextitem):
-    # What follows may be an example in the package, which has no hook of its own.
+    # The next test may be a doctest of the package, which has no hook of its own.
     if nextitem is None or "optimised" not in nextitem.keywords:
         _optimise(False)

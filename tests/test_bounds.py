@@ -1,4 +1,4 @@
-"""Every number of every configuration is one that float32 and sense allow."""
+"""Every number in every configuration has a sensible bound within float32."""
 
 import dataclasses
 import functools

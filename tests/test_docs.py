@@ -1,4 +1,4 @@
-"""The pages' code runs as it stands there."""
+"""The Python code of the documentation pages runs as written."""
 
 import re
 import runpy

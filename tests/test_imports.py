@@ -1,4 +1,4 @@
-"""Imports point one way, and what must not meet does not."""
+"""Imports point one way, and separated modules do not import each other."""
 
 import ast
 import functools

@@ -1,4 +1,4 @@
-"""Names that hold a slash or a tilde, in all that knows a parameter by its path."""
+"""Names that contain a slash or a tilde, wherever parameters are known by path."""
 
 import functools
 import json
@@ -226,7 +226,7 @@ def test_a_checkpoint_and_its_chips(name, tmp_path):
     kept = paths.leaves(found.params)
     for leaf, value in paths.leaves(nominal).items():
         np.testing.assert_array_equal(kept[leaf], value)
-    # What a chip has beside its weights lies in the layers, and nothing else is new.
+    # A chip's additional leaves are beside its weights, and nothing else is new.
     chip = found.chip(7)
     inside = [paths.join(keys) for keys in layers_of(name)]
     more = paths.leaves(chip).keys() - kept.keys()

@@ -1,4 +1,4 @@
-"""What the pages say of the repository is so: links, places, versions, groups."""
+"""The pages describe the repository correctly: links, places, versions, groups."""
 
 import re
 import runpy
@@ -67,7 +67,7 @@ def test_the_readme_is_short_and_names_every_page():
 def test_the_picture_of_the_architecture_is_that_of_the_imports():
     layers = runpy.run_path(str(ROOT / "tests/test_imports.py"))["LAYERS"]
     picture = re.search(r"```text\n(.*?)```", CONTRIBUTING, re.S)[1]
-    # Rooms stand at the left, what they are is far to the right.
+    # Sub-packages are on the left, their descriptions on the right.
     lines = re.findall(r"^  (\w+(?: \w+)*)(?:  .*)?$", picture, re.M)
     assert [set(line.split()) for line in lines] == layers[::-1]
 

@@ -1,4 +1,4 @@
-"""Public names are what their modules define, and load when they are asked for."""
+"""Public names are defined by their modules and are loaded on first use."""
 
 import ast
 import importlib
@@ -124,7 +124,7 @@ def test_what_users_import_has_no_underscore_and_no_function_its_modules_name():
         assert file.stem not in named, file
     open_rooms = {name.partition(".")[2].partition(".")[0] for name in HOMES.values()}
     folders = {file.parent.name for file in PACKAGE.glob("*/__init__.py")}
-    # Those that are no room for users are private, and so are loose modules.
+    # Folders that are not public sub-packages are private, and so are loose modules.
     private = {name for name in folders if name[0] == "_"}
     assert folders - private <= open_rooms | {name for name in HOMES} | {"cli", "train"}
     loose = {file.stem for file in PACKAGE.glob("*.py")} - {"__init__", "__main__"}

@@ -1,4 +1,4 @@
-"""The README's Python runs as it stands there, its commands are what CI runs."""
+"""The README's Python runs as written, and its commands are those that CI runs."""
 
 import re
 from pathlib import Path

@@ -1,6 +1,6 @@
-"""All works where JAX is told to add no axes and to widen no dtypes by itself.
+"""hwtrain works with JAX's strict rank promotion and dtype promotion.
 
-Traced and not run, but for what is not traced: what JAX refuses, it refuses there.
+Functions are traced and not run if possible, because JAX's checks happen in the trace.
 """
 
 import dataclasses

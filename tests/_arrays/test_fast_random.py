@@ -1,6 +1,6 @@
 """The cheaper generator: known answers, the normal quantile, and statistics.
 
-Tolerances of statistics are 5 standard errors, from the number of draws.
+Statistical tolerances are 5 standard errors, derived from the number of draws.
 """
 
 import jax
@@ -72,7 +72,8 @@ def test_tails_to_five_sigma(draws):
 
 
 def test_kolmogorov_smirnov(draws):
-    # 5e-5 of error moves the distribution by at most 2e-5, far below 1 / sqrt(COUNT).
+    # An error of 5e-5 moves the distribution by at most 2e-5, far below 1 /
+    # sqrt(COUNT).
     assert stats.kstest(draws, "norm").pvalue > 1e-6
 
 

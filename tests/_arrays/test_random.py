@@ -66,7 +66,7 @@ def test_narrow_types_are_cast_from_float32(dtype):
     ours = random.normal(key, (100_000,), dtype)
     assert ours.dtype == dtype
     np.testing.assert_array_equal(ours, random.normal(key, (100_000,)).astype(dtype))
-    # Numbers drawn in bfloat16 end at 2.9; these have their tails.
+    # Numbers drawn in bfloat16 never exceed 2.9; these have tails.
     assert jnp.abs(ours).max() > 4
 
 

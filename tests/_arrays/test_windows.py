@@ -1,4 +1,4 @@
-"""What a convolution's window sees, against JAX's own convolutions."""
+"""Windows of convolutions, against JAX's own convolutions."""
 
 import dataclasses
 import itertools

@@ -1,4 +1,4 @@
-"""Equal parameters, paths and step keys: equal in Linen and NNX."""
+"""Linen and NNX give equal results for equal parameters, paths and step keys."""
 
 import functools
 
@@ -58,7 +58,7 @@ def built(chip):
     return linen, analog, params, x
 
 
-# The tiled one and the other kind: each option is in one of them.
+# Tiled and not tiled hardware: each option occurs in one of them.
 @pytest.fixture(
     params=[
         pytest.param(chip, marks=() if i in (1, 2) else pytest.mark.nightly)
@@ -67,7 +67,7 @@ def built(chip):
 )
 def models(request):
     linen, analog, params, x = built(request.param)
-    # A model of its own for each test: its stream counts the calls.
+    # Each test makes its own model, because the model's stream counts calls.
     return linen, nnx.merge(*nnx.split(analog)), params, x
 
 

@@ -1,4 +1,4 @@
-"""Modules that a model applies on their own are digital, and no layers of it."""
+"""Modules that a model applies by themselves are digital and not among its layers."""
 
 import jax
 import jax.numpy as jnp
@@ -38,7 +38,7 @@ class Outer(nn.Module):
 @pytest.mark.parametrize("lift", [lambda cls: cls, nn.jit, nn.remat])
 @pytest.mark.parametrize("inner", ["layer", "model"])
 def test_a_module_that_is_applied_alone_is_no_layer_of_the_model(inner, lift):
-    # It multiplies by one: with it or without, the model is the same.
+    # It multiplies by one, so the model is the same without it.
     alone = hwtrain.analogize(lift(Outer)("nothing"), HARDWARE)
     model = hwtrain.analogize(lift(Outer)(inner), HARDWARE)
     variables = alone.init(jax.random.key(0), X)
@@ -78,7 +78,7 @@ def test_a_root_that_is_a_loop_over_layers_is_one_model(lift):
         expected = np.clip(expected, -0.25, 0.25) @ kernel + bias
     found, _ = hwtrain.eval_mode(model).apply(variables, X, None)
     np.testing.assert_allclose(found, expected, atol=1e-6)
-    # In training too, all that is beyond the range is alike.
+    # In training too, all inputs beyond the range give the same output.
     rngs = {"mismatch": jax.random.key(1)}
     once, _ = model.apply(variables, X, None, rngs=rngs)
     larger, _ = model.apply(variables, 4 * X, None, rngs=rngs)

@@ -1,4 +1,4 @@
-"""What hwtrain sets on objects that are not its own is named in one file."""
+"""All attributes that hwtrain sets on foreign objects are named in one file."""
 
 import ast
 import functools

@@ -1,4 +1,4 @@
-"""Bridges between the frameworks, and raw parameters behind the root."""
+"""Bridges between the frameworks, and raw parameters below the root module."""
 
 import pickle
 
@@ -100,7 +100,7 @@ def test_a_raw_parameter_called_around_its_model_is_an_error():
     with pytest.raises(ValueError, match="holder was called around its analog model"):
         model.holder(X)
     assert jnp.abs(nnx.jit(lambda m: m(X))(model) - model(X)).max() > 1e-3
-    # In eval mode there is nothing to miss, and the class survives its journeys.
+    # In eval mode there is no noise to miss. The class survives pickling.
     copy = hw.eval_mode(pickle.loads(pickle.dumps(model)))
     np.testing.assert_allclose(copy.holder(X), X @ jnp.ones((4, 4)), rtol=1e-6)
     assert isinstance(copy.holder, Holder)

@@ -77,7 +77,7 @@ def test_ranges_are_the_statistics_of_each_tiles_clean_inputs(framework, method)
 
 
 class Stack(nn.Module):
-    checked: bool = False  # or Flax 0.12.12 refuses callbacks
+    checked: bool = False  # Flax 0.12.12 refuses callbacks otherwise.
 
     @nn.compact
     def __call__(self, x):

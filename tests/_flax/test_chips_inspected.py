@@ -1,4 +1,4 @@
-"""`inspect` of a chip's weights, and the graph of a model with a prefix."""
+"""`inspect` on a chip's weights, and the graph of a model with a prefix."""
 
 import jax
 import jax.numpy as jnp

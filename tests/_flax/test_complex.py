@@ -1,4 +1,4 @@
-"""Complex weights: conductances are real, so planning refuses them by name."""
+"""Complex weights are refused by name at planning, because conductances are real."""
 
 import jax
 import jax.numpy as jnp

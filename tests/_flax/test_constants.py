@@ -1,4 +1,4 @@
-"""Numbers of hardware as traced values: every one, in both frameworks and on chips."""
+"""Constants of hardware as traced values, in both frameworks and on chips."""
 
 import dataclasses
 import gc

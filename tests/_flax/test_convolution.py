@@ -1,4 +1,4 @@
-"""Analog convolutions in both frameworks: Flax's own results, and numbers by hand."""
+"""Analog convolutions in both frameworks, against Flax and hand calculations."""
 
 import jax
 import jax.numpy as jnp
@@ -12,7 +12,7 @@ import hwtrain as hw
 from hwtrain._flax.functional import as_function
 from hwtrain.periphery._range_gradient import PROBE_SCALE
 
-# Everything stands around the multiplication, and nothing acts but by rounding.
+# All stages are on, but ideal except for rounding.
 NEAR = hw.Hardware(
     input_range=hw.InputRangeParameter(init_value=64.0),
     forward=hw.IOParameters(out_noise=1e-9),
@@ -409,7 +409,7 @@ def test_noise_is_fresh_for_each_key_and_gradients_are_finite(framework, name):
     ids=["groups", "positions"],
 )
 def test_groups_and_positions_draw_their_own(layer):
-    # Equal inputs and equal weights everywhere: what differs is noise.
+    # Inputs and weights are equal everywhere, so all differences are noise.
     x = jnp.ones((16, 5, 3))
     analog = hw.analogize(layer, hw.Hardware(forward=hw.IOParameters(out_noise=0.1)))
     params = jax.tree.map(jnp.ones_like, jax.jit(analog.init)(jax.random.key(0), x))

@@ -1,10 +1,10 @@
 """Every layer under every Flax transform, in both frameworks.
 
-A case builds a model out of a layer, a structure (alone, a scanned stack, a vmapped
+A case builds a model from a layer, a structure (alone, a scanned stack, a vmapped
 ensemble, one layer called twice), wrappers around it, a dtype and a way to run it. All
 models map `[B, T, D]` to `[copies, B, T, D]`: the outputs of a stack's layers, of an
-ensemble's members or of two calls, for one and the same input. The default run pairs
-every layer with every transform in few cases, `pytest -m nightly` takes all.
+ensemble's members or of two calls, all for the same input. By default, a few cases pair
+every layer with every transform; `pytest -m nightly` runs all cases.
 """
 
 import dataclasses
@@ -67,10 +67,10 @@ LINEN = {
 
 
 class Sequence(nnx.Module):
-    """A recurrent layer whose carry is made in the call.
+    """A recurrent layer that makes its carry inside the call.
 
-    The stream of its own that `nnx.RNN` would keep is refused by `nnx.remat` and
-    `nnx.jit` inside a trace, also without hardware.
+    `nnx.RNN` would keep its own stream, which `nnx.remat` and `nnx.jit` refuse inside a
+    trace, also without hardware.
     """
 
     def __init__(self, cell, rngs, **kw):
@@ -422,7 +422,7 @@ def check_on_mesh(case):
 
 
 def check_uncorrelated(case, draw):
-    """Copies see one input, so that equal noise would be equal deviations."""
+    """Copies get the same input, so equal noise would give equal deviations."""
     count = 32
     deviation = np.stack([draw(10 + key) for key in range(count)]).astype(np.float32)
     deviation = deviation - deviation.mean(0)  # [keys, copies, B, T, D]
@@ -431,7 +431,7 @@ def check_uncorrelated(case, draw):
         # One layer has one weight noise a step; its periphery draws at each call.
         assert np.abs(first - second).max() > 1e-4
         return
-    # Elements of one key share the noise of the weights: as few as keys times columns.
+    # Elements of one key share the weight noise, so count only keys times columns.
     correlation = np.corrcoef(first.ravel(), second.ravel())[0, 1]
     assert abs(correlation) < 5 / np.sqrt(count * D)
 
@@ -458,7 +458,7 @@ def check_scales(plan, params):
         if not np.any(largest):  # a factor of LoRA that starts at zero
             continue
         sigma = 0.05 * np.repeat(largest, weight.row_sizes, axis=-2)
-        # A scale that the stack shares would be off by the factor of 100.
+        # A scale shared by the stack would be off by a factor of 100.
         unit = np.sqrt(np.square(off / sigma).reshape(COPIES, -1).mean(1))
         np.testing.assert_array_less(abs(np.log(unit)), np.log(4))
         assert values[path].shape[0] == COPIES

@@ -1,4 +1,4 @@
-"""A class whose `__init__` a decorator wraps keeps it after `analogize`."""
+"""A decorator around a class's `__init__` stays in effect after `analogize`."""
 
 import functools
 

@@ -1,4 +1,4 @@
-"""Dense layers of any axes against Flax's own."""
+"""Dense layers over any axes, against Flax's own."""
 
 import jax
 import jax.numpy as jnp

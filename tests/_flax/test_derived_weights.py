@@ -1,4 +1,4 @@
-"""Weights that are made of stored ones are those that the hardware acts on."""
+"""Hardware acts on the weights that a layer derives from its stored ones."""
 
 import dataclasses
 import functools
@@ -134,13 +134,14 @@ def test_gradients_run_to_the_stored_weights(kind):
     twin = hwtrain.eval_mode(model)
     found = jax.grad(functools.partial(loss, twin))(kernel)
     np.testing.assert_allclose(found, expected, rtol=1e-3, atol=1e-4)
-    # Noise moves the weights that gradients of inputs see; those of weights pass it.
+    # Input gradients depend on the noisy weights; weight gradients pass straight
+    # through.
     noisy = jax.grad(functools.partial(loss, model, rngs=ON))(kernel)
     np.testing.assert_allclose(noisy, expected, rtol=1e-3, atol=1e-4)
 
 
 class Mapped(nn.Module):
-    """Something that a user's own function makes of the variables of a layer."""
+    """A layer whose variables are transformed by a user's function."""
 
     make: object
     change: object
@@ -451,7 +452,7 @@ def test_a_derived_layer_behind_the_back_of_its_model_is_an_error():
 
 
 class Biased(nn.Module):
-    """Something that changes all that a layer has but its kernel."""
+    """A layer whose variables are all transformed except its kernel."""
 
     @nn.compact
     def __call__(self, x):

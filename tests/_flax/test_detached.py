@@ -1,4 +1,4 @@
-"""Other models that run inside an analog model's call are not its layers."""
+"""Other models that run inside an analog model's call are not among its layers."""
 
 import jax
 import numpy as np
@@ -17,7 +17,7 @@ MODES = {"train": hw.train_mode, "chip": hw.chip_mode, "eval": hw.eval_mode}
 
 
 class Student(nn.Module):
-    """Its layers have the names of the teacher's."""
+    """A model whose layers have the same names as the teacher's."""
 
     @nn.compact
     def __call__(self, x):
@@ -37,7 +37,7 @@ class Applied(nn.Module):
 
 
 class Bare(nn.Module):
-    """The teacher has the path of the root itself."""
+    """A model whose teacher has the path of the root itself."""
 
     @nn.compact
     def __call__(self, x):

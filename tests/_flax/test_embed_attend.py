@@ -1,4 +1,4 @@
-"""Hardware around `Embed.attend`: what it refuses, and what does instead."""
+"""Hardware around `Embed.attend`: refused options, and their alternatives."""
 
 import jax
 import jax.numpy as jnp

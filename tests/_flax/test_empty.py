@@ -1,4 +1,4 @@
-"""An empty batch: an empty output and zero gradients, in every layer and mode."""
+"""An empty batch gives empty outputs and zero gradients, in every layer and mode."""
 
 import jax
 import jax.numpy as jnp

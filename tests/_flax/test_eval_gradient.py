@@ -1,4 +1,4 @@
-"""The deterministic twin has the gradients to inputs that training has."""
+"""`eval_mode` has the same gradients to inputs as training."""
 
 import jax
 import jax.numpy as jnp

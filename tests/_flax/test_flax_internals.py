@@ -1,4 +1,4 @@
-"""What hwtrain expects of the insides of Flax, and that one file of each has them."""
+"""The behaviour of Flax's internals on which hwtrain relies, and where it uses them."""
 
 import ast
 import inspect

@@ -1,4 +1,4 @@
-"""The generator of the step's key draws all that a step draws, in both frameworks."""
+"""The generator of the step's key makes all draws of a step, in both frameworks."""
 
 import jax
 import jax.numpy as jnp

@@ -1,4 +1,4 @@
-"""Layers that are easily half seen: analog in every mode, digital by name, or refused.
+"""Layers that are easily overlooked: analog in every mode, digital or refused by name.
 
 Subclasses that call `super()`, stacks on other axes, raw parameters, shared kernels,
 and layers that are called from outside.
@@ -157,7 +157,7 @@ class NnxOwn(nnx.Linear):
 
 
 class NnxDirect(nnx.Linear):
-    """It goes around `super()`, to a class that no analog one stands before."""
+    """Calls `nnx.Linear` by name, not by `super()`, so no analog class comes first."""
 
     def __call__(self, x):
         return nnx.Linear.__call__(self, x)
@@ -212,7 +212,7 @@ class Step(nn.Module):
 
 
 class Stack(nn.Module):
-    """As many layers as inputs and outputs: shapes do not tell the axis."""
+    """The stack is as large as inputs and outputs, so shapes do not tell the axis."""
 
     lift: str
     axis: int

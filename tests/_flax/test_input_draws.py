@@ -66,7 +66,7 @@ def weights_of(call, params, examples, key=KEY):
     return np.asarray(call(params, x, key))
 
 
-# The rest takes the same way, by the modifier's own call.
+# The other types use the same path, through the modifier's own call.
 SOME = ("mult_normal", "discretize", "pcm_noise", "copy")
 
 
@@ -84,7 +84,7 @@ def test_every_type_draws_for_each_example(options):
     drawn = weights_of(call, params, 3)
     assert not (drawn[0] == drawn[1]).all()
     assert not (drawn[1] == drawn[2]).all()
-    # What can be drawn is what the modifier makes of the whole matrix at once.
+    # The draws have the distribution of the modifier on the whole matrix.
     values, kept = np.unique(drawn.round(4)), np.asarray(kernel())
     if "pdrop" in options:
         assert 0.0 in values

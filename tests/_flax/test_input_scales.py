@@ -1,4 +1,4 @@
-"""Scales of the inputs that are not a learned range, through `analogize`."""
+"""Input scales other than a learned range, through `analogize`."""
 
 import functools
 

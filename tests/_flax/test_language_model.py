@@ -1,4 +1,4 @@
-"""A decoder-only language model as Flax's examples write it: trained, and decoding."""
+"""A decoder-only language model like Flax's examples: training and decoding."""
 
 import jax
 import jax.numpy as jnp

@@ -1,4 +1,4 @@
-"""Every layer of the dense family: each effect is on, and all around it works."""
+"""Every layer of the dense family: each effect acts, and the whole workflow runs."""
 
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -33,7 +33,7 @@ TOKENS = jnp.array([[0, 3, 1], [4, 4, 2]])
 
 
 class Tied(nn.Module):
-    """Looks tokens up, and scores them against the same embedding."""
+    """Embeds tokens, and scores them against the same embedding."""
 
     @nn.compact
     def __call__(self, tokens):
@@ -141,7 +141,7 @@ def test_weight_noise_and_periphery_are_on_and_every_gradient_is_finite(case):
     first, second = two_draws(case, "train", WEIGHTS)
     assert (first != second).any()
     analog, variables = wrapped(case, ALL)
-    # In chip mode the weights are as they are: what differs is drawn by the periphery.
+    # In chip mode the weights are fixed, so all differences come from the periphery.
     first, second = two_draws(case, "chip", ALL)
     assert (first != second).any()
 

@@ -1,4 +1,4 @@
-"""Analog Linen models: under every transform, the noise is on, fresh and in place."""
+"""Analog Linen models under every transform: noise is on, fresh and in its place."""
 
 import dataclasses
 import functools
@@ -162,7 +162,7 @@ def plain_of(name):
 
 @functools.cache
 def analog_of(name, hardware):
-    """Returns a model made analog, and its variables."""
+    """Returns an analog model and its variables."""
     analog = hw.analogize(MODELS[name], hardware)
     return analog, jax.jit(analog.init)(jax.random.key(0), X)
 

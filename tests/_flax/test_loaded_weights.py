@@ -1,4 +1,4 @@
-"""Weights that are loaded after `analogize` do not keep the scale of others."""
+"""Weights loaded after `analogize` do not keep the scale of the earlier weights."""
 
 import dataclasses
 

@@ -1,6 +1,6 @@
-"""Where a read stands: the mechanism alone, in all loops, maps and kept traces of JAX.
+"""The place of a read: the mechanism alone, in JAX's loops, maps and cached traces.
 
-That layers of both frameworks take their keys from it, `test_places.py` shows.
+`test_places.py` tests that layers of both frameworks take their keys from it.
 """
 
 import functools
@@ -23,7 +23,7 @@ lax = jax.lax
 
 
 def noisy(x, name="layer"):
-    """Adds a number between 1 and 2 that is another one at every place."""
+    """Adds a number between 1 and 2 that differs from place to place."""
     call, indices = loops.place(name)
     number = jnp.uint32(2654435769)
     for index in (call, *indices):
@@ -153,7 +153,7 @@ def test_without_compilation():
         y = loops.as_root(lambda: rows(steps(noisy), LOOPS["fori_loop"]()))
         first, *others = loops.as_root(lambda: steps(noisy))
     assert differ(y)
-    # As the page of randomness says: each step is a call more.
+    # As docs/randomness.md says, each step counts as one more call.
     compiled, *later = run(lambda: steps(noisy))
     np.testing.assert_array_equal(first, compiled)
     assert differ(jnp.stack([*others, *later]))
@@ -389,7 +389,7 @@ def test_nothing_changes_outside_a_root():
     assert loops.__file__ not in text
     program = jax.jit(plain).lower().as_text(debug_info=True)
     assert loops.__file__ not in program
-    # Also for those who look: names, signatures, documentation.
+    # Introspection is unchanged too: names, signatures, documentation.
     for function in (lax.scan, lax.while_loop):
         assert "init" in str(inspect.signature(function))
         assert function.__doc__

@@ -1,4 +1,4 @@
-"""A parameter of the model with the name of a leaf is the model's, or is refused."""
+"""A model's parameter with the name of a leaf stays the model's, or is refused."""
 
 import dataclasses
 import pickle
@@ -27,7 +27,7 @@ X = jnp.ones((2, 4))
 
 
 class Linen(nn.Module):
-    """A layer of the user's, with parameters that are called like leaves."""
+    """A user-defined layer with parameters named like leaves."""
 
     called: str
     place: str
@@ -89,7 +89,7 @@ class SharedScope(nn.Module):
 
 
 class Scaled(nnx.Linear):
-    """A layer with a parameter more, which its caller uses."""
+    """A layer with an additional parameter, which its caller uses."""
 
     def __init__(self, called):
         super().__init__(4, 4, rngs=nnx.Rngs(0))

@@ -1,4 +1,4 @@
-"""Analog NNX models: under every transform, the noise is on, fresh and in place."""
+"""Analog NNX models under every transform: noise is on, fresh and in its place."""
 
 import copy
 import pickle

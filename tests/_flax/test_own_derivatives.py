@@ -1,4 +1,4 @@
-"""Layers in functions with a derivative of their own: one call, however JAX runs it."""
+"""Layers in functions with custom derivatives count as one call however JAX runs it."""
 
 import jax
 import jax.numpy as jnp

@@ -1,4 +1,4 @@
-"""A layer's product of the user's own is linear, or refused by name."""
+"""A user-defined product of a layer is linear, or refused by name."""
 
 import functools
 
@@ -169,7 +169,7 @@ def test_a_product_that_is_not_linear_is_refused(way, layer):
         with pytest.raises(ValueError, match=match) as raised:
             called(LAYERS[layer](own), hardware)
         assert "IOParameters(" in str(raised.value) and "\n" not in str(raised.value)
-    # What stays digital does as it likes, next to a layer on hardware.
+    # A digital layer may compute anything, also beside a layer on hardware.
     rules = [hw.Rule("layers_0|layers/0", None), hw.Rule(".*", HARDWARE)]
     first = LAYERS[layer](own)
     if isinstance(first, nnx.Module):
@@ -207,7 +207,7 @@ OWN = {
 
 @pytest.mark.parametrize("framework", OWN)
 def test_a_convolution_of_the_user_s_own_is_no_analog_layer(framework):
-    """Linear or not: none of a crossbar's windows go through it."""
+    """Linear or not, it gets none of the windows of a crossbar."""
     image = jnp.ones((1, 5, 6))
     with pytest.raises(ValueError, match="it has a conv_general_dilated of its own"):
         model = OWN[framework]()

@@ -1,4 +1,4 @@
-"""Ways in which a configured effect could be silently off, each an error or right."""
+"""Configurations that could silently turn an effect off: each is an error or works."""
 
 import flax
 import jax

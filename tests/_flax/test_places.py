@@ -1,6 +1,6 @@
-"""What layers draw at a read depends on their place, never on values: both frameworks.
+"""Draws of layers at a read depend on their place, never on values, in both frameworks.
 
-`test_loops.py` has the mechanism; here are layers of every kind, in models.
+`test_loops.py` tests the mechanism; this file tests all kinds of layers in models.
 """
 
 import functools
@@ -80,7 +80,7 @@ LOOPS = {
 
 
 class LinenLoop(nn.Module):
-    """A layer that is called in a loop, with one and the same input."""
+    """A layer that is called in a loop, always with the same input."""
 
     kind: str
     loop: str
@@ -313,7 +313,7 @@ def test_gradients_under_remat_are_those_without(framework, names, policy):
     assert plain.keys() == again.keys()
     assert len(plain) == 2 * len(names or ("wide", "narrow"))
     for path, one in plain.items():
-        # To rounding; a draw of other numbers is off by a tenth.
+        # Equal up to rounding; other draws would differ by a tenth.
         tolerance = 2e-6 * float(np.abs(one).max())
         np.testing.assert_allclose(one, again[path], atol=tolerance, err_msg=path)
 
@@ -486,7 +486,8 @@ def test_draws_of_the_periphery_are_equal_on_a_mesh_without_a_collective():
 
 
 def branch(layer, x):
-    """Twice the layer's output for rows of a positive sum: a branch inside a map."""
+    """Doubles the layer's output for rows with a positive sum: a branch inside a
+    map."""
 
     def row(x):
         return lax.cond(x.sum() > 0, lambda x: 2 * layer(x), lambda x: layer(x), x)

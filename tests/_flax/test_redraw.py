@@ -1,4 +1,4 @@
-"""Weights that are drawn again in the backward pass, instead of kept until then."""
+"""Weights that are drawn again in the backward pass instead of being kept."""
 
 import functools
 import hashlib
@@ -142,7 +142,7 @@ SOME = ("general", "conv", "vmapped")
     ],
 )
 def test_every_layer_uses_the_same_weights_forward_and_backward(name, ranged):
-    # A slope at other weights than those of the outputs would be another.
+    # A gradient at other weights than those of the outputs would differ.
     layer, shape = LAYERS[name]
     parts = {"input_range": hw.InputRangeParameter(init_value=100.0)} if ranged else {}
     rng = np.random.default_rng(5)
@@ -216,7 +216,7 @@ def losses(modifier, **parts):
     "learned", [pytest.param(False, marks=pytest.mark.nightly), True]
 )
 def test_without_a_draw_of_moment_it_is_the_kept_policy(learned):
-    # Noise of 1e-7: levels, scales, ranges, bounds and converters are what is left.
+    # With noise of 1e-7, only levels, scales, ranges, bounds and converters remain.
     options = {"type": "add_normal", "std_dev": 1e-7}
     parts = {
         "input_range": hw.InputRangeParameter(init_value=1.0),

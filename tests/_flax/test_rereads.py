@@ -1,4 +1,4 @@
-"""Bound management of an analog layer reads anew in every round."""
+"""Iterative bound management of an analog layer draws new noise in every round."""
 
 import jax
 import jax.numpy as jnp

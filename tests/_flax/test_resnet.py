@@ -1,4 +1,4 @@
-"""A ResNet written as Flax's examples write it, trained, exported and evaluated."""
+"""A ResNet in the style of Flax's examples: trained, exported and evaluated."""
 
 import functools
 

@@ -1,4 +1,4 @@
-"""Layers whose methods are written again compute what Flax's own compute."""
+"""Layers whose methods are reimplemented compute the same as Flax's own."""
 
 import jax
 import jax.numpy as jnp

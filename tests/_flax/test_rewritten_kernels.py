@@ -1,6 +1,6 @@
-"""Kernels that something between store and use computes anew are followed.
+"""Kernels that are transformed between storage and use are followed.
 
-They are derived weights, or refused by name where they cannot be followed.
+They are derived weights, or are refused by name if they cannot be followed.
 """
 
 import dataclasses
@@ -258,7 +258,7 @@ LOST = ("permuted", "rotated", "replaced")
 
 
 class OfInputs(nn.Module):
-    """A layer whose kernel what it is called with changes."""
+    """A layer whose kernel depends on the inputs of a call."""
 
     way: str
 
@@ -506,7 +506,7 @@ def test_what_changes_no_weight_is_planned_as_ever(way):
     assert len(linen_plan(TRANSPARENT[way](), X)) == 1
 
 
-# The same of NNX, where a call shows it.
+# The same for NNX, where a call reveals the transformation.
 
 
 class Hooked(nnx.Param):

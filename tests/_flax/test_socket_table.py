@@ -1,4 +1,4 @@
-"""The table of sockets: the layers of Flax are rows of it, as those of users."""
+"""The table of sockets: Flax's layers are rows of it, like those of users."""
 
 import jax
 import jax.numpy as jnp
@@ -16,7 +16,7 @@ TILES = hw.Hardware(forward=hw.IOParameters(out_bound=1e6))  # as good as ideal
 RNGS = nnx.Rngs(0)
 X = jnp.ones((2, 5, 3))
 
-# The layers of Flax that multiply, with the kind that a checkpoint calls each.
+# Flax's layers that multiply, with the kind of each in a checkpoint.
 BUILT_IN = {
     nn.Dense: ("dense", lambda: nn.Dense(4)),
     nn.DenseGeneral: ("dense", lambda: nn.DenseGeneral((4, 2))),

@@ -1,6 +1,7 @@
-"""A model that multiplies by a layer's array itself, around the layer, is refused.
+"""A model that multiplies by a layer's array itself, without the layer, is refused.
 
-There the weight side acts, since it works on the parameters, and no converter does.
+The weight side acts on such a product, because it transforms the parameters, but no
+converter does.
 """
 
 import jax

@@ -1,4 +1,4 @@
-"""A mapping scale for each physical tile, in what it does to outputs and leaves."""
+"""A mapping scale for each physical tile: its effect on outputs and leaves."""
 
 import jax
 import jax.numpy as jnp

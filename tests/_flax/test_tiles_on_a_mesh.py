@@ -1,4 +1,4 @@
-"""Tiles of a kernel that a mesh of explicit axes spreads: as on one device."""
+"""Tiles of a kernel spread over a mesh of explicit axes equal those on one device."""
 
 import pytest
 

@@ -1,4 +1,4 @@
-"""A Vision Transformer as Flax's examples write it, trained and put on chips."""
+"""A Vision Transformer in the style of Flax's examples: trained and put on chips."""
 
 import jax
 import jax.numpy as jnp

@@ -1,7 +1,7 @@
-"""Methods of Flax that hwtrain writes again: each does what Flax's own does.
+"""Flax methods that hwtrain reimplements compute the same as the originals.
 
-Where a version of Flax gives one a new argument, or lets it read a new field, the
-second test says so before any number differs.
+If a version of Flax gives a method a new argument, or lets it read a new field, the
+second test fails before any number differs.
 """
 
 import ast

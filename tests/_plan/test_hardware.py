@@ -1,4 +1,4 @@
-"""Configurations: round trips, validation at construction, what turns an effect off."""
+"""Configurations: round trips, validation, values that turn effects off."""
 
 import dataclasses
 import json

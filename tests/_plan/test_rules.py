@@ -1,4 +1,4 @@
-"""Rules: what wins, and what a rule that wins nowhere says."""
+"""Rules: precedence, and the error for a rule that decides for no layer."""
 
 import jax
 import jax.numpy as jnp

@@ -1,4 +1,4 @@
-"""Tables that people read: what is alike stands once, and no line breaks a word."""
+"""Printed tables state shared entries once and break no words."""
 
 import dataclasses
 

@@ -1,4 +1,4 @@
-"""Hardware that draws nothing in training is told, against what a model really does."""
+"""Hardware without noise in training is reported exactly when a model draws nothing."""
 
 import dataclasses
 import io

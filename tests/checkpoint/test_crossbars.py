@@ -1,4 +1,4 @@
-"""Conductances: from weights and back, against aihwkit, and with mismatch."""
+"""Weights to conductances and back, against aihwkit, and with mismatch."""
 
 import json
 import re

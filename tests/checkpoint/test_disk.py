@@ -1,4 +1,4 @@
-"""A full disk is one line with the path and the free space, and nothing is lost."""
+"""A full disk is reported in one line with path and free space, and no data is lost."""
 
 import errno
 import os
@@ -52,7 +52,8 @@ def test_a_checkpoint_that_cannot_be_written_is_one_line(tmp_path, capfd, caplog
     assert "\n" not in text
     captured = capfd.readouterr()
     assert "Traceback" not in captured.err + captured.out + caplog.text
-    # The last good one is there; what is left of the other goes when it is tried again.
+    # The last good checkpoint is kept; the next attempt removes the remains of the
+    # other.
     assert list(where.glob("*tmp*"))
     with checkpoints.open_checkpoints(where) as manager:
         assert not list(where.glob("*tmp*"))
@@ -150,5 +151,5 @@ def test_an_export_names_path_reason_and_free_space(tmp_path, monkeypatch, name)
     assert line.startswith(f"{tmp_path}/chip could not be written: ")
     assert "File too large" in line and ", 4.2 MB free there. Nothing was left" in line
     assert "\n" not in line
-    # Nothing takes space any more when the free space is told.
+    # The error reports the free space after the partial export was removed.
     assert not left and not list(tmp_path.iterdir())

@@ -1,4 +1,4 @@
-"""A deployed network as a directory."""
+"""A deployed network, written to and read from a directory."""
 
 import copy
 import dataclasses

@@ -1,4 +1,4 @@
-"""Checkpoints of earlier versions of the format are read as they were."""
+"""Checkpoints of earlier versions of the format keep their meaning."""
 
 import json
 import shutil

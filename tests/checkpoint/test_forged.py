@@ -1,4 +1,4 @@
-"""Forged checkpoints, with valid hashes: refused in one line, or known as neutral."""
+"""Forged checkpoints with valid hashes: refused in one line, or known to be neutral."""
 
 import copy
 import dataclasses
@@ -161,7 +161,7 @@ def number_like(value):
 
 
 def other_values(value):
-    """Yields what a forger writes instead: other types, out of range, huge."""
+    """Yields forged values: of other types, out of range, huge."""
     for other in (None, True, 7, 1.5, "x", "7", [], {}, [[]], {"x": 1}):
         same = isinstance(other, type(value)) and isinstance(value, type(other))
         if not same and not (number_like(other) and isinstance(value, float)):
@@ -219,7 +219,7 @@ def swap(parent, a, b):
     parent[a], parent[b] = parent[b], parent[a]
 
 
-# What is taken, and why a reader cannot or need not refuse it.
+# Accepted forgeries, and why a reader cannot or need not refuse them.
 OTHER_MODEL = "says another model or chip type, which could have these very tensors"
 FREE = "text for people, or a measurement that nothing in a checkpoint can prove"
 _NUMBER = "number [^-].*"
@@ -238,7 +238,8 @@ NEUTRAL = {
     r"graph: deleted": OTHER_MODEL,
     r"graph\.edges(\.\*)*: (emptied|deleted|doubled|swapped)": OTHER_MODEL,
     r"graph\.nodes\.\*: text .*": OTHER_MODEL,
-    # What acts in training or at a read, and leaves no trace in what is stored.
+    # Constants that act in training or at a read, and leave no trace in the stored
+    # data.
     rf"layers\.\*\.weight\.hardware\.input_range\.\w+: ({_NUMBER}|inverted)": (
         OTHER_MODEL
     ),

@@ -18,7 +18,7 @@ PARAMS = {str(i): {"scale": np.arange(3.0)} for i in range(2)}
 
 
 def abandoned(folder):
-    """Leaves by hand what a writer that is killed leaves."""
+    """Leaves the files of a killed writer, made by hand."""
     with destination.new(folder / "model", folder=True) as partial:
         (partial / "half").write_text("of it")
         kept = shutil.copytree(partial, folder / "kept")
@@ -28,7 +28,7 @@ def abandoned(folder):
 
 
 def killed(folder):
-    """Leaves what a writer leaves that is killed."""
+    """Leaves the files of a writer that is really killed."""
     script = textwrap.dedent("""
         import os, signal, sys
         from hwtrain.checkpoint import destination

@@ -1,4 +1,4 @@
-"""Leaves of other hardware, and models that lack a part: refused where they come in."""
+"""Leaves of other hardware and incomplete models are refused at every entry point."""
 
 import jax
 import jax.numpy as jnp
@@ -90,7 +90,7 @@ class Normed(nn.Module):
 def test_a_linen_model_without_its_statistics(tmp_path):
     analog = hw.analogize(Normed(), HARDWARE)
     variables = jax.jit(analog.init)(jax.random.key(0), X)
-    # Not what it only says of itself, nor what a call makes anew.
+    # The state leaves out sown values and caches, which a call makes anew.
     passing = {"said": {"y": (X,)}, "cache": {"index": X}}
     plan = hw.plan(analog, {**variables, **passing}, X)
     assert plan.state == ("batch_stats/norm/mean", "batch_stats/norm/var")
@@ -104,7 +104,7 @@ def test_a_linen_model_without_its_statistics(tmp_path):
     found = load(hw.export(tmp_path / "model", whole, plan))
     assert found.plan == plan
     analog.apply(found.variables, X, rngs={"mismatch": jax.random.key(0)})
-    # Who planned without may export without.
+    # A plan made without the statistics allows an export without them.
     hw.export(tmp_path / "without", params, hw.plan(analog, params, X))
 
 
@@ -134,7 +134,7 @@ def test_a_parameter_that_the_plan_names(tmp_path):
 
 
 def test_the_state_of_a_model_inside_another():
-    """Its plan has the paths that the variables around have, and so has a union."""
+    """Its plan has the paths of the surrounding variables, and so has a union."""
     inner = hw.analogize(Normed(), HARDWARE, name="encoder")
     variables = jax.jit(inner.init)(jax.random.key(0), X)
     plan = hw.plan(inner, variables, X)

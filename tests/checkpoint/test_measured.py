@@ -238,7 +238,7 @@ def test_a_pickle_is_not_loaded(tmp_path, small):
 
 @pytest.mark.parametrize("chips", [[8], 2, [7, 8], [3, 8]])
 def test_a_population_holds_the_chips_of_the_checkpoint(tmp_path, chips):
-    """Of measured chips, none is drawn in the place of one that is not there."""
+    """No chip is drawn in place of a measured chip that does not exist."""
     hardware = hwtrain.Hardware(
         converter=hwtrain.SinglePairConductanceConverter(),
         mismatch=hwtrain.MismatchParameter(type="add_normal", std_dev=0.1),
@@ -272,7 +272,8 @@ def test_a_population_holds_the_chips_of_the_checkpoint(tmp_path, chips):
 
 
 def test_fine_tuning_on_a_measured_chip(tmp_path):
-    """What stays digital is tuned to the chip as it is; the chip is not written."""
+    """The digital parameters are tuned to the measured chip, which is not
+    reprogrammed."""
     chip_type = hwtrain.Hardware(
         converter=hwtrain.SinglePairConductanceConverter(),
         stuck=hwtrain.StuckParameter(at_g_min=0.2),
@@ -302,7 +303,7 @@ def test_fine_tuning_on_a_measured_chip(tmp_path):
     for _ in range(60):
         updates, state = optimizer.update(step(bias)[1], state)
         bias = optax.apply_updates(bias, updates)
-    # The best bias by closed form: the mean of what is left.
+    # Closed form of the best bias: the mean residual.
     best = jnp.mean(y - x @ params["kernel"], 0)
     np.testing.assert_allclose(bias, best, atol=0.02)
     assert loss(bias) < before

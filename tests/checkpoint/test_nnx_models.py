@@ -1,4 +1,4 @@
-"""An NNX model into a checkpoint and out of it, with all that it holds."""
+"""Export and import of an NNX model with all its variables."""
 
 import jax
 import jax.numpy as jnp

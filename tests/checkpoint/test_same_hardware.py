@@ -1,4 +1,4 @@
-"""A checkpoint's chip is used with its own hardware, and no other."""
+"""A checkpoint's chip is only used with its own hardware."""
 
 import dataclasses
 

@@ -1,4 +1,4 @@
-"""The JSON Schema of the package is that of the model, and manifests keep to it."""
+"""The package's JSON Schema matches the manifest model, and manifests conform to it."""
 
 import importlib.resources
 import json

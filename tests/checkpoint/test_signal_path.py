@@ -1,4 +1,4 @@
-"""A chip evaluated by docs/checkpoint.md: its files, NumPy, and no line of hwtrain."""
+"""A chip evaluated from docs/checkpoint.md with NumPy alone, without hwtrain."""
 
 import collections
 import hashlib
@@ -157,7 +157,7 @@ def weights_at(converter, devices, tile):
 
 
 def conductance(model, device, t_s):
-    """Returns what is left of a device at a time, without read noise."""
+    """Returns the conductance of a device at a time, without read noise."""
     if model["type"] == "reram_wan2022":
         a = device[""] / model["g_max"]
         spread = [
@@ -262,7 +262,8 @@ class Files:
         return w, mean[0] / mean[1]
 
     def answers(self, w, compensation):
-        """Returns what a tile answers to its rows, driven one after the other."""
+        """Returns the outputs of a tile when its rows are driven one after the
+        other."""
         forward = self.hardware.get("forward")
         if forward is None or compensation["readout"] == "exact":
             return w
@@ -271,7 +272,7 @@ class Files:
 
     def outputs(self, x, t_s=None):
         forward = self.hardware.get("forward")
-        if forward is not None:  # what is not written is not there
+        if forward is not None:  # options that are not written are off
             forward = collections.defaultdict(lambda: None, forward)
         ranges, dynamic = self.leaf("input_range"), False
         if self.hardware.get("input_range") is not None:

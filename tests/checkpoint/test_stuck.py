@@ -1,4 +1,4 @@
-"""Stuck devices are in the export: drawn by the chip's seed, stored, applied."""
+"""Stuck devices in an export: drawn from the chip's seed, stored and applied."""
 
 import dataclasses
 import hashlib

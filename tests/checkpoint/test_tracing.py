@@ -1,4 +1,4 @@
-"""Graphs of models, traced from their programs, compared with what was written."""
+"""Graphs traced from the programs of models, compared with the models' definitions."""
 
 import warnings
 
@@ -37,7 +37,7 @@ class NnxChain(nnx.Module):
 
 
 def between(graph, before="a", after="b"):
-    """Returns what lies on the way from one layer to the other."""
+    """Returns the operations between one layer and the other."""
     found, node = [], before
     while node != after:
         (node,) = {b for a, b in graph.edges if a == node}
@@ -77,7 +77,7 @@ FUNCTIONS = [
     (truncated, ["truncated"]),
 ]
 
-# Through which types, and the casts among them that do not keep the numbers.
+# Chains of dtypes, and the casts among them that change the numbers.
 CASTS = {
     ("bfloat16", "float32"): [],
     ("float16", "bfloat16", "float32"): [],

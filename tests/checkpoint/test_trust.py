@@ -1,4 +1,4 @@
-"""Damaged, foreign and hostile checkpoints: each an error that says what to do."""
+"""Damaged, foreign and hostile checkpoints: each is an error that says what to do."""
 
 import json
 import os

@@ -1,4 +1,4 @@
-"""`verify` finds what hashes cannot: a valid file with wrong physics."""
+"""`verify` detects errors that hashes cannot: valid files with wrong physics."""
 
 import json
 

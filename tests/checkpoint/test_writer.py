@@ -1,4 +1,4 @@
-"""What `export` refuses, and what it leaves when it fails."""
+"""Inputs that `export` refuses, and the directory after a failed export."""
 
 import errno
 import os

@@ -1,4 +1,4 @@
-"""No chip is drawn of the weights of a chip, whatever its hardware; it is evaluated."""
+"""No chip is ever drawn from a chip's weights; they are evaluated as they are."""
 
 import jax
 import jax.numpy as jnp

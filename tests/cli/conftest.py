@@ -1,4 +1,4 @@
-"""A small run, trained once for all tests of the commands that read one."""
+"""A small run, trained once for all tests of commands that read a run."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""Ctrl-C: the first saves and says how to go on, the second stops at once."""
+"""Ctrl-C: the first saves and says how to continue, the second stops at once."""
 
 import contextlib
 import importlib
@@ -31,7 +31,7 @@ def press():
 
 @pytest.fixture(autouse=True)
 def usual_handler():
-    """The handler is afterwards what it was before."""
+    """The signal handler is restored afterwards."""
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
     yield
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
@@ -110,7 +110,7 @@ def test_before_the_training_nothing_is_written(
 
 
 class Swallows:
-    """An object in whose end Python cannot raise."""
+    """An object whose finaliser cannot raise an exception."""
 
     def __del__(self):
         press()
@@ -333,7 +333,7 @@ runpy.run_module("hwtrain", run_name="__main__")
 
 
 def test_the_second_stops_at_once_also_in_compiled_code():
-    """The main thread sits in a call of C that no Python handler interrupts."""
+    """The main thread is in a C call that no Python signal handler interrupts."""
     script = """
         import ctypes, os, signal, threading, time
         from hwtrain.cli._interruption import interruptible

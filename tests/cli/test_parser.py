@@ -1,4 +1,4 @@
-"""Tests of what the command line takes; the commands have their own."""
+"""Tests of the command line's arguments; each command has its own tests."""
 
 import importlib
 import subprocess

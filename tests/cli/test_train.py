@@ -1,4 +1,4 @@
-"""Tests of the command: from another folder, killed and resumed, given bad input."""
+"""Tests of `train`: from another folder, killed and resumed, with bad input."""
 
 import json
 import os

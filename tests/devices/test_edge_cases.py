@@ -1,4 +1,4 @@
-"""Matrices at the edge: zeros, constants, one element, narrow and infinite numbers."""
+"""Extreme matrices: zeros, constants, one element, narrow dtypes, infinities."""
 
 import jax
 import jax.numpy as jnp
@@ -50,7 +50,7 @@ CONVERTERS = [
 
 @jax.jit
 def everything(w):
-    """Returns what all effects make of a matrix, and the gradient of each one's sum."""
+    """Returns a matrix under every effect, and the gradient of the sum of each."""
     results, back = jax.vjp(effects, w)
     zeros = jax.tree.map(jnp.zeros_like, results)
     return results, {

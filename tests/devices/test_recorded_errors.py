@@ -1,4 +1,4 @@
-"""What the references refuse: refused here too, or done."""
+"""Cases that the references refuse: refused here too, or supported."""
 
 import jax
 import jax.numpy as jnp

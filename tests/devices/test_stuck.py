@@ -1,4 +1,4 @@
-"""`StuckParameter`: what it refuses, how it is written down."""
+"""`StuckParameter`: values that it refuses, and its serialisation."""
 
 import pytest
 

@@ -1,4 +1,4 @@
-"""Stuck devices: shares, independence, and the same draw for a larger share."""
+"""Stuck devices: shares, independence, and draws that a larger share includes."""
 
 import jax
 import jax.numpy as jnp

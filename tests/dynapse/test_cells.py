@@ -116,7 +116,7 @@ def test_only_what_is_named_is_trained(params):
     for gradient in gradients(params):
         gradient = jax.tree.map(np.asarray, gradient)
         assert {n for n, leaf in gradient.items() if (leaf != 0).any()} == {"w_rec"}
-        # What made Adam stand still in the reference: 1e-9 beside its epsilon of 1e-8.
+        # In the reference, gradients of 1e-9 stall Adam, whose epsilon is 1e-8.
         assert 1e-4 < np.abs(gradient["w_rec"]).max() < 10
 
 

@@ -1,4 +1,4 @@
-"""What a chip can connect."""
+"""The limits of a chip's connectivity."""
 
 import numpy as np
 import pytest

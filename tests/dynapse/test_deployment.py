@@ -1,4 +1,4 @@
-"""A network as codes."""
+"""A network converted to codes."""
 
 import numpy as np
 import pytest

@@ -1,4 +1,4 @@
-"""`assert_active`: all of a chip passes, and each effect that is sabotaged is told."""
+"""`assert_active`: a complete chip passes, and every sabotaged effect is reported."""
 
 import dataclasses
 import re

@@ -1,4 +1,4 @@
-"""Studies of a model take what its call takes: streams, collections, masks, flags."""
+"""Studies of a model accept its call arguments: streams, collections, masks, flags."""
 
 import jax
 import jax.numpy as jnp

@@ -1,4 +1,4 @@
-"""A chip that is drawn, exported, loaded or evaluated is one chip, with one scale."""
+"""A chip is the same, with one scale, whether drawn, exported, loaded or evaluated."""
 
 import jax
 import jax.numpy as jnp
@@ -161,7 +161,7 @@ def test_a_chip_is_rounded_before_its_mismatch(model, programmed, tmp_path):
     path = hwtrain.export(tmp_path / "chip", variables, plan, chip_seeds=[SEED])
     verify(path)
     checkpoint = hwtrain.load(path)
-    # What is to be programmed lies on the levels; a chip deviates from them.
+    # The targets lie on the levels; a chip deviates from them.
     np.testing.assert_allclose(
         checkpoint.reconstruct(weight.path), rounded(nominal), atol=1e-6
     )

@@ -1,4 +1,4 @@
-"""Plots that people read: nothing is cut off, and no label is a formula."""
+"""Plots are readable: nothing is cut off, and no label is a formula."""
 
 import numpy as np
 import pytest

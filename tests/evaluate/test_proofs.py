@@ -1,4 +1,4 @@
-"""What the parts around a tile say is to be measured of them."""
+"""The measurements that the parts around a tile ask for."""
 
 import dataclasses
 
@@ -80,7 +80,7 @@ OF_ANOTHER = {
 
 
 class Recorder:
-    """What is asked for, instead of a measurement."""
+    """Records the requested measurements instead of making them."""
 
     row_sizes, leaves = (4, 4), {}
     w = jnp.ones((2, 4, 1, 3))

@@ -1,4 +1,4 @@
-"""Which layer costs what, against chips made by hand."""
+"""Sensitivity of each layer, against chips assembled by hand."""
 
 import dataclasses
 

@@ -1,4 +1,4 @@
-"""`assert_active` on layers of a few weights, and of zeros: no right model fails."""
+"""`assert_active` on layers with few weights or zeros: no correct model fails."""
 
 import dataclasses
 

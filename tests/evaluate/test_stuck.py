@@ -1,4 +1,4 @@
-"""Stuck devices are on in chips of Linen and of NNX models."""
+"""Stuck devices act in chips of Linen and of NNX models."""
 
 import jax
 import jax.numpy as jnp

@@ -1,7 +1,8 @@
-"""A chip of a user's own, in one file that uses public names only.
+"""A user-defined chip in one file that uses public names only.
 
-A flash memory: a device programs with an error in proportion, leaks with its own rate,
-is read with telegraph noise; a weight is one device against a reference in the middle.
+It models flash memory: programming noise is proportional to the target, each device
+leaks at its own rate, and reads have telegraph noise. A weight is one device relative
+to a reference in the middle of its range.
 """
 
 import math
@@ -78,7 +79,7 @@ class LargestRow(hwtrain.DriftCompensation):
 
 @hwtrain.register("modifier", "log_normal")
 class LogNormal(hwtrain.WeightModifier):
-    """Noise that multiplies weights, and never turns their sign."""
+    """Noise that multiplies weights, and never changes their sign."""
 
     sigma: float = 0.1
     draws = "step"
@@ -105,7 +106,7 @@ class Telegraph(hwtrain.Part):
 
     def around(self, inner, x, ctx):
         y = inner(x)
-        # A root at zero has no derivative: inputs of zero, and padding, make none.
+        # The square root has no derivative at 0, where zero inputs and padding lead.
         power = jnp.maximum(ctx.product(x**2, ctx.w**2), 1e-12)
         return y + self.sigma * jnp.sqrt(power) * ctx.normal("telegraph", y.shape)
 
@@ -133,7 +134,7 @@ class InputOffset(hwtrain.Part):
 
 @hwtrain.register("stage", "split_reads", inside="input_asymmetry", outside="adc")
 class SplitReads(hwtrain.Part):
-    """Positive and negative inputs in reads of their own."""
+    """Reads positive and negative inputs separately."""
 
     def around(self, inner, x, ctx):
         return inner(jnp.maximum(x, 0)) + inner(jnp.minimum(x, 0))

@@ -1,4 +1,4 @@
-"""Fields of a user's own parts as traced values, by public names only."""
+"""Fields of user-defined parts as traced values, with public names only."""
 
 import dataclasses
 

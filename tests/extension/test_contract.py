@@ -1,4 +1,4 @@
-"""What is built in keeps the contract that users' parts keep: by the same interface."""
+"""Built-in parts keep the contract of users' parts, through the same interface."""
 
 import inspect
 import json

@@ -1,4 +1,4 @@
-"""Parts of a user's own, from a file that uses public names only, on the whole road."""
+"""User-defined parts, from a file with public names only, in the whole workflow."""
 
 import dataclasses
 import json

@@ -1,4 +1,4 @@
-"""Layers of a user's: public names only, and all that a built-in layer has."""
+"""User-defined layers, with public names only, have all that built-in layers have."""
 
 import functools
 
@@ -12,7 +12,7 @@ from flax import nnx
 
 import hwtrain as hw
 
-# Layers of a user's own, of both frameworks.
+# User-defined layers, in both frameworks.
 
 
 class LinenHeads(nn.Module):
@@ -62,7 +62,7 @@ class NnxExperts(nnx.Module):
 hw.sockets.register(NnxExperts, "w", "bgi,goi->gbo")
 
 
-# Layers of somebody else, which know nothing of hwtrain.
+# Layers of another package, without any reference to hwtrain.
 
 
 class LinenField(nn.Module):
@@ -277,8 +277,8 @@ def test_its_noise_has_the_configured_deviation(framework, name, part, mode):
     else:
         expected = 0.2 * scale.reshape(-1, *[1] * (clean.ndim - 1))
     ratio = np.mean((draws / expected) ** 2)
-    # Of 40 draws; weights are shared by all inputs of a draw, so that there are 40
-    # times as many independent numbers as outputs at least.
+    # From 40 draws. All inputs of a draw share the weights, so there are at least 40
+    # times as many independent numbers as outputs.
     columns = w.size // 6
     assert abs(ratio - 1) < 5 * np.sqrt(2 / (40 * columns))
     assert (np.abs(draws[0] - draws[1]) > 1e-6).mean() > 0.9
@@ -598,7 +598,7 @@ def test_two_calls_of_one_layer_are_two_reads():
     assert (np.abs(first - second) > 1e-6).all()
 
 
-# What is refused, and what stays digital.
+# Refused products, and layers that stay digital.
 
 
 def stating(equation, shape):

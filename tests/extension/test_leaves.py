@@ -1,4 +1,4 @@
-"""Leaves of a user's own parts, by public names only: learned beside the weights."""
+"""Leaves of user-defined parts, with public names only, learned beside the weights."""
 
 import itertools
 
@@ -49,14 +49,14 @@ class AdcBound(hw.Part):
 
 @hw.register("stage", "test_whole_bound", outside="read_noise", inside="adc")
 class WholeBound(AdcBound):
-    """The same, in a convolution as a whole."""
+    """The same ADC, in a convolution that runs as a whole."""
 
     whole = True
 
 
 @hw.register("stage", "test_offset", outside="read_noise", inside="adc")
 class Offset(hw.Part):
-    """A number that is added to the outputs of each tile, and not learned."""
+    """A number added to the outputs of each tile, which is not learned."""
 
     where: str = "behind"
     name: str = "offset"
@@ -110,7 +110,7 @@ class Gain(hw.Part):
 
 @hw.register("modifier", "test_fan")
 class Fan(hw.WeightModifier):
-    """Makes the weights of each column larger by a share that is learned."""
+    """Enlarges the weights of each column by a learned share."""
 
     each: str = "column"
 

@@ -1,4 +1,4 @@
-"""Stages of a user's own that are easily got wrong: right, or refused by name."""
+"""User-defined stages that are easy to get wrong: correct, or refused by name."""
 
 import jax
 import jax.numpy as jnp

@@ -1,4 +1,4 @@
-"""Robust objectives against closed forms, golden numbers, and in both frameworks."""
+"""Robust objectives: closed forms, golden numbers, and both frameworks."""
 
 import jax
 import jax.numpy as jnp

@@ -1,4 +1,4 @@
-"""Each range learns at the learning rate that the base has for its own weight."""
+"""Each range learns at the base's learning rate for the range's own weight."""
 
 import functools
 
@@ -41,7 +41,7 @@ class Nnx(nnx.Module):
 
 
 def by_name(params):
-    """The head by its name, and all else by default."""
+    """Labels the head by name, and everything else by default."""
     return paths.map_leaves(
         lambda path, _: "slow" if path.startswith("head/") else "fast", params
     )
@@ -95,7 +95,7 @@ CASES = {
         0.1,
         0.1,
     ),
-    # Adagrad divides by the gradient's history, so that only its own word is right.
+    # Adagrad divides by the gradient's history, so only its injected rate is right.
     "injected in a part": (
         partition(inject(optax.adagrad)(0.1), optax.sgd(0.3)),
         0.1,

@@ -1,4 +1,4 @@
-"""The property of `keep_weights_clipped`: after every update, no weight is beyond."""
+"""`keep_weights_clipped`: no weight exceeds its bound after an update."""
 
 import functools
 

@@ -1,4 +1,4 @@
-"""What Optax asks of every transformation, of each of ours."""
+"""Optax's contract for transformations, tested on all of hwtrain's."""
 
 import jax
 import jax.numpy as jnp
@@ -193,7 +193,7 @@ def test_the_learning_rate_of_ranges_can_be_injected():
 
 
 def test_weights_take_the_steps_of_the_base_alone():
-    # Norm clipping, averages and decay stand inside the base and see nothing of ours.
+    # Norm clipping, averages and decay are inside the base and do not see our leaves.
     free = Plan(
         tuple(
             AnalogWeight(

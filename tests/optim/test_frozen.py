@@ -1,4 +1,4 @@
-"""What the optimiser never updates stays as it is, with all that lies beside it."""
+"""Weights that the optimiser never updates, and all their leaves, stay unchanged."""
 
 import jax
 import jax.numpy as jnp

@@ -1,4 +1,4 @@
-"""What is set to zero stays so behind whatever Optax has, if plain Optax keeps it."""
+"""Updates set to zero stay zero after all Optax transformations that keep a zero."""
 
 import inspect
 import warnings
@@ -23,7 +23,7 @@ STILL = optax.masked(
 )
 ADAM = optax.adam(0.01)
 
-# What each argument without a default is, by its name in Optax.
+# Values for arguments without a default, by their names in Optax.
 ARGUMENTS = {
     "adv_optimizer": optax.sgd(0.1),
     "base_optimizer": ADAM,
@@ -75,7 +75,7 @@ EXTRA = {
 
 
 def transformations():
-    """Returns all that Optax has, by name, and what makes each."""
+    """Returns Optax's transformations by name, with the functions that make them."""
     found = {}
     for module in (optax, optax.contrib):
         for name in sorted(dir(module)):

@@ -1,4 +1,4 @@
-"""Bases that hold parameters of their own: refused where a bound would not hold."""
+"""Bases with parameters of their own are refused where a bound would not hold."""
 
 import jax
 import jax.numpy as jnp

@@ -1,4 +1,4 @@
-"""Convolutions between converters against `analog_mvm` of the windows, written out."""
+"""Convolutions with converters, against `analog_mvm` on written-out windows."""
 
 import jax
 import jax.numpy as jnp

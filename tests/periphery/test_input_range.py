@@ -120,7 +120,7 @@ def test_tiled_product_against_numpy(rows, columns, batch):
     def with_and_without(x, w, r):
         return [product(x, w, r, probe) for probe in probes]
 
-    # Operation by operation as well as in one program, which rounds otherwise.
+    # Both eagerly and in one program, which rounds differently.
     for call in (with_and_without, jax.jit(with_and_without)):
         for y in call(*arrays):
             np.testing.assert_allclose(y, expected, rtol=1e-5, atol=1e-5)

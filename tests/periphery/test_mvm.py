@@ -235,7 +235,7 @@ def test_voltage_offsets_are_frozen_in_a_chip_and_zero_for_half_of_its_outputs()
     columns = 1000
     x, w = np.ones((1, 2)), np.full((2, columns), 0.5)
     io = IOParameters(v_offset_std=0.1, v_offset_w_min=0.0)
-    # Operation by operation: one program rounds otherwise where outputs cancel.
+    # Eagerly, because one program rounds differently where outputs cancel.
     arrays = jnp.asarray(x, jnp.float32), jnp.asarray(w, jnp.float32)
     sizes = {"row_sizes": (2,), "column_sizes": (columns,)}
     call = functools.partial(analog_mvm, *arrays, chip_key=jax.random.key(0), **sizes)

@@ -1,4 +1,4 @@
-"""XLA's convolution of clipped inputs against the windows, written out."""
+"""XLA's convolution of clipped inputs, against written-out windows."""
 
 import jax
 import jax.numpy as jnp

@@ -1,4 +1,4 @@
-"""Both models of a comparison run on the configured chip, with all it has."""
+"""Both models of a comparison run on the configured chip with all its effects."""
 
 import dataclasses
 from typing import Any

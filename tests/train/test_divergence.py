@@ -1,4 +1,4 @@
-"""A training that diverges stops, is not saved, and is no result."""
+"""Training that diverges stops, is not saved, and gives no result."""
 
 import io
 import json

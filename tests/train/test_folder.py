@@ -1,4 +1,4 @@
-"""Tests of hwtrain.train._folder: nothing is overwritten without being asked to."""
+"""Tests of hwtrain.train._folder: nothing is overwritten unless requested."""
 
 from pathlib import Path
 

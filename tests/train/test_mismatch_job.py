@@ -1,4 +1,4 @@
-"""The job that compares trainings under mismatch, in Linen and in NNX."""
+"""The job that compares training methods under mismatch, in Linen and in NNX."""
 
 import json
 import textwrap

@@ -1,4 +1,4 @@
-"""Which models the training loop takes; their dropout acts in training only."""
+"""Models that the training loop supports; their dropout acts only in training."""
 
 import jax
 import numpy as np

@@ -1,4 +1,4 @@
-"""A run's noise schedule and objective, from its configuration to its steps."""
+"""A run's noise schedule and objective, from the configuration to the steps."""
 
 import functools
 from pathlib import Path

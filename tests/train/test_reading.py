@@ -1,4 +1,4 @@
-"""Tests of hwtrain.train._reading: what is wrong becomes one clear line."""
+"""Tests of hwtrain.train._reading: every mistake is reported in one clear line."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""The digits recipe in Linen and in NNX, from equal initial parameters: one table."""
+"""The digits recipe gives one table in Linen and NNX for equal initial parameters."""
 
 import dataclasses
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""What a mismatch is relative to, against NumPy."""
+"""The reference value of a relative mismatch, against NumPy."""
 
 import jax
 import jax.numpy as jnp

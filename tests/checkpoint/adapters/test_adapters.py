@@ -1,4 +1,4 @@
-"""What holds for every adapter."""
+"""Properties that hold for every adapter."""
 
 import errno
 

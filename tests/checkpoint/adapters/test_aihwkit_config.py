@@ -1,4 +1,4 @@
-"""The file of configurations, run with stand-ins for aihwkit's classes (1.2.0)."""
+"""`rpu_config.py`, run with stand-ins for aihwkit's classes (1.2.0)."""
 
 import enum
 import sys

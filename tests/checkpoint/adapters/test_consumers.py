@@ -1,7 +1,7 @@
 """NIR graphs of hwtrain, read and run by the packages that docs/deployment.md names.
 
-Each cell of the page's table is a case: a tick is a network that is read and run, and
-says how a graph must be; a dash is an error, or a node that is left out.
+Each cell of the page's table is a case. For a tick, a network that meets the cell's
+conditions is read and run; for a dash, it must cause an error, or lose a node.
 """
 
 import functools
@@ -24,7 +24,7 @@ BATCH, STEPS = 4, 150
 
 
 class Neurons(nn.Module):
-    """Neurons with the parameters that NIR has; how they fire does not matter."""
+    """Neurons with NIR's parameters; their dynamics do not matter."""
 
     names: tuple
 
@@ -126,7 +126,7 @@ def planned(row, phrases):
     return analog, variables, hwtrain.plan(analog, variables, x), graph, shape
 
 
-# The length of a step in seconds, or what a package takes it for.
+# The length of a step in seconds, as each package interprets it.
 DT = {
     "snntorch": 1e-4,
     "norse": 1e-3,
@@ -161,8 +161,8 @@ def unchanged(found, dt):
 
 
 OTHER_R = "r of neurons has no effect|neurons (fire|come to)"
-# How a graph must be, as the table says it: what makes the neurons' parameters so, and
-# what is wrong with a graph that is not.
+# Conditions of the table: how parameters are made to meet each one, and the fault of a
+# graph that does not meet it.
 PHRASES = {
     "equal neurons": (equal(), "must be uniform"),
     "equal thresholds": (
@@ -209,12 +209,12 @@ RANGES = {
 
 
 def drawn(row, dt, phrases, change=None):
-    """Returns parameters of a row's network that fulfil phrases of the table.
+    """Returns parameters of a row's network that meet conditions of the table.
 
     Args:
       row: of the table.
       dt: the step that the package takes.
-      phrases: what the parameters fulfil.
+      phrases: the conditions to meet.
       change: a layer, one of its parameters, which of its elements to change before.
     """
     rng = np.random.default_rng(7)
@@ -342,7 +342,7 @@ READERS = {
 
 
 class Fault(Exception):
-    """What is wrong with a graph that was read."""
+    """A graph that was read incorrectly."""
 
 
 def inputs(shape):
@@ -457,7 +457,7 @@ def check_equations(tmp_path, package, row, phrases, params):
     }
     if kind == "IF":
         found["r"] = found["r"] * dt
-    # What makes each neuron fire after some steps, and what has to come in for that.
+    # The threshold current, and currents with which each neuron fires after some steps.
     needed = found.get("v_threshold", 1.0) / found["r"] / found.get("w_in", 1.0)
     current = np.linspace(1.5, 3, BATCH)[:, None] * needed
     current = current / 20 if kind == "IF" else current
@@ -506,7 +506,7 @@ ROWS = (
     *("LIF", "LIF behind a convolution", "CubaLIF", "IF", "LI", "CubaLI"),
     *("recurrent LIF", "recurrent CubaLIF"),
 )
-# Why a package does not read a network, by its own words where it has some.
+# Why a package does not read a network, in its own words if it has any.
 UNKNOWN = "Unknown node type"
 LEFT_OUT = "modules for the nodes"
 OTHERS = "the outputs are others than those of the model"
@@ -539,7 +539,7 @@ REFUSALS = {
     },
 }
 NOTES = {LEFT_OUT: "(1)", OTHERS: "(2)", OTHER_TIMES: "(3)", OTHER_VOLTAGES: "(3)"}
-# How a graph must be for a package to read it, but for other things than NIR says.
+# Conditions under which a package reads a graph, but with another meaning than NIR's.
 ALMOST = {
     ("snntorch", "IF"): ("equal thresholds", "r 1"),
     ("sinabs", "LI"): ("v_leak 0", "r 1"),

@@ -1,4 +1,4 @@
-"""What lies between layers in NIR: nothing is lost on the way, nothing reordered."""
+"""Operations between layers in NIR: none is lost, and none is reordered."""
 
 import jax
 import jax.numpy as jnp
