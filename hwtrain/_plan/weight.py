@@ -141,7 +141,7 @@ class AnalogWeight:
 
     @property
     def owner(self) -> str:
-        """Name of its periphery's draws: the path of its layer, or its own if not alone."""
+        """Name of its periphery's draws: its layer's path, or its own if not alone."""
         return self.layer_path if self.alone else self.path
 
     @property

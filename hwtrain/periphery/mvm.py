@@ -78,6 +78,7 @@ def analog_mvm(
       dot_general: the product to use, called as `jax.lax.dot_general`.
       dtype: dtype of the result; `None` for that of a plain multiplication. The
         periphery computes in float32, the multiplication in the dtype of `x`.
+
     Returns:
       `[..., columns]`.
 
