@@ -38,7 +38,7 @@ class Described:
 
 
 @dataclass_transform(frozen_default=True, kw_only_default=True)
-class Part(Described, abc.ABC):  # noqa: B024 some kinds have what they must do
+class Part(Described, abc.ABC):  # noqa: B024 some kinds add abstract methods
     """One effect of a chip. Its fields are its configuration.
 
     A subclass becomes a frozen dataclass with keyword-only fields, hashable, validated
@@ -68,7 +68,7 @@ class Part(Described, abc.ABC):  # noqa: B024 some kinds have what they must do
     zero, windows are materialised nevertheless, since they extend over the border.)"""
 
     def runs_whole(self) -> bool:
-        """Whether `whole` holds for these fields; override it if that depends on them."""
+        """Whether `whole` holds with these fields; override it to depend on them."""
         return self.whole
 
     if TYPE_CHECKING:
@@ -111,7 +111,7 @@ class Part(Described, abc.ABC):  # noqa: B024 some kinds have what they must do
         return self
 
     def proof(self, ctx: Any) -> None:
-        """States what `assert_active` measures.
+        """Declares the effect that `assert_active` measures.
 
         By default, for a stage: that it changes outputs, and if it draws at reads, that
         each read draws anew. To have the strength of noise measured, state its standard

@@ -26,7 +26,7 @@ class Slot:
 
     In data, a part is a mapping of its fields with its name as `type`. A part that is
     not built in also has its class as `of` and the `version` of its package, which tell
-    a reader what to import. If the reader allows code to run, by the context
+    a reader which code to import. If the reader allows code to run, by the context
     `{"plugins": True}`, installed packages are searched for unregistered names.
 
     Attributes:

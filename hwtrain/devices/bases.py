@@ -113,7 +113,7 @@ class ConductanceConverter(DescribedConverter, Part):
     """Converts weights to conductances: the base class of your own converters.
 
     A converter has the fields `g_max` and `g_min` in µS. The last axis of all arrays is
-    the columns of a crossbar; an array has one scale as a whole.
+    the columns of a crossbar; an array is scaled as one tensor.
     """
 
     g_max: float
@@ -162,7 +162,7 @@ class DriftCompensation(Part):
         return {ctx.column: f"{self.describe()} drift compensation"}
 
     def proof(self, ctx: Any) -> None:
-        """States what `assert_active` measures: that it corrects halved outputs."""
+        """Declares its measured effect: that it corrects halved outputs."""
         ctx.undoes_halves()
 
     @abc.abstractmethod

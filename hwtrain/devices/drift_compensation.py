@@ -89,7 +89,7 @@ class GlobalDriftCompensation(_DriftCompensation):
     type: Literal["global"] = "global"
 
     def proof(self, ctx: Any) -> None:
-        """States what `assert_active` measures: the mean that it preserves."""
+        """Declares its measured effect: the mean that it preserves."""
         ctx.keeps_mean()
 
     def describe(self) -> str:
@@ -134,7 +134,7 @@ class GlobalDriftCompensationWithExactReference(_DriftCompensation):
     type: Literal["global_exact_reference"] = "global_exact_reference"
 
     def proof(self, ctx: Any) -> None:
-        """States what `assert_active` measures: the mean that it preserves."""
+        """Declares its measured effect: the mean that it preserves."""
         ctx.keeps_mean(of_target=True)
 
     def describe(self) -> str:
@@ -166,7 +166,7 @@ class PerColumnDriftCompensation(_DriftCompensation):
     type: Literal["per_column"] = "per_column"
 
     def proof(self, ctx: Any) -> None:
-        """States what `assert_active` measures: the mean that it preserves."""
+        """Declares its measured effect: the mean that it preserves."""
         ctx.keeps_mean(per_column=True)
 
     def describe(self) -> str:

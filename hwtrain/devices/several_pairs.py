@@ -63,7 +63,7 @@ class _Pairs(DescribedConverter):
         """Returns `[g_pos, g_neg, ...]` in µS and `{"scale_ratio": k}`.
 
         Args:
-          weights: `[..., columns]`; the array has one scale as a whole.
+          weights: `[..., columns]`, scaled as one tensor.
 
         Raises:
           ValueError: for weights that are not finite, outside of `jax.jit`.
@@ -257,7 +257,7 @@ class CustomPairConductanceConverter(DescribedConverter):
         """Returns `[g_pos, g_neg, ...]` in µS and `{"scale_ratio": k}`.
 
         Args:
-          weights: `[..., columns]`; the array has one scale as a whole.
+          weights: `[..., columns]`, scaled as one tensor.
 
         Raises:
           ValueError: for weights that are not finite, outside of `jax.jit`.

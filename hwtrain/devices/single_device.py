@@ -68,7 +68,7 @@ class SingleDeviceConductanceConverter(DescribedConverter):
         Weights that are all equal become g_min.
 
         Args:
-          weights: `[..., columns]`; the array has one scale as a whole.
+          weights: `[..., columns]`, scaled as one tensor.
 
         Raises:
           ValueError: for weights that are not finite, outside of `jax.jit`.

@@ -68,7 +68,7 @@ class SinglePairConductanceConverter(DescribedConverter):
         """Returns `[g_pos, g_neg]` in µS and `{"scale_ratio": k}` in µS per weight.
 
         Args:
-          weights: `[..., columns]`; the array has one scale as a whole.
+          weights: `[..., columns]`, scaled as one tensor.
 
         Raises:
           ValueError: for weights that are not finite, outside of `jax.jit`.

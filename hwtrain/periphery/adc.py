@@ -69,7 +69,7 @@ class Adc(Part):
         return {ctx.column: self.describe(), **cells}
 
     def proof(self, ctx):
-        """States what `assert_active` measures: rounding, and clipping at its bound."""
+        """Declares its measured effect: rounding, and clipping at its bound."""
         if self.res is not None:
             ctx.differs("ADC rounding", self.unrounded)
         if self.stochastic:

@@ -36,7 +36,7 @@ class InputAsymmetry(Part):
         return f"input asymmetry {self.share:g}"
 
     def proof(self, ctx):
-        """States what `assert_active` measures: that outputs change."""
+        """Declares its measured effect: that outputs change."""
         ctx.differs("inp_asymmetry")
 
 
@@ -55,5 +55,5 @@ class OutputAsymmetry(Part):
         return f"output asymmetry {self.share:g}"
 
     def proof(self, ctx):
-        """States what `assert_active` measures: that outputs change."""
+        """Declares its measured effect: that outputs change."""
         ctx.differs("out_asymmetry")

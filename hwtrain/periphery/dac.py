@@ -61,7 +61,7 @@ class Dac(Part):
         return cells
 
     def proof(self, ctx):
-        """States what `assert_active` measures: rounding to its levels."""
+        """Declares its measured effect: rounding to its levels."""
         ctx.differs("DAC")
         to_nearest = dataclasses.replace(self, stochastic=False)
         if self.stochastic:

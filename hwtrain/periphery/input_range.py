@@ -102,7 +102,7 @@ class Range(Part):
         return {ctx.column: as_text(ctx, 1.0, "average of max|x| ")}
 
     def proof(self, ctx):
-        """States what `assert_active` measures: that outputs follow the average."""
+        """Declares its measured effect: that outputs follow the average."""
         # Its initial value of 1 has no effect, so `differs` would fail.
         ctx.follows("input_range", "noise_management")
 
@@ -227,7 +227,7 @@ class InputRangeParameter(Described):
         return replace(self, manage_output_clipping=False, output_min_percentage=0.95)
 
     def proof(self, ctx: Any) -> None:
-        """States what `assert_active` measures: that it clips, and has a gradient."""
+        """Declares its measured effect: that it clips, and has a gradient."""
         # Tested alone, because bounds of converters may clip at the same values.
         ctx.differs("input_range", alone=True)
         ctx.clips(ctx.leaves["input_range"], "input_range clips")

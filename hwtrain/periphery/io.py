@@ -141,7 +141,7 @@ class IOParameters(Described):
     """Relative spread of the saturation over the outputs of a chip, frozen with the
     chip. Zero turns it off."""
     slope_calibration: NonNegative = 0.0
-    """Distance from zero, relative to the bound, over which the slope of the outputs is
+    """Distance from zero, relative to the bound, at which the slope of the outputs is
     calibrated to 1. Zero turns the calibration off."""
     r_series: NonNegative = 0.0
     """Series resistance of the outputs, normalised. Zero turns it off."""

@@ -90,6 +90,6 @@ class IrDrop(Part):
         return f"IR drop {self.strength:g}"
 
     def proof(self, ctx):
-        """States what `assert_active` measures: that outputs change."""
+        """Declares its measured effect: that outputs change."""
         if max(ctx.row_sizes) > 1:  # the first row of a tile has no wire before it
             ctx.differs("ir_drop")

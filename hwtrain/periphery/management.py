@@ -189,7 +189,7 @@ class Management(Part):
         return f"management {self.noise}{', iterative' if self.iterative else ''}"
 
     def proof(self, ctx):
-        """States what `assert_active` measures: that both kinds of scales act."""
+        """Declares its measured effect: that both kinds of scales act."""
         if self.noise != "none":
             fixed = dataclasses.replace(self, noise="none", threshold=0.0)
             name = "input_range" if self.of_range else "noise_management"

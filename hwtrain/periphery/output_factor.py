@@ -22,5 +22,5 @@ class OutputFactor(Part):
         return f"output factor {self.factor:g}"
 
     def proof(self, ctx):
-        """States what `assert_active` measures: that outputs change."""
+        """Declares its measured effect: that outputs change."""
         ctx.differs("out_scale")

@@ -39,7 +39,7 @@ class OutputNoise(Part):
         return f"output noise {self.sigma:g}"
 
     def proof(self, ctx):
-        """States what `assert_active` measures: the deviation, and its spread."""
+        """Declares its measured effect: the deviation, and its spread."""
         alike = dataclasses.replace(self, spread=0.0)
         ctx.differs("out_noise")
         ctx.deviates(self.sigma, "out_noise", of=alike)

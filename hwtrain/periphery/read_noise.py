@@ -44,7 +44,7 @@ class ReadNoise(Part):
         return f"read noise {self.sigma:g} {self.kind}"
 
     def proof(self, ctx):
-        """States what `assert_active` measures: the standard deviation."""
+        """Declares its measured effect: the standard deviation."""
 
         def deviation(x):
             square = jnp.square(x)

@@ -56,7 +56,7 @@ class Saturation(Part):
     spread: float = 0.0
     """Relative spread over the outputs of a chip. Zero turns the spread off."""
     slope_calibration: float = 0.0
-    """Distance from zero, relative to the bound, of the calibration of the slope."""
+    """Distance from zero, relative to the bound, where the slope is calibrated to 1."""
     r_series: float = 0.0
     """Series resistance of the outputs, which the calibration compensates, too."""
     bound: float | None = None
@@ -89,7 +89,7 @@ class Saturation(Part):
         return f"saturation {self.strength:g}"
 
     def proof(self, ctx):
-        """States what `assert_active` measures: that each option changes outputs."""
+        """Declares its measured effect: that each option changes outputs."""
         if self.strength > 0:
             ctx.differs("out_nonlinearity")
         if self.spread > 0:

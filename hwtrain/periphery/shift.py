@@ -53,6 +53,6 @@ class Shift(Part):
         return f"shift to {self.bound:g}"
 
     def proof(self, ctx):
-        """States what `assert_active` measures: a shift of outputs beyond the bound."""
+        """Declares its measured effect: a shift of outputs beyond the bound."""
         adc = Adc(bound=self.bound)
         ctx.differs_beyond(self.bound, "bound_management", self, adc, without=(adc,))

@@ -78,7 +78,7 @@ class VoltageOffset(Part):
         return f"voltage offset {self.spread:g}, r_series {self.r_series:g}"
 
     def proof(self, ctx):
-        """States what `assert_active` measures: that both options change outputs."""
+        """Declares its measured effect: that both options change outputs."""
         if self.r_series > 0:
             rest = dataclasses.replace(self, r_series=0.0)
             ctx.differs("r_series", rest if self.spread > 0 else None)

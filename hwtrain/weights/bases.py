@@ -96,7 +96,7 @@ class Mismatch(Part):
     """Whether `ctx.w_max` is the maximum of each column instead of the tile."""
 
     def proof(self, ctx: Any) -> None:
-        """States what `assert_active` measures: by default, that weights change.
+        """Declares the effect that `assert_active` measures: that weights change.
 
         To have its strength measured too, state the deviation of each weight in units
         of the crossbar: `ctx.deviates(...)`, in terms of `ctx.w` and `ctx.w_max`.
@@ -131,7 +131,7 @@ class WeightClip(Part):
     per_column: ClassVar[bool] = False
 
     def proof(self, ctx: Any) -> None:
-        """States what `assert_active` measures: that it bounds an update."""
+        """Declares its measured effect: that it bounds an update."""
         ctx.bounds()
 
     @abc.abstractmethod
@@ -234,7 +234,7 @@ class WeightModifier(Part):
         return {ctx.column: in_modes(self.describe(), self.enable_during_test)}
 
     def proof(self, ctx: Any) -> None:
-        """States what `assert_active` measures: by default, that weights change.
+        """Declares the effect that `assert_active` measures: that weights change.
 
         To have its strength measured too, state the deviation of each weight in units
         of the crossbar: `ctx.deviates(...)`, in terms of `ctx.w` and `ctx.w_max`.

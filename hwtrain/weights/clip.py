@@ -262,7 +262,7 @@ class WeightClipParameter(Described):
         return self
 
     def proof(self, ctx: Any) -> None:
-        """States what `assert_active` measures: that it bounds an update, and where."""
+        """Declares its measured effect: that it bounds an update, and where."""
         reason = "a tile of one weight or column has no spread"
         ctx.bounds(unless="" if self._spreads(ctx.rows, ctx.columns) else reason)
         if self.type == "fixed_value":

@@ -85,7 +85,7 @@ class MismatchParameter(Described):
         return {ctx.column: self.describe(), **noise}
 
     def proof(self, ctx: Any) -> None:
-        """States what `assert_active` measures: its deviation."""
+        """Declares its measured effect: its deviation."""
         ctx.differs()
         if self.type == "mult_normal":
             sigma = ctx.w

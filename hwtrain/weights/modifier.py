@@ -276,7 +276,7 @@ class WeightModifierParameter(Described):
         return self.type in ("drop_connect", "copy") and self.pdrop > 0
 
     def proof(self, ctx: Any) -> None:
-        """States what `assert_active` measures: its dropped share or deviation."""
+        """Declares its measured effect: its dropped share or deviation."""
         if self._only_drops:
             ctx.drops(self.pdrop)
             return
