@@ -87,7 +87,7 @@ def map_leaves(function: Callable[[str, Any], Any], tree: Tree) -> Tree:
 def require_finite(tree: Tree) -> None:
     """Raises for an array that holds a NaN or an infinity.
 
-    Traced values, and leaves that are no arrays of numbers, cannot be checked and pass.
+    Traced values, and leaves that are not arrays of numbers, pass unchecked.
 
     >>> require_finite({"hidden": {"bias": np.array([0.0, np.nan])}})
     Traceback (most recent call last):
@@ -120,7 +120,7 @@ def drop(tree: Tree, keep: Callable[[str], bool], _path: str = "") -> Tree:
 
     Args:
       tree: nested mappings of one type, such as a dict or an `nnx.State`.
-      keep: whether to keep an entry that is no mapping, given its path.
+      keep: whether to keep an entry that is not a mapping, given its path.
     """
     kept = {}
     for name, entry in tree.items():

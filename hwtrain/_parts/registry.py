@@ -190,7 +190,7 @@ def name_of(kind: str, part: type) -> str:
 
 
 def _check(part: Any) -> None:
-    """Raises for a user's class that is no part, or not a valid one."""
+    """Raises for a user's class that is not a valid part."""
     home = _home(part)
     if not isinstance(part, type) or not issubclass(part, Part):
         raise ValueError(f"{home} should be a class that inherits from hwtrain.Part")

@@ -182,6 +182,7 @@ def _is_number(value: Any) -> bool:
 
 
 def _near(value: Any) -> Any:
+    """Returns a slightly different number, to test whether the field accepts others."""
     if isinstance(value, tuple):
         return tuple(map(_near, value))
     return value * (1 - 2**-10)

@@ -70,11 +70,11 @@ class Crossbar(Protocol):
         ...
 
     def inputs_of(self, x: jax.Array) -> tuple[tuple[int, ...], Any]:
-        """Returns the shape of inputs per tile, and which inputs are no padding."""
+        """Returns the shape of inputs per tile, and which inputs are not padding."""
         ...
 
     def real_outputs(self, y: jax.Array) -> Any:
-        """Returns which outputs are no padding."""
+        """Returns which outputs are not padding."""
         ...
 
     def of_outputs(

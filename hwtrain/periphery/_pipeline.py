@@ -114,11 +114,11 @@ class Context:
         return self.crossbar.weights
 
     def valid_inputs(self, x: jax.Array) -> Any:
-        """Returns a mask of the inputs that are no padding of a smaller tile."""
+        """Returns a mask of the inputs that are not padding of a smaller tile."""
         return self.crossbar.inputs_of(x)[1]
 
     def valid_outputs(self, y: jax.Array) -> Any:
-        """Returns a mask of the outputs that are no padding of a smaller tile."""
+        """Returns a mask of the outputs that are not padding of a smaller tile."""
         return self.crossbar.real_outputs(y)
 
     def leaf(self, name: str) -> jax.Array:

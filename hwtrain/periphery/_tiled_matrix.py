@@ -106,13 +106,13 @@ class TiledMatrix(NamedTuple):
         return jnp.sum(x, axis=-1, keepdims=True)
 
     def inputs_of(self, x: jax.Array) -> tuple[tuple[int, ...], Any]:
-        """Returns the shape of inputs per tile, and which inputs are no padding."""
+        """Returns the shape of inputs per tile, and which inputs are not padding."""
         grid = (len(self.row_sizes), len(self.column_sizes))
         valid = tiling.mask(self.row_sizes)[:, None, :]
         return (*x.shape[:-3], *grid, self.row_sizes[0]), tiling.over_batch(valid, x)
 
     def real_outputs(self, y: jax.Array) -> Any:
-        """Returns which outputs are no padding."""
+        """Returns which outputs are not padding."""
         return tiling.over_batch(tiling.mask(self.column_sizes), y)
 
     def of_outputs(

@@ -146,7 +146,7 @@ def converted_convolution(
     return jax.lax.collapse(y, -3).astype(dtype or jnp.result_type(x, kernel))
 
 
-class _Reached(Exception):  # noqa: N818 it is no error
+class _Reached(Exception):  # noqa: N818 it is not an error
     """Carries the inputs that reach the crossbars out of the stages."""
 
 
@@ -280,11 +280,11 @@ class WholeKernel(NamedTuple):
         return count_outputs(y, probe, bound, (y.shape[-1],))
 
     def inputs_of(self, x: jax.Array) -> tuple[tuple[int, ...], Any]:
-        """Returns the shape of inputs per tile, and which inputs are no padding."""
+        """Returns the shape of inputs per tile, and which inputs are not padding."""
         return x.shape, True
 
     def real_outputs(self, y: jax.Array) -> Any:
-        """Returns which outputs are no padding."""
+        """Returns which outputs are not padding."""
         return True
 
     def of_outputs(

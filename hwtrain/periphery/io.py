@@ -156,8 +156,8 @@ class IOParameters(Described):
         tuple[Annotated[Part, Slot("stage")], ...],
         WrapSerializer(lambda stages, write: write(stages) or None),
     ] = ()
-    """Further stages around the tile that are no field of this class, such as a user's.
-    Their order follows from their registration."""
+    """Further stages around the tile, such as a user's, that are not fields of this
+    class. Their order follows from their registration."""
 
     def describe(self) -> str:
         """Returns the fields that differ from the ideal, by name."""

@@ -82,8 +82,9 @@ def register(
       The class.
 
     Raises:
-      ValueError: if `cls` is no class of modules, has no such method, if more than one
-        way to multiply is given, or if one attribute would stand for two products.
+      ValueError: if `cls` is not a class of modules or has no such method, if more
+        than one way to multiply is given, or if one attribute would stand for two
+        products.
     """
     given: Any = cls
     if not isinstance(given, type) or not issubclass(given, nn.Module | nnx.Module):

@@ -40,5 +40,5 @@ KINDS = {
     "conv_transpose": Kind(window=True),
     "conv_local": Kind(window=True, local=True),
 }
-"""By name. The names are part of the file format and must not change. `raw` is no
-layer."""
+"""By name. The names are part of the file format and must not change. `raw` is
+not a layer."""
