@@ -8,7 +8,7 @@ import jax
 
 
 def vary_alike(*operands: Any) -> Any:
-    """Casts operands to vary over the same manual mesh axes, those of any of them.
+    """Casts operands to vary over the same manual mesh axes, the union of theirs.
 
     >>> vary_alike(1.0, 2.0)
     (1.0, 2.0)

@@ -148,9 +148,9 @@ def dense_layer(
     """Returns a dense layer.
 
     Args:
-      stack: sizes of the leading axes of its kernel, each entry a crossbar of its own.
-      rows: sizes of the axes that are inputs, which follow.
-      columns: sizes of the axes that are outputs, which end it.
+      stack: sizes of the leading axes of its kernel; each entry has its own crossbar.
+      rows: sizes of the input axes, which follow.
+      columns: sizes of the output axes, which come last.
     """
     first, last = len(stack), len(stack) + len(rows)
     shape = (*stack, *rows, *columns)
