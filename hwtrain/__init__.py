@@ -1,8 +1,8 @@
 """Hardware-aware training for Flax, Optax and Orbax.
 
-From a Flax model, unmodified, to a checkpoint that analog hardware can be programmed
-from: `analogize` wraps the model, `optim.hardware_aware` the optimiser, `export` writes
-what was learned as conductances.
+Takes an unmodified Flax model to a checkpoint that analog hardware can be programmed
+from: `analogize` wraps the model, `optim.hardware_aware` wraps the optimiser, and
+`export` writes the trained weights as conductances.
 """
 
 import typing as _typing

@@ -1,8 +1,8 @@
 """Chips from the literature, one source each.
 
-`pcm`, `hermes`, `reram_wan2022` and `reram_cmo` say how weights become conductances on
-a chip, and what noise these have; `standard_hwa_training` and `aihwkit_default` say
-what surrounds the tiles too. What a preset leaves at `None` is ideal: add it with
+`pcm`, `hermes`, `reram_wan2022` and `reram_cmo` define how weights become conductances
+and the noise of these; `standard_hwa_training` and `aihwkit_default` define the
+periphery of the tiles too. A field that a preset leaves at `None` is ideal: set it with
 `dataclasses.replace`.
 """
 
@@ -24,7 +24,7 @@ from hwtrain.weights import MappingParameter, WeightClipParameter, WeightRemapPa
 
 
 def ideal() -> Hardware:
-    """Returns a chip without any imperfection: a baseline for all others.
+    """Returns a chip without any imperfection, as a baseline.
 
     >>> ideal() == Hardware()
     True
@@ -33,7 +33,7 @@ def ideal() -> Hardware:
 
 
 def pcm() -> Hardware:
-    """Returns a phase-change chip: pairs of devices of 0 to 25 µS.
+    """Returns a phase-change memory chip: device pairs of 0 to 25 µS.
 
     >>> pcm().converter.g_max, pcm().noise_model.type
     (25.0, 'pcm_like')
@@ -49,13 +49,13 @@ def pcm() -> Hardware:
 
 
 def hermes(*, num_devices: Literal[1, 2] = 2) -> Hardware:
-    """Returns the Hermes chip: pairs of 0 to 20.7 µS, or 10.35 µS with one device.
+    """Returns the Hermes chip: device pairs of 0 to 20.7 µS (one device: 10.35 µS).
 
     >>> hermes().converter.g_max, hermes(num_devices=1).converter.g_max
     (20.7, 10.35)
 
     Args:
-      num_devices: devices that hold a conductance together, 1 or 2.
+      num_devices: number of devices that share a conductance, 1 or 2.
 
     Raises:
       ValueError: for another number of devices.
@@ -109,9 +109,9 @@ def reram_cmo() -> Hardware:
 def standard_hwa_training() -> Hardware:
     """Returns the standard model of hardware-aware training, on phase-change memory.
 
-    Tiles of 512 inputs, converters of 254 steps (8 bits), noise of reads and outputs,
-    IR drop, learned input ranges, weights clipped to 1 and remapped for each column,
-    and learned output scales. There is no weight modifier: noise comes from the reads.
+    Tiles of 512 inputs, converters of 254 steps (8 bits), read and output noise, IR
+    drop, learned input ranges, weights clipped to 1 and remapped per column, and
+    learned output scales. There is no weight modifier: the noise comes from the reads.
     On a chip, weights are programmed and drift as in `pcm`.
 
     >>> chip = standard_hwa_training()
@@ -150,11 +150,12 @@ def standard_hwa_training() -> Hardware:
 
 
 def aihwkit_default() -> Hardware:
-    """Returns what an `InferenceRPUConfig()` of aihwkit 1.2.0 is, without options.
+    """Returns the hardware of a default `InferenceRPUConfig()` in aihwkit 1.2.0.
 
-    Tiles of 512 x 512 without weight scaling, a DAC of 126 and an ADC of 510 steps,
-    output noise, each input vector scaled by its largest value, and iterated until no
-    output is clipped; phase-change memory with global drift compensation.
+    Tiles of 512 x 512 without weight scaling, a DAC of 126 and an ADC of 510 steps, and
+    output noise. Each input vector is scaled by its largest value, and the product is
+    repeated until no output is clipped. Phase-change memory with global drift
+    compensation.
 
     >>> chip = aihwkit_default()
     >>> chip.forward.out_noise, chip.forward.bound_management

@@ -1,1 +1,1 @@
-"""Draws, rounding, tiles, derivatives: no idea of hardware."""
+"""Array operations independent of hardware: draws, rounding, tiles, derivatives."""

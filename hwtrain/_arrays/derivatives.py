@@ -1,4 +1,4 @@
-"""Derivatives that are not those of the forward pass, and hold under any mesh."""
+"""Custom derivatives that work on any mesh."""
 
 import functools
 from collections.abc import Callable, Sequence
@@ -8,7 +8,7 @@ import jax
 
 
 def vary_alike(*operands: Any) -> Any:
-    """Returns operands that vary over the same axes, those of any of them.
+    """Casts operands to vary over the same manual mesh axes, the union of theirs.
 
     >>> vary_alike(1.0, 2.0)
     (1.0, 2.0)
@@ -31,9 +31,9 @@ def _axes(leaf: Any) -> frozenset[Any]:
 
 
 class _CustomVjp:
-    """A function with a derivative of its own, of operands that vary alike.
+    """A function with a custom derivative, for operands that vary over the same axes.
 
-    Its arguments are given by position.
+    Its arguments are passed by position.
     """
 
     def __init__(self, function: Callable[..., Any], nondiff_argnums: Sequence[int]):
@@ -49,27 +49,27 @@ class _CustomVjp:
         return self._inner(*values)
 
     def defvjp(self, forward: Callable[..., Any], backward: Callable[..., Any]) -> None:
-        """Sets the rules, as those of `jax.custom_vjp`."""
+        """Sets the rules, as in `jax.custom_vjp`."""
         count = len(self._static)
 
         def alike(*args: Any) -> Any:
-            # A rule may make a gradient of constants alone, such as a zero.
+            # A rule may return a gradient made of constants only, such as zero.
             return vary_alike(backward(*args), args[count:])[0]
 
         self._inner.defvjp(forward, alike)
 
 
 def custom_vjp(*, nondiff_argnums: Sequence[int] = ()) -> Callable[..., _CustomVjp]:
-    """Returns a decorator, as `jax.custom_vjp` is one.
+    """Returns a decorator like `jax.custom_vjp`.
 
     Args:
-      nondiff_argnums: as of `jax.custom_vjp`.
+      nondiff_argnums: as in `jax.custom_vjp`.
     """
     return functools.partial(_CustomVjp, nondiff_argnums=nondiff_argnums)
 
 
 def straight_through(w: jax.Array, value: jax.Array) -> jax.Array:
-    """Returns `value`, and gives its gradient to `w`.
+    """Returns `value`, and passes its gradient to `w`.
 
     >>> from jax.numpy import round
     >>> f = lambda w: 3 * straight_through(w, round(w))
@@ -77,8 +77,8 @@ def straight_through(w: jax.Array, value: jax.Array) -> jax.Array:
     3.0 3.0
 
     Args:
-      w: what receives the gradient.
-      value: what is returned, of the shape and dtype of `w`.
+      w: receives the gradient.
+      value: the result, of the shape and dtype of `w`.
     """
     return _straight_through(*vary_alike(w, value))
 
@@ -95,11 +95,11 @@ def _straight_through_jvp(primals, tangents):
 
 
 def modified(w: jax.Array, value: jax.Array, *, reparameterized: bool) -> jax.Array:
-    """Returns modified weights with the dtype and the gradient that they should have.
+    """Returns modified weights with the dtype and gradient of the nominal ones.
 
     Args:
       w: nominal weights.
-      value: what a modifier made of them, of the same shape.
+      value: the modified weights, of the same shape.
       reparameterized: keep the true derivative of `value`, at fixed random numbers,
         instead of passing the gradient straight through.
     """

@@ -1,7 +1,7 @@
 r"""A cheaper generator of random numbers, as an implementation of JAX's keys.
 
-`jax.random.key(seed, impl=fast_prng)` is a key like any other. Draws with it cost about
-a third: Threefry-2x32 has 13 rounds instead of 20, the fewest that pass every test of
+`jax.random.key(seed, impl=fast_prng)` is a key like any other. Its draws cost about a
+third: Threefry-2x32 has 13 rounds instead of 20, the fewest that pass every test of
 BigCrush (Salmon et al., Table 2), and normal numbers come from polynomials instead of
 the inverse error function.
 """
@@ -24,7 +24,7 @@ _LOGARITHM += (0.204554603, -0.184560895, 0.117846139)
 
 
 # Phi^-1((1 + u) / 2) / u as a polynomial of 2 w / 21.49 - 1, with w = -ln(1 - u^2)
-# between 0 and 21.49: the least largest relative error, 9e-6.
+# between 0 and 21.49: minimax in the relative error, 9e-6.
 _QUANTILE_SCALE = 0.09307710081338882
 
 
@@ -62,7 +62,7 @@ def normal_from_bits(bits: jax.Array) -> jax.Array:
 
 
 def _logarithm(y: jax.Array) -> jax.Array:
-    """Returns ln y of normal positive numbers: exponent and mantissa apart."""
+    """Returns ln y of positive normal floats, from exponent and mantissa."""
     word = jax.lax.bitcast_convert_type(y, jnp.int32)
     root_half = np.float32(0.5**0.5).view(np.int32)
     exponent = (word - root_half) >> np.int32(23)

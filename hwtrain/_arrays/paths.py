@@ -1,11 +1,12 @@
 """Parameter trees by path.
 
-A path is the keys on the way to a leaf, joined by `/`, indices as decimals. A trailing
-`/value` is stripped: boxed Linen parameters and NNX states have one, and a rule that
-expects `kernel` at the end would silently match nothing.
+A path is the keys on the way to a leaf, joined by `/`, with indices as decimals. A
+trailing `/value` is stripped: boxed Linen parameters and NNX states have one, and a
+rule that expects `kernel` at the end would silently match nothing.
 
-A key may hold a slash itself: Flax's WeightNorm keeps `"dense/kernel/scale"` under one
-name. As in a JSON Pointer (RFC 6901), it stands as `~1` in a path, and `~` as `~0`.
+A key may contain a slash: Flax's WeightNorm stores `"dense/kernel/scale"` under one
+name. As in a JSON Pointer (RFC 6901), a slash is written `~1` in a path, and `~` as
+`~0`.
 """
 
 from collections.abc import Callable, Iterable, Mapping
@@ -86,7 +87,7 @@ def map_leaves(function: Callable[[str, Any], Any], tree: Tree) -> Tree:
 def require_finite(tree: Tree) -> None:
     """Raises for an array that holds a NaN or an infinity.
 
-    What is traced, or is no array of numbers, has no values to look at, and passes.
+    Traced values, and leaves that are not arrays of numbers, pass unchecked.
 
     >>> require_finite({"hidden": {"bias": np.array([0.0, np.nan])}})
     Traceback (most recent call last):
@@ -110,16 +111,16 @@ def require_finite(tree: Tree) -> None:
 
 
 def drop(tree: Tree, keep: Callable[[str], bool], _path: str = "") -> Tree:
-    """Returns a nested mapping without the entries that `keep` refuses.
+    """Returns a nested mapping without the entries that `keep` rejects.
 
-    A mapping that held entries and is left with none is dropped too.
+    A mapping that becomes empty is dropped too.
 
     >>> drop({"a": {"kernel": 1, "probe": 2}}, lambda path: not path.endswith("probe"))
     {'a': {'kernel': 1}}
 
     Args:
       tree: nested mappings of one type, such as a dict or an `nnx.State`.
-      keep: says of the path of an entry that is no mapping whether it stays.
+      keep: whether to keep an entry that is not a mapping, given its path.
     """
     kept = {}
     for name, entry in tree.items():
@@ -141,10 +142,10 @@ def insert(tree: Tree, entries: Mapping[str, Any]) -> Tree:
 
     Args:
       tree: nested mappings of one type, such as a dict or an `nnx.State`.
-      entries: values by path. The mappings on the way must exist.
+      entries: values by path. The enclosing mappings must exist.
 
     Raises:
-      KeyError: if one does not.
+      KeyError: if one of them does not exist.
     """
     here = {path: value for path, value in entries.items() if "/" not in path}
     below: dict[str, dict[str, Any]] = {}

@@ -1,4 +1,4 @@
-"""Polynomials, and those whose coefficients several effects share."""
+"""Polynomials, and coefficients that several effects share."""
 
 from collections.abc import Sequence
 

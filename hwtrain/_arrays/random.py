@@ -1,8 +1,8 @@
-"""Named random draws, and random numbers that fuse into their consumer.
+"""Named random draws, and random numbers that XLA fuses into their consumer.
 
-A draw is named, never counted: its key is a function of the parameter's path, of the
-effect and of the part (the device of a pair), and its counter is the element's index
-in the stored array. So it does not depend on the order of calls, on the mesh, or on
+A draw is named, never counted: its key is a function of the parameter's path, the
+effect and the part (the device of a pair), and its counter is the element's index in
+the stored array. It therefore does not depend on the order of calls, on the mesh, or on
 how a stack of layers is sliced.
 """
 
@@ -45,15 +45,15 @@ def draw_key(key: jax.Array, path: str, effect: str, part: int = 0) -> jax.Array
       key: the key of the step, of the chip or of the read.
       path: path of the parameter, joined by `/`.
       effect: name of the effect, such as `"weight_noise"`. Two effects on one
-        parameter must not share a key: programming noise and drift exponent would
+        parameter must not share a key, or programming noise and drift exponent would
         be the same numbers.
-      part: the device of a conductance pair, or another part of one effect.
+      part: index of the device of a conductance pair, or of another part of an effect.
     """
     return fold_in(key, stable_hash(draw_name(path, effect, part)))
 
 
 def draw_name(path: str, effect: str, part: int = 0) -> str:
-    """Returns the name of a draw, whose hash is folded in; arguments as above.
+    """Returns the name of a draw; arguments as in `draw_key`.
 
     >>> draw_name("hidden/kernel", "weight_noise")
     'hidden/kernel#weight_noise#0'
@@ -62,7 +62,7 @@ def draw_name(path: str, effect: str, part: int = 0) -> str:
 
 
 def fold_in(key: jax.Array, number: jax.typing.ArrayLike) -> jax.Array:
-    """Returns `jax.random.fold_in(key, number)`, in one kernel where it is threefry.
+    """Returns `jax.random.fold_in(key, number)`, in a single kernel for threefry.
 
     >>> key, names = jax.random.key(0), jnp.arange(3)
     >>> bool((fold_in(key, names)[2] == jax.random.fold_in(key, 2)).all())
@@ -100,7 +100,7 @@ def normal(
 
     Args:
       key: a JAX key. With `fast_prng`, the numbers are those of `normal_from_bits`;
-        a key of another generator is handed to `jax.random.normal`.
+        for keys of other generators, those of `jax.random.normal`.
       shape: shape of the result.
       dtype: dtype of the result. Drawn in float32 and then cast: numbers drawn in
         bfloat16 have a biased mean and no tails.
@@ -131,7 +131,7 @@ def uniform(
     True
 
     Args:
-      key: a JAX key. A key that is not threefry is handed to `jax.random.uniform`.
+      key: a JAX key. Without threefry, the numbers are those of `jax.random.uniform`.
       shape: shape of the result.
       dtype: dtype of the result. Drawn in float32 and then cast, so that in a
         narrower type 1 can occur by rounding.
@@ -145,7 +145,7 @@ def uniform(
     return _threefry_uniform(jax.random.key_data(key), tuple(shape)).astype(dtype)
 
 
-# Compiled, so that equal draws of a program are traced and lowered once.
+# Jitted, so that equal draws of a program are traced and lowered once.
 
 
 @functools.partial(jax.jit, static_argnums=1)
@@ -161,12 +161,12 @@ def _threefry_uniform(key_data: jax.Array, shape: tuple[int, ...]) -> jax.Array:
 
 
 def once(key: jax.Array, draw: Callable[[jax.Array], Any]) -> Any:
-    """Returns `draw(key)`, computed once however many consumers it has.
+    """Returns `draw(key)`, computed once for all of its consumers.
 
-    A draw depends on little, so XLA computes it again in every kernel that reads it:
-    for noise on outputs, seven times in a training step. A barrier stops that, but on
-    CPU it is removed before kernels are formed; there, what a branch returns is not
-    computed again, and that an odd word is not zero XLA does not know.
+    A draw has small inputs, so XLA recomputes it in every kernel that reads it: for
+    output noise, seven times in a training step. An optimisation barrier prevents this,
+    except on CPU, where it is removed before kernels are formed. There, the result of a
+    branch is not recomputed, and XLA does not know that an odd word is never zero.
 
     >>> draw = lambda key: normal(key, (3,))
     >>> bool((once(jax.random.key(0), draw) == draw(jax.random.key(0))).all())
@@ -174,8 +174,8 @@ def once(key: jax.Array, draw: Callable[[jax.Array], Any]) -> Any:
 
     Args:
       key: JAX keys, at least one.
-      draw: returns arrays of a function of the keys. It holds nothing that is
-        differentiated.
+      draw: function of the keys that returns arrays. It must not close over anything
+        that is differentiated.
     """
 
     def on_cpu(key):
@@ -183,7 +183,7 @@ def once(key: jax.Array, draw: Callable[[jax.Array], Any]) -> Any:
         drawn = jax.eval_shape(draw, key)
 
         def nothing(key):
-            # Made of the word, it varies over the devices of a shard_map as this does.
+            # Derived from the word, to vary over the same shard_map axes as the draw.
             zero = word & 0
             return jax.tree.map(
                 lambda leaf: jnp.broadcast_to(zero.astype(leaf.dtype), leaf.shape),

@@ -8,7 +8,7 @@ from hwtrain._arrays.derivatives import straight_through
 
 
 def resolution(res: float) -> float:
-    """Returns the step relative to the range; a number of steps is inverted.
+    """Returns the step relative to the range; inverts a number of steps.
 
     >>> resolution(0.25), resolution(4)
     (0.25, 0.25)
@@ -37,7 +37,7 @@ def round_to(x: jax.Array, step: ArrayLike, u: jax.Array | None = None) -> jax.A
     Args:
       x: values, of any shape.
       step: the step, positive, in units of `x`, broadcastable against it.
-      u: numbers in [0, 1) of the shape of `x`; `None` rounds to the nearest.
+      u: numbers in [0, 1) of the shape of `x`; `None` rounds to the nearest multiple.
     """
     step = jnp.asarray(step)
     level = x / step

@@ -1,4 +1,4 @@
-"""Threefry-2x32, unrolled over counters, so that XLA fuses it into its consumer."""
+"""Threefry-2x32, unrolled over counters so that XLA fuses it into its consumer."""
 
 import functools
 import math
@@ -22,7 +22,7 @@ def element_words(
     Args:
       key_data: `[2]`, `uint32`.
       shape: shape of either word.
-      rounds: rounds of the generator; `jax.random` has 20.
+      rounds: number of rounds; `jax.random` uses 20.
 
     References:
       Salmon et al., Parallel random numbers: as easy as 1, 2, 3, SC 2011.
@@ -36,10 +36,10 @@ def element_words(
 
 
 def fold_in(key_data: jax.Array, number: jax.typing.ArrayLike) -> jax.Array:
-    """Folds numbers into keys as `jax.random.fold_in` does, bit for bit.
+    """Folds numbers into keys, bit-equal to `jax.random.fold_in`.
 
-    Unrolled, it is one small kernel for all of them; JAX's is a loop on CPU, of some
-    thirty.
+    Unrolled, this is one small kernel for all numbers; on CPU, JAX's implementation is
+    a loop of about thirty.
 
     Args:
       key_data: `[..., 2]`, `uint32`.
@@ -68,7 +68,7 @@ def flat_counter(
     """Returns the row-major index of elements as two 32-bit words, high and low.
 
     Args:
-      indices: for every axis, the indices along it, `uint32`, of one common shape.
+      indices: the indices along every axis, `uint32`, all of the same shape.
       shape: the array's shape. Up to 2^64 elements, each axis under 2^32.
     """
     high = low = jnp.zeros(indices[0].shape if indices else (), jnp.uint32)
@@ -100,8 +100,8 @@ def _high_word(a: jax.Array, b: int) -> jax.Array:
 def _threefry2x32(
     key0: jax.Array, key1: jax.Array, x0: jax.Array, x1: jax.Array, rounds: int
 ) -> tuple[jax.Array, jax.Array]:
-    """Threefry-2x32; after every fourth round the key is added again."""
-    lax = jax.lax  # a hundred operations: without promotion, a third of the tracing
+    """Threefry-2x32; the key is added again after every fourth round."""
+    lax = jax.lax  # skips type promotion, two thirds of the tracing
     number = functools.cache(lambda n: lax.full_like(x0, n, jnp.uint32))
     keys = [jnp.broadcast_to(key, x0.shape) for key in (key0, key1)]
     keys.append(keys[0] ^ keys[1] ^ number(_PARITY))

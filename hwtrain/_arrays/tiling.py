@@ -1,8 +1,8 @@
-"""Crossbar tiles: how a matrix is cut, and statistics of its pieces.
+"""Crossbar tiles: the cutting of matrices, and statistics of their pieces.
 
 A matrix `[..., rows, columns]` (rows are inputs) is cut into row tiles, whose partial
 sums are added digitally, and column tiles, whose outputs are concatenated. A statistic
-of the weights belongs to one row tile, over all of its columns or for each column.
+of the weights is taken over one row tile, over all of its columns or for each column.
 """
 
 import functools
@@ -34,7 +34,7 @@ def split_sizes(size: int, max_size: int | None) -> tuple[int, ...]:
 def cut(array: jax.Array, sizes: tuple[int, ...], axis: int) -> jax.Array:
     """Cuts one axis into tiles: `[..., size, ...]` to `[..., tiles, largest, ...]`.
 
-    Tiles that are one smaller than the largest are padded with a zero at their end.
+    Tiles that are one smaller than the largest are padded with a zero at the end.
 
     Args:
       array: the array.
@@ -60,10 +60,10 @@ def cut(array: jax.Array, sizes: tuple[int, ...], axis: int) -> jax.Array:
 
 
 def gathered(array: jax.Array, axis: int) -> jax.Array:
-    """Returns an array of which one axis may be cut anywhere.
+    """Returns an array that may be cut anywhere on one axis.
 
-    An axis that a mesh of explicit axes spreads over devices may be sliced, indexed or
-    split at their borders only: it is put together first.
+    An axis that an explicit mesh shards can be sliced, indexed or split only at the
+    borders of devices, so it is gathered first.
 
     Args:
       array: the array.
@@ -79,7 +79,7 @@ def gathered(array: jax.Array, axis: int) -> jax.Array:
 
 
 def placed_like(array: jax.Array, other: jax.Array) -> jax.Array:
-    """Returns an array as a mesh of explicit axes spreads another one of its shape."""
+    """Returns an array with the explicit sharding of another one of its shape."""
     sharding = jax.typeof(other).sharding
     if jax.typeof(array).sharding == sharding:
         return array
@@ -87,7 +87,7 @@ def placed_like(array: jax.Array, other: jax.Array) -> jax.Array:
 
 
 def join(array: jax.Array, sizes: tuple[int, ...], axis: int) -> jax.Array:
-    """Undoes `cut`: `[..., tiles, largest, ...]` to `[..., size, ...]`.
+    """Inverse of `cut`: `[..., tiles, largest, ...]` to `[..., size, ...]`.
 
     Args:
       array: the array, cut.
@@ -117,16 +117,16 @@ def mask(sizes: tuple[int, ...]) -> np.ndarray:
 
 
 def over_batch(statistic: Any, x: jax.Array) -> Any:
-    """Returns what belongs to tiles or channels, with an axis of 1 for each of a batch.
+    """Returns a statistic of tiles or channels with leading axes of 1 for the batch.
 
-    JAX can be told to refuse to add these axes by itself (`jax.numpy_rank_promotion`).
+    Needed because JAX may be configured not to add them (`jax.numpy_rank_promotion`).
 
     >>> over_batch(jnp.ones((2, 1)), jnp.ones((5, 2, 3))).shape
     (1, 2, 1)
 
     Args:
-      statistic: an array, or a number, which comes back as it is.
-      x: what it shall broadcast against.
+      statistic: an array; a number is returned unchanged.
+      x: the array to broadcast against.
     """
     missing = range(jnp.ndim(x) - jnp.ndim(statistic))
     if jnp.ndim(statistic) == 0 or not missing:
@@ -139,8 +139,8 @@ def over_batch(statistic: Any, x: jax.Array) -> Any:
 def add_tiles(array: jax.Array, axis: int) -> jax.Array:
     """Adds tiles digitally, one after the other: `jnp.sum(array, axis)`.
 
-    A chain of additions goes into the kernel that computes what is added; XLA's
-    reduction of a leading axis reads it again, and takes many times as long.
+    XLA fuses a chain of additions into the kernel that computes the addends; its
+    reduction of a leading axis reads them again, and takes many times as long.
 
     >>> add_tiles(jnp.array([[1.0, 2.0], [3.0, 4.0]]), -2)
     Array([4., 6.], dtype=float32)
@@ -168,9 +168,9 @@ def sum_of(
 ) -> jax.Array:
     """Returns the sum of a function over axes: `jnp.sum(function(*arrays), axes)`.
 
-    XLA's CPU backend stores what it reduces, and once more for every other reduction.
-    Here elements are added in chains along the first axis, in the kernel that computes
-    them, and an eighth is left to reduce. Two sums travel as one complex number.
+    XLA's CPU backend stores the input of a reduction, once for each reduction. Here,
+    elements are added in chains along the first axis, in the kernel that computes them,
+    which leaves an eighth to reduce. Pack two sums into one complex number.
 
     >>> x = jnp.arange(6.0).reshape(2, 3)
     >>> sums = sum_of(lambda x: jax.lax.complex(x, x * x), x, axes=(-1,))
@@ -178,23 +178,23 @@ def sum_of(
     Array([ 5., 50.], dtype=float32)
 
     Args:
-      function: of elements, so that it may be applied to parts of the arrays; of
-        complex numbers or integers, since XLA stores the terms of a real sum. What it
-        holds besides must broadcast along the first axis.
+      function: an elementwise function, as it is applied to parts of the arrays. It
+        returns complex numbers or integers, since XLA stores the terms of a real sum.
+        Arrays that it closes over must broadcast along the first axis.
       *arrays: arrays with the same size of the first axis.
       axes: the axes to add over, counted from the end (negative).
     """
     axis = axes[0]
     size = arrays[0].shape[axis]
-    # Parts that the devices of a mesh hold: a chain over two of them would send them.
+    # Chains must stay within the part of one device, or terms would be communicated.
     shares = jax.device_count()
     chain = next((n for n in range(8, 0, -1) if size % (n * shares) == 0), 1)
-    # An axis that a mesh of explicit axes spreads may not be split.
+    # An axis that an explicit mesh shards cannot be split.
     if chain == 1 or any(jax.typeof(a).sharding.spec[axis] for a in arrays):
         return jnp.sum(function(*arrays), axis=axes)
 
     def part(array, index):
-        # Neighbours, which lie on one device where the axis is spread over several.
+        # Neighbours, which lie on one device if the axis is sharded.
         before, after = array.shape[:axis], array.shape[axis:][1:]
         groups = jnp.reshape(array, (*before, size // chain, chain, *after))
         return jax.lax.index_in_dim(groups, index, axis, keepdims=False)
@@ -211,7 +211,7 @@ def absolute_maximum(
     Args:
       matrix: `[..., rows, columns]`.
       row_sizes: rows of each row tile.
-      per_column: for each column alone, or over all columns (last size 1).
+      per_column: take the maximum of each column, or else over all columns (size 1).
     """
     tiles, axes = cut(matrix, row_sizes, axis=-2), -2 if per_column else (-2, -1)
     w_max = jnp.max(jnp.abs(tiles), axis=axes)
@@ -249,7 +249,7 @@ def expand_columns(statistic: jax.Array, column_sizes: tuple[int, ...]) -> jax.A
     [3. 3. 2.]
 
     Args:
-      statistic: `[..., column tiles]`; `[..., columns or 1]` comes back as it is.
+      statistic: `[..., column tiles]`; `[..., columns or 1]` is returned unchanged.
       column_sizes: columns of each column tile.
 
     Returns:
@@ -272,15 +272,16 @@ def standard_deviation(
 ) -> jax.Array:
     """Returns the standard deviation (N-1) of every row tile.
 
-    In one pass: sums of the differences, and of their squares, to the mean of eight of
-    the weights. The variance loses no more ulps than a tile has weights for each eight.
+    Computed in one pass, from sums of the differences to the mean of eight weights, and
+    of their squares. The variance loses at most as many ulps as an eighth of the number
+    of weights of a tile.
 
     Args:
       matrix: `[..., rows, columns]`.
       row_sizes: rows of each row tile.
-      per_column: for each column alone, or over all columns.
-      update: `[..., rows, columns]`, added to the matrix as it is read; the sum is not
-        stored. `None` for none.
+      per_column: take each column alone, or else all columns.
+      update: `[..., rows, columns]`, added to the matrix as it is read, without storing
+        the sum. `None` for none.
 
     Returns:
       `[..., row tiles, columns or 1]`, float32; zero where N is 1.
@@ -306,7 +307,7 @@ def standard_deviation(
     count = np.asarray(row_sizes, np.float32)[:, None, None] * np.float32(width)
     count = over_batch(count, total)
     variance = (squares - total * (total / count)) / np.maximum(count - 1, 1)
-    # The derivative of the root at zero, of equal weights, is taken for zero.
+    # The derivative of the root at zero, for equal weights, is defined as zero.
     spread = variance > 0
     return jnp.where(spread, jnp.sqrt(jnp.where(spread, variance, 1)), 0)[..., 0, :]
 
@@ -316,23 +317,23 @@ def _near(first: jax.Array, *, per_column: bool) -> jax.Array:
 
     Args:
       first: `[..., row tiles, few, columns]`, the first rows of each tile.
-      per_column: of each column, or of the first column alone.
+      per_column: take the mean of each column, or else of the first column only.
 
     Returns:
       `[..., row tiles, 1, columns or 1]`
     """
     if any(jax.typeof(first).sharding.spec[-2:]):
-        # An axis that a mesh of explicit axes spreads may not be sliced.
+        # An axis that an explicit mesh shards cannot be sliced.
         axes = -2 if per_column else (-2, -1)
         mean, low, high = (
             f(first, axis=axes, keepdims=True) for f in (jnp.mean, jnp.min, jnp.max)
         )
     else:
-        # A chain: each reduction would be a kernel of its own.
+        # A chain fuses, while each reduction would be a separate kernel.
         few = jnp.split(first if per_column else first[..., :1], first.shape[-2], -2)
         mean = sum(few[1:], few[0]) / len(few)
         low, high = (functools.reduce(f, few) for f in (jnp.minimum, jnp.maximum))
-    # The mean of equal numbers is not exactly their value, but their spread is zero.
+    # The mean of equal numbers may differ from them, but their spread must be zero.
     return jnp.clip(mean, low, high)
 
 
@@ -348,7 +349,7 @@ def expand_rows(statistic: jax.Array, row_sizes: tuple[int, ...]) -> jax.Array:
     """
     if len(row_sizes) == 1:
         return statistic
-    # Of whole tiles at a time: a gather would keep its consumers from vectorising.
+    # Broadcasts whole tiles: a gather would keep its consumers from vectorising.
     largest = row_sizes[0]
     extra = sum(size == largest for size in row_sizes)
     if extra < len(row_sizes):

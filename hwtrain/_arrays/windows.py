@@ -1,10 +1,10 @@
-"""A convolution as a crossbar sees it: windows of the input, one after the other.
+"""A convolution as a crossbar sees it: one window of the input after the other.
 
 Every position of the window is one vector for the crossbar. Its rows are the channels,
-and of each channel the taps of the window in the order of the spatial axes, the last
-one fastest: the order of `jax.lax.conv_general_dilated_patches`, and of what the
-references unfold. Where the window reaches over the border it sees zeros, which the
-converters get and the statistics count like every other input.
+and within each channel the taps of the window in the order of the spatial axes, the
+last one fastest, as in `jax.lax.conv_general_dilated_patches` and in the unfolding of
+the reference implementations. Beyond the border the window sees zeros, which are
+converted and counted in statistics like every other input.
 """
 
 import dataclasses
@@ -34,17 +34,17 @@ class Window:
     Attributes:
       sizes: taps along every spatial axis.
       strides: step of the window along every spatial axis.
-      padding: zeros before and after every spatial axis, negative ones cut; or
+      padding: number of zeros before and after every spatial axis, negative to crop; or
         `"SAME"`, `"SAME_LOWER"` or `"VALID"`, as in `jax.lax.conv_general_dilated`.
-      input_dilation: distance of neighbouring inputs, with zeros between them.
-      kernel_dilation: distance of neighbouring taps.
-      groups: number of groups of channels, each on crossbars of its own.
+      input_dilation: distance between neighbouring inputs, with zeros in between.
+      kernel_dilation: distance between neighbouring taps.
+      groups: number of groups of channels, each with its own crossbars.
       flipped: whether the first tap of the kernel meets the last input of a window.
-      border: elements before and after every spatial axis that extend the input
-        before everything else; empty for none.
-      border_mode: what they are: a mode of `jax.numpy.pad`.
-      local: whether every output position has crossbars of its own.
-      mask: which weights of the kernel are there, by `pack`; empty for all.
+      border: number of elements that extend the input before and after every spatial
+        axis, before all other operations; empty for none.
+      border_mode: how these are filled: a mode of `jax.numpy.pad`.
+      local: whether every output position has its own crossbars.
+      mask: mask of the weights that the kernel has, by `pack`; empty for all.
     """
 
     sizes: tuple[int, ...]
@@ -59,7 +59,7 @@ class Window:
     local: bool = False
     mask: str = ""
 
-    # From JSON: no field that is not there, and no text or truth value for a number.
+    # For JSON input: no unknown fields, and no strings or booleans in place of numbers.
     __pydantic_config__ = {"strict": True, "extra": "forbid"}
 
     def __post_init__(self):
@@ -103,7 +103,7 @@ class Window:
         kernel_dilation: tuple[int, ...] | None = None,
         groups: int = 1,
     ) -> "Window":
-        """Returns a window, with steps and dilations of one where none are given."""
+        """Returns a window; steps and dilations default to one."""
         ones = (1,) * len(sizes)
         return cls(
             sizes=sizes,
@@ -137,7 +137,7 @@ class Window:
         return tuple((int(low), int(high)) for low, high in pads)
 
     def output_sizes(self, spatial: tuple[int, ...]) -> tuple[int, ...]:
-        """Returns the positions of the window along every spatial axis.
+        """Returns the number of positions of the window along every spatial axis.
 
         Args:
           spatial: spatial sizes of the input, without its border.
@@ -155,12 +155,13 @@ class Window:
 
 
 def pack(mask: np.ndarray) -> str:
-    """Returns a mask as text: its bits in hexadecimal, in the order of the array.
+    """Encodes a mask as text: its bits in hexadecimal, in the order of the array.
 
     >>> pack(np.array([[True, False], [True, True]]))
     'b0'
 
     Args:
+      mask: a boolean array.
       mask: an array of truth values.
     """
     return np.packbits(mask.astype(bool)).tobytes().hex()
@@ -168,14 +169,14 @@ def pack(mask: np.ndarray) -> str:
 
 @functools.lru_cache(maxsize=256)
 def unpack(mask: str, shape: tuple[int, ...]) -> np.ndarray:
-    """Undoes `pack`.
+    """Inverse of `pack`.
 
     >>> unpack("b0", (2, 2))
     array([[ True, False],
            [ True,  True]])
 
     Args:
-      mask: what `pack` returned.
+      mask: text returned by `pack`.
       shape: shape of the array.
     """
     bits = np.frombuffer(bytes.fromhex(mask), np.uint8)
@@ -183,7 +184,7 @@ def unpack(mask: str, shape: tuple[int, ...]) -> np.ndarray:
 
 
 def extend(x: jax.Array, window: Window) -> jax.Array:
-    """Returns the input with its border.
+    """Returns the input extended by its border.
 
     Args:
       x: `[batch, *spatial, channels]`.
@@ -195,14 +196,14 @@ def extend(x: jax.Array, window: Window) -> jax.Array:
 
 
 def patches(x: jax.Array, window: Window) -> jax.Array:
-    r"""Returns what the window sees at each of its positions.
+    r"""Returns the inputs that the window sees at each of its positions.
 
     .. math:: p_{n, o, (c, t)} = \tilde x_{n,\; o s + t d,\; c}
 
-    with :math:`\tilde x` the dilated input between its zeros, :math:`s` the strides and
-    :math:`d` the dilation of the kernel. Exact: it only moves numbers. (It is made of
-    slices: the gradient of `jax.lax.conv_general_dilated_patches`, a convolution with
-    zeros and ones, takes twenty times as long on a CPU.)
+    with :math:`\tilde x` the dilated and padded input, :math:`s` the strides and
+    :math:`d` the dilation of the kernel. Exact, since it only moves numbers. (It uses
+    slices, because the gradient of `jax.lax.conv_general_dilated_patches`, a
+    convolution with zeros and ones, takes twenty times as long on a CPU.)
 
     >>> x = jnp.arange(4.0).reshape(1, 4, 1)
     >>> print(patches(x, Window.of((2,), strides=(2,)))[0])
@@ -210,7 +211,7 @@ def patches(x: jax.Array, window: Window) -> jax.Array:
      [2. 3.]]
 
     Args:
-      x: `[batch, *spatial, channels]`, with its border.
+      x: `[batch, *spatial, channels]`, including its border.
       window: the window; a `flipped` one sees its taps in reverse order.
 
     Returns:
@@ -222,7 +223,7 @@ def patches(x: jax.Array, window: Window) -> jax.Array:
     if 0 in positions:
         return jnp.zeros((x.shape[0], *positions, x.shape[-1] * window.taps), x.dtype)
     x = padded(x, window)
-    # One spatial axis after the other: taps become an axis behind the channels.
+    # One spatial axis at a time; the taps become an axis behind the channels.
     for axis, (count, stride, step, size) in enumerate(
         zip(positions, window.strides, window.kernel_dilation, window.sizes), start=1
     ):
@@ -238,10 +239,10 @@ def patches(x: jax.Array, window: Window) -> jax.Array:
 
 
 def padded(x: jax.Array, window: Window) -> jax.Array:
-    """Returns the dilated input between its zeros.
+    """Returns the dilated input, padded with zeros.
 
     Args:
-      x: `[batch, *spatial, channels]`, with its border.
+      x: `[batch, *spatial, channels]`, including its border.
       window: the window.
     """
     config = [
@@ -264,7 +265,7 @@ def transposed(
     r"""Returns the window of a transposed convolution, `jax.lax.conv_transpose`.
 
     A transposed convolution of stride s is a convolution of stride 1 over inputs with
-    s - 1 zeros between them. With k the span of the window, these zeros stand around:
+    s - 1 zeros between them. With k the span of the window, it is padded by
 
     * `"VALID"`: k - 1 before, s - 1 + max(k - s, 0) after;
     * `"SAME"`: k + s - 2 in all, min(k - 1, ceil((k + s - 2) / 2)) of them before
@@ -277,10 +278,10 @@ def transposed(
 
     Args:
       sizes: taps along every spatial axis.
-      strides: of the transposed convolution.
+      strides: strides of the transposed convolution.
       padding: `"SAME"`, `"VALID"`, `"CIRCULAR"`, or the zeros of the convolution.
-      kernel_dilation: distance of neighbouring taps.
-      flipped: whether the kernel is that of the convolution it is the transpose of.
+      kernel_dilation: distance between neighbouring taps.
+      flipped: whether the kernel is that of the convolution to be transposed.
     """
     ones = (1,) * len(sizes)
     window = Window(
@@ -310,7 +311,7 @@ def transposed(
 def _periodic(
     span: int, stride: int, flipped: bool
 ) -> tuple[tuple[int, int], tuple[int, int]]:
-    """Returns the border of a periodic input, and what is cut after its dilation."""
+    """Returns the border of a periodic input, and the crop after its dilation."""
     overlap = max(span - stride, 0)
     shift = -(-overlap // 2) if flipped else overlap // 2
     before, after = span - 1 - shift, shift

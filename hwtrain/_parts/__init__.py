@@ -1,1 +1,1 @@
-"""What a chip does, as parts that are known by name: those built in, and users'."""
+"""The parts of a chip model that are known by name: built-in ones, and users'."""

@@ -1,11 +1,11 @@
 """Numbers of a configuration whose values are traced.
 
-A configuration says statically what a program is. Where one of its numbers is to be
-traced, a `Constant` stands in its place: to arithmetic it is the traced value, to a
-question such as `if self.sigma > 0` the number of the static configuration, which is on
-wherever a constant may stand. Without a
-value it is a hole, which is hashable, and so may say which program is compiled; its
-value then comes as an argument of the program, and is filled in there.
+A configuration statically defines a program. To trace one of its numbers, a `Constant`
+takes its place. In arithmetic it is the traced value; in a condition such as
+`if self.sigma > 0` it is the number of the static configuration, which is on wherever a
+constant is allowed. Without a value it is a hole. Holes are hashable, so that they can
+be part of the key of a compiled program; the value is then an argument of the program
+that fills the hole.
 """
 
 import copy
@@ -26,12 +26,12 @@ T = TypeVar("T")
 CONSTANTS = LeafSpec(
     name="hardware_constants",
     when=("step",),
-    # Whatever the hardware: any may be given some.
+    # Independent of the hardware: any hardware can have constants.
     there=lambda weight, when: weight.kind != "raw",
     shapes=lambda weight: ((),),
     trained=None,
 )
-"""The traced constants of the hardware of an array in a call, one after the other."""
+"""The traced constants of the hardware of an array in a call, concatenated."""
 
 
 @jax.tree_util.register_pytree_node_class
@@ -43,27 +43,27 @@ class Constant:
     [2. 2.] False
     """
 
-    __array_ufunc__ = None  # NumPy's arrays leave arithmetic to this class
+    __array_ufunc__ = None  # makes NumPy arrays defer arithmetic to this class
     dtype, shape, ndim = jnp.dtype("float32"), (), 0
 
     def __init__(self, name: str, number: float, place: int = 0, value: Any = None):
-        """Makes a constant.
+        """Initialises a constant.
 
         Args:
-          name: where it stands, such as `"forward.out_noise"`.
-          number: what the static configuration says.
-          place: its place among the values that fill holes.
+          name: path of the number, such as `"forward.out_noise"`.
+          number: the number in the static configuration.
+          place: index among the values that fill holes.
           value: the traced value, `[]` float32; `None` for a hole.
         """
         self.name, self.number, self.place, self.value = name, number, place, value
 
     def tree_flatten(self) -> tuple[tuple[Any], Any]:
-        """Returns the value, and what is static."""
+        """Returns the value as a child, and the static data."""
         return (self.value,), (self.name, self.number, self.place)
 
     @classmethod
     def tree_unflatten(cls, static: Any, values: Any) -> "Constant":
-        """Undoes `tree_flatten`."""
+        """Inverse of `tree_flatten`."""
         return cls(*static, *values)
 
     def __jax_array__(self) -> Any:
@@ -88,13 +88,13 @@ class Constant:
         return operation(self.number, static(other))
 
     def __eq__(self, other: object) -> Any:
-        """Compares with arrays by value, and is no number: it is not 0, nor off."""
+        """Compares with arrays by value; never equals a number, such as 0."""
         if isinstance(other, jax.Array | np.ndarray):
             return operator.eq(_array(self), other)
         return isinstance(other, Constant) and _identity(self) == _identity(other)
 
     def __ne__(self, other: object) -> Any:
-        """Compares likewise."""
+        """Negates `__eq__`."""
         if isinstance(other, jax.Array | np.ndarray):
             return operator.ne(_array(self), other)
         return not self == other
@@ -114,7 +114,7 @@ class Constant:
         return bool(self.number)
 
     def __repr__(self) -> str:
-        """Returns what it is."""
+        """Returns a description of the constant."""
         return f"<traced {self.name}, {self.number!r} in the configuration>"
 
     def __format__(self, form: str) -> str:
@@ -180,7 +180,7 @@ for _name in ("lt", "le", "gt", "ge"):
 
 
 def static(x: Any) -> Any:
-    """Returns what the static configuration says: numbers in the place of constants.
+    """Replaces the constants of a configuration by their static numbers.
 
     >>> static((Constant("a", 0.5, value=jnp.float32(2.0)), "text"))
     (0.5, 'text')
@@ -189,12 +189,12 @@ def static(x: Any) -> Any:
 
 
 def mapped(function: Callable[[Constant], Any], tree: T) -> T:
-    """Returns a configuration with something else in the place of its constants.
+    """Returns a configuration with its constants replaced.
 
-    It is not checked again. Without a constant it comes back as it is.
+    The result is not validated. Without constants, `tree` itself is returned.
 
     Args:
-      function: of a constant.
+      function: returns the replacement of a constant.
       tree: a configuration, a tuple, a number or anything else.
     """
     if isinstance(tree, Constant):
@@ -230,9 +230,9 @@ def has_traced(tree: Any) -> bool:
 
 
 def split(tree: T) -> tuple[T, tuple[Any, ...]]:
-    """Returns a configuration with holes for its constants, and their values.
+    """Returns a configuration with holes in place of its constants, and their values.
 
-    The values go into a program, or a rule of differentiation, as its arguments.
+    The values become arguments of a program, or of a differentiation rule.
     """
     values: list[Any] = []
 
@@ -244,7 +244,7 @@ def split(tree: T) -> tuple[T, tuple[Any, ...]]:
 
 
 def filled(tree: T, values: Sequence[Any] | jax.Array) -> T:
-    """Returns a configuration whose holes are filled: what `split` undoes.
+    """Returns a configuration with its holes filled: the inverse of `split`.
 
     >>> hole = Constant("a", 0.5)
     >>> print(filled((hole,), (jnp.float32(2.0),))[0] * jnp.ones(1))
@@ -252,7 +252,7 @@ def filled(tree: T, values: Sequence[Any] | jax.Array) -> T:
 
     Args:
       tree: a configuration with holes.
-      values: the values by their places, a sequence or `[places]`.
+      values: the values in order, a sequence or `[places]`.
     """
 
     def fill(x: Constant) -> Constant:
@@ -262,7 +262,7 @@ def filled(tree: T, values: Sequence[Any] | jax.Array) -> T:
 
 
 def stopped(tree: T) -> T:
-    """Returns a configuration to whose constants no gradient passes."""
+    """Returns a configuration whose constants get no gradient."""
 
     def stop(x: Constant) -> Constant:
         value = jax.lax.stop_gradient(_array(x))
@@ -272,17 +272,17 @@ def stopped(tree: T) -> T:
 
 
 def replaced(configuration: T, **changes: Any) -> T:
-    """Returns `dataclasses.replace`, unchecked where a constant stands for a number."""
+    """As `dataclasses.replace`, but without validation if there are constants."""
     if not found_in(configuration) and not found_in(tuple(changes.values())):
         return dataclasses.replace(configuration, **changes)  # type: ignore[type-var]
     return _filled_in(copy.copy(configuration), changes)
 
 
 def accepting(cls: type[T]) -> type[T]:
-    """Makes a configuration's class take constants for numbers, and not check them.
+    """Makes a configuration class accept constants in place of numbers, unvalidated.
 
     Args:
-      cls: a dataclass of pydantic.
+      cls: a pydantic dataclass.
     """
     check: Any = cls.__init__
 
@@ -307,7 +307,7 @@ def _filled_in(configuration: T, fields: Mapping[str, Any]) -> T:
 
 
 def stacked(values: Sequence[Any]) -> jax.Array:
-    """Returns values of holes as one array, `[places]` float32."""
+    """Returns the values of holes as one array, `[places]` float32."""
     return jnp.stack([jnp.asarray(value, jnp.float32) for value in values])
 
 
@@ -320,10 +320,10 @@ def with_straight_through(
         \bar w = \bar w', \quad \bar c = \bar w' \, \partial f / \partial c
 
     Args:
-      configuration: what may hold constants.
-      change: f, of the weights and of what is beside them.
+      configuration: the configuration that may hold constants.
+      change: f, a function of the weights and of `beside`.
       w: the weights.
-      *beside: arrays, to which no gradient passes.
+      *beside: further arrays, which get no gradient.
 
     Returns:
       The changed weights; `None` if no constant is traced.

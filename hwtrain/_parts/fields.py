@@ -1,7 +1,7 @@
-"""How hardware is described: frozen, validated, hashable, to and from TOML and JSON.
+"""Types and conversions of configurations: validated, hashable, to and from TOML, JSON.
 
 Every configuration is a keyword-only frozen dataclass that pydantic validates when it
-is constructed; a wrong type, an impossible value or an unknown field is an error that
+is constructed; a wrong type, an invalid value or an unknown field is an error that
 names the field.
 """
 
@@ -22,22 +22,22 @@ from pydantic.fields import FieldInfo
 from hwtrain._parts.part import CONFIG as CONFIG
 
 MOST_CHIPS = 1_000_000
-"""More have more seeds and results than anybody looks at."""
+"""Upper limit of chips. Nobody looks at more seeds and results than these."""
 
 
 MOST_COUNTED = 2**31 - 1
-"""What JAX counts to, in int32."""
+"""The largest count of JAX's int32."""
 
 
 MOST = 1e12
-"""Squares, and products of three such numbers, stay within float32."""
+"""Upper limit of numbers: squares and products of three of them fit in float32."""
 
 
 _LEAST_OF_FLOAT32 = 2.0**-126
 
 
 def _felt(value: float) -> float:
-    """Raises for a number that float32, which all is computed in, takes for zero."""
+    """Raises for a nonzero number that float32, used throughout, takes for zero."""
     if 0 < abs(value) < _LEAST_OF_FLOAT32:
         raise ValueError(
             f"expected 0 or at least {_LEAST_OF_FLOAT32:.3g} in size, because float32 "
@@ -47,7 +47,7 @@ def _felt(value: float) -> float:
 
 
 def at_least(least: float) -> tuple[Any, Any]:
-    """Returns what refuses positive numbers below a bound, and says so in a schema."""
+    """Returns the annotations of numbers with a lower bound, for checks and schemas."""
 
     def check(value: float) -> float:
         if value < least:
@@ -76,21 +76,21 @@ PositiveShare = Annotated[float, Field(le=1), *at_least(1e-12)]
 
 
 Deviation = Annotated[float, Field(ge=0, le=1000), _Felt]
-"""A standard deviation relative to something, or what multiplies one."""
+"""A relative standard deviation, or a factor on one."""
 
 
 PositiveDeviation = Annotated[float, Field(le=1000), *at_least(1e-12)]
 
 
 Exponent = Annotated[float, Field(ge=0, le=10), _Felt]
-"""A drift exponent, or its spread: 10 takes a decade of time through ten of size."""
+"""A drift exponent, or its spread. At 10, a decade of time changes sizes by 10^10."""
 
 
 SignedExponent = Annotated[float, Field(ge=-10, le=10), _Felt]
 
 
 Steps = Annotated[float, Field(ge=0, le=2**24), _Felt]
-"""The step of levels, or above 1 their number, of which float32 tells 2^24 apart."""
+"""The step of levels, or their number if above 1; float32 distinguishes up to 2^24."""
 
 
 PositiveSteps = Annotated[float, Field(le=2**24), *at_least(1e-12)]
@@ -119,7 +119,7 @@ Limit = Annotated[
     BeforeValidator(_limit),
     PlainSerializer(lambda value: "none" if value is None else value),
 ]
-"""A size, or `None` for no limit, which TOML writes as the string "none"."""
+"""A size, or `None` for no limit, written as the string "none" in TOML."""
 
 
 T = TypeVar("T")
@@ -128,8 +128,8 @@ T = TypeVar("T")
 def to_dict(configuration: Any) -> dict[str, Any]:
     """Returns a configuration as plain data that TOML and JSON can hold.
 
-    `None` is left out, because TOML cannot say it; it is the default wherever it is
-    allowed, but for limits, which say "none".
+    `None` is left out, because TOML cannot represent it. It is the default wherever it
+    is allowed, except for limits, for which "none" is written.
 
     >>> from hwtrain import Hardware, WeightClipParameter
     >>> to_dict(Hardware(clip=WeightClipParameter(type="layer_gaussian")))
@@ -142,8 +142,8 @@ def to_dict(configuration: Any) -> dict[str, Any]:
 def without_none(data: Any) -> Any:
     """Returns plain data without the entries of mappings that are `None`.
 
-    Not pydantic's `exclude_none`, which also leaves out a limit that is `None`: it is
-    written as "none", and left out it would be read as its default.
+    Pydantic's `exclude_none` would also leave out a limit of `None`, which has to be
+    written as "none", since a missing limit is read as its default.
     """
     if isinstance(data, dict):
         kept = {name: value for name, value in data.items() if value is not None}
@@ -152,7 +152,7 @@ def without_none(data: Any) -> Any:
 
 
 def changed(configuration: Any, names: Iterable[str] | None = None) -> list[str]:
-    """Returns those fields that differ from their default, as Python writes them.
+    """Returns the fields that differ from their default, as Python source.
 
     >>> from hwtrain import WeightClipParameter
     >>> changed(WeightClipParameter(type="layer_gaussian", sigma=2.0))
@@ -160,7 +160,7 @@ def changed(configuration: Any, names: Iterable[str] | None = None) -> list[str]
 
     Args:
       configuration: the configuration.
-      names: the fields to look at; `None` for all.
+      names: the fields to compare; `None` for all.
     """
     return [
         f"{field.name}={getattr(configuration, field.name)!r}"
@@ -171,13 +171,13 @@ def changed(configuration: Any, names: Iterable[str] | None = None) -> list[str]
 
 
 def _default(field: dataclasses.Field[Any]) -> Any:
-    # Pydantic keeps the default of an annotated field in a description of its own.
+    # Pydantic wraps the default of an annotated field in a `FieldInfo`.
     default = field.default
     return default.default if isinstance(default, FieldInfo) else default
 
 
 def from_dict(kind: type[T], data: dict[str, Any], *, plugins: bool = False) -> T:
-    """Builds a configuration from plain data, as TOML and JSON give it.
+    """Builds a configuration from plain data, as TOML and JSON contain it.
 
     >>> from hwtrain import Hardware
     >>> from_dict(Hardware, {"clip": {"type": "layer_gaussian"}}).clip.sigma
@@ -186,13 +186,13 @@ def from_dict(kind: type[T], data: dict[str, Any], *, plugins: bool = False) -> 
     Args:
       kind: the configuration's class.
       data: its fields, nested.
-      plugins: whether installed packages are imported that say by an entry point of
-        the group `hwtrain.parts` that they register parts, where a name is not known.
+      plugins: whether to import installed packages with an entry point in the group
+        `hwtrain.parts`, to resolve a name that is not registered.
 
     Raises:
       pydantic.ValidationError: (a `ValueError`) for an unknown field, a wrong type or
-        an impossible value; it names the field, what was expected and what came.
+        an invalid value; it names the field, the expected value and the given one.
     """
-    # By way of JSON, because strict validation takes a list for a tuple only there.
+    # Through JSON, because only there strict validation accepts a list for a tuple.
     context = {"plugins": plugins}
     return TypeAdapter(kind).validate_json(json.dumps(data), context=context)

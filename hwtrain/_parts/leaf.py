@@ -1,4 +1,4 @@
-"""A parameter that hardware puts beside an array of weights, declared once."""
+"""The declaration of a parameter that hardware puts beside an array of weights."""
 
 import dataclasses
 import re
@@ -19,18 +19,18 @@ def _of_tiles(weight: Any) -> Shapes:
 
 
 def _always(weight: Any, when: When) -> bool:
-    """Returns that every weight has the leaf."""
+    """Returns true: every weight has the leaf."""
     return True
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class LeafSpec:
-    """A parameter beside an array of weights, a *leaf*: all that anybody asks of it.
+    """Declaration of a *leaf*, a parameter beside an array of weights.
 
-    A part of one's own returns its leaves from `leaves(self, weight)`, and reads them
-    by `ctx.leaf(name)`. A leaf is made when the model is, trained, exported, loaded,
-    checked and stripped with the weights it lies beside. It has the axes of their
-    stack, so it goes through `nn.scan` and `nn.vmap` as they do.
+    Your own part returns its leaves from `leaves(self, weight)`, and reads them by
+    `ctx.leaf(name)`. A leaf is created, trained, exported, loaded, checked and stripped
+    together with its weights. It has the stack axes of the weights, and so goes through
+    `nn.scan` and `nn.vmap` as they do.
 
     >>> import hwtrain
     >>> class Gain(hwtrain.Part):
@@ -42,28 +42,28 @@ class LeafSpec:
     ['gain']
 
     Attributes:
-      name: its name beside the array, such as `"input_range"`.
-      when: where it may be found: among the parameters of a model (`"model"`), only
-        among those of a chip (`"chip"`), or only in a step (`"step"`).
-      there: whether a weight has it, given its plan and one of `when`.
-      shapes: the shapes that it may have beside a weight, without the stack in front.
-        The first is made, others are accepted. `[row tiles, column tiles]` by default.
+      name: name beside the array, such as `"input_range"`.
+      when: where it exists: in the parameters of a model (`"model"`), only in those of
+        a chip (`"chip"`), or only during a step (`"step"`).
+      there: whether a weight has it, given the plan of the weight and one of `when`.
+      shapes: the allowed shapes beside a weight, without the leading stack axes. It is
+        created with the first one. `[row tiles, column tiles]` by default.
       dtype: its dtype.
-      initial: its value at first: a number, or a function of the weight's plan and its
-        nominal matrix, `[*stack, rows, columns]`, which returns the array.
-      trained: by what it is trained: the user's optimiser (`"base"`), which sees it
-        like a parameter of the model, a rule of its own (`"range"`, `"bound"`,
-        `"remap"`), or nothing (`None`).
+      initial: initial value: a number, or a function of the weight's plan and its
+        nominal matrix, `[*stack, rows, columns]`, that returns the array.
+      trained: how it is trained: by the user's optimiser (`"base"`), which treats it
+        like a parameter of the model, by a rule of its own (`"range"`, `"bound"`,
+        `"remap"`), or not at all (`None`).
       positive: whether every number must be above zero. `optim.hardware_aware` then
-        halves one at most in an update.
-      exported: as what a checkpoint holds it: its values (`"tensor"`), or its shape,
-        for zeros (`"zeros"`).
+        lets an update at most halve a number.
+      exported: content in a checkpoint: its values (`"tensor"`), or only its shape, for
+        zeros (`"zeros"`).
       unit: its unit.
-      fits: what is wrong with it beside these weights, as after others were loaded, or
-        an empty text: of the weight's plan, the leaf, and the array, which is `None`
-        where it has no values. `None` where any value fits.
-      in_kernel: returns the array that does without the leaf what it does with it, of
-        the weight's plan, the array and the leaf. `None` where there is none.
+      fits: function of the weight's plan, the leaf, and the array (`None` if it has no
+        values); returns the fault of a leaf that does not fit its weights, for example
+        after loading others, or an empty string. `None` if any value fits.
+      in_kernel: function of the weight's plan, the array and the leaf; returns an array
+        with the same effect without the leaf. `None` if there is none.
     """
 
     name: str
@@ -88,7 +88,7 @@ class LeafSpec:
 
     @property
     def own_fault(self) -> str:
-        """What a leaf of a user's part cannot be, or an empty text."""
+        """The reason why a user's part cannot have this leaf; empty if it can."""
         said = (
             ("when", self.when, (("model",),)),
             ("trained", self.trained, ("base", None)),
@@ -102,11 +102,11 @@ class LeafSpec:
         return ""
 
     def shapes_of(self, weight: Any) -> Shapes:
-        """Returns the shapes that it may have beside a weight, the stack in front."""
+        """Returns the allowed shapes beside a weight, with the leading stack axes."""
         return tuple((*weight.stack, *shape) for shape in self.shapes(weight))
 
     def value(self, weight: Any, kernel: jax.Array) -> jax.Array:
-        """Returns its value at first.
+        """Returns its initial value.
 
         Args:
           weight: the plan of the array.
@@ -125,9 +125,9 @@ class LeafSpec:
 
 
 def not_positive(weight: Any, leaf: Any, kernel: Any = None) -> str:
-    """Returns what is wrong with a leaf that should be positive; see `LeafSpec.fits`.
+    """Returns the fault of a leaf that should be positive; see `LeafSpec.fits`.
 
-    What is not finite has an error of its own.
+    Values that are not finite are reported elsewhere.
     """
     found = jnp.asarray(leaf)
     if not bool(jnp.any(found <= 0)):

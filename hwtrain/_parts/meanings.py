@@ -1,4 +1,4 @@
-"""What the fields of a configuration mean, for its JSON Schema."""
+"""Descriptions of configuration fields, for the JSON Schema."""
 
 import ast
 import inspect
@@ -7,14 +7,14 @@ from typing import Any
 
 
 def add_meanings(schema: dict[str, Any], kind: type) -> None:
-    """Describes each field in the JSON Schema of a configuration.
+    """Adds the description of each field to the JSON Schema of a configuration.
 
-    Pydantic would too, with `use_attribute_docstrings`, but reads the source of each
-    class already when it is defined, which makes every import of hwtrain slow.
+    Pydantic's `use_attribute_docstrings` would do so, too, but reads the source of each
+    class when the class is defined, which slows down every import of hwtrain.
 
     Args:
       schema: the JSON Schema of the class; changed in place.
-      kind: the class. What a field means is the string below it.
+      kind: the class. The description of a field is the string below it.
     """
     for name, meaning in _meanings(kind).items():
         if name in schema["properties"]:

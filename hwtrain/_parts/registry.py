@@ -1,4 +1,4 @@
-"""The names of parts, and the order of those that stand around a tile."""
+"""The registry of parts by name, and the order of stages around a tile."""
 
 import dataclasses
 import graphlib
@@ -11,12 +11,12 @@ T = TypeVar("T", bound=Callable[..., Any])
 
 
 class Entry(NamedTuple):
-    """A part that is known by name.
+    """A registered part.
 
     Attributes:
       part: its class, or its function.
-      inside: the names of parts of its kind that it stands inside of.
-      outside: the names of those that it stands outside of.
+      inside: names of parts of its kind that enclose it.
+      outside: names of parts of its kind that it encloses.
     """
 
     part: Any
@@ -38,10 +38,10 @@ KINDS = {
 """The kinds of parts."""
 
 _known: dict[str, dict[str, Entry]] = {kind: {} for kind in KINDS}
-"""By kind, then by name."""
+"""Entries by kind, then by name."""
 
 _RESERVED = {"of", "version", *(name for name in dir(Part) if name[0] != "_")}
-"""What stands beside the fields of a part in data, or says or does more of it."""
+"""Keys beside a part's fields in data, and attributes of every part."""
 
 _DRAWS = get_args(Draws)
 
@@ -53,7 +53,7 @@ def register(
     inside: str | Iterable[str] = (),
     outside: str | Iterable[str] = (),
 ) -> Callable[[T], T]:
-    """Makes a part known by a name: to configurations, `inspect`, `load` and commands.
+    """Registers a part by name for configurations, `inspect`, `load` and commands.
 
     >>> from hwtrain import Part
     >>> @register("stage", "leak", inside="adc")
@@ -65,18 +65,18 @@ def register(
 
     Args:
       kind: `"noise_model"`, `"converter"`, `"drift_compensation"`, `"mismatch"`,
-        `"modifier"`, `"clip"`, `"objective"`, or `"stage"`: what stands around a tile;
-        or `"adapter"`, whose part is a function.
-      name: its name in configurations and checkpoints, one for each kind.
-      inside: the stages that a stage stands inside of, nearer to the tile; by name.
-      outside: the stages that it stands outside of.
+        `"modifier"`, `"clip"`, `"objective"`, `"stage"` for a stage around a tile, or
+        `"adapter"`, for which the part is a function.
+      name: its name in configurations and checkpoints, unique within its kind.
+      inside: names of the stages that enclose this stage, which is nearer to the tile.
+      outside: names of the stages that this stage encloses.
 
     Returns:
       A decorator of the part's class, or of the adapter.
 
     Raises:
-      ValueError: for an unknown kind, a name that another part has, a field of a name
-        that parts have, a stage that nobody knows, or an order that contradicts itself.
+      ValueError: for an unknown kind, a name in use, a field named like an attribute of
+        every part, an unregistered stage, or a contradictory order.
     """
     if kind not in _known:
         raise ValueError(f"expected a kind of {', '.join(_known)}; got {kind!r}")
@@ -135,15 +135,15 @@ def built_in(kind: str) -> Any:
 
 
 def forget(kind: str, name: str) -> None:
-    """Makes a name unknown again."""
+    """Removes a name from the registry."""
     del _known[kind][name]
 
 
 def named(kind: str, name: str) -> Any:
-    """Returns the part of a name.
+    """Returns the part with a name.
 
     Raises:
-      ValueError: if nobody registered it.
+      ValueError: if the name is not registered.
     """
     if name not in _known[kind]:
         raise ValueError(
@@ -167,7 +167,7 @@ def parts_of(kind: str) -> tuple[Any, ...]:
 def order(kind: str) -> tuple[str, ...]:
     """Returns the names of a kind from the outermost to the innermost.
 
-    What the registrations leave open is alphabetical.
+    Ties are broken alphabetically.
     """
     sorter: graphlib.TopologicalSorter[str] = graphlib.TopologicalSorter()
     for name, entry in _known[kind].items():
@@ -188,7 +188,7 @@ def ordered(kind: str, parts: Iterable[Any]) -> tuple[Any, ...]:
     """Returns parts from the outermost to the innermost.
 
     Raises:
-      ValueError: for one that is not registered.
+      ValueError: for a part that is not registered.
     """
     places = {name: place for place, name in enumerate(order(kind))}
     return tuple(sorted(parts, key=lambda part: places[name_of(kind, type(part))]))
@@ -198,7 +198,7 @@ def name_of(kind: str, part: type) -> str:
     """Returns the name of a part.
 
     Raises:
-      ValueError: if it is not registered, be it that its parent is.
+      ValueError: if it is not registered itself, even if its parent is.
     """
     name = part.__dict__.get("_registered", ("", ""))[1]
     if name not in _known[kind] or _known[kind][name].part is not part:
@@ -210,7 +210,7 @@ def name_of(kind: str, part: type) -> str:
 
 
 def _check(part: Any) -> None:
-    """Raises for a class of a user that is no part, or not as one must be."""
+    """Raises for a user's class that is not a valid part."""
     home = _home(part)
     if not isinstance(part, type) or not issubclass(part, Part):
         raise ValueError(f"{home} should be a class that inherits from hwtrain.Part")

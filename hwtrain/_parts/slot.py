@@ -1,4 +1,4 @@
-"""Fields of configurations that hold parts, those of users among them."""
+"""Fields of configurations that hold parts, including those of users."""
 
 import dataclasses
 import functools
@@ -17,18 +17,17 @@ from hwtrain._parts.part import Part
 from hwtrain._parts.source import ENTRY_POINTS, load_plugins
 
 _ABOUT = ("type", "of", "version")
-"""What stands beside the fields of a part."""
+"""Keys beside the fields of a part."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Slot:
-    """Makes pydantic take any registered part of a kind for a field.
+    """Makes pydantic accept any registered part of a kind in a field.
 
-    In data a part is a mapping: its name is `type`, its fields stand beside it. A part
-    that is not built in is written with its class, as `of`, and the `version` of its
-    package, so that a reader knows what to import. Where the reader says by the context
-    `{"plugins": True}` that code may be run, installed packages are asked for a name
-    that nobody registered.
+    In data, a part is a mapping of its fields with its name as `type`. A part that is
+    not built in also has its class as `of` and the `version` of its package, which tell
+    a reader which code to import. If the reader allows code to run, by the context
+    `{"plugins": True}`, installed packages are searched for unregistered names.
 
     Attributes:
       kind: the kind.
@@ -71,7 +70,7 @@ class Slot:
             )
         part = self._named(value, bool((info.context or {}).get("plugins")))
         fields = {name: field for name, field in value.items() if name not in _ABOUT}
-        if info.mode == "json":  # where strict validation takes a list for a tuple
+        if info.mode == "json":  # where strict validation accepts a list for a tuple
             return TypeAdapter(part).validate_json(json.dumps(fields))
         return TypeAdapter(part).validate_python(fields)
 
@@ -95,10 +94,10 @@ class Slot:
 
 
 def unknown_parts(data: Any) -> list[str]:
-    """Returns the parts that data names by `of` and nobody registered.
+    """Returns the parts that data names by `of` and that are not registered.
 
     Args:
-      data: what JSON holds.
+      data: JSON data.
     """
     found: dict[str, None] = {}
     level = [data]
@@ -118,7 +117,7 @@ def unknown_parts(data: Any) -> list[str]:
 
 
 def without_versions(data: Any) -> Any:
-    """Returns data of which parts do not say the version of their package."""
+    """Returns data without the package versions of its parts."""
     if isinstance(data, list):
         return [without_versions(value) for value in data]
     if not isinstance(data, dict):
@@ -128,7 +127,7 @@ def without_versions(data: Any) -> Any:
 
 
 def to_data(part: Part) -> dict[str, Any]:
-    """Returns a part as plain data: its name, where it comes from, and its fields."""
+    """Returns a part as plain data: its name, its origin, and its fields."""
     kind = type(part)
     about = {"type": part.type}
     if home(kind):
@@ -139,19 +138,19 @@ def to_data(part: Part) -> dict[str, Any]:
 
 
 def home(part: type) -> str:
-    """Returns where a part's class lies, `module:Class`; empty for one built in."""
+    """Returns the origin of a part's class, `module:Class`; empty if built in."""
     if part.__module__.startswith("hwtrain."):
         return ""
     module = part.__module__
     if module.startswith("hwtrain_recipe_") or module == "__main__":
-        # A file that a configuration names is what it is when it is imported.
+        # Named like the file when imported, whichever way a configuration loads it.
         file = getattr(sys.modules.get(module), "__file__", None)
         module = Path(file).stem if file else module
     return f"{module}:{part.__qualname__}"
 
 
 def is_own(value: Any) -> bool:
-    """Whether a value is a part that a user made."""
+    """Whether a value is a user's part."""
     return isinstance(value, Part) and bool(home(type(value)))
 
 
@@ -162,14 +161,14 @@ def _adapter(kind: Any) -> TypeAdapter[Any]:
 
 @functools.cache
 def _version(module: str) -> str | None:
-    """Returns the version of the package that a module lies in, if one is installed."""
+    """Returns the version of the installed package of a module, if there is one."""
     names = importlib.metadata.packages_distributions().get(module.partition(".")[0])
     return importlib.metadata.version(names[0]) if names else None
 
 
 @dataclasses.dataclass(frozen=True)
 class OpenSlot(Slot):
-    """Makes pydantic take users' parts of a kind beside those that are built in.
+    """Makes pydantic accept users' parts of a kind beside the built-in ones.
 
     Those have classes that pydantic checks and describes by itself. Whether `None` is
     taken is what the type of the field says.
@@ -189,8 +188,8 @@ class OpenSlot(Slot):
                 return self._validate(value, info)
             if info.mode != "json":
                 return check(value)
-            # A function is given what JSON is in Python, where strict validation takes
-            # no list for a tuple.
+            # A function validator gets JSON as Python data, for which strict validation
+            # accepts no list for a tuple.
             text = json.dumps(value)
             return _adapter(given).validate_json(text, context=info.context)
 

@@ -1,4 +1,4 @@
-"""What a configuration names: `path/to/file.py:name`, `module:name`."""
+"""Imports what configurations name: `path/to/file.py:name` or `module:name`."""
 
 import difflib
 import importlib
@@ -13,7 +13,7 @@ from typing import Any
 from hwtrain._arrays.random import stable_hash
 
 ENTRY_POINTS = "hwtrain.parts"
-"""The group of entry points by which an installed package makes its parts known."""
+"""Entry point group through which installed packages provide parts."""
 
 
 def resolve(source: str, folder: str | Path = ".") -> Callable[..., Any]:
@@ -24,11 +24,11 @@ def resolve(source: str, folder: str | Path = ".") -> Callable[..., Any]:
 
     Args:
       source: `path/to/file.py:function`, or `module:function` of an installed package.
-      folder: what a relative path is relative to.
+      folder: base of relative paths.
 
     Raises:
-      ValueError: naming the file or module and the function, if there is no such thing
-        or it cannot be imported.
+      ValueError: naming the file or module and the function, if it does not exist or
+        cannot be imported.
     """
     place, _, name = source.rpartition(":")
     if place.endswith(".py"):
@@ -52,14 +52,14 @@ def resolve(source: str, folder: str | Path = ".") -> Callable[..., Any]:
 
 
 def load_parts(sources: Iterable[Any], folder: str | Path = ".") -> None:
-    """Imports what registers parts of the user's.
+    """Imports the files or modules that register a user's parts.
 
     Args:
-      sources: `path/to/file.py`, or the name of a module, each.
-      folder: what a relative path is relative to.
+      sources: paths `path/to/file.py`, or names of modules.
+      folder: base of relative paths.
 
     Raises:
-      ValueError: naming what cannot be imported.
+      ValueError: naming the source that cannot be imported.
     """
     for source in sources:
         if str(source).endswith(".py"):
@@ -69,7 +69,7 @@ def load_parts(sources: Iterable[Any], folder: str | Path = ".") -> None:
 
 
 def load_plugins() -> None:
-    """Imports what installed packages say by entry points that they register."""
+    """Imports the parts that installed packages provide by entry points."""
     for point in importlib.metadata.entry_points(group=ENTRY_POINTS):
         point.load()
 
@@ -89,7 +89,7 @@ def _load_file(path: Path, source: str) -> ModuleType:
             f"{source}: expected the file {path}, got none; a relative path is "
             "relative to the configuration's folder"
         )
-    # A name of its own, so that two recipes called train.py do not meet.
+    # A unique name, so that two recipes called train.py do not collide.
     name = f"hwtrain_recipe_{path.stem}_{stable_hash(str(path)):08x}"
     if name in sys.modules:
         return sys.modules[name]

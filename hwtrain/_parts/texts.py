@@ -1,20 +1,20 @@
-"""What parts of several rooms say of themselves."""
+"""Table cells that several kinds of parts share."""
 
 from typing import Any
 
 NOISE = "noise at g_max"
-"""The column of standard deviations in µS, of a device at the largest conductance."""
+"""Column of standard deviations in µS, for a device at the largest conductance."""
 
 
 def in_microsiemens(name: str, share: float, ctx: Any) -> dict[str, str]:
-    r"""Returns the cell of a deviation that is relative to the largest weight.
+    r"""Returns the cell for a deviation relative to the largest weight.
 
     A :math:`\sigma` of weights is :math:`\sigma (g_\text{max} - g_\text{min})` there.
 
     Args:
-      name: what deviates.
+      name: label of the deviation.
       share: the deviation, relative to the largest weight.
-      ctx: as for `describe_in`.
+      ctx: as in `describe_in`.
     """
     converter = ctx.weight.hardware.converter
     if converter is None:

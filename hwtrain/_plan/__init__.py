@@ -1,1 +1,1 @@
-"""What each parameter is: geometry, hardware, leaves, by path."""
+"""The plan of a model: geometry, hardware and leaves of each parameter, by path."""

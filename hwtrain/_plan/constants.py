@@ -1,4 +1,4 @@
-"""Constants of hardware as traced values: which number of a plan is which array."""
+"""Traced constants of hardware: puts arrays in the place of a plan's numbers."""
 
 import dataclasses
 import functools
@@ -43,19 +43,19 @@ _NO_SLOPE = {
     "stuck.at_g_max": _DRAWN,
     "mapping.weight_scaling_omega": "the mapping scale is a constant to gradients",
 }
-"""Numbers without a gradient, and why: a gradient of zero would be wrong, unsaid."""
+"""Numbers without a gradient, and why: a zero gradient would be silently wrong."""
 
 
 def with_values(plan: Plan, constants: Constants, parts: tuple[str, ...]) -> Plan:
-    """Returns a plan whose hardware has traced values in the place of numbers.
+    """Returns a plan with traced values in place of numbers of its hardware.
 
     Args:
       plan: a plan.
-      constants: by key, as `hwtrain.with_constants` takes them.
-      parts: the fields of `Hardware` that are read in what follows.
+      constants: values by key, as in `hwtrain.with_constants`.
+      parts: the fields of `Hardware` that the caller reads.
 
     Raises:
-      ValueError: for a key that reaches nothing, or a value that does not fit.
+      ValueError: for a key that matches no number, or a value that does not fit.
     """
     found: dict[str, dict[str, Any]] = {}
     for key, value in constants.items():
@@ -79,10 +79,10 @@ def with_values(plan: Plan, constants: Constants, parts: tuple[str, ...]) -> Pla
 
 
 def merged(constants: Constants, others: Constants) -> dict[str, ArrayLike]:
-    """Returns both, as a dict of its own.
+    """Returns the union of both, as a new dict.
 
     Raises:
-      ValueError: for a key of both.
+      ValueError: for a key that is in both.
     """
     for key in others:
         if key in constants:
@@ -91,18 +91,18 @@ def merged(constants: Constants, others: Constants) -> dict[str, ArrayLike]:
 
 
 def in_plan(plan: Plan, constants: Constants) -> Constants:
-    """Returns those constants whose pattern matches in a plan.
+    """Returns the constants whose pattern matches in a plan.
 
-    A method other than `__call__` may reach some of a model's layers only.
+    A method other than `__call__` may reach only some of a model's layers.
     """
     return {key: value for key, value in constants.items() if _matching(plan, key)}
 
 
 def split_plan(plan: Plan) -> tuple[Plan, dict[str, tuple[jax.Array, ...]]]:
-    """Returns a plan with holes for what is traced in it, and the values by path.
+    """Returns a plan with holes in place of its traced values, and these by path.
 
     Args:
-      plan: a plan, of `with_values` or without constants.
+      plan: a plan, from `with_values` or without constants.
     """
     if not any(has_traced(weight.hardware) for weight in plan.weights):
         return plan, {}
@@ -116,7 +116,7 @@ def split_plan(plan: Plan) -> tuple[Plan, dict[str, tuple[jax.Array, ...]]]:
 
 
 def joined_plan(plan: Plan, values: Mapping[str, Any]) -> Plan:
-    """Undoes `split_plan`."""
+    """Inverse of `split_plan`."""
     if not values:
         return plan
     weights = tuple(filled_weight(w, values.get(w.path)) for w in plan.weights)
@@ -124,11 +124,11 @@ def joined_plan(plan: Plan, values: Mapping[str, Any]) -> Plan:
 
 
 def filled_weight(weight: AnalogWeight, values: Any) -> AnalogWeight:
-    """Returns the plan of an array with values in the holes of its hardware.
+    """Returns the plan of an array with the holes of its hardware filled.
 
     Args:
       weight: the plan of the array.
-      values: the values by their places, a sequence or `[places]`; `None` for none.
+      values: the values in order, a sequence or `[places]`; `None` if there are none.
     """
     if values is None:
         return weight
@@ -142,7 +142,7 @@ def _with_hardware(weight: AnalogWeight, hardware: Hardware) -> AnalogWeight:
 
 
 def _matching(plan: Plan, key: str) -> list[AnalogWeight]:
-    """Returns the weights that the pattern of a key matches: all, without one."""
+    """Returns the weights that the pattern of a key matches; all without a pattern."""
     pattern, colon, _ = key.rpartition(":")
     if not colon:
         return list(plan.weights)
@@ -155,10 +155,10 @@ def _matching(plan: Plan, key: str) -> list[AnalogWeight]:
 
 
 def _reached(plan: Plan, key: str, parts: tuple[str, ...]) -> list[AnalogWeight]:
-    """Returns the weights whose hardware has the number of a key.
+    """Returns the weights whose hardware has the number that a key names.
 
     Raises:
-      ValueError: if there is none.
+      ValueError: if there are none.
     """
     path = key.rpartition(":")[2]
     matching = _matching(plan, key)
@@ -178,7 +178,7 @@ def _reached(plan: Plan, key: str, parts: tuple[str, ...]) -> list[AnalogWeight]
 
 
 def _value(key: str, part: Any, name: str, value: ArrayLike) -> Any:
-    """Returns constants in the place of a number, or of a tuple of them."""
+    """Returns constants in the place of a number or a tuple of numbers."""
     path, number = key.rpartition(":")[2], static(getattr(part, name))
     shape = np.shape(number)
     if np.shape(value) != shape:
@@ -202,7 +202,7 @@ def _value(key: str, part: Any, name: str, value: ArrayLike) -> Any:
 
 
 def _check_value(key: str, part: Any, name: str, value: ArrayLike) -> None:
-    """Raises for a number that the field does not take."""
+    """Raises for a value that the field does not accept."""
     given: Any = np.asarray(value, np.float64).tolist()
     try:
         _adapter(type(part), name).validate_python(given, strict=False)
@@ -217,7 +217,7 @@ def _adapter(kind: type, name: str) -> TypeAdapter[Any]:
 
 
 def _without_slope(array: jax.Array, key: str, why: str) -> jax.Array:
-    """Returns an array by which nothing can be differentiated."""
+    """Returns an array that raises when it is differentiated."""
 
     @jax.custom_jvp
     def identity(x: jax.Array) -> jax.Array:
@@ -234,7 +234,7 @@ def _without_slope(array: jax.Array, key: str, why: str) -> jax.Array:
 
 
 def _check_conductances(weight: AnalogWeight, given: Mapping[str, Any]) -> None:
-    """Raises where a converter and a noise model would have two ranges."""
+    """Raises if a converter and a noise model would get different ranges."""
     model = weight.hardware.noise_model
     for name in ("g_max", "g_min"):
         both = [f"{part}.{name}" for part in ("converter", "noise_model")]
@@ -247,7 +247,7 @@ def _check_conductances(weight: AnalogWeight, given: Mapping[str, Any]) -> None:
 
 
 def _set(hardware: Hardware, given: Mapping[str, Any]) -> Hardware:
-    """Returns hardware with constants in the place of numbers, unchecked."""
+    """Returns hardware with constants in place of numbers, without validation."""
     for path, value in given.items():
         hardware = _replaced(hardware, path.split("."), value)
     return hardware

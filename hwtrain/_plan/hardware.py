@@ -43,7 +43,7 @@ _Drift = Annotated[SimpleDriftParameter | DriftParameter, Field(discriminator="t
 
 
 def _shows_nothing_else(weight: Any, when: When) -> bool:
-    """Whether the weights of a chip are no nominal ones, and no other leaf says so."""
+    """Whether a chip's weights differ from nominal ones and no other leaf shows it."""
     others = (MAPPING_SCALE, CHIP_KEY, ON_LEVELS)
     return weight.hardware.frozen and not any(x.there(weight, when) for x in others)
 
@@ -55,12 +55,12 @@ OF_CHIP = LeafSpec(
     shapes=lambda weight: ((),),
     trained=None,
 )
-"""That the weights beside it are a chip's."""
+"""Marks the weights beside it as those of a chip."""
 
 
 @dataclass(frozen=True, kw_only=True, config=CONFIG)
 class Hardware:
-    """One type of chip: what it does to weights and inputs. `Hardware()` is ideal.
+    """One type of chip: its effects on weights and inputs. `Hardware()` is ideal.
 
     >>> chip = Hardware(
     ...     modifier=WeightModifierParameter(type="add_normal", std_dev=0.1),
@@ -77,13 +77,13 @@ class Hardware:
     clip: Annotated[WeightClipParameter | WeightClip | None, OpenSlot("clip")] = None
     """Clipping of the weights after every update."""
     remap: WeightRemapParameter | None = None
-    """A new scale of each crossbar after every update, and after the clip."""
+    """Rescaling of each crossbar after every update, after the clip."""
     input_range: InputRangeParameter | None = None
-    """Range of each tile's inputs."""
+    """Input range of each tile."""
     forward: IOParameters | None = None
     """Converters, noise and management around each tile. `None` is ideal."""
     mapping: MappingParameter | None = None
-    """Tiles and weight scaling. `None`: one tile for each layer, and no scaling."""
+    """Tiles and weight scaling. `None`: one tile per layer, and no scaling."""
     mismatch: Annotated[MismatchParameter | Mismatch | None, OpenSlot("mismatch")] = (
         None
     )
@@ -91,20 +91,20 @@ class Hardware:
     drift: _Drift | None = None
     """Drift of the weights from one training step to the next."""
     converter: Annotated[ConductanceConverter | None, OpenSlot("converter")] = None
-    """How a weight becomes conductances: for the export, `noise_model` and `stuck`."""
+    """How weights become conductances, for `export`, `noise_model` and `stuck`."""
     noise_model: Annotated[NoiseModel | None, OpenSlot("noise_model")] = None
-    """What programming, time and reads do to a chip's conductances."""
+    """Effects of programming, time and reads on a chip's conductances."""
     drift_compensation: Annotated[
         DriftCompensation | None, OpenSlot("drift_compensation")
     ] = None
-    """What undoes the mean drift of each tile when a chip is used."""
+    """Compensation of the mean drift of each tile when a chip is used."""
     stuck: StuckParameter | None = None
     """Devices of each chip that cannot be programmed."""
 
     @model_validator(mode="after")
     def _check_classes(self) -> Self:
-        # An export writes the fields of what it knows: a subclass would come back as
-        # its parent.
+        # An export writes the fields of the known classes only: a subclass would be
+        # loaded as its parent.
         for name, kinds in _classes().items():
             value = getattr(self, name)
             if type(value) not in kinds and not isinstance(value, Part):
@@ -171,7 +171,7 @@ class Hardware:
             )
 
     def leaves(self, weight: Any) -> tuple[LeafSpec, ...]:
-        """Returns the leaves that users' parts put beside an array of weights.
+        """Returns the leaves that users' parts add to an array of weights.
 
         Args:
           weight: the plan of the array.
@@ -182,7 +182,7 @@ class Hardware:
 
     @property
     def frozen(self) -> bool:
-        """Whether chips differ: by mismatch, or by how they were programmed."""
+        """Whether chips differ, by mismatch or by programming."""
         mismatch = self.mismatch is not None and bool(self.mismatch.draws)
         return mismatch or self.programs
 
@@ -193,12 +193,12 @@ class Hardware:
 
     @property
     def programs(self) -> bool:
-        """Whether devices of a chip are not what was written to them."""
+        """Whether devices of a chip deviate from their target conductances."""
         return self.noise_model is not None or self.sticks
 
     @property
     def ranged(self) -> bool:
-        """Whether a range of inputs, or an average of their maxima, is stored."""
+        """Whether an input range, or an average of input maxima, is stored."""
         return self.averages or (self._has_range and not self.dynamic)
 
     @property
@@ -207,7 +207,7 @@ class Hardware:
 
     @property
     def dynamic(self) -> bool:
-        """Whether each input vector has a range of its own."""
+        """Whether each input vector has its own range."""
         return self.input_range is not None and self.input_range.dynamic
 
     @property
@@ -218,11 +218,11 @@ class Hardware:
 
     @property
     def stages(self) -> tuple[Part, ...]:
-        """What surrounds a tile, from the outermost to the innermost, but its range."""
+        """The stages around a tile, outermost first, without the input range."""
         io = self.forward or IOParameters()
         if not self.dynamic:
             return io.parts
-        # A vector's own range is noise management by its largest value.
+        # A dynamic range is noise management by each vector's largest value.
         stages = replaced(io, noise_management="abs_max").parts
         return tuple(
             replaced(stage, of_range=True) if isinstance(stage, Management) else stage
@@ -234,7 +234,7 @@ class Hardware:
 
         Args:
           stages: the stages.
-          ranged: whether its range of inputs stays.
+          ranged: whether to keep its input range.
         """
         io, given = IOParameters(stages=tuple(stages)), self.input_range
         if ranged and self.averages and self.forward is not None:
@@ -246,7 +246,7 @@ class Hardware:
 
     @property
     def range(self) -> Range:
-        """The stage of the range of inputs, where there is one."""
+        """The stage of the input range; an inert one if there is no range."""
         given = self.input_range
         if given is None:
             return Range(averages=self.averages)
@@ -259,7 +259,7 @@ class Hardware:
 
     @property
     def stores_scale(self) -> bool:
-        """Whether the mapping scale is a leaf of its own instead of derived."""
+        """Whether the mapping scale is stored as a leaf rather than derived."""
         absolute = ("fixed_value", "average_channel_max")
         if isinstance(self.clip, WeightClip):
             return self.remaps or self.clip.absolute
@@ -282,15 +282,15 @@ class Hardware:
 
     @property
     def drifts(self) -> bool:
-        """Whether weights drift while a model is trained."""
+        """Whether weights drift during training."""
         return self.drift is not None and self.drift.acts
 
     @property
     def derives_chip_scale(self) -> bool:
         """Whether only a chip's parameters have a mapping scale beside the kernel.
 
-        It is that of the nominal kernel, or 1; and behind the ADC the factor of the
-        drift compensation belongs to it.
+        It is the scale of the nominal kernel, or 1; the factor of the drift
+        compensation, behind the ADC, is multiplied into it.
         """
         scaled = self.mapping is not None and self.mapping.weight_scaling_omega > 0
         scaled = scaled or self.drift_compensation is not None
@@ -298,17 +298,17 @@ class Hardware:
 
     @property
     def converts(self) -> bool:
-        """Whether anything stands around the tiles but an input range."""
+        """Whether there is any periphery around the tiles other than an input range."""
         return self.forward is not None and self.forward != IOParameters()
 
     @property
     def rounds_chips(self) -> bool:
-        """Whether the weights of a chip lie on levels, which it is programmed to."""
+        """Whether the weights of a chip are programmed to levels of the modifier."""
         return self.modifier is not None and self.modifier.rounds_chips
 
     @property
     def without_levels(self) -> Self:
-        """The same chip for weights that lie on the levels of its modifier already."""
+        """The same chip for weights that already lie on its modifier's levels."""
         if self.modifier is None:
             return self
         return replaced(self, modifier=self.modifier.without_levels)
@@ -320,37 +320,37 @@ class Hardware:
         return mode == "train" or self.modifier.enable_during_test
 
     def modifies_in_layer(self, mode: str) -> bool:
-        """Whether that happens where a layer multiplies, and not before the model."""
+        """Whether the layer applies the modifier, not the model before the call."""
         return self.modifies(mode) and bool(self.modifier and self.modifier.in_layer)
 
     def redraws(self, mode: str) -> bool:
-        """Whether it happens there once for the step, and again in its backward."""
+        """Whether a layer redraws the modification in its backward pass."""
         return self.modifies(mode) and bool(self.modifier and self.modifier.redraw)
 
     def draws_weights(self, mode: str) -> bool:
-        """Whether the weights of a layer in `mode` are drawn at a step."""
+        """Whether a step draws noise for the weights of a layer in `mode`."""
         return self.modifies(mode) and _draws(self.modifier)
 
     def reads(self, mode: str) -> bool:
-        """Whether the periphery draws at a read in `mode`."""
+        """Whether the periphery draws noise at a read in `mode`."""
         return mode != "eval" and self.forward is not None and self.forward.draws
 
     def noisy(self, *, periphery: bool) -> bool:
-        """Whether training draws noise that can be weaker, of weights or periphery."""
+        """Whether training draws weight or periphery noise of adjustable strength."""
         modifier, forward = self.modifier, self.forward
         weights = modifier is not None and modifier.noisy
         return weights or (periphery and forward is not None and forward.noisy)
 
     def freezes(self, mode: str) -> bool:
-        """Whether the periphery in `mode` has what is frozen in a chip."""
+        """Whether the periphery in `mode` has quantities frozen in a chip."""
         return mode != "eval" and self.forward is not None and self.forward.frozen
 
     def draws(self, mode: str) -> bool:
-        """Whether a layer in `mode` draws at a step; plain rounding does not."""
+        """Whether a layer in `mode` draws at a step; plain rounding does not count."""
         return self.draws_weights(mode) or self.reads(mode)
 
     def needs_root(self, mode: str) -> bool:
-        """Whether a layer in `mode` is not itself unless called through its model."""
+        """Whether a layer in `mode` must be called through its model to be correct."""
         return self.modifies(mode) or self.reads(mode) or self.learns_clip
 
     @model_validator(mode="after")
@@ -406,12 +406,12 @@ class Hardware:
 
 
 def _draws(modifier: WeightModifierParameter | WeightModifier | None) -> bool:
-    """Whether a modifier draws; one of a user says what."""
+    """Whether a modifier draws; a user's modifier may name what it draws."""
     return modifier is not None and modifier.draws not in (False, "none")
 
 
 @functools.cache
 def _classes() -> dict[str, tuple[type, ...]]:
-    """Returns by the name of a field of `Hardware` the classes that it may have."""
+    """Returns the classes allowed in each field of `Hardware`, by field name."""
     hints = typing.get_type_hints(Hardware)
     return {name: typing.get_args(hint) for name, hint in hints.items()}

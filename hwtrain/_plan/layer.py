@@ -1,4 +1,4 @@
-"""A layer as both frameworks report it, and the plan of its arrays."""
+"""Layers as both frameworks report them, and the plans of their arrays."""
 
 import dataclasses
 from collections.abc import Container
@@ -14,14 +14,14 @@ class LayerWeight:
     """An array of a layer that can be analog.
 
     Attributes:
-      leaf: its name in the layer.
-      shape: its shape as the layer sees it, without a stack around.
-      rows: axes that are inputs.
-      columns: axes that are outputs; those that are neither lead.
-      window: of a convolution, how its window moves over the input.
-      equation: of an einsum, its equation.
-      kind: how the layer multiplies by it, where that is not as its class does.
-      stated: whether a method of a user's says what is multiplied by it.
+      leaf: name of the array in the layer.
+      shape: its shape as the layer sees it, without the axes of a stack.
+      rows: input axes.
+      columns: output axes; the remaining axes lead.
+      window: for a convolution, how its window moves over the input.
+      equation: for an einsum, its equation.
+      kind: how the layer multiplies by it, if that differs from the layer's kind.
+      stated: whether a user's method states its product.
     """
 
     leaf: str = "kernel"
@@ -41,20 +41,20 @@ class Layer:
     Attributes:
       path: its path.
       name: name of its class.
-      kind: kind of its analog counterpart, or `None` if there is none. Of a layer of
-        Flax its row of the table of sockets says it.
-      why: why there is none.
+      kind: kind of its analog counterpart, or `None` if there is none. For layers of
+        Flax it comes from their row in the table of sockets.
+      why: why there is no counterpart.
       weights: the arrays that can be analog.
-      by_rule: whether it is analog only by a rule.
+      by_rule: whether it is analog only if a rule says so.
       opaque: whether it is a bridge to layers that cannot be seen.
-      no_inputs: why it has no leaves beside its array for the inputs of a call, and
-        what does without; empty if it has.
-      derived: by the names of its arrays, why it multiplies by what is made of them;
-        none that it multiplies by as they are.
+      no_inputs: why no leaves for the inputs of a call can lie beside its array, and
+        what works instead; empty if they can.
+      derived: by name of an array, why the layer multiplies by weights computed from
+        it. Arrays that it uses as they are have no entry.
       lost: likewise, why it multiplies by no weights that a crossbar could hold.
-      around: the names of its arrays that an input is multiplied by around it too.
-      nonlinear: by the names of its arrays, why their product is not linear.
-      refused: likewise, why a crossbar cannot multiply by them as the layer does.
+      around: names of the arrays that an input is also multiplied by outside the layer.
+      nonlinear: by name of an array, why its product is not linear.
+      refused: likewise, why a crossbar cannot multiply by it as the layer does.
     """
 
     path: str = ""
@@ -73,7 +73,7 @@ class Layer:
 
     @property
     def unknown(self) -> bool:
-        """Whether hwtrain does not know its class, nor why it would stay digital."""
+        """Whether hwtrain knows neither its class nor a reason to keep it digital."""
         return self.kind is None and self.why == Layer.why
 
     def leaf_path(self, leaf: str) -> str:
@@ -86,11 +86,11 @@ class Layer:
 
 
 def joined(before: Layer | None, layer: Layer) -> Layer:
-    """Returns a layer as several calls show it.
+    """Merges the reports of several calls of a layer.
 
     Args:
-      before: as earlier calls of the module at its path show it, if there are any.
-      layer: as this call does.
+      before: the report of earlier calls of the module at this path, if any.
+      layer: the report of this call.
     """
     if before is None or before.kind is None:
         return layer if before is None or layer.kind else before
@@ -117,9 +117,9 @@ def joined(before: Layer | None, layer: Layer) -> Layer:
 
 
 def unasked(layer: Layer, asked: Container[str]) -> Layer:
-    """Returns a layer of a user's, with the arrays that its call did not multiply by.
+    """Refuses the registered arrays of a layer that its call did not multiply by.
 
-    A registered one that multiplies in another way would have no hardware, unsaid.
+    Without this, a layer that multiplies in another way would silently stay digital.
 
     Args:
       layer: the layer.
@@ -148,9 +148,9 @@ def dense_layer(
     """Returns a dense layer.
 
     Args:
-      stack: sizes of the leading axes of its kernel, each entry a crossbar of its own.
-      rows: sizes of the axes that are inputs, which follow.
-      columns: sizes of the axes that are outputs, which end it.
+      stack: sizes of the leading axes of its kernel; each entry has its own crossbar.
+      rows: sizes of the input axes, which follow.
+      columns: sizes of the output axes, which come last.
     """
     first, last = len(stack), len(stack) + len(rows)
     shape = (*stack, *rows, *columns)

@@ -1,7 +1,7 @@
 """Names of the leaves that hardware puts beside arrays of weights.
 
-A name says what may be one, never that it is: a model may have a parameter of the same
-name. The plan decides (`AnalogWeight.beside`), or who made a variable.
+A name alone does not make a parameter a leaf: the model may have one of the same name.
+The plan decides (`AnalogWeight.beside`), or the creator of the variable.
 """
 
 from collections.abc import Container, Iterable
@@ -28,20 +28,20 @@ BUILT_IN = (
     NOISE_STRENGTH,
     CONSTANTS,
 )
-"""The leaves of what is built in. Parts of users declare theirs by `Part.leaves`."""
+"""The built-in leaves. Users' parts declare theirs in `Part.leaves`."""
 
 
 OWNERS = ("kernel", "embedding")
-"""Names of arrays whose leaves do not bear their names: a layer has one of them."""
+"""Arrays whose leaves are not prefixed by their name: a layer has only one of them."""
 
 
 SHARED = ("lora_a", "lora_b")
-"""The factors of a LoRA. Their leaves, and those of any other array, bear their names,
-such as `lora_a_input_range`."""
+"""The factors of a LoRA. Their leaves, and those of any other array, are prefixed by
+its name, such as `lora_a_input_range`."""
 
 
 def names_when(*when: When) -> tuple[str, ...]:
-    """Returns the names of those that may be there then.
+    """Returns the names of the built-in leaves that may exist at these times.
 
     >>> names_when("chip")
     ('mapping_scale', 'chip_key', 'on_levels', 'of_chip')
@@ -50,19 +50,19 @@ def names_when(*when: When) -> tuple[str, ...]:
 
 
 EFFECTIVE = "effective_"
-"""What begins the name of a leaf that holds the weights that a layer multiplies by,
-before the name of the array that they are made of: `effective_kernel`."""
+"""Prefix of the leaf for derived weights, before the name of the array from which they
+are computed: `effective_kernel`."""
 
 
 _LEAVES = names_when("model", "chip")
 
 
 OF_A_STEP = tuple(leaf.name for leaf in BUILT_IN if leaf.when == ("step",))
-"""What only a step puts there, and takes away again."""
+"""Leaves that exist during a step only."""
 
 
 def split(path: str, own: Iterable[str] = ()) -> tuple[tuple[str, ...], str]:
-    """Returns the arrays that a leaf may lie beside, and its name; or none of either.
+    """Returns the arrays that a leaf may lie beside, and its name; both may be empty.
 
     >>> split("hidden/probe")
     (('hidden/kernel', 'hidden/embedding'), 'probe')
@@ -79,7 +79,7 @@ def split(path: str, own: Iterable[str] = ()) -> tuple[tuple[str, ...], str]:
 
     Args:
       path: the path of a parameter.
-      own: the names of leaves that users' parts declare.
+      own: the names of the leaves that users' parts declare.
     """
     layer, slash, name = path.rpartition("/")
     if is_effective(path):
@@ -94,7 +94,7 @@ def split(path: str, own: Iterable[str] = ()) -> tuple[tuple[str, ...], str]:
 
 
 def is_effective(path: str) -> bool:
-    """Whether a parameter has the name of what a layer multiplies by.
+    """Whether a parameter has the name of the derived weights of a layer.
 
     >>> is_effective("hidden/effective_kernel"), is_effective("hidden/kernel")
     (True, False)
@@ -113,7 +113,7 @@ def named_as_leaf(path: str, own: Iterable[str] = ()) -> bool:
 
 
 def may_be_leaf(path: str, present: Container[str], own: Iterable[str] = ()) -> bool:
-    """Whether a parameter has the name and the place of a leaf.
+    """Whether a parameter has both the name and the place of a leaf.
 
     >>> may_be_leaf("hidden/probe", {"hidden/kernel", "hidden/probe"})
     True
@@ -123,8 +123,8 @@ def may_be_leaf(path: str, present: Container[str], own: Iterable[str] = ()) -> 
     False
 
     Args:
-      path: its path.
+      path: the path of the parameter.
       present: the paths of all parameters.
-      own: the names of leaves that users' parts declare.
+      own: the names of the leaves that users' parts declare.
     """
     return any(owner in present for owner in split(path, own)[0])

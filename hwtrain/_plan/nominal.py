@@ -1,4 +1,4 @@
-"""Nominal weights told from those of a chip."""
+"""Distinguishes nominal weights from those of a chip."""
 
 from typing import Any
 
@@ -6,15 +6,15 @@ from hwtrain._plan.plan import Plan
 
 
 def check_nominal(plan: Plan, params: Any, taker: str) -> None:
-    """Raises for the weights of a chip, of which no chip is drawn.
+    """Raises for the weights of a chip, since chips are drawn from nominal weights.
 
     Args:
       plan: the plan.
-      params: `params`, with or without the prefix; of arrays or of their shapes.
-      taker: the public function that draws chips, for the message.
+      params: `params`, with or without the prefix; arrays or their shapes.
+      taker: name of the public function that draws chips, for the message.
 
     Raises:
-      ValueError: naming the leaf that says so, and the way out.
+      ValueError: naming the leaf that shows it, and the way out.
     """
     found = plan.leaves_of_chip(params)
     if found:

@@ -1,4 +1,4 @@
-"""The plan: what each parameter is, by path. Plain, static, hashable data."""
+"""The plan: kind and hardware of each parameter, by path. Static and hashable."""
 
 import dataclasses
 import functools
@@ -34,13 +34,13 @@ ONE = AnalogWeight(
 
 @functools.lru_cache(maxsize=256)
 def own_names(hardware: Hardware) -> tuple[str, ...]:
-    """Returns the names of the leaves that users' parts of a hardware declare."""
+    """Returns the names of the leaves that users' parts of the hardware declare."""
     weight = dataclasses.replace(ONE, hardware=hardware)
     return tuple(leaf.name for leaf in hardware.leaves(weight))
 
 
 def _row(weight: AnalogWeight) -> dict[str, str]:
-    """Returns the columns of a weight in the table of its plan."""
+    """Returns the row of a weight in the table of its plan."""
     parts = [
         f"{field.name} {getattr(part, 'type', '')}".rstrip()
         for field in dataclasses.fields(weight.hardware)
@@ -74,7 +74,7 @@ class Digital:
 
 @dataclasses.dataclass(frozen=True)
 class Plan(Mapping[str, AnalogWeight]):
-    """The analog weights of a model by path, and what stays digital.
+    """The analog weights of a model by path, and its digital parameters.
 
     >>> Plan((), (Digital(path="norm/scale", reason="normalisation is digital"),))
     Plan(weights=(), digital=(Digital(path='norm/scale',
@@ -85,9 +85,9 @@ class Plan(Mapping[str, AnalogWeight]):
     Attributes:
       weights: the analog weights, in the order of the model's parameters.
       digital: the other parameters.
-      prefix: what `analogize(..., name=)` put before every path, without a slash.
-      state: paths of what else the model holds and cannot be evaluated without, such as
-        batch statistics; with Linen's collection before them.
+      prefix: the prefix of every path from `analogize(..., name=)`, without a slash.
+      state: paths of other variables that the model needs for evaluation, such as batch
+        statistics; in Linen they start with the collection.
     """
 
     weights: tuple[AnalogWeight, ...]
@@ -129,9 +129,9 @@ class Plan(Mapping[str, AnalogWeight]):
 
     @property
     def effective(self) -> "Plan":
-        """The plan of the weights that layers multiply by, where these are derived.
+        """The plan of the weights that layers multiply by, if these are derived.
 
-        It is for variables of `hwtrain.materialize`.
+        It describes the variables that `hwtrain.materialize` returns.
         """
         made = [weight for weight in self.weights if weight.pending]
         if not made:
@@ -148,7 +148,7 @@ class Plan(Mapping[str, AnalogWeight]):
         )
 
     def check_effective(self) -> None:
-        """Raises where a chip would get stored weights that no layer multiplies by.
+        """Raises if a chip would get stored weights that no layer multiplies by.
 
         Raises:
           ValueError: naming the first such weight, and the way out.
@@ -171,7 +171,7 @@ class Plan(Mapping[str, AnalogWeight]):
         return dataclasses.replace(self, weights=trained)
 
     def __or__(self, other: "Plan") -> "Plan":
-        """Returns the plan of both: of several methods, or of several analog models."""
+        """Returns the union of both, for several methods or several analog models."""
         weights = {weight.path: weight for weight in (*self.weights, *other.weights)}
         digital = {entry.path: entry for entry in (*self.digital, *other.digital)}
         kept = tuple(d for path, d in digital.items() if path not in weights)
@@ -181,29 +181,29 @@ class Plan(Mapping[str, AnalogWeight]):
 
     @property
     def users(self) -> frozenset[str]:
-        """The paths of all that is the model's own, whatever it is called."""
+        """The paths of the model's own parameters, whatever their names."""
         digital = (entry.path for entry in self.digital)
         return frozenset((*digital, *(weight.path for weight in self.weights)))
 
     def leaves(self, when: When = "model") -> dict[str, tuple[AnalogWeight, LeafSpec]]:
-        """Returns all leaves beside the weights, with theirs, by path.
+        """Returns all leaves beside the weights, by path, each with its weight.
 
         Args:
-          when: as `AnalogWeight.leaves` takes it.
+          when: as in `AnalogWeight.leaves`.
         """
         return {w.leaf(x): (w, x) for w in self.weights for x in w.leaves(when)}
 
     @property
     def zeros(self) -> frozenset[str]:
-        """The paths of leaves of zeros, which carry nothing from step to step."""
+        """The paths of leaves that are always zero and carry no state between steps."""
         found = self.leaves().items()
         return frozenset(path for path, (_, x) in found if x.exported == "zeros")
 
     def leaves_of_chip(self, params: Any) -> list[str]:
-        """Returns the paths of what only a chip's parameters have.
+        """Returns the paths of leaves that only a chip's parameters have.
 
         Args:
-          params: `params`, with or without the prefix; of arrays or of their shapes.
+          params: `params`, with or without the prefix; arrays or their shapes.
         """
         present = paths.leaves(params)
         return [
@@ -214,10 +214,10 @@ class Plan(Mapping[str, AnalogWeight]):
         """Raises unless a tree holds every analog weight, in the planned shape.
 
         Args:
-          params: `params`, of arrays or of their shapes.
+          params: `params`, arrays or their shapes.
 
         Raises:
-          ValueError: naming the first path that is missing or of another shape.
+          ValueError: naming the first path that is missing or has another shape.
         """
         present = paths.leaves(params)
         for weight in self.weights:
@@ -243,11 +243,11 @@ class Plan(Mapping[str, AnalogWeight]):
         """Raises unless each layer has the leaves of its hardware, in their shapes.
 
         Args:
-          params: `params`, with or without the prefix; of arrays or of their shapes.
-          of_chip: whether they may be a chip's, with leaves of its own.
+          params: `params`, with or without the prefix; arrays or their shapes.
+          of_chip: whether they may be a chip's, with additional leaves.
 
         Raises:
-          ValueError: naming the first leaf that is missing or of another shape.
+          ValueError: naming the first leaf that is missing or has another shape.
         """
         present = paths.leaves(params)
         for weight in self.weights:
@@ -274,7 +274,7 @@ class Plan(Mapping[str, AnalogWeight]):
     def _check_no_other(
         self, weight: AnalogWeight, present: Mapping[str, Any], of_chip: bool
     ) -> None:
-        """Raises for a leaf that hardware put beside a weight, and not this one's."""
+        """Raises for a leaf beside a weight that belongs to other hardware."""
         known = {*weight.leaf_shapes}
         known |= {leaf.name for leaf in weight.leaves("chip") if of_chip}
         own = {name for other in self.weights for name in own_names(other.hardware)}
@@ -301,9 +301,9 @@ class Plan(Mapping[str, AnalogWeight]):
 
 
 def added(plan: Plan) -> dict[str, tuple[tuple[int, ...], ...]]:
-    """Returns what `analogize` put beside the kernels: paths, and possible shapes.
+    """Returns the leaves that `analogize` added: paths, and possible shapes.
 
-    What the base optimiser trains, as it does the user's parameters, is not among them.
+    Leaves that the base optimiser trains like the user's parameters are left out.
     """
     return {
         path: leaf.shapes_of(weight)

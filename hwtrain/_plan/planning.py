@@ -1,4 +1,4 @@
-"""The plan that rules give: which hardware each layer and parameter lies on."""
+"""Makes the plan from rules: the hardware of each layer and parameter."""
 
 import functools
 import re
@@ -19,7 +19,7 @@ from hwtrain._plan.weight import AnalogWeight, acts_in_product
 def hardware_of(
     assigned: Assignment, layer: Layer, leaf: str
 ) -> tuple[Hardware | None, str]:
-    """Returns the hardware of a layer's array, `None` if digital, and what says so."""
+    """Returns the hardware of a layer's array (`None`: digital), and its origin."""
     path = f"{layer.path}/{leaf}" if layer.path else leaf
     rule, hardware = _decide(assigned, path, layer)
     if rule is not None and rule.params is not None:
@@ -28,7 +28,7 @@ def hardware_of(
 
 
 def on_hardware(assigned: Assignment, layer: Layer, leaf: str) -> bool:
-    """Whether a layer's array lies on hardware, by its layer or by itself."""
+    """Whether a layer's array lies on hardware, by a rule for either of the two."""
     return _decide(assigned, layer.leaf_path(leaf), layer)[1] is not None
 
 
@@ -45,14 +45,14 @@ def make_plan(
     Args:
       assigned: the assignment.
       layers: the modules that a call reaches.
-      shapes: shapes of all parameters by path, leaves of hardware among them.
-      users: paths of those that the model itself reads, as far as they have the names
-        of such leaves.
-      check: whether a rule that wins nowhere is an error.
+      shapes: shapes of all parameters by path, including leaves of hardware.
+      users: paths of parameters that the model itself reads although their names are
+        those of such leaves.
+      check: whether to raise for a rule that wins nowhere.
 
     Raises:
-      ValueError: for a rule that wins nowhere, hardware for what cannot be seen, or a
-        parameter of the model where hardware puts a leaf.
+      ValueError: for a rule that wins nowhere, hardware on layers that cannot be seen,
+        or a parameter of the model in the place of a leaf of its hardware.
     """
     own = assigned.own_leaves
     leaves = [x for x in shapes if may_be_leaf(x, shapes, own) and x not in users]
@@ -63,7 +63,7 @@ def make_plan(
     winners |= _check_stored(assigned, layers, shapes)
     weights, digital = [], []
     beside_raw: set[str] = set()
-    # Last what may be a chip's leaf beside a parameter that a rule names.
+    # Leaf names come last: by then, the chip leaves of raw parameters are known.
     for path, shape in sorted(shapes.items(), key=lambda x: named_as_leaf(x[0], own)):
         if path not in users and _join(assigned.name, path) in beside_raw:
             continue
@@ -133,19 +133,19 @@ def make_plan(
 
 
 def _check_name(weight: AnalogWeight, prefix: str, users: Container[str]) -> None:
-    """Raises for a parameter of the model where hardware puts a leaf of its own."""
+    """Raises if a parameter of the model has the path of a leaf of its hardware."""
     for path in sorted(weight.owned):
         if path.removeprefix(f"{prefix}/") in users:
             raise taken_name(weight, path)
 
 
 def check_refused(layer: Layer, leaf: str, rule: str) -> None:
-    """Raises for an array of a layer by which a crossbar cannot multiply.
+    """Raises for an array that a crossbar cannot multiply by as its layer does.
 
     Args:
       layer: the layer.
       leaf: the array.
-      rule: what puts it on hardware.
+      rule: the rule, or the text, that puts it on hardware.
     """
     why = dict(layer.refused).get(leaf)
     if why is not None:
@@ -156,10 +156,10 @@ def check_refused(layer: Layer, leaf: str, rule: str) -> None:
 
 
 def check_around(weight: AnalogWeight) -> None:
-    """Raises for an array that inputs are multiplied by around its layer.
+    """Raises for an array that the model also multiplies by outside its layer.
 
     Raises:
-      ValueError: unless its hardware does all that it does to the array itself.
+      ValueError: unless its hardware acts on the array alone.
     """
     if weight.kind != "raw" and acts_in_product(weight):
         raise ValueError(
@@ -173,10 +173,10 @@ def check_around(weight: AnalogWeight) -> None:
 
 
 def check_derived(weight: AnalogWeight) -> None:
-    """Raises for a derived weight on hardware that acts on stored ones alone.
+    """Raises for a derived weight whose hardware acts on stored weights only.
 
     Raises:
-      ValueError: naming the parts of the hardware.
+      ValueError: naming those parts of the hardware.
     """
     if weight.derived and weight.kind == "embed":
         why = f"{weight.derived}, and a look-up multiplies by nothing"
@@ -201,7 +201,7 @@ def check_derived(weight: AnalogWeight) -> None:
 
 
 def lost_weight(path: str, layer: str, why: str, rule: str) -> ValueError:
-    """Returns the error of a layer whose weights no crossbar could hold."""
+    """Returns the error for a layer whose weights no crossbar could hold."""
     return ValueError(
         f"{path} is not what its layer multiplies by: {why}. Its scale, noise and "
         f"conductances would be those of other weights ({rule}). Store the weights "
@@ -211,7 +211,7 @@ def lost_weight(path: str, layer: str, why: str, rule: str) -> ValueError:
 
 
 def nonlinear_product(path: str, layer: str, why: str, rule: str) -> ValueError:
-    """Returns the error of a layer whose own product is not linear."""
+    """Returns the error for a layer whose own product is not linear."""
     return ValueError(
         f"{path}: the dot_general of its layer does more than multiply: {why}. On "
         f"hardware ({rule}) it gets the inputs and weights in the units of each tile, "
@@ -223,12 +223,12 @@ def nonlinear_product(path: str, layer: str, why: str, rule: str) -> ValueError:
 
 
 def real(plan: Plan, params: Any) -> Plan:
-    """Returns the plan.
+    """Returns the plan if all of its weights are real.
 
     Raises:
       ValueError: if one of its weights is complex: conductances are real.
     """
-    # Boxes are not opened: on a mesh, that would constrain what has no values.
+    # Boxes stay closed: on a mesh, unboxing would constrain abstract values.
     found = paths.leaves(params)
     for weight in plan.weights:
         leaf = found.get(weight.path.removeprefix(f"{plan.prefix}/"))
@@ -251,12 +251,12 @@ def _join(prefix: str, path: str) -> str:
 def _decide(
     assigned: Assignment, path: str, layer: Layer | None
 ) -> tuple[Rule | None, Hardware | None]:
-    """Returns the rule that wins a parameter, if one does, and its hardware.
+    """Returns the winning rule for a parameter, if there is one, and its hardware.
 
     Args:
       assigned: the assignment.
       path: path of the parameter.
-      layer: the layer whose array it is, if that can be analog.
+      layer: the layer that holds the array, if it can be analog.
     """
     for rule in assigned.rules:
         if _matches(rule, path, layer):
@@ -287,10 +287,10 @@ def _reason(rule: Rule | None, layer: Layer | None, leaf: str, analog: bool) -> 
 def _check_stored(
     assigned: Assignment, layers: list[Layer], shapes: dict[str, tuple[int, ...]]
 ) -> set[Rule | None]:
-    """Raises for a layer on hardware whose array is no parameter under its name.
+    """Raises for a layer on hardware whose array is not stored under its name.
 
     Returns:
-      The rules that keep such a layer digital.
+      The rules that keep such layers digital.
     """
     digital = set()
     for layer, leaf in [(x, array.leaf) for x in layers for array in x.weights]:
@@ -312,7 +312,7 @@ def _check_stored(
 
 
 def _check_raw(rule: Rule | None, path: str, hardware: Hardware) -> None:
-    """Raises for hardware that only a layer can lie on."""
+    """Raises for hardware with parts that only a layer can have."""
     parts = [
         name
         for name, there in (
@@ -341,7 +341,7 @@ def _check_raw(rule: Rule | None, path: str, hardware: Hardware) -> None:
 def _axes(
     rule: Rule | None, path: str, shape: tuple[int, ...]
 ) -> tuple[tuple[int, ...], tuple[int, ...]]:
-    """Returns the row and column axes of a parameter that a rule names."""
+    """Returns the row and column axes that a rule gives a parameter."""
     rank = len(shape)
     if rank == 0:
         raise ValueError(f"{path}: a scalar cannot lie on a crossbar; got shape ()")
@@ -365,7 +365,7 @@ def _check_rules(
     layers: list[Layer],
     shapes: dict[str, tuple[int, ...]],
 ) -> None:
-    """Raises for a rule that wins nowhere, and says why it does not."""
+    """Raises for a rule that wins nowhere, with the reason."""
     visited = {layer.path for layer in layers}
     for index, rule in enumerate(rules):
         if rule in winners:
@@ -400,7 +400,7 @@ def _check_rules(
 
 
 def taken_name(weight: AnalogWeight, path: str) -> ValueError:
-    """Returns the error of a model that uses the name of a leaf of its hardware."""
+    """Returns the error for a model that uses the name of a leaf of its hardware."""
     rule, digital = weight.rule, f"the layer digital: Rule({weight.layer_path!r}, None)"
     if weight.kind == "raw":
         digital = f"the parameter digital: Rule(params={weight.path!r}, hardware=None)"
@@ -416,13 +416,13 @@ def check_opaque(
     shapes: Iterable[str],
     decide: Callable[[str, Layer], tuple[Any, Hardware | None]],
 ) -> set[Any]:
-    """Raises if hardware is asked for where layers cannot be seen.
+    """Raises if hardware is requested for layers that cannot be seen.
 
     Args:
       layers: the modules of the model.
       shapes: the paths of all parameters.
-      decide: returns the rule for a parameter, at a path, of a layer, and the hardware
-        that it asks for.
+      decide: returns the rule for a parameter, given its path and layer, and the
+        hardware that it requests.
 
     Returns:
       The rules that keep a bridge digital.

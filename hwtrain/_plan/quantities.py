@@ -33,11 +33,11 @@ CONSTANTS = ("Io", "Ut", "Vth", "kappa_n", "kappa_p")
 
 
 QUANTITIES = (*CAPACITANCES, *CURRENTS, *CONSTANTS)
-"""What a neuron is made of, each a number for every neuron."""
+"""The quantities of a neuron, each with one value per neuron."""
 
 
 INHIBITORY = ("C_gaba", "Igain_gaba", "Itau_gaba")
-"""Quantities of the inhibitory dendrite, which the reference does not have."""
+"""Quantities of the inhibitory dendrite, which the reference model lacks."""
 
 
 def quantity_of(name: str) -> str | None:

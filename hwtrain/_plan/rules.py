@@ -1,4 +1,4 @@
-"""Rules: which hardware each layer lies on."""
+"""Rules that assign hardware to layers."""
 
 import dataclasses
 import re
@@ -12,12 +12,12 @@ from hwtrain._plan.weight import FROZEN
 
 @dataclasses.dataclass(frozen=True)
 class Rule:
-    """Puts the layers, or the parameters, whose path matches on a type of hardware.
+    """Puts the layers, or the parameters, with a matching path on hardware.
 
     Rules are tried in order, and the first that matches wins. A pattern must match the
     whole path (`re.fullmatch`); paths are relative to the model and joined by `/`. A
-    slash in a name is `~1` there and a tilde `~0`, as in a JSON Pointer: a layer of the
-    name "a/b" has the path "a~1b".
+    slash in a name is written `~1` and a tilde `~0`, as in a JSON Pointer: a layer
+    named "a/b" has the path "a~1b".
 
     >>> Rule("encoder/.*", Hardware()).pattern
     'encoder/.*'
@@ -25,21 +25,21 @@ class Rule:
     'w_in'
 
     Args:
-      pattern: regular expression for paths of layers.
-      hardware: the hardware; `None` keeps what matches digital.
-      params: regular expression for paths of parameters, instead of `pattern`. Such
+      pattern: regular expression for layer paths.
+      hardware: the hardware; `None` keeps matching layers or parameters digital.
+      params: regular expression for parameter paths, instead of `pattern`. Such
         parameters get the weight side only: noise, clipping, mismatch, export.
-      rows: with `params`, the axes of the array that are inputs. Default: the last but
-        one, or none for a vector.
-      columns: with `params`, the axes that are outputs. Default: the last.
-      frozen: the arrays, and what `analogize` puts beside them, are never trained: no
-        transformation of `hwtrain.optim` changes them, and the base optimiser of
-        `hardware_aware` does not see them. Biases are the model's own.
+      rows: with `params`, the input axes of the array. Default: the second to last, or
+        none for a vector.
+      columns: with `params`, the output axes. Default: the last.
+      frozen: never train the arrays and the leaves that `analogize` puts beside them:
+        no transformation of `hwtrain.optim` changes them, and the base optimiser of
+        `hardware_aware` does not see them. Biases are not affected.
 
     Raises:
-      ValueError: if not exactly one of `pattern` and `params` is given, if a regular
-        expression is wrong, if axes are given without `params`, or if what stays
-        digital is to be frozen.
+      ValueError: unless exactly one of `pattern` and `params` is given; if a regular
+        expression is invalid; if axes are given without `params`; or if a rule both
+        freezes arrays and keeps them digital.
     """
 
     pattern: str | None = None
@@ -84,24 +84,24 @@ class Rule:
 
     @property
     def expression(self) -> str:
-        """The regular expression, of whichever kind."""
+        """The regular expression, of layers or of parameters."""
         return self.pattern if self.pattern is not None else self.params or ""
 
     def __str__(self) -> str:
-        """Returns the rule as a user wrote it."""
+        """Returns the rule as it is written in code."""
         kind = "params=" if self.pattern is None else ""
         return f"Rule({kind}{self.expression!r}{FROZEN if self.frozen else ')'}"
 
 
 @dataclasses.dataclass(frozen=True)
 class Assignment:
-    """What `analogize` was told, static and hashable.
+    """The arguments of `analogize`, static and hashable.
 
     Attributes:
       rules: the rules, in order.
       default: hardware of every layer that can be analog, if one was given instead.
       name: prefix of all paths.
-      stream: the rng stream that steps are drawn from.
+      stream: the rng stream that a step draws from.
     """
 
     rules: tuple[Rule, ...] = ()
@@ -118,10 +118,10 @@ class Assignment:
 
 
 def assignment(hardware_or_rules: Any, name: str | None) -> Assignment:
-    """Returns the assignment of the arguments of `analogize`.
+    """Returns the assignment that the arguments of `analogize` specify.
 
     Raises:
-      ValueError: if they are neither one `Hardware` nor a sequence of `Rule`.
+      ValueError: unless given one `Hardware` or a sequence of `Rule`.
     """
     if isinstance(hardware_or_rules, Hardware):
         return Assignment(default=hardware_or_rules, name=name or "")

@@ -1,7 +1,7 @@
-"""Leaves beside a kernel that belong to other weights, as after loading some.
+"""Finds leaves that belong to other weights, for example after loading weights.
 
-What training may lead to is never refused, nor an average over its steps. So only what
-no update can make is certain: see `LeafSpec.fits`.
+States that training may reach are never refused, nor averages over its steps. So only
+states that no update can produce are errors: see `LeafSpec.fits`.
 """
 
 from collections.abc import Mapping
@@ -21,14 +21,14 @@ _WAY_OUT = (
 
 
 def check_fit(plan: Plan, params: Any) -> None:
-    """Raises for leaves that their weights can never have had.
+    """Raises for leaves that cannot belong to their weights.
 
-    The weights of a chip pass: mismatch and drift take them beyond their leaves.
+    The weights of a chip pass: mismatch and drift move them out of their leaves' range.
 
     Args:
       plan: the plan.
-      params: `params`, with or without the prefix; what is traced has no values to look
-        at, and passes.
+      params: `params`, with or without the prefix. Traced values cannot be checked and
+        pass.
 
     Raises:
       ValueError: naming the first such leaf, and the way out.
@@ -52,7 +52,7 @@ def _check(plan: Plan, present: Mapping[str, Any]) -> None:
 
 
 def _value(plan: Plan, present: Mapping[str, Any], path: str) -> Any:
-    """Returns a parameter; `None` if it has no values here."""
+    """Returns a parameter; `None` if it is missing or traced."""
     leaf = present.get(path, present.get(path.removeprefix(f"{plan.prefix}/")))
     concrete = isinstance(leaf, jax.Array | np.ndarray) and not isinstance(leaf, Tracer)
     return leaf if concrete else None

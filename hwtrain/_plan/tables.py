@@ -1,4 +1,4 @@
-"""Tables for people, as rich prints them."""
+"""Text tables, printed with rich."""
 
 import io
 from collections.abc import Iterable, Iterator, Sequence
@@ -8,18 +8,18 @@ from rich.console import Console
 from rich.table import Table
 
 WIDTH = 120
-"""Characters in a line of text."""
+"""Width of a line of text, in characters."""
 
 
 def tables_of(rows: Sequence[dict[str, str]], title: str) -> Iterator[Table]:
-    """Yields tables of rows, in which what is the same of many rows stands once.
+    """Yields tables of rows, in which values common to many rows appear once.
 
-    What is the same of all comes first. Where what is left is too wide to be read, rows
-    that are alike in most are told together, and the last table has what is each row's.
+    Values that all rows share come first. If the rest is too wide to read, rows with
+    mostly equal values are grouped, and the last table holds the remaining differences.
 
     Args:
-      rows: for every row its columns by name, of which the first names it.
-      title: title of the table; `"Every ..."` is that of what all have.
+      rows: the columns of each row by name; the first one names the row.
+      title: title of the table; the common values are titled `"Every ..."`.
     """
     if not rows:
         return
@@ -51,7 +51,7 @@ def tables_of(rows: Sequence[dict[str, str]], title: str) -> Iterator[Table]:
 
 
 def _list(row: dict[str, str], names: Iterable[str], title: str) -> Table:
-    """Returns columns of a row, one below the other; those that are off in one line."""
+    """Returns a row's columns one below the other; those that are off on one line."""
     found = table("", "", title=title, show_header=False)
     off = [name for name in names if row[name] == "none"]
     for name in (name for name in names if name not in off):
@@ -62,7 +62,7 @@ def _list(row: dict[str, str], names: Iterable[str], title: str) -> Table:
 
 
 def table(*columns: str, title: str, show_header: bool = True) -> Table:
-    """Returns an empty table, whose cells break where they are long."""
+    """Returns an empty table whose long cells are wrapped."""
     found = Table(title=title, title_justify="left", show_header=show_header)
     for name in columns:
         found.add_column(name, overflow="fold")
@@ -82,24 +82,24 @@ def as_text(parts: Iterable[Table | str]) -> str:
 
 
 def mean_and_spread(values: np.ndarray, form: str) -> str:
-    """Returns the mean of numbers, and their standard deviation if they are several.
+    """Returns the mean of numbers, and their standard deviation if there are several.
 
     >>> mean_and_spread(np.array([1.0, 2.0, 3.0]), ".1f")
     '2.0 ± 1.0'
 
     Args:
       values: the numbers.
-      form: how one is written.
+      form: format specification of a number.
     """
     if len(values) < 2:
         return f"{values.mean():{form}}"
-    # Of equal numbers, what the mean is rounded by would look like a spread.
+    # For equal numbers, the rounding of the mean would look like a spread.
     spread = values.std(ddof=1) if np.ptp(values) else 0.0
     return f"{values.mean():{form}} ± {spread:{form}}"
 
 
 def count(number: int, noun: str) -> str:
-    """Returns a number of things.
+    """Returns a count with its noun, in the plural unless it is 1.
 
     >>> count(1, "chip"), count(2, "chip")
     ('1 chip', '2 chips')
@@ -108,7 +108,7 @@ def count(number: int, noun: str) -> str:
 
 
 def time_name(t_s: float) -> str:
-    """Returns a time as people say it.
+    """Returns a time in the largest unit that fits.
 
     >>> [time_name(t_s) for t_s in (0.0, 25.0, 3600.0, 86_400.0, 31_536_000.0)]
     ['0', '25 s', '1 h', '1 d', '1 y']

@@ -1,4 +1,4 @@
-"""Which numbers of hardware may be traced, where, and why others may not."""
+"""Which numbers of hardware may be traced, where, and why the others may not."""
 
 import dataclasses
 import functools
@@ -17,7 +17,7 @@ OF_A_CHIP = (
     *("modifier", "forward", "mapping", "mismatch", "converter", "noise_model"),
     *("drift_compensation", "stuck"),
 )
-"""Those that programming, mismatch and the reads of a chip read."""
+"""The parts that programming, mismatch and the reads of a chip use."""
 
 
 _IN_AN_UPDATE = "is read by the optimiser, which is compiled with it"
@@ -47,16 +47,16 @@ _OF_CLASSES = {
 
 
 _PLAIN = ("g_min", "v_offset_w_min")
-"""Numbers whose zero turns nothing off."""
+"""Numbers for which zero turns nothing off."""
 
 
 def refusal(chip: Hardware, path: str, parts: tuple[str, ...]) -> str:
-    """Returns why a number of hardware cannot be traced; nothing if it can.
+    """Returns why a number of hardware cannot be traced; empty if it can.
 
     Args:
       chip: the hardware.
       path: path of the number.
-      parts: the fields of `Hardware` that are read in what follows.
+      parts: the fields of `Hardware` that the caller reads.
     """
     for known, why in _STATIC.items():
         if f"{path}.".startswith(f"{known}."):
@@ -109,10 +109,10 @@ def _of_a_chip(chip: Hardware, first: str) -> str:
 
 
 def part_of(chip: Hardware, path: str) -> tuple[Any, str]:
-    """Returns the configuration that a number's path leads to, and the field's name.
+    """Returns the configuration that holds a number, and the name of its field.
 
     Raises:
-      LookupError: saying what is not there.
+      LookupError: naming the missing step of the path.
     """
     part: Any = chip
     *steps, name = path.split(".")
@@ -126,10 +126,10 @@ def part_of(chip: Hardware, path: str) -> tuple[Any, str]:
 
 
 def number_of_stage(stages: tuple[Any, ...], step: str) -> int:
-    """Returns the number of the stage of a name, or of a number.
+    """Returns the index of a stage, given its name or number.
 
     Raises:
-      LookupError: unless it is one.
+      LookupError: unless exactly one stage matches.
     """
     places = [str(number) for number in range(len(stages))]
     named = places if step.isdecimal() else [stage.type for stage in stages]
@@ -143,7 +143,7 @@ def number_of_stage(stages: tuple[Any, ...], step: str) -> int:
 
 @functools.lru_cache(maxsize=1024)
 def _of_a_field(part: Any, name: str) -> str:
-    """Returns why a field of a static configuration cannot be traced, or nothing."""
+    """Returns why a field of a static part cannot be traced; empty if it can."""
     kind = type(part).__name__
     if not dataclasses.is_dataclass(part) or isinstance(part, type):
         return f"{name!r} is no field of a part: write the whole path of a number"
@@ -168,7 +168,7 @@ def _of_a_field(part: Any, name: str) -> str:
             "what is computed: write about what it will be"
         )
     try:
-        # Of a number that does nothing beside the others, its own checks say so.
+        # The part's own checks reject a number without effect beside the others.
         dataclasses.replace(part, **{name: _near(value)})
     except ValidationError as error:
         return str(error.errors()[0]["msg"]).removeprefix("Value error, ")
@@ -182,6 +182,7 @@ def _is_number(value: Any) -> bool:
 
 
 def _near(value: Any) -> Any:
+    """Returns a slightly different number, to test whether the field accepts others."""
     if isinstance(value, tuple):
         return tuple(map(_near, value))
     return value * (1 - 2**-10)

@@ -1,13 +1,13 @@
-"""Whether the hardware of a model draws anything while it is trained."""
+"""Whether the hardware of a model draws any noise in training."""
 
 from hwtrain._plan.plan import Plan
 
 
 def quiet_training(plan: Plan) -> str | None:
-    """Returns a sentence if chips differ and training draws nothing; `None` if not.
+    """Returns a warning if chips differ but training draws nothing; else `None`.
 
-    Such a model is trained as a plain one, unless its objective draws. It is no error:
-    a model may be trained plain and evaluated on chips.
+    Such a model is trained as a plain one, unless its objective draws. This is no
+    error: a model may be trained without noise and evaluated on chips.
 
     >>> quiet_training(Plan(())) is None
     True

@@ -1,8 +1,8 @@
-"""One array of weights that lies on crossbars. Plain, static, hashable data.
+"""The plan of one array of weights on crossbars. Plain, static, hashable data.
 
-Noise per column, a maximum per layer of a stack, tiles, clipping and the export all
-must know the layer behind an array. They read it here; none guesses from names or
-ranks.
+Column noise, the maximum of each layer of a stack, tiling, clipping and the export all
+depend on the layer behind an array. They read it from here instead of guessing from
+names or ranks.
 """
 
 import dataclasses
@@ -25,10 +25,10 @@ from hwtrain.weights.clip import CLIP_BOUND
 from hwtrain.weights.mapping import MAPPING_SCALE
 
 FROZEN = ", frozen=True)"
-"""How the text of a rule ends that keeps its arrays as they are."""
+"""Ending of the text of a rule that freezes its arrays."""
 
 
-# From JSON: no field that is not there, and no text or truth value for a number.
+# For JSON input: no unknown fields, and no strings or booleans in place of numbers.
 _STRICT = {"strict": True, "extra": "forbid", "allow_inf_nan": False}
 
 
@@ -41,19 +41,19 @@ class AnalogWeight:
       kind: how its layer multiplies: `"dense"`, `"einsum"`, `"embed"`, `"lora"`,
         `"conv"`, `"conv_transpose"` or `"conv_local"`; or `"raw"` for an array that a
         rule names.
-      layer: name of the layer's class; empty for a raw array.
+      layer: class name of the layer; empty for a raw array.
       shape: shape of the stored array.
-      rows: axes of the stored array that are inputs.
-      columns: axes of the stored array that are outputs. The axes that are neither
-        lead, and count the layers of a stack.
+      rows: input axes of the stored array.
+      columns: output axes of the stored array. The remaining axes lead, and count the
+        layers of a stack.
       hardware: the chip it lies on.
-      rule: what decided so.
+      rule: the rule that put it there, as text.
       ranged: whether the layer clips its inputs to a learned range.
-      window: of a convolution, how its window moves over the input.
-      equation: of an einsum, its equation.
-      derived: why its layer multiplies by weights that are made of the stored ones,
-        such as `"a WeightNorm computes that from it at every call"`; `None` if it
-        multiplies by the stored ones.
+      window: for a convolution, how its window moves over the input.
+      equation: for an einsum, its equation.
+      derived: why its layer multiplies by weights computed from the stored ones, such
+        as `"a WeightNorm computes that from it at every call"`; `None` if it multiplies
+        by the stored ones.
     """
 
     __pydantic_config__ = _STRICT
@@ -95,7 +95,7 @@ class AnalogWeight:
             )
 
     def _check_own_leaves(self) -> None:
-        """Raises for leaves of users' parts that could not be told from others."""
+        """Raises for leaves of users' parts whose names are not unique."""
         taken = {leaf.name for leaf in BUILT_IN}
         for leaf in self.hardware.leaves(self):
             why = leaf.own_fault
@@ -131,7 +131,7 @@ class AnalogWeight:
 
     @property
     def nameless(self) -> "AnalogWeight":
-        """Without its names: equal for all arrays of one shape on one hardware."""
+        """Copy without names: equal for all arrays of one shape on one hardware."""
         return dataclasses.replace(self, path="", layer="", rule="", derived=None)
 
     @property
@@ -141,12 +141,12 @@ class AnalogWeight:
 
     @property
     def owner(self) -> str:
-        """What names the draws of its periphery: its layer, or itself if not alone."""
+        """Name of its periphery's draws: its layer's path, or its own if not alone."""
         return self.layer_path if self.alone else self.path
 
     @property
     def step_draws(self) -> tuple[str, ...]:
-        """The names under which its draws of a step take their keys."""
+        """The names from which its draws of a step derive their keys."""
         of_layer = ("periphery", "frozen_periphery")
         return (
             draw_name(self.path, "weight_noise"),
@@ -155,21 +155,21 @@ class AnalogWeight:
 
     @property
     def groups(self) -> int:
-        """Number of groups of channels, each with a matrix of its own."""
+        """Number of channel groups, each with its own matrix."""
         return self.window.groups if self.window is not None else 1
 
     @property
     def stack(self) -> tuple[int, ...]:
-        """Sizes of the leading axes of `to_matrix`: how many matrices there are.
+        """Sizes of the leading axes of `to_matrix`, which count the matrices.
 
-        The layers of a stack, the output positions of a convolution without shared
-        weights, and the groups of a convolution if it has several.
+        They are the layers of a stack, the output positions of a convolution without
+        shared weights, and the groups of a convolution if it has several.
         """
         return (*self._leading, self.groups) if self.groups > 1 else self._leading
 
     @property
     def parallel(self) -> tuple[int, ...]:
-        """The last sizes of `stack`: the matrices of one layer, if not just one."""
+        """The last sizes of `stack`: the matrices of one layer, if it has several."""
         count = int(self.groups > 1)
         if self.window is not None and self.window.local:
             count = len(self.window.sizes)
@@ -181,19 +181,19 @@ class AnalogWeight:
 
     @property
     def row_sizes(self) -> tuple[int, ...]:
-        """Rows of each row tile."""
+        """Number of rows of each row tile."""
         limit = self._mapping.max_input_size
         return tiling.split_sizes(self._size(self.rows), limit)
 
     @property
     def column_sizes(self) -> tuple[int, ...]:
-        """Columns of each column tile."""
+        """Number of columns of each column tile."""
         limit = self._mapping.max_output_size
         return tiling.split_sizes(self._size(self.columns) // self.groups, limit)
 
     @property
     def tiles(self) -> tuple[int, int]:
-        """Number of row tiles and of column tiles."""
+        """Number of row tiles and column tiles."""
         return len(self.row_sizes), len(self.column_sizes)
 
     @property
@@ -212,31 +212,31 @@ class AnalogWeight:
 
     @property
     def stored(self) -> str:
-        """Path of the array that the model stores: its own, unless it is effective."""
+        """Path of the array that the model stores, even if this one is effective."""
         return f"{self.layer_path}/{self.array}".removeprefix("/")
 
     @property
     def effective(self) -> "AnalogWeight":
-        """The plan of what its layer multiplies by, as `materialize` stores it."""
+        """The plan of the weights that its layer uses, as `materialize` stores them."""
         return dataclasses.replace(self, path=self.effective_path)
 
     @property
     def effective_path(self) -> str:
-        """Path of the leaf for what its layer multiplies by, if that is derived."""
+        """Path of the leaf for the weights that its layer uses, if they are derived."""
         return f"{self.layer_path}/{EFFECTIVE}{self.array}".removeprefix("/")
 
     @property
     def pending(self) -> bool:
-        """Whether what its layer multiplies by is not stored, and is to be derived."""
+        """Whether the weights that its layer uses are derived and not stored yet."""
         return bool(self.derived) and self.path == self.stored
 
     def leaf(self, leaf: LeafSpec | str) -> str:
-        """Returns the path of a leaf beside the array, given its spec or its name."""
+        """Returns the path of a leaf beside the array, from its spec or name."""
         name = self.leaf_name(leaf)
         return f"{self.layer_path}/{name}" if self.layer_path else name
 
     def leaf_name(self, leaf: LeafSpec | str) -> str:
-        """Returns how a leaf is called in the layer, such as `"lora_a_probe"`."""
+        """Returns the name of a leaf in the layer, such as `"lora_a_probe"`."""
         name = leaf if isinstance(leaf, str) else leaf.name
         return name if self.alone else f"{self.array}_{name}"
 
@@ -244,8 +244,8 @@ class AnalogWeight:
         """Returns the leaves that lie beside the array.
 
         Args:
-          when: in the parameters of the model, in those of a chip beside these, or for
-            a step beside either.
+          when: `"model"` for the parameters of the model, `"chip"` for those that a
+            chip adds, `"step"` for those that exist during a step.
         """
         every = (*BUILT_IN, *self.hardware.leaves(self))
         return tuple(x for x in every if when in x.when and x.there(self, when))
@@ -258,26 +258,26 @@ class AnalogWeight:
     def value_of(
         self, leaf: LeafSpec, leaves: Mapping[str, Any], prefix: str = ""
     ) -> Any:
-        """Returns a leaf of the model out of leaves by path; `None` without one.
+        """Returns the value of a leaf of the model; `None` if it is not there.
 
         Args:
           leaf: the leaf.
-          leaves: the leaves of the parameters.
-          prefix: what the plan's paths begin with and those of the leaves do not.
+          leaves: the leaves of the parameters, by path.
+          prefix: prefix of the plan's paths that the paths of `leaves` lack.
         """
         path = self.leaf(leaf).removeprefix(f"{prefix}/")
         return leaves[path] if path in leaves and leaf.there(self, "model") else None
 
     @property
     def alone(self) -> bool:
-        """Whether its leaves and draws go by its layer, and not by its own name."""
+        """Whether its leaves and draws are named after its layer, not after itself."""
         if self.kind == "raw":
             return self.array not in SHARED
         return self.array in OWNERS
 
     @property
     def frozen(self) -> bool:
-        """Whether its rule keeps the array, and its leaves, as they are."""
+        """Whether its rule keeps the array and its leaves from being trained."""
         return self.rule.endswith(FROZEN)
 
     @property
@@ -286,42 +286,42 @@ class AnalogWeight:
         return self.kind != "raw" and self.hardware.stores_scale
 
     def stored_scale(self, leaves: Mapping[str, Any], prefix: str = "") -> Any:
-        """Returns the mapping scale out of leaves by path; `None` if it is derived.
+        """Returns the stored mapping scale; `None` if it is derived.
 
         Args:
-          leaves: the leaves of the parameters.
-          prefix: what the plan's paths begin with and those of the leaves do not.
+          leaves: the leaves of the parameters, by path.
+          prefix: prefix of the plan's paths that the paths of `leaves` lack.
         """
         return self.value_of(MAPPING_SCALE, leaves, prefix)
 
     @property
     def leaf_shapes(self) -> dict[str, Shapes]:
-        """The leaves beside the array: by name, the shapes that each may have."""
+        """The possible shapes of each leaf beside the array, by name."""
         return {leaf.name: leaf.shapes_of(self) for leaf in self.leaves()}
 
     @property
     def beside(self) -> frozenset[str]:
-        """The names of all that its hardware ever puts beside the array.
+        """The names of all leaves that its hardware may ever put beside the array.
 
-        In the model's parameters, in those of a chip, or for a step.
+        Those in the model's parameters, in a chip's, and during a step.
         """
         every: tuple[When, ...] = ("model", "chip", "step")
         return frozenset(leaf.name for when in every for leaf in self.leaves(when))
 
     @property
     def owned(self) -> frozenset[str]:
-        """The paths of all that its hardware ever puts into the layer."""
+        """The paths of all leaves that its hardware may ever put into the layer."""
         paths = {self.leaf(name) for name in self.beside}
         return frozenset(paths | ({self.effective_path} if self.derived else set()))
 
     def stored_bound(self, leaves: Mapping[str, Any], prefix: str = "") -> Any:
-        """Returns the learned clip bound out of leaves by path; `None` without one."""
+        """Returns the learned clip bound; `None` if there is none."""
         return self.value_of(CLIP_BOUND, leaves, prefix)
 
     def to_matrix(self, array: jax.Array) -> jax.Array:
         """Returns the stored array as `[*stack, rows, columns]`.
 
-        Where the layer's mask leaves a weight out, there is none: it is zero.
+        Weights that the layer's mask leaves out are zero.
         """
         if self.window is not None and self.window.mask:
             seen = self.shape[-len(self.window.sizes) - 2 :]
@@ -343,7 +343,7 @@ class AnalogWeight:
         return jnp.transpose(array, self._inverse)
 
     def _unspread(self, array: jax.Array) -> jax.Array:
-        """Returns an array whose axes may be merged or split, on any mesh."""
+        """Returns an array whose axes can be merged or split on any mesh."""
         if len(self.rows) == len(self.columns) == self.groups == 1:
             return array
         for axis in range(len(self._leading), array.ndim):
@@ -377,7 +377,7 @@ class AnalogWeight:
         return jnp.transpose(rows.reshape(sizes), self._inverse)
 
     def of_columns(self, statistic: jax.Array) -> jax.Array:
-        """Returns a statistic of tiles as one of columns, `[..., columns or 1]`.
+        """Expands a statistic of tiles to columns, `[..., columns or 1]`.
 
         Args:
           statistic: `[*stack, row tiles, columns, column tiles or 1]`.
@@ -395,8 +395,8 @@ class AnalogWeight:
 
         Args:
           matrix: `[*stack, rows, columns]`.
-          bound: c, `[*stack, row tiles, columns]`, their learned clip bound, which is
-            their full scale then; `None` for the largest weights.
+          bound: c, `[*stack, row tiles, columns]`, the learned clip bound, used as the
+            full scale; `None` to use the largest weights.
 
         Returns:
           `[*stack, row tiles, columns or column tiles]`; 1 where all weights are zero.
@@ -418,7 +418,7 @@ class AnalogWeight:
         return jnp.where(w_max > 0, w_max / omega, 1).astype(jnp.float32)
 
     def initial_bound(self, matrix: jax.Array) -> jax.Array:
-        """Returns the learned clip bound of the beginning: the largest weights.
+        """Returns the initial value of the learned clip bound: the largest weights.
 
         Args:
           matrix: `[*stack, rows, columns]`, nominal weights.
@@ -431,18 +431,18 @@ class AnalogWeight:
 
     @property
     def unit_scale(self) -> jax.Array:
-        """The mapping scale of weights that are not scaled, `[*stack, *tiles]`."""
+        """The mapping scale of unscaled weights, `[*stack, *tiles]`."""
         return jnp.ones((*self.stack, *self.tiles), jnp.float32)
 
     def initial_scale(self, matrix: jax.Array) -> jax.Array:
-        """Returns the mapping scale that a stored leaf starts with.
+        """Returns the initial value of a stored mapping scale.
 
         Args:
           matrix: `[*stack, rows, columns]`, nominal weights.
 
         Returns:
-          The derived scale, or 1 without one: `[*stack, row tiles, columns]` if the
-          mapping or the remapping has a scale for each column, else
+          The derived scale, or 1 without scaling: `[*stack, row tiles, columns]` if the
+          mapping or the remapping has a scale per column, else
           `[*stack, row tiles, column tiles]`.
         """
         scale = self.derived_scale(matrix)
@@ -455,7 +455,7 @@ class AnalogWeight:
 
 
 def acts_in_product(weight: AnalogWeight) -> bool:
-    """Whether hardware does something at a product, and not to the array before."""
+    """Whether hardware acts in the product, and not only on the array before it."""
     chip = weight.hardware
     around = weight.ranged or chip.converts or chip.scales_outputs
     return around or chip.modifies_in_layer("train")

@@ -1,4 +1,4 @@
-"""Weights on a chip: keys, mismatch, programming, time, reads."""
+"""Chips: keys, mismatch, programming, drift over time, and reads."""
 
 from hwtrain.chips._mismatched import apply_mismatch as apply_mismatch
 from hwtrain.chips._mismatched import chip_key as chip_key

@@ -20,19 +20,19 @@ def clipped(
     bound: jax.Array | None,
     steps: float | None = None,
 ) -> jax.Array:
-    """Returns a kernel within its learned clip bound; as it is if it has none.
+    """Returns a kernel clipped to its learned bound; unchanged without a bound.
 
     Args:
       weight: the plan of the array.
       kernel: the stored array, nominal.
       bound: its learned clip bound, `[*stack, row tiles, columns]`.
-      steps: steps between -bound and bound that it is rounded to; `None` for none.
+      steps: number of steps between -bound and bound to round to; `None` for none.
     """
     return kernel if bound is None else within_bound(weight, kernel, bound, steps)
 
 
 def with_clipped(params: paths.Tree, plan: Plan) -> paths.Tree:
-    """Returns parameters whose kernels lie within their learned clip bounds.
+    """Returns parameters with kernels clipped to their learned bounds.
 
     Args:
       params: nominal parameters, nested mappings.
@@ -51,10 +51,10 @@ def with_clipped(params: paths.Tree, plan: Plan) -> paths.Tree:
 
 
 def with_open_bounds(params: paths.Tree, plan: Plan) -> paths.Tree:
-    """Returns a chip's parameters with learned clip bounds that clip none of them.
+    """Returns a chip's parameters with learned clip bounds that clip nothing.
 
-    A bound is that of nominal weights: what mismatch, programming or drift has made of
-    them is not clipped again.
+    A bound applies to nominal weights: weights changed by mismatch, programming or
+    drift are not clipped again.
 
     Args:
       params: parameters of a chip, nested mappings.

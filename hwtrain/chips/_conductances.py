@@ -1,7 +1,7 @@
-"""An analog weight as conductances, tile by tile, and back.
+"""Converts an analog weight to conductances, tile by tile, and back.
 
-Every tile of every layer of a stack is a crossbar with a scale of its own. The tiles
-are a batched axis, and what comes out has the matrix's shape again.
+Every tile of every layer of a stack is a crossbar with its own scale. The tiles are a
+batched axis of the conversion; its results have the matrix's shape again.
 """
 
 from collections.abc import Sequence
@@ -32,16 +32,16 @@ def converter_of(weight: AnalogWeight) -> Any:
 
 
 def targets(weight: AnalogWeight, w: jax.Array) -> tuple[list[jax.Array], Params]:
-    """Returns the conductances that nominal weights are programmed to.
+    """Returns the target conductances of nominal weights.
 
     Args:
       weight: the plan of the array.
       w: `[*stack, rows, columns]`, in units of the crossbar.
 
     Returns:
-      For each of the converter's `devices` its conductances `[*stack, rows, columns]`
-      in µS; and the parameters of the conversion, one of the converter's `scales`
-      each, `[*stack, row tiles, column tiles, 1, columns of a tile or 1]`.
+      The conductances of each of the converter's `devices`, `[*stack, rows, columns]`
+      in µS; and the parameters of the conversion, one for each of the converter's
+      `scales`, `[*stack, row tiles, column tiles, 1, columns of a tile or 1]`.
     """
     converter = converter_of(weight)
     tiles = cut(weight, w)
@@ -66,14 +66,14 @@ def targets(weight: AnalogWeight, w: jax.Array) -> tuple[list[jax.Array], Params
 
 
 def by_scale(weight: AnalogWeight, w: jax.Array, params: Params) -> list[jax.Array]:
-    """Returns the conductances of a chip's weights by the scale of the nominal ones.
+    """Converts a chip's weights by the scales of the nominal ones.
 
     They are not clipped: a device with mismatch may exceed g_max.
 
     Args:
       weight: the plan of the array.
       w: `[*stack, rows, columns]`, in units of the crossbar.
-      params: what `targets` returned for the nominal weights.
+      params: the parameters that `targets` returned for the nominal weights.
     """
     found = converter_of(weight).convert_by_scale(cut(weight, w), params)
     return [join(weight, g) for g in found]
@@ -82,12 +82,12 @@ def by_scale(weight: AnalogWeight, w: jax.Array, params: Params) -> list[jax.Arr
 def back_to_weights(
     weight: AnalogWeight, conductances: Sequence[jax.Array], params: Params
 ) -> jax.Array:
-    """Returns the weights that conductances stand for, in units of the crossbar.
+    """Converts conductances back to weights, in units of the crossbar.
 
     Args:
       weight: the plan of the array.
-      conductances: for each device `[*stack, rows, columns]`, in µS.
-      params: what `targets` returned for the nominal weights.
+      conductances: `[*stack, rows, columns]` for each device, in µS.
+      params: the parameters that `targets` returned for the nominal weights.
     """
     tiles = [cut(weight, g) for g in conductances]
     w = converter_of(weight).convert_back_to_weights(tiles, params)
@@ -95,10 +95,10 @@ def back_to_weights(
 
 
 def cut(weight: AnalogWeight, matrix: jax.Array) -> jax.Array:
-    """Cuts a matrix: `[*stack, row tiles, column tiles, rows, columns]`.
+    """Cuts a matrix into tiles: `[*stack, row tiles, column tiles, rows, columns]`.
 
-    A tile that is smaller than the largest repeats its last row and column, which
-    changes neither its largest nor its smallest weight.
+    A tile smaller than the largest one repeats its last row and column, which changes
+    neither its largest nor its smallest weight.
 
     Args:
       weight: the plan of the array.
@@ -112,7 +112,7 @@ def cut(weight: AnalogWeight, matrix: jax.Array) -> jax.Array:
 
 
 def join(weight: AnalogWeight, tiles: jax.Array) -> jax.Array:
-    """Undoes `cut`."""
+    """Inverse of `cut`."""
     if weight.tiles == (1, 1):
         return tiles[..., 0, 0, :, :]
     whole_rows = tiling.join(jnp.swapaxes(tiles, -3, -2), weight.column_sizes, -1)
@@ -120,7 +120,7 @@ def join(weight: AnalogWeight, tiles: jax.Array) -> jax.Array:
 
 
 def _indices(sizes: tuple[int, ...]) -> np.ndarray:
-    """Returns `[tiles, largest]`: where along an axis the elements of tiles lie."""
+    """Returns `[tiles, largest]`, the indices of each tile's elements on an axis."""
     ends = np.cumsum(sizes)[:, None]
     starts = ends - np.asarray(sizes)[:, None]
     return np.minimum(starts + np.arange(sizes[0]), ends - 1)

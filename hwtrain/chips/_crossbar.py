@@ -1,4 +1,4 @@
-"""The weights as a crossbar holds them: without their mapping scale."""
+"""The weights as a crossbar holds them: divided by their mapping scale."""
 
 import dataclasses
 import math
@@ -21,18 +21,18 @@ from hwtrain.weights.modifier import ON_LEVELS
 def on_crossbar(
     weight: AnalogWeight, kernel: jax.Array, scale: jax.Array | None
 ) -> tuple[jax.Array, jax.Array | float]:
-    r"""Returns the weights as the crossbar holds them, and what multiplies them.
+    r"""Returns the weights as the crossbar holds them, and their scale.
 
     .. math:: w = W / s
 
     Args:
       weight: the plan of the array.
       kernel: the stored array, nominal.
-      scale: the stored mapping scale, if the array has one; otherwise it is derived.
+      scale: the stored mapping scale, if there is one; otherwise it is derived.
 
     Returns:
-      `(w, s)`: an array like `kernel`, and a scale broadcastable against it, 1 where
-      there is none. No gradient passes through the scale.
+      `(w, s)`: an array like `kernel`, and a scale broadcastable against it; 1 without
+      scaling. No gradient passes through the scale.
     """
     if scale is None:
         scale = weight.derived_scale(weight.to_matrix(kernel))
@@ -58,9 +58,9 @@ def largest_weight(
     Args:
       weight: the plan of the array.
       kernel: an array like the stored one.
-      scale: `[*stack, row tiles, columns, column tiles or 1]`, what it is divided by;
-        `None` for 1.
-      per_column: for each column alone.
+      scale: `[*stack, row tiles, columns, column tiles or 1]`, the divisor s; `None`
+        for 1.
+      per_column: take the maximum of each column alone.
 
     Returns:
       An array broadcastable against the stored one.
@@ -91,11 +91,11 @@ def modified(
     Args:
       weight: the plan of the array.
       kernel: the stored array, nominal.
-      scale: the stored mapping scale, if the array has one; otherwise it is derived.
+      scale: the stored mapping scale, if there is one; otherwise it is derived.
       key: key of the draw; may be `None` if the modifier draws nothing.
       strength: factor on its noise, `[]` float32; `None` for 1.
-      bound: its learned clip bound, if it has one: levels of columns are spread to it.
-      leaves: what lies beside it, by name; those of a modifier of a user's among them.
+      bound: the learned clip bound, if there is one; levels per column span it.
+      leaves: the leaves beside the array by name, including those of a user's modifier.
     """
     modifier = weight.hardware.modifier
     if modifier is None:
@@ -116,19 +116,19 @@ def modified(
             per_column=modifier.per_column,
         )
     if modifier.unitless:
-        # Two passes over the weights less, and over their gradient.
+        # Saves two passes over the weights, and two over their gradient.
         w, s, w_max = kernel, 1.0, w_max * s
     changed = w if last is None else jnp.where(last, 0, w)
-    # One of a user sees the array as it is stored, however it is cut.
+    # A user's modifier sees the array as it is stored, whatever its tiling.
     if isinstance(modifier, WeightModifier):
         own = modifier_leaves(weight, leaves)
         changed = modifier(key, changed, w_max, strength, own)
     elif not _cut_by_layer(weight):
         changed = modifier(key, changed, w_max, strength)
     else:
-        # The order stays the same, and so do the numbers by which elements are drawn.
-        # But the kernel that draws writes the tiles that the layer multiplies by, and
-        # finds what belongs to them without a division.
+        # Cutting keeps the order of elements, and so their random numbers. But the
+        # kernel that draws then writes the tiles that the layer multiplies by, and
+        # needs no division to find the tile of an element.
         changed = _cut(weight, changed)
         changed = modifier(key, changed, _cut(weight, w_max), strength)
         changed = tiling.join(changed, weight.column_sizes, axis=-1)
@@ -144,10 +144,10 @@ def modifier_leaves(
 
     Args:
       weight: the plan of the array.
-      leaves: what lies beside it, by name.
+      leaves: the leaves beside the array, by name.
 
     Raises:
-      ValueError: for one that is neither of tiles nor of columns.
+      ValueError: for a leaf with a shape neither of tiles nor of columns.
     """
     modifier: Any = weight.hardware.modifier
     own = {}
@@ -173,16 +173,16 @@ def written(
     scale: jax.Array | None,
     bound: jax.Array | None = None,
 ) -> jax.Array:
-    """Returns the kernel that is written to a chip.
+    """Returns the kernel as it is written to a chip.
 
-    It lies within its learned clip bound, and on the levels of a modifier that acts on
-    chips too: rounding comes before what the chip does to it.
+    It is clipped to its learned bound, and rounded to the levels of a modifier that
+    acts on chips too: rounding precedes the effects of the chip.
 
     Args:
       weight: the plan of the array.
       kernel: the stored array, nominal.
-      scale: the stored mapping scale, if the array has one; otherwise it is derived.
-      bound: its learned clip bound, if it has one.
+      scale: the stored mapping scale, if there is one; otherwise it is derived.
+      bound: the learned clip bound, if there is one.
     """
     chip = weight.hardware
     modifier = chip.modifier
@@ -196,8 +196,8 @@ def written(
 def with_written(params: paths.Tree, plan: Plan) -> paths.Tree:
     """Returns nominal parameters as they are written to a chip; see `written`.
 
-    Weights that say by their leaf `on_levels` that they were rounded, as those of a
-    measured chip, are not rounded again.
+    Weights with a leaf `on_levels`, such as those of a measured chip, have been rounded
+    before and are not rounded again.
 
     Args:
       params: nominal parameters, nested mappings.
@@ -223,7 +223,7 @@ def with_written(params: paths.Tree, plan: Plan) -> paths.Tree:
 
 
 def _cut_by_layer(weight: AnalogWeight) -> bool:
-    """Returns whether the layer cuts the stored array into tiles of one size."""
+    """Whether the layer cuts the stored array into tiles of one size."""
     chip, sizes = weight.hardware, (weight.row_sizes, weight.column_sizes)
     cuts = (chip.converts or chip.ranged) and weight.tiles != (1, 1)
     plain = weight.shape == (*weight.stack, *map(sum, sizes))
@@ -231,7 +231,7 @@ def _cut_by_layer(weight: AnalogWeight) -> bool:
 
 
 def _cut(weight: AnalogWeight, array: jax.Array) -> jax.Array:
-    """Returns `[*stack, row tiles, rows, column tiles, columns]`, or ones of them.
+    """Cuts into `[*stack, row tiles, rows, column tiles, columns]`; sizes of 1 stay.
 
     Args:
       weight: the plan of the array.
@@ -246,7 +246,7 @@ def _cut(weight: AnalogWeight, array: jax.Array) -> jax.Array:
 
 
 def last_row(weight: AnalogWeight) -> jax.Array:
-    """Returns where the stored array has the weights of its last input."""
+    """Returns a mask of the weights of the last input in the stored array."""
     rows, columns = sum(weight.row_sizes), sum(weight.column_sizes)
     last = np.arange(rows)[:, None] == rows - 1
     return weight.from_matrix(jnp.broadcast_to(last, (*weight.stack, rows, columns)))

@@ -1,4 +1,4 @@
-"""What is frozen in a chip, over a tree of parameters: its key and its mismatch."""
+"""Frozen properties of a chip, over a tree of parameters: its key and mismatch."""
 
 import math
 
@@ -17,13 +17,13 @@ from hwtrain.weights.mapping import MAPPING_SCALE
 
 
 def chip_key(chip_seed: jax.typing.ArrayLike) -> jax.Array:
-    """Returns the key of a chip: everything frozen is drawn from it.
+    """Returns the key of a chip, from which everything frozen is drawn.
 
     Args:
       chip_seed: the chip's number, from 0 to 2^32 - 1. May be traced.
 
     Raises:
-      ValueError: for a number outside: JAX would take it modulo 2^32.
+      ValueError: for a number out of range, which JAX would take modulo 2^32.
     """
     if isinstance(chip_seed, int) and not 0 <= chip_seed < 2**32:
         raise ValueError(f"a chip's seed must be in [0, 2^32); got {chip_seed}")
@@ -31,7 +31,7 @@ def chip_key(chip_seed: jax.typing.ArrayLike) -> jax.Array:
 
 
 def frozen_keys(weight: AnalogWeight, key: jax.Array) -> jax.Array:
-    """Returns the key data of what is frozen in a layer's periphery.
+    """Returns the key data for the frozen properties of a layer's periphery.
 
     Args:
       weight: the plan of the layer's array.
@@ -44,9 +44,9 @@ def frozen_keys(weight: AnalogWeight, key: jax.Array) -> jax.Array:
 
 
 def frozen_periphery(weight: AnalogWeight, key: jax.Array) -> jax.Array:
-    """As `frozen_keys`, for the key of the draw itself: no name is needed."""
+    """As `frozen_keys`, from the key of the draw itself, independent of names."""
     keys = fold_in(key, jnp.arange(math.prod(weight.stack)))
-    # The words of the other generators are threefry keys, one after the other.
+    # The key data of the other generators consist of threefry keys, one after another.
     data = jax.random.key_data(keys)[..., :2]
     return data.reshape(*weight.stack, 2)
 
@@ -54,16 +54,16 @@ def frozen_periphery(weight: AnalogWeight, key: jax.Array) -> jax.Array:
 def with_chip_leaves(
     params: paths.Tree, plan: Plan, nominal: paths.Tree, key: jax.Array
 ) -> paths.Tree:
-    """Returns a chip's parameters with what belongs to the chip beside its weights.
+    """Adds the leaves to a chip's parameters that only a chip has.
 
-    The mapping scales of the nominal weights, which the periphery around the tiles is
-    made for: derived from the chip's own, they would follow its mismatch and drift. The
-    key of what is frozen in the periphery. And of weights that were rounded to levels
-    when they were written, that they were. Where a chip has none of these and differs
-    from others, `of_chip`, which says only that. Leaves that are there stay.
+    These are the mapping scales of the nominal weights, for which the periphery is
+    made: derived from the chip's own weights, they would follow its mismatch and drift.
+    Then the key of the frozen properties of the periphery, and a mark of weights that
+    were rounded to levels when written. A chip with none of these that differs from
+    others gets `of_chip`, which only marks it as one. Existing leaves are kept.
 
     Args:
-      params: parameters as the chip has them, nested mappings.
+      params: the chip's parameters, nested mappings.
       plan: the plan; paths in the parameters are with or without its prefix.
       nominal: its nominal parameters, with the same paths.
       key: `chip_key(chip_seed)`.
@@ -88,10 +88,10 @@ def with_chip_leaves(
 
 
 def apply_mismatch(params: paths.Tree, plan: Plan, key: jax.Array) -> paths.Tree:
-    """Returns the parameters as one chip has them: with its frozen mismatch.
+    """Returns the parameters of one chip: with its frozen mismatch.
 
     A pure function of the chip's key, each parameter's path and each element. The
-    nominal parameters are not changed; what has no mismatch comes back as it is.
+    nominal parameters are not changed; parameters without mismatch are returned as is.
 
     Args:
       params: nominal parameters.
@@ -99,11 +99,11 @@ def apply_mismatch(params: paths.Tree, plan: Plan, key: jax.Array) -> paths.Tree
       key: `chip_key(chip_seed)`.
 
     Returns:
-      A tree like `params`. Beside the weights of a layer with a periphery, it holds
-      what is the chip's too: a `mapping_scale` that is derived from the nominal
-      weights, and a `chip_key`, from which a layer in `chip_mode` draws what is frozen
-      in its periphery. `on_levels` says of weights that they were rounded before, and
-      `of_chip`, where there is no other, that they are a chip's.
+      A tree like `params`. Beside the weights of a layer with a periphery it holds the
+      chip's own leaves: a `mapping_scale` derived from the nominal weights, and a
+      `chip_key`, from which a layer in `chip_mode` draws the frozen properties of its
+      periphery. `on_levels` marks weights that were rounded before, and `of_chip`, if
+      there is no other leaf, marks the weights as a chip's.
 
     Raises:
       ValueError: if the parameters lack a weight of the plan, or are a chip's already.
@@ -135,14 +135,14 @@ def mismatched(
     key: jax.Array,
     written: jax.Array,
 ) -> jax.Array:
-    """Returns one array as a chip has it; as it was written, if it has no mismatch.
+    """Returns one array with a chip's mismatch; `written` itself without mismatch.
 
     Args:
       weight: the plan of the array.
       kernel: the stored array, nominal, in float32.
-      scale: the stored mapping scale, if the array has one.
+      scale: the stored mapping scale, if there is one.
       key: `chip_key(chip_seed)`.
-      written: the array that is written to the chip, in float32.
+      written: the array as it is written to the chip, in float32.
     """
     key = draw_key(key, weight.path, "mismatch")
     return deviated(weight, kernel, scale, key, written)
@@ -155,14 +155,14 @@ def deviated(
     key: jax.Array,
     written: jax.Array,
 ) -> jax.Array:
-    """As `mismatched`, for the key of the draw itself: no name of the array is needed.
+    """As `mismatched`, from the key of the draw itself, independent of names.
 
     Args:
       weight: the plan of the array.
       kernel: the stored array, nominal, in float32.
-      scale: the stored mapping scale, if the array has one.
+      scale: the stored mapping scale, if there is one.
       key: the key of this array's mismatch.
-      written: the array that is written to the chip, in float32.
+      written: the array as it is written to the chip, in float32.
     """
     mismatch = weight.hardware.mismatch
     if mismatch is None:

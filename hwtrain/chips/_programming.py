@@ -1,8 +1,8 @@
-"""A chip after programming: its conductances, and its parameters at any time.
+"""A programmed chip: its conductances, and its parameters at any time.
 
-Train, program, drift, compensate: what training gives is nominal. A chip gets the
-conductances of it, with the noise of programming; they drift with time, and a digital
-factor for each tile undoes the mean of the drift.
+Train, program, drift, compensate: training yields nominal weights. A chip receives
+their conductances with programming noise; these drift with time, and a digital factor
+for each tile undoes the mean drift.
 """
 
 import dataclasses
@@ -33,13 +33,13 @@ from hwtrain.periphery.mvm import tile_responses
 from hwtrain.weights.mapping import MAPPING_SCALE
 
 Keys = dict[str, Any]
-"""The keys of a weight's draws by effect: one, or one for each device. Only they depend
-on its name, so that weights of one shape share a compilation."""
+"""The keys of a weight's draws by effect: one, or one per device. Only the keys depend
+on the weight's name, so that weights of one shape share a compilation."""
 
 
 PROGRAMMED = ("g_prog", "nu", "xi", "stuck")
-"""What programming gives a device, of which a hardware has some: fields of
-`Programmed` beside its target."""
+"""Fields of `Programmed`, beside the target, that programming may set; which ones
+depends on the hardware."""
 
 
 @jax.tree_util.register_dataclass
@@ -48,14 +48,14 @@ class ProgrammedWeight:
     """The crossbars of one weight after programming.
 
     Attributes:
-      devices: for each of the converter's devices, everything about it that is random;
-        arrays of the stored shape, in µS.
+      devices: all random quantities of each of the converter's devices; arrays of the
+        stored shape, in µS.
       params: the parameters of the nominal weights' conversion; see
         `conductances.targets`. Programming does not change them.
       scale: the mapping scale, broadcastable against the stored array.
-      target: `[*stack, rows, columns]`, the weights that were written, without the
-        chip's mismatch, in units of the crossbar.
-      keys: of what is frozen in the chip; see `keys_of_chip`.
+      target: `[*stack, rows, columns]`, the weights to be written, without the chip's
+        mismatch, in units of the crossbar.
+      keys: keys of the frozen draws; see `keys_of_chip`.
     """
 
     devices: tuple[Programmed, ...]
@@ -68,13 +68,13 @@ class ProgrammedWeight:
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ProgrammedChip:
-    """A chip after programming; `at` gives its parameters at a time.
+    """A programmed chip; `at` returns its parameters at a given time.
 
     Attributes:
       params: parameters with the chip's mismatch; the nominal ones are not changed.
-      weights: by path, the weights whose hardware has a noise model or stuck devices.
+      weights: the weights whose hardware has a noise model or stuck devices, by path.
       plan: the plan of the model.
-      constants: by path of a weight, traced constants of its hardware.
+      constants: traced constants of the hardware, by path of the weight.
     """
 
     params: Any
@@ -85,19 +85,19 @@ class ProgrammedChip:
     )
 
     def at(self, t_s: ArrayLike, key: jax.Array | None = None) -> Any:
-        r"""Returns the parameters as the chip has them at a time.
+        r"""Returns the chip's parameters at a given time.
 
         .. math:: W(t) = s\,\alpha(t)\,w\big(g(t)\big)
 
-        with :math:`w(g)` the converter's weights of conductances by the scale of their
-        targets, :math:`s` the mapping scale, and :math:`\alpha` the factor of the drift
-        compensation, from the same read. It is digital, behind the ADC: a
-        `mapping_scale` beside the weights is :math:`s\,\alpha(t)`, so that the
-        crossbar holds :math:`w(g(t))`.
+        with :math:`w(g)` the weights that the converter recovers from the conductances
+        by the scale of their targets, :math:`s` the mapping scale, and :math:`\alpha`
+        the factor of the drift compensation, measured in the same read. The factor is
+        digital, behind the ADC: a `mapping_scale` beside the weights becomes
+        :math:`s\,\alpha(t)`, so that the crossbar holds :math:`w(g(t))`.
 
         Args:
           t_s: time since programming, in seconds; zero is just after. May be traced.
-          key: key of the read noise, another one for each read; `None` reads without
+          key: key of the read noise, a new one for each read; `None` reads without
             noise.
 
         Returns:
@@ -121,14 +121,14 @@ class ProgrammedChip:
 
 
 def program_chip(params: Any, plan: Plan, key: jax.Array) -> ProgrammedChip:
-    r"""Programs a chip with a model.
+    r"""Programs a model onto a chip.
 
     .. math:: W \to W_\text{chip} \to w = W_\text{chip} / s \to g(w)
         \to g_\text{prog}, \nu
 
-    nominal, with mismatch, on the crossbar, as target conductances, and programmed. A
-    pure function of the chip's key, each parameter's path, device and element;
-    vectorise it over chips with `jax.vmap`.
+    from nominal weights to those with mismatch, on the crossbar, as target conductances
+    and as programmed ones. A pure function of the chip's key, each parameter's path,
+    device and element; vectorise it over chips with `jax.vmap`.
 
     >>> import hwtrain
     >>> from flax import linen as nn
@@ -143,13 +143,12 @@ def program_chip(params: Any, plan: Plan, key: jax.Array) -> ProgrammedChip:
 
     Args:
       params: nominal parameters.
-      plan: the plan; weights without a noise model and without stuck devices get their
-        mismatch only.
+      plan: the plan; weights without a noise model and without stuck devices get only
+        their mismatch.
       key: `chip_key(chip_seed)`.
 
     Raises:
-      ValueError: if a weight of the plan is not among the parameters, or they are a
-        chip's already.
+      ValueError: if the parameters lack a weight of the plan, or are a chip's already.
 
     References:
       Joshi et al., Accurate deep neural network inference using computational
@@ -179,7 +178,7 @@ def program_chip(params: Any, plan: Plan, key: jax.Array) -> ProgrammedChip:
 
 
 def keys_of_chip(weight: AnalogWeight, key: jax.Array) -> Keys:
-    """Returns the keys of all that is frozen in the crossbars of one weight.
+    """Returns the keys of all frozen draws for the crossbars of one weight.
 
     Args:
       weight: the plan of the array; its hardware has a converter.
@@ -195,7 +194,7 @@ def keys_of_chip(weight: AnalogWeight, key: jax.Array) -> Keys:
 
 
 def keys_of_read(weight: AnalogWeight, key: jax.Array) -> Keys:
-    """Returns the keys of all that one read of a weight's crossbars draws.
+    """Returns the keys of all draws in one read of a weight's crossbars.
 
     Args:
       weight: the plan of the array; its hardware has a converter.
@@ -226,9 +225,9 @@ def program_weight(
     Args:
       weight: the plan of the array; its hardware has a converter.
       kernel: the stored array, nominal.
-      scale: its stored mapping scale, if it has one.
-      keys: what `keys_of_chip` returned.
-      bound: its learned clip bound, if it has one.
+      scale: the stored mapping scale, if there is one.
+      keys: the keys that `keys_of_chip` returned.
+      bound: the learned clip bound, if there is one.
     """
     # In float32 whatever the model's dtype, as in an export.
     kernel = jnp.asarray(kernel, jnp.float32)
@@ -265,14 +264,14 @@ def weight_at(
     keys: Keys | None,
     leaves: Mapping[str, jax.Array] = {},  # noqa: B006 it is only read
 ) -> tuple[jax.Array, jax.Array | None]:
-    """Returns one array as a chip has it, and what compensates the drift in it.
+    """Returns one array of a chip at a given time, and its drift compensation.
 
     Args:
       weight: the plan of the array.
       programmed: its crossbars.
       t_s: time since programming, in seconds.
-      keys: what `keys_of_read` returned; `None` for a read without noise.
-      leaves: what `own_values` returned.
+      keys: the keys that `keys_of_read` returned; `None` for a read without noise.
+      leaves: the leaves that `own_values` returned.
 
     Returns:
       The stored array, float32, times the factors of the compensation; and the factors,
@@ -297,7 +296,7 @@ def weight_at(
         _exact_responses(weight, programmed.target),
     )
     factor = compensation.factor(baseline, respond(w, now))
-    if factor.ndim > w.ndim:  # of each column of a tile, the last padded
+    if factor.ndim > w.ndim:  # one factor per column, padded to the largest tile
         factor = tiling.join(factor, weight.column_sizes, axis=-1)
     of_rows = tiling.expand_rows(weight.of_columns(factor), weight.row_sizes)
     return weight.from_matrix(w * of_rows) * programmed.scale, factor
@@ -306,14 +305,14 @@ def weight_at(
 def compensated(
     params: paths.Tree, plan: Plan, factors: Mapping[str, jax.Array | None]
 ) -> paths.Tree:
-    r"""Returns a chip's parameters with the factors of compensations in their scales.
+    r"""Multiplies a chip's mapping scales by the factors of the drift compensation.
 
     .. math:: s \to s\,\alpha
 
     Args:
       params: the chip's parameters.
       plan: the plan.
-      factors: by path of a weight, what `weight_at` returned.
+      factors: the factors that `weight_at` returned, by path of the weight.
     """
     scaled = {plan[p].leaf(MAPPING_SCALE): (plan[p], f) for p, f in factors.items()}
 
@@ -330,7 +329,7 @@ def compensated(
 
 @functools.lru_cache(maxsize=64)
 def programmed_fields(hardware: Hardware) -> tuple[str, ...]:
-    """Returns those of `PROGRAMMED` that devices of a hardware have.
+    """Returns those of `PROGRAMMED` that are set for devices of a hardware.
 
     >>> from hwtrain import presets
     >>> programmed_fields(presets.pcm()), programmed_fields(Hardware())
@@ -349,7 +348,7 @@ def programmed_fields(hardware: Hardware) -> tuple[str, ...]:
 def _program_device(
     weight: AnalogWeight, g_target: jax.Array, keys: Keys, part: int
 ) -> Programmed:
-    """Programs one device of every weight: `part` is its number in the converter."""
+    """Programs device number `part` of the converter, for every weight."""
     model, stuck = weight.hardware.noise_model, weight.hardware.stuck
     device = Programmed(g_target=g_target, g_prog=g_target)
     if model is not None:
@@ -367,7 +366,7 @@ def _read_device(
     t_s: ArrayLike,
     key: jax.Array | None,
 ) -> jax.Array:
-    """Returns what a read of one device of every weight sees, in µS."""
+    """Returns one device of every weight as read, in µS."""
     model = weight.hardware.noise_model
     if model is None:
         return device.g_prog
@@ -398,7 +397,7 @@ def _responses(
     frozen: jax.Array,
     leaves: Mapping[str, jax.Array],
 ) -> jax.Array:
-    """Returns what each tile answers to one row driven by 1 after the other.
+    """Returns the responses of each tile to its rows driven by 1, one at a time.
 
     Padding adds zeros to the response now and to the baseline alike, so that their
     ratio is that of the tile.
@@ -406,8 +405,8 @@ def _responses(
     Args:
       weight: the plan of the array.
       w: `[*stack, rows, columns]`, in units of the crossbar.
-      key: key of this read of the periphery; `None` for one without noise.
-      frozen: key of what is frozen in it.
+      key: key of this read of the periphery; `None` for a read without noise.
+      frozen: key of the frozen properties of the periphery.
       leaves: the leaves of users' stages by name, `[*stack, ...]`.
 
     Returns:
@@ -436,7 +435,7 @@ def _responses(
 
 
 def _exact_responses(weight: AnalogWeight, w: jax.Array) -> jax.Array:
-    """Returns the weights of each tile: what it answers without a periphery."""
+    """Returns the responses of each tile without a periphery: its weights."""
     columns = tiling.cut(w, weight.column_sizes, -1)
     tiles = tiling.cut(columns, weight.row_sizes, -3)
     return jnp.swapaxes(tiles, -3, -2)

@@ -1,4 +1,4 @@
-"""Devices: what programming, time and reads do to conductances, and converters."""
+"""Devices: noise models, conductance converters, drift compensation, stuck devices."""
 
 from hwtrain.devices.bases import ConductanceConverter as ConductanceConverter
 from hwtrain.devices.bases import DriftCompensation as DriftCompensation

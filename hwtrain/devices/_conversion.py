@@ -1,4 +1,4 @@
-"""How weights become conductances and back, and what converters check."""
+"""Conversion of weights to conductances and back, and the checks of converters."""
 
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
@@ -17,7 +17,7 @@ _W_MAX_FLOOR = 1e-7
 def scale_ratio(
     weights: jax.Array, g_range: float, *, per_column: bool = False
 ) -> jax.Array:
-    r"""Returns the conductance of a unit weight.
+    r"""Returns the conductance per unit of weight.
 
     .. math:: k = \frac{g_\text{max} - g_\text{min}}{\max |w|}
 
@@ -27,11 +27,11 @@ def scale_ratio(
     Args:
       weights: `[..., columns]`.
       g_range: g_max - g_min, in µS.
-      per_column: a scale for each column instead of one for the tensor.
+      per_column: use a scale per column instead of one for the tensor.
 
     Returns:
-      In µS per unit of weight: `[]`, or `[1, ..., columns]` for each column. Of a
-      tensor of zeros, the range divided by 1e-7.
+      In µS per unit of weight: `[]`, or `[1, ..., columns]` per column. For a tensor of
+      zeros, the range divided by 1e-7.
     """
     axes = tuple(range(weights.ndim - 1)) if per_column else None
     w_max = jnp.max(jnp.abs(weights), axis=axes, keepdims=per_column)
@@ -41,7 +41,7 @@ def scale_ratio(
 def to_pair(
     weights: jax.Array, scale: ArrayLike, *, g_min: float = 0.0
 ) -> tuple[jax.Array, jax.Array]:
-    r"""Returns a weight as the difference of two conductances.
+    r"""Converts weights to pairs of conductances, whose differences represent them.
 
     .. math:: g^\pm = g_\text{min} + \max(\pm k w, 0)
 
@@ -62,7 +62,7 @@ def to_pair(
 
 
 def from_pair(g_pos: jax.Array, g_neg: jax.Array, scale: ArrayLike) -> jax.Array:
-    r"""Returns the weights of conductance pairs.
+    r"""Converts conductance pairs to weights.
 
     .. math:: w = (g^+ - g^-) / k
 
@@ -85,13 +85,13 @@ def to_pairs(
     g_min: float,
     g_max: float,
 ) -> list[jax.Array]:
-    r"""Returns a weight as a sum of weighted conductance differences.
+    r"""Converts weights to sums of weighted conductance differences.
 
     .. math:: g_i^\pm = \mathrm{clip}\Big(\frac{\max(\pm k w, 0) - b_i}{f_i}
         + g_\text{min},\ g_\text{min},\ g_\text{max}\Big), \qquad
         b_i = \sum_{j<i} f_j (g_\text{max} - g_\text{min})
 
-    One pair is filled after the other, in the order of the factors.
+    The pairs are filled one after the other, in the order of the factors.
 
     >>> pairs = to_pairs(jnp.array([0.7, -0.25]), 100.0, (1, 3), g_min=0.0, g_max=25.0)
     >>> print(*pairs)
@@ -100,12 +100,12 @@ def to_pairs(
     Args:
       weights: weights of any shape.
       scale: k, in µS per unit of weight, broadcastable against the weights.
-      factors: what the difference of each pair is multiplied by, positive.
+      factors: factor on the difference of each pair, positive.
       g_min: conductance of a device that is off, in µS.
       g_max: the largest conductance, in µS.
 
     Returns:
-      `[g_pos, g_neg]` of the first pair, then of the next; in µS.
+      `[g_pos, g_neg]` of the first pair, then of the next, in µS.
     """
     g = weights * scale
     conductances, filled = [], 0.0
@@ -120,7 +120,7 @@ def to_pairs(
 def beyond(
     conductances: Sequence[jax.Array], excess: jax.Array, factors: Sequence[float]
 ) -> list[jax.Array]:
-    r"""Returns conductances raised for weights beyond the largest of their scale.
+    r"""Raises the conductances of weights beyond the largest one of their scale.
 
     .. math:: g_i^\pm \leftarrow g_i^\pm + \max(\pm e, 0) / \sum_j f_j
 
@@ -131,9 +131,9 @@ def beyond(
     [30.] [0.]
 
     Args:
-      conductances: `[g_pos, g_neg]` of the first pair, then of the next; in µS.
-      excess: e, in µS, signed; zero for a weight inside the scale.
-      factors: what the difference of each pair is multiplied by, positive.
+      conductances: `[g_pos, g_neg]` of the first pair, then of the next, in µS.
+      excess: e, in µS, signed; zero for a weight within the scale.
+      factors: factor on the difference of each pair, positive.
     """
     share = excess / sum(factors)
     signs = (1, -1) * len(factors)
@@ -143,7 +143,7 @@ def beyond(
 def from_pairs(
     conductances: Sequence[jax.Array], scale: ArrayLike, factors: Sequence[float]
 ) -> jax.Array:
-    r"""Returns the weights of several conductance pairs.
+    r"""Converts several conductance pairs to weights.
 
     .. math:: w = \frac{1}{k} \sum_i f_i (g_i^+ - g_i^-)
 
@@ -152,9 +152,9 @@ def from_pairs(
     [0.4]
 
     Args:
-      conductances: `[g_pos, g_neg]` of the first pair, then of the next; in µS.
+      conductances: `[g_pos, g_neg]` of the first pair, then of the next, in µS.
       scale: k, in µS per unit of weight, broadcastable against the conductances.
-      factors: what the difference of each pair is multiplied by.
+      factors: factor on the difference of each pair.
     """
     total = jnp.zeros_like(conductances[0])
     for factor, g_pos, g_neg in zip(factors, conductances[::2], conductances[1::2]):
@@ -165,7 +165,7 @@ def from_pairs(
 def to_device(
     weights: jax.Array, *, g_min: float, g_max: float, per_column: bool = False
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
-    r"""Returns weights as one conductance each, spread over the whole range.
+    r"""Converts weights to single conductances that use the whole range.
 
     .. math:: g = k (w - \min w) + g_\text{min}, \qquad
         k = \frac{g_\text{max} - g_\text{min}}{\max w - \min w}
@@ -178,13 +178,13 @@ def to_device(
       weights: `[..., columns]`.
       g_min: the smallest conductance, in µS.
       g_max: the largest conductance, in µS.
-      per_column: a scale for each column instead of one for the tensor.
+      per_column: use a scale per column instead of one for the tensor.
 
     Returns:
       `(g, k, min w)`: conductances in µS, and for each tensor (`[]`) or column
       (`[1, ..., columns]`) the scale in µS per unit of weight and the smallest weight.
-      Weights that are all equal have no range; they are g_min, and their scale is that
-      of the largest absolute weight.
+      Weights that are all equal have no range: they become g_min, and their scale is
+      that of the largest absolute weight.
     """
     axes = tuple(range(weights.ndim - 1)) if per_column else None
     low = jnp.min(weights, axis=axes, keepdims=per_column)
@@ -197,7 +197,7 @@ def to_device(
 def to_device_by_scale(
     weights: jax.Array, scale: ArrayLike, w_min: ArrayLike, *, g_min: float
 ) -> jax.Array:
-    r"""Returns weights as one conductance each, by a scale that is given.
+    r"""Converts weights to single conductances by a given scale.
 
     .. math:: g = \max(k (w - \min w) + g_\text{min},\ 0)
 
@@ -205,10 +205,10 @@ def to_device_by_scale(
     [ 0. 30.]
 
     Args:
-      weights: weights of any shape; they may exceed those that the scale belongs to.
+      weights: weights of any shape; they may exceed the range of the scale.
       scale: k, in µS per unit of weight, broadcastable against the weights.
       w_min: the weight at g_min.
-      g_min: its conductance, in µS.
+      g_min: the conductance of `w_min`, in µS.
     """
     return jnp.maximum((weights - w_min) * scale + g_min, 0)
 
@@ -216,7 +216,7 @@ def to_device_by_scale(
 def from_device(
     g: jax.Array, scale: ArrayLike, w_min: ArrayLike, *, g_min: float
 ) -> jax.Array:
-    r"""Returns the weights of single conductances.
+    r"""Converts single conductances to weights.
 
     .. math:: w = \min w + (g - g_\text{min}) / k
 
@@ -235,10 +235,10 @@ def from_device(
 def to_curves(
     weights: jax.Array, w_max: ArrayLike, curves: Sequence[Sequence[float]]
 ) -> list[jax.Array]:
-    r"""Returns conductances that are given as curves over the weight.
+    r"""Converts weights to conductances that are given as curves over the weight.
 
-    A curve has its points at :math:`-A, \dots, A`, evenly spaced, and is linear
-    between them.
+    The points of a curve are evenly spaced between :math:`-A` and :math:`A`; the curve
+    is linear between them.
 
     >>> print(*to_curves(jnp.array([0.5, -1.0]), 1.0, [(0.0, 0.0, 25.0)]))
     [12.5  0. ]
@@ -246,10 +246,10 @@ def to_curves(
     Args:
       weights: weights of any shape.
       w_max: A, the largest absolute weight, broadcastable against the weights.
-      curves: for every device, its conductances at the points, in µS.
+      curves: the conductances of each device at the points, in µS.
 
     Returns:
-      For every curve the conductances, in µS, of the shape of the weights. A weight
+      The conductances of each curve, in µS, of the shape of the weights. A weight
       beyond A gets the conductance of A.
     """
     w_max = jnp.maximum(jnp.asarray(w_max), _W_MAX_FLOOR)
@@ -260,11 +260,11 @@ def to_curves(
 
 
 Params = dict[str, Any]
-"""What a conversion to conductances returns beside them."""
+"""Parameters of a conversion to conductances, returned beside them."""
 
 
 class DescribedConverter(Described):
-    """What `inspect` says of a converter: its type, and its conductances."""
+    """Base of converters that `inspect` describes by type and range."""
 
     if TYPE_CHECKING:
         type: Any
@@ -276,13 +276,13 @@ class DescribedConverter(Described):
         return self.type
 
     def describe_in(self, ctx: Any) -> Mapping[str, str]:
-        """Returns its cell: itself, and its conductances."""
+        """Returns its table cell: its description, and its range of conductances."""
         span = f"{self.g_min:g} to {self.g_max:g} µS"
         return {ctx.column: f"{self.describe()}, {span}"}
 
 
 def check_range(g_min: float, g_max: float) -> None:
-    """Raises `ValueError` unless the range of conductances, in µS, is one."""
+    """Raises `ValueError` unless the range of conductances, in µS, is not empty."""
     if g_min >= g_max:
         raise ValueError(
             f"g_min must be below g_max, got g_min={g_min} µS and g_max={g_max} µS"
@@ -300,7 +300,7 @@ def pair_names(pairs: int) -> tuple[str, ...]:
 
 def require_finite(weights: jax.Array) -> jax.Array:
     """Returns the weights in float32; raises `ValueError` if some are not finite."""
-    # A traced array has no values to look at; there they propagate.
+    # A traced array cannot be checked; there, NaN and infinity propagate.
     weights = jnp.asarray(weights, jnp.float32)
     if not isinstance(weights, Tracer):
         count = int(jnp.sum(~jnp.isfinite(weights)))

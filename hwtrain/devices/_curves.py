@@ -1,8 +1,4 @@
-"""Measured curves of phase-change memory, over the relative conductance a = g / g_max.
-
-Every curve is a fit to measurements of one technology: programming noise by
-`modifiers.polynomial`, and here drift exponent and read noise.
-"""
+"""Curves of device properties over the conductance: polynomials and interpolation."""
 
 from typing import Annotated
 
@@ -14,7 +10,7 @@ from pydantic import Field
 from hwtrain._arrays.polynomials import polynomial
 from hwtrain._parts.fields import NonNegative, Number, SignedExponent
 
-# Below this the logarithms of the fits are not meant, and at zero they are infinite.
+# The logarithms of the fits are not valid below this, and infinite at zero.
 _LEVEL_FLOOR = 1e-7
 
 
@@ -28,23 +24,23 @@ Coefficients = Annotated[tuple[Number, ...], Field(strict=False, min_length=1)]
 
 
 Points = Annotated[tuple[NonNegative, ...], Field(strict=False, min_length=2)]
-"""Values at points of a curve."""
+"""Values at the points of a curve."""
 
 
 SignedPoints = Annotated[tuple[SignedExponent, ...], Field(strict=False, min_length=2)]
-"""Drift exponents at them, of either sign."""
+"""Drift exponents at the points of a curve, of either sign."""
 
 
 def polynomial_sigma(
     g: ArrayLike, g_max: float, coeffs: tuple[float, ...], factor: float
 ) -> jax.Array:
-    """Returns a polynomial in |g| / g_max times a factor, and never less than zero."""
+    """Returns a polynomial in |g| / g_max times a factor; at least zero."""
     a = jnp.abs(jnp.asarray(g, jnp.float32)) / g_max
     return factor * jnp.maximum(polynomial(a, coeffs), 0)
 
 
 def check_curve(name: str, g_lst: tuple[float, ...], values: tuple[float, ...]) -> None:
-    """Raises `ValueError` unless the points rise and each has a value."""
+    """Raises `ValueError` unless the points increase and each has a value."""
     if len(values) != len(g_lst):
         raise ValueError(
             f"{name} must have a value for each conductance of g_lst; got "

@@ -1,4 +1,4 @@
-"""Curves of a device, fitted to measurements of it."""
+"""Fits of device curves to measurements."""
 
 import dataclasses
 
@@ -7,13 +7,13 @@ import numpy as np
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class DeviceCurves:
-    """What was fitted at each target conductance.
+    """Properties of devices, fitted at each target conductance.
 
     Attributes:
-      g_target: `[targets]`, rising, in µS.
+      g_target: `[targets]`, increasing, in µS.
       sigma: `[targets]`, programming noise, in µS.
       nu_mean: `[targets]`, mean drift exponent.
-      nu_std: `[targets]`, its standard deviation over devices.
+      nu_std: `[targets]`, standard deviation of the drift exponent over devices.
       read_level: `[targets]`, read noise relative to the conductance.
     """
 
@@ -34,15 +34,15 @@ def fit_curves(
 ) -> DeviceCurves:
     r"""Fits programming noise, drift and read noise to measured conductances.
 
-    The reads of each device, which a target and a repeat name, are fitted by least
+    The reads of each device, identified by target and repeat, are fitted by least
     squares with
 
     .. math:: \ln g(t) = \ln g_\text{prog} - \nu \ln \frac{t + t_0}{t_0} + q \xi.
 
     At each target, the programming noise is the root mean square of
-    :math:`g_\text{prog} - g`, and q that of the residuals. From the variances of
-    :math:`g_\text{prog}` and of :math:`\nu` over devices, the part is taken away that
-    read noise puts there.
+    :math:`g_\text{prog} - g`, and q that of the residuals. The contribution of read
+    noise is subtracted from the variances of :math:`g_\text{prog}` and of :math:`\nu`
+    over devices.
 
     >>> t_s = np.tile([0.0, 180.0, 1980.0], 2)
     >>> g = np.repeat([11.0, 9.0], 3) * ((t_s + 20) / 20) ** -0.05
@@ -53,9 +53,9 @@ def fit_curves(
     Args:
       g_target: `[reads]`, target conductance of the device that was read, in µS.
       t_s: `[reads]`, time since programming, in seconds.
-      g: `[reads]`, measured conductance, in µS. A device that was once read at zero or
-        below takes no part in the fit.
-      repeat: `[reads]`, which of the devices with this target.
+      g: `[reads]`, measured conductance, in µS. A device that ever read zero or less is
+        left out of the fit.
+      repeat: `[reads]`, number of the device among those with this target.
       t0_s: time of the reference read after programming, in seconds.
 
     Raises:

@@ -1,4 +1,4 @@
-"""Conductances that were programmed, and what time does to them."""
+"""Programmed conductances, and their change over time."""
 
 import dataclasses
 
@@ -14,16 +14,16 @@ _PROGRAMMING, _DEVICE = range(2)
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Programmed:
-    """Devices after programming. Everything about a chip that is random is in here.
+    """Devices after programming, including everything random about them.
 
     Attributes:
-      g_target: the conductance that was wanted, in µS.
-      g_prog: the conductance that programming reached, in µS.
+      g_target: the target conductance, in µS.
+      g_prog: the conductance reached by programming, in µS.
       nu: drift exponent of each device, for models with a power law; else `None`.
-      xi: standard normal number of each device, which its relaxation follows, for
+      xi: standard normal number of each device that determines its relaxation, for
         models with one; else `None`.
-      stuck: whether a device is stuck, as `hwtrain.devices.stuck` says; `None` if none
-        can be.
+      stuck: state of each device, as in `hwtrain.devices.stuck`; `None` if none can be
+        stuck.
     """
 
     g_target: jax.Array
@@ -34,7 +34,7 @@ class Programmed:
 
 
 def noisy(g: jax.Array, sigma: ArrayLike, xi: ArrayLike) -> jax.Array:
-    r"""Returns conductances with noise, which cannot make them negative.
+    r"""Adds noise to conductances and clips them at zero.
 
     .. math:: g' = \max(g + \sigma \xi, 0)
 
@@ -42,7 +42,7 @@ def noisy(g: jax.Array, sigma: ArrayLike, xi: ArrayLike) -> jax.Array:
     [0. 8.]
 
     Args:
-      g: the conductance that is written or read, in µS.
+      g: the conductance to write or read, in µS.
       sigma: standard deviation of the noise, in µS. Zero turns it off.
       xi: a standard normal number for each device.
     """
@@ -50,7 +50,7 @@ def noisy(g: jax.Array, sigma: ArrayLike, xi: ArrayLike) -> jax.Array:
 
 
 def exponent(mean: ArrayLike, std: ArrayLike, xi: ArrayLike) -> jax.Array:
-    r"""Returns a device's drift exponent, which is never negative.
+    r"""Returns the drift exponents of devices, which are never negative.
 
     .. math:: \nu = |\mu + \sigma \xi|
 
@@ -81,7 +81,7 @@ def program_drifting(
     (2, 3)
 
     Args:
-      key: a JAX key. Programming noise and drift exponents have their own numbers.
+      key: a JAX key. Programming noise and drift exponents are drawn independently.
       g_target: target conductances, in µS.
       sigma: standard deviation of the programming noise, in µS. Zero turns it off.
       nu_mean: mean drift exponent.
@@ -106,7 +106,7 @@ def program_relaxing(
     (2, 3)
 
     Args:
-      key: a JAX key. Programming noise and relaxation have their own numbers.
+      key: a JAX key. Programming noise and relaxation are drawn independently.
       g_target: target conductances, in µS.
       sigma: standard deviation of the programming noise, in µS. Zero turns it off.
     """
@@ -145,7 +145,7 @@ def power_law(
 
 
 def noise_growth(t_s: ArrayLike, t_read_s: float) -> jax.Array:
-    r"""Returns how 1/f noise, integrated since programming, has grown.
+    r"""Returns the growth of 1/f noise, integrated since programming.
 
     .. math:: \sqrt{\ln \frac{t + t_r}{2 t_r}}
 

@@ -1,4 +1,4 @@
-"""What a noise model, a converter and a drift compensation are."""
+"""Base classes of noise models, converters and drift compensations."""
 
 import abc
 from collections.abc import Mapping, Sequence
@@ -17,14 +17,14 @@ from hwtrain.devices._programmed import Programmed, noisy
 
 
 class NoiseModel(Part):
-    r"""Noise of programmed devices: the base of models of one's own.
+    r"""Noise of programmed devices: the base class of your own models.
 
     .. math:: g_\text{prog} = \max(g + \sigma(g)\, \xi_1, 0), \qquad
         g_\text{read} = \max(g(t) + \sigma_\text{read}\, \xi_2, 0)
 
     A model has a field `g_max`, the conductance of the largest weight in µS, and at
-    least `programming_sigma`. Conductances are the state: what a device does in time is
-    a function of the conductance that programming reached.
+    least `programming_sigma`. Conductances are the state: a device changes in time as a
+    function of the conductance that programming reached.
 
     >>> import hwtrain
     >>> import jax.numpy as jnp
@@ -55,7 +55,7 @@ class NoiseModel(Part):
         """
 
     def describe_in(self, ctx: Any) -> Mapping[str, str]:
-        """Returns its cells: itself with changed scales, and programming in µS."""
+        """Returns its table cells: its type and scales, and programming noise in µS."""
         scales = ("prog_noise_scale", "noise_scale", "drift_scale", "read_noise_scale")
         changed = "".join(
             f", {name} {getattr(self, name):g}"
@@ -78,7 +78,7 @@ class NoiseModel(Part):
         return Programmed(g_target=g_target, g_prog=g_prog)
 
     def mean_at(self, programmed: Programmed, t_s: ArrayLike) -> jax.Array:
-        """Returns the conductances at a time, without read noise, in µS.
+        """Returns the conductances at a given time, without read noise, in µS.
 
         Args:
           programmed: the devices.
@@ -87,21 +87,21 @@ class NoiseModel(Part):
         return programmed.g_prog
 
     def read_sigma(self, programmed: Programmed, t_s: ArrayLike) -> Any:
-        """Returns the standard deviation of one read, in µS; arguments as above."""
+        """Returns the standard deviation of one read, in µS; see `mean_at`."""
         return 0.0
 
     def must_drift(self, t_s: float) -> bool:
-        """Whether a chip must be another after a time, which `assert_active` checks."""
+        """Whether a chip must differ after a given time; `assert_active` checks it."""
         g = jnp.linspace(0.1, 1.0, 16) * self.g_max
         device = self.program(jax.random.key(0), g)
         then, now = self.mean_at(device, t_s), self.mean_at(device, 0.0)
         return bool(jnp.any(then != now))
 
     def at(self, key: jax.Array, programmed: Programmed, t_s: ArrayLike) -> jax.Array:
-        """Returns the conductances as one read at a time sees them, in µS.
+        """Returns the conductances in one read at a given time, in µS.
 
         Args:
-          key: a JAX key, another one for each read.
+          key: a JAX key, a new one for each read.
           programmed: the devices.
           t_s: time since programming, in seconds. May be traced.
         """
@@ -110,10 +110,10 @@ class NoiseModel(Part):
 
 
 class ConductanceConverter(DescribedConverter, Part):
-    """What makes conductances of weights: the base of converters of one's own.
+    """Converts weights to conductances: the base class of your own converters.
 
-    A converter has the fields `g_max` and `g_min` in µS. All arrays have the columns of
-    a crossbar last, and are one tensor to the scale.
+    A converter has the fields `g_max` and `g_min` in µS. The last axis of all arrays is
+    the columns of a crossbar; an array is scaled as one tensor.
     """
 
     g_max: float
@@ -125,20 +125,20 @@ class ConductanceConverter(DescribedConverter, Part):
     devices: ClassVar[tuple[str, ...]] = ("g",)
     """Names of the conductances of a weight, in order."""
     scales: ClassVar[tuple[str, ...]] = ("scale_ratio",)
-    """Names of the parameters of a conversion, which are stored beside them: for each
-    tile a number, or one for each column."""
+    """Names of the parameters of a conversion, which are stored with the conductances:
+    one number per tile, or one per column."""
     units: ClassVar[Mapping[str, str]] = {}
-    """Their units, by name."""
+    """Units of these parameters, by name."""
 
     @abc.abstractmethod
     def convert_to_conductances(
         self, weights: jax.Array
     ) -> tuple[list[jax.Array], Params]:
-        """Returns the conductances in µS, one array for each device, and the scales."""
+        """Returns the conductances in µS, one array per device, and the parameters."""
 
     @abc.abstractmethod
     def convert_by_scale(self, weights: jax.Array, params: Params) -> list[jax.Array]:
-        """Returns the conductances of weights by the scales of others.
+        """Converts weights by the parameters of other weights.
 
         The weights may exceed the others; no conductance is negative.
         """
@@ -147,42 +147,42 @@ class ConductanceConverter(DescribedConverter, Part):
     def convert_back_to_weights(
         self, conductances: Sequence[jax.Array], params: Params
     ) -> jax.Array:
-        """Returns the weights of conductances."""
+        """Converts conductances back to weights."""
 
 
 class DriftCompensation(Part):
-    """What undoes the mean drift of a tile: the base of compensations of one's own."""
+    """Undoes the mean drift of a tile: the base class of your own compensations."""
 
     readout: Literal["periphery", "exact"] = "periphery"
-    """How a tile's outputs are measured: through its own DAC, ADC and noise, as a chip
-    has to; or `"exact"`."""
+    """How a tile's outputs are measured: `"periphery"`, through its own DAC, ADC and
+    noise, as on a chip, with rows driven at the DAC's full scale of 1; or `"exact"`."""
 
     def describe_in(self, ctx: Any) -> Mapping[str, str]:
-        """Returns its cell, behind that of the noise model."""
+        """Returns its table cell, which follows that of the noise model."""
         return {ctx.column: f"{self.describe()} drift compensation"}
 
     def proof(self, ctx: Any) -> None:
-        """Says what is measured of it: that it acts on outputs that have halved."""
+        """Declares its measured effect: that it corrects halved outputs."""
         ctx.undoes_halves()
 
     @abc.abstractmethod
     def baseline(self, y: jax.Array, w: jax.Array) -> jax.Array:
-        """Returns what is stored when a tile has been programmed.
+        """Returns the reference to store after a tile has been programmed.
 
         Args:
-          y: `[..., rows, columns]`, its outputs just after programming, one row driven
-            by 1 at a time.
+          y: `[..., rows, columns]`, the tile's outputs just after programming, one row
+            driven by 1 at a time.
           w: `[..., rows, columns]`, the target weights.
 
         Returns:
-          `[...]`, or `[..., columns]` for a factor of each column.
+          `[...]`, or `[..., columns]` for a factor per column.
         """
 
     @abc.abstractmethod
     def factor(self, baseline: jax.Array, y: jax.Array) -> jax.Array:
-        """Returns what the tile's outputs are multiplied by, shaped as `baseline`.
+        """Returns the factor on the tile's outputs, shaped like `baseline`.
 
         Args:
-          baseline: what `baseline` returned.
-          y: its outputs now, as above.
+          baseline: the reference that `baseline` returned.
+          y: the tile's current outputs, as in `baseline`.
         """

@@ -14,7 +14,7 @@ _RESPONSE_FLOOR = 1e-4
 
 
 def response(y: jax.Array, *, per_column: bool = False) -> jax.Array:
-    r"""Returns how strongly a tile answers to one input after another.
+    r"""Returns the mean response of a tile to its inputs, driven one at a time.
 
     .. math:: R = \max(\overline{|y|},\ 10^{-4})
 
@@ -22,10 +22,10 @@ def response(y: jax.Array, *, per_column: bool = False) -> jax.Array:
     1.0
 
     Args:
-      y: `[..., rows, columns]`, the tile's outputs for the one-hot vectors, one row
-        driven at a time. Without noise and converters these are its weights: the
-        target weights give the exact reference.
-      per_column: the mean over the rows of each column, or over both.
+      y: `[..., rows, columns]`, the tile's outputs for one-hot inputs, one row driven
+        at a time. Without noise and converters these are its weights: the target
+        weights give the exact reference.
+      per_column: take the mean over the rows of each column, or else over both.
 
     Returns:
       `[...]`, or `[..., columns]` per column.
@@ -35,7 +35,7 @@ def response(y: jax.Array, *, per_column: bool = False) -> jax.Array:
 
 
 def gain(baseline: ArrayLike, now: ArrayLike) -> jax.Array:
-    r"""Returns what a tile's output is multiplied by.
+    r"""Returns the factor on a tile's output.
 
     .. math:: \alpha = R_0 / R(t)
 
@@ -55,7 +55,7 @@ def gain(baseline: ArrayLike, now: ArrayLike) -> jax.Array:
 
 @register("drift_compensation", "global")
 class GlobalDriftCompensation(DriftCompensation):
-    r"""One factor for each tile, against its response just after programming.
+    r"""One factor per tile, relative to its response just after programming.
 
     .. math:: \alpha = \overline{|y_0|} \,/\, \overline{|y(t)|}
 
@@ -72,7 +72,7 @@ class GlobalDriftCompensation(DriftCompensation):
     type: Literal["global"] = "global"
 
     def proof(self, ctx: Any) -> None:
-        """Says what is measured of it: the mean that it keeps."""
+        """Declares its measured effect: the mean that it preserves."""
         ctx.keeps_mean()
 
     def describe(self) -> str:
@@ -80,32 +80,32 @@ class GlobalDriftCompensation(DriftCompensation):
         return self.type
 
     def baseline(self, y: jax.Array, w: jax.Array) -> jax.Array:
-        """Returns what is stored when a tile has been programmed, `[...]`.
+        """Returns the reference to store after a tile has been programmed, `[...]`.
 
         Args:
-          y: `[..., rows, columns]`, its outputs just after programming, one row driven
-            by 1 at a time.
+          y: `[..., rows, columns]`, the tile's outputs just after programming, one row
+            driven by 1 at a time.
           w: `[..., rows, columns]`, the target weights.
         """
         return response(y)
 
     def factor(self, baseline: jax.Array, y: jax.Array) -> jax.Array:
-        """Returns what the tile's output is multiplied by, `[...]`.
+        """Returns the factor on the tile's output, `[...]`.
 
         Args:
-          baseline: what `baseline` returned.
-          y: `[..., rows, columns]`, its outputs now, one row driven by 1 at a time.
+          baseline: the reference that `baseline` returned.
+          y: `[..., rows, columns]`, its current outputs, one row driven by 1 at a time.
         """
         return gain(baseline, response(y))
 
 
 @register("drift_compensation", "global_exact_reference")
 class GlobalDriftCompensationWithExactReference(DriftCompensation):
-    r"""One factor for each tile, against the response of its target weights.
+    r"""One factor per tile, relative to the response of its target weights.
 
     .. math:: \alpha = \overline{|w|} \,/\, \overline{|y(t)|}
 
-    So it also corrects what programming did to the mean.
+    It therefore also corrects the effect of programming on the mean.
 
     >>> GlobalDriftCompensationWithExactReference().type
     'global_exact_reference'
@@ -117,7 +117,7 @@ class GlobalDriftCompensationWithExactReference(DriftCompensation):
     type: Literal["global_exact_reference"] = "global_exact_reference"
 
     def proof(self, ctx: Any) -> None:
-        """Says what is measured of it: the mean that it keeps."""
+        """Declares its measured effect: the mean that it preserves."""
         ctx.keeps_mean(of_target=True)
 
     def describe(self) -> str:
@@ -129,13 +129,13 @@ class GlobalDriftCompensationWithExactReference(DriftCompensation):
         return response(w)
 
     def factor(self, baseline: jax.Array, y: jax.Array) -> jax.Array:
-        """Returns what the output is multiplied by; see `GlobalDriftCompensation`."""
+        """Returns the factor on the tile's output; see `GlobalDriftCompensation`."""
         return gain(baseline, response(y))
 
 
 @register("drift_compensation", "per_column")
 class PerColumnDriftCompensation(DriftCompensation):
-    r"""A factor for each column, against its response just after programming.
+    r"""One factor per column, relative to its response just after programming.
 
     .. math:: \alpha_j = \overline{|y_{0,j}|} \,/\, \overline{|y_j(t)|}
 
@@ -149,7 +149,7 @@ class PerColumnDriftCompensation(DriftCompensation):
     type: Literal["per_column"] = "per_column"
 
     def proof(self, ctx: Any) -> None:
-        """Says what is measured of it: the mean that it keeps."""
+        """Declares its measured effect: the mean that it preserves."""
         ctx.keeps_mean(per_column=True)
 
     def describe(self) -> str:
@@ -157,10 +157,10 @@ class PerColumnDriftCompensation(DriftCompensation):
         return self.type
 
     def baseline(self, y: jax.Array, w: jax.Array) -> jax.Array:
-        """Returns `[..., columns]`; arguments as `GlobalDriftCompensation`."""
+        """Returns `[..., columns]`; arguments as in `GlobalDriftCompensation`."""
         return response(y, per_column=True)
 
     def factor(self, baseline: jax.Array, y: jax.Array) -> jax.Array:
-        """Returns `[..., columns]`; arguments as `GlobalDriftCompensation`."""
+        """Returns `[..., columns]`; arguments as in `GlobalDriftCompensation`."""
         now = response(y, per_column=True)
         return gain(baseline, now)

@@ -1,4 +1,4 @@
-"""What noise models whose conductances drift by a power law share."""
+"""The base of noise models whose conductances drift by a power law."""
 
 import abc
 
@@ -15,15 +15,15 @@ from hwtrain.devices.bases import NoiseModel
 
 
 class DriftingNoiseModel(NoiseModel):
-    r"""What every model with power-law drift has in common.
+    r"""Programming noise, power-law drift and read noise.
 
     .. math::
         g_\text{prog} &= \max(g + \sigma(g)\, \xi_1, 0) \\
         \nu &= |\mu_\nu(g) + \sigma_\nu(g)\, \xi_2| \\
         g(t) &= g_\text{prog} \Big(\frac{t + t_0}{t_0}\Big)^{-\nu}
 
-    and a read adds noise of its own. Conductances are the state: nothing is normalised
-    again after programming.
+    and each read adds noise. Conductances are the state: nothing is normalised again
+    after programming.
     """
 
     prog_noise_scale: Deviation = 1.0
@@ -38,7 +38,7 @@ class DriftingNoiseModel(NoiseModel):
     """Duration of a read, in seconds."""
 
     def must_drift(self, t_s: float) -> bool:
-        """Whether a chip must be another after a time: always."""
+        """Whether a chip must differ after a given time: always."""
         return True
 
     @abc.abstractmethod
@@ -90,7 +90,7 @@ class DriftingNoiseModel(NoiseModel):
         )
 
     def mean_at(self, programmed: Programmed, t_s: ArrayLike) -> jax.Array:
-        """Returns the conductances at a time, without read noise, in µS.
+        """Returns the conductances at a given time, without read noise, in µS.
 
         Args:
           programmed: the devices.

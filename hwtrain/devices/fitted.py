@@ -20,15 +20,15 @@ from hwtrain.devices.measurements import Measurements
 
 @register("noise_model", "measured")
 class MeasuredNoiseModel(DriftingNoiseModel):
-    r"""Devices that were measured: curves through points, linear between them.
+    r"""Measured devices: curves through points, linear between them.
 
     .. math::
         g_\text{prog} &= \max(g + \sigma(g)\, \xi_1, 0), \qquad
         \nu = \mu_\nu(g) + \sigma_\nu(g)\, \xi_2 \\
         \sigma_\text{read} &= q(g)\, g(t)
 
-    Outside of the points the curves are constant. `fit_measurements` makes one from a
-    file.
+    The curves are constant outside of the points. `fit_measurements` fits a model to
+    measurements.
 
     >>> model = MeasuredNoiseModel(
     ...     g_max=20.0, g_lst=(0.0, 20.0), sigma_lst=(0.5, 1.0), nu_mean_lst=(0.1, 0.0),
@@ -45,11 +45,11 @@ class MeasuredNoiseModel(DriftingNoiseModel):
     g_max: Positive
     """Conductance of the largest weight, in µS."""
     g_lst: Points
-    """Target conductances of the points, rising, in µS."""
+    """Target conductances of the points, increasing, in µS."""
     sigma_lst: Points
     """Programming noise at each point, in µS."""
     nu_mean_lst: SignedPoints
-    """Mean drift exponent at each point; negative where the conductance grows."""
+    """Mean drift exponent at each point; negative if the conductance grows."""
     nu_std_lst: Points
     """Standard deviation of the drift exponent at each point."""
     read_level_lst: Points
@@ -90,7 +90,7 @@ class MeasuredNoiseModel(DriftingNoiseModel):
         )
 
     def read_sigma(self, programmed: Programmed, t_s: ArrayLike) -> jax.Array:
-        """Returns the noise of one read at a time in s, in µS."""
+        """Returns the noise of one read in µS, at a time in seconds."""
         level = interpolate(programmed.g_target, self.g_lst, self.read_level_lst)
         return self.read_noise_scale * level * self.mean_at(programmed, t_s)
 
@@ -103,7 +103,7 @@ def fit_measurements(
     The largest target becomes `g_max`.
 
     Args:
-      measurements: from `read_measurements`.
+      measurements: measurements from `read_measurements`.
       t_0: time of the reference read after programming, in seconds.
 
     Raises:
@@ -134,14 +134,14 @@ def fit_measurements(
 
 
 def plot_fit(model: MeasuredNoiseModel, measurements: Measurements) -> Any:
-    """Returns a figure of measured conductances and of the model fitted to them.
+    """Returns a figure of measured conductances and the fitted model.
 
-    Points are reads; lines are the model's mean, and the bands two standard deviations
+    Points are reads; lines are the model's mean, and bands are two standard deviations
     of programming, drift and read noise together.
 
     Args:
-      model: from `fit_measurements`.
-      measurements: what it was fitted to.
+      model: model from `fit_measurements`.
+      measurements: the measurements to which it was fitted.
 
     Returns:
       A `matplotlib.figure.Figure`; `figure.savefig("fit.png")` writes it.
@@ -162,7 +162,7 @@ def plot_fit(model: MeasuredNoiseModel, measurements: Measurements) -> Any:
     for index, target in enumerate(model.g_lst):
         at = measurements.g_target_us == target
         colour = f"C{index % 10}"
-        # A logarithmic axis has no place for a read at 0 s.
+        # A logarithmic axis cannot show a read at 0 s.
         shown = np.maximum(measurements.t_s[at], first)
         axes.plot(shown, measurements.g_us[at], ".", color=colour, markersize=4)
         mean, spread = _spread(model, target, times)

@@ -1,7 +1,7 @@
-"""Measured curves of phase-change memory, over the relative conductance a = g / g_max.
+"""The noise model of the Hermes chip, of phase-change memory.
 
-Every curve is a fit to measurements of one technology: programming noise by
-`modifiers.polynomial`, and here drift exponent and read noise.
+Drift exponent and read noise are fits to measurements, over the relative conductance
+a = g / g_max.
 """
 
 from typing import Any, Literal
@@ -53,7 +53,7 @@ def hermes_drift_std(a: jax.Array, *, num_devices: int) -> jax.Array:
 
     Args:
       a: relative conductance, positive.
-      num_devices: devices that hold a conductance together, 1 or 2.
+      num_devices: number of devices that share a conductance, 1 or 2.
 
     References:
       Le Gallo et al., Nature Electronics 2023.
@@ -75,7 +75,7 @@ def hermes_read_level(a: jax.Array, *, num_devices: int) -> jax.Array:
 
     Args:
       a: relative conductance, positive.
-      num_devices: devices that hold a conductance together, 1 or 2.
+      num_devices: number of devices that share a conductance, 1 or 2.
 
     References:
       Le Gallo et al., Nature Electronics 2023.
@@ -89,7 +89,7 @@ def hermes_read_level(a: jax.Array, *, num_devices: int) -> jax.Array:
     return jnp.where(a < 0.16, low, high)
 
 
-# As measured, for one and for two devices.
+# Measured values, by number of devices.
 _MEASURED: dict[int, dict[str, Any]] = {
     1: {
         "g_max": 10.35,
@@ -113,8 +113,8 @@ class HermesNoiseModel(DriftingNoiseModel):
     .. math:: \sigma = (0.166 + 4.718 a - 8.481 a^2 + 4.690 a^3)\,
         g_\text{max} / g_\text{ref}
 
-    and curves of its own for drift and read noise. What is not given is
-    as measured, and depends on `num_devices`.
+    and separate curves for drift and read noise. Fields that are not given take
+    measured values, which depend on `num_devices`.
 
     >>> HermesNoiseModel(num_devices=1).g_max, HermesNoiseModel().g_max
     (10.35, 20.7)
@@ -126,14 +126,14 @@ class HermesNoiseModel(DriftingNoiseModel):
 
     type: Literal["hermes"] = "hermes"
     num_devices: Literal[1, 2] = 2
-    """Devices that hold a conductance together."""
+    """Number of devices that share a conductance."""
     g_max: Positive = 20.7
     """Conductance of the largest weight, in µS; 10.35 for one device."""
     prog_coeff: Coefficients = _MEASURED[2]["prog_coeff"]
     """Programming noise in µS, by powers of g / g_max."""
     prog_coeff_g_max_reference: Positive | None = None
-    """The g_max in µS that `prog_coeff` was fitted at, g_ref. `None`: that of the chip
-    for its own coefficients, and `g_max` for others."""
+    """g_ref, the g_max in µS at which `prog_coeff` was fitted. `None`: the chip's for
+    its own coefficients, and `g_max` for others."""
     t_0: Positive = 300.0
     """Time of the reference read after programming, in seconds; 200 for one device."""
     t_read: Positive = 512e-9
@@ -171,7 +171,7 @@ class HermesNoiseModel(DriftingNoiseModel):
         return self.drift_scale * spread
 
     def read_sigma(self, programmed: Programmed, t_s: ArrayLike) -> jax.Array:
-        """Returns the noise of one read at a time in s, in µS."""
+        """Returns the noise of one read in µS, at a time in seconds."""
         a = curves.relative(programmed.g_target, self.g_max)
         level = hermes_read_level(a, num_devices=self.num_devices)
         growth = noise_growth(t_s + self.t_0, self.t_read)

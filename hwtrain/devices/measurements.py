@@ -1,4 +1,4 @@
-"""Measurements of devices, and the file they are in."""
+"""Measurements of devices, and their file format."""
 
 import csv
 import dataclasses
@@ -19,7 +19,7 @@ class Measurements:
       g_target_us: target conductance of the device, in µS.
       t_s: time since programming, in seconds.
       g_us: measured conductance, in µS.
-      repeat: which of the devices with this target.
+      repeat: number of the device among those with this target.
     """
 
     g_target_us: np.ndarray
@@ -31,8 +31,8 @@ class Measurements:
 def read_measurements(path: str | os.PathLike[str]) -> Measurements:
     """Reads a CSV file of measurements.
 
-    Its first line is `g_target_us,t_s,g_us,repeat`; each other line is one read of one
-    device, which its target and repeat name.
+    Its first line is `g_target_us,t_s,g_us,repeat`; each other line is one read of a
+    device, identified by its target and repeat.
 
     Args:
       path: the file.

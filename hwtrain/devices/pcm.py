@@ -87,7 +87,7 @@ class _PCMNoiseModel(DriftingNoiseModel):
     prog_coeff: Coefficients = PCM_COEFFICIENTS
     """Programming noise in µS, by powers of g / g_max."""
     prog_coeff_g_max_reference: Positive | None = None
-    """The g_max in µS that `prog_coeff` was fitted at, g_ref. `None`: 25 µS for the
+    """g_ref, the g_max in µS at which `prog_coeff` was fitted. `None`: 25 µS for the
     coefficients of this model, and `g_max` for others."""
 
     def programming_sigma(self, g: ArrayLike) -> jax.Array:
@@ -100,7 +100,7 @@ class _PCMNoiseModel(DriftingNoiseModel):
         return polynomial_sigma(g, self.g_max, self.prog_coeff, factor)
 
     def read_sigma(self, programmed: Programmed, t_s: ArrayLike) -> jax.Array:
-        """Returns the noise of one read at a time in s, in µS."""
+        """Returns the noise of one read in µS, at a time in seconds."""
         a = curves.relative(programmed.g_target, self.g_max)
         level = self.read_noise_scale * pcm_read_level(a)
         growth = noise_growth(t_s + self.t_0, self.t_read)
@@ -164,7 +164,7 @@ class CustomDriftPCMLikeNoiseModel(_PCMNoiseModel):
 
     type: Literal["custom_drift_pcm_like"] = "custom_drift_pcm_like"
     g_lst: Points
-    """Target conductances of the points, rising, in µS."""
+    """Target conductances of the points, increasing, in µS."""
     nu_mean_lst: Points
     """Mean drift exponent at each point."""
     nu_std_lst: Points

@@ -31,7 +31,7 @@ _CMO_LEVEL_FLOOR_US = 1e-6
 
 
 def cmo_relaxation(xi: jax.Array, t_s: ArrayLike) -> jax.Array:
-    r"""Returns how far the conductance of CMO/HfOx ReRAM has moved since programming.
+    r"""Returns the change of the conductance of CMO/HfOx ReRAM since programming.
 
     .. math:: \Delta g = -0.0890 \ln t + (0.0420 \ln t + 0.4118)\, \xi
 
@@ -81,7 +81,7 @@ def cmo_read_sigma(g: jax.Array, t_s: ArrayLike) -> jax.Array:
 
 @register("noise_model", "reram_cmo")
 class ReRamCMONoiseModel(NoiseModel):
-    r"""CMO/HfOx ReRAM: it relaxes with the logarithm of time.
+    r"""CMO/HfOx ReRAM, which relaxes with the logarithm of time.
 
     .. math::
         g_\text{prog} &= \max(g + (c_0 + c_1 g)\, \xi_1, 0) \\
@@ -90,8 +90,8 @@ class ReRamCMONoiseModel(NoiseModel):
         \sigma_\text{read} &= 0.0277 \log_{10} g(t)
         \sqrt{\ln \frac{t + t_r}{2 t_r}}
 
-    Times below 1 s, where the fit begins, are taken as 1 s. :math:`\xi_2` stays with a
-    device.
+    Times below 1 s, where the fit begins, are taken as 1 s. :math:`\xi_2` is constant
+    for each device.
 
     >>> print(f"{ReRamCMONoiseModel(acceptance_range=2.0).programming_sigma(50.0):.3f}")
     0.576
@@ -107,7 +107,7 @@ class ReRamCMONoiseModel(NoiseModel):
     g_min: NonNegative = 9.0
     """The smallest conductance, in µS."""
     acceptance_range: Number = 0.2
-    """How near to its target programming brings a device: 0.2 or 2, in % of it."""
+    """Tolerance of programming around the target: 0.2 or 2, in % of the target."""
     prog_noise_scale: Deviation = 1.0
     """Factor on the programming noise. Zero turns it off."""
     read_noise_scale: Deviation = 1.0
@@ -126,7 +126,7 @@ class ReRamCMONoiseModel(NoiseModel):
         return self
 
     def must_drift(self, t_s: float) -> bool:
-        """Whether a chip must be another after a time: always."""
+        """Whether a chip must differ after a given time: always."""
         return True
 
     def programming_sigma(self, g: ArrayLike) -> jax.Array:
@@ -149,7 +149,7 @@ class ReRamCMONoiseModel(NoiseModel):
         return program_relaxing(key, g_target, sigma=self.programming_sigma(g_target))
 
     def mean_at(self, programmed: Programmed, t_s: ArrayLike) -> jax.Array:
-        """Returns the conductances at a time, without read noise, in µS.
+        """Returns the conductances at a given time, without read noise, in µS.
 
         Args:
           programmed: the devices.
@@ -172,14 +172,14 @@ class ReRamCMONoiseModel(NoiseModel):
         return self.read_noise_scale * sigma
 
     def at(self, key: jax.Array, programmed: Programmed, t_s: ArrayLike) -> jax.Array:
-        """Returns the conductances as one read at a time sees them, in µS.
+        """Returns the conductances in one read at a given time, in µS.
 
         Args:
-          key: a JAX key, another one for each read.
+          key: a JAX key, a new one for each read.
           programmed: the devices.
           t_s: time since programming, in seconds. May be traced.
         """
-        # Limited once, with all that moved it: a device beyond the limit may come back.
+        # Clip only the sum: read noise may bring a device back from beyond the limit.
         g, sigma = self._relaxed(programmed, t_s), self.read_sigma(programmed, t_s)
         read = g + sigma * normal(key, g.shape)
         return jnp.clip(read, self.g_min, self.g_max)

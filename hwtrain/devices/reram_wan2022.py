@@ -19,7 +19,7 @@ from hwtrain.devices._programmed import (
 from hwtrain.devices.bases import NoiseModel
 
 WAN_TIMES_S = (1.0, 86_400.0, 172_800.0)
-"""When the spread was measured, in seconds after programming."""
+"""Times of the measurements of the spread, in seconds after programming."""
 
 
 WAN_COEFFICIENTS = (
@@ -61,14 +61,14 @@ def wan_sigma(a: jax.Array, t_s: ArrayLike) -> jax.Array:
 
 @register("noise_model", "reram_wan2022")
 class ReRamWan2022NoiseModel(NoiseModel):
-    r"""ReRAM of the NeuRRAM chip: it spreads around its target as time passes.
+    r"""ReRAM of the NeuRRAM chip, which spreads around its target over time.
 
     .. math:: g(t) = \max(g + \sigma(g, t)\, \xi, 0)
 
     The standard deviation is a polynomial in :math:`g / g_\text{max}`, measured 1 s,
     1 day and 2 days after programming, scaled from 40 µS to `g_max`, linear in the
-    logarithm of time between and constant outside. :math:`\xi` stays with a device. The
-    measurements hold the read noise, so a read adds none.
+    logarithm of time in between and constant outside. :math:`\xi` is constant for each
+    device. The measurements include the read noise, so a read adds none.
 
     >>> print(ReRamWan2022NoiseModel(g_max=40.0).programming_sigma(0.0))
     0.348
@@ -82,12 +82,12 @@ class ReRamWan2022NoiseModel(NoiseModel):
     g_max: Positive = 40.0
     """Conductance of the largest weight, in µS."""
     coeff_g_max_reference: Positive = 40.0
-    """The g_max in µS that the measured spread belongs to."""
+    """The g_max in µS of the measured spread."""
     noise_scale: Deviation = 1.0
     """Factor on the spread. Zero turns it off."""
 
     def must_drift(self, t_s: float) -> bool:
-        """Whether a chip must be another after a time: always."""
+        """Whether a chip must differ after a given time: always."""
         return True
 
     def programming_sigma(self, g: ArrayLike) -> jax.Array:
@@ -99,7 +99,7 @@ class ReRamWan2022NoiseModel(NoiseModel):
         return self.sigma_at(g, 1.0)
 
     def sigma_at(self, g: ArrayLike, t_s: ArrayLike) -> jax.Array:
-        """Returns the spread around a target at a time.
+        """Returns the spread around a target at a given time.
 
         Args:
           g: target conductance, in µS.
@@ -116,13 +116,13 @@ class ReRamWan2022NoiseModel(NoiseModel):
           key: a JAX key.
           g_target: target conductances of any shape, in µS.
         """
-        # One number per device: what programming missed is where the spread begins.
+        # One number per device: its programming error is the start of its spread.
         xi = normal(key, g_target.shape)
         g_prog = noisy(g_target, self.programming_sigma(g_target), xi)
         return Programmed(g_target=g_target, g_prog=g_prog, xi=xi)
 
     def mean_at(self, programmed: Programmed, t_s: ArrayLike) -> jax.Array:
-        """Returns the conductances at a time, in µS.
+        """Returns the conductances at a given time, in µS.
 
         Args:
           programmed: the devices.
@@ -132,7 +132,7 @@ class ReRamWan2022NoiseModel(NoiseModel):
         return noisy(programmed.g_target, sigma, _relaxation(programmed))
 
     def read_sigma(self, programmed: Programmed, t_s: ArrayLike) -> jax.Array:
-        """Returns zero: the measured spread holds the read noise.
+        """Returns zero: the measured spread includes the read noise.
 
         Args:
           programmed: the devices.
@@ -141,10 +141,10 @@ class ReRamWan2022NoiseModel(NoiseModel):
         return jnp.zeros_like(self.mean_at(programmed, t_s))
 
     def at(self, key: jax.Array, programmed: Programmed, t_s: ArrayLike) -> jax.Array:
-        """Returns the conductances at a time, in µS; every read is the same.
+        """Returns the conductances at a given time, in µS; every read is the same.
 
         Args:
-          key: a JAX key, not used: the model has no noise of the read alone.
+          key: a JAX key, ignored: the model has no separate read noise.
           programmed: the devices.
           t_s: time since programming, in seconds. May be traced.
         """

@@ -1,4 +1,4 @@
-"""From weights to several pairs of conductances and back."""
+"""Conductance converters with several pairs of devices for each weight."""
 
 from collections.abc import Sequence
 from typing import Annotated, Literal, Self
@@ -21,7 +21,7 @@ from hwtrain.devices._conversion import (
 )
 from hwtrain.devices.bases import ConductanceConverter
 
-# Lists are taken too, as the references' configurations are written with them.
+# Lists are accepted too, since configurations of the reference are written with them.
 _Factors = Annotated[tuple[Positive, ...], Field(strict=False, min_length=1)]
 
 
@@ -33,13 +33,13 @@ _Curves = Annotated[tuple[_Curve, ...], Field(strict=False)]
 
 class _Pairs(ConductanceConverter):
     f_lst: _Factors
-    """Factor of each pair's difference."""
+    """Factor on the difference of each pair."""
     g_max: Positive = 25.0
     """The largest conductance of each device, in µS."""
     g_min: NonNegative = 0.0
     """Conductance of a device that is off, in µS."""
     per_column: bool = False  # pyright: ignore[reportIncompatibleVariableOverride]
-    """A scale for each column (last axis) instead of one for the tensor."""
+    """Use a scale per column (last axis) instead of one for the tensor."""
 
     @model_validator(mode="after")
     def _check(self) -> Self:
@@ -57,7 +57,7 @@ class _Pairs(ConductanceConverter):
         """Returns `[g_pos, g_neg, ...]` in µS and `{"scale_ratio": k}`.
 
         Args:
-          weights: `[..., columns]`, the whole array one tensor to the scale.
+          weights: `[..., columns]`, scaled as one tensor.
 
         Raises:
           ValueError: for weights that are not finite, outside of `jax.jit`.
@@ -70,12 +70,12 @@ class _Pairs(ConductanceConverter):
         return conductances, {"scale_ratio": scale}
 
     def convert_by_scale(self, weights: jax.Array, params: Params) -> list[jax.Array]:
-        """Returns `[g_pos, g_neg, ...]` in µS of weights, by the scale of others.
+        """Converts weights to `[g_pos, g_neg, ...]` in µS by the scale of others.
 
         Args:
-          weights: weights that may exceed those that the scale belongs to: all devices
-            of their sign then share the excess.
-          params: what `convert_to_conductances` returned for the others.
+          weights: weights that may exceed the range of the scale: all devices of their
+            sign then share the excess.
+          params: the parameters that `convert_to_conductances` returned for the others.
 
         Raises:
           ValueError: if there is no `scale_ratio`.
@@ -96,14 +96,14 @@ class _Pairs(ConductanceConverter):
     def convert_back_to_weights(
         self, conductances: Sequence[jax.Array], params: Params
     ) -> jax.Array:
-        """Returns the weights of `[g_pos, g_neg, ...]`.
+        """Converts `[g_pos, g_neg, ...]` back to weights.
 
         Args:
           conductances: two conductances for each factor, in µS.
-          params: what `convert_to_conductances` returned beside them.
+          params: the parameters that `convert_to_conductances` returned beside them.
 
         Raises:
-          ValueError: if their number is not twice that of the factors, or there is no
+          ValueError: unless there are twice as many conductances as factors, and a
             `scale_ratio`.
         """
         return _weights_of_pairs(conductances, params, self.f_lst)
@@ -116,7 +116,7 @@ class NPairConductanceConverter(_Pairs):
     .. math:: w = \frac{1}{k} \sum_i f_i (g_i^+ - g_i^-), \qquad
         k = \frac{\sum_i f_i (g_\text{max} - g_\text{min})}{\max |w|}
 
-    One pair is filled after the other, the first factor first.
+    The pairs are filled one after the other, in the order of the factors.
 
     >>> import jax.numpy as jnp
     >>> converter = NPairConductanceConverter(f_lst=(1.0, 3.0), g_max=25.0)
@@ -134,7 +134,7 @@ class NPairConductanceConverter(_Pairs):
 
 @register("converter", "dual_pair")
 class DualPairConductanceConverter(_Pairs):
-    r"""A weight as two conductance differences: coarse and fine.
+    r"""A weight as two conductance differences, coarse and fine.
 
     As `NPairConductanceConverter`, with exactly two factors.
 
@@ -160,13 +160,13 @@ class DualPairConductanceConverter(_Pairs):
 
 @register("converter", "custom_pair")
 class CustomPairConductanceConverter(ConductanceConverter):
-    r"""A weight as conductance differences that follow curves of the user.
+    r"""A weight as conductance differences that follow given curves.
 
     .. math:: w = \frac{1}{k} \sum_i f_i \big(g_i^+(w) - g_i^-(w)\big)
 
     A curve gives the conductance at weights evenly spaced between minus and plus the
-    largest absolute weight, and is linear between them. The weighted sum of the curves
-    must be a straight line, or the weights could not be had back.
+    largest absolute weight, and is linear in between. The weighted sum of the curves
+    must be a straight line, or weights could not be recovered.
 
     >>> import jax.numpy as jnp
     >>> converter = CustomPairConductanceConverter(
@@ -182,7 +182,7 @@ class CustomPairConductanceConverter(ConductanceConverter):
 
     type: Literal["custom_pair"] = "custom_pair"
     f_lst: _Factors
-    """Factor of each pair's difference."""
+    """Factor on the difference of each pair."""
     g_lst: _Curves
     """Curves of the positive and the negative device of each pair in turn, in µS."""
     g_max: Positive = 25.0
@@ -190,7 +190,7 @@ class CustomPairConductanceConverter(ConductanceConverter):
     g_min: NonNegative = 0.0
     """The smallest conductance that a curve may take, in µS."""
     per_column: bool = False  # pyright: ignore[reportIncompatibleVariableOverride]
-    """A largest weight for each column (last axis) instead of one for the tensor."""
+    """Use a largest weight per column (last axis) instead of one for the tensor."""
 
     @model_validator(mode="after")
     def _check(self) -> Self:
@@ -221,10 +221,10 @@ class CustomPairConductanceConverter(ConductanceConverter):
         return pair_names(len(self.f_lst))
 
     def invertibility_test(self) -> None:
-        """Checks that weights can be had back, at every point and between them.
+        """Checks that weights can be recovered, at every point and in between.
 
         Raises:
-          ValueError: naming the weight that comes back most wrongly.
+          ValueError: naming the weight with the largest error.
         """
         sums, largest = self._sums, self._largest_sum
         points = 2 * len(sums) - 1
@@ -246,7 +246,7 @@ class CustomPairConductanceConverter(ConductanceConverter):
         """Returns `[g_pos, g_neg, ...]` in µS and `{"scale_ratio": k}`.
 
         Args:
-          weights: `[..., columns]`, the whole array one tensor to the scale.
+          weights: `[..., columns]`, scaled as one tensor.
 
         Raises:
           ValueError: for weights that are not finite, outside of `jax.jit`.
@@ -260,12 +260,12 @@ class CustomPairConductanceConverter(ConductanceConverter):
         return conductances, {"scale_ratio": scale}
 
     def convert_by_scale(self, weights: jax.Array, params: Params) -> list[jax.Array]:
-        """Returns `[g_pos, g_neg, ...]` in µS of weights, by the scale of others.
+        """Converts weights to `[g_pos, g_neg, ...]` in µS by the scale of others.
 
         Args:
-          weights: weights that may exceed those that the scale belongs to: all devices
-            of their sign then share the excess.
-          params: what `convert_to_conductances` returned for the others.
+          weights: weights that may exceed the range of the scale: all devices of their
+            sign then share the excess.
+          params: the parameters that `convert_to_conductances` returned for the others.
 
         Raises:
           ValueError: if there is no `scale_ratio`.
@@ -280,14 +280,14 @@ class CustomPairConductanceConverter(ConductanceConverter):
     def convert_back_to_weights(
         self, conductances: Sequence[jax.Array], params: Params
     ) -> jax.Array:
-        """Returns the weights of `[g_pos, g_neg, ...]`.
+        """Converts `[g_pos, g_neg, ...]` back to weights.
 
         Args:
           conductances: two conductances for each factor, in µS.
-          params: what `convert_to_conductances` returned beside them.
+          params: the parameters that `convert_to_conductances` returned beside them.
 
         Raises:
-          ValueError: if their number is not twice that of the factors, or there is no
+          ValueError: unless there are twice as many conductances as factors, and a
             `scale_ratio`.
         """
         return _weights_of_pairs(conductances, params, self.f_lst)

@@ -43,7 +43,7 @@ class SingleDeviceConductanceConverter(ConductanceConverter):
     g_min: NonNegative = 9.0
     """Conductance of the smallest weight, in µS."""
     per_column: bool = False  # pyright: ignore[reportIncompatibleVariableOverride]
-    """A scale for each column (last axis) instead of one for the tensor."""
+    """Use a scale per column (last axis) instead of one for the tensor."""
 
     scales: ClassVar[tuple[str, ...]] = ("scale_ratio", "min")
 
@@ -60,7 +60,7 @@ class SingleDeviceConductanceConverter(ConductanceConverter):
         Weights that are all equal become g_min.
 
         Args:
-          weights: `[..., columns]`, the whole array one tensor to the scale.
+          weights: `[..., columns]`, scaled as one tensor.
 
         Raises:
           ValueError: for weights that are not finite, outside of `jax.jit`.
@@ -74,12 +74,12 @@ class SingleDeviceConductanceConverter(ConductanceConverter):
         return [g], {"scale_ratio": scale, "min": low}
 
     def convert_by_scale(self, weights: jax.Array, params: Params) -> list[jax.Array]:
-        """Returns `[g]` in µS of weights, by the scale of others.
+        """Converts weights to `[g]` in µS by the scale of others.
 
         Args:
-          weights: weights that may exceed those that the scale belongs to: their
-            conductance then exceeds [g_min, g_max], and is never negative.
-          params: what `convert_to_conductances` returned for the others.
+          weights: weights that may exceed the range of the scale: their conductance
+            then exceeds [g_min, g_max], and is never negative.
+          params: the parameters that `convert_to_conductances` returned for the others.
 
         Raises:
           ValueError: if a parameter is missing.
@@ -90,14 +90,14 @@ class SingleDeviceConductanceConverter(ConductanceConverter):
     def convert_back_to_weights(
         self, conductances: Sequence[jax.Array], params: Params
     ) -> jax.Array:
-        """Returns the weights of `[g]`.
+        """Converts `[g]` back to weights.
 
         Args:
           conductances: the conductance, in µS, in a list.
-          params: what `convert_to_conductances` returned beside it.
+          params: the parameters that `convert_to_conductances` returned beside it.
 
         Raises:
-          ValueError: if there is not one conductance, or a parameter is missing.
+          ValueError: unless there is exactly one conductance, and all parameters.
         """
         require_count(conductances, 1, "a single device has one conductance, g")
         scale, low = require(params, "scale_ratio"), require(params, "min")

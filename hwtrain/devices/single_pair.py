@@ -45,7 +45,7 @@ class SinglePairConductanceConverter(ConductanceConverter):
     g_min: NonNegative = 0.0
     """Conductance of a device that is off, in µS."""
     per_column: bool = False  # pyright: ignore[reportIncompatibleVariableOverride]
-    """A scale for each column (last axis) instead of one for the tensor."""
+    """Use a scale per column (last axis) instead of one for the tensor."""
 
     devices: ClassVar[tuple[str, ...]] = ("g_pos", "g_neg")
 
@@ -60,7 +60,7 @@ class SinglePairConductanceConverter(ConductanceConverter):
         """Returns `[g_pos, g_neg]` in µS and `{"scale_ratio": k}` in µS per weight.
 
         Args:
-          weights: `[..., columns]`, the whole array one tensor to the scale.
+          weights: `[..., columns]`, scaled as one tensor.
 
         Raises:
           ValueError: for weights that are not finite, outside of `jax.jit`.
@@ -73,12 +73,12 @@ class SinglePairConductanceConverter(ConductanceConverter):
         return list(pair), {"scale_ratio": scale}
 
     def convert_by_scale(self, weights: jax.Array, params: Params) -> list[jax.Array]:
-        """Returns `[g_pos, g_neg]` in µS of weights, by the scale of others.
+        """Converts weights to `[g_pos, g_neg]` in µS by the scale of others.
 
         Args:
-          weights: weights that may exceed those that the scale belongs to: their
-            conductance then exceeds g_max.
-          params: what `convert_to_conductances` returned for the others.
+          weights: weights that may exceed the range of the scale: their conductance
+            then exceeds g_max.
+          params: the parameters that `convert_to_conductances` returned for the others.
 
         Raises:
           ValueError: if there is no `scale_ratio`.
@@ -89,14 +89,14 @@ class SinglePairConductanceConverter(ConductanceConverter):
     def convert_back_to_weights(
         self, conductances: Sequence[jax.Array], params: Params
     ) -> jax.Array:
-        """Returns the weights of `[g_pos, g_neg]`.
+        """Converts `[g_pos, g_neg]` back to weights.
 
         Args:
           conductances: the two conductances, in µS.
-          params: what `convert_to_conductances` returned beside them.
+          params: the parameters that `convert_to_conductances` returned beside them.
 
         Raises:
-          ValueError: if there are not two conductances, or no `scale_ratio`.
+          ValueError: unless there are two conductances, and a `scale_ratio`.
         """
         require_count(
             conductances, 2, "a single pair has two conductances, g_pos and g_neg"

@@ -1,4 +1,4 @@
-"""A noise model whose deviations do not depend on the conductance."""
+"""A noise model with deviations that do not depend on the conductance."""
 
 from typing import Literal
 
@@ -55,6 +55,6 @@ class StateIndependentNoiseModel(DriftingNoiseModel):
         return jnp.full_like(g, self.drift_scale * self.drift_nu_std)
 
     def read_sigma(self, programmed: Programmed, t_s: ArrayLike) -> jax.Array:
-        """Returns the noise of one read at a time in s, in µS."""
+        """Returns the noise of one read in µS, at a time in seconds."""
         level = self.read_noise_scale * self.mean_at(programmed, t_s) / self.g_max
         return level * noise_growth(t_s + self.t_0, self.t_read)

@@ -1,4 +1,4 @@
-"""Stuck devices: their conductance is one end of the range, whatever is written."""
+"""Stuck devices, whose conductance stays at one end of the range when written."""
 
 from typing import Self
 
@@ -19,7 +19,7 @@ HEALTHY, AT_G_MIN, AT_G_MAX = range(3)
 def draw_stuck(
     key: jax.Array, shape: tuple[int, ...], *, at_g_min: float, at_g_max: float
 ) -> jax.Array:
-    r"""Draws which devices are stuck, each by itself.
+    r"""Draws independently which devices are stuck.
 
     .. math::
         P(\text{stuck at } g_\text{min}) = p_0, \qquad
@@ -50,7 +50,7 @@ def draw_stuck(
 def with_stuck(
     g: jax.Array, stuck: jax.Array, *, g_min: ArrayLike, g_max: ArrayLike
 ) -> jax.Array:
-    """Returns conductances in which stuck devices have theirs.
+    """Replaces the conductances of stuck devices.
 
     >>> g = with_stuck(jnp.array([7.0, 7.0, 7.0]), jnp.array([0, 1, 2], "uint8"),
     ...                g_min=0.1, g_max=25.0)
@@ -59,9 +59,9 @@ def with_stuck(
 
     Args:
       g: conductances, in µS.
-      stuck: the states of the devices, of `draw_stuck`.
+      stuck: the states of the devices, from `draw_stuck`.
       g_min: the smallest conductance, in µS.
-      g_max: the largest, in µS.
+      g_max: the largest conductance, in µS.
     """
     ends = jnp.where(stuck == AT_G_MIN, g_min, g_max).astype(g.dtype)
     return jnp.where(stuck == HEALTHY, g, ends)
@@ -74,8 +74,8 @@ class StuckParameter(Described):
     .. math::
         P(g = g_\text{min}) = p_0, \qquad P(g = g_\text{max}) = p_1
 
-    whatever the target is. A stuck device neither drifts nor has read noise. Each
-    device of a pair is drawn by itself, a function of the chip's seed, the parameter's
+    whatever the target. A stuck device neither drifts nor has read noise. Each device
+    of a pair is drawn independently, as a function of the chip's seed, the parameter's
     path, the device and the element.
 
     >>> StuckParameter(at_g_min=0.01).draws
@@ -87,9 +87,9 @@ class StuckParameter(Described):
     """
 
     at_g_min: Share = 0.0
-    """Share of the devices that are stuck at the converter's g_min. Zero: none."""
+    """Share of devices stuck at the converter's g_min. Zero: none."""
     at_g_max: Share = 0.0
-    """Share of the devices that are stuck at the converter's g_max. Zero: none."""
+    """Share of devices stuck at the converter's g_max. Zero: none."""
 
     @model_validator(mode="after")
     def _check(self) -> Self:
@@ -111,7 +111,7 @@ class StuckParameter(Described):
         return ", ".join(f"{share:.2%} at {end}" for end, share in shares if share)
 
     def ends(self, g_min: float, g_max: float) -> list[tuple[float, int, float]]:
-        """Returns of each end its share, the state of a device there and its µS."""
+        """Returns each end with devices: its share, state and conductance in µS."""
         ends = (self.at_g_min, AT_G_MIN, g_min), (self.at_g_max, AT_G_MAX, g_max)
         return [end for end in ends if end[0] > 0]
 

@@ -1,4 +1,4 @@
-"""What stands around a tile: one stage a file."""
+"""The periphery of a tile, one stage per file."""
 
 from hwtrain.periphery.input_range import InputRangeParameter as InputRangeParameter
 from hwtrain.periphery.io import IOParameters as IOParameters

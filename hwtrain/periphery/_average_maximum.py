@@ -1,7 +1,7 @@
 """The running average of the largest inputs, recorded for the optimiser.
 
 Noise management by an average divides all inputs of a tile by one number that follows
-the data slowly. The number is updated between steps, from sums in the probe's gradient.
+the data slowly. It is updated between steps, from sums in the probe's gradient.
 """
 
 import math
@@ -16,7 +16,7 @@ from hwtrain.periphery._range_gradient import PROBE_SCALE
 
 @custom_vjp()
 def record_maxima(x: jax.Array, average: jax.Array, probe: jax.Array) -> jax.Array:
-    r"""Returns inputs as they are, and their maxima in the gradient of the probe.
+    r"""Returns inputs unchanged, and their maxima in the gradient of the probe.
 
     With :math:`m_b = \max_j |x_{bj}|` of every input vector on a tile and :math:`a`
     the average so far, the first four sums of the probe become 2^-40 times

@@ -1,4 +1,4 @@
-"""Input ranges from data: what one batch of inputs says of every tile."""
+"""Estimates of input ranges from batches of data, for every row tile."""
 
 import jax
 import jax.numpy as jnp
@@ -18,15 +18,16 @@ def batch_range(
     quantile: float,
     std_alpha: float,
 ) -> jax.Array:
-    r"""Returns the input range that one batch asks for, of every row tile.
+    r"""Returns the input range of every row tile that fits one batch.
 
     .. math::
         \text{max:}\ \max |x| \qquad
         \text{moving_std:}\ \alpha\, \mathrm{std}(x) \qquad
         \text{moving_quantile:}\ Q_q(|x|)
 
-    Vectors that are zero on a tile, such as padding, do not count there. The standard
-    deviation is that of the pool (N); of nearly constant inputs, see `spread_range`.
+    Vectors that are zero on a tile, such as padding, are not counted there. The
+    standard deviation is that of the pool (N); for nearly constant inputs see
+    `spread_range`.
 
     >>> x = jnp.array([[1.0, -3.0], [0.0, 0.0]])
     >>> print(batch_range(x, (2,), method="moving_std", quantile=1.0, std_alpha=2.0))
@@ -40,7 +41,7 @@ def batch_range(
       std_alpha: alpha, in standard deviations.
 
     Returns:
-      `[row tiles]`, float32; zero where all inputs are.
+      `[row tiles]`, float32; zero where all inputs are zero.
 
     References:
       Rasch et al., Hardware-aware training for large-scale and diverse deep learning
@@ -70,14 +71,14 @@ _CONSTANT = 1e-5
 def spread_range(
     square: jax.Array, variance: jax.Array, *, std_alpha: ArrayLike
 ) -> jax.Array:
-    r"""Returns the range that inputs of a spread ask for.
+    r"""Returns the range that fits the spread of inputs.
 
     .. math:: r = \alpha\,\mathrm{std}(x), \qquad
         r = \sqrt{\overline{x^2}}\,(1 + \alpha\,10^{-2.5})
         \text{ where } \mathrm{var}(x) \le 10^{-5}\, \overline{x^2}
 
-    The second is for inputs that are nearly constant: their deviation says nothing of
-    their size, and is lost in rounding where it comes from two sums.
+    The second case is for nearly constant inputs: their deviation does not reflect
+    their size, and is lost in rounding if it is computed from two sums.
 
     >>> square = jnp.array([1.0, 25.0, 0.0])
     >>> print(spread_range(square, jnp.array([1.0, 0.0, 0.0]), std_alpha=3.0))
@@ -97,14 +98,14 @@ def spread_range(
 
 
 class RowSample:
-    """A random sample of all rows of inputs that a tile saw, of bounded size.
+    """A random sample of bounded size of the input rows of a tile.
 
-    Every row gets a random number, and those with the smallest ones stay, so that all
-    rows are equally likely to.
+    Every row gets a random number, and the rows with the smallest ones stay, so that
+    all rows are equally likely to be kept.
 
     Args:
-      size: the most rows that are kept.
-      generator: where the numbers come from.
+      size: maximum number of rows to keep.
+      generator: source of the random numbers.
     """
 
     def __init__(self, size: int, generator: np.random.Generator):
@@ -113,7 +114,7 @@ class RowSample:
         self._order = np.zeros(0)
 
     def add(self, rows: np.ndarray) -> None:
-        """Takes further rows `[count, rows]`; rows of zeros do not count."""
+        """Adds rows `[count, rows]`; rows of zeros are ignored."""
         rows = rows[np.any(rows != 0, axis=1)]
         order = self._generator.random(len(rows))
         if self._rows is not None:
@@ -123,7 +124,7 @@ class RowSample:
         self._rows, self._order = rows[kept], order[kept]
 
     def quantile(self, quantile: float) -> float:
-        """Returns the quantile of the absolute values; zero without any."""
+        """Returns the quantile of the absolute values; zero without rows."""
         if self._rows is None or not self._rows.size:
             return 0.0
         return float(np.quantile(np.abs(self._rows), quantile))

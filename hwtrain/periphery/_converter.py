@@ -1,4 +1,4 @@
-"""Converters between digital and analog: DAC and ADC, their rounding and their bound.
+"""Digital-to-analog and analog-to-digital conversion: rounding and clipping.
 
 The gradient passes straight through rounding, and is zero beyond the bound.
 """
@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from hwtrain._arrays.derivatives import straight_through
 from hwtrain._arrays.rounding import round_to
 
-# Level times step can miss the bound by a rounding of float32.
+# Level times step can exceed the bound by a rounding of float32.
 _TOLERANCE = 1 + 1e-6
 
 
@@ -20,9 +20,9 @@ class Converter(NamedTuple):
     """A DAC or an ADC.
 
     Attributes:
-      bound: full scale, in normalised units; `None` for no bound, and no levels.
-      res: step relative to the full range of twice the bound; `None` for no levels.
-      stochastic: whether it rounds up or down at random, so that the mean is right.
+      bound: full scale, in normalised units; `None` for no clipping and no rounding.
+      res: step relative to the full range of twice the bound; `None` for no rounding.
+      stochastic: whether to round up or down at random, with the right mean.
     """
 
     bound: float | None = None
@@ -31,14 +31,14 @@ class Converter(NamedTuple):
 
     @property
     def step(self) -> float | None:
-        """The distance of two levels, in normalised units; `None` for no levels."""
+        """Distance between levels, in normalised units; `None` for no levels."""
         if self.bound is None or self.res is None:
             return None
         return 2 * self.bound * self.res
 
     @property
     def bits(self) -> float | None:
-        """The bits of its levels, of those given in any way; `None` for no levels.
+        """Number of bits, however the levels were given; `None` for no levels.
 
         >>> Converter(bound=10.0, res=1 / 510).bits
         9.0
@@ -49,7 +49,7 @@ class Converter(NamedTuple):
 
 
 def from_bits(bits: int) -> float:
-    """Returns the resolution of a converter of a number of bits.
+    """Returns the resolution of a converter with `bits` bits.
 
     .. math:: res = 1 / (2^b - 2)
 
@@ -68,7 +68,7 @@ def convert(
         \Delta = 2\, b\, res
 
     Ties go to the even level. The gradient is that of clipping the rounded value: 1
-    within the bound, also at it, and 0 beyond.
+    within and at the bound, and 0 beyond.
 
     >>> convert(jnp.array([0.3, -2.0]), Converter(bound=1.0, res=1 / 8))
     Array([ 0.25, -1.  ], dtype=float32)
@@ -85,7 +85,7 @@ def convert(
 def round_to_level(
     x: jax.Array, converter: Converter, *, uniform: jax.Array | None = None
 ) -> jax.Array:
-    """Rounds to the levels of a converter, also beyond its bound.
+    """Rounds to the levels of a converter, even beyond its bound.
 
     >>> round_to_level(jnp.array([0.125, 3.1]), Converter(bound=1.0, res=1 / 8))
     Array([0., 3.], dtype=float32)
@@ -115,5 +115,5 @@ def saturate(x: jax.Array, bound: float | None) -> jax.Array:
 
 
 def exceeds(x: jax.Array, bound: float) -> jax.Array:
-    """Returns where values lie beyond a bound, by more than a rounding."""
+    """Returns where values exceed a bound by more than a rounding error."""
     return jnp.abs(x) > bound * _TOLERANCE

@@ -1,4 +1,4 @@
-"""What stages ask of a crossbar, be it of a product or of a convolution."""
+"""The interface of a crossbar to stages, for products and convolutions."""
 
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol, Self
@@ -7,13 +7,12 @@ import jax
 
 
 class Crossbar(Protocol):
-    """The weights of a tile, and how they multiply, in normalised units.
+    """The weights of a tile and their products, in normalised units.
 
     A product has inputs `[..., row tiles, column tiles or 1, rows]` and outputs
     `[..., row tiles, column tiles, columns]`. A convolution as a whole has inputs
     `[batch, *spatial, channels]` and outputs `[batch, *positions, groups, 1, features
-    of a group]`: what a stage does to outputs, or to each value of the inputs alike, it
-    can do to both.
+    of a group]`. Operations on outputs, or on each input value alike, work with both.
     """
 
     @property
@@ -28,7 +27,7 @@ class Crossbar(Protocol):
 
     @property
     def fixed(self) -> Self:
-        """The same, to which no gradient passes."""
+        """The same without gradients of the weights."""
         ...
 
     @property
@@ -37,7 +36,7 @@ class Crossbar(Protocol):
         ...
 
     def read(self, x: jax.Array) -> jax.Array:
-        """Returns the inputs of this read, at the end of the stages, multiplied."""
+        """Returns the product of this read, inside all stages."""
         ...
 
     def multiply(self, x: jax.Array) -> jax.Array:
@@ -55,15 +54,15 @@ class Crossbar(Protocol):
     def ranged(
         self, stage: Any, x: jax.Array, leaves: Mapping[str, jax.Array]
     ) -> tuple[jax.Array, jax.Array]:
-        """Returns inputs within the range that a stage has, and the range of each."""
+        """Returns inputs clipped to the range of a stage, and the range of each."""
         ...
 
     def of_range(self, r: jax.Array) -> jax.Array:
-        """Returns the range of each output, of that of each input."""
+        """Returns the range of each output, from that of each input."""
         ...
 
     def counted(self, y: jax.Array, probe: jax.Array, bound: Any) -> jax.Array:
-        """Returns outputs, counted in the gradient of the range's probe."""
+        """Returns the outputs, and counts them in the gradient of the probe."""
         ...
 
     def total(self, x: jax.Array) -> jax.Array:
@@ -71,15 +70,15 @@ class Crossbar(Protocol):
         ...
 
     def inputs_of(self, x: jax.Array) -> tuple[tuple[int, ...], Any]:
-        """Returns the shape of inputs that differ between tiles, and which are real."""
+        """Returns the shape of inputs per tile, and which inputs are not padding."""
         ...
 
     def real_outputs(self, y: jax.Array) -> Any:
-        """Returns which outputs are real, and not padding."""
+        """Returns which outputs are not padding."""
         ...
 
     def of_outputs(
         self, draw: Callable[[jax.Array, Sequence[int]], jax.Array], key: jax.Array
     ) -> jax.Array:
-        """Returns a draw for each output, without the axes of a batch."""
+        """Returns a draw for each output, without batch axes."""
         ...

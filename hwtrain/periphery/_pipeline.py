@@ -1,4 +1,4 @@
-"""The stages around a tile, run from the outermost to the innermost."""
+"""Runs the stages around a tile, from the outermost to the innermost."""
 
 import collections
 import dataclasses
@@ -28,7 +28,7 @@ from hwtrain.periphery._read_keys import effect_key
 
 
 class Tape:
-    """What a read draws, in the order of its draws: kept, or given."""
+    """The draws of a read, in order: recorded, or replayed if given."""
 
     def __init__(self, given: Sequence[jax.Array] | None = None):
         self.drawn: list[jax.Array] = [] if given is None else list(given)
@@ -43,48 +43,47 @@ class Tape:
         return self.drawn[-1]
 
     def note(self, name: str, value: jax.Array) -> None:
-        """Keeps what is true in any of the reads that a trial is made of."""
+        """Records a condition; true if it holds in any read of a trial."""
         before = self.notes.get(name)
         self.notes[name] = value if before is None else before | value
 
 
 def _trace() -> Any:
-    """Returns what differs between a program and the body of a loop or map in it."""
+    """Returns a state that differs between a program and loops or maps inside it."""
     return get_opaque_trace_state(convention="nnx")
 
 
 class Frozen:
-    """What is frozen in a chip, drawn once for all reads of a call."""
+    """Frozen quantities of a chip, drawn once for all reads of a call."""
 
     def __init__(self):
         self._known: dict[Any, jax.Array] = {}
         self._trace = _trace()
 
     def get(self, name: Any, draw: Callable[[], jax.Array]) -> jax.Array:
-        """Returns a draw; in a loop one that was drawn before it, if there is one."""
+        """Returns a draw; inside a loop, reuses one from before the loop if any."""
         if name not in self._known:
             unit = draw()
             if _trace() != self._trace:
-                return unit  # it belongs to a loop
+                return unit  # it belongs to the loop, so it is not kept
             self._known[name] = unit
         return self._known[name]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Context:
-    """What a stage knows of its tile, and how it draws.
+    """Context of a stage: the tile, its parameters, and random numbers.
 
     Attributes:
-      crossbar: the weights of the tile, and how they multiply.
+      crossbar: the weights of the tile, and their products.
       leaves: the parameters beside the weights that belong to the periphery, by name.
       keys: `[effects]`, the `read_keys` of this read; `None` draws nothing.
-      chip_key: key of what is frozen in a chip; `None` for no spread.
+      chip_key: key of a chip's frozen quantities; `None` for no spread.
       strength: factor on the standard deviation of all noise and spreads.
-      tape: keeps what is drawn, or gives it; `None` for neither.
-      searching: whether this read is a trial, which nothing is differentiated through
-        and nothing counted in.
-      frozen: what was drawn of a chip.
-      here: the stage that runs; `None` outside of one.
+      tape: records or replays draws; `None` for neither.
+      searching: whether this read is a trial, without gradients or statistics.
+      frozen: the frozen quantities drawn so far.
+      here: the running stage; `None` outside of one.
     """
 
     crossbar: Crossbar
@@ -115,24 +114,24 @@ class Context:
         return self.crossbar.weights
 
     def valid_inputs(self, x: jax.Array) -> Any:
-        """Returns which inputs are real, and not the padding of a smaller tile."""
+        """Returns a mask of the inputs that are not padding of a smaller tile."""
         return self.crossbar.inputs_of(x)[1]
 
     def valid_outputs(self, y: jax.Array) -> Any:
-        """Returns which outputs are real, and not the padding of a smaller tile."""
+        """Returns a mask of the outputs that are not padding of a smaller tile."""
         return self.crossbar.real_outputs(y)
 
     def leaf(self, name: str) -> jax.Array:
         """Returns a leaf beside the weights, `[row tiles, column tiles, ...]`.
 
-        Of a convolution as a whole, `[groups, 1, ...]`: so with one more axis at its
-        end, the leaf of each tile is broadcast against the outputs of either.
+        For a convolution as a whole it is `[groups, 1, ...]`. With one more axis at the
+        end, a leaf per tile therefore broadcasts against the outputs in both cases.
 
         Args:
-          name: its name, as the part's `leaves` declares it.
+          name: its name, as declared in the part's `leaves`.
 
         Raises:
-          ValueError: for one that nobody declares, or that is not there yet.
+          ValueError: if it is not declared, or not available before `inner(x)`.
         """
         here = self.here
         stage = "a stage" if here is None else type(here.stage).__name__
@@ -152,7 +151,7 @@ class Context:
         return jax.lax.stop_gradient(leaf) if self.searching else leaf
 
     def normal(self, effect: str, shape: Sequence[int]) -> Any:
-        """Returns standard normal noise of this read times its strength; 0 for none."""
+        """Returns standard normal noise of this read, times its strength; 0 if off."""
         self._check_draws("read")
         if self.keys is None:
             return 0.0
@@ -160,12 +159,12 @@ class Context:
         return over_batch(jnp.asarray(self.strength), noise) * noise
 
     def uniform(self, effect: str, shape: Sequence[int]) -> jax.Array | None:
-        """Returns numbers in [0, 1), whatever the strength; `None` for none."""
+        """Returns uniform numbers in [0, 1), at any strength; `None` if off."""
         self._check_draws("read")
         return None if self.keys is None else self._drawn(effect, shape, uniform)
 
     def spread(self, std: float, effect: str) -> Any:
-        """Returns what is frozen in a chip, for each output: 0 without a chip."""
+        """Returns a chip's frozen deviation of each output; 0 without a chip."""
         if std == 0:
             return 0.0
         self._check_draws("chip")
@@ -182,17 +181,17 @@ class Context:
         return std * (jnp.asarray(self.strength) * unit)
 
     def note(self, name: str, value: jax.Array) -> None:
-        """Tells a stage around, which tries several reads, of what it cannot see."""
+        """Reports a condition to an outer stage that tries several reads."""
         if self.tape is not None:
             self.tape.note(name, value)
 
     def at(self, number: Any) -> "Context":
-        """Returns the context of another read; 0 is the first, with these keys."""
+        """Returns the context of another read; read 0 is the first, with these keys."""
         first = isinstance(number, int) and number == 0
         return self if first else self._at(number)
 
     def read(self, stage: str, number: Any) -> "Context":
-        """Returns the context of a read that a stage numbers for itself."""
+        """Returns the context of a read that a stage numbers itself."""
         return self._at(stable_hash(stage))._at(number)
 
     def _at(self, number: Any) -> "Context":
@@ -201,7 +200,7 @@ class Context:
         return dataclasses.replace(self, keys=fold_in(self.keys, number))
 
     def _check_draws(self, when: Any) -> None:
-        """Raises where a stage would draw nothing, or what is not independent."""
+        """Raises if a stage would draw nothing, or draws that are not independent."""
         here = self.here
         if here is None or not isinstance(here.stage, Part):
             return
@@ -230,7 +229,7 @@ class Context:
             return "", effect, 0
         count = here.drawn[effect]
         here.drawn[effect] += 1
-        # Two stages of a class, and two draws of a name in one, are independent.
+        # Keeps two stages of a class, and two draws of a name in one, independent.
         return here.stage.type, effect, here.number + 1000 * count
 
     def _drawn(self, effect: str, shape: Sequence[int], kind: Any) -> jax.Array:
@@ -250,14 +249,14 @@ class Context:
 
 
 class Here(NamedTuple):
-    """A stage while it runs.
+    """The state of a running stage.
 
     Attributes:
-      stage: which.
-      number: how many of its class are further in.
-      trace: what the program is in.
-      drawn: how often it has drawn, by effect.
-      calls: how often it has called what is inside: a list of one number.
+      stage: the stage.
+      number: number of inner stages of the same class.
+      trace: trace state at its start; see `_trace`.
+      drawn: number of its draws, by effect.
+      calls: number of its calls of the inner stages, as a list of one.
     """
 
     stage: Any
@@ -268,9 +267,9 @@ class Here(NamedTuple):
 
 
 class Inner:
-    """All that lies further in than a stage, down to the multiplication.
+    """The stages inside of another one, down to the multiplication.
 
-    Each call is another read of the tile, whose noise is drawn anew.
+    Each call is a new read of the tile, with its own noise.
     """
 
     def __init__(self, stages: Sequence[Any], ctx: Context):
@@ -288,11 +287,12 @@ class Inner:
 
         Args:
           x: inputs.
-          read: its number, which may be traced, as in a loop; `None` for the next.
-          drawn: what it draws, as a `trial` returned it; `None` to draw.
+          read: number of the read, which may be traced, as in a loop; `None` for the
+            next one.
+          drawn: draws to replay, from a `trial`; `None` to draw.
 
         Raises:
-          ValueError: in a loop or map of the stage's own without a number.
+          ValueError: in the stage's own loop or map, unless the read is numbered.
         """
         ctx = self._numbered(read)
         if drawn is not None:
@@ -302,7 +302,7 @@ class Inner:
         return y
 
     def trial(self, x: jax.Array, read: Any) -> "Trial":
-        """Reads without a gradient, to look at what would come of it."""
+        """Returns the result of a read without gradients, to decide on a real one."""
         tape = Tape()
         ctx = dataclasses.replace(
             self._numbered(read),
@@ -338,12 +338,12 @@ class Inner:
 
 
 class Trial(NamedTuple):
-    """A read that was tried.
+    """A read made on trial.
 
     Attributes:
       y: its outputs.
-      drawn: what it drew: with it, another read is the same.
-      notes: what stages said of it.
+      drawn: its draws, with which another read can be made equal.
+      notes: the conditions that stages reported.
     """
 
     y: jax.Array
@@ -352,16 +352,15 @@ class Trial(NamedTuple):
 
 
 def run(stages: Sequence[Any], x: jax.Array, ctx: Context) -> jax.Array:
-    """Returns the outputs of a tile between its stages.
+    """Runs stages around a tile and returns the outputs.
 
     Args:
-      stages: from the outermost to the innermost.
+      stages: the stages, outermost first.
       x: inputs, as the crossbar takes them.
-      ctx: what the stages know.
+      ctx: context of the stages.
 
     Raises:
-      ValueError: naming a stage that returns outputs of another shape than those that
-        it got.
+      ValueError: naming a stage that changes the shape of the outputs.
     """
     if not stages:
         return ctx.crossbar.read(x)

@@ -1,8 +1,8 @@
-"""The range of a tile's inputs: clipping, its gradient, and the statistics beside it.
+"""The input range of a tile: clipping, its gradient, and input statistics.
 
-What the optimiser must know of the forward pass is returned as the gradient of a small
-array, the probe. It holds sums, never ratios, so that it stays right when gradients are
-added or averaged: by a layer that is called twice, a scan over time, accumulation, or
+Statistics of the forward pass reach the optimiser as the gradient of a small array, the
+probe. It holds sums, never ratios, so that it stays right when gradients are added or
+averaged: for a layer that is called twice, a scan over time, gradient accumulation, or
 several devices.
 """
 
@@ -18,21 +18,21 @@ from hwtrain._arrays.derivatives import custom_vjp
 
 PROBE_SCALE = 2.0**-40
 """Factor on the probe's sums. A power of two, so that quotients are exact, and small,
-so that neither clipping by the global norm nor a logged norm feels them."""
+so that clipping by the global norm and logged norms are not affected."""
 
 
 PROBE_SIZE = 6
-"""Sums for every tile: n, n unclipped, sum of x/r, sum of (x/r)^2, outputs, outputs
-unclipped."""
+"""Number of sums for every tile: n, n unclipped, sum of x/r, sum of (x/r)^2, outputs,
+outputs unclipped."""
 
 
 class RangeGradient(NamedTuple):
-    """How the gradient of an input range is taken.
+    """Options of the gradient of an input range.
 
     Attributes:
       scale: factor on the gradient.
-      relative: whether it is multiplied by the range.
-      straight_through: whether clipped inputs get their gradient.
+      relative: whether the gradient is multiplied by the range.
+      straight_through: whether gradients pass through clipped inputs.
     """
 
     scale: float = 1.0
@@ -41,21 +41,21 @@ class RangeGradient(NamedTuple):
 
 
 def clipped(x: jax.Array, r: jax.Array, *, straight_through: bool) -> jax.Array:
-    r"""Clips by plain operations, which forward mode differentiates too.
+    r"""Clips by plain operations, which also support forward-mode differentiation.
 
     .. math:: \hat x = \mathrm{clip}(x, -r, r), \qquad
         \frac{\partial \hat x}{\partial x} = [|x| \le r]
 
-    At the range itself the gradient passes, as in `clip_to_range`; that of `jnp.clip`
-    is shared between input and range there.
+    At the range itself the gradient passes to the input, as in `clip_to_range`;
+    `jnp.clip` would share it between input and range.
 
     >>> print(jax.grad(clipped)(3.0, 3.0, straight_through=False))
     1.0
 
     Args:
       x: inputs.
-      r: the range, broadcastable against them.
-      straight_through: whether clipped inputs get their gradient.
+      r: the range, broadcastable against the inputs.
+      straight_through: whether gradients pass through clipped inputs.
     """
     r = tiling.over_batch(r, x)
     beyond = jnp.sign(x) * r
@@ -95,7 +95,7 @@ def clip_to_range(
       input_range: `[row tiles, column tiles]`, positive, in units of the input.
       probe: `[row tiles, column tiles, 6]`; its value is not read.
       row_sizes: rows of each row tile.
-      gradient: how the gradient is taken.
+      gradient: options of the gradient.
 
     Returns:
       `[..., row tiles, column tiles, rows]`.
@@ -183,8 +183,8 @@ def ranged_matmul(
         forward-mode differentiation needs, without statistics.
       row_sizes: rows of each row tile.
       column_sizes: columns of each column tile.
-      gradient: how the range's gradient is taken.
-      dot_general: what multiplies, called as `jax.lax.dot_general`.
+      gradient: options of the range's gradient.
+      dot_general: the product to use, called as `jax.lax.dot_general`.
 
     Returns:
       `[..., columns]`.
@@ -211,10 +211,10 @@ def ranged_matmul(
 def count_outputs(
     y: jax.Array, probe: jax.Array, bound: ArrayLike, column_sizes: tuple[int, ...]
 ) -> jax.Array:
-    r"""Returns outputs as they are, and counts them in the gradient of the probe.
+    r"""Returns outputs unchanged, and counts them in the gradient of the probe.
 
-    The last two sums of the probe become 2^-40 times the number of outputs, and of
-    those inside the bound, :math:`|y| < 0.999\, b`.
+    The last two sums of the probe become 2^-40 times the number of outputs, and the
+    number of outputs inside the bound, :math:`|y| < 0.999\, b`.
 
     >>> y, probe = jnp.array([0.5, 2.0]).reshape(1, 1, 1, 2), jnp.zeros((1, 1, 6))
     >>> loss = lambda probe: count_outputs(y, probe, 2.0, (2,)).sum()
@@ -248,7 +248,7 @@ def _count_forward(y, probe, traced, bound, column_sizes):
     examples = int(np.prod(y.shape[:-3], dtype=np.int64))
     count = examples * np.asarray(column_sizes, np.float32)
     count = jnp.broadcast_to(count, probe.shape[:-1])
-    # The mask has all columns, so that the axis to be split is one before the tiles.
+    # The mask spans all columns, so `sum_of` must split an axis before the tiles.
     outputs = y if y.ndim > 3 else y[None]
     axes = (*range(-outputs.ndim, -3), -1)
     kept = jnp.real(tiling.sum_of(inside, outputs, axes=axes))

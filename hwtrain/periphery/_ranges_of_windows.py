@@ -1,10 +1,10 @@
-"""A convolution of clipped inputs, whose windows are not written out.
+"""A convolution of clipped inputs that materialises no windows.
 
-With one tile for each group of channels, XLA's own convolution of the clipped input is
-what the crossbars compute, also behind a DAC: it converts a value alike in every
-window. What a range must know of the windows is exact all the same: how many windows
-see an input follows from the geometry, and the gradients inside the windows are
-computed tap by tap.
+With one tile per group of channels, the crossbars compute XLA's own convolution of the
+clipped input. This also holds behind a DAC, which converts a value alike in every
+window. The window statistics for the range are exact nevertheless: the number of
+windows that see an input follows from the geometry, and the gradients inside the
+windows are computed tap by tap.
 """
 
 import math
@@ -20,14 +20,13 @@ from hwtrain._arrays.tiling import over_batch
 from hwtrain._arrays.windows import Window, padded
 from hwtrain.periphery._range_gradient import PROBE_SCALE, RangeGradient, clipped
 
-# More taps than these are a loop in the program.
+# Above this number of taps, the program loops over them.
 _UNROLLED = 32
 
 
 Drive = Callable[..., jax.Array]
-"""What drives the crossbars: of clipped inputs, the range of each channel, and traced
-constants of its own, what is multiplied. It does the same to each value, and is
-hashable."""
+"""Maps clipped inputs, the range of each channel, and its own traced constants to the
+values that drive the crossbars. It acts on each value alike, and is hashable."""
 
 
 def ranged_convolution(
@@ -42,14 +41,14 @@ def ranged_convolution(
     drive: Drive | None = None,
     constants: tuple[jax.Array, ...] = (),
 ) -> jax.Array:
-    r"""Convolves an input that is clipped to the range of each group of channels.
+    r"""Convolves an input clipped to the range of each group of channels.
 
     .. math:: y = \mathrm{clip}(x, -r, r) * W, \quad\text{or}\quad
         y = \mathrm{DAC}\big(\mathrm{clip}(x, -r, r) / r\big) * W
 
-    The first equals `ranged_matmul` of every group's windows, with its gradients and
-    the sums of the probe: a value that many windows see counts as many times, and so do
-    the zeros around the input.
+    The first equals `ranged_matmul` of every group's windows, including the gradients
+    and the sums of the probe: a value in several windows counts as many times, and so
+    does the zero padding of the input.
 
     >>> x = jnp.array([[1.0, 4.0, 2.0]])[..., None]
     >>> y = ranged_convolution(x, jnp.ones((2, 1, 1)), jnp.full((1, 1, 1), 3.0), None,
@@ -58,18 +57,18 @@ def ranged_convolution(
     [4. 5.]
 
     Args:
-      x: `[batch, *spatial, channels]`, with its border.
+      x: `[batch, *spatial, channels]`, including its border.
       kernel: `[*taps, channels of a group, features]`.
       input_range: `[groups, 1, 1]`, in units of the input; `None` clips nothing.
       probe: `[groups, 1, 1, 6]`; `None` for plain JAX operations, which forward-mode
         differentiation needs, without statistics.
       window: the window, neither `flipped` nor `local`.
-      gradient: how the range's gradient is taken.
-      precision: of the multiplication, as in `jax.lax.conv_general_dilated`.
+      gradient: options of the range's gradient.
+      precision: precision of the multiplication, as in `jax.lax.conv_general_dilated`.
       dtype: dtype of the result; `None` for that of a plain convolution.
-      drive: what converts the clipped inputs, for an output in normalised units; `None`
-        for the inputs themselves. The range it divides by is a constant to gradients.
-      constants: further arguments of `drive`, which get their gradients.
+      drive: converts the clipped inputs, for an output in normalised units; `None` for
+        the inputs themselves. The range it divides by is a constant to gradients.
+      constants: further arguments of `drive`, which are differentiated.
 
     Returns:
       `[batch, *positions, features]`.
@@ -90,14 +89,14 @@ def clipped_inputs(
     *,
     straight_through: bool = False,
 ) -> jax.Array:
-    """Returns what is convolved, in the dtype of the input.
+    """Returns the input of the convolution, in the dtype of `x`.
 
     Args:
       x: `[batch, *spatial, channels]`.
       input_range: `[groups, 1, 1]`.
-      drive: as above.
-      constants: as above.
-      straight_through: whether clipped inputs get their gradient.
+      drive: as in `ranged_convolution`.
+      constants: as in `ranged_convolution`.
+      straight_through: whether gradients pass through clipped inputs.
     """
     x = clipped(x, _of_channels(input_range, x), straight_through=straight_through)
     r = jax.lax.stop_gradient(_of_channels(input_range, x, jnp.float32))
@@ -119,7 +118,7 @@ def convolution(
     precision: Any = None,
     dtype: Any = None,
 ) -> jax.Array:
-    """Returns XLA's convolution; arguments as for `ranged_convolution`."""
+    """Returns XLA's convolution; arguments as in `ranged_convolution`."""
     rank = len(window.sizes)
     channels_last = (0, rank + 1, *range(1, rank + 1))
     numbers = jax.lax.ConvDimensionNumbers(
@@ -140,7 +139,7 @@ def convolution(
 
 
 def _of_channels(statistic: jax.Array, x: jax.Array, dtype: Any = None) -> jax.Array:
-    """Returns a statistic of the groups for every channel of `x`, `[channels]`."""
+    """Expands a statistic of groups to the channels of `x`, `[channels]`."""
     each = jnp.repeat(statistic.ravel(), x.shape[-1] // statistic.size)
     return each.astype(dtype or x.dtype)
 
@@ -195,13 +194,13 @@ _ranged.defvjp(_forward, _backward)
 
 
 def _sums(values: jax.Array, groups: int) -> jax.Array:
-    """Returns sums over all axes and the channels of each group, `[groups]`."""
+    """Sums over all axes and the channels of each group, `[groups]`."""
     each = jnp.sum(values, axis=tuple(range(values.ndim - 1)))
     return each.reshape(groups, -1).sum(axis=-1)
 
 
 def _statistics(x, r, input_range, window) -> jax.Array:
-    """Returns the sums of the probe, over all elements of all windows."""
+    """Returns the sums of the probe over all elements of all windows."""
     times = over_batch(jnp.asarray(_times_seen(x.shape[1:-1], window)), x)
     groups = len(input_range)
     positions = math.prod(window.output_sizes(x.shape[1:-1]))
@@ -219,7 +218,7 @@ def _statistics(x, r, input_range, window) -> jax.Array:
 
 
 def _times_seen(spatial: tuple[int, ...], window: Window) -> np.ndarray:
-    """Returns how many windows see each input, `[*spatial, 1]`."""
+    """Returns the number of windows that see each input, `[*spatial, 1]`."""
     seen = np.ones(1, np.float32)
     for axis, (size, (low, _), count) in enumerate(
         zip(spatial, window.pads(spatial), window.output_sizes(spatial))
@@ -238,25 +237,25 @@ def _times_seen(spatial: tuple[int, ...], window: Window) -> np.ndarray:
 def _widening(outward, kernel, d, window, precision) -> jax.Array:
     """Returns the gradient of the ranges, `[batch, *positions, channels]` to be summed.
 
-    One tap after the other, so that no window is written out.
+    Computed tap by tap, so that no window is materialised.
 
     Args:
-      outward: `[batch, *spatial, channels]`, the slope of what lies beyond the range,
-        with the sign of the input; zero within.
-      kernel: as above.
+      outward: `[batch, *spatial, channels]`, the slope of inputs beyond the range, with
+        the sign of the input; zero within.
+      kernel: as in `ranged_convolution`.
       d: gradient of the output.
       window: the window.
-      precision: of the multiplication.
+      precision: precision of the multiplication.
     """
     inside = padded(outward, window)
-    if d.dtype != kernel.dtype:  # of outputs that are asked for in a wider one
+    if d.dtype != kernel.dtype:  # outputs were requested in a wider dtype
         d, kernel = d.astype(jnp.float32), kernel.astype(jnp.float32)
     spatial = range(1, d.ndim - 1)
     counts = d.shape[1:-1]
     extents = [(n - 1) * s + 1 for n, s in zip(counts, window.strides)]
     equation = "...f,cf->...c"
     kernel = kernel.reshape(window.taps, *kernel.shape[-2:])
-    if window.groups > 1:  # XLA transposes for the axis, even of one group
+    if window.groups > 1:  # XLA would transpose even for a group axis of size 1
         equation = "...gf,cgf->...gc"
         width = d.shape[-1] // window.groups
         d = d.reshape(*d.shape[:-1], window.groups, width)

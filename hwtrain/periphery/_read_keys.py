@@ -1,4 +1,4 @@
-"""The keys of what the stages around a tile draw at a read."""
+"""The keys of the draws of a read by the stages around a tile."""
 
 from typing import Any
 
@@ -16,8 +16,8 @@ READ_EFFECTS = (
     "output_noise",
     "output_stochastic_rounding",
 )
-"""What is drawn at a read; `"weight_noise"` is that of weights drawn in the layer. What
-users draw has keys made of the first of these."""
+"""Built-in draws of a read; `"weight_noise"` is for weights drawn in the layer. Users'
+draws derive their keys from the first one."""
 
 _NAMES = np.array(
     [stable_hash(draw_name("", name)) for name in READ_EFFECTS], np.uint32
@@ -47,7 +47,7 @@ CHIP_KEY = LeafSpec(
     dtype="uint32",
     trained=None,
 )
-"""The key of what is frozen in a chip's periphery, as key data of threefry."""
+"""The key of the frozen quantities of a chip's periphery, as threefry key data."""
 
 NOISE_KEY = LeafSpec(
     name="noise_key",
@@ -57,7 +57,7 @@ NOISE_KEY = LeafSpec(
     dtype="uint32",
     trained=None,
 )
-"""The keys of the reads of a layer in a step, as key data."""
+"""The keys for a layer's reads in a step, as key data."""
 
 NOISE_STRENGTH = LeafSpec(
     name="noise_strength",
@@ -70,7 +70,7 @@ NOISE_STRENGTH = LeafSpec(
 
 
 def read_keys(key: jax.Array) -> jax.Array:
-    """Returns the keys of a read: of every effect, the key of its draw.
+    """Returns the keys of a read, one for each effect.
 
     >>> keys = read_keys(jax.random.split(jax.random.key(0), 5))
     >>> keys.shape == (5, len(READ_EFFECTS))
@@ -86,5 +86,5 @@ def read_keys(key: jax.Array) -> jax.Array:
 
 
 def effect_key(keys: jax.Array, effect: str) -> jax.Array:
-    """Returns the key of one effect, out of those of a read."""
+    """Returns the key of one effect from those of a read."""
     return keys[..., READ_EFFECTS.index(effect)]

@@ -1,4 +1,4 @@
-"""The stages that are built in, from the outermost to the innermost."""
+"""The built-in stages, from the outermost to the innermost."""
 
 from hwtrain._parts.registry import register
 from hwtrain.periphery.adc import Adc
@@ -17,7 +17,7 @@ from hwtrain.periphery.voltage_offset import VoltageOffset
 from hwtrain.periphery.weight_noise import WeightNoise
 
 _around: tuple[str, ...] = ()
-# What acts on inputs stands outside of what looks at them as the tile sees them.
+# Stages that act on inputs stand outside of those that read the tile's own inputs.
 for _name, _stage in {
     "range": Range,
     "output_factor": OutputFactor,

@@ -1,4 +1,4 @@
-"""A matrix on tiles, and multiplication by it in the units of the crossbar."""
+"""A matrix on tiles, and products with it in units of the crossbar."""
 
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
@@ -12,7 +12,7 @@ from hwtrain.periphery.input_range import Range, ranged
 
 
 class TiledMatrix(NamedTuple):
-    r"""A matrix on tiles, which multiplies in normalised units.
+    r"""A matrix on tiles that multiplies in normalised units.
 
     .. math:: y_{rc} = x_r W_{rc} / s_{rc}
 
@@ -27,8 +27,8 @@ class TiledMatrix(NamedTuple):
       scale: s, `[row tiles, 1 or column tiles, 1 or columns]`, or 1.
       row_sizes: rows of each row tile.
       column_sizes: columns of each column tile.
-      dot_general: what multiplies, called as `jax.lax.dot_general`.
-      dtype: dtype that inputs are multiplied in; `None` for that of the matrix.
+      dot_general: the product to use, called as `jax.lax.dot_general`.
+      dtype: dtype in which inputs are multiplied; `None` for that of the matrix.
     """
 
     w: jax.Array
@@ -52,12 +52,12 @@ class TiledMatrix(NamedTuple):
 
         Args:
           w: `[rows, columns]`.
-          scale: `[row tiles, columns, column tiles or 1]`; `None` for 1. No gradient
-            passes.
+          scale: `[row tiles, columns, column tiles or 1]`; `None` for 1. It gets no
+            gradient.
           row_sizes: rows of each row tile.
           column_sizes: columns of each column tile.
-          dot_general: what multiplies.
-          dtype: dtype that inputs are multiplied in.
+          dot_general: the product to use.
+          dtype: dtype in which inputs are multiplied.
         """
         s: Any = 1.0
         if scale is not None:
@@ -67,16 +67,16 @@ class TiledMatrix(NamedTuple):
 
     @property
     def fixed(self) -> "TiledMatrix":
-        """The same, to which no gradient passes."""
+        """The same without gradients of the matrix."""
         return self._replace(w=jax.lax.stop_gradient(self.w))
 
     @property
     def whole(self) -> bool:
-        """Whether it is a convolution as a whole: no."""
+        """Whether it is a convolution as a whole: false."""
         return False
 
     def read(self, x: jax.Array) -> jax.Array:
-        """Returns the inputs of a read, at the end of the stages, multiplied."""
+        """Returns the product of a read, inside all stages."""
         return self.multiply(x)
 
     def multiply(self, x: jax.Array) -> jax.Array:
@@ -88,7 +88,7 @@ class TiledMatrix(NamedTuple):
         return self._normalised(self._product(x, self.w))
 
     def multiply_absolute(self, x: jax.Array) -> jax.Array:
-        """Returns the same with the absolute weights."""
+        """Returns the same with absolute weights."""
         return self._normalised(self._product(x, jnp.abs(self.w)))
 
     @property
@@ -106,26 +106,26 @@ class TiledMatrix(NamedTuple):
         return jnp.sum(x, axis=-1, keepdims=True)
 
     def inputs_of(self, x: jax.Array) -> tuple[tuple[int, ...], Any]:
-        """Returns the shape of inputs that differ between tiles, and which are real."""
+        """Returns the shape of inputs per tile, and which inputs are not padding."""
         grid = (len(self.row_sizes), len(self.column_sizes))
         valid = tiling.mask(self.row_sizes)[:, None, :]
         return (*x.shape[:-3], *grid, self.row_sizes[0]), tiling.over_batch(valid, x)
 
     def real_outputs(self, y: jax.Array) -> Any:
-        """Returns which outputs are real, and not padding."""
+        """Returns which outputs are not padding."""
         return tiling.over_batch(tiling.mask(self.column_sizes), y)
 
     def of_outputs(
         self, draw: Callable[[jax.Array, Sequence[int]], jax.Array], key: jax.Array
     ) -> jax.Array:
-        """Returns a draw for each output, without the axes of a batch."""
+        """Returns a draw for each output, without batch axes."""
         grid = (len(self.row_sizes), len(self.column_sizes))
         return draw(key, (*grid, self.column_sizes[0]))
 
     def ranged(
         self, stage: Range, x: jax.Array, leaves: Mapping[str, jax.Array]
     ) -> tuple[jax.Array, jax.Array]:
-        """Returns inputs within their range, and the range of each."""
+        """Returns inputs clipped to their range, and the range."""
         return ranged(stage, x, leaves, self.row_sizes)
 
     def of_range(self, r: jax.Array) -> jax.Array:
@@ -133,7 +133,7 @@ class TiledMatrix(NamedTuple):
         return r
 
     def counted(self, y: jax.Array, probe: jax.Array, bound: Any) -> jax.Array:
-        """Returns outputs, counted in the gradient of the probe."""
+        """Returns the outputs, and counts them in the gradient of the probe."""
         return count_outputs(y, probe, bound, self.column_sizes)
 
     def _normalised(self, y: jax.Array) -> jax.Array:
@@ -143,7 +143,7 @@ class TiledMatrix(NamedTuple):
         x = x.astype(self.dtype or w.dtype)
         last = x.ndim - 1
         if len(self.row_sizes) == len(self.column_sizes) == 1:
-            # One tile is a plain matrix multiplication, for which XLA is fastest.
+            # XLA is fastest for a plain matrix multiplication.
             flat = (((last - 2,), (0,)), ((), ()))
             y = self.dot_general(x[..., 0, 0, :], w[0, :, 0, :], flat)[
                 ..., None, None, :
@@ -153,12 +153,12 @@ class TiledMatrix(NamedTuple):
         return y.astype(jnp.float32)
 
     def _product_of_tiles(self, x: jax.Array, w: jax.Array) -> jax.Array:
-        # Tiles are one batch axis, and lead: of such a product XLA turns the derivative
-        # so that it never transposes the matrix.
+        # Tiles are one leading batch axis: XLA differentiates such a product without
+        # transposing the matrix.
         grid = (len(self.row_sizes), len(self.column_sizes))
         x = jnp.moveaxis(x, (-3, -2), (0, 1))
         if x.shape[1] == 1:
-            # Inputs that column tiles share are multiplied by all at once.
+            # All column tiles multiply the inputs that they share at once.
             x, w = x[:, 0], w.reshape(*w.shape[:2], -1)
         else:
             x = jax.lax.collapse(x, 0, 2)
@@ -171,15 +171,15 @@ class TiledMatrix(NamedTuple):
 
 
 def cut_columns(statistic: jax.Array, column_sizes: tuple[int, ...]) -> jax.Array:
-    """Returns a statistic of row tiles, broadcastable against the tiles' outputs.
+    """Shapes a statistic of row tiles to broadcast against the outputs of tiles.
 
     Args:
       statistic: `[row tiles, columns, column tiles or 1]`.
       column_sizes: columns of each column tile.
 
     Returns:
-      `[row tiles, 1 or column tiles, 1 or columns]`, float32, with ones as padding: it
-      must not divide by zero, or its gradient would be NaN.
+      `[row tiles, 1 or column tiles, 1 or columns]`, float32, padded with ones: as a
+      divisor, zeros would give a gradient of NaN.
     """
     statistic = statistic.astype(jnp.float32)
     if statistic.shape[-1] in (1, len(column_sizes)):

@@ -1,7 +1,7 @@
-"""A convolution between the stages of its crossbars, by XLA's own convolution.
+"""Runs a convolution between the stages of its crossbars by XLA's own convolution.
 
-No window is written out where every window sees a value of the input alike: where each
-stage says that it can be run `whole`.
+Windows are not materialised. This requires that an input value is treated alike in
+every window, which each stage declares by `whole`.
 """
 
 import dataclasses
@@ -42,9 +42,9 @@ def runs_whole(stages: Sequence[Any]) -> bool:
 
 @functools.lru_cache(maxsize=256)
 def _keeps_zero(stages: tuple[Any, ...]) -> bool:
-    """Whether the zeros around an input are zeros to the crossbars too."""
+    """Whether the zero padding of an input is also zero at the crossbars."""
     if not any(home(type(stage)) for stage in stages):
-        return True  # none of those built in makes anything of a zero
+        return True  # every built-in stage maps zero to zero
     inner = stages[1:] if isinstance(stages[0], Range) else stages
     with jax.ensure_compile_time_eval():
         driven = Drive(inner)(jnp.zeros((1, 1)), jnp.ones(1))
@@ -74,8 +74,8 @@ def converted_convolution(
         y = s\, r\, \alpha\, \mathrm{ADC}\!\left(\frac{W}{s} *
         \mathrm{DAC}\!\left(\frac{\mathrm{clip}(x, -r, r)}{r}\right)\right)
 
-    It equals `analog_mvm` of every group's windows, with its gradients, the sums of the
-    probe and the frozen spreads; no window is written out.
+    It equals `analog_mvm` of every group's windows, including the gradients, the sums
+    of the probe and the frozen spreads, but materialises no window.
 
     >>> from hwtrain.periphery.dac import Dac
     >>> three_levels = Dac(bound=1.0, res=1 / 2)
@@ -86,10 +86,10 @@ def converted_convolution(
     [-1.]
 
     Args:
-      x: `[batch, *spatial, channels]`, with its border.
+      x: `[batch, *spatial, channels]`, including its border.
       kernel: `[*taps, channels of a group, features]`.
-      stages: what surrounds the tiles, from the outermost to the innermost, of which
-        `runs_whole` must hold. A range is the first of them.
+      stages: the stages around the tiles, outermost first; `runs_whole` must hold for
+        them. A range comes first.
       window: the window, neither `flipped` nor `local`.
       scale: `[groups, 1, features of a group or 1]`, s; `None` for 1.
       output_scale: likewise, a learned factor on the outputs; `None` for 1.
@@ -97,11 +97,12 @@ def converted_convolution(
       probe: `[groups, 1, 1, 6]`; `None` for plain JAX operations, without statistics.
       leaves: the leaves of users' stages by name, `[groups, 1, ...]`.
       keys: `[effects]`, the `read_keys` of this read; `None` draws nothing.
-      chip_keys: `[groups]` JAX keys of what is frozen in a chip; `None` for no spread.
+      chip_keys: `[groups]` JAX keys of a chip's frozen quantities; `None` for no
+        spread.
       strength: factor on the standard deviation of all noise and spreads,
         broadcastable against `[groups, 1, features of a group]`.
-      precision: of the multiplication.
-      dtype: of the result; `None` for that of a plain multiplication.
+      precision: precision of the multiplication.
+      dtype: dtype of the result; `None` for that of a plain multiplication.
 
     Returns:
       `[batch, *positions, features]`.
@@ -145,17 +146,17 @@ def converted_convolution(
     return jax.lax.collapse(y, -3).astype(dtype or jnp.result_type(x, kernel))
 
 
-class _Reached(Exception):  # noqa: N818 it is no error
-    """What is multiplied, at the end of the stages."""
+class _Reached(Exception):  # noqa: N818 it is not an error
+    """Carries the inputs that reach the crossbars out of the stages."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Drive:
-    """What the stages make of the inputs before the crossbars multiply them.
+    """The effect of the stages on inputs before the crossbars multiply them.
 
     Attributes:
-      stages: from the outermost to the innermost, without a range; with holes for what
-        is traced.
+      stages: the stages, outermost first, without a range, and with holes for traced
+        constants.
     """
 
     stages: tuple[Any, ...]
@@ -166,7 +167,7 @@ class Drive:
         Args:
           x: `[..., channels]`, in units of the input.
           r: `[channels]`, the range.
-          *constants: what fills the holes.
+          *constants: values for the holes.
         """
         x = x.astype(jnp.float32) / over_batch(r.astype(jnp.float32), x)
         try:
@@ -178,7 +179,7 @@ class Drive:
 
 
 class _End:
-    """Where a crossbar would multiply."""
+    """Stands in for the crossbar, and stops where it would multiply."""
 
     whole = True
 
@@ -193,16 +194,16 @@ class _End:
 
 
 class WholeKernel(NamedTuple):
-    """A kernel on a tile for each of its groups, which convolves in normalised units.
+    """A kernel with one tile per group, which convolves in normalised units.
 
     Attributes:
       kernel: `[*taps, channels of a group, features]`.
       scale: s, `[groups, 1, 1 or features of a group]`, or 1.
       window: the window.
-      precision: of the multiplication.
-      dtype: dtype that inputs are multiplied in.
-      convolved: `[batch, *positions, features]`, the inputs of this read convolved:
-        their range, if they have one, must see each window.
+      precision: precision of the multiplication.
+      dtype: dtype in which inputs are multiplied.
+      convolved: `[batch, *positions, features]`, the convolved inputs of this read.
+        Computed in advance, because the gradient of a range depends on each window.
     """
 
     kernel: jax.Array
@@ -219,7 +220,7 @@ class WholeKernel(NamedTuple):
 
     @property
     def fixed(self) -> "WholeKernel":
-        """The same, to which no gradient passes."""
+        """The same without gradients of the kernel."""
         return self._replace(kernel=jax.lax.stop_gradient(self.kernel))
 
     @property
@@ -233,12 +234,12 @@ class WholeKernel(NamedTuple):
 
     @property
     def whole(self) -> bool:
-        """Whether it is a convolution as a whole: yes."""
+        """Whether it is a convolution as a whole: true."""
         return True
 
     def read(self, x: jax.Array) -> jax.Array:
-        """Returns the inputs of this read, at the end of the stages, multiplied."""
-        del x  # `convolved` is made of it
+        """Returns the product of this read, computed in advance."""
+        del x  # `convolved` was computed from it
         return self._normalised(self.convolved)
 
     def multiply(self, x: jax.Array) -> jax.Array:
@@ -261,35 +262,35 @@ class WholeKernel(NamedTuple):
     def ranged(
         self, stage: Range, x: jax.Array, leaves: Mapping[str, jax.Array]
     ) -> tuple[jax.Array, jax.Array]:
-        """Returns inputs within their range, and the range of each."""
+        """Returns inputs clipped to their range, and the range of each channel."""
         of_groups = leaves[RANGE.name]
         inside = clipped_inputs(x, of_groups, None)
         r = jax.lax.stop_gradient(of_groups).astype(jnp.float32)
         return inside, jnp.repeat(r.ravel(), x.shape[-1] // r.size)
 
     def of_range(self, r: jax.Array) -> jax.Array:
-        """Returns the range of each output, of that of each input."""
+        """Returns the range of each output, from that of each input."""
         groups = self.window.groups
         return r.reshape(groups, -1)[:, :1, None]
 
     def counted(self, y: jax.Array, probe: jax.Array, bound: Any) -> jax.Array:
-        """Returns outputs, counted in the gradient of the probe."""
-        # Groups are counted as row tiles are.
+        """Returns the outputs, and counts them in the gradient of the probe."""
+        # Groups are counted like row tiles.
         probe = probe.reshape(self.window.groups, 1, -1)
         return count_outputs(y, probe, bound, (y.shape[-1],))
 
     def inputs_of(self, x: jax.Array) -> tuple[tuple[int, ...], Any]:
-        """Returns the shape of inputs that differ between tiles, and which are real."""
+        """Returns the shape of inputs per tile, and which inputs are not padding."""
         return x.shape, True
 
     def real_outputs(self, y: jax.Array) -> Any:
-        """Returns which outputs are real, and not padding."""
+        """Returns which outputs are not padding."""
         return True
 
     def of_outputs(
         self, draw: Callable[[jax.Array, Sequence[int]], jax.Array], key: jax.Array
     ) -> jax.Array:
-        """Returns a draw for each output, without the axes of a batch."""
+        """Returns a draw for each output, without batch axes."""
         shape = (1, self.kernel.shape[-1] // self.window.groups)
         return jax.vmap(lambda key: draw(key, shape))(key)
 

@@ -1,4 +1,4 @@
-"""The converter of a tile's outputs."""
+"""The analog-to-digital converter of a tile's outputs."""
 
 import dataclasses
 
@@ -13,8 +13,8 @@ class Adc(Part):
     .. math:: \hat y = \mathrm{clip}(\Delta\,\mathrm{round}(y / \Delta), -b, b), \qquad
         \Delta = 2\, b\, res
 
-    The gradient passes straight through the rounding, and not through the clipping.
-    Where an input range is learned, it counts what it clips in the range's probe.
+    The gradient passes straight through the rounding, but not through the clipping.
+    With a learned input range, clipped outputs are counted in the range's probe.
     """
 
     whole = True
@@ -24,20 +24,20 @@ class Adc(Part):
     res: float | None = None
     """Step relative to the full range; `None` for no levels."""
     stochastic: bool = False
-    """Round up or down at random, so that the mean is right."""
+    """Round up or down at random, with the right mean."""
 
     @property
     def converter(self) -> Converter:
-        """The same, as `hwtrain.periphery._converter` takes it."""
+        """The same as a `hwtrain.periphery._converter.Converter`."""
         return Converter(self.bound, self.res, self.stochastic)
 
     def draws_at(self, when):
-        """Whether it rounds at random."""
+        """Whether it rounds stochastically."""
         return self.stochastic and super().draws_at(when)
 
     @property
     def unrounded(self):
-        """The same without levels."""
+        """The same without rounding."""
         return dataclasses.replace(self, res=None, stochastic=False)
 
     def around(self, inner, x, ctx):
@@ -63,13 +63,13 @@ class Adc(Part):
         return f"ADC{full_scale}" + ("" if bits is None else f", {bits:.3g} bits")
 
     def describe_in(self, ctx):
-        """Returns its cells: itself, and its bits."""
+        """Returns its table cells: its description, and its bits."""
         bits = self.converter.bits
         cells = {} if bits is None else {"bits": f"ADC {bits:.3g}"}
         return {ctx.column: self.describe(), **cells}
 
     def proof(self, ctx):
-        """Rounds, and clips at its bound."""
+        """Declares its measured effect: rounding, and clipping at its bound."""
         if self.res is not None:
             ctx.differs("ADC rounding", self.unrounded)
         if self.stochastic:

@@ -1,4 +1,4 @@
-"""Negative inputs or outputs that are weaker than positive ones."""
+"""Attenuation of negative inputs or outputs."""
 
 import jax
 import jax.numpy as jnp
@@ -7,7 +7,7 @@ from hwtrain._parts.part import Part
 
 
 def weakened(x: jax.Array, share: float) -> jax.Array:
-    r"""Weakens negative values.
+    r"""Attenuates negative values.
 
     .. math:: x' = x\,(1 - a\,[x < 0])
 
@@ -22,13 +22,13 @@ def weakened(x: jax.Array, share: float) -> jax.Array:
 
 
 class InputAsymmetry(Part):
-    """Weakens negative inputs, as `weakened` does."""
+    """Attenuates negative inputs; see `weakened`."""
 
     whole = True
     share: float
 
     def around(self, inner, x, ctx):
-        """Weakens them."""
+        """Attenuates the inputs."""
         return inner(weakened(x, self.share))
 
     def describe(self):
@@ -36,18 +36,18 @@ class InputAsymmetry(Part):
         return f"input asymmetry {self.share:g}"
 
     def proof(self, ctx):
-        """Changes outputs."""
+        """Declares its measured effect: that outputs change."""
         ctx.differs("inp_asymmetry")
 
 
 class OutputAsymmetry(Part):
-    """Weakens negative outputs, as `weakened` does."""
+    """Attenuates negative outputs; see `weakened`."""
 
     whole = True
     share: float
 
     def around(self, inner, x, ctx):
-        """Weakens them."""
+        """Attenuates the outputs."""
         return weakened(inner(x), self.share)
 
     def describe(self):
@@ -55,5 +55,5 @@ class OutputAsymmetry(Part):
         return f"output asymmetry {self.share:g}"
 
     def proof(self, ctx):
-        """Changes outputs."""
+        """Declares its measured effect: that outputs change."""
         ctx.differs("out_asymmetry")

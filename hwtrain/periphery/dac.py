@@ -1,4 +1,4 @@
-"""The converter of a tile's inputs."""
+"""The digital-to-analog converter of a tile's inputs."""
 
 import dataclasses
 
@@ -12,7 +12,7 @@ class Dac(Part):
     .. math:: \hat x = \mathrm{clip}(\Delta\,\mathrm{round}(x / \Delta), -b, b), \qquad
         \Delta = 2\, b\, res
 
-    The gradient passes straight through the rounding, and not through the clipping.
+    The gradient passes straight through the rounding, but not through the clipping.
     """
 
     draws = "read"
@@ -21,19 +21,19 @@ class Dac(Part):
     res: float | None = None
     """Step relative to the full range; `None` for no levels."""
     stochastic: bool = False
-    """Round up or down at random, so that the mean is right."""
+    """Round up or down at random, with the right mean."""
 
     @property
     def converter(self) -> Converter:
-        """The same, as `hwtrain.periphery._converter` takes it."""
+        """The same as a `hwtrain.periphery._converter.Converter`."""
         return Converter(self.bound, self.res, self.stochastic)
 
     def runs_whole(self) -> bool:
-        """Whether every window of a convolution sees a value converted alike."""
+        """Whether a value is converted alike in every window of a convolution."""
         return not self.stochastic
 
     def draws_at(self, when):
-        """Whether it rounds at random."""
+        """Whether it rounds stochastically."""
         return self.stochastic and super().draws_at(when)
 
     def around(self, inner, x, ctx):
@@ -50,7 +50,7 @@ class Dac(Part):
         return f"DAC{full_scale}" + ("" if bits is None else f", {bits:.3g} bits")
 
     def describe_in(self, ctx):
-        """Returns its cells: itself, its bits, and where it cuts inputs."""
+        """Returns its table cells: its description, bits, and where it clips inputs."""
         bits, cells = self.converter.bits, {ctx.column: self.describe()}
         if bits is not None:
             cells["bits"] = f"DAC {bits:.3g}"
@@ -61,7 +61,7 @@ class Dac(Part):
         return cells
 
     def proof(self, ctx):
-        """Rounds to its levels."""
+        """Declares its measured effect: rounding to its levels."""
         ctx.differs("DAC")
         to_nearest = dataclasses.replace(self, stochastic=False)
         if self.stochastic:

@@ -28,7 +28,7 @@ class InputNoise(Part):
         return f"input noise {self.sigma:g}"
 
     def proof(self, ctx):
-        r"""Noise of the deviation :math:`\sigma \sqrt{\sum_j w_{ij}^2}`."""
+        r"""Declares its measured deviation: :math:`\sigma \sqrt{\sum_j w_{ij}^2}`."""
         ctx.differs("inp_noise")
         norm = jnp.sqrt(jnp.sum(jnp.square(ctx.w), axis=1))
         ctx.deviates(self.sigma * norm, "inp_noise", shared=True)

@@ -1,4 +1,4 @@
-"""The range of a tile's inputs: learned, clipped to, divided by."""
+"""The input range of a tile: inputs are clipped to it and divided by it."""
 
 from collections.abc import Mapping
 from dataclasses import replace
@@ -48,7 +48,7 @@ RANGE = LeafSpec(
     positive=True,
     unit="unit of the layer's input",
 )
-"""The range of the inputs of each tile."""
+"""The input range of each tile."""
 
 
 PROBE = LeafSpec(
@@ -63,57 +63,57 @@ PROBE = LeafSpec(
 
 
 class Range(Part):
-    r"""Clips inputs to their range, and computes in its units further in.
+    r"""Clips inputs to their range, and normalises them for the inner stages.
 
     .. math:: y = r\, f\!\left(\frac{\mathrm{clip}(x, -r, r)}{r}\right)
 
-    The range is the leaf `RANGE`; what its update must know of the inputs is the
-    gradient of `PROBE`. Without the latter, all is plain JAX.
+    The range is the leaf `RANGE`; statistics of the inputs for its update are the
+    gradient of `PROBE`. Without `PROBE`, all operations are plain JAX.
     """
 
     averages: bool = False
-    """Whether it is an average of the largest inputs, which clips nothing."""
+    """Whether the range is an average of the largest inputs, which clips nothing."""
     gradient_scale: float = 1.0
     """Factor on the gradient of the range."""
     gradient_relative: bool = True
-    """Whether that is multiplied by the range."""
+    """Whether that gradient is multiplied by the range."""
     straight_through: bool = False
-    """Whether clipped inputs get their gradient."""
+    """Whether gradients pass through clipped inputs."""
 
     def runs_whole(self) -> bool:
-        """Whether windows are not looked at: an average is that of their maxima."""
+        """Whether windows are not needed: the average is over maxima of windows."""
         return not self.averages
 
     @property
     def gradient(self) -> RangeGradient:
-        """How the gradient of the range is taken."""
+        """The options of the range's gradient."""
         return RangeGradient(
             self.gradient_scale, self.gradient_relative, self.straight_through
         )
 
     def around(self, inner, x, ctx):
-        """Clips them."""
+        """Clips inputs to the range and multiplies outputs by it."""
         x, r = ctx.crossbar.ranged(self, x, ctx.leaves)
         y = inner(x.astype(jnp.float32) / tiling.over_batch(r, x))
         return y * tiling.over_batch(ctx.crossbar.of_range(r), y)
 
     def describe_in(self, ctx):
-        """Returns its cell, of an average; of a range its parameter does."""
+        """Returns the cell of an average; `InputRangeParameter` describes a range."""
         return {ctx.column: as_text(ctx, 1.0, "average of max|x| ")}
 
     def proof(self, ctx):
-        """Of an average, that it is heard of; `InputRangeParameter` says the rest."""
-        # At first it is 1, which is as good as none.
+        """Declares its measured effect: that outputs follow the average."""
+        # Its initial value of 1 has no effect, so `differs` would fail.
         ctx.follows("input_range", "noise_management")
 
 
 def ranged(
     stage: Range, x: jax.Array, leaves, row_sizes: tuple[int, ...]
 ) -> tuple[jax.Array, jax.Array]:
-    """Returns the inputs of tiles within their range, and the range.
+    """Returns the inputs of tiles clipped to their range, and the range.
 
     Args:
-      stage: how they are clipped.
+      stage: the options of the clipping.
       x: `[..., row tiles, 1, rows]`, in units of the input.
       leaves: the parameters beside the weights.
       row_sizes: rows of each row tile.
@@ -134,12 +134,12 @@ def ranged(
 
 
 def as_text(ctx, start: float, what: str = "") -> str:
-    """Returns what a range is in words.
+    """Returns a description of the value of a range.
 
     Args:
-      ctx: where it is described.
-      start: what it is before it was set from data.
-      what: put before the value.
+      ctx: context of the table cell.
+      start: the value before it is set from data.
+      what: text before the value.
     """
     value = ctx.leaf("input_range")
     if value is None:
@@ -158,16 +158,16 @@ _LEARNING = (
     "gradient_scale",
     "gradient_relative",
 )
-"""What only a learned range feels."""
+"""Options that affect a learned range only."""
 
 
 @dataclass(frozen=True, kw_only=True, config=CONFIG)
 class InputRangeParameter(Described):
-    r"""The range of a tile's inputs: clipped to it, and learned.
+    r"""The range to which a tile's inputs are clipped, and how it is learned.
 
     .. math:: \hat x = \mathrm{clip}(x, -r, r)
 
-    `optim.input_range_learning` says how the range is learned.
+    See `optim.input_range_learning` for the learning rule.
 
     >>> InputRangeParameter(init_value=2.0).learn_input_range
     True
@@ -179,37 +179,37 @@ class InputRangeParameter(Described):
     """
 
     enable: bool = True
-    """False is the same as no `input_range` at all: no clipping."""
+    """False is equivalent to no `input_range`: no clipping."""
     dynamic: bool = False
-    """Take max abs(x) of each input vector on each tile as the range, which then clips
-    nothing and is the full scale of the DAC. Nothing is stored, nothing is learned."""
+    """Use max abs(x) of each input vector on each tile as the range, which then clips
+    nothing and is the full scale of the DAC. Nothing is stored or learned."""
     learn_input_range: bool = True
-    """False keeps the range where it is."""
+    """False keeps the range fixed, apart from `init_from_data`."""
     init_value: Positive = 3.0
-    """The range at initialisation, in units of the layer's input."""
+    """Initial range, in units of the layer's input."""
     init_from_data: Count = 100
-    """Number of updates that set the range from the data instead of learning it.
-    Zero turns this off."""
+    """Number of updates that set the range from the data instead of learning it. Zero
+    turns this off."""
     init_std_alpha: Positive = 3.0
-    """The range that they set, in standard deviations of the input."""
+    """The range set by these updates, in standard deviations of the input."""
     decay: Deviation = 0.001
-    """Decay of the range, relative, times the learning rate. Zero turns it off."""
+    """Relative decay of the range, times the learning rate. Zero turns it off."""
     input_min_percentage: Share = 0.95
     """The range decays only while more than this share of inputs is not clipped."""
     manage_output_clipping: bool = False
     """Widen the range while the ADC clips outputs. Needs an `out_bound`, and no noise
     or bound management."""
     output_min_percentage: Share = 0.95
-    """It is widened while less than this share of outputs is inside the bound."""
+    """The range is widened while less than this share of outputs is within bounds."""
     gradient_scale: Positive = 1.0
-    """Factor on the range's gradient."""
+    """Factor on the gradient of the range."""
     gradient_relative: bool = True
-    """Multiply the range's gradient by the range."""
+    """Multiply the gradient of the range by the range."""
     straight_through: bool = False
-    """Give clipped inputs their gradient, as if they had not been clipped."""
+    """Pass gradients through clipped inputs, as if they had not been clipped."""
 
     def describe_in(self, ctx: Any) -> Mapping[str, str]:
-        """Returns its cell: what was learned."""
+        """Returns its table cell: the learned values."""
         if self.dynamic:
             return {ctx.column: "dynamic, max|x| of each vector"}
         if not ctx.weight.ranged:
@@ -218,17 +218,17 @@ class InputRangeParameter(Described):
 
     @property
     def moves(self) -> bool:
-        """Whether updates move it: it is learned, or set from data."""
+        """Whether updates change the range: it is learned, or set from data."""
         return self.learn_input_range or self.init_from_data > 0
 
     @property
     def alone(self) -> Self:
-        """The same without asking for an ADC."""
+        """The same without the options that need an ADC."""
         return replace(self, manage_output_clipping=False, output_min_percentage=0.95)
 
     def proof(self, ctx: Any) -> None:
-        """Says what is measured of it: it clips, and has a gradient to learn from."""
-        # Bounds of converters may clip where it does, so it is told alone.
+        """Declares its measured effect: that it clips, and has a gradient."""
+        # Tested alone, because bounds of converters may clip at the same values.
         ctx.differs("input_range", alone=True)
         ctx.clips(ctx.leaves["input_range"], "input_range clips")
         if self.learn_input_range:

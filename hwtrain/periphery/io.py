@@ -1,4 +1,4 @@
-"""The periphery of a tile: converters, noise, management, and what distorts outputs."""
+"""The periphery of a tile: converters, noise, management, and output distortions."""
 
 from dataclasses import fields
 from typing import Annotated, Literal, Self
@@ -40,15 +40,15 @@ Bits = Annotated[int, Field(ge=2, le=24)]
 
 @dataclass(frozen=True, kw_only=True, config=CONFIG)
 class IOParameters(Described):
-    r"""What stands around a tile's matrix multiplication. `IOParameters()` is ideal.
+    r"""The periphery of a tile's matrix multiplication. `IOParameters()` is ideal.
 
     .. math::
         y = \alpha\, f_\text{out} \mathrm{ADC}(w\, \mathrm{DAC}(x / \alpha))
 
     All values are in normalised units, and each tile has its own converters: inputs are
-    divided by the input range, weights by the mapping scale, so that 1 is the largest
-    input and, with `weight_scaling_omega=1`, the largest weight.
-    `hwtrain.periphery.mvm.analog_mvm` gives the order of the effects and their
+    divided by the input range and weights by the mapping scale, so that 1 is the
+    largest input and, with `weight_scaling_omega=1`, the largest weight.
+    `hwtrain.periphery.mvm.analog_mvm` documents the order of the effects and their
     gradients.
 
     >>> chip = IOParameters(inp_bits=8, out_bits=8, out_bound=10.0, out_noise=0.04)
@@ -57,7 +57,7 @@ class IOParameters(Described):
 
     Raises:
       pydantic.ValidationError: (a `ValueError`) for an ADC without `out_bound`, for
-        both bits and resolution of one converter, or for an option that does nothing.
+        both bits and resolution of one converter, or for an option without effect.
 
     References:
       Rasch et al., A flexible and fast PyTorch toolkit for simulating training and
@@ -65,7 +65,7 @@ class IOParameters(Described):
     """
 
     inp_bound: Positive | None = None
-    """Full scale of the DAC. `None`: 1 if there are levels, no clipping if not."""
+    """Full scale of the DAC. `None`: 1 with rounding, no clipping without."""
     inp_res: PositiveSteps | None = None
     """Step of the DAC relative to its full range of twice the bound; above 1, the
     number of steps. `None` for no rounding."""
@@ -77,7 +77,7 @@ class IOParameters(Described):
     """Standard deviation of the noise on the inputs, after the DAC. Zero turns it
     off."""
     inp_asymmetry: Share = 0.0
-    """Share by which negative inputs are weaker. Zero turns it off."""
+    """Relative attenuation of negative inputs. Zero turns it off."""
 
     out_bound: Positive | None = None
     """Full scale of the ADC. `None` for no clipping."""
@@ -92,73 +92,72 @@ class IOParameters(Described):
     """Standard deviation of the noise on the outputs, before the ADC. Zero turns it
     off."""
     out_noise_std: Deviation = 0.0
-    """Spread of `out_noise` over the outputs of a chip, relative, frozen with the chip.
+    """Relative spread of `out_noise` over the outputs of a chip, frozen with the chip.
     Zero turns it off."""
     out_asymmetry: Share = 0.0
-    """Share by which negative outputs are weaker. Zero turns it off."""
+    """Relative attenuation of negative outputs. Zero turns it off."""
     out_scale: Positive = 1.0
     """Factor on the outputs after the ADC. One turns it off."""
 
     noise_management: Literal[
         "none", "abs_max", "max", "constant", "abs_max_np_sum", "average_abs_max"
     ] = "none"
-    """What each input vector is divided by before the DAC: its largest absolute value,
-    its largest value, a constant, the largest absolute value or what its sums of one
-    sign could make of the ADC's range, whichever is larger, or a running average of the
-    largest absolute value over the vectors of the updates so far."""
+    """Divisor of each input vector before the DAC: its largest absolute value; its
+    largest value; a constant; the largest absolute value or, if larger, the scale at
+    which the worst-case output, from its inputs of one sign, fits the ADC; or a running
+    average of the largest absolute value over the vectors of past updates."""
     nm_thres: NonNegative = 0.0
-    """Largest scale of `"abs_max"` (zero: no limit); the scale of `"constant"` (zero:
-    1)."""
+    """Upper limit of the `"abs_max"` scale (zero: no limit); the `"constant"` scale
+    (zero: 1)."""
     nm_decay: PositiveShare = 1e-3
-    """Share of the newest update in the average of `"average_abs_max"`."""
+    """Weight of the newest update in the average of `"average_abs_max"`."""
     nm_assumed_wmax: Positive = 0.6
-    """Largest weight that `"abs_max_np_sum"` and `"iterative_worst_case"` assume."""
+    """Largest weight assumed by `"abs_max_np_sum"` and `"iterative_worst_case"`."""
     bound_management: Literal["none", "iterative", "iterative_worst_case", "shift"] = (
         "none"
     )
-    """What happens where the ADC clips. `"iterative"` halves the inputs of the vector
-    until it does not; `"iterative_worst_case"` first goes to the scale of
-    `"abs_max_np_sum"`; `"shift"` shifts the outputs down, which only a softmax does not
-    see."""
+    """Action when the ADC clips. `"iterative"` halves the inputs of the vector until
+    nothing clips; `"iterative_worst_case"` first uses the scale of `"abs_max_np_sum"`;
+    `"shift"` shifts the outputs down, which is invisible only to a softmax."""
     max_bm_factor: Annotated[float, Field(ge=1, le=1e12)] = 1000.0
-    """Factor above which inputs are not halved further."""
+    """Factor above which inputs are not halved again."""
     max_bm_res: Positive = 0.25
-    """Inputs are not halved further once the DAC's step is above this share of what is
-    left of its range."""
+    """Inputs are not halved again once the DAC's step exceeds this share of their
+    remaining range."""
 
     w_noise: Deviation = 0.0
-    """Strength of the weights' read noise. Zero turns it off."""
+    """Strength of the read noise of the weights. Zero turns it off."""
     w_noise_type: Literal["none", "additive_constant", "pcm_read"] = "none"
-    """Its standard deviation for each weight: `w_noise`, or `w_noise` times the square
-    root of the absolute weight."""
+    """Standard deviation of each weight: `w_noise`, or `w_noise` times the square root
+    of the absolute weight."""
     ir_drop: NonNegative = 0.0
     """Strength of the IR drop along the wires. Zero turns it off; 1 is physical."""
     ir_drop_g_ratio: Positive = G_RATIO
-    """Conductance of the wire between two cells over the largest of a device."""
+    """Conductance of the wire between two cells over the largest device conductance."""
     out_nonlinearity: NonNegative = 0.0
-    """Strength of the outputs' saturation, at the bound of the ADC. Zero turns it
+    """Strength of the saturation of outputs at the bound of the ADC. Zero turns it
     off."""
     out_nonlinearity_std: Deviation = 0.0
-    """Spread of the saturation over the outputs of a chip, relative, frozen with the
+    """Relative spread of the saturation over the outputs of a chip, frozen with the
     chip. Zero turns it off."""
     slope_calibration: NonNegative = 0.0
-    """How far from zero, relative to the bound, the slope of the outputs is calibrated
-    to 1. Zero turns the calibration off."""
+    """Distance from zero, relative to the bound, at which the slope of the outputs is
+    calibrated to 1. Zero turns the calibration off."""
     r_series: NonNegative = 0.0
     """Series resistance of the outputs, normalised. Zero turns it off."""
     v_offset_std: Deviation = 0.0
     """Standard deviation of the voltage offset of the outputs, relative to the read
-    voltage, frozen with the chip; offsets below zero are zero. Zero turns it off."""
+    voltage, frozen with the chip; negative offsets become zero. Zero turns it off."""
     v_offset_w_min: Number = -1.0
-    """Weight of a device that is off, the reference in reading at an offset voltage or
+    """Weight of a device that is off, the reference for reads at an offset voltage or
     through `r_series`."""
 
     stages: Annotated[
         tuple[Annotated[Part, Slot("stage")], ...],
         WrapSerializer(lambda stages, write: write(stages) or None),
     ] = ()
-    """What else stands around the tile: stages that are no field of this class, such as
-    a user's. Their places are those they were registered at."""
+    """Further stages around the tile, such as a user's, that are not fields of this
+    class. Their order follows from their registration."""
 
     def describe(self) -> str:
         """Returns the fields that differ from the ideal, by name."""
@@ -177,21 +176,21 @@ class IOParameters(Described):
 
     @property
     def noisy(self) -> bool:
-        """Whether noise is drawn that can be weaker or stronger."""
+        """Whether noise of adjustable strength is drawn."""
         noise = (self.inp_noise, self.out_noise, self.w_noise)
         noisy = any(value > 0 for value in noise) or self.frozen
         return noisy or any(stage.draws_at("read") for stage in self.stages)
 
     @property
     def frozen(self) -> bool:
-        """Whether chips differ: drawn once for each chip, and in training each step."""
+        """Whether chips differ: drawn once per chip, and in training at each step."""
         spreads = (self.out_noise_std, self.out_nonlinearity_std, self.v_offset_std)
         frozen = any(spread > 0 for spread in spreads)
         return frozen or any(stage.draws_at("chip") for stage in self.stages)
 
     @property
     def dac(self) -> Dac:
-        """The converter of the inputs; with 1 for its full scale if none is given."""
+        """The converter of the inputs; its full scale is 1 unless given."""
         res = _resolution(self.inp_res, self.inp_bits)
         bound = 1.0 if self.inp_bound is None and res is not None else self.inp_bound
         return Dac(bound=bound, res=res, stochastic=self.inp_sto_round)
@@ -204,7 +203,7 @@ class IOParameters(Described):
 
     @property
     def parts(self) -> tuple[Part, ...]:
-        """The same as stages, from the outermost to the innermost."""
+        """The same as a tuple of stages, outermost first."""
         dac, adc, bound = self.dac, self.adc, self.out_bound
         found: list[Part | None] = [
             OutputFactor(factor=self.out_scale) if self.out_scale != 1 else None,
@@ -246,7 +245,7 @@ class IOParameters(Described):
 
     @property
     def _management(self) -> Management | None:
-        # An average stands in the place of the input range.
+        # The running average is handled by the `Range` stage.
         noise = self.noise_management
         noise = "none" if noise == "average_abs_max" else noise
         iterates = self.bound_management in ("iterative", "iterative_worst_case")
@@ -336,7 +335,7 @@ def _resolution(res: float | None, bits: int | None) -> float | None:
 
 
 def _check_converter(io: IOParameters, side: str) -> None:
-    """Raises for a converter that is given twice, or whose options do nothing."""
+    """Raises for a converter that is specified twice or has options without effect."""
     res, bits = getattr(io, f"{side}_res"), getattr(io, f"{side}_bits")
     if res is not None and bits is not None:
         raise ValueError(

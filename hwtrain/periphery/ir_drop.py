@@ -1,4 +1,4 @@
-"""The drop of voltage along the wires of a crossbar."""
+"""The IR drop, a loss of voltage along the wires of a crossbar."""
 
 from collections.abc import Callable
 
@@ -10,8 +10,8 @@ from hwtrain._arrays import tiling
 from hwtrain._parts.part import Part
 
 G_RATIO = 1 / 0.35 / 5e-6
-"""Conductance of the wire between two cells over the largest of a cell: 0.35 Ohm and
-5 µS."""
+"""Conductance of the wire between two cells over the largest cell conductance, for
+0.35 Ohm and 5 µS."""
 
 
 def dropped(
@@ -23,7 +23,7 @@ def dropped(
     ir_drop: float,
     g_ratio: float = G_RATIO,
 ) -> jax.Array:
-    r"""Returns what the resistance of the wires takes from the outputs of tiles.
+    r"""Returns the loss of the outputs of tiles by the resistance of the wires.
 
     .. math::
         \Delta y_i = \lambda\, c_i \sum_j w_{ij} x_j \left(1 - (1 - j/n)^2\right),
@@ -31,7 +31,7 @@ def dropped(
         a_i = \frac{n}{\gamma} \sum_j |w_{ij}| |x_j|
 
     with :math:`j = 0 \ldots n - 1` the row in a tile of :math:`n` rows; the last row
-    drops most. The gradient is the true one.
+    loses most. The gradient is the true one.
 
     >>> w = jnp.ones((2, 1))
     >>> x = jnp.ones((1, 1, 1, 2))
@@ -46,7 +46,7 @@ def dropped(
       row_sizes: rows of each row tile.
       ir_drop: lambda, the strength. Zero turns the drop off.
       g_ratio: gamma, the conductance of the wire between two cells over the largest
-        conductance of a cell.
+        cell conductance.
 
     Returns:
       The drop, to be subtracted, of the shape of `multiply(x)`.
@@ -67,15 +67,15 @@ def dropped(
 
 
 class IrDrop(Part):
-    """Takes from the outputs what is lost along the wires, as `dropped` says."""
+    """Subtracts the IR drop from the outputs; see `dropped`."""
 
     strength: float
-    """Its strength; 1 is physical."""
+    """Strength; 1 is physical."""
     g_ratio: float = G_RATIO
-    """Conductance of the wire between two cells over the largest of a device."""
+    """Conductance of the wire between two cells over the largest device conductance."""
 
     def around(self, inner, x, ctx):
-        """Takes it."""
+        """Subtracts the IR drop."""
         return inner(x) - dropped(
             x,
             ctx.multiply,
@@ -90,6 +90,6 @@ class IrDrop(Part):
         return f"IR drop {self.strength:g}"
 
     def proof(self, ctx):
-        """Changes outputs."""
+        """Declares its measured effect: that outputs change."""
         if max(ctx.row_sizes) > 1:  # the first row of a tile has no wire before it
             ctx.differs("ir_drop")

@@ -1,10 +1,10 @@
 """Scales of single input vectors around a tile: noise and bound management.
 
-Noise management divides each input vector by a scale of its own and multiplies the
-outputs by it; bound management doubles that scale where outputs saturate the ADC.
+Noise management divides each input vector by its own scale and multiplies the outputs
+by it; bound management doubles that scale while outputs saturate the ADC.
 
-Scales belong to one input vector of one tile. No gradient passes through them: the
-backward pass takes the final scale as it is.
+A scale belongs to one input vector on one tile. No gradient passes through it: the
+backward pass treats the final scale as a constant.
 """
 
 import dataclasses
@@ -31,7 +31,7 @@ def noise_scale(
     assumed_wmax: float = 0.6,
     out_bound: float | None = None,
 ) -> jax.Array:
-    r"""Returns the scale that inputs are divided by before the DAC.
+    r"""Returns the scale by which inputs are divided before the DAC.
 
     .. math::
         \text{abs_max:}\ \alpha = \max_j |x_j| \qquad
@@ -46,9 +46,9 @@ def noise_scale(
     Args:
       x: `[..., row tiles, column tiles or 1, rows]`.
       row_sizes: rows of each row tile.
-      kind: one of the above, or `"constant"`: the threshold, 1 if that is zero.
-      threshold: the largest scale of `"abs_max"`; larger inputs are then clipped. Zero
-        for no limit.
+      kind: one of the above, or `"constant"` for the threshold (1 if that is zero).
+      threshold: upper limit of the `"abs_max"` scale; larger inputs are then clipped.
+        Zero for no limit.
       assumed_wmax: w_max, the largest weight that `"abs_max_np_sum"` assumes.
       out_bound: b, the bound of the ADC, for `"abs_max_np_sum"`.
 
@@ -90,10 +90,10 @@ def bound_scale(
 
     .. math:: \alpha \to 2\alpha \quad \text{while clipped}
 
-    Each vector on each tile doubles its own scale, at most until the factor is above
-    the limit. Each trial is a new read of the tile, with noise of its own, in a bounded
-    loop that ends as soon as none is clipped. The last read of each is the one that
-    counts. The loop itself is not differentiated.
+    Each vector on each tile doubles its own scale until its factor exceeds the limit at
+    most. Each trial is a new read of the tile with its own noise, in a bounded loop
+    that ends as soon as nothing is clipped. The last read of each vector counts. The
+    loop itself is not differentiated.
 
     >>> read = lambda number, scale: (scale < 5, 10.0 * number * jnp.ones(2))
     >>> scale, drawn = bound_scale(jnp.array([1.0, 3.0]), read, limit=1000.0)
@@ -102,21 +102,22 @@ def bound_scale(
 
     Args:
       scale: the scale of the first trial, of any shape.
-      read: of the number of a trial, from 0, and scales, whether an output is clipped
-        at them, of the same shape; and what this read has drawn, arrays against which
-        scales broadcast. It must not depend on anything that is differentiated.
+      read: function of the number of a trial, from 0, and the scales; returns whether
+        an output is clipped, in the shape of the scales, and the draws of the read,
+        arrays against which scales broadcast. It must not depend on anything that is
+        differentiated.
       limit: the factor above which the doubling stops.
-      worst_case: the scale of the second trial, from which doubling then goes on;
-        `None` for twice the first.
+      worst_case: scale of the second trial, from which the doubling continues; `None`
+        for twice the first.
 
     Returns:
-      The scales, and what was drawn at the last read of each.
+      The scales, and the draws of the last read of each.
 
     References:
       Gokmen et al., Training deep convolutional neural networks with resistive
       cross-point devices, Frontiers in Neuroscience 2017.
     """
-    # The first power of two above the limit is tried and kept.
+    # The first power of two above the limit is still tried, and kept.
     doublings = math.floor(math.log2(limit)) + 1 if limit >= 1 else 0
     trials = doublings if worst_case is None else doublings + 1
 
@@ -142,40 +143,40 @@ def bound_scale(
 
 
 class Management(Part):
-    """Divides inputs by scales, and multiplies outputs by them.
+    """Divides inputs by scales and multiplies outputs by them.
 
     `noise_scale` gives the first scale of each vector, `bound_scale` the last one.
     """
 
     noise: Literal["none", "constant", "abs_max", "max", "abs_max_np_sum"] = "none"
-    """How the first scale is found."""
+    """Kind of the first scale; see `noise_scale`."""
     threshold: float = 0.0
-    """The scale of `"constant"`, and the largest of `"abs_max"`; 0 is 1 for the first
-    and no limit for the second."""
+    """The `"constant"` scale (0: 1), or the upper limit of the `"abs_max"` scale (0: no
+    limit)."""
     iterative: bool = False
     """Whether inputs are reduced until the outputs fit."""
     worst_case: bool = False
-    """Whether the second trial is at the scale of `"abs_max_np_sum"`."""
+    """Whether the second trial uses the scale of `"abs_max_np_sum"`."""
     limit: float = 1000.0
     """The factor above which the doubling stops."""
     assumed_wmax: float = 0.6
-    """The largest weight that `"abs_max_np_sum"` assumes."""
+    """Largest weight that `"abs_max_np_sum"` assumes."""
     bound: float | None = None
     """The bound of the ADC."""
     inputs_drawn: bool = False
-    """Whether inputs get noise, so that those of zero are none."""
+    """Whether inputs get noise, so that inputs of zero do not stay zero."""
     of_range: bool = False
-    """Whether the first scale is the range of inputs, a dynamic one."""
+    """Whether the first scale is a dynamic input range."""
 
     def around(self, inner, x, ctx):
-        """Scales both."""
+        """Divides the inputs and multiplies the outputs by the scale."""
         fixed = jax.lax.stop_gradient(x)
-        # A loop that looks for scales is not differentiated.
+        # The search for scales is not differentiated.
         scales = stopped(self) if self.iterative else self
         alpha = scales._scale(
             fixed, ctx, "constant" if self.noise == "none" else self.noise
         )
-        # An input of zeros gives an output of zeros, unless it gets noise of its own.
+        # Inputs of zero give outputs of zero, unless the inputs get noise.
         silent = (alpha == 0) & (not self.inputs_drawn)
         alpha = jnp.where(alpha == 0, 1, alpha)
         drawn = None
@@ -184,11 +185,11 @@ class Management(Part):
         return inner(x / alpha, read=0, drawn=drawn) * jnp.where(silent, 0, alpha)
 
     def describe(self):
-        """Returns its fields."""
+        """Returns its kind and whether it iterates."""
         return f"management {self.noise}{', iterative' if self.iterative else ''}"
 
     def proof(self, ctx):
-        """Scales inputs, and those whose outputs exceed the bound once more."""
+        """Declares its measured effect: that both kinds of scales act."""
         if self.noise != "none":
             fixed = dataclasses.replace(self, noise="none", threshold=0.0)
             name = "input_range" if self.of_range else "noise_management"
@@ -218,7 +219,7 @@ class Management(Part):
         )
 
     def _fitting(self, inner, x, alpha, silent, ctx):
-        """Returns the scales at which nothing is clipped, and what is drawn at them."""
+        """Returns the scales at which nothing is clipped, and the draws at them."""
         shape = (*ctx.crossbar.inputs_of(x)[0][:-1], 1)
 
         def read(number, alpha):
@@ -241,7 +242,7 @@ class Management(Part):
 
 
 def _check_vectors(drawn: tuple[int, ...], vectors: tuple[int, ...]) -> None:
-    """Raises unless each vector on each tile has draws of its own."""
+    """Raises unless each vector on each tile has its own draws."""
     if drawn[:-1] != vectors[:-1]:
         raise ValueError(
             f"a stage draws numbers of the shape {drawn} under bound management, which "

@@ -1,7 +1,7 @@
-"""The analog multiplication of vectors by a matrix that lies on tiles.
+"""Analog multiplication of vectors by a matrix that lies on tiles.
 
-Tiles are a batched axis. Every tile computes in normalised units, x/r and w/s, and has
-converters of its own; the results of row tiles are added digitally.
+Tiles are a batched axis. Every tile computes in normalised units, x/r and w/s, with its
+own converters; the results of row tiles are added digitally.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -40,14 +40,14 @@ def analog_mvm(
     .. math::
         y_c = \sum_r s_{rc}\, f\!\left(x_r, \frac{W_{rc}}{s_{rc}}\right)
 
-    with f what the stages make of the multiplication of a tile. In the order of what
-    they do: range, management's scale, rounding and clipping of the DAC, input noise,
-    input asymmetry, multiplication, weight noise, IR drop, voltage offset, read noise,
+    with f the multiplication of a tile with its stages. The effects, in order: range,
+    scale of the management, rounding and clipping of the DAC, input noise, input
+    asymmetry, multiplication, weight noise, IR drop, voltage offset, read noise,
     saturation, output asymmetry, output noise, rounding and clipping of the ADC, output
     scale.
 
     The gradient passes straight through rounding and noise, is zero beyond the bounds
-    and exact elsewhere; input range, mapping scale and the management's scale are
+    and exact elsewhere. Input range, mapping scale and the scale of the management are
     constants to it, except for the gradient of the range by `clip_to_range`.
 
     >>> from hwtrain.periphery.dac import Dac
@@ -59,23 +59,23 @@ def analog_mvm(
     Args:
       x: `[..., rows]`.
       w: `[rows, columns]`.
-      stages: what surrounds the tiles, from the outermost to the innermost.
+      stages: the stages around the tiles, outermost first.
       row_sizes: rows of each row tile.
       column_sizes: columns of each column tile.
       scale: `[row tiles, columns, column tiles or 1]`, s of the nominal weights; `None`
         for 1.
-      output_scale: `[row tiles, columns or 1]`, a learned factor on the outputs, which
-        gets its gradient; `None` for 1.
+      output_scale: `[row tiles, columns or 1]`, a learned factor on the outputs,
+        differentiated; `None` for 1.
       input_range: `[row tiles, column tiles]`, r in units of the input, for the stage
-        `Range`; `None` without it. Where that averages, the average that inputs are
-        divided by, without clipping to it.
+        `Range`; `None` without it. If the stage averages, inputs are divided by the
+        average but not clipped to it.
       probe: `[row tiles, column tiles, 6]`; `None` for plain JAX operations, which
         forward-mode differentiation needs, without statistics.
       leaves: the leaves of users' stages by name, `[row tiles, column tiles, ...]`.
       keys: `[effects]`, the `read_keys` of this read; `None` draws nothing.
-      chip_key: JAX key of what is frozen in a chip; `None` for no spread.
+      chip_key: JAX key of a chip's frozen quantities; `None` for no spread.
       strength: factor on the standard deviation of all noise and spreads.
-      dot_general: what multiplies, called as `jax.lax.dot_general`.
+      dot_general: the product to use, called as `jax.lax.dot_general`.
       dtype: dtype of the result; `None` for that of a plain multiplication. The
         periphery computes in float32, the multiplication in the dtype of `x`.
 
@@ -117,13 +117,13 @@ def tile_responses(
     keys: jax.Array | None = None,
     chip_key: jax.Array | None = None,
 ) -> jax.Array:
-    r"""Returns what every tile answers to one row driven by 1 after the other.
+    r"""Returns the responses of every tile to its rows driven by 1, one at a time.
 
     .. math:: y_{jc} = \mathrm{ADC}\big(e_j\, w_c\big), \qquad
         e_j = \mathrm{DAC}(1) \text{ in row } j
 
-    through the whole periphery, in normalised units. Without one, these are the weights
-    of the tiles. Padding answers nothing.
+    through the whole periphery, in normalised units. Without a periphery, these are the
+    weights of the tiles. Padding responds with zeros.
 
     >>> w = jnp.array([[0.26, -0.6], [0.1, 2.0]])
     >>> from hwtrain.periphery.adc import Adc
@@ -134,12 +134,12 @@ def tile_responses(
 
     Args:
       w: `[rows, columns]`, in units of the crossbar.
-      stages: what surrounds the tiles, from the outermost to the innermost; no range.
+      stages: the stages around the tiles, outermost first, without a range.
       row_sizes: rows of each row tile.
       column_sizes: columns of each column tile.
       leaves: the leaves of users' stages by name, `[row tiles, column tiles, ...]`.
       keys: `[effects]`, the `read_keys` of this read; `None` draws nothing.
-      chip_key: JAX key of what is frozen in a chip; `None` for no spread.
+      chip_key: JAX key of a chip's frozen quantities; `None` for no spread.
 
     Returns:
       `[row tiles, column tiles, rows, columns]`, padded with zeros.

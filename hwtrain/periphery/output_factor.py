@@ -4,7 +4,7 @@ from hwtrain._parts.part import Part
 
 
 class OutputFactor(Part):
-    r"""Multiplies the outputs by a number, behind the ADC.
+    r"""Multiplies the outputs by a constant, behind the ADC.
 
     .. math:: y' = f\, y
     """
@@ -14,7 +14,7 @@ class OutputFactor(Part):
     """f."""
 
     def around(self, inner, x, ctx):
-        """Multiplies them."""
+        """Multiplies the outputs."""
         return inner(x) * self.factor
 
     def describe(self):
@@ -22,5 +22,5 @@ class OutputFactor(Part):
         return f"output factor {self.factor:g}"
 
     def proof(self, ctx):
-        """Changes outputs."""
+        """Declares its measured effect: that outputs change."""
         ctx.differs("out_scale")

@@ -19,10 +19,10 @@ class OutputNoise(Part):
     sigma: float
     """Standard deviation, in normalised units."""
     spread: float = 0.0
-    """Its spread over the outputs of a chip, relative. Zero turns the spread off."""
+    """Relative spread over the outputs of a chip. Zero turns the spread off."""
 
     def draws_at(self, when):
-        """Whether it does, of a chip only with a spread."""
+        """Whether it draws; for a chip, only with a spread."""
         return super().draws_at(when) and (when != "chip" or self.spread > 0)
 
     def around(self, inner, x, ctx):
@@ -39,7 +39,7 @@ class OutputNoise(Part):
         return f"output noise {self.sigma:g}"
 
     def proof(self, ctx):
-        """Noise of its deviation, and of a spread of that."""
+        """Declares its measured effect: the deviation, and its spread."""
         alike = dataclasses.replace(self, spread=0.0)
         ctx.differs("out_noise")
         ctx.deviates(self.sigma, "out_noise", of=alike)

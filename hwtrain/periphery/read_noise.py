@@ -9,9 +9,9 @@ from hwtrain._parts.part import Part
 
 
 class ReadNoise(Part):
-    r"""Adds what noise of every weight makes of the outputs.
+    r"""Adds the effect of read noise of every weight on the outputs.
 
-    With the standard deviation of an output
+    The standard deviation of an output is
 
     .. math::
         \text{additive_constant:}\ \sigma \sqrt{\textstyle\sum_j x_j^2} \qquad
@@ -44,7 +44,7 @@ class ReadNoise(Part):
         return f"read noise {self.sigma:g} {self.kind}"
 
     def proof(self, ctx):
-        """Noise of the deviation that each kind has."""
+        """Declares its measured effect: the standard deviation."""
 
         def deviation(x):
             square = jnp.square(x)

@@ -1,4 +1,4 @@
-"""Outputs that saturate before the ADC."""
+"""Saturation of outputs before the ADC."""
 
 import dataclasses
 
@@ -20,7 +20,7 @@ def saturating(
     r_series: float = 0.0,
     slope_calibration: float = 0.0,
 ) -> jax.Array:
-    r"""Outputs that saturate, and the factor that calibrates their slope.
+    r"""Returns saturated outputs, with the slope calibrated.
 
     .. math::
         y' = \frac{F\, y}{1 + |n y|}, \qquad n = \frac{\nu}{b}, \qquad
@@ -33,8 +33,8 @@ def saturating(
       y: outputs in normalised units.
       bound: b, the bound of the ADC.
       strength: nu, broadcastable against `y`.
-      mean_strength: nu of the calibration, the mean over the outputs of a tile. Zero
-        with `strength` zero turns it off.
+      mean_strength: nu of the calibration, the mean over the outputs of a tile. Zero,
+        with zero `strength`, turns saturation off.
       r_series: rho, the series resistance in normalised units.
       slope_calibration: kappa. Zero turns the calibration off: F = 1.
     """
@@ -47,27 +47,27 @@ def saturating(
 
 
 class Saturation(Part):
-    """Saturates the outputs, as `saturating` does."""
+    """Saturates the outputs; see `saturating`."""
 
     whole = True
     draws = "chip"
     strength: float
     """Strength at the bound of the ADC."""
     spread: float = 0.0
-    """Its spread over the outputs of a chip, relative. Zero turns the spread off."""
+    """Relative spread over the outputs of a chip. Zero turns the spread off."""
     slope_calibration: float = 0.0
-    """How far from zero, relative to the bound, the slope is calibrated to 1."""
+    """Distance from zero, relative to the bound, where the slope is calibrated to 1."""
     r_series: float = 0.0
-    """Series resistance of the outputs, which the calibration undoes too."""
+    """Series resistance of the outputs, which the calibration compensates, too."""
     bound: float | None = None
-    """The bound of the ADC; `None` for none, which saturates nothing."""
+    """The bound of the ADC; `None` saturates nothing."""
 
     def draws_at(self, when):
-        """Whether it does, of a chip only with a spread."""
+        """Whether it draws; for a chip, only with a spread."""
         return super().draws_at(when) and (when != "chip" or self.spread > 0)
 
     def around(self, inner, x, ctx):
-        """Saturates them."""
+        """Saturates the outputs."""
         y = inner(x)
         of_chip = abs(1 + ctx.spread(self.spread, "output_nonlinearity"))
         strength = self.strength * of_chip
@@ -89,7 +89,7 @@ class Saturation(Part):
         return f"saturation {self.strength:g}"
 
     def proof(self, ctx):
-        """Changes outputs, by each of its options."""
+        """Declares its measured effect: that each option changes outputs."""
         if self.strength > 0:
             ctx.differs("out_nonlinearity")
         if self.spread > 0:

@@ -1,4 +1,4 @@
-"""Outputs that are shifted down to the full scale of the ADC."""
+"""Shift of outputs down to the full scale of the ADC."""
 
 import jax
 import jax.numpy as jnp
@@ -13,8 +13,8 @@ def shifted(y: jax.Array, column_sizes: tuple[int, ...], *, bound: float) -> jax
 
     .. math:: y' = y - \max(0,\ \max_i y_i - b)
 
-    A softmax does not see the shift. It is the same for all column tiles of a row tile,
-    and no gradient passes through it.
+    A softmax is invariant to the shift. It is the same for all column tiles of a row
+    tile, and no gradient passes through it.
 
     >>> y = jnp.array([3.0, 1.0]).reshape(1, 1, 1, 2)
     >>> print(shifted(y, (2,), bound=2.0).ravel())
@@ -38,13 +38,13 @@ def _shifted(y, valid, bound):
 
 
 class Shift(Part):
-    """Shifts the outputs, as `shifted` does."""
+    """Shifts the outputs; see `shifted`."""
 
     bound: float
     """The bound of the ADC, in normalised units."""
 
     def around(self, inner, x, ctx):
-        """Shifts them."""
+        """Shifts the outputs."""
         y = inner(x)
         return _shifted(y, ctx.crossbar.real_outputs(y), self.bound)
 
@@ -53,6 +53,6 @@ class Shift(Part):
         return f"shift to {self.bound:g}"
 
     def proof(self, ctx):
-        """Shifts outputs beyond the bound."""
+        """Declares its measured effect: a shift of outputs beyond the bound."""
         adc = Adc(bound=self.bound)
         ctx.differs_beyond(self.bound, "bound_management", self, adc, without=(adc,))

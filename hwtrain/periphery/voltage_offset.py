@@ -1,4 +1,4 @@
-"""Outputs that are read at an offset voltage and through a series resistance."""
+"""Reads of outputs at an offset voltage and through a series resistance."""
 
 import dataclasses
 
@@ -18,15 +18,14 @@ def offset_outputs(
     w_min: float = -1.0,
     r_series: float = 0.0,
 ) -> jax.Array:
-    r"""Outputs read at an offset voltage and through a series resistance.
+    r"""Returns outputs read at an offset voltage and through a series resistance.
 
     .. math::
         y' = \frac{(1 - v)(y + y_0)}{1 + \rho |y + y_0|}
            - \frac{(1 + v)\, y_0}{1 + \rho |y_0|}, \qquad
         y_0 = -w_\text{min} \sum_j x_j
 
-    The current of the devices that hold :math:`w_\text{min}` is the reference that is
-    subtracted.
+    The current of devices that hold :math:`w_\text{min}` is subtracted as a reference.
 
     >>> y, x = jnp.full((1, 1, 1, 1), 2.0), jnp.ones((1, 1, 1, 3))
     >>> print(offset_outputs(y, x, w_min=0.0, r_series=0.5).item())
@@ -34,9 +33,9 @@ def offset_outputs(
 
     Args:
       y: `[..., row tiles, column tiles, columns]`, in normalised units.
-      x: `[..., row tiles, column tiles or 1, rows]`, the inputs that made them.
+      x: `[..., row tiles, column tiles or 1, rows]`, the inputs that produced them.
       offset: v, relative to the read voltage, broadcastable against `y`.
-      w_min: the weight of a device that is off.
+      w_min: weight of a device that is off.
       r_series: rho, the series resistance in normalised units. Zero turns it off.
 
     References:
@@ -51,23 +50,23 @@ def offset_outputs(
 
 
 class VoltageOffset(Part):
-    """Reads at an offset voltage, as `offset_outputs` does."""
+    """Reads at an offset voltage; see `offset_outputs`."""
 
     draws = "chip"
     spread: float = 0.0
     """Spread of the offset over the outputs of a chip, relative to the read voltage;
-    offsets below zero are zero."""
+    negative offsets become zero."""
     w_min: float = -1.0
-    """The weight of a device that is off."""
+    """Weight of a device that is off."""
     r_series: float = 0.0
     """Series resistance, in normalised units."""
 
     def draws_at(self, when):
-        """Whether it does: only with a spread."""
+        """Whether it draws, which it does only with a spread."""
         return super().draws_at(when) and self.spread > 0
 
     def around(self, inner, x, ctx):
-        """Reads at it."""
+        """Applies the offset and the resistance to the outputs."""
         offset = jnp.maximum(ctx.spread(self.spread, "voltage_offset"), 0.0)
         y = inner(x)
         return offset_outputs(
@@ -79,7 +78,7 @@ class VoltageOffset(Part):
         return f"voltage offset {self.spread:g}, r_series {self.r_series:g}"
 
     def proof(self, ctx):
-        """Changes outputs, by the resistance and by the offset."""
+        """Declares its measured effect: that both options change outputs."""
         if self.r_series > 0:
             rest = dataclasses.replace(self, r_series=0.0)
             ctx.differs("r_series", rest if self.spread > 0 else None)

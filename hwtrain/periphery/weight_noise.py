@@ -1,4 +1,4 @@
-"""Noise of the weights that is drawn for each vector, at the outputs."""
+"""Weight noise that is drawn for each input vector, at the outputs."""
 
 import dataclasses
 from collections.abc import Callable
@@ -13,11 +13,11 @@ from hwtrain.periphery._tiled_matrix import TiledMatrix, cut_columns
 
 @dataclasses.dataclass(frozen=True)
 class WeightNoise:
-    """Adds what weights that a modifier draws anew for each vector make of the outputs.
+    """Adds the output noise of weights that a modifier draws anew for each vector.
 
     Attributes:
-      deviation: returns the standard deviation of the outputs, from inputs and the
-        crossbar.
+      deviation: function that returns the standard deviation of the outputs, given the
+        inputs and the crossbar.
     """
 
     deviation: Callable[[jax.Array, Any], jax.Array]
@@ -35,8 +35,8 @@ def _scaled(deviation: jax.Array, noise: jax.Array) -> jax.Array:
     """Returns noise times its deviation, `[..., row tiles, column tiles, columns]`."""
     if noise.shape[-3:-1] != (1, 1):
         return deviation * noise
-    # The derivative to the deviation is a sum over columns, which takes XLA's CPU
-    # backend ten times as long with the axes of one tile in between.
+    # The derivative to the deviation is a sum over columns, which on XLA's CPU backend
+    # takes ten times as long with the axes of a single tile in between.
     return (deviation[..., 0, 0, :] * noise[..., 0, 0, :])[..., None, None, :]
 
 
@@ -46,13 +46,13 @@ def output_deviation(
     w_max: jax.Array,
     sigma: Callable[[jax.Array, jax.Array], jax.Array],
 ) -> jax.Array:
-    r"""Returns the standard deviation of a product by normal noise of the weights.
+    r"""Returns the standard deviation of a product with normal noise on its weights.
 
     .. math:: \sigma_j = \sqrt{\textstyle\sum_i x_i^2\, \sigma(w_{ij}, A)^2}
 
-    Noise :math:`\sigma(w_{ij}, A)\,\xi_{ij}` that is drawn for each vector x gives
-    outputs that are normal and independent, with this deviation: B x N draws instead of
-    B x K x N. It is differentiated through x, and not through w or A: that gives the
+    Noise :math:`\sigma(w_{ij}, A)\,\xi_{ij}` drawn for each vector x gives outputs that
+    are normal and independent, with this deviation: B x N draws instead of B x K x N.
+    The deviation is differentiated through x, and not through w or A: this gives the
     mean of the gradient to x at the given outputs, with less variance than drawn
     weights, and the straight-through gradient to w.
 
@@ -66,7 +66,7 @@ def output_deviation(
       tiles: the weights.
       w_max: A, `[row tiles, columns or 1]`, in units of the crossbar.
       sigma: the deviation of a weight, a function of w and A in units of the crossbar,
-        which broadcast; if it is that of A alone, no product is computed.
+        which broadcast; if it depends on A alone, no product is computed.
 
     Returns:
       `[..., row tiles, column tiles or 1, columns or 1]`, in normalised units.
@@ -79,8 +79,8 @@ def output_deviation(
     scale = tiles.scale if isinstance(tiles.scale, float) else tiles.scale[:, None]
     w = jax.lax.stop_gradient(tiles.w).astype(jnp.float32) / scale
     each = sigma(w, a[:, None])
-    if each.shape[1] == 1:  # alike for all rows
-        # One tile's inputs are summed as they are multiplied, not a copy of them.
+    if each.shape[1] == 1:  # equal for all rows
+        # For one tile, fuse the sum with the square instead of copying the inputs.
         one = x.shape[-3:-1] == (1, 1)
         flat = jax.lax.collapse(x, -3) if one else x
         total = jnp.sum(jnp.square(flat.astype(jnp.float32)), axis=-1, keepdims=True)
@@ -92,6 +92,6 @@ def output_deviation(
 
 
 def _square_root(x: jax.Array) -> jax.Array:
-    """Returns the square root, whose derivative at zero is taken for zero."""
+    """Returns the square root, with zero as its derivative at zero."""
     positive = x > 0
     return jnp.where(positive, jnp.sqrt(jnp.where(positive, x, 1)), 0)

@@ -1,8 +1,8 @@
-"""Which method of which class multiplies by which array, and over which axes.
+"""Registers which array each method of a class multiplies by, and over which axes.
 
-One table for each framework, in which the layers of Flax have rows too. A Linen module
-of your own needs one only where it multiplies in a way of its own, for its calls tell
-what it does; an NNX object is planned before it is called, and needs one in any case.
+There is one table per framework; the layers of Flax have rows in it too. A Linen module
+of your own needs a row only if it multiplies in a way of its own, since its calls show
+the rest. An NNX module always needs one, because it is planned before it is called.
 """
 
 from collections.abc import Callable
@@ -28,11 +28,12 @@ def register(
     einsum: str | None = None,
     call: Callable[..., Any] | None = None,
 ) -> Class:
-    """Says which array a class multiplies by, and over which axes.
+    """Registers the array that a class multiplies by, and the axes of the product.
 
-    Models that are analogized from then on have such layers on their hardware. A class
-    of your own multiplies by `hwtrain.analog_einsum` or `hwtrain.analog_dot_general`.
-    Of NNX, it needs a row, because its objects are planned before they are called:
+    Models that are analogized afterwards put such layers on their hardware. A class of
+    your own multiplies by `hwtrain.analog_einsum` or `hwtrain.analog_dot_general`. An
+    NNX class needs a row as well, because its objects are planned before they are
+    called:
 
     >>> import jax, jax.numpy as jnp
     >>> import hwtrain
@@ -46,8 +47,8 @@ def register(
     >>> hwtrain.plan(model)["w"].columns
     (1,)
 
-    A class that you cannot edit may call an attribute that stands for the product; or
-    its method is written again as `call`, which multiplies as your own would:
+    For a class that you cannot edit, name an attribute that it calls for the product,
+    or pass as `call` a rewritten method that multiplies as your own would:
 
     >>> class Theirs(nn.Module):
     ...     @nn.compact
@@ -58,30 +59,32 @@ def register(
     ...     return jnp.tanh(hwtrain.analog_einsum(module, "w", "...i,io->...o", x))
     >>> _ = hwtrain.sockets.register(Theirs, "w", "...i,io->...o", call=rewritten)
 
-    A subclass that does not override the method is what its parent is; one that calls
-    `super()`'s has its product. Any other needs a row of its own.
+    A subclass that does not override the method is treated as its parent; one that
+    calls `super()`'s method has its product. Any other subclass needs its own row.
 
     Args:
       cls: a class of Linen or NNX modules.
       array: name of the parameter (Linen) or of the attribute that is an `nnx.Param`.
-      equation: of inputs, array and result, as `jnp.einsum` takes it, also for a
-        `dot_general`; or a function of the module that returns it. The letters that
-        inputs and result share are stacked crossbars, and lead in the array.
+      equation: equation of inputs, array and result, in the notation of `jnp.einsum`,
+        also for a `dot_general`; or a function of the module that returns it. Letters
+        shared by inputs and result are stacked crossbars, and must lead in the array.
       method: name of the method that multiplies.
-      dot_general: name of an attribute that the method calls as `jax.lax.dot_general`,
-        with the inputs first, and for this array alone; `None` stands for JAX's own.
-      einsum: name of an attribute that it calls so as `jnp.einsum`.
-      call: the method written again, a function of the module and the method's
-        arguments. The original makes the parameters; of Linen, it reads others by
-        `module.get_variable("params", name)`. Test that it returns what the method
-        does.
+      dot_general: name of an attribute that the method calls like
+        `jax.lax.dot_general`, with the inputs first, and for this array only; `None` in
+        the attribute stands for JAX's own.
+      einsum: name of an attribute that the method calls likewise as `jnp.einsum`.
+      call: the rewritten method, a function of the module and the method's arguments.
+        The original creates the parameters; in Linen, read others by
+        `module.get_variable("params", name)`. Test that it returns the same values as
+        the method.
 
     Returns:
       The class.
 
     Raises:
-      ValueError: for what is no class of modules, a method that it does not have, more
-        than one way to multiply, or an attribute in the place of two products.
+      ValueError: if `cls` is not a class of modules or has no such method, if more
+        than one way to multiply is given, or if one attribute would stand for two
+        products.
     """
     given: Any = cls
     if not isinstance(given, type) or not issubclass(given, nn.Module | nnx.Module):

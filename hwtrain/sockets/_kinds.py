@@ -1,4 +1,4 @@
-"""How layers multiply: the kinds that rows of the table, and manifests, name."""
+"""The kinds of products, as rows of the table and manifests name them."""
 
 from typing import NamedTuple
 
@@ -6,16 +6,17 @@ from hwtrain._plan.leaf_names import SHARED
 
 
 class Kind(NamedTuple):
-    """What an array has that a layer of this kind multiplies by.
+    """Properties of the arrays that layers of one kind multiply by.
 
     Attributes:
-      window: whether it is the kernel of a convolution.
-      local: whether each position has weights of its own.
-      equation: whether an equation says its axes.
-      arrays: the names that only arrays of this kind have; none if it may have any.
-      named: what such a name is called.
-      rows: its axes that are inputs, behind those of a stack, where all have the same.
-      columns: its axes that are outputs, likewise.
+      window: whether the array is the kernel of a convolution.
+      local: whether each output position has its own weights.
+      equation: whether an equation defines the axes.
+      arrays: names reserved for arrays of this kind; empty if any name is allowed.
+      named: description of such a name, for messages.
+      rows: input axes, counted behind the stack axes, if all arrays of the kind share
+        them.
+      columns: output axes, likewise.
     """
 
     window: bool = False
@@ -39,4 +40,5 @@ KINDS = {
     "conv_transpose": Kind(window=True),
     "conv_local": Kind(window=True, local=True),
 }
-"""By name: words of the format, which stay. `raw` is no layer."""
+"""By name. The names are part of the file format and must not change. `raw` is
+not a layer."""

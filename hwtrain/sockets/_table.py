@@ -1,4 +1,4 @@
-"""The rows that `register` writes, and what reads them."""
+"""The table of products that `register` writes to, and its queries."""
 
 import re
 from collections.abc import Callable, Iterable
@@ -11,22 +11,23 @@ class Socket(NamedTuple):
     """A row of the table.
 
     Attributes:
-      array: name of the array; or names, the last its own in a module within.
-      equation: of inputs, array and result, or a function of the module that gives it.
+      array: name of the array; or a path of names if it belongs to a module within.
+      equation: equation of inputs, array and result, or a function of the module that
+        returns it.
       method: name of the method that multiplies.
       dot_general: name of the attribute that it calls as `jax.lax.dot_general`.
       einsum: name of the attribute that it calls as `jnp.einsum`.
       conv: name of the attribute that it calls as `jax.lax.conv_general_dilated`.
-      call: the method written again, which states its products.
-      written: the method written again, which is given its hardware. Called with the
-        module, the plans of its arrays and what lies beside them, each by array, the
+      call: the rewritten method, which states its products.
+      written: the rewritten method, which receives its hardware. Called with the
+        module, the plans of its arrays and the leaves beside them, each by array, the
         mode, and the method's arguments.
       kind: how it multiplies, one of `KINDS`.
-      layer: of a row of hwtrain's own, in the place of an equation: returns what the
-        plan must know. Called with the module and, of Linen, the method's arguments.
-      watched: calls the method with the array marked, where that is not the second
-        operand of its product, nor what its `promote_dtype` returns.
-      built_in: whether it is a row of hwtrain's own.
+      layer: for hwtrain's own rows, instead of an equation: returns the layer's data
+        for the plan. Called with the module and, in Linen, the method's arguments.
+      watched: calls the method with the array marked. Needed if the array is neither
+        the second operand of its product nor returned by its `promote_dtype`.
+      built_in: whether the row is hwtrain's own.
     """
 
     array: str | tuple[str, ...]
@@ -44,13 +45,13 @@ class Socket(NamedTuple):
 
     @property
     def leaf(self) -> str:
-        """The array's path from its layer."""
+        """Path of the array relative to its layer."""
         names = (self.array,) if isinstance(self.array, str) else self.array
         return paths.join(names)
 
     @property
     def field(self) -> str | None:
-        """Name of the attribute in whose place the product of hardware goes."""
+        """Name of the attribute that the hardware's product replaces."""
         return self.dot_general or self.einsum or self.conv
 
 
@@ -63,13 +64,13 @@ _EQUATION = re.compile(r"[A-Za-z.]+,([A-Za-z.]+)->[A-Za-z.]*")
 
 
 def array_letters(equation: str) -> str:
-    """Returns the letters of an equation's second operand, which is the array.
+    """Returns the letters of the second operand of an equation, the array.
 
     >>> array_letters("...i, io -> ...o")
     'io'
 
     Raises:
-      ValueError: if it is no equation of two operands and a result.
+      ValueError: unless it is an equation of two operands and a result.
     """
     found = _EQUATION.fullmatch(equation.replace(" ", ""))
     if found is None:
@@ -81,13 +82,13 @@ def array_letters(equation: str) -> str:
 
 
 def add(cls: type, row: Socket) -> None:
-    """Puts a row into the table, in the place of one for its array and method.
+    """Adds a row to the table, replacing one for the same array and method.
 
-    A user's stand before hwtrain's own, which are kept: they say what a method of the
-    same name of a parent multiplies by.
+    A user's rows take precedence over hwtrain's own. These are kept, because they tell
+    what a parent's method of the same name multiplies by.
 
     Raises:
-      ValueError: if it contradicts another one of the class.
+      ValueError: if it contradicts another row of the class.
     """
     rows = [old for old in _rows.get(cls, []) if not _replaces(row, old)]
     for old in rows:
@@ -121,14 +122,14 @@ def add_built_in(
     *arrays: str | tuple[str, ...],
     **options: Any,
 ) -> None:
-    """Puts rows of hwtrain's own into the table.
+    """Adds rows of hwtrain's own to the table.
 
-    A class that overrides one of the methods that have rows multiplies in its own way.
+    A class that overrides one of the methods with rows is not covered by them.
 
     Args:
       classes: classes of Flax.
       *arrays: the arrays that a method multiplies by.
-      **options: what else the rows say, as in `Socket`.
+      **options: the other fields of `Socket`.
     """
     for cls in classes:
         for array in arrays:
@@ -136,27 +137,27 @@ def add_built_in(
 
 
 def keep_digital(classes: Iterable[type], why: str) -> None:
-    """Says why classes without rows stay digital."""
+    """Records why classes without rows stay digital."""
     _digital.update(dict.fromkeys(classes, why))
 
 
 def why_digital(cls: type) -> str | None:
-    """Returns why a class, or the parent that it is like, stays digital."""
+    """Returns why a class stays digital, by itself or through a parent."""
     return next((_digital[base] for base in cls.__mro__ if base in _digital), None)
 
 
 def add_rewriting(classes: Iterable[type]) -> None:
-    """Names modules that compute the arrays of the layer in them at every call."""
+    """Registers modules that compute the arrays of their inner layer at each call."""
     _rewriting.update(classes)
 
 
 def is_rewriting(module: Any) -> bool:
-    """Whether a module computes the arrays of the layer in it at every call."""
+    """Whether a module computes the arrays of its inner layer at each call."""
     return isinstance(module, tuple(_rewriting))
 
 
 def when_registered(forget: Callable[[], None]) -> None:
-    """Has a function called at each registration, such as that of a cache of classes.
+    """Calls a function at each registration, for example to clear a cache.
 
     Args:
       forget: the function.
@@ -165,18 +166,18 @@ def when_registered(forget: Callable[[], None]) -> None:
 
 
 def rows_of(cls: type, method: str, built_in: bool | None = None) -> tuple[Socket, ...]:
-    """Returns the rows of a class for a method; none for one that it overrides.
+    """Returns the rows of a class for a method; none if it overrides the method.
 
     Args:
       cls: the class.
       method: name of the method.
-      built_in: `True` for rows of hwtrain's own alone, `False` for those of users;
-        `None` for those of users where there are any.
+      built_in: `True` for hwtrain's own rows only, `False` for users' rows only; `None`
+        for users' rows if there are any, else hwtrain's.
     """
     for base in cls.__mro__:
         rows = _of(base, method, built_in)
         if rows:
-            # What Flax defines together, a class overrides together.
+            # Methods that Flax defines together have to be overridden together.
             own = _methods(base, True) if rows[0].built_in else (method,)
             same = all(getattr(cls, name) is getattr(base, name) for name in own)
             return rows if same else ()
@@ -197,18 +198,18 @@ def _methods(base: type, built_in: bool | None) -> tuple[str, ...]:
 
 
 def methods_of(cls: type, built_in: bool | None = None) -> tuple[str, ...]:
-    """Returns the methods that a class, or one of its parents, has rows for.
+    """Returns the methods for which a class, or one of its parents, has rows.
 
     Args:
       cls: the class.
-      built_in: `True` for rows of hwtrain's own alone, `False` for those of users.
+      built_in: `True` for hwtrain's own rows only, `False` for users' rows only.
     """
     found = (name for base in cls.__mro__ for name in _methods(base, built_in))
     return tuple(dict.fromkeys(found))
 
 
 def arrays_of(cls: type, built_in: bool | None = None) -> dict[str, tuple[str, ...]]:
-    """Returns the methods of a class that multiply, with the arrays that they need."""
+    """Returns the multiplying methods of a class, with the arrays that each needs."""
     found = {name: rows_of(cls, name, built_in) for name in methods_of(cls, built_in)}
     return {
         method: tuple(row.leaf for row in rows)
@@ -218,7 +219,7 @@ def arrays_of(cls: type, built_in: bool | None = None) -> dict[str, tuple[str, .
 
 
 def overridden(cls: type, method: str) -> tuple[str, bool] | None:
-    """Returns what a class overrides of a class with rows, if it does.
+    """Returns the method with rows that a class overrides, if there is one.
 
     Returns:
       Its name, and whether the rows are hwtrain's own.

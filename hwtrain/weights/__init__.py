@@ -1,4 +1,4 @@
-"""What happens to weights: modifiers, clips, remapping, mismatch, drift in training."""
+"""Effects on weights: modifiers, clips, remapping, mismatch, and drift in training."""
 
 from hwtrain.weights.bases import Mismatch as Mismatch
 from hwtrain.weights.bases import WeightClip as WeightClip

@@ -1,4 +1,4 @@
-"""Which options of a weight modifier have an effect, and which go together."""
+"""Which options of a weight modifier have an effect, and which can be combined."""
 
 import dataclasses
 from typing import Any
@@ -29,7 +29,7 @@ _RELATIVE = (
 _ACTIVE = (*_RELATIVE, "mult_normal", "drop_connect")
 
 
-# For every option, the types that it has an effect on.
+# The types that each option has an effect on.
 _EFFECTIVE = {
     "std_dev": _NOISE + PCM,
     "per_column": _RELATIVE,
@@ -56,7 +56,7 @@ _EFFECTIVE = {
 
 
 def check(modifier: Any) -> None:
-    """Raises for options that do nothing, that are missing, or that exclude each other.
+    """Raises for options without effect, missing options and exclusive ones.
 
     Args:
       modifier: a `WeightModifierParameter`.
@@ -91,7 +91,7 @@ def check(modifier: Any) -> None:
 
 
 def _check_inputs(modifier: Any) -> None:
-    """Raises for draws in a layer that are none, or that cannot be had."""
+    """Raises for draws inside the layer that draw nothing, or that are impossible."""
     ways = ("per_vector", "per_batch_sample", "redraw")
     given = [name for name in ways if getattr(modifier, name)]
     if given and not modifier.draws:

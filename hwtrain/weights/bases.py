@@ -1,4 +1,4 @@
-"""What a modifier, a clip and a mismatch of weights are."""
+"""Base classes of weight modifiers, clips and mismatch."""
 
 import abc
 import collections
@@ -16,7 +16,7 @@ from hwtrain._parts.part import Draws, Part
 
 
 class WeightContext:
-    """What a modifier or a mismatch knows of the weights, and how it draws.
+    """Context of a modifier or mismatch: properties of the weights, and random numbers.
 
     Attributes:
       w_max: the largest absolute weight of each tile, in units of the crossbar,
@@ -43,10 +43,10 @@ class WeightContext:
         """Returns a leaf of tiles or columns, broadcastable against the weights.
 
         Args:
-          name: its name, as the modifier's `leaves` declares it.
+          name: its name, as declared in the modifier's `leaves`.
 
         Raises:
-          ValueError: for one that it does not declare.
+          ValueError: if the modifier does not declare it.
         """
         if name not in self._leaves:
             raise ValueError(
@@ -58,19 +58,19 @@ class WeightContext:
         return self._leaves[name]
 
     def normal(self, effect: str, shape: Sequence[int]) -> jax.Array:
-        """Returns standard normal noise times its strength.
+        """Returns standard normal noise, times the noise strength.
 
         Args:
-          effect: a name. A name that is drawn twice gives other numbers.
+          effect: a name for the draw. Repeated draws of a name differ.
           shape: shape of the result.
 
         Raises:
-          ValueError: for a part that does not say that it draws.
+          ValueError: if the part does not declare that it draws.
         """
         return self._strength * normal(self._next(effect), shape)
 
     def uniform(self, effect: str, shape: Sequence[int]) -> jax.Array:
-        """Returns numbers in [0, 1), whatever the strength; see `normal`."""
+        """Returns uniform numbers in [0, 1), at any noise strength; see `normal`."""
         return uniform(self._next(effect), shape)
 
     def _next(self, effect: str) -> jax.Array:
@@ -86,20 +86,20 @@ class WeightContext:
 
 
 class Mismatch(Part):
-    """Frozen mismatch of a chip's weights: the base of mismatches of one's own.
+    """Frozen mismatch of a chip's weights: the base class of your own mismatch.
 
     Weights are in units of the crossbar.
     """
 
     draws: ClassVar = "chip"
     per_column: ClassVar[bool] = False
-    """Whether `ctx.w_max` is that of each column, instead of the tile."""
+    """Whether `ctx.w_max` is the maximum of each column instead of the tile."""
 
     def proof(self, ctx: Any) -> None:
-        """Says what is measured: that it changes weights.
+        """Declares the effect that `assert_active` measures: that weights change.
 
-        Its strength too, where the deviation of each weight is said in units of the
-        crossbar: `ctx.deviates(...)`, of `ctx.w` and `ctx.w_max`.
+        To have its strength measured too, state the deviation of each weight in units
+        of the crossbar: `ctx.deviates(...)`, in terms of `ctx.w` and `ctx.w_max`.
         """
         ctx.differs()
 
@@ -108,8 +108,8 @@ class Mismatch(Part):
         """Returns the weights of one chip, in units of the crossbar.
 
         Args:
-          w: the weights as they are written, of any shape.
-          ctx: what belongs to them, with the key of the chip.
+          w: the weights as written, of any shape.
+          ctx: their context, with the key of the chip.
         """
 
     def __call__(self, key: jax.Array, w: jax.Array, w_max: jax.Array) -> jax.Array:
@@ -118,20 +118,20 @@ class Mismatch(Part):
 
 
 class WeightClip(Part):
-    """Clips weights after every update: the base of clips of one's own."""
+    """Clips weights after every update: the base class of your own clips."""
 
     absolute: ClassVar[bool] = False
-    """Whether the bound is a number of units of the crossbar that does not grow with
-    the weights. The mapping scale is then stored, or nothing would ever be clipped."""
+    """Whether the bound is fixed in units of the crossbar and does not grow with the
+    weights. The mapping scale is then stored, or nothing would ever be clipped."""
 
-    # As `WeightClipParameter` says of itself.
+    # The same properties as those of `WeightClipParameter`.
     active: ClassVar[bool] = True
     learned: ClassVar[bool] = False
     fixed_value: ClassVar[None] = None
     per_column: ClassVar[bool] = False
 
     def proof(self, ctx: Any) -> None:
-        """Says what is measured of it: that it bounds an update."""
+        """Declares its measured effect: that it bounds an update."""
         ctx.bounds()
 
     @abc.abstractmethod
@@ -143,7 +143,7 @@ class WeightClip(Part):
           row_sizes: rows of each row tile.
 
         Returns:
-          `[..., row tiles, columns or 1]`, positive; infinite where nothing is clipped.
+          `[..., row tiles, columns or 1]`, positive; infinity clips nothing.
         """
 
     def bound(
@@ -154,7 +154,7 @@ class WeightClip(Part):
         *,
         update: jax.Array | None = None,
     ) -> jax.Array:
-        """Returns the bound in the units of weights; see `WeightClipParameter`."""
+        """Returns the bound in units of `w`; see `WeightClipParameter`."""
         w = w if update is None else w + update
         if scale is None:
             return self._checked(w, row_sizes)
@@ -174,14 +174,14 @@ class WeightClip(Part):
 
 
 def in_modes(what: str, in_chip_mode: bool) -> str:
-    """Returns a modifier's description with the modes that it acts in."""
+    """Returns a modifier's description with the modes in which it acts."""
     return f"{what} ({'train, chip' if in_chip_mode else 'train'})"
 
 
 class WeightModifier(Part):
-    """What happens to weights at a training step: the base of modifiers of one's own.
+    """Modifies weights at each training step: the base class of your own modifiers.
 
-    Weights are in units of the crossbar. The gradient at the modified weights is given
+    Weights are in units of the crossbar. The gradient of the modified weights is passed
     to the nominal ones (straight-through).
 
     >>> import hwtrain
@@ -200,11 +200,11 @@ class WeightModifier(Part):
     """
 
     per_column: ClassVar[bool] = False
-    """Whether `ctx.w_max` is that of each column, instead of the tile."""
+    """Whether `ctx.w_max` is the maximum of each column instead of the tile."""
     enable_during_test: ClassVar[bool] = False
     """Whether it acts in `chip_mode` too."""
 
-    # As `WeightModifierParameter` says of itself.
+    # The same properties as those of `WeightModifierParameter`.
     acts: ClassVar[bool] = True
     in_layer: ClassVar[bool] = False
     per_batch_sample: ClassVar[bool] = False
@@ -221,23 +221,23 @@ class WeightModifier(Part):
 
     @property
     def noisy(self) -> bool:
-        """Whether it draws noise that can be weaker or stronger."""
+        """Whether it draws noise of adjustable strength."""
         return self.draws != "none"
 
     @property
     def without_levels(self) -> "WeightModifier":
-        """The same for weights that lie on levels already."""
+        """The same modifier for weights that already lie on levels."""
         return self
 
     def describe_in(self, ctx: Any) -> Mapping[str, str]:
-        """Returns its cell: itself, and in which modes it acts."""
+        """Returns its table cell: its description, and the modes in which it acts."""
         return {ctx.column: in_modes(self.describe(), self.enable_during_test)}
 
     def proof(self, ctx: Any) -> None:
-        """Says what is measured: that it changes weights.
+        """Declares the effect that `assert_active` measures: that weights change.
 
-        Its strength too, where the deviation of each weight is said in units of the
-        crossbar: `ctx.deviates(...)`, of `ctx.w` and `ctx.w_max`.
+        To have its strength measured too, state the deviation of each weight in units
+        of the crossbar: `ctx.deviates(...)`, in terms of `ctx.w` and `ctx.w_max`.
         """
         ctx.differs()
 
@@ -247,7 +247,7 @@ class WeightModifier(Part):
 
         Args:
           w: the weights, of any shape.
-          ctx: what belongs to them.
+          ctx: their context.
         """
 
     def __call__(
@@ -258,7 +258,7 @@ class WeightModifier(Part):
         strength: jax.Array | None = None,
         leaves: Mapping[str, jax.Array] = {},  # noqa: B006 it is only read
     ) -> jax.Array:
-        """Returns the modified weights, with the gradient of the nominal ones."""
+        """Returns the modified weights, with a straight-through gradient."""
         factor = 1.0 if strength is None else strength
 
         def change(w: jax.Array, w_max: jax.Array) -> jax.Array:
@@ -270,6 +270,6 @@ class WeightModifier(Part):
             return new
         if not leaves:
             return straight_through(w, change(w, w_max).astype(w.dtype))
-        # Of the leaves, the gradient is that of the modification.
+        # Leaves get the gradient of the modification itself.
         fixed = jax.lax.stop_gradient(w)
         return change(fixed, w_max).astype(w.dtype) + (w - fixed)

@@ -26,7 +26,7 @@ def layer_gaussian(
     per_column: bool = False,
     update: jax.Array | None = None,
 ) -> jax.Array:
-    r"""Returns the bound of a number of standard deviations.
+    r"""Returns a bound of `sigma` standard deviations.
 
     .. math:: c = \min(\text{sigma} \cdot \mathrm{std}(w),\ \text{limit})
 
@@ -44,7 +44,7 @@ def layer_gaussian(
 
     Returns:
       `[..., row tiles, columns or 1]`; infinite where all weights are equal, since
-      their spread says nothing of a range.
+      their spread then defines no range.
     """
     std = tiling.standard_deviation(w, row_sizes, per_column=per_column, update=update)
     bound = jnp.where(std > 0, sigma * std, jnp.inf)
@@ -79,13 +79,13 @@ def average_channel_max(
 
 
 def bounded_update(param: jax.Array, update: jax.Array, bound: ArrayLike) -> jax.Array:
-    r"""Returns the update after which a parameter lies within a bound, exactly.
+    r"""Returns the update with which a parameter stays within a bound, exactly.
 
     .. math:: |\mathrm{round}(p + u')| \le c
 
-    Where the update already keeps the bound it is returned as it is. Elsewhere it leads
-    to the bound, and is stepped toward zero where the rounding of the sum, in the
-    parameter's dtype, would overshoot.
+    An update that keeps the bound is returned unchanged. Any other leads to the bound,
+    and is stepped toward zero if rounding the sum, in the parameter's dtype, would
+    overshoot.
 
     >>> p, u = jnp.array([0.5, 0.5]), jnp.array([0.1, 0.9])
     >>> print(p + bounded_update(p, u, 1.0))
@@ -97,9 +97,9 @@ def bounded_update(param: jax.Array, update: jax.Array, bound: ArrayLike) -> jax
       bound: c, broadcastable against the parameter; infinity turns it off.
 
     Returns:
-      The update, of its own dtype. One of float32 leads a weight of a narrower dtype to
-      the largest value within the bound; a narrow one does so where the step itself is
-      not rounded, and otherwise stays below by the rounding of the step.
+      The update, in its own dtype. A float32 update takes a weight of a narrower dtype
+      to the largest value within the bound. A narrower update does so if the step
+      itself is exact, and otherwise falls short by the rounding of the step.
     """
     p, u = as_float32(param), as_float32(update)
     c = jnp.broadcast_to(jnp.asarray(bound, jnp.float32), p.shape)
@@ -107,15 +107,15 @@ def bounded_update(param: jax.Array, update: jax.Array, bound: ArrayLike) -> jax
     aims = [target]
     if param.dtype != jnp.float32:
         target = _rounded(target, param.dtype)
-        # Rounding may have led out of the bound again.
+        # Rounding may have exceeded the bound again.
         lower = _toward_zero(target, param.dtype)
         target = jnp.where(jnp.abs(target) > c, lower, target)
         inside = _toward_zero(target, param.dtype)
         aims = [target, inside]
     # A weight near its bound gets there exactly. The step of a distant one, and so the
-    # sum, is as coarse as the weight itself: it aims below by that much, or at zero.
+    # sum, is as coarse as the weight itself: it aims lower by that much, or at zero.
     coarse = 2 * float(jnp.finfo(update.dtype).eps)
-    # Not |p|: XLA would store it, for this and for the largest |p| in one kernel.
+    # Not |p|: XLA would store it to share it with a kernel that computes max |p|.
     size = jnp.maximum(p, -p)
     below = (1 - coarse) - size * (coarse / jnp.maximum(c, 1e-30))
     for aim in [*aims, inside * jnp.maximum(below, 0)]:
@@ -125,16 +125,16 @@ def bounded_update(param: jax.Array, update: jax.Array, bound: ArrayLike) -> jax
 
 
 def as_float32(x: jax.Array) -> jax.Array:
-    """Returns floating-point numbers in float32, rounded to the dtype that they have.
+    """Returns floating-point numbers as float32, rounded to their original dtype.
 
-    Without this, a compiler may decide by numbers that it has not rounded yet, and add
-    rounded ones.
+    Without this, the compiler may base decisions on numbers that it has not rounded
+    yet, and then add rounded ones.
     """
     return _rounded(x.astype(jnp.float32), x.dtype)
 
 
 def _rounded(x: jax.Array, dtype: jnp.dtype) -> jax.Array:
-    """Rounds float32 values to a dtype, in a way that XLA does not optimise away."""
+    """Rounds float32 values to a dtype in a way that XLA does not optimise away."""
     if dtype == jnp.float32:
         return x
     info = jnp.finfo(dtype)
@@ -142,7 +142,7 @@ def _rounded(x: jax.Array, dtype: jnp.dtype) -> jax.Array:
 
 
 def _toward_zero(x: jax.Array, dtype: jnp.dtype) -> jax.Array:
-    """Returns the next value of a dtype toward zero, for float32 values of it."""
+    """Returns the next value of a dtype toward zero, for float32 input."""
     integer = jnp.dtype(f"uint{8 * jnp.dtype(dtype).itemsize}")
     bits = jax.lax.bitcast_convert_type(x.astype(dtype), integer)
     smaller = jnp.where(x == 0, bits, bits - jnp.ones((), integer))
@@ -156,13 +156,13 @@ def _learns_clip(weight: Any, when: When) -> bool:
 def within_bound(
     weight: Any, kernel: jax.Array, bound: jax.Array, steps: float | None = None
 ) -> jax.Array:
-    """Returns a kernel within its learned clip bound.
+    """Returns a kernel clipped to its learned bound.
 
     Args:
       weight: the plan of the array.
       kernel: the stored array, nominal.
       bound: its learned clip bound, `[*stack, row tiles, columns]`.
-      steps: steps between -bound and bound that it is rounded to; `None` for none.
+      steps: number of steps between -bound and bound to round to; `None` for none.
     """
     matrix = weight.to_matrix(kernel)
     return weight.from_matrix(learned_clip(matrix, bound, weight.row_sizes, steps))
@@ -178,7 +178,7 @@ CLIP_BOUND = LeafSpec(
     fits=not_positive,
     in_kernel=within_bound,
 )
-"""The learned bound of the weights of each column of a row of tiles."""
+"""Learned bound of the weights, for each row tile and column."""
 
 
 @register_types("clip")
@@ -192,15 +192,15 @@ class WeightClipParameter(Described):
         \text{average_channel_max:}\quad & c = \mathrm{mean}_j \max_i |w_{ij}| \\
         \text{learnable_per_channel:}\quad & c_j \text{ learned from } \max_i |W_{ij}|
 
-    The standard deviation (N-1) and the mean over columns are those of the row tile,
-    and :math:`w` is the weight in units of the crossbar, the kernel divided by its
+    The standard deviation (N-1) and the mean over columns are taken over the row tile,
+    and :math:`w` is the weight in units of the crossbar: the kernel divided by its
     mapping scale.
 
     A learned bound is a leaf `clip_bound` beside the kernel, in units of the kernel. It
-    clips on the way into the forward pass, in every mode, and not after an update: a
-    weight beyond it keeps its value and is heard of again when the bound grows. With a
-    modifier that rounds to levels for each column, the levels lie between -c and c, and
-    the bound is learned from the rounding too.
+    clips in the forward pass, in every mode, and not after an update: a weight beyond
+    it keeps its value and takes effect again when the bound grows. With a modifier that
+    rounds to levels per column, the levels span -c to c, and the rounding contributes
+    to the bound's gradient.
 
     >>> WeightClipParameter(type="layer_gaussian", sigma=2.0).sigma
     2.0
@@ -226,16 +226,16 @@ class WeightClipParameter(Described):
     """The bound for `fixed_value`; for `layer_gaussian` and `average_channel_max` an
     upper limit of the bound, `None` for no limit."""
     per_column: bool = False
-    """Take the standard deviation of each column (output) alone."""
+    """Take the standard deviation of each column (output) separately."""
 
     @property
     def active(self) -> bool:
-        """Whether anything is clipped after an update."""
+        """Whether an update is followed by clipping."""
         return self.type not in ("none", "learnable_per_channel")
 
     @property
     def learned(self) -> bool:
-        """Whether the bound is learned, and clips in the forward pass."""
+        """Whether the bound is learned and clips in the forward pass."""
         return self.type == "learnable_per_channel"
 
     @model_validator(mode="after")
@@ -263,14 +263,14 @@ class WeightClipParameter(Described):
         return self
 
     def proof(self, ctx: Any) -> None:
-        """Says what is measured of it: that it bounds an update, and by how much."""
+        """Declares its measured effect: that it bounds an update, and where."""
         reason = "a tile of one weight or column has no spread"
         ctx.bounds(unless="" if self._spreads(ctx.rows, ctx.columns) else reason)
         if self.type == "fixed_value":
             ctx.caps(self.fixed_value)
 
     def _spreads(self, rows: int, columns: int) -> bool:
-        """Whether a tile of a size has what the bound is made of."""
+        """Whether a tile of this size has the statistic that the bound is made of."""
         if self.fixed_value is not None:
             return True
         if self.type == "average_channel_max":
@@ -290,7 +290,7 @@ class WeightClipParameter(Described):
         return self.type
 
     def describe_in(self, ctx: Any) -> Mapping[str, str]:
-        """Returns its cell: of a learned bound, what was learned."""
+        """Returns its table cell: for a learned bound, its range of values."""
         if not self.learned:
             return {ctx.column: self.describe()}
         bound = ctx.leaf("clip_bound")
@@ -306,15 +306,14 @@ class WeightClipParameter(Described):
         *,
         update: jax.Array | None = None,
     ) -> jax.Array:
-        """Returns the bound of weights, in their own units.
+        """Returns the bound of weights, in the units of the weights.
 
         Args:
           w: `[..., rows, columns]`.
           row_sizes: rows of each row tile.
           scale: `[..., row tiles, columns or 1]`, the weights' mapping scale; `None`
             for 1, weights in units of the crossbar.
-          update: added to the weights before, of their shape and units; `None` for
-            none.
+          update: added to the weights first, of their shape and units; `None` for none.
 
         Returns:
           `[..., row tiles, columns or 1]`; infinite where nothing is clipped.
@@ -322,11 +321,11 @@ class WeightClipParameter(Described):
         unit = jnp.ones((*w.shape[:-2], len(row_sizes), 1)) if scale is None else scale
         unit = jax.lax.stop_gradient(unit)
         if unit.shape[-1] > 1 and not self.per_column:
-            # One bound for columns of different scales: in units of the crossbar.
+            # One bound for columns of different scales: compute it on the crossbar.
             per_row = tiling.expand_rows(unit, row_sizes)
             update = None if update is None else update / per_row
             return self.bound(w / per_row, row_sizes, update=update) * unit
-        # Spreads and maxima of weights grow with their scale, but not fixed values.
+        # Spreads and maxima grow with the scale of the weights; fixed values do not.
         value = None if self.fixed_value is None else self.fixed_value * unit
         if self.type == "layer_gaussian":
             return layer_gaussian(

@@ -1,4 +1,4 @@
-"""A clip bound for each column that is learned with the weights."""
+"""A clip bound per column, learned together with the weights."""
 
 import jax
 import jax.numpy as jnp
@@ -15,7 +15,7 @@ def learned_clip(
     row_sizes: tuple[int, ...],
     steps: float | None = None,
 ) -> jax.Array:
-    r"""Clips weights to a learned bound, and rounds them to levels within it.
+    r"""Clips weights to a learned bound and rounds them to levels within it.
 
     .. math::
         \hat w = \Delta\, \mathrm{clip}(\lfloor w / \Delta \rceil, -q, q), \qquad
@@ -30,8 +30,8 @@ def learned_clip(
         \lfloor w / \Delta \rceil - w / \Delta & \text{else}\end{cases}
 
     with :math:`\gamma = 1 / \sqrt{q n}` for a tile of n weights; without levels, q = 1
-    and the last case is zero. The factor makes the bound learn about as fast as the
-    weights.
+    and the last case is zero. The factor :math:`\gamma` makes the bound learn about as
+    fast as the weights.
 
     >>> w, c = jnp.array([[0.2], [-0.9]]), jnp.array([[0.5]])
     >>> print(learned_clip(w, c, (2,)))
@@ -44,7 +44,7 @@ def learned_clip(
       w: `[..., rows, columns]`, weights.
       bound: c, `[..., row tiles, columns]`, positive, in units of `w`.
       row_sizes: rows of each row tile.
-      steps: number of levels between -c and c, less one; `None` does not round.
+      steps: number of levels between -c and c, minus one; `None` does not round.
 
     Returns:
       The weights, of the shape and dtype of `w`.
@@ -66,7 +66,7 @@ def _forward(
     if steps is None:
         return jnp.clip(wide, -c, c).astype(w.dtype)
     step = c * (2 / steps)
-    # Beyond an odd number of steps lies half of one: clip after rounding.
+    # With an odd number of steps, half a step is left at each end: clip after rounding.
     level = jnp.clip(jnp.round(wide / step), -steps / 2, steps / 2)
     return (level * step).astype(w.dtype)
 

@@ -17,7 +17,7 @@ def discretize(
     key: jax.Array | None = None,
     reparameterized: bool = False,
 ) -> jax.Array:
-    r"""Rounds weights to levels that are spread evenly over -A to A.
+    r"""Rounds weights to evenly spaced levels between -A and A.
 
     .. math:: w' = \Delta \left\lfloor \frac{w}{\Delta} \right\rceil, \qquad
         \Delta = 2 A\, \text{res}
@@ -27,12 +27,11 @@ def discretize(
 
     Args:
       w: weights, of any shape.
-      w_max: A, broadcastable against `w`, in units of `w`; where it is zero, 1 is
-        taken.
+      w_max: A, broadcastable against `w`, in units of `w`; zero is replaced by 1.
       res: the step relative to the range 2 A; above 1, the number of steps.
       key: rounds stochastically with this JAX key; `None` rounds half to even.
-      reparameterized: differentiate through A, which the step depends on; the
-        rounding itself always passes the gradient.
+      reparameterized: differentiate through A, on which the step depends; the rounding
+        itself always passes the gradient.
 
     Returns:
       The rounded weights, of the shape and dtype of `w`.
@@ -61,15 +60,14 @@ def dorefa(
     .. math:: w' = \text{res} \left\lfloor
         \frac{c \tanh w}{\text{res} \tanh A} \right\rceil
 
-    The result lies in -c to c, whatever A is.
+    The result lies between -c and c for any A.
 
     >>> print(dorefa(jnp.array([0.0, 0.5, -1.0]), 1.0, res=0.1, clip=0.6))
     [ 0.   0.4 -0.6]
 
     Args:
       w: weights, of any shape.
-      w_max: A, broadcastable against `w`, in units of `w`; where it is zero, 1 is
-        taken.
+      w_max: A, broadcastable against `w`, in units of `w`; zero is replaced by 1.
       res: the step, in units of the result; above 1, its inverse.
       clip: c, the largest result.
       key: rounds stochastically with this JAX key; `None` rounds half to even.

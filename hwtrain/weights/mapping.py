@@ -1,4 +1,4 @@
-"""How weights are laid out on tiles, and their scales."""
+"""The layout of weights on tiles, and their scales."""
 
 from collections.abc import Mapping
 from typing import Any, Self
@@ -14,7 +14,7 @@ from hwtrain._parts.leaf import LeafSpec, Shapes, When, not_positive
 from hwtrain._parts.part import Described
 
 _ROUNDING = 1.02
-"""A narrow dtype rounds weights beyond their bound."""
+"""Tolerance: a narrow dtype may round weights beyond their bound."""
 
 
 def _is_there(weight: Any, when: When) -> bool:
@@ -26,23 +26,23 @@ def _is_there(weight: Any, when: When) -> bool:
 
 def _shapes(weight: Any) -> Shapes:
     columns = sum(weight.column_sizes)
-    # The last is that of format 1.1: one for all column tiles.
+    # The last one is for files of format 1.1: one scale for all column tiles.
     last = dict.fromkeys((weight.tiles[1], columns, 1))
     return tuple((weight.tiles[0], size) for size in last)
 
 
 def largest_stored(weight: Any) -> float | None:
-    r"""Returns the largest weight, in units of a stored scale, that training leads to.
+    r"""Returns the largest weight that training can reach, in units of a stored scale.
 
-    A scale starts with the largest weight at omega. Remapping comes last in an update
-    and leaves the largest at `remapped_wmax`, whatever the clip is; without it, the
-    scale stays, and a fixed value bounds the weights. An average of such weights is no
-    larger than that of their bounds.
+    A scale is initialised such that the largest weight is omega. Remapping comes last
+    in an update and leaves the largest at `remapped_wmax`, whatever the clip; without
+    it, the scale stays, and a fixed value bounds the weights. Averages of such weights
+    do not exceed the average of their bounds.
 
     Returns:
-      `None` where nothing bounds it, or the scale is derived: without omega, where the
-      first scale is 1 for weights of any size; with an average of channels alone, whose
-      bound grows with the weights; with `max_scale_range`, which cuts scales.
+      `None` if the scale is derived or nothing bounds the weights: without omega, since
+      the first scale is 1 for weights of any size; with an average of channels alone,
+      whose bound grows with the weights; with `max_scale_range`, which limits scales.
     """
     mapping, chip = weight.hardware.mapping, weight.hardware
     omega = 0.0 if mapping is None else mapping.weight_scaling_omega
@@ -59,7 +59,7 @@ def largest_stored(weight: Any) -> float | None:
 
 
 def _misfit(weight: Any, scale: Any, kernel: Any) -> str:
-    """Returns what is wrong with a stored scale."""
+    """Returns a description of the fault of a stored scale; empty if it fits."""
     return (
         not_positive(weight, scale, kernel)
         or _moved_from_one(weight, scale)
@@ -68,7 +68,7 @@ def _misfit(weight: Any, scale: Any, kernel: Any) -> str:
 
 
 def _moved_from_one(weight: Any, scale: Any) -> str:
-    """Returns what is wrong with a scale that nothing can have moved from 1."""
+    """Returns the fault of a scale that differs from 1 although nothing changes it."""
     mapping, chip = weight.hardware.mapping, weight.hardware
     if chip.remaps or (mapping is not None and mapping.weight_scaling_omega):
         return ""
@@ -85,7 +85,7 @@ def _moved_from_one(weight: Any, scale: Any) -> str:
 
 
 def _too_small(weight: Any, scale: Any, kernel: Any) -> str:
-    """Returns what is wrong with a scale that is too small for its weights."""
+    """Returns the fault of a scale that is too small for its weights."""
     largest = largest_stored(weight)
     if largest is None:
         return ""
@@ -131,10 +131,10 @@ MAPPING_SCALE = LeafSpec(
     unit="unit of the nominal weight per unit of crossbar weight",
     fits=_misfit,
 )
-"""The logical weight of a crossbar weight of one, of each tile or column.
+"""Logical weight per unit of crossbar weight, for each tile or column.
 
-A model stores it only where clip or remap change it. A chip's is that of its nominal
-weights, and a step's too.
+A model stores it only if a clip or remapping needs it. The scale of a chip, and of a
+step, is that of the nominal weights.
 """
 
 
@@ -145,18 +145,18 @@ OUTPUT_SCALE = LeafSpec(
     unit="1",
     in_kernel=_in_kernel,
 )
-"""A learned factor on the outputs of each row of tiles, `[row tiles, columns or 1]`."""
+"""Learned factor on the outputs of each row of tiles, `[row tiles, columns or 1]`."""
 
 
 @dataclass(frozen=True, kw_only=True, config=CONFIG)
 class MappingParameter(Described):
-    r"""How a weight matrix is laid on crossbars.
+    r"""The layout of a weight matrix on crossbars.
 
     The matrix is cut into tiles of at most `max_input_size` x `max_output_size`, of
     balanced sizes. A crossbar holds :math:`w = W / s` with
     :math:`s = \max |W| / \omega` of its row tile, so that its largest weight is
-    :math:`\omega`; the output is multiplied by :math:`s`, and by a learned
-    :math:`\gamma` if asked for: :math:`y = \sum_r \gamma_r s_r (w_r x_r) + b`.
+    :math:`\omega`. The output is multiplied by :math:`s` and optionally by a learned
+    :math:`\gamma`: :math:`y = \sum_r \gamma_r s_r (w_r x_r) + b`.
 
     >>> MappingParameter(weight_scaling_omega=1.0).max_input_size
     512
@@ -167,21 +167,21 @@ class MappingParameter(Described):
     """
 
     max_input_size: Limit = 512
-    """Most rows (inputs) of a tile; `None` for no limit."""
+    """Maximum number of rows (inputs) of a tile; `None` for no limit."""
     max_output_size: Limit = 512
-    """Most columns (outputs) of a tile; `None` for no limit."""
+    """Maximum number of columns (outputs) of a tile; `None` for no limit."""
     weight_scaling_omega: NonNegative = 0.0
     """The largest weight on a crossbar. Zero turns scaling off: s = 1."""
     weight_scaling_columnwise: bool = False
-    """A scale for each column (output)."""
+    """Use a separate scale for each column (output)."""
     learn_out_scaling: bool = False
-    """Multiply the outputs of each row of tiles digitally by a number that is learned,
-    1 at first. Biases are always digital."""
+    """Multiply the outputs of each row of tiles digitally by a learned factor,
+    initially 1. Biases are always digital."""
     out_scaling_columnwise: bool = False
-    """Learn a number for each column (output)."""
+    """Learn a separate factor for each column (output)."""
 
     def describe_in(self, ctx: Any) -> Mapping[str, str]:
-        """Returns its cells: the scale of crossbars, and that of outputs."""
+        """Returns its table cells: the scale of crossbars, and that of outputs."""
         output = "column" if self.out_scaling_columnwise else "row tile"
         learned = f"learned per {output}" if self.learn_out_scaling else ""
         return {ctx.column: self._scale(ctx.weight.hardware), "output scale": learned}

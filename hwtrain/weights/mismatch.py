@@ -19,18 +19,18 @@ from hwtrain.weights import noises
 @register_types("mismatch")
 @dataclass(frozen=True, kw_only=True, config=CONFIG)
 class MismatchParameter(Described):
-    r"""Frozen device mismatch: drawn once for each chip, the same for ever.
+    r"""Frozen device mismatch: drawn once for each chip and constant afterwards.
 
     .. math::
         \text{add_normal:}\quad w' = w + \sigma A \xi \qquad
         \text{mult_normal:}\quad w' = w (1 + \sigma \xi)
 
-    with :math:`w = W / s` a weight in the units of the crossbar, :math:`A` the largest
-    absolute nominal one of the row tile, or 1, and :math:`\xi` a function of the chip's
-    seed, the parameter's path and the element. So :math:`s A` is what the deviation of
-    :math:`W` is relative to: the largest weight of the row tile where nothing is
-    scaled, of the physical tile with a `weight_scaling_omega`, and of the column of the
-    tile with `weight_scaling_columnwise` beside it.
+    with :math:`w = W / s` a weight in units of the crossbar, :math:`A` the largest
+    absolute nominal weight of the row tile, or 1, and :math:`\xi` a function of the
+    chip's seed, the parameter's path and the element. The deviation of :math:`W` is
+    therefore relative to :math:`s A`: the largest weight of the row tile without weight
+    scaling, of the physical tile with a `weight_scaling_omega`, and of the column of
+    the tile with `weight_scaling_columnwise` as well.
 
     >>> MismatchParameter(type="mult_normal", std_dev=0.1).draws
     True
@@ -44,10 +44,10 @@ class MismatchParameter(Described):
     """Standard deviation: relative to A for `add_normal`, to the weight for
     `mult_normal`. Zero turns the mismatch off."""
     per_column: bool = False
-    """Take A for each column (output) instead of the whole tile."""
+    """Take A from each column (output) instead of the whole tile."""
     rel_to_actual_wmax: bool = True
-    """Take A from the weights. If not, A is 1: for arrays with a unit of their own,
-    such as the logarithms of a DynapSim's currents, which are zero at first."""
+    """Take A from the weights; otherwise A is 1, for arrays with a unit of their own,
+    such as the logarithms of a DynapSim's currents, which are initially zero."""
 
     @model_validator(mode="after")
     def _check(self) -> Self:
@@ -81,13 +81,13 @@ class MismatchParameter(Described):
         return f"{self.type} {self.std_dev:g}{unit}{each}"
 
     def describe_in(self, ctx: Any) -> Mapping[str, str]:
-        """Returns its cells: itself, and in µS."""
+        """Returns its table cells: its description, and its deviation in µS."""
         relative = self.draws and self.rel_to_actual_wmax
         noise = in_microsiemens("mismatch", self.std_dev, ctx) if relative else {}
         return {ctx.column: self.describe(), **noise}
 
     def proof(self, ctx: Any) -> None:
-        """Says what is measured of it: its deviation."""
+        """Declares its measured effect: its deviation."""
         ctx.differs()
         if self.type == "mult_normal":
             sigma = ctx.w

@@ -1,4 +1,4 @@
-"""What happens to weights at every training step: noise and rounding."""
+"""Modifies weights at every training step, by noise and rounding."""
 
 from collections.abc import Mapping
 from typing import Any, Literal, Self
@@ -37,13 +37,13 @@ ON_LEVELS = LeafSpec(
     shapes=lambda weight: ((),),
     trained=None,
 )
-"""That the weights of a chip were rounded before its mismatch."""
+"""Marks weights of a chip that were rounded before its mismatch."""
 
 
 @register_types("modifier")
 @dataclass(frozen=True, kw_only=True, config=CONFIG)
 class WeightModifierParameter(Described):
-    r"""Noise and rounding of the weights, anew at every training step.
+    r"""Noise and rounding of the weights, drawn anew at every training step.
 
     .. math::
         \text{add_normal:}\quad & w' = w + \sigma A \xi \\
@@ -62,7 +62,7 @@ class WeightModifierParameter(Described):
 
     with :math:`\xi \sim N(0, 1)` for each weight and :math:`A` the largest absolute
     weight of its row tile. After any of them, a share `pdrop` of the weights is set to
-    zero. The gradient at the modified weight is given to the nominal one
+    zero. The gradient of the modified weight is passed to the nominal one
     (straight-through). An option that has no effect on the type is an error.
 
     >>> WeightModifierParameter(type="add_normal", std_dev=0.1).std_dev
@@ -89,14 +89,14 @@ class WeightModifierParameter(Described):
         "pcm_noise",
         "drop_connect",
     ] = "none"
-    """`"none"` turns the modifier off; `"copy"` does nothing but drop."""
+    """`"none"` turns the modifier off; `"copy"` applies `pdrop` only."""
     std_dev: Deviation = 0.0
-    """Standard deviation: relative to A, for `mult_normal` to the weight, and for
-    `poly`, `prog_noise` and `pcm_noise` to their own. Zero turns the noise off."""
+    """Standard deviation, relative to A; for `mult_normal`, to the weight; for `poly`,
+    `prog_noise` and `pcm_noise`, to the model's own. Zero turns the noise off."""
     per_column: bool = False
-    """Take A for each column (output) instead of the whole tile."""
+    """Take A from each column (output) instead of the whole tile."""
     rel_to_actual_wmax: bool = True
-    """Take A from the weights; otherwise it is `assumed_wmax`."""
+    """Take A from the weights; otherwise A is `assumed_wmax`."""
     assumed_wmax: Positive = 1.0
     """A, in units of the crossbar's weight, if `rel_to_actual_wmax` is false."""
     res: Steps = 0.0
@@ -107,9 +107,9 @@ class WeightModifierParameter(Described):
     dorefa_clip: Positive = 0.6
     """c, the largest weight that `dorefa` returns."""
     pdrop: Share = 0.0
-    """Share of the weights that is set to zero. Zero turns this off."""
+    """Share of the weights set to zero. Zero turns this off."""
     coeffs: tuple[Number, ...] | None = None
-    """c_0, c_1, ...: for `poly` relative to A, for `prog_noise` in µS. `None` takes
+    """c_0, c_1, ...: for `poly` relative to A, for `prog_noise` in µS. `None` uses
     those of phase-change memory."""
     g_max: Positive = 25.0
     """Conductance of the largest weight, in µS."""
@@ -127,22 +127,22 @@ class WeightModifierParameter(Described):
     pcm_prob_at_random: Share = 0.0
     """Probability of a device stuck at a random level."""
     reparameterized: bool = False
-    """Take the true derivative at fixed random numbers, instead of straight-through."""
+    """Use the true derivative at fixed random numbers instead of straight-through."""
     enable_during_test: bool = False
-    """Modify the weights in `chip_mode` too. A chip is programmed to the levels, the
-    nearest ones, once: its mismatch and noise are not rounded."""
+    """Modify the weights in `chip_mode` too. With a rounding type, a chip is programmed
+    to the nearest levels, once: its mismatch and noise are not rounded."""
     per_batch_sample: bool = False
     """Draw weights for each example, an entry of the leading axis of a layer's input,
-    instead of for the step. Costs a matrix of draws for each."""
+    instead of once per step. Costs a matrix of draws per example."""
     per_vector: bool = False
-    """Draw weights for each vector that is multiplied: for each example, position and
-    call. It is drawn at the output, which is as cheap as the output is small."""
+    """Draw weights for each input vector: each example, position and call. The noise is
+    drawn at the output, so its cost grows with the output only."""
     redraw: bool = False
-    """Draw the weights of the step in the layer that multiplies by them, and again in
-    the backward pass, instead of keeping them until then: memory for time."""
+    """Draw the weights of the step in the layer that multiplies by them, and redraw
+    them in the backward pass instead of storing them: saves memory, costs time."""
     copy_last_column: bool = False
     """Leave the weights of the last input (a row here, a column in the reference) as
-    they are and out of A: those of an input of one, which stand for a bias."""
+    they are and out of A, for an input of constant 1 that stands for a bias."""
 
     @model_validator(mode="after")
     def _check(self) -> Self:
@@ -151,7 +151,7 @@ class WeightModifierParameter(Described):
 
     @property
     def in_layer(self) -> bool:
-        """Whether a layer draws where it multiplies, and not the model before."""
+        """Whether the layer draws as it multiplies, rather than the model before."""
         return self.per_batch_sample or self.per_vector or self.redraw
 
     @property
@@ -161,12 +161,12 @@ class WeightModifierParameter(Described):
 
     @property
     def draws(self) -> bool:
-        """Whether the modifier draws anything, and so needs a key."""
+        """Whether the modifier draws anything and so needs a key."""
         return self.noisy or self.sto_round
 
     @property
     def noisy(self) -> bool:
-        """Whether the modifier draws noise that can be weaker or stronger."""
+        """Whether the modifier draws noise of adjustable strength."""
         if self.type == "none":
             return False
         aging = self.type in PCM and self.pcm_t_inference > 0
@@ -176,10 +176,10 @@ class WeightModifierParameter(Described):
 
     @property
     def unitless(self) -> bool:
-        """Whether weights and A may be in any unit: the result is in the same.
+        """Whether the modifier works in any common unit of the weights and A.
 
         Not with an A in units of the crossbar, and not with levels: in another unit,
-        rounding could lead to the next one.
+        floating-point errors could change the level.
         """
         return self.rel_to_actual_wmax and self.type not in LEVELS
 
@@ -194,10 +194,10 @@ class WeightModifierParameter(Described):
 
     @property
     def column_steps(self) -> float | None:
-        """Steps between the levels that a learned bound of each column spans.
+        """Number of steps between the levels that a learned bound per column spans.
 
-        `None` if there are none: levels of the tile, or stochastic rounding, are taken
-        from the weights.
+        `None` if there are none: levels of the tile, and stochastic rounding, follow
+        the weights instead.
         """
         linear = self.type in ("discretize", "discretize_add_normal")
         if not linear or self.sto_round or not self.per_column:
@@ -206,12 +206,12 @@ class WeightModifierParameter(Described):
 
     @property
     def rounds_chips(self) -> bool:
-        """Whether the weights of a chip lie on levels, which it is programmed to."""
+        """Whether the weights of a chip are programmed to levels."""
         return self.enable_during_test and self.type in LEVELS
 
     @property
     def levels(self) -> Self:
-        """Its levels alone, to the nearest of which a chip's weights are programmed."""
+        """Its levels alone, to which a chip's weights are rounded when programmed."""
         return replaced(
             self,
             type="dorefa" if self.type == "dorefa" else "discretize",
@@ -224,7 +224,7 @@ class WeightModifierParameter(Described):
 
     @property
     def without_levels(self) -> Self:
-        """The same but for its levels, for weights that are rounded already."""
+        """The same without its levels, for weights that are already rounded."""
         noisy = self.type == "discretize_add_normal"
         draws = noisy and self.std_dev > 0 or self.pdrop > 0
         return replaced(
@@ -257,7 +257,7 @@ class WeightModifierParameter(Described):
         return what + (", redrawn" if self.redraw else "")
 
     def describe_in(self, ctx: Any) -> Mapping[str, str]:
-        """Returns its cells: itself with the modes that it acts in, and in µS."""
+        """Returns its table cells: its description and modes, and its noise in µS."""
         if not self.acts:
             return {}
         cells = {ctx.column: in_modes(self.describe(), self.enable_during_test)}
@@ -270,7 +270,7 @@ class WeightModifierParameter(Described):
 
     @property
     def changed_share(self) -> float:
-        """Share of the weights that a step changes, at least."""
+        """The minimum share of weights that a step changes."""
         return self.pdrop if self._only_drops else 1.0
 
     @property
@@ -278,7 +278,7 @@ class WeightModifierParameter(Described):
         return self.type in ("drop_connect", "copy") and self.pdrop > 0
 
     def proof(self, ctx: Any) -> None:
-        """Says what is measured: the share that it drops, or a normal deviation."""
+        """Declares its measured effect: its dropped share or deviation."""
         if self._only_drops:
             ctx.drops(self.pdrop)
             return
@@ -316,10 +316,10 @@ class WeightModifierParameter(Described):
                     f'a modifier of type "{self.type}" that draws needs a JAX key, got '
                     "None; pass jax.random.key(seed)"
                 )
-            # Zero times a draw, which XLA does not remove: any key will do.
+            # XLA keeps a draw that is multiplied by zero: any key will do.
             key = jax.random.key(0)
         if not self.reparameterized:
-            # A constant gets the gradient of what it does to fixed random numbers.
+            # A constant's gradient is that of the modification at fixed random numbers.
             def change(w: jax.Array, w_max: jax.Array) -> jax.Array:
                 true = replaced(self, reparameterized=True)
                 return true._changed(key, w, w_max, strength)
@@ -349,7 +349,7 @@ class WeightModifierParameter(Described):
         )
 
     def sigma(self, w: Any, w_max: Any) -> Any:
-        """Returns the deviation of weights of a normal type, over `std_dev`."""
+        """Returns the standard deviation of a normal type, divided by `std_dev`."""
         match self.type:
             case "add_normal":
                 return w_max
@@ -420,5 +420,5 @@ class WeightModifierParameter(Described):
 
 
 def _scaled(amount: float, strength: jax.Array | None) -> Any:
-    """Returns an amount of noise at a strength; what is off stays off."""
+    """Scales an amount of noise by the strength; zero stays a static zero."""
     return amount if strength is None or amount == 0 else strength * amount

@@ -1,4 +1,4 @@
-"""Noise on weights. The gradient passes straight through every modifier."""
+"""Noise on weights, with straight-through gradients by default."""
 
 from collections.abc import Sequence
 
@@ -80,7 +80,7 @@ def mult_normal(
 
 
 def poly_sigma(w: jax.Array, w_max: ArrayLike, *, coeffs: Sequence[float]) -> jax.Array:
-    r"""Returns a standard deviation that is a polynomial in the weight.
+    r"""Returns a standard deviation that is a polynomial of the weight.
 
     .. math:: \sigma(w) = A \max\Big(\sum_k c_k \Big(\frac{|w|}{A}\Big)^k, 0\Big)
 
@@ -89,11 +89,11 @@ def poly_sigma(w: jax.Array, w_max: ArrayLike, *, coeffs: Sequence[float]) -> ja
 
     Args:
       w: weights, of any shape.
-      w_max: A, broadcastable against `w`, in units of `w`; 1 is taken for zero.
+      w_max: A, broadcastable against `w`, in units of `w`; zero is replaced by 1.
       coeffs: `c_0, c_1, ...`, dimensionless.
 
     Returns:
-      In units of `w`, float32.
+      The standard deviation in units of `w`, float32.
     """
     a = _positive(w_max)
     relative = polynomial(jnp.abs(w).astype(jnp.float32) / a, coeffs)
@@ -113,7 +113,7 @@ def poly(
 
     .. math:: w' = w + s\, \sigma(w)\, \xi
 
-    with :math:`\sigma(w)` of `poly_sigma`.
+    with :math:`\sigma(w)` from `poly_sigma`.
 
     >>> w = poly(jax.random.key(0), jnp.zeros(10_000), 2.0, std_dev=1.0, coeffs=(0.1,))
     >>> print(f"{w.std():.2f}")
@@ -124,7 +124,7 @@ def poly(
       w: weights, of any shape.
       w_max: A, broadcastable against `w`, in units of `w`.
       std_dev: s, a factor on the noise. Zero turns it off.
-      coeffs: coefficients of the polynomial, dimensionless. The default is
+      coeffs: coefficients of the polynomial, dimensionless. The default is for
         phase-change memory with a largest conductance of 25 µS.
       reparameterized: differentiate the noise through the weight and A.
 
@@ -150,11 +150,11 @@ def prog_noise(
     g_max: float = 25.0,
     reparameterized: bool = False,
 ) -> jax.Array:
-    r"""Adds programming noise to the conductance, which cannot change its sign.
+    r"""Adds programming noise to the conductance, which keeps the sign of the weight.
 
     .. math:: w' = \mathrm{sign}(w)\, | w + s\, \sigma(w)\, \xi |
 
-    with :math:`\sigma(w)` of `poly_sigma`, whose coefficients are divided by g_max. A
+    with :math:`\sigma(w)` from `poly_sigma`, its coefficients divided by g_max. A
     weight of zero gets a random sign.
 
     >>> w = prog_noise(jax.random.key(0), jnp.full(1000, 0.01), 1.0, std_dev=1.0)
@@ -181,7 +181,7 @@ def prog_noise(
     sigma = std_dev * poly_sigma(w, w_max, coeffs=relative)
     w32 = w.astype(jnp.float32)
     noisy = w32 + sigma * normal(key, w.shape)
-    # The noise on a weight of zero is symmetric, so its own sign is a random one.
+    # The noise on a weight of zero is symmetric, so its sign is already random.
     kept = jnp.where(w == 0, noisy, jnp.sign(w32) * jnp.abs(noisy))
     return modified(w, kept, reparameterized=reparameterized)
 
@@ -204,11 +204,11 @@ def drop_connect(
     Args:
       key: a JAX key.
       w: weights, of any shape.
-      pdrop: p, the probability of zero. Zero turns it off.
+      pdrop: p, the probability of zero. Zero turns dropping off.
       reparameterized: give dropped weights no gradient.
 
     Returns:
-      The weights that remain, of the shape and dtype of `w`.
+      The remaining weights, of the shape and dtype of `w`.
 
     References:
       Wan et al., Regularization of neural networks using DropConnect, ICML 2013.

@@ -1,4 +1,4 @@
-"""Weights as single phase-change devices, as one training step sees them."""
+"""Weights as single phase-change devices, as seen by one training step."""
 
 import jax
 import jax.numpy as jnp
@@ -9,6 +9,7 @@ from hwtrain._arrays.polynomials import PCM_COEFFICIENTS, polynomial
 from hwtrain._arrays.random import normal, uniform
 
 _T_READ_S = 250e-9
+"""t_r, the duration of a read, in seconds."""
 
 
 _PROGRAMMING, _DRIFT, _READ, _STUCK, _LEVEL = range(5)
@@ -30,7 +31,7 @@ def pcm_noise(
     nu_scale: ArrayLike = 1.0,
     reparameterized: bool = False,
 ) -> jax.Array:
-    r"""Programs every weight into one phase-change device, lets it drift, and reads it.
+    r"""Programs each weight into one phase-change device, lets it drift, and reads it.
 
     .. math::
         g_p &= |g| + s\,(0.263 + 1.965 a - 1.173 a^2)\,\xi_1, \qquad a = |g| / g_\max \\
@@ -52,8 +53,7 @@ def pcm_noise(
     Args:
       key: a JAX key.
       w: weights, of any shape. Weights beyond A are clipped to it.
-      w_max: A, broadcastable against `w`, in units of `w`; where it is zero, 1 is
-        taken.
+      w_max: A, broadcastable against `w`, in units of `w`; zero is replaced by 1.
       std_dev: s, a factor on programming and read noise. Zero turns both off.
       g_max: conductance of the largest weight, in µS.
       t_inference_s: time since programming, in seconds. Zero turns drift off.
@@ -61,8 +61,8 @@ def pcm_noise(
       zero_threshold: conductances up to this many times s * 0.263 µS become zero.
       prob_at_reset: probability of a device stuck at zero.
       prob_at_gmax: probability of a device stuck at g_max, of either sign.
-      prob_at_random: probability of a device stuck at a level uniform in 0 to g_max,
-        of the weight's sign.
+      prob_at_random: probability of a device stuck at a uniformly drawn level in 0 to
+        g_max, of the weight's sign.
       nu_scale: a factor on the drift exponents. Zero turns drift off.
       reparameterized: differentiate at fixed random numbers.
 

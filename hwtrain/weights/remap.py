@@ -1,4 +1,4 @@
-"""Remapping: a new scale of each crossbar."""
+"""Remapping: updates the scale of each crossbar."""
 
 from typing import Literal, Self
 
@@ -23,13 +23,13 @@ def remapped_scale(
     max_scale_range: float = 0.0,
     max_scale_ref: float = 0.0,
 ) -> jax.Array:
-    r"""Returns the scale at which a crossbar is used to its full range.
+    r"""Returns the scale with which a crossbar uses its full range.
 
     .. math:: s' = s\, \frac{\max |w|}{w_\text{max}}
 
-    of each tile or of each of its columns; where all weights are zero, s. With a
-    scale range R > 0, :math:`s' \le R m`, with m the larger of the smallest s of the
-    tile and `max_scale_ref`; a weight can then exceed 1, which the next clip corrects.
+    for each tile or each of its columns; s where all weights are zero. With a scale
+    range R > 0, :math:`s' \le R m`, with m the larger of the smallest s of the tile and
+    `max_scale_ref`; a weight can then exceed 1, which the next clip corrects.
 
     >>> w, s = jnp.array([[0.5, 0.1], [0.25, -0.2]]), jnp.ones((1, 1))
     >>> print(remapped_scale(w, s, (2,), (2,), per_column=True))
@@ -37,17 +37,17 @@ def remapped_scale(
 
     Args:
       w: `[..., rows, columns]`, in units of the crossbar.
-      scale: `[..., row tiles, columns, column tiles or 1]`, what the crossbar's result
-        is multiplied by, positive. One of several column tiles, of size 1, stays one.
+      scale: `[..., row tiles, columns, column tiles or 1]`, positive, the factor on the
+        crossbar's result. A size of 1 for several column tiles stays 1.
       row_sizes: rows of each row tile.
       column_sizes: columns of each column tile.
-      per_column: a scale for each column, or one change for the tile.
+      per_column: use a scale per column instead of one per tile.
       remapped_wmax: the largest weight after remapping, in units of the crossbar.
-      max_scale_range: R, the largest ratio of scales. Zero turns it off.
-      max_scale_ref: the least that the smallest scale is taken for. Zero turns it off.
+      max_scale_range: R, the largest ratio of scales. Zero turns the limit off.
+      max_scale_ref: lower limit of the smallest scale m. Zero turns it off.
 
     Returns:
-      The new scale: `[..., row tiles, columns]` if per column, else of the shape of
+      The new scale: `[..., row tiles, columns]` if per column, else in the shape of
       `scale`.
 
     References:
@@ -80,7 +80,7 @@ def rescaled(
 
     .. math:: w' = w\, s / s'
 
-    so that the logical weight :math:`s w` stays as it is.
+    so that the logical weight :math:`s w` does not change.
 
     >>> w, s = jnp.array([[0.5]]), jnp.ones((1, 1))
     >>> print(rescaled(w, s, s / 2, (1,)))
@@ -88,8 +88,8 @@ def rescaled(
 
     Args:
       w: `[..., rows, columns]`, in units of the crossbar.
-      scale: `[..., row tiles, columns or 1]`, the scale that `w` belongs to.
-      new_scale: the same, new.
+      scale: `[..., row tiles, columns or 1]`, the scale of `w`.
+      new_scale: the new scale, of the same form.
       row_sizes: rows of each row tile.
     """
     return w * tiling.expand_rows(scale / new_scale, row_sizes).astype(w.dtype)
@@ -97,13 +97,13 @@ def rescaled(
 
 @dataclass(frozen=True, kw_only=True, config=CONFIG)
 class WeightRemapParameter(Described):
-    r"""Gives crossbars a new scale after every update, so that they are used fully.
+    r"""Rescales crossbars after every update so that their full range is used.
 
     .. math::
         \text{layerwise_symmetric:}\ s' = s \max_{ij} |w_{ij}| / w_\text{max} \qquad
         \text{channelwise_symmetric:}\ s'_j = s_j \max_i |w_{ij}| / w_\text{max}
 
-    of each tile. The logical weight, scale times :math:`w`, never changes.
+    for each tile. The logical weight, scale times :math:`w`, never changes.
 
     >>> WeightRemapParameter(type="channelwise_symmetric").remapped_wmax
     1.0
@@ -121,7 +121,7 @@ class WeightRemapParameter(Described):
     max_scale_range: NonNegative = 0.0
     """Largest ratio of a column's scale to the smallest of its tile. Zero: no limit."""
     max_scale_ref: NonNegative = 0.0
-    """The least that the smallest scale is taken for. Zero: as it is."""
+    """Lower limit of the smallest scale in that ratio. Zero: no limit."""
 
     @model_validator(mode="after")
     def _check(self) -> Self:
@@ -144,7 +144,7 @@ class WeightRemapParameter(Described):
 
     @property
     def active(self) -> bool:
-        """Whether any scale changes."""
+        """Whether remapping is on."""
         return self.type != "none"
 
     @property
@@ -171,7 +171,7 @@ class WeightRemapParameter(Described):
 
         Args:
           w: `[..., rows, columns]`, in units of the crossbar.
-          scale: `[..., row tiles, columns, column tiles or 1]`, the scale now.
+          scale: `[..., row tiles, columns, column tiles or 1]`, the current scale.
           row_sizes: rows of each row tile.
           column_sizes: columns of each column tile.
         """

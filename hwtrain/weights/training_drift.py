@@ -1,4 +1,4 @@
-"""Drift of weights during training, as a step on an explicit state."""
+"""Drift of weights during training, as a step function of an explicit state."""
 
 from typing import Any, Literal, NamedTuple
 
@@ -22,14 +22,14 @@ _RATIO_FLOOR = 1e-7
 
 
 class DriftState(NamedTuple):
-    """What drift must remember of each weight. All but `now` have the weights' shape.
+    """State of drifting weights. All fields but `now` have the weights' shape.
 
     Attributes:
       start: the weight when it was last set.
       previous: the weight that the last step returned.
-      set_at: when the weight was last set, in units of t_0.
+      set_at: time at which the weight was last set, in units of t_0.
       nu: the weight's drift exponent.
-      now: `[]`, the time, in units of t_0.
+      now: `[]`, the current time, in units of t_0.
     """
 
     start: jax.Array
@@ -40,16 +40,16 @@ class DriftState(NamedTuple):
 
 
 def begin(w: jax.Array, nu: ArrayLike) -> DriftState:
-    """Returns the state of weights that were set just now.
+    """Returns the state of weights that have just been set.
 
     >>> begin(jnp.ones(3), 0.1).now
     Array(0., dtype=float32)
 
     Args:
       w: weights, of any shape.
-      nu: drift exponent, one or for each weight.
+      nu: drift exponent, a single one or one per weight.
     """
-    # Copies: a buffer can be donated once, and the weights are donated beside.
+    # Copies, because a buffer can be donated only once and the weights may be, too.
     return DriftState(
         start=jnp.array(w),
         previous=jnp.array(w),
@@ -69,12 +69,12 @@ def drifted(
     nu: ArrayLike | None = None,
     offset: ArrayLike = 0.0,
 ) -> tuple[jax.Array, DriftState]:
-    r"""Lets weights drift for a while.
+    r"""Lets weights drift for a time step.
 
     .. math:: w(t) = (w_0 + b) \max\Big(\frac{t - t_\text{set}}{t_0}, 1\Big)^{-\nu} - b
 
-    A weight that somebody has changed since the last step starts anew, at the end of
-    this one. Nothing drifts before :math:`t_0`.
+    A weight that was changed since the last step starts anew at the end of this step.
+    Nothing drifts before :math:`t_0`.
 
     >>> w = jnp.array([1.0])
     >>> w, state = drifted(begin(w, 0.1), w, 1000.0, t0_s=1.0, reset_tol=1e-7)
@@ -83,13 +83,14 @@ def drifted(
 
     Args:
       state: the state, from `begin` or from the last step.
-      w: the weights now, of any shape.
+      w: the current weights, of any shape.
       dt_s: time since the last step, in seconds. May be traced.
       t0_s: t_0, in seconds.
-      reset_tol: a weight that differs by more than this from what the last step
-        returned was changed. A smaller change is lost: the device was not written.
-      nu: exponents of this step; `None` takes the state's.
-      offset: b, the weight of a conductance of zero, times -1.
+      reset_tol: a weight counts as changed if it differs by more than this from the
+        value that the last step returned. Smaller changes are lost, because the device
+        is not written.
+      nu: exponents for this step; `None` uses the state's.
+      offset: b, the negated weight of zero conductance.
 
     Returns:
       `(w, state)`: the weights after drift, and the state.
@@ -112,7 +113,7 @@ def drifted(
 def state_dependent(
     nu: ArrayLike, g: jax.Array, *, nu_k: float, log_g0: float
 ) -> jax.Array:
-    r"""Returns exponents that fall with the conductance.
+    r"""Returns exponents that decrease with the conductance.
 
     .. math:: \nu' = \nu - k \ln \max(|g| / g_0,\ 10^{-7})
 
@@ -121,7 +122,7 @@ def state_dependent(
 
     Args:
       nu: exponent at g_0.
-      g: conductance; only its magnitude counts.
+      g: conductance; only its magnitude matters.
       nu_k: k. Zero turns this off.
       log_g0: natural logarithm of g_0, in the unit of `g`.
     """
@@ -139,14 +140,14 @@ def _described(drift: Any) -> str:
 
 @dataclass(frozen=True, kw_only=True, config=CONFIG)
 class SimpleDriftParameter(Described):
-    r"""Power-law drift of the weights while a model is trained.
+    r"""Power-law drift of the weights during training.
 
     .. math:: w(t) = w_0 \max\Big(\frac{t - t_\text{set}}{t_0}, 1\Big)^{-\nu}
 
     with :math:`t_\text{set}` the time when the weight was last changed.
 
-    A weight that an update changes by at most `reset_tol` was not written: it goes on
-    drifting from where it was, and the update is lost.
+    An update of a weight by at most `reset_tol` does not write the device: the update
+    is lost, and the weight goes on drifting from where it was.
 
     >>> import jax.numpy as jnp
     >>> drift, w = SimpleDriftParameter(nu=0.1), jnp.array([1.0])
@@ -160,25 +161,25 @@ class SimpleDriftParameter(Described):
     """
 
     type: Literal["simple"] = "simple"
-    """Tells this kind of drift from the other in a configuration."""
+    """Identifies this kind of drift in a configuration."""
     nu: Exponent = 0.0
     """Drift exponent. Zero turns drift off."""
     t_0: Positive = 1.0
-    """Time from which on a weight drifts, in seconds."""
+    """Time after which a weight starts to drift, in seconds."""
     reset_tol: NonNegative = 1e-7
-    """A weight that has changed by more than this starts to drift anew. In units of the
+    """A weight that changes by more than this starts to drift anew. In units of the
     crossbar."""
     dt_s: Positive = 1.0
-    """Time from one training step to the next, in seconds."""
+    """Time between two training steps, in seconds."""
 
     @property
     def acts(self) -> bool:
-        """Whether any weight changes."""
+        """Whether weights drift at all."""
         return self.nu > 0
 
     @property
     def draws(self) -> bool:
-        """Whether anything is drawn: nothing is."""
+        """Whether anything is drawn: always false."""
         return False
 
     def describe(self) -> str:
@@ -186,11 +187,11 @@ class SimpleDriftParameter(Described):
         return _described(self)
 
     def begin(self, w: jax.Array, key: jax.Array | None = None) -> DriftState:
-        """Returns the state of weights that were set just now.
+        """Returns the state of weights that have just been set.
 
         Args:
           w: weights, of any shape.
-          key: not read.
+          key: ignored.
         """
         del key
         return begin(w, self.nu)
@@ -204,13 +205,13 @@ class SimpleDriftParameter(Described):
         *,
         scale: ArrayLike = 1.0,
     ) -> tuple[jax.Array, DriftState]:
-        """Returns the weights after drifting for a while, and the new state.
+        """Returns the weights after a time step of drift, and the new state.
 
         Args:
           state: the state, from `begin` or from the last step.
-          w: the weights now.
+          w: the current weights.
           dt_s: time since the last step, in seconds. May be traced.
-          key: not read.
+          key: ignored.
           scale: the unit of `reset_tol`: the mapping scale, if `w` is a kernel.
         """
         del key
@@ -219,7 +220,7 @@ class SimpleDriftParameter(Described):
 
 @dataclass(frozen=True, kw_only=True, config=CONFIG)
 class DriftParameter(Described):
-    r"""Drift of the weights while a model is trained, with what devices add to it.
+    r"""Drift of the weights during training, with variation between devices and steps.
 
     .. math::
         w &= \rho\, (g - g_\text{off}) + w_\text{off} \\
@@ -227,9 +228,9 @@ class DriftParameter(Described):
         \nu &= \nu_i (1 + \sigma_\nu \xi) - k \ln (|g| / G_0), \qquad
         \nu_i = \nu_0 (1 + \sigma_\text{dtod}\, \xi_i)
 
-    and after each step :math:`w' = w + \sigma_w \xi`, which does not accumulate.
+    with noise after each step, :math:`w' = w + \sigma_w \xi`, that does not accumulate.
 
-    and an update of at most `reset_tol` is lost.
+    An update of at most `reset_tol` is lost.
 
     >>> import jax.numpy as jnp
     >>> drift, w = DriftParameter(nu=0.1, nu_dtod=0.3), jnp.ones(10_000)
@@ -243,41 +244,41 @@ class DriftParameter(Described):
     """
 
     type: Literal["device"] = "device"
-    """Tells this kind of drift from the other in a configuration."""
+    """Identifies this kind of drift in a configuration."""
     nu: Exponent = 0.0
     """Drift exponent, nu_0."""
     t_0: Positive = 1.0
-    """Time from which on a weight drifts, in seconds."""
+    """Time after which a weight starts to drift, in seconds."""
     reset_tol: NonNegative = 1e-7
-    """A weight that has changed by more than this starts to drift anew. In units of the
+    """A weight that changes by more than this starts to drift anew. In units of the
     crossbar."""
     dt_s: Positive = 1.0
-    """Time from one training step to the next, in seconds."""
+    """Time between two training steps, in seconds."""
     nu_dtod: Deviation = 0.0
-    """Spread of the exponent over devices, relative. Zero: all alike."""
+    """Relative spread of the exponent over devices. Zero: all equal."""
     nu_std: Deviation = 0.0
-    """Spread of the exponent from step to step, relative. Zero: constant."""
+    """Relative spread of the exponent over steps. Zero: constant."""
     wg_ratio: Positive = 1.0
-    """Weight per conductance."""
+    """Weight per unit of conductance, rho."""
     g_offset: Number = 0.0
-    """The conductance of the weight `w_offset`."""
+    """Conductance of the weight `w_offset`."""
     w_offset: Number = 0.0
-    """The weight of the conductance `g_offset`."""
+    """Weight of the conductance `g_offset`."""
     nu_k: Number = 0.0
-    """How the exponent falls with the conductance. Zero: not at all."""
+    """Decrease of the exponent with the logarithm of conductance. Zero: constant."""
     log_g0: Number = 0.0
-    """Natural logarithm of the conductance whose exponent is nu."""
+    """Natural logarithm of the conductance at which the exponent is nu."""
     w_noise_std: Deviation = 0.0
     """Noise on the weight after each step. Zero turns it off."""
 
     @property
     def acts(self) -> bool:
-        """Whether any weight changes."""
+        """Whether weights change at all."""
         return self.nu > 0 or self.nu_k != 0 or self.w_noise_std > 0
 
     @property
     def draws(self) -> bool:
-        """Whether anything is drawn, and a key needed."""
+        """Whether anything is drawn, so that a key is needed."""
         return self.nu_dtod > 0 or self.nu_std > 0 or self.w_noise_std > 0
 
     def describe(self) -> str:
@@ -285,7 +286,7 @@ class DriftParameter(Described):
         return _described(self)
 
     def begin(self, w: jax.Array, key: jax.Array | None = None) -> DriftState:
-        """Returns the state of weights that were set just now, exponents drawn.
+        """Returns the state of weights that have just been set, with drawn exponents.
 
         Args:
           w: weights, of any shape.
@@ -308,13 +309,13 @@ class DriftParameter(Described):
         *,
         scale: ArrayLike = 1.0,
     ) -> tuple[jax.Array, DriftState]:
-        """Returns the weights after drifting for a while, and the new state.
+        """Returns the weights after a time step of drift, and the new state.
 
         Args:
           state: the state, from `begin` or from the last step.
-          w: the weights now.
+          w: the current weights.
           dt_s: time since the last step, in seconds. May be traced.
-          key: a JAX key, another one for each step. May be `None` if `draws` is false.
+          key: a JAX key, a new one for each step. May be `None` if `draws` is false.
           scale: the unit of weights in this configuration: the mapping scale, if `w` is
             a kernel.
 
