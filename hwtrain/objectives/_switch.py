@@ -163,7 +163,7 @@ def robust(
 
     Args:
       loss: `loss(params, key, *batch) -> []`, a pure function, of a Linen or an NNX
-        model, which draws all its noise of a step from the key.
+        model, which draws all its random numbers of a step from the key.
       plan: the plan of the model.
       objective: the objective and its options, or an `Objective` of your own.
       outputs: `outputs(params, key, *batch)`, the model's outputs; only `adversarial`

@@ -18,8 +18,8 @@ class Functional(NamedTuple):
 
     Attributes:
       init: `(seed) -> params`, a nested dictionary of the initial parameters.
-      apply: `(params, inputs, key) -> outputs`. The model draws all its noise of a step
-        from the key.
+      apply: `(params, inputs, key) -> outputs`. The model draws all its random
+        numbers of a step from the key.
     """
 
     init: Callable[[ArrayLike], Params]
