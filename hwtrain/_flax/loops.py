@@ -9,7 +9,7 @@ rows, do not depend on values, and are recomputed by `remat`.
    function imported by value is the same object, and `fori_loop`, `map` and Flax's
    loops call it. Outside a root, and in other threads, nothing changes.
 2. A `vmap` already has its index: JAX creates it on demand. A read finds it on the
-   Python stack between itself and its root, wherever the vmapped function was created.
+   Python stack between itself and its root, whenever the vmapped function was created.
 3. JAX caches traces and reuses them. Their key includes a user context, which gets a
    fresh value after every read inside a trace that may be cached: no trace cached under
    the current value contains a read. So no index is frozen and no draw repeats.

@@ -158,7 +158,7 @@ def of_equation(leaf: str, equation: str, shape: tuple[int, ...]) -> Layer:
 
 
 def _layer(leaf: str, shape: tuple[int, ...], rows: Axes, stack: int) -> Layer:
-    """Returns a layer with an array, without fixed inputs, which calls may change."""
+    """Returns a layer with an array; its equation fits inputs of any rank."""
     letters = string.ascii_letters[: len(shape)]
     lead, of_rows = letters[:stack], "".join(letters[axis] for axis in rows)
     columns = tuple(axis for axis in range(stack, len(shape)) if axis not in rows)

@@ -218,9 +218,7 @@ def _initialize(root: Any, ours, original, name: str, args: tuple, kwargs: dict)
         layers[path] = joined(layers.get(path), layer)
         waiting.append((scope, layer))
         if states_product(context):
-            return (
-                result  # the names of the user's parameters are known after the method
-            )
+            return result  # the user's parameter names are known after the method
         ready = [pair for pair in waiting if _within(pair[1].path, path)]
         waiting[:] = [pair for pair in waiting if not _within(pair[1].path, path)]
         for scope, layer in ready:
