@@ -102,6 +102,5 @@ def weight_bound(
         scale = weight.derived_scale(matrix if added is None else matrix + added)
     scale = None if scale is None else weight.of_columns(scale)
     bound = clip.bound(matrix, weight.row_sizes, scale, update=added)
-    # The barrier keeps XLA from fusing the bound into the pass over the weights, which
-    # would compute it anew for each of them.
+    # The barrier makes XLA compute the bound once, before the pass over the weights.
     return weight.spread(jax.lax.optimization_barrier(bound))
