@@ -1,1 +1,1 @@
-"""A Flax model, unmodified, made analog: its root, its weights, its layers."""
+"""Makes an unmodified Flax model analog: its root, its weights and its layers."""

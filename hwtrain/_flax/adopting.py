@@ -1,4 +1,4 @@
-"""Plain parameters to analog ones."""
+"""Turns plain parameters into analog ones."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -14,10 +14,10 @@ from hwtrain._flax.weight_side import local
 
 
 def adopt(analog: Any, params: Any, *example: Any, **kwargs: Any) -> Any:
-    """Returns a plain checkpoint's parameters with the leaves of an analog model.
+    """Returns a plain model's parameters with the leaves of an analog model added.
 
-    Input ranges start at `init_value`, mapping scales from the kernels. Leaves that are
-    there already are kept.
+    Input ranges start at `init_value`, and mapping scales follow from the kernels.
+    Existing leaves are kept.
 
     >>> import jax, jax.numpy as jnp
     >>> from flax import linen as nn
@@ -31,7 +31,7 @@ def adopt(analog: Any, params: Any, *example: Any, **kwargs: Any) -> Any:
 
     Args:
       analog: the analog model.
-      params: the plain model's `params`, or Linen variables that hold them.
+      params: the plain model's `params`, or Linen variables that contain them.
       *example: Linen: arguments of a call, as for `plan`.
       **kwargs: Linen: keyword arguments of the call.
 

@@ -1,7 +1,7 @@
-"""Names of all that hwtrain sets on classes and objects that are not its own.
+"""The names that hwtrain sets on classes and objects that are not its own.
 
-Code that reads or writes one calls it by its name; a name that is not here fails in
-`tests/transforms/test_attributes.py`.
+Code reads and writes them by these names; a name that is not listed here fails in
+`tests/_flax/test_attributes.py`.
 """
 
 ON_CLASSES = {
@@ -13,7 +13,7 @@ ON_CLASSES = {
     "_hwtrain_rebuild": "NNX: makes the class of the user's class, for pickles",
     "analog_plan": "NNX: the plan, for parts of the package below `transforms`",
 }
-"""What classes have that stand for a user's."""
+"""Attributes of the classes that replace a user's."""
 
 
 ON_OBJECTS = {
@@ -27,7 +27,7 @@ ON_OBJECTS = {
     "analog_raw": "of a module: the plans of its raw parameters",
     "analog_watch": "of a module in an abstract call: marks what it multiplies by",
 }
-"""Attributes of a user's NNX objects. Of Linen's, which are frozen, there are none."""
+"""Attributes of users' NNX objects. Linen's objects are frozen and have none."""
 
 
 OF_FLAX = {
@@ -37,5 +37,5 @@ OF_FLAX = {
 
 
 def plain_class(cls: type) -> type:
-    """Returns the user's class of a class that `analogize` made, or the class."""
+    """Returns the user's class behind a class that `analogize` made, or `cls`."""
     return getattr(cls, "_hwtrain_base", cls)

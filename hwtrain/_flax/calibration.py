@@ -1,4 +1,4 @@
-"""Input ranges from data, after training or without any."""
+"""Calibrates input ranges from data, with or without training."""
 
 import itertools
 import math
@@ -37,8 +37,8 @@ def calibrate(
 ) -> Any:
     r"""Sets the input range of every tile from data.
 
-    The data run through the model as it is without hardware: nothing is clipped,
-    rounded or drawn. Of the inputs :math:`x` of a tile, vectors of zeros left out,
+    The data pass through the model without hardware effects: nothing is clipped,
+    rounded or drawn. For the inputs :math:`x` of a tile, without vectors of zeros,
 
     .. math::
         \text{max:}\ \max |x| \qquad
@@ -48,7 +48,7 @@ def calibrate(
 
     where :math:`\langle\cdot\rangle` is the mean over the calls of the layer, and the
     last is the quantile over a random sample of at most `max_samples` of all vectors.
-    Ranges that keep learning from data (`init_from_data` > 0) start anew in training.
+    Ranges that are initialised from data (`init_from_data` > 0) start anew in training.
 
     >>> import hwtrain
     >>> from flax import linen as nn
@@ -63,24 +63,24 @@ def calibrate(
     Args:
       analog: the analog model.
       variables: Linen: its variables. NNX: its `params`, or `None` for its own.
-      batches: what the model is called with: an array each, or a tuple of arguments.
-      method: one of the above.
-      quantile: q of the quantiles, above 0 and up to 1.
+      batches: the model's inputs: an array for each call, or a tuple of arguments.
+      method: one of the methods above.
+      quantile: q of the quantiles, above 0 and at most 1.
       std_alpha: alpha, in standard deviations.
       max_samples: size of the sample of `"cache_quantile"`, in vectors.
       console: where the progress bar is shown; `None` for the standard error.
       **kwargs: keyword arguments of every call, such as `train=False`. For Linen also
-        `rngs`, `mutable` and `method`, as Flax's `apply` takes them: what else the
-        model draws is the same at every call, and what it writes is left out.
+        `rngs`, `mutable` and `method`, as for Flax's `apply`: the model's other draws
+        are the same in every call, and variables that it writes are dropped.
 
     Returns:
-      What was given for `variables`, with the ranges set; for `None` the model itself,
-      whose ranges are set in place.
+      The given `variables` with the ranges set; for `None` the model itself, whose
+      ranges are set in place.
 
     Raises:
-      ValueError: if the model has no stored ranges, or the data do not reach one, are
-        all zero, or hold NaN there; or for a weight that is not finite; the message
-        names its path.
+      ValueError: if the model has no stored ranges, if the data do not reach a range,
+        are all zero or contain NaN there, or if a weight is not finite; the message
+        names the path.
 
     References:
       Rasch et al., Hardware-aware training for large-scale and diverse deep learning
@@ -103,8 +103,8 @@ def calibrate(
     ranges = _Ranges(found, weights, method, quantile, std_alpha, max_samples)
     function, tree = as_function(analog, "eval", variables)
     paths.require_finite(tree["params"])
-    # While it is calibrated, every range is its own number: so a layer inside a scan or
-    # a vmap says which layer of the stack it is.
+    # During calibration, every range holds its own number, so that a layer inside a
+    # scan or a vmap tells which layer of the stack it is.
     numbered = paths.map_leaves(ranges.number, tree["params"])
     call = compiled(function, kwargs)
     total = len(batches) if hasattr(batches, "__len__") else None  # type: ignore[arg-type]
@@ -137,7 +137,7 @@ def _arguments(batch: Any) -> tuple[Any, ...]:
 def _shown(
     batches: Iterator[Any], total: int | None, console: Console | None
 ) -> Iterator[Any]:
-    """Yields the batches behind a progress bar; without a terminal, quietly."""
+    """Yields the batches with a progress bar; without a terminal, silently."""
     console = console or Console(stderr=True)
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
     with Progress(*columns, console=console, disable=not console.is_terminal) as bar:
@@ -145,7 +145,7 @@ def _shown(
 
 
 class _Ranges:
-    """Collects, on the host, what the batches say of every range."""
+    """Collects statistics of the batches for every range, on the host."""
 
     def __init__(
         self,
@@ -178,12 +178,12 @@ class _Ranges:
         self._samples = [RowSample(max_samples, generator) for _ in range(size)]
 
     def number(self, path: str, leaf: Any) -> Any:
-        """Returns the numbers of the ranges in the place of their values."""
+        """Returns the ranges' numbers in place of their values."""
         numbers = self._numbers.get(path)
         return leaf if numbers is None else jnp.asarray(numbers)
 
     def observe(self, call: Multiplication) -> jax.Array:
-        """Sends what is to be known of a call to the host."""
+        """Sends the statistics of a call to the host."""
         if call.weight.ranged:
             sizes = call.weight.row_sizes
             if self._method == "cache_quantile":
@@ -210,7 +210,7 @@ class _Ranges:
                     self._value[number] += values
 
     def check_numbers(self) -> None:
-        """Raises if the inputs of a layer were not numbers."""
+        """Raises if the inputs of a layer contained NaN."""
         if self._wrong:
             raise ValueError(
                 f"the inputs of {', '.join(sorted(self._wrong))} hold NaN: no range "

@@ -1,9 +1,9 @@
-"""How the layers of a model are connected, found in the program of a call.
+"""Finds the connections of a model's layers in the traced program of a call.
 
-The call marks what goes into a layer and what comes out (`entering`, `leaving`); a walk
-through its jaxpr follows every value from one mark to the next. Whatever happens on the
-way is a node of its own, so that nothing is left out: an operation that is not known is
-named as JAX names it.
+The call marks the inputs and outputs of each layer (`entering`, `leaving`); a walk
+through its jaxpr follows every value from one mark to the next. Every operation on the
+way becomes a node, so that nothing is left out; an unknown operation keeps the name
+that JAX gives it.
 """
 
 import dataclasses
@@ -25,17 +25,17 @@ _calls = itertools.count()
 
 
 _ACTIVATIONS = inspect.getsourcefile(inspect.unwrap(jax.nn.gelu))
-"""The file of the functions of `jax.nn`."""
+"""The source file of the functions of `jax.nn`."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Connections:
-    """Nodes, by name what each is, and edges.
+    """Nodes with their kinds, and edges.
 
     Attributes:
-      nodes: "input", "output", "layer" (the name is its path), "identity" between two
-        layers with nothing between them, or an operation.
-      edges: from which node to which.
+      nodes: the kind of each node: "input", "output", "layer" (its name is its path),
+        "identity" between two layers with nothing between them, or an operation.
+      edges: pairs of a source and a target node.
     """
 
     nodes: dict[str, str]
@@ -52,11 +52,11 @@ def marked(call: Callable[..., Any], path: str, args: Any, kwargs: Any) -> Any:
 def connections_of(
     function: Callable[..., Any], held: Any, example: Sequence[Any]
 ) -> Connections:
-    """Returns how the layers are connected that a function calls with marks.
+    """Returns the connections of the layers that a function calls with marks.
 
     Args:
-      function: takes what is held, and the inputs.
-      held: what the model holds, arrays or shapes and dtypes.
+      function: called with `held` and the inputs.
+      held: the model's variables, arrays or shapes and dtypes.
       example: the inputs, arrays or shapes and dtypes.
     """
     closed = jax.make_jaxpr(function)(held, *example)
@@ -77,12 +77,12 @@ def connections_of(
 
 
 Sources = frozenset[Any]
-"""The nodes whose sum a value is; empty: it does not depend on the inputs."""
+"""The nodes whose sum a value is; empty if it does not depend on the inputs."""
 
 
 @dataclasses.dataclass(frozen=True)
 class _Within:
-    """A value in the middle of a layer."""
+    """A value inside a layer."""
 
     number: str
     path: str
@@ -164,7 +164,7 @@ class _Walk:
         again = numbers.index(number)
         key = ("layer", layer, again)
         if way == "in":
-            # What a layer hands to itself from step to step is its state.
+            # A layer's output that it receives again at the next step is its state.
             if sources != {key}:
                 self.connect(sources, key)
             return frozenset({_Within(number, layer)}) if sources else sources
@@ -177,7 +177,7 @@ class _Walk:
         fixed, first = values[:consts], values[consts : consts + carries]
         carry = [frozenset()] * carries
         while True:
-            # What a loop begins with is not added to what it goes on with.
+            # Initial and later carries are alternatives, not a sum: a node joins them.
             begun = [
                 self.begin(old, new, (*where, number)) if old else new
                 for number, (old, new) in enumerate(zip(first, carry))
@@ -197,7 +197,7 @@ class _Walk:
         return frozenset({node})
 
     def branches(self, equation: Any, values: list[Sources], where: tuple) -> list:
-        """A loop without a known length, or a choice: an operation as a whole."""
+        """Treats a `while` or a `cond` as a single operation."""
         name = equation.primitive.name
         node = self.node(where, name, name)
         self.connect(frozenset().union(*values), node)
@@ -206,7 +206,7 @@ class _Walk:
     def call(
         self, equation: Any, inner: Any, values: list[Sources], where: tuple
     ) -> list:
-        """A function that is called: looked into, unless it is one operation."""
+        """Walks through a called function, unless it is a single named operation."""
         trial = _Walk()
         trial.nodes, trial.edges = dict(self.nodes), dict(self.edges)
         trial.calls = {path: list(numbers) for path, numbers in self.calls.items()}
@@ -225,7 +225,7 @@ class _Walk:
         return found
 
     def average(self, equation: Any, values: list[Sources], where: tuple) -> Any:
-        """A sum over windows that is divided by the size of one is an average."""
+        """Returns an average pool if a sum over windows is divided by their size."""
         pool, number = values[0], equation.invars[1]
         if len(pool) != 1 or not isinstance(number, Literal):
             return None
@@ -247,7 +247,7 @@ class _Walk:
         return frozenset({average})
 
     def result(self) -> Connections:
-        """Returns what lies on a way to an output, named."""
+        """Returns the named nodes and edges on all ways to an output."""
         needed, waiting = (
             set(),
             [k for k, (what, _) in self.nodes.items() if what == "output"],
@@ -259,7 +259,7 @@ class _Walk:
                 waiting += self.before.get(node, ())
         names: dict[Any, str] = {}
         taken: set[str] = set()
-        # Layers first: their names are their paths.
+        # Layers first, because their names must be their paths.
         ordered = [key for key in self.nodes if key in needed]
         for key in sorted(ordered, key=lambda key: self.nodes[key][0] != "layer"):
             names[key] = _free(self.nodes[key][1], taken)
@@ -288,12 +288,12 @@ def _free(name: str, taken: set[str]) -> str:
 
 
 def _none(jaxpr: Any) -> list[Sources]:
-    """Returns the sources of a jaxpr's constants: none."""
+    """Returns the sources of a jaxpr's constants, which are empty."""
     return [frozenset()] * len(jaxpr.constvars)
 
 
 def _custom_name(equation: Any, inner: Any) -> str:
-    """Returns the name of a function with a derivative of its own."""
+    """Returns the name of a function with a custom derivative."""
     if not equation.primitive.name.startswith("custom_"):
         return ""
     name = getattr(inner.debug_info, "func_name", "") or ""
@@ -301,16 +301,16 @@ def _custom_name(equation: Any, inner: Any) -> str:
 
 
 def _activation(equation: Any) -> str:
-    """Returns the function of `jax.nn` that an operation is part of, if any."""
+    """Returns the name of the `jax.nn` function that contains an operation, if any."""
     trace = equation.source_info.traceback
     frames = [] if trace is None else trace.frames
-    # The outermost: softplus and others call each other.
+    # The outermost one, because softplus and others call each other.
     names = [f.function_name for f in frames if f.file_name == _ACTIVATIONS]
     return names[-1].rpartition(".")[2].strip("_") if names else ""
 
 
 def _operation(equation: Any) -> str:
-    """Returns the name of an operation, with what NIR asks of it."""
+    """Returns the name of an operation, with the sizes that NIR needs."""
     name, params = equation.primitive.name, equation.params
     if cast := casts_to(equation):
         return f"cast to {cast}"

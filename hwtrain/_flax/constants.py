@@ -1,4 +1,4 @@
-"""Models and plans whose hardware has traced numbers."""
+"""Models and plans with traced numbers in their hardware."""
 
 from typing import Any, TypeVar
 
@@ -17,9 +17,10 @@ T = TypeVar("T", nn.Module, nnx.Module, Plan)
 def with_constants(analog_or_plan: T, constants: Constants) -> T:
     r"""Returns an analog model, or a plan, with traced numbers in its hardware.
 
-    A number of a `Hardware` is static: another one is another program. Here it is a
-    value of the program, so that `jax.vmap` maps over noise strengths, `jax.grad` gives
-    the gradient of a loss to a constant of a device, and nothing compiles anew when it
+    A number of a `Hardware` is static: changing it needs another program. A traced
+    number is an argument of the program, so that `jax.vmap` maps over noise strengths,
+    `jax.grad` returns the gradient of a loss with respect to a device's constant, and a
+    new value needs no recompilation.
     changes.
 
     >>> import jax, jax.numpy as jnp
@@ -37,29 +38,31 @@ def with_constants(analog_or_plan: T, constants: Constants) -> T:
     ()
 
     A key is the path of the number, as in TOML: `"forward.out_noise"`,
-    `"modifier.std_dev"`, and `"forward.stages.telegraph.sigma"` for a stage of one's
-    own (`"forward.stages.1.sigma"` by its place). It reaches every analog weight whose
-    hardware has it. Behind a pattern and a colon, `"encoder/.*:forward.out_noise"`, it
-    reaches the layers, or the arrays, whose whole path matches (`re.fullmatch`). A
-    value has the shape of the number: `()`, or `(n,)` for a tuple of them.
+    `"modifier.std_dev"`, or `"forward.stages.telegraph.sigma"` for a stage of your own
+    (`"forward.stages.1.sigma"` by its index). It applies to every analog weight whose
+    hardware has the number. A pattern before a colon, `"encoder/.*:forward.out_noise"`,
+    restricts it to the layers, or the arrays, whose whole path matches
+    (`re.fullmatch`). A value has the shape of the number: `()`, or `(n,)` for a tuple.
 
-    Whether an effect is on is decided by the configuration, and so is what else a
-    number decides, such as whether `res` is a step or the number of steps, or which
-    conductance default coefficients belong to. A number that turns an effect off there
-    (0, or 1 of `out_scale`) cannot be traced, nor can bits, sizes, names, what the
-    optimiser reads (`clip`, `remap`, `drift`, `input_range`, `nm_decay`), how often
-    bound management reads again (`max_bm_factor`, `max_bm_res`), the curves and factors
-    of a `CustomPairConductanceConverter`, and an `acceptance_range`.
+    The configuration decides whether an effect is on, and every other choice that a
+    number makes, such as whether `res` is a step or a number of steps, or which
+    conductance default coefficients belong to. A number that turns its effect off there
+    (0, or 1 for `out_scale`) cannot be traced. Neither can bits, sizes, names, the
+    numbers that the optimiser uses (`clip`, `remap`, `drift`, `input_range`,
+    `nm_decay`), the number of reads of bound management (`max_bm_factor`,
+    `max_bm_res`), the curves and factors of a `CustomPairConductanceConverter`, and an
+    `acceptance_range`.
 
-    Gradients are those at fixed random numbers; weights keep their straight-through
-    gradient, and that of the size of a level is the straight-through one too. Shares of
-    elements that are drawn (`pdrop`, `stuck`, ...) and `weight_scaling_omega` have
-    none, and say so when they are differentiated; the scales of iterative bound
-    management are constants to gradients.
+    Gradients are taken at fixed random numbers; weights keep their straight-through
+    gradient, and the gradient for the size of a level is straight-through as well.
+    Shares of drawn elements (`pdrop`, `stuck`, ...) and `weight_scaling_omega` have no
+    gradient, and differentiating them raises an error; the scales of iterative bound
+    management are constant to gradients.
 
-    A model reads `modifier`, `forward` and `mapping`. What makes a chip (`mismatch`,
-    `converter`, `noise_model`, `stuck`, `drift_compensation`, and `mapping`) is read by
-    `apply_mismatch`, `program_chip` and `ProgrammedChip.at`, which take a plan:
+    A model uses `modifier`, `forward` and `mapping`. The parts that make a chip
+    (`mismatch`, `converter`, `noise_model`, `stuck`, `drift_compensation`, and
+    `mapping`) are used by `apply_mismatch`, `program_chip` and `ProgrammedChip.at`,
+    which take a plan:
 
     >>> params = variables["params"]
     >>> plan = hwtrain.plan(
@@ -72,19 +75,19 @@ def with_constants(analog_or_plan: T, constants: Constants) -> T:
     (2, 3, 4)
 
     Args:
-      analog_or_plan: what `analogize` or `hwtrain.plan` returned; it is not changed.
-        An NNX model that is returned shares its variables and streams.
-      constants: arrays by key. `g_max` of a converter and of its noise model are one
-        number, and given both.
+      analog_or_plan: from `analogize` or `hwtrain.plan`; it is not changed. A returned
+        NNX model shares its variables and streams.
+      constants: arrays by key. `g_max` of a converter and of its noise model are the
+        same number, so give both.
 
     Returns:
-      The same kind of thing. Make it where its values are traced: each is another one
-      to every cache. A plan with traced numbers has no hash.
+      An object of the same kind. Create it where its values are traced: to every cache,
+      each one is new. A plan with traced numbers has no hash.
 
     Raises:
-      ValueError: for a key that reaches no number that is on, or twice the same; and
-        for a value of another shape, or one that the configuration would refuse.
-        Linen: when the model is applied, because only then are its layers known.
+      ValueError: for a key that matches no number that is on, or the same one twice;
+        for a value of another shape, or one that the configuration would reject. In
+        Linen, this is raised in `apply`, when the layers are known.
     """
     if isinstance(analog_or_plan, Plan):
         return with_values(analog_or_plan, constants, OF_A_CHIP)

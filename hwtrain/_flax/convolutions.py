@@ -1,8 +1,8 @@
-"""Analog convolutions: what the layers of both frameworks share.
+"""Analog convolutions, shared by the layers of both frameworks.
 
-The crossbars get the windows of the input, one after the other, as vectors. Groups of
-channels lie on crossbars of their own, as do the positions of a convolution that shares
-no weights; these are a batched axis.
+The crossbars get the windows of the input one after the other, as vectors. Each group
+of channels has its own crossbars, and so has each position of a convolution without
+weight sharing; these are a batched axis.
 """
 
 import dataclasses
@@ -49,7 +49,7 @@ def analog_conv(
     Args:
       weight: the plan of the kernel.
       mode: the mode.
-      leaves: what is beside the kernel in this step, as for `convolve`.
+      leaves: the leaves beside the kernel in this step, as for `convolve`.
     """
 
     def conv(
@@ -65,7 +65,7 @@ def analog_conv(
         out_sharding=None,
         preferred_element_type=None,
     ):
-        del dimension_numbers  # those of Flax, channels last
+        del dimension_numbers  # always Flax's, channels last
         planned: Any = weight.window
         padding = padding if isinstance(padding, str) else tuple(padding)
         called = dataclasses.replace(
@@ -94,16 +94,16 @@ def call_without_socket(
     precision: Any = None,
     dtype: Any = None,
 ) -> jax.Array:
-    """Returns what a layer does whose convolution cannot be replaced.
+    """Computes the call of a layer whose convolution function cannot be replaced.
 
     Args:
       weight: the plan of the kernel.
       mode: the mode.
-      leaves: what is beside the kernel in this step, as for `convolve`.
+      leaves: the leaves beside the kernel in this step, as for `convolve`.
       inputs: `[*batch, *spatial, channels]`.
       promote: returns the inputs, the kernel and the bias in the layer's dtype.
-      precision: of the multiplication.
-      dtype: of the result; `None` for that of a plain multiplication.
+      precision: precision of the multiplication.
+      dtype: dtype of the result; `None` for that of a plain multiplication.
 
     Returns:
       `[*batch, *positions, features]`.
@@ -132,12 +132,12 @@ def convolve(
     Args:
       weight: the plan of the kernel.
       mode: the mode.
-      leaves: what is beside the kernel in this step, as for `analog_matmul`; the axes
-        of `weight.parallel` lead.
-      x: `[batch, *spatial, channels]`, with its border.
-      kernel: as the layer sees it, without a stack around.
-      precision: of the multiplication.
-      dtype: of the result; `None` for that of a plain multiplication.
+      leaves: the leaves beside the kernel in this step, as for `analog_matmul`, with
+        leading axes `weight.parallel`.
+      x: `[batch, *spatial, channels]`, including its border.
+      kernel: the layer's kernel, without a stack.
+      precision: precision of the multiplication.
+      dtype: dtype of the result; `None` for that of a plain multiplication.
 
     Returns:
       `[batch, *positions, features]`.
@@ -147,16 +147,16 @@ def convolve(
     layer = _of_one_layer(weight, kernel.ndim)
     if weight.derived:
         leaves, kernel = of_step(layer, mode, leaves, kernel)
-        # What is drawn where a mask leaves a weight out is none.
+        # Zeroes the draws of weights that a mask leaves out.
         kernel = layer.from_matrix(layer.to_matrix(kernel))
     if mode == "chip" and weight.hardware.rounds_chips:
-        weight = on_levels(weight)  # rounded before
+        weight = on_levels(weight)  # the weights were rounded before
     weight = as_stored(weight)
     assert weight.window is not None
     if _runs_whole(weight, mode) and observer() is None:
         _check_leaves_of_groups(weight, leaves)
         beside, keys = reads_of(weight, mode, leaves)
-        if keys is not None:  # groups draw at once
+        if keys is not None:  # all groups share one draw
             keys = keys.reshape(-1, keys.shape[-1])[0]
         with shared():
             return _convolve_whole(
@@ -188,14 +188,14 @@ def convolve(
 
 
 def _runs_whole(weight: AnalogWeight, mode: str) -> bool:
-    """Whether XLA's own convolution of converted inputs is what the crossbars do."""
+    """Whether XLA's own convolution of converted inputs does what the crossbars do."""
     chip, window = weight.hardware, weight.window
     whole = window is not None and not window.flipped and not window.local
     per_input = chip.modifies_in_layer(mode) and not chip.redraws(mode)
     if not whole or weight.tiles != (1, 1) or per_input:
         return False
     if chip.converts:
-        # What is of no tile has no axis where groups could stand.
+        # Leaves that do not belong to tiles have no axis for groups.
         shapes = [shape for x in weight.own_leaves for shape in x.shapes(weight)]
         of_tiles = all(shape[:2] == weight.tiles for shape in shapes)
         return of_tiles and runs_whole(stages_of(weight))
@@ -205,7 +205,7 @@ def _runs_whole(weight: AnalogWeight, mode: str) -> bool:
 def _check_leaves_of_groups(
     weight: AnalogWeight, leaves: Mapping[str, jax.Array]
 ) -> None:
-    """Raises unless what is beside a kernel is what each of its groups asks for."""
+    """Raises unless the leaves beside a kernel have the shapes for each group."""
     depth = len(weight.parallel)
     of_one = {
         name: jax.ShapeDtypeStruct(leaf.shape[depth:], leaf.dtype)
@@ -249,7 +249,7 @@ def _product(
     window, groups, depth = weight.window, weight.groups, len(weight.parallel)
     assert window is not None
     constants = leaves.get(CONSTANTS.name)
-    if constants is not None:  # all groups have the same
+    if constants is not None:  # the same for all groups
         weight = filled_weight(weight, constants.reshape(-1, constants.shape[-1])[0])
     chip = weight.hardware
 
@@ -291,7 +291,7 @@ def _product(
 
 
 def _of_one_layer(weight: AnalogWeight, rank: int) -> AnalogWeight:
-    """Returns the plan of the kernel that one layer of a stack sees."""
+    """Returns the plan of one layer's kernel in a stack."""
     outside = len(weight.shape) - rank
     return dataclasses.replace(
         weight,

@@ -1,8 +1,8 @@
-"""The weights that a layer multiplies by, where they are not those that it stores.
+"""Derived weights: those that a layer computes from stored ones and multiplies by.
 
-Between the stored array and the product, something makes others of it: a WeightNorm, a
-mask, a factor. What the weight side does to stored arrays, the layer does to these, and
-gradients run through it to the stored ones.
+Something between the stored array and the product changes it, such as a WeightNorm, a
+mask or a factor. The layer then applies the weight effects to the derived weights, and
+gradients flow through the derivation to the stored ones.
 """
 
 import dataclasses
@@ -26,22 +26,23 @@ Leaves = Mapping[str, jax.Array]
 
 
 HELD = "effective"
-"""What the weights of a chip are called among the leaves of a layer."""
+"""The name of a chip's derived weights among the leaves of a layer."""
 
 
 def held(
     weight: AnalogWeight, mode: str, leaves: Leaves, array: jax.Array
 ) -> tuple[dict[str, jax.Array], jax.Array]:
-    """Returns what is beside an array in a step, and the array: a chip's, if it is one.
+    """Returns the leaves beside an array in a step, and the array or its chip's.
 
     Args:
       weight: the plan of the array.
       mode: the mode.
-      leaves: what is beside it.
-      array: what the layer multiplies by, as the layer sees it.
+      leaves: the leaves beside it.
+      array: the layer's array that it multiplies by.
 
     Raises:
-      ValueError: for weights of a chip in training, which makes its own of the stored.
+      ValueError: for a chip's weights in training, which derives its own from the
+        stored ones.
     """
     leaves = dict(leaves)
     chip = leaves.pop(HELD, None)
@@ -64,19 +65,19 @@ def held(
 def of_step(
     weight: AnalogWeight, mode: str, leaves: Leaves, array: jax.Array
 ) -> tuple[dict[str, jax.Array], jax.Array]:
-    """Does to an array in its layer what the weight side does to stored ones.
+    """Applies the weight effects to a derived array in its layer.
 
-    Statistics and draws are those of float32, whatever the layer computes in.
+    Statistics and draws are in float32, whatever the layer's dtype.
 
     Args:
-      weight: the plan of the array, as one layer sees it.
+      weight: the plan of the array, for one layer.
       mode: the mode.
-      leaves: what is beside it in this step.
-      array: what the layer multiplies by, nominal, or one matrix of it.
+      leaves: the leaves beside it in this step.
+      array: the nominal array that the layer multiplies by, or one matrix of it.
 
     Returns:
-      What is beside it, with the mapping scale of the nominal array; and the array of
-      the step.
+      The leaves beside it, with the mapping scale of the nominal array; and the array
+      of the step.
     """
     leaves = dict(leaves)
     rounded = leaves.pop(ON_LEVELS.name, None) is not None
@@ -104,11 +105,11 @@ def of_step(
 
 @functools.lru_cache(maxsize=4096)
 def on_levels(weight: AnalogWeight) -> AnalogWeight:
-    """Returns the plan of an array whose weights were rounded to levels already."""
+    """Returns the plan of an array whose weights are already rounded to levels."""
     return dataclasses.replace(weight, hardware=weight.hardware.without_levels)
 
 
 @functools.lru_cache(maxsize=4096)
 def as_stored(weight: AnalogWeight) -> AnalogWeight:
-    """Returns the plan of an array that is what its layer multiplies by."""
+    """Returns the plan of a derived array, treated like a stored one."""
     return dataclasses.replace(weight, derived=None)

@@ -1,4 +1,4 @@
-"""An einsum of inputs and a kernel as a multiplication by rows and columns."""
+"""Maps an einsum of inputs and a kernel to a multiplication by rows and columns."""
 
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -13,11 +13,11 @@ from hwtrain._plan.weight import AnalogWeight
 
 
 def describe(equation: str, shape: tuple[int, ...]) -> Layer:
-    """Returns what the plan must know of an einsum layer.
+    """Returns the description of an einsum layer for the plan.
 
-    Of the kernel's axes, those that the equation sums over are rows, and those that the
-    inputs lack are columns. Axes that inputs, kernel and output share are a stack of
-    crossbars, and must lead.
+    The kernel's axes that the equation sums over are rows, and axes that the inputs
+    lack are columns. Axes that inputs, kernel and output share form a stack of
+    crossbars, and must come first.
 
     >>> describe("bte,ehd->bthd", (16, 4, 8)).weights[0].columns
     (1, 2)
@@ -67,7 +67,7 @@ def analog_einsum(
     Args:
       weight: the plan of the kernel.
       mode: the mode.
-      leaves: what is beside the kernel in this step, of `names_beside`.
+      leaves: the leaves beside the kernel in this step, as in `names_beside`.
     """
     multiply = analog_dot_general(weight, mode, leaves, jax.lax.dot_general)
 
@@ -90,15 +90,15 @@ def multiplied(
     """Returns the einsum of inputs and a kernel by one product of the two.
 
     Args:
-      multiply: called as `jax.lax.dot_general`.
-      equation: one that `describe` takes.
+      multiply: called like `jax.lax.dot_general`.
+      equation: an equation that `describe` accepts.
       x: the inputs.
       kernel: the kernel.
-      **options: handed on.
+      **options: passed to `multiply`.
     """
     inputs, names, output = _without_ellipsis(equation, x.ndim)
     alone = [i for i, c in enumerate(inputs) if c not in names and c not in output]
-    x = jnp.sum(x, axis=tuple(alone))  # digital: such an axis meets no weight
+    x = jnp.sum(x, axis=tuple(alone))  # digital: these axes meet no weight
     inputs = "".join(c for i, c in enumerate(inputs) if i not in alone)
     stack = [c for c in names if c in inputs and c in output]
     summed = [c for c in names if c not in output]
@@ -123,7 +123,7 @@ def _operands(equation: str) -> tuple[str, str, str]:
 
 
 def _without_ellipsis(equation: str, rank: int) -> tuple[str, str, str]:
-    """Returns inputs, kernel and output, with letters for the ellipsis of the inputs.
+    """Returns inputs, kernel and output, with letters in place of the inputs' ellipsis.
 
     Args:
       equation: the equation.

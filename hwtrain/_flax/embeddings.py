@@ -1,4 +1,4 @@
-"""What Linen's and NNX's Embed have in common."""
+"""Embeddings, shared by Linen's and NNX's Embed."""
 
 from collections.abc import Mapping
 
@@ -12,10 +12,10 @@ LEAF = "embedding"
 
 
 def describe(num_embeddings: int, features: int) -> Layer:
-    """Returns what the plan must know of an embedding.
+    """Returns the description of an embedding for the plan.
 
-    It lies as `attend` multiplies it: its features are rows and its tokens columns. A
-    look-up reads the column of a token; it has no periphery.
+    It is stored as `attend` multiplies by it: its features are rows and its tokens
+    columns. A look-up reads a token's column; it has no periphery.
 
     Args:
       num_embeddings: number of tokens.
@@ -44,14 +44,14 @@ def attend(
     embedding: jax.Array,
     product: Product = Product(),  # noqa: B008 an immutable value
 ) -> jax.Array:
-    """Returns `query @ embedding.T` as the hardware computes it.
+    """Returns `query @ embedding.T` as computed by the hardware.
 
     Args:
       weight: the plan of the embedding.
       mode: the mode.
-      leaves: what is beside the embedding in this step, of `names_beside`.
+      leaves: the leaves beside the embedding in this step, as in `names_beside`.
       query: `[..., features]`.
       embedding: `[tokens, features]`.
-      product: what multiplies.
+      product: the product to use.
     """
     return analog_matmul(weight, mode, leaves, query, embedding.T, product)

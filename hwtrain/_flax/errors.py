@@ -1,11 +1,11 @@
-"""The errors of analog layers that are called in a way they cannot be."""
+"""Errors for analog layers that are called in an unsupported way."""
 
 from hwtrain._flax.loops import returned, runs_late
 from hwtrain._plan.weight import AnalogWeight
 
 
 def other_geometry(weight: AnalogWeight, planned: str, got: str) -> ValueError:
-    """Returns the error of a layer that multiplies otherwise than planned."""
+    """Returns the error for a layer that multiplies differently than planned."""
     return ValueError(
         f"{weight.layer_path}: this analog layer {planned}; got {got}. Keep it digital "
         f"with Rule({weight.layer_path!r}, None)"
@@ -13,7 +13,7 @@ def other_geometry(weight: AnalogWeight, planned: str, got: str) -> ValueError:
 
 
 def missing_leaf(path: str, leaf: str) -> ValueError:
-    """Returns the error of an analog layer with a plain one's parameters."""
+    """Returns the error for an analog layer with a plain model's parameters."""
     return ValueError(
         f"{path}: the parameters have no {leaf!r}. They seem to come from the plain "
         "model; write params = hwtrain.adopt(analog, params, *example) first"
@@ -21,7 +21,7 @@ def missing_leaf(path: str, leaf: str) -> ValueError:
 
 
 def missing_stream(mode: str, stream: str) -> ValueError:
-    """Returns the error of a drawing mode without a stream to draw from."""
+    """Returns the error for a mode that draws noise without an rng stream."""
     return ValueError(
         f"this model is in {mode}_mode, whose hardware draws noise, and has no rng "
         f'stream "{stream}". Linen: pass rngs={{"{stream}": key}} to apply. NNX: '
@@ -31,7 +31,7 @@ def missing_stream(mode: str, stream: str) -> ValueError:
 
 
 def behind_the_root(path: str) -> ValueError:
-    """Returns the error of a layer called around the root that draws its noise."""
+    """Returns the error for a layer called without the root that draws its noise."""
     if runs_late():
         return returned(path or "this layer")
     return ValueError(

@@ -1,4 +1,4 @@
-"""Weights that are drawn for each example, chunk by chunk."""
+"""Weights drawn for each example, in chunks of examples."""
 
 from collections.abc import Callable
 
@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 
 LARGEST_CHUNK = 2**22
-"""Weights that are drawn at once: 16 MiB in float32."""
+"""Most weights drawn at once: 16 MiB in float32."""
 
 
 def per_example(
@@ -15,13 +15,13 @@ def per_example(
     x: jax.Array,
     w: jax.Array,
 ) -> jax.Array:
-    r"""Multiplies every example by weights of its own.
+    r"""Multiplies every example by its own weights.
 
     .. math:: y_b = x_b\, w_b
 
-    The weights are drawn in chunks of examples, and again in the backward pass, so that
-    memory does not grow with the batch. The draw of an example depends on its index
-    alone: in a layer that is called several times, or in a loop over time, an example
+    The weights are drawn in chunks of examples, and drawn again in the backward pass,
+    so that memory does not grow with the batch. An example's draw depends only on its
+    index: in a layer that is called several times, or in a loop over time, an example
     keeps its weights for the step.
 
     >>> y = per_example(lambda x, w, index: x @ w, lambda index, w: w * index,
@@ -33,8 +33,8 @@ def per_example(
       product: returns the product of `[1, ...]` inputs and weights; its third argument
         is the index of the example, uint32.
       draw: returns the weights of an example from its index and `w`.
-      x: `[examples, ...]`, or a vector, a single example.
-      w: weights, nominal.
+      x: `[examples, ...]`, or a vector for a single example.
+      w: nominal weights.
     """
 
     def one(operands):
@@ -43,8 +43,8 @@ def per_example(
 
     if x.ndim == 1:
         return one((jnp.uint32(0), x))
-    # Zeros of the inputs, so that the indices lie on a mesh as these do. Of a product:
-    # the zeros that a shape asks for lie anywhere.
+    # Adding zeros of the inputs places the indices on the same mesh. They are a product
+    # with the inputs, because zeros made from a shape may be placed anywhere.
     indices = jnp.arange(x.shape[0], dtype=jnp.uint32)
     if x.size:
         indices += 0 * x[(slice(None), *[0] * (x.ndim - 1))].astype(jnp.uint32)
@@ -54,7 +54,7 @@ def per_example(
         return several((indices, x))
 
     def cut(array):
-        # Every chunk has examples of all devices that the batch lies on.
+        # Every chunk has examples from all devices that the batch is placed on.
         parts = array.reshape(array.shape[0] // chunks, chunks, *array.shape[1:])
         return jnp.swapaxes(parts, 0, 1)
 
@@ -63,6 +63,6 @@ def per_example(
 
 
 def _chunks(examples: int, largest: int) -> int:
-    """Returns the least number of equal chunks of at most `largest` examples."""
+    """Returns the smallest number of equal chunks of at most `largest` examples."""
     counts = range(max(1, -(-examples // largest)), examples + 1)
     return next((count for count in counts if examples % count == 0), 1)

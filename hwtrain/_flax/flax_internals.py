@@ -1,6 +1,6 @@
-"""All that hwtrain needs of Flax's bridge of its frameworks beyond what it documents.
+"""Undocumented parts of Flax's bridge between its frameworks that hwtrain uses.
 
-The rest stands in the files of this name in `linen/` and `nnx/`.
+The others are in the files of the same name in `linen/` and `nnx/`.
 """
 
 from typing import Any
@@ -9,9 +9,9 @@ from flax import nnx
 
 
 def bridged_class(module: Any, cls: type) -> type | None:
-    """Returns the class of the module that a bridge holds; `None` if it is no bridge.
+    """Returns the class of the module inside a bridge; `None` if it is not a bridge.
 
-    Flax names the module in attributes that its documentation leaves out.
+    Flax stores the module in undocumented attributes.
 
     Args:
       module: a module of either framework.

@@ -1,4 +1,4 @@
-"""An analog model as a function of its variables and a key, Linen or NNX."""
+"""An analog model, Linen or NNX, as a function of its variables and a key."""
 
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -22,17 +22,18 @@ def as_function(
     Args:
       analog: the analog model; it is not changed.
       mode: `"train"`, `"chip"` or `"eval"`.
-      variables: Linen: the variables. NNX: `params` in place of the model's own, or
-        `None` for these; the rest of a state may be among them, or beside them in
-        collections.
+      variables: Linen: the variables. NNX: `params` to use instead of the model's, or
+        `None` for the model's; other variables of a state may be included, or given as
+        further collections.
 
     Returns:
-      The function, which draws the step from `key`, and its variables: a dict whose
-      entry `params` is a nested dict of arrays. In chip mode, `params` may hold what
-      `with_chip_leaves` of `chips` puts beside a chip's weights. It returns outputs
-      alone: what a call writes beside, such as the statistics of a BatchNorm, is left
-      out. For Linen it takes `rngs`, `mutable` and `method` as Flax's `apply` does. Of
-      all randomness but that of `key`, each call draws the same.
+      The function, which draws the noise of a step from `key`, and its variables: a
+      dict whose entry `params` is a nested dict of arrays. In chip mode, `params` may
+      include the leaves that `with_chip_leaves` of `chips` puts beside a chip's
+      weights. The function returns only outputs; variables that a call writes, such as
+      the statistics of a BatchNorm, are dropped. For Linen it takes `rngs`, `mutable`
+      and `method` as Flax's `apply` does. All randomness except that of `key` is the
+      same in every call.
     """
     if isinstance(analog, nnx.Module):
         return _nnx_function(analog, mode, variables)
@@ -50,7 +51,7 @@ def as_function(
         **kwargs: Any,
     ) -> Any:
         given = rngs if isinstance(rngs, Mapping) or rngs is None else {"params": rngs}
-        # One count, as an NNX stream has at its first call: both draw the same.
+        # Count 0, as of an NNX stream at its first call, so that both draw the same.
         rngs = {**(given or {}), stream: jax.random.fold_in(key, 0)}
         found = model.apply(variables, *args, rngs=rngs, mutable=mutable, **kwargs)
         return found if mutable is False else found[0]
@@ -59,7 +60,7 @@ def as_function(
 
 
 def divided(kwargs: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Divides a call's keyword arguments: those that a program takes, and the static.
+    """Splits a call's keyword arguments into arrays for a program and static ones.
 
     >>> divided({"train": False, "mask": np.ones(3), "rngs": {}})
     ({'mask': array([1., 1., 1.])}, {'train': False, 'rngs': {}})
@@ -68,7 +69,7 @@ def divided(kwargs: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
       kwargs: the keyword arguments.
 
     Returns:
-      Those that are made of arrays, such as masks and keys; and all others, such as
+      The arguments made of arrays, such as masks and keys; and all others, such as
       flags.
     """
     arrays, static = {}, {}
@@ -77,21 +78,21 @@ def divided(kwargs: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
         traced = all(isinstance(leaf, jax.Array | np.ndarray) for leaf in leaves)
         (arrays if leaves and traced else static)[name] = value
     if isinstance(static.get("mutable"), list):
-        static["mutable"] = tuple(static["mutable"])  # which has a hash
+        static["mutable"] = tuple(static["mutable"])  # hashable
     return arrays, static
 
 
 def compiled(
     function: Callable[..., Any], kwargs: Mapping[str, Any]
 ) -> Callable[..., Any]:
-    """Returns a function of `as_function` with keyword arguments, as one program.
+    """Returns a function of `as_function` with its keyword arguments as one program.
 
     Args:
       function: called as `function(variables, key, *args, **kwargs)`.
-      kwargs: of every call.
+      kwargs: keyword arguments of every call.
 
     Returns:
-      Called as `compiled(variables, key, *args)`.
+      A function called as `compiled(variables, key, *args)`.
     """
     arrays, static = divided(kwargs)
 
@@ -103,7 +104,7 @@ def compiled(
 
 
 def _check_same(given: dict[str, Any], own: dict[str, Any]) -> None:
-    """Raises unless parameters given for an NNX model are all of its parameters."""
+    """Raises unless the given parameters of an NNX model are all of its parameters."""
     for path in sorted(own.keys() | given.keys()):
         shapes = [tuple(t[path].shape) if path in t else None for t in (given, own)]
         if shapes[0] != shapes[1]:
@@ -115,10 +116,10 @@ def _check_same(given: dict[str, Any], own: dict[str, Any]) -> None:
 
 
 def _one_tree(given: Any) -> Any:
-    """Returns parameters and what a checkpoint holds beside them as a model has them.
+    """Returns parameters and a checkpoint's other collections as one tree.
 
     Args:
-      given: parameters, an `nnx.State`, or collections of which one is `params`.
+      given: parameters, an `nnx.State`, or collections including `params`.
     """
     if isinstance(given, nnx.State):
         return stored(given)
@@ -126,13 +127,13 @@ def _one_tree(given: Any) -> Any:
         return given
     tree = _one_tree(given["params"])
     for name, collection in given.items():
-        if name not in ("params", "rest"):  # which is the model's own
+        if name not in ("params", "rest"):  # `rest` is the model's own
             tree = _merged(tree, collection)
     return tree
 
 
 def _merged(one: Mapping[Any, Any], other: Mapping[Any, Any]) -> dict[Any, Any]:
-    """Returns nested mappings as one."""
+    """Returns the union of nested mappings."""
     merged = dict(one)
     for name, value in other.items():
         both = isinstance(value, Mapping) and isinstance(one.get(name), Mapping)
@@ -141,12 +142,12 @@ def _merged(one: Mapping[Any, Any], other: Mapping[Any, Any]) -> dict[Any, Any]:
 
 
 def _filled(model: Any, given: Any) -> nnx.State:
-    """Returns a model's state with given parameters, and statistics among them."""
+    """Returns a model's state with the given parameters and statistics."""
     state = nnx.state(model)
     values = stored(state)
     beside = paths.leaves(stored(nnx.state(model, nnx.Not(nnx.Param))))
     leaves = paths.leaves(given)
-    # What is no parameter, such as the statistics of a BatchNorm, may be left out.
+    # Variables other than parameters, such as statistics of a BatchNorm, are optional.
     left_out = beside.keys() - leaves.keys()
     own = {k: v for k, v in paths.leaves(values).items() if k not in left_out}
     _check_same(leaves, own)
@@ -172,8 +173,8 @@ def _nnx_function(
     own = paths.leaves(stored(state)).keys()
 
     def function(variables: Any, key: jax.Array, *args: Any, **kwargs: Any) -> Any:
-        # Copies of the structures: both are filled in place, and the variables of a
-        # state belong to the trace that made them.
+        # Copies, because both structures are filled in place, and a state's variables
+        # belong to the trace that created them.
         filled, rest = jax.tree.map(lambda leaf: leaf, (state, variables["rest"]))
         params = variables["params"]
         known = paths.drop(params, lambda path: path in own)

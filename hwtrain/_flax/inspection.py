@@ -1,4 +1,4 @@
-"""What each layer of an analog model really does, as a table."""
+"""Tables of the actual hardware effects in each layer of an analog model."""
 
 import dataclasses
 import math
@@ -24,13 +24,13 @@ from hwtrain._plan.training_noise import quiet_training
 
 @dataclasses.dataclass(frozen=True)
 class Inspection:
-    """What `inspect` found; `print` shows it.
+    """The result of `inspect`; printed as tables.
 
     Attributes:
       rows: for every analog weight, its columns by name.
-      digital: for every other parameter, its path and why it stays digital.
+      digital: for every other parameter, its path and the reason why it stays digital.
       totals: numbers of tiles, of devices, and of analog and digital weights.
-      note: what to know of the whole, such as that training draws nothing; or empty.
+      note: notes on the whole model, such as that training draws no noise; or empty.
     """
 
     rows: tuple[dict[str, str], ...]
@@ -39,9 +39,9 @@ class Inspection:
     note: str = ""
 
     def tables(self) -> Iterator[Table | str]:
-        """Yields what rich prints: the tables, and the totals as a line.
+        """Yields the tables, and the totals as a line, for rich.
 
-        What is the same of all weights stands once, above what differs.
+        Values that all weights share are listed once, above those that differ.
         """
         yield from tables_of(self.rows, "Analog")
         if self.digital:
@@ -61,7 +61,7 @@ class Inspection:
 def inspect(
     analog: Any, variables: Any = None, *example: Any, **kwargs: Any
 ) -> Inspection:
-    """Returns a table of what each layer of an analog model really does.
+    """Returns a table of the actual hardware effects in each layer of an analog model.
 
     >>> import jax, jax.numpy as jnp
     >>> from flax import linen as nn
@@ -74,14 +74,14 @@ def inspect(
     ('kernel', (('bias', 'the bias of a Dense is added digitally'),))
 
     Args:
-      analog: what `analogize` returned.
+      analog: from `analogize`.
       variables: Linen: the variables.
       *example: Linen: arguments of a call, as for `plan`.
       **kwargs: Linen: keyword arguments of the call.
     """
     found = plan_of(analog, variables, *example, **kwargs)
     if isinstance(analog, nnx.Module):
-        # What a chip has beside its weights may be plain arrays, by `nnx.update`.
+        # Leaves of a chip beside its weights may be plain arrays, set by `nnx.update`.
         state = stored(nnx.state(analog))
         whole = paths.leaves(state)
         beside = [local(found, path) for path in found.leaves_of_chip(state)]
@@ -93,7 +93,7 @@ def inspect(
 
 
 def inspect_plan(found: Plan, params: Any) -> Inspection:
-    """Returns the table of a model whose plan is there, as that of a checkpoint is.
+    """Returns the table of a model with a known plan, such as that of a checkpoint.
 
     Args:
       found: the plan.

@@ -1,4 +1,4 @@
-"""The columns of `inspect`: what each part of an analog weight's hardware says."""
+"""The columns of `inspect`, as described by the parts of a weight's hardware."""
 
 import collections
 import dataclasses
@@ -28,12 +28,12 @@ COLUMNS = {
     "drift_compensation": "programming",
     "stuck": "stuck",
 }
-"""The columns of what acts on weights, by the field of `Hardware`."""
+"""The columns of parts that act on weights, by the field of `Hardware`."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Cells:
-    """Where a part describes itself.
+    """The context in which a part describes itself.
 
     Attributes:
       column: the column of this kind of part.
@@ -48,10 +48,10 @@ class Cells:
     values: Mapping[str, Any]
 
     missing = "missing: see hwtrain.adopt"
-    """What is said of a leaf that should be there."""
+    """Text for a missing leaf."""
 
     def leaf(self, name: str) -> np.ndarray | None:
-        """Returns what lies beside the weight, or `None`."""
+        """Returns a leaf beside the weight, or `None`."""
         value = self.values.get(local(self.plan, self.weight.leaf(name)))
         return None if value is None else np.asarray(value)
 
@@ -70,7 +70,7 @@ def columns(weight: AnalogWeight, plan: Plan, values: dict[str, Any]) -> dict[st
         for name, text in said.items():
             cells[name] += [text] if text else []
     if weight.kind == "embed" and cells[PERIPHERY]:
-        # A look-up reads weights and multiplies by none.
+        # A look-up reads weights without multiplying by them.
         cells[PERIPHERY].append("in attend only")
 
     def of(*names: str, none: str = "none") -> dict[str, str]:
@@ -93,17 +93,17 @@ def columns(weight: AnalogWeight, plan: Plan, values: dict[str, Any]) -> dict[st
 
 
 def _parts(weight: AnalogWeight) -> Iterator[tuple[str, Described]]:
-    """Yields what the hardware of a weight is made of, and the column of each."""
+    """Yields the parts of a weight's hardware, with the column of each."""
     chip = weight.hardware
     yield "scale", chip.mapping or MappingParameter()
-    if weight.kind != "raw":  # or nothing stands around it
+    if weight.kind != "raw":  # which has no periphery
         if chip.averages:
             yield "input range", chip.range
         elif chip.input_range is not None:
             yield "input range", chip.input_range
         given = () if chip.forward is None else chip.forward.stages
         for stage in chip.stages:
-            if stage not in given:  # made from the fields of the periphery
+            if stage not in given:  # made from the periphery's own fields
                 yield "", stage
         if chip.forward is not None:
             yield PERIPHERY, chip.forward
@@ -116,7 +116,7 @@ def _parts(weight: AnalogWeight) -> Iterator[tuple[str, Described]]:
 
 
 def _layer(weight: AnalogWeight) -> str:
-    """Returns the layer's class, and how the window of a convolution moves."""
+    """Returns the layer's class, and the window of a convolution."""
     window = weight.window
     if window is None:
         return weight.layer or "parameter"

@@ -1,4 +1,4 @@
-"""What walks through the jaxpr of a call have in common."""
+"""Shared helpers for walks through the jaxpr of a call."""
 
 from typing import Any
 
@@ -17,15 +17,15 @@ TRANSPARENT = {
     "sharding_constraint",
     "stop_gradient",
 }
-"""Operations that leave every number where it is; a cast as `casts_to` says."""
+"""Operations that keep the place of every number; for casts see `casts_to`."""
 
 
 _NARROWEST = jnp.finfo(jnp.bfloat16).nmant, jnp.finfo(jnp.float16).nexp
-"""Bits of fraction and of exponent that a type to compute in has at least."""
+"""Minimum bits of fraction and exponent of a dtype for computing."""
 
 
 def mark(tree: Any, name: str) -> Any:
-    """Gives the arrays of a tree a name by which a walk finds them."""
+    """Gives the arrays in a tree a name by which a walk finds them."""
     leaves, treedef = jax.tree.flatten(tree)
     leaves = [
         checkpoint_name(leaf, name)
@@ -38,11 +38,11 @@ def mark(tree: Any, name: str) -> Any:
 
 
 def casts_to(equation: Any) -> str:
-    """Returns the type of a cast that does not keep numbers; else an empty string.
+    """Returns the dtype of a cast that changes numbers; else an empty string.
 
-    To float16, bfloat16 or a wider type is how layers compute. Integers and `bool` cut
-    numbers off, narrower types are converters of a few bits; what an integer of more
-    bits holds already is kept.
+    Layers compute in float16, bfloat16 or wider dtypes. Casts to integers and `bool`
+    truncate, and narrower dtypes are converters of a few bits; a cast of an integer to
+    one with more bits keeps it.
     """
     name, params = equation.primitive.name, equation.params
     if name == "reduce_precision":
@@ -58,7 +58,7 @@ def casts_to(equation: Any) -> str:
 
 
 def _holds(old: Any, new: Any) -> bool:
-    """Whether a type keeps the numbers of another, but for the rounding of floats."""
+    """Whether a dtype keeps the numbers of another, except for rounding of floats."""
     if old == new:
         return True
     if jnp.issubdtype(old, jnp.complexfloating):
@@ -81,12 +81,12 @@ def inner_jaxpr(params: Any) -> Any:
 
 def scan_parts(equation: Any, inner: Any) -> tuple[int, int]:
     """Returns how many operands of a scan are constants, and how many are carried."""
-    # Versions of JAX differ in how they say it: what is scanned has an axis more.
+    # JAX versions store this differently, but a scanned value always has an extra axis.
     scanned = sum(_longer(*pair) for pair in zip(equation.invars, inner.invars))
     carries = sum(not _longer(*pair) for pair in zip(equation.outvars, inner.outvars))
     return len(equation.invars) - carries - scanned, carries
 
 
 def _longer(outer: Any, inner: Any) -> bool:
-    """Whether a value of a loop is one of its body with an axis more."""
+    """Whether a loop's value has one more axis than in the body."""
     return len(outer.aval.shape) > len(inner.aval.shape)

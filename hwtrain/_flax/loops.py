@@ -1,23 +1,23 @@
-"""Where a read stands: its place in every loop and map of JAX around it.
+"""The place of a read: its indices in all enclosing loops and maps of JAX.
 
-A body that JAX loops over is traced once, and nothing that a layer sees counts its
-steps. So while an analog root is traced, `scan` and `while_loop` hand their body an
-index, and a read is told the indices of all loops and maps that enclose it. They count
-steps and rows: they never depend on values, and `remat` computes them again.
+JAX traces the body of a loop once, and nothing visible to a layer counts its steps. So
+while an analog root is traced, `scan` and `while_loop` pass an index to their body, and
+a read gets the indices of all loops and maps that enclose it. They count steps and
+rows, do not depend on values, and are recomputed by `remat`.
 
-1. Loops are redirected at the code of JAX's functions, not at names in `jax.lax`: a
-   function that was imported by value is the same object, and `fori_loop`, `map` and
-   Flax's loops call it. Outside a root, in other threads too, nothing changes.
-2. A `vmap` has its index already: JAX makes it on demand. A read finds it on the Python
-   stack, between itself and its root, whenever the vmapped function was made.
-3. JAX keeps traces and uses them again. They are kept by a user context, which gets a
-   fresh value after every read inside a trace that may be kept: under the value at
-   hand, none holds a read. No frozen index, no draw that repeats.
-4. A loop of JAX on the stack that gave no index is an error: noise would repeat.
-5. A function with a derivative of its own, and its rule, are two programs of one call:
-   they are redirected too, and count from the same numbers.
+1. Loops are redirected in the code of JAX's functions, not at names in `jax.lax`: a
+   function imported by value is the same object, and `fori_loop`, `map` and Flax's
+   loops call it. Outside a root, and in other threads, nothing changes.
+2. A `vmap` already has its index: JAX creates it on demand. A read finds it on the
+   Python stack between itself and its root, whenever the vmapped function was created.
+3. JAX caches traces and reuses them. Their key includes a user context, which gets a
+   fresh value after every read inside a trace that may be cached: no trace cached under
+   the current value contains a read. So no index is frozen and no draw repeats.
+4. A JAX loop on the stack that passed no index is an error: its noise would repeat.
+5. A function with a custom derivative and its rule are two programs of one call: they
+   are redirected too, and count from the same numbers.
 
-All names of JAX that are not public stand in this file. `install` checks them.
+All private names of JAX are used in this file only. `install` checks them.
 """
 
 import contextlib
@@ -37,16 +37,16 @@ from jax._src import core
 from jax._src.interpreters import batching
 
 Index = Any
-"""A step or a row: `uint32`, a traced scalar."""
+"""The index of a step or a row: `uint32`, a traced scalar."""
 
 
 class _Root:
-    """What is counted while a root runs.
+    """The counters of a running root.
 
     Attributes:
-      calls: by name, how often it has read: its second call draws anew.
-      late: contexts for what runs when the root has returned.
-      kept: whether one was inside a trace that JAX may keep and use again.
+      calls: number of reads by name, because a second call draws anew.
+      late: contexts for rules that run after the root has returned.
+      kept: whether a read was inside a trace that JAX may cache and reuse.
     """
 
     def __init__(self):
@@ -55,12 +55,12 @@ class _Root:
         self.kept = False
 
 
-# Part of the key of every trace that JAX keeps.
+# Part of the key of every trace that JAX caches.
 _trace: Any = jax.make_user_context(default_value=None)
 
 
 class _Key(threading.local):
-    """The value of that part in a thread's roots: under it, no trace holds a read."""
+    """The value of that part in a thread's roots; no trace under it has a read."""
 
     def __init__(self):
         self.value = object()
@@ -70,11 +70,11 @@ _key = _Key()
 
 
 class _Here(NamedTuple):
-    """Where the trace stands.
+    """The current position of the trace.
 
     Attributes:
-      root: the root that runs, if one does.
-      steps: of the loops around, from the outermost.
+      root: the running root, if any.
+      steps: the step of each enclosing loop, outermost first.
       late: whether a rule is running whose root has returned.
     """
 
@@ -101,9 +101,9 @@ def _standing(**changed: Any) -> Iterator[None]:
 
 
 def as_root(function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-    """Calls a function as an analog root: reads inside know where they stand.
+    """Calls a function as an analog root, so that reads inside know their place.
 
-    A root in a root is one with it.
+    A root inside a root belongs to the outer one.
     """
     if _here.get().root is not None:
         return function(*args, **kwargs)
@@ -111,35 +111,35 @@ def as_root(function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
 
 
 def as_new_root(function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-    """As `as_root`, also in another root, whose loops and calls it does not see."""
+    """As `as_root`, but independent of the loops and calls of an outer root."""
     new = _Root()
     try:
         with _standing(root=new, steps=()), _trace(_key.value):
             return function(*args, **kwargs)
     finally:
         if new.kept and _here.get().root is not None:
-            _never_again()  # the context that was restored is older than the reads
+            _never_again()  # the restored context is older than the reads
 
 
 def shared() -> Any:
-    """Lets functions of ours that JAX compiles inside a root share their traces.
+    """Lets our own functions that JAX compiles inside a root share their traces.
 
-    Returns a context in which no read may happen.
+    Returns a context in which there must be no read.
     """
     return _trace("shared")
 
 
 def place(name: str) -> tuple[int, tuple[Index, ...]]:
-    """Returns where a read stands: the number of the call, and the indices around it.
+    """Returns the place of a read: the number of the call and the enclosing indices.
 
-    The pair is another one at every call in a root and at every step and row of the
-    loops and maps inside it. Loops come first, from the outermost; then the maps.
+    The pair is unique for each call in a root, and each step and row of the loops and
+    maps inside it. Loops come first, outermost first; then the maps.
 
     Args:
-      name: whose calls are counted.
+      name: the name whose calls are counted.
 
     Raises:
-      ValueError: inside a loop or map whose step cannot be known, or without a root.
+      ValueError: inside a loop or map with an unknown step, or without a root.
     """
     indices = (*_here.get().steps, *rows(name))
     root: Any = _here.get().root
@@ -148,9 +148,9 @@ def place(name: str) -> tuple[int, tuple[Index, ...]]:
 
 
 def rows(name: str) -> tuple[Index, ...]:
-    """Returns the indices of the maps around a read, the same at every call and step.
+    """Returns the indices of the maps around a read, equal for all calls and steps.
 
-    Arguments and errors as above.
+    Arguments and errors as for `place`.
     """
     root = _here.get().root
     if root is None:
@@ -172,12 +172,12 @@ _WAY_OUT = (
 
 
 def runs_late() -> bool:
-    """Whether a rule is running whose root has returned."""
+    """Returns whether a rule is running whose root has returned."""
     return _here.get().late
 
 
 def returned(name: str) -> ValueError:
-    """Returns the error of a layer that is called when its root has returned."""
+    """Returns the error for a layer that is called after its root has returned."""
     return ValueError(
         f"{name}: its noise is drawn after its model has returned, where neither the "
         "call nor a step is known: jax.grad(jax.jit(loss)) runs the rule of a "
@@ -187,30 +187,30 @@ def returned(name: str) -> ValueError:
 
 
 def when_returned(context: Callable[[], Any]) -> None:
-    """Gives the root at hand a context for the rules that run when it has returned."""
+    """Gives the current root a context for rules that run after it has returned."""
     root: Any = _here.get().root
     root.late.append(context)
 
 
 def _never_again() -> None:
-    """Gives what is traced from here on another key, in this root and later ones.
+    """Changes the key of later traces, in this root and later ones.
 
-    Entered, never left: leaving the root restores the context from before it.
+    The context is never exited; leaving the root restores the earlier one.
     """
     _key.value = object()
     _trace(_key.value).__enter__()
 
 
 def _at(step: Index) -> contextlib.AbstractContextManager[None]:
-    """Says that the body of a loop is being traced, at a step.
+    """Marks the tracing of a loop's body at a step.
 
-    JAX may trace a body twice and keep either trace. That does no harm: the numbers of
-    calls only grow, in the same order with and without `remat`.
+    JAX may trace a body twice and keep either trace. This does no harm: call numbers
+    only increase, in the same order with and without `remat`.
     """
     return _standing(steps=(*_here.get().steps, step))
 
 
-# The step is a carry of ours: that needs no length, and counts reversed scans too.
+# The step is an extra carry, which needs no length and also counts reversed scans.
 
 
 def _scan(original, f, init, xs=None, *args, **kwargs):
@@ -236,11 +236,10 @@ def _while_loop(original, cond_fun, body_fun, init_val):
 
 
 def _one_call(original, rule, *args, _rules, **kwargs):
-    """Calls a function that has rules, so that each of them is the same call.
+    """Calls a function with derivative rules, so that each of them is the same call.
 
-    JAX runs the function, a rule, or one after the other: under `remat` first the one,
-    then the other. A rule that runs when the root has returned does so in the contexts
-    of the root.
+    JAX runs the function or a rule, or both in turn: with `remat` first one, then the
+    other. A rule that runs after the root has returned runs in the root's contexts.
     """
     if str(getattr(rule.fun, "__module__", "")).startswith(("jax.", "hwtrain.")):
         return original(rule, *args, **kwargs)
@@ -265,7 +264,7 @@ def _one_call(original, rule, *args, _rules, **kwargs):
 
         return counted
 
-    copied = object.__new__(type(rule))  # whose own `__new__` takes a function
+    copied = object.__new__(type(rule))  # its own `__new__` needs a function
     vars(copied).update(vars(rule))
     for name in _rules:
         function = getattr(rule, name)
@@ -279,11 +278,11 @@ _OURS = {
     for code in function.__code__.co_consts
     if isinstance(code, types.CodeType)
 }
-"""The bodies that loops are given here."""
+"""The code of the bodies that the redirected loops run."""
 
 
 _LOOPS: dict[types.CodeType, str] = {}
-"""The code of JAX's loops, by which they are known on the stack."""
+"""The code of JAX's loops, which identifies them on the stack."""
 
 
 _lock = threading.Lock()
@@ -293,7 +292,7 @@ def install() -> None:
     """Redirects JAX's loops, once.
 
     Raises:
-      RuntimeError: if this version of JAX has changed what is needed.
+      RuntimeError: if this version of JAX is incompatible with the redirection.
     """
     with _lock:
         if _LOOPS:
@@ -312,14 +311,14 @@ def install() -> None:
 
 
 def _check_version() -> None:
-    """Raises unless a vmapped function finds its rows, as a read does."""
+    """Raises unless a read finds the rows of a vmapped function."""
     found: list[Index] = []
 
     def row(x):
         found.extend(_read_stack("a read")[0])
         return x + (found[-1] if found else 0)
 
-    with jax.ensure_compile_time_eval():  # the first model may be made in a trace
+    with jax.ensure_compile_time_eval():  # the first model may be created in a trace
         y = as_new_root(jax.vmap(row), jnp.zeros(2, jnp.uint32))
     if len(found) != 1 or y.tolist() != [0, 1]:
         raise RuntimeError(
@@ -329,12 +328,12 @@ def _check_version() -> None:
 
 
 def _redirect(function: Any, replacement: Any) -> types.CodeType:
-    """Makes calls of a function of JAX, however imported, reach a replacement.
+    """Redirects calls of a JAX function, however imported, to a replacement.
 
     Returns:
-      The function's code, which runs from now on under another function.
+      The function's code, which from now on runs in another function.
     """
-    inner = inspect.unwrap(function)  # a filter of tracebacks is around it
+    inner = inspect.unwrap(function)  # without the wrapper that filters tracebacks
     code = inner.__code__
     original = types.FunctionType(
         code, inner.__globals__, inner.__name__, inner.__defaults__, inner.__closure__
@@ -351,11 +350,11 @@ def _redirect(function: Any, replacement: Any) -> types.CodeType:
 
     choose.__code__ = choose.__code__.replace(co_filename=code.co_filename)
     inner.__signature__ = inspect.signature(inner)
-    # In this order, other threads may call it meanwhile.
+    # In this order, the function stays callable from other threads throughout.
     inner.__kwdefaults__ = {"_choose": choose}
     # A generic function (PEP 695) has a cell for its type variable, which must stay.
-    # The file is JAX's own, which it leaves out of tracebacks, and of the line of an
-    # operation.
+    # With JAX's own file name, JAX leaves the code out of tracebacks and of the source
+    # lines of operations.
     inner.__code__ = redirected.__code__.replace(
         co_freevars=code.co_freevars,
         co_name=code.co_name,
@@ -370,7 +369,7 @@ _JAX = os.path.dirname(jax.__file__) + os.sep
 
 
 _RULES = os.path.basename(inspect.getfile(inspect.unwrap(jax.lax.scan)))
-"""The file of JAX's loops, which holds their rules too."""
+"""The file of JAX's loops, which also holds their rules."""
 
 
 _KEEP_NOTHING = (
@@ -382,37 +381,38 @@ _KEEP_NOTHING = (
     "custom_derivatives.py",
     _RULES,
 )
-"""Files of JAX that call a function without keeping its trace.
+"""Files of JAX that call a function without caching its trace.
 
-One too few costs time, and nothing else.
+A missing file only costs time.
 """
 
 
 _DEVICES = {"shard_map.py": "shard_map", "pmap.py": "pmap"}
-"""Files that run a function for many devices."""
+"""Files that run a function on many devices."""
 
 
 _BY_HAND = ("make_jaxpr_f", "closure_convert")
-"""Functions that hand out a jaxpr."""
+"""Functions that return a jaxpr."""
 
 
 def _read_stack(name: str) -> tuple[tuple[Index, ...], bool]:
-    """Returns the rows of the maps between a read and its root, from the outermost.
+    """Returns the rows of the maps between a read and its root, outermost first.
 
-    And whether JAX may keep a trace around the read. Raises in a loop without a step.
+    Also returns whether JAX may cache a trace around the read. Raises inside a loop
+    without a step.
     """
-    found: dict[int, Index] = {}  # by the tag that the traces of one map share
+    found: dict[int, Index] = {}  # by tag, which all traces of one map share
     bodies, kept, late, tag = 0, False, "", 0
     frame: Any = sys._getframe(1)
     while frame is not None and frame.f_code is not as_new_root.__code__:
         code = frame.f_code
         if code in _OURS:
             bodies += 1
-        elif code in _LOOPS and bodies:  # each loop has a body of ours directly in it
+        elif code in _LOOPS and bodies:  # each loop directly contains one of our bodies
             bodies -= 1
         elif not bodies and code.co_filename.startswith(_JAX):
             file = os.path.basename(code.co_filename)
-            # What runs a function away from the maps that are further out.
+            # These run a function outside of the maps that enclose it.
             if code.co_name == "eval_jaxpr" or file == "custom_batching.py":
                 late = late or code.co_name
             _check_frame(name, code, file, late == "eval_jaxpr")
@@ -423,22 +423,22 @@ def _read_stack(name: str) -> tuple[tuple[Index, ...], bool]:
                     raise _no_step(name, f"vmap, {_RUNS_LATE}")
                 if late:
                     raise _no_step(name, "custom_vmap under a vmap")
-                tag = id(trace.tag)  # all tags are equal
+                tag = id(trace.tag)  # tags compare equal, so use their identity
                 if tag not in found:
                     found[tag] = _row(trace, frame.f_locals.get("in_vals", ()))
             elif code.co_name == "vmap_f" and _within_jax(frame):
-                # jacfwd and its like map over directions of one evaluation.
+                # jacfwd and the like map over directions of a single evaluation.
                 found.pop(tag, None)
         frame = frame.f_back
     return tuple(reversed(found.values())), kept
 
 
 def _row(trace: batching.BatchTrace, mapped: Sequence[Any]) -> Index:
-    """Returns the index of each row of a map, spread over a mesh as the rows are.
+    """Returns the index of each row of a map, placed on a mesh like the rows.
 
     Args:
       trace: the trace of the map.
-      mapped: what it maps.
+      mapped: the mapped values.
     """
     axis = trace.axis_data.explicit_mesh_axis
     with core.set_current_trace(trace.parent_trace):
@@ -452,7 +452,7 @@ def _row(trace: batching.BatchTrace, mapped: Sequence[Any]) -> Index:
 
 
 def _within_jax(frame: Any) -> bool:
-    """Whether a function of JAX's derivatives is what maps."""
+    """Returns whether a map was made by one of JAX's derivative functions."""
     caller = frame.f_back
     while caller.f_code.co_filename.endswith("traceback_util.py"):
         caller = caller.f_back
@@ -463,7 +463,7 @@ _RUNS_LATE = "by the rule of a derivative, which runs when the loop has returned
 
 
 def _check_frame(name: str, code: types.CodeType, file: str, late: bool) -> None:
-    """Raises for a frame of JAX in which a read cannot know where it stands."""
+    """Raises for a frame of JAX in which a read cannot know its place."""
     where = _LOOPS.get(code) or _DEVICES.get(file)
     if code.co_name in _BY_HAND:
         where = code.co_name.removesuffix("_f")

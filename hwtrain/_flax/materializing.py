@@ -1,4 +1,4 @@
-"""The weights that layers multiply by, as leaves beside those that they are made of."""
+"""Stores derived weights as leaves beside the weights that they are computed from."""
 
 import math
 from typing import Any
@@ -25,11 +25,12 @@ def materialize(
 ) -> Any:
     """Returns variables with the derived weights that layers multiply by.
 
-    Where a WeightNorm, a mask, a factor or anything else stands between a stored kernel
-    and its layer, a chip holds what comes of it. One call of the model shows it. Beside
-    each such `kernel`, the result has an `effective_kernel`, to which a plan that is
-    made of the result points: so chips are drawn, programmed and exported from it, and
-    the model multiplies by it in `chip_mode` and `eval_mode`. Training makes it anew of
+    If a WeightNorm, a mask, a factor or anything else changes a stored kernel before
+    its layer multiplies by it, a chip holds the derived weights. They are found in one
+    call of the model. Beside each such `kernel`, the result has an `effective_kernel`.
+    A plan made from the result refers to it, so that chips are drawn, programmed and
+    exported from it, and the model multiplies by it in `chip_mode` and `eval_mode`.
+    Training derives the weights from the stored ones, and rejects an existing leaf.
     the stored weights, and refuses one that is there.
 
     >>> import hwtrain
@@ -54,15 +55,15 @@ def materialize(
       variables: Linen: its variables. NNX: its `params`, or `None` for its own.
       *example: arguments of a call.
       **kwargs: keyword arguments of the call. For Linen also `rngs` and `mutable`, as
-        Flax's `apply` takes them.
+        for Flax's `apply`.
 
     Returns:
-      What was given for `variables`, with the leaves; for `None` a copy of the model
-      that has them. Leaves that are there already are kept.
+      The given `variables` with the leaves added; for `None` a copy of the model with
+      them. Existing leaves are kept.
 
     Raises:
       ValueError: if the call does not reach such a layer, or a layer multiplies by
-        other weights from one call to the next.
+        different weights in different calls.
     """
     plan = plan_of(analog, variables, *example, **kwargs)
     function, tree = as_function(analog, "eval", variables)
@@ -92,7 +93,7 @@ def materialize(
 
 
 def pending(plan: Plan, params: paths.Tree) -> list[AnalogWeight]:
-    """Returns the derived weights that are not among parameters.
+    """Returns the derived weights that are not among the parameters.
 
     Args:
       plan: the plan.
@@ -104,11 +105,11 @@ def pending(plan: Plan, params: paths.Tree) -> list[AnalogWeight]:
 
 
 class _Collector:
-    """Collects, on the host, what layers multiply by.
+    """Collects on the host the arrays that layers multiply by.
 
     Attributes:
-      numbers: by the path of a leaf, the numbers of the matrices of its stack in the
-        place of its values: so a layer inside a scan or a vmap says which one it is.
+      numbers: by the path of a leaf, the numbers of the matrices of its stack in place
+        of its values, so that a layer inside a scan or a vmap tells which one it is.
     """
 
     def __init__(self, plan: Plan, weights: list[AnalogWeight]):
@@ -126,7 +127,7 @@ class _Collector:
     def __call__(
         self, weight: AnalogWeight, numbers: jax.Array, array: jax.Array
     ) -> None:
-        """Sends what a layer multiplies by to the host."""
+        """Sends the array that a layer multiplies by to the host."""
         path = weight.stored
 
         def take(numbers: Any, array: Any) -> None:
@@ -138,7 +139,7 @@ class _Collector:
         tell(take, numbers, array)
 
     def values(self, stored: dict[str, Any]) -> dict[str, jax.Array]:
-        """Returns the arrays by the paths of their leaves, in the dtype of the stored.
+        """Returns the arrays by the paths of their leaves, in the stored dtypes.
 
         Args:
           stored: the model's parameters by path.

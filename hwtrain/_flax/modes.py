@@ -1,4 +1,4 @@
-"""From a plain model to an analog one, Linen or NNX, and its plan and modes."""
+"""Makes models analog, Linen or NNX, and returns their plans and modes."""
 
 from collections.abc import Sequence
 from typing import Any, TypeVar, overload
@@ -52,10 +52,10 @@ def analogize(
 ) -> Any:
     """Returns the model made ready for analog hardware, in train mode.
 
-    The model itself is not touched. The result is of the same framework and a subclass
-    of the same class, with the same parameter paths and the same initial values; beside
-    each analog kernel, `params` gets the leaves that its hardware needs
-    (`input_range`, `probe`, `mapping_scale`).
+    The model itself is not changed. The result is of the same framework and a subclass
+    of the same class, with the same parameter paths and initial values. Beside each
+    analog kernel, `params` gets the leaves that its hardware needs (`input_range`,
+    `probe`, `mapping_scale`).
 
     Linen:
 
@@ -77,16 +77,16 @@ def analogize(
     Args:
       model: a Linen or an NNX module.
       hardware_or_rules: one `Hardware` for every layer that can be analog, or rules, of
-        which the first that matches wins; what no rule matches stays digital.
-      rngs: NNX only: holds the stream `mismatch`, from which steps are drawn. Linen
-        takes it in `apply(..., rngs={"mismatch": key})`.
-      name: prefix of all paths, for a model inside another: the path at which its
-        parameters lie there.
+        which the first match applies; layers that no rule matches stay digital.
+      rngs: NNX only: holds the stream `mismatch` for the draws of a step. Linen takes
+        it in `apply(..., rngs={"mismatch": key})`.
+      name: prefix of all paths, for a model inside another: the path of its parameters
+        there.
 
     Raises:
-      ValueError: if the model is neither Linen nor NNX or analog already, for a rule
-        that wins nowhere (Linen: when it is initialised or applied, because only then
-        are its layers known), or for `rngs` without a stream `mismatch`.
+      ValueError: if the model is neither Linen nor NNX or already analog, for a rule
+        that applies nowhere (in Linen raised by `init` or `apply`, when the layers are
+        known), or for `rngs` without a stream `mismatch`.
     """
     assigned = assignment(hardware_or_rules, name)
     loops.install()
@@ -109,7 +109,7 @@ def analogize(
 def plan(
     analog: Any, variables: Any = None, *example: Any, rngs: Any = None, **kwargs: Any
 ) -> Plan:
-    """Returns the plan of an analog model: what each parameter is.
+    """Returns the plan of an analog model: the role of each parameter.
 
     >>> import jax, jax.numpy as jnp
     >>> analog = analogize(nn.Dense(4), Hardware())
@@ -118,19 +118,19 @@ def plan(
     (3, 4)
 
     Args:
-      analog: what `analogize` returned.
+      analog: from `analogize`.
       variables: Linen: the variables, or `params` alone, with or without the leaves
         that `analogize` adds.
-      *example: arguments of a call; only shapes and dtypes matter. NNX needs none, and
-        with them shows at once, as its first call does, what its layers multiply by.
+      *example: arguments of a call; only shapes and dtypes matter. NNX needs none; with
+        them, derived weights are found at once instead of at the first call.
       rngs: Linen: rngs of the call, if the model needs other streams.
-      **kwargs: keyword arguments of the call; `method=` names another method than
-        `__call__`, and for Linen `mutable=` is taken as Flax's `apply` does.
+      **kwargs: keyword arguments of the call; `method=` selects another method than
+        `__call__`, and for Linen `mutable=` is accepted as in Flax's `apply`.
 
     Raises:
       ValueError: if the model is not analog, for a Linen model without variables or
-        example, for a rule that wins nowhere, or for a layer that multiplies by other
-        weights than it stores.
+        example, for a rule that applies nowhere, or for a layer that multiplies by
+        weights that no crossbar can hold.
     """
     method = kwargs.pop("method", "__call__")
     method = getattr(method, "__name__", method)
@@ -142,12 +142,12 @@ def plan(
             "the layers of a Linen model are known only by a call: write "
             "plan(analog, variables, *example)"
         )
-    kwargs.pop("mutable", None)  # abstractly, a call may write whatever it likes
+    kwargs.pop("mutable", None)  # an abstract call may write anything
     return linen_root.plan_of(analog, variables, example, kwargs, method, rngs or {})
 
 
 def train_mode(analog: Model) -> Model:
-    """Returns the model with all of its noise, as after `analogize`.
+    """Returns the model with all its training noise, as after `analogize`.
 
     Linen: a clone. NNX: the model itself, changed in place; `.train()` does the same.
     """
@@ -157,16 +157,16 @@ def train_mode(analog: Model) -> Model:
 def chip_mode(analog: Model) -> Model:
     """Returns the model as a chip runs it at inference.
 
-    The noise of training is off, unless `enable_during_test`; the noise of a read is
-    on. Linen: a clone. NNX: the model itself, changed in place.
+    Training noise is off, unless `enable_during_test`; read noise is on. Linen: a
+    clone. NNX: the model itself, changed in place.
     """
     return _in_mode(analog, "chip")
 
 
 def eval_mode(analog: Model) -> Model:
-    """Returns the deterministic twin: ranges and clips, and nothing drawn.
+    """Returns the deterministic twin, with ranges and clips but without noise.
 
-    It is made of plain JAX operations, so forward-mode differentiation works. Linen: a
+    It consists of plain JAX operations, so forward-mode differentiation works. Linen: a
     clone. NNX: the model itself, changed in place; `.eval()` does the same.
     """
     return _in_mode(analog, "eval")

@@ -1,4 +1,4 @@
-"""Watches the multiplications of an analog model's layers, from outside the model."""
+"""Observes the multiplications of an analog model's layers from outside the model."""
 
 import contextlib
 import contextvars
@@ -22,10 +22,10 @@ class Multiplication(NamedTuple):
     Attributes:
       weight: the plan of the matrix.
       mode: the mode.
-      leaves: what is beside the matrix in this step.
+      leaves: the leaves beside the matrix in this step.
       x: `[..., rows]`.
       w: `[rows, columns]`.
-      product: what multiplies, called as `jax.lax.dot_general`.
+      product: the product to use, called like `jax.lax.dot_general`.
       dtype: dtype of the result; `None` for that of a plain multiplication.
     """
 
@@ -38,7 +38,7 @@ class Multiplication(NamedTuple):
     dtype: DTypeLike | None
 
     def plain(self) -> jax.Array:
-        """Returns what a digital layer does."""
+        """Returns the product as a digital layer computes it."""
         return self.product(self.x, self.w, (((self.x.ndim - 1,), (0,)), ((), ())))
 
 
@@ -49,7 +49,7 @@ Collector = Callable[[AnalogWeight, jax.Array, jax.Array], None]
 
 
 class _Watching(NamedTuple):
-    """Who watches: what layers multiply, and what they multiply by."""
+    """The active observer of multiplications and collector of arrays."""
 
     observer: Observer | None = None
     collector: Collector | None = None
@@ -63,7 +63,7 @@ _watching: contextvars.ContextVar[_Watching] = contextvars.ContextVar(
 )
 
 
-# Part of every jit cache key: what was traced unwatched must not serve here.
+# Part of every jit cache key, because unobserved traces must not be reused here.
 _trace: Any = jax.make_user_context(default_value=None)
 
 
@@ -71,20 +71,20 @@ _fresh = itertools.count()
 
 
 def observed(observer: Observer | None) -> contextlib.AbstractContextManager[None]:
-    """Lets an observer do every multiplication of analog layers, while tracing.
+    """Lets an observer compute every multiplication of analog layers, while tracing.
 
     Args:
-      observer: takes the multiplication, and returns its result; `None` for nobody.
+      observer: takes the multiplication and returns its result; `None` for none.
     """
     return _watched(observer=observer)
 
 
 def collected(collector: Collector) -> contextlib.AbstractContextManager[None]:
-    """Gives a collector what layers multiply by, while tracing.
+    """Passes the arrays that layers multiply by to a collector, while tracing.
 
     Args:
-      collector: takes the plan of an array, the leaf in the place of a chip's weights,
-        and the array.
+      collector: takes the plan of an array, the leaf in place of a chip's weights, and
+        the array.
     """
     return _watched(collector=collector)
 
@@ -100,14 +100,14 @@ def _watched(**changed: Any) -> Iterator[None]:
 
 
 def tell(take: Callable[..., None], *values: Any) -> None:
-    """Calls back with the values that a program computes.
+    """Calls a function with the values that a program computes.
 
     Args:
-      take: called with them when the program runs.
-      *values: trees of arrays of the program.
+      take: called with the values when the program runs.
+      *values: trees of the program's arrays.
 
     Raises:
-      ValueError: in the body of an `nn.scan` that Flax lets nothing call back from.
+      ValueError: in the body of an `nn.scan` in which Flax forbids callbacks.
     """
     if checks_what_is_constant() and refuses_callbacks():
         raise ValueError(
@@ -119,10 +119,10 @@ def tell(take: Callable[..., None], *values: Any) -> None:
 
 
 def observer() -> Observer | None:
-    """Returns who watches now, or `None`."""
+    """Returns the active observer, or `None`."""
     return _watching.get().observer
 
 
 def collector() -> Collector | None:
-    """Returns who collects now, or `None`."""
+    """Returns the active collector, or `None`."""
     return _watching.get().collector

@@ -1,4 +1,4 @@
-"""Parts of a model that the other framework runs: they must not be digital unsaid."""
+"""Detects modules of the other framework, which must not silently be digital."""
 
 from typing import Any
 
@@ -7,7 +7,7 @@ from hwtrain._plan.layer import Layer
 
 
 def bridge(module: Any, cls: type) -> Layer | None:
-    """Returns the layer that is a bridge to the other framework, or `None`.
+    """Returns the layer of a bridge to the other framework, or `None`.
 
     Args:
       module: a module of either framework.

@@ -1,4 +1,4 @@
-"""What the values of a program are made of: parameters, and what became of them."""
+"""Origins of a program's values: parameters, and the operations that changed them."""
 
 import dataclasses
 from collections.abc import Iterable, Sequence
@@ -6,11 +6,11 @@ from typing import NamedTuple
 
 
 class Passage(NamedTuple):
-    """The way through a product of a user's own.
+    """A way through a user's product.
 
     Attributes:
-      number: which product it is.
-      path: of its results, the parameter that they are multiplied by; empty of its
+      number: number of the product.
+      path: for its results, the parameter that they are multiplied by; empty for its
         inputs.
     """
 
@@ -20,11 +20,11 @@ class Passage(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Origin:
-    """What a value is made of.
+    """An origin of a value.
 
     Attributes:
       source: the path of a stored parameter, the number of a mark, or a passage.
-      by: the operation that changed it first; empty if none did.
+      by: the first operation that changed it; empty if none did.
     """
 
     source: str | int | Passage
@@ -35,26 +35,26 @@ Origins = frozenset[Origin]
 
 
 INPUT = Origin("")
-"""What the arguments of the call are made of: a value with it is no weight."""
+"""The origin of the call's arguments; a value with it is not a weight."""
 
 
 def parameters(values: Iterable[Origins]) -> list[Origin]:
-    """Returns the origins that are parameters, or arguments of the call."""
+    """Returns the origins that are parameters or arguments of the call."""
     return [o for value in values for o in value if isinstance(o.source, str)]
 
 
 def passages(origins: Origins) -> dict[Origin, Passage]:
-    """Returns the origins that are passages, and these."""
+    """Returns the origins that are passages, with their passages."""
     return {o: o.source for o in origins if isinstance(o.source, Passage)}
 
 
 def changed(origins: Iterable[Origin], by: str) -> Origins:
-    """Returns the origins of a value that an operation made."""
+    """Returns the origins of an operation's result."""
     return frozenset(o if o.by or o == INPUT else Origin(o.source, by) for o in origins)
 
 
 def chosen(origins: Origins, by: Origins) -> Origins:
-    """Returns the origins of a value that another one has chosen."""
+    """Returns the origins of a value that is selected by another value."""
     if passages(by):
         through = passages(origins)
         origins = (origins - through.keys()) | changed(through, "cond")
@@ -63,7 +63,7 @@ def chosen(origins: Origins, by: Origins) -> Origins:
 
 
 def either(found: Sequence[Origins], name: str) -> Origins:
-    """Returns the origins of a value that is one of several."""
+    """Returns the origins of a value that may be any one of several."""
     if len(set(found)) == 1:
         return found[0]
     return changed(frozenset().union(*found), name)

@@ -1,4 +1,4 @@
-"""Products by name, for the methods of a layer of one's own."""
+"""Products by array name, for the methods of users' layers."""
 
 from typing import Any
 
@@ -24,10 +24,10 @@ def analog_einsum(
 ) -> jax.Array:
     """Multiplies inputs by an array of a layer, on its hardware if it has some.
 
-    Call it in the methods of a layer of your own. In a model that `analogize` returned,
-    the array gets all that the kernel of a built-in layer has: weight noise, an input
-    range, converters and tiles, a row of the plan, an export. In any other it is the
-    plain `jnp.einsum`.
+    Call it in the methods of your own layer. In a model from `analogize`, the array is
+    treated like the kernel of a built-in layer: weight noise, an input range,
+    converters and tiles, a row of the plan, an export. In any other model it is plain
+    `jnp.einsum`.
 
     >>> import jax.numpy as jnp
     >>> import hwtrain
@@ -42,30 +42,30 @@ def analog_einsum(
     >>> hwtrain.plan(model, variables, x)["w"].rows
     (0,)
 
-    An NNX class needs a row of `hwtrain.sockets.register` beside, since its objects are
+    An NNX class also needs a row of `hwtrain.sockets.register`, because its objects are
     planned before they are called.
 
     Of the array's axes, those that the equation sums over are the rows of a crossbar;
     those that the inputs lack are its columns; those that inputs and result share are a
-    stack of crossbars, and must lead in the array.
+    stack of crossbars, and must come first in the array.
 
     Args:
       module: the layer, `self`.
       name: name of its array: of a parameter (Linen), or of an attribute that is an
         `nnx.Param` (NNX).
-      equation: of inputs, array and result, with the array second; an ellipsis stands
-        for axes of the inputs.
+      equation: the equation of inputs, array and result, with the array second; an
+        ellipsis stands for axes of the inputs.
       x: the inputs.
-      dtype: the dtype that both are cast to; `None` for that of both together, at least
-        a float. It is what `dtype` is to Flax's layers.
-      **options: `precision` and `preferred_element_type`, as of `jnp.einsum`.
+      dtype: the dtype that both are cast to, as `dtype` of Flax's layers; `None` for
+        their common dtype, at least a float.
+      **options: `precision` and `preferred_element_type`, as for `jnp.einsum`.
 
     Returns:
       The product.
 
     Raises:
-      ValueError: for an array that the layer does not have; if hardware is asked for
-        and no crossbar computes the equation; and if an NNX class is not registered.
+      ValueError: if the layer has no such array, if it is on hardware and no crossbar
+        can compute the equation, or if an NNX class is not registered.
     """
     array_letters(equation)
     options_ = tuple(options.items())
@@ -82,7 +82,7 @@ def analog_dot_general(
     dtype: DTypeLike | None = None,
     **options: Any,
 ) -> jax.Array:
-    """As `analog_einsum`, with its axes said as to `jax.lax.dot_general`.
+    """As `analog_einsum`, with axes given as for `jax.lax.dot_general`.
 
     >>> import jax.numpy as jnp
     >>> import hwtrain
@@ -103,15 +103,15 @@ def analog_dot_general(
       name: name of its array.
       x: the inputs.
       dimension_numbers: `((axes of x, axes of the array) that are summed over,
-        (axes of x, axes of the array) of a batch)`. Batch axes lead in the array.
-      dtype: as above.
+        (axes of x, axes of the array) of a batch)`. Batch axes come first in the array.
+      dtype: as for `analog_einsum`.
       **options: `precision` and `preferred_element_type`.
 
     Returns:
       The product, its axes in the order of `jax.lax.dot_general`.
 
     Raises:
-      ValueError: as above.
+      ValueError: as for `analog_einsum`.
     """
     (summed, batch), options_ = dimension_numbers, tuple(options.items())
     numbers = (

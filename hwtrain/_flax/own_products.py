@@ -1,8 +1,8 @@
-"""Products of a user's own: the `dot_general` of a layer must be linear.
+"""Checks that a user's product, the `dot_general` of a layer, is linear.
 
-A tile multiplies in units of its own, x / r and W / s, and what comes out is scaled
-back. So nothing but the product may happen to inputs and results: what moves them or
-computes in another type is nothing. The walk through a call's program sees it.
+A tile multiplies in its own units, x / r and W / s, and its results are scaled back. So
+nothing except the product may change inputs and results; moving them, or computing in
+another dtype, is allowed. The walk through a call's program checks this.
 """
 
 import itertools
@@ -29,11 +29,10 @@ _numbers = itertools.count()
 def watched_product(
     dot_general: Callable[..., Any], marked: Callable[[str, Any], Any]
 ) -> Callable[..., Any]:
-    """Returns the product of a layer with what it multiplies by marked.
+    """Returns the product of a layer with its array marked.
 
     Args:
-      dot_general: what the layer multiplies with; one of the user's gets its inputs and
-        its results marked too.
+      dot_general: the layer's product; for a user's, inputs and results are marked too.
       marked: called with the name of an array and the array.
     """
 
@@ -49,17 +48,18 @@ def watched_product(
 
 
 class Passages:
-    """Follows inputs and results through products of a user's own.
+    """Follows inputs and results through users' products.
 
     Attributes:
-      nonlinear: by path of a parameter, why its layer's product is not linear.
+      nonlinear: by path of a parameter, the reason why its layer's product is not
+        linear.
     """
 
     def __init__(self):
         self.nonlinear: dict[str, str] = {}
 
     def marked(self, label: str, origins: Origins) -> Origins | None:
-        """Returns the origins behind a mark; `None` if it is another one."""
+        """Returns the origins after a mark; `None` if the mark is not of this kind."""
         kind, _, number = label.rpartition(" ")
         if kind == _ENTERS:
             return origins | {Origin(Passage(int(number)))}
@@ -83,7 +83,7 @@ class Passages:
         Args:
           name: the operation.
           values: the origins of its operands.
-          paths: the parameters among them that a layer multiplies by.
+          paths: the parameters among them that are multiplied by.
         """
         carried = [found for value in values if (found := passages(value))]
         if name == "gather" or len(carried) != 1:
@@ -104,11 +104,11 @@ class Passages:
 
 
 def collects(name: str, origins: Origins) -> bool:
-    """Whether an operation puts together what a product has on the devices of a mesh.
+    """Whether an operation combines a product's parts on the devices of a mesh.
 
     Args:
       name: the operation.
-      origins: those of its operands.
+      origins: the origins of its operands.
     """
     found = passages(origins)
     summed = name in _SUMS and all(passage.path for passage in found.values())

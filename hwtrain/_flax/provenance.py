@@ -1,11 +1,11 @@
-"""Whether layers multiply by their stored parameters, or by what is made of them.
+"""Checks whether layers multiply by stored parameters or by weights derived from them.
 
-A call of the plain model marks what each layer multiplies by (`Operands.marked`); a
-walk through its jaxpr follows every stored parameter up to these marks, and from there
-to a product. Operations that leave every number, and its place, as it is are nothing:
-casts, entries of a stack, and the borders of calls and loops. Any other before a mark
-makes a derived weight. What comes after it, or cannot be followed, or depends on what
-the model is called with, makes weights that no crossbar holds.
+A call of the plain model marks the arrays that each layer multiplies by
+(`Operands.marked`). A walk through its jaxpr follows every stored parameter to these
+marks, and from there to a product. Operations that keep every number in its place do
+not count: casts, entries of a stack, and the boundaries of calls and loops. Any other
+operation before a mark makes a derived weight. Weights that are changed after the mark,
+cannot be followed, or depend on the call's arguments cannot be held by a crossbar.
 """
 
 import itertools
@@ -46,7 +46,7 @@ _SAME = TRANSPARENT | {
 
 
 _MOVES = {"broadcast_in_dim", "dynamic_slice", "rev", "slice", "split", "transpose"}
-"""Operations that keep the numbers: a product may take its operand's through them."""
+"""Operations that keep the numbers; a product may move its operands by them."""
 
 
 _PRODUCTS = {
@@ -56,21 +56,20 @@ _PRODUCTS = {
     "ragged_dot",
     "ragged_dot_general",
 }
-"""What a layer does with its array; a look-up is one."""
+"""Operations by which a layer uses its array, including look-ups."""
 
 
 _numbers = itertools.count()
 
 
 class Provenance(NamedTuple):
-    """Where the arrays come from that the layers of a call multiply by, by path.
+    """The origins of the arrays that the layers of a call multiply by, by path.
 
     Attributes:
-      derived: why a layer multiplies by what is made of its parameter.
-      lost: why what a layer multiplies by is not known, or no weight of a crossbar.
-      around: the parameters that something else too multiplies an input by, around
-        their layers.
-      nonlinear: why the product of a layer is not linear.
+      derived: the reason why a layer multiplies by a derived weight.
+      lost: the reason why an array is not known or no crossbar can hold it.
+      around: parameters that inputs are also multiplied by outside of their layers.
+      nonlinear: the reason why the product of a layer is not linear.
     """
 
     derived: dict[str, str]
@@ -87,7 +86,7 @@ class Operands:
         self.ranks: dict[int, int] = {}
 
     def marked(self, path: str, array: Any) -> Any:
-        """Returns what a layer multiplies by in the place of a parameter, marked."""
+        """Returns the array that a layer uses for a parameter, marked."""
         number = next(_numbers)
         self.paths[number], self.ranks[number] = path, array.ndim
         return mark(stack_axis_first(array), f"{_MARK} {number}")
@@ -100,14 +99,14 @@ class Operands:
         inputs: Sequence[bool],
         planned: Container[str] = (),
     ) -> Provenance:
-        """Returns where the marked arrays come from.
+        """Returns the origins of the marked arrays.
 
         Args:
           jaxpr: the closed jaxpr of the call.
-          stored: what its inputs are: paths of parameters, or empty.
+          stored: the kinds of its inputs: paths of parameters, or empty strings.
           shapes: shapes of the stored parameters by path.
-          inputs: which of its inputs are arguments of the call, or random.
-          planned: paths of parameters of layers that the call may not reach, but use.
+          inputs: whether each of its inputs is an argument of the call, or random.
+          planned: paths of parameters of layers that the call uses but need not reach.
         """
         known = {n: path for n, path in self.paths.items() if path in shapes}
         paths = set(known.values())
@@ -143,13 +142,13 @@ class _Walk:
     """Follows parameters through a jaxpr.
 
     Attributes:
-      found: by path, why a layer multiplies by no weights of a crossbar.
-      derived: by path, what stands between a parameter and its layer.
-      plain: paths of parameters that a layer multiplies by as they are.
+      found: by path, the reason why no crossbar can hold a layer's array.
+      derived: by path, the operation between a parameter and its layer.
+      plain: paths of parameters that a layer multiplies by unchanged.
       used: the marks whose arrays reach a product.
       around: paths of parameters that inputs are multiplied by without a mark.
-      stopped: what a value is whose gradient is stopped.
-      passages: what products of a user's own do to inputs and results.
+      stopped: for a value with stopped gradient, the original value.
+      passages: the ways of inputs and results through users' products.
     """
 
     def __init__(
@@ -216,15 +215,15 @@ class _Walk:
         if name in _SAME and results == len(values) and not casts_to(equation):
             return values
         if self.moves(equation, values):
-            # Where a slice begins is no part of it.
+            # The start of a slice does not contribute to its values.
             return [together if name == "concatenate" else values[0]] * results
         return [changed(together, name)] * results
 
     def same(self, cases: Sequence[Any]) -> bool:
-        """Whether a choice is between a value and itself.
+        """Whether a selection is between a value and itself.
 
-        A map of a branch makes one for each operand: what the branch not taken has is
-        kept from the gradient.
+        Mapping a branch creates one for each operand, with stopped gradients for the
+        branch not taken.
         """
         values = [atom for atom in cases if not isinstance(atom, Literal)]
         found = {self.stopped.get(atom, atom) for atom in values}
@@ -235,9 +234,9 @@ class _Walk:
         return self.jaxpr(inner, [frozenset()] * len(inner.constvars), values)
 
     def mark(self, equation: Any, origins: Origins) -> Origins:
-        """An array that a layer multiplies by: is it the stored one?"""
+        """Compares an array that a layer multiplies by with the stored one."""
         number = int(str(equation.params["name"]).removeprefix(_MARK))
-        if number not in self.paths:  # of a walk around, or of no parameter
+        if number not in self.paths:  # of an outer walk, or of no parameter
             return origins
         path, shape = self.paths[number], tuple(equation.outvars[0].aval.shape)
         stored, weights = self.shapes[path], origins - {INPUT, *passages(origins)}
@@ -245,7 +244,7 @@ class _Walk:
         others = sorted(str(o.source) for o in weights if o.source != path)
         by = max(changes, default="") or "join"
         why = f"the operation {by!r} stands between the two"
-        rank = self.ranks[number]  # without the axes of maps around
+        rank = self.ranks[number]  # without the axes of enclosing maps
         stacked = len(stored) > rank
         if not changes:
             from_others = f"it multiplies by what comes from {', '.join(others)}"
@@ -282,13 +281,13 @@ class _Walk:
         return self.passages.product(name, values, found)
 
     def moves(self, equation: Any, values: list[Origins]) -> bool:
-        """Whether an operation takes entries of a stack, or moves what a layer has."""
+        """Whether an operation takes entries of a stack, or moves a layer's values."""
         name, params = equation.primitive.name, equation.params
         marked = all(isinstance(o.source, int) for value in values for o in value)
         inside = [bool(passages(value)) for value in values]
         if name == "concatenate":
             return (marked and all(values)) or all(inside)
-        if name not in _MOVES or any(inside[1:]):  # an input says where it begins
+        if name not in _MOVES or any(inside[1:]):  # an input sets the start
             return False
         if marked or inside[0] or name == "split":
             return marked or inside[0]

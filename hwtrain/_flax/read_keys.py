@@ -1,4 +1,4 @@
-"""The keys of what layers draw in a call."""
+"""The keys for a layer's draws in a call."""
 
 import contextlib
 import contextvars
@@ -38,13 +38,13 @@ def generator_of(key: jax.Array | None):
 def keys_here(weight: AnalogWeight, leaves: Mapping[str, jax.Array]) -> jax.Array:
     """Returns the keys of one read: of the step, the layer and effect, and the place.
 
-    The place is the number of the call, and the indices of the loops and maps around
-    it; the values of the input never matter. The first call outside of all loops has
-    the keys of the step themselves.
+    The place is the number of the call and the indices of the enclosing loops and maps;
+    it does not depend on the inputs. The first call outside of all loops uses the keys
+    of the step themselves.
 
     Args:
       weight: the plan of the layer's array.
-      leaves: what is beside it in this step.
+      leaves: the leaves beside it in this step.
 
     Returns:
       JAX keys, `[..., effects]` like the leaf `noise_key`.
@@ -55,7 +55,7 @@ def keys_here(weight: AnalogWeight, leaves: Mapping[str, jax.Array]) -> jax.Arra
 
 
 def at_rows(weight: AnalogWeight, keys: jax.Array) -> jax.Array:
-    """Returns keys that are the same at every call and step, but not in every row.
+    """Returns keys that are equal for all calls and steps, but differ between rows.
 
     Args:
       weight: the plan of the layer's array.
@@ -72,15 +72,15 @@ def _folded(keys: jax.Array, numbers: tuple[Any, ...]) -> jax.Array:
 
 
 def step_keys(leaves: Mapping[str, jax.Array]) -> jax.Array:
-    """Returns the keys of a layer's step, the same at every call."""
+    """Returns the keys of a layer's step, equal for all calls."""
     return jax.random.wrap_key_data(leaves[NOISE_KEY.name], impl=_generator.get())
 
 
 def weight_key(keys: jax.Array) -> jax.Array:
-    """Returns the key of weights that a layer draws itself, out of those of a read."""
+    """Returns the key for weights that a layer draws itself, from a read's keys."""
     return effect_key(keys, "weight_noise")
 
 
 def frozen_key(data: jax.Array) -> jax.Array:
-    """Returns the key of what is frozen in a layer of a chip."""
+    """Returns the key for the frozen draws of a chip's layer."""
     return jax.random.wrap_key_data(data, impl="threefry2x32")

@@ -1,4 +1,4 @@
-"""Weights that a layer draws itself, and draws again for its backward pass."""
+"""Weights that a layer draws itself, and redraws in its backward pass."""
 
 import dataclasses
 import functools
@@ -20,7 +20,7 @@ Leaves = Mapping[str, jax.Array]
 
 
 WEIGHT_KEY = "weight_key"
-"""What the key of weights that a layer draws itself is called among its leaves."""
+"""The name, among a layer's leaves, of the key for weights that it draws itself."""
 
 
 def redrawn(
@@ -31,28 +31,26 @@ def redrawn(
     w: jax.Array,
     keys: jax.Array | None,
 ) -> jax.Array:
-    r"""Multiplies by weights that are drawn for the step, and keeps none of them.
+    r"""Multiplies by weights drawn for the step, without storing them.
 
     .. math:: y = x\, w'(w, k), \qquad
               \bar x = \bar y\, w'(w, k)^T, \quad \bar w = x^T \bar y
 
-    Forward and backward draw the same :math:`w'`: the key k is that of the layer in
-    the step, however often it is called. Between the two, only
-    x, w and k are there, where a step whose weights are kept has a copy of all layers.
-
-    It costs a second draw, another two for each further call, as at every step of a
-    loop over time, and a second product where a backward pass needs the first, as that
-    of an ADC does. Reverse mode only.
+    Forward and backward pass draw the same :math:`w'`: the key k is that of the layer
+    in the step, for all its calls. Between the passes, only x, w and k are stored,
+    instead of a copy of all layers' weights. This costs a second draw, two more for
+    each further call, as at every step of a loop over time, and a second product if the
+    backward pass needs the first, as for an ADC. Reverse mode only.
 
     Args:
       draw: returns the weights of the step from leaves and `w`. Like `product`, it
-        takes all arrays as arguments: a tracer of around would leak.
+        takes all arrays as arguments, because a closed-over tracer would leak.
       product: returns the product of leaves, inputs, weights and key.
-      leaves: what is beside the weights in this step, of `names_beside`, and the
-        `WEIGHT_KEY` that they are drawn with.
+      leaves: the leaves beside the weights in this step, as in `names_beside`, and the
+        `WEIGHT_KEY` for the draw.
       x: inputs.
-      w: weights, nominal.
-      keys: what `product` draws with, or `None`.
+      w: nominal weights.
+      keys: the keys of `product`'s draws, or `None`.
     """
 
     def multiply(since, x, w, leaves, keys):
@@ -86,16 +84,16 @@ _redrawn.defvjp(_forward, _backward)
 
 
 def _after(since: jax.Array, key: jax.Array) -> jax.Array:
-    """Returns a key as it is, but not before `since` is there.
+    """Returns a key unchanged, but only available after `since`.
 
-    XLA starts what depends on nothing at once: all draws of a step, whose results then
-    wait in memory. It also keeps the first of two equal draws. An optimisation barrier,
-    as in `jax.checkpoint`, is gone on CPU before the order is chosen. That no odd
-    number is zero, though, XLA does not know.
+    XLA starts independent computations at once: all draws of a step, whose results then
+    occupy memory. It also merges equal draws into the first. An optimisation barrier,
+    as in `jax.checkpoint`, is removed on CPU before scheduling. But XLA does not know
+    that no odd number is zero.
     """
     if not since.size:
         return key
-    # The largest, not the first: one entry of a sharded array is nobody's.
+    # The maximum, because a single entry of a sharded array lies on one device only.
     entry = jnp.max(jax.lax.stop_gradient(since)).astype(jnp.float32)
     odd = jax.lax.bitcast_convert_type(entry, jnp.uint32) | 1
     data = jax.random.key_data(key)
@@ -104,24 +102,24 @@ def _after(since: jax.Array, key: jax.Array) -> jax.Array:
 
 
 def step_draw(weight: AnalogWeight, leaves: Leaves, w: jax.Array) -> jax.Array:
-    """Returns one matrix of a layer as it is drawn for a step.
+    """Returns one matrix of a layer as drawn for a step.
 
     Args:
       weight: the plan of the kernel.
-      leaves: what is beside the matrix in this step.
-      w: `[rows, columns]`, nominal, not yet within its learned clip bound.
+      leaves: the leaves beside the matrix in this step.
+      w: `[rows, columns]`, nominal, not yet clipped to its learned bound.
     """
     weight = filled_weight(weight, leaves.get(CONSTANTS.name))
     return drawn(weight, leaves, w, leaves[WEIGHT_KEY], leaves.get(CLIP_BOUND.name))
 
 
 def kernel_draw(weight: AnalogWeight, leaves: Leaves, kernel: jax.Array) -> jax.Array:
-    """Returns a kernel of one layer, of several matrices or one, drawn for a step.
+    """Returns one layer's kernel, of one or several matrices, as drawn for a step.
 
     Args:
-      weight: the plan of the kernel, as one layer sees it.
-      leaves: what is beside the kernel in this step.
-      kernel: nominal, not yet within its learned clip bound.
+      weight: the plan of the kernel, for one layer.
+      leaves: the leaves beside the kernel in this step.
+      kernel: nominal, not yet clipped to its learned bound.
     """
     draw = functools.partial(step_draw, weight)
     for _ in weight.parallel:
@@ -140,10 +138,10 @@ def drawn(
 
     Args:
       weight: the plan of the kernel.
-      leaves: what is beside the matrix in this step.
+      leaves: the leaves beside the matrix in this step.
       w: `[rows, columns]`, nominal.
       key: key of the draw.
-      bound: its learned clip bound, unless `w` is within it already.
+      bound: its learned clip bound, unless `w` is already within it.
     """
     matrix = dataclasses.replace(
         weight, shape=w.shape, rows=(0,), columns=(1,), window=None

@@ -1,6 +1,6 @@
-"""The signal side: what stands between a layer's input and its matrix multiplication.
+"""The signal side: effects between a layer's input and its matrix multiplication.
 
-The pieces that Linen and NNX share. Each framework finds the leaves its own way.
+These parts are shared by Linen and NNX; each framework finds the leaves its own way.
 """
 
 import dataclasses
@@ -42,7 +42,7 @@ from hwtrain.weights.modifier import ON_LEVELS
 
 
 def names_beside(weight: AnalogWeight) -> dict[str, str]:
-    """Returns how what a layer may find beside an array in a call is named there."""
+    """Returns the stored names of the leaves that may lie beside an array in a call."""
     seen = (*weight.leaves(), *weight.leaves("step"))
     named = {leaf.name: weight.leaf_name(leaf) for leaf in seen}
     if weight.derived:
@@ -73,12 +73,12 @@ def check_real(weight: AnalogWeight, x: jax.Array) -> None:
 
 
 def has_signal_side(weight: AnalogWeight) -> bool:
-    """Whether anything stands around the layer's matrix multiplication, or in it."""
+    """Whether hardware effects surround or change the layer's multiplication."""
     return acts_in_product(weight) or bool(weight.derived) or observer() is not None
 
 
 def multiply(call: Multiplication) -> jax.Array:
-    """Does a multiplication that an observer was shown."""
+    """Performs a multiplication that was passed to an observer."""
     return analog_matmul(*call)
 
 
@@ -93,9 +93,9 @@ def analog_dot_general(
     Args:
       weight: the plan of the kernel.
       mode: the mode; `"eval"` uses plain JAX operations throughout.
-      leaves: what is beside the kernel in this step, as for `analog_matmul`; the batch
-        axes of the multiplication lead.
-      dot_general: what the layer used before.
+      leaves: the leaves beside the kernel in this step, as for `analog_matmul`, with
+        leading batch axes of the multiplication.
+      dot_general: the layer's original function.
     """
 
     def multiply(x, w, dimension_numbers, **options):
@@ -132,10 +132,10 @@ def analog_dot_general(
 
 
 class Product(NamedTuple):
-    """A `dot_general` with its options, equal to others of the same function.
+    """A `dot_general` with its options; equal if function and options are equal.
 
     Attributes:
-      function: called as `jax.lax.dot_general`.
+      function: called like `jax.lax.dot_general`.
       options: names and values of its further arguments.
     """
 
@@ -161,15 +161,16 @@ def analog_matmul(
     Args:
       weight: the plan of the kernel.
       mode: the mode; `"eval"` uses plain JAX operations throughout.
-      leaves: what is beside the kernel in this step, of `names_beside`: `input_range`
-        `[row tiles, column tiles]` and `probe` `[row tiles, column tiles, 6]` if the
-        layer has a range, `mapping_scale` `[row tiles, columns or column tiles]` if it
-        is stored or the kernel is not nominal, `noise_key` if the layer draws,
-        `noise_strength` if its noise is scaled, `hardware_constants` `[places]` if some
-        of its hardware are traced, and `chip_key` if it has frozen spreads.
+      leaves: the leaves beside the kernel in this step, as in `names_beside`:
+        `input_range` `[row tiles, column tiles]` and `probe` `[row tiles, column tiles,
+        6]` if the layer has a range, `mapping_scale` `[row tiles, columns or column
+        tiles]` if it is stored or the kernel is not nominal, `noise_key` if the layer
+        draws, `noise_strength` if its noise is scaled, `hardware_constants` `[places]`
+        if some of its hardware's numbers are traced, and `chip_key` if it has frozen
+        spreads.
       x: `[..., rows]`.
       w: `[rows, columns]`.
-      product: what multiplies.
+      product: the product to use.
       dtype: dtype of the result; `None` for that of a plain multiplication.
 
     Returns:
@@ -179,7 +180,7 @@ def analog_matmul(
     leaves, w = of_step(weight, mode, leaves, w)
     weight = weight if not weight.derived else as_stored(weight)
     if mode == "chip" and weight.hardware.rounds_chips:
-        weight = on_levels(weight)  # rounded before
+        weight = on_levels(weight)  # the weights were rounded before
     watch = observer()
     if watch is not None:
         return watch(Multiplication(weight, mode, leaves, x, w, product, dtype))
@@ -187,7 +188,7 @@ def analog_matmul(
     beside, keys = reads_of(weight, mode, leaves)
     call = (anonymous(weight), mode, product, dtype, beside, x, w, keys)
     if product.function is not jax.lax.dot_general:
-        # The function of a user may belong to a trace, be a Flax module, or read.
+        # A user's function may belong to a trace, be a Flax module, or contain a read.
         return _matmul(*call)
     with shared():
         return _shared_matmul(*call)
@@ -196,16 +197,16 @@ def analog_matmul(
 def reads_of(
     weight: AnalogWeight, mode: str, leaves: Mapping[str, jax.Array]
 ) -> tuple[dict[str, jax.Array], jax.Array | None]:
-    """Returns what is beside a kernel, and the keys of this read of it.
+    """Returns the leaves beside a kernel, and the keys of this read of it.
 
     Args:
       weight: the plan of the kernel.
       mode: the mode.
-      leaves: what is beside the kernel, with a `noise_key` `[effects, 2]`.
+      leaves: the leaves beside the kernel, with a `noise_key` `[effects, 2]`.
 
     Returns:
-      The leaves, with a `weight_key` instead of the noise key if the layer draws
-      weights of its own; and `[effects]` keys, `None` if this read draws nothing.
+      The leaves, with a `weight_key` instead of the noise key if the layer draws its
+      own weights; and `[effects]` keys, `None` if this read draws nothing.
     """
     chip, modifier = weight.hardware, weight.hardware.modifier
     beside, keys = dict(leaves), None
@@ -215,9 +216,9 @@ def reads_of(
     if chip.reads(mode) or per_vector:
         keys = keys_here(weight, leaves)
     if in_layer and not per_vector:
-        # At every call, and at every step of a loop, the weights are those of the step.
+        # All calls, and all steps of a loop, use the same weights of the step.
         own = step_keys(leaves)
-        if not chip.redraws(mode):  # but rows of a map are examples
+        if not chip.redraws(mode):  # rows of a map are examples and differ
             own = at_rows(weight, own)
         beside[WEIGHT_KEY] = weight_key(own)
     return beside, keys
@@ -225,7 +226,7 @@ def reads_of(
 
 @functools.lru_cache(maxsize=4096)
 def anonymous(weight: AnalogWeight) -> AnalogWeight:
-    """Returns the plan of an array without its names, equal for layers that are."""
+    """Returns an array's plan without names, so that equal layers share it."""
     return dataclasses.replace(weight, path="", layer="", rule="", derived=None)
 
 
@@ -244,13 +245,13 @@ def _matmul(
     outside, weight = weight, filled_weight(weight, leaves.get(CONSTANTS.name))
     chip, scale = weight.hardware, leaves.get(MAPPING_SCALE.name)
     if scale is None and (chip.converts or chip.modifies_in_layer(mode)):
-        scale = weight.derived_scale(w)  # no modifier has changed the kernel
+        scale = weight.derived_scale(w)  # the kernel is nominal: no modifier changed it
     if scale is not None:
         leaves = {**leaves, MAPPING_SCALE.name: scale}
     deviation = _deviation(weight, mode, w, scale)
 
     def product(leaves, x, w, keys):
-        # Not those of around.
+        # The leaves passed in, not those of the enclosing function.
         weight = filled_weight(outside, leaves.get(CONSTANTS.name))
         chip, output_scale = weight.hardware, leaves.get(OUTPUT_SCALE.name)
         probe = leaves.get(PROBE.name) if mode != "eval" else None
@@ -302,13 +303,13 @@ _shared_matmul = jax.jit(_matmul, static_argnums=(0, 1, 2, 3))
 
 
 def stages_of(weight: AnalogWeight) -> tuple[Any, ...]:
-    """Returns what surrounds the tiles of a weight, from the outermost inwards."""
+    """Returns the stages around the tiles of a weight, outermost first."""
     chip = weight.hardware
     return (chip.range, *chip.stages) if weight.ranged else chip.stages
 
 
 def check_leaves(weight: AnalogWeight, leaves: Mapping[str, Any]) -> None:
-    """Raises unless what lies beside one matrix is what its hardware asks for.
+    """Raises unless the leaves beside one matrix fit its hardware.
 
     Args:
       weight: the plan of the kernel.
@@ -343,7 +344,7 @@ def _per_example(
 def _deviation(
     weight: AnalogWeight, mode: str, w: jax.Array, scale: jax.Array | None
 ) -> Callable[..., jax.Array] | None:
-    """Returns the deviation of outputs by weights drawn for each vector, if they are.
+    """Returns the outputs' deviation for weights drawn per vector; `None` otherwise.
 
     Args:
       weight: the plan of the layer's array.
@@ -373,7 +374,7 @@ def _deviation(
 
 
 def _check_leaf(weight: AnalogWeight, spec: LeafSpec, leaf: Any) -> None:
-    """Raises for a leaf of other tiles, or one whose statistics would be rounded."""
+    """Raises for a leaf of other tiles, or of a dtype that would round statistics."""
     shapes = spec.shapes(weight)
     if leaf.shape not in shapes:
         raise ValueError(

@@ -1,4 +1,4 @@
-"""What a row of the table of sockets means for a module of either framework."""
+"""Applies a row of the table of sockets to a module of either framework."""
 
 import dataclasses
 from collections.abc import Callable, Mapping
@@ -18,12 +18,12 @@ from hwtrain.sockets._table import Socket, array_letters, overridden
 
 
 def layer(row: Socket, module: Any, shape: tuple[int, ...]) -> Layer:
-    """Returns what the plan must know of a module.
+    """Returns the description of a module for the plan.
 
     Args:
       row: the row.
       module: the module.
-      shape: shape of its array, which may be that of a stack.
+      shape: shape of its array, possibly including a stack.
     """
     given = row.equation
     equation = given if isinstance(given, str) else given(module)
@@ -42,7 +42,7 @@ def layer(row: Socket, module: Any, shape: tuple[int, ...]) -> Layer:
 def watched(
     row: Socket, module: Any, marked: Callable[[str, Any], Any]
 ) -> dict[str, Any]:
-    """Returns the attributes of a module that multiply, with the array marked.
+    """Returns a module's attributes that multiply, changed to mark the array.
 
     Args:
       row: the row, which names the attribute.
@@ -82,14 +82,14 @@ def analog(
     mode: str,
     leaves: Mapping[str, jax.Array],
 ) -> dict[str, Any]:
-    """Returns the attributes of a module that multiply, as hardware does.
+    """Returns a module's attributes that multiply, changed to use the hardware.
 
     Args:
       row: the row, which names the attribute.
       module: the module.
       weight: the plan of the array.
       mode: the mode.
-      leaves: what is beside the array in this step, of `names_beside`.
+      leaves: the leaves beside the array in this step, as in `names_beside`.
     """
     if row.conv:
         return {row.conv: analog_conv(weight, mode, leaves)}
@@ -111,12 +111,12 @@ def analog(
 
 
 def _product_class(row: Socket, module: Any) -> Any:
-    """Returns what makes the `dot_general` of a layer of Flax, in the place of one."""
+    """Returns the factory that a Flax layer may have instead of a `dot_general`."""
     return getattr(module, f"{row.dot_general}_cls", None)
 
 
 def overriding(cls: type, method: str) -> Layer | None:
-    """Returns the layer of a class that overrides a method of one with rows."""
+    """Returns the layer for a class that overrides a method with rows."""
     found = overridden(cls, method)
     if found is None:
         return None
@@ -132,16 +132,16 @@ def layer_of(
     *args: Any,
     **kwargs: Any,
 ) -> Layer | None:
-    """Returns what the plan must know of a module with these rows.
+    """Returns the description of a module with these rows, for the plan.
 
     Args:
-      rows: the rows of a method, hwtrain's own or a user's.
+      rows: the rows of a method, built in or a user's.
       module: the module.
       shape_of: returns the shape of one of its arrays.
-      *args: arguments of the method, where it is called.
+      *args: arguments of the method, if it is called.
       **kwargs: its keyword arguments.
     """
-    if rows[0].built_in:  # which one function describes together
+    if rows[0].built_in:  # one function describes all built-in rows together
         describe = rows[0].layer
         if describe is None:
             return None

@@ -1,8 +1,8 @@
-"""An operation that does nothing, and shows along which axis `vmap` stacks an array.
+"""An identity operation that shows along which axis `vmap` stacks an array.
 
-The program of a mapped product does not say which axis of its operand counts the
-layers. This takes it to the front first: if it is there, nothing happens; if not, a
-transposition stands before this operation.
+The program of a mapped product does not show which axis of its operand counts the
+layers. This operation moves that axis to the front: if it is not there already, a
+transposition appears before the operation.
 """
 
 from typing import Any
@@ -18,7 +18,7 @@ _first = Primitive(NAME)
 
 
 def stack_axis_first(array: jax.Array) -> jax.Array:
-    """Returns an array, whose axis that `vmap` maps comes first; in traces only."""
+    """Returns an array with the axis that `vmap` maps moved first, in traces only."""
     return _first.bind(array)
 
 

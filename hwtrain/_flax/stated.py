@@ -1,7 +1,7 @@
-"""A product as a layer's own method states it: by the name of its array, and its axes.
+"""A product that a layer's method states by the name of its array and its axes.
 
-An array has no path, so that a value alone could not be planned. The two frameworks
-find the array and what lies beside it; the rest is here.
+An array has no path, so a value alone could not be planned. The two frameworks find the
+array and the leaves beside it; the rest is here.
 """
 
 import string
@@ -30,9 +30,9 @@ class Stated(NamedTuple):
 
     Attributes:
       array: the array's name in the layer.
-      equation: of inputs, array and result; empty if `numbers` say it.
-      numbers: as `jax.lax.dot_general` takes them, the inputs first.
-      dtype: the dtype to compute in; `None` for that of both together.
+      equation: the equation of inputs, array and result; empty if `numbers` is given.
+      numbers: as for `jax.lax.dot_general`, with the inputs first.
+      dtype: the dtype to compute in; `None` for the common dtype of both.
       options: names and values of further arguments.
     """
 
@@ -63,14 +63,14 @@ class Stated(NamedTuple):
         x: Any,
         w: jax.Array,
     ) -> jax.Array:
-        """Returns the product as hardware computes it.
+        """Returns the product as computed by the hardware.
 
         Args:
           weight: the plan of the array.
           mode: the mode.
-          leaves: what is beside the array in this step, of `names_beside`.
+          leaves: the leaves beside the array in this step, as in `names_beside`.
           x: the inputs.
-          w: the array, as the layer sees it.
+          w: the array in the layer.
 
         Raises:
           ValueError: if it sums over other axes than planned.
@@ -95,10 +95,10 @@ class Stated(NamedTuple):
         return multiply(x, w, (summed, batch), **options)
 
     def layer(self, shape: tuple[int, ...]) -> Layer:
-        """Returns what the plan must know of the layer.
+        """Returns the description of the layer for the plan.
 
         Args:
-          shape: the array's shape, as the layer sees it.
+          shape: the array's shape in the layer.
         """
         if self.numbers is None:
             return of_equation(self.leaf, self.equation, shape)
@@ -111,7 +111,7 @@ class Stated(NamedTuple):
         return _layer(self.leaf, shape, tuple(sorted(rows)), len(stack))
 
     def _promoted(self, x: Any, w: jax.Array) -> tuple[jax.Array, jax.Array]:
-        # As the layers of Flax do.
+        # The same promotion as in Flax's layers.
         dtype = self.dtype
         if dtype is None:
             dtype = jnp.result_type(x, w)
@@ -120,14 +120,14 @@ class Stated(NamedTuple):
         return jnp.asarray(x, dtype), jnp.asarray(w, dtype)
 
     def __str__(self) -> str:
-        """Returns the call, as far as its axes go."""
+        """Returns the text of the call, with its axes."""
         if self.numbers is None:
             return f"analog_einsum(self, {self.array!r}, {self.equation!r}, x)"
         return f"analog_dot_general(self, {self.array!r}, x, {self.numbers})"
 
 
 def of_equation(leaf: str, equation: str, shape: tuple[int, ...]) -> Layer:
-    """Returns what the plan must know of a layer that computes an equation.
+    """Returns the description of a layer that computes an equation, for the plan.
 
     >>> of_equation("w", "...i,oi->...o", (4, 3)).weights[0].rows
     (1,)
@@ -137,11 +137,11 @@ def of_equation(leaf: str, equation: str, shape: tuple[int, ...]) -> Layer:
 
     Args:
       leaf: path of its array from the layer.
-      equation: of inputs, array and result.
-      shape: the array's shape, as the layer sees it.
+      equation: the equation of inputs, array and result.
+      shape: the array's shape in the layer.
 
     Raises:
-      ValueError: if it is no equation of two operands, or of arrays of another rank.
+      ValueError: if it is not an equation of two operands, or for another rank.
     """
     letters = array_letters(equation)
     if "." not in letters and len(letters) != len(shape):
@@ -158,7 +158,7 @@ def of_equation(leaf: str, equation: str, shape: tuple[int, ...]) -> Layer:
 
 
 def _layer(leaf: str, shape: tuple[int, ...], rows: Axes, stack: int) -> Layer:
-    """Returns a layer with an array; other calls of it may have other inputs."""
+    """Returns a layer with an array; its equation fits inputs of any rank."""
     letters = string.ascii_letters[: len(shape)]
     lead, of_rows = letters[:stack], "".join(letters[axis] for axis in rows)
     columns = tuple(axis for axis in range(stack, len(shape)) if axis not in rows)
@@ -176,12 +176,12 @@ def _layer(leaf: str, shape: tuple[int, ...], rows: Axes, stack: int) -> Layer:
 
 
 def refused(leaf: str, shape: tuple[int, ...], why: str) -> Layer:
-    """Returns a layer with an array by which a crossbar cannot multiply.
+    """Returns a layer with an array that a crossbar cannot multiply by.
 
     Args:
       leaf: path of the array from the layer.
       shape: its shape.
-      why: why not.
+      why: the reason.
     """
     weight = LayerWeight(
         leaf=leaf,

@@ -1,4 +1,4 @@
-"""How strong the noise of training is at a step: a schedule's value, traced."""
+"""Scales the noise of training at a step by a traced value, such as a schedule's."""
 
 import contextlib
 import contextvars
@@ -24,7 +24,7 @@ _active: contextvars.ContextVar[Any] = contextvars.ContextVar(
 )
 
 
-# Part of every jit cache key: what was traced at another strength must not serve.
+# Part of every jit cache key, because traces at another strength must not be reused.
 _trace = jax.make_user_context(default_value=None)
 
 
@@ -40,14 +40,15 @@ def noise_strength(strength: ArrayLike | Mapping[str, ArrayLike]) -> Iterator[No
 
     .. math:: \sigma \to a\,\sigma
 
-    for every standard deviation and every probability by which the model draws at a
-    step: weight noise, dropped and stuck weights, random drift, noise and spreads of
-    the periphery. Rounding, clipping and the keys stay, so that 1 is the model without
-    this, and 0 the model of the same hardware without noise, both bit for bit.
+    for every standard deviation and every probability of the model's draws in a step:
+    weight noise, dropped and stuck weights, random drift, noise and spreads of the
+    periphery. Rounding, clipping and the keys do not change, so that 1 gives the model
+    without this context, and 0 the model of the same hardware without noise, both bit
+    for bit.
 
-    Enter it inside the function that is compiled, with a traced value, such as that of
-    an Optax schedule: nothing compiles anew when the value changes. A number from
-    outside counts as a constant of the program, which compiles for each.
+    Enter it inside the compiled function, with a traced value, such as that of an Optax
+    schedule: a new value needs no recompilation. A number from outside is a constant of
+    the program, which is compiled for each value.
 
     >>> import optax
     >>> from flax import linen as nn
@@ -64,14 +65,14 @@ def noise_strength(strength: ArrayLike | Mapping[str, ArrayLike]) -> Iterator[No
     >>> y = noisy(params, 0, jax.random.key(1))
 
     Args:
-      strength: a, not negative, a scalar for all layers, or scalars by pattern: the
-        product of those whose pattern matches all of a layer's path (`re.fullmatch`;
-        of a raw parameter, its own path). Layers without a match keep 1.
+      strength: a, not negative: a scalar for all layers, or scalars by pattern, of
+        which those that match a layer's whole path are multiplied (`re.fullmatch`; for
+        a raw parameter, its own path). Layers without a match keep 1.
 
     Raises:
       ValueError: for a negative number or an array; inside, for a model in chip mode,
-        whose noise is that of a chip; on leaving, for a pattern that matched no layer,
-        or if nothing inside drew any noise.
+        whose noise is a chip's; on exit, for a pattern that matched no layer, or if
+        nothing inside drew any noise.
     """
     given = strength if isinstance(strength, Mapping) else {_PATTERN_OF_ALL: strength}
     values = {pattern: _scalar(pattern, value) for pattern, value in given.items()}
@@ -83,7 +84,7 @@ def noise_strength(strength: ArrayLike | Mapping[str, ArrayLike]) -> Iterator[No
             yield
     finally:
         _active.reset(reset)
-    # A program that was compiled at the same number before is not traced again.
+    # A program already compiled for the same number is not traced again.
     if token not in _checked:
         _check_used(values, used)
         if isinstance(token, tuple):
@@ -91,10 +92,10 @@ def noise_strength(strength: ArrayLike | Mapping[str, ArrayLike]) -> Iterator[No
 
 
 def strengths(plan: Plan) -> dict[str, jax.Array]:
-    """Returns by path the strength of weights whose noise is scaled.
+    """Returns by path the strength for weights whose noise is scaled.
 
     Args:
-      plan: the plan of a model that is called.
+      plan: the plan of the called model.
     """
     if _active.get() is None:
         return {}
@@ -105,7 +106,7 @@ def strengths(plan: Plan) -> dict[str, jax.Array]:
         if not weight.hardware.noisy(periphery=not raw):
             continue
         name = weight.path if raw else weight.layer_path
-        # A product, because a dict that passed through jit has lost its order.
+        # A product of all matches, because jit does not keep the order of a dict.
         matching = [pattern for pattern in values if re.fullmatch(pattern, name)]
         if matching:
             used.update(matching)
@@ -115,7 +116,7 @@ def strengths(plan: Plan) -> dict[str, jax.Array]:
 
 
 def check_mode(mode: str) -> None:
-    """Raises for a chip whose noise would be scaled."""
+    """Raises for a model in chip mode whose noise would be scaled."""
     if mode == "chip" and _active.get() is not None:
         raise ValueError(
             "noise_strength scales the noise of training, and this model is in "
@@ -136,10 +137,10 @@ def _scalar(pattern: str, value: ArrayLike) -> Any:
 
 
 def _token(values: Mapping[str, jax.Array]) -> Any:
-    """Returns what identifies the values: numbers by value, traced ones by the trace.
+    """Returns an identifier of the values: numbers by value, traced ones by the trace.
 
-    Whoever enters it within one trace with two traced values needs two traces of what
-    is compiled inside.
+    Entering twice within one trace with different traced values needs two traces of the
+    functions compiled inside.
     """
     if any(isinstance(value, Tracer) for value in values.values()):
         return next(_fresh)

@@ -1,4 +1,4 @@
-"""Analog parameters to plain ones."""
+"""Turns analog parameters into plain ones."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -17,7 +17,7 @@ from hwtrain.periphery._range_gradient import PROBE_SIZE
 from hwtrain.periphery.input_range import PROBE, RANGE
 
 _LEARNED = {leaf.name for leaf in BUILT_IN if leaf.in_kernel is not None}
-"""The names of leaves that would have to become part of the kernel."""
+"""The names of leaves that must become part of the kernel when stripped."""
 
 
 _WITH_PLAN = "hwtrain.strip(params, plan), with plan = hwtrain.plan(analog, ...)"
@@ -26,9 +26,9 @@ _WITH_PLAN = "hwtrain.strip(params, plan), with plan = hwtrain.plan(analog, ...)
 def strip(params: Any, plan: Plan | None = None) -> Any:
     """Returns an analog model's parameters without the leaves that `analogize` added.
 
-    A parameter of the model that has the name of one stays. The plan says which that
-    are. Without it, an input range tells by its shape, and so does what has a type of
-    `hwtrain` in an `nnx.State`.
+    Parameters of the model with the same names are kept; the plan tells which they are.
+    Without a plan, an input range is recognised by its shape, and entries of an
+    `nnx.State` by hwtrain's variable types.
 
     >>> layer = {"kernel": jnp.ones((4, 3)), "input_range": jnp.ones((1, 1)),
     ...          "probe": jnp.zeros((1, 1, 6))}
@@ -38,12 +38,12 @@ def strip(params: Any, plan: Plan | None = None) -> Any:
     Args:
       params: nested mappings, such as Linen's `params` or an `nnx.State`.
       plan: the plan of the model; needed for learned output scales and clip bounds,
-        which become part of the kernels, and where a parameter may be the model's.
+        which become part of the kernels, and if a leaf may be the model's parameter.
 
     Raises:
-      ValueError: for learned output scales or clip bounds without a plan: without them,
-        the kernels would be those of another function; and for what may be a leaf or a
-        parameter of the model.
+      ValueError: without a plan, for learned output scales or clip bounds, because the
+        kernels alone would compute another function; and for an entry that may be a
+        leaf or a parameter of the model.
     """
     if plan is None:
         ours = _certain(params)
@@ -54,7 +54,7 @@ def strip(params: Any, plan: Plan | None = None) -> Any:
 
 
 def _planned(params: Any, plan: Plan) -> set[str]:
-    """Returns the paths of the leaves of hardware, by the plan."""
+    """Returns the paths of hardware leaves, by the plan."""
     present = paths.leaves(params)
     of = {local(plan, w.path): w for w in plan.weights if w.kind != "raw"}
     users = {local(plan, path) for path in plan.users}
@@ -75,7 +75,7 @@ def _planned(params: Any, plan: Plan) -> set[str]:
 
 
 def _certain(params: Any) -> set[str]:
-    """Returns the paths of the leaves of hardware, as far as they show it themselves.
+    """Returns the paths of the leaves that are certainly the hardware's.
 
     Raises:
       ValueError: for one that may be a parameter of the model.
@@ -111,18 +111,18 @@ def _certain(params: Any) -> set[str]:
 
 
 def _variables(params: Any) -> dict[str, nnx.Variable]:
-    """Returns the variables of a state by path; none of another tree."""
+    """Returns the variables of a state by path; empty for another tree."""
     flat = nnx.to_flat_state(params) if isinstance(params, nnx.State) else ()
     named = ((paths.join(keys), variable) for keys, variable in flat)
     return {path: x for path, x in named if isinstance(x, nnx.Variable)}
 
 
 def _shows(path: str, name: str, leaf: Any, present: Mapping[str, Any]) -> bool | None:
-    """Whether an array is a leaf of hardware; `None` where it may be the model's.
+    """Whether an array is a hardware leaf; `None` if it may be the model's parameter.
 
     Args:
       path: its path.
-      name: the name of the leaf that it would be.
+      name: the name of the possible leaf.
       leaf: the array, or its shape and dtype.
       present: all parameters by path.
     """
@@ -147,7 +147,7 @@ def _shows(path: str, name: str, leaf: Any, present: Mapping[str, Any]) -> bool 
 
 
 def _stack(tiles: Any, probe: Any) -> tuple[int, ...] | None:
-    """Returns how layers are stacked by their input range; `None` if it is not one."""
+    """Returns the stack shape of an input range; `None` if it is not one."""
     if tiles is None or probe is None:
         return None
     shape, dtypes = np.shape(tiles), {jnp.result_type(x) for x in (tiles, probe)}
@@ -156,7 +156,7 @@ def _stack(tiles: Any, probe: Any) -> tuple[int, ...] | None:
 
 
 def _without(params: Any, ours: set[str], above: str = "") -> Any:
-    """Returns nested mappings without leaves; a mapping left with none stays."""
+    """Returns nested mappings without leaves; mappings that become empty are kept."""
     entries = {}
     for name, entry in params.items():
         path = f"{above}{paths.join([name])}"
@@ -168,7 +168,7 @@ def _without(params: Any, ours: set[str], above: str = "") -> Any:
 
 
 def _with_leaves_in_kernels(params: Any, plan: Plan) -> Any:
-    """Returns parameters whose kernels do what some of their leaves do."""
+    """Returns parameters with the effect of some leaves merged into the kernels."""
     values = paths.leaves(params)
     weights = {local(plan, weight.path): weight for weight in plan.weights}
 

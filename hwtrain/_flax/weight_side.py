@@ -1,7 +1,7 @@
-"""The weight side: every analog weight transformed on its way into the forward pass.
+"""The weight side: transforms every analog weight on its way into the forward pass.
 
-It works on the tree of parameters at the root, so it reaches stacked layers, recurrent
-cells and raw parameters alike. Both frameworks call it.
+It works on the parameter tree at the root, so it covers stacked layers, recurrent cells
+and raw parameters alike. Both frameworks use it.
 """
 
 import functools
@@ -32,7 +32,7 @@ from hwtrain.weights.mapping import MAPPING_SCALE
 from hwtrain.weights.modifier import ON_LEVELS
 
 Values = Mapping[str, Sequence[Any]]
-"""By path of a weight, the traced constants of its hardware."""
+"""The traced constants of each weight's hardware, by path."""
 
 
 def draws(plan: Plan, mode: str) -> bool:
@@ -46,9 +46,9 @@ def draws(plan: Plan, mode: str) -> bool:
 
 
 def needs_root(plan: Plan, mode: str, constants: Values | None = None) -> bool:
-    """Whether a step in `mode` goes through the root: it modifies weights, or draws.
+    """Whether a step in `mode` needs the root, because it modifies weights or draws.
 
-    Or has traced constants, which the root hands to the layers.
+    Traced constants need it too, because the root passes them to the layers.
     """
     return (
         bool(constants)
@@ -63,7 +63,7 @@ def needs_root(plan: Plan, mode: str, constants: Values | None = None) -> bool:
 
 
 def no_key() -> jax.Array:
-    """Returns the key of steps that modify weights, by rounding, but draw nothing."""
+    """Returns a key for steps that modify weights by rounding, but draw nothing."""
     return jax.random.key(0)
 
 
@@ -74,23 +74,23 @@ def step_weights(
     key: jax.Array,
     constants: Values | None = None,
 ) -> tuple[paths.Tree, dict[str, jax.Array]]:
-    """Returns the parameters of one step, and what its layers need beside them.
+    """Returns the parameters of one step, and the leaves that its layers need.
 
     Args:
       params: nominal parameters of the root.
       plan: the plan; its prefix is not part of the paths in `params`.
-      mode: `"train"` or `"chip"`; `"eval"` for learned clip bounds and constants alone.
+      mode: `"train"` or `"chip"`; `"eval"` only for learned clip bounds and constants.
       key: the step's key.
-      constants: by path of a weight, what fills the holes of its hardware, as
-        `hwtrain._plan.constants.split_plan` gives it.
+      constants: by path of a weight, values for the holes in its hardware, from
+        `hwtrain._plan.constants.split_plan`.
 
     Returns:
-      A tree like `params`, and by path in `params` leaves that are there for this step
-      only: `noise_key` of every layer that needs the root, the data of the keys of its
-      reads, `[*stack, effects, 2]`, `noise_strength` `[*stack]` of every layer whose
-      noise is scaled, `hardware_constants` `[*stack, places]` of every layer with some,
-      `chip_key` of every layer with frozen spreads, and the `mapping_scale` of the
-      nominal kernel where it is not stored.
+      A tree like `params`, and by path in `params` the leaves for this step only:
+      `noise_key` of every layer that needs the root, with the data of the keys of its
+      reads, `[*stack, effects, 2]`; `noise_strength` `[*stack]` of every layer whose
+      noise is scaled; `hardware_constants` `[*stack, places]` of every layer with some;
+      `chip_key` of every layer with frozen spreads; and the `mapping_scale` of the
+      nominal kernel if it is not stored.
     """
     check_mode(mode)
     strength = strengths(plan)
@@ -102,12 +102,12 @@ def step_weights(
 
     def step_value(path: str, leaf: Any) -> Any:
         weight = weights.get(path)
-        if weight is None or weight.derived:  # the layer does it
+        if weight is None or weight.derived:  # the layer transforms derived weights
             return leaf
         bound, chip = weight.stored_bound(nominal, plan.prefix), weight.hardware
         scale = weight.stored_scale(nominal, plan.prefix)
         if mode == "chip" and chip.rounds_chips:
-            # Once, before what the chip does to them: those of a chip are rounded.
+            # Rounded once, before a chip's other effects; a chip's are rounded already.
             if local(plan, weight.leaf(ON_LEVELS)) not in nominal:
                 with shared():
                     constant = values.get(weight.path)
@@ -115,7 +115,7 @@ def step_weights(
             weight, bound = on_levels(weight), None
             chip = weight.hardware
         if chip.redraws(mode):
-            return leaf  # clipped by the layer, which keeps nothing of its size
+            return leaf  # clipped by the layer, which stores no array of this size
         if not chip.modifies(mode) or chip.modifies_in_layer(mode):
             return clipped(weight, leaf, bound)
         noise = strength.get(weight.path)
@@ -159,7 +159,7 @@ def step_weights(
     return paths.map_leaves(step_value, params), leaves
 
 
-# Compiled, so that equal arrays of a program are traced and lowered once.
+# Jitted, so that equal arrays of a program are traced and lowered once.
 
 
 @functools.partial(jax.jit, static_argnums=0)
@@ -190,7 +190,7 @@ def _nominal_scale(
 def _step_keys(
     plan: Plan, mode: str, key: jax.Array
 ) -> tuple[dict[str, jax.Array], dict[str, jax.Array]]:
-    """Returns what is drawn with in a step, by path: all names are folded in at once.
+    """Returns the keys of a step by path; all names are folded in at once.
 
     Args:
       plan: the plan.
@@ -198,8 +198,8 @@ def _step_keys(
       key: the step's key.
 
     Returns:
-      The key of the noise of each array that is modified before the model; and of each
-      layer that needs the root, the data of the keys of its reads,
+      The key for the noise of each array that is modified before the model; and for
+      each layer that needs the root, the data of the keys of its reads,
       `[*stack, effects, 2]`.
     """
     modified = [
@@ -231,7 +231,7 @@ def _step_keys(
 def _named_keys(
     key: jax.Array, hashes: tuple[int, ...], weights: int
 ) -> tuple[jax.Array, jax.Array]:
-    """Returns the key of each name, and of those after the weights' those of reads."""
+    """Returns the key of each name, and the keys of reads for names after weights."""
 
     def draw(key: jax.Array) -> tuple[jax.Array, jax.Array]:
         keys = fold_in(key, np.array(hashes, np.uint32))
@@ -244,7 +244,7 @@ def _named_keys(
 
 
 def _of_stack(weight: AnalogWeight, key: jax.Array, of_read: jax.Array) -> jax.Array:
-    """Returns the data of the keys of a layer's reads, one for each of a stack.
+    """Returns the data of the keys of a layer's reads, for each entry of a stack.
 
     Args:
       weight: the plan of the layer's array.
@@ -254,7 +254,7 @@ def _of_stack(weight: AnalogWeight, key: jax.Array, of_read: jax.Array) -> jax.A
     if weight.stack:
         numbers = jnp.arange(math.prod(weight.stack)).reshape(weight.stack)
         of_read = read_keys(fold_in(key, numbers))
-    # The words of the other generators are threefry keys, one after the other.
+    # For the other generators, key data are consecutive threefry keys.
     return jax.random.key_data(of_read)[..., :2]
 
 

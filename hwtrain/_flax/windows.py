@@ -1,4 +1,4 @@
-"""What the plan must know of convolutions: the geometry of their windows."""
+"""Describes convolutions for the plan, by the geometry of their windows."""
 
 import dataclasses
 from typing import Any
@@ -14,13 +14,13 @@ from hwtrain._plan.layer import Layer, LayerWeight
 def describe_conv(
     module: Any, padding: Any, channels: int, features: int, sizes: tuple[int, ...]
 ) -> Layer:
-    """Returns what the plan must know of a convolution.
+    """Returns the description of a convolution for the plan.
 
     Args:
       module: the layer, of either framework.
-      padding: its padding, as Flax makes it canonical.
-      channels: of the input.
-      features: of the output.
+      padding: its padding in Flax's canonical form.
+      channels: channels of the input.
+      features: features of the output.
       sizes: taps along every spatial axis.
     """
     window = _window(module, padding, sizes)
@@ -31,7 +31,7 @@ def describe_conv(
 def describe_transpose(
     module: Any, padding: Any, channels: int, features: int, sizes: tuple[int, ...]
 ) -> Layer:
-    """Returns what the plan must know of a transposed convolution, as above."""
+    """Returns the description of a transposed convolution, as `describe_conv`."""
     window = windows.transposed(
         sizes,
         strides=_each(module.strides, sizes),
@@ -54,13 +54,13 @@ def describe_local(
     sizes: tuple[int, ...],
     spatial: tuple[int, ...],
 ) -> Layer:
-    """Returns what the plan must know of a convolution that shares no weights.
+    """Returns the description of a convolution without weight sharing, for the plan.
 
     Args:
       module: the layer.
-      padding: its padding, as Flax makes it canonical.
-      channels: of the input.
-      features: of the output.
+      padding: its padding in Flax's canonical form.
+      channels: channels of the input.
+      features: features of the output.
       sizes: taps along every spatial axis.
       spatial: spatial sizes of the input.
     """
@@ -92,7 +92,7 @@ def _layer(
     window: Window,
 ) -> Layer:
     known = [weight.window.mask for weight in getattr(module, "analog_weights", ())]
-    if known:  # an NNX layer, whose mask may be traced by now
+    if known:  # an NNX layer, whose mask may already be traced
         window = dataclasses.replace(window, mask=known[0])
     elif isinstance(module.mask, Tracer):
         return Layer(why="its mask is computed while tracing; make it with NumPy")

@@ -1,4 +1,4 @@
-"""Hardware-ready checkpoints: what a chip or a simulator can be programmed from."""
+"""Hardware-ready checkpoints for programming a chip or a simulator."""
 
 from hwtrain.checkpoint._description import Graph as Graph
 from hwtrain.checkpoint._description import Measurement as Measurement

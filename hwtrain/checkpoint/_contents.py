@@ -1,4 +1,4 @@
-"""What a hardware-ready checkpoint holds, and the files it becomes."""
+"""The contents of a hardware-ready checkpoint, and how they are written to files."""
 
 import dataclasses
 import importlib.metadata
@@ -51,15 +51,15 @@ _LIBRARIES = ("jax", "jaxlib", "numpy", "safetensors")
 
 
 class Contents:
-    """What a checkpoint will hold, checked as far as it can be without the values.
+    """The contents of a checkpoint, checked as far as possible without the values.
 
     Args:
-      variables: as `export` takes them.
+      variables: as for `export`.
       plan: the plan of the model.
       chip_seeds: seeds of the frozen chips, in any order.
-      measured: by number of the chip, the conductances that were measured on it.
-      graph: how the layers are connected; `None` if nobody said.
-      accuracy: what was measured of the model.
+      measured: by the chip's number, the conductances measured on it.
+      graph: the connections of the layers; `None` if unknown.
+      accuracy: measurements of the model.
 
     Raises:
       HardwareCheckpointError: if the plan or the seeds do not fit.
@@ -105,7 +105,7 @@ class Contents:
             )
 
     def _check_leaves(self) -> None:
-        """Raises unless the variables have all that the plan names."""
+        """Raises unless the variables contain everything that the plan names."""
         plan, params = self.plan, self._params
         self._check_nominal()
         pending = [weight for weight in plan.weights if weight.pending]
@@ -145,8 +145,8 @@ class Contents:
             raise HardwareCheckpointError(str(error)) from error
 
     def _check_nominal(self) -> None:
-        """Raises for a chip's weights, whose place is beside the nominal ones."""
-        # In an NNX model, what a chip has beside its weights may be plain arrays.
+        """Raises if the weights are a chip's; these are stored beside nominal ones."""
+        # In an NNX model, leaves of a chip beside its weights may be plain arrays.
         held = [x.keys for x in self.leaves if x.keys[0] in ("params", CONSTANTS)]
         trees = paths.unflatten({keys: 0 for keys in held if keys[1:]})
         found = [x for t in trees.values() for x in self.plan.leaves_of_chip(t)]
@@ -163,7 +163,7 @@ class Contents:
         return {leaf.path: leaf for leaf in self.leaves if leaf.keys[0] == "params"}
 
     def copy_to_host(self) -> None:
-        """Copies all values, so that later steps of the training cannot change them."""
+        """Copies all values, so that later training steps cannot change them."""
         self.leaves = [
             leaf
             if leaf.kind == "empty"
@@ -177,11 +177,11 @@ class Contents:
         One layer is in memory at a time.
 
         Args:
-          directory: where to.
-          report: is called with the number of layers that are written, and of all.
+          directory: the directory.
+          report: called with the number of written layers and the total.
 
         Raises:
-          HardwareCheckpointError: if a reader would not take what the plan says.
+          HardwareCheckpointError: if a reader would not accept the result.
         """
         try:
             self._write(directory, report)
@@ -266,7 +266,7 @@ class Contents:
                 for quantity, array in scales.items():
                     unit = scale_unit(weight.hardware.converter, quantity)
                     content[f"{name}/{quantity}"] = (array, unit)
-        # A layer may hold two analog weights; what lies beside them goes to the first.
+        # A layer may hold two analog weights; its other leaves go to the first one.
         beside = [
             leaf
             for path, leaf in params.items()
@@ -300,15 +300,15 @@ class Contents:
 
 
 def _beside(weight: AnalogWeight, params: Mapping[str, Leaf]) -> dict[str, np.ndarray]:
-    """Returns the values of the leaves that a weight's hardware asks for."""
+    """Returns the values of the leaves that a weight's hardware needs."""
     names = map(weight.leaf, weight.leaves())
     return {name: params[name].array() for name in names if name in params}
 
 
 def _within_bound(weight: AnalogWeight, params: dict[str, Leaf]) -> Leaf:
-    """Returns the leaf of a weight as the hardware holds it: clipped, if it learns to.
+    """Returns a weight's leaf as stored in hardware: clipped if its bound is learned.
 
-    What lies beyond a learned bound matters to training alone.
+    Only training needs the weights beyond a learned bound.
     """
     kernel, bound = params[weight.path], weight.stored_bound(params)
     if bound is None:
@@ -321,13 +321,13 @@ def _within_bound(weight: AnalogWeight, params: dict[str, Leaf]) -> Leaf:
 
 @dataclasses.dataclass
 class _Files:
-    """The files written so far, and what they hold.
+    """The files written so far, and their contents.
 
     Attributes:
-      directory: where they are.
-      units: the units of the leaves of users' parts by path.
-      tensors: the entries of every file's tensors.
-      leaves: the entry of every leaf stored so far, by its tensor's name.
+      directory: the directory of the files.
+      units: the units of the leaves of users' parts, by path.
+      tensors: the tensor entries of each file.
+      leaves: the entry of each leaf stored so far, by its tensor's name.
     """
 
     directory: Path

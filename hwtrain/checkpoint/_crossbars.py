@@ -1,4 +1,4 @@
-"""What lies on the crossbars of one analog weight: the tiles and their conductances."""
+"""The crossbars of one analog weight: its tiles and their conductances."""
 
 import dataclasses
 import functools
@@ -31,10 +31,10 @@ class Crossbars:
       weight: the plan of the array.
       kernel: the stored array, nominal.
       scale: its stored mapping scale, if it has one.
-      bound: its learned clip bound, if it has one, within which the array lies.
+      bound: its learned clip bound, if it has one; the array lies within it.
 
     Raises:
-      HardwareCheckpointError: if the array is not what the plan says, or not finite.
+      HardwareCheckpointError: if the array does not match the plan, or is not finite.
     """
 
     def __init__(
@@ -66,7 +66,7 @@ class Crossbars:
         """Yields the name, such as `tile/0/1`, and the target of each tile."""
         converter = self._converter
         with on_cpu():
-            # Whole, or JAX would compile the cut of each kind of tile.
+            # Converted as a whole, because JAX would compile a cut for each tile shape.
             found, params = jax.tree.map(np.asarray, _targets(self._geometry, self._w))
         for place in grid(self.weight):
             yield (
@@ -89,13 +89,13 @@ class Crossbars:
           seed: the chip's seed.
 
         Returns:
-          The array as the chip has it, float32, shaped as stored; and for each tile
-          and device its target conductances, such as `tile/0/1/g_pos`, in µS, not
-          clipped: a device with mismatch may exceed g_max. With a noise model, also
-          what programming reached and drew: `tile/0/1/g_pos/g_prog`, `.../nu`.
+          The array on the chip, float32, shaped as stored; and for each tile and device
+          its target conductances, such as `tile/0/1/g_pos`, in µS, not clipped: a
+          device with mismatch may exceed g_max. With a noise model, also the programmed
+          conductances and draws: `tile/0/1/g_pos/g_prog`, `.../nu`.
         """
         with on_cpu():
-            # Not a Python integer: JAX would take it for a signed one.
+            # A Python integer would become a signed one in JAX.
             key = draw_key(chip_key(np.uint32(seed)), self.weight.path, "mismatch")
             kernel = _chip_kernel(
                 self._geometry, self._kernel, self._given, key, self._written
@@ -105,7 +105,7 @@ class Crossbars:
     def measured(
         self, conductances: Mapping[str, np.ndarray]
     ) -> tuple[np.ndarray, Iterator[tuple[str, np.ndarray]]]:
-        """Returns as `chip` what was measured on a chip.
+        """Returns measurements of a chip in the format of `chip`.
 
         Args:
           conductances: of the whole chip, by name, checked; see `read_conductances`.
@@ -159,7 +159,7 @@ class Crossbars:
             bound = None if self._bound is None else jnp.asarray(self._bound)
             derived = weight.derived_scale(matrix, bound)
             return jnp.ones(shape, jnp.float32) if derived is None else derived
-        # Format 1.1 had one scale for all column tiles.
+        # In format 1.1, all column tiles shared one scale.
         shapes = (shape, (*shape[:-1], sum(weight.column_sizes)), (*shape[:-1], 1))
         if stored.shape not in shapes:
             raise HardwareCheckpointError(
@@ -178,12 +178,12 @@ class Crossbars:
 
 
 def check_kernel(weight: AnalogWeight, kernel: np.ndarray, where: str = "") -> None:
-    """Raises unless an array is what the plan says, and finite.
+    """Raises unless an array matches the plan and is finite.
 
     Args:
       weight: the plan of the array.
       kernel: the stored array.
-      where: what comes before its path in the message.
+      where: prefix of its path in the message.
     """
     if kernel.shape != weight.shape:
         raise HardwareCheckpointError(
@@ -240,7 +240,7 @@ def _programmed(
     keys: Keys,
     bound: jax.Array | None,
 ) -> list[dict[str, jax.Array]]:
-    """Returns for each device the matrices of its target, `""`, and of its draws."""
+    """Returns the matrices of each device: its target, `""`, and its draws by name."""
     found = program_weight(weight, kernel, scale, keys, bound)
     names = {"g_target": "", **{name: name for name in PROGRAMMED}}
     return [

@@ -1,4 +1,4 @@
-"""What a manifest says of a model beside its weights, if somebody told it."""
+"""Optional information about a model in a manifest: its graph and measurements."""
 
 from typing import Annotated, Self
 
@@ -6,7 +6,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 
 class Entry(BaseModel):
-    """A part of a manifest: strict, closed, frozen."""
+    """A part of a manifest: strict, frozen, without additional fields."""
 
     model_config = ConfigDict(
         strict=True, extra="forbid", frozen=True, allow_inf_nan=False
@@ -14,17 +14,17 @@ class Entry(BaseModel):
 
 
 class Graph(Entry):
-    """How the layers of a model are connected, for programs that need to know.
+    """The connections of a model's layers, for programs that need them.
 
     >>> graph = Graph(
     ...     nodes={"in": "input", "dense": "layer", "act": "relu", "out": "output"},
     ...     edges=(("in", "dense"), ("dense", "act"), ("act", "out")))
 
     Attributes:
-      nodes: by name what it is: "input", "output", "layer" (the name is then the path
-        of a layer), "identity" where nothing happens between two layers, or an
+      nodes: the kind of each node by name: "input", "output", "layer" (the name is then
+        the path of a layer), "identity" if nothing happens between two layers, or an
         operation such as "relu".
-      edges: from which node to which.
+      edges: pairs of a source and a target node.
     """
 
     nodes: dict[str, str]
@@ -43,7 +43,7 @@ class Graph(Entry):
 
 
 class Measurement(Entry):
-    """A metric of the model on a population of chips, as it was measured.
+    """A metric measured on a population of chips.
 
     >>> Measurement(metric="accuracy in %", mode="chip_mode", chips=128, mean=97.5,
     ...             std=0.4, conditions={"mismatch_std": 0.1}).std
@@ -51,12 +51,12 @@ class Measurement(Entry):
 
     Attributes:
       metric: its name and unit.
-      mode: the mode that the model was in.
+      mode: the mode that the model ran in.
       chips: number of chips.
-      mean: mean over chips. Of an accuracy it lies between 0 and 1, or 0 and 100 where
-        the metric says "%".
+      mean: mean over chips. An accuracy lies between 0 and 1, or 0 and 100 if the
+        metric's name contains "%".
       std: standard deviation over chips, not negative; `None` for one chip.
-      conditions: what else it depends on, by name, such as `t_s`.
+      conditions: further conditions of the measurement by name, such as `t_s`.
     """
 
     metric: Annotated[str, Field(min_length=1)]

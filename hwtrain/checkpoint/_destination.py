@@ -1,4 +1,4 @@
-"""Where something is written: complete, or nothing is there."""
+"""Writes files and directories atomically."""
 
 import contextlib
 import fcntl
@@ -17,10 +17,10 @@ from hwtrain.checkpoint._manifest import sync
 
 @contextlib.contextmanager
 def new(out: str | os.PathLike[str], *, folder: bool = False) -> Iterator[Path]:
-    """Gives a hidden path beside `out` to write to, and then its name to what is there.
+    """Yields a hidden path beside `out` to write to, and renames it at the end.
 
-    A process that is killed may leave the hidden path, never a part of `out`; who
-    writes to `out` next removes it.
+    A killed process may leave the hidden path behind, but never a part of `out`; the
+    next process that writes to `out` removes it.
 
     >>> import tempfile
     >>> with tempfile.TemporaryDirectory() as directory:
@@ -30,12 +30,12 @@ def new(out: str | os.PathLike[str], *, folder: bool = False) -> Iterator[Path]:
     ['chip.txt']
 
     Args:
-      out: where it shall be; must not exist.
-      folder: whether it is a directory, which is then there, empty; otherwise a file.
+      out: the destination; must not exist.
+      folder: whether to create an empty directory; otherwise a file is expected.
 
     Raises:
-      HardwareCheckpointError: if something lies at `out`, or it cannot be written.
-        Nothing is left behind.
+      HardwareCheckpointError: if `out` exists or cannot be written. Nothing is left
+        behind.
     """
     destination = path_of(out, "expected where to write to, which must not exist")
     check_free(destination)
@@ -57,7 +57,7 @@ def new(out: str | os.PathLike[str], *, folder: bool = False) -> Iterator[Path]:
         partial.rename(destination)
         sync(destination.parent)
     except OSError as error:
-        # Before the free space is told, which this gives back.
+        # Removed before the message states the free space, which this increases.
         _remove(partial)
         raise HardwareCheckpointError(
             f"{destination} could not be written: {disk.reason(error)}, "
@@ -74,13 +74,13 @@ def _remove(partial: Path) -> None:
     if partial.is_dir():
         shutil.rmtree(partial, ignore_errors=True)
     else:
-        # What went wrong first is told, not that there is nothing to remove.
+        # Report the first error, not that there is nothing to remove.
         with contextlib.suppress(OSError):
             partial.unlink()
 
 
 def check_free(path: Path) -> None:
-    """Raises if something lies where something shall be written, or above is a file."""
+    """Raises if a path exists already, or lies below a file."""
     above = next(parent for parent in path.absolute().parents if parent.exists())
     if not above.is_dir():
         raise HardwareCheckpointError(
@@ -94,19 +94,19 @@ def check_free(path: Path) -> None:
 
 
 def _lock(partial: Path) -> int | None:
-    """Locks a directory for as long as this process lives; `None` if it cannot."""
+    """Locks a directory for the lifetime of this process; `None` if it cannot."""
     descriptor = os.open(partial, os.O_RDONLY)
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError:
-        # Held by its writer, or a file system without locks.
+        # Its writer holds the lock, or the file system has no locks.
         os.close(descriptor)
         return None
     return descriptor
 
 
 def _remove_abandoned(destination: Path) -> None:
-    """Removes what writers of a destination left that were killed."""
+    """Removes hidden paths that killed writers of a destination left behind."""
     pattern = f".{glob.escape(destination.name)}.{'[0-9a-f]' * 8}.partial"
     for partial in destination.parent.glob(pattern):
         if not partial.is_dir() or partial.is_symlink():

@@ -1,4 +1,4 @@
-"""A disk that is full or refuses: one line that names the path and the free space."""
+"""Turns errors of a full or failing disk into one line with path and free space."""
 
 import os
 import re
@@ -15,7 +15,7 @@ RESUME = "make room, and continue with --resume"
 
 @contextmanager
 def writing(path: Path, hint: str = AGAIN) -> Iterator[None]:
-    """Turns what the disk says while something is written into one line.
+    """Turns the operating system's errors during a write into one line.
 
     >>> with writing(Path("run/results.json")):
     ...     raise OSError(28, "No space left on device")  # doctest: +ELLIPSIS
@@ -23,11 +23,11 @@ def writing(path: Path, hint: str = AGAIN) -> Iterator[None]:
     OSError: run/results.json: could not be written: No space left on ...
 
     Args:
-      path: what is written.
+      path: the path that is written.
       hint: the way out.
 
     Raises:
-      OSError: the line; its cause is what was raised.
+      OSError: with one line; its cause is the original error.
     """
     try:
         yield
@@ -42,7 +42,7 @@ def writing(path: Path, hint: str = AGAIN) -> Iterator[None]:
 
 @contextmanager
 def complete(path: Path, hint: str = AGAIN) -> Iterator[Path]:
-    """Gives a hidden path to write a file to, which is `path` when all is written.
+    """Yields a hidden path to write a file to, and renames it at the end.
 
     >>> import tempfile
     >>> with tempfile.TemporaryDirectory() as folder:
@@ -52,11 +52,11 @@ def complete(path: Path, hint: str = AGAIN) -> Iterator[Path]:
     ['a.txt']
 
     Args:
-      path: where the file shall be; what lies there is replaced.
-      hint: the way out where it cannot be.
+      path: the destination; an existing file is replaced.
+      hint: the way out if it cannot be written.
 
     Raises:
-      OSError: if it cannot be written; what was there before is left as it is.
+      OSError: if it cannot be written; an existing file is then left unchanged.
     """
     partial = path.with_name(f".{path.name}.partial")
     try:
@@ -64,16 +64,16 @@ def complete(path: Path, hint: str = AGAIN) -> Iterator[Path]:
             yield partial
             partial.replace(path)
     except BaseException:
-        # The first error is told, not that there is nothing to remove.
+        # Report the first error, not that there is nothing to remove.
         with suppress(OSError):
             partial.unlink()
         raise
 
 
 def reason(error: BaseException | None) -> str | None:
-    """Returns what the operating system said; `None` if it was not that."""
+    """Returns the operating system's message; `None` for other errors."""
     while error is not None:
-        # TensorStore raises a ValueError, whose text ends with the number.
+        # TensorStore raises a ValueError whose text contains the error number.
         number = re.search(r"os_error_code='(\d+)'", str(error))
         if number is not None:
             return os.strerror(int(number[1]))
@@ -84,7 +84,7 @@ def reason(error: BaseException | None) -> str | None:
 
 
 def free(path: Path) -> str:
-    """Returns the space that is free where a path lies, or is to lie."""
+    """Returns the free space at a path, which need not exist yet."""
     there = next(p for p in [path, *path.absolute().parents] if p.is_dir())
     space, unit = float(shutil.disk_usage(there).free), 0
     while space >= 1000 and unit < 4:

@@ -1,4 +1,4 @@
-"""A deployed DynapSE network as a directory: JSON and safetensors."""
+"""A deployed DynapSE network as a directory of JSON and safetensors."""
 
 import dataclasses
 import os
@@ -51,7 +51,7 @@ _DTYPES = {"wanted": "float64", "mask": "uint8", "sign": "int8", "achieved": "fl
 
 
 _LARGEST = 1.0
-"""More than any bias current, in A: who writes more has another unit."""
+"""Upper bound of bias currents, in A; larger values have another unit."""
 
 
 Count = Annotated[int, Field(ge=0)]
@@ -61,7 +61,7 @@ Name = Annotated[str, Field(min_length=1)]
 
 
 class DynapseManifest(Entry):
-    """What a deployed network says about itself."""
+    """The manifest of a deployed network."""
 
     format: Literal["hwtrain-dynapse"] = "hwtrain-dynapse"
     version: str = "1.0"
@@ -72,9 +72,9 @@ class DynapseManifest(Entry):
     limits: Limits
     biases: dict[Count, dict[str, BiasCode]]
     lost: dict[str, Count]
-    """Weights of each part that are not zero and got no synapse."""
+    """Number of nonzero weights without a synapse, for each matrix."""
     largest_error: dict[str, float]
-    """Largest difference of achieved and wanted weights of each part."""
+    """Largest difference of achieved and wanted weights, for each matrix."""
     chips: tuple[Annotated[int, Field(ge=0)], ...]
     layers: tuple[tuple[Name, Count], ...]
     tensors: dict[str, TensorEntry]
@@ -115,7 +115,7 @@ class DynapseManifest(Entry):
         return self
 
     def _check_table(self) -> None:
-        """Raises for currents that no chip has, or two of one code of one table."""
+        """Raises for impossible currents, or different currents of the same code."""
         table: dict[tuple[str, int, int], float] = {}
         for core, codes in self.biases.items():
             for name, code in codes.items():
@@ -169,10 +169,10 @@ class DynapseManifest(Entry):
 
 
 def export_dynapse(path: str | os.PathLike[str], deployment: Deployment) -> Path:
-    """Writes a deployed network, complete or not at all.
+    """Writes a deployed network atomically.
 
-    `manifest.json` has the bias codes of each core, `tensors.safetensors` the masks,
-    signs, wanted and achieved weights of the synapses, `[sources, neurons]`, the
+    `manifest.json` holds the bias codes of each core. `tensors.safetensors` holds the
+    masks, signs, wanted and achieved weights of the synapses, `[sources, neurons]`, the
     `cores` of the neurons, and `chips/<seed>/<name>`.
 
     >>> import tempfile
@@ -186,14 +186,14 @@ def export_dynapse(path: str | os.PathLike[str], deployment: Deployment) -> Path
 
     Args:
       path: the directory to write; must not exist.
-      deployment: what `hwtrain.dynapse._deployment.deploy` returned.
+      deployment: from `hwtrain.dynapse._deployment.deploy`.
 
     Returns:
       `path`.
 
     Raises:
-      HardwareCheckpointError: (a `ValueError`) if something lies at `path`, or it
-        cannot be written. Nothing is left behind.
+      HardwareCheckpointError: (a `ValueError`) if `path` exists or cannot be written.
+        Nothing is left behind.
     """
     parts = {name: getattr(deployment, name) for name in WEIGHTS}
     with destination.new(path, folder=True) as partial:
@@ -226,13 +226,14 @@ def _manifest(**entries: Any) -> DynapseManifest:
 
 
 def load_dynapse(path: str | os.PathLike[str]) -> Deployment:
-    """Reads a deployed network, compares every hash, and what the codes amount to.
+    """Reads a deployed network, and checks every hash and the values of all codes.
 
     Args:
-      path: the directory that `export_dynapse` wrote.
+      path: a directory that `export_dynapse` wrote.
 
     Raises:
-      HardwareCheckpointError: (a `ValueError`) if it is none, or damaged.
+      HardwareCheckpointError: (a `ValueError`) if it is not such a directory, or is
+        damaged.
     """
     what = "load_dynapse takes the directory that export_dynapse wrote"
     directory = path_of(path, what)
@@ -272,7 +273,7 @@ def load_dynapse(path: str | os.PathLike[str]) -> Deployment:
 def _check(
     deployment: Deployment, content: DynapseManifest, arrays: Mapping[str, np.ndarray]
 ) -> None:
-    """Raises unless the arrays are possible, and what the manifest says of them."""
+    """Raises unless the arrays are possible and match the manifest."""
     for name, array in arrays.items():
         if array.dtype.kind == "f" and not np.isfinite(array).all():
             raise ValueError(f"{name}: holds NaN or infinite numbers")
@@ -317,7 +318,7 @@ def _arrays(deployment: Deployment) -> Iterator[tuple[str, tuple[np.ndarray, str
 
 
 def _check_codes(deployment: Deployment, name: str) -> None:
-    """Raises unless masks, signs and base currents amount to the achieved weights."""
+    """Raises unless masks, signs and base currents give the achieved weights."""
     part = getattr(deployment, name)
     for core, codes in deployment.biases.items():
         here = deployment.cores == core

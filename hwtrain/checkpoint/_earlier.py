@@ -1,4 +1,4 @@
-"""What checkpoints of earlier versions of the format mean by what they hold."""
+"""Reads checkpoints of earlier versions of the format."""
 
 import dataclasses
 from collections.abc import Iterator, Mapping
@@ -15,10 +15,10 @@ from hwtrain.checkpoint._entries import LayerEntry
 def nominal_scale(
     version: str, weight: AnalogWeight, params: Mapping[str, Any]
 ) -> np.ndarray | None:
-    """Returns the mapping scale that a checkpoint's tiles have, if it is not derived.
+    """Returns the mapping scale of a checkpoint's tiles, unless it is derived as today.
 
     Up to version 1.1, the column tiles of a row shared the scale of the largest weight
-    of all of them. Since then each has its own.
+    among them. In later versions each has its own.
 
     Args:
       version: the checkpoint's version.
@@ -26,8 +26,8 @@ def nominal_scale(
       params: the leaves of the nominal parameters.
 
     Returns:
-      `[*stack, row tiles, columns, column tiles or 1]`, or `None` where it is derived
-      from the array as today.
+      `[*stack, row tiles, columns, column tiles or 1]`, or `None` if it is derived from
+      the array as today.
     """
     stored = weight.stored_scale(params)
     if stored is not None:
@@ -37,25 +37,26 @@ def nominal_scale(
     kernel = jnp.asarray(params[weight.path], jnp.float32)
     scale = weight.derived_scale(weight.to_matrix(kernel))
     if scale is None or scale.shape[-1] != weight.tiles[1]:
-        return None  # one, or one for each column
+        return None  # a single scale, or one for each column
     return np.max(np.asarray(scale), axis=-1, keepdims=True)
 
 
 def as_drawn(layer: LayerEntry) -> AnalogWeight:
-    """Returns the plan of a weight whose path names the draws of its chips.
+    """Returns a weight's plan with the path that seeds the draws of its chips.
 
-    A name with a slash stood in that path as it is, as it does in that of its tensor.
+    That path contains names with slashes unescaped, as the tensor's name does.
     """
     path = layer.nominal.removeprefix("nominal/params/").removesuffix("/value")
     return dataclasses.replace(layer.weight, path=path)
 
 
 def as_meant(content: Any) -> None:
-    """Writes out, in place, what an earlier version meant by leaving it out.
+    """Adds, in place, values that an earlier version implied by leaving them out.
 
-    Until version 1.1, drift compensations read weights exactly.
+    Up to version 1.1, drift compensations read weights exactly.
 
     Args:
+      content: the content of a manifest, not yet checked.
       content: the content of a manifest, not yet checked.
     """
     layers = content.get("layers") if isinstance(content, dict) else None
@@ -68,10 +69,10 @@ def as_meant(content: Any) -> None:
 
 
 def escape_names(content: Any) -> None:
-    """Writes paths, in place, as they are written today where a name holds a slash.
+    """Escapes slashes in the names within paths, in place, as the format does today.
 
-    Such names were joined by slashes as they are, also in format 1.2, so that a path
-    did not say where they end. The keys of the leaves do.
+    Earlier, also in format 1.2, such names were joined without escaping, so that a path
+    did not show where a name ends. The keys of the leaves show it.
 
     Args:
       content: the content of a manifest, not yet checked.
@@ -83,14 +84,14 @@ def escape_names(content: Any) -> None:
                 path = paths.join(found[first:end])
                 names["/".join(map(str, found[first:end]))] = path
                 today.add(path)
-    # What is a path today is one of today: an older one would have named two leaves.
+    # A path that is valid today is not an old one: that would have named two leaves.
     names = {old: new for old, new in names.items() if old not in today}
     if names:
         _rename(content, names)
 
 
 def _keys(leaves: Any) -> Iterator[list[str | int]]:
-    """Yields the keys of leaves, as far as they have some."""
+    """Yields the keys of all leaves that have keys."""
     for leaf in leaves if isinstance(leaves, list) else ():
         keys = leaf.get("keys") if isinstance(leaf, dict) else None
         if isinstance(keys, list):
@@ -98,7 +99,7 @@ def _keys(leaves: Any) -> Iterator[list[str | int]]:
 
 
 def _rename(content: dict[str, Any], names: Mapping[str, str]) -> None:
-    """Renames all paths of a manifest; what is none stays, for the check to find."""
+    """Renames all paths in a manifest; unknown ones are left for the later check."""
 
     def renamed(value: Any) -> Any:
         if isinstance(value, dict):

@@ -1,4 +1,4 @@
-"""What a manifest says of a tensor, a leaf, an analog weight and a chip."""
+"""The manifest's entries for a tensor, a leaf, an analog weight and a chip."""
 
 from collections.abc import Sequence
 from typing import Annotated, Literal, Self
@@ -33,11 +33,11 @@ DTYPES = {
         jnp.complex64,
     )
 }
-"""The dtypes that a tensor may have, by name."""
+"""The possible dtypes of tensors, by name."""
 
 
 KEY_WORDS = {"threefry2x32": 2, "rbg": 4, "unsafe_rbg": 4}
-"""The generators of PRNG keys, and of how many words their key data is."""
+"""The generators of PRNG keys, with the number of words in their key data."""
 
 
 LARGEST_SEED = 2**32 - 1
@@ -58,7 +58,7 @@ FileName = Annotated[
 Seed = Annotated[int, Field(ge=0, le=LARGEST_SEED)]
 
 
-# A safetensors file counts in 64 bits, NumPy has 64 axes at most.
+# A safetensors file counts in 64 bits, and NumPy has at most 64 axes.
 Size = Annotated[int, Field(ge=0, lt=2**63)]
 
 
@@ -95,15 +95,15 @@ class TensorEntry(Entry):
 
 
 class LeafEntry(Entry):
-    """One leaf of the variables: the keys that lead to it, and where its value lies."""
+    """One leaf of the variables: its keys, and where its value is stored."""
 
     keys: Annotated[tuple[str | int, ...], Field(min_length=1)]
     kind: Literal["tensor", "zeros", "empty"]
-    """`"zeros"`: a probe, which carries nothing. `"empty"`: an empty mapping."""
+    """`"zeros"`: a probe, which carries no information. `"empty"`: an empty mapping."""
     dtype: Dtype | None = None
     shape: Sizes | None = None
     key_impl: Literal["threefry2x32", "rbg", "unsafe_rbg"] | None = None
-    """The implementation of a PRNG key, whose key data the tensor holds."""
+    """The implementation of a PRNG key; the tensor holds its key data."""
     file: FileName | None = None
     tensor: str | None = None
 
@@ -146,7 +146,7 @@ class LeafEntry(Entry):
 
 
 class LayerEntry(Entry):
-    """One analog weight: its geometry, its chip type and where it lies."""
+    """One analog weight: its geometry, its hardware and the place of its tensors."""
 
     weight: AnalogWeight
     stack: Sizes
@@ -177,7 +177,7 @@ class ChipEntry(Entry):
     """One frozen chip: its seed, and the file of each analog weight by path."""
 
     seed: Seed
-    """Of a measured chip, its number."""
+    """The chip's seed; for a measured chip, its number."""
     measured: bool = False
-    """Whether its conductances were read back from a chip, instead of drawn."""
+    """Whether its conductances were read back from a chip instead of drawn."""
     files: dict[str, FileName]

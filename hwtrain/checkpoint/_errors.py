@@ -1,13 +1,13 @@
-"""The error of an artifact that cannot be written or trusted."""
+"""The error for a checkpoint that cannot be written or trusted."""
 
 _LONGEST = 4000
 
 
 class HardwareCheckpointError(ValueError):
-    """A hardware-ready checkpoint cannot be written, or what lies there is not one.
+    """A hardware-ready checkpoint cannot be written, or a path does not hold one.
 
-    The message names the file and the tensor, what was expected, what came, and the way
-    out. It is one line, whatever stands in the file.
+    The message names the file and the tensor, the expected and the actual value, and
+    the way out. It is one line, whatever the file contains.
     """
 
     def __init__(self, message: str):

@@ -1,4 +1,4 @@
-"""The files of a checkpoint: regular ones, inside its directory, all of them listed."""
+"""Checks the files of a checkpoint: regular, inside its directory, and all listed."""
 
 import contextlib
 import os
@@ -10,11 +10,11 @@ from typing import Any, BinaryIO
 from hwtrain.checkpoint._errors import HardwareCheckpointError
 
 MARKS = ("_CHECKPOINT_METADATA", "commit_success.txt")
-"""What Orbax puts into the directory of an item, beside the item's own files."""
+"""Files that Orbax adds to the directory of an item."""
 
 
 def path_of(path: Any, what: str) -> Path:
-    """Returns what a caller gave as a path.
+    """Returns a caller's argument as a path.
 
     >>> path_of(None, "load takes the directory that export wrote")
     Traceback (most recent call last):
@@ -22,8 +22,8 @@ def path_of(path: Any, what: str) -> Path:
     export wrote, as a str or a Path; got None
 
     Args:
-      path: what was given.
-      what: what takes which path, for the message.
+      path: the argument.
+      what: which function takes which path, for the message.
     """
     if not isinstance(path, str | os.PathLike):
         raise HardwareCheckpointError(f"{what}, as a str or a Path; got {_short(path)}")
@@ -36,15 +36,15 @@ def _short(value: Any) -> str:
 
 @contextlib.contextmanager
 def opened(directory: Path, name: str) -> Iterator[tuple[BinaryIO, int]]:
-    """Opens a file of a checkpoint, and says how many bytes it has.
+    """Opens a file of a checkpoint, and yields it with its size in bytes.
 
     Args:
       directory: the checkpoint.
       name: the file's name in it.
 
     Raises:
-      HardwareCheckpointError: if it cannot be read, or is no regular file inside of the
-        directory; nothing of it is then read.
+      HardwareCheckpointError: if it cannot be read, or is not a regular file inside the
+        directory; in that case nothing is read from it.
     """
     path = directory / name
     try:
@@ -54,7 +54,7 @@ def opened(directory: Path, name: str) -> Iterator[tuple[BinaryIO, int]]:
                 f"{path} leads out of the checkpoint, to {target}; it was not read. "
                 "Copy the checkpoint together with what its links lead to"
             )
-        # Opening a pipe would wait for somebody to write to it.
+        # Without O_NONBLOCK, opening a pipe would wait for a writer.
         descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
         with open(descriptor, "rb") as file:
             found = os.fstat(descriptor)
@@ -62,20 +62,20 @@ def opened(directory: Path, name: str) -> Iterator[tuple[BinaryIO, int]]:
                 raise damaged(path, "it is not a regular file")
             yield file, found.st_size
     except (OSError, RuntimeError) as error:
-        # Before Python 3.13, links in a circle are a RuntimeError.
+        # Before Python 3.13, a cycle of links raises a RuntimeError.
         why = getattr(error, "strerror", None) or error
         raise damaged(path, f"it cannot be read ({why})") from error
 
 
 def check_listed(directory: Path, listed: Set[str]) -> None:
-    """Raises if files lie in a checkpoint that it does not list.
+    """Raises if a checkpoint contains files that it does not list.
 
     Args:
       directory: the checkpoint.
       listed: the names of its files.
 
     Raises:
-      HardwareCheckpointError: naming the first of them.
+      HardwareCheckpointError: naming the first such file.
     """
     for folder, folders, names in os.walk(directory, onerror=_unreadable):
         links = [name for name in folders if os.path.islink(os.path.join(folder, name))]
@@ -97,7 +97,7 @@ def _unreadable(error: OSError) -> None:
 
 
 def damaged(path: Path, why: str) -> HardwareCheckpointError:
-    """Returns the error of a file that is not what was written."""
+    """Returns the error for a file that differs from the one that was written."""
     return HardwareCheckpointError(
         f"{path} is damaged or was edited: {why}. Get the checkpoint again from its "
         "source, or export the model again"

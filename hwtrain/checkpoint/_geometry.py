@@ -1,4 +1,4 @@
-"""Which geometry an analog weight can have: what its fields must agree on."""
+"""Checks that the fields of an analog weight agree on its geometry."""
 
 import math
 import re
@@ -9,17 +9,17 @@ from hwtrain.sockets._kinds import KINDS
 from hwtrain.weights import MappingParameter
 
 _LARGEST = 2**31 - 1
-"""The largest number that XLA takes for a window."""
+"""The largest number that XLA accepts in a window."""
 
 
 def check_geometry(weight: AnalogWeight, tiles: tuple[int, int]) -> None:
     """Raises unless the fields of a weight agree with each other.
 
-    Nothing of the size that they say is made before they do.
+    Nothing of the claimed size is allocated before this check.
 
     Args:
       weight: the plan of the array.
-      tiles: how many row tiles and column tiles it is said to have.
+      tiles: the claimed numbers of row tiles and column tiles.
 
     Raises:
       ValueError: naming the weight and the fields.
@@ -59,7 +59,7 @@ def _check_kind(weight: AnalogWeight) -> None:
         ),
         "an input range": (weight.ranged, analog and weight.hardware.ranged),
     }
-    if analog and not own.equation:  # a layer of a user's may call its arrays anything
+    if analog and not own.equation:  # a user's layer may give its arrays any name
         signs |= {
             other.named: (name in other.arrays, other is own)
             for other in KINDS.values()
@@ -78,7 +78,7 @@ def _check_kind(weight: AnalogWeight) -> None:
 
 
 def _check_equation(weight: AnalogWeight) -> None:
-    """Raises unless rows and columns are what the equation says of the kernel."""
+    """Raises unless rows and columns match the equation."""
     operands = re.fullmatch(r"([A-Za-z.]+),([A-Za-z]+)->([A-Za-z.]*)", weight.equation)
     if operands is None:
         raise ValueError(
@@ -99,7 +99,7 @@ def _check_equation(weight: AnalogWeight) -> None:
 def _check_axes(
     weight: AnalogWeight, rows: tuple[int, ...], columns: tuple[int, ...]
 ) -> None:
-    """Raises unless rows and columns are these axes, behind those of the stack."""
+    """Raises unless rows and columns are these axes, after those of the stack."""
     lead = len(weight.shape) - len(rows) - len(columns)
     expected = tuple(tuple(lead + axis for axis in axes) for axes in (rows, columns))
     if (weight.rows, weight.columns) != expected:

@@ -1,4 +1,4 @@
-"""Exports during training, for loops that only know a callback."""
+"""Exports during training, for loops that only take a callback."""
 
 import dataclasses
 import os
@@ -16,9 +16,9 @@ from hwtrain.checkpoint._writer import export
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ExportHook:
-    """Exports a model every so many steps: call it with the step and the variables.
+    """Exports a model every `every` steps: call it with the step and the variables.
 
-    A loop that has a `CheckpointManager` takes `HardwareSave` instead.
+    In a loop with a `CheckpointManager`, use `HardwareSave` instead.
 
     >>> import tempfile
     >>> import jax.numpy as jnp
@@ -30,7 +30,7 @@ class ExportHook:
     ['00000000', '00000010', '00000020']
 
     Attributes:
-      directory: where the exports go, each named after its step.
+      directory: parent directory of the exports, which are named after their steps.
       plan: the plan of the model.
       every: number of steps between exports.
       chip_seeds: seeds of frozen chips to draw and store.
@@ -50,18 +50,19 @@ class ExportHook:
     def __call__(self, step: int, variables: Any) -> Path | None:
         """Exports at every `every`-th step.
 
-        An export of the step that is there already, because a run was resumed from an
-        earlier step, is kept if it is of the same model.
+        If a run is resumed from an earlier step, an existing export of the step is kept
+        if it is of the same model.
 
         Args:
           step: number of the step.
-          variables: nominal values, as `export` takes them.
+          variables: nominal values, as for `export`.
 
         Returns:
           The export's directory; `None` between exports.
 
         Raises:
-          HardwareCheckpointError: as `export`, or if another model's export is there.
+          HardwareCheckpointError: as for `export`, or if the export of another model
+            exists.
         """
         if step % self.every:
             return None
@@ -72,7 +73,7 @@ class ExportHook:
         return export(path, variables, self.plan, chip_seeds=self.chip_seeds)
 
     def _check_same(self, path: Path, variables: Any) -> None:
-        """Compares an export with what would be exported now."""
+        """Raises unless an existing export equals the one that would be written now."""
         found = load(path)
         now = Contents(variables, self.plan, self.chip_seeds)
         stored = {leaf.keys: leaf for leaf in found.manifest.leaves}

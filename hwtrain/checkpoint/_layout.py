@@ -1,7 +1,7 @@
-"""What a checkpoint must hold, file by file: it follows from plan, leaves and chips.
+"""The files and tensors that a checkpoint must hold, given plan, leaves and chips.
 
-A reader derives it, and takes nothing else: who swaps two tensors, drops one or lists
-one twice writes a manifest that is not the one of its own plan.
+A reader derives this layout and accepts no other: a manifest with swapped, missing or
+repeated tensors does not match its own plan.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -16,14 +16,14 @@ from hwtrain.chips._programming import programmed_fields
 from hwtrain.weights.mapping import MAPPING_SCALE
 
 _FEW = 1000
-"""Tensors that may be missing for each to be looked for."""
+"""Number of missing tensors up to which each one is looked for."""
 
 
 Files = Mapping[str, Mapping[str, TensorEntry]]
 
 
 class Tensor(NamedTuple):
-    """What a tensor must be: its unit, its dtype and the shapes it may have."""
+    """The required unit and dtype of a tensor, and its possible shapes."""
 
     unit: str
     dtype: str
@@ -41,7 +41,7 @@ def chip_folder(seed: int) -> str:
 
 
 def order(keys: Sequence[str | int]) -> tuple[str, ...]:
-    """Returns what leaves are sorted by."""
+    """Returns the sort key of a leaf."""
     return tuple(map(str, keys))
 
 
@@ -55,13 +55,13 @@ def nominal_unit(path: str, own: Mapping[str, str]) -> str:
 
     Args:
       path: its path.
-      own: what `own_units` returned.
+      own: from `own_units`.
     """
     return own.get(path) or UNITS.get(path.rpartition("/")[2], UNITS["nominal"])
 
 
 def scale_unit(converter: Any, name: str) -> str:
-    """Returns the unit of a parameter of a conversion: one of a user's own says it."""
+    """Returns the unit of a conversion's parameter; users' converters state theirs."""
     return UNITS.get(name) or converter.units.get(name, "as the converter says")
 
 
@@ -79,7 +79,7 @@ def check_layout(
     chips: Sequence[ChipEntry],
     files: Files,
 ) -> None:
-    """Raises unless the entries of a manifest are those that plan and leaves ask for.
+    """Raises unless the entries of a manifest are those that plan and leaves require.
 
     Raises:
       ValueError: naming the entry.
@@ -118,7 +118,7 @@ def check_layout(
 def _files_of_leaves(
     layers: Sequence[LayerEntry], leaves: Sequence[LeafEntry]
 ) -> dict[str, str]:
-    """Returns in which file each leaf lies, by the name of its tensor."""
+    """Returns the file of each leaf, by the name of its tensor."""
     tensors = sorted(
         (leaf for leaf in leaves if leaf.kind == "tensor"),
         key=lambda leaf: order(leaf.keys),
@@ -130,7 +130,7 @@ def _files_of_leaves(
         if leaf.keys[0] == "params":
             inside.setdefault(leaf.path.rpartition("/")[0], []).append(leaf)
     for number, layer in enumerate(layers):
-        # A layer may hold two analog weights; what lies beside is the first's.
+        # A layer may hold two analog weights; its other leaves go to the first one.
         for leaf in inside.get(layer.weight.layer_path, ()):
             if leaf.path == layer.weight.path or leaf.path not in analog:
                 stored.setdefault(leaf.name, file_name("tensors", number))
@@ -150,7 +150,7 @@ def _check_files(
     files: Files,
     units: Mapping[str, str],
 ) -> None:
-    """Raises unless the files list the tensors that they must hold, and no other."""
+    """Raises unless the files list exactly the tensors that they must hold."""
     nominal: dict[str, dict[str, Tensor]] = {
         file_name("tensors", number): {} for number, _ in enumerate(layers)
     }
@@ -182,15 +182,15 @@ def _check_files(
 def _check_count(
     name: str, layer: LayerEntry, each: int, beside: int, files: Files
 ) -> None:
-    """Raises where a file lists far fewer tensors than its tiles need.
+    """Raises if a file lists far fewer tensors than its tiles need.
 
-    Before their names are made: how many there are, the manifest may only pretend.
+    Checked before their names are made, because the manifest may claim any number.
 
     Args:
       name: the file.
       layer: its layer.
-      each: how many tensors each device of each tile has.
-      beside: how many tensors are those of no tile.
+      each: number of tensors for each device of each tile.
+      beside: number of tensors that belong to no tile.
       files: the files.
     """
     tiles = len(layer.row_sizes) * len(layer.column_sizes)

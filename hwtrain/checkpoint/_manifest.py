@@ -1,4 +1,4 @@
-"""The manifest: what a hardware-ready checkpoint says about itself."""
+"""The manifest of a hardware-ready checkpoint."""
 
 import hashlib
 import json
@@ -40,14 +40,14 @@ FILE_NAME = "manifest.json"
 
 
 LARGEST = 64 * 2**20
-"""Bytes that a manifest may have; a larger one is refused before it is read."""
+"""Largest size of a manifest in bytes; a larger one is refused before it is read."""
 
 
 Kind = TypeVar("Kind", bound=BaseModel)
 
 
 class Manifest(Entry):
-    """What a hardware-ready checkpoint holds. docs/checkpoint.md explains it."""
+    """The contents of a hardware-ready checkpoint; see docs/checkpoint.md."""
 
     format: Literal["hwtrain-checkpoint"] = FORMAT
     version: str = f"{MAJOR}.{MINOR}"
@@ -58,17 +58,17 @@ class Manifest(Entry):
     layers: tuple[LayerEntry, ...]
     digital: tuple[Digital, ...]
     state: tuple[str, ...] = ()
-    """What else the model cannot be evaluated without: the plan's."""
+    """The plan's `state`: further variables needed to evaluate the model."""
     others: tuple[str, ...] | None = None
-    """The leaves that the plan does not name, if any: with them, all are named."""
+    """The leaves that the plan does not name, if any; so every leaf is named."""
     leaves: tuple[LeafEntry, ...]
     chips: tuple[ChipEntry, ...]
     graph: Graph | None = None
     accuracy: tuple[Measurement, ...] = ()
-    """What was measured of the model, if anything."""
+    """Measurements of the model, if any."""
     files: dict[FileName, dict[str, TensorEntry]]
     sha256: Hash | None = None
-    """Of the manifest itself, without this entry; set when it is written."""
+    """Hash of the manifest without this entry; set on writing."""
 
     @property
     def plan(self) -> Plan:
@@ -91,7 +91,7 @@ class Manifest(Entry):
 
     @property
     def earlier(self) -> bool:
-        """Whether an earlier version of the format wrote it."""
+        """Whether the manifest has an earlier version of the format."""
         return self.version != f"{MAJOR}.{MINOR}"
 
     def _check_graph(self) -> None:
@@ -106,7 +106,7 @@ class Manifest(Entry):
 
 
 def write(directory: Path, manifest: BaseModel) -> None:
-    """Writes the manifest with its own hash in it, on disk when it returns."""
+    """Writes the manifest with its own hash; it is on disk on return."""
     content = without_none(manifest.model_dump(mode="json"))
     content["sha256"] = _digest(content)
     text = json.dumps(content, indent=1, sort_keys=True, ensure_ascii=False)
@@ -123,7 +123,7 @@ def write(directory: Path, manifest: BaseModel) -> None:
 
 
 def sync(path: Path) -> None:
-    """Waits until a file, or the names in a directory, are on disk."""
+    """Waits until a file, or a directory's entries, are on disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -135,11 +135,11 @@ def read(directory: Path, kind: type[Kind] = Manifest) -> Kind:
     """Reads and checks the manifest of a checkpoint.
 
     Args:
-      directory: where it lies.
-      kind: the model of the manifest, whose `format` and `version` it must have.
+      directory: the directory of the checkpoint.
+      kind: the model of the manifest, which sets the required `format` and `version`.
 
     Raises:
-      HardwareCheckpointError: if there is none, or it is not one that this version of
+      HardwareCheckpointError: if there is no manifest, or none that this version of
         hwtrain can trust.
     """
     path = directory / FILE_NAME
@@ -197,7 +197,7 @@ def _checked(path: Path, data: bytes, kind: type[Kind]) -> Kind:
         raise _refused(path, problems(error)) from error
     if content["version"] == known:
         written = without_none(found.model_dump(mode="json"))
-        # A part may be of another version of its package than the one that is here.
+        # A part may come from another version of its package than the one installed.
         left_out = difference(*map(without_versions, (content, written)))
         if left_out is not None:
             raise _refused(path, left_out)
@@ -205,7 +205,7 @@ def _checked(path: Path, data: bytes, kind: type[Kind]) -> Kind:
 
 
 def problems(error: ValidationError) -> str:
-    """Returns what is wrong with entries, in one line."""
+    """Returns the validation errors of entries in one line."""
     return "; ".join(
         ": ".join(
             [
@@ -231,7 +231,7 @@ def _check_version(path: Path, version: Any, known: str) -> None:
         said = repr(str(version)[:80])
         raise damaged(path, f"its version is {said}, not such as '1.0'")
     major, minor = map(int, numbers.groups())
-    # A newer minor version may hold an effect that this one would leave out silently.
+    # A newer minor version may hold an effect that this one would silently ignore.
     known_major, known_minor = (int(number) for number in known.split("."))
     if major != known_major or minor > known_minor:
         raise HardwareCheckpointError(
@@ -244,10 +244,10 @@ def _check_version(path: Path, version: Any, known: str) -> None:
 def _digest(content: dict[str, Any]) -> str:
     hashed = {key: value for key, value in content.items() if key != "sha256"}
     text = json.dumps(hashed, sort_keys=True, ensure_ascii=False, separators=(",", ":"))
-    # A file made to do so can hold half of a surrogate pair.
+    # A manipulated file can contain half of a surrogate pair.
     return sha256(text.encode(errors="surrogatepass"))
 
 
 def sha256(data: bytes | bytearray | memoryview) -> str:
-    """Returns the hash of bytes, in hexadecimal."""
+    """Returns the SHA-256 of bytes in hexadecimal."""
     return hashlib.sha256(data).hexdigest()

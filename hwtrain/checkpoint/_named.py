@@ -1,4 +1,4 @@
-"""What a manifest names: all there is, nothing twice, and nothing that is not there."""
+"""Checks that a manifest names every leaf once, and names no missing ones."""
 
 from collections.abc import Iterable, Sequence
 from typing import Protocol
@@ -16,7 +16,7 @@ class Named(Protocol):
 
     @property
     def keys(self) -> tuple[str | int, ...]:
-        """The keys that lead to it, the collection first."""
+        """Its keys, starting with the collection."""
         ...
 
     @property
@@ -28,7 +28,7 @@ class Named(Protocol):
 def others(plan: Plan, leaves: Iterable[Named]) -> list[str]:
     """Returns the leaves that a plan does not name, the collection before each path.
 
-    Such as the parameters of a model around, or keys of random numbers.
+    Examples are parameters of an outer model, and keys of random numbers.
 
     Args:
       plan: the plan.
@@ -47,7 +47,7 @@ def others(plan: Plan, leaves: Iterable[Named]) -> list[str]:
 def check_others(
     plan: Plan, leaves: Sequence[LeafEntry], listed: Sequence[str] | None
 ) -> None:
-    """Raises unless each leaf is named: by the plan, or else among the others.
+    """Raises unless each leaf is named, by the plan or among the others.
 
     Args:
       plan: the plan of the manifest.
@@ -55,7 +55,7 @@ def check_others(
       listed: its entry `others`; `None` if there is none.
 
     Raises:
-      ValueError: naming the first leaf that is not.
+      ValueError: naming the first leaf that is not named.
     """
     absent, listed = listed is None, listed or ()
     _once("others", listed)
@@ -80,7 +80,7 @@ def check_others(
 def check_names(
     plan: Plan, leaves: Sequence[LeafEntry], chips: Sequence[ChipEntry]
 ) -> None:
-    """Raises for what stands twice, and for what the plan names and nobody has.
+    """Raises for repeated entries, and for names in the plan without a leaf.
 
     Raises:
       ValueError: naming the entry.
@@ -120,13 +120,13 @@ def check_names(
 
 
 def _check_named(plan: Plan, params: set[str], names: set[str]) -> None:
-    """Raises for what a plan names and no leaf is.
+    """Raises if a plan names a path that is not a leaf.
 
     Args:
       plan: the plan.
       params: the paths of the parameters.
-      names: the paths of all leaves, with and without their collection: a
-        plan of NNX names none, and who splits a state chooses its own.
+      names: the paths of all leaves, with and without their collection: an NNX plan
+        names no collections, and users who split a state choose their own.
     """
     for where, group in (("layers", plan.weights), ("digital", plan.digital)):
         for index, entry in enumerate(group):
@@ -145,13 +145,13 @@ def _check_named(plan: Plan, params: set[str], names: set[str]) -> None:
 
 
 def check_leaves(plan: Plan, leaves: Sequence[LeafEntry]) -> None:
-    """Raises for leaves of other hardware, and zeros that are no probe.
+    """Raises for leaves of other hardware, and for zeros that are not a probe.
 
     Raises:
       ValueError: naming the leaf.
     """
     probes = plan.zeros
-    # Their values are not stored: nothing else bounds what a reader would allocate.
+    # Their values are not stored, so only this check bounds what a reader allocates.
     shapes = {path: x.shapes_of(weight) for path, (weight, x) in plan.leaves().items()}
     for index, leaf in enumerate(leaves):
         path = leaf.path if leaf.keys[0] == "params" else ""

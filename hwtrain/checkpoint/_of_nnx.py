@@ -1,4 +1,4 @@
-"""An NNX model's variables as collections, which is how a checkpoint holds them."""
+"""Converts an NNX model's variables to collections, as stored in a checkpoint."""
 
 from collections.abc import Container, Mapping
 from typing import Any
@@ -13,28 +13,28 @@ from hwtrain._flax.nnx.root import claim_chip_leaves
 from hwtrain.checkpoint._errors import HardwareCheckpointError
 
 CONSTANTS = "constants"
-"""The collection of arrays that are no variables."""
+"""The collection of arrays that are not variables."""
 
 
 def collections_of(model: Any) -> dict[str, Any]:
     """Returns the variables of an NNX model by collection, in nested dicts.
 
-    Parameters are `params` and statistics `batch_stats`, as Linen calls them; variables
-    of another type have the name that Flax knows the type by. Streams of random
-    numbers, caches and what a call leaves behind are no part of a model's values.
+    Parameters form `params` and statistics `batch_stats`, as in Linen; variables of
+    other types form collections named as Flax registers the type. Rng streams, caches
+    and intermediates of a call are left out.
 
     Args:
-      model: a module, or the `nnx.State` of one.
+      model: a module, or its `nnx.State`.
     """
     state = nnx.state(model) if isinstance(model, nnx.Module) else model
     found: dict[str, dict[tuple[Any, ...], Any]] = {"params": {}}
     for keys, variable in nnx.to_flat_state(state):
         if isinstance(variable, PASSING):
             continue
-        # What is stored: a variable may give others to who reads it.
+        # The raw value, because a variable may transform it on access.
         own = isinstance(variable, nnx.Variable)
         value = variable.get_raw_value() if own else variable
-        # The norms of NNX name what they keep by paths, which are tuples.
+        # NNX norms name their statistics by paths, which are tuples.
         named = tuple(str(key) if isinstance(key, tuple) else key for key in keys)
         found.setdefault(_collection(variable), {})[named] = value
     return {name: unflatten_dict(leaves) for name, leaves in found.items()}
@@ -48,11 +48,11 @@ def filled(
     Args:
       model: the module; it is not changed.
       variables: values by collection.
-      of_chip: paths of the parameters that a chip's weights bring along, which the
-        model need not have.
+      of_chip: paths of parameters that belong to a chip's weights, which the model need
+        not have.
 
     Raises:
-      HardwareCheckpointError: for a module without a value, or a value without a place,
+      HardwareCheckpointError: if a variable gets no value, or a value has no variable
         or one of another shape.
     """
     if not isinstance(model, nnx.Module):
@@ -78,7 +78,7 @@ def filled(
 
 
 def _renamed(tree: Any, names: Mapping[str, Any]) -> Any:
-    """Returns nested mappings with other names for some of their entries."""
+    """Returns nested mappings with some entries renamed."""
     if not isinstance(tree, Mapping) or not names:
         return tree
     return {names.get(name, name): _renamed(tree[name], names) for name in tree}
@@ -98,7 +98,7 @@ def _check(
     given: Mapping[str, Any],
     of_chip: Container[str],
 ) -> None:
-    """Raises unless a model has a place for all values of a collection, and no more."""
+    """Raises unless model and checkpoint have the same values of a collection."""
     chips = {path for path in given.keys() - own.keys() if path in of_chip}
     missing = sorted(own.keys() - given.keys())
     unknown = sorted(given.keys() - own.keys() - chips)

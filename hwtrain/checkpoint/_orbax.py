@@ -1,4 +1,4 @@
-"""The hardware-ready checkpoint as one item of an Orbax `CheckpointManager`."""
+"""Hardware-ready checkpoints as items of an Orbax `CheckpointManager`."""
 
 import dataclasses
 from collections.abc import Sequence
@@ -18,14 +18,14 @@ from hwtrain.checkpoint._reader import HardwareCheckpoint, load
 class HardwareCheckpointHandler(ocp.AsyncCheckpointHandler):
     """Writes and reads the item; `HardwareSave` and `HardwareRestore` select it.
 
-    Orbax gives the item a directory of its own and commits a step as a whole, so that
-    a step killed while it is written is no step.
+    Orbax gives the item its own directory and commits a step as a whole, so that a step
+    killed during the write does not count.
     """
 
     async def async_save(
         self, directory: epath.Path, args: "HardwareSave"
     ) -> list[future.Future]:
-        """Copies the model to the host, and returns what writes it."""
+        """Copies the model to the host, and returns the futures that write it."""
         contents = args.contents()
         contents.copy_to_host()
 
@@ -35,7 +35,7 @@ class HardwareCheckpointHandler(ocp.AsyncCheckpointHandler):
         return [future.CommitFutureAwaitingContractedSignals(commit(), name="hardware")]
 
     def save(self, directory: epath.Path, args: "HardwareSave") -> None:
-        """Writes the item and waits."""
+        """Writes the item and waits for it."""
         _write(args.contents(), Path(directory))
 
     def restore(
@@ -71,14 +71,14 @@ class HardwareSave(ocp.args.CheckpointArgs):
     {'norm': {'scale': Array([1., 1.], dtype=float32)}}
 
     Attributes:
-      variables: nominal values, as `export` takes them.
+      variables: nominal values, as for `export`.
       plan: the plan of the model.
       chip_seeds: seeds of frozen chips to draw and store.
 
     Raises:
-      HardwareCheckpointError: as `export`: on construction, but for what concerns the
-        values. That is raised by `save`, or by an asynchronous manager's
-        `wait_until_finished`.
+      HardwareCheckpointError: as for `export`. Errors in values are raised by `save`,
+        or by an asynchronous manager's `wait_until_finished`; all others on
+        construction.
     """
 
     variables: Any
@@ -86,20 +86,20 @@ class HardwareSave(ocp.args.CheckpointArgs):
     chip_seeds: Sequence[int] = ()
 
     def __post_init__(self):
-        # Here, because an error in the handler would leave the threads of the other
-        # items waiting for a directory that Orbax never makes.
+        # Checked here, because an error in the handler would leave the threads of the
+        # other items waiting for a directory that Orbax never creates.
         self.contents()
 
     def contents(self) -> Contents:
-        """Returns what the item will hold."""
+        """Returns the contents of the item."""
         return Contents(self.variables, self.plan, self.chip_seeds)
 
 
 @ocp.args.register_with_handler(HardwareCheckpointHandler, for_restore=True)
 @dataclasses.dataclass
 class HardwareRestore(ocp.args.CheckpointArgs):
-    """Restores a `HardwareCheckpoint`, verified; it needs no target.
+    """Restores and verifies a `HardwareCheckpoint`; it needs no target.
 
-    Its conductances and chips are read from the step's directory when asked for, which
-    must not have been deleted by then.
+    Its conductances and chips are read from the step's directory on demand, which must
+    still exist then.
     """

@@ -1,4 +1,4 @@
-"""Progress of an export: a bar in a terminal, nothing elsewhere."""
+"""Progress of an export: a bar in a terminal, nothing otherwise."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -8,12 +8,12 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 from rich.progress import TimeRemainingColumn as TimeRemaining
 
 Report = Callable[[int, int], None]
-"""Is called with the number of layers that are written, and of all."""
+"""Called with the number of written layers and the total."""
 
 
 @contextmanager
 def show_progress(console: Console | None = None) -> Iterator[Report]:
-    """Shows how far an export is: `export(..., report=report)`.
+    """Shows the progress of an export: `export(..., report=report)`.
 
     >>> import io
     >>> with show_progress(Console(file=io.StringIO())) as report:

@@ -1,4 +1,4 @@
-"""Conductances that were read back from a chip, from an NPZ or a CSV file."""
+"""Reads conductances measured on a chip, from an NPZ or a CSV file."""
 
 import csv
 import os
@@ -32,29 +32,29 @@ COLUMNS = (
 _NUMBERS = ("row_tile", "column_tile", "stack", "row", "column")
 
 
-# Mismatch and programming noise exceed g_max; twice of it is another unit.
+# Mismatch and programming noise may exceed g_max; twice g_max suggests another unit.
 _LARGEST = 2.0
 
 
-# One million times smaller is the same number in siemens.
+# Conductances in siemens would be a million times smaller.
 _SMALLEST = 1e-4
 
 
 Conductances = Mapping[str, np.ndarray]
-"""Of one chip: by name, such as `"hidden/kernel/tile/0/1/g_pos"`, the conductances
-`[*stack, rows, columns]` of the tile's devices, in µS."""
+"""Conductances of one chip: arrays `[*stack, rows, columns]` of a tile's devices, in
+µS, by name, such as `"hidden/kernel/tile/0/1/g_pos"`."""
 
 
 def read_conductances(path: str | os.PathLike[str], plan: Plan) -> Conductances:
-    r"""Reads conductances that were measured on a chip, and checks every one.
+    r"""Reads and checks conductances measured on a chip.
 
-    `export(..., measured={7: conductances})` makes them chip 7 of a checkpoint.
+    `export(..., measured={7: conductances})` stores them as chip 7 of a checkpoint.
 
     An `.npz` file holds an array `conductances/<weight>/tile/<i>/<j>/<device>` for each
-    device of each tile, `[*stack, rows, columns]`, as the adapter `npz` writes them. A
+    device of each tile, `[*stack, rows, columns]`, as the adapter `npz` writes it. A
     `.csv` file holds a line for each device: `weight`, `row_tile`, `column_tile`,
     `device` (such as g_pos), `stack` (the layer of a stack, row-major; 0 without one),
-    `row` and `column` in the tile, all from zero, and `conductance_uS`.
+    `row` and `column` in the tile, all counted from zero, and `conductance_uS`.
 
     >>> import tempfile
     >>> from hwtrain import Hardware, SingleDeviceConductanceConverter
@@ -74,9 +74,9 @@ def read_conductances(path: str | os.PathLike[str], plan: Plan) -> Conductances:
       plan: the plan of the checkpoint that was programmed.
 
     Raises:
-      HardwareCheckpointError: (a `ValueError`) if the file is neither, lacks a tile or
-        a device, has others, or holds an impossible conductance. It names the array,
-        or the line.
+      HardwareCheckpointError: (a `ValueError`) if the file has another format, lacks a
+        tile or a device, has unknown ones, or holds an impossible conductance. It names
+        the array or the line.
     """
     path = path_of(path, "read_conductances takes a file of measurements")
     readers = {".npz": _read_npz, ".csv": _read_csv}
@@ -97,10 +97,10 @@ def read_conductances(path: str | os.PathLike[str], plan: Plan) -> Conductances:
 def check_conductances(
     where: str, conductances: Conductances, plan: Plan
 ) -> Conductances:
-    """Returns conductances of a chip as float32, every device of the plan checked.
+    """Returns a chip's conductances as float32, after checking them against the plan.
 
     Args:
-      where: what they came from, for the message.
+      where: their origin, for the message.
       conductances: arrays by name.
       plan: the plan.
     """
@@ -149,7 +149,7 @@ def _check_unit(where: str, conductances: Conductances, expected: Mapping) -> No
 
 
 def _expected(plan: Plan) -> Iterator[tuple[str, tuple[tuple[int, ...], float]]]:
-    """Yields the name of each device of each tile, its shape, and its g_max."""
+    """Yields the name of each device of each tile, with its shape and its g_max."""
     for weight in plan.weights:
         if weight.hardware.converter is None:
             continue
@@ -171,7 +171,7 @@ def _read_npz(path: Path, plan: Plan) -> dict[str, np.ndarray]:
         if weight.hardware.converter is not None:
             scales |= set(converter_of(weight).scales)
     try:
-        # NumPy leaves a file open that is no archive, unless it is not its own.
+        # Opened here, because NumPy leaves a file open that is not an archive.
         with (
             open(path, "rb") as opened,
             np.lib.npyio.NpzFile(opened, allow_pickle=False) as file,
@@ -226,7 +226,7 @@ def _read_csv(path: Path, plan: Plan) -> dict[str, np.ndarray]:
 def _entry(
     where: str, entry: Mapping[str, str], shapes: Mapping[str, tuple[int, ...]]
 ) -> tuple[str, tuple[int, ...], float]:
-    """Returns the name, the place in its array and the conductance of a line."""
+    """Returns the name, the index in its array and the conductance of a line."""
     try:
         tile_row, tile_column, stack, row, column = (int(entry[n]) for n in _NUMBERS)
         g = float(entry["conductance_uS"])

@@ -40,15 +40,15 @@ from hwtrain.weights.mapping import MAPPING_SCALE
 class HardwareCheckpoint:
     """A hardware-ready checkpoint, read and verified.
 
-    The nominal values are in memory; conductances and chips are read, and verified
-    again, from the directory when they are asked for.
+    The nominal values are in memory; conductances and chips are read from the directory
+    on demand, and verified again.
 
     Attributes:
-      directory: where it lies.
-      manifest: what it says about itself.
+      directory: its directory.
+      manifest: its manifest.
       plan: the plan that was exported.
       variables: the nominal values of every collection, in nested dicts. Probes, which
-        carry nothing, are zeros.
+        carry no information, are zeros.
     """
 
     directory: Path
@@ -73,7 +73,7 @@ class HardwareCheckpoint:
         t_s: ArrayLike | None = None,
         key: jax.Array | None = None,
     ) -> dict[str, Any]:
-        """Returns the parameters as one frozen chip has them.
+        """Returns the parameters of one frozen chip.
 
         For evaluation only: `export` takes the nominal `variables`. Weights with a
         noise model follow from the programmed conductances in the chip's files, with
@@ -81,17 +81,17 @@ class HardwareCheckpoint:
 
         Args:
           seed: the chip's seed.
-          t_s: time since programming, in seconds. `None`: zero, just after.
+          t_s: time since programming, in seconds. `None`: zero, just after it.
           key: key of the read noise; `None` reads without noise.
 
         Returns:
-          A tree like `params`, of the same dtypes; with the leaves of the chip's
+          A tree like `params` with the same dtypes, plus the leaves of the chip's
           periphery that `hwtrain.apply_mismatch` names.
 
         Raises:
           HardwareCheckpointError: if the chip is not in the checkpoint, or damaged; or
-            for a time or a key that no noise model of the checkpoint would feel, or of
-            a chip that was measured.
+            for a time or a key if the checkpoint has no noise model, or the chip was
+            measured.
         """
         entry = self._chip(seed)
         check_read(self.manifest, entry, t_s, key)
@@ -141,16 +141,16 @@ class HardwareCheckpoint:
         """Returns a copy of an NNX model with the values of the checkpoint.
 
         Args:
-          model: the analog module, built as the one that was exported; its streams of
-            random numbers and its mode are kept.
-          chip: the seed of a frozen chip, whose parameters it gets; `None` for the
+          model: the analog module, built like the exported one; its rng streams and its
+            mode are kept.
+          chip: the seed of a frozen chip whose parameters it gets; `None` for the
             nominal ones.
           t_s: time of the read of the chip; see `chip`.
           key: key of the read of the chip; see `chip`.
 
         Raises:
-          HardwareCheckpointError: if the model has other variables, or is none of NNX;
-            or for a chip, if the model's hardware is another.
+          HardwareCheckpointError: if the model has other variables, or is not an NNX
+            model; or for a chip, if the model has other hardware.
         """
         derived = {weight.path for weight in self.plan.weights if weight.derived}
         params = self.params
@@ -161,7 +161,7 @@ class HardwareCheckpoint:
                     self.plan, own, "take into(model), and population or apply_mismatch"
                 )
             params = self.chip(chip, t_s=t_s, key=key)
-        elif derived:  # the model makes them of what it stores
+        elif derived:  # the model computes them from stored parameters
             params = paths.drop(params, lambda path: path not in derived)
         variables = {**self.variables, "params": params}
         of_chip = {*self.plan.leaves_of_chip(params), *derived}
@@ -170,7 +170,7 @@ class HardwareCheckpoint:
     def conductances(
         self, path: str, chip_seed: int | None = None
     ) -> tuple[tuple[Tile, ...], ...]:
-        """Returns the crossbars of a weight: of each row tile, the column tiles.
+        """Returns the crossbars of a weight: for each row tile, its column tiles.
 
         Args:
           path: the weight's path in the plan.
@@ -202,7 +202,7 @@ class HardwareCheckpoint:
         )
 
     def reconstruct(self, path: str, chip_seed: int | None = None) -> np.ndarray:
-        """Returns a weight, shaped as stored, from its conductances alone.
+        """Returns a weight, shaped as stored, computed only from its conductances.
 
         Args:
           path: the weight's path in the plan.
@@ -238,8 +238,8 @@ class HardwareCheckpoint:
 def load(path: str | os.PathLike[str]) -> HardwareCheckpoint:
     """Reads a checkpoint that `export` wrote, and verifies all of it.
 
-    Every hash is compared, every target conductance is in range, and nothing is in the
-    directory that its manifest does not list; nothing in it is executed.
+    Every hash is checked, every target conductance is in range, and the directory holds
+    no file that the manifest does not list. Nothing in it is executed.
 
     >>> import tempfile
     >>> import jax.numpy as jnp
@@ -254,7 +254,7 @@ def load(path: str | os.PathLike[str]) -> HardwareCheckpoint:
       path: the directory.
 
     Raises:
-      HardwareCheckpointError: (a `ValueError`) if it is no checkpoint, or damaged.
+      HardwareCheckpointError: (a `ValueError`) if it is not a checkpoint, or damaged.
     """
     directory = path_of(path, "load takes the directory that export wrote")
     manifest = manifests.read(directory)
@@ -290,13 +290,13 @@ def load(path: str | os.PathLike[str]) -> HardwareCheckpoint:
 def _check_layer(
     where: str, weight: AnalogWeight, nominal: Mapping[str, np.ndarray]
 ) -> None:
-    """Checks the nominal weights of a layer, and what its hardware put beside them."""
+    """Checks the nominal weights of a layer and the leaves that its hardware added."""
     check_kernel(weight, nominal[weight.path], where)
     check_values(where, weight, nominal)
 
 
 def _without_value(leaf: LeafEntry) -> Any:
-    """Returns what is not stored: an empty mapping, or the zeros of a probe."""
+    """Returns a value that is not stored: an empty mapping, or the zeros of a probe."""
     if leaf.kind == "zeros":
         return as_leaf(np.zeros(leaf.shape or (), DTYPES[leaf.dtype or ""]))
     return {}
@@ -330,7 +330,7 @@ def _tile(
 def _check_conductances(
     where: str, tensor: str, array: np.ndarray, layer: LayerEntry | None
 ) -> None:
-    """Checks what a hash cannot: that a foreign writer stored possible values.
+    """Checks that values are possible; a hash cannot, if another program wrote them.
 
     Args:
       where: the tensor, for the message.

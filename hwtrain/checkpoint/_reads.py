@@ -1,4 +1,4 @@
-"""A chip of a checkpoint, read at a time."""
+"""Reads a chip of a checkpoint at a time after programming."""
 
 import functools
 from collections.abc import Mapping
@@ -30,7 +30,7 @@ Tiles = tuple[tuple[Tile, ...], ...]
 def check_read(
     manifest: Manifest, chip: ChipEntry, t_s: ArrayLike | None, key: jax.Array | None
 ) -> None:
-    """Raises if a time or a key would change nothing, or the time is before zero."""
+    """Raises if a time or a key would have no effect, or the time is negative."""
     models = [layer.weight.hardware.noise_model for layer in manifest.layers]
     asked = t_s is not None or key is not None
     if asked and chip.measured:
@@ -61,11 +61,11 @@ def kernel_at(
     bound: jax.Array | None = None,
     leaves: Mapping[str, Any] = {},  # noqa: B006 it is only read
 ) -> tuple[np.ndarray, np.ndarray | None]:
-    """Returns a weight as a chip has it at a time; see `weight_at` of `chips`.
+    """Returns a weight on a chip at a time; see `weight_at` of `chips`.
 
     Args:
       weight: the plan of the array.
-      kernel: the stored array, nominal: the reference of an exact drift compensation.
+      kernel: the stored nominal array, the reference of an exact drift compensation.
       scale: its stored mapping scale, if it has one.
       tiles: its crossbars on the chip.
       t_s: time since programming, in seconds.
@@ -114,7 +114,7 @@ def _kernel_at(
 
 
 def _joined(weight: AnalogWeight, tiles: Tiles, name: str) -> Programmed:
-    """Returns a device of all tiles, in the stored shape."""
+    """Returns a device of all tiles, joined to the stored shape."""
     first = vars(tiles[0][0].programmed[name])
     arrays: dict[str, Any] = {
         field: join(

@@ -1,4 +1,4 @@
-"""A checkpoint's chip belongs to the hardware that it was exported with."""
+"""Checks that a checkpoint's chips are used with the hardware of their export."""
 
 import dataclasses
 
@@ -9,14 +9,14 @@ from hwtrain.periphery import InputRangeParameter
 
 
 def check_hardware(exported: Plan, model: Plan, instead: str) -> None:
-    """Raises unless a model's chips are those that its checkpoint holds.
+    """Raises unless a model has the hardware of its checkpoint's chips.
 
-    What acts in training alone may be another.
+    Parts that act only in training may differ.
 
     Args:
       exported: the plan of the checkpoint.
       model: the plan of the model.
-      instead: what to write where other hardware is meant.
+      instead: what to write if other hardware is intended.
 
     Raises:
       HardwareCheckpointError: naming the first difference.
@@ -43,7 +43,7 @@ def check_hardware(exported: Plan, model: Plan, instead: str) -> None:
 
 
 def _on_chip(hardware: Hardware) -> Hardware:
-    """Returns a chip type without what acts in training alone."""
+    """Returns hardware without the parts that act only in training."""
     modifier, clip, ranges = hardware.modifier, hardware.clip, hardware.input_range
     return dataclasses.replace(
         hardware,
@@ -56,7 +56,7 @@ def _on_chip(hardware: Hardware) -> Hardware:
 
 
 def _difference(one: Hardware, other: Hardware) -> tuple[str, object, object]:
-    """Returns the first field that differs, or that of a part, and its values."""
+    """Returns the first field, or field of a part, that differs, and both values."""
     for field in dataclasses.fields(one):
         values = getattr(one, field.name), getattr(other, field.name)
         if values[0] == values[1]:

@@ -1,4 +1,4 @@
-"""JSON that says one thing: UTF-8, each key once, finite numbers, no field left out."""
+"""Unambiguous JSON: UTF-8, unique keys, finite numbers, no missing fields."""
 
 import json
 import math
@@ -6,14 +6,14 @@ from typing import Any
 
 
 def parse(data: bytes) -> Any:
-    """Returns what JSON says.
+    """Returns the data in JSON.
 
     >>> parse(b'{"a": 1, "a": 2}')
     Traceback (most recent call last):
     ValueError: the key 'a' stands twice in one object
 
     Raises:
-      ValueError: if it is none, or readers could differ in what it says.
+      ValueError: if it is not JSON, or readers could interpret it differently.
     """
     # Given bytes, json.loads would guess UTF-16 and UTF-32 as well.
     text = data.decode("utf-8")
@@ -33,7 +33,7 @@ def parse(data: bytes) -> Any:
 
 
 def difference(found: Any, expected: Any, where: str = "") -> str | None:
-    """Returns where one JSON value is not another, in words; `None` if nowhere.
+    """Returns the first difference of two JSON values as text; `None` if equal.
 
     >>> difference({"a": [1.0]}, {"a": [1], "b": 2})
     'b: is missing'
@@ -77,7 +77,7 @@ def _finite(text: str) -> float:
 
 
 def _whole(text: str) -> int:
-    # Far beyond 64 bits, and far below what Python takes minutes or refuses to read.
+    # Far beyond 64 bits, but far below numbers that Python parses slowly or refuses.
     if len(text) > 40:
         raise ValueError(f"{text[:40]}... is a number of {len(text)} digits")
     return int(text)

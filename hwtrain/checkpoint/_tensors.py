@@ -13,7 +13,7 @@ from hwtrain.checkpoint._files import damaged, opened
 from hwtrain.checkpoint._manifest import sha256, sync
 from hwtrain.checkpoint._strict_json import parse
 
-# Not safetensors.numpy.load_file: it fails on bfloat16 and on 8-bit floats.
+# safetensors.numpy.load_file is not used: it fails on bfloat16 and 8-bit floats.
 _NAMES = {
     "BOOL": "bool",
     "U8": "uint8",
@@ -32,23 +32,23 @@ _NAMES = {
     "F64": "float64",
     "C64": "complex64",
 }
-"""The dtypes as a file of tensors calls them."""
+"""The names of dtypes in a safetensors file."""
 
 
 _LARGEST_HEADER = 100_000_000
-"""Bytes of a header that safetensors reads."""
+"""Largest header that safetensors reads, in bytes."""
 
 
 def write(
     path: Path, tensors: Mapping[str, tuple[np.ndarray, str]]
 ) -> dict[str, TensorEntry]:
-    """Writes a file of tensors, on disk when it returns, and describes them.
+    """Writes a file of tensors and returns their entries; it is on disk on return.
 
     Args:
       path: the file.
       tensors: arrays and units by name.
     """
-    # Not ascontiguousarray: it gives a scalar an axis.
+    # ascontiguousarray would give a scalar an axis.
     arrays = {
         name: np.require(array, DTYPES[array.dtype.name], "C")
         for name, (array, _) in tensors.items()
@@ -74,7 +74,7 @@ def read(
     Args:
       directory: the checkpoint.
       name: the file's name in it.
-      entries: what the manifest says of the file.
+      entries: the manifest's entries for the file.
 
     Raises:
       HardwareCheckpointError: if the file is missing, truncated or changed.
@@ -87,7 +87,7 @@ def read(
         if len(start) < 8 or length > _LARGEST_HEADER or 8 + length > size:
             raise damaged(path, f"truncated, or not safetensors ({size} bytes)")
         header = file.read(length)
-        # Before anything of the size of the tensors is in memory.
+        # Checked before anything of the tensors' size is in memory.
         _check_header(path, header, entries)
         expected = 8 + length + sum(sizes)
         if size != expected:
@@ -119,7 +119,7 @@ def read(
 def _check_header(
     path: Path, header: bytes, entries: Mapping[str, TensorEntry]
 ) -> None:
-    """Raises unless a file has the tensors that the manifest lists."""
+    """Raises unless a file has exactly the tensors that the manifest lists."""
     try:
         content = parse(header)
         content.pop("__metadata__", None)

@@ -1,4 +1,4 @@
-"""A crossbar as a checkpoint holds it, and where it lies in its weight."""
+"""A crossbar of a checkpoint, and its place in its weight."""
 
 import dataclasses
 from collections.abc import Mapping, Sequence
@@ -12,7 +12,7 @@ from hwtrain.checkpoint._errors import HardwareCheckpointError
 from hwtrain.devices import ConductanceConverter
 from hwtrain.devices._programmed import Programmed
 
-# Float32 rounding of g_max, generously; anything beyond is not rounding.
+# Bound on float32 rounding of g_max, with a margin.
 _ROUNDING = 1e-6
 
 
@@ -21,15 +21,15 @@ class Tile:
     """One crossbar of a weight.
 
     Attributes:
-      converter: how its weights became conductances.
-      conductances: for each of the converter's devices, by name, its conductances
-        `[*stack, rows, columns]`, in µS.
+      converter: the converter from weights to conductances.
+      conductances: the conductances `[*stack, rows, columns]` of each of the
+        converter's devices, by name, in µS.
       params: the parameters of the conversion by name, such as `scale_ratio`,
         `[*stack, 1, columns or 1]`.
       mapping_scale: `[*stack, 1, columns or 1]`, the nominal weight of a crossbar
         weight of one.
-      programmed: of a chip with a noise model, each device after programming, by name;
-        the conductances are its targets.
+      programmed: for a chip with a noise model, each device after programming, by name;
+        `conductances` then holds the targets.
     """
 
     converter: ConductanceConverter
@@ -54,11 +54,11 @@ class Tile:
         return self.params["scale_ratio"]
 
     def weights(self) -> np.ndarray:
-        r"""Returns the weights that the (target) conductances stand for.
+        r"""Returns the weights that the (target) conductances represent.
 
         .. math:: W = s\, w(g)
 
-        with :math:`w(g)` the converter's, such as :math:`(g^+ - g^-) / k`.
+        with the converter's :math:`w(g)`, such as :math:`(g^+ - g^-) / k`.
 
         Returns:
           `[*stack, rows, columns]`, in the unit of the nominal weights.
@@ -79,13 +79,13 @@ class Tile:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Place:
-    """Where a tile lies.
+    """The place of a tile in its weight.
 
     Attributes:
       row: number of the row tile.
       column: number of the column tile.
-      rows: its rows in the whole matrix.
-      columns: its columns.
+      rows: its rows in the matrix.
+      columns: its columns in the matrix.
     """
 
     row: int
@@ -100,11 +100,11 @@ class Place:
 
     @property
     def elements(self) -> tuple[object, ...]:
-        """The index of its elements in a matrix."""
+        """The index of its elements in the matrix."""
         return (..., self.rows, self.columns)
 
     def of(self, param: np.ndarray) -> np.ndarray:
-        """Returns its part of a parameter of all tiles, without padding."""
+        """Returns the tile's part of a parameter of all tiles, without padding."""
         width = self.columns.stop - self.columns.start
         return np.ascontiguousarray(param[..., self.row, self.column, :, :width])
 
@@ -133,12 +133,12 @@ def join(weight: AnalogWeight, tiles: Sequence[Sequence[np.ndarray]]) -> np.ndar
 def check_targets(
     where: str, g: np.ndarray, converter: ConductanceConverter
 ) -> np.ndarray:
-    """Returns target conductances; an error where one is out of the device's reach.
+    """Returns target conductances; raises if one is out of the device's range.
 
     Args:
       where: the tensor, for the message.
       g: conductances, in µS.
-      converter: says g_min and g_max.
+      converter: defines g_min and g_max.
     """
     slack = _ROUNDING * converter.g_max
     low, high = converter.g_min - slack, converter.g_max + slack
@@ -152,7 +152,7 @@ def check_targets(
 
 
 def tile_slices(sizes: tuple[int, ...]) -> list[slice]:
-    """Returns where each tile lies along a cut axis.
+    """Returns the slice of each tile along a tiled axis.
 
     >>> tile_slices((4, 3))
     [slice(0, 4, None), slice(4, 7, None)]
@@ -162,5 +162,5 @@ def tile_slices(sizes: tuple[int, ...]) -> list[slice]:
 
 
 def on_cpu():
-    """Computes on the CPU: what a checkpoint holds is the same on every machine."""
+    """Computes on the CPU, so that checkpoints are the same on every machine."""
     return jax.default_device(jax.local_devices(backend="cpu")[0])

@@ -1,4 +1,4 @@
-"""The graph of a model, found in the program of a call."""
+"""Finds the graph of a model in the traced program of a call."""
 
 from typing import Any
 
@@ -11,12 +11,12 @@ from hwtrain.checkpoint._description import Graph
 
 
 def trace_graph(model: Any, variables: Any = None, *example: Any) -> Graph:
-    """Returns how the layers of a model are connected, for `export(..., graph=)`.
+    """Returns the connections of a model's layers, for `export(..., graph=)`.
 
-    The model is traced, not run. A layer is a module with parameters of its own.
-    Whatever its program does between two of them is a node named as JAX names it, such
-    as "relu"; "identity" stands where it does nothing. An addition of outputs is no
-    node: both lead to the next one.
+    The model is traced, not run. A layer is a module with its own parameters. An
+    operation between two layers is a node with the name that JAX gives it, such as
+    "relu"; "identity" stands for none. An addition of outputs is not a node: both
+    outputs lead to the next node.
 
     >>> import jax, jax.numpy as jnp
     >>> model = nn.Sequential([nn.Dense(4), nn.relu, nn.Dense(2)])
@@ -37,7 +37,7 @@ def trace_graph(model: Any, variables: Any = None, *example: Any) -> Graph:
         dtypes matter.
 
     Raises:
-      ValueError: if the model is neither Linen nor NNX, or without an example.
+      ValueError: if the model is neither Linen nor NNX, or there is no example.
     """
     if not isinstance(model, nn.Module | nnx.Module):
         raise ValueError(

@@ -1,4 +1,4 @@
-"""Which numbers the leaves of a checkpoint can hold."""
+"""Checks the numbers in the leaves of a checkpoint."""
 
 from collections.abc import Mapping, Sequence
 
@@ -10,7 +10,7 @@ from hwtrain.checkpoint._errors import HardwareCheckpointError
 
 
 def check_numbers(where: str, array: np.ndarray) -> None:
-    """Raises if an array of numbers holds one that is none.
+    """Raises if an array of numbers contains NaN.
 
     Args:
       where: the leaf, for the message.
@@ -23,7 +23,7 @@ def check_numbers(where: str, array: np.ndarray) -> None:
 def check_parameter(where: str, keys: Sequence[str | int], array: np.ndarray) -> None:
     """Raises if a leaf is a parameter that is not finite.
 
-    What is no parameter may be infinite, as the largest of no numbers is.
+    Other leaves may be infinite, such as a running maximum before the first value.
 
     Args:
       where: the leaf, for the message.
@@ -45,10 +45,10 @@ def _check_all(where: str, right: np.ndarray, what: str) -> None:
 def check_values(
     where: str, weight: AnalogWeight, leaves: Mapping[str, object]
 ) -> None:
-    """Raises for leaves beside a weight that no hardware can have.
+    """Raises if leaves beside a weight have values that are impossible in hardware.
 
     Args:
-      where: what comes before a leaf's path in the message.
+      where: prefix of a leaf's path in the message.
       weight: the plan of the weight.
       leaves: the values of leaves by path.
     """

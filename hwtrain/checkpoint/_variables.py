@@ -1,4 +1,4 @@
-"""Variables as a flat list of leaves, and back."""
+"""Converts variables to a flat list of leaves."""
 
 import dataclasses
 from collections.abc import Mapping, Set
@@ -23,11 +23,11 @@ class Leaf:
     """A leaf of the variables, not yet copied from its device.
 
     Attributes:
-      keys: the keys that lead to it, the collection first.
+      keys: its keys, starting with the collection.
       path: its path within the collection.
-      value: the array, or an empty mapping; of a PRNG key, the key data.
+      value: the array, or an empty mapping; for a PRNG key, its key data.
       key_impl: the implementation of a PRNG key; `None` for numbers.
-      probe: whether it is the probe of an analog layer, which carries nothing.
+      probe: whether it is the probe of an analog layer, which carries no information.
     """
 
     keys: tuple[str | int, ...]
@@ -43,7 +43,7 @@ class Leaf:
 
     @property
     def kind(self) -> str:
-        """What the manifest stores of it."""
+        """How the manifest stores it."""
         if isinstance(self.value, Mapping):
             return "empty"
         return "zeros" if self.probe else "tensor"
@@ -52,8 +52,8 @@ class Leaf:
         """Copies the leaf from its device.
 
         Raises:
-          HardwareCheckpointError: if it is but a shape, of a model that is checked
-            before there are values.
+          HardwareCheckpointError: if it is only a shape, from a model that is checked
+            before it has values.
         """
         value = self.value
         if isinstance(value, jax.ShapeDtypeStruct):
@@ -62,17 +62,17 @@ class Leaf:
                 "jax.eval_shape; give the arrays"
             )
         if isinstance(value, jax.Array):
-            # A JAX array keeps its host copy; the whole model would gather there.
+            # A JAX array keeps its host copy, so the whole model would accumulate.
             value = jnp.copy(value)
         return np.asarray(value)
 
 
 def flatten(variables: Any, probes: Set[str] = frozenset()) -> list[Leaf]:
-    """Returns the leaves of variables, sorted, the collection before every path.
+    """Returns the leaves of variables, sorted, with the collection before each path.
 
     Args:
-      variables: collections as Linen has them (a mapping with `"params"`), an NNX model
-        or its `nnx.State`, or a tree of parameters alone, which become the collection
+      variables: Linen collections (a mapping with `"params"`), an NNX model or its
+        `nnx.State`, or only a tree of parameters, which becomes the collection
         `params`.
       probes: the paths of the parameters that are probes.
     """
@@ -109,7 +109,7 @@ def flatten(variables: Any, probes: Set[str] = frozenset()) -> list[Leaf]:
 
 
 def _has_types(variables: Any) -> bool:
-    """Whether a tree is the state of an NNX model, whose leaves say what they are."""
+    """Whether a tree is the state of an NNX model with typed leaves."""
     if not isinstance(variables, nnx.State):
         return False
     leaves = nnx.to_flat_state(variables)
@@ -117,9 +117,9 @@ def _has_types(variables: Any) -> bool:
 
 
 def as_leaf(array: np.ndarray, key_impl: str | None = None) -> Any:
-    """Returns a stored array as JAX holds it, its dtype unchanged.
+    """Returns a stored array as a JAX array of the same dtype.
 
-    A 64-bit array stays in NumPy where JAX would narrow it to 32 bits.
+    A 64-bit array stays in NumPy if JAX would narrow it to 32 bits.
     """
     if key_impl is not None:
         return jax.random.wrap_key_data(jnp.asarray(array), impl=key_impl)
@@ -135,7 +135,7 @@ def _is_key(value: Any) -> bool:
 
 
 def _check_values(leaf: Leaf) -> None:
-    """Raises for what stands for an array and has no values."""
+    """Raises for an array without values."""
     value, why = leaf.value, ""
     if isinstance(value, Tracer):
         why = "traced, as inside of jax.jit; export outside of it"
@@ -159,7 +159,7 @@ def _check_dtype(leaf: Leaf) -> None:
 
 
 def _plain(key_path: tuple[Any, ...], name: str) -> tuple[str | int, ...]:
-    """Returns the keys of nested mappings; boxes around leaves are taken off."""
+    """Returns the keys of nested mappings, without those of boxes around leaves."""
     if key_path and key_path[-1] == GetAttrKey("value"):
         key_path = key_path[:-1]
     keys = []

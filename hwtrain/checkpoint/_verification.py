@@ -1,4 +1,4 @@
-"""Verifies a hardware-ready checkpoint beyond its hashes: computes it once more."""
+"""Verifies a hardware-ready checkpoint beyond its hashes by recomputing it."""
 
 import math
 import os
@@ -20,15 +20,15 @@ from hwtrain.checkpoint._tiles import grid
 from hwtrain.weights.mapping import MAPPING_SCALE
 
 TOLERANCE = 1e-6
-"""Largest error of a weight, relative to the largest of its tile or its array."""
+"""Largest error of a weight, relative to the largest weight of its tile or array."""
 
 
 def verify(path: str | os.PathLike[str]) -> dict[str, Any]:
-    r"""Reads a checkpoint, computes all of it once more, and certifies it.
+    r"""Reads a checkpoint, recomputes all of it, and certifies it.
 
-    Compares every hash; the weights that the conductances of each tile stand for with
-    the nominal ones; and the weights of every chip with a new draw from its seed, or
-    of a measured chip with its conductances.
+    Checks every hash, compares the weights that each tile's conductances represent with
+    the nominal ones, and the weights of every chip with a new draw from its seed or,
+    for a measured chip, with its conductances.
 
     .. math:: \epsilon = \max |W' - W| / \max |W|
 
@@ -45,14 +45,15 @@ def verify(path: str | os.PathLike[str]) -> dict[str, Any]:
       path: the directory.
 
     Returns:
-      The certificate, plain data that JSON can hold: the `sha256` of the manifest and,
-      for each analog weight, the error of its `conductances` (`None` without a
-      converter) and of each of its `chips`.
+      The certificate, plain data for JSON: the `sha256` of the manifest and, for each
+      analog weight, the error of its `conductances` (`None` without a converter) and of
+      each of its `chips`.
 
     Raises:
-      HardwareCheckpointError: (a `ValueError`) as `load`, or if an error exceeds 1e-6.
+      HardwareCheckpointError: (a `ValueError`) as for `load`, or if an error exceeds
+        1e-6.
     """
-    # Constants that a forger made up may overflow; nothing stored then follows of them.
+    # Forged constants may overflow; the stored values then do not match.
     with np.errstate(over="ignore", invalid="ignore"):
         return _certificate(load(path))
 
@@ -78,7 +79,7 @@ def _certificate(checkpoint: HardwareCheckpoint) -> dict[str, Any]:
                 f"{where}, conductances of ",
                 _conductance_errors(checkpoint, weight, crossbars.written),
             )
-            # They may stand for the right weights by another scale than its mapping's.
+            # A wrong mapping scale could still give the right weights.
             _largest(f"{where}, ", _tile_errors(checkpoint, layer, crossbars))
         for chip in manifest.chips:
             file = chip.files[weight.path]
@@ -107,7 +108,7 @@ def _certificate(checkpoint: HardwareCheckpoint) -> dict[str, Any]:
 def _conductance_errors(
     checkpoint: HardwareCheckpoint, weight: AnalogWeight, kernel: np.ndarray
 ) -> Iterator[tuple[str, float]]:
-    """Yields the name of each tile, and the largest error of any layer of the stack."""
+    """Yields the name of each tile and its error, for each layer of the stack."""
     matrix = np.asarray(weight.to_matrix(jnp.asarray(kernel, jnp.float32)))
     tiles = checkpoint.conductances(weight.path)
     for place in grid(weight):
@@ -121,7 +122,7 @@ def _conductance_errors(
 def _tile_errors(
     checkpoint: HardwareCheckpoint, layer: LayerEntry, crossbars: Crossbars
 ) -> Iterator[tuple[str, float]]:
-    """Yields the name of each tensor of each nominal tile, and its error."""
+    """Yields the name and the error of each tensor of each nominal tile."""
     entries = checkpoint.manifest.files[layer.file]
     stored = tensors.read(checkpoint.directory, layer.file, entries)
     for name, tile in crossbars.tiles():
@@ -133,18 +134,18 @@ def _tile_errors(
 
 
 def _error(found: np.ndarray, expected: np.ndarray) -> float:
-    # In float64, in which no unsigned state of a device wraps around.
+    # In float64, so that unsigned states of devices do not wrap around.
     largest = np.abs(expected, dtype=np.float64).max(initial=0.0)
     difference = np.abs(found.astype(np.float64) - expected).max(initial=0.0)
     if not difference:
         return 0.0
     error = float(difference / largest) if largest else math.inf
-    # Not NaN, which a maximum of several may leave out.
+    # Infinity instead of NaN, which a maximum of several may ignore.
     return error if math.isfinite(error) else math.inf
 
 
 def _largest(where: str, errors: Iterable[tuple[str, float]]) -> float:
-    """Returns the largest of errors by name; raises where one is too large."""
+    """Returns the largest of errors by name; raises if one is too large."""
     largest = 0.0
     for name, error in errors:
         if error > TOLERANCE:

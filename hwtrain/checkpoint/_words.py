@@ -1,4 +1,4 @@
-"""Units and formulas that every manifest states in words."""
+"""The units and formulas that every manifest states."""
 
 import hashlib
 import json
@@ -156,18 +156,18 @@ _OTHER_WORDS = frozenset(
         "4bcf16c72f7b1e49ce9c08312234a72f108da3689f4b995b8d818cf438c5ca2e",
     }
 )
-"""SHA-256 of the units and rules of this version of the format, in former words."""
+"""SHA-256 of the units and rules of this version of the format, in earlier wording."""
 
 
 def check_words(
     units: Mapping[str, str], rules: Mapping[str, str], *, earlier: bool
 ) -> None:
-    """Raises unless a manifest states the units and rules that it was written by.
+    """Raises unless a manifest states the units and rules of its version.
 
     Args:
-      units: those of the manifest.
-      rules: those of the manifest.
-      earlier: whether an earlier version of the format wrote it.
+      units: the manifest's units.
+      rules: the manifest's rules.
+      earlier: whether the manifest has an earlier version of the format.
 
     Raises:
       ValueError: naming the first that differs.

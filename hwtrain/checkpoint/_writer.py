@@ -32,12 +32,12 @@ def export(
     analog: Any = None,
     example: Sequence[Any] = (),
 ) -> Path:
-    r"""Writes a model as a checkpoint that a chip can be programmed from.
+    r"""Writes a model as a checkpoint from which a chip can be programmed.
 
     .. math:: g^\pm = g_\text{min} + \max(\pm k w, 0), \qquad w = W / s
 
-    The directory is complete or not there: it is written beside `path` under a hidden
-    name and then renamed. `docs/checkpoint.md` describes the format.
+    The directory is written atomically: under a hidden name beside `path`, and then
+    renamed. `docs/checkpoint.md` describes the format.
 
     >>> import tempfile
     >>> import jax.numpy as jnp
@@ -55,34 +55,33 @@ def export(
     ['manifest.json', 'tensors/0000.safetensors']
 
     Args:
-      path: where the checkpoint shall be; must not exist.
-      variables: nominal values: collections as Linen has them, or the tree of
-        parameters alone; or an analog NNX model.
-      plan: the plan of the model; may be left out for an NNX model, which holds it.
+      path: the destination; must not exist.
+      variables: nominal values: Linen collections, or only the tree of parameters; or
+        an analog NNX model.
+      plan: the plan of the model; optional for an NNX model, which holds it.
       chip_seed: seed of a chip whose frozen mismatch is drawn and stored beside the
         nominal values. `None` for none.
-      chip_seeds: more of them.
-      measured: chips that were programmed and read back: by the chip's number, what
-        `read_conductances` returned. `None` for none.
-      graph: how the layers are connected, stored for programs that need to know.
-      accuracy: what was measured of the model, stored in the manifest.
-      report: is called with the number of layers that are written, and of all, such as
-        that of `show_progress`. `None` for none.
-      analog: the analog model, needed with an example where something stands between
-        stored weights and their layers, such as a WeightNorm: the checkpoint then holds
-        the weights that the layers multiply by; see `hwtrain.materialize`. May be left
-        out for an NNX model, which is its own.
-      example: arguments of a call of it, in a tuple.
+      chip_seeds: seeds of further chips.
+      measured: chips that were programmed and read back: by the chip's number, the
+        result of `read_conductances`. `None` for none.
+      graph: the connections of the layers, stored for programs that need them.
+      accuracy: measurements of the model, stored in the manifest.
+      report: called with the number of written layers and the total, such as by
+        `show_progress`. `None` for none.
+      analog: the analog model, needed with an example if layers compute their weights
+        from stored ones, as in a WeightNorm: the checkpoint then holds the weights that
+        the layers multiply by; see `hwtrain.materialize`. Optional for an NNX model.
+      example: a tuple with the arguments of a call of `analog`.
 
     Returns:
       `path`.
 
     Raises:
-      HardwareCheckpointError: (a `ValueError`) if something lies at `path`, the plan
-        does not fit the parameters, a weight is not finite, a chip has nothing frozen,
-        or the disk is full. Nothing is left behind.
+      HardwareCheckpointError: (a `ValueError`) if `path` exists, the plan does not fit
+        the parameters, a weight is not finite, a chip has nothing frozen, or the disk
+        is full. Nothing is left behind.
     """
-    # Measurements themselves iterate over their fields.
+    # A Measurement is itself iterable, over its fields.
     several = not isinstance(accuracy, Measurement) and isinstance(accuracy, Iterable)
     accuracy = tuple(accuracy) if several else accuracy
     _check_types(
@@ -124,10 +123,10 @@ def export(
 
 
 def _itself(model: nnx.Module, analog: Any, example: Sequence[Any]) -> Any:
-    """Returns the analog model whose values are exported: an NNX model holds its own.
+    """Returns the analog model whose values are exported; an NNX model is its own.
 
     Raises:
-      HardwareCheckpointError: if it is not analog, or another model is given beside it.
+      HardwareCheckpointError: if it is not analog, or another model is given as well.
     """
     if analog is None and not example:
         return None
@@ -148,7 +147,7 @@ def _itself(model: nnx.Module, analog: Any, example: Sequence[Any]) -> Any:
 
 
 def _check_types(**given: Any) -> None:
-    """Raises for an argument of another type, by its name."""
+    """Raises for an argument of a wrong type, naming it."""
     for name, value in given.items():
         kinds, what = _TYPES[name]
         right = isinstance(value, kinds)

@@ -1,6 +1,6 @@
-"""The JSON Schema of the manifest, a file of the package.
+"""The JSON Schema of the manifest, shipped as a file of the package.
 
-`python -m hwtrain.checkpoint.schema` writes it anew from the model.
+`python -m hwtrain.checkpoint.schema` regenerates it from the model.
 """
 
 import json
@@ -14,13 +14,13 @@ SCHEMA_FILE = Path(__file__).with_name("manifest.schema.json")
 
 
 def manifest_schema() -> dict[str, Any]:
-    """Returns the JSON Schema of the manifest, as the model says it.
+    """Returns the JSON Schema of the manifest, derived from its model.
 
     >>> manifest_schema()["title"]
     'Manifest of a hwtrain checkpoint, version 1'
     """
     schema = Manifest.model_json_schema(mode="validation")
-    # Pydantic says which names are right, and not that no other is.
+    # Pydantic's schema lists the valid names, but does not forbid others.
     schema["properties"]["files"]["additionalProperties"] = False
     return {
         "$schema": "https://json-schema.org/draft/2020-12/schema",
@@ -30,7 +30,7 @@ def manifest_schema() -> dict[str, Any]:
 
 
 def write_schema() -> None:
-    """Writes the file of the package anew."""
+    """Regenerates the file of the package."""
     text = json.dumps(manifest_schema(), indent=1, sort_keys=True, ensure_ascii=False)
     SCHEMA_FILE.write_text(text + "\n", encoding="utf-8")
 

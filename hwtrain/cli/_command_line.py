@@ -1,4 +1,4 @@
-"""The command `hwtrain`: reads the command line, runs a command, reports errors."""
+"""The command `hwtrain`: parses the command line, runs a command, reports errors."""
 
 import contextlib
 import importlib
@@ -19,7 +19,7 @@ from hwtrain.cli._parser import make_parser
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the command and returns its exit status.
 
-    Bad input is one line on stderr and status 2.
+    Bad input gives one line on stderr and status 2.
 
     Args:
       arguments: the command line without the program's name; `sys.argv` by default.
@@ -37,12 +37,12 @@ def _status(
 
     Args:
       words: the command line without the program's name.
-      interrupted: makes the status after a Ctrl-C, while all that the command has
-        under way is still alive.
-      failed: likewise after bad input.
+      interrupted: returns the status after a Ctrl-C; called while everything that the
+        command started is still alive.
+      failed: returns the status after bad input, likewise.
     """
     for stream in (sys.stdout, sys.stderr):
-        # A terminal that has no ± shows a ?, instead of ending a run of hours there.
+        # A terminal without ± shows a ?, instead of failing after hours of training.
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="replace")
     stop = None
@@ -51,11 +51,11 @@ def _status(
         gently = options.command == "train"
         with interruptible(gently=gently) as options.stop:
             stop = None if gently else options.stop
-            # Not before, because it loads JAX and Flax, and help should come at once.
+            # Imported late, because it loads JAX and Flax and --help should be fast.
             command = importlib.import_module(f"hwtrain.cli._{options.command}")
             return command.main(options)
     except (Exception, KeyboardInterrupt) as error:
-        # What a library makes of an interrupt in its callback is an interrupt too.
+        # A library may turn an interrupt in its callback into an error of its own.
         if isinstance(error, KeyboardInterrupt) or (stop is not None and stop()):
             return interrupted(words)
         if not isinstance(error, BadInputError):
@@ -69,9 +69,9 @@ def _tell_error(error: Exception) -> int:
 
 
 def run() -> int:
-    """Runs the command as a program that ends with it, and returns its exit status.
+    """Runs the command as a program and returns its exit status.
 
-    While Python takes itself down, another Ctrl-C would come up in whatever is called.
+    During Python's shutdown, another Ctrl-C would surface in unrelated code.
     """
     try:
         status = _status(sys.argv[1:], _leave, _fail)
@@ -83,27 +83,27 @@ def run() -> int:
 
 
 def _leave(words: list[str]) -> NoReturn:
-    """Ends the process after a Ctrl-C: nothing of what is under way is taken down.
+    """Ends the process after a Ctrl-C without cleaning up.
 
-    Threads of XLA still compute with the arrays of the frames that the interrupt came
-    up through. Where these go before the process does, it may end by SIGSEGV instead.
+    XLA's threads still compute with arrays of the interrupted frames. If these are
+    freed before the process ends, it may end with SIGSEGV instead.
     """
     signal.signal(signal.SIGINT, signal.SIG_DFL)
     _end(_tell(words))
 
 
 def _fail(error: Exception) -> NoReturn:
-    """Ends the process after an error.
+    """Ends the process after an error without cleaning up.
 
-    What failed may leave threads of Orbax, which would complain beside the one line, or
-    while Python takes itself down.
+    The failure may leave threads of Orbax that would print their own errors beside the
+    one line, or during Python's shutdown.
     """
     threading.excepthook = lambda _: None
     _end(_tell_error(error))
 
 
 def _end(status: int) -> NoReturn:
-    """Ends the process with what was said, and takes nothing down."""
+    """Ends the process after flushing its output, without cleaning up."""
     for stream in (sys.stdout, sys.stderr):
         with contextlib.suppress(OSError, ValueError):
             stream.flush()
@@ -111,7 +111,7 @@ def _end(status: int) -> NoReturn:
 
 
 def _tell(words: list[str]) -> int:
-    """Says in one line that a command was interrupted, and returns its exit status."""
+    """Prints one line about the interruption and returns the exit status."""
     flags = ("--overwrite", "--resume")
     again = shlex.join(["hwtrain", *(word for word in words if word not in flags)])
     if words[:1] == ["train"]:

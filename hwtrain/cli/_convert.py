@@ -16,7 +16,7 @@ from hwtrain.train._folder import is_run, read_run
 def main(options: argparse.Namespace) -> int:
     """Runs the command and returns its exit status."""
     path: Path = options.checkpoint
-    # Of the resolved path, because "." has no name.
+    # The path is resolved, because "." has no name.
     out = options.out or Path(f"{path.resolve()}.{options.to}")
     with bad_input():
         known_parts(options, path)

@@ -1,4 +1,4 @@
-"""Bad input on the command line."""
+"""Errors for bad input on the command line."""
 
 import sys
 from collections.abc import Iterator
@@ -6,12 +6,12 @@ from contextlib import contextmanager
 
 
 class BadInputError(Exception):
-    """What the user gave is wrong; the message is for them, on one line."""
+    """The user's input is wrong; the message is one line for them."""
 
 
 @contextmanager
 def bad_input(*kinds: type[Exception]) -> Iterator[None]:
-    r"""Turns what hwtrain finds wrong with files, names and values into one line.
+    r"""Turns hwtrain's errors about files, names and values into one line.
 
     >>> with bad_input():
     ...     raise ValueError("config.toml: expected a file,\n got none")
@@ -19,10 +19,10 @@ def bad_input(*kinds: type[Exception]) -> Iterator[None]:
     hwtrain.cli._errors.BadInputError: config.toml: expected a file, got none
 
     Args:
-      *kinds: what is turned; by default `ValueError` and `OSError`.
+      *kinds: the types of errors to turn; by default `ValueError` and `OSError`.
 
     Raises:
-      BadInputError: the line. Its cause is what was raised.
+      BadInputError: with the line; its cause is the original error.
     """
     try:
         yield

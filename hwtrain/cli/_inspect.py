@@ -69,7 +69,7 @@ def main(options: argparse.Namespace) -> int:
 
 
 def _stages(options: argparse.Namespace) -> Table:
-    """Returns the stages from the outermost to the innermost, and whose they are."""
+    """Returns a table of the stages, outermost first, and of their owners."""
     title = "Stages around a tile, from the outermost to the innermost"
     table = Table("stage", "what it does", title=title, title_justify="left")
     used: Counter[str] = Counter()
@@ -89,7 +89,7 @@ def _stages(options: argparse.Namespace) -> Table:
 
 
 def _prove(run: Run, model: Model, console: Console) -> int:
-    """Shows what every effect does; returns 1 if one does nothing."""
+    """Prints the measured effects; returns 1 if one of them has no effect."""
     analog, variables = run.on_chips(model.variables["params"])
     try:
         found = assert_active(analog, variables, run.test_batches()[0].inputs)

@@ -1,4 +1,4 @@
-"""Ctrl-C while a command runs: the first asks it to stop, the second stops it."""
+"""Ctrl-C during a command: the first asks it to stop, the second kills it."""
 
 import _thread
 import contextlib
@@ -15,24 +15,24 @@ from typing import Any
 from hwtrain.cli._errors import print_error
 
 INTERRUPTED = 130
-"""The exit status."""
+"""The exit status after an interruption."""
 
 
 _AGAIN = b"\0"
-"""Asks for an interrupt a little later: it came where none can be raised."""
+"""Asks the thread to interrupt again soon, after an interrupt that cannot be raised."""
 
 
 @contextlib.contextmanager
 def interruptible(*, gently: bool) -> Iterator[Callable[[], bool]]:
-    """Watches for Ctrl-C, and gives a function that says whether it came.
+    """Watches for Ctrl-C, and yields a function that returns whether it was pressed.
 
-    Only in the main thread, and where Ctrl-C does what Python lets it do: a program
-    around that has a handler of its own keeps it.
+    Only active in the main thread and with Python's default handler; a handler of a
+    surrounding program stays in place.
 
     Args:
-      gently: whether the first Ctrl-C only sets what the function says, for a command
-        that asks for it. Python's `KeyboardInterrupt` may come inside of a callback of
-        a library, which prints or swallows it.
+      gently: whether the first Ctrl-C only changes the function's result, for a command
+        that checks it. Python's `KeyboardInterrupt` could be raised inside a library's
+        callback, which prints or swallows it.
     """
     asked = threading.Event()
     main = threading.current_thread() is threading.main_thread()
@@ -49,12 +49,12 @@ def interruptible(*, gently: bool) -> Iterator[Callable[[], bool]]:
         if _importing(frame):
             os.write(writing, _AGAIN)
             return
-        # A library that it comes up in may report it as an error of its own.
+        # A library interrupted by this may log it as an error of its own.
         logging.disable(logging.CRITICAL)
         raise KeyboardInterrupt
 
     def on_lost(lost: Any) -> None:
-        # As when an object goes, whose end cannot raise.
+        # Raised where exceptions are lost, such as in an object's finaliser.
         if not issubclass(lost.exc_type, KeyboardInterrupt):
             return hook(lost)
         os.write(writing, _AGAIN)
@@ -81,7 +81,7 @@ def interruptible(*, gently: bool) -> Iterator[Callable[[], bool]]:
 
 
 def _importing(frame: FrameType | None) -> bool:
-    """Returns whether Python imports a module, in whose C an interrupt is printed."""
+    """Returns whether an import is running; its C code prints interrupts."""
     while frame is not None:
         if frame.f_code.co_filename.startswith("<frozen importlib"):
             return True
@@ -90,11 +90,11 @@ def _importing(frame: FrameType | None) -> bool:
 
 
 def _watch(reading: int, gently: bool, ended: threading.Event) -> None:
-    """Counts the signals as they come, also while the main thread is compiling."""
+    """Counts the signals as they arrive, even while the main thread is compiling."""
     pressed = ours = 0
     while number := os.read(reading, 1):
         if number == _AGAIN:
-            time.sleep(0.01)  # until the main thread may be out of there
+            time.sleep(0.01)  # give the main thread time to leave that code
             if not ended.is_set():
                 ours += 1
                 _thread.interrupt_main()

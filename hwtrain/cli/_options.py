@@ -1,4 +1,4 @@
-"""What the options mean that several commands share."""
+"""Evaluates the options that several commands share."""
 
 import argparse
 import dataclasses
@@ -19,12 +19,12 @@ class Model:
     """A model that a command works on.
 
     Attributes:
-      title: what it is, for headlines.
+      title: a description for headlines.
       plan: its plan.
       variables: its nominal variables.
-      graph: how its layers are connected; `None` if nobody said.
-      run: the run that it is of; `None` for a checkpoint alone.
-      checkpoint: the hardware-ready checkpoint that it was read from, if it was.
+      graph: the connections of its layers; `None` if unknown.
+      run: the run that it belongs to; `None` for a checkpoint alone.
+      checkpoint: the hardware-ready checkpoint that it was read from, if any.
     """
 
     title: str
@@ -39,7 +39,7 @@ def open_model(options: argparse.Namespace) -> Model:
     """Returns the model that a command line names.
 
     Raises:
-      ValueError: if there is none.
+      ValueError: if there is no such model.
     """
     path: Path = options.model
     known_parts(options, path)
@@ -76,10 +76,10 @@ def open_model(options: argparse.Namespace) -> Model:
 
 
 def known_parts(options: argparse.Namespace, path: Path) -> None:
-    """Imports the parts of users that a model may have.
+    """Imports users' parts that a model may need.
 
-    They are those that the command line names, those of installed packages, and those
-    of the run that a checkpoint lies in.
+    These are the parts named on the command line, those of installed packages, and
+    those of the run that contains a checkpoint.
     """
     load_plugins()
     load_parts(options.parts)
@@ -94,8 +94,8 @@ def run_of(model: Model, options: argparse.Namespace) -> Run:
     """Returns the run whose code and data a model needs.
 
     Raises:
-      ValueError: if a checkpoint lies in no run and none is named, or if it is of
-        another model.
+      ValueError: if a checkpoint lies in no run and none is given, or if the run
+        belongs to another model.
     """
     if model.run is not None:
         if options.run is not None:
@@ -122,10 +122,10 @@ def run_of(model: Model, options: argparse.Namespace) -> Run:
 
 
 def chip_seeds(options: argparse.Namespace) -> list[int] | None:
-    """Returns the seeds of the chips that a command line names; `None` for none named.
+    """Returns the seeds of the chips given on the command line; `None` if none are.
 
     Raises:
-      ValueError: for a number of chips below one, or beyond all sense.
+      ValueError: if the number of chips is below one or too large.
     """
     if options.chips is None:
         return options.chip
@@ -136,7 +136,7 @@ def chip_seeds(options: argparse.Namespace) -> list[int] | None:
 
 
 def check_file(path: Path) -> None:
-    """Raises if a file cannot be written to a path, as far as can be seen before."""
+    """Raises a `ValueError` if a file clearly cannot be written to a path."""
     if path.is_dir() or not path.parent.is_dir():
         raise ValueError(
             f"{path}: expected a file in a folder that exists, got "

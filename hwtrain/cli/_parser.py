@@ -1,7 +1,7 @@
-"""What the command line takes: every command and its options.
+"""The parser of the command line: every command and its options.
 
-It imports nothing that is slow to load, so that help comes at once. What a command does
-is the function `main` of the module with its name.
+It imports nothing slow, so that --help is fast. Each command is implemented by the
+function `main` in the module of its name.
 """
 
 import argparse
@@ -16,16 +16,16 @@ else:
     Commands = Any
 
 
-# Said again here, because their modules load JAX; a test compares.
+# Repeated here, because their modules load JAX; a test compares both.
 _METHODS = ("max", "moving_std", "moving_quantile", "cache_quantile")
 
 
 _TARGETS = ("aihwkit", "crosssim", "fusion-csv", "nir", "npz")
-"""Those that are built in, for the help."""
+"""The built-in targets, for the help."""
 
 
 def make_parser() -> argparse.ArgumentParser:
-    """Returns the parser; it calls the name of the command `command`."""
+    """Returns the parser; it stores the command's name as `command`."""
     parser = argparse.ArgumentParser(
         prog="hwtrain", description="Hardware-aware training for analog chips."
     )
@@ -117,7 +117,7 @@ def _seconds(text: str) -> list[float]:
 
 
 class _Joined(argparse.Action):
-    """Stores several lists as one."""
+    """Stores several lists as one list."""
 
     def __call__(
         self,
@@ -235,7 +235,7 @@ def _convert(commands: Commands) -> None:
 
 
 def _add_parts(parser: argparse.ArgumentParser) -> None:
-    """Adds the option for parts of the user's own, which a checkpoint may need."""
+    """Adds the option for users' own parts, which a checkpoint may need."""
     parser.add_argument(
         "--parts",
         action="append",
@@ -246,7 +246,7 @@ def _add_parts(parser: argparse.ArgumentParser) -> None:
 
 
 def _add_model(parser: argparse.ArgumentParser, *, needed: bool = True) -> None:
-    """Adds the argument for a model and what chooses one of a run's."""
+    """Adds the argument for a model, and the option that selects a run's seed."""
     parser.add_argument(
         "model",
         metavar="RUN|CHECKPOINT",
@@ -264,7 +264,7 @@ def _add_model(parser: argparse.ArgumentParser, *, needed: bool = True) -> None:
 
 
 def _add_run(parser: argparse.ArgumentParser) -> None:
-    """Adds the option that names the run of a checkpoint."""
+    """Adds the option for the run that a checkpoint belongs to."""
     parser.add_argument(
         "--run",
         type=Path,
@@ -275,7 +275,7 @@ def _add_run(parser: argparse.ArgumentParser) -> None:
 
 
 def _add_chips(parser: argparse.ArgumentParser, *, what: str) -> None:
-    """Adds the options that name chips."""
+    """Adds the options that select chips."""
     chips = parser.add_mutually_exclusive_group()
     chips.add_argument("--chips", type=int, metavar="N", help=f"{what} chips 0 to N-1")
     chips.add_argument(

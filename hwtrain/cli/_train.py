@@ -36,7 +36,8 @@ def main(options: argparse.Namespace) -> int:
             folder.make_folder(out, config, source)
     verb = "Continuing in" if continued else "Writing to"
     console.print(f"{verb} {out}", soft_wrap=True, highlight=False)
-    # Not every ValueError: one out of a training run would be a defect, to be traced.
+    # Not every ValueError: any other one raised in training is a bug and should be
+    # shown with its traceback.
     expected = (HardwareCheckpointError, DamagedCheckpointError, DivergedError, OSError)
     with bad_input(*expected):
         try:

@@ -32,13 +32,13 @@ def main(options: argparse.Namespace) -> int:
         print_error(f"{path} cannot be trusted: {message}")
         return 1
     print(json.dumps(certificate, indent=2))
-    # A program that reads stdout gets JSON and nothing else.
+    # stdout holds JSON alone, for programs that read it.
     Console(stderr=not on_terminal()).print(_table(certificate))
     return 0
 
 
 def on_terminal() -> bool:
-    """Whether a person reads what the command prints."""
+    """Returns whether stdout is a terminal."""
     return sys.stdout.isatty()
 
 

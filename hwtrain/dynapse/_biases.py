@@ -11,16 +11,16 @@ _CODES = 2**16
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class BiasCode:
-    """A bias current as a chip is told it.
+    """A bias current as stored on a chip.
 
     Attributes:
       coarse: the coarse code.
       fine: the fine code.
-      wanted: the current that was asked for, in A.
+      wanted: the requested current, in A.
       achieved: the current of the code, in A.
     """
 
-    # From JSON: no field that is not there, and no text or truth value for a number.
+    # Read from JSON: reject unknown fields, and text or booleans in place of numbers.
     __pydantic_config__ = {"strict": True, "extra": "forbid", "allow_inf_nan": False}
 
     coarse: int
@@ -44,25 +44,26 @@ class BiasCode:
 def computed_table(
     *, largest: float = 2.3e-6, ratio: float = 8.0, off: float = 4e-13
 ) -> np.ndarray:
-    r"""Returns a table of bias currents computed from the generator's principle.
+    r"""Returns an idealised table of bias currents, computed from the design.
 
-    Not measured: an ideal coarse-fine generator, for where no table is at hand. For a
+    It describes an ideal coarse-fine generator; nothing is measured. For a real chip,
+    give the exporter its measured table instead.
     real chip, give the exporter its measured table instead.
 
     .. math:: I(c, f) = \max\left(I_\text{largest}\, r^{c - 5}\, \frac{f}{255},
         I_\text{off}\right), \qquad c = 0 \ldots 5, \quad f = 0 \ldots 255
 
-    What is documented: Rockpool's bias generator of the older DYNAP-SE computes
+    Documented: Rockpool's bias generator of the older DYNAP-SE computes
     :math:`I_c f / 255`, with base currents :math:`I_c` of 15 pA to 24 µA, each 7 to 8
-    times the one before. In the measured table that Rockpool has for a DynapSE2, the
-    largest currents of neighbouring coarse codes have ratios of 7.84 to 8.09; the
-    largest of all is 2.28 µA (n-type) or 2.24 µA (p-type), the smallest of a coarse
-    code 0.37 to 1.1 pA; the fine code is linear within 1.9 % of its largest current,
-    and seven of its 255 steps go down.
+    times the previous one. In Rockpool's measured table of a DynapSE2, the largest
+    currents of neighbouring coarse codes have ratios of 7.84 to 8.09; the largest of
+    all is 2.28 µA (n-type) or 2.24 µA (p-type), the smallest of a coarse code 0.37 to
+    1.1 pA; the fine code is linear within 1.9 % of its largest current, and seven of
+    its 255 steps go down.
 
-    What is assumed: a ratio of exactly 8, exact linearity, the rounded ends, that both
-    types of transistor are alike, and that no parameter has a scale of its own (on the
-    chip, the sizes of transistors multiply the table).
+    Assumed: a ratio of exactly 8, exact linearity, rounded ends, identical transistor
+    types, and no scale of a parameter's own (on the chip, transistor sizes multiply the
+    table).
 
     >>> table = computed_table()
     >>> table.shape, float(table[5, 255]), float(table[0, 0])
@@ -71,26 +72,26 @@ def computed_table(
     Args:
       largest: current of the largest code, in A.
       ratio: r, ratio of neighbouring coarse currents.
-      off: current of a generator that is switched off, in A: nothing is below.
+      off: current of a generator that is switched off, in A; the lowest current.
 
     Returns:
       `[coarse, fine]`, in A.
 
     References:
       Rockpool, `devices/dynapse`: `lookup/paramgen.py`, and the first version of its
-      bias generator. A master current that is divided digitally: Delbrück et al.,
-      32-bit configurable bias current generator with sub-off-current capability, ISCAS
-      2010, which has no coarse code.
+      bias generator. Delbrück et al., 32-bit configurable bias current generator with
+      sub-off-current capability, ISCAS 2010, divides a master current digitally and has
+      no coarse code.
     """
     coarse = largest * ratio ** np.arange(-5.0, 1.0)
     return np.maximum(coarse[:, None] * np.arange(256) / 255, off)
 
 
 def checked_table(table: ArrayLike) -> np.ndarray:
-    """Returns a table of bias currents in float64.
+    """Returns a validated table of bias currents in float64.
 
     Args:
-      table: `[coarse, fine]`, in A: the current of each code.
+      table: `[coarse, fine]`, the current of each code, in A.
 
     Raises:
       ValueError: unless it is a matrix of positive, finite numbers.
@@ -109,7 +110,7 @@ def checked_table(table: ArrayLike) -> np.ndarray:
 
 
 def nearest_code(table: np.ndarray, current: float, name: str = "a bias") -> BiasCode:
-    """Returns the code whose current is nearest; of equally near ones the smallest.
+    """Returns the code of the nearest current; the smallest of equally near codes.
 
     >>> code = nearest_code(computed_table(), 1e-7, "Ispkthr")
     >>> code.coarse, code.fine
@@ -117,14 +118,14 @@ def nearest_code(table: np.ndarray, current: float, name: str = "a bias") -> Bia
 
     Args:
       table: `[coarse, fine]`, in A.
-      current: the current that is wanted, in A.
-      name: of the bias, for the message.
+      current: the requested current, in A.
+      name: the bias's name, for the message.
 
     Raises:
-      ValueError: if the current is beyond the table.
+      ValueError: if the current is outside the table.
     """
     low, high = table.min(), table.max()
-    # A current that was computed in float32 may miss the end of the table by rounding.
+    # float32 rounding may move a current slightly beyond the table's ends.
     if not low * (1 - 1e-6) <= current <= high * (1 + 1e-6):
         raise ValueError(
             f"{name} is to be {current:.4g} A, but the chip's bias generator gives "

@@ -1,4 +1,4 @@
-"""What the Linen and the NNX cell share."""
+"""The step shared by the Linen and the NNX cell."""
 
 from collections.abc import Iterable, Mapping
 
@@ -10,7 +10,7 @@ from hwtrain.dynapse._neuron import NeuronState, step
 
 
 def check_trainable(trainable: Iterable[str], *, reference: bool) -> None:
-    """Raises a `ValueError` for a name that is no quantity of the neuron."""
+    """Raises a `ValueError` for a name that is not a quantity of the neuron."""
     if isinstance(trainable, str):
         raise ValueError(
             f"trainable takes a tuple of names; got {trainable!r}. Write "
@@ -41,9 +41,9 @@ def advance(
       carry: the state, `[..., N]`.
       x: weighted input spikes, `[..., N]`.
       logs: the leaves `log_*`, `[N]` each.
-      w_rec: `[N, N]`, from neuron to neuron, or `None`.
+      w_rec: `[N (from), N (to)]` recurrent weights, or `None`.
       layout: the nominal quantities.
-      trainable: the quantities that get a gradient.
+      trainable: names of the quantities that get a gradient.
       dt_s: length of the step, s.
       reference: see `hwtrain.dynapse._neuron.step`.
     """

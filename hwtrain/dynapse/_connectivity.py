@@ -1,4 +1,4 @@
-"""What a DynapSE2-like chip can connect."""
+"""Limits on the connections of a DynapSE2-like chip."""
 
 import dataclasses
 from collections.abc import Sequence
@@ -11,12 +11,12 @@ class Limits:
     """The limits of a chip; the defaults are those of a DynapSE2.
 
     Attributes:
-      neurons_per_core: neurons of a core, which share their biases.
-      cores_per_chip: cores of a chip.
+      neurons_per_core: neurons in a core, which share their biases.
+      cores_per_chip: cores on a chip.
       synapses_per_neuron: synapses of a neuron.
-      destinations_per_neuron: chips that the spikes of a neuron go to; one entry of its
+      destinations_per_neuron: chips that a neuron's spikes can reach; one entry of its
         routing memory reaches all cores of a chip.
-      tags: tags on the bus: every source of spikes has one.
+      tags: tags on the bus; each source of spikes has one.
     """
 
     neurons_per_core: int = 256
@@ -25,7 +25,7 @@ class Limits:
     destinations_per_neuron: int = 4
     tags: int = 2048
 
-    # From JSON: no field that is not there, and no text or truth value for a number.
+    # Read from JSON: reject unknown fields, and text or booleans in place of numbers.
     __pydantic_config__ = {"strict": True, "extra": "forbid"}
 
     def __post_init__(self):
@@ -42,7 +42,7 @@ DYNAPSE2 = Limits()
 
 
 def fill_cores(neurons: int, limits: Limits = DYNAPSE2) -> np.ndarray:
-    """Returns the core of each neuron, one core filled after the other.
+    """Returns the core of each neuron, filling one core after the other.
 
     >>> fill_cores(5, Limits(neurons_per_core=2))
     array([0, 0, 1, 1, 2])
@@ -57,18 +57,18 @@ def check_connectivity(
     limits: Limits = DYNAPSE2,
     names: Sequence[str] | None = None,
 ) -> None:
-    """Raises where a network asks for more than the chip has, and lists where.
+    """Raises if a network exceeds the chip's limits, listing every violation.
 
     Args:
       weights_in: `[inputs, neurons]`; zero for no synapse.
       weights_rec: `[neurons (from), neurons (to)]`; zero for no synapse.
       cores: `[neurons]` the core of each neuron.
       limits: the limits of the chip.
-      names: of the neurons, for the message; `None` for their numbers.
+      names: the neurons' names for the message; `None` for their numbers.
 
     Raises:
-      ValueError: with every offender: cores with too many neurons, neurons with too
-        many synapses or destinations, too many sources of spikes.
+      ValueError: listing cores with too many neurons, neurons with too many synapses
+        or destinations, and too many sources of spikes.
     """
     problems = []
     numbers, sizes = np.unique(cores, return_counts=True)

@@ -1,4 +1,4 @@
-"""Layers of DynapSim on a chip: their deployment, and what the chip makes of them."""
+"""Deploys DynapSim layers on a chip, and reads back the deployed layers."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -24,11 +24,11 @@ def deploy_layers(
     limits: Limits = DYNAPSE2,
     seed: int = 0,
 ) -> Deployment:
-    """Returns layers of DynapSim neurons as codes for a DynapSE2-like chip.
+    """Returns DynapSim layers as codes for a DynapSE2-like chip.
 
-    Currents become bias codes, weights masks; capacitances and constants are those of
-    the silicon. Every layer gets cores of its own, because the neurons of a core share
-    their biases; what the chip can connect is checked over all layers.
+    Currents become bias codes and weights become masks; capacitances and constants are
+    fixed in silicon. Each layer gets its own cores, because the neurons of a core share
+    their biases. The chip's limits are checked for all layers together.
 
     >>> from hwtrain.dynapse._biases import computed_table
     >>> import jax.numpy as jnp
@@ -45,22 +45,23 @@ def deploy_layers(
      [-0.2]]
 
     Args:
-      layers: by name, in the order in which spikes pass through them, the parameters of
-        each DynapSim, nominal: equal for the neurons of a core; and the kernel before
-        it, `[inputs, neurons]`, without a bias. The inputs of all but the first layer
-        are the neurons of the layer before.
-      layout: the nominal quantities of all of them.
-      table: as `deploy` takes it.
-      chips: by seed, the layers of frozen chips, with their mismatch: stored as the
-        chips', because codes cannot hold them.
-      cores: `[neurons of all layers]` the core of each; `None` fills one after the
-        other, and begins a new one with each layer.
+      layers: by name, in the order in which spikes pass through them: the nominal
+        parameters of each DynapSim, equal for the neurons of a core, and the kernel
+        before it, `[inputs, neurons]`, without a bias. The inputs of all but the first
+        layer are the neurons of the previous layer.
+      layout: the nominal quantities of all layers.
+      table: as for `deploy`.
+      chips: by seed, the layers of frozen chips with their mismatch. They are stored as
+        values of each chip, because codes cannot express mismatch.
+      cores: `[neurons of all layers]` the core of each neuron; `None` fills one core
+        after the other, and starts a new one for each layer.
       limits: the limits of the chip.
-      seed: of the search for base currents.
+      seed: seed of the search for base currents.
 
     Raises:
-      ValueError: as `deploy`; if a kernel does not fit the layers that it connects, or
-        layers have different quantities; or if nominal capacitances or constants are
+      ValueError: as for `deploy`; if a kernel does not fit the layers that it connects,
+        if layers have different quantities, or if nominal capacitances or constants
+        differ from the layout, because no code changes them.
         not those of the layout: no code changes them.
     """
     sizes = _sizes(layers)
@@ -100,22 +101,22 @@ def deploy_layers(
 def deployed_layers(
     deployment: Deployment, *, layout: Layout, chip: int | None = None
 ) -> dict[str, tuple[dict[str, Any], np.ndarray]]:
-    r"""Returns the layers as the chip has them, to simulate or to train them.
+    r"""Returns the layers as realised on the chip, for simulation or training.
 
     .. math:: I = I_\text{achieved} \frac{I_\text{chip}}{I_\text{wanted}}
 
     and likewise for weights.
 
     Args:
-      deployment: what `deploy_layers` returned, or was read back.
+      deployment: from `deploy_layers`, or read back.
       layout: the nominal quantities of the DynapSim.
-      chip: the seed of a frozen chip; `None` for the achieved values alone, and the
+      chip: the seed of a frozen chip; `None` for the achieved values alone, with the
         capacitances and constants of the layout.
 
     Returns:
-      What `deploy_layers` took: of each layer the leaves `log_*` and, if its neurons
-      are connected, `w_rec`; and the kernel before it. A leaf that the deployment says
-      nothing of is missing: `{**params, **deployed}`.
+      The layers as `deploy_layers` takes them: for each, the leaves `log_*` and, if its
+      neurons are connected, `w_rec`; and the kernel before it. Leaves that are not in
+      the deployment are missing: write `{**params, **deployed}`.
 
     Raises:
       ValueError: if the deployment has no such chip.
@@ -136,7 +137,7 @@ def deployed_layers(
     quantities = dict(achieved)
     for name, value in deployment.chips[chip].items() if chip is not None else ():
         nominal = wanted[name] if name in wanted else getattr(layout, name)
-        # A weight of zero has no synapse that could deviate.
+        # A weight of zero has no synapse, so it cannot deviate.
         ratio = np.divide(value, nominal, out=np.ones_like(value), where=nominal != 0)
         quantities[name] = quantities.get(name, nominal) * ratio
     inputs, rec = (quantities.pop(name) for name in WEIGHTS)
@@ -152,7 +153,7 @@ def deployed_layers(
 
 
 def _sizes(layers: Layers) -> dict[str, int]:
-    """Returns the number of neurons of each layer, whose kernels fit together."""
+    """Returns the number of neurons of each layer, after checking the kernels."""
     sizes: dict[str, int] = {}
     for name, (_, kernel) in layers.items():
         shape = np.shape(kernel)
@@ -171,13 +172,13 @@ def _sizes(layers: Layers) -> dict[str, int]:
 
 
 def _slices(sizes: Mapping[str, int]) -> dict[str, slice]:
-    """Returns where the neurons of each layer lie."""
+    """Returns the slice of each layer's neurons."""
     ends = np.cumsum(list(sizes.values())).tolist()
     return {name: slice(end - sizes[name], end) for name, end in zip(sizes, ends)}
 
 
 def _merged(layers: Layers, layout: Layout) -> dict[str, np.ndarray]:
-    """Returns all layers as one: quantities in SI units, and its two matrices."""
+    """Returns all layers merged: quantities in SI units, and two weight matrices."""
     sizes = _sizes(layers)
     total, before = sum(sizes.values()), None
     first = np.asarray(next(iter(layers.values()))[1])
@@ -207,7 +208,7 @@ def _merged(layers: Layers, layout: Layout) -> dict[str, np.ndarray]:
 
 
 def _cores_of(sizes: list[int], limits: Limits) -> np.ndarray:
-    """Returns the core of each neuron; every layer begins a new one."""
+    """Returns the core of each neuron; each layer starts a new core."""
     cores: list[np.ndarray] = []
     for size in sizes:
         start = cores[-1][-1] + 1 if cores else 0
@@ -216,5 +217,5 @@ def _cores_of(sizes: list[int], limits: Limits) -> np.ndarray:
 
 
 def _is_bias(name: str) -> bool:
-    """Whether a chip is told this quantity; the others are silicon."""
+    """Whether a quantity is a bias of the chip; the others are fixed in silicon."""
     return name.startswith("I") and name not in ("Io", "Iscale")

@@ -22,7 +22,7 @@ Tables = ArrayLike | Mapping[str, ArrayLike]
 
 
 WEIGHTS = ("weights_in", "weights_rec")
-"""The two matrices of a deployment."""
+"""Names of the two weight matrices of a deployment."""
 
 
 _BASES = tuple(f"Iw_{number}" for number in range(BASES))
@@ -30,7 +30,7 @@ _BASES = tuple(f"Iw_{number}" for number in range(BASES))
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
 class Synapses:
-    """The synapses from one kind of source, as the chip holds them.
+    """The synapses from one kind of source, as stored on the chip.
 
     Attributes:
       wanted: `[sources, neurons]` trained weights, dimensionless.
@@ -38,7 +38,7 @@ class Synapses:
         core on.
       sign: `[sources, neurons]` int8: 1 for the excitatory dendrite, -1 for the
         inhibitory one, 0 for no synapse.
-      achieved: `[sources, neurons]` what they amount to, dimensionless.
+      achieved: `[sources, neurons]` realised weights, dimensionless.
     """
 
     wanted: np.ndarray
@@ -53,26 +53,26 @@ class Synapses:
 
     @property
     def lost(self) -> int:
-        """Number of weights that are not zero and got no synapse."""
+        """Number of nonzero weights without a synapse."""
         return int(((self.wanted != 0) & (self.mask == 0)).sum())
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
 class Deployment:
-    """A network as the codes of a chip, and what these amount to.
+    """A network as codes of a chip, with the values that the codes realise.
 
     Attributes:
       cores: `[neurons]` the core of each neuron.
       iscale: current of a weight of one, in A.
-      biases: for each core the code of each bias, the four base currents `Iw_0` to
-        `Iw_3` among them.
+      biases: for each core the code of each bias, including the four base currents
+        `Iw_0` to `Iw_3`.
       weights_in: the synapses from the inputs.
       weights_rec: the synapses from neurons.
       chips: by seed, the currents (and other constants) of each neuron of a frozen
-        chip, `[neurons]` by name, and, if they deviate, its `weights_in` and
-        `weights_rec`. No code can hold them: a core has one bias for all its neurons.
+        chip, `[neurons]` by name, and its `weights_in` and `weights_rec` if they
+        deviate. Codes cannot express these: all neurons of a core share a bias.
       limits: the limits of the chip.
-      layers: the layers that the neurons make up, in their order: name and size.
+      layers: name and size of each layer of neurons, in order.
     """
 
     cores: np.ndarray
@@ -86,7 +86,7 @@ class Deployment:
 
     @property
     def currents(self) -> dict[str, np.ndarray]:
-        """The achieved currents by name, `[neurons]`, in A: to simulate the chip."""
+        """The achieved currents by name, `[neurons]`, in A, to simulate the chip."""
         names = next(iter(self.biases.values()))
         return {
             name: np.array([self.biases[core][name].achieved for core in self.cores])
@@ -107,7 +107,7 @@ def deploy(
     layers: Mapping[str, int] | None = None,
     seed: int = 0,
 ) -> Deployment:
-    r"""Returns a network as bias codes and weight masks, with what they achieve.
+    r"""Returns a network as bias codes and weight masks, with the achieved values.
 
     .. math:: w_{ij} \approx \mathrm{sign}_{ij} \sum_b m_{ijb} I_b / I_\text{scale}
 
@@ -127,19 +127,19 @@ def deploy(
       currents: nominal current of each bias by name, in A: one number, or `[neurons]`
         with equal numbers in every core.
       iscale: current of a weight of one, in A.
-      table: `[coarse, fine]` currents of the bias generator, in A, or one by name of
-        the bias. `computed_table()` is an idealised one.
-      cores: `[neurons]` the core of each neuron; `None` fills one after the other.
+      table: `[coarse, fine]` currents of the bias generator, in A, or a table for each
+        bias by name. `computed_table()` is an idealised one.
+      cores: `[neurons]` the core of each neuron; `None` fills one core after the other.
       chips: by seed, the currents (and other constants) of each neuron of a frozen
         chip, by name; its weights as `weights_in` and `weights_rec`.
       limits: the limits of the chip.
-      layers: name and size of the layers that the neurons make up, for messages and
-        for who reads it back; `None` for one layer, `neurons`.
-      seed: of the search for base currents.
+      layers: name and size of each layer of neurons, for messages and for reading back;
+        `None` for one layer, `neurons`.
+      seed: seed of the search for base currents.
 
     Raises:
-      ValueError: if the network does not fit the chip, a core has neurons of different
-        nominal currents, or a current is beyond the table.
+      ValueError: if the network does not fit the chip, if the neurons of a core have
+        different nominal currents, or if a current is outside the table.
     """
     inputs = np.asarray(weights_in, np.float64)
     neurons = inputs.shape[-1]
@@ -186,7 +186,7 @@ def deploy(
 
 
 def _names(layers: Mapping[str, int]) -> list[str]:
-    """Returns what each neuron is called: by its number, or by layer and number."""
+    """Returns the name of each neuron: its number, or its layer and number."""
     if len(layers) == 1:
         return [str(number) for size in layers.values() for number in range(size)]
     return [
@@ -197,7 +197,7 @@ def _names(layers: Mapping[str, int]) -> list[str]:
 def _of_chip(
     seed: int, chip: Currents, nominal: Mapping[str, np.ndarray]
 ) -> dict[str, np.ndarray]:
-    """Returns what a frozen chip has of its own."""
+    """Returns the values of a frozen chip that differ from the nominal ones."""
     found = {}
     for name, value in chip.items():
         if name not in nominal:
@@ -269,7 +269,7 @@ def _of_neurons(name: str, current: ArrayLike, neurons: int) -> np.ndarray:
 
 
 def _one_current(name: str, currents: np.ndarray, core: int) -> float:
-    # float32 of equal numbers may have been computed in different ways.
+    # Equal values may differ by rounding if float32 computed them in different ways.
     if not np.allclose(currents, currents[0], rtol=1e-6, atol=0):
         raise ValueError(
             f"the {len(currents)} neurons of core {core} have {name} from "

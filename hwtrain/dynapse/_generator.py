@@ -1,4 +1,4 @@
-"""Deviates the leaves of a parameter tree that a prototype selects."""
+"""Applies mismatch to the leaves of a parameter tree that a prototype selects."""
 
 import dataclasses
 import functools
@@ -29,7 +29,7 @@ def mismatch_generator(
     least_ratio: float | None = None,
     correlation: SpatialCorrelation | None = None,
 ) -> "MismatchGenerator":
-    r"""Returns a function that deviates what a prototype selects.
+    r"""Returns a function that applies mismatch to selected parameters.
 
     With :math:`\sigma` = `percent_deviation` / `sigma_rule` and :math:`\xi \sim
     N(0, 1)` for each element,
@@ -39,10 +39,10 @@ def mismatch_generator(
         \text{additive:}\quad & \theta' = \theta + \sigma \xi \max|\theta| \\
         \text{log_normal:}\quad & \theta' = \theta e^{\sigma \xi}
 
-    A DynapSim's leaf in `params` is the logarithm of a quantity, and deviates by
-    :math:`\sigma \xi`, whatever the kind: the quantity is log-normal. The draws are
-    those of Rockpool for the same tree and key: one subkey for each leaf, selected or
-    not, in the tree's order.
+    A leaf of a DynapSim in `params` is the logarithm of a quantity and deviates by
+    :math:`\sigma \xi` for every kind: the quantity is log-normal. The draws equal
+    Rockpool's for the same tree and key: one subkey for each leaf, selected or not, in
+    the tree's order.
 
     >>> tree = {"kernel": jnp.ones((2, 2)), "steps": 3}
     >>> generate = mismatch_generator({"kernel": True, "steps": False})
@@ -54,20 +54,20 @@ def mismatch_generator(
     ((2, 2), 3)
 
     Args:
-      prototype: a tree of booleans, as `select` and the two prototypes return it.
-      percent_deviation: the deviation, 0.3 for 30 %, that `sigma_rule` standard
-        deviations make. Or a mapping from patterns for paths (`re.fullmatch`, the first
-        that matches wins) to deviations. Zero turns the mismatch off.
-      sigma_rule: number of standard deviations. 1, 2, 3 mean that 68.3, 95.4, 99.7 % of
-        devices are within the deviation.
+      prototype: a tree of booleans, as from `select` and the two prototypes.
+      percent_deviation: the deviation at `sigma_rule` standard deviations, 0.3 for
+        30 %. Or a mapping from patterns for paths (`re.fullmatch`, the first match
+        wins) to deviations. Zero turns the mismatch off.
+      sigma_rule: number of standard deviations. For 1, 2, 3, the deviation bounds 68.3,
+        95.4, 99.7 % of devices.
       kind: the distribution.
-      least_ratio: what a value keeps at least of its nominal one: 0.0 for no change of
-        sign, 0.01 for a current that stays positive. `None` for no limit.
-      correlation: what neighbours on a chip share. `None` for independent devices.
+      least_ratio: lower bound of a value's ratio to its nominal one: 0.0 for no change
+        of sign, 0.01 for a current that stays positive. `None` for no limit.
+      correlation: correlation of neighbours on a chip. `None` for independent devices.
 
     Raises:
-      ValueError: for a prototype that is no tree of booleans or selects nothing, for
-        deviations that are negative, missing or without effect, or a rule that is not
+      ValueError: for a prototype that is not a tree of booleans or selects nothing, for
+        deviations that are negative, missing or unused, or for a rule that is not
         positive.
     """
     selected = paths.leaves(prototype)
@@ -100,14 +100,14 @@ def mismatch_generator(
 
 @dataclasses.dataclass(frozen=True, kw_only=True, repr=False)
 class MismatchGenerator:
-    """What `mismatch_generator` returns: `generator(tree, key)`. Static and hashable.
+    """The function `generator(tree, key)` of `mismatch_generator`. Static and hashable.
 
     Attributes:
-      deviations: for each leaf its path and its deviation, `None` if not selected.
-      sigma_rule: number of standard deviations that make the deviation.
+      deviations: the path and the deviation of each leaf; `None` if not selected.
+      sigma_rule: number of standard deviations in a deviation.
       kind: the distribution.
-      least_ratio: what a value keeps at least of its nominal one.
-      correlation: what neighbours on a chip share.
+      least_ratio: lower bound of a value's ratio to its nominal one.
+      correlation: correlation of neighbours on a chip.
     """
 
     deviations: tuple[tuple[str, float | None], ...]
@@ -117,7 +117,7 @@ class MismatchGenerator:
     correlation: SpatialCorrelation | None
 
     def __call__(self, tree_or_model: Any, key: jax.Array) -> Any:
-        """Returns the tree with the selected leaves deviated.
+        """Returns the tree with mismatch applied to the selected leaves.
 
         Args:
           tree_or_model: the tree that the prototype was made of, or an NNX model, of
@@ -125,14 +125,14 @@ class MismatchGenerator:
           key: a JAX key.
 
         Returns:
-          A new tree. Every leaf keeps its dtype (float64 where JAX has it:
-          `jax_enable_x64`); what is not selected comes back as it is. The draw is in
+          A new tree. Every leaf keeps its dtype (float64 only with `jax_enable_x64`);
+          leaves that are not selected are returned unchanged. Numbers are drawn in
           float32.
 
         Raises:
           ValueError: for a tree with other paths than the prototype, for a selected
-            leaf that is no floating-point number, or has no axis of devices that could
-            be correlated, or for a key that is none.
+            leaf that is not a floating-point number or, with a correlation, has no axis
+            of devices, or for an invalid key.
         """
         tree = tree_of(tree_or_model)
         deviations = dict(self.deviations)
@@ -179,7 +179,7 @@ class MismatchGenerator:
             )
 
     def __repr__(self) -> str:
-        """Returns what the generator does, in words."""
+        """Returns a description of the generator."""
         chosen = [d for _, d in self.deviations if d is not None]
         count = f"{len(chosen)} of {len(self.deviations)} leaves"
         bound = "" if self.least_ratio is None else f", at least {self.least_ratio:g} x"
@@ -192,7 +192,7 @@ class MismatchGenerator:
 
 
 def sigma_rule_in_words(percent_deviation: float, sigma_rule: float) -> str:
-    """Returns what a deviation and a sigma rule mean.
+    """Returns the meaning of a deviation and a sigma rule in words.
 
     >>> sigma_rule_in_words(0.3, 2.0)
     '30 % deviation at 2 sigma: standard deviation 15 %, 95.4 % of devices within 30 %'
@@ -209,7 +209,7 @@ def sigma_rule_in_words(percent_deviation: float, sigma_rule: float) -> str:
 def _deviations(
     selected: Mapping[str, bool], given: float | Mapping[str, float]
 ) -> tuple[tuple[str, float | None], ...]:
-    """Returns the deviation of each leaf, `None` for those that are not selected."""
+    """Returns the deviation of each leaf; `None` for leaves that are not selected."""
     rules = given if isinstance(given, Mapping) else {".*": given}
     for value in rules.values():
         if not 0 <= value < math.inf:
@@ -251,7 +251,7 @@ def _check_structure(expected: Mapping[str, Any], leaves: Mapping[str, Any]) -> 
             )
 
 
-# One program: outside of it, rounding differs from the reference by an ulp.
+# Jitted as one program: outside of it, rounding differs from the reference by an ulp.
 @functools.partial(
     jax.jit, static_argnames=("order", "count", "kind", "least_ratio", "correlation")
 )
@@ -266,10 +266,10 @@ def _deviate(
     least_ratio: float | None,
     correlation: SpatialCorrelation | None,
 ) -> dict[str, jax.Array]:
-    """Returns the selected leaves, deviated; `order` says which subkey is whose."""
+    """Returns the deviated selected leaves; `order` gives the subkey of each."""
     subkeys = jax.random.split(key, count + 1)[1:]
     normal = correlation.normal if correlation else _normal
-    # One program for all leaves alike: a DynapSim alone has more than twenty.
+    # Leaves alike are vmapped together, because a DynapSim alone has more than twenty.
     alike: dict[Any, list[tuple[str, int]]] = {}
     for path, index in order:
         logarithm = quantity_of(path.rpartition("/")[2]) is not None
@@ -301,7 +301,7 @@ def _normal(key: jax.Array, shape: tuple[int, ...]) -> jax.Array:
 def _value(
     nominal: jax.Array, draw: jax.Array, kind: str, least_ratio: float | None
 ) -> jax.Array:
-    """Returns deviated values, of the standard deviation that `draw` has."""
+    """Returns deviated values; `draw` holds the standard deviation times xi."""
     draw = draw.astype(nominal.dtype)
     if kind == "logarithm":
         least = math.log(least_ratio) if least_ratio else -math.inf

@@ -1,4 +1,4 @@
-"""Nominal quantities of DynapSim neurons, and `params` in their units."""
+"""Nominal quantities of DynapSim neurons, and conversion of `params` to SI units."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -14,7 +14,7 @@ from hwtrain._parts.fields import CONFIG, at_least
 from hwtrain._plan.quantities import INHIBITORY, QUANTITIES
 
 _Quantity = Annotated[float, Field(le=1e3), *at_least(1e-18)]
-"""In SI units: a current of a few electrons a second is none."""
+"""In SI units. The bound excludes currents of a few electrons per second."""
 
 
 _UT, _KAPPA, _VTH = 25e-3, (0.75 + 0.66) / 2, 0.7
@@ -29,7 +29,7 @@ def _leak(capacitance: float, tau_s: float) -> float:
 class Layout:
     r"""Nominal quantities of a DynapSE2-like chip, static and hashable.
 
-    The defaults are those of Rockpool, from time constants and pulse widths by
+    The defaults are Rockpool's, computed from time constants and pulse widths by
 
     .. math:: I_\tau = \frac{U_T C}{\kappa \tau}, \quad
         I_\text{pulse} = \frac{V_{th} C}{t}, \quad I_\text{gain} = r I_\tau
@@ -81,7 +81,7 @@ class Layout:
     Iw_ahp: _Quantity = 0.5e-12
     """Weight of the adaptation, A; the dark current turns it off."""
     Io: _Quantity = 0.5e-12
-    """Dark current, A: the least that any current can be."""
+    """Dark current, A: the lower bound of every current."""
     Ut: _Quantity = _UT
     """Thermal voltage, V."""
     Vth: _Quantity = _VTH
@@ -91,11 +91,11 @@ class Layout:
     kappa_p: _Quantity = 0.66
     """Subthreshold slope of p-type transistors."""
     Iscale: _Quantity = 1e-8
-    """Current of a weight of 1, A. No mismatch: it is a unit."""
+    """Current of a weight of 1, A. It has no mismatch, because it is a unit."""
 
 
 def quantity_names(*, reference: bool = False) -> tuple[str, ...]:
-    """Returns the quantities that a neuron has, in the order of their names.
+    """Returns the names of a neuron's quantities, sorted.
 
     Args:
       reference: leave out the inhibitory dendrite, as the reference does.
@@ -104,7 +104,7 @@ def quantity_names(*, reference: bool = False) -> tuple[str, ...]:
 
 
 def currents(params: Mapping[str, Any], layout: Layout) -> dict[str, jax.Array]:
-    r"""Returns the quantities of a DynapSim in SI units, from its `params`.
+    r"""Returns the quantities of a DynapSim in SI units, computed from its `params`.
 
     .. math:: I = I_\text{nominal} e^{\theta}
 
@@ -113,12 +113,12 @@ def currents(params: Mapping[str, Any], layout: Layout) -> dict[str, jax.Array]:
     ['5.32e-12', '1.06e-11']
 
     Args:
-      params: the parameters of one DynapSim: leaves `log_*`, of any shape, beside
-        `w_rec`, which is returned as it is.
+      params: the parameters of one DynapSim: leaves `log_*` of any shape, and `w_rec`,
+        which is returned unchanged.
       layout: the nominal quantities.
 
     Returns:
-      Currents in A, capacitances in F, voltages in V, by their names.
+      Currents in A, capacitances in F, voltages in V, by name.
     """
     return {
         name.removeprefix("log_"): jnp.asarray(value)
@@ -131,17 +131,17 @@ def currents(params: Mapping[str, Any], layout: Layout) -> dict[str, jax.Array]:
 def logarithms(quantities: Mapping[str, Any], layout: Layout) -> dict[str, jax.Array]:
     """Returns the `params` of a DynapSim from quantities in SI units.
 
-    Undoes `currents`, for what was measured on a chip or read back from one.
+    Inverse of `currents`, for quantities measured on a chip or read back from one.
 
     >>> logarithms({"Itau_mem": [5.319149e-12]}, Layout())["log_Itau_mem"].round(4)
     Array([0.], dtype=float32)
 
     Args:
-      quantities: by name, of any shape; `w_rec` is returned as it is.
+      quantities: by name, of any shape; `w_rec` is returned unchanged.
       layout: the nominal quantities.
 
     Raises:
-      ValueError: for a name that is no quantity, or values that are not positive.
+      ValueError: for a name that is not a quantity, or values that are not positive.
     """
     known = {field.name for field in dataclasses.fields(Layout)} - {"Iscale"}
     params = {}

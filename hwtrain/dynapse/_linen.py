@@ -14,10 +14,10 @@ class DynapSim(nn.RNNCellBase):
     """Mixed-signal spiking neurons of a DynapSE2-like chip, for `nn.RNN` or `nn.scan`.
 
     A step takes weighted input spikes, `[..., features]`, and returns spikes of that
-    shape; the equations stand at `hwtrain.dynapse._neuron.step`. In `params` lie
-    `w_rec`, `[features, features]`, and for every current, capacitance and constant a
-    leaf `log_NAME`, `[features]`: the logarithm of its ratio to the nominal one, zero
-    at first. So mismatch, decay and steps are relative to nominal values.
+    shape; see `hwtrain.dynapse._neuron.step` for the equations. `params` holds `w_rec`,
+    `[features, features]`, and for every current, capacitance and constant a leaf
+    `log_NAME`, `[features]`: the logarithm of its ratio to the nominal value, initially
+    zero. So mismatch, decay and update steps are relative to nominal values.
 
     >>> import jax, jax.numpy as jnp
     >>> layer = nn.RNN(DynapSim(features=3), return_carry=True)
@@ -34,7 +34,7 @@ class DynapSim(nn.RNNCellBase):
       dt_s: length of a step, s.
       trainable: names of the quantities that are trained; the others get no gradient.
       recurrent: whether the neurons are connected with each other.
-      reference: compute what Rockpool computes, instead of the corrected physics.
+      reference: compute as Rockpool does, instead of with the corrected physics.
       recurrent_init: initialiser of `w_rec`; by default LeCun's normal one.
     """
 
@@ -53,8 +53,8 @@ class DynapSim(nn.RNNCellBase):
         """Returns the new state and the spikes, `[..., features]`.
 
         Raises:
-          ValueError: for inputs of another width, or a name in `trainable` that is no
-            quantity.
+          ValueError: for inputs of another width, or a name in `trainable` that is not
+            a quantity.
         """
         check_trainable(self.trainable, reference=self.reference)
         size = (self.features,)

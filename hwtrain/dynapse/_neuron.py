@@ -1,4 +1,4 @@
-"""A mixed-signal spiking neuron of subthreshold currents: DynapSim.
+"""DynapSim, a mixed-signal spiking neuron in terms of subthreshold currents.
 
 Currents are in amperes, capacitances in farads, voltages in volts, times in seconds.
 """
@@ -21,7 +21,7 @@ class NeuronState(NamedTuple):
       imem: membrane current, A.
       isyn: current of the excitatory dendrite, A.
       spikes: number of spikes in the last step.
-      timer_ref: what is left of the refractory period, s.
+      timer_ref: remaining refractory period, s.
       vmem: membrane voltage, V.
     """
 
@@ -54,7 +54,7 @@ def resting_state(shape: tuple[int, ...], dark_current: float) -> NeuronState:
 
 @jax.custom_jvp
 def spike_count(excess: jax.Array) -> jax.Array:
-    r"""Returns the spikes of a step, with a surrogate gradient.
+    r"""Returns the number of spikes in a step, with a surrogate gradient.
 
     .. math:: s = \max(\lceil x \rceil, 0), \quad
         x = \ln \frac{I_\text{mem}}{I_\text{spkthr}}, \quad
@@ -62,7 +62,7 @@ def spike_count(excess: jax.Array) -> jax.Array:
 
     Up to one spike this is :math:`ds/dI_\text{mem} = 1/I_\text{spkthr}`, the
     reference's surrogate (1/A) in units of the threshold: gradients of weights are of
-    the order of one, not of 1e-8, at which Adam's epsilon stops them.
+    the order of one. At 1e-8, Adam's epsilon would suppress them.
 
     >>> x = jnp.array([-1.0, 0.5, 1.5])
     >>> spike_count(x), jax.grad(lambda x: spike_count(x).sum())(x)
@@ -92,15 +92,15 @@ def step(
 ) -> NeuronState:
     r"""Returns the state of neurons one time step later.
 
-    Synapses and adaptation are differential-pair integrators that get a pulse of
+    Synapses and adaptation are differential-pair integrators that receive a pulse of
     :math:`t = V_{th} C_\text{pulse} / I_\text{pulse}` for each spike,
 
     .. math::
         I' = e^{-dt/\tau} I + (1 - e^{-t/\tau}) \tfrac{I_\text{gain}}{I_\tau} I_w,
         \quad \tau = \tfrac{U_T}{\kappa} \tfrac{C}{I_\tau}
 
-    with :math:`I_w` the drive, its positive part for the excitatory and its negative
-    part for the inhibitory dendrite. The membrane, by forward Euler:
+    with the drive :math:`I_w`: its positive part for the excitatory, its negative part
+    for the inhibitory dendrite. The membrane is integrated by forward Euler:
 
     .. math::
         \tau \Big(1 + \frac{I_\text{gain}}{I}\Big) \frac{dI}{dt} =
@@ -115,19 +115,19 @@ def step(
     :math:`I_0`.
 
     The reference has no inhibitory dendrite, subtracts the leak twice, divides the
-    feedback and the time constant by leak and adaptation together, and feeds back the
-    voltage of the step before a reset; the refractory period ends only when the rest of
-    its timer is exactly zero. `reference=True` does all of that.
+    feedback and the time constant by the sum of leak and adaptation, and feeds back the
+    voltage from before a reset; its refractory period ends only when its timer is
+    exactly zero. `reference=True` reproduces all of this.
 
     Args:
       state: the state, `[..., N]`.
-      drive: weighted spikes of this step, `[..., N]`, in units of `weight_current`. The
-        contributions to one step are summed before they are sorted by sign, which is
-        exact where both dendrites have one time constant, as they have by default.
+      drive: weighted spikes of this step, `[..., N]`, in units of `weight_current`. All
+        contributions to a step are summed before they are split by sign; this is exact
+        if both dendrites have the same time constant, as by default.
       quantities: `[N]` each, in SI units; without `reference` all of `QUANTITIES`.
       dt_s: length of the step, s.
       weight_current: current of a weight of 1, A.
-      reference: compute what Rockpool computes.
+      reference: compute as Rockpool does.
 
     Returns:
       The new state; its `spikes` are the output.
@@ -151,7 +151,7 @@ def step(
         return q["Vth"] * q[capacitance] / q[current]
 
     def integrator(name: str, width: jax.Array) -> tuple[jax.Array, ...]:
-        """Returns decay, charge of a pulse and gain of an integrator."""
+        """Returns the decay, the charge of a pulse and the gain of an integrator."""
         leak = at_least_dark(q[f"Itau_{name}"])
         gain = at_least_dark(q[f"Igain_{name}"])
         tau = time_constant(leak, q[f"C_{name}"])
@@ -163,7 +163,7 @@ def step(
             return decay * current + charge * at_least_dark(gain * drive)
         return at_least_dark(decay * current + charge * gain * drive)
 
-    # In half precision, the currents would all be zero.
+    # In half precision, all currents would be zero.
     drive = jnp.asarray(drive, state.imem.dtype) * weight_current
     isyn = dendrite("syn", state.isyn, drive if reference else jnp.maximum(drive, 0))
     igaba = state.igaba
@@ -195,7 +195,7 @@ def step(
 
     spikes = spike_count(jnp.log(imem / q["Ispkthr"]))
     vmem = ut / kappa * jnp.log(imem / io)
-    # Differentiated, the positive feedback before each reset multiplies gradients.
+    # Not differentiated: the positive feedback before each reset multiplies gradients.
     fired = jax.lax.stop_gradient(jnp.minimum(spikes, 1))
     if not reference:
         vmem = (1 - fired) * vmem

@@ -14,7 +14,7 @@ from hwtrain.dynapse._neuron import NeuronState, resting_state
 class NnxDynapSim(nnx.RNNCellBase):
     """Mixed-signal spiking neurons of a DynapSE2-like chip, for `nnx.RNN`.
 
-    The same neurons and parameters as the Linen `DynapSim`.
+    It has the same neurons and parameters as the Linen `DynapSim`.
 
     >>> layer = nnx.RNN(NnxDynapSim(3, rngs=nnx.Rngs(0)), return_carry=True)
     >>> state, spikes = layer(jnp.full((2, 20, 3), 4.0))
@@ -27,12 +27,12 @@ class NnxDynapSim(nnx.RNNCellBase):
       dt_s: length of a step, s.
       trainable: names of the quantities that are trained; the others get no gradient.
       recurrent: whether the neurons are connected with each other.
-      reference: compute what Rockpool computes, instead of the corrected physics.
+      reference: compute as Rockpool does, instead of with the corrected physics.
       recurrent_init: initialiser of `w_rec`; by default LeCun's normal one.
-      rngs: its stream `params` initialises `w_rec`.
+      rngs: the stream `params` initialises `w_rec`.
 
     Raises:
-      ValueError: for a name in `trainable` that is no quantity.
+      ValueError: for a name in `trainable` that is not a quantity.
     """
 
     def __init__(

@@ -1,4 +1,4 @@
-"""Prototypes of mismatch: boolean trees that say which parameters deviate."""
+"""Mismatch prototypes: boolean trees that select the deviating parameters."""
 
 import collections
 import re
@@ -17,11 +17,11 @@ from hwtrain._plan.quantities import QUANTITIES, quantity_of
 Compat = Literal["rockpool"] | None
 
 
-# What a DynapSim has and nothing else: four of its currents.
+# Four currents that identify a DynapSim.
 _SIGNATURE = {"Itau_mem", "Igain_mem", "Itau_syn", "Ispkthr"}
 
 
-# The reference has a current that its equations do not use, and deviates it too.
+# Rockpool also deviates this current, although its equations do not use it.
 _FROZEN = {*QUANTITIES, "If_nmda"}
 
 
@@ -29,10 +29,10 @@ _KERNELS = ("kernel", "weight")
 
 
 def tree_of(tree_or_model: Any) -> paths.Tree:
-    """Returns the parameters of an NNX model, and a tree as it is.
+    """Returns the parameters of an NNX model; a tree is returned unchanged.
 
     Raises:
-      ValueError: for a Linen model, or two leaves of one path.
+      ValueError: for a Linen model, or if two leaves have the same path.
     """
     if isinstance(tree_or_model, nnx.Module):
         return nnx.state(tree_or_model, nnx.Param)
@@ -51,7 +51,7 @@ def tree_of(tree_or_model: Any) -> paths.Tree:
 
 
 def select(tree_or_model: Any, *patterns: str) -> paths.Tree:
-    """Returns the prototype of the leaves whose path matches a pattern.
+    """Returns the prototype that selects leaves whose path matches a pattern.
 
     Integers and functions are never selected. Prototypes are trees of booleans: the
     union of two is `jax.tree.map(operator.or_, first, second)`.
@@ -64,7 +64,7 @@ def select(tree_or_model: Any, *patterns: str) -> paths.Tree:
       *patterns: regular expressions; each must match a whole path (`re.fullmatch`).
 
     Returns:
-      A tree of its structure, of booleans.
+      A tree of the same structure with boolean leaves.
 
     Raises:
       ValueError: for a pattern that matches no floating-point leaf.
@@ -86,19 +86,20 @@ def select(tree_or_model: Any, *patterns: str) -> paths.Tree:
 def frozen_mismatch_prototype(
     tree_or_model: Any, *, plan: Plan | None = None, compat: Compat = None
 ) -> paths.Tree:
-    """Returns the prototype of what differs from chip to chip.
+    """Returns the prototype that selects everything that differs between chips.
 
-    Currents, capacitances and constants of every DynapSim, and the kernels of layers.
+    These are the currents, capacitances and constants of every DynapSim, and the
+    kernels of layers.
 
     >>> frozen_mismatch_prototype({"kernel": jnp.ones((2, 3)), "bias": jnp.ones(3)})
     {'bias': False, 'kernel': True}
 
     Args:
-      tree_or_model: parameters, variables, or an NNX model. A DynapSim is known by the
-        names of its leaves, in amperes or as logarithms.
-      plan: the plan of an analog model: its analog weights are the kernels. An analog
-        NNX model has its own, a tree has none: without, every leaf of two axes or more
-        called `kernel` or `weight` is one.
+      tree_or_model: parameters, variables, or an NNX model. A DynapSim is recognised by
+        the names of its leaves, in amperes or as logarithms.
+      plan: the plan of an analog model, whose analog weights are the kernels. An analog
+        NNX model has its own plan. Without a plan, kernels are the leaves of two axes
+        or more called `kernel` or `weight`.
       compat: `"rockpool"` selects what Rockpool does: no kernels.
 
     Raises:
@@ -118,7 +119,7 @@ def frozen_mismatch_prototype(
 def dynamic_mismatch_prototype(
     tree_or_model: Any, *, plan: Plan | None = None, compat: Compat = None
 ) -> paths.Tree:
-    """Returns the prototype of what is trained: kernels, and `w_rec` of every DynapSim.
+    """Returns the prototype of trained weights: kernels, and each DynapSim's `w_rec`.
 
     >>> dynamic_mismatch_prototype({"kernel": jnp.ones((2, 3)), "bias": jnp.ones(3)})
     {'bias': False, 'kernel': True}
@@ -126,8 +127,8 @@ def dynamic_mismatch_prototype(
     Args:
       tree_or_model: parameters, variables, or an NNX model.
       plan: as for `frozen_mismatch_prototype`.
-      compat: `"rockpool"` selects what Rockpool does: of the layers only those with
-        nothing but a weight and a bias.
+      compat: `"rockpool"` selects what Rockpool does: of the layers, only those that
+        have nothing but a weight and a bias.
 
     Raises:
       ValueError: if nothing is selected.
@@ -179,7 +180,7 @@ def _in_dynapsim(tree: paths.Tree) -> dict[str, str]:
 
 
 def _plan_of(tree_or_model: Any, plan: Plan | None) -> Plan | None:
-    """Returns the plan that was given, or that of an analog NNX model."""
+    """Returns the given plan, or else the plan of an analog NNX model."""
     return getattr(tree_or_model, "analog_plan", None) if plan is None else plan
 
 

@@ -1,4 +1,4 @@
-"""Mismatch that neighbours on a chip share."""
+"""Spatially correlated mismatch of neighbours on a chip."""
 
 import dataclasses
 import functools
@@ -11,10 +11,10 @@ import numpy as np
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class SpatialCorrelation:
-    r"""Normal numbers that are correlated between devices near each other.
+    r"""Normal numbers that are correlated between nearby devices.
 
-    Devices lie on a grid, row by row, `width` in a row, one for each entry of an
-    array's last axis; the other axes are independent of each other.
+    The entries of an array's last axis are devices on a grid, row by row, `width` in a
+    row; the other axes are independent.
 
     .. math::
         \xi_i = \sqrt{1 - s}\, \eta_i + \sqrt{s}\, \zeta_i, \quad
@@ -25,7 +25,7 @@ class SpatialCorrelation:
 
     Args:
       width: devices in a row of the grid.
-      length: the correlation length, in distances between neighbours.
+      length: the correlation length, in units of the distance between neighbours.
       share: s, the share of the variance that is correlated, up to 1.
 
     Raises:

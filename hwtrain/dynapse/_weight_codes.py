@@ -1,7 +1,7 @@
-"""Synaptic weights as masks over four base currents that the neurons of a core share.
+"""Synaptic weights as masks over four base currents shared by the neurons of a core.
 
-A synapse of a DynapSE2-like chip switches any of four currents on, and its sign says
-which dendrite they reach: a weight is a subset sum, not a number on a uniform grid.
+A synapse of a DynapSE2-like chip switches on any of four currents, and its sign selects
+the dendrite: a weight is a subset sum, not a number on a uniform grid.
 """
 
 import dataclasses
@@ -13,32 +13,31 @@ BASES = 4
 
 
 NEAREST_POWERS = (1e-9, 2e-9, 4e-9, 8e-9)
-"""Base currents that a chip is set to without a search, in A."""
+"""Default base currents without a search, in A."""
 
 
 GRID = 32
-"""Levels up to the largest weight that the search tries every set of four of."""
+"""Levels up to the largest weight; the search tries all sets of four of them."""
 
 
 _MASKS = np.array(list(itertools.product((0, 1), repeat=BASES)), float)[:, ::-1]
 
 
-_POINTS = 48  # representatives of many weights, in the search over the grid
+_POINTS = 48  # quantiles that stand for many weights in the search over the grid
 
 
-_TRIED_ON_TABLE = 4  # ends of the search that are moved to a table
+_TRIED_ON_TABLE = 4  # best results of the search that are then moved to a table
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
 class WeightCodes:
-    """Weights as a core holds them.
+    """Weights as stored in a core.
 
     Attributes:
       bases: `[4]` base currents, in A.
-      mask: bit b of the mask of a weight switches base b on; uint8, shaped as the
-        weights.
-      sign: 1 excites, -1 inhibits, 0 where there is no synapse; int8.
-      achieved: what sign, mask and bases amount to, in A.
+      mask: bit b of a weight's mask switches base b on; uint8, shaped like the weights.
+      sign: 1 excites, -1 inhibits, 0 for no synapse; int8.
+      achieved: the weights that sign, mask and bases realise, in A.
     """
 
     bases: np.ndarray
@@ -50,28 +49,26 @@ class WeightCodes:
 def encode(
     weights: np.ndarray, *, seed: int = 0, table: np.ndarray | None = None
 ) -> WeightCodes:
-    r"""Returns the masks and base currents that come closest to weights.
+    r"""Returns the masks and base currents that approximate weights best.
 
     .. math:: \min_{I_b, m} \sum_i \left(|w_i| - \sum_b m_{ib} I_b\right)^2,
         \qquad m_{ib} \in \{0, 1\}, \quad I_b \ge 0
 
-    over the weights that are not zero. From several sets of bases (`NEAREST_POWERS`,
-    the best set out of a grid of `GRID` levels, and random ones) it takes turns between
-    the best mask of each weight and the best bases of the masks until nothing improves,
-    and returns the best end. Bases come from the table, if there is one.
-
-    So the result is never worse than the nearest codes of `NEAREST_POWERS`, nor, for
-    `_POINTS` weights or fewer, than any four levels of the grid: of these currents
-    themselves, or of what the table has next to them.
+    over the nonzero weights. Starting from several sets of bases (`NEAREST_POWERS`, the
+    best set from a grid of `GRID` levels, and random ones), it alternates between the
+    best mask of each weight and the best bases for the masks until nothing improves,
+    and returns the best result. With a table, bases are taken from it. So the result is
+    never worse than the nearest codes of `NEAREST_POWERS`, nor, for at most `_POINTS`
+    weights, than any four levels of the grid, or with a table the entries next to them.
 
     >>> codes = encode(np.array([0.0, 3e-9, -5e-9, 8e-9]))
     >>> print(codes.sign, np.round(codes.achieved * 1e9, 6))
     [ 0  1 -1  1] [ 0.  3. -5.  8.]
 
     Args:
-      weights: of all synapses of a core, in A, any shape; zero for no synapse.
-      seed: of the random sets.
-      table: `[coarse, fine]` currents that a base may have, in A; `None` for any.
+      weights: all synapses of a core, in A, any shape; zero for no synapse.
+      seed: seed of the random sets.
+      table: `[coarse, fine]` currents available to a base, in A; `None` for any.
 
     Raises:
       ValueError: if a weight is not finite.
@@ -122,35 +119,36 @@ def amounts(mask: np.ndarray, bases: np.ndarray) -> np.ndarray:
 
 
 def _nearest_mask(wanted: np.ndarray, bases: np.ndarray) -> np.ndarray:
-    """Returns for each weight the number of the nearest mask."""
+    """Returns the nearest mask of each weight."""
     order, between = _ordered(bases)
     return order[np.searchsorted(between, wanted)]
 
 
 def _ordered(bases: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Returns the masks by their sum, and the 15 weights half-way between two."""
+    """Returns the masks sorted by sum, and the 15 midpoints between their sums."""
     sums = _MASKS @ bases
     order = np.argsort(sums, kind="stable")
     return order, (sums[order][1:] + sums[order][:-1]) / 2
 
 
 def _error(wanted: np.ndarray, bases: np.ndarray) -> float:
-    """Returns the sum of squared errors of the best masks."""
+    """Returns the sum of squared errors with the best masks."""
     return float(((wanted - (_MASKS @ bases)[_nearest_mask(wanted, bases)]) ** 2).sum())
 
 
 def _alternate(wanted: np.ndarray, bases: np.ndarray) -> np.ndarray:
-    """Takes turns between the best masks and the best bases until nothing improves.
+    """Alternates between the best masks and the best bases until nothing improves.
 
-    Each turn lowers the error or ends, and there are finitely many sets of masks.
+    It terminates: each round lowers the error, and there are finitely many sets of
+    masks.
     """
-    # Not at the top: it is as slow to load as all of hwtrain.
+    # Imported late: it is as slow to load as all of hwtrain.
     from scipy.optimize import nnls
 
     error = _error(wanted, bases)
     while True:
         mask = _nearest_mask(wanted, bases)
-        # Weights of one mask pull at the bases as their mean does, each with its count.
+        # The weights of one mask act like their mean, weighted by their number.
         count = np.bincount(mask, minlength=len(_MASKS))
         root = np.sqrt(count)
         mean = np.bincount(mask, wanted, len(_MASKS)) / np.maximum(count, 1)
@@ -163,7 +161,7 @@ def _alternate(wanted: np.ndarray, bases: np.ndarray) -> np.ndarray:
 
 
 def _best_of(levels: np.ndarray, wanted: np.ndarray) -> np.ndarray:
-    """Returns the best four of some levels for weights, or for their quantiles."""
+    """Returns the best four levels for weights, or for quantiles of many weights."""
     if wanted.size > _POINTS:
         wanted = np.quantile(wanted, (np.arange(_POINTS) + 0.5) / _POINTS)
     sets = np.array(list(itertools.combinations(levels, BASES)))
@@ -173,18 +171,18 @@ def _best_of(levels: np.ndarray, wanted: np.ndarray) -> np.ndarray:
 
 
 def _random_starts(wanted: np.ndarray, seed: int, number: int = 32) -> np.ndarray:
-    """Returns sets of bases, spread evenly in the logarithm."""
+    """Returns random sets of bases, uniform in the logarithm."""
     low, high = np.log(wanted.min() / 2), np.log(wanted.max())
     return np.exp(np.random.default_rng(seed).uniform(low, high, (number, BASES)))
 
 
 def _nearest(levels: np.ndarray, currents: np.ndarray) -> np.ndarray:
-    """Returns for each current the number of the nearest level."""
+    """Returns the index of the nearest level for each current."""
     return np.abs(levels[:, None] - currents).argmin(axis=0)
 
 
 def _descend(wanted: np.ndarray, bases: np.ndarray, levels: np.ndarray) -> np.ndarray:
-    """Moves bases from their nearest levels to neighbours while the error falls."""
+    """Moves bases from their nearest levels to neighbours while the error decreases."""
     places = _nearest(levels, bases)
     steps = np.array(list(itertools.product((-1, 0, 1), repeat=BASES)))
     error = _error(wanted, levels[places])

@@ -1,4 +1,4 @@
-"""A model whose parameters deviate anew at every step."""
+"""A model whose parameters get new mismatch at every step."""
 
 import re
 from collections.abc import Mapping
@@ -55,16 +55,16 @@ def with_mismatch(
     stream: str = "mismatch",
     rngs: nnx.Rngs | None = None,
 ) -> Any:
-    r"""Returns a model whose selected parameters deviate anew at every step.
+    r"""Returns a model whose selected parameters get new mismatch at every step.
 
     .. math:: \theta' = \theta (1 + \sigma \xi), \quad
         \sigma = \text{percent_deviation} / \text{sigma_rule}
 
     and for the logarithms of a DynapSim :math:`\theta' = \theta + \sigma \xi`. The
-    nominal parameters stay as they are, and get the gradient at the deviated ones. It
-    is `analogize` with a weight modifier for each selected parameter, so `train_mode`
-    (the default), `chip_mode` and `eval_mode` (no deviation), `plan` and `inspect` work
-    as there, and a draw is a function of the step's key and of the path.
+    nominal parameters do not change, and get the gradient at the deviated ones. It is
+    `analogize` with a weight modifier for each selected parameter, so `train_mode` (the
+    default), `chip_mode` and `eval_mode` (no deviation), `plan` and `inspect` work as
+    there, and a draw depends only on the step's key and the path.
 
     >>> import jax, jax.numpy as jnp
     >>> from hwtrain import select
@@ -79,14 +79,14 @@ def with_mismatch(
       model: a plain Linen or NNX model.
       prototype: a tree of booleans over its parameters.
       percent_deviation: as for `mismatch_generator`. Zero turns the mismatch off.
-      sigma_rule: likewise.
-      stream: name of the rng stream that steps are drawn from.
+      sigma_rule: as for `mismatch_generator`.
+      stream: name of the rng stream for the draws of a step.
       rngs: NNX only: holds this stream. Linen takes it in `apply(..., rngs=)`.
 
     Raises:
-      ValueError: if the model is analog or neither Linen nor NNX, or as
-        `mismatch_generator` and `analogize` do. Linen: a selected path that the model
-        does not have is found when it is applied.
+      ValueError: if the model is analog or neither Linen nor NNX, or as for
+        `mismatch_generator` and `analogize`. In Linen, a selected path that the model
+        does not have is only detected in `apply`.
 
     References:
       Büchel et al., Supervised training of spiking neural networks for robust
@@ -119,7 +119,7 @@ def with_mismatch(
 
 
 def _hardware(path: str, std_dev: float) -> Hardware:
-    """Returns hardware whose weight modifier is the mismatch of one parameter."""
+    """Returns hardware whose weight modifier gives one parameter's mismatch."""
     if quantity_of(path.rpartition("/")[2]) is None:
         modifier = WeightModifierParameter(type="mult_normal", std_dev=std_dev)
     else:

@@ -1,4 +1,4 @@
-"""Models on populations of chips."""
+"""Evaluates models on populations of chips."""
 
 from hwtrain.evaluate._active import Activity as Activity
 from hwtrain.evaluate._active import assert_active as assert_active

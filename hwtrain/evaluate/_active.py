@@ -1,4 +1,4 @@
-"""Proof that every configured effect of an analog model is on."""
+"""Proves that every configured effect of an analog model acts."""
 
 import dataclasses
 import math
@@ -36,10 +36,10 @@ BYPASSED = (
 
 @dataclasses.dataclass(frozen=True)
 class Activity:
-    """What `assert_active` measured.
+    """The measurements of `assert_active`.
 
     Attributes:
-      rows: layer, effect and the measured amount, in words.
+      rows: layer, effect and measured amount, as text.
     """
 
     rows: tuple[tuple[str, str, str], ...]
@@ -52,20 +52,21 @@ class Activity:
 def assert_active(
     analog: Any, variables: Any, *example: Any, **kwargs: Any
 ) -> Activity:
-    """Raises unless every configured effect of the model acts, as much as configured.
+    """Raises unless every configured effect acts at its configured strength.
 
-    The wrapped model runs in train mode with several keys. In each layer, in place, the
-    outputs are compared with those without each effect; noise of a known strength must
-    have it, and be another one at each key; the DAC must round to its levels and the
-    range clip and have a gradient. An update must clip and remap the weights and move
-    the ranges. Exported chips must have their mismatch, programming noise and stuck
-    devices, drift within a day, and keep the mean that their compensation keeps. Where
-    chips differ and no effect draws in training, a row says so: it is no error.
+    The model runs in train mode with several keys. Each layer is measured in place: its
+    outputs are compared with those without each effect; noise of known strength must
+    have that strength and differ between keys; the DAC must round to its levels; the
+    range must clip and have a gradient. An update must clip and remap the weights and
+    change the ranges. Exported chips must have their mismatch, programming noise and
+    stuck devices, drift within a day, and keep the mean that their compensation keeps.
+    If chips differ but no effect draws noise in training, a row reports it; this is not
+    an error.
 
-    A batch of one or two is enough, since what a layer multiplies meanwhile are vectors
-    of the test. Nearly all of the time goes into compiling: seconds for dense layers,
-    a minute or two for a residual network of some convolutions with all effects, and
-    as long for a large batch as for a small one until the model itself takes longer.
+    A batch of one or two is enough, because layers multiply test vectors meanwhile.
+    Nearly all the time goes into compiling: seconds for dense layers, a minute or two
+    for a residual network of some convolutions with all effects. The batch size matters
+    only once the model itself takes longer.
 
     >>> import hwtrain
     >>> from flax import linen as nn
@@ -81,15 +82,15 @@ def assert_active(
       variables: Linen: its variables. NNX: its `params`, or `None` for its own.
       *example: arguments of a call.
       **kwargs: keyword arguments of the call. For Linen also `rngs`, `mutable` and
-        `method`, as Flax's `apply` takes them. What else the model draws, as a Dropout
-        does, is the same at every call; and neither what it writes nor the count of its
-        own streams is kept.
+        `method`, as for Flax's `apply`. The model's other draws, such as a Dropout's,
+        are the same in every call; variables that it writes and the counts of its own
+        streams are not kept.
 
     Returns:
-      What was measured.
+      The measurements.
 
     Raises:
-      ValueError: naming layer, effect and likely cause, for all that do nothing.
+      ValueError: naming layer, effect and likely cause for each effect without action.
     """
     linen = not isinstance(analog, nnx.Module)
     given = (variables, *example) if linen else ()
@@ -124,14 +125,14 @@ def assert_active(
 
 
 def _steps(plan: Plan) -> int:
-    """Returns how many steps tell the noise of every layer's weights."""
+    """Returns how many steps are needed to measure the noise of all weights."""
     steps = bench.KEYS
     for weight in plan.weights:
         chip, size = weight.hardware, math.prod(weight.shape)
         if not chip.draws_weights("train") or chip.modifies_in_layer("train"):
             continue
         modifier: Any = chip.modifier
-        # At 30 expected ones, none are 5 standard deviations away.
+        # With 30 expected, zero would be 5 standard deviations away.
         rare = 30 / modifier.changed_share if modifier.changed_share < 1 else 0
         steps = max(steps, math.ceil(max(ENOUGH, rare) / size))
     return min(steps, MOST_KEYS)
@@ -140,7 +141,7 @@ def _steps(plan: Plan) -> int:
 def judged(
     plan: Plan, params: paths.Tree, keys: list[jax.Array], steps: list[Step]
 ) -> "_Log":
-    """Returns what follows of the steps that were seen, one of each key."""
+    """Returns the findings from the recorded steps, one for each key."""
     log = _Log(steps, zeros=_of_zeros(plan, params))
     first = steps[0].outputs
     if draws(plan, "train") and all((s.outputs == first).all() for s in steps):
@@ -173,7 +174,7 @@ def _of_zeros(plan: Plan, params: paths.Tree) -> set[str]:
 
 
 class _Log:
-    """What was seen of every layer, and what follows of it."""
+    """Collects the readings of every layer, and the findings."""
 
     def __init__(self, steps: list[Step], zeros: set[str]):
         self.steps, self.zeros = steps, zeros
@@ -181,24 +182,24 @@ class _Log:
         self.wrong: list[str] = []
 
     def of(self, path: str) -> list[list[bench.Readings]]:
-        """Returns the readings of a layer: for each key, of each of its calls."""
+        """Returns the readings of a layer: for each key, those of each of its calls."""
         return [step.readings.get(path, []) for step in self.steps]
 
     def note(self, path: str, effect: str, amount: str, wrong: str | None) -> None:
-        """Notes what was measured of an effect, or what is wrong with it."""
+        """Records the measured amount of an effect, or what is wrong with it."""
         if wrong:
             self.fail(path, effect, wrong)
         else:
             self.rows.append((path, effect, amount))
 
     def fail(self, path: str, effect: str, cause: str) -> None:
-        """Notes an effect that does nothing."""
+        """Records an effect that does not act."""
         cause = ZEROS if path in self.zeros else cause
         self.wrong.append(f"{path}: {effect}: {cause}")
 
 
 def _check_layer(log: _Log, weight: AnalogWeight) -> None:
-    """Notes every effect around the layer's multiplication."""
+    """Records every effect around the layer's multiplication."""
     steps = log.of(weight.path)
     if not all(steps):
         if has_signal_side(weight) and weight.kind != "embed":
@@ -220,7 +221,7 @@ def _check_layer(log: _Log, weight: AnalogWeight) -> None:
         same = _alike(_stacked(steps, "drawn", effect))
         wrong = "its noise is the same at several step keys" if same else None
         log.note(weight.path, effect, "anew at each step", wrong)
-    # A step may have dropped all weights, which then tell nothing of the inputs.
+    # Steps in which all weights were dropped say nothing about the inputs.
     calls = [call for call in calls if call.w.any()] or calls
     for effect in calls[0].levels:
         worst = max(_level_error(call.levels[effect]) for call in calls)
@@ -238,21 +239,21 @@ def _check_layer(log: _Log, weight: AnalogWeight) -> None:
 
 
 def _stacked(steps: list[list[bench.Readings]], kind: str, effect: str) -> np.ndarray:
-    """Returns what was read of an effect, `[keys, calls, ...]`."""
+    """Returns the readings of an effect, `[keys, calls, ...]`."""
     return np.stack([[getattr(c, kind)[effect] for c in step] for step in steps])
 
 
 def _least_change(steps: list[list[bench.Readings]], effect: str) -> float:
-    """Returns the largest change over keys, of the call that changes least.
+    """Returns the largest change over keys, for the call that changes least.
 
-    Not the least over keys: what is drawn may for once do nothing to few outputs.
+    The largest, because a random effect may happen not to change a few outputs.
     """
     calls = zip(*([float(c.changes[effect]) for c in step] for step in steps))
     return min(max(changes) for changes in calls)
 
 
 def _unit(draws: np.ndarray, *, of_vectors: bool) -> tuple[str, str | None]:
-    """Returns the relative strength of draws, and what is wrong.
+    """Returns the relative strength of draws, and what is wrong with it.
 
     Args:
       draws: `[keys, calls, vectors, columns]`.
@@ -270,11 +271,11 @@ def _unit(draws: np.ndarray, *, of_vectors: bool) -> tuple[str, str | None]:
 
 
 def _alike(drawn: np.ndarray) -> bool:
-    """Returns whether a stage draws the same at several step keys.
+    """Returns whether a stage draws the same noise at several step keys.
 
     Args:
-      drawn: `[keys, calls, vectors, columns]`, the vectors twice: what differs is
-        noise, whatever the weights of the step.
+      drawn: `[keys, calls, vectors, columns]`, with each vector twice: the two differ
+        by noise alone, whatever the weights of the step.
     """
     first, again = np.split(drawn.astype(np.float64), 2, axis=2)
     noise = (first - again).reshape(len(drawn), -1)
@@ -283,12 +284,12 @@ def _alike(drawn: np.ndarray) -> bool:
     noise = noise[noise.any(axis=1)]
     unit = noise / np.linalg.norm(noise, axis=1, keepdims=True)
     alike = np.abs(unit @ unit.T) - np.eye(len(unit))
-    # Few numbers are so much alike by chance.
+    # Few numbers may be this much alike by chance, so their bound is tighter.
     return bool((alike > (0.99 if noise.shape[1] >= 16 else 0.9999)).any())
 
 
 def _level_error(levels: Any) -> float:
-    """Returns how far 0.4 and 0.6 steps are from the levels 0 and 1."""
+    """Returns the error of rounding 0.4 and 0.6 steps to the levels 0 and 1."""
     size = max(float(np.abs(levels[3] - levels[0]).max()), 1e-30)
     misses = abs(levels[1] - levels[0]).max(), abs(levels[2] - levels[3]).max()
     return float(max(misses)) / size if size > 1e-20 else np.inf
@@ -297,7 +298,7 @@ def _level_error(levels: Any) -> float:
 def _check_learned_clip(
     log: _Log, weight: AnalogWeight, plan: Plan, params: paths.Tree
 ) -> None:
-    """Notes whether half of a learned bound clips the weights of a step."""
+    """Records whether half of a learned bound clips the weights of a step."""
     path = local(plan, weight.leaf(CLIP_BOUND))
     halved = paths.map_leaves(lambda p, leaf: leaf / 2 if p == path else leaf, params)
     step, _ = step_weights(halved, plan, "eval", jax.random.key(0))

@@ -1,8 +1,8 @@
 """A test bench for the analog layers of a running model.
 
-Every layer is measured in place, with the leaves, the weights and the mode that its
-model gives it: what its multiplication does to test vectors, with each part and
-without. What there is to measure of a part, the part says by `proof`.
+Every layer is measured in place, with the leaves, weights and mode that its model gives
+it: the outputs of its multiplication for test vectors, with and without each part. Each
+part declares in `proof` which measurements it needs.
 """
 
 import dataclasses
@@ -22,26 +22,26 @@ from hwtrain.evaluate._rerun import VECTORS, Rerun, ideal, rms, vectors_for
 from hwtrain.periphery.output_factor import OutputFactor
 
 KEYS = 8
-"""Steps that are measured, each with a key of its own; more of very small layers."""
+"""Measured steps, each with its own key; very small layers need more."""
 
 
 _PLAIN = OutputFactor(factor=1.0)
-"""A stage that does nothing, so that there is one."""
+"""A stage without effect, for hardware that needs a stage."""
 
 
 class Readings(NamedTuple):
-    """What the bench reads of one multiplication, but for the first by effect.
+    """The readings of one multiplication; all fields but `w` are by effect.
 
     Attributes:
       w: `[rows, columns]`, the weights that the layer got.
-      changes: the deviation of the outputs without it, relative to their size.
+      changes: deviation of the outputs without the effect, relative to their size.
       noise: draws over their configured deviation, `[vectors, columns]`; NaN where that
         is zero, in columns of zeros.
-      shared: the same of noise that all columns of a vector share.
-      drawn: outputs, of the test vectors and of the same again.
+      shared: likewise, for noise that all columns of a vector share.
+      drawn: outputs for the test vectors, each given twice.
       levels: outputs at 0, 0.4, 0.6 and 1 steps, `[4, columns]`.
       clipped: outputs at 1.5 and 3 bounds, `[2, columns]`.
-      slopes: the gradient of a leaf, of an output that wants to grow.
+      slopes: gradient of a leaf, for a loss that asks for larger outputs.
     """
 
     w: jax.Array
@@ -55,7 +55,7 @@ class Readings(NamedTuple):
 
 
 def read(call: Multiplication) -> Readings:
-    """Returns the readings of a multiplication that a layer is about to do."""
+    """Returns the readings of a multiplication that a layer is about to perform."""
     chip, found = call.weight.hardware, Readings(call.w, {}, {}, {}, {}, {}, {}, {})
     bench = Rerun(call, vectors_for(call))
     for place, stage in enumerate(chip.stages):
@@ -73,34 +73,34 @@ def read(call: Multiplication) -> Readings:
 
 @dataclasses.dataclass(frozen=True)
 class _Stage:
-    """The place of a stage.
+    """The position of a stage.
 
     Attributes:
       chip: the hardware of the layer.
-      number: which of its stages it is.
+      number: index of the stage.
     """
 
     chip: Hardware
     number: int
 
     def whole(self) -> Hardware:
-        """Returns the hardware that it is told from."""
+        """Returns the reference hardware for comparisons."""
         return _told_from(self.chip, but=self.number)
 
     def replaced(self, part: Part | None) -> Hardware:
-        """Returns the same with another part there, or with none."""
+        """Returns the reference hardware with this stage replaced, or removed."""
         stages = list(self.whole().stages)
         stages[self.number : self.number + 1] = [] if part is None else [part]
         return self.chip.surrounded(stages, ranged=True)
 
     def alone(self, part: Part | None) -> Hardware:
-        """Returns hardware with nothing around its tiles but a part in this place."""
+        """Returns hardware with only the given part, in this position."""
         return ideal(self.chip).surrounded([] if part is None else [part])
 
 
 @dataclasses.dataclass(frozen=True)
 class _Range:
-    """The place of the range of inputs; methods as above."""
+    """The position of the input range; methods as in `_Stage`."""
 
     chip: Hardware
 
@@ -111,16 +111,16 @@ class _Range:
         return self.chip.surrounded(self.whole().stages)
 
     def alone(self, part: Any) -> Hardware:
-        # Where a layer has stages, its range is one of them.
+        # In a layer with stages, the range is one of them.
         stages = [_PLAIN] if self.chip.converts else []
         chip = dataclasses.replace(self.chip, modifier=None)
         return chip.surrounded(stages, ranged=part is not None)
 
 
 def _told_from(chip: Hardware, but: int | None = None) -> Hardware:
-    """Returns the chip without the rounding of outputs, but for that of one stage.
+    """Returns the chip without output rounding, except that of stage `but`.
 
-    What is measured may be smaller than a step of the ADC.
+    The measured changes may be smaller than a step of the ADC.
     """
     stages = [s if i == but else s.unrounded for i, s in enumerate(chip.stages)]
     same = stages == list(chip.stages)
@@ -128,13 +128,13 @@ def _told_from(chip: Hardware, but: int | None = None) -> Hardware:
 
 
 class Proof:
-    """Where what stands around a tile says what is to be measured of it.
+    """Lets a part around a tile declare what is to be measured.
 
-    Units are normalised, as a stage sees them. An effect has the name of the part
-    unless it has one of its own.
+    Units are normalised, as a stage sees them. An effect is named after the part unless
+    a name is given.
 
     Attributes:
-      leaves: what lies beside the weights, by name.
+      leaves: the leaves beside the weights, by name.
       row_sizes: rows of each row tile.
       w: the weights, as `product` takes them.
     """
@@ -148,18 +148,18 @@ class Proof:
         self.w = bench.tiles.weights
 
     def product(self, x: jax.Array, w: jax.Array) -> jax.Array:
-        """Returns inputs times other weights, of the shape of `w`."""
+        """Returns the product of inputs and other weights of the shape of `w`."""
         return self._bench.tiles.product(x, w)
 
     def differs(
         self, effect: str = "", without: Any = None, *, alone: bool = False
     ) -> None:
-        """Outputs are others without it.
+        """Requires that outputs differ without the part.
 
         Args:
-          effect: its name.
-          without: what stands there instead; `None` for nothing.
-          alone: whether nothing else stands around the tile meanwhile.
+          effect: the effect's name.
+          without: a part to put in its place; `None` for none.
+          alone: compare with nothing else around the tile.
         """
         place, outputs = self._place, self._bench.outputs
         whole = place.alone(self._part) if alone else place.whole()
@@ -174,13 +174,13 @@ class Proof:
         *stages: Part,
         without: Iterable[Part] = (),
     ) -> None:
-        """Outputs that exceed a bound are others with some stages than without.
+        """Requires that outputs beyond a bound differ with some stages from without.
 
         Args:
           bound: the bound.
-          effect: its name.
-          *stages: what stands around the tile: nothing else does.
-          without: what stands there instead.
+          effect: the effect's name.
+          *stages: the stages around the tile; there are no others.
+          without: the stages to compare with.
         """
         run, x = self._bench.run, self._bench.beyond(bound)
         plain = ideal(self._place.chip)
@@ -195,25 +195,25 @@ class Proof:
         of: Part | None = None,
         shared: bool = False,
     ) -> None:
-        """It adds noise of a standard deviation to the outputs, another at each read.
+        """Requires noise of a given standard deviation, drawn anew at each read.
 
         Args:
-          deviation: of a tile's outputs, broadcastable against `[..., row tiles,
-            column tiles, columns]`; or a function of the inputs, `[..., row tiles, 1,
-            rows]`, that returns it.
-          effect: its name.
-          of: the part without other effects; by default the part.
-          shared: whether all outputs of a vector share a draw, as of noise of inputs.
+          deviation: standard deviation of a tile's outputs, broadcastable against
+            `[..., row tiles, column tiles, columns]`; or a function of the inputs,
+            `[..., row tiles, 1, rows]`, that returns it.
+          effect: the effect's name.
+          of: the part without its other effects; by default the part.
+          shared: whether all outputs of a vector share a draw, as for input noise.
         """
         bench = self._bench
-        # Of a noise that they share, columns tell no more than one.
+        # Columns that share their noise count as one.
         alike = 1 if shared else bench.call.w.shape[-1]
         x = jnp.tile(bench.x, (-(-2 * ENOUGH // (KEYS * VECTORS * alike)), 1))
         if callable(deviation):
             cut = tiling.cut(x, self.row_sizes, axis=-1)[..., None, :]
             deviation = deviation(cut)
         else:
-            x = 0 * x  # on which it does not depend, and narrow outputs round as is
+            x = 0 * x  # the noise ignores x, and narrow dtypes round least near 0
         size = bench.of_layer(jnp.asarray(deviation))
         noisy, quiet = self._place.alone(of or self._part), self._place.alone(None)
         noise = bench.run(noisy, x) - bench.run(quiet, x)
@@ -221,39 +221,39 @@ class Proof:
         self._note("shared" if shared else "noise", effect, unit)
 
     def draws_anew(self, effect: str = "") -> None:
-        """It adds noise of any strength to the outputs, another at each read."""
+        """Requires noise of any strength on the outputs, drawn anew at each read."""
         alone, x = self._place.alone(self._part), self._bench.x
         found = self._bench.run(alone, jnp.concatenate([x, x]))
         self._note("drawn", effect or f"{self._part.type} draws", found)
 
     def rounds(self, step: float, effect: str = "", *, of: Part | None = None) -> None:
-        """Inputs are rounded to multiples of a step.
+        """Requires that inputs are rounded to multiples of a step.
 
         Args:
           step: the step.
-          effect: its name.
-          of: the part without other effects; by default the part.
+          effect: the effect's name.
+          of: the part without its other effects; by default the part.
         """
         x = self._bench.unlike_zero([0, 0.4 * step, 0.6 * step, step])
         found = self._bench.run(self._place.alone(of or self._part), x)
         self._note("levels", effect or f"{self._part.type} levels", found)
 
     def clips(self, bound: Any, effect: str = "") -> None:
-        """Inputs beyond a bound are clipped.
+        """Requires that inputs beyond a bound are clipped.
 
         Args:
-          bound: the bound; of several, the largest counts.
-          effect: its name.
+          bound: the bound; of several, the largest is used.
+          effect: the effect's name.
         """
         found = self._bench.run(self._place.alone(self._part), self._outside(bound))
         self._note("clipped", effect or f"{self._part.type} clips", found)
 
     def follows(self, leaf: str, effect: str = "") -> None:
-        """Outputs are others with twice the value of a leaf.
+        """Requires that outputs change when a leaf's value is doubled.
 
         Args:
-          leaf: its name.
-          effect: its name.
+          leaf: the leaf's name.
+          effect: the effect's name.
         """
         bench, whole = self._bench, self._place.whole()
         doubled = bench.run(whole, bench.x, **{leaf: 2 * self.leaves[leaf]})
@@ -261,17 +261,17 @@ class Proof:
         self._note("changes", effect, change)
 
     def learns(self, leaf: str, effect: str = "") -> None:
-        """A leaf that bounds the inputs has a gradient.
+        """Requires a gradient of a leaf that bounds the inputs.
 
         Args:
-          leaf: its name.
-          effect: its name.
+          leaf: the leaf's name.
+          effect: the effect's name.
         """
         bench, beyond = self._bench, self._outside(self.leaves[leaf])
         alone = self._place.alone(self._part)
 
         def shrink(value: jax.Array) -> jax.Array:
-            # Its gradient at the input is minus the sign of the input in that column.
+            # Its gradient at an input is minus the input's sign in that column.
             y = bench.run(alone, beyond, **{leaf: value})
             return -y[:, bench.heaviest].sum()
 
@@ -281,7 +281,7 @@ class Proof:
     def _note(self, kind: str, effect: str, reading: jax.Array) -> None:
         known, name = getattr(self._found, kind), effect or self._part.type
         count = sum(other.split(" #")[0] == name for other in known)
-        # Of several alike, each must act.
+        # Parts of the same name are numbered, because each must act.
         known[f"{name} #{count + 1}" if count else name] = reading
 
     def _outside(self, bound: Any) -> jax.Array:

@@ -1,4 +1,4 @@
-"""Whether what undoes the drift of an exported chip does so."""
+"""Checks that the drift compensation of an exported chip works."""
 
 from typing import Any
 
@@ -11,10 +11,10 @@ from hwtrain.evaluate._updates import Finding
 
 
 class CompensationProof:
-    """Where what undoes drift says what is to be measured of it.
+    """Lets a drift compensation declare what is to be measured.
 
     Attributes:
-      amount: what was measured, in words.
+      amount: the measurement, as text.
       wrong: what is wrong with it; `None` for nothing.
     """
 
@@ -29,22 +29,22 @@ class CompensationProof:
         """Takes weights of tiles in units of the crossbar.
 
         Args:
-          part: what undoes the drift.
+          part: the drift compensation.
           target: the nominal weights.
-          chip: the same after programming.
-          later: the same after a day, compensated.
-          tolerance: of the mean, relative.
+          chip: the weights after programming.
+          later: the weights after a day, compensated.
+          tolerance: relative tolerance of the mean.
         """
         self._part, self._target, self._chip, self._later = part, target, chip, later
         self._tolerance = tolerance
         self.amount, self.wrong = "", None
 
     def keeps_mean(self, *, of_target: bool = False, per_column: bool = False) -> None:
-        """The mean absolute weight is that of its reference after a day.
+        """Requires that after a day the mean absolute weight is that of a reference.
 
         Args:
-          of_target: whether the reference is the target; if not, the chip at first.
-          per_column: whether that of each column is, not only of the tile.
+          of_target: the reference is the target instead of the programmed chip.
+          per_column: compare the mean of each column instead of the tile's.
         """
 
         def means(tiles: list[np.ndarray]) -> np.ndarray:
@@ -61,7 +61,7 @@ class CompensationProof:
             )
 
     def undoes_halves(self) -> None:
-        """Outputs that have halved are multiplied by something."""
+        """Requires that outputs that have halved are multiplied by a factor."""
         part, factors = self._part, []
         for tile in map(jnp.asarray, self._target):
             factors.append(part.factor(part.baseline(tile, tile), tile / 2))
@@ -78,7 +78,7 @@ def compensated(
     chip: np.ndarray,
     later: np.ndarray,
 ) -> Finding:
-    """Returns whether what is compensated has the mean of its reference after a day."""
+    """Returns whether compensated weights keep their reference's mean for a day."""
     _, scale = on_crossbar(weight, jnp.asarray(nominal), weight.stored_scale(leaves))
 
     def tiles(kernel: np.ndarray) -> list[np.ndarray]:
@@ -88,7 +88,7 @@ def compensated(
         return [tile for row in rows for tile in np.split(row, ends, axis=-1)]
 
     compensation: Any = weight.hardware.drift_compensation
-    # Through its own ADC a chip measures the mean with an error of its steps and noise.
+    # Measured through its own ADC, a chip's mean has errors of rounding and noise.
     exact = compensation.readout == "exact" or not weight.hardware.converts
     target, first, now = (tiles(kernel) for kernel in (nominal, chip, later))
     tolerance = 0.01 if exact else 0.15

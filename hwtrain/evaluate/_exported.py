@@ -1,4 +1,4 @@
-"""What an export holds of an analog model's chips: is every effect there?"""
+"""Checks that an export of an analog model contains every effect of its chips."""
 
 import dataclasses
 import math
@@ -25,13 +25,13 @@ DAY_S = 86_400.0
 
 
 def deployed_effects(plan: Plan, params: paths.Tree) -> Iterator[Finding]:
-    """Yields what exported chips have: conductances, and all that is frozen in them."""
+    """Yields findings on exported chips: conductances, and each frozen effect."""
     chips = [w for w in plan.weights if w.hardware.frozen]
     converted = [w for w in plan.weights if w.hardware.converter is not None]
     if not chips and not converted:
         return
     params = prefixed(plan, params)
-    # Weights alone: what else the model needs has no place on a chip.
+    # Only weights are exported: the rest of the model has no place on a chip.
     there = {p for w in plan.weights for p in (w.path, w.stored, *w.owned)}
     digital = tuple(entry for entry in plan.digital if entry.path in there)
     plan = dataclasses.replace(plan, state=(), digital=digital)
@@ -77,10 +77,10 @@ def deployed_effects(plan: Plan, params: paths.Tree) -> Iterator[Finding]:
 
 
 def _parts(plan: Plan) -> dict[str, Plan]:
-    """Returns plans whose chips are compared: with all that they have, and with less.
+    """Returns plans whose chips are compared: with all effects, and with fewer.
 
-    A mismatch is told alone, and from what programming does to the very same chip; a
-    noise model from a chip that is written without one.
+    A mismatch is measured alone, and told from the effect of programming on the very
+    same chip; a noise model is compared with a chip written without one.
     """
     weights = plan.weights
 
@@ -97,7 +97,7 @@ def _parts(plan: Plan) -> dict[str, Plan]:
         without: Any = {"noise_model": None, "drift_compensation": None}
         parts["mismatch"] = of(several, stuck=None, **without)
         parts["no mismatch"] = of(several, mismatch=None)
-        # Without stuck devices it is the chip of the mismatch alone.
+        # Without stuck devices, this chip would equal the one with mismatch alone.
         modelled = [w for w in several if w.hardware.noise_model and w.hardware.sticks]
         if modelled:
             parts["no noise_model"] = of(modelled, **without)
@@ -110,18 +110,18 @@ def _mismatched(weight: AnalogWeight) -> bool:
 
 
 def _chips_to_tell_by(plan: Plan) -> int:
-    """Returns how many chips have enough stuck devices to be counted, at most 32."""
+    """Returns how many chips give enough stuck devices to count, at most 32."""
     chips = 1
     for weight in plan.weights:
         for share, _, _ in _shares(weight):
             devices = math.prod(weight.shape) * _devices(weight)
-            # At 30 expected ones, none are 5 standard deviations away.
+            # With 30 expected, zero would be 5 standard deviations away.
             chips = max(chips, math.ceil(30 / (share * devices)))
     return min(chips, 32)
 
 
 def _shares(weight: AnalogWeight) -> list[tuple[float, int, float]]:
-    """Returns of each end of stuck devices the share, the state and the conductance."""
+    """Returns the share, state and conductance of stuck devices at each end."""
     stuck, converter = weight.hardware.stuck, weight.hardware.converter
     if stuck is None or converter is None:
         return []
@@ -129,7 +129,7 @@ def _shares(weight: AnalogWeight) -> list[tuple[float, int, float]]:
 
 
 def _devices(weight: AnalogWeight) -> int:
-    """Returns the devices of each weight."""
+    """Returns the number of devices for each weight."""
     return len(conductances.converter_of(weight).devices)
 
 
@@ -156,10 +156,10 @@ def _healthy(path: Path, plan: Plan, params: paths.Tree) -> dict[str, Any]:
 
 
 def _deviations(path: Path, plan: Plan, params: paths.Tree) -> dict[str, np.ndarray]:
-    """Returns how arrays deviate on chips of an export, `[chips, *shape]`.
+    """Returns how arrays deviate on exported chips, `[chips, *shape]`.
 
-    On one chip, but of few weights on as many as it takes to tell their strength: these
-    arrays are exported alone, for that.
+    One chip is enough, except for arrays of few weights: these are exported separately,
+    on as many chips as are needed to determine the strength.
     """
     found = {}
     nominal = paths.leaves(with_written(params, plan))
@@ -185,7 +185,7 @@ def _deviations(path: Path, plan: Plan, params: paths.Tree) -> dict[str, np.ndar
 def _stuck(
     weight: AnalogWeight, checkpoint: HardwareCheckpoint, changes: bool
 ) -> Finding:
-    """Returns whether as many devices are stuck as configured, each at its end."""
+    """Returns whether as many devices are stuck at each end as configured."""
     found = [
         device
         for seed in checkpoint.chip_seeds
@@ -199,7 +199,7 @@ def _stuck(
         count, total = sum(map(np.sum, at)), sum(map(np.size, at))
         counted.append(int(count))
         expected.append(share * total)
-        # Five standard deviations, and one device of a rare state.
+        # Five standard deviations, plus one device for rare states.
         margin = 5 * math.sqrt(share * (1 - share) * total) + 1
         if abs(count - share * total) > margin:
             wrong = f"{count} of {total} devices of the export are stuck at one end"
@@ -219,22 +219,23 @@ def _frozen(
     chip: np.ndarray,
     later: np.ndarray,
 ) -> Iterator[Finding]:
-    """Yields what is frozen in chips, each effect by itself.
+    """Yields findings on the frozen effects of a chip, one for each effect.
 
     Args:
-      weight: its plan.
+      weight: the weight's plan.
       leaves: the nominal leaves of the model.
-      deviations: by `_parts`, from the nominal weight, `[chips, *shape]`.
-      nominal: the weight.
-      chip: the same on a chip.
-      later: the same after a day.
+      deviations: by name in `_parts`, deviations from the nominal weight, `[chips,
+        *shape]`.
+      nominal: the nominal weight.
+      chip: the weight on a chip.
+      later: the weight on a chip after a day.
     """
     whole = deviations["all"]
 
     def told(without: str) -> tuple[str, str | None]:
         change = whole - deviations.get(without, np.zeros_like(whole))
         size = np.sqrt(np.mean(change**2))
-        # Conductances and back are some roundings away.
+        # Conversion to conductances and back costs some rounding errors.
         if size > 1e-5 * np.sqrt(np.mean(nominal**2)):
             return f"changes weights by {size:.2g}", None
         same = "nominal weights" if without not in deviations else "the same without it"
@@ -262,7 +263,7 @@ def _mismatch_strength(
     nominal: np.ndarray,
     deviation: np.ndarray,
 ) -> tuple[str, str | None]:
-    """Returns the strength of a mismatch that is alone, and what is wrong with it."""
+    """Returns the strength of a mismatch measured alone, and what is wrong with it."""
     mismatch: Any = weight.hardware.mismatch
     proof = WeightProof(
         mismatch,

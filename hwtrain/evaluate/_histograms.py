@@ -1,4 +1,4 @@
-"""Histograms of conductances: what the devices of a chip are programmed to."""
+"""Histograms of the conductances of a chip's devices."""
 
 import dataclasses
 from collections.abc import Iterable
@@ -10,7 +10,7 @@ _BARS = " ▁▂▃▄▅▆▇█"
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Histogram:
-    """How often a weight's devices have which conductance.
+    """Histogram of the conductances of a weight's devices.
 
     >>> g = np.array([0.0] * 98 + [1.0, 24.0])
     >>> found = Histogram.of([g], g_min=0.0, g_max=25.0, bins=5)
@@ -43,9 +43,9 @@ class Histogram:
         """Returns the histogram of the conductances of one weight's devices.
 
         Args:
-          conductances: of every tile and device, in µS; not empty.
-          g_min: where the bins begin, in µS.
-          g_max: where they end at least; a device above makes them longer.
+          conductances: of all tiles and devices, in µS; not empty.
+          g_min: start of the bins, in µS; a lower conductance extends them.
+          g_max: end of the bins, in µS; a higher conductance extends them.
           bins: number of bins.
         """
         values = np.concatenate([np.ravel(array) for array in conductances])
@@ -61,11 +61,12 @@ class Histogram:
         )
 
     def text(self) -> str:
-        """Returns a line of bars, one for each bin, the highest full; logarithmic.
+        """Returns a line of logarithmic bars, one for each bin; the highest is full.
 
-        Of a pair, one device is at g_min: on a linear scale it would hide the rest.
+        In a conductance pair, one device is at g_min: on a linear scale it would hide
+        the rest.
         """
         heights = np.log1p(self.counts) / np.log1p(self.counts.max())
-        # A bin with any device in it shows at least the lowest bar.
+        # A bin that is not empty shows at least the lowest bar.
         heights = np.ceil(heights * (len(_BARS) - 1))
         return "".join(_BARS[int(height)] for height in heights)

@@ -1,7 +1,7 @@
-"""Whether measured draws have their configured strength, by statistics of their number.
+"""Tests whether measured draws have their configured strength.
 
-Every bound is five standard errors of what a right model shows, so that none fails; and
-as many draws are asked for as tell half of a strength, or none, from the whole.
+Every bound is five standard errors, so that correct models do not fail. The number of
+draws is large enough to tell half of a strength, or none, from the whole.
 """
 
 import math
@@ -9,11 +9,11 @@ import math
 import numpy as np
 
 ENOUGH = 128
-"""Draws by which strengths of 1 and of 0.5 differ by more than both errors."""
+"""Number of draws that tells strengths of 1 and 0.5 apart by more than both errors."""
 
 
 MOST_KEYS = 512
-"""Steps that are measured at most, of a model with a layer of very few weights."""
+"""Most steps that are measured, for a model with a layer of very few weights."""
 
 
 ZEROS = (
@@ -24,32 +24,32 @@ ZEROS = (
 
 
 def strength_of(draws: np.ndarray, independent: int) -> tuple[str, str | None]:
-    """Returns the strength of draws over their configured deviation, and what is wrong.
+    """Returns the strength of draws relative to their configuration, and any fault.
 
     >>> strength_of(np.ones(128), 128)
     ('1.00 x the configured deviation', None)
 
     Args:
       draws: over their configured deviation; NaN where that is zero.
-      independent: how many of them are independent, at least.
+      independent: lower bound of the number of independent draws.
     """
     strength = math.sqrt(np.nanmean(np.square(draws, dtype=np.float64)))
     amount = f"{strength:.2f} x the configured deviation"
-    # The error of a chi-square; a tenth is for what is rounded in narrow dtypes.
+    # The standard error of a chi-square; a tenth allows for rounding in narrow dtypes.
     margin = max(5 / math.sqrt(2 * max(independent, 1)), 0.1)
     return amount, None if abs(strength - 1) < margin else f"the noise has {amount}"
 
 
 def share_of(count: int, total: int, share: float) -> tuple[str, str | None]:
-    """Returns a share in words, and what is wrong with it.
+    """Returns a share of weights as text, and what is wrong with it.
 
     >>> share_of(0, 1000, 0.1)[1]
     '0 of 1000 weights are dropped, 100 expected'
 
     Args:
-      count: how many of all were drawn.
-      total: how many there are.
-      share: the share that is configured.
+      count: number of dropped weights.
+      total: number of weights.
+      share: the configured share.
     """
     amount = f"{count} of {total} weights are dropped, {share * total:.3g} expected"
     margin = 5 * math.sqrt(share * (1 - share) * total) + 1
@@ -59,8 +59,8 @@ def share_of(count: int, total: int, share: float) -> tuple[str, str | None]:
 def repeated(draws: np.ndarray) -> bool:
     """Returns whether several of `draws`, `[keys, draws of a key]`, are the same.
 
-    A few numbers of a narrow dtype may be the same by chance, and so only half of all
-    pairs is too many of those.
+    A few numbers of a narrow dtype may be equal by chance; for these, more than half of
+    all pairs must be equal.
     """
     _, counts = np.unique(draws, axis=0, return_counts=True)
     keys, width = draws.shape

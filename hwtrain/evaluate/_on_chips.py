@@ -1,4 +1,4 @@
-"""What a metric is on chips: the one program behind every study of populations."""
+"""Evaluates a metric on chips: the common program of all studies of populations."""
 
 import dataclasses
 import functools
@@ -28,8 +28,7 @@ from hwtrain.evaluate._read_back import are_measured
 from hwtrain.weights.mapping import MAPPING_SCALE
 
 CHUNK_BYTES = 256 * 2**20
-"""Chips are evaluated together as long as their parameters, and the conductances of
-their devices, take less than this."""
+"""Bound in bytes on the parameters and conductances of chips evaluated together."""
 
 
 Subset = Mapping[str, bool] | None
@@ -51,10 +50,11 @@ def values_on_chips(
 ) -> tuple[tuple[int, ...], tuple[float, ...], np.ndarray]:
     """Returns the chips' seeds, the times, and `[subsets, chips, times]` values.
 
-    Arguments and errors are those of `hwtrain.evaluate.population`. Beside them,
-    `subsets` says of the model's plan which arrays are a chip's: by path, whether that
-    one is, or nominal; `None` for all of them. All subsets need the same paths: they
-    run in one program. `caller` is the public function, for messages.
+    Arguments and errors are those of `hwtrain.evaluate.population`. In addition,
+    `subsets` maps the model's plan to subsets of arrays from the chip: by path, true
+    for the chip's array and false for the nominal one; `None` for all of them. All
+    subsets need the same paths, because they share one program. `caller` is the name of
+    the public function, for messages.
     """
     seeds = _seeds(chips, caller)
     key = _checked_key(key)
@@ -78,7 +78,7 @@ def values_on_chips(
     if exported is not None:
         check_hardware(exported, plan, "pass checkpoint.variables")
     if isinstance(analog, nnx.Module):
-        # What a chip has beside its weights may be plain arrays, by `nnx.update`.
+        # Leaves of a chip beside its weights may be plain arrays, set by `nnx.update`.
         check_nominal(plan, nnx.to_pure_dict(nnx.state(analog)), caller)
     if variables is not None:
         check_nominal(plan, variables.get("params", variables), caller)
@@ -124,7 +124,7 @@ Totals = Callable[..., jax.Array]
 
 @dataclasses.dataclass(frozen=True)
 class _NnxStructure:
-    """An NNX model without its arrays: hashable, and nothing large is kept alive."""
+    """An NNX model without its arrays: hashable, and keeps nothing large alive."""
 
     graphdef: nnx.GraphDef[Any]
     treedef: Any
@@ -155,13 +155,13 @@ def _compiled_totals(
     chunk: int,
     measured: bool,
 ) -> Totals:
-    """Returns the jitted function of all chips, the one of an earlier call if it fits.
+    """Returns the jitted function of all chips, reusing that of an earlier equal call.
 
-    A study calls `population` with other variables of one model again and again, and
+    Studies call `population` again and again with other variables of one model, and
     compiling takes longer than evaluating.
     """
     model = _NnxStructure.of(analog) if isinstance(analog, nnx.Module) else analog
-    # With its type, because True and 1 are equal.
+    # The type is included, because True and 1 are equal.
     arguments = tuple((name, type(value), value) for name, value in kwargs.items())
     try:
         hash((model, plan, metric, arguments))
@@ -182,14 +182,14 @@ def _build_totals(
 
     @jax.jit
     def totals(tree, nominal, seeds, times, key, deviating, arrays, inputs, *targets):
-        # While tracing, so that the model's zeros are no arrays that stay alive.
+        # Built while tracing, so that the model's zeros do not stay alive as arrays.
         if isinstance(model, _NnxStructure):
             call, _ = as_function(model.model(), "chip")
         else:
             call, _ = as_function(model, "chip", {"params": {}})
 
         def on_chip(seed):
-            if measured:  # what is frozen in its devices is in its weights already
+            if measured:  # measured weights already contain all frozen effects
                 chip = ProgrammedChip(params=tree["params"], weights={}, plan=plan)
             else:
                 chip = program_chip(tree["params"], plan, chip_key(seed))
@@ -208,7 +208,7 @@ def _build_totals(
                 values = _checked_values(metric(outputs, *targets), _examples(inputs))
                 return jnp.sum(values, dtype=jnp.float32)
 
-            # One after the other: only one time's weights are in memory.
+            # Sequential, so that only the weights of one time are in memory.
             return jax.lax.map(at_time, (jnp.arange(times.size), times))
 
         return jax.lax.map(on_chip, seeds, batch_size=chunk)
@@ -217,18 +217,19 @@ def _build_totals(
 
 
 def _by_leaf(deviating: Mapping[str, Any], plan: Plan) -> dict[str, Any]:
-    """Returns for weights, and for their scales, whether they are the chip's."""
+    """Returns for weights and their scales whether they are the chip's."""
     scales = {plan[path].leaf(MAPPING_SCALE): on for path, on in deviating.items()}
     return {**deviating, **scales}
 
 
 def _uncompensated(chip: ProgrammedChip, nominal: Any, params: Any) -> dict[str, Any]:
-    """Returns nominal weights by path, with scales that no drift is compensated in.
+    """Returns nominal weights by path, with scales before drift compensation.
 
     Args:
-      chip: the chip, whose scales are these.
+      chip: the chip that the scales belong to.
       nominal: nominal parameters.
-      params: the chip's at a time; a factor of each column makes its scale one of each.
+      params: the chip's parameters at a time. Where compensation has a factor for each
+        column, scales are broadcast to columns.
     """
     found, scales = {**paths.leaves(chip.params), **paths.leaves(nominal)}, {}
     now = paths.leaves(params)
@@ -243,7 +244,7 @@ def _uncompensated(chip: ProgrammedChip, nominal: Any, params: Any) -> dict[str,
 def _where(
     deviating: Mapping[str, Any], chip: Any, quiet: Mapping[str, jax.Array]
 ) -> Any:
-    """Returns the nominal arrays where a chip's are not asked for."""
+    """Returns the chip's arrays where selected, and the nominal ones elsewhere."""
     return paths.map_leaves(
         lambda path, leaf: (
             jnp.where(deviating[path], leaf, quiet[path]) if path in deviating else leaf
@@ -308,7 +309,7 @@ def _checked_key(key: Any) -> jax.Array:
 
 
 def _checked_batches(batches: Iterable[Any], caller: str) -> Iterator[tuple[Any, ...]]:
-    """Yields the batches; one that cannot be evaluated is an error."""
+    """Yields the batches; raises for a batch that cannot be evaluated."""
     expected = (
         f"{caller} takes tuples of arrays, such as [(inputs, labels)]: inputs, and "
         "what the metric compares the outputs with"
@@ -339,7 +340,7 @@ def _checked_batches(batches: Iterable[Any], caller: str) -> Iterator[tuple[Any,
 
 
 def _kind(batch: Any) -> str:
-    """Returns what a batch that is no tuple of arrays is, for an error."""
+    """Returns a description of a batch that is not a tuple of arrays, for an error."""
     shape = getattr(batch, "shape", None)
     text = type(batch).__name__ if shape is None else f"an array of shape {shape}"
     return text

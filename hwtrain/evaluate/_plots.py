@@ -26,15 +26,15 @@ ORANGE = "#c2571a"
 
 
 MOST_PANELS = 30
-"""A plot of histograms shows at most so many weights, the first ones."""
+"""Most weights shown in a plot of histograms; further ones are left out."""
 
 
 MOST_LAYERS = 60
-"""A plot of sensitivities shows at most so many layers, the first ones."""
+"""Most layers shown in a plot of sensitivities; further ones are left out."""
 
 
 def require_matplotlib() -> None:
-    """Raises a `ValueError` with the way out if plots cannot be drawn."""
+    """Raises a `ValueError` with the way out if matplotlib is missing."""
     if importlib.util.find_spec("matplotlib") is None:
         raise ValueError("a plot needs matplotlib: pip install 'hwtrain[recipes]'")
 
@@ -42,12 +42,12 @@ def require_matplotlib() -> None:
 def plot_histograms(
     histograms: Mapping[str, Histogram], path: Path, *, title: str
 ) -> None:
-    """Draws a panel for each weight: how many devices have which conductance.
+    """Plots a histogram of conductances in a panel for each weight.
 
     Args:
       histograms: by the weights' paths.
       path: the PNG file.
-      title: what stands above.
+      title: the title.
     """
     shown = list(histograms.items())[:MOST_PANELS]
     if len(shown) < len(histograms):
@@ -71,13 +71,13 @@ def plot_histograms(
 
 
 def plot_over_time(found: Population, path: Path, *, metric: str, title: str) -> None:
-    """Draws a metric against the time since programming, a band over chips.
+    """Plots a metric over the time since programming, with a band over chips.
 
     Args:
-      found: of `population` with `times_s`.
+      found: from `population` with `times_s`.
       path: the PNG file.
       metric: name and unit of the metric.
-      title: what stands above.
+      title: the title.
     """
     if found.times_s is None:
         raise ValueError("a plot over time needs a population with times_s; got none")
@@ -108,13 +108,13 @@ def plot_over_time(found: Population, path: Path, *, metric: str, title: str) ->
 def plot_sensitivity(
     found: Sensitivity, path: Path, *, metric: str, title: str
 ) -> None:
-    """Draws a metric for each layer: where it alone is a chip's, and all but it.
+    """Plots a metric for each layer, with it alone or all but it from a chip.
 
     Args:
-      found: of `sensitivity`.
+      found: from `sensitivity`.
       path: the PNG file.
       metric: name and unit of the metric.
-      title: what stands above.
+      title: the title.
     """
     count = min(len(found.layers), MOST_LAYERS)
     if count < len(found.layers):
@@ -155,7 +155,7 @@ def plot_sensitivity(
 
 
 def in_lines(text: str, width: int) -> str:
-    """Returns a text in lines, broken between its phrases as far as these fit.
+    """Returns a text in lines, broken between its phrases where these fit.
 
     >>> print(in_lines("accuracy in %, mean over 16 chips, 2 training seeds", 40))
     accuracy in %, mean over 16 chips,
@@ -165,7 +165,7 @@ def in_lines(text: str, width: int) -> str:
 
 
 def path_in_lines(path: str, width: int) -> str:
-    """Returns a path in lines, broken behind its slashes as far as that fits.
+    """Returns a path in lines, broken after its slashes where these fit.
 
     >>> print(path_in_lines("encoder/layers_0/attention/query/kernel", 20))
     encoder/layers_0/
@@ -185,14 +185,14 @@ def _broken(phrases: Iterable[str], width: int) -> str:
 
 
 def set_title(figure: Any, title: str) -> None:
-    """Writes a title above a figure, in as many lines as its width asks for."""
-    # Of this font, an inch holds 13 characters of a usual text.
+    """Writes a title above a figure, in as many lines as its width needs."""
+    # In this font, an inch holds 13 characters of typical text.
     width = int(12 * figure.get_figwidth())
     figure.suptitle(in_lines(title, width), fontsize=10, x=0.02, ha="left")
 
 
 def _count_axis(axes: Any, most: int) -> None:
-    """Makes the upright axis a logarithmic one of whole numbers."""
+    """Makes the vertical axis logarithmic with whole numbers."""
     from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
     axes.set_yscale("log")
@@ -213,6 +213,6 @@ def _figure(size: tuple[float, float]) -> Any:
 
 
 def _save(figure: Any, path: Path) -> None:
-    # A program's version in the file would make equal results differ in bytes.
+    # Without a version in the file, equal results give equal bytes.
     with complete(path) as partial:
         figure.savefig(partial, format="png", metadata={"Software": None})

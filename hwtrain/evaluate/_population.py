@@ -1,4 +1,4 @@
-"""A model on a population of chips: how well will it do on the one I get?"""
+"""Evaluates a model on a population of chips: what to expect of any one of them."""
 
 import dataclasses
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -14,7 +14,7 @@ from hwtrain.evaluate._on_chips import values_on_chips
 
 @dataclasses.dataclass(frozen=True, eq=False, repr=False)
 class Population:
-    """What a metric is on each chip of a population; `print` shows it as a table.
+    """The values of a metric on each chip of a population; printed as a table.
 
     >>> chips = Population(values=np.array([0.9, 0.8, 1.0]), seeds=(0, 1, 2))
     >>> print(f"{chips.mean:.2f} ± {chips.std:.2f}")
@@ -24,8 +24,8 @@ class Population:
       values: `[chips]` or `[chips, times]`, the metric's mean over all examples, for
         each chip and time.
       seeds: the chips' seeds.
-      mode: the mode that the model was in.
-      times_s: the times since programming, in seconds; `None` if none were asked for.
+      mode: the mode that the model ran in.
+      times_s: the times since programming, in seconds; `None` if none were given.
     """
 
     values: np.ndarray
@@ -40,10 +40,10 @@ class Population:
 
     @property
     def std(self) -> Any:
-        """Standard deviation over chips (N-1), how much they differ, as `mean`."""
+        """Standard deviation over chips (N-1), shaped as `mean`."""
         if len(self.values) < 2:
             return _plain(np.zeros(self.values.shape[1:]))
-        # Of equal chips, what the mean is rounded by would look like a spread.
+        # For equal chips, rounding of the mean would look like a spread.
         differ = np.ptp(self.values, axis=0) > 0
         return _plain(np.where(differ, np.std(self.values, axis=0, ddof=1), 0.0))
 
@@ -54,7 +54,7 @@ class Population:
         if chips < 2:
             missing = _plain(np.full(self.values.shape[1:], np.nan))
             return missing, missing
-        # Not at the top: it is as slow to load as all of hwtrain.
+        # Imported late: it is as slow to load as all of hwtrain.
         from scipy import stats
 
         half = _plain(stats.t.ppf(0.975, chips - 1) * self.std / np.sqrt(chips))
@@ -64,7 +64,7 @@ class Population:
         """Returns a table of the population, with a row for each time.
 
         Args:
-          form: how a number is written.
+          form: format of the numbers.
         """
         found = Table()
         if self.times_s is not None:
@@ -92,7 +92,7 @@ class Population:
         return as_text([f"{count(len(self.seeds), 'chip')}, {self.mode}", self.table()])
 
     def __repr__(self) -> str:
-        """Returns one line: how many chips, and their mean and spread."""
+        """Returns one line: the number of chips, their mean and their spread."""
         shown = {"chips": len(self.seeds), "mode": repr(self.mode)}
         for name in ("mean", "std"):
             numbers = [f"{number:.4g}" for number in np.ravel(getattr(self, name))]
@@ -115,13 +115,15 @@ def population(
 ) -> Population:
     """Evaluates a model on a population of chips, in chip mode.
 
-    Each chip gets its frozen mismatch and the noise of its programming, functions of
-    its seed: chip 7 is the chip that `export(..., chip_seed=7)` writes. A chip of a
-    checkpoint that was measured is evaluated as it was measured, and one that a
-    checkpoint with measured chips does not hold is an error. With a noise
-    model its conductances drift, and every batch at every time is a read of its own.
-    Chips are a vectorised axis, taken in chunks. What is compiled is used again by
-    calls with equal models, plans and metrics: pass one function as the metric, not a
+    Each chip gets its frozen mismatch and programming noise as functions of its seed:
+    chip 7 is the chip that `export(..., chip_seed=7)` writes. A measured chip of a
+    checkpoint is evaluated as measured; if a checkpoint has measured chips, asking for
+    a chip that it does not hold is an error. With a noise model, conductances drift,
+    and every batch at every time is a new read.
+
+    Chips are a vectorised axis, evaluated in chunks. The compiled program is reused by
+    calls with equal models, plans and metrics: pass the same function as the metric,
+    not a new lambda each time.
     new lambda each time.
 
     >>> import hwtrain, jax.numpy as jnp
@@ -146,29 +148,29 @@ def population(
     Args:
       analog: the analog model.
       variables: Linen: its variables. NNX: its `params`, or `None` for its own. Or a
-        loaded `HardwareCheckpoint` of either, whose chips are those of its hardware.
-      batches: tuples of arrays, or of trees of arrays, whose first axis is that of the
-        examples; the first goes into the model, and the metric gets the output and the
-        others. A further batch size compiles once more.
+        loaded `HardwareCheckpoint` of either, with chips of its hardware.
+      batches: tuples of arrays, or of trees of arrays, with examples along the first
+        axis. The first entry goes into the model; the metric gets the output and the
+        other entries. Each further batch size compiles once more.
       metric: returns one number for each example, `[batch]`.
-      chips: how many chips, seeds 0, 1, ..., or their seeds.
-      key: key of what is drawn at each read.
-      times_s: seconds since programming. `None`: just after programming, and no axis
-        for the time in the result.
-      chunk: chips that are evaluated together; default: as many as fit into 256 MiB,
-        and one on a CPU, which multiplies a batch of matrices no faster.
+      chips: number of chips, with seeds 0, 1, ..., or their seeds.
+      key: key of the draws at each read.
+      times_s: seconds since programming. `None`: just after programming, without a time
+        axis in the result.
+      chunk: number of chips evaluated together. Default: as many as fit into 256 MiB,
+        and one on a CPU, where a batch of matrices is no faster.
       call_kwargs: keyword arguments of the model's call, such as `{"train": False}`.
-        For Linen also `rngs`, `mutable` and `method`, as Flax's `apply` takes them:
-        what else the model draws is the same at every call, and what it writes is left
-        out.
+        For Linen also `rngs`, `mutable` and `method`, as for Flax's `apply`: the
+        model's other draws are the same in every call, and variables that it writes are
+        dropped.
 
     Raises:
-      ValueError: for no chips or more than a million, no batches or a batch that is
-        empty, no tuple or of arrays of different lengths, weights that are NaN or
-        infinite, a checkpoint of other hardware than the model, seeds that are negative
-        or no whole numbers, a Linen model without variables, a key that is none, a
-        metric that does not return one number for each example, or for times that are
-        negative or that no noise model of the plan would feel.
+      ValueError: for no chips or more than a million, for no batches or a batch that is
+        empty, not a tuple, or has arrays of different lengths, for weights that are NaN
+        or infinite, a checkpoint of other hardware than the model's, seeds that are
+        negative or no integers, a Linen model without variables, an invalid key, a
+        metric that does not return one number for each example, or times that are
+        negative or have no effect because the plan has no noise model.
     """
     seeds, times, values = values_on_chips(
         analog,
@@ -189,5 +191,5 @@ def population(
 
 
 def _plain(number: Any) -> Any:
-    """Returns a scalar array as a float, and another as it is."""
+    """Returns a scalar array as a float; other arrays are returned unchanged."""
     return float(number) if np.ndim(number) == 0 else number

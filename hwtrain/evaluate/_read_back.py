@@ -1,4 +1,4 @@
-"""Chips of a checkpoint that were measured: they are evaluated as they are."""
+"""Checks which chips of a checkpoint were measured; these are evaluated as measured."""
 
 from collections.abc import Sequence
 
@@ -10,19 +10,19 @@ def are_measured(
     seeds: Sequence[int],
     times_s: Sequence[float] | None,
 ) -> bool:
-    """Returns whether chips of a checkpoint are measured ones, all of them.
+    """Returns whether the given chips of a checkpoint are all measured ones.
 
-    Who has measured chips means these, and not others of the same nominal weights: so
-    of a checkpoint that holds one, no chip is drawn that it does not hold.
+    A user with measured chips wants these, not other chips of the same nominal weights.
+    So if a checkpoint holds a measured chip, no chip is drawn that it does not hold.
 
     Args:
       checkpoint: the checkpoint.
       seeds: the chips.
-      times_s: times that are asked for.
+      times_s: the requested times.
 
     Raises:
-      ValueError: if some are and some are not, for chips that a checkpoint with
-        measured ones does not hold, or for times of measured chips.
+      ValueError: if only some chips are measured, if a checkpoint with measured chips
+        does not hold a chip, or if times are requested for measured chips.
     """
     measured = {chip.seed for chip in checkpoint.manifest.chips if chip.measured}
     missing = sorted(set(seeds) - set(checkpoint.chip_seeds))

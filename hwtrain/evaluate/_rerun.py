@@ -1,4 +1,4 @@
-"""A multiplication of a running model that is done again, with other hardware."""
+"""Repeats a multiplication of a running model with other hardware."""
 
 import dataclasses
 import functools
@@ -19,12 +19,12 @@ from hwtrain.periphery.input_range import RANGE
 from hwtrain.weights.mapping import MAPPING_SCALE, OUTPUT_SCALE
 
 VECTORS = 6
-"""Test vectors, of each of which a noise is drawn."""
+"""Number of test vectors; noise is drawn for each of them."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Rerun:
-    """A multiplication that is done again with other hardware.
+    """A multiplication that can be repeated with other hardware.
 
     Attributes:
       call: the multiplication.
@@ -36,12 +36,12 @@ class Rerun:
 
     @functools.cached_property
     def outputs(self) -> Callable[[Hardware], jax.Array]:
-        """Returns the outputs for the test vectors, each hardware traced once."""
+        """Returns the outputs for the test vectors; each hardware is traced once."""
         return functools.cache(lambda chip: self.run(chip, self.x))
 
     @functools.cached_property
     def size(self) -> jax.Array:
-        """The size of the layer's own outputs."""
+        """The root mean square of the layer's own outputs."""
         return jnp.maximum(rms(self.outputs(self.call.weight.hardware)), 1e-30)
 
     @functools.cached_property
@@ -53,24 +53,24 @@ class Rerun:
         return TiledMatrix.cut(w, scale, weight.row_sizes, weight.column_sizes)
 
     def run(self, chip: Hardware, x: Any, **leaves: Any) -> jax.Array:
-        """Multiplies as the layer would on a chip of another type."""
+        """Multiplies as the layer would with other hardware."""
         call = self.call
         weight = dataclasses.replace(call.weight, hardware=chip, ranged=chip.ranged)
         changed = call._replace(
             weight=weight, x=x.astype(call.x.dtype), leaves={**call.leaves, **leaves}
         )
-        with observed(None):  # every time the first call, to be compared with itself
+        with observed(None):  # as a first call each time, so that results compare
             return as_new_root(multiply, changed).astype(jnp.float32)
 
     def factors(self) -> Any:
-        """Returns what tiles' outputs are multiplied by: scales, as `cut_columns`."""
+        """Returns the factors on tiles' outputs (scales), as from `cut_columns`."""
         learned = self.call.leaves.get(OUTPUT_SCALE.name, jnp.ones(()))
         if learned.ndim:
             learned = cut_columns(learned, self.tiles.column_sizes)
         return jnp.abs(jnp.asarray(self.tiles.scale) * learned)
 
     def of_layer(self, deviation: jax.Array) -> jax.Array:
-        """Returns the deviation of the layer's outputs from that of its tiles'."""
+        """Returns the deviation of the layer's outputs from that of its tiles."""
         sizes = self.tiles.column_sizes
         grid = (*self.call.weight.tiles, sizes[0])
         shape = jnp.broadcast_shapes(jnp.shape(deviation), grid)
@@ -79,7 +79,7 @@ class Rerun:
         return jnp.sqrt(tiling.join(tiling.add_tiles(each, -3), sizes, axis=-1))
 
     def beyond(self, bound: float) -> jax.Array:
-        """Returns the vectors so large that their outputs exceed a bound."""
+        """Returns the test vectors, scaled so that their outputs exceed a bound."""
         y = jnp.max(jnp.abs(self.run(ideal(self.call.weight.hardware), self.x)))
         real = tiling.mask(self.tiles.column_sizes)
         largest = jnp.max(jnp.where(real, self.factors(), 0))
@@ -87,23 +87,23 @@ class Rerun:
 
     @functools.cached_property
     def heaviest(self) -> jax.Array:
-        """The column with the largest weights; another may be all zeros."""
+        """The column with the largest weights; other columns may be all zeros."""
         w = jnp.abs(self.call.w.astype(jnp.float32))
         return jnp.argmax(jnp.sum(w, axis=0))
 
     def unlike_zero(self, sizes: list[float]) -> jax.Array:
-        """Returns inputs of some sizes whose outputs do not cancel in a column."""
+        """Returns inputs of given sizes whose outputs do not cancel in one column."""
         signs = jnp.where(self.call.w[:, self.heaviest] < 0, -1.0, 1.0)
         return jnp.array(sizes, jnp.float32)[:, None] * signs[None]
 
 
 def ideal(chip: Hardware) -> Hardware:
-    """Returns a chip with the same mapping, and nothing around it."""
+    """Returns hardware with the same mapping and nothing around its tiles."""
     return dataclasses.replace(chip, modifier=None, forward=None, input_range=None)
 
 
 def vectors_for(call: Multiplication) -> jax.Array:
-    """Returns `[VECTORS, rows]`, some well inside the range and some beyond it."""
+    """Returns `[VECTORS, rows]`, some well within the range and some beyond it."""
     rows = call.x.shape[-1]
     x = np.random.default_rng(0).normal(size=(VECTORS, rows)).astype(np.float32)
     x = x * np.array([0.3, 0.3, 1, 1, 3, 3], np.float32)[:, None]
@@ -112,11 +112,11 @@ def vectors_for(call: Multiplication) -> jax.Array:
 
 
 def rms(y: jax.Array) -> jax.Array:
-    """Returns the root of the mean square."""
+    """Returns the root mean square."""
     return jnp.sqrt(jnp.mean(jnp.square(y)))
 
 
 def undisturbed(call: Multiplication) -> jax.Array:
-    """Does the multiplication as the layer would have."""
+    """Performs the multiplication as the layer would have."""
     with observed(None):
         return multiply(call)

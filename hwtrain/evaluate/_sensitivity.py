@@ -1,4 +1,4 @@
-"""Which layer of a model costs what, on a chip?"""
+"""Measures how much each layer of a model loses on a chip."""
 
 import dataclasses
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -16,7 +16,7 @@ from hwtrain.evaluate._on_chips import values_on_chips
 
 @dataclasses.dataclass(frozen=True, eq=False, repr=False)
 class Sensitivity:
-    """What a metric is where only some layers are a chip's, and the others nominal.
+    """A metric with only some layers from a chip, and the others nominal.
 
     `print` shows it as a table.
 
@@ -29,13 +29,13 @@ class Sensitivity:
 
     Attributes:
       layers: paths of the layers, in the plan's order.
-      nominal: `[chips]`, the metric where no layer is the chip's; chips differ only by
-        what is drawn at a read.
-      whole: `[chips]`, where all of them are: what `population` returns.
-      alone: `[layers, chips]`, where one layer alone is.
-      others: `[layers, chips]`, where all layers but that one are.
+      nominal: `[chips]`, the metric with all layers nominal; chips differ only by the
+        draws at a read.
+      whole: `[chips]`, with all layers from the chip, as from `population`.
+      alone: `[layers, chips]`, with one layer alone from the chip.
+      others: `[layers, chips]`, with all layers but one from the chip.
       seeds: the chips' seeds.
-      t_s: seconds since programming; `None` if no time was asked for.
+      t_s: seconds since programming; `None` if none were given.
     """
 
     layers: tuple[str, ...]
@@ -48,19 +48,19 @@ class Sensitivity:
 
     @property
     def cost(self) -> np.ndarray:
-        """`[layers]`, by how much a layer alone lowers the metric's mean over chips."""
+        """`[layers]`, how much a layer alone lowers the metric's mean over chips."""
         return self.nominal.mean() - self.alone.mean(axis=1)
 
     @property
     def gain(self) -> np.ndarray:
-        """`[layers]`, by how much the mean rises if that layer alone were nominal."""
+        """`[layers]`, how much the mean would rise with that layer alone nominal."""
         return self.others.mean(axis=1) - self.whole.mean()
 
     def table(self, form: str = ".4g") -> Table:
         """Returns a table of the metric, with a row for each layer.
 
         Args:
-          form: how a number is written.
+          form: format of the numbers.
         """
         none, every = (
             mean_and_spread(values, form) for values in (self.nominal, self.whole)
@@ -82,7 +82,7 @@ class Sensitivity:
         return as_text([about, self.table()])
 
     def __repr__(self) -> str:
-        """Returns one line: how many layers and chips, and which layer costs most."""
+        """Returns one line: numbers of layers and chips, and the costliest layer."""
         costliest = int(np.argmax(self.cost))
         return (
             f"Sensitivity(layers={len(self.layers)}, chips={len(self.seeds)}, "
@@ -103,12 +103,12 @@ def sensitivity(
     chunk: int | None = None,
     call_kwargs: Mapping[str, Any] | None = None,
 ) -> Sensitivity:
-    """Evaluates a model on chips of which one layer, or all but one, is a chip's.
+    """Evaluates a model with one layer, or all but one, from a chip.
 
-    The rest of a chip is nominal: its mismatch, the noise and drift of its conductances
-    and its stuck devices act in these layers only. They are the same numbers in all
-    cases, those of `population` for these seeds. The periphery is on everywhere. All
-    cases run in one program, compiled once; there are two for each layer, and two more.
+    The other layers are nominal: the chip's mismatch, conductance noise and drift and
+    stuck devices act only in the selected layers. They are the same draws in all cases,
+    those of `population` for these seeds. The periphery is on everywhere. All cases,
+    two for each layer and two more, share one compiled program.
 
     >>> import hwtrain, jax.numpy as jnp
     >>> from flax import linen as nn
@@ -124,19 +124,19 @@ def sensitivity(
 
     Args:
       analog: the analog model.
-      variables: as `hwtrain.evaluate.population` takes them, like all others; so a
-        checkpoint, too, and chips of it that were measured.
-      batches: likewise.
-      metric: likewise.
-      chips: likewise.
-      key: likewise.
+      variables: as for `hwtrain.evaluate.population`, including checkpoints and their
+        measured chips.
+      batches: as for `population`.
+      metric: as for `population`.
+      chips: as for `population`.
+      key: as for `population`.
       t_s: seconds since programming, for hardware with a noise model. `None`: just
         after programming.
-      chunk: likewise.
-      call_kwargs: likewise.
+      chunk: as for `population`.
+      call_kwargs: as for `population`.
 
     Raises:
-      ValueError: as `population`, or if no layer differs between chips.
+      ValueError: as for `population`, or if no layer differs between chips.
     """
     layers: dict[str, list[str]] = {}
 
@@ -182,11 +182,11 @@ def sensitivity(
 
 
 def _differs(weight: AnalogWeight) -> bool:
-    """Whether an array on a chip is not the nominal one."""
+    """Whether an array differs from the nominal one on a chip."""
     chip = weight.hardware
     return chip.frozen
 
 
 def _layer_of(weight: AnalogWeight) -> str:
-    """Returns the layer of an array; an array that a rule names is its own."""
+    """Returns the layer of an array; an array named by a rule is its own layer."""
     return weight.path if weight.kind == "raw" else weight.layer_path or weight.path

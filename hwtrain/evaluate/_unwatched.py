@@ -1,4 +1,4 @@
-"""Convolutions while nobody looks at their windows: do they do the same?"""
+"""Checks that convolutions act the same when their windows are not observed."""
 
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -24,16 +24,16 @@ def unwatched_effects(
     *example: Any,
     **kwargs: Any,
 ) -> Iterator[Finding]:
-    """Yields whether convolutions do what is measured at their windows.
+    """Yields whether convolutions act as measured at their windows.
 
-    Where they can, they leave the windows to XLA's own convolution, which an observer
-    of the windows does not see. What both make of one input is compared: without noise,
-    and in the strength of the noise.
+    Where possible, layers use XLA's own convolution instead of windows, and an observer
+    of windows does not see it. Both are compared for the same input: the outputs
+    without noise, and the strength of the noise.
 
     Args:
       analog: the analog model.
       plan: its plan.
-      steps: watched steps in train mode, of the keys from seed 0 on.
+      steps: observed steps in train mode, with keys of seeds from 0 on.
       variables: Linen: its variables. NNX: its `params`, or `None` for its own.
       *example: arguments of a call.
       **kwargs: keyword arguments of the call.
@@ -52,7 +52,7 @@ def unwatched_effects(
     with observed(undisturbed):
         expected = runs("eval", 1)
     error = _rms(found - expected) / max(_rms(expected), 1e-30)
-    # Rounding may lead to the next level, of a converter or of bfloat16.
+    # Rounding may lead to the next level of a converter or of bfloat16.
     wrong = None if error < 0.05 else f"the outputs are off by {error:.0%}"
     yield "the model", "convolutions", wrong, f"as their windows within {error:.1e}"
     if not draws(plan, "train"):

@@ -1,4 +1,4 @@
-"""What an update does to an analog model: is every effect there?"""
+"""Checks that an update has every effect on an analog model."""
 
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -19,11 +19,11 @@ from hwtrain.periphery.input_range import PROBE, RANGE
 from hwtrain.weights.mapping import MAPPING_SCALE
 
 Finding = tuple[str, str, str | None, str]
-"""Path, effect, what is wrong or `None`, and the measured amount in words."""
+"""Path, effect, what is wrong or `None`, and the measured amount as text."""
 
 
 def updated_effects(plan: Plan, params: paths.Tree) -> Iterator[Finding]:
-    """Yields what an update does: clipped and remapped weights, moved ranges."""
+    """Yields findings on an update: clip, remapping, input ranges and drift."""
     params = prefixed(plan, params)
     yield from _clipped(plan, params)
     yield from _remapped(plan, params)
@@ -32,32 +32,32 @@ def updated_effects(plan: Plan, params: paths.Tree) -> Iterator[Finding]:
 
 
 class ClipProof:
-    """Where what clips weights after an update says what is to be measured of it.
+    """Lets a clip declare what is to be measured.
 
     Attributes:
       rows: rows of the largest tile.
       columns: columns of the array.
-      amount: what was measured, in words.
+      amount: the measurement, as text.
       wrong: what is wrong with it; `None` for nothing.
     """
 
     def __init__(self, weight: AnalogWeight, same: bool, after: jax.Array):
-        """Takes what an update of hundredfold weights did.
+        """Takes the result of an update to hundredfold weights.
 
         Args:
           weight: the plan of the array.
-          same: whether the update passed as it was.
-          after: the weights then, in units of the crossbar.
+          same: whether the update passed unchanged.
+          after: the updated weights, in units of the crossbar.
         """
         self.rows, self.columns = max(weight.row_sizes), sum(weight.column_sizes)
         self._same, self._after = same, after
         self.amount, self.wrong = "bounds an update", None
 
     def bounds(self, unless: str = "") -> None:
-        """An update of hundredfold weights is clipped.
+        """Requires that an update to hundredfold weights is clipped.
 
         Args:
-          unless: why it need not be in an array of this size; empty for no reason.
+          unless: reason why arrays of this size may pass unclipped; empty for none.
         """
         if self._same and unless:
             self.amount = f"bounds nothing: {unless}"
@@ -65,7 +65,7 @@ class ClipProof:
             self.wrong = "an update of hundredfold weights passes unclipped"
 
     def caps(self, bound: float) -> None:
-        """No weight is beyond a bound then, in units of the crossbar."""
+        """Requires that no updated weight exceeds a bound, in crossbar units."""
         if self.wrong:
             return
         largest = float(jnp.max(jnp.abs(self._after)))
@@ -103,8 +103,8 @@ def _pushed(plan: Plan, params: paths.Tree, *, spread: bool) -> paths.Tree:
     Args:
       plan: the plan.
       params: the parameters.
-      spread: whether some are much larger than others, beyond a bound that goes with
-        any statistic; if not, all are nearly alike, beyond one of small deviations.
+      spread: whether some are much larger than others, beyond a bound that follows any
+        statistic; if not, all are nearly equal, beyond a bound from small deviations.
     """
     rng = np.random.default_rng(0)
 
@@ -176,7 +176,7 @@ def _drifted(plan: Plan, params: paths.Tree) -> Iterator[Finding]:
     drawn = any(w.hardware.drift and w.hardware.drift.draws for w in weights)
     tx = drift_weights(plan, jax.random.key(0) if drawn else None)
     begun: Any = tx.init(params)
-    # Ten t_0 later; before the first, nothing drifts.
+    # Drift starts only after t_0, so this is ten t_0 later.
     later = tuple(state._replace(now=state.now + 10) for state in begun.weights)
     zeros = jax.tree.map(np.zeros_like, params)
     updates, _ = jax.jit(tx.update)(zeros, begun._replace(weights=later), params)
@@ -188,7 +188,7 @@ def _drifted(plan: Plan, params: paths.Tree) -> Iterator[Finding]:
 
 
 def _updated(tx: Any, updates: paths.Tree, params: paths.Tree) -> paths.Tree:
-    """Returns a transform's first updates, of one compiled program."""
+    """Returns a transformation's first updates, computed in one compiled program."""
     return _update(tx, params)(updates)
 
 
@@ -198,7 +198,7 @@ def _update(tx: Any, params: paths.Tree) -> Callable[[paths.Tree], paths.Tree]:
 
 
 def prefixed(plan: Plan, params: paths.Tree) -> paths.Tree:
-    """Returns the parameters under the prefix that the plan's paths have."""
+    """Returns the parameters under the prefix of the plan's paths."""
     for name in reversed(paths.split(plan.prefix)):
         params = {name: params}
     return jax.tree.map(jnp.asarray, params)

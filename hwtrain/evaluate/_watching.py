@@ -1,4 +1,4 @@
-"""Runs steps of an analog model, and looks into its layers meanwhile."""
+"""Runs steps of an analog model while observing its layers."""
 
 import contextlib
 import dataclasses
@@ -16,11 +16,11 @@ from hwtrain.evaluate._rerun import undisturbed
 
 @dataclasses.dataclass(frozen=True)
 class Step:
-    """What was seen of one step.
+    """The observations of one step.
 
     Attributes:
-      outputs: of the model, in one vector.
-      readings: by the path of a weight, of each call of its layer.
+      outputs: the model's outputs in one vector.
+      readings: by weight path, the readings of each call of its layer.
     """
 
     outputs: np.ndarray
@@ -31,10 +31,12 @@ class Step:
 def watching(
     function: Callable[..., Any], kwargs: Mapping[str, Any]
 ) -> Iterator[Callable[..., list[Step]]]:
-    """Gives what runs a model's steps and looks into its layers: one program for all.
+    """Yields a function that runs a model's steps and observes its layers.
+
+    All steps share one program.
 
     Args:
-      function: of `as_function`, in train mode.
+      function: from `as_function`, in train mode.
       kwargs: keyword arguments of every call.
     """
     program, readings = compiled(function, kwargs), {}

@@ -1,4 +1,4 @@
-"""What weights deviate by, at a step or on a chip: is it as strong as configured?"""
+"""Checks that weights deviate as strongly as configured, at a step or on a chip."""
 
 import functools
 from collections.abc import Callable
@@ -19,13 +19,13 @@ from hwtrain.evaluate._judgement import repeated, share_of, strength_of
 
 
 class WeightProof:
-    """Where what changes weights says what is to be measured of it.
+    """Lets a part that changes weights declare what is to be measured.
 
     Attributes:
-      w: the nominal weights in units of the crossbar, of the shape of the stored array.
-      w_max: the largest of each tile, or of each column if the part says `per_column`,
-        broadcastable against them.
-      amount: what was measured, in words.
+      w: the nominal weights in units of the crossbar, shaped like the stored array.
+      w_max: the largest weight of each tile, or of each column if the part sets
+        `per_column`, broadcastable against `w`.
+      amount: the measurement, as text.
       wrong: what is wrong with it; `None` for nothing.
     """
 
@@ -39,16 +39,16 @@ class WeightProof:
         like: Callable[[jax.Array], np.ndarray],
         idle: str,
     ):
-        """Takes what was seen.
+        """Takes the observed deviations.
 
         Args:
-          part: what changes the weights.
+          part: the part that changes the weights.
           weight: the plan of the array.
           kernel: the nominal array, as stored.
           scale: its stored mapping scale, if it has one.
-          deviations: by how much what was seen deviates, one draw after the other.
+          deviations: the observed deviations, one draw after the other.
           like: turns an array like the kernel into the shape of `deviations`.
-          idle: what is wrong where a draw does nothing.
+          idle: the message for a draw without effect.
         """
         self.w, self._scale = on_crossbar(weight, kernel, scale)
         self._moves = jnp.ones((), bool)
@@ -63,11 +63,11 @@ class WeightProof:
         self.wrong: str | None = None
 
     def differs(self, resting: str = "") -> None:
-        """Each draw changes weights, and each in another way.
+        """Requires that each draw changes weights, and differs from the others.
 
         Args:
-          resting: why it need not, of weights that it maps to themselves without a
-            draw; empty for no such weights.
+          resting: reason why weights that the part maps to themselves without a draw
+            may stay; empty if there are no such weights.
         """
         if resting and self._rests():
             self.amount = resting
@@ -79,11 +79,11 @@ class WeightProof:
             self.wrong = "the noise is the same at several step keys"
 
     def deviates(self, deviation: Any) -> None:
-        """Weights deviate by noise of a standard deviation.
+        """Requires that weights deviate by noise of a standard deviation.
 
         Args:
-          deviation: of each weight, in units of the crossbar, broadcastable against
-            `w`.
+          deviation: standard deviation of each weight, in units of the crossbar,
+            broadcastable against `w`.
         """
         if self.wrong:
             return
@@ -96,16 +96,17 @@ class WeightProof:
             self.amount, self.wrong = strength_of(unit, independent)
 
     def drops(self, share: float) -> None:
-        """A share of the weights is set to zero, and no other is changed."""
+        """Requires that a share of the weights is zeroed and no other is changed."""
         nominal = self._like(self._kernel)
         held = nominal != 0
         dropped = held & (self._deviations == -nominal)
         self.amount, self.wrong = share_of(int(dropped.sum()), int(held.sum()), share)
 
     def _rests(self) -> bool:
-        """Whether the part, without a draw, leaves the nominal weights as they are.
+        """Whether the part, without a draw, leaves the nominal weights unchanged.
 
-        The largest weight of a tile lies on a level, and so a tile that has only one.
+        The largest weight of a tile lies on a level, so this holds for tiles that have
+        no other weight.
         """
         same = self._part(None, self.w, self.w_max)
         return bool(jnp.allclose(same, self.w, rtol=1e-6, atol=0))
@@ -118,17 +119,17 @@ def modified_weights(
     keys: list[jax.Array],
     steps: list[list[bench.Readings]],
 ) -> tuple[str, str | None] | None:
-    """Returns the noise that a layer's weights arrive with, and what is wrong with it.
+    """Returns the noise on a layer's weights in its calls, and what is wrong with it.
 
     Args:
       weight: the plan of the array.
       plan: the plan of the model.
       params: the model's parameters.
-      keys: of the steps.
-      steps: what was read of the layer: for each key, of each of its calls.
+      keys: the keys of the steps.
+      steps: the layer's readings: for each key, those of each of its calls.
 
     Returns:
-      The amount in words, and what is wrong or `None`; or `None` for no modifier.
+      The amount as text, and what is wrong or `None`; or `None` without a modifier.
     """
     chip = weight.hardware
     if not chip.modifies("train") or chip.modifies_in_layer("train"):
@@ -144,7 +145,7 @@ def modified_weights(
 
     nominal = as_matrices(kernel)
     if weight.kind == "raw" or not all(steps):
-        # No layer to look into: what the root gives to the call.
+        # Without a layer to observe, take the weights that the root passes to the call.
         given = _given_by_root(weight, plan, params)
         matrices = np.stack([np.reshape(given(key), nominal.shape) for key in keys])
     else:
@@ -169,7 +170,7 @@ def modified_weights(
 def _given_by_root(
     weight: AnalogWeight, plan: Plan, params: paths.Tree
 ) -> Callable[[jax.Array], jax.Array]:
-    """Returns what makes the matrices that a call gets in the step of a key."""
+    """Returns a function from a step's key to the matrices that the call gets."""
 
     @jax.jit
     def given(params: paths.Tree, key: jax.Array) -> jax.Array:
@@ -180,5 +181,5 @@ def _given_by_root(
 
 
 def _nearest(w: np.ndarray, nominal: np.ndarray) -> int:
-    """Returns which of the nominal matrices of a stack a matrix deviates from."""
+    """Returns the index of the nominal matrix that a matrix deviates from."""
     return int(np.argmin(np.square(w - nominal).sum(axis=(1, 2))))

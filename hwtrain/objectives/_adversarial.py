@@ -1,4 +1,4 @@
-"""Adversarial perturbation of all parameters, within a relative distance."""
+"""Adversarial perturbation of all parameters within a relative distance."""
 
 from collections.abc import Callable
 from typing import Any
@@ -33,31 +33,31 @@ def adversarial(
     distance: Distance = mean_square,
     has_aux: bool = False,
 ) -> Loss:
-    r"""Returns the loss, and how far an attack on the parameters moves the outputs.
+    r"""Returns the loss plus how far an attack on the parameters moves the outputs.
 
     .. math::
         L'(\theta) = L(\theta (1 + \sigma\, \xi)) + \beta\,
         D\big(f(\theta), f(\theta^*)\big), \qquad
         \theta^* = \theta + |\theta|\, d, \quad |d| \le \zeta
 
-    with d of `attack`, which starts at normal numbers of `initial_std`. The attack is a
-    constant to the gradient, but moves with the parameters it is relative to. All
-    parameters of the user's model are attacked, biases among them; those at zero have
-    no relative distance and stay. It costs `attack_steps` + 3 forward passes.
+    with d from `attack`, started at normal noise of `initial_std`. The gradient treats
+    d as a constant, but the attacked parameters move with theta. All parameters of the
+    user's model are attacked, including biases; a parameter at zero has no relative
+    distance and does not move. The cost is `attack_steps` + 3 forward passes.
 
     Args:
       loss: `loss(params, key, *batch)`.
-      plan: the plan of the model. Input ranges, probes and mapping scales stay.
-      outputs: `outputs(params, key, *batch)`, f: what an attack should not move. All
-        its calls get the same key, so that they differ by the attack alone.
+      plan: the plan of the model. Input ranges, probes and mapping scales do not move.
+      outputs: `outputs(params, key, *batch)`, f: the outputs that an attack should not
+        move. All calls get the same key, so that only the attack changes them.
       mismatch_level: zeta, the largest relative deviation of a parameter.
       attack_steps: number of gradient steps of the attack.
-      initial_std: relative standard deviation of where it starts.
+      initial_std: relative standard deviation of the attack's starting point.
       beta_robustness: beta. Zero turns the attack off.
       noisy_forward_std: sigma, relative noise on the parameters in the first term,
         straight-through. Zero turns it off.
-      distance: D, of the outputs before and after.
-      has_aux: whether the loss returns auxiliary data too; that of the first term is
+      distance: D, of the outputs before and after the attack.
+      has_aux: whether the loss also returns auxiliary data; that of the first term is
         returned.
 
     References:
@@ -97,13 +97,13 @@ def attack(
     level: float,
     steps: int,
 ) -> Any:
-    r"""Returns relative deviations of parameters that make an objective large.
+    r"""Returns relative deviations of parameters that increase an objective.
 
     .. math:: d \leftarrow \mathrm{clip}\Big(d + \frac{\zeta}{n}\,
         \mathrm{sign}\, \nabla_d\, J(\theta + |\theta|\, d),\ -\zeta,\ \zeta\Big)
 
-    n times: projected gradient ascent in the largest norm. What starts at zero and is
-    zero in `params` or has no gradient stays.
+    n times: projected gradient ascent in the maximum norm. An entry of d that starts at
+    zero stays zero if its parameter is zero or has no gradient.
 
     >>> slope = lambda params: 3 * params["w"] - params["b"]
     >>> params = {"w": jnp.float32(2.0), "b": jnp.float32(-1.0)}
@@ -120,7 +120,7 @@ def attack(
       steps: n.
 
     Returns:
-      d, a tree like `params`, a constant to the gradient.
+      d, a tree like `params`, constant to the gradient.
     """
     params = jax.lax.stop_gradient(params)
 
@@ -136,7 +136,7 @@ def attack(
 
 
 def deviated(params: Any, deviation: Any) -> Any:
-    """Returns parameters plus their absolute value times the deviation."""
+    """Returns the parameters plus their absolute value times the deviation."""
     return jax.tree.map(lambda p, d: p + jnp.abs(p) * d, params, deviation)
 
 

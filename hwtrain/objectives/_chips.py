@@ -1,4 +1,4 @@
-"""Losses of several chips at once: their mean, the worst, and the mean of the tail."""
+"""The loss on several chips at once: mean, worst case and mean of the tail."""
 
 from typing import Any
 
@@ -21,23 +21,23 @@ def of_chips(
 
     .. math:: L'(W) = \mathrm{CVaR}_a\big(L(W_1), \dots, L(W_k)\big)
 
-    of `tail_mean`: all chips count with a = 1, only the worst with a = 1 / k. Each
-    step draws k new chips: weights with the frozen mismatch of their hardware and, if
-    it has a noise model, the noise of programming, just after it. The gradient at a
-    chip's weights is given to the nominal ones (straight-through). What the model
-    draws itself comes on top, anew for each chip.
+    as in `tail_mean`: with a = 1 all chips count, with a = 1 / k only the worst. Each
+    step draws k new chips, with the frozen mismatch of their hardware and, if it has a
+    noise model, programming noise, just after programming. The gradient at a chip's
+    weights is passed to the nominal ones (straight-through). The model's own draws are
+    added, independently for each chip.
 
     Args:
       loss: `loss(params, key, *batch)`.
       plan: the plan of the model.
       chips: k.
       share: a, above 0 and at most 1.
-      has_aux: whether the loss returns auxiliary data too; that of all chips is
+      has_aux: whether the loss also returns auxiliary data; that of all chips is
         returned, with a leading axis.
 
     Raises:
-      ValueError: if the hardware of no weight has a mismatch or a noise model, for
-        less than one chip, or a share out of bounds.
+      ValueError: if no weight's hardware has a mismatch or a noise model, for fewer
+        than one chip, or for a share out of bounds.
 
     References:
       Rockafellar and Uryasev, Optimization of conditional value-at-risk, Journal of
@@ -70,7 +70,7 @@ def of_chips(
 
 
 def tail_mean(values: jax.Array, share: float) -> jax.Array:
-    r"""Returns the mean of the largest share of values, the conditional value at risk.
+    r"""Returns the mean of the largest share of values (conditional value at risk).
 
     .. math:: \mathrm{CVaR}_a(v) = \frac{1}{a k} \sum_{i=1}^{k}
         \mathrm{clip}(a k - i + 1,\ 0,\ 1)\, v_{(i)}, \qquad
@@ -82,7 +82,7 @@ def tail_mean(values: jax.Array, share: float) -> jax.Array:
 
     Args:
       values: `[k]`.
-      share: a, above 0 and at most 1; below 1 / k, the largest value is returned.
+      share: a, above 0 and at most 1; below 1 / k, the result is the largest value.
     """
     count = share * values.shape[0]
     places = jnp.arange(values.shape[0], dtype=jnp.float32)
@@ -92,7 +92,7 @@ def tail_mean(values: jax.Array, share: float) -> jax.Array:
 
 
 def _on_chip(params: Any, plan: Plan, key: jax.Array) -> Any:
-    """Returns the parameters as one chip has them; gradients pass straight through."""
+    """Returns the parameters of one chip, with straight-through gradients."""
     chip = program_chip(jax.lax.stop_gradient(params), plan, key)
     values = paths.leaves(chip.at(0.0) if chip.weights else chip.params)
     return paths.map_leaves(

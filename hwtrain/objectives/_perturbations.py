@@ -1,4 +1,4 @@
-"""Losses at weights that are not quite the nominal ones."""
+"""Losses at perturbed weights."""
 
 from collections.abc import Callable
 from typing import Any
@@ -16,19 +16,19 @@ from hwtrain.chips._crossbar import largest_weight, on_crossbar
 from hwtrain.weights import noises
 
 Loss = Callable[..., Any]
-"""`loss(params, key, *batch) -> []`, or with auxiliary data `([], aux)`. What the model
-draws at the step, it draws from the key."""
+"""`loss(params, key, *batch) -> []`, or with auxiliary data `([], aux)`. The model
+draws its noise of a step from the key."""
 
 
 def gaussian(
     loss: Loss, plan: Plan, *, std_dev: ArrayLike, per_column: bool = False
 ) -> Loss:
-    r"""Returns the loss at analog weights with normal noise, straight-through.
+    r"""Returns the loss at analog weights with normal noise (straight-through).
 
     .. math:: L'(W) = L(W + \sigma A s\, \xi)
 
     with :math:`A` the largest absolute weight of the row tile in units of the crossbar
-    and :math:`s` the mapping scale. What the model draws itself comes on top.
+    and :math:`s` the mapping scale. The model's own noise is added to this.
 
     >>> plan = Plan(())
     >>> quadratic = lambda params, key: jnp.sum(params["w"] ** 2)
@@ -55,7 +55,7 @@ def gaussian(
 
 
 def multiplicative(loss: Loss, plan: Plan, *, std_dev: ArrayLike) -> Loss:
-    r"""Returns the loss at analog weights with relative normal noise, straight-through.
+    r"""Returns the loss at analog weights with relative noise (straight-through).
 
     .. math:: L'(W) = L(W (1 + \sigma\, \xi))
 
@@ -74,13 +74,13 @@ def multiplicative(loss: Loss, plan: Plan, *, std_dev: ArrayLike) -> Loss:
 def sharpness_aware(
     loss: Loss, plan: Plan, *, rho: ArrayLike, has_aux: bool = False
 ) -> Loss:
-    r"""Returns the loss where it is worst nearby, to first order.
+    r"""Returns the loss at the worst nearby parameters, to first order.
 
     .. math:: L'(\theta) = L\Big(\theta + \rho \frac{g}{\|g\|}\Big), \qquad
         g = \nabla L(\theta)
 
-    over all parameters of the user's model, biases among them; no gradient passes
-    through :math:`g`. Input ranges, probes and mapping scales stay. It costs two
+    over all parameters of the user's model, including biases; no gradient passes
+    through :math:`g`. Input ranges, probes and mapping scales do not move. It costs two
     gradients.
 
     >>> quadratic = lambda params, key: 0.5 * jnp.sum(params["w"] ** 2)
@@ -92,7 +92,7 @@ def sharpness_aware(
       loss: `loss(params, key, *batch)`.
       plan: the plan of the model.
       rho: the distance, in units of the parameters. May be traced. Zero turns it off.
-      has_aux: whether the loss returns auxiliary data too.
+      has_aux: whether the loss also returns auxiliary data.
 
     References:
       Foret et al., Sharpness-aware minimization for efficiently improving

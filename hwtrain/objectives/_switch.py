@@ -1,4 +1,4 @@
-"""One switch over all robust objectives."""
+"""Selects a robust objective by configuration."""
 
 import abc
 import dataclasses
@@ -26,7 +26,7 @@ from hwtrain.objectives._perturbations import (
 _CHIPS = ("mean_of_chips", "worst_of_chips", "cvar_of_chips")
 
 
-# For every option, the types that it has an effect on.
+# The types that use each option.
 _EFFECTIVE = {
     "std_dev": ("gaussian", "multiplicative"),
     "per_column": ("gaussian",),
@@ -44,7 +44,7 @@ _EFFECTIVE = {
 @register_types("objective")
 @dataclass(frozen=True, kw_only=True, config=CONFIG)
 class ObjectiveParameter:
-    r"""What is minimised in place of the loss.
+    r"""The objective that training minimises instead of the loss.
 
     .. math::
         \text{gaussian:}\quad & L(W + \sigma A \xi) \\
@@ -54,8 +54,8 @@ class ObjectiveParameter:
         \text{mean_of_chips, worst_of_chips, cvar_of_chips:}\quad & \text{of the losses
         of several chips, the mean, the largest, and the mean of the largest share}
 
-    The functions of the same names in `hwtrain.objectives` say more. An option that has
-    no effect on the type is an error.
+    See the functions of the same names in `hwtrain.objectives`. Setting an option that
+    the type does not use is an error.
 
     >>> ObjectiveParameter(type="worst_of_chips", chips=8).chips
     8
@@ -70,29 +70,28 @@ class ObjectiveParameter:
         "worst_of_chips",
         "cvar_of_chips",
     ]
-    """Which."""
+    """The objective."""
     std_dev: Deviation = 0.0
     """Standard deviation of the noise: for `gaussian` relative to the largest weight,
     for `multiplicative` to each weight."""
     per_column: bool = False
-    """Take the largest weight of each column (output) alone."""
+    """Take the largest weight of each column (output) instead of the tile."""
     rho: Positive = 0.05
-    """Distance at which `sharpness_aware` looks, in units of the parameters."""
+    """Distance of the perturbation of `sharpness_aware`, in units of the parameters."""
     chips: Annotated[int, Field(gt=0, le=10_000)] = 4
     """Chips drawn at each step."""
     share: Share = 0.5
-    """Share of them, the worst, that counts."""
+    """Share of the chips that counts, the worst ones."""
     mismatch_level: PositiveDeviation = 0.025
     """Largest relative deviation of a parameter under attack."""
     attack_steps: Annotated[int, Field(gt=0, le=10_000)] = 10
     """Gradient steps of the attack."""
     initial_std: Deviation = 1e-3
-    """Relative standard deviation of where the attack starts."""
+    """Relative standard deviation of the attack's starting point."""
     beta_robustness: Positive = 0.25
-    """Weight of what the attack does to the outputs."""
+    """Weight of the term that measures how far the attack moves the outputs."""
     noisy_forward_std: Deviation = 0.0
-    """Relative noise on the parameters where the loss itself is taken. Zero turns it
-    off."""
+    """Relative noise on the parameters in the loss term. Zero turns it off."""
 
     @model_validator(mode="after")
     def _check(self) -> Self:
@@ -114,7 +113,7 @@ class ObjectiveParameter:
 
 
 class Objective(Part):
-    """What is minimised in place of the loss: the base of objectives of one's own."""
+    """Base class of your own objectives, minimised instead of the loss."""
 
     @abc.abstractmethod
     def of(
@@ -125,18 +124,18 @@ class Objective(Part):
         outputs: Callable[..., jax.Array] | None = None,
         has_aux: bool = False,
     ) -> Loss:
-        """Returns what is minimised, with the same arguments as the loss.
+        """Returns the function to minimise, with the same arguments as the loss.
 
         Args:
           loss: `loss(params, key, *batch) -> []`, a pure function.
           plan: the plan of the model.
           outputs: `outputs(params, key, *batch)`, the model's outputs.
-          has_aux: whether the loss returns auxiliary data too.
+          has_aux: whether the loss also returns auxiliary data.
         """
 
 
 AnyObjective = Annotated[ObjectiveParameter | Objective, OpenSlot("objective")]
-"""An objective of a configuration."""
+"""A configuration's objective."""
 
 
 def robust(
@@ -148,7 +147,7 @@ def robust(
     distance: Distance = mean_square,
     has_aux: bool = False,
 ) -> Loss:
-    """Returns the loss made robust, with the same arguments as the loss.
+    """Returns a robust version of the loss, with the same arguments.
 
     >>> import jax.numpy as jnp
     >>> quadratic = lambda params, key: 0.5 * jnp.sum(params["w"] ** 2)
@@ -159,16 +158,16 @@ def robust(
 
     Args:
       loss: `loss(params, key, *batch) -> []`, a pure function, of a Linen or an NNX
-        model. What the model draws at the step, it draws from the key.
+        model, which draws all its random numbers of a step from the key.
       plan: the plan of the model.
-      objective: which, and its numbers; or one of a user's own.
-      outputs: `outputs(params, key, *batch)`, the model's outputs; needed by
-        `adversarial` alone.
-      distance: how far outputs moved, for `adversarial`.
-      has_aux: whether the loss returns auxiliary data too.
+      objective: the objective and its options, or an `Objective` of your own.
+      outputs: `outputs(params, key, *batch)`, the model's outputs; only `adversarial`
+        needs it.
+      distance: distance between outputs, for `adversarial`.
+      has_aux: whether the loss also returns auxiliary data.
 
     Raises:
-      ValueError: if `outputs` is missing, or chips do not differ.
+      ValueError: if `outputs` is missing, or chips would not differ.
     """
     if isinstance(objective, Objective):
         return objective.of(loss, plan, outputs=outputs, has_aux=has_aux)

@@ -1,8 +1,8 @@
-"""The learning rates of a base optimiser, as it says or shows them.
+"""The learning rates of a base optimiser, read from its state or measured.
 
-A base that treats all parameters alike is measured on one scalar. One that goes by a
-mask or by labels is measured for each weight, on a tree of the parameters' own paths
-and ranks, whose arrays have one element.
+A base that treats all parameters alike is measured on one scalar. A base with masks or
+labels is measured for each weight, on a tree with the parameters' paths and ranks whose
+arrays have one element each.
 """
 
 from collections.abc import Mapping, Sequence
@@ -15,13 +15,13 @@ import optax
 from hwtrain._arrays import paths
 
 Rates = Any
-"""One learning rate for all weights, or one for each by its path."""
+"""One learning rate for all weights, or a learning rate for each weight by path."""
 
 
 def injected(state: Any) -> Any:
-    """Returns the learning rate that a base's state holds; `None` if not just one.
+    """Returns the learning rate in a base's state; `None` unless there is exactly one.
 
-    One that a mask or a label hides from some parameters is not that of all.
+    A rate in a part that sees only some of the parameters does not hold for all.
 
     Args:
       state: the base's state.
@@ -38,16 +38,16 @@ def init_measured(
     params: Any,
     weights: Sequence[str],
 ) -> Any:
-    """Returns the base's state over what it is measured on.
+    """Returns the base's state over the arrays that it is measured on.
 
     Args:
       base: the optimiser.
       state: its state over the parameters.
       params: the parameters that it sees.
-      weights: the paths of those whose learning rates are asked for.
+      weights: the paths of the weights whose learning rates are needed.
 
     Raises:
-      ValueError: if it does not run on that.
+      ValueError: if the base does not run on these arrays.
     """
     try:
         if not _parts(state):
@@ -76,11 +76,11 @@ def measure(
       state: its state over the parameters, after this step.
       measured: from `init_measured`, or from the step before.
       params: the parameters that it sees.
-      weights: the paths of those whose learning rates are asked for.
-      extra_args: what else the optimiser is called with.
+      weights: the paths of the weights whose learning rates are needed.
+      extra_args: further arguments of the optimiser's `update`.
 
     Raises:
-      ValueError: if it does not run on what it is measured on.
+      ValueError: if the base does not run on the arrays that it is measured on.
     """
     try:
         if not _parts(state):
@@ -91,7 +91,7 @@ def measure(
         zeros = _small(params)
 
         def alone(number: jax.Array, measured: Any) -> Any:
-            # The others' gradients are zero, so that a norm is that of one scalar.
+            # The others' gradients are zero, so a global norm is that of one scalar.
             def gradient(path: str, leaf: jax.Array) -> jax.Array:
                 here = path in weights and number == weights.index(path)
                 return jnp.where(here, jnp.ones_like(leaf), 0)
@@ -111,9 +111,10 @@ def measure(
 
 
 def _said(state: Any, params: Any, weights: Sequence[str]) -> dict[str, Any]:
-    """Returns the learning rates that parts of a base say, of weights they remember.
+    """Returns the learning rates in the states of a base's parts, by weight.
 
-    A part that remembers nothing of its parameters, such as SGD, is measured exactly.
+    Only parts that keep arrays for their parameters are found; a part without, such as
+    SGD, is measured exactly.
     """
     said = {}
     for part in _parts(state):
@@ -127,7 +128,7 @@ def _said(state: Any, params: Any, weights: Sequence[str]) -> dict[str, Any]:
 
 
 def _trees_of(state: Any, params: Any) -> list[Any]:
-    """Returns what stands in a state for each of the parameters."""
+    """Returns the trees in a state that have an entry for each parameter."""
 
     def like(part: Any) -> bool:
         return isinstance(part, Mapping) and part.keys() == params.keys()
@@ -136,7 +137,7 @@ def _trees_of(state: Any, params: Any) -> list[Any]:
 
 
 def _parts(state: Any) -> list[Any]:
-    """Returns the states of what sees some of the parameters only."""
+    """Returns the states of the base's parts that see only some of the parameters."""
 
     def partial(part: Any) -> bool:
         return isinstance(part, optax.MaskedState)
@@ -154,7 +155,7 @@ def _scalar() -> dict[str, jax.Array]:
 
 
 def _small(params: Any) -> Any:
-    """Returns a tree of the same paths and ranks; labels may go by either."""
+    """Returns a tree of the same paths and ranks; labels may depend on either."""
     return jax.tree.map(
         lambda leaf: jnp.zeros((1,) * jnp.ndim(leaf), jnp.float32), params
     )

@@ -14,14 +14,14 @@ from hwtrain.weights.clip import as_float32, bounded_update
 
 
 def keep_weights_clipped(plan: Plan) -> optax.GradientTransformationExtraArgs:
-    r"""Changes updates so that analog weights end inside their clip bound.
+    r"""Changes updates so that the updated analog weights lie within their clip bound.
 
     .. math:: u' = \mathrm{clip}(W + u, -s c, s c) - W
 
-    The bound :math:`c` is that of the hardware's `clip`, computed from :math:`W + u`
-    before clipping, in units of the crossbar; :math:`s` is the mapping scale. The sum
-    keeps the bound exactly, in float32 and in bfloat16, by a last step toward zero
-    where rounding would lead out of it. It should be the last of a chain.
+    The hardware's `clip` computes the bound :math:`c`, in units of the crossbar, from
+    :math:`W + u` before clipping; :math:`s` is the mapping scale. The sum stays within
+    the bound exactly, in float32 and in bfloat16: where rounding would exceed it, the
+    update takes a last step toward zero. Place this last in a chain.
 
     >>> import jax
     >>> from flax import linen as nn
@@ -37,7 +37,7 @@ def keep_weights_clipped(plan: Plan) -> optax.GradientTransformationExtraArgs:
     0.1
 
     Args:
-      plan: the plan of the model; weights without a clip are not touched.
+      plan: the plan of the model; weights without a clip pass unchanged.
 
     Returns:
       A stateless gradient transformation. It needs the parameters in `update`, and
@@ -84,13 +84,13 @@ def weight_bound(
     *,
     update: jax.Array | None = None,
 ) -> jax.Array:
-    """Returns the bound of a kernel, broadcastable against it; infinite without one.
+    """Returns the clip bound of a kernel, broadcastable against it; inf without clip.
 
     Args:
       weight: the plan of the array.
       kernel: the stored array that the bound is computed from.
       scale: its stored mapping scale, if it has one.
-      update: added to the array before, of its shape; `None` for none.
+      update: an update to add to the kernel first, of its shape; `None` for none.
     """
     clip = weight.hardware.clip
     if clip is None:
@@ -102,5 +102,5 @@ def weight_bound(
         scale = weight.derived_scale(matrix if added is None else matrix + added)
     scale = None if scale is None else weight.of_columns(scale)
     bound = clip.bound(matrix, weight.row_sizes, scale, update=added)
-    # Computed once, before the pass over the weights that compares with it.
+    # The barrier makes XLA compute the bound once, before the pass over the weights.
     return weight.spread(jax.lax.optimization_barrier(bound))

@@ -31,13 +31,13 @@ def clip_bound_learning(
     learning_rate: optax.ScalarOrSchedule | Mapping[str, jax.Array],
     optimizer: optax.GradientTransformation | None = None,
 ) -> optax.GradientTransformationExtraArgs:
-    r"""Turns the gradients of learned clip bounds into their updates.
+    r"""Turns the gradients of learned clip bounds into updates of the bounds.
 
     .. math:: u = -\eta\, g, \qquad c + u \ge c / 2
 
-    with :math:`g` of `weights.learned_bound`, whose factor makes the bound learn about
-    as fast as the weights under SGD. One update at most halves a bound, so it
-    stays positive. All other updates pass unchanged.
+    with the gradient :math:`g` of `weights.learned_bound`, whose factor makes the bound
+    learn about as fast as the weights under SGD. An update at most halves a bound, so
+    bounds stay positive. All other updates pass unchanged.
 
     >>> from flax import linen as nn
     >>> import hwtrain
@@ -51,8 +51,8 @@ def clip_bound_learning(
     Args:
       plan: the plan of the model.
       learning_rate: eta, or a schedule of it, or one for each weight by its path.
-      optimizer: what scales the gradient before the learning rate, such as
-        `optax.scale_by_adam()`; `None` for none, which is SGD.
+      optimizer: scales the gradient before the learning rate, such as
+        `optax.scale_by_adam()`; `None` for SGD.
 
     Returns:
       A gradient transformation. It needs the parameters in `update`.

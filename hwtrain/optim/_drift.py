@@ -20,8 +20,8 @@ class DriftWeightsState(NamedTuple):
 
     Attributes:
       step: number of updates. shape=(), dtype=jnp.int32
-      weights: for each weight that drifts, in the plan's order, what it started from,
-        when, its exponents and the time; arrays like the kernel, float32.
+      weights: for each drifting weight, in the plan's order, its starting value, its
+        start time, exponents and the current time; shaped like the kernel, float32.
     """
 
     step: jax.Array
@@ -31,13 +31,13 @@ class DriftWeightsState(NamedTuple):
 def drift_weights(
     plan: Plan, key: jax.Array | None = None
 ) -> optax.GradientTransformationExtraArgs:
-    r"""Changes updates so that analog weights drift after them.
+    r"""Changes updates so that analog weights drift after each update.
 
     .. math:: u' = \mathrm{drift}(W + u) - W
 
-    for the time `dt_s` of the hardware's `drift`, which says how. A weight that the
-    update changes by more than `reset_tol` starts anew. It follows
-    `keep_weights_clipped` and precedes `remap_weights`.
+    over `dt_s` seconds by the hardware's `drift`. If an update changes a weight by more
+    than `reset_tol`, its drift starts anew. Place this after `keep_weights_clipped` and
+    before `remap_weights`.
 
     >>> from flax import linen as nn
     >>> import hwtrain
@@ -53,14 +53,15 @@ def drift_weights(
     0.501
 
     Args:
-      plan: the plan of the model; weights without a drift are not touched.
-      key: a JAX key, from which exponents and noise are drawn.
+      plan: the plan of the model; weights without a drift pass unchanged.
+      key: a JAX key for drawing exponents and noise.
 
     Returns:
       A gradient transformation. It needs the parameters in `update`.
 
     Raises:
-      ValueError: if a drift draws and has no key, or if a key has nothing to draw.
+      ValueError: if a drift draws and there is no key, or there is a key and no drift
+        draws.
 
     References:
       Rasch et al., A flexible and fast PyTorch toolkit for simulating training and
@@ -135,10 +136,10 @@ def _drifted(
     scale: jax.Array | None,
     key: jax.Array | None,
 ) -> tuple[jax.Array, DriftState]:
-    """Returns the update after which a kernel has drifted, and the new state."""
+    """Returns the update that leaves the kernel drifted, and the new state."""
 
     def held(update: jax.Array) -> jax.Array:
-        # As the parameters will hold it, rounded to their dtype.
+        # The sum as the parameters will store it, rounded to their dtype.
         held = p + update.astype(jnp.float32)
         return held.astype(kernel.dtype).astype(jnp.float32)
 

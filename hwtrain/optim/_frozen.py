@@ -1,9 +1,9 @@
-"""Which weights an optimiser never updates, by the structure of what it computes.
+"""Finds the weights that an optimiser never updates, from its traced program.
 
 Neither values nor gradients decide: a gradient of zero, or a learning rate that warms
-up from zero, leaves a weight trained. What decides is the traced program of the
-optimiser: an update is constant if it is zero whatever comes in, and if the weight's
-own gradient has no part in it.
+up from zero, leaves a weight trained. A weight is frozen if, in the traced program of
+the optimiser, its update is zero for all inputs and does not depend on the weight's own
+gradient.
 """
 
 import dataclasses
@@ -18,7 +18,7 @@ from hwtrain.optim._signs import UNKNOWN, Fact, facts, invariant
 
 
 def without_masked(plan: Plan, tree: Any) -> Plan:
-    """Returns the plan without the weights that a mask around hides in a tree.
+    """Returns the plan without the weights that an outer mask hides in a tree.
 
     Args:
       plan: the plan.
@@ -51,11 +51,11 @@ def untouched(
 
     Args:
       base: the optimiser.
-      updates: gradients; only their structure, shapes and dtypes count, as of the
-        other arguments.
+      updates: gradients. As for the other arguments, only the structure, shapes and
+        dtypes are used.
       state: the optimiser's state.
       params: the parameters.
-      extra_args: what else the optimiser is called with.
+      extra_args: further arguments of the optimiser's `update`.
     """
 
     def update(updates: Any, state: Any, params: Any) -> Any:
@@ -67,7 +67,7 @@ def untouched(
             updates, state, params
         )
     except jax.errors.ConcretizationTypeError:
-        return frozenset()  # it looks at values, which only an eager step has
+        return frozenset()  # the update reads concrete values, so it runs eagerly
     gradients = [UNKNOWN.of(frozenset({path})) for path in paths.leaves(updates)]
     others = [UNKNOWN] * len(jax.tree.leaves(params))
     memory = facts(first, [UNKNOWN] * len(others))

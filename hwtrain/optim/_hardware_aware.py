@@ -1,4 +1,4 @@
-"""Wires any Optax optimiser for an analog model."""
+"""Makes any Optax optimiser train an analog model."""
 
 from collections.abc import Container
 from typing import Any, NamedTuple
@@ -28,8 +28,8 @@ class HardwareAwareState(NamedTuple):
 
     Attributes:
       base: state of the base optimiser, over the user's own parameters.
-      unit: state of the base optimiser over the scalars by which its learning rate is
-        measured; `None` if it is known without.
+      unit: state of the base optimiser over the arrays that its learning rate is
+        measured on; `None` if the rate is not measured.
       input_range: state of `input_range_learning`, an `InputRangeLearningState`.
       drift: state of `drift_weights`, a `DriftWeightsState`; `None` if nothing drifts.
       clip_bound: state of `clip_bound_learning`, a `ClipBoundLearningState`; `None` if
@@ -54,35 +54,35 @@ def hardware_aware(
 ) -> optax.GradientTransformationExtraArgs:
     r"""Makes an optimiser train an analog model.
 
-    The base optimiser sees the user's own parameters only, as if the model were plain:
+    The base optimiser sees only the user's own parameters, as if the model were plain:
     its state has the plain model's structure, and neither weight decay nor clipping by
-    the global norm touches input ranges, clip bounds or probes. Ranges are learned by
-    `input_range_learning`, clip bounds by `clip_bound_learning`; then
+    the global norm touches input ranges, clip bounds or probes. `input_range_learning`
+    learns the ranges and `clip_bound_learning` the clip bounds; then
     `keep_weights_clipped` keeps the weights in range, `drift_weights` lets them drift,
-    and `remap_weights` gives their crossbars new scales.
+    and `remap_weights` rescales their crossbars.
 
     A weight that is never updated stays as it is, with its range and scale, even beyond
-    its clip: one of a rule with `frozen=True`, one that a mask around hides, and one
-    whose update the base's program makes zero whatever the gradients are, as
-    `optax.set_to_zero` does in an `optax.partition`. No value counts: a learning rate
-    or a gradient of zero freezes nothing. Behind a base that remembers parameters to
-    take differences from them (L-BFGS, SAM, COCOB, Mechanic), only a rule or a mask
-    around freezes. Weights of a chip have to stay as they are; what lies beside them as
-    the chip's never moves.
+    its clip. Such a weight belongs to a rule with `frozen=True`, is hidden by an outer
+    mask, or has an update that the base's program makes zero for all gradients, as
+    `optax.set_to_zero` does in an `optax.partition`. Values do not count: a learning
+    rate or a gradient of zero freezes nothing. If the base keeps parameters to take
+    differences from (L-BFGS, SAM, COCOB, Mechanic), only a rule or an outer mask
+    freezes. The weights of a chip must not be updated; the chip's leaves beside them
+    never are.
 
-    The ranges' learning rate is, unless given, that of the base with its schedule. A
-    base made by `optax.inject_hyperparams` says it. Otherwise it is measured: the base
-    runs beside on a scalar at zero whose gradient is always one. SGD, Adam, AdamW, Lion
-    and RMSProp answer with minus their learning rate (with momentum, with the rate that
-    momentum makes of it). In an `optax.partition` or `optax.masked`, each range learns
-    at the rate of its own weight: labels and masks may go by the names or the ranks of
-    parameters, as a tree or as a function of one. Inject it, as in
-    `optax.inject_hyperparams(optax.adagrad)(1e-2)`, or give it for a base that adapts
-    to the gradient's history or size, such as Adagrad, Adafactor or Muon, that clips
-    gradients below 1 and does not rescale them, or that treats parameters by their
-    size, or by their name without a mask. Their ranges learn otherwise at what the base
-    makes of a gradient that always was one: at lr / sqrt(0.1 + n) in step n of Adagrad,
-    at a thousandth of lr in Adafactor. Giving it also saves the time of measuring.
+    By default, the ranges learn at the base's learning rate, including its schedule.
+    `optax.inject_hyperparams` states the rate. Otherwise it is measured: the base also
+    runs on a scalar at zero whose gradient is always one. SGD, Adam, AdamW, Lion and
+    RMSProp return minus their learning rate (with momentum, the rate that results from
+    it). In an `optax.partition` or `optax.masked`, each range learns at the rate of its
+    own weight: labels and masks may depend on the names or the ranks of parameters, and
+    may be a tree or a function of one. State the rate, as in
+    `optax.inject_hyperparams(optax.adagrad)(1e-2)` or by `input_range_learning_rate`,
+    for a base that adapts to the gradient's history or size (Adagrad, Adafactor, Muon),
+    that clips gradients below 1 and does not rescale them, or that distinguishes
+    parameters by size, or by name without a mask. Otherwise the ranges learn at the
+    rate that the base gives a constant gradient of one: lr / sqrt(0.1 + n) in step n of
+    Adagrad, a thousandth of lr in Adafactor. Passing the rate also saves measuring it.
 
     >>> import jax
     >>> from flax import linen as nn
@@ -95,34 +95,34 @@ def hardware_aware(
     >>> tx = hardware_aware(optax.adamw(1e-3), plan)
     >>> state = tx.init(params)
 
-    It draws no noise: at a step the model does, by the modifier and the `forward` of
-    its hardware. `presets.pcm()` alone has neither; `hwtrain.inspect` says so.
+    It draws no noise: in a training step, noise comes from the hardware's modifier and
+    `forward`. `presets.pcm()` alone has neither; `hwtrain.inspect` reports that.
 
     Args:
       base: any Optax optimiser, with its gradient clipping, decay and averaging.
       plan: the plan of the model.
       input_range_learning_rate: learning rate of the ranges, or a schedule.
-      input_range_optimizer: what scales the ranges' gradient, such as
-        `optax.scale_by_adam()`; `None` is SGD.
-      clip_bound_optimizer: the same for the gradient of learned clip bounds, which
-        learn at the ranges' learning rate.
-      drift_key: a JAX key for weights whose drift draws exponents or noise.
+      input_range_optimizer: scales the ranges' gradient, such as
+        `optax.scale_by_adam()`; `None` for SGD.
+      clip_bound_optimizer: the same for learned clip bounds, which learn at the ranges'
+        learning rate.
+      drift_key: a JAX key, needed if a weight's drift draws exponents or noise.
 
     Returns:
-      A gradient transformation. `optax.MultiSteps`, `optax.apply_if_finite` and
-      `optax.lookahead` go around it, everything else into `base`.
+      A gradient transformation. Put `optax.MultiSteps`, `optax.apply_if_finite` and
+      `optax.lookahead` around it, and everything else into `base`.
 
     Raises:
-      ValueError: if `base` accumulates or skips steps itself, if it holds parameters
-        of its own beside a clip or a drift (schedule-free optimisers, COCOB, Mechanic,
+      ValueError: if `base` accumulates or skips steps itself, if it keeps parameters of
+        its own beside a clip or a drift (schedule-free optimisers, COCOB, Mechanic,
         MADGRAD), if its learning rate cannot be measured, if the parameters lack a leaf
-        of the plan, if a drift draws and has no key, or at an update that would move
+        of the plan, if a drift draws and there is no key, or if an update would change
         the weights of a chip.
     """
     if isinstance(base, optax.MultiSteps):
         raise _wrong_order("MultiSteps")
     base = optax.with_extra_args_support(base)
-    drift_weights(plan, drift_key)  # refuses a key that is missing, or too many
+    drift_weights(plan, drift_key)  # raises if the key is missing or unused
     ours = added(plan)
     frozen = [weight for weight in plan.weights if weight.frozen]
     chips = plan.leaves("chip").keys()
@@ -133,7 +133,7 @@ def hardware_aware(
         return paths.drop(tree, lambda path: path.removesuffix("/value") not in hidden)
 
     def asked(plan: Plan) -> list[str]:
-        """Returns the weights whose learning rates the base has to tell."""
+        """Returns the weights whose learning rates are taken from the base."""
         if input_range_learning_rate is not None:
             return []
         learned = [*learning(plan.trained), *ranged(plan)]
@@ -206,7 +206,8 @@ def hardware_aware(
                     base, base_state, unit, users(params), weights, extra_args
                 )
         learn = input_range_learning(seen, rate, input_range_optimizer)
-        # Ranges and bounds without a gradient, and probes that were not reached, stay.
+        # Ranges and bounds without a gradient, and probes of layers that were not
+        # reached, do not change.
         whole = _zeroed(fixed, updates)
         whole, range_state = learn.update(whole, state.input_range, params)
         bound_state = state.clip_bound
@@ -237,7 +238,7 @@ def _init(base: Any, params: Any, frozen: list[AnalogWeight]) -> Any:
     """Returns the base's state over the parameters that it sees."""
     try:
         return base.init(params)
-    # What Optax raises for labels or a mask of another tree names neither.
+    # Optax's errors for labels or a mask of another tree name neither.
     except (ValueError, TypeError, KeyError) as error:
         without, also = "", ""
         if frozen:
@@ -256,14 +257,14 @@ def _init(base: Any, params: Any, frozen: list[AnalogWeight]) -> Any:
 
 
 def _acts(weight: AnalogWeight) -> bool:
-    """Whether an update does anything to a weight or its leaves beside the base's."""
+    """Whether an update does more to a weight or its leaves than the base's."""
     chip = weight.hardware
     clips = chip.clip is not None and (chip.clip.active or chip.clip.learned)
     return clips or weight.ranged or chip.remaps or chip.drifts
 
 
 def _on_a_chip(plan: Plan, params: Any) -> list[AnalogWeight]:
-    """Returns the weights of a plan that are a chip's, and not nominal."""
+    """Returns the weights whose parameters are a chip's instead of nominal."""
     found = set(plan.leaves_of_chip(params))
     return [
         w for w in plan.weights if not found.isdisjoint(map(w.leaf, w.leaves("chip")))
@@ -271,10 +272,10 @@ def _on_a_chip(plan: Plan, params: Any) -> list[AnalogWeight]:
 
 
 def _check_still(on_chip: list[AnalogWeight], fixed: Container[str]) -> None:
-    """Raises if an update would move the weights of a chip.
+    """Raises if an update would change the weights of a chip.
 
     Raises:
-      ValueError: naming the first one, and the way out.
+      ValueError: naming the first such weight and the way out.
     """
     for weight in on_chip:
         if weight.path not in fixed:
@@ -308,13 +309,16 @@ def _wrong_order(name: str) -> ValueError:
 
 
 def _without_gradients(plan: Plan, updates: optax.Updates) -> optax.Updates:
-    """What no gradient trains stays, as mapping scales do, which remapping changes."""
+    """Zeroes the updates of leaves without gradient training, such as mapping scales.
+
+    Only remapping changes mapping scales.
+    """
     fixed = {**trained_by(plan, "remap"), **trained_by(plan, None)}
     return _zeroed(fixed, updates)
 
 
 def _kept_positive(plan: Plan, updates: optax.Updates, params: Any) -> optax.Updates:
-    """Halves at most, in an update, what the base trains and must be positive."""
+    """Limits updates of positive leaves that the base trains to halving them."""
     values = paths.leaves(params)
     found = {path for path, x in trained_by(plan, "base").items() if x.positive}
 

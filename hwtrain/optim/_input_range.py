@@ -1,4 +1,4 @@
-"""Learns input ranges from what the forward pass returned through the gradient."""
+"""Learns input ranges from the gradients of ranges and probes."""
 
 import math
 from collections.abc import Mapping
@@ -22,11 +22,11 @@ from hwtrain.periphery.input_range import PROBE, RANGE
 
 
 class InputRangeLearningState(NamedTuple):
-    """State of `input_range_learning`. Ranges stand in one vector, in the plan's order.
+    """State of `input_range_learning`. Ranges form one vector, in the plan's order.
 
     Attributes:
       step: number of updates. shape=(), dtype=jnp.int32
-      initialized: number of updates that have set each range from the data.
+      initialized: number of updates in which each range was set from the data.
         shape=(ranges,), dtype=jnp.int32; `None` without ranges
       optimizer: state of the ranges' own optimiser.
     """
@@ -49,24 +49,24 @@ def input_range_learning(
 
     with :math:`g` the gradient of the range (see
     `hwtrain.periphery._range_gradient.clip_to_range`), :math:`\lambda` the decay and
-    :math:`p` the share of inputs that were not clipped. The last term is there with
-    `manage_output_clipping` only; :math:`q` is the share of outputs inside the ADC's
-    bound. In the first `init_from_data` updates that reach a layer, the range is set
-    from the data instead,
+    :math:`p` the share of inputs that were not clipped. The last term applies only with
+    `manage_output_clipping`; :math:`q` is the share of outputs within the ADC's bound.
+    In the first `init_from_data` updates that reach a layer, its range is set from the
+    data instead,
 
     .. math:: r \leftarrow \frac{i\,r + \alpha\,\mathrm{std}(x)}{i + 1},
 
-    with :math:`i` the number of such updates before. Of inputs whose deviation is lost
-    beside their mean, as that of a constant, the range becomes their root mean square,
-    with a margin for :math:`\alpha` of the deviations that may be lost. A range whose
-    layer was not reached, or got zeros alone, does not change. The running average of
-    `"average_abs_max"` starts at the first update's mean and moves by `nm_decay`
-    towards that of each further one,
+    with :math:`i` the number of such updates before. If rounding hides the inputs'
+    deviation beside their mean, as for a constant, the range becomes their root mean
+    square plus :math:`\alpha` times the deviation that rounding may hide. A range does
+    not change if its layer was not reached or only got zeros. The running average of
+    `"average_abs_max"` starts at the mean of the first update and moves by `nm_decay`
+    towards the mean of each later one,
 
     .. math:: a \leftarrow a + d\,(\overline{\max_j |x_j|} - a).
 
-    One update at most halves a range, so it stays positive.
-    Probes get a zero update; all other updates pass unchanged.
+    An update at most halves a range, so ranges stay positive. Probes get a zero update;
+    all other updates pass unchanged.
 
     >>> import jax
     >>> from flax import linen as nn
@@ -81,8 +81,8 @@ def input_range_learning(
     Args:
       plan: the plan of the model.
       learning_rate: eta, or a schedule of it, or one for each weight by its path.
-      optimizer: what scales the gradient before the learning rate, such as
-        `optax.scale_by_adam()`; `None` for none, which is SGD.
+      optimizer: scales the gradient before the learning rate, such as
+        `optax.scale_by_adam()`; `None` for SGD.
 
     Returns:
       A gradient transformation. It needs the parameters in `update`.
@@ -98,8 +98,8 @@ def input_range_learning(
     inner = optax.identity() if optimizer is None else optimizer
     weights = ranged(plan)
     options: Any = _options(weights) if weights else None
-    # One vector instead of one small array for each layer: their arithmetic is a
-    # handful of kernels, however many layers there are.
+    # One vector instead of a small array for each layer, so that the arithmetic takes a
+    # few kernels, however many layers there are.
     ends = np.cumsum([math.prod((*weight.stack, *weight.tiles)) for weight in weights])
 
     def vector(leaves: dict[str, jax.Array], leaf: LeafSpec, *shape: int) -> jax.Array:
@@ -137,7 +137,7 @@ def input_range_learning(
         gradients = paths.leaves(updates)
         sums = vector(gradients, PROBE, PROBE_SIZE)
         r = vector(paths.leaves(params), RANGE)
-        # As a product: the quotient of a layer that was not reached is undefined.
+        # A product, because the share is undefined for a layer that was not reached.
         wide = sums[:, 1] > options.input_min_percentage * sums[:, 0]
         decay = jnp.where(wide, options.decay * r, 0)
         gradient = vector(gradients, RANGE) + decay
@@ -204,7 +204,7 @@ def _options(weights: list[AnalogWeight]) -> _Options:
 
 
 def _output_clipping(options: _Options, r: jax.Array, sums: jax.Array) -> jax.Array:
-    """Returns how far ranges grow because the ADC clips outputs."""
+    """Returns how much ranges grow because the ADC clips outputs."""
     reached = sums[:, 4] > 0
     share = sums[:, 5] / jnp.where(reached, sums[:, 4], 1)
     grows = reached & options.manage_output_clipping
@@ -219,7 +219,7 @@ def _change(
     sums: jax.Array,
     initialized: jax.Array,
 ) -> tuple[jax.Array, jax.Array]:
-    """Returns the updates of all ranges, and the counts of their initialisation."""
+    """Returns the updates of all ranges, and their counts of data initialisations."""
     reached = sums[:, 0] > 0
     count = jnp.where(reached, sums[:, 0], 1)
     square = sums[:, 3] / count
@@ -232,7 +232,7 @@ def _change(
     learns = reached & ~pending & options.learn_input_range
     learned = jnp.where(learns, jnp.maximum(learned, -r / 2), 0)
     change = jnp.where(counts, target - r, learned)
-    # The probe of an average holds the vectors' maxima instead of their elements.
+    # The probe of a running average holds the vectors' maxima, not their elements.
     averages = options.nm_decay > 0
     average = r * sums[:, 2] / count
     share = jnp.where(initialized > 0, options.nm_decay, 1)

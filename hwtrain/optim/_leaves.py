@@ -1,4 +1,4 @@
-"""What a parameter tree holds for the optimiser, checked against the plan."""
+"""Checks an optimiser's parameter tree against the plan."""
 
 from typing import Any
 
@@ -24,15 +24,15 @@ def ranged(plan: Plan) -> list[AnalogWeight]:
 
 
 def trained_by(plan: Plan, rule: Trained | None) -> dict[str, LeafSpec]:
-    """Returns the leaves, by path, that are trained in a way; `None` for in none."""
+    """Returns the leaves by path that `rule` trains; with `None`, untrained ones."""
     found = plan.leaves().items()
     return {path: leaf for path, (_, leaf) in found if leaf.trained == rule}
 
 
 def check(plan: Plan, params: Any) -> None:
-    """Raises unless a tree holds what the plan says, and no range that it does not.
+    """Raises unless a tree has the plan's leaves, and no unknown ranges or probes.
 
-    What the plan's rules freeze may be missing.
+    Leaves that the plan's rules freeze may be missing.
 
     Raises:
       ValueError: naming the first path that is missing, of another shape, or unknown.
@@ -88,5 +88,5 @@ def _check_filter(plan: Plan, present: dict[str, Any]) -> None:
 
 
 def _all_shapes(plan: Plan) -> dict[str, tuple[tuple[int, ...], ...]]:
-    """Returns all leaves beside the kernels: paths, and possible shapes."""
+    """Returns the possible shapes, by path, of all leaves beside the kernels."""
     return {path: x.shapes_of(weight) for path, (weight, x) in plan.leaves().items()}

@@ -1,4 +1,4 @@
-"""Optimisers that step parameters of their own, or see other ones than the loss."""
+"""Optimisers that keep parameters of their own, or call the loss themselves."""
 
 from typing import Any
 
@@ -20,7 +20,7 @@ _HOLDING = {
     contrib.MechanicState: ("optax.contrib.mechanize", _ANEW),
     contrib.MadgradState: ("optax.contrib.madgrad", _ANEW),
 }
-"""By the type of its state: what makes an optimiser, and what it does."""
+"""For each type of state, the optimiser's name and what it does."""
 
 
 _Lookahead: Any = optax.LookaheadState
@@ -33,9 +33,10 @@ _SEARCHES: Any = (
 
 
 def check_own_parameters(plan: Plan, state: Any) -> None:
-    """Raises for a base that would lead weights around their clip or their drift.
+    """Raises for a base that would evade the clip or the drift of weights.
 
-    And for a line search, which calls a loss of the whole model with what a base sees.
+    Also raises for a line search: it calls the whole model's loss, but only has the
+    parameters that a base sees.
 
     Args:
       plan: the plan of the weights that are trained.

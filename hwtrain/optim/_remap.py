@@ -1,4 +1,4 @@
-"""Gives crossbars new scales, so that training keeps using them fully."""
+"""Rescales crossbars so that training keeps using their full range."""
 
 from typing import Any
 
@@ -15,15 +15,15 @@ from hwtrain.weights.mapping import MAPPING_SCALE
 
 
 def remap_weights(plan: Plan) -> optax.GradientTransformationExtraArgs:
-    r"""Changes the updates of mapping scales so that crossbars end fully used.
+    r"""Changes the updates of mapping scales so that crossbars use their full range.
 
     .. math:: u_s = s' - s, \qquad s' = s \max |w| / w_\text{max}, \qquad
         w = (W + u) / s
 
-    with :math:`s'` of the hardware's `remap`, for each tile or each of its columns.
-    The kernel :math:`W`, which is the logical weight, is not touched: the crossbar
-    holds :math:`W / s'` afterwards. It follows `keep_weights_clipped`; a weight that
-    `max_scale_range` leaves beyond 1 is for the next clip.
+    with :math:`s'` from the hardware's `remap`, for each tile or each of its columns.
+    The kernel :math:`W`, the logical weight, does not change: afterwards the crossbar
+    holds :math:`W / s'`. Place this after `keep_weights_clipped`; a crossbar weight
+    that `max_scale_range` leaves beyond 1 is clipped at the next step.
 
     >>> from flax import linen as nn
     >>> import hwtrain
@@ -39,7 +39,7 @@ def remap_weights(plan: Plan) -> optax.GradientTransformationExtraArgs:
     [[0.25]]
 
     Args:
-      plan: the plan of the model; weights without a remap are not touched.
+      plan: the plan of the model; weights without a remap pass unchanged.
 
     Returns:
       A stateless gradient transformation. It needs the parameters in `update`.
@@ -77,7 +77,7 @@ def remap_weights(plan: Plan) -> optax.GradientTransformationExtraArgs:
             weight = weights.get(path)
             if weight is None:
                 return leaf
-            # The sum as the parameters will hold it, rounded to their dtype.
+            # The sum as the parameters will store it, rounded to their dtype.
             kernel = values[weight.path]
             kernel = (kernel + steps[weight.path]).astype(kernel.dtype)
             new = _new_scale(weight, kernel, values[path])

@@ -1,8 +1,8 @@
-"""The signs of what a traced program computes, whatever comes in.
+"""Sign analysis of a traced program: the signs of its results for all inputs.
 
-A zero alone is not enough to follow: what becomes of it may hang on the sign of another
-value, as in `clamp(-1, 0, 1)`, which is zero, and `clamp(1, 0, 2)`, which is not. An
-operation that is not known here makes what nothing is known of.
+Tracking zeros alone is not enough: whether a result is zero may depend on the sign of
+another value, as in `clamp(-1, 0, 1)`, which is zero, and `clamp(1, 0, 2)`, which is
+not. The result of an operation that is not listed here is unknown.
 """
 
 import itertools
@@ -17,14 +17,15 @@ from hwtrain._flax.jaxprs import inner_jaxpr, scan_parts
 
 
 class Fact(NamedTuple):
-    """What is known of a value, whatever comes in that is finite.
+    """What is known about a value for all finite inputs.
 
     Attributes:
-      least: that no element is below zero.
-      most: that no element is above zero; nor below, of complex or unsigned ones.
-      sources: whose gradients it is made of.
-      parts: what is known of the parts of a vector, with their sizes, where several
-        parameters were put together in one, as by `optax.flatten`.
+      least: whether no element is below zero.
+      most: whether no element is above zero; for complex and unsigned values, whether
+        all are zero.
+      sources: paths of the parameters whose gradients the value depends on.
+      parts: sizes and facts of the parts of a vector into which several parameters were
+        concatenated, as by `optax.flatten`.
     """
 
     least: bool
@@ -34,7 +35,7 @@ class Fact(NamedTuple):
 
     @property
     def zero(self) -> bool:
-        """Whether it is zero."""
+        """Whether the value is zero."""
         return self.least and self.most
 
     @property
@@ -43,11 +44,11 @@ class Fact(NamedTuple):
         return tuple(size for size, _ in self.parts)
 
     def of(self, sources: frozenset[str]) -> "Fact":
-        """Returns the same signs, of what is made of these gradients as a whole."""
+        """Returns the same signs with other sources, without parts."""
         return Fact(self.least, self.most, sources)
 
     def part(self, index: int) -> "Fact":
-        """Returns what is known of a part, or of any, where nothing tells them."""
+        """Returns the fact of a part; that of the whole if the parts are not known."""
         return self.parts[index][1] if self.parts else self
 
 
@@ -68,7 +69,7 @@ def _constant(value: Any) -> Fact:
 
 
 def _joined(*facts: Fact) -> Fact:
-    """Returns what is known of a value that is one of several."""
+    """Returns the fact of a value that may be any one of several values."""
     whole = Fact(
         all(fact.least for fact in facts),
         all(fact.most for fact in facts),
@@ -78,7 +79,7 @@ def _joined(*facts: Fact) -> Fact:
 
 
 def _by_part(function: Callable[..., Fact], facts: Sequence[Fact]) -> Fact | None:
-    """Returns a function of each part of vectors; `None` if they have not the same."""
+    """Applies a function part by part; `None` unless all parts have the same sizes."""
     sizes = {fact.sizes for fact in facts if fact.parts}
     if len(sizes) != 1:
         return None
@@ -97,13 +98,13 @@ def _in_parts(parts: Iterable[tuple[int, Fact]]) -> Fact:
 def invariant(
     step: Callable[[list[Fact]], list[Fact]], carried: list[Fact]
 ) -> list[Fact]:
-    """Returns what is known of what a loop carries, after any number of steps.
+    """Returns facts about a loop's carry that hold after any number of steps.
 
-    By induction: what is zero at first, and stays so in a step, is zero.
+    By induction: a value that is zero at first and stays zero in a step is zero.
 
     Args:
-      step: what is known after a step, by what is known before it.
-      carried: what is known at first.
+      step: maps the facts before a step to those after it.
+      carried: the facts before the first step.
     """
     while True:
         after = [_joined(*both) for both in zip(carried, step(carried), strict=True)]
@@ -113,7 +114,7 @@ def invariant(
 
 
 def facts(program: ClosedJaxpr | Jaxpr, inputs: list[Fact]) -> list[Fact]:
-    """Returns what is known of a program's results."""
+    """Returns the facts of a program's results."""
     jaxpr: Any = program
     known: dict[Any, Fact] = {}
     if isinstance(program, ClosedJaxpr):
@@ -149,7 +150,7 @@ _CALLS = frozenset(
 
 
 def _results(equation: Any, operands: list[Fact]) -> list[Fact]:
-    """Returns what is known of the results of one operation."""
+    """Returns the facts of the results of one operation."""
     name, parameters = equation.primitive.name, equation.params
     if name == "cond":
         index, *inputs = operands
@@ -184,7 +185,7 @@ def _results(equation: Any, operands: list[Fact]) -> list[Fact]:
 
 
 def _pieces(equation: Any, operands: list[Fact]) -> list[Fact]:
-    """Returns what is known of vectors that are put together or cut."""
+    """Returns the facts of vectors that are concatenated or cut."""
     name, parameters = equation.primitive.name, equation.params
     if name == "concatenate":
         sizes = [value.aval.size for value in equation.invars]
@@ -198,7 +199,7 @@ def _pieces(equation: Any, operands: list[Fact]) -> list[Fact]:
 
 
 def _between(first: int, last: int, vector: Fact) -> Fact:
-    """Returns what is known of some of a vector's elements."""
+    """Returns the fact of a vector's elements from `first` up to `last`."""
     if not vector.parts:
         return vector
     ends = [0, *itertools.accumulate(vector.sizes)]
@@ -224,7 +225,7 @@ def _repeated(parameters: Any, operands: list[Fact]) -> list[Fact]:
     tested, fixed = operands[:of_test], operands[of_test : of_test + of_body]
 
     def step(carried: list[Fact]) -> list[Fact]:
-        # How often it runs is a source of all that it changes.
+        # All that the loop changes depends on how often it runs.
         (test,) = facts(parameters["cond_jaxpr"], [*tested, *carried])
         after = facts(parameters["body_jaxpr"], [*fixed, *carried])
         return [_chosen(test, fact) for fact in after]
@@ -233,7 +234,7 @@ def _repeated(parameters: Any, operands: list[Fact]) -> list[Fact]:
 
 
 def _chosen(index: Fact, *facts: Fact) -> Fact:
-    """Returns what is known of the one of several values that an index chooses."""
+    """Returns the fact of the value that an index selects."""
     one = _joined(*facts)
     return one.of(one.sources | index.sources)
 
@@ -294,7 +295,7 @@ def _clamped(operands: list[Fact]) -> Fact:
 
 
 _SIGNS: dict[str, Callable[[list[Fact]], Fact]] = {
-    # By the first operand alone.
+    # These depend on the first operand alone.
     **dict.fromkeys(
         "broadcast_in_dim cbrt ceil convert_element_type copy copy_p cummax cummin "
         "cumsum device_put dynamic_slice erf expand_dims expm1 floor gather log1p "
@@ -312,7 +313,7 @@ _SIGNS: dict[str, Callable[[list[Fact]], Fact]] = {
     "neg": _turned,
     **dict.fromkeys(("abs", "sqrt", "square"), _at_least_zero),
     **dict.fromkeys(("exp", "exp2", "rsqrt", "logistic"), _positive),
-    # By two of them, or by all.
+    # These depend on several operands.
     **dict.fromkeys(("mul", "dot_general"), _product),
     "and": lambda operands: _ZERO if any(x.zero for x in operands) else UNKNOWN,
     "div": _quotient,

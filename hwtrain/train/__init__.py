@@ -1,4 +1,4 @@
-"""Train step, loop and main job that the recipes share."""
+"""The training step, the loop and the main job that recipes share."""
 
 from hwtrain._parts.source import resolve as resolve
 from hwtrain.train._comparison import accuracy as accuracy

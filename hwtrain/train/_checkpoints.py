@@ -23,11 +23,11 @@ from hwtrain.train._loop import TrainState
 
 
 class DamagedCheckpointError(ValueError):
-    """A checkpoint of a run cannot be used; the message says how to go on."""
+    """A run's checkpoint cannot be used; the message says how to continue."""
 
 
 class _Saved(NamedTuple):
-    """What is saved of a state, which is always one without NaN and infinities."""
+    """The saved part of a state, which never holds NaN or infinity."""
 
     step: Any
     params: Params
@@ -38,17 +38,17 @@ class _Saved(NamedTuple):
 def open_checkpoints(
     folder: Path, *, keep: int = 2, read_only: bool = False
 ) -> Iterator[ocp.CheckpointManager]:
-    """Opens the checkpoints of one training run; on leaving, waits until all is saved.
+    """Opens the checkpoints of one training run; on exit, waits until all are saved.
 
     Args:
-      folder: where they lie; made if it does not exist and is not only read.
-      keep: number of checkpoints kept, the newest ones.
-      read_only: whether nothing is written, so that the run may go on meanwhile.
+      folder: their folder; created if it does not exist, unless `read_only`.
+      keep: how many of the newest checkpoints are kept.
+      read_only: write nothing, so that the run may continue meanwhile.
 
     Raises:
-      OSError: if one cannot be written, naming the folder and the free space.
+      OSError: if a checkpoint cannot be written, naming the folder and the free space.
     """
-    # Not Orbax's own read_only, which warns of every option that it changes.
+    # Orbax's own read_only warns about every option that it changes.
     options = (
         ocp.CheckpointManagerOptions(create=False)
         if read_only
@@ -56,7 +56,7 @@ def open_checkpoints(
     )
     with _no_reports_of_threads():
         if not read_only:
-            # Where a disk was full, they keep the space that is needed.
+            # After a full disk, unfinished checkpoints still take up space.
             for unfinished in folder.glob("*.orbax-checkpoint-tmp"):
                 shutil.rmtree(unfinished, ignore_errors=True)
         with writing(folder, RESUME):
@@ -64,7 +64,7 @@ def open_checkpoints(
         try:
             yield manager
         except BaseException:
-            # What went wrong first is told, not what goes wrong because of it.
+            # Report the first error, not the ones that it causes on closing.
             with contextlib.suppress(Exception):
                 manager.close()
             raise
@@ -76,9 +76,9 @@ def save(manager: ocp.CheckpointManager, state: TrainState) -> None:
     """Saves the state under its step, in the background.
 
     Raises:
-      OSError: if this one or the one before cannot be written.
+      OSError: if this checkpoint or the previous one cannot be written.
     """
-    # The next update takes the state's buffers, while Orbax is still writing.
+    # The next update reuses the state's buffers while Orbax is still writing.
     copy = _copy(_saved(state))
     with writing(Path(manager.directory), RESUME):
         manager.save(int(state.step), args=ocp.args.StandardSave(copy))
@@ -95,7 +95,7 @@ def _copy(state: _Saved) -> _Saved:
 
 @contextmanager
 def _no_reports_of_threads() -> Iterator[None]:
-    """Keeps the threads of Orbax and TensorStore from printing tracebacks.
+    """Keeps threads of Orbax and TensorStore from printing tracebacks.
 
     The error itself is raised where the thread is waited for.
     """
@@ -119,11 +119,11 @@ def _no_reports_of_threads() -> Iterator[None]:
 
 
 def restore_latest(manager: ocp.CheckpointManager, state: TrainState) -> TrainState:
-    """Returns the newest saved state, or `state` itself if none was saved.
+    """Returns the newest saved state, or `state` itself if there is none.
 
     Args:
       manager: from `open_checkpoints`.
-      state: a state of the structure, shapes and dtypes that were saved.
+      state: a state of the same structure, shapes and dtypes as the saved ones.
 
     Raises:
       DamagedCheckpointError: (a `ValueError`) if it cannot be read, or holds a
@@ -139,7 +139,7 @@ def restore_latest(manager: ocp.CheckpointManager, state: TrainState) -> TrainSt
     way_out = f"delete this folder to continue {start} with --resume"
     try:
         restored: Any = manager.restore(step, args=ocp.args.StandardRestore(target))
-    # Orbax and TensorStore raise errors of many types, KeyError among them.
+    # Orbax and TensorStore raise errors of many types, including KeyError.
     except Exception as error:
         raise DamagedCheckpointError(
             f"{folder}: expected the checkpoint of step {step}, got a damaged one or "

@@ -51,29 +51,29 @@ def compare(
 ) -> list[Accuracies]:
     """Trains the plain and the hardware-aware model and compares them on chips.
 
-    Both run on the same chips, of the configured hardware with all it has. The plain
-    model is trained without any of it; then the input ranges are calibrated for it
-    from the training data.
+    Both are evaluated on the same chips, of the configured hardware with all its
+    effects. The plain model is trained without any of them; afterwards its input ranges
+    are calibrated on the training data.
 
-    In `out` afterwards: `config.json`; Orbax checkpoints in `plain/seed_N` and
-    `hardware-aware/seed_N`; a hardware-ready checkpoint for each seed in
-    `export/seed_N`; `results.json` and `results.png`.
+    Afterwards, `out` holds `config.json`, Orbax checkpoints in `plain/seed_N` and
+    `hardware-aware/seed_N`, a hardware-ready checkpoint for each seed in
+    `export/seed_N`, `results.json` and `results.png`.
 
     Args:
       config: the configuration.
-      ready: what it names, from `prepare`.
-      out: the run's folder, from `make_folder`. What is done there is not done again.
+      ready: the loaded models and data, from `prepare`.
+      out: the run's folder, from `make_folder`. Finished work in it is not repeated.
       console: where progress and the table are shown.
-      stop: whether to stop, asked after each update and between other pieces of work.
+      stop: whether to stop; called after each update and between other work.
 
     Returns:
-      The results: for each mismatch and model.
+      The results, for each mismatch and model.
 
     Raises:
       DivergedError: (a `ValueError`) if a loss or a parameter is NaN or infinite.
       EntryError: (a `ValueError`) if no input range fits the plain model.
-      OSError: if something cannot be written, naming it and the free space.
-      KeyboardInterrupt: if `stop` said so; a checkpoint is saved before.
+      OSError: if a file cannot be written, naming it and the free space.
+      KeyboardInterrupt: if `stop` returned true; a checkpoint is saved first.
     """
     quiet = quiet_training(ready.plan)
     if quiet is not None and config.training.objective is None:
@@ -150,24 +150,24 @@ def train_seed(
     console: Console,
     stop: Stop = never,
 ) -> Params:
-    """Returns the trained parameters of one seed, from its last checkpoint on.
+    """Returns the trained parameters of one seed, continuing from its last checkpoint.
 
     Args:
-      training: how it is trained.
+      training: the training configuration.
       step: from `make_step`.
       state: the state before the first update.
       data: the training set.
       seed: the training seed.
       where: folder of its checkpoints.
-      title: what stands beside the progress.
+      title: label of the progress display.
       console: where progress is shown.
-      stop: whether to stop, asked after each update.
+      stop: whether to stop; called after each update.
 
     Raises:
-      DivergedError: (a `ValueError`) if a loss or a parameter is NaN or infinite; it is
-        not saved.
+      DivergedError: (a `ValueError`) if a loss or a parameter is NaN or infinite; such
+        a state is not saved.
       OSError: if a checkpoint cannot be written, naming its folder and the free space.
-      KeyboardInterrupt: if `stop` said so; a checkpoint is saved before.
+      KeyboardInterrupt: if `stop` returned true; a checkpoint is saved first.
     """
     stop_if_asked(stop)
     with checkpoints.open_checkpoints(where) as manager:
@@ -193,7 +193,7 @@ def train_seed(
                 asked = stop()
                 saving = asked or number % training.checkpoint_every == 0
                 saving = saving or number == training.steps
-                # No other step waits for the device.
+                # Only these steps wait for the device.
                 if saving or not (shown is None or math.isfinite(shown)):
                     _require_no_bad(state, manager, title, training.learning_rate)
                 if saving:
@@ -206,14 +206,14 @@ def train_seed(
 def _require_no_bad(
     state: TrainState, manager: CheckpointManager, title: str, rate: float
 ) -> None:
-    """Raises the error of a training that has diverged."""
+    """Raises a `DivergedError` if the training has diverged."""
     number = int(state.first_bad)
     if number:
         raise diverged(number, title=title, saved=manager.latest_step(), rate=rate)
 
 
 def stop_if_asked(stop: Stop) -> None:
-    """Raises a `KeyboardInterrupt` if somebody asked that the training stop."""
+    """Raises a `KeyboardInterrupt` if the training was asked to stop."""
     if stop():
         raise KeyboardInterrupt
 
@@ -221,7 +221,7 @@ def stop_if_asked(stop: Stop) -> None:
 def _measurements(
     results: list[Accuracies], number: int
 ) -> list[checkpoint.Measurement]:
-    """Returns the accuracies of one hardware-aware model, as a manifest holds them."""
+    """Returns the accuracies of one hardware-aware model for its manifest."""
     found = []
     for result in results:
         if result.model == HARDWARE_AWARE:
@@ -246,7 +246,7 @@ def _export(
     accuracy: list[checkpoint.Measurement],
     path: Path,
 ) -> None:
-    """Exports a model with its accuracy, unless done before, and reads it back."""
+    """Exports a model with its accuracy unless it exists, and checks it on reading."""
     if not path.exists():
         made, plan = with_effective(ready, config.hardware, params)
         checkpoint.export(
@@ -258,11 +258,11 @@ def _export(
             accuracy=accuracy,
         )
     found = paths.leaves(checkpoint.load(path).params)
-    # A learned bound clips in the forward pass, and an export holds what it leaves.
+    # A learned bound clips in the forward pass, and an export holds clipped weights.
     expected = with_clipped(params, ready.plan)
     probes = ready.plan.zeros
     for name, leaf in paths.leaves(expected).items():
-        # Probes carry nothing and come back as zeros.
+        # Probes carry no information and are read back as zeros.
         if name not in probes and not np.array_equal(found[name], leaf):
             raise checkpoint.HardwareCheckpointError(
                 f"{path}: {name} is not what this run has trained and evaluated; "
@@ -278,10 +278,10 @@ def _deployed(
     console: Console,
     stop: Stop,
 ) -> Params:
-    """Returns the plain model's parameters as one puts them on the configured chip.
+    """Returns the plain model's parameters as deployed on the configured chip.
 
-    Its weights are on the same chip as the hardware-aware model's. Where that has input
-    ranges, which plain training gives nothing for, they come from the training data.
+    The weights lie on the same chip as those of the hardware-aware model. Plain
+    training gives no input ranges; they are calibrated on the training data.
     """
     stop_if_asked(stop)
     size = config.evaluation.batch_size
@@ -324,7 +324,7 @@ def _evaluate(
 
 
 def accuracy(outputs: jax.Array, labels: jax.Array) -> jax.Array:
-    """Returns the accuracy in % on each example: 100 where the largest logit is right.
+    """Returns the accuracy in % of each example: 100 if the largest logit is right.
 
     >>> import jax.numpy as jnp
     >>> accuracy(jnp.array([[0.1, 0.9], [0.8, 0.2]]), jnp.array([1, 1])).tolist()
@@ -332,7 +332,7 @@ def accuracy(outputs: jax.Array, labels: jax.Array) -> jax.Array:
 
     Args:
       outputs: `[B, classes]` logits.
-      labels: `[B]` whole numbers.
+      labels: `[B]` integers.
 
     Returns:
       `[B]`.
@@ -341,7 +341,7 @@ def accuracy(outputs: jax.Array, labels: jax.Array) -> jax.Array:
 
 
 def batches(data: Split, size: int) -> Iterator[Split]:
-    """Yields the examples in their order, `size` at a time, fewer at the end."""
+    """Yields the examples in order, `size` at a time; the last batch may be smaller."""
     for start in range(0, len(data.labels), size):
         yield Split(*(array[start : start + size] for array in data))
 

@@ -1,4 +1,4 @@
-"""What a training run is: validated, frozen, one file."""
+"""The configuration of a training run: frozen, validated dataclasses from one file."""
 
 import re
 from typing import Annotated, Any, Literal, Self
@@ -54,7 +54,7 @@ def _pattern(text: str) -> str:
 
 
 Pattern = Annotated[str, AfterValidator(_pattern)]
-"""A pattern for paths, as `re.fullmatch` takes it."""
+"""A regular expression for paths, applied by `re.fullmatch`."""
 
 
 _Argument = bool | int | float | str
@@ -72,7 +72,7 @@ Arguments = Annotated[
     BeforeValidator(_pairs),
     PlainSerializer(dict),
 ]
-"""Keyword arguments, which TOML writes as a table."""
+"""Keyword arguments; in TOML, a table."""
 
 
 Factors = Annotated[
@@ -80,12 +80,12 @@ Factors = Annotated[
     BeforeValidator(_pairs),
     PlainSerializer(dict),
 ]
-"""Factors by pattern, which TOML writes as a table."""
+"""Factors by pattern; in TOML, a table."""
 
 
 @dataclass(frozen=True, kw_only=True, config=CONFIG)
 class NoiseScheduleParameter:
-    """How the noise of training changes from update to update.
+    """How the noise in training changes over the updates.
 
     >>> NoiseScheduleParameter(
     ...     function="optax:linear_schedule",
@@ -95,12 +95,13 @@ class NoiseScheduleParameter:
     """
 
     function: Source
-    """`module:function` or `file.py:function` of the arguments, returning a schedule:
-    from the number of updates before to what multiplies all standard deviations."""
+    """`module:function` or `file.py:function` that takes the arguments and returns a
+    schedule: a function of the number of updates done, giving a factor on all standard
+    deviations."""
     arguments: Arguments = ()
-    """Its keyword arguments."""
+    """The function's keyword arguments."""
     layers: Factors = ()
-    """Factors of layers by pattern, on top; see `hwtrain.noise_strength`."""
+    """Additional factors of layers by pattern; see `hwtrain.noise_strength`."""
 
 
 @dataclass(frozen=True, kw_only=True, config=CONFIG)
@@ -112,26 +113,26 @@ class TrainingParameter:
     """
 
     seeds: _Seeds = (0,)
-    """Training seeds: each gives initial parameters, order of the data and noise."""
+    """Training seeds, for initial parameters, order of the data and noise."""
     steps: Size
     """Updates for each model and seed."""
     batch_size: Size = 64
-    """Examples in an update."""
+    """Examples in each update."""
     optimizer: Source = "optax:adam"
-    """`module:function` or `file.py:function` of a learning rate, returning an optax
-    transformation."""
+    """`module:function` or `file.py:function` that takes a learning rate and returns an
+    optax transformation."""
     learning_rate: PositiveDeviation = 1e-3
     """Learning rate of the first update."""
     schedule: Literal["constant", "cosine"] = "cosine"
-    """How the learning rate goes on: constant, or to zero along a half cosine."""
+    """Learning rate over time: constant, or a half cosine down to zero."""
     noise_schedule: NoiseScheduleParameter | None = None
-    """How the noise changes. `None`: it stays what the hardware says."""
+    """Schedule of the noise. `None`: the noise stays as the hardware configures it."""
     objective: AnyObjective | None = None
-    """What the hardware-aware model minimises in place of the loss. `None`: the
-    loss."""
+    """Objective that the hardware-aware model minimises instead of the loss. `None`:
+    the loss."""
     generator: Literal["threefry", "fast"] = "threefry"
-    """What draws the noise: JAX's generator, or `hwtrain.fast_prng`, which costs a
-    third."""
+    """Generator of the noise: JAX's own, or `hwtrain.fast_prng`, which takes a third of
+    the time."""
     checkpoint_every: Size = 500
     """Updates between two checkpoints. The last update is always saved."""
 
@@ -140,19 +141,19 @@ class TrainingParameter:
 class EvaluationParameter:
     """The population of chips that both models are evaluated on.
 
-    Both are on the configured hardware with all it has; the plain model's input ranges
-    are calibrated from the training data.
+    Both use the configured hardware with all its effects; the plain model's input
+    ranges are calibrated on the training data.
 
     >>> EvaluationParameter(mismatch_std=(0.0, 0.1)).chips
     128
     """
 
     chips: Chips = 128
-    """Number of chips, of the seeds 0, 1, ..., each with its own frozen mismatch."""
+    """Number of chips, with seeds 0, 1, ..., each with its own frozen mismatch."""
     seed: Seed = 0
-    """Seed of what is drawn at each read of a chip."""
+    """Seed of the noise drawn at each read of a chip."""
     mismatch_std: Annotated[tuple[Deviation, ...], Field(min_length=1)] = (0.0,)
-    """Values that `hardware.mismatch.std_dev` takes, one population for each. Hardware
+    """Values of `hardware.mismatch.std_dev`, with one population for each. Hardware
     without a mismatch has one population."""
     batch_size: Size = 512
     """Examples evaluated at once."""
@@ -160,19 +161,19 @@ class EvaluationParameter:
 
 @dataclass(frozen=True, kw_only=True, config=CONFIG)
 class ExportParameter:
-    """What is exported.
+    """The export of the trained model.
 
     >>> ExportParameter().chip_seed
     0
     """
 
     chip_seed: Seed = 0
-    """The chip whose frozen mismatch is stored beside the nominal model."""
+    """Seed of the chip whose frozen mismatch is stored beside the nominal model."""
 
 
 @dataclass(frozen=True, kw_only=True, config=CONFIG)
 class Config:
-    """A training run: plain and hardware-aware model, export, evaluation.
+    """A training run: plain and hardware-aware model, export and evaluation.
 
     `read_config` reads it from a TOML file.
     """
@@ -182,13 +183,15 @@ class Config:
     `module:function` of an installed package. The function returns a Linen module, or
     takes `rngs` and returns an NNX module."""
     data: Source
-    """Likewise; the function returns `((inputs, labels), (inputs, labels))`: training
-    and test set, inputs `[examples, ...]`, labels `[examples]` whole numbers."""
+    """A function in the same notation. It returns `((inputs, labels), (inputs,
+    labels))`: training and test set, inputs `[examples, ...]`, labels `[examples]`
+    integers."""
     training: TrainingParameter
     hardware: Hardware
     parts: tuple[str, ...] = ()
-    """What registers parts of your own that `hardware` names: `path/to/file.py`,
-    relative to the configuration's folder, or a module of an installed package."""
+    """Files or modules that register your own parts used in `hardware`:
+    `path/to/file.py`, relative to the configuration's folder, or an installed
+    module."""
     evaluation: EvaluationParameter = Field(default_factory=EvaluationParameter)
     export: ExportParameter = Field(default_factory=ExportParameter)
 

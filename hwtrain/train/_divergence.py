@@ -1,4 +1,4 @@
-"""A training that has diverged: found on the device, told in one line."""
+"""Detects on the device that a training has diverged, and reports it in one line."""
 
 from typing import Any
 
@@ -7,20 +7,20 @@ import jax.numpy as jnp
 
 
 class DivergedError(ValueError):
-    """A loss or a parameter is NaN or infinite; the message says which and when."""
+    """A loss or a parameter is NaN or infinite; the message says where and when."""
 
 
 def first_bad(so_far: jax.Array, step: jax.Array, values: Any) -> jax.Array:
-    """Returns the number of the first update that gave a NaN or an infinity.
+    """Returns the number of the first update that produced a NaN or an infinity.
 
     >>> none = jnp.zeros((), jnp.int32)
     >>> int(first_bad(none, jnp.int32(7), {"loss": jnp.float32(jnp.nan)}))
     7
 
     Args:
-      so_far: `[]` int32, what it was before this update: 0 for none.
-      step: `[]` int32, the number of this update, from 1 on.
-      values: what this update gave: arrays, of which those of numbers count.
+      so_far: `[]` int32, the result before this update: 0 for none.
+      step: `[]` int32, the number of this update, counted from 1.
+      values: arrays that this update produced; only floating-point ones are checked.
     """
     finite = [
         jnp.isfinite(leaf).all()
@@ -34,12 +34,12 @@ def first_bad(so_far: jax.Array, step: jax.Array, values: Any) -> jax.Array:
 def diverged(
     number: int, *, title: str, saved: int | None, rate: float
 ) -> DivergedError:
-    """Returns the error of a training whose update `number` was the first bad one.
+    """Returns the error for a training that diverged at update `number`.
 
     Args:
       number: from `first_bad`.
-      title: which model and seed.
-      saved: step of its newest checkpoint, `None` for none.
+      title: the model and its seed.
+      saved: step of its newest checkpoint; `None` for none.
       rate: its learning rate.
     """
     kept = (

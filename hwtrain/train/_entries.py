@@ -1,4 +1,4 @@
-"""Entries of a configuration that lead to code which raises."""
+"""Errors that name the configuration entry that caused them."""
 
 import traceback
 from collections.abc import Iterator
@@ -11,7 +11,7 @@ class EntryError(ValueError):
     """An entry of a configuration is wrong; the message begins with its key.
 
     Attributes:
-      key: of the entry, names joined by dots.
+      key: the entry's key, names joined by dots.
     """
 
     def __init__(self, key: str, text: str):
@@ -21,7 +21,7 @@ class EntryError(ValueError):
 
 @contextmanager
 def named(key: str, source: str = "", *, given: str = "") -> Iterator[None]:
-    """Turns whatever an entry of a configuration leads to into one line that names it.
+    """Turns any error raised under an entry of a configuration into one line naming it.
 
     >>> with named("data", "recipe.py:data"):
     ...     {}["train"]
@@ -29,13 +29,13 @@ def named(key: str, source: str = "", *, given: str = "") -> Iterator[None]:
     hwtrain.train._entries.EntryError: data: recipe.py:data raised KeyError: 'train'
 
     Args:
-      key: of the entry.
+      key: the entry's key.
       source: the function that is called, as the configuration names it.
-      given: what it was given, for the message.
+      given: its arguments, for the message.
 
     Raises:
-      EntryError: (a `ValueError`) the line; its cause is what was raised. Where it is
-        of another entry, it passes as it is.
+      EntryError: (a `ValueError`) with one line; its cause is the original error. An
+        `EntryError` of another entry passes unchanged.
     """
     try:
         yield

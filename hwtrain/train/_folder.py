@@ -1,4 +1,4 @@
-"""The folder of a run: made once, continued or replaced only when asked to."""
+"""The folder of a run: created once, continued or replaced only on request."""
 
 import json
 import shutil
@@ -26,15 +26,15 @@ def open_folder(
     Args:
       path: the run's folder.
       config: the run's configuration.
-      resume: continue the run that lies there.
-      overwrite: replace the run that lies there.
+      resume: continue the run in the folder.
+      overwrite: replace the run in the folder.
 
     Returns:
-      Whether a run lies there that is continued.
+      Whether the folder holds a run to continue.
 
     Raises:
-      ValueError: if something lies there that is no run of ours or must not be
-        touched, or if the run to be continued was started with another configuration.
+      ValueError: if the folder holds anything but a run, or a run that may not be
+        touched, or if the run to continue was started with another configuration.
     """
     require_folder_above(path)
     if not path.exists() or (path.is_dir() and not any(path.iterdir())):
@@ -45,7 +45,7 @@ def open_folder(
             f"{path}: expected a run folder or nothing, got something without a "
             f"{CONFIG_FILE}; name another folder with --out"
         )
-    # Before --overwrite too: many programs write a config.json.
+    # Checked before --overwrite too, because many programs write a config.json.
     stored_config = _read_config(stored)
     if overwrite:
         return False
@@ -69,7 +69,7 @@ def open_folder(
 
 
 def require_folder_above(path: Path) -> None:
-    """Raises a `ValueError` if a path lies below a file, and can never be made."""
+    """Raises a `ValueError` if a path lies below a file, so it cannot be created."""
     above = next(parent for parent in path.absolute().parents if parent.exists())
     if not above.is_dir():
         raise ValueError(
@@ -78,7 +78,7 @@ def require_folder_above(path: Path) -> None:
 
 
 def make_folder(path: Path, config: Config | MismatchConfig, source: Path) -> None:
-    """Makes the folder of a new run, in place of the run that lay there, if any.
+    """Creates the folder of a new run, replacing the run in its place, if any.
 
     Args:
       path: the run's folder.
@@ -94,12 +94,12 @@ def make_folder(path: Path, config: Config | MismatchConfig, source: Path) -> No
 
 
 def is_run(path: Path) -> bool:
-    """Returns whether a run lies in a folder, as far as its files' names say."""
+    """Returns whether a folder holds a run, judged by its file names."""
     return (path / CONFIG_FILE).is_file()
 
 
 def read_run(path: Path) -> tuple[Config, Path]:
-    """Returns the configuration of a run, and what its paths are relative to.
+    """Returns the configuration of a run and the folder its paths are relative to.
 
     Args:
       path: the run's folder.
@@ -124,24 +124,24 @@ def read_run(path: Path) -> tuple[Config, Path]:
 
 
 def import_parts_of(path: Path) -> None:
-    """Imports the parts that the configuration of a run names, if it can be read.
+    """Imports the parts named in a run's configuration, if it can be read.
 
     Args:
       path: the run's folder.
 
     Raises:
-      ValueError: naming what cannot be imported.
+      ValueError: naming the part that cannot be imported.
     """
     try:
         data = parsed(json.loads, (path / CONFIG_FILE).read_text(encoding="utf-8"))
     except (OSError, ValueError):
-        return  # a checkpoint in it may be right; who opens the run is told
+        return  # a checkpoint in the folder may still be valid; opening the run raises
     if isinstance(data, dict) and data.get("parts"):
         import_parts(data, _source(path))
 
 
 def _source(path: Path) -> Path:
-    """Returns what the paths in the configuration of a run are relative to."""
+    """Returns the folder that the paths in a run's configuration are relative to."""
     try:
         source = json.loads((path / _SOURCE_FILE).read_text(encoding="utf-8"))
         return Path(source["folder"])
@@ -154,12 +154,12 @@ def _source(path: Path) -> Path:
 
 
 def write_json(path: Path, data: Any, hint: str = AGAIN) -> None:
-    """Writes a JSON file that is complete or not there.
+    """Writes a JSON file atomically.
 
     Args:
-      path: where it shall be.
-      data: what JSON holds.
-      hint: the way out where the disk is full.
+      path: the file.
+      data: any data that JSON can hold.
+      hint: the way out if the disk is full.
     """
     text = json.dumps(data, indent=2, ensure_ascii=False) + "\n"
     with complete(path, hint) as partial:
@@ -167,7 +167,7 @@ def write_json(path: Path, data: Any, hint: str = AGAIN) -> None:
 
 
 def _read_config(path: Path) -> Config | MismatchConfig:
-    """Returns the configuration of the run that lies beside `path`."""
+    """Returns the configuration of a run from its file."""
     try:
         data = parsed(json.loads, path.read_text(encoding="utf-8"))
         if isinstance(data, dict) and data.get("parts"):

@@ -1,4 +1,4 @@
-"""A model as pure functions: what the loop needs to know of Linen and of NNX."""
+"""A model as pure functions: the loop's common interface to Linen and NNX."""
 
 import inspect
 from collections.abc import Callable
@@ -18,8 +18,8 @@ class Functional(NamedTuple):
 
     Attributes:
       init: `(seed) -> params`, a nested dictionary of the initial parameters.
-      apply: `(params, inputs, key) -> outputs`. All that the model draws at a step, it
-        draws from the key.
+      apply: `(params, inputs, key) -> outputs`. The model draws all its random
+        numbers of a step from the key.
     """
 
     init: Callable[[ArrayLike], Params]
@@ -27,9 +27,9 @@ class Functional(NamedTuple):
 
 
 def stream_key(key: jax.Array, name: str) -> jax.Array:
-    """Returns the key of a named rng stream at a step.
+    """Returns the key of a named rng stream at one step.
 
-    Streams must not share their bits: dropout is not to depend on the mismatch.
+    Streams must not share bits: dropout must not depend on the mismatch.
 
     Args:
       key: the step's key.
@@ -39,17 +39,17 @@ def stream_key(key: jax.Array, name: str) -> jax.Array:
 
 
 def check_call(module: Any) -> None:
-    """Checks that a model is called with its inputs and nothing else.
+    """Checks that a model can be called with its inputs alone.
 
     Args:
       module: a Linen or an NNX module.
 
     Raises:
-      EntryError: (a `ValueError`) naming an argument that it asks for too.
+      EntryError: (a `ValueError`) naming another required argument.
     """
     if not callable(module):
         return
-    # The first are the inputs.
+    # The first parameter takes the inputs.
     for argument in list(inspect.signature(module).parameters.values())[1:]:
         various = argument.kind in (argument.VAR_POSITIONAL, argument.VAR_KEYWORD)
         if argument.default is argument.empty and not various:

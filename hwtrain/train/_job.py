@@ -1,4 +1,4 @@
-"""What a configuration asks for."""
+"""Selects the job of a configuration."""
 
 from collections.abc import Callable
 from typing import Any
@@ -15,7 +15,7 @@ def job_of(
 ) -> tuple[Callable[..., Any], Callable[..., Any]]:
     """Returns the functions that prepare and run a configuration's job.
 
-    They are called as `prepare` and `compare`.
+    Their signatures are those of `prepare` and `compare`.
     """
     if isinstance(config, MismatchConfig):
         return prepare_contest, contest

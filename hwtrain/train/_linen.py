@@ -23,7 +23,7 @@ Factory = Callable[[], nn.Module]
 
 
 def plain(factory: Factory, inputs: jax.Array) -> Functional:
-    """Returns the module as it is, as pure functions.
+    """Returns the unchanged module as pure functions.
 
     >>> import jax.numpy as jnp
     >>> model = plain(lambda: nn.Dense(2), jnp.ones((1, 3)))
@@ -32,11 +32,11 @@ def plain(factory: Factory, inputs: jax.Array) -> Functional:
 
     Args:
       factory: returns a module whose only variables are `params`.
-      inputs: example inputs, `[examples, ...]`, for the shapes.
+      inputs: example inputs for the shapes, `[examples, ...]`.
 
     Raises:
       ValueError: if it is no Linen module, has variables beside `params`, or draws
-        something, such as dropout, where it has no stream for it.
+        something, such as dropout, without a stream for it.
     """
     module = build(factory)
     model = _functional(module, inputs)
@@ -57,9 +57,9 @@ def hardware_aware(
 ) -> tuple[Functional, Plan]:
     """Returns the module in `train_mode` as pure functions, and its plan.
 
-    The parameters of the plain module start from the same values. What the hardware
-    draws at a step is its modifier and the noise of its `forward`: without either, as
-    in `presets.pcm()`, this trains as the plain module does, and `inspect` says so.
+    The initial parameters equal those of the plain module. In a training step, the
+    hardware draws its modifier and the noise of its `forward`. Without either, as in
+    `presets.pcm()`, this trains like the plain module, and `inspect` says so.
     """
     module = analogize(build(factory), hardware)
     model = _functional(module, inputs)
@@ -77,13 +77,13 @@ def graph(factory: Factory, inputs: jax.Array) -> Graph:
 def deviating(
     factory: Factory, prototype: Any, deviation: float, rule: float, inputs: jax.Array
 ) -> Functional:
-    """Returns the module with mismatch at every step, as pure functions.
+    """Returns the module with mismatch drawn at every step, as pure functions.
 
     Args:
       factory: returns a module whose only variables are `params`.
-      prototype: what deviates.
+      prototype: selects the deviating parameters.
       deviation: `percent_deviation` of `with_mismatch`.
-      rule: its `sigma_rule`.
+      rule: `sigma_rule` of `with_mismatch`.
       inputs: example inputs, `[examples, ...]`.
     """
     module = with_mismatch(build(factory), prototype, deviation, rule)
@@ -104,17 +104,17 @@ def deployed(
     batches: list[jax.Array],
     console: Console,
 ) -> Params:
-    """Returns the plain module's parameters with the leaves that the hardware has.
+    """Returns the plain module's parameters plus the leaves that the hardware needs.
 
     Args:
       factory: returns the module.
-      hardware: of the chip.
+      hardware: the chip's hardware.
       params: the trained parameters of the plain module.
-      batches: inputs that input ranges are calibrated from.
-      console: where the progress is shown.
+      batches: inputs to calibrate input ranges on.
+      console: where progress is shown.
 
     Raises:
-      ValueError: if no range fits what reaches a layer.
+      ValueError: if no range fits the inputs of a layer.
     """
     analog, _ = on_chip(factory, hardware, params)
     variables = {"params": adopt(analog, params, batches[0])}
@@ -124,7 +124,7 @@ def deployed(
 
 
 def build(factory: Factory) -> nn.Module:
-    """Returns the module, after a look at what it is.
+    """Returns the module after checking its type and call.
 
     Raises:
       ValueError: if it is no Linen module.
@@ -156,7 +156,7 @@ def _functional(module: nn.Module, inputs: jax.Array) -> Functional:
         return module.init(jax.random.key(seed), inputs)["params"]
 
     def apply(params: Params, inputs: jax.Array, key: jax.Array) -> jax.Array:
-        # An NNX stream folds its count into its key: so both frameworks draw the same.
+        # An NNX stream folds its count into its key; with 0 both frameworks draw alike.
         mismatch = fold_in(stream_key(key, "mismatch"), 0)
         rngs = {"mismatch": mismatch, "dropout": stream_key(key, "dropout")}
         outputs: Any = module.apply({"params": params}, inputs, rngs=rngs)

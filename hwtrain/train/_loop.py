@@ -1,4 +1,4 @@
-"""The training step and the loop that recipes share."""
+"""The training step and the training loop that recipes share."""
 
 import contextlib
 import functools
@@ -16,14 +16,14 @@ from hwtrain.train._divergence import first_bad
 from hwtrain.train._functional import Functional, Params
 
 Stop = Callable[[], bool]
-"""Whether somebody asked that the training stop."""
+"""Returns whether the training was asked to stop."""
 
 
 Loss = Callable[[jax.Array, jax.Array], jax.Array]
 
 
 def never() -> bool:
-    """Returns that nobody asked that the training stop."""
+    """Never asks the training to stop."""
     return False
 
 
@@ -40,7 +40,7 @@ class Split(NamedTuple):
 
 
 class TrainState(NamedTuple):
-    """All that changes from step to step; the rest is a function of it and the seed.
+    """Everything that changes between steps; the rest follows from it and the seed.
 
     Attributes:
       step: `[]` int32, number of updates done.
@@ -67,7 +67,7 @@ def cross_entropy(outputs: jax.Array, labels: jax.Array) -> jax.Array:
 
     Args:
       outputs: `[B, classes]` logits.
-      labels: `[B]` whole numbers.
+      labels: `[B]` integers.
     """
     losses = optax.softmax_cross_entropy_with_integer_labels(outputs, labels)
     return losses.mean()
@@ -90,18 +90,18 @@ def make_step(
 ) -> Step:
     """Returns the jitted training step: loss, gradient, update.
 
-    `step(state, data, order, key) -> (state, loss)`. The step's own key is `key` with
-    the step's number folded in. `state` is donated. The data are arguments, because a
-    constant in the program is folded at compile time, which takes seconds.
+    `step(state, data, order, key) -> (state, loss)` folds the step's number into `key`
+    and donates `state`. The data are arguments, because XLA folds constants in a
+    program at compile time, which takes seconds.
 
     Args:
       model: the model.
       optimizer: an optax transformation; it is given the parameters.
       loss: `(outputs, labels) -> []`, the mean over a batch.
-      robust: `(loss, outputs) -> loss`, what makes a loss of `(params, key, inputs,
-        labels)` robust, such as `hwtrain.objectives.robust`; `None` for the loss.
-      strength: of the number of updates before, what `hwtrain.noise_strength` gets;
-        `None` for 1.
+      robust: `(loss, outputs) -> loss`, makes a loss of `(params, key, inputs, labels)`
+        robust, such as `hwtrain.objectives.robust`; `None` for the loss itself.
+      strength: maps the number of updates done to an argument of
+        `hwtrain.noise_strength`; `None` for 1.
     """
     update = optax.with_extra_args_support(optimizer).update
 
@@ -139,10 +139,10 @@ def make_step(
 
 
 def epoch_order(seed: int, epoch: int, examples: int, batch_size: int) -> np.ndarray:
-    """Returns which examples each update of an epoch sees.
+    """Returns the examples of each update of an epoch.
 
-    A pure function of its arguments, so that a resumed run sees what an uninterrupted
-    one would. The examples that fill no batch sit this epoch out.
+    A pure function of its arguments, so that a resumed run sees the same batches as an
+    uninterrupted one. Examples that do not fill a batch are left out of the epoch.
 
     >>> epoch_order(seed=0, epoch=0, examples=5, batch_size=2).shape
     (2, 2)
@@ -151,7 +151,7 @@ def epoch_order(seed: int, epoch: int, examples: int, batch_size: int) -> np.nda
       seed: the training seed.
       epoch: the epoch's number.
       examples: number of examples, at least `batch_size`.
-      batch_size: examples in an update.
+      batch_size: examples in each update.
 
     Returns:
       `[updates, batch_size]` indices of examples.
@@ -173,21 +173,21 @@ def run_steps(
 ) -> Iterator[tuple[TrainState, jax.Array]]:
     """Yields the state and the loss after each update up to `steps`.
 
-    The loss is not waited for; who reads it waits. A yielded state is donated to the
-    next update: copy what must outlive it.
+    It does not wait for the loss; reading the loss does. A yielded state is donated to
+    the next update: copy whatever must outlive it.
 
     Args:
       step: from `make_step`.
-      state: where to start. Its step says how many updates are done.
+      state: the initial state; its `step` is the number of updates done.
       data: the training set.
-      steps: number of updates at the end.
-      batch_size: examples in an update.
-      seed: the training seed: order of the examples, noise.
+      steps: total number of updates.
+      batch_size: examples in each update.
+      seed: the training seed, for the order of the examples and the noise.
       generator: implementation of the keys, such as `hwtrain.fast_prng`; `None` for
         JAX's default.
     """
     data = jax.device_put(data)
-    # The noise of a run must not be what initialised it, and both come from the seed.
+    # Parameters are initialised from the same seed; the noise needs an independent key.
     key = jax.random.fold_in(jax.random.key(seed, impl=generator), 1)
     start, examples = int(state.step), len(data.labels)
     updates = examples // batch_size

@@ -1,4 +1,4 @@
-"""What a comparison of trainings under mismatch is: validated, frozen, one file."""
+"""The configuration of a comparison of trainings under mismatch."""
 
 from collections.abc import Mapping
 from typing import Annotated, Any, Self
@@ -13,9 +13,9 @@ from hwtrain.train._config import Config, Pattern, Source, TrainingParameter
 
 @dataclass(frozen=True, kw_only=True, config=CONFIG)
 class DeviationParameter:
-    """What deviates, and by how much at each step of training.
+    """The mismatch drawn at each training step.
 
-    Of the parameters, kernels and whatever a DynapSim has deviate; see
+    Kernels and all parameters of a DynapSim deviate; see
     `hwtrain.frozen_mismatch_prototype` and `hwtrain.dynamic_mismatch_prototype`.
 
     >>> DeviationParameter(digital=("readout/.*",)).sigma_rule
@@ -23,11 +23,11 @@ class DeviationParameter:
     """
 
     digital: tuple[Pattern, ...] = ()
-    """Patterns for paths of parameters that do not lie on the chip."""
+    """Patterns for paths of parameters that are not on the chip."""
     percent_deviation: PositiveDeviation = 0.3
     """Deviation in training, 0.3 for 30 %."""
     sigma_rule: Positive = 3.0
-    """Standard deviations that make a deviation, in training and on the chips."""
+    """Number of standard deviations in a deviation, in training and on the chips."""
 
 
 @dataclass(frozen=True, kw_only=True, config=CONFIG)
@@ -39,14 +39,14 @@ class ChipsParameter:
     """
 
     chips: Chips = 64
-    """Number of chips, of the seeds 0, 1, ..., the same for all models."""
+    """Number of chips, with seeds 0, 1, ..., the same for all models."""
     percent_deviation: Annotated[tuple[Deviation, ...], Field(min_length=1)] = (0.3,)
-    """Deviations, one population of chips for each."""
+    """Deviations, with one population of chips for each."""
 
 
 @dataclass(frozen=True, kw_only=True, config=CONFIG)
 class MismatchConfig:
-    """A comparison: trained plain, with mismatch, and with a robust objective.
+    """A comparison of training plain, with mismatch and with a robust objective.
 
     `read_config` reads it from a TOML file with a table `[mismatch]`.
     """
@@ -58,7 +58,7 @@ class MismatchConfig:
     training: TrainingParameter
     mismatch: DeviationParameter
     objective: AnyObjective | None = None
-    """What a third model minimises. `None`: there is none."""
+    """Objective that a third model minimises. `None`: no third model."""
     evaluation: ChipsParameter
 
     @model_validator(mode="after")
@@ -73,5 +73,5 @@ class MismatchConfig:
 
 
 def kind_of(data: Mapping[str, Any]) -> type[Config] | type[MismatchConfig]:
-    """Returns the class of a configuration that is given as plain data."""
+    """Returns the class of a configuration given as plain data."""
     return MismatchConfig if "mismatch" in data else Config

@@ -24,7 +24,7 @@ Factory = Callable[..., nnx.Module]
 
 
 def plain(factory: Factory, inputs: jax.Array) -> Functional:
-    """Returns the module as it is, as pure functions.
+    """Returns the unchanged module as pure functions.
 
     >>> import jax.numpy as jnp
     >>> model = plain(lambda rngs: nnx.Linear(3, 2, rngs=rngs), jnp.ones((1, 3)))
@@ -33,7 +33,7 @@ def plain(factory: Factory, inputs: jax.Array) -> Functional:
 
     Args:
       factory: builds the module, whose only variables are parameters and rng streams.
-      inputs: not needed; for Linen's sake.
+      inputs: unused; Linen needs it.
 
     Raises:
       ValueError: if it builds no NNX module, or one with other variables.
@@ -47,9 +47,9 @@ def hardware_aware(
 ) -> tuple[Functional, Plan]:
     """Returns the module in `train_mode` as pure functions, and its plan.
 
-    The parameters of the plain module start from the same values. What the hardware
-    draws at a step is its modifier and the noise of its `forward`: without either, as
-    in `presets.pcm()`, this trains as the plain module does, and `inspect` says so.
+    The initial parameters equal those of the plain module. In a training step, the
+    hardware draws its modifier and the noise of its `forward`. Without either, as in
+    `presets.pcm()`, this trains like the plain module, and `inspect` says so.
     """
 
     def build(rngs: nnx.Rngs) -> nnx.Module:
@@ -66,14 +66,14 @@ def graph(factory: Factory, inputs: jax.Array) -> Graph:
 def deviating(
     factory: Factory, prototype: Any, deviation: float, rule: float, inputs: jax.Array
 ) -> Functional:
-    """Returns the module with mismatch at every step, as pure functions.
+    """Returns the module with mismatch drawn at every step, as pure functions.
 
     Args:
       factory: builds the module.
-      prototype: what deviates.
+      prototype: selects the deviating parameters.
       deviation: `percent_deviation` of `with_mismatch`.
-      rule: its `sigma_rule`.
-      inputs: not needed; for Linen's sake.
+      rule: `sigma_rule` of `with_mismatch`.
+      inputs: unused; Linen needs it.
     """
     del inputs
 
@@ -102,17 +102,17 @@ def deployed(
     batches: list[jax.Array],
     console: Console,
 ) -> Params:
-    """Returns the plain module's parameters with the leaves that the hardware has.
+    """Returns the plain module's parameters plus the leaves that the hardware needs.
 
     Args:
       factory: builds the module.
-      hardware: of the chip.
+      hardware: the chip's hardware.
       params: the trained parameters of the plain module.
-      batches: inputs that input ranges are calibrated from.
-      console: where the progress is shown.
+      batches: inputs to calibrate input ranges on.
+      console: where progress is shown.
 
     Raises:
-      ValueError: if no range fits what reaches a layer.
+      ValueError: if no range fits the inputs of a layer.
     """
     analog, _ = on_chip(factory, hardware, params)
     params = adopt(analog, params)
@@ -157,7 +157,7 @@ def _functional(build: Factory) -> Functional:
         module = nnx.merge(graph, params, nnx.to_pure_dict(streams))
         for _, node in nnx.iter_graph(module):
             if isinstance(node, nnx.RngStream):
-                # Not in place: the key may be of another generator.
+                # Replaced, not set in place: the key may have another generator.
                 node.key.set_value(stream_key(key, node.tag))
                 node.count[...] = jnp.zeros_like(node.count[...])
         return module(inputs)  # pyright: ignore[reportCallIssue]

@@ -1,4 +1,4 @@
-"""What a configuration says of updates: optimizer, noise over time, objective."""
+"""Builds the optimizer, the noise schedule and the objective of a configuration."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -36,18 +36,18 @@ def base_optimizer(
     """Returns the optimizer that a configuration names.
 
     Args:
-      training: how a model is trained.
+      training: the training configuration.
       schedule: the learning rate of each update.
-      folder: what a relative path is relative to.
+      folder: the folder that relative paths refer to.
 
     Raises:
-      ValueError: one line that names what is wrong.
+      ValueError: one line that names the wrong entry.
     """
     with named("training.optimizer"):
         build = resolve(training.optimizer, folder)
     try:
         optimizer = build(schedule)
-    # What a function raises, when it is called with something else, is up to it.
+    # A function that expects other arguments may raise any error.
     except Exception as error:
         raise EntryError(
             "training.optimizer",
@@ -69,13 +69,13 @@ def aware_optimizer(
     rate: optax.Schedule,
     chip_seed: int,
 ) -> optax.GradientTransformation:
-    """Returns the optimizer of an analog model, which trains one chip if it drifts.
+    """Returns the optimizer of an analog model; a drift is drawn for a single chip.
 
     Args:
       base: the optimizer of the plain model.
-      plan: the plan of the analog one.
-      rate: the learning rate of each update, for input ranges too.
-      chip_seed: the chip's number.
+      plan: the plan of the analog model.
+      rate: the learning rate of each update, used for input ranges too.
+      chip_seed: seed of the chip.
     """
     drifts = [weight.hardware.drift for weight in plan.weights]
     drawn = any(drift is not None and drift.draws for drift in drifts)
@@ -88,15 +88,15 @@ def aware_optimizer(
 def robust_loss(
     training: TrainingParameter, plan: Plan
 ) -> Callable[..., Callable[..., Any]] | None:
-    """Returns what makes a loss robust, as `make_step` takes it.
+    """Returns the function that makes a loss robust, for `make_step`.
 
     Args:
-      training: how the model is trained.
-      plan: its plan.
+      training: the training configuration.
+      plan: the model's plan.
 
     Returns:
-      `(loss, outputs) -> loss`; `None` for the loss alone. It raises a `ValueError` if
-      the objective would do nothing.
+      `(loss, outputs) -> loss`; `None` to keep the loss. It raises a `ValueError` if
+      the objective would have no effect.
     """
     objective = training.objective
     if objective is None:
@@ -114,17 +114,18 @@ def robust_loss(
 def noise_schedule(
     training: TrainingParameter, folder: Path
 ) -> Callable[[jax.Array], Any] | None:
-    """Returns how strong the noise is after a number of updates.
+    """Returns the strength of the noise as a function of the number of updates.
 
     Args:
-      training: how the model is trained.
-      folder: what a relative path is relative to.
+      training: the training configuration.
+      folder: the folder that relative paths refer to.
 
     Returns:
-      Of the number of updates, what `noise_strength` takes; `None` for 1.
+      A function from the number of updates to an argument of `noise_strength`; `None`
+      for 1.
 
     Raises:
-      ValueError: one line that names what is wrong.
+      ValueError: one line that names the wrong entry.
     """
     parameter = training.noise_schedule
     if parameter is None:
@@ -134,7 +135,7 @@ def noise_schedule(
     try:
         schedule = build(**dict(parameter.arguments))
         value = jax.eval_shape(schedule, jnp.zeros((), jnp.int32))
-    # What a function raises, when it is called with something else, is up to it.
+    # A function that expects other arguments may raise any error.
     except Exception as error:
         raise EntryError(
             "training.noise_schedule",
@@ -155,8 +156,8 @@ def noise_schedule(
 
 
 def _check_values(schedule: Callable[[jax.Array], Any], steps: int) -> None:
-    """Raises for a schedule that is negative, NaN or infinite at an update."""
-    # Of very many, those evenly apart.
+    """Raises if a schedule is negative, NaN or infinite at an update."""
+    # At most _LOOKED_AT updates are checked, evenly spaced.
     numbers = np.unique(np.linspace(0, steps - 1, min(steps, _LOOKED_AT)).astype(int))
 
     @jax.jit

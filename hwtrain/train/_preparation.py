@@ -1,4 +1,4 @@
-"""Everything that a run needs, loaded and checked before anything is written."""
+"""Loads and checks everything a run needs before it writes anything."""
 
 import dataclasses
 import functools
@@ -49,16 +49,16 @@ class Preparation:
     """Models, optimizers and data of a run.
 
     Attributes:
-      frontend: what is special to the model's framework.
+      frontend: the module of functions for the model's framework.
       factory: the function of the recipe that builds the model.
-      plain: the model as it is.
+      plain: the plain model.
       aware: the hardware-aware model.
       plan: the plan of the hardware-aware model.
-      graph: how its layers are connected.
-      optimizer: of the plain model.
-      aware_optimizer: of the hardware-aware model.
+      graph: the connections of its layers.
+      optimizer: the optimizer of the plain model.
+      aware_optimizer: the optimizer of the hardware-aware model.
       plain_step: the training step of the plain model.
-      aware_step: of the hardware-aware model.
+      aware_step: the training step of the hardware-aware model.
       train: the training set.
       test: the test set.
     """
@@ -82,11 +82,11 @@ def with_effective(
 ) -> tuple[Params, Plan]:
     """Returns parameters with the weights that layers multiply by, and their plan.
 
-    They are as they were, unless something stands between stored weights and a layer.
+    Both are unchanged unless layers compute their weights from stored parameters.
 
     Args:
       ready: the models of a run.
-      hardware: that of the hardware-aware one.
+      hardware: the hardware of the hardware-aware model.
       params: its parameters.
     """
     if ready.plan == ready.plan.effective:
@@ -97,14 +97,14 @@ def with_effective(
 
 
 def prepare(config: Config, folder: Path) -> Preparation:
-    """Loads what a configuration names.
+    """Loads and checks all that a configuration names.
 
     Args:
       config: the configuration.
       folder: its folder, which its paths are relative to.
 
     Raises:
-      ValueError: one line that names what is wrong.
+      ValueError: one line that names the wrong entry.
     """
     require_matplotlib()
     train, test = load_data(config.data, config.training.batch_size, folder)
@@ -150,22 +150,22 @@ def prepare(config: Config, folder: Path) -> Preparation:
 def build_plain(
     config: Config | MismatchConfig, train: Split, folder: Path
 ) -> tuple[ModuleType, Callable[..., Any], Functional]:
-    """Returns what is special to a model's framework, what builds it, and the model.
+    """Returns the framework's module of functions, the model's factory and the model.
 
     Args:
       config: names the model and the data.
       train: the training set.
-      folder: what a relative path is relative to.
+      folder: the folder that relative paths refer to.
 
     Raises:
-      EntryError: (a `ValueError`) one line that names what is wrong.
+      EntryError: (a `ValueError`) one line that names the wrong entry.
     """
     with named("model", config.model):
         factory = resolve(config.model, folder)
         takes_rngs = "rngs" in inspect.signature(factory).parameters
         if takes_rngs:
             return nnx, factory, nnx.plain(factory, train.inputs[:1])
-        # Alone, because what it raises in the call is up to the data too.
+        # Built alone first, because errors in the call may be the data's fault.
         linen.build(factory)
     example = train.inputs[:1]
     with named("data", config.model, given=f"inputs {example.shape} of {config.data}"):
@@ -177,7 +177,7 @@ def chip_hardware(hardware: Hardware, mismatch_std: float) -> Hardware:
 
     Args:
       hardware: the hardware.
-      mismatch_std: the standard deviation; 0 for hardware without a mismatch.
+      mismatch_std: the standard deviation; 0 if the hardware has no mismatch.
     """
     if hardware.mismatch is None:
         if mismatch_std:
@@ -191,15 +191,15 @@ def chip_hardware(hardware: Hardware, mismatch_std: float) -> Hardware:
 
 
 def load_data(source: str, batch_size: int, folder: Path) -> tuple[Split, Split]:
-    """Loads and checks the training and the test set.
+    """Loads and checks the training set and the test set.
 
     Args:
-      source: the function that returns them, as a configuration names it.
-      batch_size: examples in an update.
-      folder: what a relative path is relative to.
+      source: the function that returns them, as named in a configuration.
+      batch_size: examples in each update.
+      folder: the folder that relative paths refer to.
 
     Raises:
-      ValueError: one line that names what is wrong.
+      ValueError: one line that names the wrong entry.
     """
     with named("data", source):
         data = resolve(source, folder)()
@@ -247,7 +247,7 @@ def _as_array(values: Any) -> Any:
 
 
 def _check_outputs(config: Config, ready: Preparation) -> None:
-    """Checks that the model's outputs are logits of the classes that the data have."""
+    """Checks that the model's outputs are logits of the classes in the data."""
     batch = _batch_shape(ready.train, config.training.batch_size).inputs
     for model in (ready.plain, ready.aware):
         params = jax.eval_shape(model.init, 0)
@@ -275,7 +275,7 @@ def _check_outputs(config: Config, ready: Preparation) -> None:
 def _check_strength(
     config: Config, ready: Preparation, strength: Callable[[jax.Array], Any] | None
 ) -> None:
-    """Checks that a noise schedule reaches the layers that it names."""
+    """Checks that a noise schedule matches the layers that it names."""
     if strength is None:
         return
     params = jax.eval_shape(ready.aware.init, 0)
@@ -299,24 +299,24 @@ def check_step(
     without: Callable[..., Step] | None = None,
     objective: str = "training.objective",
 ) -> None:
-    """Checks that a training step can be taken; nothing is computed.
+    """Checks by tracing that a training step can be taken; nothing is computed.
 
     Args:
-      training: how it is trained.
+      training: the training configuration.
       model: the model.
       optimizer: its optimizer.
       step: from `make_step`.
       train: the training set.
-      without: gives the same step of another optimizer, for what is no optimizer's
-        fault; `None` where the loss is the plain one.
-      objective: the key of what is minimised then.
+      without: returns the same step with another optimizer, to find errors that the
+        optimizer did not cause; `None` if the loss is the plain one.
+      objective: the key of the objective in that case.
 
     Raises:
-      EntryError: (a `ValueError`) one line that names what is wrong.
+      EntryError: (a `ValueError`) one line that names the wrong entry.
     """
     try:
         _trace(training, model, optimizer, step, train)
-    # What an optimizer raises, when it misses an argument, is up to it.
+    # An optimizer that misses an argument may raise any error.
     except Exception as error:
         if without is not None:
             still = optax.set_to_zero()
@@ -351,7 +351,7 @@ def _trace(
 
 
 def _check_export(config: Config, ready: Preparation) -> None:
-    """Checks that the export will find what it needs, on shapes alone."""
+    """Checks on shapes alone that the export will succeed."""
     params, plan = jax.eval_shape(ready.aware.init, 0), ready.plan.effective
     shapes = paths.leaves(params)
     derived = [weight for weight in plan.weights if weight.derived]
@@ -376,7 +376,7 @@ def _check_export(config: Config, ready: Preparation) -> None:
 def _conductances(
     weight: AnalogWeight, kernel: jax.Array, scale: jax.Array | None
 ) -> Any:
-    """Returns what an export computes of one weight."""
+    """Computes an export's conductances of one weight."""
     if weight.hardware.programs:
         return program_weight(weight, kernel, scale, keys_of_chip(weight, chip_key(0)))
     w, _ = on_crossbar(weight, kernel, scale)
@@ -384,7 +384,7 @@ def _conductances(
 
 
 def _batch_shape(data: Split, size: int) -> Any:
-    """Returns the shapes and dtypes of `size` examples, as JAX takes them."""
+    """Returns the shapes and dtypes of `size` examples in JAX's dtypes."""
     return Split(
         *(
             jax.ShapeDtypeStruct(

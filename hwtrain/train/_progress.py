@@ -22,17 +22,17 @@ _PLAIN_LINES = 4
 def show_progress(
     console: Console, title: str, *, start: int, steps: int
 ) -> Iterator[Report]:
-    """Shows loss and steps per second while training runs.
+    """Shows loss and steps per second while a training runs.
 
-    Yields `report(step, loss)`, to be called after each update. It never waits for the
-    update that was just started: it reads the loss of the report before, and returns
-    it; `None` where it reads none.
+    Yields `report(step, loss)`, to be called after each update. So as not to wait for
+    the update just started, it reads and returns the loss of the previous report, or
+    `None` if it reads none.
 
     Args:
       console: where to show it.
-      title: what is trained.
+      title: label of the training.
       start: number of updates done before.
-      steps: number of updates at the end.
+      steps: total number of updates.
     """
     if not console.is_terminal:
         yield _plain_lines(console, title, steps)
@@ -92,7 +92,7 @@ def _plain_lines(console: Console, title: str, steps: int) -> Report:
 
 
 class _Rate:
-    """Steps per second, counted from the first step's end: compiling comes before."""
+    """Steps per second after the end of the first step, which includes compiling."""
 
     def __init__(self):
         self._first: tuple[float, int] | None = None

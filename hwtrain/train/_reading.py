@@ -1,4 +1,4 @@
-"""Reads a configuration; whatever is wrong with it becomes one clear line."""
+"""Reads a configuration and turns any error in it into one clear line."""
 
 import dataclasses
 import difflib
@@ -33,7 +33,7 @@ _EXPECTED = {
     "tuple_type": "a list",
     "too_short": "at least one entry",
 }
-"""What pydantic expected, in TOML's words."""
+"""What pydantic expected, in TOML's terms."""
 
 
 _BOUNDS = {
@@ -45,28 +45,28 @@ _BOUNDS = {
 
 
 _LONGEST = 100
-"""Of a list of tables, such as that of stages; nobody has so many."""
+"""Most entries that an override may address in a list of tables, such as stages."""
 
 
 _DEEPEST = 20
-"""Tables and lists in each other; a configuration has five at most."""
+"""Largest nesting of tables and lists; a configuration has five levels at most."""
 
 
 def read_config(
     path: str | Path, overrides: Sequence[str] = ()
 ) -> Config | MismatchConfig:
-    """Reads a TOML file, lays the overrides over it and validates the result.
+    """Reads a TOML file, applies the overrides and validates the result.
 
     A file with a table `[mismatch]` is a `MismatchConfig`.
 
     Args:
       path: the file.
-      overrides: `"key=value"` each, the key a path of names joined by dots, the value
-        written as in TOML: `"training.steps=100"`.
+      overrides: strings `"key=value"`. The key is a path of names joined by dots, the
+        value is written as in TOML: `"training.steps=100"`.
 
     Raises:
-      ValueError: one line that names the file or the override, the key, what was
-        expected and what came.
+      ValueError: one line that names the file or the override, the key, the expected
+        and the actual value.
     """
     data = _read_toml(Path(path))
     kind = kind_of(data)
@@ -84,14 +84,14 @@ def read_config(
 
 
 def import_parts(data: Mapping[str, Any], folder: Path) -> None:
-    """Imports what a configuration, as plain data, says that it needs.
+    """Imports the parts that a configuration, given as plain data, names.
 
     Args:
       data: the configuration.
-      folder: what a relative path is relative to.
+      folder: the folder that relative paths refer to.
 
     Raises:
-      ValueError: naming the entry, and what cannot be imported.
+      ValueError: naming the entry and the part that cannot be imported.
     """
     parts = data.get("parts", ())
     if isinstance(parts, list) and all(isinstance(part, str) for part in parts):
@@ -100,7 +100,7 @@ def import_parts(data: Mapping[str, Any], folder: Path) -> None:
 
 
 def parsed(loads: Callable[[str], Any], text: str) -> Any:
-    """Returns what a text says, read by `json.loads` or `tomllib.loads`.
+    """Returns the data in a text, read by `json.loads` or `tomllib.loads`.
 
     >>> parsed(json.loads, "[" * 100_000)
     Traceback (most recent call last):
@@ -111,8 +111,8 @@ def parsed(loads: Callable[[str], Any], text: str) -> Any:
       text: the text.
 
     Raises:
-      ValueError: if it cannot be read, also for what Python raises other errors or
-        gives advice of its own: lists in lists, and numbers of thousands of digits.
+      ValueError: if it cannot be read. Replaces Python's other errors and advice for
+        deeply nested lists and for numbers of thousands of digits.
     """
     try:
         data = loads(text)
@@ -130,7 +130,7 @@ def parsed(loads: Callable[[str], Any], text: str) -> Any:
 
 
 def _depth(data: Any) -> int:
-    """Returns how many tables and lists lie in each other."""
+    """Returns how deeply tables and lists are nested."""
     depth, level = 0, [data]
     while level := [part for part in level if isinstance(part, dict | list)]:
         depth += 1
@@ -201,7 +201,7 @@ def _put(data: dict[str, Any], keys: tuple[str, ...], value: Any, override: str)
 
 
 def _fields(kind: Any) -> dict[str, Any]:
-    """Returns the fields of a dataclass, or of those that a union or a slot allows."""
+    """Returns the fields of a dataclass, or those of all members of a union or slot."""
     if dataclasses.is_dataclass(kind):
         hints = typing.get_type_hints(kind, include_extras=True)
         return {field.name: hints[field.name] for field in dataclasses.fields(kind)}
@@ -221,7 +221,7 @@ def _fields(kind: Any) -> dict[str, Any]:
 
 
 def _as_json(data: dict[str, Any]) -> dict[str, Any]:
-    """Writes dates and times, which TOML has and JSON does not, as text."""
+    """Converts dates and times, which TOML has and JSON has not, to text."""
     return json.loads(json.dumps(data, default=str))
 
 
@@ -232,11 +232,11 @@ def _one_line(
     file: str,
     origin: Mapping[tuple[str, ...], str],
 ) -> str:
-    # A misspelt key makes the right one missing too; the cause comes first.
+    # A misspelt key makes the right one missing too; report the cause first.
     details = sorted(error.errors(), key=lambda detail: detail["type"] == "missing")
     detail = details[0]
     keys = _key_path(detail["loc"], data)
-    # What is said of the whole names its key itself.
+    # A message about the whole configuration names its key itself.
     named = keys or _words(detail["msg"])
     place = _place(file, origin, named)
     more = f" (and {len(details) - 1} more)" if len(details) > 1 else ""
@@ -244,7 +244,7 @@ def _one_line(
 
 
 def _words(message: str) -> tuple[str, ...]:
-    """Returns the key that a message begins with."""
+    """Returns the key at the start of a message."""
     key = message.removeprefix("Value error, ").partition(":")[0]
     return tuple(key.split("."))
 
@@ -263,7 +263,7 @@ def _place(
 def located(
     error: EntryError, path: str | Path, overrides: Sequence[str] = ()
 ) -> ValueError:
-    """Returns the error of an entry with the place where it was given, in one line.
+    """Returns an entry's error with the place where the entry was given, in one line.
 
     >>> str(located(EntryError("model", "none"), "run.toml", ['model="a.py:b"']))
     '--set model="a.py:b": model: none'
@@ -282,17 +282,17 @@ def located(
 
 
 def _key_path(loc: tuple[int | str, ...], data: Any) -> tuple[str, ...]:
-    """Returns the keys that the user wrote: pydantic adds the members of unions."""
+    """Returns the keys that the user wrote; pydantic adds members of unions."""
     keys = []
     for index, part in enumerate(loc):
         if isinstance(data, Mapping) and part in data:
             data = data[part]
         elif isinstance(data, Mapping) and isinstance(part, int) and part < len(data):
-            # A table of any keys is checked as its pairs.
+            # Pydantic checks a table with free keys as a list of pairs.
             part = list(data)[part]
             data = data[part]
         elif isinstance(part, int) and not isinstance(data, Mapping | list):
-            continue  # the key or the value of such a pair
+            continue  # index of the key or the value in such a pair
         elif isinstance(data, Sequence) and isinstance(part, int) and part < len(data):
             data = data[part]
         elif index < len(loc) - 1 or _is_tag(part, data):
@@ -302,7 +302,7 @@ def _key_path(loc: tuple[int | str, ...], data: Any) -> tuple[str, ...]:
 
 
 def _is_tag(part: int | str, data: Any) -> bool:
-    """Whether pydantic means a member of a union, which the entry `type` chose."""
+    """Whether `part` is the union member that the entry `type` selects."""
     return isinstance(data, Mapping) and data.get("type") == part
 
 
@@ -340,13 +340,13 @@ def _explain(root: type, detail: Any, keys: tuple[str, ...], data: Any) -> str:
 
 
 def _slots(kind: Any) -> list[Slot]:
-    """Returns the slot that an annotation makes, if it makes one."""
+    """Returns the slots in an annotation, if any."""
     extras = getattr(kind, "__metadata__", ())
     return [extra for extra in extras if isinstance(extra, Slot)]
 
 
 def _own_parts(root: type, keys: tuple[str, ...]) -> str:
-    """Returns what to say of users' parts to who named one that is not known."""
+    """Returns a hint about users' parts, for a part name that is not known."""
     owner: Any = root
     for key in keys:
         owner = _fields(owner).get(key)
@@ -371,7 +371,7 @@ def _unknown(keys: tuple[str, ...], known: Iterable[str]) -> str:
 
 
 def _shown(override: str) -> str:
-    """Returns an override as it was given, or its key if that is long."""
+    """Returns an override as given, or only its key if it is long."""
     text = override if len(override) <= 100 else f"{override.partition('=')[0]}=..."
     return f"--set {text}"
 

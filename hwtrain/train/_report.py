@@ -1,4 +1,4 @@
-"""Results of a run: a table, a JSON file, a plot."""
+"""The results of a run as a table, a JSON file and a plot."""
 
 import dataclasses
 import importlib.util
@@ -24,7 +24,7 @@ PLAIN = "plain"
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Accuracies:
-    """Accuracy of one model on one population of chips, for every training seed.
+    """Accuracy of one model on one population of chips, for each training seed.
 
     >>> result = Accuracies(model="plain", mismatch_std=0.1,
     ...                     values=np.array([[90.0, 92.0], [94.0, 96.0]]))
@@ -32,7 +32,7 @@ class Accuracies:
     93.0 ± 1.41
 
     Attributes:
-      model: which model.
+      model: name of the model.
       mismatch_std: standard deviation of the chips' mismatch, relative.
       values: `[seeds, chips]` accuracy, in %.
     """
@@ -62,7 +62,7 @@ class Accuracies:
 
 
 def headline(results: Sequence[Accuracies], *, mode: str) -> str:
-    """Returns what the table and the plot show.
+    """Returns the headline of the table and the plot.
 
     Args:
       results: for each mismatch and model.
@@ -76,7 +76,7 @@ def headline(results: Sequence[Accuracies], *, mode: str) -> str:
 
 
 def table(results: Sequence[Accuracies]) -> Table:
-    """Returns a table to be printed with rich: a row for every mismatch.
+    """Returns a rich table with one row for each mismatch.
 
     Args:
       results: for each mismatch and model.
@@ -110,7 +110,7 @@ def as_data(results: Sequence[Accuracies]) -> dict[str, Any]:
 
 
 def require_matplotlib() -> None:
-    """Raises a `ValueError` with the way out if plots cannot be drawn."""
+    """Raises a `ValueError` with the way out if matplotlib is missing."""
     if importlib.util.find_spec("matplotlib") is None:
         raise ValueError(
             "the plot of the results needs matplotlib: pip install 'hwtrain[recipes]'"
@@ -118,12 +118,12 @@ def require_matplotlib() -> None:
 
 
 def plot(results: Sequence[Accuracies], path: Path, *, title: str) -> None:
-    """Draws accuracy against mismatch, a band of one standard deviation over chips.
+    """Plots accuracy against mismatch, with a band of one standard deviation of chips.
 
     Args:
       results: for each mismatch and model.
       path: the PNG file.
-      title: what stands above.
+      title: the title.
     """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
@@ -157,7 +157,7 @@ def plot(results: Sequence[Accuracies], path: Path, *, title: str) -> None:
     axes.grid(axis="y", linewidth=0.4, alpha=0.6)
     axes.spines[["top", "right"]].set_visible(False)
     axes.legend(frameon=False, loc="lower left")
-    # A program's version in the file would make equal results differ in bytes.
+    # Without a version in the file, equal results give equal bytes.
     with disk.complete(path, disk.RESUME) as partial:
         figure.savefig(partial, format="png", metadata={"Software": None})
 

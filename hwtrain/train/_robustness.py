@@ -1,4 +1,4 @@
-"""A job: train plain, with mismatch and robustly, and compare on frozen chips."""
+"""The job that trains plain, with mismatch and robustly, and compares on chips."""
 
 import dataclasses
 import functools
@@ -45,10 +45,10 @@ class Contest:
     """Models, steps and data of a comparison.
 
     Attributes:
-      plain: the model as it is.
-      prototype: what deviates on a chip.
-      steps: the training step of each way to train, by its name.
-      optimizer: of all of them.
+      plain: the plain model.
+      prototype: selects the parameters that deviate on a chip.
+      steps: the training step of each training method, by name.
+      optimizer: the optimizer of all methods.
       train: the training set.
       test: the test set.
     """
@@ -69,7 +69,7 @@ def prepare_contest(config: MismatchConfig, folder: Path) -> Contest:
       folder: its folder, which its paths are relative to.
 
     Raises:
-      ValueError: one line that names what is wrong.
+      ValueError: one line that names the wrong entry.
     """
     report.require_matplotlib()
     training, rule = config.training, config.mismatch.sigma_rule
@@ -113,20 +113,20 @@ def contest(
     console: Console,
     stop: Stop = never,
 ) -> list[Accuracies]:
-    """Trains in each way, from the same initial parameters, and compares on chips.
+    """Trains by each method from the same initial parameters and compares on chips.
 
-    In `out` afterwards: `config.json`, an Orbax checkpoint for each way and seed,
+    Afterwards, `out` holds `config.json`, an Orbax checkpoint for each method and seed,
     `results.json` and `results.png`.
 
     Args:
       config: the configuration.
-      ready: what it names, from `prepare_contest`.
-      out: the run's folder. What is done there is not done again.
+      ready: the loaded models and data, from `prepare_contest`.
+      out: the run's folder. Finished work in it is not repeated.
       console: where progress and the table are shown.
       stop: whether to stop, as for `compare`.
 
     Returns:
-      The results: for each deviation and way to train.
+      The results, for each deviation and training method.
     """
     trained = {
         name: [
@@ -177,8 +177,8 @@ def on_chips(
     Args:
       config: the configuration.
       ready: from `prepare_contest`.
-      trained: for each way to train the parameters of every seed.
-      stop: whether to stop, asked before each way and deviation.
+      trained: for each training method, the parameters of every seed.
+      stop: whether to stop; called before each method and deviation.
     """
     rule = config.mismatch.sigma_rule
     keys = jax.vmap(chip_key)(jnp.arange(config.evaluation.chips))
@@ -209,7 +209,7 @@ def on_chips(
 
 
 def _prototype(model: Functional, digital: tuple[str, ...]) -> paths.Tree:
-    """Returns what deviates on a chip: all of a prototype that is not digital."""
+    """Returns the prototype of all deviating parameters that are not digital."""
     params = jax.eval_shape(model.init, 0)
     frozen = dynapse.frozen_mismatch_prototype(params)
     chosen = {path for path, on in paths.leaves(frozen).items() if on}

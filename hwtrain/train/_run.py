@@ -1,4 +1,4 @@
-"""A run that lies in a folder, opened again: its models, its data, what it learned."""
+"""Reopens the run in a folder: its models, data and trained parameters."""
 
 import dataclasses
 from collections.abc import Sequence
@@ -22,10 +22,10 @@ from hwtrain.train._report import HARDWARE_AWARE
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Run:
-    """A run of `hwtrain train`; nothing in its folder is changed.
+    """A run of `hwtrain train`; its folder is never changed.
 
     Attributes:
-      folder: where it lies.
+      folder: its folder.
       config: its configuration.
       ready: its models and data.
     """
@@ -35,16 +35,16 @@ class Run:
     ready: Preparation
 
     def trained(self, seed: int) -> tuple[int, Params]:
-        """Returns the newest saved step of the hardware-aware model.
+        """Returns the newest checkpoint of the hardware-aware model.
 
         Args:
           seed: the training seed.
 
         Returns:
-          The number of updates that were done, and the parameters.
+          The number of updates done, and the parameters.
 
         Raises:
-          ValueError: if the run has no such seed, or has saved nothing yet.
+          ValueError: if the run has no such seed, or has not saved a checkpoint yet.
         """
         if seed not in self.config.training.seeds:
             raise ValueError(
@@ -72,7 +72,7 @@ class Run:
         return ready.frontend.on_chip(ready.factory, self.config.hardware, params)
 
     def test_batches(self) -> list[Any]:
-        """Returns the test set in batches, as `evaluate.population` takes them."""
+        """Returns the test set in batches for `evaluate.population`."""
         return list(batches(self.ready.test, self.config.evaluation.batch_size))
 
     def population(
@@ -82,12 +82,12 @@ class Run:
         chips: int | Sequence[int],
         times_s: Sequence[float] | None = None,
     ) -> evaluate.Population:
-        """Returns the accuracy in % on the test set, on chips with their own mismatch.
+        """Returns the accuracy in % on the test set for chips with their own mismatch.
 
         Args:
           params: parameters of the hardware-aware model.
-          chips: how many chips, or their seeds.
-          times_s: seconds since programming; `None`: just after.
+          chips: number of chips, or their seeds.
+          times_s: seconds since programming; `None` for just after it.
         """
         analog, variables = self.on_chips(params)
         return evaluate.population(
@@ -103,12 +103,12 @@ class Run:
     def sensitivity(
         self, params: Params, *, chips: int | Sequence[int], t_s: float | None = None
     ) -> evaluate.Sensitivity:
-        """Returns the accuracy in % where one layer, or all but one, is a chip's.
+        """Returns the accuracy in % with one layer, or all but one, from a chip.
 
         Args:
           params: parameters of the hardware-aware model.
-          chips: how many chips, or their seeds.
-          t_s: seconds since programming; `None`: just after.
+          chips: number of chips, or their seeds.
+          t_s: seconds since programming; `None` for just after it.
         """
         analog, variables = self.on_chips(params)
         return evaluate.sensitivity(
@@ -126,10 +126,10 @@ def open_run(folder: Path) -> Run:
     """Opens the run in a folder.
 
     Args:
-      folder: what `hwtrain train` wrote to.
+      folder: a folder that `hwtrain train` wrote.
 
     Raises:
-      ValueError: if no run lies there, or what its configuration names is gone.
+      ValueError: if it holds no run, or something its configuration names is gone.
     """
     config, source = read_run(folder)
     try:

@@ -1,1 +1,1 @@
-"""Linen."""
+"""Analog Linen models."""

@@ -1,4 +1,4 @@
-"""What is known of the call of an analog Linen root while it runs."""
+"""The state of a running call of an analog Linen root."""
 
 import contextlib
 import contextvars
@@ -7,14 +7,14 @@ from typing import Any, NamedTuple
 
 
 class Call(NamedTuple):
-    """The call at hand; outside of all, one of nothing.
+    """The current call; outside of calls, an empty one.
 
     Attributes:
-      depth: how many roots are running, one inside the other.
-      running: the roots whose methods are running, each with what says of a module
-        that it is the root's: their inner calls are plain calls.
-      kept: names of leaves beside an array that maps of variables are not to change.
-      own_leaves: the names of leaves that users' parts declare.
+      depth: number of running roots, nested in each other.
+      running: the roots whose methods are running, each with a predicate for the
+        root's modules: their inner calls are plain calls.
+      kept: names of leaves beside an array that maps of variables must not change.
+      own_leaves: the names of leaves declared by users' parts.
     """
 
     depth: int = 0
@@ -32,16 +32,16 @@ _call: contextvars.ContextVar[Call] = contextvars.ContextVar(
 
 
 def call() -> Call:
-    """Returns the call at hand."""
+    """Returns the current call."""
     return _call.get()
 
 
 @contextlib.contextmanager
 def changed(**fields: Any) -> Iterator[None]:
-    """Changes what is known of the call at hand.
+    """Changes fields of the current call within a context.
 
     Args:
-      **fields: those of `Call`.
+      **fields: fields of `Call`.
     """
     token = _call.set(_call.get()._replace(**fields))
     try:

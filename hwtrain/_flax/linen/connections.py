@@ -1,4 +1,4 @@
-"""Marks on the layers of a Linen model, by which their connections are found."""
+"""Marks the layers of a Linen model to find their connections."""
 
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -19,7 +19,7 @@ from hwtrain._flax.linen.scopes import before_the_call, belonging
 def linen_connections(
     module: nn.Module, variables: Mapping[str, Any], example: tuple[Any, ...]
 ) -> Connections:
-    """Returns how the layers of a call are connected."""
+    """Returns the connections of the layers in a call."""
     plain, base = module.clone(), plain_class(type(module))
     internals.put(plain, __class__=base)
     told = getattr(type(module), "_hwtrain_assigned", None)
@@ -32,7 +32,7 @@ def linen_connections(
             return next_function(*args, **kwargs)
         held = context.module.variables.get("params", {})
         owns = any(not isinstance(leaf, Mapping) for leaf in held.values())
-        # What maps the variables of a layer calls it in a function of its own.
+        # A map of a layer's variables calls it in a helper that its class lacks.
         its = hasattr(type(context.module), context.method_name)
         if running or not owns or not its or context.method_name == "setup":
             return next_function(*args, **kwargs)

@@ -1,7 +1,7 @@
 """Linen's convolutions.
 
-The function that a Conv convolves with is replaced for a call. ConvTranspose and
-ConvLocal have no such field: their calls are written again.
+The convolution function of a Conv is replaced for a call. ConvTranspose and ConvLocal
+have no such field, so their calls are reimplemented.
 """
 
 from collections.abc import Mapping
@@ -38,7 +38,7 @@ def _local(module: Any, inputs: Any = None) -> Layer:
 
 
 def _windows(module: Any, inputs: Any) -> Layer | None:
-    """Returns the layer of one whose windows lie on no crossbar."""
+    """Returns the reason why a convolution stays digital, if its windows do not fit."""
     if not jnp.ndim(inputs):
         return Layer(why="it is called without an array")
     own = ("conv_general_dilated", "conv_general_dilated_cls")
@@ -61,7 +61,7 @@ def _without_socket(
     mode: str,
     inputs: jax.Array,
 ) -> jax.Array:
-    """Does what `ConvTranspose.__call__` and `ConvLocal.__call__` do, on crossbars."""
+    """Reimplements `ConvTranspose.__call__` and `ConvLocal.__call__` on crossbars."""
 
     def promote(x: jax.Array):
         kernel = meta.unbox(module.get_variable("params", "kernel"))

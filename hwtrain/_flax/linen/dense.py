@@ -22,7 +22,7 @@ def _layer(module: Any, inputs: Any = None) -> Layer:
             getattr(module, "batch_dims", ()),
         )
     )
-    # Flax takes axes in the order of the inputs, however they are given.
+    # Flax sorts the axes by their order in the inputs, however they are given.
     stack = tuple(shape[i] for i in sorted(i % len(shape) for i in batch))
     sizes = tuple(shape[i] for i in sorted(i % len(shape) for i in axis))
     return dense_layer(stack, sizes, features)

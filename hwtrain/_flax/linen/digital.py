@@ -1,4 +1,4 @@
-"""Linen's layers that stay digital, and those that rewrite the layer in them."""
+"""Linen layers that stay digital, and layers that rewrite the weights of others."""
 
 from flax import linen as nn
 

@@ -1,4 +1,4 @@
-"""Linen's Einsum, whose `__call__` is written again: it has nothing to replace."""
+"""Linen's Einsum, with a reimplemented `__call__`: it has no function to replace."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -31,7 +31,7 @@ def _call(
     inputs: jax.Array,
     einsum_str: str | None = None,
 ) -> jax.Array:
-    """Does what `Einsum.__call__` does, with its multiplication made analog."""
+    """Reimplements `Einsum.__call__` with an analog multiplication."""
     equation = _equation(module, einsum_str)
     params = meta.unbox(module.variables["params"])
     kernel, bias = params["kernel"], params.get("bias")

@@ -1,4 +1,4 @@
-"""Linen's Embed: look-ups of analog weights, and `attend` written again."""
+"""Linen's Embed: look-ups of analog weights, and a reimplemented `attend`."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -23,7 +23,7 @@ def _attend(
     mode: str,
     query: jax.Array,
 ) -> jax.Array:
-    """Does what `Embed.attend` does, with an analog product."""
+    """Reimplements `Embed.attend` with an analog product."""
     query, embedding = module.promote_dtype(query, module.embedding, dtype=module.dtype)
     return embeddings.attend(
         weights[embeddings.LEAF], mode, leaves[embeddings.LEAF], query, embedding

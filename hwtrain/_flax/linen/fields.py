@@ -23,13 +23,13 @@ def replaced_fields(module: nn.Module, **fields: Any):
 def marking_promotion(
     module: nn.Module, marked: Callable[[str, Any], Any], *leaves: str
 ) -> Callable[..., Any]:
-    """Returns the `promote_dtype` of a layer, which marks its arrays.
+    """Returns a layer's `promote_dtype` that also marks its arrays.
 
     Args:
-      module: a module with this field; its arrays stand first if there are no others,
-        else after the inputs.
+      module: a module with this field; its arrays are the first arguments if there are
+        no others, else they follow the inputs.
       marked: called with the name of an array and the array.
-      *leaves: the names.
+      *leaves: the names of the arrays.
     """
     promote: Any = module.promote_dtype  # type: ignore[attr-defined]
 

@@ -1,7 +1,7 @@
-"""All that hwtrain needs of Linen beyond what Flax documents.
+"""Undocumented parts of Linen that hwtrain uses.
 
-Nothing else in the package touches it. Each function says why the documented way does
-not do; `tests/transforms/test_flax_internals.py` says what each expects of Flax.
+No other module of the package uses any. Each function says why documented ways do not
+suffice; `tests/_flax/test_flax_internals.py` tests what they expect of Flax.
 """
 
 import functools
@@ -18,12 +18,12 @@ from flax.linen import module as module_lib
 from flax.linen.dtypes import promote_dtype as _promote_dtype
 
 InterceptorContext = module_lib.InterceptorContext
-"""What an interceptor is told of a call: documented, but not where it is."""
+"""The context of an intercepted call: documented, but not its location."""
 
 
 GateParams = recurrent.DenseParams
-"""The module that holds the parameters of one gate of an `OptimizedLSTMCell`. It is a
-layer to the plan, and has no public name."""
+"""The module with the parameters of one gate of an `OptimizedLSTMCell`. The plan treats
+it as a layer; it has no public name."""
 
 
 def put(module: nn.Module, **attributes: Any) -> None:
@@ -38,29 +38,29 @@ def put(module: nn.Module, **attributes: Any) -> None:
 def scope_of(module: nn.Module) -> Any:
     """Returns the scope of a module; `None` if it is not bound.
 
-    A module's scope is no documented attribute. It is needed where its variables,
-    flags and names outlive the call of the module's method, which rewinds them. A root
-    guards its attributes: this asks around its guard.
+    A module's scope is an undocumented attribute. It is needed for variables, flags and
+    names that outlive the call of the module's method, which rewinds them. Reads past
+    the guard of a root's attributes.
     """
     return object.__getattribute__(module, "scope")
 
 
 def path_of(scope: Any) -> tuple[str, ...]:
-    """Returns the path of a scope: `Module.path` would ask for a bound module."""
+    """Returns the path of a scope; `Module.path` needs a bound module."""
     return scope.path
 
 
 def has_flag(module: nn.Module, flag: str) -> bool:
-    """Whether the scope of a module has a flag, which Flax hands on to those within.
+    """Whether the scope of a module has a flag, which its submodules inherit.
 
-    Only flags go through lifted transforms; no attribute of a module does.
+    Lifted transforms preserve flags, but no attributes of a module.
     """
     scope = scope_of(module)
     return scope is not None and scope.has_flag(flag)
 
 
 def flag(scope: Any, name: str) -> Callable[[], None]:
-    """Sets a flag of a scope, and returns what takes it away."""
+    """Sets a flag of a scope, and returns a function that restores the flags."""
     before = scope.flags
     scope.flags = before.copy({name: True})
 
@@ -71,14 +71,14 @@ def flag(scope: Any, name: str) -> Callable[[], None]:
 
 
 def in_setup(module: nn.Module) -> bool:
-    """Whether the `setup` of a module runs, in which it may reach its submodules."""
+    """Whether the `setup` of a module is running; it may access its submodules."""
     return object.__getattribute__(module, "_state").in_setup
 
 
 def children_of(module: nn.Module) -> list[nn.Module]:
-    """Returns the submodules that a module holds already.
+    """Returns the existing submodules of a module.
 
-    They are in no field, and to look at an attribute would run `setup`.
+    They are not fields, and accessing an attribute would run `setup`.
     """
     children = object.__getattribute__(module, "_state").children.values()
     return [child for child in children if isinstance(child, nn.Module)]
@@ -87,8 +87,8 @@ def children_of(module: nn.Module) -> list[nn.Module]:
 def unbound(module: nn.Module) -> nn.Module:
     """Returns a module as it was before it was bound, with its submodules.
 
-    `Module.unbind` gives the variables too, and refuses modules within others. What a
-    plain `clone` shares with the bound one, its submodules, would be bound still.
+    `Module.unbind` also returns the variables, and rejects nested modules. A plain
+    `clone` shares submodules with the bound module, which would stay bound.
     """
     return module.clone(parent=None, _deep_clone=True, _reset_names=True, name=None)
 
@@ -102,70 +102,70 @@ def streams_of(module: nn.Module) -> dict[str, jax.Array]:
 
 
 def function_of(context: InterceptorContext) -> Callable[..., Any]:
-    """Returns the function of the method of a call.
+    """Returns the function of the called method.
 
-    `orig_method` is bound, so that it does not say of which class it is.
+    `orig_method` is bound, so it does not reveal its class.
     """
     return getattr(context.orig_method, "func", context.orig_method)
 
 
 def intercepted(function: Callable[..., Any], module: nn.Module, *args: Any) -> Any:
-    """Calls a function of a module and more as a method of the module's.
+    """Calls a function as if it were a method of the module.
 
-    Flax shows interceptors the methods that a module's class defines. A product that a
-    method states is none.
+    Flax shows interceptors only methods defined by a module's class, and a stated
+    product is not one.
     """
     return module_lib.run_interceptors(function, module, *args)
 
 
-# Of a scope, since a module's own is rewound when its method returns.
+# These take a scope, because a module's own is rewound when its method returns.
 
 
 def names_taken(scope: Any) -> tuple[str, ...]:
-    """Returns the names of what a module has called into being."""
+    """Returns the names that a module has used in its scope."""
     return tuple(scope.reservations)
 
 
 def is_taken(scope: Any, name: str) -> bool:
-    """Whether a module has called something in it by a name."""
+    """Whether a name is used in a scope."""
     return scope.name_reserved(name)
 
 
 def parameter(scope: Any, name: str) -> Any:
-    """Returns a parameter, as it is stored."""
+    """Returns a parameter as stored."""
     return scope.get_variable("params", name)
 
 
 def put_parameter(scope: Any, name: str, value: Any) -> None:
-    """Puts a parameter, unless it is there: `Module.param` would count a key."""
+    """Stores a parameter unless it exists; `Module.param` would count a key."""
     if not scope.has_variable("params", name):
         scope.put_variable("params", name, value)
 
 
 def all_but(collection: str) -> DenyList:
-    """Returns what `apply(mutable=)` takes for all collections but one."""
+    """Returns the argument of `apply(mutable=)` for all collections except one."""
     return DenyList(collection)
 
 
 def map_variables_function() -> Callable[..., Any]:
-    """Returns the function by which Flax maps the variables of a module."""
+    """Returns the function with which Flax maps the variables of a module."""
     return lift.map_variables
 
 
 def put_map_variables_function(function: Callable[..., Any]) -> None:
-    """Puts another one in its place.
+    """Replaces that function.
 
-    Layers such as `nn.WeightNorm` call it, so that no argument of a user's reaches it.
+    Layers such as `nn.WeightNorm` call it directly, so it cannot be passed in.
     """
     lift.map_variables = function
 
 
 unchanged = lift.id_fn
-"""What that function takes for a map that does nothing."""
+"""The argument of that function for a map that changes nothing."""
 
 
 def canonical_padding(padding: Any, rank: int) -> Any:
-    """Returns the padding of a convolution as its layer hands it on."""
+    """Returns the padding of a convolution in the form that its layer passes on."""
     return linear.canonicalize_padding(padding, rank)
 
 
@@ -177,7 +177,7 @@ def bias_shape(
 
 
 def promoted(*arrays: jax.Array | None, dtype: Any) -> list[Any]:
-    """Returns arrays in the dtype of a layer that has no field for it."""
+    """Returns arrays in the dtype of a layer without a `promote_dtype` field."""
     return _promote_dtype(*arrays, dtype=dtype)
 
 
@@ -189,9 +189,9 @@ _CHECKED_SCAN = next(
 
 
 def checks_what_is_constant() -> bool:
-    """Whether an `nn.scan` traces its body now only to see what is constant in it.
+    """Whether an `nn.scan` is tracing its body only to find constants.
 
-    It does before it loops. Nothing but the Python stack tells the two traces apart.
+    It does so before it loops. Only the Python stack tells the two traces apart.
     """
     frame: Any = sys._getframe(1)
     while frame is not None:
@@ -204,10 +204,10 @@ def checks_what_is_constant() -> bool:
 
 @functools.cache
 def refuses_callbacks() -> bool:
-    """Whether this version of Flax has no callback in a body that it checks so.
+    """Whether this version of Flax rejects callbacks in a body that it checks this way.
 
-    From 0.12.12 on it takes what a callback is given for something that is to be
-    constant, and raises.
+    From 0.12.12 on, it expects the arguments of callbacks to be constant, and raises
+    otherwise.
     """
 
     class Body(nn.Module):

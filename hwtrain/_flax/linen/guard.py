@@ -1,7 +1,7 @@
 """Guards the submodules of an analog Linen model.
 
-One that is reached around the root would run as a plain layer, without noise: that is
-an error while the root's own methods are not running.
+A submodule that is called without the root would run as a plain layer, without noise.
+So accessing it is an error unless a method of the root is running.
 """
 
 import contextlib
@@ -17,7 +17,7 @@ from hwtrain._flax.linen.call_record import call, changed
 
 
 def is_running(root: nn.Module) -> bool:
-    """Whether a method of an analog root is running already."""
+    """Whether a method of an analog root is already running."""
     return any(
         running == _identity(root) and (ours is None or ours(root))
         for running, ours in call().running
@@ -27,12 +27,12 @@ def is_running(root: nn.Module) -> bool:
 def entered(
     root: nn.Module, ours: Callable[[nn.Module], bool] | None = None
 ) -> contextlib.AbstractContextManager[None]:
-    """Lets a method of an analog root reach the submodules.
+    """Lets a method of an analog root access its submodules.
 
     Args:
       root: the root.
-      ours: says of a module of the root's class and path whether it is this root, and
-        not another model's; `None` for the root alone, outside a call.
+      ours: tells whether a module of the root's class and path is this root, not one of
+        another model; `None` for only the root, outside a call.
     """
     return changed(running=(*call().running, (_identity(root), ours)))
 
@@ -44,19 +44,19 @@ def _identity(root: nn.Module) -> Any:
 
 @nn.nowrap
 def guarded_getattribute(self, name: str) -> Any:
-    """Stands in for `__getattribute__` of a root."""
+    """Replaces `__getattribute__` of a root."""
     return _guard(self, name, object.__getattribute__(self, name))
 
 
 @nn.nowrap
 def guarded_getattr(self, name: str) -> Any:
-    """Stands in for `__getattr__` of a root."""
-    # Python asks here for what setup() has yet to define.
+    """Replaces `__getattr__` of a root."""
+    # Python calls this for attributes that setup() has not defined yet.
     return _guard(self, name, nn.Module.__getattr__(self, name))
 
 
 def _guard(root: nn.Module, name: str, value: Any) -> Any:
-    """Refuses a submodule reached around the root: it would run as a plain layer."""
+    """Raises for access to a submodule that would then run as a plain layer."""
     if name.startswith("_") or name == "parent" or not _holds_layers(value):
         return value
     bound = internals.scope_of(root) is not None
@@ -75,7 +75,7 @@ def _holds_layers(value: Any) -> bool:
 
 
 def unguarded(base: type, name: str):
-    """Returns a method of Flax's own bookkeeping, which may reach the submodules."""
+    """Returns a method of Flax's own bookkeeping that may access the submodules."""
     original = getattr(base, name)
 
     @nn.nowrap

@@ -1,11 +1,11 @@
-"""Leaves beside kernels that Linen's `nn.map_variables` is not to change.
+"""Leaves beside kernels that Linen's `nn.map_variables` must not change.
 
-What maps the variables of a layer, as `nn.WeightNorm` does, or a user's own function,
-means the layer's parameters. It gets them without what hardware has put beside them,
-which comes back untouched.
+A map of a layer's variables, as in `nn.WeightNorm` or a user's function, is meant for
+the layer's own parameters. It gets them without the leaves that hardware added, which
+are put back unchanged.
 
-Flax maps in one function. `install` puts another one around it, which does nothing
-outside of an analog model.
+Flax maps variables in one function. `install` wraps it; outside of analog models the
+wrapper does nothing.
 """
 
 import contextlib
@@ -20,10 +20,10 @@ from hwtrain._plan.leaf_names import OF_A_STEP, OWNERS, named_as_leaf, split
 
 
 class AnyLeaf(Container[str]):
-    """The names that leaves beside an array can have.
+    """The possible names of leaves beside an array.
 
     Args:
-      own: the names of leaves that users' parts declare.
+      own: the names of leaves declared by users' parts.
     """
 
     def __init__(self, own: Sequence[str]):
@@ -38,17 +38,17 @@ class AnyLeaf(Container[str]):
 def kept(
     names: Container[str], own: Sequence[str] = ()
 ) -> contextlib.AbstractContextManager[None]:
-    """Keeps leaves of these names, beside an array, from maps of variables inside.
+    """Hides leaves of these names, beside an array, from maps of variables inside.
 
     Args:
       names: their names in a layer.
-      own: the names of leaves that users' parts declare.
+      own: the names of leaves declared by users' parts.
     """
     return changed(kept=names, own_leaves=own)
 
 
 def install() -> None:
-    """Puts the function around Flax's, once."""
+    """Wraps Flax's function, once."""
     original = internals.map_variables_function()
     if hasattr(original, "hwtrain_original"):
         return
@@ -70,7 +70,7 @@ def install() -> None:
 
 
 def _around(function: Callable[[Any], Any]) -> Callable[[Any], Any]:
-    """Returns a map of variables that leaves out what is kept."""
+    """Returns a map of variables that leaves kept leaves out."""
 
     def mapped(variables: Any) -> Any:
         names, own = call().kept, call().own_leaves
@@ -106,7 +106,7 @@ def _is_kept(
 
 
 def _of_step(name: str) -> tuple[str, ...]:
-    """Returns the arrays beside which a name is that of a leaf of a step."""
+    """Returns the arrays that a step's leaf of this name may belong to."""
     for leaf in OF_A_STEP:
         if name == leaf:
             return OWNERS

@@ -1,4 +1,4 @@
-"""Linen layers: which can be analog, and their analog call."""
+"""Analog calls of Linen layers, and the choice of layers that can be analog."""
 
 import dataclasses
 import inspect
@@ -33,7 +33,7 @@ def describe(
     args: tuple[Any, ...],
     kwargs: dict[str, Any],
 ) -> Layer:
-    """Returns what the plan must know of a module.
+    """Returns the description of a module for the plan.
 
     Args:
       context: a call of one of its methods.
@@ -52,7 +52,7 @@ def describe(
 
 
 def states_product(context: internals.InterceptorContext) -> bool:
-    """Whether a call is that of `hwtrain.analog_einsum` or `analog_dot_general`."""
+    """Whether a call is one of `hwtrain.analog_einsum` or `analog_dot_general`."""
     return is_stated(context.method_name)
 
 
@@ -64,11 +64,11 @@ def watched_call(
     args: tuple[Any, ...],
     kwargs: dict[str, Any],
 ) -> Any:
-    """Calls a method of a plain layer with what it multiplies by marked.
+    """Calls a method of a plain layer, marking the arrays that it multiplies by.
 
     Args:
       operands: marks arrays.
-      layer: what `describe` returned.
+      layer: from `describe`.
       context: the call.
       next_function: the module's own method.
       args: arguments of the call.
@@ -87,10 +87,10 @@ def watched_call(
 
 
 def running_class(context: internals.InterceptorContext) -> type:
-    """Returns the class whose method runs: a method may call that of its super class.
+    """Returns the class whose method runs, which may be a super class.
 
     Args:
-      context: the call, as Flax gives it to an interceptor.
+      context: the call, from Flax's interceptor.
     """
     cls: Any = plain_class(type(context.module))
     function = inspect.unwrap(internals.function_of(context))
@@ -102,13 +102,13 @@ def running_class(context: internals.InterceptorContext) -> type:
 
 
 def names_of(scope: Any, path: str, own: Sequence[str]) -> list[str]:
-    """Returns the paths of what a model calls as hardware calls its leaves.
+    """Returns the paths of a model's own names that collide with names of leaves.
 
     Args:
-      scope: the scope of a module that was called; what is put there around Flax's
-        `param` and `setup`, as our leaves are, is not among its reservations.
+      scope: the scope of a called module. Parameters that are stored without Flax's
+        `param` and `setup`, such as our leaves, are not in its reservations.
       path: path of the module.
-      own: the names of leaves that users' parts declare.
+      own: the names of leaves declared by users' parts.
     """
     names = map(paths.join, ([name] for name in internals.names_taken(scope)))
     found = [x for x in names if named_as_leaf(x, own) or x in OF_A_STEP]
@@ -118,12 +118,12 @@ def names_of(scope: Any, path: str, own: Sequence[str]) -> list[str]:
 def create_leaves(
     scope: Any, layer: Layer, leaf: str, hardware: Hardware, rule: str
 ) -> None:
-    """Puts the leaves of an array of a layer beside it, during `init`.
+    """Stores the leaves beside an array of a layer during `init`.
 
     The rng counter is not touched, so the user's parameters keep their initial values.
 
     Raises:
-      ValueError: if the model has a parameter of the name of a leaf there.
+      ValueError: if the model already has a parameter of a leaf's name there.
     """
     array = layer.weight(leaf)
     if array is None:
@@ -179,9 +179,9 @@ def refuse_late(
     context: internals.InterceptorContext,
     args: tuple[Any, ...],
 ) -> None:
-    """Raises for an analog layer: its root has returned, and it would run plain.
+    """Raises for an analog layer whose root has returned: it would run plain.
 
-    Arguments as above.
+    Arguments as for `analog_call`.
     """
     for weight in _owned(by_path, path, context, args)[1].values():
         if has_signal_side(weight):
@@ -201,7 +201,7 @@ def _owned(
 
 
 def _leaves(module: nn.Module, name: str, weight: AnalogWeight) -> dict[str, Any]:
-    """Returns what lies beside an array of a module in this step."""
+    """Returns the leaves beside an array of a module in this step."""
     params = module.variables.get("params", {})
     for key in name.split("/")[:-1]:
         params = params[key]

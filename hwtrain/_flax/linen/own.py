@@ -1,4 +1,4 @@
-"""Products that the methods of Linen modules state."""
+"""Stated products in methods of Linen modules."""
 
 from typing import Any
 
@@ -14,7 +14,7 @@ from hwtrain._flax.stated import Stated
 def multiply(module: nn.Module, stated: Stated, x: Any) -> jax.Array:
     """Returns a product of a bound module.
 
-    To interceptors, an analog model's among them, it is a method of the module.
+    Interceptors, including an analog model's, see it as a method of the module.
     """
     return internals.intercepted(_stated_product, module, stated, x)
 
@@ -32,7 +32,7 @@ def array_of(module: nn.Module, name: str) -> jax.Array:
     """Returns an array of a bound module.
 
     Raises:
-      ValueError: if it has none of this name.
+      ValueError: if there is no array of this name.
     """
     params = module.variables.get("params", {})
     if not hasattr(meta.unbox(params.get(name)), "shape"):

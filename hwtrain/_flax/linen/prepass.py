@@ -1,7 +1,7 @@
-"""The plan of a Linen model, by an abstract run of the unwrapped model.
+"""Makes the plan of a Linen model by an abstract run of the plain model.
 
-Only a call tells which layers a Linen model has. The pre-pass runs it under
-`jax.eval_shape`, at trace time, with an interceptor that records modules.
+Only a call reveals a Linen model's layers. The pre-pass runs it under `jax.eval_shape`,
+at trace time, with an interceptor that records modules.
 """
 
 import dataclasses
@@ -30,17 +30,17 @@ from hwtrain._plan.rules import Assignment
 from hwtrain.sockets._table import is_rewriting, when_registered
 
 analog_trace = jax.make_user_context(default_value=None)
-"""Part of every jit cache key: an inner `nn.jit` that a plain call traced must not
-serve an analog one, nor the other way round."""
+"""Part of every jit cache key, so that a trace of an inner `nn.jit` by a plain call is
+not reused for an analog one, or the other way round."""
 
 
 fresh = itertools.count()
-"""Makes a context unlike all before: a run that records modules must trace them, also
-those inside a jit that has traced equal ones."""
+"""Numbers that make a context unlike all earlier ones: a run that records modules must
+trace all of them, including those in a jit that has traced equal ones."""
 
 
 _PASSING = ("cache", "intermediates", "perturbations")
-"""Collections that a model can be evaluated without."""
+"""Collections that are not needed to evaluate a model."""
 
 
 def linen_plan(
@@ -56,10 +56,10 @@ def linen_plan(
 
     Args:
       module: the unbound analog model.
-      assigned: what `analogize` was told.
+      assigned: the arguments of `analogize`.
       variables: the model's variables; arrays, tracers, or shapes and dtypes.
       rngs: the call's rngs.
-      method: name of the method that is called.
+      method: name of the called method.
       args: its arguments.
       kwargs: its keyword arguments.
     """
@@ -81,7 +81,7 @@ def linen_plan(
     )
     try:
         hash(call)
-    except TypeError:  # a module or an argument that cannot be hashed
+    except TypeError:  # an unhashable module or argument
         return _plan(call)
     return _cached_plan(call)
 
@@ -93,12 +93,12 @@ def parameter_shapes(params: Any) -> dict[str, tuple[int, ...]]:
 
 
 def _abstract(leaf: Any) -> jax.ShapeDtypeStruct:
-    # The dtype that JAX takes it in: not the float64 of NumPy.
+    # The dtype in JAX, which is not NumPy's float64.
     return jax.ShapeDtypeStruct(np.shape(leaf), jax.typeof(leaf).dtype)
 
 
 class _Call(NamedTuple):
-    """A call, abstractly: what the plan of it depends on."""
+    """An abstract call: everything that its plan depends on."""
 
     module: Any
     assigned: Assignment
@@ -110,7 +110,7 @@ class _Call(NamedTuple):
 
 
 def _plan(call: _Call) -> Plan:
-    # Another method than __call__ may rightly not reach every layer of a rule.
+    # A method other than __call__ need not reach every layer of a rule.
     check = call.method == "__call__"
     layers, users = _record(call)
     plan = make_plan(call.assigned, layers, dict(call.shapes), users, check=check)
@@ -120,14 +120,14 @@ def _plan(call: _Call) -> Plan:
 
 
 def _state(variables: Mapping[str, Any], prefix: str) -> tuple[str, ...]:
-    """Returns the paths of a model's variables that are no parameters.
+    """Returns the paths of a model's variables that are not parameters.
 
-    Not of those that a call makes anew, nor of a collection with lists or tuples in it:
-    that holds what the model has said of itself (`sow`), not what it needs.
+    Leaves out collections that a call recreates, and those with lists or tuples, which
+    hold the model's reports on itself (`sow`), not variables that it needs.
     """
     found = []
     for collection, tree in variables.items():
-        # Boxes are not opened: on a mesh, that would constrain what has no values.
+        # Boxes are not opened: on a mesh, that would constrain shapes without values.
         leaves = jax.tree_util.tree_leaves_with_path(tree, is_leaf=_boxed)
         sown = any(isinstance(key, SequenceKey) for keys, _ in leaves for key in keys)
         if collection not in ("params", *_PASSING) and not sown:
@@ -147,10 +147,10 @@ when_registered(_cached_plan.cache_clear)
 
 
 def _record(call: _Call) -> tuple[list[Layer], set[str]]:
-    """Runs the unwrapped model abstractly.
+    """Runs the plain model abstractly.
 
     Returns:
-      Its modules, and the paths of what it calls as hardware calls its leaves.
+      Its modules, and the paths of its own names that collide with names of leaves.
     """
     found: dict[str, Layer] = {}
     users: set[str] = set()
@@ -172,7 +172,7 @@ def _record(call: _Call) -> tuple[list[Layer], set[str]]:
             named[path] = f"a {around[-1]} computes that from it at every call"
         inside = [type(context.module).__name__] * is_rewriting(context.module)
         around.extend(inside)
-        # Flax rewinds that of a module after its call.
+        # Read before the call, because Flax rewinds a module's scope after it.
         scope = internals.scope_of(context.module)
         try:
             return watched_call(operands, layer, context, next_function, args, kwargs)
@@ -193,7 +193,7 @@ def _record(call: _Call) -> tuple[list[Layer], set[str]]:
     def run(arrays):
         leaves = [s if a is None else a for a, s in zip(arrays, call.static)]
         variables, rngs, args, kwargs = jax.tree.unflatten(call.treedef, leaves)
-        # A parameter that is missing is Flax's own error, not that of a missing stream.
+        # A missing parameter raises Flax's own error, not that for a missing stream.
         made = "params" in rngs
         return plain.apply(
             unfreeze(variables),
@@ -221,10 +221,11 @@ def _record(call: _Call) -> tuple[list[Layer], set[str]]:
 
 
 def _inputs(call: _Call) -> tuple[list[str], list[bool]]:
-    """Returns what the inputs of a call's program are.
+    """Returns the kinds of inputs of a call's program.
 
     Returns:
-      Paths of parameters, or empty; and which are arguments, or random.
+      Paths of parameters, or empty strings; and whether each input is an argument or
+      random.
     """
     numbers = jax.tree.unflatten(call.treedef, range(len(call.abstract)))
     params = paths.leaves(numbers[0].get("params", {}))
@@ -236,7 +237,7 @@ def _inputs(call: _Call) -> tuple[list[str], list[bool]]:
 
 
 def _followed(layer: Layer, found: Provenance, named: str | None) -> Layer:
-    """Returns a layer that knows which of its arrays it multiplies by, and alone."""
+    """Returns a layer with findings on how it multiplies by its arrays."""
     paths_of = {array.leaf: layer.leaf_path(array.leaf) for array in layer.weights}
 
     def of(reasons: Mapping[str, str]) -> tuple[tuple[str, str], ...]:

@@ -1,8 +1,8 @@
-"""Linen's OptimizedLSTMCell, whose `__call__` is written again, gate by gate.
+"""Linen's OptimizedLSTMCell, with a `__call__` reimplemented gate by gate.
 
-It joins the kernels of its gates before it multiplies. On hardware each gate is a
-crossbar of its own, as in `LSTMCell`, whose parameters have the same paths. The other
-cells are made of dense layers or convolutions, and need nothing.
+Flax's joins the kernels of its gates before the multiplication. On hardware, each gate
+has its own crossbar, as in `LSTMCell`, whose parameters have the same paths. The other
+cells consist of dense layers or convolutions and need nothing here.
 """
 
 from collections.abc import Callable, Mapping
@@ -25,7 +25,7 @@ GATES = "ifgo"
 
 
 def _gate(module: Any, inputs: Any, *args: Any, **kwargs: Any) -> Layer:
-    """Returns what the plan must know of a gate."""
+    """Returns the description of a gate for the plan."""
     cell = type(module.parent)
     rows = rows_of(plain_class(cell), "__call__")
     if all(row.written is not _call for row in rows):
@@ -40,7 +40,7 @@ def _watched_gate(
     args: tuple[Any, ...],
     kwargs: dict[str, Any],
 ) -> Any:
-    """Calls the module of a gate, which returns its arrays for the cell, marked."""
+    """Calls the module of a gate, which returns its arrays to the cell, marked."""
     kernel, bias = next_function(*args, **kwargs)
     return marked("kernel", kernel), bias
 
@@ -53,7 +53,7 @@ def _call(
     carry: tuple[jax.Array, jax.Array],
     inputs: jax.Array,
 ) -> tuple[tuple[jax.Array, jax.Array], jax.Array]:
-    """Does what `OptimizedLSTMCell.__call__` does, with analog gates."""
+    """Reimplements `OptimizedLSTMCell.__call__` with analog gates."""
     params = meta.unbox(cell.variables["params"])
 
     def multiply(name: str, x: jax.Array) -> jax.Array:

@@ -1,7 +1,7 @@
-"""The root of an analog Linen model: its class, swapped on a clone.
+"""The root of an analog Linen model: a clone with its class replaced.
 
 There is no wrapper module, so no path changes. Every public method of the user's class
-goes through the weight side (a transform of `params` on the way in) and the signal side
+applies the weight side (a transform of `params` on entry) and the signal side
 (interceptors around each layer).
 """
 
@@ -72,9 +72,9 @@ def with_mode(module: Any, mode: str) -> Any:
 
 
 def with_constants(module: Any, constants: Constants) -> Any:
-    """Returns a clone of an analog module with traced constants, beside those it has.
+    """Returns a clone of an analog module with additional traced constants.
 
-    Arguments as of `hwtrain.with_constants`.
+    Arguments as for `hwtrain.with_constants`.
     """
     mode = assigned(module) and module._hwtrain_mode
     cls = analog_class(plain_class(type(module)), assigned(module), mode)
@@ -83,7 +83,7 @@ def with_constants(module: Any, constants: Constants) -> Any:
 
 
 def _with_values(cls: Any, constants: Constants) -> Any:
-    """Returns an analog class with traced constants, unlike all others to any cache."""
+    """Returns an analog class with traced constants, which is new to every cache."""
     if not constants:
         return cls
     namespace = {
@@ -91,7 +91,8 @@ def _with_values(cls: Any, constants: Constants) -> Any:
         "__qualname__": cls.__qualname__,
         "__doc__": cls.__doc__,
         "__annotations__": {"_hwtrain_number": int},
-        # Flax tells modules apart by their fields; a class may get an old one's place.
+        # Flax compares modules by their fields, and a new class may reuse the memory of
+        # an old one.
         "_hwtrain_number": dataclasses.field(
             default=next(_fresh), init=False, repr=False
         ),
@@ -103,7 +104,7 @@ def _with_values(cls: Any, constants: Constants) -> Any:
 
 
 def assigned(module: Any) -> Assignment:
-    """Returns what `analogize` was told of a module.
+    """Returns the assignment of an analog module.
 
     Raises:
       ValueError: if the module is not analog.
@@ -129,7 +130,7 @@ def plan_of(
 
 
 def _with_class(module: nn.Module, cls: type) -> nn.Module:
-    # A module made inside another one's call is part of it already; a clone is not.
+    # A module created in another one's call already belongs to it; a clone would not.
     inside = isinstance(module.parent, nn.Module)
     analog = module if inside else module.clone()
     internals.put(analog, __class__=cls)
@@ -163,7 +164,7 @@ def analog_class(base: type, assigned: Assignment, mode: str) -> type:
         **methods,
     }
     made: Any = type(base.__name__, (base,), namespace)
-    # Flax writes every subclass an `__init__`, without what a decorator put around the
+    # Flax generates an `__init__` for every subclass, without decorators around the
     # user's. The fields are the same.
     made.__init__ = base.__init__
     return made
@@ -207,7 +208,7 @@ def _initialize(root: Any, ours, original, name: str, args: tuple, kwargs: dict)
         module = context.module
         if not ours(module):
             return next_function(*args, **kwargs)
-        # Flax rewinds that of a module after its call.
+        # Read before the call, because Flax rewinds a module's scope after it.
         scope = internals.scope_of(module)
         result = next_function(*args, **kwargs)
         path = _relative(root, module)
@@ -217,7 +218,7 @@ def _initialize(root: Any, ours, original, name: str, args: tuple, kwargs: dict)
         layers[path] = joined(layers.get(path), layer)
         waiting.append((scope, layer))
         if states_product(context):
-            return result  # when the method ends, the user's parameters have names
+            return result  # the user's parameter names are known after the method
         ready = [pair for pair in waiting if _within(pair[1].path, path)]
         waiting[:] = [pair for pair in waiting if not _within(pair[1].path, path)]
         for scope, layer in ready:
@@ -236,7 +237,7 @@ def _initialize(root: Any, ours, original, name: str, args: tuple, kwargs: dict)
     if name == "__call__":
         params = root.variables.get("params", {})
         shapes = parameter_shapes(params)
-        # Checks that every rule wins, and that all weights are real.
+        # Checks that every rule applies somewhere, and that all weights are real.
         real(make_plan(told, list(layers.values()), shapes, users), params)
     return result
 
@@ -246,13 +247,13 @@ def _within(path: str, other: str) -> bool:
 
 
 def _apply(root: Any, ours, original, name: str, args: tuple, kwargs: dict):
-    """Runs a method with both sides."""
+    """Runs a method with weight side and signal side."""
     told, mode = assigned(root), root._hwtrain_mode
     rngs = internals.streams_of(root)
-    # Bound modules have no hash, and the plan of equal calls is kept.
+    # Bound modules cannot be hashed, but plans of equal calls should be cached.
     unbound = internals.unbound(root)
     static = analog_class(plain_class(type(root)), told, mode)
-    object.__setattr__(unbound, "__class__", static)  # without constants
+    object.__setattr__(unbound, "__class__", static)  # without traced constants
     plan = linen_plan(
         unbound,
         told,
@@ -270,7 +271,7 @@ def _apply(root: Any, ours, original, name: str, args: tuple, kwargs: dict):
     through = weight_side.needs_root(plan, mode, values)
     key = weight_side.no_key() if through else None
     if weight_side.draws(plan, mode):
-        # Not make_rng: it counts calls, and falls back to the params stream.
+        # Not make_rng, which counts calls and falls back to the params stream.
         if told.stream not in rngs:
             raise missing_stream(mode, told.stream)
         key = _at_call(root, rngs[told.stream])
@@ -317,10 +318,10 @@ def _apply(root: Any, ours, original, name: str, args: tuple, kwargs: dict):
 
 
 def _at_call(root: Any, key: jax.Array) -> jax.Array:
-    """Returns the key of this call of a root in its scope: the second one draws anew.
+    """Returns the key for this call of a root in its scope; later calls draw anew.
 
-    The first call has the key itself. A model that is applied is called once; one that
-    another module holds, or that is bound, may be called several times.
+    The first call uses the key itself. A model is called once in `apply`; inside
+    another module, or bound, it may be called several times.
     """
     scope = internals.scope_of(root)
     count = getattr(scope, "hwtrain_calls", 0)
@@ -331,7 +332,7 @@ def _at_call(root: Any, key: jax.Array) -> jax.Array:
 def _transform(
     plan: Plan, mode: str, key: Any, values: weight_side.Values, variables: Any
 ) -> Any:
-    """Returns the variables of one step, with what each analog layer needs beside."""
+    """Returns the variables of one step, with the leaves that analog layers need."""
     params, leaves = weight_side.step_weights(
         variables["params"], plan, mode, key, values
     )
@@ -339,7 +340,7 @@ def _transform(
 
 
 def _with_own_method(base: type, name: str):
-    """Makes `method=Model.encode` mean the analog method, not the user's function."""
+    """Makes `method=Model.encode` refer to the analog method, not the user's."""
     original = getattr(base, name)
 
     @nn.nowrap

@@ -1,4 +1,4 @@
-"""What the rows of the table of sockets mean for the call of a Linen module."""
+"""Applies rows of the table of sockets to the call of a Linen module."""
 
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -21,11 +21,11 @@ from hwtrain.sockets import _table as table
 
 
 class OfCall:
-    """The rows of a call, or the product that the call of a method states.
+    """The rows of a call, or the product that a method's call states.
 
     Attributes:
       rows: the rows of the method.
-      stated: the product, where that is what is called.
+      stated: the stated product, if the call is one.
     """
 
     def __init__(self, cls: type, method: str, args: tuple[Any, ...]):
@@ -38,7 +38,7 @@ class OfCall:
 
     @property
     def owned(self) -> tuple[str, ...]:
-        """The arrays that the method multiplies by, by their paths from the module."""
+        """The paths from the module of the arrays that the method multiplies by."""
         if self.stated is not None:
             return (self.stated.leaf,)
         return tuple(row.leaf for row in self.rows)
@@ -46,7 +46,7 @@ class OfCall:
     def describe(
         self, module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> Layer | None:
-        """Returns what the plan must know of a layer, or `None`."""
+        """Returns the description of a layer for the plan, or `None`."""
         if self.stated is not None:
             return self.stated.layer(array_of(module, self.stated.array).shape)
         if not self.rows:
@@ -65,7 +65,7 @@ class OfCall:
         args: tuple[Any, ...],
         kwargs: dict[str, Any],
     ) -> Any:
-        """Calls a layer with what it multiplies by marked, `marked(leaf, array)`."""
+        """Calls a layer with its arrays marked by `marked(leaf, array)`."""
         if self.stated is not None:
             array = marked(self.stated.leaf, array_of(module, self.stated.array))
             return self.stated.plain(args[1], array)
@@ -80,7 +80,7 @@ class OfCall:
                 promote = marking_promotion(module, marked, *self.owned)
                 fields["promote_dtype"] = promote
             if hasattr(module, "mask"):
-                # The plan knows the mask, and the analog layer its zeros.
+                # The plan has the mask, and the analog layer applies it.
                 fields["mask"] = None
         return self._run(module, fields, next_function, args, kwargs)
 
@@ -98,7 +98,7 @@ class OfCall:
 
         Args:
           weights: the plans of its arrays, by their paths from the module.
-          leaves: likewise, what is beside them in this step.
+          leaves: the leaves beside them in this step, by the same paths.
           mode: the mode.
           module: the layer.
           next_function: its own method.

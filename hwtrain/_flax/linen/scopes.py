@@ -1,10 +1,10 @@
-"""Which modules of a call belong to an analog Linen root.
+"""Tells which modules in a call belong to an analog Linen root.
 
-Inside a root's call, a user may run other models: a frozen teacher by its own `apply`,
-a clone of a layer with variables of its own, or a module that is bound elsewhere. Their
-paths begin anew, so that by path they would be taken for the root's layers, and get
-converters that are not theirs. What belongs to the root is known by its scope: Flax
-hands the flags of a scope on to those within, also through lifted transforms.
+Inside a root's call, a user may run other models: a frozen teacher with its own
+`apply`, a clone of a layer with its own variables, or a module bound elsewhere. Their
+paths start anew, so by path they could be mistaken for the root's layers and get
+converters. The root's modules are recognised by their scopes instead: scopes inherit
+flags, also through lifted transforms.
 """
 
 import contextlib
@@ -18,12 +18,13 @@ from hwtrain._flax.linen.call_record import call, changed
 
 @contextlib.contextmanager
 def belonging(root: nn.Module) -> Iterator[Callable[[nn.Module], bool]]:
-    """Gives a function that says of a module in a call whether it is the root's.
+    """Yields a function that tells whether a module in a call is the root's.
 
     Args:
       root: a bound module, before or in its call.
     """
-    # By depth: equal calls are to be equal, since flags are part of a key of `nn.jit`.
+    # The flag is named by depth, not uniquely: flags are part of the key of `nn.jit`,
+    # and equal calls must share it.
     depth = call().depth
     flag = f"hwtrain root {depth}"
     undo = _flagged(root, flag)
@@ -36,15 +37,15 @@ def belonging(root: nn.Module) -> Iterator[Callable[[nn.Module], bool]]:
 
 
 def before_the_call(module: nn.Module) -> bool:
-    """Says of a module whose `setup` runs before its root's method that it is ours."""
+    """Treats modules whose `setup` runs before their root's method as the root's."""
     return True
 
 
 def _flagged(root: nn.Module, flag: str) -> list[Callable[[], None]]:
-    """Puts a flag on the scopes of a module and of what it holds already.
+    """Sets a flag on the scopes of a module and of its existing submodules.
 
     Returns:
-      What takes the flags away, in this order.
+      Functions that remove the flags, to be called in this order.
     """
     undo, waiting, seen = [], [root], set()
     while waiting:

@@ -1,1 +1,1 @@
-"""NNX."""
+"""Analog NNX models."""

@@ -1,4 +1,4 @@
-"""Marks on the layers of an NNX model, by which their connections are found."""
+"""Marks the layers of an NNX model to find their connections."""
 
 from typing import Any
 
@@ -11,7 +11,7 @@ from hwtrain._flax.nnx.step import modules_of
 
 
 def nnx_connections(model: Any, example: tuple[Any, ...]) -> Connections:
-    """Returns how the layers of a call are connected."""
+    """Returns the connections of the layers in a call."""
     told = getattr(model, "analog_assigned", None)
     prefix = told.name if told is not None else ""
     model = nnx.clone(model)

@@ -1,7 +1,7 @@
 """NNX's convolutions.
 
-A stand-in of a Conv convolves with another function. ConvTranspose has no such
-attribute: its call is written again.
+A Conv is called through a stand-in with another convolution function. ConvTranspose has
+no such attribute, so its call is reimplemented.
 """
 
 from collections.abc import Mapping
@@ -42,7 +42,7 @@ def _call_transpose(
     mode: str,
     inputs: jax.Array,
 ) -> jax.Array:
-    """Does what `ConvTranspose.__call__` does, with its windows on crossbars."""
+    """Reimplements `ConvTranspose.__call__` with its windows on crossbars."""
 
     def promote(x: jax.Array):
         kernel = layer.kernel[...]

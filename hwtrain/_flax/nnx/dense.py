@@ -1,4 +1,4 @@
-"""NNX's Linear and LinearGeneral: a stand-in has another `dot_general`."""
+"""NNX's Linear and LinearGeneral: their stand-ins have another `dot_general`."""
 
 from collections.abc import Iterable
 from typing import Any

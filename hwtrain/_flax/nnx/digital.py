@@ -1,4 +1,4 @@
-"""NNX's layers that stay digital, and those that rewrite the layer in them."""
+"""NNX layers that stay digital, and layers that rewrite the weights of others."""
 
 from flax import nnx
 

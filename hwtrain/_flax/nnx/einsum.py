@@ -1,4 +1,4 @@
-"""NNX's Einsum: a stand-in has another `einsum_op`."""
+"""NNX's Einsum: its stand-in has another `einsum_op`."""
 
 from typing import Any
 

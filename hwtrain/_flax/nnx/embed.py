@@ -1,4 +1,4 @@
-"""NNX's Embed: look-ups of analog weights, and `attend` written again."""
+"""NNX's Embed: look-ups of analog weights, and a reimplemented `attend`."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -25,7 +25,7 @@ def _attend(
     query: jax.Array,
     out_sharding: Any = None,
 ) -> jax.Array:
-    """Does what `Embed.attend` does, with an analog product."""
+    """Reimplements `Embed.attend` with an analog product."""
     query, embedding = layer.promote_dtype(
         (query, layer.embedding[...]), dtype=layer.dtype
     )

@@ -1,7 +1,7 @@
-"""Whether the layers of an NNX call multiply by their stored parameters.
+"""Checks whether the layers of an NNX call multiply by their stored parameters.
 
-Only a call shows it. It is traced abstractly once for each model and each shape of
-arguments.
+Only a call shows it. It is traced abstractly once for each model and each combination
+of argument shapes.
 """
 
 import functools
@@ -33,16 +33,16 @@ def followed(
     kwargs: dict[str, Any],
     declared: tuple[tuple[str, tuple[str, ...]], ...] = (),
 ) -> Provenance:
-    """Returns where the arrays come from that the layers of a call multiply by.
+    """Returns the origins of the arrays that the layers of a call multiply by.
 
     Args:
       root: the analog model.
       plan: its plan.
-      method: name of the method that is called.
+      method: name of the called method.
       args: its arguments.
       kwargs: its keyword arguments.
-      declared: the paths of modules on hardware, each with the names of the arrays of
-        which alone it may state products.
+      declared: the paths of modules on hardware, each with the names of the only arrays
+        for which it may state products.
     """
     graphdef, state = nnx.split(root)
     leaves, treedef = jax.tree.flatten((state, args, kwargs))
@@ -61,18 +61,18 @@ def followed(
     )
     try:
         hash(call)
-    except TypeError:  # an argument that cannot be hashed
+    except TypeError:  # an unhashable argument
         return _follow(call)
     return _cached(call)
 
 
 def _abstract(leaf: Any) -> jax.ShapeDtypeStruct:
-    # The dtype that JAX takes it in: not the float64 of NumPy.
+    # The dtype in JAX, which is not NumPy's float64.
     return jax.ShapeDtypeStruct(np.shape(leaf), jax.typeof(leaf).dtype)
 
 
 class _Call(NamedTuple):
-    """A call, abstractly."""
+    """An abstract call."""
 
     graphdef: Any
     treedef: Any
@@ -94,7 +94,7 @@ def _follow(call: _Call) -> Provenance:
         root = nnx.merge(call.graphdef, state)
         for path, module in modules_of(root).items():
             for name, value in list(vars(module).items()):
-                if isinstance(value, OUR_TYPES):  # the plain layer has none
+                if isinstance(value, OUR_TYPES):  # not in the plain layer
                     delattr(module, name)
             base = plain_class(type(module))
             own = _own(call.weights, path)
@@ -158,21 +158,21 @@ def _own(weights: tuple[str, ...], path: str) -> tuple[str, ...]:
 
 
 def _watching(base: type, path: str, own: tuple[str, ...], operands: Operands) -> type:
-    """Returns the class of a plain layer that marks what it multiplies by."""
+    """Returns the class of a plain layer that marks the arrays it multiplies by."""
     marked = _marking(path, own, operands)
     methods: dict[str, Any] = {}
     inner = multiplying_class(base)
     for name in arrays_of(inner):
         methods[name] = _watched(inner, name, marked)
     watching = type(base.__name__, (inner,), {"__module__": base.__module__, **methods})
-    # A method that calls that of `super()` finds the watched one next.
+    # If a method calls that of `super()`, it finds the watched one next.
     return watching if inner is base else type(base.__name__, (base, watching), {})
 
 
 def _marking(
     path: str, own: tuple[str, ...], operands: Operands
 ) -> Callable[[str, Any], Any]:
-    """Returns what marks the arrays of a layer that are analog."""
+    """Returns a function that marks the analog arrays of a layer."""
 
     def marked(leaf: str, array: Any) -> Any:
         full = f"{path}/{leaf}" if path else leaf
@@ -184,7 +184,7 @@ def _marking(
 def _refusing(
     base: type, path: str, arrays: tuple[str, ...], marked: Callable[[str, Any], Any]
 ) -> Callable[[str, Any], Any]:
-    """Returns what marks arrays, and refuses others of which products are stated."""
+    """Returns a function that marks known arrays, and raises for other ones."""
     name = base.__name__
 
     def refused(leaf: str, array: Any) -> Any:

@@ -1,7 +1,7 @@
-"""Modules that hold raw parameters on hardware, guarded against calls around the root.
+"""Guards modules with raw parameters on hardware against calls without the root.
 
-The root gives a raw parameter its noise; a module that is called around it would run
-clean. Layers find that out by the key that the root puts beside their kernels.
+The root adds noise to a raw parameter; without it, a module would run clean. Layers
+detect this by the key that the root puts beside their kernels.
 """
 
 import functools

@@ -1,4 +1,4 @@
-"""NNX layers: which can be analog, and the class that makes them so in place."""
+"""The analog classes of NNX layers, and the choice of layers that can be analog."""
 
 import dataclasses
 import functools
@@ -23,48 +23,48 @@ from hwtrain.sockets._table import arrays_of, methods_of, when_registered, why_d
 
 
 class EffectiveWeight(nnx.Param):
-    """What a layer multiplies by, made of the array that it stores; of a chip."""
+    """A chip's derived weights, which a layer multiplies by."""
 
 
 class StepLeaf(nnx.Variable):
-    """What a layer needs for one step, such as its noise key; there during a call."""
+    """A leaf that a layer needs for one step, such as its noise key."""
 
 
 class TracedConstant(nnx.Variable):
-    """A number of a model's hardware that `hwtrain.with_constants` has given it."""
+    """A number of a model's hardware that was set by `hwtrain.with_constants`."""
 
 
 PASSING = (
     *(nnx.RngState, nnx.Intermediate, nnx.Cache, nnx.Perturbation),
     *(StepLeaf, TracedConstant),
 )
-"""Variables that a model can be evaluated without."""
+"""Types of variables that are not needed to evaluate a model."""
 
 
 def _type_of(leaf: LeafSpec) -> type[nnx.Param]:
-    """Returns the type of the variables of a leaf, `InputRange` of `input_range`."""
+    """Returns the type of a leaf's variables, `InputRange` for `input_range`."""
     name = leaf.name.title().replace("_", "")
     content = {"__module__": __name__, "__doc__": f"The leaf `{leaf.name}`."}
     return type(name, (nnx.Param,), content)
 
 
 TYPES = {x.name: _type_of(x) for x in BUILT_IN if x.when != ("step",)}
-"""The types of the variables of leaves, by name. An object is pickled by its type's."""
+"""The types of leaves' variables by name. Pickled objects refer to them by name."""
 
 
 class PartLeaf(nnx.Param):
-    """The leaf of a user's part; the plan knows which."""
+    """A leaf of a user's part, as declared in the plan."""
 
 
 globals().update({kind.__name__: kind for kind in TYPES.values()})
 
 
 OUR_TYPES = (*TYPES.values(), PartLeaf, EffectiveWeight)
-"""The types of all parameters that are not the user's."""
+"""The types of all parameters that hwtrain adds."""
 
 
 def describe(module: Any, path: str) -> Layer:
-    """Returns what the plan must know of a module at a path."""
+    """Returns the description of a module at a path, for the plan."""
     cls = plain_class(type(module))
     found = bridge(module, cls)
     if found is None and arrays_of(cls, built_in=False):
@@ -78,10 +78,10 @@ def describe(module: Any, path: str) -> Layer:
 
 
 def _with_arrays_of_super(layer: Layer | None, module: Any, cls: type) -> Layer | None:
-    """Returns a registered layer, with arrays that its `super()` multiplies by refused.
+    """Returns a registered layer that refuses arrays its `super()` multiplies by.
 
     Args:
-      layer: the layer, as its rows say.
+      layer: the layer, as described by its rows.
       module: the module.
       cls: its class.
     """
@@ -101,9 +101,9 @@ def _with_arrays_of_super(layer: Layer | None, module: Any, cls: type) -> Layer 
 
 @functools.cache
 def multiplying_class(cls: type) -> type:
-    """Returns the class whose methods multiply: those of a layer may call `super()`'s.
+    """Returns the class whose methods multiply, which may be reached by `super()`.
 
-    A layer that does not stays its own class, whose methods multiply in their own way.
+    A layer that does not call `super()` is its own class, with its own products.
     """
     return _multiplying(cls)
 
@@ -123,7 +123,7 @@ def _multiplying(cls: type, built_in: bool | None = None) -> type:
 def bases_of(base: type) -> tuple[type, ...]:
     """Returns the bases of the analog class of a layer or a model.
 
-    Where its method calls that of `super()`, the analog one of that class comes next.
+    If its method calls that of `super()`, the analog one of that class comes next.
     """
     inner = multiplying_class(base)
     return (base,) if inner is base else (base, analog_layer_class(inner))
@@ -133,8 +133,8 @@ def make_analog(layer: Any, weights: tuple[AnalogWeight, ...], mode: str) -> Non
     """Turns a layer into an analog one in place; references to it stay valid."""
     layer.__class__ = analog_layer_class(plain_class(type(layer)))
     layer.analog_weights = weights
-    # NNX merges attributes in the order of their names: one after `deterministic`,
-    # whose setter knows no chip mode.
+    # NNX merges attributes in the order of their names: `hardware_mode` comes after
+    # `deterministic`, whose setter does not know the chip mode.
     layer.hardware_mode = mode
 
 
@@ -153,14 +153,14 @@ def public_methods(base: type) -> list[str]:
 
 
 def _is_method(value: Any) -> bool:
-    """Whether a class attribute becomes a method: a function, also a jitted one."""
+    """Whether a class attribute becomes a method; jitted functions do, too."""
     if isinstance(value, staticmethod | classmethod | property | type):
         return False
     return callable(value) and hasattr(type(value), "__get__")
 
 
 def analog_methods(base: type) -> dict[str, Any]:
-    """Returns the analog methods of a layer class by name; none of another class."""
+    """Returns the analog methods of a layer class by name; empty for other classes."""
     return {
         name: _analog_method(base, name, arrays)
         for name, arrays in arrays_of(base).items()
@@ -188,10 +188,10 @@ for _cache in (multiplying_class, analog_layer_class):
 
 
 def mode_property(base: type) -> property:
-    """Returns the property by which `.train()` and `.eval()` reach the mode.
+    """Returns the property through which `.train()` and `.eval()` set the mode.
 
-    NNX sets `deterministic` on every module that has it. A user's own attribute of
-    that name keeps its value beside.
+    NNX sets `deterministic` on every module that has it. A user's attribute of that
+    name keeps its own value.
     """
 
     def get(self) -> bool:
@@ -224,7 +224,7 @@ def view_setter(base: type) -> Any:
 
 
 def reduce_by_base(self, protocol: int):
-    """Pickles an object by its user's class and the function that makes it analog."""
+    """Pickles an object as its user's class and the function that makes it analog."""
     cls = type(self)
     return _rebuild, (cls._hwtrain_rebuild, cls._hwtrain_base, dict(self.__dict__))
 
@@ -254,10 +254,10 @@ def _analog_method(base: type, name: str, arrays: tuple[str, ...]):
 
 
 def leaves_beside(layer: Any, weight: AnalogWeight, mode: str) -> dict[str, jax.Array]:
-    """Returns what lies beside an array of a layer in this step.
+    """Returns the leaves beside an array of a layer in this step.
 
     Raises:
-      ValueError: if the layer is called around its root, or mapped without its leaves.
+      ValueError: if the layer is called without its root, or mapped without its leaves.
     """
     leaves = _leaves(layer, weight)
     if weight.hardware.needs_root(mode) and NOISE_KEY.name not in leaves:
@@ -267,7 +267,7 @@ def leaves_beside(layer: Any, weight: AnalogWeight, mode: str) -> dict[str, jax.
 
 
 def _check_mapped(layer: Any, weight: AnalogWeight, leaves: dict[str, Any]) -> None:
-    """Raises where a map takes an entry of a stack of kernels, not of noise keys."""
+    """Raises if a map takes entries from a stack of kernels, but not of noise keys."""
     kernel = getattr(layer, *paths.split(weight.array))[...]
     mapped = len(weight.shape) - kernel.ndim
     key = leaves.get(NOISE_KEY.name)
@@ -281,9 +281,9 @@ def _check_mapped(layer: Any, weight: AnalogWeight, leaves: dict[str, Any]) -> N
 
 
 def _leaves(layer: Any, weight: AnalogWeight) -> dict[str, jax.Array]:
-    """Returns what lies beside an array of a layer in this step."""
+    """Returns the leaves beside an array of a layer in this step."""
     named = names_beside(weight)
-    held = vars(layer).get("analog_beside")  # none behind the root's back
+    held = vars(layer).get("analog_beside")  # none in calls without the root
     if held is not None and weight.derived:
         return {
             leaf: held.leaves[own] for leaf, own in named.items() if own in held.leaves
@@ -296,10 +296,10 @@ def _leaves(layer: Any, weight: AnalogWeight) -> dict[str, jax.Array]:
 
 
 class Beside:
-    """What lies beside derived weights during a call, out of the reach of the model.
+    """The leaves beside derived weights during a call, hidden from the model.
 
-    What makes weights of stored ones, such as an `nnx.SpectralNorm`, goes over all
-    variables of a layer. To NNX, this is a constant.
+    A module that derives weights, such as `nnx.SpectralNorm`, iterates over all
+    variables of a layer. To NNX, this object is a constant.
 
     Attributes:
       leaves: arrays by their names in the layer.

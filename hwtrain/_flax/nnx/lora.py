@@ -1,6 +1,6 @@
-"""NNX's LoRA, whose `__call__` is written again: its factors lie on two crossbars.
+"""NNX's LoRA, with a reimplemented `__call__`: its factors lie on two crossbars.
 
-`LoRALinear` is a `Linear` with a LoRA inside, and its base module a layer of its own.
+`LoRALinear` is a `Linear` with a LoRA inside; its base module is a separate layer.
 """
 
 from collections.abc import Mapping
@@ -37,7 +37,7 @@ def _call(
     x: jax.Array,
     **options: Any,
 ) -> jax.Array:
-    """Does what `LoRA.__call__` does, with its two products made analog."""
+    """Reimplements `LoRA.__call__` with both products made analog."""
 
     def multiply(name: str, x: jax.Array, w: jax.Array) -> jax.Array:
         weight = weights.get(name)

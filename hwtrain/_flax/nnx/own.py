@@ -1,15 +1,15 @@
-"""What NNX objects of a user's own multiply by, where their methods say it."""
+"""Marks the arrays of users' NNX objects whose methods state products."""
 
 from collections.abc import Callable
 from typing import Any
 
 
 class Watch:
-    """Marks what a module of an abstract call multiplies by, where its methods say it.
+    """Marks the arrays for which a module states products in an abstract call.
 
     Attributes:
       marked: called with the path of an array from its module, and the array.
-      seen: the paths of those that were.
+      seen: the paths of the marked arrays.
     """
 
     def __init__(self, marked: Callable[[str, Any], Any]):
@@ -17,6 +17,6 @@ class Watch:
         self._marked = marked
 
     def marked(self, leaf: str, array: Any) -> Any:
-        """Returns an array marked."""
+        """Returns the array marked."""
         self.seen.add(leaf)
         return self._marked(leaf, array)

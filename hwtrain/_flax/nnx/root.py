@@ -1,7 +1,7 @@
-"""The root of an analog NNX model: its class, swapped on a copy of the model.
+"""The root of an analog NNX model: a copy with its class replaced.
 
 Every public method of the user's class splits the model, transforms the parameters,
-merges, calls, and copies back what is not a parameter.
+merges, calls, and copies back everything except parameters.
 """
 
 import dataclasses
@@ -101,7 +101,7 @@ def analogize_nnx(model: Any, assigned: Assignment, rngs: nnx.Rngs | None) -> An
 
 
 def set_mode(model: Any, mode: str) -> Any:
-    """Puts an analog model into a mode, in place, and returns it."""
+    """Sets the mode of an analog model, in place, and returns the model."""
     if not hasattr(model, "analog_assigned"):
         raise ValueError(
             f"{type(model).__name__} is not analog; write analogize(model, hardware)"
@@ -123,11 +123,11 @@ _CONSTANT = "analog_constant_"
 def with_constants(model: Any, constants: Constants) -> Any:
     """Returns an analog model with traced constants that shares the model's variables.
 
-    Arguments as of `hwtrain.with_constants`.
+    Arguments as for `hwtrain.with_constants`.
     """
     plan = plan_of(model)
     given = merged(_constants_of(model), constants)
-    with_values(plan, given, IN_A_CALL)  # checks them
+    with_values(plan, given, IN_A_CALL)  # raises for invalid constants
     made = nnx.view(model)
     made.analog_constants = tuple(given)
     for number, value in enumerate(given.values()):
@@ -142,10 +142,10 @@ def _constants_of(model: Any) -> dict[str, Any]:
 
 
 def claim_chip_leaves(model: Any, plan: Plan) -> None:
-    """Makes parameters of arrays that a chip's parameters brought into a model.
+    """Turns arrays that a chip's parameters added to a model into parameters.
 
-    `nnx.update` sets what a model has no variable for as a plain array, which neither a
-    step nor a transform of parameters would see.
+    `nnx.update` stores entries without a variable in the model as plain arrays, which
+    steps and transforms of parameters would miss.
     """
     layers = None
     for weight in plan.weights:
@@ -159,7 +159,7 @@ def claim_chip_leaves(model: Any, plan: Plan) -> None:
         for name, kind in kinds.items():
             value = getattr(layer, name, None)
             if isinstance(value, jax.Array | np.ndarray):
-                delattr(layer, name)  # a tracer would be static
+                delattr(layer, name)  # assigned in place, a tracer would be static
                 setattr(layer, name, kind(jnp.asarray(value)))
 
 
@@ -173,13 +173,13 @@ def plan_of(
     kwargs: dict[str, Any] | None = None,
     method: str = "__call__",
 ) -> Plan:
-    """Returns the plan of an analog model, read off its objects.
+    """Returns the plan of an analog model, derived from its objects.
 
     Args:
       model: the analog model.
-      args: arguments of a call, in which the weights are followed; `()` for none.
+      args: arguments of a call in which the weights are followed; `()` for none.
       kwargs: its keyword arguments.
-      method: name of the method that is called.
+      method: name of the called method.
     """
     if not hasattr(model, "analog_assigned"):
         raise ValueError(
@@ -198,7 +198,7 @@ def plan_of(
 
 def _make(model: nnx.Module, assigned: Assignment, check: bool) -> Plan:
     modules = modules_of(model)
-    # An analog model inside this one has a plan of its own.
+    # An analog model inside this one has its own plan.
     inner = [f"{p}/" for p, m in modules.items() if p and hasattr(m, "analog_assigned")]
 
     def ours(path: str) -> bool:
@@ -217,7 +217,7 @@ def _make(model: nnx.Module, assigned: Assignment, check: bool) -> Plan:
     plan = make_plan(assigned, layers, shapes, users, check=check)
     real(plan, nnx.state(model, nnx.Param))
     state = nnx.state(model, nnx.Not(nnx.Any(nnx.Param, *PASSING)))
-    # `nnx.update` puts what a chip has beside its weights there as plain arrays.
+    # `nnx.update` stores a chip's leaves beside its weights as plain arrays.
     chips = {
         weight_side.local(plan, path)
         for weight in plan.weights
@@ -230,7 +230,7 @@ def _make(model: nnx.Module, assigned: Assignment, check: bool) -> Plan:
 
 
 def _with_rewriter(layer: Layer, modules: dict[str, Any]) -> Layer:
-    """Returns a layer that knows of the module around it that rewrites its arrays."""
+    """Returns a layer with its arrays derived, if the module around rewrites them."""
     around = modules.get(layer.path.rpartition("/")[0]) if layer.path else None
     if not is_rewriting(around):
         return layer
@@ -244,7 +244,7 @@ def _with_rewriter(layer: Layer, modules: dict[str, Any]) -> Layer:
 def _check_kernels_of_their_own(
     assigned: Assignment, layers: list[Layer], modules: dict[str, Any]
 ) -> None:
-    """Raises for an analog kernel that has two names: the plan would know one."""
+    """Raises for an analog kernel with two names, because the plan would have one."""
     names: dict[int, list[str]] = {}
     for path, module in modules.items():
         for name, value in vars(module).items():
@@ -273,7 +273,7 @@ def analog_root_class(base: type) -> type:
         "__doc__": base.__doc__,
         "__reduce_ex__": reduce_by_base,
         "deterministic": mode_property(base),
-        # For parts of the package that may not import this one.
+        # For modules of the package that must not import this one.
         "analog_plan": property(lambda self: plan_of(self)),
         "set_view": view_setter(base),
         "_hwtrain_base": base,
@@ -287,7 +287,7 @@ when_registered(analog_root_class.cache_clear)
 
 
 def _through_both_sides(base: type, name: str):
-    # The model may be one analog layer.
+    # The model itself may be a single analog layer.
     original = analog_methods(base).get(name, getattr(base, name))
 
     def method(self, *args, **kwargs):
@@ -316,10 +316,10 @@ def _through_both_sides(base: type, name: str):
 
 
 def _followed(root: Any, plan: Plan, method: str, args: tuple, kwargs: dict) -> Plan:
-    """Returns a plan that knows which weights a call derives.
+    """Returns the plan with the weights that a call derives marked as such.
 
     Raises:
-      ValueError: if a layer multiplies by what no crossbar could hold.
+      ValueError: if a layer multiplies by weights that no crossbar can hold.
     """
     found = followed(root, plan, method, args, kwargs, _declared(root))
     weights = []
@@ -345,10 +345,10 @@ def _followed(root: Any, plan: Plan, method: str, args: tuple, kwargs: dict) -> 
 
 
 def _declared(root: Any) -> tuple[tuple[str, tuple[str, ...]], ...]:
-    """Returns the modules that hardware was asked for, with the arrays that are known.
+    """Returns the users' modules on hardware, with their known arrays.
 
-    Where one states a product of another, that would be digital, unsaid. The classes of
-    Flax state none.
+    A stated product of another array would silently be digital. Flax's own classes
+    state none.
     """
     modules = modules_of(root)
     inner = [f"{p}/" for p, m in modules.items() if p and hasattr(m, "analog_assigned")]

@@ -1,4 +1,4 @@
-"""What the rows of the table of sockets mean for an NNX object."""
+"""Applies rows of the table of sockets to NNX objects."""
 
 import functools
 from collections.abc import Callable, Mapping
@@ -22,12 +22,12 @@ from hwtrain.sockets import _table as table
 
 
 def describe(module: Any, cls: type, built_in: bool | None = None) -> Layer | None:
-    """Returns what the plan must know of an object, as the rows of a class say it.
+    """Returns the description of an object from the rows of a class, for the plan.
 
     Args:
       module: the object.
       cls: its class, or one of its parents.
-      built_in: `True` for rows of hwtrain's own alone, `False` for those of users.
+      built_in: `True` for only built-in rows, `False` for only users' rows.
     """
 
     def shape_of(array: str) -> tuple[int, ...]:
@@ -42,7 +42,7 @@ def describe(module: Any, cls: type, built_in: bool | None = None) -> Layer | No
     layer = None
     for method in table.methods_of(cls, built_in):
         rows = table.rows_of(cls, method, built_in)
-        # The methods of a class of Flax multiply by the same arrays.
+        # All methods of a Flax class multiply by the same arrays.
         if not rows or (layer is not None and rows[0].built_in):
             continue
         found = socket_rows.layer_of(rows, module, shape_of)
@@ -57,7 +57,7 @@ def describe(module: Any, cls: type, built_in: bool | None = None) -> Layer | No
 def watched(
     layer: Any, base: type, method: str, marked: Callable[[str, Any], Any]
 ) -> Callable[..., Any]:
-    """Returns a method with what it multiplies by marked, `marked(leaf, array)`."""
+    """Returns a method that marks its arrays by `marked(leaf, array)`."""
     rows = table.rows_of(base, method)
     if rows[0].built_in:
         return _method(layer, base, method, _watched(layer, rows, marked))
@@ -84,7 +84,7 @@ def watched(
 def _watched(
     layer: Any, rows: tuple[table.Socket, ...], marked: Callable[[str, Any], Any]
 ) -> dict[str, Any]:
-    """Returns the attributes of a layer that multiply, with its arrays marked."""
+    """Returns a layer's attributes that multiply, changed to mark its arrays."""
     fields = {}
     for row in rows:
         if row.field is not None:
@@ -94,7 +94,7 @@ def _watched(
             leaves = (row.leaf for row in rows)
             fields["promote_dtype"] = marking_promotion(layer, marked, *leaves)
         if hasattr(layer, "mask"):
-            # The plan knows the mask, and the analog layer its zeros.
+            # The plan has the mask, and the analog layer applies it.
             fields["mask"] = None
     return fields
 
@@ -123,7 +123,7 @@ def call(
 def _method(
     layer: Any, base: type, method: str, fields: dict[str, Any]
 ) -> Callable[..., Any]:
-    """Returns a method of a layer with other attributes, or as it is written again."""
+    """Returns a layer's method with other attributes, or its reimplementation."""
     if fields:
         layer = stand_in(layer, base, **fields)
     for row in table.rows_of(base, method):

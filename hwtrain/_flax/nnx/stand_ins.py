@@ -1,4 +1,4 @@
-"""A layer's stand-in for one call, with other attributes."""
+"""Stand-ins for layers, with other attributes for one call."""
 
 from collections.abc import Callable
 from typing import Any
@@ -14,7 +14,7 @@ def stand_in(layer: Any, base: type, **attributes: Any) -> Any:
     Args:
       layer: the layer.
       base: class of the copy: the user's, not the analog one.
-      **attributes: what the copy has instead.
+      **attributes: attributes to set on the copy.
     """
     return shallow_copy(layer, base, **attributes)
 
@@ -22,13 +22,13 @@ def stand_in(layer: Any, base: type, **attributes: Any) -> Any:
 def marking_promotion(
     layer: Any, marked: Callable[[str, Any], Any], *leaves: str
 ) -> Callable[..., Any]:
-    """Returns the `promote_dtype` of a layer, which marks its arrays.
+    """Returns a layer's `promote_dtype` that also marks its arrays.
 
     Args:
-      layer: a layer with this attribute; its arrays stand first if there are no others,
-        else after the inputs.
+      layer: a layer with this attribute; its arrays are the first arguments if there
+        are no others, else they follow the inputs.
       marked: called with the name of an array and the array.
-      *leaves: the names.
+      *leaves: the names of the arrays.
     """
 
     def promote(arrays, **options):

@@ -1,4 +1,4 @@
-"""Products that the methods of NNX objects state."""
+"""Stated products in methods of NNX objects."""
 
 from typing import Any
 
@@ -11,10 +11,10 @@ from hwtrain._flax.stated import Stated
 
 
 def multiply(module: Any, stated: Stated, x: Any) -> jax.Array:
-    """Returns a product of an object: plain, watched, or as its hardware computes it.
+    """Returns an object's product: plain, with its array marked, or on hardware.
 
     Raises:
-      ValueError: if it has no such array.
+      ValueError: if there is no such array.
     """
     held: Any = getattr(module, stated.array, None)
     if not isinstance(held, nnx.Variable):

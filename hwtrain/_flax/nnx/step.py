@@ -1,4 +1,4 @@
-"""One step of an analog NNX model: a method on a copy with the weights of the step."""
+"""One step of an analog NNX model: runs a method on a copy with the step's weights."""
 
 from typing import Any
 
@@ -16,7 +16,7 @@ from hwtrain._plan.plan import Plan
 
 
 def modules_of(model: nnx.Module) -> dict[str, Any]:
-    """Returns the modules of a model by path, itself included."""
+    """Returns the modules of a model by path, including itself."""
     return {paths.join(keys): m for keys, m in nnx.iter_modules(model)}
 
 
@@ -62,7 +62,7 @@ def noisy_call(
 
 
 def _put_beside(modules: dict[str, Any], plan: Plan) -> None:
-    """Takes what lies beside derived weights out of the variables of their layers."""
+    """Moves leaves beside derived weights out of their layers' variables."""
     derived = [weight for weight in plan.weights if weight.derived]
     for weight in derived:
         layer = modules[weight_side.local(plan, weight.layer_path)]
@@ -79,7 +79,7 @@ def _put_beside(modules: dict[str, Any], plan: Plan) -> None:
 def _make_holes(
     modules: dict[str, Any], plan: Plan, constants: weight_side.Values
 ) -> None:
-    """Tells layers which numbers of their hardware are traced."""
+    """Gives layers plans with holes for their traced numbers."""
     traced = [w for w in plan.weights if w.path in constants and w.kind != "raw"]
     for weight in traced:
         layer = modules[weight_side.local(plan, weight.layer_path)]
@@ -104,10 +104,10 @@ def _changed(
     """Returns the digital parameters that a method wrote, to be copied back.
 
     Raises:
-      ValueError: if it added parameters, or wrote analog ones: on the copy these are
-        the noisy ones, and the noise would become part of the nominal weights.
+      ValueError: if it added parameters or wrote analog ones, which hold noise on the
+        copy: the noise would become part of the nominal weights.
     """
-    # Derived weights are nominal here: what makes them may write them back.
+    # Derived weights are nominal here; the module that derives them may write them.
     plain = [weight for weight in plan.weights if not weight.derived]
     analog = {weight_side.local(plan, weight.path) for weight in plain}
     written = {p: v for p, v in after.items() if before.get(p) is not v}
@@ -127,14 +127,14 @@ def _changed(
 
 
 def _differ(old: jax.Array, new: jax.Array) -> bool:
-    """Whether values are known to differ: NNX transforms write back what they read."""
+    """Whether values certainly differ; NNX transforms write unchanged values, too."""
     if isinstance(old, Tracer) or isinstance(new, Tracer):
         return False
     return old.shape != new.shape or bool(jnp.any(old != new))
 
 
 def _copy_back(source: nnx.Module, target: nnx.Module) -> None:
-    """Copies what a call wrote: statistics, caches, counters, plain attributes."""
+    """Copies back what a call wrote: statistics, caches, counters and attributes."""
     nnx.update(target, nnx.state(source, nnx.Not(nnx.Param)))
     targets = modules_of(target)
     for path, module in modules_of(source).items():
@@ -146,9 +146,9 @@ def _copy_back(source: nnx.Module, target: nnx.Module) -> None:
 
 
 def stored(state: Any) -> dict[str, Any]:
-    """Returns the values of a state as nested dicts, as they are stored.
+    """Returns the stored values of a state as nested dicts.
 
-    A variable with a `get_value` of its own gives others to who reads it.
+    Reading a variable with its own `get_value` may return other values.
 
     Args:
       state: an `nnx.State`.

@@ -1,7 +1,6 @@
-"""From a hardware-ready checkpoint to the files that other programs read.
+"""Converts hardware-ready checkpoints to the files of other programs.
 
-`docs/deployment.md` says of each target which files it gets, in which units, and what
-is lost.
+`docs/deployment.md` lists the files of each target, their units, and what is lost.
 """
 
 from collections.abc import Mapping
@@ -19,7 +18,7 @@ from hwtrain.checkpoint.adapters._npz import to_npz as to_npz
 
 
 class Adapter(Protocol):
-    """Writes a checkpoint for one target. Nothing is ever overwritten."""
+    """Writes a checkpoint for one target. It never overwrites anything."""
 
     def __call__(
         self, checkpoint: HardwareCheckpoint, out: Path, *, chip: int | None = None
@@ -27,7 +26,7 @@ class Adapter(Protocol):
         """Writes a checkpoint.
 
         Args:
-          checkpoint: what `hwtrain.load` returned.
+          checkpoint: from `hwtrain.load`.
           out: the file or directory to write; must not exist.
           chip: the seed of a frozen chip; `None` for the nominal model.
 
@@ -45,19 +44,19 @@ ADAPTERS: Mapping[str, Adapter] = {
     "nir": to_nir,
     "npz": to_npz,
 }
-"""Those that are built in, by the name of their target."""
+"""The built-in adapters, by the name of their target."""
 
 for _name, _adapter in ADAPTERS.items():
     register("adapter", _name)(_adapter)
 
 
 def adapter(name: str) -> Adapter:
-    """Returns the adapter of a target, as `hwtrain convert --to` names it.
+    """Returns the adapter of a target, as named in `hwtrain convert --to`.
 
     Args:
-      name: a target of ours, or one that was registered as an `"adapter"`.
+      name: a built-in target, or one registered as an `"adapter"`.
 
     Raises:
-      ValueError: if nobody registered it.
+      ValueError: if the name is not registered.
     """
     return named("adapter", name)

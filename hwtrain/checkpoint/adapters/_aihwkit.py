@@ -1,4 +1,4 @@
-"""A checkpoint for an aihwkit model: tensors, its configuration, and what sets them."""
+"""Exports a checkpoint to aihwkit: tensors, configuration, and a loader."""
 
 import shutil
 from collections.abc import Iterator
@@ -26,17 +26,17 @@ def to_aihwkit(
 ) -> None:
     """Writes `tensors.npz`, `layers.json`, `rpu_config.py` and `load.py`.
 
-    Nothing is pickled. `load.py` sets by aihwkit's own setters, for each layer: the
+    Nothing is pickled. With aihwkit's own setters, `load.py` sets for each layer: the
     `weight` in units of the crossbar `[out, in]`, the digital `bias`, and for each tile
-    `mapping_scale` and `input_range`. Of a chip with drift, `nu` of each device becomes
-    the tile's drift parameters, and the weights are those after programming. The target
-    conductances in µS (`tile/<n>/g/<device>`, `[out, in]`) are there for the record:
-    aihwkit derives its own from the weights. `rpu_config.py` makes the
-    `InferenceRPUConfig` of each layer. `layers.json` has the plan of each layer, and
-    what aihwkit cannot say of its chip type (`lost`).
+    `mapping_scale` and `input_range`. For a chip with drift, `nu` of each device
+    becomes the tile's drift parameters, and the weights are those after programming.
+    The target conductances in µS (`tile/<n>/g/<device>`, `[out, in]`) are only for the
+    record: aihwkit derives its own from the weights. `rpu_config.py` makes the
+    `InferenceRPUConfig` of each layer. `layers.json` holds the plan of each layer, and
+    the properties of its hardware that aihwkit cannot express (`lost`).
 
     Args:
-      checkpoint: what `hwtrain.load` returned.
+      checkpoint: from `hwtrain.load`.
       out: the directory to write; must not exist.
       chip: the seed of a frozen chip; `None` for the nominal model.
 
@@ -88,7 +88,7 @@ def _one_layer(
         mapping = layer.weight.hardware.mapping
         columnwise = mapping is not None and mapping.weight_scaling_columnwise
         if not columnwise and (scale == scale[0]).all():
-            # One number, as aihwkit's tile has it: its state is loaded by shape.
+            # One number, as in aihwkit's tile, whose state is loaded by shape.
             scale = scale[:1]
         weight[place.rows, place.columns] /= scale
         yield f"tile/{number}/mapping_scale", scale

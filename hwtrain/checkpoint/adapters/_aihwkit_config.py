@@ -1,6 +1,6 @@
-"""A chip type as the Python text of an `InferenceRPUConfig`, and what it cannot say.
+"""Hardware as the Python code of an `InferenceRPUConfig`, and what is lost in it.
 
-The names of fields are aihwkit's (1.2.0), most of them hwtrain's too.
+Field names are those of aihwkit (1.2.0), and mostly of hwtrain too.
 """
 
 import dataclasses
@@ -61,11 +61,11 @@ _OFF = {
     "mapping.max_output_size": 0,
     "clip.fixed_value": -1.0,
 }
-"""What aihwkit writes where hwtrain has `None`."""
+"""Values in aihwkit for hwtrain's `None`."""
 
 
 _WHOLE = {"forward.max_bm_factor"}
-"""What aihwkit's C++ takes as a whole number."""
+"""Fields that aihwkit's C++ takes as integers."""
 
 
 _CONVERTERS = ("g_max", "g_min", "f_lst", "g_lst")
@@ -79,17 +79,17 @@ _NOISE: Mapping[str, tuple[str, ...]] = {
     "reram_wan2022": ("noise_scale",),
     "reram_cmo": ("g_max", "g_min", "acceptance_range"),
 }
-"""The fields of each noise model that aihwkit has, beside those of every one."""
+"""The fields of each noise model in aihwkit, in addition to those common to all."""
 
 
 _EVERY = ("prog_noise_scale", "read_noise_scale", "drift_scale", "t_0", "t_read")
 
 
 def rpu_config(hardwares: Mapping[str, Hardware]) -> tuple[str, dict[str, list[str]]]:
-    """Returns a Python file, and for each layer what it cannot say.
+    """Returns a Python file, and for each layer the properties that it cannot express.
 
     Args:
-      hardwares: the chip type of each layer, by the layer's name.
+      hardwares: the hardware of each layer, by the layer's name.
     """
     kinds = list(dict.fromkeys(hardwares.values()))
     names = {hardware: f"chip_type_{n}" for n, hardware in enumerate(kinds)}
@@ -138,7 +138,7 @@ def _assignments(hardware: Hardware) -> Iterator[str]:
             ("out_bound", adc.bound),
             ("out_res", adc.res),
         ):
-            # aihwkit takes what is not positive for infinite.
+            # aihwkit treats values that are not positive as infinite.
             yield f"config.forward.{name} = {-1.0 if value is None else value!r}"
         yield from _fields("forward", io, _FORWARD)
     mapping = hardware.mapping
@@ -193,12 +193,12 @@ def _noise_model(hardware: Hardware) -> str:
         given = _arguments(converter, _CONVERTERS)
         made = f"{type(converter).__name__}({given})"
     if model is None or model.type not in _NOISE:
-        # aihwkit has no chip without one.
+        # aihwkit always has a noise model.
         scales = "prog_noise_scale=0.0, read_noise_scale=0.0, drift_scale=0.0"
         given = f"g_converter={made}, " if made else ""
         return f"PCMLikeNoiseModel({given}{scales})"
     given = _arguments(model, (*_NOISE[model.type], *_EVERY))
-    # That one has a converter of its own.
+    # ReRamCMONoiseModel has its own converter.
     if made and model.type != "reram_cmo":
         given = f"g_converter={made}, {given}"
     if model.type == "custom_drift_pcm_like":

@@ -1,12 +1,13 @@
-"""Loads `tensors.npz` into an aihwkit model, by aihwkit's own setters.
+"""Loads `tensors.npz` into an aihwkit model, with aihwkit's own setters.
 
-It needs aihwkit and NumPy alone: `to_aihwkit` puts a copy beside the tensors.
+It needs only aihwkit and NumPy: `to_aihwkit` copies this file beside the tensors.
 
     from load import load
     load(model, ".", {"fc1": "hidden", "fc2": "output"})
 
-What it sets is part of the model's `state_dict()`: `torch.save` that, and a model of
-the same layers and configurations takes it by `load_state_dict`.
+Everything that it sets is part of the model's `state_dict()`: save that with
+`torch.save`, and `load_state_dict` of a model with the same layers and configurations
+restores it.
 """
 
 from pathlib import Path
@@ -18,14 +19,14 @@ def load(model, folder=".", names=None):
     """Sets weights, scales, input ranges and biases of the analog layers of a model.
 
     Args:
-      model: an aihwkit model with inference tiles, its `rpu_config` with the
-        `mapping` and `forward` of `rpu_config.py`.
-      folder: where `tensors.npz` lies.
+      model: an aihwkit model with inference tiles, whose `rpu_config` has the `mapping`
+        and `forward` of `rpu_config.py`.
+      folder: the folder of `tensors.npz`.
       names: the name in the tensors of each analog layer of the model, by its name in
-        `named_analog_layers()`. By default the same names, dots for slashes.
+        `named_analog_layers()`. By default the same names with dots for slashes.
 
     Raises:
-      ValueError: if a layer or a tile does not fit; the model may be changed in part.
+      ValueError: if a layer or a tile does not fit; the model may be partly changed.
     """
     from torch import from_numpy  # pyright: ignore[reportMissingImports]
 
@@ -65,7 +66,7 @@ def load(model, folder=".", names=None):
                 if entry.startswith(f"{name}/tile/{number}/nu/")
             ]
             if drift:
-                # What program_weights() would have drawn.
+                # These are set here instead of drawn by program_weights().
                 tile.programmed_weights = tile.tile.get_weights()
                 tile.drift_noise_parameters = drift
                 if getattr(tile.rpu_config, "drift_compensation", None) is not None:

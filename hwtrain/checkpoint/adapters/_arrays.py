@@ -1,4 +1,4 @@
-"""What the adapters write: the arrays of a checkpoint, in NumPy."""
+"""The arrays of a checkpoint in NumPy, as the adapters write them."""
 
 import dataclasses
 import json
@@ -24,16 +24,16 @@ from hwtrain.weights.mapping import OUTPUT_SCALE
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
 class Layer:
-    """An analog weight of a checkpoint and what lies beside it, of one chip.
+    """An analog weight of a checkpoint or of its chip, with the leaves beside it.
 
     Attributes:
       weight: its plan.
       kernel: its weights, float32, shaped as stored, in the unit of the model.
       bias: the digital bias as stored, or `None`.
-      input_range: range of the inputs `[*stack, row tiles, column tiles]`, or `None`.
-      mapping_scale: nominal weight of a crossbar weight of one, that of the nominal
-        model, `[*stack, row tiles, columns or 1]`.
-      crossbars: its tiles by their place; none without a converter.
+      input_range: the input range `[*stack, row tiles, column tiles]`, or `None`.
+      mapping_scale: the nominal model's weight for a crossbar weight of one, `[*stack,
+        row tiles, columns or 1]`.
+      crossbars: its tiles with their places; none without a converter.
     """
 
     weight: AnalogWeight
@@ -58,7 +58,7 @@ class Layer:
         return self.bias[tuple(layer)].reshape(self.weight.groups, -1)[group]
 
     def range_of(self, index: tuple[int, ...], place: Place) -> float | None:
-        """Returns the range of a tile's inputs."""
+        """Returns the input range of a tile."""
         if self.input_range is None:
             return None
         return float(self.input_range[index][place.row, place.column])
@@ -78,7 +78,7 @@ def layers(checkpoint: HardwareCheckpoint, chip: int | None = None) -> Iterator[
     with_bias = set()
     for weight in checkpoint.plan.weights:
         bias, input_range = None, None
-        # A layer may hold two analog weights; what lies beside them is the first's.
+        # A layer may hold two analog weights; its other leaves go to the first one.
         if weight.kind != "raw" and weight.layer_path not in with_bias:
             bias = nominal.get(weight.leaf("bias"))
             with_bias.add(weight.layer_path)
@@ -103,9 +103,9 @@ def layers(checkpoint: HardwareCheckpoint, chip: int | None = None) -> Iterator[
 
 
 def _scaled(layer: Layer, scale: np.ndarray) -> Layer:
-    """Makes learned output scales `[*stack, row tiles, columns or 1]` part of a layer.
+    """Includes learned output scales `[*stack, row tiles, columns or 1]` in a layer.
 
-    Like the mapping scale, they multiply a tile's outputs behind its ADC.
+    Like the mapping scale, they multiply a tile's outputs after its ADC.
     """
 
     def scaled(place: Place, tile: Tile) -> Tile:
@@ -144,8 +144,8 @@ def _mapping_scale(weight: AnalogWeight, nominal: Mapping[str, Any]) -> np.ndarr
 def devices(tile: Tile) -> dict[str, np.ndarray]:
     """Returns the conductances of a tile's devices by name, in µS.
 
-    Those after programming, if the tile is that of a chip with a noise model; otherwise
-    the targets.
+    These are the conductances after programming for a chip with a noise model, and the
+    targets otherwise.
     """
     return {
         name: np.asarray(tile.programmed[name].g_prog) if tile.programmed else g
@@ -159,16 +159,16 @@ def name_of(weight: AnalogWeight) -> str:
 
 
 def stack_index(weight: AnalogWeight) -> Iterator[tuple[tuple[int, ...], str]]:
-    """Yields the index and the name of each matrix of a weight; of a single one `()`.
+    """Yields the index and the name of each matrix of a weight; `()` for a single one.
 
-    Layers of a stack, positions and groups of a convolution each have a matrix.
+    Each layer of a stack, and each position and group of a convolution, is a matrix.
     """
     for index in np.ndindex(*weight.stack):
         yield index, "/".join([name_of(weight), *map(str, index)])
 
 
 def plan_of(weight: AnalogWeight) -> dict[str, Any]:
-    """Returns a weight's plan, its chip type included, as JSON has it."""
+    """Returns a weight's plan, including its hardware, as JSON data."""
     return without_none(_PLAN.dump_python(weight, mode="json"))
 
 
@@ -176,7 +176,7 @@ _PLAN = TypeAdapter(AnalogWeight)
 
 
 def as_json(content: Any) -> str:
-    """Returns JSON of nested mappings and lists that may hold NumPy's numbers."""
+    """Returns nested mappings and lists, which may hold NumPy numbers, as JSON."""
     return (
         json.dumps(
             content,
@@ -190,9 +190,9 @@ def as_json(content: Any) -> str:
 
 
 def in_numpy(value: Any) -> np.ndarray:
-    """Returns an array that NumPy alone can read: of a PRNG key, the key data.
+    """Returns an array that NumPy alone can read; for a PRNG key, its key data.
 
-    Floating-point numbers of less than 32 bits become float32, without loss.
+    Floating-point numbers below 32 bits become float32, without loss.
     """
     if isinstance(value, jax.Array) and jnp.issubdtype(
         value.dtype, jax.dtypes.prng_key
@@ -204,7 +204,7 @@ def in_numpy(value: Any) -> np.ndarray:
 
 
 def save_npz(path: Path, arrays: Iterable[tuple[str, np.ndarray]]) -> None:
-    """Writes an `.npz` file, one array in memory at a time, equal input to equal bytes.
+    """Writes an `.npz` file deterministically, with one array in memory at a time.
 
     >>> import tempfile
     >>> with tempfile.TemporaryDirectory() as folder:

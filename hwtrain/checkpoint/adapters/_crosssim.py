@@ -1,4 +1,4 @@
-"""A checkpoint for CrossSim: matrices and the parameters of its cores."""
+"""Exports a checkpoint to CrossSim: matrices and the parameters of its cores."""
 
 import math
 from collections.abc import Iterator
@@ -40,23 +40,23 @@ def to_crosssim(
         y_j = \sum_\text{cores} o_j\, \mathrm{core}(m, \mathrm{clip}(x / r, -1, 1))_j
         + b_j
 
-    A core's matrix `[outputs, inputs]` is in units of the full range of conductance, so
+    A core's matrix `[outputs, inputs]` is in units of the full conductance range, so
     that CrossSim with `Rmin` = 1 / g_max and `Rmax` = 1 / g_min programs the
-    conductances of the checkpoint. `crosssim.json` has for each layer its cores: the
+    conductances of the checkpoint. `crosssim.json` holds for each layer its cores: the
     name of the `matrix`, `parameters` for `CrossSimParameters(**parameters)`, the
-    `input_scale` r (`None`: no range, no clipping), the `output_scale` o and where
-    inputs and outputs lie; the `bias`
-    b; and `lost`: what of the chip type CrossSim's parameters cannot say.
+    `input_scale` r (`None`: no range, no clipping), the `output_scale` o and the
+    positions of inputs and outputs; the `bias` b; and `lost`: the properties of the
+    hardware that CrossSim's parameters cannot express.
 
     Args:
-      checkpoint: what `hwtrain.load` returned.
+      checkpoint: from `hwtrain.load`.
       out: the directory to write; must not exist.
-      chip: the seed of a frozen chip, whose differences of conductances just after
+      chip: the seed of a frozen chip, whose conductance differences just after
         programming are written; `None` for the targets.
 
     Raises:
-      HardwareCheckpointError: for a weight whose devices are not pairs, if the chip is
-        not in the checkpoint, or if it cannot be written.
+      HardwareCheckpointError: if a weight's devices are not pairs, the chip is not in
+        the checkpoint, or it cannot be written.
 
     References:
       CrossSim 3.2, `simulator.parameters` (Sandia National Laboratories).
@@ -90,7 +90,7 @@ def to_crosssim(
 def _matrices(
     checkpoint: HardwareCheckpoint, chip: int | None, found: list[dict[str, Any]]
 ) -> Iterator[tuple[str, np.ndarray]]:
-    """Yields the matrices by name, and appends to `found` what is said about them."""
+    """Yields the matrices by name, and appends their descriptions to `found`."""
     for layer in layers(checkpoint, chip):
         for index, name in stack_index(layer.weight):
             cores = []
@@ -138,15 +138,15 @@ def _cores(
 def _parameters(
     weight: AnalogWeight, matrix: np.ndarray, k: np.ndarray
 ) -> dict[str, Any]:
-    """Returns what `CrossSimParameters` takes for one core."""
+    """Returns the arguments of `CrossSimParameters` for one core."""
     converter = converter_of(weight)
     dac, adc = _converters(weight)
-    # A chip's devices may exceed g_max; they are not to be clipped to it.
+    # A chip's devices may exceed g_max, and must not be clipped to it.
     limit = max(1.0, float(abs(matrix).max(initial=0)))
     xbar: dict[str, Any] = {
         "device": {
             "Rmin": 1e6 / converter.g_max,
-            # Without a smallest conductance CrossSim does not read Rmax.
+            # Without a minimum conductance, CrossSim does not read Rmax.
             "Rmax": 1e6 / (converter.g_min or converter.g_max * 1e-9),
             "infinite_on_off_ratio": converter.g_min == 0,
         }
@@ -181,12 +181,12 @@ def _parameters(
 
 
 def _converters(weight: AnalogWeight) -> tuple[int | None, int | None]:
-    """Returns the bits of the DAC and the ADC, where CrossSim has the same ones."""
+    """Returns the bits of the DAC and the ADC if CrossSim can express them."""
     converter, io = converter_of(weight), weight.hardware.forward
     if io is None:
         return None, None
     dac, adc = io.dac, io.adc
-    # Its ADC follows each core, and has one range for all outputs.
+    # Its ADC comes after each core, and has one range for all outputs.
     pair = isinstance(converter, SinglePairConductanceConverter)
     one_scale = pair and not converter.per_column
     return (
@@ -206,7 +206,7 @@ _CONVERTERS = {"inp_bits", "inp_res", "inp_bound", "out_bits", "out_res", "out_b
 
 
 def _lost(weight: AnalogWeight, chip: int | None) -> list[str]:
-    """Returns what of the chip type CrossSim's parameters cannot say, in words."""
+    """Returns as text the properties that CrossSim's parameters cannot express."""
     hardware, io = weight.hardware, weight.hardware.forward or IOParameters()
     default = vars(IOParameters())
     lost = [

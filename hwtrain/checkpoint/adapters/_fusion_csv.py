@@ -1,4 +1,4 @@
-"""A checkpoint as the table of conductances that the Fusion chip's composer reads."""
+"""Exports a checkpoint as the conductance table for the Fusion chip's composer."""
 
 import csv
 import shutil
@@ -24,7 +24,7 @@ from hwtrain.checkpoint.adapters._arrays import (
 from hwtrain.devices import SinglePairConductanceConverter
 
 G_MAX = (10.0, 40.0)
-"""The largest conductances that the chip takes as its full scale, in µS."""
+"""The range of `g_max` that the chip accepts as its full scale, in µS."""
 
 
 TABLE, SIDE_CAR = "conductances.csv", "side_car.json"
@@ -40,21 +40,21 @@ def to_fusion_csv(
     `conductances.csv` has five header rows (number, class, number of weights, height
     and width of each layer), a row of names, and for each layer one row of
     :math:`|g|` in µS: its tiles one after the other, each `[outputs, inputs]` row by
-    row. `side_car.json` has for each layer and tile the signs (`+`, `-`, `0`), the
-    scales in units of the weight per µS, the input range and the bias. Layers stand in
-    the order of the checkpoint's graph, and are numbered as the modules of a sequential
-    model of its nodes, activations too; without a graph, as those of the layers alone.
-    `load.py` numbers them as those of an aihwkit model, and calls `fusion_import`.
+    row. `side_car.json` holds for each layer and tile the signs (`+`, `-`, `0`), the
+    scales in units of the weight per µS, the input range and the bias. Layers are in
+    the order of the checkpoint's graph, and numbered like the modules of a sequential
+    model of its nodes, including activations; without a graph, only layers are counted.
+    `load.py` numbers them as in an aihwkit model, and calls `fusion_import`.
 
     Args:
-      checkpoint: what `hwtrain.load` returned.
+      checkpoint: from `hwtrain.load`.
       out: the directory to write; must not exist.
-      chip: only `None`: a real chip brings its own mismatch, and one that was drawn
-        would come on top of it.
+      chip: only `None`: a real chip has its own mismatch, and a drawn one would be
+        added to it.
 
     Raises:
-      HardwareCheckpointError: for a chip, for a weight whose devices are not one pair
-        with `g_min=0` and a `g_max` from 10 to 40 µS, or if it cannot be written.
+      HardwareCheckpointError: if a chip is given, if a weight's devices are not one
+        pair with `g_min=0` and a `g_max` from 10 to 40 µS, or if it cannot be written.
 
     References:
       `aihwkit.utils.export.fusion_export` and `fusion_import` (aihwkit 1.2.0).
@@ -130,7 +130,7 @@ def _numbers(checkpoint: HardwareCheckpoint) -> dict[str, int]:
 
 
 def _in_order(graph: Graph) -> list[str]:
-    """Returns the nodes, each behind those before it; a loop begins where it is met."""
+    """Returns the nodes in topological order; a loop starts where it is reached."""
     waiting = list(dict.fromkeys(node for edge in graph.edges for node in edge))
     order: list[str] = []
     while waiting:

@@ -1,13 +1,13 @@
-"""Loads `conductances.csv` into an aihwkit model, by aihwkit's own `fusion_import`.
+"""Loads `conductances.csv` into an aihwkit model, with aihwkit's own `fusion_import`.
 
-It needs aihwkit and NumPy alone: `to_fusion_csv` puts a copy beside the table.
+It needs only aihwkit and NumPy: `to_fusion_csv` copies this file beside the table.
 
     from load import load
     load(model, ".", {"fc1": "hidden", "fc2": "output"})
 
-`fusion_import` compares the table's header with the model's: it numbers all modules,
-activations too, so only the model itself knows it. `load` writes `model.csv` with the
-header of the model, and the rows in its order.
+`fusion_import` compares the table's header with the model's. The header numbers all
+modules, including activations, so it depends on the model. `load` writes `model.csv`
+with the header of the model, and the rows in its order.
 """
 
 import csv
@@ -21,19 +21,19 @@ def load(model, folder=".", names=None, table=None):
     """Sets weights and biases of the analog layers of a model.
 
     Args:
-      model: an aihwkit model with inference tiles of the sizes of the side car, and
-        digital biases.
-      folder: where `conductances.csv` and `side_car.json` lie.
+      model: an aihwkit model with digital biases, and inference tiles of the sizes in
+        the side car.
+      folder: the folder of `conductances.csv` and `side_car.json`.
       names: the name in the side car of each analog layer of the model, by its name in
-        `named_analog_layers()`. By default the same names, dots for slashes.
-      table: a table that the chip's composer returned, with the same columns. By
-        default `conductances.csv`, the targets.
+        `named_analog_layers()`. By default the same names with dots for slashes.
+      table: a table returned by the chip's composer, with the same columns. By default
+        `conductances.csv`, the targets.
 
     Returns:
       The model, in eval mode.
 
     Raises:
-      ValueError: if a layer or a tile does not fit; the model may be changed in part.
+      ValueError: if a layer or a tile does not fit; the model may be partly changed.
     """
     from aihwkit.utils.export import (  # pyright: ignore[reportMissingImports]
         _fusion_get_csv_header,
@@ -74,7 +74,7 @@ def load(model, folder=".", names=None, table=None):
             module.set_weights(
                 module.get_weights()[0], tensor(bias), apply_weight_scaling=False
             )
-        # Signs and scales of a tile are those of its "original weights".
+        # fusion_import takes a tile's signs and scales from its "original weights".
         params[layer] = [{"original_weights": tensor(weight)} for weight in weights]
         ordered[layer] = rows[name]
     if left:
@@ -91,8 +91,8 @@ def original_weights(entry, conductances):
     """Returns the weights `[out, in]` of each tile, in units of the model.
 
     Args:
-      entry: the layer's in the side car.
-      conductances: its row of the table, in µS.
+      entry: the layer's entry in the side car.
+      conductances: the layer's row of the table, in µS.
     """
     found = []
     for tile in entry["tiles"]:

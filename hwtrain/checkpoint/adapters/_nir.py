@@ -1,4 +1,4 @@
-"""A checkpoint as a graph of the Neuromorphic Intermediate Representation (NIR)."""
+"""Exports and imports graphs of the Neuromorphic Intermediate Representation (NIR)."""
 
 import dataclasses
 import os
@@ -29,16 +29,16 @@ Edges = Iterable[tuple[str, str]]
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
 class NirNetwork:
-    """What a NIR graph holds, in the conventions of Flax.
+    """A NIR graph in the conventions of Flax.
 
     Attributes:
       params: for each layer its parameters: `kernel` `[in, out]` or `[*taps, in, out]`
-        and `bias`, or those of NIR's neurons or Scale, in the units that the file has.
-      windows: how the window of each convolution moves.
-      edges: from which node to which.
+        and `bias`, or those of NIR's neurons or Scale, in the units of the file.
+      windows: the window of each convolution.
+      edges: pairs of a source and a target node.
       inputs: shapes of the input nodes, channels first.
-      outputs: shapes of the output nodes; `None` is left to NIR to infer.
-      operations: what the other nodes do: "flatten" or a pool, as in a `Graph`.
+      outputs: shapes of the output nodes; `None` if NIR infers it.
+      operations: operations of the other nodes: "flatten" or a pool, as in a `Graph`.
     """
 
     params: Mapping[str, Mapping[str, np.ndarray]]
@@ -50,7 +50,7 @@ class NirNetwork:
 
     @property
     def layouts(self) -> dict[str, Layout]:
-        """What comes into each node."""
+        """The layout of each node's input."""
         return layouts(
             self.params, self.windows, self.operations, self.edges, self.inputs
         )
@@ -67,27 +67,27 @@ def to_nir(
     """Writes a checkpoint as a NIR graph, one HDF5 file.
 
     A dense layer becomes Linear or Affine, a convolution Conv1d or Conv2d, and a module
-    whose parameters are those of one of NIR's neurons becomes that. Names have dots for
-    slashes. NIR has floating-point weights and nothing of the chip: conductances,
+    with the parameters of one of NIR's neurons becomes that neuron. In names, dots
+    replace slashes. NIR has floating-point weights and no hardware: conductances,
     scales, ranges and converters are lost. NIR has no ReLU either: two linear layers in
-    a row are written only if the checkpoint's graph says "identity" between them, as
-    `trace_graph` does where the model's program has nothing there.
+    a row are written only if the checkpoint's graph has "identity" between them, as
+    from `trace_graph` if the model's program has nothing there.
 
     Args:
-      checkpoint: what `hwtrain.load` returned.
+      checkpoint: from `hwtrain.load`.
       out: the file to write; must not exist.
       chip: the seed of a frozen chip, whose weights just after programming are
         written; `None` for the nominal ones.
-      edges: from which layer to which, in the names of the checkpoint, and `"input"`
-        and `"output"`, which the first and last layers get. `None`: the graph that the
-        checkpoint was exported with; a single layer needs none. What is said of edges
-        into and out of neurons is believed.
+      edges: pairs of a source and a target layer, by their names in the checkpoint, and
+        `"input"` and `"output"` for the first and last layers. `None`: the graph that
+        the checkpoint was exported with; a single layer needs none. Edges into and out
+        of neurons are not checked.
       input_shape: shape of the input, channels first; needed before a convolution.
 
     Raises:
-      HardwareCheckpointError: naming the node that NIR cannot express, if nothing says
-        how the layers are connected, the file cannot be written, or there is no `nir`
-        package.
+      HardwareCheckpointError: naming the node that NIR cannot express; or if the
+        connections of the layers are unknown, the file cannot be written, or there is
+        no `nir` package.
 
     References:
       Pedersen et al., Neuromorphic intermediate representation, Nature Communications
@@ -132,7 +132,7 @@ def write_nir(network: NirNetwork, out: Path) -> None:
     """Writes a NIR graph.
 
     Args:
-      network: what the graph shall hold.
+      network: the contents of the graph.
       out: the file to write; must not exist.
 
     Raises:
@@ -144,7 +144,7 @@ def write_nir(network: NirNetwork, out: Path) -> None:
         name: nir.Input(input_type=np.array(shape))
         for name, shape in network.inputs.items()
     }
-    # First what needs no order: a convolution that NIR lacks has none.
+    # Windows first: if NIR lacks a convolution, its layouts cannot be computed.
     for name, window in network.windows.items():
         nodes[name] = nodes_of.to_node(name, dict(network.params[name]), window)
     found = network.layouts
@@ -177,12 +177,12 @@ def from_nir(path: str | os.PathLike[str]) -> NirNetwork:
       path: the HDF5 file.
 
     Returns:
-      The parameters of every node, by the name that the file has, as a Flax model of
-      the same layers takes them, and how the nodes are connected.
+      The parameters of every node, by its name in the file, as for a Flax model of the
+      same layers, and the connections of the nodes.
 
     Raises:
-      HardwareCheckpointError: naming the node of a kind that hwtrain does not have, if
-        the file is no NIR graph, or if there is no `nir` package.
+      HardwareCheckpointError: naming a node of a type that hwtrain does not have; or if
+        the file is not a NIR graph, or there is no `nir` package.
     """
     nir, nodes_of = _nir_package()
     try:
@@ -248,7 +248,7 @@ def _layers(
     windows = {}
     for weight in checkpoint.plan.weights:
         layer, leaf = layers[weight.layer_path], weight.array
-        if weight.derived:  # the node is what the layer multiplies by
+        if weight.derived:  # the node holds the weights that the layer multiplies by
             layer[leaf] = layer.pop(weight.path.rpartition("/")[2])
         if weight.hardware.scales_outputs:
             scale = weight.spread(jnp.asarray(layer.pop(OUTPUT_SCALE.name)))
@@ -274,12 +274,12 @@ def _layers(
 
 
 def _named(layer: str) -> str:
-    # A slash would become a group of the HDF5 file.
+    # In HDF5, a slash would create a group.
     return layer.replace("/", ".") or "layer"
 
 
 def _check_dynapse(layers: Mapping[str, Mapping[str, np.ndarray]]) -> None:
-    """Raises for DynapSim neurons, which have an export of their own."""
+    """Raises for DynapSim neurons, which have their own export."""
     quantities = {f"log_{name}" for name in quantity_names()}
     for layer, found in layers.items():
         if len(quantities & {*found}) > 1:
@@ -293,7 +293,7 @@ def _check_dynapse(layers: Mapping[str, Mapping[str, np.ndarray]]) -> None:
 def _check_scales(
     checkpoint: HardwareCheckpoint, layers: Mapping[str, Mapping[str, np.ndarray]]
 ) -> None:
-    """Raises for a lone `scale` that may be a normalisation's."""
+    """Raises for a lone `scale` that may belong to a normalisation."""
     for layer, found in layers.items():
         path = f"{layer}/scale" if layer else "scale"
         reasons = [d.reason for d in checkpoint.plan.digital if d.path == path]

@@ -1,7 +1,7 @@
-"""Edges of a NIR graph: from a checkpoint's graph or given by hand, and checked.
+"""Checks the edges of a NIR graph, from a checkpoint's graph or given by the caller.
 
-NIR has no ReLU and hardly any other operation, so whatever lies between two layers must
-be known: what is left out would be gone without a word.
+NIR has no ReLU and hardly any other operation, so every operation between two layers
+must be known: one that is left out would be lost silently.
 """
 
 from collections.abc import Collection, Iterable
@@ -38,17 +38,17 @@ def edges_of(
     layers: Collection[str],
     linear: Collection[str],
 ) -> tuple[Edges, dict[str, str]]:
-    """Returns the edges of a checkpoint's layers, and what nodes that are none do.
+    """Returns the edges of a checkpoint's layers, and operations of other nodes.
 
     Args:
-      graph: the checkpoint's, if it has one.
-      given: what the caller says, if anything; not more and not less than the graph.
+      graph: the checkpoint's graph, if it has one.
+      given: the caller's edges, if any; they must equal those of the graph.
       layers: paths of the layers.
-      linear: those that are linear: two in a row are suspicious.
+      linear: the linear layers; two in a row are suspicious.
 
     Raises:
-      HardwareCheckpointError: naming the node or the two layers, if the graph says what
-        NIR cannot, or it is not certain that nothing lies between them.
+      HardwareCheckpointError: naming the node or the two layers, if NIR cannot express
+        the graph, or an operation may be missing between the layers.
     """
     edges = None if given is None else tuple((a, b) for a, b in given)
     if graph is None:
@@ -136,7 +136,7 @@ def _listed(nodes: Iterable[str]) -> str:
 
 
 def _nearest(graph: Graph, node: str, *, back: bool = False) -> list[str]:
-    """Returns the layers, or ends, that come before or after an operation."""
+    """Returns the layers or ends next to an operation, before or after it."""
     edges = [(b, a) for a, b in graph.edges] if back else graph.edges
     found, waiting, seen = [], [node], {node}
     while waiting:
@@ -149,7 +149,7 @@ def _nearest(graph: Graph, node: str, *, back: bool = False) -> list[str]:
 
 
 def _contracted(graph: Graph) -> tuple[Edges, dict[str, str]]:
-    """Returns edges without the identities between them, and the operations."""
+    """Returns the edges with identities contracted, and the operations."""
     names = {name: what if what in ENDS else name for name, what in graph.nodes.items()}
     after: dict[str, list[str]] = {}
     for first, second in graph.edges:

@@ -1,4 +1,4 @@
-"""Layers as nodes of the Neuromorphic Intermediate Representation (NIR), and back."""
+"""Converts layers to nodes of the Neuromorphic Intermediate Representation (NIR)."""
 
 from typing import Any
 
@@ -20,7 +20,7 @@ _NEURONS: dict[str, tuple[type, tuple[str, ...]]] = {
     "CubaLI": (nir.CubaLI, ("tau_syn", "tau_mem", "r", "v_leak", "w_in")),
     "Scale": (nir.Scale, ("scale",)),
 }
-"""Nodes whose parameters are those of a module, by name."""
+"""Nodes with the same parameters as a module: their type and parameters, by name."""
 
 
 _OPTIONAL = {"v_reset", "w_in"}
@@ -33,10 +33,10 @@ def to_node(name: str, params: Params, window: Window | None) -> nir.NIRNode:
     """Returns the node of a layer.
 
     Args:
-      name: of the layer, for the message.
-      params: of a dense layer or a convolution `kernel` (as Flax has it, inputs before
-        outputs) and `bias`; of neurons and scales the parameters of NIR's node.
-      window: of a convolution, how its window moves.
+      name: the layer's name, for the message.
+      params: for a dense layer or a convolution, `kernel` (as in Flax, inputs before
+        outputs) and `bias`; for neurons and scales, the parameters of NIR's node.
+      window: the window of a convolution.
 
     Raises:
       HardwareCheckpointError: naming the node, if NIR has none like it.
@@ -58,7 +58,7 @@ def to_node(name: str, params: Params, window: Window | None) -> nir.NIRNode:
 
 
 def from_node(name: str, node: nir.NIRNode) -> tuple[Params, Window | None]:
-    """Undoes `to_node`."""
+    """Inverse of `to_node`."""
     kind = type(node).__name__
     fields: dict[str, Any] = vars(node)
     if kind in ("Linear", "Affine"):
@@ -84,14 +84,14 @@ def from_node(name: str, node: nir.NIRNode) -> tuple[Params, Window | None]:
 
 
 def to_operation(what: str, shape: tuple[int, ...]) -> nir.NIRNode:
-    """Returns the node of an operation, which has no parameters of its own.
+    """Returns the node of an operation, which has no parameters.
 
     Args:
       what: "flatten" or a pool, as in a checkpoint's graph.
-      shape: of what comes in, channels first.
+      shape: shape of the input, channels first.
     """
     if what == "flatten":
-        # NIR's shapes are those of one example.
+        # NIR's shapes have no batch axis.
         return nir.Flatten(
             input_type={"input": np.array(shape)}, start_dim=0, end_dim=-1
         )
@@ -103,7 +103,7 @@ def to_operation(what: str, shape: tuple[int, ...]) -> nir.NIRNode:
 
 
 def from_operation(name: str, node: nir.NIRNode) -> str | None:
-    """Undoes `to_operation`; `None` for a layer."""
+    """Inverse of `to_operation`; `None` for a layer."""
     kind = type(node).__name__
     fields: dict[str, Any] = vars(node)
     if kind in ("SumPool2d", "AvgPool2d"):
@@ -138,8 +138,8 @@ def _convolution(
             "axes, with zeros around the input, no input dilation and no mask",
         )
     if window.groups > 1 or len(set(window.sizes)) > 1:
-        # nir 1.0.8 takes the channels of a group for all, and the first tap size for
-        # every axis, when it works out shapes, and then refuses the file or the graph.
+        # When nir 1.0.8 infers shapes, it takes a group's channels for all channels and
+        # the first tap size for all axes, and then rejects the file or the graph.
         raise _impossible(
             name,
             f"a convolution of {window.groups} groups with the taps {window.sizes}; "

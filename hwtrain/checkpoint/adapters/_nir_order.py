@@ -1,4 +1,4 @@
-"""Numbers in the order of NIR, channels first, and of Flax, channels last."""
+"""Converts between NIR's channels-first and Flax's channels-last order."""
 
 import dataclasses
 import math
@@ -15,11 +15,11 @@ Params = Mapping[str, Mapping[str, np.ndarray]]
 
 @dataclasses.dataclass(frozen=True)
 class Layout:
-    """What comes into a node, of one example.
+    """The layout of a node's input for one example.
 
     Attributes:
-      shape: channels last, as Flax has it.
-      flattened: the shape that was flattened to it, if one was.
+      shape: the shape, channels last as in Flax.
+      flattened: the shape before flattening, if it was flattened.
     """
 
     shape: tuple[int, ...]
@@ -27,12 +27,12 @@ class Layout:
 
     @property
     def whole(self) -> tuple[int, ...]:
-        """The shape before it was flattened."""
+        """The shape before flattening."""
         return self.flattened or self.shape
 
     @property
     def order(self) -> np.ndarray | None:
-        """Where each number of a vector in NIR's order lies in Flax's."""
+        """The index in Flax's order of each entry of a vector in NIR's order."""
         if self.flattened is None or len(self.flattened) < 2:
             return None
         places = np.arange(math.prod(self.flattened)).reshape(self.flattened)
@@ -46,17 +46,17 @@ def layouts(
     edges: Iterable[tuple[str, str]],
     inputs: Mapping[str, tuple[int, ...]],
 ) -> dict[str, Layout]:
-    """Returns what comes into each node, from the shapes of the inputs on.
+    """Returns the layout of each node's input, starting from the input shapes.
 
     Args:
       params: the parameters of each layer, in Flax's shapes or NIR's.
-      windows: of each convolution.
-      operations: what the nodes do that are no layers.
-      edges: from which node to which.
+      windows: the window of each convolution.
+      operations: the operations of nodes that are not layers.
+      edges: pairs of a source and a target node.
       inputs: shapes of the inputs, channels first.
 
     Raises:
-      HardwareCheckpointError: naming the edge, where NIR would take other numbers.
+      HardwareCheckpointError: naming the edge at which NIR expects another shape.
     """
     edges = list(edges)
     found: dict[str, Layout] = {}
@@ -127,7 +127,7 @@ def _behind(
 
 
 def to_channels_first(name: str, params: Mapping, layout: Layout) -> dict:
-    """Returns a layer's parameters, but a convolution's, in NIR's order."""
+    """Returns the parameters of a layer, except a convolution, in NIR's order."""
     order = layout.order
     if "kernel" in params:
         kernel = params["kernel"] if order is None else params["kernel"][order]
@@ -147,7 +147,7 @@ def to_channels_first(name: str, params: Mapping, layout: Layout) -> dict:
 
 
 def to_channels_last(params: Mapping, layout: Layout) -> dict:
-    """Undoes `to_channels_first`."""
+    """Inverse of `to_channels_first`."""
     order = layout.order
     if "kernel" in params:
         back = (

@@ -1,4 +1,4 @@
-"""Operations of a graph that NIR has: flattening, and pools over windows."""
+"""The operations of a graph that NIR has: flattening, and pools over windows."""
 
 import re
 
@@ -8,7 +8,7 @@ _POOL = re.compile(
 
 
 def is_operation(what: str) -> bool:
-    """Whether NIR has an operation, as `trace_graph` writes it.
+    """Whether NIR has an operation, given as `trace_graph` writes it.
 
     >>> is_operation("flatten"), is_operation("relu")
     (True, False)
@@ -30,13 +30,13 @@ def pool(what: str) -> tuple[str, tuple[tuple[int, int], ...]]:
 
 
 def pool_named(kind: str, sizes: tuple[tuple[int, int], ...]) -> str:
-    """Undoes `pool`."""
+    """Inverse of `pool`."""
     kernel, stride, padding = (f"{height}x{width}" for height, width in sizes)
     return f"{kind}_pool(kernel={kernel}, stride={stride}, padding={padding})"
 
 
 def pool_sizes(what: str, sizes: tuple[int, ...]) -> tuple[int, ...]:
-    """Returns the height and width behind a pool."""
+    """Returns the height and width after a pool."""
     _, (kernel, stride, padding) = pool(what)
     return tuple(
         (size + 2 * p - k) // s + 1

@@ -1,4 +1,4 @@
-"""A checkpoint as one NumPy file."""
+"""Exports a checkpoint as one NumPy file."""
 
 import json
 from collections.abc import Iterator
@@ -18,17 +18,18 @@ from hwtrain.weights.mapping import MAPPING_SCALE
 def to_npz(
     checkpoint: HardwareCheckpoint, out: Path, *, chip: int | None = None
 ) -> None:
-    """Writes a checkpoint as one `.npz` file, which NumPy reads without anything else.
+    """Writes a checkpoint as one `.npz` file, which NumPy alone can read.
 
-    Its arrays: `variables/<collection>/<path>`, every variable (`params` as the chip
-    has them, just after programming); for each analog weight and tile
+    It holds `variables/<collection>/<path>` for every variable (with `params` of the
+    chip just after programming); for each analog weight and tile
     `conductances/<path>/tile/<i>/<j>/<device>` in µS `[*stack, rows, columns]`, with
-    `scale_ratio`, `mapping_scale` (and `min`) beside; and `manifest`, the checkpoint's
-    manifest as JSON text. A weight is `(g_pos - g_neg) / scale_ratio * mapping_scale`,
-    or what `rules` in the manifest says for another converter.
+    `scale_ratio`, `mapping_scale` (and `min`) beside them; and `manifest`, the
+    checkpoint's manifest as JSON text. A weight is
+    `(g_pos - g_neg) / scale_ratio * mapping_scale`; for other converters, see `rules`
+    in the manifest.
 
     Args:
-      checkpoint: what `hwtrain.load` returned.
+      checkpoint: from `hwtrain.load`.
       out: the file to write; must not exist.
       chip: the seed of a frozen chip; `None` for the nominal model.
 
