@@ -2,6 +2,7 @@
 
 import dataclasses
 import graphlib
+import importlib
 from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple, TypeVar, Union, get_args, get_type_hints
 
@@ -36,6 +37,15 @@ KINDS = {
     "stage": "what stands around a tile",
 }
 """The kinds of parts."""
+
+_BUILT_IN = {
+    **dict.fromkeys(("converter", "drift_compensation", "noise_model"), "devices"),
+    **dict.fromkeys(("clip", "mismatch", "modifier"), "weights"),
+    "objective": "objectives",
+    "stage": "periphery",
+}
+_BUILT_IN = {kind: f"hwtrain.{room}" for kind, room in _BUILT_IN.items()}
+"""The rooms whose files register the built-in parts when they are imported, by kind."""
 
 _known: dict[str, dict[str, Entry]] = {kind: {} for kind in KINDS}
 """Entries by kind, then by name."""
@@ -82,14 +92,17 @@ def register(
         raise ValueError(f"expected a kind of {', '.join(_known)}; got {kind!r}")
     entries = _known[kind]
     around = _names(inside), _names(outside)
-    for other in (*around[0], *around[1]):
-        if other not in entries:
-            raise ValueError(
-                f"{name!r} should stand next to the {kind} {other!r}, which nobody "
-                f"registered. Known are: {', '.join(entries)}"
-            )
 
     def known(part: T) -> T:
+        if kind in _BUILT_IN and not _home(part).startswith("hwtrain."):
+            # Their names are taken, and stand in the order, whatever was used before.
+            importlib.import_module(_BUILT_IN[kind])
+        for other in (*around[0], *around[1]):
+            if other not in entries:
+                raise ValueError(
+                    f"{name!r} should stand next to the {kind} {other!r}, which nobody "
+                    f"registered. Known are: {', '.join(entries)}"
+                )
         before = entries.get(name)
         if before is not None and _home(before.part) != _home(part):
             raise ValueError(

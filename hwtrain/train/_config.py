@@ -1,5 +1,6 @@
 """The configuration of a training run: frozen, validated dataclasses from one file."""
 
+import dataclasses
 import re
 from typing import Annotated, Any, Literal, Self
 
@@ -154,7 +155,8 @@ class EvaluationParameter:
     """Seed of the noise drawn at each read of a chip."""
     mismatch_std: Annotated[tuple[Deviation, ...], Field(min_length=1)] = (0.0,)
     """Values of `hardware.mismatch.std_dev`, with one population for each. Hardware
-    without a mismatch has one population."""
+    without a mismatch, or with one of your own without that field, has one
+    population."""
     batch_size: Size = 512
     """Examples evaluated at once."""
 
@@ -169,6 +171,11 @@ class ExportParameter:
 
     chip_seed: Seed = 0
     """Seed of the chip whose frozen mismatch is stored beside the nominal model."""
+
+
+def has_deviation(mismatch: Any) -> bool:
+    """Whether a mismatch has a field `std_dev`, which the evaluation varies."""
+    return any(field.name == "std_dev" for field in dataclasses.fields(mismatch))
 
 
 @dataclass(frozen=True, kw_only=True, config=CONFIG)
@@ -203,6 +210,14 @@ class Config:
                 "evaluation.mismatch_std varies its std_dev; got none. Write for "
                 'example type = "add_normal" and std_dev = 0.1 in it, or, for chips '
                 "without mismatch, leave evaluation.mismatch_std out"
+            )
+        mismatch = self.hardware.mismatch
+        if any(self.evaluation.mismatch_std) and not has_deviation(mismatch):
+            raise ValueError(
+                "evaluation.mismatch_std: expected none, because it varies "
+                f"hardware.mismatch.std_dev, and the mismatch {mismatch.type!r} has no "
+                f"field std_dev; got {list(self.evaluation.mismatch_std)}. Leave it "
+                "out, or name the field of your class std_dev"
             )
         if self.hardware.converter is None:
             raise ValueError(

@@ -28,7 +28,7 @@ from hwtrain.chips._crossbar import on_crossbar
 from hwtrain.chips._programming import keys_of_chip, program_weight
 from hwtrain.train import _linen as linen
 from hwtrain.train import _nnx as nnx
-from hwtrain.train._config import Config, TrainingParameter
+from hwtrain.train._config import Config, TrainingParameter, has_deviation
 from hwtrain.train._entries import EntryError, named
 from hwtrain.train._functional import Functional, Params
 from hwtrain.train._loop import Split, Step, cross_entropy, init_state, make_step
@@ -177,7 +177,8 @@ def chip_hardware(hardware: Hardware, mismatch_std: float) -> Hardware:
 
     Args:
       hardware: the hardware.
-      mismatch_std: the standard deviation; 0 if the hardware has no mismatch.
+      mismatch_std: the standard deviation; 0 if the hardware has no mismatch. A
+        mismatch of a user's own without a field `std_dev` stays as it is.
     """
     if hardware.mismatch is None:
         if mismatch_std:
@@ -186,7 +187,10 @@ def chip_hardware(hardware: Hardware, mismatch_std: float) -> Hardware:
                 f"got {mismatch_std:g}"
             )
         return hardware
-    mismatch = dataclasses.replace(hardware.mismatch, std_dev=mismatch_std)
+    if not has_deviation(hardware.mismatch):
+        return hardware
+    changes: dict[str, Any] = {"std_dev": mismatch_std}
+    mismatch = dataclasses.replace(hardware.mismatch, **changes)
     return dataclasses.replace(hardware, mismatch=mismatch)
 
 

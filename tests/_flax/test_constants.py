@@ -862,6 +862,50 @@ def test_modes_clones_and_pickles_keep_their_constants():
         hw.with_constants(model, {"forward.out_bound": 0.2})
 
 
+class Parent(nn.Module):
+    child: nn.Module
+    how: str = "plain"
+
+    @nn.compact
+    def __call__(self, x):
+        if self.how == "another":
+            hw.with_constants(self.child, {"forward.out_scale": 5.0})
+            hw.eval_mode(self.child)
+        if self.how != "mapped":
+            return self.child(x)
+        scaled = lambda q: hw.with_constants(self.child, {"forward.out_scale": q})(x)  # noqa: E731
+        return jax.vmap(scaled)(jnp.array([2.0, 5.0])), self.child(x)
+
+
+class InSetup(nn.Module):
+    def setup(self):
+        self.dense = nn.Dense(4)
+
+    def __call__(self, x):
+        return self.dense(x)
+
+
+class Compact(nn.Module):
+    @nn.compact
+    def __call__(self, x):
+        return nn.Dense(4, name="dense")(x)
+
+
+@pytest.mark.parametrize("inner", [InSetup, Compact])
+def test_another_child_of_a_call_leaves_the_child_as_it_is(inner):
+    child = hw.analogize(inner(), hw.Hardware(forward=IO(out_scale=2.0)))
+    variables = Parent(child).init(jax.random.key(0), X)
+    plain = Parent(child).apply(variables, X)
+    other = Parent(child, "another").apply(variables, X)
+    np.testing.assert_array_equal(other, plain)
+    mapped, after = Parent(child, "mapped").apply(variables, X)
+    np.testing.assert_array_equal(after, plain)
+    bias = variables["params"]["child"]["dense"]["bias"]
+    expected = jnp.stack([plain, bias + (plain - bias) * 5.0 / 2.0])
+    np.testing.assert_allclose(mapped, expected, rtol=1e-5, atol=1e-6)
+    assert Parent(child, "mapped").init(jax.random.key(0), X).keys() == {"params"}
+
+
 def test_an_nnx_model_shares_what_it_holds_and_leaves_modes_alone():
     analog = hw.analogize(Nnx(nnx.Rngs(0)), NOISY, rngs=nnx.Rngs(mismatch=KEY))
     model = hw.with_constants(analog, {"forward.out_noise": 0.2})

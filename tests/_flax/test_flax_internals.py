@@ -351,6 +351,17 @@ def test_the_class_that_a_bridge_holds(wanted):
     assert of_bridges.bridged_class(module, type(module)) is wanted
 
 
+def test_another_object_of_a_bound_module_has_its_parameters():
+    module = bound()
+    expected = module(X)
+    other = of_linen.of_same_scope(module.inner)
+    assert other is not module.inner and other.name == module.inner.name
+    scopes = of_linen.scope_of(other), of_linen.scope_of(module.inner)
+    assert scopes[0].path == scopes[1].path
+    np.testing.assert_array_equal(other(X), module.inner(X))
+    assert expected.shape == module(X).shape
+
+
 def test_every_name_has_a_test_here():
     text = Path(__file__).read_text()
     for name, module in (

@@ -2,6 +2,8 @@
 
 import inspect
 import json
+import subprocess
+import sys
 
 import jax
 import jax.numpy as jnp
@@ -26,6 +28,40 @@ from hwtrain.periphery.shift import Shift
 from hwtrain.periphery.voltage_offset import VoltageOffset
 
 from . import devices
+
+FIRST = """
+import hwtrain
+class Mine(hwtrain.{base}):
+    pass
+
+if "{base}" == "Part":
+    hwtrain.register("stage", "mine", inside="adc", outside="saturation")(Mine)
+try:
+    hwtrain.register("{kind}", "{name}")(Mine)
+except ValueError as error:
+    print(error)
+"""
+
+
+@pytest.mark.parametrize(
+    ("kind", "base", "name"),
+    [
+        ("stage", "Part", "adc"),
+        ("noise_model", "NoiseModel", "pcm_like"),
+        ("converter", "ConductanceConverter", "n_pair"),
+        ("drift_compensation", "DriftCompensation", "global"),
+        ("modifier", "WeightModifier", "add_normal"),
+        ("clip", "WeightClip", "layer_gaussian"),
+        ("mismatch", "Mismatch", "mult_normal"),
+        ("objective", "objectives.Objective", "gaussian"),
+    ],
+)
+def test_built_in_names_are_known_to_the_first_part_of_a_process(kind, base, name):
+    code = FIRST.format(kind=kind, base=base, name=name)
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert f"the {kind} {name!r} is hwtrain." in done.stdout
+
 
 # A stage, and the fields of IOParameters that make the same one.
 STAGES = {

@@ -147,6 +147,22 @@ def test_hardware_without_a_mismatch_has_one_population(folder, tmp_path):
     assert all(result.std > 0 for result in results)
 
 
+class Gains(hw.Mismatch):
+    sigma: float = 0.1
+
+    def on_weight(self, w, ctx):
+        return w * (1 + self.sigma * ctx.normal("gains", w.shape))
+
+
+def test_a_mismatch_without_a_deviation_is_evaluated_as_it_is():
+    hw.register("mismatch", "gains")(Gains)
+    hardware = hw.Hardware(**PCM, mismatch=Gains())
+    config_of(hardware)
+    assert chip_hardware(hardware, 0.0) == hardware
+    with pytest.raises(ValueError, match="'gains' has no field std_dev"):
+        config_of(hardware, mismatch_std=(0.0, 0.1))
+
+
 def test_a_level_of_mismatch_needs_one():
     with pytest.raises(ValueError, match=r"expected a table \[hardware.mismatch\]"):
         config_of(hw.Hardware(**PCM), mismatch_std=(0.0, 0.1))

@@ -4,6 +4,7 @@ No other module of the package uses any. Each function says why documented ways 
 suffice; `tests/_flax/test_flax_internals.py` tests what they expect of Flax.
 """
 
+import copy
 import functools
 import sys
 from collections.abc import Callable
@@ -33,6 +34,21 @@ def put(module: nn.Module, **attributes: Any) -> None:
     """
     for name, value in attributes.items():
         object.__setattr__(module, name, value)
+
+
+def of_same_scope(module: nn.Module) -> nn.Module:
+    """Returns another object of a bound module, with its variables and name.
+
+    `clone` would make a new submodule of its parent, with parameters of its own. Each
+    object has its own scope, as a module has one after each of its calls, because a
+    scope takes each name once.
+    """
+    other = object.__new__(type(module))
+    vars(other).update(vars(module))
+    state = copy.copy(module._state)
+    state.children = dict(state.children)
+    put(other, _state=state, scope=module.scope and module.scope.rewound())
+    return other
 
 
 def scope_of(module: nn.Module) -> Any:

@@ -68,7 +68,7 @@ _fresh = itertools.count()
 def with_mode(module: Any, mode: str) -> Any:
     """Returns a clone of an analog module in another mode."""
     cls = analog_class(plain_class(type(module)), assigned(module), mode)
-    return _with_class(module, _with_values(cls, module._hwtrain_constants))
+    return _another(module, _with_values(cls, module._hwtrain_constants))
 
 
 def with_constants(module: Any, constants: Constants) -> Any:
@@ -79,7 +79,7 @@ def with_constants(module: Any, constants: Constants) -> Any:
     mode = assigned(module) and module._hwtrain_mode
     cls = analog_class(plain_class(type(module)), assigned(module), mode)
     given = merged(module._hwtrain_constants, constants)
-    return _with_class(module, _with_values(cls, given))
+    return _another(module, _with_values(cls, given))
 
 
 def _with_values(cls: Any, constants: Constants) -> Any:
@@ -135,6 +135,14 @@ def _with_class(module: nn.Module, cls: type) -> nn.Module:
     analog = module if inside else module.clone()
     internals.put(analog, __class__=cls)
     return analog
+
+
+def _another(module: nn.Module, cls: type) -> nn.Module:
+    """Returns the module in another class; the given one stays as it is."""
+    inside = isinstance(module.parent, nn.Module)
+    other = internals.of_same_scope(module) if inside else module.clone()
+    internals.put(other, __class__=cls)
+    return other
 
 
 @functools.cache
