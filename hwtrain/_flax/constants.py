@@ -100,3 +100,20 @@ def with_constants(analog_or_plan: T, constants: Constants) -> T:
         "with_constants takes an analog model, Linen or NNX, or a Plan; got "
         f"{type(given).__name__}"
     )
+
+
+def check_none(analog: Any, taker: str) -> None:
+    """Raises for a model with traced constants, where the configured numbers count.
+
+    Args:
+      analog: the model.
+      taker: the public function that got it, for the message.
+    """
+    of_nnx = getattr(analog, "analog_constants", ())
+    given = getattr(analog, "_hwtrain_constants", of_nnx)
+    if given:
+        raise ValueError(
+            f"{taker} measures the numbers of the configuration, and this model has "
+            f"others for {', '.join(map(repr, given))} (hwtrain.with_constants): pass "
+            "the model without them"
+        )

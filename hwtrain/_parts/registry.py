@@ -141,9 +141,9 @@ def register_types(kind: str) -> Callable[[T], T]:
 def built_in(kind: str) -> Any:
     """Returns the union of the classes of a kind that come with hwtrain.
 
-    Its order is that of their registration.
+    Its order is that of their names, whichever file was imported first.
     """
-    classes = dict.fromkeys(parts_of(kind))
+    classes = dict.fromkeys(named(kind, name) for name in sorted(_known[kind]))
     return Union[tuple(x for x in classes if _home(x).startswith("hwtrain."))]  # noqa: UP007
 
 

@@ -115,6 +115,12 @@ def _import_module(place: str, source: str) -> ModuleType:
 
 def _import_failed(source: str, place: str, error: Exception) -> str:
     hint = ""
-    if isinstance(error, ModuleNotFoundError) and error.name != place:
+    missing = error.name if isinstance(error, ModuleNotFoundError) else None
+    if missing and (place == missing or place.startswith(f"{missing}.")):
+        hint = (
+            "; a command looks for installed packages only: install yours (pip install "
+            "-e .), or write a path such as chip.py"
+        )
+    elif missing:
         hint = "; the shipped recipes need: pip install 'hwtrain[recipes]'"
     return f"{source}: {place} cannot be imported: {reason(error)}{hint}"

@@ -39,7 +39,7 @@ def tables_of(rows: Sequence[dict[str, str]], title: str) -> Iterator[Table]:
         alike: dict[tuple[str, ...], list[dict[str, str]]] = {}
         for row in rows:
             alike.setdefault(tuple(row[name] for name in shared), []).append(row)
-        for group in alike.values():
+        for group in alike.values() if shared else ():
             members = ", ".join(row[first] for row in group)
             yield _list(group[0], shared, f"{title}: {members}")
         shown = [name for name in shown if name not in shared]

@@ -51,8 +51,9 @@ def targets(weight: AnalogWeight, w: jax.Array) -> tuple[list[jax.Array], Params
     if set(params) != set(converter.scales) or len(conductances) != len(
         converter.devices
     ):
+        at = f"{weight.path}: " if weight.path else ""
         raise ValueError(
-            f"{weight.path}: {type(converter).__name__} says devices = "
+            f"{at}{type(converter).__name__} says devices = "
             f"{converter.devices} and scales = {converter.scales}, and converts to "
             f"{len(conductances)} conductances and the scales {tuple(params)}. Name "
             "them all in its class"

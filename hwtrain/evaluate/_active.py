@@ -11,6 +11,7 @@ from flax import nnx
 from flax.core import meta
 
 from hwtrain._arrays import paths
+from hwtrain._flax.constants import check_none
 from hwtrain._flax.functional import as_function
 from hwtrain._flax.materializing import materialize
 from hwtrain._flax.modes import plan as plan_of
@@ -92,6 +93,7 @@ def assert_active(
     Raises:
       ValueError: naming layer, effect and likely cause for each effect without action.
     """
+    check_none(analog, "assert_active")
     linen = not isinstance(analog, nnx.Module)
     given = (variables, *example) if linen else ()
     plan = plan_of(analog, *given, **(kwargs if linen else {}))

@@ -13,7 +13,7 @@ from flax import linen as nn
 from flax import nnx
 
 import hwtrain as hw
-from hwtrain._plan import hardware as chip_module
+from hwtrain._parts.registry import built_in
 
 X = jax.random.normal(jax.random.key(1), (5, 8))
 IMAGE = jax.random.normal(jax.random.key(2), (2, 6, 6, 4))
@@ -208,10 +208,13 @@ def _classes():
         hw.MappingParameter,
         hw.StuckParameter,
     }
-    for kinds in chip_module._classes().values():
-        found |= {x for x in kinds if dataclasses.is_dataclass(x)}
-    bases = {hw.NoiseModel, hw.ConductanceConverter, hw.DriftCompensation, hw.Mismatch}
-    return found - bases - {hw.WeightClip, hw.WeightModifier}
+    for kind in ("noise_model", "converter", "drift_compensation", "mismatch", "clip"):
+        found |= set(members(built_in(kind)))
+    return found | {Modifier, hw.SimpleDriftParameter, hw.DriftParameter}
+
+
+def members(union):
+    return typing.get_args(union) or (union,)
 
 
 def test_every_number_of_every_class_is_traced_or_refused():
@@ -1097,3 +1100,14 @@ def test_a_model_is_what_it_was_once_another_has_constants():
     before = run(lambda noise: analog)
     traced = run(lambda noise: hw.with_constants(analog, {"forward.out_noise": noise}))
     assert run(lambda noise: analog) == before != traced
+
+
+def test_what_measures_the_configuration_takes_no_constants():
+    values = {"forward.out_noise": 0.3}
+    analog = hw.analogize(nn.Dense(3), NOISY)
+    variables = analog.init(jax.random.key(0), X)
+    with pytest.raises(ValueError, match="pass the model without them"):
+        hw.assert_active(hw.with_constants(analog, values), variables, X)
+    model = hw.analogize(Nnx(nnx.Rngs(0)), NOISY, rngs=nnx.Rngs(mismatch=KEY))
+    with pytest.raises(ValueError, match="others for 'forward.out_noise'"):
+        hw.assert_active(hw.with_constants(model, values), None, X)

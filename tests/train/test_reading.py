@@ -75,7 +75,7 @@ def test_overrides_are_laid_over_the_file():
         ),
         (
             'hardware.converter.type="pair"',
-            "hardware.converter.type: expected one of 'single_device', 'single_pair', ",
+            "hardware.converter.type: expected one of 'custom_pair', 'dual_pair', 'n_pair', ",
         ),
         (
             "hardware.converter.g_max=-1",
