@@ -222,8 +222,9 @@ def analog_weight(
     for leaf in weight.own_leaves:
         if leaf.name not in own_names(hardware):
             raise ValueError(
-                f"{path}: a part declares the leaf {leaf.name!r} for this weight, and "
-                "not for every one. Let leaves(self, weight) return it always, and say "
-                "by LeafSpec(there=lambda weight, when: ...) which weights have it"
+                f"{path}: a part declares the leaf {leaf.name!r} for this weight, but "
+                "not for every weight. Let leaves(self, weight) return it always, and "
+                "choose the weights that have it with LeafSpec(there=lambda weight, "
+                "when: ...)"
             )
     return weight

@@ -52,8 +52,8 @@ def targets(weight: AnalogWeight, w: jax.Array) -> tuple[list[jax.Array], Params
         converter.devices
     ):
         raise ValueError(
-            f"{weight.path}: {type(converter).__name__} says devices = "
-            f"{converter.devices} and scales = {converter.scales}, and converts to "
+            f"{weight.path}: {type(converter).__name__} declares devices = "
+            f"{converter.devices} and scales = {converter.scales}, but converts to "
             f"{len(conductances)} conductances and the scales {tuple(params)}. Name "
             "them all in its class"
         )

@@ -252,7 +252,7 @@ def test_tile_of_another_shape(directory):
             lambda text: text.replace(
                 '"prefix"', '"version": "1.2", "prefix"'
             ).encode(),
-            "key 'version' stands twice",
+            "key 'version' occurs twice",
         ),
         (lambda text: b"\xff" + text.encode(), "not JSON"),
         (lambda text: b"[" * 900 + b"]" * 900, "is not the manifest"),
@@ -342,7 +342,7 @@ def test_a_file_of_another_size_is_refused_before_it_is_read(directory):
     size = path.stat().st_size
     with open(path, "r+b") as file:
         file.truncate(2**40)  # takes no disk, and would take a terabyte of memory
-    with pytest.raises(HardwareCheckpointError, match=f"{size} bytes, it has {2**40}"):
+    with pytest.raises(HardwareCheckpointError, match=f"{size} bytes, but has {2**40}"):
         load(directory)
 
 
@@ -371,7 +371,7 @@ def _leaf(manifest, tail):
                     "shape": [2**31],
                 }
             ),
-            "leaves.* zeros are the probe of an analog weight",
+            "leaves.* zeros are for the probe of an analog weight",
         ),
         (
             lambda m: m["layers"][4]["weight"].update(shape=[10**15, 4]),
@@ -401,7 +401,7 @@ def _leaf(manifest, tail):
             lambda m: m["layers"].append(m["layers"][0]),
             "layers: hidden/kernel .* twice",
         ),
-        (lambda m: m["chips"].append(m["chips"][0]), "chips: 7 stands there twice"),
+        (lambda m: m["chips"].append(m["chips"][0]), "chips: 7 occurs twice"),
         (lambda m: m["leaves"].append(m["leaves"][0]), "leaves: nominal.* twice"),
         (lambda m: m["layers"][0]["weight"].update(kind="conv"), "have a window"),
         (lambda m: m["layers"][0]["weight"].update(ranged=False), "input range"),

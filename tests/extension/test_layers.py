@@ -1102,5 +1102,5 @@ def test_an_array_that_a_linen_layer_does_not_have_is_named():
             self.param("weight", nn.initializers.ones, (6, 4))
             return hw.analog_einsum(self, "w", "i,io->o", x)
 
-    with pytest.raises(ValueError, match=r"no parameter 'w'.*\['weight'\]"):
+    with pytest.raises(ValueError, match=r"no array parameter 'w'.*\['weight'\]"):
         Misspelt().init(jax.random.key(0), X)

@@ -638,8 +638,11 @@ def test_the_name_of_a_users_parameter_is_an_error():
         ((Offset(name="noise_key"),), "'noise_key': another leaf has that name"),
         ((Offset(name="kernel"),), "kernel"),
         ((Offset(name="Offset"),), "lower case"),
-        ((Offset(every=False),), "'offset'.*and not for every one"),
-        ((Offset(where="undeclared"),), "leaf 'other', which lies not beside"),
+        ((Offset(every=False),), "'offset'.*but not for every weight"),
+        (
+            (Offset(where="undeclared"),),
+            "leaf 'other', which these weights do not have",
+        ),
     ],
 )
 def test_a_name_that_cannot_be_is_an_error(stages, message):

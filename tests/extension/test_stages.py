@@ -207,7 +207,7 @@ CASES = {
     "never reads": (
         lambda i, x, c: 0 * c.multiply(x),
         {"bound_management": "iterative", "out_bound": 1.0},
-        "no stage inside says what is",
+        "no stage inside it reports clipping",
     ),
 }
 
