@@ -143,7 +143,7 @@ def test_bad_input_is_an_error_that_names_the_field(make, message):
             lambda: hw.InputRangeParameter(
                 learn_input_range=False, decay=0.1, gradient_scale=2.0
             ),
-            "decay=0.1, gradient_scale=2.0: nothing .* learn_input_range=False",
+            "decay=0.1, gradient_scale=2.0: no effect .* learn_input_range=False",
         ),
     ],
 )

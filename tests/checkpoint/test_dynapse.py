@@ -105,7 +105,7 @@ def test_another_checkpoint(tmp_path, deployment):
 def test_a_file_that_is_not_listed(tmp_path, deployment):
     path = export_dynapse(tmp_path / "net", deployment)
     (path / "surplus.bin").write_bytes(b"")
-    with pytest.raises(HardwareCheckpointError, match="surplus.bin lies in the check"):
+    with pytest.raises(HardwareCheckpointError, match="surplus.bin is in the check"):
         load_dynapse(path)
 
 
@@ -136,7 +136,10 @@ def forge(path, change):
         (lambda m: m["limits"].update(surplus=1), "limits.surplus"),
         (lambda m: m["limits"].pop("tags"), "limits.tags: is missing"),
         (lambda m: m["limits"].update(neurons_per_core=2), "limits: the network does"),
-        (lambda m: m["lost"].update(weights_in=60), "lost.weights_in: says 60, it is"),
+        (
+            lambda m: m["lost"].update(weights_in=60),
+            "lost.weights_in: says 60, but it is",
+        ),
         (lambda m: m["units"].update(biases="nA"), "units.biases: should be 'A'"),
         (lambda m: m["rules"].pop("weights"), "rules.weights: is missing"),
         (lambda m: m["chips"].append(7), "chips: one occurs twice"),

@@ -147,7 +147,7 @@ def test_a_measured_chip_has_one_time(tmp_path, variables, small, conductances):
         ),
         (
             lambda c: c.update({"hidden/kernel/tile/0/0/g_pos": np.ones((3, 4))}),
-            r"tile/0/0/g_pos should have the shape \(4, 3\), it has \(3, 4\)",
+            r"tile/0/0/g_pos should have the shape \(4, 3\), got \(3, 4\)",
         ),
         (
             lambda c: c["hidden/kernel/tile/0/0/g_pos"].__setitem__((2, 1), np.nan),
@@ -265,7 +265,7 @@ def test_a_population_holds_the_chips_of_the_checkpoint(tmp_path, chips):
         ).values
 
     missing = min({*(range(chips) if chips == 2 else chips)} - {3, 7})
-    holds = rf"holds no chip {missing}, it holds 3, 7, of which chip 7 was measured"
+    holds = rf"holds no chip {missing}; it holds 3, 7, of which chip 7 was measured"
     with pytest.raises(ValueError, match=holds):
         values(checkpoint, chips)
     with pytest.raises(HardwareCheckpointError, match=f"holds no chip {missing}"):

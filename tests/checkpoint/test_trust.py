@@ -157,12 +157,12 @@ def test_wrong_shape_and_dtype(directory):
     path = directory / "tensors/0000.safetensors"
     with safetensors.safe_open(path, framework="np") as file:
         content = {key: file.get_tensor(key) for key in file.keys()}
-    match = r"should be float32\[10, 7\], it is float32\[7, 10\]"
+    match = r"should be float32\[10, 7\], but is float32\[7, 10\]"
     save_file(content | {KERNEL: content[KERNEL].reshape(7, 10)}, path)
     with pytest.raises(HardwareCheckpointError, match=match):
         load(directory)
     save_file(content | {KERNEL: content[KERNEL].view(np.int32)}, path)
-    with pytest.raises(HardwareCheckpointError, match="it is int32"):
+    with pytest.raises(HardwareCheckpointError, match="but is int32"):
         load(directory)
 
 
@@ -318,7 +318,7 @@ def _link(path):
 )
 def test_a_file_that_is_not_listed(directory, name, make):
     make(directory / name)
-    with pytest.raises(HardwareCheckpointError, match=f"{name} lies in the checkpoint"):
+    with pytest.raises(HardwareCheckpointError, match=f"{name} is in the checkpoint"):
         load(directory)
 
 
@@ -391,7 +391,7 @@ def _leaf(manifest, tail):
         (lambda m: _leaf(m, "bias").update(key_impl="bogus"), "leaves.*key_impl"),
         (
             lambda m: _leaf(m, "bias").update(key_impl="rbg"),
-            "leaves.*a key of rbg is uint32",
+            "leaves.*a key of rbg must be uint32",
         ),
         (
             lambda m: m["leaves"].append({"keys": ["params", "norm"], "kind": "empty"}),

@@ -287,7 +287,7 @@ def test_calibrate_sets_ranges_to_the_largest_inputs(run, tmp_path, hwtrain):
         (["export", ".", "new"], "not a hwtrain checkpoint"),
         (["export", "{exported}", "new", "--seed", "3"], "--seed 3 does nothing"),
         (["inspect", "{run}", "--chip", "1"], "a run has no chips; export them"),
-        (["inspect", "{exported}", "--chip", "5"], "holds no chip 5, it holds 0, 1"),
+        (["inspect", "{exported}", "--chip", "5"], "holds no chip 5; it holds 0, 1"),
         (["inspect", "{exported}", "--png", "no/file.png"], "no folder no"),
         (["convert", "{exported}", "--to", "npz", "--chip", "5"], "holds no chip 5"),
         (["convert", ".", "--to", "npz", "--out", "new"], "not a hwtrain checkpoint"),

@@ -147,7 +147,7 @@ def test_a_chip_deviates_from_what_was_achieved(trained, tmp_path):
     spikes = simulate(inputs, found_kernel, {**cell, **found})
     nominal = simulate(inputs, achieved_kernel, {**cell, **achieved})
     assert (spikes != nominal).any()
-    with pytest.raises(ValueError, match="holds no chip 8, it holds 7"):
+    with pytest.raises(ValueError, match="holds no chip 8; it holds 7"):
         deployed_layers(deployment, layout=LAYOUT, chip=8)
 
 

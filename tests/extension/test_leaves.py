@@ -665,7 +665,7 @@ def test_a_parameter_that_a_rule_names_has_none():
         def __call__(self, x):
             return x @ self.param("w", nn.initializers.ones, (7, 5))
 
-    with pytest.raises(ValueError, match="'share'.*that a rule names"):
+    with pytest.raises(ValueError, match="'share'.*named by a rule"):
         hw.analogize(Raw(), [rule]).init(KEY, jnp.ones((1, 7)))
 
 
