@@ -328,5 +328,5 @@ def forged(tmp_path, change):
     ],
 )
 def test_names_of_an_earlier_checkpoint_are_checked(tmp_path, change):
-    with pytest.raises(checkpoint.HardwareCheckpointError, match="manifest must: "):
+    with pytest.raises(checkpoint.HardwareCheckpointError, match="valid manifest: "):
         checkpoint.load(forged(tmp_path, change))

@@ -72,7 +72,7 @@ class Window:
                     f"of at least 1, got {numbers}"
                 )
         if self.groups < 1:
-            raise ValueError(f"a window has at least 1 group, got {self.groups}")
+            raise ValueError(f"a window needs at least 1 group, got {self.groups}")
         if isinstance(self.padding, str):
             if self.padding.upper() not in _PADDINGS:
                 raise ValueError(
@@ -90,7 +90,7 @@ class Window:
                 f"got {self.border}"
             )
         if any(end < 0 for ends in self.border for end in ends):
-            raise ValueError(f"a border is not negative, got {self.border}")
+            raise ValueError(f"a border must not be negative, got {self.border}")
 
     @classmethod
     def of(

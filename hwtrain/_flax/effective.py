@@ -54,10 +54,10 @@ def held(
         return leaves, array
     if mode == "train":
         raise ValueError(
-            f"{weight.effective_path} holds weights of a chip, which training makes "
-            f"anew of {weight.stored} at each step, so that they would be stale "
-            "afterwards. Delete that leaf before training, and let "
-            "hwtrain.materialize(analog, variables, *example) make it again"
+            f"{weight.effective_path} holds the derived weights of a chip, but "
+            f"training computes them from {weight.stored} at each step, so they would "
+            "be stale afterwards. Delete that leaf before training, and create it "
+            "again with hwtrain.materialize(analog, variables, *example)"
         )
     return leaves, jnp.asarray(chip, array.dtype)
 

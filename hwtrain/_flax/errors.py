@@ -35,7 +35,7 @@ def behind_the_root(path: str) -> ValueError:
     if runs_late():
         return returned(path or "this layer")
     return ValueError(
-        f"{path or 'this layer'} was called around its analog model, which draws its "
-        "noise: it would run clean. Call a method of the model that analogize "
-        "returned, or analogize this layer itself"
+        f"{path or 'this layer'} was called without its analog model, which draws its "
+        "noise, so it would run without noise. Call a method of the model that "
+        "analogize returned, or analogize this layer itself"
     )

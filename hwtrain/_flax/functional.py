@@ -110,8 +110,8 @@ def _check_same(given: dict[str, Any], own: dict[str, Any]) -> None:
         if shapes[0] != shapes[1]:
             raise ValueError(
                 f"the parameters given for the model should hold {path!r} of shape "
-                f"{shapes[1]}, got {shapes[0]} (None: nothing). Those of the plain "
-                "model are completed by hwtrain.adopt(analog, params)"
+                f"{shapes[1]}, got {shapes[0]} (None: missing). Complete those of the "
+                "plain model with hwtrain.adopt(analog, params)"
             )
 
 

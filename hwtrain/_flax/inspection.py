@@ -118,8 +118,8 @@ def inspect_plan(found: Plan, params: Any) -> Inspection:
 def _notes(plan: Plan, chips: list[str]) -> Iterator[str]:
     if chips:
         yield (
-            f"These are a chip's weights, not nominal ones: {chips[0]} lies beside "
-            "them, as hwtrain.apply_mismatch and HardwareCheckpoint.chip leave it."
+            f"These are a chip's weights, not nominal ones: {chips[0]} is stored "
+            "beside them, as by hwtrain.apply_mismatch and HardwareCheckpoint.chip."
         )
     quiet = quiet_training(plan)
     if quiet:

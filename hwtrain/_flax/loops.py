@@ -322,8 +322,8 @@ def _check_version() -> None:
         y = as_new_root(jax.vmap(row), jnp.zeros(2, jnp.uint32))
     if len(found) != 1 or y.tolist() != [0, 1]:
         raise RuntimeError(
-            f"hwtrain does not know JAX {jax.__version__}: a map is not found on the "
-            "stack. Install a version that hwtrain's requirements name"
+            f"hwtrain does not support JAX {jax.__version__}: it cannot find a map on "
+            "the stack. Install a version that hwtrain's requirements allow"
         )
 
 

@@ -151,15 +151,15 @@ class _Collector:
             if path in self._differing:
                 raise ValueError(
                     f"{path}: the {weight.layer} multiplies by one array of weights in "
-                    "one call and by another in the next, and a crossbar holds one. "
-                    "Give each a layer of its own, or keep it digital: "
+                    "one call and by another in the next, but a crossbar holds only "
+                    "one. Give each array a layer of its own, or keep it digital: "
                     f"Rule({weight.layer_path!r}, None) before the other rules"
                 )
             if size != math.prod(weight.shape):
                 raise ValueError(
-                    f"{path}: the call does not reach all that its {weight.layer} "
-                    "multiplies by, so that what a chip would hold is not known. Give "
-                    "an example that does, or keep it digital: "
+                    f"{path}: the call does not reach every array that its "
+                    f"{weight.layer} multiplies by, so the weights of a chip are not "
+                    "known. Give an example that reaches them, or keep it digital: "
                     f"Rule({weight.layer_path!r}, None) before the other rules"
                 )
             whole = np.concatenate([np.ravel(found[first]) for first in sorted(found)])

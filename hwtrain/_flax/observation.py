@@ -111,9 +111,9 @@ def tell(take: Callable[..., None], *values: Any) -> None:
     """
     if checks_what_is_constant() and refuses_callbacks():
         raise ValueError(
-            "this version of Flax refuses callbacks, by which layers are watched (and "
-            "jax.debug.print), in the body of an nn.scan that checks what is constant: "
-            "write nn.scan(..., check_constancy_invariants=False)"
+            "this version of Flax rejects callbacks, which watch the layers (and "
+            "jax.debug.print), in the body of an nn.scan with constancy checks: write "
+            "nn.scan(..., check_constancy_invariants=False)"
         )
     jax.debug.callback(take, *values)
 

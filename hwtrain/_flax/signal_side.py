@@ -66,8 +66,8 @@ def check_real(weight: AnalogWeight, x: jax.Array) -> None:
     if jnp.iscomplexobj(x) and acts_in_product(weight):
         raise ValueError(
             f"{weight.path}: its inputs are {x.dtype}, and its hardware "
-            f"({weight.rule}) converts real ones. Call it with their real and their "
-            f"imaginary part, or keep it digital: Rule({weight.layer_path!r}, None) "
+            f"({weight.rule}) converts only real inputs. Call it with their real and "
+            f"imaginary parts, or keep it digital: Rule({weight.layer_path!r}, None) "
             "before the others"
         )
 
@@ -386,6 +386,6 @@ def _check_leaf(weight: AnalogWeight, spec: LeafSpec, leaf: Any) -> None:
     if spec.trained == "range" and leaf.dtype != spec.dtype:
         raise ValueError(
             f"{weight.layer_path}: {spec.name} must be {spec.dtype}, got {leaf.dtype}; "
-            "its gradient holds sums that a narrower type would lose. Cast the "
-            "kernels and biases alone, or set dtype= on the layers"
+            "its gradient holds sums that a narrower type would lose. Cast only the "
+            "kernels and biases, or set dtype= on the layers"
         )

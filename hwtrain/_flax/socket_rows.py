@@ -31,7 +31,8 @@ def layer(row: Socket, module: Any, shape: tuple[int, ...]) -> Layer:
     if row.field is not None and not hasattr(module, row.field):
         raise ValueError(
             f"{type(module).__name__} is registered by hwtrain.sockets.register with "
-            f"the attribute {row.field!r} that multiplies, and has none of this name"
+            f"the multiplying attribute {row.field!r}, but has no attribute of this "
+            "name"
         )
     if row.einsum and getattr(module, row.einsum) not in (None, jnp.einsum):
         why = f"its {row.einsum} is not jnp.einsum, and may do more than multiply"

@@ -87,8 +87,8 @@ def _certain(params: Any) -> set[str]:
         name, variable = split(path)[1], variables.get(path)
         if isinstance(variable, PartLeaf):
             raise ValueError(
-                f"{path} is of a part, which says what becomes of it: "
-                f"the plan has it. Write {_WITH_PLAN}"
+                f"{path} is a leaf of a user-defined part; only the plan knows how to "
+                f"remove it: use {_WITH_PLAN}"
             )
         if variable is not None and name:
             ours = isinstance(variable, OUR_TYPES)
@@ -98,13 +98,13 @@ def _certain(params: Any) -> set[str]:
             continue
         if name in _LEARNED:
             raise ValueError(
-                f"{path} is learned: without it, the kernel beside would be that of "
-                f"another function. Make it part of the kernel by {_WITH_PLAN}"
+                f"{path} is learned: without it, the kernel would compute another "
+                f"function. Merge it into the kernel with {_WITH_PLAN}"
             )
         if ours is None:
             raise ValueError(
-                f"{path} may be a leaf of hardware or a parameter of the model, and "
-                f"nothing beside it says which. The plan does: {_WITH_PLAN}"
+                f"{path} may be a leaf of hardware or a parameter of the model; only "
+                f"the plan can tell: use {_WITH_PLAN}"
             )
         found.add(path)
     return found

@@ -70,8 +70,8 @@ class Constant:
         """Returns the traced value."""
         if self.value is None:
             raise ValueError(
-                f"{self.name} is traced (hwtrain.with_constants), and its value known "
-                "only inside a call of the model: call it through its root"
+                f"{self.name} is traced (hwtrain.with_constants), so its value is "
+                "known only inside a call of the model: call it through its root"
             )
         return self.value
 
@@ -103,9 +103,9 @@ class Constant:
         """Returns the hash of a hole."""
         if self.value is not None:
             raise TypeError(
-                f"{self.name} is traced (hwtrain.with_constants), so what holds it has "
-                "no hash, and cannot say which program is compiled. Here, use the plan "
-                "or the model without constants"
+                f"{self.name} is traced (hwtrain.with_constants), so its configuration "
+                "has no hash and cannot key a compiled program. Use the plan or the "
+                "model without constants here"
             )
         return hash(_identity(self))
 
@@ -123,8 +123,9 @@ class Constant:
 
     def _no_number(self, *_: Any, **__: Any) -> Any:
         raise TypeError(
-            f"{self.name} is traced (hwtrain.with_constants) and no Python number: "
-            "write jnp.sqrt for math.sqrt or np.sqrt, and no float(), int() or round()"
+            f"{self.name} is traced (hwtrain.with_constants) and is not a Python "
+            "number: write jnp.sqrt for math.sqrt or np.sqrt, and no float(), int() or "
+            "round()"
         )
 
     __float__ = __int__ = __index__ = __round__ = __array__ = _no_number

@@ -82,7 +82,7 @@ class LeafSpec:
     def __post_init__(self):
         if not re.fullmatch(r"[a-z][a-z0-9_]*", self.name):
             raise ValueError(
-                "a leaf is called in lower case, with underscores, such as "
+                "the name of a leaf is in lower case, with underscores, such as "
                 f"'adc_bound'; got {self.name!r}"
             )
 
@@ -118,8 +118,8 @@ class LeafSpec:
         found = jnp.asarray(value(weight, weight.to_matrix(kernel)), self.dtype)
         if found.shape not in shapes:
             raise ValueError(
-                f"{weight.leaf(self)} should begin with the shape {shapes[0]}, and "
-                f"initial returned {found.shape}: the stack of the weights leads"
+                f"{weight.leaf(self)} should begin with the shape {shapes[0]}, that of "
+                f"the stack of the weights, but initial returned {found.shape}"
             )
         return found
 
@@ -132,4 +132,4 @@ def not_positive(weight: Any, leaf: Any, kernel: Any = None) -> str:
     found = jnp.asarray(leaf)
     if not bool(jnp.any(found <= 0)):
         return ""
-    return f"is {float(jnp.min(found)):.3g} at its smallest, and never zero or less"
+    return f"has the minimum {float(jnp.min(found)):.3g}, but must be positive"

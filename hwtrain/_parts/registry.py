@@ -27,14 +27,14 @@ class Entry(NamedTuple):
 
 KINDS = {
     "adapter": "a function that writes a checkpoint for another program",
-    "clip": "what keeps weights within the device's range after an update",
-    "converter": "what makes conductances of weights",
-    "drift_compensation": "what undoes the mean drift of a tile",
-    "mismatch": "what differs between the weights of chips",
-    "modifier": "what happens to weights at every training step",
-    "noise_model": "what programming, time and reads do to conductances",
-    "objective": "what is minimised in place of the loss",
-    "stage": "what stands around a tile",
+    "clip": "keeping weights within the range of the device after an update",
+    "converter": "the conversion of weights to conductances",
+    "drift_compensation": "the correction of the mean drift of a tile",
+    "mismatch": "the differences between the weights of chips",
+    "modifier": "the change of the weights in every training step",
+    "noise_model": "the effect of programming, time and reads on conductances",
+    "objective": "the quantity minimised in place of the loss",
+    "stage": "an effect around a tile",
 }
 """The kinds of parts."""
 
@@ -100,27 +100,29 @@ def register(
         for other in (*around[0], *around[1]):
             if other not in entries:
                 raise ValueError(
-                    f"{name!r} should stand next to the {kind} {other!r}, which nobody "
-                    f"registered. Known are: {', '.join(entries)}"
+                    f"{name!r} is placed relative to the {kind} {other!r}, which is "
+                    f"not registered. Known are: {', '.join(entries)}"
                 )
         before = entries.get(name)
         if before is not None and _home(before.part) != _home(part):
             raise ValueError(
                 f"the {kind} {name!r} is {_home(before.part)} already; register "
-                f"{_home(part)} by another name"
+                f"{_home(part)} under another name"
             )
         if kind != "adapter" and not _home(part).startswith("hwtrain."):
             _check(part)
         named = part.__dict__.get("_registered", (kind, name))
         if named != (kind, name) and not _home(part).startswith("hwtrain."):
-            raise ValueError(f"{_home(part)} is the {named[0]} {named[1]!r} already")
+            raise ValueError(
+                f"{_home(part)} is already registered as the {named[0]} {named[1]!r}"
+            )
         entries[name] = Entry(part, *around)
         try:
             order(kind)
         except graphlib.CycleError as error:
             entries.pop(name) if before is None else entries.update({name: before})
             circle = " inside ".join(error.args[1])
-            raise ValueError(f"{name!r} cannot stand there: {circle}") from None
+            raise ValueError(f"{name!r} cannot be placed there: {circle}") from None
         part._registered = (kind, name)  # type: ignore[attr-defined]
         return part
 
@@ -239,7 +241,7 @@ def _check(part: Any) -> None:
     if taken:
         raise ValueError(
             f"{home}: a field cannot be called {', '.join(taken)}: every part has that "
-            "already. Call it otherwise"
+            "already. Choose another name"
         )
     for name, hint in get_type_hints(part).items():
         if name not in fields or type(None) not in get_args(hint):
@@ -247,7 +249,7 @@ def _check(part: Any) -> None:
         default = fields[name].default
         if getattr(default, "default", default) is not None:
             raise ValueError(
-                f"{home}: {name} may be None, which TOML cannot say: make None its "
+                f"{home}: {name} may be None, which TOML cannot express: make None its "
                 "default, so that it can be left out"
             )
 

@@ -60,7 +60,8 @@ class Slot:
             except TypeError as error:
                 raise ValueError(
                     f"{type(value).__name__}: its fields must be hashable, because it "
-                    f"says which program is compiled: tuples for lists ({error})"
+                    "is part of the key of a compiled program: use tuples for lists "
+                    f"({error})"
                 ) from error
             return value
         if not isinstance(value, Mapping) or not isinstance(value.get("type"), str):
@@ -87,7 +88,7 @@ class Slot:
         part = registry.named(self.kind, name)
         if value.get("of", home(part)) != home(part):
             raise ValueError(
-                f"the {self.kind} {name!r} is {home(part)} here, and {value['of']} "
+                f"the {self.kind} {name!r} is {home(part)} here, but was {value['of']} "
                 "where this was written"
             )
         return part

@@ -65,8 +65,8 @@ def with_values(plan: Plan, constants: Constants, parts: tuple[str, ...]) -> Pla
             part, name = part_of(weight.hardware, path)
             if path in given or found_in(getattr(part, name)):
                 raise ValueError(
-                    f"with_constants: two keys give {path} of {weight.path}, the last "
-                    f"of them {key!r}: leave one of them out"
+                    f"with_constants: {path} of {weight.path} is set by two keys, the "
+                    f"second being {key!r}: leave one of them out"
                 )
             given[path] = _value(key, part, name, value)
     for path, given in found.items():

@@ -121,8 +121,8 @@ class Hardware:
     def _check_stuck(self) -> Self:
         if self.stuck is not None and self.converter is None:
             raise ValueError(
-                "stuck needs a converter, whose g_min and g_max devices are stuck at. "
-                "Write converter=SinglePairConductanceConverter(g_max=25.0)"
+                "stuck needs a converter, because devices are stuck at its g_min or "
+                "g_max. Write converter=SinglePairConductanceConverter(g_max=25.0)"
             )
         return self
 
@@ -139,8 +139,8 @@ class Hardware:
         if self.converter is None:
             raise ValueError(
                 f"noise_model={self.noise_model.type!r} needs a converter: its noise "
-                "is that of conductances. Write converter="
-                f"SinglePairConductanceConverter(g_max={self.noise_model.g_max:g})"
+                "acts on conductances. Write "
+                f"converter=SinglePairConductanceConverter(g_max={self.noise_model.g_max:g})"
             )
         for name in ("g_max", "g_min"):
             here = getattr(self.converter, name)
@@ -165,9 +165,9 @@ class Hardware:
         part = getattr(self, name)
         if isinstance(part, Part) and type(part).leaves is not Part.leaves:
             raise ValueError(
-                f"{name}: {type(part).__name__} declares leaves, and nothing of a "
-                f"{name} reads any. Leaves are for stages (IOParameters(stages=...)) "
-                "and modifiers"
+                f"{name}: {type(part).__name__} declares leaves, but a {name} reads "
+                "none. Only stages (IOParameters(stages=...)) and modifiers can have "
+                "leaves"
             )
 
     def leaves(self, weight: Any) -> tuple[LeafSpec, ...]:

@@ -105,7 +105,8 @@ def joined(before: Layer | None, layer: Layer) -> Layer:
         ):
             refused[array.leaf] = (
                 f"it is multiplied by in two ways, as in {old.equation!r} and as in "
-                f"{array.equation!r}, and lies on a crossbar in one. Make it two arrays"
+                f"{array.equation!r}, but a crossbar allows only one. Make it two "
+                "arrays"
             )
         arrays[array.leaf] = array
     stated = all(array.stated for array in layer.weights)
@@ -131,8 +132,8 @@ def unasked(layer: Layer, asked: Container[str]) -> Layer:
         if array.stated and layer.leaf_path(array.leaf) not in asked
     ]
     why = (
-        "it is registered by hwtrain.sockets.register, and its call does not multiply "
-        "by it in the way that the row says. Multiply by hwtrain.analog_einsum there"
+        "it is registered by hwtrain.sockets.register, but its call does not multiply "
+        "by it as registered. Multiply by hwtrain.analog_einsum there"
     )
     more = tuple((leaf, why) for leaf in silent)
     return dataclasses.replace(layer, refused=layer.refused + more)
@@ -222,8 +223,9 @@ def analog_weight(
     for leaf in weight.own_leaves:
         if leaf.name not in own_names(hardware):
             raise ValueError(
-                f"{path}: a part declares the leaf {leaf.name!r} for this weight, and "
-                "not for every one. Let leaves(self, weight) return it always, and say "
-                "by LeafSpec(there=lambda weight, when: ...) which weights have it"
+                f"{path}: a part declares the leaf {leaf.name!r} for this weight, but "
+                "not for every weight. Let leaves(self, weight) return it always, and "
+                "choose the weights that have it with LeafSpec(there=lambda weight, "
+                "when: ...)"
             )
     return weight

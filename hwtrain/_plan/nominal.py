@@ -19,8 +19,8 @@ def check_nominal(plan: Plan, params: Any, taker: str) -> None:
     found = plan.leaves_of_chip(params)
     if found:
         raise ValueError(
-            f"{taker} takes nominal weights, and these are a chip's: {found[0]} lies "
-            "beside them. Mismatch and programming would act twice. Pass the nominal "
-            "ones (checkpoint.variables, or into(model) without chip=); to evaluate "
-            "this very chip, call hwtrain.chip_mode(analog) with it"
+            f"{taker} takes nominal weights, but these are a chip's: {found[0]} is "
+            "stored beside them. Mismatch and programming would act twice. Pass the "
+            "nominal ones (checkpoint.variables, or into(model) without chip=); to "
+            "evaluate this very chip, call hwtrain.chip_mode(analog) with it"
         )

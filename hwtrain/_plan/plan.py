@@ -156,9 +156,9 @@ class Plan(Mapping[str, AnalogWeight]):
         for weight in self.weights:
             if weight.pending:
                 raise ValueError(
-                    f"{weight.path} is not what its {weight.layer} multiplies by: "
-                    f"{weight.derived}. A chip has the weights that are made of it: "
-                    "write variables = hwtrain.materialize(analog, variables, "
+                    f"{weight.path}: its {weight.layer} does not multiply by this "
+                    f"array itself: {weight.derived}. A chip holds the derived "
+                    "weights: write variables = hwtrain.materialize(analog, variables, "
                     "*example), and make the plan of these"
                 )
 
@@ -236,7 +236,7 @@ class Plan(Mapping[str, AnalogWeight]):
             if shape != weight.shape:
                 raise ValueError(
                     f"{weight.path} has the shape {shape}, the plan {weight.shape}; "
-                    "make the plan anew: hwtrain.plan(analog, params, *example)"
+                    "make a new plan: hwtrain.plan(analog, params, *example)"
                 )
 
     def check_leaves(self, params: Any, *, of_chip: bool = False) -> None:

@@ -121,7 +121,7 @@ def make_plan(
             if x.path or x.why != Layer.why
         )
         raise ValueError(
-            "nothing of this model can be analog, so its hardware would do nothing. "
+            "nothing in this model can be analog, so its hardware would do nothing. "
             f"Its modules: {found or 'none'}. To reach a parameter itself, write "
             "Rule(params=..., rows=..., columns=..., hardware=...); a layer of your "
             "own multiplies by hwtrain.analog_einsum, or is named by "
@@ -164,11 +164,11 @@ def check_around(weight: AnalogWeight) -> None:
     if weight.kind != "raw" and acts_in_product(weight):
         raise ValueError(
             f"the model multiplies by {weight.path} itself, around its {weight.layer}, "
-            "where none of the ranges, converters and scales would act that its "
-            f"hardware ({weight.rule}) has. Call the layer instead, such as "
-            "embed.attend(x) for x @ embedding.T, give it hardware that has but noise "
-            f"of weights, or keep it digital: Rule({weight.layer_path!r}, None) before "
-            "the others"
+            "and there, the ranges, converters and scales of its hardware "
+            f"({weight.rule}) have no effect. Call the layer instead, such as "
+            "embed.attend(x) for x @ embedding.T, give it hardware with weight noise "
+            f"only, or keep it digital: Rule({weight.layer_path!r}, None) before the "
+            "others"
         )
 
 
@@ -203,10 +203,10 @@ def check_derived(weight: AnalogWeight) -> None:
 def lost_weight(path: str, layer: str, why: str, rule: str) -> ValueError:
     """Returns the error for a layer whose weights no crossbar could hold."""
     return ValueError(
-        f"{path} is not what its layer multiplies by: {why}. Its scale, noise and "
-        f"conductances would be those of other weights ({rule}). Store the weights "
-        "that it multiplies by, or keep the layer digital: "
-        f"Rule({layer!r}, None) before the others"
+        f"{path}: its layer does not multiply by this array itself: {why}. Scale, "
+        f"noise and conductances would belong to other weights ({rule}). Store the "
+        f"weights that it multiplies by, or keep the layer digital: Rule({layer!r}, "
+        "None) before the others"
     )
 
 
@@ -303,10 +303,11 @@ def _check_stored(
             digital.add(rule)
             continue
         raise ValueError(
-            f"{path} is no parameter, but what the {layer.name} multiplies by and "
-            f"{rule or 'the hardware of the model'} puts on a crossbar. Store it as a "
-            "parameter of this name (NNX: an nnx.Param, no property), or keep the "
-            f"layer digital: Rule({layer.path!r}, None) before the others"
+            f"{path} is not stored as a parameter, although the {layer.name} "
+            f"multiplies by it and {rule or 'the hardware of the model'} puts it on a "
+            "crossbar. Store it as a parameter of this name (NNX: an nnx.Param, not a "
+            f"property), or keep the layer digital: Rule({layer.path!r}, None) before "
+            "the others"
         )
     return digital
 
@@ -334,7 +335,7 @@ def _check_raw(rule: Rule | None, path: str, hardware: Hardware) -> None:
         raise ValueError(
             f"{rule} puts the parameter {path!r} on hardware with {', '.join(parts)}, "
             "which only a layer can have: a parameter gets the weight side alone. Give "
-            "it a Hardware without"
+            "it a Hardware without these options"
         )
 
 
@@ -352,7 +353,7 @@ def _axes(
         for axis in axes:
             if not -rank <= axis < rank:
                 raise ValueError(
-                    f"{rule}: {name}={axis} is no axis of {path}, whose shape is "
+                    f"{rule}: {name}={axis} is not an axis of {path}, whose shape is "
                     f"{shape}"
                 )
         given.append(tuple(axis % rank for axis in axes))
@@ -381,8 +382,8 @@ def _check_rules(
             if matching and not found:
                 listed = ", ".join(f"{x.path!r} ({x.name}: {x.why})" for x in matching)
                 raise ValueError(
-                    f"{rule} matches only what cannot be analog: {listed}. Layers that "
-                    f"can: {known}. To reach a parameter itself, write "
+                    f"{rule} matches only layers that cannot be analog: {listed}. "
+                    f"Layers that can: {known}. To reach a parameter itself, write "
                     "Rule(params=..., rows=..., columns=..., hardware=...)"
                 )
             held = {path.rpartition("/")[0] for path in shapes} - visited

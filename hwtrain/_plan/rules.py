@@ -70,15 +70,15 @@ class Rule:
             )
         if self.frozen and self.hardware is None:
             raise ValueError(
-                f"{self}: what stays digital has nothing of hwtrain to freeze; leave "
-                "frozen out, and freeze it in the base optimiser, such as by "
+                f"{self}: frozen=True has no effect on a digital layer; leave it out, "
+                "and freeze it in the base optimiser, such as by "
                 'optax.partition({"frozen": optax.set_to_zero(), ...}, labels)'
             )
         try:
             re.compile(self.expression)
         except re.error as error:
             raise ValueError(
-                f"the rule's pattern {self.expression!r} is no regular expression: "
+                f"the rule's pattern {self.expression!r} is not a regular expression: "
                 f"{error}"
             ) from error
 

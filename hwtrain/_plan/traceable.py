@@ -23,7 +23,9 @@ OF_A_CHIP = (
 _IN_AN_UPDATE = "is read by the optimiser, which is compiled with it"
 
 
-_HOW_OFTEN = "says how often a tile is read again, which a program is compiled for"
+_HOW_OFTEN = (
+    "decides how often a tile is read again, which is compiled into the program"
+)
 
 
 _STATIC = {
@@ -41,7 +43,7 @@ _STATIC = {
 
 _OF_CLASSES = {
     "CustomPairConductanceConverter": "belongs to curves that are checked together",
-    "MeasuredNoiseModel.t_read": "is read by nothing, whose read noise was measured",
+    "MeasuredNoiseModel.t_read": "is not used, because its read noise was measured",
 }
 """Likewise, by class or by class and field."""
 
@@ -68,10 +70,11 @@ def refusal(chip: Hardware, path: str, parts: tuple[str, ...]) -> str:
     if first not in parts:
         in_a_call = parts == IN_A_CALL
         taker = (
-            "a plan, for apply_mismatch and program_chip" if in_a_call else "a model"
+            "a plan (for apply_mismatch and program_chip)" if in_a_call else "a model"
         )
         return (
-            f"{first} is not read here, as {', '.join(parts)} are; give it to {taker}"
+            f"{first} is not used here (only {', '.join(parts)} are); pass it to "
+            f"{taker} instead"
         )
     elsewhere = (
         _of_a_call(chip, path) if parts == IN_A_CALL else _of_a_chip(chip, first)
@@ -95,15 +98,17 @@ def _of_a_call(chip: Hardware, path: str) -> str:
 
 def _of_a_chip(chip: Hardware, first: str) -> str:
     if first == "modifier" and not chip.rounds_chips:
-        return "a chip is not programmed through this modifier; give it to a model"
+        return (
+            "a chip is not programmed through this modifier; pass it to a model instead"
+        )
     if first == "modifier" and chip.learns_clip:
         return "it counts the levels of a learned clip, and stays static"
     compensation = chip.drift_compensation
     measured = compensation is not None and compensation.readout == "periphery"
     if first == "forward" and not measured:
         return (
-            "programming reads the periphery only to compensate drift through it; give "
-            "it to a model"
+            "programming reads the periphery only to compensate drift through it; pass "
+            "it to a model instead"
         )
     return ""
 
@@ -146,7 +151,7 @@ def _of_a_field(part: Any, name: str) -> str:
     """Returns why a field of a static part cannot be traced; empty if it can."""
     kind = type(part).__name__
     if not dataclasses.is_dataclass(part) or isinstance(part, type):
-        return f"{name!r} is no field of a part: write the whole path of a number"
+        return f"{name!r} is not a field of a part: write the whole path of a number"
     fields = [field.name for field in dataclasses.fields(part)]
     numbers = [field for field in fields if _is_number(getattr(part, field))]
     there = f"the numbers of this {kind} are {', '.join(numbers) or 'none'}"
@@ -155,8 +160,8 @@ def _of_a_field(part: Any, name: str) -> str:
     value = getattr(part, name)
     if name not in numbers:
         return (
-            f"{name} is {value!r}, no floating-point number, and decides which program "
-            f"is compiled; {there}"
+            f"{name} is {value!r}, which is not a floating-point number and decides "
+            f"which program is compiled; {there}"
         )
     why = _OF_CLASSES.get(kind) or _OF_CLASSES.get(f"{kind}.{name}")
     if why is not None:
@@ -164,8 +169,8 @@ def _of_a_field(part: Any, name: str) -> str:
     off = 1.0 if name == "out_scale" else 0.0
     if value == off and name not in _PLAIN:
         return (
-            f"it is {off:g} in the configuration, which turns it off there and decides "
-            "what is computed: write about what it will be"
+            f"it is {off:g} in the configuration, which turns the effect off, so it is "
+            "not compiled; set it near the values you will pass"
         )
     try:
         # The part's own checks reject a number without effect beside the others.

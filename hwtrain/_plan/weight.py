@@ -90,7 +90,7 @@ class AnalogWeight:
         if self.kind == "raw" and self.hardware.remaps:
             raise ValueError(
                 f"{self.path}: remapping needs a mapping scale beside the kernel of a "
-                "layer, and a parameter that a rule names has none. Give its rule a "
+                "layer, but a parameter named by a rule has none. Give its rule a "
                 "Hardware without remap"
             )
 
@@ -100,10 +100,10 @@ class AnalogWeight:
         for leaf in self.hardware.leaves(self):
             why = leaf.own_fault
             if leaf.name in taken:
-                why = "another leaf has that name; call it otherwise"
+                why = "another leaf has that name; choose another one"
             if self.kind == "raw":
                 why = (
-                    "a parameter that a rule names has no leaves beside it. Give its "
+                    "a parameter named by a rule has no leaves beside it. Give its "
                     "rule a Hardware without that part"
                 )
             if why:

@@ -111,9 +111,9 @@ class Contents:
         pending = [weight for weight in plan.weights if weight.pending]
         if pending:
             raise HardwareCheckpointError(
-                f"{pending[0].path} is not what its {pending[0].layer} multiplies by: "
-                f"{pending[0].derived}. A chip has the weights that are made of it, "
-                f"which a call shows: write {self._with_example}"
+                f"{pending[0].path}: its {pending[0].layer} does not multiply by this "
+                f"array itself: {pending[0].derived}. A chip holds the derived "
+                f"weights, which a call shows: write {self._with_example}"
             )
         missing = [path for path in plan if path not in params]
         missing += [entry.path for entry in plan.digital if entry.path not in params]
@@ -129,9 +129,9 @@ class Contents:
         if lacking:
             raise HardwareCheckpointError(
                 f"the variables have no {', '.join(lacking)}: the model of the plan "
-                "cannot be evaluated without. Export all of its variables, such as "
-                f"{{'params': ..., {paths.split(lacking[0])[0]!r}: ...}} of Linen or "
-                "nnx.state(model), or make the plan from variables without"
+                "cannot be evaluated without them. Export all of its variables, such "
+                f"as {{'params': ..., {paths.split(lacking[0])[0]!r}: ...}} of Linen "
+                "or nnx.state(model), or make the plan from variables without them"
             )
         values = {x.keys[1:]: x.value for x in params.values() if x.kind != "empty"}
         shapes = {
@@ -152,10 +152,10 @@ class Contents:
         found = [x for t in trees.values() for x in self.plan.leaves_of_chip(t)]
         if found:
             raise HardwareCheckpointError(
-                f"export takes nominal weights, and these are a chip's: {found[0]} "
-                "lies beside them. Export checkpoint.variables; what was tuned on the "
-                "chip and stays digital goes into them first, as docs/checkpoint.md "
-                "shows at 'Chip in the loop'"
+                f"export takes nominal weights, but these are a chip's: {found[0]} is "
+                "stored beside them. Export checkpoint.variables; what was tuned on "
+                "the chip and stays digital goes into them first, as "
+                "docs/checkpoint.md shows at 'Chip in the loop'"
             )
 
     @property

@@ -164,7 +164,7 @@ class Crossbars:
         if stored.shape not in shapes:
             raise HardwareCheckpointError(
                 f"{weight.leaf(MAPPING_SCALE)} should have the shape {shape} or "
-                f"{shapes[1]}, it has {stored.shape}"
+                f"{shapes[1]}, got {stored.shape}"
             )
         return jnp.asarray(stored, jnp.float32)
 
@@ -194,7 +194,7 @@ def check_kernel(weight: AnalogWeight, kernel: np.ndarray, where: str = "") -> N
     if not jnp.issubdtype(kernel.dtype, jnp.floating):
         raise HardwareCheckpointError(
             f"{where}{weight.path}: an analog weight must be a real floating-point "
-            f"array, it is {kernel.dtype}"
+            f"array, got {kernel.dtype}"
         )
     infinite = ~np.isfinite(kernel.astype(np.float32))
     if infinite.any():

@@ -36,8 +36,8 @@ class Graph(Entry):
             for node in edge:
                 if node not in self.nodes:
                     raise ValueError(
-                        f"graph: the edge {edge} leads to {node!r}, which is no node; "
-                        f"the nodes are {', '.join(self.nodes)}"
+                        f"graph: the edge {edge} leads to {node!r}, which is not a "
+                        f"node; the nodes are {', '.join(self.nodes)}"
                     )
         return self
 
@@ -76,7 +76,7 @@ class Measurement(Entry):
         for name, number in numbers.items():
             if accuracy and not 0 <= number <= largest:
                 raise ValueError(
-                    f"{name}: of {self.metric!r} it lies between 0 and {largest}, got "
+                    f"{name} of {self.metric!r} must be between 0 and {largest}, got "
                     f"{number}"
                 )
         return self

@@ -53,7 +53,7 @@ def new(out: str | os.PathLike[str], *, folder: bool = False) -> Iterator[Path]:
         for path in [*partial.rglob("*"), partial]:
             sync(path)
         if os.path.lexists(destination):
-            raise FileExistsError(f"{destination} appeared meanwhile")
+            raise FileExistsError(f"{destination} was created in the meantime")
         partial.rename(destination)
         sync(destination.parent)
     except OSError as error:

@@ -87,7 +87,7 @@ class DynapseManifest(Entry):
             ("units", self.units, UNITS),
         ):
             for key in sorted(found.keys() ^ expected.keys()):
-                raise ValueError(f"{name}.{key[:80]}: is missing, or too much")
+                raise ValueError(f"{name}.{key[:80]}: is missing, or not allowed")
             for key, text in expected.items():
                 if found[key] != text:
                     raise ValueError(f"{name}.{key}: should be {text!r}")
@@ -96,8 +96,8 @@ class DynapseManifest(Entry):
             missing = sorted((first.keys() ^ codes.keys()) | (_BASES - codes.keys()))
             if missing:
                 raise ValueError(
-                    f"biases.{core}: every core has the same biases, {missing[0]} "
-                    "among them"
+                    f"biases.{core}: every core must have the same biases, including "
+                    f"{missing[0]}"
                 )
         self._check_table()
         for where, names in (
@@ -105,12 +105,14 @@ class DynapseManifest(Entry):
             ("layers", [name for name, _ in self.layers]),
         ):
             if len({*names}) != len(names):
-                raise ValueError(f"{where}: one stands there twice")
+                raise ValueError(f"{where}: one occurs twice")
         if [*self.chips] != sorted(self.chips):
-            raise ValueError("chips: they should be sorted")
+            raise ValueError("chips: should be sorted")
         for name, found in (("lost", self.lost), ("largest_error", self.largest_error)):
             if found.keys() != {*WEIGHTS}:
-                raise ValueError(f"{name}: it should say {' and '.join(WEIGHTS)}")
+                raise ValueError(
+                    f"{name}: should have the keys {' and '.join(WEIGHTS)}"
+                )
         self._check_tensors()
         return self
 
@@ -121,8 +123,9 @@ class DynapseManifest(Entry):
             for name, code in codes.items():
                 if max(code.wanted, code.achieved) >= _LARGEST:
                     raise ValueError(
-                        f"biases.{core}.{name}: a bias current lies below {_LARGEST} "
-                        f"A, got wanted {code.wanted} and achieved {code.achieved}"
+                        f"biases.{core}.{name}: a bias current must be below "
+                        f"{_LARGEST} A, got wanted {code.wanted} and achieved "
+                        f"{code.achieved}"
                     )
                 at = ("Iw" if name in _BASES else name, code.coarse, code.fine)
                 if table.setdefault(at, code.achieved) != code.achieved:
@@ -155,10 +158,8 @@ class DynapseManifest(Entry):
                 unit = "1" if quantity in WEIGHTS else "SI"
                 expected[name] = ("float64", shape, unit)
         for name in sorted(expected.keys() ^ self.tensors.keys()):
-            raise ValueError(
-                f"tensors.{name}: "
-                f"{'is missing' if name in expected else 'is none of a deployment'}"
-            )
+            why = "missing" if name in expected else "not a tensor of a deployment"
+            raise ValueError(f"tensors.{name}: is {why}")
         for name, wanted in expected.items():
             entry = self.tensors[name]
             if (entry.dtype, entry.shape, entry.unit) != wanted:
@@ -278,22 +279,26 @@ def _check(
         if array.dtype.kind == "f" and not np.isfinite(array).all():
             raise ValueError(f"{name}: holds NaN or infinite numbers")
     if {*map(int, deployment.cores)} != {*deployment.biases}:
-        raise ValueError("cores: they are not those of the biases")
+        raise ValueError("cores: they do not match those of the biases")
     for name in WEIGHTS:
         part = getattr(deployment, name)
         if (part.mask >= 2**BASES).any():
-            raise ValueError(f"{name}/mask: a mask has {BASES} bits")
+            raise ValueError(f"{name}/mask: a mask must fit into {BASES} bits")
         if not np.isin(part.sign, (-1, 0, 1)).all():
-            raise ValueError(f"{name}/sign: a sign is -1, 0 or 1")
+            raise ValueError(f"{name}/sign: a sign must be -1, 0 or 1")
         if ((part.mask != 0) != (part.sign != 0)).any():
-            raise ValueError(f"{name}/sign: it is 0 where there is no synapse")
+            raise ValueError(
+                f"{name}/sign: must be 0 where, and only where, there is no synapse"
+            )
         _check_codes(deployment, name)
         for field, said, found in (
             ("lost", content.lost, part.lost),
             ("largest_error", content.largest_error, _largest_error(part)),
         ):
             if said[name] != found:
-                raise ValueError(f"{field}.{name}: says {said[name]}, it is {found}")
+                raise ValueError(
+                    f"{field}.{name}: says {said[name]}, but it is {found}"
+                )
     wanted = (deployment.weights_in.wanted, deployment.weights_rec.wanted)
     try:
         check_connectivity(*wanted, deployment.cores, deployment.limits)

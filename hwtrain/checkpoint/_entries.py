@@ -46,7 +46,9 @@ LARGEST_SEED = 2**32 - 1
 
 def _known_dtype(name: str) -> str:
     if name not in DTYPES:
-        raise ValueError(f"a dtype is one of {', '.join(DTYPES)}; got {name[:40]!r}")
+        raise ValueError(
+            f"a dtype must be one of {', '.join(DTYPES)}; got {name[:40]!r}"
+        )
     return name
 
 
@@ -131,15 +133,17 @@ class LeafEntry(Entry):
                 raise ValueError(
                     f"a leaf of the kind {self.kind!r} has "
                     f"{', '.join(sorted(fields)) or 'nothing'} beside its keys: "
-                    f"{field} is {'missing' if field in fields else 'too much'}"
+                    f"{field} is {'missing' if field in fields else 'not allowed'}"
                 )
         if not isinstance(self.keys[0], str):
-            raise ValueError(f"the first key is a collection's name, got {self.keys}")
+            raise ValueError(
+                f"the first key must be the name of a collection, got {self.keys}"
+            )
         if self.key_impl is not None:
             words = KEY_WORDS[self.key_impl]
             if self.dtype != "uint32" or (self.shape or (0,))[-1] != words:
                 raise ValueError(
-                    f"a key of {self.key_impl} is uint32[..., {words}], got "
+                    f"a key of {self.key_impl} must be uint32[..., {words}], got "
                     f"{self.dtype}{list(self.shape or ())}"
                 )
         return self

@@ -52,7 +52,7 @@ def opened(directory: Path, name: str) -> Iterator[tuple[BinaryIO, int]]:
         if not target.is_relative_to(directory.resolve()):
             raise HardwareCheckpointError(
                 f"{path} leads out of the checkpoint, to {target}; it was not read. "
-                "Copy the checkpoint together with what its links lead to"
+                "Copy the checkpoint together with the targets of its links"
             )
         # Without O_NONBLOCK, opening a pipe would wait for a writer.
         descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
@@ -84,9 +84,8 @@ def check_listed(directory: Path, listed: Set[str]) -> None:
             relative = path.relative_to(directory).as_posix()
             if relative not in listed and relative not in MARKS:
                 raise HardwareCheckpointError(
-                    f"{path} lies in the checkpoint, and its manifest does not list "
-                    "it: it is nothing that can be trusted. Move it out of the "
-                    "directory"
+                    f"{path} is in the checkpoint but not in its manifest, so it "
+                    "cannot be trusted. Move it out of the directory"
                 )
 
 

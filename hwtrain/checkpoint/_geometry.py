@@ -26,10 +26,12 @@ def check_geometry(weight: AnalogWeight, tiles: tuple[int, int]) -> None:
     """
     path = weight.path
     if any(size < 1 for size in weight.shape):
-        raise ValueError(f"{path}: an analog weight has elements; {weight.shape=}")
+        raise ValueError(
+            f"{path}: an analog weight must not be empty; got {weight.shape=}"
+        )
     for axes in (weight.rows, weight.columns):
         if any(axis < 0 for axis in axes):
-            raise ValueError(f"{path}: an axis is counted from zero, got {axes}")
+            raise ValueError(f"{path}: axes must be counted from zero, got {axes}")
     _check_kind(weight)
     _check_tiles(weight, tiles)
     if weight.window is not None:
@@ -40,8 +42,8 @@ def _check_kind(weight: AnalogWeight) -> None:
     kind, name = weight.kind, weight.array
     if weight.pending:
         raise ValueError(
-            f"{weight.path}: a derived weight is {weight.effective_path}, which holds "
-            "what its layer multiplies by"
+            f"{weight.path}: the path of a derived weight must be "
+            f"{weight.effective_path}, whose array its layer multiplies by"
         )
     if kind not in KINDS:
         raise ValueError(
@@ -140,9 +142,10 @@ def _check_window(weight: AnalogWeight, window: Window) -> None:
         _check_axes(weight, rows=(0,), columns=(1,))
         if lead < taps or weight.shape[lead] % window.taps or window.groups != 1:
             raise ValueError(
-                f"{path}: of a local convolution of {window.taps} taps the rows should "
-                f"be a multiple of them, behind {taps} axes of positions, in 1 group; "
-                f"got shape {weight.shape} and {window.groups} groups"
+                f"{path}: a local convolution with {window.taps} taps needs a number "
+                f"of rows that is a multiple of {window.taps}, after {taps} position "
+                f"axes, and 1 group; got shape {weight.shape} and {window.groups} "
+                "groups"
             )
     else:
         lead = len(weight.shape) - taps - 2
@@ -155,11 +158,11 @@ def _check_window(weight: AnalogWeight, window: Window) -> None:
                 f"rows {weight.rows}"
             )
     if len(weight.columns) != 1:
-        raise ValueError(f"{path}: a convolution has one axis of features")
+        raise ValueError(f"{path}: a convolution must have one axis of features")
     if weight.kind == "conv_transpose" and set(window.strides) != {1}:
         raise ValueError(
-            f"{path}: a transposed convolution is written as the convolution of stride "
-            f"1 that it equals, got strides {window.strides}"
+            f"{path}: a transposed convolution must be written as the convolution of "
+            f"stride 1 that it equals, got strides {window.strides}"
         )
     if weight.kind != "conv_transpose" and window.flipped:
         raise ValueError(f"{path}: only a transposed convolution has flipped taps")

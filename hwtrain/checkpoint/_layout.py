@@ -162,7 +162,8 @@ def _check_files(
     names = {*nominal, *(name for chip in chips for name in chip.files.values())}
     for name in sorted(names ^ files.keys()):
         raise ValueError(
-            f"files: {name} {'is missing' if name in names else 'is no file of it'}"
+            f"files: {name} "
+            f"{'is missing' if name in names else 'is not a file of this checkpoint'}"
         )
     for layer in layers:
         content = nominal[layer.file]
@@ -248,10 +249,9 @@ def _grid(layer: LayerEntry) -> Iterator[tuple[str, int, int]]:
 def _check_file(name: str, expected: Mapping[str, Tensor], files: Files) -> None:
     listed = files[name]
     for tensor in sorted(expected.keys() ^ listed.keys()):
-        raise ValueError(
-            f"files.{name}: the tensor {tensor!r} is "
-            f"{'not listed' if tensor in expected else 'none of its layer or module'}"
-        )
+        foreign = "does not belong to its layer or module"
+        why = "is not listed" if tensor in expected else foreign
+        raise ValueError(f"files.{name}: the tensor {tensor!r} {why}")
     for tensor, wanted in expected.items():
         where, entry = f"files.{name}.{tensor}", listed[tensor]
         _same(f"{where}: unit", entry.unit, wanted.unit)

@@ -159,9 +159,9 @@ def read(directory: Path, kind: type[Kind] = Manifest) -> Kind:
     try:
         return _checked(path, data, kind)
     except (RecursionError, MemoryError) as error:
-        raise damaged(path, f"it is nested or repeated beyond reading ({error})") from (
-            error
-        )
+        raise damaged(
+            path, f"it is too large or too deeply nested to read ({error})"
+        ) from (error)
 
 
 def _checked(path: Path, data: bytes, kind: type[Kind]) -> Kind:
@@ -180,14 +180,14 @@ def _checked(path: Path, data: bytes, kind: type[Kind]) -> Kind:
     digest = _digest(content)
     if digest != content.get("sha256"):
         said = str(content.get("sha256"))[:80]
-        raise damaged(path, f"its SHA-256 is {digest}, it says {said}")
+        raise damaged(path, f"its SHA-256 is {digest}, but it says {said}")
     escape_names(content)
     if content["version"] != known:
         as_meant(content)
     missing = unknown_parts(content)
     if missing:
         raise HardwareCheckpointError(
-            f"{path} is of hardware with parts that are not imported: "
+            f"the hardware of {path} has parts that are not imported: "
             f"{', '.join(missing)[:600]}. Import what registers them first (on the "
             "command line: --parts FILE|MODULE)"
         )
@@ -221,7 +221,7 @@ def problems(error: ValidationError) -> str:
 
 def _refused(path: Path, why: str) -> HardwareCheckpointError:
     return HardwareCheckpointError(
-        f"{path} does not say what a manifest must: {why}. Export the model again"
+        f"{path} is not a valid manifest: {why}. Export the model again"
     )
 
 
@@ -229,7 +229,7 @@ def _check_version(path: Path, version: Any, known: str) -> None:
     numbers = re.fullmatch(r"([0-9]{1,4})\.([0-9]{1,4})", str(version)[:80])
     if not isinstance(version, str) or numbers is None:
         said = repr(str(version)[:80])
-        raise damaged(path, f"its version is {said}, not such as '1.0'")
+        raise damaged(path, f"its version is {said}, not one such as '1.0'")
     major, minor = map(int, numbers.groups())
     # A newer minor version may hold an effect that this one would silently ignore.
     known_major, known_minor = (int(number) for number in known.split("."))

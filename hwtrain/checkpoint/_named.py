@@ -70,11 +70,11 @@ def check_others(
     for index, name in enumerate(listed):
         if name not in expected:
             raise ValueError(
-                f"others.{index}: {name[:200]!r} is no leaf, or one that layers, "
-                "digital or state name"
+                f"others.{index}: {name[:200]!r} is not a leaf, or is already named by "
+                "layers, digital or state"
             )
     if not listed and not absent:
-        raise ValueError("others: there are none; leave the entry out")
+        raise ValueError("others: is empty; leave the entry out")
 
 
 def check_names(
@@ -91,7 +91,7 @@ def check_names(
     _once("leaves", [leaf.name for leaf in leaves])
     _once("chips", [chip.seed for chip in chips])
     if [chip.seed for chip in chips] != sorted(chip.seed for chip in chips):
-        raise ValueError("chips: they should be sorted by seed")
+        raise ValueError("chips: should be sorted by seed")
     if not any(leaf.keys[0] == "params" for leaf in leaves):
         raise ValueError("leaves: there are no params")
     found = {paths.join(leaf.keys) for leaf in leaves}
@@ -137,11 +137,11 @@ def _check_named(plan: Plan, params: set[str], names: set[str]) -> None:
                 )
             if entry.path not in params:
                 raise ValueError(
-                    f"{where}.{index}: no leaf of params is {entry.path[:200]!r}"
+                    f"{where}.{index}: params has no leaf {entry.path[:200]!r}"
                 )
     for index, path in enumerate(plan.state):
         if path not in names:
-            raise ValueError(f"state.{index}: no leaf is {path[:200]!r}")
+            raise ValueError(f"state.{index}: there is no leaf {path[:200]!r}")
 
 
 def check_leaves(plan: Plan, leaves: Sequence[LeafEntry]) -> None:
@@ -157,8 +157,8 @@ def check_leaves(plan: Plan, leaves: Sequence[LeafEntry]) -> None:
         path = leaf.path if leaf.keys[0] == "params" else ""
         if (leaf.kind == "zeros") != (path in probes):
             raise ValueError(
-                f"leaves.{index}: zeros are the probe of an analog weight, and nothing "
-                f"else; {leaf.name} is not right"
+                f"leaves.{index}: zeros are for the probe of an analog weight, and "
+                f"only for it; got {leaf.name} of the kind {leaf.kind!r}"
             )
         if path in shapes:
             if leaf.shape not in shapes[path]:
@@ -187,5 +187,5 @@ def _once(where: str, names: Sequence[str | int]) -> None:
     seen: set[str | int] = set()
     for name in names:
         if name in seen:
-            raise ValueError(f"{where}: {name} stands there twice")
+            raise ValueError(f"{where}: {name} occurs twice")
         seen.add(name)

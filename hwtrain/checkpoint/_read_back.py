@@ -111,24 +111,24 @@ def check_conductances(
         )
     for name in sorted(conductances.keys() - expected.keys()):
         raise HardwareCheckpointError(
-            f"{where}: {name} is no device of the plan, which has "
+            f"{where}: {name} is not a device of the plan, which has "
             f"{', '.join(sorted(expected))[:200]}"
         )
     for name, (shape, g_max) in expected.items():
         g = np.asarray(conductances[name])
         if g.shape != shape:
             raise HardwareCheckpointError(
-                f"{where}: {name} should have the shape {shape}, it has {g.shape}"
+                f"{where}: {name} should have the shape {shape}, got {g.shape}"
             )
         if g.dtype.kind not in "fiu":
             raise HardwareCheckpointError(
-                f"{where}: {name} should hold numbers, it holds {g.dtype}"
+                f"{where}: {name} should hold numbers, got {g.dtype}"
             )
         wrong = ~((g >= 0) & (g <= _LARGEST * g_max))
         if wrong.any():
             place = tuple(int(i) for i in np.argwhere(wrong)[0])
             raise HardwareCheckpointError(
-                f"{where}: {name}: a measured conductance lies between 0 and "
+                f"{where}: {name}: a measured conductance must be between 0 and "
                 f"{_LARGEST * g_max:g} µS (twice g_max), the one at {place} is "
                 f"{g[place]:g}. Are all in µS?"
             )
@@ -184,7 +184,7 @@ def _read_npz(path: Path, plan: Plan) -> dict[str, np.ndarray]:
             }
     except (ValueError, zipfile.BadZipFile, EOFError) as error:
         raise HardwareCheckpointError(
-            f"{path} is no .npz file of plain arrays, or damaged: {error}"
+            f"{path} is not a .npz file of plain arrays, or is damaged: {error}"
         ) from error
 
 
@@ -205,13 +205,13 @@ def _read_csv(path: Path, plan: Plan) -> dict[str, np.ndarray]:
                 name, place, g = _entry(where, entry, shapes)
                 if seen[name][place]:
                     raise HardwareCheckpointError(
-                        f"{where}: {name} at {place} stands in line "
-                        f"{seen[name][place]} already"
+                        f"{where}: {name} at {place} occurs twice, first in line "
+                        f"{seen[name][place]}"
                     )
                 found[name][place], seen[name][place] = g, lines.line_num
         except (csv.Error, UnicodeDecodeError) as error:
             raise HardwareCheckpointError(
-                f"{path}, line {lines.line_num + 1}: no CSV: {error}"
+                f"{path}, line {lines.line_num + 1}: not CSV: {error}"
             ) from error
     for name, lines_of in seen.items():
         if not lines_of.all():
@@ -238,7 +238,7 @@ def _entry(
     tile = f"{entry['weight']}/tile/{tile_row}/{tile_column}/{entry['device']}"
     if tile not in shapes:
         raise HardwareCheckpointError(
-            f"{where}: {tile} is no device of the plan, which has "
+            f"{where}: {tile} is not a device of the plan, which has "
             f"{', '.join(shapes)[:200]}"
         )
     shape = shapes[tile]
@@ -251,6 +251,7 @@ def _entry(
     place = (*(int(i) for i in np.unravel_index(stack, shape[:-2])), row, column)
     if not g >= 0:
         raise HardwareCheckpointError(
-            f"{where}: a conductance in µS is at least 0, got {entry['conductance_uS']}"
+            f"{where}: a conductance in µS must be at least 0, got "
+            f"{entry['conductance_uS']}"
         )
     return tile, place, g

@@ -227,7 +227,7 @@ class HardwareCheckpoint:
                 return chip
         held = ", ".join(map(str, self.chip_seeds)) or "none"
         raise HardwareCheckpointError(
-            f"{self.directory} holds no chip {seed}, it holds {held}; draw it with "
+            f"{self.directory} holds no chip {seed}; it holds {held}; draw it with "
             f"export(path, checkpoint.variables, checkpoint.plan, chip_seed={seed})"
         )
 

@@ -10,7 +10,7 @@ def parse(data: bytes) -> Any:
 
     >>> parse(b'{"a": 1, "a": 2}')
     Traceback (most recent call last):
-    ValueError: the key 'a' stands twice in one object
+    ValueError: the key 'a' occurs twice in one object
 
     Raises:
       ValueError: if it is not JSON, or readers could interpret it differently.
@@ -46,7 +46,7 @@ def difference(found: Any, expected: Any, where: str = "") -> str | None:
             if key not in found:
                 return f"{at}: is missing"
             if key not in expected:
-                return f"{at}: is too much"
+                return f"{at}: is not allowed"
             problem = difference(found[key], expected[key], at)
             if problem is not None:
                 return problem
@@ -57,14 +57,14 @@ def difference(found: Any, expected: Any, where: str = "") -> str | None:
             problem = difference(*pair, f"{where}.{index}")
             if problem is not None:
                 return problem
-    return f"{where}: should be {expected!r}, it is {found!r}"
+    return f"{where}: should be {expected!r}, got {found!r}"
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     found: dict[str, Any] = {}
     for name, value in pairs:
         if name in found:
-            raise ValueError(f"the key {name[:80]!r} stands twice in one object")
+            raise ValueError(f"the key {name[:80]!r} occurs twice in one object")
         found[name] = value
     return found
 

@@ -91,7 +91,7 @@ def read(
         _check_header(path, header, entries)
         expected = 8 + length + sum(sizes)
         if size != expected:
-            raise damaged(path, f"it should have {expected} bytes, it has {size}")
+            raise damaged(path, f"it should have {expected} bytes, but has {size}")
         try:
             data = start + header + file.read(size)
             content = dict(safetensors.deserialize(data))
@@ -106,7 +106,7 @@ def read(
         if digest != entry.sha256:
             raise damaged(
                 path,
-                f"the tensor {tensor!r} should have SHA-256 {entry.sha256}, it has "
+                f"the tensor {tensor!r} should have SHA-256 {entry.sha256}, but has "
                 f"{digest}",
             )
         if entry.dtype == "bool" and max(found["data"], default=0) > 1:
@@ -138,6 +138,6 @@ def _check_header(
         if (dtype, shape) != (entry.dtype, entry.shape):
             raise damaged(
                 path,
-                f"the tensor {tensor!r} should be {entry.dtype}{list(entry.shape)}, it "
-                f"is {dtype}{list(shape)}",
+                f"the tensor {tensor!r} should be {entry.dtype}{list(entry.shape)}, "
+                f"but is {dtype}{list(shape)}",
             )

@@ -145,8 +145,8 @@ def check_targets(
     if g.size and not (low <= float(g.min()) and float(g.max()) <= high):
         raise HardwareCheckpointError(
             f"{where}: conductances must lie in [{converter.g_min}, {converter.g_max}] "
-            f"µS, they go from {g.min()} to {g.max()} µS. Export the model again from "
-            "finite weights"
+            f"µS, got values from {g.min()} to {g.max()} µS. Export the model again "
+            "from finite weights"
         )
     return g
 

@@ -174,7 +174,9 @@ def check_words(
     """
     if earlier:
         if _digest(units, rules) not in _EARLIER | {_digest(UNITS, RULES)}:
-            raise ValueError("rules and units: they are none that hwtrain has written")
+            raise ValueError(
+                "rules and units do not match those of any hwtrain version"
+            )
         return
     if _digest(units, rules) in _OTHER_WORDS:
         return

@@ -103,7 +103,7 @@ def export(
         analog = _itself(variables, analog, example)
     elif example and analog is None:
         raise HardwareCheckpointError(
-            "example= are the arguments of a call of the analog model; give "
+            "example= holds the arguments of a call of the analog model; give "
             "analog=analog too, or neither"
         )
     if analog is not None:

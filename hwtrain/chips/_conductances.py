@@ -53,8 +53,8 @@ def targets(weight: AnalogWeight, w: jax.Array) -> tuple[list[jax.Array], Params
     ):
         at = f"{weight.path}: " if weight.path else ""
         raise ValueError(
-            f"{at}{type(converter).__name__} says devices = "
-            f"{converter.devices} and scales = {converter.scales}, and converts to "
+            f"{at}{type(converter).__name__} declares devices = "
+            f"{converter.devices} and scales = {converter.scales}, but converts to "
             f"{len(conductances)} conductances and the scales {tuple(params)}. Name "
             "them all in its class"
         )

@@ -46,7 +46,9 @@ def main(options: argparse.Namespace) -> int:
             check_file(options.png)
         model = open_model(options)
         if options.run is not None and not options.active:
-            raise ValueError("--run is for --active; give that too, or leave it out")
+            raise ValueError(
+                "--run is only for --active; give --active too, or leave --run out"
+            )
         run = run_of(model, options) if options.active else None
         histograms = _histograms(model, options.chip)
         if options.png is not None and not histograms:

@@ -109,14 +109,14 @@ def run_of(model: Model, options: argparse.Namespace) -> Run:
     folder = next((folder for folder in candidates if is_run(folder)), None)
     if folder is None:
         raise ValueError(
-            f"{path}: a checkpoint holds no model code and no data; name the run that "
-            "it is of: --run RUN"
+            f"{path}: a checkpoint holds no model code and no data; name the run it "
+            "belongs to: --run RUN"
         )
     run = open_run(folder)
     if run.ready.plan.effective != model.plan:
         raise ValueError(
-            f"{path} is of another model or hardware than the run {folder}; name its "
-            "own with --run RUN"
+            f"{path} has another model or hardware than the run {folder}; name its own "
+            "run with --run RUN"
         )
     return run
 

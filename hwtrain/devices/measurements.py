@@ -65,7 +65,7 @@ def read_measurements(path: str | os.PathLike[str]) -> Measurements:
             seen[name] = reader.line_num
             rows.append(row)
     if not rows:
-        raise ValueError(f"{path}, line 2: there must be measurements; the file ends")
+        raise ValueError(f"{path}, line 2: expected measurements, but the file ends")
     target, t_s, g, repeat = zip(*rows)
     return Measurements(
         g_target_us=np.asarray(target),

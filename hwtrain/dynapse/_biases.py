@@ -128,7 +128,7 @@ def nearest_code(table: np.ndarray, current: float, name: str = "a bias") -> Bia
     # float32 rounding may move a current slightly beyond the table's ends.
     if not low * (1 - 1e-6) <= current <= high * (1 + 1e-6):
         raise ValueError(
-            f"{name} is to be {current:.4g} A, but the chip's bias generator gives "
+            f"{name} should be {current:.4g} A, but the chip's bias generator gives "
             f"{low:.4g} to {high:.4g} A. Keep the current in this range (in training, "
             "clip it), or give the table of another chip"
         )

@@ -71,9 +71,9 @@ def deploy_layers(
     for name in quantities.keys() - biases.keys():
         if not np.allclose(quantities[name], getattr(layout, name), rtol=1e-5, atol=0):
             raise ValueError(
-                f"{name} was trained, or is that of one chip, but no code changes it: "
-                "it is made of silicon. Export nominal parameters and give a chip's as "
-                "chips={seed: layers}"
+                f"{name} was trained, or is that of one chip, but no code can change "
+                "it: it is fixed in silicon. Export nominal parameters and give a "
+                "chip's as chips={seed: layers}"
             )
     found: dict[int, Mapping[str, ArrayLike]] = {}
     for chip, its in (chips or {}).items():
@@ -123,7 +123,7 @@ def deployed_layers(
     """
     if chip is not None and chip not in deployment.chips:
         held = ", ".join(map(str, deployment.chips)) or "none"
-        raise ValueError(f"the deployment holds no chip {chip}, it holds {held}")
+        raise ValueError(f"the deployment holds no chip {chip}; it holds {held}")
     bases = {f"Iw_{number}" for number in range(BASES)}
     achieved = {n: i for n, i in deployment.currents.items() if n not in bases}
     where = deployment.cores
@@ -163,7 +163,7 @@ def _sizes(layers: Layers) -> dict[str, int]:
             where = "inputs" if before is None else f"{rows}, as {before!r} has neurons"
             raise ValueError(
                 f"the kernel before the layer {name!r} should be [{where}; neurons], "
-                f"that of a Dense(use_bias=False); it has the shape {shape}"
+                f"that of a Dense(use_bias=False); got the shape {shape}"
             )
         sizes[name] = shape[1]
     if not sizes:

@@ -206,13 +206,13 @@ def _of_chip(
         weights = np.asarray(value, np.float64)
         if weights.shape != nominal[name].shape:
             raise ValueError(
-                f"{name} of chip {seed} should be {list(nominal[name].shape)}, it has "
-                f"the shape {weights.shape}"
+                f"{name} of chip {seed} should have the shape "
+                f"{list(nominal[name].shape)}, got {weights.shape}"
             )
         if (weights[nominal[name] == 0] != 0).any():
             raise ValueError(
-                f"{name} of chip {seed} has weights where the network has none, and no "
-                "synapse is: mismatch does not make one"
+                f"{name} of chip {seed} has weights where the network has no synapse: "
+                "mismatch cannot create one"
             )
         if (weights != nominal[name]).any():
             found[name] = weights

@@ -240,7 +240,7 @@ def _check_structure(expected: Mapping[str, Any], leaves: Mapping[str, Any]) -> 
         raise ValueError(
             "the prototype and the tree differ: only the prototype has "
             f"{sorted(expected.keys() - leaves.keys())}, only the tree has "
-            f"{sorted(leaves.keys() - expected.keys())}. Make the prototype anew from "
+            f"{sorted(leaves.keys() - expected.keys())}. Make a new prototype from "
             "this tree"
         )
     for path, deviation in expected.items():

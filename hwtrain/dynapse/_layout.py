@@ -151,7 +151,7 @@ def logarithms(quantities: Mapping[str, Any], layout: Layout) -> dict[str, jax.A
             continue
         if name not in known:
             raise ValueError(
-                f"{name!r} is no quantity of a DynapSim; expected {sorted(known)}"
+                f"{name!r} is not a quantity of a DynapSim; expected {sorted(known)}"
             )
         value = np.asarray(value, np.float64)
         if not (value > 0).all():

@@ -29,7 +29,7 @@ def are_measured(
     if measured and missing:
         held = ", ".join(map(str, checkpoint.chip_seeds))
         raise ValueError(
-            f"{checkpoint.directory} holds no chip {missing[0]}, it holds {held}, of "
+            f"{checkpoint.directory} holds no chip {missing[0]}; it holds {held}, of "
             f"which chip {min(measured)} was measured; to draw chips from their seeds, "
             "pass checkpoint.variables"
         )

@@ -280,8 +280,8 @@ def _check_still(on_chip: list[AnalogWeight], fixed: Container[str]) -> None:
     for weight in on_chip:
         if weight.path not in fixed:
             raise ValueError(
-                f"hardware_aware trains nominal weights, and {weight.path} is a "
-                "chip's, which no training moves. Pass the nominal ones "
+                f"hardware_aware trains nominal weights, but {weight.path} belongs to "
+                "a chip, which training does not change. Pass the nominal ones "
                 "(checkpoint.variables); to tune what stays digital on this chip, "
                 f"write Rule({weight.layer_path!r}, hardware, frozen=True) for it in "
                 "hwtrain.analogize"

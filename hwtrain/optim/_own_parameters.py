@@ -56,10 +56,9 @@ def check_own_parameters(plan: Plan, state: Any) -> None:
             )
         if isinstance(part, _SEARCHES):
             raise ValueError(
-                "a line search calls the loss with the parameters that it steps, and "
-                "inside hardware_aware these are without input ranges and what else "
-                "lies beside weights. Take a base without, such as optax.lbfgs("
-                "learning_rate, linesearch=None)"
+                "a line search calls the loss with the plain model's parameters, "
+                "without input ranges and other leaves. Use a base without a line "
+                "search, such as optax.lbfgs(learning_rate, linesearch=None)"
             )
         name, what = _HOLDING.get(type(part), ("", ""))
         for weight in plan.weights if name else ():

@@ -98,8 +98,7 @@ def _new_scale(weight: AnalogWeight, kernel: jax.Array, scale: jax.Array) -> jax
     if new.shape != scale.shape:
         raise ValueError(
             f"{weight.leaf(MAPPING_SCALE)} should have the shape {new.shape} for "
-            f"{remap.type!r}, it has {scale.shape}. It seems to come from other "
-            "hardware; remove it and write params = hwtrain.adopt(analog, params, "
-            "*example)"
+            f"{remap.type!r}, got {scale.shape}. It seems to come from other hardware; "
+            "remove it and write params = hwtrain.adopt(analog, params, *example)"
         )
     return new

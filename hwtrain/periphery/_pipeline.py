@@ -138,14 +138,14 @@ class Context:
         if self.crossbar.whole and here is not None and not here.calls[0]:
             raise ValueError(
                 f"{stage} asks for its leaf {name!r} before it calls inner(x): a stage "
-                "with whole = True does the same to all inputs. Ask behind inner(x), "
-                "or leave whole out"
+                "with whole = True does the same to all inputs. Read the leaf after "
+                "calling inner(x), or leave whole out"
             )
         if name not in self.leaves:
             raise ValueError(
-                f"{stage} asks for the leaf {name!r}, which lies not beside these "
-                f"weights; there are {', '.join(self.leaves) or 'none'}. Declare it: "
-                "def leaves(self, weight): return (hwtrain.LeafSpec(name=...),)"
+                f"{stage} asks for the leaf {name!r}, which these weights do not have; "
+                f"they have {', '.join(self.leaves) or 'none'}. Declare it: def "
+                "leaves(self, weight): return (hwtrain.LeafSpec(name=...),)"
             )
         leaf = self.leaves[name]
         return jax.lax.stop_gradient(leaf) if self.searching else leaf
@@ -207,14 +207,14 @@ class Context:
         name, says = type(here.stage).__name__, here.stage.draws
         if not here.stage.draws_at(when):
             raise ValueError(
-                f"{name} draws at each {when}, and says draws = {says!r}: it would get "
-                f'no key, and do nothing. Write draws = "{when}" in its class, or a '
-                "tuple of all that it draws"
+                f"{name} draws at each {when}, but declares draws = {says!r}: it would "
+                f'get no key, and do nothing. Write draws = "{when}" in its class, or '
+                "a tuple of all its draws"
             )
         if when == "read" and self.crossbar.whole and not here.calls[0]:
             raise ValueError(
-                f"{name} draws before it calls inner(x): inputs of a stage with "
-                "whole = True get no noise. Draw behind inner(x), or leave whole out"
+                f"{name} draws before it calls inner(x): inputs of a stage with whole "
+                "= True get no noise. Draw after calling inner(x), or leave whole out"
             )
         if when == "read" and self.keys is not None and _trace() != here.trace:
             raise ValueError(

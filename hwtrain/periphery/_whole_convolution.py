@@ -189,7 +189,7 @@ class _End:
     def __getattr__(self, name: str) -> Any:
         raise ValueError(
             f"a stage with whole = True asks for {name!r} of its weights before it "
-            "calls inner(x): do that behind it, or leave whole out"
+            "calls inner(x): do that after the call, or leave whole out"
         )
 
 

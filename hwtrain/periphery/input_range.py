@@ -250,7 +250,7 @@ class InputRangeParameter(Described):
             return self
         if idle:
             raise ValueError(
-                f"{', '.join(idle)}: nothing of this has an effect with {reason}; "
-                f"leave it out, or leave out {reason}"
+                f"{', '.join(idle)}: no effect with {reason}; leave it out, or leave "
+                f"out {reason}"
             )
         return self

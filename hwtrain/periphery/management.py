@@ -226,8 +226,9 @@ class Management(Part):
             trial = inner.trial(x / alpha, number)
             if "clipped" not in trial.notes:
                 raise ValueError(
-                    "bound management reads until nothing is clipped, and no stage "
-                    'inside says what is: it needs an ADC, or ctx.note("clipped", ...)'
+                    "bound management repeats a read until no output is clipped, but "
+                    "no stage inside it reports clipping: add an ADC, or call "
+                    'ctx.note("clipped", ...)'
                 )
             for drawn in trial.drawn:
                 _check_vectors(drawn.shape, shape)

@@ -96,13 +96,13 @@ def add(cls: type, row: Socket) -> None:
             continue
         if row.call is not old.call and None not in (row.call, old.call):
             raise ValueError(
-                f"{cls.__name__}.{row.method} is written again already; one function "
-                "multiplies by all of its arrays"
+                f"{cls.__name__}.{row.method} is already replaced; one function must "
+                "multiply by all of its arrays"
             )
         if row.field is not None and row.field == old.field:
             raise ValueError(
                 f"{cls.__name__}.{row.field} multiplies by {old.array!r}; an attribute "
-                "is in the place of one product"
+                "can replace only one product"
             )
     _rows[cls] = [*rows, row]
     for forget in _forget:

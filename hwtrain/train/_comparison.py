@@ -265,8 +265,8 @@ def _export(
         # Probes carry no information and are read back as zeros.
         if name not in probes and not np.array_equal(found[name], leaf):
             raise checkpoint.HardwareCheckpointError(
-                f"{path}: {name} is not what this run has trained and evaluated; "
-                "delete the folder to export it again with --resume"
+                f"{path}: {name} does not match what this run has trained and "
+                "evaluated; delete the folder to export it again with --resume"
             )
 
 

@@ -212,11 +212,12 @@ class Config:
                 "without mismatch, leave evaluation.mismatch_std out"
             )
         mismatch = self.hardware.mismatch
-        if any(self.evaluation.mismatch_std) and not has_deviation(mismatch):
+        levels = self.evaluation.mismatch_std
+        if mismatch is not None and any(levels) and not has_deviation(mismatch):
             raise ValueError(
                 "evaluation.mismatch_std: expected none, because it varies "
                 f"hardware.mismatch.std_dev, and the mismatch {mismatch.type!r} has no "
-                f"field std_dev; got {list(self.evaluation.mismatch_std)}. Leave it "
+                f"field std_dev; got {list(levels)}. Leave it "
                 "out, or name the field of your class std_dev"
             )
         if self.hardware.converter is None:

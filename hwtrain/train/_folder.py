@@ -51,7 +51,7 @@ def open_folder(
         return False
     if not resume:
         raise ValueError(
-            f"{path}: a run lies here already; continue it with --resume, write "
+            f"{path}: there is already a run here; continue it with --resume, write "
             "elsewhere with --out DIR, or delete it and start anew with --overwrite"
         )
     before, now = _flat(to_dict(stored_config)), _flat(to_dict(config))
@@ -149,7 +149,7 @@ def _source(path: Path) -> Path:
         raise ValueError(
             f"{path / _SOURCE_FILE}: expected the folder of the run's configuration, "
             f'such as {{"folder": "/home/me/configs"}}, got {error!r}; write the file '
-            "so"
+            "like this"
         ) from error
 
 

@@ -120,7 +120,7 @@ def parsed(loads: Callable[[str], Any], text: str) -> Any:
             raise RecursionError
         return data
     except RecursionError:
-        raise ValueError("tables or lists lie in each other too deeply") from None
+        raise ValueError("tables or lists are nested too deeply") from None
     except (tomllib.TOMLDecodeError, json.JSONDecodeError):
         raise
     except ValueError as error:

@@ -50,10 +50,10 @@ class WeightContext:
         """
         if name not in self._leaves:
             raise ValueError(
-                f"{type(self._part).__name__} asks for the leaf {name!r}, which lies "
-                f"not beside these weights; there are "
-                f"{', '.join(self._leaves) or 'none'}. Declare it: def leaves(self, "
-                "weight): return (hwtrain.LeafSpec(name=...),)"
+                f"{type(self._part).__name__} asks for the leaf {name!r}, which these "
+                f"weights do not have; they have {', '.join(self._leaves) or 'none'}. "
+                "Declare it: def leaves(self, weight): return "
+                "(hwtrain.LeafSpec(name=...),)"
             )
         return self._leaves[name]
 
@@ -77,9 +77,9 @@ class WeightContext:
         if not self._part.draws_at(self._when):
             name = type(self._part).__name__
             raise ValueError(
-                f"{name} draws at each {self._when}, and says draws = "
-                f"{self._part.draws!r}: it would get no key of its own. Write "
-                f'draws = "{self._when}" in its class'
+                f"{name} draws at each {self._when}, but declares draws = "
+                f"{self._part.draws!r}: it would get no key of its own. Write draws = "
+                f'"{self._when}" in its class'
             )
         count, self._drawn[effect] = self._drawn[effect], self._drawn[effect] + 1
         return draw_key(self._key, "", effect, count)

@@ -96,7 +96,7 @@ def _too_small(weight: Any, scale: Any, kernel: Any) -> str:
         return ""
     return (
         f"belongs to other weights than {weight.path}: in its unit the largest is "
-        f"{found:.3g}, where {largest:g} is the most that clip and mapping leave"
+        f"{found:.3g}, where clip and mapping allow at most {largest:g}"
     )
 
 

@@ -162,7 +162,7 @@ def test_the_gradient_adds_what_every_window_says():
         ({"padding": "CIRCULAR"}, "one of SAME, SAME_LOWER, VALID"),
         ({"padding": ((1, 1),)}, "should be 2 pairs"),
         ({"border": ((1, 1),)}, "should be 2 pairs or nothing"),
-        ({"border": ((1, -1), (0, 0))}, "a border is not negative"),
+        ({"border": ((1, -1), (0, 0))}, "a border must not be negative"),
     ],
 )
 def test_a_window_that_cannot_be(change, match):

@@ -949,11 +949,11 @@ def test_a_pattern_reaches_the_layers_that_it_matches():
     expected = run("forward.out_noise", 0.3)
     for key in ("first:forward.out_noise", "fir.*/kernel:forward.out_noise"):
         np.testing.assert_array_equal(run(key, 0.3), expected)
-    with pytest.raises(ValueError, match=r"\(second/kernel\).*turns it off"):
+    with pytest.raises(ValueError, match=r"\(second/kernel\).*turns the effect off"):
         run("second:forward.out_noise", 0.3)
     with pytest.raises(ValueError, match="matches no analog weight"):
         run("third:forward.out_noise", 0.3)
-    with pytest.raises(ValueError, match="two keys give forward.out_bound"):
+    with pytest.raises(ValueError, match="forward.out_bound of .* is set by two keys"):
         hw.with_constants(
             analog, {"second:forward.out_bound": 1.0, "forward.out_bound": 2.0}
         ).apply(variables, X, rngs={"mismatch": KEY})
@@ -969,20 +969,24 @@ def test_a_pattern_reaches_the_layers_that_it_matches():
 @pytest.mark.parametrize(
     "key, value, message",
     [
-        ("forward.out_bits", 8, "out_bits is 6, no floating-point number"),
-        ("forward.noise_management", 1.0, "'none', no floating-point number"),
-        ("forward.inp_bound", 1.0, "inp_bound is None, no floating-point number"),
+        ("forward.out_bits", 8, "out_bits is 6, which is not a floating-point number"),
+        (
+            "forward.noise_management",
+            1.0,
+            "'none', which is not a floating-point number",
+        ),
+        ("forward.inp_bound", 1.0, "inp_bound is None, which is not a floating-point"),
         ("forward.nothing", 1.0, "IOParameters has no field 'nothing'"),
-        ("forward", 1.0, "no floating-point number"),
+        ("forward", 1.0, "not a floating-point number"),
         ("periphery.out_noise", 1.0, "hardware has no part 'periphery'"),
         ("modifier.std_dev", 0.1, "this Hardware has no modifier"),
-        ("forward.inp_noise", 0.1, "turns it off"),
+        ("forward.inp_noise", 0.1, "turns the effect off"),
         ("forward.out_scale", 2.0, "it is 1 in the configuration"),
         ("forward.ir_drop_g_ratio", 9.0, "does nothing without ir_drop"),
         ("forward.out_noise", jnp.ones(3), r"takes the shape \(\), .*got \(3,\)"),
         ("forward.out_noise", -0.1, "greater than or equal to 0; got -0.1"),
         ("forward.out_noise", float("nan"), "out_noise"),
-        ("mismatch.std_dev", 0.1, "give it to a plan"),
+        ("mismatch.std_dev", 0.1, "pass it to a plan"),
         ("forward.stages.none.sigma", 0.1, "no stage is called 'none'"),
     ],
 )
@@ -1003,9 +1007,9 @@ def test_both_ranges_of_conductances_are_given_together():
     plan = plan_of(programmed(hw.PCMLikeNoiseModel()))
     with pytest.raises(ValueError, match="are one number: give both"):
         hw.with_constants(plan, {"converter.g_max": 20.0})
-    with pytest.raises(ValueError, match="give it to a model"):
+    with pytest.raises(ValueError, match="pass it to a model"):
         hw.with_constants(plan_of(NOISY), {"forward.out_noise": 0.1})
-    with pytest.raises(TypeError, match="so what holds it has no hash"):
+    with pytest.raises(TypeError, match="so its configuration has no hash"):
         hash(hw.with_constants(plan, {"noise_model.t_0": 10.0}))
 
 

@@ -280,7 +280,7 @@ def test_an_nnx_layer_called_from_outside_is_an_error_where_it_would_draw(
     analog = MODES[mode](hw.analogize(model, chip, rngs=nnx.Rngs(mismatch=0)))
     for call in (analog.layer, analog.layer.layer):
         if hardware == "noisy" and mode != "eval":
-            with pytest.raises(ValueError, match="called around its analog model"):
+            with pytest.raises(ValueError, match="called without its analog model"):
                 call(X)
         else:
             assert np.abs(call(X) - plain).max() > 0.05

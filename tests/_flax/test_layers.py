@@ -246,5 +246,5 @@ def test_an_embedding_takes_no_range_and_is_digital_without_a_rule(framework):
         ValueError, match=r"embed/embedding: Rule\('.*'\) gives it input_range, which"
     ):
         reached([hw.Rule(".*", ranged)])
-    with pytest.raises(ValueError, match="nothing of this model can be analog"):
+    with pytest.raises(ValueError, match="nothing in this model can be analog"):
         reached(hw.Hardware(**WEIGHTS))

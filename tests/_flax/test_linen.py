@@ -421,13 +421,13 @@ def test_every_public_method_goes_through_both_sides(method, x):
 def test_a_layer_called_around_the_root_is_an_error(x):
     analog = hw.analogize(Shared(), NOISY)
     variables = jax.jit(analog.init)(jax.random.key(0), x)
-    with pytest.raises(ValueError, match="Shared.a was called around"):
+    with pytest.raises(ValueError, match="Shared.a was called without"):
         analog.bind(variables, rngs=stream(0)).a(x)
-    with pytest.raises(ValueError, match="Shared.a was called around"):
+    with pytest.raises(ValueError, match="Shared.a was called without"):
         analog.apply(variables, x, method=lambda m, x: m.a(x), rngs=stream(0))
     sequential = hw.analogize(MODELS["sequential"], NOISY)
     variables = jax.jit(sequential.init)(jax.random.key(0), x)
-    with pytest.raises(ValueError, match="Sequential.layers was called around"):
+    with pytest.raises(ValueError, match="Sequential.layers was called without"):
         sequential.bind(variables, rngs=stream(0)).layers[0](x)
 
 

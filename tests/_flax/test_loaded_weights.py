@@ -149,5 +149,5 @@ def test_a_leaf_that_is_not_positive_is_refused(parts, name, value):
     _, params, plan = linen(hardware({**PARTS, **UNBOUNDED}[parts]))
     check_fit(plan, params)
     wrong = {**params, name: params[name].at[0, 0].set(value)}
-    with pytest.raises(ValueError, match=f"{name} is {value:.3g} at its smallest"):
+    with pytest.raises(ValueError, match=f"{name} has the minimum {value:.3g}"):
         check_fit(plan, wrong)

@@ -280,7 +280,7 @@ def test_every_public_method_goes_through_both_sides(x):
 
 def test_a_layer_called_around_the_root_is_an_error(x):
     model = analog_of(Shared)
-    with pytest.raises(ValueError, match="a was called around"):
+    with pytest.raises(ValueError, match="a was called without"):
         model.a(x)
     model.eval()
     model.a(x)  # nothing is drawn: its range is on, and nothing is missing

@@ -168,9 +168,9 @@ def test_hardware_that_a_raw_parameter_cannot_have_is_an_error(hardware, part):
 def test_a_model_with_nothing_analog_is_an_error():
     model = nn.Sequential([nn.GroupNorm(num_groups=1), nn.LayerNorm()])
     analog = hw.analogize(model, NOISY)
-    with pytest.raises(ValueError, match="nothing of this model can be analog"):
+    with pytest.raises(ValueError, match="nothing in this model can be analog"):
         analog.init(jax.random.key(0), X)
-    with pytest.raises(ValueError, match="nothing of this model can be analog"):
+    with pytest.raises(ValueError, match="nothing in this model can be analog"):
         nnx_analog(nnx.LayerNorm(4, rngs=nnx.Rngs(0)))
 
 

@@ -235,7 +235,9 @@ def test_arrays_of_every_layer_are_followed(layer):
 def test_an_array_that_a_rule_names_is_what_its_layer_multiplies_by():
     rule = hwtrain.Rule(params=".*kernel", hardware=HARDWARE)
     model = around(lambda: nn.Dense(6), CHANGES["scaled"])
-    with pytest.raises(ValueError, match="not what its layer multiplies by: the oper"):
+    with pytest.raises(
+        ValueError, match="does not multiply by this array itself: the o"
+    ):
         linen_plan(model, X, hardware=[rule])
 
 
@@ -246,7 +248,7 @@ MUL = "the operation 'mul' stands between the two"
 def test_every_change_is_noticed(change):
     model = around(lambda: nn.Dense(6), CHANGES[change])
     if change in LOST:
-        with pytest.raises(ValueError, match="is not what its layer multiplies by"):
+        with pytest.raises(ValueError, match="its layer does not multiply by this"):
             linen_plan(model, X)
         return
     (weight,) = linen_plan(model, X).weights
@@ -364,7 +366,11 @@ REWRITING = {
         X,
         "'mul'",
     ),
-    "no product": (lambda: nn.Dense(4, dot_general=no_product), X, "cannot be follow"),
+    "no product": (
+        lambda: nn.Dense(4, dot_general=no_product),
+        X,
+        "cannot be follow",
+    ),
 }
 
 
@@ -380,7 +386,7 @@ def test_a_layer_that_rewrites_its_own_kernel_is_refused(way):
     make, x, match = REWRITING[way]
     with pytest.raises(ValueError, match=match) as raised:
         linen_plan(make(), x)
-    assert "kernel is not what its layer multiplies by" in str(raised.value)
+    assert "kernel: its layer does not multiply by this" in str(raised.value)
 
 
 @jax.custom_jvp
@@ -647,11 +653,11 @@ def nnx_model(make, mode="train"):
 @pytest.mark.parametrize("way", NNX_REWRITING)
 def test_an_nnx_layer_that_multiplies_by_other_weights_is_refused(way, mode):
     model = nnx_model(NNX_REWRITING[way], mode)
-    with pytest.raises(ValueError, match="kernel is not what its layer multiplies by"):
+    with pytest.raises(ValueError, match="kernel: its layer does not multiply by this"):
         hwtrain.plan(model, None, X)
-    with pytest.raises(ValueError, match="kernel is not what its layer multiplies by"):
+    with pytest.raises(ValueError, match="kernel: its layer does not multiply by this"):
         model(X)
-    with pytest.raises(ValueError, match="kernel is not what its layer multiplies by"):
+    with pytest.raises(ValueError, match="kernel: its layer does not multiply by this"):
         nnx.jit(lambda model, x: model(x))(model, X)
 
 
@@ -701,7 +707,9 @@ def test_an_nnx_kernel_that_is_no_parameter_is_refused(make):
     def model(rngs):
         return nnx.Sequential(make(rngs), nnx.Linear(4, 3, rngs=rngs))
 
-    with pytest.raises(ValueError, match="layers/0/kernel is no parameter"):
+    with pytest.raises(
+        ValueError, match="layers/0/kernel is not stored as a parameter"
+    ):
         nnx_model(model)
     rngs = nnx.Rngs(0, mismatch=1)
     rules = [hwtrain.Rule("layers/0", None), hwtrain.Rule(".*", HARDWARE)]
@@ -717,7 +725,9 @@ class Renamed(nn.Dense):
 
 def test_a_kernel_that_is_no_parameter_is_refused():
     model = nn.Sequential((Renamed(4), nn.Dense(3)))
-    with pytest.raises(ValueError, match="layers_0/kernel is no parameter"):
+    with pytest.raises(
+        ValueError, match="layers_0/kernel is not stored as a parameter"
+    ):
         linen_plan(model, X)
     rules = [hwtrain.Rule("layers_0", None), hwtrain.Rule(".*", HARDWARE)]
     assert list(linen_plan(model, X, hardware=rules)) == ["layers_1/kernel"]
@@ -729,7 +739,7 @@ def test_a_model_that_cannot_be_traced_is_refused():
             return self.layer(x) if x[0, 0] > 0 else x
 
     model = nnx_model(lambda rngs: Choosing(None, nnx.Linear(6, 4, rngs=rngs)))
-    with pytest.raises(ValueError, match="__call__ needs the values of its arrays"):
+    with pytest.raises(ValueError, match="__call__ needs the values of arrays"):
         model(X)
 
 

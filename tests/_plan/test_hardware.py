@@ -137,13 +137,13 @@ def test_bad_input_is_an_error_that_names_the_field(make, message):
         ),
         (
             lambda: hw.InputRangeParameter(enable=False, decay=0.1),
-            "decay=0.1: nothing of this has an effect with enable=False",
+            "decay=0.1: no effect with enable=False",
         ),
         (
             lambda: hw.InputRangeParameter(
                 learn_input_range=False, decay=0.1, gradient_scale=2.0
             ),
-            "decay=0.1, gradient_scale=2.0: nothing .* learn_input_range=False",
+            "decay=0.1, gradient_scale=2.0: no effect .* learn_input_range=False",
         ),
     ],
 )

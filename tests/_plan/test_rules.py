@@ -121,7 +121,7 @@ def test_the_noise_of_a_raw_parameter_is_on():
         ([Rule(params="gains", hardware=CHIP)], "matches no parameter.*'gain'"),
         (
             [Rule(params="gain", rows=3, hardware=CHIP)],
-            r"rows=3 is no axis of gain, whose shape is \(6, 6\)",
+            r"rows=3 is not an axis of gain, whose shape is \(6, 6\)",
         ),
     ],
 )
@@ -136,7 +136,7 @@ def test_a_rule_that_does_nothing_is_an_error(plan, rules, message):
         (lambda: Rule(), "either a pattern for layers or params="),
         (lambda: Rule("a", CHIP, params="b"), "either a pattern"),
         (lambda: Rule("a", CHIP, rows=0), "leave them out"),
-        (lambda: Rule("(", CHIP), "is no regular expression"),
+        (lambda: Rule("(", CHIP), "is not a regular expression"),
         (lambda: Rule("a", {"modifier": 1}), "must be a Hardware"),
         (lambda: hw.analogize(Model(), 3), "one Hardware for all layers, or a seq"),
         (lambda: hw.analogize(Model(), ["a"]), "one Hardware for all layers, or a seq"),

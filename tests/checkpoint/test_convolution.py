@@ -204,7 +204,7 @@ ONES = {"mask": "f" * 10}  # 36 bits and padding, which is zero
         ("grouped", {"surplus": 1}, "surplus"),
         ("flipped", {"strides": [3, 1]}, "convolution of stride 1 that it equals"),
         ("flipped", {"sizes": [3, 2]}, "needs rows of channels"),
-        ("local", {"sizes": [5]}, "a multiple of them"),
+        ("local", {"sizes": [5]}, "a multiple of 5"),
         ("local", {"local": False}, "should have a local window"),
     ],
 )

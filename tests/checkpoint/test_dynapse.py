@@ -105,7 +105,7 @@ def test_another_checkpoint(tmp_path, deployment):
 def test_a_file_that_is_not_listed(tmp_path, deployment):
     path = export_dynapse(tmp_path / "net", deployment)
     (path / "surplus.bin").write_bytes(b"")
-    with pytest.raises(HardwareCheckpointError, match="surplus.bin lies in the check"):
+    with pytest.raises(HardwareCheckpointError, match="surplus.bin is in the check"):
         load_dynapse(path)
 
 
@@ -124,7 +124,10 @@ def forge(path, change):
             lambda m: m["biases"]["1"]["Ispkthr"].update(achieved=2e-7),
             r"biases.1.Ispkthr: the code \(4, 89\) has .* elsewhere",
         ),
-        (lambda m: m["biases"]["1"].pop("Ispkthr"), "biases.1: every core has the sam"),
+        (
+            lambda m: m["biases"]["1"].pop("Ispkthr"),
+            "biases.1: every core must have the sam",
+        ),
         (lambda m: m["biases"]["1"]["Ispkthr"].update(fine="89"), "biases.*fine"),
         (lambda m: m["biases"]["1"]["Ispkthr"].update(fine=-1), "biases.*codes"),
         (lambda m: m["biases"]["1"]["Ispkthr"].update(wanted=3.0), "biases.*current"),
@@ -133,10 +136,13 @@ def forge(path, change):
         (lambda m: m["limits"].update(surplus=1), "limits.surplus"),
         (lambda m: m["limits"].pop("tags"), "limits.tags: is missing"),
         (lambda m: m["limits"].update(neurons_per_core=2), "limits: the network does"),
-        (lambda m: m["lost"].update(weights_in=60), "lost.weights_in: says 60, it is"),
+        (
+            lambda m: m["lost"].update(weights_in=60),
+            "lost.weights_in: says 60, but it is",
+        ),
         (lambda m: m["units"].update(biases="nA"), "units.biases: should be 'A'"),
         (lambda m: m["rules"].pop("weights"), "rules.weights: is missing"),
-        (lambda m: m["chips"].append(7), "chips: one stands there twice"),
+        (lambda m: m["chips"].append(7), "chips: one occurs twice"),
         (lambda m: m["layers"].append(["more", 1]), "tensors.cores: dtype, shape"),
         (lambda m: m["tensors"].pop("cores"), "tensors.cores: is missing"),
         (
@@ -163,7 +169,7 @@ def test_currents_of_another_unit_are_not_written(tmp_path, deployment):
     }
     other = dataclasses.replace(deployment, biases=codes)
     with pytest.raises(
-        HardwareCheckpointError, match="biases.0.*: .* lies below 1.0 A"
+        HardwareCheckpointError, match="biases.0.*: .* must be below 1.0 A"
     ):
         export_dynapse(tmp_path / "net", other)
     assert not list(tmp_path.iterdir())

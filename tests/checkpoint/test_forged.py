@@ -286,7 +286,7 @@ def check_forgeries(genuine, copied, places, neutral_kinds=NEUTRAL, reader=None)
 
 def named(message, keys):
     """Whether a message names one of the entries, or one that they contradict."""
-    said = message.partition("manifest must: ")[2] or message
+    said = message.partition("valid manifest: ")[2] or message
     kinds = "layers|leaves|chips|files|digital|state|others|tensors"
     entry = re.match(rf"({kinds})\b", said)
     names = [str(key) for key in keys if isinstance(key, str)]
@@ -432,13 +432,21 @@ def test_forged_deployments(deployed, tmp_path):
 @pytest.mark.parametrize(
     ("name", "change", "match"),
     [
-        ("weights_in/mask", lambda a: a + 16, "a mask has 4 bits|not those of its"),
-        ("weights_in/sign", lambda a: a * 2, "a sign is -1, 0 or 1"),
-        ("weights_rec/sign", lambda a: np.zeros_like(a), "0 where there is no synapse"),
+        (
+            "weights_in/mask",
+            lambda a: a + 16,
+            "a mask must fit into 4 bits|not those of its",
+        ),
+        ("weights_in/sign", lambda a: a * 2, "a sign must be -1, 0 or 1"),
+        (
+            "weights_rec/sign",
+            lambda a: np.zeros_like(a),
+            "0 where, and only where, there is no",
+        ),
         ("weights_in/achieved", lambda a: a * 1.01, "not those of its codes"),
         ("weights_in/achieved", lambda a: a * np.nan, "holds NaN"),
         ("weights_rec/wanted", lambda a: a * 1.01, "largest_error.weights_rec: says"),
-        ("cores", lambda a: a + 1, "not those of the biases"),
+        ("cores", lambda a: a + 1, "do not match those of the biases"),
         ("chips/7/Itau_mem", lambda a: a * np.inf, "holds NaN or infinite"),
     ],
 )

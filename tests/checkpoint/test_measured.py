@@ -143,11 +143,11 @@ def test_a_measured_chip_has_one_time(tmp_path, variables, small, conductances):
         (lambda c: c.pop("hidden/kernel/tile/0/1/g_neg"), "tile/0/1/g_neg is missing"),
         (
             lambda c: c.update({"hidden/kernel/tile/9/0/g_pos": np.ones((4, 3))}),
-            "tile/9/0/g_pos is no device of the plan",
+            "tile/9/0/g_pos is not a device of the plan",
         ),
         (
             lambda c: c.update({"hidden/kernel/tile/0/0/g_pos": np.ones((3, 4))}),
-            r"tile/0/0/g_pos should have the shape \(4, 3\), it has \(3, 4\)",
+            r"tile/0/0/g_pos should have the shape \(4, 3\), got \(3, 4\)",
         ),
         (
             lambda c: c["hidden/kernel/tile/0/0/g_pos"].__setitem__((2, 1), np.nan),
@@ -167,7 +167,7 @@ def test_a_measured_chip_has_one_time(tmp_path, variables, small, conductances):
         ),
         (
             lambda c: c.update({"hidden/kernel/tile/0/0/g_pos": np.full((4, 3), "a")}),
-            "should hold numbers, it holds <U1",
+            "should hold numbers, got <U1",
         ),
     ],
 )
@@ -204,8 +204,11 @@ def edited(number, column, value):
         (edited(5, "column", "3"), "line 5: .* column 3 lie outside"),
         (edited(5, "stack", "1"), "line 5: stack 1, row"),
         (edited(5, "weight", "hiden/kernel"), "line 5: hiden/kernel/tile/0/0/g_pos is"),
-        (edited(5, "device", "g"), "line 5: hidden/kernel/tile/0/0/g is no device"),
-        (edited(5, "row", "0"), r"line 5: .* at \(0, 0\) stands in line 2 already"),
+        (edited(5, "device", "g"), "line 5: hidden/kernel/tile/0/0/g is not a device"),
+        (
+            edited(5, "row", "0"),
+            r"line 5: .* at \(0, 0\) occurs twice, first in line 2",
+        ),
         (lambda lines: lines[:-1], r"1 of 24 devices .* missing, the first at \(1, 1"),
         (lambda lines: lines[1:], "line 1: expected the columns weight,row_tile"),
         (lambda lines: [], "line 1: expected the columns .* got nothing"),
@@ -220,8 +223,8 @@ def test_a_wrong_line_is_named(tmp_path, conductances, small, change, match):
 def test_no_file_of_measurements(tmp_path, small):
     for name, content, match in (
         ("chip.txt", b"", "expected measured conductances in a file .npz or .csv"),
-        ("chip.npz", b"PK\x03\x04 no archive", "no .npz file of plain arrays"),
-        ("chip.csv", b"\xff\xfe", "line 1: no CSV"),
+        ("chip.npz", b"PK\x03\x04 no archive", "not a .npz file of plain arrays"),
+        ("chip.csv", b"\xff\xfe", "line 1: not CSV"),
     ):
         (tmp_path / name).write_bytes(content)
         with pytest.raises(HardwareCheckpointError, match=match):
@@ -232,7 +235,9 @@ def test_no_file_of_measurements(tmp_path, small):
 
 def test_a_pickle_is_not_loaded(tmp_path, small):
     np.savez(tmp_path / "chip.npz", **{"conductances/w": np.array([{}], object)})
-    with pytest.raises(HardwareCheckpointError, match="no .npz file of plain arrays"):
+    with pytest.raises(
+        HardwareCheckpointError, match="not a .npz file of plain arrays"
+    ):
         read_conductances(tmp_path / "chip.npz", small)
 
 
@@ -260,7 +265,7 @@ def test_a_population_holds_the_chips_of_the_checkpoint(tmp_path, chips):
         ).values
 
     missing = min({*(range(chips) if chips == 2 else chips)} - {3, 7})
-    holds = rf"holds no chip {missing}, it holds 3, 7, of which chip 7 was measured"
+    holds = rf"holds no chip {missing}; it holds 3, 7, of which chip 7 was measured"
     with pytest.raises(ValueError, match=holds):
         values(checkpoint, chips)
     with pytest.raises(HardwareCheckpointError, match=f"holds no chip {missing}"):

@@ -263,5 +263,5 @@ class TestChip:
         chex.assert_trees_all_equal(checkpoint.variables, variables)
 
     def test_that_is_not_there(self, checkpoint):
-        with pytest.raises(HardwareCheckpointError, match="no chip 8, it holds 7, 123"):
+        with pytest.raises(HardwareCheckpointError, match="no chip 8; it holds 7, 123"):
             checkpoint.chip(8)

@@ -101,7 +101,7 @@ def test_what_was_said_of_the_model_is_read_back(tmp_path, variables, plan):
 
 
 def test_a_graph_of_other_layers_is_refused(tmp_path, variables, plan):
-    with pytest.raises(ValueError, match="leads to 'b', which is no node; .* are a"):
+    with pytest.raises(ValueError, match="leads to 'b', which is not a node; .* are a"):
         Graph(nodes={"a": "input"}, edges=(("a", "b"),))
     graph = Graph(nodes={"hiden": "layer"}, edges=())
     with pytest.raises(ValueError, match="no layer 'hiden'; it has .*hidden"):

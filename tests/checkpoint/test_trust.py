@@ -157,12 +157,12 @@ def test_wrong_shape_and_dtype(directory):
     path = directory / "tensors/0000.safetensors"
     with safetensors.safe_open(path, framework="np") as file:
         content = {key: file.get_tensor(key) for key in file.keys()}
-    match = r"should be float32\[10, 7\], it is float32\[7, 10\]"
+    match = r"should be float32\[10, 7\], but is float32\[7, 10\]"
     save_file(content | {KERNEL: content[KERNEL].reshape(7, 10)}, path)
     with pytest.raises(HardwareCheckpointError, match=match):
         load(directory)
     save_file(content | {KERNEL: content[KERNEL].view(np.int32)}, path)
-    with pytest.raises(HardwareCheckpointError, match="it is int32"):
+    with pytest.raises(HardwareCheckpointError, match="but is int32"):
         load(directory)
 
 
@@ -252,7 +252,7 @@ def test_tile_of_another_shape(directory):
             lambda text: text.replace(
                 '"prefix"', '"version": "1.2", "prefix"'
             ).encode(),
-            "key 'version' stands twice",
+            "key 'version' occurs twice",
         ),
         (lambda text: b"\xff" + text.encode(), "not JSON"),
         (lambda text: b"[" * 900 + b"]" * 900, "is not the manifest"),
@@ -318,7 +318,7 @@ def _link(path):
 )
 def test_a_file_that_is_not_listed(directory, name, make):
     make(directory / name)
-    with pytest.raises(HardwareCheckpointError, match=f"{name} lies in the checkpoint"):
+    with pytest.raises(HardwareCheckpointError, match=f"{name} is in the checkpoint"):
         load(directory)
 
 
@@ -342,7 +342,7 @@ def test_a_file_of_another_size_is_refused_before_it_is_read(directory):
     size = path.stat().st_size
     with open(path, "r+b") as file:
         file.truncate(2**40)  # takes no disk, and would take a terabyte of memory
-    with pytest.raises(HardwareCheckpointError, match=f"{size} bytes, it has {2**40}"):
+    with pytest.raises(HardwareCheckpointError, match=f"{size} bytes, but has {2**40}"):
         load(directory)
 
 
@@ -371,7 +371,7 @@ def _leaf(manifest, tail):
                     "shape": [2**31],
                 }
             ),
-            "leaves.* zeros are the probe of an analog weight",
+            "leaves.* zeros are for the probe of an analog weight",
         ),
         (
             lambda m: m["layers"][4]["weight"].update(shape=[10**15, 4]),
@@ -391,7 +391,7 @@ def _leaf(manifest, tail):
         (lambda m: _leaf(m, "bias").update(key_impl="bogus"), "leaves.*key_impl"),
         (
             lambda m: _leaf(m, "bias").update(key_impl="rbg"),
-            "leaves.*a key of rbg is uint32",
+            "leaves.*a key of rbg must be uint32",
         ),
         (
             lambda m: m["leaves"].append({"keys": ["params", "norm"], "kind": "empty"}),
@@ -401,7 +401,7 @@ def _leaf(manifest, tail):
             lambda m: m["layers"].append(m["layers"][0]),
             "layers: hidden/kernel .* twice",
         ),
-        (lambda m: m["chips"].append(m["chips"][0]), "chips: 7 stands there twice"),
+        (lambda m: m["chips"].append(m["chips"][0]), "chips: 7 occurs twice"),
         (lambda m: m["leaves"].append(m["leaves"][0]), "leaves: nominal.* twice"),
         (lambda m: m["layers"][0]["weight"].update(kind="conv"), "have a window"),
         (lambda m: m["layers"][0]["weight"].update(ranged=False), "input range"),

@@ -141,7 +141,9 @@ def test_a_loaded_model_goes_on_training(exported):
     else:
         rngs = {"mismatch": jax.random.key(0)}
         run = lambda: model.apply(checkpoint.variables, X, rngs=rngs)  # noqa: E731
-    with pytest.raises(ValueError, match=f"{layer}/effective_kernel holds weights of"):
+    with pytest.raises(
+        ValueError, match=f"{layer}/effective_kernel holds the derived weights of"
+    ):
         run()
 
 
@@ -176,7 +178,8 @@ def test_chips_of_stored_weights_are_refused(framework, tmp_path):
         lambda: objectives.of_chips(loss, plan, chips=2, share=1.0)(params, key),
     ):
         way = r"(materialize|export\(path, .*example=)"
-        match = f"{layer}/kernel is not what its .* multiplies by: a WeightNorm .*{way}"
+        why = "does not multiply by this array itself: a WeightNorm"
+        match = f"{layer}/kernel: its .* {why} .*{way}"
         with pytest.raises(ValueError, match=match):
             make()
     assert not list(tmp_path.iterdir())

@@ -123,11 +123,11 @@ def test_no_chip_is_drawn_of_a_chip(kind, framework, tmp_path):
         with pytest.raises(ValueError) as found:
             draw()
         taker = name.partition(",")[0]
-        expected = rf"{taker}\b.* takes nominal weights, and these are a chip's: a/"
+        expected = rf"{taker}\b.* takes nominal weights, but these are a chip's: a/"
         if taker == "objective":
             expected = r"the objective of chips takes nominal weights"
         if taker == "hardware_aware":
-            expected = r"trains nominal weights, and a/kernel is a chip's"
+            expected = r"trains nominal weights, but a/kernel belongs to a chip"
         assert found.match(expected), name
     assert not (tmp_path / "x").exists()
 

@@ -132,7 +132,7 @@ def test_round_trip():
     [
         ("", "line 1: the header must be g_target_us,t_s,g_us,repeat; got ''"),
         ("target,time,g,n\n", "line 1: .*got 'target,time,g,n'"),
-        (HEADER, "line 2: there must be measurements"),
+        (HEADER, "line 2: expected measurements"),
         (HEADER + "5,1,5.1,0\n5,2,5.0\n", r"line 3: expected 4 columns .*got 3"),
         (HEADER + "5,1,x,0\n", "line 2: g_us must be a finite number, got 'x'"),
         (HEADER + "5,1,nan,0\n", "line 2: g_us must be a finite number, got 'nan'"),

@@ -266,7 +266,7 @@ def test_bad_input(params):
         NnxDynapSim(4, trainable="Iref", rngs=nnx.Rngs(0))
     with pytest.raises(ValueError, match="greater than 0.*least_ratio"):
         logarithms({"Iref": [-1e-9]}, Layout())
-    with pytest.raises(ValueError, match="no quantity of a DynapSim"):
+    with pytest.raises(ValueError, match="not a quantity of a DynapSim"):
         logarithms({"If_nmda": [1e-9]}, Layout())
     with pytest.raises(ValueError, match="greater than 0"):
         Layout(Itau_mem=0.0)

@@ -147,7 +147,7 @@ def test_a_chip_deviates_from_what_was_achieved(trained, tmp_path):
     spikes = simulate(inputs, found_kernel, {**cell, **found})
     nominal = simulate(inputs, achieved_kernel, {**cell, **achieved})
     assert (spikes != nominal).any()
-    with pytest.raises(ValueError, match="holds no chip 8, it holds 7"):
+    with pytest.raises(ValueError, match="holds no chip 8; it holds 7"):
         deployed_layers(deployment, layout=LAYOUT, chip=8)
 
 
@@ -257,7 +257,7 @@ def test_layers_that_do_not_fit_together(two_layers, trained):
         deploy_layers(layers, chips={3: {"first": layers["first"]}}, **options)
     pruned = jnp.asarray(layers["second"][1]).at[0, 0].set(0.0)
     nominal = {**layers, "second": (params["second"], pruned)}
-    with pytest.raises(ValueError, match="weights where the network has none"):
+    with pytest.raises(ValueError, match="weights where the network has no synapse"):
         deploy_layers(nominal, chips={3: layers}, **options)
 
 
@@ -268,5 +268,5 @@ def test_what_no_code_can_hold_is_refused(trained):
     with pytest.raises(ValueError, match="have Itau_mem from .* one bias for all"):
         deploy_layers({"neurons": (mismatched, kernel)}, **options)
     chip = {**cell, "log_C_mem": jnp.full(NEURONS, 0.1)}
-    with pytest.raises(ValueError, match="C_mem was trained, .* made of silicon"):
+    with pytest.raises(ValueError, match="C_mem was trained, .* fixed in silicon"):
         deploy_layers({"neurons": (chip, kernel)}, **options)

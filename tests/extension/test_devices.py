@@ -586,7 +586,10 @@ def test_configurations_and_their_errors():
             {"type": "gone", "of": "my_chip:Gone", "version": "2"},
             "my_chip:Gone 2, which",
         ),
-        ({"type": "telegraph", "of": "other:Telegraph"}, "here, and other:Telegraph"),
+        (
+            {"type": "telegraph", "of": "other:Telegraph"},
+            "here, but was other:Telegraph",
+        ),
     ):
         with pytest.raises(ValueError, match=message):
             from_dict(hw.Hardware, {"forward": {"stages": [change]}})
@@ -596,8 +599,8 @@ def test_configurations_and_their_errors():
     ("options", "message"),
     [
         ({"name": "telegraph"}, "is .*Telegraph already"),
-        ({"name": "new", "inside": "nothing"}, "'nothing', which nobody"),
-        ({"name": "new", "inside": "adc", "outside": "dac"}, "cannot stand there"),
+        ({"name": "new", "inside": "nothing"}, "'nothing', which is not registered"),
+        ({"name": "new", "inside": "adc", "outside": "dac"}, "cannot be placed there"),
         ({"kind": "thing", "name": "new"}, "expected a kind of"),
     ],
 )

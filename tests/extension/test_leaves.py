@@ -638,8 +638,11 @@ def test_the_name_of_a_users_parameter_is_an_error():
         ((Offset(name="noise_key"),), "'noise_key': another leaf has that name"),
         ((Offset(name="kernel"),), "kernel"),
         ((Offset(name="Offset"),), "lower case"),
-        ((Offset(every=False),), "'offset'.*and not for every one"),
-        ((Offset(where="undeclared"),), "leaf 'other', which lies not beside"),
+        ((Offset(every=False),), "'offset'.*but not for every weight"),
+        (
+            (Offset(where="undeclared"),),
+            "leaf 'other', which these weights do not have",
+        ),
     ],
 )
 def test_a_name_that_cannot_be_is_an_error(stages, message):
@@ -662,7 +665,7 @@ def test_a_parameter_that_a_rule_names_has_none():
         def __call__(self, x):
             return x @ self.param("w", nn.initializers.ones, (7, 5))
 
-    with pytest.raises(ValueError, match="'share'.*that a rule names"):
+    with pytest.raises(ValueError, match="'share'.*named by a rule"):
         hw.analogize(Raw(), [rule]).init(KEY, jnp.ones((1, 7)))
 
 

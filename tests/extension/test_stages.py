@@ -207,7 +207,7 @@ CASES = {
     "never reads": (
         lambda i, x, c: 0 * c.multiply(x),
         {"bound_management": "iterative", "out_bound": 1.0},
-        "no stage inside says what is",
+        "no stage inside it reports clipping",
     ),
 }
 
@@ -281,7 +281,7 @@ def mine(body, **members):
         (lambda: mine({"describe": str}), "a field cannot be called describe"),
         (lambda: mine({}, draws="reads"), "draws should be one of none, step, chip"),
         (lambda: type("Mine", (), {}), "inherits from hwtrain.Part"),
-        (lambda: Noise, "is the stage 'test_noise' already"),
+        (lambda: Noise, "is already registered as the stage 'test_noise'"),
     ],
 )
 def test_a_class_that_cannot_be_a_part_is_refused(make, message):

@@ -75,7 +75,7 @@ def test_overrides_are_laid_over_the_file():
         ),
         (
             'hardware.converter.type="pair"',
-            "hardware.converter.type: expected one of 'custom_pair', 'dual_pair', 'n_pair', ",
+            "hardware.converter.type: expected one of 'custom_pair', 'dual_pair', ",
         ),
         (
             "hardware.converter.g_max=-1",
@@ -175,8 +175,8 @@ SCHEDULE = (
             'training.objective={type="adversarial", attack_steps=1000000000}',
             "10000, g",
         ),
-        ("training.steps=" + "[" * 5000 + "]" * 5000, "lie in each other too deeply"),
-        ("training.steps=" + "[" * 200 + "]" * 200, "lie in each other too deeply"),
+        ("training.steps=" + "[" * 5000 + "]" * 5000, "are nested too deeply"),
+        ("training.steps=" + "[" * 200 + "]" * 200, "are nested too deeply"),
         ("training.steps=" + "1" * 5000, "a number has thousands of digits"),
         ("training.steps=" + "1" * 4000, "less than or equal to 2147483647, got 111"),
         ("training.steps=1" + "0" * 400, "training.steps: expected a number less"),
@@ -210,8 +210,8 @@ def test_what_no_run_could_mean_is_one_line(override, message):
 @pytest.mark.parametrize(
     "line, message",
     [
-        ("x = " + "[" * 5000 + "]" * 5000, "lie in each other too deeply"),
-        ("x = " + "[" * 200 + "]" * 200, "lie in each other too deeply"),
+        ("x = " + "[" * 5000 + "]" * 5000, "are nested too deeply"),
+        ("x = " + "[" * 200 + "]" * 200, "are nested too deeply"),
         ("x = " + "1" * 5000, "a number has thousands of digits"),
     ],
 )

@@ -37,8 +37,8 @@ def array_of(module: nn.Module, name: str) -> jax.Array:
     params = module.variables.get("params", {})
     if not hasattr(meta.unbox(params.get(name)), "shape"):
         raise ValueError(
-            f"{type(module).__name__} {paths.join(module.path)!r} has no parameter "
-            f"{name!r}, an array: make it by self.param({name!r}, ...) before. It has "
-            f"{sorted(params)}"
+            f"{type(module).__name__} {paths.join(module.path)!r} has no array "
+            f"parameter {name!r}: create it with self.param({name!r}, ...) first. It "
+            f"has {sorted(params)}"
         )
     return meta.unbox(params[name])

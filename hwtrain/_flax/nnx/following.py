@@ -114,10 +114,10 @@ def _follow(call: _Call) -> Provenance:
         jax.errors.TracerIntegerConversionError,
     ) as error:
         raise ValueError(
-            f"what the layers of this model multiply by cannot be followed: "
-            f"{call.method} needs the values of its arrays in Python, so that it "
-            "cannot be traced. Choose by jnp.where or jax.lax.cond, and pass what "
-            "decides as a Python number"
+            "the arrays that the layers of this model multiply by cannot be followed: "
+            f"{call.method} needs the values of arrays in Python, so it cannot be "
+            "traced. Choose with jnp.where or jax.lax.cond, and pass the deciding "
+            "value as a Python number"
         ) from error
     numbers = jax.tree.unflatten(call.treedef, range(len(call.abstract)))
     params = stored_values(numbers[0])
@@ -191,8 +191,8 @@ def _refusing(
         if leaf in arrays:
             return marked(leaf, array)
         raise ValueError(
-            f"{name} {path!r} multiplies by {leaf!r} on hardware, and NNX shows no "
-            "product before it is called. Name it before analogize: "
+            f"{name} {path!r} multiplies by {leaf!r} on hardware, but in NNX the "
+            "product is not known before a call. Register it before analogize: "
             f'hwtrain.sockets.register({name}, {leaf!r}, "...i,io->...o"), with the '
             "equation of its call. To keep it digital, name the other layers instead: "
             "analogize(model, [Rule(..., hardware)])"

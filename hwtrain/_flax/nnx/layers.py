@@ -273,9 +273,9 @@ def _check_mapped(layer: Any, weight: AnalogWeight, leaves: dict[str, Any]) -> N
     key = leaves.get(NOISE_KEY.name)
     if key is not None and key.ndim - 2 != len(weight.stack) - mapped:
         raise ValueError(
-            f"{weight.layer_path}: its kernel is mapped over a stack of layers, and "
-            "what lies beside it for this step is not, so that all would read with the "
-            "same keys. Map all variables of the layers but random streams: "
+            f"{weight.layer_path}: its kernel is mapped over a stack of layers, but "
+            "its variables for this step are not, so all layers would read with the "
+            "same keys. Map all variables of the layers except random streams: "
             "nnx.StateAxes({nnx.RngState: None, ...: 0}), or in_axes=0"
         )
 

@@ -256,9 +256,9 @@ def _check_kernels_of_their_own(
         found = names.get(id(getattr(modules[layer.path], leaf)), [])
         if len(found) > 1 and on_hardware(assigned, layer, leaf):
             raise ValueError(
-                f"{' and '.join(map(repr, found))} share one kernel, but it lies on "
-                "one crossbar only if one layer alone has it: share the layer itself, "
-                "or keep all that have it digital with a rule"
+                f"{' and '.join(map(repr, found))} share one kernel, but a kernel on a "
+                "crossbar must belong to one layer: share the layer itself, or keep "
+                "all of these layers digital with a rule"
             )
 
 

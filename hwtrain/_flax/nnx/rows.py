@@ -71,10 +71,10 @@ def watched(
             if row.leaf not in watch.seen | of_module.seen:
                 raise ValueError(
                     f"{base.__name__} is registered by hwtrain.sockets.register with "
-                    f"{row.array!r}, and {base.__name__}.{method} does not multiply by "
-                    "it in the way that the row says. Multiply by hwtrain.analog_einsum"
-                    f"(self, {row.array!r}, ...) there, or keep it digital by "
-                    "a Rule(..., None) before the others"
+                    f"{row.array!r}, but {base.__name__}.{method} does not multiply by "
+                    "it as registered. Multiply by hwtrain.analog_einsum(self, "
+                    f"{row.array!r}, ...) there, or keep it digital by a Rule(..., "
+                    "None) before the others"
                 )
         return result
 

@@ -125,7 +125,7 @@ def _check_range(weight: AnalogWeight, input_range: np.ndarray) -> None:
     shape = (*weight.stack, *weight.tiles)
     if input_range.shape != shape:
         raise HardwareCheckpointError(
-            f"{weight.leaf(RANGE)} should have the shape {shape}, it has "
+            f"{weight.leaf(RANGE)} should have the shape {shape}, got "
             f"{input_range.shape}; adopt() gives a plain model the ranges of its plan"
         )
 

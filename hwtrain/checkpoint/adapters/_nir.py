@@ -302,7 +302,7 @@ def _check_scales(
             raise HardwareCheckpointError(
                 f"the node {layer!r} cannot be expressed: its only parameter is a "
                 f"'scale'{why}, as that of a normalisation is, which NIR does not "
-                "have; a module that multiplies by it is to be of a class Scale"
+                "have; a module that multiplies by it must be of a class Scale"
             )
 
 
@@ -311,9 +311,8 @@ def _input_shape(
 ) -> tuple[int, ...]:
     if convolution:
         raise HardwareCheckpointError(
-            f"{name!r} comes first and works on windows, so NIR asks for the shape of "
-            "its input: to_nir(checkpoint, out, input_shape=(channels, height, "
-            "width))"
+            f"{name!r} comes first and works on windows, so NIR needs the shape of its "
+            "input: to_nir(checkpoint, out, input_shape=(channels, height, width))"
         )
     if "kernel" in params:
         return params["kernel"].shape[:1]

@@ -76,10 +76,10 @@ def edges_of(
             {edge for edge in each if not {*edge} & {*ENDS}} for each in (found, edges)
         )
         for before, after in sorted(ours ^ theirs):
-            which = "has" if (before, after) in ours else "has not"
+            which = "has" if (before, after) in ours else "does not have"
             raise HardwareCheckpointError(
-                f"the checkpoint's graph {which} the edge {before!r} to {after!r}, in "
-                "contrast to edges=; leave edges= out"
+                f"the checkpoint's graph {which} the edge {before!r} to {after!r}, "
+                "unlike edges=; leave edges= out"
             )
     return found, operations
 

@@ -159,7 +159,7 @@ def test_two_linear_layers_with_nothing_between(tmp_path):
 def test_edges_against_the_graph(tmp_path):
     _, _, checkpoint = exported(tmp_path / "c", X, dense("a"), made(Neurons, name="n"))
     for edges in ([("n", "a")], [("a", "n"), ("n", "a")]):
-        with pytest.raises(HardwareCheckpointError, match="in contrast to edges="):
+        with pytest.raises(HardwareCheckpointError, match="unlike edges="):
             to_nir(checkpoint, tmp_path / "net", edges=edges)
 
 
