@@ -840,7 +840,9 @@ def test_a_jit_around_the_model_keeps_values_apart():
         gc.collect()  # the next class may get the place of this one
 
 
-@pytest.mark.parametrize("framework", [linen, of_nnx])
+@pytest.mark.parametrize(
+    "framework", [linen, pytest.param(of_nnx, marks=pytest.mark.nightly)]
+)
 def test_nothing_of_a_trace_is_left_behind(framework):
     run = framework(NOISY)
     with jax.checking_leaks():

@@ -92,6 +92,7 @@ print("equal")
 """
 
 
+@pytest.mark.nightly
 def test_tiles_of_rows_and_of_columns(on_devices):
     on_devices(8, SCRIPT, "even", "odd")
 

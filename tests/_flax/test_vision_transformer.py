@@ -148,6 +148,7 @@ def nnx_training():
     return analog, plan, optimizer, step
 
 
+@pytest.mark.nightly
 def test_a_step_trains_all_and_feels_the_noise():
     analog, plan, optimizer, step = nnx_training()
     before = nnx.to_pure_dict(nnx.state(analog, nnx.Param))

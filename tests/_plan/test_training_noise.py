@@ -95,7 +95,9 @@ def test_the_page_says_what_each_preset_draws():
         assert (drawn != "nothing") == differs(CHIPS[name]), name
 
 
-@pytest.mark.parametrize("objective", [False, True])
+@pytest.mark.parametrize(
+    "objective", [False, pytest.param(True, marks=pytest.mark.nightly)]
+)
 def test_a_training_says_so_before_it_begins(tmp_path, monkeypatch, objective):
     overrides = ["hardware.modifier.std_dev=0.0"]
     if objective:

@@ -128,6 +128,7 @@ def test_conductances_drift_where_they_are_a_chips(framework):
     assert late.t_s == 1e7
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("framework", [0, 1], ids=["linen", "nnx"])
 @pytest.mark.parametrize("omega", [0.0, 1.0])
 def test_a_factor_of_each_column_over_several_tiles(framework, omega):

@@ -545,6 +545,7 @@ def test_each_layer_of_an_nnx_loop_draws_its_own_noise():
     assert np.abs(noise).min(axis=1).max() > 0
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("inside", ["jit", "vmap", "remat"])
 @BOTH
 def test_inside_transformations_of_the_root(framework, inside):
@@ -988,6 +989,7 @@ def test_a_parent_may_multiply_by_the_array_of_what_it_holds():
     assert hw.eval_mode(analog).apply(variables, X).shape == (4,)
 
 
+@pytest.mark.nightly
 def test_what_it_multiplies_by_may_be_made_of_what_it_stores():
     class Normed(nn.Module):
         @nn.compact
