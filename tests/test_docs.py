@@ -17,6 +17,7 @@ from flax.traverse_util import flatten_dict
 import hwtrain
 from hwtrain._arrays import paths
 from hwtrain.checkpoint.adapters import to_npz
+from hwtrain.cli._parser import make_parser
 from hwtrain.evaluate import population
 
 DOCS = Path(__file__).parents[1] / "docs"
@@ -253,3 +254,22 @@ def test_the_configuration_page_has_every_key_of_the_configurations(path):
                 check(f"{where}.{name}".strip("."), value)
 
     check("", tomllib.loads(path.read_text("utf-8")))
+
+
+@pytest.mark.parametrize(
+    "command",
+    ["train", "evaluate", "calibrate", "export", "inspect", "verify", "convert"],
+)
+def test_the_command_page_has_every_option(command):
+    page = (DOCS / "command.md").read_text("utf-8")
+    synopses = re.search(r"```\n(.*?)```", page, re.DOTALL)[1]
+    shown = re.search(rf"^hwtrain {command} (.*\n(?: .*\n)*)", synopses, re.M)[1]
+    shared = re.search(r"^All commands but `train` .*?\n\n", page, re.M | re.DOTALL)[0]
+    commands = make_parser()._subparsers._group_actions[0].choices
+    options = {
+        option
+        for action in commands[command]._actions
+        for option in action.option_strings
+    }
+    of_all = {"-h", *re.findall(r"`(?:hwtrain COMMAND )?(--\w+)", shared)}
+    assert options - of_all == set(re.findall(r"--\w+", shown))
