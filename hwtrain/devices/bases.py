@@ -39,7 +39,6 @@ class NoiseModel(Part):
     >>> devices = FlashLike().program(jax.random.key(0), jnp.full((4,), 10.0))
     >>> print(FlashLike().mean_at(devices, 0.0).shape)
     (4,)
-    >>> hwtrain._parts.registry.forget("noise_model", "flash_like")
     """
 
     draws: ClassVar = "chip"

@@ -196,7 +196,6 @@ class WeightModifier(Part):
     >>> print(LogNormal(sigma=0.0)(jax.random.key(0), w, jnp.ones(())))
     [[1. 1.]
      [1. 1.]]
-    >>> hwtrain._parts.registry.forget("modifier", "like_log_normal")
     """
 
     per_column: ClassVar[bool] = False
