@@ -42,6 +42,7 @@ class NoiseModel(Part):
     """
 
     draws: ClassVar = "chip"
+    """It is drawn once for each chip."""
     g_max: float
     """Conductance of the largest weight, in µS."""
 
@@ -121,6 +122,7 @@ class ConductanceConverter(DescribedConverter, Part):
     """The smallest conductance, in µS."""
 
     per_column: ClassVar[bool] = False
+    """Whether a conversion has a number for each column instead of each tile."""
     devices: ClassVar[tuple[str, ...]] = ("g",)
     """Names of the conductances of a weight, in order."""
     scales: ClassVar[tuple[str, ...]] = ("scale_ratio",)
