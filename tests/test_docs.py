@@ -1,13 +1,16 @@
 """The Python code of the documentation pages runs as written."""
 
+import dataclasses
 import re
 import runpy
 import tomllib
 from pathlib import Path
+from typing import ClassVar
 
 import chex
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 import pytest
 from flax import linen as nn
@@ -16,7 +19,10 @@ from flax.traverse_util import flatten_dict
 
 import hwtrain
 from hwtrain._arrays import paths
+from hwtrain._parts.registry import named, order
+from hwtrain._parts.slot import home
 from hwtrain.checkpoint.adapters import to_npz
+from hwtrain.cli._parser import make_parser
 from hwtrain.evaluate import population
 
 DOCS = Path(__file__).parents[1] / "docs"
@@ -62,7 +68,7 @@ def test_the_examples_of_the_meshes_page_run_on_eight_devices(on_devices):
 def test_the_device_of_the_devices_page_is_whole(capsys):
     text = (DOCS / "devices.md").read_text("utf-8")
     names, learned = {}, {}
-    code, of_leaves = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
+    code, of_leaves, *_ = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
     exec(code, names)
     exec(of_leaves, learned)
     printed = capsys.readouterr().out
@@ -76,6 +82,117 @@ def test_the_device_of_the_devices_page_is_whole(capsys):
         assert strength is not None and abs(float(strength[1]) - 1) < 0.2
     kernel = names["variables"]["params"]["kernel"]
     assert (names["after_a_day"]["kernel"] != kernel).all()
+
+
+def test_the_small_parts_of_the_devices_page_act():
+    text = (DOCS / "devices.md").read_text("utf-8")
+    section = text.partition("## Clips, mismatches")[2].partition("\n## ")[0]
+    clip, drivers, compensated = {}, {}, {}
+    codes = re.findall(r"```python\n(.*?)```", section, re.DOTALL)
+    for code, names in zip(codes, (clip, drivers, compensated), strict=True):
+        exec(code, names)
+    before = np.abs(clip["variables"]["params"]["kernel"])
+    after = np.abs(clip["params"]["kernel"])
+    bound = np.quantile(before, 0.8)
+    np.testing.assert_allclose(after, np.minimum(before, bound), rtol=1e-5)
+
+    gains = np.asarray(drivers["gains"])
+    np.testing.assert_allclose(gains, np.repeat(gains[:, :1], 4, 1), rtol=1e-4)
+    assert 0.03 < gains[:, 0].std() < 0.2
+
+    hardware, x = compensated["hardware"], compensated["x"]
+    without = hwtrain.analogize(
+        nn.Dense(4), dataclasses.replace(hardware, drift_compensation=None)
+    )
+    params = compensated["variables"]["params"]
+    plan = hwtrain.plan(without, compensated["variables"], x)
+    chip = hwtrain.program_chip(params, plan, hwtrain.chip_key(0))
+    drifted = chip.at(86_400.0, key=jax.random.key(2))
+    nominal = np.abs(params["kernel"]).sum()
+    # The mean exponent of large conductances is 0.06, and (86400 / 20)**-0.06 is 0.6.
+    assert np.abs(drifted["kernel"]).sum() / nominal < 0.8
+    assert abs(np.abs(compensated["after_a_day"]["kernel"]).sum() / nominal - 1) < 0.15
+
+
+@hwtrain.register("stage", "of_shapes", inside="adc")
+class OfShapes(hwtrain.Part):
+    """Records the shapes of the arrays of a stage."""
+
+    draws = "chip"
+    as_whole: bool = False
+    seen: ClassVar[dict] = {}
+
+    def runs_whole(self):
+        return self.as_whole
+
+    def leaves(self, weight):
+        return (hwtrain.LeafSpec(name="gain_of_tile"),)
+
+    def around(self, inner, x, ctx):
+        y = inner(x)
+        arrays = {"x": x, "y = inner(x)": y, "ctx.w": ctx.w}
+        arrays["ctx.spread(std, name)"] = ctx.spread(1.0, "a spread")
+        arrays["ctx.leaf(name)"] = ctx.leaf("gain_of_tile")
+        self.seen.update({name: jnp.shape(array) for name, array in arrays.items()})
+        return y
+
+
+@pytest.mark.parametrize("as_whole", [False, True])
+def test_the_shapes_of_a_stage_are_those_of_the_devices_page(as_whole):
+    """A matrix on 3 x 2 tiles of 4 x 5, and a convolution in two groups."""
+    page = (DOCS / "devices.md").read_text("utf-8")
+    rows = re.findall(
+        r"^\| `([^`]+)` \| `(\[.*?\])`.*? \| `(\[.*?\])`", page, re.MULTILINE
+    )
+    said = {name: shapes[as_whole] for name, *shapes in rows}
+    if as_whole:
+        layer, shape = (
+            nn.Conv(6, (3,), feature_group_count=2, padding="VALID"),
+            (7, 9, 8),
+        )
+        size = None
+        sizes = {"batch": (7,), "*spatial": (9,), "*positions": (7,), "channels": (8,)}
+        sizes |= {"groups": (2,), "1": (1,), "*taps": (3,), "columns": (6,)}
+        sizes |= {"channels of a group": (4,), "columns of a group": (3,)}
+    else:
+        layer, shape, size = nn.Dense(10), (7, 12), 4
+        sizes = {"...": (7,), "row tiles": (3,), "column tiles": (2,), "rows": (4,)}
+        sizes |= {"columns": (5,), "column tiles or 1": (1,)}
+    chip = hwtrain.Hardware(
+        forward=hwtrain.IOParameters(stages=(OfShapes(as_whole=as_whole),)),
+        mapping=hwtrain.MappingParameter(
+            max_input_size=size, max_output_size=size and 5
+        ),
+    )
+    analog, x = hwtrain.analogize(layer, chip), jnp.ones(shape)
+    variables = analog.init(jax.random.key(0), x)
+    plan = hwtrain.plan(analog, variables, x)
+    params = hwtrain.apply_mismatch(variables["params"], plan, hwtrain.chip_key(0))
+    OfShapes.seen.clear()
+    rngs = {"mismatch": jax.random.key(1)}
+    hwtrain.chip_mode(analog).apply({"params": params}, x, rngs=rngs)
+    assert len(OfShapes.seen) == len(rows) == 5
+    for name, seen in OfShapes.seen.items():
+        axes = said[name].strip("[]").split(", ")
+        if name == "ctx.leaf(name)":
+            axes.remove("...")  # none follows
+        assert seen == sum((sizes[axis] for axis in axes), ()), name
+
+
+def test_the_devices_page_has_the_order_of_the_built_in_stages():
+    page = (DOCS / "devices.md").read_text("utf-8")
+    (listed,) = re.findall(r"```text\n(range, .*?)```", page, re.DOTALL)
+    built_in = [name for name in order("stage") if not home(named("stage", name))]
+    assert re.findall(r"\w+", listed) == built_in
+
+
+def test_the_devices_page_has_every_field_of_a_leaf():
+    page = (DOCS / "devices.md").read_text("utf-8")
+    table = page.partition("| `LeafSpec` has |")[2].partition("\n\n")[0]
+    cells = re.findall(r"^\| (`.*?) \|", table, re.MULTILINE)
+    listed = {name for cell in cells for name in re.findall(r"`(\w+)`", cell)}
+    fields = dataclasses.fields(hwtrain.LeafSpec)
+    assert listed == {field.name for field in fields}
 
 
 def test_the_example_of_the_physics_page_runs():
@@ -253,3 +370,22 @@ def test_the_configuration_page_has_every_key_of_the_configurations(path):
                 check(f"{where}.{name}".strip("."), value)
 
     check("", tomllib.loads(path.read_text("utf-8")))
+
+
+@pytest.mark.parametrize(
+    "command",
+    ["train", "evaluate", "calibrate", "export", "inspect", "verify", "convert"],
+)
+def test_the_command_page_has_every_option(command):
+    page = (DOCS / "command.md").read_text("utf-8")
+    synopses = re.search(r"```\n(.*?)```", page, re.DOTALL)[1]
+    shown = re.search(rf"^hwtrain {command} (.*\n(?: .*\n)*)", synopses, re.M)[1]
+    shared = re.search(r"^All commands but `train` .*?\n\n", page, re.M | re.DOTALL)[0]
+    commands = make_parser()._subparsers._group_actions[0].choices
+    options = {
+        option
+        for action in commands[command]._actions
+        for option in action.option_strings
+    }
+    of_all = {"-h", *re.findall(r"`(?:hwtrain COMMAND )?(--\w+)", shared)}
+    assert options - of_all == set(re.findall(r"--\w+", shown))

@@ -1,10 +1,27 @@
 """Every public name has a docstring."""
 
+import ast
 import importlib
 import inspect
 import pkgutil
+import textwrap
+
+import pytest
 
 import hwtrain
+from hwtrain.objectives import Objective
+
+BASES = [
+    hwtrain.ConductanceConverter,
+    hwtrain.DriftCompensation,
+    hwtrain.DriftingNoiseModel,
+    hwtrain.Mismatch,
+    hwtrain.NoiseModel,
+    hwtrain.Part,
+    hwtrain.WeightClip,
+    hwtrain.WeightModifier,
+    Objective,
+]
 
 
 def public_modules():
@@ -38,3 +55,13 @@ def test_public_names_have_docstrings():
     assert len(modules) > 100  # an empty walk would find nothing
     found = [name for module in modules for name in without_docstrings(module)]
     assert not found, "no docstring: " + ", ".join(found)
+
+
+@pytest.mark.parametrize("base", BASES, ids=lambda base: base.__name__)
+def test_the_attributes_of_a_base_class_have_docstrings(base):
+    """A subclass may set them, or has to leave them: their docstrings say which."""
+    (tree,) = ast.parse(textwrap.dedent(inspect.getsource(base))).body
+    for node, below in zip(tree.body, [*tree.body[1:], None]):
+        if isinstance(node, ast.Assign | ast.AnnAssign):
+            text = getattr(getattr(below, "value", None), "value", None)
+            assert isinstance(text, str), f"{base.__name__}: {ast.unparse(node)}"

@@ -82,6 +82,19 @@ def process(code, *words):
     return run.stdout.strip()
 
 
+def test_the_first_use_may_place_a_stage_beside_built_in_ones():
+    code = """
+import hwtrain
+
+@hwtrain.register("stage", "first", inside="adc", outside="weight_noise")
+class First(hwtrain.Part):
+    pass
+
+print(First().type)
+"""
+    assert process(code) == "first"
+
+
 def test_users_see_the_names_that_type_checkers_see():
     assert hwtrain.__all__ == sorted(HOMES)
     assert {*HOMES, "__version__", "__doc__"} <= {*dir(hwtrain)}

@@ -65,13 +65,12 @@ def register(
 ) -> Callable[[T], T]:
     """Registers a part by name for configurations, `inspect`, `load` and commands.
 
-    >>> from hwtrain import Part
-    >>> @register("stage", "leak", inside="adc")
-    ... class Leak(Part):
+    >>> import hwtrain
+    >>> @hwtrain.register("stage", "leak", inside="adc")
+    ... class Leak(hwtrain.Part):
     ...     share: float = 0.1
-    >>> named("stage", "leak") is Leak
-    True
-    >>> forget("stage", "leak")
+    >>> hwtrain.IOParameters(stages=(Leak(share=0.2),)).stages[0].type
+    'leak'
 
     Args:
       kind: `"noise_model"`, `"converter"`, `"drift_compensation"`, `"mismatch"`,
@@ -79,7 +78,8 @@ def register(
         `"adapter"`, for which the part is a function.
       name: its name in configurations and checkpoints, unique within its kind.
       inside: names of the stages that enclose this stage, which is nearer to the tile.
-      outside: names of the stages that this stage encloses.
+        They are registered before it.
+      outside: names of the stages that this stage encloses, registered before it too.
 
     Returns:
       A decorator of the part's class, or of the adapter.

@@ -40,17 +40,16 @@ def export(
     renamed. `docs/checkpoint.md` describes the format.
 
     >>> import tempfile
-    >>> import jax.numpy as jnp
-    >>> from hwtrain._plan.weight import AnalogWeight
-    >>> from hwtrain._plan.plan import Plan
-    >>> from hwtrain import Hardware, SinglePairConductanceConverter
-    >>> weight = AnalogWeight(
-    ...     path="dense/kernel", kind="dense", layer="Dense", shape=(1, 2), rows=(0,),
-    ...     columns=(1,), rule="", ranged=False,
-    ...     hardware=Hardware(converter=SinglePairConductanceConverter(g_max=25.0)))
-    >>> params = {"dense": {"kernel": jnp.array([[0.5, -1.0]])}}
+    >>> import jax, jax.numpy as jnp
+    >>> from flax import linen as nn
+    >>> import hwtrain
+    >>> pair = hwtrain.SinglePairConductanceConverter(g_max=25.0)
+    >>> analog = hwtrain.analogize(nn.Dense(2), hwtrain.Hardware(converter=pair))
+    >>> x = jnp.ones((1, 3))
+    >>> variables = analog.init(jax.random.key(0), x)
+    >>> plan = hwtrain.plan(analog, variables, x)
     >>> with tempfile.TemporaryDirectory() as folder:
-    ...     path = export(f"{folder}/chip", params, Plan((weight,)))
+    ...     path = hwtrain.export(f"{folder}/chip", variables, plan)
     ...     sorted(str(file.relative_to(path)) for file in path.rglob("*.*"))
     ['manifest.json', 'tensors/0000.safetensors']
 

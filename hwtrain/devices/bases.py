@@ -39,10 +39,10 @@ class NoiseModel(Part):
     >>> devices = FlashLike().program(jax.random.key(0), jnp.full((4,), 10.0))
     >>> print(FlashLike().mean_at(devices, 0.0).shape)
     (4,)
-    >>> hwtrain._parts.registry.forget("noise_model", "flash_like")
     """
 
     draws: ClassVar = "chip"
+    """It is drawn once for each chip."""
     g_max: float
     """Conductance of the largest weight, in µS."""
 
@@ -122,6 +122,7 @@ class ConductanceConverter(DescribedConverter, Part):
     """The smallest conductance, in µS."""
 
     per_column: ClassVar[bool] = False
+    """Whether a conversion has a number for each column instead of each tile."""
     devices: ClassVar[tuple[str, ...]] = ("g",)
     """Names of the conductances of a weight, in order."""
     scales: ClassVar[tuple[str, ...]] = ("scale_ratio",)

@@ -48,7 +48,6 @@ def computed_table(
 
     It describes an ideal coarse-fine generator; nothing is measured. For a real chip,
     give the exporter its measured table instead.
-    real chip, give the exporter its measured table instead.
 
     .. math:: I(c, f) = \max\left(I_\text{largest}\, r^{c - 5}\, \frac{f}{255},
         I_\text{off}\right), \qquad c = 0 \ldots 5, \quad f = 0 \ldots 255

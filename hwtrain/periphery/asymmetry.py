@@ -22,7 +22,7 @@ def weakened(x: jax.Array, share: float) -> jax.Array:
 
 
 class InputAsymmetry(Part):
-    """Attenuates negative inputs; see `weakened`."""
+    """Makes negative inputs smaller by a share; `weakened` has the equation."""
 
     whole = True
     share: float
@@ -41,7 +41,7 @@ class InputAsymmetry(Part):
 
 
 class OutputAsymmetry(Part):
-    """Attenuates negative outputs; see `weakened`."""
+    """Makes negative outputs smaller by a share; `weakened` has the equation."""
 
     whole = True
     share: float

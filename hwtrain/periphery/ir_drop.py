@@ -67,7 +67,10 @@ def dropped(
 
 
 class IrDrop(Part):
-    """Subtracts the IR drop from the outputs; see `dropped`."""
+    """Subtracts from outputs what the resistance of the wires takes away.
+
+    `dropped` has the equation.
+    """
 
     strength: float
     """Strength; 1 is physical."""

@@ -47,7 +47,10 @@ def saturating(
 
 
 class Saturation(Part):
-    """Saturates the outputs; see `saturating`."""
+    """Compresses outputs, the more the larger they are, before the ADC.
+
+    `saturating` has the equation.
+    """
 
     whole = True
     draws = "chip"

@@ -38,7 +38,10 @@ def _shifted(y, valid, bound):
 
 
 class Shift(Part):
-    """Shifts the outputs; see `shifted`."""
+    """Lowers all outputs of a vector until the largest fits the ADC.
+
+    `shifted` has the equation.
+    """
 
     bound: float
     """The bound of the ADC, in normalised units."""

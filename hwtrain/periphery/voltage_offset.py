@@ -50,7 +50,10 @@ def offset_outputs(
 
 
 class VoltageOffset(Part):
-    """Reads at an offset voltage; see `offset_outputs`."""
+    """Distorts outputs by an offset of the read voltage and a series resistance.
+
+    `offset_outputs` has the equation.
+    """
 
     draws = "chip"
     spread: float = 0.0

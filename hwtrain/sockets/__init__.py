@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 from flax import linen as nn
 from flax import nnx
 
-from hwtrain.sockets import _table as table
+from hwtrain.sockets import _table
 
 __all__ = ["register"]
 
@@ -100,9 +100,9 @@ def register(
             "dot_general=, einsum= and call=, or none if it calls hwtrain.analog_einsum"
         )
     if isinstance(equation, str):
-        table.array_letters(equation)
-    row = table.Socket(
+        _table.array_letters(equation)
+    row = _table.Socket(
         array, equation, method, dot_general=dot_general, einsum=einsum, call=call
     )
-    table.add(cls, row)
+    _table.add(cls, row)
     return cls

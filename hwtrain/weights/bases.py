@@ -88,10 +88,11 @@ class WeightContext:
 class Mismatch(Part):
     """Frozen mismatch of a chip's weights: the base class of your own mismatch.
 
-    Weights are in units of the crossbar.
+    Weights are in units of the crossbar. A subclass may set `per_column`.
     """
 
     draws: ClassVar = "chip"
+    """It is drawn once for each chip."""
     per_column: ClassVar[bool] = False
     """Whether `ctx.w_max` is the maximum of each column instead of the tile."""
 
@@ -118,7 +119,10 @@ class Mismatch(Part):
 
 
 class WeightClip(Part):
-    """Clips weights after every update: the base class of your own clips."""
+    """Clips weights after every update: the base class of your own clips.
+
+    A subclass may set `absolute` and `active`; it leaves `learned` and `fixed_value`.
+    """
 
     absolute: ClassVar[bool] = False
     """Whether the bound is fixed in units of the crossbar and does not grow with the
@@ -126,9 +130,11 @@ class WeightClip(Part):
 
     # The same properties as those of `WeightClipParameter`.
     active: ClassVar[bool] = True
+    """Whether updates are clipped; a subclass may make it a property of its fields."""
     learned: ClassVar[bool] = False
+    """Whether the bound is learned: only hwtrain's own clip can, so leave it false."""
     fixed_value: ClassVar[None] = None
-    per_column: ClassVar[bool] = False
+    """The bound of hwtrain's own clip, if it is a number; leave it `None`."""
 
     def proof(self, ctx: Any) -> None:
         """Declares its measured effect: that it bounds an update."""
@@ -184,6 +190,11 @@ class WeightModifier(Part):
     Weights are in units of the crossbar. The gradient of the modified weights is passed
     to the nominal ones (straight-through).
 
+    A subclass may set `draws`, `enable_during_test`, `acts`, `changed_share`,
+    `copy_last_column` and `unitless`; and for `ctx.w_max` `per_column`, or
+    `rel_to_actual_wmax` and `assumed_wmax`. It leaves the other class attributes, which
+    are options of hwtrain's own modifier, as they are.
+
     >>> import hwtrain
     >>> import jax.numpy as jnp
     >>> @hwtrain.register("modifier", "like_log_normal")
@@ -196,7 +207,6 @@ class WeightModifier(Part):
     >>> print(LogNormal(sigma=0.0)(jax.random.key(0), w, jnp.ones(())))
     [[1. 1.]
      [1. 1.]]
-    >>> hwtrain._parts.registry.forget("modifier", "like_log_normal")
     """
 
     per_column: ClassVar[bool] = False
@@ -206,31 +216,46 @@ class WeightModifier(Part):
 
     # The same properties as those of `WeightModifierParameter`.
     acts: ClassVar[bool] = True
+    """Whether it changes anything; a subclass may make it a property of its fields."""
     in_layer: ClassVar[bool] = False
+    """Whether the layer draws as it multiplies; leave it false."""
     per_batch_sample: ClassVar[bool] = False
+    """Whether it draws weights for each example; leave it false."""
     per_vector: ClassVar[bool] = False
+    """Whether it draws noise for each input vector; leave it false."""
     redraw: ClassVar[bool] = False
+    """Whether the backward pass draws again instead of storing; leave it false."""
     copy_last_column: ClassVar[bool] = False
+    """Whether the weights of the last input, which stand for a bias, stay unchanged."""
     rel_to_actual_wmax: ClassVar[bool] = True
+    """Whether `ctx.w_max` is taken from the weights, and not `assumed_wmax`."""
     assumed_wmax: ClassVar[float] = 1.0
+    """`ctx.w_max` if `rel_to_actual_wmax` is false, in units of the crossbar."""
     unitless: ClassVar[bool] = False
+    """Whether a common factor of the weights and `ctx.w_max` is one of the result, too.
+    It then gets weights in units of the model, which saves time."""
     changed_share: ClassVar[float] = 1.0
+    """The smallest share of weights that a step changes. If it is small,
+    `assert_active` looks at more steps; a subclass may make it a property."""
     rounds_chips: ClassVar[bool] = False
+    """Whether the weights of a chip are programmed to its levels; leave it false."""
     column_steps: ClassVar[None] = None
-    pdrop: ClassVar[float] = 0.0
+    """Its steps between the levels that a learned bound spans; leave it `None`."""
 
     @property
     def noisy(self) -> bool:
-        """Whether it draws noise of adjustable strength."""
+        """Whether it draws noise of adjustable strength: whether it draws at all."""
         return self.draws != "none"
 
     @property
     def without_levels(self) -> "WeightModifier":
-        """The same modifier for weights that already lie on levels."""
+        """The same for weights that already lie on its levels, of which it has none."""
         return self
 
     def describe_in(self, ctx: Any) -> Mapping[str, str]:
         """Returns its table cell: its description, and the modes in which it acts."""
+        if not self.acts:
+            return {}
         return {ctx.column: in_modes(self.describe(), self.enable_during_test)}
 
     def proof(self, ctx: Any) -> None:

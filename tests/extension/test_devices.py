@@ -738,3 +738,25 @@ def test_a_configuration_names_parts_of_a_file_beside_it(tmp_path):
         assert run.returncode == 0, run.stdout + run.stderr
     written = {path.name for path in tmp_path.iterdir()}
     assert {"exported", "chip.npz", "g.csv"} <= written
+
+
+@hw.register("modifier", "switched")
+class Switched(devices.LogNormal):
+    """Acts only if a field says so."""
+
+    on: bool = True
+
+    @property
+    def acts(self):
+        return self.on
+
+
+@pytest.mark.parametrize("on", [True, False])
+def test_a_modifier_that_does_not_act_is_not_shown(on):
+    analog = hw.analogize(nn.Dense(2), hw.Hardware(modifier=Switched(on=on)))
+    x = jnp.ones((1, 3))
+    variables = analog.init(jax.random.key(0), x)
+    y = analog.apply(variables, x, rngs={"mismatch": jax.random.key(1)})
+    plain = nn.Dense(2).apply(variables, x)
+    assert bool((y != plain).any()) == on
+    assert ("log-normal" in str(hw.inspect(analog, variables, x))) == on
