@@ -39,8 +39,8 @@ if _typing.TYPE_CHECKING:
     from hwtrain._flax.stripping import strip as strip
     from hwtrain._parts.leaf import LeafSpec as LeafSpec
     from hwtrain._parts.part import Part as Part
+    from hwtrain._parts.registry import register as register
     from hwtrain._plan.hardware import Hardware as Hardware
-    from hwtrain._plan.hardware import register as register
     from hwtrain._plan.plan import Plan as Plan
     from hwtrain._plan.rules import Rule as Rule
     from hwtrain.checkpoint import HardwareCheckpoint as HardwareCheckpoint
@@ -129,7 +129,8 @@ else:
         "_parts.part": ("Part",),
         # Not from the registry: a stage may be placed beside a built-in one, which the
         # registry knows once this module is imported.
-        "_plan.hardware": ("Hardware", "register"),
+        "_parts.registry": ("register",),
+        "_plan.hardware": ("Hardware",),
         "_plan.plan": ("Plan",),
         "_plan.rules": ("Rule",),
         "checkpoint": (

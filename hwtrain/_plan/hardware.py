@@ -13,7 +13,6 @@ from hwtrain._parts.constant import replaced
 from hwtrain._parts.fields import CONFIG
 from hwtrain._parts.leaf import LeafSpec, When
 from hwtrain._parts.part import Part
-from hwtrain._parts.registry import register as register
 from hwtrain._parts.slot import OpenSlot
 from hwtrain.devices import (
     ConductanceConverter,
