@@ -636,7 +636,12 @@ def test_the_name_of_a_users_parameter_is_an_error():
         ((Offset(), Offset(trained=True)), "'offset': another leaf has that name"),
         ((Offset(name="probe"),), "'probe': another leaf has that name"),
         ((Offset(name="noise_key"),), "'noise_key': another leaf has that name"),
-        ((Offset(name="kernel"),), "kernel"),
+        ((Offset(name="kernel"),), "'kernel': this name is that of an array"),
+        ((Offset(name="embedding"),), "'embedding': this name is that of an array"),
+        ((Offset(name="lora_a"),), "'lora_a': this name is that of an array"),
+        ((Offset(name="bias"),), "'bias': this name is that of the digital bias"),
+        ((Offset(name="effective_x"),), "'effective_x': this name begins with"),
+        ((Offset(name="weight_key"),), "'weight_key': this name .* drawn in the layer"),
         ((Offset(name="Offset"),), "lower case"),
         ((Offset(every=False),), "'offset'.*and not for every one"),
         ((Offset(where="undeclared"),), "leaf 'other', which lies not beside"),
@@ -647,6 +652,101 @@ def test_a_name_that_cannot_be_is_an_error(stages, message):
     with pytest.raises(ValueError, match=message):
         variables = analog.init(KEY, jnp.ones((1, 7)))
         analog.apply(variables, jnp.ones((1, 7)))
+
+
+class TwoArraysLinen(nn.Module):
+    first: str
+
+    @nn.compact
+    def __call__(self, x):
+        for name in (self.first, "kernel"):
+            self.param(name, nn.initializers.lecun_normal(), (7, 7))
+            x = hw.analog_einsum(self, name, "bi,io->bo", x)
+        return x
+
+
+class TwoArraysNnx(nnx.Module):
+    def __init__(self, first):
+        self.first = first
+        for name in (first, "kernel"):
+            setattr(self, name, nnx.Param(jnp.eye(7)))
+
+    def before(self, x):
+        return hw.analog_einsum(self, self.first, "bi,io->bo", x)
+
+    def __call__(self, x):
+        return hw.analog_einsum(self, "kernel", "bi,io->bo", self.before(x))
+
+
+NNX = {x: type(x, (TwoArraysNnx,), {}) for x in ("adc", "input", "noise", "mapping")}
+for _first, _kind in NNX.items():
+    _kind.before, _kind.__call__ = TwoArraysNnx.before, TwoArraysNnx.__call__
+    hw.sockets.register(_kind, _first, "bi,io->bo", method="before")
+    hw.sockets.register(_kind, "kernel", "bi,io->bo")
+
+
+COLLISIONS = {
+    "two own leaves": ("adc", ("bound", "adc_bound"), {}, "adc_bound"),
+    "an own and a built-in one": (
+        *("input", ("range",)),
+        {"input_range": hw.InputRangeParameter()},
+        "input_range",
+    ),
+    "an own one and one of a step": (
+        "noise",
+        ("key",),
+        {"out_noise": 0.1},
+        "noise_key",
+    ),
+    "an own one and one of a chip": (
+        *("mapping", ("scale",)),
+        {"out_bits": 8, "out_bound": 9.0},
+        "mapping_scale",
+    ),
+    "an array": ("adc", ("x_bound", "bound"), {}, ""),
+}
+
+
+@pytest.mark.parametrize("framework", FRAMEWORKS)
+@pytest.mark.parametrize("case", COLLISIONS)
+def test_leaves_of_two_arrays_never_have_one_path(case, framework):
+    first, names, options, path = COLLISIONS[case]
+    ranged = {k: options[k] for k in options if k == "input_range"}
+    options = {k: v for k, v in options.items() if k not in ranged}
+    scaled = hw.MappingParameter(weight_scaling_omega=1.0)
+    stages = tuple(Offset(name=name) for name in names)
+    io = hw.IOParameters(stages=stages, **options)
+    chip = hw.Hardware(forward=io, mapping=scaled, **ranged)
+
+    def made():
+        if framework == "nnx":
+            return hw.plan(hw.analogize(NNX[first](first), chip))
+        x, analog = jnp.ones((1, 7)), hw.analogize(TwoArraysLinen(first), chip)
+        return hw.plan(analog, analog.init(KEY, x), x)
+
+    if path:
+        message = f"leaf '.*' of .* and the leaf '.*' of .* both be stored as {path}"
+        with pytest.raises(ValueError, match=message):
+            made()
+    else:  # names that only end alike are apart
+        plan = made()
+        assert len(plan.leaves()) == 4
+
+
+@pytest.mark.parametrize("framework", FRAMEWORKS)
+def test_a_name_that_ends_like_another_is_a_leaf_too(framework):
+    x = jnp.ones((1, 7))
+    names = ("probe_bound", "bound", "my_probe", "my_probe_bound")
+    chip = hardware(*(Offset(name=name) for name in names))
+    _, params, plan, call = made(framework, chip, x)
+    assert set(plan.leaves()) == set(names)
+    assert not plan.digital
+    plain = hw.strip(params, plan)
+    assert set(plain) == {"kernel"}
+    # Each of the 3 row tiles adds each offset.
+    np.testing.assert_allclose(
+        call(params, x), x @ plain["kernel"] + 4 * 3 * 0.25, rtol=1e-5
+    )
 
 
 def test_a_leaf_that_nothing_reads_is_an_error():
