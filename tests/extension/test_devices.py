@@ -16,10 +16,10 @@ from flax import linen as nn
 from flax import nnx
 
 import hwtrain as hw
-from hwtrain.devices._programmed import Programmed
 import hwtrain.train
 from hwtrain._parts.fields import from_dict, to_dict
 from hwtrain.cli import _command_line as command_line
+from hwtrain.devices._programmed import Programmed
 
 from . import devices
 
