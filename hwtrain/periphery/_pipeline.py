@@ -150,11 +150,11 @@ class Context:
         leaf = self.leaves[name]
         return jax.lax.stop_gradient(leaf) if self.searching else leaf
 
-    def normal(self, effect: str, shape: Sequence[int]) -> Any:
-        """Returns standard normal noise of this read, times its strength; 0 if off."""
+    def normal(self, effect: str, shape: Sequence[int]) -> jax.Array:
+        """Returns normal noise of this read, times its strength; zeros if off."""
         self._check_draws("read")
         if self.keys is None:
-            return 0.0
+            return jnp.zeros(tuple(shape), jnp.float32)
         noise = self._drawn(effect, shape, normal)
         return over_batch(jnp.asarray(self.strength), noise) * noise
 
