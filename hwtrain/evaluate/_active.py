@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -207,10 +208,16 @@ def _check_layer(log: _Log, weight: AnalogWeight) -> None:
         return
     calls = [call for step in steps for call in step]
     for effect in calls[0].changes:
-        change = _least_change(steps, effect)
-        wrong = (
-            None if change > 1e-7 else f"the outputs are the same without: {BYPASSED}"
-        )
+        change = _least_change(steps, lambda call, e=effect: call.changes[e])
+        cause = BYPASSED
+        for leaf in calls[0].moved.get(effect, ()):
+            moved = _least_change(
+                steps, lambda call, e=effect, leaf=leaf: call.moved[e][leaf]
+            )
+            change = max(change, moved)
+            idle = f"leaves {leaf} do" if "," in leaf else f"leaf {leaf} does"
+            cause = f"its {idle} nothing, also with other values; or {cause}"
+        wrong = None if change > 1e-7 else f"the outputs are the same without: {cause}"
         log.note(weight.path, effect, f"changes outputs by {change:.2g}", wrong)
     for kind in ("noise", "shared"):
         for effect in getattr(calls[0], kind):
@@ -243,12 +250,14 @@ def _stacked(steps: list[list[bench.Readings]], kind: str, effect: str) -> np.nd
     return np.stack([[getattr(c, kind)[effect] for c in step] for step in steps])
 
 
-def _least_change(steps: list[list[bench.Readings]], effect: str) -> float:
+def _least_change(
+    steps: list[list[bench.Readings]], change: Callable[[bench.Readings], Any]
+) -> float:
     """Returns the largest change over keys, for the call that changes least.
 
     The largest, because a random effect may happen not to change a few outputs.
     """
-    calls = zip(*([float(c.changes[effect]) for c in step] for step in steps))
+    calls = zip(*([float(change(c)) for c in step] for step in steps))
     return min(max(changes) for changes in calls)
 
 

@@ -537,6 +537,74 @@ def test_a_read_that_is_tried_gives_it_no_gradient():
     np.testing.assert_allclose(*(g["adc_bound"] for g in gradients), rtol=1e-6)
 
 
+@hw.register("stage", "test_neutral", outside="read_noise", inside="adc")
+class Neutral(hw.Part):
+    """A factor and an offset that start where they do nothing."""
+
+    gain: float = 1.0
+    ignores: bool = False
+
+    def leaves(self, weight):
+        return (
+            hw.LeafSpec(name=f"gain_from_{self.gain:.0f}", initial=self.gain),
+            hw.LeafSpec(name=f"shift_of_{self.gain:.0f}", initial=0.0),
+        )
+
+    def around(self, inner, x, ctx):
+        y = inner(x)
+        gain, shift = (ctx.leaf(leaf.name) for leaf in self.leaves(None))
+        if self.ignores:
+            return y + 0 * gain.sum()
+        return y * gain[..., None] + shift[..., None]
+
+
+@pytest.mark.parametrize("framework", FRAMEWORKS)
+@pytest.mark.parametrize("stages", [(1.0,), (1.0, 2.0), (2.0,)])
+@pytest.mark.parametrize("options", [{}, {"out_bound": 9.0, "out_bits": 6}])
+def test_a_stage_that_starts_neutral_is_told_from_nothing(framework, stages, options):
+    x = jax.random.normal(jax.random.key(1), (6, 7))
+    chip = hardware(*(Neutral(gain=gain) for gain in stages), **options)
+    analog, params, _, _ = made(framework, chip, x)
+    given = ({"params": params}, x) if framework == "linen" else (None, x)
+    rows = [
+        row.split(":")[1].strip()
+        for row in str(hw.assert_active(analog, *given)).splitlines()
+    ]
+    assert [row for row in rows if "neutral" in row] == [
+        f"test_neutral{f' #{i + 1}' if i else ''}" for i in range(len(stages))
+    ]
+
+
+@pytest.mark.parametrize("framework", FRAMEWORKS)
+@pytest.mark.parametrize("others", [(), (Neutral(gain=2.0),)])
+def test_a_stage_that_ignores_its_leaf_is_an_error(framework, others):
+    x = jax.random.normal(jax.random.key(1), (6, 7))
+    chip = hardware(Neutral(ignores=True), *others)
+    analog, params, _, _ = made(framework, chip, x)
+    given = ({"params": params}, x) if framework == "linen" else (None, x)
+    message = "test_neutral.*: .*its leaves 'gain_from_1', 'shift_of_1' do nothing"
+    with pytest.raises(ValueError, match=message):
+        hw.assert_active(analog, *given)
+
+
+@pytest.mark.parametrize("share", [0.9, 0.1, 2.0])
+def test_a_bound_that_moves_beyond_the_outputs_acts_at_its_value(share):
+    """Of the largest output of the test vectors."""
+    x = jnp.ones((2, 7))
+    chip = hardware(AdcBound(), mapping=None)
+    analog = hw.analogize(nn.Dense(5, use_bias=False), chip)
+    params = analog.init(KEY, x)["params"]
+    sizes = np.array([0.3, 0.3, 1, 1, 3, 3])[:, None]
+    vectors = sizes * np.random.default_rng(0).normal(size=(6, 7))
+    bound = share * np.abs(vectors @ params["kernel"]).max()
+    given = {"params": {**params, "adc_bound": jnp.full((1, 1), bound)}}
+    if share < 1:
+        hw.assert_active(analog, given, x)
+    else:
+        with pytest.raises(ValueError, match="its leaf 'adc_bound' does nothing"):
+            hw.assert_active(analog, given, x)
+
+
 @pytest.mark.parametrize("each", ["column", "tile"])
 @pytest.mark.parametrize("framework", FRAMEWORKS)
 def test_a_modifier_reads_its_leaves_and_they_get_their_gradient(framework, each):
