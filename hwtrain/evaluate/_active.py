@@ -17,12 +17,14 @@ from hwtrain._flax.materializing import materialize
 from hwtrain._flax.modes import plan as plan_of
 from hwtrain._flax.signal_side import has_signal_side
 from hwtrain._flax.weight_side import draws, local, step_weights
+from hwtrain._parts.part import Part
 from hwtrain._plan.plan import Plan
 from hwtrain._plan.training_noise import quiet_training
 from hwtrain._plan.weight import AnalogWeight
 from hwtrain.evaluate import _bench as bench
 from hwtrain.evaluate._exported import deployed_effects
 from hwtrain.evaluate._judgement import ENOUGH, MOST_KEYS, ZEROS, repeated, strength_of
+from hwtrain.evaluate._rerun import moved_away
 from hwtrain.evaluate._unwatched import unwatched_effects
 from hwtrain.evaluate._updates import updated_effects
 from hwtrain.evaluate._watching import Step, watching
@@ -101,11 +103,16 @@ def assert_active(
     keys = [jax.random.key(seed) for seed in range(_steps(plan))]
     with watching(function, kwargs) as watched:
         steps = watched(tree, keys, *example)
+        away = _with_moved_leaves(plan, tree["params"])
+        moved = None
+        if away is not None:
+            seen = watched({**tree, "params": away}, keys, *example)
+            moved = meta.unbox(away), seen
     on_chip = plan.effective
     if on_chip != plan:
         made = materialize(analog, tree, *example, **kwargs)
         params = meta.unbox(made["params"])
-    log = judged(plan, params, keys, steps)
+    log = judged(plan, params, keys, steps, moved)
     for path, effect, wrong, amount in (
         *unwatched_effects(
             analog, plan, steps[: bench.KEYS], variables, *example, **kwargs
@@ -139,10 +146,39 @@ def _steps(plan: Plan) -> int:
     return min(steps, MOST_KEYS)
 
 
+def _with_moved_leaves(plan: Plan, params: paths.Tree) -> paths.Tree | None:
+    """Returns parameters with other leaves of modifiers; `None` if they have none.
+
+    A modifier may be neutral at the values of its leaves, such as a learned factor of
+    1.
+    """
+    names = {
+        local(plan, weight.leaf(leaf))
+        for weight in plan.weights
+        if isinstance(weight.hardware.modifier, Part)
+        for leaf in weight.hardware.modifier.leaves(weight)
+    }
+    if not names:
+        return None
+    return paths.map_leaves(lambda p, x: moved_away(x) if p in names else x, params)
+
+
 def judged(
-    plan: Plan, params: paths.Tree, keys: list[jax.Array], steps: list[Step]
+    plan: Plan,
+    params: paths.Tree,
+    keys: list[jax.Array],
+    steps: list[Step],
+    moved: tuple[paths.Tree, list[Step]] | None = None,
 ) -> "_Log":
-    """Returns the findings from the recorded steps, one for each key."""
+    """Returns the findings from the recorded steps, one for each key.
+
+    Args:
+      plan: the plan.
+      params: the parameters.
+      keys: the keys of the steps.
+      steps: the recorded steps.
+      moved: parameters with other leaves of modifiers, and their steps.
+    """
     log = _Log(steps, zeros=_of_zeros(plan, params))
     first = steps[0].outputs
     if draws(plan, "train") and all((s.outputs == first).all() for s in steps):
@@ -153,6 +189,14 @@ def judged(
         seen = log.of(weight.path)
         own = weight.effective if weight.pending else weight
         noise = modified_weights(own, plan, params, keys, seen)
+        if noise is not None and noise[1] and moved is not None:
+            others = [step.readings.get(weight.path, []) for step in moved[1]]
+            again = modified_weights(own, plan, moved[0], keys, others)
+            leaves = ", ".join(repr(leaf.name) for leaf in weight.own_leaves)
+            if again is not None and not again[1]:
+                noise = again
+            elif leaves:
+                noise = noise[0], f"{noise[1]}, also with other values of {leaves}"
         if noise is not None:
             log.note(weight.path, "modifier", *noise)
         if weight.hardware.learns_clip:

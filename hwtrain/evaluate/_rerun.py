@@ -69,7 +69,7 @@ class Rerun:
             return {}
         names = {leaf.name for leaf in part.leaves(self.call.weight)}
         leaves = {k: v for k, v in self.call.leaves.items() if k in names}
-        return {k: (1.25 * v + 0.05).astype(v.dtype) for k, v in leaves.items()}
+        return {k: moved_away(v) for k, v in leaves.items()}
 
     def factors(self) -> Any:
         """Returns the factors on tiles' outputs (scales), as from `cut_columns`."""
@@ -104,6 +104,11 @@ class Rerun:
         """Returns inputs of given sizes whose outputs do not cancel in one column."""
         signs = jnp.where(self.call.w[:, self.heaviest] < 0, -1.0, 1.0)
         return jnp.array(sizes, jnp.float32)[:, None] * signs[None]
+
+
+def moved_away(leaf: jax.Array) -> jax.Array:
+    """Returns other values of a leaf, whose own may be those of no effect."""
+    return (1.25 * leaf + 0.05).astype(leaf.dtype)
 
 
 def ideal(chip: Hardware) -> Hardware:

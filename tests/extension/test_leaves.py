@@ -587,6 +587,33 @@ def test_a_stage_that_ignores_its_leaf_is_an_error(framework, others):
         hw.assert_active(analog, *given)
 
 
+@hw.register("modifier", "test_neutral_fan")
+class NeutralFan(hw.WeightModifier):
+    """A factor on the weights of each tile, which starts from 1."""
+
+    ignores: bool = False
+
+    def leaves(self, weight):
+        return (hw.LeafSpec(name="factor", initial=1.0),)
+
+    def on_weight(self, w, ctx):
+        return w if self.ignores else w * ctx.leaf("factor")
+
+
+@pytest.mark.parametrize("framework", FRAMEWORKS)
+@pytest.mark.parametrize("ignores", [False, True])
+def test_a_modifier_that_starts_neutral_is_told_from_nothing(framework, ignores):
+    x = jax.random.normal(jax.random.key(1), (6, 7))
+    chip = hw.Hardware(modifier=NeutralFan(ignores=ignores), mapping=TILES)
+    analog, params, _, _ = made(framework, chip, x)
+    given = ({"params": params}, x) if framework == "linen" else (None, x)
+    if not ignores:
+        assert "modifier: changes weights" in str(hw.assert_active(analog, *given))
+        return
+    with pytest.raises(ValueError, match="modifier: .*other values of 'factor'"):
+        hw.assert_active(analog, *given)
+
+
 @pytest.mark.parametrize("share", [0.9, 0.1, 2.0])
 def test_a_bound_that_moves_beyond_the_outputs_acts_at_its_value(share):
     """Of the largest output of the test vectors."""
