@@ -145,8 +145,9 @@ def _check_joined_names(weights: list[AnalogWeight]) -> None:
         for name in sorted(leaves):
             path = weight.leaf(name)
             other, others = found.setdefault(path, (weight, name))
-            if (other, others) == (weight, name):
-                continue
+            marks = other.kind == weight.kind == "raw" and others == name
+            if marks or (other, others) == (weight, name):
+                continue  # the arrays of a module share the mark of a chip
             what = f"the leaf {others!r} of {other.path}" if others else "the array"
             raise ValueError(
                 f"the leaf {name!r} of {weight.path} and {what} would both be stored "
