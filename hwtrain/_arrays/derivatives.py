@@ -5,6 +5,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
+import numpy as np
 
 
 def vary_alike(*operands: Any) -> Any:
@@ -85,13 +86,14 @@ def straight_through(w: jax.Array, value: jax.Array) -> jax.Array:
 
 @jax.custom_jvp
 def _straight_through(w, value):
-    del w
-    return value
+    # JAX mismaps a result that is not mapped where its tangent, that of `w`, is: this
+    # selection always returns `value`, but is mapped like both. XLA removes it.
+    return jax.lax.select_n(np.False_, value, w)
 
 
 @_straight_through.defjvp
 def _straight_through_jvp(primals, tangents):
-    return primals[1], tangents[0]
+    return _straight_through(*primals), tangents[0]
 
 
 def modified(w: jax.Array, value: jax.Array, *, reparameterized: bool) -> jax.Array:

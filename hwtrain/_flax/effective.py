@@ -14,11 +14,12 @@ import jax.numpy as jnp
 
 from hwtrain._flax.observation import collector
 from hwtrain._flax.read_keys import step_keys, weight_key
-from hwtrain._flax.redraw import WEIGHT_KEY, kernel_draw
+from hwtrain._flax.redraw import kernel_draw
 from hwtrain._parts.constant import CONSTANTS
 from hwtrain._plan.constants import filled_weight
 from hwtrain._plan.weight import AnalogWeight
 from hwtrain.chips._crossbar import written
+from hwtrain.periphery._read_keys import WEIGHT_KEY
 from hwtrain.weights.mapping import MAPPING_SCALE
 from hwtrain.weights.modifier import ON_LEVELS
 

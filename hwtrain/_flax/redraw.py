@@ -12,15 +12,11 @@ from hwtrain._parts.constant import CONSTANTS
 from hwtrain._plan.constants import filled_weight
 from hwtrain._plan.weight import AnalogWeight
 from hwtrain.chips._crossbar import modified
-from hwtrain.periphery._read_keys import NOISE_STRENGTH
+from hwtrain.periphery._read_keys import NOISE_STRENGTH, WEIGHT_KEY
 from hwtrain.weights.clip import CLIP_BOUND
 from hwtrain.weights.mapping import MAPPING_SCALE
 
 Leaves = Mapping[str, jax.Array]
-
-
-WEIGHT_KEY = "weight_key"
-"""The name, among a layer's leaves, of the key for weights that it draws itself."""
 
 
 def redrawn(

@@ -27,14 +27,19 @@ from hwtrain._flax.read_keys import (
     step_keys,
     weight_key,
 )
-from hwtrain._flax.redraw import WEIGHT_KEY, drawn, redrawn, step_draw
+from hwtrain._flax.redraw import drawn, redrawn, step_draw
 from hwtrain._parts.constant import CONSTANTS
 from hwtrain._parts.leaf import LeafSpec
 from hwtrain._plan.constants import filled_weight
 from hwtrain._plan.weight import AnalogWeight, acts_in_product
 from hwtrain.periphery import analog_mvm
 from hwtrain.periphery._range_gradient import ranged_matmul
-from hwtrain.periphery._read_keys import CHIP_KEY, NOISE_KEY, NOISE_STRENGTH
+from hwtrain.periphery._read_keys import (
+    CHIP_KEY,
+    NOISE_KEY,
+    NOISE_STRENGTH,
+    WEIGHT_KEY,
+)
 from hwtrain.periphery.input_range import PROBE, RANGE
 from hwtrain.periphery.weight_noise import WeightNoise, output_deviation
 from hwtrain.weights.mapping import MAPPING_SCALE, OUTPUT_SCALE

@@ -9,7 +9,12 @@ from collections.abc import Container, Iterable
 from hwtrain._parts.constant import CONSTANTS
 from hwtrain._parts.leaf import When
 from hwtrain._plan.hardware import OF_CHIP
-from hwtrain.periphery._read_keys import CHIP_KEY, NOISE_KEY, NOISE_STRENGTH
+from hwtrain.periphery._read_keys import (
+    CHIP_KEY,
+    NOISE_KEY,
+    NOISE_STRENGTH,
+    WEIGHT_KEY,
+)
 from hwtrain.periphery.input_range import PROBE, RANGE
 from hwtrain.weights.clip import CLIP_BOUND
 from hwtrain.weights.mapping import MAPPING_SCALE, OUTPUT_SCALE
@@ -61,6 +66,23 @@ OF_A_STEP = tuple(leaf.name for leaf in BUILT_IN if leaf.when == ("step",))
 """Leaves that exist during a step only."""
 
 
+def reserved(name: str) -> str:
+    """Returns what a name means that a user's leaf cannot have; empty if it can.
+
+    >>> reserved("kernel"), reserved("gain")
+    ('is that of an array of weights', '')
+    """
+    if name in (*OWNERS, *SHARED):
+        return "is that of an array of weights"
+    if name == "bias":
+        return "is that of the digital bias of a layer"
+    if name.startswith(EFFECTIVE):
+        return f"begins with {EFFECTIVE!r}, as those of derived weights do"
+    if name == WEIGHT_KEY:
+        return "is that of the key of weights drawn in the layer"
+    return ""
+
+
 def split(path: str, own: Iterable[str] = ()) -> tuple[tuple[str, ...], str]:
     """Returns the arrays that a leaf may lie beside, and its name; both may be empty.
 
@@ -74,7 +96,7 @@ def split(path: str, own: Iterable[str] = ()) -> tuple[tuple[str, ...], str]:
     (('hidden/kernel',), 'effective_kernel')
     >>> split("hidden/bias")
     ((), '')
-    >>> split("hidden/adc_bound", own=["adc_bound"])
+    >>> split("hidden/adc_bound", own=["bound", "adc_bound"])
     (('hidden/kernel', 'hidden/embedding'), 'adc_bound')
 
     Args:
@@ -84,7 +106,8 @@ def split(path: str, own: Iterable[str] = ()) -> tuple[tuple[str, ...], str]:
     layer, slash, name = path.rpartition("/")
     if is_effective(path):
         return (f"{layer}{slash}{name.removeprefix(EFFECTIVE)}",), name
-    for leaf in (*_LEAVES, *own):
+    # A longer name first: a leaf may be called like another behind an array.
+    for leaf in sorted((*_LEAVES, *own), key=len, reverse=True):
         if name == leaf:
             return tuple(f"{layer}{slash}{owner}" for owner in OWNERS), leaf
         owner = name.removesuffix(f"_{leaf}")

@@ -8,6 +8,7 @@ from typing import Any
 import jax.numpy as jnp
 
 from hwtrain._arrays import paths
+from hwtrain._parts.leaf import When
 from hwtrain._plan.hardware import Hardware
 from hwtrain._plan.layer import Layer, analog_weight
 from hwtrain._plan.leaf_names import may_be_leaf, named_as_leaf
@@ -129,7 +130,29 @@ def make_plan(
         )
     if check:
         _check_rules(assigned.rules, winners, layers, shapes)
+    _check_joined_names(weights)
     return Plan(tuple(weights), tuple(digital), assigned.name)
+
+
+def _check_joined_names(weights: list[AnalogWeight]) -> None:
+    """Raises if leaves beside two arrays, of whatever name, have one path."""
+    times: tuple[When, ...] = ("model", "chip", "step")
+    found: dict[str, tuple[AnalogWeight, str]] = {
+        weight.path: (weight, "") for weight in weights
+    }
+    for weight in weights:
+        leaves = {leaf.name for when in times for leaf in weight.leaves(when)}
+        for name in sorted(leaves):
+            path = weight.leaf(name)
+            other, others = found.setdefault(path, (weight, name))
+            marks = other.kind == weight.kind == "raw" and others == name
+            if marks or (other, others) == (weight, name):
+                continue  # the arrays of a module share the mark of a chip
+            what = f"the leaf {others!r} of {other.path}" if others else "the array"
+            raise ValueError(
+                f"the leaf {name!r} of {weight.path} and {what} would both be stored "
+                f"as {path}: call one of the leaves, or one of the arrays, otherwise"
+            )
 
 
 def _check_name(weight: AnalogWeight, prefix: str, users: Container[str]) -> None:

@@ -42,6 +42,7 @@ _STATIC = {
 
 
 _OF_CLASSES = {
+    "Management.limit": _HOW_OFTEN,
     "CustomPairConductanceConverter": "belongs to curves that are checked together",
     "MeasuredNoiseModel.t_read": "is not used, because its read noise was measured",
 }
@@ -79,6 +80,7 @@ def refusal(chip: Hardware, path: str, parts: tuple[str, ...]) -> str:
     elsewhere = (
         _of_a_call(chip, path) if parts == IN_A_CALL else _of_a_chip(chip, first)
     )
+    elsewhere = elsewhere or _of_a_limit(chip, path)
     if elsewhere:
         return elsewhere
     try:
@@ -94,6 +96,21 @@ def _of_a_call(chip: Hardware, path: str) -> str:
     if path == "modifier.res" and chip.learns_clip:
         return "it counts the levels of a learned clip, and stays static"
     return ""
+
+
+def _of_a_limit(chip: Hardware, path: str) -> str:
+    """Returns why a number that limits how often inputs are halved stays static."""
+    io = chip.forward
+    if io is None or path not in ("forward.inp_res", "forward.inp_bound"):
+        return ""
+    if io.bound_management not in ("iterative", "iterative_worst_case"):
+        return ""
+    if io.dac.converter.step is None:
+        return ""
+    return (
+        f"it sets the step of the DAC, which with max_bm_res {_HOW_OFTEN} under "
+        f"bound_management={io.bound_management!r}, and stays static"
+    )
 
 
 def _of_a_chip(chip: Hardware, first: str) -> str:

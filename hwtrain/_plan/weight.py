@@ -18,7 +18,7 @@ from hwtrain._arrays.random import draw_name
 from hwtrain._arrays.windows import Window, unpack
 from hwtrain._parts.leaf import LeafSpec, Shapes, When
 from hwtrain._plan.hardware import Hardware
-from hwtrain._plan.leaf_names import BUILT_IN, EFFECTIVE, OWNERS, SHARED
+from hwtrain._plan.leaf_names import BUILT_IN, EFFECTIVE, OWNERS, SHARED, reserved
 from hwtrain._plan.quantities import quantity_of
 from hwtrain.weights import MappingParameter
 from hwtrain.weights.clip import CLIP_BOUND
@@ -95,10 +95,12 @@ class AnalogWeight:
             )
 
     def _check_own_leaves(self) -> None:
-        """Raises for leaves of users' parts whose names are not unique."""
+        """Raises for leaves of users' parts whose names are not theirs alone."""
         taken = {leaf.name for leaf in BUILT_IN}
         for leaf in self.hardware.leaves(self):
-            why = leaf.own_fault
+            why, meaning = leaf.own_fault, reserved(leaf.name)
+            if meaning:
+                why = f"this name {meaning}; call it otherwise"
             if leaf.name in taken:
                 why = "another leaf has that name; choose another one"
             if self.kind == "raw":

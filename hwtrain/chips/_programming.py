@@ -24,6 +24,7 @@ from hwtrain._plan.weight import AnalogWeight
 from hwtrain.chips import _conductances as conductances
 from hwtrain.chips._clip_bounds import clipped, with_open_bounds
 from hwtrain.chips._crossbar import on_crossbar, written
+from hwtrain.chips._device_shapes import programmed_by, read_by
 from hwtrain.chips._mismatched import apply_mismatch, deviated, frozen_periphery
 from hwtrain.devices._conversion import Params
 from hwtrain.devices._programmed import Programmed
@@ -340,7 +341,8 @@ def programmed_fields(hardware: Hardware) -> tuple[str, ...]:
     found = {"g_prog"} | ({"stuck"} if hardware.sticks else set())
     model = hardware.noise_model
     if model is not None:
-        device = jax.eval_shape(lambda: model.program(jax.random.key(0), jnp.ones(1)))
+        key, g = jax.random.key(0), jnp.ones(1)
+        device = jax.eval_shape(lambda: programmed_by(model, key, g))
         found |= {name for name in PROGRAMMED if getattr(device, name) is not None}
     return tuple(name for name in PROGRAMMED if name in found)
 
@@ -352,7 +354,7 @@ def _program_device(
     model, stuck = weight.hardware.noise_model, weight.hardware.stuck
     device = Programmed(g_target=g_target, g_prog=g_target)
     if model is not None:
-        device = model.program(keys["programming"][part], g_target)
+        device = programmed_by(model, keys["programming"][part], g_target)
     if stuck is None or not stuck.draws:
         return device
     states = stuck(keys["stuck"][part], g_target.shape)
@@ -370,10 +372,7 @@ def _read_device(
     model = weight.hardware.noise_model
     if model is None:
         return device.g_prog
-    if key is None:
-        g = model.mean_at(device, t_s)
-    else:
-        g = model.at(key, device, t_s)
+    g = read_by(model, device, t_s, key)
     return g if device.stuck is None else _with_stuck(weight, g, device.stuck)
 
 

@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -17,12 +18,14 @@ from hwtrain._flax.materializing import materialize
 from hwtrain._flax.modes import plan as plan_of
 from hwtrain._flax.signal_side import has_signal_side
 from hwtrain._flax.weight_side import draws, local, step_weights
+from hwtrain._parts.part import Part
 from hwtrain._plan.plan import Plan
 from hwtrain._plan.training_noise import quiet_training
 from hwtrain._plan.weight import AnalogWeight
 from hwtrain.evaluate import _bench as bench
 from hwtrain.evaluate._exported import deployed_effects
 from hwtrain.evaluate._judgement import ENOUGH, MOST_KEYS, ZEROS, repeated, strength_of
+from hwtrain.evaluate._rerun import moved_away
 from hwtrain.evaluate._unwatched import unwatched_effects
 from hwtrain.evaluate._updates import updated_effects
 from hwtrain.evaluate._watching import Step, watching
@@ -102,11 +105,16 @@ def assert_active(
     keys = [jax.random.key(seed) for seed in range(_steps(plan))]
     with watching(function, kwargs) as watched:
         steps = watched(tree, keys, *example)
+        away = _with_moved_leaves(plan, tree["params"])
+        moved = None
+        if away is not None:
+            seen = watched({**tree, "params": away}, keys, *example)
+            moved = meta.unbox(away), seen
     on_chip = plan.effective
     if on_chip != plan:
         made = materialize(analog, tree, *example, **kwargs)
         params = meta.unbox(made["params"])
-    log = judged(plan, params, keys, steps)
+    log = judged(plan, params, keys, steps, moved)
     for path, effect, wrong, amount in (
         *unwatched_effects(
             analog, plan, steps[: bench.KEYS], variables, *example, **kwargs
@@ -140,10 +148,39 @@ def _steps(plan: Plan) -> int:
     return min(steps, MOST_KEYS)
 
 
+def _with_moved_leaves(plan: Plan, params: paths.Tree) -> paths.Tree | None:
+    """Returns parameters with other leaves of modifiers; `None` if they have none.
+
+    A modifier may be neutral at the values of its leaves, such as a learned factor of
+    1.
+    """
+    names = {
+        local(plan, weight.leaf(leaf))
+        for weight in plan.weights
+        if isinstance(weight.hardware.modifier, Part)
+        for leaf in weight.hardware.modifier.leaves(weight)
+    }
+    if not names:
+        return None
+    return paths.map_leaves(lambda p, x: moved_away(x) if p in names else x, params)
+
+
 def judged(
-    plan: Plan, params: paths.Tree, keys: list[jax.Array], steps: list[Step]
+    plan: Plan,
+    params: paths.Tree,
+    keys: list[jax.Array],
+    steps: list[Step],
+    moved: tuple[paths.Tree, list[Step]] | None = None,
 ) -> "_Log":
-    """Returns the findings from the recorded steps, one for each key."""
+    """Returns the findings from the recorded steps, one for each key.
+
+    Args:
+      plan: the plan.
+      params: the parameters.
+      keys: the keys of the steps.
+      steps: the recorded steps.
+      moved: parameters with other leaves of modifiers, and their steps.
+    """
     log = _Log(steps, zeros=_of_zeros(plan, params))
     first = steps[0].outputs
     if draws(plan, "train") and all((s.outputs == first).all() for s in steps):
@@ -154,6 +191,14 @@ def judged(
         seen = log.of(weight.path)
         own = weight.effective if weight.pending else weight
         noise = modified_weights(own, plan, params, keys, seen)
+        if noise is not None and noise[1] and moved is not None:
+            others = [step.readings.get(weight.path, []) for step in moved[1]]
+            again = modified_weights(own, plan, moved[0], keys, others)
+            leaves = ", ".join(repr(leaf.name) for leaf in weight.own_leaves)
+            if again is not None and not again[1]:
+                noise = again
+            elif leaves:
+                noise = noise[0], f"{noise[1]}, also with other values of {leaves}"
         if noise is not None:
             log.note(weight.path, "modifier", *noise)
         if weight.hardware.learns_clip:
@@ -209,10 +254,16 @@ def _check_layer(log: _Log, weight: AnalogWeight) -> None:
         return
     calls = [call for step in steps for call in step]
     for effect in calls[0].changes:
-        change = _least_change(steps, effect)
-        wrong = (
-            None if change > 1e-7 else f"the outputs are the same without: {BYPASSED}"
-        )
+        change = _least_change(steps, lambda call, e=effect: call.changes[e])
+        cause = BYPASSED
+        for leaf in calls[0].moved.get(effect, ()):
+            moved = _least_change(
+                steps, lambda call, e=effect, leaf=leaf: call.moved[e][leaf]
+            )
+            change = max(change, moved)
+            idle = f"leaves {leaf} do" if "," in leaf else f"leaf {leaf} does"
+            cause = f"its {idle} nothing, also with other values; or {cause}"
+        wrong = None if change > 1e-7 else f"the outputs are the same without: {cause}"
         log.note(weight.path, effect, f"changes outputs by {change:.2g}", wrong)
     for kind in ("noise", "shared"):
         for effect in getattr(calls[0], kind):
@@ -245,12 +296,14 @@ def _stacked(steps: list[list[bench.Readings]], kind: str, effect: str) -> np.nd
     return np.stack([[getattr(c, kind)[effect] for c in step] for step in steps])
 
 
-def _least_change(steps: list[list[bench.Readings]], effect: str) -> float:
+def _least_change(
+    steps: list[list[bench.Readings]], change: Callable[[bench.Readings], Any]
+) -> float:
     """Returns the largest change over keys, for the call that changes least.
 
     The largest, because a random effect may happen not to change a few outputs.
     """
-    calls = zip(*([float(c.changes[effect]) for c in step] for step in steps))
+    calls = zip(*([float(change(c)) for c in step] for step in steps))
     return min(max(changes) for changes in calls)
 
 

@@ -35,6 +35,7 @@ class Readings(NamedTuple):
     Attributes:
       w: `[rows, columns]`, the weights that the layer got.
       changes: deviation of the outputs without the effect, relative to their size.
+      moved: likewise, for a part with leaves, with its leaves moved: `{names: change}`.
       noise: draws over their configured deviation, `[vectors, columns]`; NaN where that
         is zero, in columns of zeros.
       shared: likewise, for noise that all columns of a vector share.
@@ -46,6 +47,7 @@ class Readings(NamedTuple):
 
     w: jax.Array
     changes: dict[str, jax.Array]
+    moved: dict[str, dict[str, jax.Array]]
     noise: dict[str, jax.Array]
     shared: dict[str, jax.Array]
     drawn: dict[str, jax.Array]
@@ -56,7 +58,10 @@ class Readings(NamedTuple):
 
 def read(call: Multiplication) -> Readings:
     """Returns the readings of a multiplication that a layer is about to perform."""
-    chip, found = call.weight.hardware, Readings(call.w, {}, {}, {}, {}, {}, {}, {})
+    chip, found = (
+        call.weight.hardware,
+        Readings(call.w, *({} for _ in Readings._fields[1:])),
+    )
     bench = Rerun(call, vectors_for(call))
     for place, stage in enumerate(chip.stages):
         stage.proof(Proof(bench, stage, _Stage(chip, place), found))
@@ -165,7 +170,14 @@ class Proof:
         whole = place.alone(self._part) if alone else place.whole()
         other = place.alone(without) if alone else place.replaced(without)
         change = rms(outputs(whole) - outputs(other))
-        self._note("changes", effect, change / self._bench.size)
+        name = self._note("changes", effect, change / self._bench.size)
+        leaves = self._bench.moved(self._part)
+        if leaves:
+            # At its start a part may be neutral, such as a learned gain of 1.
+            run, x = self._bench.run, self._bench.x
+            change = rms(run(whole, x, **leaves) - run(other, x, **leaves))
+            named = ", ".join(map(repr, leaves))
+            self._found.moved[name] = {named: change / self._bench.size}
 
     def differs_beyond(
         self,
@@ -278,11 +290,13 @@ class Proof:
         slope = jax.grad(shrink)(self.leaves[leaf])
         self._note("slopes", effect or f"{self._part.type} learns", slope)
 
-    def _note(self, kind: str, effect: str, reading: jax.Array) -> None:
+    def _note(self, kind: str, effect: str, reading: jax.Array) -> str:
         known, name = getattr(self._found, kind), effect or self._part.type
         count = sum(other.split(" #")[0] == name for other in known)
         # Parts of the same name are numbered, because each must act.
-        known[f"{name} #{count + 1}" if count else name] = reading
+        name = f"{name} #{count + 1}" if count else name
+        known[name] = reading
+        return name
 
     def _outside(self, bound: Any) -> jax.Array:
         return self._bench.unlike_zero([1.5, 3]) * jnp.max(bound)

@@ -13,6 +13,7 @@ from hwtrain._arrays import tiling
 from hwtrain._flax.loops import as_new_root
 from hwtrain._flax.observation import Multiplication, observed
 from hwtrain._flax.signal_side import multiply
+from hwtrain._parts.part import Part
 from hwtrain._plan.hardware import Hardware
 from hwtrain.periphery._tiled_matrix import TiledMatrix, cut_columns
 from hwtrain.periphery.input_range import RANGE
@@ -62,6 +63,14 @@ class Rerun:
         with observed(None):  # as a first call each time, so that results compare
             return as_new_root(multiply, changed).astype(jnp.float32)
 
+    def moved(self, part: Any) -> dict[str, jax.Array]:
+        """Returns the leaves of a part, moved away from values that may be neutral."""
+        if not isinstance(part, Part):
+            return {}
+        names = {leaf.name for leaf in part.leaves(self.call.weight)}
+        leaves = {k: v for k, v in self.call.leaves.items() if k in names}
+        return {k: moved_away(v) for k, v in leaves.items()}
+
     def factors(self) -> Any:
         """Returns the factors on tiles' outputs (scales), as from `cut_columns`."""
         learned = self.call.leaves.get(OUTPUT_SCALE.name, jnp.ones(()))
@@ -95,6 +104,11 @@ class Rerun:
         """Returns inputs of given sizes whose outputs do not cancel in one column."""
         signs = jnp.where(self.call.w[:, self.heaviest] < 0, -1.0, 1.0)
         return jnp.array(sizes, jnp.float32)[:, None] * signs[None]
+
+
+def moved_away(leaf: jax.Array) -> jax.Array:
+    """Returns other values of a leaf, whose own may be those of no effect."""
+    return (1.25 * leaf + 0.05).astype(leaf.dtype)
 
 
 def ideal(chip: Hardware) -> Hardware:

@@ -82,3 +82,9 @@ class Crossbar(Protocol):
     ) -> jax.Array:
         """Returns a draw for each output, without batch axes."""
         ...
+
+    def of_inputs(
+        self, draw: Callable[[Any, Sequence[int]], jax.Array], key: Any
+    ) -> jax.Array:
+        """Returns a draw for each row of each tile, without batch axes."""
+        ...

@@ -150,11 +150,11 @@ class Context:
         leaf = self.leaves[name]
         return jax.lax.stop_gradient(leaf) if self.searching else leaf
 
-    def normal(self, effect: str, shape: Sequence[int]) -> Any:
-        """Returns standard normal noise of this read, times its strength; 0 if off."""
+    def normal(self, effect: str, shape: Sequence[int]) -> jax.Array:
+        """Returns normal noise of this read, times its strength; zeros if off."""
         self._check_draws("read")
         if self.keys is None:
-            return 0.0
+            return jnp.zeros(tuple(shape), jnp.float32)
         noise = self._drawn(effect, shape, normal)
         return over_batch(jnp.asarray(self.strength), noise) * noise
 
@@ -170,15 +170,42 @@ class Context:
         self._check_draws("chip")
         if self.chip_key is None:
             return 0.0
+        return std * self._frozen(effect, self.crossbar.of_outputs)
+
+    def input_spread(self, std: float, effect: str) -> jax.Array:
+        """Returns a chip's frozen deviation of each row of each tile.
+
+        Args:
+          std: the standard deviation.
+          effect: a name for the draw.
+
+        Returns:
+          `[row tiles, column tiles, rows]`, padding included; zeros without a chip.
+
+        Raises:
+          ValueError: in a convolution as a whole, whose rows are not its inputs.
+        """
+        self._check_draws("chip")
+        if self.crossbar.whole:
+            stage = "a stage" if self.here is None else type(self.here.stage).__name__
+            raise ValueError(
+                f"{stage} asks for input_spread, one number for each row of a tile: a "
+                "convolution as a whole has no rows, because an input is in several "
+                "windows. Leave whole out"
+            )
+        of_inputs = self.crossbar.of_inputs
+        if std == 0 or self.chip_key is None:
+            return of_inputs(lambda key, shape: jnp.zeros(tuple(shape)), None)
+        return std * self._frozen(f"{effect} of inputs", of_inputs)
+
+    def _frozen(self, effect: str, each: Callable[..., jax.Array]) -> jax.Array:
+        """Returns frozen standard normal numbers, times the strength."""
         name, key = self._named(effect), self.chip_key
 
         def draw() -> jax.Array:
-            return self.crossbar.of_outputs(
-                lambda key, shape: normal(draw_key(key, *name), shape), key
-            )
+            return each(lambda key, shape: normal(draw_key(key, *name), shape), key)
 
-        unit = self.frozen.get(name, draw)
-        return std * (jnp.asarray(self.strength) * unit)
+        return jnp.asarray(self.strength) * self.frozen.get(name, draw)
 
     def note(self, name: str, value: jax.Array) -> None:
         """Reports a condition to an outer stage that tries several reads."""

@@ -69,6 +69,10 @@ NOISE_STRENGTH = LeafSpec(
 """A factor on the noise of a layer in a step."""
 
 
+WEIGHT_KEY = "weight_key"
+"""The name, among a layer's leaves, of the key for weights that it draws itself."""
+
+
 def read_keys(key: jax.Array) -> jax.Array:
     """Returns the keys of a read, one for each effect.
 

@@ -122,6 +122,13 @@ class TiledMatrix(NamedTuple):
         grid = (len(self.row_sizes), len(self.column_sizes))
         return draw(key, (*grid, self.column_sizes[0]))
 
+    def of_inputs(
+        self, draw: Callable[[Any, Sequence[int]], jax.Array], key: Any
+    ) -> jax.Array:
+        """Returns a draw for each row of each tile, without batch axes."""
+        grid = (len(self.row_sizes), len(self.column_sizes))
+        return draw(key, (*grid, self.row_sizes[0]))
+
     def ranged(
         self, stage: Range, x: jax.Array, leaves: Mapping[str, jax.Array]
     ) -> tuple[jax.Array, jax.Array]:

@@ -294,6 +294,12 @@ class WholeKernel(NamedTuple):
         shape = (1, self.kernel.shape[-1] // self.window.groups)
         return jax.vmap(lambda key: draw(key, shape))(key)
 
+    def of_inputs(
+        self, draw: Callable[[Any, Sequence[int]], jax.Array], key: Any
+    ) -> jax.Array:
+        """Raises: a whole convolution has inputs, and no rows."""
+        raise ValueError("the rows of a convolution as a whole are not its inputs")
+
     def _convolved(self, x: jax.Array, kernel: jax.Array) -> jax.Array:
         return convolution(x.astype(self.dtype), kernel, self.window, self.precision)
 

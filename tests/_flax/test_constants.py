@@ -14,6 +14,8 @@ from flax import nnx
 
 import hwtrain as hw
 from hwtrain._parts.registry import built_in
+from hwtrain.periphery.adc import Adc
+from hwtrain.periphery.management import Management
 
 X = jax.random.normal(jax.random.key(1), (5, 8))
 IMAGE = jax.random.normal(jax.random.key(2), (2, 6, 6, 4))
@@ -997,6 +999,57 @@ def test_a_key_or_value_that_does_not_fit_is_refused(key, value, message):
     analog = hw.analogize(Nnx(nnx.Rngs(0)), hardware)
     with pytest.raises(ValueError, match=f"with_constants: .*{message}"):
         hw.with_constants(analog, {key: value})
+
+
+LIMITED = {"out_bound": 0.5, "inp_bound": 1.0}
+
+
+@pytest.mark.parametrize("bound", ["iterative", "iterative_worst_case"])
+@pytest.mark.parametrize(
+    "levels", [{"inp_res": 1 / 62}, {"inp_res": 62.0}, {"inp_bits": 6}]
+)
+@pytest.mark.parametrize("name", ["inp_res", "inp_bound"])
+def test_what_limits_the_halvings_of_inputs_stays_static(name, levels, bound):
+    if name == "inp_res" and "inp_bits" in levels:
+        return
+    hardware = read(**LIMITED, **levels, bound_management=bound)
+    of_chip = programmed(
+        hw.PCMLikeNoiseModel(),
+        forward=hardware.forward,
+        drift_compensation=hw.GlobalDriftCompensation(readout="periphery"),
+    )
+    for run in (
+        linen(hardware),
+        lambda new: hw.with_constants(hw.analogize(Nnx(nnx.Rngs(0)), hardware), new),
+        lambda new: hw.with_constants(plan_of(of_chip), new),
+    ):
+        with pytest.raises(ValueError, match=f"{name}.*max_bm_res.*stays static"):
+            run({f"forward.{name}": 0.5})
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"inp_res": 1 / 62},
+        {"inp_res": 1 / 62, "bound_management": "shift"},
+        {"bound_management": "iterative"},
+    ],
+)
+def test_a_dac_that_limits_no_halvings_is_traced(fields):
+    """Compared with the configuration that has the number."""
+    hardware = read(**LIMITED, **fields)
+    for path in ("forward.inp_bound", "forward.inp_res"):
+        if path.endswith("res") and "inp_res" not in fields:
+            continue
+        static = linen(set_statically(hardware, path, 0.25))({})
+        traced = linen(hardware)({path: jnp.asarray(0.25)})
+        np.testing.assert_allclose(traced, static, rtol=2e-5, atol=2e-6)
+
+
+def test_the_limit_of_a_stage_of_management_stays_static():
+    stages = (Management(iterative=True, bound=0.5, limit=8.0), Adc(bound=0.5))
+    with pytest.raises(ValueError, match="limit.*stays static"):
+        linen(read(stages=stages))({"forward.stages.0.limit": 2.0})
 
 
 def test_what_is_neither_a_model_nor_a_plan_is_refused():

@@ -539,6 +539,39 @@ def test_calibration_gives_each_group_its_range():
     np.testing.assert_allclose(found["input_range"].ravel(), expected, rtol=1e-6)
 
 
+@pytest.mark.parametrize("name", ["2d strided", "groups", "depthwise", "dilated"])
+@pytest.mark.parametrize("mode", [hw.eval_mode, hw.chip_mode, hw.train_mode])
+@pytest.mark.parametrize("tiled", [False, True])
+@pytest.mark.parametrize("converts", [False, True])
+def test_gradients_pass_through_clipped_inputs(name, mode, tiled, converts):
+    """They are those of Flax's layer at the clipped inputs."""
+    shape, features, kernel, options = CONV[name]
+    chip = hw.Hardware(
+        input_range=hw.InputRangeParameter(init_value=0.7, straight_through=True),
+        mapping=hw.MappingParameter(max_input_size=5 if tiled else 512),
+        # A constant of 1 divides nothing, but is a stage.
+        forward=hw.IOParameters(noise_management="constant") if converts else None,
+    )
+    x = jax.random.normal(jax.random.key(1), shape)
+    plain = nn.Conv(features, kernel, use_bias=False, **options)
+    analog = mode(hw.analogize(plain, chip))
+    params = analog.init(jax.random.key(0), x)
+
+    def outputs(layer, params, x):
+        y = layer.apply(params, x)
+        return y, jnp.sum(jnp.cos(jnp.arange(y.size)).reshape(y.shape) * y**2)
+
+    clipped = jnp.clip(x, -0.7, 0.7)
+    assert (clipped != x).mean() > 0.2
+    weights = {"params": {"kernel": params["params"]["kernel"]}}
+    y, _ = outputs(plain, weights, clipped)
+    expected = jax.grad(lambda x: outputs(plain, weights, x)[1])(clipped)
+    for wrap in (lambda f: f, jax.jit):
+        found = wrap(jax.grad(lambda x: outputs(analog, params, x)[1]))(x)
+        np.testing.assert_allclose(outputs(analog, params, x)[0], y, atol=1e-5)
+        np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-4)
+
+
 def test_clip_and_remap_act_on_each_group():
     chip = hw.Hardware(
         clip=hw.WeightClipParameter(type="layer_gaussian", sigma=1.0),

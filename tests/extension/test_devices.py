@@ -19,6 +19,7 @@ import hwtrain as hw
 import hwtrain.train
 from hwtrain._parts.fields import from_dict, to_dict
 from hwtrain.cli import _command_line as command_line
+from hwtrain.devices._programmed import Programmed
 
 from . import devices
 
@@ -463,6 +464,56 @@ def test_a_chip_is_programmed_by_the_users_equations(framework, tmp_path):
     np.testing.assert_allclose(
         loaded.chip(0)["b"]["kernel"], kernel, rtol=1e-4, atol=1e-5
     )
+
+
+def last_of(value):
+    return value[..., 0]
+
+
+MISSHAPEN = {
+    "programming_sigma": ("programming_sigma", lambda self, g: jnp.ones((2, 2, 2))),
+    "drift_mean": ("drift_mean", lambda self, g: last_of(0.03 * g)),
+    "drift_std": ("drift_std", lambda self, g: last_of(0.03 * g)[None]),
+    "a sum": ("mean_at", lambda self, device, t_s: jnp.sum(device.g_prog)),
+    "too few": ("mean_at", lambda self, device, t_s: last_of(device.g_prog)),
+    "too many": ("mean_at", lambda self, device, t_s: device.g_prog[None]),
+    "read_sigma": ("read_sigma", lambda self, device, t_s: last_of(device.g_prog)),
+    "at": ("at", lambda self, key, device, t_s: last_of(device.g_prog)),
+    "nu": (
+        "program",
+        lambda self, key, g: Programmed(g_target=g, g_prog=g, nu=last_of(g)),
+    ),
+    "g_prog": (
+        "program",
+        lambda self, key, g: Programmed(g_target=g, g_prog=g.ravel()),
+    ),
+    "an array": ("program", lambda self, key, g: g),
+}
+
+
+@pytest.mark.parametrize("case", MISSHAPEN)
+@pytest.mark.parametrize("layer", [nn.Dense(3), nn.Conv(3, (3,))])
+def test_a_noise_model_of_another_shape_is_an_error(case, layer):
+    method, function = MISSHAPEN[case]
+    kind = type("Misshapen", (devices.Flash,), {method: function})
+    kind = hw.register("noise_model", "misshapen")(kind)
+    try:
+        chip = hw.Hardware(
+            converter=hw.SinglePairConductanceConverter(g_max=20.0),
+            noise_model=kind(g_max=20.0),
+        )
+        x = jnp.ones((1, 5, 2))
+        analog = hw.analogize(layer, chip)
+        variables = analog.init(jax.random.key(0), x)
+        plan = hw.plan(analog, variables, x)
+        kernel = tuple(map(str, variables["params"]["kernel"].shape))
+        shape = "a Programmed" if case == "an array" else rf".*\({', '.join(kernel)}\)"
+        message = f"Misshapen.{method} should return {shape}.*got"
+        with pytest.raises(ValueError, match=message):
+            programmed = hw.program_chip(variables["params"], plan, hw.chip_key(0))
+            programmed.at(1.0, key=jax.random.key(1))
+    finally:
+        hw._parts.registry.forget("noise_model", "misshapen")
 
 
 def test_rows_of_a_chip_have_gains_of_their_own(tmp_path):

@@ -537,6 +537,101 @@ def test_a_read_that_is_tried_gives_it_no_gradient():
     np.testing.assert_allclose(*(g["adc_bound"] for g in gradients), rtol=1e-6)
 
 
+@hw.register("stage", "test_neutral", outside="read_noise", inside="adc")
+class Neutral(hw.Part):
+    """A factor and an offset that start where they do nothing."""
+
+    gain: float = 1.0
+    ignores: bool = False
+
+    def leaves(self, weight):
+        return (
+            hw.LeafSpec(name=f"gain_from_{self.gain:.0f}", initial=self.gain),
+            hw.LeafSpec(name=f"shift_of_{self.gain:.0f}", initial=0.0),
+        )
+
+    def around(self, inner, x, ctx):
+        y = inner(x)
+        gain, shift = (ctx.leaf(leaf.name) for leaf in self.leaves(None))
+        if self.ignores:
+            return y + 0 * gain.sum()
+        return y * gain[..., None] + shift[..., None]
+
+
+@pytest.mark.parametrize("framework", FRAMEWORKS)
+@pytest.mark.parametrize("stages", [(1.0,), (1.0, 2.0), (2.0,)])
+@pytest.mark.parametrize("options", [{}, {"out_bound": 9.0, "out_bits": 6}])
+def test_a_stage_that_starts_neutral_is_told_from_nothing(framework, stages, options):
+    x = jax.random.normal(jax.random.key(1), (6, 7))
+    chip = hardware(*(Neutral(gain=gain) for gain in stages), **options)
+    analog, params, _, _ = made(framework, chip, x)
+    given = ({"params": params}, x) if framework == "linen" else (None, x)
+    rows = [
+        row.split(":")[1].strip()
+        for row in str(hw.assert_active(analog, *given)).splitlines()
+    ]
+    assert [row for row in rows if "neutral" in row] == [
+        f"test_neutral{f' #{i + 1}' if i else ''}" for i in range(len(stages))
+    ]
+
+
+@pytest.mark.parametrize("framework", FRAMEWORKS)
+@pytest.mark.parametrize("others", [(), (Neutral(gain=2.0),)])
+def test_a_stage_that_ignores_its_leaf_is_an_error(framework, others):
+    x = jax.random.normal(jax.random.key(1), (6, 7))
+    chip = hardware(Neutral(ignores=True), *others)
+    analog, params, _, _ = made(framework, chip, x)
+    given = ({"params": params}, x) if framework == "linen" else (None, x)
+    message = "test_neutral.*: .*its leaves 'gain_from_1', 'shift_of_1' do nothing"
+    with pytest.raises(ValueError, match=message):
+        hw.assert_active(analog, *given)
+
+
+@hw.register("modifier", "test_neutral_fan")
+class NeutralFan(hw.WeightModifier):
+    """A factor on the weights of each tile, which starts from 1."""
+
+    ignores: bool = False
+
+    def leaves(self, weight):
+        return (hw.LeafSpec(name="factor", initial=1.0),)
+
+    def on_weight(self, w, ctx):
+        return w if self.ignores else w * ctx.leaf("factor")
+
+
+@pytest.mark.parametrize("framework", FRAMEWORKS)
+@pytest.mark.parametrize("ignores", [False, True])
+def test_a_modifier_that_starts_neutral_is_told_from_nothing(framework, ignores):
+    x = jax.random.normal(jax.random.key(1), (6, 7))
+    chip = hw.Hardware(modifier=NeutralFan(ignores=ignores), mapping=TILES)
+    analog, params, _, _ = made(framework, chip, x)
+    given = ({"params": params}, x) if framework == "linen" else (None, x)
+    if not ignores:
+        assert "modifier: changes weights" in str(hw.assert_active(analog, *given))
+        return
+    with pytest.raises(ValueError, match="modifier: .*other values of 'factor'"):
+        hw.assert_active(analog, *given)
+
+
+@pytest.mark.parametrize("share", [0.9, 0.1, 2.0])
+def test_a_bound_that_moves_beyond_the_outputs_acts_at_its_value(share):
+    """Of the largest output of the test vectors."""
+    x = jnp.ones((2, 7))
+    chip = hardware(AdcBound(), mapping=None)
+    analog = hw.analogize(nn.Dense(5, use_bias=False), chip)
+    params = analog.init(KEY, x)["params"]
+    sizes = np.array([0.3, 0.3, 1, 1, 3, 3])[:, None]
+    vectors = sizes * np.random.default_rng(0).normal(size=(6, 7))
+    bound = share * np.abs(vectors @ params["kernel"]).max()
+    given = {"params": {**params, "adc_bound": jnp.full((1, 1), bound)}}
+    if share < 1:
+        hw.assert_active(analog, given, x)
+    else:
+        with pytest.raises(ValueError, match="its leaf 'adc_bound' does nothing"):
+            hw.assert_active(analog, given, x)
+
+
 @pytest.mark.parametrize("each", ["column", "tile"])
 @pytest.mark.parametrize("framework", FRAMEWORKS)
 def test_a_modifier_reads_its_leaves_and_they_get_their_gradient(framework, each):
@@ -636,7 +731,12 @@ def test_the_name_of_a_users_parameter_is_an_error():
         ((Offset(), Offset(trained=True)), "'offset': another leaf has that name"),
         ((Offset(name="probe"),), "'probe': another leaf has that name"),
         ((Offset(name="noise_key"),), "'noise_key': another leaf has that name"),
-        ((Offset(name="kernel"),), "kernel"),
+        ((Offset(name="kernel"),), "'kernel': this name is that of an array"),
+        ((Offset(name="embedding"),), "'embedding': this name is that of an array"),
+        ((Offset(name="lora_a"),), "'lora_a': this name is that of an array"),
+        ((Offset(name="bias"),), "'bias': this name is that of the digital bias"),
+        ((Offset(name="effective_x"),), "'effective_x': this name begins with"),
+        ((Offset(name="weight_key"),), "'weight_key': this name .* drawn in the layer"),
         ((Offset(name="Offset"),), "lower case"),
         ((Offset(every=False),), "'offset'.*but not for every weight"),
         (
@@ -650,6 +750,101 @@ def test_a_name_that_cannot_be_is_an_error(stages, message):
     with pytest.raises(ValueError, match=message):
         variables = analog.init(KEY, jnp.ones((1, 7)))
         analog.apply(variables, jnp.ones((1, 7)))
+
+
+class TwoArraysLinen(nn.Module):
+    first: str
+
+    @nn.compact
+    def __call__(self, x):
+        for name in (self.first, "kernel"):
+            self.param(name, nn.initializers.lecun_normal(), (7, 7))
+            x = hw.analog_einsum(self, name, "bi,io->bo", x)
+        return x
+
+
+class TwoArraysNnx(nnx.Module):
+    def __init__(self, first):
+        self.first = first
+        for name in (first, "kernel"):
+            setattr(self, name, nnx.Param(jnp.eye(7)))
+
+    def before(self, x):
+        return hw.analog_einsum(self, self.first, "bi,io->bo", x)
+
+    def __call__(self, x):
+        return hw.analog_einsum(self, "kernel", "bi,io->bo", self.before(x))
+
+
+NNX = {x: type(x, (TwoArraysNnx,), {}) for x in ("adc", "input", "noise", "mapping")}
+for _first, _kind in NNX.items():
+    _kind.before, _kind.__call__ = TwoArraysNnx.before, TwoArraysNnx.__call__
+    hw.sockets.register(_kind, _first, "bi,io->bo", method="before")
+    hw.sockets.register(_kind, "kernel", "bi,io->bo")
+
+
+COLLISIONS = {
+    "two own leaves": ("adc", ("bound", "adc_bound"), {}, "adc_bound"),
+    "an own and a built-in one": (
+        *("input", ("range",)),
+        {"input_range": hw.InputRangeParameter()},
+        "input_range",
+    ),
+    "an own one and one of a step": (
+        "noise",
+        ("key",),
+        {"out_noise": 0.1},
+        "noise_key",
+    ),
+    "an own one and one of a chip": (
+        *("mapping", ("scale",)),
+        {"out_bits": 8, "out_bound": 9.0},
+        "mapping_scale",
+    ),
+    "an array": ("adc", ("x_bound", "bound"), {}, ""),
+}
+
+
+@pytest.mark.parametrize("framework", FRAMEWORKS)
+@pytest.mark.parametrize("case", COLLISIONS)
+def test_leaves_of_two_arrays_never_have_one_path(case, framework):
+    first, names, options, path = COLLISIONS[case]
+    ranged = {k: options[k] for k in options if k == "input_range"}
+    options = {k: v for k, v in options.items() if k not in ranged}
+    scaled = hw.MappingParameter(weight_scaling_omega=1.0)
+    stages = tuple(Offset(name=name) for name in names)
+    io = hw.IOParameters(stages=stages, **options)
+    chip = hw.Hardware(forward=io, mapping=scaled, **ranged)
+
+    def made():
+        if framework == "nnx":
+            return hw.plan(hw.analogize(NNX[first](first), chip))
+        x, analog = jnp.ones((1, 7)), hw.analogize(TwoArraysLinen(first), chip)
+        return hw.plan(analog, analog.init(KEY, x), x)
+
+    if path:
+        message = f"leaf '.*' of .* and the leaf '.*' of .* both be stored as {path}"
+        with pytest.raises(ValueError, match=message):
+            made()
+    else:  # names that only end alike are apart
+        plan = made()
+        assert len(plan.leaves()) == 4
+
+
+@pytest.mark.parametrize("framework", FRAMEWORKS)
+def test_a_name_that_ends_like_another_is_a_leaf_too(framework):
+    x = jnp.ones((1, 7))
+    names = ("probe_bound", "bound", "my_probe", "my_probe_bound")
+    chip = hardware(*(Offset(name=name) for name in names))
+    _, params, plan, call = made(framework, chip, x)
+    assert set(plan.leaves()) == set(names)
+    assert not plan.digital
+    plain = hw.strip(params, plan)
+    assert set(plain) == {"kernel"}
+    # Each of the 3 row tiles adds each offset.
+    np.testing.assert_allclose(
+        call(params, x), x @ plain["kernel"] + 4 * 3 * 0.25, rtol=1e-5
+    )
 
 
 def test_a_leaf_that_nothing_reads_is_an_error():

@@ -7,6 +7,7 @@ import pytest
 from flax import linen as nn
 
 import hwtrain as hw
+from hwtrain.periphery._pipeline import Context
 
 KEY = jax.random.key(5)
 READS = 20_000
@@ -287,6 +288,55 @@ def mine(body, **members):
 def test_a_class_that_cannot_be_a_part_is_refused(make, message):
     with pytest.raises(ValueError, match=message):
         hw.register("stage", "test_mine")(make())
+
+
+@hw.register("stage", "test_common_mode", inside="output_noise")
+class CommonMode(hw.Part):
+    """Noise that the outputs of a tile share, from the shape that it asked for."""
+
+    draws = "read"
+
+    def around(self, inner, x, ctx):
+        noise = ctx.normal("noise", (x.shape[0], 3))
+        assert noise.shape == (x.shape[0], 3) and noise.dtype == jnp.float32
+        total = jnp.sum(noise, axis=1)
+        return inner(x) + total[:, None, None, None]
+
+
+@pytest.mark.parametrize("mode", [hw.train_mode, hw.chip_mode, hw.eval_mode])
+def test_noise_has_its_shape_where_nothing_is_drawn(mode):
+    x = jnp.ones((READS, 4))
+    io = hw.IOParameters(stages=(CommonMode(),))
+    analog = hw.analogize(nn.Dense(2, use_bias=False), hw.Hardware(forward=io))
+    variables = analog.init(KEY, x[:1])
+    y = mode(analog).apply(variables, x, rngs={"mismatch": KEY})
+    deviation = np.float64(y - x @ variables["params"]["kernel"])
+    if mode is hw.eval_mode:
+        np.testing.assert_allclose(deviation, 0, atol=1e-6)
+    else:
+        assert abs(deviation[:, 0].std() / 3**0.5 - 1) < 5 / np.sqrt(2 * READS)
+
+
+@pytest.mark.parametrize("layer", [nn.Dense(3), nn.Conv(3, (2,))])
+def test_no_built_in_stage_adds_zeros_where_nothing_is_drawn(layer, monkeypatch):
+    def normal(self, effect, shape):
+        raise AssertionError(f"{effect} is asked for")
+
+    io = hw.IOParameters(
+        **{"inp_bits": 6, "inp_noise": 0.1, "out_noise": 0.1, "out_noise_std": 0.1},
+        **{"w_noise": 0.1, "w_noise_type": "pcm_read", "v_offset_std": 0.1},
+        **{"out_bound": 9.0, "out_nonlinearity": 0.1, "out_nonlinearity_std": 0.1},
+    )
+    modifier = hw.WeightModifierParameter(
+        type="add_normal", std_dev=0.1, per_vector=True
+    )
+    analog = hw.analogize(layer, hw.Hardware(forward=io, modifier=modifier))
+    x = jnp.ones((2, 5, 4))
+    variables = analog.init(KEY, x)
+    monkeypatch.setattr(Context, "normal", normal)
+    hw.eval_mode(analog).apply(variables, x)
+    with pytest.raises(AssertionError, match="is asked for"):
+        analog.apply(variables, x, rngs={"mismatch": KEY})
 
 
 def test_fields_that_cannot_be_compared_are_refused():
