@@ -104,7 +104,7 @@ def parsed(loads: Callable[[str], Any], text: str) -> Any:
 
     >>> parsed(json.loads, "[" * 100_000)
     Traceback (most recent call last):
-    ValueError: tables or lists lie in each other too deeply
+    ValueError: tables or lists are nested too deeply
 
     Args:
       loads: reads the text.

@@ -428,7 +428,7 @@ class Layers(nnx.Module):
 
 def test_stacked_layers_of_nnx_are_refused():
     model = hwtrain.analogize(Layers(nnx.Rngs(0)), RANGED)
-    with pytest.raises(ValueError, match="layer/kernel .* its layers are stacked"):
+    with pytest.raises(ValueError, match="layer/kernel: .* its layers are stacked"):
         model(X)
 
 

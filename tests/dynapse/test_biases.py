@@ -37,7 +37,7 @@ def test_equally_near_codes_give_the_smallest():
 
 @pytest.mark.parametrize("current", [0.0, -1e-9, 1e-13, 2.4e-6, np.nan])
 def test_a_current_beyond_the_table(current):
-    with pytest.raises(ValueError, match="Ispkthr is to be .* gives 4e-13 to 2.3e-06"):
+    with pytest.raises(ValueError, match="Ispkthr should be .* gives 4e-13 to 2.3e-06"):
         nearest_code(computed_table(), current, "Ispkthr")
 
 

@@ -96,7 +96,7 @@ def test_what_does_not_fit(weights):
             cores=[0] * 6,
             limits=Limits(neurons_per_core=4),
         )
-    with pytest.raises(ValueError, match="Ispkthr is to be 1 A"):
+    with pytest.raises(ValueError, match="Ispkthr should be 1 A"):
         deploy(*weights, {"Ispkthr": 1.0}, table=TABLE)
     with pytest.raises(ValueError, match=r"weights_rec should be \[6\] \* 2"):
         deploy(weights[0], weights[0], CURRENTS, table=TABLE)
