@@ -79,8 +79,9 @@ def straight_through(w: jax.Array, value: jax.Array) -> jax.Array:
 
     Args:
       w: receives the gradient.
-      value: the result, of the shape and dtype of `w`.
+      value: the result, of the dtype of `w`, which is broadcast to its shape.
     """
+    w = jax.numpy.broadcast_to(w, jax.numpy.shape(value))  # tiles may draw their own
     return _straight_through(*vary_alike(w, value))
 
 

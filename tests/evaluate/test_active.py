@@ -210,9 +210,9 @@ SABOTAGE = {
     ),
     "w_noise": (
         "w_noise",
-        read_noise,
-        "straight_through",
-        same,
+        read_noise.ReadNoise,
+        "around",
+        lambda f: lambda self, inner, x, ctx: inner(x),
     ),
     "ir_drop": ("ir_drop", ir_drop, "dropped", none),
     "out_asymmetry": ("out_asymmetry", asymmetry, "weakened", same),
