@@ -26,8 +26,6 @@ _LOGARITHM += (0.204554603, -0.184560895, 0.117846139)
 # Phi^-1((1 + u) / 2) / u as a polynomial of 2 w / 21.49 - 1, with w = -ln(1 - u^2)
 # between 0 and 21.49: minimax in the relative error, 9e-6.
 _QUANTILE_SCALE = 0.09307710081338882
-
-
 _QUANTILE = (4.40078545, 2.33028698, -0.565474212, 0.267029196, -0.110867672)
 
 

@@ -8,7 +8,6 @@ import jax.numpy as jnp
 PCM_COEFFICIENTS = (0.26348, 1.9650, -1.1731)
 """Programming noise of phase-change memory, in µS, by powers of g / g_max."""
 
-
 PCM_RELATIVE_COEFFICIENTS = (0.26348 / 25, 1.9650 / 25, -1.1731 / 25)
 """The same, relative to the largest conductance of 25 µS."""
 

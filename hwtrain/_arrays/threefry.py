@@ -9,8 +9,6 @@ import jax.numpy as jnp
 import numpy as np
 
 _ROTATIONS = ((13, 15, 26, 6), (17, 29, 16, 24))
-
-
 _PARITY = np.uint32(0x1BD11BDA)
 
 

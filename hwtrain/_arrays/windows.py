@@ -17,8 +17,6 @@ import jax.numpy as jnp
 import numpy as np
 
 Pairs = tuple[tuple[int, int], ...]
-
-
 _PADDINGS = ("SAME", "SAME_LOWER", "VALID")
 
 

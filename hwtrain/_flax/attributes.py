@@ -15,7 +15,6 @@ ON_CLASSES = {
 }
 """Attributes of the classes that replace a user's."""
 
-
 ON_OBJECTS = {
     "hardware_mode": "the mode, of the model and of each of its analog layers",
     "analog_assigned": "of the model: what `analogize` was told",
@@ -28,7 +27,6 @@ ON_OBJECTS = {
     "analog_watch": "of a module in an abstract call: marks what it multiplies by",
 }
 """Attributes of users' NNX objects. Linen's objects are frozen and have none."""
-
 
 OF_FLAX = {
     "hwtrain_calls": "of a scope: how often its root was called",

@@ -20,9 +20,7 @@ from hwtrain._flax.jaxprs import TRANSPARENT, casts_to, inner_jaxpr, mark, scan_
 
 _MARK = "hwtrain layer"
 
-
 _calls = itertools.count()
-
 
 _ACTIVATIONS = inspect.getsourcefile(inspect.unwrap(jax.nn.gelu))
 """The source file of the functions of `jax.nn`."""

@@ -25,7 +25,6 @@ from hwtrain.weights.modifier import ON_LEVELS
 
 Leaves = Mapping[str, jax.Array]
 
-
 HELD = "effective"
 """The name of a chip's derived weights among the leaves of a layer."""
 

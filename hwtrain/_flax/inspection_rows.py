@@ -16,7 +16,6 @@ from hwtrain.weights import MappingParameter
 
 PERIPHERY = "periphery"
 
-
 COLUMNS = {
     "modifier": "weight noise",
     "clip": "clip",

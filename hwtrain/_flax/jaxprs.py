@@ -19,7 +19,6 @@ TRANSPARENT = {
 }
 """Operations that keep the place of every number; for casts see `casts_to`."""
 
-
 _NARROWEST = jnp.finfo(jnp.bfloat16).nmant, jnp.finfo(jnp.float16).nexp
 """Minimum bits of fraction and exponent of a dtype for computing."""
 

@@ -85,7 +85,6 @@ class _Here(NamedTuple):
 
 _OUTSIDE = _Here()
 
-
 _here: contextvars.ContextVar[_Here] = contextvars.ContextVar(
     "hwtrain_here", default=_OUTSIDE
 )
@@ -163,8 +162,6 @@ def rows(name: str) -> tuple[Index, ...]:
 
 
 _MUST_NOT = "must not call an analog layer: call it outside, and pass its output in"
-
-
 _WAY_OUT = (
     "A rule of jax.custom_vjp or jax.custom_jvp, a function under shard_map or pmap, "
     f"and a jaxpr that is kept by hand {_MUST_NOT}"
@@ -280,10 +277,8 @@ _OURS = {
 }
 """The code of the bodies that the redirected loops run."""
 
-
 _LOOPS: dict[types.CodeType, str] = {}
 """The code of JAX's loops, which identifies them on the stack."""
-
 
 _lock = threading.Lock()
 
@@ -367,10 +362,8 @@ def _redirect(function: Any, replacement: Any) -> types.CodeType:
 
 _JAX = os.path.dirname(jax.__file__) + os.sep
 
-
 _RULES = os.path.basename(inspect.getfile(inspect.unwrap(jax.lax.scan)))
 """The file of JAX's loops, which also holds their rules."""
-
 
 _KEEP_NOTHING = (
     "traceback_util.py",
@@ -386,10 +379,8 @@ _KEEP_NOTHING = (
 A missing file only costs time.
 """
 
-
 _DEVICES = {"shard_map.py": "shard_map", "pmap.py": "pmap"}
 """Files that run a function on many devices."""
-
 
 _BY_HAND = ("make_jaxpr_f", "closure_convert")
 """Functions that return a jaxpr."""

@@ -15,11 +15,7 @@ from hwtrain._plan.plan import Plan
 from hwtrain._plan.rules import Rule, assignment
 
 LinenModel = TypeVar("LinenModel", bound=nn.Module)
-
-
 NnxModel = TypeVar("NnxModel", bound=nnx.Module)
-
-
 Model = TypeVar("Model", nn.Module, nnx.Module)
 
 

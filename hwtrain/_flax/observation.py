@@ -44,7 +44,6 @@ class Multiplication(NamedTuple):
 
 Observer = Callable[[Multiplication], jax.Array]
 
-
 Collector = Callable[[AnalogWeight, jax.Array, jax.Array], None]
 
 
@@ -57,7 +56,6 @@ class _Watching(NamedTuple):
 
 _NOBODY = _Watching()
 
-
 _watching: contextvars.ContextVar[_Watching] = contextvars.ContextVar(
     "hwtrain_watching", default=_NOBODY
 )
@@ -65,8 +63,6 @@ _watching: contextvars.ContextVar[_Watching] = contextvars.ContextVar(
 
 # Part of every jit cache key, because unobserved traces must not be reused here.
 _trace: Any = jax.make_user_context(default_value=None)
-
-
 _fresh = itertools.count()
 
 

@@ -33,7 +33,6 @@ class Origin:
 
 Origins = frozenset[Origin]
 
-
 INPUT = Origin("")
 """The origin of the call's arguments; a value with it is not a weight."""
 

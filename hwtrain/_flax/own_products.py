@@ -15,13 +15,8 @@ from hwtrain._flax.jaxprs import mark
 from hwtrain._flax.origins import Origin, Origins, Passage, changed, passages
 
 _ENTERS, _LEAVES = "hwtrain inputs", "hwtrain results"
-
-
 _GATHERS = {"all_gather", "all_gather_invariant", "all_to_all", "ppermute"}
-
-
 _SUMS = {"psum", "psum_invariant", "reduce_scatter"}
-
 
 _numbers = itertools.count()
 

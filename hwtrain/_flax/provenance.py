@@ -30,8 +30,6 @@ from hwtrain._flax.own_products import Passages, collects
 from hwtrain._flax.stack_axis import NAME, stack_axis_first
 
 _MARK = "hwtrain operand"
-
-
 _SAME = TRANSPARENT | {
     "device_put",
     "expand_dims",
@@ -44,10 +42,8 @@ _SAME = TRANSPARENT | {
 }
 """Operations that keep the numbers and their order."""
 
-
 _MOVES = {"broadcast_in_dim", "dynamic_slice", "rev", "slice", "split", "transpose"}
 """Operations that keep the numbers; a product may move its operands by them."""
-
 
 _PRODUCTS = {
     "conv_general_dilated",
@@ -57,7 +53,6 @@ _PRODUCTS = {
     "ragged_dot_general",
 }
 """Operations by which a layer uses its array, including look-ups."""
-
 
 _numbers = itertools.count()
 
@@ -127,11 +122,7 @@ class Operands:
 
 
 _LOST = "what it multiplies by cannot be followed"
-
-
 _BOTH = "it multiplies by that in one call, and by what is made of it in another"
-
-
 _GIVEN = (
     "what it multiplies by is made of inputs or random numbers of the call too, and a "
     "crossbar's weights stay"

@@ -13,7 +13,6 @@ from jax.interpreters import ad, batching
 
 NAME = "hwtrain_stack_axis_first"
 
-
 _first = Primitive(NAME)
 
 

@@ -20,8 +20,6 @@ from hwtrain._plan.weight import AnalogWeight
 from hwtrain.sockets._table import array_letters
 
 Axes = tuple[int, ...]
-
-
 DimensionNumbers = tuple[tuple[Axes, Axes], tuple[Axes, Axes]]
 
 

@@ -18,7 +18,6 @@ from hwtrain._plan.plan import Plan
 
 _PATTERN_OF_ALL = ".*"
 
-
 _active: contextvars.ContextVar[Any] = contextvars.ContextVar(
     "hwtrain_strength", default=None
 )
@@ -26,11 +25,7 @@ _active: contextvars.ContextVar[Any] = contextvars.ContextVar(
 
 # Part of every jit cache key, because traces at another strength must not be reused.
 _trace = jax.make_user_context(default_value=None)
-
-
 _fresh = itertools.count()
-
-
 _checked: set[Any] = set()
 
 

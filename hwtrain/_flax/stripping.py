@@ -19,7 +19,6 @@ from hwtrain.periphery.input_range import PROBE, RANGE
 _LEARNED = {leaf.name for leaf in BUILT_IN if leaf.in_kernel is not None}
 """The names of leaves that must become part of the kernel when stripped."""
 
-
 _WITH_PLAN = "hwtrain.strip(params, plan), with plan = hwtrain.plan(analog, ...)"
 
 

@@ -24,14 +24,11 @@ from hwtrain._parts.part import CONFIG as CONFIG
 MOST_CHIPS = 1_000_000
 """Upper limit of chips. Nobody looks at more seeds and results than these."""
 
-
 MOST_COUNTED = 2**31 - 1
 """The largest count of JAX's int32."""
 
-
 MOST = 1e12
 """Upper limit of numbers: squares and products of three of them fit in float32."""
-
 
 _LEAST_OF_FLOAT32 = 2.0**-126
 
@@ -59,49 +56,27 @@ def at_least(least: float) -> tuple[Any, Any]:
 
 _Felt = AfterValidator(_felt)
 
-
 Number = Annotated[float, Field(ge=-MOST, le=MOST), _Felt]
-
-
 NonNegative = Annotated[float, Field(ge=0, le=MOST), _Felt]
-
-
 Positive = Annotated[float, Field(le=MOST), *at_least(1e-12)]
 
-
 Share = Annotated[float, Field(ge=0, le=1), _Felt]
-
-
 PositiveShare = Annotated[float, Field(le=1), *at_least(1e-12)]
-
-
 Deviation = Annotated[float, Field(ge=0, le=1000), _Felt]
 """A relative standard deviation, or a factor on one."""
 
-
 PositiveDeviation = Annotated[float, Field(le=1000), *at_least(1e-12)]
-
-
 Exponent = Annotated[float, Field(ge=0, le=10), _Felt]
 """A drift exponent, or its spread. At 10, a decade of time changes sizes by 10^10."""
 
-
 SignedExponent = Annotated[float, Field(ge=-10, le=10), _Felt]
-
-
 Steps = Annotated[float, Field(ge=0, le=2**24), _Felt]
 """The step of levels, or their number if above 1; float32 distinguishes up to 2^24."""
 
-
 PositiveSteps = Annotated[float, Field(le=2**24), *at_least(1e-12)]
 
-
 Size = Annotated[int, Field(gt=0, le=MOST_COUNTED)]
-
-
 Count = Annotated[int, Field(ge=0, le=MOST_COUNTED)]
-
-
 Chips = Annotated[int, Field(gt=0, le=MOST_CHIPS)]
 
 
@@ -120,7 +95,6 @@ Limit = Annotated[
     PlainSerializer(lambda value: "none" if value is None else value),
 ]
 """A size, or `None` for no limit, written as the string "none" in TOML."""
-
 
 T = TypeVar("T")
 

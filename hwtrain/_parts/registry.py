@@ -39,12 +39,15 @@ KINDS = {
 """The kinds of parts."""
 
 _BUILT_IN = {
-    **dict.fromkeys(("converter", "drift_compensation", "noise_model"), "devices"),
-    **dict.fromkeys(("clip", "mismatch", "modifier"), "weights"),
-    "objective": "objectives",
-    "stage": "periphery",
+    "clip": "hwtrain.weights",
+    "converter": "hwtrain.devices",
+    "drift_compensation": "hwtrain.devices",
+    "mismatch": "hwtrain.weights",
+    "modifier": "hwtrain.weights",
+    "noise_model": "hwtrain.devices",
+    "objective": "hwtrain.objectives",
+    "stage": "hwtrain.periphery",
 }
-_BUILT_IN = {kind: f"hwtrain.{room}" for kind, room in _BUILT_IN.items()}
 """The rooms whose files register the built-in parts when they are imported, by kind."""
 
 _known: dict[str, dict[str, Entry]] = {kind: {} for kind in KINDS}

@@ -29,10 +29,7 @@ from hwtrain._plan.weight import AnalogWeight
 
 Constants = Mapping[str, ArrayLike]
 
-
 _DRAWN = "it decides which elements are drawn, step by step, without a slope"
-
-
 _NO_SLOPE = {
     "modifier.pdrop": _DRAWN,
     "modifier.pcm_prob_at_reset": _DRAWN,

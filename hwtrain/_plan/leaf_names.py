@@ -35,10 +35,8 @@ BUILT_IN = (
 )
 """The built-in leaves. Users' parts declare theirs in `Part.leaves`."""
 
-
 OWNERS = ("kernel", "embedding")
 """Arrays whose leaves are not prefixed by their name: a layer has only one of them."""
-
 
 SHARED = ("lora_a", "lora_b")
 """The factors of a LoRA. Their leaves, and those of any other array, are prefixed by
@@ -58,9 +56,7 @@ EFFECTIVE = "effective_"
 """Prefix of the leaf for derived weights, before the name of the array from which they
 are computed: `effective_kernel`."""
 
-
 _LEAVES = names_when("model", "chip")
-
 
 OF_A_STEP = tuple(leaf.name for leaf in BUILT_IN if leaf.when == ("step",))
 """Leaves that exist during a step only."""

@@ -9,8 +9,6 @@ CAPACITANCES = (
     "C_ref",
     "C_syn",
 )
-
-
 CURRENTS = (
     "Idc",
     "Igain_ahp",
@@ -27,14 +25,9 @@ CURRENTS = (
     "Itau_syn",
     "Iw_ahp",
 )
-
-
 CONSTANTS = ("Io", "Ut", "Vth", "kappa_n", "kappa_p")
-
-
 QUANTITIES = (*CAPACITANCES, *CURRENTS, *CONSTANTS)
 """The quantities of a neuron, each with one value per neuron."""
-
 
 INHIBITORY = ("C_gaba", "Igain_gaba", "Itau_gaba")
 """Quantities of the inhibitory dendrite, which the reference model lacks."""

@@ -12,21 +12,17 @@ from hwtrain._plan.hardware import Hardware
 IN_A_CALL = ("modifier", "forward", "mapping")
 """The parts of hardware that a call of a model reads."""
 
-
 OF_A_CHIP = (
     *("modifier", "forward", "mapping", "mismatch", "converter", "noise_model"),
     *("drift_compensation", "stuck"),
 )
 """The parts that programming, mismatch and the reads of a chip use."""
 
-
 _IN_AN_UPDATE = "is read by the optimiser, which is compiled with it"
-
 
 _HOW_OFTEN = (
     "decides how often a tile is read again, which is compiled into the program"
 )
-
 
 _STATIC = {
     "clip": _IN_AN_UPDATE,
@@ -40,14 +36,12 @@ _STATIC = {
 }
 """Numbers that stay static, by the beginning of their path, and why."""
 
-
 _OF_CLASSES = {
     "Management.limit": _HOW_OFTEN,
     "CustomPairConductanceConverter": "belongs to curves that are checked together",
     "MeasuredNoiseModel.t_read": "is not used, because its read noise was measured",
 }
 """Likewise, by class or by class and field."""
-
 
 _PLAIN = ("g_min", "v_offset_w_min")
 """Numbers for which zero turns nothing off."""

@@ -214,7 +214,6 @@ def _on_crossbar(
 
 _written = jax.jit(written, static_argnums=0)
 
-
 _chip_kernel = jax.jit(deviated, static_argnums=0)
 
 

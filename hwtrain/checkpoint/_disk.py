@@ -8,8 +8,6 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 AGAIN = "make room, and try again"
-
-
 RESUME = "make room, and continue with --resume"
 
 

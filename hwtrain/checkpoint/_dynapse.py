@@ -23,8 +23,6 @@ from hwtrain.dynapse._deployment import WEIGHTS, Deployment, Synapses
 from hwtrain.dynapse._weight_codes import BASES, amounts
 
 FILE_NAME = "tensors.safetensors"
-
-
 RULES = {
     "weights": "achieved = sign * sum over b of bit b of mask * Iw_b / iscale, Iw_b "
     "the achieved base currents of the neuron's core; mask 0: no synapse",
@@ -36,27 +34,16 @@ RULES = {
     "layers": "name and number of neurons, in the order of the neurons; the first is "
     "driven by the inputs, each of the others by the layer before",
 }
-
-
 _BASES = {f"Iw_{number}" for number in range(BASES)}
-
-
 _ARRAYS = {"wanted": "1", "mask": "bits", "sign": "1", "achieved": "1"}
 
-
 UNITS = {"biases": "A", "iscale": "A", "chips": "SI: A, F, V"}
-
-
 _DTYPES = {"wanted": "float64", "mask": "uint8", "sign": "int8", "achieved": "float64"}
-
 
 _LARGEST = 1.0
 """Upper bound of bias currents, in A; larger values have another unit."""
 
-
 Count = Annotated[int, Field(ge=0)]
-
-
 Name = Annotated[str, Field(min_length=1)]
 
 

@@ -35,10 +35,8 @@ DTYPES = {
 }
 """The possible dtypes of tensors, by name."""
 
-
 KEY_WORDS = {"threefry2x32": 2, "rbg": 4, "unsafe_rbg": 4}
 """The generators of PRNG keys, with the number of words in their key data."""
-
 
 LARGEST_SEED = 2**32 - 1
 """The largest chip seed. JAX would take a larger one modulo 2^32."""
@@ -55,26 +53,16 @@ def _known_dtype(name: str) -> str:
 FileName = Annotated[
     str, Field(pattern=r"^(tensors|chips/[0-9]{4,10})/[0-9]{4,9}\.safetensors$")
 ]
-
-
 Seed = Annotated[int, Field(ge=0, le=LARGEST_SEED)]
 
 
 # A safetensors file counts in 64 bits, and NumPy has at most 64 axes.
 Size = Annotated[int, Field(ge=0, lt=2**63)]
-
-
 Sizes = Annotated[tuple[Size, ...], Field(max_length=64)]
-
-
 Pieces = tuple[Size, ...]
-
-
 Dtype = Annotated[
     str, AfterValidator(_known_dtype), Field(json_schema_extra={"enum": [*DTYPES]})
 ]
-
-
 Hash = Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
 
 

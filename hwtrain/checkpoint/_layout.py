@@ -18,7 +18,6 @@ from hwtrain.weights.mapping import MAPPING_SCALE
 _FEW = 1000
 """Number of missing tensors up to which each one is looked for."""
 
-
 Files = Mapping[str, Mapping[str, TensorEntry]]
 
 

@@ -31,17 +31,10 @@ from hwtrain.checkpoint._strict_json import difference, parse
 from hwtrain.checkpoint._words import check_words
 
 FORMAT = "hwtrain-checkpoint"
-
-
 MAJOR, MINOR = 1, 2
-
-
 FILE_NAME = "manifest.json"
-
-
 LARGEST = 64 * 2**20
 """Largest size of a manifest in bytes; a larger one is refused before it is read."""
-
 
 Kind = TypeVar("Kind", bound=BaseModel)
 

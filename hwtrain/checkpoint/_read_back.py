@@ -28,7 +28,6 @@ COLUMNS = (
 )
 """The columns of a CSV file, in any order."""
 
-
 _NUMBERS = ("row_tile", "column_tile", "stack", "row", "column")
 
 
@@ -38,7 +37,6 @@ _LARGEST = 2.0
 
 # Conductances in siemens would be a million times smaller.
 _SMALLEST = 1e-4
-
 
 Conductances = Mapping[str, np.ndarray]
 """Conductances of one chip: arrays `[*stack, rows, columns]` of a tile's devices, in

@@ -34,7 +34,6 @@ _NAMES = {
 }
 """The names of dtypes in a safetensors file."""
 
-
 _LARGEST_HEADER = 100_000_000
 """Largest header that safetensors reads, in bytes."""
 

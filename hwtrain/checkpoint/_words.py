@@ -20,8 +20,6 @@ UNITS = {
     OUTPUT_SCALE.name: OUTPUT_SCALE.unit,
     RANGE.name: RANGE.unit,
 }
-
-
 RULES = {
     "weights": (
         "per tile, all shaped [*stack, rows, columns] or broadcastable against it: "
@@ -131,7 +129,6 @@ RULES = {
     ),
 }
 
-
 _EARLIER = frozenset(
     {
         "1a3a0ec1caef77ce2fb7b1ca4348135d2a3d74f5769039dd512a3ab70fbff14b",
@@ -148,7 +145,6 @@ _EARLIER = frozenset(
     }
 )
 """SHA-256 of the units and rules of earlier versions of the format."""
-
 
 _OTHER_WORDS = frozenset(
     {

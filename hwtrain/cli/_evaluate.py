@@ -13,8 +13,6 @@ from hwtrain.evaluate import _plots as plots
 from hwtrain.train._folder import write_json
 
 _METRIC = "accuracy in %"
-
-
 _MODE = "chip_mode"
 
 

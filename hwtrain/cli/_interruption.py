@@ -17,7 +17,6 @@ from hwtrain.cli._errors import print_error
 INTERRUPTED = 130
 """The exit status after an interruption."""
 
-
 _AGAIN = b"\0"
 """Asks the thread to interrupt again soon, after an interrupt that cannot be raised."""
 

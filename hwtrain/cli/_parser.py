@@ -18,8 +18,6 @@ else:
 
 # Repeated here, because their modules load JAX; a test compares both.
 _METHODS = ("max", "moving_std", "moving_quantile", "cache_quantile")
-
-
 _TARGETS = ("aihwkit", "crosssim", "fusion-csv", "nir", "npz")
 """The built-in targets, for the help."""
 

@@ -22,10 +22,8 @@ def relative(g: ArrayLike, g_max: float) -> jax.Array:
 Coefficients = Annotated[tuple[Number, ...], Field(strict=False, min_length=1)]
 """Coefficients of a polynomial, in ascending powers."""
 
-
 Points = Annotated[tuple[NonNegative, ...], Field(strict=False, min_length=2)]
 """Values at the points of a curve."""
-
 
 SignedPoints = Annotated[tuple[SignedExponent, ...], Field(strict=False, min_length=2)]
 """Drift exponents at the points of a curve, of either sign."""

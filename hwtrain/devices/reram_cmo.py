@@ -23,10 +23,7 @@ from hwtrain.devices.bases import NoiseModel
 CMO_COEFFICIENTS = {0.2: (0.00081107, 0.00106879), 2.0: (0.0112185391, 0.01129027418)}
 """Programming noise in µS, by powers of g in µS, for each acceptance range in %."""
 
-
 _CMO_T_READ_S = 1e-6
-
-
 _CMO_LEVEL_FLOOR_US = 1e-6
 
 

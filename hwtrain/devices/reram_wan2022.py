@@ -21,7 +21,6 @@ from hwtrain.devices.bases import NoiseModel
 WAN_TIMES_S = (1.0, 86_400.0, 172_800.0)
 """Times of the measurements of the spread, in seconds after programming."""
 
-
 WAN_COEFFICIENTS = (
     (0.348, 16.030, -43.853, 45.393, -16.815),
     (0.701, 22.086, -50.773, 47.095, -16.458),

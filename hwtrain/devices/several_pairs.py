@@ -23,11 +23,7 @@ from hwtrain.devices.bases import ConductanceConverter
 
 # Lists are accepted too, since configurations of the reference are written with them.
 _Factors = Annotated[tuple[Positive, ...], Field(strict=False, min_length=1)]
-
-
 _Curve = Annotated[tuple[NonNegative, ...], Field(strict=False, min_length=2)]
-
-
 _Curves = Annotated[tuple[_Curve, ...], Field(strict=False)]
 
 

@@ -16,14 +16,9 @@ from hwtrain.dynapse._connectivity import (
 from hwtrain.dynapse._weight_codes import BASES, encode
 
 Currents = Mapping[str, ArrayLike]
-
-
 Tables = ArrayLike | Mapping[str, ArrayLike]
-
-
 WEIGHTS = ("weights_in", "weights_rec")
 """Names of the two weight matrices of a deployment."""
-
 
 _BASES = tuple(f"Iw_{number}" for number in range(BASES))
 

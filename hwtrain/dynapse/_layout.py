@@ -16,7 +16,6 @@ from hwtrain._plan.quantities import INHIBITORY, QUANTITIES
 _Quantity = Annotated[float, Field(le=1e3), *at_least(1e-18)]
 """In SI units. The bound excludes currents of a few electrons per second."""
 
-
 _UT, _KAPPA, _VTH = 25e-3, (0.75 + 0.66) / 2, 0.7
 
 

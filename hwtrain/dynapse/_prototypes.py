@@ -23,8 +23,6 @@ _SIGNATURE = {"Itau_mem", "Igain_mem", "Itau_syn", "Ispkthr"}
 
 # Rockpool also deviates this current, although its equations do not use it.
 _FROZEN = {*QUANTITIES, "If_nmda"}
-
-
 _KERNELS = ("kernel", "weight")
 
 

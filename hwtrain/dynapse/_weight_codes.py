@@ -10,21 +10,15 @@ import itertools
 import numpy as np
 
 BASES = 4
-
-
 NEAREST_POWERS = (1e-9, 2e-9, 4e-9, 8e-9)
 """Default base currents without a search, in A."""
-
 
 GRID = 32
 """Levels up to the largest weight; the search tries all sets of four of them."""
 
-
 _MASKS = np.array(list(itertools.product((0, 1), repeat=BASES)), float)[:, ::-1]
 
-
 _POINTS = 48  # quantiles that stand for many weights in the search over the grid
-
 
 _TRIED_ON_TABLE = 4  # best results of the search that are then moved to a table
 

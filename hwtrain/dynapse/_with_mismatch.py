@@ -17,8 +17,6 @@ from hwtrain.dynapse._generator import mismatch_generator
 from hwtrain.weights import WeightModifierParameter
 
 LinenModel = TypeVar("LinenModel", bound=nn.Module)
-
-
 NnxModel = TypeVar("NnxModel", bound=nnx.Module)
 
 

@@ -24,7 +24,6 @@ from hwtrain.periphery.output_factor import OutputFactor
 KEYS = 8
 """Measured steps, each with its own key; very small layers need more."""
 
-
 _PLAIN = OutputFactor(factor=1.0)
 """A stage without effect, for hardware that needs a stage."""
 

@@ -11,10 +11,8 @@ import numpy as np
 ENOUGH = 128
 """Number of draws that tells strengths of 1 and 0.5 apart by more than both errors."""
 
-
 MOST_KEYS = 512
 """Most steps that are measured, for a model with a layer of very few weights."""
-
 
 ZEROS = (
     "the kernel is all zeros, so that outputs, and noise relative to its largest "

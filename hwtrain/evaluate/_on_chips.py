@@ -30,7 +30,6 @@ from hwtrain.weights.mapping import MAPPING_SCALE
 CHUNK_BYTES = 256 * 2**20
 """Bound in bytes on the parameters and conductances of chips evaluated together."""
 
-
 Subset = Mapping[str, bool] | None
 
 

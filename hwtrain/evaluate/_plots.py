@@ -17,17 +17,10 @@ from hwtrain.evaluate._population import Population
 from hwtrain.evaluate._sensitivity import Sensitivity
 
 BLUE = "#1764ab"
-
-
 GREY = "#8a8a8a"
-
-
 ORANGE = "#c2571a"
-
-
 MOST_PANELS = 30
 """Most weights shown in a plot of histograms; further ones are left out."""
-
 
 MOST_LAYERS = 60
 """Most layers shown in a plot of sensitivities; further ones are left out."""

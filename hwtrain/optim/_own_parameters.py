@@ -9,8 +9,6 @@ from optax import contrib
 from hwtrain._plan.plan import Plan
 
 _ANEW = "sets the weights anew from initial ones that it keeps, in every step"
-
-
 _HOLDING = {
     contrib.ScheduleFreeState: (
         "optax.contrib.schedule_free",
@@ -22,10 +20,7 @@ _HOLDING = {
 }
 """For each type of state, the optimiser's name and what it does."""
 
-
 _Lookahead: Any = optax.LookaheadState
-
-
 _SEARCHES: Any = (
     optax.ScaleByZoomLinesearchState,
     optax.ScaleByBacktrackingLinesearchState,

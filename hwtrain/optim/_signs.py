@@ -53,11 +53,7 @@ class Fact(NamedTuple):
 
 
 UNKNOWN = Fact(False, False)
-
-
 _ZERO = Fact(True, True)
-
-
 _AT_LEAST_ZERO = Fact(True, False)
 
 
@@ -134,15 +130,11 @@ def facts(program: ClosedJaxpr | Jaxpr, inputs: list[Fact]) -> list[Fact]:
 
 
 _UNSIGNED = (jnp.complexfloating, jnp.unsignedinteger)
-
-
 _BY_ELEMENT = frozenset(
     "abs add add_any clamp convert_element_type copy div eq exp ge gt integer_pow "
     "is_finite le log lt max min mul ne neg pow rsqrt select_n sign sqrt square "
     "stop_gradient sub tanh".split()
 )
-
-
 _CALLS = frozenset(
     "jit pjit closed_call core_call custom_jvp_call custom_vjp_call checkpoint remat "
     "remat2 shard_map".split()

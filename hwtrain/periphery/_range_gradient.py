@@ -20,7 +20,6 @@ PROBE_SCALE = 2.0**-40
 """Factor on the probe's sums. A power of two, so that quotients are exact, and small,
 so that clipping by the global norm and logged norms are not affected."""
 
-
 PROBE_SIZE = 6
 """Number of sums for every tile: n, n unclipped, sum of x/r, sum of (x/r)^2, outputs,
 outputs unclipped."""

@@ -23,7 +23,6 @@ from hwtrain.periphery._range_gradient import PROBE_SCALE, RangeGradient, clippe
 # Above this number of taps, the program loops over them.
 _UNROLLED = 32
 
-
 Drive = Callable[..., jax.Array]
 """Maps clipped inputs, the range of each channel, and its own traced constants to the
 values that drive the crossbars. It acts on each value alike, and is hashable."""

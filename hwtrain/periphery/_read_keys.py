@@ -23,7 +23,6 @@ _NAMES = np.array(
     [stable_hash(draw_name("", name)) for name in READ_EFFECTS], np.uint32
 )
 
-
 _MODES = ("train", "chip", "eval")
 
 
@@ -67,7 +66,6 @@ NOISE_STRENGTH = LeafSpec(
     trained=None,
 )
 """A factor on the noise of a layer in a step."""
-
 
 WEIGHT_KEY = "weight_key"
 """The name, among a layer's leaves, of the key for weights that it draws itself."""

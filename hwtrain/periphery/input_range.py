@@ -50,7 +50,6 @@ RANGE = LeafSpec(
 )
 """The input range of each tile."""
 
-
 PROBE = LeafSpec(
     name="probe",
     there=_is_ranged,

@@ -26,8 +26,6 @@ from hwtrain._plan.hardware import Hardware
 from hwtrain.objectives import AnyObjective
 
 Seed = Annotated[int, Field(ge=0, lt=2**32)]
-
-
 Source = Annotated[str, Field(pattern=r"^.+:[A-Za-z_]\w*$")]
 
 
@@ -57,7 +55,6 @@ def _pattern(text: str) -> str:
 Pattern = Annotated[str, AfterValidator(_pattern)]
 """A regular expression for paths, applied by `re.fullmatch`."""
 
-
 _Argument = bool | int | float | str
 
 
@@ -74,7 +71,6 @@ Arguments = Annotated[
     PlainSerializer(dict),
 ]
 """Keyword arguments; in TOML, a table."""
-
 
 Factors = Annotated[
     tuple[tuple[Pattern, Deviation], ...],

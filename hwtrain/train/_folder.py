@@ -13,8 +13,6 @@ from hwtrain.train._mismatch_config import MismatchConfig, kind_of
 from hwtrain.train._reading import import_parts, parsed
 
 CONFIG_FILE = "config.json"
-
-
 _SOURCE_FILE = "source.json"
 
 

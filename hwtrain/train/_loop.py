@@ -18,7 +18,6 @@ from hwtrain.train._functional import Functional, Params
 Stop = Callable[[], bool]
 """Returns whether the training was asked to stop."""
 
-
 Loss = Callable[[jax.Array, jax.Array], jax.Array]
 
 

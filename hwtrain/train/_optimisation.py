@@ -17,8 +17,6 @@ from hwtrain.train._config import TrainingParameter
 from hwtrain.train._entries import EntryError, named
 
 _ALL = ".*"
-
-
 _LOOKED_AT = 10_000
 
 

@@ -11,10 +11,7 @@ from rich.progress import TimeRemainingColumn as TimeRemaining
 
 Report = Callable[[int, jax.Array], float | None]
 
-
 _EVERY_S = 0.2
-
-
 _PLAIN_LINES = 4
 
 

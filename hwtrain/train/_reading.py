@@ -35,7 +35,6 @@ _EXPECTED = {
 }
 """What pydantic expected, in TOML's terms."""
 
-
 _BOUNDS = {
     "greater_than": ("gt", "greater than"),
     "greater_than_equal": ("ge", "greater than or equal to"),
@@ -43,10 +42,8 @@ _BOUNDS = {
     "less_than_equal": ("le", "less than or equal to"),
 }
 
-
 _LONGEST = 100
 """Most entries that an override may address in a list of tables, such as stages."""
-
 
 _DEEPEST = 20
 """Largest nesting of tables and lists; a configuration has five levels at most."""

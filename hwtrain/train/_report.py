@@ -14,11 +14,7 @@ from hwtrain.checkpoint import _disk as disk
 from hwtrain.evaluate._plots import set_title
 
 HARDWARE_AWARE = "hardware-aware"
-
-
 WITH_MISMATCH = "with mismatch"
-
-
 PLAIN = "plain"
 
 

@@ -4,17 +4,9 @@ import dataclasses
 from typing import Any
 
 LEVELS = ("discretize", "discretize_add_normal", "dorefa")
-
-
 _NOISE = ("add_normal", "mult_normal", "discretize_add_normal", "poly", "prog_noise")
-
-
 PCM = ("pcm_noise",)
-
-
 GAUSSIAN = ("add_normal", "mult_normal", "poly")
-
-
 _RELATIVE = (
     "add_normal",
     "discretize",
@@ -24,8 +16,6 @@ _RELATIVE = (
     "prog_noise",
     "pcm_noise",
 )
-
-
 _ACTIVE = (*_RELATIVE, "mult_normal", "drop_connect")
 
 

@@ -137,7 +137,6 @@ A model stores it only if a clip or remapping needs it. The scale of a chip, and
 step, is that of the nominal weights.
 """
 
-
 OUTPUT_SCALE = LeafSpec(
     name="output_scale",
     there=_has_output_scale,

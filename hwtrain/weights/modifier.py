@@ -29,7 +29,6 @@ from hwtrain.weights.pcm import pcm_noise
 
 _ROUNDING, _DROP = 1, 2
 
-
 ON_LEVELS = LeafSpec(
     name="on_levels",
     when=("chip",),

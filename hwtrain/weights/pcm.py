@@ -11,7 +11,6 @@ from hwtrain._arrays.random import normal, uniform
 _T_READ_S = 250e-9
 """t_r, the duration of a read, in seconds."""
 
-
 _PROGRAMMING, _DRIFT, _READ, _STUCK, _LEVEL = range(5)
 
 

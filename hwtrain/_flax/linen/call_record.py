@@ -25,7 +25,6 @@ class Call(NamedTuple):
 
 _NONE = Call()
 
-
 _call: contextvars.ContextVar[Call] = contextvars.ContextVar(
     "hwtrain_call", default=_NONE
 )

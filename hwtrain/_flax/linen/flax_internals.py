@@ -21,7 +21,6 @@ from flax.linen.dtypes import promote_dtype as _promote_dtype
 InterceptorContext = module_lib.InterceptorContext
 """The context of an intercepted call: documented, but not its location."""
 
-
 GateParams = recurrent.DenseParams
 """The module with the parameters of one gate of an `OptimizedLSTMCell`. The plan treats
 it as a layer; it has no public name."""

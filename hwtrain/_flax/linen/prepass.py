@@ -33,11 +33,9 @@ analog_trace = jax.make_user_context(default_value=None)
 """Part of every jit cache key, so that a trace of an inner `nn.jit` by a plain call is
 not reused for an analog one, or the other way round."""
 
-
 fresh = itertools.count()
 """Numbers that make a context unlike all earlier ones: a run that records modules must
 trace all of them, including those in a jit that has traced equal ones."""
-
 
 _PASSING = ("cache", "intermediates", "perturbations")
 """Collections that are not needed to evaluate a model."""

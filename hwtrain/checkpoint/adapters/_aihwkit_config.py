@@ -17,34 +17,23 @@ _FORWARD = (
     "max_bm_res w_noise w_noise_type ir_drop ir_drop_g_ratio out_nonlinearity "
     "out_nonlinearity_std slope_calibration r_series v_offset_std v_offset_w_min"
 ).split()
-
-
 _MODIFIER = (
     "type std_dev rel_to_actual_wmax assumed_wmax res sto_round dorefa_clip pdrop "
     "coeffs g_max pcm_zero_thres pcm_t_inference pcm_t0 pcm_prob_at_reset "
     "pcm_prob_at_gmax pcm_prob_at_random enable_during_test per_batch_sample "
     "copy_last_column"
 ).split()
-
-
 _INPUT_RANGE = (
     "enable learn_input_range init_value init_from_data init_std_alpha decay "
     "input_min_percentage manage_output_clipping output_min_percentage gradient_scale "
     "gradient_relative"
 ).split()
-
-
 _MAPPING = (
     "max_input_size max_output_size weight_scaling_omega weight_scaling_columnwise "
     "learn_out_scaling out_scaling_columnwise"
 ).split()
-
-
 _CLIP = "type sigma fixed_value".split()
-
-
 _REMAP = "type remapped_wmax max_scale_range max_scale_ref".split()
-
 
 _ENUMS = {
     "forward.noise_management": "NoiseManagementType",
@@ -54,8 +43,6 @@ _ENUMS = {
     "clip.type": "WeightClipType",
     "remap.type": "WeightRemapType",
 }
-
-
 _OFF = {
     "mapping.max_input_size": 0,
     "mapping.max_output_size": 0,
@@ -63,14 +50,10 @@ _OFF = {
 }
 """Values in aihwkit for hwtrain's `None`."""
 
-
 _WHOLE = {"forward.max_bm_factor"}
 """Fields that aihwkit's C++ takes as integers."""
 
-
 _CONVERTERS = ("g_max", "g_min", "f_lst", "g_lst")
-
-
 _NOISE: Mapping[str, tuple[str, ...]] = {
     "pcm_like": ("prog_coeff", "prog_coeff_g_max_reference"),
     "custom_drift_pcm_like": ("prog_coeff", "prog_coeff_g_max_reference"),
@@ -80,7 +63,6 @@ _NOISE: Mapping[str, tuple[str, ...]] = {
     "reram_cmo": ("g_max", "g_min", "acceptance_range"),
 }
 """The fields of each noise model in aihwkit, in addition to those common to all."""
-
 
 _EVERY = ("prog_noise_scale", "read_noise_scale", "drift_scale", "t_0", "t_read")
 

@@ -263,8 +263,6 @@ _GENERIC = (
     f"{_setting('programming_error', 'NormalIndependentDevice')} and the same of "
     "'read_noise', magnitudes in units of g_max"
 )
-
-
 _ADVICE = {
     "pcm_like": f"{_setting('programming_error', 'PCMJoshi')}, of up to 25 µS; of "
     f"'read_noise', {_setting('read_noise', 'NormalIndependentDevice')}",

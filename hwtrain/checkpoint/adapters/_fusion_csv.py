@@ -26,7 +26,6 @@ from hwtrain.devices import SinglePairConductanceConverter
 G_MAX = (10.0, 40.0)
 """The range of `g_max` that the chip accepts as its full scale, in µS."""
 
-
 TABLE, SIDE_CAR = "conductances.csv", "side_car.json"
 
 

@@ -11,20 +11,14 @@ from hwtrain.checkpoint._errors import HardwareCheckpointError
 from hwtrain.checkpoint.adapters._nir_pools import is_operation
 
 Edges = tuple[tuple[str, str], ...]
-
-
 ENDS = ("input", "output")
 
-
 _TRACE = "export(..., graph=hwtrain.checkpoint.trace_graph(model, variables, example))"
-
 
 _BETWEEN = (
     "Put neurons of NIR in its place (LIF, IF, ...: docs/deployment.md), or convert to "
     "another target, such as npz"
 )
-
-
 _READOUT = (
     "It stands behind the last layer, as a readout does: leave it to who runs the "
     "network. Trace the graph of the model without it, or export without graph= and "

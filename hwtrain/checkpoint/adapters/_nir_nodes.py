@@ -22,9 +22,7 @@ _NEURONS: dict[str, tuple[type, tuple[str, ...]]] = {
 }
 """Nodes with the same parameters as a module: their type and parameters, by name."""
 
-
 _OPTIONAL = {"v_reset", "w_in"}
-
 
 Params = dict[str, np.ndarray]
 
