@@ -168,9 +168,7 @@ def sum_of(
 ) -> jax.Array:
     """Returns the sum of a function over axes: `jnp.sum(function(*arrays), axes)`.
 
-    XLA's CPU backend stores the input of a reduction, once for each reduction. Here,
-    elements are added in chains along the first axis, in the kernel that computes them,
-    which leaves an eighth to reduce. Pack two sums into one complex number.
+    Computed in chains; see `reduced_of`. Pack two sums into one complex number.
 
     >>> x = jnp.arange(6.0).reshape(2, 3)
     >>> sums = sum_of(lambda x: jax.lax.complex(x, x * x), x, axes=(-1,))
@@ -178,11 +176,34 @@ def sum_of(
     Array([ 5., 50.], dtype=float32)
 
     Args:
-      function: an elementwise function, as it is applied to parts of the arrays. It
-        returns complex numbers or integers, since XLA stores the terms of a real sum.
-        Arrays that it closes over must broadcast along the first axis.
+      function: as in `reduced_of`. It returns complex numbers or integers, since XLA
+        stores the terms of a real sum.
       *arrays: arrays with the same size of the first axis.
       axes: the axes to add over, counted from the end (negative).
+    """
+    return reduced_of(function, *arrays, axes=axes, combine=jnp.add, reduce=jnp.sum)
+
+
+def reduced_of(
+    function: Callable[..., jax.Array],
+    *arrays: Any,
+    axes: tuple[int, ...],
+    combine: Callable[[jax.Array, jax.Array], jax.Array],
+    reduce: Callable[..., jax.Array],
+) -> jax.Array:
+    """Returns a function reduced over axes: `reduce(function(*arrays), axes)`.
+
+    XLA's CPU backend stores the input of a reduction, once for each reduction. Here,
+    elements are combined in chains along the first axis, in the kernel that computes
+    them, which leaves an eighth to reduce.
+
+    Args:
+      function: an elementwise function, as it is applied to parts of the arrays. Arrays
+        that it closes over must broadcast along the first axis.
+      *arrays: arrays with the same size of the first axis.
+      axes: the axes to reduce, counted from the end (negative).
+      combine: the reduction of two arrays, such as `jnp.add`.
+      reduce: the reduction of axes, such as `jnp.sum`.
     """
     axis = axes[0]
     size = arrays[0].shape[axis]
@@ -191,7 +212,7 @@ def sum_of(
     chain = next((n for n in range(8, 0, -1) if size % (n * shares) == 0), 1)
     # An axis that an explicit mesh shards cannot be split.
     if chain == 1 or any(jax.typeof(a).sharding.spec[axis] for a in arrays):
-        return jnp.sum(function(*arrays), axis=axes)
+        return reduce(function(*arrays), axis=axes)
 
     def part(array, index):
         # Neighbours, which lie on one device if the axis is sharded.
@@ -200,11 +221,15 @@ def sum_of(
         return jax.lax.index_in_dim(groups, index, axis, keepdims=False)
 
     terms = [function(*(part(a, index) for a in arrays)) for index in range(chain)]
-    return jnp.sum(sum(terms[1:], terms[0]), axis=axes)
+    return reduce(functools.reduce(combine, terms), axis=axes)
 
 
 def absolute_maximum(
-    matrix: jax.Array, row_sizes: tuple[int, ...], *, per_column: bool
+    matrix: jax.Array,
+    row_sizes: tuple[int, ...],
+    *,
+    per_column: bool,
+    update: jax.Array | None = None,
 ) -> jax.Array:
     """Returns max |w| of every row tile, `[..., row tiles, columns or 1]`.
 
@@ -212,10 +237,33 @@ def absolute_maximum(
       matrix: `[..., rows, columns]`.
       row_sizes: rows of each row tile.
       per_column: take the maximum of each column, or else over all columns (size 1).
+      update: `[..., rows, columns]`, added to the matrix as it is read; `None` for
+        none. With an update, the result is float32 and has no gradient.
     """
-    tiles, axes = cut(matrix, row_sizes, axis=-2), -2 if per_column else (-2, -1)
-    w_max = jnp.max(jnp.abs(tiles), axis=axes)
+    tiles, axes = cut(matrix, row_sizes, axis=-2), (-2,) if per_column else (-2, -1)
+    if update is None:
+        w_max = jnp.max(jnp.abs(tiles), axis=axes)
+    else:
+        # The words of positive floats are ordered like them.
+        words = reduced_of(
+            lambda w, u: jax.lax.bitcast_convert_type(jnp.abs(w + u), jnp.int32),
+            *(t.astype(jnp.float32) for t in (tiles, cut(update, row_sizes, axis=-2))),
+            axes=axes,
+            combine=jnp.maximum,
+            reduce=jnp.max,
+        )
+        w_max = jax.lax.bitcast_convert_type(words, jnp.float32)
     return w_max if per_column else w_max[..., None]
+
+
+def reduced(maximum: jax.Array) -> jax.Array:
+    """Returns the result of a reduction, nonnegative, for a pass over an array.
+
+    XLA's CPU backend extends a reduction by the arithmetic that follows, up to a pass
+    over the weights, which then reads its draws and its scalars, broadcast, from
+    memory. It stops at a selection.
+    """
+    return jnp.where(maximum > 0, maximum, jnp.abs(maximum))
 
 
 def over_columns(
@@ -258,9 +306,7 @@ def expand_columns(statistic: jax.Array, column_sizes: tuple[int, ...]) -> jax.A
     tiles, columns = len(column_sizes), sum(column_sizes)
     if tiles == 1 or statistic.shape[-1] != tiles or tiles == columns:
         return statistic
-    repeats = np.asarray(column_sizes)
-    statistic = gathered(statistic, -1)
-    return jnp.repeat(statistic, repeats, axis=-1, total_repeat_length=columns)
+    return expand_rows(statistic[..., None], column_sizes)[..., 0]
 
 
 def standard_deviation(
@@ -268,6 +314,7 @@ def standard_deviation(
     row_sizes: tuple[int, ...],
     *,
     per_column: bool,
+    scale: jax.Array | None = None,
     update: jax.Array | None = None,
 ) -> jax.Array:
     """Returns the standard deviation (N-1) of every row tile.
@@ -280,6 +327,8 @@ def standard_deviation(
       matrix: `[..., rows, columns]`.
       row_sizes: rows of each row tile.
       per_column: take each column alone, or else all columns.
+      scale: `[..., row tiles, columns or 1]`, by which the matrix is divided; `None`
+        for 1.
       update: `[..., rows, columns]`, added to the matrix as it is read, without storing
         the sum. `None` for none.
 
@@ -288,11 +337,12 @@ def standard_deviation(
     """
     addends = [array for array in (matrix, update) if array is not None]
     tiles = [cut(array.astype(jnp.float32), row_sizes, axis=-2) for array in addends]
-    axes = (-2,) if per_column else (-2, -1)
+    each = per_column or scale is not None
+    axes = (-2,) if each else (-2, -1)
 
     few = min(8, row_sizes[-1])
     first = functools.reduce(jnp.add, [tile[..., :few, :] for tile in tiles])
-    near = _near(first, per_column=per_column)
+    near = _near(first, per_column=each)
 
     def difference_and_square(valid, *tiles):
         difference = jnp.where(valid, sum(tiles) - near, 0)
@@ -303,10 +353,20 @@ def standard_deviation(
         sum_of(difference_and_square, valid, *tiles, axes=axes), axes
     )
     total, squares = jnp.real(sums), jnp.imag(sums)
-    width = 1 if per_column else matrix.shape[-1]
+    width = 1 if each else matrix.shape[-1]
     count = np.asarray(row_sizes, np.float32)[:, None, None] * np.float32(width)
     count = over_batch(count, total)
-    variance = (squares - total * (total / count)) / np.maximum(count - 1, 1)
+    about_mean = squares - total * (total / count)
+    if scale is not None:
+        per_row = scale[..., None, :].astype(jnp.float32)
+        mean, about_mean = (near + total / count) / per_row, about_mean / per_row**2
+        if not per_column:
+            # Of columns with different scales; Chan et al., 1979.
+            middle = jnp.mean(mean, axis=-1, keepdims=True)
+            about_mean = about_mean + count * jnp.square(mean - middle)
+            about_mean = jnp.sum(about_mean, axis=-1, keepdims=True)
+            count = count * matrix.shape[-1]
+    variance = about_mean / np.maximum(count - 1, 1)
     # The derivative of the root at zero, for equal weights, is defined as zero.
     spread = variance > 0
     return jnp.where(spread, jnp.sqrt(jnp.where(spread, variance, 1)), 0)[..., 0, :]

@@ -387,7 +387,11 @@ class AnalogWeight:
         return tiling.expand_columns(statistic, self.column_sizes)
 
     def derived_scale(
-        self, matrix: jax.Array, bound: jax.Array | None = None
+        self,
+        matrix: jax.Array,
+        bound: jax.Array | None = None,
+        *,
+        update: jax.Array | None = None,
     ) -> jax.Array | None:
         r"""Returns the mapping scale of nominal weights, or `None` for 1.
 
@@ -399,6 +403,7 @@ class AnalogWeight:
           matrix: `[*stack, rows, columns]`.
           bound: c, `[*stack, row tiles, columns]`, the learned clip bound, used as the
             full scale; `None` to use the largest weights.
+          update: added to the matrix, of its shape; `None` for none.
 
         Returns:
           `[*stack, row tiles, columns or column tiles]`; 1 where all weights are zero.
@@ -414,7 +419,9 @@ class AnalogWeight:
             w_max = jnp.abs(bound)
         else:
             each = columnwise or self.tiles[1] > 1
-            w_max = tiling.absolute_maximum(matrix, self.row_sizes, per_column=each)
+            w_max = tiling.absolute_maximum(
+                matrix, self.row_sizes, per_column=each, update=update
+            )
         if not columnwise and w_max.shape[-1] > 1:
             w_max = tiling.over_columns(jnp.max, w_max, self.column_sizes)
         return jnp.where(w_max > 0, w_max / omega, 1).astype(jnp.float32)

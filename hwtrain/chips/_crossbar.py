@@ -43,13 +43,30 @@ def on_crossbar(
 
 
 def largest_weight(
+    weight: AnalogWeight, kernel: jax.Array, *, per_column: bool
+) -> jax.Array:
+    """Returns the largest weight of each row tile.
+
+    Args:
+      weight: the plan of the array.
+      kernel: an array like the stored one.
+      per_column: take the maximum of each column alone.
+
+    Returns:
+      An array broadcastable against the stored one.
+    """
+    w_max = _largest_of_tiles(weight, kernel, None, per_column=per_column)
+    return weight.spread(tiling.reduced(w_max))
+
+
+def _largest_of_tiles(
     weight: AnalogWeight,
     kernel: jax.Array,
-    scale: jax.Array | None = None,
+    scale: jax.Array | None,
     *,
     per_column: bool,
 ) -> jax.Array:
-    r"""Returns the largest weight of each row tile.
+    r"""Returns the largest weight of each row tile, in units of the crossbar.
 
     .. math:: \max |W| / s = \max |W / s|
 
@@ -58,23 +75,20 @@ def largest_weight(
     Args:
       weight: the plan of the array.
       kernel: an array like the stored one.
-      scale: `[*stack, row tiles, columns, column tiles or 1]`, the divisor s; `None`
-        for 1.
+      scale: `[*stack, row tiles, columns or 1]`, the divisor s; `None` for 1.
       per_column: take the maximum of each column alone.
 
     Returns:
-      An array broadcastable against the stored one.
+      `[*stack, row tiles, columns or 1]`.
     """
-    matrix, each = weight.to_matrix(kernel), per_column
-    if scale is not None:
-        scale = weight.of_columns(scale)
-        each = each or scale.shape[-1] > 1
+    each = per_column or (scale is not None and scale.shape[-1] > 1)
+    matrix = weight.to_matrix(kernel)
     w_max = tiling.absolute_maximum(matrix, weight.row_sizes, per_column=each)
     if scale is not None:
-        w_max = w_max / jax.lax.stop_gradient(scale).astype(w_max.dtype)
+        w_max = w_max / scale.astype(w_max.dtype)
     if each and not per_column:
         w_max = jnp.max(w_max, axis=-1, keepdims=True)
-    return weight.spread(w_max)
+    return w_max
 
 
 def modified(
@@ -109,15 +123,19 @@ def modified(
     last = last_row(weight) if modifier.copy_last_column else None
     w_max = jnp.asarray(modifier.assumed_wmax, w.dtype)
     if modifier.rel_to_actual_wmax:
-        w_max = largest_weight(
+        divisor = scale
+        if divisor is not None:
+            divisor = jax.lax.stop_gradient(weight.of_columns(divisor))
+        w_max = _largest_of_tiles(
             weight,
             kernel if last is None else jnp.where(last, 0, kernel),
-            scale,
+            divisor,
             per_column=modifier.per_column,
         )
-    if modifier.unitless:
-        # Saves two passes over the weights, and two over their gradient.
-        w, s, w_max = kernel, 1.0, w_max * s
+        if modifier.unitless and divisor is not None:
+            # Saves two passes over the weights, and two over their gradient.
+            w, s, w_max = kernel, 1.0, w_max * divisor.astype(w_max.dtype)
+        w_max = weight.spread(tiling.reduced(w_max))
     changed = w if last is None else jnp.where(last, 0, w)
     # A user's modifier sees the array as it is stored, whatever its tiling.
     if isinstance(modifier, WeightModifier):

@@ -99,7 +99,7 @@ def weight_bound(
     if update is not None:
         added = weight.to_matrix(as_float32(update))
     if scale is None:
-        scale = weight.derived_scale(matrix if added is None else matrix + added)
+        scale = weight.derived_scale(matrix, update=added)
     scale = None if scale is None else weight.of_columns(scale)
     bound = clip.bound(matrix, weight.row_sizes, scale, update=added)
     # The barrier makes XLA compute the bound once, before the pass over the weights.

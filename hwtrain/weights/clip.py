@@ -24,6 +24,7 @@ def layer_gaussian(
     sigma: float,
     limit: ArrayLike | None = None,
     per_column: bool = False,
+    scale: jax.Array | None = None,
     update: jax.Array | None = None,
 ) -> jax.Array:
     r"""Returns a bound of `sigma` standard deviations.
@@ -40,19 +41,28 @@ def layer_gaussian(
       sigma: the bound in standard deviations (N-1, about the mean).
       limit: the largest bound, broadcastable against the result; `None` for no limit.
       per_column: take the standard deviation of each column alone.
+      scale: `[..., row tiles, columns or 1]`, by which the weights are divided first;
+        `None` for 1.
       update: added to the weights, of their shape and units; `None` for none.
 
     Returns:
       `[..., row tiles, columns or 1]`; infinite where all weights are equal, since
       their spread then defines no range.
     """
-    std = tiling.standard_deviation(w, row_sizes, per_column=per_column, update=update)
+    std = tiling.standard_deviation(
+        w, row_sizes, per_column=per_column, scale=scale, update=update
+    )
     bound = jnp.where(std > 0, sigma * std, jnp.inf)
     return bound if limit is None else jnp.minimum(bound, limit)
 
 
 def average_channel_max(
-    w: jax.Array, row_sizes: tuple[int, ...], *, limit: ArrayLike | None = None
+    w: jax.Array,
+    row_sizes: tuple[int, ...],
+    *,
+    limit: ArrayLike | None = None,
+    scale: jax.Array | None = None,
+    update: jax.Array | None = None,
 ) -> jax.Array:
     r"""Returns the mean over columns of their largest absolute weight.
 
@@ -65,6 +75,9 @@ def average_channel_max(
       w: `[..., rows, columns]`, in units of the crossbar.
       row_sizes: rows of each row tile.
       limit: the largest bound, broadcastable against the result; `None` for no limit.
+      scale: `[..., row tiles, columns or 1]`, by which the weights are divided first;
+        `None` for 1.
+      update: added to the weights, of their shape and units; `None` for none.
 
     Returns:
       `[..., row tiles, 1]`.
@@ -73,8 +86,9 @@ def average_channel_max(
       Rasch et al., A flexible and fast PyTorch toolkit for simulating training and
       inference on analog crossbar arrays, AICAS 2021.
     """
-    largest = tiling.absolute_maximum(w, row_sizes, per_column=True)
-    bound = jnp.mean(largest.astype(jnp.float32), axis=-1, keepdims=True)
+    largest = tiling.absolute_maximum(w, row_sizes, per_column=True, update=update)
+    largest = largest.astype(jnp.float32) / (1.0 if scale is None else scale)
+    bound = jnp.mean(largest, axis=-1, keepdims=True)
     return bound if limit is None else jnp.minimum(bound, limit)
 
 
@@ -319,24 +333,22 @@ class WeightClipParameter(Described):
           `[..., row tiles, columns or 1]`; infinite where nothing is clipped.
         """
         unit = jnp.ones((*w.shape[:-2], len(row_sizes), 1)) if scale is None else scale
-        unit = jax.lax.stop_gradient(unit)
-        if unit.shape[-1] > 1 and not self.per_column:
-            # One bound for columns of different scales: compute it on the crossbar.
-            per_row = tiling.expand_rows(unit, row_sizes)
-            update = None if update is None else update / per_row
-            return self.bound(w / per_row, row_sizes, update=update) * unit
-        # Spreads and maxima grow with the scale of the weights; fixed values do not.
-        value = None if self.fixed_value is None else self.fixed_value * unit
+        unit, value = jax.lax.stop_gradient(unit), self.fixed_value
+        if self.type == "fixed_value":
+            return jnp.full_like(unit, value) * unit
+        given: dict[str, Any] = {"limit": value, "scale": unit, "update": update}
+        # One bound for columns of different scales is computed on the crossbar.
+        differ = unit.shape[-1] > 1 and not self.per_column
+        if not differ:
+            # Spreads and maxima grow with the scale of the weights.
+            given |= {"limit": None if value is None else value * unit, "scale": None}
         if self.type == "layer_gaussian":
-            return layer_gaussian(
-                w,
-                row_sizes,
-                sigma=self.sigma,
-                limit=value,
-                per_column=self.per_column,
-                update=update,
+            each = self.per_column
+            bound = layer_gaussian(
+                w, row_sizes, sigma=self.sigma, per_column=each, **given
             )
-        w = w if update is None else w + update
-        if self.type == "average_channel_max":
-            return average_channel_max(w, row_sizes, limit=value)
-        return jnp.full_like(unit, jnp.inf) if value is None else value
+        elif self.type == "average_channel_max":
+            bound = average_channel_max(w, row_sizes, **given)
+        else:
+            return jnp.full_like(unit, jnp.inf)
+        return bound * unit if differ else bound
