@@ -13,6 +13,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+_NARROW = (jnp.float32, jnp.bfloat16, jnp.float16)
+
 _LANES = 128
 """Columns of a piece for one pass over a matrix; tiles are cut at multiples of it."""
 
@@ -243,21 +245,56 @@ def absolute_maximum(
       update: `[..., rows, columns]`, added to the matrix as it is read; `None` for
         none. With an update, the result is float32 and has no gradient.
     """
-    if update is None:
-        axes = -2 if per_column else (-2, -1)
-        w_max = jnp.max(jnp.abs(cut(matrix, row_sizes, axis=-2)), axis=axes)
-        return w_max if per_column else w_max[..., None]
-    addends = [_in_lanes(array, row_sizes) for array in (matrix, update)]
-    # The words of positive floats are ordered like them.
+    if update is not None:
+        matrix, update = jax.lax.stop_gradient((matrix, update))
+        return _largest_word((matrix, update), row_sizes, per_column)
+    if matrix.dtype in _NARROW:
+        return _largest(matrix, row_sizes, per_column)
+    return _largest_by_jax(matrix, row_sizes, per_column)
+
+
+def _largest_by_jax(
+    matrix: jax.Array, row_sizes: tuple[int, ...], per_column: bool
+) -> jax.Array:
+    axes = -2 if per_column else (-2, -1)
+    w_max = jnp.max(jnp.abs(cut(matrix, row_sizes, axis=-2)), axis=axes)
+    return w_max if per_column else w_max[..., None]
+
+
+@functools.partial(jax.custom_jvp, nondiff_argnums=(1, 2))
+def _largest(
+    matrix: jax.Array, row_sizes: tuple[int, ...], per_column: bool
+) -> jax.Array:
+    return _largest_word((matrix,), row_sizes, per_column).astype(matrix.dtype)
+
+
+@_largest.defjvp
+def _largest_jvp(row_sizes, per_column, primals, tangents):
+    def by_jax(matrix):
+        return _largest_by_jax(matrix, row_sizes, per_column)
+
+    return _largest(*primals, row_sizes, per_column), jax.jvp(
+        by_jax, primals, tangents
+    )[1]
+
+
+def _largest_word(
+    addends: tuple[jax.Array, ...], row_sizes: tuple[int, ...], per_column: bool
+) -> jax.Array:
+    """Returns the largest absolute sum of arrays in every row tile, float32.
+
+    The words of positive floats are ordered like them, and NaN is above all.
+    """
+    lanes = [_in_lanes(array, row_sizes) for array in addends]
     words = reduced_of(
-        lambda w, u: jax.lax.bitcast_convert_type(jnp.abs(w + u), jnp.int32),
-        *addends,
+        lambda *w: jax.lax.bitcast_convert_type(jnp.abs(sum(w[1:], w[0])), jnp.int32),
+        *lanes,
         axes=(-3,) if per_column else (-3, -2, -1),
         combine=jnp.maximum,
         reduce=jnp.max,
     )
     w_max = jax.lax.bitcast_convert_type(words, jnp.float32)
-    return w_max.reshape(*addends[0].shape[:-3], -1)
+    return w_max.reshape(*lanes[0].shape[:-3], -1)
 
 
 def _in_lanes(matrix: jax.Array, row_sizes: tuple[int, ...]) -> jax.Array:
@@ -273,8 +310,9 @@ def _in_lanes(matrix: jax.Array, row_sizes: tuple[int, ...]) -> jax.Array:
     """
     tiles = cut(matrix.astype(jnp.float32), row_sizes, axis=-2)
     columns = tiles.shape[-1]
-    # An axis that an explicit mesh shards cannot be split.
-    whole = columns % _LANES or jax.typeof(tiles).sharding.spec[-1]
+    # A piece must stay on one device; an explicitly sharded axis cannot be split.
+    shared = columns % (_LANES * jax.device_count())
+    whole = shared or jax.typeof(tiles).sharding.spec[-1]
     size = columns if whole else _LANES
     return tiles.reshape(*tiles.shape[:-1], columns // size, size)
 

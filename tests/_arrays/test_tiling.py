@@ -129,3 +129,52 @@ def test_expand_rows_repeats_each_tile_for_its_rows():
         tiling.expand_rows(statistic, (4, 3, 3))[:, 0], [1] * 4 + [2] * 3 + [3] * 3
     )
     assert tiling.expand_rows(statistic[:1], (10,)).shape == (1, 1)
+
+
+@pytest.mark.parametrize("per_column", [False, True])
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
+@pytest.mark.parametrize(
+    ("shape", "rows"),
+    [((7, 5), (4, 3)), ((64, 256), (32, 32)), ((2, 9, 130), (3, 3, 3)), ((1, 1), (1,))],
+)
+def test_the_largest_weight_and_its_gradient(shape, rows, dtype, per_column):
+    w = jax.random.normal(jax.random.key(0), shape).astype(dtype)
+    axis = -2 if per_column else (-2, -1)
+
+    def by_words(w):
+        return tiling.absolute_maximum(w, rows, per_column=per_column)
+
+    def by_hand(w):
+        parts = jnp.split(w, np.cumsum(rows)[:-1], axis=-2)
+        parts = [jnp.abs(part).max(axis=axis) for part in parts]
+        largest = jnp.stack(parts, axis=-2 if per_column else -1)
+        return largest if per_column else largest[..., None]
+
+    assert by_words(w).dtype == w.dtype
+    np.testing.assert_array_equal(by_words(w), by_hand(w))
+    for order in (jax.jacrev, jax.jacfwd):
+        expected = order(lambda w: by_hand(w).astype(jnp.float32).sum())(w)
+        found = order(lambda w: by_words(w).astype(jnp.float32).sum())(w)
+        np.testing.assert_array_equal(found, expected)
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, 0.0, -0.0])
+def test_the_largest_weight_of_unusual_numbers(value):
+    w = jnp.full((4, 3), value).at[1, 1].set(-2.0)
+    found = tiling.absolute_maximum(w, (4,), per_column=False)
+    np.testing.assert_array_equal(found, np.abs(np.asarray(w)).max()[None, None])
+
+
+@pytest.mark.parametrize("per_column", [False, True])
+@pytest.mark.parametrize("width", [5, 256])
+def test_the_spread_of_scaled_columns_in_one_pass(width, per_column):
+    rng = np.random.default_rng(0)
+    w, update = rng.normal(3, 1, (2, 30, width)).astype(np.float32)
+    scale = rng.uniform(0.5, 2, (2, width)).astype(np.float32)
+    found = tiling.standard_deviation(
+        w, (15, 15), per_column=per_column, scale=scale, update=update
+    )
+    tiles = np.float64(w + update).reshape(2, 15, width) / np.float64(scale)[:, None]
+    axis = 1 if per_column else (1, 2)
+    expected = tiles.std(axis=axis, ddof=1).reshape(2, -1)
+    np.testing.assert_allclose(found, expected, rtol=1e-5)
