@@ -17,6 +17,7 @@ import numpy as np
 
 from hwtrain._arrays.derivatives import custom_vjp, vary_alike
 from hwtrain._arrays.tiling import over_batch
+from hwtrain._arrays.window_tiles import Rows
 from hwtrain._arrays.windows import Window, padded
 from hwtrain.periphery._range_gradient import PROBE_SCALE, RangeGradient, clipped
 
@@ -39,6 +40,7 @@ def ranged_convolution(
     dtype: Any = None,
     drive: Drive | None = None,
     constants: tuple[jax.Array, ...] = (),
+    rows: Rows | None = None,
 ) -> jax.Array:
     r"""Convolves an input clipped to the range of each group of channels.
 
@@ -68,13 +70,15 @@ def ranged_convolution(
       drive: converts the clipped inputs, for an output in normalised units; `None` for
         the inputs themselves. The range it divides by is a constant to gradients.
       constants: further arguments of `drive`, which are differentiated.
+      rows: the rows of its matrix that lie on the tile, which statistics count; the
+        kernel has zeros for others. `None` for all.
 
     Returns:
       `[batch, *positions, features]`.
     """
     if input_range is None:
         return convolution(x, kernel, window, precision, dtype)
-    options = (window, gradient, precision, dtype, drive)
+    options = (window, gradient, precision, dtype, drive, rows)
     if probe is None:
         return _clipped(x, kernel, input_range, constants, *options)
     return _ranged(x, kernel, input_range, probe, constants, *options)
@@ -103,8 +107,9 @@ def clipped_inputs(
 
 
 def _clipped(
-    x, kernel, input_range, constants, window, gradient, precision, dtype, drive
+    x, kernel, input_range, constants, window, gradient, precision, dtype, drive, rows
 ):
+    del rows
     through = gradient.straight_through
     inside = clipped_inputs(x, input_range, drive, constants, straight_through=through)
     return convolution(inside, kernel, window, precision, dtype)
@@ -143,7 +148,7 @@ def _of_channels(statistic: jax.Array, x: jax.Array, dtype: Any = None) -> jax.A
     return each.astype(dtype or x.dtype)
 
 
-@custom_vjp(nondiff_argnums=(5, 6, 7, 8, 9))
+@custom_vjp(nondiff_argnums=(5, 6, 7, 8, 9, 10))
 def _ranged(x, kernel, input_range, probe, constants, *options):
     del probe
     return _clipped(x, kernel, input_range, constants, *options)
@@ -154,7 +159,7 @@ def _forward(x, kernel, input_range, probe, constants, *options):
     return y, (x, kernel, input_range, probe, constants)
 
 
-def _backward(window, gradient, precision, dtype, drive, residuals, d):
+def _backward(window, gradient, precision, dtype, drive, rows, residuals, d):
     x, kernel, input_range, probe, constants = residuals
     r = over_batch(_of_channels(input_range, x), x)
     inside, slope = jnp.clip(x, -r, r), jnp.ones((), jnp.float32)
@@ -184,7 +189,7 @@ def _backward(window, gradient, precision, dtype, drive, residuals, d):
     d_range = gradient.scale * _sums(widen, groups).reshape(input_range.shape)
     if gradient.relative:
         d_range = d_range * input_range
-    d_probe = PROBE_SCALE * _statistics(x, r, input_range, window)
+    d_probe = PROBE_SCALE * _statistics(x, r, input_range, window, rows)
     d_range = d_range.astype(input_range.dtype)
     return d_x, d_kernel, d_range, d_probe.astype(probe.dtype), d_constants
 
@@ -198,12 +203,12 @@ def _sums(values: jax.Array, groups: int) -> jax.Array:
     return each.reshape(groups, -1).sum(axis=-1)
 
 
-def _statistics(x, r, input_range, window) -> jax.Array:
+def _statistics(x, r, input_range, window, rows) -> jax.Array:
     """Returns the sums of the probe over all elements of all windows."""
-    times = over_batch(jnp.asarray(_times_seen(x.shape[1:-1], window)), x)
+    times = over_batch(_times_seen(x.shape[1:], window, rows), x)
     groups = len(input_range)
     positions = math.prod(window.output_sizes(x.shape[1:-1]))
-    width = window.taps * x.shape[-1] // groups
+    width = window.taps * x.shape[-1] // groups if rows is None else rows.count
     count = jnp.full(groups, float(x.shape[0] * positions * width), jnp.float32)
     x32 = x.astype(jnp.float32)
     beyond = (x >= r) | (x <= -r)
@@ -216,21 +221,40 @@ def _statistics(x, r, input_range, window) -> jax.Array:
     return sums.reshape(*input_range.shape, -1)
 
 
-def _times_seen(spatial: tuple[int, ...], window: Window) -> np.ndarray:
-    """Returns the number of windows that see each input, `[*spatial, 1]`."""
-    seen = np.ones(1, np.float32)
+def _times_seen(shape: tuple[int, ...], window: Window, rows: Rows | None) -> Any:
+    """Returns the number of windows that see each input, `[*spatial, channels or 1]`.
+
+    Args:
+      shape: `[*spatial, channels]` of the input.
+      window: the window.
+      rows: the rows that count; `None` for all.
+    """
+    *spatial, channels = shape
+    seen = np.ones((1, 1), np.float32)
     for axis, (size, (low, _), count) in enumerate(
-        zip(spatial, window.pads(spatial), window.output_sizes(spatial))
+        zip(spatial, window.pads(tuple(spatial)), window.output_sizes(tuple(spatial)))
     ):
         starts = np.arange(count) * window.strides[axis] - low
         taps = np.arange(window.sizes[axis]) * window.kernel_dilation[axis]
-        at = (starts[:, None] + taps).ravel()
-        held = (at >= 0) & (at < size * window.input_dilation[axis])
-        held &= at % window.input_dilation[axis] == 0
-        index = at[held] // window.input_dilation[axis]
-        times = np.bincount(index, minlength=size).astype(np.float32)
-        seen = seen[..., None] * times if axis else times
-    return seen[..., None]
+        dilation = window.input_dilation[axis]
+        at = np.arange(size)[:, None, None] * dilation == starts[:, None] + taps
+        of_axis = at.sum(1, dtype=np.float32)[:, None, :]
+        seen = (seen[..., None, :, None] * of_axis).reshape(*seen.shape[:-1], size, -1)
+    seen = seen[0]
+    if rows is None:
+        return jnp.asarray(seen.sum(-1, keepdims=True))
+    # Few channels have a pattern of their own: the array of all is made where it is
+    # read.
+    mask = rows.mask(window.taps, channels)
+    patterns, index = np.unique(mask, axis=1, return_inverse=True)
+    each = [
+        jnp.asarray(seen @ pattern.astype(np.float32))[..., None]
+        for pattern in patterns.T
+    ]
+    times = each[0]
+    for number, other in enumerate(each[1:], start=1):
+        times = jnp.where(index.ravel() == number, other, times)
+    return times
 
 
 def _widening(outward, kernel, d, window, precision) -> jax.Array:
