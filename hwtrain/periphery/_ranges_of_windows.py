@@ -7,22 +7,24 @@ windows that see an input follows from the geometry, and the gradients inside th
 windows are computed tap by tap.
 """
 
-import math
 from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
-from hwtrain._arrays.derivatives import custom_vjp, vary_alike
+from hwtrain._arrays.derivatives import custom_vjp
 from hwtrain._arrays.tiling import over_batch
 from hwtrain._arrays.window_tiles import Rows
-from hwtrain._arrays.windows import Window, padded
+from hwtrain._arrays.windows import Window
 from hwtrain.periphery._range_gradient import PROBE_SCALE, RangeGradient, clipped
-
-# Above this number of taps, the program loops over them.
-_UNROLLED = 32
+from hwtrain.periphery._window_gradients import (
+    of_inputs,
+    statistics,
+    steps_everywhere,
+    total,
+    widening,
+)
 
 Drive = Callable[..., jax.Array]
 """Maps clipped inputs, the range of each channel, and its own traced constants to the
@@ -172,133 +174,31 @@ def _backward(window, gradient, precision, dtype, drive, rows, residuals, d):
             *constants,
         )
         slope, *_ = of_drive(jnp.ones_like(inside))
+    slope32 = slope.astype(jnp.float32)
+    outward = (x >= r).astype(jnp.float32) - (x <= -r).astype(jnp.float32)
     _, pull = jax.vjp(
         lambda x, kernel: convolution(x, kernel, window, precision, dtype),
         inside,
         kernel,
     )
     d_x, d_kernel = pull(d)
+    if steps_everywhere(window):
+        d_x, widen = of_inputs(outward * slope32, kernel, d, window, precision)
+        d_x = d_x.astype(x.dtype)
+    else:
+        widen = total(widening(outward * slope32, kernel, d, window, precision))
     d_constants = of_drive(d_x)[1:] if constants else ()
-    d_x, slope = d_x * slope.astype(x.dtype), slope.astype(jnp.float32)
+    d_x = d_x * slope.astype(x.dtype)
     if not gradient.straight_through:
         d_x = jnp.where(jnp.abs(x) <= r, d_x, 0)
 
-    groups = input_range.shape[0]
-    outward = (x >= r).astype(jnp.float32) - (x <= -r).astype(jnp.float32)
-    widen = _widening(outward * slope, kernel, d, window, precision)
-    d_range = gradient.scale * _sums(widen, groups).reshape(input_range.shape)
+    d_range = widen.reshape(len(input_range), -1).sum(axis=-1)
+    d_range = gradient.scale * d_range.reshape(input_range.shape)
     if gradient.relative:
         d_range = d_range * input_range
-    d_probe = PROBE_SCALE * _statistics(x, r, input_range, window, rows)
+    d_probe = PROBE_SCALE * statistics(x, r, input_range, window, rows)
     d_range = d_range.astype(input_range.dtype)
     return d_x, d_kernel, d_range, d_probe.astype(probe.dtype), d_constants
 
 
 _ranged.defvjp(_forward, _backward)
-
-
-def _sums(values: jax.Array, groups: int) -> jax.Array:
-    """Sums over all axes and the channels of each group, `[groups]`."""
-    each = jnp.sum(values, axis=tuple(range(values.ndim - 1)))
-    return each.reshape(groups, -1).sum(axis=-1)
-
-
-def _statistics(x, r, input_range, window, rows) -> jax.Array:
-    """Returns the sums of the probe over all elements of all windows."""
-    times = over_batch(_times_seen(x.shape[1:], window, rows), x)
-    groups = len(input_range)
-    positions = math.prod(window.output_sizes(x.shape[1:-1]))
-    width = window.taps * x.shape[-1] // groups if rows is None else rows.count
-    count = jnp.full(groups, float(x.shape[0] * positions * width), jnp.float32)
-    x32 = x.astype(jnp.float32)
-    beyond = (x >= r) | (x <= -r)
-    scale = input_range.ravel()
-    kept = count - _sums(times * beyond.astype(jnp.float32), groups)
-    total = _sums(times * x32, groups) / scale
-    square = _sums(times * jnp.square(x32), groups) / jnp.square(scale)
-    none = jnp.zeros_like(count)
-    sums = jnp.stack([count, kept, total, square, none, none], axis=-1)
-    return sums.reshape(*input_range.shape, -1)
-
-
-def _times_seen(shape: tuple[int, ...], window: Window, rows: Rows | None) -> Any:
-    """Returns the number of windows that see each input, `[*spatial, channels or 1]`.
-
-    Args:
-      shape: `[*spatial, channels]` of the input.
-      window: the window.
-      rows: the rows that count; `None` for all.
-    """
-    *spatial, channels = shape
-    seen = np.ones((1, 1), np.float32)
-    for axis, (size, (low, _), count) in enumerate(
-        zip(spatial, window.pads(tuple(spatial)), window.output_sizes(tuple(spatial)))
-    ):
-        starts = np.arange(count) * window.strides[axis] - low
-        taps = np.arange(window.sizes[axis]) * window.kernel_dilation[axis]
-        dilation = window.input_dilation[axis]
-        at = np.arange(size)[:, None, None] * dilation == starts[:, None] + taps
-        of_axis = at.sum(1, dtype=np.float32)[:, None, :]
-        seen = (seen[..., None, :, None] * of_axis).reshape(*seen.shape[:-1], size, -1)
-    seen = seen[0]
-    if rows is None:
-        return jnp.asarray(seen.sum(-1, keepdims=True))
-    # Few channels have a pattern of their own: the array of all is made where it is
-    # read.
-    mask = rows.mask(window.taps, channels)
-    patterns, index = np.unique(mask, axis=1, return_inverse=True)
-    each = [
-        jnp.asarray(seen @ pattern.astype(np.float32))[..., None]
-        for pattern in patterns.T
-    ]
-    times = each[0]
-    for number, other in enumerate(each[1:], start=1):
-        times = jnp.where(index.ravel() == number, other, times)
-    return times
-
-
-def _widening(outward, kernel, d, window, precision) -> jax.Array:
-    """Returns the gradient of the ranges, `[batch, *positions, channels]` to be summed.
-
-    Computed tap by tap, so that no window is materialised.
-
-    Args:
-      outward: `[batch, *spatial, channels]`, the slope of inputs beyond the range, with
-        the sign of the input; zero within.
-      kernel: as in `ranged_convolution`.
-      d: gradient of the output.
-      window: the window.
-      precision: precision of the multiplication.
-    """
-    inside = padded(outward, window)
-    if d.dtype != kernel.dtype:  # outputs were requested in a wider dtype
-        d, kernel = d.astype(jnp.float32), kernel.astype(jnp.float32)
-    spatial = range(1, d.ndim - 1)
-    counts = d.shape[1:-1]
-    extents = [(n - 1) * s + 1 for n, s in zip(counts, window.strides)]
-    equation = "...f,cf->...c"
-    kernel = kernel.reshape(window.taps, *kernel.shape[-2:])
-    if window.groups > 1:  # XLA would transpose even for a group axis of size 1
-        equation = "...gf,cgf->...gc"
-        width = d.shape[-1] // window.groups
-        d = d.reshape(*d.shape[:-1], window.groups, width)
-        kernel = kernel.reshape(*kernel.shape[:-1], window.groups, -1)
-    offsets = np.stack(np.unravel_index(np.arange(window.taps), window.sizes), -1)
-    offsets = offsets * np.asarray(window.kernel_dilation)
-
-    def add(total, tap):
-        start, w = tap
-        seen = jax.lax.dynamic_slice(
-            inside, (0, *start, 0), (d.shape[0], *extents, inside.shape[-1])
-        )
-        for axis, stride in zip(spatial, window.strides):
-            seen = jax.lax.slice_in_dim(seen, 0, None, stride, axis)
-        here = jnp.einsum(equation, d, w, precision=precision)
-        here = here.reshape(seen.shape).astype(jnp.float32)
-        return total + jnp.minimum(here * seen, 0), None
-
-    zeros = jnp.zeros((d.shape[0], *counts, inside.shape[-1]), jnp.float32)
-    zeros, *_ = vary_alike(zeros, inside, d, kernel)
-    taps = (jnp.asarray(offsets), kernel)
-    total, _ = jax.lax.scan(add, zeros, taps, unroll=window.taps <= _UNROLLED or 1)
-    return total
