@@ -261,8 +261,9 @@ def _product(
     kernel: jax.Array,
     keys: jax.Array | None,
 ) -> jax.Array:
-    window, groups, depth = weight.window, weight.groups, len(weight.parallel)
-    assert window is not None
+    groups, depth = weight.groups, len(weight.parallel)
+    assert weight.window is not None
+    window = dataclasses.replace(weight.window, border=())  # the inputs have theirs
     constants = leaves.get(CONSTANTS.name)
     if constants is not None:  # the same for all groups
         weight = filled_weight(weight, constants.reshape(-1, constants.shape[-1])[0])

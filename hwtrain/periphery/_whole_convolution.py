@@ -208,12 +208,14 @@ def _of_ranges(
     Returns:
       `[batch, *positions, groups or row tiles, column tiles, features]`.
     """
-    probe = leaves.get(PROBE.name)
+    r, probe = leaves[RANGE.name], leaves.get(PROBE.name)
+    if probe is None and drive is not None:
+        r = jax.lax.stop_gradient(r)  # as in `input_range.ranged`
     outputs = [
         ranged_convolution(
             x[..., tile.channels],
             tile.kernel(crossbar.kernel),
-            leaves[RANGE.name][tile.place][..., None],
+            r[tile.place][..., None],
             None if probe is None else probe[tile.place][..., None, :],
             crossbar.window,
             gradient,
