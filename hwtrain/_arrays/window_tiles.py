@@ -18,16 +18,16 @@ class Rows(NamedTuple):
 
     Attributes:
       first: number of rows of its channels before its first row.
-      count: number of rows.
+      size: number of rows.
     """
 
     first: int
-    count: int
+    size: int
 
     def mask(self, taps: int, channels: int) -> np.ndarray:
         """Returns which weights it holds, `[taps, channels]`."""
         rows = np.arange(channels * taps).reshape(channels, taps).T
-        return (rows >= self.first) & (rows < self.first + self.count)
+        return (rows >= self.first) & (rows < self.first + self.size)
 
 
 class Tile(NamedTuple):
@@ -77,8 +77,8 @@ def tiles_of(
 
     >>> for tile in tiles_of(2, (3, 3), (4,)):
     ...     print(tile.channels, tile.rows)
-    slice(0, 2, None) Rows(first=0, count=3)
-    slice(1, 3, None) Rows(first=1, count=3)
+    slice(0, 2, None) Rows(first=0, size=3)
+    slice(1, 3, None) Rows(first=1, size=3)
 
     Args:
       taps: number of taps of the window.

@@ -34,7 +34,7 @@ def statistics(x, r, input_range, window, rows) -> jax.Array:
     times = over_batch(_times_seen(x.shape[1:], window, rows), x)
     groups = len(input_range)
     positions = math.prod(window.output_sizes(x.shape[1:-1]))
-    width = window.taps * x.shape[-1] // groups if rows is None else rows.count
+    width = window.taps * x.shape[-1] // groups if rows is None else rows.size
     count = jnp.full(groups, float(x.shape[0] * positions * width), jnp.float32)
     x32, scale = x.astype(jnp.float32), input_range.ravel()
     axes = tuple(range(-x.ndim, -1))
