@@ -225,6 +225,16 @@ def test_without_a_probe_forward_mode_works():
     np.testing.assert_allclose(moved.ravel(), [1, 1], rtol=1e-6)  # the 4 is clipped
 
 
+@pytest.mark.parametrize("name", ["one group", "tiles"])
+def test_without_a_probe_the_range_is_a_constant(name):
+    given = {**arrays(name), "probe": None, "x": 2 * jnp.ones((3, 4, 3, 4))}
+    _, found = value_and_gradients(
+        converted_convolution, given, None, PERIPHERIES["converters"], name
+    )
+    np.testing.assert_array_equal(found["input_range"], 0)
+    assert (found["kernel"] != 0).any()
+
+
 @pytest.mark.parametrize(
     "changed",
     [
