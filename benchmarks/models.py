@@ -1,5 +1,6 @@
 """Models of the benchmarks: plain Flax models, and the hardware they run on."""
 
+import dataclasses
 import functools
 from collections.abc import Callable
 
@@ -22,6 +23,21 @@ class Squares(nn.Module):
     def __call__(self, x):
         for _ in range(self.depth):
             x = nn.Dense(self.width)(x)
+        return x
+
+
+class Convolutions(nn.Module):
+    """Convolutions of 3 x 3 taps that keep the number of channels."""
+
+    channels: int
+    depth: int
+    groups: int = 1
+
+    @nn.compact
+    def __call__(self, x):
+        for _ in range(self.depth):
+            conv = nn.Conv(self.channels, (3, 3), feature_group_count=self.groups)
+            x = nn.relu(conv(x))
         return x
 
 
@@ -58,6 +74,7 @@ REDRAWN = hwtrain.WeightModifierParameter(type="add_normal", std_dev=0.05, redra
 CLIP = hwtrain.WeightClipParameter(type="layer_gaussian", sigma=2.5)
 RANGE = hwtrain.InputRangeParameter()
 CONVERTERS = hwtrain.IOParameters(inp_bits=8, out_bits=8, out_bound=10.0)
+NOISY = dataclasses.replace(CONVERTERS, out_noise=0.06)
 
 
 def chip(tile: int | None = None, **parts) -> Hardware:

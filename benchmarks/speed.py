@@ -23,9 +23,11 @@ from models import (
     CLIP,
     CONVERTERS,
     NOISE,
+    NOISY,
     PER_VECTOR,
     RANGE,
     REDRAWN,
+    Convolutions,
     ResNetBlock,
     Squares,
     TransformerBlock,
@@ -156,6 +158,32 @@ def blocks(rounds):
     }
 
 
+def convolutions(rounds):
+    """Two convolutions of 3 x 3, SGD, batch 32; all effects, and noise on outputs."""
+    everything = {**ALL, "forward": NOISY}
+    one = {
+        "plain": (None, False),
+        "weight noise": (chip(modifier=NOISE), True),
+        "all, one tile": (chip(**everything), True),
+    }
+    several = {f"all, tiles of {n}": (chip(n, **everything), True) for n in (512, 256)}
+    models = {
+        "64 channels, 32 x 32": (64, 32, 1, one | several),
+        "256 channels, 8 x 8": (256, 8, 1, one | several),
+        "64 channels in 8 groups, 32 x 32": (64, 32, 8, one),
+        "64 channels, depthwise, 32 x 32": (64, 32, 64, one),
+    }
+    return {
+        title: steps(
+            Convolutions(channels, 2, groups),
+            inputs(32, size, size, channels),
+            cases,
+            rounds,
+        )
+        for title, (channels, size, groups, cases) in models.items()
+    }
+
+
 def generator(rounds):
     """The parts of weight noise on one array of 2048 x 2048."""
     w, key = inputs(2048, 2048), jax.random.key(3)
@@ -272,6 +300,7 @@ SECTIONS = {
     "peers": peers,
     "lightning": beside_lightning,
     "blocks": blocks,
+    "convolutions": convolutions,
     "scaling": scaling,
     "population": population,
 }

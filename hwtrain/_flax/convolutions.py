@@ -34,11 +34,18 @@ from hwtrain._flax.signal_side import (
 from hwtrain._parts.constant import CONSTANTS
 from hwtrain._plan.constants import filled_weight
 from hwtrain._plan.weight import AnalogWeight
-from hwtrain.periphery._ranges_of_windows import ranged_convolution
+from hwtrain.periphery._ranges_of_windows import convolution
 from hwtrain.periphery._read_keys import CHIP_KEY, NOISE_STRENGTH
-from hwtrain.periphery._whole_convolution import converted_convolution, runs_whole
+from hwtrain.periphery._whole_convolution import (
+    clipped_convolution,
+    converted_convolution,
+    runs_whole,
+)
 from hwtrain.periphery.input_range import PROBE, RANGE
 from hwtrain.weights.mapping import MAPPING_SCALE, OUTPUT_SCALE
+
+_MOST_TILES = 16
+"""Above this number of tiles of a layer, their convolutions would compile for long."""
 
 
 def analog_conv(
@@ -192,7 +199,9 @@ def _runs_whole(weight: AnalogWeight, mode: str) -> bool:
     chip, window = weight.hardware, weight.window
     whole = window is not None and not window.flipped and not window.local
     per_input = chip.modifies_in_layer(mode) and not chip.redraws(mode)
-    if not whole or weight.tiles != (1, 1) or per_input:
+    if not whole or per_input:
+        return False
+    if weight.tiles != (1, 1) and (weight.groups > 1 or not _apart(weight)):
         return False
     if chip.converts:
         # Leaves that do not belong to tiles have no axis for groups.
@@ -200,6 +209,12 @@ def _runs_whole(weight: AnalogWeight, mode: str) -> bool:
         of_tiles = all(shape[:2] == weight.tiles for shape in shapes)
         return of_tiles and runs_whole(stages_of(weight))
     return not chip.scales_outputs
+
+
+def _apart(weight: AnalogWeight) -> bool:
+    """Whether to convolve on each tile, instead of multiplying windows on all."""
+    assert weight.window is not None
+    return weight.window.taps > 1 and math.prod(weight.tiles) <= _MOST_TILES
 
 
 def _check_leaves_of_groups(
@@ -225,7 +240,7 @@ def _convolve_whole(
     kernel: jax.Array,
     keys: jax.Array | None,
 ) -> jax.Array:
-    """Convolves as `convolve` does, with one tile for each group of channels.
+    """Convolves as `convolve` does, without its windows.
 
     Compiled, so that equal layers of a program are traced and lowered once.
     """
@@ -246,8 +261,9 @@ def _product(
     kernel: jax.Array,
     keys: jax.Array | None,
 ) -> jax.Array:
-    window, groups, depth = weight.window, weight.groups, len(weight.parallel)
-    assert window is not None
+    groups, depth = weight.groups, len(weight.parallel)
+    assert weight.window is not None
+    window = dataclasses.replace(weight.window, border=())  # the inputs have theirs
     constants = leaves.get(CONSTANTS.name)
     if constants is not None:  # the same for all groups
         weight = filled_weight(weight, constants.reshape(-1, constants.shape[-1])[0])
@@ -256,22 +272,25 @@ def _product(
     def of_groups(name: str) -> jax.Array:
         return leaves[name].reshape(groups, *leaves[name].shape[depth:])
 
-    options: dict[str, Any] = {
+    options: dict[str, Any] = {"precision": precision, "dtype": dtype}
+    if not chip.converts and not weight.ranged:
+        return convolution(x, kernel, window, **options)
+    options |= {
         "input_range": of_groups(RANGE.name) if weight.ranged else None,
         "probe": of_groups(PROBE.name) if weight.ranged and mode != "eval" else None,
-        "precision": precision,
-        "dtype": dtype,
+        "row_sizes": weight.row_sizes,
+        "column_sizes": weight.column_sizes,
     }
     if not chip.converts:
         gradient = chip.range.gradient
-        return ranged_convolution(
-            x, kernel, window=window, gradient=gradient, **options
-        )
+        return clipped_convolution(x, kernel, window, gradient=gradient, **options)
     if MAPPING_SCALE.name in leaves:
         scale: Any = of_groups(MAPPING_SCALE.name)
     else:
         layer = _of_one_layer(weight, kernel.ndim)
         scale = layer.derived_scale(layer.to_matrix(kernel))
+        if scale is not None:
+            scale = scale.reshape(groups, *scale.shape[-2:])
     strength: Any = jnp.ones(groups)
     if NOISE_STRENGTH.name in leaves:
         strength = of_groups(NOISE_STRENGTH.name)
@@ -280,9 +299,9 @@ def _product(
         kernel,
         stages_of(weight),
         window,
-        scale=None if scale is None else scale.reshape(groups, 1, -1),
+        scale=scale,
         output_scale=of_groups(OUTPUT_SCALE.name) if chip.scales_outputs else None,
-        leaves={x.name: of_groups(x.name)[:, 0] for x in weight.own_leaves},
+        leaves={x.name: of_groups(x.name) for x in weight.own_leaves},
         keys=keys,
         chip_keys=frozen_key(of_groups(CHIP_KEY.name)) if chip.freezes(mode) else None,
         strength=strength.reshape(groups, 1, 1),

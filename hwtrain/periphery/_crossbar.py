@@ -11,8 +11,9 @@ class Crossbar(Protocol):
 
     A product has inputs `[..., row tiles, column tiles or 1, rows]` and outputs
     `[..., row tiles, column tiles, columns]`. A convolution as a whole has inputs
-    `[batch, *spatial, channels]` and outputs `[batch, *positions, groups, 1, features
-    of a group]`. Operations on outputs, or on each input value alike, work with both.
+    `[batch, *spatial, channels]`, those of several tiles side by side, and outputs
+    `[batch, *positions, groups or row tiles, column tiles, features]`.
+    Operations on outputs, or on each input value alike, work with both.
     """
 
     @property

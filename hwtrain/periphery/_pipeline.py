@@ -124,8 +124,8 @@ class Context:
     def leaf(self, name: str) -> jax.Array:
         """Returns a leaf beside the weights, `[row tiles, column tiles, ...]`.
 
-        For a convolution as a whole it is `[groups, 1, ...]`. With one more axis at the
-        end, a leaf per tile therefore broadcasts against the outputs in both cases.
+        A convolution of several groups has these for row tiles. With one more axis at
+        the end, a leaf per tile therefore broadcasts against the outputs in both cases.
 
         Args:
           name: its name, as declared in the part's `leaves`.

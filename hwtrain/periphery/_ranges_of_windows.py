@@ -7,21 +7,24 @@ windows that see an input follows from the geometry, and the gradients inside th
 windows are computed tap by tap.
 """
 
-import math
 from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
-from hwtrain._arrays.derivatives import custom_vjp, vary_alike
+from hwtrain._arrays.derivatives import custom_vjp
 from hwtrain._arrays.tiling import over_batch
-from hwtrain._arrays.windows import Window, padded
+from hwtrain._arrays.window_tiles import Rows
+from hwtrain._arrays.windows import Window
 from hwtrain.periphery._range_gradient import PROBE_SCALE, RangeGradient, clipped
-
-# Above this number of taps, the program loops over them.
-_UNROLLED = 32
+from hwtrain.periphery._window_gradients import (
+    of_inputs,
+    statistics,
+    steps_everywhere,
+    total,
+    widening,
+)
 
 Drive = Callable[..., jax.Array]
 """Maps clipped inputs, the range of each channel, and its own traced constants to the
@@ -39,6 +42,7 @@ def ranged_convolution(
     dtype: Any = None,
     drive: Drive | None = None,
     constants: tuple[jax.Array, ...] = (),
+    rows: Rows | None = None,
 ) -> jax.Array:
     r"""Convolves an input clipped to the range of each group of channels.
 
@@ -68,13 +72,15 @@ def ranged_convolution(
       drive: converts the clipped inputs, for an output in normalised units; `None` for
         the inputs themselves. The range it divides by is a constant to gradients.
       constants: further arguments of `drive`, which are differentiated.
+      rows: the rows of its matrix that lie on the tile, which statistics count; the
+        kernel has zeros for others. `None` for all.
 
     Returns:
       `[batch, *positions, features]`.
     """
     if input_range is None:
         return convolution(x, kernel, window, precision, dtype)
-    options = (window, gradient, precision, dtype, drive)
+    options = (window, gradient, precision, dtype, drive, rows)
     if probe is None:
         return _clipped(x, kernel, input_range, constants, *options)
     return _ranged(x, kernel, input_range, probe, constants, *options)
@@ -103,8 +109,9 @@ def clipped_inputs(
 
 
 def _clipped(
-    x, kernel, input_range, constants, window, gradient, precision, dtype, drive
+    x, kernel, input_range, constants, window, gradient, precision, dtype, drive, rows
 ):
+    del rows
     through = gradient.straight_through
     inside = clipped_inputs(x, input_range, drive, constants, straight_through=through)
     return convolution(inside, kernel, window, precision, dtype)
@@ -143,7 +150,7 @@ def _of_channels(statistic: jax.Array, x: jax.Array, dtype: Any = None) -> jax.A
     return each.astype(dtype or x.dtype)
 
 
-@custom_vjp(nondiff_argnums=(5, 6, 7, 8, 9))
+@custom_vjp(nondiff_argnums=(5, 6, 7, 8, 9, 10))
 def _ranged(x, kernel, input_range, probe, constants, *options):
     del probe
     return _clipped(x, kernel, input_range, constants, *options)
@@ -154,7 +161,7 @@ def _forward(x, kernel, input_range, probe, constants, *options):
     return y, (x, kernel, input_range, probe, constants)
 
 
-def _backward(window, gradient, precision, dtype, drive, residuals, d):
+def _backward(window, gradient, precision, dtype, drive, rows, residuals, d):
     x, kernel, input_range, probe, constants = residuals
     r = over_batch(_of_channels(input_range, x), x)
     inside, slope = jnp.clip(x, -r, r), jnp.ones((), jnp.float32)
@@ -167,114 +174,31 @@ def _backward(window, gradient, precision, dtype, drive, residuals, d):
             *constants,
         )
         slope, *_ = of_drive(jnp.ones_like(inside))
+    slope32 = slope.astype(jnp.float32)
+    outward = (x >= r).astype(jnp.float32) - (x <= -r).astype(jnp.float32)
     _, pull = jax.vjp(
         lambda x, kernel: convolution(x, kernel, window, precision, dtype),
         inside,
         kernel,
     )
     d_x, d_kernel = pull(d)
+    if steps_everywhere(window):
+        d_x, widen = of_inputs(outward * slope32, kernel, d, window, precision)
+        d_x = d_x.astype(x.dtype)
+    else:
+        widen = total(widening(outward * slope32, kernel, d, window, precision))
     d_constants = of_drive(d_x)[1:] if constants else ()
-    d_x, slope = d_x * slope.astype(x.dtype), slope.astype(jnp.float32)
+    d_x = d_x * slope.astype(x.dtype)
     if not gradient.straight_through:
         d_x = jnp.where(jnp.abs(x) <= r, d_x, 0)
 
-    groups = input_range.shape[0]
-    outward = (x >= r).astype(jnp.float32) - (x <= -r).astype(jnp.float32)
-    widen = _widening(outward * slope, kernel, d, window, precision)
-    d_range = gradient.scale * _sums(widen, groups).reshape(input_range.shape)
+    d_range = widen.reshape(len(input_range), -1).sum(axis=-1)
+    d_range = gradient.scale * d_range.reshape(input_range.shape)
     if gradient.relative:
         d_range = d_range * input_range
-    d_probe = PROBE_SCALE * _statistics(x, r, input_range, window)
+    d_probe = PROBE_SCALE * statistics(x, r, input_range, window, rows)
     d_range = d_range.astype(input_range.dtype)
     return d_x, d_kernel, d_range, d_probe.astype(probe.dtype), d_constants
 
 
 _ranged.defvjp(_forward, _backward)
-
-
-def _sums(values: jax.Array, groups: int) -> jax.Array:
-    """Sums over all axes and the channels of each group, `[groups]`."""
-    each = jnp.sum(values, axis=tuple(range(values.ndim - 1)))
-    return each.reshape(groups, -1).sum(axis=-1)
-
-
-def _statistics(x, r, input_range, window) -> jax.Array:
-    """Returns the sums of the probe over all elements of all windows."""
-    times = over_batch(jnp.asarray(_times_seen(x.shape[1:-1], window)), x)
-    groups = len(input_range)
-    positions = math.prod(window.output_sizes(x.shape[1:-1]))
-    width = window.taps * x.shape[-1] // groups
-    count = jnp.full(groups, float(x.shape[0] * positions * width), jnp.float32)
-    x32 = x.astype(jnp.float32)
-    beyond = (x >= r) | (x <= -r)
-    scale = input_range.ravel()
-    kept = count - _sums(times * beyond.astype(jnp.float32), groups)
-    total = _sums(times * x32, groups) / scale
-    square = _sums(times * jnp.square(x32), groups) / jnp.square(scale)
-    none = jnp.zeros_like(count)
-    sums = jnp.stack([count, kept, total, square, none, none], axis=-1)
-    return sums.reshape(*input_range.shape, -1)
-
-
-def _times_seen(spatial: tuple[int, ...], window: Window) -> np.ndarray:
-    """Returns the number of windows that see each input, `[*spatial, 1]`."""
-    seen = np.ones(1, np.float32)
-    for axis, (size, (low, _), count) in enumerate(
-        zip(spatial, window.pads(spatial), window.output_sizes(spatial))
-    ):
-        starts = np.arange(count) * window.strides[axis] - low
-        taps = np.arange(window.sizes[axis]) * window.kernel_dilation[axis]
-        at = (starts[:, None] + taps).ravel()
-        held = (at >= 0) & (at < size * window.input_dilation[axis])
-        held &= at % window.input_dilation[axis] == 0
-        index = at[held] // window.input_dilation[axis]
-        times = np.bincount(index, minlength=size).astype(np.float32)
-        seen = seen[..., None] * times if axis else times
-    return seen[..., None]
-
-
-def _widening(outward, kernel, d, window, precision) -> jax.Array:
-    """Returns the gradient of the ranges, `[batch, *positions, channels]` to be summed.
-
-    Computed tap by tap, so that no window is materialised.
-
-    Args:
-      outward: `[batch, *spatial, channels]`, the slope of inputs beyond the range, with
-        the sign of the input; zero within.
-      kernel: as in `ranged_convolution`.
-      d: gradient of the output.
-      window: the window.
-      precision: precision of the multiplication.
-    """
-    inside = padded(outward, window)
-    if d.dtype != kernel.dtype:  # outputs were requested in a wider dtype
-        d, kernel = d.astype(jnp.float32), kernel.astype(jnp.float32)
-    spatial = range(1, d.ndim - 1)
-    counts = d.shape[1:-1]
-    extents = [(n - 1) * s + 1 for n, s in zip(counts, window.strides)]
-    equation = "...f,cf->...c"
-    kernel = kernel.reshape(window.taps, *kernel.shape[-2:])
-    if window.groups > 1:  # XLA would transpose even for a group axis of size 1
-        equation = "...gf,cgf->...gc"
-        width = d.shape[-1] // window.groups
-        d = d.reshape(*d.shape[:-1], window.groups, width)
-        kernel = kernel.reshape(*kernel.shape[:-1], window.groups, -1)
-    offsets = np.stack(np.unravel_index(np.arange(window.taps), window.sizes), -1)
-    offsets = offsets * np.asarray(window.kernel_dilation)
-
-    def add(total, tap):
-        start, w = tap
-        seen = jax.lax.dynamic_slice(
-            inside, (0, *start, 0), (d.shape[0], *extents, inside.shape[-1])
-        )
-        for axis, stride in zip(spatial, window.strides):
-            seen = jax.lax.slice_in_dim(seen, 0, None, stride, axis)
-        here = jnp.einsum(equation, d, w, precision=precision)
-        here = here.reshape(seen.shape).astype(jnp.float32)
-        return total + jnp.minimum(here * seen, 0), None
-
-    zeros = jnp.zeros((d.shape[0], *counts, inside.shape[-1]), jnp.float32)
-    zeros, *_ = vary_alike(zeros, inside, d, kernel)
-    taps = (jnp.asarray(offsets), kernel)
-    total, _ = jax.lax.scan(add, zeros, taps, unroll=window.taps <= _UNROLLED or 1)
-    return total

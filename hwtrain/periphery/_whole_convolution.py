@@ -7,8 +7,8 @@ every window, which each stage declares by `whole`.
 import dataclasses
 import functools
 import math
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -19,12 +19,12 @@ from hwtrain._arrays.windows import Window
 from hwtrain._parts.constant import filled, split, static
 from hwtrain._parts.slot import home
 from hwtrain.periphery._pipeline import Context, run
-from hwtrain.periphery._range_gradient import count_outputs
+from hwtrain.periphery._range_gradient import RangeGradient
 from hwtrain.periphery._ranges_of_windows import (
-    clipped_inputs,
-    convolution,
     ranged_convolution,
 )
+from hwtrain.periphery._tiled_matrix import cut_columns
+from hwtrain.periphery._whole_kernel import WholeKernel
 from hwtrain.periphery.input_range import PROBE, RANGE, Range
 
 
@@ -57,6 +57,8 @@ def converted_convolution(
     stages: Sequence[Any],
     window: Window,
     *,
+    row_sizes: tuple[int, ...] | None = None,
+    column_sizes: tuple[int, ...] | None = None,
     scale: jax.Array | None = None,
     output_scale: jax.Array | None = None,
     input_range: jax.Array | None = None,
@@ -68,14 +70,15 @@ def converted_convolution(
     precision: Any = None,
     dtype: DTypeLike | None = None,
 ) -> jax.Array:
-    r"""Convolves through DAC, crossbar and ADC, with one tile for each group.
+    r"""Convolves through DAC, crossbars and ADC, by a convolution for each tile.
 
     .. math::
         y = s\, r\, \alpha\, \mathrm{ADC}\!\left(\frac{W}{s} *
         \mathrm{DAC}\!\left(\frac{\mathrm{clip}(x, -r, r)}{r}\right)\right)
 
     It equals `analog_mvm` of every group's windows, including the gradients, the sums
-    of the probe and the frozen spreads, but materialises no window.
+    of the probe and the frozen spreads, but materialises no window. Either groups or
+    tiles are one.
 
     >>> from hwtrain.periphery.dac import Dac
     >>> three_levels = Dac(bound=1.0, res=1 / 2)
@@ -91,11 +94,16 @@ def converted_convolution(
       stages: the stages around the tiles, outermost first; `runs_whole` must hold for
         them. A range comes first.
       window: the window, neither `flipped` nor `local`.
-      scale: `[groups, 1, features of a group or 1]`, s; `None` for 1.
+      row_sizes: rows of each row tile of a group; `None` for one row tile.
+      column_sizes: columns of each column tile of a group; `None` for one.
+      scale: `[groups, row tiles, columns or column tiles of a group]`, s; `None` for 1.
       output_scale: likewise, a learned factor on the outputs; `None` for 1.
-      input_range: `[groups, 1, 1]`, r, for the stage `Range`; `None` without it.
-      probe: `[groups, 1, 1, 6]`; `None` for plain JAX operations, without statistics.
-      leaves: the leaves of users' stages by name, `[groups, 1, ...]`.
+      input_range: `[groups, row tiles, column tiles]`, r, for the stage `Range`; `None`
+        without it.
+      probe: `[groups, row tiles, column tiles, 6]`; `None` for plain JAX operations,
+        without statistics.
+      leaves: the leaves of users' stages by name, `[groups, row tiles, column tiles,
+        ...]`.
       keys: `[effects]`, the `read_keys` of this read; `None` draws nothing.
       chip_keys: `[groups]` JAX keys of a chip's frozen quantities; `None` for no
         spread.
@@ -107,43 +115,116 @@ def converted_convolution(
     Returns:
       `[batch, *positions, features]`.
     """
-    first, *inner = stages if stages else (None,)
-    if not isinstance(first, Range):
-        first, inner = None, list(stages)
-    outside, constants = split(tuple(inner))
-    drive = Drive(outside)
-    of_drive = (precision, dtype)
-    if first is None:
-        inside = drive(x, jnp.ones(x.shape[-1]), *constants).astype(x.dtype)
-        y = convolution(inside, kernel, window, *of_drive)
-    else:
-        assert input_range is not None
-        y = ranged_convolution(
-            x,
-            kernel,
-            input_range,
-            probe,
-            window,
-            first.gradient,
-            *of_drive,
-            drive,
-            constants,
-        )
-    s: Any = 1.0 if scale is None else jax.lax.stop_gradient(scale)
-    crossbar = WholeKernel(kernel, s, window, precision, x.dtype, y)
+    row_sizes = row_sizes or (math.prod(kernel.shape[:-1]),)
+    column_sizes = column_sizes or (kernel.shape[-1] // window.groups,)
     given = {RANGE.name: input_range, PROBE.name: probe, **leaves}
+    given = {k: jax.lax.collapse(v, 0, 2) for k, v in given.items() if v is not None}
+
+    def of_outputs(factor: jax.Array | None) -> Any:
+        if factor is None:
+            return 1.0
+        return cut_columns(jax.lax.collapse(factor, 0, 2), column_sizes)
+
+    crossbar = WholeKernel(
+        kernel,
+        of_outputs(None if scale is None else jax.lax.stop_gradient(scale)),
+        window,
+        row_sizes,
+        column_sizes,
+        precision,
+        x.dtype,
+    )
+    first, *inner = stages if stages else (None,)
+    if isinstance(first, Range):
+        outside, constants = split(tuple(inner))
+        of_drive = (Drive(outside), constants, dtype)
+        y = _of_ranges(x, crossbar, given, first.gradient, *of_drive)
+    else:
+        x = crossbar.of_tiles(x.astype(jnp.float32))
+        outside, constants = split(tuple(stages))
+        inside = Drive(outside)(x, jnp.ones(x.shape[-1]), *constants)
+        y = crossbar.convolve(inside, crossbar.kernels, dtype)
     ctx = Context(
-        crossbar=crossbar,
-        leaves={name: leaf for name, leaf in given.items() if leaf is not None},
+        crossbar=crossbar._replace(convolved=y),
+        leaves=given,
         keys=keys,
         chip_key=chip_keys,
         strength=strength,
     )
-    y = run(stages, x if first else x.astype(jnp.float32), ctx)
-    y = y * over_batch(s, y)
-    if output_scale is not None:
-        y = y * over_batch(output_scale.astype(jnp.float32), y)
-    return jax.lax.collapse(y, -3).astype(dtype or jnp.result_type(x, kernel))
+    y = run(stages, x, ctx)
+    y = y * over_batch(crossbar.scale, y) * over_batch(of_outputs(output_scale), y)
+    return crossbar.added(y).astype(dtype or jnp.result_type(x, kernel))
+
+
+def clipped_convolution(
+    x: jax.Array,
+    kernel: jax.Array,
+    window: Window,
+    *,
+    row_sizes: tuple[int, ...],
+    column_sizes: tuple[int, ...],
+    input_range: jax.Array,
+    probe: jax.Array | None,
+    gradient: RangeGradient,
+    precision: Any = None,
+    dtype: DTypeLike | None = None,
+) -> jax.Array:
+    """Convolves inputs clipped to the range of each tile; as `ranged_matmul`.
+
+    Arguments as in `converted_convolution`, and `gradient` as in `ranged_convolution`.
+    """
+    given = {RANGE.name: input_range, PROBE.name: probe}
+    given = {k: jax.lax.collapse(v, 0, 2) for k, v in given.items() if v is not None}
+    crossbar = WholeKernel(
+        kernel, 1.0, window, row_sizes, column_sizes, precision, x.dtype
+    )
+    y = _of_ranges(x, crossbar, given, gradient, None, (), dtype)
+    return crossbar.added(y).astype(dtype or jnp.result_type(x, kernel))
+
+
+def _of_ranges(
+    x: jax.Array,
+    crossbar: WholeKernel,
+    leaves: Mapping[str, jax.Array],
+    gradient: RangeGradient,
+    drive: "Drive | None",
+    constants: tuple[jax.Array, ...],
+    dtype: DTypeLike | None,
+) -> jax.Array:
+    """Returns the product of inputs clipped to the range of each tile.
+
+    Args:
+      x: `[batch, *spatial, channels]`.
+      crossbar: the kernel.
+      leaves: the leaves, `[groups or row tiles, column tiles, ...]`.
+      gradient: options of the range's gradient.
+      drive: as in `ranged_convolution`.
+      constants: as in `ranged_convolution`.
+      dtype: dtype of the product; `None` for that of a plain multiplication.
+
+    Returns:
+      `[batch, *positions, groups or row tiles, column tiles, features]`.
+    """
+    r, probe = leaves[RANGE.name], leaves.get(PROBE.name)
+    if probe is None and drive is not None:
+        r = jax.lax.stop_gradient(r)  # as in `input_range.ranged`
+    outputs = [
+        ranged_convolution(
+            x[..., tile.channels],
+            tile.kernel(crossbar.kernel),
+            r[tile.place][..., None],
+            None if probe is None else probe[tile.place][..., None, :],
+            crossbar.window,
+            gradient,
+            crossbar.precision,
+            dtype,
+            drive,
+            constants,
+            tile.rows,
+        )
+        for tile in crossbar.tiles
+    ]
+    return crossbar.together(outputs)
 
 
 class _Reached(Exception):  # noqa: N818 it is not an error
@@ -191,123 +272,3 @@ class _End:
             f"a stage with whole = True asks for {name!r} of its weights before it "
             "calls inner(x): do that after the call, or leave whole out"
         )
-
-
-class WholeKernel(NamedTuple):
-    """A kernel with one tile per group, which convolves in normalised units.
-
-    Attributes:
-      kernel: `[*taps, channels of a group, features]`.
-      scale: s, `[groups, 1, 1 or features of a group]`, or 1.
-      window: the window.
-      precision: precision of the multiplication.
-      dtype: dtype in which inputs are multiplied.
-      convolved: `[batch, *positions, features]`, the convolved inputs of this read.
-        Computed in advance, because the gradient of a range depends on each window.
-    """
-
-    kernel: jax.Array
-    scale: Any
-    window: Window
-    precision: Any
-    dtype: Any
-    convolved: jax.Array
-
-    @property
-    def row_sizes(self) -> tuple[int, ...]:
-        """Rows of each row tile."""
-        return (math.prod(self.kernel.shape[:-1]),)
-
-    @property
-    def fixed(self) -> "WholeKernel":
-        """The same without gradients of the kernel."""
-        return self._replace(kernel=jax.lax.stop_gradient(self.kernel))
-
-    @property
-    def weights(self) -> jax.Array:
-        """The weights in units of the crossbar, as `product` takes them."""
-        if isinstance(self.scale, float):
-            return self.kernel.astype(jnp.float32)
-        width = self.kernel.shape[-1] // self.window.groups
-        each = jnp.broadcast_to(self.scale[:, 0], (self.window.groups, width)).ravel()
-        return self.kernel.astype(jnp.float32) / over_batch(each, self.kernel)
-
-    @property
-    def whole(self) -> bool:
-        """Whether it is a convolution as a whole: true."""
-        return True
-
-    def read(self, x: jax.Array) -> jax.Array:
-        """Returns the product of this read, computed in advance."""
-        del x  # `convolved` was computed from it
-        return self._normalised(self.convolved)
-
-    def multiply(self, x: jax.Array) -> jax.Array:
-        """Returns inputs times the weights."""
-        return self._normalised(self._convolved(x, self.kernel))
-
-    def multiply_absolute(self, x: jax.Array) -> jax.Array:
-        """Returns inputs times the absolute weights."""
-        return self._normalised(self._convolved(x, jnp.abs(self.kernel)))
-
-    def product(self, x: jax.Array, w: jax.Array) -> jax.Array:
-        """Returns inputs times other weights, of the shape of `weights`."""
-        return self._by_group(convolution(x, w, self.window, self.precision))
-
-    def total(self, x: jax.Array) -> jax.Array:
-        """Returns the sum of the inputs of each tile, with a last axis of 1."""
-        shape = (*self.kernel.shape[:-1], self.window.groups)
-        return self._by_group(self._convolved(x, jnp.ones(shape, self.kernel.dtype)))
-
-    def ranged(
-        self, stage: Range, x: jax.Array, leaves: Mapping[str, jax.Array]
-    ) -> tuple[jax.Array, jax.Array]:
-        """Returns inputs clipped to their range, and the range of each channel."""
-        of_groups = leaves[RANGE.name]
-        inside = clipped_inputs(x, of_groups, None)
-        r = jax.lax.stop_gradient(of_groups).astype(jnp.float32)
-        return inside, jnp.repeat(r.ravel(), x.shape[-1] // r.size)
-
-    def of_range(self, r: jax.Array) -> jax.Array:
-        """Returns the range of each output, from that of each input."""
-        groups = self.window.groups
-        return r.reshape(groups, -1)[:, :1, None]
-
-    def counted(self, y: jax.Array, probe: jax.Array, bound: Any) -> jax.Array:
-        """Returns the outputs, and counts them in the gradient of the probe."""
-        # Groups are counted like row tiles.
-        probe = probe.reshape(self.window.groups, 1, -1)
-        return count_outputs(y, probe, bound, (y.shape[-1],))
-
-    def inputs_of(self, x: jax.Array) -> tuple[tuple[int, ...], Any]:
-        """Returns the shape of inputs per tile, and which inputs are not padding."""
-        return x.shape, True
-
-    def real_outputs(self, y: jax.Array) -> Any:
-        """Returns which outputs are not padding."""
-        return True
-
-    def of_outputs(
-        self, draw: Callable[[jax.Array, Sequence[int]], jax.Array], key: jax.Array
-    ) -> jax.Array:
-        """Returns a draw for each output, without batch axes."""
-        shape = (1, self.kernel.shape[-1] // self.window.groups)
-        return jax.vmap(lambda key: draw(key, shape))(key)
-
-    def of_inputs(
-        self, draw: Callable[[Any, Sequence[int]], jax.Array], key: Any
-    ) -> jax.Array:
-        """Raises: a whole convolution has inputs, and no rows."""
-        raise ValueError("the rows of a convolution as a whole are not its inputs")
-
-    def _convolved(self, x: jax.Array, kernel: jax.Array) -> jax.Array:
-        return convolution(x.astype(self.dtype), kernel, self.window, self.precision)
-
-    def _by_group(self, y: jax.Array) -> jax.Array:
-        groups = self.window.groups
-        y = y.reshape(*y.shape[:-1], groups, 1, y.shape[-1] // groups)
-        return y.astype(jnp.float32)
-
-    def _normalised(self, y: jax.Array) -> jax.Array:
-        y = self._by_group(y)
-        return y / over_batch(self.scale, y)

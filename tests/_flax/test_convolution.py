@@ -362,6 +362,36 @@ def test_statistics_count_what_the_rows_see(name, limit):
     assert (d_range < 0).any()
 
 
+@pytest.mark.parametrize("limit", [512, 5])
+@pytest.mark.parametrize("name", ["Conv circular", "Conv causal", "Conv reflect"])
+def test_statistics_count_a_border_once(name, limit):
+    hardware = hw.Hardware(
+        input_range=hw.InputRangeParameter(init_value=0.7),
+        mapping=hw.MappingParameter(max_input_size=limit),
+    )
+    layer, params, x = build("linen", name)
+    run, params = function(layer, params, hardware, x=x)
+    (_, y), (d_params, _) = loss(run)(params, x, jax.random.key(2))
+
+    # The same windows, over an input that has been extended by hand.
+    _, features, sizes, options = LAYERS[name]
+    steps = np.broadcast_to(options.get("kernel_dilation", 1), len(sizes))
+    spans = [(size - 1) * step for size, step in zip(sizes, steps)]
+    mode = {"CIRCULAR": "wrap", "REFLECT": "reflect"}.get(options["padding"])
+    ends = [(n // 2, n - n // 2) if mode else (n, 0) for n in spans]
+    wide = jnp.pad(x, ((0, 0), *ends, (0, 0)), mode=mode or "constant")
+    valid = nn.Conv(features, sizes, **{**options, "padding": "VALID"})
+    run, _ = function(valid, params, hardware, x=wide)
+    (_, expected), (wanted, _) = loss(run)(params, wide, jax.random.key(2))
+    np.testing.assert_allclose(y, expected, atol=1e-5)
+    for leaf in ("probe", "input_range"):
+        top = float(np.abs(wanted[leaf]).max())
+        np.testing.assert_allclose(d_params[leaf], wanted[leaf], atol=1e-5 * top)
+    counts = np.asarray(d_params["probe"])[..., 0].sum() / PROBE_SCALE
+    rows = np.prod(params["kernel"].shape[:-1])
+    assert counts == y.size // features * rows
+
+
 # --- Draws -------------------------------------------------------------------------
 
 NOISY = hw.Hardware(

@@ -47,6 +47,7 @@ PERIPHERIES = {
 }
 WINDOWS = {
     "one group": (Window.of((3, 2), padding="SAME"), (4, 3)),
+    "tiles": (Window.of((3, 2), padding="SAME"), (4, 3)),
     "strided groups": (
         Window.of(
             (2,), strides=(2,), padding=((1, 1),), kernel_dilation=(2,), groups=2
@@ -54,10 +55,17 @@ WINDOWS = {
         (9,),
     ),
 }
-OFTEN = {("noise", "one group"), ("distortion", "strided groups")}
+TILES = {"tiles": ((5, 5, 5, 5, 4), (3, 3, 2))}
+OFTEN = {
+    ("noise", "one group"),
+    ("noise", "tiles"),
+    ("distortion", "strided groups"),
+}
 
 
-def of_windows(x, kernel, stages, window, *, keys, chip_keys, **leaves):
+def of_windows(
+    x, kernel, stages, window, *, row_sizes, column_sizes, keys, chip_keys, **leaves
+):
     """The same by `analog_mvm`, one group after the other."""
     seen, groups = patches(x, window), window.groups
     seen = seen.reshape(*seen.shape[:-1], groups, -1)
@@ -67,8 +75,8 @@ def of_windows(x, kernel, stages, window, *, keys, chip_keys, **leaves):
             seen[..., g, :],
             matrix[:, g],
             stages,
-            row_sizes=(matrix.shape[0],),
-            column_sizes=(matrix.shape[-1],),
+            row_sizes=row_sizes,
+            column_sizes=column_sizes,
             keys=keys,
             chip_key=chip_keys[g],
             **{name: leaf[g] for name, leaf in leaves.items() if leaf is not None},
@@ -78,20 +86,32 @@ def of_windows(x, kernel, stages, window, *, keys, chip_keys, **leaves):
     return jnp.concatenate(outputs, -1)
 
 
-def arrays(window, spatial):
+def tiles_of(name):
+    window = WINDOWS[name][0]
+    one = (4 // window.groups * window.taps,), (8 // window.groups,)
+    return TILES.get(name, one)
+
+
+def arrays(name):
+    window, spatial = WINDOWS[name]
+    row_sizes, column_sizes = tiles_of(name)
     keys = jax.random.split(jax.random.key(0), 6)
     groups, width = window.groups, 8 // window.groups
+    rows = (groups, len(row_sizes))
+    tiles = (*rows, len(column_sizes))
     return {
         "x": jax.random.normal(keys[0], (3, *spatial, 4)),
         "kernel": jax.random.normal(keys[1], (*window.sizes, 4 // groups, 8)),
-        "scale": jax.random.uniform(keys[2], (groups, 1, width), minval=1.0, maxval=3),
-        "output_scale": jax.random.uniform(keys[3], (groups, 1, 1), minval=0.5),
-        "input_range": jax.random.uniform(keys[4], (groups, 1, 1), minval=0.5),
-        "probe": jnp.zeros((groups, 1, 1, 6)),
+        "scale": jax.random.uniform(keys[2], (*rows, width), minval=1.0, maxval=3),
+        "output_scale": jax.random.uniform(keys[3], (*rows, 1), minval=0.5),
+        "input_range": jax.random.uniform(keys[4], tiles, minval=0.5),
+        "probe": jnp.zeros((*tiles, 6)),
     }
 
 
-def value_and_gradients(function, given, keys, p, window):
+def value_and_gradients(function, given, keys, p, name):
+    window = WINDOWS[name][0]
+    row_sizes, column_sizes = tiles_of(name)
     chips = jax.random.split(jax.random.key(8), window.groups)
     stages = (Range(), *p.parts)
 
@@ -101,7 +121,15 @@ def value_and_gradients(function, given, keys, p, window):
             given = dict(given)
             x, kernel = given.pop("x"), given.pop("kernel")
             return function(
-                x, kernel, stages, window, keys=keys, chip_keys=chips, **given
+                x,
+                kernel,
+                stages,
+                window,
+                row_sizes=row_sizes,
+                column_sizes=column_sizes,
+                keys=keys,
+                chip_keys=chips,
+                **given,
             )
 
         y, pull = jax.vjp(call, given)
@@ -120,14 +148,14 @@ def value_and_gradients(function, given, keys, p, window):
         )
         for name in PERIPHERIES
         for window in WINDOWS
-        if window == "one group" or name in ("converters", "distortion")
+        if window != "strided groups" or name in ("converters", "distortion")
     ],
 )
 def test_outputs_gradients_and_statistics_are_those_of_the_windows(name, window):
-    p, (window, spatial) = PERIPHERIES[name], WINDOWS[window]
+    p, given = PERIPHERIES[name], arrays(window)
     # Groups draw at once what the windows draw one after the other.
-    keys = read_keys(jax.random.key(9)) if window.groups == 1 else None
-    given = arrays(window, spatial)
+    one = WINDOWS[window][0].groups == 1
+    keys = read_keys(jax.random.key(9)) if one else None
     (y, found), (expected, wanted) = (
         value_and_gradients(function, given, keys, p, window)
         for function in (converted_convolution, of_windows)
@@ -147,11 +175,10 @@ def test_outputs_gradients_and_statistics_are_those_of_the_windows(name, window)
 
 
 def test_each_group_has_the_spread_of_its_own_chip():
-    window, spatial = WINDOWS["strided groups"]
     p = IOParameters(out_bound=1.5, out_nonlinearity=0.3, out_nonlinearity_std=0.5)
-    given = arrays(window, spatial)
+    given = arrays("strided groups")
     (y, _), (expected, _) = (
-        value_and_gradients(function, given, None, p, window)
+        value_and_gradients(function, given, None, p, "strided groups")
         for function in (converted_convolution, of_windows)
     )
     np.testing.assert_allclose(y, expected, rtol=1e-4, atol=1e-5)
@@ -196,6 +223,16 @@ def test_without_a_probe_forward_mode_works():
     y, moved = jax.jvp(convolve, (x,), (jnp.ones_like(x),))
     np.testing.assert_allclose(y.ravel(), [3, 5.25], rtol=1e-6)
     np.testing.assert_allclose(moved.ravel(), [1, 1], rtol=1e-6)  # the 4 is clipped
+
+
+@pytest.mark.parametrize("name", ["one group", "tiles"])
+def test_without_a_probe_the_range_is_a_constant(name):
+    given = {**arrays(name), "probe": None, "x": 2 * jnp.ones((3, 4, 3, 4))}
+    _, found = value_and_gradients(
+        converted_convolution, given, None, PERIPHERIES["converters"], name
+    )
+    np.testing.assert_array_equal(found["input_range"], 0)
+    assert (found["kernel"] != 0).any()
 
 
 @pytest.mark.parametrize(
