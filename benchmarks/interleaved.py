@@ -21,17 +21,23 @@ class Timing(NamedTuple):
 
 
 def interleaved(
-    variants: Mapping[str, Callable[[], object]], rounds: int
+    variants: Mapping[str, Callable[[], object]], rounds: int, rest: float = 0.0
 ) -> dict[str, Timing]:
     """Returns the timing of each variant, with its ratio to the first.
 
     Args:
       variants: functions that start the work and return arrays to wait for.
       rounds: number of rounds after the one that compiles.
+      rest: seconds before a variant in which the threads of the one before may go to
+        sleep, if they belong to another framework. The variant then runs twice, and the
+        second run is timed. Zero for neither.
     """
     seconds: dict[str, list[float]] = {name: [] for name in variants}
     for number in range(rounds + 1):
         for name, run in variants.items():
+            if rest:
+                time.sleep(rest)
+                jax.block_until_ready(run())
             start = time.perf_counter()
             jax.block_until_ready(run())
             if number:

@@ -50,6 +50,21 @@ class ResNetBlock(nn.Module):
         return nn.relu(x + nn.GroupNorm()(nn.Conv(self.channels, (3, 3))(y)))
 
 
+class Cnn(nn.Module):
+    """Two convolutions with pooling and two dense layers, as for images of digits."""
+
+    channels: int
+    hidden: int
+
+    @nn.compact
+    def __call__(self, x):
+        for channels in (self.channels, 2 * self.channels):
+            x = nn.relu(nn.Conv(channels, (3, 3))(x))
+            x = nn.max_pool(x, (2, 2), (2, 2))
+        x = nn.relu(nn.Dense(self.hidden)(x.reshape(len(x), -1)))
+        return nn.Dense(10)(x)
+
+
 NOISE = hwtrain.WeightModifierParameter(type="add_normal", std_dev=0.05)
 PER_VECTOR = hwtrain.WeightModifierParameter(
     type="add_normal", std_dev=0.05, per_vector=True
@@ -58,6 +73,9 @@ REDRAWN = hwtrain.WeightModifierParameter(type="add_normal", std_dev=0.05, redra
 CLIP = hwtrain.WeightClipParameter(type="layer_gaussian", sigma=2.5)
 RANGE = hwtrain.InputRangeParameter()
 CONVERTERS = hwtrain.IOParameters(inp_bits=8, out_bits=8, out_bound=10.0)
+OUTPUT_NOISE = hwtrain.IOParameters(
+    inp_bits=8, out_bits=8, out_bound=10.0, out_noise=0.04
+)
 
 
 def chip(tile: int | None = None, **parts) -> Hardware:
@@ -71,15 +89,25 @@ def chip(tile: int | None = None, **parts) -> Hardware:
     return Hardware(**parts)
 
 
-def training_step(
+def training_step(*args, **options) -> tuple[Callable[[], object], float]:
+    """Returns a function that runs one step, and the step's memory in bytes.
+
+    Takes the arguments of `compiled_step`.
+    """
+    run, compiled = compiled_step(*args, **options)
+    memory = compiled.memory_analysis()
+    return run, float(memory.temp_size_in_bytes + memory.argument_size_in_bytes)
+
+
+def compiled_step(
     module: nn.Module,
     hardware: Hardware | None,
     x: jax.Array,
     *,
     optimizer: optax.GradientTransformation,
     fast: bool = False,
-) -> tuple[Callable[[], jax.Array], float]:
-    """Returns a function that runs one step, and the step's memory in bytes.
+) -> tuple[Callable[[], object], jax.stages.Compiled]:
+    """Returns a function that runs one step, and its compiled program.
 
     The step is forward, backward and update, compiled once, with its state donated.
 
@@ -112,12 +140,10 @@ def training_step(
 
     state = (params, optimizer.init(params), jnp.zeros((), jnp.int32))
     compiled = step.lower(state, x, key).compile()
-    memory = compiled.memory_analysis()
-    peak = memory.temp_size_in_bytes + memory.argument_size_in_bytes
 
     def run():
         nonlocal state
         state, value = compiled(state, x, key)
         return state[2], value
 
-    return run, float(peak)
+    return run, compiled

@@ -1,0 +1,157 @@
+"""How far a step is from what the machine can do, by parts of its compiled program.
+
+    python benchmarks/roofline.py [--rounds 10] [--out DIR] [--batches 96 384]
+
+One interleaved run measures the steps and the rates of this machine at their sizes:
+matrix products, reading and writing of arrays as large as the weights, and draws of
+normal numbers. The least time of a step is then the sum of its products, its draws, and
+the bytes that its other large operations read and write, each at the measured rate. For
+CPUs, whose compiled programs name their products.
+"""
+
+import argparse
+import functools
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import optax
+from hlo import Traffic, traffic
+from interleaved import interleaved
+from models import CLIP, CONVERTERS, NOISE, RANGE, Squares, chip, compiled_step
+from speed import inputs
+from tables import RESULTS, keep, machine
+
+import hwtrain
+from hwtrain._arrays.random import normal
+
+DEPTH = 3
+ALL = {"modifier": NOISE, "clip": CLIP, "input_range": RANGE, "forward": CONVERTERS}
+CASES = {
+    "plain": (None, False),
+    "weight noise, threefry": (chip(modifier=NOISE), False),
+    "weight noise, fast": (chip(modifier=NOISE), True),
+    "all, threefry": (chip(**ALL), False),
+    "all, fast": (chip(**ALL), True),
+    "all, tiles of 512, fast": (chip(512, **ALL), True),
+}
+GIGA = 1e9
+
+
+def parts(width: int, batch: int) -> dict:
+    """Returns functions that run the parts of a step, by name."""
+    x, w = inputs(batch, width), inputs(width, width)
+    threefry = jax.random.key(3)
+    fast = jax.random.key(3, impl=hwtrain.fast_prng)
+    functions = {
+        "read": (lambda w: jnp.max(w), (w,)),
+        "read and write": (lambda w: w + 1, (w,)),
+        "outputs": (lambda x, w: x @ w, (x, w)),
+        "gradients of inputs": (lambda x, w: x @ w.T, (x, w)),
+        "gradients of weights": (lambda x, y: x.T @ y, (x, x)),
+        "draws, threefry": (lambda w, k: w + normal(k, w.shape), (w, threefry)),
+        "draws, fast": (lambda w, k: w + normal(k, w.shape), (w, fast)),
+    }
+    return {
+        name: functools.partial(jax.jit(function), *given)
+        for name, (function, given) in functions.items()
+    }
+
+
+def rates(seconds: dict[str, float], width: int, batch: int) -> dict[str, float]:
+    """Returns the rates of the machine, per second: operations, bytes, draws.
+
+    Args:
+      seconds: of each part.
+      width: inputs and outputs of a layer.
+      batch: number of examples.
+    """
+    products = ("outputs", "gradients of inputs", "gradients of weights")
+    operations, weights = 2 * batch * width**2, width**2
+    passing = seconds["read and write"]
+    found = {f"{name}, GFLOP": operations / seconds[name] for name in products}
+    found["products, GFLOP"] = 3 * operations / sum(seconds[name] for name in products)
+    found["read, GB"] = 4 * weights / seconds["read"]
+    found["read and write, GB"] = 8 * weights / passing
+    for name in ("threefry", "fast"):
+        # The pass over the weights into which a draw fuses is counted with the others.
+        drawn = max(seconds[f"draws, {name}"] - passing, 1e-9)
+        found[f"draws, {name}, 10⁹"] = weights / drawn
+    return {name: rate / GIGA for name, rate in found.items()}
+
+
+def least(program: Traffic, draws: int, rate: dict[str, float], generator: str) -> dict:
+    """Returns the least milliseconds of each part of a step.
+
+    Args:
+      program: the operations and bytes of the compiled program.
+      draws: normal numbers drawn.
+      rate: the rates of the machine; see `rates`.
+      generator: the name of the generator.
+    """
+    passing = rate["read and write, GB"] * GIGA
+    seconds = {
+        "products": program.operations / (rate["products, GFLOP"] * GIGA),
+        "draws": draws / (rate[f"draws, {generator}, 10⁹"] * GIGA),
+        "weights": program.weight_bytes / passing,
+        "activations": program.activation_bytes / passing,
+    }
+    return {f"{name}, ms": 1e3 * value for name, value in seconds.items()}
+
+
+def table(width: int, batch: int, rounds: int) -> dict[str, list[dict]]:
+    """Returns the rates of the machine, and the parts of the steps on each hardware."""
+    module, x = Squares(width, DEPTH), inputs(batch, width)
+    steps, programs = {}, {}
+    for name, (hardware, fast) in CASES.items():
+        steps[name], programs[name] = compiled_step(
+            module, hardware, x, optimizer=optax.sgd(1e-4), fast=fast
+        )
+    timings = interleaved({**steps, **parts(width, batch)}, rounds)
+    seconds = {name: timing.median for name, timing in timings.items()}
+    rate = rates(seconds, width, batch)
+    rows = []
+    for name, (hardware, fast) in CASES.items():
+        program = traffic(programs[name].as_text(), batch)
+        draws = 0 if hardware is None else DEPTH * width**2
+        parted = least(program, draws, rate, "fast" if fast else "threefry")
+        bound = sum(parted.values())
+        rows.append(
+            {
+                "case": name,
+                **parted,
+                "passes over weights": program.weight_bytes / (4 * DEPTH * width**2),
+                "passes over activations": program.activation_bytes
+                / (4 * DEPTH * batch * width),
+                "least, ms": bound,
+                "measured, ms": 1e3 * seconds[name],
+                "measured / least": 1e3 * seconds[name] / bound,
+                "ratio": seconds[name] / seconds["plain"],
+                "least ratio": bound / rows[0]["least, ms"] if rows else 1.0,
+            }
+        )
+    title = f"{DEPTH} layers of {width}, batch {batch}"
+    rated = [{"case": name, "per second": value} for name, value in rate.items()]
+    return {f"{title}: steps": rows, f"{title}: rates": rated}
+
+
+def main():
+    """Measures steps and rates, and keeps their tables."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--out", type=Path, default=RESULTS, help="folder of the files")
+    parser.add_argument("--rounds", type=int, default=10)
+    parser.add_argument("--batches", nargs="*", type=int, default=[96, 384])
+    parser.add_argument("--width", type=int, default=2048)
+    options = parser.parse_args()
+    for batch in options.batches:
+        about = machine()
+        tables = table(options.width, batch, options.rounds)
+        heading = "The least time of a step, by its parts, and the measured time"
+        name = f"batch {batch}"
+        keep(options.out / "roofline", name, f"{heading}, {name}.", tables, about)
+
+
+if __name__ == "__main__":
+    main()

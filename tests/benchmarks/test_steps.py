@@ -1,0 +1,94 @@
+"""The scripts that time steps, at tiny sizes: they run, and their rows are complete."""
+
+import math
+
+import jax
+import pytest
+
+ROUNDS = 2
+GPU = ["layers", "tiles", "convolutions", "transformer", "recurrence", "population"]
+PEERS = {
+    "mlp": {"width": 8, "depth": 2, "batch": 4},
+    "cnn": {"channels": 2, "hidden": 4, "pixels": 8, "batch": 4},
+    "transformer": {"width": 8, "heads": 2, "tokens": 4, "batch": 2},
+}
+
+
+def assert_measured(rows):
+    assert rows[0]["ratio"] == 1
+    for entry in rows:
+        low, high = entry["quartiles_ms"]
+        assert 0 < low <= high and entry["ms"] > 0
+    names = [entry["case"] for entry in rows]
+    assert len({*names}) == len(names) > 1
+
+
+@pytest.mark.parametrize("name", GPU)
+@pytest.mark.sampled(2)
+def test_gpu_section(script, name):
+    gpu = script("gpu")
+    assert [*gpu.SECTIONS] == GPU
+    tables = gpu.SECTIONS[name](gpu.SMALL, ROUNDS)
+    assert tables
+    for rows in tables.values():
+        assert_measured(rows)
+
+
+def test_roofline(script):
+    width, batch = 16, 12
+    roofline = script("roofline")
+    steps, rates = roofline.table(width, batch, ROUNDS).values()
+    for entry in steps:
+        parts = ("products", "draws", "weights", "activations")
+        least = sum(entry[f"{part}, ms"] for part in parts)
+        assert entry["least, ms"] == pytest.approx(least)
+        assert entry["measured, ms"] / entry["measured / least"] == pytest.approx(least)
+    assert steps[0]["draws, ms"] == 0 and steps[1]["draws, ms"] > 0
+    assert all(math.isfinite(entry["per second"]) for entry in rates)
+
+
+@pytest.mark.parametrize("name", PEERS)
+@pytest.mark.sampled(1)
+def test_steps_beside_peers(script, name):
+    peers, interleaved = script("peers"), script("interleaved").interleaved
+    assert [*peers.SIZES] == [*PEERS]
+    size = PEERS[name]
+    only = ["flax, plain", "hwtrain, all effects, tiles of 512"]
+    runs = peers.flax_steps(name, size, peers.batch(name, size), only)
+    timings = interleaved(runs, ROUNDS, rest=1e-3)
+    assert [*timings] == only
+    assert all(timing.median > 0 for timing in timings.values())
+
+
+@pytest.mark.parametrize("name", PEERS)
+def test_models_of_torch_have_as_many_parameters(script, name):
+    pytest.importorskip("torch", reason="torch is not installed")
+    peers, size = script("peers"), PEERS[name]
+    theirs = script("torch_peers").plain_model(name, size)
+    ours = peers.module(name, size).init(jax.random.key(0), peers.batch(name, size))
+    assert sum(p.numel() for p in theirs.parameters()) == sum(
+        leaf.size for leaf in jax.tree.leaves(ours)
+    )
+
+
+@pytest.mark.parametrize("name", PEERS)
+def test_chips_of_peers_draw(script, name):
+    pytest.importorskip("torch", reason="torch is not installed")
+    peers, torch_peers = script("peers"), script("torch_peers")
+    size = PEERS[name]
+    x = peers.batch(name, size)
+    plain = torch_peers.plain_step(name, size, x)
+    moved = abs(plain() - plain())
+    for run in torch_peers.analog_steps(name, size, x).values():
+        run()
+        # A step of the plain model changes its loss by much less than a draw does.
+        assert abs(run() - run()) > 10 * moved
+
+
+@pytest.mark.nightly
+def test_a_step_in_a_process_of_its_own(script):
+    process = script("peers").Alone("flax", "mlp", PEERS["mlp"])
+    process.step()
+    process.step()
+    process.close()
+    assert process.process.returncode == 0
