@@ -89,14 +89,10 @@ def steps(module: nn.Module, x: jax.Array, cases: dict, sizes: Sizes, rounds: in
     }
     runs = {name: several(run, sizes.steps) for name, (run, _) in built.items()}
     plain = built["plain"][1]
-    rows = []
-    for name, timing in interleaved(runs, rounds).items():
-        entry = row(name, timing) | {"memory": built[name][1] / plain}
-        low, high = entry["quartiles_ms"]
-        entry["ms"] /= sizes.steps
-        entry["quartiles_ms"] = [low / sizes.steps, high / sizes.steps]
-        rows.append(entry)
-    return rows
+    return [
+        row(name, timing, sizes.steps) | {"memory": built[name][1] / plain}
+        for name, timing in interleaved(runs, rounds).items()
+    ]
 
 
 def several(run: Callable[[], object], count: int) -> Callable[[], object]:

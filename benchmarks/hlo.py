@@ -14,15 +14,22 @@ _ARRAY = re.compile(r"([a-z]+\d*)\[([\d,]*)\]")
 _FREE = ("parameter", "get-tuple-element", "tuple", "bitcast", "constant")
 
 
+class Bytes(NamedTuple):
+    """Bytes that operations move."""
+
+    read: int = 0
+    written: int = 0
+
+
 class Traffic(NamedTuple):
     """What a program does."""
 
     operations: int
     """Multiplications and additions of its matrix products."""
-    weight_bytes: int
-    """Bytes that its operations without activations read and write."""
-    activation_bytes: int
-    """Bytes that its operations with activations read and write, less its products."""
+    weights: Bytes
+    """Of its operations without activations."""
+    activations: Bytes
+    """Of its operations with activations, without its products."""
 
 
 class _Op(NamedTuple):
@@ -58,7 +65,7 @@ def traffic(text: str, batch: int) -> Traffic:
         )
     computations = _computations(text)
     entry = computations[re.search(r"^ENTRY %?([\w.\-]+)", text, re.M)[1]]
-    operations = of_weights = of_activations = 0
+    operations, weights, activations = 0, Bytes(), Bytes()
     for op in entry.values():
         if op.kind in _FREE:
             continue
@@ -72,12 +79,13 @@ def traffic(text: str, batch: int) -> Traffic:
             _read(entry, op, inner, number) for number in range(len(op.operands))
         )
         passed = [*op.arrays, *(s for o in op.operands for s in entry[o].arrays)]
+        moved = Bytes(read, sum(op.sizes))
         # Small arrays, such as three keys, may have the factor too.
         if max(map(math.prod, passed)) % odd == 0:
-            of_activations += read + sum(op.sizes)
+            activations = Bytes(*map(sum, zip(activations, moved)))
         else:
-            of_weights += read + sum(op.sizes)
-    return Traffic(operations, of_weights, of_activations)
+            weights = Bytes(*map(sum, zip(weights, moved)))
+    return Traffic(operations, weights, activations)
 
 
 def _computations(text: str) -> dict[str, dict[str, _Op]]:

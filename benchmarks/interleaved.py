@@ -28,16 +28,13 @@ def interleaved(
     Args:
       variants: functions that start the work and return arrays to wait for.
       rounds: number of rounds after the one that compiles.
-      rest: seconds before a variant in which the threads of the one before may go to
-        sleep, if they belong to another framework. The variant then runs twice, and the
-        second run is timed. Zero for neither.
+      rest: seconds before each variant, in which the threads of the one before may go
+        to sleep, if they belong to another framework.
     """
     seconds: dict[str, list[float]] = {name: [] for name in variants}
     for number in range(rounds + 1):
         for name, run in variants.items():
-            if rest:
-                time.sleep(rest)
-                jax.block_until_ready(run())
+            time.sleep(rest)
             start = time.perf_counter()
             jax.block_until_ready(run())
             if number:

@@ -18,11 +18,20 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Iterable
+from importlib.metadata import version
 from pathlib import Path
 
 THREADS = 2
-PACKAGES = ("torch==2.10.0", "aihwkit-lightning==2.1.0", "aihwkit==1.1.0")
-"""The peers. This release of aihwkit is the last with a wheel, built for this torch."""
+TORCH = "torch==2.13.0"
+"""The version that aihwkit-lightning asks for."""
+PEERS = {
+    "aihwkit-lightning": ["aihwkit-lightning==2.1.0"],
+    "aihwkit": ["--no-build-isolation", "aihwkit==1.2.0"],
+}
+"""What pip takes for each. aihwkit is built here, with a compiler and OpenBLAS."""
+TOOLS = ["cmake>=4.2.1", "scikit-build>=0.18.1", "pybind11>=3.0.1"]
+TOOLS += ["ninja", "mypy", "wheel", "setuptools>=77"]
+"""What aihwkit is built with."""
 REST_S = 0.05
 """Longer than idle threads of torch and of XLA look for work before they sleep."""
 
@@ -48,25 +57,26 @@ def environment(folder: Path) -> tuple[Path, list[str]]:
     Returns:
       Its interpreter, and why packages are missing, one line each.
     """
-    import flax
-    import jax
-
     python = folder / "bin" / "python"
     if not python.exists():
         subprocess.run([sys.executable, "-m", "venv", folder], check=True)
-    here = [f"jax=={jax.__version__}", f"flax=={flax.__version__}"]
     root = Path(__file__).parent.parent
-    pip = [python, "-m", "pip", "install", "--quiet"]
-    subprocess.run([*pip, *here, "-e", root], check=True)
+    versions = [f"{package}=={version(package)}" for package in ("jax", "flax")]
+    path = os.pathsep.join([str(python.parent), os.environ["PATH"]])
+    pip = [python, "-m", "pip", "install", "--quiet", TORCH]
+    subprocess.run([*pip, *versions, "-e", root, *TOOLS], check=True)
     missing = []
-    for package in PACKAGES:
-        # Each with torch, because it must not take another version.
-        command = [*pip, *{PACKAGES[0], package}]
-        done = subprocess.run(command, stderr=subprocess.PIPE, text=True)
+    for name, words in PEERS.items():
+        done = subprocess.run(
+            [*pip, *words],
+            env={**os.environ, "PATH": path},
+            stderr=subprocess.PIPE,
+            text=True,
+        )
         if done.returncode:
             lines = done.stderr.strip().splitlines() or ["no reason given"]
             reason = next((line for line in lines if "ERROR" in line), lines[-1])
-            missing.append(f"{package} does not install: {reason}")
+            missing.append(f"{name} does not install: {reason.strip()}")
     return python, missing
 
 

@@ -16,7 +16,7 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 import optax
-from hlo import Traffic, traffic
+from hlo import Bytes, Traffic, traffic
 from interleaved import interleaved
 from models import CLIP, CONVERTERS, NOISE, RANGE, Squares, chip, compiled_step
 from speed import inputs
@@ -44,7 +44,7 @@ def parts(width: int, batch: int) -> dict:
     threefry = jax.random.key(3)
     fast = jax.random.key(3, impl=hwtrain.fast_prng)
     functions = {
-        "read": (lambda w: jnp.max(w), (w,)),
+        "read": (jnp.sum, (w,)),
         "read and write": (lambda w: w + 1, (w,)),
         "outputs": (lambda x, w: x @ w, (x, w)),
         "gradients of inputs": (lambda x, w: x @ w.T, (x, w)),
@@ -68,11 +68,11 @@ def rates(seconds: dict[str, float], width: int, batch: int) -> dict[str, float]
     """
     products = ("outputs", "gradients of inputs", "gradients of weights")
     operations, weights = 2 * batch * width**2, width**2
-    passing = seconds["read and write"]
+    read, passing = seconds["read"], seconds["read and write"]
     found = {f"{name}, GFLOP": operations / seconds[name] for name in products}
     found["products, GFLOP"] = 3 * operations / sum(seconds[name] for name in products)
-    found["read, GB"] = 4 * weights / seconds["read"]
-    found["read and write, GB"] = 8 * weights / passing
+    found["read, GB"] = 4 * weights / read
+    found["written, GB"] = 4 * weights / max(passing - read, 1e-9)
     for name in ("threefry", "fast"):
         # The pass over the weights into which a draw fuses is counted with the others.
         drawn = max(seconds[f"draws, {name}"] - passing, 1e-9)
@@ -89,12 +89,19 @@ def least(program: Traffic, draws: int, rate: dict[str, float], generator: str) 
       rate: the rates of the machine; see `rates`.
       generator: the name of the generator.
     """
-    passing = rate["read and write, GB"] * GIGA
+
+    def passes(moved: Bytes) -> float:
+        read, written = (
+            moved.read / rate["read, GB"],
+            moved.written / rate["written, GB"],
+        )
+        return (read + written) / GIGA
+
     seconds = {
         "products": program.operations / (rate["products, GFLOP"] * GIGA),
         "draws": draws / (rate[f"draws, {generator}, 10⁹"] * GIGA),
-        "weights": program.weight_bytes / passing,
-        "activations": program.activation_bytes / passing,
+        "weights": passes(program.weights),
+        "activations": passes(program.activations),
     }
     return {f"{name}, ms": 1e3 * value for name, value in seconds.items()}
 
@@ -110,6 +117,7 @@ def table(width: int, batch: int, rounds: int) -> dict[str, list[dict]]:
     timings = interleaved({**steps, **parts(width, batch)}, rounds)
     seconds = {name: timing.median for name, timing in timings.items()}
     rate = rates(seconds, width, batch)
+    weights, activations = 4 * DEPTH * width**2, 4 * DEPTH * batch * width
     rows = []
     for name, (hardware, fast) in CASES.items():
         program = traffic(programs[name].as_text(), batch)
@@ -120,9 +128,8 @@ def table(width: int, batch: int, rounds: int) -> dict[str, list[dict]]:
             {
                 "case": name,
                 **parted,
-                "passes over weights": program.weight_bytes / (4 * DEPTH * width**2),
-                "passes over activations": program.activation_bytes
-                / (4 * DEPTH * batch * width),
+                "passes over weights": sum(program.weights) / weights,
+                "passes over activations": sum(program.activations) / activations,
                 "least, ms": bound,
                 "measured, ms": 1e3 * seconds[name],
                 "measured / least": 1e3 * seconds[name] / bound,

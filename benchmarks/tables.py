@@ -4,6 +4,7 @@ A file holds one run of each of its sections. Another run replaces the sections 
 measures, so each has its own date, machine and versions.
 """
 
+import contextlib
 import datetime
 import importlib.metadata
 import json
@@ -35,13 +36,18 @@ Row = dict[str, Any]
 Tables = Mapping[str, list[Row]]
 
 
-def row(name: str, timing: Timing) -> Row:
-    """Returns the row of a variant of an interleaved run."""
-    low, high = timing.quartiles
+def row(name: str, timing: Timing, steps: int = 1) -> Row:
+    """Returns the row of a variant of an interleaved run.
+
+    Args:
+      name: of the variant.
+      timing: of the variant.
+      steps: the steps that it ran at a time.
+    """
     return {
         "case": name,
-        "ms": 1e3 * timing.median,
-        "quartiles_ms": [1e3 * low, 1e3 * high],
+        "ms": 1e3 * timing.median / steps,
+        "quartiles_ms": [1e3 * value / steps for value in timing.quartiles],
         "ratio": timing.ratio,
     }
 
@@ -73,12 +79,10 @@ def machine(packages: Iterable[str] = ()) -> dict[str, object]:
     Args:
       packages: packages to name beside JAX, Flax and hwtrain, where installed.
     """
-    installed = {d.metadata["Name"].lower() for d in importlib.metadata.distributions()}
-    versions = {
-        name: importlib.metadata.version(name)
-        for name in ("jax", "flax", *packages)
-        if name in installed
-    }
+    versions = {}
+    for name in ("jax", "flax", *packages):
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+            versions[name] = importlib.metadata.version(name)
     return {
         "date": datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%d"),
         "device": jax.devices()[0].device_kind,

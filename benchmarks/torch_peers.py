@@ -14,6 +14,7 @@ from torch import nn
 
 NOISE, SIGMA, OUT_NOISE, OUT_BOUND = 0.05, 2.5, 0.04, 10.0
 STEPS_OF_8_BITS = 2**8 - 2
+LEARNING_RATE = 1e-4
 
 
 class Residual(nn.Module):
@@ -150,7 +151,9 @@ def plain_model(name: str, size: dict) -> nn.Module:
 def plain_step(name: str, size: dict, x) -> Callable[[], float]:
     """Returns a function that runs one step of a model in torch."""
     model = plain_model(name, size)
-    return _step(model, torch.optim.SGD(model.parameters(), lr=1e-4), _tensor(x))
+    return _step(
+        model, torch.optim.SGD(model.parameters(), lr=LEARNING_RATE), _tensor(x)
+    )
 
 
 def analog_steps(name: str, size: dict, x) -> dict[str, Callable[[], float]]:
@@ -183,12 +186,12 @@ def _analog(package: str, build: Callable, size: dict, rpu: Any):
 
     model = build(size, linear, _conv(layers.AnalogConv2d, rpu_config=rpu))
     if package == "aihwkit":
-        optimizer = optim.AnalogSGD(model.parameters(), lr=1e-4)
+        optimizer = optim.AnalogSGD(model.parameters(), lr=LEARNING_RATE)
         optimizer.regroup_param_groups(model)
         return model, optimizer
     analog = [layer for layer in model.modules() if isinstance(layer, kinds)]
     return model, optim.AnalogOptimizer(
-        torch.optim.SGD, lambda: analog, model.parameters(), lr=1e-4
+        torch.optim.SGD, lambda: analog, model.parameters(), lr=LEARNING_RATE
     )
 
 

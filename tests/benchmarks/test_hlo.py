@@ -39,37 +39,45 @@ def test_tiles_count_as_a_whole_product(script):
 
 
 @pytest.mark.parametrize(
-    "function, arrays",
+    "function, written",
     [
-        (lambda w: w + 1, 2),
-        (lambda w: jnp.tanh(w * w) + w, 2),
-        (lambda w: jnp.max(w, axis=0, keepdims=True), 1 + 1 / ROWS),
+        (lambda w: w + 1, ROWS * COLUMNS),
+        (lambda w: jnp.tanh(w * w) + w, ROWS * COLUMNS),
+        (lambda w: jnp.max(w, axis=0), COLUMNS),
     ],
-    ids=["copy", "chain", "read"],
+    ids=["copy", "chain", "reduction"],
 )
-def test_a_pass_reads_and_writes_its_arrays_once(script, function, arrays):
+def test_a_pass_reads_and_writes_its_arrays_once(script, function, written):
     found = counted(script, function, W)
     # A reduction also reads its initial value of four bytes.
-    assert found.weight_bytes == pytest.approx(arrays * 4 * ROWS * COLUMNS, abs=4)
-    assert found.activation_bytes == found.operations == 0
+    assert found.weights.read == pytest.approx(4 * ROWS * COLUMNS, abs=4)
+    assert found.weights.written == 4 * written
+    assert found.activations == (0, 0) and found.operations == 0
 
 
 def test_activations_are_told_by_the_batch(script):
     found = counted(script, lambda x: x + 1, X)
-    assert found == (0, 0, 2 * 4 * BATCH * ROWS)
+    assert found == (0, (0, 0), (4 * BATCH * ROWS, 4 * BATCH * ROWS))
 
 
 def test_a_slice_is_read_alone(script):
     found = counted(script, lambda w: w[:8] + 1, W)
-    assert found.weight_bytes == 2 * 4 * 8 * COLUMNS
+    assert found.weights == (4 * 8 * COLUMNS, 4 * 8 * COLUMNS)
 
 
 def test_a_product_and_a_pass_are_told_apart(script):
     found = counted(script, lambda x, w: (x @ jnp.sin(w), w + 1), X, W)
     assert found.operations == 2 * BATCH * ROWS * COLUMNS
     # sin(w) and w + 1 share one read, or have one each.
-    assert found.weight_bytes in (3 * 4 * ROWS * COLUMNS, 4 * 4 * ROWS * COLUMNS)
-    assert found.activation_bytes == 0
+    assert found.weights.read in (4 * ROWS * COLUMNS, 8 * ROWS * COLUMNS)
+    assert found.weights.written == 8 * ROWS * COLUMNS
+    assert found.activations == (0, 0)
+
+
+def test_small_arrays_do_not_make_weights_activations(script):
+    found = counted(script, lambda w, k: w * k[0] + k[1], W, (3,))
+    assert found.weights.written == 4 * ROWS * COLUMNS
+    assert found.activations == (0, 0)
 
 
 def test_a_power_of_two_tells_no_activations(script):
