@@ -1,7 +1,8 @@
 """Timing of several variants in one interleaved run.
 
 A round times each variant once, so that other load on the machine affects all of them.
-The medians over rounds are compared; the quartiles are reported too.
+The medians over rounds are compared; quartiles and the fastest round, which other load
+disturbed least, are reported too.
 """
 
 import statistics
@@ -17,6 +18,7 @@ class Timing(NamedTuple):
 
     median: float
     quartiles: tuple[float, float]
+    fastest: float
     ratio: float
 
 
@@ -46,4 +48,4 @@ def interleaved(
 def _timing(values: list[float], first: float) -> Timing:
     median = statistics.median(values)
     low, _, high = statistics.quantiles(values, n=4)
-    return Timing(median, (low, high), median / first)
+    return Timing(median, (low, high), min(values), median / first)

@@ -99,10 +99,14 @@ def measured(name: str, size: dict, rounds: int) -> list[dict]:
     timings = interleaved(runs, rounds, REST_S)
     for process in alone.values():
         process.close()
-    rows = [row(variant, timing) for variant, timing in timings.items()]
-    plain = timings["torch, plain"].median
-    for entry in rows[len(ours) + 1 :]:
-        entry["ratio"] = entry["ms"] / (1e3 * plain)
+    rows = []
+    for variant, timing in timings.items():
+        plain = timings["flax, plain" if len(rows) <= len(ours) else "torch, plain"]
+        ratios = {
+            "ratio": timing.median / plain.median,
+            "ratio of fastest": timing.fastest / plain.fastest,
+        }
+        rows.append(row(variant, timing) | ratios)
     return rows
 
 
