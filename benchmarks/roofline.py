@@ -3,14 +3,16 @@
     python benchmarks/roofline.py [--rounds 10] [--out DIR] [--batches 96 384]
 
 One interleaved run measures the steps and the rates of this machine at their sizes:
-matrix products, reading and writing of arrays as large as the weights, and draws of
-normal numbers. The least time of a step is then the sum of its products, its draws, and
-the bytes that its other large operations read and write, each at the measured rate. For
+matrix products, reading and writing of all weights, and draws of normal numbers, into
+memory that is there already. The least time of a step is then the sum of its products,
+its draws, and the bytes that its other operations read and write, each at its rate.
+Rates and steps are those of the fastest round, which other load disturbed least. For
 CPUs, whose compiled programs name their products.
 """
 
 import argparse
 import functools
+from collections.abc import Callable
 from pathlib import Path
 
 import jax
@@ -39,35 +41,58 @@ GIGA = 1e9
 
 
 def parts(width: int, batch: int) -> dict:
-    """Returns functions that run the parts of a step, by name."""
-    x, w = inputs(batch, width), inputs(width, width)
-    threefry = jax.random.key(3)
-    fast = jax.random.key(3, impl=hwtrain.fast_prng)
-    functions = {
-        "read": (jnp.sum, (w,)),
-        "read and write": (lambda w: w + 1, (w,)),
-        "outputs": (lambda x, w: x @ w, (x, w)),
-        "gradients of inputs": (lambda x, w: x @ w.T, (x, w)),
-        "gradients of weights": (lambda x, y: x.T @ y, (x, x)),
-        "draws, threefry": (lambda w, k: w + normal(k, w.shape), (w, threefry)),
-        "draws, fast": (lambda w, k: w + normal(k, w.shape), (w, fast)),
+    """Returns functions that run the parts of all layers, by name."""
+    keys = {
+        "threefry": jax.random.split(jax.random.key(3), DEPTH),
+        "fast": jax.random.split(jax.random.key(3, impl=hwtrain.fast_prng), DEPTH),
     }
-    return {
-        name: functools.partial(jax.jit(function), *given)
-        for name, (function, given) in functions.items()
+    xs = [inputs(batch, width) + layer for layer in range(DEPTH)]
+    ws = [inputs(width, width) + layer for layer in range(DEPTH)]
+    found = {
+        "read": in_place(jnp.sum, ws),
+        "read and write": in_place(lambda w: w + 1, ws),
+        "outputs": in_place(lambda x, w: x @ w, xs, ws),
+        "gradients of inputs": in_place(lambda x, w: x @ w.T, xs, ws),
+        "gradients of weights": in_place(lambda x, y: x.T @ y, xs, xs[::-1]),
     }
+    for name, each in keys.items():
+        found[f"draws, {name}"] = in_place(
+            lambda w, key: w + normal(key, w.shape), ws, list(each)
+        )
+    return found
+
+
+def in_place(function: Callable, *given: list) -> Callable[[], list[jax.Array]]:
+    """Returns a function of no arguments that maps another over lists.
+
+    It writes its results to the memory of those before, as a loop of steps does.
+    """
+
+    def mapped(old, *given):
+        return [function(*each) for each in zip(*given)]
+
+    compiled = jax.jit(mapped, donate_argnums=0, keep_unused=True)
+    results = jax.jit(functools.partial(mapped, None))(*given)
+
+    def run():
+        nonlocal results
+        results = compiled(results, *given)
+        return results
+
+    return run
 
 
 def rates(seconds: dict[str, float], width: int, batch: int) -> dict[str, float]:
     """Returns the rates of the machine, per second: operations, bytes, draws.
 
     Args:
-      seconds: of each part.
+      seconds: of each part; see `parts`.
       width: inputs and outputs of a layer.
       batch: number of examples.
     """
     products = ("outputs", "gradients of inputs", "gradients of weights")
-    operations, weights = 2 * batch * width**2, width**2
+    weights = DEPTH * width**2
+    operations = 2 * batch * weights
     read, passing = seconds["read"], seconds["read and write"]
     found = {f"{name}, GFLOP": operations / seconds[name] for name in products}
     found["products, GFLOP"] = 3 * operations / sum(seconds[name] for name in products)
@@ -115,7 +140,7 @@ def table(width: int, batch: int, rounds: int) -> dict[str, list[dict]]:
             module, hardware, x, optimizer=optax.sgd(1e-4), fast=fast
         )
     timings = interleaved({**steps, **parts(width, batch)}, rounds)
-    seconds = {name: timing.median for name, timing in timings.items()}
+    seconds = {name: timing.fastest for name, timing in timings.items()}
     rate = rates(seconds, width, batch)
     weights, activations = 4 * DEPTH * width**2, 4 * DEPTH * batch * width
     rows = []

@@ -57,8 +57,8 @@ def cnn(size: dict, linear: Callable, conv: Callable) -> nn.Module:
     """`models.Cnn`."""
     channels, pixels = size["channels"], size["pixels"]
     return nn.Sequential(
-        *(conv(1, channels), nn.ReLU(), nn.MaxPool2d(2)),
-        *(conv(channels, 2 * channels), nn.ReLU(), nn.MaxPool2d(2)),
+        *(conv(1, channels), nn.ReLU(), nn.AvgPool2d(2)),
+        *(conv(channels, 2 * channels), nn.ReLU(), nn.AvgPool2d(2)),
         nn.Flatten(),
         linear(2 * channels * (pixels // 4) ** 2, size["hidden"]),
         nn.ReLU(),

@@ -18,7 +18,8 @@ def assert_measured(rows):
     assert rows[0]["ratio"] == 1
     for entry in rows:
         low, high = entry["quartiles_ms"]
-        assert 0 < low <= high and entry["ms"] > 0
+        assert 0 < low <= high
+        assert 0 < entry["fastest_ms"] <= entry["ms"]
     names = [entry["case"] for entry in rows]
     assert len({*names}) == len(names) > 1
 
@@ -32,6 +33,28 @@ def test_gpu_section(script, name):
     assert tables
     for rows in tables.values():
         assert_measured(rows)
+
+
+def test_steps_of_a_model(script):
+    speed, models = script("speed"), script("models")
+    cases = {name: speed.CASES[name] for name in ("plain", "all, tiles of 512, fast")}
+    x, sgd = speed.inputs(2, 4), speed.optax.sgd(1e-4)
+    rows = speed.steps(models.Squares(4, 1), x, cases, ROUNDS, sgd)
+    assert_measured(rows)
+    assert rows[0]["memory"] == 1 < rows[1]["memory"]
+
+
+@pytest.mark.nightly
+def test_steps_of_digits(script):
+    assert_measured(script("digits_step").measure(blocks=ROUNDS, steps=2))
+
+
+def test_first_step(script):
+    compilation = script("compilation")
+    for hardware in compilation.HARDWARE.values():
+        found = compilation.measured(compilation.nn.Dense(2), hardware, (1, 2))
+        assert [*found] == ["trace", "lower", "compile", "lines"]
+        assert min(found.values()) > 0
 
 
 def test_roofline(script):
