@@ -33,6 +33,17 @@ def test_values_have_three_digits(script, value, text):
     assert table.splitlines()[-1] == f"| plain | {text} |"
 
 
+def test_a_row_is_of_one_step(script):
+    timing = script("interleaved").Timing(0.02, (0.01, 0.04), 0.01, 1.5)
+    assert script("tables").row("noise", timing, steps=10) == {
+        "case": "noise",
+        "ms": pytest.approx(2.0),
+        "fastest_ms": pytest.approx(1.0),
+        "quartiles_ms": [pytest.approx(1.0), pytest.approx(4.0)],
+        "ratio": 1.5,
+    }
+
+
 def test_a_run_replaces_its_sections_alone(script, tmp_path):
     tables = script("tables")
 
