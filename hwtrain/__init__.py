@@ -23,6 +23,7 @@ if _typing.TYPE_CHECKING:
     from hwtrain import sockets as sockets
     from hwtrain import weights as weights
     from hwtrain._arrays.fast_random import fast_prng as fast_prng
+    from hwtrain._arrays.fast_random import threefry_prng as threefry_prng
     from hwtrain._flax.adopting import adopt as adopt
     from hwtrain._flax.calibration import calibrate as calibrate
     from hwtrain._flax.constants import with_constants as with_constants
@@ -106,7 +107,7 @@ else:
     # The same names, imported when they are first asked for: `hwtrain --help` needs
     # none of them, and they need seconds to load.
     _HOMES = {
-        "_arrays.fast_random": ("fast_prng",),
+        "_arrays.fast_random": ("fast_prng", "threefry_prng"),
         "_flax.adopting": ("adopt",),
         "_flax.calibration": ("calibrate",),
         "_flax.constants": ("with_constants",),

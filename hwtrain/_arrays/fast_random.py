@@ -1,10 +1,14 @@
-r"""A cheaper generator of random numbers, as an implementation of JAX's keys.
+r"""The generators of a step's random numbers, as implementations of JAX's keys.
 
 `jax.random.key(seed, impl=fast_prng)` is a key like any other. Its draws cost about a
 third: Threefry-2x32 has 13 rounds instead of 20, the fewest that pass every test of
 BigCrush (Salmon et al., Table 2), and normal numbers come from polynomials instead of
-the inverse error function.
+the inverse error function. It is the default of a step; `threefry_prng` asks for the
+numbers of `jax.random`.
 """
+
+import functools
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -14,12 +18,10 @@ from jax.extend import random as jex_random
 from hwtrain._arrays.threefry import element_words, fold_in
 
 _ROUNDS = 13
-
+_ROUNDS_OF_JAX = 20
 
 # ln(1 + f) / f for f between sqrt(1/2) - 1 and sqrt(2) - 1, to 1e-6.
 _LOGARITHM = (1.00000072, -0.500007331, 0.333179295, -0.249294847)
-
-
 _LOGARITHM += (0.204554603, -0.184560895, 0.117846139)
 
 
@@ -27,11 +29,7 @@ _LOGARITHM += (0.204554603, -0.184560895, 0.117846139)
 # between 0 and 21.49: minimax in the relative error, 9e-6.
 _QUANTILE_SCALE = 0.09307710081338882
 _QUANTILE = (4.40078545, 2.33028698, -0.565474212, 0.267029196, -0.110867672)
-
-
 _QUANTILE += (0.0141300391, -0.119131804, 0.110665217, 0.272592694, -0.297106832)
-
-
 _QUANTILE += (-0.0822362006, 0.117338821)
 
 
@@ -90,20 +88,30 @@ def _split(data: jax.Array, shape: tuple[int, ...]) -> jax.Array:
     return jax.random.key_data(jax.random.split(_threefry(data), shape))
 
 
-def _random_bits(data: jax.Array, bit_width: int, shape: tuple[int, ...]) -> jax.Array:
-    first, second = element_words(data, shape, _ROUNDS)
+def _random_bits(
+    data: jax.Array, bit_width: int, shape: tuple[int, ...], *, rounds: int
+) -> jax.Array:
+    first, second = element_words(data, shape, rounds)
     if bit_width == 64:
         return (first.astype(jnp.uint64) << jnp.uint64(32)) | second.astype(jnp.uint64)
     return (first ^ second).astype(jnp.dtype(f"uint{bit_width}"))
 
 
-fast_prng = jex_random.define_prng_impl(
-    key_shape=(2,),
-    seed=_seed,
-    split=_split,
-    random_bits=_random_bits,
-    fold_in=fold_in,
-    name="threefry2x32_13",
-    tag="t13",
-)
-"""The implementation, for `jax.random.key(seed, impl=fast_prng)`."""
+def _implementation(rounds: int, tag: str) -> Any:
+    return jex_random.define_prng_impl(
+        key_shape=(2,),
+        seed=_seed,
+        split=_split,
+        random_bits=functools.partial(_random_bits, rounds=rounds),
+        fold_in=fold_in,
+        name=f"threefry2x32_{rounds}",
+        tag=tag,
+    )
+
+
+fast_prng = _implementation(_ROUNDS, "t13")
+"""The default generator of a step, for `jax.random.key(seed, impl=fast_prng)`."""
+
+threefry_prng = _implementation(_ROUNDS_OF_JAX, "t20")
+"""The generator of `jax.random`, for `jax.random.key(seed, impl=threefry_prng)`: a step
+then draws the numbers that `jax.random.normal` and `uniform` draw from its keys."""

@@ -17,8 +17,10 @@ import numpy as np
 from jax.typing import DTypeLike
 
 from hwtrain._arrays import threefry
-from hwtrain._arrays.fast_random import fast_prng, normal_from_bits
+from hwtrain._arrays.fast_random import fast_prng, normal_from_bits, threefry_prng
 from hwtrain._arrays.threefry import element_words
+
+_OF_JAX = "threefry2x32"
 
 
 def stable_hash(name: str) -> int:
@@ -36,6 +38,24 @@ def as_key(key: jax.Array) -> jax.Array:
     if jnp.issubdtype(key.dtype, jax.dtypes.prng_key):
         return key
     return jax.random.wrap_key_data(key)
+
+
+def step_key(key: jax.Array) -> jax.Array:
+    """Returns the key of a step, which names the generator of its draws.
+
+    JAX's default key does not: it draws with `fast_prng`. Keys of other generators,
+    such as `threefry_prng`, are returned unchanged.
+
+    >>> step_key(jax.random.key(0)).dtype
+    key<t13>
+
+    Args:
+      key: a JAX key; raw `uint32` key data are wrapped.
+    """
+    key = as_key(key)
+    if str(jax.random.key_impl(key)) != _OF_JAX:
+        return key
+    return jax.random.wrap_key_data(jax.random.key_data(key), impl=fast_prng)
 
 
 def draw_key(key: jax.Array, path: str, effect: str, part: int = 0) -> jax.Array:
@@ -74,7 +94,7 @@ def fold_in(key: jax.Array, number: jax.typing.ArrayLike) -> jax.Array:
     """
     key = as_key(key)
     implementation = jax.random.key_impl(key)
-    if _is_threefry(key) or implementation == fast_prng:
+    if implementation == fast_prng or _is_threefry(key):
         data = threefry.fold_in(jax.random.key_data(key), number)
         return jax.random.wrap_key_data(data, impl=implementation)
     if isinstance(number, int):
@@ -117,6 +137,39 @@ def normal(
     if not _is_threefry(key):
         return jax.random.normal(key, tuple(shape), jnp.float32).astype(dtype)
     return _threefry_normal(jax.random.key_data(key), tuple(shape)).astype(dtype)
+
+
+def stored_normal(key: jax.Array, shape: Sequence[int]) -> jax.Array:
+    """Returns `normal(key, shape)`, drawn once in a kernel of its own.
+
+    For a chip, which draws several numbers for each device: XLA's CPU backend would put
+    all of its draws into one kernel, which newer versions take minutes to compile. A
+    loop of one step prevents this, also under `vmap`, which turns the branch of `once`
+    into a selection.
+
+    >>> key = jax.random.key(0)
+    >>> bool((stored_normal(key, (3,)) == normal(key, (3,))).all())
+    True
+
+    Args:
+      key: a JAX key.
+      shape: shape of the result.
+    """
+
+    def on_cpu(key: jax.Array) -> jax.Array:
+        word = jax.random.key_data(key).ravel()[0]
+        zero = word & 0  # derived from the word, to vary over the same shard_map axes
+        start = word | 1, jnp.broadcast_to(zero.astype(jnp.float32), tuple(shape))
+
+        def step(state: Any) -> Any:
+            return zero, normal(key, shape)
+
+        return jax.lax.while_loop(lambda state: state[0] != 0, step, start)[1]
+
+    def elsewhere(key: jax.Array) -> jax.Array:
+        return normal(key, shape)
+
+    return jax.lax.platform_dependent(as_key(key), cpu=on_cpu, default=elsewhere)
 
 
 def uniform(
@@ -199,7 +252,8 @@ def once(key: jax.Array, draw: Callable[[jax.Array], Any]) -> Any:
 
 
 def _is_threefry(key: jax.Array) -> bool:
-    return str(jax.random.key_impl(key)) == "threefry2x32"
+    implementation = jax.random.key_impl(key)
+    return implementation == threefry_prng or str(implementation) == _OF_JAX
 
 
 def _units(key_data: jax.Array, shape: tuple[int, ...]) -> jax.Array:

@@ -13,6 +13,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+_LANES = 128
+"""Columns of a piece for one pass over a matrix; tiles are cut at multiples of it."""
+
 
 def split_sizes(size: int, max_size: int | None) -> tuple[int, ...]:
     """Cuts `size` into as few pieces of at most `max_size` as possible, balanced.
@@ -240,20 +243,40 @@ def absolute_maximum(
       update: `[..., rows, columns]`, added to the matrix as it is read; `None` for
         none. With an update, the result is float32 and has no gradient.
     """
-    tiles, axes = cut(matrix, row_sizes, axis=-2), (-2,) if per_column else (-2, -1)
     if update is None:
-        w_max = jnp.max(jnp.abs(tiles), axis=axes)
-    else:
-        # The words of positive floats are ordered like them.
-        words = reduced_of(
-            lambda w, u: jax.lax.bitcast_convert_type(jnp.abs(w + u), jnp.int32),
-            *(t.astype(jnp.float32) for t in (tiles, cut(update, row_sizes, axis=-2))),
-            axes=axes,
-            combine=jnp.maximum,
-            reduce=jnp.max,
-        )
-        w_max = jax.lax.bitcast_convert_type(words, jnp.float32)
-    return w_max if per_column else w_max[..., None]
+        axes = -2 if per_column else (-2, -1)
+        w_max = jnp.max(jnp.abs(cut(matrix, row_sizes, axis=-2)), axis=axes)
+        return w_max if per_column else w_max[..., None]
+    addends = [_in_lanes(array, row_sizes) for array in (matrix, update)]
+    # The words of positive floats are ordered like them.
+    words = reduced_of(
+        lambda w, u: jax.lax.bitcast_convert_type(jnp.abs(w + u), jnp.int32),
+        *addends,
+        axes=(-3,) if per_column else (-3, -2, -1),
+        combine=jnp.maximum,
+        reduce=jnp.max,
+    )
+    w_max = jax.lax.bitcast_convert_type(words, jnp.float32)
+    return w_max.reshape(*addends[0].shape[:-3], -1)
+
+
+def _in_lanes(matrix: jax.Array, row_sizes: tuple[int, ...]) -> jax.Array:
+    """Returns a matrix cut into row tiles, float32, for one pass over its elements.
+
+    Args:
+      matrix: `[..., rows, columns]`.
+      row_sizes: rows of each row tile.
+
+    Returns:
+      `[..., row tiles, rows, n, columns / n]`. A gradient from tiles has their layout;
+      in short pieces of columns, which lie on one tile each, reading it vectorises.
+    """
+    tiles = cut(matrix.astype(jnp.float32), row_sizes, axis=-2)
+    columns = tiles.shape[-1]
+    # An axis that an explicit mesh shards cannot be split.
+    whole = columns % _LANES or jax.typeof(tiles).sharding.spec[-1]
+    size = columns if whole else _LANES
+    return tiles.reshape(*tiles.shape[:-1], columns // size, size)
 
 
 def reduced(maximum: jax.Array) -> jax.Array:
@@ -336,22 +359,22 @@ def standard_deviation(
       `[..., row tiles, columns or 1]`, float32; zero where N is 1.
     """
     addends = [array for array in (matrix, update) if array is not None]
-    tiles = [cut(array.astype(jnp.float32), row_sizes, axis=-2) for array in addends]
+    tiles = [_in_lanes(array, row_sizes) for array in addends]
     each = per_column or scale is not None
-    axes = (-2,) if each else (-2, -1)
+    axes = (-3,) if each else (-3, -2, -1)
 
     few = min(8, row_sizes[-1])
-    first = functools.reduce(jnp.add, [tile[..., :few, :] for tile in tiles])
+    first = functools.reduce(jnp.add, [tile[..., :few, :, :] for tile in tiles])
     near = _near(first, per_column=each)
 
     def difference_and_square(valid, *tiles):
         difference = jnp.where(valid, sum(tiles) - near, 0)
         return jax.lax.complex(difference, jnp.square(difference))
 
-    valid = over_batch(mask(row_sizes)[:, :, None], near)
-    sums = jnp.expand_dims(
-        sum_of(difference_and_square, valid, *tiles, axes=axes), axes
-    )
+    valid = over_batch(mask(row_sizes)[:, :, None, None], near)
+    sums = sum_of(difference_and_square, valid, *tiles, axes=axes)
+    stack = tiles[0].shape[:-3]
+    sums, near = sums.reshape(*stack, 1, -1), near.reshape(*stack, 1, -1)
     total, squares = jnp.real(sums), jnp.imag(sums)
     width = 1 if each else matrix.shape[-1]
     count = np.asarray(row_sizes, np.float32)[:, None, None] * np.float32(width)
@@ -376,21 +399,22 @@ def _near(first: jax.Array, *, per_column: bool) -> jax.Array:
     """Returns a number near the weights of tiles: the mean of a few of them.
 
     Args:
-      first: `[..., row tiles, few, columns]`, the first rows of each tile.
+      first: `[..., row tiles, few, n, lanes]`, the first rows of each tile.
       per_column: take the mean of each column, or else of the first column only.
 
     Returns:
-      `[..., row tiles, 1, columns or 1]`
+      `[..., row tiles, 1, n or 1, lanes or 1]`
     """
-    if any(jax.typeof(first).sharding.spec[-2:]):
+    if any(jax.typeof(first).sharding.spec[-3:]):
         # An axis that an explicit mesh shards cannot be sliced.
-        axes = -2 if per_column else (-2, -1)
+        axes = -3 if per_column else (-3, -2, -1)
         mean, low, high = (
             f(first, axis=axes, keepdims=True) for f in (jnp.mean, jnp.min, jnp.max)
         )
     else:
         # A chain fuses, while each reduction would be a separate kernel.
-        few = jnp.split(first if per_column else first[..., :1], first.shape[-2], -2)
+        first = first if per_column else first[..., :1, :1]
+        few = jnp.split(first, first.shape[-3], -3)
         mean = sum(few[1:], few[0]) / len(few)
         low, high = (functools.reduce(f, few) for f in (jnp.minimum, jnp.maximum))
     # The mean of equal numbers may differ from them, but their spread must be zero.

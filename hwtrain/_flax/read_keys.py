@@ -7,27 +7,28 @@ from typing import Any
 
 import jax
 
-from hwtrain._arrays.fast_random import fast_prng
-from hwtrain._arrays.random import as_key, fold_in
+from hwtrain._arrays.fast_random import fast_prng, threefry_prng
+from hwtrain._arrays.random import fold_in, step_key
 from hwtrain._flax.loops import place, rows, shared
 from hwtrain._plan.weight import AnalogWeight
 from hwtrain.periphery._read_keys import NOISE_KEY, effect_key
 
 _generator: contextvars.ContextVar[Any] = contextvars.ContextVar(
-    "hwtrain_generator", default="threefry2x32"
+    "hwtrain_generator", default=fast_prng
 )
 
 
 @contextlib.contextmanager
 def generator_of(key: jax.Array | None):
-    """Lets the layers inside draw with the generator of the step's key, if it has one.
+    """Lets the layers inside draw with the generator of the step's key, if it is ours.
 
     Args:
       key: the step's key; `None` for a step that draws nothing.
     """
     generator = _generator.get()
-    if key is not None and jax.random.key_impl(as_key(key)) == fast_prng:
-        generator = fast_prng
+    if key is not None:
+        named = jax.random.key_impl(step_key(key))
+        generator = named if named in (fast_prng, threefry_prng) else generator
     token = _generator.set(generator)
     try:
         yield

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from hwtrain._arrays import paths
-from hwtrain._arrays.random import as_key, draw_name, fold_in, once, stable_hash
+from hwtrain._arrays.random import draw_name, fold_in, once, stable_hash, step_key
 from hwtrain._flax.effective import on_levels
 from hwtrain._flax.loops import shared
 from hwtrain._flax.signal_side import anonymous
@@ -219,7 +219,7 @@ def _step_keys(
     if not names:
         return {}, {}
     hashes = tuple(map(stable_hash, names))
-    keys, of_reads = _named_keys(as_key(key), hashes, len(modified))
+    keys, of_reads = _named_keys(step_key(key), hashes, len(modified))
     weights = {weight.path: keys[i] for i, weight in enumerate(modified)}
     return weights, {
         weight.path: _of_stack(weight, keys[len(modified) + i], of_reads[i])

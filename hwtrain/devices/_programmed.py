@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 from jax.typing import ArrayLike
 
-from hwtrain._arrays.random import normal
+from hwtrain._arrays.random import stored_normal
 
 _PROGRAMMING, _DEVICE = range(2)
 
@@ -87,8 +87,8 @@ def program_drifting(
       nu_mean: mean drift exponent.
       nu_std: standard deviation of the drift exponent over devices.
     """
-    xi = normal(jax.random.fold_in(key, _PROGRAMMING), g_target.shape)
-    xi_nu = normal(jax.random.fold_in(key, _DEVICE), g_target.shape)
+    xi = stored_normal(jax.random.fold_in(key, _PROGRAMMING), g_target.shape)
+    xi_nu = stored_normal(jax.random.fold_in(key, _DEVICE), g_target.shape)
     return Programmed(
         g_target=g_target,
         g_prog=noisy(g_target, sigma, xi),
@@ -110,11 +110,11 @@ def program_relaxing(
       g_target: target conductances, in µS.
       sigma: standard deviation of the programming noise, in µS. Zero turns it off.
     """
-    xi = normal(jax.random.fold_in(key, _PROGRAMMING), g_target.shape)
+    xi = stored_normal(jax.random.fold_in(key, _PROGRAMMING), g_target.shape)
     return Programmed(
         g_target=g_target,
         g_prog=noisy(g_target, sigma, xi),
-        xi=normal(jax.random.fold_in(key, _DEVICE), g_target.shape),
+        xi=stored_normal(jax.random.fold_in(key, _DEVICE), g_target.shape),
     )
 
 

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.typing import ArrayLike
 
-from hwtrain._arrays.random import draw_key, normal
+from hwtrain._arrays.random import draw_key, stored_normal
 from hwtrain._parts.part import Part
 from hwtrain._parts.texts import NOISE
 from hwtrain.devices._conversion import DescribedConverter, Params
@@ -73,7 +73,7 @@ class NoiseModel(Part):
           key: a JAX key.
           g_target: target conductances of any shape, in µS.
         """
-        xi = normal(draw_key(key, "", "programming"), g_target.shape)
+        xi = stored_normal(draw_key(key, "", "programming"), g_target.shape)
         g_prog = noisy(g_target, self.programming_sigma(g_target), xi)
         return Programmed(g_target=g_target, g_prog=g_prog)
 
@@ -106,7 +106,7 @@ class NoiseModel(Part):
           t_s: time since programming, in seconds. May be traced.
         """
         mean, sigma = self.mean_at(programmed, t_s), self.read_sigma(programmed, t_s)
-        return noisy(mean, sigma, normal(key, mean.shape))
+        return noisy(mean, sigma, stored_normal(key, mean.shape))
 
 
 class ConductanceConverter(DescribedConverter, Part):

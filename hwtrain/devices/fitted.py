@@ -8,7 +8,7 @@ import numpy as np
 from jax.typing import ArrayLike
 from pydantic import model_validator
 
-from hwtrain._arrays.random import normal
+from hwtrain._arrays.random import stored_normal
 from hwtrain._parts.fields import Positive
 from hwtrain._parts.registry import register
 from hwtrain.devices._curves import Points, SignedPoints, check_curve, interpolate
@@ -81,7 +81,8 @@ class MeasuredNoiseModel(DriftingNoiseModel):
           g_target: target conductances of any shape, in µS.
         """
         xi, xi_nu = (
-            normal(jax.random.fold_in(key, part), g_target.shape) for part in range(2)
+            stored_normal(jax.random.fold_in(key, part), g_target.shape)
+            for part in range(2)
         )
         return Programmed(
             g_target=g_target,

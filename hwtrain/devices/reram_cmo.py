@@ -8,7 +8,7 @@ from jax.typing import ArrayLike
 from pydantic import model_validator
 
 from hwtrain._arrays.polynomials import polynomial
-from hwtrain._arrays.random import normal
+from hwtrain._arrays.random import stored_normal
 from hwtrain._parts.fields import Deviation, NonNegative, Number, Positive
 from hwtrain._parts.registry import register
 from hwtrain.devices._conversion import check_range
@@ -178,5 +178,5 @@ class ReRamCMONoiseModel(NoiseModel):
         """
         # Clip only the sum: read noise may bring a device back from beyond the limit.
         g, sigma = self._relaxed(programmed, t_s), self.read_sigma(programmed, t_s)
-        read = g + sigma * normal(key, g.shape)
+        read = g + sigma * stored_normal(key, g.shape)
         return jnp.clip(read, self.g_min, self.g_max)

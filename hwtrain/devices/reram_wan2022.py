@@ -8,7 +8,7 @@ import numpy as np
 from jax.typing import ArrayLike
 
 from hwtrain._arrays.polynomials import polynomial
-from hwtrain._arrays.random import normal
+from hwtrain._arrays.random import stored_normal
 from hwtrain._parts.fields import Deviation, Positive
 from hwtrain._parts.registry import register
 from hwtrain.devices._programmed import (
@@ -116,7 +116,7 @@ class ReRamWan2022NoiseModel(NoiseModel):
           g_target: target conductances of any shape, in µS.
         """
         # One number per device: its programming error is the start of its spread.
-        xi = normal(key, g_target.shape)
+        xi = stored_normal(key, g_target.shape)
         g_prog = noisy(g_target, self.programming_sigma(g_target), xi)
         return Programmed(g_target=g_target, g_prog=g_prog, xi=xi)
 

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from hwtrain._arrays import paths
-from hwtrain._arrays.random import draw_key, normal
+from hwtrain._arrays.random import draw_key, normal, step_key
 from hwtrain._plan.plan import Plan
 from hwtrain.objectives._perturbations import Loss, own
 from hwtrain.weights.noises import mult_normal
@@ -142,7 +142,9 @@ def deviated(params: Any, deviation: Any) -> Any:
 
 def _normals(params: Any, key: jax.Array, std: float) -> Any:
     def drawn(path: str, leaf: jax.Array) -> jax.Array:
-        return std * normal(draw_key(key, path, "attack"), leaf.shape, leaf.dtype)
+        return std * normal(
+            draw_key(step_key(key), path, "attack"), leaf.shape, leaf.dtype
+        )
 
     return paths.map_leaves(drawn, params)
 
@@ -151,7 +153,9 @@ def _multiplied(params: Any, plan: Plan, key: jax.Array, std: float) -> Any:
     mask = own(jax.tree.map(jnp.ones_like, params), plan)
 
     def noisy(path: str, leaf: jax.Array) -> jax.Array:
-        return mult_normal(draw_key(key, path, "objective"), leaf, std_dev=std)
+        return mult_normal(
+            draw_key(step_key(key), path, "objective"), leaf, std_dev=std
+        )
 
     return jax.tree.map(
         lambda keep, nominal, noisy: jnp.where(keep > 0, noisy, nominal),

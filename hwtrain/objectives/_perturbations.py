@@ -9,7 +9,7 @@ import optax
 from jax.typing import ArrayLike
 
 from hwtrain._arrays import paths
-from hwtrain._arrays.random import draw_key
+from hwtrain._arrays.random import draw_key, step_key
 from hwtrain._plan.plan import Plan, added
 from hwtrain._plan.weight import AnalogWeight
 from hwtrain.chips._crossbar import largest_weight, on_crossbar
@@ -143,7 +143,7 @@ def _at_noisy_weights(
             if weight is None:
                 return leaf
             w, s = on_crossbar(weight, leaf, weight.stored_scale(values))
-            value = noisy(draw_key(key, path, "objective"), w, weight) * s
+            value = noisy(draw_key(step_key(key), path, "objective"), w, weight) * s
             return jnp.asarray(value, leaf.dtype)
 
         return loss(paths.map_leaves(perturbed, params), key, *batch)

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import optax
 
 from hwtrain._arrays import paths
-from hwtrain._arrays.random import draw_key
+from hwtrain._arrays.random import draw_key, step_key
 from hwtrain._plan.plan import Plan
 from hwtrain._plan.weight import AnalogWeight
 from hwtrain.chips._crossbar import on_crossbar
@@ -125,7 +125,7 @@ def _drift_array(weight: AnalogWeight) -> Any:
 
 
 def _key(key: jax.Array | None, weight: AnalogWeight, effect: str) -> jax.Array | None:
-    return None if key is None else draw_key(key, weight.path, effect)
+    return None if key is None else draw_key(step_key(key), weight.path, effect)
 
 
 def _drifted(

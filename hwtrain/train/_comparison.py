@@ -12,7 +12,7 @@ from rich.console import Console
 
 from hwtrain import checkpoint, evaluate
 from hwtrain._arrays import paths
-from hwtrain._arrays.fast_random import fast_prng
+from hwtrain._arrays.fast_random import fast_prng, threefry_prng
 from hwtrain._plan.training_noise import quiet_training
 from hwtrain._version import __version__
 from hwtrain.checkpoint._disk import RESUME
@@ -185,7 +185,7 @@ def train_seed(
             steps=training.steps,
             batch_size=training.batch_size,
             seed=seed,
-            generator=fast_prng if training.generator == "fast" else None,
+            generator=fast_prng if training.generator == "fast" else threefry_prng,
         )
         with show_progress(console, title, start=done, steps=training.steps) as report:
             for number, (state, loss) in enumerate(updates, start=done + 1):

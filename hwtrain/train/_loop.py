@@ -182,8 +182,8 @@ def run_steps(
       steps: total number of updates.
       batch_size: examples in each update.
       seed: the training seed, for the order of the examples and the noise.
-      generator: implementation of the keys, such as `hwtrain.fast_prng`; `None` for
-        JAX's default.
+      generator: implementation of the keys, such as `hwtrain.threefry_prng`; `None`
+        for JAX's default keys, with which a step draws as with `hwtrain.fast_prng`.
     """
     data = jax.device_put(data)
     # Parameters are initialised from the same seed; the noise needs an independent key.

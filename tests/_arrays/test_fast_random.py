@@ -12,6 +12,7 @@ from scipy import special, stats
 from hwtrain._arrays import random
 from hwtrain._arrays.fast_random import fast_prng, normal_from_bits
 from hwtrain._arrays.threefry import _threefry2x32, element_words
+from hwtrain.periphery._read_keys import read_keys
 
 COUNT = 2**20
 
@@ -58,10 +59,15 @@ def test_the_quantile_is_that_of_the_normal_distribution():
     np.testing.assert_array_equal(ours, -np.asarray(normal_from_bits(bits ^ 1)))
 
 
-def test_moments(draws):
-    for power, mean, square in ((1, 0, 1), (2, 1, 3), (3, 0, 15), (4, 3, 105)):
-        error = np.sqrt((square - mean**2) / COUNT)
-        assert abs(np.mean(draws**power) - mean) < 5 * error, power
+def moment(power):
+    """Returns E[z^power] of a standard normal number."""
+    return float(special.factorial2(power - 1)) if power % 2 == 0 else 0.0
+
+
+@pytest.mark.parametrize("power", range(1, 9))
+def test_moments(draws, power):
+    error = np.sqrt((moment(2 * power) - moment(power) ** 2) / COUNT)
+    assert abs(np.mean(draws**power) - moment(power)) < 5 * error
 
 
 def test_tails_to_five_sigma(draws):
@@ -84,19 +90,81 @@ def test_bits_are_fair():
         assert abs(ones - 2**17) < 5 * np.sqrt(2**16), position
 
 
-def test_draws_of_keys_counters_and_layers_are_uncorrelated():
+def steps(count):
+    return [jax.random.fold_in(key(1), step) for step in range(count)]
+
+
+def of_layer(key, name):
+    return random.draw_key(key, f"{name}/kernel", "weight_noise")
+
+
+FAMILIES = {
+    "seeds": lambda: [key(seed) for seed in range(12)],
+    "split": lambda: list(jax.random.split(key(), 12)),
+    "steps": lambda: steps(12),
+    "layers": lambda: [of_layer(key(1), f"layer_{i}") for i in range(12)],
+    "layers and steps": lambda: [of_layer(s, i) for s in steps(4) for i in "abc"],
+    "reads": lambda: [
+        *read_keys(key(2)),
+        *read_keys(random.fold_in(key(2), 1)),
+    ],
+}
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_draws_of_different_keys_are_uncorrelated(name):
+    keys = FAMILIES[name]()
     count = 2**16
-    named = [random.draw_key(key(1), f"layer_{i}/kernel", "noise") for i in range(6)]
-    keys = [*(key(seed) for seed in range(6)), *jax.random.split(key(), 6), *named]
     rows = np.asarray([random.normal(k, (count,)) for k in keys])
-    limit = 6 / np.sqrt(count)  # 6 standard errors: 153 pairs and their squares
-    for values in (rows, rows**2):
+    limit = 6 / np.sqrt(count)  # 6 standard errors: 66 pairs, their squares and cubes
+    for values in (rows, rows**2, rows**3):
         correlation = np.corrcoef(values) - np.eye(len(rows))
         assert np.abs(correlation).max() < limit
-    rows -= rows.mean(axis=1, keepdims=True)
-    rows /= rows.std(axis=1, keepdims=True)
-    for lag in (1, 2, 3, 64, 128, 4096):
-        assert np.abs((rows[:, :-lag] * rows[:, lag:]).mean(axis=1)).max() < limit
+
+
+def test_neighbours_and_rows_are_uncorrelated():
+    rows, columns = 512, 2048
+    draws = np.asarray(random.normal(key(4), (rows, columns)), np.float64)
+    for values in (draws, draws**2 - 1):
+        values = values / values.std()
+        for shift in (1, 2, 3, 64, 128, 511):
+            pairs = rows * (columns - shift)
+            across = (values[:, :-shift] * values[:, shift:]).sum() / pairs
+            assert abs(across) < 5 / np.sqrt(pairs), shift
+        for shift in (1, 2, 4, 256):
+            pairs = (rows - shift) * columns
+            down = (values[:-shift] * values[shift:]).sum() / pairs
+            assert abs(down) < 5 / np.sqrt(pairs), shift
+    # The mean of each row and column is normal: their squares follow chi squared.
+    for axis in (0, 1):
+        means = draws.mean(axis) * np.sqrt(draws.shape[axis])
+        assert stats.chi2(len(means)).sf(np.sum(means**2)) > 1e-6
+
+
+def test_the_spectrum_is_flat():
+    # Periodogram of white noise: exponential with mean 1.
+    draws = np.asarray(random.normal(key(5), (COUNT,)), np.float64)
+    power = np.abs(np.fft.rfft(draws)[1:-1]) ** 2 / COUNT
+    assert stats.kstest(power, "expon").pvalue > 1e-6
+    assert power.max() < np.log(len(power)) + 15  # exceeded with probability e^-15
+
+
+def test_serial_pairs_fill_the_square_evenly():
+    uniforms = stats.norm.cdf(np.asarray(random.normal(key(6), (COUNT,)), np.float64))
+    for lag in (1, 2, 128):
+        cells = (uniforms[:-lag] * 64).astype(int) * 64 + (uniforms[lag:] * 64).astype(
+            int
+        )
+        counts = np.bincount(cells, minlength=64**2)
+        assert stats.chisquare(counts).pvalue > 1e-6, lag
+
+
+def test_runs_up_and_down_are_as_long_as_they_should_be():
+    draws = np.asarray(random.normal(key(7), (COUNT,)))
+    turns = np.count_nonzero(np.diff(np.sign(np.diff(draws))))
+    # Number of turning points of independent numbers: Bienaymé, 1874.
+    mean, variance = 2 * (COUNT - 2) / 3, (16 * COUNT - 29) / 90
+    assert abs(turns - mean) < 5 * np.sqrt(variance)
 
 
 def test_is_a_generator_of_jax():

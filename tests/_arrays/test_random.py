@@ -1,5 +1,7 @@
 """Fused random numbers against `jax.random`, and element counters against NumPy."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -105,3 +107,24 @@ def test_the_hash_is_the_same_for_ever():
     # Export and training must agree across versions: a change breaks every chip.
     assert random.stable_hash("hidden/kernel#weight_noise#0") == 2451691387
     assert random.stable_hash("") == int.from_bytes(bytes.fromhex("36e9d246"), "little")
+
+
+def test_a_stored_draw_is_the_same_draw():
+    keys = jax.random.split(jax.random.key(3), 4)
+    expected = [random.normal(key, (5, 3)) for key in keys]
+    draw = functools.partial(random.stored_normal, shape=(5, 3))
+    np.testing.assert_array_equal([draw(key) for key in keys], expected)
+    np.testing.assert_array_equal([jax.jit(draw)(key) for key in keys], expected)
+    np.testing.assert_array_equal(jax.vmap(draw)(keys), expected)
+
+
+@pytest.mark.skipif(jax.default_backend() != "cpu", reason="of the CPU backend")
+@pytest.mark.parametrize("mapped", [False, True])
+def test_a_stored_draw_shares_no_kernel_with_another(mapped):
+    def three(keys):
+        return sum(random.stored_normal(keys[i], (64,)) for i in range(3))
+
+    keys = jax.random.split(jax.random.key(3), (4, 3))
+    function, given = (jax.vmap(three), keys) if mapped else (three, keys[0])
+    text = jax.jit(function).lower(given).compile().as_text()
+    assert text.count(" while(") == 3

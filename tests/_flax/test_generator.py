@@ -8,6 +8,7 @@ from flax import linen as nn
 from flax import nnx
 
 import hwtrain
+from hwtrain._arrays.random import stable_hash
 
 X = jnp.linspace(-1, 1, 10).reshape(2, 5)
 HARDWARE = {
@@ -32,10 +33,40 @@ def linen_and_nnx(hardware, impl):
 
 
 @pytest.mark.parametrize("effect", HARDWARE)
-def test_a_fast_key_draws_other_numbers_and_the_same_in_both(effect):
-    exact = linen_and_nnx(HARDWARE[effect], None)
-    fast = linen_and_nnx(HARDWARE[effect], hwtrain.fast_prng)
-    for linen, model in (exact, fast):
+def test_the_key_names_the_generator_in_both_frameworks(effect):
+    drawn = {
+        generator: linen_and_nnx(HARDWARE[effect], generator)
+        for generator in (None, hwtrain.fast_prng, hwtrain.threefry_prng)
+    }
+    for linen, model in drawn.values():
         np.testing.assert_allclose(linen, model, atol=1e-6)
-    # The words of both keys are the same: only the generator tells them apart.
-    assert not np.isclose(exact[0], fast[0], atol=1e-4).any()
+    default, fast, exact = (np.asarray(linen) for linen, _ in drawn.values())
+    np.testing.assert_array_equal(default, fast)
+    # The words of all keys are the same: only the generator tells them apart.
+    assert not np.isclose(exact, fast, atol=1e-4).any()
+
+
+def test_threefry_draws_the_numbers_of_jax():
+    std = HARDWARE["weights"].modifier.std_dev
+    kernel = jnp.linspace(-1, 1, 20).reshape(5, 4)
+    analog = hwtrain.analogize(nn.Dense(4, use_bias=False), HARDWARE["weights"])
+
+    def weights(key):
+        variables = {"params": {"kernel": kernel}}
+        return analog.apply(variables, jnp.eye(5), rngs={"mismatch": key})
+
+    own = jax.random.fold_in(jax.random.key(7), stable_hash("kernel#weight_noise#0"))
+    expected = kernel + std * jax.random.normal(own, kernel.shape)
+    key = jax.random.key(7, impl=hwtrain.threefry_prng)
+    np.testing.assert_allclose(weights(key), expected, atol=1e-6)
+    assert not np.isclose(weights(jax.random.key(7)), expected, atol=1e-4).any()
+
+
+def test_raw_key_data_draw_as_the_default():
+    analog = hwtrain.analogize(nn.Dense(4), HARDWARE["outputs"])
+    variables = jax.jit(analog.init)(jax.random.key(0), X)
+    typed, raw = jax.random.key(3), jax.random.PRNGKey(3)
+    np.testing.assert_array_equal(
+        analog.apply(variables, X, rngs={"mismatch": typed}),
+        analog.apply(variables, X, rngs={"mismatch": raw}),
+    )

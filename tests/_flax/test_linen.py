@@ -322,7 +322,8 @@ def test_weight_noise_is_the_named_draw_times_the_largest_weight(per_column, row
     layer = nn.Dense(40, use_bias=False)
     analog = hw.analogize(layer, hw.Hardware(modifier=modifier, mapping=mapping))
     variables = jax.jit(layer.init)(jax.random.key(0), jnp.ones((1, 50)))
-    kernel, key = variables["params"]["kernel"], jax.random.key(7)
+    kernel = variables["params"]["kernel"]
+    key = jax.random.key(7, impl=hw.threefry_prng)
     xi = normal(draw_key(key, "kernel", "weight_noise"), kernel.shape)
     tiles = [slice(0, 25), slice(25, 50)] if rows else [slice(0, 50)]
     expected = np.array(kernel)

@@ -288,7 +288,8 @@ def test_a_layer_called_around_the_root_is_an_error(x):
 
 def test_weight_noise_is_the_named_draw_times_the_largest_weight():
     layer = nnx.Linear(50, 40, use_bias=False, rngs=nnx.Rngs(0))
-    kernel, key = layer.kernel[...], jax.random.key(7)
+    kernel = layer.kernel[...]
+    key = jax.random.key(7, impl=hw.threefry_prng)
     model = hw.analogize(layer, NOISY, rngs=nnx.Rngs(mismatch=key))
     step_key = nnx.Rngs(mismatch=key).mismatch()
     xi = normal(draw_key(step_key, "kernel", "weight_noise"), kernel.shape)

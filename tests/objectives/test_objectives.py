@@ -16,7 +16,7 @@ from hwtrain._plan.weight import AnalogWeight
 from hwtrain.objectives._adversarial import deviated
 from hwtrain.periphery._range_gradient import PROBE_SCALE
 
-KEY = jax.random.key(5)
+KEY = jax.random.key(5, impl=hw.threefry_prng)
 NOTHING = Plan(())
 OWN = {"w": jnp.array([0.5, -2.0, 1.0]), "b": jnp.array([-0.25])}
 
