@@ -73,11 +73,11 @@ def effects(tile: int | None = None) -> dict:
     """Returns the cases of most tables, each with a chip and whether draws are fast."""
     cases = {
         "plain": (None, False),
-        "weight noise": (chip(modifier=NOISE), False),
-        "all effects": (chip(**ALL), False),
+        "weight noise": (chip(modifier=NOISE), True),
+        "all effects": (chip(**ALL), True),
     }
     if tile is not None:
-        cases[f"all effects, tiles of {tile}"] = (chip(tile, **ALL), False)
+        cases[f"all effects, tiles of {tile}"] = (chip(tile, **ALL), True)
     return cases
 
 
@@ -107,7 +107,7 @@ def layers(sizes: Sizes, rounds: int):
     """Three square dense layers, SGD."""
     cases = effects()
     for name in ("weight noise", "all effects"):
-        cases[f"{name}, fast generator"] = (cases[name][0], True)
+        cases[f"{name}, threefry"] = (cases[name][0], False)
     tables = {}
     for batch in sizes.batches:
         module, x = Squares(sizes.width, 3), inputs(batch, sizes.width)
@@ -120,7 +120,7 @@ def tiles(sizes: Sizes, rounds: int):
     """Three square dense layers with all effects, on tiles."""
     cases = {"plain": (None, False)}
     for tile in sizes.tiles:
-        cases[f"tiles of {tile}"] = (chip(tile, **ALL), False)
+        cases[f"tiles of {tile}"] = (chip(tile, **ALL), True)
     batch = sizes.batches[-1]
     module, x = Squares(sizes.width, 3), inputs(batch, sizes.width)
     title = f"width {sizes.width}, batch {batch}"

@@ -120,7 +120,7 @@ def compiled_step(
       hardware: the hardware to run it on; `None` for the plain step.
       x: a batch.
       optimizer: the plain optimiser.
-      fast: draw with `hwtrain.fast_prng`.
+      fast: draw with `hwtrain.fast_prng`, the default of keys; else `threefry_prng`.
     """
     model = module if hardware is None else hwtrain.analogize(module, hardware)
     params = jax.jit(model.init)(jax.random.key(0), x)["params"]
@@ -128,7 +128,8 @@ def compiled_step(
         optimizer = hwtrain.optim.hardware_aware(
             optimizer, hwtrain.plan(model, params, x)
         )
-    key = jax.random.key(1, impl=hwtrain.fast_prng if fast else None)
+    generator = hwtrain.fast_prng if fast else hwtrain.threefry_prng
+    key = jax.random.key(1, impl=generator)
 
     @functools.partial(jax.jit, donate_argnums=0)
     def step(state, x, key):

@@ -163,8 +163,8 @@ def flax_steps(
     }
     cases = {"flax, plain": (None, False)}
     for case, chip in chips.items():
-        cases[f"hwtrain, {case}"] = (chip, False)
-        cases[f"hwtrain, {case}, fast generator"] = (chip, True)
+        cases[f"hwtrain, {case}"] = (chip, True)
+        cases[f"hwtrain, {case}, threefry"] = (chip, False)
     return {
         case: models.training_step(
             plain, chip, jnp.asarray(x), optimizer=optax.sgd(1e-4), fast=fast
