@@ -47,5 +47,5 @@ def interleaved(
 
 def _timing(values: list[float], first: float) -> Timing:
     median = statistics.median(values)
-    low, _, high = statistics.quantiles(values, n=4)
+    low, _, high = statistics.quantiles(values, n=4, method="inclusive")
     return Timing(median, (low, high), min(values), median / first)

@@ -194,8 +194,7 @@ class Alone:
 
     def close(self) -> None:
         """Ends the process."""
-        self.process.stdin.close()
-        self.process.wait()
+        self.process.communicate()
 
     @staticmethod
     def serve(framework: str, name: str, size: dict) -> None:
