@@ -39,17 +39,6 @@ class TransformerBlock(nn.Module):
         return x + nn.Dense(self.width)(nn.gelu(y))
 
 
-class ResNetBlock(nn.Module):
-    """A ResNet block: two normalised 3 x 3 convolutions with a skip connection."""
-
-    channels: int
-
-    @nn.compact
-    def __call__(self, x):
-        y = nn.relu(nn.GroupNorm()(nn.Conv(self.channels, (3, 3))(x)))
-        return nn.relu(x + nn.GroupNorm()(nn.Conv(self.channels, (3, 3))(y)))
-
-
 class Cnn(nn.Module):
     """Two convolutions with pooling and two dense layers, as for images of digits.
 
@@ -69,17 +58,28 @@ class Cnn(nn.Module):
         return nn.Dense(10)(x)
 
 
+class ResNetBlock(nn.Module):
+    """A ResNet block: two normalised 3 x 3 convolutions with a skip connection."""
+
+    channels: int
+
+    @nn.compact
+    def __call__(self, x):
+        y = nn.relu(nn.GroupNorm()(nn.Conv(self.channels, (3, 3))(x)))
+        return nn.relu(x + nn.GroupNorm()(nn.Conv(self.channels, (3, 3))(y)))
+
+
 NOISE = hwtrain.WeightModifierParameter(type="add_normal", std_dev=0.05)
 PER_VECTOR = hwtrain.WeightModifierParameter(
     type="add_normal", std_dev=0.05, per_vector=True
 )
 REDRAWN = hwtrain.WeightModifierParameter(type="add_normal", std_dev=0.05, redraw=True)
-CLIP = hwtrain.WeightClipParameter(type="layer_gaussian", sigma=2.5)
-RANGE = hwtrain.InputRangeParameter()
-CONVERTERS = hwtrain.IOParameters(inp_bits=8, out_bits=8, out_bound=10.0)
 OUTPUT_NOISE = hwtrain.IOParameters(
     inp_bits=8, out_bits=8, out_bound=10.0, out_noise=0.04
 )
+CLIP = hwtrain.WeightClipParameter(type="layer_gaussian", sigma=2.5)
+RANGE = hwtrain.InputRangeParameter()
+CONVERTERS = hwtrain.IOParameters(inp_bits=8, out_bits=8, out_bound=10.0)
 
 
 def chip(tile: int | None = None, **parts) -> Hardware:
