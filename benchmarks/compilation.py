@@ -9,14 +9,13 @@ time is shorter, because compilation runs on several threads.
 """
 
 import argparse
-import json
-import platform
 import time
 from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
+from tables import RESULTS, keep, machine
 
 import hwtrain
 
@@ -81,24 +80,22 @@ def least(rounds):
 
 
 def main():
-    """Measures all models on all hardware."""
+    """Measures all models on all hardware, and keeps their tables."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--out", type=Path)
+    parser.add_argument("--out", type=Path, default=RESULTS, help="folder of the files")
     options = parser.parse_args()
     jax.config.update("jax_enable_compilation_cache", False)
-    table = {"jax": jax.__version__, "machine": platform.machine()}
-    for name, (model, shape) in MODELS.items():
-        print(f"\n| {name} | trace | lower | compile | lines |\n|---|---|---|---|---|")
-        for case, hardware in HARDWARE.items():
-            rounds = [measured(model, hardware, shape) for _ in range(options.rounds)]
-            row = table.setdefault(name, {})[case] = least(rounds)
-            stages = " | ".join(f"{row[s]:.2f}" for s in ("trace", "lower", "compile"))
-            print(f"| {case} | {stages} | {row['lines']} |", flush=True)
-    if options.out is not None:
-        options.out.mkdir(parents=True, exist_ok=True)
-        path = options.out / "compilation.json"
-        path.write_text(json.dumps(table, indent=2) + "\n")
+    tables = {
+        name: [
+            {"case": case}
+            | least([measured(model, hardware, shape) for _ in range(options.rounds)])
+            for case, hardware in HARDWARE.items()
+        ]
+        for name, (model, shape) in MODELS.items()
+    }
+    heading = "Seconds of a first step by stage, and lines of its program"
+    keep(options.out / "compilation", "compilation", heading, tables, machine())
 
 
 if __name__ == "__main__":

@@ -2,20 +2,18 @@
 
     python benchmarks/digits_step.py [--blocks 60] [--out DIR]
 
-Measures forward, backward and update of configs/digits_mlp.toml. A round runs one block
-of steps of each variant, so that other load on the machine affects all of them; the
-medians over blocks are compared.
+Measures forward, backward and update of configs/digits_mlp.toml, in blocks of steps.
 """
 
 import argparse
 import dataclasses
-import json
-import statistics
-import time
+import functools
 from pathlib import Path
 
 import jax
 import jax.numpy as jnp
+from interleaved import interleaved
+from tables import RESULTS, keep, machine, row
 
 from hwtrain import fast_prng, optim
 from hwtrain._plan.hardware import Hardware
@@ -53,7 +51,7 @@ def runners(config, ready):
 
 
 def runner(model, optimizer, config, data):
-    """Returns a function that runs some steps and returns the seconds per step."""
+    """Returns a function that runs some steps and returns their last results."""
     step = make_step(model, optimizer, cross_entropy)
     state = init_state(model.init(0), optimizer)
     size = config.training.batch_size
@@ -64,45 +62,32 @@ def runner(model, optimizer, config, data):
 
     def run(steps):
         nonlocal state
-        start = time.perf_counter()
         for _ in range(steps):
             state, loss = step(state, data, order, key)
-        jax.block_until_ready((state, loss))
-        return (time.perf_counter() - start) / steps
+        return state, loss
 
     return run
 
 
 def measure(blocks, steps):
-    """Returns the median microseconds of a step for each variant."""
+    """Returns the rows of the table."""
     config = read_config(CONFIG)
     cases = runners(config, prepare(config, CONFIG.parent))
-    for run in cases.values():
-        run(steps)
-    seconds = {name: [] for name in cases}
-    for _ in range(blocks):
-        for name, run in cases.items():
-            seconds[name].append(run(steps))
-    return {name: 1e6 * statistics.median(times) for name, times in seconds.items()}
+    runs = {name: functools.partial(run, steps) for name, run in cases.items()}
+    timings = interleaved(runs, blocks)
+    return [row(name, timing, steps) for name, timing in timings.items()]
 
 
 def main():
-    """Prints a table, and writes it as Markdown and JSON if asked to."""
+    """Measures the steps and keeps their table."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--blocks", type=int, default=60)
     parser.add_argument("--steps", type=int, default=50, help="steps in a block")
-    parser.add_argument("--out", type=Path, help="folder for the table as file")
+    parser.add_argument("--out", type=Path, default=RESULTS, help="folder of the files")
     options = parser.parse_args()
-    micros = measure(options.blocks, options.steps)
-    lines = ["| step | median, µs | ratio to plain |", "|---|---|---|"]
-    for name, value in micros.items():
-        lines.append(f"| {name} | {value:.0f} | {value / micros['plain']:.2f} |")
-    print("\n".join(lines))
-    if options.out:
-        options.out.mkdir(parents=True, exist_ok=True)
-        (options.out / "digits_step.md").write_text("\n".join(lines) + "\n")
-        text = json.dumps({"median_us": micros}, indent=2)
-        (options.out / "digits_step.json").write_text(text + "\n")
+    tables = {"One step": measure(options.blocks, options.steps)}
+    heading = "The model of configs/digits_mlp.toml, batch 64"
+    keep(options.out / "digits_step", "digits_step", heading, tables, machine())
 
 
 if __name__ == "__main__":

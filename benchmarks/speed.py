@@ -2,23 +2,19 @@
 
     python benchmarks/speed.py [--out DIR] [--rounds 15] [--only NAME ...]
 
-Makes all tables and plots. Each table is one interleaved run (see
-`interleaved.py`), written as Markdown and as JSON with the machine and the versions.
+Makes all tables and plots. Each table is one interleaved run (see `interleaved.py`),
+kept in `benchmarks/results` (see `tables.py`).
 """
 
 import argparse
-import json
-import os
-import platform
 from collections.abc import Callable
 from pathlib import Path
 
 import jax
 import jax.numpy as jnp
-import lightning
-import numpy as np
 import optax
-from interleaved import Timing, interleaved
+from flax import linen as nn
+from interleaved import interleaved
 from models import (
     CLIP,
     CONVERTERS,
@@ -34,6 +30,7 @@ from models import (
     chip,
     training_step,
 )
+from tables import RESULTS, keep, machine, row
 
 import hwtrain
 from hwtrain._arrays.fast_random import normal_from_bits
@@ -73,16 +70,6 @@ def steps(module, x, cases, rounds, optimizer=None):
     ]
 
 
-def row(name: str, timing: Timing) -> dict:
-    low, high = timing.quartiles
-    return {
-        "case": name,
-        "ms": 1e3 * timing.median,
-        "quartiles_ms": [1e3 * low, 1e3 * high],
-        "ratio": timing.ratio,
-    }
-
-
 def inputs(*shape: int) -> jax.Array:
     return jax.random.normal(jax.random.key(7), shape)
 
@@ -114,31 +101,6 @@ def peers(rounds):
             title = f"width {width}, " + ("untiled" if tile is None else "tiles of 512")
             x, optimizer = inputs(512, width), optax.adamw(1e-4)
             tables[title] = steps(Squares(width, 1), x, cases, rounds, optimizer)
-    return tables
-
-
-def beside_lightning(rounds):
-    """Comparison with aihwkit-lightning, each relative to its own framework's step."""
-    if not lightning.installed():
-        return {}
-    tables, model = {}, Squares(2048, 3)
-    chosen = ("plain", "weight noise, fast", "all, untiled, fast")
-    chosen = (*chosen, "all, tiles of 512, fast")
-    for batch in (128, 512):
-        x, runs = inputs(batch, 2048), {}
-        for name in chosen:
-            hardware, fast = CASES[name]
-            step, _ = training_step(
-                model, hardware, x, optimizer=optax.sgd(1e-4), fast=fast
-            )
-            runs[f"hwtrain, {name}"] = step
-        peers = lightning.training_steps(2048, 3, batch)
-        timings = interleaved({**runs, **peers}, rounds)
-        plain = timings[next(iter(peers))].median
-        rows = [row(name, timing) for name, timing in timings.items()]
-        for entry in rows[len(runs) :]:
-            entry["ratio"] = entry["ms"] / (1e3 * plain)
-        tables[f"batch {batch}"] = rows
     return tables
 
 
@@ -229,7 +191,7 @@ def scaling(rounds):
             cases = {"plain": (None, False), "all, fast": (chip(tile, **ALL), True)}
             value = {"batch": batch, "width": width, "depth": depth, "tile": tile}[axis]
             tables[axis] += of_value(axis, value, steps(module, x, cases, rounds))
-    run, tables["chips"] = evaluation(256, 256), []
+    run, tables["chips"] = evaluation(Squares(256, 3), inputs(256, 256)), []
     for chips in (4, 8, 16, 32, 64):
         runs = {
             "a call for each": lambda n=chips: [run([seed], 1) for seed in range(n)],
@@ -252,7 +214,7 @@ def of_value(axis: str, value: int, rows: list[dict]) -> list[dict]:
 def population(rounds):
     """Chips per second: as one axis, in chunks, and one after the other."""
     width, chips, batch = 256, 32, 256
-    run = evaluation(width, batch)
+    run = evaluation(Squares(width, 3), inputs(batch, width))
     runs = {
         "one call for each chip": lambda: [run([seed], 1) for seed in range(chips)],
         "chunks of one chip": lambda: run(chips, 1),
@@ -268,11 +230,11 @@ def population(rounds):
     }
 
 
-def evaluation(width: int, batch: int) -> Callable:
-    """Returns a function of chips and a chunk that evaluates three layers on them."""
+def evaluation(module: nn.Module, x: jax.Array) -> Callable:
+    """Returns a function of chips and a chunk that evaluates a module on them."""
     mismatch = hwtrain.MismatchParameter(type="add_normal", std_dev=0.1)
-    model = hwtrain.analogize(Squares(width, 3), hwtrain.Hardware(mismatch=mismatch))
-    x, labels = inputs(batch, width), jnp.zeros(batch, jnp.int32)
+    model = hwtrain.analogize(module, hwtrain.Hardware(mismatch=mismatch))
+    labels = jnp.zeros(len(x), jnp.int32)
     variables = model.init(jax.random.key(0), x)
 
     def run(chips, chunk):
@@ -298,7 +260,6 @@ SECTIONS = {
     "layers": layers,
     "generator": generator,
     "peers": peers,
-    "lightning": beside_lightning,
     "blocks": blocks,
     "convolutions": convolutions,
     "scaling": scaling,
@@ -331,65 +292,19 @@ def plot_scaling(tables: dict, path: Path):
     figure.savefig(path, dpi=120)
 
 
-def markdown(title: str, rows: list[dict]) -> str:
-    """Returns a Markdown table without the columns that its first row lacks."""
-    names = {
-        "ms": "median, ms",
-        "ratio": "ratio",
-        "memory": "memory",
-        "million_per_s": "10⁶ / s",
-        "chips_per_s": "chips / s",
-    }
-    columns = [name for name in names if name in rows[0]]
-    lines = [
-        f"### {title}",
-        "",
-        "| | " + " | ".join(names[name] for name in columns) + " |",
-        "|---" * (len(columns) + 1) + "|",
-    ]
-    for entry in rows:
-        values = [
-            np.format_float_positional(entry[c], 3, fractional=False, trim="-")
-            for c in columns
-        ]
-        lines.append(f"| {entry['case']} | " + " | ".join(values) + " |")
-    return "\n".join(lines)
-
-
-def machine() -> dict:
-    return {
-        "device": jax.devices()[0].device_kind,
-        "cores": os.cpu_count(),
-        "platform": platform.platform(),
-        "python": platform.python_version(),
-        "jax": jax.__version__,
-        "hwtrain": hwtrain.__version__,
-    }
-
-
 def main():
-    """Prints the tables, and writes them if asked to."""
+    """Measures the sections and keeps their tables."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--out", type=Path, help="folder for the tables as files")
+    parser.add_argument("--out", type=Path, default=RESULTS, help="folder of the files")
     parser.add_argument("--rounds", type=int, default=15)
     parser.add_argument("--only", nargs="*", choices=SECTIONS, default=list(SECTIONS))
     options = parser.parse_args()
-    tables, texts = {}, []
     for name in options.only:
-        tables[name] = SECTIONS[name](options.rounds)
-        if not tables[name]:
-            print(f"{name}: left out; it needs torch and aihwkit-lightning\n")
-            continue
-        texts.append(f"## {SECTIONS[name].__doc__}")
-        texts += [markdown(title, rows) for title, rows in tables[name].items()]
-        print("\n\n".join(texts[-len(tables[name]) - 1 :]) + "\n", flush=True)
-    if options.out:
-        options.out.mkdir(parents=True, exist_ok=True)
-        (options.out / "speed.md").write_text("\n\n".join(texts) + "\n")
-        text = json.dumps({"machine": machine(), "tables": tables}, indent=2)
-        (options.out / "speed.json").write_text(text + "\n")
-        if "scaling" in tables:
-            plot_scaling(tables["scaling"], options.out / "scaling.png")
+        measure, about = SECTIONS[name], machine()
+        tables = measure(options.rounds)
+        keep(options.out / "speed", name, measure.__doc__, tables, about)
+        if name == "scaling":
+            plot_scaling(tables, options.out / "scaling.png")
 
 
 if __name__ == "__main__":
