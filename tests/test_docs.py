@@ -354,6 +354,19 @@ def test_the_configuration_page_is_what_its_program_writes():
     assert (DOCS / "configuration.md").read_text("utf-8") == written
 
 
+def test_every_key_of_the_configuration_page_says_what_it_is():
+    page = (DOCS / "configuration.md").read_text("utf-8")
+    rows = [line.split(" | ") for line in page.splitlines() if line.startswith("| `")]
+    assert len(rows) > 200
+    silent = [row[0] for row in rows if not row[-1].removesuffix("|").strip()]
+    assert not silent
+    # A class says it for its subclasses, with the unit.
+    inherited = page.partition('of `type = "pcm_like"`')[2].partition("## ")[0]
+    for key, unit in (("g_max", "µS"), ("t_read", "seconds"), ("prog_coeff", "µS")):
+        (row,) = [x for x in inherited.splitlines() if x.startswith(f"| `{key}` ")]
+        assert unit in row
+
+
 @pytest.mark.parametrize("path", sorted((DOCS.parent / "configs").glob("*.toml")))
 def test_the_configuration_page_has_every_key_of_the_configurations(path):
     page = (DOCS / "configuration.md").read_text("utf-8")
