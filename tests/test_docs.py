@@ -244,7 +244,7 @@ def test_the_example_of_the_mixed_signal_page_says_what_the_page_says():
 
 def test_the_example_of_the_deployment_page_runs():
     names = names_after("deployment.md")
-    kernel = names["params"]["hidden"]["kernel"]
+    kernel = names["params"]["kernel"]
     assert abs(names["kernel"] - kernel).max() < 1e-6
 
 

@@ -1073,3 +1073,28 @@ def test_a_missing_leaf_is_the_same_error_in_every_mode(framework, leaf):
     for call in calls:
         with pytest.raises(ValueError, match=message):
             call()
+
+
+def test_inspect_shows_a_leaf_without_its_padding():
+    """Five columns on tiles of two: the last number of the last tile is none."""
+    analog = hw.analogize(nn.Dense(5), hardware(OfShapes(shape="outputs")))
+    x = jnp.ones((1, 7))
+    params = analog.init(KEY, x)["params"]
+    sizes = hw.plan(analog, params, x).weights[0].column_sizes
+    assert sorted(sizes) == [1, 2, 2]
+    real = np.arange(2) < np.array(sizes)[:, None]
+    gain = np.where(real, np.linspace(2, 3, 18).reshape(3, 3, 2), 99.0)
+    params = {**params, "gain": jnp.asarray(gain, jnp.float32)}
+    shown = str(hw.inspect(analog, {"params": params}, x))
+    low, high = gain[gain < 99].min(), gain[gain < 99].max()
+    assert f"gain {low:.3g} to {high:.3g} (" in shown
+
+
+def test_inspect_shows_ends_that_look_alike_once():
+    input_range = hw.InputRangeParameter()
+    chip = hw.Hardware(mapping=TILES, input_range=input_range)
+    analog, x = hw.analogize(nn.Dense(5), chip), jnp.ones((1, 7))
+    params = analog.init(KEY, x)["params"]
+    near = jnp.linspace(4.4, 4.4001, 9).reshape(3, 3)
+    shown = str(hw.inspect(analog, {"params": {**params, "input_range": near}}, x))
+    assert "4.4" in shown and "4.4 to" not in shown
