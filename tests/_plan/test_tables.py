@@ -162,14 +162,21 @@ def test_what_a_study_found_is_one_short_line(times, chips):
         assert len(repr(found)) < WIDTH + 40 and "array" not in repr(found)
 
 
-@pytest.mark.parametrize("width", [60, 80, 120])
+@pytest.mark.parametrize("width", [70, 80, 120])
 def test_a_narrow_terminal_breaks_no_name(width):
     rows = [
-        {"weight": name, "shape": shape, "tiles": "1x1 of 32x10, 0% used", "bits": bits}
-        for name, shape, bits in (
-            ("Dense_0/kernel", "32x10", "DAC 8 with a bound of 1, and others"),
-            ("LowRank_0/down", "64x16", "ADC 8, out_bound 10, out_noise 0.1"),
-            ("LowRank_0/up", "16x32", "none of these, and no other either"),
+        {
+            "weight": name,
+            "layer": layer,
+            "shape": shape,
+            "tiles": f"1x1 of {shape}, 0% used",
+            "input range": ranged,
+            "leaves": f"adc_gain {ranged} to 4 (1)",
+        }
+        for name, layer, shape, ranged in (
+            ("Dense_0/kernel", "Dense", "32x10", "2.26"),
+            ("LowRank_0/down", "LowRank", "64x16", "2.99"),
+            ("LowRank_0/up", "LowRank", "16x32", "3.33"),
         )
     ]
     console = Console(file=io.StringIO(), width=width)
@@ -177,6 +184,5 @@ def test_a_narrow_terminal_breaks_no_name(width):
         console.print(found)
     shown = console.file.getvalue()  # pyright: ignore[reportAttributeAccessIssue]
     for row in rows:
-        for cell in row.values():
-            assert all(word in shown for word in cell.split())
+        assert all(word in shown for cell in row.values() for word in cell.split())
     assert max(map(len, shown.splitlines())) <= width
