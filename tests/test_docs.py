@@ -244,7 +244,7 @@ def test_the_example_of_the_mixed_signal_page_says_what_the_page_says():
 
 def test_the_example_of_the_deployment_page_runs():
     names = names_after("deployment.md")
-    kernel = names["params"]["hidden"]["kernel"]
+    kernel = names["params"]["kernel"]
     assert abs(names["kernel"] - kernel).max() < 1e-6
 
 
@@ -352,6 +352,19 @@ def test_the_example_of_a_whole_model_runs_and_its_chips_are_one():
 def test_the_configuration_page_is_what_its_program_writes():
     written = runpy.run_path(str(DOCS / "configuration.py"))["page"]()
     assert (DOCS / "configuration.md").read_text("utf-8") == written
+
+
+def test_every_key_of_the_configuration_page_says_what_it_is():
+    page = (DOCS / "configuration.md").read_text("utf-8")
+    rows = [line.split(" | ") for line in page.splitlines() if line.startswith("| `")]
+    assert len(rows) > 200
+    silent = [row[0] for row in rows if not row[-1].removesuffix("|").strip()]
+    assert not silent
+    # A class says it for its subclasses, with the unit.
+    inherited = page.partition('of `type = "pcm_like"`')[2].partition("## ")[0]
+    for key, unit in (("g_max", "µS"), ("t_read", "seconds"), ("prog_coeff", "µS")):
+        (row,) = [x for x in inherited.splitlines() if x.startswith(f"| `{key}` ")]
+        assert unit in row
 
 
 @pytest.mark.parametrize("path", sorted((DOCS.parent / "configs").glob("*.toml")))

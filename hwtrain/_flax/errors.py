@@ -14,8 +14,9 @@ def other_geometry(weight: AnalogWeight, planned: str, got: str) -> ValueError:
 
 def missing_leaf(path: str, leaf: str) -> ValueError:
     """Returns the error for an analog layer with a plain model's parameters."""
+    where = f"{path}: " if path else ""
     return ValueError(
-        f"{path}: the parameters have no {leaf!r}. They seem to come from the plain "
+        f"{where}the parameters have no {leaf!r}. They seem to come from the plain "
         "model; write params = hwtrain.adopt(analog, params, *example) first"
     )
 

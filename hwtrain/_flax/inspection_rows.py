@@ -9,7 +9,9 @@ from typing import Any
 import numpy as np
 
 from hwtrain._flax.weight_side import local
+from hwtrain._parts.leaf import LeafSpec
 from hwtrain._parts.part import Described
+from hwtrain._parts.texts import span
 from hwtrain._plan.plan import Plan
 from hwtrain._plan.weight import AnalogWeight
 from hwtrain.weights import MappingParameter
@@ -153,7 +155,20 @@ def _leaves(weight: AnalogWeight, plan: Plan, values: dict[str, Any]) -> str:
     found = []
     for leaf in weight.own_leaves:
         value = np.asarray(values[local(plan, weight.leaf(leaf))], np.float32)
-        low, high = value.min(), value.max()
-        each = f"{low:.3g}" if low == high else f"{low:.3g} to {high:.3g}"
-        found.append(f"{leaf.name} {each} ({leaf.unit})")
+        value = value[..., _real_outputs(weight)] if _padded(weight, leaf) else value
+        found.append(f"{leaf.name} {span(value.min(), value.max())} ({leaf.unit})")
     return ", ".join(found) or "none"
+
+
+def _padded(weight: AnalogWeight, leaf: LeafSpec) -> bool:
+    """Whether a leaf has a number for each output of tiles of several widths."""
+    widths = weight.column_sizes
+    of_outputs = (*weight.tiles, max(widths))
+    return len(set(widths)) > 1 and leaf.shapes(weight) == (of_outputs,)
+
+
+def _real_outputs(weight: AnalogWeight) -> np.ndarray:
+    """Returns a mask `[row tiles, column tiles, outputs]` of outputs not of padding."""
+    widths = np.array(weight.column_sizes)
+    real = np.arange(widths.max()) < widths[:, None]
+    return np.broadcast_to(real, (weight.tiles[0], *real.shape))

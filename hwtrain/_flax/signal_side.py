@@ -18,6 +18,7 @@ from hwtrain._arrays.random import fold_in
 from hwtrain._flax.effective import HELD, as_stored, held, of_step, on_levels
 from hwtrain._flax.errors import missing_leaf, other_geometry
 from hwtrain._flax.example_weights import per_example
+from hwtrain._flax.leaf_shapes import check_stages
 from hwtrain._flax.loops import shared
 from hwtrain._flax.observation import Multiplication, observer
 from hwtrain._flax.read_keys import (
@@ -63,7 +64,10 @@ def initial_leaves(weight: AnalogWeight, kernel: jax.Array) -> dict[str, jax.Arr
       weight: the plan of the kernel.
       kernel: the nominal kernel, as stored.
     """
-    return {leaf.name: leaf.value(weight, kernel) for leaf in weight.leaves()}
+    found = {leaf.name: leaf.value(weight, kernel) for leaf in weight.leaves()}
+    if weight.own_leaves:
+        check_stages(weight)
+    return found
 
 
 def check_real(weight: AnalogWeight, x: jax.Array) -> None:

@@ -16,6 +16,7 @@ import numpy as np
 from hwtrain._arrays import paths
 from hwtrain._arrays.random import draw_name, fold_in, once, stable_hash, step_key
 from hwtrain._flax.effective import on_levels
+from hwtrain._flax.errors import missing_leaf
 from hwtrain._flax.loops import shared
 from hwtrain._flax.signal_side import anonymous
 from hwtrain._flax.strength import check_mode, strengths
@@ -60,6 +61,22 @@ def needs_root(plan: Plan, mode: str, constants: Values | None = None) -> bool:
             for weight in plan.weights
         )
     )
+
+
+def check_leaves(plan: Plan, params: paths.Tree) -> None:
+    """Raises unless all leaves of the model are there, whether this mode uses them.
+
+    Those that only the weight side reads would otherwise be noticed late, or never.
+
+    Args:
+      plan: the plan; its prefix is not part of the paths in `params`.
+      params: parameters of the root.
+    """
+    present = paths.leaves(params).keys()
+    for weight in plan.weights:
+        for leaf in weight.leaves():
+            if local(plan, weight.leaf(leaf)) not in present:
+                raise missing_leaf(weight.layer_path, weight.leaf_name(leaf))
 
 
 def no_key() -> jax.Array:

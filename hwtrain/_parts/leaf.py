@@ -101,6 +101,23 @@ class LeafSpec:
                 return f"{field} should be {choices}, got {value!r}"
         return ""
 
+    def shapes_fault(self, weight: Any) -> str:
+        """The reason why `shapes` of a user's part is invalid; empty if it is valid.
+
+        Args:
+          weight: the plan of the array.
+        """
+        found: Any = self.shapes(weight)
+        if isinstance(found, tuple) and found and all(map(_is_shape, found)):
+            return ""
+        hint = "a single number is ((),)" if found == () else "such as (weight.tiles,)"
+        if found and _is_shape(found):
+            hint = f"for this one alone, write {(found,)!r}"
+        return (
+            "shapes should return a tuple of the allowed shapes, each a tuple of sizes "
+            f"above zero; got {found!r}; {hint}"
+        )
+
     def shapes_of(self, weight: Any) -> Shapes:
         """Returns the allowed shapes beside a weight, with the leading stack axes."""
         return tuple((*weight.stack, *shape) for shape in self.shapes(weight))
@@ -122,6 +139,15 @@ class LeafSpec:
                 f"the stack of the weights, but initial returned {found.shape}"
             )
         return found
+
+
+def _is_shape(found: Any) -> bool:
+    """Whether something is a tuple of numbers of entries."""
+    if not isinstance(found, tuple):
+        return False
+    return all(
+        hasattr(n, "__index__") and not isinstance(n, bool) and n > 0 for n in found
+    )
 
 
 def not_positive(weight: Any, leaf: Any, kernel: Any = None) -> str:

@@ -1,6 +1,7 @@
 """Descriptions of configuration fields, for the JSON Schema."""
 
 import ast
+import dataclasses
 import inspect
 import itertools
 from typing import Any
@@ -14,9 +15,14 @@ def add_meanings(schema: dict[str, Any], kind: type) -> None:
 
     Args:
       schema: the JSON Schema of the class; changed in place.
-      kind: the class. The description of a field is the string below it.
+      kind: the class. The description of a field is the string below it, in the class
+        itself or the nearest of its bases.
     """
-    for name, meaning in _meanings(kind).items():
+    found = {"type": "The kind, by name."}
+    for base in reversed(kind.__mro__):
+        if dataclasses.is_dataclass(base):
+            found |= _meanings(base)
+    for name, meaning in found.items():
         if name in schema["properties"]:
             schema["properties"][name].setdefault("description", meaning)
 

@@ -1,6 +1,7 @@
 """The registry of parts by name, and the order of stages around a tile."""
 
 import dataclasses
+import difflib
 import graphlib
 import importlib
 from collections.abc import Callable, Iterable
@@ -166,10 +167,16 @@ def named(kind: str, name: str) -> Any:
     if name not in _known[kind]:
         raise ValueError(
             f"expected the {kind} to be one of {', '.join(sorted(_known[kind]))}; got "
-            f"{name!r}. One of your own is known once the file that registers it is "
-            "imported"
+            f"{name!r}{like(kind, name)}. One of your own is known once the file that "
+            "registers it is imported"
         )
     return _known[kind][name].part
+
+
+def like(kind: str, name: str) -> str:
+    """Returns the hint `; did you mean ...?`; empty if no name of a kind is similar."""
+    match = difflib.get_close_matches(name, _known[kind], n=1)
+    return f"; did you mean {match[0]!r}?" if match else ""
 
 
 def names(kind: str) -> tuple[str, ...]:

@@ -16,6 +16,10 @@ ENTRY_POINTS = "hwtrain.parts"
 """Entry point group through which installed packages provide parts."""
 
 
+class MissingFileError(ValueError):
+    """A file that a configuration names is not there."""
+
+
 def resolve(source: str, folder: str | Path = ".") -> Callable[..., Any]:
     """Returns the function that a configuration names.
 
@@ -32,7 +36,7 @@ def resolve(source: str, folder: str | Path = ".") -> Callable[..., Any]:
     """
     place, _, name = source.rpartition(":")
     if place.endswith(".py"):
-        module = _load_file((Path(folder) / place).resolve(), source)
+        module = _load_file(place, folder, source)
     else:
         module = _import_module(place, source)
     function = getattr(module, name, None)
@@ -63,18 +67,30 @@ def load_parts(sources: Iterable[Any], folder: str | Path = ".") -> None:
     """
     for source in sources:
         if str(source).endswith(".py"):
-            _load_file((Path(folder) / source).resolve(), str(source))
+            _load_file(str(source), folder, str(source))
         else:
             _import_module(str(source), str(source))
 
 
 def load_plugins() -> None:
-    """Imports the parts that installed packages provide by entry points."""
+    """Imports the parts that installed packages provide by entry points.
+
+    Raises:
+      ValueError: naming the package whose entry point cannot be loaded.
+    """
     for point in importlib.metadata.entry_points(group=ENTRY_POINTS):
-        point.load()
+        try:
+            point.load()
+        except (Exception, SystemExit) as error:
+            package = point.dist.name if point.dist is not None else "(of no name)"
+            raise ValueError(
+                f"the installed package {package} cannot be used: its entry point "
+                f"{point.name!r} in the group {ENTRY_POINTS}, {point.value}, raised "
+                f"{reason(error)}; repair or uninstall the package"
+            ) from error
 
 
-def reason(error: Exception) -> str:
+def reason(error: BaseException) -> str:
     """Returns the type and the first line of an error.
 
     >>> reason(KeyError("train"))
@@ -83,11 +99,13 @@ def reason(error: Exception) -> str:
     return f"{type(error).__name__}: {error}".splitlines()[0]
 
 
-def _load_file(path: Path, source: str) -> ModuleType:
+def _load_file(place: str, folder: str | Path, source: str) -> ModuleType:
+    path = (Path(folder) / place).resolve()
     if not path.is_file():
-        raise ValueError(
-            f"{source}: expected the file {path}, got none; a relative path is "
-            "relative to the configuration's folder"
+        relative = f"; relative paths start at {Path(folder).resolve()}"
+        raise MissingFileError(
+            f"{source}: expected the file {path}, got none"
+            f"{'' if Path(place).is_absolute() else relative}"
         )
     # A unique name, so that two recipes called train.py do not collide.
     name = f"hwtrain_recipe_{path.stem}_{stable_hash(str(path)):08x}"
@@ -100,7 +118,8 @@ def _load_file(path: Path, source: str) -> ModuleType:
     sys.modules[name] = module
     try:
         spec.loader.exec_module(module)
-    except Exception as error:
+    # A file that calls sys.exit would end the command as if all were well.
+    except (Exception, SystemExit) as error:
         del sys.modules[name]
         raise ValueError(_import_failed(source, str(path), error)) from error
     return module
@@ -109,11 +128,11 @@ def _load_file(path: Path, source: str) -> ModuleType:
 def _import_module(place: str, source: str) -> ModuleType:
     try:
         return importlib.import_module(place)
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise ValueError(_import_failed(source, place, error)) from error
 
 
-def _import_failed(source: str, place: str, error: Exception) -> str:
+def _import_failed(source: str, place: str, error: BaseException) -> str:
     hint = ""
     missing = error.name if isinstance(error, ModuleNotFoundError) else None
     if missing and (place == missing or place.startswith(f"{missing}.")):

@@ -20,3 +20,13 @@ def in_microsiemens(name: str, share: float, ctx: Any) -> dict[str, str]:
     if converter is None:
         return {}
     return {NOISE: f"{name} {share * (converter.g_max - converter.g_min):.3g} µS"}
+
+
+def span(low: float, high: float) -> str:
+    """Returns the range of numbers in three digits; one number if both ends are equal.
+
+    >>> span(0.25, 4.0), span(4.4001, 4.4002)
+    ('0.25 to 4', '4.4')
+    """
+    ends = dict.fromkeys(f"{end:.3g}" for end in (low, high))
+    return " to ".join(ends)

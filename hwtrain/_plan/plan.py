@@ -35,8 +35,9 @@ ONE = AnalogWeight(
 @functools.lru_cache(maxsize=256)
 def own_names(hardware: Hardware) -> tuple[str, ...]:
     """Returns the names of the leaves that users' parts of the hardware declare."""
-    weight = dataclasses.replace(ONE, hardware=hardware)
-    return tuple(leaf.name for leaf in hardware.leaves(weight))
+    # Not of a weight on this hardware, whose leaves would be checked: they may fit
+    # those of the model and not this one.
+    return tuple(leaf.name for leaf in hardware.leaves(ONE))
 
 
 def _row(weight: AnalogWeight) -> dict[str, str]:

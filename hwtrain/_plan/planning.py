@@ -125,8 +125,8 @@ def make_plan(
             "nothing in this model can be analog, so its hardware would do nothing. "
             f"Its modules: {found or 'none'}. To reach a parameter itself, write "
             "Rule(params=..., rows=..., columns=..., hardware=...); a layer of your "
-            "own multiplies by hwtrain.analog_einsum, or is named by "
-            "hwtrain.sockets.register"
+            "own multiplies by hwtrain.analog_einsum, and in NNX its class is also "
+            "registered by hwtrain.sockets.register"
         )
     if check:
         _check_rules(assigned.rules, winners, layers, shapes)

@@ -10,6 +10,9 @@ from rich.table import Table
 WIDTH = 120
 """Width of a line of text, in characters."""
 
+LONGEST_NAME = 40
+"""Number of characters up to which the names of rows are kept whole."""
+
 
 def tables_of(rows: Sequence[dict[str, str]], title: str) -> Iterator[Table]:
     """Yields tables of rows, in which values common to many rows appear once.
@@ -45,6 +48,8 @@ def tables_of(rows: Sequence[dict[str, str]], title: str) -> Iterator[Table]:
         shown = [name for name in shown if name not in shared]
     if shown or not common:
         found = table(first, *shown, title=title)
+        # In a narrow terminal the other cells are broken, which have several words.
+        found.columns[0].no_wrap = max(len(row[first]) for row in rows) <= LONGEST_NAME
         for row in rows:
             found.add_row(row[first], *(row[name] for name in shown))
         yield found

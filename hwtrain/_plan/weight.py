@@ -17,6 +17,7 @@ from hwtrain._arrays import tiling
 from hwtrain._arrays.random import draw_name
 from hwtrain._arrays.windows import Window, unpack
 from hwtrain._parts.leaf import LeafSpec, Shapes, When
+from hwtrain._parts.part import Part
 from hwtrain._plan.hardware import Hardware
 from hwtrain._plan.leaf_names import BUILT_IN, EFFECTIVE, OWNERS, SHARED, reserved
 from hwtrain._plan.quantities import quantity_of
@@ -99,6 +100,7 @@ class AnalogWeight:
         taken = {leaf.name for leaf in BUILT_IN}
         for leaf in self.hardware.leaves(self):
             why, meaning = leaf.own_fault, reserved(leaf.name)
+            why = why or leaf.shapes_fault(self) or self._modifier_fault(leaf)
             if meaning:
                 why = f"this name {meaning}; call it otherwise"
             if leaf.name in taken:
@@ -111,6 +113,22 @@ class AnalogWeight:
             if why:
                 raise ValueError(f"{self.path}: the leaf {leaf.name!r}: {why}")
             taken.add(leaf.name)
+
+    def _modifier_fault(self, leaf: LeafSpec) -> str:
+        """The reason why the shape of a modifier's leaf is invalid, if it is one."""
+        modifier: Any = self.hardware.modifier
+        own = modifier.leaves(self) if isinstance(modifier, Part) else ()
+        if leaf.name not in {x.name for x in own}:
+            return ""
+        columns = (self.tiles[0], sum(self.column_sizes))
+        wrong = [x for x in leaf.shapes(self) if x not in (self.tiles, columns)]
+        if not wrong:
+            return ""
+        return (
+            f"{type(modifier).__name__} gives it the shape {wrong[0]}, but a leaf of a "
+            f"modifier is [row tiles, column tiles], {self.tiles}, or [row tiles, "
+            f"columns], {columns}"
+        )
 
     def _check_logarithm(self) -> None:
         """Raises for noise relative to a logarithm, which is zero at first."""

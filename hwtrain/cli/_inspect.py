@@ -20,7 +20,7 @@ from hwtrain.checkpoint._crossbars import Crossbars
 from hwtrain.checkpoint._entries import ChipEntry
 from hwtrain.checkpoint._manifest import Manifest
 from hwtrain.cli._errors import bad_input, print_error
-from hwtrain.cli._options import Model, check_file, open_model, run_of
+from hwtrain.cli._options import Model, check_file, known_parts, open_model, run_of
 from hwtrain.evaluate import _plots as plots
 from hwtrain.evaluate import assert_active
 from hwtrain.evaluate._histograms import Histogram
@@ -75,15 +75,17 @@ def _stages(options: argparse.Namespace) -> Table:
     title = "Stages around a tile, from the outermost to the innermost"
     table = Table("stage", "what it does", title=title, title_justify="left")
     used: Counter[str] = Counter()
-    if options.model is not None:
+    if options.model is None:
+        known_parts(options, None)
+    else:
         table.add_column("around")
         weights = [w for w in open_model(options).plan.weights if w.kind != "raw"]
         used.update(stage.type for w in weights for stage in stages_of(w))
     for name in order("stage"):
         part = named("stage", name)
-        does = (part.__doc__ or "").strip().splitlines()[0]
-        whose = f" ({home(part)})" if home(part) else ""
-        row = [name, does + whose]
+        does = (part.__doc__ or "").strip().partition("\n")[0]
+        whose = f"({home(part)})" if home(part) else ""
+        row = [name, " ".join(filter(None, (does, whose)))]
         if options.model is not None:
             row.append(f"{used[name]} weights" if used[name] else "none")
         table.add_row(*row)

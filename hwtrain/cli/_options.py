@@ -9,7 +9,8 @@ from hwtrain._parts.fields import MOST_CHIPS
 from hwtrain._parts.source import load_parts, load_plugins
 from hwtrain._plan.plan import Plan
 from hwtrain.checkpoint import Graph, HardwareCheckpoint, load
-from hwtrain.train._folder import import_parts_of, is_run
+from hwtrain.cli._errors import print_error
+from hwtrain.train._folder import changed_parts, import_parts_of, is_run
 from hwtrain.train._preparation import with_effective
 from hwtrain.train._run import Run, open_run
 
@@ -75,18 +76,29 @@ def open_model(options: argparse.Namespace) -> Model:
     )
 
 
-def known_parts(options: argparse.Namespace, path: Path) -> None:
+def known_parts(options: argparse.Namespace, path: Path | None) -> None:
     """Imports users' parts that a model may need.
 
     These are the parts named on the command line, those of installed packages, and
-    those of the run that contains a checkpoint.
+    those of a run or of the run that contains a checkpoint.
+
+    Args:
+      options: the command line.
+      path: the model; `None` if there is none.
     """
     load_plugins()
-    load_parts(options.parts)
-    runs = [getattr(options, "run", None), *path.resolve().parents]
-    for folder in filter(None, runs):
+    try:
+        load_parts(options.parts)
+    except ValueError as error:
+        raise ValueError(f"--parts {error}") from error
+    places = [getattr(options, "run", None)]
+    if path is not None:
+        places += [path, *path.resolve().parents]
+    for folder in filter(None, places):
         if is_run(folder):
             import_parts_of(folder)
+            for part in changed_parts(folder):
+                print_error(f"note: {part} changed since {folder} was started")
             return
 
 

@@ -74,7 +74,7 @@ def _evaluate(commands: Commands) -> None:
         "evaluate",
         help="accuracy of a model on a population of chips, over time",
         description="Evaluates a run's hardware-aware model or a hardware-ready "
-        "checkpoint on the run's test set, on chips with their own frozen mismatch.",
+        "checkpoint on the run's test set, on chips with their own frozen draws.",
     )
     _add_model(parser)
     _add_run(parser)

@@ -25,7 +25,7 @@ def main(options: argparse.Namespace) -> int:
     stop_if_asked(options.stop)
     with bad_input():
         config = train.read_config(options.config, options.overrides)
-        continued = folder.open_folder(out, config, **keep)
+        continued = folder.open_folder(out, config, source, **keep)
         prepare, run = train.job_of(config)
         try:
             ready = prepare(config, source)

@@ -25,6 +25,9 @@ MOST_PANELS = 30
 MOST_LAYERS = 60
 """Most layers shown in a plot of sensitivities; further ones are left out."""
 
+_FEW = 20
+"""Number of chips below which a plot shows all of them instead of 90 %."""
+
 
 def require_matplotlib() -> None:
     """Raises a `ValueError` with the way out if matplotlib is missing."""
@@ -81,10 +84,13 @@ def plot_over_time(found: Population, path: Path, *, metric: str, title: str) ->
     # Zero seconds has no place on a logarithmic axis.
     start = positive.min() / 10 if len(positive) else 1.0
     shown = np.where(times > 0, times, start)
-    low, high = np.percentile(found.values, [5, 95], axis=0)
-    axes.fill_between(
-        shown, low, high, color=BLUE, alpha=0.18, lw=0, label="90 % of the chips"
-    )
+    chips = len(found.seeds)
+    # Of fewer chips, no share of 5 % can be told.
+    few = chips < _FEW
+    low, high = np.percentile(found.values, [0, 100] if few else [5, 95], axis=0)
+    said = f"lowest to highest of {chips} chips" if few else "90 % of the chips"
+    if chips > 1:
+        axes.fill_between(shown, low, high, color=BLUE, alpha=0.18, lw=0, label=said)
     axes.plot(shown, found.mean, "o-", color=BLUE, ms=4, label="mean")
     axes.set_xscale("log")
     axes.set_xticks(shown, [time_name(t_s) for t_s in times], minor=False)

@@ -124,7 +124,6 @@ def population(
     Chips are a vectorised axis, evaluated in chunks. The compiled program is reused by
     calls with equal models, plans and metrics: pass the same function as the metric,
     not a new lambda each time.
-    new lambda each time.
 
     >>> import hwtrain, jax.numpy as jnp
     >>> from flax import linen as nn

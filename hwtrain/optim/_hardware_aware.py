@@ -166,9 +166,7 @@ def hardware_aware(
         check_fit(seen, params)
         base_state = _init(base, users(params), frozen)
         check_own_parameters(seen.trained, base_state)
-        for kind in (optax.MultiStepsState, optax.ApplyIfFiniteState):
-            if isinstance(base_state, kind):
-                raise _wrong_order(kind.__name__.removesuffix("State"))
+        _check_order(base_state)
         ranges = input_range_learning(seen, 0.0, input_range_optimizer)
         bounds = clip_bound_learning(seen, 0.0, clip_bound_optimizer)
         unit = None
@@ -300,10 +298,22 @@ def _zeroed(held: Container[str], updates: optax.Updates) -> optax.Updates:
     )
 
 
+def _check_order(base_state: Any) -> None:
+    """Raises if a base, or anything within it, accumulates or skips steps."""
+    outer: dict[Any, str] = {
+        optax.MultiStepsState: "MultiSteps",
+        optax.ApplyIfFiniteState: "apply_if_finite",
+    }
+    parts = jax.tree.leaves(base_state, is_leaf=lambda part: type(part) in outer)
+    for part in parts:
+        if type(part) in outer:
+            raise _wrong_order(outer[type(part)])
+
+
 def _wrong_order(name: str) -> ValueError:
     return ValueError(
-        f"{name} must go around hardware_aware, not into it: the ranges must see the "
-        "same steps as the weights. Write "
+        f"optax.{name} must go around hardware_aware, not into it: the ranges must see "
+        "the same steps as the weights. Write "
         f"optax.{name}(hardware_aware(base, plan), ...)"
     )
 

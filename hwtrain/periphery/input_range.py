@@ -21,6 +21,7 @@ from hwtrain._parts.fields import (
 )
 from hwtrain._parts.leaf import LeafSpec, When
 from hwtrain._parts.part import Described, Part
+from hwtrain._parts.texts import span
 from hwtrain.periphery._average_maximum import record_maxima
 from hwtrain.periphery._range_gradient import (
     PROBE_SIZE,
@@ -145,8 +146,7 @@ def as_text(ctx, start: float, what: str = "") -> str:
         return ctx.missing
     if (value == np.float32(start)).all():
         return f"{start:g}, not initialised from data"
-    low, high = value.min(), value.max()
-    return what + (f"{low:.3g}" if low == high else f"{low:.3g} to {high:.3g}")
+    return what + span(value.min(), value.max())
 
 
 _LEARNING = (

@@ -13,13 +13,14 @@ from rich.console import Console
 from hwtrain import checkpoint, evaluate
 from hwtrain._arrays import paths
 from hwtrain._arrays.fast_random import fast_prng, threefry_prng
+from hwtrain._plan.hardware import Hardware
 from hwtrain._plan.training_noise import quiet_training
 from hwtrain._version import __version__
 from hwtrain.checkpoint._disk import RESUME
 from hwtrain.chips._clip_bounds import with_clipped
 from hwtrain.train import _checkpoints as checkpoints
 from hwtrain.train import _report as report
-from hwtrain.train._config import Config, TrainingParameter
+from hwtrain.train._config import Config, TrainingParameter, has_deviation
 from hwtrain.train._divergence import diverged
 from hwtrain.train._entries import EntryError
 from hwtrain.train._folder import write_json
@@ -233,7 +234,7 @@ def _measurements(
                 chips=len(values),
                 mean=round(float(values.mean()), 4),
                 std=std,
-                conditions={"mismatch_std": float(result.mismatch_std)},
+                conditions=report.conditions(result),
             )
             found.append(measurement)
     return found
@@ -320,7 +321,13 @@ def _evaluate(
             key=jax.random.key(config.evaluation.seed),
         )
         values.append(np.asarray(population.values, np.float64))
-    return Accuracies(model=name, mismatch_std=level, values=np.stack(values))
+    found, mismatch = np.stack(values), config.hardware.mismatch
+    if mismatch is not None and has_deviation(mismatch):
+        return Accuracies(model=name, mismatch_std=level, values=found)
+    text = ""
+    if mismatch is not None:
+        text = mismatch.describe() or f"{mismatch.type} as configured"
+    return Accuracies(model=name, mismatch_std=None, values=found, mismatch=text)
 
 
 def accuracy(outputs: jax.Array, labels: jax.Array) -> jax.Array:
@@ -379,7 +386,7 @@ def _show_results(
 Everything lies in {out}:
   results.json, results.png   the table above, every single value, and its plot
   export/seed_*               hardware-ready checkpoints: conductances in µS, scales,
-                              input ranges, chip {chip} with its frozen mismatch
+                              input ranges, chip {chip} with {_drawn(config.hardware)}
   {PLAIN}/seed_*, {HARDWARE_AWARE}/seed_*
                               Orbax checkpoints of the training
   config.json                 the configuration, every entry
@@ -390,6 +397,17 @@ What to do next:
   try other settings:             add --set {other} --out DIR
   train a model of your own:      copy recipes/digits.py and its configuration""",
     )
+
+
+def _drawn(hardware: Hardware) -> str:
+    """Returns what is drawn once for each chip of a hardware, in words."""
+    mismatch = hardware.mismatch is not None and hardware.mismatch.draws
+    found = (
+        (mismatch, "frozen mismatch"),
+        (hardware.noise_model is not None, "programming noise"),
+        (hardware.sticks, "stuck devices"),
+    )
+    return f"its {' and '.join(word for there, word in found if there)}"
 
 
 def _say(console: Console, text: str) -> None:

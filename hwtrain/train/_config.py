@@ -146,7 +146,8 @@ class EvaluationParameter:
     """
 
     chips: Chips = 128
-    """Number of chips, with seeds 0, 1, ..., each with its own frozen mismatch."""
+    """Number of chips, with seeds 0, 1, ..., each with its own frozen
+    draws: mismatch, programming noise, stuck devices."""
     seed: Seed = 0
     """Seed of the noise drawn at each read of a chip."""
     mismatch_std: Annotated[tuple[Deviation, ...], Field(min_length=1)] = (0.0,)
@@ -166,7 +167,8 @@ class ExportParameter:
     """
 
     chip_seed: Seed = 0
-    """Seed of the chip whose frozen mismatch is stored beside the nominal model."""
+    """Seed of the chip that is stored beside the nominal model, with its frozen
+    draws: mismatch, programming noise, stuck devices."""
 
 
 def has_deviation(mismatch: Any) -> bool:

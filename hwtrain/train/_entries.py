@@ -41,7 +41,8 @@ def named(key: str, source: str = "", *, given: str = "") -> Iterator[None]:
         yield
     except EntryError:
         raise
-    except Exception as error:
+    # A recipe that calls sys.exit would end the command as if all were well.
+    except (Exception, SystemExit) as error:
         frames = list(traceback.walk_tb(error.__traceback__))
         module = frames[-1][0].f_globals.get("__name__", "")
         if isinstance(error, ValueError) and module.startswith("hwtrain."):

@@ -1,29 +1,40 @@
 """The folder of a run: created once, continued or replaced only on request."""
 
+import hashlib
 import json
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from hwtrain._parts.fields import from_dict, to_dict
+from hwtrain._parts.source import MissingFileError
 from hwtrain._version import __version__
 from hwtrain.checkpoint._disk import AGAIN, complete, writing
 from hwtrain.train._config import Config
+from hwtrain.train._entries import EntryError
 from hwtrain.train._mismatch_config import MismatchConfig, kind_of
-from hwtrain.train._reading import import_parts, parsed
+from hwtrain.train._reading import import_parts, located, parsed
 
 CONFIG_FILE = "config.json"
 _SOURCE_FILE = "source.json"
 
 
 def open_folder(
-    path: Path, config: Config | MismatchConfig, *, resume: bool, overwrite: bool
+    path: Path,
+    config: Config | MismatchConfig,
+    source: Path,
+    *,
+    resume: bool,
+    overwrite: bool,
 ) -> bool:
     """Checks that a run may write to `path`; changes nothing.
 
     Args:
       path: the run's folder.
       config: the run's configuration.
+      source: the folder that paths in the configuration are relative to.
       resume: continue the run in the folder.
       overwrite: replace the run in the folder.
 
@@ -32,7 +43,8 @@ def open_folder(
 
     Raises:
       ValueError: if the folder holds anything but a run, or a run that may not be
-        touched, or if the run to continue was started with another configuration.
+        touched, or if the run to continue was started with another configuration or
+        with other parts.
     """
     require_folder_above(path)
     if not path.exists() or (path.is_dir() and not any(path.iterdir())):
@@ -44,7 +56,7 @@ def open_folder(
             f"{CONFIG_FILE}; name another folder with --out"
         )
     # Checked before --overwrite too, because many programs write a config.json.
-    stored_config = _read_config(stored)
+    stored_config = _read_config(stored, source)
     if overwrite:
         return False
     if not resume:
@@ -63,7 +75,39 @@ def open_folder(
             f"{path}: a run is continued with the configuration it was started with, "
             f"but {'; '.join(changed)}; start another run with --out DIR"
         )
+    edited = changed_parts(path, source)
+    if edited:
+        raise ValueError(
+            f"{path}: a run is continued with the parts it was started with, but "
+            f"{' and '.join(edited)} changed since; start another run with --out DIR, "
+            "restore the former text, or, if the change means nothing for this run, "
+            f'delete "parts" from {path / _SOURCE_FILE}'
+        )
     return True
+
+
+def changed_parts(path: Path, source: Path | None = None) -> list[str]:
+    """Returns the files of users' parts whose text is not that of a run's start.
+
+    Args:
+      path: the run's folder.
+      source: the folder that their paths are relative to; by default, the stored one.
+    """
+    try:
+        stored = _stored_source(path)
+    except ValueError:
+        return []  # where the folder is needed, its absence is an error
+    digests = stored.get("parts", {})
+    if source is None:
+        source = Path(stored["folder"])
+    return [part for part, was in digests.items() if was != _digest(source / part)]
+
+
+def _digest(file: Path) -> str | None:
+    """Returns the SHA-256 of a file; `None` if there is none."""
+    if not file.is_file():
+        return None
+    return hashlib.sha256(file.read_bytes()).hexdigest()
 
 
 def require_folder_above(path: Path) -> None:
@@ -87,7 +131,11 @@ def make_folder(path: Path, config: Config | MismatchConfig, source: Path) -> No
         shutil.rmtree(path)
     with writing(path, "name another folder with --out, or make room"):
         path.mkdir(parents=True)
-    write_json(path / _SOURCE_FILE, {"folder": str(source.resolve())})
+    about: dict[str, Any] = {"folder": str(source.resolve())}
+    files = [part for part in getattr(config, "parts", ()) if part.endswith(".py")]
+    if files:
+        about["parts"] = {part: _digest(source / part) for part in files}
+    write_json(path / _SOURCE_FILE, about)
     write_json(path / CONFIG_FILE, to_dict(config))
 
 
@@ -134,16 +182,49 @@ def import_parts_of(path: Path) -> None:
         data = parsed(json.loads, (path / CONFIG_FILE).read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return  # a checkpoint in the folder may still be valid; opening the run raises
-    if isinstance(data, dict) and data.get("parts"):
-        import_parts(data, _source(path))
+    _import_parts(path, data)
+
+
+def _import_parts(path: Path, data: Any, source: Path | None = None) -> None:
+    """Imports the parts of a run's configuration, given as plain data.
+
+    Args:
+      path: the run's folder.
+      data: the configuration.
+      source: the folder that their paths are relative to; by default, the stored one.
+    """
+    if not isinstance(data, dict) or not data.get("parts"):
+        return
+    try:
+        import_parts(data, _source(path) if source is None else source)
+    except EntryError as error:
+        file = path / CONFIG_FILE
+        raise ValueError(f"{located(error, file)}{moved(error, path)}") from error
+
+
+def moved(error: EntryError, path: Path) -> str:
+    """Returns the way out if a file that a run names is not there; else nothing."""
+    if not isinstance(error.__cause__, MissingFileError):
+        return ""
+    return (
+        ". Put the file back; or, if it has moved with its configuration, write their "
+        f'new folder as "folder" into {path / _SOURCE_FILE}'
+    )
 
 
 def _source(path: Path) -> Path:
     """Returns the folder that the paths in a run's configuration are relative to."""
+    return Path(_stored_source(path)["folder"])
+
+
+def _stored_source(path: Path) -> dict[str, Any]:
+    """Returns what a run has stored of the files that its configuration names."""
     try:
         source = json.loads((path / _SOURCE_FILE).read_text(encoding="utf-8"))
-        return Path(source["folder"])
-    except (OSError, ValueError, KeyError, TypeError) as error:
+        Path(source["folder"])
+        dict(source.get("parts", {}))
+        return source
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise ValueError(
             f"{path / _SOURCE_FILE}: expected the folder of the run's configuration, "
             f'such as {{"folder": "/home/me/configs"}}, got {error!r}; write the file '
@@ -164,13 +245,27 @@ def write_json(path: Path, data: Any, hint: str = AGAIN) -> None:
         partial.write_text(text, encoding="utf-8")
 
 
-def _read_config(path: Path) -> Config | MismatchConfig:
-    """Returns the configuration of a run from its file."""
-    try:
+def _read_config(path: Path, source: Path | None = None) -> Config | MismatchConfig:
+    """Returns the configuration of a run from its file.
+
+    Args:
+      path: the file.
+      source: the folder that paths of parts are relative to; by default, the stored
+        one.
+    """
+    with _damaged(path):
         data = parsed(json.loads, path.read_text(encoding="utf-8"))
-        if isinstance(data, dict) and data.get("parts"):
-            import_parts(data, _source(path.parent))
-        return from_dict(kind_of(data), data, plugins=True)
+        kind = kind_of(data)
+    _import_parts(path.parent, data, source)
+    with _damaged(path):
+        return from_dict(kind, data, plugins=True)
+
+
+@contextmanager
+def _damaged(path: Path) -> Iterator[None]:
+    """Turns an error in reading a run's configuration into one line."""
+    try:
+        yield
     except ValueError as error:
         reason = str(error).splitlines()[0]
         raise ValueError(

@@ -14,8 +14,8 @@ from typing import Any
 import pydantic
 
 from hwtrain._parts.fields import from_dict
+from hwtrain._parts.registry import like, names, parts_of
 from hwtrain._parts.registry import named as named_part
-from hwtrain._parts.registry import names, parts_of
 from hwtrain._parts.slot import Slot, home
 from hwtrain._parts.source import load_parts
 from hwtrain.train._config import Config
@@ -67,13 +67,16 @@ def read_config(
     """
     data = _read_toml(Path(path))
     kind = kind_of(data)
-    import_parts(data, Path(path).parent)
     origin = {}
-    for override in overrides:
-        keys, value = _parse_override(kind, override)
-        _put(data, keys, value, override)
-        origin[keys] = override
-    import_parts(data, Path(path).parent)
+    try:
+        import_parts(data, Path(path).parent)
+        for override in overrides:
+            keys, value = _parse_override(kind, override)
+            _put(data, keys, value, override)
+            origin[keys] = override
+        import_parts(data, Path(path).parent)
+    except EntryError as error:
+        raise located(error, path, tuple(origin.values())) from error
     try:
         return from_dict(kind, _as_json(data), plugins=True)
     except pydantic.ValidationError as error:
@@ -324,7 +327,7 @@ def _explain(root: type, detail: Any, keys: tuple[str, ...], data: Any) -> str:
         tags, came = detail["ctx"].get("expected_tags"), detail["ctx"].get("tag")
         known = f"one of {tags}" if tags else "a text that says which kind it is"
         said = f"{key}.type: expected {known}, got {_show(came) if came else 'none'}"
-        return said + _own_parts(root, keys)
+        return said + _own_parts(root, keys, came)
     expected = _EXPECTED.get(kind) or message.removeprefix("Input should be ")
     if kind in _BOUNDS:
         name, words = _BOUNDS[kind]
@@ -333,7 +336,7 @@ def _explain(root: type, detail: Any, keys: tuple[str, ...], data: Any) -> str:
         expected = f"a number {words} {bound}"
     said = f"{key}: expected {expected}, got {_show(detail['input'])}"
     of_type = kind == "literal_error" and keys[-1:] == ("type",)
-    return said + (_own_parts(root, keys[:-1]) if of_type else "")
+    return said + (_own_parts(root, keys[:-1], detail["input"]) if of_type else "")
 
 
 def _slots(kind: Any) -> list[Slot]:
@@ -342,8 +345,8 @@ def _slots(kind: Any) -> list[Slot]:
     return [extra for extra in extras if isinstance(extra, Slot)]
 
 
-def _own_parts(root: type, keys: tuple[str, ...]) -> str:
-    """Returns a hint about users' parts, for a part name that is not known."""
+def _own_parts(root: type, keys: tuple[str, ...], came: Any) -> str:
+    """Returns a hint about the names of parts, for one that is not known."""
     owner: Any = root
     for key in keys:
         owner = _fields(owner).get(key)
@@ -351,8 +354,11 @@ def _own_parts(root: type, keys: tuple[str, ...]) -> str:
     if not slots:
         return ""
     own = [n for n in names(slots[0].kind) if home(named_part(slots[0].kind, n))]
-    known = f" ({', '.join(own)} are known)" if own else ""
-    return f'; one of your own is known by its file: parts = ["chip.py"]{known}'
+    known = f" (known so far: {', '.join(own)})" if own else ""
+    similar = like(slots[0].kind, came) if isinstance(came, str) else ""
+    return (
+        f'{similar}; one of your own is known by its file: parts = ["chip.py"]{known}'
+    )
 
 
 def _unknown(keys: tuple[str, ...], known: Iterable[str]) -> str:

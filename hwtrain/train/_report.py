@@ -3,6 +3,7 @@
 import dataclasses
 import importlib.util
 import math
+import textwrap
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,9 @@ from hwtrain.evaluate._plots import set_title
 HARDWARE_AWARE = "hardware-aware"
 WITH_MISMATCH = "with mismatch"
 PLAIN = "plain"
+_COLORS = {PLAIN: "#8a8a8a", HARDWARE_AWARE: "#1764ab", WITH_MISMATCH: "#1764ab"}
+_OTHER = "#c2571a"
+_MARKERS = {PLAIN: "s", HARDWARE_AWARE: "o", WITH_MISMATCH: "o"}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -29,13 +33,17 @@ class Accuracies:
 
     Attributes:
       model: name of the model.
-      mismatch_std: standard deviation of the chips' mismatch, relative.
+      mismatch_std: standard deviation of the chips' mismatch, relative; `None` if the
+        evaluation sets none.
       values: `[seeds, chips]` accuracy, in %.
+      mismatch: description of a mismatch without a standard deviation; empty if there
+        is no such mismatch.
     """
 
     model: str
-    mismatch_std: float
+    mismatch_std: float | None
     values: np.ndarray
+    mismatch: str = ""
 
     @property
     def mean(self) -> float:
@@ -78,13 +86,12 @@ def table(results: Sequence[Accuracies]) -> Table:
       results: for each mismatch and model.
     """
     shown = Table(min_width=60)
-    shown.add_column("mismatch σ", justify="right")
+    shown.add_column(_about_populations(results), justify="right")
     for name in _names(results):
         shown.add_column(name, justify="right")
-    for level in sorted({result.mismatch_std for result in results}):
-        row = [r for r in results if r.mismatch_std == level]
+    for level, row in _by_level(results).items():
         cells = [_cell(r) for n in _names(results) for r in row if r.model == n]
-        shown.add_row(f"{level:g}", *cells)
+        shown.add_row(_population(row[0]) if level is None else f"{level:g}", *cells)
     return shown
 
 
@@ -92,7 +99,7 @@ def as_data(results: Sequence[Accuracies]) -> dict[str, Any]:
     """Returns the results as plain data, rounded to 1e-4 %: summaries, then values."""
     summaries, values = [], []
     for result in results:
-        name = {"model": result.model, "mismatch_std": result.mismatch_std}
+        name = {"model": result.model, **conditions(result)}
         by_seed = result.values.mean(axis=1)
         summary = {
             "mean": round(result.mean, 4),
@@ -103,6 +110,13 @@ def as_data(results: Sequence[Accuracies]) -> dict[str, Any]:
         summaries.append(name | summary)
         values.append(name | {"values": result.values.round(4).tolist()})
     return {"results": summaries, "values_by_seed_and_chip": values}
+
+
+def conditions(result: Accuracies) -> dict[str, float | str]:
+    """Returns what is known of the mismatch of the chips, by name."""
+    if result.mismatch_std is not None:
+        return {"mismatch_std": float(result.mismatch_std)}
+    return {"mismatch": result.mismatch or "none"}
 
 
 def require_matplotlib() -> None:
@@ -116,6 +130,8 @@ def require_matplotlib() -> None:
 def plot(results: Sequence[Accuracies], path: Path, *, title: str) -> None:
     """Plots accuracy against mismatch, with a band of one standard deviation of chips.
 
+    A single population is a bar for each model.
+
     Args:
       results: for each mismatch and model.
       path: the PNG file.
@@ -127,16 +143,49 @@ def plot(results: Sequence[Accuracies], path: Path, *, title: str) -> None:
     figure = Figure(figsize=(6.4, 4.0), dpi=150, layout="constrained")
     FigureCanvasAgg(figure)
     axes = figure.subplots()
-    colors = {PLAIN: "#8a8a8a", HARDWARE_AWARE: "#1764ab", WITH_MISMATCH: "#1764ab"}
-    markers = {PLAIN: "s", HARDWARE_AWARE: "o", WITH_MISMATCH: "o"}
+    if len(_by_level(results)) == 1:
+        _draw_bars(axes, results)
+    else:
+        _draw_lines(axes, results)
+    axes.set_ylabel("accuracy in %")
+    set_title(figure, title)
+    axes.grid(axis="y", linewidth=0.4, alpha=0.6)
+    axes.spines[["top", "right"]].set_visible(False)
+    # Without a version in the file, equal results give equal bytes.
+    with disk.complete(path, disk.RESUME) as partial:
+        figure.savefig(partial, format="png", metadata={"Software": None})
+
+
+def _draw_bars(axes: Any, results: Sequence[Accuracies]) -> None:
+    """Draws one population as a bar for each model, from 0 to 100 %."""
+    spread = [0.0 if math.isnan(r.std) else r.std for r in results]
+    bars = axes.bar(
+        [r.model for r in results],
+        [r.mean for r in results],
+        width=0.5,
+        yerr=spread if any(spread) else None,
+        capsize=4,
+        color=[_COLORS.get(r.model, _OTHER) for r in results],
+    )
+    axes.bar_label(bars, [" ".join(_cell(r).split()) for r in results], padding=3)
+    axes.margins(x=0.4)
+    axes.set_ylim(0, 100)
+    axes.set_axisbelow(True)
+    level, mismatch = results[0].mismatch_std, results[0].mismatch
+    name = f"mismatch: {mismatch}" if mismatch else _population(results[0])
+    name = name if level is None else f"mismatch σ {level:g}"
+    axes.set_xlabel(textwrap.fill(name, 70))
+
+
+def _draw_lines(axes: Any, results: Sequence[Accuracies]) -> None:
+    """Draws accuracy over mismatch as a line and a band for each model."""
     for name in _names(results):
-        mine = sorted(
-            (r for r in results if r.model == name), key=lambda r: r.mismatch_std
-        )
+        mine = [r for row in _by_level(results).values() for r in row]
+        mine = [r for r in mine if r.model == name]
         levels = np.array([r.mismatch_std for r in mine])
         means = np.array([r.mean for r in mine])
         spread = np.nan_to_num(np.array([r.std for r in mine]))
-        color, marker = colors.get(name, "#c2571a"), markers.get(name, "^")
+        color, marker = _COLORS.get(name, _OTHER), _MARKERS.get(name, "^")
         axes.plot(levels, means, marker=marker, markersize=4, color=color, label=name)
         axes.fill_between(
             levels,
@@ -147,15 +196,30 @@ def plot(results: Sequence[Accuracies], path: Path, *, title: str) -> None:
             linewidth=0,
         )
     axes.set_xlabel("standard deviation of the mismatch, relative")
-    axes.set_ylabel("accuracy in %")
-    set_title(figure, title)
     axes.set_ylim(top=100)
-    axes.grid(axis="y", linewidth=0.4, alpha=0.6)
-    axes.spines[["top", "right"]].set_visible(False)
     axes.legend(frameon=False, loc="lower left")
-    # Without a version in the file, equal results give equal bytes.
-    with disk.complete(path, disk.RESUME) as partial:
-        figure.savefig(partial, format="png", metadata={"Software": None})
+
+
+def _by_level(results: Sequence[Accuracies]) -> dict[float | None, list[Accuracies]]:
+    """Returns the results by the level of the mismatch, in its order."""
+    levels = dict.fromkeys(result.mismatch_std for result in results)
+    ordered = sorted(levels, key=lambda level: -1.0 if level is None else level)
+    return {
+        level: [result for result in results if result.mismatch_std == level]
+        for level in ordered
+    }
+
+
+def _about_populations(results: Sequence[Accuracies]) -> str:
+    """Returns what distinguishes the populations: the heading of their column."""
+    if any(result.mismatch_std is not None for result in results):
+        return "mismatch σ"
+    return "mismatch" if results[0].mismatch else "population"
+
+
+def _population(result: Accuracies) -> str:
+    """Returns the name of a population whose mismatch has no level."""
+    return result.mismatch or _count(result.values.shape[1], "chip")
 
 
 def _rounded(number: float) -> float | None:

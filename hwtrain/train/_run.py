@@ -12,7 +12,7 @@ from hwtrain.train import _checkpoints as checkpoints
 from hwtrain.train._comparison import accuracy, batches
 from hwtrain.train._config import Config
 from hwtrain.train._entries import EntryError
-from hwtrain.train._folder import CONFIG_FILE, read_run
+from hwtrain.train._folder import CONFIG_FILE, moved, read_run
 from hwtrain.train._functional import Params
 from hwtrain.train._loop import init_state
 from hwtrain.train._preparation import Preparation, prepare
@@ -135,5 +135,6 @@ def open_run(folder: Path) -> Run:
     try:
         ready = prepare(config, source)
     except EntryError as error:
-        raise located(error, folder / CONFIG_FILE) from error
+        place = located(error, folder / CONFIG_FILE)
+        raise ValueError(f"{place}{moved(error, folder)}") from error
     return Run(folder=folder, config=config, ready=ready)

@@ -14,6 +14,7 @@ from hwtrain._parts.fields import CONFIG, Positive, changed
 from hwtrain._parts.leaf import LeafSpec, When, not_positive
 from hwtrain._parts.part import Described
 from hwtrain._parts.registry import register_types
+from hwtrain._parts.texts import span
 from hwtrain.weights.learned_bound import learned_clip
 
 
@@ -310,7 +311,7 @@ class WeightClipParameter(Described):
         bound = ctx.leaf("clip_bound")
         if bound is None:
             return {ctx.column: ctx.missing}
-        return {ctx.column: f"{self.type} {bound.min():.3g} to {bound.max():.3g}"}
+        return {ctx.column: f"{self.type} {span(bound.min(), bound.max())}"}
 
     def bound(
         self,

@@ -1,12 +1,14 @@
 """Printed tables state shared entries once and break no words."""
 
 import dataclasses
+import io
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import linen as nn
+from rich.console import Console
 
 import hwtrain as hw
 from hwtrain._plan.tables import WIDTH, as_text, tables_of
@@ -70,13 +72,13 @@ def test_rows_that_differ_in_few_ways_are_told_together():
 
 
 def test_where_a_dac_cuts_inputs_that_no_range_fits_to_it_is_told():
-    for io, expected in (
+    for forward, expected in (
         (hw.IOParameters(inp_bits=8), "none: inputs are cut at 1"),
         (hw.IOParameters(inp_bits=8, inp_bound=0.5), "none: inputs are cut at 0.5"),
         (hw.IOParameters(inp_bits=8, noise_management="abs_max"), "none"),
         (hw.IOParameters(out_noise=0.1), "none"),
     ):
-        analog = hw.analogize(nn.Dense(3), hw.Hardware(forward=io))
+        analog = hw.analogize(nn.Dense(3), hw.Hardware(forward=forward))
         variables = jax.jit(analog.init)(jax.random.key(0), X)
         row = hw.inspect(analog, variables, X).rows[0]
         assert row["input range"] == expected
@@ -158,3 +160,29 @@ def test_what_a_study_found_is_one_short_line(times, chips):
     ):
         assert f"chips={chips}" in repr(found)
         assert len(repr(found)) < WIDTH + 40 and "array" not in repr(found)
+
+
+@pytest.mark.parametrize("width", [70, 80, 120])
+def test_a_narrow_terminal_breaks_no_name(width):
+    rows = [
+        {
+            "weight": name,
+            "layer": layer,
+            "shape": shape,
+            "tiles": f"1x1 of {shape}, 0% used",
+            "input range": ranged,
+            "leaves": f"adc_gain {ranged} to 4 (1)",
+        }
+        for name, layer, shape, ranged in (
+            ("Dense_0/kernel", "Dense", "32x10", "2.26"),
+            ("LowRank_0/down", "LowRank", "64x16", "2.99"),
+            ("LowRank_0/up", "LowRank", "16x32", "3.33"),
+        )
+    ]
+    console = Console(file=io.StringIO(), width=width)
+    for found in tables_of(rows, "Analog"):
+        console.print(found)
+    shown = console.file.getvalue()  # pyright: ignore[reportAttributeAccessIssue]
+    for row in rows:
+        assert all(word in shown for cell in row.values() for word in cell.split())
+    assert max(map(len, shown.splitlines())) <= width

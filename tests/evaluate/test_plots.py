@@ -126,3 +126,23 @@ def test_counts_are_whole_numbers(tmp_path, drawn, count):
 )
 def test_lines_end_with_phrases(text, width, expected):
     assert plots.in_lines(text, width) == expected
+
+
+@pytest.mark.parametrize("chips", [1, 3, 19, 20, 200])
+def test_the_band_says_which_chips_it_holds(tmp_path, drawn, chips):
+    values = np.random.default_rng(0).normal(90, 1, (chips, 2))
+    found = Population(values=values, seeds=tuple(range(chips)), times_s=(1.0, 60.0))
+    plots.plot_over_time(found, tmp_path / "a.png", metric="accuracy", title=SHORT)
+    (axes,) = drawn[0].axes
+    _, labels = axes.get_legend_handles_labels()
+    few = {1: [], 3: ["lowest to highest of 3 chips"], 19: None}.get(
+        chips, ["90 % of the chips"]
+    )
+    few = ["lowest to highest of 19 chips"] if few is None else few
+    assert sorted(labels) == sorted([*few, "mean"])
+    if chips > 1:
+        (band,) = axes.collections
+        y = np.concatenate([path.vertices[:, 1] for path in band.get_paths()])
+        share = [0, 100] if chips < 20 else [5, 95]
+        ends = np.percentile(values, share, axis=0)
+        np.testing.assert_allclose([y.min(), y.max()], [ends.min(), ends.max()])

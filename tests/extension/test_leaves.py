@@ -872,10 +872,103 @@ def test_in_a_whole_convolution_it_is_read_behind_the_product():
 
 
 def test_a_modifiers_leaf_of_neither_tiles_nor_columns_is_an_error():
+    chip = hw.Hardware(modifier=Fan(each="wrong"), mapping=TILES)
+    expected = r"'share': Fan gives it the shape \(3, 7\).*\(3, 3\).*\(3, 5\)"
+    with pytest.raises(ValueError, match=expected):
+        hw.analogize(nn.Dense(5), chip).init(KEY, jnp.ones((1, 7)))
+    with pytest.raises(ValueError, match=expected):
+        hw.analogize(nnx.Linear(7, 5, rngs=nnx.Rngs(0)), chip)
+
+
+def test_a_modifiers_leaf_may_fit_one_layer_only():
+    """Its shape may be a constant that no other weight has."""
     chip = hw.Hardware(modifier=Fan(each="wrong"))
-    analog = hw.analogize(nn.Dense(5), chip)
-    with pytest.raises(ValueError, match="share has the shape"):
-        analog.apply(analog.init(KEY, jnp.ones((1, 7))), jnp.ones((1, 7)))
+    analog = hw.analogize(nn.Dense(7), chip)
+    x = jnp.ones((1, 7))
+    params = analog.init(KEY, x)["params"]
+    assert params["share"].shape == (1, 7)
+    assert analog.apply({"params": params}, x).shape == (1, 7)
+
+
+@hw.register("stage", "test_of_shapes", outside="read_noise", inside="adc")
+class OfShapes(hw.Part):
+    """Multiplies outputs by a leaf of any shape, broadcast as NumPy does."""
+
+    shape: str
+
+    def leaves(self, weight):
+        columns = weight.shape[-1]
+        shapes = {
+            "columns": ((columns,),),
+            "tiles by columns": ((*weight.tiles, columns),),
+            "rows by columns": ((weight.tiles[0], columns),),
+            "tiles": (weight.tiles,),
+            "too many axes": ((5, 1, *weight.tiles, 1),),
+            "outputs": ((*weight.tiles, max(weight.column_sizes)),),
+            "one": ((),),
+            "a table": ((16,),),
+            "no tuple": (weight.tiles[0], weight.tiles[1], 2),
+            "a list": [(1, 1)],
+            "none": (),
+            "empty": ((0, 1),),
+            "words": (("tiles",),),
+        }
+        return (hw.LeafSpec(name="gain", shapes=lambda weight: shapes[self.shape]),)
+
+    def around(self, inner, x, ctx):
+        y, gain = inner(x), ctx.leaf("gain")
+        if self.shape == "a table":
+            return y * gain[jnp.zeros(y.shape, int)]
+        return y * gain
+
+
+def leaf_of(framework, shape):
+    """Returns the leaf of shapes of a layer as it is made."""
+    chip = hardware(OfShapes(shape=shape))
+    if framework == "nnx":
+        plain = nnx.Linear(7, 5, use_bias=False, rngs=nnx.Rngs(3))
+        return hw.analogize(plain, chip).gain[...]
+    analog = hw.analogize(nn.Dense(5, use_bias=False), chip)
+    return analog.init(KEY, jnp.ones((1, 7)))["params"]["gain"]
+
+
+@pytest.mark.parametrize("framework", FRAMEWORKS)
+@pytest.mark.parametrize(
+    "shape",
+    ["columns", "tiles by columns", "rows by columns", "tiles", "too many axes"],
+)
+def test_a_shape_that_does_not_fit_is_an_error_as_it_is_made(framework, shape):
+    with pytest.raises(ValueError) as error:
+        leaf_of(framework, shape)
+    text = str(error.value)
+    assert "OfShapes does not fit its leaf 'gain' of the shape " in text
+    assert "[..., 3, 3, 2], so give shapes= one of: (3, 3), " in text
+    assert "ctx.leaf('gain')[..., None]; (3, 3, 2), one" in text
+    assert "\n" not in text.partition("\n---")[0]
+
+
+@pytest.mark.parametrize("framework", FRAMEWORKS)
+@pytest.mark.parametrize(
+    ("shape", "expected"), [("outputs", (3, 3, 2)), ("one", ()), ("a table", (16,))]
+)
+def test_any_shape_that_the_stage_computes_with_fits(framework, shape, expected):
+    assert leaf_of(framework, shape).shape == expected
+
+
+@pytest.mark.parametrize("framework", FRAMEWORKS)
+@pytest.mark.parametrize(
+    ("shape", "hint"),
+    [
+        ("no tuple", r"got \(3, 3, 2\); for this one alone, write \(\(3, 3, 2\),\)"),
+        ("a list", r"got \[\(1, 1\)\]; such as \(weight.tiles,\)"),
+        ("none", r"got \(\); a single number is \(\(\),\)"),
+        ("empty", r"sizes above zero; got \(\(0, 1\),\)"),
+        ("words", r"got \(\('tiles',\),\)"),
+    ],
+)
+def test_shapes_that_are_none_are_an_error(framework, shape, hint):
+    with pytest.raises(ValueError, match=f"'gain': shapes should return.*{hint}"):
+        leaf_of(framework, shape)
 
 
 @pytest.mark.parametrize(
@@ -942,3 +1035,66 @@ def test_some_weights_only_have_it():
         assert "wide" in params["layers_0"] and "wide" not in params["layers_1"]
     finally:
         hw._parts.registry.forget("stage", "test_wide")
+
+
+MISSING = {
+    "share": hw.Hardware(modifier=Fan()),
+    "adc_bound": hardware(AdcBound()),
+    "clip_bound": hw.Hardware(
+        clip=hw.WeightClipParameter(type="learnable_per_channel")
+    ),
+    "mapping_scale": hw.Hardware(
+        clip=hw.WeightClipParameter(type="fixed_value", fixed_value=0.5), mapping=SCALED
+    ),
+    "output_scale": hw.Hardware(mapping=hw.MappingParameter(learn_out_scaling=True)),
+    "input_range": hw.Hardware(input_range=hw.InputRangeParameter()),
+}
+
+
+@pytest.mark.parametrize("framework", FRAMEWORKS)
+@pytest.mark.parametrize("leaf", MISSING)
+def test_a_missing_leaf_is_the_same_error_in_every_mode(framework, leaf):
+    """Also in modes that do not read it, so that it is never silently off."""
+    x, message = jnp.ones((2, 7)), f"the parameters have no '{leaf}'.*hwtrain.adopt"
+    if framework == "linen":
+        plain = nn.Dense(5)
+        analog, variables = hw.analogize(plain, MISSING[leaf]), plain.init(KEY, x)
+        calls = [
+            lambda mode=mode: mode(analog).apply(variables, x)
+            for mode in (hw.train_mode, hw.chip_mode, hw.eval_mode)
+        ]
+    else:
+        analog = hw.analogize(nnx.Linear(7, 5, rngs=nnx.Rngs(0)), MISSING[leaf])
+        delattr(analog, leaf)
+        calls = [
+            lambda mode=mode: mode(analog)(x)
+            for mode in (hw.train_mode, hw.chip_mode, hw.eval_mode)
+        ]
+    for call in calls:
+        with pytest.raises(ValueError, match=message):
+            call()
+
+
+def test_inspect_shows_a_leaf_without_its_padding():
+    """Five columns on tiles of two: the last number of the last tile is none."""
+    analog = hw.analogize(nn.Dense(5), hardware(OfShapes(shape="outputs")))
+    x = jnp.ones((1, 7))
+    params = analog.init(KEY, x)["params"]
+    sizes = hw.plan(analog, params, x).weights[0].column_sizes
+    assert sorted(sizes) == [1, 2, 2]
+    real = np.arange(2) < np.array(sizes)[:, None]
+    gain = np.where(real, np.linspace(2, 3, 18).reshape(3, 3, 2), 99.0)
+    params = {**params, "gain": jnp.asarray(gain, jnp.float32)}
+    shown = str(hw.inspect(analog, {"params": params}, x))
+    low, high = gain[gain < 99].min(), gain[gain < 99].max()
+    assert f"gain {low:.3g} to {high:.3g} (" in shown
+
+
+def test_inspect_shows_ends_that_look_alike_once():
+    input_range = hw.InputRangeParameter()
+    chip = hw.Hardware(mapping=TILES, input_range=input_range)
+    analog, x = hw.analogize(nn.Dense(5), chip), jnp.ones((1, 7))
+    params = analog.init(KEY, x)["params"]
+    near = jnp.linspace(4.4, 4.4001, 9).reshape(3, 3)
+    shown = str(hw.inspect(analog, {"params": {**params, "input_range": near}}, x))
+    assert "4.4" in shown and "4.4 to" not in shown

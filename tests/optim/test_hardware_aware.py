@@ -263,14 +263,9 @@ def test_the_other_order_and_what_cannot_be_measured_are_errors():
     _, params, plan = start()
     make = hw.optim.hardware_aware
     with pytest.raises(
-        ValueError, match=r"^MultiSteps must go around.*Write optax\.MultiSteps\("
+        ValueError, match=r"^optax.MultiSteps must go around.*Write optax\.MultiSteps\("
     ):
         make(optax.MultiSteps(optax.adam(1e-3), 2), plan)
-    inside = optax.MultiSteps(optax.adam(1e-3), 2).gradient_transformation()
-    with pytest.raises(ValueError, match="MultiSteps must go around"):
-        make(inside, plan).init(params)
-    with pytest.raises(ValueError, match="ApplyIfFinite must go around"):
-        make(optax.apply_if_finite(optax.adam(1e-3), 2), plan).init(params)
 
     def init(params):
         return params["hidden"]["kernel"]
@@ -281,6 +276,38 @@ def test_the_other_order_and_what_cannot_be_measured_are_errors():
     make(by_name, plan, input_range_learning_rate=1e-3).init(params)
     with pytest.raises(ValueError, match="Pass `params`, not the variables"):
         make(optax.adam(1e-3), plan).init({"params": params})
+
+
+WITHIN = {
+    "alone": lambda tx: tx,
+    "in a chain": lambda tx: optax.chain(optax.clip_by_global_norm(1.0), tx),
+    "in a named chain": lambda tx: optax.named_chain(
+        ("a", optax.identity()), ("b", tx)
+    ),
+    "in a partition": lambda tx: optax.partition(
+        {"a": tx}, lambda params: jax.tree.map(lambda _: "a", params)
+    ),
+    "masked": lambda tx: optax.masked(tx, True),
+    "in a chain in a partition": lambda tx: optax.partition(
+        {"a": optax.chain(optax.clip(1.0), tx), "b": optax.sgd(1.0)},
+        lambda params: jax.tree.map(lambda p: "a" if p.ndim > 1 else "b", params),
+    ),
+    "with hyperparameters": lambda tx: optax.inject_hyperparams(
+        lambda rate: optax.chain(tx, optax.scale(rate))
+    )(1.0),
+}
+
+
+@pytest.mark.parametrize("within", WITHIN)
+@pytest.mark.parametrize("name", ["MultiSteps", "apply_if_finite"])
+def test_steps_are_not_accumulated_or_skipped_within_the_base(name, within):
+    _, params, plan = start()
+    tx = getattr(optax, name)(optax.adam(1e-3), 2)
+    if name == "MultiSteps":
+        tx = tx.gradient_transformation()
+    way_out = rf"^optax\.{name} must go around.*Write optax\.{name}\(hardware_aware"
+    with pytest.raises(ValueError, match=way_out):
+        hw.optim.hardware_aware(WITHIN[within](tx), plan).init(params)
 
 
 def test_apply_if_finite_goes_around():

@@ -1,6 +1,8 @@
 """Both models of a comparison run on the configured chip with all its effects."""
 
 import dataclasses
+import io
+import json
 from typing import Any
 
 import jax
@@ -87,10 +89,11 @@ def config_of(hardware, framework="linen", mismatch_std=(0.0,)):
     )
 
 
-def compared(config, folder, out):
+def compared(config, folder, out, console=None):
     ready = prepare(config, folder)
     out.mkdir()
-    return comparison.compare(config, ready, out, console=Console(quiet=True)), ready
+    console = console or Console(quiet=True)
+    return comparison.compare(config, ready, out, console=console), ready
 
 
 @pytest.mark.sampled(2)
@@ -139,12 +142,39 @@ def test_its_ranges_are_the_largest_training_inputs(folder, framework):
 
 
 def test_hardware_without_a_mismatch_has_one_population(folder, tmp_path):
-    results, _ = compared(config_of(hw.Hardware(**PCM)), folder, tmp_path / "run")
-    assert [(r.model, r.mismatch_std) for r in results] == [
-        (PLAIN, 0.0),
-        (HARDWARE_AWARE, 0.0),
+    out = tmp_path / "run"
+    console = Console(file=io.StringIO(), width=100)
+    config = config_of(hw.Hardware(**PCM))
+    results, _ = compared(config, folder, out, console)
+    assert [(r.model, r.mismatch_std, r.mismatch) for r in results] == [
+        (PLAIN, None, ""),
+        (HARDWARE_AWARE, None, ""),
     ]
     assert all(result.std > 0 for result in results)
+    said = console.file.getvalue()  # pyright: ignore[reportAttributeAccessIssue]
+    assert "4 chips" in said and "programming noise" in said
+    assert "mismatch" not in said
+    data = json.loads((out / "results.json").read_text())
+    assert {entry["mismatch"] for entry in data["results"]} == {"none"}
+    manifest = hw.load(out / "export" / "seed_0").manifest
+    assert [found.conditions for found in manifest.accuracy] == [{"mismatch": "none"}]
+
+
+@pytest.mark.parametrize("sigma", [0.1, 0.2])
+def test_an_own_mismatch_labels_its_results(folder, sigma):
+    """With its description, or its name if it has none; never with a deviation of 0."""
+    hw.register("mismatch", "gains")(Gains)
+    hardware = hw.Hardware(**PCM, mismatch=Gains(sigma=sigma))
+    config = config_of(hardware)
+    ready = prepare(config, folder)
+    params = [ready.aware.init(0)]
+    found = comparison._evaluate(
+        config, ready, HARDWARE_AWARE, params, 0.0, lambda: False
+    )
+    expected = "gains of 0.2" if sigma == 0.2 else "gains as configured"
+    assert (found.mismatch_std, found.mismatch) == (None, expected)
+    drawn = comparison._drawn(hardware)
+    assert drawn == "its frozen mismatch and programming noise"
 
 
 class Gains(hw.Mismatch):
@@ -152,6 +182,9 @@ class Gains(hw.Mismatch):
 
     def on_weight(self, w, ctx):
         return w * (1 + self.sigma * ctx.normal("gains", w.shape))
+
+    def describe(self):
+        return "" if self.sigma == 0.1 else f"gains of {self.sigma:g}"
 
 
 def test_a_mismatch_without_a_deviation_is_evaluated_as_it_is():

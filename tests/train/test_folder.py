@@ -21,19 +21,23 @@ def run(tmp_path):
 def test_a_new_or_empty_folder_is_free(tmp_path):
     config = read_config(CONFIG)
     free = {"resume": False, "overwrite": False}
-    assert not folder.open_folder(tmp_path / "new", config, **free)
-    assert not folder.open_folder(tmp_path, config, **free)
+    assert not folder.open_folder(tmp_path / "new", config, CONFIG.parent, **free)
+    assert not folder.open_folder(tmp_path, config, CONFIG.parent, **free)
 
 
 def test_a_run_is_not_overwritten(run):
     with pytest.raises(ValueError, match="--resume.*--out DIR.*--overwrite"):
-        folder.open_folder(run, read_config(CONFIG), resume=False, overwrite=False)
+        folder.open_folder(
+            run, read_config(CONFIG), CONFIG.parent, resume=False, overwrite=False
+        )
 
 
 def test_a_run_is_continued_or_replaced_if_asked(run):
     config = read_config(CONFIG)
-    assert folder.open_folder(run, config, resume=True, overwrite=False)
-    assert not folder.open_folder(run, config, resume=False, overwrite=True)
+    assert folder.open_folder(run, config, CONFIG.parent, resume=True, overwrite=False)
+    assert not folder.open_folder(
+        run, config, CONFIG.parent, resume=False, overwrite=True
+    )
     assert (run / "result").exists()
     folder.make_folder(run, config, CONFIG.parent)
     assert not (run / "result").exists()
@@ -43,13 +47,15 @@ def test_a_run_is_continued_only_with_its_configuration(run):
     config = read_config(CONFIG, ["training.steps=7", "hardware.clip.sigma=3.0"])
     message = r"hardware.clip.sigma was 2.0, is now 3.0; training.steps was 2000, is n"
     with pytest.raises(ValueError, match=message):
-        folder.open_folder(run, config, resume=True, overwrite=False)
+        folder.open_folder(run, config, CONFIG.parent, resume=True, overwrite=False)
 
 
 def test_what_is_no_run_is_left_alone(tmp_path):
     (tmp_path / "thesis.tex").write_text("precious")
     with pytest.raises(ValueError, match="got something without a config.json"):
-        folder.open_folder(tmp_path, read_config(CONFIG), resume=False, overwrite=True)
+        folder.open_folder(
+            tmp_path, read_config(CONFIG), CONFIG.parent, resume=False, overwrite=True
+        )
 
 
 @pytest.mark.parametrize(
@@ -62,5 +68,7 @@ def test_a_config_json_of_another_program_is_left_alone(tmp_path, text):
         with pytest.raises(
             ValueError, match=r"config\.json: expected the config.*--ou"
         ):
-            folder.open_folder(tmp_path, config, **{"overwrite": True, **keep})
+            folder.open_folder(
+                tmp_path, config, CONFIG.parent, **{"overwrite": True, **keep}
+            )
     assert (tmp_path / "config.json").exists()

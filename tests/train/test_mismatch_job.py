@@ -134,7 +134,7 @@ def test_runs_are_continued_but_not_exported(folder):
     config = read_config(folder / "c.toml")
     make_folder(folder / "run", config, folder)
     keep = {"resume": True, "overwrite": False}
-    assert open_folder(folder / "run", config, **keep)
+    assert open_folder(folder / "run", config, folder, **keep)
     with pytest.raises(ValueError, match="compares trainings under mismatch"):
         read_run(folder / "run")
 

@@ -66,6 +66,55 @@ def test_the_data_are_json_with_every_value():
     assert data["values_by_seed_and_chip"][2]["values"] == [[50.0, 60.0], [70.0, 72.0]]
 
 
+@pytest.mark.parametrize(
+    ("level", "mismatch", "heading", "row", "data"),
+    [
+        (None, "", "population", "2 chips", {"mismatch": "none"}),
+        (
+            None,
+            "gains of 0.2",
+            "mismatch",
+            "gains of 0.2",
+            {"mismatch": "gains of 0.2"},
+        ),
+        (0.3, "", "mismatch σ", "0.3", {"mismatch_std": 0.3}),
+    ],
+)
+def test_one_population_is_named_and_drawn_with_its_spread(
+    tmp_path, monkeypatch, level, mismatch, heading, row, data
+):
+    figure = pytest.importorskip("matplotlib.figure")
+    results = [
+        Accuracies(model=m, mismatch_std=level, values=np.array(v), mismatch=mismatch)
+        for m, v in (("plain", [[50.0, 60.0]]), ("hardware-aware", [[96.0, 98.0]]))
+    ]
+    lines = shown(report.table(results)).splitlines()
+    assert f" {heading} " in lines[1]
+    (found,) = (line for line in lines if f" {row} " in line)
+    assert "55.00 ±  7.07" in found and "97.00 ±  1.41" in found
+    for entries in report.as_data(results).values():
+        for entry in entries:
+            kept = {k: v for k, v in entry.items() if k.startswith("mismatch")}
+            assert kept == data
+    saved = []
+    usual = figure.Figure.savefig
+    monkeypatch.setattr(
+        figure.Figure,
+        "savefig",
+        lambda f, *a, **k: (saved.append(f), usual(f, *a, **k)),
+    )
+    report.plot(results, tmp_path / "a.png", title="title")
+    axes = saved[0].axes[0]
+    assert [bar.get_height() for bar in axes.patches] == [55.0, 97.0]
+    (bars,) = [c for c in axes.containers if hasattr(c, "has_yerr")]
+    ends = [segment[:, 1].tolist() for segment in bars.lines[2][0].get_segments()]
+    expected = [[55 - 50**0.5, 55 + 50**0.5], [97 - 2**0.5, 97 + 2**0.5]]
+    np.testing.assert_allclose(ends, expected)
+    texts = [text.get_text() for text in axes.texts]
+    assert texts == ["55.00 ± 7.07", "97.00 ± 1.41"]
+    assert row in axes.get_xlabel()
+
+
 def test_the_plot_is_a_function_of_the_results(tmp_path):
     pytest.importorskip("matplotlib")
     for name in ("a.png", "b.png"):

@@ -271,6 +271,7 @@ def _apply(root: Any, ours, original, name: str, args: tuple, kwargs: dict):
         args,
         kwargs,
     )
+    weight_side.check_leaves(plan, root.variables.get("params", {}))
     constants = root._hwtrain_constants
     if constants:
         given = constants if name == "__call__" else in_plan(plan, constants)

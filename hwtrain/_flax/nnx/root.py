@@ -298,6 +298,7 @@ def _through_both_sides(base: type, name: str):
         _check_modes(self, plan)
         plan = _followed(self, plan, name, args, kwargs)
         claim_chip_leaves(self, plan)
+        weight_side.check_leaves(plan, nnx.state(self, nnx.Param))
         constants = _constants_of(self)
         if constants:
             given = constants if name == "__call__" else in_plan(plan, constants)
