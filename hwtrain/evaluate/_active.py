@@ -24,7 +24,14 @@ from hwtrain._plan.training_noise import quiet_training
 from hwtrain._plan.weight import AnalogWeight
 from hwtrain.evaluate import _bench as bench
 from hwtrain.evaluate._exported import deployed_effects
-from hwtrain.evaluate._judgement import ENOUGH, MOST_KEYS, ZEROS, repeated, strength_of
+from hwtrain.evaluate._judgement import (
+    ENOUGH,
+    MOST_KEYS,
+    ZEROS,
+    repeated,
+    spread_of,
+    strength_of,
+)
 from hwtrain.evaluate._rerun import driven_rows, moved_away
 from hwtrain.evaluate._responses import Tiles
 from hwtrain.evaluate._unwatched import unwatched_effects
@@ -285,6 +292,9 @@ def _check_layer(log: _Log, weight: AnalogWeight) -> None:
         log.note(weight.path, effect, "anew at each step", wrong)
     # Steps in which all weights were dropped say nothing about the inputs.
     calls = [call for call in calls if call.w.any()] or calls
+    for effect in calls[0].varied:
+        first = _stacked(steps, "varied", effect)[:, 0]
+        log.note(weight.path, effect, *spread_of(first))
     for effect in calls[0].responses:
         found = [_response(weight, call, effect) for call in calls[:ANSWERS]]
         worst = next((each for each in found if each[1]), found[0])

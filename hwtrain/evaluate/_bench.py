@@ -42,6 +42,8 @@ class Readings(NamedTuple):
       shared: likewise, for noise that all columns of a vector share.
       drawn: outputs for the test vectors, each given twice.
       spreads: as `noise`, for numbers that all vectors share, as those of a chip.
+      varied: estimates of the variance of a noise's strength over the outputs, over
+        the configured one, `[columns]`.
       responses: outputs, and what NumPy computes for them.
       slopes: gradient of a leaf, for a loss that asks for larger outputs.
       tiles: the weights of the tiles in float32, and the factors on their outputs, for
@@ -56,6 +58,7 @@ class Readings(NamedTuple):
     shared: dict[str, jax.Array]
     drawn: dict[str, jax.Array]
     spreads: dict[str, jax.Array]
+    varied: dict[str, jax.Array]
     responses: dict[str, Response]
     slopes: dict[str, jax.Array]
     tiles: tuple[jax.Array, jax.Array] | None = None
@@ -275,6 +278,30 @@ class Proof:
         y = run(alone(alike), x)
         size = jnp.where(size > 1e-5 * rms(y), size, 0)
         self._note("spreads", effect, _units(run(alone(of), x) - y, size))
+
+    def varies(self, sigma: float, spread: float, effect: str) -> None:
+        r"""Requires noise at the outputs whose strength is spread over them.
+
+        Its deviation is :math:`\sigma\, |1 + s\, \zeta|`, with a normal number for each
+        output that all vectors of a step share.
+
+        Args:
+          sigma: the deviation without a spread.
+          spread: s.
+          effect: the effect's name.
+        """
+        bench = self._bench
+        x = jnp.zeros((2 * ENOUGH, bench.x.shape[-1]))
+        noisy, quiet = self._place.alone(self._part), self._place.alone(None)
+        noise = bench.precisely(noisy, x) - bench.precisely(quiet, x)
+        one = bench.of_layer(jnp.asarray(sigma))
+        halves = jnp.square(noise / jnp.maximum(one, 1e-30)).reshape(2, ENOUGH, -1)
+        first, again = halves.mean(axis=1) - (1 + spread**2)
+        # Of tiles that are added, each has numbers of its own.
+        factors = bench.of_layer(jnp.asarray(1.0)), bench.of_layer(bench.factors())
+        alike = factors[1] ** 2 / jnp.maximum(factors[0], 1e-30) ** 4
+        expected = (4 * spread**2 + 2 * spread**4) * alike
+        self._note("varied", effect, first * again / jnp.maximum(expected, 1e-30))
 
     def draws_anew(self, effect: str = "") -> None:
         """Requires noise of any strength on the outputs, drawn anew at each read."""

@@ -225,7 +225,7 @@ class Management(Part):
                 alone,
                 adc,
                 rest=lambda x, tile: self._clipped(tile, x, 1.0),
-                outputs=self.bound,
+                outputs=4 * self.bound,
             )
 
     def _in_numpy(self, x, kind):

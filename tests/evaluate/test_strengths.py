@@ -10,11 +10,11 @@ from flax import linen as nn
 
 import hwtrain as hw
 from hwtrain.periphery import (
+    _tiled_matrix,
     adc,
     asymmetry,
     dac,
     input_noise,
-    input_range,
     ir_drop,
     management,
     output_factor,
@@ -128,9 +128,7 @@ def scaled_bound(saturate, factor):
 
 def only_rounding(convert):
     return lambda x, converter, *, uniform=None: (
-        x
-        if converter.step is None
-        else jnp.round(x / converter.step) * converter.step
+        x if converter.step is None else jnp.round(x / converter.step) * converter.step
     )
 
 
@@ -176,6 +174,11 @@ PARTLY = {
         {"out_nonlinearity": 0.3, "out_nonlinearity_std": 0.2, "out_bound": 5.0},
         (saturation.Saturation, "around", halved("spread")),
         "out_nonlinearity_std",
+    ),
+    "half of a frozen spread of noise": (
+        {"out_noise": 0.1, "out_noise_std": 0.3},
+        (output_noise.OutputNoise, "around", halved("spread")),
+        "out_noise_std",
     ),
     "half of stochastic rounding of inputs": (
         {"inp_bits": 4, "inp_sto_round": True},
@@ -232,7 +235,7 @@ PARTLY = {
     "half of an average": (
         {"noise_management": "average_abs_max", "inp_bits": 6},
         (
-            input_range,
+            _tiled_matrix,
             "ranged",
             lambda f: lambda *a, **k: (f(*a, **k)[0], f(*a, **k)[1] / 2),
         ),
@@ -286,9 +289,7 @@ def modifiers():
     for kind, fields in MODIFIERS.items():
         for name, options in OPTIONS.items():
             try:
-                part = hw.WeightModifierParameter(
-                    type=kind, **{**fields, **options}
-                )
+                part = hw.WeightModifierParameter(type=kind, **{**fields, **options})
             except ValueError:
                 continue  # an option that has no effect on this type
             yield pytest.param(part, id=f"{kind} {name}".strip())
@@ -303,7 +304,7 @@ def half_changed(changed, share):
 
 @pytest.mark.nightly
 @pytest.mark.parametrize("share", [1.0, 0.5, 0.0])
-@pytest.mark.parametrize("part", modifiers())
+@pytest.mark.parametrize("part", list(modifiers()))
 def test_a_modifier_has_its_strength(part, share, retraced):
     chip = hw.Hardware(modifier=part)
     if share == 1:
@@ -337,10 +338,6 @@ def a_quarter(noise):
 
 def half_dropped(drop):
     return lambda key, w, *, pdrop, **more: drop(key, w, pdrop=pdrop / 2, **more)
-
-
-def same_drift(normal):
-    return normal
 
 
 PARTS_OF_MODIFIERS = {
