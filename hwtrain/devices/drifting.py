@@ -91,13 +91,17 @@ class DriftingNoiseModel(NoiseModel):
             return
 
         def read(g: np.ndarray, now: np.ndarray, t_s: float) -> np.ndarray:
-            g, now = (jnp.asarray(each, jnp.float32) for each in (g, now))
-            fresh = Programmed(g_target=g, g_prog=now, nu=jnp.zeros_like(g))
+            target, there = jnp.asarray(g, jnp.float32), jnp.asarray(now, jnp.float32)
+            nu = jnp.zeros_like(target)
+            fresh = Programmed(g_target=target, g_prog=there, nu=nu)
             return np.asarray(self.read_sigma(fresh, t_s))
 
+        def in_numpy(curve: Any) -> Any:
+            return lambda g: np.asarray(curve(g))
+
         curves = (self.programming_sigma, self.drift_mean, self.drift_std)
-        each = [lambda g, curve=curve: np.asarray(curve(g)) for curve in curves]
-        ctx.behaves(samples.power_law(self, *each, read))
+        sigma, mean, std = map(in_numpy, curves)
+        ctx.behaves(samples.power_law(self, sigma, mean, std, read))
 
     def program(self, key: jax.Array, g_target: jax.Array) -> Programmed:
         """Returns devices after programming.

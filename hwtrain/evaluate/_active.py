@@ -338,8 +338,9 @@ def _unit(draws: np.ndarray, alike: tuple[int, ...]) -> tuple[str, str | None]:
             return "smaller than the rounding of float32", None
         return "none", "all of its weights are zero"
     amount, wrong = strength_of(draws, drawn.any(axis=alike).sum())
-    some = drawn.any(axis=(1, 2, 3))
-    if repeated(np.nan_to_num(draws[some]).reshape(some.sum(), -1)):
+    # Draws of zero, as of rounding or of offsets that are cut off, may come twice.
+    flat = np.nan_to_num(draws).reshape(len(draws), -1)
+    if repeated(flat[flat.any(axis=1)]):
         wrong = "the noise is the same at several step keys"
     return amount, wrong
 
@@ -348,8 +349,8 @@ def _response(
     weight: AnalogWeight, call: bench.Readings, effect: str
 ) -> tuple[str, str | None]:
     """Returns the amount of an effect next to NumPy's, and what is wrong with it."""
-    w, factors = call.tiles or (None, None)
-    assert w is not None and factors is not None
+    assert call.tiles is not None
+    w, factors = map(np.asarray, call.tiles)
     tiles = Tiles(w, factors, weight.row_sizes, weight.column_sizes)
     return call.responses[effect].judged(tiles)
 

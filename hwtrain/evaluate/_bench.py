@@ -67,10 +67,8 @@ class Readings(NamedTuple):
 
 def read(call: Multiplication) -> Readings:
     """Returns the readings of a multiplication that a layer is about to perform."""
-    chip, found = (
-        call.weight.hardware,
-        Readings(call.w, *({} for _ in Readings._fields[1:-2])),
-    )
+    empty: Any = [{} for _ in Readings._fields[1:-2]]
+    chip, found = call.weight.hardware, Readings(call.w, *empty)
     bench = Rerun(call, vectors_for(call))
     for place, stage in enumerate(chip.stages):
         stage.proof(Proof(bench, stage, _Stage(chip, place), found))
@@ -367,7 +365,7 @@ class Proof:
         """
 
         def clipped(x: np.ndarray, tile: Tiles, bound: np.ndarray) -> np.ndarray:
-            bound = np.float64(bound)[..., None]
+            bound = np.asarray(bound, np.float64)[..., None]
             return tile.multiply(np.clip(x, -bound, bound))
 
         self._responds(

@@ -57,7 +57,10 @@ class DeviceProof:
         target, written = self._written
         if target.size:
             some = np.random.default_rng(0).permutation(target.size)[:MOST]
-            target, written = np.float64(target[some]), np.float64(written[some])
+            target, written = (
+                np.asarray(target[some], np.float64),
+                np.asarray(written[some], np.float64),
+            )
             of = drawn(lambda rng, g: sample(rng, g, DAY_S)[0], target)
             if (np.abs(of - target) > 1e-6 * self._model.g_max).any():
                 self._note(_EFFECTS[0], written, target, of)
@@ -92,7 +95,7 @@ def _devices(model: Any, g: jax.Array) -> tuple[np.ndarray, ...]:
         noisy = read_by(model, device, DAY_S, jax.random.key(1))
         return device.g_prog, later - first, noisy - later
 
-    return tuple(np.float64(each) for each in read(g))
+    return tuple(np.asarray(each, np.float64) for each in read(g))
 
 
 def behaved(path: str, model: Any, tiles: Any, known: Known) -> list[Finding]:

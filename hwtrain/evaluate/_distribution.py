@@ -23,8 +23,11 @@ def drawn(sample: Callable[..., Any], *given: np.ndarray) -> np.ndarray:
       *given: its arrays, `[numbers]`.
     """
     count = max(_DRAWN // max(given[0].size, 1), 32)
-    each = [np.broadcast_to(np.float64(array), (count, array.size)) for array in given]
-    return np.float64(sample(np.random.default_rng(0), *each))
+    each = [
+        np.broadcast_to(np.asarray(array, np.float64), (count, array.size))
+        for array in given
+    ]
+    return np.asarray(sample(np.random.default_rng(0), *each), np.float64)
 
 
 def as_drawn(
@@ -85,7 +88,9 @@ def wrong_share(
       eps: relative rounding error of the measured numbers.
     """
     nudge = 32 * np.finfo(np.float32).eps * np.abs(w)
-    each = np.stack([np.float64(function(w + d)) for d in (-nudge, 0, nudge)])
+    each = np.stack(
+        [np.asarray(function(w + d), np.float64) for d in (-nudge, 0, nudge)]
+    )
     size = np.abs(each).max(axis=0)
     slack = 1.5 * eps * size + nudge + 1e-30
     low, high = each.min(axis=0) - slack, each.max(axis=0) + slack

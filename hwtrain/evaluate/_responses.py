@@ -39,8 +39,11 @@ class Tiles:
           row_sizes: rows of each row tile.
           column_sizes: columns of each column tile.
         """
-        self.w, self.row_sizes = np.float64(w), row_sizes
-        self._factors, self._column_sizes = np.float64(factors), column_sizes
+        self.w, self.row_sizes = np.asarray(w, np.float64), row_sizes
+        self._factors, self._column_sizes = (
+            np.asarray(factors, np.float64),
+            column_sizes,
+        )
         self._nudge = 0.0
 
     def nudged(self, share: float) -> "Tiles":
@@ -67,7 +70,7 @@ class Tiles:
 
     def _product(self, x: np.ndarray, w: np.ndarray) -> np.ndarray:
         matrices = np.moveaxis(w, 2, 1)  # [row tiles, column tiles, rows, columns]
-        x = np.moveaxis(np.float64(x), 0, 2)
+        x = np.moveaxis(np.asarray(x, np.float64), 0, 2)
         return np.moveaxis(x @ matrices, 2, 0)
 
     def cut(self, x: np.ndarray) -> np.ndarray:
@@ -111,7 +114,10 @@ class Response:
 
     def judged(self, tiles: Tiles) -> tuple[str, str | None]:
         """Returns the amount of the effect, and what is wrong with it or `None`."""
-        x, found = tiles.cut(np.float64(self.x)), np.float64(self.y)
+        x, found = (
+            tiles.cut(np.asarray(self.x, np.float64)),
+            np.asarray(self.y, np.float64),
+        )
         given = [np.asarray(each) for each in self.arguments]
 
         def outputs(function: Callable[..., Any], nudge: float = 0.0) -> np.ndarray:

@@ -146,7 +146,9 @@ class DriftProof:
     def __init__(self, drift: Any, found: jax.Array, w: jax.Array):
         """Takes drifted weights and those before, in units of the crossbar."""
         self.elapsed = LATER + drift.dt_s / drift.t_0
-        self._found, self._w = (np.float64(each).ravel()[:MOST] for each in (found, w))
+        self._found, self._w = (
+            np.asarray(each, np.float64).ravel()[:MOST] for each in (found, w)
+        )
         self._eps = float(jnp.finfo(w.dtype).eps)
         self.amount, self.wrong = "", None
 
@@ -260,8 +262,13 @@ def _remapped(plan: Plan, params: paths.Tree) -> Iterator[Finding]:
             scale = np.asarray(values[where], np.float64)
             kernel = values[weight.path] + jnp.asarray(steps[weight.path])
             w, _ = on_crossbar(weight, kernel, values[where])
-            proof = RemapProof(weight, np.float64(weight.to_matrix(w)), scale, change)
-            weight.hardware.remap.proof(proof)
+            matrix = np.asarray(weight.to_matrix(w), np.float64)
+            proof, remap = (
+                RemapProof(weight, matrix, scale, change),
+                weight.hardware.remap,
+            )
+            assert remap is not None
+            remap.proof(proof)
             wrong = "the scale stays" if not change.any() else proof.wrong
             yield weight.path, "remap", wrong, "changes the scale"
 
@@ -312,8 +319,10 @@ def _drifted(plan: Plan, params: paths.Tree) -> Iterator[Finding]:
         if changed:
             kernel = paths.leaves(params)[weight.path]
             w, s = on_crossbar(weight, kernel, weight.stored_scale(values))
-            proof = DriftProof(weight.hardware.drift, (kernel + change) / s, w)
-            weight.hardware.drift.proof(proof)
+            drift = weight.hardware.drift
+            assert drift is not None
+            proof = DriftProof(drift, (kernel + change) / s, w)
+            drift.proof(proof)
             wrong, amount = proof.wrong, proof.amount or amount
         yield weight.path, "drift", wrong, amount
 

@@ -85,7 +85,7 @@ class WeightProof:
             functions, or it could not tell them from others.
           drops: the share of weights that is set to zero afterwards.
         """
-        found, w, w_max = (np.float64(each) for each in self._observed())
+        found, w, w_max = (np.asarray(each, np.float64) for each in self._observed())
         if drops and not w.any():
             self.wrong = self._idle
         some = np.random.default_rng(0).permutation(w.size)[:MOST]
@@ -211,7 +211,8 @@ def modified_weights(
         if chip.modifies_in_layer("train"):
             seen = [[call.driven for call in step] for step in steps]
             rows = driven_rows(nominal.shape[-2])
-        eps = float(jnp.finfo(seen[0][0].dtype).eps)
+        first: Any = seen[0][0]
+        eps = float(jnp.finfo(first.dtype).eps)
         matrices = np.stack([[np.asarray(call) for call in step] for step in seen])
     matrices = matrices.astype(np.float32)
     nominal = nominal[:, rows]

@@ -91,13 +91,15 @@ class Adc(Part):
             nearest = dataclasses.replace(self, stochastic=False)
             within = {"rest": unrounded, "outputs": bound / 3}
             ctx.responds(levels, "ADC rounding", nearest, **within)
-        if self.stochastic:
+        if self.stochastic and step is not None and bound is not None:
             to_nearest = dataclasses.replace(self, stochastic=False)
             ctx.differs("out_sto_round", to_nearest)
             ctx.deviates(
                 lambda x: rounding_deviation(ctx.product(x, ctx.w), step),
                 "out_sto_round",
-                of=dataclasses.replace(self, bound=1e4 * bound, res=self.res / 1e4),
+                of=dataclasses.replace(
+                    self, bound=1e4 * bound, res=step / (2e4 * bound)
+                ),
                 pooled=True,
             )
         if bound is not None:

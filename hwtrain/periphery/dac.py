@@ -67,7 +67,7 @@ class Dac(Part):
         ctx.differs("DAC")
         to_nearest = dataclasses.replace(self, stochastic=False)
         step = self.converter.step
-        if self.stochastic and step is not None:
+        if self.stochastic and step is not None and self.bound is not None:
             ctx.differs("inp_sto_round", to_nearest)
 
             def deviation(x):
@@ -75,7 +75,9 @@ class Dac(Part):
                 return jnp.sqrt(ctx.product(jnp.square(each), jnp.square(ctx.w)))
 
             # The same levels, and more of them, so that no input is clipped.
-            wide = dataclasses.replace(self, bound=1e4 * self.bound, res=self.res / 1e4)
+            wide = dataclasses.replace(
+                self, bound=1e4 * self.bound, res=step / (2e4 * self.bound)
+            )
             ctx.deviates(deviation, "inp_sto_round", of=wide, shared=True, pooled=True)
         if self.bound is not None:
             ctx.clips(self.bound, "DAC", of=Dac(bound=self.bound))

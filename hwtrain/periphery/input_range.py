@@ -113,7 +113,7 @@ class Range(Part):
             return r * tile.multiply(levels)
 
         ctx.responds(
-            lambda x, tile, r: rounded(x, tile, np.float64(r)[..., None]),
+            lambda x, tile, r: rounded(x, tile, np.asarray(r, np.float64)[..., None]),
             "noise_management",
             self,
             Dac(bound=1.0, res=step / 2),

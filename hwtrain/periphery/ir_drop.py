@@ -102,7 +102,7 @@ class IrDrop(Part):
 
     def _expected(self, x, tile):
         y = tile.multiply(x)
-        rows = np.float64(tile.row_sizes)[:, None, None]
+        rows = np.asarray(tile.row_sizes, np.float64)[:, None, None]
         position = np.arange(x.shape[-1]) / rows
         farther = np.where(position < 1, 1 - (1 - position) ** 2, 0)
         a = tile.product(np.abs(x), np.abs(tile.w)) * rows / self.g_ratio

@@ -247,17 +247,19 @@ class Management(Part):
         return np.where(alpha == 0, 1, alpha)
 
     def _clipped(self, tile, x, alpha):
-        return alpha * np.clip(tile.multiply(x / alpha), -self.bound, self.bound)
+        bound = np.inf if self.bound is None else self.bound
+        return alpha * np.clip(tile.multiply(x / alpha), -bound, bound)
 
     def _fitted(self, x, tile):
         """Returns outputs at the first scale at which none is clipped."""
+        bound = np.inf if self.bound is None else self.bound
         alpha = np.ones((*tile.multiply(x).shape[:-1], 1))
         trials, limit = 1 if self.worst_case else 0, self.limit
         trials += math.floor(math.log2(limit)) + 1 if limit >= 1 else 0
         for trial in range(trials):
             beyond = np.abs(tile.multiply(x / alpha)).max(
                 axis=-1, keepdims=True
-            ) > self.bound * (1 + 1e-6)
+            ) > bound * (1 + 1e-6)
             larger = 2 * alpha
             if self.worst_case and trial == 0:
                 larger = np.broadcast_to(
