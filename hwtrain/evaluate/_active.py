@@ -338,9 +338,12 @@ def _unit(draws: np.ndarray, alike: tuple[int, ...]) -> tuple[str, str | None]:
             return "smaller than the rounding of float32", None
         return "none", "all of its weights are zero"
     amount, wrong = strength_of(draws, drawn.any(axis=alike).sum())
-    # Draws of zero, as of rounding or of offsets that are cut off, may come twice.
+    # Draws of zero, as of rounding or of offsets that are cut off, may come twice, and
+    # so may those of few values.
     flat = np.nan_to_num(draws).reshape(len(draws), -1)
-    if repeated(flat[flat.any(axis=1)]):
+    flat = flat[flat.any(axis=1)]
+    few = 2 * np.unique(flat).size < flat.size or alike == _ALIKE["spreads"]
+    if repeated(flat, few=few):
         wrong = "the noise is the same at several step keys"
     return amount, wrong
 

@@ -72,14 +72,18 @@ def share_of(count: int, total: int, share: float) -> tuple[str, str | None]:
     return amount, amount if abs(count - share * total) > margin else None
 
 
-def repeated(draws: np.ndarray) -> bool:
-    """Returns whether several of `draws`, `[keys, draws of a key]`, are the same.
+def repeated(draws: np.ndarray, *, few: bool = False) -> bool:
+    """Returns whether several draws are the same.
 
     A few numbers of a narrow dtype may be equal by chance; for these, more than half of
     all pairs must be equal.
+
+    Args:
+      draws: `[keys, draws of a key]`.
+      few: whether a key draws few numbers, or few different ones.
     """
     _, counts = np.unique(draws, axis=0, return_counts=True)
     keys, width = draws.shape
-    if width >= 16:
+    if width >= 16 and not few:
         return bool((counts > 1).any())
     return float(np.sum(counts * (counts - 1))) > 0.5 * keys * (keys - 1)
