@@ -86,6 +86,9 @@ class WeightProof:
           drops: the share of weights that is set to zero afterwards.
         """
         found, w, w_max = (np.asarray(each, np.float64) for each in self._observed())
+        if not w.size:
+            self.amount = "nothing: it leaves the only input as it is"
+            return
         if drops and not w.any():
             self.wrong = self._idle
         some = np.random.default_rng(0).permutation(w.size)[:MOST]
@@ -103,11 +106,13 @@ class WeightProof:
         if self.wrong:
             return
         if drops:
-            gone = (found == 0) & (w != 0)
+            # Weights that often become zero anyway tell little.
             zero = drops + (1 - drops) * np.mean(draws == 0, axis=0)
-            zero = float(zero[w != 0].mean())
-            count = int((w != 0).sum())
-            self.amount, self.wrong = share_of(int(gone.sum()), count, zero)
+            telling = (w != 0) & (zero < drops + 0.1 * (1 - drops))
+            telling = telling if telling.any() else w != 0
+            gone, count = int((found[telling] == 0).sum()), int(telling.sum())
+            share = float(zero[telling].mean())
+            self.amount, self.wrong = share_of(gone, count, share)
             if self.wrong:
                 return
             found = np.where(found == 0, np.nan, found)

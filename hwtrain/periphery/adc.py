@@ -92,8 +92,6 @@ class Adc(Part):
             within = {"rest": unrounded, "outputs": bound / 3}
             ctx.responds(levels, "ADC rounding", nearest, **within)
         if self.stochastic and step is not None and bound is not None:
-            to_nearest = dataclasses.replace(self, stochastic=False)
-            ctx.differs("out_sto_round", to_nearest)
             ctx.deviates(
                 lambda x: rounding_deviation(ctx.product(x, ctx.w), step),
                 "out_sto_round",

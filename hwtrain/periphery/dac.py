@@ -68,7 +68,6 @@ class Dac(Part):
         to_nearest = dataclasses.replace(self, stochastic=False)
         step = self.converter.step
         if self.stochastic and step is not None and self.bound is not None:
-            ctx.differs("inp_sto_round", to_nearest)
 
             def deviation(x):
                 each = rounding_deviation(x, step)
