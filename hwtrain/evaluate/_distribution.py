@@ -37,7 +37,7 @@ def as_drawn(
 
     >>> draws = np.random.default_rng(0).normal(size=(1000, 100)) + 3
     >>> as_drawn(draws[0] / 2, np.zeros(100), draws[1:], np.zeros(100))[1]
-    'the mean change is 0.50 x the configured one'
+    'the mean change is 0.51 x the configured one'
 
     Args:
       found: the measured numbers.
