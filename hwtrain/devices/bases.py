@@ -66,6 +66,23 @@ class NoiseModel(Part):
         noise = f"programming {sigma:.3g} µS"
         return {ctx.column: f"{self.describe()}{changed}", NOISE: noise}
 
+    def proof(self, ctx: Any) -> None:
+        """Declares the effect that `assert_active` measures beside that it acts.
+
+        By default, programming with its `programming_sigma`, unless `program` is
+        overridden. To have more measured, state what NumPy draws:
+        `ctx.behaves(sample)`.
+        """
+        if type(self).program is not NoiseModel.program:
+            return
+
+        def sample(rng: np.random.Generator, g: np.ndarray, t_s: float) -> Any:
+            sigma = np.asarray(self.programming_sigma(g))
+            written = np.maximum(g + sigma * rng.normal(size=g.shape), 0)
+            return written, np.zeros_like(g), np.zeros_like(g)
+
+        ctx.behaves(sample)
+
     def program(self, key: jax.Array, g_target: jax.Array) -> Programmed:
         """Returns devices after programming.
 

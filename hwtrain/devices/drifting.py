@@ -1,11 +1,15 @@
 """The base of noise models whose conductances drift by a power law."""
 
 import abc
+from typing import Any
 
 import jax
+import jax.numpy as jnp
+import numpy as np
 from jax.typing import ArrayLike
 
 from hwtrain._parts.fields import Deviation, Positive
+from hwtrain.devices import _samples as samples
 from hwtrain.devices._programmed import (
     Programmed,
     power_law,
@@ -73,6 +77,31 @@ class DriftingNoiseModel(NoiseModel):
           programmed: the devices.
           t_s: time since programming, in seconds. May be traced.
         """
+
+    def proof(self, ctx: Any) -> None:
+        """Declares the effect that `assert_active` measures beside that it acts.
+
+        By default, programming noise, drift and read noise as its methods say, unless
+        `program`, `mean_at` or `at` is overridden.
+        """
+        own = type(self)
+        if own.program is not DriftingNoiseModel.program:
+            return
+        if own.mean_at is not DriftingNoiseModel.mean_at or own.at is not NoiseModel.at:
+            return
+
+        def read(g: np.ndarray, now: np.ndarray, t_s: float) -> np.ndarray:
+            target, there = jnp.asarray(g, jnp.float32), jnp.asarray(now, jnp.float32)
+            nu = jnp.zeros_like(target)
+            fresh = Programmed(g_target=target, g_prog=there, nu=nu)
+            return np.asarray(self.read_sigma(fresh, t_s))
+
+        def in_numpy(curve: Any) -> Any:
+            return lambda g: np.asarray(curve(g))
+
+        curves = (self.programming_sigma, self.drift_mean, self.drift_std)
+        sigma, mean, std = map(in_numpy, curves)
+        ctx.behaves(samples.power_law(self, sigma, mean, std, read))
 
     def program(self, key: jax.Array, g_target: jax.Array) -> Programmed:
         """Returns devices after programming.

@@ -11,6 +11,7 @@ from pydantic import model_validator
 from hwtrain._arrays.random import stored_normal
 from hwtrain._parts.fields import Positive
 from hwtrain._parts.registry import register
+from hwtrain.devices import _samples as samples
 from hwtrain.devices._curves import Points, SignedPoints, check_curve, interpolate
 from hwtrain.devices._fit import fit_curves
 from hwtrain.devices._programmed import Programmed, noisy
@@ -94,6 +95,10 @@ class MeasuredNoiseModel(DriftingNoiseModel):
         """Returns the noise of one read in µS, at a time in seconds."""
         level = interpolate(programmed.g_target, self.g_lst, self.read_level_lst)
         return self.read_noise_scale * level * self.mean_at(programmed, t_s)
+
+    def proof(self, ctx: Any) -> None:
+        """Declares its measured effect: devices as NumPy draws them."""
+        ctx.behaves(samples.as_measured(self))
 
 
 def fit_measurements(

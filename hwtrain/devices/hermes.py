@@ -17,6 +17,7 @@ from hwtrain._parts.constant import static
 from hwtrain._parts.fields import Positive
 from hwtrain._parts.registry import register
 from hwtrain.devices import _curves as curves
+from hwtrain.devices import _samples as samples
 from hwtrain.devices._curves import Coefficients, polynomial_sigma
 from hwtrain.devices._programmed import Programmed, noise_growth
 from hwtrain.devices.drifting import DriftingNoiseModel
@@ -176,3 +177,7 @@ class HermesNoiseModel(DriftingNoiseModel):
         level = hermes_read_level(a, num_devices=self.num_devices)
         growth = noise_growth(t_s + self.t_0, self.t_read)
         return self.read_noise_scale * self.mean_at(programmed, t_s) * level * growth
+
+    def proof(self, ctx: Any) -> None:
+        """Declares its measured effect: devices as NumPy draws them."""
+        ctx.behaves(samples.as_hermes(self))

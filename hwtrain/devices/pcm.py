@@ -1,9 +1,10 @@
 """Noise models of phase-change memory."""
 
-from typing import Literal, Self
+from typing import Any, Literal, Self
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.typing import ArrayLike
 from pydantic import model_validator
 
@@ -12,6 +13,7 @@ from hwtrain._parts.constant import static
 from hwtrain._parts.fields import Positive
 from hwtrain._parts.registry import register
 from hwtrain.devices import _curves as curves
+from hwtrain.devices import _samples as samples
 from hwtrain.devices._curves import (
     Coefficients,
     Points,
@@ -145,6 +147,10 @@ class PCMLikeNoiseModel(_PCMNoiseModel):
         a = curves.relative(g, self.g_max)
         return self.drift_scale * pcm_drift_std(a)
 
+    def proof(self, ctx: Any) -> None:
+        """Declares its measured effect: devices as NumPy draws them."""
+        ctx.behaves(samples.as_pcm(self))
+
 
 @register("noise_model", "custom_drift_pcm_like")
 class CustomDriftPCMLikeNoiseModel(_PCMNoiseModel):
@@ -183,3 +189,9 @@ class CustomDriftPCMLikeNoiseModel(_PCMNoiseModel):
     def drift_std(self, g: ArrayLike) -> jax.Array:
         """Returns the spread of the drift exponent at a target conductance in µS."""
         return self.drift_scale * interpolate(g, self.g_lst, self.nu_std_lst)
+
+    def proof(self, ctx: Any) -> None:
+        """Declares its measured effect: devices as NumPy draws them."""
+        curves = self.nu_mean_lst, self.nu_std_lst
+        mean, std = (lambda g, y=y: np.interp(g, self.g_lst, y) for y in curves)
+        ctx.behaves(samples.as_pcm(self, mean, std))

@@ -1,6 +1,6 @@
 """The noise model of ReRAM with a conductive metal oxide."""
 
-from typing import Literal, Self
+from typing import Any, Literal, Self
 
 import jax
 import jax.numpy as jnp
@@ -11,6 +11,7 @@ from hwtrain._arrays.polynomials import polynomial
 from hwtrain._arrays.random import stored_normal
 from hwtrain._parts.fields import Deviation, NonNegative, Number, Positive
 from hwtrain._parts.registry import register
+from hwtrain.devices import _samples as samples
 from hwtrain.devices._conversion import check_range
 from hwtrain.devices._programmed import (
     Programmed,
@@ -180,3 +181,7 @@ class ReRamCMONoiseModel(NoiseModel):
         g, sigma = self._relaxed(programmed, t_s), self.read_sigma(programmed, t_s)
         read = g + sigma * stored_normal(key, g.shape)
         return jnp.clip(read, self.g_min, self.g_max)
+
+    def proof(self, ctx: Any) -> None:
+        """Declares its measured effect: devices as NumPy draws them."""
+        ctx.behaves(samples.as_cmo(self))

@@ -1,6 +1,6 @@
 """The noise model of the ReRAM of Wan et al., 2022."""
 
-from typing import Literal
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -11,6 +11,7 @@ from hwtrain._arrays.polynomials import polynomial
 from hwtrain._arrays.random import stored_normal
 from hwtrain._parts.fields import Deviation, Positive
 from hwtrain._parts.registry import register
+from hwtrain.devices import _samples as samples
 from hwtrain.devices._programmed import (
     Programmed,
     _relaxation,
@@ -148,3 +149,7 @@ class ReRamWan2022NoiseModel(NoiseModel):
           t_s: time since programming, in seconds. May be traced.
         """
         return self.mean_at(programmed, t_s)
+
+    def proof(self, ctx: Any) -> None:
+        """Declares its measured effect: devices as NumPy draws them."""
+        ctx.behaves(samples.as_wan2022(self))

@@ -1,6 +1,6 @@
 """A noise model with deviations that do not depend on the conductance."""
 
-from typing import Literal
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -8,6 +8,7 @@ from jax.typing import ArrayLike
 
 from hwtrain._parts.fields import Exponent, Positive
 from hwtrain._parts.registry import register
+from hwtrain.devices import _samples as samples
 from hwtrain.devices._curves import Coefficients, polynomial_sigma
 from hwtrain.devices._programmed import Programmed, noise_growth
 from hwtrain.devices.drifting import DriftingNoiseModel
@@ -58,3 +59,7 @@ class StateIndependentNoiseModel(DriftingNoiseModel):
         """Returns the noise of one read in µS, at a time in seconds."""
         level = self.read_noise_scale * self.mean_at(programmed, t_s) / self.g_max
         return level * noise_growth(t_s + self.t_0, self.t_read)
+
+    def proof(self, ctx: Any) -> None:
+        """Declares its measured effect: devices as NumPy draws them."""
+        ctx.behaves(samples.as_state_independent(self))

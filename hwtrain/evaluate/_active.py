@@ -24,8 +24,16 @@ from hwtrain._plan.training_noise import quiet_training
 from hwtrain._plan.weight import AnalogWeight
 from hwtrain.evaluate import _bench as bench
 from hwtrain.evaluate._exported import deployed_effects
-from hwtrain.evaluate._judgement import ENOUGH, MOST_KEYS, ZEROS, repeated, strength_of
-from hwtrain.evaluate._rerun import moved_away
+from hwtrain.evaluate._judgement import (
+    ENOUGH,
+    MOST_KEYS,
+    ZEROS,
+    repeated,
+    spread_of,
+    strength_of,
+)
+from hwtrain.evaluate._rerun import driven_rows, moved_away
+from hwtrain.evaluate._responses import Tiles
 from hwtrain.evaluate._unwatched import unwatched_effects
 from hwtrain.evaluate._updates import updated_effects
 from hwtrain.evaluate._watching import Step, watching
@@ -36,6 +44,9 @@ BYPASSED = (
     "the layer multiplies without its periphery: it is called around its model, or "
     "its multiplication was replaced"
 )
+
+ANSWERS = 4
+"""Number of calls whose outputs NumPy computes too."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -139,8 +150,14 @@ def _steps(plan: Plan) -> int:
     steps = bench.KEYS
     for weight in plan.weights:
         chip, size = weight.hardware, math.prod(weight.shape)
-        if not chip.draws_weights("train") or chip.modifies_in_layer("train"):
+        if weight.kind != "raw" and chip.freezes("train"):
+            # A step draws a number for each column, and some are far from normal.
+            steps = max(steps, math.ceil(3 * ENOUGH / sum(weight.column_sizes)))
+        if not chip.draws_weights("train"):
             continue
+        if chip.modifies_in_layer("train"):
+            rows = sum(weight.row_sizes)
+            size = size // rows * len(driven_rows(rows))
         modifier: Any = chip.modifier
         # With 30 expected, zero would be 5 standard deviations away.
         rare = 30 / modifier.changed_share if modifier.changed_share < 1 else 0
@@ -265,10 +282,9 @@ def _check_layer(log: _Log, weight: AnalogWeight) -> None:
             cause = f"its {idle} nothing, also with other values; or {cause}"
         wrong = None if change > 1e-7 else f"the outputs are the same without: {cause}"
         log.note(weight.path, effect, f"changes outputs by {change:.2g}", wrong)
-    for kind in ("noise", "shared"):
+    for kind, alike in _ALIKE.items():
         for effect in getattr(calls[0], kind):
-            draws = _stacked(steps, kind, effect)
-            wrong = _unit(draws, of_vectors=kind == "shared")
+            wrong = _unit(_stacked(steps, kind, effect), alike)
             log.note(weight.path, effect, *wrong)
     for effect in calls[0].drawn:
         same = _alike(_stacked(steps, "drawn", effect))
@@ -276,15 +292,13 @@ def _check_layer(log: _Log, weight: AnalogWeight) -> None:
         log.note(weight.path, effect, "anew at each step", wrong)
     # Steps in which all weights were dropped say nothing about the inputs.
     calls = [call for call in calls if call.w.any()] or calls
-    for effect in calls[0].levels:
-        worst = max(_level_error(call.levels[effect]) for call in calls)
-        wrong = "the inputs are not rounded to its steps"
-        log.note(weight.path, effect, "as many", wrong if worst > 1e-3 else None)
-    for effect in calls[0].clipped:
-        pairs: list[Any] = [call.clipped[effect] for call in calls]
-        same = all(np.allclose(*pair, rtol=1e-4) for pair in pairs)
-        wrong = None if same else "inputs beyond its bound are not clipped"
-        log.note(weight.path, effect, "at its bound", wrong)
+    for effect in calls[0].varied:
+        first = _stacked(steps, "varied", effect)[:, 0]
+        log.note(weight.path, effect, *spread_of(first))
+    for effect in calls[0].responses:
+        found = [_response(weight, call, effect) for call in calls[:ANSWERS]]
+        worst = next((each for each in found if each[1]), found[0])
+        log.note(weight.path, effect, *worst)
     for effect in calls[0].slopes:
         small = min(np.abs(np.asarray(call.slopes[effect])).max() for call in calls)
         wrong = None if small > 0 else "it has no gradient: it cannot be learned"
@@ -307,22 +321,41 @@ def _least_change(
     return min(max(changes) for changes in calls)
 
 
-def _unit(draws: np.ndarray, *, of_vectors: bool) -> tuple[str, str | None]:
+_ALIKE = {"noise": (), "shared": (3,), "spreads": (1, 2)}
+"""By kind of noise, the axes of `[keys, calls, vectors, columns]` that share a draw."""
+
+
+def _unit(draws: np.ndarray, alike: tuple[int, ...]) -> tuple[str, str | None]:
     """Returns the relative strength of draws, and what is wrong with it.
 
     Args:
       draws: `[keys, calls, vectors, columns]`.
-      of_vectors: whether all columns share the draw of a vector.
+      alike: the axes that share a draw.
     """
     drawn = ~np.isnan(draws)
     if not drawn.any():
+        if alike == _ALIKE["spreads"]:
+            return "smaller than the rounding of float32", None
         return "none", "all of its weights are zero"
-    independent = drawn.any(axis=-1).sum() if of_vectors else drawn.sum()
-    amount, wrong = strength_of(draws, independent)
-    some = drawn.any(axis=(1, 2, 3))
-    if repeated(np.nan_to_num(draws[some]).reshape(some.sum(), -1)):
+    amount, wrong = strength_of(draws, drawn.any(axis=alike).sum())
+    # Draws of zero, as of rounding or of offsets that are cut off, may come twice, and
+    # so may those of few values.
+    flat = np.nan_to_num(draws).reshape(len(draws), -1)
+    flat = flat[flat.any(axis=1)]
+    few = 2 * np.unique(flat).size < flat.size or alike == _ALIKE["spreads"]
+    if repeated(flat, few=few):
         wrong = "the noise is the same at several step keys"
     return amount, wrong
+
+
+def _response(
+    weight: AnalogWeight, call: bench.Readings, effect: str
+) -> tuple[str, str | None]:
+    """Returns the amount of an effect next to NumPy's, and what is wrong with it."""
+    assert call.tiles is not None
+    w, factors = map(np.asarray, call.tiles)
+    tiles = Tiles(w, factors, weight.row_sizes, weight.column_sizes)
+    return call.responses[effect].judged(tiles)
 
 
 def _alike(drawn: np.ndarray) -> bool:
@@ -343,13 +376,6 @@ def _alike(drawn: np.ndarray) -> bool:
     return bool((alike > (0.99 if noise.shape[1] >= 16 else 0.9999)).any())
 
 
-def _level_error(levels: Any) -> float:
-    """Returns the error of rounding 0.4 and 0.6 steps to the levels 0 and 1."""
-    size = max(float(np.abs(levels[3] - levels[0]).max()), 1e-30)
-    misses = abs(levels[1] - levels[0]).max(), abs(levels[2] - levels[3]).max()
-    return float(max(misses)) / size if size > 1e-20 else np.inf
-
-
 def _check_learned_clip(
     log: _Log, weight: AnalogWeight, plan: Plan, params: paths.Tree
 ) -> None:
@@ -357,7 +383,14 @@ def _check_learned_clip(
     path = local(plan, weight.leaf(CLIP_BOUND))
     halved = paths.map_leaves(lambda p, leaf: leaf / 2 if p == path else leaf, params)
     step, _ = step_weights(halved, plan, "eval", jax.random.key(0))
+    where = local(plan, weight.path)
+    kernel, found = (paths.leaves(tree)[where] for tree in (params, step))
     bound = weight.spread(jnp.asarray(paths.leaves(halved)[path]))
-    excess = jnp.abs(paths.leaves(step)[local(plan, weight.path)]) > bound * 1.01
-    wrong = "weights beyond the bound pass" if bool(jnp.any(excess)) else None
+    kernel, found, bound = (np.asarray(x, np.float32) for x in (kernel, found, bound))
+    error = found - np.clip(kernel, -bound, bound)
+    wrong = None
+    if (np.abs(found) > bound * 1.01).any():
+        wrong = "weights beyond the bound pass"
+    elif (np.abs(error) > 0.01 * bound).any():
+        wrong = "weights are clipped to another bound"
     log.note(weight.path, "clip", "at the learned bound", wrong)

@@ -17,11 +17,10 @@ from hwtrain.checkpoint import HardwareCheckpoint, export, load
 from hwtrain.chips import _conductances as conductances
 from hwtrain.chips._crossbar import with_written
 from hwtrain.evaluate._compensation_proof import compensated
+from hwtrain.evaluate._device_proof import DAY_S, Known, behaved
 from hwtrain.evaluate._judgement import ENOUGH
 from hwtrain.evaluate._updates import Finding, prefixed
 from hwtrain.evaluate._weight_noise import WeightProof
-
-DAY_S = 86_400.0
 
 
 def deployed_effects(plan: Plan, params: paths.Tree) -> Iterator[Finding]:
@@ -52,6 +51,7 @@ def deployed_effects(plan: Plan, params: paths.Tree) -> Iterator[Finding]:
         if not chips:
             return
         chip, later = _after_a_day(checkpoint)
+        known: Known = {}
         several: dict[str, dict[str, np.ndarray]] = {}
         for part, of in _parts(plan).items():
             several[part] = _deviations(Path(folder) / part, of, params)
@@ -66,6 +66,10 @@ def deployed_effects(plan: Plan, params: paths.Tree) -> Iterator[Finding]:
                 if weight.path in found
             }
             yield from _frozen(weight, nominal, deviations, *kernels)
+            model = weight.hardware.noise_model
+            if model is not None:
+                tiles = checkpoint.conductances(weight.path, checkpoint.chip_seeds[0])
+                yield from behaved(weight.path, model, tiles, known)
             if weight.hardware.drift_compensation is not None:
                 yield compensated(weight, nominal, *kernels)
         if any(weight.hardware.sticks for weight in chips):
@@ -273,6 +277,7 @@ def _mismatch_strength(
         deviation,
         np.asarray,
         "the chip has the nominal weights",
+        float(np.finfo(np.float32).eps),
     )
     mismatch.proof(proof)
     return proof.amount, proof.wrong

@@ -38,6 +38,24 @@ def strength_of(draws: np.ndarray, independent: int) -> tuple[str, str | None]:
     return amount, None if abs(strength - 1) < margin else f"the noise has {amount}"
 
 
+def spread_of(variances: np.ndarray) -> tuple[str, str | None]:
+    """Returns a spread relative to its configuration, and what is wrong with it.
+
+    >>> spread_of(np.full(1000, 0.25))
+    ('0.50 x the configured spread', 'the spread is 0.50 x the configured spread')
+
+    Args:
+      variances: independent estimates of its square, over the configured one.
+    """
+    mean, deviation = variances.mean(), max(variances.std(), math.sqrt(3))
+    error = 5 * deviation / math.sqrt(variances.size)
+    if error > 0.7:
+        return "too small next to the noise to be measured", None
+    amount = f"{math.sqrt(max(mean, 0)):.2f} x the configured spread"
+    wrong = f"the spread is {amount}" if abs(mean - 1) > max(error, 0.3) else None
+    return amount, wrong
+
+
 def share_of(count: int, total: int, share: float) -> tuple[str, str | None]:
     """Returns a share of weights as text, and what is wrong with it.
 
@@ -54,14 +72,18 @@ def share_of(count: int, total: int, share: float) -> tuple[str, str | None]:
     return amount, amount if abs(count - share * total) > margin else None
 
 
-def repeated(draws: np.ndarray) -> bool:
-    """Returns whether several of `draws`, `[keys, draws of a key]`, are the same.
+def repeated(draws: np.ndarray, *, few: bool = False) -> bool:
+    """Returns whether several draws are the same.
 
     A few numbers of a narrow dtype may be equal by chance; for these, more than half of
     all pairs must be equal.
+
+    Args:
+      draws: `[keys, draws of a key]`.
+      few: whether a key draws few numbers, or few different ones.
     """
     _, counts = np.unique(draws, axis=0, return_counts=True)
     keys, width = draws.shape
-    if width >= 16:
+    if width >= 16 and not few:
         return bool((counts > 1).any())
     return float(np.sum(counts * (counts - 1))) > 0.5 * keys * (keys - 1)

@@ -41,6 +41,21 @@ class Rerun:
         return functools.cache(lambda chip: self.run(chip, self.x))
 
     @functools.cached_property
+    def exact(self) -> "Rerun":
+        """The same multiplication in float32, whatever the layer's dtype."""
+        call = self.call._replace(
+            x=self.call.x.astype(jnp.float32),
+            w=self.call.w.astype(jnp.float32),
+            dtype=jnp.float32,
+        )
+        return Rerun(call, self.x)
+
+    def precisely(self, chip: Hardware, x: Any, **leaves: Any) -> jax.Array:
+        """Runs in float32, also on devices that multiply less precisely."""
+        with jax.default_matmul_precision("highest"):
+            return self.exact.run(chip, x, **leaves)
+
+    @functools.cached_property
     def size(self) -> jax.Array:
         """The root mean square of the layer's own outputs."""
         return jnp.maximum(rms(self.outputs(self.call.weight.hardware)), 1e-30)
@@ -76,7 +91,7 @@ class Rerun:
         learned = self.call.leaves.get(OUTPUT_SCALE.name, jnp.ones(()))
         if learned.ndim:
             learned = cut_columns(learned, self.tiles.column_sizes)
-        return jnp.abs(jnp.asarray(self.tiles.scale) * learned)
+        return jnp.asarray(self.tiles.scale) * learned
 
     def of_layer(self, deviation: jax.Array) -> jax.Array:
         """Returns the deviation of the layer's outputs from that of its tiles."""
@@ -91,8 +106,25 @@ class Rerun:
         """Returns the test vectors, scaled so that their outputs exceed a bound."""
         y = jnp.max(jnp.abs(self.run(ideal(self.call.weight.hardware), self.x)))
         real = tiling.mask(self.tiles.column_sizes)
-        largest = jnp.max(jnp.where(real, self.factors(), 0))
+        largest = jnp.max(jnp.where(real, jnp.abs(self.factors()), 0))
         return self.x * 3 * bound * largest / jnp.maximum(y, 1e-30)
+
+    def driven(self) -> jax.Array:
+        """Returns the weights that the layer draws itself, as some rows respond."""
+        chip, leaves = self.call.weight.hardware, {}
+        if OUTPUT_SCALE.name in self.call.leaves:
+            scale = self.call.leaves[OUTPUT_SCALE.name]
+            leaves[OUTPUT_SCALE.name] = jnp.ones_like(scale)
+        rows = self.x.shape[-1]
+        x = jnp.eye(rows, dtype=jnp.float32)[driven_rows(rows)]
+        chip = dataclasses.replace(ideal(chip), modifier=chip.modifier)
+        with jax.default_matmul_precision("highest"):
+            return self.exact.run(chip, x, **leaves)
+
+    @functools.cached_property
+    def spread_out(self) -> jax.Array:
+        """The test vectors in normalised units, whatever the range."""
+        return _normal(self.x.shape[-1])
 
     @functools.cached_property
     def heaviest(self) -> jax.Array:
@@ -104,6 +136,11 @@ class Rerun:
         """Returns inputs of given sizes whose outputs do not cancel in one column."""
         signs = jnp.where(self.call.w[:, self.heaviest] < 0, -1.0, 1.0)
         return jnp.array(sizes, jnp.float32)[:, None] * signs[None]
+
+
+def driven_rows(rows: int) -> np.ndarray:
+    """Returns which rows `Rerun.driven` drives: a few, because each may cost a draw."""
+    return np.unique(np.linspace(0, rows - 1, 16).astype(int))
 
 
 def moved_away(leaf: jax.Array) -> jax.Array:
@@ -118,11 +155,13 @@ def ideal(chip: Hardware) -> Hardware:
 
 def vectors_for(call: Multiplication) -> jax.Array:
     """Returns `[VECTORS, rows]`, some well within the range and some beyond it."""
-    rows = call.x.shape[-1]
-    x = np.random.default_rng(0).normal(size=(VECTORS, rows)).astype(np.float32)
-    x = x * np.array([0.3, 0.3, 1, 1, 3, 3], np.float32)[:, None]
     largest = jnp.max(call.leaves[RANGE.name]) if call.weight.ranged else 1.0
-    return jnp.asarray(x) * largest
+    return _normal(call.x.shape[-1]) * largest
+
+
+def _normal(rows: int) -> jax.Array:
+    x = np.random.default_rng(0).normal(size=(VECTORS, rows)).astype(np.float32)
+    return jnp.asarray(x * np.array([0.3, 0.3, 1, 1, 3, 3], np.float32)[:, None])
 
 
 def rms(y: jax.Array) -> jax.Array:

@@ -1,6 +1,6 @@
 """Checks that an update has every effect on an analog model."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import jax
@@ -11,12 +11,18 @@ from hwtrain._arrays import paths
 from hwtrain._plan.plan import Plan
 from hwtrain._plan.weight import AnalogWeight
 from hwtrain.chips._crossbar import on_crossbar
+from hwtrain.evaluate._distribution import MOST, as_drawn, drawn
 from hwtrain.optim import drift_weights, keep_weights_clipped, remap_weights
 from hwtrain.optim._drift import drifting
 from hwtrain.optim._input_range import input_range_learning
 from hwtrain.periphery._range_gradient import PROBE_SIZE
 from hwtrain.periphery.input_range import PROBE, RANGE
 from hwtrain.weights.mapping import MAPPING_SCALE
+
+LATER = 10
+"""Time at which drift is measured, in units of t_0."""
+
+_Tiles = list[tuple[np.ndarray, np.ndarray]]
 
 Finding = tuple[str, str, str | None, str]
 """Path, effect, what is wrong or `None`, and the measured amount as text."""
@@ -41,16 +47,20 @@ class ClipProof:
       wrong: what is wrong with it; `None` for nothing.
     """
 
-    def __init__(self, weight: AnalogWeight, same: bool, after: jax.Array):
+    def __init__(
+        self, weight: AnalogWeight, same: bool, after: jax.Array, tiles: _Tiles
+    ):
         """Takes the result of an update to hundredfold weights.
 
         Args:
           weight: the plan of the array.
           same: whether the update passed unchanged.
           after: the updated weights, in units of the crossbar.
+          tiles: the weights of each row tile, unclipped and clipped, in units of the
+            crossbar.
         """
         self.rows, self.columns = max(weight.row_sizes), sum(weight.column_sizes)
-        self._same, self._after = same, after
+        self._same, self._after, self._tiles = same, after, tiles
         self.amount, self.wrong = "bounds an update", None
 
     def bounds(self, unless: str = "") -> None:
@@ -73,6 +83,86 @@ class ClipProof:
         if largest > bound * (1 + 1e-5):
             self.wrong = f"the {self.amount} is beyond the bound"
 
+    def clips_to(self, bound: Callable[[np.ndarray], Any]) -> None:
+        """Requires that weights are clipped to the bound that NumPy computes.
+
+        Args:
+          bound: function of the weights of a row tile after an update, unclipped,
+            `[rows, columns]` in units of the crossbar. It returns the bound, or one
+            for each column; infinity for none. It must not use the part's own
+            functions, or it could not tell them from others.
+        """
+        if self.wrong:
+            return
+        for before, after in self._tiles:
+            each = np.broadcast_to(np.asarray(bound(before)), before.shape)
+            size = np.where(np.isfinite(each), each, np.abs(before))
+            error = np.abs(after - np.clip(before, -each, each))
+            off = float((error / np.maximum(size, 1e-30)).max())
+            if off > 0.02:
+                off = min(off, 9.99)
+                self.wrong = f"weights are off by {off:.0%} of the configured bound"
+
+
+class RemapProof:
+    """Lets a remapping declare what is to be measured.
+
+    Attributes:
+      row_sizes: rows of each row tile.
+      column_sizes: columns of each column tile.
+      wrong: what is wrong with it; `None` for nothing.
+    """
+
+    def __init__(
+        self, weight: AnalogWeight, w: np.ndarray, scale: np.ndarray, change: np.ndarray
+    ):
+        """Takes weights in units of the crossbar, their scale, and its change."""
+        self.row_sizes, self.column_sizes = weight.row_sizes, weight.column_sizes
+        self._w, self._scale, self._change = w, scale, change
+        self.wrong: str | None = None
+
+    def rescales(self, function: Callable[[np.ndarray, np.ndarray], Any]) -> None:
+        """Requires the scales that NumPy computes.
+
+        Args:
+          function: function of the weights `[..., rows, columns]` and the scales, that
+            returns new scales. It must not use the part's own functions.
+        """
+        expected = function(self._w, self._scale)
+        error = np.abs((self._scale + self._change) / expected - 1).max()
+        if error > 0.02:
+            self.wrong = f"its scales are off by {min(error, 9.99):.0%}"
+
+
+class DriftProof:
+    """Lets a drift of training declare what is to be measured.
+
+    Attributes:
+      elapsed: time since the weights were set, in units of t_0.
+      amount: the measurement, as text.
+      wrong: what is wrong with it; `None` for nothing.
+    """
+
+    def __init__(self, drift: Any, found: jax.Array, w: jax.Array):
+        """Takes drifted weights and those before, in units of the crossbar."""
+        self.elapsed = LATER + drift.dt_s / drift.t_0
+        self._found, self._w = (
+            np.asarray(each, np.float64).ravel()[:MOST] for each in (found, w)
+        )
+        self._eps = float(jnp.finfo(w.dtype).eps)
+        self.amount, self.wrong = "", None
+
+    def becomes(self, sample: Callable[..., Any]) -> None:
+        """Requires that weights become what NumPy computes or draws for them.
+
+        Args:
+          sample: function of a NumPy generator and weights that returns drifted ones.
+            It must not use the part's own functions.
+        """
+        rounding = 0.6 * self._eps * np.abs(self._w)
+        draws = drawn(sample, self._w)
+        self.amount, self.wrong = as_drawn(self._found, self._w, draws, rounding)
+
 
 def _clipped(plan: Plan, params: paths.Tree) -> Iterator[Finding]:
     def clips(weight: AnalogWeight) -> bool:
@@ -91,10 +181,39 @@ def _clipped(plan: Plan, params: paths.Tree) -> Iterator[Finding]:
         after = jnp.stack([values[path] + new[path] for _, new in found])
         scale = weight.stored_scale(values)
         w = jnp.stack([on_crossbar(weight, each, scale)[0] for each in after])
-        proof = ClipProof(weight, bool(same), w)
+        pairs = [(push[path], new[path]) for push, new in found]
+        tiles = _row_tiles(weight, values[path], scale, pairs)
+        proof = ClipProof(weight, bool(same), w, tiles)
         assert clip is not None
         clip.proof(proof)
         yield path, "clip", proof.wrong, proof.amount
+
+
+def _row_tiles(
+    weight: AnalogWeight, kernel: Any, scale: Any, pairs: Iterable[tuple[Any, Any]]
+) -> _Tiles:
+    """Returns the weights of each row tile after updates, unclipped and clipped.
+
+    Args:
+      weight: the plan of the array.
+      kernel: the stored array.
+      scale: its stored mapping scale, if it has one.
+      pairs: updates as they were, and clipped.
+    """
+    ends = np.cumsum(weight.row_sizes)[:-1]
+
+    def tiles(array: Any) -> list[np.ndarray]:
+        matrix = np.asarray(weight.to_matrix(jnp.asarray(array)), np.float64)
+        split = np.split(matrix, ends, axis=-2)
+        return [each for tile in split for each in tile.reshape(-1, *tile.shape[-2:])]
+
+    found = []
+    for push, new in pairs:
+        before = jnp.asarray(kernel, jnp.float32) + push
+        _, s = on_crossbar(weight, before, scale)
+        after = jnp.asarray(kernel + new, jnp.float32)
+        found += zip(tiles(before / s), tiles(after / s))
+    return found
 
 
 def _pushed(plan: Plan, params: paths.Tree, *, spread: bool) -> paths.Tree:
@@ -134,11 +253,23 @@ def _remapped(plan: Plan, params: paths.Tree) -> Iterator[Finding]:
         return -leaf / 2 if leaf.any() else rng.uniform(1, 2, leaf.shape)
 
     halved = paths.map_leaves(halve, params)
+    values, steps = paths.leaves(params), paths.leaves(halved)
     changes = paths.leaves(_updated(remap_weights(plan), halved, params))
     for weight in plan.trained.weights:
         if weight.hardware.remaps:
-            change = np.asarray(changes[weight.leaf(MAPPING_SCALE)])
-            wrong = None if np.any(change != 0) else "the scale stays"
+            where = weight.leaf(MAPPING_SCALE)
+            change, wrong = np.asarray(changes[where], np.float64), None
+            scale = np.asarray(values[where], np.float64)
+            kernel = values[weight.path] + jnp.asarray(steps[weight.path])
+            w, _ = on_crossbar(weight, kernel, values[where])
+            matrix = np.asarray(weight.to_matrix(w), np.float64)
+            proof, remap = (
+                RemapProof(weight, matrix, scale, change),
+                weight.hardware.remap,
+            )
+            assert remap is not None
+            remap.proof(proof)
+            wrong = "the scale stays" if not change.any() else proof.wrong
             yield weight.path, "remap", wrong, "changes the scale"
 
 
@@ -177,14 +308,23 @@ def _drifted(plan: Plan, params: paths.Tree) -> Iterator[Finding]:
     tx = drift_weights(plan, jax.random.key(0) if drawn else None)
     begun: Any = tx.init(params)
     # Drift starts only after t_0, so this is ten t_0 later.
-    later = tuple(state._replace(now=state.now + 10) for state in begun.weights)
+    later = tuple(state._replace(now=state.now + LATER) for state in begun.weights)
     zeros = jax.tree.map(np.zeros_like, params)
+    values = paths.leaves(params)
     updates, _ = jax.jit(tx.update)(zeros, begun._replace(weights=later), params)
     for weight in weights:
         change = paths.leaves(updates)[weight.path]
         changed = np.any(np.asarray(change) != 0)
-        wrong = None if changed else "weights stay as they are"
-        yield weight.path, "drift", wrong, "changes weights with time"
+        wrong, amount = "weights stay as they are", "changes weights with time"
+        if changed:
+            kernel = paths.leaves(params)[weight.path]
+            w, s = on_crossbar(weight, kernel, weight.stored_scale(values))
+            drift = weight.hardware.drift
+            assert drift is not None
+            proof = DriftProof(drift, (kernel + change) / s, w)
+            drift.proof(proof)
+            wrong, amount = proof.wrong, proof.amount or amount
+        yield weight.path, "drift", wrong, amount
 
 
 def _updated(tx: Any, updates: paths.Tree, params: paths.Tree) -> paths.Tree:

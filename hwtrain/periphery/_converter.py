@@ -98,6 +98,23 @@ def round_to_level(
     return x if converter.step is None else round_to(x, converter.step, uniform)
 
 
+def rounding_deviation(x: jax.Array, step: float) -> jax.Array:
+    r"""Returns the standard deviation of stochastic rounding.
+
+    .. math:: \Delta \sqrt{p (1 - p)}, \qquad
+        p = x / \Delta - \lfloor x / \Delta \rfloor
+
+    >>> print(rounding_deviation(jnp.array([0.5, 1.0]), 1.0))
+    [0.5 0. ]
+
+    Args:
+      x: values, of any shape.
+      step: distance between levels.
+    """
+    share = x / step - jnp.floor(x / step)
+    return step * jnp.sqrt(share * (1 - share))
+
+
 def saturate(x: jax.Array, bound: float | None) -> jax.Array:
     """Clips to plus or minus a bound; the gradient passes at the bound, not beyond.
 

@@ -2,8 +2,16 @@
 
 import dataclasses
 
+import numpy as np
+
 from hwtrain._parts.part import Part
-from hwtrain.periphery._converter import Converter, exceeds, round_to_level, saturate
+from hwtrain.periphery._converter import (
+    Converter,
+    exceeds,
+    round_to_level,
+    rounding_deviation,
+    saturate,
+)
 from hwtrain.periphery.input_range import PROBE
 
 
@@ -70,10 +78,33 @@ class Adc(Part):
 
     def proof(self, ctx):
         """Declares its measured effect: rounding, and clipping at its bound."""
-        if self.res is not None:
+        step, bound = self.converter.step, self.bound
+        if step is not None and bound is not None:
             ctx.differs("ADC rounding", self.unrounded)
-        if self.stochastic:
-            to_nearest = dataclasses.replace(self, stochastic=False)
-            ctx.differs("out_sto_round", to_nearest)
-        if self.bound is not None:
-            ctx.differs_beyond(self.bound, "out_bound", Adc(bound=self.bound))
+
+            def levels(x, tile):
+                return np.clip(step * np.rint(tile.multiply(x) / step), -bound, bound)
+
+            def unrounded(x, tile):
+                return np.clip(tile.multiply(x), -bound, bound)
+
+            nearest = dataclasses.replace(self, stochastic=False)
+            within = {"rest": unrounded, "outputs": bound / 3}
+            ctx.responds(levels, "ADC rounding", nearest, **within)
+        if self.stochastic and step is not None and bound is not None:
+            ctx.deviates(
+                lambda x: rounding_deviation(ctx.product(x, ctx.w), step),
+                "out_sto_round",
+                of=dataclasses.replace(
+                    self, bound=1e4 * bound, res=step / (2e4 * bound)
+                ),
+                pooled=True,
+            )
+        if bound is not None:
+            ctx.differs_beyond(bound, "out_bound", Adc(bound=bound))
+            ctx.responds(
+                lambda x, tile: np.clip(tile.multiply(x), -bound, bound),
+                "out_bound",
+                Adc(bound=bound),
+                outputs=bound,
+            )

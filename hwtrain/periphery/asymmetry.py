@@ -2,6 +2,7 @@
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from hwtrain._parts.part import Part
 
@@ -36,8 +37,12 @@ class InputAsymmetry(Part):
         return f"input asymmetry {self.share:g}"
 
     def proof(self, ctx):
-        """Declares its measured effect: that outputs change."""
+        """Declares its measured effect: the outputs."""
         ctx.differs("inp_asymmetry")
+        kept = 1 - self.share
+        ctx.responds(
+            lambda x, tile: tile.multiply(np.where(x < 0, kept * x, x)), "inp_asymmetry"
+        )
 
 
 class OutputAsymmetry(Part):
@@ -55,5 +60,11 @@ class OutputAsymmetry(Part):
         return f"output asymmetry {self.share:g}"
 
     def proof(self, ctx):
-        """Declares its measured effect: that outputs change."""
+        """Declares its measured effect: the outputs."""
         ctx.differs("out_asymmetry")
+
+        def expected(x, tile):
+            y = tile.multiply(x)
+            return np.where(y < 0, (1 - self.share) * y, y)
+
+        ctx.responds(expected, "out_asymmetry")

@@ -2,8 +2,10 @@
 
 import dataclasses
 
+import jax.numpy as jnp
+
 from hwtrain._parts.part import Part
-from hwtrain.periphery._converter import Converter, convert
+from hwtrain.periphery._converter import Converter, convert, rounding_deviation
 
 
 class Dac(Part):
@@ -64,8 +66,19 @@ class Dac(Part):
         """Declares its measured effect: rounding to its levels."""
         ctx.differs("DAC")
         to_nearest = dataclasses.replace(self, stochastic=False)
-        if self.stochastic:
-            ctx.differs("inp_sto_round", to_nearest)
         step = self.converter.step
+        if self.stochastic and step is not None and self.bound is not None:
+
+            def deviation(x):
+                each = rounding_deviation(x, step)
+                return jnp.sqrt(ctx.product(jnp.square(each), jnp.square(ctx.w)))
+
+            # The same levels, and more of them, so that no input is clipped.
+            wide = dataclasses.replace(
+                self, bound=1e4 * self.bound, res=step / (2e4 * self.bound)
+            )
+            ctx.deviates(deviation, "inp_sto_round", of=wide, shared=True, pooled=True)
+        if self.bound is not None:
+            ctx.clips(self.bound, "DAC", of=Dac(bound=self.bound))
         if step is not None:
             ctx.rounds(step, "DAC levels", of=to_nearest)

@@ -29,6 +29,7 @@ from hwtrain.periphery._range_gradient import (
     clip_to_range,
     clipped,
 )
+from hwtrain.periphery.dac import Dac
 
 
 def _is_ranged(weight: Any, when: When) -> bool:
@@ -105,6 +106,21 @@ class Range(Part):
         """Declares its measured effect: that outputs follow the average."""
         # Its initial value of 1 has no effect, so `differs` would fail.
         ctx.follows("input_range", "noise_management")
+        # Inside of a coarse DAC, outputs tell the average.
+        step = 0.25
+
+        def rounded(x, tile, r):
+            levels = np.clip(step * np.rint(x / r / step), -1, 1)
+            return r * tile.multiply(levels)
+
+        ctx.responds(
+            lambda x, tile, r: rounded(x, tile, np.asarray(r, np.float64)[..., None]),
+            "noise_management",
+            self,
+            Dac(bound=1.0, res=step / 2),
+            rest=lambda x, tile, r: rounded(x, tile, 1.0),
+            leaves={"input_range": 2 * ctx.leaves["input_range"]},
+        )
 
 
 def ranged(

@@ -14,12 +14,14 @@ from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from hwtrain._arrays import tiling
 from hwtrain._arrays.derivatives import vary_alike
 from hwtrain._parts.constant import static, stopped
 from hwtrain._parts.part import Part
 from hwtrain.periphery.adc import Adc
+from hwtrain.periphery.dac import Dac
 
 
 def noise_scale(
@@ -194,6 +196,15 @@ class Management(Part):
             fixed = dataclasses.replace(self, noise="none", threshold=0.0)
             name = "input_range" if self.of_range else "noise_management"
             ctx.differs(name, fixed if self.iterative else None)
+            # Inside of a coarse DAC, outputs tell the scale.
+            once = dataclasses.replace(self, iterative=False, worst_case=False)
+            ctx.responds(
+                lambda x, tile: _rounded(tile, x, self._in_numpy(x, self.noise)),
+                name,
+                once,
+                Dac(bound=1.0, res=_COARSE),
+                rest=lambda x, tile: _rounded(tile, x, 1.0),
+            )
         if self.iterative and self.bound is not None:
             adc, alone = (
                 Adc(bound=self.bound),
@@ -202,11 +213,60 @@ class Management(Part):
                     limit=self.limit,
                     bound=self.bound,
                     worst_case=self.worst_case,
+                    assumed_wmax=self.assumed_wmax,
                 ),
             )
             ctx.differs_beyond(
                 self.bound, "bound_management", alone, adc, without=(adc,)
             )
+            ctx.responds(
+                self._fitted,
+                "bound_management",
+                alone,
+                adc,
+                rest=lambda x, tile: self._clipped(tile, x, 1.0),
+                outputs=4 * self.bound,
+            )
+
+    def _in_numpy(self, x, kind):
+        """Returns the first scale of inputs, `[vectors, row tiles, 1, rows]`."""
+        sizes = np.abs(x).max(axis=-1, keepdims=True)
+        if kind == "abs_max":
+            alpha = np.minimum(sizes, self.threshold or np.inf)
+        elif kind == "max":
+            # Padding is zero, and so is no larger than what counts.
+            largest = x.max(axis=-1, keepdims=True)
+            alpha = np.where(largest > 0, largest, 1)
+        elif kind == "abs_max_np_sum" and self.bound is not None:
+            sums = [np.maximum(y, 0).sum(axis=-1, keepdims=True) for y in (x, -x)]
+            alpha = np.maximum(
+                sizes, np.maximum(*sums) * self.assumed_wmax / self.bound
+            )
+        else:
+            alpha = np.full_like(sizes, self.threshold or 1)
+        return np.where(alpha == 0, 1, alpha)
+
+    def _clipped(self, tile, x, alpha):
+        bound = np.inf if self.bound is None else self.bound
+        return alpha * np.clip(tile.multiply(x / alpha), -bound, bound)
+
+    def _fitted(self, x, tile):
+        """Returns outputs at the first scale at which none is clipped."""
+        bound = np.inf if self.bound is None else self.bound
+        alpha = np.ones((*tile.multiply(x).shape[:-1], 1))
+        trials, limit = 1 if self.worst_case else 0, self.limit
+        trials += math.floor(math.log2(limit)) + 1 if limit >= 1 else 0
+        for trial in range(trials):
+            beyond = np.abs(tile.multiply(x / alpha)).max(
+                axis=-1, keepdims=True
+            ) > bound * (1 + 1e-6)
+            larger = 2 * alpha
+            if self.worst_case and trial == 0:
+                larger = np.broadcast_to(
+                    self._in_numpy(x, "abs_max_np_sum"), alpha.shape
+                )
+            alpha = np.where(beyond, larger, alpha)
+        return self._clipped(tile, x, alpha)
 
     def _scale(self, x, ctx, kind):
         return noise_scale(
@@ -240,6 +300,16 @@ class Management(Part):
             worst = jnp.broadcast_to(self._scale(x, ctx, "abs_max_np_sum"), shape)
         alpha = jnp.broadcast_to(alpha, shape)
         return bound_scale(alpha, read, limit=static(self.limit), worst_case=worst)
+
+
+_COARSE = 1 / 8
+"""Resolution of a DAC with which scales of inputs are measured."""
+
+
+def _rounded(tile, x, alpha):
+    """Returns outputs behind that DAC for inputs divided by a scale."""
+    levels = np.clip(2 * _COARSE * np.rint(x / alpha / (2 * _COARSE)), -1, 1)
+    return alpha * tile.multiply(levels)
 
 
 def _check_vectors(drawn: tuple[int, ...], vectors: tuple[int, ...]) -> None:

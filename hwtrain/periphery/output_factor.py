@@ -22,5 +22,6 @@ class OutputFactor(Part):
         return f"output factor {self.factor:g}"
 
     def proof(self, ctx):
-        """Declares its measured effect: that outputs change."""
+        """Declares its measured effect: the outputs."""
         ctx.differs("out_scale")
+        ctx.responds(lambda x, tile: self.factor * tile.multiply(x), "out_scale")

@@ -45,3 +45,4 @@ class OutputNoise(Part):
         ctx.deviates(self.sigma, "out_noise", of=alike)
         if self.spread > 0:
             ctx.differs("out_noise_std", alike)
+            ctx.varies(self.sigma, self.spread, "out_noise_std")

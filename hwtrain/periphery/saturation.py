@@ -93,11 +93,39 @@ class Saturation(Part):
 
     def proof(self, ctx):
         """Declares its measured effect: that each option changes outputs."""
+        bound = self.bound or np.inf
+        alike = dataclasses.replace(self, spread=0.0)
+        plain = dataclasses.replace(alike, slope_calibration=0.0)
+
+        def saturated(x, tile):
+            y = tile.multiply(x)
+            return y / (1 + self.strength / bound * np.abs(y))
+
+        def calibrated(x, tile):
+            slope = self.slope_calibration * (self.strength + self.r_series * bound)
+            return (1 + slope) ** 2 * saturated(x, tile)
+
+        def deviation(x):
+            y = ctx.product(x, ctx.w)
+            nodes, shares = np.polynomial.hermite_e.hermegauss(40)
+            square = 0
+            for node, share in zip(nodes, shares / shares.sum()):
+                n = self.strength / bound * abs(1 + self.spread * node)
+                off = y / (1 + n * abs(y)) - y / (1 + self.strength / bound * abs(y))
+                square += share * off**2
+            return jnp.sqrt(square)
+
         if self.strength > 0:
             ctx.differs("out_nonlinearity")
+            if np.isfinite(bound):
+                ctx.responds(saturated, "out_nonlinearity", plain, outputs=bound)
         if self.spread > 0:
-            alike = dataclasses.replace(self, spread=0.0)
             ctx.differs("out_nonlinearity_std", alike)
+            if np.isfinite(bound):
+                spread = dataclasses.replace(self, slope_calibration=0.0)
+                ctx.spreads(deviation, "out_nonlinearity_std", of=spread, alike=plain)
         if self.slope_calibration > 0:
             uncalibrated = dataclasses.replace(self, slope_calibration=0.0)
             ctx.differs("slope_calibration", uncalibrated)
+            rest = {"rest": saturated, "outputs": bound}
+            ctx.responds(calibrated, "slope_calibration", alike, **rest)

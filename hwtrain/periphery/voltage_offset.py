@@ -4,6 +4,7 @@ import dataclasses
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.typing import ArrayLike
 
 from hwtrain._arrays.tiling import over_batch
@@ -85,6 +86,24 @@ class VoltageOffset(Part):
         if self.r_series > 0:
             rest = dataclasses.replace(self, r_series=0.0)
             ctx.differs("r_series", rest if self.spread > 0 else None)
+
+            def expected(x, tile):
+                reference = -self.w_min * x.sum(axis=-1, keepdims=True)
+                y = tile.multiply(x) + reference
+                rho = self.r_series
+                reference = reference / (1 + rho * np.abs(reference))
+                return y / (1 + rho * np.abs(y)) - reference
+
+            ctx.responds(expected, "r_series", dataclasses.replace(self, spread=0.0))
         if self.spread > 0:
             rest = dataclasses.replace(self, spread=0.0)
             ctx.differs("v_offset_std", rest if self.r_series > 0 else None)
+
+            def deviation(x):
+                # Half of the offsets are zero.
+                y = ctx.product(x, ctx.w)
+                reference = -self.w_min * jnp.sum(x, axis=-1, keepdims=True)
+                return self.spread / 2**0.5 * jnp.abs(y + 2 * reference)
+
+            alone = dataclasses.replace(self, r_series=0.0)
+            ctx.spreads(deviation, "v_offset_std", of=alone)

@@ -5,6 +5,7 @@ from typing import Any, Literal, Self
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.typing import ArrayLike
 from pydantic import model_validator
 from pydantic.dataclasses import dataclass
@@ -283,6 +284,19 @@ class WeightClipParameter(Described):
         ctx.bounds(unless="" if self._spreads(ctx.rows, ctx.columns) else reason)
         if self.type == "fixed_value":
             ctx.caps(self.fixed_value)
+        ctx.clips_to(self._in_numpy)
+
+    def _in_numpy(self, w: np.ndarray) -> Any:
+        """Returns the bound of a tile, `[rows, columns]`, for the proof."""
+        limit, bound = self.fixed_value or np.inf, np.inf
+        if self.type == "average_channel_max":
+            bound = np.mean(np.max(np.abs(w), axis=0))
+        elif self.type == "layer_gaussian":
+            axis = 0 if self.per_column else None
+            if (w.shape[0] if self.per_column else w.size) > 1:
+                std = np.std(w, axis=axis, ddof=1)
+                bound = np.where(std > 0, self.sigma * std, np.inf)
+        return np.minimum(bound, limit)
 
     def _spreads(self, rows: int, columns: int) -> bool:
         """Whether a tile of this size has the statistic that the bound is made of."""

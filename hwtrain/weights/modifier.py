@@ -23,7 +23,8 @@ from hwtrain._parts.part import Described
 from hwtrain._parts.registry import register_types
 from hwtrain._parts.texts import in_microsiemens
 from hwtrain.weights import levels, noises
-from hwtrain.weights._modifier_options import GAUSSIAN, LEVELS, PCM, check
+from hwtrain.weights._modifier_options import LEVELS, PCM, check
+from hwtrain.weights._modifier_sample import sample_of
 from hwtrain.weights.bases import in_modes
 from hwtrain.weights.pcm import pcm_noise
 
@@ -277,15 +278,11 @@ class WeightModifierParameter(Described):
         return self.type in ("drop_connect", "copy") and self.pdrop > 0
 
     def proof(self, ctx: Any) -> None:
-        """Declares its measured effect: its dropped share or deviation."""
+        """Declares its measured effect: the weights that NumPy draws likewise."""
         if self._only_drops:
             ctx.drops(self.pdrop)
-            return
-        rounds = self.type == "discretize" and not self.draws
-        ctx.differs(resting="all weights lie on its levels" if rounds else "")
-        if self.type in GAUSSIAN and self.pdrop == 0:
-            w_max = ctx.w_max if self.rel_to_actual_wmax else self.assumed_wmax
-            ctx.deviates(self.std_dev * self.sigma(ctx.w, w_max))
+        else:
+            ctx.becomes(sample_of(self), drops=self.pdrop)
 
     def __call__(
         self,

@@ -1,9 +1,10 @@
 """Remapping: updates the scale of each crossbar."""
 
-from typing import Literal, Self
+from typing import Any, Literal, Self
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from pydantic import model_validator
 from pydantic.dataclasses import dataclass
 
@@ -159,6 +160,33 @@ class WeightRemapParameter(Described):
         limit = f", scales up to {self.max_scale_range:g} x the smallest"
         limit = limit if self.max_scale_range else ""
         return f"{self.type} to {self.remapped_wmax:g}{limit}"
+
+    def proof(self, ctx: Any) -> None:
+        """Declares its measured effect: the scales that NumPy computes."""
+
+        def tiles(x: np.ndarray) -> list[np.ndarray]:
+            if x.shape[-1] != sum(ctx.column_sizes):
+                return [x]
+            return np.split(x, np.cumsum(ctx.column_sizes)[:-1], axis=-1)
+
+        def rescaled(w: np.ndarray, scale: np.ndarray) -> np.ndarray:
+            rows = np.split(np.abs(w), np.cumsum(ctx.row_sizes)[:-1], axis=-2)
+            largest = np.stack([tile.max(axis=-2) for tile in rows], axis=-2)
+            if not self.per_column and scale.shape[-1] == 1:
+                largest = largest.max(axis=-1, keepdims=True)
+            elif not self.per_column:
+                each = [tile.max(axis=-1, keepdims=True) for tile in tiles(largest)]
+                if scale.shape[-1] == sum(ctx.column_sizes):
+                    each = [np.repeat(x, n, -1) for x, n in zip(each, ctx.column_sizes)]
+                largest = np.concatenate(each, axis=-1)
+            new = scale * np.where(largest > 0, largest / self.remapped_wmax, 1)
+            if not self.max_scale_range:
+                return new
+            least = [x.min(axis=-1, keepdims=True) + 0 * x for x in tiles(scale)]
+            least = np.maximum(np.concatenate(least, axis=-1), self.max_scale_ref)
+            return np.minimum(new, self.max_scale_range * least)
+
+        ctx.rescales(rescaled)
 
     def scale(
         self,

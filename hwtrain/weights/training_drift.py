@@ -4,6 +4,7 @@ from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.typing import ArrayLike
 from pydantic.dataclasses import dataclass
 
@@ -186,6 +187,10 @@ class SimpleDriftParameter(Described):
         """Returns its type, exponent and times."""
         return _described(self)
 
+    def proof(self, ctx: Any) -> None:
+        """Declares its measured effect: the weights that NumPy computes."""
+        ctx.becomes(lambda rng, w: w * max(ctx.elapsed, 1) ** -self.nu)
+
     def begin(self, w: jax.Array, key: jax.Array | None = None) -> DriftState:
         """Returns the state of weights that have just been set.
 
@@ -284,6 +289,20 @@ class DriftParameter(Described):
     def describe(self) -> str:
         """Returns its type, exponent and times."""
         return _described(self)
+
+    def proof(self, ctx: Any) -> None:
+        """Declares its measured effect: the weights that NumPy draws likewise."""
+
+        def sample(rng: np.random.Generator, w: np.ndarray) -> np.ndarray:
+            of_device, of_step, noise = rng.normal(size=(3, *w.shape))
+            nu = self.nu * (1 + self.nu_dtod * of_device) * (1 + self.nu_std * of_step)
+            g = (w - self.w_offset) / self.wg_ratio + self.g_offset
+            level = np.maximum(np.abs(g) / np.exp(self.log_g0), 1e-7)
+            g = g * max(ctx.elapsed, 1) ** -(nu - self.nu_k * np.log(level))
+            now = self.wg_ratio * (g - self.g_offset) + self.w_offset
+            return now + self.w_noise_std * noise
+
+        ctx.becomes(sample)
 
     def begin(self, w: jax.Array, key: jax.Array | None = None) -> DriftState:
         """Returns the state of weights that have just been set, with drawn exponents.

@@ -311,6 +311,9 @@ def test_programming_noise_and_drift_are_found_in_the_export():
         ("converter", None),
         ("noise_model", None),
         ("drift", None),
+        ("programming noise", None),
+        ("drift", None),
+        ("read noise", None),
     ]
 
 
@@ -494,7 +497,7 @@ _BESIDE = {
     "noise model": (
         "hwtrain.PCMLikeNoiseModel.program",
         _without_noise,
-        {"noise_model"},
+        {"noise_model", "programming noise"},
     ),
 }
 

@@ -100,6 +100,18 @@ class Recorder:
     def rounds(self, step, effect, *, of):
         self.effects.add(effect)
 
+    def responds(self, expected, effect, *stages, **options):
+        self.effects.add(effect)
+
+    def clips(self, bound, effect, *, of):
+        self.effects.add(effect)
+
+    def varies(self, sigma, spread, effect):
+        self.effects.add(effect)
+
+    def spreads(self, deviation, effect, *, of, alike=None):
+        self.effects.add(effect)
+
 
 @pytest.mark.parametrize("name", MEASURED)
 def test_every_option_of_the_periphery_is_measured_by_a_stage_of_its_own(name):

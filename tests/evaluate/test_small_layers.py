@@ -207,7 +207,7 @@ def test_a_kernel_of_zeros_is_told_as_such(chip):
 def test_the_level_of_one_weight_is_itself():
     levels = hw.WeightModifierParameter(type="discretize", res=0.1)
     found = hw.assert_active(*one_weight(hw.Hardware(modifier=levels)))
-    assert "lie on its levels" in str(found)
+    assert "weights like these stay as they are" in str(found)
 
 
 def test_bounds_follow_from_the_number_of_draws():

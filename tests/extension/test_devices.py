@@ -249,6 +249,95 @@ def test_the_steps_and_the_bound_that_a_stage_says_are_measured(off, monkeypatch
     jax.clear_caches()
 
 
+@hw.register("stage", "test_weak_side", inside="adc")
+class WeakSide(hw.Part):
+    """Outputs below zero are too small."""
+
+    share: float = 0.4
+
+    def around(self, inner, x, ctx):
+        y = inner(x)
+        return jnp.where(y < 0, (1 - self.share) * y, y)
+
+    def proof(self, ctx):
+        super().proof(ctx)
+
+        def expected(x, tile):
+            y = tile.multiply(x)
+            return np.where(y < 0, (1 - self.share) * y, y)
+
+        ctx.responds(expected)
+
+
+@hw.register("modifier", "test_coarse")
+class Coarse(hw.WeightModifier):
+    """Levels of a user."""
+
+    step: float = 0.1
+
+    def on_weight(self, w, ctx):
+        return self.step * ctx.w_max * jnp.round(w / (self.step * ctx.w_max))
+
+    def proof(self, ctx):
+        ctx.becomes(
+            lambda rng, w, w_max: self.step * w_max * np.rint(w / (self.step * w_max))
+        )
+
+
+@hw.register("clip", "test_quantile")
+class Quantile(hw.WeightClip):
+    """A clip at three quarters of the largest weight of a tile."""
+
+    def largest(self, w, row_sizes):
+        ends = np.cumsum(row_sizes)[:-1]
+        tiles = jnp.split(jnp.abs(w), ends, axis=-2)
+        each = [tile.max(axis=(-2, -1), keepdims=True) for tile in tiles]
+        return 0.75 * jnp.concatenate(each, axis=-2)
+
+    def proof(self, ctx):
+        super().proof(ctx)
+        ctx.clips_to(lambda w: 0.75 * np.abs(w).max())
+
+
+def halved(method):
+    return lambda self, *args, **options: method(self, *args, **options) / 2
+
+
+OF_NUMPY = {
+    "test_weak_side": (
+        WeakSide,
+        "around",
+        lambda f: lambda self, inner, x, ctx: (f(self, inner, x, ctx) + inner(x)) / 2,
+        {"forward": hw.IOParameters(stages=(WeakSide(),))},
+    ),
+    "modifier": (
+        Coarse,
+        "on_weight",
+        lambda f: lambda self, w, ctx: (f(self, w, ctx) + w) / 2,
+        {"modifier": Coarse()},
+    ),
+    "clip": (Quantile, "largest", halved, {"clip": Quantile()}),
+}
+
+
+@pytest.mark.parametrize("half", [False, True])
+@pytest.mark.parametrize("effect", OF_NUMPY)
+def test_what_a_part_says_in_numpy_is_measured(effect, half, monkeypatch):
+    part, method, change, options = OF_NUMPY[effect]
+    if half:
+        monkeypatch.setattr(part, method, change(getattr(part, method)))
+    jax.clear_caches()
+    analog = hw.analogize(nn.Dense(6), hw.Hardware(**options))
+    x = jnp.ones((2, 8))
+    variables = analog.init(jax.random.key(0), x)
+    if half:
+        with pytest.raises(ValueError, match=f"kernel: {effect}: "):
+            hw.assert_active(analog, variables, x)
+    else:
+        assert effect in {row[1] for row in hw.assert_active(analog, variables, x).rows}
+    jax.clear_caches()
+
+
 def test_a_part_says_more_where_it_knows_the_weight():
     io = hw.IOParameters(out_bits=8, out_bound=5.0, stages=(Driver(),))
     analog = hw.analogize(nn.Dense(5), hw.Hardware(forward=io))
