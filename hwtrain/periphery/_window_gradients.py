@@ -43,7 +43,8 @@ def statistics(x, r, input_range, window, rows) -> jax.Array:
         return jax.lax.complex(times * x, times * jnp.square(x))
 
     def clipped(times, x, r):
-        return (times * (jnp.abs(x) >= r)).astype(jnp.complex64)
+        beyond = (jnp.abs(x) >= r).astype(jnp.float32)
+        return (times * beyond).astype(jnp.complex64)
 
     def of_groups(function, *arrays):
         # The times of a batch of one repeat along the first axis.

@@ -17,7 +17,7 @@ from hwtrain.weights import WeightModifierParameter as Modifier
 # A correct estimator leaves 4.5 standard errors once in 150,000 keys.
 Z = 4.5
 ROWS, COLUMNS = 6, 3
-KEY = jax.random.key(3)
+KEY = jax.random.key(3, impl=hw.threefry_prng)
 X = np.asarray(jax.random.normal(jax.random.key(5), (4, ROWS)))
 NOISE = Modifier(type="add_normal", std_dev=0.2, redraw=True)
 EXACT = {"rtol": 1e-5, "atol": 1e-6}
@@ -194,8 +194,10 @@ def test_lora_draws_for_each_of_its_factors():
     plain = nnx.LoRA(ROWS, 2, COLUMNS, rngs=nnx.Rngs(0))
     plain.lora_b[...] = jnp.ones((2, COLUMNS))
     a, b = np.asarray(plain.lora_a[...]), np.ones((2, COLUMNS), np.float32)
-    found = hw.analogize(plain, hw.Hardware(modifier=NOISE), rngs=nnx.Rngs(mismatch=1))
-    key = nnx.Rngs(mismatch=1)["mismatch"]()
+    found = hw.analogize(
+        plain, hw.Hardware(modifier=NOISE), rngs=nnx.Rngs(mismatch=KEY)
+    )
+    key = nnx.Rngs(mismatch=KEY)["mismatch"]()
     noisy_a, noisy_b = by_hand(a, "lora_a", key), by_hand(b, "lora_b", key)
     np.testing.assert_allclose(found(X), X @ noisy_a @ noisy_b, **EXACT)
 

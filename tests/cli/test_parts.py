@@ -224,7 +224,9 @@ class Modifier(hwtrain.WeightModifier):
     error = error_of(said(*words))
     assert f"did you mean '{meant}'?" in error
     if table == "[hardware.modifier]":
-        assert error.endswith("(known so far: modifier_without)\n")
+        # Other tests of the process may have registered some too.
+        known = error.rpartition("(known so far: ")[2].removesuffix(")\n")
+        assert "modifier_without" in known.split(", ")
 
 
 @pytest.fixture
