@@ -1,7 +1,9 @@
 """Timing of several variants in one interleaved run.
 
 A round times each variant once, so that other load on the machine affects all of them.
-The medians over rounds are compared; quartiles and the fastest round, which other load
+Before that it runs the variant once, because the first run finds the caches and the
+memory as the variant before left them: the largest would make the next one slower. The
+medians over rounds are compared; quartiles and the fastest round, which other load
 disturbed least, are reported too.
 """
 
@@ -29,18 +31,18 @@ def interleaved(
 
     Args:
       variants: functions that start the work and return arrays to wait for.
-      rounds: number of rounds after the one that compiles.
+      rounds: number of rounds.
       rest: seconds before each variant, in which the threads of the one before may go
         to sleep, if they belong to another framework.
     """
     seconds: dict[str, list[float]] = {name: [] for name in variants}
-    for number in range(rounds + 1):
+    for _ in range(rounds):
         for name, run in variants.items():
             time.sleep(rest)
+            jax.block_until_ready(run())
             start = time.perf_counter()
             jax.block_until_ready(run())
-            if number:
-                seconds[name].append(time.perf_counter() - start)
+            seconds[name].append(time.perf_counter() - start)
     first = statistics.median(next(iter(seconds.values())))
     return {name: _timing(values, first) for name, values in seconds.items()}
 

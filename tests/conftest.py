@@ -123,18 +123,27 @@ def _values(item):
     }
 
 
+_MOST = 10
+"""Cases of a test that run by default."""
+
+
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items):
-    """Keeps those cases of `sampled` tests that show each value of each parameter.
+    """Leaves cases of tests with many to the nightly run.
 
-    `sampled(most)` keeps at most that many: the first ones chosen, which differ most,
-    or with a single parameter an even selection from its first value to its last.
+    Of `sampled` tests, those are kept that show each value of each parameter.
+    `sampled(most)` keeps at most that many, and a test without the mark `_MOST`: the
+    first ones chosen, which differ most, or with a single parameter an even selection
+    from its first value to its last.
     """
     tests = {}
     for item in items:
-        if "sampled" in item.keywords and "nightly" not in item.keywords:
+        if "nightly" not in item.keywords and hasattr(item, "callspec"):
             tests.setdefault(item.nodeid.partition("[")[0], []).append(item)
     for cases in tests.values():
+        marked = cases[0].get_closest_marker("sampled")
+        if marked is None and len(cases) <= _MOST:
+            continue
         values = [_values(case) for case in cases]
         shown = dict.fromkeys(set().union(*values), 0)
         left, chosen = list(range(len(cases))), []
@@ -151,7 +160,7 @@ def pytest_collection_modifyitems(items):
             chosen.append(best)
             for value in values[best]:
                 shown[value] += 1
-        most = (*cases[0].get_closest_marker("sampled").args, len(chosen))[0]
+        most = _MOST if marked is None else (*marked.args, len(chosen))[0]
         step = max(len(chosen) / most, 1) if len(values[0]) == 1 else 1
         chosen = {chosen[int(i * step)] for i in range(min(most, len(chosen)))}
         for index, case in enumerate(cases):
