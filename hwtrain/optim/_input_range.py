@@ -96,7 +96,11 @@ def input_range_learning(
       Nature Communications 2023.
     """
     inner = optax.identity() if optimizer is None else optimizer
-    weights = ranged(plan)
+    # The gradient of a fixed range is not read, so that XLA does not compute it.
+    weights = [weight for weight in ranged(plan) if _moves(weight.hardware)]
+    fixed = {weight.leaf(RANGE) for weight in ranged(plan)} - {
+        weight.leaf(RANGE) for weight in weights
+    }
     options: Any = _options(weights) if weights else None
     # One vector instead of a small array for each layer, so that the arithmetic takes a
     # few kernels, however many layers there are.
@@ -127,10 +131,10 @@ def input_range_learning(
         del extra_args
         require(params, "input_range_learning")
         step = jnp.asarray(optax.safe_increment(state.step))
-        probes = plan.zeros
+        unchanged = {*plan.zeros, *fixed}
         if not weights:
             updates = paths.map_leaves(
-                lambda path, leaf: jnp.zeros_like(leaf) if path in probes else leaf,
+                lambda path, leaf: jnp.zeros_like(leaf) if path in unchanged else leaf,
                 updates,
             )
             return updates, InputRangeLearningState(step, None, None)
@@ -158,7 +162,7 @@ def input_range_learning(
         )
 
         def new_update(path: str, leaf: jax.Array) -> jax.Array:
-            if path in probes:
+            if path in unchanged:
                 return jnp.zeros_like(leaf)
             new = changes.get(path)
             return leaf if new is None else new.reshape(leaf.shape).astype(leaf.dtype)
@@ -167,6 +171,11 @@ def input_range_learning(
         return paths.map_leaves(new_update, updates), state
 
     return optax.GradientTransformationExtraArgs(init, update)
+
+
+def _moves(chip: Hardware) -> bool:
+    """Whether updates change the range: it is learned, set from data, or an average."""
+    return chip.averages or chip.input_range is None or chip.input_range.moves
 
 
 class _Options(NamedTuple):

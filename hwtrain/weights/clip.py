@@ -349,8 +349,8 @@ class WeightClipParameter(Described):
         """
         unit = jnp.ones((*w.shape[:-2], len(row_sizes), 1)) if scale is None else scale
         unit, value = jax.lax.stop_gradient(unit), self.fixed_value
-        if self.type == "fixed_value":
-            return jnp.full_like(unit, value) * unit
+        if self.type == "fixed_value" and value is not None:
+            return value * unit
         given: dict[str, Any] = {"limit": value, "scale": unit, "update": update}
         # One bound for columns of different scales is computed on the crossbar.
         differ = unit.shape[-1] > 1 and not self.per_column

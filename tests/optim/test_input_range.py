@@ -395,3 +395,35 @@ def test_missing_leaves_and_parameters_are_errors():
     with pytest.raises(ValueError, match="tx.update.grads, state, params"):
         tx.update(params, tx.init(params))
     assert "layer/probe" in paths.leaves(params)
+
+
+@pytest.mark.parametrize("learns", [True, False])
+def test_a_fixed_range_costs_no_gradient_of_the_input(learns):
+    # Two layers: two products forward, two of the weights, one of the inputs between
+    # them, and one of the model's inputs where the first range learns.
+    fixed = hw.InputRangeParameter(learn_input_range=False, init_from_data=0)
+    moving = hw.InputRangeParameter()
+    first = hw.Hardware(input_range=moving if learns else fixed)
+    rules = (
+        hw.Rule("layers_0", first),
+        hw.Rule(".*", hw.Hardware(input_range=moving)),
+    )
+    model = hw.analogize(nn.Sequential([nn.Dense(8), nn.Dense(8)]), rules)
+    x = jnp.ones((4, 8))
+    params = model.init(jax.random.key(0), x)["params"]
+    tx = hw.optim.hardware_aware(optax.sgd(0.1), hw.plan(model, params, x))
+
+    @jax.jit
+    def step(params, state):
+        gradients = jax.grad(lambda p: jnp.sum(model.apply({"params": p}, x) ** 2))(
+            params
+        )
+        updates, state = tx.update(gradients, state, params)
+        return optax.apply_updates(params, updates), state
+
+    state = tx.init(params)
+    text = step.lower(params, state).compile().as_text()
+    assert text.count(" dot(") == (6 if learns else 5)
+    before = params["layers_0"]["input_range"]
+    after = step(params, state)[0]["layers_0"]["input_range"]
+    assert (after != before).any() == learns
