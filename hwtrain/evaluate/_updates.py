@@ -246,15 +246,16 @@ def _remapped(plan: Plan, params: paths.Tree) -> Iterator[Finding]:
         return
     rng = np.random.default_rng(0)
 
-    def halve(path: str, leaf: Any) -> Any:
+    def shrink(path: str, leaf: Any) -> Any:
         leaf = np.asarray(leaf)
         if path not in plan:
             return np.zeros_like(leaf)
-        return -leaf / 2 if leaf.any() else rng.uniform(1, 2, leaf.shape)
+        # To a share that no configured largest weight happens to be.
+        return -0.63 * leaf if leaf.any() else rng.uniform(1, 2, leaf.shape)
 
-    halved = paths.map_leaves(halve, params)
-    values, steps = paths.leaves(params), paths.leaves(halved)
-    changes = paths.leaves(_updated(remap_weights(plan), halved, params))
+    smaller = paths.map_leaves(shrink, params)
+    values, steps = paths.leaves(params), paths.leaves(smaller)
+    changes = paths.leaves(_updated(remap_weights(plan), smaller, params))
     for weight in plan.trained.weights:
         if weight.hardware.remaps:
             where = weight.leaf(MAPPING_SCALE)
