@@ -4,7 +4,9 @@ import ast
 import importlib
 import inspect
 import pkgutil
+import re
 import textwrap
+from pathlib import Path
 
 import pytest
 
@@ -55,6 +57,23 @@ def test_public_names_have_docstrings():
     assert len(modules) > 100  # an empty walk would find nothing
     found = [name for module in modules for name in without_docstrings(module)]
     assert not found, "no docstring: " + ", ".join(found)
+
+
+def test_no_docstring_describes_an_argument_twice():
+    found = []
+    for path in sorted(Path(hwtrain.__file__).parent.rglob("*.py")):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if not isinstance(node, ast.FunctionDef | ast.ClassDef):
+                continue
+            _, _, behind = (ast.get_docstring(node) or "").partition("\nArgs:\n")
+            section = re.match(r"(?:  .*(?:\n|$)|\n)*", behind)[0]
+            names = re.findall(r"^  (\w+):", section, re.MULTILINE)
+            found += [
+                f"{path.name}: {node.name}: {n}"
+                for n in set(names)
+                if names.count(n) > 1
+            ]
+    assert not found, "described twice: " + ", ".join(found)
 
 
 @pytest.mark.parametrize("base", BASES, ids=lambda base: base.__name__)

@@ -160,7 +160,6 @@ def pack(mask: np.ndarray) -> str:
 
     Args:
       mask: a boolean array.
-      mask: an array of truth values.
     """
     return np.packbits(mask.astype(bool)).tobytes().hex()
 

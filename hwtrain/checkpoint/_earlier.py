@@ -57,7 +57,6 @@ def as_meant(content: Any) -> None:
 
     Args:
       content: the content of a manifest, not yet checked.
-      content: the content of a manifest, not yet checked.
     """
     layers = content.get("layers") if isinstance(content, dict) else None
     for layer in layers if isinstance(layers, list) else ():
