@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 from jax.typing import DTypeLike
 
-from hwtrain._arrays import tiling
+from hwtrain._arrays import statistics, tiling
 from hwtrain._arrays.random import fold_in
 from hwtrain._flax.effective import HELD, as_stored, held, of_step, on_levels
 from hwtrain._flax.errors import missing_leaf, other_geometry
@@ -371,7 +371,7 @@ def _deviation(
         w = w / tiling.expand_rows(scale, weight.row_sizes).astype(w.dtype)
     if modifier.rel_to_actual_wmax:
         each = modifier.per_column
-        w_max = tiling.absolute_maximum(w, weight.row_sizes, per_column=each)
+        w_max = statistics.absolute_maximum(w, weight.row_sizes, per_column=each)
     else:
         w_max = jnp.full((len(weight.row_sizes), 1), modifier.assumed_wmax)
 

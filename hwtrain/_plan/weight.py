@@ -13,7 +13,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from hwtrain._arrays import tiling
+from hwtrain._arrays import statistics, tiling
 from hwtrain._arrays.random import draw_name
 from hwtrain._arrays.windows import Window, unpack
 from hwtrain._parts.leaf import LeafSpec, Shapes, When
@@ -437,7 +437,7 @@ class AnalogWeight:
             w_max = jnp.abs(bound)
         else:
             each = columnwise or self.tiles[1] > 1
-            w_max = tiling.absolute_maximum(
+            w_max = statistics.absolute_maximum(
                 matrix, self.row_sizes, per_column=each, update=update
             )
         if not columnwise and w_max.shape[-1] > 1:
@@ -453,7 +453,7 @@ class AnalogWeight:
         Returns:
           `[*stack, row tiles, columns]`; 1 where all weights are zero.
         """
-        w_max = tiling.absolute_maximum(matrix, self.row_sizes, per_column=True)
+        w_max = statistics.absolute_maximum(matrix, self.row_sizes, per_column=True)
         return jnp.where(w_max > 0, w_max, 1).astype(jnp.float32)
 
     @property

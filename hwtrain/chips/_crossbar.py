@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from hwtrain._arrays import paths, tiling
+from hwtrain._arrays import paths, reductions, statistics, tiling
 from hwtrain._parts.constant import replaced
 from hwtrain._plan.plan import Plan
 from hwtrain._plan.weight import AnalogWeight
@@ -56,7 +56,7 @@ def largest_weight(
       An array broadcastable against the stored one.
     """
     w_max = _largest_of_tiles(weight, kernel, None, per_column=per_column)
-    return weight.spread(tiling.reduced(w_max))
+    return weight.spread(reductions.reduced(w_max))
 
 
 def _largest_of_tiles(
@@ -83,7 +83,7 @@ def _largest_of_tiles(
     """
     each = per_column or (scale is not None and scale.shape[-1] > 1)
     matrix = weight.to_matrix(kernel)
-    w_max = tiling.absolute_maximum(matrix, weight.row_sizes, per_column=each)
+    w_max = statistics.absolute_maximum(matrix, weight.row_sizes, per_column=each)
     if scale is not None:
         w_max = w_max / scale.astype(w_max.dtype)
     if each and not per_column:
@@ -135,7 +135,7 @@ def modified(
         if modifier.unitless and divisor is not None:
             # Saves two passes over the weights, and two over their gradient.
             w, s, w_max = kernel, 1.0, w_max * divisor.astype(w_max.dtype)
-        w_max = weight.spread(tiling.reduced(w_max))
+        w_max = weight.spread(reductions.reduced(w_max))
     changed = w if last is None else jnp.where(last, 0, w)
     # A user's modifier sees the array as it is stored, whatever its tiling.
     if isinstance(modifier, WeightModifier):

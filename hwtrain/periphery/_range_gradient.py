@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.typing import ArrayLike
 
-from hwtrain._arrays import derivatives, tiling
+from hwtrain._arrays import derivatives, reductions, tiling
 from hwtrain._arrays.derivatives import custom_vjp
 
 PROBE_SCALE = 2.0**-40
@@ -133,7 +133,7 @@ def _backward(row_sizes, gradient, residuals, d):
         x = x.astype(jnp.float32)
         return jax.lax.complex(x, jnp.square(x))
 
-    edge = tiling.sum_of(clipped_and_widen, x, d, axes=axes)
+    edge = reductions.sum_of(clipped_and_widen, x, d, axes=axes)
     d_range = gradient.scale * jnp.imag(edge)
     if gradient.relative:
         d_range = d_range * input_range
@@ -141,7 +141,7 @@ def _backward(row_sizes, gradient, residuals, d):
     examples = int(np.prod([x.shape[axis] for axis in batch], dtype=np.int64))
     count = examples * np.asarray(row_sizes, np.float32)[:, None]
     count = jnp.broadcast_to(count, input_range.shape)
-    moments = tiling.sum_of(value_and_square, x, axes=axes)
+    moments = reductions.sum_of(value_and_square, x, axes=axes)
     total = jnp.real(moments) / input_range
     square = jnp.imag(moments) / jnp.square(input_range)
     none = jnp.zeros_like(count)
@@ -250,7 +250,7 @@ def _count_forward(y, probe, traced, bound, column_sizes):
     # The mask spans all columns, so `sum_of` must split an axis before the tiles.
     outputs = y if y.ndim > 3 else y[None]
     axes = (*range(-outputs.ndim, -3), -1)
-    kept = jnp.real(tiling.sum_of(inside, outputs, axes=axes))
+    kept = jnp.real(reductions.sum_of(inside, outputs, axes=axes))
     none = jnp.zeros_like(count)
     sums = jnp.stack([none, none, none, none, count, kept], axis=-1)
     return y, ((PROBE_SCALE * sums).astype(probe.dtype), traced)

@@ -13,7 +13,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from hwtrain._arrays.derivatives import vary_alike
-from hwtrain._arrays.tiling import over_batch, sum_of
+from hwtrain._arrays.reductions import sum_of
+from hwtrain._arrays.tiling import over_batch
 from hwtrain._arrays.window_tiles import Rows
 from hwtrain._arrays.windows import Window, padded
 

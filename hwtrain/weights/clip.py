@@ -10,7 +10,7 @@ from jax.typing import ArrayLike
 from pydantic import model_validator
 from pydantic.dataclasses import dataclass
 
-from hwtrain._arrays import tiling
+from hwtrain._arrays import statistics
 from hwtrain._parts.fields import CONFIG, Positive, changed
 from hwtrain._parts.leaf import LeafSpec, When, not_positive
 from hwtrain._parts.part import Described
@@ -51,7 +51,7 @@ def layer_gaussian(
       `[..., row tiles, columns or 1]`; infinite where all weights are equal, since
       their spread then defines no range.
     """
-    std = tiling.standard_deviation(
+    std = statistics.standard_deviation(
         w, row_sizes, per_column=per_column, scale=scale, update=update
     )
     bound = jnp.where(std > 0, sigma * std, jnp.inf)
@@ -88,7 +88,7 @@ def average_channel_max(
       Rasch et al., A flexible and fast PyTorch toolkit for simulating training and
       inference on analog crossbar arrays, AICAS 2021.
     """
-    largest = tiling.absolute_maximum(w, row_sizes, per_column=True, update=update)
+    largest = statistics.absolute_maximum(w, row_sizes, per_column=True, update=update)
     largest = largest.astype(jnp.float32) / (1.0 if scale is None else scale)
     bound = jnp.mean(largest, axis=-1, keepdims=True)
     return bound if limit is None else jnp.minimum(bound, limit)

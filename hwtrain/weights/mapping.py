@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from pydantic import model_validator
 from pydantic.dataclasses import dataclass
 
-from hwtrain._arrays import tiling
+from hwtrain._arrays import statistics
 from hwtrain._parts.fields import CONFIG, Limit, NonNegative
 from hwtrain._parts.leaf import LeafSpec, Shapes, When, not_positive
 from hwtrain._parts.part import Described
@@ -90,7 +90,7 @@ def _too_small(weight: Any, scale: Any, kernel: Any) -> str:
     if largest is None:
         return ""
     matrix = weight.to_matrix(jnp.asarray(kernel, jnp.float32))
-    w_max = tiling.absolute_maximum(matrix, weight.row_sizes, per_column=True)
+    w_max = statistics.absolute_maximum(matrix, weight.row_sizes, per_column=True)
     found = float(jnp.max(w_max / weight.of_columns(jnp.asarray(scale))))
     if found <= _ROUNDING * largest:
         return ""

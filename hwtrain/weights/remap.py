@@ -8,7 +8,7 @@ import numpy as np
 from pydantic import model_validator
 from pydantic.dataclasses import dataclass
 
-from hwtrain._arrays import tiling
+from hwtrain._arrays import statistics, tiling
 from hwtrain._parts.fields import CONFIG, NonNegative, Positive
 from hwtrain._parts.part import Described
 
@@ -57,7 +57,7 @@ def remapped_scale(
       Nature Communications 2023.
     """
     alone = scale.shape[-1] == 1 and not per_column
-    w_max = tiling.absolute_maximum(w, row_sizes, per_column=not alone)
+    w_max = statistics.absolute_maximum(w, row_sizes, per_column=not alone)
     if not alone and not per_column:
         w_max = tiling.over_columns(jnp.max, w_max, column_sizes)
         if scale.shape[-1] != len(column_sizes):

@@ -22,7 +22,7 @@ from flax.core import meta
 
 import hwtrain as hw
 from hwtrain._arrays import paths
-from hwtrain._arrays.tiling import absolute_maximum
+from hwtrain._arrays.statistics import absolute_maximum
 from hwtrain._flax.weight_side import step_weights
 
 B, T, D, COPIES = 2, 3, 4, 2

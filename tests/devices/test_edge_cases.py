@@ -8,7 +8,7 @@ from flax import linen as nn
 from flax import nnx
 
 import hwtrain as hw
-from hwtrain._arrays import tiling
+from hwtrain._arrays import statistics
 from hwtrain.devices import (
     ReRamCMONoiseModel,
     SingleDeviceConductanceConverter,
@@ -60,14 +60,14 @@ def everything(w):
 
 def effects(w):
     rows, results = (w.shape[0],), {}
-    w_max = tiling.absolute_maximum(w, rows, per_column=True)
+    w_max = statistics.absolute_maximum(w, rows, per_column=True)
     for options in MODIFIERS:
         results[options["type"]] = WeightModifierParameter(**options)(KEY, w, w_max)
     # No bound of a spread that is none; what matters is what it makes of the weights.
     for kind in ("layer_gaussian", "average_channel_max"):
         bound = WeightClipParameter(type=kind).bound(w, rows)
         results[kind] = jnp.clip(w, -bound, bound)
-    largest = tiling.absolute_maximum(w, rows, per_column=True)
+    largest = statistics.absolute_maximum(w, rows, per_column=True)
     bound = jnp.where(largest > 0, largest, 1).astype(jnp.float32)
     results["learned clip"] = learned_clip(w, bound, rows, 6)
     for kind in ("layerwise_symmetric", "channelwise_symmetric"):

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from jax import test_util
 
-from hwtrain._arrays import tiling
+from hwtrain._arrays import statistics, tiling
 from hwtrain._arrays.random import draw_key
 from hwtrain.periphery import IOParameters, analog_mvm
 from hwtrain.periphery._range_gradient import PROBE_SCALE
@@ -123,7 +123,7 @@ def test_everything_at_once_is_finite_in_value_and_gradient(row_sizes, column_si
     x[0], w[:, 1] = 0, 0
 
     def loss(x, w):
-        scale = tiling.absolute_maximum(w, row_sizes, per_column=True)
+        scale = statistics.absolute_maximum(w, row_sizes, per_column=True)
         y = multiply(
             x,
             w,

@@ -3,7 +3,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from hwtrain._arrays import tiling
+from hwtrain._arrays import statistics, tiling
 from hwtrain._parts.fields import from_dict, to_dict
 from hwtrain.weights import WeightRemapParameter, remap
 
@@ -69,7 +69,7 @@ def test_the_logical_weight_never_changes(type, scale_columns):
     out = remap.rescaled(w, scale, new, sizes)
     logical = w * tiling.expand_rows(scale, sizes)
     np.testing.assert_allclose(out * tiling.expand_rows(new, sizes), logical, rtol=1e-5)
-    largest = tiling.absolute_maximum(out, sizes, per_column=parameter.per_column)
+    largest = statistics.absolute_maximum(out, sizes, per_column=parameter.per_column)
     np.testing.assert_allclose(largest, jnp.full_like(largest, 0.8), rtol=1e-5)
 
 
