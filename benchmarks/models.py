@@ -96,6 +96,12 @@ OUTPUT_NOISE = hwtrain.IOParameters(
 CLIP = hwtrain.WeightClipParameter(type="layer_gaussian", sigma=2.5)
 RANGE = hwtrain.InputRangeParameter()
 CONVERTERS = hwtrain.IOParameters(inp_bits=8, out_bits=8, out_bound=10.0)
+DEVICE = {
+    "converter": hwtrain.SinglePairConductanceConverter(g_max=25.0),
+    "noise_model": hwtrain.PCMLikeNoiseModel(g_max=25.0),
+    "drift_compensation": hwtrain.GlobalDriftCompensation(),
+}
+DAY_S = 86400.0
 NOISY = dataclasses.replace(CONVERTERS, out_noise=0.06)
 
 

@@ -1,4 +1,4 @@
-"""One step on a chip in hwtrain, aihwkit-lightning and aihwkit, in one process.
+"""Steps on a chip, and many chips, in hwtrain, aihwkit-lightning and aihwkit.
 
     python benchmarks/peers.py [--env DIR] [--rounds 10] [--out DIR] [--only mlp ...]
 
@@ -6,7 +6,9 @@ Makes a virtual environment with hwtrain, torch and both peers in DIR, or withou
 a temporary folder, and measures there. `DIR/bin/python benchmarks/peers.py --here`
 measures with what an interpreter has.
 
-All run the same step on two threads: batch, float32, SGD, and the same effects. Times
+All run in one process. The steps are the same: batch, float32, SGD, and the same
+effects, on two threads. Chips are programmed and drift for a day, with a compensation,
+before they see a batch; aihwkit-lightning has none. Times
 are absolute; ratios are to the plain step of the own framework. The peers' input ranges
 learn from the first step on, and skip their initialisation from data, which hwtrain's
 compiled step includes.
@@ -40,11 +42,15 @@ SIZES = {
     "cnn": {"channels": 32, "hidden": 128, "pixels": 28, "batch": 128},
     "transformer": {"width": 512, "heads": 8, "tokens": 128, "batch": 8},
 }
+CHIPS = {"channels": 16, "hidden": 64, "pixels": 8, "batch": 450, "chips": 64}
 HEADINGS = {
     "mlp": "Three dense layers of {width}, batch {batch}.",
     "cnn": "Two convolutions of {channels} channels and more, two dense layers, "
     "{batch} images of {pixels} x {pixels}.",
     "transformer": "A Transformer block, {width} wide, {batch} x {tokens} tokens.",
+    "chips": "{chips} chips of PCM after a day, each with {batch} images of "
+    "{pixels} x {pixels}: two convolutions of {channels} channels and more, two dense "
+    "layers.",
 }
 
 
@@ -87,7 +93,6 @@ def measured(name: str, size: dict, rounds: int) -> list[dict]:
     """
     import torch_peers
     from interleaved import interleaved
-    from tables import row
 
     x = batch(name, size)
     ours = flax_steps(name, size, x)
@@ -99,15 +104,64 @@ def measured(name: str, size: dict, rounds: int) -> list[dict]:
     timings = interleaved(runs, rounds, REST_S)
     for process in alone.values():
         process.close()
-    rows = []
-    for variant, timing in timings.items():
-        plain = timings["flax, plain" if len(rows) <= len(ours) else "torch, plain"]
-        ratios = {
-            "ratio": timing.median / plain.median,
-            "ratio of fastest": timing.fastest / plain.fastest,
-        }
-        rows.append(row(variant, timing) | ratios)
+    return with_ratios(timings, 1 + len(ours))
+
+
+def with_ratios(timings: dict, ours: int) -> list[dict]:
+    """Returns rows with ratios to the plain runs of the own framework.
+
+    Args:
+      timings: of all variants, those of Flax first; the first of each framework is
+        plain.
+      ours: the number of variants of Flax.
+    """
+    from tables import row
+
+    rows, every = [], list(timings.items())
+    for variants in (every[:ours], every[ours:]):
+        for variant, timing in variants:
+            plain = variants[0][1]
+            ratios = {
+                "ratio": timing.median / plain.median,
+                "ratio of fastest": timing.fastest / plain.fastest,
+            }
+            rows.append(row(variant, timing) | ratios)
     return rows
+
+
+def evaluated(size: dict, rounds: int) -> list[dict]:
+    """Returns the table of an evaluation on chips."""
+    import torch_peers
+    from interleaved import interleaved
+
+    x = batch("cnn", size)
+    ours, theirs = flax_evaluations(size, x), torch_peers.evaluations(size, x)
+    timings = interleaved(ours | theirs, rounds, REST_S)
+    chips = size["chips"]
+    return [
+        entry | {"chips_per_s": 1e3 * chips / entry["ms"]}
+        for entry in with_ratios(timings, len(ours))
+    ]
+
+
+def flax_evaluations(size: dict, x) -> dict[str, Callable[[], object]]:
+    """Returns functions that evaluate a model in Flax: plain, and on chips."""
+    import jax
+    import jax.numpy as jnp
+    import models
+    from speed import evaluation
+
+    plain, x, chips = module("cnn", size), jnp.asarray(x), size["chips"]
+    variables, apply = plain.init(jax.random.key(0), x), jax.jit(plain.apply)
+    hardware = models.chip(
+        input_range=models.RANGE, forward=models.OUTPUT_NOISE, **models.DEVICE
+    )
+    run = evaluation(plain, x, hardware, times_s=[models.DAY_S])
+    return {
+        "flax, plain": lambda: [apply(variables, x) for _ in range(chips)],
+        "hwtrain, a call for each": lambda: [run([seed], 1) for seed in range(chips)],
+        "hwtrain, one call": lambda: run(chips, None),
+    }
 
 
 def batch(name: str, size: dict):
@@ -225,10 +279,13 @@ def here(options: argparse.Namespace) -> None:
     for number, reason in enumerate(options.missing, 1):
         about[f"missing {number}:"] = reason
     for name in options.only:
-        size = SIZES[name]
+        if name == "chips":
+            size, title, rows = CHIPS, "All chips", evaluated(CHIPS, options.rounds)
+        else:
+            size, title = SIZES[name], "One step"
+            rows = measured(name, size, options.rounds)
         heading = HEADINGS[name].format(**size)
-        rows = measured(name, size, options.rounds)
-        keep(options.out / "peers", name, heading, {"One step": rows}, about)
+        keep(options.out / "peers", name, heading, {title: rows}, about)
 
 
 def main():
@@ -244,7 +301,7 @@ def main():
     parser.add_argument("--here", action="store_true", help="make no environment")
     parser.add_argument("--missing", action="append", default=[], help="a line to keep")
     parser.add_argument("--rounds", type=int, default=10)
-    parser.add_argument("--only", nargs="*", choices=SIZES, default=list(SIZES))
+    parser.add_argument("--only", nargs="*", choices=HEADINGS, default=list(HEADINGS))
     results = Path(__file__).parent / "results"
     parser.add_argument("--out", type=Path, default=results, help="folder of the files")
     options = parser.parse_args()

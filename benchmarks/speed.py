@@ -18,8 +18,11 @@ from interleaved import interleaved
 from models import (
     CLIP,
     CONVERTERS,
+    DAY_S,
+    DEVICE,
     NOISE,
     NOISY,
+    OUTPUT_NOISE,
     PER_VECTOR,
     RANGE,
     REDRAWN,
@@ -37,6 +40,7 @@ from hwtrain._arrays.fast_random import normal_from_bits
 from hwtrain._arrays.random import normal
 
 ALL = {"modifier": NOISE, "clip": CLIP, "input_range": RANGE, "forward": CONVERTERS}
+READ = {**ALL, "forward": OUTPUT_NOISE, **DEVICE}
 VECTOR = {"modifier": PER_VECTOR, "input_range": RANGE, "forward": CONVERTERS}
 CASES = {
     "plain": (None, False),
@@ -52,6 +56,10 @@ CASES = {
     "per vector, ranges, converters, threefry": (chip(**VECTOR), False),
     "per vector, ranges, converters, fast": (chip(**VECTOR), True),
 }
+
+
+MISMATCHED = chip(mismatch=hwtrain.MismatchParameter(type="add_normal", std_dev=0.1))
+"""Chips whose weights differ."""
 
 
 def steps(module, x, cases, rounds, optimizer=None):
@@ -163,10 +171,7 @@ def generator(rounds):
         "normal, fast": (lambda k: normal(k, w.shape), (fast,)),
     }
 
-    def bound(function, arguments):
-        return lambda: function(*arguments)
-
-    runs = {name: bound(jax.jit(f), given) for name, (f, given) in parts.items()}
+    runs = {name: bound(jax.jit(f), *given) for name, (f, given) in parts.items()}
     rows = [row(name, timing) for name, timing in interleaved(runs, rounds).items()]
     return {
         "one array of 2048 x 2048": [
@@ -230,10 +235,18 @@ def population(rounds):
     }
 
 
-def evaluation(module: nn.Module, x: jax.Array) -> Callable:
-    """Returns a function of chips and a chunk that evaluates a module on them."""
-    mismatch = hwtrain.MismatchParameter(type="add_normal", std_dev=0.1)
-    model = hwtrain.analogize(module, hwtrain.Hardware(mismatch=mismatch))
+def evaluation(
+    module: nn.Module, x: jax.Array, hardware: hwtrain.Hardware = MISMATCHED, **options
+) -> Callable:
+    """Returns a function of chips and a chunk that evaluates a module on them.
+
+    Args:
+      module: the plain module.
+      x: a batch.
+      hardware: the chips.
+      **options: more arguments of `hwtrain.evaluate.population`.
+    """
+    model = hwtrain.analogize(module, hardware)
     labels = jnp.zeros(len(x), jnp.int32)
     variables = model.init(jax.random.key(0), x)
 
@@ -246,9 +259,44 @@ def evaluation(module: nn.Module, x: jax.Array) -> Callable:
             chips=chips,
             key=jax.random.key(1),
             chunk=chunk,
+            **options,
         ).values
 
     return run
+
+
+def reads(rounds):
+    """Passes without gradient through three square layers of 2048."""
+    tables = {}
+    for batch in (128, 512):
+        module, x = Squares(2048, 3), inputs(batch, 2048)
+        variables, runs = module.init(jax.random.key(0), x), {}
+        runs["plain"] = bound(jax.jit(module.apply), variables, x)
+        for name, tile in {"untiled": None, "tiles of 512": 512}.items():
+            model = hwtrain.analogize(module, chip(tile, **READ))
+            for mode, run in passes(model, x).items():
+                runs[f"{mode}, {name}"] = run
+        found = interleaved(runs, rounds)
+        tables[f"batch {batch}"] = [row(case, timing) for case, timing in found.items()]
+    return tables
+
+
+def passes(model: nn.Module, x: jax.Array) -> dict[str, Callable]:
+    """Returns functions that run a model in `eval_mode`, and as a programmed chip."""
+    variables = model.init(jax.random.key(0), x)
+    plan = hwtrain.plan(model, variables, x)
+    programmed = hwtrain.program_chip(variables["params"], plan, hwtrain.chip_key(0))
+    on_chip = {"params": programmed.at(DAY_S, jax.random.key(1))}
+    chip = jax.jit(hwtrain.chip_mode(model).apply)
+    key = jax.random.key(2, impl=hwtrain.fast_prng)
+    return {
+        "eval_mode": bound(jax.jit(hwtrain.eval_mode(model).apply), variables, x),
+        "chip_mode": bound(chip, on_chip, x, rngs={"mismatch": key}),
+    }
+
+
+def bound(function: Callable, *given, **named) -> Callable[[], object]:
+    return lambda: function(*given, **named)
 
 
 def hits(outputs, labels):
@@ -264,6 +312,7 @@ SECTIONS = {
     "convolutions": convolutions,
     "scaling": scaling,
     "population": population,
+    "reads": reads,
 }
 
 

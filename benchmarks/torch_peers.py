@@ -15,6 +15,7 @@ from torch import nn
 NOISE, SIGMA, OUT_NOISE, OUT_BOUND = 0.05, 2.5, 0.04, 10.0
 STEPS_OF_8_BITS = 2**8 - 2
 LEARNING_RATE = 1e-4
+DAY_S = 86400.0
 
 
 class Residual(nn.Module):
@@ -174,6 +175,47 @@ def analog_steps(name: str, size: dict, x) -> dict[str, Callable[[], float]]:
             model, optimizer = _analog(package, MODELS[name], size, chip(*given))
             steps[f"{peer}, {case}"] = _step(model, optimizer, _tensor(x))
     return steps
+
+
+def evaluations(size: dict, x) -> dict[str, Callable[[], torch.Tensor]]:
+    """Returns functions that evaluate a model: plain, and on chips of aihwkit.
+
+    They return how often the largest output is the first.
+
+    Args:
+      size: its sizes, with a number of chips.
+      x: a batch as Flax takes it, of channels last.
+    """
+    images, chips = _tensor(x), range(size["chips"])
+
+    def hits(model: nn.Module) -> torch.Tensor:
+        with torch.no_grad():
+            return (model(images).argmax(-1) == 0).sum()
+
+    plain = plain_model("cnn", size).eval()
+    runs = {"torch, plain": lambda: torch.stack([hits(plain) for _ in chips])}
+    if importlib.util.find_spec("aihwkit") is None:
+        return runs
+
+    def on_chips(model: nn.Module) -> Callable[[], torch.Tensor]:
+        def on_a_chip() -> torch.Tensor:
+            model.program_analog_weights()
+            model.drift_analog_weights(DAY_S)
+            return hits(model)
+
+        return lambda: torch.stack([on_a_chip() for _ in chips])
+
+    from aihwkit.inference import GlobalDriftCompensation, PCMLikeNoiseModel
+    from aihwkit.nn import AnalogSequential
+
+    for peer, (package, chip) in PEERS.items():
+        if package == "aihwkit":
+            rpu = chip(None, True)
+            rpu.noise_model = PCMLikeNoiseModel(g_max=25.0)
+            rpu.drift_compensation = GlobalDriftCompensation()
+            model, _ = _analog(package, cnn, size, rpu)
+            runs[f"{peer}, a loop"] = on_chips(AnalogSequential(*model).eval())
+    return runs
 
 
 def _analog(package: str, build: Callable, size: dict, rpu: Any):

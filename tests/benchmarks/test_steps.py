@@ -2,6 +2,7 @@
 
 import math
 
+import numpy as np
 import pytest
 
 ROUNDS = 2
@@ -74,12 +75,34 @@ def test_roofline(script):
 def test_steps_beside_peers(script, name):
     peers, interleaved = script("peers"), script("interleaved").interleaved
     assert [*peers.SIZES] == [*PEERS]
+    assert {*peers.HEADINGS} == {*PEERS, "chips"}
     size = PEERS[name]
     only = ["flax, plain", "hwtrain, all effects, tiles of 512"]
     runs = peers.flax_steps(name, size, peers.batch(name, size), only)
     timings = interleaved(runs, ROUNDS, rest=1e-3)
     assert [*timings] == only
     assert all(timing.median > 0 for timing in timings.values())
+
+
+def test_chips_beside_peers(script):
+    peers, interleaved = script("peers"), script("interleaved").interleaved
+    size = PEERS["cnn"] | {"chips": 2}
+    runs = peers.flax_evaluations(size, peers.batch("cnn", size))
+    each, once = list(runs.values())[1:]
+    np.testing.assert_array_equal(np.concatenate(each()), once())
+    rows = peers.with_ratios(interleaved(runs, ROUNDS), len(runs))
+    assert [entry["ratio"] for entry in rows][0] == 1 and len(rows) == 3
+
+
+def test_passes_without_gradient(script):
+    speed, models = script("speed"), script("models")
+    hardware = models.chip(4, **speed.READ)
+    model, x = (
+        speed.hwtrain.analogize(models.Squares(8, 1), hardware),
+        speed.inputs(2, 8),
+    )
+    quiet, noisy = (run() for run in speed.passes(model, x).values())
+    assert quiet.shape == noisy.shape and (quiet != noisy).any()
 
 
 @pytest.mark.nightly

@@ -33,3 +33,11 @@ def test_chips_of_peers_draw(script, name, monkeypatch):
     for run in torch_peers.analog_steps(name, size, x).values():
         run()
         assert run() != run()
+
+
+def test_chips_of_peers_differ(script):
+    runs = script("torch_peers").evaluations(
+        SIZES["cnn"] | {"chips": 3}, script("peers").batch("cnn", SIZES["cnn"])
+    )
+    for run in runs.values():
+        assert run().shape == (3,)
