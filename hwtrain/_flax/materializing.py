@@ -31,7 +31,6 @@ def materialize(
     A plan made from the result refers to it, so that chips are drawn, programmed and
     exported from it, and the model multiplies by it in `chip_mode` and `eval_mode`.
     Training derives the weights from the stored ones, and rejects an existing leaf.
-    the stored weights, and refuses one that is there.
 
     >>> import hwtrain
     >>> from flax import linen as nn
