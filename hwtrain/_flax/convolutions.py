@@ -160,7 +160,7 @@ def convolve(
         weight = on_levels(weight)  # the weights were rounded before
     weight = as_stored(weight)
     assert weight.window is not None
-    if _runs_whole(weight, mode) and observer() is None:
+    if _runs_whole(weight, mode, kernel) and observer() is None:
         _check_leaves_of_groups(weight, leaves)
         beside, keys = reads_of(weight, mode, leaves)
         if keys is not None:  # all groups share one draw
@@ -194,9 +194,12 @@ def convolve(
     return y.reshape(*shape, weight.groups * y.shape[-1])
 
 
-def _runs_whole(weight: AnalogWeight, mode: str) -> bool:
+def _runs_whole(weight: AnalogWeight, mode: str, kernel: jax.Array) -> bool:
     """Whether XLA's own convolution of converted inputs does what the crossbars do."""
     chip, window = weight.hardware, weight.window
+    if weight.tiles != (1, 1) and any(jax.typeof(kernel).sharding.spec):
+        # On an explicit mesh, a convolution takes no part of a sharded kernel.
+        return False
     whole = window is not None and not window.flipped and not window.local
     per_input = chip.modifies_in_layer(mode) and not chip.redraws(mode)
     if not whole or per_input:

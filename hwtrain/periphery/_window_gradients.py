@@ -192,7 +192,7 @@ def _of_taps(
     elif channels == 1 and kernel.shape[-1] == groups:
         each = [d * over_batch(w[0], d) for w in kernel]  # of one row and column
     else:
-        d = d.reshape(*d.shape[:-1], groups, -1)
+        d = d.reshape(*d.shape[:-1], groups, d.shape[-1] // groups)
         kernel = kernel.reshape(*kernel.shape[:-1], groups, -1)
         each = [
             jnp.einsum("...gf,cgf->...gc", d, w, precision=precision) for w in kernel

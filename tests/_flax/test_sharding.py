@@ -77,7 +77,7 @@ ranges = [v for p, v in paths.leaves(one[0]).items() if p.endswith("input_range"
 assert all((r != 1.0).all() for r in ranges)
 
 # Draws of an example or a vector do not depend on the mesh either, also in chunks.
-per_example.LARGEST_CHUNK = 12 * 8 * 16
+example_weights.LARGEST_CHUNK = 12 * 8 * 16
 for per in ("per_batch_sample", "per_vector", "redraw"):
     noise = hw.WeightModifierParameter(type="add_normal", std_dev=0.1, **{per: True})
     layer = hw.analogize(nn.Dense(8), hw.Hardware(modifier=noise))

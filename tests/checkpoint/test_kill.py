@@ -31,7 +31,7 @@ def killed(folder):
     """Leaves the files of a writer that is really killed."""
     script = textwrap.dedent("""
         import os, signal, sys
-        from hwtrain.checkpoint import destination
+        from hwtrain.checkpoint import _destination as destination
         with destination.new(sys.argv[1], folder=True) as partial:
             (partial / "half").write_text("of it")
             os.kill(os.getpid(), signal.SIGKILL)
