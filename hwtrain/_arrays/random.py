@@ -243,12 +243,29 @@ def once(key: jax.Array, draw: Callable[[jax.Array], Any]) -> Any:
                 drawn,
             )
 
-        return jax.lax.cond((word | 1) != 0, draw, nothing, key)
+        return jax.lax.cond(_always(word), draw, nothing, key)
 
     def elsewhere(key):
         return jax.lax.optimization_barrier(draw(key))
 
     return jax.lax.platform_dependent(key, cpu=on_cpu, default=elsewhere)
+
+
+@jax.custom_batching.custom_vmap
+def _always(word: jax.Array) -> jax.Array:
+    """Returns true, which XLA does not know, and which is the same for a whole vmap.
+
+    With a condition for each element, a branch would become a selection.
+    """
+    return (word | 1) != 0
+
+
+@_always.def_vmap
+def _always_of_batch(
+    size: int, batched: list[bool], words: jax.Array
+) -> tuple[jax.Array, bool]:
+    del size, batched
+    return _always(jnp.sum(words, dtype=words.dtype)), False
 
 
 def _is_threefry(key: jax.Array) -> bool:

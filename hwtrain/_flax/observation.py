@@ -12,6 +12,7 @@ from jax.typing import DTypeLike
 from hwtrain._flax.linen.flax_internals import (
     checks_what_is_constant,
     refuses_callbacks,
+    unchecked_scans,
 )
 from hwtrain._plan.weight import AnalogWeight
 
@@ -89,7 +90,7 @@ def collected(collector: Collector) -> contextlib.AbstractContextManager[None]:
 def _watched(**changed: Any) -> Iterator[None]:
     token = _watching.set(_watching.get()._replace(**changed))
     try:
-        with _trace(("watched", next(_fresh))):
+        with _trace(("watched", next(_fresh))), unchecked_scans():
             yield
     finally:
         _watching.reset(token)
@@ -108,8 +109,8 @@ def tell(take: Callable[..., None], *values: Any) -> None:
     if checks_what_is_constant() and refuses_callbacks():
         raise ValueError(
             "this version of Flax rejects callbacks, which watch the layers (and "
-            "jax.debug.print), in the body of an nn.scan with constancy checks: write "
-            "nn.scan(..., check_constancy_invariants=False)"
+            "jax.debug.print), in the body of an nn.scan that returns constants. Let "
+            "it return them along an axis, or as a carry"
         )
     jax.debug.callback(take, *values)
 

@@ -128,3 +128,23 @@ def test_a_stored_draw_shares_no_kernel_with_another(mapped):
     function, given = (jax.vmap(three), keys) if mapped else (three, keys[0])
     text = jax.jit(function).lower(given).compile().as_text()
     assert text.count(" while(") == 3
+
+
+@pytest.mark.skipif(jax.default_backend() != "cpu", reason="others have a barrier")
+@pytest.mark.parametrize("maps", [0, 1, 2])
+def test_a_draw_is_one_branch_under_vmap_too(maps):
+    """With a condition for each key, it would be computed again by every consumer."""
+    keys = jax.random.split(jax.random.key(0), (2, 3)[:maps])
+
+    def draw(key):
+        return random.normal(key, (4,))
+
+    def drawn(key):
+        return random.once(key, draw)
+
+    plain = draw
+    for _ in range(maps):
+        drawn, plain = jax.vmap(drawn), jax.vmap(plain)
+    compiled = jax.jit(drawn).lower(keys).compile()
+    assert "conditional(" in compiled.as_text()
+    np.testing.assert_array_equal(compiled(keys), plain(keys))

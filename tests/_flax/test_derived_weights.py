@@ -188,7 +188,6 @@ class Stack(nn.Module):
             variable_axes={"params": 0},
             split_rngs={"params": True},
             length=3,
-            check_constancy_invariants=False,  # or Flax 0.12.12 refuses callbacks
         )
         return blocks()(x, None)[0]
 

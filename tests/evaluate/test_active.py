@@ -347,7 +347,6 @@ def test_the_layers_of_a_stack_are_measured_each():
         variable_axes={"params": 0},
         split_rngs={"params": True},
         length=3,
-        check_constancy_invariants=False,  # or Flax 0.12.12 refuses callbacks
     )()
     noise = dataclasses.replace(
         ONLY["modifier"], forward=hw.IOParameters(out_noise=0.1)

@@ -4,10 +4,12 @@ No other module of the package uses any. Each function says why documented ways 
 suffice; `tests/_flax/test_flax_internals.py` tests what they expect of Flax.
 """
 
+import contextlib
+import contextvars
 import copy
 import functools
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
@@ -203,6 +205,43 @@ _CHECKED_SCAN = next(
 )
 
 
+_check_scans: contextvars.ContextVar[bool] = contextvars.ContextVar(
+    "hwtrain_check_scans", default=True
+)
+_scan = axes_scan.scan
+
+
+@functools.wraps(_scan)
+def _scan_as_asked(
+    fn: Any,
+    in_axes: Any,
+    out_axes: Any,
+    *args: Any,
+    check_constancy_invariants: bool = True,
+    **kwargs: Any,
+) -> Any:
+    constants = axes_scan.broadcast in jax.tree.leaves(out_axes)
+    check = check_constancy_invariants and (constants or _check_scans.get())
+    return _scan(
+        fn, in_axes, out_axes, *args, check_constancy_invariants=check, **kwargs
+    )
+
+
+@contextlib.contextmanager
+def unchecked_scans() -> Iterator[None]:
+    """Has an `nn.scan` trace its body only once, in its loop, as callbacks need it.
+
+    Before, it would look for constants in the body: since Flax 0.12.12, it rejects
+    callbacks there. An `nn.scan` that returns constants is checked all the same.
+    """
+    axes_scan.scan = _scan_as_asked
+    token = _check_scans.set(False)
+    try:
+        yield
+    finally:
+        _check_scans.reset(token)
+
+
 def checks_what_is_constant() -> bool:
     """Whether an `nn.scan` is tracing its body only to find constants.
 
@@ -232,9 +271,12 @@ def refuses_callbacks() -> bool:
             return carry, None
 
     scan = nn.scan(Body, length=1)(parent=None)
-    with jax.ensure_compile_time_eval():  # it may be asked in a trace
-        try:
+    token = _check_scans.set(True)
+    try:
+        with jax.ensure_compile_time_eval():  # it may be asked in a trace
             jax.eval_shape(functools.partial(scan.apply, {}), jnp.zeros(()), None)
-        except ValueError:
-            return True
+    except ValueError:
+        return True
+    finally:
+        _check_scans.reset(token)
     return False
