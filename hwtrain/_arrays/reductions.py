@@ -7,6 +7,9 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+_UNROLLED = 32
+"""Iterations of a loop up to which LLVM unrolls it."""
+
 
 def sum_of(
     function: Callable[..., jax.Array], *arrays: Any, axes: tuple[int, ...]
@@ -39,8 +42,8 @@ def reduced_of(
     """Returns a function reduced over axes: `reduce(function(*arrays), axes)`.
 
     XLA's CPU backend stores the input of a reduction, once for each reduction. Here,
-    elements are combined in chains along the first axis, in the kernel that computes
-    them, which leaves an eighth to reduce.
+    elements are combined in chains of up to eight along the first axis, in the kernel
+    that computes them, which leaves the rest to reduce.
 
     Args:
       function: an elementwise function, as it is applied to parts of the arrays. Arrays
@@ -54,7 +57,10 @@ def reduced_of(
     size = arrays[0].shape[axis]
     # Chains must stay within the part of one device, or terms would be communicated.
     shares = jax.device_count()
-    chain = next((n for n in range(8, 0, -1) if size % (n * shares) == 0), 1)
+    # LLVM unrolls a short loop whole, and then reads columns one after the other.
+    least = 1 if -1 in axes or size <= _UNROLLED else _UNROLLED + 1
+    lengths = (n for n in range(8, 0, -1) if size % (n * shares) == 0)
+    chain = next((n for n in lengths if size // n >= least), 1)
     # An axis that an explicit mesh shards cannot be split.
     if chain == 1 or any(jax.typeof(a).sharding.spec[axis] for a in arrays):
         return reduce(function(*arrays), axis=axes)
