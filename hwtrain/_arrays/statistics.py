@@ -134,9 +134,12 @@ def standard_deviation(
     each = per_column or scale is not None
     axes = (-3,) if each else (-3, -2, -1)
 
+    # Rows of the whole tile: the first ones may be unlike all others.
     few = min(8, row_sizes[-1])
-    first = functools.reduce(jnp.add, [tile[..., :few, :, :] for tile in tiles])
-    near = _near(first, per_column=each)
+    apart = row_sizes[-1] // few
+    rows = slice(apart // 2, few * apart, apart)
+    some = functools.reduce(jnp.add, [tile[..., rows, :, :] for tile in tiles])
+    near = _near(some, per_column=each)
 
     def difference_and_square(valid, *tiles):
         difference = jnp.where(valid, sum(tiles) - near, 0)
@@ -166,27 +169,34 @@ def standard_deviation(
     return jnp.where(spread, jnp.sqrt(jnp.where(spread, variance, 1)), 0)[..., 0, :]
 
 
-def _near(first: jax.Array, *, per_column: bool) -> jax.Array:
+def _near(some: jax.Array, *, per_column: bool) -> jax.Array:
     """Returns a number near the weights of tiles: the mean of a few of them.
 
     Args:
-      first: `[..., row tiles, few, n, lanes]`, the first rows of each tile.
-      per_column: take the mean of each column, or else of the first column only.
+      some: `[..., row tiles, few, n, lanes]`, a few rows of each tile.
+      per_column: take the mean of each column, or else of one weight in each row.
 
     Returns:
       `[..., row tiles, 1, n or 1, lanes or 1]`
     """
-    if any(jax.typeof(first).sharding.spec[-3:]):
+    if any(jax.typeof(some).sharding.spec[-3:]):
         # An axis that an explicit mesh shards cannot be sliced.
         axes = -3 if per_column else (-3, -2, -1)
         mean, low, high = (
-            f(first, axis=axes, keepdims=True) for f in (jnp.mean, jnp.min, jnp.max)
+            f(some, axis=axes, keepdims=True) for f in (jnp.mean, jnp.min, jnp.max)
         )
     else:
         # A chain fuses, while each reduction would be a separate kernel.
-        first = first if per_column else first[..., :1, :1]
-        few = jnp.split(first, first.shape[-3], -3)
+        few = jnp.split(some, some.shape[-3], -3)
+        if not per_column:
+            few = [_one(row, (i + 0.5) / len(few)) for i, row in enumerate(few)]
         mean = sum(few[1:], few[0]) / len(few)
         low, high = (functools.reduce(f, few) for f in (jnp.minimum, jnp.maximum))
     # The mean of equal numbers may differ from them, but their spread must be zero.
     return jnp.clip(mean, low, high)
+
+
+def _one(row: jax.Array, place: float) -> jax.Array:
+    """Returns one weight of a row, `[..., 1, 1]`, at a place from 0 to 1."""
+    lane, column = (int(place * size) for size in row.shape[-2:])
+    return row[..., lane : lane + 1, column : column + 1]

@@ -123,3 +123,16 @@ def test_the_spread_of_scaled_columns_in_one_pass(width, per_column):
     axis = 1 if per_column else (1, 2)
     expected = tiles.std(axis=axis, ddof=1).reshape(2, -1)
     np.testing.assert_allclose(found, expected, rtol=1e-5)
+
+
+@pytest.mark.parametrize("per_column", [False, True])
+def test_the_spread_beside_unusual_first_rows(per_column):
+    """As of a bias or of padding: what the spread is computed about lies elsewhere."""
+    w = np.random.default_rng(0).normal(size=(4096, 256)).astype(np.float32) * 2e-4
+    w[:8, 0] = 1.0
+    found = statistics.standard_deviation(
+        jnp.asarray(w), (4096,), per_column=per_column
+    )
+    axes = 0 if per_column else None
+    expected = w.astype(np.float64).std(axis=axes, ddof=1)
+    np.testing.assert_allclose(np.ravel(found), np.ravel(expected), rtol=1e-4)
