@@ -17,7 +17,12 @@ import numpy as np
 from jax.typing import DTypeLike
 
 from hwtrain._arrays import threefry
-from hwtrain._arrays.fast_random import fast_prng, normal_from_bits, threefry_prng
+from hwtrain._arrays.fast_random import (
+    dtype_of,
+    fast_prng,
+    normal_from_bits,
+    threefry_prng,
+)
 from hwtrain._arrays.threefry import element_words
 
 _OF_JAX = "threefry2x32"
@@ -53,7 +58,7 @@ def step_key(key: jax.Array) -> jax.Array:
       key: a JAX key; raw `uint32` key data are wrapped.
     """
     key = as_key(key)
-    if str(jax.random.key_impl(key)) != _OF_JAX:
+    if key.dtype != dtype_of(_OF_JAX):
         return key
     return jax.random.wrap_key_data(jax.random.key_data(key), impl=fast_prng)
 
@@ -93,10 +98,9 @@ def fold_in(key: jax.Array, number: jax.typing.ArrayLike) -> jax.Array:
       number: whole numbers, taken modulo 2^32, broadcastable against the keys.
     """
     key = as_key(key)
-    implementation = jax.random.key_impl(key)
-    if implementation == fast_prng or _is_threefry(key):
+    if _is_fast(key) or _is_threefry(key):
         data = threefry.fold_in(jax.random.key_data(key), number)
-        return jax.random.wrap_key_data(data, impl=implementation)
+        return jax.random.wrap_key_data(data, impl=jax.random.key_impl(key))
     if isinstance(number, int):
         number = np.uint32(number % 2**32)
     each = jnp.vectorize(jax.random.fold_in)
@@ -132,8 +136,8 @@ def normal(
       Salmon et al., Parallel random numbers: as easy as 1, 2, 3, SC 2011.
     """
     key = as_key(key)
-    if jax.random.key_impl(key) == fast_prng:
-        return normal_from_bits(jax.random.bits(key, tuple(shape))).astype(dtype)
+    if _is_fast(key):
+        return _fast_normal(key, tuple(shape)).astype(dtype)
     if not _is_threefry(key):
         return jax.random.normal(key, tuple(shape), jnp.float32).astype(dtype)
     return _threefry_normal(jax.random.key_data(key), tuple(shape)).astype(dtype)
@@ -268,9 +272,18 @@ def _always_of_batch(
     return _always(jnp.sum(words, dtype=words.dtype)), False
 
 
+def _is_fast(key: jax.Array) -> bool:
+    return key.dtype == dtype_of(fast_prng)
+
+
 def _is_threefry(key: jax.Array) -> bool:
-    implementation = jax.random.key_impl(key)
-    return implementation == threefry_prng or str(implementation) == _OF_JAX
+    return key.dtype in (dtype_of(threefry_prng), dtype_of(_OF_JAX))
+
+
+# Compiled as a whole also where it is called by itself: other roundings otherwise.
+@functools.partial(jax.jit, static_argnums=1)
+def _fast_normal(key: jax.Array, shape: tuple[int, ...]) -> jax.Array:
+    return normal_from_bits(jax.random.bits(key, shape))
 
 
 def _units(key_data: jax.Array, shape: tuple[int, ...]) -> jax.Array:

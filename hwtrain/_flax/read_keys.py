@@ -7,7 +7,7 @@ from typing import Any
 
 import jax
 
-from hwtrain._arrays.fast_random import fast_prng, threefry_prng
+from hwtrain._arrays.fast_random import dtype_of, fast_prng, threefry_prng
 from hwtrain._arrays.random import fold_in, step_key
 from hwtrain._flax.loops import place, rows, shared
 from hwtrain._plan.weight import AnalogWeight
@@ -20,15 +20,17 @@ _generator: contextvars.ContextVar[Any] = contextvars.ContextVar(
 
 @contextlib.contextmanager
 def generator_of(key: jax.Array | None):
-    """Lets the layers inside draw with the generator of the step's key, if it is ours.
+    """Lets the layers inside draw with the generator of the step's key.
+
+    Reads of keys of generators that are not ours draw with Threefry of 20 rounds.
 
     Args:
       key: the step's key; `None` for a step that draws nothing.
     """
     generator = _generator.get()
     if key is not None:
-        named = jax.random.key_impl(step_key(key))
-        generator = named if named in (fast_prng, threefry_prng) else generator
+        fast = step_key(key).dtype == dtype_of(fast_prng)
+        generator = fast_prng if fast else threefry_prng
     token = _generator.set(generator)
     try:
         yield

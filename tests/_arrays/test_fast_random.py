@@ -6,11 +6,18 @@ Statistical tolerances are 5 standard errors, derived from the number of draws.
 import jax
 import jax.numpy as jnp
 import numpy as np
+import orbax.checkpoint as ocp
 import pytest
 from scipy import special, stats
 
 from hwtrain._arrays import random
-from hwtrain._arrays.fast_random import fast_prng, normal_from_bits
+from hwtrain._arrays.fast_random import (
+    dtype_of,
+    fast_prng,
+    normal_from_bits,
+    threefry_prng,
+)
+from hwtrain._arrays.random import normal
 from hwtrain._arrays.threefry import _threefry2x32, element_words
 from hwtrain.periphery._read_keys import read_keys
 
@@ -177,3 +184,20 @@ def test_is_a_generator_of_jax():
         np.testing.assert_array_equal(random.normal(one, (5, 3)), alone)
     first, second = element_words(jax.random.key_data(key()), (9,), 13)
     np.testing.assert_array_equal(jax.random.bits(key(), (9,)), first ^ second)
+
+
+@pytest.mark.parametrize("generator", [fast_prng, threefry_prng, "threefry2x32"])
+def test_orbax_restores_a_key_of_every_generator(generator, tmp_path):
+    key = jax.random.key(7, impl=generator)
+    with ocp.StandardCheckpointer() as checkpointer:
+        checkpointer.save(tmp_path / "state", {"key": key})
+        checkpointer.wait_until_finished()
+        found = checkpointer.restore(tmp_path / "state", {"key": key})["key"]
+    assert found.dtype == key.dtype == dtype_of(generator)
+    np.testing.assert_array_equal(jax.random.bits(found, 5), jax.random.bits(key, 5))
+
+
+def test_a_draw_by_itself_is_that_of_a_compiled_program():
+    key = jax.random.key(3, impl=fast_prng)
+    compiled = jax.jit(lambda key: normal(key, (1000,)))(key)
+    np.testing.assert_array_equal(normal(key, (1000,)), compiled)

@@ -9,6 +9,7 @@ from flax import nnx
 
 import hwtrain
 from hwtrain._arrays.random import stable_hash
+from hwtrain._flax.read_keys import _generator, generator_of
 
 X = jnp.linspace(-1, 1, 10).reshape(2, 5)
 HARDWARE = {
@@ -44,6 +45,25 @@ def test_the_key_names_the_generator_in_both_frameworks(effect):
     np.testing.assert_array_equal(default, fast)
     # The words of all keys are the same: only the generator tells them apart.
     assert not np.isclose(exact, fast, atol=1e-4).any()
+
+
+@pytest.mark.parametrize("impl", ["rbg", "unsafe_rbg"])
+def test_reads_of_other_generators_draw_with_threefry(impl):
+    """Of the first two words of their key data, whatever was drawn before."""
+    analog = hwtrain.analogize(nn.Dense(4), HARDWARE["outputs"])
+    variables = analog.init(jax.random.key(0), X)
+
+    def outputs(key):
+        return analog.apply(variables, X, rngs={"mismatch": key})
+
+    fast = jax.random.key(1, impl=hwtrain.fast_prng)
+    drawn = [outputs(jax.random.key(1, impl=impl)) for _ in (outputs(fast), None)]
+    np.testing.assert_array_equal(*drawn)
+    with generator_of(fast):
+        inside = outputs(jax.random.key(1, impl=impl))
+    np.testing.assert_array_equal(inside, drawn[0])
+    with generator_of(jax.random.key(1, impl=impl)):
+        assert _generator.get() == hwtrain.threefry_prng
 
 
 def test_threefry_draws_the_numbers_of_jax():
