@@ -178,7 +178,9 @@ def clipped_convolution(
     crossbar = WholeKernel(
         kernel, 1.0, window, row_sizes, column_sizes, precision, x.dtype
     )
-    y = _of_ranges(x, crossbar, given, gradient, None, (), dtype)
+    # Partial sums of several tiles are rounded once, when they have been added.
+    inner = jnp.float32 if len(row_sizes) > 1 and x.dtype.itemsize < 4 else dtype
+    y = _of_ranges(x, crossbar, given, gradient, None, (), inner)
     return crossbar.added(y).astype(dtype or jnp.result_type(x, kernel))
 
 

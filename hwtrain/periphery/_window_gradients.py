@@ -75,10 +75,12 @@ def _times_seen(shape: tuple[int, ...], window: Window, rows: Rows | None) -> An
         zip(spatial, window.pads(tuple(spatial)), window.output_sizes(tuple(spatial)))
     ):
         starts = np.arange(count) * window.strides[axis] - low
-        taps = np.arange(window.sizes[axis]) * window.kernel_dilation[axis]
-        dilation = window.input_dilation[axis]
-        at = np.arange(size)[:, None, None] * dilation == starts[:, None] + taps
-        of_axis = at.sum(1, dtype=np.float32)[:, None, :]
+        of_axis = np.zeros((size, 1, window.sizes[axis]), np.float32)
+        for tap in range(window.sizes[axis]):
+            at = starts + tap * window.kernel_dilation[axis]
+            inputs, between = np.divmod(at, window.input_dilation[axis])
+            inside = (between == 0) & (inputs >= 0) & (inputs < size)
+            of_axis[:, 0, tap] = np.bincount(inputs[inside], minlength=size)
         seen = (seen[..., None, :, None] * of_axis).reshape(*seen.shape[:-1], size, -1)
     seen = seen[0]
     if rows is None:

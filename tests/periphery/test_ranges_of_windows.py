@@ -8,6 +8,7 @@ import pytest
 from hwtrain._arrays.windows import Window, patches
 from hwtrain.periphery._range_gradient import RangeGradient, ranged_matmul
 from hwtrain.periphery._ranges_of_windows import ranged_convolution
+from hwtrain.periphery._window_gradients import _times_seen
 
 WINDOWS = {
     "overlapping": (Window.of((3, 2), padding="SAME", groups=2), (4, 3)),
@@ -103,3 +104,20 @@ def test_without_a_probe_forward_mode_works():
     y, moved = jax.jvp(convolve, (x,), (jnp.ones_like(x),))
     np.testing.assert_array_equal(y.ravel(), [4, 5])
     np.testing.assert_array_equal(moved.ravel(), [1, 1])  # the 4 is clipped
+
+
+@pytest.mark.parametrize("name", WINDOWS)
+def test_the_times_that_an_input_is_seen(name):
+    window, spatial = WINDOWS[name]
+    ones = np.ones((1, *spatial, window.groups), np.float32)
+    seen = jax.vjp(lambda x: patches(x, window), jnp.asarray(ones))
+    (expected,) = seen[1](jnp.ones_like(seen[0]))
+    found = _times_seen((*spatial, window.groups), window, None)
+    np.testing.assert_array_equal(np.broadcast_to(found, ones[0].shape), expected[0])
+
+
+def test_the_times_of_a_long_input_take_little_memory():
+    """An array of inputs times positions would have 10^12 entries."""
+    window = Window.of((3,), padding="SAME", groups=1)
+    found = np.ravel(_times_seen((1_000_000, 1), window, None))
+    assert (found[1:-1] == 3).all() and found[0] == found[-1] == 2
