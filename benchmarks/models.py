@@ -14,15 +14,17 @@ from hwtrain._plan.hardware import Hardware
 
 
 class Squares(nn.Module):
-    """Square dense layers."""
+    """Square dense layers, without activations between them unless asked for."""
 
     width: int
     depth: int
+    activations: bool = False
 
     @nn.compact
     def __call__(self, x):
         for _ in range(self.depth):
             x = nn.Dense(self.width)(x)
+            x = nn.relu(x) if self.activations else x
         return x
 
 

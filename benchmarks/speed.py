@@ -90,6 +90,16 @@ def layers(rounds):
     }
 
 
+def activations(rounds):
+    """Three square layers of 2048 with a ReLU after each, SGD, batches 128 and 512."""
+    cases = {case: CASES[case] for case in CASES if "threefry" not in case}
+    module = Squares(2048, 3, activations=True)
+    return {
+        f"batch {batch}": steps(module, inputs(batch, 2048), cases, rounds)
+        for batch in (128, 512)
+    }
+
+
 def peers(rounds):
     """The protocol of aihwkit-lightning: square layers, batch 512, AdamW."""
     parts = {
@@ -161,7 +171,7 @@ def generator(rounds):
     bits = jax.random.bits(key, w.shape)
     parts: dict[str, tuple[Callable, tuple]] = {
         "copy": (lambda w: w + 1, (w,)),
-        "max |w|": (lambda w: jnp.max(jnp.abs(w)), (w,)),
+        "largest weight": (lambda w: jnp.max(jnp.abs(w)), (w,)),
         "erf_inv": (lambda w: jax.lax.erf_inv(0.2 * w), (w,)),
         "quantile by polynomials": (normal_from_bits, (bits,)),
         "bits, threefry": (lambda k: jax.random.bits(k, w.shape), (key,)),
@@ -306,6 +316,7 @@ def hits(outputs, labels):
 
 SECTIONS = {
     "layers": layers,
+    "activations": activations,
     "generator": generator,
     "peers": peers,
     "blocks": blocks,

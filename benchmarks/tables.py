@@ -89,7 +89,7 @@ def machine(packages: Iterable[str] = ()) -> dict[str, object]:
         "date": datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%d"),
         "device": jax.devices()[0].device_kind,
         "processor": _processor(),
-        "cores": os.cpu_count(),
+        "cores": len(os.sched_getaffinity(0)),
         "system": platform.system(),
         "python": platform.python_version(),
         **versions,

@@ -129,7 +129,7 @@ class TrainingParameter:
     the loss."""
     generator: Literal["fast", "threefry"] = "fast"
     """Generator of the noise: `hwtrain.fast_prng`, or `hwtrain.threefry_prng`, which
-    draws the numbers of `jax.random` in three times the time."""
+    draws the numbers of `jax.random` in two to three times the time."""
     checkpoint_every: Size = 500
     """Updates between two checkpoints. The last update is always saved."""
 

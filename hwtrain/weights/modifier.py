@@ -136,10 +136,12 @@ class WeightModifierParameter(Described):
     instead of once per step. Costs a matrix of draws per example."""
     per_vector: bool = False
     """Draw weights for each input vector: each example, position and call. The noise is
-    drawn at the output, so its cost grows with the output only."""
+    drawn at the output, so its cost grows with the output only: small for a dense layer
+    of few vectors, large for a convolution, of which every position is a vector."""
     redraw: bool = False
     """Draw the weights of the step in the layer that multiplies by them, and redraw
-    them in the backward pass instead of storing them: saves memory, costs time."""
+    them in the backward pass instead of storing them: saves memory, and costs time
+    unless new memory is expensive."""
     copy_last_column: bool = False
     """Leave the weights of the last input (a row here, a column in the reference) as
     they are and out of A, for an input of constant 1 that stands for a bias."""
