@@ -358,11 +358,16 @@ def main():
     parser.add_argument("--out", type=Path, default=RESULTS, help="folder of the files")
     parser.add_argument("--rounds", type=int, default=15)
     parser.add_argument("--only", nargs="*", choices=SECTIONS, default=list(SECTIONS))
+    parser.add_argument("--keep-memory", action="store_true", help="hwtrain's function")
     options = parser.parse_args()
+    kept = ", with hwtrain.keep_memory()" if options.keep_memory else ""
+    if kept:
+        hwtrain.keep_memory()
     for name in options.only:
         measure, about = SECTIONS[name], machine()
         tables = measure(options.rounds)
-        keep(options.out / "speed", name, measure.__doc__, tables, about)
+        heading = measure.__doc__.removesuffix(".") + kept + "."
+        keep(options.out / "speed", name + kept, heading, tables, about)
         if name == "scaling":
             plot_scaling(tables, options.out / "scaling.png")
 

@@ -38,6 +38,7 @@ if _typing.TYPE_CHECKING:
     from hwtrain._flax.own_layers import analog_einsum as analog_einsum
     from hwtrain._flax.strength import noise_strength as noise_strength
     from hwtrain._flax.stripping import strip as strip
+    from hwtrain._memory import keep_memory as keep_memory
     from hwtrain._parts.leaf import LeafSpec as LeafSpec
     from hwtrain._parts.part import Part as Part
     from hwtrain._parts.registry import register as register
@@ -108,6 +109,7 @@ else:
     # none of them, and they need seconds to load.
     _HOMES = {
         "_arrays.fast_random": ("fast_prng", "threefry_prng"),
+        "_memory": ("keep_memory",),
         "_flax.adopting": ("adopt",),
         "_flax.calibration": ("calibrate",),
         "_flax.constants": ("with_constants",),

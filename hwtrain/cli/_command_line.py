@@ -11,6 +11,7 @@ import threading
 from collections.abc import Callable, Sequence
 from typing import NoReturn
 
+from hwtrain._memory import keep_memory
 from hwtrain.cli._errors import BadInputError, print_error
 from hwtrain.cli._interruption import INTERRUPTED, interruptible
 from hwtrain.cli._parser import make_parser
@@ -73,6 +74,8 @@ def run() -> int:
 
     During Python's shutdown, another Ctrl-C would surface in unrelated code.
     """
+    if sys.argv[1:2] in (["train"], ["evaluate"]):
+        keep_memory()  # of the program's own process
     try:
         status = _status(sys.argv[1:], _leave, _fail)
         if status:
