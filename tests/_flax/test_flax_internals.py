@@ -5,6 +5,7 @@ import inspect
 import types
 from pathlib import Path
 
+import chex
 import flax
 import jax
 import jax.numpy as jnp
@@ -281,6 +282,30 @@ def test_the_trace_that_checks_what_is_constant_is_told_from_the_loop():
         assert set(seen) == expected
         assert seen == sorted(seen, reverse=True), "the check comes first"
     assert not of_linen.checks_what_is_constant()
+
+
+@pytest.mark.parametrize("constants", [False, True])
+def test_a_scan_is_traced_once_where_it_is_asked_not_to_check(constants):
+    seen = []
+
+    class Body(nn.Module):
+        @nn.compact
+        def __call__(self, carry, _):
+            seen.append(of_linen.checks_what_is_constant())
+            return carry + 1, jnp.ones(())
+
+    axes = nn.broadcast if constants else 0
+    scan = nn.scan(Body, length=2, out_axes=axes)
+    expected = scan().apply({}, jnp.zeros(()), None)
+    assert True in seen
+    seen.clear()
+    with of_linen.unchecked_scans():
+        found = scan().apply({}, jnp.zeros(()), None)
+    assert (True in seen) == constants, "constants need the check"
+    chex.assert_trees_all_equal(found, expected)
+    seen.clear()
+    scan().apply({}, jnp.zeros(()), None)
+    assert True in seen
 
 
 def test_flax_says_whether_it_refuses_callbacks():
