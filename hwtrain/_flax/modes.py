@@ -22,7 +22,7 @@ Model = TypeVar("Model", nn.Module, nnx.Module)
 @overload
 def analogize(
     model: LinenModel,
-    hardware_or_rules: Hardware | Rule | Sequence[Rule],
+    hardware_or_rules: Hardware | Rule | Sequence[Rule | Hardware],
     *,
     rngs: None = None,
     name: str | None = None,
@@ -32,7 +32,7 @@ def analogize(
 @overload
 def analogize(
     model: NnxModel,
-    hardware_or_rules: Hardware | Rule | Sequence[Rule],
+    hardware_or_rules: Hardware | Rule | Sequence[Rule | Hardware],
     *,
     rngs: nnx.Rngs | None = None,
     name: str | None = None,
@@ -41,7 +41,7 @@ def analogize(
 
 def analogize(
     model: Any,
-    hardware_or_rules: Hardware | Rule | Sequence[Rule],
+    hardware_or_rules: Hardware | Rule | Sequence[Rule | Hardware],
     *,
     rngs: nnx.Rngs | None = None,
     name: str | None = None,
@@ -73,7 +73,8 @@ def analogize(
     Args:
       model: a Linen or an NNX module.
       hardware_or_rules: one `Hardware` for every layer that can be analog, or rules, of
-        which the first match applies; layers that no rule matches stay digital.
+        which the first match applies; layers that no rule matches stay digital, unless
+        the rules end with a `Hardware`, which is theirs.
       rngs: NNX only: holds the stream `mismatch` for the draws of a step. Linen takes
         it in `apply(..., rngs={"mismatch": key})`.
       name: prefix of all paths, for a model inside another: the path of its parameters

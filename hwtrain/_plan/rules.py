@@ -99,7 +99,7 @@ class Assignment:
 
     Attributes:
       rules: the rules, in order.
-      default: hardware of every layer that can be analog, if one was given instead.
+      default: hardware of every other layer that can be analog, if one was given.
       name: prefix of all paths.
       stream: the rng stream that a step draws from.
     """
@@ -121,16 +121,20 @@ def assignment(hardware_or_rules: Any, name: str | None) -> Assignment:
     """Returns the assignment that the arguments of `analogize` specify.
 
     Raises:
-      ValueError: unless given one `Hardware` or a sequence of `Rule`.
+      ValueError: unless given one `Hardware`, or a sequence of `Rule` that may end with
+        a `Hardware`.
     """
     if isinstance(hardware_or_rules, Hardware):
         return Assignment(default=hardware_or_rules, name=name or "")
     several = isinstance(hardware_or_rules, Iterable)
     rules = tuple(hardware_or_rules) if several else (hardware_or_rules,)
+    default = rules[-1] if rules and isinstance(rules[-1], Hardware) else None
+    rules = rules if default is None else rules[:-1]
     for rule in rules:
         if not isinstance(rule, Rule):
             raise ValueError(
-                "analogize takes one Hardware for all layers, or a sequence of Rule; "
-                f"got {type(rule).__name__}: {rule!r}"
+                "analogize takes one Hardware for all layers, or a sequence of Rule, "
+                "which may end with the Hardware of all other layers; got "
+                f"{type(rule).__name__}: {rule!r}"
             )
-    return Assignment(rules=rules, name=name or "")
+    return Assignment(rules=rules, default=default, name=name or "")

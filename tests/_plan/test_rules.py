@@ -88,6 +88,19 @@ def test_what_no_rule_matches_or_none_keeps_is_digital(plan):
     assert reasons["head/kernel"] == "Rule('head') keeps it digital"
 
 
+def test_rules_may_end_with_the_hardware_of_all_other_layers(plan):
+    found = plan([Rule("head", OTHER), CHIP])
+    assert found["head/kernel"].hardware == OTHER
+    assert found["encoder/kernel"].hardware == CHIP
+    # As with one hardware for all: what is no layer stays digital.
+    assert set(found) == {"encoder/kernel", "head/kernel"}
+    assert set(plan([Rule("head", None), CHIP])) == {"encoder/kernel"}
+    # It need not be used, as a rule must be.
+    assert set(plan([Rule(".*", OTHER), CHIP])) == {"encoder/kernel", "head/kernel"}
+    with pytest.raises(ValueError, match="which may end with the Hardware of all"):
+        plan([CHIP, Rule("head", OTHER)])
+
+
 def test_parameters_by_rule(plan):
     rules = [
         Rule(params="gain", rows=0, columns=1, hardware=CHIP),
