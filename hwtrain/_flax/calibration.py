@@ -13,6 +13,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
 from hwtrain._arrays import paths, tiling
+from hwtrain._flax.calls import Forward, first_call, require_one_call, through
 from hwtrain._flax.functional import as_function, compiled
 from hwtrain._flax.modes import plan as plan_of
 from hwtrain._flax.observation import Multiplication, observed, tell
@@ -33,6 +34,7 @@ def calibrate(
     std_alpha: float = 3.0,
     max_samples: int = 1000,
     console: Console | None = None,
+    forward: Forward | None = None,
     **kwargs: Any,
 ) -> Any:
     r"""Sets the input range of every tile from data.
@@ -69,6 +71,9 @@ def calibrate(
       std_alpha: alpha, in standard deviations.
       max_samples: size of the sample of `"cache_quantile"`, in vectors.
       console: where the progress bar is shown; `None` for the standard error.
+      forward: `(apply, batch) -> outputs`, how the model is called for a batch of any
+        kind, such as `lambda apply, batch: apply(batch["image"], train=False)`. `None`
+        for a call with the batch and `kwargs`.
       **kwargs: keyword arguments of every call, such as `train=False`. For Linen also
         `rngs`, `mutable` and `method`, as for Flax's `apply`: the model's other draws
         are the same in every call, and variables that it writes are dropped.
@@ -88,11 +93,15 @@ def calibrate(
       Nature Communications 2023.
     """
     _check(method, quantile, std_alpha, max_samples)
+    require_one_call(forward, kwargs, "calibrate")
     rest = iter(batches)
     first = next(rest, None)
     if first is None:
         raise ValueError("calibrate needs at least one batch; got none")
-    found = plan_of(analog, variables, *_arguments(first), **kwargs)
+    args, kwargs = (_arguments(first), kwargs)
+    if forward is not None:
+        args, kwargs = first_call(forward, first)
+    found = plan_of(analog, variables, *args, **kwargs)
     weights = [weight for weight in found.weights if weight.ranged]
     if not weights:
         raise ValueError(
@@ -107,10 +116,12 @@ def calibrate(
     # scan or a vmap tells which layer of the stack it is.
     numbered = paths.map_leaves(ranges.number, tree["params"])
     call = compiled(function, kwargs)
+    if forward is not None:
+        call = jax.jit(through(function, forward))
     total = len(batches) if hasattr(batches, "__len__") else None  # type: ignore[arg-type]
     with observed(ranges.observe):
         for batch in _shown(itertools.chain([first], rest), total, console):
-            arguments = _arguments(batch)
+            arguments = _arguments(batch) if forward is None else (batch,)
             key = jax.random.key(0)
             jax.block_until_ready(call({**tree, "params": numbered}, key, *arguments))
             jax.effects_barrier()

@@ -4,10 +4,10 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
-import numpy as np
 from flax import nnx
 
 from hwtrain._arrays import paths
+from hwtrain._flax.calls import divided
 from hwtrain._flax.linen import root as linen_root
 from hwtrain._flax.nnx import root as nnx_root
 from hwtrain._flax.nnx.step import stored
@@ -57,29 +57,6 @@ def as_function(
         return found if mutable is False else found[0]
 
     return function, tree
-
-
-def divided(kwargs: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Splits a call's keyword arguments into arrays for a program and static ones.
-
-    >>> divided({"train": False, "mask": np.ones(3), "rngs": {}})
-    ({'mask': array([1., 1., 1.])}, {'train': False, 'rngs': {}})
-
-    Args:
-      kwargs: the keyword arguments.
-
-    Returns:
-      The arguments made of arrays, such as masks and keys; and all others, such as
-      flags.
-    """
-    arrays, static = {}, {}
-    for name, value in kwargs.items():
-        leaves = jax.tree.leaves(value)
-        traced = all(isinstance(leaf, jax.Array | np.ndarray) for leaf in leaves)
-        (arrays if leaves and traced else static)[name] = value
-    if isinstance(static.get("mutable"), list):
-        static["mutable"] = tuple(static["mutable"])  # hashable
-    return arrays, static
 
 
 def compiled(

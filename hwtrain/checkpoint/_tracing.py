@@ -10,7 +10,9 @@ from hwtrain._flax.nnx.connections import nnx_connections
 from hwtrain.checkpoint._description import Graph
 
 
-def trace_graph(model: Any, variables: Any = None, *example: Any) -> Graph:
+def trace_graph(
+    model: Any, variables: Any = None, *example: Any, **kwargs: Any
+) -> Graph:
     """Returns the connections of a model's layers, for `export(..., graph=)`.
 
     The model is traced, not run. A layer is a module with its own parameters. An
@@ -35,6 +37,8 @@ def trace_graph(model: Any, variables: Any = None, *example: Any) -> Graph:
         NNX: `None`.
       *example: arguments of a call, arrays with the examples first; only shapes and
         dtypes matter.
+      **kwargs: keyword arguments of the call; `method=` selects another method than
+        `__call__`.
 
     Raises:
       ValueError: if the model is neither Linen nor NNX, or there is no example.
@@ -44,14 +48,16 @@ def trace_graph(model: Any, variables: Any = None, *example: Any) -> Graph:
             "trace_graph takes a flax.linen.Module or a flax.nnx.Module; got "
             f"{type(model).__name__}"
         )
-    if not example:
+    method = kwargs.pop("method", None) or "__call__"
+    method = getattr(method, "__name__", method)
+    if not example and not kwargs:
         raise ValueError(
             "how layers are connected is known only by a call: write "
             "trace_graph(model, variables, *example)"
         )
     if isinstance(model, nnx.Module):
-        found = nnx_connections(model, example)
+        found = nnx_connections(model, example, kwargs, method)
     else:
         tree = variables if "params" in variables else {"params": variables}
-        found = linen_connections(model, tree, example)
+        found = linen_connections(model, tree, example, kwargs, method)
     return Graph(nodes=found.nodes, edges=found.edges)

@@ -14,7 +14,8 @@ from flax import nnx
 
 from hwtrain._arrays import paths
 from hwtrain._arrays.random import as_key, draw_key
-from hwtrain._flax.functional import as_function, divided
+from hwtrain._flax.calls import Forward, divided, first_call, require_one_call, through
+from hwtrain._flax.functional import as_function
 from hwtrain._flax.materializing import materialize
 from hwtrain._flax.modes import plan as plan_of
 from hwtrain._parts.fields import MOST, MOST_CHIPS
@@ -37,17 +38,20 @@ def values_on_chips(
     analog: Any,
     variables: Any,
     batches: Iterable[tuple[Any, ...]],
-    metric: Callable[..., jax.Array],
+    metric: Callable[..., Any],
     *,
     chips: int | Sequence[int],
     key: jax.Array,
     times_s: Sequence[float] | None,
     chunk: int | None,
     call_kwargs: Mapping[str, Any] | None,
+    forward: Forward | None = None,
     subsets: Callable[[Plan], Sequence[Subset]] = lambda plan: [None],
     caller: str,
 ) -> tuple[tuple[int, ...], tuple[float, ...], np.ndarray]:
     """Returns the chips' seeds, the times, and `[subsets, chips, times]` values.
+
+    For a metric of several numbers, a `Metrics`, they are the values' last axis.
 
     Arguments and errors are those of `hwtrain.evaluate.population`. In addition,
     `subsets` maps the model's plan to subsets of arrays from the chip: by path, true
@@ -69,11 +73,15 @@ def values_on_chips(
             "variables=None; pass those of model.init(...), or a loaded checkpoint"
         )
     kwargs = dict(call_kwargs or {})
+    require_one_call(forward, kwargs, caller)
     batches = _checked_batches(batches, caller)
     first = next(batches, None)
     if first is None:
         raise ValueError(f"{caller} got no batches; expected tuples of arrays")
-    plan = plan_of(analog, variables, first[0], **kwargs)
+    example = first[:1]
+    if forward is not None:
+        example, kwargs = first_call(forward, first[0])
+    plan = plan_of(analog, variables, *example, **kwargs)
     if exported is not None:
         check_hardware(exported, plan, "pass checkpoint.variables")
     if isinstance(analog, nnx.Module):
@@ -84,7 +92,7 @@ def values_on_chips(
     _, tree = as_function(analog, "chip", variables)
     paths.require_finite(tree["params"])
     if plan != plan.effective:
-        tree, plan = materialize(analog, tree, first[0], **kwargs), plan.effective
+        tree, plan = materialize(analog, tree, *example, **kwargs), plan.effective
     times = _times(times_s, plan)
     chosen = subsets(plan)
     if chunk is None:
@@ -97,11 +105,13 @@ def values_on_chips(
             ({**tree, "params": params}, jnp.asarray([seed], jnp.uint32))
             for seed, params in zip(seeds, params_of_chips)
         ]
-    arrays, static = divided(kwargs)
+    arrays, static = divided(kwargs if forward is None else {})
     measured = bool(params_of_chips)
-    totals = _compiled_totals(analog, plan, metric, static, int(chunk), measured)
-
-    total, count = np.zeros((len(chosen), len(seeds), len(times))), 0
+    totals = _compiled_totals(
+        analog, plan, metric, forward, static, int(chunk), measured
+    )
+    several = (len(metric.functions),) if isinstance(metric, Metrics) else ()
+    total, count = np.zeros((len(chosen), len(seeds), len(times), *several)), 0
     device_times = jnp.asarray(times, jnp.float32)
     for number, batch in enumerate(itertools.chain([first], batches)):
         step_key = jax.random.fold_in(key, number)
@@ -116,6 +126,21 @@ def values_on_chips(
             its += np.concatenate([np.asarray(part, np.float64) for part in found])
         count += _examples(batch[0])
     return seeds, times, total / count
+
+
+@dataclasses.dataclass(frozen=True)
+class Metrics:
+    """Several metrics as one: they share the model's outputs.
+
+    Attributes:
+      functions: the metrics, by name.
+    """
+
+    functions: tuple[tuple[str, Callable[..., jax.Array]], ...]
+
+    def __call__(self, outputs: Any, *targets: Any) -> dict[str, jax.Array]:
+        """Returns the metrics of each example, by name."""
+        return {name: function(outputs, *targets) for name, function in self.functions}
 
 
 Totals = Callable[..., jax.Array]
@@ -149,7 +174,8 @@ class _NnxStructure:
 def _compiled_totals(
     analog: Any,
     plan: Plan,
-    metric: Callable[..., jax.Array],
+    metric: Callable[..., Any],
+    forward: Forward | None,
     kwargs: dict[str, Any],
     chunk: int,
     measured: bool,
@@ -163,16 +189,17 @@ def _compiled_totals(
     # The type is included, because True and 1 are equal.
     arguments = tuple((name, type(value), value) for name, value in kwargs.items())
     try:
-        hash((model, plan, metric, arguments))
+        hash((model, plan, metric, forward, arguments))
     except TypeError:
-        return _build_totals(model, plan, metric, arguments, chunk, measured)
-    return _cached_totals(model, plan, metric, arguments, chunk, measured)
+        return _build_totals(model, plan, metric, forward, arguments, chunk, measured)
+    return _cached_totals(model, plan, metric, forward, arguments, chunk, measured)
 
 
 def _build_totals(
     model: Any,
     plan: Plan,
-    metric: Callable[..., jax.Array],
+    metric: Callable[..., Any],
+    forward: Forward | None,
     arguments: tuple[tuple[str, type, Any], ...],
     chunk: int,
     measured: bool,
@@ -186,6 +213,8 @@ def _build_totals(
             call, _ = as_function(model.model(), "chip")
         else:
             call, _ = as_function(model, "chip", {"params": {}})
+        if forward is not None:
+            call = through(call, forward)
 
         def on_chip(seed):
             if measured:  # measured weights already contain all frozen effects
@@ -204,8 +233,7 @@ def _build_totals(
                     params = _where(_by_leaf(deviating, plan), params, quiet)
                 given = {**kwargs, **arrays}
                 outputs = call({**tree, "params": params}, read, inputs, **given)
-                values = _checked_values(metric(outputs, *targets), _examples(inputs))
-                return jnp.sum(values, dtype=jnp.float32)
+                return _sums(metric(outputs, *targets), _examples(inputs))
 
             # Sequential, so that only the weights of one time are in memory.
             return jax.lax.map(at_time, (jnp.arange(times.size), times))
@@ -357,15 +385,28 @@ def _chunk(params: Any, plan: Plan, chips: int) -> int:
     return max(1, min(chips, CHUNK_BYTES // max(size, 1)))
 
 
-def _checked_values(values: Any, examples: int) -> jax.Array:
+def _sums(values: Any, examples: int) -> jax.Array:
+    """Returns the sum over examples, `[]` or `[metrics]`."""
+    if isinstance(values, dict):
+        return jnp.stack(
+            [_sum(each, examples, f"metric {name!r}") for name, each in values.items()]
+        )
+    return _sum(values, examples, "metric")
+
+
+def _sum(values: Any, examples: int, name: str) -> jax.Array:
+    return jnp.sum(_checked_values(values, examples, name), dtype=jnp.float32)
+
+
+def _checked_values(values: Any, examples: int, name: str) -> jax.Array:
     if jnp.shape(values) != (examples,):
         raise ValueError(
-            "the metric must return one number for each example, shape "
+            f"the {name} must return one number for each example, shape "
             f"{(examples,)}; got {jnp.shape(values)}"
         )
     if jnp.iscomplexobj(values):
         raise ValueError(
-            f"the metric must return real numbers; got {values.dtype}, of which one "
+            f"the {name} must return real numbers; got {values.dtype}, of which one "
             "part would be lost. Take jnp.abs, or one part of it"
         )
     return values

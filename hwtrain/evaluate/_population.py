@@ -2,14 +2,15 @@
 
 import dataclasses
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any
+from typing import Any, overload
 
 import jax
 import numpy as np
 from rich.table import Table
 
+from hwtrain._flax.calls import Forward
 from hwtrain._plan.tables import as_text, count, time_name
-from hwtrain.evaluate._on_chips import values_on_chips
+from hwtrain.evaluate._on_chips import Metrics, values_on_chips
 
 
 @dataclasses.dataclass(frozen=True, eq=False, repr=False)
@@ -101,6 +102,7 @@ class Population:
         return f"Population({', '.join(f'{k}={v}' for k, v in shown.items())})"
 
 
+@overload
 def population(
     analog: Any,
     variables: Any,
@@ -112,7 +114,39 @@ def population(
     times_s: Sequence[float] | None = None,
     chunk: int | None = None,
     call_kwargs: Mapping[str, Any] | None = None,
-) -> Population:
+    forward: Forward | None = None,
+) -> Population: ...
+
+
+@overload
+def population(
+    analog: Any,
+    variables: Any,
+    batches: Iterable[tuple[Any, ...]],
+    metric: Mapping[str, Callable[..., jax.Array]],
+    *,
+    chips: int | Sequence[int],
+    key: jax.Array,
+    times_s: Sequence[float] | None = None,
+    chunk: int | None = None,
+    call_kwargs: Mapping[str, Any] | None = None,
+    forward: Forward | None = None,
+) -> dict[str, Population]: ...
+
+
+def population(
+    analog: Any,
+    variables: Any,
+    batches: Iterable[tuple[Any, ...]],
+    metric: Callable[..., jax.Array] | Mapping[str, Callable[..., jax.Array]],
+    *,
+    chips: int | Sequence[int],
+    key: jax.Array,
+    times_s: Sequence[float] | None = None,
+    chunk: int | None = None,
+    call_kwargs: Mapping[str, Any] | None = None,
+    forward: Forward | None = None,
+) -> Any:
     """Evaluates a model on a population of chips, in chip mode.
 
     Each chip gets its frozen mismatch and programming noise as functions of its seed:
@@ -151,7 +185,8 @@ def population(
       batches: tuples of arrays, or of trees of arrays, with examples along the first
         axis. The first entry goes into the model; the metric gets the output and the
         other entries. Each further batch size compiles once more.
-      metric: returns one number for each example, `[batch]`.
+      metric: returns one number for each example, `[batch]`. Or several such functions
+        by name, which share the outputs of the model.
       chips: number of chips, with seeds 0, 1, ..., or their seeds.
       key: key of the draws at each read.
       times_s: seconds since programming. `None`: just after programming, without a time
@@ -162,6 +197,13 @@ def population(
         For Linen also `rngs`, `mutable` and `method`, as for Flax's `apply`: the
         model's other draws are the same in every call, and variables that it writes are
         dropped.
+      forward: `(apply, inputs) -> outputs`, how the model is called for the first
+        entry of a batch, such as `lambda apply, x: apply(x["image"], train=False)`.
+        `None` for `apply(inputs, **call_kwargs)`. Pass the same function in every call,
+        as for the metric.
+
+    Returns:
+      A `Population`; for several metrics, one for each by name.
 
     Raises:
       ValueError: for no chips or more than a million, for no batches or a batch that is
@@ -171,22 +213,30 @@ def population(
         metric that does not return one number for each example, or times that are
         negative or have no effect because the plan has no noise model.
     """
+    if isinstance(metric, Mapping) and not metric:
+        raise ValueError("population needs at least one metric; got an empty mapping")
     seeds, times, values = values_on_chips(
         analog,
         variables,
         batches,
-        metric,
+        Metrics(tuple(metric.items())) if isinstance(metric, Mapping) else metric,
         chips=chips,
         key=key,
         times_s=times_s,
         chunk=chunk,
         call_kwargs=call_kwargs,
+        forward=forward,
         caller="population",
     )
-    values = values[0]
-    if times_s is None:
-        return Population(values=values[:, 0], seeds=seeds)
-    return Population(values=values, seeds=seeds, times_s=times)
+
+    def of(values: np.ndarray) -> Population:
+        if times_s is None:
+            return Population(values=values[:, 0], seeds=seeds)
+        return Population(values=values, seeds=seeds, times_s=times)
+
+    if not isinstance(metric, Mapping):
+        return of(values[0])
+    return {name: of(values[0, ..., place]) for place, name in enumerate(metric)}
 
 
 def _plain(number: Any) -> Any:

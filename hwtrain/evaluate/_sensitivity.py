@@ -8,6 +8,7 @@ import jax
 import numpy as np
 from rich.table import Table
 
+from hwtrain._flax.calls import Forward
 from hwtrain._plan.plan import Plan
 from hwtrain._plan.tables import as_text, count, mean_and_spread, time_name
 from hwtrain._plan.weight import AnalogWeight
@@ -102,6 +103,7 @@ def sensitivity(
     t_s: float | None = None,
     chunk: int | None = None,
     call_kwargs: Mapping[str, Any] | None = None,
+    forward: Forward | None = None,
 ) -> Sensitivity:
     """Evaluates a model with one layer, or all but one, from a chip.
 
@@ -134,6 +136,7 @@ def sensitivity(
         after programming.
       chunk: as for `population`.
       call_kwargs: as for `population`.
+      forward: as for `population`.
 
     Raises:
       ValueError: as for `population`, or if no layer differs between chips.
@@ -166,6 +169,7 @@ def sensitivity(
         times_s=None if t_s is None else (t_s,),
         chunk=chunk,
         call_kwargs=call_kwargs,
+        forward=forward,
         subsets=subsets,
         caller="sensitivity",
     )

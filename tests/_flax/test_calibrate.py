@@ -2,6 +2,7 @@
 
 import io
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -231,3 +232,28 @@ def test_other_errors_of_a_scan_are_not_renamed():
     with pytest.raises(ValueError) as watched, observed(None):
         Leaking().init(jax.random.key(0), BATCHES[0])
     assert str(watched.value) == str(plain.value)
+
+
+class Flagged(nn.Module):
+    """Only an argument by name reaches the second layer."""
+
+    @nn.compact
+    def __call__(self, x, *, deep):
+        x = nn.Dense(6, name="a")(x)
+        return nn.Dense(3, name="b")(x) if deep else x
+
+
+def test_a_forward_function_calls_the_model_for_a_batch_of_any_kind():
+    analog, x = hw.analogize(Flagged(), CHIP), BATCHES[0]
+    variables = analog.init(jax.random.key(0), x, deep=True)
+    expected = hw.calibrate(analog, variables, BATCHES, deep=True)
+    found = hw.calibrate(
+        analog,
+        variables,
+        [{"image": batch} for batch in BATCHES],
+        forward=lambda apply, batch: apply(batch["image"], deep=True),
+    )
+    chex.assert_trees_all_equal(found, expected)
+    assert (found["params"]["b"]["input_range"] != 3.0).all()
+    with pytest.raises(ValueError, match="got a forward function and deep too"):
+        hw.calibrate(analog, variables, [x], forward=lambda a, b: a(b), deep=True)

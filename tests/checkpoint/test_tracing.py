@@ -352,3 +352,35 @@ def test_what_is_no_chain_of_layers_is_said_too(call, x, operations):
             reached.add(node)
             waiting += [b for a, b in graph.edges if a == node]
     assert "output" in reached
+
+
+class Switched(nn.Module):
+    """A method with arguments by name, of which one is no array."""
+
+    def setup(self):
+        self.a, self.b = nn.Dense(4), nn.Dense(3)
+
+    def encode(self, *, x, deep):
+        return self.b(self.a(x)) if deep else self.a(x)
+
+
+class NnxSwitched(nnx.Module):
+    def __init__(self, rngs):
+        self.a, self.b = nnx.Linear(6, 4, rngs=rngs), nnx.Linear(4, 3, rngs=rngs)
+
+    def encode(self, *, x, deep):
+        return self.b(self.a(x)) if deep else self.a(x)
+
+
+@pytest.mark.parametrize("deep", [False, True])
+@pytest.mark.parametrize("framework", ["linen", "nnx"])
+def test_a_call_with_arguments_by_name_is_traced(framework, deep):
+    if framework == "linen":
+        model, everything = Switched(), {"deep": True, "method": "encode"}
+        variables = model.init(jax.random.key(0), x=X, **everything)
+    else:
+        model, variables = NnxSwitched(nnx.Rngs(0)), None
+    edges = trace_graph(model, variables, x=X, deep=deep, method="encode").edges
+    inner = [("a", "identity"), ("identity", "b"), ("b", "output")]
+    inner = inner if deep else [("a", "output")]
+    assert [*edges] == [("input", "a"), *inner]

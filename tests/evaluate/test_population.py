@@ -35,6 +35,18 @@ class Twin(nnx.Module):
         return self.head(nnx.relu(self.hidden(x)))
 
 
+class Told(nn.Module):
+    """Takes a dictionary apart only where it is called."""
+
+    @nn.compact
+    def __call__(self, x, *, scale):
+        return nn.Dense(5)(x * scale)
+
+
+def of_dictionary(apply, batch):
+    return apply(batch["x"], scale=2.0)
+
+
 def accuracy(logits, labels):
     return (logits.argmax(-1) == labels).astype(jnp.float32)
 
@@ -284,3 +296,67 @@ def test_a_metric_that_averages_is_an_error(trained):
             chips=2,
             key=jax.random.key(0),
         )
+
+
+def noisy(model):
+    mismatch = hw.MismatchParameter(type="add_normal", std_dev=0.2)
+    return hw.analogize(model, hw.Hardware(mismatch=mismatch))
+
+
+def test_a_forward_function_calls_the_model_for_batches_of_any_kind():
+    analog = noisy(Told())
+    variables = analog.init(jax.random.key(0), X, scale=2.0)
+    options = {"chips": 3, "key": jax.random.key(1)}
+    found = population(
+        analog, variables, [({"x": X}, Y)], accuracy, forward=of_dictionary, **options
+    )
+    given = {"call_kwargs": {"scale": 2.0}}
+    expected = population(analog, variables, [(X, Y)], accuracy, **given, **options)
+    np.testing.assert_array_equal(found.values, expected.values)
+    assert found.std > 0
+
+
+def test_several_metrics_share_the_outputs():
+    analog = noisy(MLP())
+    variables = analog.init(jax.random.key(0), X)
+    options = {"chips": 3, "key": jax.random.key(1)}
+    metrics = {"hits": accuracy, "size": lambda logits, labels: abs(logits).mean(-1)}
+    batches = [(X[:20], Y[:20]), (X[20:], Y[20:])]
+    found = population(analog, variables, batches, metrics, **options)
+    assert [*found] == ["hits", "size"]
+    for name, metric in metrics.items():
+        alone = population(analog, variables, batches, metric, **options)
+        np.testing.assert_allclose(found[name].values, alone.values, rtol=1e-6)
+        assert found[name].seeds == (0, 1, 2)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"metric": {}}, "at least one metric"),
+        ({"metric": {"mean": lambda y, _: y.mean()}}, "the metric 'mean' must return"),
+        ({"forward": of_dictionary, "call_kwargs": {"scale": 1.0}}, "forward function"),
+        ({"forward": lambda apply, x: x}, "calls its first argument"),
+    ],
+)
+def test_bad_metrics_and_forward_functions(options, message):
+    analog = noisy(MLP())
+    variables = analog.init(jax.random.key(0), X)
+    given = {"metric": accuracy, "chips": 1, "key": jax.random.key(1), **options}
+    with pytest.raises(ValueError, match=message):
+        population(analog, variables, [(X, Y)], **given)
+
+
+def test_each_call_of_a_forward_function_reads_anew():
+    converters = hw.IOParameters(out_noise=0.1)
+    analog = hw.analogize(nn.Dense(5), hw.Hardware(forward=converters))
+    variables = analog.init(jax.random.key(0), X)
+
+    def twice(apply, x):
+        return jnp.stack([apply(x), apply(x)], axis=1)
+
+    def differ(outputs, labels):
+        return (outputs[:, 0] != outputs[:, 1]).all(-1) * 1.0
+
+    options = {"chips": 2, "key": jax.random.key(1), "forward": twice}
+    assert population(analog, variables, [(X, Y)], differ, **options).mean == 1.0

@@ -9,6 +9,7 @@ from flax.core import unfreeze
 
 from hwtrain._arrays import paths
 from hwtrain._flax.attributes import plain_class
+from hwtrain._flax.calls import divided
 from hwtrain._flax.connections import Connections, connections_of, marked
 from hwtrain._flax.linen import flax_internals as internals
 from hwtrain._flax.linen.kept_leaves import AnyLeaf, kept
@@ -17,9 +18,21 @@ from hwtrain._flax.linen.scopes import before_the_call, belonging
 
 
 def linen_connections(
-    module: nn.Module, variables: Mapping[str, Any], example: tuple[Any, ...]
+    module: nn.Module,
+    variables: Mapping[str, Any],
+    example: tuple[Any, ...],
+    kwargs: Mapping[str, Any],
+    name: str,
 ) -> Connections:
-    """Returns the connections of the layers in a call."""
+    """Returns the connections of the layers in a call.
+
+    Args:
+      module: the model.
+      variables: its variables.
+      example: the arguments of the call.
+      kwargs: its keyword arguments.
+      name: the method that is called.
+    """
     plain, base = module.clone(), plain_class(type(module))
     internals.put(plain, __class__=base)
     told = getattr(type(module), "_hwtrain_assigned", None)
@@ -44,19 +57,21 @@ def linen_connections(
         finally:
             running.pop()
 
-    def method(module, *args):
+    def method(module, *args, **kwargs):
         nonlocal ours
         with belonging(module) as ours:
-            return base.__call__(module, *args)
+            return getattr(base, name)(module, *args, **kwargs)
 
     ours: Callable[[nn.Module], bool] = before_the_call
-    leaves, treedef = jax.tree.flatten(example)
+    traced, static = divided(kwargs)
+    leaves, treedef = jax.tree.flatten((example, traced))
 
     def run(variables, *arrays):
-        args = jax.tree.unflatten(treedef, arrays)
+        args, given = jax.tree.unflatten(treedef, arrays)
+        given = {**given, **static}
         rngs = {"dropout": jax.random.key(0)}
         outputs, _ = plain.apply(
-            unfreeze(variables), *args, rngs=rngs, mutable=True, method=method
+            unfreeze(variables), *args, rngs=rngs, mutable=True, method=method, **given
         )
         return jax.tree.leaves(outputs)
 
