@@ -11,15 +11,13 @@ import functools
 from pathlib import Path
 
 import jax
-import jax.numpy as jnp
 from interleaved import interleaved
 from tables import RESULTS, keep, machine, row
 
 from hwtrain import fast_prng, optim
 from hwtrain._plan.hardware import Hardware
 from hwtrain.train import _linen as linen
-from hwtrain.train import cross_entropy, init_state, make_step, read_config
-from hwtrain.train._loop import epoch_order
+from hwtrain.train import init_state, make_step, read_config
 from hwtrain.train._preparation import prepare
 
 CONFIG = Path(__file__).parent.parent / "configs" / "digits_mlp.toml"
@@ -42,28 +40,26 @@ def variants(hardware):
 
 def runners(config, ready):
     """Returns for each variant a function that runs a number of steps."""
-    example = ready.train.inputs[:1]
+    forward, example = ready.task.forward, ready.data.example
     cases = {"plain": (ready.plain, ready.optimizer)}
     for name, hardware in variants(config.hardware).items():
-        model, plan = linen.hardware_aware(ready.factory, hardware, example)
+        model, plan = linen.hardware_aware(ready.factory, hardware, forward, example)
         cases[name] = model, optim.hardware_aware(ready.optimizer, plan)
-    return {name: runner(*case, config, ready.train) for name, case in cases.items()}
+    return {name: runner(*case, config, ready) for name, case in cases.items()}
 
 
-def runner(model, optimizer, config, data):
+def runner(model, optimizer, config, ready):
     """Returns a function that runs some steps and returns their last results."""
-    step = make_step(model, optimizer, cross_entropy)
+    step = make_step(model, optimizer, ready.task.loss, take=ready.data.take)
     state = init_state(model.init(0), optimizer)
-    size = config.training.batch_size
-    order = jnp.asarray(epoch_order(0, 0, len(data.labels), size))
     fast = config.training.generator == "fast"
     key = jax.random.key(0, impl=fast_prng if fast else None)
-    data = jax.device_put(data)
+    source = ready.data.training(0, 0, None)
 
     def run(steps):
         nonlocal state
         for _ in range(steps):
-            state, loss = step(state, data, order, key)
+            state, loss = step(state, next(source), key)
         return state, loss
 
     return run

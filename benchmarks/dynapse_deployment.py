@@ -22,9 +22,7 @@ from hwtrain.dynapse._biases import computed_table
 from hwtrain.dynapse._connectivity import DYNAPSE2
 from hwtrain.dynapse._deployed import deploy_layers, deployed_layers
 from hwtrain.train import _checkpoints as checkpoints
-from hwtrain.train import read_config
-from hwtrain.train._comparison import accuracy
-from hwtrain.train._loop import init_state
+from hwtrain.train import accuracy, init_state, read_config
 from hwtrain.train._robustness import prepare_contest
 
 
@@ -45,17 +43,18 @@ def main() -> None:
     config = read_config(options.config, [])
     ready = prepare_contest(config, options.config.parent)
 
+    (test,) = ready.data.evaluation()
+
     @jax.jit
     def measure(params):
-        outputs = ready.plain.apply(params, ready.test.inputs, jax.random.key(0))
-        return accuracy(outputs, ready.test.labels).mean()
+        return accuracy(ready.plain.evaluate(params, {}, test), test).mean()
 
     for way in ready.steps:
         for seed in config.training.seeds:
             where = options.run / way.replace(" ", "-") / f"seed_{seed}"
             start = init_state(ready.plain.init(seed), ready.optimizer)
             with checkpoints.open_checkpoints(where, read_only=True) as manager:
-                params = checkpoints.restore_latest(manager, start).params
+                params = checkpoints.restore_latest(manager, start)[0].params
             leaves = paths.leaves(params)
             cell = next(p for p in leaves if p.endswith("/w_rec")).removesuffix("w_rec")
 

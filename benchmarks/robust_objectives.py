@@ -12,27 +12,19 @@ over chips is the standard deviation divided by the square root of their number.
 
 import argparse
 import dataclasses
-import functools
 import json
 import time
 from pathlib import Path
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import optax
 
 from hwtrain import evaluate, objectives, optim
 from hwtrain.train import _linen as linen
-from hwtrain.train import (
-    accuracy,
-    cross_entropy,
-    epoch_order,
-    init_state,
-    make_step,
-    read_config,
-)
-from hwtrain.train._preparation import chip_hardware, prepare
+from hwtrain.train import accuracy, init_state, make_step, read_config
+from hwtrain.train._chips import chip_hardware
+from hwtrain.train._preparation import prepare
 
 CONFIG = Path(__file__).parent.parent / "configs" / "digits_mlp.toml"
 LEVELS = (0.1, 0.2, 0.3)
@@ -53,33 +45,32 @@ OBJECTIVES = {
 
 def train(config, ready, hardware, objective, seconds, seed):
     """Returns the parameters, the number of steps, and the seconds per step."""
-    model, plan = linen.hardware_aware(ready.factory, hardware, ready.train.inputs[:1])
+    data, task = ready.data, ready.task
+    model, plan = linen.hardware_aware(
+        ready.factory, hardware, task.forward, data.example
+    )
     robust = None
     if objective is not None:
 
         def robust(loss, outputs):
-            return objectives.robust(loss, plan, objective, outputs=outputs)
+            return objectives.robust(
+                loss, plan, objective, outputs=outputs, has_aux=True
+            )
 
     def begin(steps):
         rate = optax.cosine_decay_schedule(config.training.learning_rate, steps)
         optimizer = optim.hardware_aware(
             optax.adam(rate), plan, input_range_learning_rate=rate
         )
-        step = make_step(model, optimizer, cross_entropy, robust=robust)
+        step = make_step(model, optimizer, task.loss, take=data.take, robust=robust)
         return step, init_state(model.init(seed), optimizer)
 
-    data = jax.device_put(ready.train)
-    size = config.training.batch_size
     key = jax.random.key(seed + 1)
 
-    @functools.cache
-    def order(epoch):
-        return jnp.asarray(epoch_order(seed, epoch, len(data.labels), size))
-
     def run(step, state, steps):
-        updates = len(data.labels) // size
-        for number in range(steps):
-            state, _ = step(state, data, order(number // updates), key)
+        source = data.training(seed, 0, None)
+        for _ in range(steps):
+            state, _ = step(state, next(source), key)
         return jax.block_until_ready(state)
 
     step, state = begin(1000)
@@ -95,10 +86,14 @@ def train(config, ready, hardware, objective, seconds, seed):
 def on_chips(config, ready, hardware, params, level, chips):
     """Returns the accuracy in % of each chip at a level of mismatch."""
     chip = chip_hardware(hardware, level)
-    analog, variables = linen.on_chip(ready.factory, chip, params)
-    batches = [tuple(ready.test)]
     population = evaluate.population(
-        analog, variables, batches, accuracy, chips=chips, key=jax.random.key(0)
+        linen.on_chip(ready.factory, chip),
+        {"params": params},
+        [(batch, batch) for batch in ready.data.evaluation()],
+        accuracy,
+        chips=chips,
+        key=jax.random.key(0),
+        forward=ready.task.on_chip,
     )
     return np.asarray(population.values, np.float64)
 

@@ -1,6 +1,7 @@
 """The Python code of the documentation pages runs as written."""
 
 import dataclasses
+import json
 import re
 import runpy
 import tomllib
@@ -18,6 +19,7 @@ from flax import nnx
 from flax.traverse_util import flatten_dict
 
 import hwtrain
+from hwtrain import cli
 from hwtrain._arrays import paths
 from hwtrain._parts.registry import named, order
 from hwtrain._parts.slot import home
@@ -347,6 +349,39 @@ def test_the_example_of_a_whole_model_runs_and_its_chips_are_one():
         of_chip_0 = names["correct"](names[logits], names["labels"]).mean()
         assert abs(of_chip_0 - names[chips].values[0]) < 1e-6
         assert names[chips].mean > 0.7
+
+
+@pytest.fixture
+def work(tmp_path, monkeypatch):
+    """The files of the page on training, in the current folder."""
+    page = (DOCS / "training.md").read_text("utf-8")
+    for kind, name in (("toml", "work.toml"), ("python", "work.py")):
+        (text,) = re.findall(rf"```{kind}\n(# {name}\n.*?)```", page, re.DOTALL)
+        (tmp_path / name).write_text(text)
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def test_the_example_of_the_training_page_is_right_and_short(work, capsys):
+    assert cli.main(["config", "check", "work.toml"]) == 0
+    assert "300 updates for 1 seed, 2 analog arrays" in capsys.readouterr().out
+    assert len((work / "work.toml").read_text().splitlines()) <= 40
+    assert "hwtrain" not in (work / "work.py").read_text()
+
+
+@pytest.mark.nightly
+def test_the_example_of_the_training_page_trains(work, capsys):
+    assert cli.main(["train", "work.toml"]) == 0
+    said = capsys.readouterr().out
+    assert "Accuracy in %, mean" in said and "\nLoss, mean" in said
+    folder = work / "runs" / "work"
+    results = json.loads((folder / "results.json").read_text())
+    assert min(row["mean"] for row in results["results"]) > 85
+    (other,) = results["other_metrics"]
+    assert other["metric"] == "loss" and len(other["results"]) == 2
+    exported = hwtrain.load(folder / "export" / "seed_0")
+    assert [*exported.plan] == ["head/kernel", "hidden/kernel"]
+    assert "batch_stats" in exported.variables
 
 
 def test_the_configuration_page_is_what_its_program_writes():

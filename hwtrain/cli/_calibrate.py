@@ -16,7 +16,6 @@ from hwtrain.checkpoint import _destination as destination
 from hwtrain.cli._errors import bad_input
 from hwtrain.cli._options import Model, chip_seeds, open_model, run_of
 from hwtrain.periphery.input_range import RANGE
-from hwtrain.train._comparison import batches
 
 
 def main(options: argparse.Namespace) -> int:
@@ -30,14 +29,12 @@ def main(options: argparse.Namespace) -> int:
         seeds = chip_seeds(options) or []
         model = open_model(options)
         run = run_of(model, options)
-        analog, _ = run.on_chips(model.variables["params"])
-        size = run.config.evaluation.batch_size
-        inputs = (batch.inputs for batch in batches(run.ready.train, size))
         variables = calibrate(
-            analog,
+            run.on_chips(),
             model.variables,
-            itertools.islice(inputs, options.batches),
+            itertools.islice(run.ready.data.calibration(), options.batches),
             method=options.method,
+            forward=run.ready.task.on_chip,
         )
         checkpoint.export(
             options.out, variables, model.plan, chip_seeds=seeds, graph=model.graph

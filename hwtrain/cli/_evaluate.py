@@ -12,7 +12,6 @@ from hwtrain.evaluate import Population, Sensitivity
 from hwtrain.evaluate import _plots as plots
 from hwtrain.train._folder import write_json
 
-_METRIC = "accuracy in %"
 _MODE = "chip_mode"
 
 
@@ -35,34 +34,34 @@ def main(options: argparse.Namespace) -> int:
         model = open_model(options)
         run = run_of(model, options)
         chips = range(run.config.evaluation.chips) if seeds is None else seeds
-        params = model.variables["params"]
+        metric, form = run.metric.title, ".2f" if run.metric.unit == "%" else ".4g"
         with console.status("evaluating on chips"):
             if options.sensitivity:
                 t_s = None if times is None else times[0]
-                found = run.sensitivity(params, chips=chips, t_s=t_s)
+                found = run.sensitivity(model.variables, chips=chips, t_s=t_s)
             else:
-                found = run.population(params, chips=chips, times_s=times)
+                found = run.population(model.variables, chips=chips, times_s=times)
         chips = count(len(found.seeds), "chip")
-        title = f"{model.title}: {_METRIC} on {chips} ({_MODE})"
+        title = f"{model.title}: {metric} on {chips} ({_MODE})"
         if isinstance(found, Sensitivity):
             when = "" if found.t_s is None else f", {time_name(found.t_s)} old"
-            title = f"{model.title}: {_METRIC} by layer on {chips} ({_MODE}{when})"
+            title = f"{model.title}: {metric} by layer on {chips} ({_MODE}{when})"
             draw = partial(plots.plot_sensitivity, found)
         else:
             draw = partial(plots.plot_over_time, found)
         console.print(title, soft_wrap=True, highlight=False, markup=False)
-        console.print(found.table(".2f"))
+        console.print(found.table(form))
         if options.json is not None:
-            write_json(options.json, {"model": model.title, **_data(found)})
+            write_json(options.json, {"model": model.title, **_data(found, metric)})
         if options.png is not None:
-            draw(options.png, metric=_METRIC, title=title)
+            draw(options.png, metric=metric, title=title)
         for file in filter(None, (options.json, options.png)):
             console.print(f"{file} written", soft_wrap=True, highlight=False)
     return 0
 
 
-def _data(found: Population | Sensitivity) -> dict:
-    about = {"metric": _METRIC, "mode": _MODE, "chips": list(found.seeds)}
+def _data(found: Population | Sensitivity, metric: str) -> dict:
+    about = {"metric": metric, "mode": _MODE, "chips": list(found.seeds)}
     if isinstance(found, Population):
         values = found.values.round(4).tolist()
         return {**about, "times_s": found.times_s, "values": values}

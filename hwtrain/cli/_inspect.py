@@ -11,6 +11,7 @@ from rich.text import Text
 
 import hwtrain._plan.hardware  # noqa: F401 knows the stages
 from hwtrain._arrays import paths
+from hwtrain._flax.calls import first_call
 from hwtrain._flax.inspection import inspect_plan
 from hwtrain._flax.signal_side import stages_of
 from hwtrain._parts.registry import named, order
@@ -94,9 +95,10 @@ def _stages(options: argparse.Namespace) -> Table:
 
 def _prove(run: Run, model: Model, console: Console) -> int:
     """Prints the measured effects; returns 1 if one of them has no effect."""
-    analog, variables = run.on_chips(model.variables["params"])
+    batch = next(iter(run.ready.data.evaluation()))
+    args, kwargs = first_call(run.ready.task.on_chip, batch)
     try:
-        found = assert_active(analog, variables, run.test_batches()[0].inputs)
+        found = assert_active(run.on_chips(), model.variables, *args, **kwargs)
     except ValueError as error:
         print_error(str(error))
         return 1

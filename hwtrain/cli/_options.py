@@ -11,7 +11,7 @@ from hwtrain._plan.plan import Plan
 from hwtrain.checkpoint import Graph, HardwareCheckpoint, load
 from hwtrain.cli._errors import print_error
 from hwtrain.train._folder import changed_parts, import_parts_of, is_run
-from hwtrain.train._preparation import with_effective
+from hwtrain.train._preparation import variables_of, with_effective
 from hwtrain.train._run import Run, open_run
 
 
@@ -65,12 +65,14 @@ def open_model(options: argparse.Namespace) -> Model:
         )
     run = open_run(path)
     seed = run.config.training.seeds[0] if options.seed is None else options.seed
-    step, params = run.trained(seed)
-    params, plan = with_effective(run.ready, run.config.hardware, params)
+    state = run.trained(seed)
+    variables, plan = with_effective(
+        run.ready, run.config.assigned, variables_of(run.ready, state)
+    )
     return Model(
-        title=f"{path}, hardware-aware, training seed {seed}, step {step}",
+        title=f"{path}, hardware-aware, training seed {seed}, step {int(state.step)}",
         plan=plan,
-        variables={"params": params},
+        variables=variables,
         graph=run.ready.graph,
         run=run,
     )

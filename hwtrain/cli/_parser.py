@@ -29,7 +29,8 @@ def make_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=__version__)
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    for add in (_train, _evaluate, _calibrate, _export, _inspect, _verify, _convert):
+    every = (_train, _config, _evaluate, _calibrate, _export, _inspect, _verify)
+    for add in (*every, _convert):
         add(commands)
     return parser
 
@@ -43,15 +44,7 @@ def _train(commands: Commands) -> None:
         "models on one population of chips; for the plain model, input ranges are "
         "calibrated from the training data.",
     )
-    parser.add_argument("config", metavar="CONFIG", type=Path, help="a TOML file")
-    parser.add_argument(
-        "--set",
-        dest="overrides",
-        action="append",
-        default=[],
-        metavar="KEY=VALUE",
-        help="override an entry, the value as TOML writes it; may be repeated",
-    )
+    _add_config(parser)
     parser.add_argument(
         "--out",
         type=Path,
@@ -66,6 +59,38 @@ def _train(commands: Commands) -> None:
         "--overwrite",
         action="store_true",
         help="delete the run that lies in the folder",
+    )
+
+
+def _config(commands: Commands) -> None:
+    parser = commands.add_parser(
+        "config",
+        help="check a configuration, or show it with every default",
+        description="Checks a configuration as `hwtrain train` does, without training; "
+        "or shows it with its presets, rules and defaults written out; or prints the "
+        "JSON schema of all configurations, for an editor.",
+    )
+    kinds = parser.add_subparsers(dest="what", required=True, metavar="WHAT")
+    texts = {
+        "check": "load model and data, and try all by tracing",
+        "show": "print the whole configuration as TOML",
+    }
+    for name, text in texts.items():
+        _add_config(kinds.add_parser(name, help=text, description=text))
+    text = "print the JSON schema of configurations"
+    kinds.add_parser("schema", help=text, description=text)
+
+
+def _add_config(parser: argparse.ArgumentParser) -> None:
+    """Adds the argument for a configuration, and the option that changes it."""
+    parser.add_argument("config", metavar="CONFIG", type=Path, help="a TOML file")
+    parser.add_argument(
+        "--set",
+        dest="overrides",
+        action="append",
+        default=[],
+        metavar="KEY=VALUE",
+        help="override an entry, the value as TOML writes it; may be repeated",
     )
 
 

@@ -1,18 +1,21 @@
 """The training step, the loop and the main job that recipes share."""
 
 from hwtrain._parts.source import resolve as resolve
-from hwtrain.train._comparison import accuracy as accuracy
+from hwtrain.train._batches import Split as Split
+from hwtrain.train._batches import epoch_order as epoch_order
 from hwtrain.train._comparison import compare as compare
 from hwtrain.train._config import Config as Config
+from hwtrain.train._config import EarlyStoppingParameter as EarlyStoppingParameter
 from hwtrain.train._config import EvaluationParameter as EvaluationParameter
 from hwtrain.train._config import ExportParameter as ExportParameter
+from hwtrain.train._config import MetricParameter as MetricParameter
+from hwtrain.train._config import RuleParameter as RuleParameter
+from hwtrain.train._config import TaskParameter as TaskParameter
 from hwtrain.train._config import TrainingParameter as TrainingParameter
 from hwtrain.train._functional import Functional as Functional
 from hwtrain.train._job import job_of as job_of
-from hwtrain.train._loop import Split as Split
 from hwtrain.train._loop import TrainState as TrainState
-from hwtrain.train._loop import cross_entropy as cross_entropy
-from hwtrain.train._loop import epoch_order as epoch_order
+from hwtrain.train._loop import data_mesh as data_mesh
 from hwtrain.train._loop import init_state as init_state
 from hwtrain.train._loop import make_step as make_step
 from hwtrain.train._loop import run_steps as run_steps
@@ -21,6 +24,12 @@ from hwtrain.train._mismatch_config import DeviationParameter as DeviationParame
 from hwtrain.train._mismatch_config import MismatchConfig as MismatchConfig
 from hwtrain.train._preparation import prepare as prepare
 from hwtrain.train._reading import read_config as read_config
-from hwtrain.train._report import Accuracies as Accuracies
+from hwtrain.train._report import OnChips as OnChips
 from hwtrain.train._robustness import contest as contest
 from hwtrain.train._robustness import prepare_contest as prepare_contest
+from hwtrain.train._task import Metric as Metric
+from hwtrain.train._task import Task as Task
+from hwtrain.train._task import accuracy as accuracy
+from hwtrain.train._task import mean_squared_error as mean_squared_error
+from hwtrain.train._task import next_token_cross_entropy as next_token_cross_entropy
+from hwtrain.train._task import softmax_cross_entropy as softmax_cross_entropy

@@ -18,7 +18,7 @@ import orbax.checkpoint as ocp
 from hwtrain._arrays import paths
 from hwtrain._parts.source import reason
 from hwtrain.checkpoint._disk import RESUME, writing
-from hwtrain.train._functional import Params
+from hwtrain.train._functional import ModelState, Params
 from hwtrain.train._loop import TrainState
 
 
@@ -26,12 +26,18 @@ class DamagedCheckpointError(ValueError):
     """A run's checkpoint cannot be used; the message says how to continue."""
 
 
+_STATE, _BESIDE = "state", "beside"
+"""Names of the items of a checkpoint."""
+
+
 class _Saved(NamedTuple):
     """The saved part of a state, which never holds NaN or infinity."""
 
     step: Any
     params: Params
+    model_state: ModelState
     opt_state: optax.OptState
+    average: Params | None
 
 
 @contextmanager
@@ -72,20 +78,40 @@ def open_checkpoints(
             manager.close()
 
 
-def save(manager: ocp.CheckpointManager, state: TrainState) -> None:
+def save(
+    manager: ocp.CheckpointManager,
+    state: TrainState,
+    beside: dict[str, Any] | None = None,
+    *,
+    replace: bool = False,
+) -> None:
     """Saves the state under its step, in the background.
+
+    Args:
+      manager: from `open_checkpoints`.
+      state: the state.
+      beside: data to save with it, as JSON holds them.
+      replace: replace a checkpoint of the same step, that of a run that was killed.
 
     Raises:
       OSError: if this checkpoint or the previous one cannot be written.
     """
     # The next update reuses the state's buffers while Orbax is still writing.
-    copy = _copy(_saved(state))
+    copy, step = _copy(_saved(state)), int(state.step)
+    items: dict[str, Any] = {
+        _STATE: ocp.args.StandardSave(copy),
+        _BESIDE: ocp.args.JsonSave(beside or {}),
+    }
     with writing(Path(manager.directory), RESUME):
-        manager.save(int(state.step), args=ocp.args.StandardSave(copy))
+        if replace and step in manager.all_steps():
+            manager.delete(step)
+        manager.save(step, args=ocp.args.Composite(**items))
 
 
 def _saved(state: TrainState) -> _Saved:
-    return _Saved(state.step, state.params, state.opt_state)
+    return _Saved(
+        state.step, state.params, state.model_state, state.opt_state, state.average
+    )
 
 
 @jax.jit
@@ -118,8 +144,12 @@ def _no_reports_of_threads() -> Iterator[None]:
         logger.removeFilter(keep)
 
 
-def restore_latest(manager: ocp.CheckpointManager, state: TrainState) -> TrainState:
-    """Returns the newest saved state, or `state` itself if there is none.
+def restore_latest(
+    manager: ocp.CheckpointManager, state: TrainState
+) -> tuple[TrainState, dict[str, Any] | None]:
+    """Returns the newest saved state and what was saved beside it.
+
+    If there is none, `state` itself and `None`.
 
     Args:
       manager: from `open_checkpoints`.
@@ -131,14 +161,19 @@ def restore_latest(manager: ocp.CheckpointManager, state: TrainState) -> TrainSt
     """
     step = manager.latest_step()
     if step is None:
-        return state
+        return state, None
     target = jax.tree.map(ocp.utils.to_shape_dtype_struct, _saved(state))
     folder = manager.directory / str(step)
     earlier = [other for other in manager.all_steps() if other < step]
     start = f"from step {max(earlier)}" if earlier else "anew"
     way_out = f"delete this folder to continue {start} with --resume"
     try:
-        restored: Any = manager.restore(step, args=ocp.args.StandardRestore(target))
+        args: dict[str, Any] = {
+            _STATE: ocp.args.StandardRestore(target),
+            _BESIDE: ocp.args.JsonRestore(),
+        }
+        found = manager.restore(step, args=ocp.args.Composite(**args))
+        restored: Any = found[_STATE]
     # Orbax and TensorStore raise errors of many types, including KeyError.
     except Exception as error:
         raise DamagedCheckpointError(
@@ -150,4 +185,4 @@ def restore_latest(manager: ocp.CheckpointManager, state: TrainState) -> TrainSt
     except ValueError as error:
         raise DamagedCheckpointError(f"{folder}: {error}; {way_out}") from error
     none = jnp.zeros((), jnp.int32)
-    return TrainState(restored.step, restored.params, restored.opt_state, none)
+    return TrainState(*restored, first_bad=none), found[_BESIDE]

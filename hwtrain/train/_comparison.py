@@ -1,42 +1,31 @@
 """The main job: train plain and hardware-aware, export, read back, compare on chips."""
 
-import math
-from collections.abc import Iterator
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import flax
 import jax
 import numpy as np
-from orbax.checkpoint import CheckpointManager
 from rich.console import Console
 
 from hwtrain import checkpoint, evaluate
 from hwtrain._arrays import paths
-from hwtrain._arrays.fast_random import fast_prng, threefry_prng
-from hwtrain._plan.hardware import Hardware
 from hwtrain._plan.training_noise import quiet_training
 from hwtrain._version import __version__
 from hwtrain.checkpoint._disk import RESUME
 from hwtrain.chips._clip_bounds import with_clipped
-from hwtrain.train import _checkpoints as checkpoints
 from hwtrain.train import _report as report
-from hwtrain.train._config import Config, TrainingParameter, has_deviation
-from hwtrain.train._divergence import diverged
+from hwtrain.train._chips import chip_seeds, chips_of, exports
+from hwtrain.train._config import Config, has_deviation
 from hwtrain.train._entries import EntryError
 from hwtrain.train._folder import write_json
-from hwtrain.train._functional import Params
-from hwtrain.train._loop import (
-    Split,
-    Step,
-    Stop,
-    TrainState,
-    init_state,
-    never,
-    run_steps,
-)
-from hwtrain.train._preparation import Preparation, chip_hardware, with_effective
-from hwtrain.train._progress import show_progress
-from hwtrain.train._report import HARDWARE_AWARE, PLAIN, Accuracies
+from hwtrain.train._functional import ModelState, Params
+from hwtrain.train._loop import Stop, TrainState, init_state, never
+from hwtrain.train._preparation import Preparation, variables_of, with_effective
+from hwtrain.train._report import HARDWARE_AWARE, PLAIN, OnChips
+from hwtrain.train._task import Task
+from hwtrain.train._training import Measuring, Training, stop_if_asked, train_seed
 from hwtrain.weights import WeightModifierParameter
 
 _MODE = "chip_mode"
@@ -49,7 +38,7 @@ def compare(
     *,
     console: Console,
     stop: Stop = never,
-) -> list[Accuracies]:
+) -> list[OnChips]:
     """Trains the plain and the hardware-aware model and compares them on chips.
 
     Both are evaluated on the same chips, of the configured hardware with all its
@@ -58,7 +47,7 @@ def compare(
 
     Afterwards, `out` holds `config.json`, Orbax checkpoints in `plain/seed_N` and
     `hardware-aware/seed_N`, a hardware-ready checkpoint for each seed in
-    `export/seed_N`, `results.json` and `results.png`.
+    `export/seed_N`, if the hardware has a converter, `results.json` and `results.png`.
 
     Args:
       config: the configuration.
@@ -83,24 +72,34 @@ def compare(
         name: _train(config, ready, name, out, console, stop)
         for name in (PLAIN, HARDWARE_AWARE)
     }
-    on_chips = dict(trained)
-    on_chips[PLAIN] = [
-        _deployed(config, ready, params, seed, console, stop)
-        for seed, params in zip(config.training.seeds, trained[PLAIN])
-    ]
+    on_chips = {
+        PLAIN: [
+            _deployed(config, ready, state, seed, console, stop)
+            for seed, state in zip(config.training.seeds, trained[PLAIN])
+        ],
+        HARDWARE_AWARE: [variables_of(ready, x) for x in trained[HARDWARE_AWARE]],
+    }
     with console.status("evaluating on chips"):
         results = [
-            _evaluate(config, ready, model, params, level, stop)
-            for level in config.evaluation.mismatch_std
-            for model, params in on_chips.items()
+            result
+            for level in config.levels
+            for model, variables in on_chips.items()
+            for result in _evaluate(config, ready, model, variables, level, stop)
         ]
-    for number, seed in enumerate(config.training.seeds):
-        stop_if_asked(stop)
-        params = trained[HARDWARE_AWARE][number]
-        accuracy = _measurements(results, number)
-        path = out / "export" / f"seed_{seed}"
-        _export(config, ready, params, accuracy, path)
-    _say(console, f"exported to {out / 'export'} and read back")
+    if exports(config):
+        for number, seed in enumerate(config.training.seeds):
+            stop_if_asked(stop)
+            variables = on_chips[HARDWARE_AWARE][number]
+            measured = _measurements(results, number)
+            path = out / "export" / f"seed_{seed}"
+            _export(config, ready, variables, measured, path)
+        _say(console, f"exported to {out / 'export'} and read back")
+    else:
+        _say(
+            console,
+            "note: nothing is exported, because hardware.converter, which turns "
+            "weights into conductances, is not given for all layers",
+        )
     _write_results(config, results, out)
     _show_results(config, results, out, console)
     return results
@@ -113,126 +112,124 @@ def _train(
     out: Path,
     console: Console,
     stop: Stop,
-) -> list[Params]:
-    """Returns the trained parameters of one model for every seed."""
-    aware = name == HARDWARE_AWARE
-    model = ready.aware if aware else ready.plain
-    optimizer = ready.aware_optimizer if aware else ready.optimizer
-    step = ready.aware_step if aware else ready.plain_step
-    trained = []
+) -> list[TrainState]:
+    """Returns the trained state of one model for every seed."""
+    aware, trained = name == HARDWARE_AWARE, []
     for seed in config.training.seeds:
-        state = init_state(model.init(seed), optimizer)
-        where = out / name / f"seed_{seed}"
-        title = f"{name}, seed {seed}"
-        trained.append(
-            train_seed(
-                config.training,
-                step,
-                state,
-                ready.train,
-                seed,
-                where,
-                title,
-                console,
-                stop,
-            )
+        training = Training(
+            title=f"{name}, seed {seed}",
+            parameter=config.training,
+            step=ready.aware_step if aware else ready.plain_step,
+            data=ready.data,
+            measuring=_measuring(config, ready, name),
         )
+        where, state = out / name / f"seed_{seed}", start(config, ready, name, seed)
+        trained.append(train_seed(training, state, seed, where, console, stop))
     return trained
 
 
-def train_seed(
-    training: TrainingParameter,
-    step: Step,
-    state: TrainState,
-    data: Split,
-    seed: int,
-    where: Path,
-    title: str,
-    console: Console,
-    stop: Stop = never,
-) -> Params:
-    """Returns the trained parameters of one seed, continuing from its last checkpoint.
+def start(config: Config, ready: Preparation, name: str, seed: int) -> TrainState:
+    """Returns the state of a model before its first update.
 
     Args:
-      training: the training configuration.
-      step: from `make_step`.
-      state: the state before the first update.
-      data: the training set.
+      config: the configuration.
+      ready: the loaded models, from `prepare`.
+      name: which model.
       seed: the training seed.
-      where: folder of its checkpoints.
-      title: label of the progress display.
-      console: where progress is shown.
-      stop: whether to stop; called after each update.
-
-    Raises:
-      DivergedError: (a `ValueError`) if a loss or a parameter is NaN or infinite; such
-        a state is not saved.
-      OSError: if a checkpoint cannot be written, naming its folder and the free space.
-      KeyboardInterrupt: if `stop` returned true; a checkpoint is saved first.
     """
-    stop_if_asked(stop)
-    with checkpoints.open_checkpoints(where) as manager:
-        state = checkpoints.restore_latest(manager, state)
-        done = int(state.step)
-        if done == training.steps:
-            _say(console, f"{title}: all {done} steps are done")
-            return state.params
-        if done:
-            _say(console, f"{title}: continuing from step {done}")
-        updates = run_steps(
-            step,
-            state,
-            data,
-            steps=training.steps,
-            batch_size=training.batch_size,
-            seed=seed,
-            generator=fast_prng if training.generator == "fast" else threefry_prng,
+    aware = name == HARDWARE_AWARE
+    model = ready.aware if aware else ready.plain
+    return init_state(
+        model.init(seed),
+        ready.aware_optimizer if aware else ready.optimizer,
+        average=config.training.ema is not None,
+        mesh=ready.mesh,
+    )
+
+
+def _measuring(config: Config, ready: Preparation, name: str) -> Measuring | None:
+    """Returns how the best state of a model's training is found."""
+    stopping = config.training.early_stopping
+    if stopping is None:
+        return None
+    metrics = {metric.name: metric for metric in ready.task.metrics}
+    if stopping.metric is not None and stopping.metric not in metrics:
+        raise EntryError(
+            "training.early_stopping.metric",
+            f"expected one of {', '.join(metrics)}, got {stopping.metric}",
         )
-        with show_progress(console, title, start=done, steps=training.steps) as report:
-            for number, (state, loss) in enumerate(updates, start=done + 1):
-                shown = report(number, loss)
-                asked = stop()
-                saving = asked or number % training.checkpoint_every == 0
-                saving = saving or number == training.steps
-                # Only these steps wait for the device.
-                if saving or not (shown is None or math.isfinite(shown)):
-                    _require_no_bad(state, manager, title, training.learning_rate)
-                if saving:
-                    checkpoints.save(manager, state)
-                if asked:
-                    raise KeyboardInterrupt
-    return state.params
+    metric = metrics.get(stopping.metric or ready.task.metrics[0].name)
+    assert metric is not None
+    only = ready.task._replace(metrics=(metric,))
+
+    def on_chips(state: TrainState) -> float:
+        variables = variables_of(ready, state)
+        values = on_population(
+            config, ready, only, config.assigned, variables, chips=stopping.chips
+        )
+        return float(values[metric.name].mean)
+
+    def plain(state: TrainState) -> float:
+        total, count = 0.0, 0
+        for batch in ready.data.evaluation():
+            total += float(evaluated(state.trained, state.model_state, batch))
+            count += len(jax.tree.leaves(batch)[0])
+        return total / count
+
+    @jax.jit
+    def evaluated(params: Params, state: ModelState, batch: Any) -> jax.Array:
+        return metric.function(ready.plain.evaluate(params, state, batch), batch).sum()
+
+    measure = on_chips if name == HARDWARE_AWARE else plain
+    return Measuring(metric=metric, measure=measure)
 
 
-def _require_no_bad(
-    state: TrainState, manager: CheckpointManager, title: str, rate: float
-) -> None:
-    """Raises a `DivergedError` if the training has diverged."""
-    number = int(state.first_bad)
-    if number:
-        raise diverged(number, title=title, saved=manager.latest_step(), rate=rate)
+def on_population(
+    config: Config,
+    ready: Preparation,
+    task: Task,
+    hardware: Any,
+    variables: dict[str, Any],
+    *,
+    chips: int | Sequence[int],
+    times_s: Sequence[float] | None = None,
+) -> dict[str, evaluate.Population]:
+    """Returns the metrics of a task for chips with their own mismatch, by name.
+
+    Args:
+      config: the configuration.
+      ready: the loaded models and data, from `prepare`.
+      task: what is measured.
+      hardware: the hardware of all layers, as `analogize` takes it.
+      variables: the trained variables of an analog model.
+      chips: number of chips, or their seeds.
+      times_s: seconds since programming; `None` for just after it.
+    """
+    analog = ready.frontend.on_chip(ready.factory, hardware)
+    return evaluate.population(
+        analog,
+        variables,
+        ((batch, batch) for batch in ready.data.evaluation()),
+        {metric.name: metric.function for metric in task.metrics},
+        chips=chips,
+        times_s=times_s,
+        forward=ready.task.on_chip,
+        key=jax.random.key(config.evaluation.seed),
+    )
 
 
-def stop_if_asked(stop: Stop) -> None:
-    """Raises a `KeyboardInterrupt` if the training was asked to stop."""
-    if stop():
-        raise KeyboardInterrupt
-
-
-def _measurements(
-    results: list[Accuracies], number: int
-) -> list[checkpoint.Measurement]:
-    """Returns the accuracies of one hardware-aware model for its manifest."""
+def _measurements(results: list[OnChips], number: int) -> list[checkpoint.Measurement]:
+    """Returns the values of one hardware-aware model for its manifest."""
     found = []
     for result in results:
         if result.model == HARDWARE_AWARE:
             values = result.values[number]
-            std = round(float(values.std(ddof=1)), 4) if len(values) > 1 else None
+            std = result.rounded(values.std(ddof=1)) if len(values) > 1 else None
             measurement = checkpoint.Measurement(
-                metric="accuracy in % on the test set",
+                metric=f"{result.title} on the test set",
                 mode=_MODE,
                 chips=len(values),
-                mean=round(float(values.mean()), 4),
+                mean=result.rounded(values.mean()),
                 std=std,
                 conditions=report.conditions(result),
             )
@@ -243,24 +240,25 @@ def _measurements(
 def _export(
     config: Config,
     ready: Preparation,
-    params: Params,
-    accuracy: list[checkpoint.Measurement],
+    variables: dict[str, Any],
+    measured: list[checkpoint.Measurement],
     path: Path,
 ) -> None:
-    """Exports a model with its accuracy unless it exists, and checks it on reading."""
+    """Exports a model with its metrics unless it exists, and checks it on reading."""
+    seeds = chip_seeds(config)
     if not path.exists():
-        made, plan = with_effective(ready, config.hardware, params)
+        made, plan = with_effective(ready, config.assigned, variables)
         checkpoint.export(
             path,
-            {"params": made},
+            made,
             plan,
-            chip_seed=config.export.chip_seed,
+            chip_seed=seeds[0] if seeds else None,
             graph=ready.graph,
-            accuracy=accuracy,
+            accuracy=measured,
         )
     found = paths.leaves(checkpoint.load(path).params)
     # A learned bound clips in the forward pass, and an export holds clipped weights.
-    expected = with_clipped(params, ready.plan)
+    expected = with_clipped(variables["params"], ready.plan)
     probes = ready.plan.zeros
     for name, leaf in paths.leaves(expected).items():
         # Probes carry no information and are read back as zeros.
@@ -274,23 +272,28 @@ def _export(
 def _deployed(
     config: Config,
     ready: Preparation,
-    params: Params,
+    state: TrainState,
     seed: int,
     console: Console,
     stop: Stop,
-) -> Params:
-    """Returns the plain model's parameters as deployed on the configured chip.
+) -> dict[str, Any]:
+    """Returns the plain model's variables as deployed on the configured chip.
 
     The weights lie on the same chip as those of the hardware-aware model. Plain
     training gives no input ranges; they are calibrated on the training data.
     """
     stop_if_asked(stop)
-    size = config.evaluation.batch_size
-    inputs = [batch.inputs for batch in batches(ready.train, size)]
     try:
         return ready.frontend.deployed(
-            ready.factory, config.hardware, params, inputs, console
+            ready.factory,
+            config.assigned,
+            variables_of(ready, state),
+            ready.task.on_chip,
+            list(ready.data.calibration()),
+            console,
         )
+    except EntryError:
+        raise
     except ValueError as error:
         raise EntryError(
             "hardware.input_range",
@@ -303,59 +306,44 @@ def _evaluate(
     config: Config,
     ready: Preparation,
     name: str,
-    trained: list[Params],
-    level: float,
+    trained: list[dict[str, Any]],
+    level: float | None,
     stop: Stop,
-) -> Accuracies:
-    values = []
-    hardware = chip_hardware(config.hardware, level)
-    for params in trained:
+) -> list[OnChips]:
+    """Returns all metrics of one model, the main one first."""
+    values: dict[str, list[np.ndarray]] = {x.name: [] for x in ready.task.metrics}
+    hardware = chips_of(config, level)
+    for variables in trained:
         stop_if_asked(stop)
-        analog, variables = ready.frontend.on_chip(ready.factory, hardware, params)
-        population = evaluate.population(
-            analog,
-            variables,
-            list(batches(ready.test, config.evaluation.batch_size)),
-            accuracy,
-            chips=config.evaluation.chips,
-            key=jax.random.key(config.evaluation.seed),
+        chips = config.evaluation.chips
+        found = on_population(
+            config, ready, ready.task, hardware, variables, chips=chips
         )
-        values.append(np.asarray(population.values, np.float64))
-    found, mismatch = np.stack(values), config.hardware.mismatch
-    if mismatch is not None and has_deviation(mismatch):
-        return Accuracies(model=name, mismatch_std=level, values=found)
+        for metric, population in found.items():
+            values[metric].append(np.asarray(population.values, np.float64))
+    mismatches = [chip.mismatch for chip in config.chips if chip.mismatch is not None]
     text = ""
-    if mismatch is not None:
-        text = mismatch.describe() or f"{mismatch.type} as configured"
-    return Accuracies(model=name, mismatch_std=None, values=found, mismatch=text)
+    if mismatches and level is None:
+        several = len(set(mismatches)) > 1 or has_deviation(mismatches[0])
+        text = "" if several else mismatches[0].describe()
+        text = text or f"{mismatches[0].type} as configured"
+    return [
+        OnChips(
+            metric=metric.name,
+            unit=metric.unit,
+            model=name,
+            mismatch_std=level if mismatches else None,
+            values=np.stack(values[metric.name]),
+            mismatch=text,
+        )
+        for metric in ready.task.metrics
+    ]
 
 
-def accuracy(outputs: jax.Array, labels: jax.Array) -> jax.Array:
-    """Returns the accuracy in % of each example: 100 if the largest logit is right.
-
-    >>> import jax.numpy as jnp
-    >>> accuracy(jnp.array([[0.1, 0.9], [0.8, 0.2]]), jnp.array([1, 1])).tolist()
-    [100.0, 0.0]
-
-    Args:
-      outputs: `[B, classes]` logits.
-      labels: `[B]` integers.
-
-    Returns:
-      `[B]`.
-    """
-    return 100.0 * (outputs.argmax(axis=-1) == labels)
-
-
-def batches(data: Split, size: int) -> Iterator[Split]:
-    """Yields the examples in order, `size` at a time; the last batch may be smaller."""
-    for start in range(0, len(data.labels), size):
-        yield Split(*(array[start : start + size] for array in data))
-
-
-def _write_results(config: Config, results: list[Accuracies], out: Path) -> None:
+def _write_results(config: Config, results: list[OnChips], out: Path) -> None:
+    main, *others = report.by_metric(results).values()
     data = {
-        "metric": "accuracy in %",
+        "metric": main[0].title,
         "mode": _MODE,
         "seeds": list(config.training.seeds),
         "chips": config.evaluation.chips,
@@ -364,50 +352,60 @@ def _write_results(config: Config, results: list[Accuracies], out: Path) -> None
             "jax": jax.__version__,
             "flax": flax.__version__,
         },
-        **report.as_data(results),
+        **report.as_data(main),
     }
+    if others:
+        data["other_metrics"] = [
+            {"metric": each[0].title, **report.as_data(each)} for each in others
+        ]
     write_json(out / "results.json", data, RESUME)
-    title = report.headline(results, mode=_MODE)
-    report.plot(results, out / "results.png", title=title)
+    report.plot(main, out / "results.png", title=report.headline(main, mode=_MODE))
 
 
 def _show_results(
-    config: Config, results: list[Accuracies], out: Path, console: Console
+    config: Config, results: list[OnChips], out: Path, console: Console
 ) -> None:
-    chip = config.export.chip_seed
-    _say(console, f"\n{report.headline(results, mode=_MODE)}")
-    console.print(report.table(results))
+    for each in report.by_metric(results).values():
+        _say(console, f"\n{report.headline(each, mode=_MODE)}")
+        console.print(report.table(each))
     first = out / "export" / f"seed_{config.training.seeds[0]}"
     known = isinstance(config.hardware.modifier, WeightModifierParameter)
     other = "hardware.modifier.std_dev=0.4" if known else "training.steps=4000"
+    more, looking = "\n", ""
+    if exports(config):
+        more = f"""
+  export/seed_*               hardware-ready checkpoints: conductances in µS, scales,
+                              input ranges{_drawn(config)}
+"""
+        looking = f"""
+  look at the exported chip:      hwtrain inspect {first}
+  program a chip or a simulator:  hwtrain convert {first} --to npz"""
     _say(
         console,
         f"""
 Everything lies in {out}:
-  results.json, results.png   the table above, every single value, and its plot
-  export/seed_*               hardware-ready checkpoints: conductances in µS, scales,
-                              input ranges, chip {chip} with {_drawn(config.hardware)}
+  results.json, results.png   the table above, every single value, and its plot{more}\
   {PLAIN}/seed_*, {HARDWARE_AWARE}/seed_*
                               Orbax checkpoints of the training
   config.json                 the configuration, every entry
 
-What to do next:
-  look at the exported chip:      hwtrain inspect {first}
-  program a chip or a simulator:  hwtrain convert {first} --to npz
+What to do next:{looking}
   try other settings:             add --set {other} --out DIR
   train a model of your own:      copy recipes/digits.py and its configuration""",
     )
 
 
-def _drawn(hardware: Hardware) -> str:
-    """Returns what is drawn once for each chip of a hardware, in words."""
-    mismatch = hardware.mismatch is not None and hardware.mismatch.draws
-    found = (
-        (mismatch, "frozen mismatch"),
-        (hardware.noise_model is not None, "programming noise"),
-        (hardware.sticks, "stuck devices"),
-    )
-    return f"its {' and '.join(word for there, word in found if there)}"
+def _drawn(config: Config) -> str:
+    """Returns what is drawn once for the exported chip, in words."""
+    found = {
+        "frozen mismatch": any(x.mismatch and x.mismatch.draws for x in config.chips),
+        "programming noise": any(x.noise_model is not None for x in config.chips),
+        "stuck devices": any(x.sticks for x in config.chips),
+    }
+    words = " and ".join(word for word, there in found.items() if there)
+    if not words:
+        return "; no chip, because nothing on it is frozen"
+    return f", chip {config.export.chip_seed} with its {words}"
 
 
 def _say(console: Console, text: str) -> None:

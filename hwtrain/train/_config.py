@@ -8,10 +8,12 @@ from pydantic import (
     AfterValidator,
     BeforeValidator,
     Field,
+    GetJsonSchemaHandler,
     PlainSerializer,
     model_validator,
 )
 from pydantic.dataclasses import dataclass
+from pydantic_core import core_schema
 
 from hwtrain._parts.fields import (
     CONFIG,
@@ -21,12 +23,18 @@ from hwtrain._parts.fields import (
     Deviation,
     PositiveDeviation,
     Size,
+    at_least,
 )
 from hwtrain._plan.hardware import Hardware
+from hwtrain._plan.rules import Rule
 from hwtrain.objectives import AnyObjective
 
 Seed = Annotated[int, Field(ge=0, lt=2**32)]
 Source = Annotated[str, Field(pattern=r"^.+:[A-Za-z_]\w*$")]
+Named = Annotated[str, Field(pattern=r"^([a-z_]+|.+:[A-Za-z_]\w*)$")]
+"""A built-in function's name, or a `Source`."""
+
+MetricName = Annotated[str, Field(pattern=r"^[^\W\d]\w*$")]
 
 
 def _distinct(seeds: tuple[int, ...]) -> tuple[int, ...]:
@@ -65,10 +73,21 @@ def _computable(value: _Argument) -> _Argument:
     return value
 
 
+class _Table:
+    """Describes pairs of a name and a value as the table that a file has for them."""
+
+    def __get_pydantic_json_schema__(
+        self, core: core_schema.CoreSchema, handler: GetJsonSchemaHandler
+    ) -> dict[str, Any]:
+        _, value = handler(core)["items"]["prefixItems"]
+        return {"type": "object", "additionalProperties": value}
+
+
 Arguments = Annotated[
     tuple[tuple[str, Annotated[_Argument, AfterValidator(_computable)]], ...],
     BeforeValidator(_pairs),
     PlainSerializer(dict),
+    _Table(),
 ]
 """Keyword arguments; in TOML, a table."""
 
@@ -76,6 +95,7 @@ Factors = Annotated[
     tuple[tuple[Pattern, Deviation], ...],
     BeforeValidator(_pairs),
     PlainSerializer(dict),
+    _Table(),
 ]
 """Factors by pattern; in TOML, a table."""
 
@@ -102,6 +122,77 @@ class NoiseScheduleParameter:
 
 
 @dataclass(frozen=True, kw_only=True, config=CONFIG)
+class MetricParameter:
+    """A metric that models are measured by.
+
+    >>> MetricParameter(function="metrics.py:hits", better="higher").unit
+    ''
+    """
+
+    function: Named
+    """`"accuracy"` (in %), `"softmax_cross_entropy"`, `"mean_squared_error"` or
+    `"next_token_cross_entropy"`, or a function of your own, `(outputs, batch) -> [B]`,
+    as `path/to/file.py:function` or `module:function`."""
+    better: Literal["higher", "lower"]
+    """Which values are better."""
+    unit: Annotated[str, Field(max_length=20)] = ""
+    """The unit, for tables and plots."""
+
+
+Metrics = Annotated[
+    tuple[tuple[MetricName, MetricParameter], ...],
+    BeforeValidator(_pairs),
+    PlainSerializer(dict),
+    _Table(),
+]
+"""Metrics by name; in TOML, a table for each."""
+
+
+@dataclass(frozen=True, kw_only=True, config=CONFIG)
+class TaskParameter:
+    """What both models are trained for, and what they are measured by.
+
+    >>> TaskParameter().loss
+    'softmax_cross_entropy'
+    """
+
+    loss: Named = "softmax_cross_entropy"
+    """The loss: `"softmax_cross_entropy"` or `"mean_squared_error"` of batches
+    `(inputs, targets)`, `"next_token_cross_entropy"` of batches of tokens, or a
+    function of your own, `(outputs, batch) -> [B]`, as `path/to/file.py:function` or
+    `module:function`."""
+    metrics: Metrics = ()
+    """Metrics by name, the main one first. None: the accuracy for
+    `"softmax_cross_entropy"`, the loss for any other one."""
+    forward: Source | None = None
+    """A function `(apply, batch, train) -> outputs` that calls the model, as `apply`.
+    `None`: the model is called with the first of a batch and, if its call has an
+    argument `train`, `training` or `deterministic`, with that."""
+
+
+@dataclass(frozen=True, kw_only=True, config=CONFIG)
+class EarlyStoppingParameter:
+    """Keeps the best of several states of a training, and may end it early.
+
+    The hardware-aware model is measured by a metric on chips, in `chip_mode`, the plain
+    one without hardware. What is kept is evaluated and exported.
+
+    >>> EarlyStoppingParameter(every=100, patience=5).chips
+    8
+    """
+
+    every: Size
+    """Updates between two measurements."""
+    patience: Size | None = None
+    """Measurements in a row that bring nothing better, after which the training ends.
+    `None`: it never ends early."""
+    chips: Chips = 8
+    """Number of chips, with the seeds 0, 1, ..."""
+    metric: str | None = None
+    """Name of the metric. `None`: the main one."""
+
+
+@dataclass(frozen=True, kw_only=True, config=CONFIG)
 class TrainingParameter:
     """How both models are trained.
 
@@ -114,7 +205,7 @@ class TrainingParameter:
     steps: Size
     """Updates for each model and seed."""
     batch_size: Size = 64
-    """Examples in each update."""
+    """Examples in each update, of data in arrays."""
     optimizer: Source = "optax:adam"
     """`module:function` or `file.py:function` that takes a learning rate and returns an
     optax transformation."""
@@ -132,6 +223,16 @@ class TrainingParameter:
     draws the numbers of `jax.random` in two to three times the time."""
     checkpoint_every: Size = 500
     """Updates between two checkpoints. The last update is always saved."""
+    accumulate: Size = 1
+    """Equal parts of a batch that pass through the model one after the other, to save
+    memory; their gradients are averaged."""
+    ema: Annotated[float, Field(lt=1), *at_least(1e-12)] | None = None
+    """Decay of a moving average of the parameters, such as 0.999; the average is
+    evaluated and exported. `None`: the parameters themselves are."""
+    early_stopping: EarlyStoppingParameter | None = None
+    """Keeps the best state of a training. `None`: the last one."""
+    devices: Size = 1
+    """Devices that share the examples of a batch."""
 
 
 @dataclass(frozen=True, kw_only=True, config=CONFIG)
@@ -150,12 +251,11 @@ class EvaluationParameter:
     draws: mismatch, programming noise, stuck devices."""
     seed: Seed = 0
     """Seed of the noise drawn at each read of a chip."""
-    mismatch_std: Annotated[tuple[Deviation, ...], Field(min_length=1)] = (0.0,)
-    """Values of `hardware.mismatch.std_dev`, with one population for each. Hardware
-    without a mismatch, or with one of your own without that field, has one
-    population."""
+    mismatch_std: tuple[Deviation, ...] = ()
+    """Values of `hardware.mismatch.std_dev`, with one population for each. None: one
+    population, of the hardware as it is configured."""
     batch_size: Size = 512
-    """Examples evaluated at once."""
+    """Examples evaluated at once, of data in arrays."""
 
 
 @dataclass(frozen=True, kw_only=True, config=CONFIG)
@@ -169,6 +269,62 @@ class ExportParameter:
     chip_seed: Seed = 0
     """Seed of the chip that is stored beside the nominal model, with its frozen
     draws: mismatch, programming noise, stuck devices."""
+
+
+@dataclass(frozen=True, kw_only=True, config=CONFIG)
+class RuleParameter:
+    """Hardware of some layers; see `hwtrain.Rule`.
+
+    In a file, a rule has any entries of `[hardware]`, and those that it leaves out are
+    taken from there.
+
+    >>> RuleParameter(pattern="head", digital=True).hardware is None
+    True
+    """
+
+    pattern: Pattern | None = None
+    """Regular expression for the paths of layers."""
+    params: Pattern | None = None
+    """Regular expression for the paths of parameters, instead of `pattern`."""
+    rows: int | None = None
+    """With `params`, the input axis of the array. `None`: the second to last."""
+    columns: int | None = None
+    """With `params`, the output axis. `None`: the last."""
+    digital: bool = False
+    """Keep the layers digital."""
+    frozen: bool = False
+    """Never train the arrays."""
+    hardware: Hardware | None = None
+    """Their hardware."""
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if self.digital == (self.hardware is not None):
+            raise ValueError("a rule has either digital = true, or hardware of its own")
+        self.rule  # noqa: B018 - raises for arguments that do not fit each other
+        return self
+
+    @property
+    def rule(self) -> Rule:
+        """The rule, as `analogize` takes it."""
+        return Rule(
+            self.pattern,
+            self.hardware,
+            params=self.params,
+            rows=self.rows,
+            columns=self.columns,
+            frozen=self.frozen,
+        )
+
+
+def assigned(hardware: Hardware, rules: tuple[RuleParameter, ...]) -> Any:
+    """Returns the hardware of all layers, as `analogize` takes it.
+
+    Args:
+      hardware: of all layers that no rule matches.
+      rules: the rules.
+    """
+    return (*(rule.rule for rule in rules), hardware) if rules else hardware
 
 
 def has_deviation(mismatch: Any) -> bool:
@@ -189,10 +345,17 @@ class Config:
     takes `rngs` and returns an NNX module."""
     data: Source
     """A function in the same notation. It returns `((inputs, labels), (inputs,
-    labels))`: training and test set, inputs `[examples, ...]`, labels `[examples]`
-    integers."""
+    labels))`: training and test set, inputs `[examples, ...]`, labels `[examples,
+    ...]`. Or `(train, evaluation)`: `train(seed, start_step)` returns an iterator of
+    batches from that update on, `evaluation()` an iterable of batches; a batch is a
+    tree of arrays with the examples first."""
     training: TrainingParameter
-    hardware: Hardware
+    hardware: Hardware = Field(default_factory=Hardware)
+    """The chip. `preset` takes one from `hwtrain.presets`, which other entries change;
+    a table that is set to `"none"` is left out."""
+    rules: tuple[RuleParameter, ...] = ()
+    """Layers with other hardware, the first rule that matches counts."""
+    task: TaskParameter = Field(default_factory=TaskParameter)
     parts: tuple[str, ...] = ()
     """Files or modules that register your own parts used in `hardware`:
     `path/to/file.py`, relative to the configuration's folder, or an installed
@@ -202,40 +365,50 @@ class Config:
 
     @model_validator(mode="after")
     def _check(self) -> Self:
-        if self.hardware.mismatch is None and any(self.evaluation.mismatch_std):
+        mismatches = [chip.mismatch for chip in self.chips if chip.mismatch is not None]
+        levels = self.evaluation.mismatch_std
+        if any(levels) and not mismatches:
             raise ValueError(
                 "hardware.mismatch: expected a table [hardware.mismatch], because "
                 "evaluation.mismatch_std varies its std_dev; got none. Write for "
                 'example type = "add_normal" and std_dev = 0.1 in it, or, for chips '
                 "without mismatch, leave evaluation.mismatch_std out"
             )
-        mismatch = self.hardware.mismatch
-        levels = self.evaluation.mismatch_std
-        if mismatch is not None and any(levels) and not has_deviation(mismatch):
+        if any(levels) and not any(has_deviation(each) for each in mismatches):
             raise ValueError(
                 "evaluation.mismatch_std: expected none, because it varies "
-                f"hardware.mismatch.std_dev, and the mismatch {mismatch.type!r} has no "
-                f"field std_dev; got {list(levels)}. Leave it "
+                f"hardware.mismatch.std_dev, and the mismatch {mismatches[0].type!r} "
+                f"has no field std_dev; got {list(levels)}. Leave it "
                 "out, or name the field of your class std_dev"
             )
-        if self.hardware.converter is None:
+        names = [name for name, _ in self.task.metrics]
+        wanted = self.training.early_stopping
+        if wanted is not None and wanted.metric not in (None, *names) and names:
             raise ValueError(
-                "hardware.converter: expected a table [hardware.converter], because "
-                "the export turns weights into conductances with it; got none. Write "
-                'for example type = "single_pair" in it'
-            )
-        if self.hardware.mismatch is None and not self.hardware.frozen:
-            raise ValueError(
-                "hardware: expected a table [hardware.mismatch] or "
-                "[hardware.noise_model], because the exported chip (export.chip_seed) "
-                "would be the nominal model; got neither. Write for example type = "
-                '"add_normal" and std_dev = 0.1 in [hardware.mismatch]'
-            )
-        if not self.hardware.frozen:
-            raise ValueError(
-                "hardware.mismatch.std_dev: expected a number greater than 0, because "
-                "the exported chip (export.chip_seed) would be the nominal model; got "
-                "0. Write the mismatch of your chip, or give it a "
-                "[hardware.noise_model]; evaluation.mismatch_std may still hold 0"
+                "training.early_stopping.metric: expected one of "
+                f"{', '.join(names)}, got {wanted.metric}"
             )
         return self
+
+    @property
+    def levels(self) -> tuple[float | None, ...]:
+        """The standard deviations of the mismatch to evaluate at.
+
+        `None` stands for hardware as it is configured, of no single deviation.
+        """
+        mismatches = [chip.mismatch for chip in self.chips if chip.mismatch is not None]
+        found = {getattr(each, "std_dev", None) for each in mismatches} - {None}
+        if found and self.evaluation.mismatch_std:
+            return self.evaluation.mismatch_std
+        return tuple(found) if len(found) == 1 else (None,)
+
+    @property
+    def chips(self) -> tuple[Hardware, ...]:
+        """All hardware of the model: that of the rules, and that of other layers."""
+        of_rules = (rule.hardware for rule in self.rules)
+        return (*(chip for chip in of_rules if chip is not None), self.hardware)
+
+    @property
+    def assigned(self) -> Any:
+        """The hardware of all layers, as `analogize` takes it."""
+        return assigned(self.hardware, self.rules)

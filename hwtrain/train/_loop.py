@@ -9,33 +9,22 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from hwtrain._arrays.random import fold_in
 from hwtrain._flax.strength import noise_strength
+from hwtrain.train._batches import Source
 from hwtrain.train._divergence import first_bad
-from hwtrain.train._functional import Functional, Params
+from hwtrain.train._functional import Functional, ModelState, Params
+from hwtrain.train._task import Batch, Values
 
 Stop = Callable[[], bool]
 """Returns whether the training was asked to stop."""
-
-Loss = Callable[[jax.Array, jax.Array], jax.Array]
 
 
 def never() -> bool:
     """Never asks the training to stop."""
     return False
-
-
-class Split(NamedTuple):
-    """One part of a data set.
-
-    Attributes:
-      inputs: `[examples, ...]`.
-      labels: `[examples, ...]`.
-    """
-
-    inputs: Any
-    labels: Any
 
 
 class TrainState(NamedTuple):
@@ -44,129 +33,219 @@ class TrainState(NamedTuple):
     Attributes:
       step: `[]` int32, number of updates done.
       params: parameters.
+      model_state: the model's other variables, such as statistics of a BatchNorm.
       opt_state: state of the optimizer.
+      average: moving average of the parameters; `None` without one.
       first_bad: `[]` int32, the first update whose loss or parameters were NaN or
         infinite; 0 for none.
     """
 
     step: jax.Array
     params: Params
+    model_state: ModelState
     opt_state: optax.OptState
+    average: Params | None = None
     first_bad: Any = np.int32(0)
 
+    @property
+    def trained(self) -> Params:
+        """The parameters to evaluate: their average, if there is one."""
+        return self.params if self.average is None else self.average
 
-Step = Callable[[TrainState, Split, jax.Array, jax.Array], tuple[TrainState, jax.Array]]
+
+Step = Callable[[TrainState, Any, jax.Array], tuple[TrainState, jax.Array]]
 
 
-def cross_entropy(outputs: jax.Array, labels: jax.Array) -> jax.Array:
-    """Returns the mean cross entropy of logits.
-
-    >>> print(f"{cross_entropy(jnp.zeros((1, 10)), jnp.array([3])):.3f}")
-    2.303
+def data_mesh(devices: int = 1) -> Mesh:
+    """Returns a mesh whose axis `data` shares the examples of a batch.
 
     Args:
-      outputs: `[B, classes]` logits.
-      labels: `[B]` integers.
+      devices: number of devices.
+
+    Raises:
+      ValueError: if there are fewer.
     """
-    losses = optax.softmax_cross_entropy_with_integer_labels(outputs, labels)
-    return losses.mean()
+    found = jax.devices()
+    if len(found) < devices:
+        raise ValueError(f"expected {devices} devices, found {len(found)}")
+    return jax.make_mesh(
+        (devices,), ("data",), axis_types=(AxisType.Auto,), devices=found[:devices]
+    )
 
 
-def init_state(params: Params, optimizer: optax.GradientTransformation) -> TrainState:
-    """Returns the state before the first update."""
-    opt_state = jax.jit(optimizer.init)(params)
-    none = jnp.zeros((), jnp.int32)
-    return TrainState(none, params, opt_state, jnp.copy(none))
+def init_state(
+    initial: tuple[Params, ModelState],
+    optimizer: optax.GradientTransformation,
+    *,
+    average: bool = False,
+    mesh: Mesh | None = None,
+) -> TrainState:
+    """Returns the state before the first update, the same on all devices.
+
+    Args:
+      initial: the parameters and the model's other variables.
+      optimizer: the optimizer.
+      average: keep a moving average of the parameters.
+      mesh: the devices, from `data_mesh`; `None` for one.
+    """
+    everywhere = NamedSharding(mesh or data_mesh(), PartitionSpec())
+    params, model_state = initial
+    state = TrainState(
+        step=jnp.zeros((), jnp.int32),
+        params=params,
+        model_state=model_state,
+        opt_state=jax.jit(optimizer.init)(params),
+        # No buffer twice, since a step donates all of them.
+        average=jax.tree.map(jnp.copy, params) if average else None,
+        first_bad=jnp.zeros((), jnp.int32),
+    )
+    return jax.device_put(state, everywhere)
 
 
 def make_step(
     model: Functional,
     optimizer: optax.GradientTransformation,
-    loss: Loss,
+    loss: Values,
     *,
-    robust: Callable[..., Callable[..., jax.Array]] | None = None,
+    take: Callable[[Any, jax.Array], Batch] = lambda taken, step: taken,
+    robust: Callable[..., Callable[..., Any]] | None = None,
     strength: Callable[[jax.Array], Any] | None = None,
+    accumulate: int = 1,
+    average: float | None = None,
+    mesh: Mesh | None = None,
 ) -> Step:
     """Returns the jitted training step: loss, gradient, update.
 
-    `step(state, data, order, key) -> (state, loss)` folds the step's number into `key`
-    and donates `state`. The data are arguments, because XLA folds constants in a
-    program at compile time, which takes seconds.
+    `step(state, taken, key) -> (state, loss)` folds the step's number into `key` and
+    donates `state`.
 
     Args:
       model: the model.
       optimizer: an optax transformation; it is given the parameters.
-      loss: `(outputs, labels) -> []`, the mean over a batch.
-      robust: `(loss, outputs) -> loss`, makes a loss of `(params, key, inputs, labels)`
-        robust, such as `hwtrain.objectives.robust`; `None` for the loss itself.
+      loss: `(outputs, batch) -> [B]`; the mean over examples is minimised.
+      take: `(taken, step) -> batch`, makes a batch of what a data source returns.
+      robust: `(loss, outputs) -> loss`, makes a loss of `(params, key, state, batch)`
+        robust, such as `hwtrain.objectives.robust` with `has_aux=True`: it returns the
+        model's new state beside the loss. `None` for the loss itself.
       strength: maps the number of updates done to an argument of
         `hwtrain.noise_strength`; `None` for 1.
+      accumulate: number of equal parts of a batch that pass through the model one
+        after the other; their gradients are averaged. 1 for the whole batch at once.
+      average: decay of the moving average of the parameters; `None` for none.
+      mesh: the devices that share the examples, from `data_mesh`; `None` for one.
     """
     update = optax.with_extra_args_support(optimizer).update
+    shared = NamedSharding(mesh or data_mesh(), PartitionSpec("data"))
 
-    def outputs(params: Params, key: jax.Array, inputs: Any, labels: Any) -> jax.Array:
-        del labels
-        return model.apply(params, inputs, key)
+    def outputs(params: Params, key: jax.Array, state: ModelState, batch: Batch) -> Any:
+        return model.apply(params, state, batch, key)[0]
 
-    def objective(params: Params, key: jax.Array, inputs: Any, labels: Any) -> Any:
-        return loss(outputs(params, key, inputs, labels), labels)
+    def objective(
+        params: Params, key: jax.Array, state: ModelState, batch: Batch
+    ) -> tuple[jax.Array, ModelState]:
+        found, state = model.apply(params, state, batch, key)
+        return _mean(loss(found, batch), batch), state
 
     minimised = objective if robust is None else robust(objective, outputs)
+    gradient = jax.value_and_grad(minimised, has_aux=True)
+
+    def of_batch(
+        params: Params, key: jax.Array, state: ModelState, batch: Batch
+    ) -> Any:
+        (value, found), gradients = gradient(params, key, state, batch)
+        return value, _of_chips(found, state), gradients
+
+    def of_parts(
+        params: Params, key: jax.Array, state: ModelState, batch: Batch
+    ) -> Any:
+        """Accumulates over equal parts of a batch."""
+        parts = jax.tree.map(lambda leaf: _in_parts(leaf, accumulate), batch)
+        numbers = jnp.arange(accumulate)
+
+        def add(carry: Any, part: Any) -> tuple[Any, None]:
+            sums, state = carry
+            number, batch = part
+            value, state, gradients = of_batch(
+                params, fold_in(key, number), state, batch
+            )
+            return (jax.tree.map(jnp.add, sums, (value, gradients)), state), None
+
+        shapes = jax.eval_shape(
+            of_batch, params, key, state, jax.tree.map(lambda leaf: leaf[0], parts)
+        )
+        zeros = jax.tree.map(jnp.zeros_like, (shapes[0], shapes[2]))
+        (sums, state), _ = jax.lax.scan(add, (zeros, state), (numbers, parts))
+        value, gradients = jax.tree.map(lambda leaf: leaf / accumulate, sums)
+        return value, state, gradients
 
     @functools.partial(jax.jit, donate_argnums=0)
     def step(
-        state: TrainState, data: Split, order: jax.Array, key: jax.Array
+        state: TrainState, taken: Any, key: jax.Array
     ) -> tuple[TrainState, jax.Array]:
-        rows = order[state.step % order.shape[0]]
+        batch = jax.lax.with_sharding_constraint(take(taken, state.step), shared)
         step_key = fold_in(key, state.step)
-
-        batch = data.inputs[rows], data.labels[rows]
         scaled = contextlib.nullcontext()
         if strength is not None:
             scaled = noise_strength(strength(state.step))
         with scaled:
-            value, gradients = jax.value_and_grad(minimised)(
-                state.params, step_key, *batch
+            value, model_state, gradients = (of_parts if accumulate > 1 else of_batch)(
+                state.params, step_key, state.model_state, batch
             )
         updates, opt_state = update(gradients, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
+        mean: Any = state.average
+        if average is not None:
+            mean = optax.incremental_update(params, mean, 1 - average)
         number = state.step + 1
         bad = first_bad(state.first_bad, number, (value, params))
-        return TrainState(number, params, opt_state, bad), value
+        found = TrainState(number, params, model_state, opt_state, mean, bad)
+        return found, value
 
     return step
 
 
-def epoch_order(seed: int, epoch: int, examples: int, batch_size: int) -> np.ndarray:
-    """Returns the examples of each update of an epoch.
+def _mean(values: jax.Array, batch: Batch) -> jax.Array:
+    """Returns the mean loss of a batch, if there is one for each example."""
+    leaves = jax.tree.leaves(batch)
+    examples = jnp.shape(leaves[0])[:1]
+    if jnp.shape(values) != examples:
+        raise ValueError(
+            "the loss must return one number for each example of a batch, shape "
+            f"{examples}; got {jnp.shape(values)}"
+        )
+    return values.mean()
 
-    A pure function of its arguments, so that a resumed run sees the same batches as an
-    uninterrupted one. Examples that do not fill a batch are left out of the epoch.
 
-    >>> epoch_order(seed=0, epoch=0, examples=5, batch_size=2).shape
-    (2, 2)
+def _of_chips(found: ModelState, before: ModelState) -> ModelState:
+    """Returns the mean over chips of the variables that an objective of chips stacks.
 
-    Args:
-      seed: the training seed.
-      epoch: the epoch's number.
-      examples: number of examples, at least `batch_size`.
-      batch_size: examples in each update.
-
-    Returns:
-      `[updates, batch_size]` indices of examples.
+    Counts and other whole numbers are those of the first chip.
     """
-    shuffled = np.random.default_rng((seed, epoch)).permutation(examples)
-    updates = examples // batch_size
-    return shuffled[: updates * batch_size].reshape(updates, batch_size)
+
+    def one(new: jax.Array, old: jax.Array) -> jax.Array:
+        if jnp.ndim(new) == jnp.ndim(old):
+            return new
+        return new.mean(0) if jnp.issubdtype(new.dtype, jnp.inexact) else new[0]
+
+    return jax.tree.map(one, found, before)
+
+
+def _in_parts(leaf: jax.Array, parts: int) -> jax.Array:
+    """Returns `[parts, B / parts, ...]`; each part has examples of all devices."""
+    size = leaf.shape[0]
+    if size % parts:
+        raise ValueError(
+            f"a batch of {size} examples cannot be divided into {parts} equal parts"
+        )
+    return jnp.swapaxes(leaf.reshape(size // parts, parts, *leaf.shape[1:]), 0, 1)
 
 
 def run_steps(
     step: Step,
     state: TrainState,
-    data: Split,
+    source: Source,
     *,
     steps: int,
-    batch_size: int,
     seed: int,
     generator: Any = None,
 ) -> Iterator[tuple[TrainState, jax.Array]]:
@@ -178,21 +257,14 @@ def run_steps(
     Args:
       step: from `make_step`.
       state: the initial state; its `step` is the number of updates done.
-      data: the training set.
+      source: what the steps take.
       steps: total number of updates.
-      batch_size: examples in each update.
-      seed: the training seed, for the order of the examples and the noise.
+      seed: the training seed, for the noise.
       generator: implementation of the keys, such as `hwtrain.threefry_prng`; `None`
         for JAX's default keys, with which a step draws as with `hwtrain.fast_prng`.
     """
-    data = jax.device_put(data)
     # Parameters are initialised from the same seed; the noise needs an independent key.
     key = jax.random.fold_in(jax.random.key(seed, impl=generator), 1)
-    start, examples = int(state.step), len(data.labels)
-    updates = examples // batch_size
-    for epoch in range(start // updates, -(-steps // updates)):
-        order = jnp.asarray(epoch_order(seed, epoch, examples, batch_size))
-        first, end = epoch * updates, (epoch + 1) * updates
-        for _ in range(max(start, first), min(steps, end)):
-            state, loss = step(state, data, order, key)
-            yield state, loss
+    for _ in range(int(state.step), steps):
+        state, loss = step(state, next(source), key)
+        yield state, loss

@@ -8,7 +8,13 @@ from pydantic.dataclasses import dataclass
 
 from hwtrain._parts.fields import CONFIG, Chips, Deviation, Positive, PositiveDeviation
 from hwtrain.objectives import AnyObjective
-from hwtrain.train._config import Config, Pattern, Source, TrainingParameter
+from hwtrain.train._config import (
+    Config,
+    Pattern,
+    Source,
+    TaskParameter,
+    TrainingParameter,
+)
 
 
 @dataclass(frozen=True, kw_only=True, config=CONFIG)
@@ -57,6 +63,8 @@ class MismatchConfig:
     """As in `Config`."""
     training: TrainingParameter
     mismatch: DeviationParameter
+    task: TaskParameter = Field(default_factory=TaskParameter)
+    """As in `Config`."""
     objective: AnyObjective | None = None
     """Objective that a third model minimises. `None`: no third model."""
     evaluation: ChipsParameter

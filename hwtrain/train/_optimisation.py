@@ -102,7 +102,9 @@ def robust_loss(
 
     def robust(loss: Callable[..., Any], outputs: Callable[..., Any]) -> Any:
         try:
-            return objectives.robust(loss, plan, objective, outputs=outputs)
+            return objectives.robust(
+                loss, plan, objective, outputs=outputs, has_aux=True
+            )
         except ValueError as error:
             raise EntryError("training.objective", str(error)) from error
 

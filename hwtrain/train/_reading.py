@@ -18,8 +18,10 @@ from hwtrain._parts.registry import like, names, parts_of
 from hwtrain._parts.registry import named as named_part
 from hwtrain._parts.slot import Slot, home
 from hwtrain._parts.source import load_parts
-from hwtrain.train._config import Config
+from hwtrain._plan.hardware import Hardware
+from hwtrain.train._config import Config, RuleParameter
 from hwtrain.train._entries import EntryError, named
+from hwtrain.train._hardware import PRESET, written_out
 from hwtrain.train._mismatch_config import MismatchConfig, kind_of
 
 _EXPECTED = {
@@ -75,10 +77,11 @@ def read_config(
             _put(data, keys, value, override)
             origin[keys] = override
         import_parts(data, Path(path).parent)
+        written = written_out(data, Path(path).parent)
     except EntryError as error:
         raise located(error, path, tuple(origin.values())) from error
     try:
-        return from_dict(kind, _as_json(data), plugins=True)
+        return from_dict(kind, _as_json(written), plugins=True)
     except pydantic.ValidationError as error:
         raise ValueError(_one_line(kind, error, data, str(path), origin)) from None
 
@@ -204,7 +207,11 @@ def _fields(kind: Any) -> dict[str, Any]:
     """Returns the fields of a dataclass, or those of all members of a union or slot."""
     if dataclasses.is_dataclass(kind):
         hints = typing.get_type_hints(kind, include_extras=True)
-        return {field.name: hints[field.name] for field in dataclasses.fields(kind)}
+        fields = {field.name: hints[field.name] for field in dataclasses.fields(kind)}
+        if kind is RuleParameter:
+            del fields["hardware"]  # a file writes its entries beside the pattern
+            fields |= _fields(Hardware)
+        return fields | ({PRESET: str} if kind in (Hardware, RuleParameter) else {})
     origin, arguments = typing.get_origin(kind), typing.get_args(kind)
     members: list[Any] = []
     if origin is typing.Annotated:

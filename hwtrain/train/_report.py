@@ -23,49 +23,70 @@ _MARKERS = {PLAIN: "s", HARDWARE_AWARE: "o", WITH_MISMATCH: "o"}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Accuracies:
-    """Accuracy of one model on one population of chips, for each training seed.
+class OnChips:
+    """A metric of one model on one population of chips, for each training seed.
 
-    >>> result = Accuracies(model="plain", mismatch_std=0.1,
-    ...                     values=np.array([[90.0, 92.0], [94.0, 96.0]]))
+    >>> result = OnChips(metric="accuracy", unit="%", model="plain", mismatch_std=0.1,
+    ...                  values=np.array([[90.0, 92.0], [94.0, 96.0]]))
     >>> print(f"{result.mean:.1f} ± {result.std:.2f}")
     93.0 ± 1.41
 
     Attributes:
+      metric: name of the metric.
+      unit: its unit; empty for none.
       model: name of the model.
       mismatch_std: standard deviation of the chips' mismatch, relative; `None` if the
         evaluation sets none.
-      values: `[seeds, chips]` accuracy, in %.
+      values: `[seeds, chips]`.
       mismatch: description of a mismatch without a standard deviation; empty if there
         is no such mismatch.
     """
 
+    metric: str = "accuracy"
+    unit: str = "%"
     model: str
     mismatch_std: float | None
     values: np.ndarray
     mismatch: str = ""
 
     @property
+    def title(self) -> str:
+        """The metric with its unit: `accuracy in %`."""
+        return f"{self.metric} in {self.unit}" if self.unit else self.metric
+
+    @property
     def mean(self) -> float:
-        """Mean over chips and seeds, in %."""
+        """Mean over chips and seeds."""
         return float(self.values.mean())
 
     @property
     def std(self) -> float:
-        """Standard deviation over the chips of a seed, pooled over seeds, in %."""
+        """Standard deviation over the chips of a seed, pooled over seeds."""
         if self.values.shape[1] < 2:
             return math.nan
         return float(np.sqrt(self.values.var(axis=1, ddof=1).mean()))
 
     @property
     def std_over_seeds(self) -> float:
-        """Standard deviation over seeds of the mean over chips, in %."""
+        """Standard deviation over seeds of the mean over chips."""
         if len(self.values) < 2:
             return math.nan
         return float(self.values.mean(axis=1).std(ddof=1))
 
+    def rounded(self, number: float) -> float:
+        """Returns a number as files hold it."""
+        return round(float(number), 4) if self.unit == "%" else float(f"{number:.6g}")
 
-def headline(results: Sequence[Accuracies], *, mode: str) -> str:
+
+def by_metric(results: Sequence[OnChips]) -> dict[str, list[OnChips]]:
+    """Returns the results of each metric, in their order."""
+    found: dict[str, list[OnChips]] = {}
+    for result in results:
+        found.setdefault(result.metric, []).append(result)
+    return found
+
+
+def headline(results: Sequence[OnChips], *, mode: str) -> str:
     """Returns the headline of the table and the plot.
 
     Args:
@@ -73,13 +94,14 @@ def headline(results: Sequence[Accuracies], *, mode: str) -> str:
       mode: the mode that the models ran in.
     """
     seeds, chips = results[0].values.shape
+    title = results[0].title.replace("_", " ")
     return (
-        f"Accuracy in %, mean ± standard deviation over {_count(chips, 'chip')}, "
-        f"{_count(seeds, 'training seed')} ({mode})"
+        f"{title[0].upper()}{title[1:]}, mean ± standard deviation over "
+        f"{_count(chips, 'chip')}, {_count(seeds, 'training seed')} ({mode})"
     )
 
 
-def table(results: Sequence[Accuracies]) -> Table:
+def table(results: Sequence[OnChips]) -> Table:
     """Returns a rich table with one row for each mismatch.
 
     Args:
@@ -95,24 +117,28 @@ def table(results: Sequence[Accuracies]) -> Table:
     return shown
 
 
-def as_data(results: Sequence[Accuracies]) -> dict[str, Any]:
-    """Returns the results as plain data, rounded to 1e-4 %: summaries, then values."""
+def as_data(results: Sequence[OnChips]) -> dict[str, Any]:
+    """Returns the results as plain data: summaries, then values.
+
+    Percentages are rounded to 1e-4, other numbers to six digits.
+    """
     summaries, values = [], []
     for result in results:
         name = {"model": result.model, **conditions(result)}
         by_seed = result.values.mean(axis=1)
         summary = {
-            "mean": round(result.mean, 4),
-            "std_over_chips": _rounded(result.std),
-            "std_over_seeds": _rounded(result.std_over_seeds),
-            "mean_of_each_seed": by_seed.round(4).tolist(),
+            "mean": result.rounded(result.mean),
+            "std_over_chips": _known(result, result.std),
+            "std_over_seeds": _known(result, result.std_over_seeds),
+            "mean_of_each_seed": [result.rounded(value) for value in by_seed],
         }
         summaries.append(name | summary)
-        values.append(name | {"values": result.values.round(4).tolist()})
+        rows = [[result.rounded(value) for value in row] for row in result.values]
+        values.append(name | {"values": rows})
     return {"results": summaries, "values_by_seed_and_chip": values}
 
 
-def conditions(result: Accuracies) -> dict[str, float | str]:
+def conditions(result: OnChips) -> dict[str, float | str]:
     """Returns what is known of the mismatch of the chips, by name."""
     if result.mismatch_std is not None:
         return {"mismatch_std": float(result.mismatch_std)}
@@ -127,8 +153,8 @@ def require_matplotlib() -> None:
         )
 
 
-def plot(results: Sequence[Accuracies], path: Path, *, title: str) -> None:
-    """Plots accuracy against mismatch, with a band of one standard deviation of chips.
+def plot(results: Sequence[OnChips], path: Path, *, title: str) -> None:
+    """Plots a metric against mismatch, with a band of one standard deviation of chips.
 
     A single population is a bar for each model.
 
@@ -147,7 +173,7 @@ def plot(results: Sequence[Accuracies], path: Path, *, title: str) -> None:
         _draw_bars(axes, results)
     else:
         _draw_lines(axes, results)
-    axes.set_ylabel("accuracy in %")
+    axes.set_ylabel(results[0].title.replace("_", " "))
     set_title(figure, title)
     axes.grid(axis="y", linewidth=0.4, alpha=0.6)
     axes.spines[["top", "right"]].set_visible(False)
@@ -156,8 +182,8 @@ def plot(results: Sequence[Accuracies], path: Path, *, title: str) -> None:
         figure.savefig(partial, format="png", metadata={"Software": None})
 
 
-def _draw_bars(axes: Any, results: Sequence[Accuracies]) -> None:
-    """Draws one population as a bar for each model, from 0 to 100 %."""
+def _draw_bars(axes: Any, results: Sequence[OnChips]) -> None:
+    """Draws one population as a bar for each model."""
     spread = [0.0 if math.isnan(r.std) else r.std for r in results]
     bars = axes.bar(
         [r.model for r in results],
@@ -169,7 +195,8 @@ def _draw_bars(axes: Any, results: Sequence[Accuracies]) -> None:
     )
     axes.bar_label(bars, [" ".join(_cell(r).split()) for r in results], padding=3)
     axes.margins(x=0.4)
-    axes.set_ylim(0, 100)
+    if results[0].unit == "%":
+        axes.set_ylim(0, 100)
     axes.set_axisbelow(True)
     level, mismatch = results[0].mismatch_std, results[0].mismatch
     name = f"mismatch: {mismatch}" if mismatch else _population(results[0])
@@ -177,8 +204,9 @@ def _draw_bars(axes: Any, results: Sequence[Accuracies]) -> None:
     axes.set_xlabel(textwrap.fill(name, 70))
 
 
-def _draw_lines(axes: Any, results: Sequence[Accuracies]) -> None:
-    """Draws accuracy over mismatch as a line and a band for each model."""
+def _draw_lines(axes: Any, results: Sequence[OnChips]) -> None:
+    """Draws a metric over mismatch as a line and a band for each model."""
+    most = 100.0 if results[0].unit == "%" else math.inf
     for name in _names(results):
         mine = [r for row in _by_level(results).values() for r in row]
         mine = [r for r in mine if r.model == name]
@@ -190,17 +218,18 @@ def _draw_lines(axes: Any, results: Sequence[Accuracies]) -> None:
         axes.fill_between(
             levels,
             means - spread,
-            np.minimum(means + spread, 100),
+            np.minimum(means + spread, most),
             color=color,
             alpha=0.18,
             linewidth=0,
         )
     axes.set_xlabel("standard deviation of the mismatch, relative")
-    axes.set_ylim(top=100)
-    axes.legend(frameon=False, loc="lower left")
+    if math.isfinite(most):
+        axes.set_ylim(top=most)
+    axes.legend(frameon=False, loc="best")
 
 
-def _by_level(results: Sequence[Accuracies]) -> dict[float | None, list[Accuracies]]:
+def _by_level(results: Sequence[OnChips]) -> dict[float | None, list[OnChips]]:
     """Returns the results by the level of the mismatch, in its order."""
     levels = dict.fromkeys(result.mismatch_std for result in results)
     ordered = sorted(levels, key=lambda level: -1.0 if level is None else level)
@@ -210,28 +239,30 @@ def _by_level(results: Sequence[Accuracies]) -> dict[float | None, list[Accuraci
     }
 
 
-def _about_populations(results: Sequence[Accuracies]) -> str:
+def _about_populations(results: Sequence[OnChips]) -> str:
     """Returns what distinguishes the populations: the heading of their column."""
     if any(result.mismatch_std is not None for result in results):
         return "mismatch σ"
     return "mismatch" if results[0].mismatch else "population"
 
 
-def _population(result: Accuracies) -> str:
+def _population(result: OnChips) -> str:
     """Returns the name of a population whose mismatch has no level."""
     return result.mismatch or _count(result.values.shape[1], "chip")
 
 
-def _rounded(number: float) -> float | None:
-    return None if math.isnan(number) else round(number, 4)
+def _known(result: OnChips, number: float) -> float | None:
+    return None if math.isnan(number) else result.rounded(number)
 
 
-def _cell(result: Accuracies) -> str:
-    spread = "" if math.isnan(result.std) else f" ± {result.std:5.2f}"
-    return f"{result.mean:.2f}{spread}"
+def _cell(result: OnChips) -> str:
+    form = ".2f" if result.unit == "%" else ".4g"
+    width = "5" if result.unit == "%" else ""
+    spread = "" if math.isnan(result.std) else f" ± {result.std:{width}{form}}"
+    return f"{result.mean:{form}}{spread}"
 
 
-def _names(results: Sequence[Accuracies]) -> list[str]:
+def _names(results: Sequence[OnChips]) -> list[str]:
     return list(dict.fromkeys(result.model for result in results))
 
 

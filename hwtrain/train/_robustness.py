@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from jax.sharding import Mesh
 from rich.console import Console
 
 from hwtrain import dynapse, objectives
@@ -21,23 +22,29 @@ from hwtrain.checkpoint._disk import RESUME
 from hwtrain.chips import chip_key
 from hwtrain.dynapse._generator import sigma_rule_in_words
 from hwtrain.train import _report as report
-from hwtrain.train._comparison import accuracy, stop_if_asked, train_seed
+from hwtrain.train._batches import Data
 from hwtrain.train._entries import EntryError, named
 from hwtrain.train._folder import write_json
-from hwtrain.train._functional import Functional, Params
+from hwtrain.train._functional import Functional, ModelState, Params
 from hwtrain.train._loop import (
-    Split,
     Step,
     Stop,
-    cross_entropy,
+    TrainState,
+    data_mesh,
     init_state,
     make_step,
     never,
 )
 from hwtrain.train._mismatch_config import MismatchConfig
+from hwtrain.train._named import build_plain, check_shares, check_task, load_data
 from hwtrain.train._optimisation import base_optimizer, learning_rate
-from hwtrain.train._preparation import build_plain, check_step, load_data
-from hwtrain.train._report import PLAIN, WITH_MISMATCH, Accuracies
+from hwtrain.train._report import PLAIN, WITH_MISMATCH, OnChips
+from hwtrain.train._task import Task
+from hwtrain.train._training import Training, stop_if_asked, train_seed
+from hwtrain.train._trial import check_step
+
+_EVALUATED = 512
+"""Examples evaluated at once."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -49,16 +56,18 @@ class Contest:
       prototype: selects the parameters that deviate on a chip.
       steps: the training step of each training method, by name.
       optimizer: the optimizer of all methods.
-      train: the training set.
-      test: the test set.
+      task: what the models are trained for.
+      data: the batches.
+      mesh: the devices that share the examples of a batch.
     """
 
     plain: Functional
     prototype: paths.Tree
     steps: dict[str, Step]
     optimizer: optax.GradientTransformation
-    train: Split
-    test: Split
+    task: Task
+    data: Data
+    mesh: Mesh
 
 
 def prepare_contest(config: MismatchConfig, folder: Path) -> Contest:
@@ -73,35 +82,44 @@ def prepare_contest(config: MismatchConfig, folder: Path) -> Contest:
     """
     report.require_matplotlib()
     training, rule = config.training, config.mismatch.sigma_rule
-    train, test = load_data(config.data, training.batch_size, folder)
-    frontend, factory, plain = build_plain(config, train, folder)
+    data = load_data(config.data, training.batch_size, _EVALUATED, folder)
+    frontend, factory, task, plain = build_plain(config, config.task, data, folder)
+    check_task(config, task, plain, data)
+    check_shares(training, data)
     deviation = config.mismatch.percent_deviation
     with named("mismatch", config.model):
-        example = train.inputs[:1]
         prototype = _prototype(plain, config.mismatch.digital)
-        noisy = frontend.deviating(factory, prototype, deviation, rule, example)
+        noisy = frontend.deviating(
+            factory, prototype, deviation, rule, task.forward, data.example
+        )
     optimizer = base_optimizer(training, learning_rate(training), folder)
-    steps = {
-        PLAIN: make_step(plain, optimizer, cross_entropy),
-        WITH_MISMATCH: make_step(noisy, optimizer, cross_entropy),
-    }
+    with named("training.devices"):
+        mesh = data_mesh(training.devices)
+    step_of = functools.partial(
+        make_step,
+        loss=task.loss,
+        take=data.take,
+        accumulate=training.accumulate,
+        average=training.ema,
+        mesh=mesh,
+    )
+    steps = {PLAIN: step_of(plain, optimizer), WITH_MISMATCH: step_of(noisy, optimizer)}
     for step in steps.values():
-        check_step(training, plain, optimizer, step, train)
+        check_step(training, plain, optimizer, step, data)
     objective = config.objective
     if objective is not None:
-        without = functools.partial(
-            make_step, plain, loss=cross_entropy, robust=_robust(objective)
-        )
+        without = functools.partial(step_of, plain, robust=_robust(objective))
         step = without(optimizer=optimizer)
-        check_step(training, plain, optimizer, step, train, without, "objective")
+        check_step(training, plain, optimizer, step, data, without, "objective")
         steps[objective.type] = step
     return Contest(
         plain=plain,
         prototype=prototype,
         steps=steps,
         optimizer=optimizer,
-        train=train,
-        test=test,
+        task=task,
+        data=data,
+        mesh=mesh,
     )
 
 
@@ -112,7 +130,7 @@ def contest(
     *,
     console: Console,
     stop: Stop = never,
-) -> list[Accuracies]:
+) -> list[OnChips]:
     """Trains by each method from the same initial parameters and compares on chips.
 
     Afterwards, `out` holds `config.json`, an Orbax checkpoint for each method and seed,
@@ -128,16 +146,24 @@ def contest(
     Returns:
       The results, for each deviation and training method.
     """
+    average = config.training.ema is not None
     trained = {
         name: [
             train_seed(
-                config.training,
-                step,
-                init_state(ready.plain.init(seed), ready.optimizer),
-                ready.train,
+                Training(
+                    title=f"{name}, seed {seed}",
+                    parameter=config.training,
+                    step=step,
+                    data=ready.data,
+                ),
+                init_state(
+                    ready.plain.init(seed),
+                    ready.optimizer,
+                    average=average,
+                    mesh=ready.mesh,
+                ),
                 seed,
                 out / name.replace(" ", "-") / f"seed_{seed}",
-                f"{name}, seed {seed}",
                 console,
                 stop,
             )
@@ -151,7 +177,7 @@ def contest(
     rule = config.mismatch.sigma_rule
     words = sigma_rule_in_words(max(config.evaluation.percent_deviation), rule)
     data = {
-        "metric": "accuracy in %",
+        "metric": results[0].title,
         "largest mismatch": words,
         "seeds": list(config.training.seeds),
         "chips": config.evaluation.chips,
@@ -169,27 +195,34 @@ def contest(
 def on_chips(
     config: MismatchConfig,
     ready: Contest,
-    trained: dict[str, list[Params]],
+    trained: dict[str, list[TrainState]],
     stop: Stop = never,
-) -> list[Accuracies]:
-    """Returns the accuracy of trained models on frozen chips.
+) -> list[OnChips]:
+    """Returns the main metric of trained models on frozen chips.
 
     Args:
       config: the configuration.
       ready: from `prepare_contest`.
-      trained: for each training method, the parameters of every seed.
+      trained: for each training method, the state of every seed.
       stop: whether to stop; called before each method and deviation.
     """
-    rule = config.mismatch.sigma_rule
+    rule, metric = config.mismatch.sigma_rule, ready.task.metrics[0]
     keys = jax.vmap(chip_key)(jnp.arange(config.evaluation.chips))
 
     @jax.jit
-    def accuracies(chips: Params, test: Split) -> jax.Array:
+    def sums(chips: Params, state: ModelState, batch: Any) -> jax.Array:
         def on_chip(params: Params) -> jax.Array:
-            outputs = ready.plain.apply(params, test.inputs, keys[0])
-            return accuracy(outputs, test.labels).mean()
+            outputs = ready.plain.evaluate(params, state, batch)
+            return metric.function(outputs, batch).sum()
 
         return jax.lax.map(on_chip, chips)
+
+    def means(chips: Params, state: ModelState) -> np.ndarray:
+        total, count = np.zeros(len(keys)), 0
+        for batch in ready.data.evaluation():
+            total += np.asarray(sums(chips, state, batch), np.float64)
+            count += len(jax.tree.leaves(batch)[0])
+        return total / count
 
     results = []
     for level in config.evaluation.percent_deviation:
@@ -197,12 +230,14 @@ def on_chips(
         chips = jax.jit(jax.vmap(generate, in_axes=(None, 0)))
         for name, seeds in trained.items():
             stop_if_asked(stop)
-            values = [accuracies(chips(params, keys), ready.test) for params in seeds]
+            values = [means(chips(s.trained, keys), s.model_state) for s in seeds]
             results.append(
-                Accuracies(
+                OnChips(
+                    metric=metric.name,
+                    unit=metric.unit,
                     model=name,
                     mismatch_std=level / rule,
-                    values=np.asarray(values, np.float64),
+                    values=np.stack(values),
                 )
             )
     return results
@@ -210,7 +245,7 @@ def on_chips(
 
 def _prototype(model: Functional, digital: tuple[str, ...]) -> paths.Tree:
     """Returns the prototype of all deviating parameters that are not digital."""
-    params = jax.eval_shape(model.init, 0)
+    params, _ = jax.eval_shape(model.init, 0)
     frozen = dynapse.frozen_mismatch_prototype(params)
     chosen = {path for path, on in paths.leaves(frozen).items() if on}
     dynamic = dynapse.dynamic_mismatch_prototype(params)
@@ -234,7 +269,9 @@ def _robust(
 ) -> Callable[..., Callable[..., Any]]:
     def robust(loss: Callable[..., Any], outputs: Callable[..., Any]) -> Any:
         try:
-            return objectives.robust(loss, Plan(()), objective, outputs=outputs)
+            return objectives.robust(
+                loss, Plan(()), objective, outputs=outputs, has_aux=True
+            )
         except ValueError as error:
             raise EntryError("objective", str(error)) from error
 

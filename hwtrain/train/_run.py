@@ -1,7 +1,7 @@
 """Reopens the run in a folder: its models, data and trained parameters."""
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -9,15 +9,16 @@ import jax
 
 from hwtrain import evaluate
 from hwtrain.train import _checkpoints as checkpoints
-from hwtrain.train._comparison import accuracy, batches
+from hwtrain.train._comparison import on_population, start
 from hwtrain.train._config import Config
 from hwtrain.train._entries import EntryError
 from hwtrain.train._folder import CONFIG_FILE, moved, read_run
-from hwtrain.train._functional import Params
-from hwtrain.train._loop import init_state
+from hwtrain.train._loop import TrainState
 from hwtrain.train._preparation import Preparation, prepare
 from hwtrain.train._reading import located
 from hwtrain.train._report import HARDWARE_AWARE
+from hwtrain.train._task import Metric
+from hwtrain.train._training import best_of
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -34,14 +35,14 @@ class Run:
     config: Config
     ready: Preparation
 
-    def trained(self, seed: int) -> tuple[int, Params]:
-        """Returns the newest checkpoint of the hardware-aware model.
+    def trained(self, seed: int) -> TrainState:
+        """Returns the newest checkpoint of the hardware-aware model, or the best one.
 
         Args:
           seed: the training seed.
 
         Returns:
-          The number of updates done, and the parameters.
+          The state, with the number of updates done.
 
         Raises:
           ValueError: if the run has no such seed, or has not saved a checkpoint yet.
@@ -52,72 +53,84 @@ class Run:
                 f"{', '.join(map(str, self.config.training.seeds))}, got {seed}"
             )
         where = self.folder / HARDWARE_AWARE / f"seed_{seed}"
-        start = init_state(self.ready.aware.init(seed), self.ready.aware_optimizer)
-        step = 0
-        if where.is_dir():
-            with checkpoints.open_checkpoints(where, read_only=True) as manager:
-                start = checkpoints.restore_latest(manager, start)
-                step = int(start.step)
-        if not step:
-            raise ValueError(
-                f"{where}: expected a checkpoint of the hardware-aware model, got "
-                "none; let the run go on until it has saved one: hwtrain train "
-                "CONFIG --resume"
-            )
-        return step, start.params
+        state = start(self.config, self.ready, HARDWARE_AWARE, seed)
+        for folder in (best_of(where), where):
+            if folder.is_dir():
+                with checkpoints.open_checkpoints(folder, read_only=True) as manager:
+                    state, _ = checkpoints.restore_latest(manager, state)
+            if int(state.step):
+                return state
+        raise ValueError(
+            f"{where}: expected a checkpoint of the hardware-aware model, got "
+            "none; let the run go on until it has saved one: hwtrain train "
+            "CONFIG --resume"
+        )
 
-    def on_chips(self, params: Params) -> tuple[Any, Any]:
-        """Returns the hardware-aware model in `chip_mode`, and its variables."""
-        ready = self.ready
-        return ready.frontend.on_chip(ready.factory, self.config.hardware, params)
+    def on_chips(self) -> Any:
+        """Returns the hardware-aware model in `chip_mode`."""
+        return self.ready.frontend.on_chip(self.ready.factory, self.config.assigned)
 
-    def test_batches(self) -> list[Any]:
-        """Returns the test set in batches for `evaluate.population`."""
-        return list(batches(self.ready.test, self.config.evaluation.batch_size))
+    def test_batches(self) -> Iterator[tuple[Any, Any]]:
+        """Yields the test set in batches for `evaluate.population`.
+
+        Each is a pair of one batch: for the model, and for the metric.
+        """
+        return ((batch, batch) for batch in self.ready.data.evaluation())
+
+    @property
+    def metric(self) -> Metric:
+        """The main metric."""
+        return self.ready.task.metrics[0]
 
     def population(
         self,
-        params: Params,
+        variables: dict[str, Any],
         *,
         chips: int | Sequence[int],
         times_s: Sequence[float] | None = None,
     ) -> evaluate.Population:
-        """Returns the accuracy in % on the test set for chips with their own mismatch.
+        """Returns the main metric on the test set for chips with their own mismatch.
 
         Args:
-          params: parameters of the hardware-aware model.
+          variables: variables of the hardware-aware model.
           chips: number of chips, or their seeds.
           times_s: seconds since programming; `None` for just after it.
         """
-        analog, variables = self.on_chips(params)
-        return evaluate.population(
-            analog,
+        config, ready = self.config, self.ready
+        task = ready.task._replace(metrics=ready.task.metrics[:1])
+        found = on_population(
+            config,
+            ready,
+            task,
+            config.assigned,
             variables,
-            self.test_batches(),
-            accuracy,
             chips=chips,
             times_s=times_s,
-            key=jax.random.key(self.config.evaluation.seed),
         )
+        return found[self.metric.name]
 
     def sensitivity(
-        self, params: Params, *, chips: int | Sequence[int], t_s: float | None = None
+        self,
+        variables: dict[str, Any],
+        *,
+        chips: int | Sequence[int],
+        t_s: float | None = None,
     ) -> evaluate.Sensitivity:
-        """Returns the accuracy in % with one layer, or all but one, from a chip.
+        """Returns the main metric with one layer, or all but one, from a chip.
 
         Args:
-          params: parameters of the hardware-aware model.
+          variables: variables of the hardware-aware model.
           chips: number of chips, or their seeds.
           t_s: seconds since programming; `None` for just after it.
         """
-        analog, variables = self.on_chips(params)
         return evaluate.sensitivity(
-            analog,
+            self.on_chips(),
             variables,
             self.test_batches(),
-            accuracy,
+            self.metric.function,
             chips=chips,
             t_s=t_s,
+            forward=self.ready.task.on_chip,
             key=jax.random.key(self.config.evaluation.seed),
         )
 

@@ -20,12 +20,12 @@ from hwtrain.train import _checkpoints as checkpoints
 from hwtrain.train import _report as report
 from hwtrain.train._folder import write_json
 from hwtrain.train._loop import TrainState
-from hwtrain.train._report import Accuracies
+from hwtrain.train._report import OnChips
 
 
 def state(step, size=40_000):
     w = np.random.default_rng(step).normal(size=size).astype(np.float32)
-    return TrainState(jnp.int32(step), {"w": jnp.asarray(w)}, ())
+    return TrainState(jnp.int32(step), {"w": jnp.asarray(w)}, {}, ())
 
 
 @contextmanager
@@ -57,11 +57,11 @@ def test_a_checkpoint_that_cannot_be_written_is_one_line(tmp_path, capfd, caplog
     assert list(where.glob("*tmp*"))
     with checkpoints.open_checkpoints(where) as manager:
         assert not list(where.glob("*tmp*"))
-        kept = checkpoints.restore_latest(manager, state(0))
+        kept, _ = checkpoints.restore_latest(manager, state(0))
         checkpoints.save(manager, state(2))
     np.testing.assert_array_equal(kept.params["w"], state(1).params["w"])
     with checkpoints.open_checkpoints(where) as manager:
-        assert int(checkpoints.restore_latest(manager, state(0)).step) == 2
+        assert int(checkpoints.restore_latest(manager, state(0))[0].step) == 2
 
 
 def test_what_went_wrong_first_is_told(tmp_path):
@@ -107,7 +107,7 @@ def test_json_is_complete_or_not_there(tmp_path):
 
 
 def plot_of_a_training(path):
-    results = [Accuracies(model="plain", mismatch_std=0.1, values=np.ones((2, 2)))]
+    results = [OnChips(model="plain", mismatch_std=0.1, values=np.ones((2, 2)))]
     report.plot(results, path, title="title")
 
 

@@ -207,7 +207,7 @@ def test_evaluate_is_what_numpy_finds_on_the_chips_of_the_files(
     found = json.loads(words[-1].read_text())
     same = json.loads((tmp_path / "of_checkpoint.json").read_text())
     assert (found["chips"], found["values"]) == (same["chips"], same["values"])
-    test = open_run(run).ready.test
+    (test,) = open_run(run).ready.data.evaluation()
     expected = []
     for seed in (0, 1):
         chip, x = checkpoint.load(exported).chip(seed), test.inputs
@@ -266,8 +266,7 @@ def test_calibrate_sets_ranges_to_the_largest_inputs(run, tmp_path, hwtrain):
     status, said, _ = hwtrain("calibrate", run, out, "--seed", 4, "--batches", 1)
     assert status == 0
     found, before = (checkpoint.load(p) for p in (out, run / "export" / "seed_4"))
-    config = open_run(run).config
-    x = open_run(run).ready.train.inputs[: config.evaluation.batch_size]
+    x = next(iter(open_run(run).ready.data.calibration())).inputs
     for name in ("hidden_0", "hidden_1", "head"):
         layer = {key: np.asarray(value) for key, value in found.params[name].items()}
         np.testing.assert_allclose(layer["input_range"], np.abs(x).max(), rtol=1e-5)
@@ -344,7 +343,7 @@ def test_a_model_that_diverged_is_refused(run, tmp_path, hwtrain, leaf):
     ready = open_run(run).ready
     start = init_state(ready.aware.init(3), ready.aware_optimizer)
     with checkpoints.open_checkpoints(spoilt / seed) as manager:
-        state = checkpoints.restore_latest(manager, start)
+        state, _ = checkpoints.restore_latest(manager, start)
         params = paths.map_leaves(
             lambda path, value: value.at[..., 0].set(np.nan) if path == leaf else value,
             state.params,

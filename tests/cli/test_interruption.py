@@ -20,7 +20,7 @@ import pytest
 from hwtrain import checkpoint, cli
 from hwtrain.cli import _command_line as command_line
 from hwtrain.cli._interruption import interruptible
-from hwtrain.train import _comparison as comparison
+from hwtrain.train import _training as training
 
 ROOT = Path(__file__).parents[2]
 
@@ -45,7 +45,7 @@ def pressed(monkeypatch):
     """Presses Ctrl-C after an update of a model, inside of a library's callback."""
 
     def after(title, update):
-        usual = comparison.show_progress
+        usual = training.show_progress
 
         class Reports:
             def __init__(self, *args, **kwargs):
@@ -67,7 +67,7 @@ def pressed(monkeypatch):
             def __exit__(self, *error):
                 return self.inner.__exit__(*error)
 
-        monkeypatch.setattr(comparison, "show_progress", Reports)
+        monkeypatch.setattr(training, "show_progress", Reports)
 
     return after
 

@@ -49,7 +49,7 @@ def histograms(path, title, *, counts=(4, 60, 10**5)):
 
 def of_a_training(path, title):
     results = [
-        report.Accuracies(model=model, mismatch_std=std, values=VALUES)
+        report.OnChips(model=model, mismatch_std=std, values=VALUES)
         for model in ("plain", "hardware-aware")
         for std in (0.0, 0.1)
     ]

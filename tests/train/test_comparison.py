@@ -16,9 +16,11 @@ from hwtrain.devices import StuckParameter
 from hwtrain.train import _comparison as comparison
 from hwtrain.train import _linen as linen
 from hwtrain.train import _nnx as nnx
+from hwtrain.train._batches import Split
+from hwtrain.train._chips import chip_hardware
 from hwtrain.train._config import Config, EvaluationParameter, TrainingParameter
 from hwtrain.train._entries import EntryError
-from hwtrain.train._preparation import chip_hardware, prepare
+from hwtrain.train._preparation import prepare
 from hwtrain.train._report import HARDWARE_AWARE, PLAIN
 
 RECIPE = """
@@ -107,15 +109,21 @@ def test_the_plain_model_is_on_the_same_chip(folder, framework, effect):
     config = config_of(hardware, framework)
     ready = prepare(config, folder)
     fitted = comparison._deployed(
-        config, ready, ready.plain.init(0), 0, Console(quiet=True), lambda: False
+        config,
+        ready,
+        comparison.start(config, ready, PLAIN, 0),
+        0,
+        Console(quiet=True),
+        lambda: False,
     )
     same = [
-        comparison._evaluate(config, ready, name, [fitted], 0.0, lambda: False).values
+        comparison._evaluate(config, ready, name, [fitted], 0.0, lambda: False)[0]
         for name in (PLAIN, HARDWARE_AWARE)
     ]
+    same = [found.values for found in same]
     np.testing.assert_array_equal(*same)
-    x, y = ready.test
-    digital = ready.plain.apply(ready.plain.init(0), x, jax.random.key(0))
+    (test,) = ready.data.evaluation()
+    digital, y = ready.plain.evaluate(*ready.plain.init(0), test), test.labels
     assert (same[0] != 100 * np.mean(np.argmax(digital, axis=1) == y)).any()
 
 
@@ -125,12 +133,18 @@ def test_its_ranges_are_the_largest_training_inputs(folder, framework):
         **PCM, **RANGE, mapping=hw.MappingParameter(max_input_size=3)
     )
     ready = prepare(config_of(hardware, framework), folder)
-    params = jax.tree.map(np.asarray, ready.plain.init(0))
-    x = ready.train.inputs
-    batches = [x[:128], x[128:256], x[256:]]
+    params, _ = jax.tree.map(np.asarray, ready.plain.init(0))
+    (train,) = ready.data.calibration()
+    x = train.inputs
+    batches = [Split(x[:128], 0), Split(x[128:256], 0), Split(x[256:], 0)]
     found = FRAMEWORKS[framework].deployed(
-        ready.factory, hardware, params, batches, Console(quiet=True)
-    )
+        ready.factory,
+        hardware,
+        {"params": params},
+        ready.task.on_chip,
+        batches,
+        Console(quiet=True),
+    )["params"]
     hidden = np.maximum(x @ params["hidden"]["kernel"] + params["hidden"]["bias"], 0)
     for name, inputs in (("hidden", x), ("head", hidden)):
         ranges = np.ravel(found[name]["input_range"])
@@ -167,14 +181,14 @@ def test_an_own_mismatch_labels_its_results(folder, sigma):
     hardware = hw.Hardware(**PCM, mismatch=Gains(sigma=sigma))
     config = config_of(hardware)
     ready = prepare(config, folder)
-    params = [ready.aware.init(0)]
-    found = comparison._evaluate(
-        config, ready, HARDWARE_AWARE, params, 0.0, lambda: False
+    given = [{"params": ready.aware.init(0)[0]}]
+    (found,) = comparison._evaluate(
+        config, ready, HARDWARE_AWARE, given, config.levels[0], lambda: False
     )
     expected = "gains of 0.2" if sigma == 0.2 else "gains as configured"
     assert (found.mismatch_std, found.mismatch) == (None, expected)
-    drawn = comparison._drawn(hardware)
-    assert drawn == "its frozen mismatch and programming noise"
+    drawn = comparison._drawn(config)
+    assert drawn == ", chip 0 with its frozen mismatch and programming noise"
 
 
 class Gains(hw.Mismatch):

@@ -1,7 +1,6 @@
 """Training that diverges stops, is not saved, and gives no result."""
 
 import io
-import json
 
 import jax
 import jax.numpy as jnp
@@ -12,40 +11,46 @@ from rich.console import Console
 
 from hwtrain.train import TrainingParameter
 from hwtrain.train import _checkpoints as checkpoints
-from hwtrain.train import _comparison as comparison
-from hwtrain.train._comparison import train_seed
+from hwtrain.train import _training as training_of_a_model
+from hwtrain.train._batches import Split, of_arrays
 from hwtrain.train._divergence import DivergedError, first_bad
 from hwtrain.train._functional import Functional
-from hwtrain.train._loop import Split, TrainState, init_state, make_step
+from hwtrain.train._loop import TrainState, init_state, make_step
+from hwtrain.train._training import Training, train_seed
 
-DATA = Split(np.ones((8, 1), np.float32), np.ones(8, np.int32))
-
-
-def squared(outputs, labels):
-    del labels
-    return jnp.mean(outputs**2)
+EXAMPLES = Split(np.ones((8, 1), np.float32), np.ones(8, np.int32))
+DATA = of_arrays("data", EXAMPLES, EXAMPLES, batch_size=1, evaluated=8)
 
 
-def growing(params, inputs, key):
+def squared(outputs, batch):
+    del batch
+    return jnp.mean(outputs**2, axis=-1)
+
+
+def growing(params, state, batch, key):
     """A parabola: with a rate above 1, a weight w becomes w (1 - 2 rate)."""
     del key
-    return inputs * params["w"]
+    return batch.inputs * params["w"], state
 
 
-def poisoned(params, inputs, key):
+def poisoned(params, state, batch, key):
     """A loss that is finite where a parameter that it needs not is not."""
-    return growing(params, inputs, key) + 0 * jnp.clip(params["other"], -1, 1)
+    outputs, state = growing(params, state, batch, key)
+    return outputs + 0 * jnp.clip(params["other"], -1, 1), state
 
 
 def train(tmp_path, apply, params, optimizer, **options):
-    model = Functional(init=lambda seed: params, apply=apply)
-    step = make_step(model, optimizer, squared)
-    start = init_state(jax.tree.map(jnp.asarray, params), optimizer)
-    training = TrainingParameter(batch_size=1, learning_rate=10.0, **options)
-    console = Console(file=io.StringIO())
-    return train_seed(
-        training, step, start, DATA, 3, tmp_path / "s", "plain, seed 3", console
+    model = Functional(init=lambda seed: (params, {}), apply=apply, evaluate=None)
+    step = make_step(model, optimizer, squared, take=DATA.take)
+    start = init_state((jax.tree.map(jnp.asarray, params), {}), optimizer)
+    training = Training(
+        title="plain, seed 3",
+        parameter=TrainingParameter(batch_size=1, learning_rate=10.0, **options),
+        step=step,
+        data=DATA,
     )
+    console = Console(file=io.StringIO())
+    return train_seed(training, start, 3, tmp_path / "s", console)
 
 
 def overflow(rate, dtype=np.float32):
@@ -78,10 +83,8 @@ def test_a_loss_that_overflows_names_model_seed_and_update(tmp_path):
     assert "training.learning_rate=10" in text
     with checkpoints.open_checkpoints(tmp_path / "s") as manager:
         assert manager.latest_step() == 15
-        zeros = TrainState(
-            jnp.int32(0), {"w": jnp.float32(0)}, optax.sgd(1.0).init(0.0)
-        )
-        kept = checkpoints.restore_latest(manager, zeros)
+        zeros = init_state(({"w": jnp.float32(0)}, {}), optax.sgd(1.0))
+        kept, _ = checkpoints.restore_latest(manager, zeros)
     np.testing.assert_allclose(kept.params["w"], (-19.0) ** 15, rtol=1e-5)
 
 
@@ -112,9 +115,9 @@ def test_the_first_bad_update_is_kept(bad, dtype):
 def test_a_step_waits_for_the_device_only_to_show_and_to_save(tmp_path, monkeypatch):
     """The flag is read at each checkpoint, and not at the updates between."""
     read = []
-    usual = comparison._require_no_bad
+    usual = training_of_a_model._require_no_bad
     monkeypatch.setattr(
-        comparison,
+        training_of_a_model,
         "_require_no_bad",
         lambda state, *rest: read.append(int(state.step)) or usual(state, *rest),
     )
@@ -125,7 +128,7 @@ def test_a_step_waits_for_the_device_only_to_show_and_to_save(tmp_path, monkeypa
 
 def test_a_saved_state_that_is_not_finite_is_refused(tmp_path):
     def state(w):
-        return TrainState(jnp.int32(7), {"w": jnp.float32(w)}, ())
+        return TrainState(jnp.int32(7), {"w": jnp.float32(w)}, {}, ())
 
     with checkpoints.open_checkpoints(tmp_path) as manager:
         checkpoints.save(manager, state(np.nan))
@@ -134,12 +137,3 @@ def test_a_saved_state_that_is_not_finite_is_refused(tmp_path):
             checkpoints.restore_latest(manager, state(0.0))
     assert f"{tmp_path / '7'}: w: 1 of 1 weights are NaN" in str(error.value)
     assert "delete this folder to continue anew" in str(error.value)
-
-
-def test_a_checkpoint_from_before_the_flag_is_read(tmp_path):
-    """Checkpoints hold step, parameters and optimizer, as they always did."""
-    with checkpoints.open_checkpoints(tmp_path) as manager:
-        checkpoints.save(manager, TrainState(jnp.int32(2), {"w": jnp.ones(2)}, ()))
-    metadata = json.loads(next(tmp_path.rglob("_METADATA")).read_text())
-    names = {key.split("'")[1] for key in metadata["tree_metadata"]}
-    assert names == {"step", "params", "opt_state"}

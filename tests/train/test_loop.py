@@ -17,14 +17,9 @@ from hwtrain.periphery import InputRangeParameter
 from hwtrain.train import _checkpoints as checkpoints
 from hwtrain.train import _linen as linen
 from hwtrain.train import _nnx as nnx
-from hwtrain.train._loop import (
-    Split,
-    cross_entropy,
-    epoch_order,
-    init_state,
-    make_step,
-    run_steps,
-)
+from hwtrain.train._batches import Split, epoch_order, of_arrays
+from hwtrain.train._loop import data_mesh, init_state, make_step, run_steps
+from hwtrain.train._task import forward_of, softmax_cross_entropy
 from hwtrain.weights import (
     MismatchParameter,
     WeightClipParameter,
@@ -46,6 +41,8 @@ DATA = Split(
     RNG.normal(size=(40, 64)).astype(np.float32),
     RNG.integers(0, 10, size=40, dtype=np.int32),
 )
+BATCHES = of_arrays("data", DATA, DATA, batch_size=8, evaluated=40)
+FORWARD = forward_of(lambda x: x)
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -58,13 +55,15 @@ def _forget_models():
 def made(framework):
     frontend, name = FRONTENDS[framework]
     factory = resolve(f"digits.py:{name}", RECIPES)
-    model, plan = frontend.hardware_aware(factory, HARDWARE, DATA.inputs[:1])
+    model, plan = frontend.hardware_aware(factory, HARDWARE, FORWARD, BATCHES.example)
     optimizer = optim.hardware_aware(optax.adam(1e-3), plan)
-    return model, optimizer, make_step(model, optimizer, cross_entropy)
+    step = make_step(model, optimizer, softmax_cross_entropy, take=BATCHES.take)
+    return model, optimizer, step
 
 
-def run(step, state, data, steps):
-    updates = run_steps(step, state, data, steps=steps, batch_size=8, seed=3)
+def run(step, state, steps, data=BATCHES):
+    source = data.training(3, int(state.step), None)
+    updates = run_steps(step, state, source, steps=steps, seed=3)
     *_, (last, loss) = updates
     assert np.isfinite(loss)
     return last
@@ -74,7 +73,7 @@ def on_chips(framework, params):
     """Returns the loss on each chip of a small population."""
     frontend, name = FRONTENDS[framework]
     factory = resolve(f"digits.py:{name}", RECIPES)
-    analog, variables = frontend.on_chip(factory, HARDWARE, params)
+    analog, variables = frontend.on_chip(factory, HARDWARE), {"params": params}
     losses = optax.softmax_cross_entropy_with_integer_labels
     key = jax.random.key(0)
     return population(analog, variables, [DATA], losses, chips=8, key=key).values
@@ -89,44 +88,45 @@ def on_chips(framework, params):
 )
 def test_a_resumed_run_ends_bit_identical(framework, tmp_path):
     model, optimizer, step = made(framework)
-    whole = run(step, init_state(model.init(0), optimizer), DATA, 13)
+    whole = run(step, init_state(model.init(0), optimizer), 13)
 
-    half = run(step, init_state(model.init(0), optimizer), DATA, 7)
+    half = run(step, init_state(model.init(0), optimizer), 7)
     with checkpoints.open_checkpoints(tmp_path / "run") as manager:
         checkpoints.save(manager, half)
     with checkpoints.open_checkpoints(tmp_path / "run") as manager:
         state = init_state(model.init(1), optimizer)
-        restored = checkpoints.restore_latest(manager, state)
+        restored, _ = checkpoints.restore_latest(manager, state)
     assert int(restored.step) == 7
-    chex.assert_trees_all_equal(run(step, restored, DATA, 13), whole)
+    chex.assert_trees_all_equal(run(step, restored, 13), whole)
 
 
 def test_a_saved_state_is_not_touched_by_the_next_update(tmp_path):
     model, optimizer, step = made("linen")
-    state = run(step, init_state(model.init(0), optimizer), DATA, 1)
+    state = run(step, init_state(model.init(0), optimizer), 1)
     before = jax.tree.map(np.array, state)
     with checkpoints.open_checkpoints(tmp_path) as manager:
         checkpoints.save(manager, state)
-        run(step, state, DATA, 5)
+        run(step, state, 5)
     with checkpoints.open_checkpoints(tmp_path) as manager:
         fresh = init_state(model.init(0), optimizer)
-        chex.assert_trees_all_equal(checkpoints.restore_latest(manager, fresh), before)
+        found, _ = checkpoints.restore_latest(manager, fresh)
+        chex.assert_trees_all_equal(found, before)
 
 
 def test_nothing_is_compiled_again():
     model, optimizer, step = made("linen")
     for seed in (0, 1):
-        run(step, init_state(model.init(seed), optimizer), DATA, 12)
+        run(step, init_state(model.init(seed), optimizer), 12)
     assert step._cache_size() == 1
 
 
 def test_linen_and_nnx_train_alike():
     linen_model, optimizer, linen_step = made("linen")
     _, nnx_optimizer, nnx_step = made("nnx")
-    params = linen_model.init(0)
-    copy = jax.tree.map(np.array, params)
-    from_linen = run(linen_step, init_state(params, optimizer), DATA, 10)
-    from_nnx = run(nnx_step, init_state(copy, nnx_optimizer), DATA, 10)
+    initial = linen_model.init(0)
+    copy = jax.tree.map(np.array, initial)
+    from_linen = run(linen_step, init_state(initial, optimizer), 10)
+    from_nnx = run(nnx_step, init_state(copy, nnx_optimizer), 10)
     chex.assert_trees_all_close(
         dict(from_linen.params), dict(from_nnx.params), rtol=1e-4, atol=1e-6
     )
@@ -142,8 +142,8 @@ def test_linen_and_nnx_train_alike():
 def test_plain_and_hardware_aware_start_alike(framework):
     frontend, name = FRONTENDS[framework]
     factory = resolve(f"digits.py:{name}", RECIPES)
-    plain = frontend.plain(factory, DATA.inputs[:1]).init(5)
-    aware = made(framework)[0].init(5)
+    plain, _ = frontend.plain(factory, FORWARD, BATCHES.example).init(5)
+    aware, _ = made(framework)[0].init(5)
     for layer, leaves in plain.items():
         for leaf, value in leaves.items():
             chex.assert_trees_all_equal(aware[layer][leaf], value)
@@ -160,6 +160,64 @@ def test_an_epoch_is_a_function_of_seed_and_number():
 
 def test_each_step_has_a_key_of_its_own():
     model, _, _ = made("linen")
-    params, x = model.init(0), DATA.inputs[:4]
-    first, second = (model.apply(params, x, jax.random.key(k)) for k in (0, 1))
+    first, second = (
+        model.apply(*model.init(0), DATA, jax.random.key(k))[0] for k in (0, 1)
+    )
     assert float(abs(first - second).max()) > 0.01
+
+
+def test_the_average_is_that_of_the_parameters_after_each_update():
+    model, optimizer, _ = made("linen")
+    options = {"take": BATCHES.take, "average": 0.75}
+    step = make_step(model, optimizer, softmax_cross_entropy, **options)
+    state = init_state(model.init(0), optimizer, average=True)
+    expected = jax.tree.map(np.array, state.params)
+    source, key = BATCHES.training(0, 0, None), jax.random.key(0)
+    for _ in range(3):
+        state, _ = step(state, next(source), key)
+        expected = jax.tree.map(
+            lambda mean, now: 0.75 * mean + 0.25 * np.asarray(now),
+            expected,
+            state.params,
+        )
+    chex.assert_trees_all_close(state.trained, expected, rtol=1e-6, atol=1e-7)
+    head = state.trained["head"]["kernel"]
+    assert np.abs(head - state.params["head"]["kernel"]).max() > 1e-4
+
+
+@pytest.mark.parametrize("parts", [2, 4])
+def test_accumulated_gradients_are_those_of_the_batch(parts):
+    """Without noise; with it, each part draws its own."""
+    frontend, name = FRONTENDS["linen"]
+    factory = resolve(f"digits.py:{name}", RECIPES)
+    model = frontend.plain(factory, FORWARD, BATCHES.example)
+    optimizer, found = optax.sgd(0.1), []
+    for accumulate in (1, parts):
+        options = {"take": BATCHES.take, "accumulate": accumulate}
+        step = make_step(model, optimizer, softmax_cross_entropy, **options)
+        found.append(run(step, init_state(model.init(0), optimizer), 3))
+    chex.assert_trees_all_close(*(s.params for s in found), rtol=1e-4, atol=1e-6)
+
+
+def test_a_batch_that_cannot_be_divided_is_named():
+    model, optimizer, _ = made("linen")
+    options = {"take": BATCHES.take, "accumulate": 3}
+    step = make_step(model, optimizer, softmax_cross_entropy, **options)
+    with pytest.raises(ValueError, match="8 examples cannot be divided into 3"):
+        run(step, init_state(model.init(0), optimizer), 1)
+
+
+def test_a_loss_of_a_batch_is_refused():
+    model, optimizer, _ = made("linen")
+
+    def mean(outputs, batch):
+        return softmax_cross_entropy(outputs, batch).mean()
+
+    step = make_step(model, optimizer, mean, take=BATCHES.take)
+    with pytest.raises(ValueError, match=r"one number for each.*\(8,\); got \(\)"):
+        run(step, init_state(model.init(0), optimizer), 1)
+
+
+def test_more_devices_than_there_are_is_an_error():
+    with pytest.raises(ValueError, match="expected 99 devices, found"):
+        data_mesh(99)

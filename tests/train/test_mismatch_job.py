@@ -4,7 +4,6 @@ import json
 import textwrap
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 from rich.console import Console
@@ -12,7 +11,7 @@ from rich.console import Console
 import hwtrain as hw
 from hwtrain._arrays import paths
 from hwtrain.chips import chip_key
-from hwtrain.train import TrainState, contest, prepare_contest, read_config
+from hwtrain.train import contest, init_state, prepare_contest, read_config
 from hwtrain.train._folder import make_folder, open_folder, read_run
 from hwtrain.train._robustness import on_chips
 
@@ -100,17 +99,11 @@ def test_three_trainings_differ_and_are_evaluated_on_equal_chips(folder, model):
     assert "90 % deviation at 3 sigma" in stored["largest mismatch"]
     assert (out / "results.png").stat().st_size > 1000
     # The same initial parameters, other updates: the first step differs already.
-    state = ready.plain.init(0)
-    order = jnp.arange(16)[None]
     losses = {}
     for name, step in ready.steps.items():
-        fresh = jax.tree.map(jnp.copy, state)
-        start = ready.optimizer.init(fresh)
-        zero = jnp.zeros((), jnp.int32)
-        train_state = TrainState(zero, fresh, start)
-        losses[name] = float(
-            step(train_state, ready.train, order, jax.random.key(1))[1]
-        )
+        start = init_state(ready.plain.init(0), ready.optimizer)
+        taken = next(ready.data.training(0, 0, None))
+        losses[name] = float(step(start, taken, jax.random.key(1))[1])
     assert len(set(losses.values())) == 3
 
 
@@ -120,13 +113,14 @@ def test_chips_are_draws_of_the_nominal_parameters(folder):
     assert [p for p, on in paths.leaves(ready.prototype).items() if on] == [
         "layers_0/kernel"
     ]
-    params = ready.plain.init(0)
-    (found,) = on_chips(config, ready, {"plain": [params]})
+    start = init_state(ready.plain.init(0), ready.optimizer)
+    params, (test,) = start.params, ready.data.evaluation()
+    (found,) = on_chips(config, ready, {"plain": [start]})
     generate = hw.mismatch_generator(ready.prototype, 0.9, 3.0)
     for chip in range(6):
         drawn = generate(params, chip_key(chip))
-        outputs = ready.plain.apply(drawn, ready.test.inputs, jax.random.key(0))
-        expected = 100 * np.mean(outputs.argmax(-1) == ready.test.labels)
+        outputs = ready.plain.evaluate(drawn, {}, test)
+        expected = 100 * np.mean(outputs.argmax(-1) == test.labels)
         np.testing.assert_allclose(found.values[0, chip], expected, rtol=1e-5)
 
 

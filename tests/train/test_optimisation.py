@@ -4,13 +4,11 @@ import functools
 from pathlib import Path
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from hwtrain._parts.fields import from_dict, to_dict
 from hwtrain.train import Config, init_state, prepare, read_config
-from hwtrain.train._loop import epoch_order
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 RAMP = (
@@ -28,10 +26,9 @@ def read(name, *overrides):
 def first_losses(config, steps=2):
     ready = prepare(config, CONFIGS)
     state = init_state(ready.aware.init(0), ready.aware_optimizer)
-    order = jnp.asarray(epoch_order(0, 0, len(ready.train.labels), 16))
-    losses = []
+    source, losses = ready.data.training(0, 0, None), []
     for _ in range(steps):
-        state, loss = ready.aware_step(state, ready.train, order, jax.random.key(0))
+        state, loss = ready.aware_step(state, next(source), jax.random.key(0))
         losses.append(float(loss))
     assert ready.aware_step._cache_size() == 1
     return losses

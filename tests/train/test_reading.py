@@ -41,7 +41,7 @@ def test_overrides_are_laid_over_the_file():
         ),
         (
             "training.zzz=2",
-            "unknown key training.zzz; expected one of: batch_size, checkpoint_every",
+            "unknown key training.zzz; expected one of: accumulate, batch_size",
         ),
         (
             "training.steps.x=2",
@@ -127,12 +127,11 @@ def test_a_wrong_file_is_one_line_that_names_it(tmp_path, old, new, message):
     assert "\n" not in str(error.value)
 
 
-@pytest.mark.parametrize("table", ["mismatch", "converter"])
-def test_what_the_job_needs_of_the_hardware_is_asked_for(tmp_path, table):
+def test_levels_of_a_mismatch_ask_for_one(tmp_path):
     path = tmp_path / "wrong.toml"
-    start, _, rest = CONFIG.read_text().partition(f"[hardware.{table}]")
+    start, _, rest = CONFIG.read_text().partition("[hardware.mismatch]")
     path.write_text(start + rest[rest.index("\n[") :])
-    with pytest.raises(ValueError, match=rf"expected a table \[hardware.{table}\]"):
+    with pytest.raises(ValueError, match=r"expected a table \[hardware.mismatch\]"):
         read_config(path)
 
 

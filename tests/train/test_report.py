@@ -10,10 +10,10 @@ from rich.console import Console
 
 from hwtrain.train import _report as report
 from hwtrain.train._progress import show_progress
-from hwtrain.train._report import Accuracies
+from hwtrain.train._report import OnChips
 
 RESULTS = [
-    Accuracies(model=model, mismatch_std=level, values=np.array(values))
+    OnChips(model=model, mismatch_std=level, values=np.array(values))
     for model, level, values in (
         ("plain", 0.0, [[90.0, 90.0], [80.0, 80.0]]),
         ("hardware-aware", 0.0, [[99.0, 99.0], [97.0, 97.0]]),
@@ -46,7 +46,7 @@ def test_the_headline_says_over_what_and_in_which_mode():
 
 
 def test_one_chip_has_no_standard_deviation():
-    result = Accuracies(model="plain", mismatch_std=0.0, values=np.array([[90.0]]))
+    result = OnChips(model="plain", mismatch_std=0.0, values=np.array([[90.0]]))
     assert "±" not in shown(report.table([result]))
     summary = report.as_data([result])["results"][0]
     assert summary["std_over_chips"] is None and summary["std_over_seeds"] is None
@@ -85,7 +85,7 @@ def test_one_population_is_named_and_drawn_with_its_spread(
 ):
     figure = pytest.importorskip("matplotlib.figure")
     results = [
-        Accuracies(model=m, mismatch_std=level, values=np.array(v), mismatch=mismatch)
+        OnChips(model=m, mismatch_std=level, values=np.array(v), mismatch=mismatch)
         for m, v in (("plain", [[50.0, 60.0]]), ("hardware-aware", [[96.0, 98.0]]))
     ]
     lines = shown(report.table(results)).splitlines()

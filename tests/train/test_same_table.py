@@ -23,7 +23,10 @@ def table(name, initial, tmp_path):
     ready = prepare(config, CONFIGS)
 
     def from_equal(model):
-        return model._replace(init=lambda seed: jax.tree.map(np.array, initial(seed)))
+        def init(seed):
+            return jax.tree.map(np.array, initial(seed)), {}
+
+        return model._replace(init=init)
 
     ready = dataclasses.replace(
         ready, plain=from_equal(ready.plain), aware=from_aware(ready, initial)
@@ -37,10 +40,10 @@ def from_aware(ready, initial):
     """The hardware-aware model with the user's parameters given."""
 
     def init(seed):
-        params = ready.aware.init(seed)
+        params, state = ready.aware.init(seed)
         for layer, values in initial(seed).items():
             params[layer] = {**params[layer], **jax.tree.map(np.array, values)}
-        return params
+        return params, state
 
     return ready.aware._replace(init=init)
 
@@ -48,7 +51,11 @@ def from_aware(ready, initial):
 @pytest.mark.nightly
 def test_the_whole_table_is_the_same_to_rounding(tmp_path):
     config = read_config(CONFIGS / NAMES[0])
-    initial = prepare(config, CONFIGS).plain.init
+    init = prepare(config, CONFIGS).plain.init
+
+    def initial(seed):
+        return init(seed)[0]
+
     linen, nnx = (table(name, initial, tmp_path) for name in NAMES)
     for ours, theirs in zip(linen, nnx):
         assert (ours.model, ours.mismatch_std) == (theirs.model, theirs.mismatch_std)

@@ -1,0 +1,125 @@
+"""Hardware as a file writes it: presets with changes, and rules that add to it."""
+
+import inspect
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from hwtrain import presets
+from hwtrain._parts.fields import to_dict
+from hwtrain._parts.source import resolve
+from hwtrain._plan.hardware import Hardware
+from hwtrain.train._entries import EntryError, named
+
+PRESET = "preset"
+_NONE = "none"
+_OF_RULE = ("pattern", "params", "rows", "columns", "digital", "frozen", "hardware")
+
+
+def written_out(data: Mapping[str, Any], folder: Path) -> dict[str, Any]:
+    """Returns a configuration, given as plain data, with all its hardware written out.
+
+    >>> data = {"hardware": {"preset": "hermes", "clip": {"type": "layer_gaussian"}}}
+    >>> sorted(written_out(data, Path())["hardware"])
+    ['clip', 'converter', 'noise_model']
+
+    Args:
+      data: the configuration; entries of a wrong kind are left for others to refuse.
+      folder: the folder that relative paths refer to.
+
+    Raises:
+      EntryError: (a `ValueError`) for a preset that there is not.
+    """
+    found = dict(data)
+    base = data.get("hardware", {})
+    if not isinstance(base, dict):
+        return found
+    if "hardware" in data:
+        base = found["hardware"] = _merged({}, base, "hardware", folder)
+    rules = data.get("rules", [])
+    if isinstance(rules, list) and "rules" in data:
+        found["rules"] = [
+            _rule(rule, base, f"rules.{number}", folder)
+            if isinstance(rule, dict)
+            else rule
+            for number, rule in enumerate(rules)
+        ]
+    return found
+
+
+def preset_names() -> list[str]:
+    """Returns the names of the presets."""
+    functions = inspect.getmembers(presets, inspect.isfunction)
+    return [name for name, one in functions if one.__module__ == presets.__name__]
+
+
+def _rule(
+    rule: dict[str, Any], base: dict[str, Any], key: str, folder: Path
+) -> dict[str, Any]:
+    own = {name: value for name, value in rule.items() if name in _OF_RULE}
+    changes = {name: value for name, value in rule.items() if name not in _OF_RULE}
+    if own.get("digital") is True:
+        if changes:
+            raise EntryError(
+                key,
+                f"expected nothing beside digital = true, got {', '.join(changes)}; "
+                "leave out one or the other",
+            )
+        return own
+    if "hardware" not in own:
+        own["hardware"] = _merged(base, changes, key, folder)
+        return own
+    return {**own, **changes}
+
+
+def _merged(
+    base: dict[str, Any], changes: dict[str, Any], key: str, folder: Path
+) -> dict[str, Any]:
+    """Returns hardware with changes; a preset among them takes the place of `base`."""
+    changes = dict(changes)
+    preset = changes.pop(PRESET, None)
+    if preset is not None:
+        base = _preset(preset, f"{key}.{PRESET}", folder)
+    off = [name for name, value in changes.items() if value == _NONE]
+    for name in off:
+        if name not in base:
+            raise EntryError(
+                f"{key}.{name}",
+                f'"none" leaves out what is there, and there is no {name}; got "none"',
+            )
+    kept = {name: value for name, value in base.items() if name not in off}
+    added = {name: value for name, value in changes.items() if name not in off}
+    return _over(kept, added)
+
+
+def _over(base: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
+    """Returns tables with changes; one of another type replaces a table as a whole."""
+    found = dict(base)
+    for name, value in changes.items():
+        before = found.get(name)
+        found[name] = value
+        if isinstance(before, dict) and isinstance(value, dict):
+            kind = before.get("type")
+            if value.get("type", kind) == kind:
+                found[name] = _over(before, value)
+    return found
+
+
+def _preset(name: Any, key: str, folder: Path) -> dict[str, Any]:
+    known = preset_names()
+    if isinstance(name, str) and ":" in name:
+        with named(key, name):
+            hardware = resolve(name, folder)()
+    elif name in known:
+        hardware = getattr(presets, name)()
+    else:
+        raise EntryError(
+            key,
+            f"expected one of {', '.join(known)}, or a function of your own as "
+            f'"path/to/file.py:function", got {name!r}',
+        )
+    if not isinstance(hardware, Hardware):
+        raise EntryError(
+            key, f"expected {name} to return a Hardware, got {type(hardware).__name__}"
+        )
+    return to_dict(hardware)
