@@ -22,6 +22,7 @@ from hwtrain.train._entries import EntryError
 from hwtrain.train._folder import write_json
 from hwtrain.train._functional import ModelState, Params
 from hwtrain.train._loop import Stop, TrainState, init_state, never
+from hwtrain.train._named import metric_of
 from hwtrain.train._preparation import Preparation, variables_of, with_effective
 from hwtrain.train._report import HARDWARE_AWARE, PLAIN, OnChips
 from hwtrain.train._task import Task
@@ -152,14 +153,7 @@ def _measuring(config: Config, ready: Preparation, name: str) -> Measuring | Non
     stopping = config.training.early_stopping
     if stopping is None:
         return None
-    metrics = {metric.name: metric for metric in ready.task.metrics}
-    if stopping.metric is not None and stopping.metric not in metrics:
-        raise EntryError(
-            "training.early_stopping.metric",
-            f"expected one of {', '.join(metrics)}, got {stopping.metric}",
-        )
-    metric = metrics.get(stopping.metric or ready.task.metrics[0].name)
-    assert metric is not None
+    metric = metric_of(stopping, ready.task)
     only = ready.task._replace(metrics=(metric,))
 
     def on_chips(state: TrainState) -> float:

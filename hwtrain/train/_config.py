@@ -381,13 +381,6 @@ class Config:
                 f"has no field std_dev; got {list(levels)}. Leave it "
                 "out, or name the field of your class std_dev"
             )
-        names = [name for name, _ in self.task.metrics]
-        wanted = self.training.early_stopping
-        if wanted is not None and wanted.metric not in (None, *names) and names:
-            raise ValueError(
-                "training.early_stopping.metric: expected one of "
-                f"{', '.join(names)}, got {wanted.metric}"
-            )
         return self
 
     @property

@@ -16,6 +16,7 @@ from hwtrain.train import _nnx as nnx
 from hwtrain.train._batches import Data, Split, of_arrays, of_iterators
 from hwtrain.train._config import (
     Config,
+    EarlyStoppingParameter,
     TaskParameter,
     TrainingParameter,
 )
@@ -188,6 +189,26 @@ def check_task(
                 f"expected {name} to return one number for each example of a batch, "
                 f"shape {examples}, got {came}",
             )
+
+
+def metric_of(stopping: EarlyStoppingParameter, task: Task) -> Metric:
+    """Returns the metric by which the best state of a training is found.
+
+    Args:
+      stopping: the configuration.
+      task: what is measured.
+
+    Raises:
+      EntryError: (a `ValueError`) if there is no such metric.
+    """
+    metrics = {metric.name: metric for metric in task.metrics}
+    name = task.metrics[0].name if stopping.metric is None else stopping.metric
+    if name not in metrics:
+        raise EntryError(
+            "training.early_stopping.metric",
+            f"expected one of {', '.join(metrics)}, got {name!r}",
+        )
+    return metrics[name]
 
 
 def check_shares(training: TrainingParameter, data: Data) -> None:

@@ -33,7 +33,13 @@ from hwtrain.train._config import (
 from hwtrain.train._entries import EntryError, named
 from hwtrain.train._functional import Functional, ModelState, Params
 from hwtrain.train._loop import Step, TrainState, data_mesh, make_step
-from hwtrain.train._named import build_plain, check_shares, check_task, load_data
+from hwtrain.train._named import (
+    build_plain,
+    check_shares,
+    check_task,
+    load_data,
+    metric_of,
+)
 from hwtrain.train._optimisation import (
     aware_optimizer,
     base_optimizer,
@@ -133,6 +139,8 @@ def prepare(config: Config, folder: Path) -> Preparation:
         )
     check_task(config, task, plain, data)
     check_shares(training, data)
+    if training.early_stopping is not None:
+        metric_of(training.early_stopping, task)
     rate = learning_rate(training)
     base = base_optimizer(training, rate, folder)
     optimizer = aware_optimizer(base, plan, rate, config.export.chip_seed)

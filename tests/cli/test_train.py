@@ -265,6 +265,11 @@ OTHER_KEYS = [
         "task.metrics.hits",
         "one number for each example of a batch",
     ),
+    (
+        'training.early_stopping={every=5, metric="gone"}',
+        "training.early_stopping.metric",
+        "expected one of accuracy, got 'gone'",
+    ),
     ("training.accumulate=5", "training.accumulate", "divided into 5 equal"),
     ("training.devices=32", "training.devices", "expected 32 devices"),
     ('rules=[{pattern="nowhere", digital=true}]', "rules", "nowhere"),

@@ -221,3 +221,53 @@ def test_a_loss_of_a_batch_is_refused():
 def test_more_devices_than_there_are_is_an_error():
     with pytest.raises(ValueError, match="expected 99 devices, found"):
         data_mesh(99)
+
+
+ON_DEVICES = """
+import jax, numpy as np, optax
+import hwtrain as hw
+from flax import linen as nn
+from hwtrain.train import _linen as linen, data_mesh, init_state, make_step, run_steps
+from hwtrain.train import softmax_cross_entropy
+from hwtrain.train._batches import Split, of_arrays
+from hwtrain.train._task import forward_of
+
+class Net(nn.Module):
+    @nn.compact
+    def __call__(self, x, train):
+        x = nn.BatchNorm(use_running_average=not train)(nn.Dense(16, use_bias=False)(x))
+        return nn.Dense(10)(nn.relu(x))
+
+rng = np.random.default_rng(0)
+x = rng.normal(size=(40, 12)).astype(np.float32)
+data = Split(x, rng.integers(0, 10, 40).astype(np.int32))
+batches = of_arrays("data", data, data, batch_size=16, evaluated=40)
+hardware = hw.Hardware(
+    modifier=hw.WeightModifierParameter(type="add_normal", std_dev=0.1),
+    clip=hw.WeightClipParameter(type="layer_gaussian", sigma=2.0),
+    input_range=hw.InputRangeParameter(init_from_data=2),
+    forward=hw.IOParameters(out_noise=0.01),
+)
+forward = forward_of(Net().__call__)
+model, plan = linen.hardware_aware(Net, hardware, forward, batches.example)
+optimizer = hw.optim.hardware_aware(optax.adam(1e-2), plan)
+ends = []
+for devices, parts in ((1, 1), (4, 1), (1, 2), (4, 2)):
+    mesh = data_mesh(devices)
+    options = {"take": batches.take, "mesh": mesh, "accumulate": parts}
+    step = make_step(model, optimizer, softmax_cross_entropy, average=0.9, **options)
+    state = init_state(model.init(0), optimizer, average=True, mesh=mesh)
+    source = batches.training(0, 0, None)
+    *_, (state, loss) = run_steps(step, state, source, steps=5, seed=0)
+    assert step._cache_size() == 1
+    ends.append(jax.tree.map(np.asarray, (state.trained, state.model_state, loss)))
+for one, other in ((0, 1), (2, 3)):
+    for a, b in zip(jax.tree.leaves(ends[one]), jax.tree.leaves(ends[other])):
+        np.testing.assert_allclose(a, b, rtol=2e-4, atol=2e-6)
+assert any((a != b).any() for a, b in zip(*map(jax.tree.leaves, ends[1:3])))
+print("equal")
+"""
+
+
+def test_a_training_is_the_same_on_several_devices(on_devices):
+    on_devices(4, ON_DEVICES)
