@@ -71,11 +71,15 @@ class MismatchConfig:
 
     @model_validator(mode="after")
     def _check(self) -> Self:
-        for name in ("objective", "noise_schedule"):
+        instead = {
+            "objective": "the third model's objective is the table [objective]",
+            "noise_schedule": "the third model's objective is the table [objective]",
+            "early_stopping": "the last state of each training is compared",
+        }
+        for name, what in instead.items():
             if getattr(self.training, name) is not None:
                 raise ValueError(
-                    f"training.{name}: does nothing beside a table [mismatch]; the "
-                    "third model's objective is the table [objective]"
+                    f"training.{name}: does nothing beside a table [mismatch]; {what}"
                 )
         return self
 

@@ -140,6 +140,7 @@ def test_runs_are_continued_but_not_exported(folder):
         ('mismatch.digital=[".*"]', "nothing is left that deviates"),
         ("mismatch.sigma_rule=0.0", "mismatch.sigma_rule.*greater than 0"),
         ('training.objective={type="sharpness_aware"}', "table .objective."),
+        ("training.early_stopping={every=5}", "early_stopping: does nothing beside"),
         ('objective={type="worst_of_chips"}', "objective"),
     ],
 )
