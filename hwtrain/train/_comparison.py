@@ -315,6 +315,8 @@ def _evaluate(
         )
         for metric, population in found.items():
             values[metric].append(np.asarray(population.values, np.float64))
+    for metric in ready.task.metrics:
+        metric.require_finite(values[metric.name], f"for the {name} model on a chip")
     mismatches = [chip.mismatch for chip in config.chips if chip.mismatch is not None]
     text = ""
     if mismatches and level is None:

@@ -6,7 +6,10 @@ from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
+
+from hwtrain.train._entries import EntryError
 
 Outputs = Any
 Batch = Any
@@ -36,6 +39,20 @@ class Metric(NamedTuple):
     def title(self) -> str:
         """The name with the unit: `accuracy in %`."""
         return f"{self.name} in {self.unit}" if self.unit else self.name
+
+    def require_finite(self, values: Any, where: str) -> None:
+        """Raises an `EntryError` if a value is NaN or infinite.
+
+        Args:
+          values: numbers of any shape.
+          where: what was measured, for the message.
+        """
+        wrong = np.ravel(values)[~np.isfinite(np.ravel(values))]
+        if wrong.size:
+            raise EntryError(
+                f"task.metrics.{self.name}",
+                f"expected finite numbers, got {wrong[0]:g} {where}",
+            )
 
     def improves(self, value: float, on: float) -> bool:
         """Whether a value is better than another one."""

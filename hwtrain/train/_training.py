@@ -173,12 +173,7 @@ class _Course:
         """Measures a state, and keeps it if it is the best so far."""
         assert self._measuring is not None
         metric, value = self._measuring.metric, self._measuring.measure(state)
-        if not math.isfinite(value):
-            raise EntryError(
-                f"task.metrics.{metric.name}",
-                f"expected a finite number to compare states by, got {value:g} after "
-                f"{number} updates",
-            )
+        metric.require_finite(value, f"after {number} updates")
         best = self.best
         self.history.append([number, value])
         if best is None or metric.improves(value, best[1]):

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from hwtrain.train import _task as task
+from hwtrain.train._entries import EntryError
 from hwtrain.train._task import Metric, forward_of
 
 RNG = np.random.default_rng(0)
@@ -53,6 +54,14 @@ def test_which_value_is_better():
     assert (up.title, down.title) == ("accuracy in %", "loss")
     assert up.improves(2, 1) and not up.improves(1, 1) and not up.improves(0, 1)
     assert down.improves(0, 1) and not down.improves(1, 1) and not down.improves(2, 1)
+
+
+@pytest.mark.parametrize("wrong", [np.nan, np.inf, -np.inf])
+def test_a_value_that_is_no_number_is_refused_with_its_metric(wrong):
+    metric = Metric("hits", task.accuracy, "higher")
+    metric.require_finite([[1.0, 2.0]], "on a chip")
+    with pytest.raises(EntryError, match=f"metrics.hits: .*got {wrong:g} on a chip"):
+        metric.require_finite([[1.0, wrong]], "on a chip")
 
 
 @pytest.mark.parametrize(
