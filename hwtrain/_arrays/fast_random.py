@@ -119,7 +119,7 @@ def _register(defined: Any) -> None:
     """
     home = sys.modules[type(defined._impl).__module__]
     register = getattr(home, "register_prng", None)
-    if register is not None and defined._impl.name not in home.prngs:
+    if register is not None and defined._impl.name not in getattr(home, "prngs", {}):
         register(defined._impl)
 
 

@@ -1,5 +1,6 @@
 """Builds the optimizer, the noise schedule and the objective of a configuration."""
 
+import functools
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -8,13 +9,17 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from jax.sharding import Mesh
 
 from hwtrain import objectives, optim
 from hwtrain._parts.source import reason, resolve
 from hwtrain._plan.plan import Plan
 from hwtrain.chips import chip_key
+from hwtrain.train._batches import Data
 from hwtrain.train._config import TrainingParameter
 from hwtrain.train._entries import EntryError, named
+from hwtrain.train._loop import Step, data_mesh, make_step
+from hwtrain.train._task import Task
 
 _ALL = ".*"
 _LOOKED_AT = 10_000
@@ -80,6 +85,31 @@ def aware_optimizer(
     key = chip_key(chip_seed) if drawn else None
     return optim.hardware_aware(
         base, plan, input_range_learning_rate=rate, drift_key=key
+    )
+
+
+def step_maker(
+    training: TrainingParameter, task: Task, data: Data
+) -> tuple[Mesh, Callable[..., Step]]:
+    """Returns the devices of a training, and `make_step` with all but the model.
+
+    Args:
+      training: the training configuration.
+      task: what the models are trained for.
+      data: the batches.
+
+    Raises:
+      ValueError: if there are fewer devices.
+    """
+    with named("training.devices"):
+        mesh = data_mesh(training.devices)
+    return mesh, functools.partial(
+        make_step,
+        loss=task.loss,
+        take=data.take,
+        accumulate=training.accumulate,
+        average=training.ema,
+        mesh=mesh,
     )
 
 

@@ -32,7 +32,7 @@ from hwtrain.train._config import (
 )
 from hwtrain.train._entries import EntryError, named
 from hwtrain.train._functional import Functional, ModelState, Params
-from hwtrain.train._loop import Step, TrainState, data_mesh, make_step
+from hwtrain.train._loop import Step, TrainState
 from hwtrain.train._named import (
     build_plain,
     check_shares,
@@ -46,6 +46,7 @@ from hwtrain.train._optimisation import (
     learning_rate,
     noise_schedule,
     robust_loss,
+    step_maker,
 )
 from hwtrain.train._report import require_matplotlib
 from hwtrain.train._task import (
@@ -146,16 +147,7 @@ def prepare(config: Config, folder: Path) -> Preparation:
     optimizer = aware_optimizer(base, plan, rate, config.export.chip_seed)
     strength = noise_schedule(training, folder)
     robust = robust_loss(training, plan)
-    with named("training.devices"):
-        mesh = data_mesh(training.devices)
-    shared = functools.partial(
-        make_step,
-        loss=task.loss,
-        take=data.take,
-        accumulate=training.accumulate,
-        average=training.ema,
-        mesh=mesh,
-    )
+    mesh, shared = step_maker(training, task, data)
     noisy = functools.partial(shared, robust=robust, strength=strength)
     ready = Preparation(
         frontend=frontend,

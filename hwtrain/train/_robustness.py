@@ -30,14 +30,12 @@ from hwtrain.train._loop import (
     Step,
     Stop,
     TrainState,
-    data_mesh,
     init_state,
-    make_step,
     never,
 )
 from hwtrain.train._mismatch_config import MismatchConfig
 from hwtrain.train._named import build_plain, check_shares, check_task, load_data
-from hwtrain.train._optimisation import base_optimizer, learning_rate
+from hwtrain.train._optimisation import base_optimizer, learning_rate, step_maker
 from hwtrain.train._report import PLAIN, WITH_MISMATCH, OnChips
 from hwtrain.train._task import Task
 from hwtrain.train._training import Training, stop_if_asked, train_seed
@@ -93,16 +91,7 @@ def prepare_contest(config: MismatchConfig, folder: Path) -> Contest:
             factory, prototype, deviation, rule, task.forward, data.example
         )
     optimizer = base_optimizer(training, learning_rate(training), folder)
-    with named("training.devices"):
-        mesh = data_mesh(training.devices)
-    step_of = functools.partial(
-        make_step,
-        loss=task.loss,
-        take=data.take,
-        accumulate=training.accumulate,
-        average=training.ema,
-        mesh=mesh,
-    )
+    mesh, step_of = step_maker(training, task, data)
     steps = {PLAIN: step_of(plain, optimizer), WITH_MISMATCH: step_of(noisy, optimizer)}
     for step in steps.values():
         check_step(training, plain, optimizer, step, data)
@@ -231,6 +220,7 @@ def on_chips(
         for name, seeds in trained.items():
             stop_if_asked(stop)
             values = [means(chips(s.trained, keys), s.model_state) for s in seeds]
+            metric.require_finite(values, f"for the {name} model on a chip")
             results.append(
                 OnChips(
                     metric=metric.name,
