@@ -39,6 +39,8 @@ if _typing.TYPE_CHECKING:
     from hwtrain._flax.strength import noise_strength as noise_strength
     from hwtrain._flax.stripping import strip as strip
     from hwtrain._memory import keep_memory as keep_memory
+    from hwtrain._parts.cost import Cost as Cost
+    from hwtrain._parts.cost_constants import CostParameter as CostParameter
     from hwtrain._parts.leaf import LeafSpec as LeafSpec
     from hwtrain._parts.part import Part as Part
     from hwtrain._parts.registry import register as register
@@ -128,6 +130,8 @@ else:
         ),
         "_flax.strength": ("noise_strength",),
         "_flax.stripping": ("strip",),
+        "_parts.cost": ("Cost",),
+        "_parts.cost_constants": ("CostParameter",),
         "_parts.leaf": ("LeafSpec",),
         "_parts.part": ("Part",),
         # Not from the registry: a stage may be placed beside a built-in one, which the

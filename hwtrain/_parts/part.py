@@ -9,6 +9,7 @@ from pydantic import ConfigDict
 from pydantic.dataclasses import dataclass
 
 from hwtrain._parts.constant import accepting
+from hwtrain._parts.cost import Cost
 from hwtrain._parts.leaf import LeafSpec
 from hwtrain._parts.meanings import add_meanings
 
@@ -120,6 +121,19 @@ class Part(Described, abc.ABC):  # noqa: B024 some kinds add abstract methods
         ctx.differs()
         if self.draws_at("read"):
             ctx.draws_anew()
+
+    def cost(self, ctx: Any) -> Cost:
+        """Returns the energy and time that it takes for one example, and its area.
+
+        For stages, converters, noise models and compensations of a chip. Its constants
+        are its own fields, or those of the technology.
+
+        Args:
+          ctx: context: `ctx.weight`, the plan of the weights; `ctx.counts`, how often
+            their tiles do what, such as `ctx.counts.conversions`; `ctx.constants`, a
+            `CostParameter`; `ctx.inp_bits` and `ctx.out_bits`.
+        """
+        return Cost()
 
     def describe(self) -> str:
         """Returns its summary in `inspect`; an empty string leaves it out."""

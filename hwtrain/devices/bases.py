@@ -10,6 +10,7 @@ import numpy as np
 from jax.typing import ArrayLike
 
 from hwtrain._arrays.random import draw_key, stored_normal
+from hwtrain._parts.cost import Cost
 from hwtrain._parts.part import Part
 from hwtrain._parts.texts import NOISE
 from hwtrain.devices._conversion import DescribedConverter, Params
@@ -147,6 +148,15 @@ class ConductanceConverter(DescribedConverter, Part):
     one number per tile, or one per column."""
     units: ClassVar[Mapping[str, str]] = {}
     """Units of these parameters, by name."""
+
+    def cost(self, ctx: Any) -> Cost:
+        """Returns the cost of reading the devices, and their area."""
+        counts, constants = ctx.counts, ctx.constants
+        reads = counts.weight_reads * len(self.devices)
+        return Cost(
+            energy_fj=reads * constants.cell_energy_fj,
+            area_um2=counts.places * len(self.devices) * constants.cell_area_um2,
+        )
 
     @abc.abstractmethod
     def convert_to_conductances(

@@ -4,6 +4,7 @@ import dataclasses
 
 import numpy as np
 
+from hwtrain._parts.cost import Cost
 from hwtrain._parts.part import Part
 from hwtrain.periphery._converter import (
     Converter,
@@ -75,6 +76,21 @@ class Adc(Part):
         bits = self.converter.bits
         cells = {} if bits is None else {"bits": f"ADC {bits:.3g}"}
         return {ctx.column: self.describe(), **cells}
+
+    def cost(self, ctx):
+        """Returns the cost of its conversions, and of the ADCs."""
+        counts, constants = ctx.counts, ctx.constants
+        energy = constants.conversion_energy_fj
+        if constants.adc_energy_fj_per_step and counts.conversions:
+            energy += constants.adc_energy_fj_per_step * 2**ctx.out_bits
+        time = counts.columns_in_turn * constants.conversion_time_ns
+        if constants.overlapped:
+            time = max(time - constants.read_time_ns, 0.0)
+        return Cost(
+            energy_fj=counts.conversions * energy,
+            latency_ns=counts.steps * counts.passes * time,
+            area_um2=counts.adcs * constants.adc_area_um2,
+        )
 
     def proof(self, ctx):
         """Declares its measured effect: rounding, and clipping at its bound."""

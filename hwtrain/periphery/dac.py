@@ -4,6 +4,7 @@ import dataclasses
 
 import jax.numpy as jnp
 
+from hwtrain._parts.cost import Cost
 from hwtrain._parts.part import Part
 from hwtrain.periphery._converter import Converter, convert, rounding_deviation
 
@@ -61,6 +62,13 @@ class Dac(Part):
         if not fitted and forward.noise_management == "none":
             cells["input range"] = f"none: inputs are cut at {self.bound:g}"
         return cells
+
+    def cost(self, ctx):
+        """Returns the cost of the rows that it drives, and of its drivers."""
+        return Cost(
+            energy_fj=ctx.counts.row_drives * ctx.constants.row_energy_fj,
+            area_um2=ctx.counts.drivers * ctx.constants.row_area_um2,
+        )
 
     def proof(self, ctx):
         """Declares its measured effect: rounding to its levels."""

@@ -19,6 +19,7 @@ import numpy as np
 from hwtrain._arrays import tiling
 from hwtrain._arrays.derivatives import vary_alike
 from hwtrain._parts.constant import static, stopped
+from hwtrain._parts.cost import Cost
 from hwtrain._parts.part import Part
 from hwtrain.periphery.adc import Adc
 from hwtrain.periphery.dac import Dac
@@ -189,6 +190,12 @@ class Management(Part):
     def describe(self):
         """Returns its kind and whether it iterates."""
         return f"management {self.noise}{', iterative' if self.iterative else ''}"
+
+    def cost(self, ctx):
+        """Returns no cost; a note if reads are repeated, as often as outputs clip."""
+        if not self.iterative:
+            return Cost()
+        return Cost(notes=("repeated reads of bound management are not counted",))
 
     def proof(self, ctx):
         """Declares its measured effect: that both kinds of scales act."""
