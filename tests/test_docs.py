@@ -25,7 +25,8 @@ from hwtrain._parts.registry import named, order
 from hwtrain._parts.slot import home
 from hwtrain.checkpoint.adapters import to_npz
 from hwtrain.cli._parser import make_parser
-from hwtrain.evaluate import population
+from hwtrain.evaluate import population, technologies
+from hwtrain.train._hardware import preset_names
 
 DOCS = Path(__file__).parents[1] / "docs"
 
@@ -58,6 +59,25 @@ def test_the_examples_of_the_layers_page_run(capsys):
     plain, variables = layer.init_with_output(jax.random.key(0), x)
     y = hwtrain.eval_mode(hwtrain.analogize(layer, ideal)).apply(variables, x)
     chex.assert_trees_all_close(plain, y, rtol=1e-5)
+
+
+def test_the_examples_of_the_energy_page_run(capsys):
+    text = (DOCS / "energy.md").read_text("utf-8")
+    names = {}
+    exec("\n".join(re.findall(r"```python\n(.*?)```", text, re.DOTALL)), names)
+    printed = capsys.readouterr().out
+    conv = names["found"].analog[0]
+    # 64 positions; 36 rows on one tile, 32 columns on two tiles of 16.
+    assert (conv.counts.products, conv.counts.tiles) == (64.0, 2)
+    assert conv.counts.conversions == 64 * 8 * 32 * 8
+    assert "conv/kernel" in printed and "energy of digital products is not" in printed
+
+
+def test_the_energy_page_lists_every_technology():
+    page = (DOCS / "energy.md").read_text("utf-8")
+    table = page.partition("| `technologies.` |")[2].partition("\n\n")[0]
+    listed = re.findall(r"^\| `(\w+)` \|", table, re.MULTILINE)
+    assert sorted(listed) == preset_names(technologies)
 
 
 @pytest.mark.nightly

@@ -3,6 +3,7 @@
 import argparse
 from collections import Counter
 from collections.abc import Iterator
+from pathlib import Path
 
 import numpy as np
 from rich.console import Console
@@ -25,6 +26,9 @@ from hwtrain.cli._options import Model, check_file, known_parts, open_model, run
 from hwtrain.evaluate import _plots as plots
 from hwtrain.evaluate import assert_active
 from hwtrain.evaluate._histograms import Histogram
+from hwtrain.train._cost import costs
+from hwtrain.train._folder import write_json
+from hwtrain.train._hardware import technology
 from hwtrain.train._run import Run
 
 _BARS = 25
@@ -45,11 +49,11 @@ def main(options: argparse.Namespace) -> int:
         if options.png is not None:
             plots.require_matplotlib()
             check_file(options.png)
+        _check_needed(options)
         model = open_model(options)
-        if options.run is not None and not options.active:
-            raise ValueError(
-                "--run is only for --active; give --active too, or leave --run out"
-            )
+        if options.cost:
+            _show_cost(model, run_of(model, options), options, console)
+            return 0
         run = run_of(model, options) if options.active else None
         histograms = _histograms(model, options.chip)
         if options.png is not None and not histograms:
@@ -69,6 +73,57 @@ def main(options: argparse.Namespace) -> int:
             plots.plot_histograms(histograms, options.png, title=title)
             console.print(f"{options.png} written", soft_wrap=True, highlight=False)
     return 0 if run is None else _prove(run, model, console)
+
+
+def _check_needed(options: argparse.Namespace) -> None:
+    """Raises for options that do nothing without another one, or beside one."""
+    needs = {
+        "run": ("active", "cost"),
+        "technology": ("cost",),
+        "json": ("cost",),
+    }
+    for name, others in needs.items():
+        given = getattr(options, name) is not None
+        if given and not any(getattr(options, other) for other in others):
+            flags = " and ".join(f"--{other}" for other in others)
+            one = f"--{others[0]}"
+            raise ValueError(
+                f"--{name} is only for {flags}; give {one} too, or leave --{name} out"
+            )
+    idle = {
+        "active": options.active,
+        "chip": options.chip is not None,
+        "png": options.png is not None,
+    }
+    for name, given in idle.items():
+        if options.cost and given:
+            raise ValueError(
+                f"--cost shows only costs, and --{name} does nothing beside it; leave "
+                "one of the two out"
+            )
+
+
+def _show_cost(
+    model: Model, run: Run, options: argparse.Namespace, console: Console
+) -> None:
+    """Prints energy, latency and area, and writes them to a file."""
+    constants = run.config.cost
+    if options.technology is not None:
+        constants = technology(options.technology, "--technology", Path())
+    if constants is None:
+        raise ValueError(
+            f"{run.folder}: its configuration has no table [cost]; name constants, "
+            "such as --technology hermes_core"
+        )
+    if options.json is not None:
+        check_file(options.json)
+    found = costs(run.config, run.ready, constants)
+    console.print(model.title, soft_wrap=True, highlight=False, markup=False)
+    for part in found.tables():
+        console.print(part, highlight=False, soft_wrap=isinstance(part, str))
+    if options.json is not None:
+        write_json(options.json, found.as_data())
+        console.print(f"{options.json} written", soft_wrap=True, highlight=False)
 
 
 def _stages(options: argparse.Namespace) -> Table:

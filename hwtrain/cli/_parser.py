@@ -21,6 +21,9 @@ _METHODS = ("max", "moving_std", "moving_quantile", "cache_quantile")
 _TARGETS = ("aihwkit", "crosssim", "fusion-csv", "nir", "npz")
 """The built-in targets, for the help."""
 
+_TECHNOLOGIES = ("hermes", "hermes_core", "isaac")
+"""The built-in technologies, for the help."""
+
 
 def make_parser() -> argparse.ArgumentParser:
     """Returns the parser; it stores the command's name as `command`."""
@@ -212,6 +215,24 @@ def _inspect(commands: Commands) -> None:
         action="store_true",
         help="run the model on test data and prove that every configured effect acts; "
         "the exit status is 1 if one does not",
+    )
+    parser.add_argument(
+        "--cost",
+        action="store_true",
+        help="show energy, latency and area of each layer instead, by the constants of "
+        "the run's table [cost]",
+    )
+    parser.add_argument(
+        "--technology",
+        metavar="NAME",
+        help="with --cost, constants of this technology instead: "
+        f"{', '.join(_TECHNOLOGIES)}, or a function of your own, FILE.py:FUNCTION",
+    )
+    parser.add_argument(
+        "--json",
+        type=Path,
+        metavar="FILE",
+        help="with --cost, write every number to this file",
     )
     _add_run(parser)
 

@@ -18,6 +18,7 @@ from hwtrain.chips._clip_bounds import with_clipped
 from hwtrain.train import _report as report
 from hwtrain.train._chips import chip_seeds, chips_of, exports
 from hwtrain.train._config import Config, has_deviation
+from hwtrain.train._cost import cost_of
 from hwtrain.train._entries import EntryError
 from hwtrain.train._folder import write_json
 from hwtrain.train._functional import ModelState, Params
@@ -101,7 +102,7 @@ def compare(
             "note: nothing is exported, because hardware.converter, which turns "
             "weights into conductances, is not given for all layers",
         )
-    _write_results(config, results, out)
+    _write_results(config, results, out, cost_of(config, ready))
     _show_results(config, results, out, console)
     return results
 
@@ -336,7 +337,9 @@ def _evaluate(
     ]
 
 
-def _write_results(config: Config, results: list[OnChips], out: Path) -> None:
+def _write_results(
+    config: Config, results: list[OnChips], out: Path, cost: dict[str, Any] | None
+) -> None:
     main, *others = report.by_metric(results).values()
     data = {
         "metric": main[0].title,
@@ -350,6 +353,8 @@ def _write_results(config: Config, results: list[OnChips], out: Path) -> None:
         },
         **report.as_data(main),
     }
+    if cost is not None:
+        data["cost"] = cost
     if others:
         data["other_metrics"] = [
             {"metric": each[0].title, **report.as_data(each)} for each in others

@@ -15,6 +15,7 @@ from pydantic import (
 from pydantic.dataclasses import dataclass
 from pydantic_core import core_schema
 
+from hwtrain._parts.cost_constants import CostParameter
 from hwtrain._parts.fields import (
     CONFIG,
     MOST,
@@ -362,6 +363,10 @@ class Config:
     module."""
     evaluation: EvaluationParameter = Field(default_factory=EvaluationParameter)
     export: ExportParameter = Field(default_factory=ExportParameter)
+    cost: CostParameter | None = None
+    """Constants by which energy, latency and area are computed, for `results.json` and
+    `hwtrain inspect --cost`. `preset` takes them from `hwtrain.evaluate.technologies`.
+    `None`: they are not."""
 
     @model_validator(mode="after")
     def _check(self) -> Self:

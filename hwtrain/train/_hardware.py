@@ -3,13 +3,18 @@
 import inspect
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from types import ModuleType
+from typing import Any, TypeVar
 
 from hwtrain import presets
+from hwtrain._parts.cost_constants import CostParameter
 from hwtrain._parts.fields import to_dict
 from hwtrain._parts.source import resolve
 from hwtrain._plan.hardware import Hardware
+from hwtrain.evaluate import technologies
 from hwtrain.train._entries import EntryError, named
+
+T = TypeVar("T")
 
 PRESET = "preset"
 _NONE = "none"
@@ -31,6 +36,8 @@ def written_out(data: Mapping[str, Any], folder: Path) -> dict[str, Any]:
       EntryError: (a `ValueError`) for a preset that there is not.
     """
     found = dict(data)
+    if isinstance(data.get("cost"), dict):
+        found["cost"] = _cost(data["cost"], folder)
     base = data.get("hardware", {})
     if not isinstance(base, dict):
         return found
@@ -47,10 +54,41 @@ def written_out(data: Mapping[str, Any], folder: Path) -> dict[str, Any]:
     return found
 
 
-def preset_names() -> list[str]:
-    """Returns the names of the presets."""
-    functions = inspect.getmembers(presets, inspect.isfunction)
-    return [name for name, one in functions if one.__module__ == presets.__name__]
+def preset_names(module: ModuleType = presets) -> list[str]:
+    """Returns the names of the presets.
+
+    Args:
+      module: the module that defines them.
+    """
+    functions = inspect.getmembers(module, inspect.isfunction)
+    return [name for name, one in functions if one.__module__ == module.__name__]
+
+
+def _cost(data: dict[str, Any], folder: Path) -> dict[str, Any]:
+    """Returns the constants of a technology; a source tells what was changed."""
+    changes = {name: value for name, value in data.items() if name != PRESET}
+    if PRESET not in data:
+        return changes
+    preset = technology(data[PRESET], f"cost.{PRESET}", folder)
+    base = to_dict(preset)
+    if changes and "source" not in changes:
+        base["source"] = f"{preset.source}; changed: {', '.join(changes)}"
+    return base | changes
+
+
+def technology(name: Any, key: str, folder: Path) -> CostParameter:
+    """Returns the constants of a technology by name.
+
+    Args:
+      name: that of a function of `hwtrain.evaluate.technologies`, or the place of one
+        of a user's own.
+      key: the entry that names it.
+      folder: the folder that relative paths refer to.
+
+    Raises:
+      EntryError: (a `ValueError`) if there are none of that name.
+    """
+    return _called(name, technologies, CostParameter, key, folder)
 
 
 def _rule(
@@ -106,20 +144,26 @@ def _over(base: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
 
 
 def _preset(name: Any, key: str, folder: Path) -> dict[str, Any]:
-    known = preset_names()
+    return to_dict(_called(name, presets, Hardware, key, folder))
+
+
+def _called(name: Any, module: ModuleType, kind: type[T], key: str, folder: Path) -> T:
+    """Returns what a preset's function returns."""
+    known = preset_names(module)
     if isinstance(name, str) and ":" in name:
         with named(key, name):
-            hardware = resolve(name, folder)()
+            found = resolve(name, folder)()
     elif name in known:
-        hardware = getattr(presets, name)()
+        found = getattr(module, name)()
     else:
         raise EntryError(
             key,
             f"expected one of {', '.join(known)}, or a function of your own as "
             f'"path/to/file.py:function", got {name!r}',
         )
-    if not isinstance(hardware, Hardware):
+    if not isinstance(found, kind):
         raise EntryError(
-            key, f"expected {name} to return a Hardware, got {type(hardware).__name__}"
+            key,
+            f"expected {name} to return a {kind.__name__}, got {type(found).__name__}",
         )
-    return to_dict(hardware)
+    return found

@@ -30,6 +30,7 @@ from hwtrain.train._chips import chip_seeds, exports
 from hwtrain.train._config import (
     Config,
 )
+from hwtrain.train._cost import cost_of
 from hwtrain.train._entries import EntryError, named
 from hwtrain.train._functional import Functional, ModelState, Params
 from hwtrain.train._loop import Step, TrainState
@@ -170,6 +171,8 @@ def prepare(config: Config, folder: Path) -> Preparation:
     check_step(training, aware, optimizer, ready.aware_step, data, without)
     with named("hardware"):
         _check_export(config, ready)
+    with named("cost"):
+        cost_of(config, ready)
     return ready
 
 

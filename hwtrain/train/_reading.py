@@ -13,6 +13,7 @@ from typing import Any
 
 import pydantic
 
+from hwtrain._parts.cost_constants import CostParameter
 from hwtrain._parts.fields import from_dict
 from hwtrain._parts.registry import like, names, parts_of
 from hwtrain._parts.registry import named as named_part
@@ -211,7 +212,8 @@ def _fields(kind: Any) -> dict[str, Any]:
         if kind is RuleParameter:
             del fields["hardware"]  # a file writes its entries beside the pattern
             fields |= _fields(Hardware)
-        return fields | ({PRESET: str} if kind in (Hardware, RuleParameter) else {})
+        presets = (Hardware, RuleParameter, CostParameter)
+        return fields | ({PRESET: str} if kind in presets else {})
     origin, arguments = typing.get_origin(kind), typing.get_args(kind)
     members: list[Any] = []
     if origin is typing.Annotated:

@@ -4,7 +4,9 @@ from typing import Any
 
 from pydantic import TypeAdapter
 
+from hwtrain._parts.cost_constants import CostParameter
 from hwtrain._plan.hardware import Hardware
+from hwtrain.evaluate import technologies
 from hwtrain.train._config import Config, RuleParameter
 from hwtrain.train._hardware import PRESET, preset_names
 from hwtrain.train._mismatch_config import MismatchConfig
@@ -13,6 +15,14 @@ _PRESET = {
     "description": "A preset of `hwtrain.presets`, which other entries change, or a "
     "function of your own that returns hardware.",
     "anyOf": [{"enum": preset_names()}, {"type": "string", "pattern": "^.+:.+$"}],
+}
+_TECHNOLOGY = {
+    "description": "Constants of `hwtrain.evaluate.technologies`, which other entries "
+    "change, or a function of your own that returns a `CostParameter`.",
+    "anyOf": [
+        {"enum": preset_names(technologies)},
+        {"type": "string", "pattern": "^.+:.+$"},
+    ],
 }
 _OFF = {"const": "none", "description": "Leaves out what the preset or rule has."}
 
@@ -34,6 +44,9 @@ def schema() -> dict[str, Any]:
     hardware["properties"] = {PRESET: _PRESET, **sections}
     rule = classes[RuleParameter.__name__]
     rule["properties"] |= hardware["properties"]
+    cost = classes[CostParameter.__name__]
+    cost["properties"] = {PRESET: _TECHNOLOGY, **cost["properties"]}
+    cost["anyOf"] = [{"required": [PRESET]}, {"required": cost.pop("required")}]
     return {
         "$schema": "https://json-schema.org/draft/2020-12/schema",
         "title": "A configuration of hwtrain",

@@ -111,6 +111,24 @@ def test_inspect_proves_that_effects_are_on(run, monkeypatch, hwtrain):
     assert status == 1 and "head: modifier: off" in error
 
 
+def test_inspect_shows_costs(run, exported, tmp_path, hwtrain):
+    file = tmp_path / "cost.json"
+    words = ("--cost", "--technology", "hermes_core")
+    status, said, _ = hwtrain("inspect", run, *words, "--json", file)
+    assert status == 0 and "HERMES core" in said and "TOPS/W" in said
+    found = json.loads(file.read_text())
+    # An MLP 64-128-64-10: one tile and one product for each layer.
+    weights = 64 * 128 + 128 * 64 + 64 * 10
+    assert [layer["counts"]["products"] for layer in found["layers"]] == [1.0] * 3
+    assert sum(layer["macs"] for layer in found["layers"]) == weights
+    assert found["devices"] == 2 * weights
+    # 3 x 131,072 operations at 10.5 TOPS/W.
+    energy = 3 * 131.072 / 10.5
+    assert found["energy_nj_per_example"] == pytest.approx(energy)
+    shown = hwtrain("inspect", exported, *words)[1]
+    assert shown.partition("\n")[2] in said
+
+
 def test_inspect_shows_a_chip_as_it_was_programmed(tmp_path, hwtrain):
     chip = presets.pcm()
     weight = AnalogWeight(
@@ -293,6 +311,24 @@ def test_calibrate_sets_ranges_to_the_largest_inputs(run, tmp_path, hwtrain):
         (["calibrate", "{run}", "new", "--batches", "0"], "--batches: expected at le"),
         (["calibrate", "{run}", "new", "--run", "."], "--run . does nothing"),
         (["inspect", "{run}", "--run", "."], "--run is only for --active"),
+        (["inspect", "{run}", "--json", "x"], "--json is only for --cost; give --cos"),
+        (["inspect", "{run}", "--technology", "isaac"], "--technology is only for --c"),
+        (["inspect", "{run}", "--cost"], "has no table [cost]; name constants"),
+        (["inspect", "{run}", "--cost", "--active"], "--active does nothing beside it"),
+        (["inspect", "{run}", "--cost", "--png", "a.png"], "--png does nothing beside"),
+        (["inspect", "{run}", "--cost", "--chip", "1"], "--chip does nothing beside"),
+        (
+            ["inspect", "{run}", "--cost", "--technology", "isac"],
+            "--technology: expected one of hermes, hermes_core, isaac, or a function",
+        ),
+        (
+            ["inspect", "{run}", "--cost", "--technology", "isaac"],
+            "kernel: its hardware has no DAC with levels",
+        ),
+        (
+            ["inspect", "{run}", "--cost", "--technology", "hermes", "--json", "a/b"],
+            "no folder a",
+        ),
         (["verify", "."], "is not a hardware-ready checkpoint"),
         (["evaluate", "{exported}"], "name the run it belongs to: --run RUN"),
         (["evaluate", "{run}", "--png", "file.png"], "give --times or --sensitivity"),

@@ -8,8 +8,10 @@ import pytest
 
 from hwtrain import cli
 from hwtrain.checkpoint.adapters import ADAPTERS
-from hwtrain.cli._parser import make_parser
+from hwtrain.cli._parser import _TECHNOLOGIES, make_parser
+from hwtrain.evaluate import technologies
 from hwtrain.periphery._calibration import METHODS
+from hwtrain.train._hardware import preset_names
 
 COMMANDS = ["train", "evaluate", "calibrate", "export", "inspect", "verify", "convert"]
 
@@ -44,6 +46,10 @@ def test_every_command_is_listed_and_has_its_module(command):
 def test_every_adapter_is_taken(target):
     options = make_parser().parse_args(["convert", "checkpoint", "--to", target])
     assert (options.command, options.to) == ("convert", target)
+
+
+def test_every_technology_is_in_the_help():
+    assert _TECHNOLOGIES == tuple(preset_names(technologies))
 
 
 @pytest.mark.parametrize("method", METHODS)
