@@ -26,6 +26,7 @@ from hwtrain._parts.slot import home
 from hwtrain.checkpoint.adapters import to_npz
 from hwtrain.cli._parser import make_parser
 from hwtrain.evaluate import population, technologies
+from hwtrain.train import read_config
 from hwtrain.train._hardware import preset_names
 
 DOCS = Path(__file__).parents[1] / "docs"
@@ -402,6 +403,23 @@ def test_the_example_of_the_training_page_trains(work, capsys):
     exported = hwtrain.load(folder / "export" / "seed_0")
     assert [*exported.plan] == ["head/kernel", "hidden/kernel"]
     assert "batch_stats" in exported.variables
+
+
+def test_the_examples_of_the_page_on_fine_tuning_run(tmp_path, monkeypatch, capsys):
+    text = (DOCS / "finetuning.md").read_text("utf-8")
+    names = {}
+    monkeypatch.chdir(tmp_path)
+    exec("\n".join(re.findall(r"```python\n(.*?)```", text, re.DOTALL)), names)
+    assert "2 arrays loaded" in capsys.readouterr().out
+    chex.assert_trees_all_equal(names["params"], names["plain"])
+    for code in re.findall(r"```toml\n(.*?)```", text, re.DOTALL):
+        of_model = (
+            'model = "a.py:b"\ndata = "a.py:c"\n' if "model =" not in code else ""
+        )
+        if "steps" not in code:
+            code = re.sub(r"\A(?:\[training\]\n)?", "[training]\nsteps = 1\n", code)
+        (tmp_path / "run.toml").write_text(of_model + code)
+        assert read_config(tmp_path / "run.toml").training.init_from
 
 
 def test_the_configuration_page_is_what_its_program_writes():

@@ -14,7 +14,7 @@ from hwtrain.checkpoint._manifest import sha256, sync
 from hwtrain.checkpoint._strict_json import parse
 
 # safetensors.numpy.load_file is not used: it fails on bfloat16 and 8-bit floats.
-_NAMES = {
+DTYPE_NAMES = {
     "BOOL": "bool",
     "U8": "uint8",
     "U16": "uint16",
@@ -123,7 +123,7 @@ def _check_header(
         content = parse(header)
         content.pop("__metadata__", None)
         found = {
-            name: (_NAMES.get(said["dtype"], said["dtype"]), tuple(said["shape"]))
+            name: (DTYPE_NAMES.get(said["dtype"], said["dtype"]), tuple(said["shape"]))
             for name, said in content.items()
         }
     except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:

@@ -35,5 +35,9 @@ def main(options: argparse.Namespace) -> int:
     found = f"{count(steps, 'update')} for {count(seeds, 'seed')}"
     if isinstance(config, train.Config):
         found += f", {count(len(ready.plan.weights), 'analog array')}"
-    Console().print(f"{options.config} is right: {found}", soft_wrap=True)
+    console = Console()
+    console.print(f"{options.config} is right: {found}", soft_wrap=True)
+    if ready.initial is not None:
+        said = ready.initial.report.describe()
+        console.print(said, soft_wrap=True, highlight=False, markup=False)
     return 0

@@ -28,7 +28,7 @@ def main(options: argparse.Namespace) -> int:
         continued = folder.open_folder(out, config, source, **keep)
         prepare, run = train.job_of(config)
         try:
-            ready = prepare(config, source)
+            ready = prepare(config, source, out if continued else None)
         except EntryError as error:
             raise located(error, options.config, options.overrides) from error
         stop_if_asked(options.stop)

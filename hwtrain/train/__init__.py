@@ -8,11 +8,15 @@ from hwtrain.train._config import Config as Config
 from hwtrain.train._config import EarlyStoppingParameter as EarlyStoppingParameter
 from hwtrain.train._config import EvaluationParameter as EvaluationParameter
 from hwtrain.train._config import ExportParameter as ExportParameter
+from hwtrain.train._config import InitialParameter as InitialParameter
 from hwtrain.train._config import MetricParameter as MetricParameter
 from hwtrain.train._config import RuleParameter as RuleParameter
 from hwtrain.train._config import TaskParameter as TaskParameter
 from hwtrain.train._config import TrainingParameter as TrainingParameter
 from hwtrain.train._functional import Functional as Functional
+from hwtrain.train._initial import Loaded as Loaded
+from hwtrain.train._initial import initialised as initialised
+from hwtrain.train._initial_files import read_arrays as read_arrays
 from hwtrain.train._job import job_of as job_of
 from hwtrain.train._loop import TrainState as TrainState
 from hwtrain.train._loop import data_mesh as data_mesh

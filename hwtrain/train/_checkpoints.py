@@ -60,7 +60,7 @@ def open_checkpoints(
         if read_only
         else ocp.CheckpointManagerOptions(max_to_keep=keep)
     )
-    with _no_reports_of_threads():
+    with no_reports_of_threads():
         if not read_only:
             # After a full disk, unfinished checkpoints still take up space.
             for unfinished in folder.glob("*.orbax-checkpoint-tmp"):
@@ -120,7 +120,7 @@ def _copy(state: _Saved) -> _Saved:
 
 
 @contextmanager
-def _no_reports_of_threads() -> Iterator[None]:
+def no_reports_of_threads() -> Iterator[None]:
     """Keeps threads of Orbax and TensorStore from printing tracebacks.
 
     The error itself is raised where the thread is waited for.

@@ -67,6 +67,8 @@ def compare(
       OSError: if a file cannot be written, naming it and the free space.
       KeyboardInterrupt: if `stop` returned true; a checkpoint is saved first.
     """
+    if ready.initial is not None:
+        ready.initial.begin(out, console)
     quiet = quiet_training(ready.plan)
     if quiet is not None and config.training.objective is None:
         _say(console, f"note: {quiet}")
@@ -102,7 +104,7 @@ def compare(
             "note: nothing is exported, because hardware.converter, which turns "
             "weights into conductances, is not given for all layers",
         )
-    _write_results(config, results, out, cost_of(config, ready))
+    _write_results(config, ready, results, out, cost_of(config, ready))
     _show_results(config, results, out, console)
     return results
 
@@ -338,7 +340,11 @@ def _evaluate(
 
 
 def _write_results(
-    config: Config, results: list[OnChips], out: Path, cost: dict[str, Any] | None
+    config: Config,
+    ready: Preparation,
+    results: list[OnChips],
+    out: Path,
+    cost: dict[str, Any] | None,
 ) -> None:
     main, *others = report.by_metric(results).values()
     data = {
@@ -355,6 +361,8 @@ def _write_results(
     }
     if cost is not None:
         data["cost"] = cost
+    if ready.initial is not None:
+        data["init_from"] = ready.initial.report.as_data()
     if others:
         data["other_metrics"] = [
             {"metric": each[0].title, **report.as_data(each)} for each in others

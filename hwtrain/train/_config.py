@@ -140,6 +140,52 @@ class MetricParameter:
     """The unit, for tables and plots."""
 
 
+Replacements = Annotated[
+    tuple[tuple[Pattern, str], ...],
+    BeforeValidator(_pairs),
+    PlainSerializer(dict),
+    _Table(),
+]
+"""Replacements by pattern; in TOML, a table."""
+
+
+@dataclass(frozen=True, kw_only=True, config=CONFIG)
+class InitialParameter:
+    """The checkpoint that both models start from.
+
+    >>> InitialParameter(path="runs/plain/plain/seed_0", skip=("head/.*",)).rename
+    ()
+    """
+
+    path: Annotated[str, Field(min_length=1)]
+    """An Orbax checkpoint, a folder of a `CheckpointManager` or of a model of a run
+    (`"RUN/plain/seed_0"`), a `.safetensors` file or a folder of them, a `.msgpack` file
+    of `flax.serialization`, or a hardware-ready checkpoint, relative to the
+    configuration's folder; or a function that returns a tree of arrays, as
+    `path/to/file.py:function` or `module:function`."""
+    rename: Replacements = ()
+    """Replacements for paths of arrays by pattern, as `re.sub` takes them; a pattern
+    matches the whole path, and each is applied to the result of those before."""
+    skip: tuple[Pattern, ...] = ()
+    """Patterns for renamed paths of arrays that are not loaded, such as those of a
+    head for other classes."""
+
+
+def _as_table(value: Any) -> Any:
+    if isinstance(value, str):
+        return {"path": value}
+    if not isinstance(value, dict):
+        return value
+    # Pydantic takes a list for a tuple only where no validator comes before it.
+    return {key: tuple(x) if isinstance(x, list) else x for key, x in value.items()}
+
+
+InitialFrom = Annotated[
+    InitialParameter,
+    BeforeValidator(_as_table, json_schema_input_type=str | InitialParameter),
+]
+"""A checkpoint; in TOML, a table or only its path."""
+
 Metrics = Annotated[
     tuple[tuple[MetricName, MetricParameter], ...],
     BeforeValidator(_pairs),
@@ -201,6 +247,9 @@ class TrainingParameter:
     'cosine'
     """
 
+    init_from: InitialFrom | None = None
+    """Checkpoint of a plain model that both models start from, as a table or only its
+    path. `None`: each starts from the initial parameters of its seed."""
     seeds: _Seeds = (0,)
     """Training seeds, for initial parameters, order of the data and noise."""
     steps: Size

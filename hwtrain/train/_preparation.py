@@ -33,6 +33,7 @@ from hwtrain.train._config import (
 from hwtrain.train._cost import cost_of
 from hwtrain.train._entries import EntryError, named
 from hwtrain.train._functional import Functional, ModelState, Params
+from hwtrain.train._initial_run import Initial, initial_of, starting_from
 from hwtrain.train._loop import Step, TrainState
 from hwtrain.train._named import (
     build_plain,
@@ -75,6 +76,7 @@ class Preparation:
       aware_optimizer: the optimizer of the hardware-aware model.
       plain_step: the training step of the plain model.
       aware_step: the training step of the hardware-aware model.
+      initial: what both models start from; `None` for nothing.
     """
 
     frontend: ModuleType
@@ -90,6 +92,7 @@ class Preparation:
     aware_optimizer: optax.GradientTransformation
     plain_step: Step
     aware_step: Step
+    initial: Initial | None = None
 
 
 def variables_of(ready: Preparation, state: TrainState) -> dict[str, Any]:
@@ -116,12 +119,13 @@ def with_effective(
     return materialize(analog, variables, *args, **kwargs), ready.plan.effective
 
 
-def prepare(config: Config, folder: Path) -> Preparation:
+def prepare(config: Config, folder: Path, run: Path | None = None) -> Preparation:
     """Loads and checks all that a configuration names.
 
     Args:
       config: the configuration.
       folder: its folder, which its paths are relative to.
+      run: the folder of a run to continue or to open, which keeps what it started from.
 
     Raises:
       ValueError: one line that names the wrong entry.
@@ -139,6 +143,9 @@ def prepare(config: Config, folder: Path) -> Preparation:
         aware, plan = frontend.hardware_aware(
             factory, config.assigned, task.forward, data.example
         )
+    initial = initial_of(training.init_from, plain, folder, run)
+    plain = starting_from(initial, plain)
+    aware = starting_from(initial, aware, plan)
     check_task(config, task, plain, data)
     check_shares(training, data)
     if training.early_stopping is not None:
@@ -164,6 +171,7 @@ def prepare(config: Config, folder: Path) -> Preparation:
         aware_optimizer=optimizer,
         plain_step=shared(plain, base),
         aware_step=noisy(aware, optimizer),
+        initial=initial,
     )
     _check_strength(ready, strength)
     check_step(training, plain, base, ready.plain_step, data)

@@ -26,6 +26,7 @@ from hwtrain.train._batches import Data
 from hwtrain.train._entries import EntryError, named
 from hwtrain.train._folder import write_json
 from hwtrain.train._functional import Functional, ModelState, Params
+from hwtrain.train._initial_run import Initial, initial_of, starting_from
 from hwtrain.train._loop import (
     Step,
     Stop,
@@ -57,6 +58,7 @@ class Contest:
       task: what the models are trained for.
       data: the batches.
       mesh: the devices that share the examples of a batch.
+      initial: what all models start from; `None` for nothing.
     """
 
     plain: Functional
@@ -66,14 +68,18 @@ class Contest:
     task: Task
     data: Data
     mesh: Mesh
+    initial: Initial | None = None
 
 
-def prepare_contest(config: MismatchConfig, folder: Path) -> Contest:
+def prepare_contest(
+    config: MismatchConfig, folder: Path, run: Path | None = None
+) -> Contest:
     """Loads what a configuration names, and checks it by tracing one step.
 
     Args:
       config: the configuration.
       folder: its folder, which its paths are relative to.
+      run: the folder of a run to continue, which keeps what it started from.
 
     Raises:
       ValueError: one line that names the wrong entry.
@@ -82,6 +88,8 @@ def prepare_contest(config: MismatchConfig, folder: Path) -> Contest:
     training, rule = config.training, config.mismatch.sigma_rule
     data = load_data(config.data, training.batch_size, _EVALUATED, folder)
     frontend, factory, task, plain = build_plain(config, config.task, data, folder)
+    initial = initial_of(training.init_from, plain, folder, run)
+    plain = starting_from(initial, plain)
     check_task(config, task, plain, data)
     check_shares(training, data)
     deviation = config.mismatch.percent_deviation
@@ -109,6 +117,7 @@ def prepare_contest(config: MismatchConfig, folder: Path) -> Contest:
         task=task,
         data=data,
         mesh=mesh,
+        initial=initial,
     )
 
 
@@ -135,6 +144,8 @@ def contest(
     Returns:
       The results, for each deviation and training method.
     """
+    if ready.initial is not None:
+        ready.initial.begin(out, console)
     average = config.training.ema is not None
     trained = {
         name: [
@@ -173,6 +184,8 @@ def contest(
         "versions": {"hwtrain": __version__, "jax": jax.__version__},
         **report.as_data(results),
     }
+    if ready.initial is not None:
+        data["init_from"] = ready.initial.report.as_data()
     write_json(out / "results.json", data, RESUME)
     report.plot(results, out / "results.png", title=title)
     console.print(f"\n{title}\n{words}", soft_wrap=True, highlight=False)

@@ -146,7 +146,7 @@ def open_run(folder: Path) -> Run:
     """
     config, source = read_run(folder)
     try:
-        ready = prepare(config, source)
+        ready = prepare(config, source, folder)
     except EntryError as error:
         place = located(error, folder / CONFIG_FILE)
         raise ValueError(f"{place}{moved(error, folder)}") from error

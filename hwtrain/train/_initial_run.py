@@ -1,0 +1,158 @@
+"""A run that starts from a checkpoint, and keeps what it started from."""
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import safetensors
+from rich.console import Console
+from safetensors.numpy import save_file
+
+from hwtrain._arrays import paths
+from hwtrain._flax.signal_side import initial_leaves
+from hwtrain._flax.weight_side import local
+from hwtrain._parts.source import reason
+from hwtrain._plan.plan import Plan
+from hwtrain.checkpoint._disk import RESUME, complete
+from hwtrain.train._config import InitialParameter
+from hwtrain.train._entries import EntryError, named
+from hwtrain.train._functional import Functional, ModelState, Params
+from hwtrain.train._initial import Loaded, matched
+from hwtrain.train._initial_files import Arrays, read_arrays, read_safetensors
+
+_FILE = "initial.safetensors"
+_ROOT = "initial/"
+_KEY = "training.init_from"
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Initial:
+    """What the models of a run start from.
+
+    Attributes:
+      values: arrays by the model's names.
+      report: what of the checkpoint they are.
+    """
+
+    values: Arrays
+    report: Loaded
+
+    def begin(self, run: Path, console: Console) -> None:
+        """Keeps the values in the run's folder, and says what was loaded.
+
+        The run then needs the checkpoint no more, and continues with the same bits
+        whatever becomes of it.
+
+        Args:
+          run: the run's folder.
+          console: where the report is shown.
+        """
+        path = run / _FILE
+        if not path.exists():
+            about = {"report": json.dumps(self.report.as_data())}
+            kept = {
+                f"{_ROOT}{name}": np.require(value, requirements="C")
+                for name, value in self.values.items()
+            }
+            with complete(path, RESUME) as partial:
+                save_file(kept, partial, metadata=about)
+        console.print(
+            self.report.describe(), soft_wrap=True, highlight=False, markup=False
+        )
+
+
+def initial_of(
+    parameter: InitialParameter | None,
+    plain: Functional,
+    folder: Path,
+    run: Path | None = None,
+) -> Initial | None:
+    """Returns what the models of a configuration start from; `None` for nothing.
+
+    Args:
+      parameter: the entry `training.init_from`.
+      plain: the plain model.
+      folder: the folder that relative paths refer to.
+      run: the folder of a run to continue, which keeps what it started from.
+
+    Raises:
+      EntryError: (a `ValueError`) one line that names the checkpoint and the array.
+    """
+    if parameter is None:
+        return None
+    params, state = map(paths.leaves, jax.eval_shape(plain.init, 0))
+    kept = None if run is None else run / _FILE
+    with named(_KEY, parameter.path):
+        if kept is not None and kept.is_file():
+            arrays, report = _read_kept(kept)
+            values, _ = matched(params, state, arrays, source=str(kept))
+            return Initial(values=values, report=report)
+        arrays = read_arrays(parameter.path, folder)
+        values, report = matched(
+            params,
+            state,
+            arrays,
+            rename=parameter.rename,
+            skip=parameter.skip,
+            source=parameter.path,
+        )
+        return Initial(values=values, report=report)
+
+
+def _read_kept(path: Path) -> tuple[Arrays, Loaded]:
+    try:
+        with safetensors.safe_open(path, framework="numpy") as file:
+            about = json.loads(file.metadata()["report"])
+        arrays = read_safetensors(path)
+        arrays = {name.removeprefix(_ROOT): x for name, x in arrays.items()}
+        return arrays, Loaded.of_data(about)
+    # safetensors raises errors of several types for a damaged file.
+    except Exception as error:
+        raise EntryError(
+            _KEY,
+            f"{path}: expected the arrays that the run started from, got a damaged "
+            f"file ({reason(error)}); delete it, and they are read from the checkpoint "
+            "again",
+        ) from error
+
+
+def starting_from(
+    initial: Initial | None, model: Functional, plan: Plan | None = None
+) -> Functional:
+    """Returns a model whose initial variables are those of a checkpoint.
+
+    Args:
+      initial: from `initial_of`.
+      model: the model.
+      plan: the plan of a hardware-aware model, whose leaves follow from the weights.
+    """
+    if initial is None:
+        return model
+    values = initial.values
+
+    def init(seed: jax.typing.ArrayLike) -> tuple[Params, ModelState]:
+        params, state = paths.map_leaves(_value, model.init(seed))
+        return _with_leaves(plan, params) if plan is not None else params, state
+
+    def _value(path: str, leaf: Any) -> Any:
+        # The first part of the path says which of both trees it is.
+        name = path.partition("/")[2]
+        # A copy, because the training donates its arrays.
+        return jnp.array(values[name], copy=True) if name in values else leaf
+
+    return model._replace(init=init)
+
+
+def _with_leaves(plan: Plan, params: Params) -> Params:
+    """Returns parameters whose leaves of hardware follow from their weights."""
+    present, found = paths.leaves(params), {}
+    for weight in plan.weights:
+        if weight.kind != "raw":
+            kernel = present[local(plan, weight.path)]
+            for name, value in initial_leaves(weight, kernel).items():
+                found[local(plan, weight.leaf(name))] = value
+    return paths.map_leaves(lambda path, leaf: found.get(path, leaf), params)
