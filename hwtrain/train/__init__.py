@@ -1,6 +1,8 @@
 """The training step, the loop and the main job that recipes share."""
 
 from hwtrain._parts.source import resolve as resolve
+from hwtrain.train._batch_norm import batch_statistics as batch_statistics
+from hwtrain.train._batch_norm import fold_batch_norm as fold_batch_norm
 from hwtrain.train._batches import Split as Split
 from hwtrain.train._batches import epoch_order as epoch_order
 from hwtrain.train._comparison import compare as compare
@@ -26,6 +28,7 @@ from hwtrain.train._loop import run_steps as run_steps
 from hwtrain.train._mismatch_config import ChipsParameter as ChipsParameter
 from hwtrain.train._mismatch_config import DeviationParameter as DeviationParameter
 from hwtrain.train._mismatch_config import MismatchConfig as MismatchConfig
+from hwtrain.train._plain import train_plain as train_plain
 from hwtrain.train._preparation import prepare as prepare
 from hwtrain.train._reading import read_config as read_config
 from hwtrain.train._report import OnChips as OnChips
