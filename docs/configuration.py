@@ -12,6 +12,10 @@ from pydantic import TypeAdapter
 from hwtrain.train import Config, MismatchConfig
 
 PAGE = Path(__file__).with_suffix(".md")
+PRESET = (
+    "A chip of `hwtrain.presets`, or a function of your own that returns a "
+    "`Hardware`, as `path/to/file.py:function`. The other entries change it."
+)
 MARK = "<!-- From here on written by `python docs/configuration.py`. -->\n"
 
 
@@ -32,6 +36,8 @@ def _tables(path: str, title: str, schema: Any, classes: Any) -> list[str]:
     """Returns the table of a class, then the tables of the classes nested in it."""
     lines = [f"\n## {title}\n", "\n| key | default | what |\n|---|---|---|\n"]
     inner = []
+    if path == "hardware":
+        lines.append(f"| `preset` |  | {PRESET} |\n")
     required = schema.get("required", ())
     names = sorted(schema["properties"], key=lambda name: name not in required)
     for name in names:
@@ -40,6 +46,11 @@ def _tables(path: str, title: str, schema: Any, classes: Any) -> list[str]:
         kinds = _kinds(entry)
         default = "required" if name in required else _default(entry)
         lines.append(f"| `{name}` | {default} | {_what(entry, kinds, classes)} |\n")
+        free = entry.get("additionalProperties")
+        if isinstance(free, dict) and "$ref" in free:
+            kind = free["$ref"].rpartition("/")[2]
+            heading = f"`[{where}.NAME]`"
+            inner += _tables(f"{where}.NAME", heading, classes[kind], classes)
         for kind in kinds:
             own = _fixed_type(classes[kind])
             heading = f"`[{where}]`" + (f" of `type = {own}`" if own else "")

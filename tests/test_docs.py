@@ -412,14 +412,19 @@ def test_the_examples_of_the_page_on_fine_tuning_run(tmp_path, monkeypatch, caps
     exec("\n".join(re.findall(r"```python\n(.*?)```", text, re.DOTALL)), names)
     assert "2 arrays loaded" in capsys.readouterr().out
     chex.assert_trees_all_equal(names["params"], names["plain"])
+    assert names["adapted"].keys() == {"norm"} and names["folded"].keys() == {
+        "hidden",
+        "head",
+    }
     for code in re.findall(r"```toml\n(.*?)```", text, re.DOTALL):
-        of_model = (
-            'model = "a.py:b"\ndata = "a.py:c"\n' if "model =" not in code else ""
-        )
+        if "model =" not in code:
+            code = f'model = "a.py:b"\ndata = "a.py:c"\n{code}'
         if "steps" not in code:
-            code = re.sub(r"\A(?:\[training\]\n)?", "[training]\nsteps = 1\n", code)
-        (tmp_path / "run.toml").write_text(of_model + code)
-        assert read_config(tmp_path / "run.toml").training.init_from
+            first = "[training.init_from]"
+            steps = "steps = 1\n" + (first if first in code else "")
+            code = re.sub(r"\[training(\.init_from)?\]", f"[training]\n{steps}", code)
+        (tmp_path / "run.toml").write_text(code)
+        read_config(tmp_path / "run.toml")
 
 
 def test_the_configuration_page_is_what_its_program_writes():
@@ -450,6 +455,10 @@ def test_the_configuration_page_has_every_key_of_the_configurations(path):
         tables[name] = tables.get(name, "") + section
 
     def check(where, data):
+        if f"{where}.NAME" in tables:
+            for value in data.values():
+                check(f"{where}.NAME", value)
+            return
         for name, value in data.items():
             assert f"| `{name}` |" in tables[where], (where, name)
             if isinstance(value, dict):
