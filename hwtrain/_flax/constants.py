@@ -21,7 +21,6 @@ def with_constants(analog_or_plan: T, constants: Constants) -> T:
     number is an argument of the program, so that `jax.vmap` maps over noise strengths,
     `jax.grad` returns the gradient of a loss with respect to a device's constant, and a
     new value needs no recompilation.
-    changes.
 
     >>> import jax, jax.numpy as jnp
     >>> import hwtrain

@@ -151,16 +151,25 @@ def _matching(plan: Plan, key: str) -> list[AnalogWeight]:
     return [weight for weight in plan.weights if matches(weight)]
 
 
-def _reached(plan: Plan, key: str, parts: tuple[str, ...]) -> list[AnalogWeight]:
+def read_by(plan: Plan, key: str, parts: tuple[str, ...]) -> list[AnalogWeight]:
     """Returns the weights whose hardware has the number that a key names.
+
+    Args:
+      plan: a plan.
+      key: as in `hwtrain.with_constants`.
+      parts: the fields of `Hardware` that are read.
+    """
+    path = key.rpartition(":")[2]
+    return [w for w in _matching(plan, key) if not refusal(w.hardware, path, parts)]
+
+
+def _reached(plan: Plan, key: str, parts: tuple[str, ...]) -> list[AnalogWeight]:
+    """Returns what `read_by` returns.
 
     Raises:
       ValueError: if there are none.
     """
-    path = key.rpartition(":")[2]
-    matching = _matching(plan, key)
-    refused = [(weight, refusal(weight.hardware, path, parts)) for weight in matching]
-    reached = [weight for weight, why in refused if not why]
+    matching, reached = _matching(plan, key), read_by(plan, key, parts)
     if not matching:
         known = [weight.path for weight in plan.weights]
         raise ValueError(
@@ -169,7 +178,8 @@ def _reached(plan: Plan, key: str, parts: tuple[str, ...]) -> list[AnalogWeight]
             f"'encoder/.*:forward.out_noise'; the weights are {known}"
         )
     if not reached:
-        weight, why = refused[0]
+        weight, path = matching[0], key.rpartition(":")[2]
+        why = refusal(weight.hardware, path, parts)
         raise ValueError(f"with_constants: {key!r} ({weight.path}): {why}")
     return reached
 

@@ -1,6 +1,7 @@
 """Text tables, printed with rich."""
 
 import io
+import itertools
 from collections.abc import Iterable, Iterator, Sequence
 
 import numpy as np
@@ -71,6 +72,21 @@ def table(*columns: str, title: str, show_header: bool = True) -> Table:
     found = Table(title=title, title_justify="left", show_header=show_header)
     for name in columns:
         found.add_column(name, overflow="fold")
+    return found
+
+
+def table_of(rows: Sequence[dict[str, str]]) -> Table:
+    """Returns a table of numbers, with a column for each name in any row.
+
+    Args:
+      rows: cells by the names of their columns; one that a row has not is left empty.
+    """
+    found = Table()
+    names = list(dict.fromkeys(itertools.chain(max(rows, key=len), *rows)))
+    for name in names:
+        found.add_column(name, justify="right")
+    for row in rows:
+        found.add_row(*(row.get(name, "") for name in names))
     return found
 
 

@@ -11,3 +11,4 @@ from hwtrain.evaluate._population import Population as Population
 from hwtrain.evaluate._population import population as population
 from hwtrain.evaluate._sensitivity import Sensitivity as Sensitivity
 from hwtrain.evaluate._sensitivity import sensitivity as sensitivity
+from hwtrain.evaluate._study import Study as Study

@@ -1,11 +1,9 @@
 """Evaluates a metric on chips: the common program of all studies of populations."""
 
-import dataclasses
-import functools
 import itertools
 import operator
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from typing import Any, Self
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -13,23 +11,32 @@ import numpy as np
 from flax import nnx
 
 from hwtrain._arrays import paths
-from hwtrain._arrays.random import as_key, draw_key
-from hwtrain._flax.calls import Forward, divided, first_call, require_one_call, through
+from hwtrain._arrays.random import as_key
+from hwtrain._flax.calls import Forward, divided, first_call, require_one_call
 from hwtrain._flax.functional import as_function
 from hwtrain._flax.materializing import materialize
 from hwtrain._flax.modes import plan as plan_of
 from hwtrain._parts.fields import MOST, MOST_CHIPS
+from hwtrain._plan.constants import read_by, with_values
 from hwtrain._plan.nominal import check_nominal
 from hwtrain._plan.plan import Plan
+from hwtrain._plan.traceable import IN_A_CALL, OF_A_CHIP
 from hwtrain.checkpoint import HardwareCheckpoint
 from hwtrain.checkpoint._same_hardware import check_hardware
-from hwtrain.chips import ProgrammedChip, chip_key, program_chip
-from hwtrain.chips._crossbar import with_written
+from hwtrain.chips import chip_key, program_chip
+from hwtrain.evaluate._chip_program import (
+    Metrics,
+    Sides,
+    compiled_totals,
+    examples_in,
+)
 from hwtrain.evaluate._read_back import are_measured
-from hwtrain.weights.mapping import MAPPING_SCALE
 
 CHUNK_BYTES = 256 * 2**20
 """Bound in bytes on the parameters and conductances of chips evaluated together."""
+
+_ROUND = 16
+"""Fewest chips between two looks at whether there are enough."""
 
 Subset = Mapping[str, bool] | None
 
@@ -46,14 +53,18 @@ def values_on_chips(
     chunk: int | None,
     call_kwargs: Mapping[str, Any] | None,
     forward: Forward | None = None,
+    constants: Mapping[str, Sequence[float]] | None = None,
+    enough: Callable[[np.ndarray], Any] | None = None,
     subsets: Callable[[Plan], Sequence[Subset]] = lambda plan: [None],
     caller: str,
 ) -> tuple[tuple[int, ...], tuple[float, ...], np.ndarray]:
-    """Returns the chips' seeds, the times, and `[subsets, chips, times]` values.
+    """Returns the chips' seeds, the times, and their values.
 
-    For a metric of several numbers, a `Metrics`, they are the values' last axis.
+    The values are `[subsets, chips, settings, times]`, the settings those of the
+    constants; for a metric of several numbers, a `Metrics`, they are a further axis.
 
     Arguments and errors are those of `hwtrain.evaluate.population`. In addition,
+    `enough` says for the values of the first chips whether to leave out the others;
     `subsets` maps the model's plan to subsets of arrays from the chip: by path, true
     for the chip's array and false for the nominal one; `None` for all of them. All
     subsets need the same paths, because they share one program. `caller` is the name of
@@ -94,193 +105,138 @@ def values_on_chips(
     if plan != plan.effective:
         tree, plan = materialize(analog, tree, *example, **kwargs), plan.effective
     times = _times(times_s, plan)
-    chosen = subsets(plan)
+    chosen, settings = subsets(plan), _settings(constants)
+    sides = _sides(constants or {}, plan, measured=bool(params_of_chips))
     if chunk is None:
         chunk = _chunk(tree["params"], plan, len(seeds))
     elif _whole(chunk, "chunk") < 1:
         raise ValueError(f"chunk must be at least 1 chip; got {chunk}")
-    nominal, groups = tree["params"], [(tree, jnp.asarray(seeds, jnp.uint32))]
-    if params_of_chips:
-        groups = [
-            ({**tree, "params": params}, jnp.asarray([seed], jnp.uint32))
-            for seed, params in zip(seeds, params_of_chips)
-        ]
     arrays, static = divided(kwargs if forward is None else {})
     measured = bool(params_of_chips)
-    totals = _compiled_totals(
-        analog, plan, metric, forward, static, int(chunk), measured
+    totals = compiled_totals(
+        analog, plan, metric, forward, static, int(chunk), measured, sides
     )
     several = (len(metric.functions),) if isinstance(metric, Metrics) else ()
-    total, count = np.zeros((len(chosen), len(seeds), len(times), *several)), 0
-    device_times = jnp.asarray(times, jnp.float32)
-    for number, batch in enumerate(itertools.chain([first], batches)):
-        step_key = jax.random.fold_in(key, number)
-        for subset, its in zip(chosen, total):
-            found = [
-                totals(
-                    *(group, nominal, some, device_times, step_key, subset, arrays),
-                    *batch,
-                )
-                for group, some in groups
+    nominal, device_times = tree["params"], jnp.asarray(times, jnp.float32)
+
+    def values_of(chips: slice, batches: Iterable[tuple[Any, ...]]) -> np.ndarray:
+        """Returns the values of some chips."""
+        some = seeds[chips]
+        groups = [(tree, _of_settings(some, settings))]
+        if measured:
+            groups = [
+                ({**tree, "params": params}, _of_settings((seed,), settings))
+                for seed, params in zip(some, params_of_chips[chips])
             ]
-            its += np.concatenate([np.asarray(part, np.float64) for part in found])
-        count += _examples(batch[0])
-    return seeds, times, total / count
+        count, pairs = 0, settings.number * len(some)
+        total = np.zeros((len(chosen), pairs, len(times), *several))
+        for number, batch in enumerate(batches):
+            step_key = jax.random.fold_in(key, number)
+            for subset, its in zip(chosen, total):
+                found = [
+                    totals(
+                        *(group, nominal, pairs, device_times, step_key, subset),
+                        *(arrays, *batch),
+                    )
+                    for group, pairs in groups
+                ]
+                its += np.concatenate([np.asarray(part, np.float64) for part in found])
+            count += examples_in(batch[0])
+        shape = (len(chosen), len(some), settings.number, len(times), *several)
+        return (total / count).reshape(shape)
+
+    every = itertools.chain([first], batches)
+    if enough is None:
+        return seeds, times, values_of(slice(None), every)
+    kept, size = list(every), max(_ROUND, chunk)
+    values = np.zeros((len(chosen), 0, settings.number, len(times), *several))
+    for start in range(0, len(seeds), size):
+        found = values_of(slice(start, start + size), kept)
+        values = np.concatenate([values, found], axis=1)
+        if enough(values):
+            break
+    return seeds[: values.shape[1]], times, values
 
 
-@dataclasses.dataclass(frozen=True)
-class Metrics:
-    """Several metrics as one: they share the model's outputs.
+class _Settings(NamedTuple):
+    """Values of constants by key, `[settings]` each."""
 
-    Attributes:
-      functions: the metrics, by name.
-    """
-
-    functions: tuple[tuple[str, Callable[..., jax.Array]], ...]
-
-    def __call__(self, outputs: Any, *targets: Any) -> dict[str, jax.Array]:
-        """Returns the metrics of each example, by name."""
-        return {name: function(outputs, *targets) for name, function in self.functions}
+    values: dict[str, np.ndarray]
+    number: int = 1
 
 
-Totals = Callable[..., jax.Array]
+def _settings(constants: Mapping[str, Sequence[float]] | None) -> _Settings:
+    if constants is None:
+        return _Settings({})
+    given = {key: np.asarray(values, np.float64) for key, values in constants.items()}
+    sizes = {values.shape[:1] for values in given.values()}
+    if len(sizes) != 1 or sizes == {()} or sizes == {(0,)}:
+        raise ValueError(
+            "constants takes a list of values for each key, all of one length, at "
+            f"least one; got the shapes {[x.shape for x in given.values()]}"
+        )
+    return _Settings(given, *sizes.pop())
 
 
-@dataclasses.dataclass(frozen=True)
-class _NnxStructure:
-    """An NNX model without its arrays: hashable, and keeps nothing large alive."""
-
-    graphdef: nnx.GraphDef[Any]
-    treedef: Any
-    shapes: tuple[jax.ShapeDtypeStruct, ...]
-
-    @classmethod
-    def of(cls, model: nnx.Module) -> Self:
-        graphdef, state = nnx.split(model)
-        shapes, treedef = jax.tree.flatten(jax.eval_shape(lambda: state))
-        return cls(graphdef, treedef, tuple(shapes))
-
-    def model(self) -> Any:
-        """Returns the model, with zeros for its numbers and shapes for its keys."""
-        leaves = [
-            shape
-            if jnp.issubdtype(shape.dtype, jax.dtypes.prng_key)
-            else jnp.zeros(shape.shape, shape.dtype)
-            for shape in self.shapes
-        ]
-        return nnx.merge(self.graphdef, self.treedef.unflatten(leaves))
+def _of_settings(seeds: Sequence[int], settings: _Settings) -> Any:
+    """Returns the seeds of chips and their constants, each chip with every setting."""
+    chips = np.repeat(np.asarray(seeds, np.uint32), settings.number)
+    values = {
+        key: jnp.asarray(np.concatenate([x] * len(seeds)), jnp.float32)
+        for key, x in settings.values.items()
+    }
+    return jnp.asarray(chips), values
 
 
-def _compiled_totals(
-    analog: Any,
-    plan: Plan,
-    metric: Callable[..., Any],
-    forward: Forward | None,
-    kwargs: dict[str, Any],
-    chunk: int,
-    measured: bool,
-) -> Totals:
-    """Returns the jitted function of all chips, reusing that of an earlier equal call.
-
-    Studies call `population` again and again with other variables of one model, and
-    compiling takes longer than evaluating.
-    """
-    model = _NnxStructure.of(analog) if isinstance(analog, nnx.Module) else analog
-    # The type is included, because True and 1 are equal.
-    arguments = tuple((name, type(value), value) for name, value in kwargs.items())
-    try:
-        hash((model, plan, metric, forward, arguments))
-    except TypeError:
-        return _build_totals(model, plan, metric, forward, arguments, chunk, measured)
-    return _cached_totals(model, plan, metric, forward, arguments, chunk, measured)
-
-
-def _build_totals(
-    model: Any,
-    plan: Plan,
-    metric: Callable[..., Any],
-    forward: Forward | None,
-    arguments: tuple[tuple[str, type, Any], ...],
-    chunk: int,
-    measured: bool,
-) -> Totals:
-    kwargs = {name: value for name, _, value in arguments}
-
-    @jax.jit
-    def totals(tree, nominal, seeds, times, key, deviating, arrays, inputs, *targets):
-        # Built while tracing, so that the model's zeros do not stay alive as arrays.
-        if isinstance(model, _NnxStructure):
-            call, _ = as_function(model.model(), "chip")
-        else:
-            call, _ = as_function(model, "chip", {"params": {}})
-        if forward is not None:
-            call = through(call, forward)
-
-        def on_chip(seed):
-            if measured:  # measured weights already contain all frozen effects
-                chip = ProgrammedChip(params=tree["params"], weights={}, plan=plan)
-            else:
-                chip = program_chip(tree["params"], plan, chip_key(seed))
-
-            def at_time(number_and_time):
-                number, t_s = number_and_time
-                read = draw_key(jax.random.fold_in(key, seed), "", "read")
-                read = jax.random.fold_in(read, number)
-                params = chip.at(t_s, read)
-                if deviating is not None:
-                    written = with_written(nominal, plan)
-                    quiet = _uncompensated(chip, written, params)
-                    params = _where(_by_leaf(deviating, plan), params, quiet)
-                given = {**kwargs, **arrays}
-                outputs = call({**tree, "params": params}, read, inputs, **given)
-                return _sums(metric(outputs, *targets), _examples(inputs))
-
-            # Sequential, so that only the weights of one time are in memory.
-            return jax.lax.map(at_time, (jnp.arange(times.size), times))
-
-        return jax.lax.map(on_chip, seeds, batch_size=chunk)
-
-    return totals
-
-
-def _by_leaf(deviating: Mapping[str, Any], plan: Plan) -> dict[str, Any]:
-    """Returns for weights and their scales whether they are the chip's."""
-    scales = {plan[path].leaf(MAPPING_SCALE): on for path, on in deviating.items()}
-    return {**deviating, **scales}
-
-
-def _uncompensated(chip: ProgrammedChip, nominal: Any, params: Any) -> dict[str, Any]:
-    """Returns nominal weights by path, with scales before drift compensation.
+def can_be_constants(plan: Plan, constants: Mapping[str, Sequence[Any]]) -> bool:
+    """Returns whether `population` takes these constants.
 
     Args:
-      chip: the chip that the scales belong to.
-      nominal: nominal parameters.
-      params: the chip's parameters at a time. Where compensation has a factor for each
-        column, scales are broadcast to columns.
+      plan: the plan of the model.
+      constants: values by key.
     """
-    found, scales = {**paths.leaves(chip.params), **paths.leaves(nominal)}, {}
-    now = paths.leaves(params)
-    for weight in chip.plan.weights:
-        path = weight.leaf(MAPPING_SCALE)
-        if path in found and found[path].shape != now[path].shape:
-            columns = weight.of_columns(found[path])
-            scales[path] = jnp.broadcast_to(columns, now[path].shape)
-    return {**found, **scales}
+    values = [value for its in constants.values() for value in its]
+    if not all(type(value) in (int, float) for value in values):
+        return False
+    try:
+        _sides(constants, plan, measured=False)
+    except ValueError:
+        return False
+    return True
 
 
-def _where(
-    deviating: Mapping[str, Any], chip: Any, quiet: Mapping[str, jax.Array]
-) -> Any:
-    """Returns the chip's arrays where selected, and the nominal ones elsewhere."""
-    return paths.map_leaves(
-        lambda path, leaf: (
-            jnp.where(deviating[path], leaf, quiet[path]) if path in deviating else leaf
-        ),
-        chip,
-    )
+def _sides(
+    constants: Mapping[str, Sequence[float]], plan: Plan, *, measured: bool
+) -> Sides:
+    """Returns who reads which constants, and checks every value.
 
-
-_cached_totals = functools.lru_cache(maxsize=8)(_build_totals)
+    Raises:
+      ValueError: for a key or a value that does not fit, or one without an effect.
+    """
+    sides: dict[str, list[str]] = {"of_calls": [], "of_chips": []}
+    for key, values in constants.items():
+        called = read_by(plan, key, IN_A_CALL)
+        quiet = key.rpartition(":")[2].startswith("modifier.")
+        quiet &= not any(weight.hardware.modifies("chip") for weight in called)
+        programmed = read_by(plan, key, OF_A_CHIP)
+        why = ""
+        if not called and not programmed:
+            with_values(plan, {key: values[0]}, IN_A_CALL + OF_A_CHIP)  # raises
+        elif (quiet or not called) and not programmed:
+            why = "this modifier acts in training only, without enable_during_test"
+        elif (quiet or not called) and measured:
+            why = "these chips are evaluated as measured"
+        if why:
+            raise ValueError(f"constants: {key!r} would change nothing, because {why}")
+        called, programmed = called and not quiet, programmed and not measured
+        sides["of_calls"] += [key] if called else []
+        sides["of_chips"] += [key] if programmed else []
+    readers = {"of_calls": IN_A_CALL, "of_chips": OF_A_CHIP}
+    for name, parts in readers.items():
+        for number in range(len(next(iter(constants.values()), ()))):
+            given = {key: constants[key][number] for key in sides[name]}
+            with_values(plan, given, parts)  # raises for values that do not fit
+    return Sides(**{name: tuple(keys) for name, keys in sides.items()})
 
 
 def _times(times_s: Sequence[float] | None, plan: Plan) -> tuple[float, ...]:
@@ -373,40 +329,9 @@ def _kind(batch: Any) -> str:
     return text
 
 
-def _examples(inputs: Any) -> int:
-    return jnp.shape(jax.tree.leaves(inputs)[0])[0]
-
-
 def _chunk(params: Any, plan: Plan, chips: int) -> int:
     if jax.default_backend() == "cpu":
         return 1
     chip = jax.eval_shape(lambda p: program_chip(p, plan, chip_key(0)), params)
     size = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(chip))
     return max(1, min(chips, CHUNK_BYTES // max(size, 1)))
-
-
-def _sums(values: Any, examples: int) -> jax.Array:
-    """Returns the sum over examples, `[]` or `[metrics]`."""
-    if isinstance(values, dict):
-        return jnp.stack(
-            [_sum(each, examples, f"metric {name!r}") for name, each in values.items()]
-        )
-    return _sum(values, examples, "metric")
-
-
-def _sum(values: Any, examples: int, name: str) -> jax.Array:
-    return jnp.sum(_checked_values(values, examples, name), dtype=jnp.float32)
-
-
-def _checked_values(values: Any, examples: int, name: str) -> jax.Array:
-    if jnp.shape(values) != (examples,):
-        raise ValueError(
-            f"the {name} must return one number for each example, shape "
-            f"{(examples,)}; got {jnp.shape(values)}"
-        )
-    if jnp.iscomplexobj(values):
-        raise ValueError(
-            f"the {name} must return real numbers; got {values.dtype}, of which one "
-            "part would be lost. Take jnp.abs, or one part of it"
-        )
-    return values

@@ -4,7 +4,7 @@ import importlib.util
 import math
 import re
 import textwrap
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +25,7 @@ MOST_PANELS = 30
 MOST_LAYERS = 60
 """Most layers shown in a plot of sensitivities; further ones are left out."""
 
-_FEW = 20
+FEW = 20
 """Number of chips below which a plot shows all of them instead of 90 %."""
 
 
@@ -50,7 +50,7 @@ def plot_histograms(
         title = f"{title} (the first {len(shown)} of {len(histograms)} weights)"
     columns = min(3, len(shown))
     rows = math.ceil(len(shown) / columns)
-    figure = _figure((3.2 * max(columns, 2), 0.7 + 2.1 * rows))
+    figure = new_figure((3.2 * max(columns, 2), 0.7 + 2.1 * rows))
     panels = np.ravel(figure.subplots(rows, columns, squeeze=False))
     for axes, (name, histogram) in zip(panels, shown):
         axes.stairs(histogram.counts, histogram.edges, fill=True, color=BLUE)
@@ -63,7 +63,7 @@ def plot_histograms(
     for axes in panels[len(shown) :]:
         axes.set_axis_off()
     set_title(figure, title)
-    _save(figure, path)
+    save(figure, path)
 
 
 def plot_over_time(found: Population, path: Path, *, metric: str, title: str) -> None:
@@ -77,31 +77,43 @@ def plot_over_time(found: Population, path: Path, *, metric: str, title: str) ->
     """
     if found.times_s is None:
         raise ValueError("a plot over time needs a population with times_s; got none")
-    figure = _figure((6.4, 4.0))
+    figure = new_figure((6.4, 4.0))
     axes = figure.subplots()
-    times = np.array(found.times_s)
-    positive = times[times > 0]
-    # Zero seconds has no place on a logarithmic axis.
-    start = positive.min() / 10 if len(positive) else 1.0
-    shown = np.where(times > 0, times, start)
+    places = times_axis(axes, found.times_s)
+    shown = [places[t_s] for t_s in found.times_s]
     chips = len(found.seeds)
     # Of fewer chips, no share of 5 % can be told.
-    few = chips < _FEW
+    few = chips < FEW
     low, high = np.percentile(found.values, [0, 100] if few else [5, 95], axis=0)
     said = f"lowest to highest of {chips} chips" if few else "90 % of the chips"
     if chips > 1:
         axes.fill_between(shown, low, high, color=BLUE, alpha=0.18, lw=0, label=said)
     axes.plot(shown, found.mean, "o-", color=BLUE, ms=4, label="mean")
-    axes.set_xscale("log")
-    axes.set_xticks(shown, [time_name(t_s) for t_s in times], minor=False)
-    axes.minorticks_off()
-    axes.set_xlabel("time since programming")
     axes.set_ylabel(metric)
     axes.grid(axis="y", linewidth=0.4, alpha=0.6)
     axes.spines[["top", "right"]].set_visible(False)
     axes.legend(frameon=False, loc="lower left")
     set_title(figure, title)
-    _save(figure, path)
+    save(figure, path)
+
+
+def times_axis(axes: Any, times_s: Sequence[float]) -> dict[float, float]:
+    """Makes the horizontal axis one of times, and returns the place of each time.
+
+    Args:
+      axes: the axes of a plot.
+      times_s: the times, in seconds.
+    """
+    times = np.array(times_s)
+    positive = times[times > 0]
+    # Zero seconds has no place on a logarithmic axis.
+    start = positive.min() / 10 if len(positive) else 1.0
+    shown = np.where(times > 0, times, start)
+    axes.set_xscale("log")
+    axes.set_xticks(shown, [time_name(t_s) for t_s in times], minor=False)
+    axes.minorticks_off()
+    axes.set_xlabel("time since programming")
+    return dict(zip(map(float, times), map(float, shown)))
 
 
 def plot_sensitivity(
@@ -118,7 +130,7 @@ def plot_sensitivity(
     count = min(len(found.layers), MOST_LAYERS)
     if count < len(found.layers):
         title = f"{title} (the first {count} of {len(found.layers)} layers)"
-    figure = _figure((6.4, 1.6 + 0.34 * count))
+    figure = new_figure((6.4, 1.6 + 0.34 * count))
     axes = figure.subplots()
     rows = np.arange(count)
     for values, shift, color, marker, name in (
@@ -150,7 +162,7 @@ def plot_sensitivity(
     axes.spines[["top", "right"]].set_visible(False)
     figure.legend(frameon=False, loc="outside lower center", ncols=2, fontsize=8)
     set_title(figure, title)
-    _save(figure, path)
+    save(figure, path)
 
 
 def in_lines(text: str, width: int) -> str:
@@ -202,7 +214,8 @@ def _count_axis(axes: Any, most: int) -> None:
     axes.yaxis.set_minor_formatter(NullFormatter())
 
 
-def _figure(size: tuple[float, float]) -> Any:
+def new_figure(size: tuple[float, float]) -> Any:
+    """Returns an empty figure of a width and a height in inches."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
@@ -211,7 +224,8 @@ def _figure(size: tuple[float, float]) -> Any:
     return figure
 
 
-def _save(figure: Any, path: Path) -> None:
+def save(figure: Any, path: Path) -> None:
+    """Writes a figure as a PNG file, or none at all."""
     # Without a version in the file, equal results give equal bytes.
     with complete(path) as partial:
         figure.savefig(partial, format="png", metadata={"Software": None})

@@ -173,7 +173,7 @@ def sensitivity(
         subsets=subsets,
         caller="sensitivity",
     )
-    values, ends = values[..., 0], 2 + len(layers)
+    values, ends = values[..., 0, 0], 2 + len(layers)
     return Sensitivity(
         layers=tuple(layers),
         nominal=values[0],
