@@ -1,6 +1,6 @@
 """The main job: train plain and hardware-aware, export, read back, compare on chips."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -104,7 +104,7 @@ def compare(
             "note: nothing is exported, because hardware.converter, which turns "
             "weights into conductances, is not given for all layers",
         )
-    _write_results(config, ready, results, out, cost_of(config, ready))
+    _write_results(config, ready, results, out)
     _show_results(config, results, out, console)
     return results
 
@@ -190,6 +190,8 @@ def on_population(
     *,
     chips: int | Sequence[int],
     times_s: Sequence[float] | None = None,
+    constants: Mapping[str, Sequence[float]] | None = None,
+    until: float | None = None,
 ) -> dict[str, evaluate.Population]:
     """Returns the metrics of a task for chips with their own mismatch, by name.
 
@@ -201,6 +203,8 @@ def on_population(
       variables: the trained variables of an analog model.
       chips: number of chips, or their seeds.
       times_s: seconds since programming; `None` for just after it.
+      constants: see `evaluate.population`.
+      until: see `evaluate.population`.
     """
     analog = ready.frontend.on_chip(ready.factory, hardware)
     return evaluate.population(
@@ -210,6 +214,8 @@ def on_population(
         {metric.name: metric.function for metric in task.metrics},
         chips=chips,
         times_s=times_s,
+        constants=constants,
+        until=until,
         forward=ready.task.on_chip,
         key=jax.random.key(config.evaluation.seed),
     )
@@ -340,15 +346,12 @@ def _evaluate(
 
 
 def _write_results(
-    config: Config,
-    ready: Preparation,
-    results: list[OnChips],
-    out: Path,
-    cost: dict[str, Any] | None,
+    config: Config, ready: Preparation, results: list[OnChips], out: Path
 ) -> None:
     main, *others = report.by_metric(results).values()
     data = {
         "metric": main[0].title,
+        "better": ready.task.metrics[0].better,
         "mode": _MODE,
         "seeds": list(config.training.seeds),
         "chips": config.evaluation.chips,
@@ -359,6 +362,7 @@ def _write_results(
         },
         **report.as_data(main),
     }
+    cost = cost_of(config, ready)
     if cost is not None:
         data["cost"] = cost
     if ready.initial is not None:

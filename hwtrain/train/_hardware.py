@@ -17,7 +17,9 @@ from hwtrain.train._entries import EntryError, named
 T = TypeVar("T")
 
 PRESET = "preset"
-_NONE = "none"
+NONE = "none"
+"""In the place of a table, leaves it out."""
+
 _OF_RULE = ("pattern", "params", "rows", "columns", "digital", "frozen", "hardware")
 
 
@@ -118,7 +120,7 @@ def _merged(
     preset = changes.pop(PRESET, None)
     if preset is not None:
         base = _preset(preset, f"{key}.{PRESET}", folder)
-    off = [name for name, value in changes.items() if value == _NONE]
+    off = [name for name, value in changes.items() if value == NONE]
     for name in off:
         if name not in base:
             raise EntryError(
@@ -127,11 +129,19 @@ def _merged(
             )
     kept = {name: value for name, value in base.items() if name not in off}
     added = {name: value for name, value in changes.items() if name not in off}
-    return _over(kept, added)
+    return over(kept, added)
 
 
-def _over(base: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
-    """Returns tables with changes; one of another type replaces a table as a whole."""
+def over(base: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
+    """Returns tables with changes; one of another type replaces a table as a whole.
+
+    >>> over({"clip": {"type": "a", "sigma": 2}}, {"clip": {"sigma": 3}})
+    {'clip': {'type': 'a', 'sigma': 3}}
+
+    Args:
+      base: tables by name.
+      changes: likewise.
+    """
     found = dict(base)
     for name, value in changes.items():
         before = found.get(name)
@@ -139,7 +149,7 @@ def _over(base: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
         if isinstance(before, dict) and isinstance(value, dict):
             kind = before.get("type")
             if value.get("type", kind) == kind:
-                found[name] = _over(before, value)
+                found[name] = over(before, value)
     return found
 
 

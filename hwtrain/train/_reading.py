@@ -84,7 +84,7 @@ def read_config(
     try:
         return from_dict(kind, _as_json(written), plugins=True)
     except pydantic.ValidationError as error:
-        raise ValueError(_one_line(kind, error, data, str(path), origin)) from None
+        raise ValueError(one_line(kind, error, data, str(path), origin)) from None
 
 
 def import_parts(data: Mapping[str, Any], folder: Path) -> None:
@@ -234,13 +234,22 @@ def _as_json(data: dict[str, Any]) -> dict[str, Any]:
     return json.loads(json.dumps(data, default=str))
 
 
-def _one_line(
+def one_line(
     kind: type,
     error: pydantic.ValidationError,
     data: Mapping[str, Any],
     file: str,
     origin: Mapping[tuple[str, ...], str],
 ) -> str:
+    """Returns the first error of a configuration in one line.
+
+    Args:
+      kind: the class of the configuration.
+      error: all errors.
+      data: the configuration as it was given.
+      file: where it was given.
+      origin: by their path, the overrides of entries.
+    """
     # A misspelt key makes the right one missing too; report the cause first.
     details = sorted(error.errors(), key=lambda detail: detail["type"] == "missing")
     detail = details[0]

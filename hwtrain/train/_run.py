@@ -1,13 +1,14 @@
 """Reopens the run in a folder: its models, data and trained parameters."""
 
 import dataclasses
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import jax
 
 from hwtrain import evaluate
+from hwtrain.evaluate._on_chips import can_be_constants
 from hwtrain.train import _checkpoints as checkpoints
 from hwtrain.train._comparison import on_population, start
 from hwtrain.train._config import Config
@@ -19,6 +20,12 @@ from hwtrain.train._reading import located
 from hwtrain.train._report import HARDWARE_AWARE
 from hwtrain.train._task import Metric
 from hwtrain.train._training import best_of
+from hwtrain.train._variants import (
+    Varied,
+    combinations,
+    require_effect,
+    with_entries,
+)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -88,6 +95,9 @@ class Run:
         *,
         chips: int | Sequence[int],
         times_s: Sequence[float] | None = None,
+        hardware: Any = None,
+        constants: Mapping[str, Sequence[float]] | None = None,
+        until: float | None = None,
     ) -> evaluate.Population:
         """Returns the main metric on the test set for chips with their own mismatch.
 
@@ -95,6 +105,9 @@ class Run:
           variables: variables of the hardware-aware model.
           chips: number of chips, or their seeds.
           times_s: seconds since programming; `None` for just after it.
+          hardware: the hardware of all layers; `None` for that of the run.
+          constants: see `evaluate.population`.
+          until: see `evaluate.population`.
         """
         config, ready = self.config, self.ready
         task = ready.task._replace(metrics=ready.task.metrics[:1])
@@ -102,12 +115,63 @@ class Run:
             config,
             ready,
             task,
-            config.assigned,
+            config.assigned if hardware is None else hardware,
             variables,
             chips=chips,
             times_s=times_s,
+            constants=constants,
+            until=until,
         )
         return found[self.metric.name]
+
+    def study(
+        self,
+        variables: dict[str, Any],
+        varied: Varied,
+        *,
+        chips: int | Sequence[int],
+        times_s: Sequence[float] | None = None,
+        until: float | None = None,
+    ) -> evaluate.Study:
+        """Returns the main metric on chips of other hardware, for all combinations.
+
+        Numbers that can be traced share one program (`evaluate.population` with
+        `constants`); each combination of all others is a program of its own.
+
+        Args:
+          variables: variables of the hardware-aware model.
+          varied: values by key, as `with_entries` takes them.
+          chips: number of chips, or their seeds.
+          times_s: seconds since programming; `None` for just after it.
+          until: see `evaluate.population`.
+
+        Raises:
+          ValueError: one line, for a key or a value that does not fit.
+        """
+        plan, option = self.ready.plan.effective, "--vary"
+        traced = {
+            key: values
+            for key, values in varied.items()
+            if can_be_constants(plan, {key: values})
+        }
+        settings = combinations(traced)
+        constants = {key: [one[key] for one in settings] for key in traced}
+        others = {key: values for key, values in varied.items() if key not in traced}
+        found = []
+        for entries in combinations(others):
+            config = with_entries(self.config, entries, option)
+            for key in entries:
+                require_effect(config, key, option)
+            population = self.population(
+                variables,
+                chips=chips,
+                times_s=times_s,
+                hardware=config.assigned,
+                constants=constants or None,
+                until=until,
+            )
+            found.append((entries, population))
+        return evaluate.Study(found)
 
     def sensitivity(
         self,

@@ -1,5 +1,6 @@
 """Tests of the commands that read a run or a checkpoint; `train` has its own."""
 
+import dataclasses
 import json
 import shutil
 import tomllib
@@ -22,6 +23,7 @@ from hwtrain.train import _checkpoints as checkpoints
 from hwtrain.train import init_state
 from hwtrain.train._folder import make_folder
 from hwtrain.train._mismatch_config import kind_of
+from hwtrain.train._preparation import variables_of
 from hwtrain.train._run import Run, open_run
 
 CONFIG = Path(__file__).parents[2] / "configs" / "digits_mlp.toml"
@@ -240,7 +242,7 @@ def test_evaluate_is_what_numpy_finds_on_the_chips_of_the_files(
 
 
 def test_evaluate_over_time(run, tmp_path, monkeypatch, hwtrain):
-    def population(self, params, *, chips, times_s):
+    def population(self, params, *, chips, times_s, until):
         values = np.add.outer(np.arange(len(chips)), -np.log10(1 + np.array(times_s)))
         return Population(values=values, seeds=tuple(chips), times_s=tuple(times_s))
 
@@ -271,6 +273,52 @@ def test_evaluate_by_layer(run, tmp_path, hwtrain):
     alone = [layer["alone"] for layer in found["layers"].values()]
     assert all(len(values) == 2 for values in (*alone, found["none"]))
     assert f"{np.mean(alone[0]):.2f}" in said
+
+
+def test_evaluate_varies_what_can_be_traced_and_what_cannot(run, tmp_path, hwtrain):
+    out, png = tmp_path / "points.json", tmp_path / "points.png"
+    words = ["--vary", "mismatch.std_dev=0.05,0.4", "--required", 20, "--chips", 3]
+    words += ["--vary", "mismatch.per_column=true,false", "--json", out, "--png", png]
+    status, said, _ = hwtrain("evaluate", run, *words)
+    assert status == 0 and "yield at 20" in said
+    assert png.read_bytes().startswith(b"\x89PNG")
+    points = json.loads(out.read_text())["points"]
+    names = [tuple(point["conditions"].values()) for point in points]
+    assert names == [(True, 0.05), (True, 0.4), (False, 0.05), (False, 0.4)]
+    opened = open_run(run)
+    variables = variables_of(opened.ready, opened.trained(3))
+    for point, (per_column, std_dev) in zip(points, names):
+        changed = dataclasses.replace(
+            opened.config.hardware.mismatch, per_column=per_column, std_dev=std_dev
+        )
+        chip = dataclasses.replace(opened.config.hardware, mismatch=changed)
+        alone = opened.population(variables, chips=3, hardware=chip)
+        np.testing.assert_allclose(point["values"], alone.values, atol=0.23)
+    values = [point["values"] for point in points]
+    assert values[0] != values[1] != values[3]
+
+
+def test_evaluate_takes_no_more_chips_than_it_needs(run, tmp_path, hwtrain):
+    out = tmp_path / "values.json"
+    words = ["--chips", 64, "--until", 50, "--json", out]
+    assert hwtrain("evaluate", run, *words)[0] == 0
+    assert json.loads(out.read_text())["chips"] == list(range(16))
+
+
+@pytest.mark.parametrize(
+    "words, expected",
+    [
+        (["--vary", "mismatch.std=1"], "did you mean hardware.mismatch.std_dev"),
+        (["--vary", "modifier.std_dev=0.1"], "in training only"),
+        (["--vary", "mismatch"], "expected KEY=VALUE"),
+        (["--until", 0], "above 0"),
+        (["--sensitivity", "--required", 20], "does not take --required"),
+        (["--sensitivity", "--vary", "a=1"], "does not take --vary"),
+    ],
+)
+def test_evaluate_refuses_what_would_do_nothing(run, words, expected, hwtrain):
+    status, _, error = hwtrain("evaluate", run, *words)
+    assert status == 2 and error.count("\n") == 1 and expected in error
 
 
 def test_evaluate_finds_the_run_that_a_checkpoint_lies_in(run, hwtrain):
