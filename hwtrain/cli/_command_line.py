@@ -16,6 +16,9 @@ from hwtrain.cli._errors import BadInputError, print_error
 from hwtrain.cli._interruption import INTERRUPTED, interruptible
 from hwtrain.cli._parser import make_parser
 
+_CONTINUED = ("train", "sweep")
+"""Commands that are continued after a Ctrl-C, which they check for themselves."""
+
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the command and returns its exit status.
@@ -49,7 +52,7 @@ def _status(
     stop = None
     try:
         options = make_parser().parse_args(words)
-        gently = options.command == "train"
+        gently = options.command in _CONTINUED
         with interruptible(gently=gently) as options.stop:
             stop = None if gently else options.stop
             # Imported late, because it loads JAX and Flax and --help should be fast.
@@ -117,7 +120,7 @@ def _tell(words: list[str]) -> int:
     """Prints one line about the interruption and returns the exit status."""
     flags = ("--overwrite", "--resume")
     again = shlex.join(["hwtrain", *(word for word in words if word not in flags)])
-    if words[:1] == ["train"]:
+    if words and words[0] in _CONTINUED:
         then = f"to continue from the last checkpoint: {again} --resume"
     else:
         then = "nothing half-written was left behind"

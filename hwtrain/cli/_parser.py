@@ -32,7 +32,17 @@ def make_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=__version__)
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    every = (_train, _config, _evaluate, _calibrate, _export, _inspect, _verify)
+    every = (
+        _train,
+        _sweep,
+        _compare,
+        _config,
+        _evaluate,
+        _calibrate,
+        _export,
+        _inspect,
+        _verify,
+    )
     for add in (*every, _convert):
         add(commands)
     return parser
@@ -62,6 +72,89 @@ def _train(commands: Commands) -> None:
         "--overwrite",
         action="store_true",
         help="delete the run that lies in the folder",
+    )
+
+
+def _sweep(commands: Commands) -> None:
+    parser = commands.add_parser(
+        "sweep",
+        help="train with all combinations of values, and compare",
+        description="Trains a configuration with other values of its entries: all "
+        "combinations of a grid, or values that a search proposes. Each run is one of "
+        "`hwtrain train`. In the end, there is one table and one plot of all of them.",
+    )
+    _add_config(parser)
+    parser.add_argument(
+        "--grid",
+        action="append",
+        default=[],
+        metavar="KEY=VALUES",
+        help="values of an entry, such as hardware.forward.out_bits=4,6,8; given "
+        "again, all combinations",
+    )
+    parser.add_argument(
+        "--search",
+        action="append",
+        default=[],
+        metavar="KEY=RANGE",
+        help="range of an entry, such as training.learning_rate=1e-4:1e-1:log or "
+        "hardware.forward.out_bits=4:8, or values; Optuna searches for the best",
+    )
+    parser.add_argument(
+        "--trials", type=int, metavar="N", help="number of runs of a search"
+    )
+    parser.add_argument(
+        "--seeds",
+        type=int,
+        metavar="N",
+        help="training seeds 0 to N-1 in each run, instead of training.seeds",
+    )
+    parser.add_argument(
+        "--jobs",
+        type=int,
+        default=1,
+        metavar="N",
+        help="number of runs at the same time, each in a process (default: 1)",
+    )
+    parser.add_argument(
+        "--required",
+        type=float,
+        metavar="VALUE",
+        help="show the yield: the share of chips that are at least as good",
+    )
+    parser.add_argument(
+        "--out",
+        type=Path,
+        metavar="DIR",
+        help="the sweep's folder (default: sweeps/NAME, as the configuration's name)",
+    )
+    parser.add_argument(
+        "--resume",
+        action="store_true",
+        help="continue the sweep that lies in the folder",
+    )
+
+
+def _compare(commands: Commands) -> None:
+    parser = commands.add_parser(
+        "compare",
+        help="compare the results of two runs, chip by chip",
+        description="Compares a model of two runs on their chips: the difference on "
+        "each chip, its mean with a 95 % confidence interval, and the share of chips "
+        "on which the second run is better.".replace("%", "%%"),
+    )
+    for name in ("run_a", "run_b"):
+        parser.add_argument(
+            name, metavar=name.upper(), type=Path, help="the folder of a run"
+        )
+    parser.add_argument(
+        "--models",
+        nargs=2,
+        metavar=("MODEL_A", "MODEL_B"),
+        help="which model of each run (default: hardware-aware, or the last one)",
+    )
+    parser.add_argument(
+        "--json", type=Path, metavar="FILE", help="write every value to this file"
     )
 
 
@@ -117,6 +210,28 @@ def _evaluate(commands: Commands) -> None:
         "noise model",
     )
     parser.add_argument(
+        "--vary",
+        action="append",
+        default=[],
+        metavar="KEY=VALUES",
+        help="evaluate on other hardware too: the values of an entry of [hardware], in "
+        "all layers, such as forward.out_bits=4,6,8 or "
+        "drift_compensation=none,global; given again, all combinations",
+    )
+    parser.add_argument(
+        "--required",
+        type=float,
+        metavar="VALUE",
+        help="show the yield: the share of chips that are at least as good",
+    )
+    parser.add_argument(
+        "--until",
+        type=float,
+        metavar="WIDTH",
+        help="take no more chips once the 95 %% interval of the mean is the mean ± "
+        "WIDTH; --chips is then the most",
+    )
+    parser.add_argument(
         "--sensitivity",
         action="store_true",
         help="evaluate with one layer after the other as on a chip, and with all but "
@@ -129,7 +244,7 @@ def _evaluate(commands: Commands) -> None:
         "--png",
         type=Path,
         metavar="FILE",
-        help="draw accuracy over time, or by layer with --sensitivity, to this file",
+        help="draw accuracy over time, over what varies, or by layer, to this file",
     )
 
 

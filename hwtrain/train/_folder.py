@@ -19,6 +19,8 @@ from hwtrain.train._reading import import_parts, located, parsed
 
 CONFIG_FILE = "config.json"
 _SOURCE_FILE = "source.json"
+_MOST_SHOWN = 5
+"""Most changed entries that an error lists."""
 
 
 def open_folder(
@@ -47,7 +49,7 @@ def open_folder(
         with other parts.
     """
     require_folder_above(path)
-    if not path.exists() or (path.is_dir() and not any(path.iterdir())):
+    if not path.exists() or (path.is_dir() and not _begun(path)):
         return False
     stored = path / CONFIG_FILE
     if not stored.is_file():
@@ -71,6 +73,9 @@ def open_folder(
         if before.get(key) != now.get(key)
     ]
     if changed:
+        more = len(changed) - _MOST_SHOWN
+        if more > 0:
+            changed[_MOST_SHOWN:] = [f"{more} more entries changed"]
         raise ValueError(
             f"{path}: a run is continued with the configuration it was started with, "
             f"but {'; '.join(changed)}; start another run with --out DIR"
@@ -84,6 +89,21 @@ def open_folder(
             f'delete "parts" from {path / _SOURCE_FILE}'
         )
     return True
+
+
+def _begun(path: Path) -> bool:
+    """Whether a folder holds anything but the first files of a run.
+
+    A run may have been killed before it wrote its configuration.
+    """
+    names = {file.name for file in path.iterdir()}
+    if _SOURCE_FILE in names:
+        try:
+            _stored_source(path)
+        except ValueError:
+            return True  # a file of that name, but not of a run
+    first = {_SOURCE_FILE, *(f".{x}.partial" for x in (_SOURCE_FILE, CONFIG_FILE))}
+    return bool(names - first)
 
 
 def changed_parts(path: Path, source: Path | None = None) -> list[str]:

@@ -69,6 +69,31 @@ def show_progress(
         yield report
 
 
+@contextmanager
+def show_count(console: Console, total: int) -> Iterator[Callable[[str], None]]:
+    """Shows how many of several runs have ended.
+
+    Yields `report(text)`, to be called with a line about each run that has ended.
+
+    Args:
+      console: where to show it.
+      total: number of runs.
+    """
+    columns = (
+        TextColumn("{task.completed:.0f} of {task.total:.0f} runs"),
+        BarColumn(bar_width=30),
+        TimeRemaining(compact=True),
+    )
+    with Progress(*columns, console=console, disable=not console.is_terminal) as bar:
+        task = bar.add_task("", total=total)
+
+        def report(text: str) -> None:
+            bar.advance(task)
+            console.print(text, soft_wrap=True, highlight=False, markup=False)
+
+        yield report
+
+
 def _plain_lines(console: Console, title: str, steps: int) -> Report:
     rate = _Rate()
     marks = {steps * line // _PLAIN_LINES for line in range(1, _PLAIN_LINES)} | {steps}

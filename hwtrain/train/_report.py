@@ -2,6 +2,7 @@
 
 import dataclasses
 import importlib.util
+import json
 import math
 import textwrap
 from collections.abc import Sequence
@@ -136,6 +137,60 @@ def as_data(results: Sequence[OnChips]) -> dict[str, Any]:
         rows = [[result.rounded(value) for value in row] for row in result.values]
         values.append(name | {"values": rows})
     return {"results": summaries, "values_by_seed_and_chip": values}
+
+
+def from_data(data: Any, path: Path) -> list[OnChips]:
+    """Returns the results of the main metric of a run.
+
+    Args:
+      data: what its `results.json` holds.
+      path: that file, for the message.
+
+    Raises:
+      ValueError: if it is not such a file.
+    """
+    try:
+        title, unit = str(data["metric"]), ""
+        if " in " in title:
+            title, _, unit = title.rpartition(" in ")
+        return [
+            OnChips(
+                metric=title,
+                unit=unit,
+                model=one["model"],
+                mismatch_std=one.get("mismatch_std"),
+                values=np.asarray(one["values"], np.float64),
+                mismatch=one.get("mismatch", "").removeprefix("none"),
+            )
+            for one in data["values_by_seed_and_chip"]
+        ]
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise ValueError(
+            f"{path}: expected the results of a run, got something else ({error!r}); "
+            "repeat its training with --resume, which writes the file anew"
+        ) from error
+
+
+def read_results(folder: Path) -> tuple[list[OnChips], dict[str, Any]]:
+    """Returns the results of the main metric of a run, and all that the file holds.
+
+    Args:
+      folder: the run's folder.
+
+    Raises:
+      ValueError: if the run has no results yet.
+    """
+    path = folder / "results.json"
+    try:
+        data = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise ValueError(
+            f"{path}: expected the results of a run that has ended, got no such file; "
+            "name another folder, or let the run go on: hwtrain train CONFIG --resume"
+        ) from None
+    except ValueError as error:
+        raise ValueError(f"{path}: expected JSON, got: {error}") from None
+    return from_data(data, path), data
 
 
 def conditions(result: OnChips) -> dict[str, float | str]:

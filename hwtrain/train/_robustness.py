@@ -178,6 +178,7 @@ def contest(
     words = sigma_rule_in_words(max(config.evaluation.percent_deviation), rule)
     data = {
         "metric": results[0].title,
+        "better": ready.task.metrics[0].better,
         "largest mismatch": words,
         "seeds": list(config.training.seeds),
         "chips": config.evaluation.chips,
