@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from hwtrain._plan.tables import time_name
-from hwtrain.checkpoint._disk import complete
+from hwtrain.checkpoint._disk import AGAIN, complete
 from hwtrain.evaluate._histograms import Histogram
 from hwtrain.evaluate._population import Population
 from hwtrain.evaluate._sensitivity import Sensitivity
@@ -224,8 +224,18 @@ def new_figure(size: tuple[float, float]) -> Any:
     return figure
 
 
-def save(figure: Any, path: Path) -> None:
-    """Writes a figure as a PNG file, or none at all."""
-    # Without a version in the file, equal results give equal bytes.
-    with complete(path) as partial:
-        figure.savefig(partial, format="png", metadata={"Software": None})
+def save(figure: Any, path: Path, hint: str = AGAIN) -> None:
+    """Writes a figure as a PNG or SVG file, or none at all.
+
+    Args:
+      figure: the figure.
+      path: the file; its suffix says which.
+      hint: the way out if it cannot be written.
+    """
+    import matplotlib as mpl
+
+    kind = "svg" if path.suffix == ".svg" else "png"
+    # Without a version and a date in the file, equal results give equal bytes.
+    metadata = {"Date": None, "Creator": None} if kind == "svg" else {"Software": None}
+    with complete(path, hint) as partial, mpl.rc_context({"svg.hashsalt": "hwtrain"}):
+        figure.savefig(partial, format=kind, metadata=metadata)

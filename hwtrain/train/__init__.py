@@ -11,6 +11,7 @@ from hwtrain.train._config import EarlyStoppingParameter as EarlyStoppingParamet
 from hwtrain.train._config import EvaluationParameter as EvaluationParameter
 from hwtrain.train._config import ExportParameter as ExportParameter
 from hwtrain.train._config import InitialParameter as InitialParameter
+from hwtrain.train._config import LogParameter as LogParameter
 from hwtrain.train._config import MetricParameter as MetricParameter
 from hwtrain.train._config import RuleParameter as RuleParameter
 from hwtrain.train._config import TaskParameter as TaskParameter

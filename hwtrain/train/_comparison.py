@@ -126,6 +126,7 @@ def _train(
             step=ready.aware_step if aware else ready.plain_step,
             data=ready.data,
             measuring=_measuring(config, ready, name),
+            log=ready.aware_log if aware else ready.plain_log,
         )
         where, state = out / name / f"seed_{seed}", start(config, ready, name, seed)
         trained.append(train_seed(training, state, seed, where, console, stop))

@@ -240,6 +240,27 @@ class EarlyStoppingParameter:
 
 
 @dataclass(frozen=True, kw_only=True, config=CONFIG)
+class LogParameter:
+    """What is written of a training while it runs.
+
+    Every row has the loss, the norm of the gradient and, for each layer with an input
+    range, the mean range and the share of inputs beyond it, of one batch of training
+    data. The rows are `log/MODEL/seed_N.csv` in the run's folder.
+
+    >>> LogParameter(every=100).tensorboard
+    False
+    """
+
+    every: Size = 100
+    """Updates between two rows; the first and the last update have one too."""
+    tensorboard: bool = False
+    """Write for TensorBoard as well, into `log/MODEL/seed_N`; needs `hwtrain[log]`."""
+    hook: Source | None = None
+    """A function `(model, seed, step, values)` that is told every row, such as one that
+    calls `wandb.log`; `model` is a name, and `values` are numbers by name."""
+
+
+@dataclass(frozen=True, kw_only=True, config=CONFIG)
 class TrainingParameter:
     """How both models are trained.
 
@@ -281,6 +302,8 @@ class TrainingParameter:
     evaluated and exported. `None`: the parameters themselves are."""
     early_stopping: EarlyStoppingParameter | None = None
     """Keeps the best state of a training. `None`: the last one."""
+    log: LogParameter | None = None
+    """Log of the training. `None`: no log."""
     devices: Size = 1
     """Devices that share the examples of a batch."""
 

@@ -34,6 +34,7 @@ from hwtrain.train._cost import cost_of
 from hwtrain.train._entries import EntryError, named
 from hwtrain.train._functional import Functional, ModelState, Params
 from hwtrain.train._initial_run import Initial, initial_of, starting_from
+from hwtrain.train._log import Logged, logged
 from hwtrain.train._loop import Step, TrainState
 from hwtrain.train._named import (
     build_plain,
@@ -76,6 +77,8 @@ class Preparation:
       aware_optimizer: the optimizer of the hardware-aware model.
       plain_step: the training step of the plain model.
       aware_step: the training step of the hardware-aware model.
+      plain_log: what is logged of the plain model's trainings, if anything.
+      aware_log: likewise, of the hardware-aware model's.
       initial: what both models start from; `None` for nothing.
     """
 
@@ -92,6 +95,8 @@ class Preparation:
     aware_optimizer: optax.GradientTransformation
     plain_step: Step
     aware_step: Step
+    plain_log: Logged | None
+    aware_log: Logged | None
     initial: Initial | None = None
 
 
@@ -171,6 +176,10 @@ def prepare(config: Config, folder: Path, run: Path | None = None) -> Preparatio
         aware_optimizer=optimizer,
         plain_step=shared(plain, base),
         aware_step=noisy(aware, optimizer),
+        plain_log=logged(training, plain, task.loss, data, folder),
+        aware_log=logged(
+            *(training, aware, task.loss, data, folder), plan=plan, strength=strength
+        ),
         initial=initial,
     )
     _check_strength(ready, strength)

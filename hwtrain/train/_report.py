@@ -12,8 +12,8 @@ from typing import Any
 import numpy as np
 from rich.table import Table
 
-from hwtrain.checkpoint import _disk as disk
-from hwtrain.evaluate._plots import set_title
+from hwtrain.checkpoint._disk import RESUME
+from hwtrain.evaluate._plots import new_figure, save, set_title
 
 HARDWARE_AWARE = "hardware-aware"
 WITH_MISMATCH = "with mismatch"
@@ -215,14 +215,10 @@ def plot(results: Sequence[OnChips], path: Path, *, title: str) -> None:
 
     Args:
       results: for each mismatch and model.
-      path: the PNG file.
+      path: the PNG or SVG file.
       title: the title.
     """
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(6.4, 4.0), dpi=150, layout="constrained")
-    FigureCanvasAgg(figure)
+    figure = new_figure((6.4, 4.0))
     axes = figure.subplots()
     if len(_by_level(results)) == 1:
         _draw_bars(axes, results)
@@ -232,9 +228,7 @@ def plot(results: Sequence[OnChips], path: Path, *, title: str) -> None:
     set_title(figure, title)
     axes.grid(axis="y", linewidth=0.4, alpha=0.6)
     axes.spines[["top", "right"]].set_visible(False)
-    # Without a version in the file, equal results give equal bytes.
-    with disk.complete(path, disk.RESUME) as partial:
-        figure.savefig(partial, format="png", metadata={"Software": None})
+    save(figure, path, RESUME)
 
 
 def _draw_bars(axes: Any, results: Sequence[OnChips]) -> None:

@@ -27,6 +27,7 @@ from hwtrain.train._entries import EntryError, named
 from hwtrain.train._folder import write_json
 from hwtrain.train._functional import Functional, ModelState, Params
 from hwtrain.train._initial_run import Initial, initial_of, starting_from
+from hwtrain.train._log import Logged, logged
 from hwtrain.train._loop import (
     Step,
     Stop,
@@ -58,6 +59,7 @@ class Contest:
       task: what the models are trained for.
       data: the batches.
       mesh: the devices that share the examples of a batch.
+      log: what is logged of a training, if anything.
       initial: what all models start from; `None` for nothing.
     """
 
@@ -68,6 +70,7 @@ class Contest:
     task: Task
     data: Data
     mesh: Mesh
+    log: Logged | None
     initial: Initial | None = None
 
 
@@ -117,6 +120,7 @@ def prepare_contest(
         task=task,
         data=data,
         mesh=mesh,
+        log=logged(training, plain, task.loss, data, folder),
         initial=initial,
     )
 
@@ -155,6 +159,7 @@ def contest(
                     parameter=config.training,
                     step=step,
                     data=ready.data,
+                    log=ready.log,
                 ),
                 init_state(
                     ready.plain.init(seed),

@@ -1,11 +1,13 @@
 """Trains one model from one seed: checkpoints, the best state, an early end."""
 
+import contextlib
 import dataclasses
 import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import jax
 from orbax.checkpoint import CheckpointManager
 from rich.console import Console
 
@@ -15,6 +17,7 @@ from hwtrain.train._batches import Data
 from hwtrain.train._config import TrainingParameter
 from hwtrain.train._divergence import diverged
 from hwtrain.train._entries import EntryError
+from hwtrain.train._log import Logged, open_log
 from hwtrain.train._loop import Step, Stop, TrainState, never, run_steps
 from hwtrain.train._progress import show_progress
 from hwtrain.train._task import Metric
@@ -52,6 +55,7 @@ class Training:
       step: from `make_step`.
       data: the batches.
       measuring: how the best state is found; used with `early_stopping`.
+      log: what is logged; `None` for no log.
     """
 
     title: str
@@ -59,6 +63,7 @@ class Training:
     step: Step
     data: Data
     measuring: Measuring | None = None
+    log: Logged | None = None
 
 
 def train_seed(
@@ -105,7 +110,12 @@ def train_seed(
                     "start_step), or return an iterator with get_state and set_state; "
                     f"or delete {where} to train this seed anew",
                 )
-        state = _train(training, state, seed, manager, course, console, stop)
+        log: Any = contextlib.nullcontext()
+        if training.log is not None:
+            out, model = where.parent.parent, where.parent.name
+            log = open_log(training.log, out, model, seed, done)
+        with log as write:
+            state = _train(training, state, seed, manager, course, console, stop, write)
         return course.result(state)
 
 
@@ -117,17 +127,14 @@ def _train(
     course: "_Course",
     console: Console,
     stop: Stop,
+    write: Callable[..., None] | None,
 ) -> TrainState:
     parameter, title = training.parameter, training.title
     done, steps = int(state.step), parameter.steps
     source = training.data.training(seed, done, course.of_data)
+    generator = fast_prng if parameter.generator == "fast" else threefry_prng
     updates = run_steps(
-        training.step,
-        state,
-        source,
-        steps=steps,
-        seed=seed,
-        generator=fast_prng if parameter.generator == "fast" else threefry_prng,
+        training.step, state, source, steps=steps, seed=seed, generator=generator
     )
     with show_progress(console, title, start=done, steps=steps) as report:
         for number, (state, loss) in enumerate(updates, start=done + 1):
@@ -140,6 +147,11 @@ def _train(
                 _require_no_bad(state, manager, title, parameter.learning_rate)
             if measuring:
                 course.measure(number, state)
+            if write is not None and training.log is not None:
+                every = training.log.parameter.every
+                if number == 1 or number % every == 0 or number == steps:
+                    key = jax.random.key(seed, impl=generator)
+                    write(number, training.log.measure(state, key))
             if saving:
                 checkpoints.save(manager, state, course.saved(source.state()))
             if course.ended:
