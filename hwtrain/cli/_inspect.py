@@ -2,26 +2,22 @@
 
 import argparse
 from collections import Counter
-from collections.abc import Iterator
 from pathlib import Path
 
-import numpy as np
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
 import hwtrain._plan.hardware  # noqa: F401 knows the stages
-from hwtrain._arrays import paths
 from hwtrain._flax.calls import first_call
 from hwtrain._flax.inspection import inspect_plan
 from hwtrain._flax.signal_side import stages_of
 from hwtrain._parts.registry import named, order
 from hwtrain._parts.slot import home
-from hwtrain._plan.weight import AnalogWeight
-from hwtrain.checkpoint._crossbars import Crossbars
 from hwtrain.checkpoint._entries import ChipEntry
 from hwtrain.checkpoint._manifest import Manifest
 from hwtrain.cli._errors import bad_input, print_error
+from hwtrain.cli._histograms import histograms_of
 from hwtrain.cli._options import Model, check_file, known_parts, open_model, run_of
 from hwtrain.evaluate import _plots as plots
 from hwtrain.evaluate import assert_active
@@ -55,7 +51,7 @@ def main(options: argparse.Namespace) -> int:
             _show_cost(model, run_of(model, options), options, console)
             return 0
         run = run_of(model, options) if options.active else None
-        histograms = _histograms(model, options.chip)
+        histograms = histograms_of(model, options.chip, bins=_BARS)
         if options.png is not None and not histograms:
             raise ValueError(
                 f"--png {options.png}: no weight of {model.title} has conductances; "
@@ -163,45 +159,6 @@ def _prove(run: Run, model: Model, console: Console) -> int:
         table.add_row(*row)
     console.print(table, highlight=False)
     return 0
-
-
-def _histograms(model: Model, chip: int | None) -> dict[str, Histogram]:
-    found = {}
-    if chip is not None and model.checkpoint is None:
-        raise ValueError(
-            f"--chip {chip}: a run has no chips; export them first: hwtrain export RUN "
-            f"OUT --chip {chip}"
-        )
-    for weight in model.plan.weights:
-        converter = weight.hardware.converter
-        if converter is not None:
-            found[weight.path] = Histogram.of(
-                _conductances(model, weight, chip),
-                g_min=converter.g_min,
-                g_max=converter.g_max,
-                bins=_BARS,
-            )
-    return found
-
-
-def _conductances(
-    model: Model, weight: AnalogWeight, chip: int | None
-) -> Iterator[np.ndarray]:
-    """Yields the conductances of a weight's devices, tile by tile, in µS."""
-    if model.checkpoint is not None:
-        grid = model.checkpoint.conductances(weight.path, chip)
-        tiles = [tile for row in grid for tile in row]
-    else:
-        params = paths.leaves(model.variables["params"])
-        kernel, scale = params[weight.path], weight.stored_scale(params)
-        crossbars = Crossbars(
-            weight, np.asarray(kernel), None if scale is None else np.asarray(scale)
-        )
-        tiles = [tile for _, tile in crossbars.tiles()]
-    for tile in tiles:
-        for name, target in tile.conductances.items():
-            device = tile.programmed.get(name)
-            yield target if device is None else np.asarray(device.g_prog)
 
 
 def _what(chip: int | None) -> str:

@@ -40,7 +40,9 @@ def make_parser() -> argparse.ArgumentParser:
         _evaluate,
         _calibrate,
         _export,
+        _advise,
         _inspect,
+        _report,
         _verify,
     )
     for add in (*every, _convert):
@@ -200,15 +202,7 @@ def _evaluate(commands: Commands) -> None:
     _add_model(parser)
     _add_run(parser)
     _add_chips(parser, what="evaluate on")
-    parser.add_argument(
-        "--times",
-        type=_seconds,
-        action=_Joined,
-        nargs="+",
-        metavar="SECONDS",
-        help="times since programming, such as 0 3600 or 0,3600, for hardware with a "
-        "noise model",
-    )
+    _add_times(parser)
     parser.add_argument(
         "--vary",
         action="append",
@@ -303,6 +297,37 @@ def _export(commands: Commands) -> None:
     _add_chips(parser, what="draw and store")
 
 
+def _advise(commands: Commands) -> None:
+    parser = commands.add_parser(
+        "advise",
+        help="which layers to keep digital, or to give two pairs of devices",
+        description="Looks for a better mapping of a run's trained model within a "
+        "budget: one layer after the other is kept digital, or gets two pairs of "
+        "devices for each weight, as long as the gain on the chips is more than "
+        "chance. Prints the rules for its configuration.",
+    )
+    _add_model(parser)
+    parser.add_argument(
+        "--digital",
+        type=float,
+        default=0.0,
+        metavar="SHARE",
+        help="share of the analog weights that may become digital (default: 0)",
+    )
+    parser.add_argument(
+        "--devices",
+        type=float,
+        default=1.0,
+        metavar="FACTOR",
+        help="how many times as many devices there may be, up to 2 (default: 1)",
+    )
+    _add_chips(parser, what="evaluate on")
+    _add_times(parser)
+    parser.add_argument(
+        "--json", type=Path, metavar="FILE", help="write every value to this file"
+    )
+
+
 def _inspect(commands: Commands) -> None:
     parser = commands.add_parser(
         "inspect",
@@ -350,6 +375,22 @@ def _inspect(commands: Commands) -> None:
         help="with --cost, write every number to this file",
     )
     _add_run(parser)
+
+
+def _report(commands: Commands) -> None:
+    parser = commands.add_parser(
+        "report",
+        help="write one HTML page about a run",
+        description="Writes all that is known of a run into one HTML file, which opens "
+        "without a network: results, accuracy over time, sensitivity of layers, "
+        "hardware, conductances, ranges during training, cost and configuration.",
+    )
+    _add_model(parser)
+    parser.add_argument(
+        "out", metavar="OUT", type=Path, help="the new HTML file; must not exist"
+    )
+    _add_chips(parser, what="evaluate on")
+    _add_times(parser)
 
 
 def _verify(commands: Commands) -> None:
@@ -420,6 +461,19 @@ def _add_model(parser: argparse.ArgumentParser, *, needed: bool = True) -> None:
         help="which training seed of a run (default: its first)",
     )
     _add_parts(parser)
+
+
+def _add_times(parser: argparse.ArgumentParser) -> None:
+    """Adds the option for times."""
+    parser.add_argument(
+        "--times",
+        type=_seconds,
+        action=_Joined,
+        nargs="+",
+        metavar="SECONDS",
+        help="times since programming, such as 0 3600 or 0,3600, for hardware with a "
+        "noise model",
+    )
 
 
 def _add_run(parser: argparse.ArgumentParser) -> None:
