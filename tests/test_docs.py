@@ -405,6 +405,22 @@ def test_the_example_of_the_training_page_trains(work, capsys):
     assert "batch_stats" in exported.variables
 
 
+def test_the_example_of_the_evaluation_page_runs(capsys):
+    text = (DOCS / "evaluation.md").read_text("utf-8")
+    hook, example = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
+    compile(hook, "hook.py", "exec")
+    names = {}
+    exec(example, names)
+    said = capsys.readouterr().out
+    assert "32 chips" in said and "as published" in said
+    assert names["worst"].shape == names["low"].shape == (3, 2)
+    assert (names["low"] <= names["worst"]).all() and names["good"][0, 0] > 0
+    # The commands of the page are commands.
+    (commands,) = re.findall(r"```\n(hwtrain evaluate.*?)```", text, re.DOTALL)
+    for line in commands.splitlines():
+        make_parser().parse_args(line.split()[1:])
+
+
 def test_the_examples_of_the_page_on_fine_tuning_run(tmp_path, monkeypatch, capsys):
     text = (DOCS / "finetuning.md").read_text("utf-8")
     names = {}
@@ -469,13 +485,17 @@ def test_the_configuration_page_has_every_key_of_the_configurations(path):
 
 @pytest.mark.parametrize(
     "command",
-    ["train", "evaluate", "calibrate", "export", "inspect", "verify", "convert"],
+    [
+        name
+        for name in make_parser()._subparsers._group_actions[0].choices
+        if name != "config"
+    ],
 )
 def test_the_command_page_has_every_option(command):
     page = (DOCS / "command.md").read_text("utf-8")
     synopses = re.search(r"```\n(.*?)```", page, re.DOTALL)[1]
     shown = re.search(rf"^hwtrain {command} (.*\n(?: .*\n)*)", synopses, re.M)[1]
-    shared = re.search(r"^All commands but `train` .*?\n\n", page, re.M | re.DOTALL)[0]
+    shared = re.search(r"^All commands but `train`.*?\n\n", page, re.M | re.DOTALL)[0]
     commands = make_parser()._subparsers._group_actions[0].choices
     options = {
         option
@@ -483,4 +503,6 @@ def test_the_command_page_has_every_option(command):
         for option in action.option_strings
     }
     of_all = {"-h", *re.findall(r"`(?:hwtrain COMMAND )?(--\w+)", shared)}
+    if f"`{command}`" in shared.partition(" also take")[0]:
+        of_all -= {"--parts", "--seed"}
     assert options - of_all == set(re.findall(r"--\w+", shown))

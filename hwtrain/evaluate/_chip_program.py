@@ -219,6 +219,11 @@ _cached_totals = functools.lru_cache(maxsize=8)(_build_totals)
 
 
 def examples_in(inputs: Any) -> int:
+    """Returns the number of examples of a batch.
+
+    Args:
+      inputs: arrays with the examples first.
+    """
     return jnp.shape(jax.tree.leaves(inputs)[0])[0]
 
 
