@@ -179,8 +179,9 @@ def _near(some: jax.Array, *, per_column: bool) -> jax.Array:
     Returns:
       `[..., row tiles, 1, n or 1, lanes or 1]`
     """
-    if any(jax.typeof(some).sharding.spec[-3:]):
-        # An axis that an explicit mesh shards cannot be sliced.
+    if jax.device_count() > 1 or any(jax.typeof(some).sharding.spec[-3:]):
+        # Rows that lie on several devices would be sent one by one, and an axis that an
+        # explicit mesh shards cannot be sliced.
         axes = -3 if per_column else (-3, -2, -1)
         mean, low, high = (
             f(some, axis=axes, keepdims=True) for f in (jnp.mean, jnp.min, jnp.max)
