@@ -526,3 +526,18 @@ def test_a_missing_parameter_is_the_error_of_the_plain_model():
     for model in (plain, analog):
         with pytest.raises(ScopeParamNotFoundError, match='parameter named "bias"'):
             model.apply({"params": params}, x, rngs={"mismatch": jax.random.key(0)})
+
+
+@pytest.mark.parametrize("boxed", [True, False])
+def test_shapes_are_planned_where_a_mesh_is_set(boxed):
+    init = nn.initializers.lecun_normal()
+    if boxed:
+        init = nn.with_partitioning(init, (None, "model"))
+    chip = hw.Hardware(input_range=hw.InputRangeParameter())
+    analog, x = hw.analogize(nn.Dense(4, kernel_init=init), chip), jnp.ones((2, 3))
+    mesh = jax.make_mesh((1,), ("model",), axis_types=(jax.sharding.AxisType.Auto,))
+    alone = hw.plan(analog, jax.eval_shape(analog.init, jax.random.key(0), x), x)
+    with jax.set_mesh(mesh):
+        shapes = jax.eval_shape(analog.init, jax.random.key(0), x)
+        assert hw.plan(analog, shapes, x) == alone
+        assert hw.plan(analog, analog.init(jax.random.key(0), x), x) == alone

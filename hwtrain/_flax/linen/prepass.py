@@ -86,7 +86,8 @@ def linen_plan(
 
 def parameter_shapes(params: Any) -> dict[str, tuple[int, ...]]:
     """Returns the shapes of all parameters by path."""
-    leaves = paths.leaves(meta.unbox(params))
+    # As shapes: a box of a shape cannot be opened where a mesh is set.
+    leaves = paths.leaves(jax.eval_shape(meta.unbox, params))
     return {path: tuple(leaf.shape) for path, leaf in leaves.items()}
 
 
