@@ -16,6 +16,11 @@ from hwtrain.train._entries import EntryError, named
 
 T = TypeVar("T")
 
+
+class InPlaceOfTable(str):
+    """A `"none"` of an override where the file has a table, which it leaves out."""
+
+
 PRESET = "preset"
 NONE = "none"
 """In the place of a table, leaves it out."""
@@ -122,7 +127,7 @@ def _merged(
         base = _preset(preset, f"{key}.{PRESET}", folder)
     off = [name for name, value in changes.items() if value == NONE]
     for name in off:
-        if name not in base:
+        if name not in base and not isinstance(changes[name], InPlaceOfTable):
             raise EntryError(
                 f"{key}.{name}",
                 f'"none" leaves out what is there, and there is no {name}; got "none"',

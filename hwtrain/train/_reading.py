@@ -22,7 +22,7 @@ from hwtrain._parts.source import load_parts
 from hwtrain._plan.hardware import Hardware
 from hwtrain.train._config import Config, RuleParameter
 from hwtrain.train._entries import EntryError, named
-from hwtrain.train._hardware import PRESET, written_out
+from hwtrain.train._hardware import NONE, PRESET, InPlaceOfTable, written_out
 from hwtrain.train._mismatch_config import MismatchConfig, kind_of
 
 _EXPECTED = {
@@ -201,6 +201,8 @@ def _put(data: dict[str, Any], keys: tuple[str, ...], value: Any, override: str)
                 f"{_shown(override)}: expected {'.'.join(keys[: depth + 1])} to be a "
                 f"table, got {_show(data)} in the file"
             )
+    if value == NONE and isinstance(data.get(keys[-1]), dict):
+        value = InPlaceOfTable(value)
     data[keys[-1]] = value
 
 

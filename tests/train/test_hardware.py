@@ -175,6 +175,28 @@ def test_overrides_reach_presets_and_rules(tmp_path):
     assert config.hardware.clip.type == "none"
 
 
+@pytest.mark.parametrize("preset", ["", 'preset = "pcm"\n'])
+@pytest.mark.parametrize("part", ["clip", "noise_model", "converter"])
+def test_an_override_leaves_out_a_table_of_the_file(tmp_path, part, preset):
+    tables = {
+        "clip": "clip = { type = 'layer_gaussian', sigma = 2.0 }\n",
+        "noise_model": "noise_model = { type = 'pcm_like' }\n",
+        "converter": "converter = { type = 'single_pair' }\n",
+    }
+    # Without a converter, there is no noise of devices either.
+    off = [part, "noise_model"] if part == "converter" else [part]
+    text = f"[hardware]\n{preset}{''.join(tables.values())}"
+    config = read(tmp_path, text, *(f'hardware.{name}="none"' for name in off))
+    assert all(getattr(config.hardware, name) is None for name in off)
+    for name in tables.keys() - {*off}:
+        assert getattr(config.hardware, name) is not None
+
+
+def test_an_override_of_none_needs_something_to_leave_out(tmp_path):
+    with pytest.raises(ValueError, match='clip: "none" leaves out what is there'):
+        read(tmp_path, "", 'hardware.clip="none"')
+
+
 def test_the_schema_refuses_what_is_unknown():
     found = schema()
     jsonschema.Draft202012Validator.check_schema(found)
