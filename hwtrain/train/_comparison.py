@@ -228,7 +228,7 @@ def _measurements(results: list[OnChips], number: int) -> list[checkpoint.Measur
     for result in results:
         if result.model == HARDWARE_AWARE:
             values = result.values[number]
-            std = result.rounded(values.std(ddof=1)) if len(values) > 1 else None
+            std = result.rounded(result.stds[number]) if len(values) > 1 else None
             measurement = checkpoint.Measurement(
                 metric=f"{result.title} on the test set",
                 mode=_MODE,

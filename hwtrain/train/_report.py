@@ -61,11 +61,18 @@ class OnChips:
         return float(self.values.mean())
 
     @property
+    def stds(self) -> np.ndarray:
+        """Standard deviation over the chips of each seed, `[seeds]`."""
+        if self.values.shape[1] < 2:
+            return np.full(len(self.values), math.nan)
+        # For equal chips, rounding of the mean would look like a spread.
+        differ = np.ptp(self.values, axis=1) > 0
+        return np.where(differ, self.values.std(axis=1, ddof=1), 0.0)
+
+    @property
     def std(self) -> float:
         """Standard deviation over the chips of a seed, pooled over seeds."""
-        if self.values.shape[1] < 2:
-            return math.nan
-        return float(np.sqrt(self.values.var(axis=1, ddof=1).mean()))
+        return float(np.sqrt(np.square(self.stds).mean()))
 
     @property
     def std_over_seeds(self) -> float:

@@ -52,6 +52,16 @@ def test_one_chip_has_no_standard_deviation():
     assert summary["std_over_chips"] is None and summary["std_over_seeds"] is None
 
 
+def test_equal_chips_have_a_standard_deviation_of_zero():
+    values = np.full((2, 64), 0.1) + 0.3  # their mean is rounded to another number
+    assert values.std(axis=1, ddof=1).any()
+    result = OnChips(
+        metric="error", unit="", model="plain", mismatch_std=0, values=values
+    )
+    assert result.std == 0.0 and result.stds.tolist() == [0.0, 0.0]
+    assert "0.4 ± 0 " in shown(report.table([result]))
+
+
 def test_the_data_are_json_with_every_value():
     data = json.loads(json.dumps(report.as_data(RESULTS)))
     assert data["results"][2] == {
