@@ -12,10 +12,13 @@ from pydantic import TypeAdapter
 from hwtrain.train import Config, MismatchConfig
 
 PAGE = Path(__file__).with_suffix(".md")
-PRESET = (
-    "A chip of `hwtrain.presets`, or a function of your own that returns a "
-    "`Hardware`, as `path/to/file.py:function`. The other entries change it."
-)
+PRESETS = {
+    "Hardware": "hwtrain.presets",
+    "RuleParameter": "hwtrain.presets",
+    "CostParameter": "hwtrain.evaluate.technologies",
+}
+"""Where the presets of a class are."""
+
 MARK = "<!-- From here on written by `python docs/configuration.py`. -->\n"
 
 
@@ -36,8 +39,12 @@ def _tables(path: str, title: str, schema: Any, classes: Any) -> list[str]:
     """Returns the table of a class, then the tables of the classes nested in it."""
     lines = [f"\n## {title}\n", "\n| key | default | what |\n|---|---|---|\n"]
     inner = []
-    if path == "hardware":
-        lines.append(f"| `preset` |  | {PRESET} |\n")
+    if schema["title"] in PRESETS:
+        lines.append(
+            f"| `preset` |  | A function of `{PRESETS[schema['title']]}`, or one of "
+            "your own as `path/to/file.py:function`, whose result the other entries "
+            "change. |\n"
+        )
     required = schema.get("required", ())
     names = sorted(schema["properties"], key=lambda name: name not in required)
     for name in names:
@@ -55,6 +62,14 @@ def _tables(path: str, title: str, schema: Any, classes: Any) -> list[str]:
             own = _fixed_type(classes[kind])
             heading = f"`[{where}]`" + (f" of `type = {own}`" if own else "")
             inner += _tables(where, heading, classes[kind], classes)
+        for kind in _kinds(entry.get("additionalProperties", {})):
+            heading = f"`[{where}.NAME]`"
+            inner += _tables(f"{where}.NAME", heading, classes[kind], classes)
+        for kind in _kinds(entry.get("items", {})):
+            own = {**classes[kind]["properties"]}
+            own.pop("hardware", None)  # its entries stand beside the others
+            table = {**classes[kind], "properties": own}
+            inner += _tables(where, f"`[[{where}]]`", table, classes)
     return ["".join(lines), *inner]
 
 

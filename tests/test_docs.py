@@ -466,7 +466,7 @@ def test_the_configuration_page_has_every_key_of_the_configurations(path):
     page = (DOCS / "configuration.md").read_text("utf-8")
     tables = {}
     for section in page.split("\n## ")[1:]:
-        found = re.match(r"`\[([\w.]+)\]`", section)
+        found = re.match(r"`\[\[?([\w.]+)\]", section)
         name = found[1] if found else ""
         tables[name] = tables.get(name, "") + section
 
@@ -476,9 +476,16 @@ def test_the_configuration_page_has_every_key_of_the_configurations(path):
                 check(f"{where}.NAME", value)
             return
         for name, value in data.items():
-            assert f"| `{name}` |" in tables[where], (where, name)
-            if isinstance(value, dict):
-                check(f"{where}.{name}".strip("."), value)
+            inner = f"{where}.{name}".strip(".")
+            if where == "task.metrics":
+                inner = "task.metrics.NAME"
+            elif not (where == "rules" and f"| `{name}` |" in tables["hardware"]):
+                assert f"| `{name}` |" in tables[where], (where, name)
+            else:
+                inner = f"hardware.{name}"
+            for table in value if isinstance(value, list) else [value]:
+                if isinstance(table, dict):
+                    check(inner, table)
 
     check("", tomllib.loads(path.read_text("utf-8")))
 

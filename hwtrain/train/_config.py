@@ -427,7 +427,8 @@ class Config:
     """The chip. `preset` takes one from `hwtrain.presets`, which other entries change;
     a table that is set to `"none"` is left out."""
     rules: tuple[RuleParameter, ...] = ()
-    """Layers with other hardware, the first rule that matches counts."""
+    """Layers with other hardware, the first rule that matches counts. A rule has any
+    entries of `[hardware]` beside its own."""
     task: TaskParameter = Field(default_factory=TaskParameter)
     parts: tuple[str, ...] = ()
     """Files or modules that register your own parts used in `hardware`:
