@@ -23,7 +23,10 @@ os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES", "0")
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 
 import jax  # noqa: E402
+import numpy as np  # noqa: E402
 import pytest  # noqa: E402
+
+from hwtrain._parts import registry  # noqa: E402
 
 # Small programs that run a few times cost more to optimise than to run. The option
 # applies to each compilation: tests marked `optimised` turn the optimisations on (see
@@ -95,6 +98,32 @@ def on_devices():
         assert done.stdout.strip() == "equal", done.stderr
 
     return run
+
+
+@pytest.fixture
+def tiny_cifar(tmp_path_factory, monkeypatch):
+    """The folder of a CIFAR-10 of 160 images, which the environment names."""
+    folder = tmp_path_factory.mktemp("cifar-10-batches-bin")
+    names = [f"data_batch_{number}" for number in range(1, 6)] + ["test_batch"]
+    for seed, name in enumerate(names):
+        records = np.random.default_rng(seed).integers(0, 256, (32, 3073), np.uint8)
+        records[:, 0] %= 10
+        records.tofile(folder / f"{name}.bin")
+    monkeypatch.setenv("CIFAR10", str(folder))
+    return folder
+
+
+@pytest.fixture
+def forgotten_parts():
+    """Parts that a recipe registers are forgotten, and its file may be loaded again."""
+    yield
+    loaded = {name for name in sys.modules if name.startswith("hwtrain_recipe_")}
+    for kind in registry.KINDS:
+        for name in [*registry.names(kind)]:
+            if registry.named(kind, name).__module__ in loaded:
+                registry.forget(kind, name)
+    for name in loaded:
+        del sys.modules[name]
 
 
 @pytest.fixture(scope="module", autouse=True)

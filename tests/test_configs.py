@@ -2,17 +2,32 @@
 
 import functools
 import importlib.util
+import json
 import re
 from pathlib import Path
 
 import pytest
-from rich.console import Console
 
-from hwtrain.train import MismatchConfig, job_of, read_config, train_plain
-from hwtrain.train._folder import make_folder
+from hwtrain import cli
+from hwtrain.train import MismatchConfig, read_config, train_plain
 
 ROOT = Path(__file__).parents[1]
 CONFIGS = sorted((ROOT / "configs").glob("*.toml"))
+
+# The main job runs elsewhere, and the slowest kind of training in small.
+SHORT = ("digits_mlp_nnx",)
+# Convolutions that are not optimised take ten times as long, in hundreds of steps.
+LONG = (pytest.mark.nightly, pytest.mark.optimised)
+
+# Instead of a model that takes minutes to compile without optimisations.
+SMALL = {"cifar10": 'model="../recipes/cifar10.py:resnet8"'}
+
+OTHER_MODELS = (
+    ("digits_dynapse", "reference_network"),
+    ("time_series", "gru_nnx"),
+    ("time_series", "lstm"),
+)
+
 SCRIPTS = {
     "adabs": {"CHIPS": 2, "INPUTS": 64, "TIMES_S": {"1 day": 86_400.0}},
     "adapters": {
@@ -32,11 +47,31 @@ SCRIPTS = {
 RUNS = {"adabs": "digits_conv", "chip_in_the_loop": "digits_mlp"}
 """The runs that scripts evaluate, by script."""
 
+pytestmark = pytest.mark.usefixtures("tiny_cifar", "forgotten_parts")
 
-# The main job runs elsewhere, and the slowest kind of training in small.
-SHORT = ("digits_mlp_nnx",)
-# Convolutions that are not optimised take ten times as long, in hundreds of steps.
-LONG = (pytest.mark.nightly, pytest.mark.optimised)
+
+def words(path, *more):
+    return [str(path), *(word for each in more for word in ("--set", each))]
+
+
+def before(path):
+    """The name of the configuration whose run another one starts from, and where."""
+    start = read_config(path).training.init_from
+    found = start and re.fullmatch(r"\.\./runs/(\w+)/(.*)", start.path)
+    return found.groups() if found else None
+
+
+@pytest.mark.sampled(100)
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
+def test_a_configuration_is_right(path, capsys):
+    small = [SMALL[path.stem]] if path.stem in SMALL else []
+    status = cli.main(["config", "check", *words(path, *small)])
+    said, error = capsys.readouterr()
+    earlier = before(path)
+    if earlier is not None and not (path.parent / "../runs" / earlier[0]).exists():
+        assert status == 2 and "training.init_from" in error and earlier[0] in error
+        return
+    assert status == 0 and f"{path.name} is right" in said
 
 
 @pytest.mark.parametrize(
@@ -47,36 +82,45 @@ LONG = (pytest.mark.nightly, pytest.mark.optimised)
     ],
 )
 def test_a_recipe_takes_two_steps(path, tmp_path):
-    results, config = two_steps(path, tmp_path / "run", tmp_path)
-    assert {result.values.shape for result in results} == {(1, 2)}
+    takes_two_steps(path, tmp_path / "run", tmp_path)
+    config = read_config(path)
     robust = isinstance(config, MismatchConfig)
     names = {"config.json", "source.json", "plain"}
     names |= {"with-mismatch", "adversarial"} if robust else {"export"}
     names |= set() if robust else {"hardware-aware"}
     names |= {"initial.safetensors"} if config.training.init_from else set()
-    found = {p.name for p in (tmp_path / "run").iterdir()}
+    found = {entry.name for entry in (tmp_path / "run").iterdir()}
     assert found == names | {"results.json", "results.png"}
 
 
-def two_steps(path, out, tmp_path, seeds=(0,)):
+@pytest.mark.nightly
+@pytest.mark.parametrize(("name", "model"), OTHER_MODELS)
+def test_another_model_of_a_recipe_takes_two_steps(name, model, tmp_path):
+    path = ROOT / "configs" / f"{name}.toml"
+    other = f'model="../recipes/{name}.py:{model}"'
+    takes_two_steps(path, tmp_path / "run", tmp_path, other)
+
+
+def takes_two_steps(path, out, tmp_path, *more, seeds=(0,)):
     """Trains for two steps, after the run that it starts from, if there is one."""
     quick = [f"training.seeds={list(seeds)}", "training.steps=2", "evaluation.chips=2"]
     config = read_config(path)
+    quick += [SMALL[path.stem]] if path.stem in SMALL else []
     if isinstance(config, MismatchConfig):
         quick.append("evaluation.percent_deviation=[0.1]")
     elif config.evaluation.mismatch_std:
         quick.append("evaluation.mismatch_std=[0.1]")
-    start = config.training.init_from
-    before = start and re.fullmatch(r"\.\./runs/(\w+)/(.*)", start.path)
-    if before:
-        earlier = tmp_path / before[1]
-        two_steps(path.with_stem(before[1]), earlier, tmp_path)
-        quick.append(f"training.init_from={str(earlier / before[2])!r}")
-    config = read_config(path, quick)
-    make_folder(out, config, path.parent)
-    prepare, run = job_of(config)
-    ready = prepare(config, path.parent)
-    return run(config, ready, out, console=Console(quiet=True)), config
+    earlier = before(path)
+    if earlier is not None:
+        name, inner = earlier
+        takes_two_steps(path.with_stem(name), tmp_path / name, tmp_path)
+        quick.append(f"training.init_from={str(tmp_path / name / inner)!r}")
+    command = ["train", *words(path, *quick, *more), "--out", str(out)]
+    assert cli.main(command) == 0
+    results = json.loads((out / "results.json").read_text())
+    assert results["chips"] == 2 and results["seeds"] == list(seeds)
+    for each in results["values_by_seed_and_chip"]:
+        assert [len(values) for values in each["values"]] == [2] * len(seeds)
 
 
 @pytest.mark.nightly
@@ -94,7 +138,7 @@ def test_a_script_prints_its_table(name, tmp_path, monkeypatch, capsys):
     if name in RUNS:
         run = [tmp_path / "run"]
         path = ROOT / "configs" / f"{RUNS[name]}.toml"
-        two_steps(path, *run, tmp_path, seeds=(0, 1))
+        takes_two_steps(path, *run, tmp_path, seeds=(0, 1))
     else:
         short = functools.partial(train_plain, overrides=["training.steps=2"])
         monkeypatch.setattr(script.train, "train_plain", short)
@@ -110,8 +154,6 @@ def test_every_script_is_run_here():
         if "__main__" in path.read_text("utf-8")
     }
     assert scripts == set(SCRIPTS)
-    for path in (ROOT / "recipes").glob("*.py"):
-        assert len(path.read_text("utf-8").splitlines()) <= 200
 
 
 def test_the_two_digits_configurations_differ_in_the_model_only():
