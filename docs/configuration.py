@@ -53,11 +53,6 @@ def _tables(path: str, title: str, schema: Any, classes: Any) -> list[str]:
         kinds = _kinds(entry)
         default = "required" if name in required else _default(entry)
         lines.append(f"| `{name}` | {default} | {_what(entry, kinds, classes)} |\n")
-        free = entry.get("additionalProperties")
-        if isinstance(free, dict) and "$ref" in free:
-            kind = free["$ref"].rpartition("/")[2]
-            heading = f"`[{where}.NAME]`"
-            inner += _tables(f"{where}.NAME", heading, classes[kind], classes)
         for kind in kinds:
             own = _fixed_type(classes[kind])
             heading = f"`[{where}]`" + (f" of `type = {own}`" if own else "")
