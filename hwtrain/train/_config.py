@@ -35,7 +35,8 @@ Source = Annotated[str, Field(pattern=r"^.+:[A-Za-z_]\w*$")]
 Named = Annotated[str, Field(pattern=r"^([a-z_]+|.+:[A-Za-z_]\w*)$")]
 """A built-in function's name, or a `Source`."""
 
-MetricName = Annotated[str, Field(pattern=r"^[^\W\d]\w*$")]
+METRIC_NAME = r"^[^\W\d]\w*$"
+MetricName = Annotated[str, Field(pattern=METRIC_NAME)]
 
 
 def _distinct(seeds: tuple[int, ...]) -> tuple[int, ...]:
@@ -74,7 +75,7 @@ def _computable(value: _Argument) -> _Argument:
     return value
 
 
-class _Table:
+class FreeNames:
     """Describes pairs of a name and a value as the table that a file has for them."""
 
     def __get_pydantic_json_schema__(
@@ -88,7 +89,7 @@ Arguments = Annotated[
     tuple[tuple[str, Annotated[_Argument, AfterValidator(_computable)]], ...],
     BeforeValidator(_pairs),
     PlainSerializer(dict),
-    _Table(),
+    FreeNames(),
 ]
 """Keyword arguments; in TOML, a table."""
 
@@ -96,7 +97,7 @@ Factors = Annotated[
     tuple[tuple[Pattern, Deviation], ...],
     BeforeValidator(_pairs),
     PlainSerializer(dict),
-    _Table(),
+    FreeNames(),
 ]
 """Factors by pattern; in TOML, a table."""
 
@@ -144,7 +145,7 @@ Replacements = Annotated[
     tuple[tuple[Pattern, str], ...],
     BeforeValidator(_pairs),
     PlainSerializer(dict),
-    _Table(),
+    FreeNames(),
 ]
 """Replacements by pattern; in TOML, a table."""
 
@@ -190,7 +191,7 @@ Metrics = Annotated[
     tuple[tuple[MetricName, MetricParameter], ...],
     BeforeValidator(_pairs),
     PlainSerializer(dict),
-    _Table(),
+    FreeNames(),
 ]
 """Metrics by name; in TOML, a table for each."""
 

@@ -143,6 +143,11 @@ def over(base: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
     >>> over({"clip": {"type": "a", "sigma": 2}}, {"clip": {"sigma": 3}})
     {'clip': {'type': 'a', 'sigma': 3}}
 
+    A table of indices in the place of a list changes these entries.
+
+    >>> over({"stages": [{"a": 1}, {"a": 2}]}, {"stages": {"1": {"a": 3}}})
+    {'stages': [{'a': 1}, {'a': 3}]}
+
     Args:
       base: tables by name.
       changes: likewise.
@@ -155,6 +160,10 @@ def over(base: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
             kind = before.get("type")
             if value.get("type", kind) == kind:
                 found[name] = over(before, value)
+        elif isinstance(before, list) and isinstance(value, dict):
+            entries = {str(index): entry for index, entry in enumerate(before)}
+            if value.keys() <= entries.keys():
+                found[name] = list(over(entries, value).values())
     return found
 
 

@@ -197,6 +197,49 @@ def test_an_override_of_none_needs_something_to_leave_out(tmp_path):
         read(tmp_path, "", 'hardware.clip="none"')
 
 
+@pytest.mark.parametrize("preset", ["", 'preset = "hermes"\n'])
+@pytest.mark.parametrize("in_file", [False, True])
+def test_none_leaves_out_a_table_of_file_preset_or_both(tmp_path, preset, in_file):
+    table = "converter = { type = 'single_pair', g_max = 20.0 }\n" if in_file else ""
+    off = ('hardware.noise_model="none"',) if preset else ()
+    again = (*off, 'hardware.converter="none"') * 2
+    for overrides in ((*off, 'hardware.converter="none"'), again):
+        if not preset and not in_file:
+            with pytest.raises(ValueError, match='converter: "none" leaves out what'):
+                read(tmp_path, f"[hardware]\n{preset}{table}", *overrides)
+            continue
+        config = read(tmp_path, f"[hardware]\n{preset}{table}", *overrides)
+        assert config.hardware.converter is None
+
+
+def test_text_in_the_place_of_a_table_is_its_type(tmp_path):
+    text = '[hardware]\npreset = "pcm"\n[[rules]]\npattern = "a"\n'
+    override = 'drift_compensation="per_column"'
+    config = read(tmp_path, text, f"hardware.{override}", f"rules.0.{override}")
+    expected = hw.PerColumnDriftCompensation()
+    assert [chip.drift_compensation for chip in config.chips] == [expected] * 2
+    text = '[hardware.clip]\ntype = "layer_gaussian"\nsigma = 3.5\n'
+    for kind, sigma in (("layer_gaussian", 3.5), ("average_channel_max", 2.5)):
+        found = read(tmp_path, text, f'hardware.clip="{kind}"').hardware.clip
+        assert (found.type, found.sigma) == (kind, sigma)
+    found = read(tmp_path, text, 'training.objective="adversarial"')
+    assert found.training.objective is not None
+
+
+def test_an_index_reaches_an_entry_of_a_presets_list(tmp_path):
+    (tmp_path / "chip.py").write_text(
+        "import hwtrain as hw\n\n\ndef mine():\n"
+        "    noise = hw.WeightModifierParameter(type='poly', std_dev=0.1, "
+        "coeffs=(1.0, 2.0))\n"
+        "    return hw.Hardware(modifier=noise)\n"
+    )
+    text = '[hardware]\npreset = "chip.py:mine"\n'
+    config = read(tmp_path, text, "hardware.modifier.coeffs.1=3.0")
+    assert config.hardware.modifier.coeffs == (1.0, 3.0)
+    with pytest.raises(ValueError, match=r"modifier.coeffs: expected a list, got"):
+        read(tmp_path, text, "hardware.modifier.coeffs.2=3.0")
+
+
 def test_the_schema_refuses_what_is_unknown():
     found = schema()
     jsonschema.Draft202012Validator.check_schema(found)

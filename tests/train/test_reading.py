@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 
+from hwtrain._parts.fields import to_dict
 from hwtrain.train import read_config
 from hwtrain.train._folder import read_run
 
@@ -87,6 +88,23 @@ def test_overrides_are_laid_over_the_file():
         ("model=2020-01-01", 'got "2020-01-01"'),
         ("data=x", "expected a value as TOML writes it, got x; text needs quotes"),
         ("training.steps", "expected key=value, such as training.steps=100"),
+        (
+            'task.metrics.hits={function="accuracy", better="more"}',
+            "task.metrics.hits.better: expected 'higher' or 'lower', got \"more\"",
+        ),
+        (
+            "task.metrics.hits.bettr=1",
+            "unknown key task.metrics.hits.bettr; did you mean "
+            "task.metrics.hits.better?",
+        ),
+        (
+            'task.metrics."mse a"={function="accuracy", better="lower"}',
+            "task.metrics.mse a: expected a name of letters, digits and _ that begins "
+            'with a letter, got "mse a"',
+        ),
+        ("rules.first.rows=1", "unknown key rules.first; rules is a list, and the fi"),
+        ("rules.0.rows=1", "index of an entry of rules, but it has none; got 0; a ne"),
+        ("training.seeds.1=1", "index of an entry of training.seeds, 0 to 0; got 1;"),
     ],
 )
 def test_a_wrong_override_is_one_line_that_names_it(override, message):
@@ -115,6 +133,18 @@ def test_a_wrong_override_is_one_line_that_names_it(override, message):
         ),
         ("steps = 2000", "steps =", "expected valid TOML, got: Invalid value"),
         ("[hardware.mismatch]", "[hardware.mapping]", "unknown key hardware.mapping."),
+        (
+            "[hardware.mismatch]",
+            '[task.metrics."mse a"]\nfunction = "accuracy"\nbetter = "lower"\n'
+            "[hardware.mismatch]",
+            "task.metrics.mse a: expected a name of letters, digits and _ that begins",
+        ),
+        (
+            "[hardware.mismatch]",
+            '[task.metrics.mse]\nfunction = "accuracy"\nbetter = "lowe"\n'
+            "[hardware.mismatch]",
+            "task.metrics.mse.better: expected 'higher' or 'lower', got \"lowe\"",
+        ),
     ],
 )
 def test_a_wrong_file_is_one_line_that_names_it(tmp_path, old, new, message):
@@ -138,6 +168,90 @@ def test_levels_of_a_mismatch_ask_for_one(tmp_path):
 def test_a_missing_file_suggests_its_neighbour():
     with pytest.raises(ValueError, match=r"no such file; did you mean .*digits_mlp\.t"):
         read_config(CONFIG.with_name("digit_mlp.toml"))
+
+
+FREE = """
+[training.init_from]
+path = "a"
+[training.init_from.rename]
+"h/(.*)" = "x"
+[training.noise_schedule]
+function = "optax:linear_schedule"
+[training.noise_schedule.arguments]
+end_value = 1.0
+[training.noise_schedule.layers]
+"h.0/.*" = 2.0
+[task.metrics.hits]
+function = "m.py:hits"
+better = "higher"
+[[rules]]
+pattern = "a"
+digital = true
+[[rules]]
+pattern = "b"
+modifier = { std_dev = 0.2 }
+"""
+
+
+@pytest.mark.parametrize(
+    "override, path, value",
+    [
+        (
+            'task.metrics.hits.better="lower"',
+            ("task", "metrics", "hits", "better"),
+            "lower",
+        ),
+        (
+            'task.metrics.new={function="accuracy", better="higher"}',
+            ("task", "metrics", "new", "function"),
+            "accuracy",
+        ),
+        (
+            "training.noise_schedule.arguments.end_value=3.0",
+            ("training", "noise_schedule", "arguments", "end_value"),
+            3.0,
+        ),
+        (
+            "training.noise_schedule.arguments.init_value=0.5",
+            ("training", "noise_schedule", "arguments", "init_value"),
+            0.5,
+        ),
+        (
+            'training.noise_schedule.layers."h.0/.*"=4.0',
+            ("training", "noise_schedule", "layers", "h.0/.*"),
+            4.0,
+        ),
+        (
+            'training.noise_schedule . layers . "a=[=]"=4.0',
+            ("training", "noise_schedule", "layers", "a=[=]"),
+            4.0,
+        ),
+        (
+            "training.init_from.rename.'h/(.*)'='y=1'",
+            ("training", "init_from", "rename", "h/(.*)"),
+            "y=1",
+        ),
+        ('rules.0.pattern="c"', ("rules", 0, "pattern"), "c"),
+        (
+            "rules.1.modifier.std_dev=0.4",
+            ("rules", 1, "hardware", "modifier", "std_dev"),
+            0.4,
+        ),
+        ("training.seeds.0=7", ("training", "seeds", 0), 7),
+    ],
+)
+def test_overrides_reach_tables_with_free_names_and_lists(
+    tmp_path, override, path, value
+):
+    file = tmp_path / "free.toml"
+    file.write_text(CONFIG.read_text() + FREE)
+    before, found = (to_dict(read_config(file, given)) for given in ([], [override]))
+    inner = found
+    for key in path:
+        inner = inner[key]
+    assert inner == value
+    changed = [key for key in found if found[key] != before.get(key)]
+    assert changed == [path[0]]
 
 
 SCHEDULE = (

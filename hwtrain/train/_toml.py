@@ -1,0 +1,50 @@
+"""Reads the text of TOML and JSON, whatever it is."""
+
+import itertools
+import json
+import tomllib
+from collections.abc import Callable
+from typing import Any
+
+_DEEPEST = 20
+"""Largest nesting of tables and lists; a configuration has five levels at most."""
+
+
+def parsed(loads: Callable[[str], Any], text: str) -> Any:
+    """Returns the data in a text, read by `json.loads` or `tomllib.loads`.
+
+    >>> parsed(json.loads, "[" * 100_000)
+    Traceback (most recent call last):
+    ValueError: tables or lists are nested too deeply
+
+    Args:
+      loads: reads the text.
+      text: the text.
+
+    Raises:
+      ValueError: if it cannot be read. Replaces Python's other errors and advice for
+        deeply nested lists and for numbers of thousands of digits.
+    """
+    try:
+        data = loads(text)
+        if _depth(data) > _DEEPEST:
+            raise RecursionError
+        return data
+    except RecursionError:
+        raise ValueError("tables or lists are nested too deeply") from None
+    except (tomllib.TOMLDecodeError, json.JSONDecodeError):
+        raise
+    except ValueError as error:
+        if "integer string conversion" not in str(error):
+            raise
+        raise ValueError("a number has thousands of digits") from None
+
+
+def _depth(data: Any) -> int:
+    """Returns how deeply tables and lists are nested."""
+    depth, level = 0, [data]
+    while level := [part for part in level if isinstance(part, dict | list)]:
+        depth += 1
+        parts = (part.values() if isinstance(part, dict) else part for part in level)
+        level = list(itertools.chain.from_iterable(parts))
+    return depth
