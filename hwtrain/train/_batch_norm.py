@@ -118,7 +118,10 @@ def fold_batch_norm(
     .. math:: W' = \frac{\gamma}{\sqrt{\sigma^2 + \epsilon}} W, \qquad
         b' = \beta + \frac{\gamma (b - \mu)}{\sqrt{\sigma^2 + \epsilon}}
 
-    for each column, so that nothing is left to compute between a crossbar and the
+    for each output feature, the last axis of a kernel: that of `Dense`, `Conv` and
+    `ConvTranspose` in both frameworks, but not with `transpose_kernel=True`, whose
+    kernels have it before the last. Nothing in the arrays tells such a kernel apart
+    where it is square: swap its last two axes before and after. So nothing is left to compute between a crossbar and the
     activation. The model without norms needs biases. Noise on W' is relative to its
     largest column: fold before the training under noise, not after it.
 

@@ -52,7 +52,8 @@ def _pairs(value: Any) -> Any:
     return tuple(value.items()) if isinstance(value, dict) else value
 
 
-def _pattern(text: str) -> str:
+def pattern(text: str) -> str:
+    """Returns a regular expression, or raises a `ValueError` for what is none."""
     try:
         re.compile(text)
     except re.error as error:
@@ -62,7 +63,7 @@ def _pattern(text: str) -> str:
     return text
 
 
-Pattern = Annotated[str, AfterValidator(_pattern)]
+Pattern = Annotated[str, AfterValidator(pattern)]
 """A regular expression for paths, applied by `re.fullmatch`."""
 
 _Argument = bool | int | float | str

@@ -8,7 +8,15 @@ from typing import Any
 from hwtrain._arrays import paths
 from hwtrain._plan.leaf_names import BUILT_IN, may_be_leaf, split
 from hwtrain._plan.tables import count
-from hwtrain.train._initial_checks import cast, check_stacks, listed, nothing_fits
+from hwtrain.train._config import pattern as checked_pattern
+from hwtrain.train._initial_checks import (
+    as_arrays,
+    cast,
+    check_stacks,
+    listed,
+    no_parameters,
+    nothing_fits,
+)
 from hwtrain.train._initial_files import Arrays
 
 _PARAMS, _STATISTICS = "params", "batch_stats"
@@ -100,7 +108,7 @@ def initialised(
 
     Args:
       variables: Linen's variables by collection, or parameters, as nested mappings.
-      arrays: arrays by path, from `read_arrays`.
+      arrays: arrays by path, from `read_arrays`; lists of numbers are taken as arrays.
       rename: patterns and replacements, as `re.sub` takes them, for whole paths without
         `params/`; each is applied to the result of those before.
       skip: patterns of renamed paths that are not loaded.
@@ -153,7 +161,7 @@ def matched(
       skip: as for `initialised`.
       source: the checkpoint, for messages.
     """
-    targets = {**params, **state}
+    arrays, targets = as_arrays(arrays), {**params, **state}
     collections = {_PARAMS, _STATISTICS}
     collections |= {path.partition("/")[0] for path in state} - {*_heads(params)}
     renamed = _renamed(arrays, rename, source)
@@ -189,7 +197,9 @@ def matched(
             at[name] = path
     missing = [name for name in targets if name not in at and not _any(skip, name)]
     check_stacks(targets, missing, {x: arrays[renamed[x]] for x in unused}, source)
-    if not any(name in params for name in at):
+    if at and not any(name in params for name in at):
+        raise ValueError(no_parameters(source, sorted(at)))
+    if not at:
         raise ValueError(nothing_fits(source, params, unused or list(renamed)))
     values = {
         name: cast(arrays[renamed[path]], targets[name], name, source)
@@ -223,6 +233,7 @@ def _renamed(
 ) -> dict[str, str]:
     """Returns the paths in the checkpoint by their new names."""
     pairs = list(rename.items() if isinstance(rename, Mapping) else rename)
+    _check_patterns("rename", [given for given, _ in pairs])
     used = dict.fromkeys(range(len(pairs)), False)
     found: dict[str, str] = {}
     for path in arrays:
@@ -253,10 +264,21 @@ def _renamed(
 
 def _skipped(renamed: Mapping[str, str], skip: Sequence[str], source: str) -> set[str]:
     """Returns the renamed paths that are not loaded."""
+    _check_patterns("skip", skip)
     for pattern in skip:
         if not any(re.fullmatch(pattern, path) for path in renamed):
             raise ValueError(_matches_nothing("skip", pattern, source, renamed))
     return {path for path in renamed if _any(skip, path)}
+
+
+def _check_patterns(what: str, patterns: Sequence[str]) -> None:
+    if isinstance(patterns, str):
+        raise ValueError(f"{what}: expected a list of patterns, got {patterns!r}")
+    for given in patterns:
+        try:
+            checked_pattern(given)
+        except ValueError as error:
+            raise ValueError(f"{what}: {error}") from None
 
 
 def _any(patterns: Sequence[str], path: str) -> bool:

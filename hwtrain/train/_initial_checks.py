@@ -29,16 +29,21 @@ def check_stacks(
         for stacked, array in one.items():
             shape = np.shape(array)
             for group in map(groups.get, [_plain(stacked), *_unnumbered(stacked)]):
-                if group is None or shape[:1] != (len(group),):
+                if group is None:
                     continue
-                if {np.shape(several[name]) for name in group} != {shape[1:]}:
+                inner = {np.shape(several[name]) for name in group}
+                # A scan may stack its layers along any axis.
+                if not any(
+                    size == len(group) and inner == {shape[:axis] + shape[axis + 1 :]}
+                    for axis, size in enumerate(shape)
+                ):
                     continue
                 there, here = words
                 pair = (stacked, group[0]) if one is unused else (group[0], stacked)
                 raise ValueError(
                     f"{source}: holds its layers {there} ({pair[0]}), and the model "
                     f"{here} ({pair[1]}): {len(group)} arrays of shape "
-                    f"{shape[1:]} against one of {shape}; return "
+                    f"{inner.pop()} against one of {shape}; return "
                     "them as the model has them from a function of your own, such as "
                     'init_from = "file.py:function"'
                 )
@@ -59,6 +64,33 @@ def _unnumbered(path: str) -> list[str]:
 def _plain(path: str) -> str:
     """Returns a path without the names that Flax gives to scans."""
     return path.replace("Scan", "")
+
+
+def as_arrays(arrays: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns arrays by path; lists of numbers become arrays."""
+    return {path: _as_array(array) for path, array in arrays.items()}
+
+
+def _as_array(value: Any) -> Any:
+    if hasattr(value, "shape") and hasattr(value, "dtype"):
+        return value
+    try:
+        return np.asarray(value)
+    except ValueError:  # lists of different lengths, which `cast` refuses by this dtype
+        return np.asarray(value, object)
+
+
+def no_parameters(source: str, found: Sequence[str]) -> str:
+    """Returns the error of a checkpoint with other arrays of the model only.
+
+    Args:
+      source: the checkpoint, for the message.
+      found: the arrays of the model that it has.
+    """
+    return (
+        f"{source}: expected the parameters of this model, got only {listed(found)}; "
+        "give a checkpoint that holds its parameters as well"
+    )
 
 
 def nothing_fits(source: str, params: Mapping[str, Any], there: Sequence[str]) -> str:

@@ -254,5 +254,6 @@ def shown(override: str) -> str:
 
 
 def show(value: Any) -> str:
+    """Returns a value for a line, cut if it is long."""
     text = json.dumps(value, default=str, ensure_ascii=False)
     return text if len(text) <= 60 else f"{text[:57]}..."

@@ -258,6 +258,13 @@ def test_a_report_names_what_did_not_fit():
     assert type(report).of_data(json.loads(json.dumps(report.as_data()))) == report
 
 
+def test_lists_of_numbers_are_arrays():
+    variables = {"params": {"head": {"bias": np.zeros(2, np.float32)}}}
+    found, report = initialised(variables, {"head/bias": [1.0, 2.0], "note": "mine"})
+    np.testing.assert_array_equal(found["params"]["head"]["bias"], [1.0, 2.0])
+    assert report.unused == ("note",)
+
+
 def test_a_number_that_is_unused_is_no_stack_of_layers():
     variables = {"params": {**STRAIGHT["params"], "head": {"bias": np.zeros(3)}}}
     arrays = {"head/bias": np.ones(3), "layers/kernel": np.float32(3)}
@@ -395,6 +402,50 @@ BAD = {
         {},
         "expected whole numbers in cache/n that fit the model's int8",
     ),
+    "a bad pattern of what is skipped": (
+        FRESH,
+        {"head/kernel": np.ones((5, 3))},
+        {"skip": ["(h/.*"]},
+        r"skip: expected a pattern as Python's re takes it, got '\(h/\.\*'",
+    ),
+    "a bad pattern of what is renamed": (
+        FRESH,
+        {"head/kernel": np.ones((5, 3))},
+        {"rename": {"(h/.*": "a"}},
+        r"rename: expected a pattern as Python's re takes it, got '\(h/\.\*'",
+    ),
+    "one pattern instead of a list": (
+        FRESH,
+        {"head/kernel": np.ones((5, 3))},
+        {"skip": "head/.*"},
+        "skip: expected a list of patterns, got 'head/",
+    ),
+    "text": (
+        FRESH,
+        {"head/bias": ["a", "b", "c"]},
+        {},
+        "head/bias of a dtype that can be converted to the model's float32, got <U1",
+    ),
+    "lists of different lengths": (
+        FRESH,
+        {"head/bias": [[1.0], [2.0], [3.0, 4.0]]},
+        {},
+        "head/bias of a dtype that can be converted to the model's float32, got object",
+    ),
+    "statistics only": (
+        FRESH,
+        {"batch_stats/norm/mean": np.ones(5), "norm/var": np.ones(5)},
+        {},
+        "expected the parameters of this model, got only batch_stats/norm/mean, "
+        "batch_stats/norm/var; give a checkpoint that",
+    ),
+    "scanned along the last axis": (
+        STRAIGHT,
+        {"layers/kernel": np.ones((4, 4, 3))},
+        {},
+        r"holds its layers scanned \(layers/kernel\), and the model one by one "
+        r"\(layers_0/kernel\): 3 arrays of shape \(4, 4\) against one of \(4, 4, 3\)",
+    ),
     "scanned": (
         STRAIGHT,
         {"layers/kernel": np.ones((3, 4, 4))},
@@ -435,12 +486,13 @@ class Block(nn.Module):
 class Deep(nn.Module):
     scanned: bool
     name_of_layers: str | None = None
+    axis: int = 0
 
     @nn.compact
     def __call__(self, x):
         name = self.name_of_layers
         if self.scanned:
-            axes, rngs = {"params": 0}, {"params": True}
+            axes, rngs = {"params": self.axis}, {"params": True}
             layers = nn.scan(Block, variable_axes=axes, split_rngs=rngs, length=3)
             return layers(name=name)(x, None)[0]
         for number in range(3):
@@ -450,8 +502,9 @@ class Deep(nn.Module):
 
 @pytest.mark.parametrize("name", [None, "layers"])
 @pytest.mark.parametrize("scanned", [False, True])
-def test_layers_of_flax_under_scan_and_one_by_one_are_told_apart(name, scanned):
-    init = (Deep(kind, name).init for kind in (scanned, not scanned))
+@pytest.mark.parametrize("axis", [0, 1, -1])
+def test_layers_of_flax_under_scan_and_one_by_one_are_told_apart(name, scanned, axis):
+    init = (Deep(kind, name, axis).init for kind in (scanned, not scanned))
     model, there = (jax.eval_shape(i, jax.random.key(0), X)["params"] for i in init)
     arrays = {path: np.ones(x.shape) for path, x in paths.leaves(there).items()}
     words = ("one by one", "scanned") if scanned else ("scanned", "one by one")
