@@ -118,12 +118,14 @@ def fold_batch_norm(
     .. math:: W' = \frac{\gamma}{\sqrt{\sigma^2 + \epsilon}} W, \qquad
         b' = \beta + \frac{\gamma (b - \mu)}{\sqrt{\sigma^2 + \epsilon}}
 
-    for each output feature, the last axis of a kernel: that of `Dense`, `Conv` and
-    `ConvTranspose` in both frameworks, but not with `transpose_kernel=True`, whose
-    kernels have it before the last. Nothing in the arrays tells such a kernel apart
-    where it is square: swap its last two axes before and after. So nothing is left to compute between a crossbar and the
+    for each column, so that nothing is left to compute between a crossbar and the
     activation. The model without norms needs biases. Noise on W' is relative to its
     largest column: fold before the training under noise, not after it.
+
+    Columns are the last axis of a kernel, as in `Dense`, `Conv` and `ConvTranspose` of
+    both frameworks. With `transpose_kernel=True` they are the one before: swap the last
+    two axes of such a kernel before and after. Where these have the same size, it
+    cannot be told from the arrays, and would be folded along the wrong one.
 
     >>> params = {"conv": {"kernel": jnp.ones((3, 2))}, "norm": {"bias": jnp.ones(2)}}
     >>> statistics = {"norm": {"mean": jnp.ones(2), "var": jnp.full(2, 4.0)}}
@@ -134,7 +136,7 @@ def fold_batch_norm(
     ['conv']
 
     Args:
-      params: the parameters, nested dicts.
+      params: the parameters, nested dicts, with the columns of kernels last.
       statistics: the running averages, nested dicts.
       norms: paths of layers, and of the norms that directly follow them.
       epsilon: that of the norms.
@@ -154,21 +156,34 @@ def fold_batch_norm(
                 (running, norm, _VAR, "statistics"),
             )
         )
-        beside = [
+        leaves = [
             path
             for path in given
             if path.startswith(f"{layer}/") and may_be_leaf(path, given)
         ]
-        if beside:
+        if leaves:
             raise ValueError(
-                f"{beside[0]} is a leaf of hardware and would not fit the folded "
+                f"{leaves[0]} is a leaf of hardware and would not fit the folded "
                 "weights; fold the plain model's parameters, from hwtrain.strip"
             )
         if kernel.shape[-1:] != mean.shape:
+            hint = ""
+            if kernel.shape[-2:-1] == mean.shape:
+                hint = (
+                    "; if its columns are the axis before the last, as with "
+                    "transpose_kernel=True, swap the last two before and after"
+                )
             raise ValueError(
                 f"{norm}: expected a norm of the {kernel.shape[-1]} columns of "
-                f"{layer}, got one of {mean.shape}"
+                f"{layer}, got one of {mean.shape}{hint}"
             )
+        beside = {f"{layer}/bias": given, f"{norm}/bias": given, f"{norm}/scale": given}
+        for path, where in {**beside, f"{norm}/{_VAR}": running}.items():
+            if path in where and where[path].shape[-1:] != mean.shape:
+                raise ValueError(
+                    f"{path}: expected {mean.shape[0]} numbers, as {norm}/{_MEAN} has, "
+                    f"got {where[path].shape}"
+                )
         gain = given.get(f"{norm}/scale", 1.0) / jnp.sqrt(var + epsilon)
         bias = gain * (given.get(f"{layer}/bias", 0.0) - mean)
         changed[f"{layer}/kernel"] = (kernel * gain).astype(kernel.dtype)

@@ -148,6 +148,42 @@ def test_a_folded_nnx_network_computes_the_same():
     np.testing.assert_allclose(conv(X), wanted, rtol=1e-4, atol=1e-4)
 
 
+class Up(nn.Module):
+    features: int
+    transpose_kernel: bool = True
+    norm: bool = True
+
+    @nn.compact
+    def __call__(self, x):
+        x = nn.ConvTranspose(
+            self.features, (2, 3), transpose_kernel=self.transpose_kernel, name="conv"
+        )(x)
+        return nn.BatchNorm(True, name="norm")(x) if self.norm else x
+
+
+@pytest.mark.parametrize("features", [2, 3])
+@pytest.mark.parametrize("transposed", [False, True])
+def test_transposed_convolutions_are_folded_along_their_columns(features, transposed):
+    x = jax.random.normal(jax.random.key(1), (1, 4, 4, 2))
+    model = Up(features, transposed)
+    variables = moved(model.init(jax.random.key(0), x))
+    params, statistics = variables["params"], variables["batch_stats"]
+
+    def swapped(params):
+        conv = params["conv"]
+        conv = {**conv, "kernel": conv["kernel"].swapaxes(-1, -2)}
+        return {**params, "conv": conv if transposed else params["conv"]}
+
+    if transposed and features == 3:
+        text = "expected a norm of the 2 columns of conv.*transpose_kernel=True, swap"
+        with pytest.raises(ValueError, match=text):
+            fold_batch_norm(params, statistics, {"conv": "norm"})
+    folded = swapped(fold_batch_norm(swapped(params), statistics, {"conv": "norm"}))
+    found = Up(features, transposed, norm=False).apply({"params": folded}, x)
+    wanted = model.apply(variables, x)
+    np.testing.assert_allclose(found, wanted, rtol=1e-4, atol=1e-4)
+
+
 def test_what_cannot_be_folded_is_named():
     variables = Net().init(jax.random.key(0), X)
     params, statistics = variables["params"], variables["batch_stats"]
@@ -159,6 +195,16 @@ def test_what_cannot_be_folded_is_named():
         (params, {"conf": "norm"}, "conf/kernel: expected in params, which has"),
         (params, {"conv": "nor"}, "nor/mean: expected in statistics"),
         (params, {"head": "norm"}, r"norm of the 3 columns of head, got one of \(4,\)"),
+        (
+            {**params, "norm": {**params["norm"], "scale": jnp.ones(1)}},
+            {"conv": "norm"},
+            r"norm/scale: expected 4 numbers, as norm/mean has, got \(1,\)",
+        ),
+        (
+            {**params, "conv": {**params["conv"], "bias": jnp.ones(1)}},
+            {"conv": "norm"},
+            r"conv/bias: expected 4 numbers, as norm/mean has, got \(1,\)",
+        ),
         (adopted, {"conv": "norm"}, "conv/input_range is a leaf of hardware"),
     ):
         with pytest.raises(ValueError, match=text):
