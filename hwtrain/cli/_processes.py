@@ -33,6 +33,7 @@ def run_all(
     *,
     jobs: int,
     stop: Callable[[], bool],
+    started: Callable[[int], None] = lambda number: None,
 ) -> Iterator[Ended]:
     """Runs commands, several at a time, and yields each that has ended.
 
@@ -41,6 +42,7 @@ def run_all(
       jobs: number of processes.
       stop: whether to stop: the processes are then interrupted once, and no further
         ones are started.
+      started: is told the number of each command when it starts.
 
     Raises:
       KeyboardInterrupt: if `stop` returned true, when all processes have ended.
@@ -55,6 +57,7 @@ def run_all(
                 number, (words, log) = waiting.pop(0)
                 process = context.Process(target=_run, args=(list(words), str(log)))
                 process.start()
+                started(number)
                 running[process.sentinel] = number, process, log
             ended: Any = wait(list(running), timeout=0.1)
             for sentinel in ended:

@@ -2,7 +2,7 @@
 
 import argparse
 import shutil
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -65,10 +65,17 @@ def main(options: argparse.Namespace) -> int:
     console.print(f"{verb} {out}", soft_wrap=True, highlight=False)
     (out / "logs").mkdir(exist_ok=True)
     results: list[Result] = []
-    with bad_input(), show_count(console, options.trials or len(points)) as report:
+    total = options.trials or len(points)
+
+    def started(one: Point) -> None:
+        what = one.title.partition(": ")[2]
+        text = f"run {one.number} of {total} started: {what}"
+        console.print(text, soft_wrap=True, highlight=False, markup=False)
+
+    with bad_input(), show_count(console, total) as report:
         rounds = _rounds(options, space, out, results) if space else [points]
         for batch in rounds:
-            for result in _run(options, overrides, out, batch):
+            for result in _run(options, overrides, out, batch, started):
                 results.append(result)
                 report(_said(result))
     results.sort(key=lambda result: result.point.number)
@@ -140,6 +147,7 @@ def _run(
     overrides: Sequence[str],
     out: Path,
     points: Iterable[Point],
+    started: Callable[[Point], None],
 ) -> Iterator[Result]:
     """Yields the results of runs, in the order in which they end."""
     points = list(points)
@@ -156,7 +164,12 @@ def _run(
         words += ["--resume"] if folder.is_run(one.folder) else []
         left.append((one, words, out / "logs" / f"{one.number:04d}.txt"))
     commands = [(words, log) for _, words, log in left]
-    for ended in run_all(commands, jobs=options.jobs, stop=options.stop):
+    for ended in run_all(
+        commands,
+        jobs=options.jobs,
+        stop=options.stop,
+        started=lambda number: started(left[number][0]),
+    ):
         one, _, log = left[ended.number]
         if not ended.status:
             yield read_result(one)

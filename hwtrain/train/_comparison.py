@@ -17,6 +17,7 @@ from hwtrain.checkpoint._disk import RESUME
 from hwtrain.chips._clip_bounds import with_clipped
 from hwtrain.train import _report as report
 from hwtrain.train._chips import chip_seeds, chips_of, exports
+from hwtrain.train._closing import closing
 from hwtrain.train._config import Config, has_deviation
 from hwtrain.train._cost import cost_of
 from hwtrain.train._entries import EntryError
@@ -28,7 +29,6 @@ from hwtrain.train._preparation import Preparation, variables_of, with_effective
 from hwtrain.train._report import HARDWARE_AWARE, PLAIN, OnChips
 from hwtrain.train._task import Task
 from hwtrain.train._training import Measuring, Training, stop_if_asked, train_seed
-from hwtrain.weights import WeightModifierParameter
 
 _MODE = "chip_mode"
 
@@ -382,44 +382,7 @@ def _show_results(
     for each in report.by_metric(results).values():
         _say(console, f"\n{report.headline(each, mode=_MODE)}")
         console.print(report.table(each))
-    first = out / "export" / f"seed_{config.training.seeds[0]}"
-    known = isinstance(config.hardware.modifier, WeightModifierParameter)
-    other = "hardware.modifier.std_dev=0.4" if known else "training.steps=4000"
-    more, looking = "\n", ""
-    if exports(config):
-        more = f"""
-  export/seed_*               hardware-ready checkpoints: conductances in µS, scales,
-                              input ranges{_drawn(config)}
-"""
-        looking = f"""
-  look at the exported chip:      hwtrain inspect {first}
-  program a chip or a simulator:  hwtrain convert {first} --to npz"""
-    _say(
-        console,
-        f"""
-Everything lies in {out}:
-  results.json, results.png   the table above, every single value, and its plot{more}\
-  {PLAIN}/seed_*, {HARDWARE_AWARE}/seed_*
-                              Orbax checkpoints of the training
-  config.json                 the configuration, every entry
-
-What to do next:{looking}
-  try other settings:             add --set {other} --out DIR
-  train a model of your own:      copy recipes/digits.py and its configuration""",
-    )
-
-
-def _drawn(config: Config) -> str:
-    """Returns what is drawn once for the exported chip, in words."""
-    found = {
-        "frozen mismatch": any(x.mismatch and x.mismatch.draws for x in config.chips),
-        "programming noise": any(x.noise_model is not None for x in config.chips),
-        "stuck devices": any(x.sticks for x in config.chips),
-    }
-    words = " and ".join(word for word, there in found.items() if there)
-    if not words:
-        return "; no chip, because nothing on it is frozen"
-    return f", chip {config.export.chip_seed} with its {words}"
+    _say(console, closing(config, out))
 
 
 def _say(console: Console, text: str) -> None:

@@ -2,28 +2,47 @@
 
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
+from typing import Any, Protocol
 
 import jax
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn
+from rich.progress import BarColumn, Progress, TaskID, TaskProgressColumn, TextColumn
 from rich.progress import TimeRemainingColumn as TimeRemaining
-
-Report = Callable[[int, jax.Array], float | None]
 
 _EVERY_S = 0.2
 _PLAIN_LINES = 4
 
 
+class Shown(Protocol):
+    """Where a training tells its progress."""
+
+    def report(self, step: int, loss: jax.Array) -> float | None:
+        """Tells that an update has been started.
+
+        So as not to wait for this update, it reads and returns the loss of an earlier
+        one that it was told of, or `None` if it reads none.
+
+        Args:
+          step: number of updates.
+          loss: its loss.
+        """
+        ...
+
+    def aside(self, loss: jax.Array) -> AbstractContextManager[None]:
+        """Keeps what is done under it, beside the updates, out of their rate.
+
+        Args:
+          loss: of the last update, which it waits for.
+        """
+        ...
+
+
 @contextmanager
 def show_progress(
     console: Console, title: str, *, start: int, steps: int
-) -> Iterator[Report]:
-    """Shows loss and steps per second while a training runs.
-
-    Yields `report(step, loss)`, to be called after each update. So as not to wait for
-    the update just started, it reads and returns the loss of the previous report, or
-    `None` if it reads none.
+) -> Iterator[Shown]:
+    """Shows loss and steps per second while a training runs, and yields where to tell.
 
     Args:
       console: where to show it.
@@ -32,7 +51,7 @@ def show_progress(
       steps: total number of updates.
     """
     if not console.is_terminal:
-        yield _plain_lines(console, title, steps)
+        yield _Lines(console, title, steps)
         return
     columns = (
         TextColumn("{task.description:26}"),
@@ -45,28 +64,7 @@ def show_progress(
     )
     with Progress(*columns, console=console) as bar:
         task = bar.add_task(title, total=steps, completed=start, loss="-", rate="-")
-        rate = _Rate()
-        shown, pending = time.monotonic(), None
-
-        def report(step: int, loss: jax.Array) -> float | None:
-            nonlocal shown, pending
-            now = time.monotonic()
-            last = step >= steps
-            rate.start(step)
-            if now - shown < _EVERY_S and not last:
-                return None
-            value = float(loss if last or pending is None else pending)
-            bar.update(
-                task,
-                completed=step,
-                refresh=last,
-                loss=f"{value:.4f}",
-                rate=rate.at(step),
-            )
-            shown, pending = now, loss
-            return value
-
-        yield report
+        yield _Bar(bar, task, steps)
 
 
 @contextmanager
@@ -94,36 +92,86 @@ def show_count(console: Console, total: int) -> Iterator[Callable[[str], None]]:
         yield report
 
 
-def _plain_lines(console: Console, title: str, steps: int) -> Report:
-    rate = _Rate()
-    marks = {steps * line // _PLAIN_LINES for line in range(1, _PLAIN_LINES)} | {steps}
+class _Rated:
+    """Steps per second, without the first step, which includes compiling."""
 
-    def report(step: int, loss: jax.Array) -> float | None:
-        rate.start(step)
-        if step not in marks:
+    _since: tuple[float, int] | None = None
+
+    @contextmanager
+    def aside(self, loss: jax.Array) -> Iterator[None]:
+        jax.block_until_ready(loss)
+        self.waited()
+        start = time.monotonic()
+        yield
+        if self._since is not None:
+            moment, step = self._since
+            self._since = moment + time.monotonic() - start, step
+
+    def waited(self) -> None:
+        """Is told that all reported steps have ended."""
+
+    def started(self, step: int, loss: jax.Array) -> None:
+        """Counts from here on, if this is the first step."""
+        if self._since is None:
+            jax.block_until_ready(loss)
+            self._since = time.monotonic(), step
+
+    def rate(self, step: int) -> str:
+        """Returns the rate until now, when this step has ended."""
+        if self._since is None or step <= self._since[1]:
+            return "-"
+        seconds = max(time.monotonic() - self._since[0], 1e-9)
+        rate = (step - self._since[1]) / seconds
+        return f"{rate:.0f}" if rate >= 10 else f"{rate:.2g}"
+
+
+class _Lines(_Rated):
+    def __init__(self, console: Console, title: str, steps: int):
+        self._console, self._title, self._steps = console, title, steps
+        marks = {steps * line // _PLAIN_LINES for line in range(1, _PLAIN_LINES)}
+        self._marks = marks | {steps}
+
+    def report(self, step: int, loss: jax.Array) -> float | None:
+        self.started(step, loss)
+        if step not in self._marks:
             return None
         value = float(loss)
-        console.print(
-            f"{title}: step {step}/{steps}, loss {value:.4f}, {rate.at(step)} steps/s",
+        self._console.print(
+            f"{self._title}: step {step}/{self._steps}, loss {value:.4f}, "
+            f"{self.rate(step)} steps/s",
             soft_wrap=True,
             highlight=False,
         )
         return value
 
-    return report
 
+class _Bar(_Rated):
+    def __init__(self, bar: Progress, task: TaskID, steps: int):
+        self._bar, self._task, self._steps = bar, task, steps
+        self._shown = time.monotonic()
+        self._last: tuple[int, jax.Array] | None = None
+        self._pending: tuple[int, jax.Array] | None = None
 
-class _Rate:
-    """Steps per second after the end of the first step, which includes compiling."""
+    def waited(self) -> None:
+        self._pending = self._last
 
-    def __init__(self):
-        self._first: tuple[float, int] | None = None
-
-    def start(self, step: int) -> None:
-        self._first = self._first or (time.monotonic(), step)
-
-    def at(self, step: int) -> str:
-        if self._first is None or step <= self._first[1]:
-            return "-"
-        seconds = max(time.monotonic() - self._first[0], 1e-9)
-        return f"{(step - self._first[1]) / seconds:.0f}"
+    def report(self, step: int, loss: jax.Array) -> float | None:
+        self.started(step, loss)
+        last = step >= self._steps
+        self._last = step, loss
+        if time.monotonic() - self._shown < _EVERY_S and not last:
+            return None
+        # Steps after the one whose loss is read may only have been started.
+        array: Any = loss
+        ended = last or array.is_ready()
+        done, read = self._last if ended else self._pending or self._last
+        value = float(read)
+        self._bar.update(
+            self._task,
+            completed=done,
+            refresh=last,
+            loss=f"{value:.4f}",
+            rate=self.rate(done),
+        )
+        self._shown, self._pending = time.monotonic(), self._last
+        return value

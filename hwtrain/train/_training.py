@@ -136,24 +136,26 @@ def _train(
     updates = run_steps(
         training.step, state, source, steps=steps, seed=seed, generator=generator
     )
-    with show_progress(console, title, start=done, steps=steps) as report:
+    every = training.log.parameter.every if training.log is not None else 0
+    with show_progress(console, title, start=done, steps=steps) as progress:
         for number, (state, loss) in enumerate(updates, start=done + 1):
-            shown = report(number, loss)
+            shown = progress.report(number, loss)
             asked, measuring = stop(), course.measures(number)
             saving = asked or measuring or number % parameter.checkpoint_every == 0
             saving = saving or number == steps
             # Only these steps wait for the device.
             if saving or not (shown is None or math.isfinite(shown)):
                 _require_no_bad(state, manager, title, parameter.learning_rate)
-            if measuring:
-                course.measure(number, state)
-            if write is not None and training.log is not None:
-                every = training.log.parameter.every
-                if number == 1 or number % every == 0 or number == steps:
-                    key = jax.random.key(seed, impl=generator)
-                    write(number, training.log.measure(state, key))
-            if saving:
-                checkpoints.save(manager, state, course.saved(source.state()))
+            writing = number == 1 or number == steps or (every and number % every == 0)
+            if saving or (writing and write is not None):
+                with progress.aside(loss):
+                    if measuring:
+                        course.measure(number, state)
+                    if write is not None and training.log is not None and writing:
+                        key = jax.random.key(seed, impl=generator)
+                        write(number, training.log.measure(state, key))
+                    if saving:
+                        checkpoints.save(manager, state, course.saved(source.state()))
             if course.ended:
                 _say(console, f"{title}: {course.why_ended}")
                 break

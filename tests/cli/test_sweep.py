@@ -104,6 +104,13 @@ def test_a_sweep_is_its_runs_by_hand(config, tmp_path, hwtrain):
     )
     assert status == 0, error
     assert "best: run " in said and "at 50" in said
+    lines = said.splitlines()
+    for number in range(2):
+        (begun,) = (x for x in lines if x.startswith(f"run {number} of 2 started: "))
+        (ended,) = (x for x in lines if x.startswith(f"run {number}: "))
+        assert lines.index(begun) < lines.index(ended)
+        what = begun.partition("started: ")[2]
+        assert ended.startswith(f"run {number}: {what}: ")
     words = ["--set", "hardware.modifier.std_dev=0.3", "--set", "training.seeds=[0,1]"]
     alone = tmp_path / "alone"
     assert program("train", config, *words, "--out", alone).wait() == 0

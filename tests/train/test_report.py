@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from rich.console import Console
 
+from hwtrain.train import _progress
 from hwtrain.train import _report as report
 from hwtrain.train._progress import show_progress
 from hwtrain.train._report import OnChips
@@ -137,7 +138,7 @@ def test_progress_is_a_bar_in_a_terminal():
     console = Console(file=file, force_terminal=True, width=120)
     with show_progress(console, "plain, seed 0", start=0, steps=8) as tell:
         for step in range(1, 9):
-            tell(step, jnp.float32(0.25))
+            tell.report(step, jnp.float32(0.25))
     last = file.getvalue().rstrip().split("\n")[-2]
     assert "plain, seed 0" in last
     assert "loss 0.2500" in last
@@ -148,9 +149,67 @@ def test_progress_is_a_few_lines_elsewhere():
     file = io.StringIO()
     with show_progress(Console(file=file), "plain", start=3, steps=8) as tell:
         for step in range(4, 9):
-            tell(step, jnp.float32(0.25))
+            tell.report(step, jnp.float32(0.25))
     lines = file.getvalue().splitlines()
     assert [line.split(",")[0] for line in lines] == [
         f"plain: step {step}/8" for step in (4, 6, 8)
     ]
     assert all("loss 0.2500" in line and "steps/s" in line for line in lines)
+
+
+class Clock:
+    """A clock that goes on only by what is done."""
+
+    now = 0.0
+
+    def monotonic(self):
+        return self.now
+
+
+class Loss:
+    """A loss that a device has computed only after some time, as it computes them all
+    one after the other."""
+
+    def __init__(self, clock, ready):
+        self.clock, self.ready = clock, ready
+
+    def block_until_ready(self):
+        self.clock.now = max(self.clock.now, self.ready)
+        return self
+
+    def is_ready(self):
+        return self.clock.now >= self.ready
+
+    def __float__(self):
+        self.block_until_ready()
+        return 0.25
+
+
+@pytest.mark.parametrize("terminal", [False, True])
+@pytest.mark.parametrize("start", [0, 3])
+@pytest.mark.parametrize(
+    ("step_s", "rate"), [(0.01, "100"), (0.4, "2.5"), (4.0, "0.25")]
+)
+def test_the_rate_is_that_of_the_steps_alone(
+    monkeypatch, terminal, start, step_s, rate
+):
+    clock, file = Clock(), io.StringIO()
+    monkeypatch.setattr(_progress, "time", clock)
+    console = Console(file=file, force_terminal=terminal, width=120)
+    rates, steps, ready = [], 400, 0.0
+    with show_progress(console, "plain", start=start, steps=steps) as told:
+        original = type(told).rate
+        monkeypatch.setattr(
+            type(told), "rate", lambda *a: rates.append(original(*a)) or rates[-1]
+        )
+        for step in range(start + 1, steps + 1):
+            clock.now += 1e-4
+            if step == start + 1:
+                clock.now += 60.0  # compiles
+            ready = max(ready, clock.now) + step_s
+            told.report(step, Loss(clock, ready))
+            if step in (1, 100, 250):
+                with told.aside(Loss(clock, ready)):
+                    clock.now += 30.0  # writes a log, whose program is compiled
+    assert {*rates} <= {"-", rate} and rates[-1] == rate
+    assert f"{rate} steps/s" in file.getvalue()
