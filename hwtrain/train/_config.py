@@ -280,8 +280,10 @@ class TrainingParameter:
     batch_size: Size = 64
     """Examples in each update, of data in arrays."""
     optimizer: Source = "optax:adam"
-    """`module:function` or `file.py:function` that takes a learning rate and returns an
-    optax transformation."""
+    """`module:function` or `file.py:function` that takes the learning rate's schedule,
+    a function of the number of updates done, and returns an optax transformation. One
+    that ignores its argument also ignores `learning_rate` and `schedule`, which are
+    then for input ranges and learned clip bounds only."""
     learning_rate: PositiveDeviation = 1e-3
     """Learning rate of the first update."""
     schedule: Literal["constant", "cosine"] = "cosine"

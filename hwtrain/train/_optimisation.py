@@ -54,7 +54,8 @@ def base_optimizer(
     except Exception as error:
         raise EntryError(
             "training.optimizer",
-            f"expected {training.optimizer} to be a function of a learning rate, got "
+            f"expected {training.optimizer} to be a function of the learning rate's "
+            "schedule, itself a function of the number of updates; got "
             f"{reason(error)}",
         ) from error
     if not isinstance(optimizer, optax.GradientTransformation):

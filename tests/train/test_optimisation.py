@@ -4,11 +4,14 @@ import functools
 from pathlib import Path
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from hwtrain._parts.fields import from_dict, to_dict
 from hwtrain.train import Config, init_state, prepare, read_config
+from hwtrain.train._config import TrainingParameter
+from hwtrain.train._optimisation import base_optimizer, learning_rate
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 RAMP = (
@@ -98,3 +101,23 @@ def test_they_round_trip_and_their_errors_name_the_key():
     unknown = RAMP[:-1] + ', layers={"nowhere" = 0.5}}'
     with pytest.raises(ValueError, match="'nowhere' matches no layer"):
         prepare(read("digits_mlp.toml", unknown), CONFIGS)
+
+
+@pytest.mark.parametrize("schedule", ["constant", "cosine"])
+def test_an_optimizer_is_given_the_schedule_of_the_learning_rate(tmp_path, schedule):
+    (tmp_path / "own.py").write_text(
+        "import optax\n\n\ndef half(rate):\n"
+        "    return optax.sgd(lambda step: rate(step) / 2)\n"
+    )
+    training = TrainingParameter(
+        steps=4, optimizer="own.py:half", learning_rate=0.8, schedule=schedule
+    )
+    optimizer = base_optimizer(training, learning_rate(training), tmp_path)
+    state = optimizer.init(jnp.zeros(()))
+    found = []
+    for _ in range(4):
+        change, state = optimizer.update(jnp.ones(()), state)
+        found.append(-float(change))
+    cosine = 0.2 * (1 + np.cos(np.pi * np.arange(4) / 4))
+    expected = [0.4] * 4 if schedule == "constant" else cosine
+    np.testing.assert_allclose(found, expected, rtol=1e-5)
