@@ -321,12 +321,6 @@ BAD = {
         r"no array has the path of a parameter: it has enc/a, enc/b; the model has "
         r"head/bias.*rename = \{ \"enc/\(\.\*\)\" = '\\1' \}",
     ),
-    "only statistics": (
-        FRESH,
-        {"batch_stats/norm/mean": np.ones(5)},
-        {},
-        "no array has the path of a parameter",
-    ),
     "names of PyTorch": (
         FRESH,
         {"fc/weight": np.ones((5, 4))},

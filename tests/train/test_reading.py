@@ -104,7 +104,7 @@ def test_overrides_are_laid_over_the_file():
         ),
         ("rules.first.rows=1", "unknown key rules.first; rules is a list, and the fi"),
         ("rules.0.rows=1", "index of an entry of rules, but it has none; got 0; a ne"),
-        ("training.seeds.1=1", "index of an entry of training.seeds, 0 to 0; got 1;"),
+        ("training.seeds.3=9", "index of an entry of training.seeds, 0 to 2; got 3;"),
     ],
 )
 def test_a_wrong_override_is_one_line_that_names_it(override, message):
