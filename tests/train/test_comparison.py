@@ -13,6 +13,7 @@ from rich.console import Console
 import hwtrain as hw
 from hwtrain._arrays import paths
 from hwtrain.devices import StuckParameter
+from hwtrain.train import _closing
 from hwtrain.train import _comparison as comparison
 from hwtrain.train import _linen as linen
 from hwtrain.train import _nnx as nnx
@@ -187,7 +188,7 @@ def test_an_own_mismatch_labels_its_results(folder, sigma):
     )
     expected = "gains of 0.2" if sigma == 0.2 else "gains as configured"
     assert (found.mismatch_std, found.mismatch) == (None, expected)
-    drawn = comparison._drawn(config)
+    drawn = _closing._drawn(config)
     assert drawn == ", chip 0 with its frozen mismatch and programming noise"
 
 
