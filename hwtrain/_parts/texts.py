@@ -3,13 +3,15 @@
 from typing import Any
 
 NOISE = "noise at g_max"
-"""Column of standard deviations in µS, for a device at the largest conductance."""
+"""Column of standard deviations in µS of the largest weight, whose devices are at the
+largest conductance; with several pairs, of the sum that the weight is."""
 
 
 def in_microsiemens(name: str, share: float, ctx: Any) -> dict[str, str]:
     r"""Returns the cell for a deviation relative to the largest weight.
 
-    A :math:`\sigma` of weights is :math:`\sigma (g_\text{max} - g_\text{min})` there.
+    A :math:`\sigma` of weights is :math:`\sigma (g_\text{max} - g_\text{min})` there;
+    with several pairs, that times the sum of their factors.
 
     Args:
       name: label of the deviation.
@@ -19,7 +21,7 @@ def in_microsiemens(name: str, share: float, ctx: Any) -> dict[str, str]:
     converter = ctx.weight.hardware.converter
     if converter is None:
         return {}
-    return {NOISE: f"{name} {share * (converter.g_max - converter.g_min):.3g} µS"}
+    return {NOISE: f"{name} {share * converter.full_scale:.3g} µS"}
 
 
 def span(low: float, high: float) -> str:

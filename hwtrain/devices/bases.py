@@ -63,7 +63,9 @@ class NoiseModel(Part):
             for name in scales
             if getattr(self, name, 1.0) != 1.0
         )
-        sigma = float(np.asarray(self.programming_sigma(self.g_max)))
+        factors, g = np.array(ctx.weight.hardware.converter.full_devices).T
+        # Its devices are programmed one by one: their noise adds in squares.
+        sigma = np.linalg.norm(factors * [self.programming_sigma(x) for x in g])
         noise = f"programming {sigma:.3g} µS"
         return {ctx.column: f"{self.describe()}{changed}", NOISE: noise}
 
@@ -148,6 +150,16 @@ class ConductanceConverter(DescribedConverter, Part):
     one number per tile, or one per column."""
     units: ClassVar[Mapping[str, str]] = {}
     """Units of these parameters, by name."""
+
+    @property
+    def full_scale(self) -> float:
+        """The largest weight in conductance, in µS, its factors included."""
+        return self.g_max - self.g_min
+
+    @property
+    def full_devices(self) -> tuple[tuple[float, float], ...]:
+        """Factor on, and conductance in µS of, each device that it turns on."""
+        return ((1.0, self.g_max),)
 
     def cost(self, ctx: Any) -> Cost:
         """Returns the cost of reading the devices, and their area."""

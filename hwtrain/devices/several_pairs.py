@@ -59,7 +59,9 @@ class _Pairs(ConductanceConverter):
           ValueError: for weights that are not finite, outside of `jax.jit`.
         """
         weights = require_finite(weights)
-        scale = conversion.scale_ratio(weights, self._range, per_column=self.per_column)
+        scale = conversion.scale_ratio(
+            weights, self.full_scale, per_column=self.per_column
+        )
         conductances = conversion.to_pairs(
             weights, scale, self.f_lst, g_min=self.g_min, g_max=self.g_max
         )
@@ -77,7 +79,7 @@ class _Pairs(ConductanceConverter):
           ValueError: if there is no `scale_ratio`.
         """
         scale = require(params, "scale_ratio")
-        limit = self._range / scale
+        limit = self.full_scale / scale
         inside = jnp.clip(weights, -limit, limit)
         conductances = conversion.to_pairs(
             inside, scale, self.f_lst, g_min=self.g_min, g_max=self.g_max
@@ -86,8 +88,14 @@ class _Pairs(ConductanceConverter):
         return conversion.beyond(conductances, excess, self.f_lst)
 
     @property
-    def _range(self) -> float:
+    def full_scale(self) -> float:
+        """The largest weight in conductance, in µS, its factors included."""
         return sum(self.f_lst) * (self.g_max - self.g_min)
+
+    @property
+    def full_devices(self) -> tuple[tuple[float, float], ...]:
+        """Factor on, and conductance in µS of, each device that it turns on."""
+        return tuple((factor, self.g_max) for factor in self.f_lst)
 
     def convert_back_to_weights(
         self, conductances: Sequence[jax.Array], params: Params
@@ -222,7 +230,7 @@ class CustomPairConductanceConverter(ConductanceConverter):
         Raises:
           ValueError: naming the weight with the largest error.
         """
-        sums, largest = self._sums, self._largest_sum
+        sums, largest = self._sums, self.full_scale
         points = 2 * len(sums) - 1
         weights = np.linspace(-1, 1, points)
         back = np.interp(weights, np.linspace(-1, 1, len(sums)), sums)
@@ -249,9 +257,9 @@ class CustomPairConductanceConverter(ConductanceConverter):
         """
         weights = require_finite(weights)
         scale = conversion.scale_ratio(
-            weights, self._largest_sum, per_column=self.per_column
+            weights, self.full_scale, per_column=self.per_column
         )
-        w_max = self._largest_sum / scale
+        w_max = self.full_scale / scale
         conductances = conversion.to_curves(weights, w_max, self.g_lst)
         return conductances, {"scale_ratio": scale}
 
@@ -267,7 +275,7 @@ class CustomPairConductanceConverter(ConductanceConverter):
           ValueError: if there is no `scale_ratio`.
         """
         scale = require(params, "scale_ratio")
-        limit = self._largest_sum / scale
+        limit = self.full_scale / scale
         inside = jnp.clip(weights, -limit, limit)
         conductances = conversion.to_curves(inside, limit, self.g_lst)
         excess = (weights - inside) * scale
@@ -294,8 +302,15 @@ class CustomPairConductanceConverter(ConductanceConverter):
         return np.asarray(self.f_lst) @ (curves[::2] - curves[1::2])
 
     @property
-    def _largest_sum(self) -> float:
+    def full_scale(self) -> float:
+        """The largest weight in conductance, in µS, its factors included."""
         return float(np.abs(self._sums).max())
+
+    @property
+    def full_devices(self) -> tuple[tuple[float, float], ...]:
+        """Factor on, and conductance in µS of, each device that it turns on."""
+        ends = zip(np.repeat(self.f_lst, 2), (curve[-1] for curve in self.g_lst))
+        return tuple((float(factor), g) for factor, g in ends if g > self.g_min)
 
 
 def _weights_of_pairs(

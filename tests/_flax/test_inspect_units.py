@@ -2,6 +2,7 @@
 
 import dataclasses
 
+import numpy as np
 import pytest
 from flax import nnx
 
@@ -44,6 +45,53 @@ def test_noise_is_in_microsiemens_at_the_largest_conductance():
     said = "weights 2.5 µS, mismatch 0.5 µS, programming 1.06 µS"
     assert row_of(chip)[0]["noise at g_max"] == said
     assert row_of(hw.Hardware(modifier=noise))[0]["noise at g_max"] == "none"
+
+
+CURVES = ((0.0, 0.0, 20.0), (20.0, 0.0, 0.0), (5.0, 5.0, 10.0), (10.0, 5.0, 5.0))
+SEVERAL = {
+    # The converter, and of each device that the largest weight turns on: factor, µS.
+    "equal": (hw.NPairConductanceConverter(f_lst=(1, 1)), [(1, 25), (1, 25)]),
+    "slices": (
+        hw.NPairConductanceConverter(f_lst=(4, 2, 1)),
+        [(4, 25), (2, 25), (1, 25)],
+    ),
+    "off": (hw.DualPairConductanceConverter(f_lst=(1, 3), g_min=5), [(1, 25), (3, 25)]),
+    "curves": (
+        hw.CustomPairConductanceConverter(f_lst=(1, 2), g_lst=CURVES),
+        [(1, 20), (2, 10), (2, 5)],
+    ),
+}
+LARGEST = {"equal": 50, "slices": 175, "off": 80, "curves": 20 + 2 * 5}
+"""The weight in µS where all of its pairs are full."""
+
+
+@pytest.mark.parametrize("name", SEVERAL)
+def test_noise_of_several_pairs_is_that_of_their_sum(name):
+    converter, on = SEVERAL[name]
+    factors, g = np.array(on, np.float64).T
+    sigma = 0.26348 + 1.9650 * g / 25 - 1.1731 * (g / 25) ** 2
+    programming = np.sqrt(np.sum((factors * sigma) ** 2))
+    chip = dataclasses.replace(
+        hw.presets.pcm(),
+        converter=converter,
+        modifier=hw.WeightModifierParameter(type="add_normal", std_dev=0.08),
+        mismatch=hw.MismatchParameter(type="mult_normal", std_dev=0.02),
+    )
+    largest = LARGEST[name]
+    said = (
+        f"weights {0.08 * largest:.3g} µS, mismatch {0.02 * largest:.3g} µS, "
+        f"programming {programming:.3g} µS"
+    )
+    assert row_of(chip)[0]["noise at g_max"] == said
+
+
+@pytest.mark.parametrize("name", SEVERAL)
+def test_the_full_scale_is_that_of_the_conductances(name):
+    converter, _ = SEVERAL[name]
+    g, params = converter.convert_to_conductances(np.array([[-1.0, 0.5, 1.0]]))
+    assert float(params["scale_ratio"]) == pytest.approx(LARGEST[name])
+    on = [float(x[0, 2]) for x in g if x[0, 2] > converter.g_min]
+    assert on == [conductance for _, conductance in converter.full_devices]
 
 
 def test_devices_are_counted_with_their_converter():
