@@ -140,14 +140,16 @@ def _tiles(weight: AnalogWeight) -> str:
     rows, columns = weight.tiles
     largest = f"{weight.row_sizes[0]}x{weight.column_sizes[0]}"
     stack = f"{math.prod(weight.stack)} x " if weight.stack else ""
-    used = sum(weight.row_sizes) * sum(weight.column_sizes)
+    said = f"{stack}{rows}x{columns} of {largest}"
     mapping = weight.hardware.mapping
-    limits = (
-        mapping and mapping.max_input_size or weight.row_sizes[0],
-        mapping and mapping.max_output_size or weight.column_sizes[0],
-    )
-    share = used / (rows * columns * limits[0] * limits[1])
-    return f"{stack}{rows}x{columns} of {largest}, {share:.0%} used"
+    high = mapping.max_input_size if mapping else None
+    wide = mapping.max_output_size if mapping else None
+    share = sum(weight.row_sizes) / (rows * high) if high else 1.0
+    share *= sum(weight.column_sizes) / (columns * wide) if wide else 1.0
+    if high and wide:
+        return f"{said}, {share:.0%} of the limit of {high}x{wide}"
+    limits = [f"{high} rows"] if high else [f"{wide} columns"] if wide else []
+    return ", ".join([said, *(f"{share:.0%} of the limit of {x}" for x in limits)])
 
 
 def _leaves(weight: AnalogWeight, plan: Plan, values: dict[str, Any]) -> str:

@@ -672,7 +672,7 @@ def test_inspect_says_how_the_window_moves():
     found = hw.inspect(analog, hw.adopt(analog, params, x), x)
     (row,) = found.rows
     assert row["layer"] == "Conv 3x3, stride 2x2, padding SAME, 2 groups"
-    assert row["tiles"] == "2 x 4x2 of 7x2, 64% used"
+    assert row["tiles"] == "2 x 4x2 of 7x2, 64% of the limit of 7x3"
     assert found.totals["tiles"] == 16
 
 

@@ -47,6 +47,27 @@ def test_noise_is_in_microsiemens_at_the_largest_conductance():
     assert row_of(hw.Hardware(modifier=noise))[0]["noise at g_max"] == "none"
 
 
+@pytest.mark.parametrize(
+    ("high", "wide", "said"),
+    [
+        (None, None, "1x1 of 6x4"),
+        (128, 128, "1x1 of 6x4, 0% of the limit of 128x128"),
+        (8, 8, "1x1 of 6x4, 38% of the limit of 8x8"),
+        (8, None, "1x1 of 6x4, 75% of the limit of 8 rows"),
+        (None, 5, "1x1 of 6x4, 80% of the limit of 5 columns"),
+        (3, 2, "2x2 of 3x2, 100% of the limit of 3x2"),
+        (4, 3, "2x2 of 3x2, 50% of the limit of 4x3"),
+    ],
+)
+def test_tiles_say_what_their_share_is_of(high, wide, said):
+    mapping = hw.MappingParameter(max_input_size=high, max_output_size=wide)
+    assert row_of(hw.Hardware(mapping=mapping))[0]["tiles"] == said
+
+
+def test_tiles_without_a_mapping_have_no_limit():
+    assert row_of(hw.Hardware())[0]["tiles"] == "1x1 of 6x4"
+
+
 CURVES = ((0.0, 0.0, 20.0), (20.0, 0.0, 0.0), (5.0, 5.0, 10.0), (10.0, 5.0, 5.0))
 SEVERAL = {
     # The converter, and of each device that the largest weight turns on: factor, µS.

@@ -169,7 +169,7 @@ def test_a_narrow_terminal_breaks_no_name(width):
             "weight": name,
             "layer": layer,
             "shape": shape,
-            "tiles": f"1x1 of {shape}, 0% used",
+            "tiles": f"1x1 of {shape}, 0% of the limit of 128x128",
             "input range": ranged,
             "leaves": f"adc_gain {ranged} to 4 (1)",
         }
