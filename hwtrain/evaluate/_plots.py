@@ -119,7 +119,7 @@ def times_axis(axes: Any, times_s: Sequence[float]) -> dict[float, float]:
 def plot_sensitivity(
     found: Sensitivity, path: Path, *, metric: str, title: str
 ) -> None:
-    """Plots a metric for each layer, with it alone or all but it from a chip.
+    """Plots a metric with each layer alone, or all but it, a chip's; costliest first.
 
     Args:
       found: from `sensitivity`.
@@ -127,9 +127,10 @@ def plot_sensitivity(
       metric: name and unit of the metric.
       title: the title.
     """
-    count = min(len(found.layers), MOST_LAYERS)
+    shown = found.order[:MOST_LAYERS]
+    count = len(shown)
     if count < len(found.layers):
-        title = f"{title} (the first {count} of {len(found.layers)} layers)"
+        title = f"{title} (the costliest {count} of {len(found.layers)} layers)"
     figure = new_figure((6.4, 1.6 + 0.34 * count))
     axes = figure.subplots()
     rows = np.arange(count)
@@ -138,9 +139,9 @@ def plot_sensitivity(
         (found.others, 0.12, ORANGE, "s", "all layers but this one are"),
     ):
         few = values.shape[1] < 2
-        spread = np.zeros(count) if few else values.std(axis=1, ddof=1)[:count]
+        spread = np.zeros(count) if few else values[shown].std(axis=1, ddof=1)
         axes.errorbar(
-            values.mean(axis=1)[:count],
+            values[shown].mean(axis=1),
             rows + shift,
             xerr=spread,
             fmt=marker,
@@ -155,7 +156,7 @@ def plot_sensitivity(
         (found.whole, ":", "all are"),
     ):
         axes.axvline(values.mean(), ls=style, lw=1, color=GREY, label=name)
-    axes.set_yticks(rows, found.layers[:count], fontsize=8)
+    axes.set_yticks(rows, [found.layers[n] for n in shown], fontsize=8)
     axes.set_ylim(count - 0.5, -0.5)
     axes.set_xlabel(f"{metric}, mean ± standard deviation over chips")
     axes.grid(axis="x", linewidth=0.4, alpha=0.6)

@@ -10,7 +10,7 @@ from rich.table import Table
 
 from hwtrain._flax.calls import Forward
 from hwtrain._plan.plan import Plan
-from hwtrain._plan.tables import as_text, count, mean_and_spread, time_name
+from hwtrain._plan.tables import as_text, count, time_name
 from hwtrain._plan.weight import AnalogWeight
 from hwtrain.evaluate._on_chips import values_on_chips
 
@@ -37,6 +37,7 @@ class Sensitivity:
       others: `[layers, chips]`, with all layers but one from the chip.
       seeds: the chips' seeds.
       t_s: seconds since programming; `None` if none were given.
+      better: `"higher"` or `"lower"`, which values of the metric are better.
     """
 
     layers: tuple[str, ...]
@@ -46,34 +47,78 @@ class Sensitivity:
     others: np.ndarray
     seeds: tuple[int, ...]
     t_s: float | None = None
+    better: str = "higher"
+
+    def __post_init__(self) -> None:
+        _check_better(self.better)
 
     @property
     def cost(self) -> np.ndarray:
-        """`[layers]`, how much a layer alone lowers the metric's mean over chips."""
-        return self.nominal.mean() - self.alone.mean(axis=1)
+        """`[layers]`, how much a layer alone worsens the metric's mean over chips."""
+        return self._costs.mean(axis=1)
 
     @property
     def gain(self) -> np.ndarray:
-        """`[layers]`, how much the mean would rise with that layer alone nominal."""
-        return self.others.mean(axis=1) - self.whole.mean()
+        """`[layers]`, how much the mean improves with that layer alone nominal."""
+        return self._gains.mean(axis=1)
+
+    @property
+    def order(self) -> np.ndarray:
+        """`[layers]`, the layers' numbers, costliest first: the order of the table."""
+        return np.argsort(-self.cost, kind="stable")
+
+    @property
+    def _costs(self) -> np.ndarray:
+        """`[layers, chips]`."""
+        return self._sign * (self.nominal - self.alone)
+
+    @property
+    def _gains(self) -> np.ndarray:
+        """`[layers, chips]`."""
+        return self._sign * (self.others - self.whole)
+
+    @property
+    def _sign(self) -> int:
+        return 1 if self.better == "higher" else -1
 
     def table(self, form: str = ".4g") -> Table:
-        """Returns a table of the metric, with a row for each layer.
+        """Returns a table of the metric, with a row for each layer, costliest first.
+
+        Costs and gains are differences on the same chips, with the half width of their
+        95 % interval by Student's t.
 
         Args:
           form: format of the numbers.
         """
-        none, every = (
-            mean_and_spread(values, form) for values in (self.nominal, self.whole)
-        )
-        found = Table(caption=f"no layer: {none}; all: {every}", caption_justify="left")
+        found = Table(caption=self._caption(form), caption_justify="left")
         found.add_column("on the chip", overflow="fold")
-        for name in ("this alone", "all but this"):
+        for name in ("this alone", "costs", "all but this", "gain"):
             found.add_column(name, justify="right")
-        for name, alone, others in zip(self.layers, self.alone, self.others):
-            cells = (mean_and_spread(values, form) for values in (alone, others))
-            found.add_row(name, *cells)
+        costs, gains = self._costs, self._gains
+        for n in self.order:
+            found.add_row(
+                self.layers[n],
+                f"{self.alone[n].mean():{form}}",
+                _with_half_width(costs[n], form),
+                f"{self.others[n].mean():{form}}",
+                _with_half_width(gains[n], form),
+            )
         return found
+
+    def _caption(self, form: str) -> str:
+        when = "" if self.t_s is None else f", {time_name(self.t_s)} old"
+        half = (
+            "; ± half the width of the 95 % interval of the mean, by Student's t over "
+            "differences on the same chips"
+            if len(self.seeds) > 1
+            else ""
+        )
+        return (
+            f"no layer on the chip: {self.nominal.mean():{form}}; all: "
+            f"{self.whole.mean():{form}}; means over {count(len(self.seeds), 'chip')}"
+            f"{when}; {self.better} is better\n"
+            f"costs: how much worse than no layer; gain: how much better than all{half}"
+        )
 
     def __str__(self) -> str:
         """Returns the table as text."""
@@ -84,11 +129,10 @@ class Sensitivity:
 
     def __repr__(self) -> str:
         """Returns one line: numbers of layers and chips, and the costliest layer."""
-        costliest = int(np.argmax(self.cost))
         return (
             f"Sensitivity(layers={len(self.layers)}, chips={len(self.seeds)}, "
             f"nominal={self.nominal.mean():.4g}, whole={self.whole.mean():.4g}, "
-            f"costliest={self.layers[costliest]!r})"
+            f"costliest={self.layers[self.order[0]]!r})"
         )
 
 
@@ -104,6 +148,7 @@ def sensitivity(
     chunk: int | None = None,
     call_kwargs: Mapping[str, Any] | None = None,
     forward: Forward | None = None,
+    better: str = "higher",
 ) -> Sensitivity:
     """Evaluates a model with one layer, or all but one, from a chip.
 
@@ -137,10 +182,14 @@ def sensitivity(
       chunk: as for `population`.
       call_kwargs: as for `population`.
       forward: as for `population`.
+      better: `"higher"` or `"lower"`, which values of the metric are better: a cost is
+        a worsening.
 
     Raises:
-      ValueError: as for `population`, or if no layer differs between chips.
+      ValueError: as for `population`, if no layer differs between chips,
+        or for another `better`.
     """
+    _check_better(better)
     layers: dict[str, list[str]] = {}
 
     def subsets(plan: Plan) -> list[dict[str, bool]]:
@@ -182,7 +231,27 @@ def sensitivity(
         others=values[ends:],
         seeds=seeds,
         t_s=t_s,
+        better=better,
     )
+
+
+def _check_better(better: str) -> None:
+    """Raises a `ValueError` for anything but the two directions of a metric."""
+    if better not in ("higher", "lower"):
+        raise ValueError(f'better must be "higher" or "lower"; got {better!r}')
+
+
+def _with_half_width(differences: np.ndarray, form: str) -> str:
+    """Returns the mean of differences, and half the width of its 95 % interval."""
+    chips = len(differences)
+    if chips < 2:
+        return f"{differences.mean():{form}}"
+    from scipy import stats
+
+    # For equal differences, the rounding of the mean would look like a spread.
+    spread = differences.std(ddof=1) if np.ptp(differences) else 0.0
+    half = stats.t.ppf(0.975, chips - 1) * spread / np.sqrt(chips)
+    return f"{differences.mean():{form}} ± {half:{form}}"
 
 
 def _differs(weight: AnalogWeight) -> bool:

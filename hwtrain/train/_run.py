@@ -196,6 +196,7 @@ class Run:
             t_s=t_s,
             forward=self.ready.task.on_chip,
             key=jax.random.key(self.config.evaluation.seed),
+            better=self.metric.better,
         )
 
 

@@ -129,12 +129,16 @@ def test_a_sensitivity_is_printed_as_a_table():
     text = str(found)
     assert text.startswith("2 layers on 3 chips, chip_mode, 1 min old\n")
     for cells in (
-        ("a/b", "0.6 ± 0.1", "0.8 ± 0.1"),
-        ("c", "0.8 ± 0", "0.5 ± 0.2"),
+        # t(2) = 4.3027: 4.3027 * 0.1 / sqrt(3) = 0.2484 for differences 0.4, 0.3, 0.2
+        # and for 0.5, 0.4, 0.3; those of "c" are 0.1 each time.
+        ("a/b", "0.6", "0.3 ± 0.2484", "0.8", "0.4 ± 0.2484"),
+        ("c", "0.8", "0.1 ± 0", "0.5", "0.1 ± 0"),
     ):
         line = next(line for line in text.splitlines() if f" {cells[0]} " in line)
         assert [cell.strip() for cell in line.strip("│").split("│")] == [*cells]
-    assert "no layer: 0.9 ± 0; all: 0.4 ± 0.2" in text
+    said = " ".join(text.split())
+    assert "no layer on the chip: 0.9; all: 0.4; means over 3 chips, 1 min old" in said
+    assert "higher is better" in said and "± half the width of the 95 %" in said
     assert "costliest='a/b'" in repr(found)
 
 

@@ -275,6 +275,17 @@ def test_evaluate_by_layer(run, tmp_path, hwtrain):
     assert f"{np.mean(alone[0]):.2f}" in said
 
 
+def test_a_run_tells_which_values_of_its_metric_are_better(run):
+    opened = open_run(run)
+    ready = opened.ready
+    task = ready.task._replace(metrics=(opened.metric._replace(better="lower"),))
+    lower = dataclasses.replace(opened, ready=dataclasses.replace(ready, task=task))
+    variables = variables_of(opened.ready, opened.trained(3))
+    up, down = (x.sensitivity(variables, chips=1) for x in (opened, lower))
+    np.testing.assert_allclose(up.cost, -down.cost)
+    assert (up.better, down.better) == ("higher", "lower")
+
+
 def test_evaluate_varies_what_can_be_traced_and_what_cannot(run, tmp_path, hwtrain):
     out, png = tmp_path / "points.json", tmp_path / "points.png"
     words = ["--vary", "mismatch.std_dev=0.05,0.4", "--required", 20, "--chips", 3]

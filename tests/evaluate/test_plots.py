@@ -103,6 +103,33 @@ def test_no_text_is_cut_off(tmp_path, drawn, draw, title):
             assert left.x1 < right.x0
 
 
+def test_the_costliest_layers_are_on_top(tmp_path, drawn, monkeypatch):
+    monkeypatch.setattr(plots, "MOST_LAYERS", 2)
+    alone = np.array([[9.0, 7.0], [5.0, 4.0], [7.0, 8.0]])
+    found = Sensitivity(
+        layers=("a", "b", "c"),
+        nominal=np.array([9.0, 9.0]),
+        whole=np.array([2.0, 2.0]),
+        alone=alone,
+        others=alone - 1,
+        seeds=(0, 1),
+    )
+    path = tmp_path / "a.png"
+    plots.plot_sensitivity(found, path, metric="accuracy", title=SHORT)
+    (axes,) = drawn[0].axes
+    assert [label.get_text() for label in axes.get_yticklabels()] == ["b", "c"]
+    assert axes.get_ylim() == (1.5, -0.5)
+    points = [box.lines[0].get_xdata() for box in axes.containers]
+    np.testing.assert_allclose(points, [[4.5, 7.5], [3.5, 6.5]])
+    ends = [
+        [x for x, _ in line] for line in axes.containers[0].lines[2][0].get_segments()
+    ]
+    np.testing.assert_allclose(ends[0], 4.5 + np.sqrt(0.5) * np.array([-1, 1]))
+    assert "the costliest 2 of 3 layers" in " ".join(
+        t.get_text() for t in texts(drawn[0])
+    )
+
+
 @pytest.mark.parametrize("count", [1, 2, 4, 40, 300, 10**5])
 def test_counts_are_whole_numbers(tmp_path, drawn, count):
     histograms(tmp_path / "a.png", SHORT, counts=(count,))

@@ -82,7 +82,7 @@ def test_each_case_is_a_chip_made_by_hand(framework):
     batches = [(X[:12], Y[:12]), (X[12:], Y[12:])]
     seeds = (0, 3, 7)
     options = {"chips": seeds, "key": jax.random.key(2)}
-    found = sensitivity(model, params, batches, score, **options)
+    found = sensitivity(model, params, batches, score, better="lower", **options)
     # The head's mismatch is zero: nothing of it differs.
     assert found.layers == ("first", "second") and found.seeds == seeds
     plain = hw.strip(params)
@@ -106,10 +106,11 @@ def test_each_case_is_a_chip_made_by_hand(framework):
     # It is on: the layers differ, and by their own amounts.
     spread = found.alone.std(axis=1)
     assert spread[0] > 0 and spread[1] > 0 and found.nominal.std() < 1e-6
+    assert found.better == "lower"
     np.testing.assert_allclose(
-        found.cost, found.nominal.mean() - found.alone.mean(axis=1)
+        found.cost, found.alone.mean(axis=1) - found.nominal.mean()
     )
-    np.testing.assert_allclose(found.gain, found.others.mean(1) - found.whole.mean())
+    np.testing.assert_allclose(found.gain, found.whole.mean() - found.others.mean(1))
 
 
 @pytest.mark.parametrize("framework", [0, 1], ids=["linen", "nnx"])
@@ -185,6 +186,64 @@ def test_a_model_whose_chips_are_all_alike():
         sensitivity(model, params, [(X, Y)], score, chips=0, key=jax.random.key(0))
     with pytest.raises(ValueError, match="would change nothing"):
         sensitivity(model, params, [(X, Y)], score, t_s=1.0, **options)
+
+
+def found_of(rng, chips=5, better="higher"):
+    """Returns a made-up result of layers a, b, c of costs 1, 5 and 3, in the mean."""
+    base = rng.normal(90, 2, chips)
+    sign = 1 if better == "higher" else -1
+    lost = np.array([[1.0], [5.0], [3.0]]) + rng.normal(0, 0.1, (3, chips))
+    return Sensitivity(
+        layers=("a", "b", "c"),
+        nominal=base,
+        whole=base - sign * lost.sum(axis=0),
+        alone=base - sign * lost,
+        others=base - sign * (lost.sum(axis=0) - lost),
+        seeds=tuple(range(chips)),
+        better=better,
+    )
+
+
+@pytest.mark.parametrize("better", ["higher", "lower"])
+def test_a_cost_is_a_worsening_and_the_costliest_layer_comes_first(better):
+    found = found_of(np.random.default_rng(0), better=better)
+    np.testing.assert_allclose(found.cost, [1, 5, 3], atol=0.2)
+    np.testing.assert_allclose(found.gain, found.cost)
+    assert found.order.tolist() == [1, 2, 0] and "costliest='b'" in repr(found)
+    table = found.table(".3f")
+    columns = {column.header: list(column.cells) for column in table.columns}
+    assert list(columns) == [
+        "on the chip",
+        "this alone",
+        "costs",
+        "all but this",
+        "gain",
+    ]
+    assert columns["on the chip"] == ["b", "c", "a"]
+    assert f"{better} is better" in str(table.caption)
+    # t(4) = 2.7764 at 97.5 %; chips differ by 2, and what a layer costs on them by 0.1.
+    for row, layer in enumerate([1, 2, 0]):
+        lost = abs(found.nominal - found.alone[layer])
+        half = 2.776445 * np.sqrt(((lost - lost.mean()) ** 2).sum() / 4 / 5)
+        said = f"{lost.mean():.3f} ± {half:.3f}"
+        assert columns["costs"][row] == columns["gain"][row] == said
+        assert columns["this alone"][row] == f"{found.alone[layer].mean():.3f}"
+        assert columns["all but this"][row] == f"{found.others[layer].mean():.3f}"
+
+
+def test_one_chip_has_no_interval():
+    table = found_of(np.random.default_rng(0), chips=1).table()
+    cells = [cell for column in table.columns for cell in column.cells]
+    assert "±" not in "".join([*cells, str(table.caption)])
+
+
+def test_another_direction_is_refused():
+    model, params = models()[0]
+    options = {"chips": 2, "key": jax.random.key(0), "better": "more"}
+    with pytest.raises(ValueError, match='better must be "higher" or "lower"'):
+        sensitivity(model, params, [(X, Y)], score, **options)
+    with pytest.raises(ValueError, match='better must be "higher" or "lower"'):
+        found_of(np.random.default_rng(0), better="more")
 
 
 def test_costs_by_hand():
