@@ -74,7 +74,7 @@ class Study:
                 low, high = chips.interval
                 row["± 95 %"] = f"{(high - low) / 2:{form}}"
                 row["std"] = f"{chips.std:{form}}"
-                row["worst 5 %"] = f"{chips.quantile(tail):{form}}"
+                row[f"{100 * tail:.0f}th percentile"] = f"{chips.quantile(tail):{form}}"
             if required is not None:
                 share = chips.chip_yield(required, better)
                 low, high = chips.yield_interval(required, better)

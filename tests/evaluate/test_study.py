@@ -46,10 +46,10 @@ def test_the_table_has_the_numbers_of_each_point(study):
     assert rows[7][:3] == ("global", "1", "1 min")
     values = VALUES[:, 0, 1] + 5
     assert rows[7][3] == f"{values.mean():.2f}"
-    assert rows[7][names.index("worst 5 %")] == f"{np.quantile(values, 0.05):.2f}"
+    assert rows[7][names.index("5th percentile")] == f"{np.quantile(values, 0.05):.2f}"
     assert rows[7][-1].startswith(f"{100 * np.mean(values >= 90):.0f} % (")
     lower = study.table(".2f", better="lower")
-    worst = next(c for c in lower.columns if c.header == "worst 5 %")
+    worst = next(c for c in lower.columns if c.header == "95th percentile")
     assert list(worst.cells)[7] == f"{np.quantile(values, 0.95):.2f}"
 
 
