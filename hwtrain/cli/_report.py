@@ -2,17 +2,20 @@
 
 import argparse
 from functools import partial
+from typing import Any
 
 import tomli_w
 from rich.console import Console
+from rich.markup import escape
 
-from hwtrain._flax.inspection import inspect_plan
+from hwtrain._flax.inspection import Inspection, inspect_plan
 from hwtrain._parts.fields import to_dict
 from hwtrain._plan.tables import count
 from hwtrain._version import __version__
 from hwtrain.cli._errors import bad_input
 from hwtrain.cli._histograms import histograms_of
 from hwtrain.cli._options import Model, check_file, chip_seeds, open_model
+from hwtrain.evaluate import Costs
 from hwtrain.evaluate import _plots as plots
 from hwtrain.evaluate._html import Section, write_page
 from hwtrain.train import _report as results
@@ -47,12 +50,16 @@ def main(options: argparse.Namespace) -> int:
             )
         run = model.run
         chips = range(run.config.evaluation.chips) if seeds is None else seeds
-        sections = [_summary(run), _results(run)]
+        seed = run.config.training.seeds[0] if options.seed is None else options.seed
+        inspected = inspect_plan(model.plan, model.variables["params"])
+        constants = run.config.cost
+        cost = None if constants is None else costs(run.config, run.ready, constants)
+        sections = [_summary(run, inspected, cost), _results(run, model)]
         with console.status("evaluating on chips"):
-            sections += _over_time(run, model, chips, options.times)
-            sections += _by_layer(run, model, chips)
-        sections += [_effects(model), *_conductances(model)]
-        sections += [*_training(run, options), *_cost(run), _configuration(run)]
+            sections += _over_time(run, model, seed, chips, options.times)
+            sections += _by_layer(run, model, seed, chips)
+        sections += [_effects(inspected, seed), *_conductances(model, seed)]
+        sections += [*_training(run, seed), *_cost(cost), _configuration(run)]
         write_page(options.out, f"hwtrain: {run.folder.resolve().name}", sections)
         size = options.out.stat().st_size / 1024
         console.print(
@@ -61,35 +68,69 @@ def main(options: argparse.Namespace) -> int:
     return 0
 
 
-def _summary(run: Run) -> Section:
+def _summary(run: Run, inspected: Inspection, cost: Costs | None) -> Section:
     config = run.config
-    seeds = count(len(config.training.seeds), "training seed")
     text = (
         f"Model {config.model}, data {config.data}; "
-        f"{count(config.training.steps, 'update')}, {seeds}. Everything below is in "
-        f"chip_mode: on simulated chips as they compute. Written by hwtrain "
+        f"{count(config.training.steps, 'update')}, {_seeds(run)}. All that is said of "
+        "chips is in chip_mode: of simulated chips as they compute. Written by hwtrain "
         f"{__version__}."
     )
-    return Section("Summary", text)
-
-
-def _results(run: Run) -> Section:
     found, data = results.read_results(run.folder)
-    title = results.headline(found, mode=data.get("mode", "chip_mode"))
+    said = [f"{results.headline(found, mode=_mode(data))}:", *results.lines(found)]
+    if "devices" in inspected.totals:
+        said.append(f"{inspected.totals['devices']:,} devices")
+    if cost is not None and cost.energy_nj is not None:
+        said.append(f"{cost.energy_nj:.4g} nJ for an example")
+    return Section("Summary", text, tables=[escape(line) for line in said])
+
+
+def _results(run: Run, model: Model) -> Section:
+    found, data = results.read_results(run.folder)
+    path = run.folder / "results.json"
+    others = [results.from_data(one, path) for one in data.get("other_metrics", ())]
+    tables = []
+    for each in (found, *others):
+        shown = results.table(each)
+        shown.title = escape(results.headline(each, mode=_mode(data)))
+        tables.append(shown)
+    title = results.headline(found, mode=_mode(data))
     return Section(
         "Plain and hardware-aware",
-        "Both models run on the same chips. A band, or an error bar, is one standard "
-        "deviation of the chips.",
-        tables=[results.table(found)],
+        f"Both models, of {_seeds(run)}, run on the same chips, {_age(model)}. A band, "
+        "or an error bar, is one standard deviation of the chips.",
+        tables=tables,
         plots=[(title, lambda path: results.plot(found, path, title=title))],
     )
 
 
+def _mode(data: dict[str, Any]) -> str:
+    return data.get("mode", "chip_mode")
+
+
+def _seeds(run: Run) -> str:
+    """Returns the training seeds of a run in words."""
+    seeds = run.config.training.seeds
+    return f"training seed{'s' * (len(seeds) > 1)} {', '.join(map(str, seeds))}"
+
+
+def _drifts(model: Model) -> bool:
+    return any(w.hardware.noise_model is not None for w in model.plan.weights)
+
+
+def _age(model: Model) -> str:
+    """Returns the age of chips that no time is given for."""
+    return "just after programming" if _drifts(model) else "which do not age"
+
+
 def _over_time(
-    run: Run, model: Model, chips: range | list[int], times: list[float] | None
+    run: Run,
+    model: Model,
+    seed: int,
+    chips: range | list[int],
+    times: list[float] | None,
 ) -> list[Section]:
-    drifts = any(w.hardware.noise_model is not None for w in model.plan.weights)
-    if times is None and not drifts:
+    if times is None and not _drifts(model):
         return []
     found = run.population(
         model.variables, chips=chips, times_s=TIMES_S if times is None else times
@@ -100,14 +141,17 @@ def _over_time(
     return [
         Section(
             "Over time",
-            "Conductances drift; each time is a new read of the same chips.",
+            f"Training seed {seed}, at the ages in the table. Conductances drift; each "
+            "time is a new read of the same chips.",
             tables=[found.table(form, better=run.metric.better)],
             plots=[(title, draw)],
         )
     ]
 
 
-def _by_layer(run: Run, model: Model, chips: range | list[int]) -> list[Section]:
+def _by_layer(
+    run: Run, model: Model, seed: int, chips: range | list[int]
+) -> list[Section]:
     if not any(weight.hardware.frozen for weight in model.plan.weights):
         return []
     found = run.sensitivity(model.variables, chips=chips)
@@ -117,30 +161,31 @@ def _by_layer(run: Run, model: Model, chips: range | list[int]) -> list[Section]
     return [
         Section(
             "Sensitivity",
-            "What one layer alone costs when its weights are those of a chip, and what "
-            "would be won if it alone were nominal.",
+            f"Training seed {seed}, chips {_age(model)}. What one layer alone costs "
+            "when its weights are those of a chip, and what would be won if it alone "
+            "were nominal.",
             tables=[found.table(form)],
             plots=[(title, draw)],
         )
     ]
 
 
-def _effects(model: Model) -> Section:
-    found = inspect_plan(model.plan, model.variables["params"])
-    return Section("Hardware", "What each layer does.", tables=list(found.tables()))
+def _effects(inspected: Inspection, seed: int) -> Section:
+    text = f"What each layer does. Training seed {seed}, nominal, not yet programmed."
+    return Section("Hardware", text, tables=list(inspected.tables()))
 
 
-def _conductances(model: Model) -> list[Section]:
+def _conductances(model: Model, seed: int) -> list[Section]:
     found = histograms_of(model, bins=_BINS)
     if not found:
         return []
     title = "Target conductances of each weight"
     draw = partial(plots.plot_histograms, found, title=title)
-    return [Section("Conductances", plots=[(title, draw)])]
+    text = f"Training seed {seed}; targets, not yet programmed."
+    return [Section("Conductances", text, plots=[(title, draw)])]
 
 
-def _training(run: Run, options: argparse.Namespace) -> list[Section]:
-    seed = run.config.training.seeds[0] if options.seed is None else options.seed
+def _training(run: Run, seed: int) -> list[Section]:
     place = run.folder / LOG_FOLDER
     logs = {
         x: read_log(place / x / f"seed_{seed}.csv") for x in (PLAIN, HARDWARE_AWARE)
@@ -159,15 +204,17 @@ def _training(run: Run, options: argparse.Namespace) -> list[Section]:
         for ending, name, title in kinds:
             draw = partial(plot_layers, rows, ending, name=name, title=title)
             drawn.append((f"{name} over the updates", draw))
-    return [Section("Training", f"Training seed {seed}, one batch.", plots=drawn)]
+    text = f"Training seed {seed}, one batch; before any chip was programmed."
+    return [Section("Training", text, plots=drawn)]
 
 
-def _cost(run: Run) -> list[Section]:
-    if run.config.cost is None:
+def _cost(cost: Costs | None) -> list[Section]:
+    if cost is None:
         return []
-    found = costs(run.config, run.ready, run.config.cost)
-    return [Section("Energy, latency and area", tables=list(found.tables()))]
+    text = "The same for every training seed and age."
+    return [Section("Energy, latency and area", text, tables=list(cost.tables()))]
 
 
 def _configuration(run: Run) -> Section:
-    return Section("Configuration", code=tomli_w.dumps(to_dict(run.config)))
+    text = f"Of {_seeds(run)}."
+    return Section("Configuration", text, code=tomli_w.dumps(to_dict(run.config)))

@@ -125,6 +125,26 @@ def table(results: Sequence[OnChips]) -> Table:
     return shown
 
 
+def lines(results: Sequence[OnChips]) -> list[str]:
+    """Returns the results in words, a line for each mismatch.
+
+    >>> values = np.array([[90.0, 92.0, 94.0]])
+    >>> lines([OnChips(model="plain", mismatch_std=0.1, values=values)])
+    ['mismatch σ 0.1, 3 chips: plain 92.00 ± 2.00']
+
+    Args:
+      results: for each mismatch and model.
+    """
+    found = []
+    for level, row in _by_level(results).items():
+        chips, mismatch = _count(row[0].values.shape[1], "chip"), row[0].mismatch
+        about = f"mismatch {mismatch}, " if mismatch else ""
+        about = about if level is None else f"mismatch σ {level:g}, "
+        said = ", ".join(f"{r.model} {' '.join(_cell(r).split())}" for r in row)
+        found.append(f"{about}{chips}: {said}")
+    return found
+
+
 def as_data(results: Sequence[OnChips]) -> dict[str, Any]:
     """Returns the results as plain data: summaries, then values.
 

@@ -1,6 +1,8 @@
 """`hwtrain report`: every part of a run on one page."""
 
 import base64
+import html
+import json
 import re
 import shutil
 import subprocess
@@ -52,6 +54,25 @@ def titles(page):
     return re.findall(r"<h2[^>]*>([^<]*)</h2>", page.read_text())
 
 
+def texts(page):
+    """Returns the paragraphs and tables of each section, by its title."""
+    parts = re.split(r"<h2[^>]*>([^<]*)</h2>", page.read_text())[1:]
+    plain = [html.unescape(re.sub("<[^>]*>", "\n", part)) for part in parts]
+    return {title: text for title, text in zip(plain[::2], plain[1::2])}
+
+
+def with_another_metric(run, folder):
+    """Returns a copy of a run whose results also have a loss."""
+    copy = folder / "copy"
+    shutil.copytree(run, copy)
+    data = json.loads((copy / "results.json").read_text())
+    rows = data["values_by_seed_and_chip"]
+    losses = [row | {"values": [[0.125, 0.375], [0.25, 0.25]]} for row in rows]
+    other = {"metric": "loss in nat", "values_by_seed_and_chip": losses}
+    (copy / "results.json").write_text(json.dumps(data | {"other_metrics": [other]}))
+    return copy
+
+
 @pytest.mark.nightly
 def test_a_page_has_all_that_is_known_of_a_run(tmp_path, hwtrain):
     run = trained(tmp_path, '[cost]\npreset = "hermes_core"')
@@ -70,6 +91,23 @@ def test_a_page_has_all_that_is_known_of_a_run(tmp_path, hwtrain):
         "Energy, latency and area",
         "Configuration",
     ]
+    said = texts(out)
+    fresh = "just after programming"
+    for title, expected in {
+        "Plain and hardware-aware": f"training seed 0, run on the same chips, {fresh}",
+        "Over time": "Training seed 0, at the ages in the table",
+        "Sensitivity": f"Training seed 0, chips {fresh}",
+        "Hardware": "Training seed 0, nominal, not yet programmed",
+        "Conductances": "Training seed 0; targets, not yet programmed",
+        "Training": "Training seed 0, one batch",
+        "Energy, latency and area": "every training seed and age",
+        "Configuration": "training seed 0",
+    }.items():
+        assert expected in said[title], title
+    assert "34,048 devices" in said["Summary"]
+    energy = json.loads((run / "results.json").read_text())["cost"]
+    energy = energy["energy_nj_per_example"]
+    assert f"{energy:.4g} nJ for an example" in said["Summary"]
     text = out.read_text()
     for expected in ("hidden_0/kernel", "1 h", "prog_noise_scale = 1.0", "pcm_like"):
         assert expected in text
@@ -89,8 +127,26 @@ def test_a_page_has_all_that_is_known_of_a_run(tmp_path, hwtrain):
 
 def test_a_page_of_a_run_without_drift_and_log(run, tmp_path, hwtrain):
     out = tmp_path / "report.html"
-    status, _, error = hwtrain("report", run, out, "--chips", 2)
+    run = with_another_metric(run, tmp_path)
+    words = ["--chips", 2, "--seed", 4]
+    status, _, error = hwtrain("report", run, out, *words)
     assert status == 0, error
+    said = texts(out)
+    known = {
+        row["model"]: (row["mean"], row["std_over_chips"])
+        for row in json.loads((run / "results.json").read_text())["results"]
+    }
+    line = ", ".join(f"{k} {mean:.2f} ± {std:.2f}" for k, (mean, std) in known.items())
+    assert f"mismatch σ 0.05, 2 chips: {line}" in said["Summary"]
+    # Pairs of devices for weights from 64 to 128, 128 to 64 and 64 to 10.
+    assert "34,048 devices" in said["Summary"] and " nJ " not in said["Summary"]
+    both = said["Plain and hardware-aware"]
+    assert "of training seeds 3, 4, run on the same chips, which do not age" in both
+    # Pooled over seeds: chips differ by 0.25 with one of them, and not with the other.
+    assert "Loss in nat" in both and both.count("0.25 ± 0.125") == len(known) == 2
+    assert "Training seed 4, chips which do not age" in said["Sensitivity"]
+    for title in ("Hardware", "Conductances"):
+        assert "Training seed 4" in said[title]
     assert titles(out) == [
         "Summary",
         "Plain and hardware-aware",
