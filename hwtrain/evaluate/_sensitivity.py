@@ -245,13 +245,13 @@ def _with_half_width(differences: np.ndarray, form: str) -> str:
     """Returns the mean of differences, and half the width of its 95 % interval."""
     chips = len(differences)
     if chips < 2:
-        return f"{differences.mean():{form}}"
+        return f"{differences.mean():z{form}}"
     from scipy import stats
 
     # For equal differences, the rounding of the mean would look like a spread.
     spread = differences.std(ddof=1) if np.ptp(differences) else 0.0
     half = stats.t.ppf(0.975, chips - 1) * spread / np.sqrt(chips)
-    return f"{differences.mean():{form}} ± {half:{form}}"
+    return f"{differences.mean():z{form}} ± {half:{form}}"
 
 
 def _differs(weight: AnalogWeight) -> bool:

@@ -237,6 +237,17 @@ def test_one_chip_has_no_interval():
     assert "±" not in "".join([*cells, str(table.caption)])
 
 
+@pytest.mark.parametrize("chips", [1, 2])
+def test_a_cost_that_rounds_to_zero_has_no_sign(chips):
+    found = dataclasses.replace(
+        found_of(np.random.default_rng(0), chips=chips),
+        nominal=np.full(chips, 90.0),
+        alone=np.full((3, chips), 90.001),
+    )
+    costs = found.table(".2f").columns[2]
+    assert set(costs.cells) == {"0.00" if chips == 1 else "0.00 ± 0.00"}
+
+
 def test_another_direction_is_refused():
     model, params = models()[0]
     options = {"chips": 2, "key": jax.random.key(0), "better": "more"}
