@@ -157,10 +157,11 @@ def _build_totals(
             else:
                 chip = program_chip(tree["params"], own, chip_key(seed))
 
-            def at_time(number_and_time):
-                number, t_s = number_and_time
+            def at_time(t_s):
+                # A read is known by its time, so that other times change nothing.
+                time = jax.lax.bitcast_convert_type(t_s, jnp.uint32)
                 read = draw_key(jax.random.fold_in(key, seed), "", "read")
-                read = jax.random.fold_in(read, number)
+                read = jax.random.fold_in(read, time)
                 params = chip.at(t_s, read)
                 if deviating is not None:
                     written = with_written(nominal, plan)
@@ -171,7 +172,7 @@ def _build_totals(
                 return _sums(metric(outputs, *targets), examples_in(inputs))
 
             # Sequential, so that only the weights of one time are in memory.
-            return jax.lax.map(at_time, (jnp.arange(times.size), times))
+            return jax.lax.map(at_time, times)
 
         return jax.lax.map(on_chip, chips, batch_size=chunk)
 

@@ -1,5 +1,6 @@
 """Evaluates a metric on chips: the common program of all studies of populations."""
 
+import contextlib
 import itertools
 import operator
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -20,7 +21,7 @@ from hwtrain._parts.fields import MOST, MOST_CHIPS
 from hwtrain._plan.constants import read_by, with_values
 from hwtrain._plan.nominal import check_nominal
 from hwtrain._plan.plan import Plan
-from hwtrain._plan.traceable import IN_A_CALL, OF_A_CHIP
+from hwtrain._plan.traceable import IN_A_CALL, OF_A_CHIP, part_of
 from hwtrain.checkpoint import HardwareCheckpoint
 from hwtrain.checkpoint._same_hardware import check_hardware
 from hwtrain.chips import chip_key, program_chip
@@ -189,7 +190,7 @@ def _of_settings(seeds: Sequence[int], settings: _Settings) -> Any:
 
 
 def can_be_constants(plan: Plan, constants: Mapping[str, Sequence[Any]]) -> bool:
-    """Returns whether `population` takes these constants.
+    """Returns whether `population` takes these constants, for all layers they concern.
 
     Args:
       plan: the plan of the model.
@@ -202,7 +203,19 @@ def can_be_constants(plan: Plan, constants: Mapping[str, Sequence[Any]]) -> bool
         _sides(constants, plan, measured=False)
     except ValueError:
         return False
-    return True
+    return not any(_left_out(plan, key) for key in constants)
+
+
+def _left_out(plan: Plan, key: str) -> bool:
+    """Whether hardware has a number that is off there, and so cannot be traced."""
+    parts = (IN_A_CALL, OF_A_CHIP)
+    reached = {weight.path for part in parts for weight in read_by(plan, key, part)}
+    for weight in plan.weights:
+        with contextlib.suppress(LookupError):
+            part, _ = part_of(weight.hardware, key)
+            if part is not None and weight.path not in reached:
+                return True
+    return False
 
 
 def _sides(

@@ -1,6 +1,7 @@
 """Evaluates a model on a population of chips: what to expect of any one of them."""
 
 import dataclasses
+import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, overload
 
@@ -55,7 +56,7 @@ class Population:
         if len(self.values) < 2:
             return _plain(np.zeros(self.values.shape[1:]))
         # For equal chips, rounding of the mean would look like a spread.
-        differ = np.ptp(self.values, axis=0) > 0
+        differ = ~(np.ptp(self.values, axis=0) == 0)
         return _plain(np.where(differ, np.std(self.values, axis=0, ddof=1), 0.0))
 
     @property
@@ -130,8 +131,9 @@ class Population:
     ) -> tuple[Any, Any]:
         """Returns the bias-corrected bootstrap interval of any statistic of chips.
 
-        The chips are drawn anew, with replacement; settings and times of a chip stay
-        together. The resamples are the same in each call.
+        Bias-corrected and accelerated (Efron, 1987); of the percentiles where this is
+        undefined, because no single chip changes the statistic. The resamples are the
+        same in each call.
 
         >>> values = np.random.default_rng(0).normal(size=400)
         >>> chips = Population(values=values, seeds=tuple(range(400)))
@@ -145,8 +147,12 @@ class Population:
           resamples: number of resamples.
 
         Raises:
-          ValueError: for fewer than two chips.
+          ValueError: for fewer than two chips, or a level that is not between 0 and 1.
         """
+        if not 0 < level < 1:
+            raise ValueError(
+                f"level must be between 0 and 1, such as 0.95; got {level}"
+            )
         if len(self.values) < 2:
             raise ValueError(f"a bootstrap needs two chips, got {len(self.values)}")
         from scipy import stats
@@ -209,7 +215,7 @@ class Population:
         """Returns the row of one setting and time."""
         low, high = self.interval
         alone, few = len(self.seeds) < 2, len(self.seeds) < _FEW
-        tail = 0.05 if better == "higher" else 0.95
+        tail = 0.05 if is_higher(better) else 0.95
         cells = {
             "mean": f"{self.mean:{form}}",
             "std": "" if alone else f"{self.std:{form}}",
@@ -230,9 +236,7 @@ class Population:
         return cells
 
     def _good(self, required: float, better: str) -> np.ndarray:
-        if better not in ("higher", "lower"):
-            raise ValueError(f'better must be "higher" or "lower"; got {better!r}')
-        higher = better == "higher"
+        higher = is_higher(better)
         return self.values >= required if higher else self.values <= required
 
     def _conditions(self) -> list[dict[str, str]]:
@@ -439,6 +443,13 @@ def population(
     return {name: of(values[0, ..., place]) for place, name in enumerate(metric)}
 
 
+def is_higher(better: str) -> bool:
+    """Returns whether higher values are better, given as `"higher"` or `"lower"`."""
+    if better not in ("higher", "lower"):
+        raise ValueError(f'better must be "higher" or "lower"; got {better!r}')
+    return better == "higher"
+
+
 def _bootstrap(
     stats: Any,
     values: np.ndarray,
@@ -450,14 +461,19 @@ def _bootstrap(
     if not np.ptp(values):
         value = float(statistic(values, axis=0))
         return value, value
-    found = stats.bootstrap(
-        (values,),
-        statistic,
-        confidence_level=level,
-        n_resamples=resamples,
-        rng=np.random.default_rng(0),
-    ).confidence_interval
-    return float(found.low), float(found.high)
+    with warnings.catch_warnings(action="ignore"):  # undefined for equal replicates
+        found = stats.bootstrap(
+            (values,),
+            statistic,
+            confidence_level=level,
+            n_resamples=resamples,
+            rng=np.random.default_rng(0),
+        )
+    bounds = [*found.confidence_interval]
+    if not np.isfinite(bounds).all():
+        tail = (1 - level) / 2
+        bounds = np.quantile(found.bootstrap_distribution, (tail, 1 - tail))
+    return float(bounds[0]), float(bounds[1])
 
 
 def _plain(number: Any) -> Any:

@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 from rich.table import Table
 
-from hwtrain._plan.tables import as_text, count, table_of, time_name
-from hwtrain.evaluate._population import Population
+from hwtrain._plan.tables import as_text, count, fold_names, table_of, time_name
+from hwtrain.evaluate._population import Population, is_higher
 
 
 @dataclasses.dataclass(frozen=True, eq=False, repr=False)
@@ -27,6 +27,17 @@ class Study:
     """
 
     populations: Sequence[tuple[Mapping[str, Any], Population]]
+
+    def __post_init__(self):
+        if not self.populations:
+            raise ValueError("a Study needs at least one population; got none")
+        for conditions, population in self.populations:
+            both = set(conditions) & {*(population.constants or ()), "t_s"}
+            if both:
+                raise ValueError(
+                    f"Study: {', '.join(sorted(both))} is a condition, and a constant "
+                    "or the time of its population too; name the condition otherwise"
+                )
 
     @property
     def points(self) -> list[tuple[dict[str, Any], Population]]:
@@ -61,13 +72,14 @@ class Study:
             `None` for no yield.
           better: `"higher"` or `"lower"`, which values of the metric are better.
         """
-        tail = 0.05 if better == "higher" else 0.95
+        tail = 0.05 if is_higher(better) else 0.95
         rows, points = [], self.points
-        short = short_names(list(points[0][0]))
+        names = dict.fromkeys(name for conditions, _ in points for name in conditions)
+        short = short_names(list(names))
         for conditions, chips in points:
             row = {
                 short[name].replace("_", " "): condition_name(name, value)
-                for name, value in conditions.items()
+                for name, value in (names | conditions).items()
             }
             row["mean"] = f"{chips.mean:{form}}"
             if len(chips.seeds) > 1:
@@ -83,10 +95,7 @@ class Study:
                 )
             rows.append(row)
         found = table_of(rows)
-        for number, column in enumerate(found.columns):
-            # In a narrow terminal, names are broken, and numbers are not.
-            column.no_wrap = number >= len(short)
-            column.overflow = "fold"
+        fold_names(found, len(short))
         return found
 
     def __str__(self) -> str:
@@ -103,6 +112,8 @@ def condition_name(name: str, value: Any) -> str:
       name: the condition; `"t_s"` is a time.
       value: its value.
     """
+    if value is None:
+        return ""
     return time_name(value) if name == "t_s" else value_name(value)
 
 
@@ -127,6 +138,8 @@ def value_name(value: Any) -> str:
     """
     if isinstance(value, float):
         return f"{value:g}"
+    if isinstance(value, Mapping) and not value:
+        return "default"
     if isinstance(value, Mapping) and set(value) == {"type"}:
         return str(value["type"])
     if isinstance(value, Mapping):

@@ -93,15 +93,15 @@ def _lines(points: Points, over: str) -> dict[str, list[tuple[float, Population]
     varied = _varied([conditions for conditions, _ in points])
     lines: dict[str, list[tuple[float, Population]]] = {}
     for conditions, population in points:
-        name = _name({k: conditions[k] for k in varied if k != over})
+        name = _name({k: conditions.get(k) for k in varied if k != over})
         lines.setdefault(name, []).append((conditions[over], population))
     return {name: sorted(line, key=lambda one: one[0]) for name, line in lines.items()}
 
 
 def _varied(conditions: Sequence[Mapping[str, Any]]) -> list[str]:
     """Returns the names of conditions that have several values."""
-    names = list(conditions[0])
-    shown = {n: {value_name(point[n]) for point in conditions} for n in names}
+    names = dict.fromkeys(itertools.chain.from_iterable(conditions))
+    shown = {n: {value_name(point.get(n)) for point in conditions} for n in names}
     return [name for name in names if len(shown[name]) > 1]
 
 
@@ -110,6 +110,7 @@ def _name(conditions: Mapping[str, Any]) -> str:
     return ", ".join(
         time_name(x) if name == "t_s" else f"{short[name]} {value_name(x)}"
         for name, x in conditions.items()
+        if x is not None
     )
 
 
@@ -168,7 +169,7 @@ def _scale(axes: Any, numbers: list[float]) -> None:
 
 def _draw_bars(axes: Any, points: Points, metric: str, required: float | None) -> None:
     varied = _varied([conditions for conditions, _ in points])
-    names = [_name({k: conditions[k] for k in varied}) for conditions, _ in points]
+    names = [_name({k: conditions.get(k) for k in varied}) for conditions, _ in points]
     rows = np.arange(len(points))
     means = np.array([population.mean for _, population in points])
     spread = np.array([population.std for _, population in points])

@@ -145,7 +145,8 @@ def test_the_population_s_chip_is_the_exported_one(case):
     step = jax.random.fold_in(jax.random.fold_in(key, 0), 5)
     call = jax.jit(hw.eval_mode(analog).apply)
     for number, t_s in enumerate(times):
-        read = jax.random.fold_in(draw_key(step, "", "read"), number)
+        time = int(np.float32(t_s).view(np.uint32))
+        read = jax.random.fold_in(draw_key(step, "", "read"), time)
         params = hw.load(path).chip(5, t_s=t_s, key=read)
         y = call({"params": params}, X)
         # The kernels of the stack are bfloat16: 8 bits.

@@ -119,7 +119,8 @@ def test_converters_keep_the_scale_of_the_nominal_weights():
     plan = hw.plan(analog, variables, X)
     options = {"chips": [3], "key": jax.random.key(0), "times_s": (3e7,)}
     read = jax.random.fold_in(jax.random.fold_in(jax.random.key(0), 0), 3)
-    read = jax.random.fold_in(draw_key(read, "", "read"), 0)
+    time = int(np.float32(3e7).view(np.uint32))
+    read = jax.random.fold_in(draw_key(read, "", "read"), time)
 
     @jax.jit
     def at(params, read):
@@ -132,3 +133,12 @@ def test_converters_keep_the_scale_of_the_nominal_weights():
     for model, own in ((analog, variables), (twin, variables["params"])):
         found = population(model, own, [(X,)], size, **options)
         np.testing.assert_allclose(found.values[0, 0], expected, rtol=1e-5)
+
+
+def test_a_time_gives_the_same_numbers_whatever_other_times_are_asked_for(pcm):
+    alone = run(*pcm, times_s=(86_400.0,)).values
+    for times in ((0.0, 86_400.0), (86_400.0, 60.0), (1.0, 86_400.0, 86_400.0)):
+        found = run(*pcm, times_s=times).values
+        for place, t_s in enumerate(times):
+            if t_s == 86_400.0:
+                np.testing.assert_array_equal(found[:, place], alone[:, 0])

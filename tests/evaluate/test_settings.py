@@ -217,6 +217,22 @@ def test_a_measured_chip_refuses_numbers_of_its_programming(tmp_path):
     assert np.ptp(found.values) > 0  # drawn, so that the number counts
 
 
+@pytest.mark.parametrize("framework", ["linen", "nnx"])
+def test_a_number_that_is_off_in_a_layer_cannot_be_traced_there(framework):
+    quiet = dataclasses.replace(hardware(), forward=hw.IOParameters(inp_bits=8))
+    rules = [hw.Rule("head", quiet), hw.Rule(".*", hardware())]
+    for assigned, expected in ((hardware(), True), (rules, False)):
+        analog, variables = model_of(framework, assigned)
+        plan = hw.plan(analog, variables, *(() if framework == "nnx" else (X,)))
+        values = {"forward.out_noise": (0.1, 0.2)}
+        assert on_chips.can_be_constants(plan, values) == expected
+    bare = [hw.Rule("head", hw.presets.pcm()), hw.Rule(".*", hardware())]
+    analog, variables = model_of(framework, bare)
+    plan = hw.plan(analog, variables, *(() if framework == "nnx" else (X,)))
+    assert on_chips.can_be_constants(plan, values)  # without a periphery, none is off
+    assert not on_chips.can_be_constants(plan, {"forward.out_bits": (4, 8)})
+
+
 @pytest.mark.parametrize("several", [False, True])
 def test_until_stops_as_soon_as_the_interval_is_narrow(several):
     analog, variables = model_of("linen", hardware())

@@ -93,3 +93,35 @@ def test_a_setting_alone():
     assert found.at(1).times_s == (0, 1, 2)
     with pytest.raises(ValueError, match="without constants"):
         of(values).at(0)
+
+
+@pytest.mark.parametrize(
+    "statistic",
+    [
+        lambda x, axis: np.median(x, axis),
+        lambda x, axis: np.mean(x >= 0.9, axis),
+        lambda x, axis: np.min(x, axis),
+    ],
+)
+def test_the_bootstrap_of_discrete_values_is_finite(statistic):
+    """No single chip changes these, so that the acceleration is undefined."""
+    chips = of(np.array([0.97] * 30 + [0.96] * 2))
+    low, high = chips.bootstrap(statistic)
+    value = statistic(chips.values, axis=0)
+    assert np.isfinite([low, high]).all() and low <= value <= high
+
+
+@pytest.mark.parametrize("level", [0.0, 1.0, 95])
+def test_a_level_that_is_no_share_is_refused(level):
+    with pytest.raises(ValueError, match="between 0 and 1"):
+        of(np.arange(5.0)).bootstrap(np.mean, level=level)
+
+
+def test_a_chip_that_is_nan_is_not_hidden():
+    chips = of(np.array([1.0, np.nan, 1.0]))
+    assert np.isnan(chips.mean) and np.isnan(chips.std)
+
+
+def test_a_direction_that_is_none_is_refused():
+    with pytest.raises(ValueError, match="got 'lowr'"):
+        of(np.arange(30.0)).table(better="lowr")

@@ -103,3 +103,32 @@ def test_names_are_short_where_they_stay_apart():
         "time",
     ]
     assert value_name({"type": "hermes", "g_max": 25}) == "type hermes, g_max 25"
+
+
+def test_unlike_conditions_leave_cells_empty(tmp_path):
+    one = population(VALUES[:, 0, 0])
+    timed = population(VALUES[:, 0], times_s=TIMES)
+    study = Study([({"a": 4}, one), ({"b": 8}, timed)])
+    rows = list(zip(*(column.cells for column in study.table().columns)))
+    assert [row[:3] for row in rows][:2] == [("4", "", ""), ("", "8", "0")]
+    plot_study(study.points, tmp_path / "plot.png", metric="m", title="t")
+    assert (tmp_path / "plot.png").is_file()
+
+
+@pytest.mark.parametrize(
+    "populations, expected",
+    [
+        ([], "at least one population"),
+        (
+            [({"a.b": 1}, population(constants={"a.b": (1.0, 2.0)}))],
+            "a.b is a condition",
+        ),
+        (
+            [({"t_s": 1.0}, population(VALUES[:, 0], times_s=TIMES))],
+            "t_s is a condition",
+        ),
+    ],
+)
+def test_a_study_without_meaning_is_refused(populations, expected):
+    with pytest.raises(ValueError, match=expected):
+        Study(populations)
