@@ -1,7 +1,10 @@
 """`hwtrain train`."""
 
 import argparse
+import contextlib
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console
 
@@ -33,7 +36,26 @@ def main(options: argparse.Namespace) -> int:
             raise located(error, options.config, options.overrides) from error
         stop_if_asked(options.stop)
         if not continued:
+            if out.is_dir():
+                with folder.alone_in(out):
+                    pass  # nobody's run is deleted
             folder.make_folder(out, config, source)
+    with contextlib.ExitStack() as stack:
+        with bad_input():
+            stack.enter_context(folder.alone_in(out))
+        return _run(options, config, ready, out, run, continued, console)
+
+
+def _run(
+    options: argparse.Namespace,
+    config: Any,
+    ready: Any,
+    out: Path,
+    run: Callable[..., Any],
+    continued: bool,
+    console: Console,
+) -> int:
+    """Runs the job in its folder, and returns the exit status."""
     verb = "Continuing in" if continued else "Writing to"
     console.print(f"{verb} {out}", soft_wrap=True, highlight=False)
     # Not every ValueError: any other one raised in training is a bug and should be

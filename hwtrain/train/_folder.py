@@ -2,7 +2,9 @@
 
 import hashlib
 import json
+import os
 import shutil
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -19,6 +21,7 @@ from hwtrain.train._reading import import_parts, located, parsed
 
 CONFIG_FILE = "config.json"
 _SOURCE_FILE = "source.json"
+_TRIES = 30
 _MOST_SHOWN = 5
 """Most changed entries that an error lists."""
 
@@ -104,6 +107,36 @@ def _begun(path: Path) -> bool:
             return True  # a file of that name, but not of a run
     first = {_SOURCE_FILE, *(f".{x}.partial" for x in (_SOURCE_FILE, CONFIG_FILE))}
     return bool(names - first)
+
+
+@contextmanager
+def alone_in(path: Path) -> Iterator[None]:
+    """Raises a `ValueError` if another process works in a folder; keeps others out.
+
+    Args:
+      path: the folder of a run or of a sweep, which exists.
+    """
+    try:
+        import fcntl
+    except ImportError:  # Windows has other locks
+        yield
+        return
+    folder = os.open(path, os.O_RDONLY)
+    try:
+        for left in range(_TRIES, 0, -1):
+            try:
+                fcntl.flock(folder, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                if left == 1:
+                    raise ValueError(
+                        f"{path}: another process is at work here; wait until it has "
+                        "ended, or write elsewhere with --out DIR"
+                    ) from None
+            time.sleep(0.1)  # one that was killed may be about to end
+        yield
+    finally:
+        os.close(folder)
 
 
 def changed_parts(path: Path, source: Path | None = None) -> list[str]:
