@@ -6,12 +6,12 @@ import math
 from rich.console import Console
 from rich.table import Table
 
-from hwtrain._plan.tables import count, table_of
+from hwtrain._plan.tables import count, table_of, time_name
 from hwtrain.cli._errors import bad_input
 from hwtrain.cli._options import check_file, chip_seeds, open_model
 from hwtrain.evaluate._advice import Step
 from hwtrain.train._folder import write_json
-from hwtrain.train._mapping import DEVICES, WEIGHTS, advise, as_rules
+from hwtrain.train._mapping import DEVICES, WEIGHTS, advise, as_rules, shadowed
 from hwtrain.train._sweep import as_toml
 
 
@@ -34,20 +34,28 @@ def main(options: argparse.Namespace) -> int:
             DEVICES: (options.devices - 1) * 2 * weights,
         }
         chips = range(run.config.evaluation.chips) if seeds is None else seeds
+        if len(chips) < 2:
+            raise ValueError(
+                "expected at least two chips, because a gain on one may be chance; "
+                "got 1: --chips 16"
+            )
         t_s = options.times[0] if options.times else None
         with console.status("evaluating on chips"):
             steps = advise(run, model.variables, budgets, chips=chips, t_s=t_s)
         form = ".2f" if run.metric.unit == "%" else ".4g"
         number = count(len(steps[0].values), "chip")
+        when = "" if t_s is None else f", {time_name(t_s)} old"
         console.print(
-            f"{model.title}: {run.metric.title} on {number} (chip_mode)",
+            f"{model.title}: {run.metric.title} on {number} (chip_mode{when}); gain: "
+            "mean and its 95 % interval, on the same chips",
             soft_wrap=True,
             highlight=False,
             markup=False,
         )
         console.print(_table(steps, form, budgets))
         chosen = [step.choice for step in steps if step.choice is not None]
-        rules = as_rules(run, frozenset((c.layer, c.kind) for c in chosen))
+        mapped = frozenset((c.layer, c.kind) for c in chosen)
+        rules = as_rules(run, mapped)
         if not rules:
             said = "nothing within the budget gains more than chance"
             console.print(said, highlight=False)
@@ -57,6 +65,12 @@ def main(options: argparse.Namespace) -> int:
                 lines = [f"{name} = {as_toml(value)}" for name, value in rule.items()]
                 text = "\n".join(["", "[[rules]]", *lines])
                 console.print(text, highlight=False, markup=False, soft_wrap=True)
+            for rule in shadowed(run, mapped):
+                console.print(
+                    f"\nDelete the rule {rule.expression!r}, which would win nowhere.",
+                    highlight=False,
+                    markup=False,
+                )
         if options.json is not None:
             write_json(options.json, _data(steps, rules, run.metric.title))
             console.print(f"{options.json} written", soft_wrap=True, highlight=False)
@@ -88,15 +102,16 @@ def _table(steps: list[Step], form: str, budgets: dict[str, float]) -> Table:
     rows = []
     for step in steps:
         low, high = step.interval
-        row = {"layer": "as configured", "mapped": ""}
+        row = {"layer": "(as it is)", "mapped": ""}
         if step.choice is not None:
             row = {"layer": step.choice.layer, "mapped": step.choice.kind}
         row["mean"] = f"{step.values.mean():{form}}"
-        gained = step.choice is not None and len(step.values) > 1
-        row["gain"] = f"{low:+{form}} to {high:+{form}}" if gained else ""
+        half = f"{(high - low) / 2:{form}}"
+        gained = step.choice is not None
+        row["gain"] = f"{step.gain.mean():+{form}} ± {half}" if gained else ""
         for name, most in budgets.items():
             if most:
-                row[name] = f"{step.used.get(name, 0):,.0f} of {most:,.0f}"
+                row[name] = f"{step.used.get(name, 0):,.0f} of {math.floor(most):,}"
         rows.append(row)
     found = table_of(rows)
     for column in found.columns[:2]:

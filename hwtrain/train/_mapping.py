@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from hwtrain._arrays import paths
+from hwtrain._parts.fields import to_dict
 from hwtrain._plan.rules import Rule
 from hwtrain._plan.weight import AnalogWeight
 from hwtrain.devices import (
@@ -15,11 +16,12 @@ from hwtrain.devices import (
     SinglePairConductanceConverter,
 )
 from hwtrain.evaluate._advice import Choice, Mapped, Step, greedy
+from hwtrain.train._hardware import NONE
 from hwtrain.train._run import Run
 
 DIGITAL = "digital"
 TWICE = "two pairs"
-WEIGHTS, DEVICES = "digital weights", "devices"
+WEIGHTS, DEVICES = "digital weights", "more devices"
 """The budgets: weights that may be digital, and devices beside those there are."""
 
 
@@ -92,16 +94,41 @@ def advise(
             _of_mapping(run, variables, mapped),
             chips=chips,
             times_s=None if t_s is None else (t_s,),
-            hardware=[*_rules(run, mapped), *_configured(run)],
+            hardware=[*_rules(run, mapped), *_left(run, mapped)],
         )
         return np.reshape(found.values, len(found.seeds))
 
     return greedy(score, choices, budgets, better=run.metric.better)
 
 
+def shadowed(run: Run, mapped: Mapped) -> list[Rule]:
+    """Returns the configured rules all of whose layers are mapped in another way.
+
+    Args:
+      run: the run.
+      mapped: the mapping.
+    """
+    others = {layer for layer, _ in mapped}
+    wins: dict[str, set[str]] = {}
+    for layer, weights in layers_of(run).items():
+        for weight in weights:
+            wins.setdefault(weight.rule, set()).add(layer)
+    return [
+        rule
+        for rule in _configured(run)
+        if isinstance(rule, Rule) and wins.get(str(rule), {None}) <= others
+    ]
+
+
 def _configured(run: Run) -> list[Any]:
     assigned = run.config.assigned
     return list(assigned) if isinstance(assigned, tuple) else [assigned]
+
+
+def _left(run: Run, mapped: Mapped) -> list[Any]:
+    """Returns the configured rules that still win a layer, and other hardware."""
+    gone = shadowed(run, mapped)
+    return [each for each in _configured(run) if each not in gone]
 
 
 def _rules(run: Run, mapped: Mapped) -> list[Rule]:
@@ -120,7 +147,10 @@ def _rules(run: Run, mapped: Mapped) -> list[Rule]:
         axes: dict[str, Any] = {}
         if weight.kind == "raw":
             axes = {"rows": weight.rows, "columns": weight.columns}
-        rules.append(Rule(**{name: re.escape(layer)}, hardware=chip, **axes))
+        frozen = chip is not None and weight.frozen
+        rules.append(
+            Rule(**{name: re.escape(layer)}, hardware=chip, frozen=frozen, **axes)
+        )
     return rules
 
 
@@ -144,18 +174,21 @@ def as_rules(run: Run, mapped: Mapped) -> list[dict[str, Any]]:
       run: the run.
       mapped: the mapping.
     """
-    found = []
+    found, base = [], to_dict(run.config.hardware)
     for rule in _rules(run, mapped):
         entry: dict[str, Any] = {}
         if rule.pattern is not None:
             entry["pattern"] = rule.pattern
         else:
-            entry |= {"params": rule.params}
+            entry |= {"params": rule.params, "rows": rule.rows, "columns": rule.columns}
+        if rule.frozen:
+            entry["frozen"] = True
         if rule.hardware is None:
             entry["digital"] = True
         else:
-            entry["converter"] = {"type": "n_pair", "f_lst": [1.0, 1.0]}
-            converter: Any = rule.hardware.converter
-            entry["converter"] |= {"g_max": converter.g_max, "g_min": converter.g_min}
-        found.append(entry)
+            # Also what a rule of the layer's own has said.
+            own = to_dict(rule.hardware)
+            entry |= {k: x for k, x in own.items() if base.get(k) != x}
+            entry |= {name: NONE for name in base if name not in own}
+        found.append({k: x for k, x in entry.items() if x is not None})
     return found

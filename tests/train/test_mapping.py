@@ -20,6 +20,7 @@ from hwtrain.train._mapping import (
     advise,
     as_rules,
     choices_of,
+    shadowed,
 )
 from hwtrain.train._reading import read_config
 from hwtrain.train._sweep import as_toml
@@ -122,6 +123,49 @@ def test_the_advised_rules_are_a_configuration(model, tmp_path, capsys):
     )
     assert head.hardware.noise_model == config.hardware.noise_model
     assert hidden.digital
+
+
+def test_rules_of_the_layers_own_are_kept_or_deleted(tmp_path, capsys):
+    """What is advised, read back, is the hardware that was evaluated."""
+    more = """
+[[rules]]
+pattern = "head"
+forward = { out_noise = 0.02 }
+noise_model = { prog_noise_scale = 8.0 }
+frozen = true
+
+[[rules]]
+pattern = "hidden_0"
+input_range = "none"
+"""
+    text = CONFIG.format(root=ROOT, model="mlp")
+    (tmp_path / "ruled.toml").write_text(text + more)
+    out = tmp_path / "run"
+    quick = ["--set", "training.steps=20", "--set", "evaluation.chips=4"]
+    words = ["train", str(tmp_path / "ruled.toml"), *quick, "--out", str(out)]
+    assert cli.main(words) == 0
+    opened = open_model(make_parser().parse_args(["advise", str(out)]))
+    run, both = opened.run, frozenset({("head", TWICE), ("hidden_0", TWICE)})
+    assert [rule.expression for rule in shadowed(run, both)] == ["head", "hidden_0"]
+    assert not shadowed(run, frozenset({("hidden_1", DIGITAL)}))
+    written = text
+    for rule in as_rules(run, both):
+        entries = [f"{name} = {as_toml(value)}" for name, value in rule.items()]
+        written += "\n".join(["", "[[rules]]", *entries, ""])
+    (tmp_path / "advised.toml").write_text(written)
+    config = read_config(tmp_path / "advised.toml")
+    two = hw.NPairConductanceConverter(f_lst=(1.0, 1.0), g_max=25.0)
+    for advised, before in zip(config.rules, run.config.rules, strict=True):
+        expected = dataclasses.replace(before.hardware, converter=two)
+        assert advised.hardware == expected
+        assert (advised.pattern, advised.frozen) == (before.pattern, before.frozen)
+    capsys.readouterr()
+    budget = ["--digital", "0.04", "--chips", "4"]
+    assert cli.main(["advise", str(out), *budget]) == 0
+    said = capsys.readouterr().out
+    assert "head" not in said or "Delete the rule 'head'" in said
+    assert cli.main(["advise", str(out), "--digital", "0.04", "--chips", "1"]) == 2
+    assert "at least two chips" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
