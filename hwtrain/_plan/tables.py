@@ -2,6 +2,7 @@
 
 import io
 import itertools
+import math
 from collections.abc import Iterable, Iterator, Sequence
 
 import numpy as np
@@ -117,6 +118,39 @@ def mean_and_spread(values: np.ndarray, form: str) -> str:
     # For equal numbers, the rounding of the mean would look like a spread.
     spread = values.std(ddof=1) if np.ptp(values) else 0.0
     return f"{values.mean():{form}} ± {spread:{form}}"
+
+
+def with_spread(value: float, spread: float) -> str:
+    """Returns a number and its spread to the same decimals, two digits of the spread.
+
+    >>> with_spread(0.6144, 0.01342), with_spread(12345.6, 321.0), with_spread(0.5, 0.0)
+    ('0.614 ± 0.013', '12346 ± 321', '0.5 ± 0')
+    >>> with_spread(6.4761e-6, 4.4e-7)
+    '6.476e-06 ± 4.4e-07'
+
+    Args:
+      value: the number.
+      spread: its spread; 0, NaN, and numbers that need an exponent are written alone.
+    """
+    size = abs(value) if value else spread
+    if not (math.isfinite(spread) and spread and 1e-3 <= size < 1e6):
+        return f"{value:.4g} ± {spread:.2g}"
+    decimals = max(0, 1 - math.floor(math.log10(spread)))
+    return f"{value:.{decimals}f} ± {spread:.{decimals}f}"
+
+
+def fold_names(table: Table, number: int) -> None:
+    """Lets a narrow terminal break the first columns between words, and no numbers.
+
+    Args:
+      table: the table.
+      number: number of columns of names.
+    """
+    for place, column in enumerate(table.columns):
+        column.overflow, column.no_wrap = "fold", place >= number
+        if place < number:
+            words = f"{column.header} {' '.join(map(str, column.cells))}".split()
+            column.min_width = min(max(map(len, words), default=1), 16)
 
 
 def count(number: int, noun: str) -> str:

@@ -28,11 +28,18 @@ def main(options: argparse.Namespace) -> int:
             check_file(options.json)
         models = options.models or (None, None)
         _check_same(options.run_a, options.run_b)
-        found, betters = [], []
+        found, betters, digests = [], [], []
         for folder, model in zip((options.run_a, options.run_b), models):
             results, data = read_results(folder)
             found.append(_of_model(results, model, folder))
             betters.append(data.get("better", "higher"))
+            digests.append(data.get("test_data"))
+        if None not in digests and digests[0] != digests[1]:
+            raise ValueError(
+                f"{options.run_a} and {options.run_b}: expected runs with the same "
+                "test data, so that they are measured alike; got others, from "
+                "functions of the same name"
+            )
         pairs = differences(found[0], found[1], betters[0])
         chips = count(pairs[0].first.values.shape[1], "chip")
         title = found[0][0].title.replace("_", " ")

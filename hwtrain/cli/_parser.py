@@ -143,7 +143,7 @@ def _compare(commands: Commands) -> None:
         help="compare the results of two runs, chip by chip",
         description="Compares a model of two runs on their chips: the difference on "
         "each chip, its mean with a 95 % confidence interval, and the share of chips "
-        "on which the second run is better.".replace("%", "%%"),
+        "on which the second run is better.",
     )
     for name in ("run_a", "run_b"):
         parser.add_argument(
@@ -203,6 +203,15 @@ def _evaluate(commands: Commands) -> None:
     _add_run(parser)
     _add_chips(parser, what="evaluate on")
     _add_times(parser)
+    parser.add_argument(
+        "--plain",
+        action="store_true",
+        help="evaluate the run's plain model instead, with input ranges calibrated "
+        "from the training data",
+    )
+    parser.add_argument(
+        "--metric", metavar="NAME", help="which metric (default: the main one)"
+    )
     parser.add_argument(
         "--vary",
         action="append",

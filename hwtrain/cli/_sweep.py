@@ -63,7 +63,6 @@ def main(options: argparse.Namespace) -> int:
             start_sweep(out, about)
     verb = "Continuing in" if continued else "Writing to"
     console.print(f"{verb} {out}", soft_wrap=True, highlight=False)
-    (out / "logs").mkdir(exist_ok=True)
     results: list[Result] = []
     total = options.trials or len(points)
 
@@ -72,7 +71,12 @@ def main(options: argparse.Namespace) -> int:
         text = f"run {one.number} of {total} started: {what}"
         console.print(text, soft_wrap=True, highlight=False, markup=False)
 
-    with bad_input(), show_count(console, total) as report:
+    with (
+        bad_input(),
+        folder.alone_in(out),
+        show_count(console, total) as report,
+    ):
+        (out / "logs").mkdir(exist_ok=True)
         rounds = _rounds(options, space, out, results) if space else [points]
         for batch in rounds:
             for result in _run(options, overrides, out, batch, started):

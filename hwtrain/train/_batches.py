@@ -1,6 +1,7 @@
 """Batches of training and evaluation: from arrays in memory, or from iterators."""
 
 import dataclasses
+import hashlib
 import inspect
 import itertools
 from collections.abc import Callable, Iterable, Iterator
@@ -267,6 +268,20 @@ class _Iterator:
 
     def state(self) -> Any:
         return self._iterator.get_state() if self._keeps else None
+
+
+def digest_of(data: Data) -> str:
+    """Returns the SHA-256 of all arrays of the evaluation.
+
+    Args:
+      data: the batches.
+    """
+    found = hashlib.sha256()
+    for batch in data.evaluation():
+        for leaf in map(np.asarray, jax.tree.leaves(batch)):
+            found.update(f"{leaf.dtype}{leaf.shape}".encode())
+            found.update(np.ascontiguousarray(leaf).tobytes())
+    return found.hexdigest()
 
 
 def _on_device(batch: Batch) -> Batch:

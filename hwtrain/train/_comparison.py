@@ -16,6 +16,7 @@ from hwtrain._version import __version__
 from hwtrain.checkpoint._disk import RESUME
 from hwtrain.chips._clip_bounds import with_clipped
 from hwtrain.train import _report as report
+from hwtrain.train._batches import digest_of
 from hwtrain.train._chips import chip_seeds, chips_of, exports
 from hwtrain.train._closing import closing
 from hwtrain.train._config import Config, has_deviation
@@ -78,7 +79,7 @@ def compare(
     }
     on_chips = {
         PLAIN: [
-            _deployed(config, ready, state, seed, console, stop)
+            deployed(config, ready, state, seed, console, stop)
             for seed, state in zip(config.training.seeds, trained[PLAIN])
         ],
         HARDWARE_AWARE: [variables_of(ready, x) for x in trained[HARDWARE_AWARE]],
@@ -104,6 +105,8 @@ def compare(
             "note: nothing is exported, because hardware.converter, which turns "
             "weights into conductances, is not given for all layers",
         )
+    for note in _suspicions(results):
+        _say(console, f"note: {note}")
     _write_results(config, ready, results, out)
     _show_results(config, results, out, console)
     return results
@@ -273,18 +276,30 @@ def _export(
             )
 
 
-def _deployed(
+def deployed(
     config: Config,
     ready: Preparation,
     state: TrainState,
     seed: int,
     console: Console,
-    stop: Stop,
+    stop: Stop = never,
 ) -> dict[str, Any]:
     """Returns the plain model's variables as deployed on the configured chip.
 
     The weights lie on the same chip as those of the hardware-aware model. Plain
     training gives no input ranges; they are calibrated on the training data.
+
+    Args:
+      config: the configuration.
+      ready: the loaded models and data, from `prepare`.
+      state: the trained state of the plain model.
+      seed: its training seed, for messages.
+      console: where progress is shown.
+      stop: whether to stop.
+
+    Raises:
+      EntryError: (a `ValueError`) if no input range fits.
+      KeyboardInterrupt: if `stop` returned true.
     """
     stop_if_asked(stop)
     try:
@@ -346,6 +361,24 @@ def _evaluate(
     ]
 
 
+def _suspicions(results: list[OnChips]) -> list[str]:
+    """Returns a note for each model that computes the same on all chips."""
+    same = dict.fromkeys(
+        result.model
+        for result in results
+        if result.values.shape[1] > 1
+        and not np.ptp(result.values)
+        and (result.mismatch_std or result.mismatch_std is None)
+    )
+    return [
+        f"the {name} model gives exactly the same {results[0].metric} on every chip, "
+        "as a network does whose outputs are all alike. An output below half a step of "
+        "an ADC is 0 (out_bits, out_bound, weight_scaling_omega): hwtrain inspect RUN "
+        "--active"
+        for name in same
+    ]
+
+
 def _write_results(
     config: Config, ready: Preparation, results: list[OnChips], out: Path
 ) -> None:
@@ -353,6 +386,7 @@ def _write_results(
     data = {
         "metric": main[0].title,
         "better": ready.task.metrics[0].better,
+        "test_data": digest_of(ready.data),
         "mode": _MODE,
         "seeds": list(config.training.seeds),
         "chips": config.evaluation.chips,

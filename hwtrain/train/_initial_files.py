@@ -12,7 +12,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 import safetensors
 from etils import epath
-from flax import serialization
+from flax.serialization import msgpack_restore
 
 from hwtrain import checkpoint
 from hwtrain._arrays import paths
@@ -128,7 +128,7 @@ def _arrays(tree: Any) -> Arrays:
 
 
 def _msgpack(path: Path) -> Arrays:
-    tree = serialization.msgpack_restore(path.read_bytes())
+    tree = msgpack_restore(path.read_bytes())
     if not isinstance(tree, Mapping):
         raise ValueError(f"it holds {type(tree).__name__}, not a tree of arrays")
     tree = {name: entry for name, entry in tree.items() if name != "opt_state"}

@@ -186,7 +186,8 @@ class _Table:
         table = csv.DictWriter(text, list(self._rows[0]), lineterminator="\n")
         table.writeheader()
         for row in self._rows:
-            table.writerow({name: f"{value:.6g}" for name, value in row.items()})
+            numbers = {name: f"{value:.6g}" for name, value in row.items()}
+            table.writerow(numbers | {_STEP: f"{row[_STEP]:.0f}"})
         with complete(self._path, RESUME) as partial:
             partial.write_text(text.getvalue(), encoding="utf-8")
 

@@ -133,5 +133,5 @@ def table(found: Sequence[Difference]) -> Table:
         rows.append(row)
     shown = table_of(rows)
     for column in shown.columns:
-        column.no_wrap = True
+        column.overflow = "fold"
     return shown

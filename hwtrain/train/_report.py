@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 from rich.table import Table
 
+from hwtrain._plan.tables import with_spread
 from hwtrain.checkpoint._disk import RESUME
 from hwtrain.evaluate._plots import new_figure, save, set_title
 
@@ -334,6 +335,8 @@ def _known(result: OnChips, number: float) -> float | None:
 def _cell(result: OnChips) -> str:
     form = ".2f" if result.unit == "%" else ".4g"
     width = "5" if result.unit == "%" else ""
+    if not width and not math.isnan(result.std):
+        return with_spread(result.mean, result.std)
     spread = "" if math.isnan(result.std) else f" ± {result.std:{width}{form}}"
     return f"{result.mean:{form}}{spread}"
 

@@ -22,7 +22,7 @@ from hwtrain.checkpoint._disk import RESUME
 from hwtrain.chips import chip_key
 from hwtrain.dynapse._generator import sigma_rule_in_words
 from hwtrain.train import _report as report
-from hwtrain.train._batches import Data
+from hwtrain.train._batches import Data, digest_of
 from hwtrain.train._entries import EntryError, named
 from hwtrain.train._folder import write_json
 from hwtrain.train._functional import Functional, ModelState, Params
@@ -184,6 +184,7 @@ def contest(
     data = {
         "metric": results[0].title,
         "better": ready.task.metrics[0].better,
+        "test_data": digest_of(ready.data),
         "largest mismatch": words,
         "seeds": list(config.training.seeds),
         "chips": config.evaluation.chips,

@@ -6,18 +6,19 @@ from pathlib import Path
 from typing import Any
 
 import jax
+from rich.console import Console
 
 from hwtrain import evaluate
 from hwtrain.evaluate._on_chips import can_be_constants
 from hwtrain.train import _checkpoints as checkpoints
-from hwtrain.train._comparison import on_population, start
+from hwtrain.train._comparison import deployed, on_population, start
 from hwtrain.train._config import Config
 from hwtrain.train._entries import EntryError
 from hwtrain.train._folder import CONFIG_FILE, moved, read_run
 from hwtrain.train._loop import TrainState
 from hwtrain.train._preparation import Preparation, prepare
 from hwtrain.train._reading import located
-from hwtrain.train._report import HARDWARE_AWARE
+from hwtrain.train._report import HARDWARE_AWARE, PLAIN
 from hwtrain.train._task import Metric
 from hwtrain.train._training import best_of
 from hwtrain.train._variants import (
@@ -42,11 +43,12 @@ class Run:
     config: Config
     ready: Preparation
 
-    def trained(self, seed: int) -> TrainState:
-        """Returns the newest checkpoint of the hardware-aware model, or the best one.
+    def trained(self, seed: int, name: str = HARDWARE_AWARE) -> TrainState:
+        """Returns the newest checkpoint of a model, or the best one.
 
         Args:
           seed: the training seed.
+          name: which model.
 
         Returns:
           The state, with the number of updates done.
@@ -59,8 +61,8 @@ class Run:
                 f"{self.folder}: the training seeds of this run are "
                 f"{', '.join(map(str, self.config.training.seeds))}, got {seed}"
             )
-        where = self.folder / HARDWARE_AWARE / f"seed_{seed}"
-        state = start(self.config, self.ready, HARDWARE_AWARE, seed)
+        where = self.folder / name / f"seed_{seed}"
+        state = start(self.config, self.ready, name, seed)
         for folder in (best_of(where), where):
             if folder.is_dir():
                 with checkpoints.open_checkpoints(folder, read_only=True) as manager:
@@ -68,10 +70,21 @@ class Run:
             if int(state.step):
                 return state
         raise ValueError(
-            f"{where}: expected a checkpoint of the hardware-aware model, got "
-            "none; let the run go on until it has saved one: hwtrain train "
-            "CONFIG --resume"
+            f"{where}: expected a checkpoint of the {name} model, got none; let the "
+            "run go on until it has saved one: hwtrain train CONFIG --resume"
         )
+
+    def plain_on_chips(self, seed: int) -> tuple[dict[str, Any], int]:
+        """Returns the plain model's variables on the chip, and the updates done.
+
+        Its input ranges are calibrated on the training data, as for `results.json`.
+
+        Args:
+          seed: the training seed.
+        """
+        state, quiet = self.trained(seed, PLAIN), Console(quiet=True)
+        variables = deployed(self.config, self.ready, state, seed, quiet)
+        return variables, int(state.step)
 
     def on_chips(self) -> Any:
         """Returns the hardware-aware model in `chip_mode`."""
@@ -96,6 +109,7 @@ class Run:
         chips: int | Sequence[int],
         times_s: Sequence[float] | None = None,
         hardware: Any = None,
+        metric: Metric | None = None,
         constants: Mapping[str, Sequence[float]] | None = None,
         until: float | None = None,
     ) -> evaluate.Population:
@@ -106,11 +120,13 @@ class Run:
           chips: number of chips, or their seeds.
           times_s: seconds since programming; `None` for just after it.
           hardware: the hardware of all layers; `None` for that of the run.
+          metric: what is measured; `None` for the main metric.
           constants: see `evaluate.population`.
           until: see `evaluate.population`.
         """
         config, ready = self.config, self.ready
-        task = ready.task._replace(metrics=ready.task.metrics[:1])
+        metric = self.metric if metric is None else metric
+        task = ready.task._replace(metrics=(metric,))
         found = on_population(
             config,
             ready,
@@ -122,7 +138,7 @@ class Run:
             constants=constants,
             until=until,
         )
-        return found[self.metric.name]
+        return found[metric.name]
 
     def study(
         self,
@@ -131,9 +147,10 @@ class Run:
         *,
         chips: int | Sequence[int],
         times_s: Sequence[float] | None = None,
+        metric: Metric | None = None,
         until: float | None = None,
     ) -> evaluate.Study:
-        """Returns the main metric on chips of other hardware, for all combinations.
+        """Returns a metric on chips of other hardware, for all combinations.
 
         Numbers that can be traced share one program (`evaluate.population` with
         `constants`); each combination of all others is a program of its own.
@@ -143,6 +160,7 @@ class Run:
           varied: values by key, as `with_entries` takes them.
           chips: number of chips, or their seeds.
           times_s: seconds since programming; `None` for just after it.
+          metric: what is measured; `None` for the main metric.
           until: see `evaluate.population`.
 
         Raises:
@@ -167,6 +185,7 @@ class Run:
                 chips=chips,
                 times_s=times_s,
                 hardware=config.assigned,
+                metric=metric,
                 constants=constants or None,
                 until=until,
             )
@@ -179,24 +198,26 @@ class Run:
         *,
         chips: int | Sequence[int],
         t_s: float | None = None,
+        metric: Metric | None = None,
     ) -> evaluate.Sensitivity:
-        """Returns the main metric with one layer, or all but one, from a chip.
+        """Returns a metric with one layer, or all but one, from a chip.
 
         Args:
           variables: variables of the hardware-aware model.
           chips: number of chips, or their seeds.
           t_s: seconds since programming; `None` for just after it.
+          metric: what is measured; `None` for the main metric.
         """
         return evaluate.sensitivity(
             self.on_chips(),
             variables,
             self.test_batches(),
-            self.metric.function,
+            (self.metric if metric is None else metric).function,
             chips=chips,
             t_s=t_s,
             forward=self.ready.task.on_chip,
             key=jax.random.key(self.config.evaluation.seed),
-            better=self.metric.better,
+            better=(self.metric if metric is None else metric).better,
         )
 
 

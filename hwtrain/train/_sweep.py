@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from rich.table import Table
 
-from hwtrain._plan.tables import table_of
+from hwtrain._plan.tables import fold_names, table_of, with_spread
 from hwtrain.checkpoint._disk import complete
 from hwtrain.evaluate import Population
 from hwtrain.evaluate._study import condition_name, short_names
@@ -203,7 +203,8 @@ def read_result(one: Point, failed: str = "") -> Result:
     if failed:
         return Result(one, failed=failed)
     results, data = read_results(one.folder)
-    cost = {k: x for k, x in data.get("cost", {}).items() if k in _COSTS}
+    known = data.get("cost", {}).items()
+    cost = {k: x for k, x in known if k in _COSTS and x is not None}
     better = data.get("better", "higher")
     return Result(one, results=results, better=better, cost=cost)
 
@@ -217,10 +218,7 @@ def table(results: Sequence[Result], required: float | None = None) -> Table:
     """
     rows = [row for result in results for row in _rows(result, results, required)]
     found = table_of(rows)
-    for number, column in enumerate(found.columns):
-        # In a narrow terminal, names are broken, and numbers are not.
-        column.no_wrap = number > len(results[0].point.values)
-        column.overflow = "fold"
+    fold_names(found, 1 + len(results[0].point.values))
     return found
 
 
@@ -246,11 +244,12 @@ def _rows(
         for one in result.results:
             if one.mismatch_std != level:
                 continue
-            form = ".2f" if one.unit == "%" else ".4g"
-            row[one.model] = f"{one.mean:{form}} ± {one.std:{form}}"
+            row[one.model] = with_spread(one.mean, one.std)
+            if one.unit == "%":
+                row[one.model] = f"{one.mean:.2f} ± {one.std:.2f}"
             if required is not None and one.model == result.model:
                 share = _population(one).chip_yield(required, result.better)
-                row[f"at {required:g}"] = f"{100 * share:.0f} %"
+                row[f"yield at {required:g}"] = f"{100 * share:.0f} %"
         for name, heading in _COSTS.items():
             if name in result.cost:
                 row[heading] = f"{result.cost[name]:.4g}"

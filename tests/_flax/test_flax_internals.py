@@ -411,6 +411,7 @@ DOCUMENTED = {
     "flax": {"nnx", "linen"},
     "flax.core": {"meta", "unfreeze"},
     "flax.errors": {"InvalidRngError"},
+    "flax.serialization": {"msgpack_restore"},
     "flax.traverse_util": {"unflatten_dict"},
 }
 """What may be imported of Flax, by module."""
@@ -542,6 +543,8 @@ def test_what_touches_them_is_found(line):
 def test_metadata_and_flat_keys_are_public():
     # What `DOCUMENTED` lets through: these are in Flax's pages.
     assert meta.unbox({"a": nn.Partitioned(X, (None, None))})["a"] is X
+    data = flax.serialization.msgpack_serialize({"a": np.ones(2)})
+    assert flax.serialization.msgpack_restore(data)["a"].tolist() == [1.0, 1.0]
     assert flax.traverse_util.unflatten_dict({("a", ("b", 1)): 2}) == {
         "a": {("b", 1): 2}
     }

@@ -241,8 +241,19 @@ def test_evaluate_is_what_numpy_finds_on_the_chips_of_the_files(
     assert f"{np.mean(expected):.2f}" in said
 
 
+def test_evaluate_writes_small_numbers_whole(run, tmp_path, monkeypatch, hwtrain):
+    def population(self, params, *, chips, times_s, metric, until):
+        values = np.array([6.4761e-6, 3.21e-7])
+        return Population(values=values, seeds=tuple(chips))
+
+    monkeypatch.setattr(Run, "population", population)
+    out = tmp_path / "values.json"
+    assert hwtrain("evaluate", run, "--chips", 2, "--json", out)[0] == 0
+    assert json.loads(out.read_text())["values"] == [6.4761e-6, 3.21e-7]
+
+
 def test_evaluate_over_time(run, tmp_path, monkeypatch, hwtrain):
-    def population(self, params, *, chips, times_s, until):
+    def population(self, params, *, chips, times_s, metric, until):
         values = np.add.outer(np.arange(len(chips)), -np.log10(1 + np.array(times_s)))
         return Population(values=values, seeds=tuple(chips), times_s=tuple(times_s))
 
@@ -309,6 +320,26 @@ def test_evaluate_varies_what_can_be_traced_and_what_cannot(run, tmp_path, hwtra
     assert values[0] != values[1] != values[3]
 
 
+def test_evaluate_of_the_plain_model_is_that_of_the_results(run, tmp_path, hwtrain):
+    out = tmp_path / "values.json"
+    words = ["--plain", "--vary", "mismatch.std_dev=0.05", "--seed", 4, "--json", out]
+    status, said, _ = hwtrain("evaluate", run, *words)
+    assert status == 0 and "plain, training seed 4, step 20" in said
+    (point,) = json.loads(out.read_text())["points"]
+    data = json.loads((run / "results.json").read_text())
+    plain = next(x for x in data["values_by_seed_and_chip"] if x["model"] == "plain")
+    np.testing.assert_allclose(point["values"], plain["values"][1], atol=1e-3)
+    status, _, error = hwtrain("evaluate", run / "export/seed_3", "--plain")
+    assert status == 2 and "--plain is for the folder of a run" in error
+
+
+def test_evaluate_by_another_metric(run, hwtrain):
+    status, _, error = hwtrain("evaluate", run, "--metric", "loss", "--chips", 2)
+    assert status == 2 and "--metric: expected one of accuracy, got loss" in error
+    status, said, _ = hwtrain("evaluate", run, "--metric", "accuracy", "--chips", 2)
+    assert status == 0 and "accuracy in % on 2 chips" in said
+
+
 def test_evaluate_takes_no_more_chips_than_it_needs(run, tmp_path, hwtrain):
     out = tmp_path / "values.json"
     words = ["--chips", 64, "--until", 50, "--json", out]
@@ -323,6 +354,7 @@ def test_evaluate_takes_no_more_chips_than_it_needs(run, tmp_path, hwtrain):
         (["--vary", "modifier.std_dev=0.1"], "in training only"),
         (["--vary", "mismatch"], "expected KEY=VALUE"),
         (["--until", 0], "above 0"),
+        (["--required", "nan"], "--required: expected a number"),
         (["--sensitivity", "--required", 20], "does not take --required"),
         (["--sensitivity", "--vary", "a=1"], "does not take --vary"),
     ],
@@ -390,7 +422,7 @@ def test_calibrate_sets_ranges_to_the_largest_inputs(run, tmp_path, hwtrain):
         ),
         (["verify", "."], "is not a hardware-ready checkpoint"),
         (["evaluate", "{exported}"], "name the run it belongs to: --run RUN"),
-        (["evaluate", "{run}", "--png", "file.png"], "give --times or --sensitivity"),
+        (["evaluate", "{run}", "--png", "file.png"], "give --times, --vary or"),
         (["evaluate", "{run}", "--sensitivity", "--times", "0", "9"], "one of --times"),
         (["evaluate", "{run}", "--times", "10"], "times_s=[10.0] would cha"),
         (["export", "{run}", "new", "--chips", "1000000000000"], "at most 1000000"),

@@ -81,6 +81,16 @@ def test_runs_of_other_training_are_compared(run, tmp_path, hwtrain):
     assert hwtrain("compare", run, other)[0] == 0
 
 
+def test_other_test_data_of_the_same_name_is_refused(run, tmp_path, hwtrain):
+    other = changed(run, tmp_path / "other", "training.steps", 5)
+    data = json.loads((run / "results.json").read_text())
+    assert len(data["test_data"]) == 64
+    data["test_data"] = "0" * 64
+    (other / "results.json").write_text(json.dumps(data))
+    status, _, error = hwtrain("compare", run, other)
+    assert status == 2 and "the same test data" in error and error.count("\n") == 1
+
+
 def test_what_is_no_run_is_one_line(run, tmp_path, hwtrain):
     status, _, error = hwtrain("compare", run, tmp_path)
     assert status == 2 and "expected the folder of a run" in error

@@ -19,9 +19,12 @@ def test_what_it_shows_is_the_whole_configuration(path, tmp_path, capsys):
     shown = capsys.readouterr().out
     data = tomllib.loads(shown)
     assert data["training"]["steps"] == 7 and data["training"]["devices"] == 1
-    (tmp_path / "shown.toml").write_text(shown)
+    # Beside the recipes, whose parts are named relative to the file.
+    (tmp_path / "recipes").symlink_to(CONFIGS.parent / "recipes")
+    (tmp_path / "configs").mkdir()
+    (tmp_path / "configs" / "shown.toml").write_text(shown)
     expected = read_config(path, words[1:])
-    assert read_config(tmp_path / "shown.toml") == expected
+    assert read_config(tmp_path / "configs" / "shown.toml") == expected
 
 
 def test_it_checks_as_a_training_does(capsys):

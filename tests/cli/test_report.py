@@ -143,7 +143,7 @@ def test_a_page_of_a_run_without_drift_and_log(run, tmp_path, hwtrain):
     both = said["Plain and hardware-aware"]
     assert "of training seeds 3, 4, run on the same chips, which do not age" in both
     # Pooled over seeds: chips differ by 0.25 with one of them, and not with the other.
-    assert "Loss in nat" in both and both.count("0.25 ± 0.125") == len(known) == 2
+    assert "Loss in nat" in both and both.count("0.25 ± 0.12") == len(known) == 2
     assert "Training seed 4, chips which do not age" in said["Sensitivity"]
     for title in ("Hardware", "Conductances"):
         assert "Training seed 4" in said[title]

@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from hwtrain import cli
+from hwtrain.train import _folder as folder
 
 ROOT = Path(__file__).parents[2]
 CONFIG = """
@@ -96,6 +97,21 @@ def test_a_wrong_sweep_writes_nothing(config, tmp_path, hwtrain, words, expected
     assert not out.exists()
 
 
+@pytest.mark.parametrize("command", ["train", "sweep"])
+def test_two_processes_do_not_work_in_one_folder(
+    config, tmp_path, hwtrain, command, monkeypatch
+):
+    monkeypatch.setattr(folder, "_TRIES", 2)
+    out, words = tmp_path / "out", []
+    if command == "sweep":
+        words = ["--grid", "training.steps=1,2"]
+    out.mkdir()
+    with folder.alone_in(out):
+        status, _, error = hwtrain(command, config, *words, "--out", out)
+    assert status == 2 and "another process is at work here" in error
+    assert error.count("\n") == 1 and not (out / "runs").exists()
+
+
 @pytest.mark.nightly
 def test_a_sweep_is_its_runs_by_hand(config, tmp_path, hwtrain):
     out = tmp_path / "sweep"
@@ -103,7 +119,7 @@ def test_a_sweep_is_its_runs_by_hand(config, tmp_path, hwtrain):
         "sweep", config, *GRID, "--seeds", 2, "--required", 50, "--out", out
     )
     assert status == 0, error
-    assert "best: run " in said and "at 50" in said
+    assert "best: run " in said and "yield at 50" in said
     lines = said.splitlines()
     for number in range(2):
         (begun,) = (x for x in lines if x.startswith(f"run {number} of 2 started: "))

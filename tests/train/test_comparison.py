@@ -22,7 +22,7 @@ from hwtrain.train._chips import chip_hardware
 from hwtrain.train._config import Config, EvaluationParameter, TrainingParameter
 from hwtrain.train._entries import EntryError
 from hwtrain.train._preparation import prepare
-from hwtrain.train._report import HARDWARE_AWARE, PLAIN
+from hwtrain.train._report import HARDWARE_AWARE, PLAIN, OnChips
 
 RECIPE = """
 import numpy as np
@@ -109,7 +109,7 @@ def test_the_plain_model_is_on_the_same_chip(folder, framework, effect):
     hardware = hw.Hardware(**EFFECTS[effect])
     config = config_of(hardware, framework)
     ready = prepare(config, folder)
-    fitted = comparison._deployed(
+    fitted = comparison.deployed(
         config,
         ready,
         comparison.start(config, ready, PLAIN, 0),
@@ -229,3 +229,20 @@ def test_a_layer_that_gets_zeros_is_named_with_the_model(folder, tmp_path):
     ) as e:
         compared(config, folder, tmp_path / "run")
     assert str(e.value).startswith("hardware.input_range: ")
+
+
+@pytest.mark.parametrize(
+    ("values", "level", "noted"),
+    [
+        ([[79.9, 79.9]], None, True),
+        ([[79.9, 79.9], [79.9, 79.9]], 0.1, True),
+        ([[79.9, 79.8]], 0.1, False),
+        ([[79.9]], 0.1, False),
+        ([[79.9, 79.9]], 0.0, False),
+    ],
+)
+def test_a_model_that_is_alike_on_all_chips_is_noted(values, level, noted):
+    result = OnChips(model="plain", mismatch_std=level, values=np.array(values))
+    found = comparison._suspicions([result])
+    assert bool(found) == noted
+    assert all("plain model" in note and "out_bound" in note for note in found)

@@ -251,6 +251,17 @@ def test_rows_that_cannot_be_read_are_left_out(tmp_path):
     assert len(list(csv.DictReader(path.read_text().splitlines()))) == 4
 
 
+def test_large_numbers_of_updates_are_written_whole(tmp_path):
+    model, plan = functional("linen")
+    training = TrainingParameter(steps=1, log=LogParameter())
+    what = logged(training, model, squared, DATA, Path(), plan=plan)
+    with open_log(what, tmp_path, "plain", 0, 0) as write:
+        for step in (1_000_006, 1_000_013, 12_345_678):
+            write(step, {"loss": 0.5})
+    rows = read_log(tmp_path / "log/plain/seed_0.csv")
+    assert [row["step"] for row in rows] == [1_000_006, 1_000_013, 12_345_678]
+
+
 @pytest.mark.parametrize("layers", [1, 3, 40])
 @pytest.mark.parametrize("suffix", ["png", "svg"])
 def test_logs_can_be_drawn(tmp_path, layers, suffix):

@@ -140,7 +140,7 @@ def test_the_table_has_a_row_for_each_run_and_mismatch(tmp_path):
     values = np.round(AWARE - 5, 4)
     std = np.sqrt(values.var(axis=1, ddof=1).mean())
     assert rows[1]["hardware-aware"] == f"{values.mean():.2f} ± {std:.2f}"
-    assert rows[1]["at 90"] == f"{100 * np.mean(values >= 90):.0f} %"
+    assert rows[1]["yield at 90"] == f"{100 * np.mean(values >= 90):.0f} %"
     assert rows[2]["hardware-aware"] == "failed"
 
 
@@ -182,3 +182,16 @@ def test_a_metric_that_is_better_when_lower_has_its_worst_at_the_other_end(tmp_p
         np.quantile(values, 0.95), rel=1e-5
     )
     assert rows[0]["yield"] == pytest.approx(np.mean(values <= 80))
+
+
+def test_a_cost_that_is_not_known_is_an_empty_cell(tmp_path):
+    points = points_of({"a": (1, 2)}, tmp_path)
+    known = {"energy_nj_per_example": 12.5, "area_mm2": None, "devices": 3}
+    for one, cost in zip(points, (known, {"area_mm2": None})):
+        write_run(one.folder, results(0.1), cost=cost)
+    found = [read_result(one) for one in points]
+    rows = cells(table(found))
+    assert "mm²" not in rows[0] and rows[0]["nJ"] == "12.5" and rows[1]["nJ"] == ""
+    write_results(tmp_path, found)
+    written = json.loads((tmp_path / "results.json").read_text())["runs"]
+    assert "area_mm2" not in written[0] and "devices" not in written[-1]
