@@ -8,11 +8,11 @@ from rich.table import Table
 
 from hwtrain._plan.tables import count, table_of, time_name
 from hwtrain.cli._errors import bad_input
-from hwtrain.cli._options import check_file, chip_seeds, open_model
+from hwtrain.cli._options import check_file, chip_seeds, open_model, run_itself
 from hwtrain.evaluate._advice import Step
 from hwtrain.train._folder import write_json
 from hwtrain.train._mapping import DEVICES, WEIGHTS, advise, as_rules, shadowed
-from hwtrain.train._sweep import as_toml
+from hwtrain.train._toml import as_toml
 
 
 def main(options: argparse.Namespace) -> int:
@@ -22,12 +22,7 @@ def main(options: argparse.Namespace) -> int:
         _check(options)
         seeds = chip_seeds(options)
         model = open_model(options)
-        if model.run is None:
-            raise ValueError(
-                f"{options.model}: advice is about a run, and got a checkpoint; give "
-                "the folder of its run"
-            )
-        run = model.run
+        run = run_itself(model, options, "advice is about a run")
         weights = sum(math.prod(weight.shape) for weight in run.ready.plan.weights)
         budgets = {
             WEIGHTS: options.digital * weights,

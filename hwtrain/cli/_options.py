@@ -135,6 +135,24 @@ def run_of(model: Model, options: argparse.Namespace) -> Run:
     return run
 
 
+def run_itself(model: Model, options: argparse.Namespace, why: str) -> Run:
+    """Returns the run that a command line names; a checkpoint in one is not enough.
+
+    Args:
+      model: the model, from `open_model`.
+      options: the command line.
+      why: what the command needs, for the message.
+
+    Raises:
+      ValueError: for a checkpoint.
+    """
+    if model.run is None:
+        raise ValueError(
+            f"{options.model}: {why}, and got a checkpoint; give the folder of its run"
+        )
+    return model.run
+
+
 def chip_seeds(options: argparse.Namespace) -> list[int] | None:
     """Returns the seeds of the chips given on the command line; `None` if none are.
 

@@ -14,7 +14,7 @@ from hwtrain._plan.tables import count
 from hwtrain._version import __version__
 from hwtrain.cli._errors import bad_input
 from hwtrain.cli._histograms import histograms_of
-from hwtrain.cli._options import Model, check_file, chip_seeds, open_model
+from hwtrain.cli._options import Model, check_file, chip_seeds, open_model, run_itself
 from hwtrain.evaluate import Costs
 from hwtrain.evaluate import _plots as plots
 from hwtrain.evaluate._html import Section, write_page
@@ -43,12 +43,7 @@ def main(options: argparse.Namespace) -> int:
             )
         seeds = chip_seeds(options)
         model = open_model(options)
-        if model.run is None:
-            raise ValueError(
-                f"{options.model}: a report is of a run, and got a checkpoint; give "
-                "the folder of its run"
-            )
-        run = model.run
+        run = run_itself(model, options, "a report is of a run")
         chips = range(run.config.evaluation.chips) if seeds is None else seeds
         seed = run.config.training.seeds[0] if options.seed is None else options.seed
         inspected = inspect_plan(model.plan, model.variables["params"])

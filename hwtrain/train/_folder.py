@@ -17,7 +17,8 @@ from hwtrain.checkpoint._disk import AGAIN, complete, writing
 from hwtrain.train._config import Config
 from hwtrain.train._entries import EntryError
 from hwtrain.train._mismatch_config import MismatchConfig, kind_of
-from hwtrain.train._reading import import_parts, located, parsed
+from hwtrain.train._reading import import_parts, located
+from hwtrain.train._toml import parsed
 
 CONFIG_FILE = "config.json"
 _SOURCE_FILE = "source.json"

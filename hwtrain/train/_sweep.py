@@ -18,6 +18,7 @@ from hwtrain.evaluate._study import condition_name, short_names
 from hwtrain.evaluate._study_plot import plot_study
 from hwtrain.train._folder import write_json
 from hwtrain.train._report import HARDWARE_AWARE, OnChips, read_results
+from hwtrain.train._toml import as_toml
 from hwtrain.train._variants import Varied, combinations
 
 SWEEP_FILE = "sweep.json"
@@ -82,24 +83,6 @@ def point(number: int, values: Mapping[str, Any], out: Path) -> Point:
       out: the sweep's folder.
     """
     return Point(number, values, out / "runs" / f"{number:04d}")
-
-
-def as_toml(value: Any) -> str:
-    """Returns a value as TOML writes it in one line.
-
-    >>> as_toml({"type": "hermes", "g_max": 25, "on": [True, 0.5]})
-    '{type = "hermes", g_max = 25, on = [true, 0.5]}'
-    """
-    if isinstance(value, bool):
-        return str(value).lower()
-    if isinstance(value, Mapping):
-        entries = (f"{key} = {as_toml(inner)}" for key, inner in value.items())
-        return f"{{{', '.join(entries)}}}"
-    if isinstance(value, list | tuple):
-        return f"[{', '.join(map(as_toml, value))}]"
-    if isinstance(value, str):
-        return json.dumps(value, ensure_ascii=False)
-    return repr(value)
 
 
 def open_sweep(out: Path, about: Mapping[str, Any], *, resume: bool) -> bool:

@@ -1,9 +1,9 @@
-"""Reads the text of TOML and JSON, whatever it is."""
+"""Reads the text of TOML and JSON, whatever it is, and writes values of TOML."""
 
 import itertools
 import json
 import tomllib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 _DEEPEST = 20
@@ -38,6 +38,24 @@ def parsed(loads: Callable[[str], Any], text: str) -> Any:
         if "integer string conversion" not in str(error):
             raise
         raise ValueError("a number has thousands of digits") from None
+
+
+def as_toml(value: Any) -> str:
+    """Returns a value as TOML writes it in one line.
+
+    >>> as_toml({"type": "hermes", "g_max": 25, "on": [True, 0.5]})
+    '{type = "hermes", g_max = 25, on = [true, 0.5]}'
+    """
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, Mapping):
+        entries = (f"{key} = {as_toml(inner)}" for key, inner in value.items())
+        return f"{{{', '.join(entries)}}}"
+    if isinstance(value, list | tuple):
+        return f"[{', '.join(map(as_toml, value))}]"
+    if isinstance(value, str):
+        return json.dumps(value, ensure_ascii=False)
+    return repr(value)
 
 
 def _depth(data: Any) -> int:

@@ -11,7 +11,8 @@ from hwtrain._parts.fields import from_dict, to_dict
 from hwtrain._plan.hardware import Hardware
 from hwtrain.train._config import Config
 from hwtrain.train._hardware import NONE, over
-from hwtrain.train._reading import one_line, parsed
+from hwtrain.train._reading import one_line
+from hwtrain.train._toml import parsed
 
 Varied = Mapping[str, Sequence[Any]]
 """Values by key: the path of an entry within the tables of hardware."""

@@ -23,7 +23,7 @@ from hwtrain.train._mapping import (
     shadowed,
 )
 from hwtrain.train._reading import read_config
-from hwtrain.train._sweep import as_toml
+from hwtrain.train._toml import as_toml
 
 ROOT = Path(__file__).parents[2]
 CONFIG = """

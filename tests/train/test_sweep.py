@@ -11,7 +11,6 @@ from hwtrain.train import _report as report
 from hwtrain.train._report import OnChips
 from hwtrain.train._sweep import (
     Result,
-    as_toml,
     open_sweep,
     point,
     points_of,
@@ -20,6 +19,7 @@ from hwtrain.train._sweep import (
     table,
     write_results,
 )
+from hwtrain.train._toml import as_toml
 
 GRID = {"training.learning_rate": (0.1, 0.2), "hardware.clip": ({"type": "a"}, "none")}
 RANDOM = np.random.default_rng(0)
