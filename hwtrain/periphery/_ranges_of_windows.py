@@ -150,14 +150,22 @@ def _of_channels(statistic: jax.Array, x: jax.Array, dtype: Any = None) -> jax.A
     return each.astype(dtype or x.dtype)
 
 
-@custom_vjp(nondiff_argnums=(5, 6, 7, 8, 9, 10))
 def _ranged(x, kernel, input_range, probe, constants, *options):
-    del probe
-    return _clipped(x, kernel, input_range, constants, *options)
+    fixed = jax.lax.stop_gradient((x, kernel, input_range, constants))
+    # Outside of the custom rule, where a policy of `jax.checkpoint` sees the product.
+    y = _clipped(*fixed, *options)
+    return _with_gradient(y, x, kernel, input_range, probe, constants, *options)
 
 
-def _forward(x, kernel, input_range, probe, constants, *options):
-    y = _ranged(x, kernel, input_range, probe, constants, *options)
+@custom_vjp(nondiff_argnums=(6, 7, 8, 9, 10, 11))
+def _with_gradient(y, x, kernel, input_range, probe, constants, *options):
+    """Returns `y`, with the gradient of the arguments that it was computed from."""
+    del x, kernel, input_range, probe, constants, options
+    return y
+
+
+def _forward(y, x, kernel, input_range, probe, constants, *options):
+    y = _with_gradient(y, x, kernel, input_range, probe, constants, *options)
     return y, (x, kernel, input_range, probe, constants)
 
 
@@ -198,7 +206,8 @@ def _backward(window, gradient, precision, dtype, drive, rows, residuals, d):
         d_range = d_range * input_range
     d_probe = PROBE_SCALE * statistics(x, r, input_range, window, rows)
     d_range = d_range.astype(input_range.dtype)
-    return d_x, d_kernel, d_range, d_probe.astype(probe.dtype), d_constants
+    d_probe = d_probe.astype(probe.dtype)
+    return jnp.zeros_like(d), d_x, d_kernel, d_range, d_probe, d_constants
 
 
-_ranged.defvjp(_forward, _backward)
+_with_gradient.defvjp(_forward, _backward)
