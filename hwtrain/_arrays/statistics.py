@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from hwtrain._arrays.reductions import reduced_of, sum_of
-from hwtrain._arrays.tiling import cut, mask, over_batch
+from hwtrain._arrays.tiling import cut, mask, may_be_spread, over_batch
 
 _NARROW = (jnp.float32, jnp.bfloat16, jnp.float16)
 
@@ -179,7 +179,7 @@ def _near(some: jax.Array, *, per_column: bool) -> jax.Array:
     Returns:
       `[..., row tiles, 1, n or 1, lanes or 1]`
     """
-    if jax.device_count() > 1 or any(jax.typeof(some).sharding.spec[-3:]):
+    if may_be_spread(some, -3, -2, -1):
         # Rows that lie on several devices would be sent one by one, and an axis that an
         # explicit mesh shards cannot be sliced.
         axes = -3 if per_column else (-3, -2, -1)

@@ -78,6 +78,20 @@ def gathered(array: jax.Array, axis: int) -> jax.Array:
     return jax.sharding.reshard(array, whole)
 
 
+def may_be_spread(array: jax.Array, *axes: int) -> bool:
+    """Whether axes may lie on several devices, which would communicate parts of them.
+
+    Only the types of an explicit mesh say so; else a program that is traced does not
+    know where its arrays will lie.
+
+    Args:
+      array: the array.
+      *axes: the axes.
+    """
+    spec = jax.typeof(array).sharding.spec
+    return jax.device_count() > 1 or any(spec[axis] for axis in axes)
+
+
 def placed_like(array: jax.Array, other: jax.Array) -> jax.Array:
     """Returns an array with the explicit sharding of another one of its shape."""
     sharding = jax.typeof(other).sharding
@@ -149,8 +163,8 @@ def add_tiles(array: jax.Array, axis: int) -> jax.Array:
       array: the array.
       axis: the axis to add over, counted from the end (negative).
     """
-    if jax.typeof(array).sharding.spec[axis]:
-        return jnp.sum(array, axis)  # over the devices that have the tiles
+    if may_be_spread(array, axis):
+        return jnp.sum(array, axis)
     tiles = [
         jax.lax.index_in_dim(array, i, axis, keepdims=False)
         for i in range(array.shape[axis])

@@ -160,21 +160,36 @@ class TiledMatrix(NamedTuple):
         return y.astype(jnp.float32)
 
     def _product_of_tiles(self, x: jax.Array, w: jax.Array) -> jax.Array:
-        # Tiles are one leading batch axis: XLA differentiates such a product without
+        # Tiles are leading batch axes: XLA differentiates such a product without
         # transposing the matrix.
-        grid = (len(self.row_sizes), len(self.column_sizes))
+        columns = len(self.column_sizes)
         x = jnp.moveaxis(x, (-3, -2), (0, 1))
         if x.shape[1] == 1:
             # All column tiles multiply the inputs that they share at once.
             x, w = x[:, 0], w.reshape(*w.shape[:2], -1)
+            y = jnp.moveaxis(self._batched(x, w, 1), 0, -2)
+            return y.reshape(*y.shape[:-1], columns, y.shape[-1] // columns)
+        w = jnp.moveaxis(w, 2, 1)
+        if tiling.may_be_spread(w, 0, 1):
+            # A joined axis could not be spread over devices by its minor part.
+            y = self._batched(x, w, 2)
         else:
-            x = jax.lax.collapse(x, 0, 2)
-            w = jnp.moveaxis(w, 2, 1).reshape(-1, w.shape[1], w.shape[3])
-        y = self.dot_general(x, w, (((x.ndim - 1,), (1,)), ((0,), (0,))))
-        if y.shape[0] == grid[0]:
-            y = jnp.moveaxis(y, 0, -2)
-            return y.reshape(*y.shape[:-1], grid[1], y.shape[-1] // grid[1])
-        return jnp.moveaxis(y.reshape(*grid, *y.shape[1:]), (0, 1), (-3, -2))
+            # One axis is multiplied up to 1.5 times as fast as two.
+            x, w = (jax.lax.collapse(array, 0, 2) for array in (x, w))
+            y = self._batched(x, w, 1)
+            y = y.reshape(len(self.row_sizes), columns, *y.shape[1:])
+        return jnp.moveaxis(y, (0, 1), (-3, -2))
+
+    def _batched(self, x: jax.Array, w: jax.Array, batch: int) -> jax.Array:
+        """Returns `[tiles..., ..., columns]`, the products of tiles.
+
+        Args:
+          x: `[tiles..., ..., rows]`.
+          w: `[tiles..., rows, columns]`.
+          batch: number of axes of tiles.
+        """
+        tiles = tuple(range(batch))
+        return self.dot_general(x, w, (((x.ndim - 1,), (batch,)), (tiles, tiles)))
 
 
 def cut_columns(statistic: jax.Array, column_sizes: tuple[int, ...]) -> jax.Array:
