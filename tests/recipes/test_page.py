@@ -1,8 +1,10 @@
 """The page of the recipes names what there is, and its forks to own data run."""
 
 import difflib
+import importlib.util
 import json
 import re
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -138,3 +140,57 @@ def test_a_fork_takes_two_steps_on_own_data(
     command = ["train", str(tmp_path / "mine.toml"), *words, "--out", str(out)]
     assert cli.main(command) == 0
     assert json.loads((out / "results.json").read_text())["chips"] == 2
+
+
+TUNING_FORKS = re.findall(r"```diff\n--- recipes/(\w+)\.py\n(.*?)```", TUNING, re.DOTALL)
+SHORT_SCRIPTS = {
+    "adabs": {"CHIPS": 2, "INPUTS": 64, "TIMES_S": {"1 day": 86_400.0}},
+    "adapters": {"CHIPS": 2, "SEEDS": (0, 1), "STEPS": 2, "TIMES_S": {"1 s": 1.0}},
+    "chip_in_the_loop": {"CHIPS": 1, "STEPS": 2, "ROUNDS": 2},
+}
+"""Recipes that are run as scripts, with what makes them short."""
+
+
+def test_the_forks_of_recipes_that_start_from_a_trained_model_are_short():
+    changed = 0
+    for name, diff in TUNING_FORKS:
+        before = (ROOT / "recipes" / f"{name}.py").read_text("utf-8")
+        changed += changed_lines(before, patched(before, diff))
+    assert 0 < changed <= 30
+
+
+@pytest.mark.nightly
+@pytest.mark.optimised
+def test_forks_of_recipes_that_start_from_a_trained_model_run(
+    tmp_path, monkeypatch, capsys
+):
+    for folder in ("recipes", "configs"):
+        shutil.copytree(ROOT / folder, tmp_path / folder)
+    for name, diff in TUNING_FORKS:
+        path = tmp_path / "recipes" / f"{name}.py"
+        path.write_text(patched(path.read_text("utf-8"), diff), "utf-8")
+    rng = np.random.default_rng(0)
+    for name, shape in (("images", (10, 10, 3)), ("vectors", (20,))):
+        inputs, labels = rng.normal(size=(400, *shape)), rng.integers(0, 3, 400)
+        np.savez(tmp_path / "recipes" / f"{name}.npz", inputs=inputs, labels=labels)
+    monkeypatch.chdir(tmp_path)
+    names = ["digits_conv", "digits_folded", "digits_distilled", "digits_mlp"]
+    for name in [*names, "digits_lora"]:
+        path = tmp_path / "configs" / f"{name}.toml"
+        text = re.sub(r"^steps = \d+", "steps = 2", path.read_text("utf-8"), flags=re.M)
+        text = re.sub(r"^seeds = .*", "seeds = [0, 1]", text, flags=re.M)
+        text = re.sub(r"^chips = \d+", "chips = 2", text, flags=re.M)
+        path.write_text(text, "utf-8")
+        assert cli.main(["train", str(path)]) == 0
+        assert json.loads(Path(f"runs/{name}/results.json").read_text())["chips"] == 2
+    for name, constants in SHORT_SCRIPTS.items():
+        capsys.readouterr()
+        file = tmp_path / "recipes" / f"{name}.py"
+        spec = importlib.util.spec_from_file_location(name, file)
+        script = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(script)
+        for constant, value in constants.items():
+            monkeypatch.setattr(script, constant, value)
+        run = {"adabs": "digits_conv", "chip_in_the_loop": "digits_mlp"}.get(name)
+        script.main(*([Path("runs") / run] if run else []))
+        assert " ± " in capsys.readouterr().out
