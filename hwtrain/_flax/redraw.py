@@ -62,7 +62,7 @@ def _redrawn(multiply, x, w, leaves, keys):
 
 
 def _forward(multiply, x, w, leaves, keys):
-    # Not through the custom rule, in which a policy of `jax.checkpoint` sees no product.
+    # Without the custom rule, in which a policy of `jax.checkpoint` sees no product.
     return multiply(x, x, w, leaves, keys), (x, w, leaves, keys)
 
 

@@ -131,16 +131,21 @@ def _draw_lines(
         axes.set_xlabel(over)
         _scale(axes, numbers)
     bands = len(lines) <= _MOST_BANDS
-    for (name, line), color, marker in zip(lines.items(), _COLORS, _MARKERS):
+    styles = zip(lines.items(), _COLORS, _MARKERS)
+    for number, ((name, line), color, marker) in enumerate(styles):
         shown = [where[float(x)] for x, _ in line]
-        low, high = ([p.quantile(tail) for _, p in line] for tail in tails)
-        means = [p.mean for _, p in line]
-        axes.plot(shown, means, marker=marker, ms=4, color=color, label=name or "mean")
+        low, high = (np.array([p.quantile(tail) for _, p in line]) for tail in tails)
+        means = np.array([p.mean for _, p in line])
+        style = {"marker": marker, "ms": 4, "color": color, "label": name or "mean"}
+        if chips == 1 or bands:
+            axes.plot(shown, means, **style)
         if chips > 1 and bands:
             axes.fill_between(shown, low, high, color=color, alpha=0.15, lw=0)
         elif chips > 1:
-            for tail in (low, high):
-                axes.plot(shown, tail, ls=":", lw=0.8, color=color)
+            # A mean may lie outside of 90 % of the chips.
+            ends = np.maximum([means - low, high - means], 0)
+            beside = _beside(axes, shown, 0.01 * (number - (len(lines) - 1) / 2))
+            axes.errorbar(beside, means, ends, elinewidth=1, **style)
     if required is not None:
         axes.axhline(required, ls=":", lw=1, color="black", label="required")
     axes.set_ylabel(metric)
@@ -150,12 +155,19 @@ def _draw_lines(
     axes.legend(
         frameon=False,
         fontsize=8,
-        title=f"{'band' if bands else 'dotted'}: {what} chips" if chips > 1 else None,
+        title=f"{'band' if bands else 'bars'}: {what} chips" if chips > 1 else None,
         title_fontsize=8,
         loc="upper center",
         bbox_to_anchor=(0.5, -0.14),
         ncols=1 if max(map(len, lines)) > 40 else 2,
     )
+
+
+def _beside(axes: Any, numbers: list[float], share: float) -> np.ndarray:
+    """Returns numbers, moved by a share of the width that they take on their axis."""
+    scale = axes.xaxis.get_transform()
+    places = scale.transform(np.asarray(numbers, float))
+    return scale.inverted().transform(places + share * np.ptp(places))
 
 
 def _scale(axes: Any, numbers: list[float]) -> None:

@@ -2,7 +2,7 @@
 
 import pytest
 
-SCRIPT = r'''
+SCRIPT = r"""
 import math, re, sys
 from typing import NamedTuple
 import jax, jax.numpy as jnp, optax
@@ -146,7 +146,7 @@ for kind in MESHES:
             assert found.large <= plain.large + 1, here
         assert found.temporaries <= temporaries * plain.temporaries, here
 print("equal")
-'''
+"""
 
 
 @pytest.mark.nightly

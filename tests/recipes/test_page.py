@@ -142,7 +142,9 @@ def test_a_fork_takes_two_steps_on_own_data(
     assert json.loads((out / "results.json").read_text())["chips"] == 2
 
 
-TUNING_FORKS = re.findall(r"```diff\n--- recipes/(\w+)\.py\n(.*?)```", TUNING, re.DOTALL)
+TUNING_FORKS = re.findall(
+    r"```diff\n--- recipes/(\w+)\.py\n(.*?)```", TUNING, re.DOTALL
+)
 SHORT_SCRIPTS = {
     "adabs": {"CHIPS": 2, "INPUTS": 64, "TIMES_S": {"1 day": 86_400.0}},
     "adapters": {"CHIPS": 2, "SEEDS": (0, 1), "STEPS": 2, "TIMES_S": {"1 s": 1.0}},
