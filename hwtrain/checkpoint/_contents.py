@@ -1,51 +1,37 @@
-"""The contents of a hardware-ready checkpoint, and how they are written to files."""
+"""The contents of a hardware-ready checkpoint, and its manifest."""
 
-import dataclasses
 import importlib.metadata
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 from pydantic import ValidationError
 
 from hwtrain._arrays import paths
+from hwtrain._arrays.shared import is_shared
 from hwtrain._plan.plan import Plan
 from hwtrain._plan.stale_leaves import check_fit
-from hwtrain._plan.weight import AnalogWeight
 from hwtrain._version import __version__
 from hwtrain.checkpoint import _manifest as manifests
-from hwtrain.checkpoint import _tensors as tensors
-from hwtrain.checkpoint._crossbars import Crossbars, check_kernel
 from hwtrain.checkpoint._description import Graph, Measurement
 from hwtrain.checkpoint._entries import (
     LARGEST_SEED,
     ChipEntry,
     LayerEntry,
     LeafEntry,
-    TensorEntry,
 )
 from hwtrain.checkpoint._errors import HardwareCheckpointError
-from hwtrain.checkpoint._layout import (
-    chip_folder,
-    chip_unit,
-    file_name,
-    nominal_unit,
-    own_units,
-    scale_unit,
-)
+from hwtrain.checkpoint._items import Item, Tensors, Writer, items_of
+from hwtrain.checkpoint._layout import chip_folder, file_name, own_units
 from hwtrain.checkpoint._named import others
 from hwtrain.checkpoint._of_nnx import CONSTANTS
 from hwtrain.checkpoint._progress import Report
 from hwtrain.checkpoint._read_back import Conductances, check_conductances
-from hwtrain.checkpoint._values import check_numbers, check_parameter, check_values
 from hwtrain.checkpoint._variables import Leaf, flatten
 from hwtrain.checkpoint._words import RULES, UNITS
-from hwtrain.chips._clip_bounds import clipped
-from hwtrain.weights.mapping import MAPPING_SCALE
 
 _LIBRARIES = ("jax", "jaxlib", "numpy", "safetensors")
 
@@ -77,6 +63,7 @@ class Contents:
     ):
         self.plan, self.graph, self.accuracy = plan, graph, tuple(accuracy)
         self.leaves = flatten(variables, plan.zeros)
+        self.shared = is_shared([leaf.value for leaf in self.leaves])
         self._with_example = (
             "export(path, model, example=(x,))"
             if isinstance(variables, nnx.Module)
@@ -162,56 +149,77 @@ class Contents:
     def _params(self) -> dict[str, Leaf]:
         return {leaf.path: leaf for leaf in self.leaves if leaf.keys[0] == "params"}
 
-    def copy_to_host(self) -> None:
-        """Copies all values, so that later training steps cannot change them."""
-        self.leaves = [
-            leaf
-            if leaf.kind == "empty"
-            else dataclasses.replace(leaf, value=np.array(leaf.array()))
-            for leaf in self.leaves
-        ]
+    def items(self) -> list[Item]:
+        """Returns what each file holds."""
+        return items_of(self.plan, self.leaves)
 
-    def write(self, directory: Path, report: Report | None = None) -> None:
+    def write(
+        self,
+        directory: Path,
+        items: Iterable[Item] | None = None,
+        report: Report | None = None,
+    ) -> None:
         """Writes the checkpoint into an empty directory, the manifest last.
-
-        One layer is in memory at a time.
 
         Args:
           directory: the directory.
+          items: all items, on the host; by default one is copied there at a time.
           report: called with the number of written layers and the total.
 
         Raises:
           HardwareCheckpointError: if a reader would not accept the result.
         """
+        writer, tensors = self.writer(directory), {}
+        layers = len(self.plan)
+        items = (item.on_host() for item in self.items()) if items is None else items
+        for done, item in enumerate(items, 1):
+            tensors |= writer.write(item)
+            if report is not None and done <= layers:
+                report(done, layers)
+        self.finish(directory, tensors)
+
+    def writer(self, directory: Path) -> Writer:
+        """Makes the folders of the files, and returns what writes these."""
+        for folder in ["tensors", *map(chip_folder, self._chips)]:
+            (directory / folder).mkdir(parents=True, exist_ok=True)
+        return Writer(
+            directory=directory,
+            units=own_units(self.plan),
+            seeds=self.seeds,
+            measured=self.measured,
+        )
+
+    def finish(self, directory: Path, tensors: Tensors) -> None:
+        """Writes the manifest; it is on disk on return, after all files.
+
+        Args:
+          directory: the directory.
+          tensors: the entries of all tensors.
+
+        Raises:
+          HardwareCheckpointError: if a reader would not accept the manifest.
+        """
         try:
-            self._write(directory, report)
+            manifest = self._manifest(tensors)
         except ValidationError as error:
             raise HardwareCheckpointError(
                 f"the plan and the variables cannot be written: "
                 f"{manifests.problems(error)}. Make the plan from the model whose "
                 "variables these are"
             ) from error
+        for folder in sorted(path for path in directory.rglob("*") if path.is_dir()):
+            manifests.sync(folder)
+        manifests.write(directory, manifest)
 
-    def _write(self, directory: Path, report: Report | None) -> None:
-        chips = sorted([*self.seeds, *self.measured])
-        for folder in ["tensors", *map(chip_folder, chips)]:
-            (directory / folder).mkdir(parents=True)
-        files = _Files(directory, own_units(self.plan))
-        layers = []
-        for number, weight in enumerate(self.plan.weights):
-            layers.append(self._write_layer(files, number, weight))
-            if report is not None:
-                report(number + 1, len(self.plan))
-        modules: dict[tuple[str | int, ...], list[Leaf]] = {}
-        for leaf in self.leaves:
-            if leaf.tensor not in files.leaves:
-                modules.setdefault(leaf.keys[:-1], []).append(leaf)
-        number = len(layers)
-        for module in modules.values():
-            file = file_name("tensors", number)
-            files.write(file, module)
-            number += file in files.tensors
-        manifest = manifests.Manifest(
+    @property
+    def _chips(self) -> list[int]:
+        return sorted([*self.seeds, *self.measured])
+
+    def _manifest(self, tensors: Tensors) -> manifests.Manifest:
+        items = self.items()
+        layers = [item for item in items if item.weight is not None]
+        files = {leaf.tensor: item.file for item in items for leaf in item.leaves}
+        return manifests.Manifest(
             libraries={
                 "hwtrain": __version__,
                 **{name: importlib.metadata.version(name) for name in _LIBRARIES},
@@ -220,144 +228,53 @@ class Contents:
             rules=RULES,
             prefix=self.plan.prefix,
             state=self.plan.state,
-            layers=tuple(layers),
+            layers=tuple(_layer_entry(item) for item in layers),
             digital=self.plan.digital,
             others=tuple(others(self.plan, self.leaves)) or None,
-            leaves=tuple(files.leaves[leaf.tensor] for leaf in self.leaves),
+            leaves=tuple(
+                _leaf_entry(leaf, files.get(leaf.tensor)) for leaf in self.leaves
+            ),
             chips=tuple(
                 ChipEntry(
                     seed=seed,
                     measured=seed in self.measured,
                     files={
-                        layer.weight.path: file_name(chip_folder(seed), number)
-                        for number, layer in enumerate(layers)
+                        item.weight.path: file_name(chip_folder(seed), item.number)
+                        for item in layers
+                        if item.weight is not None
                     },
                 )
-                for seed in chips
+                for seed in self._chips
             ),
             graph=self.graph,
             accuracy=self.accuracy,
-            files=files.tensors,
-        )
-        for folder in sorted(path for path in directory.rglob("*") if path.is_dir()):
-            manifests.sync(folder)
-        manifests.write(directory, manifest)
-
-    def _write_layer(
-        self, files: "_Files", number: int, weight: AnalogWeight
-    ) -> LayerEntry:
-        params = self._params
-        check_values("", weight, _beside(weight, params))
-        kernel = _within_bound(weight, params)
-        scale = weight.stored_scale(params)
-        bound = weight.stored_bound(params)
-        crossbars = Crossbars(
-            weight,
-            kernel.array(),
-            scale.array() if scale else None,
-            bound.array() if bound else None,
-        )
-        content = {}
-        if weight.hardware.converter is not None:
-            for name, tile in crossbars.tiles():
-                for device, g in tile.conductances.items():
-                    content[f"{name}/{device}"] = (g, UNITS["conductance"])
-                scales = {**tile.params, MAPPING_SCALE.name: tile.mapping_scale}
-                for quantity, array in scales.items():
-                    unit = scale_unit(weight.hardware.converter, quantity)
-                    content[f"{name}/{quantity}"] = (array, unit)
-        # A layer may hold two analog weights; its other leaves go to the first one.
-        beside = [
-            leaf
-            for path, leaf in params.items()
-            if path.rpartition("/")[0] == weight.layer_path
-            and path not in self.plan
-            and leaf.kind == "tensor"
-            and leaf.tensor not in files.leaves
-        ]
-        file = file_name("tensors", number)
-        files.write(file, [kernel, *beside], content)
-        for seed in [*self.seeds, *self.measured]:
-            chip_kernel, conductances = (
-                crossbars.measured(self.measured[seed])
-                if seed in self.measured
-                else crossbars.chip(seed)
-            )
-            chip = {"kernel": (chip_kernel, chip_unit("kernel"))}
-            for name, array in conductances:
-                chip[name] = (array, chip_unit(name))
-            files.write(file_name(chip_folder(seed), number), [], chip)
-        return LayerEntry(
-            weight=weight,
-            stack=weight.stack,
-            row_sizes=weight.row_sizes,
-            column_sizes=weight.column_sizes,
-            dtype=files.tensors[file][kernel.tensor].dtype,
-            file=file,
-            nominal=kernel.tensor,
-            beside={leaf.path.rpartition("/")[2]: leaf.tensor for leaf in beside},
+            # In the order of the items, whichever process wrote them.
+            files=dict(sorted(tensors.items())),
         )
 
 
-def _beside(weight: AnalogWeight, params: Mapping[str, Leaf]) -> dict[str, np.ndarray]:
-    """Returns the values of the leaves that a weight's hardware needs."""
-    names = map(weight.leaf, weight.leaves())
-    return {name: params[name].array() for name in names if name in params}
+def _layer_entry(item: Item) -> LayerEntry:
+    weight: Any = item.weight
+    kernel, *beside = item.leaves
+    return LayerEntry(
+        weight=weight,
+        stack=weight.stack,
+        row_sizes=weight.row_sizes,
+        column_sizes=weight.column_sizes,
+        dtype=kernel.dtype.name,
+        file=item.file,
+        nominal=kernel.tensor,
+        beside={leaf.path.rpartition("/")[2]: leaf.tensor for leaf in beside},
+    )
 
 
-def _within_bound(weight: AnalogWeight, params: dict[str, Leaf]) -> Leaf:
-    """Returns a weight's leaf as stored in hardware: clipped if its bound is learned.
-
-    Only training needs the weights beyond a learned bound.
-    """
-    kernel, bound = params[weight.path], weight.stored_bound(params)
-    if bound is None:
-        return kernel
-    array = kernel.array()
-    check_kernel(weight, array)
-    value = clipped(weight, jnp.asarray(array), jnp.asarray(bound.array()))
-    return dataclasses.replace(kernel, value=np.asarray(value))
-
-
-@dataclasses.dataclass
-class _Files:
-    """The files written so far, and their contents.
-
-    Attributes:
-      directory: the directory of the files.
-      units: the units of the leaves of users' parts, by path.
-      tensors: the tensor entries of each file.
-      leaves: the entry of each leaf stored so far, by its tensor's name.
-    """
-
-    directory: Path
-    units: Mapping[str, str]
-    tensors: dict[str, dict[str, TensorEntry]] = dataclasses.field(default_factory=dict)
-    leaves: dict[str, LeafEntry] = dataclasses.field(default_factory=dict)
-
-    def write(
-        self,
-        file: str,
-        leaves: list[Leaf],
-        content: Mapping[str, tuple[np.ndarray, str]] | None = None,
-    ) -> None:
-        """Writes leaves and further tensors to one file."""
-        content = dict(content or {})
-        for leaf in leaves:
-            entry: dict[str, Any] = {"keys": leaf.keys, "kind": leaf.kind}
-            if leaf.kind != "empty":
-                array = leaf.array()
-                entry |= {"dtype": array.dtype.name, "shape": array.shape}
-                if leaf.kind == "tensor":
-                    where = paths.join(leaf.keys)
-                    check_numbers(where, array)
-                    check_parameter(where, leaf.keys, array)
-                    content[leaf.tensor] = (array, nominal_unit(leaf.path, self.units))
-                    entry |= {"file": file, "tensor": leaf.tensor}
-                    entry["key_impl"] = leaf.key_impl
-            self.leaves[leaf.tensor] = LeafEntry(**entry)
-        if content:
-            self.tensors[file] = tensors.write(self.directory / file, content)
+def _leaf_entry(leaf: Leaf, file: str | None) -> LeafEntry:
+    entry: dict[str, Any] = {"keys": leaf.keys, "kind": leaf.kind}
+    if leaf.kind != "empty":
+        entry |= {"dtype": leaf.dtype.name, "shape": leaf.shape}
+    if leaf.kind == "tensor":
+        entry |= {"file": file, "tensor": leaf.tensor, "key_impl": leaf.key_impl}
+    return LeafEntry(**entry)
 
 
 def _checked_seed(seed: Any) -> int:

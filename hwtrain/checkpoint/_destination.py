@@ -59,15 +59,20 @@ def new(out: str | os.PathLike[str], *, folder: bool = False) -> Iterator[Path]:
     except OSError as error:
         # Removed before the message states the free space, which this increases.
         _remove(partial)
-        raise HardwareCheckpointError(
-            f"{destination} could not be written: {disk.reason(error)}, "
-            f"{disk.free(destination)} free there. Nothing was left behind; make room, "
-            "or check permissions, and write it again"
-        ) from error
+        raise unwritten(destination, error) from error
     finally:
         _remove(partial)
         if lock is not None:
             os.close(lock)
+
+
+def unwritten(destination: Path, error: OSError) -> HardwareCheckpointError:
+    """Returns the error for a destination that the system could not write to."""
+    return HardwareCheckpointError(
+        f"{destination} could not be written: {disk.reason(error)}, "
+        f"{disk.free(destination)} free there. Nothing was left behind; make room, "
+        "or check permissions, and write it again"
+    )
 
 
 def _remove(partial: Path) -> None:

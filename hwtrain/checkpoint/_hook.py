@@ -6,6 +6,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from hwtrain._arrays.processes import exchanged, together
+from hwtrain._arrays.shared import is_shared
 from hwtrain._plan.plan import Plan
 from hwtrain.checkpoint._contents import Contents
 from hwtrain.checkpoint._errors import HardwareCheckpointError
@@ -18,7 +20,8 @@ from hwtrain.checkpoint._writer import export
 class ExportHook:
     """Exports a model every `every` steps: call it with the step and the variables.
 
-    In a loop with a `CheckpointManager`, use `HardwareSave` instead.
+    In a loop with a `CheckpointManager`, use `HardwareSave` instead. In several
+    processes that share the arrays, all of them call it.
 
     >>> import tempfile
     >>> import jax.numpy as jnp
@@ -67,14 +70,18 @@ class ExportHook:
         if step % self.every:
             return None
         path = Path(self.directory) / f"{step:08d}"
-        if path.exists():
+        there = path.exists()
+        if is_shared(variables):
+            there = exchanged(there)[0]
+        if there:
             self._check_same(path, variables)
             return path
         return export(path, variables, self.plan, chip_seeds=self.chip_seeds)
 
     def _check_same(self, path: Path, variables: Any) -> None:
         """Raises unless an existing export equals the one that would be written now."""
-        found = load(path)
+        with together(is_shared(variables), HardwareCheckpointError):
+            found = load(path)
         now = Contents(variables, self.plan, self.chip_seeds)
         stored = {leaf.keys: leaf for leaf in found.manifest.leaves}
         same = (found.plan, list(found.chip_seeds)) == (now.plan, now.seeds)

@@ -1,7 +1,7 @@
 """Hardware-ready checkpoints as items of an Orbax `CheckpointManager`."""
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,7 @@ from orbax.checkpoint import future
 from hwtrain._plan.plan import Plan
 from hwtrain.checkpoint._contents import Contents
 from hwtrain.checkpoint._reader import HardwareCheckpoint, load
+from hwtrain.checkpoint._together import finish_shares, share_of
 
 
 class HardwareCheckpointHandler(ocp.AsyncCheckpointHandler):
@@ -20,40 +21,65 @@ class HardwareCheckpointHandler(ocp.AsyncCheckpointHandler):
 
     Orbax gives the item its own directory and commits a step as a whole, so that a step
     killed during the write does not count.
+
+    In several processes, a save first sends each layer to the process that writes it:
+    this takes collective operations, which would wait for each other without end if a
+    thread in the background did them during the next step. Each process then holds its
+    share of the layers, and writes it in the background without the others. The first
+    process writes the manifest when Orbax finalises the step, which is when all are
+    done.
     """
+
+    def __init__(self) -> None:
+        self._unfinished: dict[Path, Contents] = {}
 
     async def async_save(
         self, directory: epath.Path, args: "HardwareSave"
     ) -> list[future.Future]:
         """Copies the model to the host, and returns the futures that write it."""
-        contents = args.contents()
-        contents.copy_to_host()
+        write = self._started(Path(directory), args)
 
         async def commit() -> None:
-            _write(contents, Path(directory))
+            write()
 
         return [future.CommitFutureAwaitingContractedSignals(commit(), name="hardware")]
 
     def save(self, directory: epath.Path, args: "HardwareSave") -> None:
         """Writes the item and waits for it."""
-        _write(args.contents(), Path(directory))
+        self._started(Path(directory), args)()
+
+    def finalize(self, directory: epath.Path) -> None:
+        """Writes the manifest of what several processes wrote."""
+        contents = self._unfinished.pop(Path(directory), None)
+        if contents is not None:
+            finish_shares(Path(directory), contents)
 
     def restore(
         self, directory: epath.Path, args: "HardwareRestore | None" = None
     ) -> HardwareCheckpoint:
         """Reads and verifies the item."""
-        return load(Path(directory))
+        return load(Path(directory), sharding=args.sharding if args else None)
 
-
-def _write(contents: Contents, directory: Path) -> None:
-    if jax.process_index() == 0:
-        contents.write(directory)
+    def _started(self, directory: Path, args: "HardwareSave") -> Callable[[], None]:
+        """Copies what this process writes to the host; returns what writes it."""
+        contents = args.contents()
+        self._unfinished.clear()  # of a save that failed
+        if contents.shared:
+            self._unfinished[directory] = contents
+            return share_of(contents, directory)
+        if jax.process_index() != 0:
+            return lambda: None
+        items = [item.on_host() for item in contents.items()]
+        return lambda: contents.write(directory, items)
 
 
 @ocp.args.register_with_handler(HardwareCheckpointHandler, for_save=True)
 @dataclasses.dataclass
 class HardwareSave(ocp.args.CheckpointArgs):
     """Saves a model as a hardware-ready checkpoint, beside the training state.
+
+    In several processes that share the arrays, each takes its share of the layers to
+    its host at `save`, and writes it. What is wrong with a share is raised on all.
 
     >>> import tempfile
     >>> import jax.numpy as jnp
@@ -102,4 +128,13 @@ class HardwareRestore(ocp.args.CheckpointArgs):
 
     Its conductances and chips are read from the step's directory on demand, which must
     still exist then.
+
+    >>> device = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+    >>> args = ocp.args.Composite(hardware=HardwareRestore(device))
+
+    Attributes:
+      sharding: where the nominal values are put, as for `load`. `None` for the default
+        device.
     """
+
+    sharding: Any = None

@@ -11,6 +11,7 @@ import numpy as np
 from jax.typing import ArrayLike
 
 from hwtrain._arrays import paths
+from hwtrain._arrays.shared import is_shared, placed, placed_beside
 from hwtrain._plan.plan import Plan
 from hwtrain._plan.weight import AnalogWeight
 from hwtrain.checkpoint import _manifest as manifests
@@ -22,6 +23,7 @@ from hwtrain.checkpoint._errors import HardwareCheckpointError
 from hwtrain.checkpoint._files import check_listed, path_of
 from hwtrain.checkpoint._manifest import FILE_NAME, Manifest
 from hwtrain.checkpoint._of_nnx import filled
+from hwtrain.checkpoint._placing import Placing, placing_of
 from hwtrain.checkpoint._reads import check_read, kernel_at
 from hwtrain.checkpoint._same_hardware import check_hardware
 from hwtrain.checkpoint._tiles import Tile, check_targets, join
@@ -96,15 +98,17 @@ class HardwareCheckpoint:
         entry = self._chip(seed)
         check_read(self.manifest, entry, t_s, key)
         now = 0.0 if t_s is None else t_s
-        nominal = paths.leaves(self.params)
+        params = paths.leaves(self.params)
         kernels, scales, factors = {}, {}, {}
         for layer in self.manifest.layers:
             weight = layer.weight
+            nominal = self._on_host(layer, params)
             path, read = weight.path, self._read(entry.files[weight.path])
             kernels[path] = read["kernel"]
             scale = nominal_scale(self.manifest.version, weight, nominal)
             if scale is not None and weight.hardware.derives_chip_scale:
-                scales[weight.leaf(MAPPING_SCALE)] = as_leaf(scale)
+                put = placed_beside(params[path], scale)
+                scales[weight.leaf(MAPPING_SCALE)] = as_leaf(put)
             if weight.hardware.programs and not entry.measured:
                 tiles = self.conductances(path, seed)
                 bound = weight.stored_bound(nominal)
@@ -123,7 +127,10 @@ class HardwareCheckpoint:
         def chip_value(path: str, leaf: Any) -> Any:
             if path not in kernels:
                 return leaf
-            return as_leaf(kernels[path].astype(leaf.dtype))
+            kernel = kernels[path].astype(leaf.dtype)
+            if isinstance(leaf, jax.Array) and len(leaf.sharding.device_set) > 1:
+                return placed(kernel, leaf.sharding)
+            return as_leaf(kernel)
 
         chip = with_open_bounds(paths.map_leaves(chip_value, self.params), self.plan)
         chip = paths.insert(chip, scales)
@@ -212,6 +219,25 @@ class HardwareCheckpoint:
         tiles = tuple(tuple(tile.weights() for tile in row) for row in grid)
         return join(self._layer(path).weight, tiles)
 
+    def _on_host(
+        self, layer: LayerEntry, params: Mapping[str, Any]
+    ) -> Mapping[str, Any]:
+        """Returns the nominal values that a layer's weights depend on."""
+        weight = layer.weight
+        needed = {weight.path, *map(weight.leaf, weight.leaves())} & params.keys()
+        if not is_shared([params[path] for path in needed]):
+            return params
+        # This process holds only a part of them; the files have all.
+        of: dict[str, dict[str, str]] = {}
+        for leaf in self.manifest.leaves:
+            if leaf.keys[0] == "params" and leaf.path in needed and leaf.file:
+                of.setdefault(leaf.file, {})[leaf.path] = leaf.tensor or ""
+        found = {}
+        for file, tensors_of in of.items():
+            content = self._read(file)
+            found |= {path: content[name] for path, name in tensors_of.items()}
+        return found
+
     def _layer(self, path: str) -> LayerEntry:
         for layer in self.manifest.layers:
             if layer.weight.path == path:
@@ -235,7 +261,7 @@ class HardwareCheckpoint:
         return tensors.read(self.directory, file, self.manifest.files[file])
 
 
-def load(path: str | os.PathLike[str]) -> HardwareCheckpoint:
+def load(path: str | os.PathLike[str], *, sharding: Any = None) -> HardwareCheckpoint:
     """Reads a checkpoint that `export` wrote, and verifies all of it.
 
     Every hash is checked, every target conductance is in range, and the directory holds
@@ -252,24 +278,32 @@ def load(path: str | os.PathLike[str]) -> HardwareCheckpoint:
 
     Args:
       path: the directory.
+      sharding: where the nominal values are put: a `jax.sharding.Sharding` for all
+        leaves, or a tree like the variables, or only like the parameters if there are
+        no others, of shardings or of arrays or shapes that have one. An NNX model or
+        its state also serves. Any mesh will do, whichever the export had. In several
+        processes each reads and verifies the files, one at a time, and keeps its own
+        part. `None` for the default device.
 
     Raises:
-      HardwareCheckpointError: (a `ValueError`) if it is not a checkpoint, or damaged.
+      HardwareCheckpointError: (a `ValueError`) if it is not a checkpoint, or damaged;
+        or if `sharding` does not fit its leaves.
     """
     directory = path_of(path, "load takes the directory that export wrote")
     manifest = manifests.read(directory)
     check_listed(directory, {FILE_NAME, *manifest.files})
+    placing = placing_of(sharding, manifest)
     leaves: dict[str | None, list[LeafEntry]] = {}
     for leaf in manifest.leaves:
         leaves.setdefault(leaf.file, []).append(leaf)
     layers = {layer.file: layer for layer in manifest.layers}
-    values = {leaf.keys: _without_value(leaf) for leaf in manifest.leaves}
+    values = {leaf.keys: _without_value(leaf, placing) for leaf in manifest.leaves}
     for file, entries in manifest.files.items():
         content = tensors.read(directory, file, entries)
         for leaf in leaves.get(file, ()):
             array = content[leaf.tensor or ""]
             check_numbers(f"{directory / file}, {leaf.tensor}", array)
-            values[leaf.keys] = as_leaf(array, leaf.key_impl)
+            values[leaf.keys] = placing.put(leaf, array)
         if file in layers:
             held = {x.path: content[x.tensor or ""] for x in leaves.get(file, ())}
             _check_layer(f"{directory / file}, ", layers[file].weight, held)
@@ -295,10 +329,11 @@ def _check_layer(
     check_values(where, weight, nominal)
 
 
-def _without_value(leaf: LeafEntry) -> Any:
+def _without_value(leaf: LeafEntry, placing: Placing) -> Any:
     """Returns a value that is not stored: an empty mapping, or the zeros of a probe."""
     if leaf.kind == "zeros":
-        return as_leaf(np.zeros(leaf.shape or (), DTYPES[leaf.dtype or ""]))
+        zeros = np.zeros(leaf.shape or (), DTYPES[leaf.dtype or ""])
+        return placing.put(leaf, zeros)
     return {}
 
 

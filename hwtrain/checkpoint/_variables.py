@@ -12,6 +12,7 @@ from jax.core import Tracer
 from jax.tree_util import DictKey, GetAttrKey
 
 from hwtrain._arrays import paths
+from hwtrain._arrays.shared import gathered
 from hwtrain.checkpoint._entries import DTYPES, tensor_name
 from hwtrain.checkpoint._errors import HardwareCheckpointError
 from hwtrain.checkpoint._layout import order
@@ -48,6 +49,16 @@ class Leaf:
             return "empty"
         return "zeros" if self.probe else "tensor"
 
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """The shape of its array; empty for an empty mapping."""
+        return () if self.kind == "empty" else np.shape(self.value)
+
+    @property
+    def dtype(self) -> np.dtype:
+        """The dtype of its array."""
+        return _dtype(self.value)
+
     def array(self) -> np.ndarray:
         """Copies the leaf from its device.
 
@@ -55,16 +66,17 @@ class Leaf:
           HardwareCheckpointError: if it is only a shape, from a model that is checked
             before it has values.
         """
-        value = self.value
-        if isinstance(value, jax.ShapeDtypeStruct):
+        self.require_value()
+        (array,) = gathered([self.value])
+        return array
+
+    def require_value(self) -> None:
+        """Raises if it is only a shape; see `array`."""
+        if isinstance(self.value, jax.ShapeDtypeStruct):
             raise HardwareCheckpointError(
                 f"{paths.join(self.keys)} is a shape without values, as of "
                 "jax.eval_shape; give the arrays"
             )
-        if isinstance(value, jax.Array):
-            # A JAX array keeps its host copy, so the whole model would accumulate.
-            value = jnp.copy(value)
-        return np.asarray(value)
 
 
 def flatten(variables: Any, probes: Set[str] = frozenset()) -> list[Leaf]:
@@ -145,11 +157,12 @@ def _check_values(leaf: Leaf) -> None:
         raise HardwareCheckpointError(f"{paths.join(leaf.keys)} is {why}")
 
 
+def _dtype(value: Any) -> np.dtype:
+    return np.dtype(value.dtype if hasattr(value, "dtype") else np.asarray(value).dtype)
+
+
 def _check_dtype(leaf: Leaf) -> None:
-    value = leaf.value
-    dtype = np.dtype(
-        value.dtype if hasattr(value, "dtype") else np.asarray(value).dtype
-    )
+    value, dtype = leaf.value, leaf.dtype
     if dtype.name not in DTYPES:
         raise HardwareCheckpointError(
             f"{paths.join(leaf.keys)}: a {type(value).__name__} of dtype "

@@ -1,13 +1,17 @@
 """Writes a hardware-ready checkpoint."""
 
+import contextlib
+import functools
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import safetensors
+import jax
 from flax import nnx
 
+from hwtrain._arrays.processes import together
+from hwtrain._arrays.shared import is_shared
 from hwtrain._flax.materializing import materialize
 from hwtrain._plan.plan import Plan
 from hwtrain.checkpoint import _destination as destination
@@ -16,6 +20,7 @@ from hwtrain.checkpoint._description import Graph, Measurement
 from hwtrain.checkpoint._errors import HardwareCheckpointError
 from hwtrain.checkpoint._progress import Report
 from hwtrain.checkpoint._read_back import Conductances
+from hwtrain.checkpoint._together import write_together
 
 
 def export(
@@ -37,7 +42,12 @@ def export(
     .. math:: g^\pm = g_\text{min} + \max(\pm k w, 0), \qquad w = W / s
 
     The directory is written atomically: under a hidden name beside `path`, and then
-    renamed. `docs/checkpoint.md` describes the format.
+    renamed. `docs/checkpoint.md` describes the format. One layer is on the host at a
+    time, whatever the devices that the arrays are spread over.
+
+    In several processes whose arrays are spread over all of them, every process calls
+    it with the same arguments. Each writes a part of the layers, if it sees the
+    directory, and the first one the manifest. An error on one is raised on all.
 
     >>> import tempfile
     >>> import jax, jax.numpy as jnp
@@ -77,19 +87,60 @@ def export(
 
     Raises:
       HardwareCheckpointError: (a `ValueError`) if `path` exists, the plan does not fit
-        the parameters, a weight is not finite, a chip has nothing frozen, or the disk
-        is full. Nothing is left behind.
+        the parameters, a weight is not finite, a chip has nothing frozen, the disk is
+        full, or processes call it with different arguments. Nothing is left behind.
     """
-    # A Measurement is itself iterable, over its fields.
-    several = not isinstance(accuracy, Measurement) and isinstance(accuracy, Iterable)
-    accuracy = tuple(accuracy) if several else accuracy
-    _check_types(
-        plan=plan,
-        graph=graph,
-        accuracy=accuracy,
-        chip_seeds=chip_seeds,
-        example=example,
-    )
+    shared = is_shared(variables if variables is not None else analog)
+    on_all = functools.partial(together, shared, HardwareCheckpointError)
+    with on_all():
+        # A Measurement is itself iterable, over its fields.
+        several = not isinstance(accuracy, Measurement) and isinstance(
+            accuracy, Iterable
+        )
+        accuracy = tuple(accuracy) if several else accuracy
+        _check_types(
+            plan=plan,
+            graph=graph,
+            accuracy=accuracy,
+            chip_seeds=chip_seeds,
+            example=example,
+        )
+        plan, analog = _model(variables, plan, analog, example)
+    if analog is not None:
+        given = None if variables is analog else variables
+        variables = materialize(analog, given, *example)
+        plan = plan.effective
+    seeds = [*chip_seeds] if chip_seed is None else [chip_seed, *chip_seeds]
+    with on_all():
+        contents = Contents(
+            variables, plan, seeds, measured=measured, graph=graph, accuracy=accuracy
+        )
+    if shared:
+        write_together(path, contents, report)
+        return Path(path)
+    with _of_one(path), destination.new(path, folder=True) as partial:
+        contents.write(partial, report=report)
+    return Path(path)
+
+
+@contextlib.contextmanager
+def _of_one(path: str | os.PathLike[str]) -> Iterator[None]:
+    """Explains why a path may exist when each process exports by itself."""
+    try:
+        yield
+    except HardwareCheckpointError as error:
+        if jax.process_count() == 1 or not Path(path).exists():
+            raise
+        raise HardwareCheckpointError(
+            f"{error}. These arrays are not spread over processes: let one process "
+            "export them, such as `if jax.process_index() == 0`"
+        ) from error
+
+
+def _model(
+    variables: Any, plan: Plan | None, analog: Any, example: Sequence[Any]
+) -> tuple[Plan, Any]:
+    """Returns the plan, and the model to call for its derived weights, or `None`."""
     if plan is None:
         plan = getattr(variables, "analog_plan", None)
     if plan is None:
@@ -105,20 +156,7 @@ def export(
             "example= holds the arguments of a call of the analog model; give "
             "analog=analog too, or neither"
         )
-    if analog is not None:
-        given = None if variables is analog else variables
-        variables = materialize(analog, given, *example)
-        plan = plan.effective
-    seeds = [*chip_seeds] if chip_seed is None else [chip_seed, *chip_seeds]
-    with destination.new(path, folder=True) as partial:
-        contents = Contents(
-            variables, plan, seeds, measured=measured, graph=graph, accuracy=accuracy
-        )
-        try:
-            contents.write(partial, report)
-        except safetensors.SafetensorError as error:
-            raise OSError(str(error)) from error
-    return Path(path)
+    return plan, analog
 
 
 def _itself(model: nnx.Module, analog: Any, example: Sequence[Any]) -> Any:

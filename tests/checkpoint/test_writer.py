@@ -22,7 +22,7 @@ from hwtrain.checkpoint import (
     read_conductances,
     verify,
 )
-from hwtrain.checkpoint import _contents as contents
+from hwtrain.checkpoint import _items as items
 from hwtrain.checkpoint import _manifest as manifest
 from hwtrain.checkpoint import _tensors as tensors
 from hwtrain.checkpoint._dynapse import load_dynapse
@@ -142,7 +142,7 @@ def test_exception_in_the_middle_leaves_nothing(
             raise error
         return write(path, content)
 
-    monkeypatch.setattr(contents.tensors, "write", interrupted)
+    monkeypatch.setattr(items.tensors, "write", interrupted)
     with pytest.raises(error):
         export(tmp_path / "model", variables, plan, chip_seeds=[1, 2])
     assert not list(tmp_path.iterdir())

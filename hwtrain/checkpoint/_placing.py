@@ -1,0 +1,127 @@
+"""Puts the values of a checkpoint onto the devices of a mesh."""
+
+import dataclasses
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import jax
+import numpy as np
+from flax import nnx
+from jax.sharding import NamedSharding, PartitionSpec, Sharding
+
+from hwtrain._arrays import paths
+from hwtrain._arrays.shared import placed
+from hwtrain.checkpoint._entries import LeafEntry
+from hwtrain.checkpoint._errors import HardwareCheckpointError
+from hwtrain.checkpoint._manifest import Manifest
+from hwtrain.checkpoint._of_nnx import collections_of
+from hwtrain.checkpoint._variables import as_leaf
+
+
+@dataclasses.dataclass(frozen=True)
+class Placing:
+    """Where the leaves of a checkpoint are put.
+
+    Attributes:
+      shardings: by collection and path; `None` for the default device.
+    """
+
+    shardings: Mapping[str, Sharding] | None = None
+
+    def put(self, leaf: LeafEntry, array: np.ndarray) -> Any:
+        """Returns the value of a leaf on its devices.
+
+        Args:
+          leaf: the leaf.
+          array: what the checkpoint stores.
+        """
+        narrow = jax.dtypes.canonicalize_dtype(array.dtype) == array.dtype
+        if self.shardings is None or not narrow:
+            return as_leaf(array, leaf.key_impl)
+        sharding = self.shardings[_name(leaf)]
+        if leaf.key_impl is None:
+            return placed(array, sharding)
+        # Its data have an axis more than the key.
+        if isinstance(sharding, NamedSharding):
+            whole = NamedSharding(sharding.mesh, PartitionSpec())
+            key = jax.random.wrap_key_data(placed(array, whole), impl=leaf.key_impl)
+            return jax.device_put(key, sharding)
+        return jax.random.wrap_key_data(placed(array, sharding), impl=leaf.key_impl)
+
+
+def placing_of(sharding: Any, manifest: Manifest) -> Placing:
+    """Returns where the leaves are put; see `load`.
+
+    Raises:
+      HardwareCheckpointError: if a leaf has no sharding, or there is one of another
+        leaf, or an array of another shape.
+    """
+    if sharding is None:
+        return Placing()
+    leaves = [leaf for leaf in manifest.leaves if leaf.kind != "empty"]
+    if isinstance(sharding, Sharding):
+        return Placing({_name(leaf): sharding for leaf in leaves})
+    given = _by_name(sharding)
+    for weight in manifest.plan.weights:
+        # The model derives this weight from the stored one, and has no leaf of it.
+        stored = given.get(f"params/{weight.stored}")
+        if weight.derived and stored is not None:
+            given.setdefault(f"params/{weight.path}", stored)
+    names = [_name(leaf) for leaf in leaves]
+    _check_names(names, given)
+    return Placing({_name(x): _of(x, given[_name(x)]) for x in leaves})
+
+
+def _name(leaf: LeafEntry) -> str:
+    return f"{paths.join(leaf.keys[:1])}/{leaf.path}"
+
+
+def _by_name(tree: Any) -> dict[str, Any]:
+    """Returns the leaves of a tree by collection and path."""
+    if isinstance(tree, nnx.Module | nnx.State):
+        tree = collections_of(tree)
+    if not isinstance(tree, Mapping):
+        raise HardwareCheckpointError(
+            "sharding= takes one jax.sharding.Sharding, or a tree like the variables "
+            "of shardings, or of arrays or shapes that have them; got a "
+            f"{type(tree).__name__}"
+        )
+    if not isinstance(tree.get("params"), Mapping):
+        tree = {"params": tree}
+    return {
+        f"{paths.join([collection])}/{path}": leaf
+        for collection, leaves in tree.items()
+        for path, leaf in paths.leaves(leaves).items()
+    }
+
+
+def _check_names(names: Iterable[str], given: Mapping[str, Any]) -> None:
+    missing = [name for name in names if name not in given]
+    foreign = sorted(given.keys() - {*names})
+    if missing or foreign:
+        what = [f"it has none for {name}" for name in missing[:3]]
+        what += [f"the checkpoint has no {name}" for name in foreign[:3]]
+        raise HardwareCheckpointError(
+            f"sharding= is a tree of other variables: {'; '.join(what)}. Give a tree "
+            "like checkpoint.variables, or one sharding for all leaves"
+        )
+
+
+def _of(leaf: LeafEntry, given: Any) -> Sharding:
+    """Returns the sharding of a leaf, given itself or by an array or a shape."""
+    if isinstance(given, Sharding):
+        return given
+    sharding = getattr(given, "sharding", None)
+    if not isinstance(sharding, Sharding):
+        raise HardwareCheckpointError(
+            f"sharding= should say where {_name(leaf)} is put, by a "
+            "jax.sharding.Sharding or an array or shape that has one; got a "
+            f"{type(given).__name__}{' without' if sharding is None else ''}"
+        )
+    shape = leaf.shape if leaf.key_impl is None else (leaf.shape or ())[:-1]
+    if tuple(given.shape) != shape:
+        raise HardwareCheckpointError(
+            f"{_name(leaf)} has the shape {shape} in the checkpoint, but "
+            f"{tuple(given.shape)} in the tree that sharding= was given"
+        )
+    return sharding
