@@ -7,6 +7,7 @@ from flax import nnx
 from flax.core import meta
 
 from hwtrain._arrays import paths
+from hwtrain._arrays.shared import placed_beside
 from hwtrain._flax.modes import plan as plan_of
 from hwtrain._flax.nnx.layers import TYPES, PartLeaf
 from hwtrain._flax.signal_side import initial_leaves
@@ -55,6 +56,7 @@ def _with_leaves(found: Any, params: Any) -> Any:
         for name, value in initial_leaves(weight, kernel).items():
             path = local(found, weight.leaf(name))
             if path not in present:
+                value = placed_beside(kernel, value)
                 boxed = isinstance(params, nnx.State)
                 entries[path] = TYPES.get(name, PartLeaf)(value) if boxed else value
     return paths.insert(params, entries)

@@ -12,7 +12,8 @@ from flax import nnx
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
-from hwtrain._arrays import paths, tiling
+from hwtrain._arrays import paths, processes, tiling
+from hwtrain._arrays.shared import is_shared, placed_as
 from hwtrain._flax.calls import Forward, first_call, require_one_call, through
 from hwtrain._flax.functional import as_function, compiled
 from hwtrain._flax.modes import plan as plan_of
@@ -51,6 +52,8 @@ def calibrate(
     where :math:`\langle\cdot\rangle` is the mean over the calls of the layer, and the
     last is the quantile over a random sample of at most `max_samples` of all vectors.
     Ranges that are initialised from data (`init_from_data` > 0) start anew in training.
+    In several processes that share the arrays, all of them call it, with batches that
+    they share, and all get the same ranges.
 
     >>> import hwtrain
     >>> from flax import linen as nn
@@ -111,6 +114,7 @@ def calibrate(
         )
     ranges = _Ranges(found, weights, method, quantile, std_alpha, max_samples)
     function, tree = as_function(analog, "eval", variables)
+    shared = is_shared((tree, first))
     paths.require_finite(tree["params"])
     # During calibration, every range holds its own number, so that a layer inside a
     # scan or a vmap tells which layer of the stack it is.
@@ -119,14 +123,17 @@ def calibrate(
     if forward is not None:
         call = jax.jit(through(function, forward))
     total = len(batches) if hasattr(batches, "__len__") else None  # type: ignore[arg-type]
+    batches = _shown(itertools.chain([first], rest), total, console)
     with observed(ranges.observe):
-        for batch in _shown(itertools.chain([first], rest), total, console):
+        for batch in processes.in_step(batches, shared):
             arguments = _arguments(batch) if forward is None else (batch,)
             key = jax.random.key(0)
             jax.block_until_ready(call({**tree, "params": numbered}, key, *arguments))
             jax.effects_barrier()
-            ranges.check_numbers()
-    return _with_ranges(analog, variables, ranges)
+            with processes.together(shared):
+                ranges.check_numbers()
+    values = processes.of_one(ranges.values, ranges.seen, shared)
+    return _with_ranges(analog, variables, values)
 
 
 def _check(method: str, quantile: float, std_alpha: float, max_samples: int) -> None:
@@ -229,6 +236,11 @@ class _Ranges:
                 "before"
             )
 
+    @property
+    def seen(self) -> bool:
+        """Whether calls were seen here; of several processes, one sees all of them."""
+        return bool(self._calls.any())
+
     def values(self) -> dict[str, np.ndarray]:
         """Returns the ranges by path."""
         value = self._value
@@ -255,8 +267,7 @@ class _Ranges:
         }
 
 
-def _with_ranges(analog: Any, variables: Any, ranges: _Ranges) -> Any:
-    values = ranges.values()
+def _with_ranges(analog: Any, variables: Any, values: dict[str, np.ndarray]) -> Any:
     if variables is None:
         state = nnx.state(analog, nnx.Param)
         nnx.update(analog, paths.map_leaves(_put(values), state))
@@ -269,6 +280,8 @@ def _with_ranges(analog: Any, variables: Any, ranges: _Ranges) -> Any:
 
 def _put(values: dict[str, np.ndarray]) -> Any:
     def replaced(path: str, leaf: Any) -> Any:
-        return jnp.asarray(values[path]) if path in values else leaf
+        if path not in values:
+            return leaf
+        return placed_as(leaf, jnp.asarray(values[path]))
 
     return replaced

@@ -9,7 +9,8 @@ import numpy as np
 from flax import nnx
 from flax.core import meta
 
-from hwtrain._arrays import paths
+from hwtrain._arrays import paths, processes
+from hwtrain._arrays.shared import is_shared, placed_as
 from hwtrain._flax.functional import as_function, compiled
 from hwtrain._flax.modes import plan as plan_of
 from hwtrain._flax.nnx.layers import EffectiveWeight
@@ -31,6 +32,9 @@ def materialize(
     A plan made from the result refers to it, so that chips are drawn, programmed and
     exported from it, and the model multiplies by it in `chip_mode` and `eval_mode`.
     Training derives the weights from the stored ones, and rejects an existing leaf.
+
+    In several processes that share the arrays, all of them call it; meanwhile one holds
+    the derived weights on its host. They are spread like the stored ones.
 
     >>> import hwtrain
     >>> from flax import linen as nn
@@ -74,10 +78,18 @@ def materialize(
     numbered = paths.insert(params, collector.numbers)
     with observed(None), collected(collector):
         call = compiled(function, kwargs)
-        found = call({**tree, "params": numbered}, jax.random.key(0), *example)
-        jax.block_until_ready(found)
+        outputs = call({**tree, "params": numbered}, jax.random.key(0), *example)
+        jax.block_until_ready(outputs)
         jax.effects_barrier()
-    values = collector.values(paths.leaves(params))
+    stored = paths.leaves(params)
+    shared = is_shared((tree, example))
+    found = processes.of_one(collector.values, collector.seen, shared)
+    values = {}
+    for weight in made:
+        path = local(plan, weight.effective_path)
+        kernel = stored[local(plan, weight.stored)]
+        array = jnp.asarray(found[path], kernel.dtype)
+        values[path] = placed_as(kernel, array)
     if variables is None:
         copy = nnx.clone(analog)
         modules = modules_of(copy)
@@ -137,12 +149,13 @@ class _Collector:
 
         tell(take, numbers, array)
 
-    def values(self, stored: dict[str, Any]) -> dict[str, jax.Array]:
-        """Returns the arrays by the paths of their leaves, in the stored dtypes.
+    @property
+    def seen(self) -> bool:
+        """Whether arrays came here; of several processes, all come to one."""
+        return any(self._found.values())
 
-        Args:
-          stored: the model's parameters by path.
-        """
+    def values(self) -> dict[str, np.ndarray]:
+        """Returns the arrays by the paths of their leaves."""
         values = {}
         for path, weight in self._weights.items():
             found = self._found[path]
@@ -162,7 +175,6 @@ class _Collector:
                     f"Rule({weight.layer_path!r}, None) before the other rules"
                 )
             whole = np.concatenate([np.ravel(found[first]) for first in sorted(found)])
-            dtype = stored[local(self._plan, path)].dtype
             effective = local(self._plan, weight.effective_path)
-            values[effective] = jnp.asarray(whole.reshape(weight.shape), dtype)
+            values[effective] = whole.reshape(weight.shape)
         return values

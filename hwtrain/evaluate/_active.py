@@ -11,7 +11,8 @@ import numpy as np
 from flax import nnx
 from flax.core import meta
 
-from hwtrain._arrays import paths
+from hwtrain._arrays import paths, processes
+from hwtrain._arrays.shared import is_shared, local_copy
 from hwtrain._flax.constants import check_none
 from hwtrain._flax.functional import as_function
 from hwtrain._flax.materializing import materialize
@@ -78,6 +79,9 @@ def assert_active(
     If chips differ but no effect draws noise in training, a row reports it; this is not
     an error.
 
+    In several processes that share the arrays, all of them call it with the same
+    example, and all get the same result; meanwhile one holds all parameters.
+
     A batch of one or two is enough, because layers multiply test vectors meanwhile.
     Nearly all the time goes into compiling: seconds for dense layers, a minute or two
     for a residual network of some convolutions with all effects. The batch size matters
@@ -121,28 +125,44 @@ def assert_active(
         if away is not None:
             seen = watched({**tree, "params": away}, keys, *example)
             moved = meta.unbox(away), seen
-    on_chip = plan.effective
+    on_chip, made = plan.effective, params
     if on_chip != plan:
-        made = materialize(analog, tree, *example, **kwargs)
-        params = meta.unbox(made["params"])
-    log = judged(plan, params, keys, steps, moved)
-    for path, effect, wrong, amount in (
+        derived = materialize(analog, tree, *example, **kwargs)
+        made = meta.unbox(derived["params"])
+    unwatched = [
         *unwatched_effects(
             analog, plan, steps[: bench.KEYS], variables, *example, **kwargs
-        ),
-        *updated_effects(plan, params),
-        *deployed_effects(on_chip, params),
-    ):
-        log.note(path, effect, amount, wrong)
-    quiet = quiet_training(plan)
-    if quiet is not None:
-        log.note("the model", "noise of training", quiet, None)
-    if log.wrong:
+        )
+    ]
+    shared = is_shared((tree, example, kwargs))
+    reader = jax.process_index()
+    if shared:
+        # JAX shows the layers to one process only, which judges for all of them.
+        reader = processes.source_of(any(steps[0].readings.values()))
+        params, made = local_copy((params, made), reader)
+        if moved is not None:
+            moved = local_copy(moved[0], reader), moved[1]
+
+    def findings() -> list[list[Any]]:
+        log = judged(plan, params, keys, steps, moved)
+        for path, effect, wrong, amount in (
+            *unwatched,
+            *updated_effects(plan, params),
+            *deployed_effects(on_chip, made),
+        ):
+            log.note(path, effect, amount, wrong)
+        quiet = quiet_training(plan)
+        if quiet is not None:
+            log.note("the model", "noise of training", quiet, None)
+        return [log.rows, log.wrong]
+
+    rows, wrong = processes.answered(findings, reader, shared)
+    if wrong:
         raise ValueError(
             "configured effects that do nothing, or not as configured:\n"
-            + "\n".join(f"  {line}" for line in log.wrong)
+            + "\n".join(f"  {line}" for line in wrong)
         )
-    return Activity(tuple(log.rows))
+    return Activity(tuple((path, effect, amount) for path, effect, amount in rows))
 
 
 def _steps(plan: Plan) -> int:

@@ -6,6 +6,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from hwtrain._arrays.shared import gathered
 from hwtrain._flax.functional import as_function, compiled
 from hwtrain._flax.observation import observed
 from hwtrain._flax.signal_side import has_signal_side
@@ -67,8 +68,8 @@ def unwatched_effects(
 
 
 def _flat(outputs: Any) -> np.ndarray:
-    arrays = (np.asarray(leaf, np.float32) for leaf in jax.tree.leaves(outputs))
-    return np.concatenate([array.ravel() for array in arrays])
+    arrays = gathered(jax.tree.leaves(outputs))
+    return np.concatenate([array.astype(np.float32).ravel() for array in arrays])
 
 
 def _rms(y: np.ndarray) -> float:

@@ -8,6 +8,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from hwtrain._arrays.shared import gathered
 from hwtrain._flax.functional import compiled
 from hwtrain._flax.observation import Multiplication, observed, tell
 from hwtrain.evaluate import _bench as bench
@@ -20,7 +21,8 @@ class Step:
 
     Attributes:
       outputs: the model's outputs in one vector.
-      readings: by weight path, the readings of each call of its layer.
+      readings: by weight path, the readings of each call of its layer. Of several
+        processes, one has them.
     """
 
     outputs: np.ndarray
@@ -55,7 +57,7 @@ def watching(
         for key in keys:
             readings.clear()
             leaves = jax.tree.leaves(program(tree, key, *example))
-            outputs = np.concatenate([np.ravel(leaf) for leaf in leaves])
+            outputs = np.concatenate([np.ravel(leaf) for leaf in gathered(leaves)])
             jax.effects_barrier()
             steps.append(Step(outputs, dict(readings)))
         return steps
