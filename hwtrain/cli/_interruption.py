@@ -1,4 +1,4 @@
-"""Ctrl-C during a command: the first asks it to stop, the second kills it."""
+"""Ctrl-C and SIGTERM ask a command to stop; a second Ctrl-C kills it."""
 
 import _thread
 import contextlib
@@ -31,7 +31,8 @@ def interruptible(*, gently: bool) -> Iterator[Callable[[], bool]]:
     Args:
       gently: whether the first Ctrl-C only changes the function's result, for a command
         that checks it. Python's `KeyboardInterrupt` could be raised inside a library's
-        callback, which prints or swallows it.
+        callback, which prints or swallows it. A SIGTERM, which a scheduler sends before
+        it takes the machine away, then does the same, however often it comes.
     """
     asked = threading.Event()
     main = threading.current_thread() is threading.main_thread()
@@ -66,11 +67,16 @@ def interruptible(*, gently: bool) -> Iterator[Callable[[], bool]]:
     hook, logged = sys.unraisablehook, logging.root.manager.disable
     sys.unraisablehook = on_lost
     signal.signal(signal.SIGINT, on_signal)
+    terminable = gently and signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
+    if terminable:
+        signal.signal(signal.SIGTERM, on_signal)
     try:
         yield asked.is_set
     finally:
         ended.set()
         signal.signal(signal.SIGINT, signal.default_int_handler)
+        if terminable:
+            signal.signal(signal.SIGTERM, signal.SIG_DFL)
         sys.unraisablehook = hook
         logging.disable(logged)
         signal.set_wakeup_fd(before)
@@ -97,6 +103,9 @@ def _watch(reading: int, gently: bool, ended: threading.Event) -> None:
             if not ended.is_set():
                 ours += 1
                 _thread.interrupt_main()
+        elif number[0] == signal.SIGTERM:
+            print_error("stopping after this step, as SIGTERM asks")
+            continue
         elif number[0] == signal.SIGINT and ours:
             ours -= 1
         else:

@@ -52,7 +52,8 @@ def pressed(monkeypatch):
                 self.inner, self.title = usual(*args, **kwargs), args[1]
 
             def __enter__(self):
-                report = self.inner.__enter__()
+                progress = self.inner.__enter__()
+                report = progress.report
 
                 def tell(step, loss):
                     if self.title == title and step == update:
@@ -62,7 +63,8 @@ def pressed(monkeypatch):
                             pass  # as libraries do
                     return report(step, loss)
 
-                return tell
+                progress.report = tell
+                return progress
 
             def __exit__(self, *error):
                 return self.inner.__exit__(*error)
@@ -92,6 +94,51 @@ def test_training_saves_where_it_is_and_goes_on_to_the_same_end(
     for name in ("seed_3", "seed_4"):
         ours, theirs = (checkpoint.load(r / "export" / name) for r in (halted, run))
         chex.assert_trees_all_equal(ours.params, theirs.params)
+    shutil.rmtree(halted)
+
+
+def test_sigterm_asks_to_stop_however_often_it_comes(capfd):
+    with interruptible(gently=True) as asked:
+        assert not asked()
+        for _ in range(3):
+            os.kill(os.getpid(), signal.SIGTERM)
+        assert asked()
+    assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
+    said = capfd.readouterr().err
+    assert said.count("stopping after this step, as SIGTERM asks") == 3
+    # A command that does not check ends at once, as usual.
+    with interruptible(gently=False):
+        assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
+
+
+def test_a_handler_of_sigterm_stays():
+    def theirs(*_):
+        pass
+
+    before = signal.signal(signal.SIGTERM, theirs)
+    try:
+        with interruptible(gently=True):
+            assert signal.getsignal(signal.SIGTERM) is theirs
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+@pytest.mark.nightly
+def test_sigterm_saves_and_the_resumed_run_ends_the_same(
+    run, train_words, tmp_path, capsys, pressed, monkeypatch
+):
+    halted = tmp_path / "halted"
+    monkeypatch.setattr(
+        sys.modules[__name__], "press", lambda: os.kill(os.getpid(), signal.SIGTERM)
+    )
+    pressed("hardware-aware, seed 3", 13)
+    assert cli.main([*train_words, str(halted)]) == 130
+    assert (halted / "hardware-aware" / "seed_3" / "13").is_dir()
+    assert capsys.readouterr().err.endswith(f"--out {halted} --resume\n")
+    monkeypatch.undo()
+    assert cli.main([*train_words, str(halted), "--resume"]) == 0
+    ours, theirs = (checkpoint.load(r / "export" / "seed_3") for r in (halted, run))
+    chex.assert_trees_all_equal(ours.params, theirs.params)
     shutil.rmtree(halted)
 
 
