@@ -88,6 +88,27 @@ def test_the_examples_of_the_meshes_page_run_on_eight_devices(on_devices):
     on_devices(8, f"{code}\nprint('equal')")
 
 
+@pytest.mark.nightly
+def test_the_run_of_the_meshes_page_continues_on_any_mesh(on_devices):
+    """To the rounding of sums, which converters would show as whole levels."""
+    text = (DOCS / "meshes.md").read_text("utf-8")
+    first, *others = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
+    converters = "inp_bits=8, out_bits=8, out_bound=10.0, "
+    assert converters in first
+    (loop,) = [code for code in others if "def train(folder" in code]
+    loop = loop.partition("folder = Path(")[0]
+    program = """
+folder = Path(tempfile.mkdtemp())
+whole = train(folder / "whole", on_devices(4, 2), steps=6)
+for steps, shape in zip((2, 4, 6), [(8, 1), (1, 2), (1, 1)]):
+    moved = train(folder / "moved", on_devices(*shape), steps)
+for one, other in zip(*map(jax.tree.leaves, (whole["params"], moved["params"]))):
+    np.testing.assert_allclose(one, other, rtol=0, atol=1e-5)
+print("equal")
+"""
+    on_devices(8, first.replace(converters, "") + loop + program)
+
+
 def test_the_device_of_the_devices_page_is_whole(capsys):
     text = (DOCS / "devices.md").read_text("utf-8")
     names, learned = {}, {}
