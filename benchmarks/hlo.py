@@ -1,4 +1,4 @@
-"""Operations and bytes of a compiled program, counted from its text."""
+"""Operations, bytes and collectives of a compiled program, counted from its text."""
 
 import math
 import re
@@ -11,6 +11,9 @@ _OP = re.compile(
     r"(?P<result>.+?) (?P<kind>[\w\-]+)\((?P<rest>.*)"
 )
 _ARRAY = re.compile(r"([a-z]+\d*)\[([\d,]*)\]")
+_CALLED = re.compile(r"(?:calls|to_apply|body|\w+_computations?)=\{?%?([\w.\-]+)")
+_COLLECTIVES = ("all-reduce", "all-gather", "reduce-scatter", "all-to-all")
+_COLLECTIVES += ("collective-permute",)
 _FREE = ("parameter", "get-tuple-element", "tuple", "bitcast", "constant")
 
 
@@ -86,6 +89,58 @@ def traffic(text: str, batch: int) -> Traffic:
         else:
             weights = Bytes(*map(sum, zip(weights, moved)))
     return Traffic(operations, weights, activations)
+
+
+class Program(NamedTuple):
+    """What a program does on each device, those in loops as often as they run."""
+
+    operations: int
+    """Multiplications and additions of its matrix products."""
+    collectives: dict[str, tuple[int, int]]
+    """The number of each kind, and the bytes of their results on a device."""
+
+
+def program(text: str) -> Program:
+    """Returns the operations and collectives of a program with loops.
+
+    Args:
+      text: the compiled program. Of a conditional, the first branch counts.
+
+    Raises:
+      ValueError: for a loop of an unknown length that multiplies or communicates.
+    """
+    computations = _computations(text)
+    return _program(computations, re.search(r"^ENTRY %?([\w.\-]+)", text, re.M)[1])
+
+
+def _program(computations: dict[str, dict[str, _Op]], name: str) -> Program:
+    operations, collectives = 0, {}
+    for op in computations[name].values():
+        kind = op.kind.removesuffix("-start")
+        if kind in _COLLECTIVES:
+            collectives = _sum(collectives, {kind: (1, sum(op.sizes))}, 1)
+        if op.kind == "dot":
+            operations += _product(computations[name], op)
+        for inner in _CALLED.findall(op.text):
+            found = _program(computations, inner)
+            times = 1
+            if op.kind == "while" and (found.operations or found.collectives):
+                known = re.search(r'"known_trip_count":\{"n":"(\d+)"', op.text)
+                if known is None:
+                    raise ValueError(f"expected a loop of a known length: {op.text}")
+                times = int(known[1])
+            operations += times * found.operations
+            collectives = _sum(collectives, found.collectives, times)
+    return Program(operations, collectives)
+
+
+def _sum(one: dict, other: dict, times: int) -> dict[str, tuple[int, int]]:
+    """Returns the sum of two counts by kind, the second several times."""
+    found = dict(one)
+    for kind, (count, size) in other.items():
+        before = found.get(kind, (0, 0))
+        found[kind] = before[0] + times * count, before[1] + times * size
+    return found
 
 
 def _computations(text: str) -> dict[str, dict[str, _Op]]:

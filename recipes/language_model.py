@@ -33,23 +33,33 @@ def texts() -> tuple[bytes, bytes]:
     )
 
 
-def data():
-    """Returns functions of batches of bytes, `[windows, 65]`."""
+def windows(context: int, batch: int):
+    """Returns functions of batches of bytes, `[batch, context + 1]`.
+
+    Args:
+      context: bytes that a prediction may depend on.
+      batch: windows of text in an update.
+    """
     training, testing = (np.frombuffer(text, np.uint8) for text in texts())
-    window = np.arange(CONTEXT + 1)
+    window = np.arange(context + 1)
 
     def train(seed: int, start_step: int):
         for step in itertools.count(start_step):
             random = np.random.default_rng((seed, step))
-            starts = random.integers(0, len(training) - CONTEXT, BATCH)
+            starts = random.integers(0, len(training) - context, batch)
             yield training[starts[:, None] + window].astype(np.int32)
 
     def evaluation():
-        starts = np.linspace(0, len(testing) - CONTEXT - 1, 512).astype(int)
+        starts = np.linspace(0, len(testing) - context - 1, 512).astype(int)
         for part in np.split(starts, 8):
             yield testing[part[:, None] + window].astype(np.int32)
 
     return train, evaluation
+
+
+def data():
+    """Returns functions of batches of bytes, `[windows, 65]`."""
+    return windows(CONTEXT, BATCH)
 
 
 class Block(nn.Module):

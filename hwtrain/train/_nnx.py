@@ -1,5 +1,6 @@
 """A recipe's NNX module: as pure functions, hardware-aware, and on chips."""
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -69,13 +70,13 @@ def hardware_aware(
         return analogize(build(factory, rngs), hardware, rngs=nnx.Rngs(mismatch=0))
 
     args, kwargs = first_call(lambda apply, batch: forward(apply, batch, True), batch)
-    found = plan(analog(nnx.Rngs(0)), None, *args, **kwargs)
+    found = plan(_abstract(analog), None, *args, **kwargs)
     return _functional(analog, forward), found
 
 
 def graph(factory: Factory, forward: Forward, batch: Batch) -> Graph:
     """Returns how the module's layers are connected."""
-    module = build(factory, nnx.Rngs(0))
+    module = _abstract(functools.partial(build, factory))
     module.eval()
     args, kwargs = first_call(lambda apply, batch: forward(apply, batch, False), batch)
     return trace_graph(module, None, *args, **kwargs)
@@ -83,7 +84,8 @@ def graph(factory: Factory, forward: Forward, batch: Batch) -> Graph:
 
 def default_forward(factory: Factory) -> Forward:
     """Returns the function that calls the module with the first of a batch."""
-    return forward_of(build(factory, nnx.Rngs(0)))  # pyright: ignore[reportArgumentType]
+    module: Any = _abstract(functools.partial(build, factory))
+    return forward_of(module)
 
 
 def deviating(
@@ -122,7 +124,7 @@ def on_chip(factory: Factory, hardware: Any) -> nnx.Module:
 
 def variables(factory: Factory, params: Params, state: ModelState) -> dict[str, Any]:
     """Returns all variables by collection, as `export` takes them."""
-    kept = nnx.state(build(factory, nnx.Rngs(0)), _BESIDE)
+    kept = nnx.state(_abstract(functools.partial(build, factory)), _BESIDE)
     nnx.replace_by_pure_dict(kept, state)
     return {**collections_of(kept), "params": params}
 
@@ -171,12 +173,24 @@ def build(factory: Factory, rngs: nnx.Rngs) -> nnx.Module:
     return module
 
 
+def _value(leaf: jax.ShapeDtypeStruct) -> jax.Array:
+    """Returns a count or a key of a stream, which each training step sets anew."""
+    if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
+        return jnp.broadcast_to(jax.random.key(0), leaf.shape)
+    return jnp.zeros(leaf.shape, leaf.dtype)
+
+
+def _abstract(build: Callable[[nnx.Rngs], Any]) -> Any:
+    """Returns a module without its arrays, which may be too large for one device."""
+    return nnx.eval_shape(lambda: build(nnx.Rngs(0)))
+
+
 def _functional(build: Factory, forward: Forward) -> Functional:
     def split(train: bool) -> tuple[Any, Any]:
-        module = build(nnx.Rngs(0))
+        module = _abstract(build)
         module.train() if train else module.eval()
         graph, _, streams, _ = nnx.split(module, nnx.Param, nnx.RngState, ...)
-        return graph, nnx.to_pure_dict(streams)
+        return graph, jax.tree.map(_value, nnx.to_pure_dict(streams))
 
     training, testing = split(True), split(False)
 

@@ -1,0 +1,193 @@
+"""Memory and communication of training steps of language models, without their devices.
+
+    python benchmarks/ahead_of_time.py [--models lm_100m lm_1b lm_8b] [--devices 8 64]
+        [--cases plain all] [--out DIR]
+
+Compiles the training step of `recipes/lm.py` ahead of time, for simulated CPU devices,
+in a process for each mesh. Shapes are all that there is: no array is allocated, and
+nothing runs. Weights, and their states in AdamW, are spread over both axes of a mesh
+`(data, model)`, the examples of a batch over `data`.
+
+The tables show what XLA says of one device: the bytes of arguments (weights, states and
+the batch), of results that take no argument's place, and of temporary arrays; the
+operations of its matrix products; and its collectives, with the bytes of their results,
+those in the loop over the blocks once for each block. XLA plans other temporary arrays
+for a GPU, which fuses more.
+"""
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import optax
+from hlo import program
+from jax.sharding import AxisType, NamedSharding, PartitionSpec
+from models import CLIP, CONVERTERS, NOISE, RANGE, chip
+from tables import RESULTS, keep, machine
+
+import hwtrain
+from hwtrain import train
+from hwtrain.train import _nnx as nnx
+
+ALL = {"modifier": NOISE, "clip": CLIP, "input_range": RANGE, "forward": CONVERTERS}
+CASES = {
+    "plain": None,
+    "weight noise": chip(modifier=NOISE),
+    "all": chip(**ALL),
+    "all, tiles of 512": chip(512, **ALL),
+}
+MODELS = {"lm_tiny": 64, "lm_100m": 1024, "lm_1b": 2048, "lm_8b": 2048}
+"""Models, with the tokens that a prediction may depend on."""
+MESHES = {8: (4, 2), 64: (16, 4)}
+"""Devices on the axes `data` and `model`."""
+WINDOWS = 2
+"""Windows of text for each device on the axis `data`."""
+RECIPE = str(Path(__file__).parents[1] / "recipes/lm.py")
+ROWS, COLUMNS = ("o", "down", "embed"), ("q", "k", "v", "gate", "up", "head")
+"""Layers whose rows, or columns, are spread over `model`."""
+GIGA = 1e9
+
+
+def spread(path: str, rank: int) -> PartitionSpec:
+    """Returns how a weight, and its states, are spread over the mesh.
+
+    Args:
+      path: its path.
+      rank: its number of axes; the blocks of a stack lead.
+    """
+    *_, layer, leaf = path.split("/")
+    if leaf not in ("kernel", "embedding"):
+        return PartitionSpec()
+    axes = ("model", "data") if layer in ROWS else ("data", "model")
+    return PartitionSpec(*[None] * (rank - 2), *axes)
+
+
+def lowered(model: str, case: str, mesh: jax.sharding.Mesh) -> jax.stages.Lowered:
+    """Returns a training step on shapes.
+
+    Args:
+      model: a name in `MODELS`.
+      case: a name in `CASES`.
+      mesh: with the axes `data` and `model`.
+    """
+    shape = WINDOWS * mesh.shape["data"], MODELS[model] + 1
+    batch = jax.ShapeDtypeStruct(shape, jnp.int32)
+    make, hardware = train.resolve(f"{RECIPE}:{model}", "."), CASES[case]
+
+    def forward(apply, tokens, train):
+        return apply(tokens)
+
+    optimizer = optax.adamw(1e-3)
+    if hardware is None:
+        functional = nnx.plain(make, forward, batch)
+    else:
+        rules = [hwtrain.Rule("blocks/.*", hardware)]
+        functional, plan = nnx.hardware_aware(make, rules, forward, batch)
+        optimizer = hwtrain.optim.hardware_aware(optimizer, plan)
+
+    def initial():
+        params, state = functional.init(0)
+        return train.TrainState(jnp.int32(0), params, state, optimizer.init(params))
+
+    def placed(path, leaf):
+        words = [str(key.key) for key in path if isinstance(key, jax.tree_util.DictKey)]
+        how = spread("/".join(["", "", *words]), leaf.ndim)
+        sharding = NamedSharding(mesh, how)
+        return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
+
+    state = jax.tree_util.tree_map_with_path(placed, jax.eval_shape(initial))
+    loss = train.next_token_cross_entropy
+    step = train.make_step(functional, optimizer, loss, mesh=mesh)
+    key = jax.random.key(0, impl=hwtrain.fast_prng)
+    by_example = NamedSharding(mesh, PartitionSpec("data"))
+    tokens = jax.ShapeDtypeStruct(shape, jnp.int32, sharding=by_example)
+    with jax.set_mesh(mesh):
+        return step.lower(state, tokens, key)
+
+
+def mesh_of(devices: int) -> jax.sharding.Mesh:
+    """Returns the mesh of a number of devices."""
+    kinds = (AxisType.Auto, AxisType.Auto)
+    return jax.make_mesh(MESHES[devices], ("data", "model"), axis_types=kinds)
+
+
+def row(model: str, case: str, devices: int) -> dict:
+    """Returns the row of a step on a mesh."""
+    start = time.perf_counter()
+    traced = lowered(model, case, mesh_of(devices))
+    middle = time.perf_counter()
+    compiled = traced.compile()
+    seconds = middle - start, time.perf_counter() - middle
+    memory, found = compiled.memory_analysis(), program(compiled.as_text())
+    results = memory.output_size_in_bytes - memory.alias_size_in_bytes
+    return {
+        "case": case,
+        "arguments, GB": memory.argument_size_in_bytes / GIGA,
+        "other results, GB": results / GIGA,
+        "temporary, GB": memory.temp_size_in_bytes / GIGA,
+        "products, TFLOP": found.operations / 1e12,
+        **{
+            name: f"{count} of {size / GIGA:.3g} GB"
+            for name, (count, size) in found.collectives.items()
+        },
+        "trace, s": seconds[0],
+        "compile, s": seconds[1],
+    }
+
+
+def rows_in_process(model: str, cases: list[str], devices: int) -> list[dict]:
+    """Returns the rows of a model, from a process with this number of devices.
+
+    Raises:
+      RuntimeError: if it fails, with what it said.
+    """
+    rows = []
+    for case in cases:
+        environment = {
+            **os.environ,
+            "JAX_PLATFORMS": "cpu",
+            "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}",
+        }
+        done = subprocess.run(
+            [sys.executable, __file__, "--row", model, case, str(devices)],
+            env=environment,
+            capture_output=True,
+            text=True,
+        )
+        if done.returncode:
+            raise RuntimeError(f"{model}, {case}, {devices} devices: {done.stderr}")
+        rows.append(json.loads(done.stdout))
+    return rows
+
+
+def main():
+    """Compiles all steps, and keeps their tables."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--models", nargs="+", choices=MODELS, default=[*MODELS][1:])
+    parser.add_argument("--devices", nargs="+", type=int, choices=MESHES, default=[*MESHES])
+    parser.add_argument("--cases", nargs="+", choices=CASES, default=[*CASES])
+    parser.add_argument("--out", type=Path, default=RESULTS, help="folder of the files")
+    parser.add_argument("--row", nargs=3, help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.row is not None:
+        model, case, devices = options.row
+        print(json.dumps(row(model, case, int(devices))))
+        return
+    for model in options.models:
+        tables = {}
+        for devices in options.devices:
+            data, width = MESHES[devices]
+            title = f"{model}, {devices} devices, {data} x {width}, {WINDOWS * data} windows of {MODELS[model]} tokens"
+            tables[title] = rows_in_process(model, options.cases, devices)
+        heading = f"One training step of {model}, compiled ahead of time; of one device"
+        keep(options.out / "ahead_of_time", model, heading, tables, machine())
+
+
+if __name__ == "__main__":
+    main()
