@@ -25,6 +25,7 @@ os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 import jax  # noqa: E402
 import numpy as np  # noqa: E402
 import pytest  # noqa: E402
+from safetensors.numpy import save_file  # noqa: E402
 
 from hwtrain._parts import registry  # noqa: E402
 
@@ -111,6 +112,84 @@ def tiny_cifar(tmp_path_factory, monkeypatch):
         records.tofile(folder / f"{name}.bin")
     monkeypatch.setenv("CIFAR10", str(folder))
     return folder
+
+
+@pytest.fixture
+def tiny_llama(tmp_path_factory, monkeypatch):
+    """Writes a checkpoint as of Llama to a folder, which the environment names.
+
+    The function takes changes of its `config.json` and the number of files, and returns
+    the arrays and the configuration. It has written one before.
+    """
+    folder = tmp_path_factory.mktemp("llama")
+    monkeypatch.setenv("LLAMA", str(folder))
+    config = {
+        "model_type": "llama",
+        "hidden_act": "silu",
+        "vocab_size": 23,
+        "hidden_size": 12,
+        "intermediate_size": 20,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "head_dim": 8,
+        "tie_word_embeddings": False,
+        "rope_theta": 10000.0,
+        "rms_norm_eps": 1e-5,
+    }
+
+    def write(changes, files):
+        given = config | changes
+        width, hidden = given["hidden_size"], given["intermediate_size"]
+        queries, keys = (
+            given[f"num_{name}_heads"] * given["head_dim"]
+            for name in ("attention", "key_value")
+        )
+        shapes = {"model.embed_tokens": (given["vocab_size"], width)}
+        shapes |= {"model.norm": (width,)}
+        for number in range(config["num_hidden_layers"]):
+            at = f"model.layers.{number}"
+            shapes |= {
+                f"{at}.input_layernorm": (width,),
+                f"{at}.self_attn.q_proj": (queries, width),
+                f"{at}.self_attn.k_proj": (keys, width),
+                f"{at}.self_attn.v_proj": (keys, width),
+                f"{at}.self_attn.o_proj": (width, queries),
+                f"{at}.post_attention_layernorm": (width,),
+                f"{at}.mlp.gate_proj": (hidden, width),
+                f"{at}.mlp.up_proj": (hidden, width),
+                f"{at}.mlp.down_proj": (width, hidden),
+            }
+        if not given["tie_word_embeddings"]:
+            shapes["lm_head"] = given["vocab_size"], width
+        random = np.random.default_rng(0)
+        arrays = {
+            f"{name}.weight": (
+                random.normal(scale=shape[-1] ** -0.5, size=shape)
+                if len(shape) > 1
+                else random.uniform(0.5, 1.5, shape)
+            ).astype(np.float32)
+            for name, shape in shapes.items()
+        }
+        for file in folder.iterdir():
+            file.unlink()
+        (folder / "config.json").write_text(json.dumps(given))
+        np.save(folder / "tokens.npy", random.integers(0, given["vocab_size"], 400))
+        if files == 1:
+            save_file(arrays, folder / "model.safetensors")
+            return arrays, given
+        where = {}
+        for number in range(files):
+            name = f"model-{number + 1:05}-of-{files:05}.safetensors"
+            part = {key: arrays[key] for key in [*arrays][number::files]}
+            save_file(part, folder / name)
+            where |= dict.fromkeys(part, name)
+        index = {"metadata": {}, "weight_map": where}
+        (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+        return arrays, given
+
+    write({}, 1)
+    return write
 
 
 @pytest.fixture
