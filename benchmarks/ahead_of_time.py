@@ -25,6 +25,7 @@ from pathlib import Path
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from hlo import program
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
@@ -51,7 +52,7 @@ WINDOWS = 2
 RECIPE = str(Path(__file__).parents[1] / "recipes/lm.py")
 ROWS, COLUMNS = ("o", "down", "embed"), ("q", "k", "v", "gate", "up", "head")
 """Layers whose rows, or columns, are spread over `model`."""
-GIGA = 1e9
+GIGA, TERA = 1e9, 1e12
 
 
 def spread(path: str, rank: int) -> PartitionSpec:
@@ -118,51 +119,54 @@ def mesh_of(devices: int) -> jax.sharding.Mesh:
 
 
 def row(model: str, case: str, devices: int) -> dict:
-    """Returns the row of a step on a mesh."""
+    """Returns the row of a step on a mesh of all devices of this process."""
     start = time.perf_counter()
-    traced = lowered(model, case, mesh_of(devices))
-    middle = time.perf_counter()
-    compiled = traced.compile()
-    seconds = middle - start, time.perf_counter() - middle
+    step = lowered(model, case, mesh_of(devices))
+    traced = time.perf_counter()
+    compiled = step.compile()
+    done = time.perf_counter()
     memory, found = compiled.memory_analysis(), program(compiled.as_text())
     results = memory.output_size_in_bytes - memory.alias_size_in_bytes
+    counts = {
+        name: f"{count}, {_rounded(size / GIGA)} GB"
+        for name, (count, size) in sorted(found.collectives.items())
+    }
     return {
         "case": case,
         "arguments, GB": memory.argument_size_in_bytes / GIGA,
-        "other results, GB": results / GIGA,
+        "more results, GB": results / GIGA,
         "temporary, GB": memory.temp_size_in_bytes / GIGA,
-        "products, TFLOP": found.operations / 1e12,
-        **{
-            name: f"{count} of {size / GIGA:.3g} GB"
-            for name, (count, size) in found.collectives.items()
-        },
-        "trace, s": seconds[0],
-        "compile, s": seconds[1],
+        "products, TFLOP": found.operations / TERA,
+        **counts,
+        "collected, GB": sum(size for _, size in found.collectives.values()) / GIGA,
+        "traced, s": traced - start,
+        "compiled, s": done - traced,
     }
 
 
-def rows_in_process(model: str, cases: list[str], devices: int) -> list[dict]:
-    """Returns the rows of a model, from a process with this number of devices.
+def _rounded(value: float) -> str:
+    return np.format_float_positional(value, 3, fractional=False, trim="-")
+
+
+def table(model: str, cases: list[str], devices: int) -> list[dict]:
+    """Returns the rows of a model, each from a process with this number of devices.
 
     Raises:
-      RuntimeError: if it fails, with what it said.
+      RuntimeError: if one fails, with what it said.
     """
+    flags = f"--xla_force_host_platform_device_count={devices}"
+    environment = {**os.environ, "JAX_PLATFORMS": "cpu", "XLA_FLAGS": flags}
     rows = []
     for case in cases:
-        environment = {
-            **os.environ,
-            "JAX_PLATFORMS": "cpu",
-            "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}",
-        }
-        done = subprocess.run(
-            [sys.executable, __file__, "--row", model, case, str(devices)],
-            env=environment,
-            capture_output=True,
-            text=True,
-        )
+        command = [sys.executable, __file__, "--row", model, case, str(devices)]
+        done = subprocess.run(command, env=environment, capture_output=True, text=True)
         if done.returncode:
             raise RuntimeError(f"{model}, {case}, {devices} devices: {done.stderr}")
         rows.append(json.loads(done.stdout))
+        print(rows[-1], file=sys.stderr, flush=True)
+    for name in ("temporary, GB", "collected, GB"):
+        for entry in rows:
+            entry[f"{name.partition(',')[0]} / first"] = entry[name] / rows[0][name]
     return rows
 
 
@@ -170,7 +174,7 @@ def main():
     """Compiles all steps, and keeps their tables."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--models", nargs="+", choices=MODELS, default=[*MODELS][1:])
-    parser.add_argument("--devices", nargs="+", type=int, choices=MESHES, default=[*MESHES])
+    parser.add_argument("--devices", nargs="+", type=int, default=[*MESHES])
     parser.add_argument("--cases", nargs="+", choices=CASES, default=[*CASES])
     parser.add_argument("--out", type=Path, default=RESULTS, help="folder of the files")
     parser.add_argument("--row", nargs=3, help=argparse.SUPPRESS)
@@ -180,13 +184,16 @@ def main():
         print(json.dumps(row(model, case, int(devices))))
         return
     for model in options.models:
-        tables = {}
         for devices in options.devices:
-            data, width = MESHES[devices]
-            title = f"{model}, {devices} devices, {data} x {width}, {WINDOWS * data} windows of {MODELS[model]} tokens"
-            tables[title] = rows_in_process(model, options.cases, devices)
-        heading = f"One training step of {model}, compiled ahead of time; of one device"
-        keep(options.out / "ahead_of_time", model, heading, tables, machine())
+            data, columns = MESHES[devices]
+            title = (
+                f"{model}, {data} x {columns} devices, {WINDOWS * data} windows of "
+                f"{MODELS[model]} tokens"
+            )
+            rows = table(model, options.cases, devices)
+            heading = "One training step, compiled ahead of time: what one device does"
+            name = f"{model}, {devices}"
+            keep(options.out / "ahead_of_time", name, heading, {title: rows}, machine())
 
 
 if __name__ == "__main__":

@@ -1,6 +1,7 @@
 """Applies a row of the table of sockets to a module of either framework."""
 
 import dataclasses
+import inspect
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -17,16 +18,21 @@ from hwtrain._plan.weight import AnalogWeight
 from hwtrain.sockets._table import Socket, array_letters, overridden
 
 
-def layer(row: Socket, module: Any, shape: tuple[int, ...]) -> Layer:
+def layer(
+    row: Socket, module: Any, shape: tuple[int, ...], *args: Any, **kwargs: Any
+) -> Layer:
     """Returns the description of a module for the plan.
 
     Args:
       row: the row.
       module: the module.
       shape: shape of its array, possibly including a stack.
+      *args: arguments of the method, if it is called.
+      **kwargs: its keyword arguments.
     """
-    given = row.equation
-    equation = given if isinstance(given, str) else given(module)
+    equation = row.equation
+    if not isinstance(equation, str):
+        equation = _of_call(row, module, equation, args, kwargs)
     rank = len(array_letters(equation))
     if row.field is not None and not hasattr(module, row.field):
         raise ValueError(
@@ -38,6 +44,26 @@ def layer(row: Socket, module: Any, shape: tuple[int, ...]) -> Layer:
         why = f"its {row.einsum} is not jnp.einsum, and may do more than multiply"
         return refused(row.leaf, shape[-rank:], why)
     return of_equation(row.leaf, equation, tuple(shape[-rank:]))
+
+
+def _of_call(
+    row: Socket,
+    module: Any,
+    equation: Callable[..., str],
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+) -> str:
+    """Returns the equation that a function makes of a module, or of a call of it."""
+    if len(inspect.signature(equation).parameters) < 2:
+        return equation(module)
+    if not args and not kwargs:
+        raise ValueError(
+            f"{type(module).__name__} is registered by hwtrain.sockets.register with "
+            f"an equation of {row.array!r} that depends on the arguments of its call, "
+            "but an NNX object is planned before it is called. Register a function of "
+            "the object alone"
+        )
+    return equation(module, *args, **kwargs)
 
 
 def watched(
@@ -151,5 +177,6 @@ def layer_of(
     found = None
     for row in rows:
         assert isinstance(row.array, str)
-        found = joined(found, layer(row, module, shape_of(row.array)))
+        shape = shape_of(row.array)
+        found = joined(found, layer(row, module, shape, *args, **kwargs))
     return found

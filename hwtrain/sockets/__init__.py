@@ -21,7 +21,7 @@ Class = TypeVar("Class", bound=type)
 def register(
     cls: Class,
     array: str,
-    equation: str | Callable[[Any], str],
+    equation: str | Callable[..., str],
     *,
     method: str = "__call__",
     dot_general: str | None = None,
@@ -66,8 +66,9 @@ def register(
       cls: a class of Linen or NNX modules.
       array: name of the parameter (Linen) or of the attribute that is an `nnx.Param`.
       equation: equation of inputs, array and result, in the notation of `jnp.einsum`,
-        also for a `dot_general`; or a function of the module that returns it. Letters
-        shared by inputs and result are stacked crossbars, and must lead in the array.
+        also for a `dot_general`; or a function that returns it, of the module or, in
+        Linen, of the module and the method's arguments. Letters shared by inputs and
+        result are stacked crossbars, and must lead in the array.
       method: name of the method that multiplies.
       dot_general: name of an attribute that the method calls like
         `jax.lax.dot_general`, with the inputs first, and for this array only; `None` in

@@ -12,8 +12,8 @@ class Socket(NamedTuple):
 
     Attributes:
       array: name of the array; or a path of names if it belongs to a module within.
-      equation: equation of inputs, array and result, or a function of the module that
-        returns it.
+      equation: equation of inputs, array and result, or a function that returns it, of
+        the module or, in Linen, of the module and the method's arguments.
       method: name of the method that multiplies.
       dot_general: name of the attribute that it calls as `jax.lax.dot_general`.
       einsum: name of the attribute that it calls as `jnp.einsum`.
@@ -31,7 +31,7 @@ class Socket(NamedTuple):
     """
 
     array: str | tuple[str, ...]
-    equation: str | Callable[[Any], str] = ""
+    equation: str | Callable[..., str] = ""
     method: str = "__call__"
     dot_general: str | None = None
     einsum: str | None = None
