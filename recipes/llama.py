@@ -127,14 +127,17 @@ def weights() -> dict[str, np.ndarray]:
     for ours, theirs in NAMES.items():
         blocks = [array(f"model/layers/{n}/{theirs}") for n in range(known.depth)]
         stacked = np.stack(blocks)
-        found[f"blocks/{ours}"] = stacked.swapaxes(-1, -2) if "kernel" in ours else stacked
+        found[f"blocks/{ours}"] = (
+            stacked.swapaxes(-1, -2) if "kernel" in ours else stacked
+        )
     if known.tied:
         # Some files hold it twice.
         taken.add("lm_head/weight")
     else:
         found["head/kernel"] = array("lm_head").T
     # Old files have the frequencies of the rotations too.
-    left = [x for x in arrays if x not in taken and not x.endswith("rotary_emb/inv_freq")]
+    left = arrays.keys() - taken
+    left = sorted(x for x in left if not x.endswith("rotary_emb/inv_freq"))
     if left:
         raise ValueError(
             f"{folder()}: expected no arrays beside those of lm.py, got {left[:8]}"
@@ -143,11 +146,14 @@ def weights() -> dict[str, np.ndarray]:
 
 
 def data():
-    """Returns functions of batches of tokens, `[8, 513]`; the last tenth is held out."""
+    """Returns functions of batches of tokens, `[8, 513]`; a tenth is held out."""
     path = folder() / "tokens.npy"
     tokens, vocabulary = np.load(path), sizes().vocabulary
     if tokens.ndim != 1 or not np.issubdtype(tokens.dtype, np.integer):
-        raise ValueError(f"{path}: expected [tokens] whole numbers, got {tokens.dtype} {tokens.shape}")
+        raise ValueError(
+            f"{path}: expected [tokens] whole numbers, got {tokens.dtype} of shape "
+            f"{tokens.shape}"
+        )
     cut = len(tokens) * 9 // 10
     context = min(CONTEXT, len(tokens) - cut - 1)
     if context < 1 or tokens.min() < 0 or tokens.max() >= vocabulary:

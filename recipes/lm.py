@@ -7,6 +7,7 @@ Copy this file to start your own recipe: a configuration refers to its functions
 """
 
 import dataclasses
+import functools
 from pathlib import Path
 
 import jax
@@ -91,13 +92,10 @@ def rotated(x: jax.Array, frequency: jax.Array) -> jax.Array:
 
 
 def by_example(x: jax.Array) -> jax.Array:
-    """Keeps the examples apart where `jax.set_mesh` has set an axis `data`.
-
-    XLA would rather spread the width, as the weights are, and have all examples
-    everywhere.
-    """
+    """Keeps examples on their devices, where `jax.set_mesh` sets an axis `data`."""
     if "data" not in jax.sharding.get_abstract_mesh().axis_names:
         return x
+    # Where weights are spread over it too, XLA would spread the width instead.
     return jax.lax.with_sharding_constraint(x, PartitionSpec("data"))
 
 
@@ -105,16 +103,11 @@ class Block(nnx.Module):
     """Attention and a gated dense network, each after a norm and beside a shortcut."""
 
     def __init__(self, sizes: Sizes, rngs: nnx.Rngs):
-        def linear(inputs: int, outputs: int) -> nnx.Linear:
-            options = {"use_bias": False, "dtype": sizes.dtype, "rngs": rngs}
-            return nnx.Linear(inputs, outputs, **options)
-
-        def norm() -> nnx.RMSNorm:
-            options = {"epsilon": sizes.epsilon, "dtype": sizes.dtype, "rngs": rngs}
-            return nnx.RMSNorm(sizes.width, **options)
-
+        options = {"dtype": sizes.dtype, "rngs": rngs}
+        linear = functools.partial(nnx.Linear, use_bias=False, **options)
+        norm = functools.partial(nnx.RMSNorm, epsilon=sizes.epsilon, **options)
         self.sizes = sizes
-        self.attention_norm, self.mlp_norm = norm(), norm()
+        self.attention_norm, self.mlp_norm = norm(sizes.width), norm(sizes.width)
         self.q = linear(sizes.width, sizes.heads * sizes.head)
         self.k = linear(sizes.width, sizes.groups * sizes.head)
         self.v = linear(sizes.width, sizes.groups * sizes.head)

@@ -1,4 +1,4 @@
-"""A checkpoint as Hugging Face writes Llama: loaded, fine-tuned for a chip, exported."""
+"""A checkpoint of Llama, in the format of Hugging Face: loaded, tuned, exported."""
 
 import dataclasses
 import json
@@ -153,6 +153,8 @@ NAMES = {
 }
 
 
+@pytest.mark.nightly
+@pytest.mark.optimised
 def test_it_is_fine_tuned_and_exported(tiny_llama, tmp_path):
     arrays, _ = tiny_llama({}, 1)
     rate, out = 1e-4, tmp_path / "run"
@@ -179,15 +181,11 @@ def test_an_untrained_export_holds_the_kernels_of_the_file(tiny_llama, tmp_path)
     rules = [hw.Rule("blocks/.*", hw.presets.pcm())]
     analog = hw.analogize(model_of_file(), rules, rngs=nnx.Rngs(mismatch=0))
     hw.export(tmp_path / "chip", analog, chip_seed=0)
-    manifest = json.loads((tmp_path / "chip" / "manifest.json").read_text())
-    stored = {}
-    for file in sorted((tmp_path / "chip").rglob("*.safetensors")):
-        stored |= {f"{file.stem}/{name}": x for name, x in load_file(file).items()}
-    same = [
-        ours
-        for ours, theirs in NAMES.items()
-        for x in stored.values()
-        if x.shape == kernels_of(arrays, theirs).shape
-        and (x == kernels_of(arrays, theirs)).all()
+    stored = [
+        array
+        for file in (tmp_path / "chip" / "tensors").iterdir()
+        for array in load_file(file).values()
     ]
-    assert {*same} == {*NAMES} and manifest["units"]
+    for theirs in NAMES.values():
+        wanted = kernels_of(arrays, theirs)
+        assert any(np.array_equal(array, wanted) for array in stored), theirs
