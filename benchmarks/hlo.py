@@ -116,7 +116,8 @@ def program(text: str) -> Program:
 def _program(computations: dict[str, dict[str, _Op]], name: str) -> Program:
     operations, collectives = 0, {}
     for op in computations[name].values():
-        kind = op.kind.removesuffix("-start")
+        # The start of one that is waited for later returns its operands too.
+        kind = op.kind.removesuffix("-done")
         if kind in _COLLECTIVES:
             collectives = _sum(collectives, {kind: (1, sum(op.sizes))}, 1)
         if op.kind == "dot":

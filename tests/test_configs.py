@@ -19,8 +19,11 @@ SHORT = ("digits_mlp_nnx",)
 # Convolutions that are not optimised take ten times as long, in hundreds of steps.
 LONG = (pytest.mark.nightly, pytest.mark.optimised)
 
-# Instead of a model that takes minutes to compile without optimisations.
-SMALL = {"cifar10": 'model="../recipes/cifar10.py:resnet8"'}
+# Instead of models that take minutes to compile without optimisations, or to run.
+SMALL = {
+    "cifar10": ['model="../recipes/cifar10.py:resnet8"'],
+    "lm_100m": ['model="../recipes/lm.py:lm_tiny"', 'data="../recipes/lm.py:text"'],
+}
 
 OTHER_MODELS = (
     ("digits_dynapse", "reference_network"),
@@ -47,7 +50,7 @@ SCRIPTS = {
 RUNS = {"adabs": "digits_conv", "chip_in_the_loop": "digits_mlp"}
 """The runs that scripts evaluate, by script."""
 
-pytestmark = pytest.mark.usefixtures("tiny_cifar", "forgotten_parts")
+pytestmark = pytest.mark.usefixtures("tiny_cifar", "tiny_llama", "forgotten_parts")
 
 
 def words(path, *more):
@@ -64,12 +67,14 @@ def before(path):
 @pytest.mark.sampled(100)
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
 def test_a_configuration_is_right(path, capsys):
-    small = [SMALL[path.stem]] if path.stem in SMALL else []
+    small = SMALL.get(path.stem, [])
     status = cli.main(["config", "check", *words(path, *small)])
     said, error = capsys.readouterr()
     earlier = before(path)
     if earlier is not None and not (path.parent / "../runs" / earlier[0]).exists():
-        assert status == 2 and "training.init_from" in error and earlier[0] in error
+        # The logits of a teacher come with the data.
+        assert status == 2 and re.search(r"training\.init_from|data: ", error)
+        assert earlier[0] in error
         return
     assert status == 0 and f"{path.name} is right" in said
 
@@ -105,7 +110,7 @@ def takes_two_steps(path, out, tmp_path, *more, seeds=(0,)):
     """Trains for two steps, after the run that it starts from, if there is one."""
     quick = [f"training.seeds={list(seeds)}", "training.steps=2", "evaluation.chips=2"]
     config = read_config(path)
-    quick += [SMALL[path.stem]] if path.stem in SMALL else []
+    quick += SMALL.get(path.stem, [])
     if isinstance(config, MismatchConfig):
         quick.append("evaluation.percent_deviation=[0.1]")
     elif config.evaluation.mismatch_std:
@@ -116,7 +121,10 @@ def takes_two_steps(path, out, tmp_path, *more, seeds=(0,)):
         takes_two_steps(path.with_stem(name), tmp_path / name, tmp_path)
         quick.append(f"training.init_from={str(tmp_path / name / inner)!r}")
     command = ["train", *words(path, *quick, *more), "--out", str(out)]
-    assert cli.main(command) == 0
+    with pytest.MonkeyPatch.context() as patch:
+        if earlier is not None:
+            patch.setenv("TEACHER", str(tmp_path / name / inner))
+        assert cli.main(command) == 0
     results = json.loads((out / "results.json").read_text())
     assert results["chips"] == 2 and results["seeds"] == list(seeds)
     for each in results["values_by_seed_and_chip"]:

@@ -52,7 +52,8 @@ def test_the_examples_of_the_layers_page_run(capsys):
     exec("\n".join(re.findall(r"```python\n(.*?)```", text, re.DOTALL)), names)
     printed = capsys.readouterr().out
     assert "Heads_0/w: modifier: " in printed
-    assert printed.splitlines()[-3:] == ["(1, 2)", "TheirDense", "TheirGate"]
+    last = ["(1, 2)", "TheirDense", "TheirGate", "Einsum"]
+    assert printed.splitlines()[-4:] == last
     assert {*names["model"].__dict__} >= {"w", "w_input_range", "w_probe"}
     # The method that is written again is the original one, on a tile without levels.
     ideal = hwtrain.Hardware(forward=hwtrain.IOParameters(out_bound=1e6))

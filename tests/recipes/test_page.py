@@ -16,8 +16,11 @@ ROOT = Path(__file__).parents[2]
 PAGE = (ROOT / "docs/recipes.md").read_text("utf-8")
 CONFIGS = sorted((ROOT / "configs").glob("*.toml"))
 RECIPES = sorted((ROOT / "recipes").glob("*.py"))
-TUNING = (ROOT / "docs/finetuning.md").read_text("utf-8")
-"""The page of the recipes that start from a trained model."""
+OTHERS = "".join(
+    (ROOT / "docs" / name).read_text("utf-8")
+    for name in ("finetuning.md", "language_models.md")
+)
+"""The pages of the recipes that start from a trained model, or are language models."""
 
 FORKS = re.findall(
     r"`recipes/(\w+)\.py` and `configs/(\w+)\.toml`[^#]*?```diff\n(.*?)```",
@@ -33,12 +36,12 @@ def test_a_recipe_is_short(recipe):
 
 def test_the_page_names_every_configuration_and_forks_every_recipe():
     for path in CONFIGS:
-        assert f"`{path.name}`" in PAGE or f"configs/{path.name}" in TUNING, path.name
+        assert f"`{path.name}`" in PAGE or f"configs/{path.name}" in OTHERS, path.name
     forked = [name for name, _, _ in FORKS]
     assert forked == sorted({*forked})
     others = {path.stem for path in RECIPES} - {*forked}
     for name in others:
-        assert f"recipes/{name}.py" in TUNING, name
+        assert f"recipes/{name}.py" in OTHERS, name
 
 
 def patched(text, diff):
