@@ -27,7 +27,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from hlo import program
+from hlo import COLLECTIVES, program
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 from models import CLIP, CONVERTERS, NOISE, RANGE, chip
 from tables import RESULTS, keep, machine
@@ -127,10 +127,10 @@ def row(model: str, case: str, devices: int) -> dict:
     done = time.perf_counter()
     memory, found = compiled.memory_analysis(), program(compiled.as_text())
     results = memory.output_size_in_bytes - memory.alias_size_in_bytes
-    counts = {
-        name: f"{count}, {_rounded(size / GIGA)} GB"
-        for name, (count, size) in sorted(found.collectives.items())
-    }
+    counts = {}
+    for name in COLLECTIVES:
+        count, size = found.collectives.get(name, (0, 0))
+        counts[name] = f"{count}, {_rounded(size / GIGA)} GB" if count else "none"
     return {
         "case": case,
         "arguments, GB": memory.argument_size_in_bytes / GIGA,

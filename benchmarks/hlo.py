@@ -12,8 +12,8 @@ _OP = re.compile(
 )
 _ARRAY = re.compile(r"([a-z]+\d*)\[([\d,]*)\]")
 _CALLED = re.compile(r"(?:calls|to_apply|body|\w+_computations?)=\{?%?([\w.\-]+)")
-_COLLECTIVES = ("all-reduce", "all-gather", "reduce-scatter", "all-to-all")
-_COLLECTIVES += ("collective-permute",)
+COLLECTIVES = ("all-reduce", "all-gather", "reduce-scatter", "all-to-all")
+COLLECTIVES += ("collective-permute",)
 _FREE = ("parameter", "get-tuple-element", "tuple", "bitcast", "constant")
 
 
@@ -118,7 +118,7 @@ def _program(computations: dict[str, dict[str, _Op]], name: str) -> Program:
     for op in computations[name].values():
         # The start of one that is waited for later returns its operands too.
         kind = op.kind.removesuffix("-done")
-        if kind in _COLLECTIVES:
+        if kind in COLLECTIVES:
             collectives = _sum(collectives, {kind: (1, sum(op.sizes))}, 1)
         if op.kind == "dot":
             operations += _product(computations[name], op)

@@ -132,7 +132,8 @@ def make_step(
       accumulate: number of equal parts of a batch that pass through the model one
         after the other; their gradients are averaged. 1 for the whole batch at once.
       average: decay of the moving average of the parameters; `None` for none.
-      mesh: the devices that share the examples, from `data_mesh`; `None` for one.
+      mesh: the devices, from `data_mesh` or with more axes; those along `data` share
+        the examples. `None` for one.
     """
     update = optax.with_extra_args_support(optimizer).update
     shared = NamedSharding(mesh or data_mesh(), PartitionSpec("data"))
