@@ -16,11 +16,11 @@ ROOT = Path(__file__).parents[2]
 PAGE = (ROOT / "docs/recipes.md").read_text("utf-8")
 CONFIGS = sorted((ROOT / "configs").glob("*.toml"))
 RECIPES = sorted((ROOT / "recipes").glob("*.py"))
-OTHERS = "".join(
-    (ROOT / "docs" / name).read_text("utf-8")
-    for name in ("finetuning.md", "language_models.md")
-)
-"""The pages of the recipes that start from a trained model, or are language models."""
+TUNING = (ROOT / "docs/finetuning.md").read_text("utf-8")
+"""The page of the recipes that start from a trained model."""
+
+OTHERS = TUNING + (ROOT / "docs/language_models.md").read_text("utf-8")
+"""The pages of recipes beside the page of the recipes."""
 
 FORKS = re.findall(
     r"`recipes/(\w+)\.py` and `configs/(\w+)\.toml`[^#]*?```diff\n(.*?)```",
