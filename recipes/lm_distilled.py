@@ -20,9 +20,6 @@ lm_tiny, text = (training.resolve(f"lm.py:{x}", HERE) for x in ("lm_tiny", "text
 TEACHER = HERE.parent / "runs/lm_tiny/plain/seed_0"
 """The teacher, unless the environment variable `TEACHER` names another one."""
 
-TEMPERATURE = 2.0
-"""Temperature of both softmaxes."""
-
 
 def teacher():
     """Returns the function `tokens -> logits` of the teacher."""
@@ -51,7 +48,5 @@ def data():
 def distilled(outputs: jax.Array, batch) -> jax.Array:
     """Returns the cross entropy of the teacher's distributions in nats, `[B]`."""
     _, logits = batch
-    wanted = jax.nn.softmax(logits[:, :-1] / TEMPERATURE)
-    losses = optax.softmax_cross_entropy(outputs[:, :-1] / TEMPERATURE, wanted)
-    # The gradient of a softmax at a temperature T is smaller by T squared.
-    return TEMPERATURE**2 * losses.mean(axis=-1)
+    wanted = jax.nn.softmax(logits[:, :-1])
+    return optax.softmax_cross_entropy(outputs[:, :-1], wanted).mean(axis=-1)
