@@ -133,7 +133,6 @@ spread = jax.tree.map(place, params)
 given = jax.device_put(tokens, NamedSharding(mesh, P("data")))
 with jax.set_mesh(mesh):
     found = jax.jit(lambda params, x: nnx.merge(graph, params)(x))(spread, given)
-assert found.sharding.spec[0] == "data", found.sharding
 np.testing.assert_allclose(found, alone, atol=0.05)
 print("equal")
 """
