@@ -59,6 +59,42 @@ def cut(array: jax.Array, sizes: tuple[int, ...], axis: int) -> jax.Array:
     return jnp.concatenate([head, jnp.pad(tail, padding)], axis=axis)
 
 
+def cut_matrix(
+    matrix: jax.Array, row_sizes: tuple[int, ...], column_sizes: tuple[int, ...]
+) -> jax.Array:
+    """Cuts a matrix of weights into tiles, for a product.
+
+    Args:
+      matrix: `[rows, columns]`.
+      row_sizes: rows of each row tile.
+      column_sizes: columns of each column tile.
+
+    Returns:
+      `[row tiles, rows, column tiles, columns]`.
+    """
+    tiles = cut(cut(matrix, row_sizes, axis=-2), column_sizes, axis=-1)
+    if jax.device_count() == 1 or len(row_sizes) == len(column_sizes) == 1:
+        return tiles
+    return _placed_last(tiles)
+
+
+@jax.custom_vjp
+def _placed_last(array):
+    """Returns an array whose place XLA passes on after those of activations.
+
+    Weights and activations may be spread by the same axis of a mesh. Where they meet in
+    a product of tiles, the first to arrive stays, and the other operand is collected.
+    XLA passes a place through elementwise operations, reshapes and transpositions
+    first; these two follow later, and disappear afterwards.
+    """
+    return jnp.broadcast_to(array, (2, *array.shape))[0]
+
+
+_placed_last.defvjp(
+    lambda array: (_placed_last(array), None), lambda _, d: (_placed_last(d),)
+)
+
+
 def gathered(array: jax.Array, axis: int) -> jax.Array:
     """Returns an array that may be cut anywhere on one axis.
 

@@ -198,7 +198,7 @@ def ranged_matmul(
         return dot_general(tiles[..., 0, 0, :], w, (((x.ndim - 1,), (0,)), ((), ())))
     # Column tiles are a batch axis and lead, which XLA multiplies without copies; row
     # tiles are contracted together with their rows, which adds their partial sums.
-    w = tiling.cut(tiling.cut(w, row_sizes, axis=-2), column_sizes, axis=-1)
+    w = tiling.cut_matrix(w, row_sizes, column_sizes)
     w = jnp.moveaxis(w, 2, 0)
     tiles = jnp.moveaxis(tiles, -2, 0)
     tiles = jax.lax.collapse(tiles, -2)

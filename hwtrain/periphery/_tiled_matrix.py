@@ -62,7 +62,7 @@ class TiledMatrix(NamedTuple):
         s: Any = 1.0
         if scale is not None:
             s = cut_columns(jax.lax.stop_gradient(scale), column_sizes)
-        w = tiling.cut(tiling.cut(w, row_sizes, axis=-2), column_sizes, axis=-1)
+        w = tiling.cut_matrix(w, row_sizes, column_sizes)
         return cls(w, s, row_sizes, column_sizes, dot_general, dtype)
 
     @property
