@@ -146,7 +146,7 @@ def test_a_fork_takes_two_steps_on_own_data(
 
 
 TUNING_FORKS = re.findall(
-    r"```diff\n--- recipes/(\w+)\.py\n(.*?)```", TUNING, re.DOTALL
+    r"```diff\n--- recipes/(\w+)\.py\n(.*?)```", OTHERS, re.DOTALL
 )
 SHORT_SCRIPTS = {
     "adabs": {"CHIPS": 2, "INPUTS": 64, "TIMES_S": {"1 day": 86_400.0}},
