@@ -91,12 +91,12 @@ def rotated(x: jax.Array, frequency: jax.Array) -> jax.Array:
     return jnp.concatenate([a * cos - b * sin, b * cos + a * sin], -1).astype(x.dtype)
 
 
-def by_example(x: jax.Array) -> jax.Array:
+def by_example(x: jax.Array, width=None) -> jax.Array:
     """Keeps examples on their devices, where `jax.set_mesh` sets an axis `data`."""
     if "data" not in jax.sharding.get_abstract_mesh().axis_names:
         return x
     # Where weights are spread over it too, XLA would spread the width instead.
-    return jax.lax.with_sharding_constraint(x, PartitionSpec("data"))
+    return jax.lax.with_sharding_constraint(x, PartitionSpec("data", None, width))
 
 
 class Block(nnx.Module):
@@ -125,7 +125,8 @@ class Block(nnx.Module):
         y = jax.nn.dot_product_attention(q, k, v, is_causal=True)
         x = x + self.o(y.reshape(*x.shape[:2], -1))
         y = self.mlp_norm(x)
-        return x + self.down(nnx.silu(self.gate(y)) * self.up(y))
+        y = nnx.silu(self.gate(y)) * self.up(y)
+        return x + self.down(by_example(y, PartitionSpec.UNCONSTRAINED))
 
 
 class LanguageModel(nnx.Module):
