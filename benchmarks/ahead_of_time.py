@@ -1,7 +1,7 @@
 """Memory and communication of training steps of language models, without their devices.
 
-    python benchmarks/ahead_of_time.py [--models lm_100m lm_1b lm_8b] [--devices 8 64]
-        [--cases plain all] [--out DIR]
+    python benchmarks/ahead_of_time.py [--models lm_100m lm_1b lm_8b lm_70b]
+        [--devices 8 64 512] [--cases plain all] [--out DIR]
 
 Compiles the training step of `recipes/lm.py` ahead of time, for simulated CPU devices,
 in a process for each mesh. Shapes are all that there is: no array is allocated, and
@@ -16,6 +16,7 @@ for a GPU, which fuses more.
 """
 
 import argparse
+import dataclasses
 import json
 import os
 import subprocess
@@ -44,8 +45,11 @@ CASES = {
     "all, tiles of 512": chip(512, **ALL),
 }
 MODELS = {"lm_tiny": 64, "lm_100m": 1024, "lm_1b": 2048, "lm_8b": 2048}
+MODELS |= {"lm_70b": 2048}
 """Models, with the tokens that a prediction may depend on."""
-MESHES = {8: (4, 2), 64: (16, 4)}
+B70 = {"heads": 64, "width": 8192, "hidden": 28672, "depth": 80, "head": 128}
+"""What Llama 3.1 70B has unlike the recipe's 8B."""
+MESHES = {8: (4, 2), 64: (16, 4), 512: (64, 8)}
 """Devices on the axes `data` and `model`."""
 WINDOWS = 2
 """Windows of text for each device on the axis `data`."""
@@ -69,6 +73,15 @@ def spread(path: str, rank: int) -> PartitionSpec:
     return PartitionSpec(*[None] * (rank - 2), *axes)
 
 
+def model_of(name: str):
+    """Returns the function of `rngs` that makes a model of `MODELS`."""
+    if name != "lm_70b":
+        return train.resolve(f"{RECIPE}:{name}", ".")
+    recipe = train.resolve(f"{RECIPE}:lm_8b", ".").__globals__
+    sizes = dataclasses.replace(recipe["B8"], **B70)
+    return lambda rngs: recipe["LanguageModel"](sizes, rngs)
+
+
 def lowered(model: str, case: str, mesh: jax.sharding.Mesh) -> jax.stages.Lowered:
     """Returns a training step on shapes.
 
@@ -79,7 +92,7 @@ def lowered(model: str, case: str, mesh: jax.sharding.Mesh) -> jax.stages.Lowere
     """
     shape = WINDOWS * mesh.shape["data"], MODELS[model] + 1
     batch = jax.ShapeDtypeStruct(shape, jnp.int32)
-    make, hardware = train.resolve(f"{RECIPE}:{model}", "."), CASES[case]
+    make, hardware = model_of(model), CASES[case]
 
     def forward(apply, tokens, train):
         return apply(tokens)
