@@ -125,10 +125,10 @@ def assert_active(
         if away is not None:
             seen = watched({**tree, "params": away}, keys, *example)
             moved = meta.unbox(away), seen
-    on_chip, made = plan.effective, params
+    on_chip = plan.effective
     if on_chip != plan:
-        derived = materialize(analog, tree, *example, **kwargs)
-        made = meta.unbox(derived["params"])
+        made = materialize(analog, tree, *example, **kwargs)
+        params = meta.unbox(made["params"])
     unwatched = [
         *unwatched_effects(
             analog, plan, steps[: bench.KEYS], variables, *example, **kwargs
@@ -139,7 +139,7 @@ def assert_active(
     if shared:
         # JAX shows the layers to one process only, which judges for all of them.
         reader = processes.source_of(any(steps[0].readings.values()))
-        params, made = local_copy((params, made), reader)
+        params = local_copy(params, reader)
         if moved is not None:
             moved = local_copy(moved[0], reader), moved[1]
 
@@ -148,7 +148,7 @@ def assert_active(
         for path, effect, wrong, amount in (
             *unwatched,
             *updated_effects(plan, params),
-            *deployed_effects(on_chip, made),
+            *deployed_effects(on_chip, params),
         ):
             log.note(path, effect, amount, wrong)
         quiet = quiet_training(plan)
