@@ -13,6 +13,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from hwtrain._arrays.derivatives import custom_vjp
+
 
 def split_sizes(size: int, max_size: int | None) -> tuple[int, ...]:
     """Cuts `size` into as few pieces of at most `max_size` as possible, balanced.
@@ -78,7 +80,7 @@ def cut_matrix(
     return _placed_last(tiles)
 
 
-@jax.custom_vjp
+@custom_vjp()
 def _placed_last(array):
     """Returns an array whose place XLA passes on after those of activations.
 
