@@ -54,7 +54,9 @@ def _of_call(
     kwargs: dict[str, Any],
 ) -> str:
     """Returns the equation that a function makes of a module, or of a call of it."""
-    if len(inspect.signature(equation).parameters) < 2:
+    parameters = inspect.signature(equation).parameters.values()
+    needed = [x for x in parameters if x.default is x.empty and x.kind != x.VAR_KEYWORD]
+    if len(needed) < 2:
         return equation(module)
     if not args and not kwargs:
         raise ValueError(
