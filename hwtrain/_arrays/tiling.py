@@ -13,8 +13,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from hwtrain._arrays.derivatives import custom_vjp
-
 
 def split_sizes(size: int, max_size: int | None) -> tuple[int, ...]:
     """Cuts `size` into as few pieces of at most `max_size` as possible, balanced.
@@ -80,7 +78,7 @@ def cut_matrix(
     return _placed_last(tiles)
 
 
-@custom_vjp()
+@jax.custom_jvp
 def _placed_last(array):
     """Returns an array whose place XLA passes on after those of activations.
 
@@ -92,9 +90,9 @@ def _placed_last(array):
     return jnp.broadcast_to(array, (2, *array.shape))[0]
 
 
-_placed_last.defvjp(
-    lambda array: (_placed_last(array), None), lambda _, d: (_placed_last(d),)
-)
+@_placed_last.defjvp
+def _placed_last_jvp(primals, tangents):
+    return _placed_last(*primals), tangents[0]
 
 
 def gathered(array: jax.Array, axis: int) -> jax.Array:

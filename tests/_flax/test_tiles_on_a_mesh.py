@@ -100,3 +100,31 @@ def test_tiles_of_rows_and_of_columns(on_devices):
 @pytest.mark.nightly
 def test_learned_clips_chips_and_convolutions(on_devices):
     on_devices(8, SCRIPT, "learned", "chips", "convolution")
+
+
+FORWARD_MODE = """
+import jax, jax.numpy as jnp, numpy as np
+from flax import linen as nn
+import hwtrain as hw
+
+tiles = hw.MappingParameter(max_input_size=4, max_output_size=4)
+ranged = hw.InputRangeParameter()
+converters = hw.IOParameters(inp_bits=8, out_bits=8, out_bound=10.0)
+for io in (None, converters):
+    chip = hw.Hardware(mapping=tiles, input_range=ranged, forward=io)
+    model = hw.eval_mode(hw.analogize(nn.Dense(8), chip))
+    x = jax.random.normal(jax.random.key(0), (2, 8))
+    params = model.init(jax.random.key(1), x)["params"]
+    f = lambda kernel: model.apply({"params": {**params, "kernel": kernel}}, x).sum()
+    kernel, gradient = params["kernel"], jax.grad(f)(params["kernel"])
+    slope = jax.jvp(f, (kernel,), (kernel,))[1]
+    assert abs(slope) > 1e-3
+    np.testing.assert_allclose(slope, jnp.vdot(gradient, kernel), rtol=1e-5)
+print("equal")
+"""
+
+
+def test_tiles_have_derivatives_in_forward_mode_where_there_are_several_devices(
+    on_devices,
+):
+    on_devices(8, FORWARD_MODE)
