@@ -97,15 +97,18 @@ def require_finite(tree: Tree) -> None:
     Raises:
       ValueError: naming the first such array.
     """
+    counts = []
     for path, leaf in leaves(tree).items():
         if not isinstance(leaf, jax.Array | np.ndarray):
             continue
         if isinstance(leaf, Tracer) or not jnp.issubdtype(leaf.dtype, jnp.inexact):
             continue
-        count = int(jnp.sum(~jnp.isfinite(leaf)))
-        if count:
+        counts.append((path, leaf.size, jnp.sum(~jnp.isfinite(leaf))))
+    # After all sums, in which several processes may take part.
+    for path, size, count in counts:
+        if count := int(count):
             raise ValueError(
-                f"{path}: {count} of {leaf.size} weights are NaN or infinite, as after "
+                f"{path}: {count} of {size} weights are NaN or infinite, as after "
                 "a training that diverged; go on from an earlier checkpoint"
             )
 

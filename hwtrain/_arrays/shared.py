@@ -1,9 +1,10 @@
 """Arrays that are spread over several processes.
 
-A tree is shared if one of its arrays has parts that only other processes can read. All
-processes then call a function on it together; on other arrays, each for itself.
+A tree is shared if one of its arrays has parts on the devices of all processes, which
+then call a function on it together; on other arrays, each for itself.
 """
 
+import itertools
 from collections.abc import Sequence
 from typing import Any
 
@@ -14,19 +15,73 @@ from jax.core import Tracer
 from jax.experimental import multihost_utils
 from jax.sharding import NamedSharding, PartitionSpec
 
+from hwtrain._arrays.paths import leaves as leaves_of
+from hwtrain._arrays.processes import exchanged, together
+
 
 def is_shared(tree: Any) -> bool:
     """Returns whether a tree has an array with parts that other processes hold.
 
     >>> is_shared({"kernel": jnp.ones(3)})
     False
+
+    Raises:
+      ValueError: if such arrays are on the devices of some processes only: those to
+        which an array is local would not wait for the others.
     """
-    return any(
-        isinstance(leaf, jax.Array)
-        and not isinstance(leaf, Tracer)
-        and not leaf.is_fully_addressable
-        for leaf in jax.tree.leaves(tree)
-    )
+    partly = ""
+    for path, leaf in leaves_of(tree).items():
+        array = isinstance(leaf, jax.Array) and not isinstance(leaf, Tracer)
+        if not array or leaf.is_fully_addressable:
+            continue
+        found = sorted({device.process_index for device in leaf.sharding.device_set})
+        if len(found) == jax.process_count():
+            return True
+        partly = partly or (
+            f"{path or 'the array'} is on devices of the processes {found} only, of "
+            f"{jax.process_count()}, and this is process {jax.process_index()}: spread "
+            "arrays over the devices of all processes, which then call this together; "
+            "or let the one process that has them call it"
+        )
+    if partly:
+        raise ValueError(partly)
+    return False
+
+
+def require_alike(tree: Any) -> None:
+    """Raises on all processes unless they hold like arrays; all of them call it.
+
+    Otherwise one would start a program that the others do not take part in.
+
+    >>> require_alike({"kernel": jnp.ones(3)})
+
+    Args:
+      tree: arrays, or numbers.
+
+    Raises:
+      ValueError: naming an array of another shape, dtype or sharding.
+    """
+    with together(True):
+        described = [[path, _text(leaf)] for path, leaf in leaves_of(tree).items()]
+    said = exchanged(described)
+    for process, other in enumerate(said):
+        for one, another in itertools.zip_longest(said[0], other):
+            if one != another:
+                raise ValueError(
+                    "all processes should call this with like arrays; process 0 has "
+                    f"{_pair(one)}, process {process} has {_pair(another)}"
+                )
+
+
+def _text(leaf: Any) -> str:
+    """Describes an array."""
+    dtype = getattr(leaf, "dtype", type(leaf).__name__)
+    where = f" on {leaf.sharding}" if is_shared(leaf) else ""
+    return f"{dtype}{list(np.shape(leaf))}{where}"
+
+
+def _pair(described: list[str] | None) -> str:
+    return "no more" if described is None else ": ".join(described)
 
 
 def gathered(values: Sequence[Any], reader: int | None = None) -> list[np.ndarray]:
@@ -43,22 +98,29 @@ def gathered(values: Sequence[Any], reader: int | None = None) -> list[np.ndarra
       The arrays; none on processes that do not read.
     """
     reads = reader in (None, jax.process_index())
-    found = [_readable(value) for value in values if reads or is_shared(value)]
-    return [np.asarray(value) for value in found] if reads else []
+    # All that processes do together comes first: what fails on one of them may then be
+    # told to the others.
+    spread = [is_shared(x) and not x.is_fully_replicated for x in values]
+    sent = [_whole(x) if parts else x for x, parts in zip(values, spread)]
+    if not reads:
+        return []
+    return [np.asarray(x if parts else _copy(x)) for x, parts in zip(sent, spread)]
 
 
-def _readable(value: Any) -> Any:
-    """Returns a copy on this process's devices of all of an array.
+def _copy(value: Any) -> Any:
+    """Returns a copy of an array that this process has.
 
     A copy, because a JAX array keeps what was read from it, so that a whole model would
     accumulate on the host.
     """
     if not isinstance(value, jax.Array):
         return np.array(value)
-    if value.is_fully_addressable:
-        return jnp.copy(value)
-    if value.is_fully_replicated:
-        return jnp.copy(value.addressable_data(0))
+    whole = value.is_fully_addressable
+    return jnp.copy(value if whole else value.addressable_data(0))
+
+
+def _whole(value: jax.Array) -> Any:
+    """Returns all of an array, of which other processes have parts, on this process."""
     if not isinstance(value.sharding, NamedSharding):
         return multihost_utils.process_allgather(value, tiled=True)
     whole = NamedSharding(value.sharding.mesh, PartitionSpec())
@@ -115,8 +177,11 @@ def local_copy(tree: Any, reader: int) -> Any:
       reader: the process that gets the arrays; others get `None` in their place.
     """
 
+    shared = is_shared(tree)
+
     def one(leaf: Any) -> Any:
-        found = gathered([leaf], reader)
-        return jnp.asarray(found[0]) if found else None
+        with together(shared):
+            found = gathered([leaf], reader)
+            return jnp.asarray(found[0]) if found else None
 
     return jax.tree.map(one, tree)

@@ -7,7 +7,9 @@ from flax import nnx
 from flax.core import meta
 
 from hwtrain._arrays import paths
-from hwtrain._arrays.shared import placed_beside
+from hwtrain._arrays.processes import together
+from hwtrain._arrays.shared import is_shared, placed_beside, require_alike
+from hwtrain._flax.functional import require_same_plan
 from hwtrain._flax.modes import plan as plan_of
 from hwtrain._flax.nnx.layers import TYPES, PartLeaf
 from hwtrain._flax.signal_side import initial_leaves
@@ -39,24 +41,34 @@ def adopt(analog: Any, params: Any, *example: Any, **kwargs: Any) -> Any:
     Returns:
       A tree like `params`.
     """
-    found = plan_of(analog, params, *example, **kwargs)
+    shared = is_shared((params, example, kwargs))
+    with together(shared):
+        found = plan_of(analog, params, *example, **kwargs)
+    require_same_plan(found, shared)
+    if shared:
+        require_alike(params)
     if "params" in params and isinstance(params["params"], Mapping):
-        inner = _with_leaves(found, params["params"])
+        inner = _with_leaves(found, params["params"], shared)
         return type(params)({**params, "params": inner})
-    return _with_leaves(found, params)
+    return _with_leaves(found, params, shared)
 
 
-def _with_leaves(found: Any, params: Any) -> Any:
+def _with_leaves(found: Any, params: Any, shared: bool) -> Any:
     present = paths.leaves(meta.unbox(params))
+    kernels = [
+        (weight, present[local(found, weight.path)])
+        for weight in found.weights
+        if weight.kind != "raw"
+    ]
+    # First the reductions of kernels, in which several processes take part.
+    initial = [initial_leaves(weight, kernel) for weight, kernel in kernels]
     entries = {}
-    for weight in found.weights:
-        if weight.kind == "raw":
-            continue
-        kernel = present[local(found, weight.path)]
-        for name, value in initial_leaves(weight, kernel).items():
-            path = local(found, weight.leaf(name))
-            if path not in present:
-                value = placed_beside(kernel, value)
-                boxed = isinstance(params, nnx.State)
-                entries[path] = TYPES.get(name, PartLeaf)(value) if boxed else value
-    return paths.insert(params, entries)
+    with together(shared):
+        for (weight, kernel), values in zip(kernels, initial):
+            for name, value in values.items():
+                path = local(found, weight.leaf(name))
+                if path not in present:
+                    value = placed_beside(kernel, value)
+                    boxed = isinstance(params, nnx.State)
+                    entries[path] = TYPES.get(name, PartLeaf)(value) if boxed else value
+        return paths.insert(params, entries)

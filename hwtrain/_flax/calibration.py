@@ -13,9 +13,15 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
 from hwtrain._arrays import paths, processes, tiling
-from hwtrain._arrays.shared import is_shared, placed_as
+from hwtrain._arrays.shared import is_shared, placed_as, require_alike
 from hwtrain._flax.calls import Forward, first_call, require_one_call, through
-from hwtrain._flax.functional import as_function, compiled
+from hwtrain._flax.functional import (
+    agreed,
+    are_shared,
+    as_function,
+    compiled,
+    require_same_plan,
+)
 from hwtrain._flax.modes import plan as plan_of
 from hwtrain._flax.observation import Multiplication, observed, tell
 from hwtrain._flax.weight_side import local
@@ -95,45 +101,54 @@ def calibrate(
       inference workloads using in-memory computing-based accelerators,
       Nature Communications 2023.
     """
-    _check(method, quantile, std_alpha, max_samples)
-    require_one_call(forward, kwargs, "calibrate")
-    rest = iter(batches)
-    first = next(rest, None)
-    if first is None:
-        raise ValueError("calibrate needs at least one batch; got none")
-    args, kwargs = (_arguments(first), kwargs)
-    if forward is not None:
-        args, kwargs = first_call(forward, first)
-    found = plan_of(analog, variables, *args, **kwargs)
-    weights = [weight for weight in found.weights if weight.ranged]
-    if not weights:
-        raise ValueError(
-            "calibrate sets stored input ranges, and no layer of this model has one. "
-            "Give its Hardware an input_range=InputRangeParameter(); one that is "
-            "dynamic follows each vector by itself"
-        )
-    ranges = _Ranges(found, weights, method, quantile, std_alpha, max_samples)
-    function, tree = as_function(analog, "eval", variables)
-    shared = is_shared((tree, first))
-    paths.require_finite(tree["params"])
-    # During calibration, every range holds its own number, so that a layer inside a
-    # scan or a vmap tells which layer of the stack it is.
-    numbered = paths.map_leaves(ranges.number, tree["params"])
-    call = compiled(function, kwargs)
-    if forward is not None:
-        call = jax.jit(through(function, forward))
-    total = len(batches) if hasattr(batches, "__len__") else None  # type: ignore[arg-type]
-    batches = _shown(itertools.chain([first], rest), total, console)
+    shared = are_shared(analog, variables, kwargs)
+    with processes.together(shared):
+        _check(method, quantile, std_alpha, max_samples)
+        require_one_call(forward, kwargs, "calibrate")
+        rest = iter(batches)
+        first = next(rest, None)
+        if first is None:
+            raise ValueError("calibrate needs at least one batch; got none")
+    shared = shared or is_shared(first)
+    with processes.together(shared):
+        args, kwargs = (_arguments(first), kwargs)
+        if forward is not None:
+            args, kwargs = first_call(forward, first)
+        found = plan_of(analog, variables, *args, **kwargs)
+        weights = [weight for weight in found.weights if weight.ranged]
+        if not weights:
+            raise ValueError(
+                "calibrate sets stored input ranges, and no layer of this model has "
+                "one. Give its Hardware an input_range=InputRangeParameter(); one that "
+                "is dynamic follows each vector by itself"
+            )
+        ranges = _Ranges(found, weights, method, quantile, std_alpha, max_samples)
+        function, tree = as_function(analog, "eval", variables)
+        # During calibration, every range holds its own number, so that a layer inside
+        # a scan or a vmap tells which layer of the stack it is.
+        numbered = paths.map_leaves(ranges.number, tree["params"])
+        call = compiled(function, kwargs, shared)
+        if forward is not None:
+            call = agreed(jax.jit(through(function, forward)), shared)
+        total = len(batches) if hasattr(batches, "__len__") else None  # type: ignore[arg-type]
+        batches = _shown(itertools.chain([first], rest), total, console)
+    require_same_plan(found, shared)
+    if shared:
+        require_alike(tree)
+    with processes.together(shared):
+        paths.require_finite(tree["params"])
     with observed(ranges.observe):
         for batch in processes.in_step(batches, shared):
             arguments = _arguments(batch) if forward is None else (batch,)
             key = jax.random.key(0)
-            jax.block_until_ready(call({**tree, "params": numbered}, key, *arguments))
-            jax.effects_barrier()
+            outputs = call({**tree, "params": numbered}, key, *arguments)
             with processes.together(shared):
+                jax.block_until_ready(outputs)
+                jax.effects_barrier()
                 ranges.check_numbers()
     values = processes.of_one(ranges.values, ranges.seen, shared)
-    return _with_ranges(analog, variables, values)
+    with processes.together(shared):
+        return _with_ranges(analog, variables, values)
 
 
 def _check(method: str, quantile: float, std_alpha: float, max_samples: int) -> None:

@@ -1,12 +1,14 @@
 """An analog model, Linen or NNX, as a function of its variables and a key."""
 
+import zlib
 from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
 from flax import nnx
 
-from hwtrain._arrays import paths
+from hwtrain._arrays import paths, processes
+from hwtrain._arrays.shared import is_shared, require_alike
 from hwtrain._flax.calls import divided
 from hwtrain._flax.linen import root as linen_root
 from hwtrain._flax.nnx import root as nnx_root
@@ -59,14 +61,59 @@ def as_function(
     return function, tree
 
 
+def are_shared(analog: Any, *given: Any) -> bool:
+    """Returns whether all processes call a model together; see `is_shared`.
+
+    Args:
+      analog: the analog model.
+      *given: its variables and arguments.
+    """
+    own = nnx.state(analog) if isinstance(analog, nnx.Module) else None
+    return is_shared((own, given))
+
+
+def require_same_plan(plan: Any, shared: bool) -> None:
+    """Raises on all processes unless they have the same plan.
+
+    Args:
+      plan: the plan, or weights of it.
+      shared: whether all processes call this; otherwise it does nothing.
+    """
+    if shared:
+        processes.require_same("the plan", zlib.crc32(repr(plan).encode()))
+
+
+def agreed(program: Any, shared: bool) -> Callable[..., Any]:
+    """Returns a compiled function that raises on all processes if it does on one.
+
+    It runs only when all have traced it, with like arguments: a process in the program
+    would wait for the others without end.
+
+    Args:
+      program: from `jax.jit`.
+      shared: whether all processes call it; otherwise it is returned as it is.
+    """
+    if not shared:
+        return program
+
+    def call(*args: Any) -> Any:
+        with processes.together(True):
+            program.trace(*args)
+        require_alike(args)
+        return program(*args)
+
+    return call
+
+
 def compiled(
-    function: Callable[..., Any], kwargs: Mapping[str, Any]
+    function: Callable[..., Any], kwargs: Mapping[str, Any], shared: bool = False
 ) -> Callable[..., Any]:
     """Returns a function of `as_function` with its keyword arguments as one program.
 
     Args:
       function: called as `function(variables, key, *args, **kwargs)`.
       kwargs: keyword arguments of every call.
+      shared: whether all processes call it together; see `agreed`.
 
     Returns:
       A function called as `compiled(variables, key, *args)`.
@@ -77,7 +124,8 @@ def compiled(
     def program(variables: Any, key: jax.Array, arrays: Any, *args: Any) -> Any:
         return function(variables, key, *args, **arrays, **static)
 
-    return lambda variables, key, *args: program(variables, key, arrays, *args)
+    call = agreed(program, shared)
+    return lambda variables, key, *args: call(variables, key, arrays, *args)
 
 
 def _check_same(given: dict[str, Any], own: dict[str, Any]) -> None:

@@ -10,8 +10,13 @@ from flax import nnx
 from flax.core import meta
 
 from hwtrain._arrays import paths, processes
-from hwtrain._arrays.shared import is_shared, placed_as
-from hwtrain._flax.functional import as_function, compiled
+from hwtrain._arrays.shared import placed_as
+from hwtrain._flax.functional import (
+    are_shared,
+    as_function,
+    compiled,
+    require_same_plan,
+)
 from hwtrain._flax.modes import plan as plan_of
 from hwtrain._flax.nnx.layers import EffectiveWeight
 from hwtrain._flax.nnx.step import modules_of
@@ -68,28 +73,32 @@ def materialize(
       ValueError: if the call does not reach such a layer, or a layer multiplies by
         different weights in different calls.
     """
-    plan = plan_of(analog, variables, *example, **kwargs)
-    function, tree = as_function(analog, "eval", variables)
-    params = meta.unbox(tree["params"])
-    made = pending(plan, params)
+    shared = are_shared(analog, variables, example, kwargs)
+    with processes.together(shared):
+        plan = plan_of(analog, variables, *example, **kwargs)
+        function, tree = as_function(analog, "eval", variables)
+        params = meta.unbox(tree["params"])
+        made = pending(plan, params)
+        collector = _Collector(plan, made)
+        numbered = paths.insert(params, collector.numbers)
+    require_same_plan((plan, made), shared)
     if not made:
         return analog if variables is None else variables
-    collector = _Collector(plan, made)
-    numbered = paths.insert(params, collector.numbers)
     with observed(None), collected(collector):
-        call = compiled(function, kwargs)
+        call = compiled(function, kwargs, shared)
         outputs = call({**tree, "params": numbered}, jax.random.key(0), *example)
-        jax.block_until_ready(outputs)
-        jax.effects_barrier()
+        with processes.together(shared):
+            jax.block_until_ready(outputs)
+            jax.effects_barrier()
     stored = paths.leaves(params)
-    shared = is_shared((tree, example))
     found = processes.of_one(collector.values, collector.seen, shared)
-    values = {}
-    for weight in made:
-        path = local(plan, weight.effective_path)
-        kernel = stored[local(plan, weight.stored)]
-        array = jnp.asarray(found[path], kernel.dtype)
-        values[path] = placed_as(kernel, array)
+    with processes.together(shared):
+        values = {}
+        for weight in made:
+            path = local(plan, weight.effective_path)
+            kernel = stored[local(plan, weight.stored)]
+            array = jnp.asarray(found[path], kernel.dtype)
+            values[path] = placed_as(kernel, array)
     if variables is None:
         copy = nnx.clone(analog)
         modules = modules_of(copy)

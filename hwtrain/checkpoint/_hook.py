@@ -7,12 +7,13 @@ from pathlib import Path
 from typing import Any
 
 from hwtrain._arrays.processes import exchanged, together
-from hwtrain._arrays.shared import is_shared
 from hwtrain._plan.plan import Plan
 from hwtrain.checkpoint._contents import Contents
 from hwtrain.checkpoint._errors import HardwareCheckpointError
 from hwtrain.checkpoint._manifest import sha256
 from hwtrain.checkpoint._reader import load
+from hwtrain.checkpoint._together import require_equal
+from hwtrain.checkpoint._variables import all_share
 from hwtrain.checkpoint._writer import export
 
 
@@ -70,29 +71,38 @@ class ExportHook:
         if step % self.every:
             return None
         path = Path(self.directory) / f"{step:08d}"
-        there = path.exists()
-        if is_shared(variables):
+        shared = all_share(variables)
+        with together(shared, HardwareCheckpointError):
+            there = path.exists()
+        if shared:
             there = exchanged(there)[0]
         if there:
-            self._check_same(path, variables)
+            self._check_same(path, variables, shared)
             return path
         return export(path, variables, self.plan, chip_seeds=self.chip_seeds)
 
-    def _check_same(self, path: Path, variables: Any) -> None:
+    def _check_same(self, path: Path, variables: Any, shared: bool) -> None:
         """Raises unless an existing export equals the one that would be written now."""
-        with together(is_shared(variables), HardwareCheckpointError):
+        other = HardwareCheckpointError(
+            f"{path} holds an export of another model, plan or chips; give this run a "
+            "directory of its own"
+        )
+        with together(shared, HardwareCheckpointError):
             found = load(path)
-        now = Contents(variables, self.plan, self.chip_seeds)
-        stored = {leaf.keys: leaf for leaf in found.manifest.leaves}
-        same = (found.plan, list(found.chip_seeds)) == (now.plan, now.seeds)
-        same = same and stored.keys() == {leaf.keys for leaf in now.leaves}
-        for leaf in now.leaves if same else ():
+            now = Contents(variables, self.plan, self.chip_seeds)
+            stored = {leaf.keys: leaf for leaf in found.manifest.leaves}
+            kinds = {keys: leaf.kind for keys, leaf in stored.items()}
+            if (found.plan, list(found.chip_seeds)) != (now.plan, now.seeds):
+                raise other
+            if kinds != {leaf.keys: leaf.kind for leaf in now.leaves}:
+                raise other
+        if shared:
+            require_equal(now, str(path))
+        for leaf in now.leaves:
+            if leaf.kind != "tensor":
+                continue
             entry = stored[leaf.keys]
-            if entry.kind == "tensor" == leaf.kind:
-                tensor = found.manifest.files[entry.file or ""][entry.tensor or ""]
-                same = same and tensor.sha256 == sha256(leaf.array().tobytes())
-        if not same:
-            raise HardwareCheckpointError(
-                f"{path} holds an export of another model, plan or chips; give this "
-                "run a directory of its own"
-            )
+            tensor = found.manifest.files[entry.file or ""][entry.tensor or ""]
+            with together(shared, HardwareCheckpointError):
+                if tensor.sha256 != sha256(leaf.array().tobytes()):
+                    raise other

@@ -63,6 +63,11 @@ class Item:
             for leaf in (*self.leaves, *self.further)
         )
 
+    def require_values(self) -> None:
+        """Raises if a leaf is only a shape."""
+        for leaf in (*self.leaves, *self.further):
+            leaf.require_value()
+
     def on_host(self, reader: int | None = None) -> "Item":
         """Returns the item with its values on the host.
 
@@ -70,9 +75,8 @@ class Item:
           reader: the process that gets them; the others, which call it too if an array
             is shared, get the item as it is.
         """
+        self.require_values()
         leaves = (*self.leaves, *self.further)
-        for leaf in leaves:
-            leaf.require_value()
         arrays = gathered([leaf.value for leaf in leaves], reader)
         if not arrays:
             return self

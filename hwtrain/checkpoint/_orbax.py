@@ -10,10 +10,14 @@ import orbax.checkpoint as ocp
 from etils import epath
 from orbax.checkpoint import future
 
+from hwtrain._arrays.processes import together
 from hwtrain._plan.plan import Plan
 from hwtrain.checkpoint._contents import Contents
+from hwtrain.checkpoint._errors import HardwareCheckpointError
+from hwtrain.checkpoint._placing import spans_processes
 from hwtrain.checkpoint._reader import HardwareCheckpoint, load
 from hwtrain.checkpoint._together import finish_shares, share_of
+from hwtrain.checkpoint._variables import all_share
 
 
 class HardwareCheckpointHandler(ocp.AsyncCheckpointHandler):
@@ -58,11 +62,15 @@ class HardwareCheckpointHandler(ocp.AsyncCheckpointHandler):
         self, directory: epath.Path, args: "HardwareRestore | None" = None
     ) -> HardwareCheckpoint:
         """Reads and verifies the item."""
-        return load(Path(directory), sharding=args.sharding if args else None)
+        sharding = args.sharding if args else None
+        # Orbax lets all processes wait for each other after this.
+        with together(spans_processes(sharding), HardwareCheckpointError):
+            return load(Path(directory), sharding=sharding)
 
     def _started(self, directory: Path, args: "HardwareSave") -> Callable[[], None]:
         """Copies what this process writes to the host; returns what writes it."""
-        contents = args.contents()
+        with together(all_share(args.variables), HardwareCheckpointError):
+            contents = args.contents()
         self._unfinished.clear()  # of a save that failed
         if contents.shared:
             self._unfinished[directory] = contents
@@ -114,7 +122,8 @@ class HardwareSave(ocp.args.CheckpointArgs):
     def __post_init__(self):
         # Checked here, because an error in the handler would leave the threads of the
         # other items waiting for a directory that Orbax never creates.
-        self.contents()
+        with together(all_share(self.variables), HardwareCheckpointError):
+            self.contents()
 
     def contents(self) -> Contents:
         """Returns the contents of the item."""

@@ -1,7 +1,7 @@
 """Puts the values of a checkpoint onto the devices of a mesh."""
 
 import dataclasses
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -11,7 +11,7 @@ from jax.sharding import NamedSharding, PartitionSpec, Sharding
 
 from hwtrain._arrays import paths
 from hwtrain._arrays.shared import placed
-from hwtrain.checkpoint._entries import LeafEntry
+from hwtrain.checkpoint._entries import DTYPES, LeafEntry
 from hwtrain.checkpoint._errors import HardwareCheckpointError
 from hwtrain.checkpoint._manifest import Manifest
 from hwtrain.checkpoint._of_nnx import collections_of
@@ -35,8 +35,7 @@ class Placing:
           leaf: the leaf.
           array: what the checkpoint stores.
         """
-        narrow = jax.dtypes.canonicalize_dtype(array.dtype) == array.dtype
-        if self.shardings is None or not narrow:
+        if self.shardings is None or not _is_placed(array.dtype):
             return as_leaf(array, leaf.key_impl)
         sharding = self.shardings[_name(leaf)]
         if leaf.key_impl is None:
@@ -53,14 +52,37 @@ def placing_of(sharding: Any, manifest: Manifest) -> Placing:
     """Returns where the leaves are put; see `load`.
 
     Raises:
-      HardwareCheckpointError: if a leaf has no sharding, or there is one of another
-        leaf, or an array of another shape.
+      HardwareCheckpointError: if a leaf has no sharding, or one that cannot divide it,
+        or there is one of another leaf, or an array of another shape.
     """
     if sharding is None:
         return Placing()
     leaves = [leaf for leaf in manifest.leaves if leaf.kind != "empty"]
+    found = _of_leaves(sharding, leaves, manifest)
+    for leaf in leaves:
+        _check_divides(leaf, found[_name(leaf)])
+    return Placing(found)
+
+
+def spans_processes(sharding: Any) -> bool:
+    """Returns whether all processes get a part of what is placed by `sharding`.
+
+    Args:
+      sharding: as for `load`.
+    """
     if isinstance(sharding, Sharding):
-        return Placing({_name(leaf): sharding for leaf in leaves})
+        found = {device.process_index for device in sharding.device_set}
+        return 1 < len(found) == jax.process_count()
+    given = (getattr(leaf, "sharding", leaf) for leaf in jax.tree.leaves(sharding))
+    return any(spans_processes(x) for x in given if isinstance(x, Sharding))
+
+
+def _of_leaves(
+    sharding: Any, leaves: Sequence[LeafEntry], manifest: Manifest
+) -> dict[str, Sharding]:
+    """Returns the sharding of each leaf by name."""
+    if isinstance(sharding, Sharding):
+        return {_name(leaf): sharding for leaf in leaves}
     given = _by_name(sharding)
     for weight in manifest.plan.weights:
         # The model derives this weight from the stored one, and has no leaf of it.
@@ -69,7 +91,39 @@ def placing_of(sharding: Any, manifest: Manifest) -> Placing:
             given.setdefault(f"params/{weight.path}", stored)
     names = [_name(leaf) for leaf in leaves]
     _check_names(names, given)
-    return Placing({_name(x): _of(x, given[_name(x)]) for x in leaves})
+    return {_name(x): _of(x, given[_name(x)]) for x in leaves}
+
+
+def _is_placed(dtype: np.dtype) -> bool:
+    """Whether JAX has the dtype; an array that it would narrow stays on the host."""
+    return jax.dtypes.canonicalize_dtype(dtype) == dtype
+
+
+def _shape(leaf: LeafEntry) -> tuple[int, ...]:
+    """Returns the shape of a leaf; that of a key, not of its data."""
+    shape = tuple(leaf.shape or ())
+    return shape if leaf.key_impl is None else shape[:-1]
+
+
+def _check_divides(leaf: LeafEntry, sharding: Sharding) -> None:
+    """Raises for a sharding that has more axes than a leaf, or uneven parts of it."""
+    if not _is_placed(DTYPES[leaf.dtype or ""]):
+        return
+    named, shape, why = isinstance(sharding, NamedSharding), _shape(leaf), ""
+    if named and len(sharding.spec) > len(shape):
+        why = f"it has {len(sharding.spec)} entries for {len(shape)} axes"
+    else:
+        try:
+            sharding.shard_shape(shape if named else tuple(leaf.shape or ()))
+        except (IndexError, ValueError):
+            why = "it does not divide the shape into equal parts"
+    if why:
+        raise HardwareCheckpointError(
+            f"sharding= does not fit {_name(leaf)} of shape {shape}: {why}; got "
+            f"{sharding}. Give a tree like checkpoint.variables with a sharding for "
+            "each leaf, and NamedSharding(mesh, PartitionSpec()) for what is to be "
+            "whole on each device"
+        )
 
 
 def _name(leaf: LeafEntry) -> str:
@@ -118,7 +172,7 @@ def _of(leaf: LeafEntry, given: Any) -> Sharding:
             "jax.sharding.Sharding or an array or shape that has one; got a "
             f"{type(given).__name__}{' without' if sharding is None else ''}"
         )
-    shape = leaf.shape if leaf.key_impl is None else (leaf.shape or ())[:-1]
+    shape = _shape(leaf)
     if tuple(given.shape) != shape:
         raise HardwareCheckpointError(
             f"{_name(leaf)} has the shape {shape} in the checkpoint, but "

@@ -7,7 +7,9 @@ from typing import Any
 
 import jax
 
+from hwtrain._arrays.processes import together
 from hwtrain.checkpoint._entries import TensorEntry
+from hwtrain.checkpoint._errors import HardwareCheckpointError
 from hwtrain.checkpoint._items import Item, Tensors
 
 
@@ -32,9 +34,11 @@ def shares(items: Sequence[Item], writers: Sequence[int]) -> list[list[Item]]:
 
 
 def own_items(
-    items: Sequence[Item], writers: Sequence[int], *, shared: bool
+    items: Sequence[Item], writers: Sequence[int]
 ) -> Iterator[tuple[Item | None, list[Item]]]:
     """Yields the items that this process writes, with their values on its host.
+
+    All processes call it, in the same turns.
 
     A layer is sent to the process that writes it, when its turn comes; at any time each
     process holds the one that it writes, and while it is sent, each device a copy.
@@ -42,19 +46,25 @@ def own_items(
     Args:
       items: all items.
       writers: the processes that write; see `shares`.
-      shared: whether all processes call this, in the same turns.
 
     Yields:
       For each turn: the process's own item, or `None` if it has none, and the items of
       all processes.
+
+    Raises:
+      HardwareCheckpointError: on all processes if one has no values, or no memory.
     """
     me = jax.process_index()
+    with together(True, HardwareCheckpointError):
+        for item in items:
+            item.require_values()
     for turn in itertools.zip_longest(*shares(items, writers)):
         own = None
         for writer, item in zip(writers, turn):
-            if item is None or not (shared or writer == me):
+            if item is None:
                 continue
-            found = item.on_host(writer)
+            with together(True, HardwareCheckpointError):
+                found = item.on_host(writer)
             own = found if writer == me else own
             del found
         yield own, [item for item in turn if item is not None]

@@ -11,6 +11,7 @@ import jax
 
 from hwtrain._arrays.paths import join
 from hwtrain._arrays.processes import exchanged, require_same, together
+from hwtrain._arrays.shared import is_shared
 from hwtrain.checkpoint import _destination as destination
 from hwtrain.checkpoint._contents import Contents
 from hwtrain.checkpoint._errors import HardwareCheckpointError
@@ -33,7 +34,7 @@ def write_together(
       contents: the contents, equal on all processes.
       report: called with the number of written layers and the total.
     """
-    require_equal(contents, os.fspath(path))
+    require_equal(contents, str(path))
     first = jax.process_index() == 0
     with contextlib.ExitStack() as stack:
         partial = None
@@ -44,18 +45,22 @@ def write_together(
         names = exchanged(None if partial is None else str(partial.absolute()))
         partial = Path(names[0])
         # Without a common file system, only the first process writes.
-        sees = exchanged(partial.is_dir())
+        with on_all():
+            there, items = partial.is_dir(), contents.items()
+        sees = exchanged(there)
         writers = [process for process, there in enumerate(sees) if there]
         tensors: Tensors = {}
         layers, done = len(contents.plan), 0
-        for item, turn in own_items(contents.items(), writers, shared=True):
+        for item, turn in own_items(items, writers):
             done += sum(each.weight is not None for each in turn)
             with on_all(), _named(path):
                 if item is not None:
                     tensors |= contents.writer(partial).write(item)
                 if report is not None and turn[0].weight is not None:
                     report(done, layers)
-        said = exchanged(as_json(tensors))
+        with on_all():
+            own = as_json(tensors)
+        said = exchanged(own)
         with on_all():
             if first:
                 contents.finish(partial, from_json(said))
@@ -73,13 +78,16 @@ def require_equal(contents: Contents, path: str = "") -> None:
         (join(leaf.keys), leaf.kind, leaf.kind != "empty" and leaf.dtype.name)
         for leaf in contents.leaves
     ]
-    shapes = [leaf.shape for leaf in contents.leaves]
+    shapes = [
+        (leaf.shape, is_shared(leaf.value) and str(leaf.value.sharding))
+        for leaf in contents.leaves
+    ]
     # Only a digest of what is too long for a message.
     for what, value in {
         "the path": path,
         "the chip seeds": [*contents.seeds, *contents.measured],
         "the plan": sha256(repr(contents.plan).encode())[:8],
-        "the names, shapes and dtypes of the variables": (
+        "the names, shapes, dtypes and shardings of the variables": (
             sha256(repr((leaves, shapes)).encode())[:8]
         ),
     }.items():
@@ -103,19 +111,20 @@ def share_of(contents: Contents, directory: Path) -> Callable[[], None]:
       directory: the directory that all processes write to.
 
     Returns:
-      A function that writes the share, without the other processes. If the contents
-      are at fault, it raises on all of them: Orbax waits for all, so that an error of
-      one would be one of time.
+      A function that writes the share, without the other processes. If one of them
+      fails before, it raises on all: Orbax waits for all, so that an error of one would
+      be one of time.
     """
     writers = range(jax.process_count())
     try:
         require_equal(contents)
-        turns = own_items(contents.items(), writers, shared=True)
-        own = [item for item, _ in turns if item is not None]
+        with on_all():
+            items = contents.items()
+        own = [item for item, _ in own_items(items, writers) if item is not None]
         with on_all():
             for item in own:
                 item.check()
-    except HardwareCheckpointError as error:
+    except Exception as error:
         failed = error
         return lambda: _raise(failed)
 

@@ -12,7 +12,7 @@ from jax.core import Tracer
 from jax.tree_util import DictKey, GetAttrKey
 
 from hwtrain._arrays import paths
-from hwtrain._arrays.shared import gathered
+from hwtrain._arrays.shared import gathered, is_shared
 from hwtrain.checkpoint._entries import DTYPES, tensor_name
 from hwtrain.checkpoint._errors import HardwareCheckpointError
 from hwtrain.checkpoint._layout import order
@@ -120,6 +120,22 @@ def flatten(variables: Any, probes: Set[str] = frozenset()) -> list[Leaf]:
     return sorted(leaves, key=lambda leaf: order(leaf.keys))
 
 
+def all_share(tree: Any, where: str = "") -> bool:
+    """Returns whether all processes write a tree together; see `is_shared`.
+
+    Args:
+      tree: the tree.
+      where: the beginning of the message.
+
+    Raises:
+      HardwareCheckpointError: if its arrays are on devices of some processes only.
+    """
+    try:
+        return is_shared(tree)
+    except ValueError as error:
+        raise HardwareCheckpointError(f"{where}{error}") from error
+
+
 def _has_types(variables: Any) -> bool:
     """Whether a tree is the state of an NNX model with typed leaves."""
     if not isinstance(variables, nnx.State):
@@ -155,6 +171,7 @@ def _check_values(leaf: Leaf) -> None:
         why = "deleted, as what a step takes with donate_argnums; give what it returned"
     if why:
         raise HardwareCheckpointError(f"{paths.join(leaf.keys)} is {why}")
+    all_share(value, f"{paths.join(leaf.keys)}: ")
 
 
 def _dtype(value: Any) -> np.dtype:

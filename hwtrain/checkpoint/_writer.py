@@ -10,17 +10,18 @@ from typing import Any
 import jax
 from flax import nnx
 
-from hwtrain._arrays.processes import together
-from hwtrain._arrays.shared import is_shared
+from hwtrain._arrays.processes import require_same, together
 from hwtrain._flax.materializing import materialize
 from hwtrain._plan.plan import Plan
 from hwtrain.checkpoint import _destination as destination
 from hwtrain.checkpoint._contents import Contents
 from hwtrain.checkpoint._description import Graph, Measurement
 from hwtrain.checkpoint._errors import HardwareCheckpointError
+from hwtrain.checkpoint._files import path_of
 from hwtrain.checkpoint._progress import Report
 from hwtrain.checkpoint._read_back import Conductances
 from hwtrain.checkpoint._together import write_together
+from hwtrain.checkpoint._variables import all_share
 
 
 def export(
@@ -90,9 +91,10 @@ def export(
         the parameters, a weight is not finite, a chip has nothing frozen, the disk is
         full, or processes call it with different arguments. Nothing is left behind.
     """
-    shared = is_shared(variables if variables is not None else analog)
+    shared = all_share(variables if variables is not None else analog)
     on_all = functools.partial(together, shared, HardwareCheckpointError)
     with on_all():
+        path = path_of(path, "expected where to write to, which must not exist")
         # A Measurement is itself iterable, over its fields.
         several = not isinstance(accuracy, Measurement) and isinstance(
             accuracy, Iterable
@@ -106,21 +108,25 @@ def export(
             example=example,
         )
         plan, analog = _model(variables, plan, analog, example)
+        seeds = [*chip_seeds] if chip_seed is None else [chip_seed, *chip_seeds]
+    if shared:
+        called = None if analog is None else len(example)
+        what = "the number of arguments of a call"
+        require_same(what, called, HardwareCheckpointError)
     if analog is not None:
         given = None if variables is analog else variables
         variables = materialize(analog, given, *example)
         plan = plan.effective
-    seeds = [*chip_seeds] if chip_seed is None else [chip_seed, *chip_seeds]
     with on_all():
         contents = Contents(
             variables, plan, seeds, measured=measured, graph=graph, accuracy=accuracy
         )
     if shared:
         write_together(path, contents, report)
-        return Path(path)
+        return path
     with _of_one(path), destination.new(path, folder=True) as partial:
         contents.write(partial, report=report)
-    return Path(path)
+    return path
 
 
 @contextlib.contextmanager

@@ -12,9 +12,9 @@ from flax import nnx
 from flax.core import meta
 
 from hwtrain._arrays import paths, processes
-from hwtrain._arrays.shared import is_shared, local_copy
+from hwtrain._arrays.shared import local_copy
 from hwtrain._flax.constants import check_none
-from hwtrain._flax.functional import as_function
+from hwtrain._flax.functional import are_shared, as_function, require_same_plan
 from hwtrain._flax.materializing import materialize
 from hwtrain._flax.modes import plan as plan_of
 from hwtrain._flax.signal_side import has_signal_side
@@ -111,16 +111,19 @@ def assert_active(
     Raises:
       ValueError: naming layer, effect and likely cause for each effect without action.
     """
-    check_none(analog, "assert_active")
-    linen = not isinstance(analog, nnx.Module)
-    given = (variables, *example) if linen else ()
-    plan = plan_of(analog, *given, **(kwargs if linen else {}))
-    function, tree = as_function(analog, "train", variables)
-    params = meta.unbox(tree["params"])
-    keys = [jax.random.key(seed) for seed in range(_steps(plan))]
-    with watching(function, kwargs) as watched:
-        steps = watched(tree, keys, *example)
+    shared = are_shared(analog, variables, example, kwargs)
+    with processes.together(shared):
+        check_none(analog, "assert_active")
+        linen = not isinstance(analog, nnx.Module)
+        given = (variables, *example) if linen else ()
+        plan = plan_of(analog, *given, **(kwargs if linen else {}))
+        function, tree = as_function(analog, "train", variables)
+        params = meta.unbox(tree["params"])
         away = _with_moved_leaves(plan, tree["params"])
+    require_same_plan(plan, shared)
+    keys = [jax.random.key(seed) for seed in range(_steps(plan))]
+    with watching(function, kwargs, shared) as watched:
+        steps = watched(tree, keys, *example)
         moved = None
         if away is not None:
             seen = watched({**tree, "params": away}, keys, *example)
@@ -134,7 +137,6 @@ def assert_active(
             analog, plan, steps[: bench.KEYS], variables, *example, **kwargs
         )
     ]
-    shared = is_shared((tree, example, kwargs))
     reader = jax.process_index()
     if shared:
         # JAX shows the layers to one process only, which judges for all of them.

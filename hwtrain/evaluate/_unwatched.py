@@ -6,8 +6,9 @@ from typing import Any
 import jax
 import numpy as np
 
+from hwtrain._arrays.processes import together
 from hwtrain._arrays.shared import gathered
-from hwtrain._flax.functional import as_function, compiled
+from hwtrain._flax.functional import are_shared, as_function, compiled
 from hwtrain._flax.observation import observed
 from hwtrain._flax.signal_side import has_signal_side
 from hwtrain._flax.weight_side import draws
@@ -42,12 +43,18 @@ def unwatched_effects(
     if not any(w.window is not None and has_signal_side(w) for w in plan.weights):
         return
 
+    shared = are_shared(analog, variables, example, kwargs)
+
     def runs(mode: str, keys: int) -> np.ndarray:
         """Returns outputs, `[keys, elements]`."""
-        function, tree = as_function(analog, mode, variables)
-        call = compiled(function, kwargs)
-        seeds = map(jax.random.key, range(keys))
-        return np.stack([_flat(call(tree, seed, *example)) for seed in seeds])
+        with together(shared):
+            function, tree = as_function(analog, mode, variables)
+        call, found = compiled(function, kwargs, shared), []
+        for seed in range(keys):
+            outputs = call(tree, jax.random.key(seed), *example)
+            with together(shared):
+                found.append(_flat(outputs))
+        return np.stack(found)
 
     found = runs("eval", 1)
     with observed(undisturbed):

@@ -8,6 +8,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from hwtrain._arrays.processes import together
 from hwtrain._arrays.shared import gathered
 from hwtrain._flax.functional import compiled
 from hwtrain._flax.observation import Multiplication, observed, tell
@@ -31,7 +32,7 @@ class Step:
 
 @contextlib.contextmanager
 def watching(
-    function: Callable[..., Any], kwargs: Mapping[str, Any]
+    function: Callable[..., Any], kwargs: Mapping[str, Any], shared: bool = False
 ) -> Iterator[Callable[..., list[Step]]]:
     """Yields a function that runs a model's steps and observes its layers.
 
@@ -40,8 +41,9 @@ def watching(
     Args:
       function: from `as_function`, in train mode.
       kwargs: keyword arguments of every call.
+      shared: whether all processes call it together.
     """
-    program, readings = compiled(function, kwargs), {}
+    program, readings = compiled(function, kwargs, shared), {}
 
     def observe(call: Multiplication) -> jax.Array:
         path = call.weight.path
@@ -57,8 +59,9 @@ def watching(
         for key in keys:
             readings.clear()
             leaves = jax.tree.leaves(program(tree, key, *example))
-            outputs = np.concatenate([np.ravel(leaf) for leaf in gathered(leaves)])
-            jax.effects_barrier()
+            with together(shared):
+                outputs = np.concatenate([np.ravel(leaf) for leaf in gathered(leaves)])
+                jax.effects_barrier()
             steps.append(Step(outputs, dict(readings)))
         return steps
 
