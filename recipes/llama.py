@@ -64,15 +64,18 @@ def sizes():
         "hidden_act": "silu",
         "attention_bias": False,
         "mlp_bias": False,
+        "partial_rotary_factor": 1.0,
+        "quantization_config": None,
     }
+    # Newer files have all of the rotations in one table.
+    rope = given.get("rope_parameters") or given.get("rope_scaling") or {}
+    stated = {**given, **rope}
     for name, known in others.items():
-        if given.get(name, known) != known:
+        if stated.get(name, known) != known:
             raise ValueError(
                 f"{path}: expected {name} {known!r}, as lm.py computes it, got "
-                f"{given[name]!r}; change the model, or take another checkpoint"
+                f"{stated[name]!r}; change the model, or take another checkpoint"
             )
-    # Newer files have both in one table.
-    rope = given.get("rope_parameters") or given.get("rope_scaling") or {}
     kind = rope.get("rope_type", rope.get("type", "default"))
     if kind not in ("default", "llama3"):
         raise ValueError(
@@ -126,6 +129,12 @@ def weights() -> dict[str, np.ndarray]:
     }
     for ours, theirs in NAMES.items():
         blocks = [array(f"model/layers/{n}/{theirs}") for n in range(known.depth)]
+        for number, block in enumerate(blocks):
+            if block.shape != blocks[0].shape:
+                raise ValueError(
+                    f"{folder()}: expected model/layers/{number}/{theirs}/weight of "
+                    f"shape {blocks[0].shape}, as in the first block, got {block.shape}"
+                )
         stacked = np.stack(blocks)
         found[f"blocks/{ours}"] = (
             stacked.swapaxes(-1, -2) if "kernel" in ours else stacked

@@ -2,7 +2,7 @@
 
 import json
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -135,11 +135,19 @@ def _msgpack(path: Path) -> Arrays:
     return _arrays(tree)
 
 
-def read_safetensors(path: Path) -> Arrays:
-    """Returns the arrays of a file; in names without a slash, dots separate."""
-    found = {}
-    # safetensors.numpy.load_file fails on bfloat16 in some versions.
-    for name, entry in safetensors.deserialize(path.read_bytes()):
+def read_safetensors(path: Path, names: Sequence[str] | None = None) -> Arrays:
+    """Returns the arrays of a file; in names without a slash, dots separate.
+
+    Args:
+      path: the file.
+      names: the arrays that its index says it holds; `None` for all that it holds.
+    """
+    found, entries = {}, dict(safetensors.deserialize(path.read_bytes()))
+    for name in entries if names is None else names:
+        if name not in entries:
+            raise ValueError(f"its index names {name} in {path.name}, which lacks it")
+        entry = entries[name]
+        # safetensors.numpy.load_file fails on bfloat16 in some versions.
         dtype = DTYPES[DTYPE_NAMES[entry["dtype"]]]
         array = np.frombuffer(entry["data"], dtype).reshape(entry["shape"])
         keys = name if "/" in name else name.replace(".", "/")
@@ -148,15 +156,21 @@ def read_safetensors(path: Path) -> Arrays:
 
 
 def _shards(path: Path) -> Arrays:
-    """Reads the files that an index names, or else all, as Hugging Face writes them."""
+    """Reads a folder as Hugging Face writes it: what an index names, or the one file.
+
+    An array comes from the file that the index names, also if others hold one too.
+    """
     indices = sorted(path.glob(f"*{_INDEX}"))
     if len(indices) > 1:
         names = " and ".join(index.name for index in indices)
         raise ValueError(f"it has several indices, {names}; name one of their files")
     files = sorted(file.name for file in path.glob("*.safetensors"))
+    names: dict[str, list[str]] = {}
     if indices:
-        named = json.loads(indices[0].read_text("utf-8"))["weight_map"]
-        files = sorted(set(named.values()))
+        index = json.loads(indices[0].read_text("utf-8"))
+        for name, file in index["weight_map"].items():
+            names.setdefault(file, []).append(name)
+        files = [*names]
         absent = [name for name in files if not (path / name).is_file()]
         if absent:
             raise ValueError(
@@ -168,7 +182,7 @@ def _shards(path: Path) -> Arrays:
         )
     found: Arrays = {}
     for name in files:
-        found |= read_safetensors(path / name)
+        found |= read_safetensors(path / name, names.get(name))
     return found
 
 

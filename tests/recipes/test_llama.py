@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from flax import nnx
-from safetensors.numpy import load_file
+from safetensors.numpy import load_file, save_file
 
 import hwtrain as hw
 from hwtrain import cli, train
@@ -129,6 +129,9 @@ def test_logits_are_those_of_the_file(changes, files, tiny_llama):
         ({"model_type": "mistral"}, "expected model_type 'llama'"),
         ({"attention_bias": True}, "expected attention_bias False"),
         ({"rope_scaling": {"type": "yarn"}}, "got 'yarn'"),
+        ({"partial_rotary_factor": 0.5}, "expected partial_rotary_factor 1.0, .*got 0"),
+        ({"rope_parameters": {"partial_rotary_factor": 0.5}}, "partial_rotary_factor"),
+        ({"quantization_config": {"quant_method": "gptq"}}, "quantization_config None"),
         ({"num_hidden_layers": 3}, "expected an array model/layers/2/"),
         ({"num_hidden_layers": 1}, "expected no arrays beside"),
     ],
@@ -137,6 +140,17 @@ def test_logits_are_those_of_the_file(changes, files, tiny_llama):
 def test_another_checkpoint_is_refused(changes, said, tiny_llama):
     tiny_llama(changes, 1)
     with pytest.raises(ValueError, match=said):
+        recipe("weights")()
+
+
+def test_a_block_of_another_shape_is_named(tiny_llama):
+    arrays, _ = tiny_llama({}, 1)
+    name = "model.layers.1.mlp.up_proj.weight"
+    rows, columns = arrays[name].shape
+    cut = {**arrays, name: arrays[name][: rows // 2].copy()}
+    save_file(cut, recipe("folder")() / "model.safetensors")
+    said = rf"model/layers/1/mlp/up_proj/weight of shape \({rows}, {columns}\)"
+    with pytest.raises(ValueError, match=rf"{said}.*got \({rows // 2}, {columns}\)"):
         recipe("weights")()
 
 

@@ -524,6 +524,22 @@ def test_parameters_of_other_kinds_keep_theirs():
     assert report.missing == ("kernel",)
 
 
+@pytest.mark.parametrize("later", [False, True])
+def test_an_array_is_that_of_the_file_that_the_index_names(tmp_path, later):
+    folder = tmp_path / write_shards(tmp_path)
+    # Of another value in the other file, and in one that the index does not name.
+    file = folder / f"model-0000{1 + later}-of-00002.safetensors"
+    other = folder / f"model-0000{2 - later}-of-00002.safetensors"
+    own, held = (safetensors.numpy.load_file(x) for x in (file, other))
+    stale = {name: array + 1 for name, array in own.items()}
+    safetensors.numpy.save_file({**held, **stale}, other)
+    (folder / "zz.safetensors").write_bytes(b"unread")
+    found = read_arrays("it", tmp_path)
+    assert found.keys() == BY_PATH.keys()
+    for path, array in found.items():
+        np.testing.assert_array_equal(array, BY_PATH[path], err_msg=path)
+
+
 def test_files_that_cannot_be_read_are_one_line(tmp_path):
     (tmp_path / "a.msgpack").write_bytes(b"no")
     (tmp_path / "a.safetensors").write_bytes(b"\x10" * 20)
@@ -535,6 +551,12 @@ def test_files_that_cannot_be_read_are_one_line(tmp_path):
     (tmp_path / "it/_METADATA").write_text("no")
     folder = write_shards_of(tmp_path / "gone")
     (folder / "it/model-00002-of-00002.safetensors").unlink()
+    lacking = write_shards_of(tmp_path / "lacking") / "it"
+    file = lacking / "model-00002-of-00002.safetensors"
+    held = safetensors.numpy.load_file(file)
+    lost = sorted(held)[0]
+    del held[lost]
+    safetensors.numpy.save_file(held, file)
     several = tmp_path / "several"
     several.mkdir()
     for name in "ab":
@@ -547,6 +569,7 @@ def test_files_that_cannot_be_read_are_one_line(tmp_path):
         "list.msgpack": "not a tree of arrays",
         "it": "damaged or unfinished",
         "gone/it": "model-00002-of-00002.safetensors, named by .*, is gone",
+        "lacking/it": f"names {lost} in model-00002-of-00002.safetensors, which lacks",
         "several": "2 files .safetensors without an index; name one",
         "none.msgpack": f"got no such file or folder, {tmp_path}/none.msgpack",
         "own.py:none": "returns a tree of arrays by name, got one that returns int",
