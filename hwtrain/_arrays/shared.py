@@ -176,7 +176,6 @@ def local_copy(tree: Any, reader: int) -> Any:
       tree: the tree; all processes call this if one of its arrays is shared.
       reader: the process that gets the arrays; others get `None` in their place.
     """
-
     shared = is_shared(tree)
 
     def one(leaf: Any) -> Any:

@@ -109,9 +109,10 @@ def _check_divides(leaf: LeafEntry, sharding: Sharding) -> None:
     """Raises for a sharding that has more axes than a leaf, or uneven parts of it."""
     if not _is_placed(DTYPES[leaf.dtype or ""]):
         return
-    named, shape, why = isinstance(sharding, NamedSharding), _shape(leaf), ""
-    if named and len(sharding.spec) > len(shape):
-        why = f"it has {len(sharding.spec)} entries for {len(shape)} axes"
+    shape, named, why = _shape(leaf), isinstance(sharding, NamedSharding), ""
+    axes = len(sharding.spec) if isinstance(sharding, NamedSharding) else 0
+    if axes > len(shape):
+        why = f"it is for {axes} axes or more"
     else:
         try:
             sharding.shard_shape(shape if named else tuple(leaf.shape or ()))
