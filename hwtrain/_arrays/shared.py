@@ -29,23 +29,40 @@ def is_shared(tree: Any) -> bool:
       ValueError: if such arrays are on the devices of some processes only: those to
         which an array is local would not wait for the others.
     """
-    partly = ""
+    partly = None
     for path, leaf in leaves_of(tree).items():
-        array = isinstance(leaf, jax.Array) and not isinstance(leaf, Tracer)
-        if not array or leaf.is_fully_addressable:
-            continue
-        found = sorted({device.process_index for device in leaf.sharding.device_set})
-        if len(found) == jax.process_count():
-            return True
-        partly = partly or (
-            f"{path or 'the array'} is on devices of the processes {found} only, of "
+        try:
+            if is_on_all(leaf, path):
+                return True
+        except ValueError as error:
+            partly = error
+    if partly is not None:
+        raise partly
+    return False
+
+
+def is_on_all(leaf: Any, path: str = "") -> bool:
+    """Returns whether one leaf is shared; see `is_shared`.
+
+    >>> is_on_all(jnp.ones(3))
+    False
+
+    Args:
+      leaf: the leaf.
+      path: its path, for the message.
+    """
+    array = isinstance(leaf, jax.Array) and not isinstance(leaf, Tracer)
+    if not array or leaf.is_fully_addressable:
+        return False
+    found = sorted({device.process_index for device in leaf.sharding.device_set})
+    if len(found) < jax.process_count():
+        raise ValueError(
+            f"{path or 'an array'} is on devices of the processes {found} only, of "
             f"{jax.process_count()}, and this is process {jax.process_index()}: spread "
             "arrays over the devices of all processes, which then call this together; "
             "or let the one process that has them call it"
         )
-    if partly:
-        raise ValueError(partly)
-    return False
+    return True
 
 
 def require_alike(tree: Any) -> None:
@@ -62,7 +79,7 @@ def require_alike(tree: Any) -> None:
       ValueError: naming an array of another shape, dtype or sharding.
     """
     with together(True):
-        described = [[path, _text(leaf)] for path, leaf in leaves_of(tree).items()]
+        described = [[x, _text(leaf, x)] for x, leaf in leaves_of(tree).items()]
     said = exchanged(described)
     for process, other in enumerate(said):
         for one, another in itertools.zip_longest(said[0], other):
@@ -73,10 +90,10 @@ def require_alike(tree: Any) -> None:
                 )
 
 
-def _text(leaf: Any) -> str:
+def _text(leaf: Any, path: str) -> str:
     """Describes an array."""
     dtype = getattr(leaf, "dtype", type(leaf).__name__)
-    where = f" on {leaf.sharding}" if is_shared(leaf) else ""
+    where = f" on {leaf.sharding}" if is_on_all(leaf, path) else ""
     return f"{dtype}{list(np.shape(leaf))}{where}"
 
 
@@ -100,7 +117,7 @@ def gathered(values: Sequence[Any], reader: int | None = None) -> list[np.ndarra
     reads = reader in (None, jax.process_index())
     # All that processes do together comes first: what fails on one of them may then be
     # told to the others.
-    spread = [is_shared(x) and not x.is_fully_replicated for x in values]
+    spread = [is_on_all(x) and not x.is_fully_replicated for x in values]
     sent = [_whole(x) if parts else x for x, parts in zip(values, spread)]
     if not reads:
         return []

@@ -12,7 +12,7 @@ from jax.core import Tracer
 from jax.tree_util import DictKey, GetAttrKey
 
 from hwtrain._arrays import paths
-from hwtrain._arrays.shared import gathered, is_shared
+from hwtrain._arrays.shared import gathered, is_on_all, is_shared
 from hwtrain.checkpoint._entries import DTYPES, tensor_name
 from hwtrain.checkpoint._errors import HardwareCheckpointError
 from hwtrain.checkpoint._layout import order
@@ -120,12 +120,8 @@ def flatten(variables: Any, probes: Set[str] = frozenset()) -> list[Leaf]:
     return sorted(leaves, key=lambda leaf: order(leaf.keys))
 
 
-def all_share(tree: Any, where: str = "") -> bool:
+def all_share(tree: Any) -> bool:
     """Returns whether all processes write a tree together; see `is_shared`.
-
-    Args:
-      tree: the tree.
-      where: the beginning of the message.
 
     Raises:
       HardwareCheckpointError: if its arrays are on devices of some processes only.
@@ -133,7 +129,7 @@ def all_share(tree: Any, where: str = "") -> bool:
     try:
         return is_shared(tree)
     except ValueError as error:
-        raise HardwareCheckpointError(f"{where}{error}") from error
+        raise HardwareCheckpointError(str(error)) from error
 
 
 def _has_types(variables: Any) -> bool:
@@ -171,7 +167,10 @@ def _check_values(leaf: Leaf) -> None:
         why = "deleted, as what a step takes with donate_argnums; give what it returned"
     if why:
         raise HardwareCheckpointError(f"{paths.join(leaf.keys)} is {why}")
-    all_share(value, f"{paths.join(leaf.keys)}: ")
+    try:
+        is_on_all(value, paths.join(leaf.keys))
+    except ValueError as error:
+        raise HardwareCheckpointError(str(error)) from error
 
 
 def _dtype(value: Any) -> np.dtype:
