@@ -157,9 +157,13 @@ def placed(array: np.ndarray, sharding: Any) -> jax.Array:
       array: the array.
       sharding: the sharding.
     """
-    # Copies: a part that is a view would keep all of the array in memory.
+    # Copies: a part that is a view would keep all of the array in memory. The dtype is
+    # for processes without a part.
     return jax.make_array_from_callback(
-        array.shape, sharding, lambda index: np.array(array[index])
+        array.shape,
+        sharding,
+        lambda index: np.array(array[index]),
+        dtype=array.dtype,
     )
 
 

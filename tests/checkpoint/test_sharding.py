@@ -10,7 +10,13 @@ import pytest
 from jax.sharding import AxisType, NamedSharding, SingleDeviceSharding
 from jax.sharding import PartitionSpec as P
 
-from hwtrain.checkpoint import HardwareCheckpointError, export, load
+from hwtrain.checkpoint import (
+    HardwareCheckpointError,
+    HardwareRestore,
+    export,
+    load,
+)
+from hwtrain.checkpoint._orbax import HardwareCheckpointHandler
 
 
 @pytest.fixture
@@ -75,6 +81,57 @@ def test_parameters_alone_if_there_is_nothing_else(tmp_path, variables, plan):
 def test_shardings_that_do_not_fit(path, variables, change, message):
     with pytest.raises(HardwareCheckpointError, match=message):
         load(path, sharding=change(variables))
+
+
+def test_a_sharding_of_more_axes_than_a_leaf(path, variables):
+    mesh = jax.make_mesh((1, 1), ("x", "y"), axis_types=(AxisType.Auto,) * 2)
+    wide = NamedSharding(mesh, P("x", "y"))
+    said = r"params/norm/scale of shape \(10,\): it is for 2 axes"
+    tree = jax.tree.map(lambda leaf: NamedSharding(mesh, P()), variables)
+    tree["params"]["norm"]["scale"] = wide
+    with pytest.raises(HardwareCheckpointError, match=said) as error:
+        load(path, sharding=tree)
+    assert "got NamedSharding" in str(error.value)
+    with pytest.raises(HardwareCheckpointError, match="does not fit .* 2 axes"):
+        load(path, sharding=wide)
+    with pytest.raises(HardwareCheckpointError, match=said):
+        HardwareCheckpointHandler().restore(path, HardwareRestore(tree))
+
+
+UNEVEN = textwrap.dedent("""
+    import sys
+    import jax
+    import numpy as np
+    from jax.sharding import AxisType, NamedSharding, PartitionSpec as P
+    import hwtrain
+    from hwtrain.checkpoint import load
+    params = {"norm": {"scale": np.ones(10, np.float32), "wide": np.ones(3)},
+              "key": jax.random.split(jax.random.key(0), 6)}
+    path = hwtrain.export(sys.argv[1] + "/it", params, hwtrain.Plan(()))
+    mesh = jax.make_mesh((4, 2), ("x", "y"), axis_types=(AxisType.Auto,) * 2)
+    def said(**specs):
+        tree = {"norm": {"scale": P(), "wide": P()}, "key": P()} | specs
+        where = jax.tree.map(lambda spec: NamedSharding(mesh, spec), tree)
+        try:
+            load(path, sharding=where)
+        except ValueError as error:
+            assert type(error) is hwtrain.checkpoint.HardwareCheckpointError
+            return str(error)
+        return "fits"
+    for spec, fits in ((P("x"), False), (P("y"), True)):
+        found = said(norm={"scale": spec, "wide": P("x")})
+        # What JAX would narrow stays on the host, wherever it should go.
+        assert (found == "fits") == fits, found
+        assert fits or "params/norm/scale of shape (10,): it does not divide" in found
+        found = said(key=spec)
+        assert (found == "fits") == fits, found
+        assert fits or "params/key of shape (6,): it does not divide" in found
+    print("equal")
+""")
+
+
+def test_a_sharding_that_divides_unevenly(on_devices, tmp_path):
+    on_devices(8, UNEVEN, str(tmp_path))
 
 
 def test_a_flipped_bit_is_found(path):

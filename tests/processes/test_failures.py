@@ -16,6 +16,7 @@ CHIP = hwtrain.Hardware(
     modifier=hwtrain.WeightModifierParameter(type="add_normal", std_dev=0.1),
     mapping=hwtrain.MappingParameter(max_input_size=8, weight_scaling_omega=1.0),
     input_range=hwtrain.InputRangeParameter(),
+    mismatch=hwtrain.MismatchParameter(type="add_normal", std_dev=0.1),
     converter=hwtrain.SinglePairConductanceConverter())
 
 class Model(nn.Module):
@@ -260,14 +261,19 @@ def test_arrays_of_one_process(in_processes, tmp_path):
         + """
 analog, variables, shared, plan = made(Plain())
 own = jax.sharding.Mesh(np.array(jax.devices()[:4]), ("model",))
-there = jax.tree.map(lambda leaf: spread(leaf, own), variables)
+def on_own(array):
+    array = np.asarray(array)
+    return jax.make_array_from_callback(
+        array.shape, NamedSharding(own, P()), lambda index: array[index],
+        dtype=array.dtype)
+there = jax.tree.map(on_own, variables)
 said = "is on devices of the processes [0] only, of 2, and this is process 1"
 for number, call in enumerate([
         lambda: hwtrain.export(folder / "a", there, plan),
-        lambda: hwtrain.calibrate(analog, there, [spread(x, own)]),
-        lambda: hwtrain.adopt(analog, there["params"], spread(x, own)),
-        lambda: hwtrain.materialize(analog, there, spread(x, own)),
-        lambda: assert_active(analog, there, spread(x, own))]):
+        lambda: hwtrain.calibrate(analog, there, [on_own(x)]),
+        lambda: hwtrain.adopt(analog, there["params"], on_own(x)),
+        lambda: hwtrain.materialize(analog, there, on_own(x)),
+        lambda: assert_active(analog, there, on_own(x))]):
     if me == 0:
         call()
     else:
