@@ -41,7 +41,7 @@ def adopt(analog: Any, params: Any, *example: Any, **kwargs: Any) -> Any:
     Returns:
       A tree like `params`.
     """
-    shared = is_shared((params, example, kwargs))
+    shared = is_shared({"params": params, "example": example, "kwargs": kwargs})
     with together(shared):
         found = plan_of(analog, params, *example, **kwargs)
     require_same_plan(found, shared)

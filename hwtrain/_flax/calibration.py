@@ -101,7 +101,7 @@ def calibrate(
       inference workloads using in-memory computing-based accelerators,
       Nature Communications 2023.
     """
-    shared = are_shared(analog, variables, kwargs)
+    shared = are_shared(analog, variables=variables, kwargs=kwargs)
     with processes.together(shared):
         _check(method, quantile, std_alpha, max_samples)
         require_one_call(forward, kwargs, "calibrate")
@@ -109,7 +109,7 @@ def calibrate(
         first = next(rest, None)
         if first is None:
             raise ValueError("calibrate needs at least one batch; got none")
-    shared = shared or is_shared(first)
+    shared = shared or is_shared({"batch": first})
     with processes.together(shared):
         args, kwargs = (_arguments(first), kwargs)
         if forward is not None:

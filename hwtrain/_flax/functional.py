@@ -61,15 +61,15 @@ def as_function(
     return function, tree
 
 
-def are_shared(analog: Any, *given: Any) -> bool:
+def are_shared(analog: Any, **given: Any) -> bool:
     """Returns whether all processes call a model together; see `is_shared`.
 
     Args:
       analog: the analog model.
-      *given: its variables and arguments.
+      **given: its variables and arguments.
     """
     own = nnx.state(analog) if isinstance(analog, nnx.Module) else None
-    return is_shared((own, given))
+    return is_shared({"model": own, **given})
 
 
 def require_same_plan(plan: Any, shared: bool) -> None:
@@ -90,17 +90,17 @@ def agreed(program: Any, shared: bool) -> Callable[..., Any]:
     would wait for the others without end.
 
     Args:
-      program: from `jax.jit`.
+      program: from `jax.jit`, called as `program(variables, key, *args)`.
       shared: whether all processes call it; otherwise it is returned as it is.
     """
     if not shared:
         return program
 
-    def call(*args: Any) -> Any:
+    def call(variables: Any, key: jax.Array, *args: Any) -> Any:
         with processes.together(True):
-            program.trace(*args)
-        require_alike(args)
-        return program(*args)
+            program.trace(variables, key, *args)
+        require_alike({"variables": variables, "arguments": args})
+        return program(variables, key, *args)
 
     return call
 

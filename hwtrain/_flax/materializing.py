@@ -73,7 +73,7 @@ def materialize(
       ValueError: if the call does not reach such a layer, or a layer multiplies by
         different weights in different calls.
     """
-    shared = are_shared(analog, variables, example, kwargs)
+    shared = are_shared(analog, variables=variables, example=example, kwargs=kwargs)
     with processes.together(shared):
         plan = plan_of(analog, variables, *example, **kwargs)
         function, tree = as_function(analog, "eval", variables)

@@ -111,7 +111,7 @@ def assert_active(
     Raises:
       ValueError: naming layer, effect and likely cause for each effect without action.
     """
-    shared = are_shared(analog, variables, example, kwargs)
+    shared = are_shared(analog, variables=variables, example=example, kwargs=kwargs)
     with processes.together(shared):
         check_none(analog, "assert_active")
         linen = not isinstance(analog, nnx.Module)

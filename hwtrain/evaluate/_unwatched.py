@@ -43,7 +43,7 @@ def unwatched_effects(
     if not any(w.window is not None and has_signal_side(w) for w in plan.weights):
         return
 
-    shared = are_shared(analog, variables, example, kwargs)
+    shared = are_shared(analog, variables=variables, example=example, kwargs=kwargs)
 
     def runs(mode: str, keys: int) -> np.ndarray:
         """Returns outputs, `[keys, elements]`."""

@@ -165,12 +165,12 @@ def _shards(path: Path) -> Arrays:
         names = " and ".join(index.name for index in indices)
         raise ValueError(f"it has several indices, {names}; name one of their files")
     files = sorted(file.name for file in path.glob("*.safetensors"))
-    names: dict[str, list[str]] = {}
+    held: dict[str, list[str]] = {}
     if indices:
         index = json.loads(indices[0].read_text("utf-8"))
         for name, file in index["weight_map"].items():
-            names.setdefault(file, []).append(name)
-        files = [*names]
+            held.setdefault(file, []).append(name)
+        files = [*held]
         absent = [name for name in files if not (path / name).is_file()]
         if absent:
             raise ValueError(
@@ -182,7 +182,7 @@ def _shards(path: Path) -> Arrays:
         )
     found: Arrays = {}
     for name in files:
-        found |= read_safetensors(path / name, names.get(name))
+        found |= read_safetensors(path / name, held.get(name))
     return found
 
 
