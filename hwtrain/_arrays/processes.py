@@ -194,11 +194,16 @@ def of_one(
         found.update(values())
         return [[name, x.shape, x.dtype.name] for name, x in found.items()]
 
-    here, arrays = jax.process_index() == source, {}
-    for name, shape, dtype in answered(described, source, True):
-        array = found[name] if here else np.zeros(shape, np.dtype(dtype))
-        # As bytes, because they are added up: a negative zero would lose its sign.
-        data = np.ascontiguousarray(array).reshape(-1).view(np.uint8)
-        sent = multihost_utils.broadcast_one_to_all(data, is_source=here)
-        arrays[name] = np.asarray(sent).view(np.dtype(dtype)).reshape(shape)
+    here, data = jax.process_index() == source, {}
+    rows = answered(described, source, True)
+    with together(True):
+        for name, shape, dtype in rows:
+            array = found[name] if here else np.zeros(shape, np.dtype(dtype))
+            # As bytes, because they are added up: a negative zero would lose its sign.
+            data[name] = np.ascontiguousarray(array).reshape(-1).view(np.uint8)
+    arrays = {}
+    for name, shape, dtype in rows:
+        with together(True):
+            sent = multihost_utils.broadcast_one_to_all(data[name], is_source=here)
+            arrays[name] = np.asarray(sent).view(np.dtype(dtype)).reshape(shape)
     return arrays

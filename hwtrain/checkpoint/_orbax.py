@@ -86,8 +86,9 @@ class HardwareCheckpointHandler(ocp.AsyncCheckpointHandler):
 class HardwareSave(ocp.args.CheckpointArgs):
     """Saves a model as a hardware-ready checkpoint, beside the training state.
 
-    In several processes that share the arrays, each takes its share of the layers to
-    its host at `save`, and writes it. What is wrong with a share is raised on all.
+    In several processes that share the arrays, all of them make it. Each takes its
+    share of the layers to its host at `save`, and writes it. What is wrong with a share
+    is raised on all.
 
     >>> import tempfile
     >>> import jax.numpy as jnp

@@ -37,13 +37,13 @@ def write_together(
     require_equal(contents, str(path))
     first = jax.process_index() == 0
     with contextlib.ExitStack() as stack:
-        partial = None
+        name = None
         with on_all():
             if first:
-                partial = stack.enter_context(destination.new(path, folder=True))
-                contents.writer(partial)
-        names = exchanged(None if partial is None else str(partial.absolute()))
-        partial = Path(names[0])
+                made = stack.enter_context(destination.new(path, folder=True))
+                contents.writer(made)
+                name = str(made.absolute())
+        partial = Path(exchanged(name)[0])
         # Without a common file system, only the first process writes.
         with on_all():
             there, items = partial.is_dir(), contents.items()

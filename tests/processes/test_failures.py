@@ -283,7 +283,8 @@ mixed = jax.tree.map(lambda leaf: leaf, shared)
 mixed["params"]["head"]["bias"] = there["params"]["head"]["bias"]
 failed("params/head/bias " + said, lambda: hwtrain.export(
     folder / "b", mixed, plan))
-failed("params/head/bias is on devices", lambda: hwtrain.calibrate(analog, mixed, [split]))
+failed("params/head/bias is on devices", lambda: hwtrain.calibrate(
+    analog, mixed, [split]))
 """,
         tmp_path,
     )
