@@ -64,8 +64,9 @@ def connections_of(
     )
     inputs = [walk.node(("input", name), "input", name) for name in names]
     count = len(closed.jaxpr.invars) - len(inputs)
-    fixed, consts = [frozenset()] * count, [frozenset()] * len(closed.consts)
-    args = [*fixed, *(frozenset({node}) for node in inputs)]
+    fixed: list[Sources] = [{}] * count
+    consts: list[Sources] = [{}] * len(closed.consts)
+    args = [*fixed, *({node: None} for node in inputs)]
     outputs = walk.jaxpr(closed.jaxpr, consts, args, ())
     for number, sources in enumerate(outputs):
         name = "output" if len(outputs) == 1 else f"output {number}"
@@ -74,8 +75,9 @@ def connections_of(
     return walk.result()
 
 
-Sources = frozenset[Any]
-"""The nodes whose sum a value is; empty if it does not depend on the inputs."""
+Sources = dict[Any, None]
+"""The nodes whose sum a value is, in the order of the operands; empty if it does not
+depend on the inputs. A set would be in another order in each process."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -111,7 +113,7 @@ class _Walk:
         known.update(zip(jaxpr.invars, args))
 
         def read(atom: Any) -> Sources:
-            return frozenset() if isinstance(atom, Literal) else known[atom]
+            return {} if isinstance(atom, Literal) else known[atom]
 
         for number, equation in enumerate(jaxpr.eqns):
             values = [read(atom) for atom in equation.invars]
@@ -125,8 +127,8 @@ class _Walk:
         results = len(equation.outvars)
         if name == "name" and str(params["name"]).startswith(_MARK):
             return [self.mark(str(params["name"]), values[0])]
-        together: Sources = frozenset().union(*values)
-        within = frozenset(s for s in together if isinstance(s, _Within))
+        together = _together(values)
+        within = {s: None for s in together if isinstance(s, _Within)}
         if within:
             return [within] * results
         if not together:
@@ -140,7 +142,11 @@ class _Walk:
         inner = inner_jaxpr(params)
         if inner is not None:
             return self.call(equation, inner, values, where)
-        if name in ("add", "add_any") and all(values) and not (values[0] & values[1]):
+        if (
+            name in ("add", "add_any")
+            and all(values)
+            and not (values[0].keys() & values[1].keys())
+        ):
             return [together]
         if name == "transpose" and tuple(params["permutation"]) == (1, 0, 2):
             return values  # batch and time, around a loop over time
@@ -151,7 +157,7 @@ class _Walk:
             return values
         node = self.node(where, what, what.partition("(")[0])
         self.connect(together, node)
-        return [frozenset({node})] * results
+        return [{node: None}] * results
 
     def mark(self, mark: str, sources: Sources) -> Sources:
         _, number, way, *path = mark.removeprefix(_MARK).split(" ", 3)
@@ -163,17 +169,17 @@ class _Walk:
         key = ("layer", layer, again)
         if way == "in":
             # A layer's output that it receives again at the next step is its state.
-            if sources != {key}:
+            if sources.keys() != {key}:
                 self.connect(sources, key)
-            return frozenset({_Within(number, layer)}) if sources else sources
+            return {_Within(number, layer): None} if sources else sources
         self.node(key, "another call of " + layer if again else "layer", layer)
-        return frozenset({key})
+        return {key: None}
 
     def scan(self, equation: Any, values: list[Sources], where: tuple) -> list[Any]:
         inner = inner_jaxpr(equation.params)
         consts, carries = scan_parts(equation, inner)
         fixed, first = values[:consts], values[consts : consts + carries]
-        carry = [frozenset()] * carries
+        carry: list[Sources] = [{}] * carries
         while True:
             # Initial and later carries are alternatives, not a sum: a node joins them.
             begun = [
@@ -188,18 +194,18 @@ class _Walk:
             carry = grown
 
     def begin(self, first: Sources, carry: Sources, where: tuple) -> Sources:
-        if carry <= first:
+        if carry.keys() <= first.keys():
             return first
         node = self.node(where, "scan", "scan")
         self.connect(first | carry, node)
-        return frozenset({node})
+        return {node: None}
 
     def branches(self, equation: Any, values: list[Sources], where: tuple) -> list:
         """Treats a `while` or a `cond` as a single operation."""
         name = equation.primitive.name
         node = self.node(where, name, name)
-        self.connect(frozenset().union(*values), node)
-        return [frozenset({node})] * len(equation.outvars)
+        self.connect(_together(values), node)
+        return [{node: None}] * len(equation.outvars)
 
     def call(
         self, equation: Any, inner: Any, values: list[Sources], where: tuple
@@ -216,8 +222,8 @@ class _Walk:
         marks = trial.calls != self.calls
         if new and name and not marks and not pools and len(equation.outvars) == 1:
             node = self.node(where, name.strip("_"), name.strip("_"))
-            self.connect(frozenset().union(*values), node)
-            return [frozenset({node})]
+            self.connect(_together(values), node)
+            return [{node: None}]
         self.nodes, self.edges = trial.nodes, trial.edges
         self.calls, self.before = trial.calls, trial.before
         return found
@@ -242,7 +248,7 @@ class _Walk:
         what = what.replace("sum_pool", "avg_pool")
         average = self.node(where, what, "avg_pool")
         self.connect(self.before[node], average)
-        return frozenset({average})
+        return {average: None}
 
     def result(self) -> Connections:
         """Returns the named nodes and edges on all ways to an output."""
@@ -285,9 +291,14 @@ def _free(name: str, taken: set[str]) -> str:
     return found
 
 
+def _together(values: Iterable[Sources]) -> Sources:
+    """Returns all sources of several values, those of the first one first."""
+    return {source: None for value in values for source in value}
+
+
 def _none(jaxpr: Any) -> list[Sources]:
     """Returns the sources of a jaxpr's constants, which are empty."""
-    return [frozenset()] * len(jaxpr.constvars)
+    return [{}] * len(jaxpr.constvars)
 
 
 def _custom_name(equation: Any, inner: Any) -> str:

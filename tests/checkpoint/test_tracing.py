@@ -384,3 +384,22 @@ def test_a_call_with_arguments_by_name_is_traced(framework, deep):
     inner = [("a", "identity"), ("identity", "b"), ("b", "output")]
     inner = inner if deep else [("a", "output")]
     assert [*edges] == [("input", "a"), *inner]
+
+
+class Joined(nn.Module):
+    """Joins four parts of a layer's outputs, of which some are computed alike."""
+
+    @nn.compact
+    def __call__(self, x):
+        u, v = jnp.split(nn.Dense(4, name="first")(x), 2, -1)
+        parts = [u * 2 - v * 3, u * 4, jnp.tanh(v), v * 5, u * 6]
+        return nn.Dense(4, name="last")(jnp.concatenate(parts, -1))
+
+
+def test_edges_into_a_node_are_in_the_order_of_its_operands():
+    analog = analogize(Joined(), Hardware())
+    x = jnp.ones((2, 3))
+    variables = analog.init(jax.random.key(0), x)
+    edges = trace_graph(analog, variables, x).edges
+    into = [source for source, target in edges if target == "concatenate"]
+    assert into == ["sub", "mul 3", "tanh", "mul 4", "mul 5"]
