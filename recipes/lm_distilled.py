@@ -33,16 +33,16 @@ def teacher():
 
 
 def data():
-    """Returns functions of batches `(bytes, logits of the teacher)`."""
+    """Returns functions of batches: to train, `(bytes, logits of the teacher)`.
+
+    Those of the test are the bytes alone, as in `lm.py`: runs of both can be compared.
+    """
     (train, evaluation), logits = text(), teacher()
 
-    def with_logits(batches):
-        return ((tokens, logits(tokens)) for tokens in batches)
+    def with_logits(seed, start_step):
+        return ((tokens, logits(tokens)) for tokens in train(seed, start_step))
 
-    return (
-        lambda seed, start_step: with_logits(train(seed, start_step)),
-        lambda: with_logits(evaluation()),
-    )
+    return with_logits, evaluation
 
 
 def distilled(outputs: jax.Array, batch) -> jax.Array:

@@ -27,18 +27,19 @@ def main(options: argparse.Namespace) -> int:
         if options.json is not None:
             check_file(options.json)
         models = options.models or (None, None)
-        _check_same(options.run_a, options.run_b)
+        configs = _config(options.run_a), _config(options.run_b)
         found, betters, digests = [], [], []
         for folder, model in zip((options.run_a, options.run_b), models):
             results, data = read_results(folder)
             found.append(_of_model(results, model, folder))
             betters.append(data.get("better", "higher"))
             digests.append(data.get("test_data"))
-        if None not in digests and digests[0] != digests[1]:
+        known = None not in digests
+        _check_same(options.run_a, options.run_b, configs, but="data" if known else "")
+        if known and digests[0] != digests[1]:
             raise ValueError(
                 f"{options.run_a} and {options.run_b}: expected runs with the same "
-                "test data, so that they are measured alike; got others, from "
-                "functions of the same name"
+                "test data, so that they are measured alike; got arrays that differ"
             )
         pairs = differences(found[0], found[1], betters[0])
         chips = count(pairs[0].first.values.shape[1], "chip")
@@ -59,13 +60,25 @@ def main(options: argparse.Namespace) -> int:
     return 0
 
 
-def _check_same(one: Path, other: Path) -> None:
-    """Raises a `ValueError` if two runs have other test data or chips."""
-    configs = [_config(folder) for folder in (one, other)]
+def _check_same(
+    one: Path, other: Path, configs: tuple[dict[str, Any], ...], but: str
+) -> None:
+    """Raises a `ValueError` if two runs have other test data or chips.
+
+    Args:
+      one: the folder of a run.
+      other: that of the other.
+      configs: their configurations.
+      but: a table that may differ; an empty string for none.
+    """
     for key in _SAME:
+        if key == but:
+            continue
         values = [config.get(key) for config in configs]
         if key == "data":
             values = [_name_of(value) for value in values]
+        if key == "task":
+            values = [_measure(value) for value in values]
         if key == "evaluation":
             values = [_chips(value) for value in values]
         if values[0] != values[1]:
@@ -91,6 +104,19 @@ def _name_of(source: Any) -> str:
     """Returns the name of a data function's file and function, without its folder."""
     file, _, function = str(source).rpartition(":")
     return f"{Path(file).name}:{function}"
+
+
+def _measure(task: Any) -> Any:
+    """Returns what of a task decides on the metric: its metrics, if it states some."""
+    metrics = task.get("metrics") if isinstance(task, dict) else None
+    if not metrics:
+        return task
+    return {
+        name: {
+            k: _name_of(v) if k == "function" else v for k, v in dict(metric).items()
+        }
+        for name, metric in metrics.items()
+    }
 
 
 def _chips(evaluation: Any) -> Any:

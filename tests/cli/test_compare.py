@@ -62,7 +62,6 @@ def changed(run, folder, key, value):
 @pytest.mark.parametrize(
     "key, value, expected",
     [
-        ("data", "other.py:data", "the same data"),
         ("evaluation.seed", 5, "the same evaluation"),
         ("evaluation.chips", 5, "the same evaluation"),
         ("task.loss", "mean_squared_error", "the same task"),
@@ -79,6 +78,31 @@ def test_runs_that_were_measured_otherwise_are_refused(
 def test_runs_of_other_training_are_compared(run, tmp_path, hwtrain):
     other = changed(run, tmp_path / "other", "training.learning_rate", 0.5)
     assert hwtrain("compare", run, other)[0] == 0
+
+
+def test_equal_test_data_of_other_functions_is_compared(run, tmp_path, hwtrain):
+    """As in a distilled run, whose training data has the logits of a teacher."""
+    other = changed(run, tmp_path / "other", "data", "other.py:data")
+    assert hwtrain("compare", run, other)[0] == 0
+    # Runs of earlier versions do not say which data it was.
+    data = json.loads((run / "results.json").read_text())
+    del data["test_data"]
+    (other / "results.json").write_text(json.dumps(data))
+    status, _, error = hwtrain("compare", run, other)
+    assert status == 2 and "the same data" in error and error.count("\n") == 1
+
+
+def test_another_loss_beside_equal_metrics_is_compared(run, tmp_path, hwtrain):
+    metrics = {"right": {"function": "a/mine.py:right", "better": "higher"}}
+    one = changed(run, tmp_path / "one", "task", {"loss": "a", "metrics": metrics})
+    moved = {"right": {"function": "b/mine.py:right", "better": "higher"}}
+    task = {"loss": "b", "metrics": moved}
+    other = changed(run, tmp_path / "other", "task", task)
+    assert hwtrain("compare", one, other)[0] == 0
+    moved["right"]["function"] = "b/mine.py:wrong"
+    third = changed(run, tmp_path / "third", "task", task)
+    status, _, error = hwtrain("compare", one, third)
+    assert status == 2 and "the same task" in error
 
 
 def test_other_test_data_of_the_same_name_is_refused(run, tmp_path, hwtrain):
