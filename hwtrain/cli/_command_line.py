@@ -121,7 +121,7 @@ def _tell(words: list[str]) -> int:
     flags = ("--overwrite", "--resume")
     again = shlex.join(["hwtrain", *(word for word in words if word not in flags)])
     if words and words[0] in _CONTINUED:
-        then = f"to continue from the last checkpoint: {again} --resume"
+        then = f"to continue, from the last checkpoint if any: {again} --resume"
     else:
         then = "nothing half-written was left behind"
     print_error(f"interrupted; {then}")

@@ -97,6 +97,7 @@ def _importing(frame: FrameType | None) -> bool:
 def _watch(reading: int, gently: bool, ended: threading.Event) -> None:
     """Counts the signals as they arrive, even while the main thread is compiling."""
     pressed = ours = 0
+    told = False
     while number := os.read(reading, 1):
         if number == _AGAIN:
             time.sleep(0.01)  # give the main thread time to leave that code
@@ -104,7 +105,9 @@ def _watch(reading: int, gently: bool, ended: threading.Event) -> None:
                 ours += 1
                 _thread.interrupt_main()
         elif number[0] == signal.SIGTERM:
-            print_error("stopping after this step, as SIGTERM asks")
+            if not told:
+                print_error("stopping as SIGTERM asks; in training, after this step")
+            told = True
             continue
         elif number[0] == signal.SIGINT and ours:
             ours -= 1

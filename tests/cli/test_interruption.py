@@ -105,7 +105,7 @@ def test_sigterm_asks_to_stop_however_often_it_comes(capfd):
         assert asked()
     assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
     said = capfd.readouterr().err
-    assert said.count("stopping after this step, as SIGTERM asks") == 3
+    assert said.count("stopping as SIGTERM asks; in training, after this step") == 1
     # A command that does not check ends at once, as usual.
     with interruptible(gently=False):
         assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
