@@ -188,7 +188,13 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--models", nargs="+", choices=MODELS, default=[*MODELS][1:])
     parser.add_argument("--devices", nargs="+", type=int, default=[*MESHES])
-    parser.add_argument("--cases", nargs="+", choices=CASES, default=[*CASES])
+    parser.add_argument(
+        "--cases",
+        nargs="+",
+        choices=CASES,
+        default=[*CASES],
+        help="one or several, in quotes: 'all, tiles of 512'",
+    )
     parser.add_argument("--out", type=Path, default=RESULTS, help="folder of the files")
     parser.add_argument("--row", nargs=3, help=argparse.SUPPRESS)
     options = parser.parse_args()
