@@ -6,7 +6,8 @@ of tiles are expanded to the rows or the columns of each.
 """
 
 import functools
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -114,6 +115,45 @@ def gathered(array: jax.Array, axis: int) -> jax.Array:
     return jax.sharding.reshard(array, whole)
 
 
+def merged(array: jax.Array, start: int, stop: int) -> jax.Array:
+    """Returns an array with consecutive axes merged into one.
+
+    Of axes that an explicit mesh shards, only the first can stay so: the devices that
+    share a later one hold no part of the merged axis in one piece.
+
+    Args:
+      array: the array.
+      start: the first axis, not negative.
+      stop: the axis after the last; `start` for no axes, which gives one of size 1.
+    """
+    if stop - start == 1:
+        return array
+    for axis in range(start + 1, stop):
+        array = gathered(array, axis)
+    return jax.lax.collapse(array, start, stop)
+
+
+def parted(array: jax.Array, axis: int, sizes: Sequence[int]) -> jax.Array:
+    """Undoes `merged`: returns an array with one axis split into several.
+
+    If an explicit mesh shards the axis, the first of the new ones is sharded so, where
+    its size allows it.
+
+    Args:
+      array: the array.
+      axis: the axis, not negative.
+      sizes: the sizes of the new axes; none for an axis of size 1.
+    """
+    if len(sizes) == 1:
+        return array
+    sharding = jax.typeof(array).sharding
+    names = sharding.spec[axis] or ()
+    names = names if isinstance(names, tuple) else (names,)
+    if sizes and sizes[0] % math.prod(sharding.mesh.shape[name] for name in names):
+        array = gathered(array, axis)
+    return array.reshape(*array.shape[:axis], *sizes, *array.shape[axis + 1 :])
+
+
 def may_be_spread(array: jax.Array, *axes: int) -> bool:
     """Whether axes may lie on several devices, which would communicate parts of them.
 
@@ -134,6 +174,21 @@ def placed_like(array: jax.Array, other: jax.Array) -> jax.Array:
     if jax.typeof(array).sharding == sharding:
         return array
     return jax.sharding.reshard(array, sharding)
+
+
+def placed_along(array: jax.Array, other: jax.Array, count: int) -> jax.Array:
+    """Returns an array whose first axes have the explicit sharding of another one's.
+
+    Args:
+      array: the array.
+      other: the other array, with first axes of the same sizes.
+      count: number of axes.
+    """
+    spec, sharding = jax.typeof(array).sharding.spec, jax.typeof(other).sharding
+    if spec[:count] == sharding.spec[:count]:
+        return array
+    spec = jax.sharding.PartitionSpec(*sharding.spec[:count], *spec[count:])
+    return jax.sharding.reshard(array, sharding.update(spec=spec))
 
 
 def join(array: jax.Array, sizes: tuple[int, ...], axis: int) -> jax.Array:

@@ -5,7 +5,6 @@ These parts are shared by Linen and NNX; each framework finds the leaves its own
 
 import dataclasses
 import functools
-import math
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
@@ -120,11 +119,12 @@ def analog_dot_general(
             )
         free = [axis for axis in range(x.ndim) if axis not in (*summed, *batch)]
         x = jnp.transpose(x, (*batch, *free, *summed))
-        x = jax.lax.collapse(x, x.ndim - len(summed))
+        x = tiling.merged(x, x.ndim - len(summed), x.ndim)
         sizes = [w.shape[axis] for axis in columns]
         beside, w = held(weight, mode, leaves, w)
         w = jnp.transpose(w, (*stack, *rows, *columns))
-        w = w.reshape(*w.shape[: len(stack)], x.shape[-1], math.prod(sizes))
+        w = tiling.merged(w, w.ndim - len(columns), w.ndim)
+        w = tiling.merged(w, len(stack), w.ndim - 1)
 
         product = Product(dot_general, tuple(options.items()))
 
@@ -135,7 +135,7 @@ def analog_dot_general(
         for _ in stack:
             matmul = jax.vmap(matmul)
         y = matmul(beside, x, w)
-        return y.reshape(*y.shape[:-1], *sizes)
+        return tiling.parted(y, y.ndim - 1, sizes)
 
     return multiply
 

@@ -221,8 +221,11 @@ class AnalogWeight:
         no_limit = MappingParameter(max_input_size=None, max_output_size=None)
         return self.hardware.mapping or no_limit
 
+    def _sizes(self, axes: tuple[int, ...]) -> tuple[int, ...]:
+        return tuple(self.shape[axis] for axis in axes)
+
     def _size(self, axes: tuple[int, ...]) -> int:
-        return math.prod(self.shape[axis] for axis in axes)
+        return math.prod(self._sizes(axes))
 
     @property
     def array(self) -> str:
@@ -346,29 +349,28 @@ class AnalogWeight:
         if self.window is not None and self.window.mask:
             seen = self.shape[-len(self.window.sizes) - 2 :]
             array = jnp.where(unpack(self.window.mask, seen), array, 0)
-        array = self._unspread(jnp.transpose(array, self._order))
-        size = (self._size(self.rows), self._size(self.columns))
-        matrix = array.reshape(*self._leading, *size)
+        array, depth = jnp.transpose(array, self._order), len(self._leading)
+        array = tiling.merged(array, depth + len(self.rows), array.ndim)
+        matrix = tiling.merged(array, depth, array.ndim - 1)
         if self.groups == 1:
             return matrix
-        matrix = matrix.reshape(*matrix.shape[:-1], self.groups, -1)
+        width = matrix.shape[-1] // self.groups
+        matrix = tiling.gathered(tiling.gathered(matrix, -1), -2)
+        matrix = tiling.parted(matrix, depth + 1, (self.groups, width))
         return jnp.moveaxis(matrix, -2, -3)
 
     def from_matrix(self, matrix: jax.Array) -> jax.Array:
         """Undoes `to_matrix`."""
+        depth = len(self._leading)
         if self.groups > 1:
             matrix = jnp.moveaxis(matrix, -3, -2)
-        matrix = self._unspread(matrix)
-        array = matrix.reshape([self.shape[axis] for axis in self._order])
+            for axis in range(depth, matrix.ndim):
+                matrix = tiling.gathered(matrix, axis)
+            matrix = tiling.merged(matrix, depth + 1, depth + 3)
+        rows, columns = self._sizes(self.rows), self._sizes(self.columns)
+        array = tiling.parted(matrix, depth + 1, columns)
+        array = tiling.parted(array, depth, rows)
         return jnp.transpose(array, self._inverse)
-
-    def _unspread(self, array: jax.Array) -> jax.Array:
-        """Returns an array whose axes can be merged or split on any mesh."""
-        if len(self.rows) == len(self.columns) == self.groups == 1:
-            return array
-        for axis in range(len(self._leading), array.ndim):
-            array = tiling.gathered(array, axis)
-        return array
 
     @property
     def _order(self) -> tuple[int, ...]:
@@ -390,11 +392,12 @@ class AnalogWeight:
             width = self._size(self.columns) // self.groups
             rows = jnp.moveaxis(rows, -3, -2)  # [*layers, rows, groups, columns]
             rows = jnp.broadcast_to(rows, (*rows.shape[:-1], width))
-            rows = rows.reshape(*rows.shape[:-2], -1)
-        sizes = list(self._leading)
-        for axes, size in ((self.rows, rows.shape[-2]), (self.columns, rows.shape[-1])):
-            sizes += [self.shape[axis] if size > 1 else 1 for axis in axes]
-        return jnp.transpose(rows.reshape(sizes), self._inverse)
+            rows = tiling.merged(rows, rows.ndim - 2, rows.ndim)
+        depth = len(self._leading)
+        for axis, axes in ((depth + 1, self.columns), (depth, self.rows)):
+            sizes = self._sizes(axes) if rows.shape[axis] > 1 else (1,) * len(axes)
+            rows = tiling.parted(rows, axis, sizes)
+        return jnp.transpose(rows, self._inverse)
 
     def of_columns(self, statistic: jax.Array) -> jax.Array:
         """Expands a statistic of tiles to columns, `[..., columns or 1]`.
