@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from hwtrain._arrays import paths
+from hwtrain._arrays import paths, tiling
 from hwtrain._arrays.random import draw_name, fold_in, once, stable_hash, step_key
 from hwtrain._flax.effective import on_levels
 from hwtrain._flax.errors import missing_leaf
@@ -145,10 +145,11 @@ def step_weights(
                 anonymous(weight), leaf, scale, key, noise, bound, own, constants
             )
 
-    leaves = {}
+    beside = {}
     for weight in plan.weights:
         if weight.kind == "raw":
             continue
+        leaves, kernel = {}, nominal[local(plan, weight.path)]
         if weight.path in layer_keys:
             path = local(plan, weight.leaf(NOISE_KEY))
             leaves[path] = layer_keys[weight.path]
@@ -167,13 +168,16 @@ def step_weights(
         scaled = weight.hardware.converts and not weight.derived
         if scaled and path not in nominal:
             bound = weight.stored_bound(nominal, plan.prefix)
-            kernel = nominal[local(plan, weight.path)]
             with shared():
                 constant = values.get(weight.path)
                 scale = _nominal_scale(anonymous(weight), constant, kernel, bound)
             if scale is not None:
                 leaves[path] = scale
-    return paths.map_leaves(step_value, params), leaves
+        # A map over the stack takes arrays that are spread alike.
+        depth = len(weight.shape) - len(weight.rows) - len(weight.columns)
+        for path, leaf in leaves.items():
+            beside[path] = tiling.placed_along(leaf, kernel, depth)
+    return paths.map_leaves(step_value, params), beside
 
 
 # Jitted, so that equal arrays of a program are traced and lowered once.
