@@ -146,8 +146,8 @@ def normal(
 def stored_normal(key: jax.Array, shape: Sequence[int]) -> jax.Array:
     """Returns `normal(key, shape)`, drawn once in a kernel of its own.
 
-    For a chip, which draws several numbers for each device: XLA's CPU backend would put
-    all of its draws into one kernel, which newer versions take minutes to compile. A
+    For devices that need several numbers each: XLA's CPU backend would put all of their
+    draws into one kernel, which newer versions take minutes to compile. A
     loop of one step prevents this, also under `vmap`, which turns the branch of `once`
     into a selection.
 

@@ -202,8 +202,11 @@ class Context:
         """Returns frozen standard normal numbers, times the strength."""
         name, key = self._named(effect), self.chip_key
 
+        def numbers(key: jax.Array, shape: Sequence[int]) -> jax.Array:
+            return once(draw_key(key, *name), lambda key: normal(key, tuple(shape)))
+
         def draw() -> jax.Array:
-            return each(lambda key, shape: normal(draw_key(key, *name), shape), key)
+            return each(numbers, key)
 
         return jnp.asarray(self.strength) * self.frozen.get(name, draw)
 

@@ -6,7 +6,7 @@ from jax.typing import ArrayLike
 
 from hwtrain._arrays.derivatives import modified
 from hwtrain._arrays.polynomials import PCM_COEFFICIENTS, polynomial
-from hwtrain._arrays.random import normal, uniform
+from hwtrain._arrays.random import stored_normal, uniform
 
 _T_READ_S = 250e-9
 """t_r, the duration of a read, in seconds."""
@@ -80,18 +80,18 @@ def pcm_noise(
     g = _stick(keys, g, g_max, (prob_at_reset, prob_at_gmax, prob_at_random))
 
     sigma = polynomial(jnp.abs(g) / g_max, PCM_COEFFICIENTS)
-    xi_1 = normal(keys[_PROGRAMMING], w.shape)
+    xi_1 = stored_normal(keys[_PROGRAMMING], w.shape)
     g_prog = jnp.abs(g) + std_dev * jnp.maximum(sigma, 0) * xi_1
     level = jnp.maximum(jnp.abs(g_prog) / g_max, 1e-6)
 
     nu_std = jnp.clip(-0.0125 * jnp.log(level) - 0.0059, 0.008, 0.045)
-    nu = jnp.abs(nu_std * (nu_scale * normal(keys[_DRIFT], w.shape)))
+    nu = jnp.abs(nu_std * (nu_scale * stored_normal(keys[_DRIFT], w.shape)))
     t = t_inference_s + t0_s
     g_drift = g_prog * (t / t0_s) ** -nu
 
     read = jnp.minimum(0.0088 / jnp.maximum(level**0.65, 1e-3), 0.2)
     read = read * jnp.sqrt(jnp.log((t + _T_READ_S) / (2 * _T_READ_S)))
-    xi_3 = normal(keys[_READ], w.shape)
+    xi_3 = stored_normal(keys[_READ], w.shape)
     g_read = g_drift + std_dev * jnp.abs(g_drift) * read * xi_3
 
     noisy = jnp.sign(g) * jnp.abs(g_read) * (w_max / g_max)

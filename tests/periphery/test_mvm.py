@@ -407,3 +407,21 @@ def test_the_slope_is_calibrated_by_the_mean_of_the_chip_itself(sizes):
         slope = (1 + n.mean() * kappa * bound) ** 2
         expected += [slope * 0.3 / (1 + n * 0.3)]
     np.testing.assert_allclose(y[0], np.concatenate(expected), rtol=1e-5)
+
+
+@pytest.mark.skipif(jax.default_backend() != "cpu", reason="others have a barrier")
+def test_a_chip_s_deviations_are_drawn_once():
+    # Drawn again in each kernel of the outputs, they took newer XLA minutes to compile.
+    x, w, key = jnp.ones((2, 3)), jnp.ones((3, 4)), jax.random.key(0)
+
+    def branches(**spread):
+        io = IOParameters(out_noise=0.1, **spread)
+
+        def call(x, w, keys, chip_key):
+            sizes = {"row_sizes": w.shape[:1], "column_sizes": w.shape[1:]}
+            return analog_mvm(x, w, io.parts, **sizes, keys=keys, chip_key=chip_key)
+
+        program = jax.jit(call).lower(x, w, read_keys(key), key).as_text()
+        return program.count("stablehlo.case")
+
+    assert branches(out_noise_std=0.1) == 2 * branches() > 0

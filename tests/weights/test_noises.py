@@ -302,3 +302,14 @@ def test_uniform_rounding_uses_its_own_numbers():
     x = jnp.full(N, 0.3)
     result = rounding.round_to(x, 1.0, jnp.asarray(u))
     np.testing.assert_array_equal(result, (u >= 0.7).astype(np.float32))
+
+
+@pytest.mark.skipif(jax.default_backend() != "cpu", reason="of the CPU backend")
+def test_pcm_noise_draws_each_number_in_a_kernel_of_its_own():
+    # In one kernel with the tiles' cuts, newer XLA needed minutes to compile them.
+    def noisy(w):
+        return pcm_noise(KEY, w, 1.0, std_dev=1.0, t_inference_s=100.0)
+
+    text = jax.jit(noisy).lower(jnp.asarray(W)).compile().as_text()
+    loops = [line for line in text.splitlines() if " while(" in line]
+    assert sum("f32[2,3]" in line for line in loops) == 3
