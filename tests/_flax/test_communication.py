@@ -47,13 +47,15 @@ converters = hw.IOParameters(inp_bits=8, out_bits=8, out_bound=10.0, out_noise=0
 tiles = hw.MappingParameter(max_input_size=WIDTH // 8, max_output_size=WIDTH // 8)
 all_ = dict(modifier=noise, clip=clip, input_range=range_, forward=converters)
 # Of each chip, the temporaries allowed beside plain ones. Converters keep inputs and
-# masks of their own; tiles do so for each tile of a row or a column.
+# masks of their own; tiles do so for each tile of a row or a column. Where a device
+# holds as many activations as weights, plain keeps four such arrays; a noisy copy of
+# each of the two weights and a quantised input of each layer are as many again.
 CHIPS = {
     "noise": (hw.Hardware(modifier=noise), 1.3),
     "noise, clip": (hw.Hardware(modifier=noise, clip=clip), 1.3),
     "range": (hw.Hardware(input_range=range_), 1.1),
     "converters": (hw.Hardware(forward=converters), 2.3),
-    "all": (hw.Hardware(**all_), 1.8),
+    "all": (hw.Hardware(**all_), 1.8 if BATCH // 8 < WIDTH else 2.1),
     "tiles": (hw.Hardware(**all_, mapping=tiles), 2.7),
 }
 MESHES = {
