@@ -72,6 +72,11 @@ class Part(Described, abc.ABC):  # noqa: B024 some kinds add abstract methods
         """Whether `whole` holds with these fields; override it to depend on them."""
         return self.whole
 
+    @property
+    def passes(self) -> int:
+        """For stages: reads of the tile for each of its own, as energy counts them."""
+        return 1
+
     if TYPE_CHECKING:
         type: Any = ""
         """The name under which it is registered, or that of its class."""

@@ -18,6 +18,8 @@ class Counts:
       steps: products one after the other; the groups of a convolution, and the
         positions of one without shared weights, work at once, and tiles do too.
       passes: reads of a tile in each product.
+      converted_passes: those whose outputs are converted; of others, outputs are added
+        first.
       macs: multiplications and additions.
       tiles: tiles.
       tile_reads: reads of tiles.
@@ -33,6 +35,7 @@ class Counts:
     products: float
     steps: float
     passes: int
+    converted_passes: int
     macs: float
     tiles: int
     tile_reads: float
@@ -50,6 +53,7 @@ def counts_of(
     products: float,
     *,
     passes: int = 1,
+    converted_passes: int | None = None,
     tile_rows: int | None = None,
     tile_columns: int | None = None,
     columns_per_output: int = 1,
@@ -65,6 +69,7 @@ def counts_of(
       weight: the plan of the array.
       products: products of a vector and one of its matrices, for one example.
       passes: passes in which a tile takes an input.
+      converted_passes: those whose outputs are converted; `None` for all.
       tile_rows: rows of a tile; `None`: the limit of the mapping, or the rows in use.
       tile_columns: columns of a tile; `None` likewise.
       columns_per_output: columns of a tile that hold the weights of one output.
@@ -90,15 +95,17 @@ def counts_of(
     tiles = math.prod(weight.stack) * row_tiles * column_tiles
     adcs = -(-(tile_columns or wide * columns_per_output) // columns_per_adc)
     reads = products * passes
+    converted = passes if converted_passes is None else converted_passes
     return Counts(
         products=products,
         steps=products / math.prod(weight.parallel),
         passes=passes,
+        converted_passes=converted,
         macs=products * rows * columns,
         tiles=tiles,
         tile_reads=reads * row_tiles * column_tiles,
         row_drives=reads * rows * column_tiles,
-        conversions=reads * columns * row_tiles * columns_per_output,
+        conversions=products * converted * columns * row_tiles * columns_per_output,
         weight_reads=reads * rows * columns,
         columns_in_turn=min(used, columns_per_adc),
         drivers=tiles * tall,

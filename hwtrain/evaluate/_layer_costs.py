@@ -2,16 +2,18 @@
 
 import dataclasses
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from hwtrain._flax.signal_side import stages_of
 from hwtrain._parts.cost import Cost
 from hwtrain._parts.cost_constants import CostParameter
 from hwtrain._parts.part import Part
+from hwtrain._parts.registry import ordered
 from hwtrain._plan.counts import Counts, counts_of
 from hwtrain._plan.weight import AnalogWeight
 from hwtrain.periphery.adc import Adc
 from hwtrain.periphery.dac import Dac
+from hwtrain.periphery.input_bits import InputBits
 
 TILE = "tile"
 DIGITAL = "digital"
@@ -114,10 +116,15 @@ def analog_layer(
         bits = _bits(weight, dac_bits, constants, "inp")
         # Bits from a step are the logarithm of a number that rounding may exceed.
         passes = math.ceil(bits / constants.input_bits_per_pass - 1e-9)
+    ordered_stages = ordered("stage", [s for s in stages if isinstance(s, Part)])
+    outside = ordered_stages[: ordered_stages.index(adc)]
+    # Applying an input's bits in groups is one reason for passes, not another one.
+    passes = max([passes, *(s.passes for s in stages if isinstance(s, InputBits))])
     counts = counts_of(
         weight,
         products,
-        passes=passes,
+        passes=passes * _repeats(ordered_stages),
+        converted_passes=passes * _repeats(outside),
         tile_rows=constants.tile_rows,
         tile_columns=constants.tile_columns,
         columns_per_output=constants.columns_per_output,
@@ -167,6 +174,11 @@ def analog_layer(
         counts=counts,
         devices=devices,
     )
+
+
+def _repeats(stages: Sequence[Part]) -> int:
+    """Returns how often stages repeat a read with all bits of the inputs."""
+    return math.prod(s.passes for s in stages if not isinstance(s, InputBits))
 
 
 def digital_layer(path: str, macs: float, constants: CostParameter) -> LayerCost:

@@ -22,6 +22,7 @@ class Tiles:
       w: weights in units of the crossbar, `[row tiles, rows, column tiles, columns]`,
         padded with zeros.
       row_sizes: rows of each row tile.
+      column_sizes: columns of each column tile.
     """
 
     def __init__(
@@ -40,15 +41,13 @@ class Tiles:
           column_sizes: columns of each column tile.
         """
         self.w, self.row_sizes = np.asarray(w, np.float64), row_sizes
-        self._factors, self._column_sizes = (
-            np.asarray(factors, np.float64),
-            column_sizes,
-        )
+        self.column_sizes = column_sizes
+        self._factors = np.asarray(factors, np.float64)
         self._nudge = 0.0
 
     def nudged(self, share: float) -> "Tiles":
         """Returns the same with products that are off by a share of their size."""
-        other = Tiles(self.w, self._factors, self.row_sizes, self._column_sizes)
+        other = Tiles(self.w, self._factors, self.row_sizes, self.column_sizes)
         other._nudge = share
         return other
 
@@ -85,7 +84,7 @@ class Tiles:
         """Returns outputs of the layer from those of its tiles."""
         y = np.broadcast_to(y, (len(y), *self.w.shape[::2], self.w.shape[3]))
         y = (y * self._factors).sum(axis=1)
-        each = (y[:, i, :size] for i, size in enumerate(self._column_sizes))
+        each = (y[:, i, :size] for i, size in enumerate(self.column_sizes))
         return np.concatenate(list(each), axis=-1)
 
 

@@ -66,6 +66,10 @@ class Crossbar(Protocol):
         """Returns the outputs, and counts them in the gradient of the probe."""
         ...
 
+    def holding(self, w: jax.Array) -> Self:
+        """Returns the same with other weights, of the shape of `weights`."""
+        ...
+
     def total(self, x: jax.Array) -> jax.Array:
         """Returns the sum of the inputs of each tile, with a last axis of 1."""
         ...

@@ -198,6 +198,32 @@ class Context:
             return of_inputs(lambda key, shape: jnp.zeros(tuple(shape)), None)
         return std * self._frozen(f"{effect} of inputs", of_inputs)
 
+    def weight_spread(self, std: float, effect: str) -> jax.Array:
+        """Returns a chip's frozen deviation of each weight of each tile.
+
+        Args:
+          std: the standard deviation.
+          effect: a name for the draw.
+
+        Returns:
+          An array of the shape of `ctx.w`; zeros without a chip.
+
+        Raises:
+          ValueError: in a convolution as a whole, whose weights have no tiles.
+        """
+        self._check_draws("chip")
+        shape = self.crossbar.weights.shape
+        if self.crossbar.whole:
+            stage = "a stage" if self.here is None else type(self.here.stage).__name__
+            raise ValueError(
+                f"{stage} asks for weight_spread, one number for each weight of a "
+                "tile: a convolution as a whole is not cut into tiles. Leave whole out"
+            )
+        if std == 0 or self.chip_key is None:
+            return jnp.zeros(shape, jnp.float32)
+        each = lambda draw, key: draw(key, shape)  # noqa: E731
+        return std * self._frozen(f"{effect} of weights", each)
+
     def _frozen(self, effect: str, each: Callable[..., jax.Array]) -> jax.Array:
         """Returns frozen standard normal numbers, times the strength."""
         name, key = self._named(effect), self.chip_key
@@ -312,6 +338,7 @@ class Inner:
         *,
         read: Any = None,
         drawn: Sequence[jax.Array] | None = None,
+        weights: jax.Array | None = None,
     ) -> jax.Array:
         """Returns the outputs of a read.
 
@@ -320,6 +347,8 @@ class Inner:
           read: number of the read, which may be traced, as in a loop; `None` for the
             next one.
           drawn: draws to replay, from a `trial`; `None` to draw.
+          weights: other weights for this read, of the shape of `ctx.w`; `None` for
+            those of the tile. A stage with `whole = True` cannot give any.
 
         Raises:
           ValueError: in the stage's own loop or map, unless the read is numbered.
@@ -327,6 +356,8 @@ class Inner:
         ctx = self._numbered(read)
         if drawn is not None:
             ctx = dataclasses.replace(ctx, tape=Tape(drawn))
+        if weights is not None:
+            ctx = dataclasses.replace(ctx, crossbar=ctx.crossbar.holding(weights))
         y = run(self._stages, x, ctx)
         self.shape = y.shape
         return y

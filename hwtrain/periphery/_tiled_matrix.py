@@ -101,6 +101,10 @@ class TiledMatrix(NamedTuple):
         """Returns inputs times other weights, of the shape of `weights`."""
         return self._replace(dtype=None)._product(x, w)
 
+    def holding(self, w: jax.Array) -> "TiledMatrix":
+        """Returns the same with other weights, of the shape of `weights`."""
+        return self._replace(w=w, scale=1.0, dtype=None)
+
     def total(self, x: jax.Array) -> jax.Array:
         """Returns the sum of the inputs of each tile, with a last axis of 1."""
         return jnp.sum(x, axis=-1, keepdims=True)

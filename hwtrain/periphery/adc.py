@@ -88,7 +88,7 @@ class Adc(Part):
             time = max(time - constants.read_time_ns, 0.0)
         return Cost(
             energy_fj=counts.conversions * energy,
-            latency_ns=counts.steps * counts.passes * time,
+            latency_ns=counts.steps * counts.converted_passes * time,
             area_um2=counts.adcs * constants.adc_area_um2,
         )
 

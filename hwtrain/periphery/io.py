@@ -1,5 +1,6 @@
 """The periphery of a tile: converters, noise, management, and output distortions."""
 
+import math
 from dataclasses import fields
 from typing import Annotated, Literal, Self
 
@@ -25,6 +26,7 @@ from hwtrain.periphery._converter import from_bits
 from hwtrain.periphery.adc import Adc
 from hwtrain.periphery.asymmetry import InputAsymmetry, OutputAsymmetry
 from hwtrain.periphery.dac import Dac
+from hwtrain.periphery.input_bits import InputBits
 from hwtrain.periphery.input_noise import InputNoise
 from hwtrain.periphery.ir_drop import G_RATIO, IrDrop
 from hwtrain.periphery.management import Management
@@ -32,6 +34,7 @@ from hwtrain.periphery.output_factor import OutputFactor
 from hwtrain.periphery.output_noise import OutputNoise
 from hwtrain.periphery.read_noise import ReadNoise
 from hwtrain.periphery.saturation import Saturation
+from hwtrain.periphery.separate_signs import SeparateSigns, SeparateSignsDigitally
 from hwtrain.periphery.shift import Shift
 from hwtrain.periphery.voltage_offset import VoltageOffset
 
@@ -125,6 +128,22 @@ class IOParameters(Described):
     """Inputs are not halved again once the DAC's step exceeds this share of their
     remaining range."""
 
+    mv_type: Literal[
+        "one_pass",
+        "pos_neg_separate",
+        "pos_neg_separate_digital_sum",
+        "split_mode",
+        "bit_wise",
+    ] = "one_pass"
+    """Reads of a tile for one input: one; one for its positive and one for its negative
+    values, added before the ADC or behind it; one for its lower and one for its higher
+    bits, or one for each bit, shifted and added behind the ADC."""
+    split_mode_bit_shift: Annotated[int, Field(ge=1, le=23)] = 3
+    """Lower bits of `"split_mode"`."""
+    w_read_asymmetry_dtod: Deviation = 0.0
+    """Relative spread over devices of the weight that negative inputs see, frozen with
+    the chip. Zero turns it off."""
+
     w_noise: Deviation = 0.0
     """Strength of the read noise of the weights. Zero turns it off."""
     w_noise_type: Literal["none", "additive_constant", "pcm_read"] = "none"
@@ -184,7 +203,12 @@ class IOParameters(Described):
     @property
     def frozen(self) -> bool:
         """Whether chips differ: drawn once per chip, and in training at each step."""
-        spreads = (self.out_noise_std, self.out_nonlinearity_std, self.v_offset_std)
+        spreads = (
+            self.out_noise_std,
+            self.out_nonlinearity_std,
+            self.v_offset_std,
+            self.w_read_asymmetry_dtod,
+        )
         frozen = any(spread > 0 for spread in spreads)
         return frozen or any(stage.draws_at("chip") for stage in self.stages)
 
@@ -211,6 +235,7 @@ class IOParameters(Described):
             dac if dac.bound is not None else None,
             InputNoise(sigma=self.inp_noise) if self.inp_noise > 0 else None,
             InputAsymmetry(share=self.inp_asymmetry) if self.inp_asymmetry else None,
+            self._passes,
             adc if bound is not None else None,
             OutputAsymmetry(share=self.out_asymmetry) if self.out_asymmetry else None,
         ]
@@ -242,6 +267,27 @@ class IOParameters(Described):
             found.append(IrDrop(strength=self.ir_drop, g_ratio=self.ir_drop_g_ratio))
         given = [part for part in found if part is not None]
         return ordered("stage", [*given, *self.stages])
+
+    @property
+    def _passes(self) -> Part | None:
+        if self.mv_type == "one_pass":
+            return None
+        if self.mv_type in ("split_mode", "bit_wise"):
+            step, groups = self.dac.converter.step, self._groups
+            assert step is not None
+            return InputBits(step=step, groups=groups)
+        digitally = self.mv_type == "pos_neg_separate_digital_sum"
+        kind = SeparateSignsDigitally if digitally else SeparateSigns
+        return kind(read_asymmetry=self.w_read_asymmetry_dtod)
+
+    @property
+    def _groups(self) -> tuple[int, ...]:
+        """Bits of an input in each pass, the lowest first, without the sign."""
+        res = self.dac.res
+        bits = 0 if res is None else math.ceil(math.log2(0.5 / res + 1) - 1e-6)
+        if self.mv_type == "bit_wise":
+            return (1,) * bits
+        return (self.split_mode_bit_shift, bits - self.split_mode_bit_shift)
 
     @property
     def _management(self) -> Management | None:
@@ -304,6 +350,11 @@ class IOParameters(Described):
             "out_nonlinearity_std": self.out_nonlinearity_std > 0
             and self.out_nonlinearity == 0,
             "w_noise": self.w_noise > 0 and self.w_noise_type == "none",
+            "split_mode_bit_shift": self.split_mode_bit_shift != 3
+            and self.mv_type != "split_mode",
+            "w_read_asymmetry_dtod": self.w_read_asymmetry_dtod > 0
+            and "separate" not in self.mv_type,
+            "mv_type": self.mv_type in ("split_mode", "bit_wise") and not levels,
         }
         needed = {
             "nm_assumed_wmax": 'noise_management="abs_max_np_sum" or '
@@ -318,6 +369,10 @@ class IOParameters(Described):
             "out_noise_std": "out_noise above zero",
             "out_nonlinearity_std": "out_nonlinearity above zero",
             "w_noise": 'w_noise_type="additive_constant" or "pcm_read"',
+            "split_mode_bit_shift": 'mv_type="split_mode"',
+            "w_read_asymmetry_dtod": 'mv_type="pos_neg_separate" or '
+            '"pos_neg_separate_digital_sum"',
+            "mv_type": "levels of the DAC, inp_bits or inp_res",
         }
         for name, idle in without_effect.items():
             if idle:
@@ -325,6 +380,17 @@ class IOParameters(Described):
                     f"{name}={getattr(self, name)!r} does nothing without "
                     f"{needed[name]}: write it beside, or leave {name} out"
                 )
+        if self.mv_type in ("split_mode", "bit_wise") and self._groups[-1] < 1:
+            raise ValueError(
+                f"split_mode_bit_shift={self.split_mode_bit_shift} leaves no bits for "
+                f"the second pass: the DAC has {sum(self._groups)} beside the sign. "
+                "Write fewer, or more inp_bits"
+            )
+        if self.mv_type == "bit_wise" and len(self._groups) < 2:
+            raise ValueError(
+                'mv_type="bit_wise" needs at least two bits beside the sign: write '
+                'inp_bits=3 or more, or mv_type="one_pass"'
+            )
         return self
 
 

@@ -15,8 +15,12 @@ import hwtrain as hw
 from hwtrain._parts.fields import from_dict, to_dict
 from hwtrain._parts.registry import KINDS, named, names
 from hwtrain.periphery.adc import Adc
+from hwtrain.periphery.adc_thresholds import AdcThresholds
 from hwtrain.periphery.asymmetry import InputAsymmetry, OutputAsymmetry
+from hwtrain.periphery.column_errors import ColumnErrors
 from hwtrain.periphery.dac import Dac
+from hwtrain.periphery.device_nonlinearity import DeviceNonlinearity
+from hwtrain.periphery.input_bits import InputBits
 from hwtrain.periphery.input_noise import InputNoise
 from hwtrain.periphery.ir_drop import IrDrop
 from hwtrain.periphery.management import Management
@@ -24,8 +28,10 @@ from hwtrain.periphery.output_factor import OutputFactor
 from hwtrain.periphery.output_noise import OutputNoise
 from hwtrain.periphery.read_noise import ReadNoise
 from hwtrain.periphery.saturation import Saturation
+from hwtrain.periphery.separate_signs import SeparateSigns, SeparateSignsDigitally
 from hwtrain.periphery.shift import Shift
 from hwtrain.periphery.voltage_offset import VoltageOffset
+from hwtrain.periphery.wire_resistance import WireResistance
 
 from . import devices
 
@@ -63,6 +69,8 @@ def test_built_in_names_are_known_to_the_first_part_of_a_process(kind, base, nam
     assert f"the {kind} {name!r} is hwtrain." in done.stdout
 
 
+ADC, COARSE = Adc(bound=0.5, res=1 / 14), {"out_bits": 4, "out_bound": 0.5}
+
 # A stage, and the fields of IOParameters that make the same one.
 STAGES = {
     "output_factor": ((OutputFactor(factor=1.5),), {"out_scale": 1.5}),
@@ -94,6 +102,29 @@ STAGES = {
     ),
     "voltage_offset": ((VoltageOffset(spread=0.1),), {"v_offset_std": 0.1}),
     "ir_drop": ((IrDrop(strength=1.0, g_ratio=500.0),), None),
+    "input_bits": (
+        (Dac(bound=1.0, res=1 / 14), InputBits(step=1 / 7, groups=(2, 1)), ADC),
+        {"inp_bits": 4, "mv_type": "split_mode", "split_mode_bit_shift": 2, **COARSE},
+    ),
+    "every bit": (
+        (Dac(bound=1.0, res=1 / 14), InputBits(step=1 / 7, groups=(1, 1, 1)), ADC),
+        {"inp_bits": 4, "mv_type": "bit_wise", **COARSE},
+    ),
+    "separate_signs": (
+        (SeparateSigns(read_asymmetry=0.1),),
+        {"mv_type": "pos_neg_separate", "w_read_asymmetry_dtod": 0.1},
+    ),
+    "separate_signs_digitally": (
+        (SeparateSignsDigitally(), ADC),
+        {"mv_type": "pos_neg_separate_digital_sum", **COARSE},
+    ),
+    "adc_thresholds": (
+        (ADC, AdcThresholds(bound=0.5, dnl_lsb=(0.3, -0.6) * 7)),
+        None,
+    ),
+    "column_errors": ((ColumnErrors(gain_std=0.1, offset_std=0.05),), None),
+    "device_nonlinearity": ((DeviceNonlinearity(kappa=1.0),), None),
+    "wire_resistance": ((WireResistance(r_wire_ohm=30.0),), None),
 }
 OWN = {
     "telegraph": (devices.Telegraph(sigma=0.1),),

@@ -15,7 +15,8 @@ _FORWARD = (
     "inp_sto_round inp_noise inp_asymmetry out_sto_round out_noise out_noise_std "
     "out_asymmetry out_scale noise_management nm_thres bound_management max_bm_factor "
     "max_bm_res w_noise w_noise_type ir_drop ir_drop_g_ratio out_nonlinearity "
-    "out_nonlinearity_std slope_calibration r_series v_offset_std v_offset_w_min"
+    "out_nonlinearity_std slope_calibration r_series v_offset_std v_offset_w_min "
+    "mv_type w_read_asymmetry_dtod"
 ).split()
 _MODIFIER = (
     "type std_dev rel_to_actual_wmax assumed_wmax res sto_round dorefa_clip pdrop "
@@ -39,6 +40,7 @@ _ENUMS = {
     "forward.noise_management": "NoiseManagementType",
     "forward.bound_management": "BoundManagementType",
     "forward.w_noise_type": "WeightNoiseType",
+    "forward.mv_type": "AnalogMVType",
     "modifier.type": "WeightModifierType",
     "clip.type": "WeightClipType",
     "remap.type": "WeightRemapType",
@@ -63,6 +65,9 @@ _NOISE: Mapping[str, tuple[str, ...]] = {
     "reram_cmo": ("g_max", "g_min", "acceptance_range"),
 }
 """The fields of each noise model in aihwkit, in addition to those common to all."""
+
+_MV_TYPES = ("one_pass", "pos_neg_separate", "pos_neg_separate_digital_sum")
+"""Kinds of passes of aihwkit's C++ tile; its torch tile for IR drop has the others."""
 
 _EVERY = ("prog_noise_scale", "read_noise_scale", "drift_scale", "t_0", "t_read")
 
@@ -122,7 +127,8 @@ def _assignments(hardware: Hardware) -> Iterator[str]:
         ):
             # aihwkit treats values that are not positive as infinite.
             yield f"config.forward.{name} = {-1.0 if value is None else value!r}"
-        yield from _fields("forward", io, _FORWARD)
+        names = [n for n in _FORWARD if n != "mv_type" or io.mv_type in _MV_TYPES]
+        yield from _fields("forward", io, names)
     mapping = hardware.mapping
     if mapping is None:
         for name in ("max_input_size", "max_output_size", "weight_scaling_omega"):
@@ -227,6 +233,9 @@ def _lost(hardware: Hardware) -> Iterator[str]:
         for text in [] if value is None else changed(value):
             if text.partition("=")[0] not in names:
                 yield f"{part}.{text}"
+    io = hardware.forward
+    if io is not None and io.mv_type not in _MV_TYPES:
+        yield f"forward.mv_type={io.mv_type!r}: its InferenceTile reads in one pass"
     for field in _unknown(hardware):
         part = field.partition(".")[0]
         yield f"{field}={getattr(hardware, part).type!r}"

@@ -54,6 +54,8 @@ FORWARD = {
     "max_bm_factor": 1000,
     "max_bm_res": 0.25,
     "nm_thres": 0.0,
+    "mv_type": "ONE_PASS",
+    "w_read_asymmetry_dtod": 0.0,
 }
 MAPPING = {
     "digital_bias": True,
@@ -108,6 +110,7 @@ REMAP = {
 ENUMS = {
     "NoiseManagementType": "NONE ABS_MAX ABS_MAX_NP_SUM MAX CONSTANT AVERAGE_ABS_MAX",
     "BoundManagementType": "NONE ITERATIVE ITERATIVE_WORST_CASE SHIFT",
+    "AnalogMVType": "ONE_PASS POS_NEG_SEPARATE POS_NEG_SEPARATE_DIGITAL_SUM",
     "WeightNoiseType": "NONE ADDITIVE_CONSTANT PCM_READ",
     "WeightModifierType": "NONE DISCRETIZE MULT_NORMAL ADD_NORMAL DISCRETIZE_ADD_NORMAL"
     " DOREFA POLY PCM_NOISE PROG_NOISE DROP_CONNECT COPY",
