@@ -6,6 +6,7 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.core import Tracer
 from jax.typing import ArrayLike
 
 _TOLERANCE = 1e-7
@@ -133,8 +134,9 @@ def wire_resistances(
     row, column = np.arange(rows), np.arange(columns)
     shared = np.minimum.outer(column, column) + 1.0
     below = rows - np.maximum.outer(row, row) * 1.0
-    along_row = r_source_ohm + r_wire_ohm * jnp.asarray(shared, jnp.float32)
-    along_column = r_sink_ohm + r_wire_ohm * jnp.asarray(below, jnp.float32)
+    along_row = jnp.asarray(r_wire_ohm) * jnp.asarray(shared, jnp.float32)
+    along_column = jnp.asarray(r_wire_ohm) * jnp.asarray(below, jnp.float32)
+    along_row, along_column = r_source_ohm + along_row, r_sink_ohm + along_column
     return along_row, along_column
 
 
@@ -183,7 +185,7 @@ def _check(
     for name, value in {"conductances_s": conductances, **resistances}.items():
         if name != "conductances_s" and jnp.shape(value):
             raise ValueError(f"{name} has shape {jnp.shape(value)}: expected a number")
-        if isinstance(value, jax.core.Tracer):
+        if isinstance(value, Tracer):
             continue
         least = np.min(value, initial=0.0)
         if not np.all(np.isfinite(value)) or least < 0:

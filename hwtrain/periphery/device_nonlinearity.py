@@ -21,7 +21,7 @@ def sinh_law(x: jax.Array, kappa: float) -> jax.Array:
       kappa: that voltage over the characteristic voltage of the devices. Towards zero,
         the law becomes Ohm's.
     """
-    return jnp.sinh(kappa * x) / np.sinh(kappa)
+    return jnp.sinh(kappa * x) / jnp.sinh(kappa)
 
 
 class DeviceNonlinearity(Part):

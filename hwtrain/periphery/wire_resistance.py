@@ -137,8 +137,8 @@ class WireResistance(Part):
     def _of_tile(self, g: jax.Array, r_sink_ohm: jax.Array) -> jax.Array:
         """Returns the apparent conductances of a tile."""
         wires = {
-            "r_wire_ohm": self.r_wire_ohm,
-            "r_source_ohm": self.r_source_ohm,
+            "r_wire_ohm": jnp.asarray(self.r_wire_ohm),
+            "r_source_ohm": jnp.asarray(self.r_source_ohm),
             "r_sink_ohm": r_sink_ohm,
         }
         if not self.solved:

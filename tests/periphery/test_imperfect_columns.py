@@ -14,6 +14,7 @@ from hwtrain.periphery.adc_thresholds import AdcThresholds, straightened
 from hwtrain.periphery.column_errors import ColumnErrors
 from hwtrain.periphery.device_nonlinearity import DeviceNonlinearity, sinh_law
 from hwtrain.periphery.mvm import analog_mvm
+from hwtrain.periphery.wire_resistance import WireResistance
 
 
 def multiply(x, w, *stages, **options):
@@ -160,3 +161,39 @@ def test_each_is_on_in_nnx(name):
 def test_columns_without_errors_are_refused():
     with pytest.raises(ValueError, match="do nothing"):
         ColumnErrors()
+
+
+CONSTANTS = {
+    "gain_std": (ColumnErrors(gain_std=0.1, offset_std=0.1), "gain_std"),
+    "offset_std": (ColumnErrors(gain_std=0.1, offset_std=0.1), "offset_std"),
+    "kappa": (DeviceNonlinearity(kappa=1.0), "kappa"),
+    "wires": (WireResistance(r_wire_ohm=20.0), "r_wire_ohm"),
+    "sinks": (WireResistance(r_wire_ohm=20.0, r_sink_ohm=9.0), "r_sink_ohm"),
+    "devices": (WireResistance(r_wire_ohm=20.0), "g_max_us"),
+    "circuit": (WireResistance(r_wire_ohm=20.0, solved=True), "r_wire_ohm"),
+}
+
+
+@pytest.mark.parametrize("name", CONSTANTS)
+def test_a_gradient_with_respect_to_a_constant_is_that_of_differences(name):
+    stage, field = CONSTANTS[name]
+    analog = hw.analogize(
+        nn.Dense(5), hw.Hardware(forward=hw.IOParameters(stages=(stage,)))
+    )
+    x = jax.random.normal(jax.random.key(0), (4, 10))
+    variables = analog.init(jax.random.key(1), x)
+
+    @jax.jit
+    def loss(value):
+        varied = hw.with_constants(analog, {f"forward.stages.0.{field}": value})
+        y = varied.apply(variables, x, rngs={"mismatch": jax.random.key(2)})
+        return 100 * jnp.mean(y**3)
+
+    at = getattr(stage, field)
+    step = 0.05 * at
+    by_differences = (loss(at + step) - loss(at - step)) / (2 * step)
+    assert abs(by_differences) > 1e-4
+    np.testing.assert_allclose(jax.grad(loss)(at), by_differences, rtol=0.03)
+    # It was configured with the number that it has in the loss without a change.
+    y = analog.apply(variables, x, rngs={"mismatch": jax.random.key(2)})
+    np.testing.assert_allclose(loss(at), 100 * jnp.mean(y**3), rtol=1e-4)
