@@ -28,6 +28,7 @@ from hwtrain._flax.signal_side import (
     anonymous,
     check_leaves,
     check_real,
+    constant_scale,
     reads_of,
     stages_of,
 )
@@ -294,6 +295,8 @@ def _product(
         scale = layer.derived_scale(layer.to_matrix(kernel))
         if scale is not None:
             scale = scale.reshape(groups, *scale.shape[-2:])
+    if scale is not None:
+        scale = constant_scale(mode, leaves, scale)
     strength: Any = jnp.ones(groups)
     if NOISE_STRENGTH.name in leaves:
         strength = of_groups(NOISE_STRENGTH.name)

@@ -239,6 +239,23 @@ def anonymous(weight: AnalogWeight) -> AnalogWeight:
     return dataclasses.replace(weight, path="", layer="", rule="", derived=None)
 
 
+def constant_scale(
+    mode: str, leaves: Mapping[str, jax.Array], scale: jax.Array
+) -> jax.Array:
+    """Returns the mapping scale of a layer, a constant but for a chip's own.
+
+    That of a chip holds the factor of its drift compensation, which follows from the
+    constants of its devices.
+
+    Args:
+      mode: the mode.
+      leaves: the leaves beside the kernel; without the scale, it is a nominal one.
+      scale: the scale.
+    """
+    of_chip = mode == "chip" and MAPPING_SCALE.name in leaves
+    return scale if of_chip else jax.lax.stop_gradient(scale)
+
+
 def _matmul(
     weight: AnalogWeight,
     mode: str,
@@ -256,7 +273,7 @@ def _matmul(
     if scale is None and (chip.converts or chip.modifies_in_layer(mode)):
         scale = weight.derived_scale(w)  # the kernel is nominal: no modifier changed it
     if scale is not None:
-        leaves = {**leaves, MAPPING_SCALE.name: scale}
+        leaves = {**leaves, MAPPING_SCALE.name: constant_scale(mode, leaves, scale)}
     deviation = _deviation(weight, mode, w, scale)
 
     def product(leaves, x, w, keys):

@@ -52,8 +52,7 @@ class TiledMatrix(NamedTuple):
 
         Args:
           w: `[rows, columns]`.
-          scale: `[row tiles, columns, column tiles or 1]`; `None` for 1. It gets no
-            gradient.
+          scale: `[row tiles, columns, column tiles or 1]`; `None` for 1.
           row_sizes: rows of each row tile.
           column_sizes: columns of each column tile.
           dot_general: the product to use.
@@ -61,7 +60,7 @@ class TiledMatrix(NamedTuple):
         """
         s: Any = 1.0
         if scale is not None:
-            s = cut_columns(jax.lax.stop_gradient(scale), column_sizes)
+            s = cut_columns(scale, column_sizes)
         w = tiling.cut_matrix(w, row_sizes, column_sizes)
         return cls(w, s, row_sizes, column_sizes, dot_general, dtype)
 

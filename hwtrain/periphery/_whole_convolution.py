@@ -127,7 +127,7 @@ def converted_convolution(
 
     crossbar = WholeKernel(
         kernel,
-        of_outputs(None if scale is None else jax.lax.stop_gradient(scale)),
+        of_outputs(scale),
         window,
         row_sizes,
         column_sizes,

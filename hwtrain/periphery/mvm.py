@@ -47,8 +47,8 @@ def analog_mvm(
     scale.
 
     The gradient passes straight through rounding and noise, is zero beyond the bounds
-    and exact elsewhere. Input range, mapping scale and the scale of the management are
-    constants to it, except for the gradient of the range by `clip_to_range`.
+    and exact elsewhere. Input range and the scale of the management are constants to
+    it, except for the gradient of the range by `clip_to_range`.
 
     >>> from hwtrain.periphery.dac import Dac
     >>> three_levels = Dac(bound=1.0, res=1 / 2)
@@ -63,7 +63,7 @@ def analog_mvm(
       row_sizes: rows of each row tile.
       column_sizes: columns of each column tile.
       scale: `[row tiles, columns, column tiles or 1]`, s of the nominal weights; `None`
-        for 1.
+        for 1. In training it is a constant: `jax.lax.stop_gradient`.
       output_scale: `[row tiles, columns or 1]`, a learned factor on the outputs,
         differentiated; `None` for 1.
       input_range: `[row tiles, column tiles]`, r in units of the input, for the stage
