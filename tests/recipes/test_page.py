@@ -19,7 +19,10 @@ RECIPES = sorted((ROOT / "recipes").glob("*.py"))
 TUNING = (ROOT / "docs/finetuning.md").read_text("utf-8")
 """The page of the recipes that start from a trained model."""
 
-OTHERS = TUNING + (ROOT / "docs/language_models.md").read_text("utf-8")
+OTHERS = TUNING + "".join(
+    (ROOT / "docs" / page).read_text("utf-8")
+    for page in ("language_models.md", "evaluation.md")
+)
 """The pages of recipes beside the page of the recipes."""
 
 FORKS = re.findall(
