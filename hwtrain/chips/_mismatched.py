@@ -169,4 +169,4 @@ def deviated(
         return written
     w, s = on_crossbar(weight, kernel, scale)
     w_max = largest_weight(weight, w, per_column=mismatch.per_column)
-    return mismatch(key, written / s, w_max) * s
+    return mismatch(key, written / s, w_max, weight) * s

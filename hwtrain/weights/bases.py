@@ -21,6 +21,7 @@ class WeightContext:
     Attributes:
       w_max: the largest absolute weight of each tile, in units of the crossbar,
         broadcastable against the weights.
+      weight: the plan of the array: its tiles, and where its rows and columns are.
     """
 
     def __init__(
@@ -31,8 +32,9 @@ class WeightContext:
         key: Any,
         strength: Any,
         leaves: Mapping[str, jax.Array] = {},  # noqa: B006 it is only read
+        weight: Any = None,
     ):
-        self.w_max = w_max
+        self.w_max, self.weight = w_max, weight
         self._leaves = leaves
         self._part = part
         self._when: Draws = when
@@ -113,9 +115,12 @@ class Mismatch(Part):
           ctx: their context, with the key of the chip.
         """
 
-    def __call__(self, key: jax.Array, w: jax.Array, w_max: jax.Array) -> jax.Array:
+    def __call__(
+        self, key: jax.Array, w: jax.Array, w_max: jax.Array, weight: Any
+    ) -> jax.Array:
         """Returns the weights of one chip."""
-        return self.on_weight(w, WeightContext(self, "chip", w_max, key, 1.0))
+        ctx = WeightContext(self, "chip", w_max, key, 1.0, weight=weight)
+        return self.on_weight(w, ctx)
 
 
 class WeightClip(Part):
