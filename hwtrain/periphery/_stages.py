@@ -5,6 +5,7 @@ from hwtrain.periphery.adc import Adc
 from hwtrain.periphery.adc_thresholds import AdcThresholds
 from hwtrain.periphery.asymmetry import InputAsymmetry, OutputAsymmetry
 from hwtrain.periphery.column_errors import ColumnErrors
+from hwtrain.periphery.column_wires import ColumnWires
 from hwtrain.periphery.dac import Dac
 from hwtrain.periphery.device_nonlinearity import DeviceNonlinearity
 from hwtrain.periphery.input_bits import InputBits
@@ -45,6 +46,7 @@ for _name, _stage in {
     "voltage_offset": VoltageOffset,
     "device_nonlinearity": DeviceNonlinearity,
     "ir_drop": IrDrop,
+    "column_wires": ColumnWires,
     "wire_resistance": WireResistance,
     "weight_noise": WeightNoise,
 }.items():

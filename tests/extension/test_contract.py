@@ -18,6 +18,7 @@ from hwtrain.periphery.adc import Adc
 from hwtrain.periphery.adc_thresholds import AdcThresholds
 from hwtrain.periphery.asymmetry import InputAsymmetry, OutputAsymmetry
 from hwtrain.periphery.column_errors import ColumnErrors
+from hwtrain.periphery.column_wires import ColumnWires
 from hwtrain.periphery.dac import Dac
 from hwtrain.periphery.device_nonlinearity import DeviceNonlinearity
 from hwtrain.periphery.input_bits import InputBits
@@ -124,6 +125,10 @@ STAGES = {
     ),
     "column_errors": ((ColumnErrors(gain_std=0.1, offset_std=0.05),), None),
     "device_nonlinearity": ((DeviceNonlinearity(kappa=1.0),), None),
+    "column_wires": (
+        (ColumnWires(r_wire_ohm=90.0, segments=4, rows=16, v_offset=0.01),),
+        None,
+    ),
     "wire_resistance": ((WireResistance(r_wire_ohm=30.0),), None),
 }
 OWN = {
