@@ -99,6 +99,13 @@ class WholeKernel(NamedTuple):
         kernels = [rows[t.row][..., t.features] for t in self.tiles]
         return self._replace(dtype=x.dtype).convolve(x, kernels)
 
+    def holding(self, w: jax.Array) -> "WholeKernel":
+        """Raises: its product was computed in advance."""
+        raise ValueError(
+            f"inner(x, weights=...) got weights of shape {w.shape} in a convolution as "
+            "a whole, which is multiplied before its stages run: leave whole out"
+        )
+
     def total(self, x: jax.Array) -> jax.Array:
         """Returns the sum of the inputs of each tile, with a last axis of 1."""
         shape = (*self.kernel.shape[:-1], self.window.groups)

@@ -136,8 +136,7 @@ def wire_resistances(
     below = rows - np.maximum.outer(row, row) * 1.0
     along_row = jnp.asarray(r_wire_ohm) * jnp.asarray(shared, jnp.float32)
     along_column = jnp.asarray(r_wire_ohm) * jnp.asarray(below, jnp.float32)
-    along_row, along_column = r_source_ohm + along_row, r_sink_ohm + along_column
-    return along_row, along_column
+    return jnp.asarray(r_source_ohm) + along_row, jnp.asarray(r_sink_ohm) + along_column
 
 
 def _device_voltages(

@@ -351,3 +351,32 @@ def test_none_goes_to_data_and_back():
         hardware = hw.Hardware(forward=hw.IOParameters(stages=(stage,)))
         data = hw._parts.fields.to_dict(hardware)
         assert hw._parts.fields.from_dict(hw.Hardware, data) == hardware
+
+
+@hw.register("stage", "test_others", inside="output_noise")
+class Others(hw.Part):
+    """A read of the tile with other weights."""
+
+    whole = True
+
+    def around(self, inner, x, ctx):
+        return inner(x, weights=2 * ctx.w)
+
+
+@hw.register("stage", "test_doubled", inside="output_noise")
+class Doubled(hw.Part):
+    def around(self, inner, x, ctx):
+        return inner(x) + inner(x, weights=2 * ctx.w)
+
+
+def test_a_read_may_have_other_weights():
+    x = jax.random.normal(jax.random.key(0), (3, 8))
+    plain = output(x=x, layer=nn.Dense(2, use_bias=False))
+    found = output(Doubled(), x=x, layer=nn.Dense(2, use_bias=False))
+    np.testing.assert_allclose(found, 3 * plain, rtol=1e-5)
+    x, conv = x[..., None], nn.Conv(2, (3,), use_bias=False)
+    np.testing.assert_allclose(
+        output(Doubled(), x=x, layer=conv), 3 * output(x=x, layer=conv), rtol=1e-5
+    )
+    with pytest.raises(ValueError, match="leave whole out"):
+        output(Others(), x=x, layer=conv)
