@@ -77,6 +77,7 @@ if _typing.TYPE_CHECKING:
     from hwtrain.devices import PCMLikeNoiseModel as PCMLikeNoiseModel
     from hwtrain.devices import PerColumnDriftCompensation as PerColumnDriftCompensation
     from hwtrain.devices import ReRamCMONoiseModel as ReRamCMONoiseModel
+    from hwtrain.devices import ReRamMiloNoiseModel as ReRamMiloNoiseModel
     from hwtrain.devices import ReRamWan2022NoiseModel as ReRamWan2022NoiseModel
     from hwtrain.devices import (
         SingleDeviceConductanceConverter as SingleDeviceConductanceConverter,
@@ -84,6 +85,7 @@ if _typing.TYPE_CHECKING:
     from hwtrain.devices import (
         SinglePairConductanceConverter as SinglePairConductanceConverter,
     )
+    from hwtrain.devices import SonosNoiseModel as SonosNoiseModel
     from hwtrain.devices import StateIndependentNoiseModel as StateIndependentNoiseModel
     from hwtrain.devices import StuckParameter as StuckParameter
     from hwtrain.dynapse import SpatialCorrelation as SpatialCorrelation
@@ -167,9 +169,11 @@ else:
             "PCMLikeNoiseModel",
             "PerColumnDriftCompensation",
             "ReRamCMONoiseModel",
+            "ReRamMiloNoiseModel",
             "ReRamWan2022NoiseModel",
             "SingleDeviceConductanceConverter",
             "SinglePairConductanceConverter",
+            "SonosNoiseModel",
             "StateIndependentNoiseModel",
             "StuckParameter",
         ),

@@ -15,9 +15,11 @@ from hwtrain.devices import (
     HermesNoiseModel,
     PCMLikeNoiseModel,
     ReRamCMONoiseModel,
+    ReRamMiloNoiseModel,
     ReRamWan2022NoiseModel,
     SingleDeviceConductanceConverter,
     SinglePairConductanceConverter,
+    SonosNoiseModel,
 )
 from hwtrain.periphery import InputRangeParameter, IOParameters
 from hwtrain.weights import MappingParameter, WeightClipParameter, WeightRemapParameter
@@ -88,6 +90,39 @@ def reram_wan2022() -> Hardware:
     return Hardware(
         converter=SinglePairConductanceConverter(g_max=40.0),
         noise_model=ReRamWan2022NoiseModel(),
+    )
+
+
+def reram_milo() -> Hardware:
+    """Returns a multilevel HfO2 ReRAM chip: pairs of devices of 50 to 225 µS.
+
+    >>> reram_milo().converter.g_min
+    50.0
+
+    References:
+      Milo et al., Optimized programming algorithms for multilevel RRAM in hardware
+      neural networks, IRPS 2021, doi:10.1109/IRPS46558.2021.9405119.
+    """
+    return Hardware(
+        converter=SinglePairConductanceConverter(g_max=225.0, g_min=50.0),
+        noise_model=ReRamMiloNoiseModel(),
+    )
+
+
+def sonos() -> Hardware:
+    """Returns a 40 nm SONOS flash chip: pairs of devices of 0 to 16 µS.
+
+    >>> sonos().converter.g_max
+    16.0
+
+    References:
+      Agrawal et al., Subthreshold operation of SONOS analog memory to enable accurate
+      low-power neural network inference, IEDM 2022,
+      doi:10.1109/IEDM45625.2022.10019564.
+    """
+    return Hardware(
+        converter=SinglePairConductanceConverter(g_max=16.0),
+        noise_model=SonosNoiseModel(),
     )
 
 

@@ -24,6 +24,7 @@ from hwtrain.devices.pcm import (
 )
 from hwtrain.devices.pcm import PCMLikeNoiseModel as PCMLikeNoiseModel
 from hwtrain.devices.reram_cmo import ReRamCMONoiseModel as ReRamCMONoiseModel
+from hwtrain.devices.reram_milo import ReRamMiloNoiseModel as ReRamMiloNoiseModel
 from hwtrain.devices.reram_wan2022 import (
     ReRamWan2022NoiseModel as ReRamWan2022NoiseModel,
 )
@@ -42,6 +43,7 @@ from hwtrain.devices.single_device import (
 from hwtrain.devices.single_pair import (
     SinglePairConductanceConverter as SinglePairConductanceConverter,
 )
+from hwtrain.devices.sonos import SonosNoiseModel as SonosNoiseModel
 from hwtrain.devices.state_independent import (
     StateIndependentNoiseModel as StateIndependentNoiseModel,
 )

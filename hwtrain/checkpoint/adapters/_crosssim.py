@@ -254,7 +254,7 @@ def _said(mismatch: Any) -> str:
 
 def _setting(effect: str, model: str) -> str:
     values = f"{{'enable': True, 'model': {model!r}, 'magnitude': 0.05}}"
-    if model in ("PCMJoshi", "RRAMWan"):
+    if model in ("PCMJoshi", "RRAMWan", "RRAMMilo", "SONOS"):
         values = f"{{'enable': True, 'model': {model!r}}}"
     return f"parameters['xbar']['device'][{effect!r}] = {values}"
 
@@ -267,5 +267,8 @@ _ADVICE = {
     "pcm_like": f"{_setting('programming_error', 'PCMJoshi')}, of up to 25 µS; of "
     f"'read_noise', {_setting('read_noise', 'NormalIndependentDevice')}",
     "reram_wan2022": f"{_setting('programming_error', 'RRAMWan')}",
+    "reram_milo": f"{_setting('programming_error', 'RRAMMilo')}",
+    "sonos": f"{_setting('drift_error', 'SONOS')}; of 'read_noise', "
+    f"{_setting('read_noise', 'SONOS')}",
 }
 """CrossSim's own models of the same devices; its noise is set before a core is made."""
