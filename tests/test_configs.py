@@ -45,9 +45,14 @@ SCRIPTS = {
         "ROUNDS": 2,
         "MISMATCH": {"and 10 % stuck": 0.2},
     },
+    "chip_design": {"CHIPS": 2},
 }
 """Recipes that are run as scripts, with what makes them short."""
-RUNS = {"adabs": "digits_conv", "chip_in_the_loop": "digits_mlp"}
+RUNS = {
+    "adabs": "digits_conv",
+    "chip_design": "digits_pcm",
+    "chip_in_the_loop": "digits_mlp",
+}
 """The runs that scripts evaluate, by script."""
 
 pytestmark = pytest.mark.usefixtures("tiny_cifar", "tiny_llama", "forgotten_parts")

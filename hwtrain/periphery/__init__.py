@@ -1,6 +1,16 @@
 """The periphery of a tile, one stage per file."""
 
+from hwtrain.periphery.adc_thresholds import AdcThresholds as AdcThresholds
 from hwtrain.periphery.circuit import crossbar_currents as crossbar_currents
+from hwtrain.periphery.column_errors import ColumnErrors as ColumnErrors
+from hwtrain.periphery.column_wires import ColumnWires as ColumnWires
+from hwtrain.periphery.device_nonlinearity import (
+    DeviceNonlinearity as DeviceNonlinearity,
+)
 from hwtrain.periphery.input_range import InputRangeParameter as InputRangeParameter
 from hwtrain.periphery.io import IOParameters as IOParameters
 from hwtrain.periphery.mvm import analog_mvm as analog_mvm
+from hwtrain.periphery.wire_resistance import WireResistance as WireResistance
+from hwtrain.periphery.wire_resistance import (
+    apparent_conductances as apparent_conductances,
+)

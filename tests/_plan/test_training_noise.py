@@ -25,6 +25,8 @@ PRESETS = [
     "pcm",
     "hermes",
     "reram_wan2022",
+    "reram_milo",
+    "sonos",
     "reram_cmo",
     "standard_hwa_training",
     "aihwkit_default",
