@@ -82,8 +82,7 @@ RULES = {
         "exponent, xi the number that its relaxation follows; drawn as xi of 'chip', "
         "with the key fold_in(fold_in([0, chip_seed], h), n), h of "
         "'<path>#programming#<number of the device>', n = 0 for the programming noise "
-        "and 1 for nu or xi (reram_wan2022 and sonos: one number, without the outer "
-        "fold_in). "
+        "and 1 for nu or xi (reram_wan2022: one number, without the outer fold_in). "
         "At a time t >= 0 in s after programming: power-law models "
         "g(t) = g_prog * ((t + t_0) / t_0) ** -nu; reram_wan2022 "
         "g(t) = max(target + sigma(target, t) * xi, 0), sigma = noise_scale * g_max / "
@@ -92,9 +91,7 @@ RULES = {
         "-50.773, 47.095, -16.458 at 86400 s, 0.782, 20.274, -43.507, 37.062, -11.934 "
         "at 172800 s, each at least 0, linear in ln t between and constant outside; "
         "reram_cmo g(t) = clip(g_prog + drift_scale * (-0.08900206 * l + "
-        "(0.04201137 * l + 0.41183342) * xi), g_min, g_max), l = ln(max(t, 1)); "
-        "reram_milo g(t) = g_prog; sonos g(t) = max(m + sigma * xi, 0), with m and "
-        "sigma of target and t by the tables of docs/checkpoint.md. "
+        "(0.04201137 * l + 0.41183342) * xi), g_min, g_max), l = ln(max(t, 1)). "
         "Weights follow by 'weights' with the scale_ratio of the nominal tile"
     ),
     "signal_path": (

@@ -13,6 +13,7 @@ from hwtrain._plan.weight import AnalogWeight
 from hwtrain.chips._clip_bounds import with_clipped, with_open_bounds
 from hwtrain.chips._crossbar import largest_weight, on_crossbar, with_written
 from hwtrain.periphery._read_keys import CHIP_KEY
+from hwtrain.weights.bases import Mismatch
 from hwtrain.weights.mapping import MAPPING_SCALE
 
 
@@ -169,4 +170,7 @@ def deviated(
         return written
     w, s = on_crossbar(weight, kernel, scale)
     w_max = largest_weight(weight, w, per_column=mismatch.per_column)
-    return mismatch(key, written / s, w_max, weight) * s
+    w = written / s
+    if isinstance(mismatch, Mismatch):
+        return mismatch(key, w, w_max, weight) * s
+    return mismatch(key, w, w_max) * s

@@ -48,11 +48,11 @@ def crossbar_currents(
 
     >>> g = jnp.full((2, 3), 1e-4)
     >>> ideal = crossbar_currents(g, jnp.array([0.2, 0.1]), r_wire_ohm=0.0)
-    >>> print((1e6 * ideal).round(2))
-    [30. 30. 30.]
+    >>> print(*[f"{1e6 * current:.2f}" for current in ideal])
+    30.00 30.00 30.00
     >>> dropped = crossbar_currents(g, jnp.array([0.2, 0.1]), r_wire_ohm=10.0)
-    >>> print((1e6 * dropped).round(2))
-    [29.83 29.77 29.74]
+    >>> print(*[f"{1e6 * current:.2f}" for current in dropped])
+    29.83 29.77 29.74
 
     Args:
       conductances_s: G, of the devices, `[rows, columns]`, in siemens, at least 0.

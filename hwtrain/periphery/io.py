@@ -9,6 +9,7 @@ from pydantic.dataclasses import dataclass
 
 import hwtrain.periphery._stages  # noqa: F401 gives stages their order
 from hwtrain._arrays.rounding import resolution
+from hwtrain._parts.constant import static
 from hwtrain._parts.fields import (
     CONFIG,
     Deviation,
@@ -284,7 +285,7 @@ class IOParameters(Described):
     def _groups(self) -> tuple[int, ...]:
         """Bits of an input in each pass, the lowest first, without the sign."""
         res = self.dac.res
-        bits = 0 if res is None else math.ceil(math.log2(0.5 / res + 1) - 1e-6)
+        bits = 0 if res is None else math.ceil(math.log2(0.5 / static(res) + 1) - 1e-6)
         if self.mv_type == "bit_wise":
             return (1,) * bits
         return (self.split_mode_bit_shift, bits - self.split_mode_bit_shift)

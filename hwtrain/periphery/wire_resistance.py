@@ -46,8 +46,8 @@ def apparent_conductances(
 
     >>> g = jnp.full((2, 3), 1e-4)
     >>> seen = apparent_conductances(g, r_wire_ohm=10.0)
-    >>> print((1e6 * jnp.array([0.2, 0.1]) @ seen).round(2))
-    [29.83 29.77 29.74]
+    >>> print(*[f"{1e6 * current:.2f}" for current in jnp.array([0.2, 0.1]) @ seen])
+    29.83 29.77 29.74
 
     Args:
       conductances_s: G, `[..., rows, columns]`, in siemens, at least 0.

@@ -1,11 +1,11 @@
 """Frozen mismatch that neighbours, rows, columns and tiles share."""
 
-import math
 from typing import Literal, Self
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.typing import ArrayLike
 from pydantic import model_validator
 
 from hwtrain._arrays import tiling
@@ -14,28 +14,27 @@ from hwtrain._parts.registry import register
 from hwtrain.weights.bases import Mismatch
 
 
-def correlation_root(size: int, length: float) -> np.ndarray:
+def correlation_root(size: int, length: ArrayLike) -> jax.Array:
     r"""Returns a root of the correlation of devices in a line.
 
     .. math:: (L L^T)_{ij} = e^{-|i - j| / \ell}, \qquad
         L_{i0} = a^i, \quad L_{ij} = a^{i - j} \sqrt{1 - a^2} \ (0 < j \le i), \quad
         a = e^{-1 / \ell}
 
-    >>> correlation_root(2, 1 / math.log(2)).round(3)
-    array([[1.   , 0.   ],
-           [0.5  , 0.866]])
+    >>> import math
+    >>> print(correlation_root(2, -1 / math.log(0.6)).round(1))
+    [[1.  0. ]
+     [0.6 0.8]]
 
     Args:
       size: number of devices.
-      length: l, in devices; zero for none, the unit matrix.
+      length: l, in devices, above zero.
     """
-    if length == 0:
-        return np.eye(size)
-    decay = math.exp(-1 / length)
+    decay = jnp.exp(-1 / jnp.asarray(length, jnp.float32))
     apart = np.subtract.outer(np.arange(size), np.arange(size))
-    root = np.where(apart >= 0, decay ** np.maximum(apart, 0), 0.0)
-    root[:, 1:] *= math.sqrt(1 - decay**2)
-    return root
+    root = jnp.where(apart >= 0, decay ** np.maximum(apart, 0), 0.0)
+    later = np.arange(size) > 0
+    return root * jnp.where(later, jnp.sqrt(1 - decay**2), 1.0)
 
 
 @register("mismatch", "correlated")
@@ -96,7 +95,7 @@ class CorrelatedMismatch(Mismatch):
         lead = weight.to_matrix(w).shape[:-2]
         grid = (*lead, len(rows), rows[0], len(columns), columns[0])
         rest = 1 - self.of_tile - self.of_row - self.of_column
-        total = math.sqrt(max(rest, 0.0)) * self._spread_out(
+        total = jnp.sqrt(jnp.maximum(rest, 0.0)) * self._spread_out(
             ctx.normal("device", grid), rows[0], columns[0]
         )
         for share, name, axes in (
@@ -116,10 +115,7 @@ class CorrelatedMismatch(Mismatch):
         """Returns device numbers, correlated over a tile."""
         if self.length == 0:
             return xi
-        down, across = (
-            jnp.asarray(correlation_root(size, self.length), jnp.float32)
-            for size in (rows, columns)
-        )
+        down, across = (correlation_root(n, self.length) for n in (rows, columns))
         highest = jax.lax.Precision.HIGHEST
         return jnp.einsum("ij,...rjcl,kl->...rick", down, xi, across, precision=highest)
 

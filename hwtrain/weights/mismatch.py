@@ -95,9 +95,7 @@ class MismatchParameter(Described):
             sigma = ctx.w_max if self.rel_to_actual_wmax else 1.0
         ctx.deviates(self.std_dev * sigma)
 
-    def __call__(
-        self, key: jax.Array, w: jax.Array, w_max: jax.Array, weight: Any = None
-    ) -> jax.Array:
+    def __call__(self, key: jax.Array, w: jax.Array, w_max: jax.Array) -> jax.Array:
         """Returns the weights of one chip; arguments as `WeightModifierParameter`."""
         if not self.draws:
             return w

@@ -16,6 +16,7 @@ import hwtrain as hw
 from hwtrain._parts.registry import built_in
 from hwtrain.periphery.adc import Adc
 from hwtrain.periphery.management import Management
+from hwtrain.weights import CorrelatedMismatch
 
 X = jax.random.normal(jax.random.key(1), (5, 8))
 IMAGE = jax.random.normal(jax.random.key(2), (2, 6, 6, 4))
@@ -91,6 +92,10 @@ IN_CALLS = {
     "forward.r_series": (read(**DISTORTED), 0.3),
     "forward.v_offset_std": (read(v_offset_std=0.1), 0.4),
     "forward.v_offset_w_min": (read(v_offset_std=0.1, v_offset_w_min=0.0), -0.7),
+    "forward.w_read_asymmetry_dtod": (
+        read(mv_type="pos_neg_separate", w_read_asymmetry_dtod=0.1),
+        0.3,
+    ),
     "modifier.std_dev": (drawn(type="add_normal", std_dev=0.1), 0.3),
     "modifier.assumed_wmax": (
         drawn(
@@ -154,6 +159,14 @@ REFUSED = {
 """The numbers that stay static, by class."""
 
 
+_SHARED = CorrelatedMismatch(
+    std_dev=0.1, of_tile=0.1, of_row=0.2, of_column=0.3, length=2.0
+)
+for _name in ("std_dev", "of_tile", "of_row", "of_column", "length"):
+    ON_CHIPS["CorrelatedMismatch", _name] = (
+        hw.Hardware(mismatch=_SHARED),
+        {f"mismatch.{_name}": 0.25 if _name != "length" else 3.0},
+    )
 for _converter in (
     hw.SinglePairConductanceConverter(g_min=1.0),
     SINGLE,
@@ -173,6 +186,8 @@ for _model in (
     hw.StateIndependentNoiseModel(),
     MEASURED,
     hw.ReRamWan2022NoiseModel(),
+    hw.ReRamMiloNoiseModel(),
+    hw.SonosNoiseModel(),
     CMO,
 ):
     for _field in dataclasses.fields(_model):

@@ -51,6 +51,15 @@ MEASURED = {
         {"w_noise": 0.1, "w_noise_type": "additive_constant"},
         {"w_noise"},
     ),
+    "mv_type": ({"mv_type": "pos_neg_separate_digital_sum"}, {"mv_type"}),
+    "split_mode_bit_shift": (
+        {"mv_type": "split_mode", "inp_bits": 6, "split_mode_bit_shift": 2},
+        {"DAC", "DAC levels", "mv_type"},
+    ),
+    "w_read_asymmetry_dtod": (
+        {"mv_type": "pos_neg_separate", "w_read_asymmetry_dtod": 0.1},
+        {"mv_type", "w_read_asymmetry_dtod"},
+    ),
     "ir_drop": ({"ir_drop": 1.0}, {"ir_drop"}),
     "out_nonlinearity": (
         {"out_nonlinearity": 0.5, "out_bound": 2.0},
