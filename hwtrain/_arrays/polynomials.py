@@ -1,6 +1,7 @@
 """Polynomials, and coefficients that several effects share."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -12,7 +13,7 @@ PCM_RELATIVE_COEFFICIENTS = (0.26348 / 25, 1.9650 / 25, -1.1731 / 25)
 """The same, relative to the largest conductance of 25 µS."""
 
 
-def polynomial(x: jax.Array, coeffs: Sequence[float]) -> jax.Array:
+def polynomial(x: jax.Array, coeffs: Sequence[Any]) -> jax.Array:
     """Returns the polynomial with `coeffs` in ascending powers, by Horner's rule."""
     total = jnp.zeros_like(x)
     for coefficient in reversed(coeffs):

@@ -180,7 +180,7 @@ class SonosNoiseModel(NoiseModel):
         return self
 
 
-def _saturating(current: jax.Array, a: ArrayLike, b: ArrayLike) -> jax.Array:
+def _saturating(current: jax.Array, a: Any, b: Any) -> jax.Array:
     return jnp.maximum(-a * jnp.expm1(-current / b), 0)
 
 
