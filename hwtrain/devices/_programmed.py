@@ -118,6 +118,24 @@ def program_relaxing(
     )
 
 
+def program_spreading(
+    key: jax.Array, g_target: jax.Array, *, sigma: ArrayLike
+) -> Programmed:
+    """Programs devices whose programming error is the start of their spread over time.
+
+    >>> g = jnp.full((2, 3), 10.0)
+    >>> program_spreading(jax.random.key(0), g, sigma=1.0).xi.shape
+    (2, 3)
+
+    Args:
+      key: a JAX key, of the one number of each device.
+      g_target: target conductances, in µS.
+      sigma: standard deviation of the programming noise, in µS. Zero turns it off.
+    """
+    xi = stored_normal(key, g_target.shape)
+    return Programmed(g_target=g_target, g_prog=noisy(g_target, sigma, xi), xi=xi)
+
+
 def power_law(
     g_prog: jax.Array, nu: ArrayLike, *, t_s: ArrayLike, t0_s: float
 ) -> jax.Array:

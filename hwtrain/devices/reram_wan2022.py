@@ -8,7 +8,6 @@ import numpy as np
 from jax.typing import ArrayLike
 
 from hwtrain._arrays.polynomials import polynomial
-from hwtrain._arrays.random import stored_normal
 from hwtrain._parts.fields import Deviation, Positive
 from hwtrain._parts.registry import register
 from hwtrain.devices import _samples as samples
@@ -16,6 +15,7 @@ from hwtrain.devices._programmed import (
     Programmed,
     _relaxation,
     noisy,
+    program_spreading,
 )
 from hwtrain.devices.bases import NoiseModel
 
@@ -116,10 +116,8 @@ class ReRamWan2022NoiseModel(NoiseModel):
           key: a JAX key.
           g_target: target conductances of any shape, in µS.
         """
-        # One number per device: its programming error is the start of its spread.
-        xi = stored_normal(key, g_target.shape)
-        g_prog = noisy(g_target, self.programming_sigma(g_target), xi)
-        return Programmed(g_target=g_target, g_prog=g_prog, xi=xi)
+        sigma = self.programming_sigma(g_target)
+        return program_spreading(key, g_target, sigma=sigma)
 
     def mean_at(self, programmed: Programmed, t_s: ArrayLike) -> jax.Array:
         """Returns the conductances at a given time, in µS.

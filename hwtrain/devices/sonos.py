@@ -9,10 +9,14 @@ from jax.typing import ArrayLike
 from pydantic import model_validator
 
 from hwtrain._arrays.polynomials import polynomial
-from hwtrain._arrays.random import stored_normal
 from hwtrain._parts.fields import Deviation, Positive
 from hwtrain._parts.registry import register
-from hwtrain.devices._programmed import Programmed, _relaxation, noisy
+from hwtrain.devices._programmed import (
+    Programmed,
+    _relaxation,
+    noisy,
+    program_spreading,
+)
 from hwtrain.devices.bases import NoiseModel
 
 DAY_S = 86_400.0
@@ -114,10 +118,8 @@ class SonosNoiseModel(NoiseModel):
           key: a JAX key.
           g_target: target conductances of any shape, in µS.
         """
-        # One number per device: its programming error is the start of its spread.
-        xi = stored_normal(key, g_target.shape)
-        g_prog = noisy(g_target, self.programming_sigma(g_target), xi)
-        return Programmed(g_target=g_target, g_prog=g_prog, xi=xi)
+        sigma = self.programming_sigma(g_target)
+        return program_spreading(key, g_target, sigma=sigma)
 
     def mean_at(self, programmed: Programmed, t_s: ArrayLike) -> jax.Array:
         """Returns the conductances at a given time, without read noise, in µS.
