@@ -24,6 +24,8 @@ _HOW_OFTEN = (
     "decides how often a tile is read again, which is compiled into the program"
 )
 
+_WHERE = "decides which of two curves holds, without a slope"
+
 _STATIC = {
     "clip": _IN_AN_UPDATE,
     "remap": _IN_AN_UPDATE,
@@ -33,6 +35,9 @@ _STATIC = {
     "forward.max_bm_factor": _HOW_OFTEN,
     "forward.max_bm_res": _HOW_OFTEN,
     "noise_model.acceptance_range": "names one of two measurements",
+    "noise_model.drift_mean_start": _WHERE,
+    "noise_model.drift_std_start": _WHERE,
+    "noise_model.read_start": _WHERE,
 }
 """Numbers that stay static, by the beginning of their path, and why."""
 

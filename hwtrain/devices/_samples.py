@@ -68,7 +68,8 @@ def as_pcm(model: Any, mean: Curve | None = None, std: Curve | None = None) -> S
         return lambda g: np.clip(slope * np.log(_level(model, g)) + offset, low, high)
 
     def read(g: np.ndarray, now: np.ndarray, t_s: float) -> np.ndarray:
-        level = np.minimum(0.0088 / _level(model, g) ** 0.65, 0.2)
+        q, power, most = model.read_coeff
+        level = np.minimum(q / _level(model, g) ** power, most)
         return (
             model.read_noise_scale * level * now * growth(t_s + model.t_0, model.t_read)
         )
@@ -76,8 +77,8 @@ def as_pcm(model: Any, mean: Curve | None = None, std: Curve | None = None) -> S
     return power_law(
         model,
         _polynomial(model, reference),
-        _scaled(model.drift_scale, mean or fit(-0.0155, 0.0244, 0.049, 0.1)),
-        _scaled(model.drift_scale, std or fit(-0.0125, -0.0059, 0.008, 0.045)),
+        _scaled(model.drift_scale, mean or fit(*model.drift_mean_coeff)),
+        _scaled(model.drift_scale, std or fit(*model.drift_std_coeff)),
         read,
     )
 
@@ -106,15 +107,9 @@ def as_hermes(model: Any) -> Sample:
 
         return value
 
-    mean = curve(0.0945, (-0.0387, -0.0182, 0.072, 0.13), (0.0736, -0.0126, -0.0436))
-    if one:
-        std = curve(0.3039, (-0.012, -0.0023, 0.0124, 0.04), (0.0104, 0.0116, -0.0165))
-        cubic = (0.0088, 0.0768, -0.1352, 0.0664)
-        level = curve(0.1591, (-0.0078, 0.0038, 0.0179, 0.04), cubic)
-    else:
-        std = curve(0.3055, (-0.0117, -0.0057, 0.0091, 0.04), (0.0073, 0.0093, -0.0118))
-        cubic = (0.0123, 0.0211, -0.0280, 0.0069)
-        level = curve(0.16, (-0.0117, -0.0069, 0.015, 0.04), cubic)
+    mean = curve(model.drift_mean_start, model.drift_mean_log, model.drift_mean_coeff)
+    std = curve(model.drift_std_start, model.drift_std_log, model.drift_std_coeff)
+    level = curve(model.read_start, model.read_log, model.read_coeff)
 
     def read(g: np.ndarray, now: np.ndarray, t_s: float) -> np.ndarray:
         grown = growth(t_s + model.t_0, model.t_read)
@@ -160,21 +155,21 @@ def as_measured(model: Any) -> Sample:
 
 def as_cmo(model: Any) -> Sample:
     """Returns a sample of CMO/HfOx ReRAM."""
-    fits = {0.2: (0.00081107, 0.00106879), 2.0: (0.0112185391, 0.01129027418)}
-    offset, slope = fits[model.acceptance_range]
+    mean, (start, spread) = model.drift_mean_coeff, model.drift_std_coeff
 
     def sample(rng: np.random.Generator, g: np.ndarray, t_s: float) -> Draws:
-        sigma = model.prog_noise_scale * (offset + slope * g)
+        sigma = model.prog_noise_scale * np.maximum(_sum(g, model.prog_coeff), 0)
         written = np.maximum(g + sigma * rng.normal(size=g.shape), 0)
         xi = rng.normal(size=g.shape)
 
         def relaxed(log_t: float) -> np.ndarray:
-            moved = -0.08900206 * log_t + (0.04201137 * log_t + 0.41183342) * xi
+            moved = mean * log_t + (spread * log_t + start) * xi
             return written + model.drift_scale * moved
 
         now = relaxed(np.log(max(t_s, 1)))
         level = np.maximum(np.log10(np.maximum(now, 1e-6)), 0)
-        read = 0.0277316483 * model.read_noise_scale * growth(max(t_s, 1), 1e-6)
+        grown = growth(max(t_s, 1), model.t_read)
+        read = model.read_coeff * model.read_noise_scale * grown
         noisy = now + read * level * rng.normal(size=g.shape)
         ends = model.g_min, model.g_max
         drift = np.clip(now, *ends) - np.clip(relaxed(0.0), *ends)
@@ -183,25 +178,15 @@ def as_cmo(model: Any) -> Sample:
     return sample
 
 
-_WAN = (
-    (0.348, 16.030, -43.853, 45.393, -16.815),
-    (0.701, 22.086, -50.773, 47.095, -16.458),
-    (0.782, 20.274, -43.507, 37.062, -11.934),
-)
-
-
 def as_wan2022(model: Any) -> Sample:
     """Returns a sample of the ReRAM of the NeuRRAM chip."""
     factor = model.noise_scale * model.g_max / model.coeff_g_max_reference
 
     def sample(rng: np.random.Generator, g: np.ndarray, t_s: float) -> Draws:
-        knots = [np.maximum(_sum(g / model.g_max, each), 0) for each in _WAN]
-        log_t, last = np.log([max(t_s, 1), 86_400.0])
-        if log_t <= last:
-            sigma = knots[0] + log_t / last * (knots[1] - knots[0])
-        else:
-            share = min((log_t - last) / np.log(2), 1)
-            sigma = knots[1] + share * (knots[2] - knots[1])
+        knots = [np.maximum(_sum(g / model.g_max, c), 0) for c in model.spread_coeff]
+        log_t, known = np.log(max(t_s, model.times_s[0])), np.log(model.times_s)
+        each = np.stack(knots, -1).reshape(-1, len(knots))
+        sigma = np.array([np.interp(log_t, known, y) for y in each]).reshape(g.shape)
         xi = rng.normal(size=g.shape)
         written = np.maximum(g + factor * knots[0] * xi, 0)
         drift = np.maximum(g + factor * sigma * xi, 0) - written

@@ -18,76 +18,32 @@ from hwtrain._parts.fields import Positive
 from hwtrain._parts.registry import register
 from hwtrain.devices import _curves as curves
 from hwtrain.devices import _samples as samples
-from hwtrain.devices._curves import Coefficients, polynomial_sigma
+from hwtrain.devices._curves import (
+    ClippedLog,
+    Coefficients,
+    clipped_log,
+    polynomial_sigma,
+)
 from hwtrain.devices._programmed import Programmed, noise_growth
 from hwtrain.devices.drifting import DriftingNoiseModel
 
 
-def hermes_drift_mean(a: jax.Array) -> jax.Array:
-    r"""Returns the mean drift exponent of the Hermes chip.
+def in_two_parts(
+    a: jax.Array, start: float, low: ClippedLog, high: Coefficients
+) -> jax.Array:
+    """Returns a curve: a clipped logarithm below `start`, then a polynomial.
 
-    .. math:: \mu_\nu = \begin{cases}
-        \mathrm{clip}(-0.0387 \ln a - 0.0182,\ 0.072,\ 0.13) & a < 0.0945 \\
-        0.0736 - 0.0126 a - 0.0436 a^2 & \text{else}\end{cases}
-
-    >>> print(f"{hermes_drift_mean(jnp.array(1.0)):.4f}")
+    >>> low, high = (-0.0387, -0.0182, 0.072, 0.13), (0.0736, -0.0126, -0.0436)
+    >>> print(f"{in_two_parts(jnp.array(1.0), 0.0945, low, high):.4f}")
     0.0174
 
     Args:
       a: relative conductance, positive.
-
-    References:
-      Le Gallo et al., A 64-core mixed-signal in-memory compute chip based on
-      phase-change memory for deep neural network inference, Nature Electronics 2023.
+      start: where the polynomial begins.
+      low: slope, offset, least and most of the logarithm; see `clipped_log`.
+      high: coefficients of the polynomial, in ascending powers.
     """
-    low = jnp.clip(-0.0387 * jnp.log(a) - 0.0182, 0.0720, 0.13)
-    return jnp.where(a < 0.0945, low, polynomial(a, (0.0736, -0.0126, -0.0436)))
-
-
-def hermes_drift_std(a: jax.Array, *, num_devices: int) -> jax.Array:
-    r"""Returns the standard deviation of the drift exponent of the Hermes chip.
-
-    A logarithm up to a = 0.3039 (one device) or 0.3055 (two), then a parabola.
-
-    >>> print(f"{hermes_drift_std(jnp.array(1.0), num_devices=2):.4f}")
-    0.0048
-
-    Args:
-      a: relative conductance, positive.
-      num_devices: number of devices that share a conductance, 1 or 2.
-
-    References:
-      Le Gallo et al., Nature Electronics 2023.
-    """
-    if num_devices == 1:
-        low = jnp.clip(-0.0120 * jnp.log(a) - 0.0023, 0.0124, 0.04)
-        return jnp.where(a < 0.3039, low, polynomial(a, (0.0104, 0.0116, -0.0165)))
-    low = jnp.clip(-0.0117 * jnp.log(a) - 0.0057, 0.0091, 0.04)
-    return jnp.where(a < 0.3055, low, polynomial(a, (0.0073, 0.0093, -0.0118)))
-
-
-def hermes_read_level(a: jax.Array, *, num_devices: int) -> jax.Array:
-    r"""Returns the read noise of the Hermes chip relative to the conductance.
-
-    A logarithm up to a = 0.1591 (one device) or 0.16 (two), then a cubic.
-
-    >>> print(f"{hermes_read_level(jnp.array(1.0), num_devices=2):.4f}")
-    0.0123
-
-    Args:
-      a: relative conductance, positive.
-      num_devices: number of devices that share a conductance, 1 or 2.
-
-    References:
-      Le Gallo et al., Nature Electronics 2023.
-    """
-    if num_devices == 1:
-        low = jnp.clip(-0.0078 * jnp.log(a) + 0.0038, 0.0179, 0.04)
-        high = polynomial(a, (0.0088, 0.0768, -0.1352, 0.0664))
-        return jnp.where(a < 0.1591, low, high)
-    low = jnp.clip(-0.0117 * jnp.log(a) - 0.0069, 0.015, 0.04)
-    high = polynomial(a, (0.0123, 0.0211, -0.0280, 0.0069))
-    return jnp.where(a < 0.16, low, high)
+    return jnp.where(a < start, clipped_log(a, low), polynomial(a, high))
 
 
 # Measured values, by number of devices.
@@ -96,11 +52,23 @@ _MEASURED: dict[int, dict[str, Any]] = {
         "g_max": 10.35,
         "prog_coeff": (0.15781817, 2.32443916, -2.16310839, 0.68841818),
         "t_0": 200.0,
+        "drift_std_start": 0.3039,
+        "drift_std_log": (-0.0120, -0.0023, 0.0124, 0.04),
+        "drift_std_coeff": (0.0104, 0.0116, -0.0165),
+        "read_start": 0.1591,
+        "read_log": (-0.0078, 0.0038, 0.0179, 0.04),
+        "read_coeff": (0.0088, 0.0768, -0.1352, 0.0664),
     },
     2: {
         "g_max": 20.7,
         "prog_coeff": (0.16603222, 4.71806468, -8.48101252, 4.68961419),
         "t_0": 300.0,
+        "drift_std_start": 0.3055,
+        "drift_std_log": (-0.0117, -0.0057, 0.0091, 0.04),
+        "drift_std_coeff": (0.0073, 0.0093, -0.0118),
+        "read_start": 0.16,
+        "read_log": (-0.0117, -0.0069, 0.015, 0.04),
+        "read_coeff": (0.0123, 0.0211, -0.0280, 0.0069),
     },
 }
 
@@ -112,9 +80,13 @@ class HermesNoiseModel(DriftingNoiseModel):
     With :math:`a = g / g_\text{max}`, for two devices,
 
     .. math:: \sigma = (0.166 + 4.718 a - 8.481 a^2 + 4.690 a^3)\,
-        g_\text{max} / g_\text{ref}
+        g_\text{max} / g_\text{ref}, \qquad
+        \mu_\nu = \begin{cases}
+        \mathrm{clip}(-0.0387 \ln a - 0.0182,\ 0.072,\ 0.13) & a < 0.0945 \\
+        0.0736 - 0.0126 a - 0.0436 a^2 & \text{else}\end{cases}
 
-    and separate curves for drift and read noise. Fields that are not given take
+    and curves of the same form for the spread of the drift exponent and for the read
+    noise relative to the conductance. Fields that are not given take
     measured values, which depend on `num_devices`.
 
     >>> HermesNoiseModel(num_devices=1).g_max, HermesNoiseModel().g_max
@@ -139,6 +111,26 @@ class HermesNoiseModel(DriftingNoiseModel):
     """Time of the reference read after programming, in seconds; 200 for one device."""
     t_read: Positive = 512e-9
     """Duration of a read, in seconds."""
+    drift_mean_start: Positive = 0.0945
+    """g / g_max from which `drift_mean_coeff` holds for the mean drift exponent, and
+    below which `drift_mean_log` does."""
+    drift_mean_log: ClippedLog = (-0.0387, -0.0182, 0.0720, 0.13)
+    """Mean drift exponent at small conductances: slope and offset of its line in
+    ln(g / g_max), its least and its most."""
+    drift_mean_coeff: Coefficients = (0.0736, -0.0126, -0.0436)
+    """Mean drift exponent, by powers of g / g_max."""
+    drift_std_start: Positive = _MEASURED[2]["drift_std_start"]
+    """As `drift_mean_start`, for the standard deviation over devices."""
+    drift_std_log: ClippedLog = _MEASURED[2]["drift_std_log"]
+    """As `drift_mean_log`, for the standard deviation over devices."""
+    drift_std_coeff: Coefficients = _MEASURED[2]["drift_std_coeff"]
+    """As `drift_mean_coeff`, for the standard deviation over devices."""
+    read_start: Positive = _MEASURED[2]["read_start"]
+    """As `drift_mean_start`, for the read noise relative to the conductance."""
+    read_log: ClippedLog = _MEASURED[2]["read_log"]
+    """As `drift_mean_log`, for the read noise relative to the conductance."""
+    read_coeff: Coefficients = _MEASURED[2]["read_coeff"]
+    """As `drift_mean_coeff`, for the read noise relative to the conductance."""
 
     @model_validator(mode="before")
     @classmethod
@@ -162,19 +154,18 @@ class HermesNoiseModel(DriftingNoiseModel):
 
     def drift_mean(self, g: ArrayLike) -> jax.Array:
         """Returns the mean drift exponent at a target conductance in µS."""
-        a = curves.relative(g, self.g_max)
-        return self.drift_scale * hermes_drift_mean(a)
+        parts = self.drift_mean_start, self.drift_mean_log, self.drift_mean_coeff
+        return self.drift_scale * in_two_parts(curves.relative(g, self.g_max), *parts)
 
     def drift_std(self, g: ArrayLike) -> jax.Array:
         """Returns the spread of the drift exponent at a target conductance in µS."""
-        a = curves.relative(g, self.g_max)
-        spread = hermes_drift_std(a, num_devices=self.num_devices)
-        return self.drift_scale * spread
+        parts = self.drift_std_start, self.drift_std_log, self.drift_std_coeff
+        return self.drift_scale * in_two_parts(curves.relative(g, self.g_max), *parts)
 
     def read_sigma(self, programmed: Programmed, t_s: ArrayLike) -> jax.Array:
         """Returns the noise of one read in µS, at a time in seconds."""
         a = curves.relative(programmed.g_target, self.g_max)
-        level = hermes_read_level(a, num_devices=self.num_devices)
+        level = in_two_parts(a, self.read_start, self.read_log, self.read_coeff)
         growth = noise_growth(t_s + self.t_0, self.t_read)
         return self.read_noise_scale * self.mean_at(programmed, t_s) * level * growth
 

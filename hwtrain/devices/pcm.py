@@ -1,23 +1,25 @@
 """Noise models of phase-change memory."""
 
-from typing import Any, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.typing import ArrayLike
-from pydantic import model_validator
+from pydantic import Field, model_validator
 
 from hwtrain._arrays.polynomials import PCM_COEFFICIENTS
 from hwtrain._parts.constant import static
-from hwtrain._parts.fields import Positive
+from hwtrain._parts.fields import NonNegative, Positive
 from hwtrain._parts.registry import register
 from hwtrain.devices import _curves as curves
 from hwtrain.devices import _samples as samples
 from hwtrain.devices._curves import (
+    ClippedLog,
     Coefficients,
     Points,
     check_curve,
+    clipped_log,
     interpolate,
     polynomial_sigma,
 )
@@ -27,60 +29,26 @@ from hwtrain.devices._programmed import (
 )
 from hwtrain.devices.drifting import DriftingNoiseModel
 
-
-def pcm_drift_mean(a: jax.Array) -> jax.Array:
-    r"""Returns the mean drift exponent of PCM.
-
-    .. math:: \mu_\nu = \mathrm{clip}(-0.0155 \ln a + 0.0244,\ 0.049,\ 0.1)
-
-    >>> print(pcm_drift_mean(jnp.array([1e-7, 1.0])))
-    [0.1   0.049]
-
-    Args:
-      a: relative conductance, positive.
-
-    References:
-      Nandakumar et al., Phase-change memory models for deep learning training and
-      inference, ICECS 2019.
-    """
-    return jnp.clip(-0.0155 * jnp.log(a) + 0.0244, 0.049, 0.1)
+_PCM_G_MAX = 25.0
+ReadCoefficients = Annotated[
+    tuple[NonNegative, NonNegative, NonNegative], Field(strict=False)
+]
 
 
-def pcm_drift_std(a: jax.Array) -> jax.Array:
-    r"""Returns the standard deviation of the drift exponent of PCM.
-
-    .. math:: \sigma_\nu = \mathrm{clip}(-0.0125 \ln a - 0.0059,\ 0.008,\ 0.045)
-
-    >>> print(pcm_drift_std(jnp.array([1e-7, 1.0])))
-    [0.045 0.008]
-
-    Args:
-      a: relative conductance, positive.
-
-    References:
-      Nandakumar et al., ICECS 2019.
-    """
-    return jnp.clip(-0.0125 * jnp.log(a) - 0.0059, 0.008, 0.045)
-
-
-def pcm_read_level(a: jax.Array) -> jax.Array:
+def pcm_read_level(a: jax.Array, coeffs: ReadCoefficients) -> jax.Array:
     r"""Returns the read noise of PCM relative to the conductance.
 
-    .. math:: Q = \min(0.0088 / a^{0.65},\ 0.2)
+    .. math:: Q = \min(q_0 / a^{q_1},\ q_2)
 
-    >>> print(pcm_read_level(jnp.array([1e-7, 1.0])))
+    >>> print(pcm_read_level(jnp.array([1e-7, 1.0]), (0.0088, 0.65, 0.2)))
     [0.2    0.0088]
 
     Args:
       a: relative conductance, positive.
-
-    References:
-      Nandakumar et al., ICECS 2019.
+      coeffs: level at g_max, exponent, and the most.
     """
-    return jnp.minimum(0.0088 / a**0.65, 0.2)
-
-
-_PCM_G_MAX = 25.0
+    level, exponent, most = coeffs
+    return jnp.minimum(level / a**exponent, most)
 
 
 class _PCMNoiseModel(DriftingNoiseModel):
@@ -91,6 +59,9 @@ class _PCMNoiseModel(DriftingNoiseModel):
     prog_coeff_g_max_reference: Positive | None = None
     """g_ref, the g_max in µS at which `prog_coeff` was fitted. `None`: 25 µS for the
     coefficients of this model, and `g_max` for others."""
+    read_coeff: ReadCoefficients = (0.0088, 0.65, 0.2)
+    """q_0, q_1 and q_2 of the read noise min(q_0 / a^q_1, q_2), relative to the
+    conductance, with a = g / g_max."""
 
     def programming_sigma(self, g: ArrayLike) -> jax.Array:
         """Returns the programming noise at a target conductance, both in µS."""
@@ -104,7 +75,7 @@ class _PCMNoiseModel(DriftingNoiseModel):
     def read_sigma(self, programmed: Programmed, t_s: ArrayLike) -> jax.Array:
         """Returns the noise of one read in µS, at a time in seconds."""
         a = curves.relative(programmed.g_target, self.g_max)
-        level = self.read_noise_scale * pcm_read_level(a)
+        level = self.read_noise_scale * pcm_read_level(a, self.read_coeff)
         growth = noise_growth(t_s + self.t_0, self.t_read)
         return self.mean_at(programmed, t_s) * level * growth
 
@@ -136,16 +107,21 @@ class PCMLikeNoiseModel(_PCMNoiseModel):
     """
 
     type: Literal["pcm_like"] = "pcm_like"
+    drift_mean_coeff: ClippedLog = (-0.0155, 0.0244, 0.049, 0.1)
+    """Mean drift exponent: slope and offset of its line in ln(g / g_max), its least and
+    its most."""
+    drift_std_coeff: ClippedLog = (-0.0125, -0.0059, 0.008, 0.045)
+    """Standard deviation of the drift exponent over devices, likewise."""
 
     def drift_mean(self, g: ArrayLike) -> jax.Array:
         """Returns the mean drift exponent at a target conductance in µS."""
         a = curves.relative(g, self.g_max)
-        return self.drift_scale * pcm_drift_mean(a)
+        return self.drift_scale * clipped_log(a, self.drift_mean_coeff)
 
     def drift_std(self, g: ArrayLike) -> jax.Array:
         """Returns the spread of the drift exponent at a target conductance in µS."""
         a = curves.relative(g, self.g_max)
-        return self.drift_scale * pcm_drift_std(a)
+        return self.drift_scale * clipped_log(a, self.drift_std_coeff)
 
     def proof(self, ctx: Any) -> None:
         """Declares its measured effect: devices as NumPy draws them."""

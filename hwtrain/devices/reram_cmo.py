@@ -1,11 +1,12 @@
 """The noise model of ReRAM with a conductive metal oxide."""
 
-from typing import Any, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 import jax
 import jax.numpy as jnp
 from jax.typing import ArrayLike
-from pydantic import model_validator
+from pydantic import Field, model_validator
+from pydantic_core import ArgsKwargs
 
 from hwtrain._arrays.polynomials import polynomial
 from hwtrain._arrays.random import stored_normal
@@ -13,6 +14,7 @@ from hwtrain._parts.fields import Deviation, NonNegative, Number, Positive
 from hwtrain._parts.registry import register
 from hwtrain.devices import _samples as samples
 from hwtrain.devices._conversion import check_range
+from hwtrain.devices._curves import Coefficients
 from hwtrain.devices._programmed import (
     Programmed,
     _relaxation,
@@ -24,57 +26,61 @@ from hwtrain.devices.bases import NoiseModel
 CMO_COEFFICIENTS = {0.2: (0.00081107, 0.00106879), 2.0: (0.0112185391, 0.01129027418)}
 """Programming noise in µS, by powers of g in µS, for each acceptance range in %."""
 
-_CMO_T_READ_S = 1e-6
+Pair = Annotated[tuple[Number, Number], Field(strict=False)]
+
 _CMO_LEVEL_FLOOR_US = 1e-6
 
 
-def cmo_relaxation(xi: jax.Array, t_s: ArrayLike) -> jax.Array:
+def cmo_relaxation(
+    xi: jax.Array, t_s: ArrayLike, *, mean: float, std: tuple[float, float]
+) -> jax.Array:
     r"""Returns the change of the conductance of CMO/HfOx ReRAM since programming.
 
-    .. math:: \Delta g = -0.0890 \ln t + (0.0420 \ln t + 0.4118)\, \xi
+    .. math:: \Delta g = m \ln t + (s_0 + s_1 \ln t)\, \xi
 
-    >>> print(f"{cmo_relaxation(jnp.array(0.0), 3600.0):.3f}")
+    >>> change = cmo_relaxation(jnp.array(0.0), 3600.0, mean=-0.089, std=(0.41, 0.04))
+    >>> print(f"{change:.3f}")
     -0.729
 
     Args:
       xi: a standard normal number for each device.
       t_s: time since programming, in seconds. May be traced; below 1 s it is taken as
         1 s, where the fit begins.
+      mean: m, in µS.
+      std: s_0 and s_1, in µS.
 
     Returns:
       In µS.
-
-    References:
-      Falcone et al., All-in-one analog AI hardware: on-chip training and inference with
-      conductive-metal-oxide/HfOx ReRAM devices, arXiv:2502.04524, 2025.
     """
     log_t = jnp.log(jnp.maximum(jnp.asarray(t_s, jnp.float32), 1))
-    return -0.08900206 * log_t + (0.04201137 * log_t + 0.41183342) * xi
+    start, growth = std
+    return mean * log_t + (growth * log_t + start) * xi
 
 
-def cmo_read_sigma(g: jax.Array, t_s: ArrayLike) -> jax.Array:
+def cmo_read_sigma(
+    g: jax.Array, t_s: ArrayLike, *, coeff: float, t_read_s: float
+) -> jax.Array:
     r"""Returns the read noise of CMO/HfOx ReRAM.
 
-    .. math:: \sigma = 0.0277 \max(\log_{10} g, 0)
-        \sqrt{\ln \frac{t + t_r}{2 t_r}}, \qquad t_r = 1\ \text{µs}
+    .. math:: \sigma = q \max(\log_{10} g, 0) \sqrt{\ln \frac{t + t_r}{2 t_r}}
 
-    >>> print(f"{cmo_read_sigma(jnp.array(88.2), 1.0):.3f}")
+    >>> sigma = cmo_read_sigma(jnp.array(88.2), 1.0, coeff=0.02773, t_read_s=1e-6)
+    >>> print(f"{sigma:.3f}")
     0.195
 
     Args:
       g: conductance at the time of the read, in µS.
       t_s: time since programming, in seconds. May be traced; below 1 s it is taken as
         1 s.
+      coeff: q, in µS.
+      t_read_s: duration of a read, in seconds.
 
     Returns:
       In µS, of the shape of `g`.
-
-    References:
-      Falcone et al., 2025.
     """
     level = jnp.maximum(jnp.log10(jnp.maximum(g, _CMO_LEVEL_FLOOR_US)), 0)
     t_s = jnp.maximum(jnp.asarray(t_s, jnp.float32), 1)
-    return 0.0277316483 * level * noise_growth(t_s, _CMO_T_READ_S)
+    return coeff * level * noise_growth(t_s, t_read_s)
 
 
 @register("noise_model", "reram_cmo")
@@ -105,7 +111,18 @@ class ReRamCMONoiseModel(NoiseModel):
     g_min: NonNegative = 9.0
     """The smallest conductance, in µS."""
     acceptance_range: Number = 0.2
-    """Tolerance of programming around the target: 0.2 or 2, in % of the target."""
+    """Tolerance of programming around the target: 0.2 or 2, in % of the target. It
+    decides the default of `prog_coeff` and nothing else."""
+    prog_coeff: Coefficients = CMO_COEFFICIENTS[0.2]
+    """Programming noise in µS, by powers of g in µS."""
+    drift_mean_coeff: Number = -0.08900206
+    """Mean relaxation in µS, times ln t."""
+    drift_std_coeff: Pair = (0.41183342, 0.04201137)
+    """Standard deviation of the relaxation over devices in µS, by powers of ln t."""
+    read_coeff: NonNegative = 0.0277316483
+    """Read noise in µS, times log10 g and the growth of 1/f noise."""
+    t_read: Positive = 1e-6
+    """Duration of a read, in seconds."""
     prog_noise_scale: Deviation = 1.0
     """Factor on the programming noise. Zero turns it off."""
     read_noise_scale: Deviation = 1.0
@@ -113,13 +130,23 @@ class ReRamCMONoiseModel(NoiseModel):
     drift_scale: Deviation = 1.0
     """Factor on the relaxation. Zero turns it off."""
 
+    @model_validator(mode="before")
+    @classmethod
+    def _as_measured(cls, data: Any) -> Any:
+        given = data.kwargs or {} if isinstance(data, ArgsKwargs) else data
+        if not isinstance(given, dict):
+            return data
+        coeffs = CMO_COEFFICIENTS.get(given.get("acceptance_range", 0.2))
+        filled = given if coeffs is None else {"prog_coeff": coeffs} | given
+        return ArgsKwargs((), filled) if isinstance(data, ArgsKwargs) else filled
+
     @model_validator(mode="after")
     def _check(self) -> Self:
         check_range(self.g_min, self.g_max)
         if self.acceptance_range not in CMO_COEFFICIENTS:
             raise ValueError(
                 "acceptance_range was measured at 0.2 and at 2 (percent), got "
-                f"{self.acceptance_range}"
+                f"{self.acceptance_range}; give your own numbers as prog_coeff"
             )
         return self
 
@@ -133,9 +160,8 @@ class ReRamCMONoiseModel(NoiseModel):
         Args:
           g: target conductance, in µS.
         """
-        coeffs = CMO_COEFFICIENTS[self.acceptance_range]
         g = jnp.abs(jnp.asarray(g, jnp.float32))
-        return self.prog_noise_scale * polynomial(g, coeffs)
+        return self.prog_noise_scale * jnp.maximum(polynomial(g, self.prog_coeff), 0)
 
     def program(self, key: jax.Array, g_target: jax.Array) -> Programmed:
         """Returns devices after programming.
@@ -156,7 +182,12 @@ class ReRamCMONoiseModel(NoiseModel):
         return jnp.clip(self._relaxed(programmed, t_s), self.g_min, self.g_max)
 
     def _relaxed(self, programmed: Programmed, t_s: ArrayLike) -> jax.Array:
-        moved = cmo_relaxation(_relaxation(programmed), t_s)
+        moved = cmo_relaxation(
+            _relaxation(programmed),
+            t_s,
+            mean=self.drift_mean_coeff,
+            std=self.drift_std_coeff,
+        )
         return programmed.g_prog + self.drift_scale * moved
 
     def read_sigma(self, programmed: Programmed, t_s: ArrayLike) -> jax.Array:
@@ -166,7 +197,8 @@ class ReRamCMONoiseModel(NoiseModel):
           programmed: the devices.
           t_s: time since programming, in seconds. May be traced.
         """
-        sigma = cmo_read_sigma(self._relaxed(programmed, t_s), t_s)
+        g = self._relaxed(programmed, t_s)
+        sigma = cmo_read_sigma(g, t_s, coeff=self.read_coeff, t_read_s=self.t_read)
         return self.read_noise_scale * sigma
 
     def at(self, key: jax.Array, programmed: Programmed, t_s: ArrayLike) -> jax.Array:

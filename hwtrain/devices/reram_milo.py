@@ -6,12 +6,12 @@ import jax
 import jax.numpy as jnp
 from jax.typing import ArrayLike
 
+from hwtrain._arrays.polynomials import polynomial
 from hwtrain._parts.fields import Deviation, Positive
 from hwtrain._parts.registry import register
+from hwtrain.devices._curves import Coefficients
 from hwtrain.devices._programmed import Programmed
 from hwtrain.devices.bases import NoiseModel
-
-_COEFFICIENTS = (4.782321, -0.009107)
 
 
 @register("noise_model", "reram_milo")
@@ -35,13 +35,14 @@ class ReRamMiloNoiseModel(NoiseModel):
     type: Literal["reram_milo"] = "reram_milo"
     g_max: Positive = 225.0
     """Conductance of the largest weight, in µS."""
+    prog_coeff: Coefficients = (4.782321, -0.009107)
+    """Programming noise in µS, by powers of g in µS."""
     prog_noise_scale: Deviation = 1.0
     """Factor on the programming noise. Zero turns it off."""
 
     def programming_sigma(self, g: ArrayLike) -> jax.Array:
         """Returns the programming noise at a target conductance, both in µS."""
-        offset, slope = _COEFFICIENTS
-        sigma = offset + slope * jnp.asarray(g, jnp.float32)
+        sigma = polynomial(jnp.asarray(g, jnp.float32), self.prog_coeff)
         return self.prog_noise_scale * jnp.maximum(sigma, 0)
 
     def read_sigma(self, programmed: Programmed, t_s: ArrayLike) -> jax.Array:

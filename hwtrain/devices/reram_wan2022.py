@@ -1,16 +1,17 @@
 """The noise model of the ReRAM of Wan et al., 2022."""
 
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax.typing import ArrayLike
+from pydantic import model_validator
 
 from hwtrain._arrays.polynomials import polynomial
 from hwtrain._parts.fields import Deviation, Positive
 from hwtrain._parts.registry import register
 from hwtrain.devices import _samples as samples
+from hwtrain.devices._curves import Table, Times, check_table
 from hwtrain.devices._programmed import (
     Programmed,
     _relaxation,
@@ -30,7 +31,12 @@ WAN_COEFFICIENTS = (
 """The spread at these times in µS, by powers of g / g_max, for a g_max of 40 µS."""
 
 
-def wan_sigma(a: jax.Array, t_s: ArrayLike) -> jax.Array:
+def wan_sigma(
+    a: jax.Array,
+    t_s: ArrayLike,
+    times_s: tuple[float, ...] = WAN_TIMES_S,
+    rows: tuple[tuple[float, ...], ...] = WAN_COEFFICIENTS,
+) -> jax.Array:
     r"""Returns the spread of ReRAM around its target, for a g_max of 40 µS.
 
     A polynomial in the relative conductance was fitted at 1 s, 1 day and 2 days after
@@ -42,7 +48,9 @@ def wan_sigma(a: jax.Array, t_s: ArrayLike) -> jax.Array:
 
     Args:
       a: target conductance relative to g_max.
-      t_s: time since programming, in seconds. May be traced; zero is taken as 1 s.
+      t_s: time since programming, in seconds. May be traced.
+      times_s: times of the measurements, rising.
+      rows: coefficients of each time in µS, in ascending powers.
 
     Returns:
       In µS, of the shape of `a`.
@@ -51,12 +59,14 @@ def wan_sigma(a: jax.Array, t_s: ArrayLike) -> jax.Array:
       Wan et al., A compute-in-memory chip based on resistive random-access memory,
       Nature 2022.
     """
-    knots = [jnp.maximum(polynomial(a, coeffs), 0) for coeffs in WAN_COEFFICIENTS]
-    log_times = np.log(np.asarray(WAN_TIMES_S, np.float32))
-    log_t = jnp.log(jnp.maximum(jnp.asarray(t_s, jnp.float32), WAN_TIMES_S[0]))
-    first = jnp.clip((log_t - log_times[0]) / (log_times[1] - log_times[0]), 0, 1)
-    second = jnp.clip((log_t - log_times[1]) / (log_times[2] - log_times[1]), 0, 1)
-    return knots[0] + first * (knots[1] - knots[0]) + second * (knots[2] - knots[1])
+    knots = [jnp.maximum(polynomial(a, coeffs), 0) for coeffs in rows]
+    log_times = [jnp.log(jnp.asarray(t, jnp.float32)) for t in times_s]
+    log_t = jnp.log(jnp.maximum(jnp.asarray(t_s, jnp.float32), times_s[0]))
+    sigma = knots[0]
+    for start, end, low, high in zip(log_times, log_times[1:], knots, knots[1:]):
+        share = jnp.clip((log_t - start) / (end - start), 0, 1)
+        sigma = sigma + share * (high - low)
+    return sigma
 
 
 @register("noise_model", "reram_wan2022")
@@ -83,20 +93,35 @@ class ReRamWan2022NoiseModel(NoiseModel):
     """Conductance of the largest weight, in µS."""
     coeff_g_max_reference: Positive = 40.0
     """The g_max in µS of the measured spread."""
+    times_s: Times = WAN_TIMES_S
+    """Times of the measurements of the spread, rising, in seconds after programming;
+    `program` reaches the first."""
+    spread_coeff: Table = WAN_COEFFICIENTS
+    """The spread at each of these times in µS, by powers of g / g_max."""
     noise_scale: Deviation = 1.0
     """Factor on the spread. Zero turns it off."""
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        check_table("spread_coeff", self.times_s, self.spread_coeff)
+        if self.times_s[0] <= 0:
+            raise ValueError(
+                "times_s should begin after 0 s, because the spread is linear in the "
+                f"logarithm of time; got {self.times_s}"
+            )
+        return self
 
     def must_drift(self, t_s: float) -> bool:
         """Whether a chip must differ after a given time: always."""
         return True
 
     def programming_sigma(self, g: ArrayLike) -> jax.Array:
-        """Returns the spread 1 s after programming.
+        """Returns the spread at the first of `times_s`.
 
         Args:
           g: target conductance, in µS.
         """
-        return self.sigma_at(g, 1.0)
+        return self.sigma_at(g, self.times_s[0])
 
     def sigma_at(self, g: ArrayLike, t_s: ArrayLike) -> jax.Array:
         """Returns the spread around a target at a given time.
@@ -107,10 +132,10 @@ class ReRamWan2022NoiseModel(NoiseModel):
         """
         a = jnp.abs(jnp.asarray(g, jnp.float32)) / self.g_max
         factor = self.noise_scale * self.g_max / self.coeff_g_max_reference
-        return factor * wan_sigma(a, t_s)
+        return factor * wan_sigma(a, t_s, self.times_s, self.spread_coeff)
 
     def program(self, key: jax.Array, g_target: jax.Array) -> Programmed:
-        """Returns devices 1 s after programming.
+        """Returns devices at the first of `times_s`.
 
         Args:
           key: a JAX key.

@@ -1,16 +1,17 @@
 """The noise model of SONOS charge-trapping memory, a kind of flash."""
 
-from typing import Any, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.typing import ArrayLike
-from pydantic import model_validator
+from pydantic import Field, model_validator
 
 from hwtrain._arrays.polynomials import polynomial
-from hwtrain._parts.fields import Deviation, Positive
+from hwtrain._parts.fields import Deviation, Number, Positive
 from hwtrain._parts.registry import register
+from hwtrain.devices._curves import Table, Times, check_table
 from hwtrain.devices._programmed import (
     Programmed,
     _relaxation,
@@ -23,41 +24,32 @@ DAY_S = 86_400.0
 MOST_NA = 1800.0
 """The largest current of the measurements over time, in nA."""
 
-_MEAN = np.array(
-    [
-        [0.0] * 11,
-        [0.172684, 0.0572552, -6.85715e-4, 3.50271e-6, -9.37682e-9, 1.40575e-11]
-        + [-1.19803e-14, 5.41293e-18, -8.85448e-22, -1.66869e-25, 5.9518e-29],
-        [0.250712, 0.0662195, -6.83218e-4, 2.99442e-6, -6.78255e-9, 7.70482e-12]
-        + [-3.04983e-15, -2.15919e-18, 2.94617e-21, -1.23359e-24, 1.85329e-28],
-        [-0.01753, 0.0976883, -9.63791e-4, 4.55551e-6, -1.22391e-8, 1.93786e-11]
-        + [-1.85899e-14, 1.07659e-17, -3.58211e-21, 5.96785e-25, -3.3041e-29],
-        [0.0403338, 0.103111, -1.0474e-3, 4.83961e-6, -1.28132e-8, 1.99484e-11]
-        + [-1.85139e-14, 1.00008e-17, -2.84944e-21, 3.01008e-25, 1.18747e-29],
-        [0.319927, 0.106596, -1.04054e-3, 4.5029e-6, -1.10352e-8, 1.56477e-11]
-        + [-1.27592e-14, 5.45513e-18, -7.26841e-22, -2.43893e-25, 7.14608e-29],
-    ]
+_DAYS_S = tuple(day * DAY_S for day in range(6))
+
+_MEAN = (
+    (0.0,) * 11,
+    (0.172684, 0.0572552, -6.85715e-4, 3.50271e-6, -9.37682e-9, 1.40575e-11)
+    + (-1.19803e-14, 5.41293e-18, -8.85448e-22, -1.66869e-25, 5.9518e-29),
+    (0.250712, 0.0662195, -6.83218e-4, 2.99442e-6, -6.78255e-9, 7.70482e-12)
+    + (-3.04983e-15, -2.15919e-18, 2.94617e-21, -1.23359e-24, 1.85329e-28),
+    (-0.01753, 0.0976883, -9.63791e-4, 4.55551e-6, -1.22391e-8, 1.93786e-11)
+    + (-1.85899e-14, 1.07659e-17, -3.58211e-21, 5.96785e-25, -3.3041e-29),
+    (0.0403338, 0.103111, -1.0474e-3, 4.83961e-6, -1.28132e-8, 1.99484e-11)
+    + (-1.85139e-14, 1.00008e-17, -2.84944e-21, 3.01008e-25, 1.18747e-29),
+    (0.319927, 0.106596, -1.04054e-3, 4.5029e-6, -1.10352e-8, 1.56477e-11)
+    + (-1.27592e-14, 5.45513e-18, -7.26841e-22, -2.43893e-25, 7.14608e-29),
 )
-"""Change of the mean current in nA, by powers of the current in nA, after 0 to 5
-days."""
-
-_SPREAD = np.array(
-    [
-        [19.88665, 176.3115],
-        [25.59102, 186.85544],
-        [28.72753, 193.56834],
-        [31.04318, 198.90332],
-        [33.76214, 204.77023],
-        [34.57909, 207.34309],
-    ]
+_SPREAD = (
+    (19.88665, 176.3115),
+    (25.59102, 186.85544),
+    (28.72753, 193.56834),
+    (31.04318, 198.90332),
+    (33.76214, 204.77023),
+    (34.57909, 207.34309),
 )
-"""A and B of the spread, in nA, after 0 to 5 days."""
 
-_READ = (12.58037, 215.36557)
-"""A and B of the read noise, in nA."""
-
-# By powers of the current in µA, which float32 can take to the tenth power.
-_SCALED = _MEAN * 1e3 ** np.arange(11)
+Saturating = Annotated[tuple[Number, Positive], Field(strict=False)]
+"""A and B of A (1 - exp(-I / B)), in nA."""
 
 
 @register("noise_model", "sonos")
@@ -71,7 +63,7 @@ class SonosNoiseModel(NoiseModel):
 
     with the currents I of devices at the read voltage in nA, :math:`\xi` constant for
     each device, and p, A and B measured after 0 to 5 days: linear in time between,
-    constant afterwards. Just after programming, p = 0. Each read adds noise of the same
+    constant outside. Just after programming, p = 0. Each read adds noise of the same
     shape, with A = 12.6 nA and B = 215 nA. Of devices for both signs, those that are
     off conduct hardly anything, so `g_min` of the converter is 0.
 
@@ -79,7 +71,8 @@ class SonosNoiseModel(NoiseModel):
     0.199
 
     Raises:
-      ValueError: for currents above 1800 nA, which were not measured over time.
+      ValueError: with the coefficients of the paper, for currents above 1800 nA, which
+        were not measured over time.
 
     References:
       Agrawal et al., Subthreshold operation of SONOS analog memory to enable accurate
@@ -92,6 +85,15 @@ class SonosNoiseModel(NoiseModel):
     """Conductance of the largest weight, in µS."""
     v_read: Positive = 0.1
     """Read voltage, in V: 1600 nA at g_max."""
+    times_s: Times = _DAYS_S
+    """Times of the measurements, rising, in seconds after programming."""
+    drift_mean_coeff: Table = _MEAN
+    """Change of the mean current in nA since programming, at each of these times: by
+    powers of the current in nA."""
+    spread_coeff: Annotated[tuple[Saturating, ...], Field(strict=False)] = _SPREAD
+    """A and B of the spread A (1 - exp(-I / B)), in nA, at each of these times."""
+    read_coeff: Saturating = (12.58037, 215.36557)
+    """A and B of the read noise, in nA."""
     prog_noise_scale: Deviation = 1.0
     """Factor on the spread. Zero turns it off."""
     drift_scale: Deviation = 1.0
@@ -129,13 +131,15 @@ class SonosNoiseModel(NoiseModel):
           t_s: time since programming, in seconds. May be traced.
         """
         current = self._na(programmed.g_target)
-        change = polynomial(current / 1e3, _at(_SCALED, t_s))
+        change = polynomial(
+            current / 1e3, self._at(_per_ua(self.drift_mean_coeff), t_s)
+        )
         mean = programmed.g_target + self.drift_scale * change / self._na(1.0)
         return noisy(mean, self._sigma(mean, t_s), _relaxation(programmed))
 
     def read_sigma(self, programmed: Programmed, t_s: ArrayLike) -> jax.Array:
         """Returns the noise of one read in µS, at a time in seconds."""
-        sigma = _saturating(self._na(self.mean_at(programmed, t_s)), *_READ)
+        sigma = _saturating(self._na(self.mean_at(programmed, t_s)), *self.read_coeff)
         return self.read_noise_scale * sigma / self._na(1.0)
 
     def _na(self, g: ArrayLike) -> jax.Array:
@@ -144,16 +148,21 @@ class SonosNoiseModel(NoiseModel):
 
     def _sigma(self, g: ArrayLike, t_s: ArrayLike) -> jax.Array:
         """Returns the spread in µS of devices of a mean conductance in µS."""
-        a, b = _at(_SPREAD, t_s)
+        a, b = self._at(self.spread_coeff, t_s)
         return self.prog_noise_scale * _saturating(self._na(g), a, b) / self._na(1.0)
+
+    def _at(self, rows: tuple[Any, ...], t_s: ArrayLike) -> list[jax.Array]:
+        """Returns each column of a table at a time in seconds."""
+        known = jnp.asarray(self.times_s, jnp.float32)
+        columns = [jnp.asarray(column, jnp.float32) for column in zip(*rows)]
+        return [jnp.interp(jnp.asarray(t_s, jnp.float32), known, c) for c in columns]
 
     def proof(self, ctx: Any) -> None:
         """Declares its measured effect: devices as NumPy draws them."""
         unit = 1e3 * self.v_read
 
-        def at(table: np.ndarray, t_s: float) -> np.ndarray:
-            days = np.arange(6)
-            return np.array([np.interp(t_s / DAY_S, days, row) for row in table.T])
+        def at(rows: tuple[Any, ...], t_s: float) -> np.ndarray:
+            return np.array([np.interp(t_s, self.times_s, x) for x in zip(*rows)])
 
         def spread(g: np.ndarray, a: float, b: float) -> np.ndarray:
             return np.maximum(a * (1 - np.exp(-g * unit / b)), 0) / unit
@@ -161,23 +170,28 @@ class SonosNoiseModel(NoiseModel):
         def sample(rng: np.random.Generator, g: np.ndarray, t_s: float) -> Any:
             xi = rng.normal(size=g.shape)
             scale = self.prog_noise_scale
-            written = np.maximum(g + scale * spread(g, *at(_SPREAD, 0.0)) * xi, 0)
-            change = np.polynomial.polynomial.polyval(g * unit, at(_MEAN, t_s)) / unit
-            mean = g + self.drift_scale * change
-            now = np.maximum(mean + scale * spread(mean, *at(_SPREAD, t_s)) * xi, 0)
-            read = self.read_noise_scale * spread(now, *_READ)
+            written = np.maximum(
+                g + scale * spread(g, *at(self.spread_coeff, 0.0)) * xi, 0
+            )
+            moved = at(self.drift_mean_coeff, t_s)
+            change = np.polynomial.polynomial.polyval(g * unit, moved) / unit
+            mean, later = g + self.drift_scale * change, at(self.spread_coeff, t_s)
+            now = np.maximum(mean + scale * spread(mean, *later) * xi, 0)
+            read = self.read_noise_scale * spread(now, *self.read_coeff)
             return written, now - written, read * rng.normal(size=g.shape)
 
         ctx.behaves(sample)
 
     @model_validator(mode="after")
     def _check(self) -> Self:
+        check_table("drift_mean_coeff", self.times_s, self.drift_mean_coeff)
+        check_table("spread_coeff", self.times_s, self.spread_coeff)
         most = 1e3 * self.v_read * self.g_max
-        if most > MOST_NA * (1 + 1e-6):
+        if self.drift_mean_coeff == _MEAN and most > MOST_NA * (1 + 1e-6):
             raise ValueError(
                 f"g_max={self.g_max:g} µS at v_read={self.v_read:g} V is {most:g} nA, "
                 f"and currents above {MOST_NA:g} nA were not measured over time: lower "
-                "one of them"
+                "one of them, or give your own drift_mean_coeff"
             )
         return self
 
@@ -186,9 +200,9 @@ def _saturating(current: jax.Array, a: Any, b: Any) -> jax.Array:
     return jnp.maximum(-a * jnp.expm1(-current / b), 0)
 
 
-def _at(table: np.ndarray, t_s: ArrayLike) -> list[jax.Array]:
-    """Returns each column of a table of days at a time in seconds."""
-    days = jnp.asarray(t_s, jnp.float32) / DAY_S
-    known = jnp.arange(len(table), dtype=jnp.float32)
-    columns = [jnp.asarray(column, jnp.float32) for column in table.T]
-    return [jnp.interp(days, known, column) for column in columns]
+def _per_ua(rows: tuple[Any, ...]) -> tuple[Any, ...]:
+    """Returns coefficients by powers of the current in µA.
+
+    float32 can take a current in µA to the tenth power.
+    """
+    return tuple(tuple(c * 1e3**k for k, c in enumerate(row)) for row in rows)

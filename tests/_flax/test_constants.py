@@ -155,6 +155,7 @@ REFUSED = {
     "CustomPairConductanceConverter": ("f_lst", "g_lst", "g_max", "g_min"),
     "MeasuredNoiseModel": ("t_read",),
     "ReRamCMONoiseModel": ("acceptance_range",),
+    "HermesNoiseModel": ("drift_mean_start", "drift_std_start", "read_start"),
 }
 """The numbers that stay static, by class."""
 
@@ -257,6 +258,7 @@ PARTS = {
     "CustomPairConductanceConverter": CUSTOM,
     "ReRamCMONoiseModel": CMO,
     "MeasuredNoiseModel": MEASURED,
+    "HermesNoiseModel": hw.HermesNoiseModel(g_max=25.0),
 }
 SLOTS = {
     "WeightClipParameter": "clip",
@@ -268,6 +270,7 @@ SLOTS = {
     "CustomPairConductanceConverter": "converter",
     "ReRamCMONoiseModel": "noise_model",
     "MeasuredNoiseModel": "noise_model",
+    "HermesNoiseModel": "noise_model",
 }
 
 

@@ -246,12 +246,32 @@ def _lost(hardware: Hardware) -> Iterator[str]:
     model = hardware.noise_model
     if model is not None and model.type not in _NOISE:
         yield f"noise_model {model.type!r}: noise and drift are off"
+    yield from () if model is None else _own_coefficients(model)
     if model is not None and model.type == "reram_cmo" and hardware.converter:
         yield "converter: aihwkit's ReRamCMONoiseModel has its own, a single device"
     for stage in hardware.forward.stages if hardware.forward else ():
         yield f"forward: {stage.describe()}, which aihwkit does not have"
     if hardware.drift_compensation and hardware.drift_compensation.readout == "exact":
         yield "drift_compensation.readout='exact': aihwkit measures through the tile"
+
+
+def _own_coefficients(model: Any) -> Iterator[str]:
+    if model.type in _NOISE:
+        shape = ("type", "g_max", "g_min", "g_lst", "nu_mean_lst", "nu_std_lst")
+        known = {*shape, *_NOISE[model.type], *_EVERY}
+        measured = _published(model)
+        for field in dataclasses.fields(model):
+            value = getattr(model, field.name)
+            if field.name not in known and value != getattr(measured, field.name):
+                yield f"noise_model.{field.name}={value!r}"
+
+
+def _published(model: Any) -> Any:
+    """Returns the model of the same devices with the coefficients of its source."""
+    chosen = ("g_max", "g_lst", "nu_mean_lst", "nu_std_lst")
+    chosen += ("num_devices", "acceptance_range")
+    given = {name: getattr(model, name, None) for name in chosen}
+    return type(model)(**{k: v for k, v in given.items() if v is not None})
 
 
 def _described(value: Any) -> str:
