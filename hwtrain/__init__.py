@@ -54,6 +54,7 @@ if _typing.TYPE_CHECKING:
     from hwtrain.chips import apply_mismatch as apply_mismatch
     from hwtrain.chips import chip_key as chip_key
     from hwtrain.chips import program_chip as program_chip
+    from hwtrain.devices import AtTemperature as AtTemperature
     from hwtrain.devices import ConductanceConverter as ConductanceConverter
     from hwtrain.devices import (
         CustomDriftPCMLikeNoiseModel as CustomDriftPCMLikeNoiseModel,
@@ -79,6 +80,7 @@ if _typing.TYPE_CHECKING:
     from hwtrain.devices import ReRamCMONoiseModel as ReRamCMONoiseModel
     from hwtrain.devices import ReRamMiloNoiseModel as ReRamMiloNoiseModel
     from hwtrain.devices import ReRamWan2022NoiseModel as ReRamWan2022NoiseModel
+    from hwtrain.devices import RetentionFailures as RetentionFailures
     from hwtrain.devices import (
         SingleDeviceConductanceConverter as SingleDeviceConductanceConverter,
     )
@@ -154,6 +156,7 @@ else:
             "program_chip",
         ),
         "devices": (
+            "AtTemperature",
             "ConductanceConverter",
             "CustomDriftPCMLikeNoiseModel",
             "CustomPairConductanceConverter",
@@ -171,6 +174,7 @@ else:
             "ReRamCMONoiseModel",
             "ReRamMiloNoiseModel",
             "ReRamWan2022NoiseModel",
+            "RetentionFailures",
             "SingleDeviceConductanceConverter",
             "SinglePairConductanceConverter",
             "SonosNoiseModel",

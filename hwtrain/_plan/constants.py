@@ -38,6 +38,8 @@ _NO_SLOPE = {
     "modifier.pcm_zero_thres": _DRAWN,
     "stuck.at_g_min": _DRAWN,
     "stuck.at_g_max": _DRAWN,
+    "noise_model.scale_s": _DRAWN,
+    "noise_model.shape": _DRAWN,
     "mapping.weight_scaling_omega": "the mapping scale is a constant to gradients",
 }
 """Numbers without a gradient, and why: a zero gradient would be silently wrong."""
@@ -197,8 +199,10 @@ def _value(key: str, part: Any, name: str, value: ArrayLike) -> Any:
     if not isinstance(value, Tracer):
         _check_value(key, part, name, value)
     array = jnp.asarray(value, jnp.float32)
-    if path in _NO_SLOPE:
-        array = _without_slope(array, key, _NO_SLOPE[path])
+    # A noise model may be inside another one.
+    within = path.replace("noise_model.noise_model.", "noise_model.")
+    if within in _NO_SLOPE:
+        array = _without_slope(array, key, _NO_SLOPE[within])
 
     def constants(number: Any, array: Any) -> Any:
         if isinstance(number, tuple):

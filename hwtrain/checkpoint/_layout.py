@@ -68,7 +68,9 @@ def chip_unit(tensor: str) -> str:
     """Returns the unit of a tensor of a chip."""
     if tensor == "kernel":
         return UNITS["nominal"]
-    return UNITS.get(tensor.rpartition("/")[2], UNITS["conductance"])
+    name = tensor.rpartition("/")[2]
+    # The number of a device's failure, which the words of manifests do not list.
+    return "1" if name == "life" else UNITS.get(name, UNITS["conductance"])
 
 
 def check_layout(

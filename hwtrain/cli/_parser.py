@@ -45,7 +45,7 @@ def make_parser() -> argparse.ArgumentParser:
         _report,
         _verify,
     )
-    for add in (*every, _convert):
+    for add in (*every, _convert, _fit):
         add(commands)
     return parser
 
@@ -439,6 +439,49 @@ def _convert(commands: Commands) -> None:
         type=Path,
         metavar="PATH",
         help="the new file or folder (default: CHECKPOINT.FORMAT, beside it)",
+    )
+    _add_parts(parser)
+
+
+def _fit(commands: Commands) -> None:
+    parser = commands.add_parser(
+        "fit",
+        help="fit a noise model to measurements of devices",
+        description="Fits the coefficients of a noise model of any family to a CSV "
+        "file of g_target_us,t_s,g_us,repeat, and prints each with its confidence "
+        "interval.",
+    )
+    parser.add_argument("measurements", metavar="CSV", type=Path)
+    parser.add_argument(
+        "family", metavar="FAMILY", help="a noise model, such as pcm_like"
+    )
+    parser.add_argument(
+        "--set",
+        action="append",
+        default=[],
+        dest="fields",
+        metavar="FIELD=VALUE",
+        help="a field that stays, such as g_max=20.0, or the start of one that is "
+        "fitted; may be repeated",
+    )
+    parser.add_argument(
+        "--names",
+        nargs="+",
+        metavar="FIELD",
+        help="the fields to fit (default: all curves of the family)",
+    )
+    parser.add_argument(
+        "--confidence",
+        type=float,
+        default=0.95,
+        metavar="SHARE",
+        help="of the intervals (default: 0.95)",
+    )
+    parser.add_argument(
+        "--out",
+        type=Path,
+        metavar="FILE",
+        help="a new TOML file with the fitted [hardware.noise_model]",
     )
     _add_parts(parser)
 

@@ -1,5 +1,6 @@
 """Devices: noise models, conductance converters, drift compensation, stuck devices."""
 
+from hwtrain.devices.at_temperature import AtTemperature as AtTemperature
 from hwtrain.devices.bases import ConductanceConverter as ConductanceConverter
 from hwtrain.devices.bases import DriftCompensation as DriftCompensation
 from hwtrain.devices.bases import NoiseModel as NoiseModel
@@ -13,6 +14,8 @@ from hwtrain.devices.drift_compensation import (
     PerColumnDriftCompensation as PerColumnDriftCompensation,
 )
 from hwtrain.devices.drifting import DriftingNoiseModel as DriftingNoiseModel
+from hwtrain.devices.family_fit import NoiseModelFit as NoiseModelFit
+from hwtrain.devices.family_fit import fit_noise_model as fit_noise_model
 from hwtrain.devices.fitted import MeasuredNoiseModel as MeasuredNoiseModel
 from hwtrain.devices.fitted import fit_measurements as fit_measurements
 from hwtrain.devices.fitted import plot_fit as plot_fit
@@ -28,6 +31,7 @@ from hwtrain.devices.reram_milo import ReRamMiloNoiseModel as ReRamMiloNoiseMode
 from hwtrain.devices.reram_wan2022 import (
     ReRamWan2022NoiseModel as ReRamWan2022NoiseModel,
 )
+from hwtrain.devices.retention_failures import RetentionFailures as RetentionFailures
 from hwtrain.devices.several_pairs import (
     CustomPairConductanceConverter as CustomPairConductanceConverter,
 )

@@ -22,6 +22,8 @@ class Programmed:
       nu: drift exponent of each device, for models with a power law; else `None`.
       xi: standard normal number of each device that determines its relaxation, for
         models with one; else `None`.
+      life: standard normal number of each device that determines when it fails, for
+        models with failures; else `None`.
       stuck: state of each device, as in `hwtrain.devices.stuck`; `None` if none can be
         stuck.
     """
@@ -30,6 +32,7 @@ class Programmed:
     g_prog: jax.Array
     nu: jax.Array | None = None
     xi: jax.Array | None = None
+    life: jax.Array | None = None
     stuck: jax.Array | None = None
 
 
@@ -65,75 +68,10 @@ def exponent(mean: ArrayLike, std: ArrayLike, xi: ArrayLike) -> jax.Array:
     return jnp.abs(mean + std * jnp.asarray(xi))
 
 
-def program_drifting(
-    key: jax.Array,
-    g_target: jax.Array,
-    *,
-    sigma: ArrayLike,
-    nu_mean: ArrayLike,
-    nu_std: ArrayLike,
-) -> Programmed:
-    """Programs devices whose conductance drifts with a power law.
-
-    >>> g = jnp.full((2, 3), 10.0)
-    >>> program_drifting(
-    ...     jax.random.key(0), g, sigma=1.0, nu_mean=0.05, nu_std=0.01).nu.shape
-    (2, 3)
-
-    Args:
-      key: a JAX key. Programming noise and drift exponents are drawn independently.
-      g_target: target conductances, in µS.
-      sigma: standard deviation of the programming noise, in µS. Zero turns it off.
-      nu_mean: mean drift exponent.
-      nu_std: standard deviation of the drift exponent over devices.
-    """
-    xi = stored_normal(jax.random.fold_in(key, _PROGRAMMING), g_target.shape)
-    xi_nu = stored_normal(jax.random.fold_in(key, _DEVICE), g_target.shape)
-    return Programmed(
-        g_target=g_target,
-        g_prog=noisy(g_target, sigma, xi),
-        nu=exponent(nu_mean, nu_std, xi_nu),
-    )
-
-
-def program_relaxing(
-    key: jax.Array, g_target: jax.Array, *, sigma: ArrayLike
-) -> Programmed:
-    """Programs devices that relax after programming.
-
-    >>> g = jnp.full((2, 3), 10.0)
-    >>> program_relaxing(jax.random.key(0), g, sigma=1.0).xi.shape
-    (2, 3)
-
-    Args:
-      key: a JAX key. Programming noise and relaxation are drawn independently.
-      g_target: target conductances, in µS.
-      sigma: standard deviation of the programming noise, in µS. Zero turns it off.
-    """
-    xi = stored_normal(jax.random.fold_in(key, _PROGRAMMING), g_target.shape)
-    return Programmed(
-        g_target=g_target,
-        g_prog=noisy(g_target, sigma, xi),
-        xi=stored_normal(jax.random.fold_in(key, _DEVICE), g_target.shape),
-    )
-
-
-def program_spreading(
-    key: jax.Array, g_target: jax.Array, *, sigma: ArrayLike
-) -> Programmed:
-    """Programs devices whose programming error is the start of their spread over time.
-
-    >>> g = jnp.full((2, 3), 10.0)
-    >>> program_spreading(jax.random.key(0), g, sigma=1.0).xi.shape
-    (2, 3)
-
-    Args:
-      key: a JAX key, of the one number of each device.
-      g_target: target conductances, in µS.
-      sigma: standard deviation of the programming noise, in µS. Zero turns it off.
-    """
-    xi = stored_normal(key, g_target.shape)
-    return Programmed(g_target=g_target, g_prog=noisy(g_target, sigma, xi), xi=xi)
+def two_normals(key: jax.Array, shape: tuple[int, ...]) -> list[jax.Array]:
+    """Returns the numbers of programming and of what follows, drawn independently."""
+    keys = (jax.random.fold_in(key, part) for part in (_PROGRAMMING, _DEVICE))
+    return [stored_normal(key, shape) for key in keys]
 
 
 def power_law(

@@ -44,6 +44,10 @@ class NoiseModel(Part):
 
     draws: ClassVar = "chip"
     """It is drawn once for each chip."""
+    normals: ClassVar[int] = 1
+    """How many standard normal numbers make a device, in `programmed_from`."""
+    to_fit: ClassVar[tuple[str, ...]] = ()
+    """Fields that `hwtrain.devices.fit_noise_model` fits unless told which."""
     g_max: float
     """Conductance of the largest weight, in µS."""
 
@@ -94,8 +98,25 @@ class NoiseModel(Part):
           g_target: target conductances of any shape, in µS.
         """
         xi = stored_normal(draw_key(key, "", "programming"), g_target.shape)
-        g_prog = noisy(g_target, self.programming_sigma(g_target), xi)
+        return self.programmed_from([xi], g_target)
+
+    def programmed_from(
+        self, xi: Sequence[jax.Array], g_target: jax.Array
+    ) -> Programmed:
+        """Returns devices after programming, given what is random about them.
+
+        A model that overrides `program` overrides it too, to be fitted to measurements.
+
+        Args:
+          xi: `normals` arrays of standard normal numbers, one for each device.
+          g_target: target conductances, in µS.
+        """
+        g_prog = noisy(g_target, self.programming_sigma(g_target), xi[0])
         return Programmed(g_target=g_target, g_prog=g_prog)
+
+    def with_fixed_units(self) -> Any:
+        """Returns the model whose other fields do not depend on those of `to_fit`."""
+        return self
 
     def mean_at(self, programmed: Programmed, t_s: ArrayLike) -> jax.Array:
         """Returns the conductances at a given time, without read noise, in µS.

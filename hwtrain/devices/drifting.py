@@ -1,7 +1,8 @@
 """The base of noise models whose conductances drift by a power law."""
 
 import abc
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -12,8 +13,10 @@ from hwtrain._parts.fields import Deviation, Positive
 from hwtrain.devices import _samples as samples
 from hwtrain.devices._programmed import (
     Programmed,
+    exponent,
+    noisy,
     power_law,
-    program_drifting,
+    two_normals,
 )
 from hwtrain.devices.bases import NoiseModel
 
@@ -30,6 +33,8 @@ class DriftingNoiseModel(NoiseModel):
     after programming.
     """
 
+    normals: ClassVar[int] = 2
+    """How many standard normal numbers make a device."""
     prog_noise_scale: Deviation = 1.0
     """Factor on the programming noise. Zero turns it off."""
     read_noise_scale: Deviation = 1.0
@@ -110,12 +115,21 @@ class DriftingNoiseModel(NoiseModel):
           key: a JAX key.
           g_target: target conductances of any shape, in µS.
         """
-        return program_drifting(
-            key,
-            g_target,
-            sigma=self.programming_sigma(g_target),
-            nu_mean=self.drift_mean(g_target),
-            nu_std=self.drift_std(g_target),
+        return self.programmed_from(two_normals(key, g_target.shape), g_target)
+
+    def programmed_from(
+        self, xi: Sequence[jax.Array], g_target: jax.Array
+    ) -> Programmed:
+        """Returns devices after programming, given what is random about them.
+
+        Args:
+          xi: the numbers of programming and of the exponents.
+          g_target: target conductances, in µS.
+        """
+        return Programmed(
+            g_target=g_target,
+            g_prog=noisy(g_target, self.programming_sigma(g_target), xi[0]),
+            nu=exponent(self.drift_mean(g_target), self.drift_std(g_target), xi[1]),
         )
 
     def mean_at(self, programmed: Programmed, t_s: ArrayLike) -> jax.Array:

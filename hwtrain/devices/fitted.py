@@ -1,6 +1,7 @@
 """A noise model of the user's own devices, fitted to measurements."""
 
-from typing import Any, Literal, Self
+from collections.abc import Sequence
+from typing import Any, ClassVar, Literal, Self
 
 import jax
 import jax.numpy as jnp
@@ -8,13 +9,12 @@ import numpy as np
 from jax.typing import ArrayLike
 from pydantic import model_validator
 
-from hwtrain._arrays.random import stored_normal
 from hwtrain._parts.fields import Positive
 from hwtrain._parts.registry import register
 from hwtrain.devices import _samples as samples
 from hwtrain.devices._curves import Points, SignedPoints, check_curve, interpolate
 from hwtrain.devices._fit import fit_curves
-from hwtrain.devices._programmed import Programmed, noisy
+from hwtrain.devices._programmed import Programmed, noisy, two_normals
 from hwtrain.devices.drifting import DriftingNoiseModel
 from hwtrain.devices.measurements import Measurements
 
@@ -43,6 +43,7 @@ class MeasuredNoiseModel(DriftingNoiseModel):
     """
 
     type: Literal["measured"] = "measured"
+    to_fit: ClassVar = ("sigma_lst", "nu_mean_lst", "nu_std_lst", "read_level_lst")
     g_max: Positive
     """Conductance of the largest weight, in µS."""
     g_lst: Points
@@ -81,14 +82,21 @@ class MeasuredNoiseModel(DriftingNoiseModel):
           key: a JAX key.
           g_target: target conductances of any shape, in µS.
         """
-        xi, xi_nu = (
-            stored_normal(jax.random.fold_in(key, part), g_target.shape)
-            for part in range(2)
-        )
+        return self.programmed_from(two_normals(key, g_target.shape), g_target)
+
+    def programmed_from(
+        self, xi: Sequence[jax.Array], g_target: jax.Array
+    ) -> Programmed:
+        """Returns devices after programming, given what is random about them.
+
+        Args:
+          xi: the numbers of programming and of the exponents.
+          g_target: target conductances, in µS.
+        """
         return Programmed(
             g_target=g_target,
-            g_prog=noisy(g_target, self.programming_sigma(g_target), xi),
-            nu=self.drift_mean(g_target) + self.drift_std(g_target) * xi_nu,
+            g_prog=noisy(g_target, self.programming_sigma(g_target), xi[0]),
+            nu=self.drift_mean(g_target) + self.drift_std(g_target) * xi[1],
         )
 
     def read_sigma(self, programmed: Programmed, t_s: ArrayLike) -> jax.Array:

@@ -4,7 +4,8 @@ Drift exponent and read noise are fits to measurements, over the relative conduc
 a = g / g_max.
 """
 
-from typing import Any, Literal
+from dataclasses import replace
+from typing import Any, ClassVar, Literal, Self
 
 import jax
 import jax.numpy as jnp
@@ -98,6 +99,15 @@ class HermesNoiseModel(DriftingNoiseModel):
     """
 
     type: Literal["hermes"] = "hermes"
+    to_fit: ClassVar = (
+        "prog_coeff",
+        "drift_mean_log",
+        "drift_mean_coeff",
+        "drift_std_log",
+        "drift_std_coeff",
+        "read_log",
+        "read_coeff",
+    )
     num_devices: Literal[1, 2] = 2
     """Number of devices that share a conductance."""
     g_max: Positive = 20.7
@@ -142,14 +152,21 @@ class HermesNoiseModel(DriftingNoiseModel):
         filled = measured | given
         return ArgsKwargs((), filled) if isinstance(data, ArgsKwargs) else filled
 
+    @property
+    def _reference(self) -> float:
+        if self.prog_coeff_g_max_reference is not None:
+            return self.prog_coeff_g_max_reference
+        measured = _MEASURED[self.num_devices]
+        ours = static(self.prog_coeff) == measured["prog_coeff"]
+        return measured["g_max"] if ours else self.g_max
+
+    def with_fixed_units(self) -> Self:
+        """Returns the model with an explicit `prog_coeff_g_max_reference`."""
+        return replace(self, prog_coeff_g_max_reference=self._reference)
+
     def programming_sigma(self, g: ArrayLike) -> jax.Array:
         """Returns the programming noise at a target conductance, both in µS."""
-        reference = self.prog_coeff_g_max_reference
-        if reference is None:
-            measured = _MEASURED[self.num_devices]
-            ours = static(self.prog_coeff) == measured["prog_coeff"]
-            reference = measured["g_max"] if ours else self.g_max
-        factor = self.prog_noise_scale * self.g_max / reference
+        factor = self.prog_noise_scale * self.g_max / self._reference
         return polynomial_sigma(g, self.g_max, self.prog_coeff, factor)
 
     def drift_mean(self, g: ArrayLike) -> jax.Array:

@@ -1,6 +1,7 @@
 """Noise models of phase-change memory."""
 
-from typing import Annotated, Any, Literal, Self
+from dataclasses import replace
+from typing import Annotated, Any, ClassVar, Literal, Self
 
 import jax
 import jax.numpy as jnp
@@ -63,13 +64,20 @@ class _PCMNoiseModel(DriftingNoiseModel):
     """q_0, q_1 and q_2 of the read noise min(q_0 / a^q_1, q_2), relative to the
     conductance, with a = g / g_max."""
 
+    @property
+    def _reference(self) -> float:
+        if self.prog_coeff_g_max_reference is not None:
+            return self.prog_coeff_g_max_reference
+        ours = static(self.prog_coeff) == PCM_COEFFICIENTS
+        return _PCM_G_MAX if ours else self.g_max
+
+    def with_fixed_units(self) -> Self:
+        """Returns the model with an explicit `prog_coeff_g_max_reference`."""
+        return replace(self, prog_coeff_g_max_reference=self._reference)
+
     def programming_sigma(self, g: ArrayLike) -> jax.Array:
         """Returns the programming noise at a target conductance, both in µS."""
-        reference = self.prog_coeff_g_max_reference
-        if reference is None:
-            ours = static(self.prog_coeff) == PCM_COEFFICIENTS
-            reference = _PCM_G_MAX if ours else self.g_max
-        factor = self.prog_noise_scale * self.g_max / reference
+        factor = self.prog_noise_scale * self.g_max / self._reference
         return polynomial_sigma(g, self.g_max, self.prog_coeff, factor)
 
     def read_sigma(self, programmed: Programmed, t_s: ArrayLike) -> jax.Array:
@@ -107,6 +115,12 @@ class PCMLikeNoiseModel(_PCMNoiseModel):
     """
 
     type: Literal["pcm_like"] = "pcm_like"
+    to_fit: ClassVar = (
+        "prog_coeff",
+        "drift_mean_coeff",
+        "drift_std_coeff",
+        "read_coeff",
+    )
     drift_mean_coeff: ClippedLog = (-0.0155, 0.0244, 0.049, 0.1)
     """Mean drift exponent: slope and offset of its line in ln(g / g_max), its least and
     its most."""
@@ -145,6 +159,7 @@ class CustomDriftPCMLikeNoiseModel(_PCMNoiseModel):
     """
 
     type: Literal["custom_drift_pcm_like"] = "custom_drift_pcm_like"
+    to_fit: ClassVar = ("prog_coeff", "nu_mean_lst", "nu_std_lst", "read_coeff")
     g_lst: Points
     """Target conductances of the points, increasing, in µS."""
     nu_mean_lst: Points

@@ -1,6 +1,7 @@
 """The noise model of ReRAM with a conductive metal oxide."""
 
-from typing import Annotated, Any, Literal, Self
+from collections.abc import Sequence
+from typing import Annotated, Any, ClassVar, Literal, Self
 
 import jax
 import jax.numpy as jnp
@@ -19,7 +20,8 @@ from hwtrain.devices._programmed import (
     Programmed,
     _relaxation,
     noise_growth,
-    program_relaxing,
+    noisy,
+    two_normals,
 )
 from hwtrain.devices.bases import NoiseModel
 
@@ -106,6 +108,13 @@ class ReRamCMONoiseModel(NoiseModel):
     """
 
     type: Literal["reram_cmo"] = "reram_cmo"
+    normals: ClassVar = 2
+    to_fit: ClassVar = (
+        "prog_coeff",
+        "drift_mean_coeff",
+        "drift_std_coeff",
+        "read_coeff",
+    )
     g_max: Positive = 88.199997
     """The largest conductance, in µS."""
     g_min: NonNegative = 9.0
@@ -170,7 +179,19 @@ class ReRamCMONoiseModel(NoiseModel):
           key: a JAX key.
           g_target: target conductances of any shape, in µS.
         """
-        return program_relaxing(key, g_target, sigma=self.programming_sigma(g_target))
+        return self.programmed_from(two_normals(key, g_target.shape), g_target)
+
+    def programmed_from(
+        self, xi: Sequence[jax.Array], g_target: jax.Array
+    ) -> Programmed:
+        """Returns devices after programming, given what is random about them.
+
+        Args:
+          xi: the numbers of programming and of the relaxation.
+          g_target: target conductances, in µS.
+        """
+        g_prog = noisy(g_target, self.programming_sigma(g_target), xi[0])
+        return Programmed(g_target=g_target, g_prog=g_prog, xi=xi[1])
 
     def mean_at(self, programmed: Programmed, t_s: ArrayLike) -> jax.Array:
         """Returns the conductances at a given time, without read noise, in µS.

@@ -1,6 +1,6 @@
 """The noise model of multilevel ReRAM that is programmed and verified."""
 
-from typing import Literal
+from typing import ClassVar, Literal
 
 import jax
 import jax.numpy as jnp
@@ -33,6 +33,7 @@ class ReRamMiloNoiseModel(NoiseModel):
     """
 
     type: Literal["reram_milo"] = "reram_milo"
+    to_fit: ClassVar = ("prog_coeff",)
     g_max: Positive = 225.0
     """Conductance of the largest weight, in µS."""
     prog_coeff: Coefficients = (4.782321, -0.009107)

@@ -1,6 +1,7 @@
 """The noise model of the ReRAM of Wan et al., 2022."""
 
-from typing import Any, Literal, Self
+from collections.abc import Sequence
+from typing import Any, ClassVar, Literal, Self
 
 import jax
 import jax.numpy as jnp
@@ -8,6 +9,7 @@ from jax.typing import ArrayLike
 from pydantic import model_validator
 
 from hwtrain._arrays.polynomials import polynomial
+from hwtrain._arrays.random import stored_normal
 from hwtrain._parts.fields import Deviation, Positive
 from hwtrain._parts.registry import register
 from hwtrain.devices import _samples as samples
@@ -16,7 +18,6 @@ from hwtrain.devices._programmed import (
     Programmed,
     _relaxation,
     noisy,
-    program_spreading,
 )
 from hwtrain.devices.bases import NoiseModel
 
@@ -89,6 +90,7 @@ class ReRamWan2022NoiseModel(NoiseModel):
     """
 
     type: Literal["reram_wan2022"] = "reram_wan2022"
+    to_fit: ClassVar = ("spread_coeff",)
     g_max: Positive = 40.0
     """Conductance of the largest weight, in µS."""
     coeff_g_max_reference: Positive = 40.0
@@ -141,8 +143,20 @@ class ReRamWan2022NoiseModel(NoiseModel):
           key: a JAX key.
           g_target: target conductances of any shape, in µS.
         """
-        sigma = self.programming_sigma(g_target)
-        return program_spreading(key, g_target, sigma=sigma)
+        # Its error of programming is the start of its spread over time.
+        return self.programmed_from([stored_normal(key, g_target.shape)], g_target)
+
+    def programmed_from(
+        self, xi: Sequence[jax.Array], g_target: jax.Array
+    ) -> Programmed:
+        """Returns devices just after programming, given their numbers.
+
+        Args:
+          xi: the one number of each device.
+          g_target: target conductances, in µS.
+        """
+        g_prog = noisy(g_target, self.programming_sigma(g_target), xi[0])
+        return Programmed(g_target=g_target, g_prog=g_prog, xi=xi[0])
 
     def mean_at(self, programmed: Programmed, t_s: ArrayLike) -> jax.Array:
         """Returns the conductances at a given time, in µS.

@@ -1,6 +1,6 @@
 """A noise model with deviations that do not depend on the conductance."""
 
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import jax
 import jax.numpy as jnp
@@ -34,6 +34,12 @@ class StateIndependentNoiseModel(DriftingNoiseModel):
     """
 
     type: Literal["state_independent"] = "state_independent"
+    to_fit: ClassVar = (
+        "prog_coeff",
+        "drift_nu_mean",
+        "drift_nu_std",
+        "read_noise_scale",
+    )
     g_max: Positive = 25.0
     """Conductance of the largest weight, in µS."""
     prog_coeff: Coefficients = (0.2, 0.0, 0.0)

@@ -190,6 +190,19 @@ for _model in (
     hw.ReRamMiloNoiseModel(),
     hw.SonosNoiseModel(),
     CMO,
+    hw.AtTemperature(
+        noise_model=hw.PCMLikeNoiseModel(),
+        temperature_k=350.0,
+        conduction_ev=(0.2, -0.1),
+        retention_ev=0.5,
+    ),
+    hw.RetentionFailures(
+        noise_model=hw.PCMLikeNoiseModel(),
+        law="weibull",
+        scale_s=1e5,
+        shape=0.7,
+        g_fail=1.0,
+    ),
 ):
     for _field in dataclasses.fields(_model):
         _number = getattr(_model, _field.name)

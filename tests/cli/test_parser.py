@@ -14,6 +14,7 @@ from hwtrain.periphery._calibration import METHODS
 from hwtrain.train._hardware import preset_names
 
 COMMANDS = ["train", "evaluate", "calibrate", "export", "inspect", "verify", "convert"]
+COMMANDS += ["fit"]
 
 
 @pytest.mark.parametrize("words", [[], ["train"], ["convert"]], ids=" ".join)

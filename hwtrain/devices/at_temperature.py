@@ -1,0 +1,169 @@
+r"""Devices that are kept and read at another temperature than they were measured at."""
+
+from collections.abc import Sequence
+from typing import Annotated, Any, ClassVar, Literal, Self
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.typing import ArrayLike
+from pydantic import model_validator
+
+from hwtrain._arrays.polynomials import polynomial
+from hwtrain._parts.fields import Number, Positive
+from hwtrain._parts.registry import register
+from hwtrain._parts.slot import Slot
+from hwtrain.devices._changed_proof import ChangedProof
+from hwtrain.devices._curves import Coefficients
+from hwtrain.devices._programmed import Programmed
+from hwtrain.devices.bases import NoiseModel
+
+K_EV = 8.617333262e-5
+"""Boltzmann's constant in eV per K, exact since 2019."""
+
+
+def arrhenius(energy_ev: ArrayLike, t_k: ArrayLike, reference_k: ArrayLike) -> Any:
+    r"""Returns how much faster a thermally activated process is than at a reference.
+
+    .. math:: \exp\left(\frac{E}{k} \Big(\frac1{T_0} - \frac1T\Big)\right)
+
+    >>> print(f"{arrhenius(1.1, 358.15, 328.15):.1f}")
+    26.0
+
+    Args:
+      energy_ev: activation energy E, in eV. Zero turns it off.
+      t_k: temperature T, in K. May be traced.
+      reference_k: T_0, in K.
+    """
+    return jnp.exp(jnp.asarray(energy_ev / K_EV * (1 / reference_k - 1 / t_k)))
+
+
+@register("noise_model", "at_temperature")
+class AtTemperature(NoiseModel):
+    r"""A noise model of devices that are kept and read at another temperature.
+
+    .. math::
+        g(t, T) &= e^{\frac{E_c(a)}{k} \left(\frac1{T_0} - \frac1T\right)}\,
+        g_0\big(e^{\frac{E_r}{k} \left(\frac1{T_0} - \frac1T\right)}\, t\big), \qquad
+        E_c(a) = \sum_i c_i a^i
+
+    with the conductances :math:`g_0` of the noise model, which was measured at
+    :math:`T_0`, and :math:`a = g / g_\text{max}` of the target. Amorphous phase-change
+    material conducts by thermal activation: :math:`E_c` falls from that of the
+    amorphous state at a = 0 to that of the crystalline one at a = 1. Relaxation and
+    loss of filaments are activated too: they take :math:`E_r`. Reads scale with the
+    conductance. Devices are programmed at :math:`T_0`. Energies depend on the material
+    and have no default; zero turns each part off.
+
+    >>> from hwtrain import PCMLikeNoiseModel
+    >>> hot = AtTemperature(
+    ...     noise_model=PCMLikeNoiseModel(prog_noise_scale=0.0, drift_scale=0.0),
+    ...     temperature_k=330.0, conduction_ev=(0.2, -0.2))
+    >>> devices = hot.program(jax.random.key(0), jnp.array([0.25, 25.0]))
+    >>> print(hot.mean_at(devices, 0.0))
+
+    Raises:
+      ValueError: if all energies are zero.
+
+    References:
+      Ielmini and Zhang, Analytical model for subthreshold conduction and threshold
+      switching in chalcogenide-based memory devices, Journal of Applied Physics 2007,
+      for the activated conduction.
+
+      Boybat et al., Temperature sensitivity of analog in-memory computing using
+      phase-change memory, IEDM 2021, for its dependence on the state.
+
+      JEDEC JEP122, Failure mechanisms and models for semiconductor devices, for the
+      acceleration of time.
+    """
+
+    type: Literal["at_temperature"] = "at_temperature"
+    normals: ClassVar[Any] = property(lambda self: self.noise_model.normals)
+    to_fit: ClassVar = ("conduction_ev", "retention_ev")
+    g_max: ClassVar[Any] = property(lambda self: self.noise_model.g_max)
+    """That of the noise model."""
+    g_min: ClassVar[Any] = property(lambda self: self.noise_model.g_min)
+    """That of the noise model, if it has one."""
+    noise_model: Annotated[NoiseModel, Slot("noise_model")]
+    """The noise model, as measured at `reference_k`."""
+    temperature_k: Positive
+    """Temperature T of the chip after programming, in K."""
+    reference_k: Positive = 300.0
+    """Temperature T_0 of the measurements, in K."""
+    conduction_ev: Coefficients = (0.0,)
+    """Activation energy of the conductance in eV, by powers of g / g_max."""
+    retention_ev: Number = 0.0
+    """Activation energy of drift, relaxation and failures in eV."""
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if not any(self.conduction_ev) and not self.retention_ev:
+            raise ValueError(
+                "a temperature without conduction_ev and retention_ev changes nothing: "
+                "give one of these energies, or use the noise model itself"
+            )
+        return self
+
+    def must_drift(self, t_s: float) -> bool:
+        """Whether a chip must differ after a given time."""
+        return self.noise_model.must_drift(t_s)
+
+    def describe(self) -> str:
+        """Returns the noise model and the temperature."""
+        return f"{self.noise_model.describe()} at {self.temperature_k:g} K"
+
+    def programming_sigma(self, g: ArrayLike) -> Any:
+        """Returns that of the noise model, at a target conductance in µS."""
+        return self.noise_model.programming_sigma(g)
+
+    def program(self, key: jax.Array, g_target: jax.Array) -> Programmed:
+        """Returns devices as the noise model programs them."""
+        return self.noise_model.program(key, g_target)
+
+    def programmed_from(
+        self, xi: Sequence[jax.Array], g_target: jax.Array
+    ) -> Programmed:
+        """Returns devices as the noise model programs them, given their numbers."""
+        return self.noise_model.programmed_from(xi, g_target)
+
+    def mean_at(self, programmed: Programmed, t_s: ArrayLike) -> jax.Array:
+        """Returns the conductances at a given time, without read noise, in µS."""
+        g = self.noise_model.mean_at(programmed, self._aged(t_s))
+        return g * self._factor(programmed)
+
+    def read_sigma(self, programmed: Programmed, t_s: ArrayLike) -> Any:
+        """Returns the standard deviation of one read, in µS."""
+        sigma = self.noise_model.read_sigma(programmed, self._aged(t_s))
+        return sigma * self._factor(programmed)
+
+    def at(self, key: jax.Array, programmed: Programmed, t_s: ArrayLike) -> jax.Array:
+        """Returns the conductances in one read at a given time, in µS."""
+        g = self.noise_model.at(key, programmed, self._aged(t_s))
+        return g * self._factor(programmed)
+
+    def _aged(self, t_s: ArrayLike) -> Any:
+        """Returns the time at the reference after which devices are as old."""
+        return t_s * arrhenius(self.retention_ev, self.temperature_k, self.reference_k)
+
+    def _factor(self, programmed: Programmed) -> jax.Array:
+        a = jnp.abs(jnp.asarray(programmed.g_target, jnp.float32)) / self.g_max
+        energy = polynomial(a, self.conduction_ev)
+        return arrhenius(energy, self.temperature_k, self.reference_k)
+
+    def proof(self, ctx: Any) -> None:
+        """Declares its measured effect: the noise model's, changed in NumPy."""
+        gap = (1 / self.reference_k - 1 / self.temperature_k) / K_EV
+
+        def changed(sample: Any) -> Any:
+            def hot(rng: np.random.Generator, g: np.ndarray, t_s: float) -> Any:
+                written, drift, read = sample(
+                    rng, g, t_s * np.exp(self.retention_ev * gap)
+                )
+                a = np.abs(g) / self.g_max
+                energy = np.polynomial.polynomial.polyval(a, self.conduction_ev)
+                factor = np.exp(energy * gap)
+                return written, drift * factor, read * factor
+
+            return hot
+
+        self.noise_model.proof(ChangedProof(ctx, changed))
