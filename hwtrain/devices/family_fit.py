@@ -88,6 +88,8 @@ def fit_noise_model(
     >>> fit = fit_noise_model(hw.ReRamMiloNoiseModel(), measured)
     >>> for name, value, low, high in fit.rows():
     ...     print(f"{name} {value:.3f} ({low:.3f} to {high:.3f})")
+    prog_coeff[0] 3.893 (3.454 to 4.333)
+    prog_coeff[1] -0.009 (-0.012 to -0.006)
 
     Args:
       model: a model of the family, from whose values the fit starts. Its other fields,
