@@ -24,7 +24,7 @@ from hwtrain._parts.constant import (
 )
 from hwtrain._plan.hardware import Hardware
 from hwtrain._plan.plan import Plan
-from hwtrain._plan.traceable import number_of_stage, part_of, refusal
+from hwtrain._plan.traceable import innermost, number_of_stage, part_of, refusal
 from hwtrain._plan.weight import AnalogWeight
 
 Constants = Mapping[str, ArrayLike]
@@ -199,10 +199,8 @@ def _value(key: str, part: Any, name: str, value: ArrayLike) -> Any:
     if not isinstance(value, Tracer):
         _check_value(key, part, name, value)
     array = jnp.asarray(value, jnp.float32)
-    # A noise model may be inside another one.
-    within = path.replace("noise_model.noise_model.", "noise_model.")
-    if within in _NO_SLOPE:
-        array = _without_slope(array, key, _NO_SLOPE[within])
+    if innermost(path) in _NO_SLOPE:
+        array = _without_slope(array, key, _NO_SLOPE[innermost(path)])
 
     def constants(number: Any, array: Any) -> Any:
         if isinstance(number, tuple):
@@ -249,7 +247,7 @@ def _check_conductances(weight: AnalogWeight, given: Mapping[str, Any]) -> None:
     model = weight.hardware.noise_model
     for name in ("g_max", "g_min"):
         both = [f"{part}.{name}" for part in ("converter", "noise_model")]
-        there = [path for path in both if path in given]
+        there = [path for path in both if path in map(innermost, given)]
         if len(there) == 1 and model is not None and hasattr(model, name):
             raise ValueError(
                 f"with_constants: {' and '.join(both)} of {weight.path} are one "

@@ -52,6 +52,18 @@ _PLAIN = ("g_min", "v_offset_w_min")
 """Numbers for which zero turns nothing off."""
 
 
+def innermost(path: str) -> str:
+    """Returns the path of a number as if no noise model stood around another.
+
+    >>> innermost("noise_model.noise_model.t_0")
+    'noise_model.t_0'
+    """
+    first, *steps = path.split(".")
+    while first == "noise_model" and steps[:1] == [first]:
+        steps = steps[1:]
+    return ".".join([first, *steps])
+
+
 def refusal(chip: Hardware, path: str, parts: tuple[str, ...]) -> str:
     """Returns why a number of hardware cannot be traced; empty if it can.
 
@@ -61,7 +73,7 @@ def refusal(chip: Hardware, path: str, parts: tuple[str, ...]) -> str:
       parts: the fields of `Hardware` that the caller reads.
     """
     for known, why in _STATIC.items():
-        if f"{path}.".startswith(f"{known}."):
+        if f"{innermost(path)}.".startswith(f"{known}."):
             return f"it {why}, and stays static"
     first = path.partition(".")[0]
     names = [field.name for field in dataclasses.fields(Hardware)]

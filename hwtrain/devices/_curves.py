@@ -51,8 +51,8 @@ def _bounded(coeffs: tuple[float, ...]) -> tuple[float, ...]:
 
 
 ClippedLog = Annotated[
-    tuple[Number, Number, Number, Number],
-    Field(strict=False),
+    tuple[Number, ...],
+    Field(strict=False, min_length=4, max_length=4),
     AfterValidator(_bounded),
 ]
 """A slope and an offset of a logarithm, and its least and its most value."""

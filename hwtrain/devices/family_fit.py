@@ -185,8 +185,8 @@ def _maximum(
             new = theta + step / 2**half
             if not _allowed(model, names, new):
                 continue
-            next_found = _Likelihood(moments(new), groups)
-            if next_found.value > found.value:
+            next_found = _tried(moments(new), groups)
+            if next_found is not None and next_found.value > found.value:
                 break
         else:
             if gain < _STUCK:
@@ -206,8 +206,7 @@ class _Likelihood:
     def __init__(self, moments: list[Any], groups: list[Group]) -> None:
         scores, information, value = [], 0.0, 0.0
         for (mean, cov, d_mean, d_cov), (_, _, reads) in zip(moments, groups):
-            inverse = np.linalg.inv(cov)
-            off = reads - mean
+            inverse, off = _inverse(cov), reads - mean
             white = off @ inverse
             value -= len(off) * np.linalg.slogdet(cov)[1] / 2
             value -= np.sum(white * off) / 2
@@ -237,6 +236,25 @@ class _Likelihood:
         count = len(self.scores)
         inside = self.scores.T @ self.scores * count / (count - 1)
         return np.sqrt(np.diag(self.inverse @ inside @ self.inverse)), self.known
+
+
+def _inverse(cov: np.ndarray) -> np.ndarray:
+    try:
+        # The factors exist only of a matrix that is positive, and not nan.
+        root = np.linalg.inv(np.linalg.cholesky(cov))
+    except np.linalg.LinAlgError:
+        raise ValueError(
+            "the model that the fit starts from gives some reads no spread, so that "
+            "no measurement differs from it: give it programming or read noise"
+        ) from None
+    return root.T @ root
+
+
+def _tried(moments: list[Any], groups: list[Group]) -> _Likelihood | None:
+    try:
+        return _Likelihood(moments, groups)
+    except ValueError:
+        return None
 
 
 def _moments_of(

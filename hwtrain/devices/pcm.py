@@ -32,7 +32,7 @@ from hwtrain.devices.drifting import DriftingNoiseModel
 
 _PCM_G_MAX = 25.0
 ReadCoefficients = Annotated[
-    tuple[NonNegative, NonNegative, NonNegative], Field(strict=False)
+    tuple[NonNegative, ...], Field(strict=False, min_length=3, max_length=3)
 ]
 
 

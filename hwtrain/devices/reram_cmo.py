@@ -28,13 +28,13 @@ from hwtrain.devices.bases import NoiseModel
 CMO_COEFFICIENTS = {0.2: (0.00081107, 0.00106879), 2.0: (0.0112185391, 0.01129027418)}
 """Programming noise in µS, by powers of g in µS, for each acceptance range in %."""
 
-Pair = Annotated[tuple[Number, Number], Field(strict=False)]
+Pair = Annotated[tuple[Number, ...], Field(strict=False, min_length=2, max_length=2)]
 
 _CMO_LEVEL_FLOOR_US = 1e-6
 
 
 def cmo_relaxation(
-    xi: jax.Array, t_s: ArrayLike, *, mean: float, std: tuple[float, float]
+    xi: jax.Array, t_s: ArrayLike, *, mean: float, std: tuple[float, ...]
 ) -> jax.Array:
     r"""Returns the change of the conductance of CMO/HfOx ReRAM since programming.
 

@@ -11,7 +11,7 @@ from pydantic import Field, model_validator
 
 from hwtrain._arrays.polynomials import polynomial
 from hwtrain._arrays.random import stored_normal
-from hwtrain._parts.fields import Deviation, Number, Positive
+from hwtrain._parts.fields import Deviation, Positive
 from hwtrain._parts.registry import register
 from hwtrain.devices._curves import Table, Times, check_table
 from hwtrain.devices._programmed import (
@@ -49,7 +49,9 @@ _SPREAD = (
     (34.57909, 207.34309),
 )
 
-Saturating = Annotated[tuple[Number, Positive], Field(strict=False)]
+Saturating = Annotated[
+    tuple[Positive, ...], Field(strict=False, min_length=2, max_length=2)
+]
 """A and B of A (1 - exp(-I / B)), in nA."""
 
 
@@ -92,7 +94,9 @@ class SonosNoiseModel(NoiseModel):
     drift_mean_coeff: Table = _MEAN
     """Change of the mean current in nA since programming, at each of these times: by
     powers of the current in nA."""
-    spread_coeff: Annotated[tuple[Saturating, ...], Field(strict=False)] = _SPREAD
+    spread_coeff: Annotated[
+        tuple[Saturating, ...], Field(strict=False, min_length=2)
+    ] = _SPREAD
     """A and B of the spread A (1 - exp(-I / B)), in nA, at each of these times."""
     read_coeff: Saturating = (12.58037, 215.36557)
     """A and B of the read noise, in nA."""

@@ -245,7 +245,8 @@ NEUTRAL = {
     ),
     rf"layers\.\*\.weight\.hardware\.clip\.fixed_value: {_NUMBER}": OTHER_MODEL,
     r"layers\.\*\.weight\.hardware\.noise_model\."
-    rf"(read_noise_scale|t_0|t_read): ({_NUMBER}|swapped)": OTHER_MODEL,
+    r"(read_noise_scale|t_0|t_read|read_coeff(\.\*)?): "
+    rf"({_NUMBER}|swapped)": OTHER_MODEL,
     # Limits that cut a small weight the same way; a first scale where one is stored.
     r"layers\.\*\.weight\.hardware\.mapping\.(max_.*_size|weight_scaling_omega): "
     rf"{_NUMBER}": OTHER_MODEL,

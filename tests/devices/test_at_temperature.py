@@ -100,6 +100,10 @@ def test_the_temperature_is_swept_and_has_a_slope():
         assert float(mean(kelvin)) == pytest.approx(float(expected), rel=1e-5)
     slope = (float(mean(351.0)) - float(mean(349.0))) / 2
     assert float(jax.grad(mean)(350.0)) == pytest.approx(slope, rel=0.02)
+    both = {"noise_model.noise_model.g_max": 20.0, "converter.g_max": 20.0}
+    assert size(hw.with_constants(plan, both)).mean() > 0
+    with pytest.raises(ValueError, match="are one number"):
+        hw.with_constants(plan, {"converter.g_max": 20.0})
     inner = {"noise_model.noise_model.drift_scale": 2.0}
     assert size(hw.with_constants(plan, inner)).mean() < size(plan).mean()
 
@@ -153,3 +157,37 @@ def test_activation_energies_are_fitted_to_hot_devices():
     (_, first, low, high), (_, second, lowest, highest) = fit.rows()
     assert low < 0.2 < high and lowest < -0.15 < highest
     assert abs(first - 0.2) < 0.01 and abs(second + 0.15) < 0.01
+
+
+def test_what_stays_static_does_so_inside():
+    cmo = hw.ReRamCMONoiseModel()
+    hot = hw.AtTemperature(noise_model=cmo, temperature_k=398.0, retention_ev=1.0)
+    bounds = {"g_max": cmo.g_max, "g_min": cmo.g_min}
+    chip = hw.Hardware(
+        noise_model=hot, converter=hw.SinglePairConductanceConverter(**bounds)
+    )
+    x = jnp.ones((1, 4))
+    analog = hw.analogize(nn.Dense(3), chip)
+    plan = hw.plan(analog, analog.init(jax.random.key(0), x), x)
+    with pytest.raises(ValueError, match="stays static"):
+        constants = {"noise_model.noise_model.acceptance_range": 2.0}
+        hw.with_constants(plan, constants)
+
+
+def test_a_population_is_evaluated_over_temperatures():
+    x = jax.random.normal(jax.random.key(0), (8, 10))
+    analog = hw.analogize(nn.Dense(6), CHIP)
+    variables = analog.init(jax.random.key(1), x)
+    found = hw.evaluate.population(
+        analog,
+        variables,
+        [(x,)],
+        lambda y: abs(y).mean(-1),
+        chips=2,
+        times_s=(0.0,),
+        key=jax.random.key(2),
+        constants={"noise_model.temperature_k": (300.0, 330.0, 370.0)},
+    )
+    # Small conductances gain most, and at 0 s nothing has drifted.
+    assert found.values.shape == (2, 3, 1)
+    assert (np.diff(found.values, axis=1) > 0.05 * found.values[:, :1]).all()

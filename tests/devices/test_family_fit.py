@@ -339,6 +339,7 @@ class Overrides(hw.ReRamMiloNoiseModel):
         (hw.PCMLikeNoiseModel(), {"names": ("type",)}, "no number 'type'"),
         (hw.PCMLikeNoiseModel(), {"names": ()}, "what to fit"),
         (hw.PCMLikeNoiseModel(), {"confidence": 95.0}, "between 0 and 1"),
+        (hw.ReRamMiloNoiseModel(prog_coeff=(0.0,)), {}, "reads no spread"),
         (Overrides(), {}, "overrides program, but not programmed_from"),
     ],
 )
