@@ -1,7 +1,6 @@
 r"""Devices that are kept and read at another temperature than they were measured at."""
 
-from collections.abc import Sequence
-from typing import Annotated, Any, ClassVar, Literal, Self
+from typing import Any, ClassVar, Literal, Self
 
 import jax
 import jax.numpy as jnp
@@ -12,11 +11,9 @@ from pydantic import model_validator
 from hwtrain._arrays.polynomials import polynomial
 from hwtrain._parts.fields import Number, Positive
 from hwtrain._parts.registry import register
-from hwtrain._parts.slot import Slot
-from hwtrain.devices._changed_proof import ChangedProof
+from hwtrain.devices._around import AroundNoiseModel, ChangedProof
 from hwtrain.devices._curves import Coefficients
 from hwtrain.devices._programmed import Programmed
-from hwtrain.devices.bases import NoiseModel
 
 K_EV = 8.617333262e-5
 """Boltzmann's constant in eV per K, exact since 2019."""
@@ -39,7 +36,7 @@ def arrhenius(energy_ev: ArrayLike, t_k: ArrayLike, reference_k: ArrayLike) -> A
 
 
 @register("noise_model", "at_temperature")
-class AtTemperature(NoiseModel):
+class AtTemperature(AroundNoiseModel):
     r"""A noise model of devices that are kept and read at another temperature.
 
     .. math::
@@ -72,21 +69,14 @@ class AtTemperature(NoiseModel):
       for the activated conduction.
 
       Boybat et al., Temperature sensitivity of analog in-memory computing using
-      phase-change memory, IEDM 2021, for its dependence on the state.
+      phase-change memory, IEDM 2021, for what temperature does to such a chip.
 
       JEDEC JEP122, Failure mechanisms and models for semiconductor devices, for the
       acceleration of time.
     """
 
     type: Literal["at_temperature"] = "at_temperature"
-    normals: ClassVar[Any] = property(lambda self: self.noise_model.normals)
     to_fit: ClassVar = ("conduction_ev", "retention_ev")
-    g_max: ClassVar[Any] = property(lambda self: self.noise_model.g_max)
-    """That of the noise model."""
-    g_min: ClassVar[Any] = property(lambda self: self.noise_model.g_min)
-    """That of the noise model, if it has one."""
-    noise_model: Annotated[NoiseModel, Slot("noise_model")]
-    """The noise model, as measured at `reference_k`."""
     temperature_k: Positive
     """Temperature T of the chip after programming, in K."""
     reference_k: Positive = 300.0
@@ -105,27 +95,9 @@ class AtTemperature(NoiseModel):
             )
         return self
 
-    def must_drift(self, t_s: float) -> bool:
-        """Whether a chip must differ after a given time."""
-        return self.noise_model.must_drift(t_s)
-
     def describe(self) -> str:
         """Returns the noise model and the temperature."""
         return f"{self.noise_model.describe()} at {self.temperature_k:g} K"
-
-    def programming_sigma(self, g: ArrayLike) -> Any:
-        """Returns that of the noise model, at a target conductance in µS."""
-        return self.noise_model.programming_sigma(g)
-
-    def program(self, key: jax.Array, g_target: jax.Array) -> Programmed:
-        """Returns devices as the noise model programs them."""
-        return self.noise_model.program(key, g_target)
-
-    def programmed_from(
-        self, xi: Sequence[jax.Array], g_target: jax.Array
-    ) -> Programmed:
-        """Returns devices as the noise model programs them, given their numbers."""
-        return self.noise_model.programmed_from(xi, g_target)
 
     def mean_at(self, programmed: Programmed, t_s: ArrayLike) -> jax.Array:
         """Returns the conductances at a given time, without read noise, in µS."""

@@ -2,7 +2,7 @@
 
 import dataclasses
 from collections.abc import Sequence
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -13,10 +13,8 @@ from jax.typing import ArrayLike
 from hwtrain._arrays.random import draw_key, stored_normal
 from hwtrain._parts.fields import NonNegative, Positive
 from hwtrain._parts.registry import register
-from hwtrain._parts.slot import Slot
-from hwtrain.devices._changed_proof import ChangedProof
+from hwtrain.devices._around import AroundNoiseModel, ChangedProof
 from hwtrain.devices._programmed import Programmed
-from hwtrain.devices.bases import NoiseModel
 
 Law = Literal["weibull", "lognormal"]
 
@@ -45,7 +43,7 @@ def failure_times(life: jax.Array, law: Law, *, scale_s: Any, shape: Any) -> jax
 
 
 @register("noise_model", "retention_failures")
-class RetentionFailures(NoiseModel):
+class RetentionFailures(AroundNoiseModel):
     r"""A noise model of devices that lose their state at a time of their own.
 
     .. math::
@@ -73,12 +71,6 @@ class RetentionFailures(NoiseModel):
     """
 
     type: Literal["retention_failures"] = "retention_failures"
-    g_max: ClassVar[Any] = property(lambda self: self.noise_model.g_max)
-    """That of the noise model."""
-    g_min: ClassVar[Any] = property(lambda self: self.noise_model.g_min)
-    """That of the noise model, if it has one."""
-    noise_model: Annotated[NoiseModel, Slot("noise_model")]
-    """The noise model of devices that have not failed."""
     law: Law
     """Distribution of the failure times."""
     scale_s: Positive
@@ -88,13 +80,6 @@ class RetentionFailures(NoiseModel):
     g_fail: NonNegative = 0.0
     """Conductance of a failed device, in µS: 0 for one that became insulating."""
 
-    def must_drift(self, t_s: float) -> bool:
-        """Whether a chip must differ after a given time: if the noise model must.
-
-        Whether any device of a small chip has failed by then is chance.
-        """
-        return self.noise_model.must_drift(t_s)
-
     def describe(self) -> str:
         """Returns the noise model, and when devices fail."""
         return (
@@ -102,14 +87,10 @@ class RetentionFailures(NoiseModel):
             f"{self.scale_s:.3g} s"
         )
 
-    def programming_sigma(self, g: ArrayLike) -> Any:
-        """Returns that of the noise model, at a target conductance in µS."""
-        return self.noise_model.programming_sigma(g)
-
     def program(self, key: jax.Array, g_target: jax.Array) -> Programmed:
         """Returns devices as the noise model programs them, and when they fail."""
         life = stored_normal(draw_key(key, "", "retention"), g_target.shape)
-        return dataclasses.replace(self.noise_model.program(key, g_target), life=life)
+        return dataclasses.replace(super().program(key, g_target), life=life)
 
     def programmed_from(
         self, xi: Sequence[jax.Array], g_target: jax.Array

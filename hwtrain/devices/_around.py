@@ -1,0 +1,59 @@
+"""The base of noise models that stand around another one."""
+
+from collections.abc import Callable, Sequence
+from typing import Annotated, Any, ClassVar
+
+import jax
+from jax.typing import ArrayLike
+
+from hwtrain._parts.slot import Slot
+from hwtrain.devices._programmed import Programmed
+from hwtrain.devices.bases import NoiseModel
+
+
+class AroundNoiseModel(NoiseModel):
+    """Changes what another noise model says of its devices."""
+
+    noise_model: Annotated[NoiseModel, Slot("noise_model")]
+    """The noise model inside."""
+    g_max: ClassVar[Any] = property(
+        lambda self: self.noise_model.g_max,
+        doc="That of the noise model inside, in µS.",
+    )
+    g_min: ClassVar[Any] = property(
+        lambda self: self.noise_model.g_min,
+        doc="That of the noise model inside, if it has one.",
+    )
+    normals: ClassVar[Any] = property(
+        lambda self: self.noise_model.normals, doc="That of the noise model inside."
+    )
+
+    def must_drift(self, t_s: float) -> bool:
+        """Whether a chip must differ after a given time: if the model inside must."""
+        return self.noise_model.must_drift(t_s)
+
+    def programming_sigma(self, g: ArrayLike) -> Any:
+        """Returns that of the noise model inside, at a target conductance in µS."""
+        return self.noise_model.programming_sigma(g)
+
+    def program(self, key: jax.Array, g_target: jax.Array) -> Programmed:
+        """Returns devices as the noise model inside programs them."""
+        return self.noise_model.program(key, g_target)
+
+    def programmed_from(
+        self, xi: Sequence[jax.Array], g_target: jax.Array
+    ) -> Programmed:
+        """Returns devices as the noise model inside programs them, by their numbers."""
+        return self.noise_model.programmed_from(xi, g_target)
+
+
+class ChangedProof:
+    """A context of a proof that changes what NumPy draws before it is compared."""
+
+    def __init__(self, ctx: Any, change: Callable[[Any], Any]) -> None:
+        """Takes the context, and a function from one sample to another."""
+        self._ctx, self._change = ctx, change
+
+    def behaves(self, sample: Callable[..., Any]) -> None:
+        """Requires that devices are distributed as the changed sample draws them."""
+        self._ctx.behaves(self._change(sample))
