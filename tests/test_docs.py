@@ -240,8 +240,17 @@ def test_the_devices_page_has_every_field_of_a_leaf():
     assert listed == {field.name for field in fields}
 
 
-def test_the_example_of_the_physics_page_runs():
-    assert names_after("physics.md")["chip_type"].stores_scale
+def test_the_examples_of_the_physics_page_run(capsys):
+    text = (DOCS / "physics.md").read_text("utf-8")
+    names = {}
+    exec("\n".join(re.findall(r"```python\n(.*?)```", text, re.DOTALL)), names)
+    assert names["chip_type"].stores_scale
+    assert names["chip_at_85_degrees"].noise_model.g_max == 25.0
+    # The devices have an error of 4 µS - 0.01 g.
+    rows = zip(names["fit"].rows(), (4.0, -0.01), strict=True)
+    assert all(low < true < high for (_, _, low, high), true in rows)
+    assert "prog_coeff[1]: -0.00" in capsys.readouterr().out
+    assert names["my_devices"].g_max == 200.0
 
 
 @pytest.mark.nightly

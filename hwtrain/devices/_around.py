@@ -1,6 +1,7 @@
 """The base of noise models that stand around another one."""
 
 from collections.abc import Callable, Sequence
+from operator import attrgetter
 from typing import Annotated, Any, ClassVar
 
 import jax
@@ -14,18 +15,18 @@ from hwtrain.devices.bases import NoiseModel
 class AroundNoiseModel(NoiseModel):
     """Changes what another noise model says of its devices."""
 
-    noise_model: Annotated[NoiseModel, Slot("noise_model")]
+    noise_model: Annotated[Any, Slot("noise_model")]
     """The noise model inside."""
     g_max: ClassVar[Any] = property(
-        lambda self: self.noise_model.g_max,
+        attrgetter("noise_model.g_max"),
         doc="That of the noise model inside, in µS.",
     )
     g_min: ClassVar[Any] = property(
-        lambda self: self.noise_model.g_min,
+        attrgetter("noise_model.g_min"),
         doc="That of the noise model inside, if it has one.",
     )
     normals: ClassVar[Any] = property(
-        lambda self: self.noise_model.normals, doc="That of the noise model inside."
+        attrgetter("noise_model.normals"), doc="That of the noise model inside."
     )
 
     def must_drift(self, t_s: float) -> bool:
