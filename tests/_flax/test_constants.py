@@ -216,6 +216,11 @@ for _model in (
             _values[f"converter.{_field.name}"] = _other
         _hardware = programmed(_model, SINGLE if _model is CMO else None)
         ON_CHIPS[type(_model).__name__, _field.name] = (_hardware, _values)
+# A tenth more would let no further device fail.
+for _name, _value in (("scale_s", 1e3), ("shape", 7.0)):
+    _hardware, _ = ON_CHIPS["RetentionFailures", _name]
+    _values = {f"noise_model.{_name}": _value}
+    ON_CHIPS["RetentionFailures", _name] = _hardware, _values
 
 
 def _floats(kind):
