@@ -74,7 +74,7 @@ def weaker_program(program, share):
     def weaker(self, key, g_target):
         device = program(self, key, g_target)
         g = g_target + share * (device.g_prog - g_target)
-        fields = {name: getattr(device, name) for name in ("nu", "xi")}
+        fields = {name: getattr(device, name) for name in ("nu", "xi", "life")}
         return _programmed.Programmed(g_target=g_target, g_prog=g, **fields)
 
     return weaker
