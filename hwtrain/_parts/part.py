@@ -62,6 +62,14 @@ class Part(Described, abc.ABC):  # noqa: B024 some kinds add abstract methods
         super().__init_subclass__(**kwargs)
         accepting(dataclass(frozen=True, kw_only=True, config=CONFIG)(cls))
 
+    stays_static: ClassVar[Mapping[str, str]] = {}
+    """Numbers among its fields that `with_constants` refuses to trace, and why: it
+    continues "the number ..."."""
+
+    without_slope: ClassVar[Mapping[str, str]] = {}
+    """Numbers that may be traced but have no gradient, and why. Zero would be wrong
+    silently."""
+
     whole: ClassVar[bool] = False
     """For stages: whether a convolution may run through it as a whole. It must then
     treat all input values alike, wherever they stand, draw nothing for them, access

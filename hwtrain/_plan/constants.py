@@ -24,7 +24,7 @@ from hwtrain._parts.constant import (
 )
 from hwtrain._plan.hardware import Hardware
 from hwtrain._plan.plan import Plan
-from hwtrain._plan.traceable import innermost, number_of_stage, part_of, refusal
+from hwtrain._plan.traceable import number_of_stage, part_of, refusal
 from hwtrain._plan.weight import AnalogWeight
 
 Constants = Mapping[str, ArrayLike]
@@ -38,8 +38,6 @@ _NO_SLOPE = {
     "modifier.pcm_zero_thres": _DRAWN,
     "stuck.at_g_min": _DRAWN,
     "stuck.at_g_max": _DRAWN,
-    "noise_model.scale_s": _DRAWN,
-    "noise_model.shape": _DRAWN,
     "mapping.weight_scaling_omega": "the mapping scale is a constant to gradients",
 }
 """Numbers without a gradient, and why: a zero gradient would be silently wrong."""
@@ -199,8 +197,9 @@ def _value(key: str, part: Any, name: str, value: ArrayLike) -> Any:
     if not isinstance(value, Tracer):
         _check_value(key, part, name, value)
     array = jnp.asarray(value, jnp.float32)
-    if innermost(path) in _NO_SLOPE:
-        array = _without_slope(array, key, _NO_SLOPE[innermost(path)])
+    why = _NO_SLOPE.get(path) or getattr(part, "without_slope", {}).get(name)
+    if why:
+        array = _without_slope(array, key, why)
 
     def constants(number: Any, array: Any) -> Any:
         if isinstance(number, tuple):
@@ -242,12 +241,24 @@ def _without_slope(array: jax.Array, key: str, why: str) -> jax.Array:
     return identity(array)
 
 
+def _innermost(path: str) -> str:
+    """Returns the path of a number as if no noise model stood around another.
+
+    >>> _innermost("noise_model.noise_model.t_0")
+    'noise_model.t_0'
+    """
+    first, *steps = path.split(".")
+    while first == "noise_model" and steps[:1] == [first]:
+        steps = steps[1:]
+    return ".".join([first, *steps])
+
+
 def _check_conductances(weight: AnalogWeight, given: Mapping[str, Any]) -> None:
     """Raises if a converter and a noise model would get different ranges."""
     model = weight.hardware.noise_model
     for name in ("g_max", "g_min"):
         both = [f"{part}.{name}" for part in ("converter", "noise_model")]
-        there = [path for path in both if path in map(innermost, given)]
+        there = [path for path in both if path in map(_innermost, given)]
         if len(there) == 1 and model is not None and hasattr(model, name):
             raise ValueError(
                 f"with_constants: {' and '.join(both)} of {weight.path} are one "

@@ -24,8 +24,6 @@ _HOW_OFTEN = (
     "decides how often a tile is read again, which is compiled into the program"
 )
 
-_WHERE = "decides which of two curves holds, without a slope"
-
 _STATIC = {
     "clip": _IN_AN_UPDATE,
     "remap": _IN_AN_UPDATE,
@@ -34,34 +32,11 @@ _STATIC = {
     "forward.nm_decay": _IN_AN_UPDATE,
     "forward.max_bm_factor": _HOW_OFTEN,
     "forward.max_bm_res": _HOW_OFTEN,
-    "noise_model.acceptance_range": "names one of two measurements",
-    "noise_model.drift_mean_start": _WHERE,
-    "noise_model.drift_std_start": _WHERE,
-    "noise_model.read_start": _WHERE,
 }
 """Numbers that stay static, by the beginning of their path, and why."""
 
-_OF_CLASSES = {
-    "Management.limit": _HOW_OFTEN,
-    "CustomPairConductanceConverter": "belongs to curves that are checked together",
-    "MeasuredNoiseModel.t_read": "is not used, because its read noise was measured",
-}
-"""Likewise, by class or by class and field."""
-
-_PLAIN = ("g_min", "v_offset_w_min")
+_PLAIN = ("g_min", "g_low", "v_offset_w_min")
 """Numbers for which zero turns nothing off."""
-
-
-def innermost(path: str) -> str:
-    """Returns the path of a number as if no noise model stood around another.
-
-    >>> innermost("noise_model.noise_model.t_0")
-    'noise_model.t_0'
-    """
-    first, *steps = path.split(".")
-    while first == "noise_model" and steps[:1] == [first]:
-        steps = steps[1:]
-    return ".".join([first, *steps])
 
 
 def refusal(chip: Hardware, path: str, parts: tuple[str, ...]) -> str:
@@ -73,7 +48,7 @@ def refusal(chip: Hardware, path: str, parts: tuple[str, ...]) -> str:
       parts: the fields of `Hardware` that the caller reads.
     """
     for known, why in _STATIC.items():
-        if f"{innermost(path)}.".startswith(f"{known}."):
+        if f"{path}.".startswith(f"{known}."):
             return f"it {why}, and stays static"
     first = path.partition(".")[0]
     names = [field.name for field in dataclasses.fields(Hardware)]
@@ -191,7 +166,7 @@ def _of_a_field(part: Any, name: str) -> str:
             f"{name} is {value!r}, which is not a floating-point number and decides "
             f"which program is compiled; {there}"
         )
-    why = _OF_CLASSES.get(kind) or _OF_CLASSES.get(f"{kind}.{name}")
+    why = getattr(part, "stays_static", {}).get(name)
     if why is not None:
         return f"it {why}, and stays static"
     off = 1.0 if name == "out_scale" else 0.0

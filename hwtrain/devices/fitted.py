@@ -42,6 +42,10 @@ class MeasuredNoiseModel(DriftingNoiseModel):
       inference, ICECS 2019, for the form of the model.
     """
 
+    stays_static: ClassVar = {
+        "t_read": "is not used, because its read noise was measured"
+    }
+
     type: Literal["measured"] = "measured"
     to_fit: ClassVar = ("sigma_lst", "nu_mean_lst", "nu_std_lst", "read_level_lst")
     g_max: Positive

@@ -98,6 +98,11 @@ class HermesNoiseModel(DriftingNoiseModel):
       phase-change memory for deep neural network inference, Nature Electronics 2023.
     """
 
+    stays_static: ClassVar = dict.fromkeys(
+        ("drift_mean_start", "drift_std_start", "read_start"),
+        "decides which of two curves holds, without a slope",
+    )
+
     type: Literal["hermes"] = "hermes"
     to_fit: ClassVar = (
         "prog_coeff",

@@ -107,6 +107,8 @@ class ReRamCMONoiseModel(NoiseModel):
       conductive-metal-oxide/HfOx ReRAM devices, arXiv:2502.04524, 2025.
     """
 
+    stays_static: ClassVar = {"acceptance_range": "names one of two measurements"}
+
     type: Literal["reram_cmo"] = "reram_cmo"
     normals: ClassVar = 2
     to_fit: ClassVar = (

@@ -2,7 +2,7 @@
 
 import dataclasses
 from collections.abc import Sequence
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import jax
 import jax.numpy as jnp
@@ -69,6 +69,10 @@ class RetentionFailures(AroundNoiseModel):
 
       JEDEC JEP122, Failure mechanisms and models for semiconductor devices.
     """
+
+    without_slope: ClassVar = dict.fromkeys(
+        ("scale_s", "shape"), "it decides which devices have failed, step by step"
+    )
 
     type: Literal["retention_failures"] = "retention_failures"
     law: Law

@@ -1,7 +1,7 @@
 """Conductance converters with several pairs of devices for each weight."""
 
 from collections.abc import Sequence
-from typing import Annotated, Literal, Self
+from typing import Annotated, ClassVar, Literal, Self
 
 import jax
 import jax.numpy as jnp
@@ -183,6 +183,11 @@ class CustomPairConductanceConverter(ConductanceConverter):
       Mackin et al., Optimised weight programming for analogue memory-based deep neural
       networks, Nature Communications 2022.
     """
+
+    stays_static: ClassVar = dict.fromkeys(
+        ("f_lst", "g_lst", "g_max", "g_min"),
+        "belongs to curves that are checked together",
+    )
 
     type: Literal["custom_pair"] = "custom_pair"
     f_lst: _Factors

@@ -10,7 +10,7 @@ backward pass treats the final scale as a constant.
 import dataclasses
 import math
 from collections.abc import Callable
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import jax
 import jax.numpy as jnp
@@ -150,6 +150,11 @@ class Management(Part):
 
     `noise_scale` gives the first scale of each vector, `bound_scale` the last one.
     """
+
+    stays_static: ClassVar = {
+        "limit": "decides how often a tile is read again, which is compiled into the "
+        "program"
+    }
 
     noise: Literal["none", "constant", "abs_max", "max", "abs_max_np_sum"] = "none"
     """Kind of the first scale; see `noise_scale`."""
