@@ -65,6 +65,20 @@ def test_currents_obey_kirchhoffs_laws(case):
     assert np.max(np.abs(found - expected)) < 1e-5 * np.max(np.abs(expected))
 
 
+@pytest.mark.parametrize("number", range(3))
+def test_currents_are_those_of_crosssim(number, golden):
+    case = golden("crosssim_parasitics")["cases"][number]
+    g, v, expected = (
+        np.asarray(case[name])
+        for name in ("conductances_us", "voltages_v", "currents_ua")
+    )
+    ends = {k: x for k, x in case.items() if k.startswith("r_")}
+    found = 1e6 * crossbar_currents(1e-6 * g, v, **ends)
+    assert np.max(np.abs(found - expected)) < 5e-6 * np.max(np.abs(expected))
+    # Without wires, some are more than ten times as far from these as float32 is.
+    assert np.max(np.abs(v @ g - expected)) > 1e-3 * np.max(np.abs(expected))
+
+
 @pytest.mark.nightly
 @pytest.mark.optimised
 @pytest.mark.parametrize("wire", [0.35, 1.0, 5.0, 20.0])
