@@ -141,4 +141,6 @@ def test_a_time_gives_the_same_numbers_whatever_other_times_are_asked_for(pcm):
         found = run(*pcm, times_s=times).values
         for place, t_s in enumerate(times):
             if t_s == 86_400.0:
-                np.testing.assert_array_equal(found[:, place], alone[:, 0])
+                # XLA may round otherwise for another number of times; another draw
+                # would differ in the second digit.
+                np.testing.assert_allclose(found[:, place], alone[:, 0], rtol=1e-6)
