@@ -71,6 +71,9 @@ if _typing.TYPE_CHECKING:
     from hwtrain.devices import (
         GlobalDriftCompensationWithExactReference as GlobalDriftCompensationWithExactReference,  # noqa: E501
     )
+    from hwtrain.devices import (
+        GradientProgrammedNoiseModel as GradientProgrammedNoiseModel,
+    )
     from hwtrain.devices import HermesNoiseModel as HermesNoiseModel
     from hwtrain.devices import MeasuredNoiseModel as MeasuredNoiseModel
     from hwtrain.devices import NoiseModel as NoiseModel
@@ -90,6 +93,7 @@ if _typing.TYPE_CHECKING:
     from hwtrain.devices import SonosNoiseModel as SonosNoiseModel
     from hwtrain.devices import StateIndependentNoiseModel as StateIndependentNoiseModel
     from hwtrain.devices import StuckParameter as StuckParameter
+    from hwtrain.devices import WriteVerifyNoiseModel as WriteVerifyNoiseModel
     from hwtrain.dynapse import SpatialCorrelation as SpatialCorrelation
     from hwtrain.dynapse import dynamic_mismatch_prototype as dynamic_mismatch_prototype
     from hwtrain.dynapse import frozen_mismatch_prototype as frozen_mismatch_prototype
@@ -165,6 +169,7 @@ else:
             "DualPairConductanceConverter",
             "GlobalDriftCompensation",
             "GlobalDriftCompensationWithExactReference",
+            "GradientProgrammedNoiseModel",
             "HermesNoiseModel",
             "MeasuredNoiseModel",
             "NPairConductanceConverter",
@@ -180,6 +185,7 @@ else:
             "SonosNoiseModel",
             "StateIndependentNoiseModel",
             "StuckParameter",
+            "WriteVerifyNoiseModel",
         ),
         "dynapse": (
             "SpatialCorrelation",

@@ -249,8 +249,12 @@ def test_the_examples_of_the_physics_page_run(capsys):
     # The devices have an error of 4 µS - 0.01 g.
     rows = zip(names["fit"].rows(), (4.0, -0.01), strict=True)
     assert all(low < true < high for (_, _, low, high), true in rows)
-    assert "prog_coeff[1]: -0.00" in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert "prog_coeff[1]: -0.00" in printed
     assert names["my_devices"].g_max == 200.0
+    # As the page says.
+    errors = [float(x[:-1]) for x in re.findall(r"^[0-9.]+%$", printed, re.MULTILINE)]
+    assert [round(error) for error in errors[-3:]] == [7, 4, 3]
 
 
 @pytest.mark.nightly

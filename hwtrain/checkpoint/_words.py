@@ -14,6 +14,8 @@ UNITS = {
     "min": "crossbar weight",
     "nu": "1",
     "xi": "1",
+    "life": "1",
+    "pulses": "1",
     "stuck": "0 healthy, 1 stuck at g_min, 2 stuck at g_max",
     MAPPING_SCALE.name: MAPPING_SCALE.unit,
     "nominal": "unit of the model",
@@ -148,11 +150,13 @@ _EARLIER = frozenset(
 
 _OTHER_WORDS = frozenset(
     {
+        "9e01027f081e02a07aed3142465db900d19f840cad2593d4c0477133c18de1a6",
         "84dc64b61b8b4b6c5c1cd5c0fe2fdc25578f19a7884ffc597db21cf75c8832c7",
         "4bcf16c72f7b1e49ce9c08312234a72f108da3689f4b995b8d818cf438c5ca2e",
     }
 )
-"""SHA-256 of the units and rules of this version of the format, in earlier wording."""
+"""SHA-256 of the units and rules of this version of the format, in earlier wording
+or without the units of later devices."""
 
 
 def check_words(

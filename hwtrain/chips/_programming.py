@@ -15,7 +15,7 @@ import jax.numpy as jnp
 from jax.typing import ArrayLike
 
 from hwtrain._arrays import paths, tiling
-from hwtrain._arrays.random import draw_key, fold_in
+from hwtrain._arrays.random import draw_key
 from hwtrain._plan.constants import joined_plan, split_plan
 from hwtrain._plan.hardware import Hardware
 from hwtrain._plan.nominal import check_nominal
@@ -24,20 +24,26 @@ from hwtrain._plan.weight import AnalogWeight
 from hwtrain.chips import _conductances as conductances
 from hwtrain.chips._clip_bounds import clipped, with_open_bounds
 from hwtrain.chips._crossbar import on_crossbar, written
-from hwtrain.chips._device_shapes import programmed_by, read_by
-from hwtrain.chips._mismatched import apply_mismatch, deviated, frozen_periphery
+from hwtrain.chips._device_shapes import programmed_by
+from hwtrain.chips._measured_tiles import MeasuredTiles
+from hwtrain.chips._mismatched import apply_mismatch, deviated
+from hwtrain.chips._tile_reads import (
+    exact_responses,
+    read_device,
+    responses,
+    weights_of,
+    with_stuck_devices,
+)
 from hwtrain.devices._conversion import Params
 from hwtrain.devices._programmed import Programmed
-from hwtrain.devices.stuck import with_stuck
-from hwtrain.periphery._read_keys import read_keys
-from hwtrain.periphery.mvm import tile_responses
+from hwtrain.devices.bases import NoiseModel
 from hwtrain.weights.mapping import MAPPING_SCALE
 
 Keys = dict[str, Any]
 """The keys of a weight's draws by effect: one, or one per device. Only the keys depend
 on the weight's name, so that weights of one shape share a compilation."""
 
-PROGRAMMED = ("g_prog", "nu", "xi", "life", "stuck")
+PROGRAMMED = ("g_prog", "nu", "xi", "life", "pulses", "stuck")
 """Fields of `Programmed`, beside the target, that programming may set; which ones
 depends on the hardware."""
 
@@ -242,9 +248,34 @@ def program_weight(
         _program_device(weight, weight.from_matrix(g), keys, part)
         for part, g in enumerate(found)
     )
+    devices = _corrected(weight, devices, params, target, keys)
     return ProgrammedWeight(
         devices=devices, params=params, scale=s, target=target, keys=keys
     )
+
+
+def _corrected(
+    weight: AnalogWeight,
+    devices: tuple[Programmed, ...],
+    params: Params,
+    target: jax.Array,
+    keys: Keys,
+) -> tuple[Programmed, ...]:
+    """Returns the devices after their noise model has corrected their tiles."""
+    model = weight.hardware.noise_model
+    if model is None or type(model).correct is NoiseModel.correct:
+        return devices
+    if weight.own_leaves:
+        names = ", ".join(leaf.name for leaf in weight.own_leaves)
+        raise ValueError(
+            f"{weight.path}: {model.type!r} corrects devices by the outputs of their "
+            f"tiles, but a stage reads the parameters {names}, which no chip has yet. "
+            "Use the noise model within, or leave the stage out"
+        )
+    tiles = MeasuredTiles(
+        weight=weight, params=params, target=target, frozen=keys["frozen_periphery"]
+    )
+    return model.correct(draw_key(keys["programming"][0], "", "tile"), devices, tiles)
 
 
 def own_values(weight: AnalogWeight, leaves: Mapping[str, Any]) -> dict[str, Any]:
@@ -279,21 +310,21 @@ def weight_at(
       `ProgrammedChip.at`.
     """
     reads = [
-        _read_device(weight, device, t_s, None if keys is None else keys["read"][part])
+        read_device(weight, device, t_s, None if keys is None else keys["read"][part])
         for part, device in enumerate(programmed.devices)
     ]
-    w = _weights(weight, reads, programmed.params)
+    w = weights_of(weight, reads, programmed.params)
     compensation = weight.hardware.drift_compensation
     if compensation is None:
         return weight.from_matrix(w) * programmed.scale, None
     fresh = [device.g_prog for device in programmed.devices]
-    at_zero = _weights(weight, fresh, programmed.params)
+    at_zero = weights_of(weight, fresh, programmed.params)
     now = None if keys is None else keys["compensation"]
     first, frozen = (programmed.keys[x] for x in ("compensation", "frozen_periphery"))
-    respond = functools.partial(_responses, weight, frozen=frozen, leaves=leaves)
+    respond = functools.partial(responses, weight, frozen=frozen, leaves=leaves)
     baseline = compensation.baseline(
         respond(at_zero, first),
-        _exact_responses(weight, programmed.target),
+        exact_responses(weight, programmed.target),
     )
     factor = compensation.factor(baseline, respond(w, now))
     if factor.ndim > w.ndim:  # one factor per column, padded to the largest tile
@@ -357,83 +388,5 @@ def _program_device(
     if stuck is None or not stuck.draws:
         return device
     states = stuck(keys["stuck"][part], g_target.shape)
-    g_prog = _with_stuck(weight, device.g_prog, states)
+    g_prog = with_stuck_devices(weight, device.g_prog, states)
     return dataclasses.replace(device, g_prog=g_prog, stuck=states)
-
-
-def _read_device(
-    weight: AnalogWeight,
-    device: Programmed,
-    t_s: ArrayLike,
-    key: jax.Array | None,
-) -> jax.Array:
-    """Returns one device of every weight as read, in µS."""
-    model = weight.hardware.noise_model
-    if model is None:
-        return device.g_prog
-    g = read_by(model, device, t_s, key)
-    return g if device.stuck is None else _with_stuck(weight, g, device.stuck)
-
-
-def _with_stuck(weight: AnalogWeight, g: jax.Array, states: jax.Array) -> jax.Array:
-    converter = conductances.converter_of(weight)
-    return with_stuck(g, states, g_min=converter.g_min, g_max=converter.g_max)
-
-
-def _weights(
-    weight: AnalogWeight, stored: list[jax.Array], params: Params
-) -> jax.Array:
-    matrices = [weight.to_matrix(g) for g in stored]
-    return conductances.back_to_weights(weight, matrices, params)
-
-
-def _responses(
-    weight: AnalogWeight,
-    w: jax.Array,
-    key: jax.Array | None,
-    *,
-    frozen: jax.Array,
-    leaves: Mapping[str, jax.Array],
-) -> jax.Array:
-    """Returns the responses of each tile to its rows driven by 1, one at a time.
-
-    Padding adds zeros to the response now and to the baseline alike, so that their
-    ratio is that of the tile.
-
-    Args:
-      weight: the plan of the array.
-      w: `[*stack, rows, columns]`, in units of the crossbar.
-      key: key of this read of the periphery; `None` for a read without noise.
-      frozen: key of the frozen properties of the periphery.
-      leaves: the leaves of users' stages by name, `[*stack, ...]`.
-
-    Returns:
-      `[*stack, row tiles, column tiles, rows, columns]`.
-    """
-    chip, compensation = weight.hardware, weight.hardware.drift_compensation
-    if compensation is None or compensation.readout == "exact" or not chip.converts:
-        return _exact_responses(weight, w)
-    sizes = {"row_sizes": weight.row_sizes, "column_sizes": weight.column_sizes}
-    of_chip = frozen_periphery(weight, frozen).reshape(-1, 2)
-
-    def respond(
-        w: jax.Array, number: jax.Array, chip_key: jax.Array, leaves: Any
-    ) -> jax.Array:
-        keys = None if key is None else read_keys(fold_in(key, number))
-        chip_key = jax.random.wrap_key_data(chip_key, impl="threefry2x32")
-        return tile_responses(
-            w, chip.stages, leaves=leaves, keys=keys, chip_key=chip_key, **sizes
-        )
-
-    matrices = w.reshape(-1, *w.shape[-2:])
-    depth, numbers = len(weight.stack), jnp.arange(len(matrices))
-    each = {k: x.reshape(-1, *x.shape[depth:]) for k, x in leaves.items()}
-    found = jax.vmap(respond)(matrices, numbers, of_chip, each)
-    return found.reshape(*w.shape[:-2], *found.shape[1:])
-
-
-def _exact_responses(weight: AnalogWeight, w: jax.Array) -> jax.Array:
-    """Returns the responses of each tile without a periphery: its weights."""
-    columns = tiling.cut(w, weight.column_sizes, -1)
-    tiles = tiling.cut(columns, weight.row_sizes, -3)
-    return jnp.swapaxes(tiles, -3, -2)

@@ -19,6 +19,9 @@ from hwtrain.devices.family_fit import fit_noise_model as fit_noise_model
 from hwtrain.devices.fitted import MeasuredNoiseModel as MeasuredNoiseModel
 from hwtrain.devices.fitted import fit_measurements as fit_measurements
 from hwtrain.devices.fitted import plot_fit as plot_fit
+from hwtrain.devices.gradient_programming import (
+    GradientProgrammedNoiseModel as GradientProgrammedNoiseModel,
+)
 from hwtrain.devices.hermes import HermesNoiseModel as HermesNoiseModel
 from hwtrain.devices.measurements import Measurements as Measurements
 from hwtrain.devices.measurements import read_measurements as read_measurements
@@ -52,3 +55,4 @@ from hwtrain.devices.state_independent import (
     StateIndependentNoiseModel as StateIndependentNoiseModel,
 )
 from hwtrain.devices.stuck import StuckParameter as StuckParameter
+from hwtrain.devices.write_verify import WriteVerifyNoiseModel as WriteVerifyNoiseModel

@@ -24,6 +24,8 @@ class Programmed:
         models with one; else `None`.
       life: standard normal number of each device that determines when it fails, for
         models with failures; else `None`.
+      pulses: number of pulses that wrote each device, for models that count them; else
+        `None`.
       stuck: state of each device, as in `hwtrain.devices.stuck`; `None` if none can be
         stuck.
     """
@@ -33,6 +35,7 @@ class Programmed:
     nu: jax.Array | None = None
     xi: jax.Array | None = None
     life: jax.Array | None = None
+    pulses: jax.Array | None = None
     stuck: jax.Array | None = None
 
 

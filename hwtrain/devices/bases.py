@@ -1,6 +1,7 @@
 """Base classes of noise models, converters and drift compensations."""
 
 import abc
+import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar, Literal
 
@@ -130,6 +131,40 @@ class NoiseModel(Part):
     def read_sigma(self, programmed: Programmed, t_s: ArrayLike) -> Any:
         """Returns the standard deviation of one read, in µS; see `mean_at`."""
         return 0.0
+
+    def adjust(
+        self, key: jax.Array, device: Programmed, change: jax.Array
+    ) -> Programmed:
+        r"""Returns devices after an attempt to change their conductances.
+
+        .. math:: g_\text{prog} \to \max(g_\text{prog} + \Delta, 0)
+
+        by default: exactly. `GradientProgrammedNoiseModel` corrects devices by it.
+
+        Args:
+          key: a JAX key, a new one for each attempt.
+          device: the devices.
+          change: the wanted changes, in µS.
+        """
+        g_prog = jnp.maximum(device.g_prog + change, 0)
+        return dataclasses.replace(device, g_prog=g_prog)
+
+    def correct(
+        self, key: jax.Array, devices: tuple[Programmed, ...], tiles: Any
+    ) -> tuple[Programmed, ...]:
+        """Returns the devices of a weight after their tiles have been corrected.
+
+        By default, they are not.
+
+        Args:
+          key: a JAX key.
+          devices: the devices of a weight, as `program` left them, in the converter's
+            order.
+          tiles: what can be measured: `tiles.changes(key, devices, examples=...)`
+            drives the tiles by random inputs and returns, in µS and for each device,
+            the changes that would give the outputs of the nominal weights.
+        """
+        return devices
 
     def must_drift(self, t_s: float) -> bool:
         """Whether a chip must differ after a given time; `assert_active` checks it."""

@@ -17,6 +17,9 @@ _EFFECTS = "programming noise", "drift", "read noise"
 
 _DEVICES = 4096
 
+_ENOUGH = 256
+"""Devices of which a correction can be told."""
+
 Found = Mapping[str, tuple[str, str | None]]
 """By effect, the amount as text, and what is wrong or `None`."""
 
@@ -40,7 +43,17 @@ class DeviceProof:
           found: what is known of the model already.
         """
         self._model, self._written = model, written
+        self._corrected = False
         self.found = dict(found)
+
+    def corrected(self) -> "DeviceProof":
+        """Returns itself, for devices of a chip that `correct` has changed.
+
+        Those that `program` returns are compared with NumPy's; the errors of those of
+        the chip must differ from NumPy's.
+        """
+        self._corrected = True
+        return self
 
     def behaves(self, sample: Callable[..., Any]) -> None:
         """Requires that devices are distributed as NumPy draws them.
@@ -62,7 +75,9 @@ class DeviceProof:
                 np.asarray(written[some], np.float64),
             )
             of = drawn(lambda rng, g: sample(rng, g, DAY_S)[0], target)
-            if (np.abs(of - target) > 1e-6 * self._model.g_max).any():
+            if self._corrected:
+                self.found["correction"] = _corrected(written - target, of - target)
+            elif (np.abs(of - target) > 1e-6 * self._model.g_max).any():
                 self._note(_EFFECTS[0], written, target, of)
 
     def _compare(self, sample: Callable[..., Any]) -> None:
@@ -83,6 +98,28 @@ class DeviceProof:
         if before is None or before[1] is None:
             size = 3e-7 * np.maximum(np.abs(found), np.abs(rest))
             self.found[effect] = as_drawn(found, rest, draws, size)
+
+
+def _corrected(found: np.ndarray, before: np.ndarray) -> tuple[str, str | None]:
+    """Returns how the errors of corrected devices differ from those before.
+
+    Args:
+      found: the errors, in µS.
+      before: NumPy's errors before a correction, `[draws, devices]`.
+    """
+    was = float(np.mean(before**2))
+    if found.size < _ENOUGH or not was:
+        return "nothing to compare", None
+    ratio = float(np.mean(found**2)) / was
+    # The standard error of a mean of squares, those of normal numbers or wider.
+    spread = max(float(np.mean(before**4)) / was**2 - 1, 2.0)
+    amount = f"errors {ratio**0.5:.2f} x those before"
+    if abs(ratio - 1) > 4 * (spread / found.size) ** 0.5:
+        return amount, None
+    return amount, (
+        "the devices are as before any correction; correct more often, with more "
+        "examples or at a higher rate"
+    )
 
 
 def _devices(model: Any, g: jax.Array) -> tuple[np.ndarray, ...]:

@@ -144,12 +144,57 @@ def tile_responses(
     Returns:
       `[row tiles, column tiles, rows, columns]`, padded with zeros.
     """
-    tiles = TiledMatrix.cut(w, None, row_sizes, column_sizes)
     rows = row_sizes[0]
-    driven = jnp.eye(rows, dtype=jnp.float32)[:, None, None, :]
-    inputs = jnp.broadcast_to(driven, (rows, len(row_sizes), 1, rows))
-    ctx = Context(crossbar=tiles, leaves=leaves, keys=keys, chip_key=chip_key)
-    y = run(stages, inputs, ctx)
+    driven = jnp.eye(rows, dtype=jnp.float32)[:, None, :]
+    y = tile_outputs(
+        w,
+        jnp.broadcast_to(driven, (rows, len(row_sizes), rows)),
+        stages,
+        row_sizes=row_sizes,
+        column_sizes=column_sizes,
+        leaves=leaves,
+        keys=keys,
+        chip_key=chip_key,
+    )
     y = jnp.moveaxis(y, 0, -2)
-    real = tiling.mask(row_sizes)[:, None, :, None]
-    return jnp.where(real & tiling.mask(column_sizes)[:, None, :], y, 0)
+    return jnp.where(tiling.mask(row_sizes)[:, None, :, None], y, 0)
+
+
+def tile_outputs(
+    w: jax.Array,
+    inputs: jax.Array,
+    stages: Sequence[Any],
+    *,
+    row_sizes: tuple[int, ...],
+    column_sizes: tuple[int, ...],
+    leaves: Mapping[str, jax.Array] = {},  # noqa: B006 it is only read
+    keys: jax.Array | None = None,
+    chip_key: jax.Array | None = None,
+) -> jax.Array:
+    """Returns the outputs of every tile for inputs of its own, in normalised units.
+
+    >>> w = jnp.array([[0.25, -0.5], [0.5, 2.0]])
+    >>> x = jnp.array([[[1.0], [-1.0]]])
+    >>> print(tile_outputs(w, x, (), row_sizes=(1, 1), column_sizes=(2,)))
+    [[[[ 0.25 -0.5 ]]
+    <BLANKLINE>
+      [[-0.5  -2.  ]]]]
+
+    Args:
+      w: `[rows, columns]`, in units of the crossbar.
+      inputs: `[batch, row tiles, rows of the largest tile]`.
+      stages: the stages around the tiles, outermost first, without a range.
+      row_sizes: rows of each row tile.
+      column_sizes: columns of each column tile.
+      leaves: the leaves of users' stages by name, `[row tiles, column tiles, ...]`.
+      keys: `[effects]`, the `read_keys` of this read; `None` draws nothing.
+      chip_key: JAX key of a chip's frozen quantities; `None` for no spread.
+
+    Returns:
+      `[batch, row tiles, column tiles, columns]`, padded with zeros.
+    """
+    tiles = TiledMatrix.cut(w, None, row_sizes, column_sizes)
+    ctx = Context(crossbar=tiles, leaves=leaves, keys=keys, chip_key=chip_key)
+    inputs = jnp.where(tiling.mask(row_sizes), inputs, 0)
+    y = run(stages, inputs[:, :, None, :], ctx)
+    return jnp.where(tiling.mask(column_sizes), y, 0)

@@ -156,10 +156,22 @@ REFUSED = {
     "MeasuredNoiseModel": ("t_read",),
     "ReRamCMONoiseModel": ("acceptance_range",),
     "HermesNoiseModel": ("drift_mean_start", "drift_std_start", "read_start"),
+    "WriteVerifyNoiseModel": (
+        *("pulse_energy_fj", "pulse_time_ns"),
+        *("verify_energy_fj", "verify_time_ns"),
+    ),
 }
 """The numbers that stay static, by class."""
 
 
+WRITTEN = hw.WriteVerifyNoiseModel(
+    noise_model=hw.PCMLikeNoiseModel(prog_noise_scale=0.0),
+    g_low=0.2,
+    set_step_us=4.0,
+    cycle_std=0.3,
+    device_std=0.2,
+    verify_sigma_us=0.2,
+)
 _SHARED = CorrelatedMismatch(
     std_dev=0.1, of_tile=0.1, of_row=0.2, of_column=0.3, length=2.0
 )
@@ -180,7 +192,11 @@ for _converter in (
                 converted(_converter),
                 {f"converter.{_name}": _value},
             )
+CORRECTED = hw.GradientProgrammedNoiseModel(
+    noise_model=hw.PCMLikeNoiseModel(), iterations=5, input_scale=0.9
+)
 for _model in (
+    CORRECTED,
     hw.PCMLikeNoiseModel(prog_coeff_g_max_reference=20.0),
     hw.CustomDriftPCMLikeNoiseModel(**CURVES, prog_coeff_g_max_reference=20.0),
     hw.HermesNoiseModel(prog_coeff_g_max_reference=20.0),
@@ -189,6 +205,7 @@ for _model in (
     hw.ReRamWan2022NoiseModel(),
     hw.ReRamMiloNoiseModel(),
     hw.SonosNoiseModel(),
+    WRITTEN,
     CMO,
     hw.AtTemperature(
         noise_model=hw.PCMLikeNoiseModel(),
@@ -215,6 +232,8 @@ for _model in (
         if _field.name in ("g_max", "g_min"):
             _values[f"converter.{_field.name}"] = _other
         _hardware = programmed(_model, SINGLE if _model is CMO else None)
+        if _model is CORRECTED:  # of linear tiles, the size of the inputs cancels
+            _hardware = dataclasses.replace(_hardware, forward=IO(out_noise=0.1))
         ON_CHIPS[type(_model).__name__, _field.name] = (_hardware, _values)
 # A tenth more would let no further device fail.
 for _name, _value in (("scale_s", 1e3), ("shape", 7.0)):
@@ -277,6 +296,7 @@ PARTS = {
     "ReRamCMONoiseModel": CMO,
     "MeasuredNoiseModel": MEASURED,
     "HermesNoiseModel": hw.HermesNoiseModel(g_max=25.0),
+    "WriteVerifyNoiseModel": WRITTEN,
 }
 SLOTS = {
     "WeightClipParameter": "clip",
@@ -289,6 +309,7 @@ SLOTS = {
     "ReRamCMONoiseModel": "noise_model",
     "MeasuredNoiseModel": "noise_model",
     "HermesNoiseModel": "noise_model",
+    "WriteVerifyNoiseModel": "noise_model",
 }
 
 
