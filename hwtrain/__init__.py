@@ -107,6 +107,7 @@ if _typing.TYPE_CHECKING:
     from hwtrain.weights import MappingParameter as MappingParameter
     from hwtrain.weights import Mismatch as Mismatch
     from hwtrain.weights import MismatchParameter as MismatchParameter
+    from hwtrain.weights import NoiseCurrentParameter as NoiseCurrentParameter
     from hwtrain.weights import SimpleDriftParameter as SimpleDriftParameter
     from hwtrain.weights import WeightClip as WeightClip
     from hwtrain.weights import WeightClipParameter as WeightClipParameter
@@ -205,6 +206,7 @@ else:
             "MappingParameter",
             "Mismatch",
             "MismatchParameter",
+            "NoiseCurrentParameter",
             "SimpleDriftParameter",
             "WeightClip",
             "WeightClipParameter",

@@ -11,6 +11,7 @@ ON_CLASSES = {
     "_hwtrain_constants": "Linen: the traced constants of `with_constants`",
     "_hwtrain_number": "Linen: a number of its own, for caches, of a class with those",
     "_hwtrain_rebuild": "NNX: makes the class of the user's class, for pickles",
+    "_hwtrain_capacitances": "neurons: the parameters that take a noise current",
     "analog_plan": "NNX: the plan, for parts of the package below `transforms`",
 }
 """Attributes of the classes that replace a user's."""
@@ -37,3 +38,8 @@ OF_FLAX = {
 def plain_class(cls: type) -> type:
     """Returns the user's class behind a class that `analogize` made, or `cls`."""
     return getattr(cls, "_hwtrain_base", cls)
+
+
+def capacitances_of(cls: type) -> tuple[str, ...]:
+    """Returns the names of the parameters of a class that take a noise current."""
+    return getattr(cls, "_hwtrain_capacitances", ())

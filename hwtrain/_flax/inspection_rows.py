@@ -28,6 +28,7 @@ COLUMNS = {
     "noise_model": "programming",
     "drift_compensation": "programming",
     "stuck": "stuck",
+    "noise_current": "noise current",
 }
 """The columns of parts that act on weights, by the field of `Hardware`."""
 
@@ -88,6 +89,7 @@ def columns(weight: AnalogWeight, plan: Plan, values: dict[str, Any]) -> dict[st
         **of("input range", "bits", PERIPHERY, "weight noise", "clip", "remap"),
         **of("training drift", "mismatch", "conductances", "programming"),
         **of("noise at g_max", "stuck"),
+        **(of("noise current") if "noise current" in cells else {}),
         **({"leaves": _leaves(weight, plan, values)} if own else {}),
         "by": weight.rule,
     }

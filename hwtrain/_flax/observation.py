@@ -48,11 +48,15 @@ Observer = Callable[[Multiplication], jax.Array]
 Collector = Callable[[AnalogWeight, jax.Array, jax.Array], None]
 
 
+NoiseObserver = Callable[[str, jax.Array], None]
+
+
 class _Watching(NamedTuple):
-    """The active observer of multiplications and collector of arrays."""
+    """The active observers of multiplications and noise, and collector of arrays."""
 
     observer: Observer | None = None
     collector: Collector | None = None
+    noise: NoiseObserver | None = None
 
 
 _NOBODY = _Watching()
@@ -84,6 +88,16 @@ def collected(collector: Collector) -> contextlib.AbstractContextManager[None]:
         the array.
     """
     return _watched(collector=collector)
+
+
+def noise_observed(observer: NoiseObserver) -> contextlib.AbstractContextManager[None]:
+    """Passes the noise of neurons to an observer, while tracing.
+
+    Args:
+      observer: takes the path of a capacitance, and the effect of its noise current in
+        a step, over its configured deviation.
+    """
+    return _watched(noise=observer)
 
 
 @contextlib.contextmanager
@@ -118,6 +132,11 @@ def tell(take: Callable[..., None], *values: Any) -> None:
 def observer() -> Observer | None:
     """Returns the active observer, or `None`."""
     return _watching.get().observer
+
+
+def noise_observer() -> NoiseObserver | None:
+    """Returns the active observer of noise of neurons, or `None`."""
+    return _watching.get().noise
 
 
 def collector() -> Collector | None:

@@ -52,9 +52,22 @@ def keys_here(weight: AnalogWeight, leaves: Mapping[str, jax.Array]) -> jax.Arra
     Returns:
       JAX keys, `[..., effects]` like the leaf `noise_key`.
     """
-    call, indices = place(weight.path)
-    numbers = (call, *indices) if call or indices else ()
-    return _folded(step_keys(leaves), numbers)
+    return _at_place(weight.path, step_keys(leaves))
+
+
+def raw_keys_here(path: str, data: jax.Array) -> jax.Array:
+    """Returns the keys of one read at a parameter that a rule names, by `keys_here`.
+
+    Args:
+      path: a name of the parameter, whose calls are counted.
+      data: its leaf `noise_key`.
+    """
+    return _at_place(path, step_keys({NOISE_KEY.name: data}))
+
+
+def _at_place(path: str, keys: jax.Array) -> jax.Array:
+    call, indices = place(path)
+    return _folded(keys, (call, *indices) if call or indices else ())
 
 
 def at_rows(weight: AnalogWeight, keys: jax.Array) -> jax.Array:

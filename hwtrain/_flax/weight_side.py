@@ -31,6 +31,7 @@ from hwtrain.chips._mismatched import frozen_keys
 from hwtrain.periphery._read_keys import CHIP_KEY, NOISE_KEY, NOISE_STRENGTH, read_keys
 from hwtrain.weights.mapping import MAPPING_SCALE
 from hwtrain.weights.modifier import ON_LEVELS
+from hwtrain.weights.noise_current import NOISE_DENSITY
 
 Values = Mapping[str, Sequence[Any]]
 """The traced constants of each weight's hardware, by path."""
@@ -41,6 +42,7 @@ def draws(plan: Plan, mode: str) -> bool:
     return any(
         # A raw parameter has no periphery.
         weight.hardware.draws_weights(mode)
+        or weight.hardware.draws_currents(mode)
         or (weight.kind != "raw" and weight.hardware.reads(mode))
         for weight in plan.weights
     )
@@ -104,7 +106,8 @@ def step_weights(
     Returns:
       A tree like `params`, and by path in `params` the leaves for this step only:
       `noise_key` of every layer that needs the root, with the data of the keys of its
-      reads, `[*stack, effects, 2]`; `noise_strength` `[*stack]` of every layer whose
+      reads, `[*stack, effects, 2]`, and of every capacitance with a noise current, with
+      its `noise_density` `[*stack]`; `noise_strength` `[*stack]` of every layer whose
       noise is scaled; `hardware_constants` `[*stack, places]` of every layer with some;
       `chip_key` of every layer with frozen spreads; and the `mapping_scale` of the
       nominal kernel if it is not stored.
@@ -147,12 +150,16 @@ def step_weights(
 
     beside = {}
     for weight in plan.weights:
-        if weight.kind == "raw":
-            continue
         leaves, kernel = {}, nominal[local(plan, weight.path)]
         if weight.path in layer_keys:
             path = local(plan, weight.leaf(NOISE_KEY))
             leaves[path] = layer_keys[weight.path]
+        if weight.kind == "raw":
+            if leaves:
+                density = _noise_density(weight, values, strength)
+                path = local(plan, weight.leaf(NOISE_DENSITY))
+                beside |= {**leaves, path: density}
+            continue
         if weight.path in strength:
             path = local(plan, weight.leaf(NOISE_STRENGTH))
             leaves[path] = jnp.broadcast_to(strength[weight.path], weight.stack)
@@ -178,6 +185,16 @@ def step_weights(
         for path, leaf in leaves.items():
             beside[path] = tiling.placed_along(leaf, kernel, depth)
     return paths.map_leaves(step_value, params), beside
+
+
+def _noise_density(
+    weight: AnalogWeight, constants: Any, strength: Mapping[str, jax.Array]
+) -> jax.Array:
+    """Returns the density of a capacitance's noise current in a step, `[*stack]`."""
+    noise: Any = filled_weight(weight, constants.get(weight.path))
+    density = jnp.asarray(noise.hardware.noise_current.density, jnp.float32)
+    factor = strength.get(weight.path, 1.0)
+    return jnp.broadcast_to(density * factor, weight.stack)
 
 
 # Jitted, so that equal arrays of a program are traced and lowered once.
@@ -233,10 +250,19 @@ def _step_keys(
     layers = [
         weight
         for weight in plan.weights
-        if weight.kind != "raw" and weight.hardware.needs_root(mode)
+        if (
+            weight.hardware.needs_root(mode)
+            if weight.kind != "raw"
+            else weight.hardware.draws_currents(mode)
+        )
     ]
     names = [draw_name(weight.path, "weight_noise") for weight in modified]
-    names += [draw_name(weight.owner, "periphery") for weight in layers]
+    names += [
+        draw_name(weight.path, "noise_current")
+        if weight.kind == "raw"
+        else draw_name(weight.owner, "periphery")
+        for weight in layers
+    ]
     if not names:
         return {}, {}
     hashes = tuple(map(stable_hash, names))

@@ -29,6 +29,7 @@ from hwtrain.weights import (
     MappingParameter,
     Mismatch,
     MismatchParameter,
+    NoiseCurrentParameter,
     SimpleDriftParameter,
     WeightClip,
     WeightClipParameter,
@@ -100,6 +101,8 @@ class Hardware:
     """Compensation of the mean drift of each tile when a chip is used."""
     stuck: StuckParameter | None = None
     """Devices of each chip that cannot be programmed."""
+    noise_current: NoiseCurrentParameter | None = None
+    """White noise of the currents at a capacitance of a neuron, at every time step."""
 
     @model_validator(mode="after")
     def _check_classes(self) -> Self:
@@ -336,10 +339,14 @@ class Hardware:
         return mode != "eval" and self.forward is not None and self.forward.draws
 
     def noisy(self, *, periphery: bool) -> bool:
-        """Whether training draws weight or periphery noise of adjustable strength."""
+        """Whether training draws noise of adjustable strength."""
         modifier, forward = self.modifier, self.forward
-        weights = modifier is not None and modifier.noisy
-        return weights or (periphery and forward is not None and forward.noisy)
+        own = modifier is not None and modifier.noisy or self.noise_current is not None
+        return own or (periphery and forward is not None and forward.noisy)
+
+    def draws_currents(self, mode: str) -> bool:
+        """Whether noise currents of a neuron are drawn in `mode`."""
+        return mode != "eval" and self.noise_current is not None
 
     def freezes(self, mode: str) -> bool:
         """Whether the periphery in `mode` has quantities frozen in a chip."""
@@ -347,11 +354,12 @@ class Hardware:
 
     def draws(self, mode: str) -> bool:
         """Whether a layer in `mode` draws at a step; plain rounding does not count."""
-        return self.draws_weights(mode) or self.reads(mode)
+        drawn = self.draws_weights(mode) or self.draws_currents(mode)
+        return drawn or self.reads(mode)
 
     def needs_root(self, mode: str) -> bool:
         """Whether a layer in `mode` must be called through its model to be correct."""
-        return self.modifies(mode) or self.reads(mode) or self.learns_clip
+        return self.modifies(mode) or self.draws(mode) or self.learns_clip
 
     @model_validator(mode="after")
     def _check_learned_clip(self) -> Self:

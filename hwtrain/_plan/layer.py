@@ -55,6 +55,7 @@ class Layer:
       around: names of the arrays that an input is also multiplied by outside the layer.
       nonlinear: by name of an array, why its product is not linear.
       refused: likewise, why a crossbar cannot multiply by it as the layer does.
+      capacitances: names of the parameters that take a noise current.
     """
 
     path: str = ""
@@ -70,6 +71,7 @@ class Layer:
     around: tuple[str, ...] = ()
     nonlinear: tuple[tuple[str, str], ...] = ()
     refused: tuple[tuple[str, str], ...] = ()
+    capacitances: tuple[str, ...] = ()
 
     @property
     def unknown(self) -> bool:

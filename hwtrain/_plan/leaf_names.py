@@ -19,6 +19,7 @@ from hwtrain.periphery.input_range import PROBE, RANGE
 from hwtrain.weights.clip import CLIP_BOUND
 from hwtrain.weights.mapping import MAPPING_SCALE, OUTPUT_SCALE
 from hwtrain.weights.modifier import ON_LEVELS
+from hwtrain.weights.noise_current import NOISE_DENSITY
 
 BUILT_IN = (
     RANGE,
@@ -31,6 +32,7 @@ BUILT_IN = (
     OF_CHIP,
     NOISE_KEY,
     NOISE_STRENGTH,
+    NOISE_DENSITY,
     CONSTANTS,
 )
 """The built-in leaves. Users' parts declare theirs in `Part.leaves`."""

@@ -111,6 +111,7 @@ def make_plan(
             )
         if layer and leaf in layer.around:
             check_around(weight)
+        _check_noise_current(weight, layer)
         _check_name(weight, assigned.name, users)
         weights.append(weight)
         if weight.kind == "raw":
@@ -359,6 +360,25 @@ def _check_raw(rule: Rule | None, path: str, hardware: Hardware) -> None:
             f"{rule} puts the parameter {path!r} on hardware with {', '.join(parts)}, "
             "which only a layer can have: a parameter gets the weight side alone. Give "
             "it a Hardware without these options"
+        )
+
+
+def _check_noise_current(weight: AnalogWeight, layer: Layer | None) -> None:
+    """Raises for a noise current at a parameter whose layer would not draw it."""
+    if weight.hardware.noise_current is None:
+        return
+    takes = () if layer is None else layer.capacitances
+    if weight.kind != "raw" or weight.array not in takes:
+        raise ValueError(
+            f"{weight.path}: {weight.rule} gives it a noise_current, which only a "
+            "capacitance of a DynapSim takes. Write Rule(params="
+            '".*/log_C_(mem|syn|gaba|ahp)", hardware=Hardware(noise_current=...)), '
+            "with the layers that the call reaches"
+        )
+    if weight.rows or len(weight.columns) != 1:
+        raise ValueError(
+            f"{weight.path} is a stack of neurons, {weight.shape}: with a "
+            f"noise_current, its rule has rows=() and columns=-1; got {weight.rule}"
         )
 
 

@@ -29,6 +29,12 @@ CONSTANTS = ("Io", "Ut", "Vth", "kappa_n", "kappa_p")
 QUANTITIES = (*CAPACITANCES, *CURRENTS, *CONSTANTS)
 """The quantities of a neuron, each with one value per neuron."""
 
+NODES = ("ahp", "gaba", "mem", "syn")
+"""Integrators whose capacitances take a noise current."""
+
+NODE_LEAVES = tuple(f"log_C_{node}" for node in NODES)
+"""Their leaves in `params`."""
+
 INHIBITORY = ("C_gaba", "Igain_gaba", "Itau_gaba")
 """Quantities of the inhibitory dendrite, which the reference model lacks."""
 

@@ -9,7 +9,7 @@ from pydantic import ValidationError
 from hwtrain._parts.constant import static
 from hwtrain._plan.hardware import Hardware
 
-IN_A_CALL = ("modifier", "forward", "mapping")
+IN_A_CALL = ("modifier", "forward", "mapping", "noise_current")
 """The parts of hardware that a call of a model reads."""
 
 OF_A_CHIP = (

@@ -18,6 +18,7 @@ def quiet_training(plan: Plan) -> str | None:
     chips = [weight.hardware for weight in plan.weights]
     drawn = any(
         chip.draws_weights("train")
+        or chip.draws_currents("train")
         # A raw parameter has no periphery.
         or (weight.kind != "raw" and chip.reads("train"))
         or (chip.drift is not None and chip.drift.draws)

@@ -19,7 +19,14 @@ from hwtrain._arrays.windows import Window, unpack
 from hwtrain._parts.leaf import LeafSpec, Shapes, When
 from hwtrain._parts.part import Part
 from hwtrain._plan.hardware import Hardware
-from hwtrain._plan.leaf_names import BUILT_IN, EFFECTIVE, OWNERS, SHARED, reserved
+from hwtrain._plan.leaf_names import (
+    BUILT_IN,
+    EFFECTIVE,
+    OF_A_STEP,
+    OWNERS,
+    SHARED,
+    reserved,
+)
 from hwtrain._plan.quantities import quantity_of
 from hwtrain.weights import MappingParameter
 from hwtrain.weights.clip import CLIP_BOUND
@@ -170,6 +177,7 @@ class AnalogWeight:
         of_layer = ("periphery", "frozen_periphery")
         return (
             draw_name(self.path, "weight_noise"),
+            draw_name(self.path, "noise_current"),
             *(draw_name(self.owner, effect) for effect in of_layer),
         )
 
@@ -261,7 +269,9 @@ class AnalogWeight:
     def leaf_name(self, leaf: LeafSpec | str) -> str:
         """Returns the name of a leaf in the layer, such as `"lora_a_probe"`."""
         name = leaf if isinstance(leaf, str) else leaf.name
-        return name if self.alone else f"{self.array}_{name}"
+        # A neuron has several capacitances, each with noise of its own.
+        shared = self.alone and not (self.kind == "raw" and name in OF_A_STEP)
+        return name if shared else f"{self.array}_{name}"
 
     def leaves(self, when: When = "model") -> tuple[LeafSpec, ...]:
         """Returns the leaves that lie beside the array.

@@ -17,3 +17,4 @@ from hwtrain.dynapse._prototypes import (
 from hwtrain.dynapse._prototypes import select as select
 from hwtrain.dynapse._spatial import SpatialCorrelation as SpatialCorrelation
 from hwtrain.dynapse._with_mismatch import with_mismatch as with_mismatch
+from hwtrain.weights.noise_current import shot_noise_density as shot_noise_density

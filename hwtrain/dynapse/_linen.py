@@ -4,7 +4,10 @@ from typing import Any
 
 import jax
 from flax import linen as nn
+from flax.core import meta
 
+from hwtrain._arrays import paths
+from hwtrain._plan.quantities import NODE_LEAVES
 from hwtrain.dynapse._cell import advance, check_trainable
 from hwtrain.dynapse._layout import Layout, quantity_names
 from hwtrain.dynapse._neuron import NeuronState, resting_state
@@ -46,6 +49,8 @@ class DynapSim(nn.RNNCellBase):
     reference: bool = False
     recurrent_init: Any = None
 
+    _hwtrain_capacitances = NODE_LEAVES
+
     @nn.compact
     def __call__(
         self, carry: NeuronState, inputs: jax.Array
@@ -75,6 +80,8 @@ class DynapSim(nn.RNNCellBase):
             trainable=self.trainable,
             dt_s=self.dt_s,
             reference=self.reference,
+            leaf=lambda name: meta.unbox(self.variables["params"].get(name)),
+            path=lambda name: paths.join([*self.path, name]),
         )
 
     @nn.nowrap

@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 
 from hwtrain._arrays.tiling import over_batch
+from hwtrain.weights.noise_current import noise_charge
 
 
 class NeuronState(NamedTuple):
@@ -89,6 +90,7 @@ def step(
     dt_s: float,
     weight_current: float,
     reference: bool = False,
+    noise: Mapping[str, jax.Array] = {},  # noqa: B006 it is only read
 ) -> NeuronState:
     r"""Returns the state of neurons one time step later.
 
@@ -114,6 +116,10 @@ def step(
     gradient passes through a reset. No current falls below the dark current
     :math:`I_0`.
 
+    A noise current leaves a charge Q on a capacitance (`noise_charge`), and multiplies
+    its new current by :math:`e^{\kappa Q / (U_T C)}`; not that of a membrane that its
+    refractory period holds.
+
     The reference has no inhibitory dendrite, subtracts the leak twice, divides the
     feedback and the time constant by the sum of leak and adaptation, and feeds back the
     voltage from before a reset; its refractory period ends only when its timer is
@@ -128,6 +134,8 @@ def step(
       dt_s: length of the step, s.
       weight_current: current of a weight of 1, A.
       reference: compute as Rockpool does.
+      noise: densities of noise currents times standard normal numbers, `[..., N]`, in
+        A/sqrt(Hz), by names in `hwtrain._plan.quantities.NODES`; none for no noise.
 
     Returns:
       The new state; its `spikes` are the output.
@@ -157,11 +165,25 @@ def step(
         tau = time_constant(leak, q[f"C_{name}"])
         return jnp.exp(-dt_s / tau), 1 - jnp.exp(-width / tau), gain / leak
 
+    def disturbed(name: str, current: jax.Array) -> jax.Array:
+        if name not in noise:
+            return current
+        c = q[f"C_{name}"]
+        tau = time_constant(at_least_dark(q[f"Itau_{name}"]), c)
+        # The membrane decays by a step of Euler's, the others exactly.
+        euler = jnp.minimum(dt_s / tau, 1)
+        exact = -jnp.expm1(-2 * dt_s / tau)
+        forgotten = euler * (2 - euler) if name == "mem" else exact
+        charge = noise_charge(noise[name], tau, forgotten)
+        return at_least_dark(current * jnp.exp(kappa / ut * charge / c))
+
     def dendrite(name: str, current: jax.Array, drive: jax.Array) -> jax.Array:
         decay, charge, gain = integrator(name, pulse("C_pulse", "Ipulse"))
         if reference:
-            return decay * current + charge * at_least_dark(gain * drive)
-        return at_least_dark(decay * current + charge * gain * drive)
+            current = decay * current + charge * at_least_dark(gain * drive)
+        else:
+            current = at_least_dark(decay * current + charge * gain * drive)
+        return disturbed(name, current)
 
     # In half precision, all currents would be zero.
     drive = jnp.asarray(drive, state.imem.dtype) * weight_current
@@ -172,7 +194,7 @@ def step(
 
     decay, charge, gain = integrator("ahp", pulse("C_pulse_ahp", "Ipulse_ahp"))
     kick = charge * gain * (q["Iw_ahp"] * state.spikes)
-    iahp = at_least_dark(decay * state.iahp + kick)
+    iahp = disturbed("ahp", at_least_dark(decay * state.iahp + kick))
 
     leak, threshold = at_least_dark(q["Itau_mem"]), at_least_dark(q["Igain_mem"])
     feedback = io * jnp.exp(kappa**2 / (kappa + 1) * state.vmem / ut)
@@ -192,6 +214,7 @@ def step(
     )
     rate = dt_s * imem / (time_constant(slow, q["C_mem"]) * (imem + threshold))
     imem = at_least_dark(imem + rate * change)
+    imem = jnp.where(ready, disturbed("mem", imem), imem)
 
     spikes = spike_count(jnp.log(imem / q["Ispkthr"]))
     vmem = ut / kappa * jnp.log(imem / io)

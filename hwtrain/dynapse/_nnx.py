@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from hwtrain._plan.quantities import NODE_LEAVES
 from hwtrain.dynapse._cell import advance, check_trainable
 from hwtrain.dynapse._layout import Layout, quantity_names
 from hwtrain.dynapse._neuron import NeuronState, resting_state
@@ -34,6 +35,8 @@ class NnxDynapSim(nnx.RNNCellBase):
     Raises:
       ValueError: for a name in `trainable` that is not a quantity.
     """
+
+    _hwtrain_capacitances = NODE_LEAVES
 
     def __init__(
         self,
@@ -77,7 +80,19 @@ class NnxDynapSim(nnx.RNNCellBase):
             trainable=self.trainable,
             dt_s=self.dt_s,
             reference=self.reference,
+            leaf=self._array,
+            path=self._path,
         )
+
+    def _array(self, name: str) -> jax.Array | None:
+        variable = getattr(self, name, None)
+        return None if variable is None else variable[...]
+
+    def _path(self, name: str) -> str:
+        named = {
+            weight.array: weight.path for weight in getattr(self, "analog_raw", ())
+        }
+        return named.get(name, name)
 
     def initialize_carry(
         self, input_shape: tuple[int, ...], rngs: Any = None, carry_init: Any = None

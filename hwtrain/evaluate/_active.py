@@ -222,7 +222,10 @@ def judged(
     """
     log = _Log(steps, zeros=_of_zeros(plan, params))
     first = steps[0].outputs
-    if draws(plan, "train") and all((s.outputs == first).all() for s in steps):
+    # Noise currents, which may be too small for a spike, are measured themselves.
+    others = [w for w in plan.weights if w.hardware.noise_current is None]
+    heard = dataclasses.replace(plan, weights=tuple(others))
+    if draws(heard, "train") and all((s.outputs == first).all() for s in steps):
         why = ZEROS if len(log.zeros) == len(plan.weights) else None
         same = "the outputs are the same at every step key"
         log.wrong.append(f"the model: noise: {why or same}")
@@ -242,6 +245,8 @@ def judged(
             log.note(weight.path, "modifier", *noise)
         if weight.hardware.learns_clip:
             _check_learned_clip(log, weight, plan, params)
+        if weight.hardware.noise_current is not None:
+            _check_noise_current(log, weight)
         if weight.kind != "raw":
             _check_layer(log, weight)
     return log
@@ -325,6 +330,21 @@ def _check_layer(log: _Log, weight: AnalogWeight) -> None:
         small = min(np.abs(np.asarray(call.slopes[effect])).max() for call in calls)
         wrong = None if small > 0 else "it has no gradient: it cannot be learned"
         log.note(weight.path, effect, "has a gradient", wrong)
+
+
+def _check_noise_current(log: _Log, weight: AnalogWeight) -> None:
+    """Records the strength of a capacitance's noise current."""
+    seen = [step.noise.get(weight.path, []) for step in log.steps]
+    amount, wrong = "", "no step of its neurons was seen"
+    if all(seen):
+        effects = np.stack([np.concatenate(step) for step in seen])
+        amount, wrong = strength_of(effects, effects.size)
+        if not wrong and repeated(effects):
+            wrong = "the noise is the same at several step keys"
+    if wrong:  # the logarithm is zero at first, which does not matter here
+        log.wrong.append(f"{weight.path}: noise_current: {wrong}")
+    else:
+        log.note(weight.path, "noise_current", amount, wrong)
 
 
 def _stacked(steps: list[list[bench.Readings]], kind: str, effect: str) -> np.ndarray:

@@ -38,6 +38,10 @@ def _is_noisy(weight: Any, when: When) -> bool:
     return weight.kind != "raw" and needs
 
 
+def _reads(weight: Any, when: When) -> bool:
+    return _is_noisy(weight, when) or weight.hardware.noise_current is not None
+
+
 CHIP_KEY = LeafSpec(
     name="chip_key",
     when=("chip", "step"),
@@ -51,7 +55,7 @@ CHIP_KEY = LeafSpec(
 NOISE_KEY = LeafSpec(
     name="noise_key",
     when=("step",),
-    there=_is_noisy,
+    there=_reads,
     shapes=lambda weight: ((len(READ_EFFECTS), 2),),
     dtype="uint32",
     trained=None,

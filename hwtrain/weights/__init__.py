@@ -9,6 +9,9 @@ from hwtrain.weights.correlated_mismatch import CorrelatedMismatch as Correlated
 from hwtrain.weights.mapping import MappingParameter as MappingParameter
 from hwtrain.weights.mismatch import MismatchParameter as MismatchParameter
 from hwtrain.weights.modifier import WeightModifierParameter as WeightModifierParameter
+from hwtrain.weights.noise_current import (
+    NoiseCurrentParameter as NoiseCurrentParameter,
+)
 from hwtrain.weights.remap import WeightRemapParameter as WeightRemapParameter
 from hwtrain.weights.training_drift import DriftParameter as DriftParameter
 from hwtrain.weights.training_drift import SimpleDriftParameter as SimpleDriftParameter

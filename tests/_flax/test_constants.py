@@ -261,6 +261,7 @@ def _classes():
         hw.InputRangeParameter,
         hw.IOParameters,
         hw.MappingParameter,
+        hw.NoiseCurrentParameter,
         hw.StuckParameter,
     }
     for kind in ("noise_model", "converter", "drift_compensation", "mismatch", "clip"):
@@ -278,6 +279,7 @@ def test_every_number_of_every_class_is_traced_or_refused():
     }
     known |= {("IOParameters", x[8:]) for x in IN_CALLS if x[:8] == "forward."}
     known |= {("MappingParameter", "weight_scaling_omega"), *ON_CHIPS}
+    known.add(("NoiseCurrentParameter", "density"))  # in tests/dynapse
     refused = {(kind, name) for kind, names in REFUSED.items() for name in names}
     assert not known & refused
     found = {(kind.__name__, name) for kind in _classes() for name in _floats(kind)}

@@ -9,7 +9,7 @@ from flax import linen as nn
 from flax.core import meta
 
 from hwtrain._arrays import paths
-from hwtrain._flax.attributes import plain_class
+from hwtrain._flax.attributes import capacitances_of, plain_class
 from hwtrain._flax.errors import behind_the_root
 from hwtrain._flax.linen import flax_internals as internals
 from hwtrain._flax.linen.own import is_stated
@@ -48,7 +48,9 @@ def describe(
         found = OfCall(running, method, args).describe(module, args, kwargs)
     why = why_digital(cls)
     layer = found or (Layer() if why is None else Layer(why=why))
-    return dataclasses.replace(layer, path=path, name=cls.__name__)
+    return dataclasses.replace(
+        layer, path=path, name=cls.__name__, capacitances=capacitances_of(cls)
+    )
 
 
 def states_product(context: internals.InterceptorContext) -> bool:

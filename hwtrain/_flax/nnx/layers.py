@@ -9,7 +9,7 @@ import jax
 from flax import nnx
 
 from hwtrain._arrays import paths
-from hwtrain._flax.attributes import plain_class
+from hwtrain._flax.attributes import capacitances_of, plain_class
 from hwtrain._flax.errors import behind_the_root
 from hwtrain._flax.nnx import rows
 from hwtrain._flax.opaque import bridge
@@ -74,7 +74,9 @@ def describe(module: Any, path: str) -> Layer:
         found = rows.describe(module, multiplying_class(cls))
     why = why_digital(cls)
     layer = found or (Layer() if why is None else Layer(why=why))
-    return dataclasses.replace(layer, path=path, name=cls.__name__)
+    return dataclasses.replace(
+        layer, path=path, name=cls.__name__, capacitances=capacitances_of(cls)
+    )
 
 
 def _with_arrays_of_super(layer: Layer | None, module: Any, cls: type) -> Layer | None:
