@@ -212,7 +212,7 @@ def _runs_whole(weight: AnalogWeight, mode: str, kernel: jax.Array) -> bool:
         shapes = [shape for x in weight.own_leaves for shape in x.shapes(weight)]
         of_tiles = all(shape[:2] == weight.tiles for shape in shapes)
         return of_tiles and runs_whole(stages_of(weight))
-    return not chip.scales_outputs
+    return not chip.scales_outputs and chip.range.runs_whole()
 
 
 def _apart(weight: AnalogWeight) -> bool:

@@ -258,6 +258,7 @@ class Hardware:
             gradient_scale=given.gradient_scale,
             gradient_relative=given.gradient_relative,
             straight_through=given.straight_through,
+            extremes=given.fast_mode,
         )
 
     @property

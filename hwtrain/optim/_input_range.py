@@ -29,11 +29,14 @@ class InputRangeLearningState(NamedTuple):
       initialized: number of updates in which each range was set from the data.
         shape=(ranges,), dtype=jnp.int32; `None` without ranges
       optimizer: state of the ranges' own optimiser.
+      extremes: running averages of the largest and smallest inputs, for `fast_mode`.
+        shape=(ranges, 2), dtype=jnp.float32; `None` without
     """
 
     step: jax.Array
     initialized: Any
     optimizer: Any
+    extremes: Any = None
 
 
 def input_range_learning(
@@ -65,8 +68,19 @@ def input_range_learning(
 
     .. math:: a \leftarrow a + d\,(\overline{\max_j |x_j|} - a).
 
-    An update at most halves a range, so ranges stay positive. Probes get a zero update;
-    all other updates pass unchanged.
+    In `fast_mode` the first `init_from_data` updates set the range from averages of the
+    largest and the smallest input,
+
+    .. math:: u \leftarrow m\,u + (1 - m) \overline{\max x}, \quad
+        l \leftarrow m\,l + (1 - m) \overline{\min x}, \quad
+        r \leftarrow \max(|l|, |u|),
+
+    which start at those of the first; later ones learn it by its gradient g alone. The
+    means are over the calls of the layer that an update pools, such as micro-batches,
+    because sums hold no extremes; inside `jit`, one call sees the batch of all devices.
+
+    An update at most halves a learned range, so ranges stay positive. Probes get a zero
+    update; all other updates pass unchanged.
 
     >>> import jax
     >>> from flax import linen as nn
@@ -102,6 +116,7 @@ def input_range_learning(
         weight.leaf(RANGE) for weight in weights
     }
     options: Any = _options(weights) if weights else None
+    fast = bool(weights) and bool(np.any(options.fast_mode))
     # One vector instead of a small array for each layer, so that the arithmetic takes a
     # few kernels, however many layers there are.
     ends = np.cumsum([math.prod((*weight.stack, *weight.tiles)) for weight in weights])
@@ -120,6 +135,7 @@ def input_range_learning(
             step=jnp.zeros([], jnp.int32),
             initialized=jnp.zeros(ranges.shape, jnp.int32),
             optimizer=inner.init(ranges),
+            extremes=jnp.zeros((*ranges.shape, 2)) if fast else None,
         )
 
     def update(
@@ -143,6 +159,7 @@ def input_range_learning(
         r = vector(paths.leaves(params), RANGE)
         # A product, because the share is undefined for a layer that was not reached.
         wide = sums[:, 1] > options.input_min_percentage * sums[:, 0]
+        wide = wide & ~options.fast_mode
         decay = jnp.where(wide, options.decay * r, 0)
         gradient = vector(gradients, RANGE) + decay
         gradient = gradient - _output_clipping(options, r, sums)
@@ -157,6 +174,11 @@ def input_range_learning(
         change, initialized = _change(
             options, r, -rate * scaled, sums, state.initialized
         )
+        extremes = state.extremes
+        if fast:
+            extremes, change, initialized = _followed(
+                options, r, change, sums, state, initialized
+            )
         changes = dict(
             zip((w.leaf(RANGE) for w in weights), jnp.split(change, ends[:-1]))
         )
@@ -167,7 +189,7 @@ def input_range_learning(
             new = changes.get(path)
             return leaf if new is None else new.reshape(leaf.shape).astype(leaf.dtype)
 
-        state = InputRangeLearningState(step, initialized, optimizer_state)
+        state = InputRangeLearningState(step, initialized, optimizer_state, extremes)
         return paths.map_leaves(new_update, updates), state
 
     return optax.GradientTransformationExtraArgs(init, update)
@@ -189,6 +211,8 @@ class _Options(NamedTuple):
     manage_output_clipping: np.ndarray
     output_min_percentage: np.ndarray
     nm_decay: np.ndarray
+    fast_mode: np.ndarray
+    act_range_momentum: np.ndarray
 
 
 def _options(weights: list[AnalogWeight]) -> _Options:
@@ -249,3 +273,30 @@ def _change(
     change = jnp.where(averages, jnp.where(moves, share * (average - r), 0), change)
     counts = jnp.where(averages, moves, counts)
     return change, initialized + counts.astype(initialized.dtype)
+
+
+def _followed(
+    options: _Options,
+    r: jax.Array,
+    change: jax.Array,
+    sums: jax.Array,
+    state: InputRangeLearningState,
+    initialized: jax.Array,
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """Returns extremes, updates and counts, with those of ranges in `fast_mode`."""
+    calls, before = sums[:, 0], state.initialized
+    each = sums[:, 2:4] / jnp.where(calls > 0, calls, 1)[:, None] * r[:, None]
+    known, momentum = state.extremes, options.act_range_momentum[:, None]
+    mean = momentum * known + (1 - momentum) * each
+    most = jnp.stack(
+        [jnp.maximum(known, each)[:, 0], jnp.minimum(known, each)[:, 1]], axis=-1
+    )
+    new = jnp.where(momentum == -1, most, mean)
+    new = jnp.where(before[:, None] > 0, new, each)
+    target = jnp.max(jnp.abs(new), axis=-1)
+    first = options.fast_mode & (before < options.init_from_data)
+    counts = first & (calls > 0) & (target > 0)
+    extremes = jnp.where(counts[:, None], new, known)
+    change = jnp.where(first, jnp.where(counts, target - r, 0), change)
+    counted = before + counts.astype(before.dtype)
+    return extremes, change, jnp.where(first, counted, initialized)

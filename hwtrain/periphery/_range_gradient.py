@@ -22,7 +22,8 @@ so that clipping by the global norm and logged norms are not affected."""
 
 PROBE_SIZE = 6
 """Number of sums for every tile: n, n unclipped, sum of x/r, sum of (x/r)^2, outputs,
-outputs unclipped."""
+outputs unclipped. For a range that follows extremes: calls, calls, sum over calls of
+the largest x/r, of the smallest x/r, and two zeros."""
 
 
 class RangeGradient(NamedTuple):
@@ -32,11 +33,14 @@ class RangeGradient(NamedTuple):
       scale: factor on the gradient.
       relative: whether the gradient is multiplied by the range.
       straight_through: whether gradients pass through clipped inputs.
+      extremes: whether the range follows the largest and smallest inputs of calls. Its
+        gradient is then the true derivative of the clipping.
     """
 
     scale: float = 1.0
     relative: bool = True
     straight_through: bool = False
+    extremes: bool = False
 
 
 def clipped(x: jax.Array, r: jax.Array, *, straight_through: bool) -> jax.Array:
@@ -83,7 +87,9 @@ def clip_to_range(
         - \sum_{x \le -r} \max(d, 0)\Big),
 
     so that clipping can only widen the range, and the gradient of the probe is
-    2^-40 times the sums of `PROBE_SIZE`, over the inputs before clipping.
+    2^-40 times the sums of `PROBE_SIZE`, over the inputs before clipping. Extremes of
+    several calls cannot be pooled by sums, so their mean over calls is; a range that
+    follows them has the gradient :math:`\sum_{x > r} d - \sum_{x < -r} d`.
 
     >>> x = jnp.array([[0.5, 4.0]]).reshape(1, 1, 1, 2)
     >>> clip_to_range(x, jnp.full((1, 1), 3.0), jnp.zeros((1, 1, 6)), (2,)).ravel()
@@ -122,6 +128,11 @@ def _backward(row_sizes, gradient, residuals, d):
 
     d_x = d if gradient.straight_through else jnp.where(jnp.abs(x) <= r, d, 0)
     d_x = tiling.add_tiles(d_x, -2)[..., None, :].astype(x.dtype)
+    if gradient.extremes:
+        beyond = jnp.where(jnp.abs(x) > r, jnp.sign(x) * d, 0).astype(jnp.float32)
+        d_range = jnp.sum(beyond, axis=axes).astype(input_range.dtype)
+        d_probe = PROBE_SCALE * _extremes(x, input_range, row_sizes)
+        return d_x, d_range, d_probe.astype(probe.dtype)
 
     def clipped_and_widen(x, d):
         beyond = jnp.abs(x) >= r
@@ -152,6 +163,19 @@ def _backward(row_sizes, gradient, residuals, d):
 
 
 clip_to_range.defvjp(_forward, _backward)
+
+
+def _extremes(
+    x: jax.Array, input_range: jax.Array, row_sizes: tuple[int, ...]
+) -> jax.Array:
+    """Returns the sums of one call for a range that follows extremes."""
+    x = x.astype(jnp.float32)
+    axes = (*range(x.ndim - 3), x.ndim - 1)
+    real = tiling.over_batch(tiling.mask(row_sizes)[:, None, :], x)
+    largest = jnp.max(x, axis=axes, where=real, initial=-jnp.inf) / input_range
+    smallest = jnp.min(x, axis=axes, where=real, initial=jnp.inf) / input_range
+    one, none = jnp.ones_like(input_range), jnp.zeros_like(input_range)
+    return jnp.stack([one, one, largest, smallest, none, none], axis=-1)
 
 
 def ranged_matmul(

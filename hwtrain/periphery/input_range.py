@@ -2,12 +2,12 @@
 
 from collections.abc import Mapping
 from dataclasses import replace
-from typing import Any, Self
+from typing import Annotated, Any, Self
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from pydantic import model_validator
+from pydantic import AfterValidator, Field, model_validator
 from pydantic.dataclasses import dataclass
 
 from hwtrain._arrays import tiling
@@ -80,16 +80,21 @@ class Range(Part):
     """Whether that gradient is multiplied by the range."""
     straight_through: bool = False
     """Whether gradients pass through clipped inputs."""
+    extremes: bool = False
+    """Whether the range follows the extremes of the inputs."""
 
     def runs_whole(self) -> bool:
-        """Whether windows are not needed: the average is over maxima of windows."""
-        return not self.averages
+        """Whether windows are not needed: averages and extremes are of windows."""
+        return not (self.averages or self.extremes)
 
     @property
     def gradient(self) -> RangeGradient:
         """The options of the range's gradient."""
         return RangeGradient(
-            self.gradient_scale, self.gradient_relative, self.straight_through
+            self.gradient_scale,
+            self.gradient_relative,
+            self.straight_through,
+            self.extremes,
         )
 
     def around(self, inner, x, ctx):
@@ -176,6 +181,16 @@ _LEARNING = (
 """Options that affect a learned range only."""
 
 
+def _momentum(value: float) -> float:
+    if value != -1 and not 0 <= value < 1:
+        raise ValueError(f"expected a share below 1, or -1 for extremes; got {value:g}")
+    return value
+
+
+Momentum = Annotated[float, Field(ge=-1, lt=1), AfterValidator(_momentum)]
+"""The weight of what is known, or -1."""
+
+
 @dataclass(frozen=True, kw_only=True, config=CONFIG)
 class InputRangeParameter(Described):
     r"""The range to which a tile's inputs are clipped, and how it is learned.
@@ -207,6 +222,13 @@ class InputRangeParameter(Described):
     turns this off."""
     init_std_alpha: Positive = 3.0
     """The range set by these updates, in standard deviations of the input."""
+    fast_mode: bool = False
+    """Let the first `init_from_data` updates set the range from running averages of the
+    largest and the smallest input, max(abs(smallest), abs(largest)). Afterwards it is
+    learned from its true derivative, without decay. Convolutions then need windows."""
+    act_range_momentum: Momentum = 0.95
+    """Weight of the averages so far in those of `fast_mode`; the newest extremes have
+    the rest. -1: the extremes of all updates."""
     decay: Deviation = 0.001
     """Relative decay of the range, times the learning rate. Zero turns it off."""
     input_min_percentage: Share = 0.95
@@ -258,11 +280,14 @@ class InputRangeParameter(Described):
             allowed = ("dynamic=True", "learn_input_range=False")
             idle = [text for text in changed(self) if text not in allowed]
             reason = "dynamic=True"
+        elif self.fast_mode:
+            learning = (*_LEARNING, "init_std_alpha")
+            idle, reason = changed(self, learning), "fast_mode=True"
         elif not self.learn_input_range:
-            idle = changed(self, _LEARNING)
+            idle = changed(self, (*_LEARNING, "act_range_momentum"))
             reason = "learn_input_range=False"
         else:
-            return self
+            idle, reason = changed(self, ("act_range_momentum",)), "fast_mode=False"
         if idle:
             raise ValueError(
                 f"{', '.join(idle)}: no effect with {reason}; leave it out, or leave "

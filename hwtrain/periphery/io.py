@@ -95,6 +95,8 @@ class IOParameters(Described):
     out_noise: Deviation = 0.0
     """Standard deviation of the noise on the outputs, before the ADC. Zero turns it
     off."""
+    out_noise_per_channel: bool = False
+    """Multiply `out_noise` by the largest weight of each output's column."""
     out_noise_std: Deviation = 0.0
     """Relative spread of `out_noise` over the outputs of a chip, frozen with the chip.
     Zero turns it off."""
@@ -243,7 +245,13 @@ class IOParameters(Described):
         if self.bound_management == "shift" and bound is not None:
             found.append(Shift(bound=bound))
         if self.out_noise > 0:
-            found.append(OutputNoise(sigma=self.out_noise, spread=self.out_noise_std))
+            found.append(
+                OutputNoise(
+                    sigma=self.out_noise,
+                    spread=self.out_noise_std,
+                    per_channel=self.out_noise_per_channel,
+                )
+            )
         if self.out_nonlinearity > 0 or self.r_series > 0:
             found.append(
                 Saturation(
@@ -347,6 +355,7 @@ class IOParameters(Described):
             and not (self.out_nonlinearity > 0 or self.r_series > 0),
             "v_offset_w_min": self.v_offset_w_min != -1.0
             and not (self.v_offset_std > 0 or self.r_series > 0),
+            "out_noise_per_channel": self.out_noise_per_channel and self.out_noise == 0,
             "out_noise_std": self.out_noise_std > 0 and self.out_noise == 0,
             "out_nonlinearity_std": self.out_nonlinearity_std > 0
             and self.out_nonlinearity == 0,
@@ -367,6 +376,7 @@ class IOParameters(Described):
             "nm_decay": 'noise_management="average_abs_max"',
             "slope_calibration": "out_nonlinearity or r_series above zero",
             "v_offset_w_min": "v_offset_std or r_series above zero",
+            "out_noise_per_channel": "out_noise above zero",
             "out_noise_std": "out_noise above zero",
             "out_nonlinearity_std": "out_nonlinearity above zero",
             "w_noise": 'w_noise_type="additive_constant" or "pcm_read"',

@@ -149,7 +149,7 @@ REFUSED = {
     ),
     "InputRangeParameter": (
         *("init_value", "init_std_alpha", "decay", "input_min_percentage"),
-        *("output_min_percentage", "gradient_scale"),
+        *("output_min_percentage", "gradient_scale", "act_range_momentum"),
     ),
     "IOParameters": ("nm_decay", "max_bm_factor", "max_bm_res"),
     "CustomPairConductanceConverter": ("f_lst", "g_lst", "g_max", "g_min"),

@@ -31,6 +31,10 @@ MEASURED = {
         {"ADC rounding", "out_bound", "out_sto_round"},
     ),
     "out_noise": ({"out_noise": 0.1}, {"out_noise"}),
+    "out_noise_per_channel": (
+        {"out_noise": 0.1, "out_noise_per_channel": True},
+        {"out_noise"},
+    ),
     "out_noise_std": (
         {"out_noise": 0.1, "out_noise_std": 0.1},
         {"out_noise", "out_noise_std"},

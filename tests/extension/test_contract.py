@@ -88,6 +88,10 @@ STAGES = {
         (Shift(bound=0.5), Adc(bound=0.5)),
         {"bound_management": "shift", "out_bound": 0.5},
     ),
+    "output_noise per channel": (
+        (OutputNoise(sigma=0.1, per_channel=True),),
+        {"out_noise": 0.1, "out_noise_per_channel": True},
+    ),
     "output_noise": (
         (OutputNoise(sigma=0.1, spread=0.2),),
         {"out_noise": 0.1, "out_noise_std": 0.2},
