@@ -53,6 +53,7 @@ if _typing.TYPE_CHECKING:
     from hwtrain.chips import ProgrammedChip as ProgrammedChip
     from hwtrain.chips import apply_mismatch as apply_mismatch
     from hwtrain.chips import chip_key as chip_key
+    from hwtrain.chips import fit_levels as fit_levels
     from hwtrain.chips import program_chip as program_chip
     from hwtrain.devices import AtTemperature as AtTemperature
     from hwtrain.devices import ConductanceConverter as ConductanceConverter
@@ -158,6 +159,7 @@ else:
             "ProgrammedChip",
             "apply_mismatch",
             "chip_key",
+            "fit_levels",
             "program_chip",
         ),
         "devices": (

@@ -292,12 +292,13 @@ def test_the_example_of_traced_constants_says_what_noise_costs():
 
 def test_the_example_of_the_mixed_signal_page_says_what_the_page_says():
     page = (DOCS / "mixed_signal.md").read_text("utf-8")
-    (code,) = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
     names = {}
-    exec(code, names)
+    for code in re.findall(r"```python\n(.*?)```", page, re.DOTALL):
+        exec(code, names)
     stated = re.search(r"`print\(generate\)`.*?\*(.*?)\*", page, re.DOTALL)
     assert " ".join(stated[1].split()) in repr(names["generate"])
     assert (names["chip"]["w_in"]["kernel"] != 1).all()
+    assert names["noise"].density == pytest.approx(1.846e-15, rel=1e-3)
 
 
 def test_the_example_of_the_deployment_page_runs():
