@@ -36,7 +36,7 @@ def fit_levels(params: paths.Tree, plan: Plan, *, candidates: int = 100) -> path
     >>> w = jnp.array([0.9, 1.0, 1.1, 1.0, -0.4, 0.3, 0.3, -0.7, 1.6])[:, None]
     >>> fitted = fit_levels({**params, "kernel": w}, hwtrain.plan(analog, params, x))
     >>> print(f"{jnp.abs(fitted['kernel']).max():.2f}")
-    1.12
+    1.50
 
     Args:
       params: nominal parameters.

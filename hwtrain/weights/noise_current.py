@@ -114,7 +114,7 @@ class NoiseCurrentParameter(Described):
     `C_ahp`.
 
     >>> import hwtrain
-    >>> noise = NoiseCurrentParameter(density=1.84e-15)
+    >>> noise = hwtrain.NoiseCurrentParameter(density=1.84e-15)
     >>> rule = hwtrain.Rule(params=".*/log_C_(mem|syn|gaba)",
     ...                     hardware=hwtrain.Hardware(noise_current=noise))
 
