@@ -172,6 +172,7 @@ PARTS = {
     "noise_model": hw.PCMLikeNoiseModel(),
     "drift_compensation": hw.GlobalDriftCompensation(),
     "stuck": hw.StuckParameter(at_g_min=0.1),
+    "noise_current": hw.NoiseCurrentParameter(density=1e-15),
 }
 
 
