@@ -150,7 +150,7 @@ tx = hw.optim.input_range_learning(hw.plan(analog, params, x), 0.1)
 def step(params, x):
     grads = jax.grad(lambda p: analog.apply({"params": p}, x).sum())(params)
     return tx.update(grads, tx.init(params), params)[0]["input_range"]
-mesh = jax.make_mesh((4,), ("data",))
+mesh = jax.make_mesh((4,), ("data",), axis_types=(jax.sharding.AxisType.Auto,))
 spread = jax.device_put(x, NamedSharding(mesh, PartitionSpec("data")))
 one, many = step(params, x), step(params, spread)
 np.testing.assert_allclose(one, many, rtol=1e-6)
