@@ -11,6 +11,9 @@ from hwtrain._arrays import paths
 from hwtrain._plan.weight import AnalogWeight
 from hwtrain.checkpoint._entries import LayerEntry
 
+UNNAMED = ("1.0", "1.1")
+"""Versions of the format in which manifests did not name every leaf."""
+
 
 def nominal_scale(
     version: str, weight: AnalogWeight, params: Mapping[str, Any]
@@ -32,7 +35,7 @@ def nominal_scale(
     stored = weight.stored_scale(params)
     if stored is not None:
         return np.asarray(stored)
-    if version not in ("1.0", "1.1") or weight.tiles[1] == 1:
+    if version not in UNNAMED or weight.tiles[1] == 1:
         return None
     kernel = jnp.asarray(params[weight.path], jnp.float32)
     scale = weight.derived_scale(weight.to_matrix(kernel))

@@ -14,7 +14,7 @@ from hwtrain._parts.fields import without_none
 from hwtrain._parts.slot import unknown_parts, without_versions
 from hwtrain._plan.plan import Digital, Plan
 from hwtrain.checkpoint._description import Entry, Graph, Measurement
-from hwtrain.checkpoint._earlier import as_meant, escape_names
+from hwtrain.checkpoint._earlier import UNNAMED, as_meant, escape_names
 from hwtrain.checkpoint._entries import (
     ChipEntry,
     FileName,
@@ -31,7 +31,7 @@ from hwtrain.checkpoint._strict_json import difference, parse
 from hwtrain.checkpoint._words import check_words
 
 FORMAT = "hwtrain-checkpoint"
-MAJOR, MINOR = 1, 2
+MAJOR, MINOR = 1, 3
 FILE_NAME = "manifest.json"
 LARGEST = 64 * 2**20
 """Largest size of a manifest in bytes; a larger one is refused before it is read."""
@@ -71,21 +71,17 @@ class Manifest(Entry):
 
     @model_validator(mode="after")
     def _check(self) -> Self:
-        if self.earlier and (self.state or None) is not None:
+        unnamed = self.version in UNNAMED
+        if unnamed and self.state:
             raise ValueError(f"state: a manifest of version {self.version} has none")
-        if self.earlier and self.others is not None:
+        if unnamed and self.others is not None:
             raise ValueError(f"others: a manifest of version {self.version} has none")
-        check_words(self.units, self.rules, earlier=self.earlier)
+        check_words(self.units, self.rules, self.version)
         check_layout(self.plan, self.layers, self.leaves, self.chips, self.files)
-        if not self.earlier:
+        if not unnamed:
             check_others(self.plan, self.leaves, self.others)
         self._check_graph()
         return self
-
-    @property
-    def earlier(self) -> bool:
-        """Whether the manifest has an earlier version of the format."""
-        return self.version != f"{MAJOR}.{MINOR}"
 
     def _check_graph(self) -> None:
         layers = {paths.join(leaf.keys[1:-1]) for leaf in self.leaves}
@@ -175,7 +171,7 @@ def _checked(path: Path, data: bytes, kind: type[Kind]) -> Kind:
         said = str(content.get("sha256"))[:80]
         raise damaged(path, f"its SHA-256 is {digest}, but it says {said}")
     escape_names(content)
-    if content["version"] != known:
+    if content["version"] in UNNAMED:
         as_meant(content)
     missing = unknown_parts(content)
     if missing:

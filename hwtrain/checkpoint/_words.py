@@ -4,6 +4,7 @@ import hashlib
 import json
 from collections.abc import Mapping
 
+from hwtrain.checkpoint._earlier import UNNAMED
 from hwtrain.periphery.input_range import RANGE
 from hwtrain.weights.clip import CLIP_BOUND
 from hwtrain.weights.mapping import MAPPING_SCALE, OUTPUT_SCALE
@@ -131,6 +132,9 @@ RULES = {
     ),
 }
 
+_SINCE_1_3 = ("life", "pulses")
+"""Units that format 1.2 does not state."""
+
 _EARLIER = frozenset(
     {
         "1a3a0ec1caef77ce2fb7b1ca4348135d2a3d74f5769039dd512a3ab70fbff14b",
@@ -146,41 +150,42 @@ _EARLIER = frozenset(
         "4b5c8885eca30ff12126afc00c53520d206b4a1fa09a5b6a295211fbf09984cb",
     }
 )
-"""SHA-256 of the units and rules of earlier versions of the format."""
+"""SHA-256 of the units and rules of formats 1.0 and 1.1."""
 
 _OTHER_WORDS = frozenset(
     {
-        "9e01027f081e02a07aed3142465db900d19f840cad2593d4c0477133c18de1a6",
         "84dc64b61b8b4b6c5c1cd5c0fe2fdc25578f19a7884ffc597db21cf75c8832c7",
         "4bcf16c72f7b1e49ce9c08312234a72f108da3689f4b995b8d818cf438c5ca2e",
     }
 )
-"""SHA-256 of the units and rules of this version of the format, in earlier wording
-or without the units of later devices."""
+"""SHA-256 of the units and rules of format 1.2, in earlier wording."""
 
 
 def check_words(
-    units: Mapping[str, str], rules: Mapping[str, str], *, earlier: bool
+    units: Mapping[str, str], rules: Mapping[str, str], version: str
 ) -> None:
     """Raises unless a manifest states the units and rules of its version.
 
     Args:
       units: the manifest's units.
       rules: the manifest's rules.
-      earlier: whether the manifest has an earlier version of the format.
+      version: the manifest's version of the format.
 
     Raises:
       ValueError: naming the first that differs.
     """
-    if earlier:
+    if version in UNNAMED:
         if _digest(units, rules) not in _EARLIER | {_digest(UNITS, RULES)}:
             raise ValueError(
                 "rules and units do not match those of any hwtrain version"
             )
         return
-    if _digest(units, rules) in _OTHER_WORDS:
-        return
-    pairs = (("units", units, UNITS), ("rules", rules, RULES))
+    stated = UNITS
+    if version == "1.2":
+        if _digest(units, rules) in _OTHER_WORDS:
+            return
+        stated = {name: unit for name, unit in UNITS.items() if name not in _SINCE_1_3}
+    pairs = (("units", units, stated), ("rules", rules, RULES))
     for name, found, expected in pairs:
         for key in sorted(expected.keys() | found.keys()):
             if found.get(key) != expected.get(key):
