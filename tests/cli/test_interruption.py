@@ -366,8 +366,8 @@ def test_a_real_signal_at_any_time_is_one_line(run, tmp_path, words):
         except subprocess.TimeoutExpired:
             process.send_signal(signal.SIGINT)
         out, error = process.communicate(timeout=120)
-        if process.returncode == 0:
-            break  # it was done before
+        if process.returncode in (0, -signal.SIGINT) and not error:
+            break  # it was done before; Python may still have been ending
         assert process.returncode == 130, (tenths, error)
         assert error == "hwtrain: interrupted; nothing half-written was left behind\n"
     assert tenths > 20 and not list(tmp_path.iterdir())
