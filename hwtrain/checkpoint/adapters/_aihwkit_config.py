@@ -185,7 +185,7 @@ def _noise_model(hardware: Hardware) -> str:
         scales = "prog_noise_scale=0.0, read_noise_scale=0.0, drift_scale=0.0"
         given = f"g_converter={made}, " if made else ""
         return f"PCMLikeNoiseModel({given}{scales})"
-    given = _arguments(model, (*_NOISE[model.type], *_EVERY))
+    given = _arguments(model, _taken(model.type))
     # ReRamCMONoiseModel has its own converter.
     if made and model.type != "reram_cmo":
         given = f"g_converter={made}, {given}"
@@ -194,6 +194,12 @@ def _noise_model(hardware: Hardware) -> str:
         drift = ", ".join(f"{n!r}: {_literal(getattr(model, n))}" for n in names)
         given = f"custom_drift_model={{{drift}}}, {given}"
     return f"{type(model).__name__}({given})"
+
+
+def _taken(kind: str) -> tuple[str, ...]:
+    """Returns the fields of a noise model that aihwkit's model of its kind takes."""
+    every = _EVERY if kind != "reram_cmo" else _EVERY[:-1]  # its reads have one time
+    return *_NOISE[kind], *every
 
 
 def _arguments(value: Any, names: tuple[str, ...]) -> str:
@@ -258,7 +264,7 @@ def _lost(hardware: Hardware) -> Iterator[str]:
 def _own_coefficients(model: Any) -> Iterator[str]:
     if model.type in _NOISE:
         shape = ("type", "g_max", "g_min", "g_lst", "nu_mean_lst", "nu_std_lst")
-        known = {*shape, *_NOISE[model.type], *_EVERY}
+        known = {*shape, *_taken(model.type)}
         measured = _published(model)
         for field in dataclasses.fields(model):
             value = getattr(model, field.name)
