@@ -56,6 +56,9 @@ if _typing.TYPE_CHECKING:
     from hwtrain.chips import fit_levels as fit_levels
     from hwtrain.chips import program_chip as program_chip
     from hwtrain.devices import AtTemperature as AtTemperature
+    from hwtrain.devices import (
+        BitSlicedConductanceConverter as BitSlicedConductanceConverter,
+    )
     from hwtrain.devices import ConductanceConverter as ConductanceConverter
     from hwtrain.devices import (
         CustomDriftPCMLikeNoiseModel as CustomDriftPCMLikeNoiseModel,
@@ -68,6 +71,7 @@ if _typing.TYPE_CHECKING:
     from hwtrain.devices import (
         DualPairConductanceConverter as DualPairConductanceConverter,
     )
+    from hwtrain.devices import FlickerNoiseModel as FlickerNoiseModel
     from hwtrain.devices import GlobalDriftCompensation as GlobalDriftCompensation
     from hwtrain.devices import (
         GlobalDriftCompensationWithExactReference as GlobalDriftCompensationWithExactReference,  # noqa: E501
@@ -81,6 +85,7 @@ if _typing.TYPE_CHECKING:
     from hwtrain.devices import NPairConductanceConverter as NPairConductanceConverter
     from hwtrain.devices import PCMLikeNoiseModel as PCMLikeNoiseModel
     from hwtrain.devices import PerColumnDriftCompensation as PerColumnDriftCompensation
+    from hwtrain.devices import ReadDisturb as ReadDisturb
     from hwtrain.devices import ReRamCMONoiseModel as ReRamCMONoiseModel
     from hwtrain.devices import ReRamMiloNoiseModel as ReRamMiloNoiseModel
     from hwtrain.devices import ReRamWan2022NoiseModel as ReRamWan2022NoiseModel
@@ -164,12 +169,14 @@ else:
         ),
         "devices": (
             "AtTemperature",
+            "BitSlicedConductanceConverter",
             "ConductanceConverter",
             "CustomDriftPCMLikeNoiseModel",
             "CustomPairConductanceConverter",
             "DriftCompensation",
             "DriftingNoiseModel",
             "DualPairConductanceConverter",
+            "FlickerNoiseModel",
             "GlobalDriftCompensation",
             "GlobalDriftCompensationWithExactReference",
             "GradientProgrammedNoiseModel",
@@ -179,6 +186,7 @@ else:
             "NoiseModel",
             "PCMLikeNoiseModel",
             "PerColumnDriftCompensation",
+            "ReadDisturb",
             "ReRamCMONoiseModel",
             "ReRamMiloNoiseModel",
             "ReRamWan2022NoiseModel",

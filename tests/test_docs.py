@@ -255,6 +255,7 @@ def test_the_examples_of_the_physics_page_run(capsys):
     # As the page says.
     errors = [float(x[:-1]) for x in re.findall(r"^[0-9.]+%$", printed, re.MULTILINE)]
     assert [round(error) for error in errors[-3:]] == [7, 4, 3]
+    assert "1/f noise 0.03 from 1e-06 to 1000 Hz, disturbed" in printed
 
 
 @pytest.mark.nightly

@@ -59,6 +59,7 @@ def needs_root(plan: Plan, mode: str, constants: Values | None = None) -> bool:
         or any(
             weight.hardware.modifies(mode)
             or weight.hardware.learns_clip
+            or (mode == "chip" and weight.hardware.rounds_chips)
             or bool(weight.derived)
             for weight in plan.weights
         )

@@ -24,7 +24,7 @@ from hwtrain._parts.constant import (
 )
 from hwtrain._plan.hardware import Hardware
 from hwtrain._plan.plan import Plan
-from hwtrain._plan.traceable import number_of_stage, part_of, refusal
+from hwtrain._plan.traceable import innermost, number_of_stage, part_of, refusal
 from hwtrain._plan.weight import AnalogWeight
 
 Constants = Mapping[str, ArrayLike]
@@ -38,6 +38,8 @@ _NO_SLOPE = {
     "modifier.pcm_zero_thres": _DRAWN,
     "stuck.at_g_min": _DRAWN,
     "stuck.at_g_max": _DRAWN,
+    "noise_model.f_min_hz": _DRAWN,
+    "noise_model.f_max_hz": _DRAWN,
     "mapping.weight_scaling_omega": "the mapping scale is a constant to gradients",
 }
 """Numbers without a gradient, and why: a zero gradient would be silently wrong."""

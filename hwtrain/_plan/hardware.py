@@ -307,13 +307,15 @@ class Hardware:
 
     @property
     def rounds_chips(self) -> bool:
-        """Whether the weights of a chip are programmed to levels of the modifier."""
-        return self.modifier is not None and self.modifier.rounds_chips
+        """Whether the weights of a chip are programmed to levels."""
+        of_devices = self.converter is not None and self.converter.rounds
+        of_modifier = self.modifier is not None and self.modifier.rounds_chips
+        return of_devices or of_modifier
 
     @property
     def without_levels(self) -> Self:
         """The same chip for weights that already lie on its modifier's levels."""
-        if self.modifier is None:
+        if self.modifier is None or not self.modifier.rounds_chips:
             return self
         return replaced(self, modifier=self.modifier.without_levels)
 
@@ -360,7 +362,8 @@ class Hardware:
 
     def needs_root(self, mode: str) -> bool:
         """Whether a layer in `mode` must be called through its model to be correct."""
-        return self.modifies(mode) or self.draws(mode) or self.learns_clip
+        rounds = mode == "chip" and self.rounds_chips
+        return self.modifies(mode) or self.draws(mode) or self.learns_clip or rounds
 
     @model_validator(mode="after")
     def _check_learned_clip(self) -> Self:

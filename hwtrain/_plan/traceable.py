@@ -39,6 +39,18 @@ _PLAIN = ("g_min", "g_low", "v_offset_w_min")
 """Numbers for which zero turns nothing off."""
 
 
+def innermost(path: str) -> str:
+    """Returns the path of a number as if no noise model stood around another.
+
+    >>> innermost("noise_model.noise_model.t_0")
+    'noise_model.t_0'
+    """
+    first, *steps = path.split(".")
+    while first == "noise_model" and steps[:1] == [first]:
+        steps = steps[1:]
+    return ".".join([first, *steps])
+
+
 def refusal(chip: Hardware, path: str, parts: tuple[str, ...]) -> str:
     """Returns why a number of hardware cannot be traced; empty if it can.
 
@@ -48,7 +60,7 @@ def refusal(chip: Hardware, path: str, parts: tuple[str, ...]) -> str:
       parts: the fields of `Hardware` that the caller reads.
     """
     for known, why in _STATIC.items():
-        if f"{path}.".startswith(f"{known}."):
+        if f"{innermost(path)}.".startswith(f"{known}."):
             return f"it {why}, and stays static"
     first = path.partition(".")[0]
     names = [field.name for field in dataclasses.fields(Hardware)]
@@ -100,7 +112,8 @@ def _of_a_limit(chip: Hardware, path: str) -> str:
 
 
 def _of_a_chip(chip: Hardware, first: str) -> str:
-    if first == "modifier" and not chip.rounds_chips:
+    rounds = chip.modifier is not None and chip.modifier.rounds_chips
+    if first == "modifier" and not rounds:
         return (
             "a chip is not programmed through this modifier; pass it to a model instead"
         )

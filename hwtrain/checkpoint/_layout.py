@@ -69,8 +69,7 @@ def chip_unit(tensor: str) -> str:
     if tensor == "kernel":
         return UNITS["nominal"]
     name = tensor.rpartition("/")[2]
-    # The number of a device's failure, which the words of manifests do not list.
-    return "1" if name == "life" else UNITS.get(name, UNITS["conductance"])
+    return UNITS.get(name, UNITS["conductance"])
 
 
 def check_layout(

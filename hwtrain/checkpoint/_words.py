@@ -16,6 +16,7 @@ UNITS = {
     "nu": "1",
     "xi": "1",
     "life": "1",
+    "flicker": "1",
     "pulses": "1",
     "stuck": "0 healthy, 1 stuck at g_min, 2 stuck at g_max",
     MAPPING_SCALE.name: MAPPING_SCALE.unit,
@@ -132,7 +133,7 @@ RULES = {
     ),
 }
 
-_SINCE_1_3 = ("life", "pulses")
+_SINCE_1_3 = ("life", "flicker", "pulses")
 """Units that format 1.2 does not state."""
 
 _EARLIER = frozenset(

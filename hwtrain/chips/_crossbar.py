@@ -13,6 +13,7 @@ from hwtrain._arrays import paths, reductions, statistics, tiling
 from hwtrain._parts.constant import replaced
 from hwtrain._plan.plan import Plan
 from hwtrain._plan.weight import AnalogWeight
+from hwtrain.chips import _conductances as conductances
 from hwtrain.chips._clip_bounds import clipped
 from hwtrain.weights import WeightModifier, WeightModifierParameter
 from hwtrain.weights.modifier import ON_LEVELS
@@ -194,7 +195,8 @@ def written(
     """Returns the kernel as it is written to a chip.
 
     It is clipped to its learned bound, and rounded to the levels of a modifier that
-    acts on chips too: rounding precedes the effects of the chip.
+    acts on chips too and to those of the devices: rounding precedes the effects of the
+    chip.
 
     Args:
       weight: the plan of the array.
@@ -202,13 +204,21 @@ def written(
       scale: the stored mapping scale, if there is one; otherwise it is derived.
       bound: the learned clip bound, if there is one.
     """
-    chip = weight.hardware
-    modifier = chip.modifier
-    if not isinstance(modifier, WeightModifierParameter) or not modifier.rounds_chips:
-        return clipped(weight, kernel, bound)
-    chip = replaced(chip, modifier=modifier.levels)
-    rounding = dataclasses.replace(weight, hardware=chip)
-    return modified(rounding, kernel, scale, None, None, bound)
+    chip, modifier = weight.hardware, weight.hardware.modifier
+    converter = chip.converter
+    if isinstance(modifier, WeightModifierParameter) and modifier.rounds_chips:
+        chip = replaced(chip, modifier=modifier.levels)
+        rounding = dataclasses.replace(weight, hardware=chip)
+        found = modified(rounding, kernel, scale, None, None, bound)
+    else:
+        found = clipped(weight, kernel, bound)
+    if converter is None or not converter.rounds:
+        return found
+    # By the scale of the weights before rounding, as everywhere else.
+    _, s = on_crossbar(weight, clipped(weight, kernel, bound), scale)
+    w = weight.to_matrix(jnp.asarray(found / s, jnp.float32))
+    levels = conductances.back_to_weights(weight, *conductances.targets(weight, w))
+    return (weight.from_matrix(levels) * s).astype(kernel.dtype)
 
 
 def with_written(params: paths.Tree, plan: Plan) -> paths.Tree:

@@ -33,7 +33,7 @@ def programmed_by(model: Any, key: jax.Array, g_target: jax.Array) -> Programmed
             f"{type(model).__name__}.program should return a Programmed, got a "
             f"{type(device).__name__}"
         )
-    for field in ("g_target", "g_prog", "nu", "xi", "life", "pulses"):
+    for field in ("g_target", "g_prog", "nu", "xi", "life", "flicker", "pulses"):
         value = getattr(device, field)
         if value is not None:
             _check(model, "program", jnp.shape(value), g_target.shape, field)

@@ -43,7 +43,7 @@ Keys = dict[str, Any]
 """The keys of a weight's draws by effect: one, or one per device. Only the keys depend
 on the weight's name, so that weights of one shape share a compilation."""
 
-PROGRAMMED = ("g_prog", "nu", "xi", "life", "pulses", "stuck")
+PROGRAMMED = ("g_prog", "nu", "xi", "life", "flicker", "pulses", "stuck")
 """Fields of `Programmed`, beside the target, that programming may set; which ones
 depends on the hardware."""
 

@@ -4,6 +4,9 @@ from hwtrain.devices.at_temperature import AtTemperature as AtTemperature
 from hwtrain.devices.bases import ConductanceConverter as ConductanceConverter
 from hwtrain.devices.bases import DriftCompensation as DriftCompensation
 from hwtrain.devices.bases import NoiseModel as NoiseModel
+from hwtrain.devices.bit_sliced import (
+    BitSlicedConductanceConverter as BitSlicedConductanceConverter,
+)
 from hwtrain.devices.drift_compensation import (
     GlobalDriftCompensation as GlobalDriftCompensation,
 )
@@ -22,6 +25,7 @@ from hwtrain.devices.fitted import plot_fit as plot_fit
 from hwtrain.devices.gradient_programming import (
     GradientProgrammedNoiseModel as GradientProgrammedNoiseModel,
 )
+from hwtrain.devices.flicker import FlickerNoiseModel as FlickerNoiseModel
 from hwtrain.devices.hermes import HermesNoiseModel as HermesNoiseModel
 from hwtrain.devices.measurements import Measurements as Measurements
 from hwtrain.devices.measurements import read_measurements as read_measurements
@@ -29,6 +33,7 @@ from hwtrain.devices.pcm import (
     CustomDriftPCMLikeNoiseModel as CustomDriftPCMLikeNoiseModel,
 )
 from hwtrain.devices.pcm import PCMLikeNoiseModel as PCMLikeNoiseModel
+from hwtrain.devices.read_disturb import ReadDisturb as ReadDisturb
 from hwtrain.devices.reram_cmo import ReRamCMONoiseModel as ReRamCMONoiseModel
 from hwtrain.devices.reram_milo import ReRamMiloNoiseModel as ReRamMiloNoiseModel
 from hwtrain.devices.reram_wan2022 import (

@@ -26,6 +26,8 @@ class Programmed:
         models with failures; else `None`.
       pulses: number of pulses that wrote each device, for models that count them; else
         `None`.
+      flicker: random number of each device, from which its 1/f noise at any time
+        follows, for models with a memory between reads; else `None`.
       stuck: state of each device, as in `hwtrain.devices.stuck`; `None` if none can be
         stuck.
     """
@@ -36,6 +38,7 @@ class Programmed:
     xi: jax.Array | None = None
     life: jax.Array | None = None
     pulses: jax.Array | None = None
+    flicker: jax.Array | None = None
     stuck: jax.Array | None = None
 
 

@@ -206,6 +206,16 @@ class ConductanceConverter(DescribedConverter, Part):
     one number per tile, or one per column."""
     units: ClassVar[Mapping[str, str]] = {}
     """Units of these parameters, by name."""
+    rounds: ClassVar[bool] = False
+    """Whether it holds only some weights: those of a chip are then the ones that come
+    back from `convert_to_conductances`."""
+
+    def proof(self, ctx: Any) -> None:
+        """Declares the effect that `assert_active` measures: weights come back.
+
+        To have the conductances measured too, state what NumPy gives for the weights of
+        a tile: `ctx.holds(conductances)`.
+        """
 
     @property
     def full_scale(self) -> float:

@@ -14,9 +14,11 @@ from hwtrain._arrays import paths
 from hwtrain._plan.plan import Plan
 from hwtrain._plan.weight import AnalogWeight
 from hwtrain.checkpoint import HardwareCheckpoint, export, load
+from hwtrain.checkpoint._tiles import grid
 from hwtrain.chips import _conductances as conductances
 from hwtrain.chips._crossbar import with_written
 from hwtrain.evaluate._compensation_proof import compensated
+from hwtrain.evaluate._converter_proof import ConverterProof
 from hwtrain.evaluate._device_proof import DAY_S, Known, behaved
 from hwtrain.evaluate._judgement import ENOUGH
 from hwtrain.evaluate._updates import Finding, prefixed
@@ -36,6 +38,7 @@ def deployed_effects(plan: Plan, params: paths.Tree) -> Iterator[Finding]:
     plan = dataclasses.replace(plan, state=(), digital=digital)
     params = paths.drop(params, lambda path: path in there)
     nominal = paths.leaves(with_written(params, plan))
+    unrounded = paths.leaves(with_written(params, _without_devices(plan)))
     seeds = range(_chips_to_tell_by(plan)) if chips else ()
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "chip"
@@ -48,6 +51,7 @@ def deployed_effects(plan: Plan, params: paths.Tree) -> Iterator[Finding]:
                 None if error < 0.01 * size else "the conductances are other weights"
             )
             yield weight.path, "converter", wrong, "gives the weights back"
+            yield from _held(weight, checkpoint, unrounded[weight.path])
         if not chips:
             return
         chip, later = _after_a_day(checkpoint)
@@ -78,6 +82,35 @@ def deployed_effects(plan: Plan, params: paths.Tree) -> Iterator[Finding]:
                 if weight.hardware.sticks:
                     change = later[weight.path] - healthy[weight.path]
                     yield _stuck(weight, checkpoint, bool(jnp.any(change != 0)))
+
+
+def _without_devices(plan: Plan) -> Plan:
+    """Returns a plan of the same weights without conductances."""
+    fields = ("converter", "noise_model", "drift_compensation", "stuck")
+    none: Any = dict.fromkeys(fields)
+    weights = tuple(
+        dataclasses.replace(w, hardware=dataclasses.replace(w.hardware, **none))
+        for w in plan.weights
+    )
+    return dataclasses.replace(plan, weights=weights)
+
+
+def _held(
+    weight: AnalogWeight, checkpoint: HardwareCheckpoint, kernel: Any
+) -> list[Finding]:
+    """Returns what the converter declares of the devices of the nominal weights."""
+    matrix = np.asarray(weight.to_matrix(jnp.asarray(kernel, jnp.float32)))
+    rows = checkpoint.conductances(weight.path)
+    places = list(grid(weight))
+    tiles = [rows[place.row][place.column] for place in places]
+    given = [
+        matrix[..., place.rows, place.columns] / tile.mapping_scale
+        for place, tile in zip(places, tiles)
+    ]
+    converter = conductances.converter_of(weight)
+    proof = ConverterProof(weight.path, converter, given, tiles)
+    converter.proof(proof)
+    return proof.findings
 
 
 def _parts(plan: Plan) -> dict[str, Plan]:

@@ -14,6 +14,7 @@ from hwtrain._plan.weight import AnalogWeight
 from hwtrain.periphery.adc import Adc
 from hwtrain.periphery.dac import Dac
 from hwtrain.periphery.input_bits import InputBits
+from hwtrain.periphery.weight_slices import WeightSlices
 
 TILE = "tile"
 DIGITAL = "digital"
@@ -130,6 +131,9 @@ def analog_layer(
         columns_per_output=constants.columns_per_output,
         columns_per_adc=constants.columns_per_adc,
     )
+    # Of a weight in slices, each pass reads the devices of one.
+    slices = math.prod(len(s.bits) for s in stages if isinstance(s, WeightSlices))
+    counts = dataclasses.replace(counts, weight_reads=counts.weight_reads / slices)
     of_cells = constants.cell_energy_fj or constants.cell_area_um2
     if chip.converter is None and of_cells:
         raise ValueError(

@@ -10,6 +10,7 @@ from hwtrain.periphery.device_nonlinearity import (
 from hwtrain.periphery.input_range import InputRangeParameter as InputRangeParameter
 from hwtrain.periphery.io import IOParameters as IOParameters
 from hwtrain.periphery.mvm import analog_mvm as analog_mvm
+from hwtrain.periphery.weight_slices import WeightSlices as WeightSlices
 from hwtrain.periphery.wire_resistance import WireResistance as WireResistance
 from hwtrain.periphery.wire_resistance import (
     apparent_conductances as apparent_conductances,

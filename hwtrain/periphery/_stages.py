@@ -21,6 +21,7 @@ from hwtrain.periphery.separate_signs import SeparateSigns, SeparateSignsDigital
 from hwtrain.periphery.shift import Shift
 from hwtrain.periphery.voltage_offset import VoltageOffset
 from hwtrain.periphery.weight_noise import WeightNoise
+from hwtrain.periphery.weight_slices import WeightSlices
 from hwtrain.periphery.wire_resistance import WireResistance
 
 _around: tuple[str, ...] = ()
@@ -34,6 +35,7 @@ for _name, _stage in {
     "input_asymmetry": InputAsymmetry,
     "input_bits": InputBits,
     "separate_signs_digitally": SeparateSignsDigitally,
+    "weight_slices": WeightSlices,
     "adc": Adc,
     "adc_thresholds": AdcThresholds,
     "column_errors": ColumnErrors,

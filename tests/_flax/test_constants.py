@@ -185,9 +185,10 @@ for _converter in (
     SINGLE,
     hw.NPairConductanceConverter(**PAIRS),
     hw.DualPairConductanceConverter(**PAIRS),
+    hw.BitSlicedConductanceConverter(bits=(2, 3), g_min=1.0),
 ):
     for _name, _value in (("g_max", 30.0), ("g_min", 0.5), ("f_lst", (1.5, 2.0))):
-        if hasattr(_converter, _name):
+        if any(x.name == _name for x in dataclasses.fields(_converter)):
             ON_CHIPS[type(_converter).__name__, _name] = (
                 converted(_converter),
                 {f"converter.{_name}": _value},
@@ -219,6 +220,19 @@ for _model in (
         scale_s=1e5,
         shape=0.7,
         g_fail=1.0,
+    ),
+    hw.FlickerNoiseModel(
+        noise_model=hw.PCMLikeNoiseModel(),
+        relative_std=0.1,
+        f_min_hz=1e-5,
+        f_max_hz=1e-3,
+    ),
+    hw.ReadDisturb(
+        noise_model=hw.PCMLikeNoiseModel(),
+        read_voltage_v=0.3,
+        read_time_s=1e-6,
+        reads_per_s=1e3,
+        write_cycles=1e4,
     ),
 ):
     for _field in dataclasses.fields(_model):

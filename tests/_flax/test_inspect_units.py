@@ -77,12 +77,16 @@ SEVERAL = {
         [(4, 25), (2, 25), (1, 25)],
     ),
     "off": (hw.DualPairConductanceConverter(f_lst=(1, 3), g_min=5), [(1, 25), (3, 25)]),
+    "bits": (
+        hw.BitSlicedConductanceConverter(bits=(1, 2)),
+        [(1, 25), (6, 25)],
+    ),
     "curves": (
         hw.CustomPairConductanceConverter(f_lst=(1, 2), g_lst=CURVES),
         [(1, 20), (2, 10), (2, 5)],
     ),
 }
-LARGEST = {"equal": 50, "slices": 175, "off": 80, "curves": 20 + 2 * 5}
+LARGEST = {"equal": 50, "slices": 175, "off": 80, "bits": 175, "curves": 20 + 2 * 5}
 """The weight in µS where all of its pairs are full."""
 
 
@@ -143,5 +147,5 @@ def test_every_built_in_stage_describes_itself():
     own = {named("stage", name) for name in names("stage")}
     stages = [s for s in own if s.__module__.startswith("hwtrain.periphery")]
     stages = [s for s in stages if s not in (Range, WeightNoise)]
-    assert len(stages) == 21
+    assert len(stages) == 22
     assert all(stage.describe is not hw.Part.describe for stage in stages)

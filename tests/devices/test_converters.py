@@ -7,6 +7,7 @@ import pytest
 from hwtrain._parts.fields import from_dict, to_dict
 from hwtrain._plan.hardware import Hardware
 from hwtrain.devices import (
+    BitSlicedConductanceConverter,
     CustomPairConductanceConverter,
     DualPairConductanceConverter,
     NPairConductanceConverter,
@@ -155,7 +156,10 @@ def test_the_round_trip_has_the_gradient_of_the_identity(converter):
     np.testing.assert_allclose(slope, jnp.ones_like(w), atol=1e-5)
 
 
-@pytest.mark.parametrize("converter", EVERY + PER_COLUMN, ids=repr)
+SLICED = BitSlicedConductanceConverter(bits=(2, 3), per_column=True)
+
+
+@pytest.mark.parametrize("converter", [*EVERY, *PER_COLUMN, SLICED], ids=repr)
 def test_configurations_round_trip_in_a_chip(converter):
     chip = Hardware(converter=converter)
     assert from_dict(Hardware, to_dict(chip)) == chip

@@ -7,8 +7,10 @@ import pytest
 from hwtrain._parts.fields import from_dict, to_dict
 from hwtrain.devices import (
     CustomDriftPCMLikeNoiseModel,
+    FlickerNoiseModel,
     HermesNoiseModel,
     PCMLikeNoiseModel,
+    ReadDisturb,
     ReRamCMONoiseModel,
     ReRamMiloNoiseModel,
     ReRamWan2022NoiseModel,
@@ -54,6 +56,15 @@ EVERY = [
     ReRamCMONoiseModel(acceptance_range=2.0),
     ReRamMiloNoiseModel(),
     SonosNoiseModel(),
+    FlickerNoiseModel(
+        noise_model=PCMLikeNoiseModel(), relative_std=0.1, f_min_hz=1e-4, f_max_hz=1.0
+    ),
+    ReadDisturb(
+        noise_model=PCMLikeNoiseModel(),
+        read_voltage_v=0.3,
+        read_time_s=1e-7,
+        reads_per_s=1e5,
+    ),
 ]
 
 
@@ -251,7 +262,12 @@ def test_programming_spreads_by_its_curve(model):
     assert abs(error.std() - sigma) < Z * sigma / np.sqrt(2 * N)
 
 
-TWICE = [model for model in EVERY if not isinstance(model, ReRamMiloNoiseModel)]
+# Reads with 1/f noise share it: test_flicker.py.
+TWICE = [
+    model
+    for model in EVERY
+    if not isinstance(model, ReRamMiloNoiseModel | FlickerNoiseModel)
+]
 
 
 @pytest.mark.parametrize("model", TWICE, ids=repr)
@@ -287,7 +303,11 @@ def test_zero_conductance_and_zero_time_are_finite(model):
         assert all((value >= 0).all() for value in values)
     chex.assert_tree_all_finite(devices)
     zero = Programmed(
-        g_target=jnp.zeros(2), g_prog=jnp.zeros(2), nu=jnp.ones(2), xi=jnp.zeros(2)
+        g_target=jnp.zeros(2),
+        g_prog=jnp.zeros(2),
+        nu=jnp.ones(2),
+        xi=jnp.zeros(2),
+        flicker=jnp.zeros(2),
     )
     slope = jax.jacfwd(lambda t_s: model.at(KEY, zero, t_s))(10.0)
     chex.assert_tree_all_finite(slope)

@@ -32,6 +32,7 @@ from hwtrain.periphery.saturation import Saturation
 from hwtrain.periphery.separate_signs import SeparateSigns, SeparateSignsDigitally
 from hwtrain.periphery.shift import Shift
 from hwtrain.periphery.voltage_offset import VoltageOffset
+from hwtrain.periphery.weight_slices import WeightSlices
 from hwtrain.periphery.wire_resistance import WireResistance
 
 from . import devices
@@ -134,6 +135,7 @@ STAGES = {
         None,
     ),
     "wire_resistance": ((WireResistance(r_wire_ohm=30.0),), None),
+    "weight_slices": ((WeightSlices(bits=(1, 2), largest=0.7), ADC), None),
 }
 OWN = {
     "telegraph": (devices.Telegraph(sigma=0.1),),

@@ -10,6 +10,7 @@ from typing import Any
 from hwtrain._parts.fields import changed
 from hwtrain._parts.slot import is_own
 from hwtrain._plan.hardware import Hardware
+from hwtrain.devices import NPairConductanceConverter
 
 _FORWARD = (
     "inp_sto_round inp_noise inp_asymmetry out_sto_round out_noise out_noise_std "
@@ -179,7 +180,9 @@ def _noise_model(hardware: Hardware) -> str:
     made = ""
     if converter is not None and not is_own(converter):
         given = _arguments(converter, _CONVERTERS)
-        made = f"{type(converter).__name__}({given})"
+        # aihwkit's pairs are filled one after the other, and hold no levels.
+        kind = NPairConductanceConverter if converter.rounds else type(converter)
+        made = f"{kind.__name__}({given})"
     if model is None or model.type not in _NOISE:
         # aihwkit always has a noise model.
         scales = "prog_noise_scale=0.0, read_noise_scale=0.0, drift_scale=0.0"

@@ -13,6 +13,7 @@ from hwtrain._plan.plan import Digital, Plan
 from hwtrain._plan.weight import AnalogWeight
 from hwtrain.checkpoint import export, load
 from hwtrain.devices import (
+    BitSlicedConductanceConverter,
     NPairConductanceConverter,
     PCMLikeNoiseModel,
     SingleDeviceConductanceConverter,
@@ -36,6 +37,9 @@ CHIPS = {
     ),
     "pairs": Hardware(
         mapping=TILES, converter=NPairConductanceConverter(f_lst=(1.0, 0.25))
+    ),
+    "sliced": Hardware(
+        mapping=TILES, converter=BitSlicedConductanceConverter(bits=(2, 3))
     ),
     "converted": Hardware(
         mapping=TILES,

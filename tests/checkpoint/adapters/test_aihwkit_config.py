@@ -10,6 +10,7 @@ from hwtrain import presets
 from hwtrain._plan.hardware import Hardware
 from hwtrain.checkpoint.adapters._aihwkit_config import rpu_config
 from hwtrain.devices import (
+    BitSlicedConductanceConverter,
     PCMLikeNoiseModel,
     ReRamCMONoiseModel,
     SingleDeviceConductanceConverter,
@@ -128,6 +129,7 @@ CALLED = {
     "drift_scale decay_dict read_dict acceptance_range",
     "SinglePairConductanceConverter": "g_max g_min",
     "SingleDeviceConductanceConverter": "g_max g_min",
+    "NPairConductanceConverter": "f_lst g_max g_min",
     "GlobalDriftCompensation": "",
 }
 
@@ -294,6 +296,10 @@ def test_the_acceptance_range_stays_in_percent(run, percent):
         (
             {"converter": SinglePairConductanceConverter(per_column=True)},
             "converter.per_column=True",
+        ),
+        (
+            {"converter": BitSlicedConductanceConverter(bits=(2, 3))},
+            "converter.bits=(2, 3)",
         ),
         (
             {

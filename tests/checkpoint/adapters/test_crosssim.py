@@ -58,6 +58,17 @@ def test_convolutions(make, out, matrices, name):
             np.testing.assert_array_equal(np.float32(entries[full]["bias"]), bias)
 
 
+def test_slices_of_bits_are_cores_with_their_factors(make, out):
+    checkpoint = make("sliced", norm=False)
+    to_crosssim(checkpoint, out)
+    (entry,) = json.loads((out / "crosssim.json").read_text())["layers"]
+    rounded = checkpoint.reconstruct("sliced/kernel")
+    assert {core["pair"] for core in entry["cores"]} == {0, 1}
+    with np.load(out / "matrices.npz") as file:
+        found = weights(file, entry, rounded.shape)
+    np.testing.assert_allclose(found, rounded, rtol=0, atol=1e-6 * abs(rounded).max())
+
+
 def test_learned_output_scales(make, out, scaled):
     checkpoint = make("scaled", norm=False)
     to_crosssim(checkpoint, out)
