@@ -24,7 +24,7 @@ from hwtrain._parts.constant import (
 )
 from hwtrain._plan.hardware import Hardware
 from hwtrain._plan.plan import Plan
-from hwtrain._plan.traceable import innermost, number_of_stage, part_of, refusal
+from hwtrain._plan.traceable import number_of_stage, part_of, refusal
 from hwtrain._plan.weight import AnalogWeight
 
 Constants = Mapping[str, ArrayLike]

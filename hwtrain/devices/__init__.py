@@ -22,10 +22,10 @@ from hwtrain.devices.family_fit import fit_noise_model as fit_noise_model
 from hwtrain.devices.fitted import MeasuredNoiseModel as MeasuredNoiseModel
 from hwtrain.devices.fitted import fit_measurements as fit_measurements
 from hwtrain.devices.fitted import plot_fit as plot_fit
+from hwtrain.devices.flicker import FlickerNoiseModel as FlickerNoiseModel
 from hwtrain.devices.gradient_programming import (
     GradientProgrammedNoiseModel as GradientProgrammedNoiseModel,
 )
-from hwtrain.devices.flicker import FlickerNoiseModel as FlickerNoiseModel
 from hwtrain.devices.hermes import HermesNoiseModel as HermesNoiseModel
 from hwtrain.devices.measurements import Measurements as Measurements
 from hwtrain.devices.measurements import read_measurements as read_measurements
