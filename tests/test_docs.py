@@ -259,6 +259,13 @@ def test_the_examples_of_the_physics_page_run(capsys):
 
 
 @pytest.mark.nightly
+def test_the_examples_of_the_periphery_page_run(capsys):
+    text = (DOCS / "periphery.md").read_text("utf-8")
+    names = {}
+    exec("\n".join(re.findall(r"```python\n(.*?)```", text, re.DOTALL)), names)
+    assert "weight slices: as computed" in capsys.readouterr().out
+
+
 def test_the_examples_of_the_optimisation_page_run():
     text = (DOCS / "optimisation.md").read_text("utf-8")
     names = {}
