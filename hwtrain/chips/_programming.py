@@ -36,7 +36,6 @@ from hwtrain.chips._tile_reads import (
 )
 from hwtrain.devices._conversion import Params
 from hwtrain.devices._programmed import Programmed
-from hwtrain.devices.bases import NoiseModel
 from hwtrain.weights.mapping import MAPPING_SCALE
 
 Keys = dict[str, Any]
@@ -263,7 +262,7 @@ def _corrected(
 ) -> tuple[Programmed, ...]:
     """Returns the devices after their noise model has corrected their tiles."""
     model = weight.hardware.noise_model
-    if model is None or type(model).correct is NoiseModel.correct:
+    if model is None or not model.corrects:
         return devices
     if weight.own_leaves:
         names = ", ".join(leaf.name for leaf in weight.own_leaves)

@@ -7,6 +7,7 @@ from typing import Annotated, Any, ClassVar
 import jax
 from jax.typing import ArrayLike
 
+from hwtrain._parts.cost import Cost
 from hwtrain._parts.slot import Slot
 from hwtrain.devices._programmed import Programmed
 from hwtrain.devices.bases import NoiseModel
@@ -47,6 +48,27 @@ class AroundNoiseModel(NoiseModel):
         """Returns devices as the noise model inside programs them, by their numbers."""
         return self.noise_model.programmed_from(xi, g_target)
 
+    @property
+    def corrects(self) -> bool:
+        """Whether `correct` does anything: if that of the model inside does."""
+        return self.noise_model.corrects
+
+    def correct(
+        self, key: jax.Array, devices: tuple[Programmed, ...], tiles: Any
+    ) -> tuple[Programmed, ...]:
+        """Returns the devices as the noise model inside corrects them."""
+        return self.noise_model.correct(key, devices, tiles)
+
+    def adjust(
+        self, key: jax.Array, device: Programmed, change: jax.Array
+    ) -> Programmed:
+        """Returns the devices as the noise model inside adjusts them."""
+        return self.noise_model.adjust(key, device, change)
+
+    def cost(self, ctx: Any) -> Cost:
+        """Returns the cost of the noise model inside."""
+        return self.noise_model.cost(ctx)
+
 
 class ChangedProof:
     """A context of a proof that changes what NumPy draws before it is compared."""
@@ -58,3 +80,8 @@ class ChangedProof:
     def behaves(self, sample: Callable[..., Any]) -> None:
         """Requires that devices are distributed as the changed sample draws them."""
         self._ctx.behaves(self._change(sample))
+
+    def corrected(self) -> "ChangedProof":
+        """Returns itself, for devices of a chip that `correct` has changed."""
+        self._ctx.corrected()
+        return self

@@ -149,6 +149,11 @@ class NoiseModel(Part):
         g_prog = jnp.maximum(device.g_prog + change, 0)
         return dataclasses.replace(device, g_prog=g_prog)
 
+    @property
+    def corrects(self) -> bool:
+        """Whether `correct` does anything: whether a class has its own."""
+        return type(self).correct is not NoiseModel.correct
+
     def correct(
         self, key: jax.Array, devices: tuple[Programmed, ...], tiles: Any
     ) -> tuple[Programmed, ...]:

@@ -38,7 +38,8 @@ class GradientProgrammedNoiseModel(AroundNoiseModel):
     such as errors of its columns or mismatch, is thus compensated by the conductances,
     and so is the deviation of each device.
 
-    What devices do afterwards is said by `noise_model`.
+    What devices do afterwards is said by `noise_model`. A model around this one, such
+    as a temperature, also changes the reads that corrections rely on.
 
     >>> import hwtrain
     >>> devices = hwtrain.PCMLikeNoiseModel()
@@ -70,6 +71,11 @@ class GradientProgrammedNoiseModel(AroundNoiseModel):
             f"{self.iterations} times by the outputs of {self.examples} inputs"
         )
 
+    @property
+    def corrects(self) -> bool:
+        """Whether `correct` does anything: always."""
+        return True
+
     def correct(
         self, key: jax.Array, devices: tuple[Programmed, ...], tiles: Any
     ) -> tuple[Programmed, ...]:
@@ -92,12 +98,6 @@ class GradientProgrammedNoiseModel(AroundNoiseModel):
         # The numbers of pulses of the first correction have the structure of all.
         devices = correction(0, devices)
         return jax.lax.fori_loop(1, self.iterations, correction, devices)
-
-    def adjust(
-        self, key: jax.Array, device: Programmed, change: jax.Array
-    ) -> Programmed:
-        """Returns devices after an attempt to change them, as `noise_model` does."""
-        return self.noise_model.adjust(key, device, change)
 
     def mean_at(self, programmed: Programmed, t_s: ArrayLike) -> jax.Array:
         """Returns the conductances at a given time, without read noise, in µS.

@@ -215,3 +215,15 @@ def test_devices_that_are_not_corrected_are_told(monkeypatch):
     with pytest.raises(ValueError, match="as before any correction"):
         hw.assert_active(analog, variables, X)
     jax.clear_caches()
+
+
+def test_a_model_around_another_one_keeps_its_corrections():
+    inside = corrected(iterations=10)
+    around = hw.AtTemperature(noise_model=inside, temperature_k=330.0, retention_ev=0.5)
+    chips = []
+    for model in (inside, around):
+        analog, variables, chip = programmed(model)
+        chips.append(chip["kernel"])
+    np.testing.assert_array_equal(*chips)
+    assert around.corrects and not LOUD.corrects
+    hw.assert_active(analog, variables, X)
