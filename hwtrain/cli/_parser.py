@@ -45,7 +45,7 @@ def make_parser() -> argparse.ArgumentParser:
         _report,
         _verify,
     )
-    for add in (*every, _convert, _fit):
+    for add in (*every, _convert, _fit, _doctor):
         add(commands)
     return parser
 
@@ -484,6 +484,19 @@ def _fit(commands: Commands) -> None:
         help="a new TOML file with the fitted [hardware.noise_model]",
     )
     _add_parts(parser)
+
+
+def _doctor(commands: Commands) -> None:
+    parser = commands.add_parser(
+        "doctor",
+        help="check this installation",
+        description="Prints the versions of all packages, the devices that JAX "
+        "computes on, and the extras; then trains, proves, exports and verifies a "
+        "small model in both frameworks. The exit status is 1 if anything is wrong.",
+    )
+    parser.add_argument(
+        "--quick", action="store_true", help="leave the small model out"
+    )
 
 
 def _add_parts(parser: argparse.ArgumentParser) -> None:

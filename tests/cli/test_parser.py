@@ -13,8 +13,17 @@ from hwtrain.evaluate import technologies
 from hwtrain.periphery._calibration import METHODS
 from hwtrain.train._hardware import preset_names
 
-COMMANDS = ["train", "evaluate", "calibrate", "export", "inspect", "verify", "convert"]
-COMMANDS += ["fit"]
+COMMANDS = [
+    "train",
+    "evaluate",
+    "calibrate",
+    "export",
+    "inspect",
+    "verify",
+    "convert",
+    "doctor",
+    "fit",
+]
 
 
 @pytest.mark.parametrize("words", [[], ["train"], ["convert"]], ids=" ".join)

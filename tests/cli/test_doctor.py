@@ -1,0 +1,63 @@
+"""`hwtrain doctor`."""
+
+import importlib.metadata
+
+import pytest
+
+import hwtrain
+from hwtrain.cli import _doctor, main
+
+REAL = importlib.metadata.version
+
+
+def test_a_sound_installation_passes(capsys):
+    assert main(["doctor", "--quick"]) == 0
+    said = capsys.readouterr().out
+    for name in ("Python", "jax", "orbax-checkpoint", "extra nir", "backend"):
+        assert name in said
+    assert REAL("flax") in said and "All is well" in said
+    assert "Self-test" not in said
+
+
+def test_packages_that_do_not_fit_are_named_with_the_way_out(capsys, monkeypatch):
+    def version(name):
+        if name == "nir":
+            raise importlib.metadata.PackageNotFoundError(name)
+        return {"flax": "0.1.0"}.get(name) or REAL(name)
+
+    monkeypatch.setattr(importlib.metadata, "version", version)
+    assert main(["doctor", "--quick"]) == 1
+    said = " ".join(capsys.readouterr().out.replace("│", " ").split())
+    assert "0.1.0: needs" in said and "pip install 'flax" in said
+    # A missing extra is no fault.
+    assert "without nir: pip install 'hwtrain[nir]'" in said
+    assert "1 to mend" in said
+
+
+def test_a_missing_package_is_named(monkeypatch):
+    def version(name):
+        raise importlib.metadata.PackageNotFoundError(name)
+
+    monkeypatch.setattr(importlib.metadata, "version", version)
+    rows = {name: (found, fault) for name, found, fault in _doctor.packages()}
+    assert rows["optax"] == ("missing", "pip install 'optax>=0.2.8'")
+
+
+def test_a_part_that_fails_does_not_hide_the_others(capsys, monkeypatch):
+    def nothing(*args):
+        raise ValueError("configured effects that do [nothing]")
+
+    monkeypatch.setattr(hwtrain, "assert_active", nothing)
+    for name in ("_trains", "_agrees", "_exports"):
+        monkeypatch.setattr(_doctor, name, lambda: "done")
+    monkeypatch.setattr(_doctor, "_small", lambda: ())
+    assert main(["doctor"]) == 1
+    said = " ".join(capsys.readouterr().out.replace("│", " ").split())
+    assert "failed: ValueError: configured effects that do [nothing]" in said
+    assert said.count("done") == 3
+
+
+@pytest.mark.nightly
+def test_the_small_model_passes(capsys):
+    assert main(["doctor"]) == 0
+    assert "verified" in capsys.readouterr().out
