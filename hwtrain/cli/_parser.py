@@ -45,7 +45,7 @@ def make_parser() -> argparse.ArgumentParser:
         _report,
         _verify,
     )
-    for add in (*every, _convert, _fit, _doctor):
+    for add in (*every, _convert, _fit, _new, _doctor):
         add(commands)
     return parser
 
@@ -484,6 +484,19 @@ def _fit(commands: Commands) -> None:
         help="a new TOML file with the fitted [hardware.noise_model]",
     )
     _add_parts(parser)
+
+
+def _new(commands: Commands) -> None:
+    parser = commands.add_parser(
+        "new",
+        help="start a project of your own in a new folder",
+        description="Writes a model, its data, a configuration and a test into a new "
+        "folder. It trains as it is; replace the model and the data by your own.",
+    )
+    parser.add_argument("folder", metavar="FOLDER", type=Path)
+    parser.add_argument(
+        "--nnx", action="store_true", help="a model of NNX instead of Linen"
+    )
 
 
 def _doctor(commands: Commands) -> None:

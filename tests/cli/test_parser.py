@@ -23,6 +23,7 @@ COMMANDS = [
     "convert",
     "doctor",
     "fit",
+    "new",
 ]
 
 

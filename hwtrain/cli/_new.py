@@ -1,0 +1,69 @@
+"""`hwtrain new`."""
+
+import argparse
+import importlib.resources
+import os
+import re
+import shlex
+import shutil
+import tempfile
+from pathlib import Path
+
+from hwtrain.cli._errors import bad_input
+
+_FILES = {
+    "project.toml": "project.toml",
+    "project.py": "{framework}.py",
+    "test_project.py": "test_project.py",
+    "README.md": "README.md",
+}
+"""The files of a project, and the templates that they are written from."""
+
+
+def main(options: argparse.Namespace) -> int:
+    """Runs the command and returns its exit status."""
+    with bad_input():
+        write(options.folder, nnx=options.nnx)
+    folder = options.folder
+    print(f"{folder} has a model, its data, a configuration and a test. Next:")
+    print(f"  cd {shlex.quote(str(folder))} && pytest && hwtrain train project.toml")
+    return 0
+
+
+def write(folder: Path, *, nnx: bool) -> None:
+    """Writes a project into a new folder, all of it or nothing.
+
+    Args:
+      folder: the new folder.
+      nnx: whether its model is one of NNX instead of Linen.
+
+    Raises:
+      ValueError: if the folder exists, or its parent does not.
+    """
+    folder = folder.absolute()
+    if folder.exists():
+        raise ValueError(f"{folder} exists already; name a new folder")
+    if not folder.parent.is_dir():
+        raise ValueError(
+            f"{folder.parent} is not a folder; make it first, or name another one"
+        )
+    templates = importlib.resources.files("hwtrain.cli") / "_project"
+    work = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}-"))
+    try:
+        for name, template in _FILES.items():
+            source = template.format(framework="nnx" if nnx else "linen") + ".txt"
+            text = (templates / source).read_text("utf-8")
+            text = re.sub(r"\{name\}", lambda _: folder.name, text)
+            (work / name).write_text(text, "utf-8", newline="\n")
+        work.chmod(0o777 & ~_umask())
+        work.rename(folder)
+    except BaseException:
+        shutil.rmtree(work, ignore_errors=True)
+        raise
+
+
+def _umask() -> int:
+    """Returns the permissions that new folders lack, as `mkdtemp` ignores them."""
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
