@@ -47,8 +47,8 @@ class DriftingNoiseModel(NoiseModel):
     """Duration of a read, in seconds."""
 
     def must_drift(self, t_s: float) -> bool:
-        """Whether a chip must differ after a given time: always."""
-        return True
+        """Whether a chip must differ after a given time: unless that is turned off."""
+        return bool(self.drift_scale)
 
     @abc.abstractmethod
     def programming_sigma(self, g: ArrayLike) -> jax.Array:

@@ -162,8 +162,8 @@ class ReRamCMONoiseModel(NoiseModel):
         return self
 
     def must_drift(self, t_s: float) -> bool:
-        """Whether a chip must differ after a given time: always."""
-        return True
+        """Whether a chip must differ after a given time: unless that is turned off."""
+        return bool(self.drift_scale)
 
     def programming_sigma(self, g: ArrayLike) -> jax.Array:
         """Returns the standard deviation of the programming noise, in µS.

@@ -114,8 +114,8 @@ class ReRamWan2022NoiseModel(NoiseModel):
         return self
 
     def must_drift(self, t_s: float) -> bool:
-        """Whether a chip must differ after a given time: always."""
-        return True
+        """Whether a chip must differ after a given time: unless that is turned off."""
+        return bool(self.noise_scale)
 
     def programming_sigma(self, g: ArrayLike) -> jax.Array:
         """Returns the spread at the first of `times_s`.

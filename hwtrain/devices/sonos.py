@@ -108,8 +108,8 @@ class SonosNoiseModel(NoiseModel):
     """Factor on the read noise. Zero turns it off."""
 
     def must_drift(self, t_s: float) -> bool:
-        """Whether a chip must differ after a given time: always."""
-        return True
+        """Whether a chip must differ after a given time: unless that is turned off."""
+        return bool(self.drift_scale or self.prog_noise_scale)
 
     def programming_sigma(self, g: ArrayLike) -> jax.Array:
         """Returns the spread just after programming, in µS.

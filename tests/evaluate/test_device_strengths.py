@@ -324,3 +324,28 @@ def test_the_smallest_layers_behave_as_configured():
     )
     for size in ((1, 1), (1, 2), (2, 1), (3, 2)):
         assert findings(chip, *size) == set()
+
+
+@pytest.mark.parametrize(
+    "model",
+    [
+        devices.PCMLikeNoiseModel(drift_scale=0.0),
+        devices.SonosNoiseModel(drift_scale=0.0, prog_noise_scale=0.0),
+        devices.ReRamCMONoiseModel(drift_scale=0.0),
+    ],
+    ids=lambda model: model.type,
+)
+def test_drift_that_is_turned_off_is_not_missed(model):
+    assert not model.must_drift(1e5)
+    written = model.program(jax.random.key(0), jnp.full(8, 0.5 * model.g_max))
+    assert (model.mean_at(written, 1e5) == model.mean_at(written, 0.0)).all()
+
+
+def test_a_model_without_drift_is_active():
+    chip = hw.Hardware(
+        converter=hw.SinglePairConductanceConverter(g_max=25.0),
+        noise_model=devices.PCMLikeNoiseModel(drift_scale=0.0),
+    )
+    x = jnp.ones((2, 8))
+    analog = hw.analogize(nn.Dense(4), chip)
+    hw.assert_active(analog, analog.init(jax.random.key(0), x), x)
