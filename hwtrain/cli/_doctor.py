@@ -18,8 +18,16 @@ from packaging.requirements import Requirement
 from rich.console import Console
 from rich.table import Table
 
-import hwtrain
-from hwtrain import checkpoint, optim
+from hwtrain import checkpoint, evaluate, optim
+from hwtrain._flax.modes import analogize, eval_mode, plan
+from hwtrain._plan.hardware import Hardware
+from hwtrain.devices import PCMLikeNoiseModel, SinglePairConductanceConverter
+from hwtrain.periphery import InputRangeParameter, IOParameters
+from hwtrain.weights import (
+    MappingParameter,
+    WeightClipParameter,
+    WeightModifierParameter,
+)
 
 _PACKAGE = "hwtrain"
 
@@ -81,24 +89,24 @@ def self_test() -> Iterator[Row]:
 
 def _small() -> tuple[Any, Any, jax.Array]:
     """Returns a model on a chip with noise, converters and devices, and inputs."""
-    hardware = hwtrain.Hardware(
-        modifier=hwtrain.WeightModifierParameter(type="add_normal", std_dev=0.1),
-        clip=hwtrain.WeightClipParameter(type="layer_gaussian", sigma=2.0),
-        input_range=hwtrain.InputRangeParameter(init_value=2.0),
-        mapping=hwtrain.MappingParameter(weight_scaling_omega=1.0),
-        forward=hwtrain.IOParameters(inp_bits=8, out_bits=8, out_bound=10.0),
-        converter=hwtrain.SinglePairConductanceConverter(g_max=25.0),
-        noise_model=hwtrain.PCMLikeNoiseModel(),
+    hardware = Hardware(
+        modifier=WeightModifierParameter(type="add_normal", std_dev=0.1),
+        clip=WeightClipParameter(type="layer_gaussian", sigma=2.0),
+        input_range=InputRangeParameter(init_value=2.0),
+        mapping=MappingParameter(weight_scaling_omega=1.0),
+        forward=IOParameters(inp_bits=8, out_bits=8, out_bound=10.0),
+        converter=SinglePairConductanceConverter(g_max=25.0),
+        noise_model=PCMLikeNoiseModel(),
     )
     x = jax.random.normal(jax.random.key(0), (8, 16))
-    analog = hwtrain.analogize(nn.Dense(8), hardware)
+    analog = analogize(nn.Dense(8), hardware)
     return analog, analog.init(jax.random.key(1), x), x
 
 
 def _trains() -> str:
     analog, variables, x = _small()
-    plan = hwtrain.plan(analog, variables, x)
-    optimizer = optim.hardware_aware(optax.adam(1e-2), plan)
+    found = plan(analog, variables, x)
+    optimizer = optim.hardware_aware(optax.adam(1e-2), found)
 
     def loss(params: Any, key: jax.Array) -> jax.Array:
         y = analog.apply({"params": params}, x, rngs={"mismatch": key})
@@ -122,28 +130,28 @@ def _trains() -> str:
 
 def _agrees() -> str:
     analog, variables, x = _small()
-    hardware = hwtrain.plan(analog, variables, x)["kernel"].hardware
+    hardware = plan(analog, variables, x)["kernel"].hardware
     twin = nnx.Linear(16, 8, rngs=nnx.Rngs(0))
     twin.kernel[...] = variables["params"]["kernel"]
-    twin = hwtrain.analogize(twin, hardware, rngs=nnx.Rngs(mismatch=1))
-    exact = hwtrain.eval_mode(analog).apply(variables, x)
-    error = float(jnp.max(jnp.abs(hwtrain.eval_mode(twin)(x) - exact)))
+    twin = analogize(twin, hardware, rngs=nnx.Rngs(mismatch=1))
+    exact = eval_mode(analog).apply(variables, x)
+    error = float(jnp.max(jnp.abs(eval_mode(twin)(x) - exact)))
     if not error <= 1e-5 * float(jnp.max(jnp.abs(exact))):
         raise AssertionError(f"outputs differ from those of Linen by {error:.2g}")
     return "as Linen"
 
 
 def _acts() -> str:
-    hwtrain.assert_active(*_small())
+    evaluate.assert_active(*_small())
     return "every configured effect acts"
 
 
 def _exports() -> str:
     analog, variables, x = _small()
-    plan = hwtrain.plan(analog, variables, x)
+    found = plan(analog, variables, x)
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "chip"
-        checkpoint.export(path, variables, plan, chip_seeds=[0])
+        checkpoint.export(path, variables, found, chip_seeds=[0])
         checkpoint.verify(path)
     return "one chip written, read back and verified"
 

@@ -4,7 +4,6 @@ import importlib.metadata
 
 import pytest
 
-import hwtrain
 from hwtrain.cli import _doctor, main
 
 REAL = importlib.metadata.version
@@ -47,7 +46,7 @@ def test_a_part_that_fails_does_not_hide_the_others(capsys, monkeypatch):
     def nothing(*args):
         raise ValueError("configured effects that do [nothing]")
 
-    monkeypatch.setattr(hwtrain, "assert_active", nothing)
+    monkeypatch.setattr(_doctor.evaluate, "assert_active", nothing)
     for name in ("_trains", "_agrees", "_exports"):
         monkeypatch.setattr(_doctor, name, lambda: "done")
     monkeypatch.setattr(_doctor, "_small", lambda: ())
