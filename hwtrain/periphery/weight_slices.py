@@ -39,7 +39,7 @@ class WeightSlices(Part):
     The gradient passes to the weights as if each slice held an equal share of them.
 
     >>> halves = WeightSlices(bits=(2, 2))
-    >>> print(15 * halves.split(jnp.array([[9.0, -6.0]]) / 15))
+    >>> print((15 * halves.split(jnp.array([[9.0, -6.0]]) / 15)).round(3))
     [[[  5. -10.]]
     <BLANKLINE>
      [[ 10.  -5.]]]

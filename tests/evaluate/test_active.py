@@ -435,7 +435,7 @@ def test_a_range_that_only_the_dac_would_clip_for_is_an_error(retraced):
 
 FROZEN = {
     "stuck": ("hwtrain.devices.stuck.draw_stuck", "share"),
-    "stuck elsewhere": ("hwtrain.chips._programming.with_stuck", "ends"),
+    "stuck elsewhere": ("hwtrain.chips._tile_reads.with_stuck", "ends"),
     "drift_compensation": (
         "hwtrain.devices.drift_compensation.GlobalDriftCompensation.factor",
         "gain",
