@@ -38,8 +38,6 @@ _NO_SLOPE = {
     "modifier.pcm_zero_thres": _DRAWN,
     "stuck.at_g_min": _DRAWN,
     "stuck.at_g_max": _DRAWN,
-    "noise_model.f_min_hz": _DRAWN,
-    "noise_model.f_max_hz": _DRAWN,
     "mapping.weight_scaling_omega": "the mapping scale is a constant to gradients",
 }
 """Numbers without a gradient, and why: a zero gradient would be silently wrong."""

@@ -2,10 +2,11 @@
 
 from collections.abc import Callable, Sequence
 from operator import attrgetter
-from typing import Annotated, Any, ClassVar
+from typing import Annotated, Any, ClassVar, Self
 
 import jax
 from jax.typing import ArrayLike
+from pydantic import model_validator
 
 from hwtrain._parts.cost import Cost
 from hwtrain._parts.slot import Slot
@@ -30,6 +31,18 @@ class AroundNoiseModel(NoiseModel):
         attrgetter("noise_model.normals"), doc="That of the noise model inside."
     )
 
+    @model_validator(mode="after")
+    def _check_once(self) -> Self:
+        inside = self.noise_model
+        while isinstance(inside, AroundNoiseModel):
+            if type(inside) is type(self):
+                raise ValueError(
+                    f"{self.type!r} stands around another {self.type!r}, which would "
+                    "draw the same numbers for each device: state both effects in one"
+                )
+            inside = inside.noise_model
+        return self
+
     def must_drift(self, t_s: float) -> bool:
         """Whether a chip must differ after a given time: if the model inside must."""
         return self.noise_model.must_drift(t_s)
@@ -47,6 +60,18 @@ class AroundNoiseModel(NoiseModel):
     ) -> Programmed:
         """Returns devices as the noise model inside programs them, by their numbers."""
         return self.noise_model.programmed_from(xi, g_target)
+
+    def mean_at(self, programmed: Programmed, t_s: ArrayLike) -> jax.Array:
+        """Returns that of the noise model inside, in µS, at a time in seconds."""
+        return self.noise_model.mean_at(programmed, t_s)
+
+    def read_sigma(self, programmed: Programmed, t_s: ArrayLike) -> Any:
+        """Returns that of the noise model inside, in µS, at a time in seconds."""
+        return self.noise_model.read_sigma(programmed, t_s)
+
+    def at(self, key: jax.Array, programmed: Programmed, t_s: ArrayLike) -> jax.Array:
+        """Returns a read of the noise model inside, in µS, at a time in seconds."""
+        return self.noise_model.at(key, programmed, t_s)
 
     @property
     def corrects(self) -> bool:

@@ -95,6 +95,11 @@ class AtTemperature(AroundNoiseModel):
             )
         return self
 
+    def must_drift(self, t_s: float) -> bool:
+        """Whether a chip must differ after a given time."""
+        aged = float(self._aged(t_s))
+        return aged > t_s * 1e-6 and self.noise_model.must_drift(aged)
+
     def describe(self) -> str:
         """Returns the noise model and the temperature."""
         return f"{self.noise_model.describe()} at {self.temperature_k:g} K"

@@ -137,12 +137,15 @@ def _check(model: NoiseModel, names: tuple[str, ...], confidence: float) -> None
         raise ValueError(
             f"{kind} does not say what to fit: give names=(...), or the class a to_fit"
         )
-    own = _place(type(model), "program"), _place(type(model), "programmed_from")
-    if own[0] < own[1]:
-        raise ValueError(
-            f"{kind} overrides program, but not programmed_from, which a fit needs: "
-            "define it, and let program call it"
-        )
+    inside: Any = model
+    while inside is not None:
+        own = (_place(type(inside), name) for name in ("program", "programmed_from"))
+        if next(own) < next(own):
+            raise ValueError(
+                f"{type(inside).__name__} overrides program, but not programmed_from, "
+                "which a fit needs: define it, and let program call it"
+            )
+        inside = getattr(inside, "noise_model", None)
     for name in names:
         value = getattr(model, name, None)
         if not isinstance(value, float | tuple):

@@ -1,7 +1,7 @@
 """Devices whose 1/f noise has a memory between reads."""
 
 import dataclasses
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, ClassVar, Literal, Self
 
 import jax
 import jax.numpy as jnp
@@ -125,6 +125,10 @@ class FlickerNoiseModel(AroundNoiseModel):
       Le Gallo and Sebastian, An overview of phase-change memory device physics, Journal
       of Physics D 53, 2020, for a noise proportional to the conductance.
     """
+
+    without_slope: ClassVar = dict.fromkeys(
+        ("f_min_hz", "f_max_hz"), "it decides which frequencies are drawn"
+    )
 
     type: Literal["flicker"] = "flicker"
     relative_std: Annotated[Deviation, Field(gt=0)]

@@ -95,6 +95,7 @@ class GradientProgrammedNoiseModel(AroundNoiseModel):
             ]
             return tiles.with_stuck(tuple(adjusted))
 
+        devices = self.noise_model.correct(key, devices, tiles)
         # The numbers of pulses of the first correction have the structure of all.
         devices = correction(0, devices)
         return jax.lax.fori_loop(1, self.iterations, correction, devices)

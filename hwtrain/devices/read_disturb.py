@@ -105,8 +105,8 @@ class ReadDisturb(AroundNoiseModel):
         # In logarithms, because 1 / p may be large.
         onset = jnp.log(self.t_0_s) + jnp.log(self.onset * worn) / p
         stress = jnp.asarray(t_s * self.reads_per_s * self.read_time_s, jnp.float32)
-        passed = jnp.log(jnp.maximum(stress, 1e-30)) - onset
-        return jnp.exp(-p * jnp.maximum(passed, 0))
+        passed = jnp.log(jnp.where(stress > 0, stress, 1.0)) - onset
+        return jnp.exp(-p * jnp.where(stress > 0, jnp.maximum(passed, 0), 0.0))
 
     def mean_at(self, programmed: Programmed, t_s: ArrayLike) -> jax.Array:
         """Returns the conductances at a given time, without read noise, in µS."""

@@ -129,7 +129,7 @@ class RetentionFailures(AroundNoiseModel):
         times = failure_times(
             programmed.life, self.law, scale_s=self.scale_s, shape=self.shape
         )
-        return jnp.asarray(t_s) >= times
+        return (jnp.asarray(t_s) >= times) & (jnp.asarray(t_s) > 0)
 
     def proof(self, ctx: Any) -> None:
         """Declares its measured effect: the noise model's, with failures of NumPy."""
