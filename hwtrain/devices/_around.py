@@ -34,6 +34,8 @@ class AroundNoiseModel(NoiseModel):
     @model_validator(mode="after")
     def _check_once(self) -> Self:
         inside = self.noise_model
+        if type(self).program is AroundNoiseModel.program:
+            return self  # it draws nothing of its own
         while isinstance(inside, AroundNoiseModel):
             if type(inside) is type(self):
                 raise ValueError(

@@ -97,6 +97,7 @@ class AtTemperature(AroundNoiseModel):
 
     def must_drift(self, t_s: float) -> bool:
         """Whether a chip must differ after a given time."""
+        # Of a millionth of the time, float32 may show nothing.
         aged = float(self._aged(t_s))
         return aged > t_s * 1e-6 and self.noise_model.must_drift(aged)
 

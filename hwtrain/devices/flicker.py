@@ -159,12 +159,7 @@ class FlickerNoiseModel(AroundNoiseModel):
     def program(self, key: jax.Array, g_target: jax.Array) -> Programmed:
         """Returns devices as the noise model programs them, with their numbers."""
         number = stored_normal(draw_key(key, "", "flicker"), g_target.shape)
-        device = self.noise_model.program(key, g_target)
-        return dataclasses.replace(device, flicker=number)
-
-    def mean_at(self, programmed: Programmed, t_s: ArrayLike) -> jax.Array:
-        """Returns the conductances at a given time, without read noise, in µS."""
-        return self.noise_model.mean_at(programmed, t_s)
+        return dataclasses.replace(super().program(key, g_target), flicker=number)
 
     def read_sigma(self, programmed: Programmed, t_s: ArrayLike) -> Any:
         """Returns the standard deviation of a read over devices, in µS."""

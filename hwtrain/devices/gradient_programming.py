@@ -3,7 +3,6 @@
 from typing import Annotated, Any, Literal
 
 import jax
-from jax.typing import ArrayLike
 from pydantic import Field
 
 from hwtrain._arrays.random import draw_key, fold_in
@@ -100,30 +99,13 @@ class GradientProgrammedNoiseModel(AroundNoiseModel):
         devices = correction(0, devices)
         return jax.lax.fori_loop(1, self.iterations, correction, devices)
 
-    def mean_at(self, programmed: Programmed, t_s: ArrayLike) -> jax.Array:
-        """Returns the conductances at a given time, without read noise, in µS.
-
-        Args:
-          programmed: the devices.
-          t_s: time since programming, in seconds. May be traced.
-        """
-        return self.noise_model.mean_at(programmed, t_s)
-
-    def read_sigma(self, programmed: Programmed, t_s: ArrayLike) -> Any:
-        """Returns the noise of one read in µS, at a time in seconds."""
-        return self.noise_model.read_sigma(programmed, t_s)
-
-    def at(self, key: jax.Array, programmed: Programmed, t_s: ArrayLike) -> jax.Array:
-        """Returns the conductances in one read at a given time, in µS."""
-        return self.noise_model.at(key, programmed, t_s)
-
     def cost(self, ctx: Any) -> Cost:
         """Returns the cost of the devices, and what correcting takes, as a note."""
         note = (
             "correcting its devices, once, takes "
             f"{self.iterations * self.examples} reads of each tile"
         )
-        return self.noise_model.cost(ctx) + Cost(notes=(note,))
+        return super().cost(ctx) + Cost(notes=(note,))
 
     def proof(self, ctx: Any) -> None:
         """Declares its measured effect: that devices are other than uncorrected ones.

@@ -55,6 +55,16 @@ def test_the_same_model_twice_is_refused(between):
         hw.RetentionFailures(noise_model=inside, **failing)
 
 
+def test_models_that_draw_nothing_may_stand_around_themselves():
+    reads = {"read_voltage_v": 0.3, "read_time_s": 1e-7, "reads_per_s": 1e6}
+    once = hw.ReadDisturb(noise_model=QUIET, **reads)
+    twice = hw.ReadDisturb(noise_model=once, **reads)
+    devices = twice.program(jax.random.key(0), jnp.full(3, 10.0))
+    found = twice.mean_at(devices, 1e6)
+    np.testing.assert_allclose(found, 10 * once.factor(1e6) ** 2, rtol=1e-6)
+    assert once.factor(1e6) < 0.9
+
+
 def test_corrections_belong_outside_of_pulses():
     corrected = hw.GradientProgrammedNoiseModel(noise_model=QUIET)
     with pytest.raises(ValueError, match="put write_verify inside"):
