@@ -69,11 +69,12 @@ class Slot:
                 f"expected a registered {self.kind}, or a mapping with its type and "
                 f"its fields; got {value!r}"
             )
-        part = self._named(value, bool((info.context or {}).get("plugins")))
+        context = info.context
+        part = self._named(value, bool((context or {}).get("plugins")))
         fields = {name: field for name, field in value.items() if name not in _ABOUT}
         if info.mode == "json":  # where strict validation accepts a list for a tuple
-            return TypeAdapter(part).validate_json(json.dumps(fields))
-        return TypeAdapter(part).validate_python(fields)
+            return TypeAdapter(part).validate_json(json.dumps(fields), context=context)
+        return TypeAdapter(part).validate_python(fields, context=context)
 
     def _named(self, value: Mapping[str, Any], plugins: bool) -> type[Part]:
         name = value["type"]

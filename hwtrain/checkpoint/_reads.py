@@ -22,7 +22,7 @@ from hwtrain.chips._programming import (
     keys_of_read,
     weight_at,
 )
-from hwtrain.devices._programmed import Programmed
+from hwtrain.devices._programmed import Programmed, check_time
 
 Tiles = tuple[tuple[Tile, ...], ...]
 
@@ -30,7 +30,7 @@ Tiles = tuple[tuple[Tile, ...], ...]
 def check_read(
     manifest: Manifest, chip: ChipEntry, t_s: ArrayLike | None, key: jax.Array | None
 ) -> None:
-    """Raises if a time or a key would have no effect, or the time is negative."""
+    """Raises if a time or a key would have no effect, or the time is impossible."""
     models = [layer.weight.hardware.noise_model for layer in manifest.layers]
     asked = t_s is not None or key is not None
     if asked and chip.measured:
@@ -44,10 +44,11 @@ def check_read(
             "checkpoint has a noise model. Leave them out, or export the model with a "
             "Hardware that has a noise_model"
         )
-    if isinstance(t_s, (int, float, np.ndarray)) and not np.all(np.asarray(t_s) >= 0):
-        raise HardwareCheckpointError(
-            f"t_s is the time since programming in seconds, at least 0; got {t_s}"
-        )
+    if t_s is not None:
+        try:
+            check_time(t_s)
+        except ValueError as error:
+            raise HardwareCheckpointError(str(error)) from None
 
 
 def kernel_at(

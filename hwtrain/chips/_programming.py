@@ -35,7 +35,7 @@ from hwtrain.chips._tile_reads import (
     with_stuck_devices,
 )
 from hwtrain.devices._conversion import Params
-from hwtrain.devices._programmed import Programmed
+from hwtrain.devices._programmed import Programmed, check_time
 from hwtrain.weights.mapping import MAPPING_SCALE
 
 Keys = dict[str, Any]
@@ -102,12 +102,18 @@ class ProgrammedChip:
 
         Args:
           t_s: time since programming, in seconds; zero is just after. May be traced.
+            It is a float32 (seven digits), or with `jax_enable_x64` a float64.
           key: key of the read noise, a new one for each read; `None` reads without
             noise.
 
         Returns:
           A tree like the parameters.
+
+        Raises:
+          ValueError: for a time that is negative, infinite or not a number, unless it
+            is traced.
         """
+        check_time(t_s)
         found, plan = {}, joined_plan(self.plan, self.constants)
         values = paths.leaves(self.params)
         for path, programmed in self.weights.items():

@@ -4,6 +4,7 @@ import dataclasses
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.typing import ArrayLike
 
 from hwtrain._arrays.random import stored_normal
@@ -40,6 +41,26 @@ class Programmed:
     pulses: jax.Array | None = None
     flicker: jax.Array | None = None
     stuck: jax.Array | None = None
+
+
+def check_time(t_s: ArrayLike) -> None:
+    """Checks a time, unless it is traced.
+
+    Args:
+      t_s: time since programming, in seconds.
+
+    Raises:
+      ValueError: if it is negative, infinite or not a number.
+    """
+    if isinstance(t_s, jax.core.Tracer):
+        return
+    if isinstance(t_s, jax.Array) and not t_s.is_fully_addressable:
+        return
+    if not np.all((np.asarray(t_s) >= 0) & np.isfinite(np.asarray(t_s))):
+        raise ValueError(
+            "t_s is the time since programming in seconds, finite and at least 0; got "
+            f"{t_s}"
+        )
 
 
 def noisy(g: jax.Array, sigma: ArrayLike, xi: ArrayLike) -> jax.Array:
@@ -99,10 +120,15 @@ def power_law(
       t_s: time since the end of programming, in seconds. May be traced.
       t0_s: time of the reference read after programming, in seconds.
 
+    Raises:
+      ValueError: for a time that is negative, infinite or not a number, unless it is
+        traced.
+
     References:
       Nandakumar et al., Phase-change memory models for deep learning training and
       inference, ICECS 2019.
     """
+    check_time(t_s)
     return g_prog * jnp.asarray((t_s + t0_s) / t0_s) ** -jnp.asarray(nu)
 
 

@@ -9,6 +9,7 @@ from jax.typing import ArrayLike
 from pydantic import model_validator
 
 from hwtrain._arrays.polynomials import polynomial
+from hwtrain._parts.constant import Constant
 from hwtrain._parts.fields import Number, Positive
 from hwtrain._parts.registry import register
 from hwtrain.devices._around import AroundNoiseModel, ChangedProof
@@ -122,7 +123,14 @@ class AtTemperature(AroundNoiseModel):
 
     def _aged(self, t_s: ArrayLike) -> Any:
         """Returns the time at the reference after which devices are as old."""
-        return t_s * arrhenius(self.retention_ev, self.temperature_k, self.reference_k)
+        numbers = (self.retention_ev, self.temperature_k, self.reference_k)
+        if any(isinstance(number, Constant) for number in numbers):
+            return t_s * arrhenius(*numbers)
+        # One product in float32, so that what follows a time bit by bit is the same on
+        # every machine.
+        energy_ev, t_k, reference_k = numbers
+        factor = np.exp(energy_ev / K_EV * (1 / reference_k - 1 / t_k))
+        return jnp.asarray(t_s) * jnp.float32(factor)
 
     def _factor(self, programmed: Programmed) -> jax.Array:
         a = jnp.abs(jnp.asarray(programmed.g_target, jnp.float32)) / self.g_max

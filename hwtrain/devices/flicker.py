@@ -1,6 +1,8 @@
 """Devices whose 1/f noise has a memory between reads."""
 
 import dataclasses
+import decimal
+import functools
 from typing import Annotated, Any, ClassVar, Literal, Self
 
 import jax
@@ -9,43 +11,51 @@ import numpy as np
 from jax.typing import ArrayLike
 from pydantic import Field, model_validator
 
+from hwtrain._arrays import words
 from hwtrain._arrays.random import draw_key, stored_normal
 from hwtrain._parts.fields import Deviation, Positive
 from hwtrain._parts.registry import register
 from hwtrain.devices._around import AroundNoiseModel, ChangedProof
-from hwtrain.devices._programmed import Programmed
+from hwtrain.devices._programmed import Programmed, check_time
 
 Components = Annotated[int, Field(ge=4, le=256)]
 
-_WORD = np.float32(2**32)
+_WIDEST = 1e15
+"""The widest band whose slowest frequency has four digits as an integer."""
 
 
 def flicker_noise(
     number: jax.Array,
     t_s: ArrayLike,
     *,
-    f_min_hz: ArrayLike,
-    f_max_hz: ArrayLike,
+    f_min_hz: float,
+    f_max_hz: float,
     components: int,
 ) -> jax.Array:
     r"""Returns noise with a spectrum of 1/f, a function of the device and the time.
 
     .. math::
         n(t) = \sqrt{\frac2K} \sum_{k=0}^{K-1} \cos\big(2\pi (f_k t + \phi_k)\big),
-        \qquad f_k = f_\text{min}
-        \left(\frac{f_\text{max}}{f_\text{min}}\right)^{(k + u_k) / K}
+        \qquad f_k = F\Big(k + 1 - \frac{c_k + v_k}{64}\Big), \quad
+        F(x) = f_\text{min}
+        \left(\frac{f_\text{max}}{f_\text{min}}\right)^{x / K}
 
-    with :math:`u_k, \phi_k` uniform in [0, 1), made from the number of the device by an
-    integer hash. Over devices, its variance is 1 and its covariance that of a spectrum
-    of exactly 1/f within the band, for any K:
+    with F at multiples of 1/64, linear between, and :math:`c_k` of 0 to 63 and
+    :math:`v_k, \phi_k` in [0, 1) uniform, made from the number of the device by an
+    integer hash. Frequencies, times and phases are integers of several words, so that
+    no time is too long for them, and every machine computes the same.
+
+    Over devices, the variance is 1 and the covariance, for any K, that of a spectrum of
+    1/f within the band:
 
     .. math::
         \langle n(t)\, n(t + \tau) \rangle = \frac{1}{\ln (f_\text{max} / f_\text{min})}
         \int_{f_\text{min}}^{f_\text{max}} \frac{\cos 2\pi f \tau}{f}\, df
 
-    It becomes normal as K grows: the fourth moment is :math:`3 - 3 / (2 K)`. Cycles are
-    counted in integers of 64 bits, so that float32 loses none of them to a long time;
-    two times that float32 does not tell apart have the same noise.
+    The lines between change the spectrum at no frequency by more than the share
+    :math:`h / 2 + h^2 / 12`, :math:`h = \ln (f_\text{max} / f_\text{min}) / (64 K)`,
+    and the covariance by no more than this: 0.2 % for 4 decades and K = 32. The noise
+    becomes normal as K grows: the fourth moment is :math:`3 - 3 / (2 K)`.
 
     >>> number = jax.random.normal(jax.random.key(0), (10_000,))
     >>> band = {"f_min_hz": 1e-4, "f_max_hz": 1.0, "components": 16}
@@ -56,38 +66,43 @@ def flicker_noise(
 
     Args:
       number: float32, a random number for each device, of any shape.
-      t_s: time, in seconds. May be traced.
-      f_min_hz: lower end of the band, in Hz.
-      f_max_hz: upper end of the band, in Hz.
-      components: K.
+      t_s: time, in seconds, at least 0. May be traced. It is a float32, or with
+        `jax_enable_x64` a float64: times that are equal in these have the same noise.
+      f_min_hz: lower end of the band, in Hz. Static.
+      f_max_hz: upper end of the band, in Hz. Static.
+      components: K. Static.
 
     Returns:
       Noise of standard deviation 1, of the shape of the numbers.
+
+    Raises:
+      ValueError: for a time that is negative, infinite or not a number, unless it is
+        traced.
 
     References:
       Shinozuka and Deodatis, Simulation of stochastic processes by spectral
       representation, Applied Mechanics Reviews 44, 1991.
     """
+    check_time(t_s)
     number = jnp.asarray(number, jnp.float32)
     word = _mixed(jax.lax.bitcast_convert_type(number, jnp.uint32))
-    # Ticks of half a cycle of the fastest component: no frequency is above 1/2 of it.
-    ticks = 2 * jnp.asarray(f_max_hz, jnp.float32) * t_s
-    whole = jnp.floor(ticks)
-    high = jnp.floor(whole / _WORD)
-    time = (high.astype(jnp.uint32), (whole - high * _WORD).astype(jnp.uint32))
-    span = jnp.log(jnp.asarray(f_max_hz / f_min_hz, jnp.float32))
+    # Ticks of half a cycle of the fastest component, in units of 2^-32 ticks.
+    ticks = words.fixed_point(jnp.asarray(t_s), 2 * f_max_hz)
+    highest, *shares = _shares(f_min_hz, f_max_hz, components)
+    highest = jnp.asarray(highest)
 
     def add(k: Any, total: jax.Array) -> jax.Array:
         salt = _mixed(jnp.asarray(k, jnp.uint32))
-        phase, place, low = (_mixed(word ^ _mixed(salt + i)) for i in range(3))
-        u = place.astype(jnp.float32) / _WORD
-        cycles = 0.5 * jnp.exp(span * ((k + u) / components - 1))
-        # Random digits below those of float32, without which a long time, which is a
-        # multiple of many ticks, would be a whole number of cycles.
-        fine = cycles * 2.0**-24 * (low.astype(jnp.float32) / _WORD)
-        turns = _turns(time, _added(_words(cycles), _words(fine))) + phase
-        angle = turns.astype(jnp.float32) / _WORD + (ticks - whole) * cycles
-        return total + jnp.cos(2 * jnp.pi * angle)
+        phase, place, digits = (_mixed(word ^ _mixed(salt + i)) for i in range(3))
+        low, high = highest[k]
+        share = _share(place, *shares)
+        frequency = words.product(high, share)
+        for each in (words.high_word(high, digits), words.high_word(low, share)):
+            frequency = words.added(frequency, (each, jnp.zeros_like(each)))
+        turns = phase + _turns(ticks, frequency)
+        # From -1/2 to 1/2, where float32 is the most precise.
+        signed = jax.lax.bitcast_convert_type(turns, jnp.int32)
+        return total + jnp.cos(np.float32(2 * np.pi / 2**32) * signed.astype(jnp.float32))
 
     total = jax.lax.fori_loop(0, components, add, jnp.zeros_like(number))
     return np.sqrt(2 / components) * total
@@ -115,7 +130,7 @@ class FlickerNoiseModel(AroundNoiseModel):
     True
 
     Raises:
-      ValueError: for an empty band.
+      ValueError: for an empty band, or one of more than 15 decades.
 
     References:
       Nardone et al., Possible mechanisms for 1/f noise in chalcogenide glasses,
@@ -126,8 +141,8 @@ class FlickerNoiseModel(AroundNoiseModel):
       of Physics D 53, 2020, for a noise proportional to the conductance.
     """
 
-    without_slope: ClassVar = dict.fromkeys(
-        ("f_min_hz", "f_max_hz"), "it decides which frequencies are drawn"
+    stays_static: ClassVar = dict.fromkeys(
+        ("f_min_hz", "f_max_hz"), "makes integers, exactly, before a program runs"
     )
 
     type: Literal["flicker"] = "flicker"
@@ -146,6 +161,11 @@ class FlickerNoiseModel(AroundNoiseModel):
             raise ValueError(
                 f"f_min_hz must be below f_max_hz, got f_min_hz={self.f_min_hz:g} and "
                 f"f_max_hz={self.f_max_hz:g}"
+            )
+        if self.f_max_hz / self.f_min_hz > _WIDEST:
+            raise ValueError(
+                f"f_max_hz must be at most {_WIDEST:g} f_min_hz, got "
+                f"f_min_hz={self.f_min_hz:g} and f_max_hz={self.f_max_hz:g}"
             )
         return self
 
@@ -211,31 +231,66 @@ def _mixed(word: jax.Array) -> jax.Array:
     return word ^ (word >> 16)
 
 
-def _words(share: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """Returns the first 64 bits of a number below 1, as two words."""
-    scaled = share * _WORD
-    high = jnp.floor(scaled)
-    return high.astype(jnp.uint32), ((scaled - high) * _WORD).astype(jnp.uint32)
+@functools.lru_cache(maxsize=64)
+def _shares(
+    f_min_hz: float, f_max_hz: float, components: int
+) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.uint32]:
+    """Returns the exact numbers from which frequencies are made.
+
+    Returns:
+      The ends of the shares of the band, `[K, 2]`, turns in each tick in units of
+      2^-64, the lower words first; eighths of a share below its end as factors, `[8]`;
+      what 64ths below these take off, `[8]`; and what one takes off; in units of 2^-32.
+    """
+    with decimal.localcontext(decimal.Context(prec=60)):
+        band = decimal.Decimal(f_min_hz) / decimal.Decimal(f_max_hz)
+
+        def below(share: int, shares: int) -> decimal.Decimal:
+            return band ** (decimal.Decimal(share) / (shares * components))
+
+        ends = [int(2**63 * below(components - 1 - k, 1)) for k in range(components)]
+        eighths = [int((2**32 - 1) * below(n, 8)) for n in range(8)]
+        off = [int(2**32 * (1 - below(n, 64))) for n in range(8)]
+    halves = [[end % 2**32, end >> 32] for end in ends]
+    highest, eighths, off = (np.asarray(x, np.uint32) for x in (halves, eighths, off))
+    return highest, eighths, off, off[1]
 
 
-def _added(a: Any, b: Any) -> tuple[jax.Array, jax.Array]:
-    low = a[1] + b[1]
-    return a[0] + b[0] + (low < a[1]), low
+def _share(
+    place: jax.Array, eighths: np.ndarray, off: np.ndarray, one_off: np.uint32
+) -> jax.Array:
+    """Returns a frequency in units of 2^-32 of the end of its share of the band.
+
+    Args:
+      place: random words; the first three bits choose an eighth, the next three a 64th,
+        and the others where it is in this, linearly.
+      eighths: see `_shares`, likewise the following.
+      off: what 64ths take off.
+      one_off: what one takes off.
+    """
+    share = _chosen(place >> 29, eighths)
+    share -= words.high_word(share, _chosen(place >> 26, off))
+    return share - words.high_word(share, words.high_word(place << 6, one_off))
 
 
-def _turns(time: Any, cycles: Any) -> jax.Array:
+def _chosen(number: jax.Array, of: np.ndarray) -> jax.Array:
+    """Returns one of eight constants, by the last three bits of a number."""
+    # A gather would keep XLA from computing on vectors.
+    found: Any = list(of)
+    for bit in range(3):
+        odd = (number >> bit & 1) == 1
+        found = [jnp.where(odd, b, a) for a, b in zip(found[::2], found[1::2])]
+    return found[0]
+
+
+def _turns(ticks: words.Three, frequency: words.Two) -> jax.Array:
     """Returns the share of a turn after a time, in units of 2^-32.
 
     Args:
-      time: ticks, as two words.
-      cycles: share of a cycle in each tick, its first 64 bits as two words.
+      ticks: in units of 2^-32 ticks.
+      frequency: turns in each tick, in units of 2^-64.
     """
-    return time[1] * cycles[0] + _high(time[1], cycles[1]) + time[0] * cycles[1]
-
-
-def _high(a: jax.Array, b: jax.Array) -> jax.Array:
-    """Returns the higher word of the product of two words."""
-    a1, a0, b1, b0 = a >> 16, a & 0xFFFF, b >> 16, b & 0xFFFF
-    first = a1 * b0 + (a0 * b0 >> 16)
-    second = a0 * b1 + (first & 0xFFFF)
-    return a1 * b1 + (first >> 16) + (second >> 16)
+    fraction, low, high = ticks
+    f_low, f_high = frequency
+    whole = high * f_low + low * f_high + words.high_word(low, f_low)
+    return whole + words.high_word(fraction, f_high)

@@ -159,9 +159,8 @@ def _build_totals(
 
             def at_time(t_s):
                 # A read is known by its time, so that other times change nothing.
-                time = jax.lax.bitcast_convert_type(t_s, jnp.uint32)
                 read = draw_key(jax.random.fold_in(key, seed), "", "read")
-                read = jax.random.fold_in(read, time)
+                read = jax.random.fold_in(read, _word_of(t_s))
                 params = chip.at(t_s, read)
                 if deviating is not None:
                     written = with_written(nominal, plan)
@@ -177,6 +176,14 @@ def _build_totals(
         return jax.lax.map(on_chip, chips, batch_size=chunk)
 
     return totals
+
+
+def _word_of(t_s: jax.Array) -> jax.Array:
+    """Returns a word that tells times apart, that of float32 where it is exact."""
+    short = t_s.astype(jnp.float32)
+    rest = (t_s - short).astype(jnp.float32)  # not 0 in float64 only
+    word, more = (jax.lax.bitcast_convert_type(x, jnp.uint32) for x in (short, rest))
+    return word ^ more * jnp.uint32(0x9E3779B1)
 
 
 def _by_leaf(deviating: Mapping[str, Any], plan: Plan) -> dict[str, Any]:

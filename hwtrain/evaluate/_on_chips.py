@@ -118,7 +118,7 @@ def values_on_chips(
         analog, plan, metric, forward, static, int(chunk), measured, sides
     )
     several = (len(metric.functions),) if isinstance(metric, Metrics) else ()
-    nominal, device_times = tree["params"], jnp.asarray(times, jnp.float32)
+    nominal, device_times = tree["params"], jnp.asarray(times, float)
 
     def values_of(chips: slice, batches: Iterable[tuple[Any, ...]]) -> np.ndarray:
         """Returns the values of some chips."""
@@ -267,6 +267,16 @@ def _times(times_s: Sequence[float] | None, plan: Plan) -> tuple[float, ...]:
             "noise model. Give its Hardware a converter and a noise_model, as "
             "presets.pcm() has, or leave times_s out"
         )
+    precision = jnp.result_type(float)
+    rounded = {t_s: float(np.asarray(t_s, precision)) for t_s in times}
+    for first, second in itertools.pairwise(sorted(rounded)):
+        if rounded[first] == rounded[second]:
+            raise ValueError(
+                f"times_s has {first!r} and {second!r}, which are the same number in "
+                f"{precision}, so that both would be one read. Take times that are "
+                f"{np.spacing(np.asarray(second, precision)):g} s apart, or call "
+                'jax.config.update("jax_enable_x64", True) first'
+            )
     return times
 
 

@@ -85,45 +85,46 @@ def test_it_becomes_normal_with_more_components():
 
 
 @pytest.mark.parametrize("t_s", [1e2, 1e5, 1e8, 1e12])
-def test_phases_at_long_times_are_those_of_exact_integers(t_s):
+def test_steps_of_time_of_many_cycles_are_independent(t_s):
     band = {"f_min_hz": 1e-6, "f_max_hz": 1e3}
     times = [np.float32(t_s), np.nextafter(np.float32(t_s), np.float32(np.inf))]
     found = [noise(t, components=8, **band) for t in times]
-    for t, each in zip(times, found):
-        np.testing.assert_allclose(each[:50], exactly(t, 50, 8, **band), atol=2e-5)
-    # Steps of float32 of many cycles are independent; the components that are slower
-    # than the step are not.
+    # The components that are slower than the step are related.
     lag = float(times[1]) - float(times[0])
     expected = covariance(lag, **band)
     assert abs(np.mean(found[0] * found[1]) - expected) < 4.5 * np.sqrt(2 / N)
 
 
-def exactly(t_s, count, components, f_min_hz, f_max_hz):
-    """The noise in Python's integers, with the frequencies that float32 gives."""
+@pytest.mark.parametrize("components", [4, 32])
+@pytest.mark.parametrize("decades", [1, 4, 15])
+def test_lines_between_frequencies_change_the_covariance_within_the_bound(
+    components, decades
+):
+    # Over frequencies that are as dense as lines between powers make them.
+    cells = 64 * components
+    ends = 10.0 ** (decades * (np.arange(cells + 1) / cells - 1))
+    inside = (np.arange(200) + 0.5) / 200
+    f = (ends[:-1, None] + np.diff(ends)[:, None] * inside).ravel()
+    h = decades * np.log(10) / cells
+    for lag in (0.1, 1.0, 30.0):
+        found = np.mean(np.cos(2 * np.pi * f * lag))
+        expected = covariance(lag, f_min_hz=10.0**-decades, f_max_hz=1.0)
+        assert abs(found - expected) < h / 2 + h**2 / 12
 
-    def mixed(x):
-        for shift, factor in ((16, 0x7FEB352D), (15, 0x846CA68B)):
-            x = (x ^ x >> shift) * factor % 2**32
-        return x ^ x >> 16
 
-    found = []
-    bits = np.asarray(NUMBER[:count]).view(np.uint32)
-    ticks = int(np.floor(np.float32(2 * np.float32(f_max_hz)) * t_s))
-    rest = float(np.float32(2 * np.float32(f_max_hz)) * t_s) - ticks
-    span = jnp.log(jnp.asarray(f_max_hz / f_min_hz, jnp.float32))
-    for word in map(int, bits):
-        total, word = 0.0, mixed(word)
-        for k in range(components):
-            salt = mixed(k)
-            phase, place, low = (mixed(word ^ mixed(salt + i)) for i in range(3))
-            u = jnp.float32(place) / jnp.float32(2**32)
-            cycles = float(0.5 * jnp.exp(span * ((k + u) / components - 1)))
-            fine = float(np.float32(cycles * 2.0**-24) * np.float32(low / 2**32))
-            each = int(cycles * 2**64) + int(fine * 2**64)
-            turns = (ticks * each >> 32) + phase
-            total += np.cos(2 * np.pi * (turns % 2**32 / 2**32 + rest * cycles))
-        found.append(np.sqrt(2 / components) * total)
-    return found
+def test_frequencies_are_uniform_in_their_logarithm():
+    # Far below one turn of all components but one, cosines show that frequency.
+    place = jax.random.bits(jax.random.key(4), (200_000,), jnp.uint32)
+    highest, *shares = flicker._shares(1e-3, 10.0, 4)
+    share = np.asarray(flicker._share(place, *shares), np.float64) / 2**32
+    u = np.sort(1 + np.log(share) / np.log(10.0))
+    # The Kolmogorov-Smirnov distance, at a level of 1e-4.
+    assert np.max(np.abs(u - np.arange(u.size) / u.size)) < 2.23 / np.sqrt(u.size)
+    np.testing.assert_allclose(
+        (highest[:, 1] * 2.0**32 + highest[:, 0]) / 2.0**63,
+        10.0 ** np.arange(-3, 1),
+        rtol=1e-15,
+    )
 
 
 def model(**fields):
@@ -231,6 +232,7 @@ def test_times_may_be_traced_and_mapped():
         ({"f_min_hz": 10.0}, "f_min_hz must be below f_max_hz"),
         ({"relative_std": 0.0}, "greater than 0"),
         ({"components": 2}, "greater than or equal to 4"),
+        ({"f_min_hz": 1e-12, "f_max_hz": 1e4}, "at most 1e[+]15 f_min_hz"),
     ],
 )
 def test_noise_that_cannot_be_is_refused(fields, said):

@@ -88,11 +88,42 @@ def test_nnx_gives_the_same_chips(pcm):
     np.testing.assert_allclose(found, linen, rtol=1e-5)
 
 
+def test_times_that_float32_does_not_tell_apart_are_refused(pcm):
+    year = 31_536_000.0
+    with pytest.raises(ValueError, match="31536000.0 and 31536001.0, .* 2 s apart"):
+        run(*pcm, times_s=(year, 0.0, year + 1))
+    # The same time twice is one read, asked for twice.
+    twice = run(*pcm, times_s=(year, year)).values
+    np.testing.assert_array_equal(twice[:, 0], twice[:, 1])
+
+
+def test_float64_has_times_a_second_apart_after_a_year():
+    year = 31_536_000.0
+    noise = {"relative_std": 0.2, "f_min_hz": 0.1, "f_max_hz": 10.0}
+    quiet = hw.PCMLikeNoiseModel(read_noise_scale=0.0)
+    chip = hw.Hardware(
+        noise_model=hw.FlickerNoiseModel(noise_model=quiet, **noise),
+        converter=hw.SinglePairConductanceConverter(g_max=25.0),
+    )
+    analog = hw.analogize(nn.Dense(6), chip)
+    variables = analog.init(jax.random.key(0), X)
+    times = (0.0, year, year + 1)
+    short = run(analog, variables, times_s=times[:2]).values
+    with jax.enable_x64(True):
+        found = run(analog, variables, times_s=times).values
+    # Where float32 has the time, it gives the same.
+    np.testing.assert_allclose(found[:, :2], short, rtol=1e-5)
+    assert (np.abs(found[:, 2] / found[:, 1] - 1) > 1e-3).all()
+
+
 def test_times_that_change_nothing_or_are_none_are_errors(pcm):
     with pytest.raises(ValueError, match="at least one, none negative"):
         run(*pcm, times_s=(-1.0,))
     with pytest.raises(ValueError, match="at least one, none negative"):
         run(*pcm, times_s=())
+    for t_s in (float("nan"), float("inf")):
+        with pytest.raises(ValueError, match="at least one, none negative"):
+            run(*pcm, times_s=(t_s,))
     plain = hw.analogize(nn.Dense(6), hw.Hardware())
     with pytest.raises(ValueError, match="no weight of the plan has a noise model"):
         run(plain, pcm[1], times_s=(0.0,))
