@@ -5,8 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from hwtrain import cli
+from hwtrain import Hardware, cli
 from hwtrain._parts import registry
+from hwtrain._parts.fields import from_dict
 from hwtrain._parts.slot import home
 from hwtrain.train import read_config
 from hwtrain.train._folder import changed_parts, make_folder, open_folder
@@ -290,3 +291,27 @@ def test_a_run_is_continued_where_its_files_are_now(run):
     assert open_folder(run, config, moved, **keep)
     with pytest.raises(ValueError, match=f"{Path('run/config.json')}: parts: chip.py"):
         open_folder(run, config, place, **keep)
+
+
+def test_packages_are_searched_for_a_model_inside_another_one(tmp_path, monkeypatch):
+    text = '''
+import hwtrain
+
+@hwtrain.register("noise_model", "model_of_a_package")
+class Own(hwtrain.devices.NoiseModel):
+    """Devices without noise."""
+
+    def programming_sigma(self, g):
+        return 0.0 * g
+'''
+    install(tmp_path, monkeypatch, text)
+    around = {"type": "flicker", "relative_std": 0.1, "f_min_hz": 1e-3, "f_max_hz": 1.0}
+    around["noise_model"] = {"type": "model_of_a_package", "g_max": 25.0}
+    disturbed = {"type": "read_disturb", "read_voltage_v": 0.3, "read_time_s": 1e-7}
+    disturbed |= {"reads_per_s": 1e5, "noise_model": around}
+    with pytest.raises(ValueError, match="model_of_a_package"):
+        from_dict(Hardware, {"noise_model": disturbed})
+    hardware = {"noise_model": disturbed}
+    hardware["converter"] = {"type": "single_pair", "g_max": 25.0}
+    found = from_dict(Hardware, hardware, plugins=True)
+    assert found.noise_model.noise_model.noise_model.type == "model_of_a_package"
