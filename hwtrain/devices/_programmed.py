@@ -5,6 +5,7 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.core import Tracer
 from jax.typing import ArrayLike
 
 from hwtrain._arrays.random import stored_normal
@@ -52,7 +53,7 @@ def check_time(t_s: ArrayLike) -> None:
     Raises:
       ValueError: if it is negative, infinite or not a number.
     """
-    if isinstance(t_s, jax.core.Tracer):
+    if isinstance(t_s, Tracer):
         return
     if isinstance(t_s, jax.Array) and not t_s.is_fully_addressable:
         return

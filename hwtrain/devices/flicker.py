@@ -88,21 +88,22 @@ def flicker_noise(
     word = _mixed(jax.lax.bitcast_convert_type(number, jnp.uint32))
     # Ticks of half a cycle of the fastest component, in units of 2^-32 ticks.
     ticks = words.fixed_point(jnp.asarray(t_s), 2 * f_max_hz)
-    highest, *shares = _shares(f_min_hz, f_max_hz, components)
-    highest = jnp.asarray(highest)
+    ends, eighths, off = _shares(f_min_hz, f_max_hz, components)
+    highest = jnp.asarray(ends)
 
     def add(k: Any, total: jax.Array) -> jax.Array:
         salt = _mixed(jnp.asarray(k, jnp.uint32))
         phase, place, digits = (_mixed(word ^ _mixed(salt + i)) for i in range(3))
         low, high = highest[k]
-        share = _share(place, *shares)
+        share = _share(place, eighths, off)
         frequency = words.product(high, share)
         for each in (words.high_word(high, digits), words.high_word(low, share)):
             frequency = words.added(frequency, (each, jnp.zeros_like(each)))
         turns = phase + _turns(ticks, frequency)
         # From -1/2 to 1/2, where float32 is the most precise.
         signed = jax.lax.bitcast_convert_type(turns, jnp.int32)
-        return total + jnp.cos(np.float32(2 * np.pi / 2**32) * signed.astype(jnp.float32))
+        angle = np.float32(2 * np.pi / 2**32) * signed.astype(jnp.float32)
+        return total + jnp.cos(angle)
 
     total = jax.lax.fori_loop(0, components, add, jnp.zeros_like(number))
     return np.sqrt(2 / components) * total
@@ -234,13 +235,13 @@ def _mixed(word: jax.Array) -> jax.Array:
 @functools.lru_cache(maxsize=64)
 def _shares(
     f_min_hz: float, f_max_hz: float, components: int
-) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.uint32]:
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Returns the exact numbers from which frequencies are made.
 
     Returns:
       The ends of the shares of the band, `[K, 2]`, turns in each tick in units of
       2^-64, the lower words first; eighths of a share below its end as factors, `[8]`;
-      what 64ths below these take off, `[8]`; and what one takes off; in units of 2^-32.
+      and what 64ths below these take off, `[8]`; both in units of 2^-32.
     """
     with decimal.localcontext(decimal.Context(prec=60)):
         band = decimal.Decimal(f_min_hz) / decimal.Decimal(f_max_hz)
@@ -252,25 +253,24 @@ def _shares(
         eighths = [int((2**32 - 1) * below(n, 8)) for n in range(8)]
         off = [int(2**32 * (1 - below(n, 64))) for n in range(8)]
     halves = [[end % 2**32, end >> 32] for end in ends]
-    highest, eighths, off = (np.asarray(x, np.uint32) for x in (halves, eighths, off))
-    return highest, eighths, off, off[1]
+    highest, factors, less = (np.asarray(x, np.uint32) for x in (halves, eighths, off))
+    return highest, factors, less
 
 
-def _share(
-    place: jax.Array, eighths: np.ndarray, off: np.ndarray, one_off: np.uint32
-) -> jax.Array:
+def _share(place: jax.Array, eighths: np.ndarray, off: np.ndarray) -> jax.Array:
     """Returns a frequency in units of 2^-32 of the end of its share of the band.
 
     Args:
       place: random words; the first three bits choose an eighth, the next three a 64th,
         and the others where it is in this, linearly.
-      eighths: see `_shares`, likewise the following.
+      eighths: see `_shares`, likewise the other.
       off: what 64ths take off.
-      one_off: what one takes off.
     """
     share = _chosen(place >> 29, eighths)
     share -= words.high_word(share, _chosen(place >> 26, off))
-    return share - words.high_word(share, words.high_word(place << 6, one_off))
+    return share - words.high_word(
+        share, words.high_word(place << 6, jnp.asarray(off[1]))
+    )
 
 
 def _chosen(number: jax.Array, of: np.ndarray) -> jax.Array:

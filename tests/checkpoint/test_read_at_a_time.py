@@ -73,7 +73,9 @@ def test_the_reader_finds_every_read_and_the_outputs(devices, tmp_path):
             assert np.abs(noisy["kernel"] - quiet).max() > 0.02 * top
             expected = hw.eval_mode(analog).apply({"params": noisy}, X)
             bias = np.asarray(variables["params"]["bias"])
-            np.testing.assert_allclose(np.asarray(X) @ found + bias, expected, atol=1e-5)
+            np.testing.assert_allclose(
+                np.asarray(X) @ found + bias, expected, atol=1e-5
+            )
 
 
 def test_the_reader_draws_read_noise_of_the_same_size(tmp_path):

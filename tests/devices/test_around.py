@@ -17,9 +17,7 @@ FLICKER = hw.FlickerNoiseModel(
 )
 
 
-FAILING = hw.RetentionFailures(
-    noise_model=QUIET, law="weibull", scale_s=1e6, shape=1.0
-)
+FAILING = hw.RetentionFailures(noise_model=QUIET, law="weibull", scale_s=1e6, shape=1.0)
 
 
 def written(within):

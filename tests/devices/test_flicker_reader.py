@@ -36,7 +36,9 @@ def frequency(k, components, band, place, digits):
 
 def expected(numbers, times, components, band):
     """The noise at all times, `[times, numbers]`."""
-    ticks = [int(Fraction(float(t)) * Fraction(band["f_max_hz"]) * 2**33) for t in times]
+    ticks = [
+        int(Fraction(float(t)) * Fraction(band["f_max_hz"]) * 2**33) for t in times
+    ]
     found = np.zeros((len(ticks), len(numbers)))
     for n, bits in enumerate(np.asarray(numbers, np.float32).view(np.uint32).tolist()):
         w = mixed(bits)
@@ -74,7 +76,9 @@ def test_a_reader_without_jax_finds_the_same_noise(band, components):
 def test_no_time_is_too_short_or_too_long():
     numbers = jax.random.normal(jax.random.key(0), (6,))
     band, components = BANDS[0]
-    compiled = jax.jit(lambda t: flicker_noise(numbers, t, **band, components=components))
+    compiled = jax.jit(
+        lambda t: flicker_noise(numbers, t, **band, components=components)
+    )
     times = np.float32([1e-30, 0.3, 1e3 + 0.001, 1e12, 2.0**80, 1e30])
     times = np.append(times, np.nextafter(times, np.float32(0)))
     found = np.stack([compiled(t) for t in times])
