@@ -59,6 +59,8 @@ def fixed_point(x: jax.Array, factor: float) -> Three:
 
 def _digits(x: jax.Array) -> tuple[Two, jax.Array]:
     """Returns whole numbers and the powers of two that give x with them."""
+    if not jnp.issubdtype(x.dtype, jnp.floating):
+        x = x.astype(float)
     if x.dtype == jnp.float64:
         low, high = jnp.moveaxis(jax.lax.bitcast_convert_type(x, jnp.uint32), -1, 0)
         bits, bias = 20, 1075

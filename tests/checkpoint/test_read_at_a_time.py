@@ -103,3 +103,5 @@ def test_times_that_cannot_be_are_refused(tmp_path):
             checkpoint.chip(3, t_s=t_s)
         with pytest.raises(ValueError, match="at least 0; got"):
             chip.at(t_s)
+        with pytest.raises(ValueError, match="at least 0; got"):
+            QUIET.mean_at(chip.weights["kernel"].devices[0], t_s)

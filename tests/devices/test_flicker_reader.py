@@ -94,7 +94,9 @@ def test_float64_tells_a_second_after_a_year_apart():
         read = jax.jit(lambda t: flicker_noise(numbers, t, **band, components=16))
         found = [np.asarray(read(year + second)) for second in (0.0, 1.0, 1.1)]
         assert read._cache_size() == 1
-    reference = expected(numbers, [year, year + 1.0, year + 1.1], 16, band)
+        found.append(np.asarray(read(31_536_001)))  # an integer
+    times = [year, year + 1.0, year + 1.1, year + 1.0]
+    reference = expected(numbers, times, 16, band)
     np.testing.assert_allclose(np.stack(found), reference, atol=4e-6)
     assert np.abs(found[1] - found[0]).max() > 0.1
 
