@@ -101,6 +101,18 @@ class Part(Described, abc.ABC):  # noqa: B024 some kinds add abstract methods
         draws = (self.draws,) if isinstance(self.draws, str) else self.draws
         return when in draws
 
+    def check_hardware(self, hardware: Any) -> None:
+        """Raises where it contradicts another part of its hardware; called with it.
+
+        A part that stands around another one calls that of the other too.
+
+        Args:
+          hardware: the `Hardware` that it is part of.
+
+        Raises:
+          ValueError: saying what contradicts what, and what to write.
+        """
+
     def leaves(self, weight: Any) -> tuple[LeafSpec, ...]:
         """Returns the parameters that it puts beside an array of weights.
 

@@ -1,5 +1,6 @@
 """Table cells that several kinds of parts share."""
 
+import math
 from typing import Any
 
 NOISE = "noise at g_max"
@@ -21,7 +22,16 @@ def in_microsiemens(name: str, share: float, ctx: Any) -> dict[str, str]:
     converter = ctx.weight.hardware.converter
     if converter is None:
         return {}
-    return {NOISE: f"{name} {share * converter.full_scale:.3g} µS"}
+    return {NOISE: f"{name} {of_full_scale(share * converter.full_scale, converter)}"}
+
+
+def of_full_scale(deviation: float, converter: Any) -> str:
+    """Returns a deviation in µS, with the full scale if it is not that of a device."""
+    full = converter.full_scale
+    said = f"{deviation:.3g} µS"
+    if math.isclose(full, converter.g_max - converter.g_min, rel_tol=1e-6):
+        return said
+    return f"{said} of {full:.4g} µS"
 
 
 def span(low: float, high: float) -> str:

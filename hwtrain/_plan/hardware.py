@@ -158,6 +158,15 @@ class Hardware:
         return self
 
     @model_validator(mode="after")
+    def _check_parts(self) -> Self:
+        stages = self.forward.stages if self.forward is not None else ()
+        fields = (getattr(self, name) for name in _classes())
+        for part in (*stages, *fields):
+            if isinstance(part, Part):
+                part.check_hardware(self)
+        return self
+
+    @model_validator(mode="after")
     def _check_leaves(self) -> Self:
         for name in ("clip", "mismatch", "converter", "noise_model"):
             self._check_no_leaves(name)

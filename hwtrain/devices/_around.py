@@ -45,6 +45,10 @@ class AroundNoiseModel(NoiseModel):
             inside = inside.noise_model
         return self
 
+    def check_hardware(self, hardware: Any) -> None:
+        """Raises where the noise model inside contradicts its hardware."""
+        self.noise_model.check_hardware(hardware)
+
     def must_drift(self, t_s: float) -> bool:
         """Whether a chip must differ after a given time: if the model inside must."""
         return self.noise_model.must_drift(t_s)

@@ -1,5 +1,6 @@
 r"""Devices that are kept and read at another temperature than they were measured at."""
 
+import math
 from typing import Any, ClassVar, Literal, Self
 
 import jax
@@ -95,6 +96,20 @@ class AtTemperature(AroundNoiseModel):
                 "give one of these energies, or use the noise model itself"
             )
         return self
+
+    def check_hardware(self, hardware: Any) -> None:
+        """Raises if another model of the nest has another `temperature_k`."""
+        super().check_hardware(hardware)
+        other = hardware.noise_model
+        while other is not None:
+            there = getattr(other, "temperature_k", self.temperature_k)
+            if not math.isclose(there, self.temperature_k, rel_tol=1e-6):
+                raise ValueError(
+                    f"noise_model: {other.type!r} has temperature_k={there:g} and "
+                    f"{self.type!r} has temperature_k={self.temperature_k:g}, but a "
+                    "chip is at one temperature: write the same number in both"
+                )
+            other = getattr(other, "noise_model", None)
 
     def must_drift(self, t_s: float) -> bool:
         """Whether a chip must differ after a given time."""

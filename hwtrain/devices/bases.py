@@ -13,7 +13,7 @@ from jax.typing import ArrayLike
 from hwtrain._arrays.random import draw_key, stored_normal
 from hwtrain._parts.cost import Cost
 from hwtrain._parts.part import Part
-from hwtrain._parts.texts import NOISE
+from hwtrain._parts.texts import NOISE, of_full_scale
 from hwtrain.devices._conversion import DescribedConverter, Params
 from hwtrain.devices._programmed import Programmed, noisy
 
@@ -71,7 +71,7 @@ class NoiseModel(Part):
         factors, g = np.array(ctx.weight.hardware.converter.full_devices).T
         # Its devices are programmed one by one: their noise adds in squares.
         sigma = np.linalg.norm(factors * [self.programming_sigma(x) for x in g])
-        noise = f"programming {sigma:.3g} µS"
+        noise = f"programming {of_full_scale(sigma, ctx.weight.hardware.converter)}"
         return {ctx.column: f"{self.describe()}{changed}", NOISE: noise}
 
     def proof(self, ctx: Any) -> None:

@@ -180,8 +180,8 @@ class BitSlicedConductanceConverter(ConductanceConverter):
         return conversion.from_pairs(conductances, scale, self.f_lst)
 
     def describe(self) -> str:
-        """Returns its type and bits, the highest first as they are written."""
-        return f"{self.type} {'+'.join(map(str, reversed(self.bits)))} bits"
+        """Returns its type and the bits of its slices, the lowest first."""
+        return f"{self.type} {'+'.join(map(str, self.bits))} bits"
 
     def proof(self, ctx: Any) -> None:
         """Declares its measured effect: the levels of the devices."""

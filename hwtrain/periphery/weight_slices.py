@@ -73,6 +73,16 @@ class WeightSlices(Part):
         top = 2 ** sum(self.bits) - 1
         return [2**s * (2**b - 1) / top for s, b in zip(shifts, self.bits)]
 
+    def check_hardware(self, hardware):
+        """Raises if the converter slices weights into other bits."""
+        held = getattr(hardware.converter, "bits", self.bits)
+        if isinstance(held, tuple) and held != self.bits:
+            raise ValueError(
+                f"the stage {self.type!r} reads slices of bits={self.bits}, and the "
+                f"converter {hardware.converter.type!r} holds slices of bits={held}: "
+                "write the same bits in both"
+            )
+
     def split(self, w: jax.Array) -> jax.Array:
         """Returns the slices, `[slices, *w.shape]`, of levels between -1 and 1."""
         size = jnp.abs(w) / self.largest * (2 ** sum(self.bits) - 1)
@@ -95,8 +105,8 @@ class WeightSlices(Part):
         return self.largest * total
 
     def describe(self):
-        """Returns its slices, the highest first as they are written."""
-        return f"weight slices {'+'.join(map(str, reversed(self.bits)))}"
+        """Returns the bits of its slices, the lowest first."""
+        return f"weight slices {'+'.join(map(str, self.bits))}"
 
     def proof(self, ctx):
         """Declares its measured effect: the conversion of each slice."""

@@ -1,6 +1,7 @@
 """Loss of voltage along the wires of a crossbar, from the resistance of the wires."""
 
 import functools
+import math
 from collections.abc import Callable
 from typing import Any, Self
 
@@ -104,6 +105,31 @@ class WireResistance(Part):
     """Solve the circuit of each tile instead of the fitted approximation: exact, and
     as much work as a few hundred multiplications for each row of a tile. For
     evaluation rather than training."""
+
+    def check_hardware(self, hardware):
+        """Raises if the converter has devices of another range."""
+        converter = hardware.converter
+        if converter is None:
+            return
+        low, high, said = converter.g_min, converter.g_max, ""
+        omega = 1.0
+        if hardware.mapping is not None:
+            omega = hardware.mapping.weight_scaling_omega or 1.0
+        if omega != 1:
+            high = low + (high - low) / omega
+            said = f", which hold a weight of weight_scaling_omega={omega:g}"
+        for name, here, there in (
+            ("g_max", self.g_max_us, high),
+            ("g_min", self.g_min_us, low),
+        ):
+            if not math.isclose(here, there, rel_tol=1e-6):
+                raise ValueError(
+                    f"the stage wire_resistance has {name}_us={here:g}, and the "
+                    f"converter {converter.type!r} has devices of "
+                    f"{converter.g_min:g} to {converter.g_max:g} µS{said}: write "
+                    f"{name}_us={there:g} in the stage, or change the {name} of the "
+                    "converter and of its noise model"
+                )
 
     def around(self, inner, x, ctx):
         """Subtracts the loss from the outputs."""

@@ -15,6 +15,7 @@ from hwtrain.periphery.input_range import Range
 from hwtrain.periphery.management import Management
 from hwtrain.periphery.output_noise import OutputNoise
 from hwtrain.periphery.weight_noise import WeightNoise
+from hwtrain.periphery.weight_slices import WeightSlices
 
 
 def row_of(chip):
@@ -103,9 +104,10 @@ def test_noise_of_several_pairs_is_that_of_their_sum(name):
         mismatch=hw.MismatchParameter(type="mult_normal", std_dev=0.02),
     )
     largest = LARGEST[name]
+    of = f"µS of {largest:g} µS"
     said = (
-        f"weights {0.08 * largest:.3g} µS, mismatch {0.02 * largest:.3g} µS, "
-        f"programming {programming:.3g} µS"
+        f"weights {0.08 * largest:.3g} {of}, mismatch {0.02 * largest:.3g} {of}, "
+        f"programming {programming:.3g} {of}"
     )
     assert row_of(chip)[0]["noise at g_max"] == said
 
@@ -117,6 +119,17 @@ def test_the_full_scale_is_that_of_the_conductances(name):
     assert float(params["scale_ratio"]) == pytest.approx(LARGEST[name])
     on = [float(x[0, 2]) for x in g if x[0, 2] > converter.g_min]
     assert on == [conductance for _, conductance in converter.full_devices]
+
+
+def test_slices_are_shown_in_the_order_of_their_field():
+    bits = (2, 2, 3)
+    chip = hw.Hardware(
+        converter=hw.BitSlicedConductanceConverter(bits=bits),
+        forward=hw.IOParameters(stages=(WeightSlices(bits=bits),)),
+    )
+    row = row_of(chip)[0]
+    assert any("bit_sliced 2+2+3 bits" in cell for cell in row.values())
+    assert any("weight slices 2+2+3" in cell for cell in row.values())
 
 
 def test_devices_are_counted_with_their_converter():

@@ -10,6 +10,7 @@ from pydantic import ValidationError
 
 import hwtrain as hw
 from hwtrain._parts.fields import from_dict, to_dict
+from hwtrain.periphery import WeightSlices, WireResistance
 
 FULL = hw.Hardware(
     modifier=hw.WeightModifierParameter(type="add_normal", std_dev=0.1),
@@ -150,6 +151,81 @@ def test_bad_input_is_an_error_that_names_the_field(make, message):
 def test_an_option_that_does_nothing_is_an_error(make, message):
     with pytest.raises(ValidationError, match=message):
         make()
+
+
+def sliced(held, read):
+    stages = (WeightSlices(bits=read),)
+    return hw.Hardware(
+        converter=hw.BitSlicedConductanceConverter(bits=held),
+        forward=hw.IOParameters(stages=stages),
+    )
+
+
+def wired(omega=0.0, **stage):
+    stage = {"r_wire_ohm": 1.0, **stage}
+    return hw.Hardware(
+        converter=hw.SinglePairConductanceConverter(g_max=20.0, g_min=1.0),
+        mapping=hw.MappingParameter(weight_scaling_omega=omega),
+        forward=hw.IOParameters(stages=(WireResistance(**stage),)),
+    )
+
+
+def nested(chip_k, reads_k, inside):
+    model = hw.PCMLikeNoiseModel()
+    reads = {"read_voltage_v": 0.2, "read_time_s": 1e-7, "reads_per_s": 1e3}
+    hot = {"temperature_k": chip_k, "retention_ev": 1.0}
+    if inside:
+        model = hw.ReadDisturb(noise_model=model, **reads, temperature_k=reads_k)
+        model = hw.AtTemperature(noise_model=model, **hot)
+    else:
+        model = hw.AtTemperature(noise_model=model, **hot)
+        model = hw.ReadDisturb(noise_model=model, **reads, temperature_k=reads_k)
+    # One more around both, so that the question has to be passed on.
+    model = hw.RetentionFailures(
+        noise_model=model, law="weibull", scale_s=1e6, shape=1.0
+    )
+    converter = hw.SinglePairConductanceConverter(g_max=25.0)
+    return hw.Hardware(noise_model=model, converter=converter)
+
+
+@hw.register("stage", "hardware_test_gain")
+class Gain(hw.Part):
+    """A user's stage that asks for a range of inputs."""
+
+    def check_hardware(self, hardware):
+        if hardware.input_range is None:
+            raise ValueError("gain needs input_range=InputRangeParameter()")
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: sliced((2, 2, 3), (3, 2, 2)), r"bits=\(3, 2, 2\).*bits=\(2, 2, 3\)"),
+        (lambda: wired(), "g_max_us=25.*1 to 20 µS.*g_max_us=20"),
+        (lambda: wired(g_max_us=20.0), "g_min_us=0.*g_min_us=1"),
+        (lambda: wired(0.5, g_max_us=20.0, g_min_us=1.0), "omega=0.5.*g_max_us=39"),
+        (lambda: nested(350.0, 300.0, True), "temperature_k=300 .*temperature_k=350"),
+        (lambda: nested(350.0, 300.0, False), "temperature_k=300 .*temperature_k=350"),
+        (
+            lambda: hw.Hardware(forward=hw.IOParameters(stages=(Gain(),))),
+            "gain needs input_range",
+        ),
+    ],
+)
+def test_parts_that_contradict_each_other_are_refused(make, message):
+    with pytest.raises(ValidationError, match=message):
+        make()
+
+
+def test_parts_that_agree_are_allowed():
+    assert sliced((2, 2, 3), (2, 2, 3))
+    assert wired(g_max_us=20.0, g_min_us=1.0)
+    assert wired(1.0, g_max_us=20.0, g_min_us=1.0)
+    assert wired(0.5, g_max_us=39.0, g_min_us=1.0)
+    assert nested(350.0, 350.0, True) and nested(350.0, 350.0, False)
+    stages = (WireResistance(r_wire_ohm=1.0, g_max_us=90.0), Gain())
+    io = hw.IOParameters(stages=stages)
+    assert hw.Hardware(forward=io, input_range=hw.InputRangeParameter())
 
 
 def test_what_has_an_effect_beside_a_range_that_is_not_learned_is_allowed():

@@ -230,7 +230,7 @@ def _lost(weight: AnalogWeight, chip: int | None) -> list[str]:
         )
     model = hardware.noise_model
     if model is not None:
-        advice = _ADVICE.get(model.type, _GENERIC)
+        advice = _advice(weight, model)
         lost.append(f"noise_model {model.type!r}: {advice}")
     if hardware.mismatch is not None and chip is None:
         mismatch = hardware.mismatch
@@ -263,12 +263,50 @@ _GENERIC = (
     f"{_setting('programming_error', 'NormalIndependentDevice')} and the same of "
     "'read_noise', magnitudes in units of g_max"
 )
-_ADVICE = {
-    "pcm_like": f"{_setting('programming_error', 'PCMJoshi')}, of up to 25 µS; of "
-    f"'read_noise', {_setting('read_noise', 'NormalIndependentDevice')}",
-    "reram_wan2022": f"{_setting('programming_error', 'RRAMWan')}",
-    "reram_milo": f"{_setting('programming_error', 'RRAMMilo')}",
-    "sonos": f"{_setting('drift_error', 'SONOS')}; of 'read_noise', "
-    f"{_setting('read_noise', 'SONOS')}",
+_DEVICES = {
+    "pcm_like": (
+        f"{_setting('programming_error', 'PCMJoshi')}; of 'read_noise', "
+        f"{_setting('read_noise', 'NormalIndependentDevice')}",
+        ("prog_coeff", "prog_coeff_g_max_reference", "prog_noise_scale"),
+        (25.0, 25.0, 0.0),
+    ),
+    "reram_wan2022": (
+        f"{_setting('programming_error', 'RRAMWan')}",
+        ("coeff_g_max_reference", "times_s", "spread_coeff", "noise_scale"),
+        (39.0, 39.26, 0.0),
+    ),
+    "reram_milo": (
+        f"{_setting('programming_error', 'RRAMMilo')}",
+        ("prog_coeff", "prog_noise_scale"),
+        (50.0, 225.0, 50.0),
+    ),
+    "sonos": (
+        f"{_setting('drift_error', 'SONOS')}; of 'read_noise', "
+        f"{_setting('read_noise', 'SONOS')}",
+        ("v_read", "times_s", "drift_mean_coeff", "spread_coeff", "read_coeff")
+        + ("prog_noise_scale", "drift_scale", "read_noise_scale"),
+        (0.0, 32.0, 0.0),
+    ),
 }
-"""CrossSim's own models of the same devices; its noise is set before a core is made."""
+"""CrossSim's own models of the same devices: how to set one before a core is made, the
+fields that must be as published, and the least and largest g_max and the least g_min in
+µS for which it is the same, or accepted."""
+
+
+def _advice(weight: AnalogWeight, model: Any) -> str:
+    """Returns which of CrossSim's models to take for a noise model."""
+    known = _DEVICES.get(model.type)
+    if known is None:
+        return _GENERIC
+    advice, names, (least, most, least_g_min) = known
+    model, published = (x.with_fixed_units() for x in (model, type(model)()))
+    own = [n for n in names if getattr(model, n) != getattr(published, n)]
+    converter = converter_of(weight)
+    if own:
+        return f"CrossSim has this device with other {', '.join(own)}; {_GENERIC}"
+    if not (least <= converter.g_max <= most and least_g_min <= converter.g_min):
+        return (
+            f"CrossSim has this device of other conductances than "
+            f"{converter.g_min:g} to {converter.g_max:g} µS; {_GENERIC}"
+        )
+    return advice

@@ -3,9 +3,13 @@
 import json
 import re
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import linen as nn
 
+import hwtrain as hw
 from hwtrain.checkpoint import HardwareCheckpointError
 from hwtrain.checkpoint.adapters import to_crosssim
 
@@ -89,6 +93,42 @@ def test_what_cannot_be_said_is_listed(make, out):
         "noise_model 'pcm_like'",
     ]
     assert [line.partition(" ")[0] for line in second] == ["mismatch"]
+
+
+@pytest.mark.parametrize(
+    "model, said",
+    [
+        (hw.PCMLikeNoiseModel(), "PCMJoshi"),
+        (hw.PCMLikeNoiseModel(drift_scale=0.0), "PCMJoshi"),
+        (hw.PCMLikeNoiseModel(prog_coeff_g_max_reference=25.0), "PCMJoshi"),
+        (hw.PCMLikeNoiseModel(prog_coeff=(1.0, 0.5)), "prog_coeff"),
+        (hw.PCMLikeNoiseModel(prog_noise_scale=2.0), "prog_noise_scale"),
+        (hw.PCMLikeNoiseModel(g_max=20.0), "0 to 20 µS"),
+        (hw.ReRamWan2022NoiseModel(), "0 to 40 µS"),
+        (hw.ReRamWan2022NoiseModel(g_max=39.2), "RRAMWan"),
+        (hw.ReRamMiloNoiseModel(), "RRAMMilo"),
+        (hw.ReRamMiloNoiseModel(prog_coeff=(5.0, 0.0)), "prog_coeff"),
+        (hw.SonosNoiseModel(), "SONOS"),
+        (hw.SonosNoiseModel(read_noise_scale=2.0), "read_noise_scale"),
+    ],
+)
+def test_devices_of_crosssim_are_named_only_where_they_are_the_same(
+    model, said, tmp_path
+):
+    low = 50.0 if model.type == "reram_milo" else 0.0
+    converter = hw.SinglePairConductanceConverter(g_max=model.g_max, g_min=low)
+    chip = hw.Hardware(noise_model=model, converter=converter)
+    x = jnp.ones((2, 4))
+    analog = hw.analogize(nn.Dense(3), chip)
+    variables = analog.init(jax.random.key(0), x)
+    hw.export(tmp_path / "chip", variables, hw.plan(analog, variables, x))
+    to_crosssim(hw.load(tmp_path / "chip"), tmp_path / "out")
+    text = json.loads((tmp_path / "out" / "crosssim.json").read_text())
+    (line,) = text["layers"][0]["lost"]
+    assert said in line
+    same = said in ("PCMJoshi", "RRAMWan", "RRAMMilo", "SONOS")
+    assert ("'NormalIndependentDevice'" in line) == (not same or said == "PCMJoshi")
+    assert same or not any(f"'{x}'" in line for x in ("PCMJoshi", "RRAMMilo", "SONOS"))
 
 
 @pytest.mark.parametrize(
