@@ -166,9 +166,9 @@ def named(kind: str, name: str) -> Any:
     """
     if name not in _known[kind]:
         raise ValueError(
-            f"expected the {kind} to be one of {', '.join(sorted(_known[kind]))}; got "
-            f"{name!r}{like(kind, name)}. One of your own is known once the file that "
-            "registers it is imported"
+            f"expected the {kind} to be one of {', '.join(sorted(_known[kind]))}, or "
+            "one of your own, once the file that registers it is imported; got "
+            f"{name!r}{like(kind, name)}"
         )
     return _known[kind][name].part
 

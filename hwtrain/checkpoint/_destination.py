@@ -6,6 +6,7 @@ import glob
 import os
 import secrets
 import shutil
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -96,6 +97,25 @@ def check_free(path: Path) -> None:
             f"{path} exists and is never overwritten; choose another path, or "
             "remove it first"
         )
+
+
+def check_writable(path: Path) -> None:
+    """Raises if a path exists already or cannot be written, before work for it.
+
+    Args:
+      path: where a file will be written; folders above it need not exist.
+
+    Raises:
+      HardwareCheckpointError: saying why.
+    """
+    check_free(path)
+    above = next(parent for parent in path.absolute().parents if parent.exists())
+    try:
+        # Permissions alone do not tell: of a disk that is read-only, or for root.
+        with tempfile.TemporaryFile(dir=above):
+            pass
+    except OSError as error:
+        raise unwritten(path, error) from error
 
 
 def _lock(partial: Path) -> int | None:

@@ -1,13 +1,11 @@
 """`hwtrain fit`."""
 
 import argparse
-import math
 import tomllib
 from typing import Any
 
 import tomli_w
 from rich.console import Console
-from rich.table import Table
 
 from hwtrain._parts import registry
 from hwtrain._parts.fields import from_dict, to_dict
@@ -16,12 +14,10 @@ from hwtrain.cli._errors import bad_input
 from hwtrain.cli._options import known_parts
 from hwtrain.devices import (
     Measurements,
-    NoiseModelFit,
     fit_measurements,
     fit_noise_model,
     read_measurements,
 )
-from hwtrain.train._folder import complete
 from hwtrain.train._toml import parsed
 
 
@@ -30,19 +26,20 @@ def main(options: argparse.Namespace) -> int:
     with bad_input():
         known_parts(options, None)
         if options.out is not None:
-            destination.check_free(options.out)
+            destination.check_writable(options.out)
         measurements = read_measurements(options.measurements)
         start = _start(options, measurements)
         fit = fit_noise_model(
             start, measurements, names=options.names, confidence=options.confidence
         )
-    _print(fit)
+    console = Console()
+    for shown in fit.tables():
+        console.print(shown, markup=False, highlight=False)
     if options.out is not None:
         part = {"type": options.family, **to_dict(fit.model)}
-        with bad_input(), complete(options.out) as partial:
+        with bad_input(), destination.new(options.out) as partial:
             text = tomli_w.dumps({"hardware": {"noise_model": part}})
             partial.write_text(text, encoding="utf-8")
-        console = Console()
         console.print(f"{options.out} written", soft_wrap=True, highlight=False)
     return 0
 
@@ -62,13 +59,3 @@ def _start(options: argparse.Namespace, measurements: Measurements) -> Any:
     if options.family == "measured" and set(given) <= {"t_0"}:
         return fit_measurements(measurements, **given)
     return from_dict(family, given)
-
-
-def _print(fit: NoiseModelFit) -> None:
-    table = Table("coefficient", title=f"{fit.model.type}, {fit.devices} devices")
-    for column in ("value", f"{fit.confidence:.0%} from", "to"):
-        table.add_column(column, justify="right")
-    for name, *numbers in fit.rows():
-        shown = (f"{x:.5g}" if math.isfinite(x) else "not measured" for x in numbers)
-        table.add_row(name, *shown)
-    Console().print(table, markup=False)

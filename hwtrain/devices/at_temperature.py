@@ -79,6 +79,7 @@ class AtTemperature(AroundNoiseModel):
 
     type: Literal["at_temperature"] = "at_temperature"
     to_fit: ClassVar = ("conduction_ev", "retention_ev")
+    units: ClassVar = {"conduction_ev": "eV", "retention_ev": "eV"}
     temperature_k: Positive
     """Temperature T of the chip after programming, in K."""
     reference_k: Positive = 300.0

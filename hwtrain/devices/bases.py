@@ -49,6 +49,8 @@ class NoiseModel(Part):
     """How many standard normal numbers make a device, in `programmed_from`."""
     to_fit: ClassVar[tuple[str, ...]] = ()
     """Fields that `hwtrain.devices.fit_noise_model` fits unless told which."""
+    units: ClassVar[Mapping[str, str]] = {}
+    """Units of these fields by name, for the table of a fit."""
     g_max: float
     """Conductance of the largest weight, in µS."""
 
@@ -116,7 +118,10 @@ class NoiseModel(Part):
         return Programmed(g_target=g_target, g_prog=g_prog)
 
     def with_fixed_units(self) -> Any:
-        """Returns the model whose other fields do not depend on those of `to_fit`."""
+        """Returns the same model with coefficients in µS that hold at its own `g_max`.
+
+        A fit starts from it, so that nothing else scales what it prints.
+        """
         return self
 
     def mean_at(self, programmed: Programmed, t_s: ArrayLike) -> jax.Array:

@@ -2,16 +2,22 @@
 
 import dataclasses
 import functools
+import io
 import itertools
-from collections.abc import Callable, Mapping, Sequence
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from statistics import NormalDist
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
 
 from hwtrain._parts.constant import Constant, replaced
+from hwtrain.devices._agreement import Agreement, agreements
 from hwtrain.devices.bases import NoiseModel
 from hwtrain.devices.measurements import Measurements
 
@@ -27,7 +33,7 @@ _UNDETERMINED = 1e-7
 """Eigenvalue of the scaled information below which a direction is not measured."""
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
+@dataclasses.dataclass(frozen=True, kw_only=True, repr=False)
 class NoiseModelFit:
     """A noise model that was fitted to measurements; `fit_noise_model` returns it.
 
@@ -37,12 +43,16 @@ class NoiseModelFit:
         one about which the measurements say nothing.
       confidence: the probability that an interval covers the true value.
       devices: number of devices.
+      agreement: how the model agrees with the means and the spreads of the devices, in
+        which a wrong family shows. Empty if no target has eight devices or more that
+        were read at the same times.
     """
 
     model: Any
     intervals: Mapping[str, np.ndarray]
     confidence: float
     devices: int
+    agreement: tuple[Agreement, ...] = ()
 
     def rows(self) -> list[tuple[str, float, float, float]]:
         """Returns the name, value and bounds of each coefficient."""
@@ -53,6 +63,34 @@ class NoiseModelFit:
                 label = name + "".join(f"[{n}]" for n in place)
                 found.append((label, float(value[place]), *map(float, bounds[place])))
         return found
+
+    def tables(self) -> Iterator[Table | str]:
+        """Yields the coefficients with their units and intervals, and the agreement."""
+        title = f"{self.model.type}, {self.devices} devices"
+        table = Table("coefficient", title=title, title_justify="left")
+        for column in ("value", f"{self.confidence:.0%} from", "to"):
+            table.add_column(column, justify="right")
+        table.add_column("unit")
+        for name, *numbers in self.rows():
+            shown = (f"{x:.5g}" if math.isfinite(x) else "not measured" for x in numbers)
+            unit = self.model.units.get(name.partition("[")[0], "")
+            table.add_row(escape(name), *shown, unit)
+        yield table
+        for found in self.agreement:
+            yield str(found)
+        if not self.agreement:
+            yield "no target has eight devices or more that were read at the same times"
+
+    def __repr__(self) -> str:
+        """Returns one line."""
+        return f"NoiseModelFit({self.model.type}, {self.devices} devices)"
+
+    def __str__(self) -> str:
+        """Returns the table as text."""
+        console = Console(file=io.StringIO(), width=120, color_system=None)
+        for part in self.tables():
+            console.print(part, highlight=False, markup=False, soft_wrap=True)
+        return console.file.getvalue()  # type: ignore[attr-defined]
 
 
 def fit_noise_model(
@@ -79,6 +117,9 @@ def fit_noise_model(
     intervals, unlike those of the information alone, hold for any distribution. A
     bootstrap over devices would agree, at the price of hundreds of fits.
 
+    A fit of the wrong family has intervals too: `agreement` says how far the best model
+    is from the measurements. Coefficients in µS are those at the model's own `g_max`.
+
     >>> import hwtrain as hw
     >>> rng = np.random.default_rng(0)
     >>> target = np.repeat([60.0, 120.0, 180.0], 200)
@@ -90,6 +131,8 @@ def fit_noise_model(
     ...     print(f"{name} {value:.3f} ({low:.3f} to {high:.3f})")
     prog_coeff[0] 3.893 (3.454 to 4.333)
     prog_coeff[1] -0.009 (-0.012 to -0.006)
+    >>> [found.probability > 0.05 for found in fit.agreement]
+    [True, True]
 
     Args:
       model: a model of the family, from whose values the fit starts. Its other fields,
@@ -125,7 +168,11 @@ def fit_noise_model(
         intervals[name] = bounds[at : at + size].reshape(*shape, 2)
         at += size
     return NoiseModelFit(
-        model=fitted, intervals=intervals, confidence=confidence, devices=devices
+        model=fitted,
+        intervals=intervals,
+        confidence=confidence,
+        devices=devices,
+        agreement=agreements(_moments_of(model, names, groups, theta), groups),
     )
 
 

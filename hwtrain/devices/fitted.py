@@ -47,6 +47,7 @@ class MeasuredNoiseModel(DriftingNoiseModel):
     }
 
     type: Literal["measured"] = "measured"
+    units: ClassVar = {"sigma_lst": "µS"}
     to_fit: ClassVar = ("sigma_lst", "nu_mean_lst", "nu_std_lst", "read_level_lst")
     g_max: Positive
     """Conductance of the largest weight, in µS."""

@@ -113,6 +113,7 @@ class HermesNoiseModel(DriftingNoiseModel):
         "read_log",
         "read_coeff",
     )
+    units: ClassVar = {"prog_coeff": "µS"}
     num_devices: Literal[1, 2] = 2
     """Number of devices that share a conductance."""
     g_max: Positive = 20.7
@@ -166,8 +167,10 @@ class HermesNoiseModel(DriftingNoiseModel):
         return measured["g_max"] if ours else self.g_max
 
     def with_fixed_units(self) -> Self:
-        """Returns the model with an explicit `prog_coeff_g_max_reference`."""
-        return replace(self, prog_coeff_g_max_reference=self._reference)
+        """Returns the same model with the `prog_coeff` of its own `g_max`."""
+        factor = self.g_max / self._reference
+        coeff = tuple(factor * c for c in self.prog_coeff)
+        return replace(self, prog_coeff=coeff, prog_coeff_g_max_reference=self.g_max)
 
     def programming_sigma(self, g: ArrayLike) -> jax.Array:
         """Returns the programming noise at a target conductance, both in µS."""

@@ -53,6 +53,7 @@ def pcm_read_level(a: jax.Array, coeffs: ReadCoefficients) -> jax.Array:
 
 
 class _PCMNoiseModel(DriftingNoiseModel):
+    units: ClassVar = {"prog_coeff": "µS"}
     g_max: Positive = _PCM_G_MAX
     """Conductance of the largest weight, in µS."""
     prog_coeff: Coefficients = PCM_COEFFICIENTS
@@ -72,8 +73,10 @@ class _PCMNoiseModel(DriftingNoiseModel):
         return _PCM_G_MAX if ours else self.g_max
 
     def with_fixed_units(self) -> Self:
-        """Returns the model with an explicit `prog_coeff_g_max_reference`."""
-        return replace(self, prog_coeff_g_max_reference=self._reference)
+        """Returns the same model with the `prog_coeff` of its own `g_max`."""
+        factor = self.g_max / self._reference
+        coeff = tuple(factor * c for c in self.prog_coeff)
+        return replace(self, prog_coeff=coeff, prog_coeff_g_max_reference=self.g_max)
 
     def programming_sigma(self, g: ArrayLike) -> jax.Array:
         """Returns the programming noise at a target conductance, both in µS."""

@@ -117,6 +117,12 @@ class ReRamCMONoiseModel(NoiseModel):
         "drift_std_coeff",
         "read_coeff",
     )
+    units: ClassVar = {
+        "prog_coeff": "µS / µS^n",
+        "drift_mean_coeff": "µS",
+        "drift_std_coeff": "µS",
+        "read_coeff": "µS",
+    }
     g_max: Positive = 88.199997
     """The largest conductance, in µS."""
     g_min: NonNegative = 9.0

@@ -34,6 +34,7 @@ class ReRamMiloNoiseModel(NoiseModel):
 
     type: Literal["reram_milo"] = "reram_milo"
     to_fit: ClassVar = ("prog_coeff",)
+    units: ClassVar = {"prog_coeff": "µS / µS^n"}
     g_max: Positive = 225.0
     """Conductance of the largest weight, in µS."""
     prog_coeff: Coefficients = (4.782321, -0.009107)

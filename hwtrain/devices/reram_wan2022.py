@@ -1,6 +1,7 @@
 """The noise model of the ReRAM of Wan et al., 2022."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any, ClassVar, Literal, Self
 
 import jax
@@ -91,6 +92,7 @@ class ReRamWan2022NoiseModel(NoiseModel):
 
     type: Literal["reram_wan2022"] = "reram_wan2022"
     to_fit: ClassVar = ("spread_coeff",)
+    units: ClassVar = {"spread_coeff": "µS"}
     g_max: Positive = 40.0
     """Conductance of the largest weight, in µS."""
     coeff_g_max_reference: Positive = 40.0
@@ -112,6 +114,12 @@ class ReRamWan2022NoiseModel(NoiseModel):
                 f"logarithm of time; got {self.times_s}"
             )
         return self
+
+    def with_fixed_units(self) -> Self:
+        """Returns the same model with the `spread_coeff` of its own `g_max`."""
+        factor = self.g_max / self.coeff_g_max_reference
+        rows = tuple(tuple(factor * c for c in row) for row in self.spread_coeff)
+        return replace(self, spread_coeff=rows, coeff_g_max_reference=self.g_max)
 
     def must_drift(self, t_s: float) -> bool:
         """Whether a chip must differ after a given time: unless that is turned off."""

@@ -85,6 +85,11 @@ class SonosNoiseModel(NoiseModel):
 
     type: Literal["sonos"] = "sonos"
     to_fit: ClassVar = ("drift_mean_coeff", "spread_coeff", "read_coeff")
+    units: ClassVar = {
+        "drift_mean_coeff": "nA / nA^n",
+        "spread_coeff": "nA",
+        "read_coeff": "nA",
+    }
     g_max: Positive = 16.0
     """Conductance of the largest weight, in µS."""
     v_read: Positive = 0.1

@@ -40,6 +40,7 @@ class StateIndependentNoiseModel(DriftingNoiseModel):
         "drift_nu_std",
         "read_noise_scale",
     )
+    units: ClassVar = {"prog_coeff": "µS"}
     g_max: Positive = 25.0
     """Conductance of the largest weight, in µS."""
     prog_coeff: Coefficients = (0.2, 0.0, 0.0)

@@ -7,7 +7,7 @@ import pytest
 
 import hwtrain as hw
 from hwtrain._parts.fields import from_dict
-from hwtrain.cli import main
+from hwtrain.cli import _fit, main
 
 
 @pytest.fixture
@@ -37,10 +37,34 @@ def test_a_fit_is_printed_and_written(measurements, tmp_path, capsys):
     assert "never overwritten" in capsys.readouterr().err
 
 
+def test_the_agreement_is_printed_and_a_folder_is_made(measurements, tmp_path, capsys):
+    out = tmp_path / "new" / "deep" / "fit.toml"
+    assert main(["fit", str(measurements), "reram_milo", "--out", str(out)]) == 0
+    printed = capsys.readouterr().out
+    assert "µS / µS^n" in printed and "mean: differs most at" in printed
+    assert tomllib.loads(out.read_text())["hardware"]["noise_model"]
+
+
+@pytest.mark.parametrize("where", ["/proc/fit.toml", "file/fit.toml", "devices.csv"])
+def test_where_nothing_can_be_written_nothing_is_fitted(
+    measurements, where, capsys, monkeypatch
+):
+    def fitted(*args, **kwargs):
+        raise AssertionError("it was fitted first")
+
+    monkeypatch.setattr(_fit, "fit_noise_model", fitted)
+    monkeypatch.chdir(measurements.parent)
+    (measurements.parent / "file").write_text("")
+    words = ["fit", str(measurements), "reram_milo", "--out", where]
+    assert main(words) == 2
+    error = capsys.readouterr().err
+    assert where in error and error.count("\n") == 1
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["reram_mlo"], "did you mean 'reram_milo'"),
+        (["reram_mlo"], "did you mean 'reram_milo'?\n"),
         (["reram_milo", "--set", "g_max"], "expected FIELD=VALUE"),
         (["reram_milo", "--set", "g_max=-1"], "g_max"),
         (["reram_milo", "--names", "t_0"], "no number 't_0'"),

@@ -288,7 +288,7 @@ def test_what_the_measurements_do_not_determine_has_no_bounds():
     assert fit.model.read_coeff == model.read_coeff
 
 
-def test_the_unit_of_the_coefficients_stays_what_it_was():
+def test_coefficients_are_those_at_the_largest_conductance_of_the_data():
     rng, target = np.random.default_rng(3), np.repeat([5.0, 20.0, 50.0], 400)
     sigma = 0.4 + 2.0 * target / 50 - (target / 50) ** 2
     reads = Measurements(
@@ -299,14 +299,145 @@ def test_the_unit_of_the_coefficients_stays_what_it_was():
     )
     model = hw.PCMLikeNoiseModel(g_max=50.0, read_noise_scale=0.0)
     fit = fit_noise_model(model, reads, names=("prog_coeff",))
-    # The published coefficients are those of 25 µS.
-    assert fit.model.prog_coeff_g_max_reference == 25.0
+    # Not those at 25 µS, where the published ones were measured.
+    assert fit.model.prog_coeff_g_max_reference == 50.0
     bounds = fit.intervals["prog_coeff"]
     error = (bounds[:, 1] - bounds[:, 0]) / (2 * 1.96)
-    assert (abs(fit.model.prog_coeff - np.array([0.2, 1.0, -0.5])) < Z * error).all()
+    assert (abs(fit.model.prog_coeff - np.array([0.4, 2.0, -1.0])) < Z * error).all()
     g = np.unique(target)
     found = fit.model.programming_sigma(g)
     np.testing.assert_allclose(found, sigma[[0, 400, 800]], rtol=0.15)
+
+
+@pytest.mark.parametrize(
+    "model",
+    [
+        hw.PCMLikeNoiseModel(g_max=50.0),
+        hw.PCMLikeNoiseModel(g_max=50.0, prog_coeff=(0.3, 1.0)),
+        hw.PCMLikeNoiseModel(g_max=50.0, prog_coeff_g_max_reference=10.0),
+        hw.HermesNoiseModel(g_max=10.0),
+        hw.ReRamWan2022NoiseModel(g_max=80.0),
+    ],
+)
+def test_a_change_of_units_changes_no_noise(model):
+    same = model.with_fixed_units()
+    g = np.linspace(1.0, model.g_max, 20)
+    expected = model.programming_sigma(g)
+    np.testing.assert_allclose(same.programming_sigma(g), expected, rtol=1e-5)
+    names = ("prog_coeff_g_max_reference", "coeff_g_max_reference")
+    (name,) = [n for n in names if hasattr(same, n)]
+    assert getattr(same, name) == model.g_max
+
+
+def test_a_fit_is_printed_with_units_and_intervals():
+    now, targets, model, _ = CASES["pcm_like"]
+    reads = read_out(np.random.default_rng(3), targets, 60, now)
+    fit = fit_noise_model(model, reads, names=("prog_coeff", "read_coeff"))
+    text = str(fit)
+    assert "pcm_like, 300 devices" in text and "95% from" in text
+    lines = {line.split()[1]: line for line in text.splitlines() if "coeff[" in line}
+    assert set(lines) == {label for label, *_ in fit.rows()}
+    for label, value, low, high in fit.rows():
+        shown = [f"{x:.5g}" for x in (value, low, high) if np.isfinite(x)]
+        assert all(x in lines[label] for x in shown)
+        assert ("µS" in lines[label]) == label.startswith("prog_coeff")
+    assert "mean: differs most at" in text and "spread: differs most at" in text
+    assert repr(fit) == "NoiseModelFit(pcm_like, 300 devices)"
+
+
+FEW_TARGETS = np.linspace(40.0, 220.0, 12)
+
+
+def of_milo(rng, n, curved=0.0, off=0.0, draw=None):
+    """Returns measurements at one time, and their means and spreads by hand."""
+    target = np.repeat(FEW_TARGETS, n)
+    xi = rng.normal(size=target.size) if draw is None else draw(target.size)
+    sigma = 5 - 0.015 * target + curved * np.abs(target - 130) / 90
+    g = target + off * np.sin(target) + sigma * xi
+    repeat = np.arange(target.size)
+    return Measurements(
+        g_target_us=target, t_s=np.zeros(target.size), g_us=g, repeat=repeat
+    )
+
+
+def probabilities(sets, **options):
+    """Returns the probabilities of the agreement of many fits, `[sets, 2]`."""
+    found = []
+    for seed in range(sets):
+        rng = np.random.default_rng(seed)
+        fit = fit_noise_model(hw.ReRamMiloNoiseModel(), of_milo(rng, **options))
+        assert [each.quantity for each in fit.agreement] == ["mean", "spread"]
+        found.append([each.probability for each in fit.agreement])
+    return np.array(found)
+
+
+@pytest.mark.parametrize(
+    ("n", "sets"), [(100, 80), pytest.param(12, 400, marks=pytest.mark.nightly)]
+)
+def test_the_right_family_is_doubted_as_rarely_as_it_says(n, sets):
+    found = probabilities(sets, n=n)
+    for share in (0.1, 0.5):
+        rates = (found < share).mean(0)
+        # Bonferroni's bound from above; a measure that is always 1 fails below.
+        assert (rates < share + Z * np.sqrt(share * (1 - share) / sets)).all()
+        assert (rates > 0.3 * share).all()
+
+
+@pytest.mark.nightly
+def test_devices_that_are_not_normal_are_not_taken_for_a_wrong_family():
+    rng = np.random.default_rng(7)
+
+    def uniform(size):
+        return rng.uniform(-np.sqrt(3), np.sqrt(3), size)
+
+    def heavy(size):
+        return rng.laplace(scale=np.sqrt(0.5), size=size)
+
+    for draw in (uniform, heavy):
+        rates = (probabilities(100, n=60, draw=draw) < 0.1).mean(0)
+        assert (rates < 0.1 + Z * np.sqrt(0.1 * 0.9 / 100)).all()
+
+
+def test_a_wrong_family_is_told_by_the_quantity_in_which_it_is_wrong():
+    wrong = probabilities(10, n=200, off=1.5)
+    assert (wrong[:, 0] < 1e-3).all() and (wrong[:, 1] > 1e-3).all()
+    wrong = probabilities(10, n=200, curved=2.5)
+    assert (wrong[:, 0] > 1e-3).all() and (wrong[:, 1] < 1e-3).all()
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_no_family_is_doubted_by_its_own_devices(name):
+    now, targets, model, _ = CASES[name]
+    reads = read_out(np.random.default_rng(3), targets, 400, now)
+    found = fit_noise_model(model, reads).agreement
+    assert all(each.probability > 1e-3 for each in found), found
+    assert all(each.comparisons == len(targets) * len(TIMES_S) for each in found)
+
+
+def test_drift_that_a_family_has_not_is_seen_in_its_means():
+    now, targets, _, _ = CASES["pcm_like"]
+    reads = read_out(np.random.default_rng(3), targets, 100, now)
+    start = hw.ReRamMiloNoiseModel(g_max=25.0, prog_coeff=(1.0, 0.0))
+    fit = fit_noise_model(start, reads)
+    mean = fit.agreement[0]
+    assert mean.probability < 1e-9 and mean.t_s == TIMES_S[-1]
+    same = (reads.g_target_us == mean.g_target_us) & (reads.t_s == mean.t_s)
+    assert mean.measured_us == pytest.approx(reads.g_us[same].mean())
+    assert mean.model_us == pytest.approx(mean.g_target_us, rel=1e-3)
+    assert "does not describe these devices" in str(fit)
+
+
+def test_too_few_devices_are_not_compared():
+    rng = np.random.default_rng(0)
+    fit = fit_noise_model(hw.ReRamMiloNoiseModel(), of_milo(rng, 7))
+    assert fit.agreement == () and "no target has eight devices" in str(fit)
+
+
+def test_every_number_that_is_fitted_has_a_unit_or_none():
+    for _, _, model, _ in CASES.values():
+        assert set(model.units) <= set(model.to_fit)
+        of_noise = [name for name in model.to_fit if name.startswith("prog_coeff")]
+        assert all(model.units[name].startswith("µS") for name in of_noise)
 
 
 def test_devices_may_be_read_at_times_of_their_own():

@@ -1,5 +1,6 @@
 """Exports a checkpoint to CrossSim: matrices and the parameters of its cores."""
 
+import dataclasses
 import math
 from collections.abc import Iterator
 from pathlib import Path
@@ -299,14 +300,15 @@ def _advice(weight: AnalogWeight, model: Any) -> str:
     if known is None:
         return _GENERIC
     advice, names, (least, most, least_g_min) = known
-    model, published = (x.with_fixed_units() for x in (model, type(model)()))
-    own = [n for n in names if getattr(model, n) != getattr(published, n)]
     converter = converter_of(weight)
-    if own:
-        return f"CrossSim has this device with other {', '.join(own)}; {_GENERIC}"
     if not (least <= converter.g_max <= most and least_g_min <= converter.g_min):
         return (
             f"CrossSim has this device of other conductances than "
             f"{converter.g_min:g} to {converter.g_max:g} µS; {_GENERIC}"
         )
+    published = dataclasses.replace(type(model)(), g_max=model.g_max)
+    model, published = (x.with_fixed_units() for x in (model, published))
+    own = [n for n in names if getattr(model, n) != getattr(published, n)]
+    if own:
+        return f"CrossSim has this device with other {', '.join(own)}; {_GENERIC}"
     return advice
