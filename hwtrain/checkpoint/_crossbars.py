@@ -246,7 +246,7 @@ def _programmed(
         {
             names[name]: weight.to_matrix(array)
             for name, array in vars(device).items()
-            if array is not None
+            if name in names and array is not None
         }
         for device in found.devices
     ]

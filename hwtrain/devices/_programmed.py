@@ -32,6 +32,9 @@ class Programmed:
         follows, for models with a memory between reads; else `None`.
       stuck: state of each device, as in `hwtrain.devices.stuck`; `None` if none can be
         stuck.
+      set_factor: factor of each device on its steps by set pulses, for models with one;
+        else `None`. Corrections of a new chip need it; checkpoints do not hold it.
+      reset_factor: likewise by reset pulses.
     """
 
     g_target: jax.Array
@@ -42,6 +45,8 @@ class Programmed:
     pulses: jax.Array | None = None
     flicker: jax.Array | None = None
     stuck: jax.Array | None = None
+    set_factor: jax.Array | None = None
+    reset_factor: jax.Array | None = None
 
 
 def check_time(t_s: ArrayLike) -> None:

@@ -163,33 +163,57 @@ class WriteVerifyNoiseModel(AroundNoiseModel):
           key: a JAX key.
           g_target: target conductances of any shape, in µS.
         """
-        written, pulses = self._written(key, self.target(g_target))
+        own = self._factors(key, g_target.shape)
+        written, pulses = self._written(key, self.target(g_target), own)
         device = self.noise_model.program(draw_key(key, "", "after"), written)
-        return dataclasses.replace(device, g_target=g_target, pulses=pulses)
+        device = dataclasses.replace(device, g_target=g_target, pulses=pulses)
+        if not self.device_std:
+            return device
+        return dataclasses.replace(device, set_factor=own[0], reset_factor=own[1])
 
     def adjust(
         self, key: jax.Array, device: Programmed, change: jax.Array
     ) -> Programmed:
         r"""Returns devices after the pulses that would change them as wanted.
 
-        .. math:: n = \mathrm{round}(|\Delta| / |\Delta_\pm(g)|)
+        .. math:: n = \min(\mathrm{round}(|\Delta| / |\Delta_\pm(g)|),\ n_\text{most})
 
-        pulses in the direction of the change, with the steps of where devices are, and
-        their noise; nothing is verified. The number of `pulses` grows by n.
+        pulses in the direction of the change, as many as the mean step of where devices
+        are asks for. They follow one after the other, each with the step of where the
+        one before it left the device, with the device's own factor and with noise, kept
+        within the bounds; nothing is verified. The number of `pulses` grows by n.
 
         Args:
           key: a JAX key.
-          device: the devices.
+          device: the devices, as `program` returned them.
           change: the wanted changes, in µS.
+
+        Raises:
+          ValueError: with `device_std`, for devices of another model.
         """
-        g = device.g_prog
-        step = jnp.where(change > 0, self.step(g, up=True), self.step(g, up=False))
+        own: Any = (1.0, 1.0)
+        if self.device_std:
+            own = device.set_factor, device.reset_factor
+            if own[0] is None or own[1] is None:
+                raise ValueError(
+                    "the steps of these devices are not known, because they were "
+                    f"programmed by another noise model than this {self.type!r} with "
+                    f"device_std={self.device_std:g}, or loaded; call program again"
+                )
+        up, g = change > 0, device.g_prog
+        step = jnp.where(up, self.step(g, up=True), self.step(g, up=False))
         pulses = jnp.round(change / jnp.where(step == 0, jnp.inf, step))
-        moved = pulses * step
-        if self.cycle_std:
-            noise = stored_normal(draw_key(key, "", "cycle"), g.shape)
-            moved = moved + jnp.sqrt(pulses) * step * self.cycle_std * noise
-        g = jnp.clip(g + moved, self.g_low, self.g_high)
+        pulses = jnp.minimum(jax.lax.stop_gradient(pulses), self.most_pulses)
+
+        def pulse(number: Any, g: jax.Array) -> jax.Array:
+            moved = self._after_pulse(key, number, g, up, own)
+            return jnp.where(number < pulses, moved, g)
+
+        def next_pulse(number: Any, g: jax.Array) -> jax.Array:
+            left = jnp.any(number < pulses)
+            return jax.lax.cond(left, pulse, lambda _, g: g, number, g)
+
+        g = jax.lax.fori_loop(0, self.most_pulses, next_pulse, g)
         written = jnp.zeros_like(g) if device.pulses is None else device.pulses
         return dataclasses.replace(device, g_prog=g, pulses=written + pulses)
 
@@ -201,7 +225,9 @@ class WriteVerifyNoiseModel(AroundNoiseModel):
         """
         g = jnp.asarray(g, jnp.float32)
         targets = jnp.broadcast_to(g, (_SAMPLE, *g.shape))
-        written, _ = self._written(jax.random.key(0), self.target(targets))
+        key = jax.random.key(0)
+        own = self._factors(key, targets.shape)
+        written, _ = self._written(key, self.target(targets), own)
         return jnp.sqrt(jnp.mean((written - targets) ** 2, axis=0))
 
     def programmed_from(
@@ -232,24 +258,28 @@ class WriteVerifyNoiseModel(AroundNoiseModel):
         return self.noise_model.at(key, _as_targets(programmed), t_s)
 
     def cost(self, ctx: Any) -> Cost:
-        """Returns what writing takes, as a note: it happens once, not per example."""
+        """Returns what writing takes, of targets that are spread evenly."""
         pulses = _mean_pulses(self)
         devices = math.prod(ctx.weight.shape)
         devices *= len(ctx.weight.hardware.converter.devices)
         reads = pulses + 1
         energy = pulses * self.pulse_energy_fj + reads * self.verify_energy_fj
         time = pulses * self.pulse_time_ns + reads * self.verify_time_ns
-        note = f"writing it, once, takes {pulses:.1f} pulses per device"
-        note += f", {devices * energy * 1e-9:.3g} µJ" if energy else ""
-        note += f", {time * 1e-3:.3g} µs for each of {devices} devices" if time else ""
-        return super().cost(ctx) + Cost(notes=(note,))
+        note = f"writing it takes {pulses:.1f} pulses per device, of even targets"
+        return super().cost(ctx) + Cost(
+            writing_pulses=devices * pulses,
+            writing_energy_fj=devices * energy,
+            writing_time_ns=devices * time,
+            notes=(note,),
+        )
 
     def proof(self, ctx: Any) -> None:
         """Declares its measured effect: devices as NumPy writes them.
 
-        A subclass with a `step` of its own declares its own.
+        A subclass with a `step` or `target` of its own declares its own.
         """
-        if type(self).step is not WriteVerifyNoiseModel.step:
+        own, ours = type(self), WriteVerifyNoiseModel
+        if own.step is not ours.step or own.target is not ours.target:
             return
 
         def changed(sample: Any) -> Any:
@@ -260,33 +290,45 @@ class WriteVerifyNoiseModel(AroundNoiseModel):
 
         self.noise_model.proof(ChangedProof(ctx, changed))
 
+    def _factors(self, key: jax.Array, shape: tuple[int, ...]) -> Any:
+        """Returns the factors of devices on their steps by set and by reset pulses."""
+        if not self.device_std:
+            return 1.0, 1.0
+        xi = (stored_normal(draw_key(key, "", name), shape) for name in ("set", "reset"))
+        return tuple(jnp.maximum(1 + self.device_std * each, _LEAST) for each in xi)
+
+    def _after_pulse(
+        self, key: jax.Array, number: Any, g: jax.Array, up: jax.Array, own: Any
+    ) -> jax.Array:
+        """Returns conductances after one pulse, in µS.
+
+        Args:
+          key: key of all pulses.
+          number: number of this one.
+          g: conductances before it.
+          up: whether it sets.
+          own: factors of the devices on steps up and down.
+        """
+        steps = self.step(g, up=True) * own[0], self.step(g, up=False) * own[1]
+        change = jnp.where(up, *steps)
+        if self.cycle_std:
+            noise = stored_normal(fold_in(draw_key(key, "", "cycle"), number), g.shape)
+            change = change * (1 + self.cycle_std * noise)
+        return jnp.clip(g + change, self.g_low, self.g_high)
+
     def _written(
-        self, key: jax.Array, target: jax.Array
+        self, key: jax.Array, target: jax.Array, own: Any
     ) -> tuple[jax.Array, jax.Array]:
         """Returns conductances after writing in µS, and the pulses that each took."""
-        draws = functools.partial(stored_normal, shape=target.shape)
-        steps = [
-            jnp.maximum(1 + self.device_std * draws(draw_key(key, "", name)), _LEAST)
-            for name in ("set", "reset")
-        ]
 
         def pulse(number: Any, state: Any) -> Any:
             g, pulses, active = state
             seen = g
             if self.verify_sigma_us:
-                noise = draws(fold_in(draw_key(key, "", "verify"), number))
-                seen = g + self.verify_sigma_us * noise
+                now = fold_in(draw_key(key, "", "verify"), number)
+                seen = g + self.verify_sigma_us * stored_normal(now, target.shape)
             active = active & (jnp.abs(target - seen) > self.tolerance_us)
-            up = seen < target
-            change = jnp.where(
-                up,
-                self.step(g, up=True) * steps[0],
-                self.step(g, up=False) * steps[1],
-            )
-            if self.cycle_std:
-                noise = draws(fold_in(draw_key(key, "", "cycle"), number))
-                change = change * (1 + self.cycle_std * noise)
-            moved = jnp.clip(g + change, self.g_low, self.g_high)
+            moved = self._after_pulse(key, number, g, seen < target, own)
             return jnp.where(active, moved, g), pulses + active, active
 
         start = (
@@ -320,7 +362,8 @@ class WriteVerifyNoiseModel(AroundNoiseModel):
             )
         # A configuration may be made anew while a program is traced.
         with jax.ensure_compile_time_eval():
-            sigma = np.asarray(self.noise_model.programming_sigma(self.g_max))
+            g = jnp.linspace(self.g_low, self.g_max, _TARGETS + 1)
+            sigma = np.asarray(self.noise_model.programming_sigma(g))
         if np.any(sigma > 0):
             raise ValueError(
                 f"noise_model={self.noise_model.type!r} has programming noise, which "
@@ -350,7 +393,9 @@ def _mean_pulses(model: WriteVerifyNoiseModel) -> float:
     """Returns the mean number of pulses, of targets all over the range."""
     g = jnp.linspace(model.g_low, model.g_max, _TARGETS)
     targets = jnp.broadcast_to(model.target(g), (_SAMPLE, _TARGETS))
-    return float(model._written(jax.random.key(0), targets)[1].mean())
+    key = jax.random.key(0)
+    own = model._factors(key, targets.shape)
+    return float(model._written(key, targets, own)[1].mean())
 
 
 def _written_in_numpy(

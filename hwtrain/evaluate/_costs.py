@@ -23,9 +23,10 @@ from hwtrain._plan.weight import AnalogWeight
 from hwtrain.evaluate._layer_costs import LayerCost, analog_layer, digital_layer
 
 _NEVER = (
-    "activations, normalisations, biases, memories, communication between tiles, and "
-    "programming are not counted"
+    "activations, normalisations, biases, memories and communication between tiles are "
+    "not counted"
 )
+_UNWRITTEN = "writing is not counted: no noise model counts its pulses"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, repr=False)
@@ -79,6 +80,21 @@ class Costs:
         return _given(self.total.area_um2 * 1e-6)
 
     @property
+    def writing_pulses(self) -> float | None:
+        """Pulses that write all devices, once; `None` if no noise model counts them."""
+        return _given(self.total.writing_pulses)
+
+    @property
+    def writing_energy_uj(self) -> float | None:
+        """Energy of writing all devices once, in µJ; or `None`."""
+        return _given(self.total.writing_energy_fj * 1e-9)
+
+    @property
+    def writing_time_s(self) -> float | None:
+        """Time of writing all devices, one after the other, in seconds; or `None`."""
+        return _given(self.total.writing_time_ns * 1e-9)
+
+    @property
     def devices(self) -> int | None:
         """Number of devices; `None` if an analog layer has no converter."""
         counts = [layer.devices for layer in self.analog]
@@ -102,6 +118,9 @@ class Costs:
             "energy_nj_per_example": self.energy_nj,
             "latency_us_per_example": self.latency_us,
             "area_mm2": self.area_mm2,
+            "writing_pulses": self.writing_pulses,
+            "writing_energy_uj": self.writing_energy_uj,
+            "writing_time_s": self.writing_time_s,
             "devices": self.devices,
             "operations_per_example": self.operations,
             "tops_per_watt": self.tops_per_watt,
@@ -142,6 +161,8 @@ class Costs:
             found.add_row(escape(name), *_in_units(part, self.total))
         found.add_row("all", *_in_units(self.total))
         yield found
+        if self.writing_pulses is not None:
+            yield self._writing()
         if self.tops_per_watt is not None:
             yield (
                 f"{_short(self.operations)} operations for each example, two for each "
@@ -150,6 +171,23 @@ class Costs:
         yield f"constants: {escape(self.constants.source)}"
         for note in self.notes:
             yield f"note: {escape(note)}"
+
+    def _writing(self) -> Table:
+        """Returns the table of what writing the devices takes, by layer."""
+        names = ("devices", "pulses", "energy µJ", "time s")
+        found = _numeric("layer", *names, title="Cost of writing all devices, once")
+        totals = [(layer.path, layer.devices, layer.total) for layer in self.analog]
+        for path, devices, part in (*totals, ("all", self.devices, self.total)):
+            numbers = (
+                part.writing_pulses,
+                part.writing_energy_fj * 1e-9,
+                part.writing_time_ns * 1e-9,
+            )
+            if part.writing_pulses:
+                cells = [_short(x) if x else "-" for x in numbers]
+                count = "-" if devices is None else f"{devices:,}"
+                found.add_row(escape(path), count, *cells)
+        return found
 
     def __str__(self) -> str:
         """Returns the tables as text."""
@@ -244,6 +282,8 @@ def costs_of(
         digital_layer(path, macs / examples, constants) for path, macs in left.items()
     )
     notes = [*_left_out(constants, digital), _NEVER]
+    if not any(layer.total.writing_pulses for layer in analog):
+        notes.append(_UNWRITTEN)
     for weight, layer in zip(plan.weights, analog):
         about = [*layer.total.notes]
         if weight.kind == "embed":
@@ -305,6 +345,9 @@ def _numbers(part: Cost) -> dict[str, float]:
         "energy_fj": part.energy_fj,
         "latency_ns": part.latency_ns,
         "area_um2": part.area_um2,
+        "writing_pulses": part.writing_pulses,
+        "writing_energy_fj": part.writing_energy_fj,
+        "writing_time_ns": part.writing_time_ns,
     }
 
 

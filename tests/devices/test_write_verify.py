@@ -146,6 +146,125 @@ def test_corrections_are_whole_pulses():
     assert abs(spread - 2 * 2.0 * 0.3) < Z * 1.2 / np.sqrt(2 * N)
 
 
+def pulse_by_pulse(devices, g, change, own, rng=None):
+    """Returns where a NumPy loop brings devices, and after how many pulses each."""
+    ends, counts = [], []
+    for now, wanted, up, down in zip(*np.broadcast_arrays(g, change, *own)):
+        x = now / 30
+        mean = 2.0 * (1 - x) ** devices.set_exponent
+        mean = mean if wanted > 0 else 3.0 * x**devices.reset_exponent
+        count = int(np.rint(abs(wanted) / mean)) if mean else 0
+        count = min(count, devices.most_pulses)
+        for _ in range(count):
+            x = now / 30
+            step = -3.0 * x**devices.reset_exponent * down
+            step = 2.0 * (1 - x) ** devices.set_exponent * up if wanted > 0 else step
+            if rng is not None:
+                step *= 1 + devices.cycle_std * rng.normal()
+            now = min(max(now + step, 0.0), 30.0)
+        ends.append(now)
+        counts.append(count)
+    return np.array(ends), np.array(counts)
+
+
+def test_corrections_move_pulse_by_pulse_with_the_steps_of_each_device():
+    devices = model(
+        set_exponent=1.3, reset_exponent=0.6, device_std=0.3, most_pulses=12
+    )
+    written = devices.program(KEY, jnp.linspace(0.5, 20.0, 60))
+    change = jnp.tile(jnp.float32([-25.0, -6.0, -1.0, 1.0, 9.0, 40.0]), 10)
+    after = jax.jit(devices.adjust)(KEY, written, change)
+    own = [np.asarray(x) for x in (written.set_factor, written.reset_factor)]
+    # The spread of the factors themselves: of 60 devices each.
+    assert all(abs(x.std() - 0.3) < Z * 0.3 / np.sqrt(120) for x in own)
+    g, counts = pulse_by_pulse(
+        devices, np.asarray(written.g_prog, np.float64), np.asarray(change), own
+    )
+    np.testing.assert_allclose(after.g_prog, g, rtol=2e-5, atol=2e-4)
+    np.testing.assert_array_equal(after.pulses - written.pulses, counts)
+    assert counts.max() == 12  # as many as there are at most
+    np.testing.assert_array_equal(after.set_factor, written.set_factor)
+
+
+def test_a_soft_bound_is_approached_and_not_crossed():
+    devices = model(g_high=20.0, set_step_us=1.0, most_pulses=60)
+    start = Programmed(g_target=jnp.zeros(1), g_prog=jnp.full(1, 18.0))
+    # One step is 0.1 µS there: 50 pulses, which at once would end above 20 µS.
+    after = devices.adjust(KEY, start, jnp.full(1, 5.0))
+    assert float(after.pulses[0]) == 50
+    np.testing.assert_allclose(after.g_prog, 20 - 2 * (1 - 1 / 20) ** 50, rtol=1e-5)
+
+
+def test_noise_of_many_pulses_has_the_law_of_the_loop():
+    n = 4000
+    devices = model(cycle_std=0.5, set_exponent=1.0, most_pulses=30)
+    start = Programmed(g_target=jnp.zeros(n), g_prog=jnp.full(n, 24.0))
+    found = np.asarray(devices.adjust(KEY, start, jnp.full(n, 8.0)).g_prog, np.float64)
+    rng = np.random.default_rng(0)
+    ones = np.ones(n), np.ones(n)
+    expected, _ = pulse_by_pulse(devices, np.full(n, 24.0), np.full(n, 8.0), ones, rng)
+    error = np.sqrt(found.var() / n + expected.var() / n)
+    assert abs(found.mean() - expected.mean()) < Z * error
+    assert abs(found.std() / expected.std() - 1) < Z * np.sqrt(2 / n)
+
+
+def test_corrections_of_devices_with_unknown_steps_are_refused():
+    start = Programmed(g_target=jnp.zeros(4), g_prog=jnp.full(4, 10.0))
+    with pytest.raises(ValueError, match="call program again"):
+        model(device_std=0.1).adjust(KEY, start, jnp.ones(4))
+
+
+def test_whole_tiles_are_corrected_by_pulses_of_devices_that_differ():
+    devices = model(cycle_std=0.2, device_std=0.2, tolerance_us=1.0)
+    corrected = hw.GradientProgrammedNoiseModel(noise_model=devices, iterations=20)
+    x = jax.random.normal(jax.random.key(0), (4, 10))
+    errors = []
+    for noise_model in (devices, corrected):
+        chip = dataclasses.replace(CHIP, noise_model=noise_model)
+        analog = hw.analogize(nn.Dense(6), chip)
+        variables = analog.init(jax.random.key(1), x)
+        plan, params = hw.plan(analog, variables, x), variables["params"]
+        made = hw.program_chip(params, plan, hw.chip_key(0))
+        errors.append(np.asarray(made.at(0.0)["kernel"] - params["kernel"]).std())
+        assert (made.weights["kernel"].devices[0].pulses >= 0).all()
+    assert errors[1] < errors[0]
+
+
+class Quarters(hw.WriteVerifyNoiseModel):
+    """Targets of its own."""
+
+    def target(self, g):
+        return 5 * jnp.round(g / 5)
+
+
+@hw.register("noise_model", "write_verify_test_sometimes")
+class Sometimes(hw.NoiseModel):
+    """Programming noise that is zero at g_max."""
+
+    g_max: float = 20.0
+
+    def programming_sigma(self, g):
+        return jnp.where(jnp.asarray(g) < 10, 1.0, 0.0)
+
+
+def test_a_model_with_targets_of_its_own_is_not_measured_by_ours():
+    class Context:
+        asked = 0
+
+        def behaves(self, sample):
+            self.asked += 1
+
+    own, ours = Context(), Context()
+    Quarters(noise_model=QUIET).proof(own)
+    model().proof(ours)
+    assert (own.asked, ours.asked) == (0, 1)
+
+
+def test_programming_noise_anywhere_in_the_range_is_refused():
+    with pytest.raises(ValueError, match="has programming noise"):
+        model(noise_model=Sometimes())
+
+
 CHIP = hw.Hardware(
     noise_model=model(cycle_std=0.2, device_std=0.1, verify_sigma_us=0.1, states=33),
     converter=hw.SinglePairConductanceConverter(g_max=20.0),
@@ -208,7 +327,7 @@ def test_a_model_that_does_not_write_is_told(monkeypatch):
     monkeypatch.setattr(
         hw.WriteVerifyNoiseModel,
         "_written",
-        lambda self, key, target: (target, jnp.zeros_like(target)),
+        lambda self, key, target, own: (target, jnp.zeros_like(target)),
     )
     jax.clear_caches()
     with pytest.raises(ValueError, match="programming noise"):
@@ -216,7 +335,7 @@ def test_a_model_that_does_not_write_is_told(monkeypatch):
     jax.clear_caches()
 
 
-def test_what_writing_takes_is_noted_beside_the_cost():
+def test_what_writing_takes_is_counted_beside_the_cost():
     devices = model(set_exponent=0.0, pulse_energy_fj=100.0, verify_time_ns=10.0)
     chip = dataclasses.replace(CHIP, noise_model=devices)
     x = jnp.ones((1, 10))
@@ -231,7 +350,31 @@ def test_what_writing_takes_is_noted_beside_the_cost():
             g, count = g + (2.0 if g < target else -3.0 * g / 30), count + 1
         pulses.append(count)
     assert f"takes {np.mean(pulses):.1f} pulses per device" in note
-    assert "120 devices" in note and "µJ" in note
+    total, count = 120 * np.mean(pulses), 120
+    assert table.writing_pulses == pytest.approx(total)
+    assert table.writing_energy_uj == pytest.approx(total * 100.0 * 1e-9)
+    assert table.writing_time_s == pytest.approx((total + count) * 10.0 * 1e-9)
+    assert table.totals()["writing_energy_uj"] == table.writing_energy_uj
+    assert table.as_data()["layers"][0]["writing_pulses"] == pytest.approx(total)
+    text = str(table)
+    assert "Cost of writing all devices, once" in text
+    assert "writing is not counted" not in text
+    # It is none of an example's energy.
+    free = dataclasses.replace(devices, pulse_energy_fj=0.0)
+    chip = dataclasses.replace(CHIP, noise_model=free)
+    other = cost(hw.analogize(nn.Dense(6), chip), variables, x, constants=CONSTANTS)
+    assert other.energy_nj == table.energy_nj and other.writing_energy_uj is None
+
+
+def test_writing_that_no_model_counts_is_said_to_be_left_out():
+    chip = dataclasses.replace(CHIP, noise_model=QUIET)
+    x = jnp.ones((1, 10))
+    analog = hw.analogize(nn.Dense(6), chip)
+    variables = analog.init(jax.random.key(1), x)
+    table = cost(analog, variables, x, constants=CONSTANTS)
+    assert table.writing_pulses is None
+    assert "writing is not counted" in str(table)
+    assert "Cost of writing" not in str(table)
 
 
 def test_what_cannot_be_written_is_refused():
