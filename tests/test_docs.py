@@ -21,7 +21,9 @@ from flax.traverse_util import flatten_dict
 import hwtrain
 from hwtrain import cli
 from hwtrain._arrays import paths
+from hwtrain._parts.fields import from_dict
 from hwtrain._parts.registry import named, order
+from hwtrain._parts.registry import names as part_names
 from hwtrain._parts.slot import home
 from hwtrain.checkpoint.adapters import to_npz
 from hwtrain.cli._parser import make_parser
@@ -238,6 +240,67 @@ def test_the_devices_page_has_every_field_of_a_leaf():
     listed = {name for cell in cells for name in re.findall(r"`(\w+)`", cell)}
     fields = dataclasses.fields(hwtrain.LeafSpec)
     assert listed == {field.name for field in fields}
+
+
+def test_the_nest_of_noise_models_is_one_in_python_and_in_a_configuration():
+    text = (DOCS / "physics.md").read_text("utf-8")
+    section = text.partition("#### All of them together")[2].partition("\n### ")[0]
+    (python,) = re.findall(r"```python\n(.*?)```", section, re.DOTALL)
+    (toml,) = re.findall(r"```toml\n(.*?)```", section, re.DOTALL)
+    names = {"hw": hwtrain}
+    exec(python, names)
+    chip = names["chip"]
+    assert from_dict(hwtrain.Hardware, tomllib.loads(toml)["hardware"]) == chip
+    within, kinds = chip.noise_model, []
+    while within is not None:
+        kinds.append(within.type)
+        within = getattr(within, "noise_model", None)
+    table = section.partition("| model | stands |")[2]
+    listed = re.findall(r"^\| (?:the devices, such as )?`(\w+)`", table, re.MULTILINE)
+    assert listed == kinds[::-1]
+    # Every built-in model that stands around another one is in it.
+    around = [n for n in part_names("noise_model") if _stands_around(n)]
+    assert set(around) <= set(kinds) and len(around) == 6
+
+    # What the page says of lags: inside at_temperature, they are A times as long.
+    hot, flicker = names["NEST"].noise_model.noise_model, names["NEST"]
+    quiet = hwtrain.PCMLikeNoiseModel(read_noise_scale=0.0, drift_scale=0.0)
+    flicker = dataclasses.replace(flicker, noise_model=quiet)
+    inside = dataclasses.replace(hot, noise_model=flicker)
+    devices = flicker.program(jax.random.key(0), jnp.full(50, 10.0))
+    factor = np.exp(0.4 / 8.617333262e-5 * (1 / 300 - 1 / 330))
+    key = jax.random.key(1)
+    np.testing.assert_allclose(
+        inside.at(key, devices, 20.0),
+        flicker.at(key, devices, np.float32(20.0 * factor)),
+        rtol=1e-3,
+    )
+    outside = dataclasses.replace(
+        flicker, noise_model=dataclasses.replace(hot, noise_model=quiet)
+    )
+    np.testing.assert_allclose(
+        outside.at(key, devices, 20.0), flicker.at(key, devices, 20.0), rtol=1e-5
+    )
+
+
+def _stands_around(name):
+    part = named("noise_model", name)
+    return home(part) == "" and "noise_model" in part.__dataclass_fields__
+
+
+@pytest.mark.nightly
+def test_the_nest_of_noise_models_is_proved():
+    text = (DOCS / "physics.md").read_text("utf-8")
+    section = text.partition("#### All of them together")[2]
+    names = {"hw": hwtrain}
+    exec(re.findall(r"```python\n(.*?)```", section, re.DOTALL)[0], names)
+    x = jax.random.normal(jax.random.key(0), (8, 24))
+    analog = hwtrain.analogize(nn.Dense(16), names["chip"])
+    variables = analog.init(jax.random.key(1), x)
+    hwtrain.assert_active(analog, variables, x)
+    table = str(hwtrain.inspect(analog, variables, x))
+    for said in ("write_verify", "corrected 20 times", "330 K", "1/f noise", "disturbed"):
+        assert said in " ".join(table.split())
 
 
 def test_the_examples_of_the_physics_page_run(capsys):
