@@ -300,7 +300,7 @@ def test_the_nest_of_noise_models_is_proved():
     hwtrain.assert_active(analog, variables, x)
     table = str(hwtrain.inspect(analog, variables, x))
     for said in ("write_verify", "corrected 20 times", "330 K", "1/f noise", "disturbed"):
-        assert said in " ".join(table.split())
+        assert said in " ".join(table.replace("│", " ").split())
 
 
 def test_the_examples_of_the_physics_page_run(capsys):

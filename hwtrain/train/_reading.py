@@ -131,7 +131,7 @@ def one_line(
     file: str,
     origin: Mapping[tuple[str, ...], str],
 ) -> str:
-    """Returns the first error of a configuration in one line.
+    """Returns all errors of a configuration in one line, the causes first.
 
     Args:
       kind: the class of the configuration.
@@ -142,13 +142,19 @@ def one_line(
     """
     # A misspelt key makes the right one missing too; report the cause first.
     details = sorted(error.errors(), key=lambda detail: detail["type"] == "missing")
-    detail = details[0]
-    keys = _key_path(detail["loc"], data)
-    # A message about the whole configuration names its key itself.
-    named = keys or _words(detail["msg"])
-    place = _place(file, origin, named)
-    more = f" (and {len(details) - 1} more)" if len(details) > 1 else ""
-    return f"{place}: {_explain(kind, detail, keys, data)}{more}"
+    said: dict[tuple[str, ...], str] = {}
+    last = None
+    for detail in details:
+        keys = _key_path(detail["loc"], data)
+        # A message about the whole configuration names its key itself.
+        named = keys or _words(detail["msg"])
+        if named in said:
+            continue  # the same value, as another member of a union
+        place = _place(file, origin, named)
+        where = "" if place == last else f"{place}: "
+        said[named] = where + _explain(kind, detail, keys, data)
+        last = place
+    return "; also: ".join(said.values())
 
 
 def _words(message: str) -> tuple[str, ...]:

@@ -157,6 +157,39 @@ def test_a_wrong_file_is_one_line_that_names_it(tmp_path, old, new, message):
     assert "\n" not in str(error.value)
 
 
+def test_all_mistakes_of_a_file_are_in_the_line(tmp_path):
+    path = tmp_path / "wrong.toml"
+    text = CONFIG.read_text().replace("chips = 128", "chips = -1")
+    path.write_text(text.replace("steps = 2000", "stpes = 2000"))
+    with pytest.raises(ValueError) as error:
+        read_config(path, ["hardware.modifier.std_dev=-0.1", "export.chip_seed=-1"])
+    said = str(error.value)
+    for mistake in (
+        f"{path}: unknown key training.stpes; did you mean training.steps?",
+        "evaluation.chips: expected a number greater than 0, got -1",
+        "--set hardware.modifier.std_dev=-0.1: hardware.modifier.std_dev: expected",
+        "--set export.chip_seed=-1: export.chip_seed: expected a number",
+        "training.steps: expected a value",
+    ):
+        assert said.count(mistake) == 1
+    assert said.count("; also: ") == 4 and "\n" not in said
+    # The place is named again only where it is another one.
+    assert said.count(str(path)) <= 3
+
+
+def test_one_mistake_is_said_once():
+    # Pydantic reports a value for each member of a union.
+    with pytest.raises(ValueError) as error:
+        read_config(CONFIG, ["hardware.mapping.max_input_size=-2"])
+    assert "; also" not in str(error.value)
+
+
+def test_times_of_an_evaluation_are_an_option_of_the_command():
+    with pytest.raises(ValueError, match="hwtrain evaluate RUN --times") as error:
+        read_config(CONFIG, ["evaluation.times_s=[0.0, 3600.0]"])
+    assert "unknown key evaluation.times_s" in str(error.value)
+
+
 def test_levels_of_a_mismatch_ask_for_one(tmp_path):
     path = tmp_path / "wrong.toml"
     start, _, rest = CONFIG.read_text().partition("[hardware.mismatch]")
