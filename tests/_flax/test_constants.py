@@ -1243,3 +1243,43 @@ def test_what_measures_the_configuration_takes_no_constants():
     model = hw.analogize(Nnx(nnx.Rngs(0)), NOISY, rngs=nnx.Rngs(mismatch=KEY))
     with pytest.raises(ValueError, match="others for 'forward.out_noise'"):
         hw.assert_active(hw.with_constants(model, values), None, X)
+
+
+AGEING = ("AtTemperature", "RetentionFailures", "ReadDisturb", "WriteVerifyNoiseModel")
+
+
+@pytest.mark.sampled(1)
+@pytest.mark.parametrize("case", [x for x in ON_CHIPS if x[0] in AGEING], ids=".".join)
+def test_gradients_to_numbers_of_chips_are_those_of_finite_differences(case):
+    hardware, _ = ON_CHIPS[case]
+    model, name = hardware.noise_model, case[1]
+    plan, own = plan_of(hardware), getattr(hardware.noise_model, case[1])
+    weights = jax.random.normal(jax.random.key(3), (8, 3))
+
+    def written(factor):
+        value = jax.tree.map(lambda x: x * factor, own)
+        traced = hw.with_constants(plan, {f"noise_model.{name}": jnp.asarray(value)})
+        chip = hw.program_chip(VARIABLES["params"], traced, hw.chip_key(5))
+        pulses = [x.pulses for x in chip.weights["head/kernel"].devices]
+        return chip.at(1e4)["head"]["kernel"], pulses
+
+    step = 1e-3
+    (less, before), (more, after) = map(jax.jit(written), (1 - step, 1 + step))
+    # A pulse more or less is a jump, and no slope.
+    steady = np.ones((8, 3), bool)
+    if before[0] is not None:
+        steady = np.all([np.equal(a, b) for a, b in zip(before, after)], axis=0)
+        assert steady.mean() > 0.5
+
+    def loss(factor):
+        return jnp.sum(written(factor)[0] * weights * steady)
+
+    if name in model.without_slope:
+        with pytest.raises(ValueError, match="no gradient"):
+            jax.grad(loss)(1.0)
+        return
+    expected = np.sum(np.float64(more - less) * weights * steady) / (2 * step)
+    found = float(jax.jit(jax.grad(loss))(1.0))
+    # float32 leaves 1e-7 of the weights in a difference.
+    np.testing.assert_allclose(found, expected, rtol=1e-2, atol=5e-4)
+    assert abs(expected) > 2e-3, "the number changes nothing"

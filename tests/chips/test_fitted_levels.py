@@ -121,6 +121,37 @@ def test_the_clip_of_normal_weights_is_that_of_the_integral():
     assert math.isclose(largest, float(jnp.abs(whole).max()), rel_tol=1e-5)
 
 
+SMALL = range(24)
+
+
+@pytest.mark.sampled(3)
+@pytest.mark.parametrize("seed", SMALL)
+def test_small_arrays_get_the_least_error_of_any_candidate(seed):
+    rng = np.random.default_rng(seed)
+    rows, columns = (int(n) for n in rng.integers(1, 6, 2))
+    res, candidates = float(rng.choice([1 / 2, 1 / 6, 1 / 14])), int(rng.integers(1, 9))
+    per_column = bool(rng.integers(2))
+    w = rng.standard_t(2, (rows, columns)).astype(np.float32)
+    w[:, 0] *= rng.integers(2)  # a column of zeros, sometimes
+    hardware = hw.Hardware(modifier=levels(res, per_column=per_column))
+    layer = nn.Dense(columns, use_bias=False)
+    _, plan = planned(layer, jnp.ones((1, rows)), hardware)
+    params = {"kernel": jnp.asarray(w)}
+    fitted = hw.fit_levels(params, plan, candidates=candidates)
+    chip = hw.apply_mismatch(fitted, plan, hw.chip_key(0))["kernel"]
+    groups = [w[:, j : j + 1] for j in range(columns)] if per_column else [w]
+    found = np.float64(chip)
+    found = np.split(found, columns, axis=1) if per_column else [found]
+    for group, on_chip in zip(groups, found, strict=True):
+        group = np.float64(group)
+        if not group.any():
+            assert not on_chip.any()
+            continue
+        _, least = searched(group, res, candidates)
+        size = np.abs(group).max() ** 2
+        assert abs(((on_chip - group) ** 2).sum() - least) < 1e-5 * size * group.size
+
+
 def test_the_export_writes_the_levels(tmp_path):
     hardware = hw.Hardware(
         modifier=levels(),

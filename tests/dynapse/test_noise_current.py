@@ -339,3 +339,49 @@ def test_layers_of_a_stack_draw_their_own():
     analog = hw.analogize(layer, own)
     state = analog.apply(variables, X, rngs={"mismatch": KEY})[0]
     assert (state.isyn[0] != state.isyn[1]).any()
+
+
+@pytest.mark.nightly
+def test_rows_and_neurons_of_an_explicit_mesh_have_the_same_noise(on_devices):
+    on_devices(
+        8,
+        """
+import jax, jax.numpy as jnp, numpy as np
+from flax import linen as nn
+from jax.sharding import AxisType, NamedSharding, PartitionSpec as P
+import hwtrain as hw
+from hwtrain.dynapse import DynapSim
+noise = hw.NoiseCurrentParameter(density=2e-14)
+rule = hw.Rule(params=".*log_C_(ahp|gaba|mem|syn)",
+               hardware=hw.Hardware(noise_current=noise))
+x = 3 * jax.random.bernoulli(jax.random.key(0), 0.3, (8, 25, 4)).astype(jnp.float32)
+analog = hw.analogize(nn.RNN(DynapSim(features=4), return_carry=True), rule)
+variables = analog.init(jax.random.key(1), x)
+
+def run(model, variables, x):
+    rngs = {"mismatch": jax.random.key(5)}
+    def loss(params):
+        state, spikes = model.apply({**variables, "params": params}, x, rngs=rngs)
+        return jnp.log(state.isyn).mean(), (state, spikes)
+    return jax.jit(jax.grad(loss, has_aux=True))(variables["params"])
+
+clean = run(hw.eval_mode(analog), variables, x)
+for kind in (AxisType.Auto, AxisType.Explicit):
+    mesh = jax.make_mesh((4, 2), ("data", "model"), axis_types=(kind,) * 2)
+    def put(leaf, *axes):
+        return jax.device_put(leaf, NamedSharding(mesh, P(*axes)))
+    whole = jax.tree.map(put, variables)
+    neurons = jax.tree.map(
+        lambda a: put(a, *["model"] * (a.shape == (4,))), variables)
+    assert any(a.shape == (4,) for a in jax.tree.leaves(variables))
+    for model in (analog, hw.chip_mode(analog)):
+        one = run(model, variables, x)
+        assert np.abs(one[1][0].isyn / clean[1][0].isyn - 1).max() > 1e-3
+        for placed in (whole, neurons):
+            many = run(model, placed, put(x, "data"))
+            for a, b in zip(*map(jax.tree.leaves, (one, many)), strict=True):
+                np.testing.assert_allclose(
+                    b, a, rtol=2e-4, atol=1e-5 * np.abs(a).max())
+print("equal")
+""",
+    )
