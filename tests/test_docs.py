@@ -299,7 +299,7 @@ def test_the_nest_of_noise_models_is_proved():
     variables = analog.init(jax.random.key(1), x)
     hwtrain.assert_active(analog, variables, x)
     table = str(hwtrain.inspect(analog, variables, x))
-    for said in ("write_verify", "corrected 20 times", "330 K", "1/f noise", "disturbed"):
+    for said in ("write_verify", "corrected 20 times", "330 K", "1/f noise"):
         assert said in " ".join(table.replace("│", " ").split())
 
 

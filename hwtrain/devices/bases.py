@@ -72,7 +72,8 @@ class NoiseModel(Part):
         )
         factors, g = np.array(ctx.weight.hardware.converter.full_devices).T
         # Its devices are programmed one by one: their noise adds in squares.
-        sigma = np.linalg.norm(factors * [self.programming_sigma(x) for x in g])
+        each = factors * [self.programming_sigma(x) for x in g]
+        sigma = float(np.linalg.norm(each))
         noise = f"programming {of_full_scale(sigma, ctx.weight.hardware.converter)}"
         return {ctx.column: f"{self.describe()}{changed}", NOISE: noise}
 

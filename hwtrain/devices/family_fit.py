@@ -72,7 +72,9 @@ class NoiseModelFit:
             table.add_column(column, justify="right")
         table.add_column("unit")
         for name, *numbers in self.rows():
-            shown = (f"{x:.5g}" if math.isfinite(x) else "not measured" for x in numbers)
+            shown = (
+                f"{x:.5g}" if math.isfinite(x) else "not measured" for x in numbers
+            )
             unit = self.model.units.get(name.partition("[")[0], "")
             table.add_row(escape(name), *shown, unit)
         yield table

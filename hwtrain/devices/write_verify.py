@@ -294,7 +294,9 @@ class WriteVerifyNoiseModel(AroundNoiseModel):
         """Returns the factors of devices on their steps by set and by reset pulses."""
         if not self.device_std:
             return 1.0, 1.0
-        xi = (stored_normal(draw_key(key, "", name), shape) for name in ("set", "reset"))
+        xi = (
+            stored_normal(draw_key(key, "", name), shape) for name in ("set", "reset")
+        )
         return tuple(jnp.maximum(1 + self.device_std * each, _LEAST) for each in xi)
 
     def _after_pulse(

@@ -227,7 +227,7 @@ def slots(kind: Any) -> list[Slot]:
 
 
 _OF_COMMANDS = {
-    ("evaluation", "times_s"): "the evaluation of a run is that just after programming; "
+    "evaluation.times_s": "the evaluation of a run is that just after programming; "
     "give times to hwtrain evaluate RUN --times 0,3600,86400, or times_s= to "
     "Run.population",
 }
@@ -244,8 +244,9 @@ def unknown(keys: tuple[str, ...], kind: Any) -> str:
     above, members = ".".join(keys[:-1]), _members(kind)
     siblings = sorted({name for member in members for name in _fields(member)})
     match = difflib.get_close_matches(keys[-1], siblings, n=1)
-    if keys[-2:] in _OF_COMMANDS:
-        hint = _OF_COMMANDS[keys[-2:]]
+    end = ".".join(keys[-2:])
+    if end in _OF_COMMANDS:
+        hint = _OF_COMMANDS[end]
     elif match and match[0] != keys[-1]:
         hint = f"did you mean {'.'.join((*keys[:-1], match[0]))}?"
     elif siblings:
