@@ -107,8 +107,10 @@ if _typing.TYPE_CHECKING:
     from hwtrain.dynapse import select as select
     from hwtrain.dynapse import with_mismatch as with_mismatch
     from hwtrain.evaluate import assert_active as assert_active
+    from hwtrain.periphery import DigitalFormat as DigitalFormat
     from hwtrain.periphery import InputRangeParameter as InputRangeParameter
     from hwtrain.periphery import IOParameters as IOParameters
+    from hwtrain.periphery import OutputFormat as OutputFormat
     from hwtrain.weights import DriftParameter as DriftParameter
     from hwtrain.weights import MappingParameter as MappingParameter
     from hwtrain.weights import Mismatch as Mismatch
@@ -208,8 +210,10 @@ else:
         ),
         "evaluate": ("assert_active",),
         "periphery": (
+            "DigitalFormat",
             "IOParameters",
             "InputRangeParameter",
+            "OutputFormat",
         ),
         "weights": (
             "DriftParameter",

@@ -23,6 +23,7 @@ ON_OBJECTS = {
     "analog_running": "of the copy that runs: its inner calls are plain calls",
     "analog_weights": "of a layer: the plans of its arrays",
     "analog_constants": "of the model: the traced constants of `with_constants`",
+    "analog_outputs": "of a module: how its results are stored",
     "analog_beside": "of a layer in a call: what lies beside derived weights",
     "analog_raw": "of a module: the plans of its raw parameters",
     "analog_watch": "of a module in an abstract call: marks what it multiplies by",

@@ -30,6 +30,7 @@ class Inspection:
       rows: for every analog weight, its columns by name.
       digital: for every other parameter, its path and the reason why it stays digital.
       totals: numbers of tiles, of devices, and of analog and digital weights.
+      results: for every module whose results are stored in few bits, its columns.
       note: notes on the whole model, such as that training draws no noise; or empty.
     """
 
@@ -37,6 +38,7 @@ class Inspection:
     digital: tuple[tuple[str, str], ...]
     totals: dict[str, int]
     note: str = ""
+    results: tuple[dict[str, str], ...] = ()
 
     def tables(self) -> Iterator[Table | str]:
         """Yields the tables, and the totals as a line, for rich.
@@ -49,6 +51,8 @@ class Inspection:
             for path, reason in self.digital:
                 found.add_row(path, reason)
             yield found
+        if self.results:
+            yield from tables_of(self.results, "Results")
         yield ", ".join(f"{name}: {n:,}" for name, n in self.totals.items())
         if self.note:
             yield escape(self.note)
@@ -112,6 +116,7 @@ def inspect_plan(found: Plan, params: Any) -> Inspection:
         digital=tuple((entry.path, entry.reason) for entry in found.digital),
         totals=_totals(found, values),
         note="\n".join(_notes(found, chips)),
+        results=tuple(output.row for output in found.outputs),
     )
 
 

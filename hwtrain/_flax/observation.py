@@ -51,12 +51,16 @@ Collector = Callable[[AnalogWeight, jax.Array, jax.Array], None]
 NoiseObserver = Callable[[str, jax.Array], None]
 
 
+ResultObserver = Callable[[Any, jax.Array, jax.Array], None]
+
+
 class _Watching(NamedTuple):
-    """The active observers of multiplications and noise, and collector of arrays."""
+    """The active observers of multiplications, noise and results, and collector."""
 
     observer: Observer | None = None
     collector: Collector | None = None
     noise: NoiseObserver | None = None
+    results: ResultObserver | None = None
 
 
 _NOBODY = _Watching()
@@ -100,6 +104,18 @@ def noise_observed(observer: NoiseObserver) -> contextlib.AbstractContextManager
     return _watched(noise=observer)
 
 
+def results_observed(
+    observer: ResultObserver,
+) -> contextlib.AbstractContextManager[None]:
+    """Passes the results of modules that digital units store, while tracing.
+
+    Args:
+      observer: takes the module's entry in the plan, an array as the module computed
+        it, and as it is stored.
+    """
+    return _watched(results=observer)
+
+
 @contextlib.contextmanager
 def _watched(**changed: Any) -> Iterator[None]:
     token = _watching.set(_watching.get()._replace(**changed))
@@ -137,6 +153,11 @@ def observer() -> Observer | None:
 def noise_observer() -> NoiseObserver | None:
     """Returns the active observer of noise of neurons, or `None`."""
     return _watching.get().noise
+
+
+def result_observer() -> ResultObserver | None:
+    """Returns the active observer of stored results, or `None`."""
+    return _watching.get().results
 
 
 def collector() -> Collector | None:

@@ -35,6 +35,7 @@ KINDS = {
     "modifier": "the change of the weights in every training step",
     "noise_model": "the effect of programming, time and reads on conductances",
     "objective": "the quantity minimised in place of the loss",
+    "output_format": "the numbers that a digital unit can store",
     "stage": "an effect around a tile",
 }
 """The kinds of parts."""
@@ -47,6 +48,7 @@ _BUILT_IN = {
     "modifier": "hwtrain.weights",
     "noise_model": "hwtrain.devices",
     "objective": "hwtrain.objectives",
+    "output_format": "hwtrain.periphery",
     "stage": "hwtrain.periphery",
 }
 """The rooms whose files register the built-in parts when they are imported, by kind."""
@@ -78,8 +80,8 @@ def register(
 
     Args:
       kind: `"noise_model"`, `"converter"`, `"drift_compensation"`, `"mismatch"`,
-        `"modifier"`, `"clip"`, `"objective"`, `"stage"` for a stage around a tile, or
-        `"adapter"`, for which the part is a function.
+        `"modifier"`, `"clip"`, `"objective"`, `"output_format"`, `"stage"` for a stage
+        around a tile, or `"adapter"`, for which the part is a function.
       name: its name in configurations and checkpoints, unique within its kind.
       inside: names of the stages that enclose this stage, which is nearer to the tile.
         They are registered before it.

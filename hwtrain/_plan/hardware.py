@@ -20,7 +20,12 @@ from hwtrain.devices import (
     NoiseModel,
     StuckParameter,
 )
-from hwtrain.periphery import InputRangeParameter, IOParameters
+from hwtrain.periphery import (
+    DigitalFormat,
+    InputRangeParameter,
+    IOParameters,
+    OutputFormat,
+)
 from hwtrain.periphery._read_keys import CHIP_KEY
 from hwtrain.periphery.input_range import Range
 from hwtrain.periphery.management import Management
@@ -103,6 +108,11 @@ class Hardware:
     """Devices of each chip that cannot be programmed."""
     noise_current: NoiseCurrentParameter | None = None
     """White noise of the currents at a capacitance of a neuron, at every time step."""
+    outputs: Annotated[DigitalFormat | OutputFormat | None, OpenSlot("output_format")] = (
+        None
+    )
+    """How digital units store what a layer's `__call__` returns. Alone in a rule, it
+    also applies to modules that stay digital: norms, activations, whole blocks."""
 
     @model_validator(mode="after")
     def _check_classes(self) -> Self:
@@ -170,7 +180,8 @@ class Hardware:
     def _check_leaves(self) -> Self:
         for name in ("clip", "mismatch", "converter", "noise_model"):
             self._check_no_leaves(name)
-        self._check_no_leaves("drift_compensation")
+        for name in ("drift_compensation", "outputs"):
+            self._check_no_leaves(name)
         return self
 
     def _check_no_leaves(self, name: str) -> None:
@@ -191,6 +202,23 @@ class Hardware:
         parts = self.forward.stages if self.forward is not None else ()
         parts += (self.modifier,) if isinstance(self.modifier, Part) else ()
         return tuple(leaf for part in parts for leaf in part.leaves(weight))
+
+    @model_validator(mode="after")
+    def _check_outputs(self) -> Self:
+        if self.outputs is not None and any(
+            self.outputs.draws_at(when) for when in ("step", "chip", "read")
+        ):
+            raise ValueError(
+                f"outputs: {type(self.outputs).__name__} declares draws = "
+                f"{self.outputs.draws!r}, but a format has no key. Only stages "
+                "(IOParameters(stages=...)) draw at reads"
+            )
+        return self
+
+    @property
+    def digital(self) -> bool:
+        """Whether it is that of digital units alone: `outputs` and nothing else."""
+        return self.outputs is not None and self == Hardware(outputs=self.outputs)
 
     @property
     def frozen(self) -> bool:

@@ -9,6 +9,10 @@ from hwtrain._plan.plan import own_names
 from hwtrain._plan.weight import AnalogWeight
 
 
+RETURNING = ("__call__", "attend")
+"""The methods whose results are those of a module."""
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class LayerWeight:
     """An array of a layer that can be analog.
@@ -56,6 +60,7 @@ class Layer:
       nonlinear: by name of an array, why its product is not linear.
       refused: likewise, why a crossbar cannot multiply by it as the layer does.
       capacitances: names of the parameters that take a noise current.
+      called: whether a method of `RETURNING` was called, or in NNX can be.
     """
 
     path: str = ""
@@ -72,6 +77,7 @@ class Layer:
     nonlinear: tuple[tuple[str, str], ...] = ()
     refused: tuple[tuple[str, str], ...] = ()
     capacitances: tuple[str, ...] = ()
+    called: bool = False
 
     @property
     def unknown(self) -> bool:
@@ -94,6 +100,11 @@ def joined(before: Layer | None, layer: Layer) -> Layer:
       before: the report of earlier calls of the module at this path, if any.
       layer: the report of this call.
     """
+    called = layer.called or (before is not None and before.called)
+    return dataclasses.replace(_joined(before, layer), called=called)
+
+
+def _joined(before: Layer | None, layer: Layer) -> Layer:
     if before is None or before.kind is None:
         return layer if before is None or layer.kind else before
     if layer.kind is None:

@@ -12,9 +12,8 @@ from hwtrain._arrays import paths
 from hwtrain._arrays.random import stable_hash
 from hwtrain._parts.leaf import LeafSpec, When
 from hwtrain._plan.hardware import Hardware
-from hwtrain._plan.leaf_names import (
-    names_when,
-)
+from hwtrain._plan.leaf_names import names_when
+from hwtrain._plan.outputs import StoredOutput
 from hwtrain._plan.tables import as_text, table, tables_of
 from hwtrain._plan.weight import _STRICT, AnalogWeight
 
@@ -79,7 +78,7 @@ class Plan(Mapping[str, AnalogWeight]):
 
     >>> Plan((), (Digital(path="norm/scale", reason="normalisation is digital"),))
     Plan(weights=(), digital=(Digital(path='norm/scale',
-         reason='normalisation is digital'),), prefix='', state=())
+         reason='normalisation is digital'),), prefix='', state=(), outputs=())
 
     `print` shows it as a table.
 
@@ -89,12 +88,14 @@ class Plan(Mapping[str, AnalogWeight]):
       prefix: the prefix of every path from `analogize(..., name=)`, without a slash.
       state: paths of other variables that the model needs for evaluation, such as batch
         statistics; in Linen they start with the collection.
+      outputs: the modules whose results are stored in few bits.
     """
 
     weights: tuple[AnalogWeight, ...]
     digital: tuple[Digital, ...] = ()
     prefix: str = ""
     state: tuple[str, ...] = ()
+    outputs: tuple[StoredOutput, ...] = ()
 
     def __post_init__(self):
         names: dict[int, str] = {}
@@ -117,6 +118,8 @@ class Plan(Mapping[str, AnalogWeight]):
             for entry in self.digital:
                 found.add_row(entry.path, entry.reason)
             yield found
+        if self.outputs:
+            yield from tables_of([x.row for x in self.outputs], "Results")
         count = f"analog weights: {len(self.weights)}"
         count += f", digital parameters: {len(self.digital)}"
         yield f"{count}, prefix: {self.prefix}" if self.prefix else count
@@ -178,7 +181,10 @@ class Plan(Mapping[str, AnalogWeight]):
         kept = tuple(d for path, d in digital.items() if path not in weights)
         prefix = self.prefix if self.prefix == other.prefix else ""
         state = tuple(dict.fromkeys((*self.state, *other.state)))
-        return Plan(tuple(weights.values()), kept, prefix, state)
+        outputs = {entry.path: entry for entry in (*self.outputs, *other.outputs)}
+        return Plan(
+            tuple(weights.values()), kept, prefix, state, tuple(outputs.values())
+        )
 
     @property
     def users(self) -> frozenset[str]:

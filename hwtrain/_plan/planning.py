@@ -12,6 +12,7 @@ from hwtrain._parts.leaf import When
 from hwtrain._plan.hardware import Hardware
 from hwtrain._plan.layer import Layer, analog_weight
 from hwtrain._plan.leaf_names import may_be_leaf, named_as_leaf
+from hwtrain._plan.outputs import outputs_of
 from hwtrain._plan.plan import Digital, Plan
 from hwtrain._plan.rules import Assignment, Rule
 from hwtrain._plan.weight import AnalogWeight, acts_in_product
@@ -116,7 +117,11 @@ def make_plan(
         weights.append(weight)
         if weight.kind == "raw":
             beside_raw.update(weight.leaf(leaf) for leaf in weight.leaves("chip"))
-    if check and not weights and assigned.default not in (None, Hardware()):
+    on_crossbars = {weight.layer_path for weight in weights if weight.kind != "raw"}
+    outputs, storing = outputs_of(assigned, layers, on_crossbars)
+    winners |= storing
+    nothing = not weights and not outputs
+    if check and nothing and assigned.default not in (None, Hardware()):
         found = ", ".join(
             f"{x.path!r} ({x.name}: {x.why})"
             for x in layers
@@ -132,7 +137,7 @@ def make_plan(
     if check:
         _check_rules(assigned.rules, winners, layers, shapes)
     _check_joined_names(weights)
-    return Plan(tuple(weights), tuple(digital), assigned.name)
+    return Plan(tuple(weights), tuple(digital), assigned.name, outputs=outputs)
 
 
 def _check_joined_names(weights: list[AnalogWeight]) -> None:
@@ -277,6 +282,8 @@ def _decide(
 ) -> tuple[Rule | None, Hardware | None]:
     """Returns the winning rule for a parameter, if there is one, and its hardware.
 
+    That of digital units alone leaves it digital.
+
     Args:
       assigned: the assignment.
       path: path of the parameter.
@@ -284,8 +291,13 @@ def _decide(
     """
     for rule in assigned.rules:
         if _matches(rule, path, layer):
-            return rule, rule.hardware
-    return None, None if layer is None or layer.by_rule else assigned.default
+            return rule, _of_crossbar(rule.hardware)
+    default = None if layer is None or layer.by_rule else assigned.default
+    return None, _of_crossbar(default)
+
+
+def _of_crossbar(hardware: Hardware | None) -> Hardware | None:
+    return None if hardware is None or hardware.digital else hardware
 
 
 def _matches(rule: Rule, path: str, layer: Layer | None) -> bool:
@@ -296,7 +308,8 @@ def _matches(rule: Rule, path: str, layer: Layer | None) -> bool:
 
 def _reason(rule: Rule | None, layer: Layer | None, leaf: str, analog: bool) -> str:
     if rule is not None:
-        return f"{rule} keeps it digital"
+        stores = rule.hardware is not None and rule.hardware.digital
+        return f"{rule} {'has outputs alone' if stores else 'keeps it digital'}"
     if analog and layer and layer.by_rule:
         return f"the {leaf} of a {layer.name} is analog only by a rule"
     if analog:
@@ -343,6 +356,7 @@ def _check_raw(rule: Rule | None, path: str, hardware: Hardware) -> None:
         for name, there in (
             ("input_range", hardware.ranged),
             ("forward", hardware.forward is not None),
+            ("outputs", hardware.outputs is not None),
             ("mapping.learn_out_scaling", hardware.scales_outputs),
             ("a learned clip", hardware.learns_clip),
             (
@@ -419,15 +433,27 @@ def _check_rules(
             known, what = sorted(shapes), "parameter"
         else:
             matching = [x for x in layers if re.fullmatch(rule.expression, x.path)]
-            found = [layer.path for layer in matching if layer.kind]
-            known = [layer.path for layer in layers if layer.kind]
-            what = "layer that can be analog"
+            stores = rule.hardware is not None and rule.hardware.digital
+
+            def meant(layer: Layer, stores: bool = stores) -> bool:
+                return layer.called if stores else layer.kind is not None
+
+            found = [layer.path for layer in matching if meant(layer)]
+            known = [layer.path for layer in layers if meant(layer)]
+            what = "called module" if stores else "layer that can be analog"
+            if matching and not found and stores:
+                raise ValueError(
+                    f"{rule} stores what modules return, and matches only modules "
+                    f"whose __call__ is not called: {[x.path for x in matching]}. "
+                    f"Those that are called: {known}"
+                )
             if matching and not found:
                 listed = ", ".join(f"{x.path!r} ({x.name}: {x.why})" for x in matching)
                 raise ValueError(
                     f"{rule} matches only layers that cannot be analog: {listed}. "
                     f"Layers that can: {known}. To reach a parameter itself, write "
-                    "Rule(params=..., rows=..., columns=..., hardware=...)"
+                    "Rule(params=..., rows=..., columns=..., hardware=...); to store "
+                    "their results in few bits, Hardware(outputs=...) alone"
                 )
             held = {path.rpartition("/")[0] for path in shapes} - visited
             if any(re.fullmatch(rule.expression, path) for path in held):

@@ -74,6 +74,17 @@ class Rule:
                 "and freeze it in the base optimiser, such as by "
                 'optax.partition({"frozen": optax.set_to_zero(), ...}, labels)'
             )
+        if self.hardware is not None and self.hardware.digital:
+            if self.params is not None:
+                raise ValueError(
+                    f"{self}: outputs are what a module returns, and a parameter "
+                    "returns nothing. Name the module: Rule(pattern, hardware)"
+                )
+            if self.frozen:
+                raise ValueError(
+                    f"{self}: frozen=True has no effect with outputs alone, which "
+                    "leave weights digital; leave it out"
+                )
         try:
             re.compile(self.expression)
         except re.error as error:

@@ -35,6 +35,7 @@ from hwtrain.evaluate._judgement import (
 )
 from hwtrain.evaluate._rerun import driven_rows, moved_away
 from hwtrain.evaluate._responses import Tiles
+from hwtrain.evaluate._stored_proof import StoredProof
 from hwtrain.evaluate._unwatched import unwatched_effects
 from hwtrain.evaluate._updates import updated_effects
 from hwtrain.evaluate._watching import Step, watching
@@ -73,8 +74,8 @@ def assert_active(
     The model runs in train mode with several keys. Each layer is measured in place: its
     outputs are compared with those without each effect; noise of known strength must
     have that strength and differ between keys; the DAC must round to its levels; the
-    range must clip and have a gradient. An update must clip and remap the weights and
-    change the ranges. Exported chips must have their mismatch, programming noise and
+    range must clip and have a gradient; digital units must store their levels. An
+    update must clip and remap the weights and change the ranges. Exported chips must have their mismatch, programming noise and
     stuck devices, drift within a day, and keep the mean that their compensation keeps.
     If chips differ but no effect draws noise in training, a row reports it; this is not
     an error.
@@ -140,7 +141,8 @@ def assert_active(
     reader = jax.process_index()
     if shared:
         # JAX shows the layers to one process only, which judges for all of them.
-        reader = processes.source_of(any(steps[0].readings.values()))
+        seen = (*steps[0].readings.values(), *steps[0].results.values())
+        reader = processes.source_of(any(seen))
         params = local_copy(params, reader)
         if moved is not None:
             moved = local_copy(moved[0], reader), moved[1]
@@ -249,6 +251,10 @@ def judged(
             _check_noise_current(log, weight)
         if weight.kind != "raw":
             _check_layer(log, weight)
+    for output in plan.outputs:
+        proof = StoredProof(output, steps[0].results.get(output.path, []))
+        for effect, amount, wrong in proof.findings:
+            log.note(output.path or "the model", effect, amount, wrong)
     return log
 
 

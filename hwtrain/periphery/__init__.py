@@ -7,6 +7,8 @@ from hwtrain.periphery.column_wires import ColumnWires as ColumnWires
 from hwtrain.periphery.device_nonlinearity import (
     DeviceNonlinearity as DeviceNonlinearity,
 )
+from hwtrain.periphery.digital_format import DigitalFormat as DigitalFormat
+from hwtrain.periphery.digital_format import OutputFormat as OutputFormat
 from hwtrain.periphery.input_range import InputRangeParameter as InputRangeParameter
 from hwtrain.periphery.io import IOParameters as IOParameters
 from hwtrain.periphery.mvm import analog_mvm as analog_mvm

@@ -19,8 +19,9 @@ from hwtrain._flax.opaque import bridge
 from hwtrain._flax.provenance import Operands
 from hwtrain._flax.signal_side import has_signal_side, initial_leaves, names_beside
 from hwtrain._plan.hardware import Hardware
-from hwtrain._plan.layer import Layer, analog_weight
+from hwtrain._plan.layer import RETURNING, Layer, analog_weight
 from hwtrain._plan.leaf_names import OF_A_STEP, named_as_leaf
+from hwtrain._plan.outputs import StoredOutput
 from hwtrain._plan.planning import check_refused, taken_name
 from hwtrain._plan.weight import AnalogWeight
 from hwtrain.periphery._read_keys import NOISE_KEY
@@ -49,7 +50,11 @@ def describe(
     why = why_digital(cls)
     layer = found or (Layer() if why is None else Layer(why=why))
     return dataclasses.replace(
-        layer, path=path, name=cls.__name__, capacitances=capacitances_of(cls)
+        layer,
+        path=path,
+        name=cls.__name__,
+        capacitances=capacitances_of(cls),
+        called=method in RETURNING,
     )
 
 
@@ -142,6 +147,21 @@ def create_leaves(
         if internals.is_taken(scope, name):
             raise taken_name(weight, weight.leaf(leaf))
         internals.put_parameter(scope, name, value)
+
+
+def returns(context: internals.InterceptorContext, stored: StoredOutput) -> bool:
+    """Whether what a call returns is the result of a module, which is to be stored.
+
+    A call by `super()` is a part of it, and so is another module of the same scope.
+
+    Args:
+      context: the call.
+      stored: the entry of the plan for its path.
+    """
+    cls = plain_class(type(context.module))
+    if context.method_name not in RETURNING or cls.__name__ != stored.layer:
+        return False
+    return running_class(context) is cls
 
 
 def analog_call(

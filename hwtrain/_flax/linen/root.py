@@ -34,6 +34,7 @@ from hwtrain._flax.linen.layers import (
     describe,
     names_of,
     refuse_late,
+    returns,
     states_product,
 )
 from hwtrain._flax.linen.prepass import (
@@ -45,6 +46,7 @@ from hwtrain._flax.linen.prepass import (
 from hwtrain._flax.linen.scopes import belonging
 from hwtrain._flax.loops import as_root, when_returned
 from hwtrain._flax.read_keys import generator_of
+from hwtrain._flax.stored_outputs import stored
 from hwtrain._plan.constants import Constants, in_plan, merged, split_plan, with_values
 from hwtrain._plan.layer import joined
 from hwtrain._plan.plan import Plan
@@ -290,16 +292,25 @@ def _apply(root: Any, ours, original, name: str, args: tuple, kwargs: dict):
         if weight.kind != "raw"
     }
 
+    outputs = {weight_side.local(plan, each.path): each for each in plan.outputs}
+
+    def kept_result(path, context, found):
+        output = outputs.get(path)
+        return stored(output, found) if output and returns(context, output) else found
+
     def interceptor(next_function, args, kwargs, context):
         if not ours(context.module):
             return next_function(*args, **kwargs)
         path = _relative(root, context.module)
-        return analog_call(by_path, path, mode, context, next_function, args, kwargs)
+        found = analog_call(by_path, path, mode, context, next_function, args, kwargs)
+        return kept_result(path, context, found)
 
     def refusal(next_function, args, kwargs, context):
-        if ours(context.module):
-            refuse_late(by_path, _relative(root, context.module), context, args)
-        return next_function(*args, **kwargs)
+        if not ours(context.module):
+            return next_function(*args, **kwargs)
+        path = _relative(root, context.module)
+        refuse_late(by_path, path, context, args)
+        return kept_result(path, context, next_function(*args, **kwargs))
 
     names = {
         path.rpartition("/")[2] for weight in plan.weights for path in weight.owned

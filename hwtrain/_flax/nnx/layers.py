@@ -15,7 +15,7 @@ from hwtrain._flax.nnx import rows
 from hwtrain._flax.opaque import bridge
 from hwtrain._flax.signal_side import has_signal_side, names_beside
 from hwtrain._parts.leaf import LeafSpec
-from hwtrain._plan.layer import Layer, joined
+from hwtrain._plan.layer import RETURNING, Layer, joined
 from hwtrain._plan.leaf_names import BUILT_IN
 from hwtrain._plan.weight import AnalogWeight
 from hwtrain.periphery._read_keys import NOISE_KEY
@@ -75,8 +75,18 @@ def describe(module: Any, path: str) -> Layer:
     why = why_digital(cls)
     layer = found or (Layer() if why is None else Layer(why=why))
     return dataclasses.replace(
-        layer, path=path, name=cls.__name__, capacitances=capacitances_of(cls)
+        layer,
+        path=path,
+        name=cls.__name__,
+        capacitances=capacitances_of(cls),
+        called=bool(returning_methods(cls)),
     )
+
+
+def returning_methods(cls: type) -> list[str]:
+    """Returns the methods of a class whose results are those of its modules."""
+    # Not by hasattr: to call a class itself is a method of its metaclass.
+    return [name for name in RETURNING if any(name in vars(x) for x in cls.__mro__)]
 
 
 def _with_arrays_of_super(layer: Layer | None, module: Any, cls: type) -> Layer | None:

@@ -36,6 +36,7 @@ from hwtrain._flax.nnx.layers import (
     view_setter,
 )
 from hwtrain._flax.nnx.step import modules_of, noisy_call
+from hwtrain._flax.nnx.storing import make_storing
 from hwtrain._flax.signal_side import initial_leaves
 from hwtrain._plan.constants import Constants, in_plan, merged, split_plan, with_values
 from hwtrain._plan.layer import Layer
@@ -87,6 +88,8 @@ def analogize_nnx(model: Any, assigned: Assignment, rngs: nnx.Rngs | None) -> An
         if weight.kind == "raw" and path and guarded:
             make_guarded(layers[path], weight, "train")
     model.__class__ = analog_root_class(plain_class(type(model)))
+    for output in plan.outputs:
+        make_storing(layers[weight_side.local(plan, output.path)], output)
     model.hardware_mode = "train"
     model.analog_assigned = assigned
     if rngs is not None:
