@@ -108,9 +108,9 @@ class Hardware:
     """Devices of each chip that cannot be programmed."""
     noise_current: NoiseCurrentParameter | None = None
     """White noise of the currents at a capacitance of a neuron, at every time step."""
-    outputs: Annotated[DigitalFormat | OutputFormat | None, OpenSlot("output_format")] = (
-        None
-    )
+    outputs: Annotated[
+        DigitalFormat | OutputFormat | None, OpenSlot("output_format")
+    ] = None
     """How digital units store what a layer's `__call__` returns. Alone in a rule, it
     also applies to modules that stay digital: norms, activations, whole blocks."""
 

@@ -8,7 +8,6 @@ from hwtrain._plan.hardware import Hardware
 from hwtrain._plan.plan import own_names
 from hwtrain._plan.weight import AnalogWeight
 
-
 RETURNING = ("__call__", "attend")
 """The methods whose results are those of a module."""
 

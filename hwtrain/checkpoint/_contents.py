@@ -231,6 +231,7 @@ class Contents:
             layers=tuple(_layer_entry(item) for item in layers),
             digital=self.plan.digital,
             others=tuple(others(self.plan, self.leaves)) or None,
+            outputs=self.plan.outputs or None,
             leaves=tuple(
                 _leaf_entry(leaf, files.get(leaf.tensor)) for leaf in self.leaves
             ),

@@ -12,6 +12,7 @@ from pydantic import BaseModel, ValidationError, model_validator
 from hwtrain._arrays import paths
 from hwtrain._parts.fields import without_none
 from hwtrain._parts.slot import unknown_parts, without_versions
+from hwtrain._plan.outputs import StoredOutput
 from hwtrain._plan.plan import Digital, Plan
 from hwtrain.checkpoint._description import Entry, Graph, Measurement
 from hwtrain.checkpoint._earlier import UNNAMED, as_meant, escape_names
@@ -27,6 +28,7 @@ from hwtrain.checkpoint._errors import HardwareCheckpointError
 from hwtrain.checkpoint._files import damaged, opened
 from hwtrain.checkpoint._layout import check_layout
 from hwtrain.checkpoint._named import check_others
+from hwtrain.checkpoint._stored_outputs import check_outputs
 from hwtrain.checkpoint._strict_json import difference, parse
 from hwtrain.checkpoint._words import check_words
 
@@ -54,6 +56,8 @@ class Manifest(Entry):
     """The plan's `state`: further variables needed to evaluate the model."""
     others: tuple[str, ...] | None = None
     """The leaves that the plan does not name, if any; so every leaf is named."""
+    outputs: tuple[StoredOutput, ...] | None = None
+    """The modules whose results digital units store in few bits, if any; since 1.3."""
     leaves: tuple[LeafEntry, ...]
     chips: tuple[ChipEntry, ...]
     graph: Graph | None = None
@@ -67,7 +71,8 @@ class Manifest(Entry):
     def plan(self) -> Plan:
         """The plan that was exported."""
         weights = tuple(layer.weight for layer in self.layers)
-        return Plan(weights, self.digital, self.prefix, self.state)
+        outputs = self.outputs or ()
+        return Plan(weights, self.digital, self.prefix, self.state, outputs)
 
     @model_validator(mode="after")
     def _check(self) -> Self:
@@ -76,8 +81,11 @@ class Manifest(Entry):
             raise ValueError(f"state: a manifest of version {self.version} has none")
         if unnamed and self.others is not None:
             raise ValueError(f"others: a manifest of version {self.version} has none")
+        if self.outputs is not None and self.version in (*UNNAMED, "1.2"):
+            raise ValueError(f"outputs: a manifest of version {self.version} has none")
         check_words(self.units, self.rules, self.version)
         check_layout(self.plan, self.layers, self.leaves, self.chips, self.files)
+        check_outputs(self.plan)
         if not unnamed:
             check_others(self.plan, self.leaves, self.others)
         self._check_graph()

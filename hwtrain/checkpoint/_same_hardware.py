@@ -21,6 +21,7 @@ def check_hardware(exported: Plan, model: Plan, instead: str) -> None:
     Raises:
       HardwareCheckpointError: naming the first difference.
     """
+    _check_outputs(exported, model)
     plans = (exported.effective, model.effective)
     for path in sorted(plans[0].keys() | plans[1].keys()):
         if any(path not in plan for plan in plans):
@@ -40,6 +41,20 @@ def check_hardware(exported: Plan, model: Plan, instead: str) -> None:
             "exported with: analogize the model with checkpoint.plan[path].hardware of "
             f"each weight. For chips of the model's own hardware, {instead}"
         )
+
+
+def _check_outputs(exported: Plan, model: Plan) -> None:
+    """Raises unless digital units store the results of the same modules alike."""
+    found = [{x.path: x.format for x in plan.outputs} for plan in (exported, model)]
+    for path in sorted(found[0].keys() | found[1].keys()):
+        there, here = (formats.get(path) for formats in found)
+        if there != here:
+            said = [x.describe() if x else "as they are" for x in (there, here)]
+            raise HardwareCheckpointError(
+                f"the results of {path or 'the model'} are stored {said[0]} in the "
+                f"checkpoint, {said[1]} in the model. Analogize the model with the "
+                "rules of checkpoint.plan.outputs"
+            )
 
 
 def _on_chip(hardware: Hardware) -> Hardware:

@@ -35,6 +35,9 @@ def main(options: argparse.Namespace) -> int:
     found = f"{count(steps, 'update')} for {count(seeds, 'seed')}"
     if isinstance(config, train.Config):
         found += f", {count(len(ready.plan.weights), 'analog array')}"
+        if ready.plan.outputs:
+            stored = count(len(ready.plan.outputs), "module")
+            found += f", {stored} with results in few bits"
     console = Console()
     console.print(f"{options.config} is right: {found}", soft_wrap=True)
     if ready.initial is not None:

@@ -75,10 +75,10 @@ def assert_active(
     outputs are compared with those without each effect; noise of known strength must
     have that strength and differ between keys; the DAC must round to its levels; the
     range must clip and have a gradient; digital units must store their levels. An
-    update must clip and remap the weights and change the ranges. Exported chips must have their mismatch, programming noise and
-    stuck devices, drift within a day, and keep the mean that their compensation keeps.
-    If chips differ but no effect draws noise in training, a row reports it; this is not
-    an error.
+    update must clip and remap the weights and change the ranges. Exported chips must
+    have their mismatch, programming noise and stuck devices, drift within a day, and
+    keep the mean that their compensation keeps. If chips differ but no effect draws
+    noise in training, a row reports it; this is not an error.
 
     In several processes that share the arrays, all of them call it with the same
     example, and all get the same result; meanwhile one holds all parameters.

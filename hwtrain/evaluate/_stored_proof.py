@@ -1,7 +1,7 @@
 """Checks that digital units store the results of modules in their format."""
 
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -49,12 +49,12 @@ def read(output: StoredOutput, y: jax.Array, stored: jax.Array) -> Readings:
     """
     largest = jnp.max(jnp.abs(y), initial=0.0).astype(jnp.float32)
     test = jnp.linspace(-2, 2, 63)[None] * jnp.where(largest > 0, largest, 1.0)
-    rows = [jnp.atleast_1d(x).reshape(-1, jnp.atleast_1d(x).shape[-1]) for x in (y, stored)]
-    return Readings(
-        *(row[:_VECTORS].astype(jnp.float32) for row in rows),
-        test,
-        output.format.store(test),
-    )
+    return Readings(_rows(y), _rows(stored), test, output.format.store(test))
+
+
+def _rows(y: jax.Array) -> jax.Array:
+    y = jnp.atleast_1d(y)
+    return y.reshape(-1, y.shape[-1])[:_VECTORS]
 
 
 class StoredProof:
@@ -76,15 +76,15 @@ class StoredProof:
         if readings:
             output.format.proof(self)
         else:
-            why = "no call was seen: the module is called around its model, or not at all"
+            why = (
+                "no call was seen: the module is called around its model, or not at all"
+            )
             self.findings.append(("outputs", "", why))
 
     def differs(self) -> None:
-        """Requires that results, or else numbers of our own, are not stored as they are."""
-        change = max(
-            max(_relative(x.stored - x.y, x.y), _relative(x.stored_test - x.test, x.test))
-            for x in self._readings
-        )
+        """Requires that results, or else our own numbers, are not stored unchanged."""
+        pairs = [p for x in self._readings for p in (x[:2], x[2:])]
+        change = max(_rms(stored - y) / max(_rms(y), 1e-30) for y, stored in pairs)
         wrong = None if change > 1e-7 else "results are stored as they are"
         self.findings.append(("outputs", f"changes results by {change:.2g}", wrong))
 
@@ -95,23 +95,21 @@ class StoredProof:
           expected: function of `[vectors, features]` that returns them as stored.
         """
         wrong = None
-        for reading in self._readings:
-            pairs = (reading.y, reading.stored), (reading.test, reading.stored_test)
-            for y, stored in pairs:
-                wide = np.asarray(y, np.float64)
-                # A number between two levels may be stored as either.
-                nudge = _NUDGE * np.abs(wide).max(axis=-1, keepdims=True, initial=0.0)
-                right, *others = map(expected, (wide, wide + nudge, wide - nudge))
-                errors = np.abs(stored - np.stack([right, *others])).min(axis=0)
-                effect, error = _rms(right - wide), _rms(errors)
-                if error > _TOLERANCE * effect + _ROUNDING * _rms(wide):
-                    wrong = f"they are off by {error:.2g}, and rounded by {effect:.2g}"
+        for y, stored in [p for x in self._readings for p in (x[:2], x[2:])]:
+            wide, stored = np.asarray(y, np.float64), np.asarray(stored)
+            # A number between two levels may be stored as either.
+            nudge = _NUDGE * np.abs(wide).max(axis=-1, keepdims=True, initial=0.0)
+            right = np.stack([expected(wide + sign * nudge) for sign in (0, 1, -1)])
+            errors = np.abs(_wide(stored) - _wide(right.astype(stored.dtype)))
+            effect, error = _rms(right[0] - wide), _rms(errors.min(axis=0))
+            if error > _TOLERANCE * effect + _ROUNDING * _rms(wide):
+                wrong = f"they are off by {error:.2g}, and rounded by {effect:.2g}"
         self.findings.append(("outputs, levels", "as NumPy computes them", wrong))
 
 
-def _rms(y: np.ndarray) -> float:
+def _wide(y: np.ndarray) -> np.ndarray:
+    return y.astype(np.float64)
+
+
+def _rms(y: Any) -> float:
     return float(np.sqrt(np.mean(np.square(np.asarray(y, np.float64)))))
-
-
-def _relative(change: np.ndarray, y: np.ndarray) -> float:
-    return _rms(change) / max(_rms(y), 1e-30)

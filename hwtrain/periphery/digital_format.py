@@ -115,7 +115,7 @@ class DigitalFormat(OutputFormat):
 
     def describe(self):
         """Returns its bits and full scale."""
-        scale = "each vector's own" if self.full_scale is None else self.full_scale
+        scale = "of each vector" if self.full_scale is None else f"{self.full_scale:g}"
         return f"{self.bits} bits, full scale {scale}"
 
     def proof(self, ctx):

@@ -15,6 +15,7 @@ from hwtrain.checkpoint.adapters._arrays import (
     Layer,
     as_json,
     layers,
+    outputs_of,
     plan_of,
     save_npz,
     stack_index,
@@ -33,7 +34,8 @@ def to_aihwkit(
     The target conductances in µS (`tile/<n>/g/<device>`, `[out, in]`) are only for the
     record: aihwkit derives its own from the weights. `rpu_config.py` makes the
     `InferenceRPUConfig` of each layer. `layers.json` holds the plan of each layer, and
-    the properties of its hardware that aihwkit cannot express (`lost`).
+    the properties of its hardware that aihwkit cannot express (`lost`); and `outputs`,
+    the modules whose results digital units store in few bits.
 
     Args:
       checkpoint: from `hwtrain.load`.
@@ -61,6 +63,7 @@ def to_aihwkit(
             for name, (index, weight) in named.items()
         }
         content = {"format": "hwtrain-aihwkit", "chip": chip, "layers": plans}
+        content["outputs"] = outputs_of(checkpoint)
         (partial / "layers.json").write_text(as_json(content), encoding="utf-8")
         (partial / "rpu_config.py").write_text(text, encoding="utf-8")
         shutil.copyfile(aihwkit_loader.__file__, partial / "load.py")

@@ -252,6 +252,8 @@ def _lost(hardware: Hardware) -> Iterator[str]:
         value = getattr(hardware, part)
         if value is not None:
             yield f"{part}: {_described(value)}"
+    if hardware.outputs is not None:
+        yield f"outputs: {hardware.outputs.describe()}, behind the bias"
     model = hardware.noise_model
     if model is not None and model.type not in _NOISE:
         yield f"noise_model {model.type!r}: noise and drift are off"

@@ -14,6 +14,7 @@ from pydantic import TypeAdapter
 
 from hwtrain._arrays import paths
 from hwtrain._parts.fields import without_none
+from hwtrain._plan.outputs import StoredOutput
 from hwtrain._plan.weight import AnalogWeight
 from hwtrain.checkpoint._errors import HardwareCheckpointError
 from hwtrain.checkpoint._reader import HardwareCheckpoint
@@ -172,7 +173,16 @@ def plan_of(weight: AnalogWeight) -> dict[str, Any]:
     return without_none(_PLAN.dump_python(weight, mode="json"))
 
 
+def outputs_of(checkpoint: HardwareCheckpoint) -> list[dict[str, Any]]:
+    """Returns the modules whose results digital units store in few bits, as data."""
+    return [
+        without_none(_OUTPUT.dump_python(output, mode="json"))
+        for output in checkpoint.plan.outputs
+    ]
+
+
 _PLAN = TypeAdapter(AnalogWeight)
+_OUTPUT = TypeAdapter(StoredOutput)
 
 
 def as_json(content: Any) -> str:

@@ -18,6 +18,7 @@ from hwtrain.checkpoint.adapters._arrays import (
     as_json,
     devices,
     layers,
+    outputs_of,
     plan_of,
     save_npz,
     stack_index,
@@ -47,7 +48,8 @@ def to_crosssim(
     name of the `matrix`, `parameters` for `CrossSimParameters(**parameters)`, the
     `input_scale` r (`None`: no range, no clipping), the `output_scale` o and the
     positions of inputs and outputs; the `bias` b; and `lost`: the properties of the
-    hardware that CrossSim's parameters cannot express.
+    hardware that CrossSim's parameters cannot express. `outputs` are the modules whose
+    results digital units store in few bits.
 
     Args:
       checkpoint: from `hwtrain.load`.
@@ -84,6 +86,7 @@ def to_crosssim(
                 "output_scale": "unit of the output",
             },
             "layers": found,
+            "outputs": outputs_of(checkpoint),
         }
         (partial / PARAMETERS).write_text(as_json(content), encoding="utf-8")
 
@@ -224,6 +227,8 @@ def _lost(weight: AnalogWeight, chip: int | None) -> list[str]:
             "and 2^bits - 1 levels"
         )
     lost += [f"{stage.describe()} around each tile" for stage in io.stages]
+    if hardware.outputs is not None:
+        lost.append(f"outputs: {hardware.outputs.describe()}, behind the bias")
     if hardware.dynamic:
         lost.append(
             "input_range.dynamic: divide each vector of inputs by its largest absolute "

@@ -18,6 +18,7 @@ from hwtrain.checkpoint.adapters._arrays import (
     Layer,
     as_json,
     layers,
+    outputs_of,
     plan_of,
     stack_index,
 )
@@ -40,9 +41,10 @@ def to_fusion_csv(
     and width of each layer), a row of names, and for each layer one row of
     :math:`|g|` in µS: its tiles one after the other, each `[outputs, inputs]` row by
     row. `side_car.json` holds for each layer and tile the signs (`+`, `-`, `0`), the
-    scales in units of the weight per µS, the input range and the bias. Layers are in
-    the order of the checkpoint's graph, and numbered like the modules of a sequential
-    model of its nodes, including activations; without a graph, only layers are counted.
+    scales in units of the weight per µS, the input range and the bias, and in `outputs`
+    the modules whose results digital units store in few bits. Layers are in the order
+    of the checkpoint's graph, and numbered like the modules of a sequential model of
+    its nodes, including activations; without a graph, only layers are counted.
     `load.py` numbers them as in an aihwkit model, and calls `fusion_import`.
 
     Args:
@@ -84,6 +86,7 @@ def to_fusion_csv(
             "order": "row of the CSV: tiles in this order, each [height, width] of "
             "outputs and inputs, row by row; weight = sign * conductance * scale",
             "layers": entries,
+            "outputs": outputs_of(checkpoint),
         }
         (partial / SIDE_CAR).write_text(as_json(side_car), encoding="utf-8")
         shutil.copyfile(fusion_loader.__file__, partial / "load.py")

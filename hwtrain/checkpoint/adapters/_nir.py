@@ -69,9 +69,9 @@ def to_nir(
     A dense layer becomes Linear or Affine, a convolution Conv1d or Conv2d, and a module
     with the parameters of one of NIR's neurons becomes that neuron. In names, dots
     replace slashes. NIR has floating-point weights and no hardware: conductances,
-    scales, ranges and converters are lost. NIR has no ReLU either: two linear layers in
-    a row are written only if the checkpoint's graph has "identity" between them, as
-    from `trace_graph` if the model's program has nothing there.
+    scales, ranges, converters and formats of results are lost. NIR has no ReLU either:
+    two linear layers in a row are written only if the checkpoint's graph has "identity"
+    between them, as from `trace_graph` if the model's program has nothing there.
 
     Args:
       checkpoint: from `hwtrain.load`.
