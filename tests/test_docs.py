@@ -329,6 +329,24 @@ def test_the_examples_of_the_periphery_page_run(capsys):
     assert "weight slices: as computed" in capsys.readouterr().out
 
 
+def test_the_example_of_results_in_few_bits_runs(capsys):
+    text = (DOCS / "periphery.md").read_text("utf-8")
+    imports = re.findall(r"```python\n(.*?)```", text, re.DOTALL)[0]
+    section = text.partition("## Results in few bits")[2]
+    (code,) = re.findall(r"```python\n(.*?)```", section, re.DOTALL)
+    names = {}
+    exec(imports + code, names)
+    assert "8 bits, full scale of each vector" in capsys.readouterr().out
+    steps = np.asarray(names["y"]) * 127 / 4
+    np.testing.assert_allclose(steps, np.rint(steps), atol=1e-4)
+    assert [x.path for x in names["outputs"]] == [
+        "",
+        "down",
+        "norm",
+        "up",
+    ]
+
+
 def test_the_examples_of_the_optimisation_page_run():
     text = (DOCS / "optimisation.md").read_text("utf-8")
     names = {}

@@ -30,9 +30,9 @@ def to_integers(y: jax.Array, bits: int, full_scale: float | None = None) -> jax
 
     >>> print(to_integers(jnp.array([0.3, -0.6, 5.0]), bits=3, full_scale=3.0))
     [ 0. -1.  3.]
-    >>> print(to_integers(jnp.array([[0.3, -0.6], [3.0, -60.0]]), bits=3))
-    [[  0.4  -0.6]
-     [  0.  -60. ]]
+    >>> print(to_integers(jnp.array([[1.2, -3.0], [1.2, -30.0]]), bits=3))
+    [[  1.  -3.]
+     [  0. -30.]]
 
     Args:
       y: `[..., features]`, in any unit.

@@ -33,6 +33,8 @@ def test_it_checks_as_a_training_does(capsys):
     assert "is right: 2,000 updates for 3 seeds, 3 analog arrays" in (
         capsys.readouterr().out.replace("2000", "2,000")
     )
+    assert cli.main(["config", "check", path, "--set", "hardware.outputs.bits=8"]) == 0
+    assert "3 modules with results in few bits" in capsys.readouterr().out
     wrong = ["--set", "training.batch_size=9999"]
     assert cli.main(["config", "check", path, *wrong]) == 2
     error = capsys.readouterr().err

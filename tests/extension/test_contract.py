@@ -61,6 +61,7 @@ except ValueError as error:
         ("modifier", "WeightModifier", "add_normal"),
         ("clip", "WeightClip", "layer_gaussian"),
         ("mismatch", "Mismatch", "mult_normal"),
+        ("output_format", "OutputFormat", "integer"),
         ("objective", "objectives.Objective", "gaussian"),
     ],
 )

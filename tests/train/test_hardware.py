@@ -247,3 +247,32 @@ def test_the_schema_refuses_what_is_unknown():
     with pytest.raises(jsonschema.ValidationError, match="clipp"):
         jsonschema.validate(data, found)
     assert json.dumps(found)
+
+
+def test_rules_store_results_alone_by_a_table_of_their_own(tmp_path):
+    text = """
+        [hardware.outputs]
+        bits = 6
+        [hardware.forward]
+        inp_bits = 8
+        inp_bound = 1.0
+        [[rules]]
+        pattern = ".*norm.*"
+        [rules.hardware.outputs]
+        full_scale = 4.0
+        [[rules]]
+        pattern = "head"
+        outputs = { bits = 12 }
+        [[rules]]
+        pattern = "body"
+        outputs = "none"
+    """
+    found = read(tmp_path, text)
+    norm, head, body, rest = found.assigned
+    assert norm.hardware == hw.Hardware(outputs=hw.DigitalFormat(full_scale=4.0))
+    assert norm.hardware.digital and not head.hardware.digital
+    assert head.hardware.outputs == hw.DigitalFormat(bits=12)
+    assert body.hardware == hw.Hardware(forward=rest.forward)
+    assert rest.outputs == hw.DigitalFormat(bits=6)
+    over = read(tmp_path, text, "hardware.outputs.bits=5").hardware
+    assert over.outputs == hw.DigitalFormat(bits=5)
