@@ -18,7 +18,7 @@ from hwtrain._flax.nnx.step import stored
 from hwtrain._flax.weight_side import local
 from hwtrain._plan.plan import Plan
 from hwtrain._plan.stale_leaves import check_fit
-from hwtrain._plan.tables import as_text, table, tables_of
+from hwtrain._plan.tables import as_text, listed, table, tables_of
 from hwtrain._plan.training_noise import quiet_training
 
 
@@ -52,7 +52,7 @@ class Inspection:
                 found.add_row(path, reason)
             yield found
         if self.results:
-            yield from tables_of(self.results, "Results")
+            yield listed(self.results, "Results")
         yield ", ".join(f"{name}: {n:,}" for name, n in self.totals.items())
         if self.note:
             yield escape(self.note)

@@ -14,7 +14,7 @@ from hwtrain._parts.leaf import LeafSpec, When
 from hwtrain._plan.hardware import Hardware
 from hwtrain._plan.leaf_names import names_when
 from hwtrain._plan.outputs import StoredOutput
-from hwtrain._plan.tables import as_text, table, tables_of
+from hwtrain._plan.tables import as_text, listed, table, tables_of
 from hwtrain._plan.weight import _STRICT, AnalogWeight
 
 ONE = AnalogWeight(
@@ -119,7 +119,7 @@ class Plan(Mapping[str, AnalogWeight]):
                 found.add_row(entry.path, entry.reason)
             yield found
         if self.outputs:
-            yield from tables_of([x.row for x in self.outputs], "Results")
+            yield listed([output.row for output in self.outputs], "Results")
         count = f"analog weights: {len(self.weights)}"
         count += f", digital parameters: {len(self.digital)}"
         yield f"{count}, prefix: {self.prefix}" if self.prefix else count

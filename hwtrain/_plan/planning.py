@@ -76,7 +76,7 @@ def make_plan(
         winners.add(rule)
         full = _join(assigned.name, path)
         if hardware is None:
-            reason = _reason(rule, layer, leaf, array is not None)
+            reason = _reason(assigned, rule, layer, leaf, array is not None)
             if rule is None and layer and layer.unknown and len(shape) > 1:
                 reason += "; Rule(params=...) puts the array itself on hardware"
             digital.append(Digital(path=full, reason=reason))
@@ -306,14 +306,21 @@ def _matches(rule: Rule, path: str, layer: Layer | None) -> bool:
     return layer is not None and bool(re.fullmatch(rule.expression, layer.path))
 
 
-def _reason(rule: Rule | None, layer: Layer | None, leaf: str, analog: bool) -> str:
+def _reason(
+    assigned: Assignment,
+    rule: Rule | None,
+    layer: Layer | None,
+    leaf: str,
+    analog: bool,
+) -> str:
     if rule is not None:
         stores = rule.hardware is not None and rule.hardware.digital
         return f"{rule} {'has outputs alone' if stores else 'keeps it digital'}"
     if analog and layer and layer.by_rule:
         return f"the {leaf} of a {layer.name} is analog only by a rule"
     if analog:
-        return "no rule matches"
+        given = assigned.default
+        return "the model's hardware has outputs alone" if given else "no rule matches"
     if layer is None:
         return "no layer that the call reaches holds it"
     if layer.kind:

@@ -26,7 +26,8 @@ class Rule:
 
     Args:
       pattern: regular expression for layer paths.
-      hardware: the hardware; `None` keeps matching layers or parameters digital.
+      hardware: the hardware; `None` keeps matching layers or parameters digital. One
+        with `outputs` alone does so too, and stores what matching modules return.
       params: regular expression for parameter paths, instead of `pattern`. Such
         parameters get the weight side only: noise, clipping, mismatch, export.
       rows: with `params`, the input axes of the array. Default: the second to last, or

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Iterator, Sequence
 
 import numpy as np
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 WIDTH = 120
@@ -73,6 +74,19 @@ def table(*columns: str, title: str, show_header: bool = True) -> Table:
     found = Table(title=title, title_justify="left", show_header=show_header)
     for name in columns:
         found.add_column(name, overflow="fold")
+    return found
+
+
+def listed(rows: Sequence[dict[str, str]], title: str) -> Table:
+    """Returns a table of text with one line for each row.
+
+    Args:
+      rows: the columns of each row by name, the same in all.
+      title: title of the table.
+    """
+    found = table(*rows[0], title=title)
+    for row in rows:
+        found.add_row(*map(escape, row.values()))
     return found
 
 

@@ -688,6 +688,13 @@ def test_narrow_results_and_results_on_the_levels_are_proved():
     hw.assert_active(analog, variables, X)
 
 
+def test_modules_that_are_alike_are_listed():
+    analog = hw.analogize(NnxBlock(nnx.Rngs(0)), hw.Hardware(outputs=FEW))
+    for text in (str(hw.inspect(analog)), str(hw.plan(analog))):
+        assert "│ down   │ Linear" in text and "│ up     │ Linear" in text
+        assert "the model's hardware has outputs alone" in text
+
+
 @pytest.mark.parametrize("framework", ["linen", "nnx"])
 def test_results_have_rows_in_inspect(framework):
     analog, variables, x = models()[framework]
