@@ -33,6 +33,11 @@ def set_in(tree):
                 written = ast.unparse(function).endswith(("setattr", "setdefault"))
                 if written and is_ours(name):
                     yield name
+            case ast.ClassDef(body=body):
+                for part in body:
+                    if isinstance(part, ast.Assign):
+                        names = [getattr(target, "id", None) for target in part.targets]
+                        yield from filter(is_ours, names)
             case ast.Dict(keys=keys):
                 names = [getattr(key, "value", None) for key in keys]
                 if "__module__" in names:  # of a class
@@ -66,6 +71,7 @@ def test_what_is_named_is_set(name):
         "vars(layer).setdefault('analog_thing', 1)",
         "namespace = {'__module__': '', '_hwtrain_thing': 1}",
         "scope.hwtrain_thing = 1",
+        "class Cell: _hwtrain_thing = 1",
         "vars(function)['hwtrain_thing'] = 1",
     ],
 )

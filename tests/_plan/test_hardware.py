@@ -249,6 +249,7 @@ PARTS = {
     "drift_compensation": hw.GlobalDriftCompensation(),
     "stuck": hw.StuckParameter(at_g_min=0.1),
     "noise_current": hw.NoiseCurrentParameter(density=1e-15),
+    "outputs": hw.DigitalFormat(),
 }
 
 
@@ -277,6 +278,7 @@ def test_a_subclass_is_not_taken_for_its_parent(name):
     values = {f.name: getattr(PARTS[name], f.name) for f in dataclasses.fields(parent)}
     message = f"{name} should be a {parent.__name__} itself; got the subclass Mine"
     if issubclass(parent, hw.Part):
-        message = f"expected a registered {name}; got .*Mine"
+        kind = "output_format" if name == "outputs" else name
+        message = f"expected a registered {kind}; got .*Mine"
     with pytest.raises(ValueError, match=message):
         hw.Hardware(**{name: child(**values)})
