@@ -52,7 +52,7 @@ def outputs_of(
       Them, and the rules that say so.
 
     Raises:
-      ValueError: for a layer on crossbars of which no call returns anything.
+      ValueError: for a layer on crossbars whose results no call of it returns.
     """
     found, rules = [], set()
     for layer in sorted(layers, key=lambda layer: layer.path):
@@ -73,10 +73,12 @@ def outputs_of(
                 )
             )
         elif not hardware.digital:
+            around = layer.path.rpartition("/")[0]
             raise ValueError(
-                f"{path} ({layer.name}): {by} gives it outputs, which are what its "
-                "__call__ returns, and that is not called. Move its product to a "
-                "module with a __call__, or leave outputs out"
+                f"{path} ({layer.name}): {by} gives it outputs, but no call of its "
+                "__call__ returns its results: they are those of another method, or of "
+                "the module around it. Leave outputs out of its hardware, and for the "
+                f"module around it write Rule({around!r}, Hardware(outputs=...))"
             )
     return tuple(found), rules
 

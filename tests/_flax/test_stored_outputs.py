@@ -374,6 +374,47 @@ def test_a_recurrent_nnx_cell_stores_its_carry_at_each_step():
     near(analog(x), np.stack(right, axis=1))
 
 
+def test_gates_without_calls_of_their_own_belong_to_their_cell():
+    model, x = nn.RNN(nn.OptimizedLSTMCell(5)), X[None]
+    chip = hw.Hardware(forward=hw.IOParameters(inp_bits=6, inp_bound=2.0))
+    with_outputs = hw.Hardware(forward=chip.forward, outputs=FEW)
+    with pytest.raises(ValueError, match=r"write Rule\('cell', Hardware\(outputs="):
+        hw.analogize(model, with_outputs).init(jax.random.key(1), x)
+    analog = hw.analogize(model, [hw.Rule("cell", STORED), chip])
+    variables = analog.init(jax.random.key(1), x)
+    plan = hw.plan(analog, variables, x)
+    assert [output.path for output in plan.outputs] == ["cell"] and len(plan) == 8
+    found = analog.apply(variables, x)
+    near(found, levels(found))
+
+
+class Own(nn.Module):
+    @nn.compact
+    def __call__(self, x):
+        self.param("w", nn.initializers.lecun_normal(), (6, 5))
+        return jnp.tanh(hw.analog_einsum(self, "w", "bi,io->bo", x))
+
+
+class NnxOwn(nnx.Module):
+    def __init__(self, rngs):
+        self.w = nnx.Param(nnx.initializers.lecun_normal()(rngs.params(), (6, 5)))
+
+    def __call__(self, x):
+        return jnp.tanh(hw.analog_einsum(self, "w", "bi,io->bo", x))
+
+
+hw.sockets.register(NnxOwn, "w", "bi,io->bo")
+
+
+def test_a_layer_of_ones_own_stores_what_it_returns_and_not_its_products():
+    analog = hw.analogize(Own(), hw.Hardware(forward=hw.IOParameters(), outputs=FEW))
+    variables = analog.init(jax.random.key(1), X)
+    near(analog.apply(variables, X), levels(Own().apply(variables, X)))
+    model = NnxOwn(nnx.Rngs(0))
+    found = hw.analogize(model, hw.Hardware(forward=hw.IOParameters(), outputs=FEW))(X)
+    near(found, levels(model(X)))
+
+
 class NnxStack(nnx.Module):
     def __init__(self, rngs):
         @nnx.split_rngs(splits=3)

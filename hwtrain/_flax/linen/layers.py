@@ -54,7 +54,8 @@ def describe(
         path=path,
         name=cls.__name__,
         capacitances=capacitances_of(cls),
-        called=method in RETURNING,
+        # What the module of a gate returns are its parameters.
+        called=method in RETURNING and not issubclass(cls, internals.GateParams),
     )
 
 
