@@ -131,13 +131,17 @@ def test_the_device_of_the_devices_page_is_whole(capsys):
     assert (names["after_a_day"]["kernel"] != kernel).all()
 
 
-def test_the_small_parts_of_the_devices_page_act():
+def test_the_small_parts_of_the_devices_page_act(capsys):
     text = (DOCS / "devices.md").read_text("utf-8")
     section = text.partition("## Clips, mismatches")[2].partition("\n## ")[0]
-    clip, drivers, compensated = {}, {}, {}
+    clip, drivers, compensated, stored = {}, {}, {}, {}
     codes = re.findall(r"```python\n(.*?)```", section, re.DOTALL)
-    for code, names in zip(codes, (clip, drivers, compensated), strict=True):
+    for code, names in zip(codes, (clip, drivers, compensated, stored), strict=True):
         exec(code, names)
+    assert "outputs, levels: as NumPy computes them" in capsys.readouterr().out
+    found = np.asarray(stored["layer"].apply(stored["variables"], stored["x"]))
+    assert found.min() == 0 and found.max() <= 1.5 + 1e-6
+    np.testing.assert_allclose(found, np.rint(found / 0.1) * 0.1, atol=1e-6)
     before = np.abs(clip["variables"]["params"]["kernel"])
     after = np.abs(clip["params"]["kernel"])
     bound = np.quantile(before, 0.8)
