@@ -308,4 +308,6 @@ def _of_stack(weight: AnalogWeight, key: jax.Array, of_read: jax.Array) -> jax.A
 
 def local(plan: Plan, path: str) -> str:
     """Returns a path of the plan relative to the root."""
+    if path == plan.prefix:
+        return ""  # the root itself
     return path.removeprefix(f"{plan.prefix}/") if plan.prefix else path

@@ -374,6 +374,27 @@ def test_a_recurrent_nnx_cell_stores_its_carry_at_each_step():
     near(analog(x), np.stack(right, axis=1))
 
 
+def test_a_model_inside_another_one_stores_its_own_results():
+    rules = [hw.Rule("", STORED), hw.Rule("norm", hw.Hardware(outputs=FEW))]
+
+    class Outer(nn.Module):
+        @nn.compact
+        def __call__(self, x):
+            inner = hw.analogize(Block(name="inner"), rules, name="inner")
+            return inner(x), nn.LayerNorm(name="norm")(x)
+
+    variables = Outer().init(jax.random.key(1), X)
+    found, plain = Outer().apply(variables, X)
+    near(found, levels(found))
+    near(plain, nn.LayerNorm().apply({"params": variables["params"]["norm"]}, X))
+    model = hw.analogize(NnxBlock(nnx.Rngs(0)), rules, name="inner")
+    near(model(X), levels(model(X)))
+    assert [x.path for x in hw.plan(model).outputs] == ["inner", "inner/norm"]
+    layer = nnx.Linear(6, 5, rngs=nnx.Rngs(0))
+    chip = hw.Hardware(forward=hw.IOParameters(), outputs=FEW)
+    near(hw.analogize(layer, chip, name="layer")(X), levels(layer(X)))
+
+
 def test_gates_without_calls_of_their_own_belong_to_their_cell():
     model, x = nn.RNN(nn.OptimizedLSTMCell(5)), X[None]
     chip = hw.Hardware(forward=hw.IOParameters(inp_bits=6, inp_bound=2.0))
