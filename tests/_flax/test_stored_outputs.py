@@ -166,6 +166,7 @@ KINDS = {
 ON_CROSSBARS = ["dense", "general", "einsum", "conv", "transposed"]
 
 
+@pytest.mark.nightly
 @pytest.mark.parametrize("kind", KINDS)
 def test_results_of_each_kind_of_layer_are_stored_in_linen(kind):
     make, _, x = KINDS[kind]
@@ -176,6 +177,7 @@ def test_results_of_each_kind_of_layer_are_stored_in_linen(kind):
     assert hw.plan(analog, variables, x).weights == ()
 
 
+@pytest.mark.nightly
 @pytest.mark.parametrize("kind", KINDS)
 def test_results_of_each_kind_of_layer_are_stored_in_nnx(kind):
     _, make, x = KINDS[kind]
@@ -184,6 +186,7 @@ def test_results_of_each_kind_of_layer_are_stored_in_nnx(kind):
     near(hw.eval_mode(hw.analogize(model, [hw.Rule("", STORED)]))(x), right)
 
 
+@pytest.mark.nightly
 @pytest.mark.parametrize("kind", ON_CROSSBARS)
 def test_hardware_of_a_whole_model_stores_the_results_of_its_crossbars(kind):
     make, make_nnx, x = KINDS[kind]
@@ -295,6 +298,7 @@ class Stack(nn.Module):
         return scan(name="layers")(x, None)[0]
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize("remat", [False, True])
 @pytest.mark.parametrize("jit", [False, True])
 def test_layers_of_a_scanned_stack_store_their_own_results(remat, jit):
@@ -712,6 +716,7 @@ def wrong_step(self, y):
     return hw.periphery.digital_format.to_integers(y, self.bits - 1, self.full_scale)
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize("framework", ["linen", "nnx"])
 @pytest.mark.parametrize(
     ("store", "said"),
