@@ -119,7 +119,8 @@ def make_plan(
             beside_raw.update(weight.leaf(leaf) for leaf in weight.leaves("chip"))
     on_crossbars = {weight.layer_path for weight in weights if weight.kind != "raw"}
     outputs, storing = outputs_of(assigned, layers, on_crossbars)
-    winners |= storing
+    # To keep an array digital is not what a rule for results is for.
+    winners = {x for x in winners if x is None or not x.stores_alone} | storing
     nothing = not weights and not outputs
     if check and nothing and assigned.default not in (None, Hardware()):
         found = ", ".join(
@@ -314,8 +315,8 @@ def _reason(
     analog: bool,
 ) -> str:
     if rule is not None:
-        stores = rule.hardware is not None and rule.hardware.digital
-        return f"{rule} {'has outputs alone' if stores else 'keeps it digital'}"
+        alone = rule.stores_alone
+        return f"{rule} {'has outputs alone' if alone else 'keeps it digital'}"
     if analog and layer and layer.by_rule:
         return f"the {leaf} of a {layer.name} is analog only by a rule"
     if analog:
@@ -440,7 +441,7 @@ def _check_rules(
             known, what = sorted(shapes), "parameter"
         else:
             matching = [x for x in layers if re.fullmatch(rule.expression, x.path)]
-            stores = rule.hardware is not None and rule.hardware.digital
+            stores = rule.stores_alone
 
             def meant(layer: Layer, stores: bool = stores) -> bool:
                 return layer.called if stores else layer.kind is not None

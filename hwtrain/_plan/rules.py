@@ -75,7 +75,7 @@ class Rule:
                 "and freeze it in the base optimiser, such as by "
                 'optax.partition({"frozen": optax.set_to_zero(), ...}, labels)'
             )
-        if self.hardware is not None and self.hardware.digital:
+        if self.stores_alone:
             if self.params is not None:
                 raise ValueError(
                     f"{self}: outputs are what a module returns, and a parameter "
@@ -93,6 +93,11 @@ class Rule:
                 f"the rule's pattern {self.expression!r} is not a regular expression: "
                 f"{error}"
             ) from error
+
+    @property
+    def stores_alone(self) -> bool:
+        """Whether it only stores what modules return, and leaves weights digital."""
+        return self.hardware is not None and self.hardware.digital
 
     @property
     def expression(self) -> str:

@@ -405,6 +405,8 @@ def test_gates_without_calls_of_their_own_belong_to_their_cell():
     with_outputs = hw.Hardware(forward=chip.forward, outputs=FEW)
     with pytest.raises(ValueError, match=r"write Rule\('cell', Hardware\(outputs="):
         hw.analogize(model, with_outputs).init(jax.random.key(1), x)
+    with pytest.raises(ValueError, match="whose __call__ is not called"):
+        hw.analogize(model, [hw.Rule("cell/ii", STORED)]).init(jax.random.key(1), x)
     analog = hw.analogize(model, [hw.Rule("cell", STORED), chip])
     variables = analog.init(jax.random.key(1), x)
     plan = hw.plan(analog, variables, x)
