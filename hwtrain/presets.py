@@ -9,6 +9,7 @@ periphery of the tiles too. A field that a preset leaves at `None` is ideal: set
 import dataclasses
 from typing import Literal
 
+from hwtrain._errors import InputError
 from hwtrain._plan.hardware import Hardware
 from hwtrain.devices import (
     GlobalDriftCompensation,
@@ -68,7 +69,7 @@ def hermes(*, num_devices: Literal[1, 2] = 2) -> Hardware:
       doi:10.1038/s41928-023-01010-1.
     """
     if num_devices not in (1, 2):
-        raise ValueError(
+        raise InputError(
             f"Hermes holds a conductance in 1 or 2 devices, got {num_devices}"
         )
     noise = HermesNoiseModel(num_devices=num_devices)

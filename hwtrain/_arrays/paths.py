@@ -17,6 +17,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
 
+from hwtrain._errors import InputError
+
 Tree = Any
 
 
@@ -107,7 +109,7 @@ def require_finite(tree: Tree) -> None:
     # After all sums, in which several processes may take part.
     for path, size, count in counts:
         if count := int(count):
-            raise ValueError(
+            raise InputError(
                 f"{path}: {count} of {size} weights are NaN or infinite, as after "
                 "a training that diverged; go on from an earlier checkpoint"
             )

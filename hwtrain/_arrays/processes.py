@@ -14,6 +14,8 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
+from hwtrain._errors import InputError
+
 Item = TypeVar("Item")
 
 _END = object()
@@ -123,7 +125,7 @@ def in_step(items: Iterable[Item], shared: bool) -> Iterator[Item]:
         more = exchanged(item is not _END)
         if not all(more):
             if any(more):
-                raise ValueError(
+                raise InputError(
                     f"process {more.index(False)} has {number} batches, and process "
                     f"{more.index(True)} has more; all take part in each of them, so "
                     "give all as many"

@@ -17,6 +17,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 from hwtrain._arrays.paths import leaves as leaves_of
 from hwtrain._arrays.processes import exchanged, together
+from hwtrain._errors import InputError
 
 
 def is_shared(tree: Any) -> bool:
@@ -56,7 +57,7 @@ def is_on_all(leaf: Any, path: str = "") -> bool:
         return False
     found = sorted({device.process_index for device in leaf.sharding.device_set})
     if len(found) < jax.process_count():
-        raise ValueError(
+        raise InputError(
             f"{path or 'an array'} is on devices of the processes {found} only, of "
             f"{jax.process_count()}, and this is process {jax.process_index()}: spread "
             "arrays over the devices of all processes, which then call this together; "
@@ -84,7 +85,7 @@ def require_alike(tree: Any) -> None:
     for process, other in enumerate(said):
         for one, another in itertools.zip_longest(said[0], other):
             if one != another:
-                raise ValueError(
+                raise InputError(
                     "all processes should call this with like arrays; process 0 has "
                     f"{_pair(one)}, process {process} has {_pair(another)}"
                 )

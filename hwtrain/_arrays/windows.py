@@ -16,6 +16,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from hwtrain._errors import InputError
+
 Pairs = tuple[tuple[int, int], ...]
 _PADDINGS = ("SAME", "SAME_LOWER", "VALID")
 
@@ -65,30 +67,30 @@ class Window:
         for name in ("sizes", "strides", "input_dilation", "kernel_dilation"):
             numbers = getattr(self, name)
             if len(numbers) != axes or any(number < 1 for number in numbers):
-                raise ValueError(
+                raise InputError(
                     f"{name} of a window of {axes} axes should be {axes} whole numbers "
                     f"of at least 1, got {numbers}"
                 )
         if self.groups < 1:
-            raise ValueError(f"a window needs at least 1 group, got {self.groups}")
+            raise InputError(f"a window needs at least 1 group, got {self.groups}")
         if isinstance(self.padding, str):
             if self.padding.upper() not in _PADDINGS:
-                raise ValueError(
+                raise InputError(
                     f"padding should be pairs or one of {', '.join(_PADDINGS)}, got "
                     f"{self.padding!r}"
                 )
         elif len(self.padding) != axes:
-            raise ValueError(
+            raise InputError(
                 f"padding of a window of {axes} axes should be {axes} pairs, got "
                 f"{self.padding}"
             )
         if self.border and len(self.border) != axes:
-            raise ValueError(
+            raise InputError(
                 f"border of a window of {axes} axes should be {axes} pairs or nothing, "
                 f"got {self.border}"
             )
         if any(end < 0 for ends in self.border for end in ends):
-            raise ValueError(f"a border must not be negative, got {self.border}")
+            raise InputError(f"a border must not be negative, got {self.border}")
 
     @classmethod
     def of(

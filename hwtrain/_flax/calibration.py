@@ -14,6 +14,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
 from hwtrain._arrays import paths, processes, tiling
 from hwtrain._arrays.shared import is_shared, placed_as, require_alike
+from hwtrain._errors import InputError
 from hwtrain._flax.calls import Forward, first_call, require_one_call, through
 from hwtrain._flax.functional import (
     agreed,
@@ -108,7 +109,7 @@ def calibrate(
         rest = iter(batches)
         first = next(rest, None)
         if first is None:
-            raise ValueError("calibrate needs at least one batch; got none")
+            raise InputError("calibrate needs at least one batch; got none")
     shared = shared or is_shared({"batch": first})
     with processes.together(shared):
         args, kwargs = (_arguments(first), kwargs)
@@ -117,7 +118,7 @@ def calibrate(
         found = plan_of(analog, variables, *args, **kwargs)
         weights = [weight for weight in found.weights if weight.ranged]
         if not weights:
-            raise ValueError(
+            raise InputError(
                 "calibrate sets stored input ranges, and no layer of this model has "
                 "one. Give its Hardware an input_range=InputRangeParameter(); one that "
                 "is dynamic follows each vector by itself"
@@ -153,11 +154,11 @@ def calibrate(
 
 def _check(method: str, quantile: float, std_alpha: float, max_samples: int) -> None:
     if method not in METHODS:
-        raise ValueError(f"method must be one of {', '.join(METHODS)}; got {method!r}")
+        raise InputError(f"method must be one of {', '.join(METHODS)}; got {method!r}")
     if not 0 < quantile <= 1:
-        raise ValueError(f"quantile must be above 0 and at most 1; got {quantile}")
+        raise InputError(f"quantile must be above 0 and at most 1; got {quantile}")
     if std_alpha <= 0 or max_samples < 1:
-        raise ValueError(
+        raise InputError(
             "std_alpha and max_samples must be positive; got "
             f"std_alpha={std_alpha}, max_samples={max_samples}"
         )
@@ -245,7 +246,7 @@ class _Ranges:
     def check_numbers(self) -> None:
         """Raises if the inputs of a layer contained NaN."""
         if self._wrong:
-            raise ValueError(
+            raise InputError(
                 f"the inputs of {', '.join(sorted(self._wrong))} hold NaN: no range "
                 "fits them. Look at the batch, and at the parameters of the layers "
                 "before"
@@ -272,7 +273,7 @@ class _Ranges:
         ):
             if wrong.any():
                 path = self._owners[int(np.argmax(wrong))]
-                raise ValueError(
+                raise InputError(
                     f"{why.format(path)}. Give batches that exercise the layer, or "
                     "take its input_range away by a rule"
                 )

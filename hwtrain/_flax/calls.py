@@ -8,6 +8,8 @@ from typing import Any
 import jax
 import numpy as np
 
+from hwtrain._errors import InputError
+
 Forward = Callable[[Callable[..., Any], Any], Any]
 """`(apply, inputs) -> outputs`: calls a model, as `apply`, for inputs of any kind."""
 
@@ -39,7 +41,7 @@ def first_call(forward: Forward, inputs: Any) -> tuple[tuple[Any, ...], dict[str
         forward(apply, inputs)
     if not given:
         name = getattr(forward, "__name__", type(forward).__name__)
-        raise ValueError(
+        raise InputError(
             f"{name}: expected a function (apply, inputs) that calls its first "
             "argument, the model, got one that does not"
         )
@@ -57,7 +59,7 @@ def require_one_call(
       caller: the function that was given both.
     """
     if forward is not None and kwargs:
-        raise ValueError(
+        raise InputError(
             f"{caller} got a forward function and {', '.join(kwargs)} too; pass "
             "keyword arguments of the model where the function calls it"
         )

@@ -5,6 +5,7 @@ from typing import Any, TypeVar
 from flax import linen as nn
 from flax import nnx
 
+from hwtrain._errors import InputError
 from hwtrain._flax.linen import root as linen_root
 from hwtrain._flax.nnx import root as nnx_root
 from hwtrain._plan.constants import Constants, with_values
@@ -95,7 +96,7 @@ def with_constants(analog_or_plan: T, constants: Constants) -> T:
     if isinstance(analog_or_plan, nn.Module):
         return linen_root.with_constants(analog_or_plan, constants)
     given: Any = analog_or_plan
-    raise ValueError(
+    raise InputError(
         "with_constants takes an analog model, Linen or NNX, or a Plan; got "
         f"{type(given).__name__}"
     )
@@ -111,7 +112,7 @@ def check_none(analog: Any, taker: str) -> None:
     of_nnx = getattr(analog, "analog_constants", ())
     given = getattr(analog, "_hwtrain_constants", of_nnx)
     if given:
-        raise ValueError(
+        raise InputError(
             f"{taker} measures the numbers of the configuration, and this model has "
             f"others for {', '.join(map(repr, given))} (hwtrain.with_constants): pass "
             "the model without them"

@@ -16,6 +16,7 @@ import jax.numpy as jnp
 from jax.extend.core import ClosedJaxpr, Jaxpr, Literal
 
 from hwtrain._arrays import paths
+from hwtrain._errors import InputError
 from hwtrain._flax.calls import Forward, divided, through
 from hwtrain._flax.functional import as_function
 from hwtrain._flax.jaxprs import TRANSPARENT, inner_jaxpr, scan_parts
@@ -210,13 +211,13 @@ class _Walk:
             return
         where = next(iter(walk.products), "a digital layer")
         if equation.primitive.name == "while":
-            raise ValueError(
+            raise InputError(
                 f"the products of {where} cannot be counted: they stand in a loop "
                 "(while_loop) whose number of steps depends on values. Count a model "
                 "with a loop of fixed length, such as jax.lax.scan or a fori_loop "
                 "between two numbers"
             )
-        raise ValueError(
+        raise InputError(
             f"the products of {where} cannot be counted inside of a shard_map, where "
             "each device multiplies. Count the model without it: a chip multiplies as "
             "often on any mesh"

@@ -12,6 +12,7 @@ from collections.abc import Mapping
 import jax
 import jax.numpy as jnp
 
+from hwtrain._errors import InputError
 from hwtrain._flax.observation import collector
 from hwtrain._flax.read_keys import step_keys, weight_key
 from hwtrain._flax.redraw import kernel_draw
@@ -53,7 +54,7 @@ def held(
         collect(weight, chip, array)
         return leaves, array
     if mode == "train":
-        raise ValueError(
+        raise InputError(
             f"{weight.effective_path} holds the derived weights of a chip, but "
             f"training computes them from {weight.stored} at each step, so they would "
             "be stale afterwards. Delete that leaf before training, and create it "

@@ -9,6 +9,7 @@ from flax import nnx
 
 from hwtrain._arrays import paths, processes
 from hwtrain._arrays.shared import is_shared, require_alike
+from hwtrain._errors import InputError
 from hwtrain._flax.calls import divided
 from hwtrain._flax.linen import root as linen_root
 from hwtrain._flax.nnx import root as nnx_root
@@ -133,7 +134,7 @@ def _check_same(given: dict[str, Any], own: dict[str, Any]) -> None:
     for path in sorted(own.keys() | given.keys()):
         shapes = [tuple(t[path].shape) if path in t else None for t in (given, own)]
         if shapes[0] != shapes[1]:
-            raise ValueError(
+            raise InputError(
                 f"the parameters given for the model should hold {path!r} of shape "
                 f"{shapes[1]}, got {shapes[0]} (None: missing). Complete those of the "
                 "plain model with hwtrain.adopt(analog, params)"

@@ -6,6 +6,7 @@ from typing import Any
 
 import jax
 
+from hwtrain._errors import InputError
 from hwtrain._parts.part import Part
 from hwtrain._parts.source import reason
 from hwtrain._plan.weight import AnalogWeight
@@ -67,7 +68,7 @@ def _misfit(
     given = " and ".join(f"{name!r} of the shape {shapes[name]}" for name in shapes)
     first = next(iter(shapes))
     wide = (*tiles, width)
-    return ValueError(
+    return InputError(
         f"{weight.path or weight.kind}: {type(stage).__name__} does not fit its leaf "
         f"{given} ({why}). The outputs of its tiles are [..., "
         f"{', '.join(map(str, wide))}], so give shapes= one of: {tiles}, a number for "

@@ -36,6 +36,8 @@ import jax.numpy as jnp
 from jax._src import core
 from jax._src.interpreters import batching
 
+from hwtrain._errors import InputError
+
 Index = Any
 """The index of a step or a row: `uint32`, a traced scalar."""
 
@@ -175,7 +177,7 @@ def runs_late() -> bool:
 
 def returned(name: str) -> ValueError:
     """Returns the error for a layer that is called after its root has returned."""
-    return ValueError(
+    return InputError(
         f"{name}: its noise is drawn after its model has returned, where neither the "
         "call nor a step is known: jax.grad(jax.jit(loss)) runs the rule of a "
         "custom_vjp or custom_jvp there. Write jax.jit(jax.grad(loss)); else such a "
@@ -468,7 +470,7 @@ def _check_frame(name: str, code: types.CodeType, file: str, late: bool) -> None
 
 
 def _no_step(name: str, where: str) -> ValueError:
-    return ValueError(
+    return InputError(
         f"{name}: its noise is drawn inside JAX's {where}. No step is known there: it "
         f"would repeat. {_WAY_OUT}"
     )

@@ -11,6 +11,7 @@ from flax.core import meta
 
 from hwtrain._arrays import paths, processes
 from hwtrain._arrays.shared import placed_as
+from hwtrain._errors import InputError
 from hwtrain._flax.functional import (
     are_shared,
     as_function,
@@ -170,14 +171,14 @@ class _Collector:
             found = self._found[path]
             size = sum(array.size for array in found.values())
             if path in self._differing:
-                raise ValueError(
+                raise InputError(
                     f"{path}: the {weight.layer} multiplies by one array of weights in "
                     "one call and by another in the next, but a crossbar holds only "
                     "one. Give each array a layer of its own, or keep it digital: "
                     f"Rule({weight.layer_path!r}, None) before the other rules"
                 )
             if size != math.prod(weight.shape):
-                raise ValueError(
+                raise InputError(
                     f"{path}: the call does not reach every array that its "
                     f"{weight.layer} multiplies by, so the weights of a chip are not "
                     "known. Give an example that reaches them, or keep it digital: "

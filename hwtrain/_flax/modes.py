@@ -6,6 +6,7 @@ from typing import Any, TypeVar, overload
 from flax import linen as nn
 from flax import nnx
 
+from hwtrain._errors import InputError
 from hwtrain._flax import loops
 from hwtrain._flax.linen import kept_leaves
 from hwtrain._flax.linen import root as linen_root
@@ -90,14 +91,14 @@ def analogize(
     kept_leaves.install()
     if isinstance(model, nn.Module):
         if rngs is not None:
-            raise ValueError(
+            raise InputError(
                 "analogize(..., rngs=) is for NNX; a Linen model takes the stream in "
                 'apply(..., rngs={"mismatch": key})'
             )
         return linen_root.analogize_linen(model, assigned)
     if isinstance(model, nnx.Module):
         return nnx_root.analogize_nnx(model, assigned, rngs)
-    raise ValueError(
+    raise InputError(
         "analogize takes a flax.linen.Module or a flax.nnx.Module; got "
         f"{type(model).__name__}"
     )
@@ -135,7 +136,7 @@ def plan(
         return nnx_root.plan_of(analog, example, kwargs, method)
     linen_root.assigned(analog)
     if variables is None or not (example or kwargs):
-        raise ValueError(
+        raise InputError(
             "the layers of a Linen model are known only by a call: write "
             "plan(analog, variables, *example)"
         )

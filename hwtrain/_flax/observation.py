@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 import jax
 from jax.typing import DTypeLike
 
+from hwtrain._errors import InputError
 from hwtrain._flax.linen.flax_internals import (
     checks_what_is_constant,
     refuses_callbacks,
@@ -137,7 +138,7 @@ def tell(take: Callable[..., None], *values: Any) -> None:
       ValueError: in the body of an `nn.scan` in which Flax forbids callbacks.
     """
     if checks_what_is_constant() and refuses_callbacks():
-        raise ValueError(
+        raise InputError(
             "this version of Flax rejects callbacks, which watch the layers (and "
             "jax.debug.print), in the body of an nn.scan that returns constants. Let "
             "it return them along an axis, or as a carry"

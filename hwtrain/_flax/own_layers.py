@@ -7,6 +7,7 @@ from flax import linen as nn
 from flax import nnx
 from jax.typing import ArrayLike, DTypeLike
 
+from hwtrain._errors import InputError
 from hwtrain._flax.linen import own as linen_own
 from hwtrain._flax.nnx import stated_products as nnx_own
 from hwtrain._flax.stated import DimensionNumbers, Stated
@@ -127,7 +128,7 @@ def _multiplied(module: Any, stated: Stated, x: Any) -> jax.Array:
         return linen_own.multiply(module, stated, x)
     if isinstance(module, nnx.Module):
         return nnx_own.multiply(module, stated, x)
-    raise ValueError(
+    raise InputError(
         f"{stated} takes a flax.linen.Module or a flax.nnx.Module first, the layer "
         f"that has the array; got {type(module).__name__}"
     )

@@ -14,6 +14,7 @@ from jax.typing import DTypeLike
 
 from hwtrain._arrays import statistics, tiling
 from hwtrain._arrays.random import fold_in
+from hwtrain._errors import InputError
 from hwtrain._flax.effective import HELD, as_stored, held, of_step, on_levels
 from hwtrain._flax.errors import missing_leaf, other_geometry
 from hwtrain._flax.example_weights import per_example
@@ -72,7 +73,7 @@ def initial_leaves(weight: AnalogWeight, kernel: jax.Array) -> dict[str, jax.Arr
 def check_real(weight: AnalogWeight, x: jax.Array) -> None:
     """Raises for complex inputs of a layer whose hardware acts on them."""
     if jnp.iscomplexobj(x) and acts_in_product(weight):
-        raise ValueError(
+        raise InputError(
             f"{weight.path}: its inputs are {x.dtype}, and its hardware "
             f"({weight.rule}) converts only real inputs. Call it with their real and "
             f"imaginary parts, or keep it digital: Rule({weight.layer_path!r}, None) "
@@ -403,14 +404,14 @@ def _check_leaf(weight: AnalogWeight, spec: LeafSpec, leaf: Any) -> None:
     """Raises for a leaf of other tiles, or of a dtype that would round statistics."""
     shapes = spec.shapes(weight)
     if leaf.shape not in shapes:
-        raise ValueError(
+        raise InputError(
             f"{weight.layer_path}: {spec.name} has the shape {leaf.shape}, but the "
             f"hardware's tiles ask for {' or '.join(map(str, shapes))}. It seems to "
             "come from other hardware; remove it with hwtrain.strip(params, plan), and "
             "write params = hwtrain.adopt(analog, params, *example)"
         )
     if spec.trained == "range" and leaf.dtype != spec.dtype:
-        raise ValueError(
+        raise InputError(
             f"{weight.layer_path}: {spec.name} must be {spec.dtype}, got {leaf.dtype}; "
             "its gradient holds sums that a narrower type would lose. Cast only the "
             "kernels and biases, or set dtype= on the layers"

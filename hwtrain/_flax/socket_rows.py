@@ -8,6 +8,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from hwtrain._errors import InputError
 from hwtrain._flax.convolutions import analog_conv
 from hwtrain._flax.einsums import analog_einsum, multiplied
 from hwtrain._flax.own_products import watched_product
@@ -35,7 +36,7 @@ def layer(
         equation = _of_call(row, module, equation, args, kwargs)
     rank = len(array_letters(equation))
     if row.field is not None and not hasattr(module, row.field):
-        raise ValueError(
+        raise InputError(
             f"{type(module).__name__} is registered by hwtrain.sockets.register with "
             f"the multiplying attribute {row.field!r}, but has no attribute of this "
             "name"
@@ -59,7 +60,7 @@ def _of_call(
     if len(needed) < 2:
         return equation(module)
     if not args and not kwargs:
-        raise ValueError(
+        raise InputError(
             f"{type(module).__name__} is registered by hwtrain.sockets.register with "
             f"an equation of {row.array!r} that depends on the arguments of its call, "
             "but an NNX object is planned before it is called. Register a function of "

@@ -13,6 +13,7 @@ import jax.numpy as jnp
 from jax.typing import DTypeLike
 
 from hwtrain._arrays import paths
+from hwtrain._errors import InputError
 from hwtrain._flax import einsums
 from hwtrain._flax.signal_side import analog_dot_general
 from hwtrain._plan.layer import Layer, LayerWeight
@@ -77,7 +78,7 @@ class Stated(NamedTuple):
         planned = tuple(axis - outside for axis in weight.rows)
         rows = self.layer(w.shape).weights[0].rows
         if rows != planned:
-            raise ValueError(
+            raise InputError(
                 f"{weight.path}: hwtrain.sockets.register says that the axes {planned} "
                 f"of it are summed over, and {self} sums over {rows}. Register it with "
                 "the equation of its call"
@@ -143,7 +144,7 @@ def of_equation(leaf: str, equation: str, shape: tuple[int, ...]) -> Layer:
     """
     letters = array_letters(equation)
     if "." not in letters and len(letters) != len(shape):
-        raise ValueError(
+        raise InputError(
             f"{equation!r} names {len(letters)} axes of {leaf}, which has the shape "
             f"{tuple(shape)}"
         )

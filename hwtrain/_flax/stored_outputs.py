@@ -5,6 +5,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from hwtrain._errors import InputError
 from hwtrain._flax.observation import result_observer
 from hwtrain._plan.outputs import StoredOutput
 
@@ -29,7 +30,7 @@ def stored(output: StoredOutput, results: Any) -> Any:
         if dtype is None or not jnp.issubdtype(dtype, jnp.inexact):
             return y
         if jnp.issubdtype(dtype, jnp.complexfloating):
-            raise ValueError(
+            raise InputError(
                 f"{where} ({output.layer}) returns {dtype}, and {output.rule} stores "
                 "its results as real numbers. Return real and imaginary parts, or "
                 f"leave it out: Rule({output.path!r}, None) before the others"
@@ -38,7 +39,7 @@ def stored(output: StoredOutput, results: Any) -> Any:
         y = jnp.asarray(y)
         found = output.format.store(y)
         if (found.shape, found.dtype) != (y.shape, y.dtype):
-            raise ValueError(
+            raise InputError(
                 f"{where}: {type(output.format).__name__}.store returns {found.dtype}"
                 f"{[*found.shape]} for results {y.dtype}{[*y.shape]}; it must keep "
                 "shape and dtype"
@@ -50,7 +51,7 @@ def stored(output: StoredOutput, results: Any) -> Any:
 
     found = jax.tree.map(store, results)
     if not count:
-        raise ValueError(
+        raise InputError(
             f"{where} ({output.layer}) returns no floating-point arrays, so "
             f"outputs={output.format.describe()!r} ({output.rule}) would do nothing. "
             f"Write Rule({output.path!r}, None) before the others"

@@ -14,6 +14,7 @@ import numpy as np
 from jax.core import Tracer
 from jax.typing import ArrayLike
 
+from hwtrain._errors import InputError
 from hwtrain._plan.plan import Plan
 
 _PATTERN_OF_ALL = ".*"
@@ -113,7 +114,7 @@ def strengths(plan: Plan) -> dict[str, jax.Array]:
 def check_mode(mode: str) -> None:
     """Raises for a model in chip mode whose noise would be scaled."""
     if mode == "chip" and _active.get() is not None:
-        raise ValueError(
+        raise InputError(
             "noise_strength scales the noise of training, and this model is in "
             "chip_mode, which draws the noise of a chip: call it outside of "
             "noise_strength, or put it into train_mode"
@@ -124,7 +125,7 @@ def _scalar(pattern: str, value: ArrayLike) -> Any:
     traced = isinstance(value, Tracer)
     array: Any = jnp.asarray(value, jnp.float32) if traced else np.asarray(value)
     if np.shape(array) or (not traced and not array >= 0):
-        raise ValueError(
+        raise InputError(
             f"noise_strength takes a scalar that is not negative, got {value} for "
             f"{pattern!r}"
         )
@@ -151,7 +152,7 @@ def _check_used(values: Mapping[str, jax.Array], used: set[str]) -> None:
                 else f"the pattern {pattern!r} matches no layer that draws noise in "
                 "train_mode"
             )
-            raise ValueError(
+            raise InputError(
                 f"noise_strength does nothing: {what}. Call the analog model inside, "
                 "with hardware that draws, or leave it out"
             )

@@ -9,6 +9,7 @@ from flax import nnx
 from flax.core import meta
 
 from hwtrain._arrays import paths
+from hwtrain._errors import InputError
 from hwtrain._flax.nnx.layers import OUR_TYPES, PartLeaf
 from hwtrain._flax.weight_side import local
 from hwtrain._plan.leaf_names import BUILT_IN, is_effective, may_be_leaf, split
@@ -65,7 +66,7 @@ def _planned(params: Any, plan: Plan) -> set[str]:
         if any(owner in of for owner in split(path)[0]):
             found.add(path)  # left there by other hardware
             continue
-        raise ValueError(
+        raise InputError(
             f"the plan does not say whether {path!r} is a leaf of hardware or a "
             "parameter of the model: its example call does not reach it. Unite the "
             'plans: hwtrain.plan(analog, params, *example, method="...") | plan'
@@ -85,7 +86,7 @@ def _certain(params: Any) -> set[str]:
     for path, leaf in present.items():
         name, variable = split(path)[1], variables.get(path)
         if isinstance(variable, PartLeaf):
-            raise ValueError(
+            raise InputError(
                 f"{path} is a leaf of a user-defined part; only the plan knows how to "
                 f"remove it: use {_WITH_PLAN}"
             )
@@ -96,12 +97,12 @@ def _certain(params: Any) -> set[str]:
         if ours is False:
             continue
         if name in _LEARNED:
-            raise ValueError(
+            raise InputError(
                 f"{path} is learned: without it, the kernel would compute another "
                 f"function. Merge it into the kernel with {_WITH_PLAN}"
             )
         if ours is None:
-            raise ValueError(
+            raise InputError(
                 f"{path} may be a leaf of hardware or a parameter of the model; only "
                 f"the plan can tell: use {_WITH_PLAN}"
             )

@@ -19,6 +19,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from hwtrain._errors import InputError
 from hwtrain._parts.leaf import LeafSpec
 
 T = TypeVar("T")
@@ -69,7 +70,7 @@ class Constant:
     def __jax_array__(self) -> Any:
         """Returns the traced value."""
         if self.value is None:
-            raise ValueError(
+            raise InputError(
                 f"{self.name} is traced (hwtrain.with_constants), so its value is "
                 "known only inside a call of the model: call it through its root"
             )

@@ -3,14 +3,13 @@
 from typing import Annotated
 
 from pydantic import Field
-from pydantic.dataclasses import dataclass
 
-from hwtrain._parts.fields import CONFIG, NonNegative, Positive, Size
+from hwtrain._parts.fields import NonNegative, Positive, Size, configuration
 
 Bits = Annotated[int, Field(ge=1, le=24)]
 
 
-@dataclass(frozen=True, kw_only=True, config=CONFIG)
+@configuration
 class CostParameter:
     r"""What the operations of a chip cost. A constant of zero is not counted.
 

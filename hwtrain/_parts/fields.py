@@ -19,7 +19,9 @@ from pydantic import (
 )
 from pydantic.fields import FieldInfo
 
+from hwtrain._errors import InputError
 from hwtrain._parts.part import CONFIG as CONFIG
+from hwtrain._parts.part import configuration as configuration
 
 MOST_CHIPS = 1_000_000
 """Upper limit of chips. Nobody looks at more seeds and results than these."""
@@ -36,7 +38,7 @@ _LEAST_OF_FLOAT32 = 2.0**-126
 def _felt(value: float) -> float:
     """Raises for a nonzero number that float32, used throughout, takes for zero."""
     if 0 < abs(value) < _LEAST_OF_FLOAT32:
-        raise ValueError(
+        raise InputError(
             f"expected 0 or at least {_LEAST_OF_FLOAT32:.3g} in size, because float32 "
             f"has nothing between; got {value:g}"
         )
@@ -48,9 +50,10 @@ def at_least(least: float) -> tuple[Any, Any]:
 
     def check(value: float) -> float:
         if value < least:
-            raise ValueError(f"expected a number of at least {least:g}, got {value:g}")
+            raise InputError(f"expected a number of at least {least:g}, got {value:g}")
         return value
 
+    check.__qualname__ = "at_least"  # documentation shows it
     return Field(gt=0, json_schema_extra={"minimum": least}), AfterValidator(check)
 
 
@@ -82,7 +85,7 @@ Chips = Annotated[int, Field(gt=0, le=MOST_CHIPS)]
 
 def _limit(value: Any) -> Any:
     if isinstance(value, int) and value <= 0:
-        raise ValueError(
+        raise InputError(
             f"a tile has at least one row and one column, got {str(value)[:20]}; write "
             'None for no limit ("none" in TOML)'
         )

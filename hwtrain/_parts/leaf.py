@@ -8,6 +8,8 @@ from typing import Any, Literal
 import jax
 import jax.numpy as jnp
 
+from hwtrain._errors import InputError
+
 When = Literal["model", "chip", "step"]
 Trained = Literal["base", "range", "bound", "remap"]
 Shapes = tuple[tuple[int, ...], ...]
@@ -81,7 +83,7 @@ class LeafSpec:
 
     def __post_init__(self):
         if not re.fullmatch(r"[a-z][a-z0-9_]*", self.name):
-            raise ValueError(
+            raise InputError(
                 "the name of a leaf is in lower case, with underscores, such as "
                 f"'adc_bound'; got {self.name!r}"
             )
@@ -134,7 +136,7 @@ class LeafSpec:
             return jnp.full(shapes[0], value, self.dtype)
         found = jnp.asarray(value(weight, weight.to_matrix(kernel)), self.dtype)
         if found.shape not in shapes:
-            raise ValueError(
+            raise InputError(
                 f"{weight.leaf(self)} should begin with the shape {shapes[0]}, that of "
                 f"the stack of the weights, but initial returned {found.shape}"
             )

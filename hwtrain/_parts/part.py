@@ -1,13 +1,15 @@
 """Base class of parts: one effect of a chip, its configuration and its table row."""
 
 import abc
+import functools
 from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, dataclass_transform
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, TypeVar, dataclass_transform
 
 import jax
-from pydantic import ConfigDict
+from pydantic import ConfigDict, ValidationError
 from pydantic.dataclasses import dataclass
 
+from hwtrain._errors import page_of
 from hwtrain._parts.constant import accepting
 from hwtrain._parts.cost import Cost
 from hwtrain._parts.leaf import LeafSpec
@@ -19,6 +21,32 @@ CONFIG = ConfigDict(
     strict=True, extra="forbid", allow_inf_nan=False, json_schema_extra=add_meanings
 )
 """Pydantic configuration of all parts."""
+
+T = TypeVar("T")
+
+
+@dataclass_transform(frozen_default=True, kw_only_default=True)
+def configuration(cls: type[T]) -> type[T]:
+    """Makes a class a configuration: frozen, keyword-only and validated.
+
+    What pydantic finds wrong ends with the page of the docs about the class.
+
+    Args:
+      cls: a class with annotated fields.
+    """
+    made: Any = dataclass(frozen=True, kw_only=True, config=CONFIG)(cls)
+    check = made.__init__
+
+    @functools.wraps(check)
+    def __init__(self: Any, *args: Any, **fields: Any) -> None:
+        try:
+            check(self, *args, **fields)
+        except ValidationError as error:
+            error.add_note(f"See {page_of(made.__module__)}")
+            raise
+
+    made.__init__ = __init__
+    return made
 
 
 class Described:
@@ -60,7 +88,7 @@ class Part(Described, abc.ABC):  # noqa: B024 some kinds add abstract methods
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
-        accepting(dataclass(frozen=True, kw_only=True, config=CONFIG)(cls))
+        accepting(configuration(cls))
 
     stays_static: ClassVar[Mapping[str, str]] = {}
     """Numbers among its fields that `with_constants` refuses to trace, and why: it

@@ -7,6 +7,7 @@ import importlib
 from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple, TypeVar, Union, get_args, get_type_hints
 
+from hwtrain._errors import InputError
 from hwtrain._parts.part import Draws, Part
 
 T = TypeVar("T", bound=Callable[..., Any])
@@ -95,7 +96,7 @@ def register(
         every part, an unregistered stage, or a contradictory order.
     """
     if kind not in _known:
-        raise ValueError(f"expected a kind of {', '.join(_known)}; got {kind!r}")
+        raise InputError(f"expected a kind of {', '.join(_known)}; got {kind!r}")
     entries = _known[kind]
     around = _names(inside), _names(outside)
 
@@ -105,13 +106,13 @@ def register(
             importlib.import_module(_BUILT_IN[kind])
         for other in (*around[0], *around[1]):
             if other not in entries:
-                raise ValueError(
+                raise InputError(
                     f"{name!r} is placed relative to the {kind} {other!r}, which is "
                     f"not registered. Known are: {', '.join(entries)}"
                 )
         before = entries.get(name)
         if before is not None and _home(before.part) != _home(part):
-            raise ValueError(
+            raise InputError(
                 f"the {kind} {name!r} is {_home(before.part)} already; register "
                 f"{_home(part)} under another name"
             )
@@ -119,7 +120,7 @@ def register(
             _check(part)
         named = part.__dict__.get("_registered", (kind, name))
         if named != (kind, name) and not _home(part).startswith("hwtrain."):
-            raise ValueError(
+            raise InputError(
                 f"{_home(part)} is already registered as the {named[0]} {named[1]!r}"
             )
         entries[name] = Entry(part, *around)
@@ -128,7 +129,7 @@ def register(
         except graphlib.CycleError as error:
             entries.pop(name) if before is None else entries.update({name: before})
             circle = " inside ".join(error.args[1])
-            raise ValueError(f"{name!r} cannot be placed there: {circle}") from None
+            raise InputError(f"{name!r} cannot be placed there: {circle}") from None
         part._registered = (kind, name)  # type: ignore[attr-defined]
         return part
 
@@ -167,7 +168,7 @@ def named(kind: str, name: str) -> Any:
       ValueError: if the name is not registered.
     """
     if name not in _known[kind]:
-        raise ValueError(
+        raise InputError(
             f"expected the {kind} to be one of {', '.join(sorted(_known[kind]))}, or "
             "one of your own, once the file that registers it is imported; got "
             f"{name!r}{like(kind, name)}"
@@ -229,7 +230,7 @@ def name_of(kind: str, part: type) -> str:
     """
     name = part.__dict__.get("_registered", ("", ""))[1]
     if name not in _known[kind] or _known[kind][name].part is not part:
-        raise ValueError(
+        raise InputError(
             f"expected a registered {kind}; got {_home(part)}. Write "
             f"@hwtrain.register({kind!r}, ...) above its class"
         )
@@ -240,10 +241,10 @@ def _check(part: Any) -> None:
     """Raises for a user's class that is not a valid part."""
     home = _home(part)
     if not isinstance(part, type) or not issubclass(part, Part):
-        raise ValueError(f"{home} should be a class that inherits from hwtrain.Part")
+        raise InputError(f"{home} should be a class that inherits from hwtrain.Part")
     draws = (part.draws,) if isinstance(part.draws, str) else part.draws
     if not set(draws) <= set(_DRAWS):
-        raise ValueError(
+        raise InputError(
             f"{home}: draws should be one of {', '.join(_DRAWS)}, or a tuple of these; "
             f"got {part.draws!r}"
         )
@@ -251,7 +252,7 @@ def _check(part: Any) -> None:
     fields = {field.name: field for field in dataclasses.fields(kind)}
     taken = sorted(fields.keys() & _RESERVED)
     if taken:
-        raise ValueError(
+        raise InputError(
             f"{home}: a field cannot be called {', '.join(taken)}: every part has that "
             "already. Choose another name"
         )
@@ -260,7 +261,7 @@ def _check(part: Any) -> None:
             continue
         default = fields[name].default
         if getattr(default, "default", default) is not None:
-            raise ValueError(
+            raise InputError(
                 f"{home}: {name} may be None, which TOML cannot express: make None its "
                 "default, so that it can be left out"
             )

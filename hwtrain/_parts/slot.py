@@ -12,6 +12,7 @@ from typing import Annotated, Any, get_args
 from pydantic import Field, GetCoreSchemaHandler, GetJsonSchemaHandler, TypeAdapter
 from pydantic_core import core_schema
 
+from hwtrain._errors import InputError
 from hwtrain._parts import registry
 from hwtrain._parts.part import Part
 from hwtrain._parts.source import ENTRY_POINTS, load_plugins
@@ -58,14 +59,14 @@ class Slot:
             try:
                 hash(value)
             except TypeError as error:
-                raise ValueError(
+                raise InputError(
                     f"{type(value).__name__}: its fields must be hashable, because it "
                     "is part of the key of a compiled program: use tuples for lists "
                     f"({error})"
                 ) from error
             return value
         if not isinstance(value, Mapping) or not isinstance(value.get("type"), str):
-            raise ValueError(
+            raise InputError(
                 f"expected a registered {self.kind}, or a mapping with its type and "
                 f"its fields; got {value!r}"
             )
@@ -82,13 +83,13 @@ class Slot:
             load_plugins()
         if name not in registry.names(self.kind) and value.get("of"):
             version = f" {value['version']}" if value.get("version") else ""
-            raise ValueError(
+            raise InputError(
                 f"the {self.kind} {name!r} is {value['of']}{version}, which is not "
                 "imported: import what registers it first"
             )
         part = registry.named(self.kind, name)
         if value.get("of", home(part)) != home(part):
-            raise ValueError(
+            raise InputError(
                 f"the {self.kind} {name!r} is {home(part)} here, but was {value['of']} "
                 "where this was written"
             )

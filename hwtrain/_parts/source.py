@@ -11,12 +11,13 @@ from types import ModuleType
 from typing import Any
 
 from hwtrain._arrays.random import stable_hash
+from hwtrain._errors import InputError
 
 ENTRY_POINTS = "hwtrain.parts"
 """Entry point group through which installed packages provide parts."""
 
 
-class MissingFileError(ValueError):
+class MissingFileError(InputError):
     """A file that a configuration names is not there."""
 
 
@@ -48,7 +49,7 @@ def resolve(source: str, folder: str | Path = ".") -> Callable[..., Any]:
         ]
         match = difflib.get_close_matches(name, known, n=1)
         hint = f"; did you mean {match[0]}?" if match else ""
-        raise ValueError(
+        raise InputError(
             f"{source}: expected a function {name} in {module.__file__ or place}, "
             f"got none{hint}"
         )
@@ -83,7 +84,7 @@ def load_plugins() -> None:
             point.load()
         except (Exception, SystemExit) as error:
             package = point.dist.name if point.dist is not None else "(of no name)"
-            raise ValueError(
+            raise InputError(
                 f"the installed package {package} cannot be used: its entry point "
                 f"{point.name!r} in the group {ENTRY_POINTS}, {point.value}, raised "
                 f"{reason(error)}; repair or uninstall the package"
@@ -113,7 +114,7 @@ def _load_file(place: str, folder: str | Path, source: str) -> ModuleType:
         return sys.modules[name]
     spec = importlib.util.spec_from_file_location(name, path)
     if spec is None or spec.loader is None:
-        raise ValueError(f"{source}: expected a Python file, got {path}")
+        raise InputError(f"{source}: expected a Python file, got {path}")
     module = importlib.util.module_from_spec(spec)
     sys.modules[name] = module
     try:
@@ -121,7 +122,7 @@ def _load_file(place: str, folder: str | Path, source: str) -> ModuleType:
     # A file that calls sys.exit would end the command as if all were well.
     except (Exception, SystemExit) as error:
         del sys.modules[name]
-        raise ValueError(_import_failed(source, str(path), error)) from error
+        raise InputError(_import_failed(source, str(path), error)) from error
     return module
 
 
@@ -129,7 +130,7 @@ def _import_module(place: str, source: str) -> ModuleType:
     try:
         return importlib.import_module(place)
     except (Exception, SystemExit) as error:
-        raise ValueError(_import_failed(source, place, error)) from error
+        raise InputError(_import_failed(source, place, error)) from error
 
 
 def _import_failed(source: str, place: str, error: BaseException) -> str:

@@ -13,6 +13,7 @@ from jax.core import Tracer
 from jax.typing import ArrayLike
 from pydantic import TypeAdapter, ValidationError
 
+from hwtrain._errors import InputError
 from hwtrain._parts.constant import (
     Constant,
     filled,
@@ -61,7 +62,7 @@ def with_values(plan: Plan, constants: Constants, parts: tuple[str, ...]) -> Pla
             given = found.setdefault(weight.path, {})
             part, name = part_of(weight.hardware, path)
             if path in given or found_in(getattr(part, name)):
-                raise ValueError(
+                raise InputError(
                     f"with_constants: {path} of {weight.path} is set by two keys, the "
                     f"second being {key!r}: leave one of them out"
                 )
@@ -83,7 +84,7 @@ def merged(constants: Constants, others: Constants) -> dict[str, ArrayLike]:
     """
     for key in others:
         if key in constants:
-            raise ValueError(f"with_constants: {key!r} has a value already")
+            raise InputError(f"with_constants: {key!r} has a value already")
     return {**constants, **others}
 
 
@@ -172,7 +173,7 @@ def _reached(plan: Plan, key: str, parts: tuple[str, ...]) -> list[AnalogWeight]
     matching, reached = _matching(plan, key), read_by(plan, key, parts)
     if not matching:
         known = [weight.path for weight in plan.weights]
-        raise ValueError(
+        raise InputError(
             f"with_constants: {key!r} matches no analog weight. A key is the path of a "
             "number, 'forward.out_noise', or a pattern for layers and the path, "
             f"'encoder/.*:forward.out_noise'; the weights are {known}"
@@ -180,7 +181,7 @@ def _reached(plan: Plan, key: str, parts: tuple[str, ...]) -> list[AnalogWeight]
     if not reached:
         weight, path = matching[0], key.rpartition(":")[2]
         why = refusal(weight.hardware, path, parts)
-        raise ValueError(f"with_constants: {key!r} ({weight.path}): {why}")
+        raise InputError(f"with_constants: {key!r} ({weight.path}): {why}")
     return reached
 
 
@@ -189,7 +190,7 @@ def _value(key: str, part: Any, name: str, value: ArrayLike) -> Any:
     path, number = key.rpartition(":")[2], static(getattr(part, name))
     shape = np.shape(number)
     if np.shape(value) != shape:
-        raise ValueError(
+        raise InputError(
             f"with_constants: {key!r} takes the shape {shape}, as its {number!r} has, "
             f"got {np.shape(value)}. To compute with several values, map over them "
             "with jax.vmap"
@@ -216,7 +217,7 @@ def _check_value(key: str, part: Any, name: str, value: ArrayLike) -> None:
         _adapter(type(part), name).validate_python(given, strict=False)
     except ValidationError as error:
         message = error.errors()[0]["msg"]
-        raise ValueError(f"with_constants: {key!r}: {message}; got {value}") from error
+        raise InputError(f"with_constants: {key!r}: {message}; got {value}") from error
 
 
 @functools.cache
@@ -233,7 +234,7 @@ def _without_slope(array: jax.Array, key: str, why: str) -> jax.Array:
 
     @identity.defjvp
     def slope(primals: Any, tangents: Any) -> Any:
-        raise ValueError(
+        raise InputError(
             f"with_constants: there is no gradient to {key!r}: {why}. Give it as "
             "jax.lax.stop_gradient(value), or differentiate without it"
         )
@@ -260,7 +261,7 @@ def _check_conductances(weight: AnalogWeight, given: Mapping[str, Any]) -> None:
         both = [f"{part}.{name}" for part in ("converter", "noise_model")]
         there = [path for path in both if path in map(_innermost, given)]
         if len(there) == 1 and model is not None and hasattr(model, name):
-            raise ValueError(
+            raise InputError(
                 f"with_constants: {' and '.join(both)} of {weight.path} are one "
                 "number: give both the same value"
             )

@@ -3,6 +3,7 @@
 import dataclasses
 import math
 
+from hwtrain._errors import InputError
 from hwtrain._plan.weight import AnalogWeight
 
 
@@ -120,7 +121,7 @@ def _too_large(
     """Returns the error for weights on tiles that the technology does not have."""
     field = {"rows": "max_input_size", "columns": "max_output_size"}[what]
     each = "" if share == 1 else f" ({share} for each output)"
-    return ValueError(
+    return InputError(
         f"{weight.path}: it needs tiles of {used} {what}{each}, and those of this "
         f"technology have {limit}. Write {field}={limit // share} in the "
         "MappingParameter of its hardware (hardware.mapping)"

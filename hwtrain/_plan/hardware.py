@@ -7,10 +7,10 @@ from collections.abc import Iterable
 from typing import Annotated, Any, Self
 
 from pydantic import Field, model_validator
-from pydantic.dataclasses import dataclass
 
+from hwtrain._errors import InputError
 from hwtrain._parts.constant import replaced
-from hwtrain._parts.fields import CONFIG
+from hwtrain._parts.fields import configuration
 from hwtrain._parts.leaf import LeafSpec, When
 from hwtrain._parts.part import Part
 from hwtrain._parts.slot import OpenSlot
@@ -64,7 +64,7 @@ OF_CHIP = LeafSpec(
 """Marks the weights beside it as those of a chip."""
 
 
-@dataclass(frozen=True, kw_only=True, config=CONFIG)
+@configuration
 class Hardware:
     """One type of chip: its effects on weights and inputs. `Hardware()` is ideal.
 
@@ -122,7 +122,7 @@ class Hardware:
             value = getattr(self, name)
             if type(value) not in kinds and not isinstance(value, Part):
                 parent = next(kind for kind in kinds if isinstance(value, kind))
-                raise ValueError(
+                raise InputError(
                     f"{name} should be a {parent.__name__} itself; got the subclass "
                     f"{type(value).__name__}, which an export would turn into its "
                     f"parent. Write its numbers as fields of {parent.__name__}, or "
@@ -133,7 +133,7 @@ class Hardware:
     @model_validator(mode="after")
     def _check_stuck(self) -> Self:
         if self.stuck is not None and self.converter is None:
-            raise ValueError(
+            raise InputError(
                 "stuck needs a converter, because devices are stuck at its g_min or "
                 "g_max. Write converter=SinglePairConductanceConverter(g_max=25.0)"
             )
@@ -143,14 +143,14 @@ class Hardware:
     def _check_noise_model(self) -> Self:
         if self.noise_model is None:
             if self.drift_compensation is not None:
-                raise ValueError(
+                raise InputError(
                     "drift_compensation needs a noise_model, because without one "
                     "nothing drifts; write noise_model=PCMLikeNoiseModel() too, or "
                     "leave it out"
                 )
             return self
         if self.converter is None:
-            raise ValueError(
+            raise InputError(
                 f"noise_model={self.noise_model.type!r} needs a converter: its noise "
                 "acts on conductances. Write "
                 f"converter=SinglePairConductanceConverter(g_max={self.noise_model.g_max:g})"
@@ -159,7 +159,7 @@ class Hardware:
             here = getattr(self.converter, name)
             there = getattr(self.noise_model, name, here)
             if not math.isclose(here, there, rel_tol=1e-6):
-                raise ValueError(
+                raise InputError(
                     f"the converter has {name}={here:g} µS and the noise model "
                     f"{self.noise_model.type!r} has {there:g} µS; they must be the "
                     f"same. Write {name}={there:g} in the converter, or the model's "
@@ -187,7 +187,7 @@ class Hardware:
     def _check_no_leaves(self, name: str) -> None:
         part = getattr(self, name)
         if isinstance(part, Part) and type(part).leaves is not Part.leaves:
-            raise ValueError(
+            raise InputError(
                 f"{name}: {type(part).__name__} declares leaves, but a {name} reads "
                 "none. Only stages (IOParameters(stages=...)) and modifiers can have "
                 "leaves"
@@ -208,7 +208,7 @@ class Hardware:
         if self.outputs is not None and any(
             self.outputs.draws_at(when) for when in ("step", "chip", "read")
         ):
-            raise ValueError(
+            raise InputError(
                 f"outputs: {type(self.outputs).__name__} declares draws = "
                 f"{self.outputs.draws!r}, but a format has no key. Only stages "
                 "(IOParameters(stages=...)) draw at reads"
@@ -405,7 +405,7 @@ class Hardware:
     @model_validator(mode="after")
     def _check_learned_clip(self) -> Self:
         if self.learns_clip and self.remaps:
-            raise ValueError(
+            raise InputError(
                 "remap sets the scale of crossbars from weights that were clipped "
                 'after an update, and clip=WeightClipParameter(type="learnable_per_'
                 'channel") clips in the forward pass: leave one of the two out'
@@ -416,19 +416,19 @@ class Hardware:
     def _check(self) -> Self:
         io = self.forward or IOParameters()
         if self.dynamic and io == IOParameters():
-            raise ValueError(
+            raise InputError(
                 "input_range=InputRangeParameter(dynamic=True) does nothing without a "
                 "DAC or noise, because its range clips no input: write forward="
                 "IOParameters(inp_bits=8) beside it, or leave it out"
             )
         if self.dynamic and io.noise_management != "none":
-            raise ValueError(
+            raise InputError(
                 "input_range=InputRangeParameter(dynamic=True) scales each input "
                 f"vector by itself, and so does noise_management="
                 f"{io.noise_management!r}: leave one of them out"
             )
         if self._has_range and io.noise_management not in ("none", "constant"):
-            raise ValueError(
+            raise InputError(
                 f"noise_management={io.noise_management!r} scales inputs by their "
                 "largest values, and an input range scales all by one number: "
                 "together, the range could not be learned. Leave input_range out, or "
@@ -445,7 +445,7 @@ class Hardware:
             return
         managed = (io.noise_management, io.bound_management)
         if io.out_bound is None or managed != ("none", "none"):
-            raise ValueError(
+            raise InputError(
                 "manage_output_clipping=True widens the input range where the ADC "
                 "clips; it needs forward=IOParameters(out_bound=...) with "
                 'noise_management="none" and bound_management="none"; got '

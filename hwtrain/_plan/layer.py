@@ -4,6 +4,7 @@ import dataclasses
 from collections.abc import Container
 
 from hwtrain._arrays.windows import Window
+from hwtrain._errors import InputError
 from hwtrain._plan.hardware import Hardware
 from hwtrain._plan.plan import own_names
 from hwtrain._plan.weight import AnalogWeight
@@ -192,7 +193,7 @@ def analog_weight(
     """
     lead = len(shape) - len(array.shape)
     if shape[lead:] != array.shape:
-        raise ValueError(
+        raise InputError(
             f"{path}: the layer sees a kernel of shape {array.shape}, but the stored "
             f"one is {shape}; the axes of a stack of layers must lead. Stack on axis 0 "
             "(variable_axes={'params': 0}, in_axes=0)"
@@ -205,14 +206,14 @@ def analog_weight(
     }
     for option in [name for name, given in options.items() if given]:
         if layer.no_inputs:
-            raise ValueError(
+            raise InputError(
                 f"{path}: {rule} gives it {option}, which {_article(layer.name)} "
                 f"cannot have: {layer.no_inputs}. Write Rule({layer.path!r}, "
                 f"Hardware(...)) without it, or Rule({layer.path!r}, None) to keep it "
                 "digital, before the other rules"
             )
     if drawn and array.window is not None and array.window.mask:
-        raise ValueError(
+        raise InputError(
             f"{path}: {rule} gives it modifier.per_batch_sample, per_vector or redraw, "
             f"whose noise would reach the weights that the mask of this {layer.name} "
             "leaves out. Draw its weights for the step, without these, or write "
@@ -234,7 +235,7 @@ def analog_weight(
     )
     for leaf in weight.own_leaves:
         if leaf.name not in own_names(hardware):
-            raise ValueError(
+            raise InputError(
                 f"{path}: a part declares the leaf {leaf.name!r} for this weight, but "
                 "not for every weight. Let leaves(self, weight) return it always, and "
                 "choose the weights that have it with LeafSpec(there=lambda weight, "

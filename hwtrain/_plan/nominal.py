@@ -2,6 +2,7 @@
 
 from typing import Any
 
+from hwtrain._errors import InputError
 from hwtrain._plan.plan import Plan
 
 
@@ -18,7 +19,7 @@ def check_nominal(plan: Plan, params: Any, taker: str) -> None:
     """
     found = plan.leaves_of_chip(params)
     if found:
-        raise ValueError(
+        raise InputError(
             f"{taker} takes nominal weights, but these are a chip's: {found[0]} is "
             "stored beside them. Mismatch and programming would act twice. Pass the "
             "nominal ones (checkpoint.variables, or into(model) without chip=); to "

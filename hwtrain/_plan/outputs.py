@@ -5,6 +5,7 @@ import re
 from collections.abc import Container, Iterable
 from typing import Annotated, Any
 
+from hwtrain._errors import InputError
 from hwtrain._parts.slot import OpenSlot
 from hwtrain.periphery import DigitalFormat, OutputFormat
 
@@ -74,7 +75,7 @@ def outputs_of(
             )
         elif not hardware.digital:
             around = layer.path.rpartition("/")[0]
-            raise ValueError(
+            raise InputError(
                 f"{path} ({layer.name}): {by} gives it outputs, but no call of its "
                 "__call__ returns its results: they are those of another method, or of "
                 "the module around it. Leave outputs out of its hardware, and for the "

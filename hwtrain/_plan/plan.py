@@ -10,6 +10,7 @@ from rich.table import Table
 
 from hwtrain._arrays import paths
 from hwtrain._arrays.random import stable_hash
+from hwtrain._errors import InputError
 from hwtrain._parts.leaf import LeafSpec, When
 from hwtrain._plan.hardware import Hardware
 from hwtrain._plan.leaf_names import names_when
@@ -102,7 +103,7 @@ class Plan(Mapping[str, AnalogWeight]):
         for name in [name for weight in self.weights for name in weight.step_draws]:
             other = names.setdefault(stable_hash(name), name)
             if other != name:
-                raise ValueError(
+                raise InputError(
                     f"the draws {other!r} and {name!r} have the same hash and would "
                     "share their noise; rename one of the two layers"
                 )
@@ -159,7 +160,7 @@ class Plan(Mapping[str, AnalogWeight]):
         """
         for weight in self.weights:
             if weight.pending:
-                raise ValueError(
+                raise InputError(
                     f"{weight.path}: its {weight.layer} does not multiply by this "
                     f"array itself: {weight.derived}. A chip holds the derived "
                     "weights: write variables = hwtrain.materialize(analog, variables, "
@@ -235,13 +236,13 @@ class Plan(Mapping[str, AnalogWeight]):
                     if self.prefix
                     else " Pass `params`, not the variables around them."
                 )
-                raise ValueError(
+                raise InputError(
                     f"the plan has {weight.path!r}, but the parameters do not; they "
                     f"have {sorted(present)}.{hint}"
                 )
             shape = tuple(present[weight.path].shape)
             if shape != weight.shape:
-                raise ValueError(
+                raise InputError(
                     f"{weight.path} has the shape {shape}, the plan {weight.shape}; "
                     "make a new plan: hwtrain.plan(analog, params, *example)"
                 )
@@ -263,14 +264,14 @@ class Plan(Mapping[str, AnalogWeight]):
                 leaf = present.get(path, present.get(self._local(path)))
                 expected = " or ".join(map(str, shapes))
                 if leaf is None:
-                    raise ValueError(
+                    raise InputError(
                         f"{path} is missing: the hardware of {weight.path} asks for "
                         f"one of shape {expected}. The parameters seem to come from "
                         "the plain model; write params = hwtrain.adopt(analog, params, "
                         "*example)"
                     )
                 if np.shape(leaf) not in shapes:
-                    raise ValueError(
+                    raise InputError(
                         f"{path} has the shape {np.shape(leaf)}, the hardware of "
                         f"{weight.path} asks for {expected}. It seems to come from "
                         "other hardware; remove it with hwtrain.strip(params, plan), "
@@ -289,7 +290,7 @@ class Plan(Mapping[str, AnalogWeight]):
             path = weight.leaf(name)
             there = path in present or self._local(path) in present
             if there and name not in known and path not in self.users:
-                raise ValueError(
+                raise InputError(
                     f"{path} does nothing: the hardware of {weight.path} has no "
                     f"{name}. It seems to come from other hardware; remove it with "
                     "hwtrain.strip(params, plan)"

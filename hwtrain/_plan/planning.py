@@ -8,6 +8,7 @@ from typing import Any
 import jax.numpy as jnp
 
 from hwtrain._arrays import paths
+from hwtrain._errors import InputError
 from hwtrain._parts.leaf import When
 from hwtrain._plan.hardware import Hardware
 from hwtrain._plan.layer import Layer, analog_weight
@@ -128,7 +129,7 @@ def make_plan(
             for x in layers
             if x.path or x.why != Layer.why
         )
-        raise ValueError(
+        raise InputError(
             "nothing in this model can be analog, so its hardware would do nothing. "
             f"Its modules: {found or 'none'}. To reach a parameter itself, write "
             "Rule(params=..., rows=..., columns=..., hardware=...); a layer of your "
@@ -156,7 +157,7 @@ def _check_joined_names(weights: list[AnalogWeight]) -> None:
             if marks or (other, others) == (weight, name):
                 continue  # the arrays of a module share the mark of a chip
             what = f"the leaf {others!r} of {other.path}" if others else "the array"
-            raise ValueError(
+            raise InputError(
                 f"the leaf {name!r} of {weight.path} and {what} would both be stored "
                 f"as {path}: call one of the leaves, or one of the arrays, otherwise"
             )
@@ -179,7 +180,7 @@ def check_refused(layer: Layer, leaf: str, rule: str) -> None:
     """
     why = dict(layer.refused).get(leaf)
     if why is not None:
-        raise ValueError(
+        raise InputError(
             f"{layer.leaf_path(leaf)} cannot lie on a crossbar ({rule}): {why}. Or "
             f"keep the layer digital: Rule({layer.path!r}, None) before the others"
         )
@@ -192,7 +193,7 @@ def check_around(weight: AnalogWeight) -> None:
       ValueError: unless its hardware acts on the array alone.
     """
     if weight.kind != "raw" and acts_in_product(weight):
-        raise ValueError(
+        raise InputError(
             f"the model multiplies by {weight.path} itself, around its {weight.layer}, "
             "and there, the ranges, converters and scales of its hardware "
             f"({weight.rule}) have no effect. Call the layer instead, such as "
@@ -221,7 +222,7 @@ def check_derived(weight: AnalogWeight) -> None:
     if not weight.derived or not parts:
         return
     off = ", ".join(f"{name}=None" for name in parts)
-    raise ValueError(
+    raise InputError(
         f"{weight.path}: {weight.rule} gives it {' and '.join(parts)}, which would act "
         f"on the stored weights, and not on those that its {weight.layer} multiplies "
         f"by: {weight.derived}. Write Rule({weight.layer_path!r}, "
@@ -232,7 +233,7 @@ def check_derived(weight: AnalogWeight) -> None:
 
 def lost_weight(path: str, layer: str, why: str, rule: str) -> ValueError:
     """Returns the error for a layer whose weights no crossbar could hold."""
-    return ValueError(
+    return InputError(
         f"{path}: its layer does not multiply by this array itself: {why}. Scale, "
         f"noise and conductances would belong to other weights ({rule}). Store the "
         f"weights that it multiplies by, or keep the layer digital: Rule({layer!r}, "
@@ -242,7 +243,7 @@ def lost_weight(path: str, layer: str, why: str, rule: str) -> ValueError:
 
 def nonlinear_product(path: str, layer: str, why: str, rule: str) -> ValueError:
     """Returns the error for a layer whose own product is not linear."""
-    return ValueError(
+    return InputError(
         f"{path}: the dot_general of its layer does more than multiply: {why}. On "
         f"hardware ({rule}) it gets the inputs and weights in the units of each tile, "
         "and must be linear in both. Quantise or clip before and behind the layer, or "
@@ -265,7 +266,7 @@ def real(plan: Plan, params: Any) -> Plan:
         if leaf is None or weight.hardware == Hardware():
             continue
         if jnp.issubdtype(leaf.dtype, jnp.complexfloating):
-            raise ValueError(
+            raise InputError(
                 f"{weight.path} is {leaf.dtype}, and {weight.rule} puts it on a "
                 "crossbar, whose conductances are real. Make real and imaginary parts "
                 "two layers, or keep it digital: "
@@ -347,7 +348,7 @@ def _check_stored(
         if raw or hardware in (None, Hardware()):
             digital.add(rule)
             continue
-        raise ValueError(
+        raise InputError(
             f"{path} is not stored as a parameter, although the {layer.name} "
             f"multiplies by it and {rule or 'the hardware of the model'} puts it on a "
             "crossbar. Store it as a parameter of this name (NNX: an nnx.Param, not a "
@@ -378,7 +379,7 @@ def _check_raw(rule: Rule | None, path: str, hardware: Hardware) -> None:
     if not parts and hardware.stores_scale and omega:
         parts = ["mapping.weight_scaling_omega beside this clip"]
     if parts:
-        raise ValueError(
+        raise InputError(
             f"{rule} puts the parameter {path!r} on hardware with {', '.join(parts)}, "
             "which only a layer can have: a parameter gets the weight side alone. Give "
             "it a Hardware without these options"
@@ -391,14 +392,14 @@ def _check_noise_current(weight: AnalogWeight, layer: Layer | None) -> None:
         return
     takes = () if layer is None else layer.capacitances
     if weight.kind != "raw" or weight.array not in takes:
-        raise ValueError(
+        raise InputError(
             f"{weight.path}: {weight.rule} gives it a noise_current, which only a "
             "capacitance of a DynapSim takes. Write Rule(params="
             '".*/log_C_(mem|syn|gaba|ahp)", hardware=Hardware(noise_current=...)), '
             "with the layers that the call reaches"
         )
     if weight.rows or len(weight.columns) != 1:
-        raise ValueError(
+        raise InputError(
             f"{weight.path} is a stack of neurons, {weight.shape}: with a "
             f"noise_current, its rule has rows=() and columns=-1; got {weight.rule}"
         )
@@ -410,14 +411,14 @@ def _axes(
     """Returns the row and column axes that a rule gives a parameter."""
     rank = len(shape)
     if rank == 0:
-        raise ValueError(f"{path}: a scalar cannot lie on a crossbar; got shape ()")
+        raise InputError(f"{path}: a scalar cannot lie on a crossbar; got shape ()")
     given = []
     for name, default in (("rows", (-2,) if rank > 1 else ()), ("columns", (-1,))):
         axes = getattr(rule, name)
         axes = default if axes is None else (axes,) if isinstance(axes, int) else axes
         for axis in axes:
             if not -rank <= axis < rank:
-                raise ValueError(
+                raise InputError(
                     f"{rule}: {name}={axis} is not an axis of {path}, whose shape is "
                     f"{shape}"
                 )
@@ -450,14 +451,14 @@ def _check_rules(
             known = [layer.path for layer in layers if meant(layer)]
             what = "called module" if stores else "layer that can be analog"
             if matching and not found and stores:
-                raise ValueError(
+                raise InputError(
                     f"{rule} stores what modules return, and matches only modules "
                     f"whose __call__ is not called: {[x.path for x in matching]}. "
                     f"Those that are called: {known}"
                 )
             if matching and not found:
                 listed = ", ".join(f"{x.path!r} ({x.name}: {x.why})" for x in matching)
-                raise ValueError(
+                raise InputError(
                     f"{rule} matches only layers that cannot be analog: {listed}. "
                     f"Layers that can: {known}. To reach a parameter itself, write "
                     "Rule(params=..., rows=..., columns=..., hardware=...); to store "
@@ -467,11 +468,11 @@ def _check_rules(
             if any(re.fullmatch(rule.expression, path) for path in held):
                 continue  # a layer that only another method of the model reaches
         if found:
-            raise ValueError(
+            raise InputError(
                 f"{rule} wins nowhere: earlier rules win {found} "
                 f"({', '.join(map(str, rules[:index]))}). Move it up, or delete it"
             )
-        raise ValueError(
+        raise InputError(
             f"{rule} matches no {what}; a pattern must match the whole path. "
             f"The model has {known}"
         )
@@ -482,7 +483,7 @@ def taken_name(weight: AnalogWeight, path: str) -> ValueError:
     rule, digital = weight.rule, f"the layer digital: Rule({weight.layer_path!r}, None)"
     if weight.kind == "raw":
         digital = f"the parameter digital: Rule(params={weight.path!r}, hardware=None)"
-    return ValueError(
+    return InputError(
         f"{path} is a name that the model itself uses, and the hardware of "
         f"{weight.path} ({rule}) puts a leaf of this name beside it. Rename the "
         f"model's, or keep {digital} before the other rules"
@@ -517,7 +518,7 @@ def check_opaque(
                 rule, hardware = decide(path, held)
                 raw = rule is not None and rule.params is not None
                 if not raw and hardware not in (None, Hardware()):
-                    raise ValueError(
+                    raise InputError(
                         f"{hidden.path or 'the model'} ({hidden.name}) is to be "
                         f"analog, but {hidden.why}, whose layers cannot be seen from "
                         "here. Analogize that module before the bridge, or keep it "

@@ -5,6 +5,7 @@ import re
 from collections.abc import Iterable
 from typing import Any
 
+from hwtrain._errors import InputError
 from hwtrain._plan.hardware import Hardware
 from hwtrain._plan.plan import own_names
 from hwtrain._plan.weight import FROZEN
@@ -54,42 +55,42 @@ class Rule:
 
     def __post_init__(self):
         if (self.pattern is None) == (self.params is None):
-            raise ValueError(
+            raise InputError(
                 "a Rule takes either a pattern for layers or params= for parameters; "
                 f"got pattern={self.pattern!r}, params={self.params!r}"
             )
         if self.params is None and (self.rows, self.columns) != (None, None):
-            raise ValueError(
+            raise InputError(
                 f"rows and columns describe the parameters of a rule with params=; "
                 f"the geometry of the layers that {self.pattern!r} matches is known, "
                 "leave them out"
             )
         if not isinstance(self.hardware, Hardware | None):
-            raise ValueError(
+            raise InputError(
                 f"{self}: hardware must be a Hardware, or None to stay digital; got "
                 f"{type(self.hardware).__name__}"
             )
         if self.frozen and self.hardware is None:
-            raise ValueError(
+            raise InputError(
                 f"{self}: frozen=True has no effect on a digital layer; leave it out, "
                 "and freeze it in the base optimiser, such as by "
                 'optax.partition({"frozen": optax.set_to_zero(), ...}, labels)'
             )
         if self.stores_alone:
             if self.params is not None:
-                raise ValueError(
+                raise InputError(
                     f"{self}: outputs are what a module returns, and a parameter "
                     "returns nothing. Name the module: Rule(pattern, hardware)"
                 )
             if self.frozen:
-                raise ValueError(
+                raise InputError(
                     f"{self}: frozen=True has no effect with outputs alone, which "
                     "leave weights digital; leave it out"
                 )
         try:
             re.compile(self.expression)
         except re.error as error:
-            raise ValueError(
+            raise InputError(
                 f"the rule's pattern {self.expression!r} is not a regular expression: "
                 f"{error}"
             ) from error
@@ -149,7 +150,7 @@ def assignment(hardware_or_rules: Any, name: str | None) -> Assignment:
     rules = rules if default is None else rules[:-1]
     for rule in rules:
         if not isinstance(rule, Rule):
-            raise ValueError(
+            raise InputError(
                 "analogize takes one Hardware for all layers, or a sequence of Rule, "
                 "which may end with the Hardware of all other layers; got "
                 f"{type(rule).__name__}: {rule!r}"

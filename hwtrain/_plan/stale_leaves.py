@@ -12,6 +12,7 @@ import numpy as np
 from jax.core import Tracer
 
 from hwtrain._arrays import paths
+from hwtrain._errors import InputError
 from hwtrain._plan.plan import Plan
 
 _WAY_OUT = (
@@ -48,7 +49,7 @@ def _check(plan: Plan, present: Mapping[str, Any]) -> None:
                 continue
             why = spec.fits(weight, leaf, _value(plan, present, weight.path))
             if why:
-                raise ValueError(f"{weight.leaf(spec)} {why}. {_WAY_OUT}")
+                raise InputError(f"{weight.leaf(spec)} {why}. {_WAY_OUT}")
 
 
 def _value(plan: Plan, present: Mapping[str, Any], path: str) -> Any:

@@ -16,6 +16,7 @@ import jax.numpy as jnp
 from hwtrain._arrays import statistics, tiling
 from hwtrain._arrays.random import draw_name
 from hwtrain._arrays.windows import Window, unpack
+from hwtrain._errors import InputError
 from hwtrain._parts.leaf import LeafSpec, Shapes, When
 from hwtrain._parts.part import Part
 from hwtrain._plan.hardware import Hardware
@@ -82,21 +83,21 @@ class AnalogWeight:
     def __post_init__(self):
         lead = tuple(range(len(self.shape) - len(self.rows) - len(self.columns)))
         if sorted(lead + self.rows + self.columns) != list(range(len(self.shape))):
-            raise ValueError(
+            raise InputError(
                 f"{self.path}: the axes of a stack of layers must lead, and every "
                 f"other axis be a row or a column; got shape {self.shape}, rows "
                 f"{self.rows}, columns {self.columns}. Stack on axis 0 "
                 "(variable_axes={'params': 0}, in_axes=0)"
             )
         if self._size(self.columns) % self.groups:
-            raise ValueError(
+            raise InputError(
                 f"{self.path}: {self._size(self.columns)} outputs cannot be divided "
                 f"into {self.groups} groups"
             )
         self._check_logarithm()
         self._check_own_leaves()
         if self.kind == "raw" and self.hardware.remaps:
-            raise ValueError(
+            raise InputError(
                 f"{self.path}: remapping needs a mapping scale beside the kernel of a "
                 "layer, but a parameter named by a rule has none. Give its rule a "
                 "Hardware without remap"
@@ -118,7 +119,7 @@ class AnalogWeight:
                     "rule a Hardware without that part"
                 )
             if why:
-                raise ValueError(f"{self.path}: the leaf {leaf.name!r}: {why}")
+                raise InputError(f"{self.path}: the leaf {leaf.name!r}: {why}")
             taken.add(leaf.name)
 
     def _modifier_fault(self, leaf: LeafSpec) -> str:
@@ -149,7 +150,7 @@ class AnalogWeight:
             if noise is None or noise.type not in ("add_normal", "mult_normal"):
                 continue
             if noise.type == "mult_normal" or noise.rel_to_actual_wmax:
-                raise ValueError(
+                raise InputError(
                     f"{self.path}: this is the logarithm of a quantity, zero at first, "
                     f"and a {name} relative to it does nothing there; write "
                     f'Hardware({name}={kind}(type="add_normal", std_dev=..., '

@@ -4,6 +4,8 @@ from typing import Annotated, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from hwtrain._errors import InputError
+
 
 class Entry(BaseModel):
     """A part of a manifest: strict, frozen, without additional fields."""
@@ -35,7 +37,7 @@ class Graph(Entry):
         for edge in self.edges:
             for node in edge:
                 if node not in self.nodes:
-                    raise ValueError(
+                    raise InputError(
                         f"graph: the edge {edge} leads to {node!r}, which is not a "
                         f"node; the nodes are {', '.join(self.nodes)}"
                     )
@@ -69,13 +71,13 @@ class Measurement(Entry):
     @model_validator(mode="after")
     def _check(self) -> Self:
         if self.chips == 1 and self.std is not None:
-            raise ValueError("std: one chip has no standard deviation; leave it out")
+            raise InputError("std: one chip has no standard deviation; leave it out")
         largest = 100 if "%" in self.metric else 1
         accuracy = self.metric.lower().startswith("accuracy")
         numbers = {"mean": self.mean, "std": self.std or 0.0}
         for name, number in numbers.items():
             if accuracy and not 0 <= number <= largest:
-                raise ValueError(
+                raise InputError(
                     f"{name} of {self.metric!r} must be between 0 and {largest}, got "
                     f"{number}"
                 )

@@ -9,6 +9,7 @@ from typing import Annotated, Any, Literal, Self
 import numpy as np
 from pydantic import Field, ValidationError, model_validator
 
+from hwtrain._errors import InputError
 from hwtrain._version import __version__
 from hwtrain.checkpoint import _destination as destination
 from hwtrain.checkpoint import _manifest as manifest
@@ -74,15 +75,15 @@ class DynapseManifest(Entry):
             ("units", self.units, UNITS),
         ):
             for key in sorted(found.keys() ^ expected.keys()):
-                raise ValueError(f"{name}.{key[:80]}: is missing, or not allowed")
+                raise InputError(f"{name}.{key[:80]}: is missing, or not allowed")
             for key, text in expected.items():
                 if found[key] != text:
-                    raise ValueError(f"{name}.{key}: should be {text!r}")
+                    raise InputError(f"{name}.{key}: should be {text!r}")
         for core, codes in self.biases.items():
             first = next(iter(self.biases.values()))
             missing = sorted((first.keys() ^ codes.keys()) | (_BASES - codes.keys()))
             if missing:
-                raise ValueError(
+                raise InputError(
                     f"biases.{core}: every core must have the same biases, including "
                     f"{missing[0]}"
                 )
@@ -92,12 +93,12 @@ class DynapseManifest(Entry):
             ("layers", [name for name, _ in self.layers]),
         ):
             if len({*names}) != len(names):
-                raise ValueError(f"{where}: one occurs twice")
+                raise InputError(f"{where}: one occurs twice")
         if [*self.chips] != sorted(self.chips):
-            raise ValueError("chips: should be sorted")
+            raise InputError("chips: should be sorted")
         for name, found in (("lost", self.lost), ("largest_error", self.largest_error)):
             if found.keys() != {*WEIGHTS}:
-                raise ValueError(
+                raise InputError(
                     f"{name}: should have the keys {' and '.join(WEIGHTS)}"
                 )
         self._check_tensors()
@@ -109,14 +110,14 @@ class DynapseManifest(Entry):
         for core, codes in self.biases.items():
             for name, code in codes.items():
                 if max(code.wanted, code.achieved) >= _LARGEST:
-                    raise ValueError(
+                    raise InputError(
                         f"biases.{core}.{name}: a bias current must be below "
                         f"{_LARGEST} A, got wanted {code.wanted} and achieved "
                         f"{code.achieved}"
                     )
                 at = ("Iw" if name in _BASES else name, code.coarse, code.fine)
                 if table.setdefault(at, code.achieved) != code.achieved:
-                    raise ValueError(
+                    raise InputError(
                         f"biases.{core}.{name}: the code ({code.coarse}, {code.fine}) "
                         f"has {table[at]:g} A elsewhere, here achieved is "
                         f"{code.achieved:g} A"
@@ -146,11 +147,11 @@ class DynapseManifest(Entry):
                 expected[name] = ("float64", shape, unit)
         for name in sorted(expected.keys() ^ self.tensors.keys()):
             why = "missing" if name in expected else "not a tensor of a deployment"
-            raise ValueError(f"tensors.{name}: is {why}")
+            raise InputError(f"tensors.{name}: is {why}")
         for name, wanted in expected.items():
             entry = self.tensors[name]
             if (entry.dtype, entry.shape, entry.unit) != wanted:
-                raise ValueError(
+                raise InputError(
                     f"tensors.{name}: dtype, shape and unit should be {wanted}, got "
                     f"{(entry.dtype, entry.shape, entry.unit)}"
                 )
@@ -264,17 +265,17 @@ def _check(
     """Raises unless the arrays are possible and match the manifest."""
     for name, array in arrays.items():
         if array.dtype.kind == "f" and not np.isfinite(array).all():
-            raise ValueError(f"{name}: holds NaN or infinite numbers")
+            raise InputError(f"{name}: holds NaN or infinite numbers")
     if {*map(int, deployment.cores)} != {*deployment.biases}:
-        raise ValueError("cores: they do not match those of the biases")
+        raise InputError("cores: they do not match those of the biases")
     for name in WEIGHTS:
         part = getattr(deployment, name)
         if (part.mask >= 2**BASES).any():
-            raise ValueError(f"{name}/mask: a mask must fit into {BASES} bits")
+            raise InputError(f"{name}/mask: a mask must fit into {BASES} bits")
         if not np.isin(part.sign, (-1, 0, 1)).all():
-            raise ValueError(f"{name}/sign: a sign must be -1, 0 or 1")
+            raise InputError(f"{name}/sign: a sign must be -1, 0 or 1")
         if ((part.mask != 0) != (part.sign != 0)).any():
-            raise ValueError(
+            raise InputError(
                 f"{name}/sign: must be 0 where, and only where, there is no synapse"
             )
         _check_codes(deployment, name)
@@ -283,14 +284,14 @@ def _check(
             ("largest_error", content.largest_error, _largest_error(part)),
         ):
             if said[name] != found:
-                raise ValueError(
+                raise InputError(
                     f"{field}.{name}: says {said[name]}, but it is {found}"
                 )
     wanted = (deployment.weights_in.wanted, deployment.weights_rec.wanted)
     try:
         check_connectivity(*wanted, deployment.cores, deployment.limits)
     except ValueError as error:
-        raise ValueError(f"limits: {error}") from error
+        raise InputError(f"limits: {error}") from error
 
 
 def _largest_error(part: Synapses) -> float:
@@ -318,7 +319,7 @@ def _check_codes(deployment: Deployment, name: str) -> None:
         found = part.sign[:, here] * amounts(part.mask[:, here], bases)
         expected = part.achieved[:, here] * deployment.iscale
         if not np.allclose(found, expected, rtol=1e-9, atol=1e-6 * bases.min()):
-            raise ValueError(
+            raise InputError(
                 f"{name}/achieved: the weights of core {core} are not those of its "
                 "codes and iscale"
             )

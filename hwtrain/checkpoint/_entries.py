@@ -8,6 +8,7 @@ import numpy as np
 from pydantic import AfterValidator, Field, model_validator
 
 from hwtrain._arrays import paths
+from hwtrain._errors import InputError
 from hwtrain._plan.weight import AnalogWeight
 from hwtrain.checkpoint._description import Entry
 from hwtrain.checkpoint._geometry import check_geometry
@@ -44,7 +45,7 @@ LARGEST_SEED = 2**32 - 1
 
 def _known_dtype(name: str) -> str:
     if name not in DTYPES:
-        raise ValueError(
+        raise InputError(
             f"a dtype must be one of {', '.join(DTYPES)}; got {name[:40]!r}"
         )
     return name
@@ -118,19 +119,19 @@ class LeafEntry(Entry):
         for field in ("dtype", "shape", "file", "tensor", "key_impl"):
             optional = field == "key_impl" and self.kind == "tensor"
             if (getattr(self, field) is not None) != (field in fields) and not optional:
-                raise ValueError(
+                raise InputError(
                     f"a leaf of the kind {self.kind!r} has "
                     f"{', '.join(sorted(fields)) or 'nothing'} beside its keys: "
                     f"{field} is {'missing' if field in fields else 'not allowed'}"
                 )
         if not isinstance(self.keys[0], str):
-            raise ValueError(
+            raise InputError(
                 f"the first key must be the name of a collection, got {self.keys}"
             )
         if self.key_impl is not None:
             words = KEY_WORDS[self.key_impl]
             if self.dtype != "uint32" or (self.shape or (0,))[-1] != words:
-                raise ValueError(
+                raise InputError(
                     f"a key of {self.key_impl} must be uint32[..., {words}], got "
                     f"{self.dtype}{list(self.shape or ())}"
                 )
@@ -158,7 +159,7 @@ class LayerEntry(Entry):
         check_geometry(weight, tiles=(len(self.row_sizes), len(self.column_sizes)))
         grid = (weight.stack, weight.row_sizes, weight.column_sizes)
         if grid != said:
-            raise ValueError(
+            raise InputError(
                 f"{weight.path}: stack, row_sizes and column_sizes are {said}, but its "
                 f"shape and mapping give {grid}"
             )

@@ -1,9 +1,11 @@
 """The error for a checkpoint that cannot be written or trusted."""
 
+from hwtrain._errors import InputError
+
 _LONGEST = 4000
 
 
-class HardwareCheckpointError(ValueError):
+class HardwareCheckpointError(InputError):
     """A hardware-ready checkpoint cannot be written, or a path does not hold one.
 
     The message names the file and the tensor, the expected and the actual value, and

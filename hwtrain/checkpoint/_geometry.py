@@ -4,6 +4,7 @@ import math
 import re
 
 from hwtrain._arrays.windows import Window
+from hwtrain._errors import InputError
 from hwtrain._plan.weight import AnalogWeight
 from hwtrain.sockets._kinds import KINDS
 from hwtrain.weights import MappingParameter
@@ -26,12 +27,12 @@ def check_geometry(weight: AnalogWeight, tiles: tuple[int, int]) -> None:
     """
     path = weight.path
     if any(size < 1 for size in weight.shape):
-        raise ValueError(
+        raise InputError(
             f"{path}: an analog weight must not be empty; got {weight.shape=}"
         )
     for axes in (weight.rows, weight.columns):
         if any(axis < 0 for axis in axes):
-            raise ValueError(f"{path}: axes must be counted from zero, got {axes}")
+            raise InputError(f"{path}: axes must be counted from zero, got {axes}")
     _check_kind(weight)
     _check_tiles(weight, tiles)
     if weight.window is not None:
@@ -41,12 +42,12 @@ def check_geometry(weight: AnalogWeight, tiles: tuple[int, int]) -> None:
 def _check_kind(weight: AnalogWeight) -> None:
     kind, name = weight.kind, weight.array
     if weight.pending:
-        raise ValueError(
+        raise InputError(
             f"{weight.path}: the path of a derived weight must be "
             f"{weight.effective_path}, whose array its layer multiplies by"
         )
     if kind not in KINDS:
-        raise ValueError(
+        raise InputError(
             f"{weight.path}: kind should be one of {', '.join(KINDS)}, got "
             f"{kind[:40]!r}"
         )
@@ -69,7 +70,7 @@ def _check_kind(weight: AnalogWeight) -> None:
         }
     for sign, (has, should) in signs.items():
         if has != should:
-            raise ValueError(
+            raise InputError(
                 f"{weight.path}: with the kind {kind!r} and its hardware it should "
                 f"{'have' if should else 'not have'} {sign}"
             )
@@ -83,7 +84,7 @@ def _check_equation(weight: AnalogWeight) -> None:
     """Raises unless rows and columns match the equation."""
     operands = re.fullmatch(r"([A-Za-z.]+),([A-Za-z]+)->([A-Za-z.]*)", weight.equation)
     if operands is None:
-        raise ValueError(
+        raise InputError(
             f"{weight.path}: equation should be such as 'bte,ehd->bthd', got "
             f"{weight.equation[:80]!r}"
         )
@@ -92,7 +93,7 @@ def _check_equation(weight: AnalogWeight) -> None:
     rows = tuple(lead + i for i, name in enumerate(kernel) if name not in output)
     columns = tuple(lead + i for i, name in enumerate(kernel) if name not in inputs)
     if (weight.rows, weight.columns) != (rows, columns):
-        raise ValueError(
+        raise InputError(
             f"{weight.path}: rows and columns of {weight.equation!r} should be "
             f"{(rows, columns)}, they are {(weight.rows, weight.columns)}"
         )
@@ -105,7 +106,7 @@ def _check_axes(
     lead = len(weight.shape) - len(rows) - len(columns)
     expected = tuple(tuple(lead + axis for axis in axes) for axes in (rows, columns))
     if (weight.rows, weight.columns) != expected:
-        raise ValueError(
+        raise InputError(
             f"{weight.path}: rows and columns of a {weight.kind} of shape "
             f"{weight.shape} should be {expected}, they are "
             f"{(weight.rows, weight.columns)}"
@@ -124,7 +125,7 @@ def _check_tiles(weight: AnalogWeight, tiles: tuple[int, int]) -> None:
         size = math.prod(weight.shape[axis] for axis in axes) // groups
         expected.append(1 if limit is None else max(-(-size // limit), 1))
     if tuple(expected) != tiles:
-        raise ValueError(
+        raise InputError(
             f"{weight.path}: its shape and mapping give {expected[0]} x {expected[1]} "
             f"tiles, row_sizes and column_sizes are {tiles[0]} x {tiles[1]}"
         )
@@ -136,12 +137,12 @@ def _check_window(weight: AnalogWeight, window: Window) -> None:
     ends = [abs(end) for pair in (*pairs, *window.border) for end in pair]
     steps = (*window.strides, *window.input_dilation, *window.kernel_dilation)
     if any(number > _LARGEST for number in (*steps, *ends)):
-        raise ValueError(f"{path}: a number of its window exceeds {_LARGEST}")
+        raise InputError(f"{path}: a number of its window exceeds {_LARGEST}")
     if window.local:
         lead = len(weight.shape) - 2
         _check_axes(weight, rows=(0,), columns=(1,))
         if lead < taps or weight.shape[lead] % window.taps or window.groups != 1:
-            raise ValueError(
+            raise InputError(
                 f"{path}: a local convolution with {window.taps} taps needs a number "
                 f"of rows that is a multiple of {window.taps}, after {taps} position "
                 f"axes, and 1 group; got shape {weight.shape} and {window.groups} "
@@ -152,20 +153,20 @@ def _check_window(weight: AnalogWeight, window: Window) -> None:
         spatial = tuple(range(lead, lead + taps))
         sizes = tuple(weight.shape[axis] for axis in weight.rows[1:])
         if weight.rows[1:] != spatial or sizes != window.sizes:
-            raise ValueError(
+            raise InputError(
                 f"{path}: a window of {window.sizes} taps needs rows of channels and "
                 f"then the axes {spatial} of these sizes; got shape {weight.shape} and "
                 f"rows {weight.rows}"
             )
     if len(weight.columns) != 1:
-        raise ValueError(f"{path}: a convolution must have one axis of features")
+        raise InputError(f"{path}: a convolution must have one axis of features")
     if weight.kind == "conv_transpose" and set(window.strides) != {1}:
-        raise ValueError(
+        raise InputError(
             f"{path}: a transposed convolution must be written as the convolution of "
             f"stride 1 that it equals, got strides {window.strides}"
         )
     if weight.kind != "conv_transpose" and window.flipped:
-        raise ValueError(f"{path}: only a transposed convolution has flipped taps")
+        raise InputError(f"{path}: only a transposed convolution has flipped taps")
     _check_mask(weight, window)
 
 
@@ -177,7 +178,7 @@ def _check_mask(weight: AnalogWeight, window: Window) -> None:
     padding = digits * 4 - bits
     right = len(window.mask) == digits and set(window.mask) <= set("0123456789abcdef")
     if not right or int(window.mask[-2:], 16) & (2**padding - 1):
-        raise ValueError(
+        raise InputError(
             f"{weight.path}: mask should be the {bits} bits of its kernel as {digits} "
             f"hexadecimal digits, got {len(window.mask)} characters "
             f"{window.mask[:40]!r}"

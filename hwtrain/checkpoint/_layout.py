@@ -7,6 +7,7 @@ repeated tensors does not match its own plan.
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
+from hwtrain._errors import InputError
 from hwtrain._plan.plan import Plan
 from hwtrain.checkpoint._entries import ChipEntry, LayerEntry, LeafEntry, TensorEntry
 from hwtrain.checkpoint._named import check_leaves, check_names
@@ -161,7 +162,7 @@ def _check_files(
             )
     names = {*nominal, *(name for chip in chips for name in chip.files.values())}
     for name in sorted(names ^ files.keys()):
-        raise ValueError(
+        raise InputError(
             f"files: {name} "
             f"{'is missing' if name in names else 'is not a file of this checkpoint'}"
         )
@@ -198,7 +199,7 @@ def _check_count(
     converter = layer.weight.hardware.converter
     devices = 0 if converter is None else len(converter.devices)
     if len(files[name]) + _FEW < tiles * devices * each + beside:
-        raise ValueError(
+        raise InputError(
             f"files.{name}: {tiles} tiles with {devices} devices each need more than "
             f"the {len(files[name])} tensors that are listed"
         )
@@ -251,7 +252,7 @@ def _check_file(name: str, expected: Mapping[str, Tensor], files: Files) -> None
     for tensor in sorted(expected.keys() ^ listed.keys()):
         foreign = "does not belong to its layer or module"
         why = "is not listed" if tensor in expected else foreign
-        raise ValueError(f"files.{name}: the tensor {tensor!r} {why}")
+        raise InputError(f"files.{name}: the tensor {tensor!r} {why}")
     for tensor, wanted in expected.items():
         where, entry = f"files.{name}.{tensor}", listed[tensor]
         _same(f"{where}: unit", entry.unit, wanted.unit)
@@ -261,7 +262,7 @@ def _check_file(name: str, expected: Mapping[str, Tensor], files: Files) -> None
 
 def _same(where: str, found: object, expected: object) -> None:
     if found != expected:
-        raise ValueError(f"{where} should be {expected!r}, got {found!r}")
+        raise InputError(f"{where} should be {expected!r}, got {found!r}")
 
 
 def _one_of(
@@ -271,4 +272,4 @@ def _one_of(
 ) -> None:
     if found not in expected:
         shapes = " or ".join(map(str, expected))
-        raise ValueError(f"{where} should have shape {shapes}, got {found}")
+        raise InputError(f"{where} should have shape {shapes}, got {found}")

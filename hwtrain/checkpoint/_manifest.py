@@ -10,6 +10,7 @@ from typing import Any, Literal, Self, TypeVar
 from pydantic import BaseModel, ValidationError, model_validator
 
 from hwtrain._arrays import paths
+from hwtrain._errors import InputError
 from hwtrain._parts.fields import without_none
 from hwtrain._parts.slot import unknown_parts, without_versions
 from hwtrain._plan.outputs import StoredOutput
@@ -78,11 +79,11 @@ class Manifest(Entry):
     def _check(self) -> Self:
         unnamed = self.version in UNNAMED
         if unnamed and self.state:
-            raise ValueError(f"state: a manifest of version {self.version} has none")
+            raise InputError(f"state: a manifest of version {self.version} has none")
         if unnamed and self.others is not None:
-            raise ValueError(f"others: a manifest of version {self.version} has none")
+            raise InputError(f"others: a manifest of version {self.version} has none")
         if self.outputs is not None and self.version in (*UNNAMED, "1.2"):
-            raise ValueError(f"outputs: a manifest of version {self.version} has none")
+            raise InputError(f"outputs: a manifest of version {self.version} has none")
         check_words(self.units, self.rules, self.version)
         check_layout(self.plan, self.layers, self.leaves, self.chips, self.files)
         check_outputs(self.plan)
@@ -96,7 +97,7 @@ class Manifest(Entry):
         layers |= {layer.weight.layer_path for layer in self.layers}
         for name, what in (self.graph.nodes if self.graph else {}).items():
             if what == "layer" and name not in layers:
-                raise ValueError(
+                raise InputError(
                     f"graph: the model has no layer {name!r}; it has "
                     f"{', '.join(sorted(layers))}"
                 )

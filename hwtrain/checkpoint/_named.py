@@ -7,6 +7,7 @@ import jax
 import numpy as np
 
 from hwtrain._arrays import paths
+from hwtrain._errors import InputError
 from hwtrain._plan.plan import Plan
 from hwtrain.checkpoint._entries import ChipEntry, LeafEntry, tensor_name
 
@@ -63,18 +64,18 @@ def check_others(
     for index, leaf in enumerate(leaves):
         name = paths.join(leaf.keys)
         if name in expected and name not in listed:
-            raise ValueError(
+            raise InputError(
                 f"leaves.{index}: no entry of layers, digital, state or others names "
                 f"{name}"
             )
     for index, name in enumerate(listed):
         if name not in expected:
-            raise ValueError(
+            raise InputError(
                 f"others.{index}: {name[:200]!r} is not a leaf, or is already named by "
                 "layers, digital or state"
             )
     if not listed and not absent:
-        raise ValueError("others: is empty; leave the entry out")
+        raise InputError("others: is empty; leave the entry out")
 
 
 def check_names(
@@ -91,16 +92,16 @@ def check_names(
     _once("leaves", [leaf.name for leaf in leaves])
     _once("chips", [chip.seed for chip in chips])
     if [chip.seed for chip in chips] != sorted(chip.seed for chip in chips):
-        raise ValueError("chips: should be sorted by seed")
+        raise InputError("chips: should be sorted by seed")
     if not any(leaf.keys[0] == "params" for leaf in leaves):
-        raise ValueError("leaves: there are no params")
+        raise InputError("leaves: there are no params")
     found = {paths.join(leaf.keys) for leaf in leaves}
     for index, leaf in enumerate(leaves):
         if len(leaf.keys) == 1 and leaf.kind != "empty":
-            raise ValueError(f"leaves.{index}: the collection {leaf.keys[0]} is a leaf")
+            raise InputError(f"leaves.{index}: the collection {leaf.keys[0]} is a leaf")
         for end in range(1, len(leaf.keys)):
             if paths.join(leaf.keys[:end]) in found:
-                raise ValueError(
+                raise InputError(
                     f"leaves.{index}: {leaf.name} lies inside of another leaf, "
                     f"{tensor_name(leaf.keys[:end])}"
                 )
@@ -110,13 +111,13 @@ def check_names(
     stored = {entry.path for entry in plan.digital}
     for weight in plan.weights:
         if weight.derived and weight.stored not in stored:
-            raise ValueError(f"digital: {weight.path} is made of {weight.stored}")
+            raise InputError(f"digital: {weight.path} is made of {weight.stored}")
     both = sorted({entry.path for entry in plan.digital} & {*plan})
     if both:
-        raise ValueError(f"digital: {both[0]} is an analog weight")
+        raise InputError(f"digital: {both[0]} is an analog weight")
     frozen = any(weight.hardware.frozen for weight in plan.weights)
     if not frozen and any(not chip.measured for chip in chips):
-        raise ValueError("chips: no weight has anything frozen that differs by chip")
+        raise InputError("chips: no weight has anything frozen that differs by chip")
 
 
 def _check_named(plan: Plan, params: set[str], names: set[str]) -> None:
@@ -131,17 +132,17 @@ def _check_named(plan: Plan, params: set[str], names: set[str]) -> None:
     for where, group in (("layers", plan.weights), ("digital", plan.digital)):
         for index, entry in enumerate(group):
             if plan.prefix and not entry.path.startswith(f"{plan.prefix}/"):
-                raise ValueError(
+                raise InputError(
                     f"{where}.{index}: {entry.path} should begin with the prefix "
                     f"{plan.prefix}/"
                 )
             if entry.path not in params:
-                raise ValueError(
+                raise InputError(
                     f"{where}.{index}: params has no leaf {entry.path[:200]!r}"
                 )
     for index, path in enumerate(plan.state):
         if path not in names:
-            raise ValueError(f"state.{index}: there is no leaf {path[:200]!r}")
+            raise InputError(f"state.{index}: there is no leaf {path[:200]!r}")
 
 
 def check_leaves(plan: Plan, leaves: Sequence[LeafEntry]) -> None:
@@ -156,19 +157,19 @@ def check_leaves(plan: Plan, leaves: Sequence[LeafEntry]) -> None:
     for index, leaf in enumerate(leaves):
         path = leaf.path if leaf.keys[0] == "params" else ""
         if (leaf.kind == "zeros") != (path in probes):
-            raise ValueError(
+            raise InputError(
                 f"leaves.{index}: zeros are for the probe of an analog weight, and "
                 f"only for it; got {leaf.name} of the kind {leaf.kind!r}"
             )
         if path in shapes:
             if leaf.shape not in shapes[path]:
                 expected = " or ".join(map(str, shapes[path]))
-                raise ValueError(
+                raise InputError(
                     f"leaves.{index}: shape of {path} should be {expected}, got "
                     f"{leaf.shape}"
                 )
             if "float" not in (leaf.dtype or ""):
-                raise ValueError(
+                raise InputError(
                     f"leaves.{index}: {path} should hold floating-point numbers, not "
                     f"{leaf.dtype}"
                 )
@@ -180,12 +181,12 @@ def check_leaves(plan: Plan, leaves: Sequence[LeafEntry]) -> None:
     try:
         plan.check_leaves(paths.unflatten(present))
     except ValueError as error:
-        raise ValueError(f"leaves: {error}") from error
+        raise InputError(f"leaves: {error}") from error
 
 
 def _once(where: str, names: Sequence[str | int]) -> None:
     seen: set[str | int] = set()
     for name in names:
         if name in seen:
-            raise ValueError(f"{where}: {name} occurs twice")
+            raise InputError(f"{where}: {name} occurs twice")
         seen.add(name)

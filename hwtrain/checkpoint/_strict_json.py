@@ -4,6 +4,8 @@ import json
 import math
 from typing import Any
 
+from hwtrain._errors import InputError
+
 
 def parse(data: bytes) -> Any:
     """Returns the data in JSON.
@@ -28,7 +30,7 @@ def parse(data: bytes) -> Any:
         try:
             json.dumps(content, ensure_ascii=False).encode("utf-8")
         except UnicodeEncodeError as error:
-            raise ValueError("it holds half of a surrogate pair") from error
+            raise InputError("it holds half of a surrogate pair") from error
     return content
 
 
@@ -64,7 +66,7 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     found: dict[str, Any] = {}
     for name, value in pairs:
         if name in found:
-            raise ValueError(f"the key {name[:80]!r} occurs twice in one object")
+            raise InputError(f"the key {name[:80]!r} occurs twice in one object")
         found[name] = value
     return found
 
@@ -72,12 +74,12 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 def _finite(text: str) -> float:
     number = float(text)
     if not math.isfinite(number):
-        raise ValueError(f"{text[:80]} is not a finite number")
+        raise InputError(f"{text[:80]} is not a finite number")
     return number
 
 
 def _whole(text: str) -> int:
     # Far beyond 64 bits, but far below numbers that Python parses slowly or refuses.
     if len(text) > 40:
-        raise ValueError(f"{text[:40]}... is a number of {len(text)} digits")
+        raise InputError(f"{text[:40]}... is a number of {len(text)} digits")
     return int(text)

@@ -5,6 +5,7 @@ from typing import Any
 from flax import linen as nn
 from flax import nnx
 
+from hwtrain._errors import InputError
 from hwtrain._flax.linen.connections import linen_connections
 from hwtrain._flax.nnx.connections import nnx_connections
 from hwtrain.checkpoint._description import Graph
@@ -44,14 +45,14 @@ def trace_graph(
       ValueError: if the model is neither Linen nor NNX, or there is no example.
     """
     if not isinstance(model, nn.Module | nnx.Module):
-        raise ValueError(
+        raise InputError(
             "trace_graph takes a flax.linen.Module or a flax.nnx.Module; got "
             f"{type(model).__name__}"
         )
     method = kwargs.pop("method", None) or "__call__"
     method = getattr(method, "__name__", method)
     if not example and not kwargs:
-        raise ValueError(
+        raise InputError(
             "how layers are connected is known only by a call: write "
             "trace_graph(model, variables, *example)"
         )

@@ -4,6 +4,7 @@ import hashlib
 import json
 from collections.abc import Mapping
 
+from hwtrain._errors import InputError
 from hwtrain.checkpoint._earlier import UNNAMED
 from hwtrain.periphery.input_range import RANGE
 from hwtrain.weights.clip import CLIP_BOUND
@@ -177,7 +178,7 @@ def check_words(
     """
     if version in UNNAMED:
         if _digest(units, rules) not in _EARLIER | {_digest(UNITS, RULES)}:
-            raise ValueError(
+            raise InputError(
                 "rules and units do not match those of any hwtrain version"
             )
         return
@@ -190,7 +191,7 @@ def check_words(
     for name, found, expected in pairs:
         for key in sorted(expected.keys() | found.keys()):
             if found.get(key) != expected.get(key):
-                raise ValueError(
+                raise InputError(
                     f"{name}.{key[:80]}: should be {expected.get(key)!r}, got "
                     f"{found.get(key)!r}"[:600]
                 )

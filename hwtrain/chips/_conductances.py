@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from hwtrain._arrays import tiling
+from hwtrain._errors import InputError
 from hwtrain._plan.weight import AnalogWeight
 from hwtrain.devices._conversion import Params
 
@@ -24,7 +25,7 @@ def converter_of(weight: AnalogWeight) -> Any:
     """
     converter = weight.hardware.converter
     if converter is None:
-        raise ValueError(
+        raise InputError(
             f"{weight.path} has no conductances: its hardware has no converter. Write "
             "Hardware(converter=SinglePairConductanceConverter(...))"
         )
@@ -52,7 +53,7 @@ def targets(weight: AnalogWeight, w: jax.Array) -> tuple[list[jax.Array], Params
         converter.devices
     ):
         at = f"{weight.path}: " if weight.path else ""
-        raise ValueError(
+        raise InputError(
             f"{at}{type(converter).__name__} declares devices = "
             f"{converter.devices} and scales = {converter.scales}, but converts to "
             f"{len(conductances)} conductances and the scales {tuple(params)}. Name "

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from hwtrain._arrays import paths, reductions, statistics, tiling
+from hwtrain._errors import InputError
 from hwtrain._parts.constant import replaced
 from hwtrain._plan.plan import Plan
 from hwtrain._plan.weight import AnalogWeight
@@ -177,7 +178,7 @@ def modifier_leaves(
         last = {1, weight.tiles[1], sum(weight.column_sizes)}
         behind = leaf.shape[len(weight.stack) :]
         if len(behind) != 2 or behind[0] != weight.tiles[0] or behind[1] not in last:
-            raise ValueError(
+            raise InputError(
                 f"{weight.path}: a modifier reads leaves of tiles or of columns, "
                 f"[row tiles, column tiles or columns]; {spec.name} has the shape "
                 f"{leaf.shape} beside {math.prod(weight.stack)} matrices"

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 from jax.typing import ArrayLike
 
+from hwtrain._errors import InputError
 from hwtrain._parts.slot import home
 from hwtrain.devices._programmed import Programmed
 
@@ -29,7 +30,7 @@ def programmed_by(model: Any, key: jax.Array, g_target: jax.Array) -> Programmed
             _check_spread(model, name, getattr(model, name), g_target)
     device = model.program(key, g_target)
     if not isinstance(device, Programmed):
-        raise ValueError(
+        raise InputError(
             f"{type(model).__name__}.program should return a Programmed, got a "
             f"{type(device).__name__}"
         )
@@ -90,7 +91,7 @@ def _check(
 ) -> None:
     if found != expected:
         what = f"a {field} of the shape" if field else "the shape"
-        raise ValueError(
+        raise InputError(
             f"{type(model).__name__}.{method} should return {what} {expected}, one "
             f"number for each device, as the target conductances have; got {found}"
         )

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from hwtrain._arrays import paths, statistics, tiling
+from hwtrain._errors import InputError
 from hwtrain._plan.nominal import check_nominal
 from hwtrain._plan.plan import Plan
 from hwtrain._plan.weight import AnalogWeight
@@ -59,10 +60,10 @@ def fit_levels(params: paths.Tree, plan: Plan, *, candidates: int = 100) -> path
     plan.check_weights(params)
     check_nominal(plan, params, "fit_levels")
     if candidates < 1:
-        raise ValueError(f"candidates should be at least 1, got {candidates}")
+        raise InputError(f"candidates should be at least 1, got {candidates}")
     weights = {w.path: w for w in plan.weights if w.hardware.rounds_chips}
     if not weights:
-        raise ValueError(
+        raise InputError(
             "no hardware of this plan has levels on its chips: give it "
             'modifier=WeightModifierParameter(type="discretize", res=1 / 14, '
             "enable_during_test=True)"
@@ -92,7 +93,7 @@ def _check(weight: AnalogWeight) -> None:
     }
     found = [text for text, there in wrong.items() if there]
     if found:
-        raise ValueError(
+        raise InputError(
             f"{weight.path}: fit_levels moves the largest weight, at which levels end, "
             f"but its hardware ({weight.rule}) has {' and '.join(found)}: leave that "
             "out, or round without fitting"

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 
 from hwtrain._arrays import paths
 from hwtrain._arrays.random import draw_key, fold_in
+from hwtrain._errors import InputError
 from hwtrain._plan.nominal import check_nominal
 from hwtrain._plan.plan import Plan
 from hwtrain._plan.weight import AnalogWeight
@@ -27,7 +28,7 @@ def chip_key(chip_seed: jax.typing.ArrayLike) -> jax.Array:
       ValueError: for a number out of range, which JAX would take modulo 2^32.
     """
     if isinstance(chip_seed, int) and not 0 <= chip_seed < 2**32:
-        raise ValueError(f"a chip's seed must be in [0, 2^32); got {chip_seed}")
+        raise InputError(f"a chip's seed must be in [0, 2^32); got {chip_seed}")
     return jax.random.key(chip_seed, impl="threefry2x32")
 
 

@@ -16,6 +16,7 @@ from jax.typing import ArrayLike
 
 from hwtrain._arrays import paths, tiling
 from hwtrain._arrays.random import draw_key
+from hwtrain._errors import InputError
 from hwtrain._plan.constants import joined_plan, split_plan
 from hwtrain._plan.hardware import Hardware
 from hwtrain._plan.nominal import check_nominal
@@ -171,7 +172,7 @@ def program_chip(params: Any, plan: Plan, key: jax.Array) -> ProgrammedChip:
     weights = {}
     for weight in plan.weights:
         if weight.path not in values:
-            raise ValueError(
+            raise InputError(
                 f"the plan has {weight.path!r}, but the parameters do not; they have "
                 f"{sorted(values)}. Pass the parameters that the plan was made from"
             )
@@ -272,7 +273,7 @@ def _corrected(
         return devices
     if weight.own_leaves:
         names = ", ".join(leaf.name for leaf in weight.own_leaves)
-        raise ValueError(
+        raise InputError(
             f"{weight.path}: {model.type!r} corrects devices by the outputs of their "
             f"tiles, but a stage reads the parameters {names}, which no chip has yet. "
             "Use the noise model within, or leave the stage out"

@@ -6,6 +6,7 @@ import math
 from rich.console import Console
 from rich.table import Table
 
+from hwtrain._errors import InputError
 from hwtrain._plan.tables import count, table_of, time_name
 from hwtrain.cli._errors import bad_input
 from hwtrain.cli._options import check_file, chip_seeds, open_model, run_itself
@@ -30,7 +31,7 @@ def main(options: argparse.Namespace) -> int:
         }
         chips = range(run.config.evaluation.chips) if seeds is None else seeds
         if len(chips) < 2:
-            raise ValueError(
+            raise InputError(
                 "expected at least two chips, because a gain on one may be chance; "
                 "got 1: --chips 16"
             )
@@ -77,20 +78,20 @@ def _check(options: argparse.Namespace) -> None:
     if options.json is not None:
         check_file(options.json)
     if not 0 <= options.digital <= 1:
-        raise ValueError(
+        raise InputError(
             f"--digital: expected a share from 0 to 1, got {options.digital}"
         )
     if not 1 <= options.devices <= 2:
-        raise ValueError(
+        raise InputError(
             f"--devices: expected a factor from 1 to 2, got {options.devices}"
         )
     if not options.digital and options.devices == 1:
-        raise ValueError(
+        raise InputError(
             "expected a budget: --digital 0.1 for a tenth of the weights, or --devices "
             "1.5 for half as many devices more"
         )
     if options.times and len(options.times) > 1:
-        raise ValueError(f"--times: expected one time, got {len(options.times)}")
+        raise InputError(f"--times: expected one time, got {len(options.times)}")
 
 
 def _table(steps: list[Step], form: str, budgets: dict[str, float]) -> Table:

@@ -10,6 +10,7 @@ from rich.table import Table
 
 from hwtrain import checkpoint
 from hwtrain._arrays import paths
+from hwtrain._errors import InputError
 from hwtrain._flax.calibration import calibrate
 from hwtrain._parts.fields import MOST_COUNTED
 from hwtrain.checkpoint import _destination as destination
@@ -25,7 +26,7 @@ def main(options: argparse.Namespace) -> int:
         destination.check_free(options.out)
         if options.batches is not None and not 1 <= options.batches <= MOST_COUNTED:
             bound = "least 1" if options.batches < 1 else f"most {MOST_COUNTED}"
-            raise ValueError(f"--batches: expected at {bound}, got {options.batches}")
+            raise InputError(f"--batches: expected at {bound}, got {options.batches}")
         seeds = chip_seeds(options) or []
         model = open_model(options)
         run = run_of(model, options)

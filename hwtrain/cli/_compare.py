@@ -9,6 +9,7 @@ from typing import Any
 
 from rich.console import Console
 
+from hwtrain._errors import InputError
 from hwtrain._plan.tables import count
 from hwtrain.cli._errors import bad_input
 from hwtrain.cli._options import check_file
@@ -37,7 +38,7 @@ def main(options: argparse.Namespace) -> int:
         known = None not in digests
         _check_same(options.run_a, options.run_b, configs, but="data" if known else "")
         if known and digests[0] != digests[1]:
-            raise ValueError(
+            raise InputError(
                 f"{options.run_a} and {options.run_b}: expected runs with the same "
                 "test data, so that they are measured alike; got arrays that differ"
             )
@@ -82,7 +83,7 @@ def _check_same(
         if key == "evaluation":
             values = [_chips(value) for value in values]
         if values[0] != values[1]:
-            raise ValueError(
+            raise InputError(
                 f"{one} and {other}: expected runs with the same {key}, so that they "
                 f"are measured alike; got {json.dumps(values[0])} and "
                 f"{json.dumps(values[1])}"
@@ -94,7 +95,7 @@ def _config(folder: Path) -> dict[str, Any]:
     try:
         return dict(json.loads(path.read_text(encoding="utf-8")))
     except (OSError, ValueError, TypeError):
-        raise ValueError(
+        raise InputError(
             f"{folder}: expected the folder of a run, got one without a readable "
             f"{CONFIG_FILE}"
         ) from None
@@ -131,7 +132,7 @@ def _of_model(
     if model is None:
         model = HARDWARE_AWARE if HARDWARE_AWARE in names else names[-1]
     if model not in names:
-        raise ValueError(
+        raise InputError(
             f"{folder}: expected one of the models {', '.join(names)}, got {model!r}"
         )
     return [result for result in results if result.model == model]

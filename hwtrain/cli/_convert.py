@@ -6,6 +6,7 @@ from pathlib import Path
 from rich.console import Console
 
 from hwtrain import checkpoint
+from hwtrain._errors import InputError
 from hwtrain.checkpoint import _destination as destination
 from hwtrain.checkpoint.adapters import adapter
 from hwtrain.cli._errors import bad_input
@@ -24,7 +25,7 @@ def main(options: argparse.Namespace) -> int:
         destination.check_free(out)
         if is_run(path):
             seed = read_run(path)[0].training.seeds[0]
-            raise ValueError(
+            raise InputError(
                 f"{path}: expected a hardware-ready checkpoint, got a run; give one of "
                 f"its exports, such as {path / 'export' / f'seed_{seed}'}"
             )

@@ -13,6 +13,8 @@ class BadInputError(Exception):
 def bad_input(*kinds: type[Exception]) -> Iterator[None]:
     r"""Turns hwtrain's errors about files, names and values into one line.
 
+    The page of the docs that an error names, in a note, comes last.
+
     >>> with bad_input():
     ...     raise ValueError("config.toml: expected a file,\n got none")
     Traceback (most recent call last):
@@ -29,7 +31,9 @@ def bad_input(*kinds: type[Exception]) -> Iterator[None]:
     except Exception as error:
         if not isinstance(error, kinds or (ValueError, OSError)):
             raise
-        raise BadInputError(" ".join(str(error).split())) from error
+        line = " ".join(str(error).split())
+        pages = [note.removeprefix("See ") for note in getattr(error, "__notes__", ())]
+        raise BadInputError(f"{line} ({pages[0]})" if pages else line) from error
 
 
 def print_error(text: str) -> None:

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 from rich.console import Console
 
+from hwtrain._errors import InputError
 from hwtrain._plan.tables import count, time_name
 from hwtrain.cli._errors import bad_input
 from hwtrain.cli._options import Model, check_file, chip_seeds, open_model, run_of
@@ -85,7 +86,7 @@ def _plain(
 ) -> tuple[dict[str, Any], str]:
     """Returns the variables of the plain model of a run, and its description."""
     if model.run is None:
-        raise ValueError(
+        raise InputError(
             f"--plain is for the folder of a run, which has a plain model; got the "
             f"checkpoint {options.model}"
         )
@@ -101,7 +102,7 @@ def _metric(run: Run, options: argparse.Namespace) -> Metric:
     if options.metric is None:
         return run.metric
     if options.metric not in metrics:
-        raise ValueError(
+        raise InputError(
             f"--metric: expected one of {', '.join(metrics)}, got {options.metric}"
         )
     return metrics[options.metric]
@@ -114,21 +115,21 @@ def _check(options: argparse.Namespace, varied: Varied) -> None:
     if options.png is not None:
         plots.require_matplotlib()
         if options.times is None and not options.sensitivity and not varied:
-            raise ValueError(
+            raise InputError(
                 "--png draws accuracy over time, over --vary or by layer; give "
                 "--times, --vary or --sensitivity too"
             )
     if options.required is not None and not math.isfinite(options.required):
-        raise ValueError(f"--required: expected a number, got {options.required:g}")
+        raise InputError(f"--required: expected a number, got {options.required:g}")
     if not options.sensitivity:
         return
     if options.times is not None and len(options.times) > 1:
-        raise ValueError(
+        raise InputError(
             f"--sensitivity takes one of --times, got {len(options.times)}"
         )
     for name in ("vary", "required", "until"):
         if getattr(options, name) not in (None, []):
-            raise ValueError(f"--sensitivity does not take --{name}; leave one out")
+            raise InputError(f"--sensitivity does not take --{name}; leave one out")
 
 
 def _chips(found: Population | Sensitivity | Study) -> str:

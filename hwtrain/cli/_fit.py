@@ -7,6 +7,7 @@ from typing import Any
 import tomli_w
 from rich.console import Console
 
+from hwtrain._errors import InputError
 from hwtrain._parts import registry
 from hwtrain._parts.fields import from_dict, to_dict
 from hwtrain.checkpoint import _destination as destination
@@ -51,11 +52,11 @@ def _start(options: argparse.Namespace, measurements: Measurements) -> Any:
     for text in options.fields:
         name, equals, value = text.partition("=")
         if not equals:
-            raise ValueError(f"--set {text}: expected FIELD=VALUE, such as g_max=20.0")
+            raise InputError(f"--set {text}: expected FIELD=VALUE, such as g_max=20.0")
         try:
             given[name.strip()] = parsed(tomllib.loads, f"value = {value}")["value"]
         except ValueError as error:
-            raise ValueError(f"--set {text}: {error}") from error
+            raise InputError(f"--set {text}: {error}") from error
     if options.family == "measured" and set(given) <= {"t_0"}:
         return fit_measurements(measurements, **given)
     return from_dict(family, given)

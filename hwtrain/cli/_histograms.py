@@ -5,6 +5,7 @@ from collections.abc import Iterator
 import numpy as np
 
 from hwtrain._arrays import paths
+from hwtrain._errors import InputError
 from hwtrain._plan.weight import AnalogWeight
 from hwtrain.checkpoint._crossbars import Crossbars
 from hwtrain.cli._options import Model
@@ -26,7 +27,7 @@ def histograms_of(
     """
     found = {}
     if chip is not None and model.checkpoint is None:
-        raise ValueError(
+        raise InputError(
             f"--chip {chip}: a run has no chips; export them first: hwtrain export RUN "
             f"OUT --chip {chip}"
         )

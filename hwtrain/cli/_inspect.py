@@ -9,6 +9,7 @@ from rich.table import Table
 from rich.text import Text
 
 import hwtrain._plan.hardware  # noqa: F401 knows the stages
+from hwtrain._errors import InputError
 from hwtrain._flax.calls import first_call
 from hwtrain._flax.inspection import inspect_plan
 from hwtrain._flax.signal_side import stages_of
@@ -38,7 +39,7 @@ def main(options: argparse.Namespace) -> int:
             console.print(_stages(options), highlight=False)
             return 0
         if options.model is None:
-            raise ValueError(
+            raise InputError(
                 "inspect: expected the folder of a run, or a hardware-ready "
                 "checkpoint; --stages alone needs none"
             )
@@ -53,7 +54,7 @@ def main(options: argparse.Namespace) -> int:
         run = run_of(model, options) if options.active else None
         histograms = histograms_of(model, options.chip, bins=_BARS)
         if options.png is not None and not histograms:
-            raise ValueError(
+            raise InputError(
                 f"--png {options.png}: no weight of {model.title} has conductances; "
                 "its hardware has no converter"
             )
@@ -83,7 +84,7 @@ def _check_needed(options: argparse.Namespace) -> None:
         if given and not any(getattr(options, other) for other in others):
             flags = " and ".join(f"--{other}" for other in others)
             one = f"--{others[0]}"
-            raise ValueError(
+            raise InputError(
                 f"--{name} is only for {flags}; give {one} too, or leave --{name} out"
             )
     idle = {
@@ -93,7 +94,7 @@ def _check_needed(options: argparse.Namespace) -> None:
     }
     for name, given in idle.items():
         if options.cost and given:
-            raise ValueError(
+            raise InputError(
                 f"--cost shows only costs, and --{name} does nothing beside it; leave "
                 "one of the two out"
             )
@@ -107,7 +108,7 @@ def _show_cost(
     if options.technology is not None:
         constants = technology(options.technology, "--technology", Path())
     if constants is None:
-        raise ValueError(
+        raise InputError(
             f"{run.folder}: its configuration has no table [cost]; name constants, "
             "such as --technology hermes_core"
         )

@@ -9,6 +9,7 @@ import shutil
 import tempfile
 from pathlib import Path
 
+from hwtrain._errors import InputError
 from hwtrain.cli._errors import bad_input
 
 _FILES = {
@@ -42,9 +43,9 @@ def write(folder: Path, *, nnx: bool) -> None:
     """
     folder = folder.absolute()
     if folder.exists():
-        raise ValueError(f"{folder} exists already; name a new folder")
+        raise InputError(f"{folder} exists already; name a new folder")
     if not folder.parent.is_dir():
-        raise ValueError(
+        raise InputError(
             f"{folder.parent} is not a folder; make it first, or name another one"
         )
     templates = importlib.resources.files("hwtrain.cli") / "_project"

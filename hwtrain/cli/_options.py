@@ -5,6 +5,7 @@ import dataclasses
 from pathlib import Path
 from typing import Any
 
+from hwtrain._errors import InputError
 from hwtrain._parts.fields import MOST_CHIPS
 from hwtrain._parts.source import load_parts, load_plugins
 from hwtrain._plan.plan import Plan
@@ -45,13 +46,13 @@ def open_model(options: argparse.Namespace) -> Model:
     path: Path = options.model
     known_parts(options, path)
     if not path.is_dir():
-        raise ValueError(
+        raise InputError(
             f"{path}: expected the folder of a run or a hardware-ready checkpoint, got "
             f"{'a file' if path.exists() else 'no such folder'}"
         )
     if not is_run(path):
         if options.seed is not None:
-            raise ValueError(
+            raise InputError(
                 f"--seed {options.seed} does nothing with the checkpoint {path}, which "
                 "holds one model; leave it out, or give the folder of a run"
             )
@@ -92,7 +93,7 @@ def known_parts(options: argparse.Namespace, path: Path | None) -> None:
     try:
         load_parts(options.parts)
     except ValueError as error:
-        raise ValueError(f"--parts {error}") from error
+        raise InputError(f"--parts {error}") from error
     places = [getattr(options, "run", None)]
     if path is not None:
         places += [path, *path.resolve().parents]
@@ -113,7 +114,7 @@ def run_of(model: Model, options: argparse.Namespace) -> Run:
     """
     if model.run is not None:
         if options.run is not None:
-            raise ValueError(
+            raise InputError(
                 f"--run {options.run} does nothing with the run {options.model}; leave "
                 "it out, or give a checkpoint"
             )
@@ -122,13 +123,13 @@ def run_of(model: Model, options: argparse.Namespace) -> Run:
     candidates = [options.run] if options.run else path.resolve().parents
     folder = next((folder for folder in candidates if is_run(folder)), None)
     if folder is None:
-        raise ValueError(
+        raise InputError(
             f"{path}: a checkpoint holds no model code and no data; name the run it "
             "belongs to: --run RUN"
         )
     run = open_run(folder)
     if run.ready.plan.effective != model.plan:
-        raise ValueError(
+        raise InputError(
             f"{path} has another model or hardware than the run {folder}; name its own "
             "run with --run RUN"
         )
@@ -147,7 +148,7 @@ def run_itself(model: Model, options: argparse.Namespace, why: str) -> Run:
       ValueError: for a checkpoint.
     """
     if model.run is None:
-        raise ValueError(
+        raise InputError(
             f"{options.model}: {why}, and got a checkpoint; give the folder of its run"
         )
     return model.run
@@ -163,14 +164,14 @@ def chip_seeds(options: argparse.Namespace) -> list[int] | None:
         return options.chip
     if not 1 <= options.chips <= MOST_CHIPS:
         bound = "least 1" if options.chips < 1 else f"most {MOST_CHIPS}"
-        raise ValueError(f"--chips: expected at {bound}, got {options.chips}")
+        raise InputError(f"--chips: expected at {bound}, got {options.chips}")
     return list(range(options.chips))
 
 
 def check_file(path: Path) -> None:
     """Raises a `ValueError` if a file clearly cannot be written to a path."""
     if path.is_dir() or not path.parent.is_dir():
-        raise ValueError(
+        raise InputError(
             f"{path}: expected a file in a folder that exists, got "
             f"{'a folder' if path.is_dir() else f'no folder {path.parent}'}"
         )

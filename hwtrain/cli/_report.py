@@ -8,6 +8,7 @@ import tomli_w
 from rich.console import Console
 from rich.markup import escape
 
+from hwtrain._errors import InputError
 from hwtrain._flax.inspection import Inspection, inspect_plan
 from hwtrain._parts.fields import to_dict
 from hwtrain._plan.tables import count
@@ -38,7 +39,7 @@ def main(options: argparse.Namespace) -> int:
         plots.require_matplotlib()
         check_file(options.out)
         if options.out.exists():
-            raise ValueError(
+            raise InputError(
                 f"{options.out}: there is already such a file; name another one"
             )
         seeds = chip_seeds(options)

@@ -9,6 +9,7 @@ from typing import Any
 from rich.console import Console
 
 from hwtrain import train
+from hwtrain._errors import InputError
 from hwtrain._parts.fields import to_dict
 from hwtrain.cli._errors import BadInputError, bad_input, print_error
 from hwtrain.cli._processes import run_all
@@ -89,18 +90,18 @@ def main(options: argparse.Namespace) -> int:
 def _check(options: argparse.Namespace, grid: Any, space: Any) -> None:
     """Raises a `ValueError` for options that do not go together."""
     if bool(grid) == bool(space):
-        raise ValueError(
+        raise InputError(
             "expected either --grid, for all combinations, or --search with --trials; "
             f"got {'both' if grid else 'neither'}"
         )
     if bool(space) != (options.trials is not None):
-        raise ValueError("--search and --trials go together; one of them is missing")
+        raise InputError("--search and --trials go together; one of them is missing")
     if space:
         require_optuna()
     counts = {"jobs": options.jobs, "seeds": options.seeds, "trials": options.trials}
     for name, number in counts.items():
         if number is not None and number < 1:
-            raise ValueError(f"--{name}: expected at least 1, got {number}")
+            raise InputError(f"--{name}: expected at least 1, got {number}")
 
 
 def _require_same(

@@ -9,6 +9,7 @@ from rich.console import Console
 from rich.table import Table
 
 from hwtrain import checkpoint
+from hwtrain._errors import InputError
 from hwtrain.checkpoint._manifest import FILE_NAME
 from hwtrain.cli._errors import bad_input, print_error
 from hwtrain.cli._options import known_parts
@@ -20,7 +21,7 @@ def main(options: argparse.Namespace) -> int:
     with bad_input():
         known_parts(options, path)
         if not (path / FILE_NAME).is_file():
-            raise ValueError(
+            raise InputError(
                 f"{path} is not a hardware-ready checkpoint: it has no {FILE_NAME}. "
                 "Give the directory that hwtrain export wrote"
             )

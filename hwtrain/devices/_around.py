@@ -8,6 +8,7 @@ import jax
 from jax.typing import ArrayLike
 from pydantic import model_validator
 
+from hwtrain._errors import InputError
 from hwtrain._parts.cost import Cost
 from hwtrain._parts.slot import Slot
 from hwtrain.devices._programmed import Programmed
@@ -38,7 +39,7 @@ class AroundNoiseModel(NoiseModel):
             return self  # it draws nothing of its own
         while isinstance(inside, AroundNoiseModel):
             if type(inside) is type(self):
-                raise ValueError(
+                raise InputError(
                     f"{self.type!r} stands around another {self.type!r}, which would "
                     "draw the same numbers for each device: state both effects in one"
                 )

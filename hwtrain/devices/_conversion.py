@@ -8,6 +8,7 @@ import jax.numpy as jnp
 from jax.core import Tracer
 from jax.typing import ArrayLike
 
+from hwtrain._errors import InputError
 from hwtrain._parts.part import Described
 
 # An all-zero tensor has no largest weight; this floor keeps its scale finite.
@@ -284,7 +285,7 @@ class DescribedConverter(Described):
 def check_range(g_min: float, g_max: float) -> None:
     """Raises `ValueError` unless the range of conductances, in µS, is not empty."""
     if g_min >= g_max:
-        raise ValueError(
+        raise InputError(
             f"g_min must be below g_max, got g_min={g_min} µS and g_max={g_max} µS"
         )
 
@@ -305,7 +306,7 @@ def require_finite(weights: jax.Array) -> jax.Array:
     if not isinstance(weights, Tracer):
         count = int(jnp.sum(~jnp.isfinite(weights)))
         if count:
-            raise ValueError(
+            raise InputError(
                 "weights must be finite to become conductances; of the array of shape "
                 f"{weights.shape}, {count} are NaN or infinite. Look for a diverged "
                 "training step"
@@ -316,13 +317,13 @@ def require_finite(weights: jax.Array) -> jax.Array:
 def require_count(conductances: Sequence[jax.Array], count: int, expected: str) -> None:
     """Raises `ValueError` unless there are `count` conductances."""
     if len(conductances) != count:
-        raise ValueError(f"{expected}; got {len(conductances)}")
+        raise InputError(f"{expected}; got {len(conductances)}")
 
 
 def require(params: Params, name: str) -> Any:
     """Returns one of the parameters of a conversion; raises `ValueError` if missing."""
     if name not in params:
-        raise ValueError(
+        raise InputError(
             f"params must hold {name}, as convert_to_conductances returned "
             f"it; got the keys {sorted(params)}"
         )

@@ -8,6 +8,7 @@ from jax.typing import ArrayLike
 from pydantic import AfterValidator, Field
 
 from hwtrain._arrays.polynomials import polynomial
+from hwtrain._errors import InputError
 from hwtrain._parts.fields import NonNegative, Number, SignedExponent
 
 # The logarithms of the fits are not valid below this, and infinite at zero.
@@ -28,7 +29,7 @@ Table = Annotated[tuple[Coefficients, ...], Field(strict=False, min_length=2)]
 
 def _rising(times: tuple[float, ...]) -> tuple[float, ...]:
     if any(later <= sooner for sooner, later in zip(times, times[1:])):
-        raise ValueError(f"times must rise from one to the next; got {times}")
+        raise InputError(f"times must rise from one to the next; got {times}")
     return times
 
 
@@ -43,7 +44,7 @@ Times = Annotated[
 def _bounded(coeffs: tuple[float, ...]) -> tuple[float, ...]:
     *_, least, most = coeffs
     if least > most:
-        raise ValueError(
+        raise InputError(
             "the last two numbers are the least and the most of the curve; got "
             f"{least:g} and {most:g}"
         )
@@ -91,18 +92,18 @@ def polynomial_sigma(
 def check_curve(name: str, g_lst: tuple[float, ...], values: tuple[float, ...]) -> None:
     """Raises `ValueError` unless the points increase and each has a value."""
     if len(values) != len(g_lst):
-        raise ValueError(
+        raise InputError(
             f"{name} must have a value for each conductance of g_lst; got "
             f"{len(values)} values and {len(g_lst)} conductances"
         )
     if any(high <= low for low, high in zip(g_lst, g_lst[1:])):
-        raise ValueError(f"g_lst must rise from point to point; got {g_lst}")
+        raise InputError(f"g_lst must rise from point to point; got {g_lst}")
 
 
 def check_table(name: str, times_s: tuple[float, ...], rows: tuple[Any, ...]) -> None:
     """Raises `ValueError` unless each time has coefficients, all equally many."""
     if len(rows) != len(times_s) or len(set(map(len, rows))) > 1:
-        raise ValueError(
+        raise InputError(
             f"{name} must have a row of equally many coefficients for each time of "
             f"times_s; got {len(times_s)} times and rows of {[*map(len, rows)]}"
         )

@@ -4,6 +4,8 @@ import dataclasses
 
 import numpy as np
 
+from hwtrain._errors import InputError
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class DeviceCurves:
@@ -72,7 +74,7 @@ def fit_curves(
             devices.append(_fit_device(target, name, t_s[of], g[of], t0_s))
         fitted = [device for device in devices if device is not None]
         if len(fitted) < 2:
-            raise ValueError(
+            raise InputError(
                 f"each target needs two devices that always read above zero; target "
                 f"{target:g} µS has {len(fitted)} of {len(devices)}. Measure more "
                 "repeats, or leave the target out"
@@ -94,7 +96,7 @@ def _fit_device(
     """Returns g_prog, its variance, nu, its variance, and the residual variance."""
     times = len(np.unique(t_s))
     if times < 3:
-        raise ValueError(
+        raise InputError(
             "each device must be read at three times or more, to tell drift from read "
             f"noise; repeat {name} of target {target:g} µS was read at {times}"
         )

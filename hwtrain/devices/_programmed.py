@@ -9,6 +9,7 @@ from jax.core import Tracer
 from jax.typing import ArrayLike
 
 from hwtrain._arrays.random import stored_normal
+from hwtrain._errors import InputError
 
 _PROGRAMMING, _DEVICE = range(2)
 
@@ -63,7 +64,7 @@ def check_time(t_s: ArrayLike) -> None:
     if isinstance(t_s, jax.Array) and not t_s.is_fully_addressable:
         return
     if not np.all((np.asarray(t_s) >= 0) & np.isfinite(np.asarray(t_s))):
-        raise ValueError(
+        raise InputError(
             "t_s is the time since programming in seconds, finite and at least 0; got "
             f"{t_s}"
         )
@@ -157,7 +158,7 @@ def noise_growth(t_s: ArrayLike, t_read_s: float) -> jax.Array:
 
 def _relaxation(programmed: Programmed) -> jax.Array:
     if programmed.xi is None:
-        raise ValueError(
+        raise InputError(
             "these devices do not relax; they were programmed by another noise model. "
             "Use that one, or call program again"
         )

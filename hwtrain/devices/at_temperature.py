@@ -10,6 +10,7 @@ from jax.typing import ArrayLike
 from pydantic import model_validator
 
 from hwtrain._arrays.polynomials import polynomial
+from hwtrain._errors import InputError
 from hwtrain._parts.constant import Constant
 from hwtrain._parts.fields import Number, Positive
 from hwtrain._parts.registry import register
@@ -92,7 +93,7 @@ class AtTemperature(AroundNoiseModel):
     @model_validator(mode="after")
     def _check(self) -> Self:
         if not any(self.conduction_ev) and not self.retention_ev:
-            raise ValueError(
+            raise InputError(
                 "a temperature without conduction_ev and retention_ev changes nothing: "
                 "give one of these energies, or use the noise model itself"
             )
@@ -105,7 +106,7 @@ class AtTemperature(AroundNoiseModel):
         while other is not None:
             there = getattr(other, "temperature_k", self.temperature_k)
             if not math.isclose(there, self.temperature_k, rel_tol=1e-6):
-                raise ValueError(
+                raise InputError(
                     f"noise_model: {other.type!r} has temperature_k={there:g} and "
                     f"{self.type!r} has temperature_k={self.temperature_k:g}, but a "
                     "chip is at one temperature: write the same number in both"

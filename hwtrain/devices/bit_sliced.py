@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from pydantic import Field, model_validator
 
+from hwtrain._errors import InputError
 from hwtrain._parts.fields import NonNegative, Positive
 from hwtrain._parts.registry import register
 from hwtrain.devices import _conversion as conversion
@@ -84,7 +85,7 @@ class BitSlicedConductanceConverter(ConductanceConverter):
     def _check(self) -> Self:
         check_range(self.g_min, self.g_max)
         if sum(self.bits) > MOST_BITS:
-            raise ValueError(
+            raise InputError(
                 f"bits={self.bits} are {sum(self.bits)} bits for each weight; there "
                 f"are at most {MOST_BITS}, beside the sign"
             )

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.typing import ArrayLike
 
+from hwtrain._errors import InputError
 from hwtrain._parts.fields import Deviation, Positive
 from hwtrain.devices import _samples as samples
 from hwtrain.devices._programmed import (
@@ -141,7 +142,7 @@ class DriftingNoiseModel(NoiseModel):
         """
         nu = programmed.nu
         if nu is None:
-            raise ValueError(
+            raise InputError(
                 "these devices have no drift exponents; another model programmed "
                 "them. Use that one, or call program again"
             )

@@ -16,6 +16,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from hwtrain._errors import InputError
 from hwtrain._parts.constant import Constant, replaced
 from hwtrain.devices._agreement import Agreement, agreements
 from hwtrain.devices.bases import NoiseModel
@@ -153,7 +154,7 @@ def fit_noise_model(
     groups = _groups(measurements)
     devices = sum(len(reads) for _, _, reads in groups)
     if devices < 10:
-        raise ValueError(
+        raise InputError(
             f"intervals need ten devices or more, got {devices}; a device is a pair of "
             "a target and a repeat"
         )
@@ -181,16 +182,16 @@ def fit_noise_model(
 def _check(model: NoiseModel, names: tuple[str, ...], confidence: float) -> None:
     kind = type(model).__name__
     if not 0 < confidence < 1:
-        raise ValueError(f"confidence should be between 0 and 1, got {confidence}")
+        raise InputError(f"confidence should be between 0 and 1, got {confidence}")
     if not names:
-        raise ValueError(
+        raise InputError(
             f"{kind} does not say what to fit: give names=(...), or the class a to_fit"
         )
     inside: Any = model
     while inside is not None:
         own = (_place(type(inside), name) for name in ("program", "programmed_from"))
         if next(own) < next(own):
-            raise ValueError(
+            raise InputError(
                 f"{type(inside).__name__} overrides program, but not programmed_from, "
                 "which a fit needs: define it, and let program call it"
             )
@@ -198,7 +199,7 @@ def _check(model: NoiseModel, names: tuple[str, ...], confidence: float) -> None
     for name in names:
         value = getattr(model, name, None)
         if not isinstance(value, float | tuple):
-            raise ValueError(f"{kind} has no number {name!r} to fit")
+            raise InputError(f"{kind} has no number {name!r} to fit")
 
 
 def _place(kind: type, method: str) -> int:
@@ -245,7 +246,7 @@ def _maximum(
                 return theta, *found.errors()
             break
         theta, found = new, next_found
-    raise ValueError(
+    raise InputError(
         f"the fit of {', '.join(names)} did not converge: the measurements hardly "
         "determine them together, or the best value is at a bound of a field. Start "
         f"from a closer {type(model).__name__}, or give fewer names"
@@ -295,7 +296,7 @@ def _inverse(cov: np.ndarray) -> np.ndarray:
         # The factors exist only of a matrix that is positive, and not nan.
         root = np.linalg.inv(np.linalg.cholesky(cov))
     except np.linalg.LinAlgError:
-        raise ValueError(
+        raise InputError(
             "the model that the fit starts from gives some reads no spread, so that "
             "no measurement differs from it: give it programming or read noise"
         ) from None

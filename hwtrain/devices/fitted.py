@@ -9,6 +9,7 @@ import numpy as np
 from jax.typing import ArrayLike
 from pydantic import model_validator
 
+from hwtrain._errors import InputError
 from hwtrain._parts.fields import Positive
 from hwtrain._parts.registry import register
 from hwtrain.devices import _samples as samples
@@ -130,7 +131,7 @@ def fit_measurements(
         three times, or a target has fewer than two devices.
     """
     if len(np.unique(measurements.g_target_us)) < 2:
-        raise ValueError(
+        raise InputError(
             "a curve needs two target conductances or more; all measurements have the "
             f"target {measurements.g_target_us[0]:g} µS"
         )

@@ -13,6 +13,7 @@ from pydantic import Field, model_validator
 
 from hwtrain._arrays import words
 from hwtrain._arrays.random import draw_key, stored_normal
+from hwtrain._errors import InputError
 from hwtrain._parts.fields import Deviation, Positive
 from hwtrain._parts.registry import register
 from hwtrain.devices._around import AroundNoiseModel, ChangedProof
@@ -159,12 +160,12 @@ class FlickerNoiseModel(AroundNoiseModel):
     @model_validator(mode="after")
     def _check(self) -> Self:
         if self.f_min_hz >= self.f_max_hz:
-            raise ValueError(
+            raise InputError(
                 f"f_min_hz must be below f_max_hz, got f_min_hz={self.f_min_hz:g} and "
                 f"f_max_hz={self.f_max_hz:g}"
             )
         if self.f_max_hz / self.f_min_hz > _WIDEST:
-            raise ValueError(
+            raise InputError(
                 f"f_max_hz must be at most {_WIDEST:g} f_min_hz, got "
                 f"f_min_hz={self.f_min_hz:g} and f_max_hz={self.f_max_hz:g}"
             )
@@ -191,7 +192,7 @@ class FlickerNoiseModel(AroundNoiseModel):
     def at(self, key: jax.Array, programmed: Programmed, t_s: ArrayLike) -> jax.Array:
         """Returns the conductances in one read at a given time, in µS."""
         if programmed.flicker is None:
-            raise ValueError(
+            raise InputError(
                 "these devices have no 1/f noise; they were programmed by another "
                 "noise model. Use that one, or call program again"
             )

@@ -7,6 +7,8 @@ import os
 
 import numpy as np
 
+from hwtrain._errors import InputError
+
 COLUMNS = ("g_target_us", "t_s", "g_us", "repeat")
 """The header of a file of measurements."""
 
@@ -46,7 +48,7 @@ def read_measurements(path: str | os.PathLike[str]) -> Measurements:
         reader = csv.reader(file)
         header = tuple(name.strip() for name in next(reader, []))
         if header != COLUMNS:
-            raise ValueError(
+            raise InputError(
                 f"{path}, line 1: the header must be {','.join(COLUMNS)}; got "
                 f"{','.join(header)!r}"
             )
@@ -57,7 +59,7 @@ def read_measurements(path: str | os.PathLike[str]) -> Measurements:
             row = _parse(line, place)
             name = (row[0], row[1], row[3])
             if name in seen:
-                raise ValueError(
+                raise InputError(
                     f"{place}: repeat {row[3]} of target {row[0]:g} µS was already "
                     f"read at {row[1]:g} s, on line {seen[name]}; number the devices "
                     "with repeat"
@@ -65,7 +67,7 @@ def read_measurements(path: str | os.PathLike[str]) -> Measurements:
             seen[name] = reader.line_num
             rows.append(row)
     if not rows:
-        raise ValueError(f"{path}, line 2: expected measurements, but the file ends")
+        raise InputError(f"{path}, line 2: expected measurements, but the file ends")
     target, t_s, g, repeat = zip(*rows)
     return Measurements(
         g_target_us=np.asarray(target),
@@ -77,7 +79,7 @@ def read_measurements(path: str | os.PathLike[str]) -> Measurements:
 
 def _parse(line: list[str], place: str) -> tuple[float, float, float, int]:
     if len(line) != len(COLUMNS):
-        raise ValueError(
+        raise InputError(
             f"{place}: expected {len(COLUMNS)} columns ({', '.join(COLUMNS)}), got "
             f"{len(line)}"
         )
@@ -88,11 +90,11 @@ def _parse(line: list[str], place: str) -> tuple[float, float, float, int]:
         except ValueError:
             value = math.nan
         if not math.isfinite(value):
-            raise ValueError(f"{place}: {name} must be a finite number, got {text!r}")
+            raise InputError(f"{place}: {name} must be a finite number, got {text!r}")
         if name in ("g_target_us", "t_s") and value < 0:
-            raise ValueError(f"{place}: {name} must not be negative, got {text}")
+            raise InputError(f"{place}: {name} must not be negative, got {text}")
         values.append(value)
     target, t_s, g, repeat = values
     if repeat != int(repeat):
-        raise ValueError(f"{place}: repeat must be a whole number, got {line[3]!r}")
+        raise InputError(f"{place}: repeat must be a whole number, got {line[3]!r}")
     return target, t_s, g, int(repeat)

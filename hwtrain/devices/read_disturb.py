@@ -8,6 +8,7 @@ import numpy as np
 from jax.typing import ArrayLike
 from pydantic import model_validator
 
+from hwtrain._errors import InputError
 from hwtrain._parts.fields import NonNegative, Positive
 from hwtrain._parts.registry import register
 from hwtrain.devices._around import AroundNoiseModel, ChangedProof
@@ -48,7 +49,7 @@ class ReadDisturb(AroundNoiseModel):
 
     type: Literal["read_disturb"] = "read_disturb"
     read_voltage_v: Positive
-    """|V|, the voltage of a read, in V."""
+    """Magnitude of the voltage of a read, in V."""
     read_time_s: Positive
     """t_r, how long a read takes, in seconds."""
     reads_per_s: Positive
@@ -73,7 +74,7 @@ class ReadDisturb(AroundNoiseModel):
     @model_validator(mode="after")
     def _check(self) -> Self:
         if self.wear * self.write_cycles**self.wear_exponent >= 1:
-            raise ValueError(
+            raise InputError(
                 f"after write_cycles={self.write_cycles:g} the devices are worn out: "
                 "the law of reads holds while wear * write_cycles**wear_exponent < 1"
             )

@@ -11,6 +11,7 @@ from pydantic_core import ArgsKwargs
 
 from hwtrain._arrays.polynomials import polynomial
 from hwtrain._arrays.random import stored_normal
+from hwtrain._errors import InputError
 from hwtrain._parts.fields import Deviation, NonNegative, Number, Positive
 from hwtrain._parts.registry import register
 from hwtrain.devices import _samples as samples
@@ -161,7 +162,7 @@ class ReRamCMONoiseModel(NoiseModel):
     def _check(self) -> Self:
         check_range(self.g_min, self.g_max)
         if self.acceptance_range not in CMO_COEFFICIENTS:
-            raise ValueError(
+            raise InputError(
                 "acceptance_range was measured at 0.2 and at 2 (percent), got "
                 f"{self.acceptance_range}; give your own numbers as prog_coeff"
             )

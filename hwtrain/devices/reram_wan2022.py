@@ -11,6 +11,7 @@ from pydantic import model_validator
 
 from hwtrain._arrays.polynomials import polynomial
 from hwtrain._arrays.random import stored_normal
+from hwtrain._errors import InputError
 from hwtrain._parts.fields import Deviation, Positive
 from hwtrain._parts.registry import register
 from hwtrain.devices import _samples as samples
@@ -109,7 +110,7 @@ class ReRamWan2022NoiseModel(NoiseModel):
     def _check(self) -> Self:
         check_table("spread_coeff", self.times_s, self.spread_coeff)
         if self.times_s[0] <= 0:
-            raise ValueError(
+            raise InputError(
                 "times_s should begin after 0 s, because the spread is linear in the "
                 f"logarithm of time; got {self.times_s}"
             )

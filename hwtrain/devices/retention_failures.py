@@ -11,6 +11,7 @@ from jax.scipy.special import log_ndtr
 from jax.typing import ArrayLike
 
 from hwtrain._arrays.random import draw_key, stored_normal
+from hwtrain._errors import InputError
 from hwtrain._parts.fields import NonNegative, Positive
 from hwtrain._parts.registry import register
 from hwtrain.devices._around import AroundNoiseModel, ChangedProof
@@ -100,7 +101,7 @@ class RetentionFailures(AroundNoiseModel):
         self, xi: Sequence[jax.Array], g_target: jax.Array
     ) -> Programmed:
         """Raises, because failures are not normal: fit their times by themselves."""
-        raise ValueError(
+        raise InputError(
             "a fit to means and covariances cannot tell failures: fit the noise model "
             "without them to the devices that did not fail"
         )
@@ -122,7 +123,7 @@ class RetentionFailures(AroundNoiseModel):
 
     def _failed(self, programmed: Programmed, t_s: ArrayLike) -> jax.Array:
         if programmed.life is None:
-            raise ValueError(
+            raise InputError(
                 "these devices never fail; they were programmed by another noise "
                 "model. Use that one, or call program again"
             )

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from pydantic import Field, model_validator
 
+from hwtrain._errors import InputError
 from hwtrain._parts.fields import NonNegative, Positive
 from hwtrain._parts.registry import register
 from hwtrain.devices import _conversion as conversion
@@ -155,7 +156,7 @@ class DualPairConductanceConverter(_Pairs):
     @model_validator(mode="after")
     def _check_two(self) -> Self:
         if len(self.f_lst) != 2:
-            raise ValueError(
+            raise InputError(
                 f"a dual pair has two factors, got f_lst={self.f_lst}; use "
                 "NPairConductanceConverter for another number"
             )
@@ -205,19 +206,19 @@ class CustomPairConductanceConverter(ConductanceConverter):
     def _check(self) -> Self:
         check_range(self.g_min, self.g_max)
         if len(self.g_lst) != 2 * len(self.f_lst):
-            raise ValueError(
+            raise InputError(
                 "g_lst must hold two curves, positive and negative, for each factor of "
                 f"f_lst; got {len(self.g_lst)} curves and {len(self.f_lst)} factors"
             )
         if len({len(curve) for curve in self.g_lst}) != 1:
-            raise ValueError(
+            raise InputError(
                 "the curves of g_lst must have equally many points; got "
                 f"{[len(curve) for curve in self.g_lst]}"
             )
         low = min(min(curve) for curve in self.g_lst)
         high = max(max(curve) for curve in self.g_lst)
         if low < self.g_min or high > self.g_max:
-            raise ValueError(
+            raise InputError(
                 f"the curves of g_lst must stay in g_min={self.g_min} µS to "
                 f"g_max={self.g_max} µS; they reach from {low} to {high}"
             )
@@ -242,7 +243,7 @@ class CustomPairConductanceConverter(ConductanceConverter):
         back = back / max(largest, 1e-30)
         worst = int(np.argmax(np.abs(back - weights)))
         if abs(back[worst] - weights[worst]) > 1e-4:
-            raise ValueError(
+            raise InputError(
                 "the conversion is not invertible: of the largest weight, "
                 f"{weights[worst]:.4g} becomes {back[worst]:.4g}. The sum of "
                 "f * (g_pos - g_neg) over the pairs must be a straight line from its "

@@ -11,6 +11,7 @@ from pydantic import Field, model_validator
 
 from hwtrain._arrays.polynomials import polynomial
 from hwtrain._arrays.random import stored_normal
+from hwtrain._errors import InputError
 from hwtrain._parts.fields import Deviation, Positive
 from hwtrain._parts.registry import register
 from hwtrain.devices._curves import Table, Times, check_table
@@ -211,7 +212,7 @@ class SonosNoiseModel(NoiseModel):
         check_table("spread_coeff", self.times_s, self.spread_coeff)
         most = 1e3 * self.v_read * self.g_max
         if self.drift_mean_coeff == _MEAN and most > MOST_NA * (1 + 1e-6):
-            raise ValueError(
+            raise InputError(
                 f"g_max={self.g_max:g} µS at v_read={self.v_read:g} V is {most:g} nA, "
                 f"and currents above {MOST_NA:g} nA were not measured over time: lower "
                 "one of them, or give your own drift_mean_coeff"

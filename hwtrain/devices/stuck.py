@@ -6,10 +6,10 @@ import jax
 import jax.numpy as jnp
 from jax.typing import ArrayLike
 from pydantic import model_validator
-from pydantic.dataclasses import dataclass
 
 from hwtrain._arrays.random import uniform
-from hwtrain._parts.fields import CONFIG, Share
+from hwtrain._errors import InputError
+from hwtrain._parts.fields import Share, configuration
 from hwtrain._parts.part import Described
 
 HEALTHY, AT_G_MIN, AT_G_MAX = range(3)
@@ -67,7 +67,7 @@ def with_stuck(
     return jnp.where(stuck == HEALTHY, g, ends)
 
 
-@dataclass(frozen=True, kw_only=True, config=CONFIG)
+@configuration
 class StuckParameter(Described):
     r"""Shares of a chip's devices that are stuck, drawn once for each chip.
 
@@ -94,7 +94,7 @@ class StuckParameter(Described):
     @model_validator(mode="after")
     def _check(self) -> Self:
         if self.at_g_min + self.at_g_max > 1:
-            raise ValueError(
+            raise InputError(
                 f"at_g_min={self.at_g_min} and at_g_max={self.at_g_max} are shares of "
                 "the same devices; together they must be at most 1"
             )

@@ -13,6 +13,7 @@ from jax.typing import ArrayLike
 from pydantic import Field, model_validator
 
 from hwtrain._arrays.random import draw_key, fold_in, stored_normal
+from hwtrain._errors import InputError
 from hwtrain._parts.cost import Cost
 from hwtrain._parts.fields import Deviation, Exponent, NonNegative, Positive
 from hwtrain._parts.registry import register
@@ -195,7 +196,7 @@ class WriteVerifyNoiseModel(AroundNoiseModel):
         if self.device_std:
             own = device.set_factor, device.reset_factor
             if own[0] is None or own[1] is None:
-                raise ValueError(
+                raise InputError(
                     "the steps of these devices are not known, because they were "
                     f"programmed by another noise model than this {self.type!r} with "
                     f"device_std={self.device_std:g}, or loaded; call program again"
@@ -234,7 +235,7 @@ class WriteVerifyNoiseModel(AroundNoiseModel):
         self, xi: Sequence[jax.Array], g_target: jax.Array
     ) -> Programmed:
         """Raises, because writing draws a number for each pulse."""
-        raise ValueError(
+        raise InputError(
             "writing in a loop draws a number for each pulse, which no fit to means "
             "and covariances can tell: fit the noise model within to devices after "
             "writing, and set the pulses from measurements of single ones"
@@ -352,13 +353,13 @@ class WriteVerifyNoiseModel(AroundNoiseModel):
     @model_validator(mode="after")
     def _check(self) -> Self:
         if not self.g_low < self.g_max <= self.g_high:
-            raise ValueError(
+            raise InputError(
                 "expected g_low < g_max <= g_high, because pulses move devices "
                 f"between g_low={self.g_low:g} and g_high={self.g_high:g} µS only; "
                 f"got g_max={self.g_max:g}"
             )
         if self.noise_model.corrects:
-            raise ValueError(
+            raise InputError(
                 f"noise_model={self.noise_model.type!r} corrects devices without "
                 "pulses: put write_verify inside gradient_programmed"
             )
@@ -367,7 +368,7 @@ class WriteVerifyNoiseModel(AroundNoiseModel):
             g = jnp.linspace(self.g_low, self.g_max, _TARGETS + 1)
             sigma = np.asarray(self.noise_model.programming_sigma(g))
         if np.any(sigma > 0):
-            raise ValueError(
+            raise InputError(
                 f"noise_model={self.noise_model.type!r} has programming noise, which "
                 "pulses replace. Turn it off: prog_noise_scale=0.0"
             )

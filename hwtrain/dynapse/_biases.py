@@ -5,6 +5,8 @@ import dataclasses
 import numpy as np
 from numpy.typing import ArrayLike
 
+from hwtrain._errors import InputError
+
 _CODES = 2**16
 """More codes than any bias generator has."""
 
@@ -30,12 +32,12 @@ class BiasCode:
 
     def __post_init__(self):
         if not (0 <= self.coarse < _CODES and 0 <= self.fine < _CODES):
-            raise ValueError(
+            raise InputError(
                 f"codes are whole numbers from 0 to {_CODES - 1}, got {self.coarse} "
                 f"and {self.fine}"
             )
         if not (self.wanted > 0 and self.achieved > 0):
-            raise ValueError(
+            raise InputError(
                 f"a bias current is positive, got wanted {self.wanted} and achieved "
                 f"{self.achieved}"
             )
@@ -101,7 +103,7 @@ def checked_table(table: ArrayLike) -> np.ndarray:
         or not array.size
         or not (np.isfinite(array) & (array > 0)).all()
     ):
-        raise ValueError(
+        raise InputError(
             "a table of bias currents is a matrix [coarse, fine] of positive numbers "
             f"in A, such as computed_table(); got shape {array.shape}"
         )
@@ -126,7 +128,7 @@ def nearest_code(table: np.ndarray, current: float, name: str = "a bias") -> Bia
     low, high = table.min(), table.max()
     # float32 rounding may move a current slightly beyond the table's ends.
     if not low * (1 - 1e-6) <= current <= high * (1 + 1e-6):
-        raise ValueError(
+        raise InputError(
             f"{name} should be {current:.4g} A, but the chip's bias generator gives "
             f"{low:.4g} to {high:.4g} A. Keep the current in this range (in training, "
             "clip it), or give the table of another chip"

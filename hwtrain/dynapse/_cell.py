@@ -8,6 +8,7 @@ import jax.numpy as jnp
 
 from hwtrain._arrays.random import normal
 from hwtrain._arrays.tiling import over_batch
+from hwtrain._errors import InputError
 from hwtrain._flax.observation import noise_observer
 from hwtrain._flax.read_keys import raw_keys_here
 from hwtrain._plan.quantities import NODES
@@ -20,13 +21,13 @@ from hwtrain.weights.noise_current import NOISE_DENSITY
 def check_trainable(trainable: Iterable[str], *, reference: bool) -> None:
     """Raises a `ValueError` for a name that is not a quantity of the neuron."""
     if isinstance(trainable, str):
-        raise ValueError(
+        raise InputError(
             f"trainable takes a tuple of names; got {trainable!r}. Write "
             f"trainable=({trainable!r},)"
         )
     unknown = sorted(set(trainable) - set(quantity_names(reference=reference)))
     if unknown:
-        raise ValueError(
+        raise InputError(
             f"trainable names {unknown}, which this DynapSim does not have; expected "
             f"some of {list(quantity_names(reference=reference))}"
         )
@@ -61,7 +62,7 @@ def advance(
     """
     size = next(iter(logs.values())).shape[-1]
     if x.shape[-1] != size:
-        raise ValueError(
+        raise InputError(
             f"a DynapSim of {size} neurons takes inputs [..., {size}], a weighted sum "
             f"for each neuron; got {x.shape}. Put a Dense({size}, use_bias=False) "
             "before it"

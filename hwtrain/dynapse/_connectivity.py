@@ -5,6 +5,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from hwtrain._errors import InputError
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Limits:
@@ -32,7 +34,7 @@ class Limits:
         for field in dataclasses.fields(self):
             number = getattr(self, field.name)
             if not 1 <= number < 2**31:
-                raise ValueError(
+                raise InputError(
                     f"{field.name} is a number from 1 to {2**31 - 1}, got {number}"
                 )
 
@@ -87,7 +89,7 @@ def check_connectivity(
             f"{sources} inputs and neurons send spikes, there are {limits.tags} tags"
         )
     if problems:
-        raise ValueError(
+        raise InputError(
             "the network does not fit the chip: " + "; ".join(problems) + ". Prune its "
             "weights, spread its neurons over more cores, or give the Limits of "
             "another chip"

@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike
 
+from hwtrain._errors import InputError
 from hwtrain.dynapse._connectivity import DYNAPSE2, Limits, fill_cores
 from hwtrain.dynapse._deployment import WEIGHTS, Deployment, Tables, deploy
 from hwtrain.dynapse._layout import Layout, currents, logarithms
@@ -70,7 +71,7 @@ def deploy_layers(
     biases = {name: value for name, value in quantities.items() if _is_bias(name)}
     for name in quantities.keys() - biases.keys():
         if not np.allclose(quantities[name], getattr(layout, name), rtol=1e-5, atol=0):
-            raise ValueError(
+            raise InputError(
                 f"{name} was trained, or is that of one chip, but no code can change "
                 "it: it is fixed in silicon. Export nominal parameters and give a "
                 "chip's as chips={seed: layers}"
@@ -78,7 +79,7 @@ def deploy_layers(
     found: dict[int, Mapping[str, ArrayLike]] = {}
     for chip, its in (chips or {}).items():
         if _sizes(its) != sizes:
-            raise ValueError(
+            raise InputError(
                 f"chip {chip} has the layers {_sizes(its)}, the network has {sizes}"
             )
         found[chip] = _merged(its, layout)
@@ -123,7 +124,7 @@ def deployed_layers(
     """
     if chip is not None and chip not in deployment.chips:
         held = ", ".join(map(str, deployment.chips)) or "none"
-        raise ValueError(f"the deployment holds no chip {chip}; it holds {held}")
+        raise InputError(f"the deployment holds no chip {chip}; it holds {held}")
     bases = {f"Iw_{number}" for number in range(BASES)}
     achieved = {n: i for n, i in deployment.currents.items() if n not in bases}
     where = deployment.cores
@@ -161,13 +162,13 @@ def _sizes(layers: Layers) -> dict[str, int]:
         rows = sizes[before] if before is not None else None
         if len(shape) != 2 or rows not in (None, shape[0]):
             where = "inputs" if before is None else f"{rows}, as {before!r} has neurons"
-            raise ValueError(
+            raise InputError(
                 f"the kernel before the layer {name!r} should be [{where}; neurons], "
                 f"that of a Dense(use_bias=False); got the shape {shape}"
             )
         sizes[name] = shape[1]
     if not sizes:
-        raise ValueError("there are no layers to deploy")
+        raise InputError("there are no layers to deploy")
     return sizes
 
 
@@ -194,7 +195,7 @@ def _merged(layers: Layers, layout: Layout) -> dict[str, np.ndarray]:
         if "w_rec" in found:
             rec[here, here] = found.pop("w_rec")
         if before is not None and found.keys() != parts.keys():
-            raise ValueError(
+            raise InputError(
                 f"the layer {name!r} and the one before differ in their quantities: "
                 f"{sorted(found.keys() ^ parts.keys())}. Either all layers are "
                 "reference=True or none is"

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 import numpy as np
 from numpy.typing import ArrayLike
 
+from hwtrain._errors import InputError
 from hwtrain.dynapse._biases import BiasCode, checked_table, nearest_code
 from hwtrain.dynapse._connectivity import (
     DYNAPSE2,
@@ -200,12 +201,12 @@ def _of_chip(
             continue
         weights = np.asarray(value, np.float64)
         if weights.shape != nominal[name].shape:
-            raise ValueError(
+            raise InputError(
                 f"{name} of chip {seed} should have the shape "
                 f"{list(nominal[name].shape)}, got {weights.shape}"
             )
         if (weights[nominal[name] == 0] != 0).any():
-            raise ValueError(
+            raise InputError(
                 f"{name} of chip {seed} has weights where the network has no synapse: "
                 "mismatch cannot create one"
             )
@@ -220,13 +221,13 @@ def _tables_of(table: Tables, names: list[str]) -> dict[str, np.ndarray]:
         return dict.fromkeys(names, checked_table(table))
     missing = [name for name in names if name not in table]
     if missing:
-        raise ValueError(
+        raise InputError(
             f"there is no table for {', '.join(missing)}; there are tables for "
             f"{', '.join(table)}"
         )
     tables = {name: checked_table(table[name]) for name in names}
     if not all(np.array_equal(tables[_BASES[0]], tables[name]) for name in _BASES):
-        raise ValueError(
+        raise InputError(
             "the base currents Iw_0 to Iw_3 must have one table in common: give the "
             "same table four times"
         )
@@ -248,15 +249,15 @@ def _check_shapes(
     }
     for name, (right, shape, expected) in wanted.items():
         if not right:
-            raise ValueError(f"{name} should be {expected}, it has the shape {shape}")
+            raise InputError(f"{name} should be {expected}, it has the shape {shape}")
     if not 0 < iscale < np.inf:
-        raise ValueError(f"iscale must be a positive current in A, got {iscale}")
+        raise InputError(f"iscale must be a positive current in A, got {iscale}")
 
 
 def _of_neurons(name: str, current: ArrayLike, neurons: int) -> np.ndarray:
     array = np.asarray(current, np.float64)
     if array.shape not in ((), (neurons,)):
-        raise ValueError(
+        raise InputError(
             f"{name} should be one current or [{neurons}], it has the shape "
             f"{array.shape}"
         )
@@ -266,7 +267,7 @@ def _of_neurons(name: str, current: ArrayLike, neurons: int) -> np.ndarray:
 def _one_current(name: str, currents: np.ndarray, core: int) -> float:
     # Equal values may differ by rounding if float32 computed them in different ways.
     if not np.allclose(currents, currents[0], rtol=1e-6, atol=0):
-        raise ValueError(
+        raise InputError(
             f"the {len(currents)} neurons of core {core} have {name} from "
             f"{currents.min():.4g} to {currents.max():.4g} A, but a core has one bias "
             "for all. Give the nominal currents; a chip's mismatch goes into chips=, "

@@ -13,6 +13,7 @@ import numpy as np
 from flax import nnx
 
 from hwtrain._arrays import paths
+from hwtrain._errors import InputError
 from hwtrain._plan.quantities import quantity_of
 from hwtrain.dynapse._prototypes import is_float, tree_of
 from hwtrain.dynapse._spatial import SpatialCorrelation
@@ -74,18 +75,18 @@ def mismatch_generator(
     wrong = {p: v for p, v in selected.items() if not isinstance(v, bool | np.bool_)}
     if wrong or not any(selected.values()):
         found = f"it has {wrong}" if wrong else "nothing in it is True"
-        raise ValueError(
+        raise InputError(
             "a prototype is a tree of booleans of which at least one is True, as "
             f"hwtrain.select(tree, '.*kernel') returns it; {found}"
         )
     if kind not in get_args(Kind):
-        raise ValueError(f"kind must be one of {get_args(Kind)}; got {kind!r}")
+        raise InputError(f"kind must be one of {get_args(Kind)}; got {kind!r}")
     if not 0 < sigma_rule < math.inf:
-        raise ValueError(f"sigma_rule must be greater than 0; got {sigma_rule}")
+        raise InputError(f"sigma_rule must be greater than 0; got {sigma_rule}")
     if least_ratio is not None and not 0 <= least_ratio < 1:
-        raise ValueError(f"least_ratio must be in [0, 1); got {least_ratio}")
+        raise InputError(f"least_ratio must be in [0, 1); got {least_ratio}")
     if least_ratio == 0 and kind == "log_normal":
-        raise ValueError(
+        raise InputError(
             'least_ratio=0.0 does nothing with kind="log_normal", which never changes '
             "a sign; leave it out"
         )
@@ -140,7 +141,7 @@ class MismatchGenerator:
         _check_structure(deviations, leaves)
         self._check_devices(leaves)
         if not isinstance(key, jax.Array):
-            raise ValueError(
+            raise InputError(
                 f"key must be a JAX key, such as jax.random.key(0); got {key!r}"
             )
         order = {path: index for index, path in enumerate(leaves)}
@@ -172,7 +173,7 @@ class MismatchGenerator:
         chosen = [path for path, value in self.deviations if value is not None]
         scalars = [path for path in chosen if not jnp.ndim(leaves[path])]
         if scalars:
-            raise ValueError(
+            raise InputError(
                 f"{scalars} are scalars, which have no place on a chip, so that no "
                 "neighbours share their mismatch: leave them out of the prototype, or "
                 "the correlation out of the generator"
@@ -213,14 +214,14 @@ def _deviations(
     rules = given if isinstance(given, Mapping) else {".*": given}
     for value in rules.values():
         if not 0 <= value < math.inf:
-            raise ValueError(
+            raise InputError(
                 f"percent_deviation must be 0 or more, 0.3 for 30 %; got {value}"
             )
     used, found = set(), []
     for path, chosen in selected.items():
         wins = [p for p in rules if re.fullmatch(p, path)] if chosen else []
         if chosen and not wins:
-            raise ValueError(
+            raise InputError(
                 f"percent_deviation has no pattern for {path!r}, which the prototype "
                 f"selects; it has {list(rules)}"
             )
@@ -228,7 +229,7 @@ def _deviations(
         found.append((path, float(rules[wins[0]]) if wins else None))
     for pattern in rules:
         if pattern not in used:
-            raise ValueError(
+            raise InputError(
                 f"percent_deviation: the pattern {pattern!r} wins nowhere among the "
                 f"selected leaves {[p for p, chosen in selected.items() if chosen]}"
             )
@@ -237,7 +238,7 @@ def _deviations(
 
 def _check_structure(expected: Mapping[str, Any], leaves: Mapping[str, Any]) -> None:
     if expected.keys() != leaves.keys():
-        raise ValueError(
+        raise InputError(
             "the prototype and the tree differ: only the prototype has "
             f"{sorted(expected.keys() - leaves.keys())}, only the tree has "
             f"{sorted(leaves.keys() - expected.keys())}. Make a new prototype from "
@@ -245,7 +246,7 @@ def _check_structure(expected: Mapping[str, Any], leaves: Mapping[str, Any]) -> 
         )
     for path, deviation in expected.items():
         if deviation is not None and not is_float(leaves[path]):
-            raise ValueError(
+            raise InputError(
                 f"the prototype selects {path!r}, but mismatch needs floating-point "
                 f"numbers; got {getattr(leaves[path], 'dtype', type(leaves[path]))}"
             )

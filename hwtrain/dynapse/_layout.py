@@ -8,9 +8,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from pydantic import Field
-from pydantic.dataclasses import dataclass
 
-from hwtrain._parts.fields import CONFIG, at_least
+from hwtrain._errors import InputError
+from hwtrain._parts.fields import at_least, configuration
 from hwtrain._plan.quantities import INHIBITORY, QUANTITIES
 
 _Quantity = Annotated[float, Field(le=1e3), *at_least(1e-18)]
@@ -24,7 +24,7 @@ def _leak(capacitance: float, tau_s: float) -> float:
     return _UT / _KAPPA * capacitance / tau_s
 
 
-@dataclass(frozen=True, kw_only=True, config=CONFIG)
+@configuration
 class Layout:
     r"""Nominal quantities of a DynapSE2-like chip, static and hashable.
 
@@ -149,12 +149,12 @@ def logarithms(quantities: Mapping[str, Any], layout: Layout) -> dict[str, jax.A
             params[name] = jnp.asarray(value)
             continue
         if name not in known:
-            raise ValueError(
+            raise InputError(
                 f"{name!r} is not a quantity of a DynapSim; expected {sorted(known)}"
             )
         value = np.asarray(value, np.float64)
         if not (value > 0).all():
-            raise ValueError(
+            raise InputError(
                 f"{name} must be greater than 0 to have a logarithm; got "
                 f"{value.min()}. Draw mismatch with least_ratio=0.01, or of the "
                 "logarithms themselves"

@@ -11,6 +11,7 @@ from flax import linen as nn
 from flax import nnx
 
 from hwtrain._arrays import paths
+from hwtrain._errors import InputError
 from hwtrain._plan.plan import Plan
 from hwtrain._plan.quantities import QUANTITIES, quantity_of
 
@@ -35,7 +36,7 @@ def tree_of(tree_or_model: Any) -> paths.Tree:
     if isinstance(tree_or_model, nnx.Module):
         return nnx.state(tree_or_model, nnx.Param)
     if isinstance(tree_or_model, nn.Module):
-        raise ValueError(
+        raise InputError(
             f"{type(tree_or_model).__name__} is a Linen model, which holds no "
             "parameters: pass variables = model.init(key, x), and for an analog model "
             "plan=hwtrain.plan(analog, variables, x) too"
@@ -44,7 +45,7 @@ def tree_of(tree_or_model: Any) -> paths.Tree:
     names = collections.Counter(paths.path_of(keys) for keys, _ in leaves)
     twice = sorted(name for name, count in names.items() if count > 1)
     if twice:
-        raise ValueError(f"two leaves of the tree have the path {twice}; rename one")
+        raise InputError(f"two leaves of the tree have the path {twice}; rename one")
     return tree_or_model
 
 
@@ -73,7 +74,7 @@ def select(tree_or_model: Any, *patterns: str) -> paths.Tree:
     for pattern in patterns:
         matching = [path for path in floats if re.fullmatch(pattern, path)]
         if not matching:
-            raise ValueError(
+            raise InputError(
                 f"select: the pattern {pattern!r} matches no floating-point leaf; a "
                 f"pattern must match the whole path. The tree has {sorted(floats)}"
             )
@@ -155,7 +156,7 @@ def is_float(leaf: Any) -> bool:
 
 def _check_compat(compat: Any) -> Any:
     if compat not in (None, "rockpool"):
-        raise ValueError(f'compat must be None or "rockpool"; got {compat!r}')
+        raise InputError(f'compat must be None or "rockpool"; got {compat!r}')
     return compat
 
 
@@ -194,7 +195,7 @@ def _kernels(tree: paths.Tree, plan: Plan | None) -> set[str]:
     start = "" if set(local) <= set(leaves) else "params/"
     missing = [path for path in local if f"{start}{path}" not in leaves]
     if missing:
-        raise ValueError(
+        raise InputError(
             f"the plan has {missing}, the tree does not; it has {sorted(leaves)}"
         )
     return {f"{start}{path}" for path in local}
@@ -202,7 +203,7 @@ def _kernels(tree: paths.Tree, plan: Plan | None) -> set[str]:
 
 def _prototype(tree: paths.Tree, chosen: set[str], why_empty: str) -> paths.Tree:
     if not chosen:
-        raise ValueError(
+        raise InputError(
             f"the prototype would select nothing: {why_empty}. The tree has "
             f"{sorted(paths.leaves(tree))}; name leaves with hwtrain.select"
         )

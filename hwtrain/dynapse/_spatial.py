@@ -8,6 +8,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from hwtrain._errors import InputError
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class SpatialCorrelation:
@@ -42,12 +44,12 @@ class SpatialCorrelation:
 
     def __post_init__(self):
         if self.width < 1 or not 0 < self.length < math.inf:
-            raise ValueError(
+            raise InputError(
                 "SpatialCorrelation needs at least one device in a row and a finite "
                 f"length greater than 0; got width={self.width}, length={self.length}"
             )
         if not 0 < self.share <= 1:
-            raise ValueError(
+            raise InputError(
                 f"share is a share of the variance, in (0, 1]; got {self.share}. "
                 "Without correlation, leave the SpatialCorrelation out"
             )
@@ -63,7 +65,7 @@ class SpatialCorrelation:
           ValueError: for a scalar, which has no place on a chip.
         """
         if not shape:
-            raise ValueError("a scalar has no place on a chip; got shape ()")
+            raise InputError("a scalar has no place on a chip; got shape ()")
         rows = -(-shape[-1] // self.width)
         local_key, field_key = jax.random.split(key)
         grid = jax.random.normal(

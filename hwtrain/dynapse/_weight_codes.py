@@ -9,6 +9,8 @@ import itertools
 
 import numpy as np
 
+from hwtrain._errors import InputError
+
 BASES = 4
 NEAREST_POWERS = (1e-9, 2e-9, 4e-9, 8e-9)
 """Default base currents without a search, in A."""
@@ -69,7 +71,7 @@ def encode(
     """
     weights = np.asarray(weights, np.float64)
     if not np.isfinite(weights).all():
-        raise ValueError(
+        raise InputError(
             f"{int((~np.isfinite(weights)).sum())} of {weights.size} weights are NaN "
             "or infinite; export an earlier checkpoint"
         )

@@ -8,6 +8,7 @@ from flax import linen as nn
 from flax import nnx
 
 from hwtrain._arrays import paths
+from hwtrain._errors import InputError
 from hwtrain._flax.linen.root import analogize_linen
 from hwtrain._flax.nnx.root import analogize_nnx
 from hwtrain._plan.hardware import Hardware
@@ -103,14 +104,14 @@ def with_mismatch(
     assigned = Assignment(rules=rules, stream=stream)
     if isinstance(model, nn.Module):
         if rngs is not None:
-            raise ValueError(
+            raise InputError(
                 "with_mismatch(..., rngs=) is for NNX; a Linen model takes the stream "
                 f'in apply(..., rngs={{"{stream}": key}})'
             )
         return analogize_linen(model, assigned)
     if isinstance(model, nnx.Module):
         return analogize_nnx(model, assigned, rngs)
-    raise ValueError(
+    raise InputError(
         "with_mismatch takes a flax.linen.Module or a flax.nnx.Module; got "
         f"{type(model).__name__}"
     )

@@ -13,6 +13,7 @@ from flax.core import meta
 
 from hwtrain._arrays import paths, processes
 from hwtrain._arrays.shared import local_copy
+from hwtrain._errors import InputError
 from hwtrain._flax.constants import check_none
 from hwtrain._flax.functional import are_shared, as_function, require_same_plan
 from hwtrain._flax.materializing import materialize
@@ -162,7 +163,7 @@ def assert_active(
 
     rows, wrong = processes.answered(findings, reader, shared)
     if wrong:
-        raise ValueError(
+        raise InputError(
             "configured effects that do nothing, or not as configured:\n"
             + "\n".join(f"  {line}" for line in wrong)
         )

@@ -11,6 +11,7 @@ from flax import nnx
 
 from hwtrain._arrays import paths
 from hwtrain._arrays.random import draw_key
+from hwtrain._errors import InputError
 from hwtrain._flax.calls import Forward, through
 from hwtrain._flax.constants import with_constants
 from hwtrain._flax.functional import as_function
@@ -250,12 +251,12 @@ def _sum(values: Any, examples: int, name: str) -> jax.Array:
 
 def _checked_values(values: Any, examples: int, name: str) -> jax.Array:
     if jnp.shape(values) != (examples,):
-        raise ValueError(
+        raise InputError(
             f"the {name} must return one number for each example, shape "
             f"{(examples,)}; got {jnp.shape(values)}"
         )
     if jnp.iscomplexobj(values):
-        raise ValueError(
+        raise InputError(
             f"the {name} must return real numbers; got {values.dtype}, of which one "
             "part would be lost. Take jnp.abs, or one part of it"
         )

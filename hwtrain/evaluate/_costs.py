@@ -11,6 +11,7 @@ import numpy as np
 from rich.markup import escape
 from rich.table import Table
 
+from hwtrain._errors import InputError
 from hwtrain._flax.calls import Forward, first_call, require_one_call
 from hwtrain._flax.counting import Multiplications, multiplications
 from hwtrain._flax.modes import plan as plan_of
@@ -242,7 +243,7 @@ def cost(
     """
     require_one_call(forward, kwargs, "cost")
     if not example:
-        raise ValueError(
+        raise InputError(
             "cost counts the products of a call: pass its arguments, or their shapes, "
             "such as cost(analog, variables, x, constants=constants)"
         )
@@ -256,7 +257,7 @@ def cost(
         counted = multiplications(analog, variables, example[0], forward=forward)
     size = _examples(example) if examples is None else examples
     if size < 1:
-        raise ValueError(f"cost: expected at least one example in the call, got {size}")
+        raise InputError(f"cost: expected at least one example in the call, got {size}")
     return costs_of(found, counted, constants, size)
 
 
@@ -329,7 +330,7 @@ def _examples(example: tuple[Any, ...]) -> int:
     shapes = [np.shape(leaf) for leaf in jax.tree.leaves(example)]
     sizes = [shape[0] for shape in shapes if shape]
     if not sizes:
-        raise ValueError(
+        raise InputError(
             "cost cannot tell how many examples are in the call, which has no array "
             "with axes: pass examples=1"
         )

@@ -4,6 +4,7 @@ import dataclasses
 import math
 from collections.abc import Mapping, Sequence
 
+from hwtrain._errors import InputError
 from hwtrain._flax.signal_side import stages_of
 from hwtrain._parts.cost import Cost
 from hwtrain._parts.cost_constants import CostParameter
@@ -67,7 +68,7 @@ def _bits(
     in_hardware = f"{side}_bits{beside} in its IOParameters (hardware.forward), or "
     if weight.kind == "raw":  # which has no periphery
         in_hardware = ""
-    raise ValueError(
+    raise InputError(
         f"{weight.path}: its hardware has no {kind} with levels, and its cost depends "
         f"on their bits, as by {asks}. Write {in_hardware}{side}_bits in the "
         f"CostParameter (cost.{side}_bits)"
@@ -136,7 +137,7 @@ def analog_layer(
     counts = dataclasses.replace(counts, weight_reads=counts.weight_reads / slices)
     of_cells = constants.cell_energy_fj or constants.cell_area_um2
     if chip.converter is None and of_cells:
-        raise ValueError(
+        raise InputError(
             f"{weight.path}: its hardware has no converter of weights to conductances, "
             "so that the number of its devices is not known, and cell_energy_fj and "
             "cell_area_um2 are of one device. Give it one, such as "
@@ -157,7 +158,7 @@ def analog_layer(
             continue
         found = part.cost(ctx)
         if not isinstance(found, Cost):
-            raise ValueError(
+            raise InputError(
                 f"{weight.path}: expected cost of {type(part).__name__} to return a "
                 f"hwtrain.Cost, got {type(found).__name__}"
             )

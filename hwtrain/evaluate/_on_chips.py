@@ -13,6 +13,7 @@ from flax import nnx
 
 from hwtrain._arrays import paths
 from hwtrain._arrays.random import as_key
+from hwtrain._errors import InputError
 from hwtrain._flax.calls import Forward, divided, first_call, require_one_call
 from hwtrain._flax.functional import as_function
 from hwtrain._flax.materializing import materialize
@@ -80,7 +81,7 @@ def values_on_chips(
             params_of_chips = [variables.chip(seed) for seed in seeds]
         variables = variables.variables
     if variables is None and not isinstance(analog, nnx.Module):
-        raise ValueError(
+        raise InputError(
             f"a Linen model holds no variables of its own, and {caller} got "
             "variables=None; pass those of model.init(...), or a loaded checkpoint"
         )
@@ -89,7 +90,7 @@ def values_on_chips(
     batches = _checked_batches(batches, caller)
     first = next(batches, None)
     if first is None:
-        raise ValueError(f"{caller} got no batches; expected tuples of arrays")
+        raise InputError(f"{caller} got no batches; expected tuples of arrays")
     example = first[:1]
     if forward is not None:
         example, kwargs = first_call(forward, first[0])
@@ -111,7 +112,7 @@ def values_on_chips(
     if chunk is None:
         chunk = _chunk(tree["params"], plan, len(seeds))
     elif _whole(chunk, "chunk") < 1:
-        raise ValueError(f"chunk must be at least 1 chip; got {chunk}")
+        raise InputError(f"chunk must be at least 1 chip; got {chunk}")
     arrays, static = divided(kwargs if forward is None else {})
     measured = bool(params_of_chips)
     totals = compiled_totals(
@@ -172,7 +173,7 @@ def _settings(constants: Mapping[str, Sequence[float]] | None) -> _Settings:
     given = {key: np.asarray(values, np.float64) for key, values in constants.items()}
     sizes = {values.shape[:1] for values in given.values()}
     if len(sizes) != 1 or sizes == {()} or sizes == {(0,)}:
-        raise ValueError(
+        raise InputError(
             "constants takes a list of values for each key, all of one length, at "
             f"least one; got the shapes {[x.shape for x in given.values()]}"
         )
@@ -240,7 +241,7 @@ def _sides(
         elif (quiet or not called) and measured:
             why = "these chips are evaluated as measured"
         if why:
-            raise ValueError(f"constants: {key!r} would change nothing, because {why}")
+            raise InputError(f"constants: {key!r} would change nothing, because {why}")
         called, programmed = called and not quiet, programmed and not measured
         sides["of_calls"] += [key] if called else []
         sides["of_chips"] += [key] if programmed else []
@@ -257,12 +258,12 @@ def _times(times_s: Sequence[float] | None, plan: Plan) -> tuple[float, ...]:
         return (0.0,)
     times = tuple(float(t_s) for t_s in times_s) if np.ndim(times_s) == 1 else ()
     if not times or not all(0 <= t_s <= MOST for t_s in times):
-        raise ValueError(
+        raise InputError(
             "times_s must be seconds since programming, at least one, none negative "
             f"or beyond {MOST:g}; got {times_s!r}. Zero is just after programming"
         )
     if all(weight.hardware.noise_model is None for weight in plan.weights):
-        raise ValueError(
+        raise InputError(
             f"times_s={times_s!r} would change nothing: no weight of the plan has a "
             "noise model. Give its Hardware a converter and a noise_model, as "
             "presets.pcm() has, or leave times_s out"
@@ -271,7 +272,7 @@ def _times(times_s: Sequence[float] | None, plan: Plan) -> tuple[float, ...]:
     rounded = {t_s: float(np.asarray(t_s, precision)) for t_s in times}
     for first, second in itertools.pairwise(sorted(rounded)):
         if rounded[first] == rounded[second]:
-            raise ValueError(
+            raise InputError(
                 f"times_s has {first!r} and {second!r}, which are the same number in "
                 f"{precision}, so that both would be one read. Take times that are "
                 f"{np.spacing(np.asarray(second, precision)):g} s apart, or call "
@@ -286,13 +287,13 @@ def _seeds(chips: int | Sequence[int], caller: str) -> tuple[int, ...]:
     else:
         count = _whole(chips, "chips, unless it lists seeds,")
         if count > MOST_CHIPS:
-            raise ValueError(f"{caller} takes at most {MOST_CHIPS} chips; got {count}")
+            raise InputError(f"{caller} takes at most {MOST_CHIPS} chips; got {count}")
         seeds = tuple(range(count))
     if not seeds:
-        raise ValueError(f"{caller} needs at least one chip; got chips={chips!r}")
+        raise InputError(f"{caller} needs at least one chip; got chips={chips!r}")
     for seed in seeds:
         if not 0 <= seed < 2**32:
-            raise ValueError(f"a chip's seed must be in [0, 2^32); got {seed}")
+            raise InputError(f"a chip's seed must be in [0, 2^32); got {seed}")
     return seeds
 
 
@@ -300,7 +301,7 @@ def _whole(number: Any, name: str) -> int:
     try:
         return operator.index(number)
     except TypeError:
-        raise ValueError(f"{name} must be a whole number; got {number!r}") from None
+        raise InputError(f"{name} must be a whole number; got {number!r}") from None
 
 
 def _checked_key(key: Any) -> jax.Array:
@@ -308,7 +309,7 @@ def _checked_key(key: Any) -> jax.Array:
     typed = dtype is not None and jnp.issubdtype(dtype, jax.dtypes.prng_key)
     raw = dtype == jnp.uint32
     if not (typed and ndim == 0 or raw and ndim == 1):
-        raise ValueError(
+        raise InputError(
             f"key must be one JAX key, such as jax.random.key(0); got {key!r}"
         )
     return as_key(key)
@@ -321,23 +322,23 @@ def _checked_batches(batches: Iterable[Any], caller: str) -> Iterator[tuple[Any,
         "what the metric compares the outputs with"
     )
     if not isinstance(batches, Iterable):
-        raise ValueError(f"{expected}; got {type(batches).__name__}")
+        raise InputError(f"{expected}; got {type(batches).__name__}")
     for number, batch in enumerate(batches):
         if not isinstance(batch, (tuple, list)) or not len(batch):
-            raise ValueError(
+            raise InputError(
                 f"{expected}; batch {number} is {_kind(batch)}. Put it into a list"
             )
         shapes = [jnp.shape(leaf) for leaf in jax.tree.leaves(batch[0])]
         if len({shape[:1] for shape in shapes}) != 1 or not shapes[0]:
-            raise ValueError(
+            raise InputError(
                 f"{expected}; all inputs share their first axis, the examples, but "
                 f"those of batch {number} have the shapes {shapes}"
             )
         if not shapes[0][0]:
-            raise ValueError(f"batch {number} is empty; leave it out")
+            raise InputError(f"batch {number} is empty; leave it out")
         others = [jnp.shape(leaf) for leaf in jax.tree.leaves(tuple(batch[1:]))]
         if any(shape[:1] != shapes[0][:1] for shape in others):
-            raise ValueError(
+            raise InputError(
                 f"{expected}; all arrays of a batch are as long as its inputs, "
                 f"{shapes[0][0]} examples, but what the metric gets in batch {number} "
                 f"has the shapes {others}"

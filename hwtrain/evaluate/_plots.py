@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from hwtrain._errors import InputError
 from hwtrain._plan.tables import time_name
 from hwtrain.checkpoint._disk import AGAIN, complete
 from hwtrain.evaluate._histograms import Histogram
@@ -32,7 +33,7 @@ FEW = 20
 def require_matplotlib() -> None:
     """Raises a `ValueError` with the way out if matplotlib is missing."""
     if importlib.util.find_spec("matplotlib") is None:
-        raise ValueError("a plot needs matplotlib: pip install 'hwtrain[recipes]'")
+        raise InputError("a plot needs matplotlib: pip install 'hwtrain[recipes]'")
 
 
 def plot_histograms(
@@ -76,7 +77,7 @@ def plot_over_time(found: Population, path: Path, *, metric: str, title: str) ->
       title: the title.
     """
     if found.times_s is None:
-        raise ValueError("a plot over time needs a population with times_s; got none")
+        raise InputError("a plot over time needs a population with times_s; got none")
     figure = new_figure((6.4, 4.0))
     axes = figure.subplots()
     places = times_axis(axes, found.times_s)

@@ -9,6 +9,7 @@ import jax
 import numpy as np
 from rich.table import Table
 
+from hwtrain._errors import InputError
 from hwtrain._flax.calls import Forward
 from hwtrain._plan.tables import as_text, count, table_of, time_name
 from hwtrain.evaluate._chip_program import Metrics
@@ -150,11 +151,11 @@ class Population:
           ValueError: for fewer than two chips, or a level that is not between 0 and 1.
         """
         if not 0 < level < 1:
-            raise ValueError(
+            raise InputError(
                 f"level must be between 0 and 1, such as 0.95; got {level}"
             )
         if len(self.values) < 2:
-            raise ValueError(f"a bootstrap needs two chips, got {len(self.values)}")
+            raise InputError(f"a bootstrap needs two chips, got {len(self.values)}")
         from scipy import stats
 
         columns = np.reshape(self.values, (len(self.values), -1)).T
@@ -171,7 +172,7 @@ class Population:
           setting: index among the values of each constant.
         """
         if self.constants is None:
-            raise ValueError("this population was evaluated without constants")
+            raise InputError("this population was evaluated without constants")
         return dataclasses.replace(self, values=self.values[:, setting], constants=None)
 
     def table(
@@ -400,10 +401,10 @@ def population(
         that do not fit or have no effect.
     """
     if isinstance(metric, Mapping) and not metric:
-        raise ValueError("population needs at least one metric; got an empty mapping")
+        raise InputError("population needs at least one metric; got an empty mapping")
     several = isinstance(metric, Mapping)
     if until is not None and not until > 0:
-        raise ValueError(f"until must be a width above 0, or None; got {until!r}")
+        raise InputError(f"until must be a width above 0, or None; got {until!r}")
 
     def enough(values: np.ndarray) -> bool:
         first = values[0, ..., 0] if several else values[0]
@@ -446,7 +447,7 @@ def population(
 def is_higher(better: str) -> bool:
     """Returns whether higher values are better, given as `"higher"` or `"lower"`."""
     if better not in ("higher", "lower"):
-        raise ValueError(f'better must be "higher" or "lower"; got {better!r}')
+        raise InputError(f'better must be "higher" or "lower"; got {better!r}')
     return better == "higher"
 
 

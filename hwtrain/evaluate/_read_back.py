@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 
+from hwtrain._errors import InputError
 from hwtrain.checkpoint import HardwareCheckpoint
 
 
@@ -28,7 +29,7 @@ def are_measured(
     missing = sorted(set(seeds) - set(checkpoint.chip_seeds))
     if measured and missing:
         held = ", ".join(map(str, checkpoint.chip_seeds))
-        raise ValueError(
+        raise InputError(
             f"{checkpoint.directory} holds no chip {missing[0]}; it holds {held}, of "
             f"which chip {min(measured)} was measured; to draw chips from their seeds, "
             "pass checkpoint.variables"
@@ -39,12 +40,12 @@ def are_measured(
     number = min(asked)
     if asked != set(seeds):
         drawn = sorted(set(seeds) - asked)
-        raise ValueError(
+        raise InputError(
             f"chip {number} was measured and chip {drawn[0]} would be drawn from its "
             "seed; evaluate them one after the other"
         )
     if times_s is not None:
-        raise ValueError(
+        raise InputError(
             f"chip {number} was measured, at one time; how it drifts is not known. "
             "Leave times_s out"
         )

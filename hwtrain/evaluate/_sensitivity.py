@@ -8,6 +8,7 @@ import jax
 import numpy as np
 from rich.table import Table
 
+from hwtrain._errors import InputError
 from hwtrain._flax.calls import Forward
 from hwtrain._plan.plan import Plan
 from hwtrain._plan.tables import as_text, count, time_name
@@ -196,7 +197,7 @@ def sensitivity(
         for weight in filter(_differs, plan.weights):
             layers.setdefault(_layer_of(weight), []).append(weight.path)
         if not layers:
-            raise ValueError(
+            raise InputError(
                 "no layer of this model differs between chips, so that nothing would "
                 "change: give its Hardware a mismatch, a noise_model or stuck devices"
             )
@@ -238,7 +239,7 @@ def sensitivity(
 def _check_better(better: str) -> None:
     """Raises a `ValueError` for anything but the two directions of a metric."""
     if better not in ("higher", "lower"):
-        raise ValueError(f'better must be "higher" or "lower"; got {better!r}')
+        raise InputError(f'better must be "higher" or "lower"; got {better!r}')
 
 
 def _with_half_width(differences: np.ndarray, form: str) -> str:

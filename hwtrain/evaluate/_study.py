@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 from rich.table import Table
 
+from hwtrain._errors import InputError
 from hwtrain._plan.tables import as_text, count, fold_names, table_of, time_name
 from hwtrain.evaluate._population import Population, is_higher
 
@@ -30,11 +31,11 @@ class Study:
 
     def __post_init__(self):
         if not self.populations:
-            raise ValueError("a Study needs at least one population; got none")
+            raise InputError("a Study needs at least one population; got none")
         for conditions, population in self.populations:
             both = set(conditions) & {*(population.constants or ()), "t_s"}
             if both:
-                raise ValueError(
+                raise InputError(
                     f"Study: {', '.join(sorted(both))} is a condition, and a constant "
                     "or the time of its population too; name the condition otherwise"
                 )

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 from hwtrain._arrays import paths
 from hwtrain._arrays.derivatives import straight_through
 from hwtrain._arrays.random import draw_key
+from hwtrain._errors import InputError
 from hwtrain._plan.nominal import check_nominal
 from hwtrain._plan.plan import Plan
 from hwtrain.chips import program_chip
@@ -44,12 +45,12 @@ def of_chips(
       Risk 2000.
     """
     if not any(weight.hardware.frozen for weight in plan.weights):
-        raise ValueError(
+        raise InputError(
             "chips do not differ, because no weight's hardware has a mismatch or a "
             "noise model; write Hardware(mismatch=MismatchParameter(...))"
         )
     if chips < 1 or not 0 < share <= 1:
-        raise ValueError(
+        raise InputError(
             "expected at least one chip, and a share above 0 and at most 1; got "
             f"chips={chips}, share={share}"
         )

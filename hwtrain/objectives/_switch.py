@@ -7,9 +7,15 @@ from typing import Annotated, Any, Literal, Self
 
 import jax
 from pydantic import Field, model_validator
-from pydantic.dataclasses import dataclass
 
-from hwtrain._parts.fields import CONFIG, Deviation, Positive, PositiveDeviation, Share
+from hwtrain._errors import InputError
+from hwtrain._parts.fields import (
+    Deviation,
+    Positive,
+    PositiveDeviation,
+    Share,
+    configuration,
+)
 from hwtrain._parts.part import Part
 from hwtrain._parts.registry import register_types
 from hwtrain._parts.slot import OpenSlot
@@ -42,7 +48,7 @@ _EFFECTIVE = {
 
 
 @register_types("objective")
-@dataclass(frozen=True, kw_only=True, config=CONFIG)
+@configuration
 class ObjectiveParameter:
     r"""The objective that training minimises instead of the loss.
 
@@ -99,16 +105,16 @@ class ObjectiveParameter:
             types = _EFFECTIVE.get(field.name)
             value = getattr(self, field.name)
             if types and self.type not in types and value != field.default:
-                raise ValueError(
+                raise InputError(
                     f'{field.name}={value} does nothing with type="{self.type}"; leave '
                     f"it out, or use a type that takes it: {', '.join(types)}"
                 )
         if self.type in ("gaussian", "multiplicative") and self.std_dev == 0:
-            raise ValueError(
+            raise InputError(
                 f'type="{self.type}" needs a standard deviation: write std_dev=0.1'
             )
         if self.type == "cvar_of_chips" and self.share == 0:
-            raise ValueError("share must be above 0; 1 counts all chips, got 0")
+            raise InputError("share must be above 0; 1 counts all chips, got 0")
         return self
 
 
@@ -185,7 +191,7 @@ def robust(
             return sharpness_aware(loss, plan, **options, has_aux=has_aux)
         case "adversarial":
             if outputs is None:
-                raise ValueError(
+                raise InputError(
                     'type="adversarial" compares outputs: write robust(..., '
                     "outputs=lambda params, key, *batch: model.apply(...))"
                 )

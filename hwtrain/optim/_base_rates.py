@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import optax
 
 from hwtrain._arrays import paths
+from hwtrain._errors import InputError
 
 Rates = Any
 """One learning rate for all weights, or a learning rate for each weight by path."""
@@ -163,7 +164,7 @@ def _small(params: Any) -> Any:
 
 def _unmeasurable(error: Exception) -> ValueError:
     text = f"{type(error).__name__}: {error}".splitlines()[0]
-    return ValueError(
+    return InputError(
         "hardware_aware cannot measure the base optimiser's learning rate, because "
         f"the base does not run on arrays of one element ({text}). Give the ranges "
         "their own: hardware_aware(base, plan, input_range_learning_rate=1e-3), a "

@@ -8,6 +8,7 @@ import optax
 
 from hwtrain._arrays import paths
 from hwtrain._arrays.random import draw_key, step_key
+from hwtrain._errors import InputError
 from hwtrain._plan.plan import Plan
 from hwtrain._plan.weight import AnalogWeight
 from hwtrain.chips._crossbar import on_crossbar
@@ -156,12 +157,12 @@ def _drifted(
 def _check_key(weights: list[AnalogWeight], key: jax.Array | None) -> None:
     drawing = [weight.path for weight in weights if draws(weight)]
     if drawing and key is None:
-        raise ValueError(
+        raise InputError(
             f"the drift of {drawing} draws exponents or noise and needs a key: write "
             "optim.hardware_aware(base, plan, drift_key=jax.random.key(seed))"
         )
     if key is not None and not drawing:
-        raise ValueError(
+        raise InputError(
             "a key for the drift of weights was given, but no drift of the plan draws: "
             "leave drift_key out, or write Hardware(drift=DriftParameter(nu_dtod=...))"
         )

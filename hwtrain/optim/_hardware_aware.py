@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import optax
 
 from hwtrain._arrays import paths
+from hwtrain._errors import InputError
 from hwtrain._plan.plan import Plan, added
 from hwtrain._plan.stale_leaves import check_fit
 from hwtrain._plan.weight import AnalogWeight
@@ -243,7 +244,7 @@ def _init(base: Any, params: Any, frozen: list[AnalogWeight]) -> Any:
             without = f", without {frozen[0].path!r} and all else that a rule freezes"
             also = "; a rule with frozen=True needs no label"
         reason = f"{type(error).__name__}: {error}".splitlines()[0]
-        raise ValueError(
+        raise InputError(
             "the base optimiser does not take the parameters that it sees, which are "
             "the plain model's: those of hwtrain.strip(params, plan), with no probe "
             f"and no input_range{without}. Where it is an optax.partition or an "
@@ -277,7 +278,7 @@ def _check_still(on_chip: list[AnalogWeight], fixed: Container[str]) -> None:
     """
     for weight in on_chip:
         if weight.path not in fixed:
-            raise ValueError(
+            raise InputError(
                 f"hardware_aware trains nominal weights, but {weight.path} belongs to "
                 "a chip, which training does not change. Pass the nominal ones "
                 "(checkpoint.variables); to tune what stays digital on this chip, "
@@ -311,7 +312,7 @@ def _check_order(base_state: Any) -> None:
 
 
 def _wrong_order(name: str) -> ValueError:
-    return ValueError(
+    return InputError(
         f"optax.{name} must go around hardware_aware, not into it: the ranges must see "
         "the same steps as the weights. Write "
         f"optax.{name}(hardware_aware(base, plan), ...)"

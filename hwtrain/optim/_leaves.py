@@ -3,6 +3,7 @@
 from typing import Any
 
 from hwtrain._arrays import paths
+from hwtrain._errors import InputError
 from hwtrain._parts.leaf import LeafSpec, Trained
 from hwtrain._plan.leaf_names import may_be_leaf, split
 from hwtrain._plan.plan import Plan
@@ -13,7 +14,7 @@ from hwtrain.periphery.input_range import PROBE, RANGE
 def require(params: Any, name: str) -> None:
     """Raises if a transformation that needs the parameters did not get them."""
     if params is None:
-        raise ValueError(
+        raise InputError(
             f"{name} needs the parameters: write tx.update(grads, state, params)"
         )
 
@@ -43,7 +44,7 @@ def check(plan: Plan, params: Any) -> None:
     known = _all_shapes(plan)
     for path, shapes in _all_shapes(plan.trained).items():
         if path not in present:
-            raise ValueError(
+            raise InputError(
                 f"the parameters have no {path!r}. They seem to come from the plain "
                 "model; write params = hwtrain.adopt(analog, params, *example) first. "
                 "Or a filter leaves it out: write nnx.Optimizer(model, tx, "
@@ -52,7 +53,7 @@ def check(plan: Plan, params: Any) -> None:
         found = tuple(present[path].shape)
         if found not in shapes:
             expected = " or ".join(map(str, shapes))
-            raise ValueError(
+            raise InputError(
                 f"{path} has the shape {found}, but the hardware's tiles ask for "
                 f"{expected}. It seems to come from other hardware; remove it with "
                 "hwtrain.strip(params, plan), and write params = "
@@ -64,7 +65,7 @@ def check(plan: Plan, params: Any) -> None:
             continue
         ranged = split(path)[1] in (RANGE.name, PROBE.name)
         if ranged and may_be_leaf(path, present):
-            raise ValueError(
+            raise InputError(
                 f"the plan does not know {path!r}: its example call does not reach "
                 f"{layer!r}, or that belongs to an analog model of its own. Unite "
                 'the plans: hwtrain.plan(analog, params, *example, method="...") '
@@ -78,7 +79,7 @@ def _check_filter(plan: Plan, present: dict[str, Any]) -> None:
     digital = {entry.path for entry in plan.digital}
     if missing and present and all(p in plan or p in digital for p in present):
         layer = plan[missing[0]].layer_path
-        raise ValueError(
+        raise InputError(
             f"the optimiser gets {len(present)} parameters of the model, but not the "
             f"analog weight {missing[0]!r}, which the plan trains: a filter leaves it "
             "out, such as wrt= of nnx.Optimizer. If it is to stay as it is, write "

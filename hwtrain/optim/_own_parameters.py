@@ -6,6 +6,7 @@ import jax
 import optax
 from optax import contrib
 
+from hwtrain._errors import InputError
 from hwtrain._plan.plan import Plan
 
 _ANEW = "sets the weights anew from initial ones that it keeps, in every step"
@@ -44,13 +45,13 @@ def check_own_parameters(plan: Plan, state: Any) -> None:
     parts = jax.tree.leaves(state, is_leaf=lambda part: isinstance(part, kinds))
     for part in parts:
         if isinstance(part, _Lookahead):
-            raise ValueError(
+            raise InputError(
                 "optax.lookahead trains a pair of fast and slow parameters, and "
                 "hardware_aware sees those of one model. Put it around: "
                 "optax.lookahead(hardware_aware(base, plan), ...)"
             )
         if isinstance(part, _SEARCHES):
-            raise ValueError(
+            raise InputError(
                 "a line search calls the loss with the plain model's parameters, "
                 "without input ranges and other leaves. Use a base without a line "
                 "search, such as optax.lbfgs(learning_rate, linesearch=None)"
@@ -60,7 +61,7 @@ def check_own_parameters(plan: Plan, state: Any) -> None:
             clip, drifts = weight.hardware.clip, weight.hardware.drifts
             if drifts or (clip is not None and clip.active):
                 effect = "drift" if drifts else "clip"
-                raise ValueError(
+                raise InputError(
                     f"{name} {what}, so that the {effect} of {weight.path} would not "
                     f"hold for them. Take another base, such as optax.adamw, or "
                     f"hardware without: Hardware({effect}=None)"

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import optax
 
 from hwtrain._arrays import paths
+from hwtrain._errors import InputError
 from hwtrain._plan.plan import Plan
 from hwtrain._plan.weight import AnalogWeight
 from hwtrain.chips._crossbar import on_crossbar
@@ -96,7 +97,7 @@ def _new_scale(weight: AnalogWeight, kernel: jax.Array, scale: jax.Array) -> jax
     sizes = weight.row_sizes, weight.column_sizes
     new = remap.scale(weight.to_matrix(w), scale, *sizes)
     if new.shape != scale.shape:
-        raise ValueError(
+        raise InputError(
             f"{weight.leaf(MAPPING_SCALE)} should have the shape {new.shape} for "
             f"{remap.type!r}, got {scale.shape}. It seems to come from other hardware; "
             "remove it and write params = hwtrain.adopt(analog, params, *example)"

@@ -20,6 +20,7 @@ from hwtrain._arrays.random import (
     uniform,
 )
 from hwtrain._arrays.tiling import over_batch
+from hwtrain._errors import InputError
 from hwtrain._parts.constant import stopped
 from hwtrain._parts.part import Part
 from hwtrain._parts.slot import home
@@ -136,13 +137,13 @@ class Context:
         here = self.here
         stage = "a stage" if here is None else type(here.stage).__name__
         if self.crossbar.whole and here is not None and not here.calls[0]:
-            raise ValueError(
+            raise InputError(
                 f"{stage} asks for its leaf {name!r} before it calls inner(x): a stage "
                 "with whole = True does the same to all inputs. Read the leaf after "
                 "calling inner(x), or leave whole out"
             )
         if name not in self.leaves:
-            raise ValueError(
+            raise InputError(
                 f"{stage} asks for the leaf {name!r}, which these weights do not have; "
                 f"they have {', '.join(self.leaves) or 'none'}. Declare it: def "
                 "leaves(self, weight): return (hwtrain.LeafSpec(name=...),)"
@@ -188,7 +189,7 @@ class Context:
         self._check_draws("chip")
         if self.crossbar.whole:
             stage = "a stage" if self.here is None else type(self.here.stage).__name__
-            raise ValueError(
+            raise InputError(
                 f"{stage} asks for input_spread, one number for each row of a tile: a "
                 "convolution as a whole has no rows, because an input is in several "
                 "windows. Leave whole out"
@@ -215,7 +216,7 @@ class Context:
         shape = self.crossbar.weights.shape
         if self.crossbar.whole:
             stage = "a stage" if self.here is None else type(self.here.stage).__name__
-            raise ValueError(
+            raise InputError(
                 f"{stage} asks for weight_spread, one number for each weight of a "
                 "tile: a convolution as a whole is not cut into tiles. Leave whole out"
             )
@@ -262,18 +263,18 @@ class Context:
             return
         name, says = type(here.stage).__name__, here.stage.draws
         if not here.stage.draws_at(when):
-            raise ValueError(
+            raise InputError(
                 f"{name} draws at each {when}, but declares draws = {says!r}: it would "
                 f'get no key, and do nothing. Write draws = "{when}" in its class, or '
                 "a tuple of all its draws"
             )
         if when == "read" and self.crossbar.whole and not here.calls[0]:
-            raise ValueError(
+            raise InputError(
                 f"{name} draws before it calls inner(x): inputs of a stage with whole "
                 "= True get no noise. Draw after calling inner(x), or leave whole out"
             )
         if when == "read" and self.keys is not None and _trace() != here.trace:
-            raise ValueError(
+            raise InputError(
                 f"{name} draws in a loop or map of its own, where each step would draw "
                 "the same. Draw all numbers before it, with an axis for its steps"
             )
@@ -381,7 +382,7 @@ class Inner:
         calls, here.calls[0] = here.calls[0], here.calls[0] + 1
         name = type(here.stage).__name__
         if ctx.crossbar.whole and calls:
-            raise ValueError(
+            raise InputError(
                 f"{name} calls inner(x) twice; with whole = True it has one read. "
                 "Leave whole out"
             )
@@ -391,7 +392,7 @@ class Inner:
         if read is not None:
             return ctx.read(f"{path}#read", read)
         if ctx.keys is not None and _trace() != here.trace:
-            raise ValueError(
+            raise InputError(
                 f"{name} calls inner(x) in a loop or map of its own, where each step "
                 "would draw the same. Number the reads: inner(x, read=i)"
             )
@@ -432,7 +433,7 @@ def run(stages: Sequence[Any], x: jax.Array, ctx: Context) -> jax.Array:
     inner = Inner(further, ctx)
     y = stage.around(inner, x, ctx)
     if inner.shape is not None and jnp.shape(y) != inner.shape:
-        raise ValueError(
+        raise InputError(
             f"{type(stage).__name__}.around should return outputs of the shape "
             f"{inner.shape} that inner(x) has, got {jnp.shape(y)}"
         )

@@ -16,6 +16,7 @@ from jax.typing import ArrayLike, DTypeLike
 
 from hwtrain._arrays.tiling import over_batch
 from hwtrain._arrays.windows import Window
+from hwtrain._errors import InputError
 from hwtrain._parts.constant import filled, split, static
 from hwtrain._parts.slot import home
 from hwtrain.periphery._pipeline import Context, run
@@ -270,7 +271,7 @@ class _End:
         raise _Reached(x)
 
     def __getattr__(self, name: str) -> Any:
-        raise ValueError(
+        raise InputError(
             f"a stage with whole = True asks for {name!r} of its weights before it "
             "calls inner(x): do that after the call, or leave whole out"
         )

@@ -10,6 +10,7 @@ import numpy as np
 from hwtrain._arrays.tiling import add_tiles, join, mask, over_batch
 from hwtrain._arrays.window_tiles import Tile, tiles_of
 from hwtrain._arrays.windows import Window
+from hwtrain._errors import InputError
 from hwtrain.periphery._range_gradient import count_outputs
 from hwtrain.periphery._ranges_of_windows import clipped_inputs, convolution
 from hwtrain.periphery.input_range import RANGE, Range
@@ -101,7 +102,7 @@ class WholeKernel(NamedTuple):
 
     def holding(self, w: jax.Array) -> "WholeKernel":
         """Raises: its product was computed in advance."""
-        raise ValueError(
+        raise InputError(
             f"inner(x, weights=...) got weights of shape {w.shape} in a convolution as "
             "a whole, which is multiplied before its stages run: leave whole out"
         )
@@ -211,7 +212,7 @@ class WholeKernel(NamedTuple):
         self, draw: Callable[[Any, Sequence[int]], jax.Array], key: Any
     ) -> jax.Array:
         """Raises: a whole convolution has inputs, and no rows."""
-        raise ValueError("the rows of a convolution as a whole are not its inputs")
+        raise InputError("the rows of a convolution as a whole are not its inputs")
 
     @property
     def _row_tiles(self) -> tuple[Tile, ...]:

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from pydantic import Field, model_validator
 
+from hwtrain._errors import InputError
 from hwtrain._parts.fields import Number, Positive
 from hwtrain._parts.part import Part
 from hwtrain.periphery.adc import Adc
@@ -110,17 +111,17 @@ class AdcThresholds(Part):
     @model_validator(mode="after")
     def _check(self) -> Self:
         if bool(self.inl_lsb) == bool(self.dnl_lsb):
-            raise ValueError(
+            raise InputError(
                 "expected one table, inl_lsb or dnl_lsb, of an entry for each of the "
                 f"2^bits - 2 thresholds; got {len(self.inl_lsb)} and "
                 f"{len(self.dnl_lsb)} entries"
             )
         if not any(self.inl):
-            raise ValueError("a table of zeros does nothing: leave the stage out")
+            raise InputError("a table of zeros does nothing: leave the stage out")
         places = np.arange(len(self.inl)) + np.asarray(self.inl)
         if np.any(np.diff(places) <= 0):
             low = int(np.argmin(np.diff(places)))
-            raise ValueError(
+            raise InputError(
                 f"thresholds {low} and {low + 1} are in the wrong order: their INL of "
                 f"{self.inl[low]:g} and {self.inl[low + 1]:g} steps moves one past the "
                 "other. A DNL is above -1"

@@ -9,6 +9,8 @@ import numpy as np
 from jax.core import Tracer
 from jax.typing import ArrayLike
 
+from hwtrain._errors import InputError
+
 _TOLERANCE = 1e-7
 """Residual at which the iteration ends, relative to the right-hand side. The system has
 no eigenvalue below 1, so the error of its solution is at most as large."""
@@ -172,23 +174,23 @@ def _check(
     """Raises for arguments of a wrong shape, or that no circuit has."""
     shape, of_inputs = jnp.shape(conductances), jnp.shape(voltages)
     if len(shape) != 2:
-        raise ValueError(
+        raise InputError(
             f"conductances_s has shape {shape}: expected [rows, columns] of one "
             "crossbar; jax.vmap runs over several"
         )
     if not of_inputs or of_inputs[-1] != shape[0]:
-        raise ValueError(
+        raise InputError(
             f"voltages_v has shape {of_inputs}: expected [..., {shape[0]}], a voltage "
             "for each row of conductances_s"
         )
     for name, value in {"conductances_s": conductances, **resistances}.items():
         if name != "conductances_s" and jnp.shape(value):
-            raise ValueError(f"{name} has shape {jnp.shape(value)}: expected a number")
+            raise InputError(f"{name} has shape {jnp.shape(value)}: expected a number")
         if isinstance(value, Tracer):
             continue
         least = np.min(value, initial=0.0)
         if not np.all(np.isfinite(value)) or least < 0:
-            raise ValueError(
+            raise InputError(
                 f"{name} is {least:g} at least, or not finite: expected numbers of at "
                 "least 0. A negative weight is the difference of two columns"
             )

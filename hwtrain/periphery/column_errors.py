@@ -7,6 +7,7 @@ import jax.numpy as jnp
 from pydantic import model_validator
 
 from hwtrain._arrays.tiling import over_batch
+from hwtrain._errors import InputError
 from hwtrain._parts.fields import Deviation, NonNegative
 from hwtrain._parts.part import Part
 
@@ -72,7 +73,7 @@ class ColumnErrors(Part):
     @model_validator(mode="after")
     def _check(self) -> Self:
         if self.gain_std == self.offset_std == 0:
-            raise ValueError(
+            raise InputError(
                 "columns without spread do nothing: write gain_std or offset_std above "
                 "0, or leave the stage out"
             )

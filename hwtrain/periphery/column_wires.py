@@ -9,6 +9,7 @@ from jax.typing import ArrayLike
 from pydantic import model_validator
 
 from hwtrain._arrays import tiling
+from hwtrain._errors import InputError
 from hwtrain._parts.fields import NonNegative, Number, Positive, Size
 from hwtrain._parts.part import Part
 
@@ -102,7 +103,7 @@ class ColumnWires(Part):
         """Subtracts the loss from the outputs, and the offset."""
         tall = ctx.crossbar.row_sizes[0]
         if tall > self.rows:
-            raise ValueError(
+            raise InputError(
                 f"a tile has {tall} rows, and column_wires says that the physical one "
                 f"has {self.rows}: write rows={tall} or more, or limit tiles by "
                 f"MappingParameter(max_input_size={self.rows})"
@@ -188,17 +189,17 @@ class ColumnWires(Part):
     @model_validator(mode="after")
     def _check(self) -> Self:
         if self.r_wire_ohm == self.v_offset == 0:
-            raise ValueError(
+            raise InputError(
                 "column wires without resistance and offset do nothing: write "
                 "r_wire_ohm above 0, or leave the stage out"
             )
         if self.rows % self.segments:
-            raise ValueError(
+            raise InputError(
                 f"segments={self.segments} does not divide rows={self.rows}: segments "
                 "have equal numbers of rows"
             )
         if self.g_min_us >= self.g_max_us:
-            raise ValueError(
+            raise InputError(
                 f"g_min_us={self.g_min_us:g} must be below g_max_us={self.g_max_us:g}"
             )
         return self

@@ -8,16 +8,16 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from pydantic import AfterValidator, Field, model_validator
-from pydantic.dataclasses import dataclass
 
 from hwtrain._arrays import tiling
+from hwtrain._errors import InputError
 from hwtrain._parts.fields import (
-    CONFIG,
     Count,
     Deviation,
     Positive,
     Share,
     changed,
+    configuration,
 )
 from hwtrain._parts.leaf import LeafSpec, When
 from hwtrain._parts.part import Described, Part
@@ -183,7 +183,7 @@ _LEARNING = (
 
 def _momentum(value: float) -> float:
     if value != -1 and not 0 <= value < 1:
-        raise ValueError(f"expected a share below 1, or -1 for extremes; got {value:g}")
+        raise InputError(f"expected a share below 1, or -1 for extremes; got {value:g}")
     return value
 
 
@@ -191,7 +191,7 @@ Momentum = Annotated[float, Field(ge=-1, lt=1), AfterValidator(_momentum)]
 """The weight of what is known, or -1."""
 
 
-@dataclass(frozen=True, kw_only=True, config=CONFIG)
+@configuration
 class InputRangeParameter(Described):
     r"""The range to which a tile's inputs are clipped, and how it is learned.
 
@@ -289,7 +289,7 @@ class InputRangeParameter(Described):
         else:
             idle, reason = changed(self, ("act_range_momentum",)), "fast_mode=False"
         if idle:
-            raise ValueError(
+            raise InputError(
                 f"{', '.join(idle)}: no effect with {reason}; leave it out, or leave "
                 f"out {reason}"
             )

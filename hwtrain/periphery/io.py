@@ -5,13 +5,12 @@ from dataclasses import fields
 from typing import Annotated, Literal, Self
 
 from pydantic import Field, WrapSerializer, model_validator
-from pydantic.dataclasses import dataclass
 
 import hwtrain.periphery._stages  # noqa: F401 gives stages their order
 from hwtrain._arrays.rounding import resolution
+from hwtrain._errors import InputError
 from hwtrain._parts.constant import static
 from hwtrain._parts.fields import (
-    CONFIG,
     Deviation,
     NonNegative,
     Number,
@@ -19,6 +18,7 @@ from hwtrain._parts.fields import (
     PositiveShare,
     PositiveSteps,
     Share,
+    configuration,
 )
 from hwtrain._parts.part import Described, Part
 from hwtrain._parts.registry import ordered
@@ -42,7 +42,7 @@ from hwtrain.periphery.voltage_offset import VoltageOffset
 Bits = Annotated[int, Field(ge=2, le=24)]
 
 
-@dataclass(frozen=True, kw_only=True, config=CONFIG)
+@configuration
 class IOParameters(Described):
     r"""The periphery of a tile's matrix multiplication. `IOParameters()` is ideal.
 
@@ -332,7 +332,7 @@ class IOParameters(Described):
         }
         for name, needed in needs_bound.items():
             if needed and self.out_bound is None:
-                raise ValueError(
+                raise InputError(
                     f"{name}={getattr(self, name)!r} refers to the full scale of the "
                     f"ADC: write out_bound=10.0 beside it, in normalised units, or "
                     f"leave {name} out"
@@ -387,18 +387,18 @@ class IOParameters(Described):
         }
         for name, idle in without_effect.items():
             if idle:
-                raise ValueError(
+                raise InputError(
                     f"{name}={getattr(self, name)!r} does nothing without "
                     f"{needed[name]}: write it beside, or leave {name} out"
                 )
         if self.mv_type in ("split_mode", "bit_wise") and self._groups[-1] < 1:
-            raise ValueError(
+            raise InputError(
                 f"split_mode_bit_shift={self.split_mode_bit_shift} leaves no bits for "
                 f"the second pass: the DAC has {sum(self._groups)} beside the sign. "
                 "Write fewer, or more inp_bits"
             )
         if self.mv_type == "bit_wise" and len(self._groups) < 2:
-            raise ValueError(
+            raise InputError(
                 'mv_type="bit_wise" needs at least two bits beside the sign: write '
                 'inp_bits=3 or more, or mv_type="one_pass"'
             )
@@ -415,19 +415,19 @@ def _check_converter(io: IOParameters, side: str) -> None:
     """Raises for a converter that is specified twice or has options without effect."""
     res, bits = getattr(io, f"{side}_res"), getattr(io, f"{side}_bits")
     if res is not None and bits is not None:
-        raise ValueError(
+        raise InputError(
             f"{side}_res={res} and {side}_bits={bits} both give the resolution; leave "
             f"one out ({side}_bits={bits} is {side}_res={from_bits(bits):.6g})"
         )
     levels = res is not None or bits is not None
     if getattr(io, f"{side}_sto_round") and not levels:
-        raise ValueError(
+        raise InputError(
             f"{side}_sto_round=True does nothing without levels to round to: write "
             f"{side}_bits=8 beside it, or leave it out"
         )
     if side == "out" and levels and io.out_bound is None:
         given = "out_res" if bits is None else "out_bits"
-        raise ValueError(
+        raise InputError(
             f"an ADC needs a full scale: write out_bound=10.0 beside {given}, in "
             "normalised units (largest input times largest weight)"
         )

@@ -18,6 +18,7 @@ import numpy as np
 
 from hwtrain._arrays import tiling
 from hwtrain._arrays.derivatives import vary_alike
+from hwtrain._errors import InputError
 from hwtrain._parts.constant import static, stopped
 from hwtrain._parts.cost import Cost
 from hwtrain._parts.part import Part
@@ -297,7 +298,7 @@ class Management(Part):
         def read(number, alpha):
             trial = inner.trial(x / alpha, number)
             if "clipped" not in trial.notes:
-                raise ValueError(
+                raise InputError(
                     "bound management repeats a read until no output is clipped, but "
                     "no stage inside it reports clipping: add an ADC, or call "
                     'ctx.note("clipped", ...)'
@@ -327,7 +328,7 @@ def _rounded(tile, x, alpha):
 def _check_vectors(drawn: tuple[int, ...], vectors: tuple[int, ...]) -> None:
     """Raises unless each vector on each tile has its own draws."""
     if drawn[:-1] != vectors[:-1]:
-        raise ValueError(
+        raise InputError(
             f"a stage draws numbers of the shape {drawn} under bound management, which "
             "reads single vectors again: draw them in the shape of the inputs or the "
             f"outputs, {(*vectors[:-1], '...')}"

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from pydantic import Field, model_validator
 
+from hwtrain._errors import InputError
 from hwtrain._parts.fields import Positive
 from hwtrain._parts.part import Part
 from hwtrain.periphery.asymmetry import OutputAsymmetry
@@ -77,7 +78,7 @@ class WeightSlices(Part):
         """Raises if the converter slices weights into other bits."""
         held = getattr(hardware.converter, "bits", self.bits)
         if isinstance(held, tuple) and held != self.bits:
-            raise ValueError(
+            raise InputError(
                 f"the stage {self.type!r} reads slices of bits={self.bits}, and the "
                 f"converter {hardware.converter.type!r} holds slices of bits={held}: "
                 "write the same bits in both"
@@ -137,7 +138,7 @@ class WeightSlices(Part):
     @model_validator(mode="after")
     def _check(self) -> Self:
         if sum(self.bits) > MOST_BITS:
-            raise ValueError(
+            raise InputError(
                 f"bits={self.bits} are {sum(self.bits)} bits for each weight; there "
                 f"are at most {MOST_BITS}, beside the sign"
             )

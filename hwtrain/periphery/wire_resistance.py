@@ -12,6 +12,7 @@ from jax.typing import ArrayLike
 from pydantic import model_validator
 
 from hwtrain._arrays import tiling
+from hwtrain._errors import InputError
 from hwtrain._parts.fields import NonNegative, Positive
 from hwtrain._parts.part import Part
 from hwtrain.periphery.circuit import crossbar_currents, wire_resistances
@@ -123,7 +124,7 @@ class WireResistance(Part):
             ("g_min", self.g_min_us, low),
         ):
             if not math.isclose(here, there, rel_tol=1e-6):
-                raise ValueError(
+                raise InputError(
                     f"the stage wire_resistance has {name}_us={here:g}, and the "
                     f"converter {converter.type!r} has devices of "
                     f"{converter.g_min:g} to {converter.g_max:g} µS{said}: write "
@@ -211,12 +212,12 @@ class WireResistance(Part):
     @model_validator(mode="after")
     def _check(self) -> Self:
         if self.r_wire_ohm == self.r_source_ohm == self.r_sink_ohm == 0:
-            raise ValueError(
+            raise InputError(
                 "wires without resistance do nothing: write r_wire_ohm, r_source_ohm "
                 "or r_sink_ohm above 0, or leave the stage out"
             )
         if self.g_min_us >= self.g_max_us:
-            raise ValueError(
+            raise InputError(
                 f"g_min_us={self.g_min_us:g} must be below g_max_us={self.g_max_us:g}"
             )
         return self

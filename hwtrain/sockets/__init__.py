@@ -11,6 +11,7 @@ from typing import Any, TypeVar
 from flax import linen as nn
 from flax import nnx
 
+from hwtrain._errors import InputError
 from hwtrain.sockets import _table
 
 __all__ = ["register"]
@@ -89,14 +90,14 @@ def register(
     """
     given: Any = cls
     if not isinstance(given, type) or not issubclass(given, nn.Module | nnx.Module):
-        raise ValueError(
+        raise InputError(
             "sockets.register takes a class of flax.linen.Module or flax.nnx.Module; "
             f"got {cls!r}"
         )
     if not callable(getattr(cls, method, None)):
-        raise ValueError(f"{cls.__name__} has no method {method!r}")
+        raise InputError(f"{cls.__name__} has no method {method!r}")
     if sum(way is not None for way in (dot_general, einsum, call)) > 1:
-        raise ValueError(
+        raise InputError(
             f"{cls.__name__}.{method} multiplies by {array!r} in one way: give one of "
             "dot_general=, einsum= and call=, or none if it calls hwtrain.analog_einsum"
         )

@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
 
 from hwtrain._arrays import paths
+from hwtrain._errors import InputError
 
 
 class Socket(NamedTuple):
@@ -74,7 +75,7 @@ def array_letters(equation: str) -> str:
     """
     found = _EQUATION.fullmatch(equation.replace(" ", ""))
     if found is None:
-        raise ValueError(
+        raise InputError(
             "expected an equation of inputs, array and result, such as "
             f"'...i,io->...o'; got {equation!r}"
         )
@@ -95,12 +96,12 @@ def add(cls: type, row: Socket) -> None:
         if (old.method, old.built_in) != (row.method, row.built_in):
             continue
         if row.call is not old.call and None not in (row.call, old.call):
-            raise ValueError(
+            raise InputError(
                 f"{cls.__name__}.{row.method} is already replaced; one function must "
                 "multiply by all of its arrays"
             )
         if row.field is not None and row.field == old.field:
-            raise ValueError(
+            raise InputError(
                 f"{cls.__name__}.{row.field} multiplies by {old.array!r}; an attribute "
                 "can replace only one product"
             )

@@ -9,6 +9,7 @@ import numpy as np
 from jax.core import Tracer
 
 from hwtrain._arrays import paths
+from hwtrain._errors import InputError
 from hwtrain._plan.leaf_names import may_be_leaf
 
 _MEAN, _VAR = "mean", "var"
@@ -63,7 +64,7 @@ def batch_statistics(
     known = paths.leaves(statistics)
     for path in known:
         if path.rpartition("/")[2] not in (_MEAN, _VAR):
-            raise ValueError(
+            raise InputError(
                 f"{path}: expected the statistics of batch norms, mean and var, got "
                 "another entry; pass the collection batch_stats of these alone"
             )
@@ -72,7 +73,7 @@ def batch_statistics(
         found.append(paths.leaves(_of_batch(update, statistics, batch)))
         sizes.append(len(jax.tree.leaves(batch)[0]))
     if not found:
-        raise ValueError("expected at least one batch, got none")
+        raise InputError("expected at least one batch, got none")
     part = np.asarray(sizes) / np.sum(sizes)
     stacked = {path: jnp.stack([one[path] for one in found]) for path in known}
 
@@ -102,7 +103,7 @@ def _of_batch(update: Callable[[Any, Any], Any], statistics: Any, batch: Any) ->
     rate = jax.tree.map(lambda low, high, s: 1 - (high - low) / s, low, high, large)
     for path, one in paths.leaves(rate).items():
         if not isinstance(one, Tracer) and not (one > 1e-6).all():
-            raise ValueError(
+            raise InputError(
                 f"{path}: expected running averages that follow a batch, got one that "
                 "keeps its value; call the model as in training (use_running_average="
                 "False, mutable=['batch_stats']), with a momentum below 1"
@@ -162,7 +163,7 @@ def fold_batch_norm(
             if path.startswith(f"{layer}/") and may_be_leaf(path, given)
         ]
         if leaves:
-            raise ValueError(
+            raise InputError(
                 f"{leaves[0]} is a leaf of hardware and would not fit the folded "
                 "weights; fold the plain model's parameters, from hwtrain.strip"
             )
@@ -173,14 +174,14 @@ def fold_batch_norm(
                     "; if its columns are the axis before the last, as with "
                     "transpose_kernel=True, swap the last two before and after"
                 )
-            raise ValueError(
+            raise InputError(
                 f"{norm}: expected a norm of the {kernel.shape[-1]} columns of "
                 f"{layer}, got one of {mean.shape}{hint}"
             )
         beside = {f"{layer}/bias": given, f"{norm}/bias": given, f"{norm}/scale": given}
         for path, where in {**beside, f"{norm}/{_VAR}": running}.items():
             if path in where and where[path].shape[-1:] != mean.shape:
-                raise ValueError(
+                raise InputError(
                     f"{path}: expected {mean.shape[0]} numbers, as {norm}/{_MEAN} has, "
                     f"got {where[path].shape}"
                 )
@@ -196,5 +197,5 @@ def fold_batch_norm(
 
 def _found(leaves: Mapping[str, jax.Array], path: str, what: str) -> jax.Array:
     if path not in leaves:
-        raise ValueError(f"{path}: expected in {what}, which has {sorted(leaves)}")
+        raise InputError(f"{path}: expected in {what}, which has {sorted(leaves)}")
     return leaves[path]

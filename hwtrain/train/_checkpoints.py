@@ -16,13 +16,14 @@ import optax
 import orbax.checkpoint as ocp
 
 from hwtrain._arrays import paths
+from hwtrain._errors import InputError
 from hwtrain._parts.source import reason
 from hwtrain.checkpoint._disk import RESUME, writing
 from hwtrain.train._functional import ModelState, Params
 from hwtrain.train._loop import TrainState
 
 
-class DamagedCheckpointError(ValueError):
+class DamagedCheckpointError(InputError):
     """A run's checkpoint cannot be used; the message says how to continue."""
 
 

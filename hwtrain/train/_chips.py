@@ -3,6 +3,7 @@
 import dataclasses
 from typing import Any
 
+from hwtrain._errors import InputError
 from hwtrain._plan.hardware import Hardware
 from hwtrain.train._config import (
     Config,
@@ -55,7 +56,7 @@ def chip_hardware(hardware: Hardware, mismatch_std: float) -> Hardware:
     """
     if hardware.mismatch is None:
         if mismatch_std:
-            raise ValueError(
+            raise InputError(
                 f"expected a mismatch_std of 0, because the hardware has no mismatch; "
                 f"got {mismatch_std:g}"
             )

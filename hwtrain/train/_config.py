@@ -12,12 +12,11 @@ from pydantic import (
     PlainSerializer,
     model_validator,
 )
-from pydantic.dataclasses import dataclass
 from pydantic_core import core_schema
 
+from hwtrain._errors import InputError
 from hwtrain._parts.cost_constants import CostParameter
 from hwtrain._parts.fields import (
-    CONFIG,
     MOST,
     MOST_COUNTED,
     Chips,
@@ -25,6 +24,7 @@ from hwtrain._parts.fields import (
     PositiveDeviation,
     Size,
     at_least,
+    configuration,
 )
 from hwtrain._plan.hardware import Hardware
 from hwtrain._plan.rules import Rule
@@ -41,7 +41,7 @@ MetricName = Annotated[str, Field(pattern=METRIC_NAME)]
 
 def _distinct(seeds: tuple[int, ...]) -> tuple[int, ...]:
     if len(set(seeds)) < len(seeds):
-        raise ValueError(f"expected seeds that differ, got {list(seeds)}")
+        raise InputError(f"expected seeds that differ, got {list(seeds)}")
     return seeds
 
 
@@ -57,7 +57,7 @@ def pattern(text: str) -> str:
     try:
         re.compile(text)
     except re.error as error:
-        raise ValueError(
+        raise InputError(
             f"expected a pattern as Python's re takes it, got {text!r}: {error}"
         ) from None
     return text
@@ -72,7 +72,7 @@ _Argument = bool | int | float | str
 def _computable(value: _Argument) -> _Argument:
     most = MOST_COUNTED if isinstance(value, int) else MOST
     if not isinstance(value, str) and not -most <= value <= most:
-        raise ValueError(f"expected a number from {-most:g} to {most:g}, got {value:g}")
+        raise InputError(f"expected a number from {-most:g} to {most:g}, got {value:g}")
     return value
 
 
@@ -103,7 +103,7 @@ Factors = Annotated[
 """Factors by pattern; in TOML, a table."""
 
 
-@dataclass(frozen=True, kw_only=True, config=CONFIG)
+@configuration
 class NoiseScheduleParameter:
     """How the noise in training changes over the updates.
 
@@ -124,7 +124,7 @@ class NoiseScheduleParameter:
     """Additional factors of layers by pattern; see `hwtrain.noise_strength`."""
 
 
-@dataclass(frozen=True, kw_only=True, config=CONFIG)
+@configuration
 class MetricParameter:
     """A metric that models are measured by.
 
@@ -151,7 +151,7 @@ Replacements = Annotated[
 """Replacements by pattern; in TOML, a table."""
 
 
-@dataclass(frozen=True, kw_only=True, config=CONFIG)
+@configuration
 class InitialParameter:
     """The checkpoint that both models start from.
 
@@ -197,7 +197,7 @@ Metrics = Annotated[
 """Metrics by name; in TOML, a table for each."""
 
 
-@dataclass(frozen=True, kw_only=True, config=CONFIG)
+@configuration
 class TaskParameter:
     """What both models are trained for, and what they are measured by.
 
@@ -219,7 +219,7 @@ class TaskParameter:
     argument `train`, `training` or `deterministic`, with that."""
 
 
-@dataclass(frozen=True, kw_only=True, config=CONFIG)
+@configuration
 class EarlyStoppingParameter:
     """Keeps the best of several states of a training, and may end it early.
 
@@ -241,7 +241,7 @@ class EarlyStoppingParameter:
     """Name of the metric. `None`: the main one."""
 
 
-@dataclass(frozen=True, kw_only=True, config=CONFIG)
+@configuration
 class LogParameter:
     """What is written of a training while it runs.
 
@@ -262,7 +262,7 @@ class LogParameter:
     calls `wandb.log`; `model` is a name, and `values` are numbers by name."""
 
 
-@dataclass(frozen=True, kw_only=True, config=CONFIG)
+@configuration
 class TrainingParameter:
     """How both models are trained.
 
@@ -312,7 +312,7 @@ class TrainingParameter:
     """Devices that share the examples of a batch."""
 
 
-@dataclass(frozen=True, kw_only=True, config=CONFIG)
+@configuration
 class EvaluationParameter:
     """The population of chips that both models are evaluated on.
 
@@ -335,7 +335,7 @@ class EvaluationParameter:
     """Examples evaluated at once, of data in arrays."""
 
 
-@dataclass(frozen=True, kw_only=True, config=CONFIG)
+@configuration
 class ExportParameter:
     """The export of the trained model.
 
@@ -348,7 +348,7 @@ class ExportParameter:
     draws: mismatch, programming noise, stuck devices."""
 
 
-@dataclass(frozen=True, kw_only=True, config=CONFIG)
+@configuration
 class RuleParameter:
     """Hardware of some layers; see `hwtrain.Rule`.
 
@@ -377,7 +377,7 @@ class RuleParameter:
     @model_validator(mode="after")
     def _check(self) -> Self:
         if self.digital == (self.hardware is not None):
-            raise ValueError("a rule has either digital = true, or hardware of its own")
+            raise InputError("a rule has either digital = true, or hardware of its own")
         self.rule  # noqa: B018 - raises for arguments that do not fit each other
         return self
 
@@ -409,7 +409,7 @@ def has_deviation(mismatch: Any) -> bool:
     return any(field.name == "std_dev" for field in dataclasses.fields(mismatch))
 
 
-@dataclass(frozen=True, kw_only=True, config=CONFIG)
+@configuration
 class Config:
     """A training run: plain and hardware-aware model, export and evaluation.
 
@@ -450,14 +450,14 @@ class Config:
         mismatches = [chip.mismatch for chip in self.chips if chip.mismatch is not None]
         levels = self.evaluation.mismatch_std
         if any(levels) and not mismatches:
-            raise ValueError(
+            raise InputError(
                 "hardware.mismatch: expected a table [hardware.mismatch], because "
                 "evaluation.mismatch_std varies its std_dev; got none. Write for "
                 'example type = "add_normal" and std_dev = 0.1 in it, or, for chips '
                 "without mismatch, leave evaluation.mismatch_std out"
             )
         if any(levels) and not any(has_deviation(each) for each in mismatches):
-            raise ValueError(
+            raise InputError(
                 "evaluation.mismatch_std: expected none, because it varies "
                 f"hardware.mismatch.std_dev, and the mismatch {mismatches[0].type!r} "
                 f"has no field std_dev; got {list(levels)}. Leave it "

@@ -5,8 +5,10 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from hwtrain._errors import InputError
 
-class DivergedError(ValueError):
+
+class DivergedError(InputError):
     """A loss or a parameter is NaN or infinite; the message says where and when."""
 
 

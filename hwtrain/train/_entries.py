@@ -4,10 +4,11 @@ import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+from hwtrain._errors import InputError
 from hwtrain._parts.source import reason
 
 
-class EntryError(ValueError):
+class EntryError(InputError):
     """An entry of a configuration is wrong; the message begins with its key.
 
     Attributes:

@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from hwtrain._errors import InputError
 from hwtrain._parts.fields import from_dict, to_dict
 from hwtrain._parts.source import MissingFileError
 from hwtrain._version import __version__
@@ -57,7 +58,7 @@ def open_folder(
         return False
     stored = path / CONFIG_FILE
     if not stored.is_file():
-        raise ValueError(
+        raise InputError(
             f"{path}: expected a run folder or nothing, got something without a "
             f"{CONFIG_FILE}; name another folder with --out"
         )
@@ -66,7 +67,7 @@ def open_folder(
     if overwrite:
         return False
     if not resume:
-        raise ValueError(
+        raise InputError(
             f"{path}: there is already a run here; continue it with --resume, write "
             "elsewhere with --out DIR, or delete it and start anew with --overwrite"
         )
@@ -80,13 +81,13 @@ def open_folder(
         more = len(changed) - _MOST_SHOWN
         if more > 0:
             changed[_MOST_SHOWN:] = [f"{more} more entries changed"]
-        raise ValueError(
+        raise InputError(
             f"{path}: a run is continued with the configuration it was started with, "
             f"but {'; '.join(changed)}; start another run with --out DIR"
         )
     edited = changed_parts(path, source)
     if edited:
-        raise ValueError(
+        raise InputError(
             f"{path}: a run is continued with the parts it was started with, but "
             f"{' and '.join(edited)} changed since; start another run with --out DIR, "
             "restore the former text, or, if the change means nothing for this run, "
@@ -130,7 +131,7 @@ def alone_in(path: Path) -> Iterator[None]:
                 break
             except BlockingIOError:
                 if left == 1:
-                    raise ValueError(
+                    raise InputError(
                         f"{path}: another process is at work here; wait until it has "
                         "ended, or write elsewhere with --out DIR"
                     ) from None
@@ -168,7 +169,7 @@ def require_folder_above(path: Path) -> None:
     """Raises a `ValueError` if a path lies below a file, so it cannot be created."""
     above = next(parent for parent in path.absolute().parents if parent.exists())
     if not above.is_dir():
-        raise ValueError(
+        raise InputError(
             f"{path}: cannot be made, because {above} is a file; name another folder"
         )
 
@@ -208,16 +209,16 @@ def read_run(path: Path) -> tuple[Config, Path]:
       ValueError: if it is not the folder of a run.
     """
     if not is_run(path):
-        raise ValueError(
+        raise InputError(
             f"{path}: expected the folder of a run, got one without a {CONFIG_FILE}; "
             "give the folder that hwtrain train wrote to (--out)"
         )
     config = _read_config(path / CONFIG_FILE)
     if isinstance(config, MismatchConfig):
-        raise ValueError(
+        raise InputError(
             f"{path}: expected a run that exports, got one that compares trainings "
             "under mismatch; its results are in results.json, and DynapSim neurons are "
-            "written for a chip by hwtrain.checkpoint._dynapse.export_dynapse "
+            "written for a chip by hwtrain.checkpoint.export_dynapse "
             "(docs/deployment.md)"
         )
     return config, _source(path)
@@ -253,7 +254,7 @@ def _import_parts(path: Path, data: Any, source: Path | None = None) -> None:
         import_parts(data, _source(path) if source is None else source)
     except EntryError as error:
         file = path / CONFIG_FILE
-        raise ValueError(f"{located(error, file)}{moved(error, path)}") from error
+        raise InputError(f"{located(error, file)}{moved(error, path)}") from error
 
 
 def moved(error: EntryError, path: Path) -> str:
@@ -279,7 +280,7 @@ def _stored_source(path: Path) -> dict[str, Any]:
         dict(source.get("parts", {}))
         return source
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise ValueError(
+        raise InputError(
             f"{path / _SOURCE_FILE}: expected the folder of the run's configuration, "
             f'such as {{"folder": "/home/me/configs"}}, got {error!r}; write the file '
             "like this"
@@ -322,7 +323,7 @@ def _damaged(path: Path) -> Iterator[None]:
         yield
     except ValueError as error:
         reason = str(error).splitlines()[0]
-        raise ValueError(
+        raise InputError(
             f"{path}: expected the configuration of a run of hwtrain {__version__}, "
             f"got something else or a damaged file ({reason}); name another folder "
             "(--out, if you were training), or delete this one yourself"

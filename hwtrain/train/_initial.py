@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from hwtrain._arrays import paths
+from hwtrain._errors import InputError
 from hwtrain._plan.leaf_names import BUILT_IN, may_be_leaf, split
 from hwtrain._plan.tables import count
 from hwtrain.train._config import pattern as checked_pattern
@@ -181,7 +182,7 @@ def matched(
             head = renamed[path].partition("/")[0]
             outside = has_collections and head not in collections
             if beside and split(path)[1] in _LEARNED:
-                raise ValueError(
+                raise InputError(
                     f"{source}: {path} is learned beside the weights: without it, they "
                     "would compute another function. Take the hardware-ready "
                     "checkpoint of this model, which holds both in one, such as "
@@ -189,7 +190,7 @@ def matched(
                 )
             (aside if beside or outside else unused).append(path)
         elif name in at:
-            raise ValueError(
+            raise InputError(
                 f"{source}: {renamed[at[name]]} and {renamed[path]} are both meant for "
                 f"{name}; skip or rename one of them"
             )
@@ -198,9 +199,9 @@ def matched(
     missing = [name for name in targets if name not in at and not _any(skip, name)]
     check_stacks(targets, missing, {x: arrays[renamed[x]] for x in unused}, source)
     if at and not any(name in params for name in at):
-        raise ValueError(no_parameters(source, sorted(at)))
+        raise InputError(no_parameters(source, sorted(at)))
     if not at:
-        raise ValueError(nothing_fits(source, params, unused or list(renamed)))
+        raise InputError(nothing_fits(source, params, unused or list(renamed)))
     values = {
         name: cast(arrays[renamed[path]], targets[name], name, source)
         for name, path in at.items()
@@ -246,19 +247,19 @@ def _renamed(
             try:
                 name = match.expand(replacement)
             except (re.error, IndexError) as error:
-                raise ValueError(
+                raise InputError(
                     f"rename: expected a replacement for {pattern!r} as Python's "
                     f"re.sub takes it, got {replacement!r}: {error}"
                 ) from None
         if name in found:
-            raise ValueError(
+            raise InputError(
                 f"{source}: {found[name]} and {path} are both named {name}; rename one "
                 "of them"
             )
         found[name] = path
     for number, (pattern, _) in enumerate(pairs):
         if not used[number]:
-            raise ValueError(_matches_nothing("rename", pattern, source, arrays))
+            raise InputError(_matches_nothing("rename", pattern, source, arrays))
     return found
 
 
@@ -267,18 +268,18 @@ def _skipped(renamed: Mapping[str, str], skip: Sequence[str], source: str) -> se
     _check_patterns("skip", skip)
     for pattern in skip:
         if not any(re.fullmatch(pattern, path) for path in renamed):
-            raise ValueError(_matches_nothing("skip", pattern, source, renamed))
+            raise InputError(_matches_nothing("skip", pattern, source, renamed))
     return {path for path in renamed if _any(skip, path)}
 
 
 def _check_patterns(what: str, patterns: Sequence[str]) -> None:
     if isinstance(patterns, str):
-        raise ValueError(f"{what}: expected a list of patterns, got {patterns!r}")
+        raise InputError(f"{what}: expected a list of patterns, got {patterns!r}")
     for given in patterns:
         try:
             checked_pattern(given)
         except ValueError as error:
-            raise ValueError(f"{what}: {error}") from None
+            raise InputError(f"{what}: {error}") from None
 
 
 def _any(patterns: Sequence[str], path: str) -> bool:

@@ -7,6 +7,8 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
+from hwtrain._errors import InputError
+
 _SHOWN = 8
 """Most names in one line."""
 
@@ -40,7 +42,7 @@ def check_stacks(
                     continue
                 there, here = words
                 pair = (stacked, group[0]) if one is unused else (group[0], stacked)
-                raise ValueError(
+                raise InputError(
                     f"{source}: holds its layers {there} ({pair[0]}), and the model "
                     f"{here} ({pair[1]}): {len(group)} arrays of shape "
                     f"{inner.pop()} against one of {shape}; return "
@@ -128,7 +130,7 @@ def cast(array: np.ndarray, like: Any, name: str, source: str) -> np.ndarray:
                 "if it is transposed, as PyTorch's weights are, return it the other "
                 'way round from a function of your own, init_from = "file.py:function"'
             )
-        raise ValueError(
+        raise InputError(
             f"{source}: expected {name} of shape {shape}, as the model has it, got "
             f"{array.shape}; {hint}"
         )
@@ -136,7 +138,7 @@ def cast(array: np.ndarray, like: Any, name: str, source: str) -> np.ndarray:
         jnp.issubdtype(array.dtype, kind) and jnp.issubdtype(dtype, kind)
         for kind in (jnp.floating, jnp.complexfloating, jnp.integer, jnp.bool_)
     ):
-        raise ValueError(
+        raise InputError(
             f"{source}: expected {name} of a dtype that can be converted to the "
             f"model's {dtype}, got {array.dtype}; convert it in a function of your "
             'own, init_from = "file.py:function"'
@@ -157,7 +159,7 @@ def cast(array: np.ndarray, like: Any, name: str, source: str) -> np.ndarray:
             f"as {dtype}, which the model has; train the model in a wider dtype",
         )
     elif (found != array).any():
-        raise ValueError(
+        raise InputError(
             f"{source}: expected whole numbers in {name} that fit the model's {dtype}, "
             f"got {array.dtype} up to {array.max()}"
         )
@@ -169,7 +171,7 @@ def _require_finite(array: np.ndarray, name: str, source: str, why: str) -> None
         return
     wrong = int(np.sum(~np.isfinite(array)))
     if wrong:
-        raise ValueError(
+        raise InputError(
             f"{source}: {wrong} of {array.size} numbers in {name} are NaN or infinite, "
             f"{why}"
         )

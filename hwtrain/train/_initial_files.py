@@ -16,6 +16,7 @@ from flax.serialization import msgpack_restore
 
 from hwtrain import checkpoint
 from hwtrain._arrays import paths
+from hwtrain._errors import InputError
 from hwtrain._flax.stripping import strip
 from hwtrain._parts.source import reason, resolve
 from hwtrain.checkpoint._entries import DTYPES
@@ -69,24 +70,24 @@ def read_arrays(source: str | Path, folder: str | Path = ".") -> Arrays:
     if not path.exists() and re.fullmatch(r".+:[A-Za-z_]\w*", str(source)):
         return _of_function(str(source), folder)
     if not path.exists():
-        raise ValueError(
+        raise InputError(
             f"{source}: expected a checkpoint, got no such file or folder, "
             f"{path.resolve()}"
         )
     read = _reader(path)
     if read is None:
         what = "a folder" if path.is_dir() else "a file"
-        raise ValueError(f"{source}: expected {_KINDS}; got {what} of another kind")
+        raise InputError(f"{source}: expected {_KINDS}; got {what} of another kind")
     try:
         found = read(path)
     # Orbax, TensorStore and msgpack raise errors of many types, including KeyError.
     except Exception as error:
-        raise ValueError(
+        raise InputError(
             f"{source}: expected the arrays of a checkpoint, got a damaged or "
             f"unfinished one ({reason(error)}); take another copy or an earlier step"
         ) from error
     if not found:
-        raise ValueError(f"{source}: expected arrays, got a checkpoint without any")
+        raise InputError(f"{source}: expected arrays, got a checkpoint without any")
     return found
 
 
@@ -107,7 +108,7 @@ def _reader(path: Path) -> Callable[[Path], Arrays] | None:
 def _of_function(source: str, folder: str | Path) -> Arrays:
     tree = resolve(source, folder)()
     if not isinstance(tree, Mapping):
-        raise ValueError(
+        raise InputError(
             f"{source}: expected a function without arguments that returns a tree of "
             f"arrays by name, got one that returns {type(tree).__name__}"
         )
@@ -130,7 +131,7 @@ def _arrays(tree: Any) -> Arrays:
 def _msgpack(path: Path) -> Arrays:
     tree = msgpack_restore(path.read_bytes())
     if not isinstance(tree, Mapping):
-        raise ValueError(f"it holds {type(tree).__name__}, not a tree of arrays")
+        raise InputError(f"it holds {type(tree).__name__}, not a tree of arrays")
     tree = {name: entry for name, entry in tree.items() if name != "opt_state"}
     return _arrays(tree)
 
@@ -145,7 +146,7 @@ def read_safetensors(path: Path, names: Sequence[str] | None = None) -> Arrays:
     found, entries = {}, dict(safetensors.deserialize(path.read_bytes()))
     for name in entries if names is None else names:
         if name not in entries:
-            raise ValueError(f"its index names {name} in {path.name}, which lacks it")
+            raise InputError(f"its index names {name} in {path.name}, which lacks it")
         entry = entries[name]
         # safetensors.numpy.load_file fails on bfloat16 in some versions.
         dtype = DTYPES[DTYPE_NAMES[entry["dtype"]]]
@@ -163,7 +164,7 @@ def _shards(path: Path) -> Arrays:
     indices = sorted(path.glob(f"*{_INDEX}"))
     if len(indices) > 1:
         names = " and ".join(index.name for index in indices)
-        raise ValueError(f"it has several indices, {names}; name one of their files")
+        raise InputError(f"it has several indices, {names}; name one of their files")
     files = sorted(file.name for file in path.glob("*.safetensors"))
     held: dict[str, list[str]] = {}
     if indices:
@@ -173,11 +174,11 @@ def _shards(path: Path) -> Arrays:
         files = [*held]
         absent = [name for name in files if not (path / name).is_file()]
         if absent:
-            raise ValueError(
+            raise InputError(
                 f"its file {absent[0]}, named by {indices[0].name}, is gone"
             )
     elif len(files) > 1:
-        raise ValueError(
+        raise InputError(
             f"it has {len(files)} files .safetensors without an index; name one of them"
         )
     found: Arrays = {}
@@ -218,7 +219,7 @@ def _newest_step(path: Path) -> Arrays:
     preferred = [x for x in items if x.name in ("default", "state", "params", "model")]
     if len(items) > 1 and len(preferred) != 1:
         names = ", ".join(item.name for item in items)
-        raise ValueError(f"its step {folder.name} has the items {names}; name one")
+        raise InputError(f"its step {folder.name} has the items {names}; name one")
     return _orbax((preferred or items)[0])
 
 

@@ -11,6 +11,7 @@ from flax.errors import InvalidRngError
 from rich.console import Console
 
 from hwtrain._arrays.random import fold_in
+from hwtrain._errors import InputError
 from hwtrain._flax.adopting import adopt
 from hwtrain._flax.calibration import calibrate
 from hwtrain._flax.calls import first_call
@@ -170,7 +171,7 @@ def build(factory: Factory) -> nn.Module:
     """
     module = factory()
     if not isinstance(module, nn.Module):
-        raise ValueError(
+        raise InputError(
             f"{factory.__name__}: expected a function without arguments that returns a "
             "Linen module, or a function of rngs that returns an NNX module; got one "
             f"that returns {type(module).__name__}"

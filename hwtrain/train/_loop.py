@@ -12,6 +12,7 @@ import optax
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from hwtrain._arrays.random import fold_in
+from hwtrain._errors import InputError
 from hwtrain._flax.strength import noise_strength
 from hwtrain.train._batches import Source
 from hwtrain.train._divergence import first_bad
@@ -67,7 +68,7 @@ def data_mesh(devices: int = 1) -> Mesh:
     """
     found = jax.devices()
     if len(found) < devices:
-        raise ValueError(f"expected {devices} devices, found {len(found)}")
+        raise InputError(f"expected {devices} devices, found {len(found)}")
     return jax.make_mesh(
         (devices,), ("data",), axis_types=(AxisType.Auto,), devices=found[:devices]
     )
@@ -210,7 +211,7 @@ def _mean(values: jax.Array, batch: Batch) -> jax.Array:
     leaves = jax.tree.leaves(batch)
     examples = jnp.shape(leaves[0])[:1]
     if jnp.shape(values) != examples:
-        raise ValueError(
+        raise InputError(
             "the loss must return one number for each example of a batch, shape "
             f"{examples}; got {jnp.shape(values)}"
         )
@@ -235,7 +236,7 @@ def _in_parts(leaf: jax.Array, parts: int) -> jax.Array:
     """Returns `[parts, B / parts, ...]`; each part has examples of all devices."""
     size = leaf.shape[0]
     if size % parts:
-        raise ValueError(
+        raise InputError(
             f"a batch of {size} examples cannot be divided into {parts} equal parts"
         )
     return jnp.swapaxes(leaf.reshape(size // parts, parts, *leaf.shape[1:]), 0, 1)

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from hwtrain._arrays import paths
+from hwtrain._errors import InputError
 from hwtrain._parts.fields import to_dict
 from hwtrain._plan.rules import Rule
 from hwtrain._plan.weight import AnalogWeight
@@ -84,7 +85,7 @@ def advise(
     choices = choices_of(run)
     if not any(choice.fits({}, budgets) for choice in choices):
         least = min(c.amount for c in choices if budgets.get(c.budget, 0.0) > 0)
-        raise ValueError(
+        raise InputError(
             f"no layer fits the budget; the smallest would take {least:,}: raise "
             "--digital or --devices"
         )

@@ -4,9 +4,15 @@ from collections.abc import Mapping
 from typing import Annotated, Any, Self
 
 from pydantic import Field, model_validator
-from pydantic.dataclasses import dataclass
 
-from hwtrain._parts.fields import CONFIG, Chips, Deviation, Positive, PositiveDeviation
+from hwtrain._errors import InputError
+from hwtrain._parts.fields import (
+    Chips,
+    Deviation,
+    Positive,
+    PositiveDeviation,
+    configuration,
+)
 from hwtrain.objectives import AnyObjective
 from hwtrain.train._config import (
     Config,
@@ -17,7 +23,7 @@ from hwtrain.train._config import (
 )
 
 
-@dataclass(frozen=True, kw_only=True, config=CONFIG)
+@configuration
 class DeviationParameter:
     """The mismatch drawn at each training step.
 
@@ -36,7 +42,7 @@ class DeviationParameter:
     """Number of standard deviations in a deviation, in training and on the chips."""
 
 
-@dataclass(frozen=True, kw_only=True, config=CONFIG)
+@configuration
 class ChipsParameter:
     """The frozen chips that all models are evaluated on.
 
@@ -50,7 +56,7 @@ class ChipsParameter:
     """Deviations, with one population of chips for each."""
 
 
-@dataclass(frozen=True, kw_only=True, config=CONFIG)
+@configuration
 class MismatchConfig:
     """A comparison of training plain, with mismatch and with a robust objective.
 
@@ -78,7 +84,7 @@ class MismatchConfig:
         }
         for name, what in instead.items():
             if getattr(self.training, name) is not None:
-                raise ValueError(
+                raise InputError(
                     f"training.{name}: does nothing beside a table [mismatch]; {what}"
                 )
         return self

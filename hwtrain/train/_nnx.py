@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from flax import nnx
 from rich.console import Console
 
+from hwtrain._errors import InputError
 from hwtrain._flax.adopting import adopt
 from hwtrain._flax.calibration import calibrate
 from hwtrain._flax.calls import first_call
@@ -165,7 +166,7 @@ def build(factory: Factory, rngs: nnx.Rngs) -> nnx.Module:
     """
     module = factory(rngs=rngs)
     if not isinstance(module, nnx.Module):
-        raise ValueError(
+        raise InputError(
             f"{factory.__name__}: expected a function of rngs that returns an NNX "
             "module, or a function without arguments that returns a Linen module; got "
             f"one that returns {type(module).__name__}"

@@ -9,6 +9,7 @@ import typing
 from collections.abc import Iterator
 from typing import Any
 
+from hwtrain._errors import InputError
 from hwtrain._parts.cost_constants import CostParameter
 from hwtrain._parts.registry import parts_of
 from hwtrain._parts.slot import Slot
@@ -38,29 +39,29 @@ def parse_override(root: type, override: str) -> tuple[tuple[str, ...], Any]:
     keys, text = split_override(override)
     name = override[: len(override) - len(text)].removesuffix("=")
     if not keys:
-        raise ValueError(
+        raise InputError(
             f"{shown(override)}: expected key=value, such as training.steps=100"
         )
     kind: Any = root
     for depth, key in enumerate(keys):
         inner = entry_type(kind, key)
         if inner is None:
-            raise ValueError(f"{shown(override)}: {unknown(keys[: depth + 1], kind)}")
+            raise InputError(f"{shown(override)}: {unknown(keys[: depth + 1], kind)}")
         kind = inner
     try:
         table = parsed(tomllib.loads, f"value = {text.strip()}")
     except tomllib.TOMLDecodeError:
         quoted = json.dumps(text.strip())
-        raise ValueError(
+        raise InputError(
             f"{shown(override)}: expected a value as TOML writes it, got "
             f"{text.strip()}; text needs quotes: --set '{name}={quoted}'"
         ) from None
     except ValueError as error:
-        raise ValueError(
+        raise InputError(
             f"{shown(override)}: expected a value for {name}, got: {error}"
         ) from None
     if len(table) != 1:
-        raise ValueError(
+        raise InputError(
             f"{shown(override)}: expected one value, got {len(table)} entries; write "
             "--set once for each"
         )
@@ -123,7 +124,7 @@ def put(data: dict[str, Any], keys: tuple[str, ...], value: Any, override: str) 
         if isinstance(inner, list):
             place = _index(inner, keys[: depth + 1], override)
         elif not isinstance(inner, dict):
-            raise ValueError(
+            raise InputError(
                 f"{shown(override)}: expected {'.'.join(keys[:depth])} to be a "
                 f"table, got {show(inner)} in the file"
             )
@@ -153,7 +154,7 @@ def _index(entries: list[Any], keys: tuple[str, ...], override: str) -> int:
         return int(keys[-1])
     name = ".".join(keys[:-1])
     there = f"0 to {len(entries) - 1}" if entries else "but it has none"
-    raise ValueError(
+    raise InputError(
         f"{shown(override)}: expected the index of an entry of {name}, {there}; got "
         f"{keys[-1]}; a new entry is added in the file"
     )

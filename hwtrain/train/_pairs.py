@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 from rich.table import Table
 
+from hwtrain._errors import InputError
 from hwtrain._plan.tables import table_of
 from hwtrain.train._report import OnChips
 
@@ -88,7 +89,7 @@ def differences(
         mismatch is.
     """
     if first[0].title != second[0].title:
-        raise ValueError(
+        raise InputError(
             "expected runs with the same main metric, got "
             f"{first[0].title!r} and {second[0].title!r}"
         )
@@ -96,13 +97,13 @@ def differences(
     pairs = [(x, theirs[x.mismatch_std]) for x in first if x.mismatch_std in theirs]
     if not pairs:
         levels = [[x.mismatch_std for x in its] for its in (first, second)]
-        raise ValueError(
+        raise InputError(
             "expected runs with a mismatch in common, got "
             f"{levels[0]} and {levels[1]} (evaluation.mismatch_std)"
         )
     for one, two in pairs:
         if one.values.shape[1] != two.values.shape[1]:
-            raise ValueError(
+            raise InputError(
                 "expected runs on the same chips, got "
                 f"{one.values.shape[1]} and {two.values.shape[1]} chips "
                 "(evaluation.chips)"

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from hwtrain._arrays.fast_random import fast_prng, threefry_prng
+from hwtrain._errors import InputError
 from hwtrain.train._comparison import start
 from hwtrain.train._config import Config
 from hwtrain.train._divergence import diverged
@@ -37,7 +38,7 @@ def train_plain(
     """
     found = read_config(config, overrides)
     if not isinstance(found, Config):
-        raise ValueError(
+        raise InputError(
             f"{config}: expected a configuration of a plain and a hardware-aware "
             "model, got one with a table [mismatch]"
         )

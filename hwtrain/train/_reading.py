@@ -9,6 +9,7 @@ from typing import Any
 
 import pydantic
 
+from hwtrain._errors import InputError
 from hwtrain._parts.fields import from_dict
 from hwtrain._parts.registry import like, names
 from hwtrain._parts.registry import named as named_part
@@ -84,7 +85,7 @@ def read_config(
     try:
         return from_dict(kind, _as_json(written), plugins=True)
     except pydantic.ValidationError as error:
-        raise ValueError(one_line(kind, error, data, str(path), origin)) from None
+        raise InputError(one_line(kind, error, data, str(path), origin)) from None
 
 
 def import_parts(data: Mapping[str, Any], folder: Path) -> None:
@@ -110,13 +111,13 @@ def _read_toml(path: Path) -> dict[str, Any]:
         siblings = [str(other) for other in path.parent.glob("*.toml")]
         match = difflib.get_close_matches(str(path), siblings, n=1)
         hint = f"; did you mean {match[0]}?" if match else ""
-        raise ValueError(
+        raise InputError(
             f"{path}: expected a TOML file, got no such file{hint}"
         ) from None
     except (OSError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path}: expected a TOML file, got: {error}") from None
+        raise InputError(f"{path}: expected a TOML file, got: {error}") from None
     except ValueError as error:
-        raise ValueError(f"{path}: expected valid TOML, got: {error}") from None
+        raise InputError(f"{path}: expected valid TOML, got: {error}") from None
 
 
 def _as_json(data: dict[str, Any]) -> dict[str, Any]:
@@ -189,7 +190,7 @@ def located(
     """
     keys = {split_override(override)[0]: override for override in overrides}
     place = _place(str(path), keys, tuple(error.key.split(".")))
-    return ValueError(f"{place}: {error}")
+    return InputError(f"{place}: {error}")
 
 
 def _key_path(loc: tuple[int | str, ...], data: Any) -> tuple[str, ...]:

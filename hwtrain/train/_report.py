@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 from rich.table import Table
 
+from hwtrain._errors import InputError
 from hwtrain._plan.tables import with_spread
 from hwtrain.checkpoint._disk import RESUME
 from hwtrain.evaluate._plots import new_figure, save, set_title
@@ -193,7 +194,7 @@ def from_data(data: Any, path: Path) -> list[OnChips]:
             for one in data["values_by_seed_and_chip"]
         ]
     except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise ValueError(
+        raise InputError(
             f"{path}: expected the results of a run, got something else ({error!r}); "
             "repeat its training with --resume, which writes the file anew"
         ) from error
@@ -212,12 +213,12 @@ def read_results(folder: Path) -> tuple[list[OnChips], dict[str, Any]]:
     try:
         data = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
-        raise ValueError(
+        raise InputError(
             f"{path}: expected the results of a run that has ended, got no such file; "
             "name another folder, or let the run go on: hwtrain train CONFIG --resume"
         ) from None
     except ValueError as error:
-        raise ValueError(f"{path}: expected JSON, got: {error}") from None
+        raise InputError(f"{path}: expected JSON, got: {error}") from None
     return from_data(data, path), data
 
 
@@ -231,7 +232,7 @@ def conditions(result: OnChips) -> dict[str, float | str]:
 def require_matplotlib() -> None:
     """Raises a `ValueError` with the way out if matplotlib is missing."""
     if importlib.util.find_spec("matplotlib") is None:
-        raise ValueError(
+        raise InputError(
             "the plot of the results needs matplotlib: pip install 'hwtrain[recipes]'"
         )
 

@@ -9,6 +9,7 @@ import jax
 from rich.console import Console
 
 from hwtrain import evaluate
+from hwtrain._errors import InputError
 from hwtrain.evaluate._on_chips import can_be_constants
 from hwtrain.train import _checkpoints as checkpoints
 from hwtrain.train._comparison import deployed, on_population, start
@@ -57,7 +58,7 @@ class Run:
           ValueError: if the run has no such seed, or has not saved a checkpoint yet.
         """
         if seed not in self.config.training.seeds:
-            raise ValueError(
+            raise InputError(
                 f"{self.folder}: the training seeds of this run are "
                 f"{', '.join(map(str, self.config.training.seeds))}, got {seed}"
             )
@@ -69,7 +70,7 @@ class Run:
                     state, _ = checkpoints.restore_latest(manager, state)
             if int(state.step):
                 return state
-        raise ValueError(
+        raise InputError(
             f"{where}: expected a checkpoint of the {name} model, got none; let the "
             "run go on until it has saved one: hwtrain train CONFIG --resume"
         )
@@ -235,5 +236,5 @@ def open_run(folder: Path) -> Run:
         ready = prepare(config, source, folder)
     except EntryError as error:
         place = located(error, folder / CONFIG_FILE)
-        raise ValueError(f"{place}{moved(error, folder)}") from error
+        raise InputError(f"{place}{moved(error, folder)}") from error
     return Run(folder=folder, config=config, ready=ready)

@@ -4,6 +4,7 @@ import importlib.util
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from hwtrain._errors import InputError
 from hwtrain.train._variants import parse_varied
 
 Space = Mapping[str, Any]
@@ -35,21 +36,21 @@ def parse_space(texts: Sequence[str]) -> dict[str, Any]:
             continue
         try:
             low, high = (float(part) for part in parts[:2])
-            if parts[2:] not in ([], ["log"]) or not low < high:
-                raise ValueError
         except ValueError:
-            raise ValueError(
+            low = high = 0.0
+        if parts[2:] not in ([], ["log"]) or not low < high:
+            raise InputError(
                 f"--search {text}: expected KEY=LOW:HIGH or KEY=LOW:HIGH:log, with LOW "
                 "below HIGH, or KEY=VALUE,VALUE"
-            ) from None
+            )
         whole = all(part.lstrip("+-").isdigit() for part in parts[:2])
         logarithmic = parts[2:] == ["log"]
         if logarithmic and low <= 0:
-            raise ValueError(f"--search {text}: a range with log begins above 0")
+            raise InputError(f"--search {text}: a range with log begins above 0")
         bounds = (int(low), int(high)) if whole else (low, high)
         space[key.strip()] = ("range", *bounds, logarithmic)
     if len(space) < len(texts):
-        raise ValueError("--search: a key is given twice")
+        raise InputError("--search: a key is given twice")
     return space
 
 
@@ -121,4 +122,4 @@ def _value(trial: Any, key: str, its: tuple[Any, ...]) -> Any:
 def require_optuna() -> None:
     """Raises a `ValueError` with the way out if Optuna is missing."""
     if importlib.util.find_spec("optuna") is None:
-        raise ValueError("--search needs Optuna: pip install 'hwtrain[search]'")
+        raise InputError("--search needs Optuna: pip install 'hwtrain[search]'")

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 from rich.table import Table
 
+from hwtrain._errors import InputError
 from hwtrain._plan.tables import fold_names, table_of, with_spread
 from hwtrain.checkpoint._disk import complete
 from hwtrain.evaluate import Population
@@ -102,16 +103,16 @@ def open_sweep(out: Path, about: Mapping[str, Any], *, resume: bool) -> bool:
     """
     stored = out / SWEEP_FILE
     if out.exists() and not out.is_dir():
-        raise ValueError(f"{out}: expected a folder, got a file; name one with --out")
+        raise InputError(f"{out}: expected a folder, got a file; name one with --out")
     if not stored.is_file():
         if out.is_dir() and any(not f.name.startswith(".sweep") for f in out.iterdir()):
-            raise ValueError(
+            raise InputError(
                 f"{out}: expected the folder of a sweep or nothing, got something "
                 f"without a {SWEEP_FILE}; name another folder with --out"
             )
         return False
     if not resume:
-        raise ValueError(
+        raise InputError(
             f"{out}: there is already a sweep here; continue it with --resume, or "
             "write elsewhere with --out DIR"
         )
@@ -119,11 +120,11 @@ def open_sweep(out: Path, about: Mapping[str, Any], *, resume: bool) -> bool:
         before = json.loads(stored.read_text(encoding="utf-8"))
         before.items()
     except (ValueError, AttributeError) as error:
-        raise ValueError(f"{stored}: expected what a sweep is, got {error}") from None
+        raise InputError(f"{stored}: expected what a sweep is, got {error}") from None
     now = json.loads(json.dumps(about))
     for key in sorted(before.keys() | now.keys()):
         if before.get(key) != now.get(key):
-            raise ValueError(
+            raise InputError(
                 f"{out}: a sweep is continued as it was started, but {key} was "
                 f"{json.dumps(before.get(key))}, is now {json.dumps(now.get(key))}; "
                 "start another sweep with --out DIR"

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from hwtrain._errors import InputError
 from hwtrain.train._entries import EntryError
 
 Outputs = Any
@@ -111,7 +112,7 @@ def mean_squared_error(outputs: jax.Array, batch: Batch) -> jax.Array:
     """
     targets = batch[1]
     if jnp.shape(outputs) != jnp.shape(targets):
-        raise ValueError(
+        raise InputError(
             f"mean_squared_error expects outputs of the targets' shape "
             f"{jnp.shape(targets)}, got {jnp.shape(outputs)}"
         )

@@ -6,6 +6,8 @@ import tomllib
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from hwtrain._errors import InputError
+
 _DEEPEST = 20
 """Largest nesting of tables and lists; a configuration has five levels at most."""
 
@@ -31,13 +33,13 @@ def parsed(loads: Callable[[str], Any], text: str) -> Any:
             raise RecursionError
         return data
     except RecursionError:
-        raise ValueError("tables or lists are nested too deeply") from None
+        raise InputError("tables or lists are nested too deeply") from None
     except (tomllib.TOMLDecodeError, json.JSONDecodeError):
         raise
     except ValueError as error:
         if "integer string conversion" not in str(error):
             raise
-        raise ValueError("a number has thousands of digits") from None
+        raise InputError("a number has thousands of digits") from None
 
 
 def as_toml(value: Any) -> str:

@@ -7,6 +7,7 @@ from typing import Any
 
 import pydantic
 
+from hwtrain._errors import InputError
 from hwtrain._parts.fields import from_dict, to_dict
 from hwtrain._plan.hardware import Hardware
 from hwtrain.train._config import Config
@@ -36,12 +37,12 @@ def parse_varied(texts: Sequence[str], option: str) -> dict[str, tuple[Any, ...]
         key, equals, values = text.partition("=")
         key = key.strip()
         if not equals or not key or not values.strip():
-            raise ValueError(
+            raise InputError(
                 f"{option} {text}: expected KEY=VALUE,VALUE,..., such as "
                 "forward.out_bits=4,6,8"
             )
         if key in found:
-            raise ValueError(f"{option} {text}: {key} is given twice; write one list")
+            raise InputError(f"{option} {text}: {key} is given twice; write one list")
         found[key] = tuple(_values(values))
     return found
 
@@ -89,7 +90,7 @@ def with_entries(config: Config, entries: Mapping[str, Any], option: str) -> Con
     tables += [r["hardware"] for r in data["rules"] if r.get("hardware") is not None]
     for key, value in entries.items():
         if not sum(_set(table, key.split("."), value) for table in tables):
-            raise ValueError(
+            raise InputError(
                 f"{option} {key}: no layer's hardware has this entry; it has "
                 f"{', '.join(sorted(set(itertools.chain(*tables))))}"
             )
@@ -97,7 +98,7 @@ def with_entries(config: Config, entries: Mapping[str, Any], option: str) -> Con
         return from_dict(Config, data, plugins=True)
     except pydantic.ValidationError as error:
         shown = ", ".join(f"{key}={value}" for key, value in entries.items())
-        raise ValueError(
+        raise InputError(
             one_line(Config, error, data, f"{option} {shown}", {})
         ) from None
 
@@ -113,7 +114,7 @@ def require_effect(config: Config, key: str, option: str) -> None:
     part = key.partition(".")[0]
     quiet = part == "modifier" and not any(x.modifies("chip") for x in config.chips)
     if quiet or part in _OF_TRAINING:
-        raise ValueError(
+        raise InputError(
             f"{option} {key} would change nothing, because the {part} acts in training "
             "only; vary it in a sweep of trainings: hwtrain sweep"
         )

@@ -3,6 +3,8 @@
 import dataclasses
 from typing import Any
 
+from hwtrain._errors import InputError
+
 LEVELS = ("discretize", "discretize_add_normal", "dorefa")
 _NOISE = ("add_normal", "mult_normal", "discretize_add_normal", "poly", "prog_noise")
 PCM = ("pcm_noise",)
@@ -55,25 +57,25 @@ def check(modifier: Any) -> None:
         types = _EFFECTIVE.get(field.name)
         value = getattr(modifier, field.name)
         if types and modifier.type not in types and value != field.default:
-            raise ValueError(
+            raise InputError(
                 f'{field.name}={value} does nothing with type="{modifier.type}"; leave '
                 f"it out, or use a type that takes it: {', '.join(types)}"
             )
     if modifier.type in LEVELS and modifier.res == 0:
-        raise ValueError(
+        raise InputError(
             f'type="{modifier.type}" needs the step of its levels: write res=254, the '
             "number of steps, or res=1/254"
         )
     if modifier.rel_to_actual_wmax and modifier.assumed_wmax != 1.0:
-        raise ValueError(
+        raise InputError(
             f"assumed_wmax={modifier.assumed_wmax} does nothing while A is taken from "
             "the weights; write rel_to_actual_wmax=False too, or leave it out"
         )
     if modifier.coeffs == ():
-        raise ValueError("coeffs must hold at least c_0; got none")
+        raise InputError("coeffs must hold at least c_0; got none")
     stuck = sum(modifier.stuck)
     if stuck > 1:
-        raise ValueError(
+        raise InputError(
             "pcm_prob_at_reset, pcm_prob_at_gmax and pcm_prob_at_random must not "
             f"sum to more than 1; got {stuck}"
         )
@@ -85,19 +87,19 @@ def _check_inputs(modifier: Any) -> None:
     ways = ("per_vector", "per_batch_sample", "redraw")
     given = [name for name in ways if getattr(modifier, name)]
     if given and not modifier.draws:
-        raise ValueError(
+        raise InputError(
             f"{given[0]}=True does nothing, because this modifier draws nothing; leave "
             "it out, or write std_dev, pdrop or sto_round"
         )
     if modifier.redraw and len(given) > 1:
-        raise ValueError(
+        raise InputError(
             f"redraw=True does nothing with {given[0]}=True, which keeps no weights "
             "for the backward pass anyway; leave one of the two out"
         )
     others = ("per_batch_sample", "copy_last_column", "pdrop", "reparameterized")
     for name in others:
         if modifier.per_vector and getattr(modifier, name):
-            raise ValueError(
+            raise InputError(
                 "per_vector=True draws normal numbers at the output, and takes no "
                 f"{name}; leave one of the two out"
             )

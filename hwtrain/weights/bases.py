@@ -11,6 +11,7 @@ import jax.numpy as jnp
 from hwtrain._arrays import tiling
 from hwtrain._arrays.derivatives import straight_through
 from hwtrain._arrays.random import draw_key, normal, uniform
+from hwtrain._errors import InputError
 from hwtrain._parts.constant import with_straight_through
 from hwtrain._parts.part import Draws, Part
 
@@ -51,7 +52,7 @@ class WeightContext:
           ValueError: if the modifier does not declare it.
         """
         if name not in self._leaves:
-            raise ValueError(
+            raise InputError(
                 f"{type(self._part).__name__} asks for the leaf {name!r}, which these "
                 f"weights do not have; they have {', '.join(self._leaves) or 'none'}. "
                 "Declare it: def leaves(self, weight): return "
@@ -78,7 +79,7 @@ class WeightContext:
     def _next(self, effect: str) -> jax.Array:
         if not self._part.draws_at(self._when):
             name = type(self._part).__name__
-            raise ValueError(
+            raise InputError(
                 f"{name} draws at each {self._when}, but declares draws = "
                 f"{self._part.draws!r}: it would get no key of its own. Write draws = "
                 f'"{self._when}" in its class'
@@ -176,7 +177,7 @@ class WeightClip(Part):
         bound, tiles = self.largest(w, row_sizes), len(row_sizes)
         shapes = [(*w.shape[:-2], tiles, last) for last in (1, w.shape[-1])]
         if jnp.shape(bound) not in shapes:
-            raise ValueError(
+            raise InputError(
                 f"{type(self).__name__}.largest should return the shape {shapes[0]} or "
                 f"{shapes[1]} for weights of the shape {w.shape}, got "
                 f"{jnp.shape(bound)}: a bound for each row tile, or for each column too"

@@ -8,10 +8,10 @@ import jax.numpy as jnp
 import numpy as np
 from jax.typing import ArrayLike
 from pydantic import model_validator
-from pydantic.dataclasses import dataclass
 
 from hwtrain._arrays import statistics
-from hwtrain._parts.fields import CONFIG, Positive, changed
+from hwtrain._errors import InputError
+from hwtrain._parts.fields import Positive, changed, configuration
 from hwtrain._parts.leaf import LeafSpec, When, not_positive
 from hwtrain._parts.part import Described
 from hwtrain._parts.registry import register_types
@@ -198,7 +198,7 @@ CLIP_BOUND = LeafSpec(
 
 
 @register_types("clip")
-@dataclass(frozen=True, kw_only=True, config=CONFIG)
+@configuration
 class WeightClipParameter(Described):
     r"""Clips the weights after every update, symmetrically about zero.
 
@@ -257,22 +257,22 @@ class WeightClipParameter(Described):
     @model_validator(mode="after")
     def _check(self) -> Self:
         if self.type == "fixed_value" and self.fixed_value is None:
-            raise ValueError(
+            raise InputError(
                 'type="fixed_value" needs the bound: write fixed_value=1.0, or another '
                 "positive number in units of the crossbar's weight"
             )
         if self.per_column and self.type != "layer_gaussian":
-            raise ValueError(
+            raise InputError(
                 f'per_column=True does nothing with type="{self.type}"; leave it out '
                 'or write type="layer_gaussian"'
             )
         if not self.active and self.fixed_value is not None:
-            raise ValueError(
+            raise InputError(
                 f'fixed_value={self.fixed_value} does nothing with type="{self.type}"; '
                 'leave it out or write type="fixed_value"'
             )
         if self.type != "layer_gaussian" and changed(self, ["sigma"]):
-            raise ValueError(
+            raise InputError(
                 f'sigma={self.sigma} does nothing with type="{self.type}"; leave it '
                 'out or write type="layer_gaussian"'
             )

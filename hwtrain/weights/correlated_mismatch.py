@@ -9,6 +9,7 @@ from jax.typing import ArrayLike
 from pydantic import model_validator
 
 from hwtrain._arrays import tiling
+from hwtrain._errors import InputError
 from hwtrain._parts.fields import NonNegative, PositiveDeviation, Share
 from hwtrain._parts.registry import register
 from hwtrain.weights.bases import Mismatch
@@ -138,12 +139,12 @@ class CorrelatedMismatch(Mismatch):
     def _check(self) -> Self:
         shared = self.of_tile + self.of_row + self.of_column
         if shared > 1 + 1e-9:
-            raise ValueError(
+            raise InputError(
                 f"of_tile, of_row and of_column add up to {shared:g}: expected shares "
                 "of one variance, at most 1 together"
             )
         if shared == 0 and self.length == 0:
-            raise ValueError(
+            raise InputError(
                 "nothing is shared: write of_tile, of_row, of_column or length, or use "
                 f'MismatchParameter(type="{self.kind}")'
             )

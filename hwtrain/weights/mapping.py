@@ -6,10 +6,10 @@ from typing import Any, Self
 import jax
 import jax.numpy as jnp
 from pydantic import model_validator
-from pydantic.dataclasses import dataclass
 
 from hwtrain._arrays import statistics
-from hwtrain._parts.fields import CONFIG, Limit, NonNegative
+from hwtrain._errors import InputError
+from hwtrain._parts.fields import Limit, NonNegative, configuration
 from hwtrain._parts.leaf import LeafSpec, Shapes, When, not_positive
 from hwtrain._parts.part import Described
 
@@ -112,7 +112,7 @@ def _output_shapes(weight: Any) -> Shapes:
 
 def _in_kernel(weight: Any, kernel: jax.Array, leaf: jax.Array) -> jax.Array:
     if weight.derived:
-        raise ValueError(
+        raise InputError(
             f"{weight.leaf(OUTPUT_SCALE)} cannot become part of {weight.stored}, "
             f"which its {weight.layer} does not multiply by: {weight.derived}. "
             "Keep the analog parameters, or train without learn_out_scaling"
@@ -147,7 +147,7 @@ OUTPUT_SCALE = LeafSpec(
 """Learned factor on the outputs of each row of tiles, `[row tiles, columns or 1]`."""
 
 
-@dataclass(frozen=True, kw_only=True, config=CONFIG)
+@configuration
 class MappingParameter(Described):
     r"""The layout of a weight matrix on crossbars.
 
@@ -197,13 +197,13 @@ class MappingParameter(Described):
     @model_validator(mode="after")
     def _check(self) -> Self:
         if self.weight_scaling_columnwise and not self.weight_scaling_omega:
-            raise ValueError(
+            raise InputError(
                 "weight_scaling_columnwise=True does nothing with "
                 "weight_scaling_omega=0; leave it out or write "
                 "weight_scaling_omega=1.0"
             )
         if self.out_scaling_columnwise and not self.learn_out_scaling:
-            raise ValueError(
+            raise InputError(
                 "out_scaling_columnwise=True does nothing without "
                 "learn_out_scaling=True: write it beside, or leave it out"
             )

@@ -6,10 +6,10 @@ from typing import Any, Literal, Self
 import jax
 import jax.numpy as jnp
 from pydantic import model_validator
-from pydantic.dataclasses import dataclass
 
+from hwtrain._errors import InputError
 from hwtrain._parts.constant import with_straight_through
-from hwtrain._parts.fields import CONFIG, Deviation
+from hwtrain._parts.fields import Deviation, configuration
 from hwtrain._parts.part import Described
 from hwtrain._parts.registry import register_types
 from hwtrain._parts.texts import in_microsiemens
@@ -17,7 +17,7 @@ from hwtrain.weights import noises
 
 
 @register_types("mismatch")
-@dataclass(frozen=True, kw_only=True, config=CONFIG)
+@configuration
 class MismatchParameter(Described):
     r"""Frozen device mismatch: drawn once for each chip and constant afterwards.
 
@@ -55,12 +55,12 @@ class MismatchParameter(Described):
             self.per_column or self.type == "mult_normal"
         ):
             other = "per_column=True" if self.per_column else 'type="mult_normal"'
-            raise ValueError(
+            raise InputError(
                 f"rel_to_actual_wmax=False does nothing with {other}: the deviation is "
                 'that of A = 1. Write type="add_normal" alone, or leave it out'
             )
         if self.per_column and self.type == "mult_normal":
-            raise ValueError(
+            raise InputError(
                 'per_column=True does nothing with type="mult_normal", which is '
                 "relative to each weight; leave it out or write "
                 'type="add_normal"'

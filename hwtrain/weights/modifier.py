@@ -5,18 +5,18 @@ from typing import Any, Literal, Self
 
 import jax
 from pydantic import model_validator
-from pydantic.dataclasses import dataclass
 
 from hwtrain._arrays import polynomials, rounding
+from hwtrain._errors import InputError
 from hwtrain._parts.constant import replaced, with_straight_through
 from hwtrain._parts.fields import (
-    CONFIG,
     Deviation,
     NonNegative,
     Number,
     Positive,
     Share,
     Steps,
+    configuration,
 )
 from hwtrain._parts.leaf import LeafSpec
 from hwtrain._parts.part import Described
@@ -41,7 +41,7 @@ ON_LEVELS = LeafSpec(
 
 
 @register_types("modifier")
-@dataclass(frozen=True, kw_only=True, config=CONFIG)
+@configuration
 class WeightModifierParameter(Described):
     r"""Noise and rounding of the weights, drawn anew at every training step.
 
@@ -310,7 +310,7 @@ class WeightModifierParameter(Described):
             return w
         if key is None:
             if self.draws:
-                raise ValueError(
+                raise InputError(
                     f'a modifier of type "{self.type}" that draws needs a JAX key, got '
                     "None; pass jax.random.key(seed)"
                 )

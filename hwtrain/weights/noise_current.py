@@ -6,9 +6,8 @@ import jax
 import jax.numpy as jnp
 from jax.typing import ArrayLike
 from pydantic import Field
-from pydantic.dataclasses import dataclass
 
-from hwtrain._parts.fields import CONFIG, at_least
+from hwtrain._parts.fields import at_least, configuration
 from hwtrain._parts.leaf import LeafSpec
 from hwtrain._parts.part import Described
 
@@ -87,7 +86,7 @@ def noise_charge(
     return current * jnp.sqrt(jnp.asarray(tau_s) * forgotten / 4)
 
 
-@dataclass(frozen=True, kw_only=True, config=CONFIG)
+@configuration
 class NoiseCurrentParameter(Described):
     r"""White noise of the currents at a capacitance of a neuron, at every time step.
 

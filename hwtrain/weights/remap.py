@@ -6,10 +6,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from pydantic import model_validator
-from pydantic.dataclasses import dataclass
 
 from hwtrain._arrays import statistics, tiling
-from hwtrain._parts.fields import CONFIG, NonNegative, Positive
+from hwtrain._errors import InputError
+from hwtrain._parts.fields import NonNegative, Positive, configuration
 from hwtrain._parts.part import Described
 
 
@@ -96,7 +96,7 @@ def rescaled(
     return w * tiling.expand_rows(scale / new_scale, row_sizes).astype(w.dtype)
 
 
-@dataclass(frozen=True, kw_only=True, config=CONFIG)
+@configuration
 class WeightRemapParameter(Described):
     r"""Rescales crossbars after every update so that their full range is used.
 
@@ -127,17 +127,17 @@ class WeightRemapParameter(Described):
     @model_validator(mode="after")
     def _check(self) -> Self:
         if self.max_scale_range and self.type != "channelwise_symmetric":
-            raise ValueError(
+            raise InputError(
                 f'max_scale_range={self.max_scale_range} does nothing with type="'
                 f'{self.type}"; leave it out or write type="channelwise_symmetric"'
             )
         if self.max_scale_range and self.remapped_wmax != 1.0:
-            raise ValueError(
+            raise InputError(
                 "max_scale_range limits scales of weights up to 1, so it needs "
                 f"remapped_wmax=1.0; got {self.remapped_wmax}"
             )
         if self.max_scale_ref and not self.max_scale_range:
-            raise ValueError(
+            raise InputError(
                 f"max_scale_ref={self.max_scale_ref} does nothing without "
                 "max_scale_range; write max_scale_range too, or leave it out"
             )

@@ -6,16 +6,16 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.typing import ArrayLike
-from pydantic.dataclasses import dataclass
 
 from hwtrain._arrays.random import normal
+from hwtrain._errors import InputError
 from hwtrain._parts.fields import (
-    CONFIG,
     Deviation,
     Exponent,
     NonNegative,
     Number,
     Positive,
+    configuration,
 )
 from hwtrain._parts.part import Described
 
@@ -139,7 +139,7 @@ def _described(drift: Any) -> str:
     return f"{drift.type}, nu {drift.nu:g} {times}" if drift.acts else ""
 
 
-@dataclass(frozen=True, kw_only=True, config=CONFIG)
+@configuration
 class SimpleDriftParameter(Described):
     r"""Power-law drift of the weights during training.
 
@@ -223,7 +223,7 @@ class SimpleDriftParameter(Described):
         return drifted(state, w, dt_s, t0_s=self.t_0, reset_tol=self.reset_tol * scale)
 
 
-@dataclass(frozen=True, kw_only=True, config=CONFIG)
+@configuration
 class DriftParameter(Described):
     r"""Drift of the weights during training, with variation between devices and steps.
 
@@ -366,7 +366,7 @@ class DriftParameter(Described):
 
     def _check_key(self, key: jax.Array | None) -> None:
         if self.draws and key is None:
-            raise ValueError(
+            raise InputError(
                 "a drift with nu_dtod, nu_std or w_noise_std above zero draws, and "
                 "needs a JAX key: pass jax.random.key(seed), another one for each step"
             )

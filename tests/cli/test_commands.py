@@ -181,7 +181,8 @@ def test_convert_is_the_adapter(exported, tmp_path, hwtrain, target):
         # Its MLP has an activation that NIR has not.
         assert (status, target) == (2, "nir")
         assert "the node 'relu' from 'hidden_0' to 'hidden_1'" in error
-        assert error == f"hwtrain: error: {' '.join(str(refused).split())}\n"
+        line = " ".join(str(refused).split())
+        assert error == f"hwtrain: error: {line} (docs/deployment.md)\n"
         return
     assert (status, said) == (0, f"{out} written\n")
     assert files(out) == files(direct)
@@ -501,7 +502,7 @@ def test_a_path_below_a_file_is_one_line(exported, tmp_path, hwtrain, command, b
     assert status == 2 and said == ""
     assert error == (
         f"hwtrain: error: {out} cannot be written, because {tmp_path / 'file'} is a "
-        "file; choose another path\n"
+        "file; choose another path (docs/checkpoint.md)\n"
     )
 
 

@@ -64,7 +64,7 @@ def test_where_nothing_can_be_written_nothing_is_fitted(
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["reram_mlo"], "did you mean 'reram_milo'?\n"),
+        (["reram_mlo"], "did you mean 'reram_milo'? (docs/devices.md)\n"),
         (["reram_milo", "--set", "g_max"], "expected FIELD=VALUE"),
         (["reram_milo", "--set", "g_max=-1"], "g_max"),
         (["reram_milo", "--names", "t_0"], "no number 't_0'"),

@@ -226,7 +226,7 @@ class Modifier(hwtrain.WeightModifier):
     assert f"did you mean '{meant}'?" in error
     if table == "[hardware.modifier]":
         # Other tests of the process may have registered some too.
-        known = error.rpartition("(known so far: ")[2].removesuffix(")\n")
+        known = error.rpartition("(known so far: ")[2].partition(")")[0]
         assert "modifier_without" in known.split(", ")
 
 

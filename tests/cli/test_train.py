@@ -485,5 +485,5 @@ def test_an_impossible_folder_is_one_line(tmp_path, capsys):
         assert cli.main(["train", str(CONFIG), "--out", str(out)]) == 2
         assert capsys.readouterr().err == (
             f"hwtrain: error: {out}: cannot be made, because {tmp_path / 'file'} is a "
-            "file; name another folder\n"
+            "file; name another folder (docs/training.md)\n"
         )

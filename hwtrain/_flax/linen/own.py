@@ -7,6 +7,7 @@ from flax import linen as nn
 from flax.core import meta
 
 from hwtrain._arrays import paths
+from hwtrain._errors import InputError
 from hwtrain._flax.linen import flax_internals as internals
 from hwtrain._flax.stated import Stated
 
@@ -36,7 +37,7 @@ def array_of(module: nn.Module, name: str) -> jax.Array:
     """
     params = module.variables.get("params", {})
     if not hasattr(meta.unbox(params.get(name)), "shape"):
-        raise ValueError(
+        raise InputError(
             f"{type(module).__name__} {paths.join(module.path)!r} has no array "
             f"parameter {name!r}: create it with self.param({name!r}, ...) first. It "
             f"has {sorted(params)}"

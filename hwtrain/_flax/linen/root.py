@@ -16,6 +16,7 @@ from flax import linen as nn
 
 from hwtrain._arrays import paths
 from hwtrain._arrays.random import fold_in
+from hwtrain._errors import InputError
 from hwtrain._flax import weight_side
 from hwtrain._flax.attributes import plain_class
 from hwtrain._flax.errors import missing_stream
@@ -58,7 +59,7 @@ from hwtrain._plan.traceable import IN_A_CALL
 def analogize_linen(module: nn.Module, assigned: Assignment) -> nn.Module:
     """Returns an analog clone of a module, in train mode."""
     if hasattr(type(module), "_hwtrain_base"):
-        raise ValueError(
+        raise InputError(
             f"{type(module).__name__} is analog already; analogize the plain module"
         )
     return _with_class(module, analog_class(type(module), assigned, "train"))
@@ -112,7 +113,7 @@ def assigned(module: Any) -> Assignment:
       ValueError: if the module is not analog.
     """
     if not hasattr(type(module), "_hwtrain_assigned"):
-        raise ValueError(
+        raise InputError(
             f"{type(module).__name__} is not analog; write analogize(module, hardware)"
         )
     cls: Any = type(module)

@@ -13,6 +13,7 @@ import numpy as np
 from flax import nnx
 
 from hwtrain._arrays import paths
+from hwtrain._errors import InputError
 from hwtrain._flax import weight_side
 from hwtrain._flax.attributes import plain_class
 from hwtrain._flax.nnx import rows
@@ -113,7 +114,7 @@ def _follow(call: _Call) -> Provenance:
         jax.errors.TracerArrayConversionError,
         jax.errors.TracerIntegerConversionError,
     ) as error:
-        raise ValueError(
+        raise InputError(
             "the arrays that the layers of this model multiply by cannot be followed: "
             f"{call.method} needs the values of arrays in Python, so it cannot be "
             "traced. Choose with jnp.where or jax.lax.cond, and pass the deciding "
@@ -190,7 +191,7 @@ def _refusing(
     def refused(leaf: str, array: Any) -> Any:
         if leaf in arrays:
             return marked(leaf, array)
-        raise ValueError(
+        raise InputError(
             f"{name} {path!r} multiplies by {leaf!r} on hardware, but in NNX the "
             "product is not known before a call. Register it before analogize: "
             f'hwtrain.sockets.register({name}, {leaf!r}, "...i,io->...o"), with the '

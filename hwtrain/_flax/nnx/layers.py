@@ -9,6 +9,7 @@ import jax
 from flax import nnx
 
 from hwtrain._arrays import paths
+from hwtrain._errors import InputError
 from hwtrain._flax.attributes import capacitances_of, plain_class
 from hwtrain._flax.errors import behind_the_root
 from hwtrain._flax.nnx import rows
@@ -284,7 +285,7 @@ def _check_mapped(layer: Any, weight: AnalogWeight, leaves: dict[str, Any]) -> N
     mapped = len(weight.shape) - kernel.ndim
     key = leaves.get(NOISE_KEY.name)
     if key is not None and key.ndim - 2 != len(weight.stack) - mapped:
-        raise ValueError(
+        raise InputError(
             f"{weight.layer_path}: its kernel is mapped over a stack of layers, but "
             "its variables for this step are not, so all layers would read with the "
             "same keys. Map all variables of the layers except random streams: "

@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from hwtrain._errors import InputError
 from hwtrain._flax.effective import held
 from hwtrain._flax.signal_side import analog_matmul, has_signal_side
 from hwtrain._plan.layer import Layer, LayerWeight
@@ -53,7 +54,7 @@ def _call(
     if layer.base_module is None:
         return y
     if not callable(layer.base_module):
-        raise ValueError("`self.base_module` must be callable.")
+        raise InputError("`self.base_module` must be callable.")
     base_output: Any = layer.base_module(x, **options)
     return y + base_output
 

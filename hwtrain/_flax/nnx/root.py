@@ -14,6 +14,7 @@ import numpy as np
 from flax import nnx
 
 from hwtrain._arrays import paths
+from hwtrain._errors import InputError
 from hwtrain._flax import weight_side
 from hwtrain._flax.attributes import plain_class
 from hwtrain._flax.errors import missing_stream
@@ -62,7 +63,7 @@ from hwtrain.sockets._table import is_rewriting, when_registered
 def analogize_nnx(model: Any, assigned: Assignment, rngs: nnx.Rngs | None) -> Any:
     """Returns an analog copy of a model, in train mode."""
     if hasattr(model, "hardware_mode"):
-        raise ValueError(
+        raise InputError(
             f"{type(model).__name__} is analog already; analogize the plain model"
         )
     model = nnx.clone(model)
@@ -95,7 +96,7 @@ def analogize_nnx(model: Any, assigned: Assignment, rngs: nnx.Rngs | None) -> An
     if rngs is not None:
         stream = assigned.stream
         if not isinstance(rngs, nnx.Rngs) or stream not in rngs:
-            raise ValueError(
+            raise InputError(
                 f'analogize(..., rngs=) takes an nnx.Rngs with a stream "{stream}": '
                 f"nnx.Rngs({stream}=seed); got {rngs!r}"
             )
@@ -106,7 +107,7 @@ def analogize_nnx(model: Any, assigned: Assignment, rngs: nnx.Rngs | None) -> An
 def set_mode(model: Any, mode: str) -> Any:
     """Sets the mode of an analog model, in place, and returns the model."""
     if not hasattr(model, "analog_assigned"):
-        raise ValueError(
+        raise InputError(
             f"{type(model).__name__} is not analog; write analogize(model, hardware)"
         )
     model.set_attributes(
@@ -185,7 +186,7 @@ def plan_of(
       method: name of the called method.
     """
     if not hasattr(model, "analog_assigned"):
-        raise ValueError(
+        raise InputError(
             f"{type(model).__name__} is not analog; write analogize(model, hardware)"
         )
     plan = _make(model, model.analog_assigned, check=False)
@@ -258,7 +259,7 @@ def _check_kernels_of_their_own(
     for layer, leaf in [(x, array.leaf) for x in layers for array in x.weights]:
         found = names.get(id(getattr(modules[layer.path], leaf)), [])
         if len(found) > 1 and on_hardware(assigned, layer, leaf):
-            raise ValueError(
+            raise InputError(
                 f"{' and '.join(map(repr, found))} share one kernel, but a kernel on a "
                 "crossbar must belong to one layer: share the layer itself, or keep "
                 "all of these layers digital with a rule"
@@ -373,7 +374,7 @@ def _check_modes(root: Any, plan: Plan) -> None:
         path = weight_side.local(plan, weight.layer_path)
         mode = getattr(modules.get(path), "hardware_mode", root.hardware_mode)
         if mode != root.hardware_mode:
-            raise ValueError(
+            raise InputError(
                 f"the layer {path!r} is in {mode} mode, its model in "
                 f"{root.hardware_mode} mode. Set the mode of the whole model: "
                 f"hwtrain.{root.hardware_mode}_mode(model)"

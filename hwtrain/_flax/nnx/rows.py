@@ -7,6 +7,7 @@ from typing import Any
 import jax
 from flax import nnx
 
+from hwtrain._errors import InputError
 from hwtrain._flax import socket_rows
 from hwtrain._flax.nnx import convolution as _convolution  # noqa: F401
 from hwtrain._flax.nnx import dense as _dense  # noqa: F401
@@ -33,7 +34,7 @@ def describe(module: Any, cls: type, built_in: bool | None = None) -> Layer | No
     def shape_of(array: str) -> tuple[int, ...]:
         found: Any = getattr(module, array, None)
         if not isinstance(found, nnx.Param):
-            raise ValueError(
+            raise InputError(
                 f"{cls.__name__} is registered with the array {array!r}, which must "
                 f"be an nnx.Param; one of its objects has {type(found).__name__} there"
             )
@@ -69,7 +70,7 @@ def watched(
         result = called(*args, **kwargs)
         for row in rows:
             if row.leaf not in watch.seen | of_module.seen:
-                raise ValueError(
+                raise InputError(
                     f"{base.__name__} is registered by hwtrain.sockets.register with "
                     f"{row.array!r}, but {base.__name__}.{method} does not multiply by "
                     "it as registered. Multiply by hwtrain.analog_einsum(self, "

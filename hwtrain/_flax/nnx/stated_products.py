@@ -5,6 +5,7 @@ from typing import Any
 import jax
 from flax import nnx
 
+from hwtrain._errors import InputError
 from hwtrain._flax.nnx.layers import leaves_beside
 from hwtrain._flax.signal_side import has_signal_side
 from hwtrain._flax.stated import Stated
@@ -18,7 +19,7 @@ def multiply(module: Any, stated: Stated, x: Any) -> jax.Array:
     """
     held: Any = getattr(module, stated.array, None)
     if not isinstance(held, nnx.Variable):
-        raise ValueError(
+        raise InputError(
             f"{type(module).__name__} has no nnx.Param {stated.array!r}; it has "
             f"{sorted(k for k, v in vars(module).items() if isinstance(v, nnx.Param))}"
         )

@@ -8,6 +8,7 @@ from flax import nnx
 from jax.core import Tracer
 
 from hwtrain._arrays import paths
+from hwtrain._errors import InputError
 from hwtrain._flax import weight_side
 from hwtrain._flax.loops import as_root
 from hwtrain._flax.nnx.layers import Beside, StepLeaf
@@ -118,7 +119,7 @@ def _changed(
     ]
     if lost:
         name = getattr(method, "__qualname__", "this method")
-        raise ValueError(
+        raise InputError(
             f"{name} changed the parameters {sorted(lost)}. In {mode}_mode a method "
             "runs on a copy with the weights of one step, where a change would be "
             "lost. Call it in hwtrain.eval_mode(model), or before analogize"

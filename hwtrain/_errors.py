@@ -1,0 +1,56 @@
+"""The error for a user's input, which ends with the page to read."""
+
+import sys
+
+PAGES = {
+    "cli": "command.md",
+    "train": "training.md",
+    "train._reading": "configuration.md",
+    "train._entries": "configuration.md",
+    "_plan": "layers.md",
+    "_flax": "layers.md",
+    "sockets": "layers.md",
+    "_parts": "devices.md",
+    "weights": "physics.md",
+    "periphery": "periphery.md",
+    "devices": "physics.md",
+    "chips": "life_cycle.md",
+    "presets": "choosing.md",
+    "optim": "optimisation.md",
+    "objectives": "optimisation.md",
+    "evaluate": "evaluation.md",
+    "checkpoint": "checkpoint.md",
+    "checkpoint.adapters": "deployment.md",
+    "dynapse": "mixed_signal.md",
+    "_arrays": "randomness.md",
+}
+"""By module, without `hwtrain`, the page of the docs about what it does."""
+
+
+def page_of(module: str) -> str:
+    """Returns the page of the docs about a module.
+
+    >>> page_of("hwtrain.checkpoint.adapters._nir"), page_of("hwtrain.optim._bounds")
+    ('docs/deployment.md', 'docs/optimisation.md')
+
+    Args:
+      module: its full name. One outside of hwtrain has parts of a user's own.
+    """
+    names = module.split(".")[1:]
+    while names and ".".join(names) not in PAGES:
+        names.pop()
+    return f"docs/{PAGES.get('.'.join(names), 'devices.md')}"
+
+
+class InputError(ValueError):
+    """A user's input is wrong: what was expected, what came, where, and the way out.
+
+    A note at its end names the page of the docs about the matter.
+    """
+
+    def __init__(self, *args: object):
+        super().__init__(*args)
+        frame = sys._getframe(1)
+        while frame.f_code.co_name == "__init__" and frame.f_back is not None:
+            frame = frame.f_back  # of a subclass
+        self.add_note(f"See {page_of(frame.f_globals.get('__name__', ''))}")

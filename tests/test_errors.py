@@ -1,0 +1,68 @@
+"""Errors name the page of the docs about the matter."""
+
+import re
+import traceback
+from pathlib import Path
+
+import pytest
+from flax import linen as nn
+
+import hwtrain
+from hwtrain._errors import PAGES, InputError, page_of
+from hwtrain.cli import main
+
+ROOT = Path(__file__).parents[1]
+SOURCES = sorted((ROOT / "hwtrain").rglob("*.py"))
+
+
+def test_pages_and_modules_are_there():
+    for module, page in PAGES.items():
+        assert (ROOT / "docs" / page).exists()
+        path = ROOT / "hwtrain" / module.replace(".", "/")
+        assert path.is_dir() or path.with_suffix(".py").exists(), module
+
+
+def test_every_package_has_a_page():
+    for folder in (ROOT / "hwtrain").iterdir():
+        if folder.is_dir() and (folder / "__init__.py").exists():
+            assert folder.name in PAGES
+
+
+@pytest.mark.parametrize(
+    ("wrong", "page"),
+    [
+        (lambda: hwtrain.presets.hermes(num_devices=3), "choosing"),
+        (lambda: hwtrain.analogize(nn.Dense(2), "chip"), "layers"),
+        (lambda: hwtrain.load("nowhere"), "checkpoint"),
+        (lambda: hwtrain.MismatchParameter(std_dev=-1.0), "physics"),
+        (lambda: hwtrain.IOParameters(inp_bit=8), "periphery"),
+    ],
+)
+def test_an_error_ends_with_its_page(wrong, page):
+    with pytest.raises(ValueError) as error:
+        wrong()
+    assert error.value.__notes__ == [f"See docs/{page}.md"]
+    shown = "".join(traceback.format_exception(error.value))
+    assert shown.rstrip().endswith(f"See docs/{page}.md")
+
+
+def test_the_page_is_that_of_where_it_is_raised():
+    names = {"__name__": "hwtrain.optim._x", "InputError": InputError}
+    with pytest.raises(InputError) as error:
+        exec("raise InputError('wrong')", names)
+    assert str(error.value) == "wrong"
+    assert error.value.__notes__ == ["See docs/optimisation.md"]
+    assert page_of("hwtrain.train._reading") == "docs/configuration.md"
+
+
+def test_a_command_ends_its_line_with_the_page(capsys):
+    assert main(["train", "nowhere.toml"]) == 2
+    line = capsys.readouterr().err
+    assert line.endswith("got no such file (docs/configuration.md)\n")
+    assert line.count("\n") == 1
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=lambda path: path.stem)
+def test_no_error_is_without_a_page(path):
+    text = path.read_text("utf-8")
+    assert not re.search(r"^ *(raise|return) ValueError\b", text, re.MULTILINE)
