@@ -88,6 +88,11 @@ class Part(Described, abc.ABC):  # noqa: B024 some kinds add abstract methods
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
+        own = vars(cls).get("__annotations__", {})
+        if not cls.__module__.startswith("hwtrain.") and "type" not in own:
+            # Its name comes from `register`, also if a built-in parent has a field.
+            cls.__annotations__ = {**own, "type": ClassVar[Any]}
+            cls.type = Part.__dict__["type"]
         accepting(configuration(cls))
 
     stays_static: ClassVar[Mapping[str, str]] = {}
