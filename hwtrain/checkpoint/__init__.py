@@ -2,6 +2,8 @@
 
 from hwtrain.checkpoint._description import Graph as Graph
 from hwtrain.checkpoint._description import Measurement as Measurement
+from hwtrain.checkpoint._dynapse import export_dynapse as export_dynapse
+from hwtrain.checkpoint._dynapse import load_dynapse as load_dynapse
 from hwtrain.checkpoint._errors import (
     HardwareCheckpointError as HardwareCheckpointError,
 )

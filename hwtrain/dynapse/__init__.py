@@ -1,5 +1,9 @@
 """Mixed-signal neuromorphic chips: the DynapSim neuron, its mismatch, its export."""
 
+from hwtrain.dynapse._biases import computed_table as computed_table
+from hwtrain.dynapse._deployed import deploy_layers as deploy_layers
+from hwtrain.dynapse._deployed import deployed_layers as deployed_layers
+from hwtrain.dynapse._deployment import Deployment as Deployment
 from hwtrain.dynapse._generator import MismatchGenerator as MismatchGenerator
 from hwtrain.dynapse._generator import mismatch_generator as mismatch_generator
 from hwtrain.dynapse._layout import Layout as Layout
