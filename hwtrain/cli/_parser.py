@@ -21,6 +21,8 @@ _METHODS = ("max", "moving_std", "moving_quantile", "cache_quantile")
 _TARGETS = ("aihwkit", "crosssim", "fusion-csv", "nir", "npz")
 """The built-in targets, for the help."""
 
+_SHELLS = ("bash", "zsh")
+
 _TECHNOLOGIES = ("hermes", "hermes_core", "isaac")
 """The built-in technologies, for the help."""
 
@@ -45,7 +47,7 @@ def make_parser() -> argparse.ArgumentParser:
         _report,
         _verify,
     )
-    for add in (*every, _convert, _fit, _new, _doctor):
+    for add in (*every, _convert, _fit, _new, _doctor, _completion):
         add(commands)
     return parser
 
@@ -510,6 +512,16 @@ def _doctor(commands: Commands) -> None:
     parser.add_argument(
         "--quick", action="store_true", help="leave the small model out"
     )
+
+
+def _completion(commands: Commands) -> None:
+    parser = commands.add_parser(
+        "completion",
+        help="print a script that completes commands in a shell",
+        description="Prints a script by which a shell completes hwtrain's commands, "
+        "options and file names at the press of a key.",
+    )
+    parser.add_argument("shell", choices=_SHELLS)
 
 
 def _add_parts(parser: argparse.ArgumentParser) -> None:

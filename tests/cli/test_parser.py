@@ -21,6 +21,7 @@ COMMANDS = [
     "inspect",
     "verify",
     "convert",
+    "completion",
     "doctor",
     "fit",
     "new",
