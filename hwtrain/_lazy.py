@@ -2,6 +2,7 @@
 
 import importlib
 import sys
+import warnings
 from collections.abc import Iterable, Mapping
 from types import ModuleType
 from typing import Any
@@ -12,8 +13,18 @@ class LazyPackage(ModuleType):
 
     _homes: Mapping[str, str]  # of a name, the module that defines it
     _modules: frozenset[str]  # the package's own modules, which need no other home
+    _renamed: Mapping[str, str]  # of an old name, the new one
 
     def __getattr__(self, name: str) -> Any:
+        if name in self._renamed:
+            new = self._renamed[name]
+            warnings.warn(
+                f"{self.__name__}.{name} is now {self.__name__}.{new}; the old name "
+                "will be removed",
+                DeprecationWarning,
+                stacklevel=2,
+            )
+            return getattr(self, new)
         if name in self._homes:
             value = getattr(importlib.import_module(self._homes[name]), name)
         elif name in self._modules:
@@ -35,7 +46,10 @@ class LazyPackage(ModuleType):
 
 
 def make_lazy(
-    package: str, homes: Mapping[str, Iterable[str]], rooms: Iterable[str]
+    package: str,
+    homes: Mapping[str, Iterable[str]],
+    rooms: Iterable[str],
+    renamed: Mapping[str, str] | None = None,
 ) -> None:
     """Makes a package import its names when they are first asked for.
 
@@ -44,6 +58,7 @@ def make_lazy(
       homes: by module, as named from the package, which of the package's names it
         defines.
       rooms: the modules of the package that are reached as its attributes.
+      renamed: by old name, the new one. The old one works, with a warning.
     """
     module = sys.modules[package]
     state = {
@@ -51,6 +66,7 @@ def make_lazy(
             name: f"{package}.{home}" for home, names in homes.items() for name in names
         },
         "_modules": frozenset(rooms),
+        "_renamed": dict(renamed or {}),
     }
     vars(module).update(state)
     module.__class__ = LazyPackage
