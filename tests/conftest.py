@@ -235,6 +235,19 @@ _MOST = 10
 """Cases of a test that run by default."""
 
 
+def pytest_addoption(parser):
+    parser.addoption("--raises", help="a folder for the lines that raised (raises.py)")
+
+
+def pytest_configure(config):
+    folder = config.getoption("--raises")
+    if folder:
+        sys.path.insert(0, str(ROOT / "tests"))
+        from raises import Raises
+
+        config.pluginmanager.register(Raises(folder))
+
+
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items):
     """Leaves cases of tests with many to the nightly run.

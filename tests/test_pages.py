@@ -10,10 +10,17 @@ import yaml
 from packaging.requirements import Requirement
 from packaging.version import Version
 
+import hwtrain
+
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text("utf-8")
 CONTRIBUTING = (ROOT / "CONTRIBUTING.md").read_text("utf-8")
-DOCS = sorted((ROOT / "docs").glob("*.md"))
+INCLUDED = {"changelog.md", "contributing.md"}  # files of the root, for the site
+DOCS = sorted(
+    page
+    for page in (ROOT / "docs").rglob("*.md")
+    if page.parent.name != "generated" and page.name not in INCLUDED
+)
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]
 REQUIRED = {
     found.name: found.specifier for found in map(Requirement, PROJECT["dependencies"])
@@ -60,8 +67,9 @@ def test_links_lead_somewhere(page):
 
 def test_the_readme_is_short_and_names_every_page():
     assert len(README.split()) <= 800
-    for page in DOCS:
-        assert f"(docs/{page.name})" in README
+    notebooks = (ROOT / "docs/notebooks").glob("*.ipynb")
+    for page in {*DOCS, *notebooks} - {ROOT / "docs/index.md"}:
+        assert f"({page.relative_to(ROOT)})" in README
 
 
 def test_the_picture_of_the_architecture_is_that_of_the_imports():
@@ -96,6 +104,12 @@ def test_versions_are_the_same_everywhere():
         if name != "jaxlib":
             assert f">={version}" in str(REQUIRED[name])
             assert f"{name} {version}" in CONTRIBUTING
+
+
+def test_the_citation_has_the_version():
+    cited = yaml.safe_load((ROOT / "CITATION.cff").read_text("utf-8"))
+    assert cited["version"] == hwtrain.__version__
+    assert cited["license"] == PROJECT["license"]
 
 
 def test_hooks_are_pinned_and_ruff_is_one_that_the_tests_take():
