@@ -59,6 +59,8 @@ nb_merge_streams = True
 PLOTS = {
     "life_cycle_plot.py": "life_cycle.png",
     "plots.py": "drift.png",
+    "device_plots.py": "aged.png",
+    "periphery_plots.py": "wires.png",
     "optimisation_plots.py": "range_start.png",
 }
 
