@@ -91,9 +91,11 @@ def require_finite(tree: Tree) -> None:
 
     Traced values, and leaves that are not arrays of numbers, pass unchecked.
 
-    >>> require_finite({"hidden": {"bias": np.array([0.0, np.nan])}})
-    Traceback (most recent call last):
-    ValueError: hidden/bias: 1 of 2 weights are NaN or infinite, as after a
+    >>> try:
+    ...     require_finite({"hidden": {"bias": np.array([0.0, np.nan])}})
+    ... except ValueError as error:
+    ...     print(error)
+    hidden/bias: 1 of 2 weights are NaN or infinite, as after a
     training that diverged; go on from an earlier checkpoint
 
     Raises:

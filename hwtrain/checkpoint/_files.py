@@ -16,10 +16,11 @@ MARKS = ("_CHECKPOINT_METADATA", "commit_success.txt")
 def path_of(path: Any, what: str) -> Path:
     """Returns a caller's argument as a path.
 
-    >>> path_of(None, "load takes the directory that export wrote")
-    Traceback (most recent call last):
-    hwtrain.checkpoint._errors.HardwareCheckpointError: load takes the directory that
-    export wrote, as a str or a Path; got None
+    >>> try:
+    ...     path_of(None, "load takes the directory that export wrote")
+    ... except HardwareCheckpointError as error:
+    ...     print(error)
+    load takes the directory that export wrote, as a str or a Path; got None
 
     Args:
       path: the argument.

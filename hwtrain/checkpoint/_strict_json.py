@@ -10,9 +10,11 @@ from hwtrain._errors import InputError
 def parse(data: bytes) -> Any:
     """Returns the data in JSON.
 
-    >>> parse(b'{"a": 1, "a": 2}')
-    Traceback (most recent call last):
-    ValueError: the key 'a' occurs twice in one object
+    >>> try:
+    ...     parse(b'{"a": 1, "a": 2}')
+    ... except ValueError as error:
+    ...     print(error)
+    the key 'a' occurs twice in one object
 
     Raises:
       ValueError: if it is not JSON, or readers could interpret it differently.

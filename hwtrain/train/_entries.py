@@ -24,10 +24,12 @@ class EntryError(InputError):
 def named(key: str, source: str = "", *, given: str = "") -> Iterator[None]:
     """Turns any error raised under an entry of a configuration into one line naming it.
 
-    >>> with named("data", "recipe.py:data"):
-    ...     {}["train"]
-    Traceback (most recent call last):
-    hwtrain.train._entries.EntryError: data: recipe.py:data raised KeyError: 'train'
+    >>> try:
+    ...     with named("data", "recipe.py:data"):
+    ...         {}["train"]
+    ... except EntryError as error:
+    ...     print(error)
+    data: recipe.py:data raised KeyError: 'train'
 
     Args:
       key: the entry's key.

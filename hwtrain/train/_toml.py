@@ -15,9 +15,11 @@ _DEEPEST = 20
 def parsed(loads: Callable[[str], Any], text: str) -> Any:
     """Returns the data in a text, read by `json.loads` or `tomllib.loads`.
 
-    >>> parsed(json.loads, "[" * 100_000)
-    Traceback (most recent call last):
-    ValueError: tables or lists are nested too deeply
+    >>> try:
+    ...     parsed(json.loads, "[" * 100_000)
+    ... except ValueError as error:
+    ...     print(error)
+    tables or lists are nested too deeply
 
     Args:
       loads: reads the text.

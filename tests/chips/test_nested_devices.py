@@ -39,7 +39,12 @@ def failing(within):
 
 
 def disturbed(within):
-    reads = {"read_voltage_v": 0.3, "read_time_s": 1e-7, "reads_per_s": 1e5}
+    reads = {
+        "read_voltage_v": 0.3,
+        "read_time_s": 1e-7,
+        "reads_per_s": 1e5,
+        "temperature_k": 320.0,
+    }
     return hw.ReadDisturb(noise_model=within, **reads)
 
 
