@@ -10,6 +10,7 @@ from jax.typing import ArrayLike
 
 from hwtrain._arrays.random import stored_normal
 from hwtrain._errors import InputError
+from hwtrain._parts.fields import MOST
 
 _PROGRAMMING, _DEVICE = range(2)
 
@@ -50,23 +51,25 @@ class Programmed:
     reset_factor: jax.Array | None = None
 
 
-def check_time(t_s: ArrayLike) -> None:
+def check_time(t_s: ArrayLike, most: float = MOST) -> None:
     """Checks a time, unless it is traced.
 
     Args:
       t_s: time since programming, in seconds.
+      most: the largest time that is taken.
 
     Raises:
-      ValueError: if it is negative, infinite or not a number.
+      ValueError: if it is no real number, negative, infinite or larger.
     """
     if isinstance(t_s, Tracer):
         return
     if isinstance(t_s, jax.Array) and not t_s.is_fully_addressable:
         return
-    if not np.all((np.asarray(t_s) >= 0) & np.isfinite(np.asarray(t_s))):
+    value = np.asarray(t_s)
+    if value.dtype.kind not in "iuf" or not np.all((value >= 0) & (value <= most)):
         raise InputError(
-            "t_s is the time since programming in seconds, finite and at least 0; got "
-            f"{t_s}"
+            "t_s is the time since programming in seconds, a number of at least 0 and "
+            f"at most {most:g}; got {t_s!r}"
         )
 
 

@@ -191,9 +191,14 @@ def _check(model: NoiseModel, names: tuple[str, ...], confidence: float) -> None
     while inside is not None:
         own = (_place(type(inside), name) for name in ("program", "programmed_from"))
         if next(own) < next(own):
+            what = f"{type(inside).__name__} overrides program, but not programmed_from"
+            if type(inside).__module__.startswith("hwtrain."):
+                raise InputError(
+                    f"{what}: its devices are not functions of normal numbers, so it "
+                    "has no fit. Fit the noise model inside, and give it the result"
+                )
             raise InputError(
-                f"{type(inside).__name__} overrides program, but not programmed_from, "
-                "which a fit needs: define it, and let program call it"
+                f"{what}, which a fit needs: define it, and let program call it"
             )
         inside = getattr(inside, "noise_model", None)
     for name in names:

@@ -84,7 +84,7 @@ def flicker_noise(
       Shinozuka and Deodatis, Simulation of stochastic processes by spectral
       representation, Applied Mechanics Reviews 44, 1991.
     """
-    check_time(t_s)
+    check_time(t_s, most=np.finfo(np.float64).max)
     number = jnp.asarray(number, jnp.float32)
     word = _mixed(jax.lax.bitcast_convert_type(number, jnp.uint32))
     # Ticks of half a cycle of the fastest component, in units of 2^-32 ticks.

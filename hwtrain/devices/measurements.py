@@ -22,12 +22,33 @@ class Measurements:
       t_s: time since programming, in seconds.
       g_us: measured conductance, in µS.
       repeat: number of the device among those with this target.
+
+    Raises:
+      ValueError: naming the element, for lengths that differ, a number that is not
+        finite, and a target or a time below zero.
     """
 
     g_target_us: np.ndarray
     t_s: np.ndarray
     g_us: np.ndarray
     repeat: np.ndarray
+
+    def __post_init__(self):
+        sizes = {name: np.shape(getattr(self, name)) for name in COLUMNS}
+        if len(set(sizes.values())) > 1 or len(sizes["t_s"]) != 1:
+            shown = ", ".join(f"{name} {size}" for name, size in sizes.items())
+            raise InputError(f"expected a number for each read, got arrays of {shown}")
+        for name in COLUMNS:
+            values = np.asarray(getattr(self, name), np.float64)
+            least = 0.0 if name in ("g_target_us", "t_s") else -np.inf
+            wrong = ~np.isfinite(values) | (values < least)
+            if wrong.any():
+                place = int(np.argmax(wrong))
+                words = "" if least else " of at least 0"
+                raise InputError(
+                    f"{name}[{place}]: expected a finite number{words}, got "
+                    f"{values[place]:g}"
+                )
 
 
 def read_measurements(path: str | os.PathLike[str]) -> Measurements:

@@ -1,6 +1,6 @@
 """Devices that reads reset, by the time for which a read voltage was on."""
 
-from typing import Any, Literal, Self
+from typing import Any, ClassVar, Literal, Self
 
 import jax
 import jax.numpy as jnp
@@ -62,6 +62,7 @@ class ReadDisturb(AroundNoiseModel):
     """t_0, in seconds."""
     onset: Positive = 1.43339
     """A, of which the stress that does nothing is a power."""
+    to_fit: ClassVar = ("rate",)
     rate: Positive = 0.0068
     """c, the exponent p without a voltage."""
     acceleration_ev_per_v: Positive = 0.11

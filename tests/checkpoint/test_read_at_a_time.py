@@ -99,9 +99,9 @@ def test_times_that_cannot_be_are_refused(tmp_path):
     checkpoint, plan = hw.load(path), hw.plan(analog, variables, X)
     chip = hw.program_chip(variables["params"], plan, hw.chip_key(3))
     for t_s in (-1.0, np.inf, np.nan, np.float32(-1), jnp.float32(-1)):
-        with pytest.raises(HardwareCheckpointError, match="at least 0; got"):
+        with pytest.raises(HardwareCheckpointError, match="at least 0"):
             checkpoint.chip(3, t_s=t_s)
-        with pytest.raises(ValueError, match="at least 0; got"):
+        with pytest.raises(ValueError, match="at least 0"):
             chip.at(t_s)
-        with pytest.raises(ValueError, match="at least 0; got"):
+        with pytest.raises(ValueError, match="at least 0"):
             QUIET.mean_at(chip.weights["kernel"].devices[0], t_s)

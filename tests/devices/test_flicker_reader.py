@@ -117,5 +117,5 @@ def test_products_are_exact_and_wrap(x64):
 
 @pytest.mark.parametrize("t_s", [-1.0, float("inf"), float("nan"), jnp.float32(-2)])
 def test_times_that_cannot_be_are_refused(t_s):
-    with pytest.raises(ValueError, match="finite and at least 0; got"):
+    with pytest.raises(ValueError, match="a number of at least 0"):
         flicker_noise(jnp.ones(3), t_s, **BANDS[0][0], components=4)
