@@ -21,6 +21,7 @@ PAGES = {
     "evaluate": "evaluation.md",
     "checkpoint": "checkpoint.md",
     "checkpoint.adapters": "deployment.md",
+    "checkpoint.importers": "deployment.md",
     "dynapse": "mixed_signal.md",
     "_arrays": "randomness.md",
 }

@@ -641,7 +641,7 @@ def test_the_configuration_page_has_every_key_of_the_configurations(path):
 def test_the_command_page_has_every_option(command):
     page = (DOCS / "command.md").read_text("utf-8")
     synopses = re.search(r"```\n(.*?)```", page, re.DOTALL)[1]
-    shown = re.search(rf"^hwtrain {command} (.*\n(?: .*\n)*)", synopses, re.M)[1]
+    shown = "".join(re.findall(rf"^hwtrain {command} (.*\n(?: .*\n)*)", synopses, re.M))
     shared = re.search(r"^All commands but `train`.*?\n\n", page, re.M | re.DOTALL)[0]
     commands = make_parser()._subparsers._group_actions[0].choices
     options = {

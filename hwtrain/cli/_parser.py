@@ -23,6 +23,9 @@ _TARGETS = ("aihwkit", "crosssim", "fusion-csv", "nir", "npz")
 
 _SHELLS = ("bash", "zsh")
 
+_SOURCES = ("aihwkit", "lightning", "rockpool")
+"""The packages whose models are read, for the help."""
+
 _TECHNOLOGIES = ("hermes", "hermes_core", "isaac")
 """The built-in technologies, for the help."""
 
@@ -419,28 +422,59 @@ def _verify(commands: Commands) -> None:
 def _convert(commands: Commands) -> None:
     parser = commands.add_parser(
         "convert",
-        help="write a hardware-ready checkpoint for another program",
-        description="Writes a hardware-ready checkpoint in the format of a simulator "
-        "or of a chip's programmer; docs/deployment.md describes each.",
+        help="write a checkpoint for another program, or read another's model",
+        description="With --to, writes a hardware-ready checkpoint in the format of a "
+        "simulator or of a chip's programmer. With --from, reads a trained model of "
+        "another package, and writes a folder with the parameters of a Flax model and "
+        "the hardware, for training to go on from. docs/deployment.md describes both.",
     )
-    parser.add_argument("checkpoint", metavar="CHECKPOINT", type=Path)
     parser.add_argument(
-        "--to",
-        required=True,
-        metavar="FORMAT",
-        help=f"{', '.join(_TARGETS)}, or one of your own",
+        "checkpoint",
+        metavar="CHECKPOINT|FILE",
+        type=Path,
+        help="with --to, a hardware-ready checkpoint; with --from, the other's file",
+    )
+    way = parser.add_mutually_exclusive_group(required=True)
+    way.add_argument(
+        "--to", metavar="FORMAT", help=f"{', '.join(_TARGETS)}, or one of your own"
+    )
+    way.add_argument(
+        "--from",
+        dest="source",
+        metavar="PACKAGE",
+        help=f"what wrote the file: {', '.join(_SOURCES)}",
     )
     parser.add_argument(
         "--chip",
         type=int,
         metavar="SEED",
-        help="a frozen chip of the checkpoint (default: the nominal model)",
+        help="with --to, a frozen chip of the checkpoint (default: the nominal model)",
+    )
+    parser.add_argument(
+        "--model",
+        metavar="FILE.py:FUNCTION",
+        help="with --from, the Flax model that gets the parameters",
+    )
+    parser.add_argument(
+        "--input",
+        action="append",
+        default=[],
+        metavar="SHAPE",
+        help="with --from, the shape of an input of a Linen model, such as 1,28,28,1 "
+        "or 1,16:int32; again for each further input",
+    )
+    parser.add_argument(
+        "--names",
+        type=Path,
+        metavar="FILE",
+        help="with --from, a TOML file whose table [names] says which module of the "
+        "file is which one of the model (default: by order and shape)",
     )
     parser.add_argument(
         "--out",
         type=Path,
         metavar="PATH",
-        help="the new file or folder (default: CHECKPOINT.FORMAT, beside it)",
+        help="the new file or folder (default with --to: CHECKPOINT.FORMAT, beside it)",
     )
     _add_parts(parser)
 

@@ -1,5 +1,6 @@
 """A small run, trained once for all tests of commands that read a run."""
 
+import importlib.util
 from pathlib import Path
 
 import pytest
@@ -29,3 +30,13 @@ def run(train_words, tmp_path_factory):
     out = tmp_path_factory.mktemp("runs") / "run"
     assert cli.main([*train_words, str(out)]) == 0
     return out
+
+
+@pytest.fixture(scope="session")
+def conversions():
+    """The functions of `conversions.py`."""
+    path = Path(__file__).with_name("conversions.py")
+    spec = importlib.util.spec_from_file_location("conversions", path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module

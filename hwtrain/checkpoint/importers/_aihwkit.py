@@ -1,0 +1,140 @@
+"""Reads a `state_dict` of aihwkit."""
+
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from hwtrain._errors import InputError
+from hwtrain.checkpoint.importers._aihwkit_config import of_aihwkit
+from hwtrain.checkpoint.importers._modules import (
+    Module,
+    Tile,
+    Trained,
+    count_ranges,
+    digital,
+    floats,
+    state_dict,
+)
+from hwtrain.checkpoint.importers._records import Data
+from hwtrain.checkpoint.importers._torch_file import Record
+
+_ANALOG = re.compile(r"(?:(.*)\.)?analog_module\.(?:array\.(\d+)\.(\d+)\.)?(.+)")
+
+
+def read_aihwkit(path: Path) -> Trained:
+    """Returns the model of a `state_dict` of aihwkit.
+
+    Args:
+      path: a file of `torch.save(model.state_dict(), path)`.
+
+    Raises:
+      ValueError: if it is no such file, or has what changes results and hwtrain does
+        not have.
+    """
+    state = state_dict(path)
+    tiles: dict[str, dict[tuple[int, int], Data]] = {}
+    beside: dict[str, Data] = {}
+    order: dict[str, None] = {}
+    for key, value in state.items():
+        match = _ANALOG.fullmatch(key)
+        if match is None:
+            name, _, leaf = key.rpartition(".")
+            beside.setdefault(name, {})[leaf] = value
+        else:
+            name, row, column, leaf = match.groups()
+            name = name or ""
+            place = (int(row or 0), int(column or 0))
+            held = tiles.setdefault(name, {})
+            if leaf == "bias":
+                beside.setdefault(name, {})["bias"] = value
+            else:
+                held.setdefault(place, {})[leaf] = value
+        order[name] = None
+    lost: list[str] = []
+    made = []
+    for name in order:
+        if name in tiles:
+            made.append(_of_tiles(name, tiles[name], beside.get(name, {}), lost, path))
+        else:
+            made.append(digital(name, beside[name]))
+    if not tiles:
+        raise InputError(
+            f"{path}: expected tiles of aihwkit, got a state_dict without any; a plain "
+            "model starts a run by init_from = file.py:function"
+        )
+    return Trained(
+        source=str(path), package="aihwkit", modules=tuple(made), lost=tuple(lost)
+    )
+
+
+def _of_tiles(
+    name: str,
+    tiles: Mapping[tuple[int, int], Data],
+    beside: Data,
+    lost: list[str],
+    path: Path,
+) -> Module:
+    rows, columns = (1 + max(place[axis] for place in tiles) for axis in (0, 1))
+    if len(tiles) != rows * columns:
+        raise InputError(f"{path}: {name} lacks some of its {rows} x {columns} tiles")
+    state = tiles[0, 0].get("analog_tile_state")
+    config = state.get("rpu_config") if isinstance(state, dict) else None
+    if not isinstance(state, dict) or not isinstance(config, Record):
+        raise InputError(
+            f"{path}: {name} has no rpu_config beside its tiles; save the state_dict "
+            "with load_rpu_config's default, of aihwkit 0.9 or newer"
+        )
+    try:
+        hardware, left = of_aihwkit(config, str(state.get("analog_tile_class")))
+    except ValueError as error:
+        raise InputError(f"{path}: {name}: {error}") from error
+    lost += [f"{name}: {text}" for text in left]
+    compensated = isinstance(config.get("drift_compensation"), Record)
+    found = [
+        [_tile(tiles[row, column], hardware, compensated) for column in range(columns)]
+        for row in range(rows)
+    ]
+    count_ranges(name, hardware, lost)
+    alphas = [floats(tile.get("alpha", 1.0)) for tile in tiles.values()]
+    if compensated and any((alpha != 1).any() for alpha in alphas):
+        lost.append(
+            f"{name}: nominal and programmed weights: the file holds the drifted ones "
+            "alone, and alpha of the drift compensation, which is part of the mapping "
+            "scales now"
+        )
+    size = (
+        sum(tile.weight.shape[0] for tile in found[0]),
+        sum(row[0].weight.shape[1] for row in found),
+    )
+    arrays = {x: floats(v) for x, v in beside.items() if x == "bias" and v is not None}
+    return Module(
+        name=name,
+        arrays=arrays,
+        tiles=tuple(map(tuple, found)),
+        hardware=hardware,
+        shape=size,
+    )
+
+
+def _tile(held: Data, hardware: Data, compensated: bool) -> Tile:
+    state = held["analog_tile_state"]
+    weight = floats(state["analog_tile_weights"])
+    scale = held.get("mapping_scales")
+    scale = np.ones(1, np.float32) if scale is None else floats(scale)
+    if compensated and held.get("alpha") is not None:
+        scale = scale * floats(held["alpha"]).reshape(-1)
+    learned = held.get("out_scaling_alpha")
+    bound = held.get("input_range") if "input_range" in hardware else None
+    return Tile(
+        weight=weight,
+        scale=scale.reshape(-1),
+        output_scale=None if learned is None else floats(learned).reshape(-1),
+        input_range=None if bound is None else _scalar(bound),
+    )
+
+
+def _scalar(array: Any, default: float = 0.0) -> float:
+    return default if array is None else float(np.ravel(floats(array))[0])
