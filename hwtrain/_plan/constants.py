@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import math
 import re
 from collections.abc import Mapping
 from typing import Any, get_type_hints
@@ -25,7 +26,7 @@ from hwtrain._parts.constant import (
 )
 from hwtrain._plan.hardware import Hardware
 from hwtrain._plan.plan import Plan
-from hwtrain._plan.traceable import number_of_stage, part_of, refusal
+from hwtrain._plan.traceable import innermost, number_of_stage, part_of, refusal
 from hwtrain._plan.weight import AnalogWeight
 
 Constants = Mapping[str, ArrayLike]
@@ -69,6 +70,7 @@ def with_values(plan: Plan, constants: Constants, parts: tuple[str, ...]) -> Pla
             given[path] = _value(key, part, name, value)
     for path, given in found.items():
         _check_conductances(plan[path], given)
+        _check_temperatures(plan[path], given)
     weights = tuple(
         _with_hardware(weight, _set(weight.hardware, found.get(weight.path, {})))
         for weight in plan.weights
@@ -242,29 +244,35 @@ def _without_slope(array: jax.Array, key: str, why: str) -> jax.Array:
     return identity(array)
 
 
-def _innermost(path: str) -> str:
-    """Returns the path of a number as if no noise model stood around another.
-
-    >>> _innermost("noise_model.noise_model.t_0")
-    'noise_model.t_0'
-    """
-    first, *steps = path.split(".")
-    while first == "noise_model" and steps[:1] == [first]:
-        steps = steps[1:]
-    return ".".join([first, *steps])
-
-
 def _check_conductances(weight: AnalogWeight, given: Mapping[str, Any]) -> None:
     """Raises if a converter and a noise model would get different ranges."""
     model = weight.hardware.noise_model
     for name in ("g_max", "g_min"):
         both = [f"{part}.{name}" for part in ("converter", "noise_model")]
-        there = [path for path in both if path in map(_innermost, given)]
+        there = [path for path in both if path in map(innermost, given)]
         if len(there) == 1 and model is not None and hasattr(model, name):
             raise InputError(
                 f"with_constants: {' and '.join(both)} of {weight.path} are one "
                 "number: give both the same value"
             )
+
+
+def _check_temperatures(weight: AnalogWeight, given: Mapping[str, Any]) -> None:
+    """Raises if noise models around each other would get several temperatures."""
+    path, model, paths = "noise_model", weight.hardware.noise_model, []
+    while model is not None:
+        if hasattr(model, "temperature_k"):
+            paths.append(f"{path}.temperature_k")
+        path, model = f"{path}.noise_model", getattr(model, "noise_model", None)
+    found = [given[each].value for each in paths if each in given]
+    known = [float(value) for value in found if not isinstance(value, Tracer)]
+    differ = any(not math.isclose(x, known[0], rel_tol=1e-6) for x in known)
+    if 0 < len(found) < len(paths) or differ:
+        raise InputError(
+            f"with_constants: {' and '.join(map(repr, paths))} of {weight.path} are "
+            "one number, because a chip is at one temperature: give all of them the "
+            "same value"
+        )
 
 
 def _set(hardware: Hardware, given: Mapping[str, Any]) -> Hardware:

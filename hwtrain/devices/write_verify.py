@@ -125,6 +125,19 @@ class WriteVerifyNoiseModel(AroundNoiseModel):
     verify_time_ns: NonNegative = 0.0
     """Time of a read that verifies, in ns."""
 
+    def check_hardware(self, hardware: Any) -> None:
+        """Raises if pulses cannot reach the smallest conductance of the converter."""
+        super().check_hardware(hardware)
+        low = hardware.converter.g_min
+        if low + self.tolerance_us < self.g_low:
+            raise InputError(
+                f"the converter {hardware.converter.type!r} asks for conductances from "
+                f"g_min={low:g} µS, and pulses of the noise model {self.type!r} reach "
+                f"only g_low={self.g_low:g} µS, beyond tolerance_us="
+                f"{self.tolerance_us:g}: write g_min={self.g_low:g} in the converter, "
+                f"or g_low={low:g}"
+            )
+
     def describe(self) -> str:
         """Returns the kind, the tolerance, the number of states and what follows."""
         states = "" if self.states is None else f", {self.states} states"

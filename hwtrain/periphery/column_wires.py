@@ -12,6 +12,7 @@ from hwtrain._arrays import tiling
 from hwtrain._errors import InputError
 from hwtrain._parts.fields import NonNegative, Number, Positive, Size
 from hwtrain._parts.part import Part
+from hwtrain.periphery._written_weights import check_devices
 
 
 def transmission(
@@ -69,7 +70,8 @@ class ColumnWires(Part):
     offset v of the read voltage, and the conductance :math:`G_j` of a column at its
     ADC. Tiles stand in the middle of `rows` rows; ADCs of even columns are below the
     last row, those of odd ones above the first. Both devices of a weight hang on the
-    column that they share. The gradient is the true one.
+    column that they share. The gradient is the true one. Beside a converter, these must
+    be the conductances that it writes, as for `WireResistance`.
 
     >>> ColumnWires(segments=8).describe()
     'column wires of 0.15 ohm'
@@ -98,6 +100,10 @@ class ColumnWires(Part):
     """Offset of the read voltage v, relative to the voltage v_0 of a pulse."""
     steps: Positive = 1.0
     """Time of integration T, in units of the pulse of an input of 1."""
+
+    def check_hardware(self, hardware):
+        """Raises if the converter writes other devices."""
+        check_devices(self, hardware)
 
     def around(self, inner, x, ctx):
         """Subtracts the loss from the outputs, and the offset."""

@@ -1,6 +1,7 @@
 """Weights whose bits are sliced over crossbars, each read and converted alone."""
 
 import itertools
+import math
 from typing import Annotated, Self
 
 import jax
@@ -11,6 +12,7 @@ from pydantic import Field, model_validator
 from hwtrain._errors import InputError
 from hwtrain._parts.fields import Positive
 from hwtrain._parts.part import Part
+from hwtrain.periphery._written_weights import largest_weight
 from hwtrain.periphery.asymmetry import OutputAsymmetry
 
 MOST_BITS = 16
@@ -60,7 +62,8 @@ class WeightSlices(Part):
     ]
     """Bits of each slice, the lowest first, without the sign."""
     largest: Positive = 1.0
-    """A, the weight with all bits set, in units of the crossbar."""
+    """A, the weight with all bits set, in units of the crossbar. Beside a converter,
+    it is the mapping's `weight_scaling_omega`."""
 
     @property
     def passes(self):
@@ -75,13 +78,30 @@ class WeightSlices(Part):
         return [2**s * (2**b - 1) / top for s, b in zip(shifts, self.bits)]
 
     def check_hardware(self, hardware):
-        """Raises if the converter slices weights into other bits."""
-        held = getattr(hardware.converter, "bits", self.bits)
-        if isinstance(held, tuple) and held != self.bits:
+        """Raises if the converter slices weights otherwise, or into other levels."""
+        converter = hardware.converter
+        if converter is None:
+            return
+        held = getattr(converter, "bits", None)
+        if not isinstance(held, tuple):
             raise InputError(
                 f"the stage {self.type!r} reads slices of bits={self.bits}, and the "
-                f"converter {hardware.converter.type!r} holds slices of bits={held}: "
+                f"converter {converter.type!r} holds none: write converter="
+                f"BitSlicedConductanceConverter(bits={self.bits}), or leave the stage "
+                "out"
+            )
+        if held != self.bits:
+            raise InputError(
+                f"the stage {self.type!r} reads slices of bits={self.bits}, and the "
+                f"converter {converter.type!r} holds slices of bits={held}: "
                 "write the same bits in both"
+            )
+        omega = largest_weight(self, hardware)
+        if not math.isclose(self.largest, omega, rel_tol=1e-6):
+            raise InputError(
+                f"the stage {self.type!r} has largest={self.largest:g}, and the "
+                f"converter {converter.type!r} sets all bits of the largest weight, "
+                f"which is weight_scaling_omega={omega:g}: write largest={omega:g}"
             )
 
     def split(self, w: jax.Array) -> jax.Array:

@@ -1,7 +1,6 @@
 """Loss of voltage along the wires of a crossbar, from the resistance of the wires."""
 
 import functools
-import math
 from collections.abc import Callable
 from typing import Any, Self
 
@@ -15,6 +14,7 @@ from hwtrain._arrays import tiling
 from hwtrain._errors import InputError
 from hwtrain._parts.fields import NonNegative, Positive
 from hwtrain._parts.part import Part
+from hwtrain.periphery._written_weights import check_devices
 from hwtrain.periphery.circuit import crossbar_currents, wire_resistances
 
 _CROSS = 2 / 3
@@ -85,6 +85,9 @@ class WireResistance(Part):
     inputs. The gradient is the true one. `IOParameters(ir_drop=)` is another model:
     aihwkit's, of single columns with drops that depend on the inputs.
 
+    Beside a converter, these must be the conductances that it writes: of a single pair,
+    with `weight_scaling_omega` in the mapping, so that each largest weight is known.
+
     >>> WireResistance(r_wire_ohm=1.0, r_sink_ohm=50.0).describe()
     'wires of 1 ohm, sinks of 50'
 
@@ -108,29 +111,8 @@ class WireResistance(Part):
     evaluation rather than training."""
 
     def check_hardware(self, hardware):
-        """Raises if the converter has devices of another range."""
-        converter = hardware.converter
-        if converter is None:
-            return
-        low, high, said = converter.g_min, converter.g_max, ""
-        omega = 1.0
-        if hardware.mapping is not None:
-            omega = hardware.mapping.weight_scaling_omega or 1.0
-        if omega != 1:
-            high = low + (high - low) / omega
-            said = f", which hold a weight of weight_scaling_omega={omega:g}"
-        for name, here, there in (
-            ("g_max", self.g_max_us, high),
-            ("g_min", self.g_min_us, low),
-        ):
-            if not math.isclose(here, there, rel_tol=1e-6):
-                raise InputError(
-                    f"the stage wire_resistance has {name}_us={here:g}, and the "
-                    f"converter {converter.type!r} has devices of "
-                    f"{converter.g_min:g} to {converter.g_max:g} µS{said}: write "
-                    f"{name}_us={there:g} in the stage, or change the {name} of the "
-                    "converter and of its noise model"
-                )
+        """Raises if the converter writes other devices."""
+        check_devices(self, hardware)
 
     def around(self, inner, x, ctx):
         """Subtracts the loss from the outputs."""

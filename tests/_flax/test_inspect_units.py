@@ -126,6 +126,7 @@ def test_slices_are_shown_in_the_order_of_their_field():
     chip = hw.Hardware(
         converter=hw.BitSlicedConductanceConverter(bits=bits),
         forward=hw.IOParameters(stages=(WeightSlices(bits=bits),)),
+        mapping=hw.MappingParameter(weight_scaling_omega=1.0),
     )
     row = row_of(chip)[0]
     assert any("bit_sliced 2+2+3 bits" in cell for cell in row.values())

@@ -10,7 +10,7 @@ from pydantic import ValidationError
 
 import hwtrain as hw
 from hwtrain._parts.fields import from_dict, to_dict
-from hwtrain.periphery import WeightSlices, WireResistance
+from hwtrain.periphery import ColumnWires, WeightSlices, WireResistance
 
 FULL = hw.Hardware(
     modifier=hw.WeightModifierParameter(type="add_normal", std_dev=0.1),
@@ -153,21 +153,47 @@ def test_an_option_that_does_nothing_is_an_error(make, message):
         make()
 
 
-def sliced(held, read):
-    stages = (WeightSlices(bits=read),)
+def sliced(held, read, largest=1.0, converter=None, **chip):
+    stages = (WeightSlices(bits=read, largest=largest),)
     return hw.Hardware(
-        converter=hw.BitSlicedConductanceConverter(bits=held),
+        converter=converter or hw.BitSlicedConductanceConverter(bits=held),
         forward=hw.IOParameters(stages=stages),
+        **{"mapping": SCALED, **chip},
     )
 
 
-def wired(omega=0.0, **stage):
+SCALED = hw.MappingParameter(weight_scaling_omega=1.0)
+EACH = hw.MappingParameter(weight_scaling_omega=1.0, weight_scaling_columnwise=True)
+BOUNDED = hw.WeightClipParameter(type="fixed_value", fixed_value=1.0)
+LEARNED = hw.WeightClipParameter(type="learnable_per_channel")
+PAIR = {"g_max": 20.0, "g_min": 1.0}
+PAIRS = hw.SinglePairConductanceConverter(**PAIR)
+COLUMNS = hw.SinglePairConductanceConverter(**PAIR, per_column=True)
+REMAPPED = hw.WeightRemapParameter(type="layerwise_symmetric")
+
+
+def wired(omega=1.0, kind=WireResistance, chip=None, **stage):
     stage = {"r_wire_ohm": 1.0, **stage}
+    mapping = hw.MappingParameter(weight_scaling_omega=omega)
+    forward = hw.IOParameters(stages=(kind(**stage),))
     return hw.Hardware(
-        converter=hw.SinglePairConductanceConverter(g_max=20.0, g_min=1.0),
-        mapping=hw.MappingParameter(weight_scaling_omega=omega),
-        forward=hw.IOParameters(stages=(WireResistance(**stage),)),
+        **{"converter": PAIRS, "mapping": mapping, "forward": forward, **(chip or {})}
     )
+
+
+def fits(kind, **chip):
+    return wired(kind=kind, g_max_us=20.0, g_min_us=1.0, chip=chip)
+
+
+def written(g_min, inside=False, **fields):
+    model = hw.PCMLikeNoiseModel(prog_noise_scale=0.0)
+    model = hw.WriteVerifyNoiseModel(noise_model=model, **fields)
+    if inside:
+        model = hw.RetentionFailures(
+            noise_model=model, law="weibull", scale_s=1e6, shape=1.0
+        )
+    converter = hw.SinglePairConductanceConverter(g_max=25.0, g_min=g_min)
+    return hw.Hardware(noise_model=model, converter=converter)
 
 
 def nested(chip_k, reads_k, inside):
@@ -204,6 +230,12 @@ class Gain(hw.Part):
         (lambda: wired(), "g_max_us=25.*1 to 20 µS.*g_max_us=20"),
         (lambda: wired(g_max_us=20.0), "g_min_us=0.*g_min_us=1"),
         (lambda: wired(0.5, g_max_us=20.0, g_min_us=1.0), "omega=0.5.*g_max_us=39"),
+        (lambda: wired(kind=ColumnWires), "column_wires.*g_max_us=25.*g_max_us=20"),
+        (lambda: sliced((2, 2), (2, 2), 0.5), "largest=0.5.*write largest=1"),
+        (lambda: sliced((2, 2), (2, 2), mapping=None), "Parameter.weight_scaling_ome"),
+        (lambda: sliced((2, 2), (2, 2), converter=PAIRS), "holds none.*bits=.2, 2.*"),
+        (lambda: written(0.0, g_low=3.0), "g_min=0 µS.*g_low=3 .*write g_min=3 "),
+        (lambda: written(0.0, True, g_low=3.0), "g_min=0 µS.*g_low=3 .*or g_low=0"),
         (lambda: nested(350.0, 300.0, True), "temperature_k=300 .*temperature_k=350"),
         (lambda: nested(350.0, 300.0, False), "temperature_k=300 .*temperature_k=350"),
         (
@@ -217,10 +249,61 @@ def test_parts_that_contradict_each_other_are_refused(make, message):
         make()
 
 
+def half(columnwise):
+    return hw.MappingParameter(
+        weight_scaling_omega=0.5, weight_scaling_columnwise=columnwise
+    )
+
+
+@pytest.mark.parametrize("kind", [WireResistance, ColumnWires])
+@pytest.mark.parametrize(
+    ("chip", "message"),
+    [
+        ({"mapping": None}, "write mapping=MappingParameter.weight_scaling_omega=1.0"),
+        ({"mapping": hw.MappingParameter()}, "nothing fixes without weight_scaling_om"),
+        ({"converter": COLUMNS}, "each column.*write weight_scaling_columnwise=True"),
+        ({"clip": BOUNDED}, "clip='fixed_value' lets change in training"),
+        ({"clip": LEARNED}, "clip='learnable_per_channel' lets change in training"),
+        ({"remap": REMAPPED, "mapping": half(False)}, "write remapped_wmax=0.5"),
+        (
+            {"remap": REMAPPED, "mapping": EACH, "converter": COLUMNS},
+            "each column.*remap of type='layerwise_symmetric' lets change",
+        ),
+        (
+            {"converter": hw.NPairConductanceConverter(f_lst=[1.0, 1.0], **PAIR)},
+            "'n_pair' writes other devices: write converter=SinglePair",
+        ),
+        ({"converter": hw.SingleDeviceConductanceConverter(**PAIR)}, "'single_device'"),
+        (
+            {"converter": hw.BitSlicedConductanceConverter(bits=(2, 2), **PAIR)},
+            "'bit_sliced' writes other",
+        ),
+    ],
+)
+def test_wires_of_other_devices_than_a_converter_writes_are_refused(
+    kind, chip, message
+):
+    with pytest.raises(ValidationError, match=message):
+        fits(kind, **chip)
+
+
+@pytest.mark.parametrize("kind", [WireResistance, ColumnWires])
+def test_wires_of_the_devices_that_a_converter_writes_are_allowed(kind):
+    assert fits(kind) and fits(kind, mapping=EACH)
+    assert fits(kind, mapping=EACH, converter=COLUMNS)
+    assert fits(kind, remap=REMAPPED, clip=BOUNDED)
+    channels = hw.WeightRemapParameter(type="channelwise_symmetric")
+    assert fits(kind, remap=channels, mapping=EACH, converter=COLUMNS)
+    assert fits(kind, clip=hw.WeightClipParameter(type="layer_gaussian"))
+    assert fits(kind, mapping=None, converter=None)
+
+
 def test_parts_that_agree_are_allowed():
     assert sliced((2, 2, 3), (2, 2, 3))
     assert wired(g_max_us=20.0, g_min_us=1.0)
-    assert wired(1.0, g_max_us=20.0, g_min_us=1.0)
+    assert sliced((2, 2), (2, 2), 0.5, mapping=half(False))
+    assert written(3.0, g_low=3.0) and written(3.0, g_low=0.0, states=9)
+    assert written(0.0, g_low=0.5, tolerance_us=0.5)
     assert wired(0.5, g_max_us=39.0, g_min_us=1.0)
     assert nested(350.0, 350.0, True) and nested(350.0, 350.0, False)
     stages = (WireResistance(r_wire_ohm=1.0, g_max_us=90.0), Gain())

@@ -10,6 +10,7 @@ from flax import linen as nn
 from flax import nnx
 
 import hwtrain as hw
+from hwtrain._errors import InputError
 from hwtrain._parts.fields import from_dict, to_dict
 from hwtrain.devices import Measurements, fit_noise_model
 from hwtrain.devices.at_temperature import K_EV, arrhenius
@@ -106,6 +107,40 @@ def test_the_temperature_is_swept_and_has_a_slope():
         hw.with_constants(plan, {"converter.g_max": 20.0})
     inner = {"noise_model.noise_model.drift_scale": 2.0}
     assert size(hw.with_constants(plan, inner)).mean() < size(plan).mean()
+
+
+def test_a_nest_is_swept_at_one_temperature():
+    """As chips that were configured at the other one; half of a nest is refused."""
+    x = jax.random.normal(jax.random.key(0), (4, 10))
+
+    def nest(kelvin):
+        reads = {"read_voltage_v": 0.3, "read_time_s": 1e-5, "reads_per_s": 1e5}
+        model = dataclasses.replace(HOT, temperature_k=kelvin)
+        model = hw.ReadDisturb(noise_model=model, temperature_k=kelvin, **reads)
+        model = hw.FlickerNoiseModel(
+            noise_model=model, relative_std=0.01, f_min_hz=1e-6, f_max_hz=1e3
+        )
+        return hw.analogize(nn.Dense(6), dataclasses.replace(CHIP, noise_model=model))
+
+    params = nest(330.0).init(jax.random.key(1), x)["params"]
+    plan, other = (hw.plan(nest(k), params, x) for k in (330.0, 400.0))
+    outer = "noise_model.noise_model.temperature_k"
+    inner = "noise_model.noise_model.noise_model.temperature_k"
+
+    def kernel(plan):
+        return hw.program_chip(params, plan, hw.chip_key(0)).at(DAY_S)["kernel"]
+
+    swept = kernel(hw.with_constants(plan, {outer: 400.0, inner: 400.0}))
+    np.testing.assert_allclose(swept, kernel(other), rtol=1e-4)
+    assert np.abs(swept - kernel(plan)).max() > 0.01
+    jax.vmap(lambda k: kernel(hw.with_constants(plan, {outer: k, inner: k})))(
+        jnp.array([330.0, 400.0])
+    )
+    for given in ({outer: 400.0}, {inner: 400.0}, {outer: 400.0, inner: 399.0}):
+        with pytest.raises(InputError, match=f"'{outer}' and '{inner}' of kernel"):
+            hw.with_constants(plan, given)
+    with pytest.raises(InputError, match="give all of them the same value"):
+        jax.jit(lambda k: kernel(hw.with_constants(plan, {outer: k})))(400.0)
 
 
 def test_it_is_proved_exported_and_alike_in_both_frameworks(tmp_path):

@@ -124,7 +124,8 @@ def test_slices_are_counted_as_energy():
     found = {}
     for name, stages in {"sliced": (WeightSlices(bits=(2, 2)),), "whole": ()}.items():
         io = hw.IOParameters(out_bits=6, out_bound=3.0, stages=stages)
-        chip = hw.Hardware(forward=io, converter=converter)
+        mapping = hw.MappingParameter(weight_scaling_omega=1.0)
+        chip = hw.Hardware(forward=io, converter=converter, mapping=mapping)
         analog = hw.analogize(nn.Dense(5, use_bias=False), chip)
         variables = analog.init(KEY, x)
         found[name] = cost(analog, variables, x, constants=constants).total.energy_fj

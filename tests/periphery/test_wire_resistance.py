@@ -113,6 +113,48 @@ def test_the_gradient_is_the_true_one():
             np.testing.assert_allclose(found, by_differences, rtol=5e-3)
 
 
+@pytest.mark.parametrize("per_column", [False, True])
+@pytest.mark.parametrize("size", [0.05, 1.0, 4.0])
+def test_wires_have_the_conductances_that_the_converter_writes(size, per_column):
+    """Of weights of any size, cut into tiles that are scaled one by one."""
+    rng = np.random.default_rng(6)
+    x, w = rng.normal(size=(5, 12)), size * rng.uniform(-1, 1, (12, 6))
+    ends = {"r_wire_ohm": 20.0, "r_source_ohm": 300.0, "r_sink_ohm": 100.0}
+    converter = hw.SinglePairConductanceConverter(
+        g_max=50.0, g_min=2.0, per_column=per_column
+    )
+    stage = WireResistance(**ends, g_max_us=98.0, g_min_us=2.0, solved=True)
+    chip = hw.Hardware(
+        converter=converter,
+        forward=hw.IOParameters(stages=(stage,)),
+        mapping=hw.MappingParameter(
+            max_input_size=7,
+            max_output_size=4,
+            weight_scaling_omega=0.5,
+            weight_scaling_columnwise=per_column,
+        ),
+    )
+    expected = np.zeros((5, 6))
+    for rows in (slice(0, 6), slice(6, 12)):
+        for columns in (slice(0, 3), slice(3, 6)):
+            tile = w[rows, columns]
+            axis = 0 if per_column else None
+            k = 48.0 / np.abs(tile).max(axis=axis, keepdims=True)
+            both = np.stack([np.maximum(k * tile, 0), np.maximum(-k * tile, 0)], -1)
+            g = 1e-6 * (2.0 + both.reshape(len(tile), -1))
+            held, _ = converter.convert_to_conductances(jnp.asarray(tile, jnp.float32))
+            pair = jnp.stack(held, axis=-1).reshape(g.shape)
+            np.testing.assert_allclose(1e-6 * pair, g, rtol=1e-5)
+            currents = crossbar_currents(g, x[:, rows], **ends)
+            ends_of = np.asarray(currents, np.float64).reshape(5, -1, 2)
+            expected[:, columns] += (ends_of[..., 0] - ends_of[..., 1]) * 1e6 / k
+    analog = hw.analogize(nn.Dense(6, use_bias=False), chip)
+    params = {"kernel": jnp.asarray(w, jnp.float32)}
+    found = analog.apply({"params": params}, jnp.asarray(x, jnp.float32))
+    np.testing.assert_allclose(found / size, expected / size, rtol=1e-3, atol=1e-4)
+    assert np.max(np.abs(found - x @ w)) > 0.05 * size
+
+
 LAYERS = {
     "dense": (nn.Dense(6), (4, 10)),
     "convolution": (nn.Conv(6, (3, 3)), (2, 5, 5, 3)),

@@ -38,7 +38,9 @@ def test_the_gradient_is_that_of_differences_for_each_constant(recipe):
     config = train.read_config(recipe.CONFIG)
     # With levels, accuracy is a staircase, and its gradient a straight-through one.
     smooth = dataclasses.replace(recipe.FORWARD, inp_bits=None, out_bits=None)
-    hardware = dataclasses.replace(config.hardware, forward=smooth)
+    hardware = dataclasses.replace(
+        config.hardware, forward=smooth, mapping=recipe.MAPPING
+    )
     analog = hwtrain.chip_mode(hwtrain.analogize(recipe.network(), hardware))
     (x, y), _ = recipe.data()
     x, y = x[:200], y[:200]
