@@ -62,12 +62,13 @@ def largest_weight(stage: Any, hardware: Any) -> float:
     """
     mapping, converter, remap = hardware.mapping, hardware.converter, hardware.remap
     omega = 0.0 if mapping is None else mapping.weight_scaling_omega
+    columnwise = mapping is not None and mapping.weight_scaling_columnwise
     per_column = getattr(converter, "per_column", False)
     each = "column" if per_column else "tile"
     if omega == 0:
         why = "nothing fixes without weight_scaling_omega"
         way = "write mapping=MappingParameter(weight_scaling_omega=1.0)"
-    elif per_column and not mapping.weight_scaling_columnwise:
+    elif per_column and not columnwise:
         why = "nothing fixes without weight_scaling_columnwise"
         way = "write weight_scaling_columnwise=True in the mapping"
     elif hardware.remaps and (remap.remapped_wmax != omega or remap.max_scale_range):
