@@ -2,9 +2,8 @@
 
 import dataclasses
 import functools
-import math
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any, get_type_hints
 
 import jax
@@ -249,8 +248,9 @@ def _check_conductances(weight: AnalogWeight, given: Mapping[str, Any]) -> None:
     model = weight.hardware.noise_model
     for name in ("g_max", "g_min"):
         both = [f"{part}.{name}" for part in ("converter", "noise_model")]
-        there = [path for path in both if path in map(innermost, given)]
-        if len(there) == 1 and model is not None and hasattr(model, name):
+        found = {path: x for path, x in given.items() if innermost(path) in both}
+        half = len(set(map(innermost, found))) == 1 or _differ(found.values())
+        if half and model is not None and hasattr(model, name):
             raise InputError(
                 f"with_constants: {' and '.join(both)} of {weight.path} are one "
                 "number: give both the same value"
@@ -264,15 +264,19 @@ def _check_temperatures(weight: AnalogWeight, given: Mapping[str, Any]) -> None:
         if hasattr(model, "temperature_k"):
             paths.append(f"{path}.temperature_k")
         path, model = f"{path}.noise_model", getattr(model, "noise_model", None)
-    found = [given[each].value for each in paths if each in given]
-    known = [float(value) for value in found if not isinstance(value, Tracer)]
-    differ = any(not math.isclose(x, known[0], rel_tol=1e-6) for x in known)
-    if 0 < len(found) < len(paths) or differ:
+    found = [given[each] for each in paths if each in given]
+    if 0 < len(found) < len(paths) or _differ(found):
         raise InputError(
             f"with_constants: {' and '.join(map(repr, paths))} of {weight.path} are "
             "one number, because a chip is at one temperature: give all of them the "
             "same value"
         )
+
+
+def _differ(constants: Iterable[Any]) -> bool:
+    """Whether constants have several values, as far as these are known."""
+    values = [x.value for x in constants if not isinstance(x.value, Tracer)]
+    return any(not np.allclose(x, values[0], rtol=1e-6, atol=0) for x in values)
 
 
 def _set(hardware: Hardware, given: Mapping[str, Any]) -> Hardware:

@@ -105,6 +105,8 @@ def test_the_temperature_is_swept_and_has_a_slope():
     assert size(hw.with_constants(plan, both)).mean() > 0
     with pytest.raises(ValueError, match="are one number"):
         hw.with_constants(plan, {"converter.g_max": 20.0})
+    with pytest.raises(ValueError, match="are one number"):
+        hw.with_constants(plan, {**both, "converter.g_max": 21.0})
     inner = {"noise_model.noise_model.drift_scale": 2.0}
     assert size(hw.with_constants(plan, inner)).mean() < size(plan).mean()
 
