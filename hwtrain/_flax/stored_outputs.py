@@ -4,25 +4,31 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from hwtrain._errors import InputError
 from hwtrain._flax.observation import result_observer
 from hwtrain._plan.outputs import StoredOutput
 
 
-def stored(output: StoredOutput, results: Any) -> Any:
+def stored(output: StoredOutput, results: Any, arguments: Any) -> Any:
     """Returns the results of a call as they are stored.
 
     Args:
       output: the module's entry in the plan.
       results: a tree, of which all real floating-point arrays are stored; integers,
         booleans, keys and other objects stay as they are.
+      arguments: a tree of the arguments of the call.
 
     Raises:
-      ValueError: if there is none, for complex arrays, or if a format changes a shape
-        or dtype.
+      ValueError: if there is none, for complex arrays, if a format changes a shape or
+        dtype, or if the only axis of a result may be that of examples while each vector
+        has its own full scale.
     """
     where, count = output.path or "the model", 0
+    most_axes = max(
+        (np.ndim(x) for x in jax.tree.leaves(arguments) if _is_array(x)), default=0
+    )
 
     def store(y: Any) -> Any:
         nonlocal count
@@ -37,6 +43,13 @@ def stored(output: StoredOutput, results: Any) -> Any:
             )
         count += 1
         y = jnp.asarray(y)
+        if output.format.per_vector and y.ndim == 1 < most_axes:
+            raise InputError(
+                f"{where} ({output.layer}) returns {dtype}{[*y.shape]} for arguments "
+                f"of up to {most_axes} axes, so its only axis may be that of examples, "
+                f"and {output.rule} would store them with one full scale for all. "
+                "State it: DigitalFormat(full_scale=...)"
+            )
         found = output.format.store(y)
         if (found.shape, found.dtype) != (y.shape, y.dtype):
             raise InputError(
@@ -57,3 +70,7 @@ def stored(output: StoredOutput, results: Any) -> Any:
             f"Write Rule({output.path!r}, None) before the others"
         )
     return found
+
+
+def _is_array(x: Any) -> bool:
+    return isinstance(x, jax.Array | np.ndarray)

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from pydantic import Field
 
+from hwtrain._arrays.derivatives import straight_through
 from hwtrain._arrays.rounding import round_to
 from hwtrain._parts.fields import Positive
 from hwtrain._parts.part import Part
@@ -28,6 +29,9 @@ def to_integers(y: jax.Array, bits: int, full_scale: float | None = None) -> jax
     the largest absolute value of each vector, without gradient. The result is computed
     in float32 at least, and has the dtype of `y`.
 
+    A NaN stays NaN. With a given F, infinities become F or -F; without one, a vector
+    with a NaN or an infinity has no full scale, and all of it becomes NaN.
+
     >>> print(to_integers(jnp.array([0.3, -0.6, 5.0]), bits=3, full_scale=3.0))
     [ 0. -1.  3.]
     >>> print(to_integers(jnp.array([[1.2, -3.0], [1.2, -30.0]]), bits=3))
@@ -38,17 +42,24 @@ def to_integers(y: jax.Array, bits: int, full_scale: float | None = None) -> jax
       y: `[..., features]`, in any unit.
       bits: b, including the sign.
       full_scale: F, in the unit of `y`; `None` for that of each vector, over the last
-        axis. A vector of zeros stays zero.
+        axis. A vector of zeros stays zero, and a vector of one number, or a number
+        without axes, as it is.
     """
     wide = y.astype(jnp.promote_types(y.dtype, jnp.float32))
     if full_scale is not None:
         stored = convert(wide, Converter(full_scale, from_bits(bits)))
         return stored.astype(y.dtype)
     rows = jnp.atleast_1d(wide)
-    largest = jnp.max(jnp.abs(rows), axis=-1, keepdims=True, initial=0.0)
-    step = jax.lax.stop_gradient(largest) / (2 ** (bits - 1) - 1)
-    step = jnp.where(step > 0, step, jnp.ones_like(step))
-    return round_to(rows, step).reshape(y.shape).astype(y.dtype)
+    given = jax.lax.stop_gradient(rows)
+    largest = jnp.max(jnp.abs(given), axis=-1, keepdims=True, initial=0.0)
+    # Exact powers of two keep the step and its inverse among the normal numbers.
+    down = jnp.where(largest > 2.0**64, 2.0**-64, jnp.ones_like(largest))
+    unit = jnp.where(largest < 2.0**-32, 2.0**64, down)
+    step = largest * unit / (2 ** (bits - 1) - 1)
+    step = jnp.where(step == 0, jnp.ones_like(step), step)
+    # The highest level times the step may exceed F by a rounding, even to infinity.
+    levels = jnp.clip(round_to(given * unit, step) / unit, -largest, largest)
+    return straight_through(rows, levels).reshape(y.shape).astype(y.dtype)
 
 
 class OutputFormat(Part):
@@ -56,6 +67,15 @@ class OutputFormat(Part):
 
     draws: ClassVar = "none"
     """A format rounds the same number in the same way: it has no key."""
+
+    @property
+    def per_vector(self) -> bool:
+        """Whether a number is stored relative to the others of its vector.
+
+        Then a module must return vectors of features: a result of one axis, which may
+        be that of examples, is refused unless the module was given no more axes.
+        """
+        return False
 
     @abc.abstractmethod
     def store(self, y: jax.Array) -> jax.Array:
@@ -103,11 +123,17 @@ class DigitalFormat(OutputFormat):
     full_scale: Positive | None = None
     """Largest number that can be stored, in the unit of the results; larger ones are
     clipped. `None`: the largest absolute value of each vector (over the last axis), at
-    every call."""
+    every call. The last axis must then be that of features, of which there are two at
+    least: a single one is its own full scale, and is not rounded."""
 
     stays_static: ClassVar = {
         "full_scale": "belongs to the digital units, which take no traced constants"
     }
+
+    @property
+    def per_vector(self):
+        """Whether each vector has its own full scale."""
+        return self.full_scale is None
 
     def store(self, y):
         """Returns the rounded and clipped numbers."""

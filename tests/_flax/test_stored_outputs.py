@@ -11,6 +11,7 @@ from flax import linen as nn
 from flax import nnx
 
 import hwtrain as hw
+from hwtrain._errors import InputError
 
 FEW = hw.DigitalFormat(bits=4)
 STORED = hw.Hardware(outputs=FEW)
@@ -694,6 +695,51 @@ def test_constants_of_digital_units_stay_static():
     traced = hw.with_constants(analog, {"outputs.full_scale": 2.0})
     with pytest.raises(ValueError, match="outputs is not used here|stays static"):
         traced.apply(variables, X)
+
+
+class Value(nn.Module):
+    """Returns a number for each example."""
+
+    @nn.compact
+    def __call__(self, x):
+        return nn.Dense(1)(x)[..., 0]
+
+
+class NnxValue(nnx.Module):
+    def __init__(self, rngs):
+        self.dense = nnx.Linear(6, 1, rngs=rngs)
+
+    def __call__(self, x):
+        return self.dense(x)[..., 0]
+
+
+def test_numbers_of_examples_need_a_full_scale():
+    said = r"the model \((Nnx)?Value\) returns float32\[3\].*full_scale=\.\.\."
+    analog = hw.analogize(Value(), [hw.Rule("", STORED)])
+    variables = analog.init(jax.random.key(0), X)
+    for refused in (analog.apply, functools.partial(hw.assert_active, analog)):
+        with pytest.raises(InputError, match=said):
+            refused(variables, X)
+    with pytest.raises(InputError, match=said):
+        hw.analogize(NnxValue(nnx.Rngs(0)), [hw.Rule("", STORED)])(X)
+    rules = [hw.Rule("", hw.Hardware(outputs=hw.DigitalFormat(full_scale=2.0)))]
+    analog = hw.analogize(Value(), rules)
+    others = X.at[1:].mul(50.0)
+    found = [analog.apply(variables, x)[0] for x in (X, others)]
+    assert found[0] == found[1]
+
+
+@pytest.mark.parametrize("framework", ["linen", "nnx"])
+def test_a_vector_of_a_single_example_has_its_full_scale(framework):
+    if framework == "nnx":
+        call = hw.analogize(nnx.Linear(6, 5, rngs=nnx.Rngs(0)), [hw.Rule("", STORED)])
+    else:
+        analog = hw.analogize(nn.Dense(5), [hw.Rule("", STORED)])
+        variables = analog.init(jax.random.key(0), X)
+        call = functools.partial(analog.apply, variables)
+    right = call(X)
+    near(call(X[1]), right[1])
+    near(jax.vmap(call)(X), right)
 
 
 # Proofs

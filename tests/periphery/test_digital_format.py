@@ -94,6 +94,40 @@ def test_a_vector_of_numbers_without_a_step_is_finite():
     assert np.isfinite(hw.DigitalFormat(bits=8).store(tiny)).all()
 
 
+def test_small_vectors_have_their_steps():
+    y = jnp.array([3e-37, 1e-37, -2e-38])
+    found = hw.DigitalFormat(bits=5).store(y)
+    np.testing.assert_allclose(found, expected(y, 5), rtol=1e-6)
+
+
+@pytest.mark.parametrize("odd", [np.nan, np.inf, -np.inf])
+def test_a_vector_without_a_full_scale_becomes_nan_alone(odd):
+    y = jnp.array([[odd, 0.3, 0.8], [0.1, 0.3, 0.8]])
+    found = hw.DigitalFormat(bits=4).store(y)
+    assert np.isnan(found[0]).all()
+    np.testing.assert_allclose(found[1], expected(y[1], 4), rtol=1e-6)
+
+
+def test_infinities_are_clipped_to_a_given_full_scale_and_nan_stays_nan():
+    y = jnp.array([np.nan, np.inf, -np.inf, 0.4])
+    found = hw.DigitalFormat(bits=3, full_scale=1.0).store(y)
+    np.testing.assert_allclose(found, [np.nan, 1.0, -1.0, 1 / 3], rtol=1e-6)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
+@pytest.mark.parametrize("bits", [2, 5, 8, 12, 16, 23, 24])
+@pytest.mark.parametrize("share", [1.0, 0.88])
+def test_no_number_exceeds_the_full_scale(dtype, bits, share):
+    largest = (share * jnp.finfo(dtype).max).astype(dtype)
+    y = jnp.stack([largest, -largest, largest / 3])
+    found = hw.DigitalFormat(bits=bits).store(y)
+    assert (jnp.abs(found) <= largest).all()
+    right = expected(y, bits)
+    np.testing.assert_allclose(
+        np.asarray(found, np.float64), right, rtol=2 * float(jnp.finfo(dtype).eps)
+    )
+
+
 @pytest.mark.parametrize(
     "fields", [{"bits": 1}, {"bits": 25}, {"full_scale": 0.0}, {"full_scale": -1.0}]
 )

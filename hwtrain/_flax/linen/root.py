@@ -295,23 +295,27 @@ def _apply(root: Any, ours, original, name: str, args: tuple, kwargs: dict):
 
     outputs = {weight_side.local(plan, each.path): each for each in plan.outputs}
 
-    def kept_result(path, context, found):
+    def kept_result(path, context, found, arguments):
         output = outputs.get(path)
-        return stored(output, found) if output and returns(context, output) else found
+        if output and returns(context, output):
+            return stored(output, found, arguments)
+        return found
 
     def interceptor(next_function, args, kwargs, context):
         if not ours(context.module):
             return next_function(*args, **kwargs)
         path = _relative(root, context.module)
         found = analog_call(by_path, path, mode, context, next_function, args, kwargs)
-        return kept_result(path, context, found)
+        return kept_result(path, context, found, (args, kwargs))
 
     def refusal(next_function, args, kwargs, context):
         if not ours(context.module):
             return next_function(*args, **kwargs)
         path = _relative(root, context.module)
         refuse_late(by_path, path, context, args)
-        return kept_result(path, context, next_function(*args, **kwargs))
+        return kept_result(
+            path, context, next_function(*args, **kwargs), (args, kwargs)
+        )
 
     names = {
         path.rpartition("/")[2] for weight in plan.weights for path in weight.owned

@@ -42,7 +42,8 @@ def _storing(base: type, name: str) -> Callable[..., Any]:
     original = getattr(base, name)
 
     def method(self, *args, **kwargs):
-        return stored(self.analog_outputs, original(self, *args, **kwargs))
+        found = original(self, *args, **kwargs)
+        return stored(self.analog_outputs, found, (args, kwargs))
 
     return functools.update_wrapper(method, original, updated=())
 
