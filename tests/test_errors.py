@@ -32,7 +32,7 @@ def test_every_package_has_a_page():
     ("wrong", "page"),
     [
         (lambda: hwtrain.presets.hermes(num_devices=3), "choosing"),
-        (lambda: hwtrain.analogize(nn.Dense(2), "chip"), "layers"),
+        (lambda: hwtrain.analogize(nn.Dense(2), "chip"), "training"),
         (lambda: hwtrain.load("nowhere"), "checkpoint"),
         (lambda: hwtrain.MismatchParameter(std_dev=-1.0), "physics"),
         (lambda: hwtrain.IOParameters(inp_bit=8), "periphery"),
