@@ -57,6 +57,6 @@ class InputError(ValueError):
     def __init__(self, *args: object):
         super().__init__(*args)
         frame = sys._getframe(1)
-        while frame.f_code.co_name == "__init__" and frame.f_back is not None:
-            frame = frame.f_back  # of a subclass
+        while frame.f_locals.get("self") is self and frame.f_back is not None:
+            frame = frame.f_back  # the initialiser of a subclass
         self.add_note(f"See {page_of(frame.f_globals.get('__name__', ''))}")

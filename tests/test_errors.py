@@ -55,6 +55,16 @@ def test_the_page_is_that_of_where_it_is_raised():
     assert page_of("hwtrain.train._reading") == "docs/configuration.md"
 
 
+@pytest.mark.parametrize("error", ["InputError", "HardwareCheckpointError"])
+def test_an_initialiser_that_raises_is_where_it_is_raised(error):
+    names = {"__name__": "hwtrain.dynapse._x", "InputError": InputError}
+    names["HardwareCheckpointError"] = hwtrain.checkpoint.HardwareCheckpointError
+    exec(f"class Part:\n    def __init__(self):\n        raise {error}('x')", names)
+    with pytest.raises(InputError) as caught:
+        names["Part"]()
+    assert caught.value.__notes__ == ["See docs/mixed_signal.md"]
+
+
 def test_a_command_ends_its_line_with_the_page(capsys):
     assert main(["train", "nowhere.toml"]) == 2
     line = capsys.readouterr().err
