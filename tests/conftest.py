@@ -242,6 +242,8 @@ def pytest_addoption(parser):
 def pytest_configure(config):
     folder = config.getoption("--raises")
     if folder:
+        if sys.version_info < (3, 12):
+            raise pytest.UsageError("--raises needs Python 3.12 or newer")
         sys.path.insert(0, str(ROOT / "tests"))
         from raises import Raises
 
