@@ -14,8 +14,6 @@ from pathlib import Path
 
 import numpy as np
 
-from hwtrain._errors import InputError
-
 
 def load(model, folder=".", names=None):
     """Sets weights, scales, input ranges and biases of the analog layers of a model.
@@ -38,7 +36,7 @@ def load(model, folder=".", names=None):
     for layer, module in model.named_analog_layers():
         name = layer.replace(".", "/") if names is None else names[layer]
         if name not in left:
-            raise InputError(f"no weights are left for {layer!r}; there are {left}")
+            raise ValueError(f"no weights are left for {layer!r}; there are {left}")
         left.remove(name)
 
         def get(quantity, name=name):
@@ -51,7 +49,7 @@ def load(model, folder=".", names=None):
         wanted = [tuple(size) for size in tensors[f"{name}/tile_sizes"]]
         has_bias = module.get_weights()[1] is not None
         if sizes != wanted or has_bias != (bias is not None):
-            raise InputError(
+            raise ValueError(
                 f"{layer!r} should have tiles (out, in) of {wanted} and "
                 f"{'no' if bias is None else 'a'} digital bias; it has {sizes}. Set "
                 "max_input_size, max_output_size and digital_bias of its mapping"
@@ -75,4 +73,4 @@ def load(model, folder=".", names=None):
                     compensation = tile.rpu_config.drift_compensation
                     tile.drift_baseline = compensation.init_baseline(tile)
     if left:
-        raise InputError(f"the model has no layer for {', '.join(sorted(left))}")
+        raise ValueError(f"the model has no layer for {', '.join(sorted(left))}")

@@ -16,8 +16,6 @@ from pathlib import Path
 
 import numpy as np
 
-from hwtrain._errors import InputError
-
 
 def load(model, folder=".", names=None, table=None):
     """Sets weights and biases of the analog layers of a model.
@@ -55,7 +53,7 @@ def load(model, folder=".", names=None, table=None):
     for layer, module in model.named_analog_layers():
         name = layer.replace(".", "/") if names is None else names[layer]
         if name not in left:
-            raise InputError(f"no weights are left for {layer!r}; there are {left}")
+            raise ValueError(f"no weights are left for {layer!r}; there are {left}")
         left.remove(name)
         entry = entries[name]
         weights = original_weights(entry, np.array(targets[name], np.float32))
@@ -65,7 +63,7 @@ def load(model, folder=".", names=None, table=None):
         bias = entry.get("bias")
         has_bias = module.get_weights()[1] is not None
         if sizes != wanted or has_bias != (bias is not None):
-            raise InputError(
+            raise ValueError(
                 f"{layer!r} should have tiles (out, in) of {wanted} and "
                 f"{'no' if bias is None else 'a'} digital bias; it has {sizes}. Set "
                 "max_input_size, max_output_size and digital_bias of its mapping"
@@ -80,7 +78,7 @@ def load(model, folder=".", names=None, table=None):
         params[layer] = [{"original_weights": tensor(weight)} for weight in weights]
         ordered[layer] = rows[name]
     if left:
-        raise InputError(f"the model has no layer for {', '.join(sorted(left))}")
+        raise ValueError(f"the model has no layer for {', '.join(sorted(left))}")
     matched = folder / "model.csv"
     with open(matched, "w", newline="", encoding="utf-8") as file:
         file.write(_fusion_get_csv_header(model))
