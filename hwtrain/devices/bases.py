@@ -212,6 +212,9 @@ class ConductanceConverter(DescribedConverter, Part):
     """Whether a conversion has a number for each column instead of each tile."""
     devices: ClassVar[tuple[str, ...]] = ("g",)
     """Names of the conductances of a weight, in order."""
+    linear_pair: ClassVar[bool] = False
+    """Whether a weight is two devices, at g_min but for the one of its sign, which has
+    (g_max - g_min) w / max|w| more: what the stages of wires solve."""
     scales: ClassVar[tuple[str, ...]] = ("scale_ratio",)
     """Names of the parameters of a conversion, which are stored with the conductances:
     one number per tile, or one per column."""

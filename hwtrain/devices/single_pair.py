@@ -48,6 +48,7 @@ class SinglePairConductanceConverter(ConductanceConverter):
     """Use a scale per column (last axis) instead of one for the tensor."""
 
     devices: ClassVar[tuple[str, ...]] = ("g_pos", "g_neg")
+    linear_pair: ClassVar[bool] = True
 
     @model_validator(mode="after")
     def _check(self) -> Self:

@@ -21,7 +21,7 @@ def check_devices(stage: Any, hardware: Any) -> None:
     converter = hardware.converter
     if converter is None:
         return
-    if converter.type != "single_pair":
+    if not converter.linear_pair:
         raise InputError(
             f"the stage {stage.type!r} has wires of one pair of devices for each "
             f"weight, and the converter {converter.type!r} writes other devices: write "

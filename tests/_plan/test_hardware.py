@@ -9,6 +9,7 @@ import tomli_w
 from pydantic import ValidationError
 
 import hwtrain as hw
+from hwtrain._parts import registry
 from hwtrain._parts.fields import from_dict, to_dict
 from hwtrain.periphery import ColumnWires, WeightSlices, WireResistance
 
@@ -366,3 +367,19 @@ def test_a_subclass_is_not_taken_for_its_parent(name):
         message = f"expected a registered {kind}; got .*Mine"
     with pytest.raises(ValueError, match=message):
         hw.Hardware(**{name: child(**values)})
+
+
+@pytest.mark.parametrize("kind", [WireResistance, ColumnWires])
+def test_wires_work_with_a_pair_of_a_users_own(kind, monkeypatch):
+    @hw.register("converter", "my_pair")
+    class Pair(hw.SinglePairConductanceConverter):
+        """A pair."""
+
+    try:
+        own = Pair(**PAIR)
+        assert fits(kind, converter=own)
+        monkeypatch.setattr(Pair, "linear_pair", False)
+        with pytest.raises(ValidationError, match="'my_pair' writes other devices"):
+            fits(kind, converter=own)
+    finally:
+        registry.forget("converter", "my_pair")
