@@ -161,10 +161,9 @@ def _package(requirement: Requirement) -> Row:
     wanted = f"{requirement.name}{requirement.specifier}"
     if version is None:
         return requirement.name, "missing", f"pip install '{wanted}'"
-    wrong = ""
-    if not requirement.specifier.contains(version, prereleases=True):
-        wrong = f"needs {requirement.specifier}: pip install '{wanted}'"
-    return requirement.name, version, wrong
+    found = f"{version} (needs {requirement.specifier})"
+    fits = requirement.specifier.contains(version, prereleases=True)
+    return requirement.name, found, "" if fits else f"pip install '{wanted}'"
 
 
 def _version(name: str) -> str | None:
