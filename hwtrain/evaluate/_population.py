@@ -62,7 +62,10 @@ class Population:
 
     @property
     def interval(self) -> tuple[Any, Any]:
-        """95 % confidence interval of the mean, by Student's t; NaN for one chip."""
+        """95 % confidence interval of the mean, by Student's t; NaN for one chip.
+
+        With few chips it may reach beyond a metric's bounds, such as 100 %.
+        """
         chips = len(self.values)
         if chips < 2:
             missing = _plain(np.full(self.values.shape[1:], np.nan))

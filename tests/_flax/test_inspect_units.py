@@ -1,6 +1,8 @@
 """Bits, microsiemens and devices in the table of `inspect`."""
 
 import dataclasses
+import pathlib
+import re
 
 import numpy as np
 import pytest
@@ -163,3 +165,11 @@ def test_every_built_in_stage_describes_itself():
     stages = [s for s in stages if s not in (Range, WeightNoise)]
     assert len(stages) == 22
     assert all(stage.describe is not hw.Part.describe for stage in stages)
+
+
+def test_the_page_explains_every_column():
+    text = (pathlib.Path(__file__).parents[2] / "docs/physics.md").read_text("utf-8")
+    section = text.split("## Is it on?")[1].split("\n## ")[0]
+    explained = {*re.findall(r"`([^`]+)`", section)}
+    missing = {*row_of(hw.Hardware())[0]} - explained - {"weight"}
+    assert not missing
