@@ -1,6 +1,6 @@
 """Lists every error of the library: `python docs/errors.py`.
 
-With a folder, as `pytest --raises FOLDER` fills it, it lists those that no test raised,
+With a folder, as `pytest --raises=FOLDER` fills it, it lists those that no test raised,
 and fails if there are any.
 """
 

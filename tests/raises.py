@@ -1,4 +1,4 @@
-"""Keeps which lines of the package raised: `pytest --raises FOLDER`, Python 3.12.
+"""Keeps which lines of the package raised: `pytest --raises=FOLDER`, Python 3.12.
 
 `python docs/errors.py FOLDER` then lists the errors that no test provoked.
 """

@@ -7,9 +7,10 @@ from hwtrain._plan.weight import AnalogWeight
 
 def other_geometry(weight: AnalogWeight, planned: str, got: str) -> ValueError:
     """Returns the error for a layer that multiplies differently than planned."""
+    where = f"{weight.layer_path}: " if weight.layer_path else ""
     return InputError(
-        f"{weight.layer_path}: this analog layer {planned}; got {got}. Keep it digital "
-        f"with Rule({weight.layer_path!r}, None)"
+        f"{where}this analog layer {planned}; got {got}. Keep it digital with "
+        f"Rule({weight.layer_path!r}, None)"
     )
 
 

@@ -698,3 +698,15 @@ def test_the_gates_of_a_convolutional_lstm_are_convolutions():
     expected, y, drawn = map(np.asarray, outputs(params, adopted))
     np.testing.assert_allclose(y, expected, atol=1e-5)
     assert (np.abs(drawn - expected) > 1e-4).mean() > 0.9
+
+
+def test_a_window_that_changes_after_the_plan_is_named():
+    chip = hw.Hardware(input_range=hw.InputRangeParameter(init_value=2.0))
+    analog = hw.analogize(
+        nnx.Conv(3, 4, (3, 3), rngs=nnx.Rngs(0)), chip, rngs=nnx.Rngs(mismatch=0)
+    )
+    x = jnp.ones((2, 6, 6, 3))
+    assert analog(x).shape == (2, 6, 6, 4)
+    analog.strides = (2, 2)
+    with pytest.raises(ValueError, match=r"^this analog layer has the window .*2, 2"):
+        analog(x)

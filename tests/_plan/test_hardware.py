@@ -379,7 +379,7 @@ def test_wires_work_with_a_pair_of_a_users_own(kind, monkeypatch):
         own = Pair(**PAIR)
         assert fits(kind, converter=own)
         monkeypatch.setattr(Pair, "linear_pair", False)
-        with pytest.raises(ValidationError, match="'my_pair' writes other devices"):
+        with pytest.raises(ValueError, match="'my_pair' writes other devices"):
             fits(kind, converter=own)
     finally:
         registry.forget("converter", "my_pair")

@@ -314,6 +314,9 @@ def test_what_cannot_have_it_is_refused():
     with pytest.raises(ValueError, match="kernel.*only a capacitance of a DynapSim"):
         dense = nn.Dense(3, use_bias=False)
         hw.plan(hw.analogize(dense, noise), {"kernel": jnp.ones((4, 3))}, X)
+    with pytest.raises(ValueError, match="a stack of neurons, .*columns=-1; got"):
+        wrong = hw.Rule(params=".*log_C_mem", hardware=noise, rows=0, columns=())
+        hw.plan(hw.analogize(layer, wrong), variables, X)
     with pytest.raises(ValueError, match="greater than 0"):
         hw.NoiseCurrentParameter(density=0.0)
     with pytest.raises(ValueError, match="no rng stream"):

@@ -271,3 +271,20 @@ def test_the_rate_that_is_measured_is_the_one_that_the_page_says(name):
         for layer in LAYERS:
             moved = updates[layer]["input_range"]
             np.testing.assert_allclose(moved, expected, rtol=1e-3)
+
+
+def test_a_base_that_fails_on_its_measurement_is_named():
+    def update(updates, state, params=None):
+        leaves = jax.tree.leaves(updates)
+        if not any(leaf.ndim > 0 and leaf.size > 1 for leaf in leaves):
+            raise RuntimeError("no matrix to work on")
+        return jax.tree.map(lambda g: -0.1 * g, updates), state
+
+    base = optax.GradientTransformation(lambda params: (), update)
+    analog = hw.analogize(nn.Dense(4), CHIP)
+    params = analog.init(jax.random.key(0), X)["params"]
+    plan = hw.plan(analog, {"params": params}, X)
+    optimizer = hw.optim.hardware_aware(base, plan)
+    zeros = jax.tree.map(jnp.zeros_like, params)
+    with pytest.raises(ValueError, match="RuntimeError: no matrix to work on"):
+        optimizer.update(zeros, optimizer.init(params), params)

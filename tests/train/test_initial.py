@@ -585,3 +585,18 @@ def write_shards_of(folder):
     folder.mkdir()
     write_shards(folder)
     return folder
+
+
+def test_a_checkpoint_without_arrays_starts_nothing(tmp_path):
+    safetensors.numpy.save_file({}, tmp_path / "empty.safetensors")
+    with pytest.raises(ValueError, match="expected arrays, got a checkpoint without"):
+        read_arrays(tmp_path / "empty.safetensors")
+
+
+def test_a_step_of_several_items_needs_a_name(tmp_path):
+    with ocp.CheckpointManager(tmp_path / "run") as manager:
+        items = {name: ocp.args.StandardSave({"w": X}) for name in ("actor", "critic")}
+        manager.save(3, args=ocp.args.Composite(**items))
+    with pytest.raises(ValueError, match="step 3 has the items actor, critic; name"):
+        read_arrays(tmp_path / "run")
+    assert [*read_arrays(tmp_path / "run" / "3" / "actor")] == ["w"]

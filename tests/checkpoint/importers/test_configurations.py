@@ -6,6 +6,7 @@ from hwtrain import Hardware
 from hwtrain._parts.fields import from_dict
 from hwtrain.checkpoint.importers._aihwkit_config import of_aihwkit
 from hwtrain.checkpoint.importers._lightning_config import levels_of, of_lightning
+from hwtrain.checkpoint.importers._records import require
 from hwtrain.checkpoint.importers._torch_file import Record
 
 
@@ -199,3 +200,9 @@ def test_noise_of_lightning_is_listed():
     config.get("forward").fields.update(out_bound=2.0, out_res=1 / 255)
     with pytest.raises(ValueError, match="no even number of steps"):
         of_lightning(config)
+
+
+def test_a_part_that_results_need_is_an_error_not_a_loss():
+    with pytest.raises(ValueError, match="^input_range: it cannot be"):
+        require({}, "input_range", ["remap: lost", "input_range: it cannot be"])
+    require({"input_range": {}}, "input_range", [])

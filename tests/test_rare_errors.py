@@ -1,0 +1,103 @@
+"""Errors of which no other test is the place."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import linen as nn
+from flax import nnx
+
+import hwtrain as hw
+from hwtrain.dynapse import SpatialCorrelation
+from hwtrain.evaluate import Population, population
+from hwtrain.evaluate._plots import plot_over_time
+from hwtrain.train import _search
+
+X = jnp.ones((2, 3))
+
+
+def dense(hardware):
+    analog = hw.analogize(nn.Dense(4), hardware)
+    return analog, analog.init(jax.random.key(0), X)
+
+
+def evaluated(**options):
+    analog, variables = dense(hw.presets.pcm())
+    error = lambda y, label: jnp.mean((y - label) ** 2, -1)  # noqa: E731
+    given = {"chips": 1, "key": jax.random.key(0), **options}
+    return population(analog, variables, [(X, jnp.ones((2, 4)))], error, **given)
+
+
+def calibrated(**options):
+    analog, variables = dense(hw.Hardware(input_range=hw.InputRangeParameter()))
+    return hw.calibrate(analog, variables, [(X,)], **options)
+
+
+def lora():
+    layer = nnx.LoRA(3, 2, 4, rngs=nnx.Rngs(0), base_module="none")
+    return hw.analogize(layer, hw.presets.pcm(), rngs=nnx.Rngs(mismatch=1))(X)
+
+
+def plotted(tmp_path):
+    found = Population(values=np.ones(3), seeds=(0, 1, 2))
+    plot_over_time(found, tmp_path / "a.png", metric="accuracy", title="chips")
+
+
+def no_constants():
+    Population(values=np.ones(3), seeds=(0, 1, 2)).at(0)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        (lambda: calibrated(std_alpha=0.0), "std_alpha and max_samples must be posit"),
+        (lambda: calibrated(max_samples=0), "got std_alpha=.*, max_samples=0"),
+        (lora, "`self.base_module` must be callable"),
+        (lambda: evaluated(until=0.0), "until must be a width above 0, or None; got 0"),
+        (no_constants, "this population was evaluated without constants"),
+        (
+            lambda: SpatialCorrelation(width=2, length=1.0).normal(
+                jax.random.key(0), ()
+            ),
+            "a scalar has no place on a chip",
+        ),
+    ],
+)
+def test_a_call_that_cannot_be(wrong, message):
+    with pytest.raises(ValueError, match=message):
+        wrong()
+
+
+def test_a_plot_over_time_needs_times(tmp_path):
+    with pytest.raises(ValueError, match="needs a population with times_s; got none"):
+        plotted(tmp_path)
+    assert not [*tmp_path.iterdir()]
+
+
+def test_a_search_without_optuna_names_the_extra(monkeypatch):
+    monkeypatch.setattr(_search.importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(ValueError, match=r"pip install 'hwtrain\[search\]'"):
+        _search.require_optuna()
+
+
+def test_a_noise_model_that_programs_no_devices():
+    @hw.register("noise_model", "of_arrays")
+    class OfArrays(hw.NoiseModel):
+        g_max: float = 25.0
+
+        def programming_sigma(self, g):
+            return 0.0 * g
+
+        def program(self, key, g_target):
+            return g_target
+
+    try:
+        chip = hw.Hardware(
+            converter=hw.SinglePairConductanceConverter(), noise_model=OfArrays()
+        )
+        analog, variables = dense(chip)
+        plan = hw.plan(analog, variables, X)
+        with pytest.raises(ValueError, match="OfArrays.program should return a Prog"):
+            hw.program_chip(variables["params"], plan, hw.chip_key(0))
+    finally:
+        hw._parts.registry.forget("noise_model", "of_arrays")
