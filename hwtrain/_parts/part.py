@@ -9,7 +9,8 @@ import jax
 from pydantic import ConfigDict, ValidationError
 from pydantic.dataclasses import dataclass
 
-from hwtrain._errors import page_of
+from hwtrain._errors import InputError, page_of
+from hwtrain._parts.calls import refused
 from hwtrain._parts.constant import accepting
 from hwtrain._parts.cost import Cost
 from hwtrain._parts.leaf import LeafSpec
@@ -29,7 +30,8 @@ T = TypeVar("T")
 def configuration(cls: type[T]) -> type[T]:
     """Makes a class a configuration: frozen, keyword-only and validated.
 
-    What pydantic finds wrong ends with the page of the docs about the class.
+    What pydantic finds wrong becomes an `InputError` in the words of `refused`, which
+    names the page of the docs about the class.
 
     Args:
       cls: a class with annotated fields.
@@ -42,8 +44,9 @@ def configuration(cls: type[T]) -> type[T]:
         try:
             check(self, *args, **fields)
         except ValidationError as error:
-            error.add_note(f"See {page_of(made.__module__)}")
-            raise
+            wrong = InputError(refused(type(self), error, fields))
+            wrong.__notes__ = [f"See {page_of(made.__module__)}"]
+            raise wrong from None
 
     made.__init__ = __init__
     return made

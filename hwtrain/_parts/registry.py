@@ -1,7 +1,6 @@
 """The registry of parts by name, and the order of stages around a tile."""
 
 import dataclasses
-import difflib
 import graphlib
 import importlib
 from collections.abc import Callable, Iterable
@@ -9,6 +8,7 @@ from typing import Any, NamedTuple, TypeVar, Union, get_args, get_type_hints
 
 from hwtrain._errors import InputError
 from hwtrain._parts.part import Draws, Part
+from hwtrain._parts.wording import suggestion
 
 T = TypeVar("T", bound=Callable[..., Any])
 
@@ -178,8 +178,7 @@ def named(kind: str, name: str) -> Any:
 
 def like(kind: str, name: str) -> str:
     """Returns the hint `; did you mean ...?`; empty if no name of a kind is similar."""
-    match = difflib.get_close_matches(name, _known[kind], n=1)
-    return f"; did you mean {match[0]!r}?" if match else ""
+    return suggestion(name, _known[kind])
 
 
 def names(kind: str) -> tuple[str, ...]:

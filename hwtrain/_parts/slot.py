@@ -9,11 +9,18 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, get_args
 
-from pydantic import Field, GetCoreSchemaHandler, GetJsonSchemaHandler, TypeAdapter
+from pydantic import (
+    Field,
+    GetCoreSchemaHandler,
+    GetJsonSchemaHandler,
+    TypeAdapter,
+    ValidationError,
+)
 from pydantic_core import core_schema
 
 from hwtrain._errors import InputError
 from hwtrain._parts import registry
+from hwtrain._parts.calls import no_part, shown
 from hwtrain._parts.part import Part
 from hwtrain._parts.source import ENTRY_POINTS, load_plugins
 
@@ -66,16 +73,18 @@ class Slot:
                 ) from error
             return value
         if not isinstance(value, Mapping) or not isinstance(value.get("type"), str):
+            if info.mode != "json":
+                raise InputError(no_part(registry.parts_of(self.kind), value))
             raise InputError(
                 f"expected a registered {self.kind}, or a mapping with its type and "
-                f"its fields; got {value!r}"
+                f"its fields; got {shown(value)}"
             )
         context = info.context
         part = self._named(value, bool((context or {}).get("plugins")))
         fields = {name: field for name, field in value.items() if name not in _ABOUT}
         if info.mode == "json":  # where strict validation accepts a list for a tuple
             return TypeAdapter(part).validate_json(json.dumps(fields), context=context)
-        return TypeAdapter(part).validate_python(fields, context=context)
+        return part(**fields)
 
     def _named(self, value: Mapping[str, Any], plugins: bool) -> type[Part]:
         name = value["type"]
@@ -190,7 +199,11 @@ class OpenSlot(Slot):
             if self._foreign(value):
                 return self._validate(value, info)
             if info.mode != "json":
-                return check(value)
+                try:
+                    return check(value)
+                except ValidationError:
+                    parts = registry.parts_of(self.kind)
+                    raise InputError(no_part(parts, value)) from None
             # A function validator gets JSON as Python data, for which strict validation
             # accepts no list for a tuple.
             text = json.dumps(value)

@@ -1,6 +1,5 @@
 """Imports what configurations name: `path/to/file.py:name` or `module:name`."""
 
-import difflib
 import importlib
 import importlib.metadata
 import importlib.util
@@ -12,6 +11,7 @@ from typing import Any
 
 from hwtrain._arrays.random import stable_hash
 from hwtrain._errors import InputError
+from hwtrain._parts.wording import closest
 
 ENTRY_POINTS = "hwtrain.parts"
 """Entry point group through which installed packages provide parts."""
@@ -47,8 +47,8 @@ def resolve(source: str, folder: str | Path = ".") -> Callable[..., Any]:
             for key, value in vars(module).items()
             if callable(value) and not key.startswith("_")
         ]
-        match = difflib.get_close_matches(name, known, n=1)
-        hint = f"; did you mean {match[0]}?" if match else ""
+        match = closest(name, known)
+        hint = f"; did you mean {match}?" if match else ""
         raise InputError(
             f"{source}: expected a function {name} in {module.__file__ or place}, "
             f"got none{hint}"

@@ -14,6 +14,7 @@ from jax.typing import ArrayLike
 from pydantic import TypeAdapter, ValidationError
 
 from hwtrain._errors import InputError
+from hwtrain._parts.calls import fault
 from hwtrain._parts.constant import (
     Constant,
     filled,
@@ -217,8 +218,7 @@ def _check_value(key: str, part: Any, name: str, value: ArrayLike) -> None:
     try:
         _adapter(type(part), name).validate_python(given, strict=False)
     except ValidationError as error:
-        message = error.errors()[0]["msg"]
-        raise InputError(f"with_constants: {key!r}: {message}; got {value}") from error
+        raise InputError(f"with_constants: {key!r}: {fault(error)}") from error
 
 
 @functools.cache

@@ -4,8 +4,7 @@ import dataclasses
 import functools
 from typing import Any
 
-from pydantic import ValidationError
-
+from hwtrain._errors import InputError
 from hwtrain._parts.constant import static
 from hwtrain._plan.hardware import Hardware
 
@@ -191,8 +190,8 @@ def _of_a_field(part: Any, name: str) -> str:
     try:
         # The part's own checks reject a number without effect beside the others.
         dataclasses.replace(part, **{name: _near(value)})
-    except ValidationError as error:
-        return str(error.errors()[0]["msg"]).removeprefix("Value error, ")
+    except InputError as error:
+        return str(error)
     return ""
 
 

@@ -156,7 +156,7 @@ class HermesNoiseModel(DriftingNoiseModel):
             return data
         measured = _MEASURED.get(given.get("num_devices", 2), {})
         filled = measured | given
-        return ArgsKwargs((), filled) if isinstance(data, ArgsKwargs) else filled
+        return ArgsKwargs(data.args, filled) if isinstance(data, ArgsKwargs) else filled
 
     @property
     def _reference(self) -> float:

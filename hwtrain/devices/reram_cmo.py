@@ -156,7 +156,7 @@ class ReRamCMONoiseModel(NoiseModel):
             return data
         coeffs = CMO_COEFFICIENTS.get(given.get("acceptance_range", 0.2))
         filled = given if coeffs is None else {"prog_coeff": coeffs} | given
-        return ArgsKwargs((), filled) if isinstance(data, ArgsKwargs) else filled
+        return ArgsKwargs(data.args, filled) if isinstance(data, ArgsKwargs) else filled
 
     @model_validator(mode="after")
     def _check(self) -> Self:

@@ -60,8 +60,8 @@ class IOParameters(Described):
     254
 
     Raises:
-      pydantic.ValidationError: (a `ValueError`) for an ADC without `out_bound`, for
-        both bits and resolution of one converter, or for an option without effect.
+      ValueError: for an ADC without `out_bound`, for both bits and resolution of one
+        converter, or for an option without effect.
 
     References:
       Rasch et al., A flexible and fast PyTorch toolkit for simulating training and

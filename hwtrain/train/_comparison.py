@@ -16,6 +16,7 @@ from hwtrain._version import __version__
 from hwtrain.checkpoint._disk import RESUME
 from hwtrain.chips._clip_bounds import with_clipped
 from hwtrain.train import _report as report
+from hwtrain.train._alike import OUTPUTS, alike, note
 from hwtrain.train._batches import digest_of
 from hwtrain.train._chips import chip_seeds, chips_of, exports
 from hwtrain.train._closing import closing
@@ -85,12 +86,14 @@ def compare(
         HARDWARE_AWARE: [variables_of(ready, x) for x in trained[HARDWARE_AWARE]],
     }
     with console.status("evaluating on chips"):
-        results = [
-            result
-            for level in config.levels
-            for model, variables in on_chips.items()
-            for result in _evaluate(config, ready, model, variables, level, stop)
-        ]
+        results: list[OnChips] = []
+        notes: dict[str, None] = {}
+        for level in config.levels:
+            for model, variables in on_chips.items():
+                found, same = _evaluate(config, ready, model, variables, level, stop)
+                results += found
+                if same:
+                    notes[note(model)] = None
     if exports(config):
         for number, seed in enumerate(config.training.seeds):
             stop_if_asked(stop)
@@ -105,8 +108,8 @@ def compare(
             "note: nothing is exported, because hardware.converter, which turns "
             "weights into conductances, is not given for all layers",
         )
-    for note in _suspicions(results):
-        _say(console, f"note: {note}")
+    for text in notes:
+        _say(console, f"note: {text}")
     _write_results(config, ready, results, out)
     _show_results(config, results, out, console)
     return results
@@ -328,16 +331,15 @@ def _evaluate(
     trained: list[dict[str, Any]],
     level: float | None,
     stop: Stop,
-) -> list[OnChips]:
-    """Returns all metrics of one model, the main one first."""
-    values: dict[str, list[np.ndarray]] = {x.name: [] for x in ready.task.metrics}
+) -> tuple[list[OnChips], bool]:
+    """Returns the metrics of one model, and whether it is alike on all chips."""
+    task = ready.task._replace(metrics=(*ready.task.metrics, OUTPUTS))
+    values: dict[str, list[np.ndarray]] = {x.name: [] for x in task.metrics}
     hardware = chips_of(config, level)
     for variables in trained:
         stop_if_asked(stop)
         chips = config.evaluation.chips
-        found = on_population(
-            config, ready, ready.task, hardware, variables, chips=chips
-        )
+        found = on_population(config, ready, task, hardware, variables, chips=chips)
         for metric, population in found.items():
             values[metric].append(np.asarray(population.values, np.float64))
     for metric in ready.task.metrics:
@@ -348,7 +350,7 @@ def _evaluate(
         several = len(set(mismatches)) > 1 or has_deviation(mismatches[0])
         text = "" if several else mismatches[0].describe()
         text = text or f"{mismatches[0].type} as configured"
-    return [
+    results = [
         OnChips(
             metric=metric.name,
             unit=metric.unit,
@@ -359,24 +361,8 @@ def _evaluate(
         )
         for metric in ready.task.metrics
     ]
-
-
-def _suspicions(results: list[OnChips]) -> list[str]:
-    """Returns a note for each model that computes the same on all chips."""
-    same = dict.fromkeys(
-        result.model
-        for result in results
-        if result.values.shape[1] > 1
-        and not np.ptp(result.values)
-        and (result.mismatch_std or result.mismatch_std is None)
-    )
-    return [
-        f"the {name} model gives exactly the same {results[0].metric} on every chip, "
-        "as a network does whose outputs are all alike. An output below half a step of "
-        "an ADC is 0 (out_bits, out_bound, weight_scaling_omega): hwtrain inspect RUN "
-        "--active"
-        for name in same
-    ]
+    varied = config.chips if level or level is None else ()
+    return results, alike(values[OUTPUTS.name], varied)
 
 
 def _write_results(

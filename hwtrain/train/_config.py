@@ -26,16 +26,16 @@ from hwtrain._parts.fields import (
     at_least,
     configuration,
 )
+from hwtrain._parts.wording import METRIC_NAME, NAMED, SOURCE
 from hwtrain._plan.hardware import Hardware
 from hwtrain._plan.rules import Rule
 from hwtrain.objectives import AnyObjective
 
 Seed = Annotated[int, Field(ge=0, lt=2**32)]
-Source = Annotated[str, Field(pattern=r"^.+:[A-Za-z_]\w*$")]
-Named = Annotated[str, Field(pattern=r"^([a-z_]+|.+:[A-Za-z_]\w*)$")]
+Source = Annotated[str, Field(pattern=SOURCE)]
+Named = Annotated[str, Field(pattern=NAMED)]
 """A built-in function's name, or a `Source`."""
 
-METRIC_NAME = r"^[^\W\d]\w*$"
 MetricName = Annotated[str, Field(pattern=METRIC_NAME)]
 
 

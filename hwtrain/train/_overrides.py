@@ -1,7 +1,6 @@
 """Overrides of a configuration's entries, given as `key=value`."""
 
 import dataclasses
-import difflib
 import json
 import tomllib
 import types
@@ -13,6 +12,7 @@ from hwtrain._errors import InputError
 from hwtrain._parts.cost_constants import CostParameter
 from hwtrain._parts.registry import parts_of
 from hwtrain._parts.slot import Slot
+from hwtrain._parts.wording import closest
 from hwtrain._plan.hardware import Hardware
 from hwtrain.train._config import FreeNames, RuleParameter
 from hwtrain.train._hardware import NONE, PRESET, InPlaceOfTable, over
@@ -244,12 +244,12 @@ def unknown(keys: tuple[str, ...], kind: Any) -> str:
     """
     above, members = ".".join(keys[:-1]), _members(kind)
     siblings = sorted({name for member in members for name in _fields(member)})
-    match = difflib.get_close_matches(keys[-1], siblings, n=1)
+    match = closest(keys[-1], siblings)
     end = ".".join(keys[-2:])
     if end in _OF_COMMANDS:
         hint = _OF_COMMANDS[end]
-    elif match and match[0] != keys[-1]:
-        hint = f"did you mean {'.'.join((*keys[:-1], match[0]))}?"
+    elif match and match != keys[-1]:
+        hint = f"did you mean {'.'.join((*keys[:-1], match))}?"
     elif siblings:
         hint = f"expected one of: {', '.join(siblings)}"
     elif any(typing.get_origin(member) is tuple for member in members):

@@ -1,6 +1,5 @@
 """Reads a configuration and turns any error in it into one clear line."""
 
-import difflib
 import json
 import tomllib
 from collections.abc import Mapping, Sequence
@@ -15,7 +14,8 @@ from hwtrain._parts.registry import like, names
 from hwtrain._parts.registry import named as named_part
 from hwtrain._parts.slot import home
 from hwtrain._parts.source import load_parts
-from hwtrain.train._config import METRIC_NAME, Config
+from hwtrain._parts.wording import by_keys, choices, closest, suggestion, worded
+from hwtrain.train._config import Config
 from hwtrain.train._entries import EntryError, named
 from hwtrain.train._hardware import written_out
 from hwtrain.train._mismatch_config import MismatchConfig, kind_of
@@ -32,24 +32,12 @@ from hwtrain.train._overrides import (
 from hwtrain.train._toml import parsed
 
 _EXPECTED = {
-    "string_pattern_mismatch": '"path/to/file.py:function" or "module:function"',
-    "dataclass_type": "a table",
-    "int_type": "a whole number",
-    "int_from_float": "a whole number",
-    "float_type": "a number",
+    **dict.fromkeys(("dataclass_type", "dict_type"), "a table"),
     "string_type": "text",
     "bool_type": "true or false",
     "tuple_type": "a list",
-    "too_short": "at least one entry",
 }
 """What pydantic expected, in TOML's terms."""
-
-_BOUNDS = {
-    "greater_than": ("gt", "greater than"),
-    "greater_than_equal": ("ge", "greater than or equal to"),
-    "less_than": ("lt", "less than"),
-    "less_than_equal": ("le", "less than or equal to"),
-}
 
 
 def read_config(
@@ -109,8 +97,8 @@ def _read_toml(path: Path) -> dict[str, Any]:
         return parsed(tomllib.loads, path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         siblings = [str(other) for other in path.parent.glob("*.toml")]
-        match = difflib.get_close_matches(str(path), siblings, n=1)
-        hint = f"; did you mean {match[0]}?" if match else ""
+        match = closest(str(path), siblings)
+        hint = f"; did you mean {match}?" if match else ""
         raise InputError(
             f"{path}: expected a TOML file, got no such file{hint}"
         ) from None
@@ -141,21 +129,16 @@ def one_line(
       file: where it was given.
       origin: by their path, the overrides of entries.
     """
-    # A misspelt key makes the right one missing too; report the cause first.
-    details = sorted(error.errors(), key=lambda detail: detail["type"] == "missing")
-    said: dict[tuple[str, ...], str] = {}
+    said: list[str] = []
     last = None
-    for detail in details:
-        keys = _key_path(detail["loc"], data)
+    for path, details in by_keys(error, data).items():
+        keys = tuple(map(str, path))
         # A message about the whole configuration names its key itself.
-        named = keys or _words(detail["msg"])
-        if named in said:
-            continue  # the same value, as another member of a union
-        place = _place(file, origin, named)
+        place = _place(file, origin, keys or _words(details[0]["msg"]))
         where = "" if place == last else f"{place}: "
-        said[named] = where + _explain(kind, detail, keys, data)
+        said.append(where + _explain(kind, details, keys, data))
         last = place
-    return "; also: ".join(said.values())
+    return "; also: ".join(said)
 
 
 def _words(message: str) -> tuple[str, ...]:
@@ -193,36 +176,9 @@ def located(
     return InputError(f"{place}: {error}")
 
 
-def _key_path(loc: tuple[int | str, ...], data: Any) -> tuple[str, ...]:
-    """Returns the keys that the user wrote; pydantic adds members of unions."""
-    keys, in_pair = [], False
-    for index, part in enumerate(loc):
-        if in_pair:
-            in_pair = False
-            continue  # the place of the name or the value in a pair
-        if isinstance(data, Mapping) and part in data:
-            data = data[part]
-        elif isinstance(data, Mapping) and isinstance(part, int) and part < len(data):
-            # Pydantic checks a table with free names as a list of pairs.
-            part, in_pair = list(data)[part], True
-            data = data[part]
-        elif isinstance(part, int) and not isinstance(data, Mapping | list):
-            continue
-        elif isinstance(data, Sequence) and isinstance(part, int) and part < len(data):
-            data = data[part]
-        elif index < len(loc) - 1 or _is_tag(part, data):
-            continue
-        keys.append(str(part))
-    return tuple(keys)
-
-
-def _is_tag(part: int | str, data: Any) -> bool:
-    """Whether `part` is the union member that the entry `type` selects."""
-    return isinstance(data, Mapping) and data.get("type") == part
-
-
-def _explain(root: type, detail: Any, keys: tuple[str, ...], data: Any) -> str:
-    key, kind, message = ".".join(keys), detail["type"], detail["msg"]
+def _explain(root: type, details: list[Any], keys: tuple[str, ...], data: Any) -> str:
+    key, detail = ".".join(keys), details[0]
+    kind = detail["type"]
     if kind in ("unexpected_keyword_argument", "extra_forbidden"):
         owner: Any = root
         for part in keys[:-1]:
@@ -233,27 +189,18 @@ def _explain(root: type, detail: Any, keys: tuple[str, ...], data: Any) -> str:
             if chosen in names(slot.kind):
                 owner = named_part(slot.kind, chosen)
         return unknown(keys, owner)
-    if kind.startswith("missing"):
-        return f"{key}: expected a value, because it has no default; got none"
-    if kind == "value_error":
-        text = message.removeprefix("Value error, ")
-        return f"{key}: {text}" if key else text
     if kind.startswith("union_tag"):
         tags, came = detail["ctx"].get("expected_tags"), detail["ctx"].get("tag")
         known = f"one of {tags}" if tags else "a text that says which kind it is"
         said = f"{key}.type: expected {known}, got {show(came) if came else 'none'}"
-        return said + _own_parts(root, keys, came)
-    expected = _EXPECTED.get(kind) or message.removeprefix("Input should be ")
-    if kind == "string_pattern_mismatch" and detail["ctx"]["pattern"] == METRIC_NAME:
-        expected = "a name of letters, digits and _ that begins with a letter"
-    if kind in _BOUNDS:
-        name, words = _BOUNDS[kind]
-        bound = detail["ctx"][name]
-        bound = bound if isinstance(bound, int) else f"{bound:g}"
-        expected = f"a number {words} {bound}"
-    said = f"{key}: expected {expected}, got {show(detail['input'])}"
-    of_type = kind == "literal_error" and keys[-1:] == ("type",)
-    return said + (_own_parts(root, keys[:-1], detail["input"]) if of_type else "")
+        return said + (
+            _own_parts(root, keys, came) or suggestion(came, choices(detail))
+        )
+    said = worded(details, _EXPECTED, show)
+    if kind == "literal_error":
+        own = keys[-1:] == ("type",) and _own_parts(root, keys[:-1], detail["input"])
+        said += own or suggestion(detail["input"], choices(detail))
+    return f"{key}: {said}" if key else said
 
 
 def _own_parts(root: type, keys: tuple[str, ...], came: Any) -> str:

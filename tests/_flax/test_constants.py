@@ -1061,7 +1061,7 @@ def test_a_pattern_reaches_the_layers_that_it_matches():
         ("forward.out_scale", 2.0, "it is 1 in the configuration"),
         ("forward.ir_drop_g_ratio", 9.0, "does nothing without ir_drop"),
         ("forward.out_noise", jnp.ones(3), r"takes the shape \(\), .*got \(3,\)"),
-        ("forward.out_noise", -0.1, "greater than or equal to 0; got -0.1"),
+        ("forward.out_noise", -0.1, "greater than or equal to 0, got -0.1"),
         ("forward.out_noise", float("nan"), "out_noise"),
         ("mismatch.std_dev", 0.1, "pass it to a plan"),
         ("forward.stages.none.sigma", 0.1, "no stage is called 'none'"),

@@ -6,7 +6,6 @@ import tomllib
 
 import pytest
 import tomli_w
-from pydantic import ValidationError
 
 import hwtrain as hw
 from hwtrain._parts import registry
@@ -71,7 +70,10 @@ def test_hardware_is_ideal_unless_told():
     [
         (lambda: hw.Hardware(modifer=None), "modifer"),
         (lambda: hw.WeightModifierParameter(std_dev=-0.1), "greater than or equal"),
-        (lambda: hw.WeightModifierParameter(std_dev="0.1"), "valid number"),
+        (
+            lambda: hw.WeightModifierParameter(std_dev="0.1"),
+            "expected a number, got '0.1'",
+        ),
         (lambda: hw.WeightModifierParameter(std_dev=float("nan")), "finite"),
         (lambda: hw.WeightModifierParameter(type="AddNormal"), "add_normal"),
         (lambda: hw.WeightClipParameter(type="fixed_value"), "write fixed_value=1.0"),
@@ -87,13 +89,16 @@ def test_hardware_is_ideal_unless_told():
             lambda: hw.InputRangeParameter(input_min_percentage=1.5),
             "less than or equal",
         ),
-        (lambda: hw.InputRangeParameter(init_from_data=0.5), "valid integer"),
+        (
+            lambda: hw.InputRangeParameter(init_from_data=0.5),
+            "expected a whole number, got 0.5",
+        ),
         (lambda: hw.SinglePairConductanceConverter(g_min=30.0), "g_min"),
         (lambda: from_dict(hw.Hardware, {"clip": {"sigm": 2.0}}), "clip.sigm"),
     ],
 )
 def test_bad_input_is_an_error_that_names_the_field(make, message):
-    with pytest.raises(ValidationError, match=message):
+    with pytest.raises(ValueError, match=message):
         make()
 
 
@@ -150,7 +155,7 @@ def test_bad_input_is_an_error_that_names_the_field(make, message):
     ],
 )
 def test_an_option_that_does_nothing_is_an_error(make, message):
-    with pytest.raises(ValidationError, match=message):
+    with pytest.raises(ValueError, match=message):
         make()
 
 
@@ -246,7 +251,7 @@ class Gain(hw.Part):
     ],
 )
 def test_parts_that_contradict_each_other_are_refused(make, message):
-    with pytest.raises(ValidationError, match=message):
+    with pytest.raises(ValueError, match=message):
         make()
 
 
@@ -284,7 +289,7 @@ def half(columnwise):
 def test_wires_of_other_devices_than_a_converter_writes_are_refused(
     kind, chip, message
 ):
-    with pytest.raises(ValidationError, match=message):
+    with pytest.raises(ValueError, match=message):
         fits(kind, **chip)
 
 

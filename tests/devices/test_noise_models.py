@@ -382,7 +382,7 @@ def test_hermes_takes_what_is_given():
     [
         (lambda: ReRamCMONoiseModel(acceptance_range=0.02), "measured at 0.2 and at 2"),
         (lambda: ReRamCMONoiseModel(g_min=90.0), "g_min must be below g_max"),
-        (lambda: HermesNoiseModel(num_devices=3), "Input should be 1 or 2"),
+        (lambda: HermesNoiseModel(num_devices=3), "expected 1 or 2"),
         (
             lambda: CustomDriftPCMLikeNoiseModel(
                 g_lst=(0.0, 1.0), nu_mean_lst=(0.1, 0.1, 0.1), nu_std_lst=(0.0, 0.0)

@@ -17,12 +17,13 @@ from hwtrain.train import _closing
 from hwtrain.train import _comparison as comparison
 from hwtrain.train import _linen as linen
 from hwtrain.train import _nnx as nnx
+from hwtrain.train._alike import alike, fingerprint
 from hwtrain.train._batches import Split
 from hwtrain.train._chips import chip_hardware
 from hwtrain.train._config import Config, EvaluationParameter, TrainingParameter
 from hwtrain.train._entries import EntryError
 from hwtrain.train._preparation import prepare
-from hwtrain.train._report import HARDWARE_AWARE, PLAIN, OnChips
+from hwtrain.train._report import HARDWARE_AWARE, PLAIN
 
 RECIPE = """
 import numpy as np
@@ -56,6 +57,13 @@ class Deaf(nn.Module):
 def model_deaf():
     return Deaf()
 
+def model_few():
+    return Linen()
+
+def few():
+    (x, y), (x_test, y_test) = data()
+    return (x, y), (x_test[:4], y_test[:4])
+
 def data():
     rng = np.random.default_rng(0)
     x = 5 * rng.normal(size=(600, 4)).astype(np.float32)
@@ -85,7 +93,7 @@ def folder(tmp_path_factory):
 def config_of(hardware, framework="linen", mismatch_std=(0.0,)):
     return Config(
         model=f"recipe.py:model_{framework}",
-        data="recipe.py:data",
+        data=f"recipe.py:{'few' if framework == 'few' else 'data'}",
         training=TrainingParameter(steps=60, batch_size=50, learning_rate=0.02),
         hardware=hardware,
         evaluation=EvaluationParameter(chips=4, mismatch_std=mismatch_std),
@@ -231,18 +239,58 @@ def test_a_layer_that_gets_zeros_is_named_with_the_model(folder, tmp_path):
     assert str(e.value).startswith("hardware.input_range: ")
 
 
+DEVIATING = hw.Hardware(mismatch=hw.MismatchParameter(type="mult_normal", std_dev=0.1))
+READING = hw.Hardware(forward=hw.IOParameters(out_bits=8, out_bound=9.0, out_noise=0.1))
+CONVERTING = hw.Hardware(forward=hw.IOParameters(out_bits=8, out_bound=9.0))
+
+
 @pytest.mark.parametrize(
-    ("values", "level", "noted"),
+    ("values", "hardware", "expected"),
     [
-        ([[79.9, 79.9]], None, True),
-        ([[79.9, 79.9], [79.9, 79.9]], 0.1, True),
-        ([[79.9, 79.8]], 0.1, False),
-        ([[79.9]], 0.1, False),
-        ([[79.9, 79.9]], 0.0, False),
+        ([[0.5, 0.5]], [DEVIATING], True),
+        ([[0.5, 0.5]], [CONVERTING, DEVIATING], True),
+        ([[0.5, 0.5]], [READING], True),
+        ([[0.5, 0.4], [0.5, 0.5]], [DEVIATING], True),  # one of the seeds
+        ([[0.5, 0.4]], [DEVIATING], False),
+        ([[0.5]], [DEVIATING], False),
+        ([[0.5, 0.5]], [CONVERTING], False),  # whose chips do not differ
+        ([[0.5, 0.5]], [], False),
     ],
 )
-def test_a_model_that_is_alike_on_all_chips_is_noted(values, level, noted):
-    result = OnChips(model="plain", mismatch_std=level, values=np.array(values))
-    found = comparison._suspicions([result])
-    assert bool(found) == noted
-    assert all("plain model" in note and "out_bound" in note for note in found)
+def test_a_model_is_alike_where_chips_differ_and_outputs_do_not(
+    values, hardware, expected
+):
+    assert alike([np.array(seed) for seed in values], hardware) == expected
+
+
+@pytest.mark.parametrize("shape", [(4,), (4, 3), (4, 2, 3)])
+def test_a_fingerprint_differs_where_one_output_does(shape):
+    outputs = np.random.default_rng(0).normal(size=shape).astype(np.float32)
+    batch = (np.zeros((4, 2)), np.zeros(4))
+    before = fingerprint((outputs, np.float32(2.0)), batch)
+    for index in np.ndindex(shape):
+        other = outputs.copy()
+        other[index] += 1e-3
+        differ = fingerprint((other, np.float32(2.0)), batch) != before
+        np.testing.assert_array_equal(differ, np.arange(4) == index[0])
+    swapped = outputs[:, ::-1] if len(shape) > 1 else outputs[::-1]
+    assert (fingerprint((swapped, np.float32(2.0)), batch) != before).any()
+
+
+@pytest.mark.parametrize("dead", [False, True])
+def test_equal_accuracies_of_few_examples_are_no_equal_outputs(folder, tmp_path, dead):
+    """Four examples have five accuracies, and chips of small mismatch the same one."""
+    mismatch = hw.MismatchParameter(type="mult_normal", std_dev=1e-3)
+    # Half a step of this ADC is more than any output.
+    forward = hw.IOParameters(out_bits=2, out_bound=1e9) if dead else None
+    config = config_of(hw.Hardware(mismatch=mismatch, forward=forward), "few", ())
+    shown = io.StringIO()
+    console = Console(file=shown, width=400)
+    results, _ = compared(config, folder, tmp_path / "run", console)
+    assert all(np.ptp(result.values) == 0 for result in results)
+    noted = [
+        line for line in shown.getvalue().splitlines() if "exactly the same" in line
+    ]
+    assert len(noted) == (2 if dead else 0)
+    for model, line in zip((PLAIN, HARDWARE_AWARE), noted):
+        assert f"outputs of the {model} model" in line and "out_bound" in line

@@ -223,7 +223,7 @@ def test_noise_rounding_and_dropping_draw_different_numbers():
             },
             "takes no per_batch_sample",
         ),
-        ({"type": "AddNormal"}, "Input should be 'none', 'copy', 'add_normal'"),
+        ({"type": "AddNormal"}, "expected 'none', 'copy', 'add_normal'"),
     ],
 )
 def test_impossible_configurations_say_the_way_out(options, message):

@@ -4,7 +4,10 @@ import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
+from pydantic import ValidationError
+
 from hwtrain._errors import InputError
+from hwtrain._parts.calls import fault
 from hwtrain._parts.fields import from_dict
 from hwtrain._plan.hardware import Hardware
 from hwtrain.checkpoint.importers._torch_file import Record
@@ -136,35 +139,35 @@ def add_part(
     fields = {n: _data(given[n]) for n in names if n in given}
     fields = {n: x for n, x in fields.items() if x is not None}
 
-    def fault(data: Data) -> str:
+    def refusal(data: Data) -> str:
         try:
             from_dict(Hardware, {**found, part: data})
         except ValueError as error:
             return _reason(error)
         return ""
 
-    if (at_once or fault(base)) and not fault({**base, **fields}):
+    if (at_once or refusal(base)) and not refusal({**base, **fields}):
         found[part] = {**base, **fields}
         return
-    kept = _accepted(base, fields, fault)
-    why = fault(kept)
+    kept = _accepted(base, fields, refusal)
+    why = refusal(kept)
     if why:
         lost.append(f"{part}: {why}")
         return
     found[part] = kept
     for name in [name for name in fields if name not in kept]:
-        why = fault({**kept, name: fields[name]})
+        why = refusal({**kept, name: fields[name]})
         if not any(words in why for words in _IDLE):
             lost.append(f"{part}.{name}={fields[name]}: {why}")
 
 
-def _accepted(base: Data, fields: Data, fault: Callable[[Data], str]) -> Data:
+def _accepted(base: Data, fields: Data, refusal: Callable[[Data], str]) -> Data:
     kept = dict(base)
     left = dict(fields)
     # Again, because a field may be taken only beside another one.
     for _ in range(3):
         for name in list(left):
-            if not fault({**kept, name: left[name]}):
+            if not refusal({**kept, name: left[name]}):
                 kept[name] = left.pop(name)
     return kept
 
@@ -178,7 +181,4 @@ def _data(value: Any) -> Any:
 
 
 def _reason(error: ValueError) -> str:
-    """Returns the sentence of an error of pydantic's."""
-    text = str(error)
-    found = re.search(r"^ +(?:Value error, )?(.*?) \[type=", text, re.M | re.S)
-    return found[1] if found else text
+    return fault(error) if isinstance(error, ValidationError) else str(error)

@@ -74,7 +74,7 @@ def test_a_perfect_tile_has_no_periphery(tile):
             None,
             "tests one side of the ADC alone",
         ),
-        ({"noise_management": kind("Unheard")}, None, "forward: Input should be"),
+        ({"noise_management": kind("Unheard")}, None, "forward: expected"),
     ],
 )
 def test_what_changes_results_is_refused(forward, pre_post, message):
