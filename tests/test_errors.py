@@ -75,6 +75,23 @@ def test_a_command_ends_its_line_with_the_page(capsys):
     assert line.count("\n") == 1
 
 
+def test_an_unknown_key_of_an_override_names_the_page_of_the_keys(capsys):
+    config = ROOT / "configs" / "digits_mlp.toml"
+    assert main(["train", str(config), "--set", "wrong.key=1"]) == 2
+    line = capsys.readouterr().err
+    assert line.startswith("hwtrain: --set wrong.key=1: unknown key wrong; expected ")
+    assert line.endswith(" (docs/configuration.md)\n")
+
+
+def test_the_example_of_the_page_prints_what_it_shows(capsys):
+    page = (ROOT / "docs" / "errors.md").read_text("utf-8")
+    ((code, shown),) = re.findall(
+        r"```python\n(.*?)```\n\n```text\n(.*?)```", page, re.DOTALL
+    )
+    exec(code, {})
+    assert capsys.readouterr().out.split() == shown.split()
+
+
 @pytest.mark.parametrize("path", SOURCES, ids=lambda path: path.stem)
 def test_no_error_is_without_a_page(path):
     text = path.read_text("utf-8")

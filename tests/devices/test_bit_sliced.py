@@ -178,7 +178,7 @@ def test_inspection_shows_the_slices():
 @pytest.mark.parametrize(
     "options, said",
     [
-        ({"bits": ()}, "at least 1 item"),
+        ({"bits": ()}, "at least one entry"),
         ({"bits": (0, 2)}, "greater than or equal to 1"),
         ({"bits": (8, 9)}, "at most 16"),
         ({"bits": (2,), "g_min": 30.0}, "g_min must be below g_max"),

@@ -179,7 +179,7 @@ def test_the_acceptance_range_decides_the_default_of_the_coefficients():
         ("reram_wan2022", {"times_s": (10.0, 1.0)}, "must rise"),
         ("reram_wan2022", {"times_s": (0.0, 1.0)}, "begin after 0 s"),
         ("reram_wan2022", {"times_s": (1.0, 2.0, 3.0)}, "3 times and rows of"),
-        ("sonos", {"spread_coeff": ((1.0, 1.0),)}, "at least 2 items"),
+        ("sonos", {"spread_coeff": ((1.0, 1.0),)}, "at least 2 entries"),
         ("sonos", {"read_coeff": (1.0, 0.0)}, "read_coeff"),
         ("sonos", {"drift_mean_coeff": ((0.0,), (1.0, 1.0), (1.0,))}, "equally many"),
     ],

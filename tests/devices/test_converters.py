@@ -208,7 +208,7 @@ def curved(x):
         (lambda: NPairConductanceConverter(f_lst=2.0), "valid tuple"),
         (lambda: NPairConductanceConverter(f_lst=(2.0, -1.0)), "greater than 0"),
         (lambda: NPairConductanceConverter(f_lst=(0.0,)), "greater than 0"),
-        (lambda: NPairConductanceConverter(f_lst=()), "at least 1 item"),
+        (lambda: NPairConductanceConverter(f_lst=()), "at least one entry"),
         (
             lambda: DualPairConductanceConverter(f_lst=(1.0, 2.0, 3.0)),
             "two factors, got .* use NPairConductanceConverter",

@@ -396,7 +396,7 @@ def test_hermes_takes_what_is_given():
             "g_lst must rise",
         ),
         (lambda: PCMLikeNoiseModel(t_0=0.0), "greater than 0"),
-        (lambda: PCMLikeNoiseModel(prog_coeff=()), "at least 1 item"),
+        (lambda: PCMLikeNoiseModel(prog_coeff=()), "at least one entry"),
     ],
 )
 def test_impossible_models_say_the_way_out(build, message):

@@ -136,7 +136,7 @@ def test_slices_are_counted_as_energy():
 @pytest.mark.parametrize(
     "options, said",
     [
-        ({"bits": (3,)}, "at least 2 items"),
+        ({"bits": (3,)}, "at least 2 entries"),
         ({"bits": (0, 2)}, "greater than or equal to 1"),
         ({"bits": (8, 9)}, "at most 16"),
         ({"bits": (2, 2), "largest": 0.0}, "greater than 0"),
