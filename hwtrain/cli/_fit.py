@@ -5,6 +5,7 @@ import tomllib
 from typing import Any
 
 import tomli_w
+from pydantic import ValidationError
 from rich.console import Console
 
 from hwtrain._errors import InputError
@@ -19,6 +20,7 @@ from hwtrain.devices import (
     fit_noise_model,
     read_measurements,
 )
+from hwtrain.train._reading import one_line
 from hwtrain.train._toml import parsed
 
 
@@ -59,4 +61,7 @@ def _start(options: argparse.Namespace, measurements: Measurements) -> Any:
             raise InputError(f"--set {text}: {error}") from error
     if options.family == "measured" and set(given) <= {"t_0"}:
         return fit_measurements(measurements, **given)
-    return from_dict(family, given)
+    try:
+        return from_dict(family, given)
+    except ValidationError as error:
+        raise InputError(one_line(family, error, given, "--set", {})) from None

@@ -66,7 +66,14 @@ def test_where_nothing_can_be_written_nothing_is_fitted(
     [
         (["reram_mlo"], "did you mean 'reram_milo'? (docs/devices.md)\n"),
         (["reram_milo", "--set", "g_max"], "expected FIELD=VALUE"),
-        (["reram_milo", "--set", "g_max=-1"], "g_max"),
+        (
+            ["reram_milo", "--set", "g_max=-1"],
+            "--set: g_max: expected a number greater than 0, got -1",
+        ),
+        (
+            ["reram_milo", "--set", "g_mx=9"],
+            "--set: unknown key g_mx; did you mean g_max?",
+        ),
         (["reram_milo", "--names", "t_0"], "no number 't_0'"),
         (["measured"], "read at three times or more"),
     ],

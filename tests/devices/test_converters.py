@@ -205,7 +205,7 @@ def curved(x):
         (lambda: SinglePairConductanceConverter(g_max=-1.0), "greater than 0"),
         (lambda: SinglePairConductanceConverter(g_min=-1.0), "or equal to 0"),
         (lambda: SingleDeviceConductanceConverter(g_min=99.0), "must be below g_max"),
-        (lambda: NPairConductanceConverter(f_lst=2.0), "valid tuple"),
+        (lambda: NPairConductanceConverter(f_lst=2.0), "expected a tuple, got 2.0"),
         (lambda: NPairConductanceConverter(f_lst=(2.0, -1.0)), "greater than 0"),
         (lambda: NPairConductanceConverter(f_lst=(0.0,)), "greater than 0"),
         (lambda: NPairConductanceConverter(f_lst=()), "at least one entry"),

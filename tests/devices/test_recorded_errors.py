@@ -44,7 +44,7 @@ REFUSED = {
     ),
     "n_pair/f_not_list": (
         lambda: NPairConductanceConverter(f_lst=2.0),
-        "valid tuple",
+        "expected a tuple, got 2.0",
     ),
     "n_pair/all_neg_f": (
         lambda: NPairConductanceConverter(f_lst=(-1.0, -2.0)),

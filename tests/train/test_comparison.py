@@ -126,7 +126,7 @@ def test_the_plain_model_is_on_the_same_chip(folder, framework, effect):
         lambda: False,
     )
     same = [
-        comparison._evaluate(config, ready, name, [fitted], 0.0, lambda: False)[0]
+        comparison._evaluate(config, ready, name, [fitted], 0.0, lambda: False)[0][0]
         for name in (PLAIN, HARDWARE_AWARE)
     ]
     same = [found.values for found in same]
@@ -191,7 +191,7 @@ def test_an_own_mismatch_labels_its_results(folder, sigma):
     config = config_of(hardware)
     ready = prepare(config, folder)
     given = [{"params": ready.aware.init(0)[0]}]
-    (found,) = comparison._evaluate(
+    (found,), _ = comparison._evaluate(
         config, ready, HARDWARE_AWARE, given, config.levels[0], lambda: False
     )
     expected = "gains of 0.2" if sigma == 0.2 else "gains as configured"
