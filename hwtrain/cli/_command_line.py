@@ -1,6 +1,7 @@
 """The command `hwtrain`: parses the command line, runs a command, reports errors."""
 
 import contextlib
+import errno
 import importlib
 import io
 import os
@@ -18,6 +19,9 @@ from hwtrain.cli._parser import make_parser
 
 _CONTINUED = ("train", "sweep")
 """Commands that are continued after a Ctrl-C, which they check for themselves."""
+
+_UNWRITTEN = (errno.ENOSPC, errno.EDQUOT, errno.EPIPE)
+"""Why a stream cannot be written: a full disk, or a reader that has gone."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -57,11 +61,18 @@ def _status(
             stop = None if gently else options.stop
             # Imported late, because it loads JAX and Flax and --help should be fast.
             command = importlib.import_module(f"hwtrain.cli._{options.command}")
-            return command.main(options)
+            status = command.main(options)
+            sys.stdout.flush()
+            return status
     except (Exception, KeyboardInterrupt) as error:
         # A library may turn an interrupt in its callback into an error of its own.
         if isinstance(error, KeyboardInterrupt) or (stop is not None and stop()):
             return interrupted(words)
+        # A stream has no file's name.
+        if isinstance(error, OSError) and error.filename is None:
+            if error.errno in _UNWRITTEN:
+                said = f"the output could not be written: {error.strerror}"
+                return failed(BadInputError(said))
         if not isinstance(error, BadInputError):
             raise
         return failed(error)

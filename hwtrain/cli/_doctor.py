@@ -2,6 +2,7 @@
 
 import argparse
 import importlib.metadata
+import os
 import platform
 import tempfile
 import time
@@ -15,6 +16,7 @@ import optax
 from flax import linen as nn
 from flax import nnx
 from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
 from rich.console import Console
 from rich.table import Table
 
@@ -55,9 +57,14 @@ def packages() -> Iterator[Row]:
     about = importlib.metadata.metadata(_PACKAGE)
     yield _PACKAGE, about["Version"], ""
     needed = [Requirement(text) for text in importlib.metadata.requires(_PACKAGE) or ()]
+    modules: dict[str, list[str]] = {}
+    for module, owners in importlib.metadata.packages_distributions().items():
+        for owner in owners:
+            modules.setdefault(canonicalize_name(owner), []).append(module)
     for requirement in needed:
         if requirement.marker is None:
-            yield _package(requirement)
+            name = canonicalize_name(requirement.name)
+            yield _package(requirement, modules.get(name, []))
     for extra in about.get_all("Provides-Extra") or ():
         own = [x for x in needed if x.marker and x.marker.evaluate({"extra": extra})]
         absent = [x.name for x in own if x.name != _PACKAGE and not _version(x.name)]
@@ -69,8 +76,14 @@ def packages() -> Iterator[Row]:
 
 def devices() -> Iterator[Row]:
     """Yields the devices that JAX computes on."""
+    try:
+        found = jax.devices()
+    except Exception as error:  # of several kinds, by what is wrong with the backend
+        asked = os.environ.get("JAX_PLATFORMS")
+        way = f"JAX_PLATFORMS={asked}: unset it, or install what it names"
+        yield "backend", "failed", f"{_said(error)} ({way if asked else 'see JAX'})"
+        return
     yield "backend", jax.default_backend(), ""
-    found = jax.devices()
     yield "devices", f"{len(found)} x {found[0].device_kind}", ""
     yield "processes", str(jax.process_count()), ""
 
@@ -156,14 +169,22 @@ def _exports() -> str:
     return "one chip written, read back and verified"
 
 
-def _package(requirement: Requirement) -> Row:
+def _package(requirement: Requirement, modules: list[str]) -> Row:
     version = _version(requirement.name)
     wanted = f"{requirement.name}{requirement.specifier}"
     if version is None:
         return requirement.name, "missing", f"pip install '{wanted}'"
     found = f"{version} (needs {requirement.specifier})"
     fits = requirement.specifier.contains(version, prereleases=True)
-    return requirement.name, found, "" if fits else f"pip install '{wanted}'"
+    if not fits:
+        return requirement.name, found, f"pip install '{wanted}'"
+    try:
+        for module in modules:
+            importlib.import_module(module)
+    except Exception as error:
+        again = f"pip install --force-reinstall '{wanted}'"
+        return requirement.name, found, f"no import: {_said(error)}: {again}"
+    return requirement.name, found, ""
 
 
 def _version(name: str) -> str | None:
@@ -179,8 +200,12 @@ def _tested(name: str, test: Callable[[], str]) -> Row:
         found = test()
     except Exception as error:
         # Whatever is wrong with an installation belongs into the table.
-        return name, "failed", f"{type(error).__name__}: {' '.join(str(error).split())}"
+        return name, "failed", _said(error)
     return name, f"{found}, {time.perf_counter() - start:.1f} s", ""
+
+
+def _said(error: Exception) -> str:
+    return ": ".join(filter(None, (type(error).__name__, " ".join(str(error).split()))))
 
 
 def _show(console: Console, title: str, rows: Iterator[Row]) -> int:

@@ -2,14 +2,12 @@
 
 import argparse
 import importlib.resources
-import os
 import re
 import shlex
-import shutil
-import tempfile
 from pathlib import Path
 
 from hwtrain._errors import InputError
+from hwtrain.checkpoint import _destination as destination
 from hwtrain.cli._errors import bad_input
 
 _FILES = {
@@ -27,7 +25,9 @@ def main(options: argparse.Namespace) -> int:
         write(options.folder, nnx=options.nnx)
     folder = options.folder
     print(f"{folder} has a model, its data, a configuration and a test. Next:")
-    print(f"  cd {shlex.quote(str(folder))} && pytest && hwtrain train project.toml")
+    # A shell takes a name that begins with a dash for an option.
+    place = shlex.quote(f"./{folder}" if str(folder).startswith("-") else str(folder))
+    print(f"  cd {place} && pytest && hwtrain train project.toml")
     return 0
 
 
@@ -39,7 +39,7 @@ def write(folder: Path, *, nnx: bool) -> None:
       nnx: whether its model is one of NNX instead of Linen.
 
     Raises:
-      ValueError: if the folder exists, or its parent does not.
+      ValueError: if the folder exists or cannot be written, or its parent is none.
     """
     folder = folder.absolute()
     if folder.exists():
@@ -49,22 +49,9 @@ def write(folder: Path, *, nnx: bool) -> None:
             f"{folder.parent} is not a folder; make it first, or name another one"
         )
     templates = importlib.resources.files("hwtrain.cli") / "_project"
-    work = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}-"))
-    try:
+    with destination.new(folder, folder=True) as partial:
         for name, template in _FILES.items():
             source = template.format(framework="nnx" if nnx else "linen") + ".txt"
             text = (templates / source).read_text("utf-8")
             text = re.sub(r"\{name\}", lambda _: folder.name, text)
-            (work / name).write_text(text, "utf-8", newline="\n")
-        work.chmod(0o777 & ~_umask())
-        work.rename(folder)
-    except BaseException:
-        shutil.rmtree(work, ignore_errors=True)
-        raise
-
-
-def _umask() -> int:
-    """Returns the permissions that new folders lack, as `mkdtemp` ignores them."""
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask
+            (partial / name).write_text(text, "utf-8", newline="\n")

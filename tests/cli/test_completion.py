@@ -1,5 +1,7 @@
 """`hwtrain completion`, tried in a shell."""
 
+import errno
+import io
 import shutil
 import subprocess
 
@@ -44,3 +46,16 @@ def test_every_shell_has_a_script_with_every_command(shell, capsys):
     script = capsys.readouterr().out
     for word in ("evaluate", "--sensitivity", "doctor"):
         assert word in script
+
+
+def test_a_full_disk_behind_the_output_is_one_line(monkeypatch, capsys):
+    class Full(io.StringIO):
+        def flush(self):
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("sys.stdout", Full())
+    assert main(["completion", "bash"]) == 2
+    said = capsys.readouterr().err
+    assert said == (
+        "hwtrain: error: the output could not be written: No space left on device\n"
+    )

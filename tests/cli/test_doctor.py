@@ -60,3 +60,29 @@ def test_a_part_that_fails_does_not_hide_the_others(capsys, monkeypatch):
 def test_the_small_model_passes(capsys):
     assert main(["doctor"]) == 0
     assert "verified" in capsys.readouterr().out
+
+
+def test_a_package_that_does_not_import_is_named(capsys, monkeypatch):
+    real = importlib.import_module
+
+    def imported(name, *args):
+        if name == "scipy":
+            raise ImportError("libopenblas.so: no such file")
+        return real(name, *args)
+
+    monkeypatch.setattr(_doctor.importlib, "import_module", imported)
+    rows = {name: fault for name, _, fault in _doctor.packages()}
+    assert "ImportError: libopenblas.so: no such file: pip install" in rows["scipy"]
+    assert not rows["numpy"] and not rows["orbax-checkpoint"]
+
+
+def test_a_backend_that_is_not_there_is_a_row(capsys, monkeypatch):
+    def devices():
+        raise RuntimeError("no such\nbackend")
+
+    monkeypatch.setattr(_doctor.jax, "devices", devices)
+    monkeypatch.setenv("JAX_PLATFORMS", "foo")
+    assert main(["doctor", "--quick"]) == 1
+    said = " ".join(capsys.readouterr().out.replace("│", " ").split())
+    assert "failed: RuntimeError: no such backend (JAX_PLATFORMS=foo: unset" in said
+    assert "1 to mend" in said

@@ -1,5 +1,6 @@
 """`hwtrain new`."""
 
+import errno
 import importlib.resources
 import subprocess
 import sys
@@ -50,13 +51,20 @@ def test_a_folder_in_none_is_refused(tmp_path, capsys):
     assert "is not a folder; make it first" in capsys.readouterr().err
 
 
-def test_a_failure_leaves_nothing(tmp_path, monkeypatch):
+def test_a_failure_leaves_nothing(tmp_path, monkeypatch, capsys):
     def broken(*args, **kwargs):
-        raise OSError("disk full")
+        raise OSError(errno.ENOSPC, "disk full")
 
     monkeypatch.setattr("pathlib.Path.write_text", broken)
     assert main(["new", str(tmp_path / "mine")]) == 2
+    assert f"{tmp_path / 'mine'} could not be written: " in capsys.readouterr().err
     assert not [*tmp_path.iterdir()]
+
+
+def test_a_name_with_a_dash_is_no_option_of_the_shell(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert main(["new", "--", "-x"]) == 0
+    assert "  cd ./-x && pytest" in capsys.readouterr().out
 
 
 def test_every_template_is_in_the_package():
