@@ -2,7 +2,7 @@
 
 `pcm`, `hermes`, `reram_wan2022` and `reram_cmo` define how weights become conductances
 and the noise of these; `standard_hwa_training` and `aihwkit_default` define the
-periphery of the tiles too. A field that a preset leaves at `None` is ideal: set it with
+periphery of the tiles too, `sram_c3` the periphery and bits in place of conductances. A field that a preset leaves at `None` is ideal: set it with
 `dataclasses.replace`.
 """
 
@@ -22,8 +22,13 @@ from hwtrain.devices import (
     SinglePairConductanceConverter,
     SonosNoiseModel,
 )
-from hwtrain.periphery import InputRangeParameter, IOParameters
-from hwtrain.weights import MappingParameter, WeightClipParameter, WeightRemapParameter
+from hwtrain.periphery import ComparatorOffsets, InputRangeParameter, IOParameters
+from hwtrain.weights import (
+    BinaryWeights,
+    MappingParameter,
+    WeightClipParameter,
+    WeightRemapParameter,
+)
 
 
 def ideal() -> Hardware:
@@ -139,6 +144,46 @@ def reram_cmo() -> Hardware:
     """
     return Hardware(
         converter=SingleDeviceConductanceConverter(), noise_model=ReRamCMONoiseModel()
+    )
+
+
+def sram_c3() -> Hardware:
+    """Returns the C3SRAM macro: cells of one bit, whose charges a flash ADC converts.
+
+    Tiles of 256 rows and 64 columns hold signs of weights; a layer's size of weights is
+    the digital scale of its tiles. Sums of products of 1 have noise with a deviation of
+    0.97 at each conversion, and 11 levels from -65 to 65; the thresholds of every
+    column have offsets of their own, with a deviation of 0.89. These are the numbers of
+    the authors' Monte Carlo model. Its inputs are -1 and 1 (or bits); here they have
+    the levels -1, 0 and 1 of a learned range, in one pass. More bits take several
+    passes, with `inp_bits=4, mv_type="bit_wise"` in `forward`.
+
+    Nothing is programmed and nothing drifts, so there is no converter and no noise
+    model. Noise, offsets and signs also act in training.
+
+    >>> chip = sram_c3()
+    >>> chip.modifier.type, chip.forward.out_noise, chip.mapping.max_input_size
+    ('binary', 0.97, 256)
+
+    References:
+      Jiang et al., C3SRAM: an in-memory-computing SRAM macro based on robust capacitive
+      coupling computing mechanism, IEEE Journal of Solid-State Circuits 2020,
+      doi:10.1109/JSSC.2020.2992886; numbers of the simulation at
+      github.com/ShihuiYin/BinaryNet_with_quantized_partial_sum.
+    """
+    return Hardware(
+        modifier=BinaryWeights(),
+        input_range=InputRangeParameter(),
+        forward=IOParameters(
+            inp_bits=2,
+            out_res=10.0,
+            out_bound=65.0,
+            out_noise=0.97,
+            stages=(ComparatorOffsets(bound=65.0, steps=10, offset_std=0.89),),
+        ),
+        mapping=MappingParameter(
+            max_input_size=256, max_output_size=64, weight_scaling_omega=1.0
+        ),
     )
 
 

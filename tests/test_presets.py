@@ -40,10 +40,11 @@ def test_a_preset_s_conductances_are_those_of_its_noise_model(chip, noise):
 
 
 WHOLE = [presets.standard_hwa_training(), presets.aihwkit_default()]
+SRAM = presets.sram_c3()
 
 
 @pytest.mark.parametrize(
-    "chip", [presets.ideal(), *WHOLE] + [chip for chip, _ in NOISE]
+    "chip", [presets.ideal(), SRAM, *WHOLE] + [chip for chip, _ in NOISE]
 )
 def test_presets_round_trip(chip):
     assert from_dict(Hardware, to_dict(chip)) == chip

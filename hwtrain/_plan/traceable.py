@@ -7,6 +7,7 @@ from typing import Any
 from hwtrain._errors import InputError
 from hwtrain._parts.constant import static
 from hwtrain._plan.hardware import Hardware
+from hwtrain.periphery import AdcThresholds, ComparatorOffsets
 
 IN_A_CALL = ("modifier", "forward", "mapping", "noise_current")
 """The parts of hardware that a call of a model reads."""
@@ -77,7 +78,7 @@ def refusal(chip: Hardware, path: str, parts: tuple[str, ...]) -> str:
     elsewhere = (
         _of_a_call(chip, path) if parts == IN_A_CALL else _of_a_chip(chip, first)
     )
-    elsewhere = elsewhere or _of_a_limit(chip, path)
+    elsewhere = elsewhere or _of_a_limit(chip, path) or _of_thresholds(chip, path)
     if elsewhere:
         return elsewhere
     try:
@@ -108,6 +109,16 @@ def _of_a_limit(chip: Hardware, path: str) -> str:
         f"it sets the step of the DAC, which with max_bm_res {_HOW_OFTEN} under "
         f"bound_management={io.bound_management!r}, and stays static"
     )
+
+
+def _of_thresholds(chip: Hardware, path: str) -> str:
+    """Returns why a number of an ADC whose thresholds a stage states stays static."""
+    if chip.forward is None or path not in ("forward.out_bound", "forward.out_res"):
+        return ""
+    for stage in chip.forward.stages:
+        if isinstance(stage, AdcThresholds | ComparatorOffsets):
+            return f"the stage {stage.type!r} states it too, so it stays static"
+    return ""
 
 
 def _of_a_chip(chip: Hardware, first: str) -> str:

@@ -315,6 +315,12 @@ class AnalogWeight:
         return self.rule.endswith(FROZEN)
 
     @property
+    def differs(self) -> bool:
+        """Whether chips differ in it, or in what is frozen around its tiles."""
+        around = self.kind != "raw" and self.hardware.freezes("chip")
+        return self.hardware.frozen or around
+
+    @property
     def stores_scale(self) -> bool:
         """Whether a leaf beside the array holds its mapping scale."""
         return self.kind != "raw" and self.hardware.stores_scale

@@ -80,13 +80,14 @@ class Contents:
                 f"chip {both[0]} is both drawn (chip_seeds) and measured; leave one out"
             )
         self._check_leaves()
-        if self.seeds and not any(w.hardware.frozen for w in plan.weights):
+        if self.seeds and not any(w.differs for w in plan.weights):
             on_chip = ", ".join(self.plan) or "none, the model is digital"
             raise HardwareCheckpointError(
                 f"chip {self.seeds[0]} would be the nominal model: no weight of the "
-                f"plan ({on_chip}) has a frozen mismatch, stuck devices or a noise "
-                "model. Give its Hardware a mismatch=MismatchParameter(...), "
-                "stuck=StuckParameter(...) or a noise_model, put what stays digital on "
+                f"plan ({on_chip}) has a frozen mismatch, stuck devices, a noise model "
+                "or frozen spreads around it. Give its Hardware a "
+                "mismatch=MismatchParameter(...), stuck=StuckParameter(...), a "
+                "noise_model or such a stage in forward, put what stays digital on "
                 "such hardware by Rule(params=..., rows=..., columns=...), or leave "
                 "the chip seed out"
             )

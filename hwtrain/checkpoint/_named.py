@@ -115,7 +115,7 @@ def check_names(
     both = sorted({entry.path for entry in plan.digital} & {*plan})
     if both:
         raise InputError(f"digital: {both[0]} is an analog weight")
-    frozen = any(weight.hardware.frozen for weight in plan.weights)
+    frozen = any(weight.differs for weight in plan.weights)
     if not frozen and any(not chip.measured for chip in chips):
         raise InputError("chips: no weight has anything frozen that differs by chip")
 

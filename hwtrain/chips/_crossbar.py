@@ -16,7 +16,7 @@ from hwtrain._plan.plan import Plan
 from hwtrain._plan.weight import AnalogWeight
 from hwtrain.chips import _conductances as conductances
 from hwtrain.chips._clip_bounds import clipped
-from hwtrain.weights import WeightModifier, WeightModifierParameter
+from hwtrain.weights import WeightModifier
 from hwtrain.weights.modifier import ON_LEVELS
 
 
@@ -117,7 +117,9 @@ def modified(
     if modifier is None:
         return clipped(weight, kernel, bound)
     steps = modifier.column_steps if bound is not None else None
-    modifier = modifier if steps is None else modifier.without_levels
+    if steps is not None:
+        modifier = modifier.without_levels
+        assert modifier is not None  # what it adds to levels of columns
     kernel = clipped(weight, kernel, bound, steps)
     if scale is None:
         scale = weight.derived_scale(weight.to_matrix(kernel))
@@ -207,7 +209,7 @@ def written(
     """
     chip, modifier = weight.hardware, weight.hardware.modifier
     converter = chip.converter
-    if isinstance(modifier, WeightModifierParameter) and modifier.rounds_chips:
+    if modifier is not None and modifier.rounds_chips:
         chip = replaced(chip, modifier=modifier.levels)
         rounding = dataclasses.replace(weight, hardware=chip)
         found = modified(rounding, kernel, scale, None, None, bound)

@@ -12,7 +12,6 @@ from hwtrain._plan.nominal import check_nominal
 from hwtrain._plan.plan import Plan
 from hwtrain._plan.weight import AnalogWeight
 from hwtrain.chips._crossbar import written
-from hwtrain.weights import WeightModifierParameter
 
 
 def fit_levels(params: paths.Tree, plan: Plan, *, candidates: int = 100) -> paths.Tree:
@@ -81,7 +80,7 @@ def fit_levels(params: paths.Tree, plan: Plan, *, candidates: int = 100) -> path
 def _check(weight: AnalogWeight) -> None:
     """Raises unless the levels of an array span its largest weight."""
     chip, modifier = weight.hardware, weight.hardware.modifier
-    assert isinstance(modifier, WeightModifierParameter)  # only it rounds chips
+    assert modifier is not None
     wrong = {
         "type='dorefa'": modifier.type == "dorefa",
         "rel_to_actual_wmax=False": not modifier.rel_to_actual_wmax,

@@ -254,7 +254,14 @@ class Proof:
         self._note("shared" if shared else "noise", effect, _units(noise, size))
 
     def spreads(
-        self, deviation: Any, effect: str, *, of: Part, alike: Part | None = None
+        self,
+        deviation: Any,
+        effect: str,
+        *,
+        of: Part,
+        alike: Part | None = None,
+        around: Iterable[Part] = (),
+        inputs: float = 1.0,
     ) -> None:
         """Requires numbers of a given deviation that all vectors of a step share.
 
@@ -266,16 +273,18 @@ class Proof:
           effect: the effect's name.
           of: the part without its other effects.
           alike: the same without a spread; `None` for no part.
+          around: further stages in both cases.
+          inputs: about the largest input.
         """
         bench = self._bench
         of_first = jnp.arange(bench.x.shape[-1]) < self.row_sizes[0]
-        x = bench.spread_out * of_first
+        x = bench.spread_out * of_first * inputs
         cut = tiling.cut(x, self.row_sizes, axis=-1)[..., None, :]
         size = bench.of_layer(deviation(cut))
         run, alone = bench.precisely, self._place.alone
-        y = run(alone(alike), x)
+        y = run(alone(alike, *around), x)
         size = jnp.where(size > 1e-5 * rms(y), size, 0)
-        self._note("spreads", effect, _units(run(alone(of), x) - y, size))
+        self._note("spreads", effect, _units(run(alone(of, *around), x) - y, size))
 
     def varies(self, sigma: float, spread: float, effect: str) -> None:
         r"""Requires noise at the outputs whose strength is spread over them.

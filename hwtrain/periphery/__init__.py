@@ -4,6 +4,9 @@ from hwtrain.periphery.adc_thresholds import AdcThresholds as AdcThresholds
 from hwtrain.periphery.circuit import crossbar_currents as crossbar_currents
 from hwtrain.periphery.column_errors import ColumnErrors as ColumnErrors
 from hwtrain.periphery.column_wires import ColumnWires as ColumnWires
+from hwtrain.periphery.comparator_offsets import (
+    ComparatorOffsets as ComparatorOffsets,
+)
 from hwtrain.periphery.device_nonlinearity import (
     DeviceNonlinearity as DeviceNonlinearity,
 )

@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.extend.core import get_opaque_trace_state
 from jax.typing import ArrayLike
 
@@ -164,14 +165,21 @@ class Context:
         self._check_draws("read")
         return None if self.keys is None else self._drawn(effect, shape, uniform)
 
-    def spread(self, std: float, effect: str) -> Any:
-        """Returns a chip's frozen deviation of each output; 0 without a chip."""
+    def spread(self, std: float, effect: str, count: int | None = None) -> Any:
+        """Returns a chip's frozen deviation of each output; 0 without a chip.
+
+        Args:
+          std: the standard deviation.
+          effect: a name for the draw.
+          count: how many deviations each output has, along a last axis; those of number
+            k have the name `effect_k`. `None` for one, without that axis.
+        """
         if std == 0:
             return 0.0
         self._check_draws("chip")
         if self.chip_key is None:
             return 0.0
-        return std * self._frozen(effect, self.crossbar.of_outputs)
+        return std * self._frozen(effect, self.crossbar.of_outputs, count)
 
     def input_spread(self, std: float, effect: str) -> jax.Array:
         """Returns a chip's frozen deviation of each row of each tile.
@@ -225,15 +233,24 @@ class Context:
         each = lambda draw, key: draw(key, shape)  # noqa: E731
         return std * self._frozen(f"{effect} of weights", each)
 
-    def _frozen(self, effect: str, each: Callable[..., jax.Array]) -> jax.Array:
+    def _frozen(
+        self, effect: str, each: Callable[..., jax.Array], count: int | None = None
+    ) -> jax.Array:
         """Returns frozen standard normal numbers, times the strength."""
         name, key = self._named(effect), self.chip_key
 
         def numbers(key: jax.Array, shape: Sequence[int]) -> jax.Array:
             return once(draw_key(key, *name), lambda key: normal(key, tuple(shape)))
 
+        def several(key: jax.Array, shape: Sequence[int]) -> jax.Array:
+            path, effect, part = name
+            each = [draw_name(path, f"{effect}_{k}", part) for k in range(count or 0)]
+            keys = fold_in(key, np.array([stable_hash(x) for x in each], np.uint32))
+            draws = jax.vmap(lambda key: normal(key, tuple(shape)), out_axes=-1)
+            return once(keys, draws)
+
         def draw() -> jax.Array:
-            return each(numbers, key)
+            return each(numbers if count is None else several, key)
 
         return jnp.asarray(self.strength) * self.frozen.get(name, draw)
 

@@ -6,6 +6,7 @@ from hwtrain.periphery.adc_thresholds import AdcThresholds
 from hwtrain.periphery.asymmetry import InputAsymmetry, OutputAsymmetry
 from hwtrain.periphery.column_errors import ColumnErrors
 from hwtrain.periphery.column_wires import ColumnWires
+from hwtrain.periphery.comparator_offsets import ComparatorOffsets
 from hwtrain.periphery.dac import Dac
 from hwtrain.periphery.device_nonlinearity import DeviceNonlinearity
 from hwtrain.periphery.input_bits import InputBits
@@ -37,6 +38,7 @@ for _name, _stage in {
     "separate_signs_digitally": SeparateSignsDigitally,
     "weight_slices": WeightSlices,
     "adc": Adc,
+    "comparator_offsets": ComparatorOffsets,
     "adc_thresholds": AdcThresholds,
     "column_errors": ColumnErrors,
     "shift": Shift,

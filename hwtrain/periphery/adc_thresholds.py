@@ -1,7 +1,7 @@
 """An ADC whose thresholds are not at equal distances: INL and DNL of a table."""
 
 import itertools
-from typing import Annotated, Self
+from typing import Annotated, ClassVar, Self
 
 import jax
 import jax.numpy as jnp
@@ -11,6 +11,7 @@ from pydantic import Field, model_validator
 from hwtrain._errors import InputError
 from hwtrain._parts.fields import Number, Positive
 from hwtrain._parts.part import Part
+from hwtrain.periphery._same_adc import check_adc
 from hwtrain.periphery.adc import Adc
 
 Table = Annotated[tuple[Number, ...], Field(max_length=2**16)]
@@ -55,7 +56,8 @@ class AdcThresholds(Part):
     (0.0, 0.25, -0.25, -0.25)
 
     Raises:
-      ValueError: for both tables or none, or for thresholds that do not increase.
+      ValueError: for both tables or none, for thresholds that do not increase, or if
+        the ADC around has another bound or number of steps.
 
     References:
       IEEE standard for terminology and test methods for analog-to-digital converters,
@@ -63,6 +65,7 @@ class AdcThresholds(Part):
     """
 
     whole = True
+    stays_static: ClassVar = {"bound": "is the full scale of the ADC around"}
     bound: Positive
     """Full scale of the ADC, in normalised units: `IOParameters.out_bound`."""
     inl_lsb: Table = ()
@@ -75,6 +78,10 @@ class AdcThresholds(Part):
     def inl(self) -> tuple[float, ...]:
         """INL of each threshold, in steps."""
         return self.inl_lsb or tuple(itertools.accumulate(self.dnl_lsb))
+
+    def check_hardware(self, hardware):
+        """Raises if the ADC around has other steps."""
+        check_adc(self, hardware, self.bound, len(self.inl), required=False)
 
     def around(self, inner, x, ctx):
         """Moves the outputs."""

@@ -4,6 +4,7 @@ from hwtrain.weights.bases import Mismatch as Mismatch
 from hwtrain.weights.bases import WeightClip as WeightClip
 from hwtrain.weights.bases import WeightContext as WeightContext
 from hwtrain.weights.bases import WeightModifier as WeightModifier
+from hwtrain.weights.binary import BinaryWeights as BinaryWeights
 from hwtrain.weights.clip import WeightClipParameter as WeightClipParameter
 from hwtrain.weights.correlated_mismatch import CorrelatedMismatch as CorrelatedMismatch
 from hwtrain.weights.mapping import MappingParameter as MappingParameter

@@ -254,8 +254,16 @@ class WeightModifier(Part):
         return self.draws != "none"
 
     @property
-    def without_levels(self) -> "WeightModifier":
-        """The same for weights that already lie on its levels, of which it has none."""
+    def levels(self) -> "WeightModifier":
+        """Its levels alone, to which a chip's weights are rounded when programmed."""
+        return self
+
+    @property
+    def without_levels(self) -> "WeightModifier | None":
+        """The same for weights that already lie on its levels; by default it has none.
+
+        `None` if it does nothing else.
+        """
         return self
 
     def describe_in(self, ctx: Any) -> Mapping[str, str]:

@@ -28,6 +28,7 @@ PRESETS = [
     "reram_milo",
     "sonos",
     "reram_cmo",
+    "sram_c3",
     "standard_hwa_training",
     "aihwkit_default",
 ]

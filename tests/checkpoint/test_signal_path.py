@@ -1,6 +1,7 @@
 """A chip evaluated from docs/checkpoint.md with NumPy alone, without hwtrain."""
 
 import collections
+import dataclasses
 import hashlib
 import json
 import math
@@ -15,6 +16,7 @@ from scipy.special import erfinv
 
 import hwtrain as hw
 from hwtrain.checkpoint import export, load
+from hwtrain.periphery import ComparatorOffsets
 
 SEED, ROWS, COLUMNS = 3, 17, 9
 X = np.random.default_rng(0).normal(0, 1, (32, ROWS)).astype(np.float32)
@@ -86,6 +88,16 @@ def before_clipping(u, a, w, forward, spread):
         z = (1 + slope) ** 2 * z / (1 + eta * np.abs(z) / beta)
     z = np.where(z < 0, (1 - forward["out_asymmetry"]) * z, z)
     res = resolution(forward, "out")
+    for stage in forward["stages"] or ():
+        assert stage["type"] == "comparator_offsets"
+        count, top = stage["steps"], stage["bound"]
+        step = 2 * top / count
+        passed = 0
+        for k in range(count):
+            offset = stage["offset_std"] * spread(f"comparator_offset_{k}")
+            passed = passed + (z > -top + (k + 0.5) * step + offset)
+        beyond = (z > top) & (passed == count) | (z < -top) & (passed == 0)
+        z = np.where(beyond, z, -top + passed * step)
     return z if res is None else rounded(z, 2 * beta * res)
 
 
@@ -387,6 +399,25 @@ SETTINGS = {
         mismatch=MISMATCH,
         converter=PAIR,
         **RANGE,
+    ),
+    "comparators": hw.Hardware(
+        forward=hw.IOParameters(
+            out_res=10.0,
+            out_bound=2.0,
+            stages=(ComparatorOffsets(bound=2.0, steps=10, offset_std=0.2),),
+        ),
+        mapping=hw.MappingParameter(**TILES),
+        **RANGE,
+    ),
+    "sram": dataclasses.replace(
+        hw.presets.sram_c3(),
+        forward=hw.IOParameters(
+            inp_bits=2,
+            out_res=4.0,
+            out_bound=2.6,
+            stages=(ComparatorOffsets(bound=2.6, steps=4, offset_std=0.5),),
+        ),
+        mapping=hw.MappingParameter(**TILES),
     ),
     "no scale": hw.Hardware(
         forward=hw.IOParameters(**BITS),

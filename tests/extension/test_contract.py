@@ -19,6 +19,7 @@ from hwtrain.periphery.adc_thresholds import AdcThresholds
 from hwtrain.periphery.asymmetry import InputAsymmetry, OutputAsymmetry
 from hwtrain.periphery.column_errors import ColumnErrors
 from hwtrain.periphery.column_wires import ColumnWires
+from hwtrain.periphery.comparator_offsets import ComparatorOffsets
 from hwtrain.periphery.dac import Dac
 from hwtrain.periphery.device_nonlinearity import DeviceNonlinearity
 from hwtrain.periphery.input_bits import InputBits
@@ -127,6 +128,10 @@ STAGES = {
     ),
     "adc_thresholds": (
         (ADC, AdcThresholds(bound=0.5, dnl_lsb=(0.3, -0.6) * 7)),
+        None,
+    ),
+    "comparator_offsets": (
+        (ADC, ComparatorOffsets(bound=0.5, steps=14, offset_std=0.02)),
         None,
     ),
     "column_errors": ((ColumnErrors(gain_std=0.1, offset_std=0.05),), None),

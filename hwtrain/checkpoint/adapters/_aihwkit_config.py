@@ -210,7 +210,7 @@ def _arguments(value: Any, names: tuple[str, ...]) -> str:
     return ", ".join(f"{n}={_literal(v)}" for n, v in found.items() if v is not None)
 
 
-_TYPES = {"clip": ("learnable_per_channel",)}
+_TYPES = {"clip": ("learnable_per_channel",), "modifier": ("binary",)}
 """Types of a part that aihwkit does not have."""
 
 
