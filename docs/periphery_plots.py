@@ -3,6 +3,7 @@
 The folder is `docs/images` by default.
 """
 
+import dataclasses
 import sys
 from pathlib import Path
 
@@ -16,6 +17,7 @@ import hwtrain as hw
 from hwtrain.periphery import (
     AdcThresholds,
     ColumnErrors,
+    ComparatorOffsets,
     DeviceNonlinearity,
     crossbar_currents,
 )
@@ -64,6 +66,28 @@ def converters():
     return figure
 
 
+def comparators():
+    """Draws the codes of flash ADCs of a chip, and how often they are others."""
+    figure, (each, shares) = panels(2, (8, 3.2))
+    even = hw.IOParameters(out_res=10.0, out_bound=1.0)
+    each.plot(X, outputs(even)[:, 0], "0.7", linewidth=3, label="even")
+    for std in (0.02, 0.04, 0.08):
+        stage = ComparatorOffsets(bound=1.0, steps=10, offset_std=std)
+        flash = dataclasses.replace(even, stages=(stage,))
+        found = outputs(flash, 2000)
+        if std == 0.08:
+            each.plot(X, found[:, :5], linewidth=0.8)
+        wrong = jnp.mean(jnp.abs(found - outputs(even)) > 0.1, axis=1)
+        shares.plot(X, wrong, label=f"offsets {std / 0.2:g} of a step")
+    each.set(
+        title="5 columns, offsets 0.4 of a step", xlabel="current", ylabel="output"
+    )
+    each.legend()
+    shares.set(title="2000 columns", xlabel="current", ylabel="share of other codes")
+    shares.legend(loc="upper right")
+    return figure
+
+
 def wires():
     """Draws the share of its voltage that each device of a crossbar gets."""
     figure, axes = panels(3, (11, 3.2))
@@ -105,7 +129,7 @@ def results():
     return figure
 
 
-FIGURES = (converters, wires, results)
+FIGURES = (converters, comparators, wires, results)
 
 
 def main(folder):

@@ -22,7 +22,7 @@ from hwtrain.devices import (
     PerColumnDriftCompensation,
     StateIndependentNoiseModel,
 )
-from hwtrain.weights import WeightModifierParameter
+from hwtrain.weights import BinaryWeights, WeightModifierParameter
 from hwtrain.weights.learned_bound import learned_clip
 
 DAY_S = 86_400.0
@@ -73,13 +73,16 @@ def figure_of(title, x_label, y_label):
 
 def modifiers():
     """Draws the output of every modifier over weights from -1 to 1."""
-    figure, axes = grid_of(2, 5, (11, 4.6), sharex=True, sharey=True)
+    figure, axes = grid_of(2, 6, (13, 4.6), sharex=True, sharey=True)
     w = jnp.linspace(-1.0, 1.0, 600)
-    for panel, (name, options) in zip(axes.flat, MODIFIERS.items()):
-        modified = WeightModifierParameter(**options)(jax.random.key(0), w, 1.0)
+    parts = {name: WeightModifierParameter(**x) for name, x in MODIFIERS.items()}
+    parts["binary"] = BinaryWeights()
+    for panel, (name, modifier) in zip(axes.flat, parts.items()):
         panel.plot(w, w, color="0.8", zorder=0)
-        panel.plot(w, modified, ".", markersize=2)
+        panel.plot(w, modifier(jax.random.key(0), w, jnp.ones(())), ".", markersize=2)
         panel.set_title(name, fontsize=9)
+    for panel in axes.flat[len(parts) :]:
+        panel.set_axis_off()
     figure.supxlabel("nominal weight / A")
     figure.supylabel("modified weight / A")
     return figure

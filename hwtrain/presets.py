@@ -2,7 +2,8 @@
 
 `pcm`, `hermes`, `reram_wan2022` and `reram_cmo` define how weights become conductances
 and the noise of these; `standard_hwa_training` and `aihwkit_default` define the
-periphery of the tiles too, `sram_c3` the periphery and bits in place of conductances. A field that a preset leaves at `None` is ideal: set it with
+periphery of the tiles too, and `sram_c3` the periphery of bits in place of
+conductances. A field that a preset leaves at `None` is ideal: set it with
 `dataclasses.replace`.
 """
 
@@ -155,8 +156,10 @@ def sram_c3() -> Hardware:
     0.97 at each conversion, and 11 levels from -65 to 65; the thresholds of every
     column have offsets of their own, with a deviation of 0.89. These are the numbers of
     the authors' Monte Carlo model. Its inputs are -1 and 1 (or bits); here they have
-    the levels -1, 0 and 1 of a learned range, in one pass. More bits take several
-    passes, with `inp_bits=4, mv_type="bit_wise"` in `forward`.
+    the levels -1, 0 and 1 of a learned range, in one pass. The range starts where three
+    levels have the least error for normal inputs, at 1.224 standard deviations. More
+    bits take several passes, with `inp_bits=4, mv_type="bit_wise"` in `forward`, and a
+    wider range.
 
     Nothing is programmed and nothing drifts, so there is no converter and no noise
     model. Noise, offsets and signs also act in training.
@@ -170,10 +173,13 @@ def sram_c3() -> Hardware:
       coupling computing mechanism, IEEE Journal of Solid-State Circuits 2020,
       doi:10.1109/JSSC.2020.2992886; numbers of the simulation at
       github.com/ShihuiYin/BinaryNet_with_quantized_partial_sum.
+
+      Max, Quantizing for minimum distortion, IRE Transactions on Information Theory
+      1960, for the range.
     """
     return Hardware(
         modifier=BinaryWeights(),
-        input_range=InputRangeParameter(),
+        input_range=InputRangeParameter(init_value=1.224, init_std_alpha=1.224),
         forward=IOParameters(
             inp_bits=2,
             out_res=10.0,

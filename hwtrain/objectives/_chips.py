@@ -47,7 +47,8 @@ def of_chips(
     if not any(weight.differs for weight in plan.weights):
         raise InputError(
             "chips do not differ, because no weight's hardware has a mismatch, a noise "
-            "model or frozen spreads in forward; write Hardware(mismatch=MismatchParameter(...))"
+            "model or frozen spreads in forward; write "
+            "Hardware(mismatch=MismatchParameter(...))"
         )
     if chips < 1 or not 0 < share <= 1:
         raise InputError(

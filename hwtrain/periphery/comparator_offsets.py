@@ -78,8 +78,9 @@ class ComparatorOffsets(Part):
     References:
       Jiang et al., C3SRAM: an in-memory-computing SRAM macro based on robust capacitive
       coupling computing mechanism, IEEE Journal of Solid-State Circuits 2020,
-      doi:10.1109/JSSC.2020.2992886: a flash ADC for each column, and the measured
-      deviation of its offsets.
+      doi:10.1109/JSSC.2020.2992886: an ADC for each column. The equation is that of its
+      authors' Monte Carlo model, `quantization_by_column_2d` at
+      github.com/ShihuiYin/BinaryNet_with_quantized_partial_sum.
     """
 
     whole = True

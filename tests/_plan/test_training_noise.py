@@ -53,11 +53,14 @@ def linen(chip):
 
 
 def differs(chip):
-    """Whether the model, as it is trained, gives other outputs at another key."""
+    """Whether the model, as it is trained, gives other outputs at other keys.
+
+    Of several, because an ADC of few levels hides the noise of most.
+    """
     analog, variables = linen(chip)
     call = jax.jit(lambda key: analog.apply(variables, X, rngs={"mismatch": key}))
-    a, b = (call(jax.random.key(k)) for k in (0, 1))
-    return bool((np.asarray(a) != np.asarray(b)).any())
+    first, *others = (np.asarray(call(jax.random.key(k))) for k in range(16))
+    return any((first != other).any() for other in others)
 
 
 @pytest.mark.sampled(3)
