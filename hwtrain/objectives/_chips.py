@@ -37,18 +37,17 @@ def of_chips(
         returned, with a leading axis.
 
     Raises:
-      ValueError: if no weight's hardware has anything frozen, for fewer than one chip,
-        or for a share out of bounds.
+      ValueError: if no weight's hardware has a mismatch or a noise model, for fewer
+        than one chip, or for a share out of bounds.
 
     References:
       Rockafellar and Uryasev, Optimization of conditional value-at-risk, Journal of
       Risk 2000.
     """
-    if not any(weight.differs for weight in plan.weights):
+    if not any(weight.hardware.frozen for weight in plan.weights):
         raise InputError(
-            "chips do not differ, because no weight's hardware has a mismatch, a noise "
-            "model or frozen spreads in forward; write "
-            "Hardware(mismatch=MismatchParameter(...))"
+            "chips do not differ, because no weight's hardware has a mismatch or a "
+            "noise model; write Hardware(mismatch=MismatchParameter(...))"
         )
     if chips < 1 or not 0 < share <= 1:
         raise InputError(

@@ -19,6 +19,7 @@ from hwtrain.devices import (
 )
 from hwtrain.periphery import InputRangeParameter, IOParameters
 from hwtrain.weights import (
+    BinaryWeights,
     MappingParameter,
     MismatchParameter,
     WeightClipParameter,
@@ -312,6 +313,7 @@ def test_the_acceptance_range_stays_in_percent(run, percent):
             {"clip": WeightClipParameter(type="learnable_per_channel")},
             "clip.type='learnable_per_channel'",
         ),
+        ({"modifier": BinaryWeights()}, "modifier.type='binary'"),
         (
             {
                 "modifier": WeightModifierParameter(
