@@ -161,6 +161,10 @@ def sram_c3() -> Hardware:
     bits take several passes, with `inp_bits=4, mv_type="bit_wise"` in `forward`, and a
     wider range.
 
+    A sum leaves the level of zero beyond 6.5. With inputs and weights of random signs,
+    its deviation is the root of the number of inputs that are not zero: layers of much
+    fewer than 256 rows say little, and are better left digital.
+
     Nothing is programmed and nothing drifts, so there is no converter and no noise
     model. Noise, offsets and signs also act in training.
 

@@ -80,16 +80,18 @@ def fit_levels(params: paths.Tree, plan: Plan, *, candidates: int = 100) -> path
 def _check(weight: AnalogWeight) -> None:
     """Raises unless the levels of an array span its largest weight."""
     chip, modifier = weight.hardware, weight.hardware.modifier
-    assert modifier is not None
     wrong = {
-        "type='dorefa'": modifier.type == "dorefa",
-        "rel_to_actual_wmax=False": not modifier.rel_to_actual_wmax,
-        "copy_last_column": modifier.copy_last_column,
         "a learned clip": chip.learns_clip,
         "a stored mapping scale (remap, or a clip at an absolute bound)": (
             weight.stores_scale
         ),
     }
+    if modifier is not None:  # otherwise the levels are those of the converter
+        wrong |= {
+            "type='dorefa'": modifier.type == "dorefa",
+            "rel_to_actual_wmax=False": not modifier.rel_to_actual_wmax,
+            "copy_last_column": modifier.copy_last_column,
+        }
     found = [text for text, there in wrong.items() if there]
     if found:
         raise InputError(

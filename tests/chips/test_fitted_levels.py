@@ -184,6 +184,18 @@ def test_channels_of_a_convolution_have_their_own_clips():
         assert math.isclose(found, clip, rel_tol=1e-5)
 
 
+def test_levels_of_a_converter():
+    converter = hw.BitSlicedConductanceConverter(bits=(2, 2), g_max=25.0)
+    layer = nn.Dense(8, use_bias=False)
+    params, plan = planned(layer, jnp.ones((1, 64)), hw.Hardware(converter=converter))
+    fitted = hw.fit_levels(params, plan)
+    clip, least = searched(np.asarray(params["kernel"]), res=1 / 30)
+    np.testing.assert_allclose(np.abs(fitted["kernel"]).max(), clip, rtol=1e-6)
+    chip = hw.program_chip(fitted, plan, hw.chip_key(0)).at(0.0)["kernel"]
+    error = np.sum((np.asarray(chip) - np.asarray(params["kernel"])) ** 2)
+    np.testing.assert_allclose(error, least, rtol=1e-4)
+
+
 def test_what_has_no_levels_to_fit_is_refused():
     x = jnp.ones((1, 4))
     for hardware, message in (
