@@ -18,12 +18,15 @@ class LazyPackage(ModuleType):
     def __getattr__(self, name: str) -> Any:
         if name in self._renamed:
             new = self._renamed[name]
-            warnings.warn(
-                f"{self.__name__}.{name} is now {self.__name__}.{new}; the old name "
-                "will be removed",
-                DeprecationWarning,
-                stacklevel=2,
-            )
+            # `from package import name` asks twice, first whether there is the name.
+            asks = sys._getframe(1).f_globals.get("__name__")
+            if asks != "importlib._bootstrap":
+                warnings.warn(
+                    f"{self.__name__}.{name} is now {self.__name__}.{new}; the old "
+                    "name will be removed",
+                    DeprecationWarning,
+                    stacklevel=2,
+                )
             return getattr(self, new)
         if name in self._homes:
             value = getattr(importlib.import_module(self._homes[name]), name)
@@ -59,14 +62,32 @@ def make_lazy(
         defines.
       rooms: the modules of the package that are reached as its attributes.
       renamed: by old name, the new one. The old one works, with a warning.
+
+    Raises:
+      ImportError: if a name is renamed to itself, directly or by others.
     """
     module = sys.modules[package]
+    renamed = renamed or {}
+    newest = {old: _newest(old, renamed) for old in renamed}
     state = {
         "_homes": {
             name: f"{package}.{home}" for home, names in homes.items() for name in names
         },
         "_modules": frozenset(rooms),
-        "_renamed": dict(renamed or {}),
+        "_renamed": newest,
     }
     vars(module).update(state)
     module.__class__ = LazyPackage
+
+
+def _newest(old: str, renamed: Mapping[str, str]) -> str:
+    """Returns the name that an old one has now, after all renamings."""
+    names = [old]
+    while names[-1] in renamed:
+        names.append(renamed[names[-1]])
+        if names[-1] in names[:-1]:
+            raise ImportError(
+                f"{' -> '.join(names)}: expected a new name at the end of renamings, "
+                f"got {names[-1]!r} again; leave out one of them"
+            )
+    return names[-1]
