@@ -1,6 +1,7 @@
 """The error for a user's input, which ends with the page to read."""
 
 import sys
+from typing import Any
 
 PAGES = {
     "cli": "command.md",
@@ -63,3 +64,13 @@ class InputError(ValueError):
         while frame.f_locals.get("self") is self and frame.f_back is not None:
             frame = frame.f_back  # the initialiser of a subclass
         self.add_note(f"See {page_of(frame.f_globals.get('__name__', ''))}")
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Returns how pickle makes it anew: without the initialiser of its class."""
+        # This is what processes of a pool hand on. An initialiser may take something
+        # other than the message, and would note another page.
+        return _unpickled, (type(self), *self.args), self.__dict__
+
+
+def _unpickled(kind: type[InputError], *args: object) -> InputError:
+    return kind.__new__(kind, *args)

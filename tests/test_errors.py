@@ -1,6 +1,9 @@
 """Errors name the page of the docs about the matter."""
 
 import ast
+import importlib
+import pickle
+import pkgutil
 import re
 import traceback
 from pathlib import Path
@@ -56,6 +59,30 @@ def test_the_page_is_that_of_where_it_is_raised():
     assert str(error.value) == "wrong"
     assert error.value.__notes__ == ["See docs/optimisation.md"]
     assert page_of("hwtrain.train._reading") == "docs/configuration.md"
+
+
+def kinds_of_errors():
+    for module in pkgutil.walk_packages(hwtrain.__path__, "hwtrain."):
+        if not module.name.endswith(("__main__", "_loader")):
+            importlib.import_module(module.name)
+    kinds = [InputError]
+    for kind in kinds:
+        kinds += kind.__subclasses__()
+    return {x.__name__: x for x in kinds if x.__module__.startswith("hwtrain.")}
+
+
+def test_errors_of_other_processes_arrive_as_they_were():
+    kinds, given = kinds_of_errors(), {"EntryError": ("model", "none")}
+    assert len(kinds) >= 7
+    for name, kind in kinds.items():
+        names = {"__name__": "hwtrain.optim._x", "kind": kind}
+        arguments = given.get(name, ("\u2028" * 3999,))  # escaped, it is longer
+        error = eval("kind(*arguments)", names | {"arguments": arguments})
+        assert error.__notes__ == ["See docs/optimisation.md"]
+        for protocol in range(pickle.HIGHEST_PROTOCOL + 1):
+            again = pickle.loads(pickle.dumps(error, protocol))
+            assert type(again) is kind
+            assert (str(again), vars(again)) == (str(error), vars(error))
 
 
 @pytest.mark.parametrize("error", ["InputError", "HardwareCheckpointError"])
