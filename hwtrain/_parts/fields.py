@@ -57,23 +57,23 @@ def at_least(least: float) -> tuple[Any, Any]:
     return Field(gt=0, json_schema_extra={"minimum": least}), AfterValidator(check)
 
 
-_Felt = AfterValidator(_felt)
+Felt = AfterValidator(_felt)
 
-Number = Annotated[float, Field(ge=-MOST, le=MOST), _Felt]
-NonNegative = Annotated[float, Field(ge=0, le=MOST), _Felt]
+Number = Annotated[float, Field(ge=-MOST, le=MOST), Felt]
+NonNegative = Annotated[float, Field(ge=0, le=MOST), Felt]
 Positive = Annotated[float, Field(le=MOST), *at_least(1e-12)]
 
-Share = Annotated[float, Field(ge=0, le=1), _Felt]
+Share = Annotated[float, Field(ge=0, le=1), Felt]
 PositiveShare = Annotated[float, Field(le=1), *at_least(1e-12)]
-Deviation = Annotated[float, Field(ge=0, le=1000), _Felt]
+Deviation = Annotated[float, Field(ge=0, le=1000), Felt]
 """A relative standard deviation, or a factor on one."""
 
 PositiveDeviation = Annotated[float, Field(le=1000), *at_least(1e-12)]
-Exponent = Annotated[float, Field(ge=0, le=10), _Felt]
+Exponent = Annotated[float, Field(ge=0, le=10), Felt]
 """A drift exponent, or its spread. At 10, a decade of time changes sizes by 10^10."""
 
-SignedExponent = Annotated[float, Field(ge=-10, le=10), _Felt]
-Steps = Annotated[float, Field(ge=0, le=2**24), _Felt]
+SignedExponent = Annotated[float, Field(ge=-10, le=10), Felt]
+Steps = Annotated[float, Field(ge=0, le=2**24), Felt]
 """The step of levels, or their number if above 1; float32 distinguishes up to 2^24."""
 
 PositiveSteps = Annotated[float, Field(le=2**24), *at_least(1e-12)]

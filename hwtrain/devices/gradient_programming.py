@@ -7,14 +7,14 @@ from pydantic import Field
 
 from hwtrain._arrays.random import draw_key, fold_in
 from hwtrain._parts.cost import Cost
-from hwtrain._parts.fields import PositiveShare
+from hwtrain._parts.fields import PositiveShare, at_least
 from hwtrain._parts.registry import register
 from hwtrain.devices._around import AroundNoiseModel
 from hwtrain.devices._programmed import Programmed
 
 Iterations = Annotated[int, Field(ge=1, le=100_000)]
 Examples = Annotated[int, Field(ge=1, le=65_536)]
-Rate = Annotated[float, Field(gt=0, lt=2)]
+Rate = Annotated[float, Field(lt=2), *at_least(1e-12)]
 
 
 @register("noise_model", "gradient_programmed")

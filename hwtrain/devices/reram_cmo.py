@@ -154,7 +154,10 @@ class ReRamCMONoiseModel(NoiseModel):
         given = data.kwargs or {} if isinstance(data, ArgsKwargs) else data
         if not isinstance(given, dict):
             return data
-        coeffs = CMO_COEFFICIENTS.get(given.get("acceptance_range", 0.2))
+        accepted = given.get("acceptance_range", 0.2)
+        if not isinstance(accepted, int | float):
+            return data  # refused as no number
+        coeffs = CMO_COEFFICIENTS.get(accepted)
         filled = given if coeffs is None else {"prog_coeff": coeffs} | given
         return ArgsKwargs(data.args, filled) if isinstance(data, ArgsKwargs) else filled
 

@@ -14,6 +14,7 @@ from hwtrain._errors import InputError
 from hwtrain._parts.fields import (
     Count,
     Deviation,
+    Felt,
     Positive,
     Share,
     changed,
@@ -187,7 +188,7 @@ def _momentum(value: float) -> float:
     return value
 
 
-Momentum = Annotated[float, Field(ge=-1, lt=1), AfterValidator(_momentum)]
+Momentum = Annotated[float, Field(ge=-1, lt=1), AfterValidator(_momentum), Felt]
 """The weight of what is known, or -1."""
 
 
