@@ -2,6 +2,7 @@
 
 import difflib
 import enum
+import json
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
@@ -81,8 +82,19 @@ def by_keys(error: ValidationError, data: Any) -> dict[tuple[int | str, ...], li
     found: dict[tuple[int | str, ...], list] = {}
     details = error.errors(include_url=False)
     for detail in sorted(details, key=lambda detail: detail["type"] == "missing"):
+        if _long_enough(detail):
+            continue
         found.setdefault(_keys(detail["loc"], data), []).append(detail)
     return found
+
+
+def _long_enough(detail: Any) -> bool:
+    """Whether only wrong entries make a list too short: pydantic counts valid ones."""
+    if detail["type"] != "too_short":
+        return False
+    came = detail["input"]
+    least = detail["ctx"]["min_length"]
+    return isinstance(came, list | tuple) and len(came) >= least
 
 
 def _keys(loc: tuple[int | str, ...], data: Any) -> tuple[int | str, ...]:
@@ -132,6 +144,16 @@ def worded(
     if not all(expected):
         return f"{message}; got {came}"  # of a user's own part
     return f"expected {listed(expected)}, got {came}"
+
+
+def show(value: Any) -> str:
+    """Returns a value as files have it, in one line, cut if it is long.
+
+    >>> show([True, None]), show("a" * 80)
+    ('[true, null]', '"aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa...')
+    """
+    text = json.dumps(value, default=str, ensure_ascii=False)
+    return text if len(text) <= 60 else f"{text[:57]}..."
 
 
 def choices(detail: Any) -> list[str]:

@@ -13,6 +13,7 @@ from hwtrain._arrays import paths
 from hwtrain._errors import InputError
 from hwtrain._parts.fields import without_none
 from hwtrain._parts.slot import unknown_parts, without_versions
+from hwtrain._parts.wording import by_keys, show, worded
 from hwtrain._plan.outputs import StoredOutput
 from hwtrain._plan.plan import Digital, Plan
 from hwtrain.checkpoint._description import Entry, Graph, Measurement
@@ -38,6 +39,17 @@ MAJOR, MINOR = 1, 3
 FILE_NAME = "manifest.json"
 LARGEST = 64 * 2**20
 """Largest size of a manifest in bytes; a larger one is refused before it is read."""
+
+_EXPECTED = {
+    **dict.fromkeys(("dataclass_type", "dict_type", "model_type"), "an object"),
+    **dict.fromkeys(
+        ("unexpected_keyword_argument", "extra_forbidden"), "no such entry"
+    ),
+    "string_type": "text",
+    "bool_type": "true or false",
+    "tuple_type": "a list",
+}
+"""What pydantic expected, in JSON's terms."""
 
 Kind = TypeVar("Kind", bound=BaseModel)
 
@@ -192,7 +204,7 @@ def _checked(path: Path, data: bytes, kind: type[Kind]) -> Kind:
     try:
         found = kind.model_validate_json(json.dumps(content))
     except ValidationError as error:
-        raise _refused(path, problems(error)) from error
+        raise _refused(path, problems(error, content)) from error
     if content["version"] == known:
         written = without_none(found.model_dump(mode="json"))
         # A part may come from another version of its package than the one installed.
@@ -202,19 +214,27 @@ def _checked(path: Path, data: bytes, kind: type[Kind]) -> Kind:
     return found
 
 
-def problems(error: ValidationError) -> str:
-    """Returns the validation errors of entries in one line."""
-    return "; ".join(
+def problems(error: ValidationError, content: Any = None) -> str:
+    """Returns the validation errors of entries in one line.
+
+    Args:
+      error: the errors.
+      content: the JSON data that was validated, if it was that: without the members of
+        unions, which pydantic adds to keys.
+    """
+    found = by_keys(error, content)
+    if content is None:
+        found = {x["loc"]: [x] for x in error.errors(include_url=False)}
+    said = [
         ": ".join(
             [
-                *[".".join(str(key)[:80] for key in detail["loc"])][
-                    : len(detail["loc"])
-                ],
-                detail["msg"].removeprefix("Value error, "),
+                *[".".join(str(key)[:80] for key in keys)][: len(keys)],
+                worded(details, _EXPECTED, show),
             ]
         )
-        for detail in error.errors(include_input=False, include_url=False)[:5]
-    )
+        for keys, details in [*found.items()][:5]
+    ]
+    return "; ".join(said)
 
 
 def _refused(path: Path, why: str) -> HardwareCheckpointError:

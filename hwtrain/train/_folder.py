@@ -10,6 +10,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from pydantic import ValidationError
+
 from hwtrain._errors import InputError
 from hwtrain._parts.fields import from_dict, to_dict
 from hwtrain._parts.source import MissingFileError
@@ -18,7 +20,7 @@ from hwtrain.checkpoint._disk import AGAIN, complete, writing
 from hwtrain.train._config import Config
 from hwtrain.train._entries import EntryError
 from hwtrain.train._mismatch_config import MismatchConfig, kind_of
-from hwtrain.train._reading import import_parts, located
+from hwtrain.train._reading import import_parts, located, one_line
 from hwtrain.train._toml import parsed
 
 CONFIG_FILE = "config.json"
@@ -313,7 +315,10 @@ def _read_config(path: Path, source: Path | None = None) -> Config | MismatchCon
         kind = kind_of(data)
     _import_parts(path.parent, data, source)
     with _damaged(path):
-        return from_dict(kind, data, plugins=True)
+        try:
+            return from_dict(kind, data, plugins=True)
+        except ValidationError as error:
+            raise InputError(one_line(kind, error, data, CONFIG_FILE, {})) from None
 
 
 @contextmanager
@@ -325,8 +330,9 @@ def _damaged(path: Path) -> Iterator[None]:
         reason = str(error).splitlines()[0]
         raise InputError(
             f"{path}: expected the configuration of a run of hwtrain {__version__}, "
-            f"got something else or a damaged file ({reason}); name another folder "
-            "(--out, if you were training), or delete this one yourself"
+            f"got one of another version, something else or a damaged file ({reason}); "
+            "name another folder (--out, if you were training), or delete this one "
+            "yourself"
         ) from error
 
 

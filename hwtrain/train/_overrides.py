@@ -12,7 +12,7 @@ from hwtrain._errors import InputError
 from hwtrain._parts.cost_constants import CostParameter
 from hwtrain._parts.registry import parts_of
 from hwtrain._parts.slot import Slot
-from hwtrain._parts.wording import closest
+from hwtrain._parts.wording import closest, show
 from hwtrain._plan.hardware import Hardware
 from hwtrain.train._config import FreeNames, RuleParameter
 from hwtrain.train._hardware import NONE, PRESET, InPlaceOfTable, over
@@ -263,9 +263,3 @@ def shown(override: str) -> str:
     """Returns an override as given, or only its key if it is long."""
     text = override if len(override) <= 100 else f"{override.partition('=')[0]}=..."
     return f"--set {text}"
-
-
-def show(value: Any) -> str:
-    """Returns a value for a line, cut if it is long."""
-    text = json.dumps(value, default=str, ensure_ascii=False)
-    return text if len(text) <= 60 else f"{text[:57]}..."

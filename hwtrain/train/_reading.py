@@ -14,7 +14,14 @@ from hwtrain._parts.registry import like, names
 from hwtrain._parts.registry import named as named_part
 from hwtrain._parts.slot import home
 from hwtrain._parts.source import load_parts
-from hwtrain._parts.wording import by_keys, choices, closest, suggestion, worded
+from hwtrain._parts.wording import (
+    by_keys,
+    choices,
+    closest,
+    show,
+    suggestion,
+    worded,
+)
 from hwtrain.train._config import Config
 from hwtrain.train._entries import EntryError, named
 from hwtrain.train._hardware import written_out
@@ -23,7 +30,6 @@ from hwtrain.train._overrides import (
     entry_type,
     parse_override,
     put,
-    show,
     shown,
     slots,
     split_override,
@@ -38,6 +44,9 @@ _EXPECTED = {
     "tuple_type": "a list",
 }
 """What pydantic expected, in TOML's terms."""
+
+_LONGEST = 400
+"""Most characters of errors in one line, beside the first one."""
 
 
 def read_config(
@@ -120,7 +129,9 @@ def one_line(
     file: str,
     origin: Mapping[tuple[str, ...], str],
 ) -> str:
-    """Returns all errors of a configuration in one line, the causes first.
+    """Returns the errors of a configuration in one line, the causes first.
+
+    Of a long line, the last errors are counted only.
 
     Args:
       kind: the class of the configuration.
@@ -130,13 +141,20 @@ def one_line(
       origin: by their path, the overrides of entries.
     """
     said: list[str] = []
-    last = None
-    for path, details in by_keys(error, data).items():
+    last, length = None, 0
+    found = by_keys(error, data)
+    for path, details in found.items():
         keys = tuple(map(str, path))
         # A message about the whole configuration names its key itself.
         place = _place(file, origin, keys or _words(details[0]["msg"]))
         where = "" if place == last else f"{place}: "
-        said.append(where + _explain(kind, details, keys, data))
+        text = _explain(kind, details, keys, data)
+        length += len(text)
+        if said and length > _LONGEST:
+            left = len(found) - len(said)
+            said.append(f"{left} more errors" if left > 1 else "one more error")
+            break
+        said.append(where + text)
         last = place
     return "; also: ".join(said)
 

@@ -181,7 +181,7 @@ def test_path_traversal(directory, name):
         manifest["files"][name] = manifest["files"].pop("tensors/0000.safetensors")
 
     rewrite(directory, point_elsewhere)
-    with pytest.raises(HardwareCheckpointError, match="should match pattern"):
+    with pytest.raises(HardwareCheckpointError, match="expected text that matches"):
         load(directory)
 
 
@@ -195,8 +195,27 @@ def test_link_out_of_the_checkpoint(directory, tmp_path):
 
 def test_unknown_entry(directory):
     rewrite(directory, lambda m: m.update(surplus=1))
-    with pytest.raises(HardwareCheckpointError, match="surplus: Extra inputs"):
+    with pytest.raises(
+        HardwareCheckpointError, match="surplus: expected no such entry, got 1"
+    ):
         load(directory)
+
+
+def test_wrong_entries_are_told_in_words(directory):
+    def change(manifest):
+        manifest["layers"][0]["weight"]["hardware"]["converter"]["g_max"] = None
+        manifest["chips"][0]["seed"] = "7"
+        del manifest["prefix"]
+
+    rewrite(directory, change)
+    with pytest.raises(HardwareCheckpointError) as error:
+        load(directory)
+    for said in (
+        "layers.0.weight.hardware.converter.g_max: expected a number, got null; ",
+        'chips.0.seed: expected a whole number, got "7"; ',
+        "prefix: expected a value, because it has no default; got none. Export",
+    ):
+        assert said in str(error.value)
 
 
 def test_tile_grid_that_the_hardware_does_not_give(directory):

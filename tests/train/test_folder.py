@@ -1,9 +1,11 @@
 """Tests of hwtrain.train._folder: nothing is overwritten unless requested."""
 
+import json
 from pathlib import Path
 
 import pytest
 
+from hwtrain._version import __version__
 from hwtrain.train import _folder as folder
 from hwtrain.train import read_config
 
@@ -72,3 +74,23 @@ def test_a_config_json_of_another_program_is_left_alone(tmp_path, text):
                 tmp_path, config, CONFIG.parent, **{"overwrite": True, **keep}
             )
     assert (tmp_path / "config.json").exists()
+
+
+def test_a_run_of_another_version_is_refused_in_words(run):
+    file = run / folder.CONFIG_FILE
+    data = json.loads(file.read_text("utf-8"))
+    data["training"]["stpes"] = data["training"].pop("steps")
+    data["hardware"]["clip"]["sigma"] = "2"
+    file.write_text(json.dumps(data))
+    with pytest.raises(ValueError) as error:
+        folder.read_run(run)
+    assert str(error.value).startswith(
+        f"{file}: expected the configuration of a run of hwtrain {__version__}, "
+        "got one of another version, something else or a damaged file (config.json: "
+    )
+    for said in (
+        "unknown key training.stpes; did you mean training.steps?",
+        'hardware.clip.sigma: expected a number, got "2"',
+        "training.steps: expected a value, because it has no default; got none",
+    ):
+        assert str(error.value).count(said) == 1

@@ -76,11 +76,15 @@ def test_overrides_are_laid_over_the_file():
         ),
         (
             'hardware.converter.type="pair"',
-            "hardware.converter.type: expected one of 'custom_pair', 'dual_pair', ",
+            "hardware.converter.type: expected one of 'bit_sliced', 'custom_pair', ",
         ),
         (
             "hardware.converter.g_max=-1",
             "hardware.converter.g_max: expected a number greater than 0, got -1",
+        ),
+        (
+            'hardware.noise_model={type="reram_cmo", acceptance_range=[]}',
+            "hardware.noise_model.acceptance_range: expected a number, got []",
         ),
         ("hardware.modifier=3", "hardware.modifier: expected a table, got 3"),
         ("training.learning_rate=nan", "expected a finite number, got NaN"),
@@ -175,6 +179,39 @@ def test_all_mistakes_of_a_file_are_in_the_line(tmp_path):
     assert said.count("; also: ") == 4 and "\n" not in said
     # The place is named again only where it is another one.
     assert said.count(str(path)) <= 3
+
+
+NOISE = "hardware.noise_model"
+
+
+@pytest.mark.parametrize(
+    ("values", "said", "left"),
+    [
+        (
+            [-2.0, -1.0],
+            ["g_lst.0", "g_lst.1", "g_max", "sigma_lst"],
+            "3 more errors",
+        ),
+        ([-1.0], ["g_lst.0", "g_lst", "g_max", "sigma_lst"], "3 more"),
+    ],
+)
+def test_the_last_of_many_mistakes_are_counted(values, said, left):
+    # Pydantic says of two wrong entries that the list of two has fewer than two.
+    part = f'{NOISE}={{type="measured", g_lst={values}}}'
+    with pytest.raises(ValueError) as error:
+        read_config(CONFIG, [part])
+    line = str(error.value).removeprefix(f"--set {part}: ")
+    *first, last = line.split("; also: ")
+    assert [x.partition(": ")[0] for x in first] == [f"{NOISE}.{x}" for x in said]
+    assert last.startswith(left) and len(line) < 500
+
+
+def test_the_last_mistake_of_a_long_line_is_counted():
+    values = [1e30] * 4
+    part = f'{NOISE}={{type="pcm_like", drift_mean_coeff={values}}}'
+    with pytest.raises(ValueError) as error:
+        read_config(CONFIG, [part, "hardware.modifier.std_dev=-1"])
+    assert str(error.value).endswith("; also: one more error")
 
 
 def test_one_mistake_is_said_once():
