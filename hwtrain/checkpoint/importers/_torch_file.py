@@ -234,6 +234,10 @@ def _tensor(
 ) -> np.ndarray:
     # Of version 3, the last but one, or the last, is the dtype of an untyped storage.
     dtype = storage.dtype or next(x for x in beside if isinstance(x, str))
+    # Behind the hooks: bits of a tensor whose numbers are to be computed.
+    bits = [x for x in beside[2:] if isinstance(x, dict)]
+    if any(entry.get("conj") for entry in bits):
+        raise NotReadError(f"a tensor has the bit of conjugate numbers; {_ANEW}")
     flat = storage.archive.array(storage.key, np.dtype(_named(dtype)))
     size, stride = tuple(map(int, size)), tuple(map(int, stride))
     last = offset + sum((n - 1) * step for n, step in zip(size, stride))
@@ -245,7 +249,8 @@ def _tensor(
             f"{len(flat)} elements; {_ANEW}"
         )
     strides = [step * flat.itemsize for step in stride]
-    return np.lib.stride_tricks.as_strided(flat[offset:], size, strides).copy()
+    found = np.lib.stride_tricks.as_strided(flat[offset:], size, strides).copy()
+    return -found if any(entry.get("neg") for entry in bits) else found
 
 
 def _named(dtype: str) -> Any:

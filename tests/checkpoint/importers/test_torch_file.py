@@ -21,7 +21,7 @@ def write(path, pickled, storages=(), **beside):
     return path
 
 
-def tensor(size, stride, kind="FloatStorage", key="0", offset=0):
+def tensor(size, stride, kind="FloatStorage", key="0", offset=0, bit=""):
     """Returns the pickle (protocol 0) of a tensor, as PyTorch writes it."""
 
     def numbers(values):
@@ -30,7 +30,8 @@ def tensor(size, stride, kind="FloatStorage", key="0", offset=0):
     storage = f"(S'storage'\nctorch\n{kind}\nS'{key}'\nS'cpu'\nI0\ntQ"
     return (
         f"ctorch._utils\n_rebuild_tensor_v2\n({storage}I{offset}\n"
-        f"{numbers(size)}{numbers(stride)}I00\nccollections\nOrderedDict\n(tRtR"
+        f"{numbers(size)}{numbers(stride)}I00\nccollections\nOrderedDict\n(tR"
+        + (f"(dS'{bit}'\nI01\nstR" if bit else "tR")
     )
 
 
@@ -67,6 +68,17 @@ def test_views_of_one_storage(tmp_path):
     found = read_torch(write(tmp_path / "m.th", dictionary(a=turned), [X.tobytes()]))
     np.testing.assert_array_equal(found["a"], X[3:9].reshape(2, 3).T)
     found["a"][:] = 0  # an array of its own, not a view of the file
+
+
+def test_bits_of_tensors(tmp_path):
+    # As torch.save writes a negative view, such as the imaginary part of a conjugate.
+    pickled = dictionary(a=tensor((12,), (1,), bit="neg"), b=tensor((12,), (1,)))
+    found = read_torch(write(tmp_path / "m.th", pickled, [X.tobytes()]))
+    np.testing.assert_array_equal(found["a"], -X)
+    np.testing.assert_array_equal(found["b"], X)
+    pickled = dictionary(a=tensor((12,), (1,), bit="conj"))
+    with pytest.raises(ValueError, match="the bit of conjugate numbers; load the"):
+        read_torch(write(tmp_path / "m.th", pickled, [X.tobytes()]))
 
 
 def test_numbers_of_a_machine_of_the_other_order(tmp_path):
