@@ -1,5 +1,7 @@
 """A configuration of aihwkit-lightning as hwtrain's hardware."""
 
+import math
+
 from hwtrain._errors import InputError
 from hwtrain.checkpoint.importers._records import (
     RANGE_FIELDS,
@@ -29,19 +31,20 @@ def of_lightning(config: Record) -> tuple[Data, list[str]]:
     ranges = part_of(part_of(config, "pre_post"), "input_range")
     forward: Data = {}
     if is_positive(io.get("inp_res")):
-        forward["inp_res"] = io.get("inp_res")
-    if is_positive(io.get("out_bound")):
+        forward["inp_res"] = _even(
+            "inp_res",
+            io.get("inp_res"),
+            "clips inputs before it rounds them, half a step beyond the range; hwtrain "
+            "stays inside of it",
+        )
+    if is_positive(io.get("out_bound")) and io.get("out_bound") != math.inf:
         forward["out_bound"] = io.get("out_bound")
     if is_positive(io.get("out_res")):
-        res = io.get("out_res")
-        steps = (res if res > 1 else 1 / res) / 2
-        if abs(steps - round(steps)) > 1e-6:
-            raise InputError(
-                f"forward.out_res={res} is no even number of steps, and lightning "
-                "rounds before it clips; hwtrain clips before it rounds. Take "
-                "1 / (2**bits - 2)"
-            )
-        forward["out_res"] = res
+        forward["out_res"] = _even(
+            "out_res",
+            io.get("out_res"),
+            "rounds before it clips; hwtrain clips before it rounds",
+        )
     if is_positive(io.get("out_noise")):
         forward["out_noise"] = io.get("out_noise")
         if io.get("out_noise_per_channel"):
@@ -77,6 +80,17 @@ def of_lightning(config: Record) -> tuple[Data, list[str]]:
     _lightning_modifier(found, part_of(config, "modifier"), lost)
     check(found, "forward")
     return found, lost
+
+
+def _even(name: str, res: float, why: str) -> float:
+    """Returns a resolution, if its levels end at the bound."""
+    steps = (res if res > 1 else 1 / res) / 2
+    if abs(steps - round(steps)) > 1e-6:
+        raise InputError(
+            f"forward.{name}={res} is no even number of steps, and lightning {why}. "
+            "Take 1 / (2**bits - 2)"
+        )
+    return res
 
 
 def _lightning_modifier(found: Data, modifier: Record, lost: list[str]) -> None:
