@@ -8,6 +8,7 @@ as lost.
 from collections.abc import Mapping
 
 from hwtrain._errors import InputError
+from hwtrain.checkpoint.importers._aihwkit_forward import forward_of
 from hwtrain.checkpoint.importers._records import (
     RANGE_FIELDS,
     Data,
@@ -23,8 +24,6 @@ from hwtrain.checkpoint.importers._torch_file import Record
 _TILES = ("InferenceTile", "TorchInferenceTile")
 _PULSED = ("AnalogTile", "AnalogTileWithoutPeriphery")
 _IDEAL = ("FloatingPointTile", "FloatingPointTileWithoutPeriphery")
-_PLAIN_IO = "inp_noise inp_asymmetry out_noise out_asymmetry out_scale ir_drop".split()
-_PLAIN_IO += "out_nonlinearity r_series v_offset_std".split()
 _MODIFIER = (
     "std_dev rel_to_actual_wmax assumed_wmax res sto_round dorefa_clip pdrop coeffs "
     "g_max pcm_zero_thres pcm_t_inference pcm_t0 pcm_prob_at_reset pcm_prob_at_gmax "
@@ -57,12 +56,13 @@ _COMPENSATIONS = {
 }
 
 
-def of_aihwkit(config: Record, tile: str) -> tuple[Data, list[str]]:
+def of_aihwkit(config: Record, tile: str, rows: int = 1) -> tuple[Data, list[str]]:
     """Returns the hardware of an `rpu_config` of aihwkit, and what is lost.
 
     Args:
       config: the record of the configuration.
       tile: the name of the class of its tiles.
+      rows: the inputs of its largest tile.
 
     Raises:
       ValueError: for a tile or an option that changes results and that hwtrain does
@@ -78,7 +78,7 @@ def of_aihwkit(config: Record, tile: str) -> tuple[Data, list[str]]:
     ranges = part_of(part_of(config, "pre_post"), "input_range")
     ranged = bool(ranges.get("enable")) and tile not in _IDEAL
     if tile not in _IDEAL:
-        forward = _forward(part_of(config, "forward"), ranged=ranged)
+        forward = forward_of(part_of(config, "forward"), tile, rows, ranged=ranged)
         if forward is not None:
             found["forward"] = forward
             check(found, "forward")
@@ -91,7 +91,14 @@ def of_aihwkit(config: Record, tile: str) -> tuple[Data, list[str]]:
     if ranged:
         add_part(found, "input_range", {}, ranges.fields, RANGE_FIELDS, lost)
         require(found, "input_range", lost)
-    found["mapping"] = _mapping(part_of(config, "mapping"), lost)
+    mapping = part_of(config, "mapping")
+    if mapping.get("digital_bias") is False and tile != "TorchInferenceTile":
+        raise InputError(
+            "mapping.digital_bias=False keeps a bias as one more column of its C++ "
+            "tiles, which hwtrain does not have; take True in aihwkit, also for layers "
+            "without a bias"
+        )
+    found["mapping"] = _mapping(mapping, lost)
     if tile in _PULSED:
         for name in ("device", "update", "backward"):
             given = config.get(name)
@@ -100,65 +107,6 @@ def of_aihwkit(config: Record, tile: str) -> tuple[Data, list[str]]:
     _training(found, config, lost)
     _devices(found, config, lost)
     return found, lost
-
-
-def _forward(io: Record, *, ranged: bool) -> Data | None:
-    """Returns the periphery of a tile, `None` for an ideal one."""
-    kind = word(io.get("mv_type")) if "mv_type" in io.fields else "one_pass"
-    if io.get("is_perfect") or kind == "ideal" or not io.fields:
-        return None
-    found: Data = {}
-    for side in ("inp", "out"):
-        bound, res = io.get(f"{side}_bound"), io.get(f"{side}_res")
-        if is_positive(bound):
-            found[f"{side}_bound"] = float(bound)
-        if is_positive(res):
-            if not is_positive(bound):
-                raise InputError(
-                    f"forward.{side}_res={res} has no {side}_bound that is positive, "
-                    "so its steps have no size in hwtrain"
-                )
-            found[f"{side}_res"] = res
-            if io.get(f"{side}_sto_round"):
-                found[f"{side}_sto_round"] = True
-    for name in _PLAIN_IO:
-        if name in io.fields:
-            found[name] = io.get(name)
-    noise, bound = word(io.get("noise_management")), word(io.get("bound_management"))
-    if ranged and noise not in ("none", "constant"):
-        raise InputError(
-            f"forward.noise_management={noise!r} beside an input range scales inputs "
-            "twice, and hwtrain takes one of them; set one to none in aihwkit, and "
-            "train or calibrate there"
-        )
-    found |= {"noise_management": noise, "bound_management": bound, "mv_type": kind}
-    iterates = bound.startswith("iterative")
-    if iterates and not io.get("bm_test_negative_bound", True):
-        raise InputError(
-            "forward.bm_test_negative_bound=False tests one side of the ADC alone, "
-            "which hwtrain does not have"
-        )
-    weights = word(io.get("w_noise_type"))
-    if is_positive(io.get("w_noise")) and weights != "none":
-        found |= {"w_noise": io.get("w_noise"), "w_noise_type": weights}
-    acts = {
-        "nm_thres": noise in ("abs_max", "constant"),
-        "max_bm_factor": iterates,
-        "max_bm_res": iterates and "inp_res" in found,
-        "out_noise_std": is_positive(io.get("out_noise")),
-        "out_nonlinearity_std": is_positive(io.get("out_nonlinearity")),
-        "slope_calibration": is_positive(io.get("out_nonlinearity"))
-        or is_positive(io.get("r_series")),
-        "v_offset_w_min": is_positive(io.get("v_offset_std"))
-        or is_positive(io.get("r_series")),
-        "ir_drop_g_ratio": is_positive(io.get("ir_drop")),
-        "w_read_asymmetry_dtod": "separate" in kind,
-        "split_mode_bit_shift": kind == "split_mode",
-    }
-    found |= {
-        name: io.get(name) for name, on in acts.items() if on if name in io.fields
-    }
-    return found
 
 
 def _mapping(mapping: Record, lost: list[str]) -> Data:
@@ -182,6 +130,11 @@ def _training(found: Data, config: Record, lost: list[str]) -> None:
     kind = word(modifier.get("type"))
     if kind != "none":
         fields = modifier.fields
+        if fields.get("enable_during_test"):
+            lost.append(
+                "modifier.enable_during_test: it changes aihwkit's outputs in "
+                "evaluation, hwtrain's on chips alone, not in eval_mode"
+            )
         add_part(found, "modifier", {"type": kind}, fields, _MODIFIER, lost)
     kind = word(clip.get("type"))
     if kind != "none":

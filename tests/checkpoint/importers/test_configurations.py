@@ -1,7 +1,13 @@
 """What of a configuration is translated, refused or lost."""
 
-import pytest
+import math
 
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import linen as nn
+
+import hwtrain
 from hwtrain import Hardware
 from hwtrain._parts.fields import from_dict
 from hwtrain.checkpoint.importers._aihwkit_config import of_aihwkit
@@ -41,13 +47,117 @@ def test_every_kind_of_management():
         ("AbsMax", "abs_max"),
         ("AbsMaxNPSum", "abs_max_np_sum"),
         ("Constant", "constant"),
-        ("AverageAbsMax", "average_abs_max"),
         ("ABS_MAX", "abs_max"),
     ):
         given = {"noise_management": kind(theirs)}
         found, lost = of_aihwkit(aihwkit(given), "InferenceTile")
         assert found["forward"]["noise_management"] == ours and not lost
         from_dict(Hardware, found)
+
+
+def of_forward(tile="InferenceTile", rows=1, **fields):
+    fields = {x: kind(v) if isinstance(v, str) else v for x, v in fields.items()}
+    return of_aihwkit(aihwkit(fields), tile, rows)[0]["forward"]
+
+
+@pytest.mark.parametrize(
+    "fields, message",
+    [
+        (
+            {"noise_management": "Max", "nm_thres": 1.0},
+            "='max': its C\\+\\+ tiles give",
+        ),
+        ({"noise_management": "AverageAbsMax"}, "depend on what was read before"),
+        (
+            {"noise_management": "AbsMaxNPSum", "nm_thres": 1.0},
+            "nm_thres=1.0 limits the scale of noise_management='abs_max_np_sum'",
+        ),
+        (
+            {"noise_management": "AbsMaxNPSum", "out_bound": math.inf, "out_res": -1},
+            "out_bound=inf is taken as 1",
+        ),
+    ],
+)
+def test_management_that_hwtrain_computes_otherwise(fields, message):
+    with pytest.raises(ValueError, match=message):
+        of_forward(**fields)
+
+
+def test_the_maximum_of_inputs_is_that_of_the_torch_tile():
+    found = of_forward("TorchInferenceTile", noise_management="Max")
+    assert found["noise_management"] == "max"
+    with pytest.raises(ValueError, match="nm_thres=0.5 limits the scale of .*'max'"):
+        of_forward("TorchInferenceTile", noise_management="Max", nm_thres=0.5)
+
+
+def test_the_limit_of_the_scale_from_sums():
+    # 0.25 * 254 / 2 = 31.75 times the largest input, and 0.6 / 0.5 of it per row.
+    given = {"noise_management": "AbsMaxNPSum", "out_bound": 0.5, "max_bm_res": 0.25}
+    assert of_forward(rows=26, **given)["noise_management"] == "abs_max_np_sum"
+    with pytest.raises(ValueError, match="to 31.75 times the .* which 27 inputs may"):
+        of_forward(rows=27, **given)
+    given = {"noise_management": "AbsMax", "out_bound": 0.5, "max_bm_res": 0.25}
+    assert of_forward(rows=27, **given)
+    worst = {**given, "bound_management": "IterativeWorstCase"}
+    with pytest.raises(ValueError, match="'iterative_worst_case' to 31.75"):
+        of_forward(rows=27, **worst)
+    with pytest.raises(ValueError, match="nm_thres=2 limits .*'iterative_worst_case'"):
+        of_forward(nm_thres=2, **worst)
+
+
+# aihwkit 1.1.0, InferenceTile, out_bound 0.5 and 254 steps, without noise: weights,
+# inputs, and the outputs by noise management. Without any, those of ITERATIVE.
+WEIGHTS = [[0.5, -0.25, 0.75], [-0.5, 1.0, 0.25]]
+INPUTS = [[0.9, -0.3, 0.6], [0.2, 0.8, -0.7], [-0.4, 0.1, 0.3]]
+OUTPUTS = {
+    "None": [[0.976378, -0.598425], [-0.614173, 0.527559], [0.0, 0.377953]],
+    "AbsMax": [[0.977953, -0.623622], [-0.623622, 0.510236], [0.0, 0.374173]],
+}
+
+
+@pytest.mark.parametrize("noise, bound", [("None", ""), ("AbsMax", "_worst_case")])
+def test_the_worst_case_needs_a_scale_of_inputs(noise, bound):
+    given = {"bound_management": "IterativeWorstCase", "noise_management": noise}
+    forward = of_forward(out_bound=0.5, max_bm_factor=1000, max_bm_res=0.25, **given)
+    assert forward["bound_management"] == f"iterative{bound}"
+    mapping = {"weight_scaling_omega": 0.0}
+    chip = from_dict(Hardware, {"forward": forward, "mapping": mapping})
+    model = hwtrain.eval_mode(hwtrain.analogize(nn.Dense(2, use_bias=False), chip))
+    variables = {"params": {"kernel": jnp.asarray(WEIGHTS).T}}
+    found = model.apply(variables, jnp.asarray(INPUTS))
+    np.testing.assert_allclose(found, OUTPUTS[noise], rtol=0, atol=2e-6)
+
+
+def test_the_torch_tile_has_no_worst_case():
+    given = {"bound_management": "IterativeWorstCase", "noise_management": "AbsMax"}
+    found = of_forward("TorchInferenceTile", **given)
+    assert found["bound_management"] == "iterative"
+
+
+def test_an_infinite_bound_is_none():
+    found = of_forward(
+        inp_bound=math.inf,
+        inp_res=-1,
+        out_bound=math.inf,
+        out_res=-1,
+        bound_management="Iterative",
+    )
+    assert not found.keys() & {"inp_bound", "out_bound"}
+    with pytest.raises(ValueError, match="no out_bound that is positive and finite"):
+        of_forward(out_bound=math.inf)
+
+
+def test_a_bias_on_the_crossbar():
+    mapping = record(max_input_size=512, digital_bias=False)
+    with pytest.raises(ValueError, match="digital_bias=False keeps a bias as one more"):
+        of_aihwkit(aihwkit(mapping=mapping), "InferenceTile")
+    assert of_aihwkit(aihwkit(mapping=mapping), "TorchInferenceTile")
+
+
+def test_a_modifier_in_evaluation_is_listed():
+    modifier = record(type=kind("Discretize"), res=0.1, enable_during_test=True)
+    _, lost = of_aihwkit(aihwkit(modifier=modifier), "InferenceTile")
+    assert "modifier.enable_during_test: it changes aihwkit's outputs" in lost[0]
 
 
 @pytest.mark.parametrize("tile", ["InferenceTile", "TorchInferenceTile"])
@@ -200,6 +310,19 @@ def test_noise_of_lightning_is_listed():
     config.get("forward").fields.update(out_bound=2.0, out_res=1 / 255)
     with pytest.raises(ValueError, match="no even number of steps"):
         of_lightning(config)
+
+
+def test_odd_steps_of_lightning():
+    # lightning reads 10 at 31 steps of a range of 1 as 16 steps of 2 / 31.
+    for res in (31, 255, 1 / 31):
+        config = lightning()
+        config.get("forward").fields["inp_res"] = res
+        with pytest.raises(
+            ValueError, match=f"inp_res={res} is no even number .* clips"
+        ):
+            of_lightning(config)
+    config.get("forward").fields.update(inp_res=30, out_bound=math.inf)
+    assert of_lightning(config)[0]["forward"] == {"inp_res": 30}
 
 
 def test_a_part_that_results_need_is_an_error_not_a_loss():
