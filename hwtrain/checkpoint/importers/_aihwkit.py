@@ -1,7 +1,7 @@
 """Reads a `state_dict` of aihwkit."""
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,7 @@ from hwtrain.checkpoint.importers._modules import (
     Module,
     Tile,
     Trained,
+    check_parts,
     count_ranges,
     digital,
     floats,
@@ -80,18 +81,27 @@ def _of_tiles(
     rows, columns = (1 + max(place[axis] for place in tiles) for axis in (0, 1))
     if len(tiles) != rows * columns:
         raise InputError(f"{path}: {name} lacks some of its {rows} x {columns} tiles")
-    state = tiles[0, 0].get("analog_tile_state")
-    config = state.get("rpu_config") if isinstance(state, dict) else None
-    if not isinstance(state, dict) or not isinstance(config, Record):
+    check_parts(f"{path}: {name}", beside, ("bias",))
+    states = [tile.get("analog_tile_state") for tile in tiles.values()]
+    state = states[0] if all(isinstance(x, dict) for x in states) else {}
+    config = state.get("rpu_config")
+    if not isinstance(config, Record):
         raise InputError(
             f"{path}: {name} has no rpu_config beside its tiles; save the state_dict "
             "with load_rpu_config's default, of aihwkit 0.9 or newer"
         )
     try:
-        hardware, left = of_aihwkit(config, str(state.get("analog_tile_class")))
+        kind = str(state.get("analog_tile_class"))
+        hardware, left = of_aihwkit(config, kind, _most_rows(states))
     except ValueError as error:
         raise InputError(f"{path}: {name}: {error}") from error
     lost += [f"{name}: {text}" for text in left]
+    scaled = hardware["mapping"]["weight_scaling_omega"] > 0
+    if scaled and any(tile.get("mapping_scales") is None for tile in tiles.values()):
+        raise InputError(
+            f"{path}: {name}: expected mapping_scales beside each tile, as its "
+            "mapping.weight_scaling_omega above 0 makes them, got none"
+        )
     compensated = isinstance(config.get("drift_compensation"), Record)
     found = [
         [_tile(tiles[row, column], hardware, compensated) for column in range(columns)]
@@ -117,6 +127,10 @@ def _of_tiles(
         hardware=hardware,
         shape=size,
     )
+
+
+def _most_rows(states: Sequence[Data]) -> int:
+    return max(state["analog_tile_weights"].shape[1] for state in states)
 
 
 def _tile(held: Data, hardware: Data, compensated: bool) -> Tile:

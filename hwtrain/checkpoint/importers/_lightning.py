@@ -1,5 +1,6 @@
 """Reads a `state_dict` of aihwkit-lightning."""
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from hwtrain.checkpoint.importers._modules import (
     Module,
     Tile,
     Trained,
+    check_parts,
     count_ranges,
     digital,
     floats,
@@ -23,6 +25,12 @@ from hwtrain.checkpoint.importers._modules import (
 )
 from hwtrain.checkpoint.importers._records import Data
 from hwtrain.checkpoint.importers._torch_file import Record
+
+_PARTS = ("weight", "bias", "input_range", "learnable_weight_clip")
+_NAMED = (
+    "before you save, write state._metadata[name]['rpu_config'] = layer.rpu_config for "
+    "each of model.named_modules() that has one"
+)
 
 
 def read_lightning(path: Path) -> Trained:
@@ -50,20 +58,36 @@ def read_lightning(path: Path) -> Trained:
     for key, value in state.items():
         name, _, leaf = key.rpartition(".")
         grouped.setdefault(name, {})[leaf] = value
+    matrices = [name for name, held in grouped.items() if _has_matrix(held)]
+    owners = {name: _owner(name, configs) for name in matrices}
     lost: list[str] = []
     made = []
+    for owner in configs:
+        names = [name for name in matrices if owners[name] == owner]
+        if len(names) > 1:
+            lost.append(
+                f"{owner}: rpu_configs that differ: lightning keeps one, the last, for "
+                f"all of {', '.join(names)}"
+            )
     for name, held in grouped.items():
-        config = configs.get(name.partition(".")[0])
-        weight = held.get("weight")
-        analog = config is not None and weight is not None and weight.ndim >= 2
-        ranges = "input_range" in held or not _ranged(config)
-        if config is None or not analog or not ranges:
+        owner = owners.get(name)
+        config = None if owner is None else configs[owner]
+        if config is None or (_ranged(config) and "input_range" not in held):
             made.append(digital(name, held))
             continue
+        check_parts(f"{path}: {name}", held, _PARTS)
         try:
             hardware, left = of_lightning(config)
         except ValueError as error:
             raise InputError(f"{path}: {name}: {error}") from error
+        others = [x for x, y in owners.items() if y == owner and x != name]
+        certain = {"input_range", "learnable_weight_clip"} & held.keys()
+        if others and not certain and _changes_outputs(config, hardware):
+            raise InputError(
+                f"{path}: {name}: the file has one rpu_config for all layers of "
+                f"{owner}, and does not tell whether this one is analog or was "
+                f"excluded; {_NAMED}"
+            )
         lost += [f"{name}: {text}" for text in left]
         made.append(_of_lightning(name, held, config, hardware, lost))
     return Trained(
@@ -72,6 +96,28 @@ def read_lightning(path: Path) -> Trained:
         modules=tuple(made),
         lost=tuple(lost),
     )
+
+
+def _has_matrix(held: Data) -> bool:
+    return "weight" in held and held["weight"].ndim >= 2
+
+
+def _owner(name: str, configs: Mapping[str, Record]) -> str | None:
+    """Returns the name whose configuration a layer has: its own, or its first part's.
+
+    Lightning writes one for the first part of all names. Where a file has others inside
+    of it, the layers that have none are digital.
+    """
+    first = name.partition(".")[0]
+    inside = any(other.startswith(f"{first}.") for other in configs)
+    owner = name if inside or name in configs else first
+    return owner if owner in configs else None
+
+
+def _changes_outputs(config: Record, hardware: Data) -> bool:
+    """Whether an analog layer computes other outputs without noise than a digital."""
+    bounded = hardware.get("forward", {}).keys() & {"inp_res", "out_bound"}
+    return bool(bounded or "input_range" in hardware or levels_of(config))
 
 
 def _ranged(config: Any) -> bool:

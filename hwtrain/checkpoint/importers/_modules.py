@@ -1,7 +1,7 @@
 """The modules of a `state_dict`: analog layers with their tiles, and digital ones."""
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,15 +13,8 @@ from hwtrain.checkpoint.importers._torch_file import StateDict, read_torch
 
 _INSIDE = ("state_dict", "model_state_dict", "model")
 """Where a checkpoint of a training may hold the `state_dict`."""
-_COUNTS = (
-    "num_batches_tracked",
-    "input_range_update_idx",
-    "analog_ctx",
-    "x_min",
-    "x_max",
-    "fold_indices",
-)
-"""Buffers of a step or of a count, without which a model computes the same."""
+_COUNTS = ("input_range_update_idx", "analog_ctx", "x_min", "x_max", "fold_indices")
+"""Buffers of analog layers without which a model computes the same."""
 _STATISTICS = {"running_mean": "mean", "running_var": "var"}
 
 
@@ -119,7 +112,9 @@ def digital(name: str, held: Data) -> Module:
       name: its name.
       held: its arrays by PyTorch's names.
     """
-    arrays = {x: floats(v) for x, v in held.items() if x not in _COUNTS}
+    counted = {"running_mean", "running_var"} & held.keys()
+    left = "num_batches_tracked" if counted else None
+    arrays = {x: floats(v) for x, v in held.items() if x != left}
     arrays = {_STATISTICS.get(x, x): v for x, v in arrays.items()}
     weight = arrays.get("weight")
     if weight is not None and weight.ndim == 1:
@@ -127,6 +122,23 @@ def digital(name: str, held: Data) -> Module:
     return Module(
         name=name, arrays=arrays, shape=() if weight is None else weight.shape
     )
+
+
+def check_parts(where: str, held: Data, known: Iterable[str]) -> None:
+    """Raises if an analog layer has arrays of its own, as those of a subclass do.
+
+    Args:
+      where: the file and the layer.
+      held: its arrays by name.
+      known: those that are read.
+    """
+    own = [x for x in held if x not in {*known, *_COUNTS}]
+    if own:
+        raise InputError(
+            f"{where}: {', '.join(own)}: expected the arrays of an analog layer alone; "
+            "what a subclass computes with its own is not converted: move them into a "
+            "module of their own"
+        )
 
 
 def count_ranges(name: str, hardware: Data, lost: list[str]) -> None:

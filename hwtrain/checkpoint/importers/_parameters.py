@@ -1,6 +1,7 @@
 """The parameters of a Flax model, and its hardware, from a trained model."""
 
 import dataclasses
+import itertools
 import json
 import math
 import re
@@ -16,7 +17,7 @@ from hwtrain._plan.hardware import Hardware
 from hwtrain._plan.plan import Plan
 from hwtrain._plan.rules import Rule
 from hwtrain._plan.weight import AnalogWeight
-from hwtrain.checkpoint.importers._modules import Module, Trained
+from hwtrain.checkpoint.importers._modules import Module, Tile, Trained
 from hwtrain.checkpoint.importers._pairing import (
     Entry,
     Place,
@@ -32,6 +33,8 @@ from hwtrain.weights.mapping import MAPPING_SCALE, OUTPUT_SCALE, largest_stored
 
 _EQUAL = 1e-6
 """Relative difference of scales that are equal up to rounding."""
+
+_FIELDS = dataclasses.fields(Tile)
 
 Arrays = dict[str, np.ndarray]
 
@@ -85,6 +88,8 @@ def parameters(
     Raises:
       ValueError: if the modules cannot be paired, or a layer has other tiles.
     """
+    for module in trained.modules:
+        _check_finite(f"{trained.source}: {module.name}", module)
     shapes, ideal = target.shapes, target.plan(Hardware())
     made = pairs(entries(trained.modules), places(shapes, ideal), names or {})
     lost = list(trained.lost)
@@ -100,6 +105,12 @@ def parameters(
             plain[place.arrays["kernel"]] = kernel
         for role, array in _digital(entry, place).items():
             path = place.arrays[role]
+            if array.size != math.prod(shapes[path]):
+                raise InputError(
+                    f"{trained.source}: {entry.name}: expected a {role} of "
+                    f"{math.prod(shapes[path])} numbers, as {path} of the model has, "
+                    f"got one of the shape {array.shape}"
+                )
             plain[path] = array.reshape(shapes[path])
     # The same for all, so that layers of equal hardware keep equal hardware.
     largest = _rounded_up(max([1.0, *(clip["fixed_value"] for clip in bounds)]))
@@ -131,10 +142,22 @@ def parameters(
     )
 
 
+def _check_finite(where: str, module: Module) -> None:
+    """Raises for NaN and infinity in the arrays of a module, by the array's name."""
+    found = list(module.arrays.items())
+    for tile in itertools.chain(*module.tiles):
+        found += [(field.name, getattr(tile, field.name)) for field in _FIELDS]
+    for name, array in found:
+        if array is not None and not np.isfinite(array).all():
+            raise InputError(
+                f"{where}: {name}: expected finite numbers, got NaN or infinity"
+            )
+
+
 def _digital(entry: Entry, place: Place) -> Arrays:
     arrays = entry.module.arrays
-    if entry.array:
-        return {"array": arrays[entry.array]}
+    if "array" in place.arrays:
+        return {"array": arrays[entry.array or "scale"]}
     if "embedding" in place.arrays:
         return {"embedding": arrays["weight"]}
     if place.weight is None:

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
 from flax import linen as nn
 from flax.traverse_util import flatten_dict
@@ -55,6 +56,10 @@ def without_a_configuration(state):
     del state[f"{FIRST}analog_tile_state"]["rpu_config"]
 
 
+def without_scales(state):
+    del state[f"{FIRST}mapping_scales"]
+
+
 def with_other_reads(state):
     kind = type("Record", (Record,), {"name": "Kind"})("Sideways")
     config_of(state).get("forward").fields["mv_type"] = kind
@@ -66,6 +71,7 @@ def with_other_reads(state):
         (without_a_tile, "0 lacks some of its 2 x 2 tiles"),
         (without_a_configuration, "0 has no rpu_config beside its tiles; save the"),
         (with_other_reads, "0: forward: .*'one_pass'"),
+        (without_scales, "0: expected mapping_scales beside each tile, as its"),
         (dict.clear, "expected tiles of aihwkit, got a state_dict without any"),
     ],
 )
@@ -89,6 +95,118 @@ def test_a_layer_of_lightning_that_hwtrain_does_not_have(changed):
     assert str(error.value).startswith(str(file))
 
 
+def in_a_block(state):
+    """Moves all layers into `net`, with one configuration, as lightning writes it."""
+    for name in list(state):
+        state[f"net.{name}"] = state.pop(name)
+    config = state.metadata["2"]["rpu_config"]
+    names = {f"net.{name}": {"version": 1} for name in "012"}
+    state.metadata = {"net": {"rpu_config": config}, **names}
+    return config
+
+
+def without_ranges(state, **fields):
+    config = in_a_block(state)
+    for name in [x for x in state if x.rpartition(".")[2] not in ("weight", "bias")]:
+        del state[name]
+    config.get("pre_post").get("input_range").fields.update(fields)
+    return config
+
+
+def analog(trained):
+    return [module.name for module in trained.modules if module.tiles]
+
+
+def test_layers_of_lightning_in_a_block(changed):
+    file, read = changed("lightning", in_a_block)
+    trained = read(file)
+    assert analog(trained) == ["net.0", "net.2"]
+    assert trained.lost[0] == (
+        "net: rpu_configs that differ: lightning keeps one, the last, for all of "
+        "net.0, net.2"
+    )
+
+    # Without a range of its own, beside one that has, a layer was excluded.
+    def excluded(state):
+        in_a_block(state)
+        del state["net.2.input_range"]
+
+    file, read = changed("lightning", excluded)
+    trained = read(file)
+    assert analog(trained) == ["net.0"]
+    assert set(trained.modules[1].arrays) >= {"weight", "bias", "x_min", "x_max"}
+
+
+@pytest.mark.parametrize("fields", [{"dynamic": True}, {"enable": False}])
+def test_layers_of_lightning_that_may_be_digital(changed, fields):
+    file, read = changed("lightning", lambda state: without_ranges(state, **fields))
+    with pytest.raises(
+        ValueError, match=r"net\.0: the file has one rpu_config .*_meta"
+    ):
+        read(file)
+
+    # As the message says: each analog layer has its own.
+    def named(state):
+        config = without_ranges(state, **fields)
+        state.metadata["net.0"]["rpu_config"] = config
+
+    file, read = changed("lightning", named)
+    trained = read(file)
+    assert analog(trained) == ["net.0"]
+    assert not any(text.startswith("net: ") for text in trained.lost)
+
+    # Nor does it matter where analog layers compute what digital ones do.
+    def ideal(state):
+        config = without_ranges(state, enable=False)
+        config.get("forward").fields.update(inp_res=-1, out_bound=0.0, out_res=-1)
+
+    file, read = changed("lightning", ideal)
+    assert analog(read(file)) == ["net.0", "net.2"]
+
+
+def with_an_array_of_a_subclass(state):
+    state["0.gain"] = state[next(x for x in state if x.endswith("bias"))]
+
+
+@pytest.mark.parametrize("package", ["aihwkit", "lightning"])
+def test_arrays_of_a_subclass_are_refused(changed, package):
+    file, read = changed(package, with_an_array_of_a_subclass)
+    with pytest.raises(ValueError, match="0: gain: expected the arrays of an analog"):
+        read(file)
+
+
+def test_only_buffers_of_analog_layers_are_left_out(changed):
+    def change(state):
+        state["x_min"] = state["head.fold_indices"] = np.ones(3, np.float32)
+        state["norm.running_mean"] = np.ones(3, np.float32)
+        state["norm.num_batches_tracked"] = np.asarray(7)
+        state["other.num_batches_tracked"] = np.asarray(7)
+
+    for package in ("aihwkit", "lightning"):
+        file, read = changed(package, change)
+        modules = {module.name: module.arrays for module in read(file).modules}
+        assert set(modules[""]) == {"x_min"}
+        assert set(modules["head"]) == {"fold_indices"}
+        assert set(modules["norm"]) == {"mean"}
+        assert set(modules["other"]) == {"num_batches_tracked"}
+        assert set(modules["0"]) == {"bias"}
+
+
+def with_nan(name):
+    def change(state):
+        found = next(x for x in state if x.endswith(name))
+        value = state[found]
+        if isinstance(value, dict):
+            value = value["analog_tile_weights"]
+        value.flat[0] = np.nan if name == "bias" else np.inf
+
+    return change
+
+
+def with_a_long_bias(state):
+    state["0.analog_module.bias"] = np.ones((3, 4), np.float32)
+
+
 def with_smaller_tiles(state):
     for name, value in state.items():
         if name.endswith("analog_tile_state"):
@@ -104,6 +222,14 @@ def with_a_negative_scale(state):
     [
         (with_smaller_tiles, "0: expected tiles with .* inputs .* got"),
         (with_a_negative_scale, "0: expected mapping scales above 0, got -"),
+        (with_nan("bias"), "model.th: 0: bias: expected finite numbers, got NaN"),
+        (with_nan("tile_state"), "model.th: 0: weight: expected finite numbers"),
+        (with_nan("mapping_scales"), "model.th: 0: scale: expected finite numbers"),
+        (
+            with_a_long_bias,
+            r"model.th: 0: expected a bias of 7 numbers, as Dense_1/bias of the model "
+            r"has, got one of the shape \(3, 4\)",
+        ),
     ],
 )
 def test_tiles_that_do_not_fit_their_mapping(changed, change, message):
