@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from hwtrain._errors import InputError
+from hwtrain._parts.wording import suggestion
 from hwtrain._plan.plan import Plan
 from hwtrain._plan.weight import AnalogWeight
 from hwtrain.checkpoint.importers._modules import Module
@@ -136,6 +137,9 @@ def entries(modules: Sequence[Module]) -> list[Entry]:
             roles = ", ".join(x for x in _NORM if x in arrays)
             size = next(arrays[x] for x in _NORM if x in arrays).size
             signatures, known = [("norm", size, roles)], set(_NORM)
+            if size == 1 and roles == "scale":
+                # The slope of a PReLU, which is no array of an axis in Flax.
+                signatures.append(("array",))
         if signatures:
             made.append(
                 Entry(name=module.name, module=module, signatures=tuple(signatures))
@@ -189,7 +193,7 @@ def pairs(
     if len(made) != len(found) or len(made) != len(there):
         paired = {id(place) for _, place in made}
         over = [place for place in there if id(place) not in paired]
-        raise InputError(_left_over(unclear, over))
+        raise InputError(_left_over(unclear, over) + _twice(unclear))
     _check_order(found, there, made, names)
     for entry, place in made:
         _check_window(entry, place)
@@ -208,7 +212,7 @@ def _named(
             if name not in known:
                 raise InputError(
                     f"names: {one!r} = {other!r}: the {side} has no {name!r}; it has "
-                    f"{', '.join(map(repr, known))}"
+                    f"{', '.join(map(repr, known))}{suggestion(name, known)}"
                 )
         entry, place = ours[one], theirs[other]
         if place.signature not in entry.signatures:
@@ -269,6 +273,27 @@ def _left_over(found: Sequence[Entry], there: Sequence[Place]) -> str:
         f"{'; '.join(ours) or 'none'}; in the model {'; '.join(theirs) or 'none'}. "
         "Change the model, or name the pairs in a table: --names names.toml"
     )
+
+
+def _twice(found: Sequence[Entry]) -> str:
+    """Returns which modules have the weights of another one, as tied ones do."""
+    held = [(x.name, x.module.arrays.get("weight", _crossbar(x.module))) for x in found]
+    same = [
+        f"{one} and {other}"
+        for (one, first), (other, second) in itertools.combinations(held, 2)
+        if first is not None and second is not None and np.array_equal(first, second)
+    ]
+    if not same:
+        return ""
+    return (
+        f". Layers that are shared are not converted under two names: {', '.join(same)}"
+        " have equal weights; delete one's entries from the state_dict"
+    )
+
+
+def _crossbar(module: Module) -> np.ndarray | None:
+    tiles = [tile.weight.ravel() for row in module.tiles for tile in row]
+    return np.concatenate(tiles) if tiles else None
 
 
 def _text(signature: Signature) -> str:

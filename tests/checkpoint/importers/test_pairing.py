@@ -109,6 +109,35 @@ def test_embeddings_norms_and_single_arrays():
     }
 
 
+class Slope(nn.Module):
+    @nn.compact
+    def __call__(self, x):
+        return nn.Dense(3)(nn.PReLU()(nn.Dense(4)(x)))
+
+
+def test_the_slope_of_a_prelu():
+    there = model(Slope(), X)
+    found = [layer("a", 4, 4), norm("act", 1, "scale"), layer("b", 3, 4)]
+    wanted = {"a": "Dense_1", "act": "PReLU_0/negative_slope", "b": "Dense_0"}
+    assert named(found, there) == wanted
+
+
+def test_names_that_are_misspelt_get_a_hint():
+    found = [layer("a", 4, 4), layer("b", 3, 4)]
+    with pytest.raises(ValueError, match="no 'Dense0'.*did you mean 'Dense_0'"):
+        named(found, model(Mlp((4, 3)), X), {"a": "Dense0"})
+
+
+def test_layers_under_two_names_are_named():
+    found = [layer("a", 4, 4), layer("b", 4, 4), layer("head", 3, 4)]
+    with pytest.raises(ValueError, match="two names: a and b have equal weights"):
+        named(found, model(Mlp((4, 3)), X))
+    found[0].arrays["weight"][:] = 1
+    with pytest.raises(ValueError) as caught:
+        named(found, model(Mlp((4, 3)), X))
+    assert "two names" not in str(caught.value)
+
+
 class Convolutions(nn.Module):
     @nn.compact
     def __call__(self, x):
