@@ -106,7 +106,7 @@ def _write(
     with destination.new(out, folder=True) as partial:
         for name, arrays in files.items():
             save_file(
-                {x: np.ascontiguousarray(v) for x, v in arrays.items()}, partial / name
+                {x: np.asarray(v, order="C") for x, v in arrays.items()}, partial / name
             )
         if hardware is not None:
             text = tomli_w.dumps(hardware)
@@ -135,6 +135,10 @@ def _names(path: Path | None) -> dict[str, str]:
         return {}
     try:
         data = tomllib.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise InputError(
+            f"--names: {path}: it cannot be read: {error.strerror}"
+        ) from error
     except ValueError as error:
         raise InputError(f"{path}: expected a TOML file: {error}") from error
     names = data.get("names")

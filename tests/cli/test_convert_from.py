@@ -19,7 +19,7 @@ from safetensors.numpy import load_file
 
 import hwtrain
 from hwtrain import cli
-from hwtrain.cli._convert_from import _READERS
+from hwtrain.cli._convert_from import _READERS, _write
 from hwtrain.cli._parser import _SOURCES
 from hwtrain.dynapse import DynapSim
 from hwtrain.train import initialised, read_arrays
@@ -135,6 +135,7 @@ def test_layers_that_differ_get_rules(conversions, case, tmp_path):
     [
         (["--names", "names.toml"], "the model has no 'head'; it has 'fc_0', 'fc_1'"),
         (["--names", "swapped.toml"], "they do not fit, the file has 11 inputs, 7"),
+        (["--names", "none.toml"], "--names: none.toml: it cannot be read: No such"),
         (["--names", "other.toml"], "expected a table [names] of texts alone"),
         (["--input", "11,x"], "expected a shape, such as 1,28,28,1"),
         (["--input", "1,11:text"], "with a dtype other than float32 behind a colon"),
@@ -175,6 +176,12 @@ def test_what_is_missing_is_named(conversions, case, capsys, tmp_path):
     (tmp_path / "there").mkdir()
     assert conversions.convert(file, tmp_path / "there", "aihwkit", "mlp", x) == 2
     assert "never overwritten" in capsys.readouterr().err
+
+
+def test_an_array_without_axes_keeps_its_shape(tmp_path):
+    # Such as the slope of a PReLU.
+    _write(tmp_path / "out", {"a.safetensors": {"x": np.asarray(0.25, "f4")}}, {})
+    assert load_file(tmp_path / "out/a.safetensors")["x"].shape == ()
 
 
 def test_a_table_of_names(conversions, case, tmp_path):
