@@ -82,7 +82,7 @@ def _of_tiles(
     if len(tiles) != rows * columns:
         raise InputError(f"{path}: {name} lacks some of its {rows} x {columns} tiles")
     check_parts(f"{path}: {name}", beside, ("bias",))
-    states = [tile.get("analog_tile_state") for tile in tiles.values()]
+    states: list[Any] = [tile.get("analog_tile_state") for tile in tiles.values()]
     state = states[0] if all(isinstance(x, dict) for x in states) else {}
     config = state.get("rpu_config")
     if not isinstance(config, Record):

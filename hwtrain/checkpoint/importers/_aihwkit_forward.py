@@ -29,9 +29,8 @@ def forward_of(io: Record, tile: str, rows: int, *, ranged: bool) -> Data | None
         return None
     found: Data = {}
     for side in ("inp", "out"):
-        bound, res = io.get(f"{side}_bound"), io.get(f"{side}_res")
-        if bound == math.inf:
-            bound = None
+        bound, res = io.get(f"{side}_bound", 0.0), io.get(f"{side}_res")
+        bound = 0.0 if bound == math.inf else bound
         if is_positive(bound):
             found[f"{side}_bound"] = float(bound)
         if is_positive(res):
