@@ -30,14 +30,18 @@ def forward_of(io: Record, tile: str, rows: int, *, ranged: bool) -> Data | None
     found: Data = {}
     for side in ("inp", "out"):
         bound, res = io.get(f"{side}_bound", 0.0), io.get(f"{side}_res")
-        bound = 0.0 if bound == math.inf else bound
+        if bound == math.inf:
+            raise InputError(
+                f"forward.{side}_bound=inf gives NaN in aihwkit; take 0, which is no "
+                "bound there"
+            )
         if is_positive(bound):
             found[f"{side}_bound"] = float(bound)
         if is_positive(res):
             if not is_positive(bound):
                 raise InputError(
-                    f"forward.{side}_res={res} has no {side}_bound that is positive "
-                    "and finite, so its steps have no size in hwtrain"
+                    f"forward.{side}_res={res} has no {side}_bound that is positive, "
+                    "so its steps have no size in hwtrain"
                 )
             found[f"{side}_res"] = res
             if io.get(f"{side}_sto_round"):
@@ -123,11 +127,6 @@ def _check_sums(name: str, io: Record, rows: int) -> None:
         raise InputError(
             f"forward.nm_thres={limit} limits the scale of {name!r} too, and hwtrain "
             "limits that of abs_max alone; take 0 or bound_management=iterative"
-        )
-    if bound == math.inf:
-        raise InputError(
-            f"forward.out_bound=inf is taken as 1 by {name!r} of aihwkit, and as no "
-            "bound by hwtrain; take a finite one"
         )
     res, most, full = (io.get(n) for n in ("inp_res", "max_bm_res", "inp_bound"))
     if not all(map(is_positive, (bound, res, most, full))):
