@@ -32,8 +32,8 @@ def forward_of(io: Record, tile: str, rows: int, *, ranged: bool) -> Data | None
         bound, res = io.get(f"{side}_bound", 0.0), io.get(f"{side}_res")
         if bound == math.inf:
             raise InputError(
-                f"forward.{side}_bound=inf gives NaN in aihwkit; take 0, which is no "
-                "bound there"
+                f"forward.{side}_bound=inf gives NaN in aihwkit's C++ tiles; take 0, "
+                "which is no bound"
             )
         if is_positive(bound):
             found[f"{side}_bound"] = float(bound)

@@ -132,7 +132,7 @@ def test_the_torch_tile_has_no_worst_case():
 
 @pytest.mark.parametrize("side", ["inp", "out"])
 def test_an_infinite_bound_is_refused(side):
-    # aihwkit 1.1.0 gives NaN with it.
+    # aihwkit 1.1.0 gives NaN with it in its C++ tiles.
     with pytest.raises(ValueError, match=f"{side}_bound=inf gives NaN in aihwkit"):
         of_forward(**{f"{side}_bound": math.inf, f"{side}_res": -1})
 
