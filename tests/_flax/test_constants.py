@@ -156,6 +156,7 @@ REFUSED = {
     "MeasuredNoiseModel": ("t_read",),
     "ReRamCMONoiseModel": ("acceptance_range",),
     "HermesNoiseModel": ("drift_mean_start", "drift_std_start", "read_start"),
+    "FlickerNoiseModel": ("f_min_hz", "f_max_hz"),
     "WriteVerifyNoiseModel": (
         *("pulse_energy_fj", "pulse_time_ns"),
         *("verify_energy_fj", "verify_time_ns"),
@@ -193,6 +194,9 @@ for _converter in (
                 converted(_converter),
                 {f"converter.{_name}": _value},
             )
+FLICKER = hw.FlickerNoiseModel(
+    noise_model=hw.PCMLikeNoiseModel(), relative_std=0.1, f_min_hz=1e-5, f_max_hz=1e-3
+)
 CORRECTED = hw.GradientProgrammedNoiseModel(
     noise_model=hw.PCMLikeNoiseModel(), iterations=5, input_scale=0.9
 )
@@ -221,12 +225,7 @@ for _model in (
         shape=0.7,
         g_fail=1.0,
     ),
-    hw.FlickerNoiseModel(
-        noise_model=hw.PCMLikeNoiseModel(),
-        relative_std=0.1,
-        f_min_hz=1e-5,
-        f_max_hz=1e-3,
-    ),
+    FLICKER,
     hw.ReadDisturb(
         noise_model=hw.PCMLikeNoiseModel(),
         read_voltage_v=0.3,
@@ -249,6 +248,11 @@ for _model in (
         if _model is CORRECTED:  # of linear tiles, the size of the inputs cancels
             _hardware = dataclasses.replace(_hardware, forward=IO(out_noise=0.1))
         ON_CHIPS[type(_model).__name__, _field.name] = (_hardware, _values)
+# A tenth more would hardly move the logarithm of the times that a device is read.
+ON_CHIPS["ReRamCMONoiseModel", "t_read"] = (
+    programmed(CMO, SINGLE),
+    {"noise_model.t_read": 1e-4},
+)
 # A tenth more would let no further device fail.
 for _name, _value in (("scale_s", 1e3), ("shape", 7.0)):
     _hardware, _ = ON_CHIPS["RetentionFailures", _name]
@@ -313,6 +317,7 @@ PARTS = {
     "MeasuredNoiseModel": MEASURED,
     "HermesNoiseModel": hw.HermesNoiseModel(g_max=25.0),
     "WriteVerifyNoiseModel": WRITTEN,
+    "FlickerNoiseModel": FLICKER,
 }
 SLOTS = {
     "WeightClipParameter": "clip",
@@ -326,6 +331,7 @@ SLOTS = {
     "MeasuredNoiseModel": "noise_model",
     "HermesNoiseModel": "noise_model",
     "WriteVerifyNoiseModel": "noise_model",
+    "FlickerNoiseModel": "noise_model",
 }
 
 

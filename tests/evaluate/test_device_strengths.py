@@ -132,7 +132,7 @@ def still(exponent):
 
 INSIDE = {
     "sigma": ("pcm", pcm._PCMNoiseModel, "programming_sigma", half),
-    "noise": ("pcm", _programmed, "noisy", weak_noise),
+    "noise": ("pcm", drifting, "noisy", weak_noise),
     "mean exponent": ("pcm", pcm.PCMLikeNoiseModel, "drift_mean", half),
     "no spread of exponents": (
         "measured",
