@@ -23,6 +23,11 @@ class Raises:
         self._found: dict[str, set[int]] = {}
         watch: Any = sys.monitoring  # type: ignore[attr-defined]
         watch.use_tool_id(watch.COVERAGE_ID, "raises")
+        self.pytest_runtest_setup()
+
+    def pytest_runtest_setup(self) -> None:
+        """Watches anew, because a profiler in a test may have ended it."""
+        watch: Any = sys.monitoring  # type: ignore[attr-defined]
         watch.register_callback(watch.COVERAGE_ID, watch.events.RAISE, self._raised)
         watch.set_events(watch.COVERAGE_ID, watch.events.RAISE)
 
