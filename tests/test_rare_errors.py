@@ -8,9 +8,11 @@ from flax import linen as nn
 from flax import nnx
 
 import hwtrain as hw
+from hwtrain.checkpoint import _destination as destination
 from hwtrain.dynapse import SpatialCorrelation
-from hwtrain.evaluate import Population, population
+from hwtrain.evaluate import Population, cost, population
 from hwtrain.evaluate._plots import plot_over_time
+from hwtrain.periphery import ComparatorOffsets
 from hwtrain.train import _search
 
 X = jnp.ones((2, 3))
@@ -47,6 +49,24 @@ def no_constants():
     Population(values=np.ones(3), seeds=(0, 1, 2)).at(0)
 
 
+def of_another_model():
+    analog, variables = dense(hw.presets.pcm())
+    plan = hw.plan(analog, variables, X)
+    return hw.frozen_mismatch_prototype({"other": jnp.ones((2, 2))}, plan=plan)
+
+
+class OfTime(nn.Module):
+    @nn.compact
+    def __call__(self, t):
+        return nn.Dense(2)(jnp.ones((1, 3)) * t)
+
+
+def of_a_number():
+    analog = hw.analogize(OfTime(), hw.presets.pcm())
+    variables = analog.init(jax.random.key(0), 1.0)
+    return cost(analog, variables, 1.0, constants=hw.CostParameter(source="none"))
+
+
 @pytest.mark.parametrize(
     ("wrong", "message"),
     [
@@ -55,6 +75,12 @@ def no_constants():
         (lora, "`self.base_module` must be callable"),
         (lambda: evaluated(until=0.0), "until must be a width above 0, or None; got 0"),
         (no_constants, "this population was evaluated without constants"),
+        (of_a_number, "no array with axes: pass examples=1"),
+        (of_another_model, r"the plan has \['kernel'\], the tree does not"),
+        (
+            lambda: ComparatorOffsets(bound=1.0, steps=3, offset_std=0.1),
+            "steps=3 leaves no level at zero .*, such as 4",
+        ),
         (
             lambda: SpatialCorrelation(width=2, length=1.0).normal(
                 jax.random.key(0), ()
@@ -101,3 +127,12 @@ def test_a_noise_model_that_programs_no_devices():
             hw.program_chip(variables["params"], plan, hw.chip_key(0))
     finally:
         hw._parts.registry.forget("noise_model", "of_arrays")
+
+
+def test_a_folder_that_appears_meanwhile_is_left_alone(tmp_path):
+    out = tmp_path / "chip"
+    with pytest.raises(ValueError, match="chip was created in the meantime"):
+        with destination.new(out, folder=True) as partial:
+            (partial / "a.txt").write_text("mine")
+            out.mkdir()
+    assert [*tmp_path.iterdir()] == [out] and not [*out.iterdir()]
