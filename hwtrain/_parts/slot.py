@@ -190,7 +190,10 @@ class OpenSlot(Slot):
         self, source: Any, handler: GetCoreSchemaHandler
     ) -> core_schema.CoreSchema:
         given: Any = registry.built_in(self.kind)
-        if len(get_args(given)) > 1:
+        kinds = get_args(given)
+        # The class that the field names, which needs no type: it has a default.
+        usual = next((kind for kind in get_args(source) if kind in kinds), None)
+        if len(kinds) > 1:
             given = Annotated[given, Field(discriminator="type")]
         given = given | None if type(None) in get_args(source) else given
         inner = handler.generate_schema(given)
@@ -207,7 +210,9 @@ class OpenSlot(Slot):
             # A function validator gets JSON as Python data, for which strict validation
             # accepts no list for a tuple.
             text = json.dumps(value)
-            return _adapter(given).validate_json(text, context=info.context)
+            untyped = isinstance(value, Mapping) and "type" not in value
+            kind = usual if usual is not None and untyped else given
+            return _adapter(kind).validate_json(text, context=info.context)
 
         def dump(value: Any, write: Any) -> Any:
             return to_data(value) if self._foreign(value) else write(value)

@@ -126,7 +126,7 @@ def changed(outputs):
             lambda x: changed(x)[0]["format"].update(bits=1),
             "greater than or equal to 2",
         ),
-        (lambda x: changed(x)[0]["format"].update(bits="8"), "valid integer"),
+        (lambda x: changed(x)[0]["format"].update(bits="8"), "bits: expected a whole"),
         (lambda x: changed(x)[0]["format"].update(zero=1), "zero"),
         (lambda x: changed(x)[0]["format"].update(type="float"), "integer"),
         (lambda x: changed(x)[0].update(why="so"), "why"),
