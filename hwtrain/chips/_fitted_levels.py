@@ -86,7 +86,8 @@ def _check(weight: AnalogWeight) -> None:
             weight.stores_scale
         ),
     }
-    if modifier is not None:  # otherwise the levels are those of the converter
+    # Otherwise the levels are those of the converter alone.
+    if modifier is not None and modifier.rounds_chips:
         wrong |= {
             "type='dorefa'": modifier.type == "dorefa",
             "rel_to_actual_wmax=False": not modifier.rel_to_actual_wmax,
@@ -132,12 +133,12 @@ def _of_groups(
     weight: AnalogWeight, function: Callable[..., jax.Array], each: jax.Array
 ) -> jax.Array:
     """Reduces a statistic of columns over the columns whose levels are the same."""
-    mapping = weight.hardware.mapping
+    chip, mapping = weight.hardware, weight.hardware.mapping
     scaled = mapping is not None and mapping.weight_scaling_omega > 0
-    modifier = weight.hardware.modifier
-    if (modifier and modifier.per_column) or (
-        mapping and scaled and mapping.weight_scaling_columnwise
-    ):
+    each_of = [x.per_column for x in (chip.modifier,) if x and x.rounds_chips]
+    each_of += [x.per_column for x in (chip.converter,) if x and x.rounds]
+    columnwise = mapping is not None and scaled and mapping.weight_scaling_columnwise
+    if all(each_of) or columnwise:
         return each
     if scaled and weight.tiles[1] > 1:
         return tiling.over_columns(function, each, weight.column_sizes)

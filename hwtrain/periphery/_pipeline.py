@@ -252,7 +252,10 @@ class Context:
         def draw() -> jax.Array:
             return each(numbers if count is None else several, key)
 
-        return jnp.asarray(self.strength) * self.frozen.get(name, draw)
+        strength = jnp.asarray(self.strength)
+        if count is not None and strength.ndim:
+            strength = strength[..., None]
+        return strength * self.frozen.get(name, draw)
 
     def note(self, name: str, value: jax.Array) -> None:
         """Reports a condition to an outer stage that tries several reads."""

@@ -25,8 +25,8 @@ def counted(y: jax.Array, offsets: ArrayLike, bound: float, count: int) -> jax.A
         T_k = -b + \left(k + \tfrac{1}{2}\right) \Delta, \quad \Delta = \frac{2 b}{n}
 
     Outputs beyond b stay as they are if they pass all thresholds, or none: they are
-    clipped, and counted as such, by the `Adc` around. The gradient passes straight
-    through.
+    clipped, and counted as such, by the `Adc` around. NaN stays NaN. The gradient
+    passes straight through.
 
     >>> y = jnp.array([-0.6, 0.2, 0.45, 3.0])
     >>> print(counted(y, 0.0, 1.0, 2))
@@ -49,7 +49,8 @@ def counted(y: jax.Array, offsets: ArrayLike, bound: float, count: int) -> jax.A
     passed = jnp.sum(now[..., None] > over_batch(thresholds, now[..., None]), axis=-1)
     level = ((passed - count / 2) * step).astype(now.dtype)
     above, below = (now > bound) & (passed == count), (now < -bound) & (passed == 0)
-    return straight_through(y, jnp.where(above | below, now, level))
+    kept = above | below | jnp.isnan(now)
+    return straight_through(y, jnp.where(kept, now, level))
 
 
 class ComparatorOffsets(Part):
@@ -73,7 +74,8 @@ class ComparatorOffsets(Part):
     'comparator offsets 0.89 of 10 thresholds'
 
     Raises:
-      ValueError: for an odd number of steps, or an ADC with other ones around.
+      ValueError: for an odd number of steps, an ADC with other ones around, or a
+        second stage of its kind.
 
     References:
       Jiang et al., C3SRAM: an in-memory-computing SRAM macro based on robust capacitive
@@ -107,8 +109,14 @@ class ComparatorOffsets(Part):
 
     def check_hardware(self, hardware):
         """Raises if the ADC around has other thresholds."""
-        if self.offset_std > 0:
-            check_adc(self, hardware, self.bound, self.steps, required=True)
+        if self.offset_std == 0:
+            return
+        check_adc(self, hardware, self.bound, self.steps, required=True)
+        if sum(isinstance(x, ComparatorOffsets) for x in hardware.stages) > 1:
+            raise InputError(
+                f"the stage {self.type!r} is there twice, and a column has one ADC: "
+                "leave one out"
+            )
 
     def around(self, inner, x, ctx):
         """Converts the outputs."""

@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from hwtrain._errors import InputError
 from hwtrain._parts.registry import register
 from hwtrain.weights.bases import WeightContext, WeightModifier
 
@@ -26,6 +27,7 @@ class BinaryWeights(WeightModifier):
     has no modifier, weights are not reduced.
 
     The gradient passes straight through to all weights, because none is larger than A.
+    A learned clip is refused beside it: its bounds would have no meaning.
 
     >>> import jax
     >>> w = jnp.array([[0.5], [0.0], [-0.2]])
@@ -51,6 +53,15 @@ class BinaryWeights(WeightModifier):
     def on_weight(self, w: jax.Array, ctx: WeightContext) -> jax.Array:
         """Returns the weights with the largest size, and their own signs."""
         return jnp.where(w < 0, -ctx.w_max, ctx.w_max)
+
+    def check_hardware(self, hardware: Any) -> None:
+        """Raises beside a learned clip, whose bounds would not be those of columns."""
+        if hardware.learns_clip:
+            raise InputError(
+                f"modifier={self.type!r} gives all weights of a tile one size, so the "
+                f"bounds that clip={hardware.clip.type!r} learns would have no effect "
+                "of their own: leave one of the two out"
+            )
 
     def describe(self) -> str:
         """Returns what it does."""

@@ -1,7 +1,9 @@
 """Clips for levels, against a search in NumPy and an integral."""
 
+import dataclasses
 import math
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -194,6 +196,24 @@ def test_levels_of_a_converter():
     chip = hw.program_chip(fitted, plan, hw.chip_key(0)).at(0.0)["kernel"]
     error = np.sum((np.asarray(chip) - np.asarray(params["kernel"])) ** 2)
     np.testing.assert_allclose(error, least, rtol=1e-4)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"type": "add_normal", "std_dev": 0.1, "per_column": True},
+        {"type": "dorefa", "res": 0.1},
+    ],
+)
+def test_a_modifier_of_training_alone_is_no_matter(options):
+    converter = hw.BitSlicedConductanceConverter(bits=(2, 2), g_max=25.0)
+    chip = hw.Hardware(converter=converter)
+    layer, x = nn.Dense(6, use_bias=False), jnp.ones((1, 12))
+    params, plan = planned(layer, x, chip)
+    alone = hw.fit_levels(params, plan)
+    modifier = hw.WeightModifierParameter(**options)
+    _, plan = planned(layer, x, dataclasses.replace(chip, modifier=modifier))
+    chex.assert_trees_all_equal(hw.fit_levels(params, plan), alone)
 
 
 def test_what_has_no_levels_to_fit_is_refused():

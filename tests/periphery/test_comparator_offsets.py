@@ -296,3 +296,33 @@ def test_it_stands_inside_the_adc_and_outside_of_its_table():
     )
     types = [stage.type for stage in hardware(stages=stages).stages]
     assert types == ["adc", "comparator_offsets", "adc_thresholds", "column_errors"]
+
+
+@pytest.mark.parametrize("groups", [2, 6])
+def test_groups_of_a_convolution_have_columns_of_their_own(groups):
+    x = jax.random.normal(jax.random.key(0), (2, 9, 6))
+    layer = nn.Conv(6, (3,), feature_group_count=groups)
+    chip = dataclasses.replace(hw.presets.sram_c3(), input_range=None)
+    stage = ComparatorOffsets(bound=4.0, steps=8, offset_std=0.5)
+    io = hw.IOParameters(out_bound=4.0, out_res=8.0, stages=(stage,))
+    chip = dataclasses.replace(chip, forward=io)
+    analog = hw.analogize(layer, chip)
+    variables = analog.init(jax.random.key(1), x)
+    rngs = {"mismatch": jax.random.key(2)}
+    found = analog.apply(variables, x, rngs=rngs)
+    ideal = hw.analogize(layer, dataclasses.replace(chip, forward=io_without(io)))
+    differ = jnp.abs(found - ideal.apply(variables, x)) > 1e-4
+    assert found.shape == (2, 9, 6) and differ.any((0, 1)).all()
+
+
+def io_without(io):
+    return dataclasses.replace(io, stages=())
+
+
+def test_nan_stays_nan_and_a_column_has_one_adc():
+    y = counted(jnp.array([jnp.nan, 0.2, -9.0]), 0.0, 1.0, 2)
+    np.testing.assert_array_equal(y, [np.nan, 0.0, -9.0])
+    stage = ComparatorOffsets(bound=4.0, steps=8, offset_std=0.5)
+    io = hw.IOParameters(out_bound=4.0, out_res=8.0, stages=(stage, stage))
+    with pytest.raises(ValueError, match="there twice, and a column has one ADC"):
+        hw.Hardware(forward=io)

@@ -248,3 +248,9 @@ def test_chips_of_the_preset_differ_by_their_offsets_alone(tmp_path):
     again = hw.apply_mismatch(variables["params"], plan, hw.chip_key(3))
     np.testing.assert_array_equal(y[0], read.apply({"params": again}, x, rngs=rngs))
     assert np.mean(y[0] != y[1]) > 0.02
+
+
+def test_a_learned_clip_is_refused():
+    clip = hw.WeightClipParameter(type="learnable_per_channel")
+    with pytest.raises(ValueError, match="gives all weights of a tile one size"):
+        hw.Hardware(modifier=BinaryWeights(), clip=clip)
