@@ -68,11 +68,11 @@ def test_overrides_are_laid_over_the_file():
         ),
         (
             'hardware.modifier.type="add_norml"',
-            "hardware.modifier.type: expected 'none', ",
+            "hardware.modifier.type: expected one of 'none', ",
         ),
         (
             'hardware.modifier.type="add_norml"',
-            "or 'drop_connect', got \"add_norml\"",
+            "'binary', got \"add_norml\"",
         ),
         (
             'hardware.converter.type="pair"',
