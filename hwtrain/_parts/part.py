@@ -102,6 +102,10 @@ class Part(Described, abc.ABC):  # noqa: B024 some kinds add abstract methods
     """Numbers among its fields that `with_constants` refuses to trace, and why: it
     continues "the number ..."."""
 
+    keeps_static: ClassVar[tuple[str, ...]] = ()
+    """For stages: numbers of their hardware that they state too, such as
+    `"forward.out_bound"`, so that `with_constants` refuses to trace these alone."""
+
     without_slope: ClassVar[Mapping[str, str]] = {}
     """Numbers that may be traced but have no gradient, and why. Zero would be wrong
     silently."""

@@ -7,7 +7,6 @@ from typing import Any
 from hwtrain._errors import InputError
 from hwtrain._parts.constant import static
 from hwtrain._plan.hardware import Hardware
-from hwtrain.periphery import AdcThresholds, ComparatorOffsets
 
 IN_A_CALL = ("modifier", "forward", "mapping", "noise_current")
 """The parts of hardware that a call of a model reads."""
@@ -78,7 +77,7 @@ def refusal(chip: Hardware, path: str, parts: tuple[str, ...]) -> str:
     elsewhere = (
         _of_a_call(chip, path) if parts == IN_A_CALL else _of_a_chip(chip, first)
     )
-    elsewhere = elsewhere or _of_a_limit(chip, path) or _of_thresholds(chip, path)
+    elsewhere = elsewhere or _of_a_limit(chip, path) or _of_a_stage(chip, path)
     if elsewhere:
         return elsewhere
     try:
@@ -111,12 +110,10 @@ def _of_a_limit(chip: Hardware, path: str) -> str:
     )
 
 
-def _of_thresholds(chip: Hardware, path: str) -> str:
-    """Returns why a number of an ADC whose thresholds a stage states stays static."""
-    if chip.forward is None or path not in ("forward.out_bound", "forward.out_res"):
-        return ""
-    for stage in chip.forward.stages:
-        if isinstance(stage, AdcThresholds | ComparatorOffsets):
+def _of_a_stage(chip: Hardware, path: str) -> str:
+    """Returns why a number that a stage states too stays static."""
+    for stage in () if chip.forward is None else chip.forward.stages:
+        if path in stage.keeps_static:
             return f"the stage {stage.type!r} states it too, so it stays static"
     return ""
 

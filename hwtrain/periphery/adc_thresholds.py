@@ -66,6 +66,7 @@ class AdcThresholds(Part):
 
     whole = True
     stays_static: ClassVar = {"bound": "is the full scale of the ADC around"}
+    keeps_static: ClassVar = ("forward.out_bound", "forward.out_res")
     bound: Positive
     """Full scale of the ADC, in normalised units: `IOParameters.out_bound`."""
     inl_lsb: Table = ()

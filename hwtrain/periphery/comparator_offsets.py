@@ -89,6 +89,7 @@ class ComparatorOffsets(Part):
     draws = "chip"
     without_slope: ClassVar = {"offset_std": "an output is at one level or at another"}
     stays_static: ClassVar = {"bound": "is the full scale of the ADC around"}
+    keeps_static: ClassVar = ("forward.out_bound", "forward.out_res")
     bound: Positive
     """Full scale of the ADC, in normalised units: `IOParameters.out_bound`."""
     steps: Annotated[int, Field(ge=2, le=254)]
