@@ -84,6 +84,7 @@ def comparators():
     )
     each.legend()
     shares.set(title="2000 columns", xlabel="current", ylabel="share of other codes")
+    shares.set_ylim(top=0.9)  # the legend stands above the curves
     shares.legend(loc="upper right")
     return figure
 
