@@ -80,8 +80,10 @@ def devices() -> Iterator[Row]:
         found = jax.devices()
     except Exception as error:  # of several kinds, by what is wrong with the backend
         asked = os.environ.get("JAX_PLATFORMS")
-        way = f"JAX_PLATFORMS={asked}: unset it, or install what it names"
-        yield "backend", "failed", f"{_said(error)} ({way if asked else 'see JAX'})"
+        way = "pip install --force-reinstall jax"
+        if asked:
+            way = f"JAX_PLATFORMS={asked}: unset it, or install what it names"
+        yield "backend", "failed", f"{_said(error)} ({way})"
         return
     yield "backend", jax.default_backend(), ""
     yield "devices", f"{len(found)} x {found[0].device_kind}", ""
