@@ -30,9 +30,6 @@ def check_geometry(weight: AnalogWeight, tiles: tuple[int, int]) -> None:
         raise InputError(
             f"{path}: an analog weight must not be empty; got {weight.shape=}"
         )
-    for axes in (weight.rows, weight.columns):
-        if any(axis < 0 for axis in axes):
-            raise InputError(f"{path}: axes must be counted from zero, got {axes}")
     _check_kind(weight)
     _check_tiles(weight, tiles)
     if weight.window is not None:
@@ -107,7 +104,7 @@ def _check_axes(
     expected = tuple(tuple(lead + axis for axis in axes) for axes in (rows, columns))
     if (weight.rows, weight.columns) != expected:
         raise InputError(
-            f"{weight.path}: rows and columns of a {weight.kind} of shape "
+            f"{weight.path}: rows and columns of the kind {weight.kind!r} and shape "
             f"{weight.shape} should be {expected}, they are "
             f"{(weight.rows, weight.columns)}"
         )

@@ -147,3 +147,24 @@ def test_why_layers_stay_digital_is_in_the_table():
     assert table.why_digital(nn.Dense) is None
     assert table.is_rewriting(nn.WeightNorm(nn.Dense(4)))
     assert not table.is_rewriting(nn.Dense(4))
+
+
+def test_two_functions_in_place_of_one_method(monkeypatch):
+    monkeypatch.setattr(table, "_rows", {})
+
+    class Mine(nn.Module):
+        def __call__(self, x):
+            return x
+
+    def first(self, x):
+        return x
+
+    def second(self, x):
+        return x
+
+    hw.sockets.register(Mine, "a", "...i,io->...o", call=first)
+    with pytest.raises(ValueError, match="Mine.__call__ is already replaced; one func"):
+        hw.sockets.register(Mine, "b", "...i,io->...o", call=second)
+    hw.sockets.register(Mine, "a", "...i,io->...o", dot_general="dot")
+    with pytest.raises(ValueError, match="Mine.dot multiplies by 'a'; an attribute"):
+        hw.sockets.register(Mine, "b", "...i,io->...o", dot_general="dot")

@@ -143,6 +143,7 @@ def forge(path, change):
         (lambda m: m["units"].update(biases="nA"), "units.biases: should be 'A'"),
         (lambda m: m["rules"].pop("weights"), "rules.weights: is missing"),
         (lambda m: m["chips"].append(7), "chips: one occurs twice"),
+        (lambda m: m["chips"].insert(0, 9), "chips: should be sorted"),
         (lambda m: m["layers"].append(["more", 1]), "tensors.cores: dtype, shape"),
         (lambda m: m["tensors"].pop("cores"), "tensors.cores: is missing"),
         (

@@ -1,5 +1,6 @@
 """Damaged, foreign and hostile checkpoints: each is an error that says what to do."""
 
+import errno
 import json
 import os
 import shutil
@@ -9,6 +10,7 @@ import pytest
 import safetensors
 from safetensors.numpy import save_file
 
+from hwtrain._plan.plan import Digital, Plan
 from hwtrain.checkpoint import HardwareCheckpointError, export, load
 from hwtrain.checkpoint import _manifest as manifests
 
@@ -435,6 +437,104 @@ def test_entries_that_cannot_be(directory, change, match):
         load(directory)
     assert str(directory / "manifest.json") in str(error.value)
     assert "\n" not in str(error.value)
+
+
+def _of_version(manifest, version, **entries):
+    for entry in ("state", "others", "outputs"):
+        manifest.pop(entry, None)
+    manifest.update(version=version, **entries)
+
+
+@pytest.mark.parametrize(
+    ("change", "match"),
+    [
+        (lambda m: _of_version(m, "1.0", state=["x"]), "state: .* 1.0 has none"),
+        (lambda m: _of_version(m, "1.0", others=["x"]), "others: .* 1.0 has none"),
+        (lambda m: _of_version(m, "1.2", outputs=[]), "outputs: .* 1.2 has none"),
+        (lambda m: m.update(version="١.٠"), "its version is '١.٠', not one such as"),
+    ],
+)
+def test_entries_of_no_export(directory, change, match):
+    rewrite(directory, change)
+    with pytest.raises(HardwareCheckpointError, match=match):
+        load(directory)
+
+
+def _leaf_of(directory, *keys):
+    content = json.loads((directory / "manifest.json").read_text("utf-8"))
+    return next(leaf for leaf in content["leaves"] if (*leaf["keys"],) == keys)
+
+
+def _of_dtype(directory, leaf, dtype):
+    def change(manifest):
+        manifest["files"][leaf["file"]][leaf["tensor"]].update(dtype=dtype)
+        for entry in manifest["leaves"]:
+            if entry["keys"] == leaf["keys"]:
+                entry.update(dtype=dtype)
+
+    rewrite(directory, change)
+
+
+def test_a_range_of_whole_numbers(directory):
+    leaf = _leaf_of(directory, "params", "hidden", "input_range")
+    array = np.ones(leaf["shape"], np.int32)
+    replace_tensor(directory, leaf["file"], leaf["tensor"], array)
+    _of_dtype(directory, leaf, "int32")
+    match = "hidden/input_range should hold floating-point numbers, not int32"
+    with pytest.raises(HardwareCheckpointError, match=match):
+        load(directory)
+
+
+def test_a_list_of_no_others(plan, tmp_path):
+    dense = plan["heads/kernel"]
+    params = {"heads": {"kernel": np.ones(dense.shape, np.float32)}}
+    directory = export(tmp_path / "model", params, Plan((dense,)))
+    rewrite(directory, lambda m: m.update(others=[]))
+    match = "others: is empty; leave the entry out"
+    with pytest.raises(HardwareCheckpointError, match=match):
+        load(directory)
+
+
+def test_bits_that_are_none(tmp_path):
+    params = {"dense": {"mask": np.array([True, False, True])}}
+    directory = export(
+        tmp_path / "model",
+        params,
+        Plan((), (Digital(path="dense/mask", reason="a mask"),)),
+    )
+    (file,) = directory.glob("**/*.safetensors")
+    data = bytearray(file.read_bytes())
+    data[-1] = 2
+    file.write_bytes(data)
+    digest = manifests.sha256(bytes(data[-3:]))
+    rewrite(
+        directory,
+        lambda m: [
+            e.update(sha256=digest) for f in m["files"].values() for e in f.values()
+        ],
+    )
+    with pytest.raises(HardwareCheckpointError, match="other bits than 0 and 1"):
+        load(directory)
+
+
+def test_a_manifest_that_no_reader_would_open(variables, plan, tmp_path, monkeypatch):
+    monkeypatch.setattr(manifests, "LARGEST", 1000)
+    with pytest.raises(HardwareCheckpointError, match="more than 1000; use larger"):
+        export(tmp_path / "model", variables, plan)
+    assert not [*tmp_path.iterdir()]
+
+
+def test_a_folder_that_cannot_be_listed(directory, monkeypatch):
+    walk = os.walk
+
+    def refused(folder, onerror):
+        onerror(PermissionError(errno.EACCES, "Permission denied", str(folder)))
+        return walk(folder)
+
+    monkeypatch.setattr(os, "walk", refused)
+    match = "model cannot be read: Permission denied. Check its permissions"
+    with pytest.raises(HardwareCheckpointError, match=match):
+        load(directory)
 
 
 def test_swapped_tensors_of_equal_shape(directory):

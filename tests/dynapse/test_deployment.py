@@ -104,3 +104,8 @@ def test_what_does_not_fit(weights):
         deploy(*weights, CURRENTS, table=TABLE, cores=[0, 1])
     with pytest.raises(ValueError, match="iscale must be a positive"):
         deploy(*weights, CURRENTS, table=TABLE, iscale=0.0)
+    with pytest.raises(ValueError, match=r"Itau_mem should be one current or \[6\]"):
+        deploy(*weights, {"Itau_mem": np.ones(5)}, table=TABLE)
+    other = {7: {"weights_in": weights[0][1:]}}
+    with pytest.raises(ValueError, match="weights_in of chip 7 should have the shape"):
+        deploy(*weights, CURRENTS, table=TABLE, chips=other)

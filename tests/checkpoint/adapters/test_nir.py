@@ -1,5 +1,6 @@
 """NIR graphs, read with the nir package and computed with NumPy."""
 
+import dataclasses
 import sys
 
 import jax
@@ -259,6 +260,56 @@ def test_other_layers_are_errors_that_name_the_node(tmp_path):
     with pytest.raises(HardwareCheckpointError, match="edge leads to nrm; there are"):
         to_nir(checkpoint, tmp_path / "net", edges=[("dense", "nrm")])
     assert not (tmp_path / "net").exists()
+
+
+def embedding(path):
+    plain = weight(path, (4, 3), layer="Embed")
+    return dataclasses.replace(plain, kind="embed", rows=(1,), columns=(0,))
+
+
+def of_heads(path):
+    return dataclasses.replace(weight(path, (2, 3, 4)), rows=(0,), columns=(1, 2))
+
+
+@pytest.mark.parametrize(
+    "path, shape, planned, edges, match",
+    [
+        ("emb/embedding", (4, 3), embedding, (), "'emb' .* has nothing like Embed"),
+        ("q/kernel", (2, 3, 4), of_heads, (), r"one axis .* has the shape \(2, 3, 4\)"),
+        (
+            "conv/kernel",
+            (3, 3, 1, 2),
+            lambda path: weight(path, (3, 3, 1, 2), Window.of((3, 3)), "Conv"),
+            [("input", "conv"), ("conv", "output")],
+            "'conv' comes first and works on windows",
+        ),
+    ],
+)
+def test_what_nir_cannot_hold(tmp_path, path, shape, planned, edges, match):
+    layer, leaf = path.split("/")
+    checkpoint = checkpoint_of(tmp_path, {layer: {leaf: draw(*shape)}}, planned(path))
+    with pytest.raises(HardwareCheckpointError, match=match):
+        to_nir(checkpoint, tmp_path / "net", edges=edges or [(layer, "output")])
+    assert not (tmp_path / "net").exists()
+
+
+def test_a_circle_without_an_input(tmp_path):
+    params = {"a": {"kernel": draw(2, 2)}, "n": neurons(2, *LIF)}
+    checkpoint = checkpoint_of(tmp_path, params, weight("a/kernel", (2, 2)))
+    match = "no edge leads from the input to one of a, n; give to_nir"
+    with pytest.raises(HardwareCheckpointError, match=match):
+        to_nir(checkpoint, tmp_path / "net", edges=[("a", "n"), ("n", "a")])
+    assert not (tmp_path / "net").exists()
+
+
+def test_parts_of_a_flattening(tmp_path):
+    node = nir.Flatten(
+        input_type={"input": np.array([2, 3, 4])}, start_dim=1, end_dim=2
+    )
+    nir.write(tmp_path / "net", nir.NIRGraph.from_list(node))
+    match = "cannot be read: .* a flattening of the axes 1 to 2 of 3"
+    with pytest.raises(HardwareCheckpointError, match=match):
+        from_nir(tmp_path / "net")
 
 
 def test_batch_statistics(tmp_path):
