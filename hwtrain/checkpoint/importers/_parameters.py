@@ -299,6 +299,9 @@ def _keep_scale(
         ):
             mapping["weight_scaling_columnwise"] = True
             lost.append(f"{name}: mapping.weight_scaling_columnwise=False, as it began")
+            if not mapping["weight_scaling_omega"]:
+                mapping["weight_scaling_omega"] = 1.0
+                lost.append(f"{name}: mapping.weight_scaling_omega=0, as it began")
     wanted = _on(weight, data).initial_scale(logical).shape
     return scale if wanted == scale.shape else of_tiles
 

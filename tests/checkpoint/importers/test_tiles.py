@@ -238,6 +238,36 @@ def test_tiles_that_do_not_fit_their_mapping(changed, change, message):
         importers.parameters(read(file), target())
 
 
+def test_scales_of_columns_beside_a_remap_of_tiles(changed):
+    """As a drift compensation of each column leaves them, without `omega`."""
+    kind = type("Record", (Record,), {"name": "Remap"})("LayerwiseSymmetric")
+
+    def change(state):
+        for key in [key for key in state if key.endswith("analog_tile_state")]:
+            config = state[key]["rpu_config"]
+            config.get("mapping").fields.update(
+                weight_scaling_omega=0.0, weight_scaling_columnwise=False
+            )
+            config.get("remap").fields["type"] = kind
+            scales = key.replace("analog_tile_state", "mapping_scales")
+            columns = len(state[key]["analog_tile_weights"])
+            state[scales] = np.linspace(0.5, 2, columns, dtype=np.float32)
+
+    file, read = changed("aihwkit", change)
+    found = importers.parameters(read(file), target())
+    hardware = found.hardware["hardware"]
+    assert hardware["remap"] == {"type": "layerwise_symmetric"}
+    assert hardware["mapping"]["weight_scaling_omega"] == 1
+    assert hardware["mapping"]["weight_scaling_columnwise"]
+    assert "0, 2: mapping.weight_scaling_omega=0, as it began" in found.lost
+    # The file's tiles have four and three columns.
+    scales = [0.5, 1, 1.5, 2, 0.5, 1.25, 2]
+    expected = np.array([scales] * 2, np.float32)
+    np.testing.assert_array_equal(
+        found.analog["params/Dense_1/mapping_scale"], expected
+    )
+
+
 def target():
     x, plain = jnp.ones((1, 11)), Model()
     variables = flatten_dict(plain.init(jax.random.key(0), x)["params"], sep="/")
