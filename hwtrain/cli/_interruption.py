@@ -32,11 +32,16 @@ def interruptible(*, gently: bool) -> Iterator[Callable[[], bool]]:
       gently: whether the first Ctrl-C only changes the function's result, for a command
         that checks it. Python's `KeyboardInterrupt` could be raised inside a library's
         callback, which prints or swallows it. A SIGTERM, which a scheduler sends before
-        it takes the machine away, then does the same, however often it comes.
+        it takes the machine away, then does the same, however often it comes; also
+        where a shell has turned Ctrl-C off, as it does behind `&` in a script.
     """
     asked = threading.Event()
     main = threading.current_thread() is threading.main_thread()
-    if not main or signal.getsignal(signal.SIGINT) is not signal.default_int_handler:
+    before = signal.getsignal(signal.SIGINT)
+    pressable = before is signal.default_int_handler
+    terminable = gently and signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
+    terminable &= pressable or before is signal.SIG_IGN
+    if not main or not (pressable or terminable):
         yield asked.is_set
         return
 
@@ -63,23 +68,23 @@ def interruptible(*, gently: bool) -> Iterator[Callable[[], bool]]:
     os.set_blocking(writing, False)
     thread = threading.Thread(target=_watch, args=(reading, gently, ended), daemon=True)
     thread.start()
-    before = signal.set_wakeup_fd(writing, warn_on_full_buffer=False)
+    wakeup = signal.set_wakeup_fd(writing, warn_on_full_buffer=False)
     hook, logged = sys.unraisablehook, logging.root.manager.disable
     sys.unraisablehook = on_lost
-    signal.signal(signal.SIGINT, on_signal)
-    terminable = gently and signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
+    if pressable:
+        signal.signal(signal.SIGINT, on_signal)
     if terminable:
         signal.signal(signal.SIGTERM, on_signal)
     try:
         yield asked.is_set
     finally:
         ended.set()
-        signal.signal(signal.SIGINT, signal.default_int_handler)
+        signal.signal(signal.SIGINT, before)
         if terminable:
             signal.signal(signal.SIGTERM, signal.SIG_DFL)
         sys.unraisablehook = hook
         logging.disable(logged)
-        signal.set_wakeup_fd(before)
+        signal.set_wakeup_fd(wakeup)
         os.close(writing)
         thread.join()
         os.close(reading)

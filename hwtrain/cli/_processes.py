@@ -91,6 +91,8 @@ def _run(words: list[str], log: str) -> None:
     # A Ctrl-C on the terminal goes to the parent alone, which passes it on once.
     if hasattr(os, "setsid"):
         os.setsid()
+    # Where a shell has turned Ctrl-C off, the parent's would not arrive.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     threading.Thread(target=_end_with_parent, daemon=True).start()
     file = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     for stream in (sys.stdout, sys.stderr):

@@ -111,6 +111,25 @@ def test_sigterm_asks_to_stop_however_often_it_comes(capfd):
         assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
 
 
+def test_sigterm_where_a_shell_has_turned_ctrl_c_off(capfd):
+    """As behind `&` in a script."""
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        with interruptible(gently=True) as asked:
+            press()
+            assert not asked()
+            os.kill(os.getpid(), signal.SIGTERM)
+            assert asked()
+        assert signal.getsignal(signal.SIGINT) is signal.SIG_IGN
+        assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
+        with interruptible(gently=False):
+            assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
+    finally:
+        signal.signal(signal.SIGINT, before)
+    said = capfd.readouterr().err
+    assert "SIGTERM" in said and "Ctrl-C" not in said
+
+
 def test_a_handler_of_sigterm_stays():
     def theirs(*_):
         pass
