@@ -1,10 +1,12 @@
 """`hwtrain doctor`."""
 
 import importlib.metadata
+import subprocess
+import sys
 
 import pytest
 
-from hwtrain.cli import _doctor, main
+from hwtrain.cli import _doctor, _self_test, main
 
 REAL = importlib.metadata.version
 
@@ -46,10 +48,10 @@ def test_a_part_that_fails_does_not_hide_the_others(capsys, monkeypatch):
     def nothing(*args):
         raise ValueError("configured effects that do [nothing]")
 
-    monkeypatch.setattr(_doctor.evaluate, "assert_active", nothing)
+    monkeypatch.setattr(_self_test.evaluate, "assert_active", nothing)
     for name in ("_trains", "_agrees", "_exports"):
-        monkeypatch.setattr(_doctor, name, lambda: "done")
-    monkeypatch.setattr(_doctor, "_small", lambda: ())
+        monkeypatch.setattr(_self_test, name, lambda: "done")
+    monkeypatch.setattr(_self_test, "_small", lambda: ())
     assert main(["doctor"]) == 1
     said = " ".join(capsys.readouterr().out.replace("│", " ").split())
     assert "failed: ValueError: configured effects that do [nothing]" in said
@@ -76,11 +78,22 @@ def test_a_package_that_does_not_import_is_named(capsys, monkeypatch):
     assert not rows["numpy"] and not rows["orbax-checkpoint"]
 
 
+@pytest.mark.nightly
+def test_a_file_that_hides_a_package_is_named(tmp_path):
+    (tmp_path / "flax.py").write_text("")
+    command = [sys.executable, "-m", "hwtrain", "doctor", "--quick"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+    said = " ".join(done.stdout.replace("│", " ").split())
+    assert "no import: ImportError: cannot import name" in said
+    assert "flax.py" in said.replace(" ", "") and "may hide one" in said
+    assert done.returncode == 1 and not done.stderr
+
+
 def test_a_backend_that_is_not_there_is_a_row(capsys, monkeypatch):
     def devices():
         raise RuntimeError("no such\nbackend")
 
-    monkeypatch.setattr(_doctor.jax, "devices", devices)
+    monkeypatch.setattr(_self_test.jax, "devices", devices)
     monkeypatch.setenv("JAX_PLATFORMS", "foo")
     assert main(["doctor", "--quick"]) == 1
     said = " ".join(capsys.readouterr().out.replace("│", " ").split())
