@@ -3,6 +3,7 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 from flax import linen as nn
 from flax import nnx
@@ -92,6 +93,45 @@ def of_a_number():
 def test_a_call_that_cannot_be(wrong, message):
     with pytest.raises(ValueError, match=message):
         wrong()
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        (lambda: hw.chip_key("a"), "seed must be a whole number; got 'a'"),
+        (lambda: hw.chip_key(1.5), "seed must be a whole number; got 1.5"),
+        (lambda: hw.chip_key(True), "seed must be a whole number; got True"),
+        (lambda: hw.chip_key(jnp.float32(1)), "seed must be a whole number"),
+        (lambda: programmed(0), r"a JAX key, such as .* got 0"),
+        (lambda: programmed(jnp.ones(2)), "a JAX key, such as .* hwtrain.chip_key"),
+        (lambda: aware(optax.adam), r"such as optax.adam\(1e-3\); got <function"),
+        (
+            lambda: hw.optim.hardware_aware(optax.adam(1e-3), hw.presets.pcm()),
+            "takes the plan of a model.*; got Hardware",
+        ),
+    ],
+)
+def test_an_argument_of_another_kind(wrong, message):
+    with pytest.raises(ValueError, match=message):
+        wrong()
+
+
+def programmed(key):
+    analog, variables = dense(hw.presets.pcm())
+    plan = hw.plan(analog, variables, X)
+    return hw.program_chip(variables["params"], plan, key)
+
+
+def aware(base):
+    analog, variables = dense(hw.presets.pcm())
+    return hw.optim.hardware_aware(base, hw.plan(analog, variables, X))
+
+
+@pytest.mark.parametrize("seed", [3, np.int64(3), jnp.uint32(3), jnp.int32(3)])
+def test_seeds_of_chips_of_all_types(seed):
+    key = jax.random.key(3, impl="threefry2x32")
+    for found in (hw.chip_key(seed), jax.jit(hw.chip_key)(seed)):
+        assert (jax.random.key_data(found) == jax.random.key_data(key)).all()
 
 
 def test_a_plot_over_time_needs_times(tmp_path):

@@ -8,6 +8,7 @@ how a stack of layers is sliced.
 
 import functools
 import hashlib
+import reprlib
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -24,6 +25,7 @@ from hwtrain._arrays.fast_random import (
     threefry_prng,
 )
 from hwtrain._arrays.threefry import element_words
+from hwtrain._errors import InputError
 
 _OF_JAX = "threefry2x32"
 
@@ -39,9 +41,19 @@ def stable_hash(name: str) -> int:
 
 
 def as_key(key: jax.Array) -> jax.Array:
-    """Returns `key` as a typed key; raw `uint32` key data are wrapped."""
-    if jnp.issubdtype(key.dtype, jax.dtypes.prng_key):
+    """Returns `key` as a typed key; raw `uint32` key data are wrapped.
+
+    Raises:
+      ValueError: if it is no JAX key.
+    """
+    dtype: Any = getattr(key, "dtype", None)
+    if dtype is not None and jnp.issubdtype(dtype, jax.dtypes.prng_key):
         return key
+    if dtype != jnp.uint32:
+        raise InputError(
+            "expected a JAX key, such as jax.random.key(0), or of a chip, "
+            f"hwtrain.chip_key(0); got {reprlib.repr(key)}"
+        )
     return jax.random.wrap_key_data(key)
 
 

@@ -1,8 +1,10 @@
 """Rules that assign hardware to layers."""
 
 import dataclasses
+import inspect
 import re
-from collections.abc import Iterable
+import reprlib
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from hwtrain._errors import InputError
@@ -87,6 +89,11 @@ class Rule:
                     f"{self}: frozen=True has no effect with outputs alone, which "
                     "leave weights digital; leave it out"
                 )
+        if not isinstance(self.expression, str):
+            raise InputError(
+                "a Rule's pattern must be text, a regular expression for paths; got "
+                f"{reprlib.repr(self.expression)}"
+            )
         try:
             re.compile(self.expression)
         except re.error as error:
@@ -145,6 +152,7 @@ def assignment(hardware_or_rules: Any, name: str | None) -> Assignment:
     if isinstance(hardware_or_rules, Hardware):
         return Assignment(default=hardware_or_rules, name=name or "")
     several = isinstance(hardware_or_rules, Iterable)
+    several &= not isinstance(hardware_or_rules, str | Mapping)
     rules = tuple(hardware_or_rules) if several else (hardware_or_rules,)
     default = rules[-1] if rules and isinstance(rules[-1], Hardware) else None
     rules = rules if default is None else rules[:-1]
@@ -152,7 +160,16 @@ def assignment(hardware_or_rules: Any, name: str | None) -> Assignment:
         if not isinstance(rule, Rule):
             raise InputError(
                 "analogize takes one Hardware for all layers, or a sequence of Rule, "
-                "which may end with the Hardware of all other layers; got "
-                f"{type(rule).__name__}: {rule!r}"
+                f"which may end with the Hardware of all other layers; {_told(rule)}"
             )
     return Assignment(rules=rules, default=default, name=name or "")
+
+
+def _told(rule: Any) -> str:
+    """Returns what is wrong with an argument that is no rule, and what to write."""
+    if isinstance(rule, Hardware):
+        return "got a Hardware before the end: write it last, or as Rule(pattern, it)"
+    said = f"got {type(rule).__name__}: {reprlib.repr(rule)}"
+    if inspect.isfunction(rule):
+        said += f". Call it: {rule.__name__}()"
+    return said

@@ -1,9 +1,11 @@
 """Frozen properties of a chip, over a tree of parameters: its key and mismatch."""
 
 import math
+import reprlib
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from hwtrain._arrays import paths
 from hwtrain._arrays.random import draw_key, fold_in
@@ -25,8 +27,14 @@ def chip_key(chip_seed: jax.typing.ArrayLike) -> jax.Array:
       chip_seed: the chip's number, from 0 to 2^32 - 1. May be traced.
 
     Raises:
-      ValueError: for a number out of range, which JAX would take modulo 2^32.
+      ValueError: unless it is a whole number in that range, of which JAX would take
+        another one modulo 2^32.
     """
+    dtype = getattr(chip_seed, "dtype", np.dtype(type(chip_seed)))
+    if not jnp.issubdtype(dtype, jnp.integer):
+        raise InputError(
+            f"a chip's seed must be a whole number; got {reprlib.repr(chip_seed)}"
+        )
     if isinstance(chip_seed, int) and not 0 <= chip_seed < 2**32:
         raise InputError(f"a chip's seed must be in [0, 2^32); got {chip_seed}")
     return jax.random.key(chip_seed, impl="threefry2x32")

@@ -1,5 +1,6 @@
 """Makes any Optax optimiser train an analog model."""
 
+import reprlib
 from collections.abc import Container
 from typing import Any, NamedTuple
 
@@ -122,6 +123,16 @@ def hardware_aware(
     """
     if isinstance(base, optax.MultiSteps):
         raise _wrong_order("MultiSteps")
+    if not (hasattr(base, "init") and hasattr(base, "update")):
+        raise InputError(
+            "hardware_aware takes an optimiser of Optax, such as optax.adam(1e-3); got "
+            f"{reprlib.repr(base)}"
+        )
+    if not isinstance(plan, Plan):
+        raise InputError(
+            "hardware_aware takes the plan of a model, hwtrain.plan(analog, variables, "
+            f"*example), in NNX hwtrain.plan(analog); got {type(plan).__name__}"
+        )
     base = optax.with_extra_args_support(base)
     drift_weights(plan, drift_key)  # raises if the key is missing or unused
     ours = added(plan)

@@ -164,6 +164,25 @@ def test_wrong_arguments_name_the_way_out(make, message):
         make()
 
 
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: Rule(3, CHIP), "a Rule's pattern must be text, .*; got 3"),
+        (lambda: Rule(params=("a", "b"), hardware=CHIP), r"must be text.*\('a', 'b'\)"),
+        (
+            lambda: hw.analogize(Model(), [CHIP, Rule("head", None)]),
+            "got a Hardware before the end: write it last, or as Rule",
+        ),
+        (lambda: hw.analogize(Model(), hw.presets.pcm), r"Call it: pcm\(\)"),
+        (lambda: hw.analogize(Model(), [("a", CHIP)]), r"got tuple: \('a', Hardware"),
+        (lambda: hw.analogize(Model(), {"forward": {}}), "got dict: {'forward'"),
+    ],
+)
+def test_arguments_of_another_kind_are_told(make, message):
+    with pytest.raises(ValueError, match=message):
+        make()
+
+
 def test_a_stack_axis_that_does_not_lead_is_an_error():
     class Stacked(nn.Module):
         @nn.compact
