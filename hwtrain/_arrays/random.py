@@ -8,7 +8,6 @@ how a stack of layers is sliced.
 
 import functools
 import hashlib
-import reprlib
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -52,7 +51,7 @@ def as_key(key: jax.Array) -> jax.Array:
     if dtype != jnp.uint32:
         raise InputError(
             "expected a JAX key, such as jax.random.key(0), or of a chip, "
-            f"hwtrain.chip_key(0); got {reprlib.repr(key)}"
+            f"hwtrain.chip_key(0); got {key!r:.80}"
         )
     return jax.random.wrap_key_data(key)
 

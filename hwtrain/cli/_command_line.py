@@ -88,6 +88,10 @@ def run() -> int:
 
     During Python's shutdown, another Ctrl-C would surface in unrelated code.
     """
+    for name in ("stdout", "stderr"):
+        # Closed, as by `>&-`. The next file to be opened would be taken for it.
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(os.devnull, "w"))
     if sys.argv[1:2] in (["train"], ["evaluate"]):
         keep_memory()  # of the program's own process
     try:

@@ -18,15 +18,15 @@ else:
 
 # Repeated here, because their modules load JAX; a test compares both.
 _METHODS = ("max", "moving_std", "moving_quantile", "cache_quantile")
-_TARGETS = ("aihwkit", "crosssim", "fusion-csv", "nir", "npz")
+TARGETS = ("aihwkit", "crosssim", "fusion-csv", "nir", "npz")
 """The built-in targets, for the help."""
 
 _SHELLS = ("bash", "zsh")
 
-_SOURCES = ("aihwkit", "lightning", "rockpool")
+SOURCES = ("aihwkit", "lightning", "rockpool")
 """The packages whose models are read, for the help."""
 
-_TECHNOLOGIES = ("hermes", "hermes_core", "isaac")
+TECHNOLOGIES = ("hermes", "hermes_core", "isaac")
 """The built-in technologies, for the help."""
 
 
@@ -380,7 +380,7 @@ def _inspect(commands: Commands) -> None:
         "--technology",
         metavar="NAME",
         help="with --cost, constants of this technology instead: "
-        f"{', '.join(_TECHNOLOGIES)}, or a function of your own, FILE.py:FUNCTION",
+        f"{', '.join(TECHNOLOGIES)}, or a function of your own, FILE.py:FUNCTION",
     )
     parser.add_argument(
         "--json",
@@ -436,13 +436,13 @@ def _convert(commands: Commands) -> None:
     )
     way = parser.add_mutually_exclusive_group(required=True)
     way.add_argument(
-        "--to", metavar="FORMAT", help=f"{', '.join(_TARGETS)}, or one of your own"
+        "--to", metavar="FORMAT", help=f"{', '.join(TARGETS)}, or one of your own"
     )
     way.add_argument(
         "--from",
         dest="source",
         metavar="PACKAGE",
-        help=f"what wrote the file: {', '.join(_SOURCES)}",
+        help=f"what wrote the file: {', '.join(SOURCES)}",
     )
     parser.add_argument(
         "--chip",

@@ -4,6 +4,7 @@ import errno
 import io
 import shutil
 import subprocess
+import sys
 
 import pytest
 
@@ -22,6 +23,10 @@ NEEDS_BASH = pytest.mark.skipif(shutil.which("bash") is None, reason="needs bash
         (["config", "ch"], ["check"]),
         (["calibrate", "run", "out", "--method", "moving_s"], ["moving_std"]),
         (["verify", "chi"], ["chip.a", "chip.b"]),
+        (["convert", "chip.a", "--to", "cr"], ["crosssim"]),
+        (["convert", "chip.a", "--from", "li"], ["lightning"]),
+        (["inspect", "run", "--technology", "is"], ["isaac"]),
+        (["fit", "chip.a", "pcm"], ["pcm_like"]),
     ],
     ids=lambda words: " ".join(words),
 )
@@ -59,3 +64,11 @@ def test_a_full_disk_behind_the_output_is_one_line(monkeypatch, capsys):
     assert said == (
         "hwtrain: error: the output could not be written: No space left on device\n"
     )
+
+
+@NEEDS_BASH
+@pytest.mark.nightly
+def test_a_closed_output_is_no_error(tmp_path):
+    command = f"{sys.executable} -m hwtrain completion bash >&- 2> err"
+    run = subprocess.run(["bash", "-c", command], cwd=tmp_path, check=False)
+    assert run.returncode == 0 and not (tmp_path / "err").read_text()

@@ -20,7 +20,7 @@ from safetensors.numpy import load_file
 import hwtrain
 from hwtrain import cli
 from hwtrain.cli._convert_from import _READERS, _write
-from hwtrain.cli._parser import _SOURCES
+from hwtrain.cli._parser import SOURCES
 from hwtrain.dynapse import DynapSim
 from hwtrain.train import initialised, read_arrays
 
@@ -49,7 +49,7 @@ def test_there_are_cases():
 
 
 def test_the_help_names_every_package():
-    assert {*_SOURCES} == {*_READERS, "rockpool"}
+    assert {*SOURCES} == {*_READERS, "rockpool"}
 
 
 @pytest.mark.parametrize("name", CASES)

@@ -8,7 +8,7 @@ import pytest
 
 from hwtrain import cli
 from hwtrain.checkpoint.adapters import ADAPTERS
-from hwtrain.cli._parser import _TECHNOLOGIES, make_parser
+from hwtrain.cli._parser import TECHNOLOGIES, make_parser
 from hwtrain.evaluate import technologies
 from hwtrain.periphery._calibration import METHODS
 from hwtrain.train._hardware import preset_names
@@ -61,7 +61,7 @@ def test_every_adapter_is_taken(target):
 
 
 def test_every_technology_is_in_the_help():
-    assert _TECHNOLOGIES == tuple(preset_names(technologies))
+    assert TECHNOLOGIES == tuple(preset_names(technologies))
 
 
 @pytest.mark.parametrize("method", METHODS)
