@@ -1,6 +1,7 @@
 """The registry of parts by name, and the order of stages around a tile."""
 
 import dataclasses
+import difflib
 import graphlib
 import importlib
 from collections.abc import Callable, Iterable
@@ -255,6 +256,7 @@ def _check(part: Any) -> None:
             f"{home}: a field cannot be called {', '.join(taken)}: every part has that "
             "already. Choose another name"
         )
+    _check_names(part, fields)
     for name, hint in get_type_hints(part).items():
         if name not in fields or type(None) not in get_args(hint):
             continue
@@ -263,6 +265,22 @@ def _check(part: Any) -> None:
             raise InputError(
                 f"{home}: {name} may be None, which TOML cannot express: make None its "
                 "default, so that it can be left out"
+            )
+
+
+def _check_names(part: type, fields: Iterable[str]) -> None:
+    """Raises for a method that almost has the name of one that it may replace.
+
+    Nothing would ever call it, and the parent's would act in its place.
+    """
+    own = {name for name in vars(part) if not name.startswith("_")}
+    known = {name for cls in part.__mro__[1:] for name in vars(cls)}
+    for name in sorted(own - known - {*fields}):
+        match = difflib.get_close_matches(name, known - own, n=1, cutoff=0.9)
+        if match:
+            raise InputError(
+                f"{_home(part)}: nothing calls {name}; did you mean {match[0]}? "
+                "Begin the name of a function of its own with an underscore"
             )
 
 

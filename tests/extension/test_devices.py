@@ -761,6 +761,32 @@ def test_a_field_of_a_name_that_parts_have_is_refused():
             version: int = 1
 
 
+@pytest.mark.parametrize(
+    ("kind", "base", "misspelt", "meant"),
+    [
+        ("noise_model", hw.NoiseModel, "read_sigm", "read_sigma"),
+        ("noise_model", hw.NoiseModel, "programing_sigma", "programming_sigma"),
+        ("noise_model", hw.PCMLikeNoiseModel, "must_drifts", "must_drift"),
+        ("stage", hw.Part, "arround", "around"),
+    ],
+)
+def test_a_method_that_nothing_calls_is_refused(kind, base, misspelt, meant):
+    """The parent's method would act in its place, which no measurement can tell."""
+
+    def method(self, *args):
+        return args[0]
+
+    match = f"nothing calls {misspelt}; did you mean {meant}?.*underscore"
+    with pytest.raises(ValueError, match=match):
+        hw.register(kind, "misspelt")(type("Mine", (base,), {misspelt: method}))
+    # A function of its own beside the method, or of another name, is none.
+    names = {misspelt: method, meant: method, "_read_sigm": method, "fitted": method}
+    try:
+        hw.register(kind, "misspelt")(type("Mine", (base,), names))
+    finally:
+        hw._parts.registry.forget(kind, "misspelt")
+
+
 def test_a_class_that_is_not_registered_is_refused():
     class Mine(hw.Part):
         pass
