@@ -13,6 +13,7 @@ PAGES = {
     "train._mismatch_config": "configuration.md",
     "_plan": "layers.md",
     "_plan.hardware": "physics.md",
+    "_plan.plan": "life_cycle.md",
     "_plan.planning": "training.md",
     "_plan.rules": "training.md",
     "_flax": "layers.md",

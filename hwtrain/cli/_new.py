@@ -27,7 +27,7 @@ def main(options: argparse.Namespace) -> int:
     print(f"{folder} has a model, its data, a configuration and a test. Next:")
     # A shell takes a name that begins with a dash for an option.
     place = shlex.quote(f"./{folder}" if str(folder).startswith("-") else str(folder))
-    print(f"  cd {place} && pytest && hwtrain train project.toml")
+    print(f"  cd {place} && python -m pytest && hwtrain train project.toml")
     return 0
 
 

@@ -14,7 +14,7 @@ from hwtrain.cli import main
 def test_a_new_project_is_one_that_hwtrain_accepts(options, tmp_path, capsys):
     folder = tmp_path / "my project"
     assert main(["new", str(folder), *options]) == 0
-    assert f"cd '{folder}' && pytest" in capsys.readouterr().out
+    assert f"cd '{folder}' && python -m pytest" in capsys.readouterr().out
     found = {path.name for path in folder.iterdir()}
     assert found == {"README.md", "project.py", "project.toml", "test_project.py"}
     assert (folder / "README.md").read_text("utf-8").startswith("# my project\n")
@@ -64,7 +64,7 @@ def test_a_failure_leaves_nothing(tmp_path, monkeypatch, capsys):
 def test_a_name_with_a_dash_is_no_option_of_the_shell(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     assert main(["new", "--", "-x"]) == 0
-    assert "  cd ./-x && pytest" in capsys.readouterr().out
+    assert "  cd ./-x && python -m pytest" in capsys.readouterr().out
 
 
 def test_every_template_is_in_the_package():
