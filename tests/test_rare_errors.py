@@ -9,6 +9,7 @@ from flax import linen as nn
 from flax import nnx
 
 import hwtrain as hw
+import hwtrain.train
 from hwtrain.checkpoint import _destination as destination
 from hwtrain.dynapse import SpatialCorrelation
 from hwtrain.evaluate import Population, cost, population
@@ -98,6 +99,11 @@ def test_a_call_that_cannot_be(wrong, message):
 @pytest.mark.parametrize(
     ("wrong", "message"),
     [
+        (
+            lambda: hw.train.resolve("work.py"),
+            "expected a function, as path",
+        ),
+        (lambda: hw.train.resolve("work.py:"), "or as module:function of an installed"),
         (lambda: hw.chip_key("a"), "seed must be a whole number; got 'a'"),
         (lambda: hw.chip_key(1.5), "seed must be a whole number; got 1.5"),
         (lambda: hw.chip_key(True), "seed must be a whole number; got True"),

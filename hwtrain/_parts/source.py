@@ -36,6 +36,11 @@ def resolve(source: str, folder: str | Path = ".") -> Callable[..., Any]:
         cannot be imported.
     """
     place, _, name = source.rpartition(":")
+    if not place or not name:
+        raise InputError(
+            f"{source!r}: expected a function, as path/to/file.py:function, or as "
+            "module:function of an installed package"
+        )
     if place.endswith(".py"):
         module = _load_file(place, folder, source)
     else:
