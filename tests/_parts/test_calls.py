@@ -48,6 +48,10 @@ class Kind(enum.Enum):
     ADD_NORMAL = "AddNormal"
 
 
+def is_built_in(part):
+    return part.__module__.startswith("hwtrain.")
+
+
 def noise_models():
     *first, last = sorted({x.__name__ for x in registry.parts_of("noise_model")})
     return f"{', '.join(first)} or {last}"
@@ -152,12 +156,12 @@ def noise_models():
         ),
         (
             lambda: Hardware(noise_model="pcm"),
-            f"Hardware(noise_model=): expected an object of {noise_models()}, got "
+            "Hardware(noise_model=): expected an object of {noise_models}, got "
             "'pcm'; did you mean PCMLikeNoiseModel()?",
         ),
         (
             lambda: Hardware(noise_model=PCMLikeNoiseModel),
-            f"Hardware(noise_model=): expected an object of {noise_models()}, got the "
+            "Hardware(noise_model=): expected an object of {noise_models}, got the "
             "class PCMLikeNoiseModel; did you mean PCMLikeNoiseModel()?",
         ),
         (
@@ -177,7 +181,7 @@ def noise_models():
         ),
         (
             lambda: AtTemperature(noise_model=3),
-            f"AtTemperature(noise_model=): expected an object of {noise_models()}, got "
+            "AtTemperature(noise_model=): expected an object of {noise_models}, got "
             "3\n"
             "AtTemperature(temperature_k=): expected a value, because it has no "
             "default; got none",
@@ -193,10 +197,15 @@ def noise_models():
         ),
     ],
 )
-def test_a_wrong_call_is_told_in_words(call, message):
+def test_a_wrong_call_is_told_in_words(call, message, monkeypatch):
+    # Other tests of this process may have registered more parts.
+    for kind, entries in registry._known.items():
+        own = {n: x for n, x in entries.items() if is_built_in(x.part)}
+        monkeypatch.setitem(registry._known, kind, own)
     with pytest.raises(InputError) as error:
         call()
     said = str(error.value)
+    message = message.replace("{noise_models}", noise_models())
     assert said.endswith(message) if message.startswith(";") else said == message
     assert error.value.__cause__ is None and error.value.__suppress_context__
     shown = "".join(traceback.format_exception(error.value))
