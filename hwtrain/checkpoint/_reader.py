@@ -95,6 +95,28 @@ class HardwareCheckpoint:
             for a time or a key if the checkpoint has no noise model, or the chip was
             measured.
         """
+        chip, factors = self.chip_and_factors(seed, t_s=t_s, key=key)
+        return compensated(chip, self.plan, factors)
+
+    def chip_and_factors(
+        self,
+        seed: int,
+        *,
+        t_s: ArrayLike | None = None,
+        key: jax.Array | None = None,
+    ) -> tuple[dict[str, Any], dict[str, np.ndarray | None]]:
+        """Returns a chip's parameters, and the factors of its drift compensation.
+
+        Args:
+          seed: as for `chip`.
+          t_s: likewise.
+          key: likewise.
+
+        Returns:
+          What `chip` returns, with mapping scales that do not include the factors, as
+          the kernels do; and the factors by path of the weight, `[*stack, row tiles,
+          columns or column tiles]`, `None` without a compensation.
+        """
         entry = self._chip(seed)
         check_read(self.manifest, entry, t_s, key)
         now = 0.0 if t_s is None else t_s
@@ -135,7 +157,7 @@ class HardwareCheckpoint:
         chip = with_open_bounds(paths.map_leaves(chip_value, self.params), self.plan)
         chip = paths.insert(chip, scales)
         chip = with_chip_leaves(chip, self.plan, self.params, chip_key(seed))
-        return compensated(chip, self.plan, factors)
+        return chip, factors
 
     def into(
         self,

@@ -32,8 +32,8 @@ class Layer:
       kernel: its weights, float32, shaped as stored, in the unit of the model.
       bias: the digital bias as stored, or `None`.
       input_range: the input range `[*stack, row tiles, column tiles]`, or `None`.
-      mapping_scale: the nominal model's weight for a crossbar weight of one, `[*stack,
-        row tiles, columns or 1]`.
+      mapping_scale: the weight for a crossbar weight of one, `[*stack, row tiles,
+        columns or 1]`: all digital factors behind the ADC.
       crossbars: its tiles with their places; none without a converter.
     """
 
@@ -68,14 +68,18 @@ class Layer:
 def layers(checkpoint: HardwareCheckpoint, chip: int | None = None) -> Iterator[Layer]:
     """Yields the analog weights of a checkpoint, one in memory at a time.
 
-    Learned output scales are part of the kernels and of the mapping scales.
+    Learned output scales, and the factors of a chip's drift compensation, are part of
+    the kernels and of the mapping scales.
 
     Args:
       checkpoint: the checkpoint.
       chip: the seed of a frozen chip; `None` for the nominal model.
     """
     nominal = paths.leaves(checkpoint.params)
-    kernels = nominal if chip is None else paths.leaves(checkpoint.chip(chip))
+    kernels, factors = nominal, {}
+    if chip is not None:
+        found, factors = checkpoint.chip_and_factors(chip)
+        kernels = paths.leaves(found)
     with_bias = set()
     for weight in checkpoint.plan.weights:
         bias, input_range = None, None
@@ -98,27 +102,41 @@ def layers(checkpoint: HardwareCheckpoint, chip: int | None = None) -> Iterator[
             mapping_scale=_mapping_scale(weight, nominal),
             crossbars=crossbars,
         )
+        if factors.get(weight.path) is not None:  # the chip's kernel includes it
+            layer = _scaled(layer, of_columns(weight, factors[weight.path]))
         if weight.hardware.scales_outputs:
-            layer = _scaled(layer, in_numpy(nominal[weight.leaf(OUTPUT_SCALE)]))
+            scale = in_numpy(nominal[weight.leaf(OUTPUT_SCALE)])
+            spread = np.asarray(weight.spread(jnp.asarray(scale)))
+            layer = dataclasses.replace(layer, kernel=layer.kernel * spread)
+            layer = _scaled(layer, scale)
         yield layer
 
 
-def _scaled(layer: Layer, scale: np.ndarray) -> Layer:
-    """Includes learned output scales `[*stack, row tiles, columns or 1]` in a layer.
+def of_columns(weight: AnalogWeight, factor: Any) -> np.ndarray:
+    """Returns a factor of tiles as `[*stack, row tiles, columns or 1]`."""
+    return np.asarray(weight.of_columns(jnp.asarray(factor)), np.float32)
 
-    Like the mapping scale, they multiply a tile's outputs after its ADC.
+
+def scaled_tile(place: Place, tile: Tile, factor: np.ndarray) -> Tile:
+    """Returns a tile whose mapping scale includes a factor behind its ADC.
+
+    Args:
+      place: its place.
+      tile: the tile.
+      factor: `[*stack, row tiles, columns or 1]`.
     """
+    part = factor[..., place.row : place.row + 1, :]
+    part = part if part.shape[-1] == 1 else part[..., place.columns]
+    return dataclasses.replace(tile, mapping_scale=tile.mapping_scale * part)
 
-    def scaled(place: Place, tile: Tile) -> Tile:
-        part = scale[..., place.row : place.row + 1, :]
-        part = part if part.shape[-1] == 1 else part[..., place.columns]
-        return dataclasses.replace(tile, mapping_scale=tile.mapping_scale * part)
 
+def _scaled(layer: Layer, factor: np.ndarray) -> Layer:
+    """Includes a factor `[*stack, row tiles, columns or 1]` in the mapping scales."""
+    tiles = ((p, scaled_tile(p, tile, factor)) for p, tile in layer.crossbars)
     return dataclasses.replace(
         layer,
-        kernel=layer.kernel * np.asarray(layer.weight.spread(jnp.asarray(scale))),
-        mapping_scale=layer.mapping_scale * scale,
-        crossbars=tuple((p, scaled(p, tile)) for p, tile in layer.crossbars),
+        mapping_scale=layer.mapping_scale * factor,
+        crossbars=tuple(tiles),
     )
 
 

@@ -11,7 +11,14 @@ from hwtrain._parts.fields import without_none
 from hwtrain.checkpoint import _destination as destination
 from hwtrain.checkpoint._reader import HardwareCheckpoint
 from hwtrain.checkpoint._tiles import grid
-from hwtrain.checkpoint.adapters._arrays import devices, in_numpy, save_npz
+from hwtrain.checkpoint.adapters._arrays import (
+    devices,
+    in_numpy,
+    of_columns,
+    save_npz,
+    scaled_tile,
+)
+from hwtrain.chips._programming import compensated
 from hwtrain.weights.mapping import MAPPING_SCALE
 
 
@@ -25,7 +32,8 @@ def to_npz(
     `conductances/<path>/tile/<i>/<j>/<device>` in µS `[*stack, rows, columns]`, with
     `scale_ratio`, `mapping_scale` (and `min`) beside them; and `manifest`, the
     checkpoint's manifest as JSON text. A weight is
-    `(g_pos - g_neg) / scale_ratio * mapping_scale`; for other converters, see `rules`
+    `(g_pos - g_neg) / scale_ratio * mapping_scale`, where the scales of a chip include
+    the factors of its drift compensation; for other converters, see `rules`
     in the manifest.
 
     Args:
@@ -47,7 +55,10 @@ def _arrays(
     manifest = without_none(checkpoint.manifest.model_dump(mode="json"))
     yield "manifest", np.array(json.dumps(manifest, sort_keys=True))
     yield "chip", np.array("nominal" if chip is None else str(chip))
-    params = checkpoint.params if chip is None else checkpoint.chip(chip)
+    params, factors = checkpoint.params, {}
+    if chip is not None:
+        params, factors = checkpoint.chip_and_factors(chip)
+        params = compensated(params, checkpoint.plan, factors)
     probes = checkpoint.plan.zeros
     for collection, tree in {**checkpoint.variables, "params": params}.items():
         for path, value in paths.leaves(tree).items():
@@ -59,6 +70,9 @@ def _arrays(
         tiles = checkpoint.conductances(weight.path, chip)
         for place in grid(weight):
             tile = tiles[place.row][place.column]
+            if factors.get(weight.path) is not None:
+                factor = of_columns(weight, factors[weight.path])
+                tile = scaled_tile(place, tile, factor)
             name = f"conductances/{weight.path}/{place.name}"
             for device, g in devices(tile).items():
                 yield f"{name}/{device}", g

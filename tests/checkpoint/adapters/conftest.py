@@ -14,8 +14,10 @@ from hwtrain._plan.weight import AnalogWeight
 from hwtrain.checkpoint import export, load
 from hwtrain.devices import (
     BitSlicedConductanceConverter,
+    GlobalDriftCompensationWithExactReference,
     NPairConductanceConverter,
     PCMLikeNoiseModel,
+    PerColumnDriftCompensation,
     SingleDeviceConductanceConverter,
     SinglePairConductanceConverter,
 )
@@ -68,7 +70,30 @@ CHIPS = {
         converter=SinglePairConductanceConverter(g_max=20.0),
     ),
     "device": Hardware(converter=SingleDeviceConductanceConverter()),
+    # The factor of the first is not 1 after programming, nor that of the second after
+    # the read through a noisy periphery.
+    "compensated": Hardware(
+        mapping=TILES,
+        forward=IOParameters(inp_bits=8, out_bits=6, out_bound=3.0),
+        converter=SinglePairConductanceConverter(g_max=25.0),
+        noise_model=PCMLikeNoiseModel(prog_noise_scale=3.0),
+        drift_compensation=GlobalDriftCompensationWithExactReference(),
+    ),
+    "columnwise": Hardware(
+        mapping=TILES,
+        forward=IOParameters(out_bits=6, out_bound=3.0, out_noise=0.2),
+        converter=SinglePairConductanceConverter(g_max=25.0),
+        noise_model=PCMLikeNoiseModel(),
+        drift_compensation=PerColumnDriftCompensation(),
+    ),
+    "ideal_read": Hardware(
+        mapping=TILES,
+        converter=SinglePairConductanceConverter(g_max=25.0),
+        noise_model=PCMLikeNoiseModel(prog_noise_scale=3.0),
+        drift_compensation=GlobalDriftCompensationWithExactReference(),
+    ),
 }
+COMPENSATED = ("compensated", "columnwise", "ideal_read")
 
 
 # Convolutions: shape of the kernel and the window.
@@ -154,6 +179,23 @@ def matrices():
         return {f"{name}/{g}": pair for g, pair in enumerate(zip(kernels, biases))}
 
     return of
+
+
+@pytest.fixture(params=COMPENSATED)
+def compensated(request, make):
+    """Returns a chip with drift compensation, its layer, and its crossbars' weights.
+
+    They are those of its devices alone, by their place in the matrix.
+    """
+    name = request.param
+    checkpoint = make(name, norm=False, seed=8)
+    found = np.zeros((6, 5), np.float32)
+    for i, row in enumerate(checkpoint.conductances(f"{name}/kernel", 8)):
+        for j, tile in enumerate(row):
+            g = [tile.programmed[x].g_prog for x in ("g_pos", "g_neg")]
+            place = slice(3 * i, 3 * i + 3), slice(3 * j, 3 * j + 3)
+            found[place] = (g[0] - g[1]) / tile.scale_ratio
+    return checkpoint, name, found
 
 
 @pytest.fixture

@@ -83,6 +83,24 @@ def test_learned_output_scales(make, out, scaled):
     np.testing.assert_allclose(found, kernel, rtol=0, atol=1e-6 * abs(kernel).max())
 
 
+def test_the_drift_compensation_is_behind_the_adc(compensated, out):
+    checkpoint, name, crossbars = compensated
+    to_crosssim(checkpoint, out, chip=8)
+    (entry,) = json.loads((out / "crosssim.json").read_text())["layers"]
+    kernel = np.asarray(checkpoint.chip(8)[name]["kernel"])
+    held = np.zeros_like(kernel)
+    with np.load(out / "matrices.npz") as file:
+        found = weights(file, entry, kernel.shape)
+        for core in entry["cores"]:
+            matrix = file[core["matrix"]]
+            row, column = core["first_input"], core["first_output"]
+            place = slice(row, row + matrix.shape[1]), slice(column, column + 3)
+            held[place] = matrix.T
+    np.testing.assert_allclose(found, kernel, rtol=0, atol=1e-6 * abs(kernel).max())
+    # The largest weight of each tile is one, so full conductance, before programming.
+    np.testing.assert_allclose(held, crossbars, rtol=0, atol=2e-6)
+
+
 def test_what_cannot_be_said_is_listed(make, out):
     to_crosssim(make(*NAMES, stack=(2,), seed=None), out)
     layers = json.loads((out / "crosssim.json").read_text())["layers"]

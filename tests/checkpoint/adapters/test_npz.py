@@ -78,3 +78,13 @@ def test_a_chip_is_written_as_it_was_programmed(make, out):
             assert (
                 abs(chip - np.asarray(checkpoint.params[name]["kernel"])).max() > 0.01
             )
+
+
+def test_scales_of_a_chip_include_its_drift_compensation(compensated, out):
+    checkpoint, name, _ = compensated
+    to_npz(checkpoint, out, chip=8)
+    chip = np.asarray(checkpoint.chip(8)[name]["kernel"])
+    with np.load(out) as file:
+        np.testing.assert_array_equal(file[f"variables/params/{name}/kernel"], chip)
+        found = weights(file, f"{name}/kernel", chip.shape)
+    np.testing.assert_allclose(found, chip, rtol=0, atol=1e-6 * abs(chip).max())
