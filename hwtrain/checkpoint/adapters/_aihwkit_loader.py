@@ -19,22 +19,28 @@ def load(model, folder=".", names=None):
     """Sets weights, scales, input ranges and biases of the analog layers of a model.
 
     Args:
-      model: an aihwkit model with inference tiles, whose `rpu_config` has the `mapping`
-        and `forward` of `rpu_config.py`.
+      model: any `torch.nn.Module` with analog layers of inference tiles, whose
+        `rpu_config` has the `mapping` and `forward` of `rpu_config.py`.
       folder: the folder of `tensors.npz`.
       names: the name in the tensors of each analog layer of the model, by its name in
-        `named_analog_layers()`. By default the same names with dots for slashes.
+        `named_modules()`. By default the same names with dots for slashes.
 
     Raises:
       ValueError: if a layer or a tile does not fit; the model may be partly changed.
     """
+    from aihwkit.nn.modules.base import (  # pyright: ignore[reportMissingImports]
+        AnalogLayerBase,
+    )
     from torch import from_numpy  # pyright: ignore[reportMissingImports]
 
     with np.load(Path(folder, "tensors.npz"), allow_pickle=False) as file:
         tensors = dict(file)
     left = {name.removesuffix("/weight") for name in tensors if name.endswith("weight")}
-    for layer, module in model.named_analog_layers():
-        name = layer.replace(".", "/") if names is None else names[layer]
+    # Not named_analog_layers(), which only aihwkit's own containers have.
+    for layer, module in model.named_modules():
+        if not isinstance(module, AnalogLayerBase) or module.IS_CONTAINER:
+            continue
+        name = layer.replace(".", "/") if names is None else names.get(layer)
         if name not in left:
             raise ValueError(f"no weights are left for {layer!r}; there are {left}")
         left.remove(name)
@@ -69,6 +75,9 @@ def load(model, folder=".", names=None):
                 # These are set here instead of drawn by program_weights().
                 tile.programmed_weights = tile.tile.get_weights()
                 tile.drift_noise_parameters = drift
+                # The mapping scales hold the factor of the compensation at zero, so
+                # that an exact reference, too, is that of the programmed weights.
+                tile.reference_combined_weights = tile.programmed_weights.clone()
                 if getattr(tile.rpu_config, "drift_compensation", None) is not None:
                     compensation = tile.rpu_config.drift_compensation
                     tile.drift_baseline = compensation.init_baseline(tile)

@@ -13,6 +13,7 @@ with the header of the model, and the rows in its order.
 import csv
 import json
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 
@@ -21,11 +22,11 @@ def load(model, folder=".", names=None, table=None):
     """Sets weights and biases of the analog layers of a model.
 
     Args:
-      model: an aihwkit model with digital biases, and inference tiles of the sizes in
-        the side car.
+      model: any `torch.nn.Module` whose analog layers have digital biases, and
+        inference tiles of the sizes in the side car.
       folder: the folder of `conductances.csv` and `side_car.json`.
       names: the name in the side car of each analog layer of the model, by its name in
-        `named_analog_layers()`. By default the same names with dots for slashes.
+        `named_modules()`. By default the same names with dots for slashes.
       table: a table returned by the chip's composer, with the same columns. By default
         `conductances.csv`, the targets.
 
@@ -35,6 +36,9 @@ def load(model, folder=".", names=None, table=None):
     Raises:
       ValueError: if a layer or a tile does not fit; the model may be partly changed.
     """
+    from aihwkit.nn.modules.base import (  # pyright: ignore[reportMissingImports]
+        AnalogLayerBase,
+    )
     from aihwkit.utils.export import (  # pyright: ignore[reportMissingImports]
         _fusion_get_csv_header,
         fusion_import,
@@ -50,8 +54,13 @@ def load(model, folder=".", names=None, table=None):
     left, params, ordered = set(entries), {}, {}
     with open(folder / "conductances.csv", newline="") as file:
         targets = dict(zip(row_names, list(csv.reader(file))[6:]))
-    for layer, module in model.named_analog_layers():
-        name = layer.replace(".", "/") if names is None else names[layer]
+    layers = [
+        (layer, module)
+        for layer, module in model.named_modules()
+        if isinstance(module, AnalogLayerBase) and not module.IS_CONTAINER
+    ]
+    for layer, module in layers:
+        name = layer.replace(".", "/") if names is None else names.get(layer)
         if name not in left:
             raise ValueError(f"no weights are left for {layer!r}; there are {left}")
         left.remove(name)
@@ -84,7 +93,14 @@ def load(model, folder=".", names=None, table=None):
         file.write(_fusion_get_csv_header(model))
         writer = csv.writer(file, lineterminator="\n")
         writer.writerows([list(ordered), *ordered.values()])
-    return fusion_import(str(matched), model, params)
+    # Only aihwkit's own containers have named_analog_layers().
+    walked = SimpleNamespace(
+        named_modules=model.named_modules,
+        named_analog_layers=lambda: iter(layers),
+        eval=model.eval,
+    )
+    fusion_import(str(matched), walked, params)
+    return model
 
 
 def original_weights(entry, conductances):

@@ -3,9 +3,12 @@
 import json
 import runpy
 
+import jax
 import numpy as np
 import pytest
+from flax import linen as nn
 
+import hwtrain
 from hwtrain.checkpoint.adapters import to_aihwkit
 
 NAMES = ("first", "second", "pairs")
@@ -73,6 +76,16 @@ def test_learned_output_scales(make, out, scaled):
     np.testing.assert_allclose(found, kernel, rtol=0, atol=1e-6 * abs(kernel).max())
 
 
+def test_the_drift_compensation_is_behind_the_adc(compensated, out):
+    checkpoint, name, crossbars = compensated
+    to_aihwkit(checkpoint, out, chip=8)
+    kernel = np.asarray(checkpoint.chip(8)[name]["kernel"])
+    with np.load(out / "tensors.npz") as file:
+        found, held = weights(file, name), file[f"{name}/weight"].T
+    np.testing.assert_allclose(found, kernel, rtol=0, atol=1e-6 * abs(kernel).max())
+    np.testing.assert_allclose(held, crossbars, rtol=0, atol=2e-6)
+
+
 def test_a_tile_of_one_scale_has_one_number(make, out):
     to_aihwkit(make("converted", "conv"), out)
     with np.load(out / "tensors.npz") as file:
@@ -90,10 +103,10 @@ def test_conductances_are_those_of_the_checkpoint(make, out):
 
 
 def _model(rpu_config, names):
-    nn = pytest.importorskip("aihwkit.nn", reason="aihwkit is not installed")
-    model = nn.AnalogSequential()
+    ai = pytest.importorskip("aihwkit.nn", reason="aihwkit is not installed")
+    model = ai.AnalogSequential()
     for name in names:
-        model.add_module(name, nn.AnalogLinear(6, 5, rpu_config=rpu_config()))
+        model.add_module(name, ai.AnalogLinear(6, 5, rpu_config=rpu_config()))
     return model.eval()
 
 
@@ -155,13 +168,82 @@ def test_the_configuration_and_what_aihwkit_saves(make, out, tmp_path):
     np.testing.assert_array_equal(fresh(x).detach(), model(x).detach())
 
 
+def test_any_module_with_analog_layers_is_loaded(make, out):
+    torch = pytest.importorskip("torch", reason="torch is not installed")
+    ai = pytest.importorskip("aihwkit.nn", reason="aihwkit is not installed")
+
+    class Net(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.body = torch.nn.ModuleDict({"first": self.layer(), "act": torch.nn.ReLU()})
+            self.wrapped = ai.AnalogSequential(self.layer())
+
+        def layer(self):
+            return ai.AnalogLinear(6, 5, rpu_config=_config())
+
+    checkpoint = make("first", "converted", norm=False)
+    to_aihwkit(checkpoint, out)
+    names, model = {"body.first": "first", "wrapped.0": "converted"}, Net()
+    runpy.run_path(str(out / "load.py"))["load"](model, out, names)
+    layers = dict(model.named_modules())
+    for layer, name in names.items():
+        kernel = np.asarray(checkpoint.params[name]["kernel"])
+        found, _ = layers[layer].get_weights()
+        np.testing.assert_allclose(found.T, kernel, atol=1e-6 * abs(kernel).max())
+
+
+@pytest.mark.parametrize("chip", [None, 8])
+def test_aihwkit_computes_what_a_compensated_chip_computes(tmp_path, chip):
+    torch = pytest.importorskip("torch", reason="torch is not installed")
+    pytest.importorskip("aihwkit", reason="aihwkit is not installed")
+    analog, variables, x = compensated_model(tmp_path)
+    checkpoint = hwtrain.load(tmp_path / "chip")
+    to_aihwkit(checkpoint, tmp_path / "out", chip=chip)
+    params = checkpoint.params if chip is None else checkpoint.chip(chip)
+    expected = hwtrain.eval_mode(analog).apply({"params": params}, x)
+    config = runpy.run_path(str(tmp_path / "out" / "rpu_config.py"))["RPU_CONFIGS"]
+    model = _model(config["layer"], ["layer"])
+    runpy.run_path(str(tmp_path / "out" / "load.py"))["load"](model, tmp_path / "out")
+    y = model(torch.tensor(np.array(x))).detach().numpy()
+    np.testing.assert_allclose(y, expected, rtol=0, atol=2e-6)
+
+
+def compensated_model(path):
+    """Exports a layer with a DAC, an ADC and a chip whose factors are not 1."""
+    converters = hwtrain.IOParameters(inp_bits=7, out_bits=6, out_bound=2.0)
+    hardware = hwtrain.Hardware(
+        forward=converters,
+        input_range=hwtrain.InputRangeParameter(init_value=2.0),
+        mapping=hwtrain.MappingParameter(
+            max_input_size=4, max_output_size=3, weight_scaling_omega=1.0
+        ),
+        converter=hwtrain.SinglePairConductanceConverter(),
+        noise_model=hwtrain.PCMLikeNoiseModel(prog_noise_scale=3.0),
+        drift_compensation=hwtrain.GlobalDriftCompensationWithExactReference(),
+    )
+    analog = hwtrain.analogize(Layer(), hardware)
+    x = jax.random.normal(jax.random.key(1), (64, 6))
+    variables = analog.init(jax.random.key(0), x)
+    plan = hwtrain.plan(analog, variables, x)
+    hwtrain.export(path / "chip", variables, plan, chip_seed=8)
+    return analog, variables, x
+
+
+class Layer(nn.Module):
+    """One layer with a name."""
+
+    @nn.compact
+    def __call__(self, x):
+        return nn.Dense(5, name="layer")(x)
+
+
 def test_aihwkit_loads_a_convolution(make, out):
     torch = pytest.importorskip("torch", reason="torch is not installed")
-    nn = pytest.importorskip("aihwkit.nn", reason="aihwkit is not installed")
+    ai = pytest.importorskip("aihwkit.nn", reason="aihwkit is not installed")
     checkpoint = make("conv", norm=False)
     to_aihwkit(checkpoint, out)
-    model = nn.AnalogSequential()
-    model.add_module("conv", nn.AnalogConv2dMapped(3, 5, 2, rpu_config=_config()))
+    model = ai.AnalogSequential()
+    model.add_module("conv", ai.AnalogConv2dMapped(3, 5, 2, rpu_config=_config()))
     model = model.eval()
     runpy.run_path(str(out / "load.py"))["load"](model, out)
     kernel, bias = (

@@ -217,18 +217,20 @@ def test_without_a_graph_the_layers_alone_have_numbers(tmp_path):
     }
 
 
-def test_aihwkit_reads_it(make, out):
+@pytest.mark.parametrize("of_aihwkit", [True, False])
+def test_aihwkit_reads_it(make, out, of_aihwkit):
     torch = pytest.importorskip("torch")
     pytest.importorskip("aihwkit")
     from aihwkit.nn import AnalogLinear, AnalogSequential
     from aihwkit.simulator.configs import InferenceRPUConfig
 
-    checkpoint = make("second")
+    checkpoint = make("second", norm=False)
     to_fusion_csv(checkpoint, out)
-    model = AnalogSequential()
+    model = AnalogSequential() if of_aihwkit else torch.nn.Sequential()
     model.add_module("act", torch.nn.ReLU())
     model.add_module("second", AnalogLinear(6, 5, rpu_config=InferenceRPUConfig()))
-    runpy.run_path(str(out / "load.py"))["load"](model, out)
+    loaded = runpy.run_path(str(out / "load.py"))["load"](model, out)
+    assert loaded is model and not model.training
     found = model.second.get_weights()[0].numpy().T
     kernel = np.asarray(checkpoint.params["second"]["kernel"])
     np.testing.assert_allclose(found, kernel, rtol=0, atol=1e-5 * abs(kernel).max())
