@@ -14,6 +14,7 @@ from hwtrain.checkpoint.adapters._aihwkit_config import rpu_config
 from hwtrain.checkpoint.adapters._arrays import (
     Layer,
     as_json,
+    digital_of,
     layers,
     outputs_of,
     plan_of,
@@ -34,8 +35,9 @@ def to_aihwkit(
     The target conductances in µS (`tile/<n>/g/<device>`, `[out, in]`) are only for the
     record: aihwkit derives its own from the weights. `rpu_config.py` makes the
     `InferenceRPUConfig` of each layer. `layers.json` holds the plan of each layer, and
-    the properties of its hardware that aihwkit cannot express (`lost`); and `outputs`,
-    the modules whose results digital units store in few bits.
+    the properties of its hardware that aihwkit cannot express (`lost`); beside the
+    layers, `lost` names the digital parameters and statistics of other modules, and
+    `outputs` the modules whose results digital units store in few bits.
 
     Args:
       checkpoint: from `hwtrain.load`.
@@ -57,12 +59,14 @@ def to_aihwkit(
             for index, name in stack_index(weight)
         }
         hardwares = {name: weight.hardware for name, (_, weight) in named.items()}
-        text, lost = rpu_config(hardwares)
+        digital = digital_of(checkpoint)
+        text, lost = rpu_config(hardwares, digital)
         plans = {
             name: {"index": list(index), "weight": plan_of(weight), "lost": lost[name]}
             for name, (index, weight) in named.items()
         }
         content = {"format": "hwtrain-aihwkit", "chip": chip, "layers": plans}
+        content["lost"] = digital
         content["outputs"] = outputs_of(checkpoint)
         (partial / "layers.json").write_text(as_json(content), encoding="utf-8")
         (partial / "rpu_config.py").write_text(text, encoding="utf-8")

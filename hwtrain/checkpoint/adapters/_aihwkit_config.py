@@ -73,11 +73,14 @@ _MV_TYPES = ("one_pass", "pos_neg_separate", "pos_neg_separate_digital_sum")
 _EVERY = ("prog_noise_scale", "read_noise_scale", "drift_scale", "t_0", "t_read")
 
 
-def rpu_config(hardwares: Mapping[str, Hardware]) -> tuple[str, dict[str, list[str]]]:
+def rpu_config(
+    hardwares: Mapping[str, Hardware], digital: Mapping[str, Sequence[str]] = {}
+) -> tuple[str, dict[str, list[str]]]:
     """Returns a Python file, and for each layer the properties that it cannot express.
 
     Args:
       hardwares: the hardware of each layer, by the layer's name.
+      digital: what else is lost, by the name of a module; for the file.
     """
     kinds = list(dict.fromkeys(hardwares.values()))
     names = {hardware: f"chip_type_{n}" for n, hardware in enumerate(kinds)}
@@ -92,12 +95,13 @@ def rpu_config(hardwares: Mapping[str, Hardware]) -> tuple[str, dict[str, list[s
     text += [f"    {layer!r}: {names[chip]},\n" for layer, chip in hardwares.items()]
     text.append('}\n"""Makes the configuration of a layer, by its name."""\n')
     text.append("\nLOST = {\n")
-    for layer, chip in hardwares.items():
-        text.append(f"    {layer!r}: [\n")
-        text += [f"        {line!r},\n" for line in lost[chip]]
-        text.append("    ],\n")
-    text.append('}\n"""What of its chip type aihwkit cannot say."""\n')
     by_layer = {layer: lost[chip] for layer, chip in hardwares.items()}
+    for name in dict.fromkeys((*by_layer, *digital)):
+        text.append(f"    {name!r}: [\n")
+        lines = (*by_layer.get(name, ()), *digital.get(name, ()))
+        text += [f"        {line!r},\n" for line in lines]
+        text.append("    ],\n")
+    text.append('}\n"""What aihwkit cannot say, and what these files leave out."""\n')
     return "".join(text), by_layer
 
 

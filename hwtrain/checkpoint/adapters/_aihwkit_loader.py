@@ -10,6 +10,8 @@ Everything that it sets is part of the model's `state_dict()`: save that with
 restores it.
 """
 
+import json
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -21,12 +23,16 @@ def load(model, folder=".", names=None):
     Args:
       model: any `torch.nn.Module` with analog layers of inference tiles, whose
         `rpu_config` has the `mapping` and `forward` of `rpu_config.py`.
-      folder: the folder of `tensors.npz`.
+      folder: the folder of `tensors.npz` and `layers.json`.
       names: the name in the tensors of each analog layer of the model, by its name in
         `named_modules()`. By default the same names with dots for slashes.
 
     Raises:
       ValueError: if a layer or a tile does not fit; the model may be partly changed.
+
+    Warns:
+      UserWarning: naming the modules whose digital parameters or statistics the files
+        do not hold, such as batch norms.
     """
     from aihwkit.nn.modules.base import (  # pyright: ignore[reportMissingImports]
         AnalogLayerBase,
@@ -83,3 +89,11 @@ def load(model, folder=".", names=None):
                     tile.drift_baseline = compensation.init_baseline(tile)
     if left:
         raise ValueError(f"the model has no layer for {', '.join(sorted(left))}")
+    content = Path(folder, "layers.json").read_text(encoding="utf-8")
+    lost = json.loads(content)["lost"]
+    if lost:
+        warnings.warn(
+            f"not set, because they are not in the files: {', '.join(lost)}; set them "
+            "from hwtrain.load(CHECKPOINT).variables",
+            stacklevel=2,
+        )

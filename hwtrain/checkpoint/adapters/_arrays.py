@@ -65,6 +65,47 @@ class Layer:
         return float(self.input_range[index][place.row, place.column])
 
 
+def digital_of(checkpoint: HardwareCheckpoint) -> dict[str, list[str]]:
+    """Returns what `layers` leaves out of a model, in a line for each module.
+
+    These are the digital parameters, such as those of norms, other than the biases of
+    analog layers; those of users' parts; and other variables that the model needs.
+
+    Returns:
+      Lines by the module's path; by its own path for an array of the whole model.
+    """
+    plan = checkpoint.plan
+    held = {path for weight in plan.weights for path in (weight.path, weight.stored)}
+    for weight in plan.weights:
+        held |= weight.owned - {*map(weight.leaf, weight.own_leaves)}
+    held |= {*_biases(checkpoint).values()}
+    found: dict[str, list[str]] = {}
+    for path in paths.leaves(checkpoint.params):
+        if path not in held:
+            module, _, name = path.rpartition("/")
+            found.setdefault(module or path, []).append(name)
+    for path in plan.state:
+        collection, _, inner = path.partition("/")
+        module, _, name = inner.rpartition("/")
+        found.setdefault(module or path, []).append(f"{name} ({collection})")
+    return {
+        module: [f"digital: {', '.join(names)}; they are in checkpoint.variables alone"]
+        for module, names in sorted(found.items())
+    }
+
+
+def _biases(checkpoint: HardwareCheckpoint) -> dict[str, str]:
+    """Returns the paths of digital biases by the weights that they are written with."""
+    found, nominal, seen = {}, paths.leaves(checkpoint.params), set()
+    for weight in checkpoint.plan.weights:
+        # A layer may hold two analog weights; its other leaves go to the first one.
+        if weight.kind != "raw" and weight.layer_path not in seen:
+            seen.add(weight.layer_path)
+            if weight.leaf("bias") in nominal:
+                found[weight.path] = weight.leaf("bias")
+    return found
+
+
 def layers(checkpoint: HardwareCheckpoint, chip: int | None = None) -> Iterator[Layer]:
     """Yields the analog weights of a checkpoint, one in memory at a time.
 
@@ -80,13 +121,9 @@ def layers(checkpoint: HardwareCheckpoint, chip: int | None = None) -> Iterator[
     if chip is not None:
         found, factors = checkpoint.chip_and_factors(chip)
         kernels = paths.leaves(found)
-    with_bias = set()
+    biases = _biases(checkpoint)
     for weight in checkpoint.plan.weights:
-        bias, input_range = None, None
-        # A layer may hold two analog weights; its other leaves go to the first one.
-        if weight.kind != "raw" and weight.layer_path not in with_bias:
-            bias = nominal.get(weight.leaf("bias"))
-            with_bias.add(weight.layer_path)
+        bias, input_range = nominal.get(biases.get(weight.path, "")), None
         if weight.ranged:
             input_range = in_numpy(nominal[weight.leaf(RANGE)])
             _check_range(weight, input_range)

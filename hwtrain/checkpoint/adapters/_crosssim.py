@@ -17,6 +17,7 @@ from hwtrain.checkpoint.adapters._arrays import (
     Layer,
     as_json,
     devices,
+    digital_of,
     layers,
     outputs_of,
     plan_of,
@@ -48,8 +49,9 @@ def to_crosssim(
     name of the `matrix`, `parameters` for `CrossSimParameters(**parameters)`, the
     `input_scale` r (`None`: no range, no clipping), the `output_scale` o and the
     positions of inputs and outputs; the `bias` b; and `lost`: the properties of the
-    hardware that CrossSim's parameters cannot express. `outputs` are the modules whose
-    results digital units store in few bits.
+    hardware that CrossSim's parameters cannot express. Beside the layers, `lost` names
+    the digital parameters and statistics of other modules, and `outputs` the modules
+    whose results digital units store in few bits.
 
     Args:
       checkpoint: from `hwtrain.load`.
@@ -86,6 +88,7 @@ def to_crosssim(
                 "output_scale": "unit of the output",
             },
             "layers": found,
+            "lost": digital_of(checkpoint),
             "outputs": outputs_of(checkpoint),
         }
         (partial / PARAMETERS).write_text(as_json(content), encoding="utf-8")

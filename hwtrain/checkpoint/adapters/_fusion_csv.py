@@ -17,6 +17,7 @@ from hwtrain.checkpoint.adapters import _fusion_loader as fusion_loader
 from hwtrain.checkpoint.adapters._arrays import (
     Layer,
     as_json,
+    digital_of,
     layers,
     outputs_of,
     plan_of,
@@ -41,10 +42,11 @@ def to_fusion_csv(
     and width of each layer), a row of names, and for each layer one row of
     :math:`|g|` in µS: its tiles one after the other, each `[outputs, inputs]` row by
     row. `side_car.json` holds for each layer and tile the signs (`+`, `-`, `0`), the
-    scales in units of the weight per µS, the input range and the bias, and in `outputs`
-    the modules whose results digital units store in few bits. Layers are in the order
-    of the checkpoint's graph, and numbered like the modules of a sequential model of
-    its nodes, including activations; without a graph, only layers are counted.
+    scales in units of the weight per µS, the input range and the bias, in `lost` the
+    digital parameters and statistics of other modules, which it does not hold, and in
+    `outputs` the modules whose results digital units store in few bits. Layers are in
+    the order of the checkpoint's graph, and numbered like the modules of a sequential
+    model of its nodes, including activations; without a graph, only layers are counted.
     `load.py` numbers them as in an aihwkit model, and calls `fusion_import`.
 
     Args:
@@ -86,6 +88,7 @@ def to_fusion_csv(
             "order": "row of the CSV: tiles in this order, each [height, width] of "
             "outputs and inputs, row by row; weight = sign * conductance * scale",
             "layers": entries,
+            "lost": digital_of(checkpoint),
             "outputs": outputs_of(checkpoint),
         }
         (partial / SIDE_CAR).write_text(as_json(side_car), encoding="utf-8")

@@ -12,6 +12,7 @@ with the header of the model, and the rows in its order.
 
 import csv
 import json
+import warnings
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -35,6 +36,10 @@ def load(model, folder=".", names=None, table=None):
 
     Raises:
       ValueError: if a layer or a tile does not fit; the model may be partly changed.
+
+    Warns:
+      UserWarning: naming the modules whose digital parameters or statistics the files
+        do not hold, such as batch norms.
     """
     from aihwkit.nn.modules.base import (  # pyright: ignore[reportMissingImports]
         AnalogLayerBase,
@@ -46,8 +51,8 @@ def load(model, folder=".", names=None, table=None):
     from torch import tensor  # pyright: ignore[reportMissingImports]
 
     folder = Path(folder)
-    entries = json.loads((folder / "side_car.json").read_text(encoding="utf-8"))
-    entries = {entry["name"]: entry for entry in entries["layers"]}
+    side_car = json.loads((folder / "side_car.json").read_text(encoding="utf-8"))
+    entries = {entry["name"]: entry for entry in side_car["layers"]}
     with open(table or folder / "conductances.csv", newline="") as file:
         _, _, _, _, _, row_names, *rows = csv.reader(file)
     rows = dict(zip(row_names, rows))
@@ -100,6 +105,13 @@ def load(model, folder=".", names=None, table=None):
         eval=model.eval,
     )
     fusion_import(str(matched), walked, params)
+    if side_car["lost"]:
+        warnings.warn(
+            "not set, because they are not in the files: "
+            f"{', '.join(side_car['lost'])}; set them from "
+            "hwtrain.load(CHECKPOINT).variables",
+            stacklevel=2,
+        )
     return model
 
 
