@@ -19,6 +19,7 @@ from hwtrain.train._initial_checks import (
     nothing_fits,
 )
 from hwtrain.train._initial_files import Arrays
+from hwtrain.train._initial_leaves import Beside
 
 _PARAMS, _STATISTICS = "params", "batch_stats"
 _LEARNED = {leaf.name for leaf in BUILT_IN if leaf.in_kernel is not None}
@@ -39,6 +40,7 @@ class Loaded:
       aside: those that are no arrays of a plain model: leaves of hardware, which are
         derived from the loaded weights, and what lies beside the parameters, such as
         the number of updates.
+      hardware: leaves of the hardware-aware model with values of the checkpoint.
     """
 
     source: str
@@ -47,6 +49,7 @@ class Loaded:
     skipped: tuple[str, ...] = ()
     unused: tuple[str, ...] = ()
     aside: tuple[str, ...] = ()
+    hardware: tuple[str, ...] = ()
 
     def describe(self) -> str:
         """Returns a line for each kind of array.
@@ -63,6 +66,7 @@ class Loaded:
             "skipped": self.skipped,
             "unused, because the model has no such array": self.unused,
             "no arrays of a plain model": self.aside,
+            "for the hardware-aware model": self.hardware,
         }
         return "\n".join(
             [
@@ -151,8 +155,12 @@ def matched(
     rename: Mapping[str, str] | Sequence[tuple[str, str]] = (),
     skip: Sequence[str] = (),
     source: str,
+    beside: Mapping[str, Beside] = {},
 ) -> tuple[Arrays, Loaded]:
     """Returns the values of a model's arrays by name, and a report; see `initialised`.
+
+    Leaves of hardware are among them if the model has them and their weights are
+    loaded.
 
     Args:
       params: the plain model's parameters by path; shapes and dtypes count.
@@ -161,6 +169,7 @@ def matched(
       rename: as for `initialised`.
       skip: as for `initialised`.
       source: the checkpoint, for messages.
+      beside: the leaves of the hardware-aware model by path.
     """
     arrays, targets = as_arrays(arrays), {**params, **state}
     collections = {_PARAMS, _STATISTICS}
@@ -170,25 +179,30 @@ def matched(
     has_collections = any(path.startswith(f"{_PARAMS}/") for path in arrays)
     # A name with slashes in it, as WeightNorm has, may be written as it is.
     plain = {_plainly(name): name for name in targets}
+    leaves = {_plainly(name): name for name in beside}
     at: dict[str, str] = {}
+    at_leaf: dict[str, str] = {}
     unused: list[str] = []
     aside: list[str] = []
     for path in renamed:
         if path in left:
             continue
         name = _target(path, plain, collections)
-        if name is None:
-            beside = may_be_leaf(path, renamed)
+        leaf = _target(path, leaves, collections) if name is None else None
+        if leaf is not None:
+            at_leaf[leaf] = path
+        elif name is None:
+            is_leaf = may_be_leaf(path, renamed)
             head = renamed[path].partition("/")[0]
             outside = has_collections and head not in collections
-            if beside and split(path)[1] in _LEARNED:
+            if is_leaf and split(path)[1] in _LEARNED:
                 raise InputError(
                     f"{source}: {path} is learned beside the weights: without it, they "
-                    "would compute another function. Take the hardware-ready "
-                    "checkpoint of this model, which holds both in one, such as "
-                    "RUN/export/seed_0"
+                    "would compute another function. Train with the hardware that "
+                    "learned it, or take weights that include it: plain.safetensors "
+                    "beside an analog.safetensors, or RUN/export/seed_0 of a run"
                 )
-            (aside if beside or outside else unused).append(path)
+            (aside if is_leaf or outside else unused).append(path)
         elif name in at:
             raise InputError(
                 f"{source}: {renamed[at[name]]} and {renamed[path]} are both meant for "
@@ -196,6 +210,8 @@ def matched(
             )
         else:
             at[name] = path
+    for leaf in [x for x in at_leaf if beside[x].owner not in at]:
+        aside.append(at_leaf.pop(leaf))
     missing = [name for name in targets if name not in at and not _any(skip, name)]
     check_stacks(targets, missing, {x: arrays[renamed[x]] for x in unused}, source)
     if at and not any(name in params for name in at):
@@ -206,6 +222,9 @@ def matched(
         name: cast(arrays[renamed[path]], targets[name], name, source)
         for name, path in at.items()
     }
+    for name, path in at_leaf.items():
+        value, kernel = arrays[renamed[path]], values[beside[name].owner]
+        values[name] = beside[name].checked(value, kernel, name, source)
     report = Loaded(
         source=source,
         loaded=tuple(sorted(at)),
@@ -213,6 +232,7 @@ def matched(
         skipped=tuple(sorted(left)),
         unused=tuple(sorted(unused)),
         aside=tuple(sorted(aside)),
+        hardware=tuple(sorted(at_leaf)),
     )
     return values, report
 

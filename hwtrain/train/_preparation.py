@@ -148,7 +148,7 @@ def prepare(config: Config, folder: Path, run: Path | None = None) -> Preparatio
         aware, plan = frontend.hardware_aware(
             factory, config.assigned, task.forward, data.example
         )
-    initial = initial_of(training.init_from, plain, folder, run)
+    initial = initial_of(training.init_from, plain, folder, run, aware=(aware, plan))
     plain = starting_from(initial, plain)
     aware = starting_from(initial, aware, plan)
     check_task(config, task, plain, data)

@@ -128,6 +128,81 @@ def test_both_models_start_from_it_and_leaves_follow_from_the_weights(folder):
     assert (fresh != ready.plain.init(1)[0]["head"]["kernel"]).any()
 
 
+HARDWARE = """
+[hardware]
+mapping = { weight_scaling_omega = 1.0, learn_out_scaling = true, max_input_size = 3 }
+input_range = { init_from_data = 0 }
+forward = { inp_bits = 8, out_bits = 8, out_bound = 10.0 }
+clip = { type = "fixed_value", fixed_value = 2.0 }
+[evaluation]
+chips = 2
+"""
+LEAVES = {
+    "input_range": np.array([[1.25], [2.5]], np.float32),
+    "mapping_scale": np.array([[2.5], [3.5]], np.float32),
+    "output_scale": np.array([[0.5], [1.5]], np.float32),
+}
+
+
+@pytest.fixture
+def analog(folder):
+    """A folder whose checkpoint has leaves of hardware, as `convert --from` writes."""
+    text = (folder / "run.toml").read_text().partition("[training.init_from]")[0]
+    text = text.replace("[training]", '[training]\ninit_from = "analog.safetensors"')
+    (folder / "run.toml").write_text(text + HARDWARE)
+    kernel = {"params/hidden/kernel": ARRAYS["body.hidden.kernel"]}
+    leaves = {f"params/hidden/{name}": x for name, x in LEAVES.items()}
+    safetensors.numpy.save_file({**kernel, **leaves}, folder / "analog.safetensors")
+    return folder
+
+
+def check_start(ready, config):
+    plain, aware = (start(config, ready, x, 0) for x in (PLAIN, HARDWARE_AWARE))
+    kernel, found = ARRAYS["body.hidden.kernel"], aware.params["hidden"]
+    np.testing.assert_array_equal(found["kernel"], kernel)
+    for name, value in LEAVES.items():
+        np.testing.assert_array_equal(found[name], value)
+    # The plain model has no output scales, so its weights include them: 2 rows each.
+    rows = np.repeat([0.5, 1.5], 2)[:, None]
+    np.testing.assert_allclose(plain.params["hidden"]["kernel"], kernel * rows)
+    # Leaves that the file does not hold follow from the weights.
+    assert (aware.params["head"]["input_range"] == 3).all()
+
+
+def test_the_hardware_aware_model_starts_with_leaves_of_the_checkpoint(analog, capsys):
+    config = read_config(analog / "run.toml")
+    check_start(prepare(config, analog), config)
+    words = ["train", str(analog / "run.toml"), "--out", str(analog / "out")]
+    assert cli.main([*words, "--set", "training.steps=2"]) == 0
+    names = "hidden/input_range, hidden/mapping_scale, hidden/output_scale"
+    assert f"for the hardware-aware model: {names}\n" in capsys.readouterr().out
+    # A run keeps them, too.
+    (analog / "analog.safetensors").unlink()
+    run = open_run(analog / "out")
+    check_start(run.ready, run.config)
+
+
+@pytest.mark.parametrize(
+    ("changed", "text"),
+    [
+        ({"max_input_size = 3": "max_input_size = 4"}, r"hidden/\w+ of shape .* tiles"),
+        ({"learn_out_scaling = true": ""}, "output_scale is learned .* plain.safetens"),
+        ({"fixed_value = 2.0": "fixed_value = 1.0"}, "mapping_scale belongs to other"),
+    ],
+)
+def test_leaves_of_other_hardware_are_one_line(changed, text, analog):
+    file = analog / "run.toml"
+    for old, new in changed.items():
+        file.write_text(file.read_text().replace(old, new).replace(", ,", ","))
+    arrays = safetensors.numpy.load_file(analog / "analog.safetensors")
+    if "mapping_scale" in text:
+        arrays["params/hidden/mapping_scale"] /= 2
+        safetensors.numpy.save_file(arrays, analog / "analog.safetensors")
+    with pytest.raises(ValueError, match=text) as error:
+        prepare(read_config(file), analog)
+    assert "\n" not in str(error.value)
+
+
 def test_it_is_reported_and_kept(folder, capsys):
     command = ["train", str(folder / "run.toml"), "--out", str(folder / "out")]
     assert cli.main(command) == 0
