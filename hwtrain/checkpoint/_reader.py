@@ -104,7 +104,7 @@ class HardwareCheckpoint:
         *,
         t_s: ArrayLike | None = None,
         key: jax.Array | None = None,
-    ) -> tuple[dict[str, Any], dict[str, np.ndarray | None]]:
+    ) -> tuple[dict[str, Any], dict[str, Any]]:
         """Returns a chip's parameters, and the factors of its drift compensation.
 
         Args:
