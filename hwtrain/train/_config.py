@@ -271,8 +271,9 @@ class TrainingParameter:
     """
 
     init_from: InitialFrom | None = None
-    """Checkpoint of a plain model that both models start from, as a table or only its
-    path. `None`: each starts from the initial parameters of its seed."""
+    """Checkpoint that both models start from, as a table or only its path. What it
+    holds beside the weights, such as input ranges, is for the hardware-aware model.
+    `None`: each starts from the initial parameters of its seed."""
     seeds: _Seeds = (0,)
     """Training seeds, for initial parameters, order of the data and noise."""
     steps: Size

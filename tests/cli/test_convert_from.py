@@ -19,10 +19,11 @@ from safetensors.numpy import load_file
 
 import hwtrain
 from hwtrain import cli
+from hwtrain._arrays import paths
 from hwtrain.cli._convert_from import _READERS, _write
 from hwtrain.cli._parser import SOURCES
 from hwtrain.dynapse import DynapSim
-from hwtrain.train import initialised, read_arrays
+from hwtrain.train import initialised, prepare, read_arrays, read_config
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "trained"
 CASES = sorted(path.name.partition(".")[0] for path in GOLDEN.glob("*.th.gz"))
@@ -194,6 +195,47 @@ def test_a_table_of_names(conversions, case, tmp_path):
     np.testing.assert_allclose(conversions.outputs(out, "cnn", x), y, rtol=0, atol=1e-6)
 
 
+LEAVES = {
+    "aihwkit_columns": {"mapping_scale", "output_scale"},
+    "lightning_learned": {"input_range", "clip_bound"},
+}
+
+
+@pytest.mark.parametrize("name", LEAVES)
+def test_training_starts_with_all_of_a_converted_model(
+    conversions, name, case, tmp_path
+):
+    (file, x, _), out = case(name), tmp_path / "out"
+    assert conversions.convert(file, out, name.partition("_")[0], "mlp", x) == 0
+    (tmp_path / "data.py").write_text(
+        "import numpy as np\n"
+        "def data():\n"
+        "    x, y = np.ones((64, 11), np.float32), np.zeros(64, np.int32)\n"
+        "    return (x, y), (x, y)\n"
+    )
+    plain = load_file(out / "plain.safetensors")
+    for file in ("analog", "plain"):
+        (tmp_path / "work.toml").write_text(
+            f'model = "{MODELS}:mlp"\ndata = "data.py:data"\n'
+            f'training = {{ steps = 2, init_from = "out/{file}.safetensors" }}\n'
+            + (out / "hardware.toml").read_text()
+        )
+        ready = prepare(read_config(tmp_path / "work.toml"), tmp_path)
+        started = {"plain": ready.plain, "analog": ready.aware}
+        found = {
+            model: paths.leaves({"params": functional.init(0)[0]})
+            for model, functional in started.items()
+        }
+        # The plain model starts with the plain weights in either case.
+        for path, array in plain.items():
+            np.testing.assert_allclose(found["plain"][path], array, rtol=1e-6)
+        arrays = load_file(out / f"{file}.safetensors")
+        leaves = {path.rpartition("/")[2] for path in arrays.keys() - plain.keys()}
+        assert leaves == (LEAVES[name] if file == "analog" else set())
+        for path, array in arrays.items():
+            np.testing.assert_array_equal(found["analog"][path], array)
+
+
 class Spiking(nn.Module):
     reference: bool = True
 
@@ -294,7 +336,7 @@ def test_the_page(case, tmp_path, monkeypatch, capsys):
     Path("work.toml").write_text(tables[0] + hardware)
     assert cli.main(["config", "check", "work.toml"]) == 0
     printed = capsys.readouterr().out
-    assert "started from converted/plain.safetensors: 4 arrays loaded" in printed
+    assert "started from converted/analog.safetensors: 4 arrays loaded" in printed
     names = {"hwtrain": hwtrain, "key": jax.random.key(0), "x": jnp.asarray(x)}
     exec(NETWORK, names)
     exec(code[0], names)
