@@ -74,6 +74,7 @@ CHIPS = {
     # the read through a noisy periphery.
     "compensated": Hardware(
         mapping=TILES,
+        input_range=InputRangeParameter(),
         forward=IOParameters(inp_bits=8, out_bits=6, out_bound=3.0),
         converter=SinglePairConductanceConverter(g_max=25.0),
         noise_model=PCMLikeNoiseModel(prog_noise_scale=3.0),

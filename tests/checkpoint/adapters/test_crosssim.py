@@ -209,7 +209,7 @@ def test_a_single_device_is_refused(make, out):
     assert not out.parent.exists()
 
 
-@pytest.mark.parametrize("name", ["converted", "first", "pairs"])
+@pytest.mark.parametrize("name", ["converted", "compensated", "first", "pairs"])
 @pytest.mark.parametrize("chip", [None, 8])
 def test_crosssim_computes_the_same(make, out, name, chip):
     simulator = pytest.importorskip("simulator", reason="CrossSim is not installed")
@@ -238,16 +238,22 @@ def test_crosssim_computes_the_same(make, out, name, chip):
         if core["pair"] == 0:
             rows = slice(row, row + matrix.shape[1])
             weight = kernel[rows, span]
-            if name == "first" or name == "converted":
+            if name != "pairs":
                 # An 8-bit DAC: 127 steps on each side of zero.
                 part = np.round(part * 127) / 127
             scale = 1.0
-            if name == "converted":
+            if name in ("converted", "compensated"):
                 # A 6-bit ADC up to 3 on weights whose largest is 1.
                 nominal = np.asarray(checkpoint.params[name]["kernel"])[rows, span]
                 scale = abs(nominal).max()
+            if name == "compensated" and chip is not None:
+                # The factor of the drift compensation follows the ADC.
+                places = row // 3, column // 3
+                factor = params[name]["mapping_scale"][places] / scale
+                assert abs(factor - 1) > 0.001
+                scale = scale * factor
             out_ = part @ (weight / scale)
-            if name == "converted":
+            if name in ("converted", "compensated"):
                 out_ = np.clip(np.round(out_ * 31 / 3) * 3 / 31, -3, 3)
             expected[span] += out_ * scale * (r or 1)
     np.testing.assert_allclose(y, expected, atol=2e-6)
