@@ -1,6 +1,5 @@
 """Files of Rockpool's networks that cannot be read as such are refused in one line."""
 
-import copy
 import json
 from pathlib import Path
 
@@ -50,6 +49,11 @@ def negative(network):
     neurons(network)["Itau_mem"] = [-1e-12] * 4
 
 
+def under_two_names(network):
+    network["a"] = {"b": network["1_DynapSim"]}
+    network["a/b"] = network["1_DynapSim"]
+
+
 def number(network):
     network["0_LinearJax"] = 3
 
@@ -66,13 +70,63 @@ def number(network):
         (negative, "DynapSim: Itau_mem"),
         (number, "0_LinearJax: expected the arrays of a layer by name"),
         (dict.clear, "expected the layers of a network by name"),
+        (under_two_names, "a/b: expected one layer of this name, got several"),
     ],
 )
 def test_a_network_that_is_none_is_named(network, tmp_path, change, message):
+    change(network)
+    _refused(network, tmp_path, message)
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "message"),
+    [
+        ("Itau_mem", [1e300] * 4, "DynapSim: Itau_mem: expected numbers that float32"),
+        ("Itau_mem", [], "Itau_mem: expected a number for each neuron, got none"),
+        ("Itau_mem", [10**400], "Itau_mem: expected numbers, got"),
+        ("Itau_mem", "[" * 10**5, "Itau_mem: expected numbers, got"),
+        ("Idc", [1e-12] * 7, "Idc: expected 1 number or 4, .* got 7"),
+        (
+            "w_rec",
+            [[1, 2], [3, 4]],
+            r"w_rec: .* shape \(4, 4\), .* got one of \(2, 2\)",
+        ),
+        ("Iscale", 1e300, "Iscale: expected numbers that float32 holds"),
+        ("w_rec", [[1e300] * 4] * 4, "w_rec: expected numbers that float32 holds"),
+    ],
+)
+def test_quantities_of_neurons_that_are_none(network, tmp_path, name, value, message):
+    neurons(network)[name] = value
+    _refused(network, tmp_path, message)
+
+
+@pytest.mark.parametrize("name", ["dt", "Iscale"])
+@pytest.mark.parametrize("value", [[1e-3, 2e-3], [], 0, -1e-3])
+def test_arguments_of_cells_are_one_number(network, tmp_path, name, value):
+    neurons(network)[name] = value
+    _refused(network, tmp_path, f"1_DynapSim: {name}: expected one number above 0, got")
+
+
+@pytest.mark.parametrize(
+    ("arrays", "message"),
+    [
+        ({"weight": [1, 2, 3]}, r"weight: .* \[inputs, outputs\], .* shape \(3,\)"),
+        ({"weight": [[1e300] * 4] * 3}, "weight: expected numbers that float32 holds"),
+        (
+            {"weight": [[1] * 5] * 3},
+            "1_DynapSim: expected 5 inputs, .* 0_LinearJax .* 4",
+        ),
+        ({"bias": [1]}, r"0_LinearJax: bias: expected 4 numbers, .* shape \(1,\)"),
+    ],
+)
+def test_layers_that_do_not_fit(network, tmp_path, arrays, message):
+    network["0_LinearJax"] |= arrays
+    _refused(network, tmp_path, message)
+
+
+def _refused(network, tmp_path, message):
     file = tmp_path / "net.json"
-    wrong = copy.deepcopy(network)
-    change(wrong)
-    file.write_text(json.dumps(wrong))
+    file.write_text(json.dumps(network))
     with pytest.raises(ValueError, match=message) as error:
         read_rockpool(file)
     assert str(error.value).startswith(str(file)) and "\n" not in str(error.value)
@@ -81,6 +135,13 @@ def test_a_network_that_is_none_is_named(network, tmp_path, change, message):
 def test_a_file_that_is_none_is_named(tmp_path):
     with pytest.raises(ValueError, match="it cannot be read: No such file"):
         read_rockpool(tmp_path / "net.json")
+    for text, message in (
+        ("[" * 10**5, "maximum recursion"),
+        ('{"a": 1, "a": 2}', "'a'"),
+    ):
+        (tmp_path / "net.json").write_text(text)
+        with pytest.raises(ValueError, match=f"net.json: expected a JSON .*{message}"):
+            read_rockpool(tmp_path / "net.json")
     (tmp_path / "net.json").write_text("{")
     with pytest.raises(ValueError, match="net.json: expected a JSON file"):
         read_rockpool(tmp_path / "net.json")
