@@ -6,6 +6,9 @@ as lost.
 """
 
 from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
 
 from hwtrain._errors import InputError
 from hwtrain.checkpoint.importers._aihwkit_forward import forward_of
@@ -13,7 +16,8 @@ from hwtrain.checkpoint.importers._records import (
     RANGE_FIELDS,
     Data,
     add_part,
-    check,
+    as_data,
+    hardware_of,
     is_positive,
     part_of,
     require,
@@ -78,10 +82,11 @@ def of_aihwkit(config: Record, tile: str, rows: int = 1) -> tuple[Data, list[str
     ranges = part_of(part_of(config, "pre_post"), "input_range")
     ranged = bool(ranges.get("enable")) and tile not in _IDEAL
     if tile not in _IDEAL:
+        _check_steps(config.get("forward"))
         forward = forward_of(part_of(config, "forward"), tile, rows, ranged=ranged)
         if forward is not None:
             found["forward"] = forward
-            check(found, "forward")
+            hardware_of(found)
             iterates = forward["bound_management"].startswith("iterative")
             if tile == "TorchInferenceTile" and iterates:
                 lost.append(
@@ -106,13 +111,26 @@ def of_aihwkit(config: Record, tile: str, rows: int = 1) -> tuple[Data, list[str
             lost.append(f"{name}: {kind}; weights are trained by an optimiser")
     _training(found, config, lost)
     _devices(found, config, lost)
+    hardware_of(found)
     return found, lost
+
+
+def _check_steps(io: Any) -> None:
+    """Raises for tensors in place of numbers of steps."""
+    given = io.fields if isinstance(io, Record) else {}
+    for name in ("inp_res", "out_res"):
+        if isinstance(given.get(name), np.ndarray):
+            raise InputError(
+                f"forward.{name}: expected a number, got a tensor, which aihwkit "
+                "changes in every call; write a number into the rpu_config"
+            )
 
 
 def _mapping(mapping: Record, lost: list[str]) -> Data:
     sizes = {n: mapping.get(n, 512) for n in ("max_input_size", "max_output_size")}
     found: Data = {n: x if is_positive(x) else "none" for n, x in sizes.items()}
-    omega = float(mapping.get("weight_scaling_omega") or 0.0)
+    # As in aihwkit, which scales weights for a positive one alone.
+    omega = max(0.0, float(mapping.get("weight_scaling_omega") or 0.0))
     found["weight_scaling_omega"] = omega
     if omega and mapping.get("weight_scaling_columnwise"):
         found["weight_scaling_columnwise"] = True
@@ -172,9 +190,9 @@ def _devices(found: Data, config: Record, lost: list[str]) -> None:
     base: Data = {"type": name}
     custom = model.get("custom_drift_model")
     if isinstance(custom, Mapping):
-        base |= {n: list(x) for n, x in custom.items()}
+        base |= {n: as_data(x) for n, x in custom.items()}
     if "g_max" in given:
-        base |= {"g_max": given["g_max"]}
+        base |= {"g_max": as_data(given["g_max"])}
     add_part(found, "noise_model", base, fields, _NOISE_FIELDS, lost)
     compensation = getattr(config.get("drift_compensation"), "name", None)
     if compensation is None or "noise_model" not in found:

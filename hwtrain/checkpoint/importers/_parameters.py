@@ -12,7 +12,6 @@ import jax.numpy as jnp
 import numpy as np
 
 from hwtrain._errors import InputError
-from hwtrain._parts.fields import from_dict
 from hwtrain._plan.hardware import Hardware
 from hwtrain._plan.plan import Plan
 from hwtrain._plan.rules import Rule
@@ -26,7 +25,7 @@ from hwtrain.checkpoint.importers._pairing import (
     pairs,
     places,
 )
-from hwtrain.checkpoint.importers._records import Data, shortened, together
+from hwtrain.checkpoint.importers._records import Data, hardware_of, shortened, together
 from hwtrain.periphery.input_range import RANGE
 from hwtrain.weights.clip import CLIP_BOUND
 from hwtrain.weights.mapping import MAPPING_SCALE, OUTPUT_SCALE, largest_stored
@@ -186,7 +185,7 @@ def _layer(
     assert module.hardware is not None
     data: Data = {name: dict(part) for name, part in module.hardware.items()}
     tiles = module.tiles
-    planned = _on(weight, data)
+    planned = _on(module.name, weight, data)
     sizes = [row[0].weight.shape[1] for row in tiles]
     widths = [tile.weight.shape[0] for tile in tiles[0]]
     if [*planned.row_sizes] != sizes or [*planned.column_sizes] != widths:
@@ -237,8 +236,8 @@ def _spread(tiles: Any, name: str, widths: Sequence[int]) -> np.ndarray:
     return np.stack(rows).astype(np.float32)
 
 
-def _on(weight: AnalogWeight, data: Data) -> AnalogWeight:
-    return dataclasses.replace(weight, hardware=from_dict(Hardware, data))
+def _on(name: str, weight: AnalogWeight, data: Data) -> AnalogWeight:
+    return dataclasses.replace(weight, hardware=hardware_of(data, f"{name}: "))
 
 
 def _keep_scale(
@@ -264,7 +263,7 @@ def _keep_scale(
       lost: where the change is listed.
       bounds: where an added bound is listed.
     """
-    planned, mapping = _on(weight, data), data["mapping"]
+    planned, mapping = _on(name, weight, data), data["mapping"]
     logical = jnp.asarray(np.repeat(scale, planned.row_sizes, axis=0) * crossbar)
     derived = planned.derived_scale(logical)
     derived = 1.0 if derived is None else np.asarray(planned.of_columns(derived))
@@ -276,7 +275,7 @@ def _keep_scale(
         mapping["weight_scaling_omega"] = 1.0
         lost.append(f"{name}: mapping.weight_scaling_omega=0, which has scales of 1")
     largest = float(abs(crossbar).max())
-    limit = largest_stored(_on(weight, data))
+    limit = largest_stored(_on(name, weight, data))
     if not hardware.stores_scale or (limit is not None and largest > limit):
         before = data.get("clip")
         data["clip"] = {"type": "fixed_value", "fixed_value": max(1.0, largest)}
@@ -302,7 +301,7 @@ def _keep_scale(
             if not mapping["weight_scaling_omega"]:
                 mapping["weight_scaling_omega"] = 1.0
                 lost.append(f"{name}: mapping.weight_scaling_omega=0, as it began")
-    wanted = _on(weight, data).initial_scale(logical).shape
+    wanted = _on(name, weight, data).initial_scale(logical).shape
     return scale if wanted == scale.shape else of_tiles
 
 
@@ -357,11 +356,11 @@ def _tables(
 
 def _assigned(hardware: Data, rules: Sequence[Data]) -> Any:
     """Returns tables of a configuration as `analogize` takes them."""
-    base = from_dict(Hardware, hardware)
+    base = hardware_of(hardware)
     found = [
         Rule(
             rule["pattern"],
-            None if rule.get("digital") else from_dict(Hardware, rule["hardware"]),
+            None if rule.get("digital") else hardware_of(rule["hardware"]),
         )
         for rule in rules
     ]

@@ -4,6 +4,7 @@ import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
+import numpy as np
 from pydantic import ValidationError
 
 from hwtrain._errors import InputError
@@ -37,7 +38,7 @@ def shortened(found: Data) -> Data:
     >>> shortened({"modifier": {"type": "add_normal", "std_dev": 0.1, "res": 0.0}})
     {'modifier': {'type': 'add_normal', 'std_dev': 0.1}}
     """
-    whole, kept = from_dict(Hardware, found), {n: dict(x) for n, x in found.items()}
+    whole, kept = hardware_of(found), {n: dict(x) for n, x in found.items()}
     for part, fields in found.items():
         for name in fields:
             left = {n: x for n, x in kept[part].items() if n != name}
@@ -64,9 +65,28 @@ def together(lost: Sequence[str]) -> tuple[str, ...]:
 
 
 def part_of(config: Record, name: str) -> Record:
-    """Returns a part of a configuration; an empty one if it has none."""
-    found = config.get(name)
-    return found if isinstance(found, Record) else Record()
+    """Returns a part of a configuration; an empty one if it has none.
+
+    Tensors without an axis become the numbers that they are.
+
+    Raises:
+      ValueError: for a tensor of several numbers.
+    """
+    found, made = config.get(name), Record()
+    if isinstance(found, Record):
+        made.fields = {x: _number(f"{name}.{x}", v) for x, v in found.fields.items()}
+    return made
+
+
+def _number(name: str, value: Any) -> Any:
+    if not isinstance(value, np.ndarray):
+        return value
+    if value.ndim:
+        raise InputError(
+            f"{name}: expected a number, got a tensor of the shape {value.shape}; "
+            "write a number into the rpu_config, and save again"
+        )
+    return value.item()
 
 
 def word(value: Any) -> str:
@@ -88,17 +108,20 @@ def is_positive(value: Any) -> bool:
     return isinstance(value, int | float) and value > 0
 
 
-def check(found: Data, name: str) -> None:
-    """Raises if hwtrain does not take a part without which results would differ.
+def hardware_of(found: Data, where: str = "") -> Hardware:
+    """Returns hardware from plain data.
 
     Args:
       found: the hardware.
-      name: the part.
+      where: what an error starts with.
+
+    Raises:
+      ValueError: naming the field, if hwtrain does not take it.
     """
     try:
-        from_dict(Hardware, found)
+        return from_dict(Hardware, found)
     except ValueError as error:
-        raise InputError(f"{name}: {_reason(error)}") from error
+        raise InputError(f"{where}{_place(error)}{_reason(error)}") from error
 
 
 def require(found: Data, part: str, lost: list[str]) -> None:
@@ -136,23 +159,24 @@ def add_part(
       lost: where fields are listed that hwtrain does not take.
       at_once: try all fields together first, because they need each other.
     """
-    fields = {n: _data(given[n]) for n in names if n in given}
+    fields = {n: as_data(given[n]) for n in names if n in given}
     fields = {n: x for n, x in fields.items() if x is not None}
 
-    def refusal(data: Data) -> str:
+    def refusal(data: Data, *, placed: bool = False) -> str:
         try:
             from_dict(Hardware, {**found, part: data})
         except ValueError as error:
-            return _reason(error)
+            place = (_place(error) or f"{part}: ") if placed else ""
+            return place + _reason(error)
         return ""
 
     if (at_once or refusal(base)) and not refusal({**base, **fields}):
         found[part] = {**base, **fields}
         return
     kept = _accepted(base, fields, refusal)
-    why = refusal(kept)
+    why = refusal(kept, placed=True)
     if why:
-        lost.append(f"{part}: {why}")
+        lost.append(why)
         return
     found[part] = kept
     for name in [name for name in fields if name not in kept]:
@@ -172,13 +196,25 @@ def _accepted(base: Data, fields: Data, refusal: Callable[[Data], str]) -> Data:
     return kept
 
 
-def _data(value: Any) -> Any:
+def as_data(value: Any) -> Any:
+    """Returns a value as TOML holds it; `None` for parts of a configuration."""
     if isinstance(value, Record):
         return None
+    if isinstance(value, np.ndarray):
+        return value.tolist()
     if isinstance(value, tuple | list):
-        return [_data(entry) for entry in value]
+        return [as_data(entry) for entry in value]
     return value if isinstance(value, bool | int | float | str) else None
 
 
 def _reason(error: ValueError) -> str:
     return fault(error) if isinstance(error, ValidationError) else str(error)
+
+
+def _place(error: ValueError) -> str:
+    """Returns the field that an error is about, if it tells one: `clip.sigma: `."""
+    if not isinstance(error, ValidationError):
+        return ""
+    keys = [x for x in error.errors(include_url=False)[0]["loc"] if isinstance(x, str)]
+    # Between the first and the last is the type of the part, if it has one.
+    return ".".join(dict.fromkeys([*keys[:1], *keys[-1:]])) + ": " if keys else ""

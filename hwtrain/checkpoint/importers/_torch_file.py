@@ -71,7 +71,7 @@ class Record:
     def __setstate__(self, state: Any):
         if not isinstance(state, dict):
             raise pickle.UnpicklingError(f"the fields of {self.name} are no dictionary")
-        self.fields = state
+        self.fields = {name: _whole(value) for name, value in state.items()}
 
     def get(self, name: str, default: Any = None) -> Any:
         """Returns a field, or a default."""
@@ -276,6 +276,15 @@ class _Array:
             data = data.encode("latin1")
         order = "F" if fortran else "C"
         self.value = np.frombuffer(data, kind).reshape(shape, order=order)
+
+
+def _whole(value: Any) -> Any:
+    """Returns a field with NumPy's arrays in place of those that were to come."""
+    if isinstance(value, _Array):
+        return value.value
+    if type(value) is dict:
+        return {name: _whole(entry) for name, entry in value.items()}
+    return value
 
 
 class _Dtype:

@@ -12,7 +12,7 @@ from hwtrain import Hardware
 from hwtrain._parts.fields import from_dict
 from hwtrain.checkpoint.importers._aihwkit_config import of_aihwkit
 from hwtrain.checkpoint.importers._lightning_config import levels_of, of_lightning
-from hwtrain.checkpoint.importers._records import require
+from hwtrain.checkpoint.importers._records import hardware_of, require
 from hwtrain.checkpoint.importers._torch_file import Record
 
 
@@ -179,7 +179,8 @@ def test_a_perfect_tile_has_no_periphery(tile):
             None,
             "tests one side of the ADC alone",
         ),
-        ({"noise_management": kind("Unheard")}, None, "forward: expected"),
+        ({"noise_management": kind("Unheard")}, None, "noise_management: expected"),
+        ({"inp_asymmetry": -0.2}, None, "forward.inp_asymmetry: expected a number gr"),
     ],
 )
 def test_what_changes_results_is_refused(forward, pre_post, message):
@@ -296,6 +297,118 @@ def test_clips_of_lightning():
     assert found["mapping"]["weight_scaling_columnwise"]
     found, _ = of_lightning(lightning(clip="LearnablePerChannel"))
     assert from_dict(Hardware, found).learns_clip
+
+
+@pytest.mark.parametrize(
+    "type_, noise, levels",
+    [
+        ("None", "none", None),
+        ("AddNormal", "add_normal", False),
+        ("DiscretizePerChannel", "discretize", True),
+        ("DiscretizeAddNormalPerChannel", "discretize_add_normal", True),
+    ],
+)
+def test_modifiers_of_lightning_before_version_2(type_, noise, levels):
+    config = lightning()
+    fields = {"type": kind(type_), "std_dev": 0.1, "res": 31}
+    config.fields["modifier"] = record(**fields)
+    found, lost = of_lightning(config)
+    assert found.get("modifier", {"type": "none"})["type"] == noise and not lost
+    assert found.get("modifier", {}).get("per_column") == levels
+    # In evaluation, lightning 1.0.1 does not round.
+    assert levels_of(config) is None
+    config.fields["modifier"] = record(**fields, enable_during_test=True)
+    if levels is None:
+        assert of_lightning(config)
+    else:
+        with pytest.raises(
+            ValueError, match="modifier.enable_during_test=True changes"
+        ):
+            of_lightning(config)
+
+
+def bounded(clip, levels, res, **forward):
+    config = lightning(clip=clip, levels=levels)
+    config.get("modifier").fields["res"] = res
+    config.get("forward").fields.update(forward)
+    return config
+
+
+def test_levels_of_weights_that_move_the_bounds_of_outputs():
+    # Without a bound, the maximum of the weights does not matter.
+    assert of_lightning(bounded("None", "Discretize", 15))
+    assert of_lightning(bounded("LayerGaussianPerChannel", "Discretize", 14))
+    for config in (
+        bounded("None", "Discretize", 15, out_bound=2.0),
+        bounded("None", "DiscretizePerChannel", 1 / 15, out_bound=2.0),
+        bounded("LearnablePerChannel", "DiscretizePerChannel", 15),
+    ):
+        with pytest.raises(ValueError, match="modifier.res=.* no even number of steps"):
+            of_lightning(config)
+    with pytest.raises(ValueError, match="=DISCRETIZE beside a clip of each channel"):
+        of_lightning(
+            bounded("LayerGaussianPerChannel", "Discretize", 14, out_bound=2.0)
+        )
+    for config in (
+        bounded("LayerGaussianPerChannel", "DiscretizePerChannel", 14, out_bound=2.0),
+        bounded("LayerGaussian", "Discretize", 14, out_bound=2.0),
+    ):
+        assert of_lightning(config)
+    with pytest.raises(ValueError, match="modifier.res=0.0: expected a number above 0"):
+        of_lightning(bounded("None", "Discretize", 0.0))
+
+
+def test_a_clip_of_training_alone_is_listed():
+    config = lightning(clip="LayerGaussianPerChannel")
+    config.get("clip").fields["sigma"] = -1.0  # lightning's default
+    found, lost = of_lightning(config)
+    assert lost == ["clip.sigma: expected a number greater than 0, got -1.0"]
+    assert "clip" not in found and found["mapping"]["weight_scaling_columnwise"]
+
+
+def test_tensors_of_a_configuration():
+    config = lightning()
+    config.get("forward").fields.update(
+        out_bound=np.asarray(2.5, np.float32), out_noise=np.asarray([0.1, 0.1])
+    )
+    with pytest.raises(
+        ValueError, match=r"forward.out_noise: expected a number, .* \(2,\)"
+    ):
+        of_lightning(config)
+    config.get("forward").fields["out_noise"] = np.asarray(0.0)
+    found, _ = of_lightning(config)
+    assert found["forward"] == {"out_bound": 2.5}
+
+    # aihwkit multiplies tensors of steps in every call of its torch tile.
+    found = of_forward(out_bound=np.asarray(2.5), inp_bound=np.asarray(1.5))
+    assert (found["out_bound"], found["inp_bound"]) == (2.5, 1.5)
+    for name in ("inp_res", "out_res"):
+        with pytest.raises(ValueError, match=f"forward.{name}: .* in every call"):
+            of_forward(**{name: np.asarray(0.01)})
+
+    # Of several numbers, what hwtrain has as such.
+    converter = record("SinglePairConductanceConverter", g_max=np.asarray(20.0))
+    model = record(
+        "PCMLikeNoiseModel",
+        g_converter=converter,
+        prog_coeff=np.asarray([0.2, 1.5, -1.0]),
+    )
+    found, lost = of_aihwkit(aihwkit(noise_model=model), "InferenceTile")
+    assert found["noise_model"]["prog_coeff"] == [0.2, 1.5, -1.0] and not lost
+    assert found["converter"]["g_max"] == 20.0
+
+
+def test_a_factor_that_scales_nothing():
+    mapping = record(weight_scaling_omega=-1.0, max_input_size=512)
+    found, _ = of_aihwkit(aihwkit(mapping=mapping), "InferenceTile")
+    assert found["mapping"]["weight_scaling_omega"] == 0
+    mapping = record(max_input_size=2.5)
+    with pytest.raises(
+        ValueError, match="^mapping.max_input_size: expected a whole nu"
+    ):
+        of_aihwkit(aihwkit(mapping=mapping), "InferenceTile")
+    with pytest.raises(ValueError, match="^0: mapping.max_input_size: expected a whol"):
+        hardware_of({"mapping": {"max_input_size": 2.5}}, "0: ")
 
 
 def test_noise_of_lightning_is_listed():
