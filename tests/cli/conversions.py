@@ -14,11 +14,12 @@ from hwtrain import cli
 from hwtrain.train import initialised, read_arrays, read_config
 
 MODELS = Path(__file__).with_name("trained_models.py")
+_MODELS = {"cnn": "cnn", "conv1d": "conv1d", "mixed": "deep"}
 
 
 def name_of(case):
     """Returns the function of the model for a case, by its name."""
-    return {"cnn": "cnn", "mixed": "deep"}.get(case.partition("_")[2], "mlp")
+    return _MODELS.get(case.partition("_")[2], "mlp")
 
 
 def load_models():

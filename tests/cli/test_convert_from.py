@@ -40,13 +40,13 @@ def case(tmp_path):
         file = tmp_path / f"{name}.th"
         file.write_bytes(gzip.decompress((GOLDEN / f"{name}.th.gz").read_bytes()))
         x, y = arrays[f"{name}/x"], arrays[f"{name}/y"]
-        return file, np.moveaxis(x, 1, -1) if x.ndim == 4 else x, y
+        return file, np.moveaxis(x, 1, -1) if x.ndim > 2 else x, y
 
     return make
 
 
 def test_there_are_cases():
-    assert len(CASES) == 10
+    assert len(CASES) == 13
 
 
 def test_the_help_names_every_package():

@@ -27,6 +27,13 @@ class Cnn(nn.Module):
         return nn.Dense(5)(x.transpose(0, 3, 1, 2).reshape(len(x), -1))
 
 
+class Conv1d(nn.Module):
+    @nn.compact
+    def __call__(self, x):
+        x = nn.relu(nn.Conv(4, (3,), padding=1)(x))
+        return nn.Dense(5)(x.transpose(0, 2, 1).reshape(len(x), -1))
+
+
 class NnxCnn(nnx.Module):
     def __init__(self, rngs):
         # Defined in another order than they are called.
@@ -60,6 +67,10 @@ def deep():
 
 def cnn():
     return Cnn()
+
+
+def conv1d():
+    return Conv1d()
 
 
 def nnx_cnn(rngs):

@@ -24,6 +24,9 @@ from hwtrain.checkpoint.importers._torch_file import Record
 
 _ANALOG = re.compile(r"(?:(.*)\.)?analog_module\.(?:array\.(\d+)\.(\d+)\.)?(.+)")
 
+_SIGNED = "inp_asymmetry out_asymmetry out_nonlinearity r_series v_offset_std".split()
+"""What treats a positive input otherwise than a negative one."""
+
 
 def read_aihwkit(path: Path) -> Trained:
     """Returns the model of a `state_dict` of aihwkit.
@@ -81,7 +84,6 @@ def _of_tiles(
     rows, columns = (1 + max(place[axis] for place in tiles) for axis in (0, 1))
     if len(tiles) != rows * columns:
         raise InputError(f"{path}: {name} lacks some of its {rows} x {columns} tiles")
-    check_parts(f"{path}: {name}", beside, ("bias",))
     states: list[Any] = [tile.get("analog_tile_state") for tile in tiles.values()]
     state = states[0] if all(isinstance(x, dict) for x in states) else {}
     config = state.get("rpu_config")
@@ -91,6 +93,7 @@ def _of_tiles(
             "with load_rpu_config's default, of aihwkit 0.9 or newer"
         )
     try:
+        check_parts(beside, ("bias",))
         kind = str(state.get("analog_tile_class"))
         hardware, left = of_aihwkit(config, kind, _most_rows(states))
     except ValueError as error:
@@ -103,10 +106,14 @@ def _of_tiles(
             "mapping.weight_scaling_omega above 0 makes them, got none"
         )
     compensated = isinstance(config.get("drift_compensation"), Record)
-    found = [
-        [_tile(tiles[row, column], hardware, compensated) for column in range(columns)]
-        for row in range(rows)
-    ]
+    places = [[(row, column) for column in range(columns)] for row in range(rows)]
+    try:
+        found = [
+            [_tile(tiles[place], hardware, compensated) for place in line]
+            for line in places
+        ]
+    except ValueError as error:
+        raise InputError(f"{path}: {name}: {error}") from error
     count_ranges(name, hardware, lost)
     alphas = [floats(tile.get("alpha", 1.0)) for tile in tiles.values()]
     if compensated and any((alpha != 1).any() for alpha in alphas):
@@ -146,9 +153,26 @@ def _tile(held: Data, hardware: Data, compensated: bool) -> Tile:
         weight=weight,
         scale=scale.reshape(-1),
         output_scale=None if learned is None else floats(learned).reshape(-1),
-        input_range=None if bound is None else _scalar(bound),
+        input_range=None if bound is None else _range(bound, hardware),
     )
 
 
-def _scalar(array: Any, default: float = 0.0) -> float:
-    return default if array is None else float(np.ravel(floats(array))[0])
+def _range(array: Any, hardware: Data) -> float:
+    """Returns the range of a tile's inputs, of a negative one its size, as aihwkit."""
+    value = float(np.ravel(floats(array))[0])
+    forward = hardware.get("forward", {})
+    signed = [name for name in _SIGNED if forward.get(name)]
+    if forward.get("mv_type", "one_pass") != "one_pass":
+        signed.append("mv_type")
+    if value == 0:
+        raise InputError(
+            "input_range: expected a number other than 0, by which aihwkit divides; "
+            "train or calibrate it there"
+        )
+    if value < 0 and signed:
+        raise InputError(
+            f"input_range: expected a number above 0 beside {', '.join(signed)} of "
+            f"forward, got {value:g}, at which aihwkit reads negative inputs; call "
+            "set_input_range with its size in aihwkit"
+        )
+    return abs(value)

@@ -2,7 +2,6 @@
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -23,13 +22,15 @@ from hwtrain.checkpoint.importers._modules import (
     floats,
     state_dict,
 )
-from hwtrain.checkpoint.importers._records import Data
-from hwtrain.checkpoint.importers._torch_file import Record
+from hwtrain.checkpoint.importers._records import Data, part_of
+from hwtrain.checkpoint.importers._torch_file import Record, StateDict
 
 _PARTS = ("weight", "bias", "input_range", "learnable_weight_clip")
+_CERTAIN = ("input_range", "learnable_weight_clip")
+"""What analog layers have alone."""
 _NAMED = (
-    "before you save, write state._metadata[name]['rpu_config'] = layer.rpu_config for "
-    "each of model.named_modules() that has one"
+    "before you save, write state._metadata[name]['rpu_config'] = getattr(layer, "
+    "'rpu_config', None) for each of model.named_modules()"
 )
 
 
@@ -44,11 +45,10 @@ def read_lightning(path: Path) -> Trained:
         not have.
     """
     state = state_dict(path)
-    configs = {
-        name: about["rpu_config"]
-        for name, about in state.metadata.items()
-        if isinstance(about, dict) and isinstance(about.get("rpu_config"), Record)
-    }
+    given = _configs(state)
+    configs = {name: config for name, config in given.items() if config}
+    # By the documentation's lines, so that a layer without a configuration is digital.
+    told = any("." in name or config is None for name, config in given.items())
     if not configs:
         raise InputError(
             f"{path}: expected a state_dict of aihwkit-lightning, with the rpu_config "
@@ -59,7 +59,7 @@ def read_lightning(path: Path) -> Trained:
         name, _, leaf = key.rpartition(".")
         grouped.setdefault(name, {})[leaf] = value
     matrices = [name for name, held in grouped.items() if _has_matrix(held)]
-    owners = {name: _owner(name, configs) for name in matrices}
+    owners = {name: _owner(name, given) for name in matrices}
     lost: list[str] = []
     made = []
     for owner in configs:
@@ -70,26 +70,36 @@ def read_lightning(path: Path) -> Trained:
                 f"all of {', '.join(names)}"
             )
     for name, held in grouped.items():
-        owner = owners.get(name)
-        config = None if owner is None else configs[owner]
-        if config is None or (_ranged(config) and "input_range" not in held):
-            made.append(digital(name, held))
-            continue
-        check_parts(f"{path}: {name}", held, _PARTS)
         try:
-            hardware, left = of_lightning(config)
+            owner = owners.get(name)
+            if owner is None:
+                _check_digital(held, told)
+                made.append(digital(name, held))
+                continue
+            lacking = [x for x in _stored(configs[owner]) if x not in held]
+            if lacking and owner == name:
+                raise InputError(
+                    f"expected {' and '.join(lacking)} beside its weight, as its "
+                    "rpu_config makes them, got none"
+                )
+            if lacking:
+                # Another layer of the block has the configuration.
+                made.append(digital(name, held))
+                continue
+            hardware, left = of_lightning(configs[owner])
+            others = [x for x, y in owners.items() if y == owner and x != name]
+            certain = any(x in held for x in _CERTAIN)
+            if others and not certain and _changes_outputs(configs[owner], hardware):
+                raise InputError(
+                    f"the file has one rpu_config for all layers of {owner}, and does "
+                    "not tell whether this one is analog or was excluded; "
+                    f"{_NAMED}"
+                )
+            check_parts(held, _PARTS)
+            lost += [f"{name}: {text}" for text in left]
+            made.append(_of_lightning(name, held, configs[owner], hardware, lost))
         except ValueError as error:
             raise InputError(f"{path}: {name}: {error}") from error
-        others = [x for x, y in owners.items() if y == owner and x != name]
-        certain = {"input_range", "learnable_weight_clip"} & held.keys()
-        if others and not certain and _changes_outputs(config, hardware):
-            raise InputError(
-                f"{path}: {name}: the file has one rpu_config for all layers of "
-                f"{owner}, and does not tell whether this one is analog or was "
-                f"excluded; {_NAMED}"
-            )
-        lost += [f"{name}: {text}" for text in left]
-        made.append(_of_lightning(name, held, config, hardware, lost))
     return Trained(
         source=str(path),
         package="aihwkit-lightning",
@@ -102,16 +112,46 @@ def _has_matrix(held: Data) -> bool:
     return "weight" in held and held["weight"].ndim >= 2
 
 
-def _owner(name: str, configs: Mapping[str, Record]) -> str | None:
+def _configs(state: StateDict) -> dict[str, Record | None]:
+    """Returns the configurations of a file, `None` for a module that is digital.
+
+    Lightning writes one for the first part of all names, and none for `AnalogConv1d`;
+    the documentation says how to write that of each module.
+    """
+    found = {}
+    for name, about in state.metadata.items():
+        config = about.get("rpu_config", 0) if isinstance(about, dict) else 0
+        if config is None or isinstance(config, Record):
+            found[name] = config
+    return found
+
+
+def _owner(name: str, configs: Mapping[str, Record | None]) -> str | None:
     """Returns the name whose configuration a layer has: its own, or its first part's.
 
-    Lightning writes one for the first part of all names. Where a file has others inside
-    of it, the layers that have none are digital.
+    Where a file has others inside of the first part, each analog layer has its own.
     """
     first = name.partition(".")[0]
     inside = any(other.startswith(f"{first}.") for other in configs)
     owner = name if inside or name in configs else first
-    return owner if owner in configs else None
+    return owner if configs.get(owner) else None
+
+
+def _check_digital(held: Data, told: bool) -> None:
+    """Raises if a layer without a configuration may be analog."""
+    certain = [x for x in _CERTAIN if x in held]
+    one_axis = _has_matrix(held) and held["weight"].ndim == 3
+    if certain or (one_axis and not told):
+        raise InputError(
+            "the file has no rpu_config for it, "
+            + (
+                f"although it has {' and '.join(certain)}"
+                if certain
+                else "and does not tell whether it is analog: lightning writes none "
+                "for AnalogConv1d"
+            )
+            + f"; {_NAMED}"
+        )
 
 
 def _changes_outputs(config: Record, hardware: Data) -> bool:
@@ -120,14 +160,12 @@ def _changes_outputs(config: Record, hardware: Data) -> bool:
     return bool(bounded or "input_range" in hardware or levels_of(config))
 
 
-def _ranged(config: Any) -> bool:
-    """Whether an analog layer of a configuration stores input ranges."""
-    if config is None:
-        return False
-    found = config.get("pre_post")
-    found = found.get("input_range") if isinstance(found, Record) else None
-    found = found.fields if isinstance(found, Record) else {}
-    return bool(found.get("enable")) and not found.get("dynamic")
+def _stored(config: Record) -> list[str]:
+    """Returns the arrays that an analog layer of a configuration has."""
+    ranges = part_of(part_of(config, "pre_post"), "input_range")
+    ranged = ranges.get("enable") and not ranges.get("dynamic")
+    held = (ranged, learns_bound(config))
+    return [name for name, stored in zip(_CERTAIN, held) if stored]
 
 
 def _of_lightning(
@@ -149,12 +187,14 @@ def _of_lightning(
     for number, size in enumerate(sizes):
         part = matrix[:, start : start + size]
         bound = None if bounds is None else floats(bounds)[number].reshape(-1)
+        if bound is not None:
+            _check_bound(bound, part, rounds=rounded is not None)
         if rounded:
             part = _rounded(part, *rounded, bound)
         ranges = held.get("input_range") if "input_range" in hardware else None
         tile = Tile(
             weight=part,
-            input_range=None if ranges is None else float(floats(ranges)[number]),
+            input_range=None if ranges is None else _range(floats(ranges)[number]),
             bound=bound,
         )
         tiles.append((tile,))
@@ -167,6 +207,36 @@ def _of_lightning(
     )
 
 
+def _range(value: np.ndarray) -> float:
+    if value <= 0:
+        raise InputError(
+            f"input_range: expected a number above 0, got {value:g}, at which outputs "
+            "of lightning do not depend on the inputs; train or calibrate it there"
+        )
+    return float(value)
+
+
+def _check_bound(bound: np.ndarray, part: np.ndarray, *, rounds: bool) -> None:
+    """Raises for learned bounds `[out]` that do not bound their weights `[out, in]`."""
+    if (bound < 0).any() or ((bound == 0) & part.any(axis=1)).any():
+        raise InputError(
+            "learnable_weight_clip: expected bounds above 0, as lightning does, got "
+            f"{bound.min():g}"
+        )
+    if not rounds:
+        _check_step(bound, "learnable_weight_clip")
+
+
+def _check_step(steps: np.ndarray, name: str) -> None:
+    """Raises for sizes of steps that lightning takes for their number."""
+    if (steps > 1).all():
+        raise InputError(
+            f"{name}: the steps of a tile are all above 1, from {steps.min():g}, and "
+            "lightning reads them as numbers of steps then, which changes its outputs; "
+            "train there with smaller weights"
+        )
+
+
 def _rounded(
     part: np.ndarray, steps: float, per_column: bool, bound: np.ndarray | None
 ) -> np.ndarray:
@@ -174,6 +244,7 @@ def _rounded(
     largest = abs(part).max(axis=1) if bound is None else bound
     if not per_column and bound is None:
         largest = np.full_like(largest, largest.max())
+    _check_step(largest / steps, "weight")
     step = np.maximum(2 * largest / steps, np.finfo(np.float32).tiny)[:, None]
     levels = np.clip(part / step, -steps / 2, steps / 2)
     return (np.round(levels) * step).astype(np.float32)

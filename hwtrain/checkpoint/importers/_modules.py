@@ -124,18 +124,17 @@ def digital(name: str, held: Data) -> Module:
     )
 
 
-def check_parts(where: str, held: Data, known: Iterable[str]) -> None:
+def check_parts(held: Data, known: Iterable[str]) -> None:
     """Raises if an analog layer has arrays of its own, as those of a subclass do.
 
     Args:
-      where: the file and the layer.
       held: its arrays by name.
       known: those that are read.
     """
     own = [x for x in held if x not in {*known, *_COUNTS}]
     if own:
         raise InputError(
-            f"{where}: {', '.join(own)}: expected the arrays of an analog layer alone; "
+            f"{', '.join(own)}: expected the arrays of an analog layer alone; "
             "what a subclass computes with its own is not converted: move them into a "
             "module of their own"
         )

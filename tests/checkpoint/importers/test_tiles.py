@@ -70,7 +70,7 @@ def with_other_reads(state):
     [
         (without_a_tile, "0 lacks some of its 2 x 2 tiles"),
         (without_a_configuration, "0 has no rpu_config beside its tiles; save the"),
-        (with_other_reads, "0: forward: .*'one_pass'"),
+        (with_other_reads, "0: forward.mv_type: expected 'one_pass'"),
         (without_scales, "0: expected mapping_scales beside each tile, as its"),
         (dict.clear, "expected tiles of aihwkit, got a state_dict without any"),
     ],
@@ -162,6 +162,149 @@ def test_layers_of_lightning_that_may_be_digital(changed, fields):
 
     file, read = changed("lightning", ideal)
     assert analog(read(file)) == ["net.0", "net.2"]
+
+
+def with_one_axis(state, *without):
+    """Makes the first layer an `AnalogConv1d`, of which lightning writes no config."""
+    state["0.weight"] = state["0.weight"][..., None]
+    del state.metadata["0"]["rpu_config"]
+    for name in without:
+        del state[f"0.{name}"]
+
+
+def test_convolutions_of_one_axis_in_lightning(changed):
+    file, read = changed("lightning", with_one_axis)
+    with pytest.raises(
+        ValueError, match="0: the file has no rpu_config .* although it has input_range"
+    ):
+        read(file)
+
+    def dynamic(state):
+        with_one_axis(state, "input_range", "input_range_update_idx", "x_min", "x_max")
+
+    file, read = changed("lightning", dynamic)
+    with pytest.raises(
+        ValueError, match="0: .* none for AnalogConv1d; before you save"
+    ):
+        read(file)
+
+    # As the page says: that of each module, and None for digital ones.
+    def told(state, config=None):
+        dynamic(state)
+        state.metadata["0"]["rpu_config"] = config
+
+    file, read = changed("lightning", told)
+    assert analog(read(file)) == ["2"]
+
+    def analog_one(state):
+        config = state.metadata["0"]["rpu_config"]
+        with_one_axis(state)
+        state.metadata["0"]["rpu_config"] = config
+
+    file, read = changed("lightning", analog_one)
+    trained = read(file)
+    assert analog(trained) == ["0", "2"] and trained.modules[0].shape == (7, 11, 1)
+
+
+def test_a_layer_of_lightning_without_what_its_configuration_makes(changed):
+    def change(state):
+        del state["0.input_range"]
+
+    file, read = changed("lightning", change)
+    with pytest.raises(ValueError, match="0: expected input_range beside its weight"):
+        read(file)
+
+    # One of a block may have been excluded.
+    def excluded(state):
+        in_a_block(state).get("clip").fields["type"] = kind("LearnablePerChannel")
+        state["net.0.learnable_weight_clip"] = np.full((2, 7), 0.1, np.float32)
+
+    file, read = changed("lightning", excluded)
+    assert analog(read(file)) == ["net.0"]
+
+
+def kind(value):
+    return type("Record", (Record,), {"name": "Kind"})(value)
+
+
+def with_ranges(package, value):
+    def change(state):
+        for name, array in state.items():
+            if name.startswith("0.") and name.endswith("input_range"):
+                state[name] = value * array
+
+    return package, change
+
+
+def test_negative_ranges_of_aihwkit_are_their_size(changed):
+    file, read = changed(*with_ranges("aihwkit", 1))
+    wanted = [tile.input_range for row in read(file).modules[0].tiles for tile in row]
+    file, read = changed(*with_ranges("aihwkit", -1))
+    found = [tile.input_range for row in read(file).modules[0].tiles for tile in row]
+    assert found == wanted and min(wanted) > 0
+
+    def asymmetric(state):
+        with_ranges("", -1)[1](state)
+        for name in [name for name in state if name.endswith("analog_tile_state")]:
+            forward = state[name]["rpu_config"].get("forward")
+            forward.fields["inp_asymmetry"] = 0.1
+
+    file, read = changed("aihwkit", asymmetric)
+    with pytest.raises(
+        ValueError, match="0: input_range: .* beside inp_asymmetry of fo"
+    ):
+        read(file)
+
+
+@pytest.mark.parametrize(
+    ("package", "factor", "message"),
+    [
+        ("aihwkit", 0, "0: input_range: expected a number other than 0, by which"),
+        ("lightning", 0, "0: input_range: expected a number above 0, got 0, at which"),
+        ("lightning", -1, "0: input_range: expected a number above 0, got -"),
+    ],
+)
+def test_ranges_that_give_nonsense(changed, package, factor, message):
+    file, read = changed(*with_ranges(package, factor))
+    with pytest.raises(ValueError, match=message):
+        read(file)
+
+
+@pytest.mark.parametrize(
+    ("bound", "message"),
+    [
+        (-0.1, "0: learnable_weight_clip: expected bounds above 0, .* got -0.1"),
+        (
+            1.5,
+            "0: learnable_weight_clip: the steps of a tile are all above 1, from 1.5",
+        ),
+    ],
+)
+def test_learned_bounds_that_lightning_takes_otherwise(changed, bound, message):
+    def change(state):
+        state.metadata["0"]["rpu_config"].get("clip").fields["type"] = kind(
+            "LearnablePerChannel"
+        )
+        tiles = len(state["0.input_range"])
+        state["0.learnable_weight_clip"] = np.full((tiles, 7), bound, np.float32)
+
+    file, read = changed("lightning", change)
+    with pytest.raises(ValueError, match=message):
+        read(file)
+
+
+def test_levels_of_large_weights_that_lightning_takes_otherwise(changed):
+    def change(state):
+        modifier = state.metadata["0"]["rpu_config"].get("modifier").fields
+        modifier["quantization_type"] = kind("DiscretizePerChannel")
+        modifier["res"] = 14
+        state["0.weight"] = 1e3 * state["0.weight"]
+
+    file, read = changed("lightning", change)
+    with pytest.raises(
+        ValueError, match="0: weight: the steps of a tile are all above"
+    ):
+        read(file)
 
 
 def with_an_array_of_a_subclass(state):
