@@ -1,159 +1,15 @@
-"""Which module of a file is which one of a model: by a table, or by order and shape."""
+"""Which module of a file is which one of a model: by a table, names, or order."""
 
-import dataclasses
 import itertools
-import math
+from collections import Counter
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 import numpy as np
 
 from hwtrain._errors import InputError
 from hwtrain._parts.wording import suggestion
-from hwtrain._plan.plan import Plan
-from hwtrain._plan.weight import AnalogWeight
 from hwtrain.checkpoint.importers._modules import Module
-
-_NORM = ("scale", "bias", "mean", "var")
-_KINDS = ("dense", "conv", "einsum")
-"""Kinds of layers whose matrix has its rows and columns in PyTorch's order."""
-
-Signature = tuple[Any, ...]
-"""What a pair has in common: what it is, and its sizes."""
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
-class Place:
-    """A module of a Flax model, or one of its arrays that belongs to none.
-
-    Attributes:
-      name: its path.
-      arrays: the paths of its arrays by role: `kernel`, `embedding`, `array`, or those
-        of a norm.
-      signature: what a module of a file must have to fit.
-      weight: the plan of its kernel.
-    """
-
-    name: str
-    arrays: Mapping[str, str]
-    signature: Signature
-    weight: AnalogWeight | None = None
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
-class Entry:
-    """A module of a file, or one of its arrays that belongs to none of these kinds.
-
-    Attributes:
-      name: its name.
-      module: the module.
-      signatures: what it may be.
-      array: the name of the array, of a single one.
-    """
-
-    name: str
-    module: Module
-    signatures: tuple[Signature, ...]
-    array: str = ""
-
-
-def places(shapes: Mapping[str, tuple[int, ...]], plan: Plan) -> list[Place]:
-    """Returns the modules of a model.
-
-    Args:
-      shapes: of its parameters and other variables by path, in the order in which the
-        model makes them, without the names of collections.
-      plan: the plan of the model with all of its layers on hardware.
-    """
-    made: list[Place] = []
-    kernels = {weight.stored: weight for weight in plan.weights}
-    taken: set[str] = set()
-    for path in shapes:
-        if path in taken:
-            continue
-        owner, _, leaf = path.rpartition("/")
-        inside = f"{owner}/" if owner else ""
-        weight = kernels.get(path)
-        of_norm = {x: f"{inside}{x}" for x in _NORM if f"{inside}{x}" in shapes}
-        bias = f"{inside}bias" in shapes
-        if leaf == "bias" and _has_kernel(inside, kernels):
-            continue
-        if weight is not None:
-            found = Place(
-                name=owner,
-                arrays={"kernel": path} | ({"bias": f"{inside}bias"} if bias else {}),
-                signature=_of_weight(weight, bias),
-                weight=weight,
-            )
-        elif leaf == "embedding":
-            found = Place(
-                name=owner,
-                arrays={"embedding": path},
-                signature=("embedding", *shapes[path]),
-            )
-        elif leaf in _NORM and len({shapes[x] for x in of_norm.values()}) == 1:
-            roles = ", ".join(of_norm)
-            size = math.prod(shapes[path])
-            found = Place(name=owner, arrays=of_norm, signature=("norm", size, roles))
-        else:
-            signature = ("array", *shapes[path])
-            found = Place(name=path, arrays={"array": path}, signature=signature)
-        made.append(found)
-        taken.update(found.arrays.values())
-    return made
-
-
-def _has_kernel(inside: str, kernels: Mapping[str, AnalogWeight]) -> bool:
-    return any(path.rpartition("/")[0] == inside.rstrip("/") for path in kernels)
-
-
-def _of_weight(weight: AnalogWeight, bias: bool) -> Signature:
-    depth = len(weight.shape) - len(weight.rows) - len(weight.columns)
-    if weight.kind not in _KINDS or depth or weight.derived:
-        why = weight.kind
-        if depth:
-            why = f"a stack of {weight.shape[0]} layers in one array"
-        if weight.derived:
-            why = "weights that are computed from stored ones"
-        return ("no layer of PyTorch", why, *weight.shape)
-    rows = math.prod(weight.shape[axis] for axis in weight.rows)
-    columns = math.prod(weight.shape[axis] for axis in weight.columns)
-    return ("weights", rows, columns, bias)
-
-
-def entries(modules: Sequence[Module]) -> list[Entry]:
-    """Returns the modules of a file, and its single arrays."""
-    made = []
-    for module in modules:
-        arrays, shape = module.arrays, module.shape
-        bias = "bias" in arrays
-        known = {"weight", "bias"}
-        signatures: list[Signature] = []
-        if module.tiles or len(shape) >= 2:
-            signatures = [("weights", math.prod(shape[1:]), shape[0], bias)]
-            if len(shape) == 2 and not bias and not module.tiles:
-                signatures.append(("embedding", *shape))
-        elif set(arrays) & {"scale", "mean", "var"}:
-            roles = ", ".join(x for x in _NORM if x in arrays)
-            size = next(arrays[x] for x in _NORM if x in arrays).size
-            signatures, known = [("norm", size, roles)], set(_NORM)
-            if size == 1 and roles == "scale":
-                # The slope of a PReLU, which is no array of an axis in Flax.
-                signatures.append(("array",))
-        if signatures:
-            made.append(
-                Entry(name=module.name, module=module, signatures=tuple(signatures))
-            )
-        for name, array in arrays.items():
-            if not signatures or name not in known:
-                whole = f"{module.name}.{name}" if module.name else name
-                signature = ("array", *array.shape)
-                made.append(
-                    Entry(
-                        name=whole, module=module, signatures=(signature,), array=name
-                    )
-                )
-    return made
+from hwtrain.checkpoint.importers._places import Entry, Place, Signature
 
 
 def pairs(
@@ -164,8 +20,8 @@ def pairs(
     Args:
       found: the modules of the file, in its order.
       there: those of the model, in its order.
-      names: names of the model by names of the file; the others are paired by order
-        among those of equal sizes.
+      names: names of the model by names of the file; the others are paired among those
+        of equal sizes, by their names if both sides have the same, else by order.
 
     Raises:
       ValueError: naming what is left over or ambiguous on both sides.
@@ -184,17 +40,23 @@ def pairs(
             groups[fitting[0]][0].append(entry)
         else:
             unclear.append(entry)
+    ordered: dict[int, str] = {}
     for signature, (ours, theirs) in groups.items():
-        single = signature[0] != "array" or len(ours) == 1
-        if len(ours) != len(theirs) or not single:
+        same = _of_equal_names(ours, theirs)
+        alike = same or list(zip(ours, theirs))
+        labels = _ordered(alike, by_name=bool(same))
+        if len(ours) != len(theirs) or (signature[0] == "array" and len(labels) > 1):
             unclear += ours
-        else:
-            made += zip(ours, theirs)
+            continue
+        if not same:
+            _check_names(alike)
+        made += alike
+        ordered |= labels
     if len(made) != len(found) or len(made) != len(there):
         paired = {id(place) for _, place in made}
         over = [place for place in there if id(place) not in paired]
         raise InputError(_left_over(unclear, over) + _twice(unclear))
-    _check_order(found, there, made, names)
+    _check_order(found, there, made, ordered)
     for entry, place in made:
         _check_window(entry, place)
     order = {id(entry): number for number, entry in enumerate(found)}
@@ -226,22 +88,97 @@ def _named(
     return made
 
 
+def _of_equal_names(
+    found: Sequence[Entry], there: Sequence[Place]
+) -> list[tuple[Entry, Place]]:
+    """Returns pairs of equal names, none if both sides do not have the same ones.
+
+    Whole names first, then their last parts, of which equal ones are in order. Numbers
+    are no names: they are places in a list.
+    """
+    for name in (_whole, _last):
+        ours, theirs = list(map(name, found)), list(map(name, there))
+        if all(ours) and Counter(ours) == Counter(theirs):
+            left: dict[str, list[Place]] = {key: [] for key in theirs}
+            for key, place in zip(theirs, there):
+                left[key].append(place)
+            return [(entry, left[key].pop(0)) for key, entry in zip(ours, found)]
+    return []
+
+
+def _ordered(alike: Sequence[tuple[Entry, Place]], *, by_name: bool) -> dict[int, str]:
+    """Returns which modules of equal sizes have their partners by order.
+
+    Args:
+      alike: pairs of equal sizes.
+      by_name: whether their names are equal.
+
+    Returns:
+      By `id` of the module of the file, the name among whose equals it has its place;
+      empty for all. Without those that a name alone tells.
+    """
+    if not by_name or len(alike) == 1:
+        return {id(entry): "" for entry, _ in alike}
+    whole = all(_whole(entry) == _whole(place) for entry, place in alike)
+    counts = Counter(_last(entry) for entry, _ in alike)
+    repeated = [x for x, _ in alike if not whole and counts[_last(x)] > 1]
+    return {id(entry): _last(entry) for entry in repeated}
+
+
+def _whole(one: Entry | Place) -> str:
+    return one.name.replace(".", "/") if _last(one) else ""
+
+
+def _last(one: Entry | Place) -> str:
+    """Returns the last part of a name, nothing for a number."""
+    last = one.name.replace(".", "/").rpartition("/")[2]
+    return "" if last.isdigit() else last
+
+
+def _check_names(alike: Sequence[tuple[Entry, Place]]) -> None:
+    """Raises if the order gives a module another name than the one it has there too."""
+    known = {_last(place) for _, place in alike} - {""}
+    crossed = [
+        (entry, place)
+        for entry, place in alike
+        if _last(entry) in known and _last(entry) != _last(place)
+    ]
+    if crossed:
+        raise InputError(
+            "the names of the file and of the model contradict their order, in which "
+            + ", ".join(f"{x.name} would become {y.name}" for x, y in crossed)
+            + ": name the pairs in a table: --names names.toml"
+        )
+
+
 def _check_order(
     found: Sequence[Entry],
     there: Sequence[Place],
     made: Sequence[tuple[Entry, Place]],
-    names: Mapping[str, str],
+    ordered: Mapping[int, str],
 ) -> None:
-    """Raises if modules of equal sizes were paired by an order that differs."""
+    """Raises if modules of equal sizes were paired by an order that differs.
+
+    Args:
+      found: the modules of the file, in its order.
+      there: those of the model, in its order.
+      made: the pairs.
+      ordered: those of them that have their places by order, from `_ordered`.
+    """
     first = {id(entry): number for number, entry in enumerate(found)}
     second = {id(place): number for number, place in enumerate(there)}
-    counts: dict[Signature, int] = {}
-    for _, place in made:
-        counts[place.signature] = counts.get(place.signature, 0) + 1
-    free = [pair for pair in made if pair[0].name not in names]
-    for kind in {place.signature[0] for _, place in free}:
-        chosen = [pair for pair in free if pair[1].signature[0] == kind]
-        chosen.sort(key=lambda pair: first[id(pair[0])])
+    counts = Counter(place.signature for _, place in made)
+    free = sorted(
+        (pair for pair in made if id(pair[0]) in ordered),
+        key=lambda pair: first[id(pair[0])],
+    )
+    cases = {(place.signature[0], ordered[id(entry)]) for entry, place in free}
+    for kind, name in sorted(cases):
+        chosen = [
+            (entry, place)
+            for entry, place in free
+            if place.signature[0] == kind and ordered[id(entry)] in ("", name)
+        ]
         order = [second[id(place)] for _, place in chosen]
         several = [pair for pair in chosen if counts[pair[1].signature] > 1]
         if order != sorted(order) and several:
@@ -277,7 +214,8 @@ def _left_over(found: Sequence[Entry], there: Sequence[Place]) -> str:
 
 def _twice(found: Sequence[Entry]) -> str:
     """Returns which modules have the weights of another one, as tied ones do."""
-    held = [(x.name, x.module.arrays.get("weight", _crossbar(x.module))) for x in found]
+    whole = [x for x in found if not x.array]
+    held = [(x.name, x.module.arrays.get("weight", _crossbar(x.module))) for x in whole]
     same = [
         f"{one} and {other}"
         for (one, first), (other, second) in itertools.combinations(held, 2)

@@ -17,14 +17,8 @@ from hwtrain._plan.plan import Plan
 from hwtrain._plan.rules import Rule
 from hwtrain._plan.weight import AnalogWeight
 from hwtrain.checkpoint.importers._modules import Module, Tile, Trained
-from hwtrain.checkpoint.importers._pairing import (
-    Entry,
-    Place,
-    entries,
-    flattened,
-    pairs,
-    places,
-)
+from hwtrain.checkpoint.importers._pairing import flattened, pairs
+from hwtrain.checkpoint.importers._places import Entry, Place, entries, places
 from hwtrain.checkpoint.importers._records import Data, hardware_of, shortened, together
 from hwtrain.periphery.input_range import RANGE
 from hwtrain.weights.clip import CLIP_BOUND

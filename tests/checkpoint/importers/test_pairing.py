@@ -8,7 +8,8 @@ from flax import linen as nn
 
 import hwtrain
 from hwtrain.checkpoint.importers._modules import Module
-from hwtrain.checkpoint.importers._pairing import entries, flattened, pairs, places
+from hwtrain.checkpoint.importers._pairing import flattened, pairs
+from hwtrain.checkpoint.importers._places import entries, places
 
 
 def layer(name, *shape, bias=True):
@@ -182,3 +183,97 @@ def test_stacks_and_transposed_convolutions_are_named():
     text = str(caught.value)
     assert "a stack of 2 layers in one array, which is not converted" in text
     assert "conv_transpose, which is not converted" in text
+
+
+class Named(nn.Module):
+    """`fc1` is made before `fc2`, and Linen has the layers of both blocks inside."""
+
+    @nn.compact
+    def __call__(self, x):
+        for name in ("first", "second"):
+            x = Block(name=name)(x)
+        return x
+
+
+class Block(nn.Module):
+    names: tuple = ("fc1", "fc2")
+
+    @nn.compact
+    def __call__(self, x):
+        for name in self.names:
+            x = nn.Dense(4, name=name)(x)
+        return x
+
+
+def test_equal_names_go_before_the_order():
+    crossed = [layer("fc2", 4, 4), layer("fc1", 4, 4)]
+    assert named(crossed, model(Block(), X)) == {"fc2": "fc2", "fc1": "fc1"}
+    # Of several blocks, the last parts of the names, each in order.
+    found = [layer(f"{x}.{y}", 4, 4) for x in "ab" for y in ("fc2", "fc1")]
+    assert named(found, model(Named(), X)) == {
+        "a.fc2": "first/fc2",
+        "a.fc1": "first/fc1",
+        "b.fc2": "second/fc2",
+        "b.fc1": "second/fc1",
+    }
+    # Whole names say more.
+    names = ("second.fc2", "second.fc1", "first.fc1", "first.fc2")
+    whole = [layer(name, 4, 4) for name in names]
+    wanted = {entry.name: entry.name.replace(".", "/") for entry in whole}
+    assert named(whole, model(Named(), X)) == wanted
+    # A table is above them.
+    swapped = {"fc1": "fc2", "fc2": "fc1"}
+    assert named(crossed, model(Block(), X), swapped) == swapped
+
+
+def test_equal_names_of_blocks_are_in_order():
+    found = [layer("head", 3, 4)] + [layer(f"{x}.fc1", 4, 4) for x in "ab"]
+    there = model(Blocks(), X)
+    # The head comes first in the file: its order says nothing about the blocks.
+    with pytest.raises(ValueError, match="different orders.*a.fc1 .4 inputs"):
+        named(found, there)
+    wanted = {"a.fc1": "first/fc1", "b.fc1": "second/fc1", "head": "top"}
+    assert named([*found[1:], found[0]], there) == wanted
+
+
+class Blocks(nn.Module):
+    @nn.compact
+    def __call__(self, x):
+        for name in ("first", "second"):
+            x = Block(("fc1",), name=name)(x)
+        return nn.Dense(3, name="top")(x)
+
+
+def test_numbers_are_no_names():
+    found = [layer("2", 4, 4), layer("0", 4, 4)]
+    there = model(Block(("0", "2")), X)
+    assert named(found, there) == {"2": "0", "0": "2"}
+
+
+def test_names_that_contradict_the_order_are_refused():
+    found = [layer("fc2", 4, 4), layer("fc1", 4, 4), layer("head", 4, 4)]
+    there = model(Block(("fc1", "fc2", "last")), X)
+    with pytest.raises(ValueError, match="fc2 would become fc1, fc1 would become fc2"):
+        named(found, there)
+    # In the same order, a name that only one side has does not matter.
+    found[:2] = found[1::-1]
+    assert named(found, there) == {"fc1": "fc1", "fc2": "fc2", "head": "last"}
+
+
+class Arrays(nn.Module):
+    @nn.compact
+    def __call__(self, x):
+        for name in ("a", "b"):
+            x = x + self.param(name, nn.initializers.zeros, (1, 4))
+        return nn.Dense(4)(x)
+
+
+def test_single_arrays_of_equal_names():
+    arrays = {name: np.zeros((1, 4), np.float32) for name in ("b", "a")}
+    found = [Module(name="", arrays=arrays), layer("fc", 4, 4)]
+    assert named(found, model(Arrays(), X)) == {"b": "b", "a": "a", "fc": "Dense_0"}
+    arrays["c"] = arrays.pop("a")
+    with pytest.raises(ValueError) as caught:
+        named(found, model(Arrays(), X))
+    # They are equal, but no layers.
+    assert "two names" not in str(caught.value)
