@@ -231,13 +231,21 @@ def _in_order(tree: Any, keys: tuple[Any, ...] = ()) -> Iterator[tuple[str, Any]
 
 
 def _nnx_variables(factory: Any) -> Shapes:
-    model = nnx.eval_shape(lambda: nnx_models.build(factory, nnx.Rngs(0)))
-    made = [
-        (collection, path, leaf.shape)
-        for collection, tree in collections_of(model).items()
-        for path, leaf in paths.leaves(tree).items()
-    ]
-    return sorted(made, key=lambda entry: _rank(model, entry[1]))
+    made: Shapes = []
+
+    def make() -> Any:
+        model = nnx_models.build(factory, nnx.Rngs(0))
+        found = [
+            (collection, path, leaf.shape)
+            for collection, tree in collections_of(model).items()
+            for path, leaf in paths.leaves(tree).items()
+        ]
+        # Here, because what `eval_shape` returns has its attributes in another order.
+        made.extend(sorted(found, key=lambda entry: _rank(model, entry[1])))
+        return model
+
+    nnx.eval_shape(make)
+    return made
 
 
 def _rank(model: Any, path: str) -> list[int]:

@@ -15,12 +15,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import linen as nn
+from flax import nnx
 from safetensors.numpy import load_file
 
 import hwtrain
 from hwtrain import cli
 from hwtrain._arrays import paths
-from hwtrain.cli._convert_from import _READERS, _write
+from hwtrain.cli._convert_from import _READERS, _nnx_variables, _write
 from hwtrain.cli._parser import SOURCES
 from hwtrain.dynapse import DynapSim
 from hwtrain.train import initialised, prepare, read_arrays, read_config
@@ -345,3 +346,17 @@ def test_the_page(case, tmp_path, monkeypatch, capsys):
     assert tomllib.loads(tables[1])["names"]["classifier"] == "head"
     rename = tomllib.loads(tables[2])["training"]["init_from"]["rename"]
     assert rename.items() <= RENAMED.items()
+
+
+class InOrder(nnx.Module):
+    def __init__(self, rngs):
+        self.stem = nnx.Linear(4, 4, rngs=rngs)
+        self.body = nnx.List([nnx.Linear(4, 4, rngs=rngs) for _ in range(11)])
+        self.final = nnx.Linear(4, 4, rngs=rngs)
+
+
+def test_variables_of_nnx_are_in_the_order_of_their_definition():
+    found = [path for _, path, _ in _nnx_variables(lambda rngs: InOrder(rngs))]
+    kernels = [path for path in found if path.endswith("kernel")]
+    body = [f"body/{number}/kernel" for number in range(11)]
+    assert kernels == ["stem/kernel", *body, "final/kernel"]
