@@ -1,6 +1,7 @@
 """Which module of a file is which one of a model: by a table, names, or order."""
 
 import itertools
+import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 
@@ -42,15 +43,18 @@ def pairs(
             unclear.append(entry)
     ordered: dict[int, str] = {}
     for signature, (ours, theirs) in groups.items():
+        exact = _of_one_name(ours, theirs)
+        ours = [x for x in ours if all(x is not entry for entry, _ in exact)]
+        theirs = [x for x in theirs if all(x is not place for _, place in exact)]
         same = _of_equal_names(ours, theirs)
         alike = same or list(zip(ours, theirs))
         labels = _ordered(alike, by_name=bool(same))
         if len(ours) != len(theirs) or (signature[0] == "array" and len(labels) > 1):
             unclear += ours
+            made += exact
             continue
-        if not same:
-            _check_names(alike)
-        made += alike
+        _check_names([*exact, *alike], found, there)
+        made += [*exact, *alike]
         ordered |= labels
     if len(made) != len(found) or len(made) != len(there):
         paired = {id(place) for _, place in made}
@@ -135,20 +139,55 @@ def _last(one: Entry | Place) -> str:
     return "" if last.isdigit() else last
 
 
-def _check_names(alike: Sequence[tuple[Entry, Place]]) -> None:
-    """Raises if the order gives a module another name than the one it has there too."""
-    known = {_last(place) for _, place in alike} - {""}
-    crossed = [
-        (entry, place)
-        for entry, place in alike
-        if _last(entry) in known and _last(entry) != _last(place)
+def _of_one_name(
+    found: Sequence[Entry], there: Sequence[Place]
+) -> list[tuple[Entry, Place]]:
+    """Returns the pairs of whole names that each side has once, and without numbers."""
+    theirs = {_whole(place): place for place in there}
+    return [
+        (entry, theirs[name])
+        for entry in found
+        if (name := _whole(entry)) in theirs
+        and name
+        and not any(part.isdigit() for part in name.split("/"))
     ]
-    if crossed:
-        raise InputError(
-            "the names of the file and of the model contradict their order, in which "
-            + ", ".join(f"{x.name} would become {y.name}" for x, y in crossed)
-            + ": name the pairs in a table: --names names.toml"
-        )
+
+
+def _check_names(
+    alike: Sequence[tuple[Entry, Place]], found: Sequence[Entry], there: Sequence[Place]
+) -> None:
+    """Raises if the names of modules of equal sizes contradict how they are paired.
+
+    Two pairs in the order of both sides must not have more parts of names in common
+    if their partners are exchanged; two that cross this order, each must have more in
+    common than either has with the other's.
+    """
+    first = {id(entry): number for number, entry in enumerate(found)}
+    second = {id(place): number for number, place in enumerate(there)}
+    words = {id(x): _words(x) for pair in alike for x in pair}
+
+    def common(entry: Entry, place: Place) -> int:
+        return (words[id(entry)] & words[id(place)]).total()
+
+    for (entry, place), (other, its) in itertools.combinations(alike, 2):
+        kept = common(entry, place), common(other, its)
+        exchanged = common(entry, its), common(other, place)
+        ahead = first[id(entry)] < first[id(other)]
+        if ahead == (second[id(place)] < second[id(its)]):
+            wrong = sum(exchanged) > sum(kept)
+        else:
+            wrong = min(kept) <= max(exchanged)
+        if wrong:
+            raise InputError(
+                "the names of the file and of the model, or their order, contradict "
+                f"that {entry.name} would become {place.name} and {other.name} "
+                f"{its.name}: name the pairs in a table: --names names.toml"
+            )
+
+
+def _words(one: Entry | Place) -> Counter[str]:
+    """Returns the parts of a name without numbers, which are places in a list."""
+    return Counter(x for x in re.split(r"[./_]", one.name) if x and not x.isdigit())
 
 
 def _check_order(

@@ -250,14 +250,55 @@ def test_numbers_are_no_names():
     assert named(found, there) == {"2": "0", "0": "2"}
 
 
-def test_names_that_contradict_the_order_are_refused():
-    found = [layer("fc2", 4, 4), layer("fc1", 4, 4), layer("head", 4, 4)]
+def test_whole_names_go_first_also_where_others_differ():
     there = model(Block(("fc1", "fc2", "last")), X)
-    with pytest.raises(ValueError, match="fc2 would become fc1, fc1 would become fc2"):
+    for first in (("fc2", "fc1"), ("fc1", "fc2")):
+        found = [layer(name, 4, 4) for name in (*first, "head")]
+        wanted = {"fc1": "fc1", "fc2": "fc2", "head": "last"}
+        assert named(found, there) == wanted
+
+
+class Nested(nn.Module):
+    names: tuple
+
+    @nn.compact
+    def __call__(self, x):
+        for outer, inner in self.names:
+            x = Block((inner,), name=outer)(x)
+        return x
+
+
+@pytest.mark.parametrize(
+    ("ours", "theirs"),
+    [
+        # Numbers count the layers: the second is another one on each side.
+        (("conv1", "conv3", "conv5"), ("conv1", "conv2", "conv3")),
+        # A last part says one thing, and what it is part of another.
+        (("attn.out", "mlp.proj"), (("attn", "proj"), ("mlp", "out"))),
+        (("critic.0", "actor.0"), (("actor", "layers_0"), ("critic", "layers_0"))),
+        (("model.b.lin", "model.a.lin"), (("a", "lin"), ("b", "lin"))),
+        (("heads.0", "branches.0"), ("branches_0", "heads_0")),
+    ],
+)
+def test_names_that_contradict_the_order_are_refused(ours, theirs):
+    kind = Block if isinstance(theirs[0], str) else Nested
+    there = model(kind(theirs), X)
+    found = [layer(name, 4, 4) for name in ours]
+    match = "names of the file .* contradict that .* would become .*--names"
+    with pytest.raises(ValueError, match=match):
         named(found, there)
-    # In the same order, a name that only one side has does not matter.
-    found[:2] = found[1::-1]
-    assert named(found, there) == {"fc1": "fc1", "fc2": "fc2", "head": "last"}
+    # A table decides.
+    names = {one: place.name for one, place in zip(ours, there)}
+    assert named(found, there, names) == names
+
+
+@pytest.mark.parametrize(
+    "names", [("0", "2", "4"), ("q", "k", "v"), ("l1", "l2", "l4")]
+)
+def test_names_that_say_nothing_leave_the_order(names):
+    there = model(Block(("Dense_0", "Dense_1", "Dense_2")), X)
+    found = [layer(name, 4, 4) for name in names]
+    assert [*named(found, there).values()] == ["Dense_0", "Dense_1", "Dense_2"]
 
 
 class Arrays(nn.Module):
