@@ -4,6 +4,7 @@ import dataclasses
 import difflib
 import graphlib
 import importlib
+import inspect
 from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple, TypeVar, Union, get_args, get_type_hints
 
@@ -273,10 +274,15 @@ def _check_names(part: type, fields: Iterable[str]) -> None:
 
     Nothing would ever call it, and the parent's would act in its place.
     """
-    own = {name for name in vars(part) if not name.startswith("_")}
-    known = {name for cls in part.__mro__[1:] for name in vars(cls)}
+    own, known = set[str](), set[str]()
+    for cls in part.__mro__:
+        functions = {name for name, value in vars(cls).items() if callable(value)}
+        (known if cls.__module__.startswith("hwtrain.") else own).update(functions)
     for name in sorted(own - known - {*fields}):
-        match = difflib.get_close_matches(name, known - own, n=1, cutoff=0.9)
+        if name.startswith("_") or not inspect.isfunction(getattr(part, name)):
+            continue
+        near = known - own - {*fields}
+        match = difflib.get_close_matches(name, near, n=1, cutoff=0.9)
         if match:
             raise InputError(
                 f"{_home(part)}: nothing calls {name}; did you mean {match[0]}? "

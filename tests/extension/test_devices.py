@@ -787,6 +787,29 @@ def test_a_method_that_nothing_calls_is_refused(kind, base, misspelt, meant):
         hw._parts.registry.forget(kind, "misspelt")
 
 
+def test_functions_beside_fields_and_of_bases_are_no_misspelt_methods():
+    def method(self, *args):
+        return args[0]
+
+    class Mixin:
+        helper_one = method
+
+    names = {
+        "prog_noise_scale_at": method,  # beside the field prog_noise_scale
+        "helper_onee": method,
+        "g_maxs": property(method),
+    }
+    try:
+        cls = type("Mine", (Mixin, hw.PCMLikeNoiseModel), names)
+        hw.register("noise_model", "beside")(cls)
+    finally:
+        hw._parts.registry.forget("noise_model", "beside")
+    # A base that is not registered itself.
+    base = type("Base", (hw.PCMLikeNoiseModel,), {"read_sigmas": method})
+    with pytest.raises(ValueError, match="nothing calls read_sigmas"):
+        hw.register("noise_model", "beside")(type("Of", (base,), {}))
+
+
 def test_a_class_that_is_not_registered_is_refused():
     class Mine(hw.Part):
         pass
