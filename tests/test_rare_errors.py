@@ -1,5 +1,7 @@
 """Errors of which no other test is the place."""
 
+import enum
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -133,7 +135,19 @@ def aware(base):
     return hw.optim.hardware_aware(base, hw.plan(analog, variables, X))
 
 
-@pytest.mark.parametrize("seed", [3, np.int64(3), jnp.uint32(3), jnp.int32(3)])
+@pytest.mark.parametrize("seed", [np.int64(2**32 + 5), np.int64(-1), jnp.array(-1)])
+def test_seeds_of_chips_out_of_range(seed):
+    with pytest.raises(ValueError, match=r"a chip's seed must be in \[0, 2\^32\)"):
+        hw.chip_key(seed)
+
+
+class Three(enum.IntEnum):
+    SEED = 3
+
+
+@pytest.mark.parametrize(
+    "seed", [3, np.int64(3), jnp.uint32(3), jnp.int32(3), Three.SEED]
+)
 def test_seeds_of_chips_of_all_types(seed):
     key = jax.random.key(3, impl="threefry2x32")
     for found in (hw.chip_key(seed), jax.jit(hw.chip_key)(seed)):

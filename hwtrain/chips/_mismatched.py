@@ -6,6 +6,7 @@ import reprlib
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.core import Tracer
 
 from hwtrain._arrays import paths
 from hwtrain._arrays.random import draw_key, fold_in
@@ -30,12 +31,14 @@ def chip_key(chip_seed: jax.typing.ArrayLike) -> jax.Array:
       ValueError: unless it is a whole number in that range, of which JAX would take
         another one modulo 2^32.
     """
-    dtype = getattr(chip_seed, "dtype", np.dtype(type(chip_seed)))
-    if not jnp.issubdtype(dtype, jnp.integer):
+    dtype = getattr(chip_seed, "dtype", None)
+    whole = isinstance(chip_seed, int) and not isinstance(chip_seed, bool)
+    if not whole and (dtype is None or not jnp.issubdtype(dtype, jnp.integer)):
         raise InputError(
             f"a chip's seed must be a whole number; got {reprlib.repr(chip_seed)}"
         )
-    if isinstance(chip_seed, int) and not 0 <= chip_seed < 2**32:
+    number = 0 if isinstance(chip_seed, Tracer) else np.asarray(chip_seed)
+    if not np.all((number >= 0) & (number < 2**32)):
         raise InputError(f"a chip's seed must be in [0, 2^32); got {chip_seed}")
     return jax.random.key(chip_seed, impl="threefry2x32")
 
