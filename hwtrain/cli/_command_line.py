@@ -91,7 +91,9 @@ def run() -> int:
     for name in ("stdout", "stderr"):
         # Closed, as by `>&-`. The next file to be opened would be taken for it.
         if getattr(sys, name) is None:
-            setattr(sys, name, open(os.devnull, "w"))
+            stream = open(os.devnull, "w")
+            os.set_inheritable(stream.fileno(), True)  # for the runs of a sweep
+            setattr(sys, name, stream)
     if sys.argv[1:2] in (["train"], ["evaluate"]):
         keep_memory()  # of the program's own process
     try:
