@@ -37,7 +37,9 @@ def chip_key(chip_seed: jax.typing.ArrayLike) -> jax.Array:
         raise InputError(
             f"a chip's seed must be a whole number; got {reprlib.repr(chip_seed)}"
         )
-    number = 0 if isinstance(chip_seed, Tracer) else np.asarray(chip_seed)
+    known = not isinstance(chip_seed, Tracer)
+    known = known and getattr(chip_seed, "is_fully_addressable", True)
+    number = np.asarray(chip_seed) if known else 0
     if not np.all((number >= 0) & (number < 2**32)):
         raise InputError(f"a chip's seed must be in [0, 2^32); got {chip_seed}")
     return jax.random.key(chip_seed, impl="threefry2x32")
