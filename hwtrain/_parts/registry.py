@@ -278,11 +278,11 @@ def _check_names(part: type, fields: Iterable[str]) -> None:
     for cls in part.__mro__:
         functions = {name for name, value in vars(cls).items() if callable(value)}
         (known if cls.__module__.startswith("hwtrain.") else own).update(functions)
+    replaceable = known - own - {*fields}
     for name in sorted(own - known - {*fields}):
         if name.startswith("_") or not inspect.isfunction(getattr(part, name)):
             continue
-        near = known - own - {*fields}
-        match = difflib.get_close_matches(name, near, n=1, cutoff=0.9)
+        match = difflib.get_close_matches(name, replaceable, n=1, cutoff=0.9)
         if match:
             raise InputError(
                 f"{_home(part)}: nothing calls {name}; did you mean {match[0]}? "

@@ -107,15 +107,21 @@ class HardwareCheckpoint:
     ) -> tuple[dict[str, Any], dict[str, Any]]:
         """Returns a chip's parameters, and the factors of its drift compensation.
 
+        A factor is digital and multiplies what comes from an ADC. For who writes the
+        weights that crossbars hold: these are the kernels of the result divided by it.
+
         Args:
-          seed: as for `chip`.
-          t_s: likewise.
-          key: likewise.
+          seed: the chip's seed.
+          t_s: time since programming, in seconds. `None`: zero, just after it.
+          key: key of the read noise; `None` reads without noise.
 
         Returns:
-          What `chip` returns, with mapping scales that do not include the factors, as
-          the kernels do; and the factors by path of the weight, `[*stack, row tiles,
-          columns or column tiles]`, `None` without a compensation.
+          What `chip` returns, whose kernels include the factors, with mapping scales
+          that do not; and the factors, without a unit, by path of the weight, `[*stack,
+          row tiles, columns or column tiles]`, `None` without a compensation.
+
+        Raises:
+          HardwareCheckpointError: as `chip` does.
         """
         entry = self._chip(seed)
         check_read(self.manifest, entry, t_s, key)

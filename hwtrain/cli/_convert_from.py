@@ -241,7 +241,7 @@ def _nnx_variables(factory: Any) -> Shapes:
             for path, leaf in paths.leaves(tree).items()
         ]
         # Here, because what `eval_shape` returns has its attributes in another order.
-        made.extend(sorted(found, key=lambda entry: _rank(model, entry[1])))
+        made[:] = sorted(found, key=lambda entry: _rank(model, entry[1]))
         return model
 
     nnx.eval_shape(make)

@@ -19,15 +19,15 @@ else:
 # Repeated here, because their modules load JAX; a test compares both.
 _METHODS = ("max", "moving_std", "moving_quantile", "cache_quantile")
 TARGETS = ("aihwkit", "crosssim", "fusion-csv", "nir", "npz")
-"""The built-in targets, for the help."""
+"""The built-in targets, for the help and the completion."""
 
 _SHELLS = ("bash", "zsh")
 
 SOURCES = ("aihwkit", "lightning", "rockpool")
-"""The packages whose models are read, for the help."""
+"""The packages whose models are read, for the help and the completion."""
 
 TECHNOLOGIES = ("hermes", "hermes_core", "isaac")
-"""The built-in technologies, for the help."""
+"""The built-in technologies, for the help and the completion."""
 
 
 def make_parser() -> argparse.ArgumentParser:
